@@ -1,0 +1,383 @@
+//! How the maths is run: in blocks of a few hundred tokens, so that memory use is that of the weights and one block;
+//! in parallel over sequences × heads; the same bits for any number of threads, because what a task computes
+//! depends on shapes only.
+//!
+//! Per block, [`lane`] norms and projects the tokens of one sequence, [`head`] takes all gradients of the block at
+//! once (they are all at the same W) and then walks its chunks: read chunk i with W + U, advance S and U by chunk
+//! i's surprise.
+
+mod head;
+mod lane;
+mod tokens;
+
+use std::time::{Duration, Instant};
+
+use ndarray::ArrayView2;
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::memory::model::{Attention, MemoryModel};
+use crate::memory::state::Side;
+use crate::memory::{Gates, Parameters, State};
+use crate::metrics::ChunkMetrics;
+use crate::real::Real;
+use crate::sequence::Sequences;
+use lane::Lane;
+
+/// Tokens per block: enough rows for the products to reach their rate, few enough for a block to stay in L2.
+/// Chosen after the planning measurements (products are at their rate from a few hundred rows on), not tuned.
+const BLOCK_TOKENS: usize = 256;
+
+/// Tasks (sequences × heads) that advance together. Bounds the buffers of a large batch.
+const GROUP_TASKS: usize = 32;
+
+/// A memory ready to run: what is trained, in the element type of the run, and how it is used.
+#[derive(Clone, Debug)]
+pub struct Memory<T> {
+    parameters: Parameters<T>,
+    chunk_size: usize,
+    gates: Gates,
+    model: Attention,
+    /// W: the memory weights plus past weights, all in file order.
+    base: Vec<T>,
+}
+
+impl<T: Real> Memory<T> {
+    /// `past`: one delta per memory weight that shifts W itself, (d, d) each.
+    pub fn new(
+        parameters: Parameters<T>,
+        chunk_size: usize,
+        gates: Gates,
+        past: Option<&[ndarray::Array2<T>]>,
+    ) -> Result<Self> {
+        parameters.dimensions.check(chunk_size)?;
+        let model = Attention::new(parameters.dimensions.dim_head);
+        let mut base: Vec<T> = parameters.memory.iter().flatten().copied().collect();
+        for (w, &delta) in base.iter_mut().zip(past.into_iter().flatten().flatten()) {
+            *w += delta;
+        }
+        Ok(Self { parameters, chunk_size, gates, model, base })
+    }
+
+    /// The state in which nothing has been stored.
+    pub fn initial_state(&self, sequences: usize) -> State<T> {
+        let dimensions = self.parameters.dimensions;
+        State::new(sequences, dimensions.heads, self.base.len(), dimensions.dim)
+    }
+
+    /// (rows, cols) of each memory weight, in file order.
+    pub fn weight_shapes(&self) -> &[(usize, usize)] {
+        MemoryModel::<T>::shapes(&self.model)
+    }
+
+    /// W per memory weight: the trained ones plus past weights.
+    pub fn weights(&self) -> Vec<ArrayView2<'_, T>> {
+        let mut offset = 0;
+        let parts = self.weight_shapes().iter().map(|&(rows, cols)| {
+            let part = &self.base[offset..offset + rows * cols];
+            offset += rows * cols;
+            ArrayView2::from_shape((rows, cols), part).expect("rows × cols elements")
+        });
+        parts.collect()
+    }
+
+    /// Tokens per chunk.
+    pub fn chunk_size(&self) -> usize {
+        self.chunk_size
+    }
+
+    /// Rows of a block: whole chunks.
+    fn block_rows(&self) -> usize {
+        (BLOCK_TOKENS / self.chunk_size).max(1) * self.chunk_size
+    }
+}
+
+/// What to do with a memory.
+#[derive(Clone, Copy)]
+pub enum Work<'a, T> {
+    /// Read every token with the weights as they stand, W + U; the state stays. Chunks count from the first query.
+    Read(&'a dyn Sequences<T>),
+    /// Store. `probe` computes `loss_before` and `loss_after`.
+    Store {
+        /// What is stored.
+        sequences: &'a dyn Sequences<T>,
+        /// Whether ℓ is also taken at W + U before and after each chunk.
+        probe: bool,
+    },
+    /// Read chunk by chunk, one chunk behind what is stored: the seed's `forward(read, store)`.
+    Online {
+        /// The queries.
+        read: &'a dyn Sequences<T>,
+        /// What is stored: often the same.
+        store: &'a dyn Sequences<T>,
+        /// As for a store.
+        probe: bool,
+    },
+}
+
+/// Takes results as they come.
+pub trait Sink<T> {
+    /// Rows of one sequence, by chunk and head. Sequences of a group take turns.
+    fn metrics(&mut self, rows: &[ChunkMetrics<T>]) -> Result<()>;
+    /// What was read (rows, dim), from the token `start` of the given queries on.
+    fn retrieved(&mut self, sequence: usize, start: usize, rows: ArrayView2<T>) -> Result<()>;
+    /// All rows of this sequence have come. Called in the order of sequences.
+    fn sequence_done(&mut self, sequence: usize) -> Result<()>;
+}
+
+/// A sink that drops everything, for timing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Discard;
+
+impl<T> Sink<T> for Discard {
+    fn metrics(&mut self, _: &[ChunkMetrics<T>]) -> Result<()> {
+        Ok(())
+    }
+    fn retrieved(&mut self, _: usize, _: usize, _: ArrayView2<T>) -> Result<()> {
+        Ok(())
+    }
+    fn sequence_done(&mut self, _: usize) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// The first non-finite value of a run, in the order of sequences, chunks and heads.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Divergence {
+    /// Index of the sequence.
+    pub sequence: usize,
+    /// Chunk, counted from the start of the memory's life (of the queries in a plain read).
+    pub chunk: usize,
+    /// Head; absent where heads are already combined.
+    pub head: Option<usize>,
+    /// Column of metrics.csv, or `retrieved`.
+    pub quantity: &'static str,
+    /// "NaN", "inf" or "-inf".
+    pub value: String,
+}
+
+impl std::fmt::Display for Divergence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let head = self.head.map_or_else(|| "heads combined".to_owned(), |head| format!("head {head}"));
+        let Self { sequence, chunk, quantity, value, .. } = self;
+        write!(f, "sequence {sequence}, {head}, chunk {chunk}: {quantity} is {value}")
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// The first non-finite value. The state is then of no use, and what was read incomplete.
+    pub divergence: Option<Divergence>,
+    /// Rows of the metrics that came before it.
+    pub rows: usize,
+    /// Queries of chunks past the end of what was stored, read with the last weights: the first such chunk.
+    pub read_past_store: Option<usize>,
+    /// From inputs to results, without the next two.
+    pub computing: Duration,
+    /// Reading blocks of tokens.
+    pub input: Duration,
+    /// Handing results to the sink.
+    pub output: Duration,
+}
+
+/// A token range of one side of a block, as positions in the memory's life. Starts at a chunk boundary.
+#[derive(Clone, Copy, Debug, Default)]
+struct Span {
+    start: usize,
+    end: usize,
+}
+
+impl Span {
+    fn len(self) -> usize {
+        self.end - self.start
+    }
+}
+
+/// One step through time: what is read and what is stored, both from the same chunk boundary on.
+#[derive(Clone, Copy, Debug)]
+struct Block {
+    read: Span,
+    store: Span,
+}
+
+impl Block {
+    fn start(&self) -> usize {
+        self.read.start
+    }
+}
+
+/// Runs `work`. `tick` is told the tokens of each finished block (summed over sequences) and can stop the run.
+///
+/// # Errors
+/// Settings that do not fit the state, failures of inputs and sink, and whatever `tick` returns. A divergence is no
+/// error: see [`Outcome`].
+pub fn run<T: Real>(
+    memory: &Memory<T>,
+    state: &mut State<T>,
+    work: Work<'_, T>,
+    sink: &mut dyn Sink<T>,
+    tick: &mut dyn FnMut(usize) -> Result<()>,
+) -> Result<Outcome> {
+    let begin = Instant::now();
+    let plan = Plan::new(memory, state, work)?;
+    let mut outcome = Outcome { read_past_store: plan.read_past_store, ..Outcome::default() };
+    let sequences = plan.sequences;
+    let group = (GROUP_TASKS / memory.parameters.dimensions.heads).max(1);
+    for first in (0..sequences).step_by(group) {
+        run_group(memory, state, &plan, first..sequences.min(first + group), sink, tick, &mut outcome)?;
+        if outcome.divergence.is_some() {
+            break;
+        }
+    }
+    if outcome.divergence.is_none() {
+        plan.finish(state, memory.chunk_size)?;
+    }
+    outcome.computing = begin.elapsed().saturating_sub(outcome.input + outcome.output);
+    Ok(outcome)
+}
+
+/// Advances the sequences `group` side by side. A sequence that diverges ends itself and all after it; those before
+/// it go on, so that what is reported is the first divergence in the order of sequences.
+fn run_group<T: Real>(
+    memory: &Memory<T>,
+    state: &mut State<T>,
+    plan: &Plan<'_, T>,
+    group: std::ops::Range<usize>,
+    sink: &mut dyn Sink<T>,
+    tick: &mut dyn FnMut(usize) -> Result<()>,
+    outcome: &mut Outcome,
+) -> Result<()> {
+    let mut lanes: Vec<Lane<'_, T>> = Lane::group(memory, state, plan, group.clone());
+    for block in plan.blocks(memory) {
+        let reading = Instant::now();
+        for lane in &mut lanes {
+            if let Some(sequences) = plan.store {
+                lane.store.load(&plan.stored_before, sequences, lane.sequence, block.store)?;
+            }
+            if let Some(sequences) = plan.read {
+                lane.read.load(&plan.read_before, sequences, lane.sequence, block.read)?;
+            }
+        }
+        outcome.input += reading.elapsed();
+
+        lanes.par_iter_mut().for_each(|lane| lane.run(memory, plan.probe, block));
+
+        let writing = Instant::now();
+        for (i, lane) in lanes.iter().enumerate() {
+            sink.metrics(&lane.rows)?;
+            outcome.rows += lane.rows.len();
+            let (start, rows) = lane.retrieved(block, plan);
+            if rows.nrows() > 0 && lane.divergence.is_none() {
+                sink.retrieved(lane.sequence, start, rows)?;
+            }
+            if lane.divergence.is_some() {
+                outcome.divergence.clone_from(&lane.divergence);
+                lanes.truncate(i);
+                break;
+            }
+        }
+        outcome.output += writing.elapsed();
+        tick(lanes.len() * block.store.len().max(block.read.len()))?;
+        if lanes.is_empty() {
+            break;
+        }
+    }
+    let last = outcome.divergence.as_ref().map_or(group.end, |divergence| divergence.sequence + 1);
+    (group.start..last).try_for_each(|sequence| sink.sequence_done(sequence))
+}
+
+/// `work` checked against memory and state, as positions in the memory's life.
+struct Plan<'a, T> {
+    sequences: usize,
+    read: Option<&'a dyn Sequences<T>>,
+    store: Option<&'a dyn Sequences<T>>,
+    probe: bool,
+    /// The sides as they were before; a plain read starts its own count.
+    stored_before: Side<T>,
+    read_before: Side<T>,
+    /// Chunk at which both sides start.
+    first_chunk: usize,
+    /// One past the last position read.
+    read_end: usize,
+    /// One past the last position of a complete stored chunk.
+    store_end: usize,
+    /// Position of the first token of the queries: those before it are left over from an earlier call.
+    first_query: usize,
+    read_past_store: Option<usize>,
+}
+
+impl<'a, T: Real> Plan<'a, T> {
+    fn new(memory: &Memory<T>, state: &State<T>, work: Work<'a, T>) -> Result<Self> {
+        let c = memory.chunk_size;
+        let (read, store, probe) = match work {
+            Work::Read(queries) => (Some(queries), None, false),
+            Work::Store { sequences, probe } => (None, Some(sequences), probe),
+            Work::Online { read, store, probe } => (Some(read), Some(store), probe),
+        };
+        for given in read.iter().chain(&store) {
+            let (dim, got) = (memory.parameters.dimensions.dim, given.shape().dim);
+            if dim != got {
+                return Err(Error::setting(
+                    "sequence",
+                    format!("tokens of the memory's width, {dim}"),
+                    got.to_string(),
+                ));
+            }
+        }
+        let sequences = read.or(store).map_or(0, |given| given.shape().sequences);
+        let mut plan = Self {
+            sequences,
+            read,
+            store,
+            probe,
+            stored_before: state.stored.clone(),
+            read_before: Side::new(sequences, memory.parameters.dimensions.dim),
+            first_chunk: 0,
+            read_end: read.map_or(0, |queries| queries.shape().tokens),
+            store_end: 0,
+            first_query: 0,
+            read_past_store: None,
+        };
+        let Some(store) = store else {
+            if state.sequences() != 1 {
+                state.check_sequences("sequences to read", plan.sequences)?;
+            }
+            return Ok(plan);
+        };
+        state.check_sequences("sequences to store", store.shape().sequences)?;
+        plan.first_chunk = state.stored.chunks(c);
+        plan.store_end = (state.stored.tokens + store.shape().tokens) / c * c;
+        if read.is_some() {
+            state.check_sequences("sequences to read", plan.sequences)?;
+            state.check_online(c)?;
+            plan.read_before = state.read.clone();
+            plan.first_query = state.read.tokens;
+            plan.read_end += state.read.tokens;
+            // Chunk i wants U after i chunks; the last chunk read may be incomplete.
+            let last_read = plan.read_end.div_ceil(c).saturating_sub(1);
+            plan.read_past_store = (last_read > plan.store_end / c).then_some(plan.store_end / c + 1);
+        }
+        Ok(plan)
+    }
+
+    fn blocks(&self, memory: &Memory<T>) -> impl Iterator<Item = Block> + use<'a, T> {
+        let length = memory.block_rows();
+        let (read_end, store_end) = (self.read_end, self.store_end);
+        let start = self.first_chunk * memory.chunk_size;
+        (start..read_end.max(store_end)).step_by(length).map(move |start| {
+            let span = |end: usize| Span { start, end: end.clamp(start, start + length) };
+            Block { read: span(read_end), store: span(store_end) }
+        })
+    }
+
+    /// Moves the state's counts and left-over tokens on, once everything is stored.
+    fn finish(&self, state: &mut State<T>, chunk_size: usize) -> Result<()> {
+        if let Some(store) = self.store {
+            // A plain store takes its tokens as the read ones too.
+            state.read = state.read.after(self.read.unwrap_or(store), chunk_size)?;
+            state.stored = state.stored.after(store, chunk_size)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,59 @@
+//! Matrix products: the gemm crate behind safe functions on `ndarray` views. Single-threaded on purpose: tasks are
+//! what runs in parallel, and a product's rounding must not depend on the number of threads.
+
+use gemm::Parallelism;
+use ndarray::{ArrayView2, ArrayViewMut2};
+
+use crate::real::Real;
+
+/// `out ← a b`
+pub fn matmul<T: Real>(out: ArrayViewMut2<T>, a: ArrayView2<T>, b: ArrayView2<T>) {
+    product(out, None, T::one(), a, b);
+}
+
+/// `out ← factor · a b`
+pub fn scaled_matmul<T: Real>(out: ArrayViewMut2<T>, factor: T, a: ArrayView2<T>, b: ArrayView2<T>) {
+    product(out, None, factor, a, b);
+}
+
+/// `out ← out + a b`
+pub fn add_matmul<T: Real>(out: ArrayViewMut2<T>, a: ArrayView2<T>, b: ArrayView2<T>) {
+    product(out, Some(T::one()), T::one(), a, b);
+}
+
+/// `out ← keep · out + factor · a b`; with `keep` absent `out` is only written.
+fn product<T: Real>(
+    mut out: ArrayViewMut2<T>,
+    keep: Option<T>,
+    factor: T,
+    a: ArrayView2<T>,
+    b: ArrayView2<T>,
+) {
+    let ((m, k), n) = (a.dim(), b.ncols());
+    assert_eq!((b.nrows(), out.dim()), (k, (m, n)), "shapes of a product");
+    // SAFETY: the three views cover (m, n), (m, k) and (k, n) elements at the strides given; `out` is borrowed
+    // mutably, so it overlaps neither `a` nor `b`.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.as_mut_ptr(),
+            out.strides()[1],
+            out.strides()[0],
+            keep.is_some(),
+            a.as_ptr(),
+            a.strides()[1],
+            a.strides()[0],
+            b.as_ptr(),
+            b.strides()[1],
+            b.strides()[0],
+            keep.unwrap_or_else(T::zero),
+            factor,
+            false,
+            false,
+            false,
+            Parallelism::None,
+        );
+    }
+}

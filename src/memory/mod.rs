@@ -1,0 +1,89 @@
+//! The memory's mathematics: start here. `README.md` beside this file holds the derivation.
+//!
+//! Row-vector convention: a linear map is `x @ W` with `W` of shape (in, out). One legend for the paper's letters,
+//! used in `memory/`, `scan/` and `engine/` only (*Titans: Learning to Memorize at Test Time*, arXiv 2501.00663):
+//!
+//! | letter | meaning |
+//! | --- | --- |
+//! | `b`, `n`, `D` | sequences, tokens, model width `dim` |
+//! | `h`, `d` | heads, `dim_head`; inner width `h·d` |
+//! | `c`, `N` | chunk size, number of complete chunks |
+//! | `W` | memory weights, shared by all sequences and heads (past weights included) |
+//! | `g` | gradient of a chunk's loss in `W`: the momentary surprise |
+//! | `θ`, `η`, `α` | learning rate, momentum, decay of a chunk. α is what is *forgotten*, as in Titans (MIRAS and ATLAS call α what is kept, and η what is θ here) |
+//! | `S`, `U` | momentum, and update (all that was written so far): `S ← η S − θ g`, `U ← (1 − α) U + S` |
+//!
+//! Reading order: [`parameters`] (what is trained), [`model`] (the network whose weights are the memory),
+//! [`state`] (what storing changes), [`reference`](mod@reference) (all of it in plain loops: the oracle).
+
+pub mod model;
+pub mod parameters;
+pub mod reference;
+pub mod state;
+
+pub use parameters::{Dimensions, Parameters};
+pub use state::State;
+
+use serde::{Deserialize, Serialize};
+
+/// Where one of the three gates takes its value from.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Gate {
+    /// Computed from the chunk by the trained gate layer, this bias added to its logit.
+    Learned(f64),
+    /// This value for every chunk, whatever the gate layer says.
+    Pinned(f64),
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self::Learned(0.0)
+    }
+}
+
+impl Gate {
+    fn resolve(self, logit: f64, squash: impl Fn(f64) -> f64) -> f64 {
+        match self {
+            Self::Learned(bias) => squash(logit + bias),
+            Self::Pinned(value) => value,
+        }
+    }
+}
+
+/// The three gates' sources.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Gates {
+    /// θ, `exp(−15 · sigmoid(logit))`: a larger logit is a smaller rate.
+    pub learning_rate: Gate,
+    /// η, `sigmoid(logit)`.
+    pub momentum: Gate,
+    /// α, `sigmoid(logit)`.
+    pub decay: Gate,
+}
+
+/// Values of the three gates for one chunk and head.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GateValues {
+    /// θ
+    pub learning_rate: f64,
+    /// η
+    pub momentum: f64,
+    /// α
+    pub decay: f64,
+}
+
+impl Gates {
+    /// The gates of a chunk from the logits of the three gate layers.
+    pub fn values(&self, step: f64, momentum: f64, decay: f64) -> GateValues {
+        GateValues {
+            learning_rate: self.learning_rate.resolve(step, |x| (-15.0 * sigmoid(x)).exp()),
+            momentum: self.momentum.resolve(momentum, sigmoid),
+            decay: self.decay.resolve(decay, sigmoid),
+        }
+    }
+}
+
+fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}

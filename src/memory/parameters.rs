@@ -1,0 +1,227 @@
+//! What is trained outside: projections, gate layers, norms and the memory weights `W` that every sequence starts
+//! from. Names and (out, in) layout in files are those of the seed's `PyTorch` `state_dict`; in memory every linear
+//! is (in, out).
+
+use std::collections::BTreeMap;
+
+use ndarray::{Array1, Array2, ArrayD, Axis, Ix1, Ix2, concatenate};
+use rand::{Rng, RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::real::Real;
+
+/// The memory weights of the attention memory, in file order: `W_q`, `W_k`, `W_v1`, `W_v2`.
+pub const MEMORY_WEIGHTS: usize = 4;
+
+/// Everything that can be read off a weights file: all but the chunk size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dimensions {
+    /// D, the model width.
+    pub dim: usize,
+    /// h
+    pub heads: usize,
+    /// d, the width of one head and of the memory.
+    pub dim_head: usize,
+    /// `RMSNorm` before storing and before reading.
+    pub pre_norm: bool,
+    /// `RMSNorm` of what was read.
+    pub post_norm: bool,
+}
+
+/// A tensor that does not fit the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mismatch {
+    /// Its name in the file.
+    pub tensor: String,
+    /// Shape or presence that would have been right.
+    pub expected: String,
+    /// What is there.
+    pub got: String,
+}
+
+impl Dimensions {
+    /// h · d
+    pub fn inner(&self) -> usize {
+        self.heads * self.dim_head
+    }
+
+    /// Names and shapes of all parameters in file layout, in file order.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let Self { dim, heads, dim_head, .. } = *self;
+        let inner = self.inner();
+        let mut tensors: Vec<(String, Vec<usize>)> = Vec::new();
+        let mut add = |name: &str, shape: &[usize]| tensors.push((name.to_owned(), shape.to_vec()));
+        if self.pre_norm {
+            add("store_norm.weight", &[dim]);
+            add("retrieve_norm.weight", &[dim]);
+        }
+        if self.post_norm {
+            add("post_rmsnorm.weight", &[dim]);
+        }
+        add("to_keys_values.weight", &[2 * inner, dim]);
+        add("to_queries.weight", &[inner, dim]);
+        add("to_adaptive_step.1.weight", &[heads, dim]);
+        add("to_momentum.1.weight", &[heads, dim]);
+        add("to_decay_factor.1.weight", &[heads, dim]);
+        if heads > 1 {
+            add("combine_heads.weight", &[dim, inner]);
+        }
+        for p in 0..MEMORY_WEIGHTS {
+            add(&format!("memory_model.weights.{p}"), &[dim_head, dim_head]);
+        }
+        tensors
+    }
+
+    /// Reads the dimensions off the shapes of a file's parameters and checks every one of them.
+    pub fn infer(shapes: &BTreeMap<String, Vec<usize>>) -> Result<Self, Mismatch> {
+        let mismatch = |tensor: &str, expected: String, got: String| Mismatch {
+            tensor: tensor.to_owned(),
+            expected,
+            got,
+        };
+        let matrix = |name: &str, meaning: &str| match shapes.get(name).map(Vec::as_slice) {
+            Some(&[rows, cols]) if rows > 0 && cols > 0 => Ok((rows, cols)),
+            Some(shape) => Err(mismatch(name, format!("shape {meaning}"), format!("{shape:?}"))),
+            None => Err(mismatch(name, format!("a tensor of shape {meaning}"), "no such tensor".into())),
+        };
+        let (inner, dim) = matrix("to_queries.weight", "[heads * dim_head, dim]")?;
+        let (dim_head, _) = matrix("memory_model.weights.0", "[dim_head, dim_head]")?;
+        if inner % dim_head != 0 {
+            let expected = format!("rows that are a multiple of dim_head {dim_head}");
+            return Err(mismatch("to_queries.weight", expected, format!("{inner} rows")));
+        }
+        let dimensions = Self {
+            dim,
+            heads: inner / dim_head,
+            dim_head,
+            pre_norm: shapes.contains_key("store_norm.weight") || shapes.contains_key("retrieve_norm.weight"),
+            post_norm: shapes.contains_key("post_rmsnorm.weight"),
+        };
+        let expected: BTreeMap<_, _> = dimensions.tensors().into_iter().collect();
+        for (name, shape) in &expected {
+            match shapes.get(name) {
+                Some(got) if got == shape => {}
+                Some(got) => return Err(mismatch(name, format!("shape {shape:?}"), format!("{got:?}"))),
+                None => {
+                    let wanted = format!("a tensor of shape {shape:?}");
+                    return Err(mismatch(name, wanted, "no such tensor".into()));
+                }
+            }
+        }
+        match shapes.keys().find(|name| !expected.contains_key(*name)) {
+            Some(name) => {
+                let wanted = "only the parameters of an attention memory (MemoryAttention, no biases)";
+                Err(mismatch(name, wanted.into(), "a tensor of another name".into()))
+            }
+            None => Ok(dimensions),
+        }
+    }
+
+    /// Refuses what the arithmetic cannot do. Called when a configuration is read, before any work.
+    pub fn check(&self, chunk_size: usize) -> Result<()> {
+        let Self { dim, heads, dim_head, .. } = *self;
+        if chunk_size < 2 {
+            let expected = "at least 2 (each token of the attention memory looks back within its chunk)";
+            return Err(Error::setting("chunk_size", expected, chunk_size.to_string()));
+        }
+        for (name, value) in [("dim", dim), ("heads", heads), ("dim_head", dim_head)] {
+            if value == 0 {
+                return Err(Error::setting(name, "at least 1", "0"));
+            }
+        }
+        if heads == 1 && dim_head != dim {
+            let expected =
+                format!("dim_head = dim = {dim} with one head (nothing would map the output back to dim)");
+            return Err(Error::setting("dim_head", expected, dim_head.to_string()));
+        }
+        Ok(())
+    }
+}
+
+/// How a memory without a file is drawn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Init {
+    /// Memory weights uniform in ±√(6 / (rows + cols)).
+    #[default]
+    Xavier,
+    /// Memory weights from N(0, 1): the seed's own.
+    Randn,
+}
+
+/// Draws parameters: linears uniform in ±1/√(fan-in) (`PyTorch`'s `nn.Linear`), norm weights 1, memory weights by
+/// `init`. In f32 and file layout, as a trained file would hold them; the same for the same seed on any machine.
+pub fn draw(dimensions: &Dimensions, init: Init, seed: u64) -> Vec<(String, ArrayD<f32>)> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let uniform = |rng: &mut ChaCha8Rng, bound: f64| (bound * (2.0 * rng.random::<f64>() - 1.0)) as f32;
+    let tensors = dimensions.tensors().into_iter().map(|(name, shape)| {
+        let tensor = if shape.len() == 1 {
+            ArrayD::ones(shape)
+        } else if name.starts_with("memory_model") {
+            let bound = (6.0 / (shape[0] + shape[1]) as f64).sqrt();
+            ArrayD::from_shape_simple_fn(shape, || match init {
+                Init::Xavier => uniform(&mut rng, bound),
+                Init::Randn => normal(&mut rng),
+            })
+        } else {
+            let bound = 1.0 / (shape[1] as f64).sqrt();
+            ArrayD::from_shape_simple_fn(shape, || uniform(&mut rng, bound))
+        };
+        (name, tensor)
+    });
+    tensors.collect()
+}
+
+fn normal(rng: &mut impl Rng) -> f32 {
+    let value: f64 = rng.sample(StandardNormal);
+    value as f32
+}
+
+/// The parameters in the element type of a run, every linear as (in, out).
+#[derive(Clone, Debug)]
+pub struct Parameters<T> {
+    /// Their sizes.
+    pub dimensions: Dimensions,
+    /// (D), absent without pre-norm.
+    pub store_norm: Option<Array1<T>>,
+    /// (D), absent without pre-norm.
+    pub retrieve_norm: Option<Array1<T>>,
+    /// (D), absent without post-norm.
+    pub post_norm: Option<Array1<T>>,
+    /// (D, 2hd): head j's keys in columns j·d .. (j+1)·d, its values hd columns further on.
+    pub keys_values: Array2<T>,
+    /// (D, hd)
+    pub queries: Array2<T>,
+    /// (D, 3h): the logits of θ, then of η, then of α.
+    pub gates: Array2<T>,
+    /// (hd, D), only with several heads.
+    pub combine: Option<Array2<T>>,
+    /// `W_q`, `W_k`, `W_v1`, `W_v2`, each (d, d).
+    pub memory: Vec<Array2<T>>,
+}
+
+impl<T: Real> Parameters<T> {
+    /// Collects them from `tensor`, which gives each named tensor in file layout. Shapes must be those of
+    /// `dimensions` (see [`Dimensions::infer`]).
+    pub fn collect(dimensions: Dimensions, tensor: impl Fn(&str) -> ArrayD<T>) -> Self {
+        let vector = |name: &str| tensor(name).into_dimensionality::<Ix1>().expect("checked by infer");
+        let matrix = |name: &str| tensor(name).into_dimensionality::<Ix2>().expect("checked by infer");
+        let linear = |name: &str| matrix(name).t().as_standard_layout().into_owned();
+        let gates =
+            ["to_adaptive_step.1.weight", "to_momentum.1.weight", "to_decay_factor.1.weight"].map(linear);
+        Self {
+            dimensions,
+            store_norm: dimensions.pre_norm.then(|| vector("store_norm.weight")),
+            retrieve_norm: dimensions.pre_norm.then(|| vector("retrieve_norm.weight")),
+            post_norm: dimensions.post_norm.then(|| vector("post_rmsnorm.weight")),
+            keys_values: linear("to_keys_values.weight"),
+            queries: linear("to_queries.weight"),
+            gates: concatenate(Axis(1), &gates.each_ref().map(|gate| gate.view())).expect("same rows"),
+            combine: (dimensions.heads > 1).then(|| linear("combine_heads.weight")),
+            memory: (0..MEMORY_WEIGHTS).map(|p| matrix(&format!("memory_model.weights.{p}"))).collect(),
+        }
+    }
+}

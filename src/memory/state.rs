@@ -1,0 +1,117 @@
+//! What storing changes and a saved memory keeps: enough to go on exactly where a call ended.
+
+use ndarray::{Array3, ArrayViewMut2, s};
+
+use crate::error::{Error, Result};
+use crate::real::Real;
+use crate::sequence::Sequences;
+
+/// The state of a memory after some tokens, per sequence and head.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State<T> {
+    /// U after the last stored chunk: (sequences, heads, elements of all memory weights in file order).
+    pub update: Array3<T>,
+    /// S after the last stored chunk, shaped like `update`.
+    pub momentum: Array3<T>,
+    /// Tokens stored since the start of the memory's life, left-over ones included.
+    pub stored: Side<T>,
+    /// Tokens read in step with storing, likewise. A plain store counts its tokens here too.
+    pub read: Side<T>,
+}
+
+/// One side, stored or read, of a state.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Side<T> {
+    /// Tokens since the start of the memory's life.
+    pub tokens: usize,
+    /// The tokens of the incomplete last chunk, as given (before the norm): (sequences, tokens % c, D).
+    pub left_over: Array3<T>,
+}
+
+impl<T: Real> Side<T> {
+    /// The side on which nothing has happened.
+    pub fn new(sequences: usize, dim: usize) -> Self {
+        Self { tokens: 0, left_over: Array3::default((sequences, 0, dim)) }
+    }
+
+    /// Chunks that are complete.
+    pub fn chunks(&self, chunk_size: usize) -> usize {
+        self.tokens / chunk_size
+    }
+
+    /// Copies the tokens at the positions `start .. start + out.nrows()` of the memory's life: the left-over ones
+    /// from here, those after them from `sequences`.
+    pub fn read_rows(
+        &self,
+        sequences: &dyn Sequences<T>,
+        sequence: usize,
+        start: usize,
+        mut out: ArrayViewMut2<T>,
+    ) -> Result<()> {
+        let kept = self.left_over.dim().1;
+        let first = self.tokens - kept;
+        let old = self.tokens.saturating_sub(start).min(out.nrows());
+        let from = start - first.min(start);
+        out.slice_mut(s![..old, ..]).assign(&self.left_over.slice(s![
+            sequence,
+            from.min(kept)..from.min(kept) + old,
+            ..
+        ]));
+        if old == out.nrows() {
+            return Ok(());
+        }
+        sequences.read_rows(sequence, start + old - self.tokens, out.slice_mut(s![old.., ..]))
+    }
+
+    /// This side once all tokens of `sequences` have followed.
+    pub fn after(&self, sequences: &dyn Sequences<T>, chunk_size: usize) -> Result<Self> {
+        let shape = sequences.shape();
+        let tokens = self.tokens + shape.tokens;
+        let kept = tokens % chunk_size;
+        let mut left_over = Array3::default((shape.sequences, kept, shape.dim));
+        for (sequence, rows) in left_over.outer_iter_mut().enumerate() {
+            self.read_rows(sequences, sequence, tokens - kept, rows)?;
+        }
+        Ok(Self { tokens, left_over })
+    }
+}
+
+impl<T: Real> State<T> {
+    /// The state in which nothing has been stored. `elements`: of all memory weights together.
+    pub fn new(sequences: usize, heads: usize, elements: usize, dim: usize) -> Self {
+        Self {
+            update: Array3::default((sequences, heads, elements)),
+            momentum: Array3::default((sequences, heads, elements)),
+            stored: Side::new(sequences, dim),
+            read: Side::new(sequences, dim),
+        }
+    }
+
+    /// Sequences that it holds.
+    pub fn sequences(&self) -> usize {
+        self.update.dim().0
+    }
+
+    /// Storing needs as many sequences as the state has.
+    pub fn check_sequences(&self, setting: &str, sequences: usize) -> Result<()> {
+        if sequences == self.sequences() {
+            return Ok(());
+        }
+        let expected = format!("as many sequences as the memory's state, {}", self.sequences());
+        Err(Error::setting(setting, expected, sequences.to_string()))
+    }
+
+    /// Going on online needs both sides in step: U of earlier chunks is gone.
+    pub fn check_online(&self, chunk_size: usize) -> Result<()> {
+        let (stored, read) = (self.stored.chunks(chunk_size), self.read.chunks(chunk_size));
+        if stored == read {
+            return Ok(());
+        }
+        let got = format!(
+            "{stored} stored ({} tokens) and {read} read ({} tokens)",
+            self.stored.tokens, self.read.tokens
+        );
+        let expected = "a memory that has stored and read the same number of complete chunks";
+        Err(Error::setting("online", expected, got))
+    }
+}

@@ -1,0 +1,49 @@
+//! Frobenius norms that are right over the whole range of the element type: squares are summed fast in lanes of the
+//! element type, and once more, scaled, in the rare case that they left its range.
+
+use crate::real::Real;
+
+/// Lanes that the compiler turns into vector registers; also what keeps an f32 sum accurate.
+const LANES: usize = 16;
+
+/// A running sum of squares over stretches of a slice.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SumOfSquares(f64);
+
+impl SumOfSquares {
+    /// Adds a stretch, of at most a few thousand elements: within one the sum runs in the element type.
+    pub fn add<T: Real>(&mut self, stretch: &[T]) {
+        let mut lanes = [T::zero(); LANES];
+        let (whole, rest) = stretch.as_chunks::<LANES>();
+        for block in whole {
+            for (lane, &x) in lanes.iter_mut().zip(block) {
+                *lane = *lane + x * x;
+            }
+        }
+        let rest: f64 = rest.iter().map(|x| x.wide() * x.wide()).sum();
+        self.0 += lanes.iter().map(|lane| lane.wide()).sum::<f64>() + rest;
+    }
+
+    /// The norm of `all`, the slice whose stretches were added. Squares that overflowed or vanished are summed
+    /// again in f64, relative to the largest element.
+    pub fn norm<T: Real>(self, all: &[T]) -> f64 {
+        // Squares under the smallest normal are rounded to multiples of it times ε: over 2²⁰ elements that is less
+        // than one part in 10⁶ of a sum above this.
+        let trusted = T::min_positive_value().wide() * (1 << 20) as f64;
+        if self.0.is_nan() || (self.0.is_finite() && self.0 > trusted) {
+            return self.0.sqrt();
+        }
+        let largest = all.iter().fold(T::zero(), |largest, x| largest.max(x.abs())).wide();
+        if largest == 0.0 || !largest.is_finite() {
+            return largest;
+        }
+        largest * all.iter().map(|x| (x.wide() / largest).powi(2)).sum::<f64>().sqrt()
+    }
+}
+
+/// The Frobenius norm of `values`.
+pub fn norm<T: Real>(values: &[T]) -> f64 {
+    let mut sum = SumOfSquares::default();
+    values.chunks(1024).for_each(|stretch| sum.add(stretch));
+    sum.norm(values)
+}
