@@ -1,5 +1,7 @@
 //! nmem
+pub mod cli;
 mod error;
+pub mod io;
 pub mod real;
 pub mod sequence;
 pub use error::{Error, Result};
