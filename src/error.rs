@@ -52,7 +52,7 @@ pub enum Error {
         path: PathBuf,
         /// The value found.
         value: f64,
-        /// Where: "sequence 0, token 17, coordinate 3" or "tensor memory_model.weights.0, element [2, 5]".
+        /// Where: "sequence 0, token 17, coordinate 3" or "tensor `memory_model.weights.0`, element [2, 5]".
         place: String,
     },
     /// A setting that cannot be, alone or with the others. `setting` names flag or key.

@@ -1,10 +1,32 @@
-//! nmem
+//! Titans-style neural memories from the command line: small networks whose weights are the memory. Storing a
+//! sequence is gradient descent chunk by chunk, with learned step size, momentum and forgetting; reading is a
+//! forward pass.
+//!
+//! In reading order:
+//!
+//! - [`memory`]: the mathematics, with its legend of symbols and the oracle in plain loops;
+//! - [`scan`]: the two linear recurrences along the chunks;
+//! - [`engine`]: how the maths is run: blocks, streaming, threads;
+//! - [`sequence`], [`real`]: what tokens and numbers are to all of these;
+//! - [`io`]: one file a format; [`metrics`]: the rows of metrics.csv; [`record`]: folders of results;
+//! - [`plot`]: figures, made from metrics.csv alone;
+//! - [`config`]: settings as typed and as checked; [`run`]: one run, from configuration to published folder;
+//! - [`cli`]: the subcommands.
+
+pub mod cli;
+pub mod config;
 pub mod engine;
 mod error;
+pub mod io;
 mod matmul;
 pub mod memory;
 pub mod metrics;
+mod peak;
+pub mod plot;
 pub mod real;
+pub mod record;
+pub mod run;
 pub mod scan;
 pub mod sequence;
+
 pub use error::{Error, Result};

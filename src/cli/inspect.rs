@@ -1,0 +1,304 @@
+//! `nmem inspect`: what is in a file, as a table for people or JSON for programs.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+use std::io::{self, ErrorKind, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde::Serialize;
+use serde_json::{Number, Value};
+
+use crate::error::Error;
+use crate::io::Progress;
+use crate::io::dtype::shape_text;
+use crate::io::summary::{ArraySummary, FileFormat, FileSummary, summarise};
+use crate::io::tensors::METADATA_KEY;
+
+/// Show what is in a .npy, .npz or .safetensors file: shapes, types, ranges, non-finite values;
+/// for parameters their dimensions, for a memory its configuration and state
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Files; `-` is standard input
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// A table for people or JSON for programs
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+/// How the result is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// Aligned columns.
+    #[default]
+    Table,
+    /// One array, an object a file.
+    Json,
+}
+
+/// What a file is to nmem.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+enum Kind {
+    /// Neither of the others.
+    Arrays,
+    Parameters {
+        parameters: Dimensions,
+    },
+    Memory {
+        parameters: Option<Dimensions>,
+        configuration: Value,
+    },
+}
+
+/// What the shapes of parameters say.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct Dimensions {
+    dim: usize,
+    heads: usize,
+    dim_head: usize,
+    norms: Vec<&'static str>,
+}
+
+#[derive(Serialize)]
+struct Report {
+    #[serde(flatten)]
+    file: FileSummary,
+    #[serde(flatten)]
+    kind: Kind,
+}
+
+/// Prints what can be read, one error line for each file that cannot. Exit status 0, 1 if some could not be read, 2 if
+/// none could.
+pub fn run(args: &Args, progress: Progress) -> anyhow::Result<ExitCode> {
+    let mut out = io::stdout().lock();
+    let mut reports = Vec::new();
+    let mut failed = 0;
+    for path in &args.files {
+        let file = match summarise(path, progress) {
+            Ok(file) => file,
+            Err(Error::Interrupted) => return Err(Error::Interrupted.into()),
+            Err(error) => {
+                failed += 1;
+                // Nobody to tell where stderr is closed.
+                let _ = writeln!(io::stderr(), "error: {:#}", anyhow::Error::from(error));
+                continue;
+            }
+        };
+        let kind = classify(&file);
+        let report = Report { file, kind };
+        if args.format == Format::Json {
+            reports.push(report);
+            continue;
+        }
+        let gap = if reports.is_empty() && path == &args.files[0] { "" } else { "\n" };
+        if !write_or_gone(&mut out, &format!("{gap}{}", table(&report)))? {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+    if args.format == Format::Json {
+        let text = serde_json::to_string_pretty(&reports)?;
+        write_or_gone(&mut out, &(text + "\n"))?;
+    }
+    Ok(match failed {
+        0 => ExitCode::SUCCESS,
+        n if n == args.files.len() => ExitCode::from(2),
+        _ => ExitCode::FAILURE,
+    })
+}
+
+/// False where the reader has gone (`| head`): there is nothing more to do, and nothing went wrong.
+fn write_or_gone(out: &mut impl Write, text: &str) -> io::Result<bool> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        result => result.map(|()| true),
+    }
+}
+
+fn classify(file: &FileSummary) -> Kind {
+    let parameters = dimensions(&file.arrays);
+    match (file.metadata.get(METADATA_KEY), parameters) {
+        (Some(json), parameters) => {
+            // Shown as it is where it is not JSON: inspect is for finding out what is wrong.
+            let configuration = serde_json::from_str(json).unwrap_or_else(|_| Value::String(json.clone()));
+            Kind::Memory { parameters, configuration }
+        }
+        (None, Some(parameters)) => Kind::Parameters { parameters },
+        (None, None) => Kind::Arrays,
+    }
+}
+
+/// Read off `to_queries` (`heads` · `dim_head`, `dim`), the memory's first weight (`dim_head`, `dim_head`) and a gate
+/// (`heads`, `dim`); `None` where they are absent or disagree.
+fn dimensions(arrays: &[ArraySummary]) -> Option<Dimensions> {
+    let shapes: HashMap<_, _> =
+        arrays.iter().filter_map(|array| Some((array.name.as_deref()?, &array.shape[..]))).collect();
+    let (&[inner, dim], &[rows, dim_head], &[heads, gate_dim]) = (
+        *shapes.get("to_queries.weight")?,
+        *shapes.get("memory_model.weights.0")?,
+        *shapes.get("to_momentum.1.weight")?,
+    ) else {
+        return None;
+    };
+    let agree = gate_dim == dim && heads.checked_mul(dim_head) == Some(inner) && rows == dim_head;
+    let norms = ["store_norm", "retrieve_norm", "post_rmsnorm"];
+    let norms = norms.into_iter().filter(|norm| shapes.contains_key(&format!("{norm}.weight")[..])).collect();
+    agree.then_some(Dimensions { dim, heads, dim_head, norms })
+}
+
+impl std::fmt::Display for Dimensions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let norms = if self.norms.is_empty() { "none".to_owned() } else { self.norms.join(", ") };
+        write!(f, "dim {}, heads {}, dim_head {}; norms: {norms}", self.dim, self.heads, self.dim_head)
+    }
+}
+
+/// The report of one file for people, with a newline at its end.
+fn table(report: &Report) -> String {
+    let Report { file, kind } = report;
+    let format = match file.format {
+        FileFormat::Npy => ".npy",
+        FileFormat::Npz => ".npz",
+        FileFormat::Safetensors => ".safetensors",
+    };
+    let what = match kind {
+        Kind::Arrays => "",
+        Kind::Parameters { .. } => "parameters, ",
+        Kind::Memory { .. } => "a memory, ",
+    };
+    let mut text = format!("{}: {what}{format}, {} bytes\n", file.file.display(), file.bytes);
+    match kind {
+        Kind::Arrays => other_metadata(&mut text, &file.metadata),
+        Kind::Parameters { parameters } => {
+            let _ = writeln!(text, "  {parameters}");
+            other_metadata(&mut text, &file.metadata);
+        }
+        Kind::Memory { parameters, configuration } => {
+            if let Some(parameters) = parameters {
+                let _ = writeln!(text, "  {parameters}");
+            }
+            text += "\n  configuration\n";
+            let mut lines = Vec::new();
+            flatten("", configuration, &mut lines);
+            let width = lines.iter().map(|(key, _)| key.chars().count()).max().unwrap_or_default();
+            for (key, value) in lines {
+                let _ = writeln!(text, "    {key:width$}  {value}");
+            }
+        }
+    }
+    text.push('\n');
+    let (state, others): (Vec<_>, Vec<_>) = file
+        .arrays
+        .iter()
+        .partition(|array| array.name.as_ref().is_some_and(|name| name.starts_with("state.")));
+    if matches!(kind, Kind::Memory { .. }) {
+        let rows: Vec<_> = others.iter().chain(&state).map(|array| cells(array)).collect();
+        let mut lines = align(rows, true).into_iter();
+        text += "  parameters\n";
+        let heading = lines.next().unwrap_or_default();
+        let _ = writeln!(text, "    {heading}");
+        for _ in &others {
+            let _ = writeln!(text, "    {}", lines.next().unwrap_or_default());
+        }
+        text += "\n  state\n";
+        if state.is_empty() {
+            text += "    none: nothing has been stored\n";
+        } else {
+            let _ = writeln!(text, "    {heading}");
+        }
+        for line in lines {
+            let _ = writeln!(text, "    {line}");
+        }
+    } else {
+        let rows = file.arrays.iter().map(cells).collect();
+        for line in align(rows, file.format != FileFormat::Npy) {
+            let _ = writeln!(text, "  {line}");
+        }
+    }
+    text
+}
+
+fn other_metadata(text: &mut String, metadata: &BTreeMap<String, String>) {
+    let width = metadata.keys().map(|key| key.chars().count()).max().unwrap_or_default();
+    for (key, value) in metadata {
+        let _ = writeln!(text, "  {key:width$}  {}", value.escape_debug());
+    }
+}
+
+/// Nested objects as dotted keys, everything else in JSON on one line.
+fn flatten(prefix: &str, value: &Value, lines: &mut Vec<(String, String)>) {
+    match value {
+        Value::Object(map) if !map.is_empty() => {
+            for (key, value) in map {
+                let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+                flatten(&key, value, lines);
+            }
+        }
+        Value::String(text) => lines.push((prefix.to_owned(), text.escape_debug().to_string())),
+        Value::Null => lines.push((prefix.to_owned(), "-".to_owned())),
+        other => lines.push((prefix.to_owned(), other.to_string())),
+    }
+}
+
+const HEADINGS: [&str; 9] = ["name", "type", "shape", "min", "max", "mean", "nan", "inf", "bytes"];
+/// Text to the left, numbers to the right.
+const LEFT: usize = 3;
+
+fn cells(array: &ArraySummary) -> [String; 9] {
+    let ranges = &array.ranges;
+    let count = |n: Option<u64>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());
+    [
+        array.name.as_deref().unwrap_or_default().escape_debug().to_string(),
+        array.described.clone(),
+        shape_text(&array.shape),
+        ranges.min.as_ref().map_or_else(|| "-".to_owned(), number),
+        ranges.max.as_ref().map_or_else(|| "-".to_owned(), number),
+        ranges.mean.map_or_else(|| "-".to_owned(), six_digits),
+        count(ranges.nan),
+        count(ranges.infinite),
+        array.bytes.to_string(),
+    ]
+}
+
+fn align(mut rows: Vec<[String; 9]>, with_names: bool) -> Vec<String> {
+    rows.insert(0, HEADINGS.map(str::to_owned));
+    let first = usize::from(!with_names);
+    let width: [usize; 9] =
+        std::array::from_fn(|c| rows.iter().map(|row| row[c].chars().count()).max().unwrap_or_default());
+    rows.iter()
+        .map(|row| {
+            let cells: Vec<_> = (first..HEADINGS.len())
+                .map(|c| {
+                    let (cell, width) = (&row[c], width[c]);
+                    if c < LEFT { format!("{cell:width$}") } else { format!("{cell:>width$}") }
+                })
+                .collect();
+            cells.join("  ")
+        })
+        .collect()
+}
+
+fn number(number: &Number) -> String {
+    match number.as_f64() {
+        Some(x) if number.is_f64() => six_digits(x),
+        _ => number.to_string(),
+    }
+}
+
+/// Six significant digits, trailing zeros dropped: enough to compare by eye; JSON has them all.
+fn six_digits(x: f64) -> String {
+    let scientific = format!("{x:.5e}");
+    let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+    let trim = |text: &str| {
+        if text.contains('.') {
+            text.trim_end_matches('0').trim_end_matches('.').to_owned()
+        } else {
+            text.to_owned()
+        }
+    };
+    match exponent.parse::<i32>() {
+        Ok(exponent @ -4..6) => trim(&format!("{x:.*}", usize::try_from(5 - exponent).unwrap_or_default())),
+        _ => format!("{}e{exponent}", trim(mantissa)),
+    }
+}

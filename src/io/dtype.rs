@@ -1,0 +1,218 @@
+//! Element types of arrays in files, and their bytes: decoding either byte order, and finding what is not finite.
+
+use half::{bf16, f16};
+
+/// Type of an array's elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dtype {
+    /// IEEE half precision.
+    F16,
+    /// The upper half of an f32; in `.safetensors` only.
+    BF16,
+    /// IEEE single precision.
+    F32,
+    /// IEEE double precision.
+    F64,
+    /// Signed integers.
+    I8,
+    /// Signed integers.
+    I16,
+    /// Signed integers.
+    I32,
+    /// Signed integers.
+    I64,
+    /// Unsigned integers.
+    U8,
+    /// Unsigned integers.
+    U16,
+    /// Unsigned integers.
+    U32,
+    /// Unsigned integers: counters of a memory.
+    U64,
+    /// One byte each, 0 or 1.
+    Bool,
+    /// Anything else, by a name for people: shown by `nmem inspect`, refused everywhere else.
+    Other(&'static str),
+}
+
+impl Dtype {
+    /// "f32", "u64", "bool", "complex" …
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::BF16 => "bf16",
+            Self::F32 => "f32",
+            Self::F64 => "f64",
+            Self::I8 => "i8",
+            Self::I16 => "i16",
+            Self::I32 => "i32",
+            Self::I64 => "i64",
+            Self::U8 => "u8",
+            Self::U16 => "u16",
+            Self::U32 => "u32",
+            Self::U64 => "u64",
+            Self::Bool => "bool",
+            Self::Other(name) => name,
+        }
+    }
+
+    /// Bytes per element, where the type says.
+    pub const fn item_bytes(self) -> Option<usize> {
+        match self {
+            Self::I8 | Self::U8 | Self::Bool => Some(1),
+            Self::F16 | Self::BF16 | Self::I16 | Self::U16 => Some(2),
+            Self::F32 | Self::I32 | Self::U32 => Some(4),
+            Self::F64 | Self::I64 | Self::U64 => Some(8),
+            Self::Other(_) => None,
+        }
+    }
+
+    /// f16, bf16, f32 or f64.
+    pub const fn is_float(self) -> bool {
+        matches!(self, Self::F16 | Self::BF16 | Self::F32 | Self::F64)
+    }
+}
+
+impl std::fmt::Display for Dtype {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How many elements a shape holds; `None` where so many bytes could never be addressed. Axes of length 0 do not
+/// excuse the others: ndarray refuses such shapes too.
+pub(crate) fn element_count(shape: &[usize]) -> Option<usize> {
+    let nonzero = shape.iter().filter(|&&n| n > 0).try_fold(1_usize, |count, &n| count.checked_mul(n))?;
+    // Eight bytes is the widest element.
+    (nonzero <= isize::MAX as usize / 8).then_some(if shape.contains(&0) { 0 } else { nonzero })
+}
+
+/// "(4, 64)", "(7,)", "()": as Python writes a shape.
+pub(crate) fn shape_text(shape: &[usize]) -> String {
+    match shape {
+        [one] => format!("({one},)"),
+        _ => format!("({})", shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
+    }
+}
+
+/// A number as its bytes, which need not be aligned.
+pub(crate) trait Element: Copy {
+    /// Bytes of one.
+    const BYTES: usize;
+    /// From exactly `BYTES` bytes, most significant byte first if `BIG`.
+    fn read<const BIG: bool>(bytes: &[u8]) -> Self;
+}
+
+/// A floating-point element.
+pub(crate) trait Float: Element {
+    /// Exact.
+    fn wide(self) -> f64;
+    /// NaN, infinite or, in f64, larger than `limit`.
+    fn beyond(self, limit: f64) -> bool;
+}
+
+macro_rules! element {
+    ($($type:ty),*) => {$(
+        impl Element for $type {
+            const BYTES: usize = size_of::<$type>();
+            #[inline]
+            fn read<const BIG: bool>(bytes: &[u8]) -> Self {
+                let bytes = bytes.try_into().expect("as many bytes as an element has");
+                if BIG { Self::from_be_bytes(bytes) } else { Self::from_le_bytes(bytes) }
+            }
+        }
+    )*};
+}
+element!(f16, bf16, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64);
+
+impl Float for f16 {
+    #[inline]
+    fn wide(self) -> f64 {
+        f64::from(self.to_f32())
+    }
+    #[inline]
+    fn beyond(self, _: f64) -> bool {
+        !self.is_finite()
+    }
+}
+impl Float for bf16 {
+    #[inline]
+    fn wide(self) -> f64 {
+        f64::from(self.to_f32())
+    }
+    #[inline]
+    fn beyond(self, _: f64) -> bool {
+        !self.is_finite()
+    }
+}
+impl Float for f32 {
+    #[inline]
+    fn wide(self) -> f64 {
+        f64::from(self)
+    }
+    #[inline]
+    fn beyond(self, _: f64) -> bool {
+        !self.is_finite()
+    }
+}
+impl Float for f64 {
+    #[inline]
+    fn wide(self) -> f64 {
+        self
+    }
+    #[inline]
+    fn beyond(self, limit: f64) -> bool {
+        self.is_nan() | (self.abs() > limit)
+    }
+}
+
+/// Runs `$body` with the type alias `$E` for a float [`Dtype`]; anything else is a bug of the caller.
+macro_rules! with_float {
+    ($dtype:expr, $E:ident => $body:expr) => {
+        match $dtype {
+            $crate::io::Dtype::F16 => {
+                type $E = half::f16;
+                $body
+            }
+            $crate::io::Dtype::BF16 => {
+                type $E = half::bf16;
+                $body
+            }
+            $crate::io::Dtype::F32 => {
+                type $E = f32;
+                $body
+            }
+            $crate::io::Dtype::F64 => {
+                type $E = f64;
+                $body
+            }
+            other => unreachable!("{other} was let through as a float"),
+        }
+    };
+}
+pub(crate) use with_float;
+
+/// Whether any of these elements is [`Float::beyond`] the limit. No branch per element, so that it vectorises.
+pub(crate) fn any_beyond(dtype: Dtype, big: bool, bytes: &[u8], limit: f64) -> bool {
+    fn scan<E: Float, const BIG: bool>(bytes: &[u8], limit: f64) -> bool {
+        bytes.chunks_exact(E::BYTES).fold(false, |found, x| found | E::read::<BIG>(x).beyond(limit))
+    }
+    with_float!(dtype, E => if big { scan::<E, true>(bytes, limit) } else { scan::<E, false>(bytes, limit) })
+}
+
+/// Every element beyond the limit: its index in the order of the bytes, and its value.
+pub(crate) fn all_beyond(
+    dtype: Dtype,
+    big: bool,
+    bytes: &[u8],
+    limit: f64,
+) -> Box<dyn Iterator<Item = (usize, f64)> + '_> {
+    with_float!(dtype, E => Box::new(
+        bytes
+            .chunks_exact(E::BYTES)
+            .map(move |x| if big { E::read::<true>(x) } else { E::read::<false>(x) })
+            .enumerate()
+            .filter(move |(_, x)| x.beyond(limit))
+            .map(|(i, x)| (i, x.wide()))
+    ))
+}

@@ -1,0 +1,134 @@
+//! A whole file as bytes without a copy on the heap: mapped, or, for standard input and pipes, spooled to an unnamed
+//! temporary file and mapped from there. With it the one pass over a file that takes its SHA-256.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+
+/// Called every few hundred kilobytes with the bytes handled since the last call; an error stops the work.
+/// (For a progress bar, and for Ctrl-C.)
+pub type Progress<'a> = &'a mut dyn FnMut(u64) -> Result<()>;
+
+/// Small enough to stay in the second-level cache between the check of its numbers and the hash; a multiple of
+/// every element's size.
+pub(crate) const PIECE: usize = 256 * 1024;
+
+/// A file's bytes.
+pub(crate) struct Mapped {
+    /// How messages call it.
+    pub name: PathBuf,
+    map: Mmap,
+}
+
+impl Mapped {
+    /// Opens a file, or standard input for `-`. `expected` completes messages: "a .npy file".
+    pub fn open(path: &Path, expected: &str, progress: Progress) -> Result<Self> {
+        if path == Path::new("-") {
+            let name = PathBuf::from("standard input");
+            if io::stdin().is_terminal() {
+                return Err(Error::file(name, expected, "a terminal (pipe one in, or name a file)"));
+            }
+            return Self::map(&spool(&name, io::stdin().lock(), progress)?, name);
+        }
+        let file = File::open(path).map_err(Error::io(path, "open"))?;
+        let kind = file.metadata().map_err(Error::io(path, "read"))?.file_type();
+        if kind.is_dir() {
+            return Err(Error::file(path, expected, "a folder"));
+        }
+        if is_pipe(kind) {
+            return Self::map(&spool(path, file, progress)?, path.to_path_buf());
+        }
+        if !kind.is_file() {
+            return Err(Error::file(path, expected, "a device"));
+        }
+        Self::map(&file, path.to_path_buf())
+    }
+
+    fn map(file: &File, name: PathBuf) -> Result<Self> {
+        // SAFETY: the file must neither shrink nor be rewritten while it is mapped. A spooled copy has no name, so
+        // nobody else can; for a file given by name this is asked of the user, as every program that maps files
+        // does. Bytes are read as plain numbers, so a rewrite gives wrong values; shrinking ends in SIGBUS.
+        let map = unsafe { Mmap::map(file) }.map_err(Error::io(&name, "map"))?;
+        Ok(Self { name, map })
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// SHA-256 of the whole file in hexadecimal, as `sha256sum` prints it. `visit` sees the bytes from `start` on,
+    /// [`PIECE`] by piece, just before they are hashed.
+    pub fn sha256(&self, start: usize, progress: Progress, mut visit: impl FnMut(&[u8])) -> Result<String> {
+        let (head, body) = self.bytes().split_at(start);
+        let mut hash = Sha256::new_with_prefix(head);
+        progress(head.len() as u64)?;
+        for piece in body.chunks(PIECE) {
+            visit(piece);
+            hash.update(piece);
+            progress(piece.len() as u64)?;
+        }
+        let mut hex = String::with_capacity(64);
+        for byte in hash.finalize() {
+            hex.extend(
+                [byte >> 4, byte & 15].map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)])),
+            );
+        }
+        Ok(hex)
+    }
+}
+
+#[cfg(unix)]
+fn is_pipe(kind: std::fs::FileType) -> bool {
+    std::os::unix::fs::FileTypeExt::is_fifo(&kind)
+}
+
+#[cfg(not(unix))]
+fn is_pipe(_: std::fs::FileType) -> bool {
+    false
+}
+
+/// Copies a stream to a temporary file without a name, so that memory stays flat and nothing needs cleaning up.
+fn spool(name: &Path, mut from: impl Read, progress: Progress) -> Result<File> {
+    let action = "hold a temporary copy of a piped input (TMPDIR names another place)";
+    let mut file = tempfile::tempfile().map_err(Error::io(std::env::temp_dir(), action))?;
+    let mut buffer = vec![0; PIECE];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(file),
+            Ok(n) => file.write_all(&buffer[..n]).map_err(Error::io(std::env::temp_dir(), action))?,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(Error::io(name, "read")(error)),
+        }
+        progress(0)?;
+    }
+}
+
+/// What a file that is not what was wanted seems to be, by its first bytes.
+pub(crate) fn guess(bytes: &[u8]) -> &'static str {
+    match bytes {
+        [] => "an empty file",
+        [0x93, b'N', b'U', b'M', b'P', b'Y', ..] => "a .npy file",
+        [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] => "a zip archive (.npz?)",
+        [0x1f, 0x8b, ..] => "a gzip file (unpack it first)",
+        [0x89, b'H', b'D', b'F', ..] => "an HDF5 file",
+        [0x80, 2..=5, ..] => "a Python pickle",
+        _ if is_safetensors(bytes) => "a .safetensors file",
+        _ => "something else",
+    }
+}
+
+/// Eight bytes of header length, then a JSON object.
+pub(crate) fn is_safetensors(bytes: &[u8]) -> bool {
+    // 100 MB is the format's own limit, so the upper bytes of the length are zero.
+    matches!(bytes, [_, _, _, 0..=5, 0, 0, 0, 0, b'{', ..])
+}
+
+/// Zip archives begin with a member, or, when empty, with the end of their directory.
+pub(crate) fn is_zip(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"PK\x05\x06")
+}

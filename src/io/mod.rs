@@ -1,0 +1,19 @@
+//! Files: sequences in (`.npy`, memory-mapped), what was read out (`.npy`, written block by block), weights and
+//! memories (`.safetensors`, `.npz`), and what `nmem inspect` says of any of them.
+//!
+//! [`dtype`] element types and their bytes, [`mapped`] a file as bytes and its SHA-256, [`npy`] the `.npy` header,
+//! [`sequences`] and [`retrieved`] the two ways of a run's tokens, [`tensors`] named tensors, [`summary`] ranges.
+
+pub mod dtype;
+pub(crate) mod mapped;
+pub mod npy;
+pub mod retrieved;
+pub mod sequences;
+pub mod summary;
+pub mod tensors;
+
+pub use dtype::Dtype;
+pub use mapped::Progress;
+pub use retrieved::RetrievedWriter;
+pub use sequences::NpySequences;
+pub use tensors::{METADATA_KEY, Tensor, TensorFile, write_safetensors};

@@ -1,0 +1,188 @@
+//! Token sequences from a `.npy` file: (tokens, dim) or (sequences, tokens, dim) of f16, f32 or f64, in C or Fortran
+//! order and either byte order. The file is mapped, never copied: opening makes one pass over it (SHA-256, and no NaN
+//! or infinity), after which blocks of rows are converted as they are asked for.
+
+use std::path::{Path, PathBuf};
+
+use ndarray::ArrayViewMut2;
+
+use crate::error::{Error, Result};
+use crate::io::dtype::{Dtype, Float, all_beyond, any_beyond, shape_text, with_float};
+use crate::io::mapped::{Mapped, Progress};
+use crate::io::npy::NpyHeader;
+use crate::real::{ElementType, Real};
+use crate::sequence::{Sequences, Shape};
+
+/// The largest f64 that rounds to a finite f32: just below half a step (2^103) above the largest f32.
+const LARGEST_F64_IN_F32: f64 = (f32::MAX as f64 + (1_u128 << 103) as f64).next_down();
+
+/// An open sequence file.
+pub struct NpySequences {
+    file: Mapped,
+    header: NpyHeader,
+    path: PathBuf,
+    shape: Shape,
+    sha256: String,
+}
+
+impl NpySequences {
+    /// Opens a file, or standard input for `-`, which is spooled to a temporary file first. `element_type` is what
+    /// the run will compute in. Unless `allow_nonfinite`, NaN, infinity, and f64 numbers that would become infinite
+    /// in f32 are refused with the place of the first one.
+    pub fn open(
+        path: impl AsRef<Path>,
+        element_type: ElementType,
+        allow_nonfinite: bool,
+        progress: Progress,
+    ) -> Result<Self> {
+        let file = Mapped::open(path.as_ref(), "a .npy file", progress)?;
+        let header = NpyHeader::read(&mut file.bytes(), file.bytes().len() as u64)
+            .map_err(|m| m.in_file(&file.name))?;
+        let refuse = |expected: &str, got: String| Err(Error::file(&file.name, expected, got));
+        if !matches!(header.dtype, Dtype::F16 | Dtype::F32 | Dtype::F64) {
+            return refuse("numbers of type f16, f32 or f64", format!("{} ({})", header.dtype, header.descr));
+        }
+        let shape = match header.shape[..] {
+            [tokens, dim] => Shape { sequences: 1, tokens, dim },
+            [sequences, tokens, dim] => Shape { sequences, tokens, dim },
+            _ => {
+                let got = format!("shape {}", shape_text(&header.shape));
+                return refuse("shape (tokens, dim) or (sequences, tokens, dim)", got);
+            }
+        };
+        if shape.sequences == 0 || shape.dim == 0 {
+            let what = if shape.dim == 0 { "a dim of at least 1" } else { "at least one sequence" };
+            return refuse(what, format!("shape {}", shape_text(&header.shape)));
+        }
+
+        let limit = match element_type {
+            ElementType::F32 => LARGEST_F64_IN_F32,
+            ElementType::F64 => f64::MAX,
+        };
+        let mut found = false;
+        let sha256 = file.sha256(header.offset, progress, |piece| {
+            if !allow_nonfinite && !found {
+                found = any_beyond(header.dtype, header.big_endian, piece, limit);
+            }
+        })?;
+        let this = Self { file, header, path: path.as_ref().to_path_buf(), shape, sha256 };
+        if found { Err(this.first_beyond(limit)) } else { Ok(this) }
+    }
+
+    /// 2 or 3: results come out with the input's rank.
+    pub fn rank(&self) -> usize {
+        self.header.shape.len()
+    }
+
+    /// The element type in the file.
+    pub fn dtype(&self) -> Dtype {
+        self.header.dtype
+    }
+
+    /// (sequences, tokens, dim), one sequence for rank 2. (The trait's [`Sequences::shape`] needs a type to be named.)
+    pub fn dims(&self) -> Shape {
+        self.shape
+    }
+
+    /// The file's axes as they are: two or three.
+    pub fn file_shape(&self) -> &[usize] {
+        &self.header.shape
+    }
+
+    /// Of the whole file, in hexadecimal.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+
+    /// As given: "-" for standard input.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Of the whole file.
+    pub fn bytes(&self) -> u64 {
+        self.file.bytes().len() as u64
+    }
+
+    fn data(&self) -> &[u8] {
+        &self.file.bytes()[self.header.offset..]
+    }
+
+    /// The first number in logical order that should not be there. Called when there is one.
+    fn first_beyond(&self, limit: f64) -> Error {
+        let Shape { sequences, tokens, dim } = self.shape;
+        let ((sequence, token, coordinate), value) =
+            all_beyond(self.header.dtype, self.header.big_endian, self.data(), limit)
+                .map(|(i, value)| {
+                    let place = if self.header.fortran {
+                        (i % sequences, i / sequences % tokens, i / sequences / tokens)
+                    } else {
+                        (i / dim / tokens, i / dim % tokens, i % dim)
+                    };
+                    (place, value)
+                })
+                .min_by_key(|&(place, _)| place)
+                .expect("a number beyond the limit was seen");
+        let mut place = format!("token {token}, coordinate {coordinate}");
+        if self.rank() == 3 {
+            place = format!("sequence {sequence}, {place}");
+        }
+        if value.is_finite() {
+            let got = format!("{value:e} at {place} (--dtype f64 holds it)");
+            return Error::file(&self.file.name, "numbers that f32 can hold", got);
+        }
+        Error::NonFinite { path: self.file.name.clone(), value, place }
+    }
+
+    fn convert_rows<T: Real, E: Float, const BIG: bool>(
+        &self,
+        sequence: usize,
+        start: usize,
+        mut out: ArrayViewMut2<T>,
+    ) {
+        // For E = T this is a copy: the compiler folds the widening and the rounding back into nothing.
+        let convert = |bytes: &[u8]| T::of(E::read::<BIG>(bytes).wide());
+        let Shape { sequences, tokens, dim } = self.shape;
+        let data = self.data();
+        if self.header.fortran {
+            for (coordinate, mut column) in out.columns_mut().into_iter().enumerate() {
+                let first = sequence + sequences * (start + tokens * coordinate);
+                if column.is_empty() {
+                    continue;
+                }
+                let run = data[first * E::BYTES..].chunks(E::BYTES * sequences);
+                for (to, from) in column.iter_mut().zip(run) {
+                    *to = convert(&from[..E::BYTES]);
+                }
+            }
+            return;
+        }
+        for (r, mut row) in out.rows_mut().into_iter().enumerate() {
+            let first = (sequence * tokens + start + r) * dim * E::BYTES;
+            let from = data[first..first + dim * E::BYTES].chunks_exact(E::BYTES);
+            if let Some(row) = row.as_slice_mut() {
+                row.iter_mut().zip(from).for_each(|(to, from)| *to = convert(from));
+            } else {
+                row.iter_mut().zip(from).for_each(|(to, from)| *to = convert(from));
+            }
+        }
+    }
+}
+
+impl<T: Real> Sequences<T> for NpySequences {
+    fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    fn read_rows(&self, sequence: usize, start: usize, out: ArrayViewMut2<T>) -> Result<()> {
+        assert!(sequence < self.shape.sequences, "sequence {sequence} of {}", self.shape.sequences);
+        assert!(start + out.nrows() <= self.shape.tokens, "tokens beyond {}", self.shape.tokens);
+        assert_eq!(out.ncols(), self.shape.dim, "columns");
+        with_float!(self.header.dtype, E => if self.header.big_endian {
+            self.convert_rows::<T, E, true>(sequence, start, out);
+        } else {
+            self.convert_rows::<T, E, false>(sequence, start, out);
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,260 @@
+//! What is in a file, in one pass and flat memory: per array its type, shape, range, mean and counts of what is not
+//! finite. `.npy`, `.npz` and `.safetensors`, told apart by content.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::Number;
+
+use crate::error::{Error, Result};
+use crate::io::dtype::{Dtype, Element, Float, with_float};
+use crate::io::mapped::{Mapped, PIECE, Progress, guess, is_safetensors, is_zip};
+use crate::io::npy::{Misfit, NpyHeader, read_up_to};
+use crate::io::tensors::{SafetensorsIndex, visit_npz};
+
+/// A file's form, by its content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FileFormat {
+    /// One array.
+    Npy,
+    /// A zip archive of arrays.
+    Npz,
+    /// Named tensors with metadata.
+    Safetensors,
+}
+
+/// One array.
+#[derive(Clone, Debug, Serialize)]
+pub struct ArraySummary {
+    /// `None` for the one array of a `.npy` file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// "f32", "i64", "bool", "complex" …
+    pub dtype: String,
+    /// The type as a person would say it: "f32 big-endian Fortran".
+    #[serde(skip)]
+    pub described: String,
+    /// Most significant byte first.
+    pub big_endian: bool,
+    /// The first axis varies fastest.
+    pub fortran_order: bool,
+    /// Its axes; none for a scalar.
+    pub shape: Vec<usize>,
+    /// Of its data.
+    pub bytes: u64,
+    /// What its numbers are.
+    #[serde(flatten)]
+    pub ranges: Ranges,
+}
+
+/// What the numbers of an array are. All `None` where the type is not understood.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Ranges {
+    /// Smallest finite number; `None` where there is none.
+    pub min: Option<Number>,
+    /// Largest finite number.
+    pub max: Option<Number>,
+    /// Of the finite numbers.
+    pub mean: Option<f64>,
+    /// How many are NaN.
+    pub nan: Option<u64>,
+    /// How many are infinite.
+    pub infinite: Option<u64>,
+}
+
+/// One file.
+#[derive(Clone, Debug, Serialize)]
+pub struct FileSummary {
+    /// As given.
+    pub file: PathBuf,
+    /// By content.
+    pub format: FileFormat,
+    /// Of the whole file.
+    pub bytes: u64,
+    /// Of `.safetensors`.
+    #[serde(skip)]
+    pub metadata: BTreeMap<String, String>,
+    /// In the file's order.
+    pub arrays: Vec<ArraySummary>,
+}
+
+/// Reads a file through; `-` is standard input.
+pub fn summarise(path: impl AsRef<Path>, progress: Progress) -> Result<FileSummary> {
+    const EXPECTED: &str = "a .npy, .npz or .safetensors file";
+    let file = Mapped::open(path.as_ref(), EXPECTED, progress)?;
+    let bytes = file.bytes();
+    let mut arrays = Vec::new();
+    let mut metadata = BTreeMap::new();
+    let format = if bytes.starts_with(b"\x93NUMPY") {
+        let header =
+            NpyHeader::read(&mut &bytes[..], bytes.len() as u64).map_err(|m| m.in_file(&file.name))?;
+        arrays.push(summarise_npy(&file, None, &header, &mut &bytes[header.offset..], progress)?);
+        FileFormat::Npy
+    } else if is_zip(bytes) {
+        visit_npz(&file, &mut |name, header, data| {
+            arrays.push(summarise_npy(&file, Some(name), header, data, progress)?);
+            Ok(())
+        })?;
+        FileFormat::Npz
+    } else if is_safetensors(bytes) {
+        let index = SafetensorsIndex::read(&file)?;
+        for entry in &index.entries {
+            let mut data = index.data(&file, entry);
+            let bytes = data.len() as u64;
+            let ranges = Ranges::of(entry.dtype, false, &mut data, bytes, progress)?
+                .map_err(|m| m.in_tensor(&file.name, &entry.name))?;
+            arrays.push(ArraySummary {
+                name: Some(entry.name.clone()),
+                dtype: entry.dtype.to_string(),
+                described: entry.dtype.to_string(),
+                big_endian: false,
+                fortran_order: false,
+                shape: entry.shape.clone(),
+                bytes,
+                ranges,
+            });
+        }
+        metadata = index.metadata;
+        FileFormat::Safetensors
+    } else {
+        return Err(Error::file(&file.name, EXPECTED, guess(bytes)));
+    };
+    Ok(FileSummary { file: path.as_ref().to_path_buf(), format, bytes: bytes.len() as u64, metadata, arrays })
+}
+
+fn summarise_npy(
+    file: &Mapped,
+    name: Option<&str>,
+    header: &NpyHeader,
+    data: &mut dyn Read,
+    progress: Progress,
+) -> Result<ArraySummary> {
+    let bytes = header.data_bytes as u64;
+    let ranges =
+        Ranges::of(header.dtype, header.big_endian, data, bytes, progress)?.map_err(|misfit| match name {
+            Some(name) => misfit.in_tensor(&file.name, name),
+            None => misfit.in_file(&file.name),
+        })?;
+    Ok(ArraySummary {
+        name: name.map(str::to_owned),
+        dtype: header.dtype.to_string(),
+        described: header.describe(),
+        big_endian: header.big_endian && header.dtype.item_bytes() > Some(1),
+        fortran_order: header.fortran,
+        shape: header.shape.clone(),
+        bytes,
+        ranges,
+    })
+}
+
+impl Ranges {
+    /// Reads `bytes` bytes of elements. (Two kinds of failure: the outer stops everything, the inner still wants the
+    /// array's name.)
+    fn of(
+        dtype: Dtype,
+        big: bool,
+        data: &mut dyn Read,
+        bytes: u64,
+        progress: Progress,
+    ) -> Result<Result<Self, Misfit>> {
+        if dtype.item_bytes().is_none() {
+            return Ok(Ok(Self::default()));
+        }
+        let mut tally = Tally::default();
+        let mut piece = Vec::with_capacity(PIECE);
+        let mut seen = 0;
+        loop {
+            piece.clear();
+            match read_up_to(data, &mut piece, PIECE as u64) {
+                Err(misfit) => return Ok(Err(misfit)),
+                Ok(0) => break,
+                Ok(n) => seen += n as u64,
+            }
+            if big {
+                tally.add::<true>(dtype, &piece);
+            } else {
+                tally.add::<false>(dtype, &piece);
+            }
+            progress(piece.len() as u64)?;
+        }
+        if seen != bytes {
+            return Ok(Err(Misfit::new(format!("{bytes} bytes of data"), format!("{seen}"))));
+        }
+        Ok(Ok(tally.finish()))
+    }
+}
+
+/// Running range and counts. Whole numbers are kept whole: 2^63 has no neighbour in f64.
+#[derive(Default)]
+struct Tally {
+    float: Option<(f64, f64)>,
+    whole: Option<(i128, i128)>,
+    float_sum: f64,
+    whole_sum: i128,
+    finite: u64,
+    nan: u64,
+    infinite: u64,
+}
+
+impl Tally {
+    fn add<const BIG: bool>(&mut self, dtype: Dtype, piece: &[u8]) {
+        match dtype {
+            Dtype::I8 => self.add_whole::<i8, BIG>(piece),
+            Dtype::I16 => self.add_whole::<i16, BIG>(piece),
+            Dtype::I32 => self.add_whole::<i32, BIG>(piece),
+            Dtype::I64 => self.add_whole::<i64, BIG>(piece),
+            Dtype::U8 | Dtype::Bool => self.add_whole::<u8, BIG>(piece),
+            Dtype::U16 => self.add_whole::<u16, BIG>(piece),
+            Dtype::U32 => self.add_whole::<u32, BIG>(piece),
+            Dtype::U64 => self.add_whole::<u64, BIG>(piece),
+            _ => with_float!(dtype, E => self.add_float::<E, BIG>(piece)),
+        }
+    }
+
+    fn add_whole<E: Element + Ord + Into<i128>, const BIG: bool>(&mut self, piece: &[u8]) {
+        let numbers = || piece.chunks_exact(E::BYTES).map(E::read::<BIG>);
+        if let (Some(low), Some(high)) = (numbers().min(), numbers().max()) {
+            let (low, high) = (low.into(), high.into());
+            self.whole = Some(self.whole.map_or((low, high), |(min, max)| (min.min(low), max.max(high))));
+        }
+        self.whole_sum += numbers().map(Into::into).sum::<i128>();
+        self.finite += (piece.len() / E::BYTES) as u64;
+    }
+
+    fn add_float<E: Float, const BIG: bool>(&mut self, piece: &[u8]) {
+        let (mut low, mut high, mut sum, mut finite) = (f64::INFINITY, f64::NEG_INFINITY, 0.0, 0);
+        for x in piece.chunks_exact(E::BYTES).map(|x| E::read::<BIG>(x).wide()) {
+            if x.is_finite() {
+                low = low.min(x);
+                high = high.max(x);
+                sum += x;
+                finite += 1;
+            } else if x.is_nan() {
+                self.nan += 1;
+            } else {
+                self.infinite += 1;
+            }
+        }
+        if finite > 0 {
+            self.float = Some(self.float.map_or((low, high), |(min, max)| (min.min(low), max.max(high))));
+        }
+        // Sums of pieces, so that the error grows with their number and not with that of the elements.
+        self.float_sum += sum;
+        self.finite += finite;
+    }
+
+    fn finish(self) -> Ranges {
+        let (min, max) = match (self.whole, self.float) {
+            (Some((min, max)), _) => (Number::from_i128(min), Number::from_i128(max)),
+            (None, Some((min, max))) => (Number::from_f64(min), Number::from_f64(max)),
+            (None, None) => (None, None),
+        };
+        let sum = if self.whole.is_some() { self.whole_sum as f64 } else { self.float_sum };
+        // Numbers near the end of f64's range may overflow the sum: no mean is better than a wrong one.
+        let mean = Some(sum / self.finite as f64).filter(|mean| mean.is_finite());
+        Ranges { min, max, mean, nan: Some(self.nan), infinite: Some(self.infinite) }
+    }
+}

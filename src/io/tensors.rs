@@ -1,0 +1,423 @@
+//! Named tensors: parameters and memories. Read from `.safetensors` or `.npz` (told apart by content), written as
+//! `.safetensors` whose bytes depend on nothing but names, numbers and metadata. A tensor keeps the file's own bytes,
+//! so that reading and writing lose nothing, NaN payloads included; only `.npz` members in Fortran or big-endian
+//! order are rearranged.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{BufWriter, Cursor, Read, Write};
+use std::path::{Path, PathBuf};
+
+use ndarray::{ArrayD, ArrayView, ArrayViewD, Dimension, IxDyn, ShapeBuilder};
+use safetensors::tensor::{Dtype as SafeDtype, Metadata, TensorInfo};
+use zip::ZipArchive;
+
+use crate::error::{Error, Result};
+use crate::io::dtype::{Dtype, Element, Float, all_beyond, element_count, shape_text, with_float};
+use crate::io::mapped::{Mapped, Progress, guess, is_safetensors, is_zip};
+use crate::io::npy::{Misfit, NpyHeader, one_line, read_up_to};
+use crate::real::{ElementType, Real};
+
+/// The one key of a memory's metadata; its value is the configuration in JSON.
+pub const METADATA_KEY: &str = "nmem";
+
+const EXPECTED: &str = "a .safetensors or .npz file";
+
+/// An array as its file holds it: little-endian, C order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tensor {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    data: Vec<u8>,
+}
+
+impl Tensor {
+    /// `None` where the bytes are not as many as type and shape need.
+    pub fn new(dtype: Dtype, shape: Vec<usize>, data: Vec<u8>) -> Option<Self> {
+        let count = element_count(&shape)?;
+        let fits = dtype.item_bytes().is_none_or(|item| count * item == data.len());
+        fits.then_some(Self { dtype, shape, data })
+    }
+
+    /// Bit for bit.
+    pub fn from_array<T: Real, D: Dimension>(array: &ArrayView<T, D>) -> Self {
+        let dtype = match T::TYPE {
+            ElementType::F32 => Dtype::F32,
+            ElementType::F64 => Dtype::F64,
+        };
+        let mut data = Vec::with_capacity(array.len() * size_of::<T>());
+        array.iter().for_each(|x| data.extend_from_slice(x.le_bytes().as_ref()));
+        Self { dtype, shape: array.shape().to_vec(), data }
+    }
+
+    /// Counters: shape (n), u64.
+    pub fn from_counters(counters: &[u64]) -> Self {
+        let data = counters.iter().flat_map(|n| n.to_le_bytes()).collect();
+        Self { dtype: Dtype::U64, shape: vec![counters.len()], data }
+    }
+
+    /// Its element type.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Its axes; none for a scalar.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Little-endian, C order.
+    pub fn data(&self) -> &[u8] {
+        &self.data
+    }
+
+    /// As numbers of a run; f64 is rounded for f32. `None` unless its type is f16, bf16, f32 or f64.
+    pub fn to_array<T: Real>(&self) -> Option<ArrayD<T>> {
+        fn convert<T: Real, E: Float>(data: &[u8]) -> Vec<T> {
+            data.chunks_exact(E::BYTES).map(|x| T::of(E::read::<false>(x).wide())).collect()
+        }
+        self.dtype.is_float().then(|| {
+            let numbers = with_float!(self.dtype, E => convert::<T, E>(&self.data));
+            ArrayD::from_shape_vec(IxDyn(&self.shape), numbers)
+                .expect("length checked when the tensor was made")
+        })
+    }
+
+    /// `None` unless its type is u64.
+    pub fn to_counters(&self) -> Option<Vec<u64>> {
+        (self.dtype == Dtype::U64)
+            .then(|| self.data.chunks_exact(8).map(<u64 as Element>::read::<false>).collect())
+    }
+
+    /// Index and value of the first NaN or infinity; `None` also for types that have none.
+    pub fn first_nonfinite(&self) -> Option<(Vec<usize>, f64)> {
+        if !self.dtype.is_float() {
+            return None;
+        }
+        let (mut flat, value) = all_beyond(self.dtype, false, &self.data, f64::MAX).next()?;
+        let mut index = vec![0; self.shape.len()];
+        for (i, &n) in index.iter_mut().zip(&self.shape).rev() {
+            *i = flat % n;
+            flat /= n;
+        }
+        Some((index, value))
+    }
+}
+
+/// The tensors of a file, and what came with them.
+#[derive(Clone, Debug)]
+pub struct TensorFile {
+    path: PathBuf,
+    sha256: String,
+    tensors: BTreeMap<String, Tensor>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl TensorFile {
+    /// Reads a whole `.safetensors` or `.npz` file into memory (weights are small beside what is done with them);
+    /// `-` is standard input.
+    pub fn open(path: impl AsRef<Path>, progress: Progress) -> Result<Self> {
+        let file = Mapped::open(path.as_ref(), EXPECTED, progress)?;
+        let (tensors, metadata) = if is_zip(file.bytes()) {
+            let mut tensors = BTreeMap::new();
+            visit_npz(&file, &mut |name, header, reader| {
+                let tensor = npz_tensor(header, reader).map_err(|m| m.in_tensor(&file.name, name))?;
+                tensors.insert(name.to_owned(), tensor);
+                Ok(())
+            })?;
+            (tensors, BTreeMap::new())
+        } else {
+            let index = SafetensorsIndex::read(&file)?;
+            let tensors = index
+                .entries
+                .iter()
+                .map(|entry| {
+                    let data = index.data(&file, entry).to_vec();
+                    let Some(tensor) = Tensor::new(entry.dtype, entry.shape.clone(), data) else {
+                        let got = format!("shape {}", shape_text(&entry.shape));
+                        let misfit = Misfit::new("a tensor that can be addressed", got);
+                        return Err(misfit.in_tensor(&file.name, &entry.name));
+                    };
+                    Ok((entry.name.clone(), tensor))
+                })
+                .collect::<Result<_>>()?;
+            (tensors, index.metadata)
+        };
+        let sha256 = file.sha256(0, progress, |_| {})?;
+        Ok(Self { path: file.name, sha256, tensors, metadata })
+    }
+
+    /// As messages name it.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Of the whole file, in hexadecimal.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+
+    /// By name, in the names' order.
+    pub fn tensors(&self) -> &BTreeMap<String, Tensor> {
+        &self.tensors
+    }
+
+    /// All of `.safetensors` metadata; empty for `.npz`.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// The configuration of a memory, in JSON; `None` for any other file.
+    pub fn memory_json(&self) -> Option<&str> {
+        self.metadata.get(METADATA_KEY).map(String::as_str)
+    }
+
+    /// A tensor that must be there.
+    pub fn get(&self, name: &str) -> Result<&Tensor> {
+        self.tensors.get(name).ok_or_else(|| self.misfit(name, "a tensor of this name", "none"))
+    }
+
+    /// A tensor that must be there, as numbers.
+    pub fn array<T: Real>(&self, name: &str) -> Result<ArrayD<T>> {
+        let tensor = self.get(name)?;
+        tensor.to_array().ok_or_else(|| self.misfit(name, "type f16, bf16, f32 or f64", tensor.dtype.name()))
+    }
+
+    /// Name, index and value of the first NaN or infinity, in the names' order.
+    pub fn first_nonfinite(&self) -> Option<(&str, Vec<usize>, f64)> {
+        self.tensors.iter().find_map(|(name, tensor)| {
+            let (index, value) = tensor.first_nonfinite()?;
+            Some((name.as_str(), index, value))
+        })
+    }
+
+    /// [`Self::first_nonfinite`] as an error.
+    pub fn check_finite(&self) -> Result<()> {
+        match self.first_nonfinite() {
+            None => Ok(()),
+            Some((name, index, value)) => {
+                let place = format!("tensor {name}, element {index:?}");
+                Err(Error::NonFinite { path: self.path.clone(), value, place })
+            }
+        }
+    }
+
+    fn misfit(&self, tensor: &str, expected: &str, got: &str) -> Error {
+        Misfit::new(expected, got).in_tensor(&self.path, tensor)
+    }
+}
+
+/// Writes tensors and a configuration in JSON. Widest elements first, then by name, so that every tensor is aligned;
+/// the same input gives the same bytes. (The crate's own writer takes a hash map of metadata, whose order varies when
+/// it has more than one key, and leaves files that only their owner can read.)
+pub fn write_safetensors(
+    path: impl AsRef<Path>,
+    tensors: &BTreeMap<String, Tensor>,
+    metadata_json: &str,
+) -> Result<()> {
+    let path = path.as_ref();
+    let mut order: Vec<_> = tensors.iter().collect();
+    order.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.dtype.item_bytes()));
+    let mut offset = 0;
+    let mut infos = Vec::with_capacity(order.len());
+    for (name, tensor) in &order {
+        let dtype = to_safe(tensor.dtype).ok_or_else(|| {
+            Misfit::new("a type that .safetensors holds", tensor.dtype.name()).in_tensor(path, name)
+        })?;
+        let end = offset + tensor.data.len();
+        infos.push((
+            (*name).clone(),
+            TensorInfo { dtype, shape: tensor.shape.clone(), data_offsets: (offset, end) },
+        ));
+        offset = end;
+    }
+    let metadata = HashMap::from([(METADATA_KEY.to_owned(), metadata_json.to_owned())]);
+    let metadata = Metadata::new(Some(metadata), infos).expect("offsets and shapes follow from the tensors");
+    let mut header = serde_json::to_vec(&metadata).expect("text and numbers");
+    // The format pads with spaces; eight keeps the widest elements aligned.
+    header.resize(header.len().next_multiple_of(8), b' ');
+
+    let write = || {
+        let file = File::create(path)?;
+        let mut out = BufWriter::new(&file);
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        for (_, tensor) in &order {
+            out.write_all(&tensor.data)?;
+        }
+        out.flush()?;
+        drop(out);
+        // Network file systems report a full quota only here.
+        file.sync_data()
+    };
+    write().map_err(Error::io(path, "write"))
+}
+
+/// Where one tensor of a `.safetensors` file lies.
+pub(crate) struct Entry {
+    pub name: String,
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+    begin: usize,
+    end: usize,
+}
+
+/// The header of a `.safetensors` file, entries in the order of their data.
+pub(crate) struct SafetensorsIndex {
+    pub entries: Vec<Entry>,
+    pub metadata: BTreeMap<String, String>,
+    data_start: usize,
+}
+
+impl SafetensorsIndex {
+    pub fn read(file: &Mapped) -> Result<Self> {
+        let bytes = file.bytes();
+        if !is_safetensors(bytes) {
+            return Err(Error::file(&file.name, EXPECTED, guess(bytes)));
+        }
+        let (length, rest) = bytes.split_first_chunk::<8>().expect("nine bytes at least were looked at");
+        let length = u64::from_le_bytes(*length) as usize;
+        let refuse = |expected: String, got: String| Error::file(&file.name, expected, got);
+        let Some((header, data)) = rest.split_at_checked(length) else {
+            return Err(refuse(
+                format!("a header of {length} bytes"),
+                format!("{} bytes after its length", rest.len()),
+            ));
+        };
+        let header: Metadata = serde_json::from_slice(header)
+            .map_err(|error| refuse("a .safetensors header".into(), one_line(&error.to_string())))?;
+        if header.data_len() != data.len() {
+            let expected = format!("{} bytes of tensors after the header", header.data_len());
+            return Err(refuse(expected, format!("{}", data.len())));
+        }
+        let entries = header
+            .offset_keys()
+            .into_iter()
+            .filter_map(|name| {
+                let info = header.info(&name)?;
+                let (begin, end) = info.data_offsets;
+                Some(Entry { dtype: from_safe(info.dtype), shape: info.shape.clone(), begin, end, name })
+            })
+            .collect();
+        let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
+        Ok(Self { entries, metadata, data_start: 8 + length })
+    }
+
+    pub fn data<'a>(&self, file: &'a Mapped, entry: &Entry) -> &'a [u8] {
+        &file.bytes()[self.data_start..][entry.begin..entry.end]
+    }
+}
+
+/// What [`visit_npz`] calls: array name, header, and the stream of its data.
+pub(crate) type VisitMember<'a> = &'a mut dyn FnMut(&str, &NpyHeader, &mut dyn Read) -> Result<()>;
+
+/// Calls `visit` for each `.npy` member of a zip archive, in the archive's order, at the start of its data. Members
+/// of other kinds are passed over, as `NumPy` does until one is asked for.
+pub(crate) fn visit_npz(file: &Mapped, visit: VisitMember) -> Result<()> {
+    let damaged = |error: &zip::result::ZipError| {
+        let got = format!("a damaged zip archive ({})", one_line(&error.to_string()));
+        Error::file(&file.name, EXPECTED, got)
+    };
+    let mut archive = ZipArchive::new(Cursor::new(file.bytes())).map_err(|e| damaged(&e))?;
+    let mut arrays = 0;
+    for index in 0..archive.len() {
+        let Some(name) = archive.name_for_index(index).map(str::to_owned) else { continue };
+        let Some(array) = name.strip_suffix(".npy") else { continue };
+        let mut member = archive.by_index(index).map_err(|e| {
+            Misfit::new("a readable member", one_line(&e.to_string())).in_tensor(&file.name, array)
+        })?;
+        let len = member.size();
+        let header = NpyHeader::read(&mut member, len).map_err(|m| m.in_tensor(&file.name, array))?;
+        visit(array, &header, &mut member)?;
+        arrays += 1;
+    }
+    if arrays == 0 {
+        let pickle = archive.file_names().any(|name| name.ends_with("data.pkl"));
+        let got = if pickle {
+            "a PyTorch checkpoint (save its state_dict with safetensors.torch.save_file)"
+        } else {
+            "a zip archive without .npy members"
+        };
+        return Err(Error::file(&file.name, EXPECTED, got));
+    }
+    Ok(())
+}
+
+/// Reads a member's data and puts it into little-endian C order.
+fn npz_tensor(header: &NpyHeader, reader: &mut dyn Read) -> Result<Tensor, Misfit> {
+    let Some(item) = header.dtype.item_bytes() else {
+        return Err(Misfit::new("numbers", format!("{} ({})", header.dtype, header.descr)));
+    };
+    let bytes = header.data_bytes;
+    let mut data = Vec::new();
+    read_up_to(reader, &mut data, bytes as u64)?;
+    if data.len() < bytes {
+        return Err(Misfit::new(format!("{bytes} bytes of data"), format!("{}", data.len())));
+    }
+    // The checksum is compared where the stream ends.
+    read_up_to(reader, &mut Vec::new(), 1)?;
+    if header.big_endian {
+        data.chunks_exact_mut(item).for_each(<[u8]>::reverse);
+    }
+    if header.fortran && header.shape.len() > 1 {
+        data = match item {
+            1 => to_c_order::<1>(&header.shape, &data),
+            2 => to_c_order::<2>(&header.shape, &data),
+            4 => to_c_order::<4>(&header.shape, &data),
+            _ => to_c_order::<8>(&header.shape, &data),
+        };
+    }
+    Ok(Tensor::new(header.dtype, header.shape.clone(), data).expect("as many bytes as the header said"))
+}
+
+fn to_c_order<const BYTES: usize>(shape: &[usize], data: &[u8]) -> Vec<u8> {
+    let (items, _) = data.as_chunks::<BYTES>();
+    let fortran = ArrayViewD::from_shape(IxDyn(shape).f(), items).expect("as many items as the shape has");
+    fortran.iter().flatten().copied().collect()
+}
+
+fn from_safe(dtype: SafeDtype) -> Dtype {
+    match dtype {
+        SafeDtype::F16 => Dtype::F16,
+        SafeDtype::BF16 => Dtype::BF16,
+        SafeDtype::F32 => Dtype::F32,
+        SafeDtype::F64 => Dtype::F64,
+        SafeDtype::I8 => Dtype::I8,
+        SafeDtype::I16 => Dtype::I16,
+        SafeDtype::I32 => Dtype::I32,
+        SafeDtype::I64 => Dtype::I64,
+        SafeDtype::U8 => Dtype::U8,
+        SafeDtype::U16 => Dtype::U16,
+        SafeDtype::U32 => Dtype::U32,
+        SafeDtype::U64 => Dtype::U64,
+        SafeDtype::BOOL => Dtype::Bool,
+        SafeDtype::C64 => Dtype::Other("complex"),
+        SafeDtype::F4 => Dtype::Other("f4"),
+        SafeDtype::F6_E2M3 | SafeDtype::F6_E3M2 => Dtype::Other("f6"),
+        SafeDtype::F8_E5M2
+        | SafeDtype::F8_E4M3
+        | SafeDtype::F8_E8M0
+        | SafeDtype::F8_E4M3FNUZ
+        | SafeDtype::F8_E5M2FNUZ => Dtype::Other("f8"),
+        _ => Dtype::Other("unknown"),
+    }
+}
+
+fn to_safe(dtype: Dtype) -> Option<SafeDtype> {
+    Some(match dtype {
+        Dtype::F16 => SafeDtype::F16,
+        Dtype::BF16 => SafeDtype::BF16,
+        Dtype::F32 => SafeDtype::F32,
+        Dtype::F64 => SafeDtype::F64,
+        Dtype::I8 => SafeDtype::I8,
+        Dtype::I16 => SafeDtype::I16,
+        Dtype::I32 => SafeDtype::I32,
+        Dtype::I64 => SafeDtype::I64,
+        Dtype::U8 => SafeDtype::U8,
+        Dtype::U16 => SafeDtype::U16,
+        Dtype::U32 => SafeDtype::U32,
+        Dtype::U64 => SafeDtype::U64,
+        Dtype::Bool => SafeDtype::BOOL,
+        Dtype::Other(_) => return None,
+    })
+}
