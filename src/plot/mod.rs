@@ -1,0 +1,4 @@
+//! plot
+pub mod envelope;
+pub mod series;
+pub(crate) mod table;
