@@ -37,7 +37,9 @@ impl Labels {
         let mut runs = Vec::<Run>::new();
         while table.advance()? {
             let start = table.integer(position)?;
-            let end = start.checked_add(1).ok_or_else(|| table.bad_row("a position below 2^64 − 1", start.to_string()))?;
+            let end = start
+                .checked_add(1)
+                .ok_or_else(|| table.bad_row("a position below 2^64 − 1", start.to_string()))?;
             let name = table.text(segment);
             let segment = if let Some(&known) = segments.get(name) {
                 known
@@ -99,13 +101,18 @@ mod tests {
         let path = folder.path().join("labels.csv");
         std::fs::write(&path, csv).expect("a writable temporary folder");
         Labels::read(&path).map_err(|error| {
-            error.to_string().replace(&folder.path().display().to_string(), "").trim_start_matches('/').to_string()
+            error
+                .to_string()
+                .replace(&folder.path().display().to_string(), "")
+                .trim_start_matches('/')
+                .to_string()
         })
     }
 
     #[test]
     fn segments_and_repeats() {
-        let csv = b"text,repeat,position,segment\n\"a, b\",0,0,x\nb,0,1,x\nc,1,2,y\nd,1,3,y\ne,1,4,x\nf,0,5,x\n";
+        let csv =
+            b"text,repeat,position,segment\n\"a, b\",0,0,x\nb,0,1,x\nc,1,2,y\nd,1,3,y\ne,1,4,x\nf,0,5,x\n";
         let labels = read(csv).unwrap();
         assert_eq!(labels.boundaries, [2, 4]);
         assert_eq!(labels.repeats, vec![2..5]);
@@ -134,7 +141,10 @@ mod tests {
     fn bad_input_is_named() {
         let cases: [(&[u8], &str); 6] = [
             (b"", r#"labels.csv: expected a column "position", got an empty file"#),
-            (b"position,topic\n0,a\n", r#"labels.csv: expected a column "segment", got the columns position, topic"#),
+            (
+                b"position,topic\n0,a\n",
+                r#"labels.csv: expected a column "segment", got the columns position, topic"#,
+            ),
             (
                 b"position,segment\n0,a\n-1,a\n",
                 r#"labels.csv: expected an integer ≥ 0 in column "position" on line 3, got "-1""#,

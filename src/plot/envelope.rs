@@ -31,6 +31,8 @@ struct Extent {
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Bin {
     extent: Option<Extent>,
+    /// Sums of x and y over what is drawn, and its count.
+    sums: (f64, f64, u64),
     /// Something in here is missing: the line goes on neither to nor from this bin.
     breaks: bool,
     /// x of the first and last values of each kind that cannot be drawn: not finite, not positive.
@@ -64,7 +66,7 @@ impl Envelope {
             Some(y) => {
                 let point = (x, y);
                 let extent = Extent { first: point, lowest: point, highest: point, last: point };
-                bin = Bin { extent: Some(extent), ..Bin::default() };
+                bin = Bin { extent: Some(extent), sums: (x, y, 1), ..Bin::default() };
             }
             None => {}
         }
@@ -113,24 +115,43 @@ impl Envelope {
 
     /// The unbroken stretches, each of one point or more.
     pub fn stretches(&self) -> Vec<Vec<Point>> {
-        let mut stretches = Vec::new();
-        let mut open = Vec::new();
-        for bin in &self.bins {
-            if bin.breaks && !open.is_empty() {
-                stretches.push(std::mem::take(&mut open));
-            }
-            if let Some(extent) = bin.extent {
-                open.extend(extent.points());
-                if bin.breaks {
-                    stretches.push(std::mem::take(&mut open));
-                }
-            }
-        }
-        if !open.is_empty() {
-            stretches.push(open);
-        }
-        stretches
+        stretches(&self.bins, |bin| bin.extent.map(Extent::points).unwrap_or_default())
     }
+
+    /// The trend of a line of more points than bins, as (points per mean, unbroken stretches of at most `most`
+    /// means); None for a line that is exact as it is.
+    pub fn trend(&self, most: usize) -> Option<(u64, Vec<Vec<Point>>)> {
+        if self.width == 1 {
+            return None;
+        }
+        let group = self.bins.len().div_ceil(most);
+        let merge = |bins: &[Bin]| bins.iter().fold(Bin::default(), Bin::merged);
+        let bins: Vec<_> = self.bins.chunks(group).map(merge).collect();
+        let mean = |(x, y, count): (f64, f64, u64)| {
+            vec![(x / count as f64, y / count as f64); count.min(1) as usize]
+        };
+        // A sum may overflow where its terms do not.
+        let finite = |point: &Point| point.1.is_finite();
+        let means = stretches(&bins, |bin| mean(bin.sums).into_iter().filter(finite).collect());
+        Some((self.width * group as u64, means))
+    }
+}
+
+fn stretches(bins: &[Bin], points: impl Fn(&Bin) -> Vec<Point>) -> Vec<Vec<Point>> {
+    let mut stretches = Vec::new();
+    let mut open = Vec::new();
+    for bin in bins {
+        if bin.breaks {
+            stretches.push(std::mem::take(&mut open));
+        }
+        open.extend(points(bin));
+        if bin.breaks {
+            stretches.push(std::mem::take(&mut open));
+        }
+    }
+    stretches.push(open);
+    stretches.retain(|stretch| !stretch.is_empty());
+    stretches
 }
 
 impl Bin {
@@ -144,7 +165,8 @@ impl Bin {
             (a, b) => a.or(b),
         };
         let unshown = [span(self.unshown[0], next.unshown[0]), span(self.unshown[1], next.unshown[1])];
-        Self { extent, breaks: self.breaks || next.breaks, unshown }
+        let sums = (self.sums.0 + next.sums.0, self.sums.1 + next.sums.1, self.sums.2 + next.sums.2);
+        Self { extent, sums, breaks: self.breaks || next.breaks, unshown }
     }
 }
 
@@ -160,8 +182,11 @@ impl Extent {
 
     /// In the order of x, each once.
     fn points(self) -> Vec<Point> {
-        let (a, b) =
-            if self.lowest.0 <= self.highest.0 { (self.lowest, self.highest) } else { (self.highest, self.lowest) };
+        let (a, b) = if self.lowest.0 <= self.highest.0 {
+            (self.lowest, self.highest)
+        } else {
+            (self.highest, self.lowest)
+        };
         let mut points = vec![self.first, a, b, self.last];
         points.dedup();
         points
@@ -212,9 +237,21 @@ mod tests {
     }
 
     #[test]
+    fn the_trend_is_of_means() {
+        assert_eq!(envelope(4, false, &[1.0, 3.0]).trend(4), None);
+        let line = envelope(4, false, &[1.0, 3.0, 5.0, 5.0, f64::NAN, 8.0, 2.0, 4.0]);
+        let means = vec![vec![(0.5, 2.0), (2.5, 5.0)], vec![(5.0, 8.0)], vec![(6.5, 3.0)]];
+        assert_eq!(line.trend(4), Some((2, means)));
+        assert_eq!(line.trend(2), Some((4, vec![vec![(1.5, 3.5)], vec![(6.0, 14.0 / 3.0)]])));
+    }
+
+    #[test]
     fn breaks_at_what_is_not_finite() {
         let line = envelope(8, false, &[1.0, 2.0, f64::NAN, 3.0, f64::INFINITY, -4.0, 0.0]);
-        assert_eq!(line.stretches(), [vec![(0.0, 1.0), (1.0, 2.0)], vec![(3.0, 3.0)], vec![(5.0, -4.0), (6.0, 0.0)]]);
+        assert_eq!(
+            line.stretches(),
+            [vec![(0.0, 1.0), (1.0, 2.0)], vec![(3.0, 3.0)], vec![(5.0, -4.0), (6.0, 0.0)]]
+        );
         assert_eq!((line.count(Unshown::NotFinite), line.count(Unshown::NotPositive)), (2, 0));
         assert_eq!(line.places(Unshown::NotFinite).collect::<Vec<_>>(), [2.0..=2.0, 4.0..=4.0]);
         assert_eq!(line.range(), Some((-4.0, 3.0)));

@@ -79,7 +79,7 @@ pub struct Metrics {
     pub sequences: usize,
     /// The heads' numbers, ascending.
     pub heads: Vec<u64>,
-    /// From the first chunk's start to the last one's end.
+    /// From the first chunk's start to the last one's end; empty without rows.
     pub tokens: Range<u64>,
     /// The quantities that apply.
     pub series: Vec<Series>,
@@ -140,7 +140,14 @@ impl Metrics {
             places.fill(None);
             let mut open = Vec::with_capacity(cursors.len());
             for cursor in cursors {
-                open.extend(metrics.read_block(&mut table, &columns, cursor, first, &mut cells, &mut places)?);
+                open.extend(metrics.read_block(
+                    &mut table,
+                    &columns,
+                    cursor,
+                    first,
+                    &mut cells,
+                    &mut places,
+                )?);
             }
             cursors = open;
             for (place, cells) in places.iter().zip(cells.chunks(metrics.heads.len().max(1))) {
@@ -150,7 +157,7 @@ impl Metrics {
             }
         }
         if metrics.tokens.is_empty() {
-            metrics.tokens = 0..1;
+            metrics.tokens = 0..0;
         }
         metrics.series.retain(|series| series.quantity != Quantity::LossRatio || series.applies());
         Ok(metrics)
@@ -255,14 +262,18 @@ impl Series {
         Quantity::ALL.map(series).into()
     }
 
-    /// The heads' lines and the bold one.
-    pub fn lines(&self) -> impl Iterator<Item = &Envelope> {
-        self.heads.iter().chain(&self.all)
+    /// The line over all heads.
+    pub fn bold(&self) -> Option<&Envelope> {
+        self.all.as_ref().or(self.heads.first())
     }
 
     /// Lowest and highest value drawn.
     pub fn range(&self) -> Option<(f64, f64)> {
-        self.lines().filter_map(Envelope::range).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
+        self.heads
+            .iter()
+            .chain(&self.all)
+            .filter_map(Envelope::range)
+            .reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
     }
 
     /// How many of the heads' values cannot be drawn for this reason.
@@ -335,13 +346,15 @@ mod tests {
     use super::{BINS, Metrics, Quantity};
     use crate::plot::envelope::Point;
 
-    const HEADER: &str = "sequence,chunk,head,start,end,loss,loss_before,surprise,learning_rate,momentum,decay";
+    const HEADER: &str =
+        "sequence,chunk,head,start,end,loss,loss_before,surprise,learning_rate,momentum,decay";
 
     fn read(rows: &str) -> Result<Metrics, String> {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("metrics.csv");
         std::fs::write(&path, format!("{HEADER}\n{rows}")).expect("a writable temporary folder");
-        Metrics::read(&path).map_err(|error| error.to_string().split_once("metrics.csv: ").unwrap().1.to_string())
+        Metrics::read(&path)
+            .map_err(|error| error.to_string().split_once("metrics.csv: ").unwrap().1.to_string())
     }
 
     fn all(metrics: &Metrics, quantity: Quantity) -> Vec<Vec<Point>> {
@@ -357,7 +370,10 @@ mod tests {
              1,0,0,0,4,1,1,5,.3,0,.5\n1,0,1,0,4,3,3,7,.3,0,.5\n1,1,0,4,8,2,1,7,.3,0,.5\n1,1,1,4,8,2,1,7,.3,0,.5\n",
         )
         .unwrap();
-        assert_eq!((metrics.sequences, metrics.heads.as_slice(), metrics.tokens.clone()), (2, &[0, 1][..], 0..8));
+        assert_eq!(
+            (metrics.sequences, metrics.heads.as_slice(), metrics.tokens.clone()),
+            (2, &[0, 1][..], 0..8)
+        );
         assert_eq!(metrics.series[0].heads[0].stretches(), [[(2.0, 3.0), (6.0, 6.0)]]);
         assert_eq!(all(&metrics, Quantity::Surprise), [[(2.0, 4.0), (6.0, 6.0)]]);
         assert_eq!(metrics.series[1].heads[1].stretches(), [[(2.0, 4.0 / 6.0), (6.0, 0.5)]]);
@@ -376,7 +392,8 @@ mod tests {
     #[test]
     fn sequences_of_many_blocks_and_unequal_length() {
         let rows = |sequence: u64, chunks: u64| {
-            (0..chunks).map(move |i| format!("{sequence},{i},0,{i},{},1,1,{},1,1,1\n", i + 1, i + 1 + sequence))
+            (0..chunks)
+                .map(move |i| format!("{sequence},{i},0,{i},{},1,1,{},1,1,1\n", i + 1, i + 1 + sequence))
         };
         let metrics = read(&rows(0, 200).chain(rows(2, 150)).collect::<String>()).unwrap();
         let expected: Vec<_> =
@@ -395,7 +412,10 @@ mod tests {
     #[test]
     fn bad_input_is_named() {
         let cases = [
-            ("0,0,0,0,4,1,,oops,1,1,1\n", r#"expected a number or nothing in column "surprise" on line 2, got "oops""#),
+            (
+                "0,0,0,0,4,1,,oops,1,1,1\n",
+                r#"expected a number or nothing in column "surprise" on line 2, got "oops""#,
+            ),
             ("0,0,0,4,4,1,,1,1,1,1\n", "expected start < end on line 2, got 4 and 4"),
             (
                 "0,1,0,0,4,1,,1,1,1,1\n0,0,0,0,4,1,,1,1,1,1\n",
