@@ -5,7 +5,9 @@
 //! [`sequences`] and [`retrieved`] the two ways of a run's tokens, [`tensors`] named tensors, [`summary`] ranges.
 
 pub mod dtype;
+pub mod labels;
 pub(crate) mod mapped;
+pub mod memory_file;
 pub mod npy;
 pub mod retrieved;
 pub mod sequences;

@@ -1,0 +1,168 @@
+//! Labels of a sequence's tokens: a CSV with the columns `position` (token), `segment` (what the token belongs to)
+//! and optionally `repeat` (1 where the text was seen before). Other columns are ignored, rows may come in any
+//! order. A row holds until the next one's position, the last row for one token, so that a file may name every
+//! token or only the places where something changes.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::Path;
+
+use crate::error::Result;
+use crate::plot::table::Table;
+
+/// Where the segment changes and what is a repeat, in tokens.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Labels {
+    /// First tokens of the segments, ascending; not that of the first segment.
+    pub boundaries: Vec<u64>,
+    /// Tokens seen before: ascending, neither overlapping nor touching.
+    pub repeats: Vec<Range<u64>>,
+}
+
+/// Consecutive positions with the same labels: a file of millions of tokens is kept as its few runs.
+struct Run {
+    positions: Range<u64>,
+    segment: usize,
+    repeat: bool,
+    line: u64,
+}
+
+impl Labels {
+    /// Reads a CSV file.
+    pub fn read(path: &Path) -> Result<Self> {
+        let mut table = Table::open(path)?;
+        let (position, segment) = (table.column("position")?, table.column("segment")?);
+        let repeat = table.optional_column("repeat");
+        let mut segments = HashMap::<Vec<u8>, usize>::new();
+        let mut runs = Vec::<Run>::new();
+        while table.advance()? {
+            let start = table.integer(position)?;
+            let end = start
+                .checked_add(1)
+                .ok_or_else(|| table.bad_row("a position below 2^64 − 1", start.to_string()))?;
+            let name = table.text(segment);
+            let segment = if let Some(&known) = segments.get(name) {
+                known
+            } else {
+                let new = segments.len();
+                segments.insert(name.to_vec(), new);
+                new
+            };
+            let repeat = repeat.is_some_and(|column| table.text(column) == b"1");
+            match runs.last_mut() {
+                Some(run) if run.positions.end == start && run.segment == segment && run.repeat == repeat => {
+                    run.positions.end = end;
+                }
+                _ => runs.push(Run { positions: start..end, segment, repeat, line: table.position().line() }),
+            }
+        }
+        runs.sort_by_key(|run| (run.positions.start, run.line));
+        if let Some(pair) = runs.windows(2).find(|pair| pair[1].positions.start < pair[0].positions.end) {
+            let got = format!("{} again", pair[1].positions.start);
+            let expected = format!("each position once, on line {}", pair[1].line.max(pair[0].line));
+            return Err(crate::Error::file(path, expected, got));
+        }
+        Ok(Self::from_runs(&runs))
+    }
+
+    fn from_runs(runs: &[Run]) -> Self {
+        let mut labels = Self::default();
+        for (i, run) in runs.iter().enumerate() {
+            if i > 0 && runs[i - 1].segment != run.segment {
+                labels.boundaries.push(run.positions.start);
+            }
+            if run.repeat {
+                let end = runs.get(i + 1).map_or(run.positions.end, |next| next.positions.start);
+                match labels.repeats.last_mut() {
+                    Some(last) if last.end == run.positions.start => last.end = end,
+                    _ => labels.repeats.push(run.positions.start..end),
+                }
+            }
+        }
+        labels
+    }
+
+    /// The same labels for a sequence that starts at token `offset` of the memory's life.
+    pub fn shifted(&self, offset: u64) -> Self {
+        let shift = |position: u64| position.saturating_add(offset);
+        Self {
+            boundaries: self.boundaries.iter().map(|&position| shift(position)).collect(),
+            repeats: self.repeats.iter().map(|range| shift(range.start)..shift(range.end)).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Labels;
+
+    fn read(csv: &[u8]) -> Result<Labels, String> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("labels.csv");
+        std::fs::write(&path, csv).expect("a writable temporary folder");
+        Labels::read(&path).map_err(|error| {
+            error
+                .to_string()
+                .replace(&folder.path().display().to_string(), "")
+                .trim_start_matches('/')
+                .to_string()
+        })
+    }
+
+    #[test]
+    fn segments_and_repeats() {
+        let csv =
+            b"text,repeat,position,segment\n\"a, b\",0,0,x\nb,0,1,x\nc,1,2,y\nd,1,3,y\ne,1,4,x\nf,0,5,x\n";
+        let labels = read(csv).unwrap();
+        assert_eq!(labels.boundaries, [2, 4]);
+        assert_eq!(labels.repeats, vec![2..5]);
+        let shifted = labels.shifted(100);
+        assert_eq!(shifted.boundaries, [102, 104]);
+        assert_eq!(shifted.repeats, vec![102..105]);
+    }
+
+    #[test]
+    fn any_order_and_gaps() {
+        let labels = read(b"position,segment,repeat\n20,a,0\n10,b,1\n0,a,0\n").unwrap();
+        assert_eq!(labels.boundaries, [10, 20]);
+        assert_eq!(labels.repeats, vec![10..20]);
+        let last = read(b"position,segment,repeat\n0,a,0\n7,a,1\n").unwrap();
+        assert_eq!(last.boundaries, [0; 0]);
+        assert_eq!(last.repeats, vec![7..8]);
+    }
+
+    #[test]
+    fn no_repeat_column_and_no_rows() {
+        assert_eq!(read(b"position,segment\n0,a\n1,b\n").unwrap().boundaries, [1]);
+        assert_eq!(read(b"position,segment\n").unwrap(), Labels::default());
+    }
+
+    #[test]
+    fn bad_input_is_named() {
+        let cases: [(&[u8], &str); 6] = [
+            (b"", r#"labels.csv: expected a column "position", got an empty file"#),
+            (
+                b"position,topic\n0,a\n",
+                r#"labels.csv: expected a column "segment", got the columns position, topic"#,
+            ),
+            (
+                b"position,segment\n0,a\n-1,a\n",
+                r#"labels.csv: expected an integer ≥ 0 in column "position" on line 3, got "-1""#,
+            ),
+            (
+                b"position,segment\n1.5,a\n",
+                r#"labels.csv: expected an integer ≥ 0 in column "position" on line 2, got "1.5""#,
+            ),
+            (b"position,segment\n0,a\n1\n", "labels.csv: expected 2 fields on line 3, got 1"),
+            (
+                b"position,segment\n0,a\n1,a\n1,b\n",
+                "labels.csv: expected each position once, on line 4, got 1 again",
+            ),
+        ];
+        for (csv, message) in cases {
+            assert_eq!(read(csv).unwrap_err(), message);
+        }
+        let absent = Labels::read(std::path::Path::new("/no/such/labels.csv")).unwrap_err();
+        assert_eq!(absent.to_string(), "/no/such/labels.csv: cannot open");
+    }
+}

@@ -1,0 +1,108 @@
+//! The legend above the panels: entries side by side, in as many rows as they need, and notes below them.
+
+use plotters::style::text_anchor::HPos;
+use plotters::style::{Color, RGBColor};
+
+use crate::plot::canvas::Canvas;
+use crate::plot::theme;
+
+/// A row of entries or notes.
+const ROW: f64 = 11.0;
+/// A swatch.
+const SWATCH: f64 = 14.0;
+/// Between a swatch and its text, and between entries.
+const SPACE: f64 = 4.0;
+const BETWEEN: f64 = 12.0;
+
+/// The picture of an entry.
+#[derive(Clone, Debug)]
+pub enum Swatch {
+    /// A line of this colour, opacity and width.
+    Line(RGBColor, f64, f64),
+    /// Many lines, in the order of their colours.
+    Fan(Vec<RGBColor>),
+    /// A thin vertical line.
+    Rule,
+    /// A shaded area.
+    Shade,
+    /// The mark of values that cannot be drawn.
+    Mark,
+}
+
+/// What stands above the panels.
+#[derive(Debug, Default)]
+pub struct Legend {
+    /// Swatches and their texts.
+    pub entries: Vec<(Swatch, String)>,
+    /// Small print, a line each.
+    pub notes: Vec<String>,
+}
+
+impl Legend {
+    /// Places of the entries: row and distance from the left.
+    fn places(&self, width: f64) -> Vec<(usize, f64)> {
+        let (mut row, mut x) = (0, 0.0);
+        let mut places = Vec::new();
+        for (_, text) in &self.entries {
+            let entry = SWATCH + SPACE + theme::text_width(text, theme::SMALL);
+            if x > 0.0 && x + entry > width {
+                (row, x) = (row + 1, 0.0);
+            }
+            places.push((row, x));
+            x += entry + BETWEEN;
+        }
+        places
+    }
+
+    /// Height when laid out at this width.
+    pub fn height(&self, width: f64) -> f64 {
+        let rows = self.places(width).last().map_or(0, |(row, _)| row + 1);
+        (rows + self.notes.len()) as f64 * ROW
+    }
+
+    /// Draws it with its upper left corner at `left`, `top`.
+    pub fn draw(&self, canvas: &mut Canvas, left: f64, top: f64, width: f64) {
+        let places = self.places(width);
+        for ((swatch, text), (row, x)) in self.entries.iter().zip(&places) {
+            let (x, y) = (left + x, top + (*row as f64 + 0.5) * ROW);
+            swatch.draw(canvas, x, y);
+            canvas.text(text, (x + SWATCH + SPACE, y), theme::SMALL, theme::BLACK, HPos::Left);
+        }
+        let rows = places.last().map_or(0, |(row, _)| row + 1);
+        for (i, note) in self.notes.iter().enumerate() {
+            let y = top + ((rows + i) as f64 + 0.5) * ROW;
+            canvas.text(note, (left, y), theme::SMALL, theme::GREY, HPos::Left);
+        }
+    }
+}
+
+impl Swatch {
+    fn draw(&self, canvas: &mut Canvas, x: f64, y: f64) {
+        let half = 3.5;
+        match self {
+            Self::Line(colour, opacity, width) => {
+                canvas.line(&[(x, y), (x + SWATCH, y)], theme::faint(*colour, *opacity), *width);
+            }
+            Self::Fan(colours) => {
+                let width = SWATCH / colours.len() as f64;
+                for (i, colour) in colours.iter().enumerate() {
+                    let from = (x + i as f64 * width, y - 1.5);
+                    // To the end of the swatch each, so that no seam shows between them.
+                    canvas.rectangle(from, (x + SWATCH, y + 1.5), colour.to_rgba());
+                }
+            }
+            Self::Rule => {
+                let x = x + SWATCH / 2.0;
+                canvas.line(&[(x, y - half), (x, y + half)], theme::RULE.to_rgba(), theme::SPINE);
+            }
+            Self::Shade => canvas.rectangle((x, y - half), (x + SWATCH, y + half), theme::SHADE.to_rgba()),
+            Self::Mark => mark(canvas, (x + SWATCH / 2.0, y - 2.0), 1.0),
+        }
+    }
+}
+
+/// A small triangle whose base lies on the edge of a panel: `inwards` is 1 at the upper edge, −1 at the lower one.
+pub fn mark(canvas: &mut Canvas, (x, y): (f64, f64), inwards: f64) {
+    let corners = [(x - 2.2, y), (x + 2.2, y), (x, y + 3.8 * inwards)];
+    canvas.polygon(&corners, theme::ALARM.to_rgba());
+}

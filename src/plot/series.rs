@@ -1,0 +1,430 @@
+//! metrics.csv → bounded lines. The file is read twice: once to find where each sequence begins and which heads
+//! there are, once to sum over sequences, a block of chunks at a time, so that memory is O(sequences + heads)
+//! however many chunks there are.
+//!
+//! Each head's line is its mean over sequences, the bold one the mean of these over heads. The loss ratio is a
+//! ratio of sums, Σ loss_before ÷ Σ loss, over sequences and, for the bold line, over heads: a mean of ratios would
+//! be ruled by the chunks that were known anyway.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::path::Path;
+
+use csv::Position;
+
+use crate::error::Result;
+use crate::plot::envelope::{Envelope, Unshown};
+use crate::plot::table::{Column, Table};
+
+/// Bins of the bold lines, and of each head's up to `BINS_OF_ALL_HEADS / BINS` heads: about two a point of paper.
+const BINS: usize = 1024;
+/// Bounds the size of a figure with many heads.
+const BINS_OF_ALL_HEADS: usize = 8192;
+/// Chunks of one sequence that are read before turning to the next.
+const BLOCK: u64 = 64;
+
+/// What a panel shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quantity {
+    /// ‖g‖ over all memory weights.
+    Surprise,
+    /// `loss_before` ÷ `loss`: what is left of the loss at W once the memory's updates are added, so high where the
+    /// chunk is new to the memory.
+    LossRatio,
+    /// θ.
+    LearningRate,
+    /// α.
+    Decay,
+    /// η.
+    Momentum,
+}
+
+impl Quantity {
+    /// All, in the order of the panels.
+    pub const ALL: [Self; 5] =
+        [Self::Surprise, Self::LossRatio, Self::LearningRate, Self::Decay, Self::Momentum];
+
+    /// As columns and files are named.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Surprise => "surprise",
+            Self::LossRatio => "loss_ratio",
+            Self::LearningRate => "learning_rate",
+            Self::Decay => "decay",
+            Self::Momentum => "momentum",
+        }
+    }
+
+    /// Drawn on a log axis?
+    pub fn is_log(self) -> bool {
+        matches!(self, Self::Surprise | Self::LearningRate)
+    }
+}
+
+/// One quantity over tokens.
+#[derive(Debug)]
+pub struct Series {
+    /// What it is.
+    pub quantity: Quantity,
+    /// One line a head.
+    pub heads: Vec<Envelope>,
+    /// Mean or ratio of sums over heads; none with one head.
+    pub all: Option<Envelope>,
+}
+
+/// All that the figures show of a metrics.csv.
+#[derive(Debug)]
+pub struct Metrics {
+    /// How many sequences each head's line is the mean of.
+    pub sequences: usize,
+    /// The heads' numbers, ascending.
+    pub heads: Vec<u64>,
+    /// From the first chunk's start to the last one's end; empty without rows.
+    pub tokens: Range<u64>,
+    /// The quantities that apply.
+    pub series: Vec<Series>,
+}
+
+struct Columns {
+    sequence: Column,
+    chunk: Column,
+    head: Column,
+    start: Column,
+    end: Column,
+    loss: Column,
+    loss_before: Column,
+    surprise: Column,
+    learning_rate: Column,
+    decay: Column,
+    momentum: Column,
+}
+
+/// Where to go on reading a sequence: its next row, and that row's chunk.
+struct Cursor {
+    sequence: u64,
+    position: Position,
+    chunk: u64,
+}
+
+/// A sum of the values that apply.
+#[derive(Clone, Copy, Default)]
+struct Sum {
+    sum: f64,
+    count: u64,
+}
+
+/// Sums over sequences for one chunk and head.
+#[derive(Clone, Copy, Default)]
+struct Cell {
+    loss: Sum,
+    loss_before: Sum,
+    surprise: Sum,
+    learning_rate: Sum,
+    decay: Sum,
+    momentum: Sum,
+}
+
+impl Metrics {
+    /// Reads a metrics.csv, sorted by sequence, chunk and head as `nmem` writes it.
+    pub fn read(path: &Path) -> Result<Self> {
+        let mut table = Table::open(path)?;
+        let columns = Columns::find(&table)?;
+        let (mut cursors, heads) = survey(&mut table, &columns)?;
+        let sequences = cursors.len();
+        let mut metrics = Self { sequences, series: Series::empty(heads.len()), heads, tokens: u64::MAX..0 };
+
+        let mut cells = vec![Cell::default(); BLOCK as usize * metrics.heads.len()];
+        let mut places = vec![None; BLOCK as usize];
+        while let Some(first) = cursors.iter().map(|cursor| cursor.chunk).min() {
+            cells.fill(Cell::default());
+            places.fill(None);
+            let mut open = Vec::with_capacity(cursors.len());
+            for cursor in cursors {
+                open.extend(metrics.read_block(
+                    &mut table,
+                    &columns,
+                    cursor,
+                    first,
+                    &mut cells,
+                    &mut places,
+                )?);
+            }
+            cursors = open;
+            for (place, cells) in places.iter().zip(cells.chunks(metrics.heads.len().max(1))) {
+                if let Some(place) = place {
+                    metrics.push(place, cells);
+                }
+            }
+        }
+        if metrics.tokens.is_empty() {
+            metrics.tokens = 0..0;
+        }
+        metrics.series.retain(|series| series.quantity != Quantity::LossRatio || series.applies());
+        Ok(metrics)
+    }
+
+    /// Adds the rows of one sequence and chunks `first .. first + BLOCK`; returns where to go on, if anywhere.
+    fn read_block(
+        &mut self,
+        table: &mut Table,
+        columns: &Columns,
+        cursor: Cursor,
+        first: u64,
+        cells: &mut [Cell],
+        places: &mut [Option<Range<u64>>],
+    ) -> Result<Option<Cursor>> {
+        if cursor.chunk - first >= BLOCK {
+            return Ok(Some(cursor));
+        }
+        table.seek(cursor.position)?;
+        while table.advance()? && table.integer(columns.sequence)? == cursor.sequence {
+            let (chunk, head) = (table.integer(columns.chunk)?, table.integer(columns.head)?);
+            // Both were seen by `survey`: otherwise the file changed in between.
+            let (Some(row), Ok(head)) = (chunk.checked_sub(first), self.heads.binary_search(&head)) else {
+                return Err(table.bad_row("an unchanging file", format!("chunk {chunk}, head {head}")));
+            };
+            if row >= BLOCK {
+                return Ok(Some(Cursor { position: table.position(), chunk, ..cursor }));
+            }
+            let tokens = table.integer(columns.start)?..table.integer(columns.end)?;
+            if tokens.is_empty() {
+                return Err(table.bad_row("start < end", format!("{} and {}", tokens.start, tokens.end)));
+            }
+            self.tokens = self.tokens.start.min(tokens.start)..self.tokens.end.max(tokens.end);
+            places[row as usize].get_or_insert(tokens);
+            cells[row as usize * self.heads.len() + head].add(table, columns)?;
+        }
+        Ok(None)
+    }
+
+    /// Adds one chunk to every line.
+    fn push(&mut self, tokens: &Range<u64>, cells: &[Cell]) {
+        let x = f64::midpoint(tokens.start as f64, tokens.end as f64);
+        for series in &mut self.series {
+            for (line, cell) in series.heads.iter_mut().zip(cells) {
+                line.push(x, cell.value(series.quantity));
+            }
+            if let Some(line) = &mut series.all {
+                line.push(x, over_heads(cells, series.quantity));
+            }
+        }
+    }
+}
+
+/// Finds where each sequence begins and which heads there are, and checks the order of the rows.
+fn survey(table: &mut Table, columns: &Columns) -> Result<(Vec<Cursor>, Vec<u64>)> {
+    let mut cursors = Vec::<Cursor>::new();
+    let mut heads = BTreeSet::new();
+    let mut previous = None;
+    while table.advance()? {
+        let key @ (sequence, chunk, head) =
+            (table.integer(columns.sequence)?, table.integer(columns.chunk)?, table.integer(columns.head)?);
+        if let Some(before) = previous.replace(key)
+            && before >= key
+        {
+            let got = format!("sequence {sequence}, chunk {chunk}, head {head} after {before:?}");
+            return Err(table.bad_row("rows sorted by sequence, chunk and head, each once,", got));
+        }
+        heads.insert(head);
+        if cursors.last().is_none_or(|last| last.sequence != sequence) {
+            cursors.push(Cursor { sequence, position: table.position(), chunk });
+        }
+    }
+    Ok((cursors, heads.into_iter().collect()))
+}
+
+impl Columns {
+    fn find(table: &Table) -> Result<Self> {
+        Ok(Self {
+            sequence: table.column("sequence")?,
+            chunk: table.column("chunk")?,
+            head: table.column("head")?,
+            start: table.column("start")?,
+            end: table.column("end")?,
+            loss: table.column("loss")?,
+            loss_before: table.column("loss_before")?,
+            surprise: table.column("surprise")?,
+            learning_rate: table.column("learning_rate")?,
+            decay: table.column("decay")?,
+            momentum: table.column("momentum")?,
+        })
+    }
+}
+
+impl Series {
+    fn empty(heads: usize) -> Vec<Self> {
+        let bins_a_head = (BINS_OF_ALL_HEADS / heads.max(1)).next_power_of_two().clamp(64, BINS);
+        let series = |quantity: Quantity| Self {
+            quantity,
+            heads: vec![Envelope::new(bins_a_head, quantity.is_log()); heads],
+            all: (heads > 1).then(|| Envelope::new(BINS, quantity.is_log())),
+        };
+        Quantity::ALL.map(series).into()
+    }
+
+    /// The line over all heads.
+    pub fn bold(&self) -> Option<&Envelope> {
+        self.all.as_ref().or(self.heads.first())
+    }
+
+    /// Lowest and highest value drawn.
+    pub fn range(&self) -> Option<(f64, f64)> {
+        self.heads
+            .iter()
+            .chain(&self.all)
+            .filter_map(Envelope::range)
+            .reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
+    }
+
+    /// How many of the heads' values cannot be drawn for this reason.
+    pub fn count(&self, reason: Unshown) -> u64 {
+        self.heads.iter().map(|line| line.count(reason)).sum()
+    }
+
+    /// Has it any value, be it one that cannot be drawn?
+    fn applies(&self) -> bool {
+        self.range().is_some() || self.count(Unshown::NotFinite) + self.count(Unshown::NotPositive) > 0
+    }
+}
+
+impl Sum {
+    fn add(&mut self, value: Option<f64>) {
+        if let Some(value) = value {
+            self.sum += value;
+            self.count += 1;
+        }
+    }
+
+    fn mean(self) -> Option<f64> {
+        (self.count > 0).then(|| self.sum / self.count as f64)
+    }
+}
+
+impl Cell {
+    fn add(&mut self, table: &Table, columns: &Columns) -> Result<()> {
+        let (loss, loss_before) = (table.number(columns.loss)?, table.number(columns.loss_before)?);
+        if loss.is_some() && loss_before.is_some() {
+            self.loss.add(loss);
+            self.loss_before.add(loss_before);
+        }
+        self.surprise.add(table.number(columns.surprise)?);
+        self.learning_rate.add(table.number(columns.learning_rate)?);
+        self.decay.add(table.number(columns.decay)?);
+        self.momentum.add(table.number(columns.momentum)?);
+        Ok(())
+    }
+
+    fn value(&self, quantity: Quantity) -> Option<f64> {
+        match quantity {
+            Quantity::Surprise => self.surprise.mean(),
+            Quantity::LossRatio => (self.loss.count > 0).then(|| self.loss_before.sum / self.loss.sum),
+            Quantity::LearningRate => self.learning_rate.mean(),
+            Quantity::Decay => self.decay.mean(),
+            Quantity::Momentum => self.momentum.mean(),
+        }
+    }
+}
+
+fn over_heads(cells: &[Cell], quantity: Quantity) -> Option<f64> {
+    if quantity == Quantity::LossRatio {
+        let mut all = Cell::default();
+        for cell in cells.iter().filter(|cell| cell.loss.count > 0) {
+            all.loss.add(Some(cell.loss.sum));
+            all.loss_before.add(Some(cell.loss_before.sum));
+        }
+        return all.value(quantity);
+    }
+    let mut mean = Sum::default();
+    for cell in cells {
+        mean.add(cell.value(quantity));
+    }
+    mean.mean()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BINS, Metrics, Quantity};
+    use crate::plot::envelope::Point;
+
+    const HEADER: &str =
+        "sequence,chunk,head,start,end,loss,loss_before,surprise,learning_rate,momentum,decay";
+
+    fn read(rows: &str) -> Result<Metrics, String> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("metrics.csv");
+        std::fs::write(&path, format!("{HEADER}\n{rows}")).expect("a writable temporary folder");
+        Metrics::read(&path)
+            .map_err(|error| error.to_string().split_once("metrics.csv: ").unwrap().1.to_string())
+    }
+
+    fn all(metrics: &Metrics, quantity: Quantity) -> Vec<Vec<Point>> {
+        let series = metrics.series.iter().find(|series| series.quantity == quantity).expect("the series");
+        series.all.as_ref().unwrap_or(&series.heads[0]).stretches()
+    }
+
+    #[test]
+    fn means_and_ratio_of_sums() {
+        // Two sequences, two chunks, two heads.
+        let metrics = read(
+            "0,0,0,0,4,1,1,1,.1,0,.5\n0,0,1,0,4,3,1,3,.1,0,.5\n0,1,0,4,8,2,1,5,.1,0,.5\n0,1,1,4,8,2,1,5,.1,0,.5\n\
+             1,0,0,0,4,1,1,5,.3,0,.5\n1,0,1,0,4,3,3,7,.3,0,.5\n1,1,0,4,8,2,1,7,.3,0,.5\n1,1,1,4,8,2,1,7,.3,0,.5\n",
+        )
+        .unwrap();
+        assert_eq!(
+            (metrics.sequences, metrics.heads.as_slice(), metrics.tokens.clone()),
+            (2, &[0, 1][..], 0..8)
+        );
+        assert_eq!(metrics.series[0].heads[0].stretches(), [[(2.0, 3.0), (6.0, 6.0)]]);
+        assert_eq!(all(&metrics, Quantity::Surprise), [[(2.0, 4.0), (6.0, 6.0)]]);
+        assert_eq!(metrics.series[1].heads[1].stretches(), [[(2.0, 4.0 / 6.0), (6.0, 0.5)]]);
+        assert_eq!(all(&metrics, Quantity::LossRatio), [[(2.0, 6.0 / 8.0), (6.0, 0.5)]]);
+        assert_eq!(all(&metrics, Quantity::LearningRate), [[(2.0, 0.2), (6.0, 0.2)]]);
+    }
+
+    #[test]
+    fn one_bad_head_breaks_the_mean() {
+        let metrics = read("0,0,0,0,4,1,,1,.1,0,.5\n0,0,1,0,4,1,,NaN,.1,0,.5\n").unwrap();
+        assert_eq!(metrics.series[0].heads[0].stretches(), [[(2.0, 1.0)]]);
+        assert_eq!(all(&metrics, Quantity::Surprise), [[]; 0]);
+        assert_eq!(metrics.series.iter().filter(|series| series.quantity == Quantity::LossRatio).count(), 0);
+    }
+
+    #[test]
+    fn sequences_of_many_blocks_and_unequal_length() {
+        let rows = |sequence: u64, chunks: u64| {
+            (0..chunks)
+                .map(move |i| format!("{sequence},{i},0,{i},{},1,1,{},1,1,1\n", i + 1, i + 1 + sequence))
+        };
+        let metrics = read(&rows(0, 200).chain(rows(2, 150)).collect::<String>()).unwrap();
+        let expected: Vec<_> =
+            (0..200).map(|i| (f64::from(i) + 0.5, f64::from(i) + if i < 150 { 2.0 } else { 1.0 })).collect();
+        assert_eq!(all(&metrics, Quantity::Surprise), [expected]);
+    }
+
+    #[test]
+    fn long_runs_are_binned() {
+        let rows: String = (0..5000).map(|i| format!("0,{i},0,{i},{},1,1,1,1,1,1\n", i + 1)).collect();
+        let metrics = read(&rows).unwrap();
+        assert_eq!(metrics.series[0].heads[0].bin_width(), 8);
+        assert!(all(&metrics, Quantity::Surprise)[0].len() <= 4 * BINS);
+    }
+
+    #[test]
+    fn bad_input_is_named() {
+        let cases = [
+            (
+                "0,0,0,0,4,1,,oops,1,1,1\n",
+                r#"expected a number or nothing in column "surprise" on line 2, got "oops""#,
+            ),
+            ("0,0,0,4,4,1,,1,1,1,1\n", "expected start < end on line 2, got 4 and 4"),
+            (
+                "0,1,0,0,4,1,,1,1,1,1\n0,0,0,0,4,1,,1,1,1,1\n",
+                "expected rows sorted by sequence, chunk and head, each once, on line 3, \
+                 got sequence 0, chunk 0, head 0 after (0, 1, 0)",
+            ),
+        ];
+        for (rows, message) in cases {
+            assert_eq!(read(rows).unwrap_err(), message);
+        }
+    }
+}

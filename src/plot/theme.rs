@@ -1,0 +1,153 @@
+//! Sizes and colours, in one place. Lengths are points (1/72 in) at final size.
+
+use plotters::style::{RGBAColor, RGBColor};
+
+/// A full text width: 6.75 in (ICML's two columns).
+pub const WIDTH: f64 = 6.75 * 72.0;
+/// Room for the axis titles, left of the tick labels.
+pub const TITLES: f64 = 14.0;
+/// Room for half of the last tick label.
+pub const RIGHT: f64 = 12.0;
+/// Room for the x axis' tick labels and title.
+pub const BOTTOM: f64 = 28.0;
+/// Between stacked panels.
+pub const GAP: f64 = 13.0;
+/// Height of a panel among others.
+pub const STACKED: f64 = 86.0;
+/// Height of a panel alone.
+pub const ALONE: f64 = 150.0;
+
+/// Arial's metrics under three names: the layout is the same wherever one of them is installed.
+pub const FONT: &str = "Liberation Sans, Arial, Helvetica, sans-serif";
+/// Axis titles.
+pub const TITLE: f64 = 8.0;
+/// Tick labels, legend and notes.
+pub const SMALL: f64 = 7.0;
+
+/// Size of a superscript, as a share of its text's.
+pub const SUPERSCRIPT: f64 = 0.7;
+
+/// Spines and ticks.
+pub const SPINE: f64 = 0.6;
+/// Means over heads.
+pub const BOLD: f64 = 1.2;
+/// Length of a tick; minor ones have half of it.
+pub const TICK: f64 = 3.0;
+
+/// Behind everything.
+pub const PAPER: RGBColor = RGBColor(0xFF, 0xFF, 0xFF);
+/// Text, spines, bold lines.
+pub const BLACK: RGBColor = RGBColor(0x1A, 0x1A, 0x1A);
+/// Notes.
+pub const GREY: RGBColor = RGBColor(0x59, 0x59, 0x59);
+/// Where the segment changes.
+pub const RULE: RGBColor = RGBColor(0xBD, 0xBD, 0xBD);
+/// Behind repeats.
+pub const SHADE: RGBColor = RGBColor(0xEE, 0xEE, 0xEE);
+/// Marks of values that cannot be drawn.
+pub const ALARM: RGBColor = RGBColor(0xCC, 0x00, 0x00);
+
+/// Okabe and Ito's colours, ordered so that the first ones differ most; black is left to the mean, and yellow, faint
+/// on white, comes last.
+const OKABE_ITO: [RGBColor; 7] = [
+    RGBColor(0x00, 0x72, 0xB2),
+    RGBColor(0xE6, 0x9F, 0x00),
+    RGBColor(0x00, 0x9E, 0x73),
+    RGBColor(0xCC, 0x79, 0xA7),
+    RGBColor(0x56, 0xB4, 0xE9),
+    RGBColor(0xD5, 0x5E, 0x00),
+    RGBColor(0xF0, 0xE4, 0x42),
+];
+
+/// Viridis at every eighth, without its pale end.
+const VIRIDIS: [RGBColor; 8] = [
+    RGBColor(0x44, 0x01, 0x54),
+    RGBColor(0x47, 0x2D, 0x7B),
+    RGBColor(0x3B, 0x52, 0x8B),
+    RGBColor(0x2C, 0x72, 0x8E),
+    RGBColor(0x21, 0x91, 0x8C),
+    RGBColor(0x28, 0xAE, 0x80),
+    RGBColor(0x5E, 0xC9, 0x62),
+    RGBColor(0xAD, 0xDC, 0x30),
+];
+
+/// Up to so many heads are told apart.
+pub const TELLABLE_HEADS: usize = OKABE_ITO.len();
+
+/// Colours of the heads' lines: categories while they can be told apart, then an ordered scale.
+pub fn head_colours(heads: usize) -> Vec<RGBColor> {
+    match heads {
+        n if n <= TELLABLE_HEADS => OKABE_ITO[..n].to_vec(),
+        n => (0..n).map(|i| viridis(i as f64 / (n - 1) as f64)).collect(),
+    }
+}
+
+fn viridis(at: f64) -> RGBColor {
+    let place = at * (VIRIDIS.len() - 1) as f64;
+    let i = (0..VIRIDIS.len() - 2).take_while(|&i| place >= (i + 1) as f64).count();
+    let (a, b, t) = (VIRIDIS[i], VIRIDIS[i + 1], place - i as f64);
+    let mix = |a: u8, b: u8| {
+        let mixed = f64::from(a) + t * (f64::from(b) - f64::from(a));
+        (mixed.round() as i32).unsigned_abs().min(255) as u8
+    };
+    RGBColor(mix(a.0, b.0), mix(a.1, b.1), mix(a.2, b.2))
+}
+
+/// A colour that lets through what is behind it.
+pub fn faint(colour: RGBColor, opacity: f64) -> RGBAColor {
+    RGBAColor(colour.0, colour.1, colour.2, opacity)
+}
+
+/// Width of a text in points, from Arial's widths by class of letter: good to a few per cent, enough to lay out a
+/// legend. Superscripts are written `^{…}`.
+pub fn text_width(text: &str, size: f64) -> f64 {
+    let mut scale = 1.0;
+    let ems = text.chars().map(|letter| {
+        scale
+            * match letter {
+                '^' | '{' => {
+                    scale = SUPERSCRIPT;
+                    0.0
+                }
+                '}' => {
+                    scale = 1.0;
+                    0.0
+                }
+                'i' | 'j' | 'l' | '\'' | '|' => 0.222,
+                ' ' | 'f' | 't' | '.' | ',' | ':' | ';' | '/' | '!' | '(' | ')' | '[' | ']' | '·' => 0.28,
+                'r' | '-' => 0.333,
+                'c' | 'k' | 's' | 'v' | 'x' | 'y' | 'z' => 0.5,
+                'm' | 'M' | 'W' => 0.85,
+                'w' | 'A'..='Z' => 0.7,
+                _ => 0.556,
+            }
+    });
+    ems.sum::<f64>() * size
+}
+
+#[cfg(test)]
+mod tests {
+    use plotters::style::RGBColor;
+
+    use super::{head_colours, text_width};
+
+    #[test]
+    fn colours_of_heads() {
+        for heads in [1, 2, 7, 8, 16, 64] {
+            let mut colours = head_colours(heads);
+            assert_eq!(colours.len(), heads);
+            colours.sort_by_key(|colour| (colour.0, colour.1, colour.2));
+            colours.dedup();
+            assert_eq!(colours.len(), heads, "{heads} heads in as many colours");
+        }
+        let ordered = head_colours(8);
+        assert_eq!((ordered[0], ordered[7]), (RGBColor(0x44, 0x01, 0x54), RGBColor(0xAD, 0xDC, 0x30)));
+    }
+
+    #[test]
+    fn width_of_text() {
+        assert!((text_width("2048", 10.0) - 22.24).abs() < 1e-9);
+        assert!((text_width("10^{2}", 10.0) - 15.012).abs() < 1e-9);
+        assert!(text_width("", 10.0).abs() < 1e-9);
+    }
+}
