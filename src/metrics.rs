@@ -1,7 +1,14 @@
 //! What a stored chunk reports: the rows of metrics.csv. Field order is the header's order.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fs::File;
+use std::io::{self, Seek};
+use std::path::{Path, PathBuf};
+
 use serde::Serialize;
 
+use crate::error::{Error, Result};
 use crate::real::Real;
 
 /// One stored chunk of one head of one sequence. Norms are Frobenius norms over all memory weights together.
@@ -55,22 +62,151 @@ pub struct WeightMetrics<T> {
 }
 
 impl<T: Real> ChunkMetrics<T> {
+    /// The columns that are measured, in header order, by name.
+    pub fn quantities(&self) -> [(&'static str, Option<T>); 11] {
+        let values = [
+            Some(self.loss),
+            self.loss_before,
+            self.loss_after,
+            Some(self.surprise),
+            Some(self.learning_rate),
+            Some(self.momentum),
+            Some(self.decay),
+            Some(self.surprise_norm),
+            Some(self.momentum_norm),
+            Some(self.update_norm),
+            Some(self.weight_norm),
+        ];
+        std::array::from_fn(|i| (COLUMNS[COLUMNS.len() - values.len() + i], values[i]))
+    }
+
     /// The first quantity, in header order, that is NaN or infinite.
     pub fn first_nonfinite(&self) -> Option<(&'static str, T)> {
-        let finite = T::zero();
-        let quantities = [
-            ("loss", self.loss),
-            ("loss_before", self.loss_before.unwrap_or(finite)),
-            ("loss_after", self.loss_after.unwrap_or(finite)),
-            ("surprise", self.surprise),
-            ("learning_rate", self.learning_rate),
-            ("momentum", self.momentum),
-            ("decay", self.decay),
-            ("surprise_norm", self.surprise_norm),
-            ("momentum_norm", self.momentum_norm),
-            ("update_norm", self.update_norm),
-            ("weight_norm", self.weight_norm),
-        ];
-        quantities.into_iter().find(|(_, value)| !value.is_finite())
+        let mut given = self.quantities().into_iter().filter_map(|(name, value)| Some((name, value?)));
+        given.find(|(_, value)| !value.is_finite())
+    }
+}
+
+/// Columns before those per memory weight, in order.
+pub const COLUMNS: [&str; 16] = [
+    "sequence",
+    "chunk",
+    "head",
+    "start",
+    "end",
+    "loss",
+    "loss_before",
+    "loss_after",
+    "surprise",
+    "learning_rate",
+    "momentum",
+    "decay",
+    "surprise_norm",
+    "momentum_norm",
+    "update_norm",
+    "weight_norm",
+];
+
+/// Writes metrics.csv as rows come. Sequences advance side by side but are written one after the other: rows of
+/// the one whose turn it is go straight to the file, those of later ones wait in unnamed temporary files.
+pub struct MetricsWriter {
+    path: PathBuf,
+    file: csv::Writer<File>,
+    /// The sequence whose turn it is.
+    current: usize,
+    waiting: BTreeMap<usize, csv::Writer<File>>,
+}
+
+impl MetricsWriter {
+    /// Creates the file with its header, for `weights` memory weights.
+    pub fn create(path: &Path, weights: usize) -> Result<Self> {
+        let mut file = writer(File::create(path).map_err(Error::io(path, "create"))?);
+        let own = ["surprise", "momentum_norm", "update_norm"];
+        let per_weight = (0..weights).flat_map(|p| own.map(|name| format!("{name}.{p}")));
+        let header = COLUMNS.map(str::to_owned).into_iter().chain(per_weight);
+        file.write_record(header).map_err(csv_error(path))?;
+        Ok(Self { path: path.to_path_buf(), file, current: 0, waiting: BTreeMap::new() })
+    }
+
+    /// Rows of one sequence.
+    pub fn write<T: Real>(&mut self, rows: &[ChunkMetrics<T>]) -> Result<()> {
+        let Some(first) = rows.first() else { return Ok(()) };
+        let file = if first.sequence == self.current {
+            &mut self.file
+        } else {
+            match self.waiting.entry(first.sequence) {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => {
+                    entry.insert(writer(tempfile::tempfile().map_err(Error::io(std::env::temp_dir(), "write in"))?))
+                }
+            }
+        };
+        rows.iter().try_for_each(|row| file.serialize(row)).map_err(csv_error(&self.path))
+    }
+
+    /// This sequence is complete: the next one's turn.
+    pub fn sequence_done(&mut self, sequence: usize) -> Result<()> {
+        debug_assert_eq!(sequence, self.current, "sequences end in order");
+        self.current = sequence + 1;
+        let Some(waiting) = self.waiting.remove(&self.current) else { return Ok(()) };
+        let mut rows = waiting.into_inner().map_err(|error| Error::io(&self.path, "write")(error.into_error()))?;
+        self.file.flush().map_err(Error::io(&self.path, "write"))?;
+        rows.rewind().map_err(Error::io(&self.path, "write"))?;
+        io::copy(&mut rows, &mut self.file.get_ref()).map_err(Error::io(&self.path, "write"))?;
+        Ok(())
+    }
+
+    /// Flushes. Rows of sequences that never had their turn (after a divergence) are dropped.
+    pub fn finish(mut self) -> Result<()> {
+        self.file.flush().map_err(Error::io(&self.path, "write"))
+    }
+}
+
+fn writer(file: File) -> csv::Writer<File> {
+    csv::WriterBuilder::new().has_headers(false).buffer_capacity(1 << 16).from_writer(file)
+}
+
+fn csv_error(path: &Path) -> impl FnOnce(csv::Error) -> Error {
+    let error = Error::io(path, "write");
+    |source| error(source.into())
+}
+
+/// Mean, smallest and largest of a column over all rows.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Spread {
+    /// Arithmetic mean.
+    pub mean: f64,
+    /// Smallest.
+    pub min: f64,
+    /// Largest.
+    pub max: f64,
+}
+
+/// Columns of all rows of a run in brief.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    columns: Vec<(&'static str, u64, Spread)>,
+}
+
+impl Summary {
+    /// Takes in a row.
+    pub fn add<T: Real>(&mut self, row: &ChunkMetrics<T>) {
+        let quantities = row.quantities();
+        if self.columns.is_empty() {
+            let empty = Spread { mean: 0.0, min: f64::INFINITY, max: f64::NEG_INFINITY };
+            self.columns = quantities.iter().map(|&(name, _)| (name, 0, empty)).collect();
+        }
+        for ((_, count, spread), (_, value)) in self.columns.iter_mut().zip(quantities) {
+            let Some(value) = value.map(Real::wide) else { continue };
+            *count += 1;
+            spread.mean += (value - spread.mean) / *count as f64;
+            spread.min = spread.min.min(value);
+            spread.max = spread.max.max(value);
+        }
+    }
+
+    /// By column name, in header order; columns without values are left out.
+    pub fn columns(&self) -> impl Iterator<Item = (&'static str, Spread)> {
+        self.columns.iter().filter(|(_, count, _)| *count > 0).map(|&(name, _, spread)| (name, spread))
     }
 }

@@ -1,3 +1,123 @@
-//! The subcommands, one file each.
+//! The subcommands, one file each, and what they share: printing, exit status, interruption.
+//!
+//! Exit status: 0 all done; 1 it ran, but something in it failed (a diverged run); 2 it could not run; 130
+//! interrupted. An error is one line on stderr. Results are all that goes to stdout.
 
+mod completions;
 pub mod inspect;
+mod progress;
+mod retrieve;
+mod run;
+mod store;
+
+use std::ffi::OsString;
+use std::io::{self, ErrorKind, Write};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::error::ErrorKind as ClapError;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::error::Error;
+
+/// Neural-memory experiments from the command line: store and retrieve sequences, measure, draw
+#[derive(Parser, Debug)]
+#[command(name = "nmem", version, max_term_width = 110, propagate_version = false)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    Store(store::Args),
+    Retrieve(retrieve::Args),
+    Inspect(inspect::Args),
+    Completions(completions::Args),
+}
+
+/// Exit status of a run in which something failed.
+const FAILED: u8 = 1;
+/// Exit status of what could not run.
+const COULD_NOT_RUN: u8 = 2;
+/// Exit status after Ctrl-C: 128 + SIGINT.
+const INTERRUPTED: u8 = 130;
+
+static INTERRUPT: AtomicBool = AtomicBool::new(false);
+
+/// Parses, runs, reports: the whole program.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    // The first Ctrl-C (or SIGTERM) asks the run to stop and clean up; a second one does not wait for that.
+    let handler = ctrlc::set_handler(|| {
+        if INTERRUPT.swap(true, Ordering::Relaxed) {
+            std::process::exit(INTERRUPTED.into());
+        }
+    });
+    debug_assert!(handler.is_ok(), "one handler a process");
+
+    let args: Vec<OsString> = args.into_iter().collect();
+    let cli = match parse(&args) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let result = match cli.command {
+        Command::Store(args) => store::run(args),
+        Command::Retrieve(args) => retrieve::run(args),
+        Command::Inspect(args) => inspect::run(&args, &mut |_| check_interrupt()),
+        Command::Completions(args) => completions::run(args, &mut command()),
+    };
+    result.unwrap_or_else(|error| {
+        let interrupted = matches!(error.downcast_ref(), Some(Error::Interrupted));
+        print_error(&format!("{error:#}"));
+        if interrupted { INTERRUPTED } else { COULD_NOT_RUN }.into()
+    })
+}
+
+/// The command line's definition: each subcommand shows only the settings that it uses.
+fn command() -> clap::Command {
+    Cli::command()
+        .mut_subcommand("store", |store| {
+            ["online", "store_seq", "probe"].into_iter().fold(store, |store, id| store.mut_arg(id, |arg| arg.hide(true)))
+        })
+        .mut_subcommand("retrieve", |retrieve| retrieve.mut_arg("no_probe", |arg| arg.hide(true)))
+}
+
+fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
+    Cli::from_arg_matches_mut(&mut command().try_get_matches_from(args)?)
+}
+
+/// Help and version as clap prints them; an error as one line.
+fn usage(error: &clap::Error) -> ExitCode {
+    if matches!(
+        error.kind(),
+        ClapError::DisplayHelp | ClapError::DisplayVersion | ClapError::DisplayHelpOnMissingArgumentOrSubcommand
+    ) {
+        let _ = error.print();
+        return if error.use_stderr() { COULD_NOT_RUN.into() } else { ExitCode::SUCCESS };
+    }
+    let rendered = error.render().to_string();
+    let said = rendered.split("\n\nUsage:").next().unwrap_or_default().split("\n\nFor more information").next();
+    let words: Vec<&str> = said.unwrap_or_default().split_whitespace().collect();
+    let line = words.join(" ");
+    print_error(&format!("{} (see --help)", line.strip_prefix("error: ").unwrap_or(&line)));
+    COULD_NOT_RUN.into()
+}
+
+/// An error, on one line of stderr.
+fn print_error(message: &str) {
+    eprintln!("error: {}", message.replace('\n', " "));
+}
+
+/// Whether the user wants to stop.
+fn check_interrupt() -> crate::Result<()> {
+    if INTERRUPT.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+}
+
+/// Writes a result to stdout. A reader that has gone (`| head`) is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(anyhow::Error::new(error).context("standard output")),
+        _ => Ok(()),
+    }
+}

@@ -116,7 +116,7 @@ pub enum Work<'a, T> {
 }
 
 /// Takes results as they come.
-pub trait Sink<T> {
+pub trait Sink<T>: Send {
     /// Rows of one sequence, by chunk and head. Sequences of a group take turns.
     fn metrics(&mut self, rows: &[ChunkMetrics<T>]) -> Result<()>;
     /// What was read (rows, dim), from the token `start` of the given queries on.
@@ -129,7 +129,7 @@ pub trait Sink<T> {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Discard;
 
-impl<T> Sink<T> for Discard {
+impl<T: Real> Sink<T> for Discard {
     fn metrics(&mut self, _: &[ChunkMetrics<T>]) -> Result<()> {
         Ok(())
     }
@@ -217,7 +217,7 @@ pub fn run<T: Real>(
     state: &mut State<T>,
     work: Work<'_, T>,
     sink: &mut dyn Sink<T>,
-    tick: &mut dyn FnMut(usize) -> Result<()>,
+    tick: &mut (dyn FnMut(usize) -> Result<()> + Send),
 ) -> Result<Outcome> {
     let begin = Instant::now();
     let plan = Plan::new(memory, state, work)?;
@@ -245,7 +245,7 @@ fn run_group<T: Real>(
     plan: &Plan<'_, T>,
     group: std::ops::Range<usize>,
     sink: &mut dyn Sink<T>,
-    tick: &mut dyn FnMut(usize) -> Result<()>,
+    tick: &mut (dyn FnMut(usize) -> Result<()> + Send),
     outcome: &mut Outcome,
 ) -> Result<()> {
     let mut lanes: Vec<Lane<'_, T>> = Lane::group(memory, state, plan, group.clone());

@@ -1,0 +1,19 @@
+//! `nmem completions`: completions for a shell.
+
+use std::process::ExitCode;
+
+use clap_complete::Shell;
+
+/// Print completions for a shell
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The shell
+    shell: Shell,
+}
+
+pub fn run(args: Args, command: &mut clap::Command) -> anyhow::Result<ExitCode> {
+    let mut text = Vec::new();
+    clap_complete::generate(args.shell, command, "nmem", &mut text);
+    super::print(&String::from_utf8(text)?)?;
+    Ok(ExitCode::SUCCESS)
+}

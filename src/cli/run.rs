@@ -1,0 +1,127 @@
+//! What `store` and `retrieve` share: settings from flags and file, the run, its short table on stdout.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::inspect::Format;
+use super::progress::Progress;
+use super::{FAILED, check_interrupt, print, print_error};
+use crate::config::{Command, Mode, Settings};
+use crate::error::Error;
+use crate::metrics::COLUMNS;
+use crate::run::{Report, execute};
+
+/// Settings, and how results are shown.
+#[derive(clap::Args, Debug)]
+pub struct RunArgs {
+    #[command(flatten)]
+    settings: Settings,
+
+    /// Settings from a TOML file: the names of these flags with underscores; flags win
+    #[arg(long, value_name = "FILE.toml", help_heading = "Run")]
+    config: Option<PathBuf>,
+    /// Replace an existing output folder whole; also: narrow a memory's f64 state to f32
+    #[arg(long, help_heading = "Output")]
+    force: bool,
+    /// A short table for people, or run.json for programs, on stdout
+    #[arg(long, value_enum, default_value_t, help_heading = "Output", hide_possible_values = true, value_name = "table|json")]
+    format: Format,
+    /// Print nothing but errors
+    #[arg(short, long, conflicts_with = "verbose", help_heading = "Output")]
+    quiet: bool,
+    /// Also tell the settings and how long each phase took, on stderr
+    #[arg(short, long, help_heading = "Output")]
+    verbose: bool,
+}
+
+impl RunArgs {
+    /// Runs `command`.
+    pub fn execute(self, command: Command) -> anyhow::Result<ExitCode> {
+        let of_file = self.config.as_deref().map(Settings::from_toml).transpose()?.unwrap_or_default();
+        let merged = self.settings.clone().or(of_file);
+        self.settings.check_flags(command, &merged)?;
+        let config = merged.validate(command)?;
+        let command_line = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
+
+        let progress = Progress::new(self.quiet);
+        let mut observe = |event| {
+            progress.show(event);
+            check_interrupt()
+        };
+        let report = execute(command, &config, command_line, self.force, &mut observe);
+        drop(progress);
+        let report = report.map_err(|error| match error {
+            Error::Interrupted => {
+                let left = if config.out.exists() { "is as it was" } else { "was not made" };
+                anyhow::Error::new(error).context(format!("{} {left}", config.out.display()))
+            }
+            error => error.into(),
+        })?;
+
+        if !self.quiet {
+            report.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+        }
+        if self.verbose {
+            eprintln!("{}", serde_json::to_string(&report.config)?);
+            eprintln!("{}", serde_json::to_string(&report.wall_s)?);
+        }
+        match self.format {
+            Format::Json => print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?,
+            Format::Table if !self.quiet => print(&table(&report))?,
+            Format::Table => {}
+        }
+        match &report.diverged {
+            None => Ok(ExitCode::SUCCESS),
+            Some(divergence) => {
+                print_error(&format!(
+                    "{}: diverged at {divergence}; what came before it is there, the memory is not",
+                    config.out.display()
+                ));
+                Ok(FAILED.into())
+            }
+        }
+    }
+}
+
+/// What a person wants to know at a glance.
+fn table(report: &Report) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<15}{value}");
+    };
+    let (sequences, tokens) = (report.sequences, report.tokens);
+    let memory = &report.config.dimensions;
+    let what = match report.config.mode {
+        Mode::Store => "stored",
+        Mode::Read => "read",
+        Mode::Online => "read and stored",
+    };
+    let plural = if sequences == 1 { "" } else { "s" };
+    line(what, format!("{sequences} sequence{plural} of {tokens} tokens, dim {}", memory.dim));
+    line(
+        "memory",
+        format!(
+            "heads {}, dim_head {}, chunk_size {}, {}",
+            memory.heads, memory.dim_head, report.config.chunk_size, report.dtype
+        ),
+    );
+    if !report.summary.is_empty() {
+        line("", format!("{:>12} {:>12} {:>12}", "mean", "min", "max"));
+        for (name, spread) in COLUMNS.iter().filter_map(|name| Some((name, report.summary.get(name)?))) {
+            let number = |x: f64| if x == 0.0 || (1e-3..1e6).contains(&x.abs()) { format!("{x:.5}") } else { format!("{x:.4e}") };
+            line(name, format!("{:>12} {:>12} {:>12}", number(spread.mean), number(spread.min), number(spread.max)));
+        }
+    }
+    let wall = &report.wall_s;
+    let rate = (sequences * tokens) as f64 / wall.engine.max(f64::MIN_POSITIVE);
+    let mut times = format!("load {}, engine {} ({rate:.0} tokens/s)", seconds(wall.load), seconds(wall.engine));
+    let _ = write!(times, ", write {}, plots {}", seconds(wall.write), seconds(wall.plots));
+    line("time", times);
+    line("results", report.out.display().to_string());
+    text
+}
+
+fn seconds(seconds: f64) -> String {
+    if seconds < 1.0 { format!("{:.1} ms", seconds * 1e3) } else { format!("{seconds:.2} s") }
+}

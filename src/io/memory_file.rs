@@ -1,0 +1,326 @@
+//! Memories on disk. A file named by `--memory` holds either parameters (a `PyTorch` `state_dict`, `.safetensors` or
+//! `.npz`) or a saved memory: the same parameters under the same names, bit for bit as they came, plus
+//!
+//! | tensor | shape |
+//! | --- | --- |
+//! | `state.tokens` | (2), u64: tokens stored and read since the start of the memory's life |
+//! | `state.update.p`, `state.momentum.p` | (sequences, heads, rows, cols): U and S of memory weight p |
+//! | `state.left_over` | (sequences, r, D): stored tokens of the incomplete last chunk; absent with r = 0 |
+//! | `state.read_left_over` | (sequences, r, D): the read ones, where they differ; absent with r = 0 |
+//! | `state.past.p` | (d, d): past weights; absent without |
+//!
+//! and the configuration ([`SavedConfig`]) as JSON under the metadata key `nmem`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use ndarray::{Array2, Array3, Array4, ArrayD, ArrayView3, Dimension, Ix2, s};
+use serde::{Deserialize, Serialize};
+
+use super::tensors::{Tensor, TensorFile, write_safetensors};
+use crate::error::{Error, Result};
+use crate::memory::parameters::{self, Init, MEMORY_WEIGHTS};
+use crate::memory::state::Side;
+use crate::memory::{Dimensions, Gates, Parameters, State};
+use crate::real::{ElementType, Real};
+
+/// Metadata of a saved memory: what its tensors do not tell.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SavedConfig {
+    /// Of this layout.
+    pub format: u32,
+    /// Version of the program that wrote it.
+    pub nmem: String,
+    /// Which memory model the weights are those of.
+    pub model: String,
+    /// Tokens per chunk.
+    pub chunk_size: usize,
+    /// Sizes and norms: what the tensors tell too, for readers of the header alone.
+    #[serde(flatten)]
+    pub dimensions: Dimensions,
+    /// Pins and biases of the three gates.
+    #[serde(flatten)]
+    pub gates: Gates,
+}
+
+const FORMAT: u32 = 1;
+const MODEL: &str = "attention";
+
+/// A memory as a file holds it, or freshly drawn: parameters and past weights as they came, and the state of a saved
+/// one.
+#[derive(Clone, Debug)]
+pub struct MemoryFile {
+    /// For messages.
+    path: PathBuf,
+    sha256: Option<String>,
+    dimensions: Dimensions,
+    parameters: BTreeMap<String, Tensor>,
+    past: BTreeMap<String, Tensor>,
+    state: BTreeMap<String, Tensor>,
+    saved: Option<SavedConfig>,
+}
+
+impl MemoryFile {
+    /// Reads parameters or a saved memory. NaN and infinity are refused unless `allow_nonfinite`.
+    pub fn open(path: &Path, allow_nonfinite: bool, progress: &mut dyn FnMut(u64) -> Result<()>) -> Result<Self> {
+        let file = TensorFile::open(path, progress)?;
+        if !allow_nonfinite {
+            file.check_finite()?;
+        }
+        let path = file.path().to_path_buf();
+        let saved = file.memory_json().map(|json| read_config(&path, json)).transpose()?;
+        let (mut parameters, mut past, mut state) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        for (name, tensor) in file.tensors() {
+            let (into, name) = match name.strip_prefix("state.") {
+                Some(rest) if saved.is_some() => match rest.strip_prefix("past.") {
+                    Some(p) => (&mut past, p.to_owned()),
+                    None => (&mut state, rest.to_owned()),
+                },
+                _ => (&mut parameters, name.clone()),
+            };
+            into.insert(name, tensor.clone());
+        }
+        let shapes = parameters.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect();
+        let dimensions = Dimensions::infer(&shapes).map_err(|mismatch| Error::Tensor {
+            path: path.clone(),
+            tensor: mismatch.tensor,
+            expected: mismatch.expected,
+            got: mismatch.got,
+        })?;
+        let sha256 = Some(file.sha256().to_owned());
+        let this = Self { path, sha256, dimensions, parameters, past, state, saved };
+        for (name, tensor) in this.parameters.iter().chain(&this.past) {
+            if !tensor.dtype().is_float() {
+                return Err(this.misfit(name, "type f16, bf16, f32 or f64", tensor.dtype().name()));
+            }
+        }
+        this.check_state()?;
+        Ok(this)
+    }
+
+    /// A memory drawn at random.
+    pub fn draw(dimensions: Dimensions, init: Init, seed: u64) -> Self {
+        let drawn = parameters::draw(&dimensions, init, seed);
+        let parameters = drawn.into_iter().map(|(name, tensor)| (name, Tensor::from_array(&tensor.view()))).collect();
+        let (past, state) = (BTreeMap::new(), BTreeMap::new());
+        Self { path: "drawn memory".into(), sha256: None, dimensions, parameters, past, state, saved: None }
+    }
+
+    /// Takes over the past weights of a file: `weights.0` … or `memory_model.weights.0` …, each (d, d). Its SHA-256.
+    pub fn add_past(
+        &mut self,
+        path: &Path,
+        allow_nonfinite: bool,
+        progress: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<String> {
+        if !self.past.is_empty() {
+            let expected = "a memory without past weights (they shift W, and this one has some already)";
+            return Err(Error::setting("--past", expected, self.path.display().to_string()));
+        }
+        let file = TensorFile::open(path, progress)?;
+        if !allow_nonfinite {
+            file.check_finite()?;
+        }
+        let prefix = if file.tensors().contains_key("weights.0") { "weights" } else { "memory_model.weights" };
+        let d = self.dimensions.dim_head;
+        for p in 0..MEMORY_WEIGHTS {
+            let name = format!("{prefix}.{p}");
+            let tensor = file.get(&name)?;
+            if tensor.shape() != [d, d] || !tensor.dtype().is_float() {
+                let got = format!("{} {:?}", tensor.dtype().name(), tensor.shape());
+                let expected = format!("floating-point numbers of shape {:?}", [d, d]);
+                return Err(Error::Tensor { path: path.into(), tensor: name, expected, got });
+            }
+            self.past.insert(p.to_string(), tensor.clone());
+        }
+        if file.tensors().len() > MEMORY_WEIGHTS {
+            let name = |name: &&String| !(0..MEMORY_WEIGHTS).any(|p| **name == format!("{prefix}.{p}"));
+            let tensor = file.tensors().keys().find(name).cloned().unwrap_or_default();
+            let (expected, got) = (format!("only {prefix}.0 … {prefix}.3"), "a tensor of another name".into());
+            return Err(Error::Tensor { path: path.into(), tensor, expected, got });
+        }
+        Ok(file.sha256().to_owned())
+    }
+
+    /// Sizes and norms.
+    pub fn dimensions(&self) -> Dimensions {
+        self.dimensions
+    }
+
+    /// Configuration of a saved memory; `None` for parameters.
+    pub fn saved(&self) -> Option<&SavedConfig> {
+        self.saved.as_ref()
+    }
+
+    /// In hexadecimal; `None` for a drawn memory.
+    pub fn sha256(&self) -> Option<&str> {
+        self.sha256.as_deref()
+    }
+
+    /// The element type of a saved memory's state.
+    pub fn state_type(&self) -> Option<ElementType> {
+        self.state.get("update.0").map(|tensor| match tensor.dtype().name() {
+            "f64" => ElementType::F64,
+            _ => ElementType::F32,
+        })
+    }
+
+    /// Parameters in the run's type.
+    pub fn parameters<T: Real>(&self) -> Parameters<T> {
+        Parameters::collect(self.dimensions, |name| floats(&self.parameters[name]))
+    }
+
+    /// Past weights in the run's type.
+    pub fn past<T: Real>(&self) -> Option<Vec<Array2<T>>> {
+        let weight = |p: usize| floats(&self.past[&p.to_string()]).into_dimensionality::<Ix2>().expect("checked");
+        (!self.past.is_empty()).then(|| (0..MEMORY_WEIGHTS).map(weight).collect())
+    }
+
+    /// The state of a saved memory in the run's type; `None` for parameters.
+    pub fn state<T: Real>(&self) -> Option<State<T>> {
+        let stack = |name: &str| -> Array3<T> {
+            let flat: Vec<Array3<T>> = (0..MEMORY_WEIGHTS)
+                .map(|p| {
+                    let weight = floats(&self.state[&format!("{name}.{p}")]);
+                    let (sequences, heads) = (weight.shape()[0], weight.shape()[1]);
+                    let elements = weight.shape()[2] * weight.shape()[3];
+                    weight.into_shape_with_order((sequences, heads, elements)).expect("same elements")
+                })
+                .collect();
+            let views: Vec<_> = flat.iter().map(|weight| weight.view()).collect();
+            ndarray::concatenate(ndarray::Axis(2), &views).expect("same sequences and heads")
+        };
+        let counts = self.state.get("tokens")?.to_counters()?;
+        let update = stack("update");
+        let left_over = |name: &str| -> Array3<T> {
+            let none = || Array3::default((update.dim().0, 0, self.dimensions.dim));
+            self.state.get(name).map_or_else(none, |kept| floats(kept).into_dimensionality().expect("checked"))
+        };
+        let stored = Side { tokens: counts[0] as usize, left_over: left_over("left_over") };
+        let of_read = if self.state.contains_key("read_left_over") { "read_left_over" } else { "left_over" };
+        let read_kept = counts[1] as usize % self.saved.as_ref()?.chunk_size;
+        let read_left_over = left_over(if read_kept == 0 { "none" } else { of_read });
+        let read = Side { tokens: counts[1] as usize, left_over: read_left_over };
+        Some(State { momentum: stack("momentum"), update, stored, read })
+    }
+
+    /// Writes a memory: these parameters and past weights, bit for bit, with a new state and configuration.
+    pub fn save<T: Real>(&self, path: &Path, state: &State<T>, chunk_size: usize, gates: Gates) -> Result<()> {
+        let mut tensors = self.parameters.clone();
+        let mut add = |name: String, tensor: Tensor| tensors.insert(format!("state.{name}"), tensor);
+        let counts = [state.stored.tokens as u64, state.read.tokens as u64];
+        add("tokens".into(), Tensor::from_counters(&counts));
+        let d = self.dimensions.dim_head;
+        for (name, of) in [("update", &state.update), ("momentum", &state.momentum)] {
+            let (sequences, heads, _) = of.dim();
+            for p in 0..MEMORY_WEIGHTS {
+                let part = of.slice(s![.., .., p * d * d..(p + 1) * d * d]).to_owned();
+                let weight: Array4<T> =
+                    part.into_shape_with_order((sequences, heads, d, d)).expect("same elements");
+                add(format!("{name}.{p}"), Tensor::from_array(&weight.view()));
+            }
+        }
+        let kept = |side: &Side<T>| side.left_over.dim().1 > 0;
+        if kept(&state.stored) {
+            add("left_over".into(), Tensor::from_array(&state.stored.left_over.view()));
+        }
+        if kept(&state.read) && !same_bits(&state.read.left_over.view(), &state.stored.left_over.view()) {
+            add("read_left_over".into(), Tensor::from_array(&state.read.left_over.view()));
+        }
+        for (p, tensor) in &self.past {
+            add(format!("past.{p}"), tensor.clone());
+        }
+        let config = SavedConfig {
+            format: FORMAT,
+            nmem: env!("CARGO_PKG_VERSION").to_owned(),
+            model: MODEL.to_owned(),
+            chunk_size,
+            dimensions: self.dimensions,
+            gates,
+        };
+        write_safetensors(path, &tensors, &serde_json::to_string(&config).expect("numbers and text"))
+    }
+
+    /// The tensors of a saved state must fit the parameters and each other.
+    fn check_state(&self) -> Result<()> {
+        let Some(saved) = &self.saved else { return Ok(()) };
+        if saved.dimensions != self.dimensions {
+            let (expected, got) = (format!("{:?}, as its tensors say", self.dimensions), format!("{:?}", saved.dimensions));
+            return Err(Error::file(&self.path, format!("a configuration of {expected}"), got));
+        }
+        let Dimensions { dim, heads, dim_head, .. } = self.dimensions;
+        let tokens = self.state_tensor("tokens")?;
+        let counts = tokens.to_counters().filter(|counts| counts.len() == 2);
+        let Some(counts) = counts else {
+            let got = format!("{} {:?}", tokens.dtype().name(), tokens.shape());
+            return Err(self.misfit("state.tokens", "u64 [2]", &got));
+        };
+        let first = self.state_tensor("update.0")?;
+        let (sequences, dtype) = (first.shape().first().copied().unwrap_or(0), first.dtype());
+        if !["f32", "f64"].contains(&dtype.name()) || sequences == 0 {
+            let got = format!("{} {:?}", dtype.name(), first.shape());
+            return Err(self.misfit("state.update.0", "f32 or f64 of at least one sequence", &got));
+        }
+        let mut expected = BTreeMap::from([("tokens".to_owned(), vec![2])]);
+        for p in 0..MEMORY_WEIGHTS {
+            for name in ["update", "momentum"] {
+                expected.insert(format!("{name}.{p}"), vec![sequences, heads, dim_head, dim_head]);
+            }
+            if !self.past.is_empty() {
+                let past = self.past.get(&p.to_string()).map_or(&[][..], Tensor::shape);
+                if past != [dim_head, dim_head] {
+                    let wanted = format!("shape {:?}", [dim_head, dim_head]);
+                    return Err(self.misfit(&format!("state.past.{p}"), &wanted, &format!("{past:?}")));
+                }
+            }
+        }
+        let kept = [counts[0], counts[1]].map(|tokens| tokens as usize % saved.chunk_size);
+        if kept[0] > 0 {
+            expected.insert("left_over".into(), vec![sequences, kept[0], dim]);
+        }
+        if kept[1] > 0 && (kept[1] != kept[0] || self.state.contains_key("read_left_over")) {
+            expected.insert("read_left_over".into(), vec![sequences, kept[1], dim]);
+        }
+        for (name, shape) in &expected {
+            let tensor = self.state_tensor(name)?;
+            let fits = tensor.shape() == shape && (name == "tokens" || tensor.dtype() == dtype);
+            if !fits {
+                let (wanted, got) = (format!("{} {shape:?}", dtype.name()), format!("{} {:?}", tensor.dtype().name(), tensor.shape()));
+                return Err(self.misfit(&format!("state.{name}"), &wanted, &got));
+            }
+        }
+        match self.state.keys().find(|name| !expected.contains_key(*name)) {
+            None => Ok(()),
+            Some(name) => Err(self.misfit(&format!("state.{name}"), "no tensor of this name in such a state", "one")),
+        }
+    }
+
+    fn state_tensor(&self, name: &str) -> Result<&Tensor> {
+        let missing = || self.misfit(&format!("state.{name}"), "a tensor of this name", "none");
+        self.state.get(name).ok_or_else(missing)
+    }
+
+    fn misfit(&self, tensor: &str, expected: &str, got: &str) -> Error {
+        let (expected, got) = (expected.to_owned(), got.to_owned());
+        Error::Tensor { path: self.path.clone(), tensor: tensor.to_owned(), expected, got }
+    }
+}
+
+fn read_config(path: &Path, json: &str) -> Result<SavedConfig> {
+    let bad = |got: String| Error::file(path, format!("a memory's configuration of format {FORMAT}"), got);
+    let config: SavedConfig = serde_json::from_str(json).map_err(|error| bad(error.to_string()))?;
+    if config.format != FORMAT || config.model != MODEL || config.chunk_size < 2 {
+        let SavedConfig { format, model, chunk_size, nmem, .. } = config;
+        return Err(bad(format!("format {format}, model {model}, chunk_size {chunk_size}, written by nmem {nmem}")));
+    }
+    Ok(config)
+}
+
+fn floats<T: Real>(tensor: &Tensor) -> ArrayD<T> {
+    tensor.to_array().expect("types were checked when the file was opened")
+}
+
+/// Equal as bytes: −0 and 0 differ, a NaN equals itself.
+fn same_bits<T: Real>(a: &ArrayView3<T>, b: &ArrayView3<T>) -> bool {
+    a.raw_dim().slice() == b.raw_dim().slice() && Tensor::from_array(a) == Tensor::from_array(b)
+}

@@ -1,0 +1,148 @@
+//! Results folders. Opened before the work, so that a bad path fails in the first second; written to a hidden folder
+//! beside the target and renamed into place, so that a folder of results is complete or absent.
+
+use std::ffi::OsString;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use tempfile::TempDir;
+
+use crate::error::{Error, Result};
+
+/// Held locked in a hidden folder while its run is alive: an unlocked one is the remnant of a killed run.
+const LOCK: &str = ".lock";
+
+/// How long a hidden folder without a lock file may be one that another process is just making.
+const GRACE: Duration = Duration::from_secs(60);
+
+/// A folder of results in the making. Dropped without [`publish`](Self::publish), it leaves nothing.
+#[derive(Debug)]
+pub struct ResultsFolder {
+    target: PathBuf,
+    replace: bool,
+    hidden: TempDir,
+    lock: File,
+}
+
+impl ResultsFolder {
+    /// Prepares `target`, clearing the remnants of killed runs beside it. An existing target is refused unless
+    /// `replace`.
+    pub fn open(target: &Path, replace: bool) -> Result<Self> {
+        // A symbolic link stays: what it points to is replaced.
+        let target = fs::canonicalize(target).unwrap_or_else(|_| target.to_path_buf());
+        let (Some(name), Some(parent)) = (target.file_name(), target.parent()) else {
+            return Err(Error::setting("--out", "a folder that can be made", target.display().to_string()));
+        };
+        check_target(&target, replace)?;
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        fs::create_dir_all(parent).map_err(Error::io(parent, "create"))?;
+        let prefix = hidden_prefix(name);
+        clear_remnants(parent, &prefix);
+        let mut builder = tempfile::Builder::new();
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            // As any folder: the process's umask decides.
+            builder.permissions(fs::Permissions::from_mode(0o777));
+        }
+        let hidden = builder.prefix(&prefix).tempdir_in(parent).map_err(Error::io(parent, "write in"))?;
+        let lock = File::create(hidden.path().join(LOCK)).map_err(Error::io(hidden.path(), "write in"))?;
+        lock.lock().map_err(Error::io(hidden.path(), "lock"))?;
+        Ok(Self { target, replace, hidden, lock })
+    }
+
+    /// Where to write.
+    pub fn path(&self) -> &Path {
+        self.hidden.path()
+    }
+
+    /// Where it will be.
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Puts the finished folder in its place.
+    pub fn publish(self) -> Result<()> {
+        let Self { target, replace, hidden, lock } = self;
+        check_target(&target, replace)?;
+        fs::remove_file(hidden.path().join(LOCK)).map_err(Error::io(hidden.path(), "finish"))?;
+        if target.exists() {
+            exchange(hidden.path(), &target).map_err(Error::io(&target, "replace"))?;
+            // `hidden` is now the old folder, and goes.
+            hidden.close().map_err(Error::io(&target, "remove what was before"))?;
+        } else {
+            fs::rename(hidden.path(), &target).map_err(Error::io(&target, "create"))?;
+            let _renamed = hidden.keep();
+        }
+        drop(lock);
+        Ok(())
+    }
+}
+
+/// ".NAME.nmem-", which a random suffix follows.
+fn hidden_prefix(name: &std::ffi::OsStr) -> OsString {
+    let mut prefix = OsString::from(".");
+    prefix.push(name);
+    prefix.push(".nmem-");
+    prefix
+}
+
+fn check_target(target: &Path, replace: bool) -> Result<()> {
+    let refuse = |expected: &str, got: String| Err(Error::setting("--out", expected, got));
+    let display = target.display();
+    match fs::symlink_metadata(target) {
+        Err(_) => Ok(()),
+        Ok(metadata) if !metadata.is_dir() => refuse("a folder", format!("the file {display}")),
+        Ok(_) if !replace => {
+            refuse("a folder that does not exist yet (--force replaces it whole)", format!("{display}"))
+        }
+        Ok(_) => {
+            let inside = |place: io::Result<PathBuf>| place.is_ok_and(|place| place.starts_with(target));
+            let home = std::env::home_dir().ok_or_else(|| io::ErrorKind::NotFound.into());
+            if inside(std::env::current_dir()) || inside(home) {
+                return refuse("a folder that may be replaced whole", format!("{display}, which holds where you are"));
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Removes hidden folders of runs that are no more. What cannot be removed is left to the next.
+fn clear_remnants(parent: &Path, prefix: &OsString) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if !name.as_encoded_bytes().starts_with(prefix.as_encoded_bytes()) {
+            continue;
+        }
+        let dead = match File::open(entry.path().join(LOCK)) {
+            Ok(lock) => !matches!(lock.try_lock(), Err(TryLockError::WouldBlock)),
+            Err(_) => {
+                let age = entry.metadata().and_then(|m| m.modified()).map(|at| SystemTime::now().duration_since(at));
+                age.is_ok_and(|age| age.is_ok_and(|age| age > GRACE))
+            }
+        };
+        if dead {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// Swaps two folders, at once where the system can.
+fn exchange(a: &Path, b: &Path) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        match renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE) {
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {}
+            done => return Ok(done?),
+        }
+    }
+    let mut aside = b.file_name().map(hidden_prefix).unwrap_or_default();
+    aside.push("old");
+    let aside = b.with_file_name(aside);
+    fs::rename(b, &aside)?;
+    fs::rename(a, b).or_else(|error| fs::rename(&aside, b).and(Err(error)))?;
+    fs::rename(&aside, a)
+}
