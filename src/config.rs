@@ -280,9 +280,34 @@ impl Settings {
             ($($field:ident),* $(,)?) => { Self { $($field: self.$field.or(other.$field)),* } };
         }
         each!(
-            data, memory, chunk_size, heads, dim_head, init, seed, no_pre_norm, no_post_norm, past,
-            restart_momentum, learning_rate, momentum, decay, learning_rate_bias, momentum_bias, decay_bias, online,
-            store_seq, probe, no_probe, dtype, threads, allow_nonfinite, repeat, out, labels, no_plots,
+            data,
+            memory,
+            chunk_size,
+            heads,
+            dim_head,
+            init,
+            seed,
+            no_pre_norm,
+            no_post_norm,
+            past,
+            restart_momentum,
+            learning_rate,
+            momentum,
+            decay,
+            learning_rate_bias,
+            momentum_bias,
+            decay_bias,
+            online,
+            store_seq,
+            probe,
+            no_probe,
+            dtype,
+            threads,
+            allow_nonfinite,
+            repeat,
+            out,
+            labels,
+            no_plots,
         )
     }
 
@@ -297,9 +322,17 @@ impl Settings {
         if command == Command::Store {
             unused("--online", self.online == Some(true), "`nmem retrieve` (a store reads nothing)")?;
             unused("--store-seq", self.store_seq.is_some(), "`nmem retrieve` (a store stores SEQ itself)")?;
-            return unused("--probe", self.probe == Some(true), "`nmem retrieve --online` (a store probes anyway)");
+            return unused(
+                "--probe",
+                self.probe == Some(true),
+                "`nmem retrieve --online` (a store probes anyway)",
+            );
         }
-        unused("--no-probe", self.no_probe == Some(true), "`nmem store` (retrieving probes only with --probe)")?;
+        unused(
+            "--no-probe",
+            self.no_probe == Some(true),
+            "`nmem store` (retrieving probes only with --probe)",
+        )?;
         let with = "`nmem retrieve --online` or `nmem store`: a plain read stores nothing";
         unused("--probe", !online && self.probe == Some(true), with)?;
         unused("--labels", !online && self.labels.is_some(), with)?;
@@ -336,10 +369,16 @@ impl Settings {
             return Err(Error::setting("--store-seq", "--online (which it implies)", "--online=false"));
         }
         let dash = Path::new("-");
-        if data == dash && [&self.store_seq, &self.memory, &self.past].into_iter().any(|path| path.as_deref() == Some(dash)) {
+        if data == dash
+            && [&self.store_seq, &self.memory, &self.past]
+                .into_iter()
+                .any(|path| path.as_deref() == Some(dash))
+        {
             return Err(Error::setting("-", "standard input in one place", "more than one"));
         }
-        for (flag, number) in [("--threads", self.threads), ("--heads", self.heads), ("--dim-head", self.dim_head)] {
+        for (flag, number) in
+            [("--threads", self.threads), ("--heads", self.heads), ("--dim-head", self.dim_head)]
+        {
             if number == Some(0) {
                 return Err(Error::setting(flag, "at least 1", "0"));
             }
@@ -352,7 +391,8 @@ impl Settings {
             layer.check()?;
         }
         let out = self.out.clone().unwrap_or_else(|| {
-            let stem = if data == dash { "stdin".as_ref() } else { data.file_stem().unwrap_or(data.as_os_str()) };
+            let stem =
+                if data == dash { "stdin".as_ref() } else { data.file_stem().unwrap_or(data.as_os_str()) };
             let mut name = stem.to_os_string();
             name.push(format!("-{}", command.name()));
             Path::new("results").join(name)
@@ -463,7 +503,8 @@ impl Config {
             (Some(size), ..) | (None, Some(size), _) => Ok(size),
             (None, None, MemorySource::Drawn { .. }) => Ok(DRAWN_CHUNK_SIZE),
             (None, None, MemorySource::File { path, .. }) => {
-                let expected = "the chunk size that the parameters were trained with (no file of parameters tells)";
+                let expected =
+                    "the chunk size that the parameters were trained with (no file of parameters tells)";
                 Err(Error::setting("--chunk-size", expected, format!("none for {}", path.display())))
             }
         }

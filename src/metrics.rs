@@ -136,9 +136,9 @@ impl MetricsWriter {
         } else {
             match self.waiting.entry(first.sequence) {
                 Entry::Occupied(entry) => entry.into_mut(),
-                Entry::Vacant(entry) => {
-                    entry.insert(writer(tempfile::tempfile().map_err(Error::io(std::env::temp_dir(), "write in"))?))
-                }
+                Entry::Vacant(entry) => entry.insert(writer(
+                    tempfile::tempfile().map_err(Error::io(std::env::temp_dir(), "write in"))?,
+                )),
             }
         };
         rows.iter().try_for_each(|row| file.serialize(row)).map_err(csv_error(&self.path))
@@ -149,7 +149,8 @@ impl MetricsWriter {
         debug_assert_eq!(sequence, self.current, "sequences end in order");
         self.current = sequence + 1;
         let Some(waiting) = self.waiting.remove(&self.current) else { return Ok(()) };
-        let mut rows = waiting.into_inner().map_err(|error| Error::io(&self.path, "write")(error.into_error()))?;
+        let mut rows =
+            waiting.into_inner().map_err(|error| Error::io(&self.path, "write")(error.into_error()))?;
         self.file.flush().map_err(Error::io(&self.path, "write"))?;
         rows.rewind().map_err(Error::io(&self.path, "write"))?;
         io::copy(&mut rows, &mut self.file.get_ref()).map_err(Error::io(&self.path, "write"))?;

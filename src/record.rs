@@ -102,7 +102,10 @@ fn check_target(target: &Path, replace: bool) -> Result<()> {
             let inside = |place: io::Result<PathBuf>| place.is_ok_and(|place| place.starts_with(target));
             let home = std::env::home_dir().ok_or_else(|| io::ErrorKind::NotFound.into());
             if inside(std::env::current_dir()) || inside(home) {
-                return refuse("a folder that may be replaced whole", format!("{display}, which holds where you are"));
+                return refuse(
+                    "a folder that may be replaced whole",
+                    format!("{display}, which holds where you are"),
+                );
             }
             Ok(())
         }
@@ -119,7 +122,10 @@ fn clear_remnants(parent: &Path, prefix: &OsString) {
         let dead = match File::open(entry.path().join(LOCK)) {
             Ok(lock) => !matches!(lock.try_lock(), Err(TryLockError::WouldBlock)),
             Err(_) => {
-                let age = entry.metadata().and_then(|m| m.modified()).map(|at| SystemTime::now().duration_since(at));
+                let age = entry
+                    .metadata()
+                    .and_then(|m| m.modified())
+                    .map(|at| SystemTime::now().duration_since(at));
                 age.is_ok_and(|age| age.is_ok_and(|age| age > GRACE))
             }
         };

@@ -163,10 +163,12 @@ pub fn execute(
 ) -> Result<Report> {
     let folder = ResultsFolder::open(&config.out, replace)?;
     refuse_inputs_inside(config, folder.target())?;
-    let threads = config.threads.map_or_else(std::thread::available_parallelism, |n| Ok(n.try_into().expect("not 0")));
+    let threads =
+        config.threads.map_or_else(std::thread::available_parallelism, |n| Ok(n.try_into().expect("not 0")));
     let threads = threads.map_or(1, usize::from);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-    let pool = pool.map_err(|error| Error::setting("--threads", "threads that can start", error.to_string()))?;
+    let pool =
+        pool.map_err(|error| Error::setting("--threads", "threads that can start", error.to_string()))?;
     let run = Run { command, config, command_line, threads, folder: folder.path(), pool: &pool };
     let report = match config.dtype {
         ElementType::F32 => run.in_type::<f32>(replace, observe),
@@ -251,7 +253,11 @@ impl<T: Real> Loaded<T> {
         for sequences in std::iter::once(&data).chain(&store_seq) {
             let got = sequences.dims().dim;
             if got != dim {
-                return Err(Error::file(sequences.path(), format!("tokens of dim {dim}, as the memory's"), format!("dim {got}")));
+                return Err(Error::file(
+                    sequences.path(),
+                    format!("tokens of dim {dim}, as the memory's"),
+                    format!("dim {got}"),
+                ));
             }
         }
 
@@ -304,7 +310,12 @@ impl<T: Real> Files<T> {
         Ok(Self {
             metrics: (mode != Mode::Read).then(|| MetricsWriter::create(&metrics, weights)).transpose()?,
             retrieved: (mode != Mode::Store)
-                .then(|| Ok((retrieved.clone(), RetrievedWriter::create(&retrieved, loaded.data.dims(), loaded.data.rank())?)))
+                .then(|| {
+                    Ok((
+                        retrieved.clone(),
+                        RetrievedWriter::create(&retrieved, loaded.data.dims(), loaded.data.rank())?,
+                    ))
+                })
                 .transpose()?,
             summary: Summary::default(),
         })
@@ -379,13 +390,21 @@ impl Run<'_> {
         let plots = drawing.elapsed();
         peak.sample_now();
 
-        let report = self.report(loaded, &state, outcome, summary, warnings, &peak, WallSeconds {
-            load: load.as_secs_f64(),
-            engine: median(&engine_all),
-            engine_all,
-            write: write.as_secs_f64(),
-            plots: plots.as_secs_f64(),
-        });
+        let report = self.report(
+            loaded,
+            &state,
+            outcome,
+            summary,
+            warnings,
+            &peak,
+            WallSeconds {
+                load: load.as_secs_f64(),
+                engine: median(&engine_all),
+                engine_all,
+                write: write.as_secs_f64(),
+                plots: plots.as_secs_f64(),
+            },
+        );
         let path = self.folder.join("run.json");
         let mut json = serde_json::to_string_pretty(&report).expect("text and numbers");
         json.push('\n');
@@ -403,7 +422,8 @@ impl Run<'_> {
         observe: Observer,
     ) -> Result<(Outcome, Vec<f64>)> {
         let repeat = self.config.repeat;
-        let tokens = loaded.data.dims().tokens.max(loaded.store().dims().tokens) * loaded.data.dims().sequences;
+        let tokens =
+            loaded.data.dims().tokens.max(loaded.store().dims().tokens) * loaded.data.dims().sequences;
         observe(Event::Starting((tokens as u64).saturating_mul(repeat as u64 + 1)))?;
         let mut tick = |tokens: usize| {
             peak.sample();

@@ -77,7 +77,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn command() -> clap::Command {
     Cli::command()
         .mut_subcommand("store", |store| {
-            ["online", "store_seq", "probe"].into_iter().fold(store, |store, id| store.mut_arg(id, |arg| arg.hide(true)))
+            ["online", "store_seq", "probe"]
+                .into_iter()
+                .fold(store, |store, id| store.mut_arg(id, |arg| arg.hide(true)))
         })
         .mut_subcommand("retrieve", |retrieve| retrieve.mut_arg("no_probe", |arg| arg.hide(true)))
 }
@@ -90,13 +92,16 @@ fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
 fn usage(error: &clap::Error) -> ExitCode {
     if matches!(
         error.kind(),
-        ClapError::DisplayHelp | ClapError::DisplayVersion | ClapError::DisplayHelpOnMissingArgumentOrSubcommand
+        ClapError::DisplayHelp
+            | ClapError::DisplayVersion
+            | ClapError::DisplayHelpOnMissingArgumentOrSubcommand
     ) {
         let _ = error.print();
         return if error.use_stderr() { COULD_NOT_RUN.into() } else { ExitCode::SUCCESS };
     }
     let rendered = error.render().to_string();
-    let said = rendered.split("\n\nUsage:").next().unwrap_or_default().split("\n\nFor more information").next();
+    let said =
+        rendered.split("\n\nUsage:").next().unwrap_or_default().split("\n\nFor more information").next();
     let words: Vec<&str> = said.unwrap_or_default().split_whitespace().collect();
     let line = words.join(" ");
     print_error(&format!("{} (see --help)", line.strip_prefix("error: ").unwrap_or(&line)));
@@ -117,7 +122,9 @@ fn check_interrupt() -> crate::Result<()> {
 fn print(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(anyhow::Error::new(error).context("standard output")),
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(anyhow::Error::new(error).context("standard output"))
+        }
         _ => Ok(()),
     }
 }

@@ -29,7 +29,8 @@ impl Progress {
                 self.bar.set_length(tokens);
                 self.bar.set_position(0);
                 self.bar.reset_eta();
-                self.bar.set_style(style("{bar:40} {human_pos} of {human_len} tokens, {per_sec}, {eta} left"));
+                self.bar
+                    .set_style(style("{bar:40} {human_pos} of {human_len} tokens, {per_sec}, {eta} left"));
             }
             Event::Computed(tokens) => self.bar.inc(tokens),
             Event::Writing => self.bar.set_style(style("{spinner} writing")),

@@ -25,7 +25,14 @@ pub struct RunArgs {
     #[arg(long, help_heading = "Output")]
     force: bool,
     /// A short table for people, or run.json for programs, on stdout
-    #[arg(long, value_enum, default_value_t, help_heading = "Output", hide_possible_values = true, value_name = "table|json")]
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        help_heading = "Output",
+        hide_possible_values = true,
+        value_name = "table|json"
+    )]
     format: Format,
     /// Print nothing but errors
     #[arg(short, long, conflicts_with = "verbose", help_heading = "Output")]
@@ -109,13 +116,23 @@ fn table(report: &Report) -> String {
     if !report.summary.is_empty() {
         line("", format!("{:>12} {:>12} {:>12}", "mean", "min", "max"));
         for (name, spread) in COLUMNS.iter().filter_map(|name| Some((name, report.summary.get(name)?))) {
-            let number = |x: f64| if x == 0.0 || (1e-3..1e6).contains(&x.abs()) { format!("{x:.5}") } else { format!("{x:.4e}") };
-            line(name, format!("{:>12} {:>12} {:>12}", number(spread.mean), number(spread.min), number(spread.max)));
+            let number = |x: f64| {
+                if x == 0.0 || (1e-3..1e6).contains(&x.abs()) {
+                    format!("{x:.5}")
+                } else {
+                    format!("{x:.4e}")
+                }
+            };
+            line(
+                name,
+                format!("{:>12} {:>12} {:>12}", number(spread.mean), number(spread.min), number(spread.max)),
+            );
         }
     }
     let wall = &report.wall_s;
     let rate = (sequences * tokens) as f64 / wall.engine.max(f64::MIN_POSITIVE);
-    let mut times = format!("load {}, engine {} ({rate:.0} tokens/s)", seconds(wall.load), seconds(wall.engine));
+    let mut times =
+        format!("load {}, engine {} ({rate:.0} tokens/s)", seconds(wall.load), seconds(wall.engine));
     let _ = write!(times, ", write {}, plots {}", seconds(wall.write), seconds(wall.plots));
     line("time", times);
     line("results", report.out.display().to_string());

@@ -220,6 +220,11 @@ pub fn run<T: Real>(
     tick: &mut (dyn FnMut(usize) -> Result<()> + Send),
 ) -> Result<Outcome> {
     let begin = Instant::now();
+    for array in [&mut state.update, &mut state.momentum] {
+        if !array.is_standard_layout() {
+            *array = array.as_standard_layout().into_owned();
+        }
+    }
     let plan = Plan::new(memory, state, work)?;
     let mut outcome = Outcome { read_past_store: plan.read_past_store, ..Outcome::default() };
     let sequences = plan.sequences;

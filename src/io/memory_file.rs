@@ -62,7 +62,11 @@ pub struct MemoryFile {
 
 impl MemoryFile {
     /// Reads parameters or a saved memory. NaN and infinity are refused unless `allow_nonfinite`.
-    pub fn open(path: &Path, allow_nonfinite: bool, progress: &mut dyn FnMut(u64) -> Result<()>) -> Result<Self> {
+    pub fn open(
+        path: &Path,
+        allow_nonfinite: bool,
+        progress: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<Self> {
         let file = TensorFile::open(path, progress)?;
         if !allow_nonfinite {
             file.check_finite()?;
@@ -80,7 +84,8 @@ impl MemoryFile {
             };
             into.insert(name, tensor.clone());
         }
-        let shapes = parameters.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect();
+        let shapes =
+            parameters.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect();
         let dimensions = Dimensions::infer(&shapes).map_err(|mismatch| Error::Tensor {
             path: path.clone(),
             tensor: mismatch.tensor,
@@ -101,7 +106,8 @@ impl MemoryFile {
     /// A memory drawn at random.
     pub fn draw(dimensions: Dimensions, init: Init, seed: u64) -> Self {
         let drawn = parameters::draw(&dimensions, init, seed);
-        let parameters = drawn.into_iter().map(|(name, tensor)| (name, Tensor::from_array(&tensor.view()))).collect();
+        let parameters =
+            drawn.into_iter().map(|(name, tensor)| (name, Tensor::from_array(&tensor.view()))).collect();
         let (past, state) = (BTreeMap::new(), BTreeMap::new());
         Self { path: "drawn memory".into(), sha256: None, dimensions, parameters, past, state, saved: None }
     }
@@ -121,7 +127,8 @@ impl MemoryFile {
         if !allow_nonfinite {
             file.check_finite()?;
         }
-        let prefix = if file.tensors().contains_key("weights.0") { "weights" } else { "memory_model.weights" };
+        let prefix =
+            if file.tensors().contains_key("weights.0") { "weights" } else { "memory_model.weights" };
         let d = self.dimensions.dim_head;
         for p in 0..MEMORY_WEIGHTS {
             let name = format!("{prefix}.{p}");
@@ -136,7 +143,8 @@ impl MemoryFile {
         if file.tensors().len() > MEMORY_WEIGHTS {
             let name = |name: &&String| !(0..MEMORY_WEIGHTS).any(|p| **name == format!("{prefix}.{p}"));
             let tensor = file.tensors().keys().find(name).cloned().unwrap_or_default();
-            let (expected, got) = (format!("only {prefix}.0 … {prefix}.3"), "a tensor of another name".into());
+            let (expected, got) =
+                (format!("only {prefix}.0 … {prefix}.3"), "a tensor of another name".into());
             return Err(Error::Tensor { path: path.into(), tensor, expected, got });
         }
         Ok(file.sha256().to_owned())
@@ -172,40 +180,49 @@ impl MemoryFile {
 
     /// Past weights in the run's type.
     pub fn past<T: Real>(&self) -> Option<Vec<Array2<T>>> {
-        let weight = |p: usize| floats(&self.past[&p.to_string()]).into_dimensionality::<Ix2>().expect("checked");
+        let weight =
+            |p: usize| floats(&self.past[&p.to_string()]).into_dimensionality::<Ix2>().expect("checked");
         (!self.past.is_empty()).then(|| (0..MEMORY_WEIGHTS).map(weight).collect())
     }
 
     /// The state of a saved memory in the run's type; `None` for parameters.
     pub fn state<T: Real>(&self) -> Option<State<T>> {
-        let stack = |name: &str| -> Array3<T> {
-            let flat: Vec<Array3<T>> = (0..MEMORY_WEIGHTS)
-                .map(|p| {
-                    let weight = floats(&self.state[&format!("{name}.{p}")]);
-                    let (sequences, heads) = (weight.shape()[0], weight.shape()[1]);
-                    let elements = weight.shape()[2] * weight.shape()[3];
-                    weight.into_shape_with_order((sequences, heads, elements)).expect("same elements")
-                })
-                .collect();
-            let views: Vec<_> = flat.iter().map(|weight| weight.view()).collect();
-            ndarray::concatenate(ndarray::Axis(2), &views).expect("same sequences and heads")
+        let d = self.dimensions.dim_head;
+        let gather = |name: &str| -> Array3<T> {
+            let sequences = self.state["update.0"].shape()[0];
+            let mut all = Array3::default((sequences, self.dimensions.heads, MEMORY_WEIGHTS * d * d));
+            for p in 0..MEMORY_WEIGHTS {
+                let weight = floats(&self.state[&format!("{name}.{p}")]);
+                let shape = (sequences, self.dimensions.heads, d * d);
+                let weight = weight.into_shape_with_order(shape).expect("shapes were checked");
+                all.slice_mut(s![.., .., p * d * d..(p + 1) * d * d]).assign(&weight);
+            }
+            all
         };
         let counts = self.state.get("tokens")?.to_counters()?;
-        let update = stack("update");
+        let update = gather("update");
         let left_over = |name: &str| -> Array3<T> {
             let none = || Array3::default((update.dim().0, 0, self.dimensions.dim));
-            self.state.get(name).map_or_else(none, |kept| floats(kept).into_dimensionality().expect("checked"))
+            self.state
+                .get(name)
+                .map_or_else(none, |kept| floats(kept).into_dimensionality().expect("checked"))
         };
         let stored = Side { tokens: counts[0] as usize, left_over: left_over("left_over") };
         let of_read = if self.state.contains_key("read_left_over") { "read_left_over" } else { "left_over" };
         let read_kept = counts[1] as usize % self.saved.as_ref()?.chunk_size;
         let read_left_over = left_over(if read_kept == 0 { "none" } else { of_read });
         let read = Side { tokens: counts[1] as usize, left_over: read_left_over };
-        Some(State { momentum: stack("momentum"), update, stored, read })
+        Some(State { momentum: gather("momentum"), update, stored, read })
     }
 
     /// Writes a memory: these parameters and past weights, bit for bit, with a new state and configuration.
-    pub fn save<T: Real>(&self, path: &Path, state: &State<T>, chunk_size: usize, gates: Gates) -> Result<()> {
+    pub fn save<T: Real>(
+        &self,
+        path: &Path,
+        state: &State<T>,
+        chunk_size: usize,
+        gates: Gates,
+    ) -> Result<()> {
         let mut tensors = self.parameters.clone();
         let mut add = |name: String, tensor: Tensor| tensors.insert(format!("state.{name}"), tensor);
         let counts = [state.stored.tokens as u64, state.read.tokens as u64];
@@ -245,7 +262,8 @@ impl MemoryFile {
     fn check_state(&self) -> Result<()> {
         let Some(saved) = &self.saved else { return Ok(()) };
         if saved.dimensions != self.dimensions {
-            let (expected, got) = (format!("{:?}, as its tensors say", self.dimensions), format!("{:?}", saved.dimensions));
+            let (expected, got) =
+                (format!("{:?}, as its tensors say", self.dimensions), format!("{:?}", saved.dimensions));
             return Err(Error::file(&self.path, format!("a configuration of {expected}"), got));
         }
         let Dimensions { dim, heads, dim_head, .. } = self.dimensions;
@@ -285,13 +303,18 @@ impl MemoryFile {
             let tensor = self.state_tensor(name)?;
             let fits = tensor.shape() == shape && (name == "tokens" || tensor.dtype() == dtype);
             if !fits {
-                let (wanted, got) = (format!("{} {shape:?}", dtype.name()), format!("{} {:?}", tensor.dtype().name(), tensor.shape()));
+                let (wanted, got) = (
+                    format!("{} {shape:?}", dtype.name()),
+                    format!("{} {:?}", tensor.dtype().name(), tensor.shape()),
+                );
                 return Err(self.misfit(&format!("state.{name}"), &wanted, &got));
             }
         }
         match self.state.keys().find(|name| !expected.contains_key(*name)) {
             None => Ok(()),
-            Some(name) => Err(self.misfit(&format!("state.{name}"), "no tensor of this name in such a state", "one")),
+            Some(name) => {
+                Err(self.misfit(&format!("state.{name}"), "no tensor of this name in such a state", "one"))
+            }
         }
     }
 
@@ -311,7 +334,9 @@ fn read_config(path: &Path, json: &str) -> Result<SavedConfig> {
     let config: SavedConfig = serde_json::from_str(json).map_err(|error| bad(error.to_string()))?;
     if config.format != FORMAT || config.model != MODEL || config.chunk_size < 2 {
         let SavedConfig { format, model, chunk_size, nmem, .. } = config;
-        return Err(bad(format!("format {format}, model {model}, chunk_size {chunk_size}, written by nmem {nmem}")));
+        return Err(bad(format!(
+            "format {format}, model {model}, chunk_size {chunk_size}, written by nmem {nmem}"
+        )));
     }
     Ok(config)
 }

@@ -1,0 +1,45 @@
+# `just` alone lists what there is. Everything here is also a plain command: read on.
+set positional-arguments
+
+# What there is
+default:
+    @just --list --unsorted
+
+# Build the program: target/release/nmem
+build:
+    cargo build --release
+
+# Run nmem with any arguments: just run inspect data/passages.npy
+run *ARGS:
+    cargo run --release --quiet -- "$@"
+
+# The README's first command: store the shipped passages, draw surprise, rates and decay
+demo:
+    cargo run --release -- store data/passages.npy --memory data/passages.safetensors --chunk-size 16 --labels data/passages_labels.csv --force
+
+# All tests; `just test golden` runs those whose name holds "golden"
+test *FILTER:
+    cargo test {{ FILTER }}
+
+# Format the code
+fmt:
+    cargo fmt
+
+# Formatting and clippy, warnings denied
+lint:
+    cargo fmt --check
+    cargo clippy --all-targets --locked -- --deny warnings
+
+# The library's documentation, warnings denied; `just doc --open` shows it
+doc *ARGS:
+    RUSTDOCFLAGS="--deny warnings" cargo doc --no-deps --locked --document-private-items {{ ARGS }}
+
+# What CI runs, all of it
+ci:
+    .ci/run
+
+# Remake the README's picture from the shipped data
+picture:
+    rm -rf results/picture
+    cargo run --release --quiet -- store data/passages.npy --memory data/passages.safetensors --chunk-size 16 --labels data/passages_labels.csv --out results/picture --quiet
+    cp results/picture/plots/timeline.svg docs/passages.svg
