@@ -119,22 +119,21 @@ fn legend(metrics: &Metrics, labels: Option<&Labels>, shown: &[&Series], looks: 
         (false, false) => {}
     }
 
-    let mut notes = Vec::new();
     let ratio = shown.iter().any(|series| series.quantity == Quantity::LossRatio);
     if ratio && heads.len() > 1 && shown.len() > 1 {
-        notes.push("loss ratio: ratio of sums over heads".to_string());
+        legend.notes.push("loss ratio: ratio of sums over heads".to_string());
     }
     if metrics.sequences > 1 {
-        notes.push(format!("each head: mean over {} sequences", metrics.sequences));
+        let what = if heads.len() > 1 { "each head: " } else { "" };
+        legend.notes.push(format!("{what}mean over {} sequences", metrics.sequences));
     }
     let bin = shown.iter().flat_map(|series| &series.heads).map(Envelope::bin_width).max().unwrap_or(1);
     if bin > 1 {
-        notes.push(format!("faint lines: first, lowest, highest and last of every {bin} chunks"));
+        legend.notes.push(format!("faint lines: first, lowest, highest and last of every {bin} chunks"));
     }
     if let (Some(chunks), true) = (chunks, heads.len() > 1) {
-        notes.push(format!("bold line: mean of {chunks} chunks"));
+        legend.notes.push(format!("bold line: mean of {chunks} chunks"));
     }
-    legend.notes.extend((!notes.is_empty()).then(|| notes.join("; ")));
     legend
 }
 
