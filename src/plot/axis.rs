@@ -1,5 +1,5 @@
-//! Axes: limits rounded outwards to round numbers, ticks, labels. A log axis works in log₁₀ throughout, so that it
-//! holds for every positive float.
+//! Axes: limits, ticks, labels. Linear limits are rounded outwards to ticks, log ones leave a little room. A log axis
+//! works in log₁₀ throughout, so that it holds for every positive float.
 
 use std::ops::Range;
 
@@ -70,20 +70,15 @@ impl Axis {
 
     /// A log axis around positive finite values, low ≤ high.
     pub fn log(low: f64, high: f64) -> Self {
-        let (mut low, mut high) = (low.log10(), high.log10());
-        if high - low < 0.02 {
-            (low, high) = (low - 0.18, high + 0.18);
+        let (low, high) = (low.log10(), high.log10());
+        let room = ((high - low) * 0.04).max(if high - low < 0.02 { 0.18 } else { 0.0 });
+        let (mut low, mut high) = (low - room, high + room);
+        if grid(low, high).len() < 2 {
+            low = low.floor() + (10f64.powf(low - low.floor()) + 1e-9).floor().log10();
+            high = high.floor() + (10f64.powf(high - high.floor()) - 1e-9).ceil().log10();
         }
-        let low = low.floor() + (10f64.powf(low - low.floor()) + 1e-9).floor().log10();
-        let high = high.floor() + (10f64.powf(high - high.floor()) - 1e-9).ceil().log10();
         let mut axis = Self { log: true, low, high, ticks: Vec::new() };
-
-        // Every m·10ⁿ within the limits, as (n, m, place).
-        let within = |place: f64| place >= low - 1e-9 && place <= high + 1e-9;
-        let grid: Vec<_> = (low.floor() as i32..=high.ceil() as i32)
-            .flat_map(|n| (1..=9).map(move |m| (n, m, f64::from(n) + f64::from(m).log10())))
-            .filter(|&(.., place)| within(place))
-            .collect();
+        let grid = grid(low, high);
         let decades = grid.iter().filter(|&&(_, m, _)| m == 1).count();
         let labelled = if decades >= 2 { axis.labelled_decades() } else { axis.labelled_digits(&grid) };
         let name = |n, m| if decades >= 2 { power(m, n) } else { digit(m, n) };
@@ -129,6 +124,14 @@ impl Axis {
         let set = sets.into_iter().find(|set| fits(set)).unwrap_or(&[1]);
         Box::new(move |_, m| set.contains(&m))
     }
+}
+
+/// Every m·10ⁿ within limits given in log₁₀, as (n, m, log₁₀).
+fn grid(low: f64, high: f64) -> Vec<(i32, i32, f64)> {
+    (low.floor() as i32..=high.ceil() as i32)
+        .flat_map(|n| (1..=9).map(move |m| (n, m, f64::from(n) + f64::from(m).log10())))
+        .filter(|&(.., place)| place >= low - 1e-9 && place <= high + 1e-9)
+        .collect()
 }
 
 /// The least of 1, 2, 5 × 10ⁿ that cuts the range, its ends rounded outwards, into at most `most` pieces.
@@ -226,11 +229,11 @@ mod tests {
             labels(&Axis::log(1e-12, 1e12)),
             ["10^{−12}", "10^{−9}", "10^{−6}", "10^{−3}", "10^{0}", "10^{3}", "10^{6}", "10^{9}", "10^{12}"]
         );
-        assert_eq!(labels(&Axis::log(0.021, 0.048)), ["0.02", "0.03", "0.04", "0.05"]);
+        assert_eq!(labels(&Axis::log(0.021, 0.048)), ["0.03", "0.04"]);
         assert_eq!(labels(&Axis::log(3.0, 40.0)), ["3", "5", "10", "20", "30"]);
         assert_eq!(labels(&Axis::log(2.2e-7, 2.8e-7)), ["2·10^{−7}", "3·10^{−7}"]);
         let minor = Axis::log(1.0, 100.0).ticks.iter().filter(|tick| tick.label.is_none()).count();
-        assert_eq!(minor, 16);
+        assert_eq!(minor, 17);
     }
 
     #[test]

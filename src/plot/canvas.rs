@@ -50,6 +50,7 @@ fn finish(document: &str, (width, height): (u32, u32)) -> String {
     let body = body
         .replace("dy=\"0.5ex\"", "dy=\"0.35em\"")
         .replace(&format!(" font-family=\"{}\"", theme::FONT), "")
+        .replace("\">\n", "\">")
         .replace("\n</text>", "</text>")
         .replace("^{", &format!("<tspan dy=\"-0.5em\" font-size=\"{:.0}%\">", theme::SUPERSCRIPT * 100.0))
         .replace('}', "</tspan>");

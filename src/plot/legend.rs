@@ -34,7 +34,7 @@ pub enum Swatch {
 pub struct Legend {
     /// Swatches and their texts.
     pub entries: Vec<(Swatch, String)>,
-    /// Small print, a line each.
+    /// Small print, in as many lines as it needs.
     pub notes: Vec<String>,
 }
 
@@ -54,10 +54,24 @@ impl Legend {
         places
     }
 
+    fn note_lines(&self, width: f64) -> Vec<String> {
+        let mut lines = Vec::<String>::new();
+        for note in &self.notes {
+            match lines.last_mut() {
+                Some(line) if theme::text_width(&format!("{line}; {note}"), theme::SMALL) <= width => {
+                    *line += "; ";
+                    *line += note;
+                }
+                _ => lines.push(note.clone()),
+            }
+        }
+        lines
+    }
+
     /// Height when laid out at this width.
     pub fn height(&self, width: f64) -> f64 {
         let rows = self.places(width).last().map_or(0, |(row, _)| row + 1);
-        (rows + self.notes.len()) as f64 * ROW
+        (rows + self.note_lines(width).len()) as f64 * ROW
     }
 
     /// Draws it with its upper left corner at `left`, `top`.
@@ -69,7 +83,7 @@ impl Legend {
             canvas.text(text, (x + SWATCH + SPACE, y), theme::SMALL, theme::BLACK, HPos::Left);
         }
         let rows = places.last().map_or(0, |(row, _)| row + 1);
-        for (i, note) in self.notes.iter().enumerate() {
+        for (i, note) in self.note_lines(width).iter().enumerate() {
             let y = top + ((rows + i) as f64 + 0.5) * ROW;
             canvas.text(note, (left, y), theme::SMALL, theme::GREY, HPos::Left);
         }
@@ -105,4 +119,20 @@ impl Swatch {
 pub fn mark(canvas: &mut Canvas, (x, y): (f64, f64), inwards: f64) {
     let corners = [(x - 2.2, y), (x + 2.2, y), (x, y + 3.8 * inwards)];
     canvas.polygon(&corners, theme::ALARM.to_rgba());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Legend, ROW, Swatch};
+
+    #[test]
+    fn entries_and_notes_wrap() {
+        let mut legend =
+            Legend { entries: vec![(Swatch::Rule, "0123456789".to_string()); 3], ..Legend::default() };
+        let rows = |legend: &Legend, width: f64| (legend.height(width) / ROW).round() as i64;
+        assert_eq!([rows(&legend, 300.0), rows(&legend, 150.0), rows(&legend, 20.0)], [1, 2, 3]);
+        legend.notes = vec!["0123456789".to_string(); 4];
+        assert_eq!(legend.note_lines(100.0), ["0123456789; 0123456789", "0123456789; 0123456789"]);
+        assert_eq!(rows(&legend, 300.0), 2);
+    }
 }

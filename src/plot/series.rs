@@ -3,8 +3,8 @@
 //! however many chunks there are.
 //!
 //! Each head's line is its mean over sequences, the bold one the mean of these over heads. The loss ratio is a
-//! ratio of sums, Σ loss_before ÷ Σ loss, over sequences and, for the bold line, over heads: a mean of ratios would
-//! be ruled by the chunks that were known anyway.
+//! ratio of sums, Σ `loss_before` ÷ Σ `loss`, over sequences and, for the bold line, over heads: a mean of ratios
+//! would be ruled by the heads with the smallest losses.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -131,7 +131,7 @@ impl Metrics {
         let columns = Columns::find(&table)?;
         let (mut cursors, heads) = survey(&mut table, &columns)?;
         let sequences = cursors.len();
-        let mut metrics = Self { sequences, series: Series::empty(heads.len()), heads, tokens: u64::MAX..0 };
+        let mut metrics = Self { sequences, series: Series::empty(heads.len()), heads, tokens: 0..0 };
 
         let mut cells = vec![Cell::default(); BLOCK as usize * metrics.heads.len()];
         let mut places = vec![None; BLOCK as usize];
@@ -155,9 +155,6 @@ impl Metrics {
                     metrics.push(place, cells);
                 }
             }
-        }
-        if metrics.tokens.is_empty() {
-            metrics.tokens = 0..0;
         }
         metrics.series.retain(|series| series.quantity != Quantity::LossRatio || series.applies());
         Ok(metrics)
@@ -190,7 +187,11 @@ impl Metrics {
             if tokens.is_empty() {
                 return Err(table.bad_row("start < end", format!("{} and {}", tokens.start, tokens.end)));
             }
-            self.tokens = self.tokens.start.min(tokens.start)..self.tokens.end.max(tokens.end);
+            self.tokens = if self.tokens.is_empty() {
+                tokens.clone()
+            } else {
+                self.tokens.start.min(tokens.start)..self.tokens.end.max(tokens.end)
+            };
             places[row as usize].get_or_insert(tokens);
             cells[row as usize * self.heads.len() + head].add(table, columns)?;
         }
@@ -395,7 +396,7 @@ mod tests {
             (0..chunks)
                 .map(move |i| format!("{sequence},{i},0,{i},{},1,1,{},1,1,1\n", i + 1, i + 1 + sequence))
         };
-        let metrics = read(&rows(0, 200).chain(rows(2, 150)).collect::<String>()).unwrap();
+        let metrics = read(&rows(0, 200).chain(rows(2, 150)).collect::<Vec<_>>().concat()).unwrap();
         let expected: Vec<_> =
             (0..200).map(|i| (f64::from(i) + 0.5, f64::from(i) + if i < 150 { 2.0 } else { 1.0 })).collect();
         assert_eq!(all(&metrics, Quantity::Surprise), [expected]);
@@ -403,8 +404,8 @@ mod tests {
 
     #[test]
     fn long_runs_are_binned() {
-        let rows: String = (0..5000).map(|i| format!("0,{i},0,{i},{},1,1,1,1,1,1\n", i + 1)).collect();
-        let metrics = read(&rows).unwrap();
+        let rows: Vec<_> = (0..5000).map(|i| format!("0,{i},0,{i},{},1,1,1,1,1,1\n", i + 1)).collect();
+        let metrics = read(&rows.concat()).unwrap();
         assert_eq!(metrics.series[0].heads[0].bin_width(), 8);
         assert!(all(&metrics, Quantity::Surprise)[0].len() <= 4 * BINS);
     }

@@ -69,6 +69,7 @@ impl Looks {
     fn of(metrics: &Metrics, shown: &[&Series]) -> Self {
         let binned = shown.iter().flat_map(|series| &series.heads).any(|line| line.bin_width() > 1);
         let (opacity, width) = match metrics.heads.len() {
+            ..=theme::TELLABLE_HEADS if binned => (0.5, 0.4),
             _ if binned => (0.35, 0.4),
             1 => (1.0, 0.9),
             2..=theme::TELLABLE_HEADS => (0.75, 0.6),
@@ -111,29 +112,28 @@ fn legend(metrics: &Metrics, labels: Option<&Labels>, shown: &[&Series], looks: 
     let count = |reason| shown.iter().map(|series| series.count(reason)).sum::<u64>();
     match (count(Unshown::NotFinite) > 0, count(Unshown::NotPositive) > 0) {
         (true, true) => {
-            legend.entries.push((Swatch::Mark, "not finite (top), not above 0 (bottom)".to_string()))
+            legend.entries.push((Swatch::Mark, "not finite (top), not above 0 (bottom)".to_string()));
         }
         (true, false) => legend.entries.push((Swatch::Mark, "not finite".to_string())),
         (false, true) => legend.entries.push((Swatch::Mark, "not above 0".to_string())),
         (false, false) => {}
     }
 
-    let mut notes = Vec::new();
     let ratio = shown.iter().any(|series| series.quantity == Quantity::LossRatio);
     if ratio && heads.len() > 1 && shown.len() > 1 {
-        notes.push("loss ratio: ratio of sums over heads".to_string());
+        legend.notes.push("loss ratio: ratio of sums over heads".to_string());
     }
     if metrics.sequences > 1 {
-        notes.push(format!("each head: mean over {} sequences", metrics.sequences));
+        let what = if heads.len() > 1 { "each head: " } else { "" };
+        legend.notes.push(format!("{what}mean over {} sequences", metrics.sequences));
     }
     let bin = shown.iter().flat_map(|series| &series.heads).map(Envelope::bin_width).max().unwrap_or(1);
     if bin > 1 {
-        notes.push(format!("faint lines: first, lowest, highest and last of every {bin} chunks"));
+        legend.notes.push(format!("faint lines: first, lowest, highest and last of every {bin} chunks"));
     }
     if let (Some(chunks), true) = (chunks, heads.len() > 1) {
-        notes.push(format!("bold line: mean of {chunks} chunks"));
+        legend.notes.push(format!("bold line: mean of {chunks} chunks"));
     }
-    legend.notes.extend((!notes.is_empty()).then(|| notes.join("; ")));
     legend
 }
 
