@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use crate::error::Result;
-use crate::plot::table::Table;
+use crate::io::table::Table;
 
 /// Where the segment changes and what is a repeat, in tokens.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -12,6 +12,7 @@ pub mod npy;
 pub mod retrieved;
 pub mod sequences;
 pub mod summary;
+pub(crate) mod table;
 pub mod tensors;
 
 pub use dtype::Dtype;

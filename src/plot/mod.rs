@@ -12,7 +12,6 @@ mod canvas;
 pub mod envelope;
 mod legend;
 pub mod series;
-pub(crate) mod table;
 mod theme;
 mod timeline;
 

@@ -13,8 +13,8 @@ use std::path::Path;
 use csv::Position;
 
 use crate::error::Result;
+use crate::io::table::{Column, Table};
 use crate::plot::envelope::{Envelope, Unshown};
-use crate::plot::table::{Column, Table};
 
 /// Bins of the bold lines, and of each head's up to `BINS_OF_ALL_HEADS / BINS` heads: about two a point of paper.
 const BINS: usize = 1024;
