@@ -1,6 +1,6 @@
 //! `nmem inspect`: what is in a file, as a table for people or JSON for programs.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
@@ -14,6 +14,8 @@ use crate::io::Progress;
 use crate::io::dtype::shape_text;
 use crate::io::summary::{ArraySummary, FileFormat, FileSummary, summarise};
 use crate::io::tensors::METADATA_KEY;
+
+const FIRST_WEIGHT: &str = "memory_model.weights.0";
 
 /// Show what is in a .npy, .npz or .safetensors file: shapes, types, ranges, non-finite values;
 /// for parameters their dimensions, for a memory its configuration and state
@@ -43,8 +45,9 @@ pub enum Format {
 enum Kind {
     /// Neither of the others.
     Arrays,
+    /// `None` where the shapes do not agree.
     Parameters {
-        parameters: Dimensions,
+        parameters: Option<Dimensions>,
     },
     Memory {
         parameters: Option<Dimensions>,
@@ -75,8 +78,9 @@ pub fn run(args: &Args, progress: Progress) -> anyhow::Result<ExitCode> {
     let mut out = io::stdout().lock();
     let mut reports = Vec::new();
     let mut failed = 0;
+    let mut gap = "";
     for path in &args.files {
-        let file = match summarise(path, progress) {
+        let mut file = match summarise(path, progress) {
             Ok(file) => file,
             Err(Error::Interrupted) => return Err(Error::Interrupted.into()),
             Err(error) => {
@@ -86,16 +90,17 @@ pub fn run(args: &Args, progress: Progress) -> anyhow::Result<ExitCode> {
                 continue;
             }
         };
-        let kind = classify(&file);
+        let kind = classify(&mut file);
         let report = Report { file, kind };
         if args.format == Format::Json {
             reports.push(report);
             continue;
         }
-        let gap = if reports.is_empty() && path == &args.files[0] { "" } else { "\n" };
-        if !write_or_gone(&mut out, &format!("{gap}{}", table(&report)))? {
-            return Ok(ExitCode::SUCCESS);
+        let text = table(&report);
+        if !write_or_gone(&mut out, &format!("{gap}{text}"))? {
+            break;
         }
+        gap = "\n";
     }
     if args.format == Format::Json {
         let text = serde_json::to_string_pretty(&reports)?;
@@ -116,17 +121,18 @@ fn write_or_gone(out: &mut impl Write, text: &str) -> io::Result<bool> {
     }
 }
 
-fn classify(file: &FileSummary) -> Kind {
+/// Takes a memory's configuration out of the metadata.
+fn classify(file: &mut FileSummary) -> Kind {
     let parameters = dimensions(&file.arrays);
-    match (file.metadata.get(METADATA_KEY), parameters) {
-        (Some(json), parameters) => {
-            // Shown as it is where it is not JSON: inspect is for finding out what is wrong.
-            let configuration = serde_json::from_str(json).unwrap_or_else(|_| Value::String(json.clone()));
-            Kind::Memory { parameters, configuration }
-        }
-        (None, Some(parameters)) => Kind::Parameters { parameters },
-        (None, None) => Kind::Arrays,
+    if let Some(json) = file.metadata.remove(METADATA_KEY) {
+        // Shown as it is where it is not JSON: inspect is for finding out what is wrong.
+        let configuration = serde_json::from_str(&json).unwrap_or(Value::String(json));
+        return Kind::Memory { parameters, configuration };
     }
+    if file.arrays.iter().any(|array| array.name.as_deref() == Some(FIRST_WEIGHT)) {
+        return Kind::Parameters { parameters };
+    }
+    Kind::Arrays
 }
 
 /// Read off `to_queries` (`heads` · `dim_head`, `dim`), the memory's first weight (`dim_head`, `dim_head`) and a gate
@@ -134,11 +140,9 @@ fn classify(file: &FileSummary) -> Kind {
 fn dimensions(arrays: &[ArraySummary]) -> Option<Dimensions> {
     let shapes: HashMap<_, _> =
         arrays.iter().filter_map(|array| Some((array.name.as_deref()?, &array.shape[..]))).collect();
-    let (&[inner, dim], &[rows, dim_head], &[heads, gate_dim]) = (
-        *shapes.get("to_queries.weight")?,
-        *shapes.get("memory_model.weights.0")?,
-        *shapes.get("to_momentum.1.weight")?,
-    ) else {
+    let (&[inner, dim], &[rows, dim_head], &[heads, gate_dim]) =
+        (*shapes.get("to_queries.weight")?, *shapes.get(FIRST_WEIGHT)?, *shapes.get("to_momentum.1.weight")?)
+    else {
         return None;
     };
     let agree = gate_dim == dim && heads.checked_mul(dim_head) == Some(inner) && rows == dim_head;
@@ -168,23 +172,23 @@ fn table(report: &Report) -> String {
         Kind::Memory { .. } => "a memory, ",
     };
     let mut text = format!("{}: {what}{format}, {} bytes\n", file.file.display(), file.bytes);
-    match kind {
-        Kind::Arrays => other_metadata(&mut text, &file.metadata),
-        Kind::Parameters { parameters } => {
-            let _ = writeln!(text, "  {parameters}");
-            other_metadata(&mut text, &file.metadata);
-        }
-        Kind::Memory { parameters, configuration } => {
-            if let Some(parameters) = parameters {
-                let _ = writeln!(text, "  {parameters}");
-            }
-            text += "\n  configuration\n";
-            let mut lines = Vec::new();
-            flatten("", configuration, &mut lines);
-            let width = lines.iter().map(|(key, _)| key.chars().count()).max().unwrap_or_default();
-            for (key, value) in lines {
-                let _ = writeln!(text, "    {key:width$}  {value}");
-            }
+    if let Kind::Parameters { parameters } | Kind::Memory { parameters, .. } = kind {
+        let _ = match parameters {
+            Some(dimensions) => writeln!(text, "  {dimensions}"),
+            None => writeln!(text, "  dimensions unknown: shapes are missing or do not agree"),
+        };
+    }
+    let width = file.metadata.keys().map(|key| key.chars().count()).max().unwrap_or_default();
+    for (key, value) in &file.metadata {
+        let _ = writeln!(text, "  {key:width$}  {}", value.escape_debug());
+    }
+    if let Kind::Memory { configuration, .. } = kind {
+        text += "\n  configuration\n";
+        let mut lines = Vec::new();
+        flatten("", configuration, &mut lines);
+        let width = lines.iter().map(|(key, _)| key.chars().count()).max().unwrap_or_default();
+        for (key, value) in lines {
+            let _ = writeln!(text, "    {key:width$}  {value}");
         }
     }
     text.push('\n');
@@ -217,13 +221,6 @@ fn table(report: &Report) -> String {
         }
     }
     text
-}
-
-fn other_metadata(text: &mut String, metadata: &BTreeMap<String, String>) {
-    let width = metadata.keys().map(|key| key.chars().count()).max().unwrap_or_default();
-    for (key, value) in metadata {
-        let _ = writeln!(text, "  {key:width$}  {}", value.escape_debug());
-    }
 }
 
 /// Nested objects as dotted keys, everything else in JSON on one line.

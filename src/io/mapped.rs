@@ -118,7 +118,7 @@ pub(crate) fn guess(bytes: &[u8]) -> &'static str {
         [0x89, b'H', b'D', b'F', ..] => "an HDF5 file",
         [0x80, 2..=5, ..] => "a Python pickle",
         _ if is_safetensors(bytes) => "a .safetensors file",
-        _ => "something else",
+        _ => "unrecognised content",
     }
 }
 

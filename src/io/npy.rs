@@ -170,7 +170,7 @@ pub(crate) fn read_up_to(reader: &mut dyn Read, into: &mut Vec<u8>, bytes: u64) 
 fn guess_short(reader: &mut dyn Read, mut head: Vec<u8>) -> &'static str {
     match read_up_to(reader, &mut head, 16) {
         Ok(_) => guess(&head),
-        Err(_) => "something else",
+        Err(_) => "unrecognised content",
     }
 }
 

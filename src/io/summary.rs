@@ -75,7 +75,7 @@ pub struct FileSummary {
     /// Of the whole file.
     pub bytes: u64,
     /// Of `.safetensors`.
-    #[serde(skip)]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
     /// In the file's order.
     pub arrays: Vec<ArraySummary>,

@@ -315,8 +315,11 @@ pub(crate) type VisitMember<'a> = &'a mut dyn FnMut(&str, &NpyHeader, &mut dyn R
 /// of other kinds are passed over, as `NumPy` does until one is asked for.
 pub(crate) fn visit_npz(file: &Mapped, visit: VisitMember) -> Result<()> {
     let damaged = |error: &zip::result::ZipError| {
-        let got = format!("a damaged zip archive ({})", one_line(&error.to_string()));
-        Error::file(&file.name, EXPECTED, got)
+        Error::file(
+            &file.name,
+            "an intact .npz archive",
+            format!("a damaged one ({})", one_line(&error.to_string())),
+        )
     };
     let mut archive = ZipArchive::new(Cursor::new(file.bytes())).map_err(|e| damaged(&e))?;
     let mut arrays = 0;

@@ -1,0 +1,157 @@
+use std::collections::BTreeMap;
+
+use assert_cmd::cargo::cargo_bin_cmd;
+use ndarray::{Array2, array};
+use nmem::io::{Tensor, write_safetensors};
+
+use crate::{Folder, npy};
+
+fn inspect(folder: &Folder, args: &[&str]) -> (String, String, i32) {
+    let output =
+        cargo_bin_cmd!("nmem").current_dir(folder.path("")).arg("inspect").args(args).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (text(output.stdout), text(output.stderr), output.status.code().unwrap())
+}
+
+fn memory(folder: &Folder) {
+    let zeros = |rows, columns| Tensor::from_array(&Array2::<f32>::zeros((rows, columns)).view());
+    let mut tensors = BTreeMap::from([
+        ("memory_model.weights.0".to_owned(), zeros(2, 2)),
+        ("store_norm.weight".to_owned(), Tensor::from_array(&array![1_f32, 0.5, f32::NAN].view())),
+        ("to_momentum.1.weight".to_owned(), zeros(3, 3)),
+        ("to_queries.weight".to_owned(), zeros(6, 3)),
+    ]);
+    write_safetensors(folder.path("fresh.safetensors"), &tensors, "{}").unwrap();
+    tensors.insert("state.counts".to_owned(), Tensor::from_counters(&[12, 18_000_000_000_000_000_000]));
+    tensors.insert("state.update.0".to_owned(), Tensor::from_array(&array![[1e-9_f64, -1234.5678]].view()));
+    let json = "{\"chunk_size\": 16, \"gates\": {\"decay\": 0.25, \"momentum\": null}, \"shape\": [1, 2]}";
+    write_safetensors(folder.path("memory.safetensors"), &tensors, json).unwrap();
+}
+
+#[test]
+fn a_memory_as_a_table() {
+    let folder = Folder::new();
+    memory(&folder);
+    let (out, err, code) = inspect(&folder, &["memory.safetensors"]);
+    assert_eq!((&err[..], code), ("", 0));
+    insta::assert_snapshot!(out, @r"
+    memory.safetensors: a memory, .safetensors, 728 bytes
+      dim 3, heads 3, dim_head 2; norms: store_norm
+
+      configuration
+        chunk_size      16
+        gates.decay     0.25
+        gates.momentum  -
+        shape           [1,2]
+
+      parameters
+        name                    type  shape        min                   max      mean  nan  inf  bytes
+        memory_model.weights.0  f32   (2, 2)         0                     0         0    0    0     16
+        store_norm.weight       f32   (3,)         0.5                     1      0.75    1    0     12
+        to_momentum.1.weight    f32   (3, 3)         0                     0         0    0    0     36
+        to_queries.weight       f32   (6, 3)         0                     0         0    0    0     72
+
+      state
+        name                    type  shape        min                   max      mean  nan  inf  bytes
+        state.counts            u64   (2,)          12  18000000000000000000      9e18    0    0     16
+        state.update.0          f64   (1, 2)  -1234.57                  1e-9  -617.284    0    0     16
+    ");
+    let (out, _, code) = inspect(&folder, &["fresh.safetensors"]);
+    assert!(out.ends_with("  state\n    none: nothing has been stored\n"), "{out}");
+    assert_eq!(code, 0);
+}
+
+#[test]
+fn sequences_as_a_table() {
+    let folder = Folder::new();
+    let data: Vec<u8> =
+        [1.5_f64, f64::NAN, -2.0, f64::INFINITY].iter().flat_map(|x| x.to_be_bytes()).collect();
+    folder.file("x.npy", &npy("'>f8'", true, "(2, 2)", &data));
+    folder.file("i.npy", &npy("'<i8'", false, "()", &i64::MIN.to_le_bytes()));
+    folder.file("o.npy", &npy("'|O'", false, "(1,)", b"pickle"));
+    let (out, err, code) = inspect(&folder, &["x.npy", "i.npy", "o.npy"]);
+    assert_eq!((&err[..], code), ("", 0));
+    insta::assert_snapshot!(out, @r"
+    x.npy: .npy, 160 bytes
+
+      type                    shape   min  max   mean  nan  inf  bytes
+      f64 big-endian Fortran  (2, 2)   -2  1.5  -0.25    1    1     32
+
+    i.npy: .npy, 136 bytes
+
+      type  shape                   min                   max         mean  nan  inf  bytes
+      i64   ()     -9223372036854775808  -9223372036854775808  -9.22337e18    0    0      8
+
+    o.npy: .npy, 134 bytes
+
+      type       shape  min  max  mean  nan  inf  bytes
+      object |O  (1,)     -    -     -    -    -      6
+    ");
+}
+
+#[test]
+fn json_for_programs() {
+    let folder = Folder::new();
+    memory(&folder);
+    folder.file("x.npy", &npy("'<f4'", false, "(1, 2)", &[0, 0, 128, 63, 0, 0, 192, 127]));
+    let (out, _, code) = inspect(&folder, &["--format", "json", "memory.safetensors", "absent", "x.npy"]);
+    assert_eq!(code, 1);
+    let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(json.as_array().unwrap().len(), 2);
+    let memory = &json[0];
+    assert_eq!(memory["kind"], "memory");
+    assert_eq!(memory["configuration"]["gates"]["decay"], 0.25);
+    assert_eq!(memory["parameters"]["dim_head"], 2);
+    assert_eq!(memory["parameters"]["norms"], serde_json::json!(["store_norm"]));
+    let counts = memory["arrays"].as_array().unwrap().iter().find(|a| a["name"] == "state.counts").unwrap();
+    assert_eq!(counts["max"], 18_000_000_000_000_000_000_u64);
+    let array = &json[1]["arrays"][0];
+    assert_eq!((&array["dtype"], &array["nan"], &array["max"]), (&"f32".into(), &1.into(), &1.0.into()));
+}
+
+#[test]
+fn exit_status_and_messages() {
+    let folder = Folder::new();
+    folder.file("x.npy", &npy("'<f4'", false, "(1, 2)", &[0; 8]));
+    folder.file("bad.npy", b"\x93NUMPY");
+    let bad = "error: bad.npy: expected a .npy header, got a file that ends after 6 bytes\n";
+    let (out, err, code) = inspect(&folder, &["bad.npy", "x.npy"]);
+    assert_eq!((&err[..], code), (bad, 1));
+    assert!(out.starts_with("x.npy: .npy, 136 bytes\n"), "{out}");
+    let (out, err, code) = inspect(&folder, &["bad.npy"]);
+    assert_eq!((&out[..], &err[..], code), ("", bad, 2));
+    let (out, _, code) = inspect(&folder, &["--format", "json", "bad.npy"]);
+    assert_eq!((&out[..], code), ("[]\n", 2));
+}
+
+#[test]
+fn standard_input_is_a_file_too() {
+    let bytes = npy("'<f4'", false, "(1, 2)", &[0; 8]);
+    let output = cargo_bin_cmd!("nmem").args(["inspect", "-"]).write_stdin(bytes).output().unwrap();
+    assert!(String::from_utf8(output.stdout).unwrap().starts_with("-: .npy, 136 bytes\n"));
+    let output = cargo_bin_cmd!("nmem").args(["inspect", "-"]).write_stdin("").output().unwrap();
+    assert_eq!(
+        String::from_utf8(output.stderr).unwrap(),
+        "error: standard input: expected a .npy, .npz or .safetensors file, got an empty file\n"
+    );
+}
+
+/// `nmem inspect … | head -1`.
+#[test]
+#[cfg(unix)]
+fn a_reader_that_leaves_is_no_failure() {
+    use std::process::{Command, Stdio};
+    let folder = Folder::new();
+    folder.file("x.npy", &npy("'<f4'", false, "(1, 2)", &[0; 8]));
+    let mut child = Command::new(assert_cmd::cargo::cargo_bin!("nmem"))
+        .current_dir(folder.path(""))
+        .arg("inspect")
+        .args(["x.npy"; 500])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), &output.stderr[..]), (Some(0), &b""[..]));
+}

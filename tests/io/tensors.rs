@@ -1,0 +1,239 @@
+use std::collections::BTreeMap;
+use std::io::Write as _;
+
+use half::{bf16, f16};
+use ndarray::{Array2, ShapeBuilder, array};
+use ndarray_npy::NpzWriter;
+use nmem::io::{Dtype, METADATA_KEY, Tensor, TensorFile, write_safetensors};
+
+use crate::{Folder, go_on, npy};
+
+fn open(path: &std::path::Path) -> nmem::Result<TensorFile> {
+    TensorFile::open(path, &mut go_on)
+}
+
+fn sample() -> BTreeMap<String, Tensor> {
+    let bits16 = |bits: &[u16]| bits.iter().flat_map(|b| b.to_le_bytes()).collect::<Vec<_>>();
+    let nan64 = f64::from_bits(0x7ff0_0000_0000_0001);
+    let nan32 = f32::from_bits(0xffa0_1234);
+    BTreeMap::from([
+        (
+            "half".into(),
+            Tensor::new(Dtype::F16, vec![2, 2], bits16(&[0x7c01, 0xfe00, 0x0001, 0x8000])).unwrap(),
+        ),
+        ("brain".into(), Tensor::new(Dtype::BF16, vec![3], bits16(&[0x7f81, 0xffc1, 0x3f80])).unwrap()),
+        ("state.update.0".into(), Tensor::from_array(&array![[1.5_f64, nan64], [-0.0, 5e-324]].view())),
+        ("memory_model.weights.0".into(), Tensor::from_array(&array![[nan32, -0.0], [1e-45, 2.0]].view())),
+        ("state.counts".into(), Tensor::from_counters(&[u64::MAX, 0, 7])),
+        ("empty".into(), Tensor::new(Dtype::F32, vec![0, 4], vec![]).unwrap()),
+        ("scalar".into(), Tensor::new(Dtype::F32, vec![], 3_f32.to_le_bytes().to_vec()).unwrap()),
+        ("ünïcode \"quoted\"".into(), Tensor::new(Dtype::Bool, vec![1], vec![1]).unwrap()),
+    ])
+}
+
+#[test]
+fn safetensors_round_trip_bit_for_bit() {
+    let folder = Folder::new();
+    let path = folder.path("memory.safetensors");
+    let json = "{\"chunk_size\": 16, \"text\": \"zwölf \\\"\"}";
+    write_safetensors(&path, &sample(), json).unwrap();
+    let file = open(&path).unwrap();
+    assert_eq!(file.tensors(), &sample());
+    assert_eq!(file.memory_json(), Some(json));
+    assert_eq!(file.metadata().keys().collect::<Vec<_>>(), [METADATA_KEY]);
+    assert_eq!(file.get("state.counts").unwrap().to_counters().unwrap(), [u64::MAX, 0, 7]);
+    assert_eq!(file.array::<f64>("state.update.0").unwrap().shape(), [2, 2]);
+    assert_eq!(file.array::<f32>("scalar").unwrap()[[]], 3.0);
+    assert_eq!(file.array::<f32>("empty").unwrap().shape(), [0, 4]);
+    assert_eq!(file.array::<f64>("brain").unwrap()[[2]], 1.0);
+    // Again, byte by byte, and from what was read.
+    let first = std::fs::read(&path).unwrap();
+    for _ in 0..5 {
+        write_safetensors(&path, file.tensors(), json).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), first);
+    }
+    // The format's own reader agrees.
+    let read = safetensors::SafeTensors::deserialize(&first).unwrap();
+    assert_eq!(read.len(), sample().len());
+    assert_eq!(read.tensor("half").unwrap().data(), sample()["half"].data());
+    assert_eq!(read.names().len(), 8);
+}
+
+/// The bytes themselves: a change of order or layout would change every memory's hash.
+#[test]
+fn safetensors_bytes_are_pinned() {
+    let folder = Folder::new();
+    let path = folder.path("x.safetensors");
+    let tensors = BTreeMap::from([
+        ("b".to_owned(), Tensor::new(Dtype::F16, vec![1], vec![1, 2]).unwrap()),
+        ("z".to_owned(), Tensor::from_counters(&[5])),
+        ("a".to_owned(), Tensor::new(Dtype::F16, vec![1], vec![3, 4]).unwrap()),
+    ]);
+    write_safetensors(&path, &tensors, "{}").unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    let header = "{\"__metadata__\":{\"nmem\":\"{}\"},\
+        \"z\":{\"dtype\":\"U64\",\"shape\":[1],\"data_offsets\":[0,8]},\
+        \"a\":{\"dtype\":\"F16\",\"shape\":[1],\"data_offsets\":[8,10]},\
+        \"b\":{\"dtype\":\"F16\",\"shape\":[1],\"data_offsets\":[10,12]}}";
+    let padded = header.len().next_multiple_of(8);
+    assert_eq!(bytes[..8], (padded as u64).to_le_bytes());
+    assert_eq!(std::str::from_utf8(&bytes[8..8 + padded]).unwrap().trim_end_matches(' '), header);
+    assert_eq!(bytes[8 + padded..], [5, 0, 0, 0, 0, 0, 0, 0, 3, 4, 1, 2]);
+}
+
+fn npz(folder: &Folder, name: &str, compressed: bool) -> std::path::PathBuf {
+    let path = folder.path(name);
+    let file = std::fs::File::create(&path).unwrap();
+    let mut writer = if compressed { NpzWriter::new_compressed(file) } else { NpzWriter::new(file) };
+    let c = Array2::from_shape_fn((3, 4), |(i, j)| (10 * i + j) as f32);
+    let mut fortran = Array2::zeros((3, 4).f());
+    fortran.assign(&c.mapv(f64::from));
+    writer.add_array("c", &c).unwrap();
+    writer.add_array("fortran", &fortran).unwrap();
+    writer.add_array("count", &array![1_u64, 2]).unwrap();
+    writer.finish().unwrap();
+    path
+}
+
+#[test]
+fn npz_stored_and_deflated_in_either_order() {
+    let folder = Folder::new();
+    for compressed in [false, true] {
+        let file = open(&npz(&folder, "weights.any", compressed)).unwrap();
+        assert_eq!(file.tensors().keys().collect::<Vec<_>>(), ["c", "count", "fortran"]);
+        assert_eq!(file.array::<f64>("c").unwrap(), file.array::<f64>("fortran").unwrap());
+        assert_eq!(file.array::<f32>("fortran").unwrap()[[2, 1]], 21.0);
+        assert_eq!(file.get("count").unwrap().to_counters().unwrap(), [1, 2]);
+        assert_eq!(file.memory_json(), None);
+    }
+}
+
+fn zip(folder: &Folder, members: &[(&str, &[u8])]) -> std::path::PathBuf {
+    let path = folder.path("x.npz");
+    let mut zip = zip::ZipWriter::new(std::fs::File::create(&path).unwrap());
+    for (name, bytes) in members {
+        zip.start_file(*name, zip::write::SimpleFileOptions::default()).unwrap();
+        zip.write_all(bytes).unwrap();
+    }
+    zip.finish().unwrap();
+    path
+}
+
+#[test]
+fn npz_big_endian_fortran_members() {
+    let folder = Folder::new();
+    let mut data = Vec::new();
+    for x in [1_i16, 4, 2, 5, 3, 6] {
+        data.extend(f16::from_f32(f32::from(x)).to_be_bytes());
+    }
+    let path =
+        zip(&folder, &[("a/b.npy", &npy("'>f2'", true, "(2, 3)", &data)), ("README", b"not an array")]);
+    let file = open(&path).unwrap();
+    assert_eq!(file.array::<f32>("a/b").unwrap(), array![[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]].into_dyn());
+    assert_eq!(file.get("a/b").unwrap().dtype(), Dtype::F16);
+    assert_eq!(file.tensors().len(), 1);
+}
+
+#[test]
+fn refusals() {
+    let folder = Folder::new();
+    let message = |path: &std::path::Path| folder.message(open(path).err().unwrap());
+
+    let good = npy("'<f4'", false, "(2,)", &[0; 8]);
+    assert_eq!(
+        message(&zip(&folder, &[("w.npy", &good[..good.len() - 2])])),
+        "x.npz: w: expected 136 bytes (a header of 128, f32 of shape (2,)), got 134"
+    );
+    assert_eq!(
+        message(&zip(&folder, &[("ok.npy", &good), ("o.npy", &npy("'|O'", false, "(1,)", b"pickle"))])),
+        "x.npz: o: expected numbers, got object (|O)"
+    );
+    assert_eq!(
+        message(&zip(&folder, &[("archive/data.pkl", b"")])),
+        "x.npz: expected a .safetensors or .npz file, got a PyTorch checkpoint \
+         (save its state_dict with safetensors.torch.save_file)"
+    );
+    assert_eq!(
+        message(&zip(&folder, &[("notes.txt", b"")])),
+        "x.npz: expected a .safetensors or .npz file, got a zip archive without .npy members"
+    );
+    // One bit of the data flipped: the archive's checksum tells.
+    let path = zip(&folder, &[("w.npy", &npy("'<f4'", false, "(200,)", &[7; 800]))]);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let stored = npz(&folder, "stored.npz", false);
+    let mut stored_bytes = std::fs::read(&stored).unwrap();
+    let at = stored_bytes.windows(4).position(|w| w == 11_f32.to_le_bytes()).unwrap();
+    stored_bytes[at] ^= 1;
+    assert_eq!(
+        message(&folder.file("stored.npz", &stored_bytes)),
+        "stored.npz: c: expected readable data, got Invalid checksum"
+    );
+    bytes.truncate(bytes.len() / 2);
+    let text = message(&folder.file("cut.npz", &bytes));
+    assert!(text.starts_with("cut.npz: expected an intact .npz archive, got a damaged one ("), "{text}");
+
+    assert_eq!(
+        message(&folder.file("x.npy", &good)),
+        "x.npy: expected a .safetensors or .npz file, got a .npy file"
+    );
+    assert_eq!(
+        message(&folder.file("x.txt", b"text")),
+        "x.txt: expected a .safetensors or .npz file, got unrecognised content"
+    );
+
+    let path = folder.path("m.safetensors");
+    write_safetensors(&path, &sample(), "{}").unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+    assert_eq!(
+        message(&folder.file("m.safetensors", &bytes[..bytes.len() - 1])),
+        "m.safetensors: expected 91 bytes of tensors after the header, got 90"
+    );
+    assert_eq!(
+        message(&folder.file("m.safetensors", &bytes[..100])),
+        format!("m.safetensors: expected a header of {header} bytes, got 92 bytes after its length")
+    );
+    let mut garbled = bytes.clone();
+    garbled[20] = b'{';
+    let text = message(&folder.file("m.safetensors", &garbled));
+    assert!(text.starts_with("m.safetensors: expected a .safetensors header, got "), "{text}");
+    for length in 0..bytes.len() {
+        assert!(open(&folder.file("m.safetensors", &bytes[..length])).is_err(), "{length} bytes");
+    }
+
+    let file = open(&folder.file("m.safetensors", &bytes)).unwrap();
+    assert_eq!(
+        folder.message(file.get("absent").unwrap_err()),
+        "m.safetensors: absent: expected a tensor of this name, got none"
+    );
+    assert_eq!(
+        folder.message(file.array::<f32>("state.counts").unwrap_err()),
+        "m.safetensors: state.counts: expected type f16, bf16, f32 or f64, got u64"
+    );
+    assert_eq!(
+        folder.message(file.check_finite().unwrap_err()),
+        "m.safetensors: expected finite numbers, got NaN at tensor brain, element [0] (--allow-nonfinite lets it through)"
+    );
+    let (name, index, value) = file.first_nonfinite().unwrap();
+    assert_eq!((name, &index[..], value.is_nan()), ("brain", &[0][..], true));
+    assert_eq!(file.get("state.update.0").unwrap().first_nonfinite().unwrap().0, [0, 1]);
+    assert!(file.get("scalar").unwrap().first_nonfinite().is_none());
+    assert!(file.get("state.counts").unwrap().first_nonfinite().is_none());
+}
+
+#[test]
+fn lengths_that_do_not_fit_make_no_tensor() {
+    assert!(Tensor::new(Dtype::F32, vec![2], vec![0; 7]).is_none());
+    assert!(Tensor::new(Dtype::F32, vec![0, usize::MAX, 2], vec![]).is_none());
+    assert_eq!(bf16::from_f32(1.0).to_le_bytes(), [0x80, 0x3f]);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_is_an_error() {
+    let error = write_safetensors("/dev/full", &sample(), "{}").unwrap_err();
+    assert_eq!(
+        format!("{:#}", anyhow::Error::from(error)),
+        "/dev/full: cannot write: No space left on device (os error 28)"
+    );
+}
