@@ -5,7 +5,6 @@
 //! - [`series`]: metrics.csv → such lines, means over heads and sequences.
 //! - `axis`: limits, ticks and labels. `theme`: sizes and colours. `canvas`: a sheet in points, written as SVG.
 //! - `timeline` and `legend`: where all of it goes on the sheet.
-//! - `table`: CSV files read by column name, with errors that say where.
 
 mod axis;
 mod canvas;
