@@ -542,7 +542,7 @@ impl MemorySource {
 
 /// One line: file, line, what is wrong, and for an unknown key the nearest known one.
 fn explain_toml(path: &Path, text: &str, error: &toml::de::Error) -> Error {
-    let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
+    let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
     let message = error.message().replace('\n', ", ");
     let unknown = message.strip_prefix("unknown field `").and_then(|rest| rest.split_once('`'));
     let (expected, got) = match unknown {
