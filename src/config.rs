@@ -369,11 +369,8 @@ impl Settings {
             return Err(Error::setting("--store-seq", "--online (which it implies)", "--online=false"));
         }
         let dash = Path::new("-");
-        if data == dash
-            && [&self.store_seq, &self.memory, &self.past]
-                .into_iter()
-                .any(|path| path.as_deref() == Some(dash))
-        {
+        let inputs = [Some(&data), self.store_seq.as_ref(), self.memory.as_ref(), self.past.as_ref()];
+        if inputs.into_iter().flatten().filter(|path| **path == dash).count() > 1 {
             return Err(Error::setting("-", "standard input in one place", "more than one"));
         }
         for (flag, number) in
