@@ -95,7 +95,7 @@ impl RunArgs {
 fn table(report: &Report) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
-        let _ = writeln!(text, "{name:<15}{value}");
+        let _ = writeln!(text, "{name:<17}{value}");
     };
     let (sequences, tokens) = (report.sequences, report.tokens);
     let memory = &report.config.dimensions;
