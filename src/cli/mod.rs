@@ -100,10 +100,11 @@ fn usage(error: &clap::Error) -> ExitCode {
         return if error.use_stderr() { COULD_NOT_RUN.into() } else { ExitCode::SUCCESS };
     }
     let rendered = error.render().to_string();
-    let said =
-        rendered.split("\n\nUsage:").next().unwrap_or_default().split("\n\nFor more information").next();
-    let words: Vec<&str> = said.unwrap_or_default().split_whitespace().collect();
-    let line = words.join(" ");
+    let paragraphs = rendered
+        .split("\n\n")
+        .take_while(|text| !text.starts_with("Usage:") && !text.starts_with("For more information"))
+        .map(|text| text.split_whitespace().collect::<Vec<_>>().join(" "));
+    let line = paragraphs.collect::<Vec<_>>().join("; ");
     print_error(&format!("{} (see --help)", line.strip_prefix("error: ").unwrap_or(&line)));
     COULD_NOT_RUN.into()
 }
