@@ -26,20 +26,20 @@ pub struct Settings {
     #[arg(long, value_name = "FILE", help_heading = "Memory")]
     pub memory: Option<PathBuf>,
     /// Tokens per chunk, at least 2: needed with parameters; 16 for a drawn memory
-    #[arg(long, value_name = "N", help_heading = "Memory")]
+    #[arg(long, value_name = "N", help_heading = "Memory", value_parser = whole::<usize>, allow_negative_numbers = true)]
     pub chunk_size: Option<usize>,
     /// Heads of a drawn memory [default: 1]
-    #[arg(long, value_name = "N", help_heading = "Memory")]
+    #[arg(long, value_name = "N", help_heading = "Memory", value_parser = whole::<usize>, allow_negative_numbers = true)]
     pub heads: Option<usize>,
     /// Width of a head of a drawn memory [default: dim / heads]
-    #[arg(long, value_name = "N", help_heading = "Memory")]
+    #[arg(long, value_name = "N", help_heading = "Memory", value_parser = whole::<usize>, allow_negative_numbers = true)]
     pub dim_head: Option<usize>,
     /// How a memory is drawn: memory weights uniform (xavier) or from N(0, 1) (randn, the seed's own)
     /// [default: xavier]
     #[arg(long, value_enum, help_heading = "Memory", hide_possible_values = true)]
     pub init: Option<Init>,
     /// Seed of a drawn memory [default: 0]
-    #[arg(long, value_name = "N", help_heading = "Memory")]
+    #[arg(long, value_name = "N", help_heading = "Memory", value_parser = whole::<u64>, allow_negative_numbers = true)]
     pub seed: Option<u64>,
     /// Draw a memory without the norms before storing and reading
     #[arg(long, help_heading = "Memory", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -90,13 +90,13 @@ pub struct Settings {
     #[arg(long, value_enum, help_heading = "Run", hide_possible_values = true, value_name = "f32|f64")]
     pub dtype: Option<ElementType>,
     /// Threads; results are the same for any number [default: one per core]
-    #[arg(long, value_name = "N", help_heading = "Run")]
+    #[arg(long, value_name = "N", help_heading = "Run", value_parser = whole::<usize>, allow_negative_numbers = true)]
     pub threads: Option<usize>,
     /// Let NaN and infinity in inputs through to the divergence check
     #[arg(long, help_heading = "Run", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub allow_nonfinite: Option<bool>,
     /// Run the engine N more times for timing: wall_s.engine of run.json is then the median
-    #[arg(long, value_name = "N", help_heading = "Run")]
+    #[arg(long, value_name = "N", help_heading = "Run", value_parser = whole::<usize>, allow_negative_numbers = true)]
     pub repeat: Option<usize>,
 
     /// Folder for the results; must not exist [default: results/<input stem>-<command>]
@@ -108,6 +108,11 @@ pub struct Settings {
     /// Draw no figures
     #[arg(long, help_heading = "Output", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub no_plots: Option<bool>,
+}
+
+/// Negative numbers come here too, for a better message than that of an unknown flag.
+fn whole<N: FromStr>(text: &str) -> Result<N, String> {
+    text.parse().map_err(|_| "expected a whole number".to_owned())
 }
 
 /// A gate as typed: a number pins it, `learned` leaves it to its layer.
