@@ -24,6 +24,30 @@ pub struct ResultsFolder {
     replace: bool,
     hidden: TempDir,
     lock: File,
+    /// After `hidden`: fields are dropped in order.
+    made: MadeParents,
+}
+
+/// Folders that were made to hold the target. Those still empty go again: nothing is left of a run that failed.
+#[derive(Debug)]
+struct MadeParents(Vec<PathBuf>);
+
+impl MadeParents {
+    fn make(parent: &Path) -> io::Result<Self> {
+        let absent = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
+        let made = Self(parent.ancestors().take_while(absent).map(Path::to_path_buf).collect());
+        fs::create_dir_all(parent)?;
+        Ok(made)
+    }
+}
+
+impl Drop for MadeParents {
+    fn drop(&mut self) {
+        for folder in &self.0 {
+            // Refused where it holds something: results, or another run's.
+            let _ = fs::remove_dir(folder);
+        }
+    }
 }
 
 impl ResultsFolder {
@@ -37,7 +61,7 @@ impl ResultsFolder {
         };
         check_target(&target, replace)?;
         let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-        fs::create_dir_all(parent).map_err(Error::io(parent, "create"))?;
+        let made = MadeParents::make(parent).map_err(Error::io(parent, "create"))?;
         let prefix = hidden_prefix(name);
         clear_remnants(parent, &prefix);
         let mut builder = tempfile::Builder::new();
@@ -50,7 +74,7 @@ impl ResultsFolder {
         let hidden = builder.prefix(&prefix).tempdir_in(parent).map_err(Error::io(parent, "write in"))?;
         let lock = File::create(hidden.path().join(LOCK)).map_err(Error::io(hidden.path(), "write in"))?;
         lock.lock().map_err(Error::io(hidden.path(), "lock"))?;
-        Ok(Self { target, replace, hidden, lock })
+        Ok(Self { target, replace, hidden, lock, made })
     }
 
     /// Where to write.
@@ -65,7 +89,8 @@ impl ResultsFolder {
 
     /// Puts the finished folder in its place.
     pub fn publish(self) -> Result<()> {
-        let Self { target, replace, hidden, lock } = self;
+        // Dropped in reverse: `made` last.
+        let Self { made: _made, target, replace, hidden, lock } = self;
         check_target(&target, replace)?;
         fs::remove_file(hidden.path().join(LOCK)).map_err(Error::io(hidden.path(), "finish"))?;
         if target.exists() {
