@@ -214,6 +214,8 @@ pub struct Config {
     pub out: PathBuf,
     /// Labels of the tokens.
     pub labels: Option<PathBuf>,
+    /// The TOML file that settings came from, so that replacing `out` does not take it along.
+    pub file: Option<PathBuf>,
     /// Whether figures are drawn.
     pub plots: bool,
 }
@@ -416,6 +418,7 @@ impl Settings {
             allow_nonfinite: self.allow_nonfinite.unwrap_or(false),
             repeat: self.repeat.unwrap_or(0),
             labels: self.labels.filter(|_| mode != Mode::Read),
+            file: None,
             plots: mode != Mode::Read && !self.no_plots.unwrap_or(false),
             store_seq: self.store_seq.filter(|_| mode == Mode::Online),
             data,

@@ -184,8 +184,8 @@ fn refuse_inputs_inside(config: &Config, target: &Path) -> Result<()> {
         MemorySource::File { path, .. } => Some(path),
         MemorySource::Drawn { .. } => None,
     };
-    let others = [config.store_seq.as_ref(), config.past.as_ref(), config.labels.as_ref(), memory];
-    let inputs = std::iter::once(&config.data).chain(others.into_iter().flatten());
+    let others = [&config.store_seq, &config.past, &config.labels, &config.file].map(Option::as_ref);
+    let inputs = std::iter::once(&config.data).chain(others.into_iter().chain([memory]).flatten());
     for input in inputs.filter_map(|input| std::fs::canonicalize(input).ok()) {
         if input.starts_with(target) {
             let got = format!("{}, which holds {}", target.display(), input.display());

@@ -48,7 +48,8 @@ impl RunArgs {
         let of_file = self.config.as_deref().map(Settings::from_toml).transpose()?.unwrap_or_default();
         let merged = self.settings.clone().or(of_file);
         self.settings.check_flags(command, &merged)?;
-        let config = merged.validate(command)?;
+        let mut config = merged.validate(command)?;
+        config.file.clone_from(&self.config);
         let command_line = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
 
         let progress = Progress::new(self.quiet);
