@@ -1,0 +1,103 @@
+//! The shipped passages, against results computed with the seed's own code, and against what the data is for: a
+//! change of topic is where the memory does worse than its starting weights would have led one to expect.
+
+use ndarray::s;
+use ndarray_npy::read_npy;
+
+use crate::support::assert_close;
+use crate::{Desk, Table, shipped};
+
+const MEMORY: &str = "--memory passages.safetensors --chunk-size 16 --dtype f64 --no-plots -q --out out";
+
+#[test]
+fn metrics_agree_with_the_trace_of_every_head() {
+    let desk = Desk::with_passages();
+    desk.ok(&format!("store passages.npy {MEMORY}"));
+    let (got, expected) = (desk.csv("out/metrics.csv"), Table::read(&shipped("data/trace_heads.csv")));
+    assert_eq!(got.rows.len(), 512);
+    for column in ["chunk", "head"] {
+        assert_eq!(got.texts(column), expected.texts(column));
+    }
+    for (ours, theirs) in [
+        ("loss", "loss_base"),
+        ("loss_before", "loss_memory"),
+        ("loss_after", "loss_after"),
+        ("surprise", "grad_norm"),
+        ("learning_rate", "lr"),
+        ("momentum", "momentum_gate"),
+        ("decay", "decay_gate"),
+        ("surprise_norm", "surprise_norm"),
+        ("momentum_norm", "momentum_norm"),
+        ("update_norm", "update_norm"),
+    ] {
+        let [ours_column, theirs_column] = [got.by_head(ours, 1, 4), expected.by_head(theirs, 1, 4)];
+        // The trace has nine significant digits: half of the ninth is at most 5e-9 of the number.
+        assert_close(ours, ours_column.view(), theirs_column.view(), 0.0, 5.001e-9);
+    }
+}
+
+#[test]
+fn online_reads_agree_with_the_module() {
+    let desk = Desk::with_passages();
+    desk.ok(&format!("retrieve passages.npy --online {MEMORY}"));
+    let got = desk.f64s("out/retrieved.npy");
+    let head = read_npy::<_, ndarray::ArrayD<f64>>(shipped("data/reference_retrieved_head.npy")).unwrap();
+    assert_close("first rows", got.slice(s![..64, ..]).into_dyn(), head.view(), 1e-12, 0.0);
+    let text = std::fs::read_to_string(shipped("data/reference.json")).unwrap();
+    let reference: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let close = |what: &str, got: f64, expected: f64, bound: f64| {
+        assert!((got - expected).abs() <= bound, "{what}: got {got:e}, expected {expected:e}");
+    };
+    // Sums of 131,072 numbers in another order.
+    close("sum", got.sum(), reference["sum"].as_f64().unwrap(), 1e-9);
+    let squares = got.iter().map(|x| x * x).sum();
+    close("sum of squares", squares, reference["sum_of_squares"].as_f64().unwrap(), 1e-8);
+    for (i, expected) in reference["row_2047_first_4"].as_array().unwrap().iter().enumerate() {
+        close("row 2047", got[[2047, i]], expected.as_f64().unwrap(), 1e-12);
+    }
+}
+
+/// The share of (change, no change) pairs in which the change scores higher; ties count half.
+fn area_under_roc(scores: &[f64], is_change: &[bool]) -> f64 {
+    let (mut wins, mut pairs) = (0.0, 0.0);
+    for (a, _) in scores.iter().zip(is_change).filter(|(_, change)| **change) {
+        for (b, _) in scores.iter().zip(is_change).filter(|(_, change)| !**change) {
+            pairs += 1.0;
+            wins += if a > b {
+                1.0
+            } else if a == b {
+                0.5
+            } else {
+                0.0
+            };
+        }
+    }
+    wins / pairs
+}
+
+#[test]
+fn changes_of_topic_show_in_the_loss_before_storing_and_not_in_surprise() {
+    let desk = Desk::with_passages();
+    desk.ok(&format!("store passages.npy {MEMORY}"));
+    let table = desk.csv("out/metrics.csv");
+    let labels = desk.csv("passages_labels.csv");
+    let segments = labels.texts("segment");
+    let changed = |token: usize| segments[token] != segments[token - 1];
+    let changes: Vec<usize> = (1..segments.len()).filter(|&token| changed(token)).collect();
+    assert_eq!(changes.len(), 35);
+    assert!(changes.iter().all(|token| token % 16 == 0), "on starts of chunks: {changes:?}");
+    let is_change: Vec<bool> = (1..128).map(|chunk| changed(16 * chunk)).collect();
+
+    let summed =
+        |column: &str| table.by_head(column, 1, 4).sum_axis(ndarray::Axis(1)).into_raw_vec_and_offset().0;
+    let ratio: Vec<f64> = summed("loss_before")
+        .iter()
+        .zip(summed("loss"))
+        .skip(1)
+        .map(|(before, at_w)| before / at_w)
+        .collect();
+    let area = area_under_roc(&ratio, &is_change);
+    assert!((area - 0.986).abs() < 5e-4, "reported 0.986, got {area}");
+    let area = area_under_roc(&summed("surprise")[1..], &is_change);
+    assert!(area < 0.6, "surprise at W depends on the chunk's own text alone: {area}");
+}

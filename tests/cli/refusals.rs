@@ -1,0 +1,357 @@
+//! What cannot run: exit status 2, one line that says what, in which file or flag, expected, got; nothing left behind.
+
+use std::collections::BTreeMap;
+
+use ndarray::{Array1, Array2, Array4, ArrayD};
+use ndarray_npy::write_npy;
+use safetensors::Dtype;
+
+use crate::{Desk, Raw, tokens, write_tensors};
+
+/// Runs every command line, in a folder that has what they name, and compares what it says.
+fn check(desk: &Desk, cases: &[(&str, &str)]) {
+    let wrong: Vec<_> = cases
+        .iter()
+        .map(|&(line, expected)| (line, expected, desk.refused(line)))
+        .filter(|(_, expected, got)| got != expected)
+        .map(|(line, expected, got)| format!("nmem {line}\n  expected: {expected}\n  got:      {got}"))
+        .collect();
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+/// seq.npy (7 tokens of dim 4) and weights.safetensors for dim 4, two heads of 2.
+fn desk() -> Desk {
+    let desk = Desk::new();
+    desk.npy("seq.npy", &tokens(&[7, 4], 1));
+    desk.ok("store seq.npy --heads 2 --chunk-size 4 --out made -q");
+    write_tensors(&desk.path("weights.safetensors"), &parameters(&desk));
+    desk
+}
+
+fn parameters(desk: &Desk) -> BTreeMap<String, Raw> {
+    let tensors = desk.tensors("made/memory.safetensors").into_iter();
+    tensors.filter(|(name, _)| !name.starts_with("state.")).collect()
+}
+
+#[test]
+fn command_lines() {
+    let desk = Desk::new();
+    check(
+        &desk,
+        &[
+            ("frob", "?"),
+            ("stor", "?"),
+            ("store seq.npy --frob", "?"),
+            ("store seq.npy --thread 2", "?"),
+            ("store", "?"),
+            ("retrieve --online", "?"),
+            ("store a.npy b.npy", "?"),
+            ("store seq.npy --chunk-size", "?"),
+            ("store seq.npy --chunk-size x", "?"),
+            ("store seq.npy --chunk-size 1.5", "?"),
+            ("store seq.npy --chunk-size -1", "?"),
+            ("store seq.npy --chunk-size 0", "?"),
+            ("store seq.npy --chunk-size 1", "?"),
+            ("store seq.npy --heads 0", "?"),
+            ("store seq.npy --dim-head 0", "?"),
+            ("store seq.npy --threads 0", "?"),
+            ("store seq.npy --threads -2", "?"),
+            ("store seq.npy --repeat -2", "?"),
+            ("store seq.npy --seed -1", "?"),
+            ("store seq.npy --init zeros", "?"),
+            ("store seq.npy --dtype f16", "?"),
+            ("store seq.npy --format xml", "?"),
+            ("store seq.npy -q -v", "?"),
+            ("store seq.npy --learning-rate fast", "?"),
+            ("store seq.npy --learning-rate -0.5", "?"),
+            ("store seq.npy --momentum nan", "?"),
+            ("store seq.npy --decay inf", "?"),
+            ("store seq.npy --decay-bias nan", "?"),
+            ("store seq.npy --momentum-bias x", "?"),
+            ("store seq.npy --decay 0.5 --decay-bias 1", "?"),
+            ("store seq.npy --memory w.npz --seed 1", "?"),
+            ("store seq.npy --memory w.npz --init randn", "?"),
+            ("store seq.npy --memory w.npz --no-pre-norm", "?"),
+            ("store seq.npy --memory w.npz --no-post-norm", "?"),
+            ("store - --memory -", "?"),
+            ("store seq.npy --memory - --past -", "?"),
+            ("retrieve - --store-seq -", "?"),
+            ("retrieve seq.npy --online=false --store-seq store.npy", "?"),
+            ("completions", "?"),
+            ("completions tcsh", "?"),
+            ("inspect", "?"),
+        ],
+    );
+}
+
+#[test]
+fn flags_without_effect() {
+    check(
+        &Desk::new(),
+        &[
+            ("store seq.npy --online", "?"),
+            ("store seq.npy --store-seq x.npy", "?"),
+            ("store seq.npy --probe", "?"),
+            ("retrieve seq.npy --no-probe", "?"),
+            ("retrieve seq.npy --online --no-probe", "?"),
+            ("retrieve seq.npy --probe", "?"),
+            ("retrieve seq.npy --labels x.csv", "?"),
+            ("retrieve seq.npy --restart-momentum", "?"),
+            ("retrieve seq.npy --learning-rate 1", "?"),
+            ("retrieve seq.npy --momentum-bias 1", "?"),
+            ("retrieve seq.npy --decay learned", "?"),
+        ],
+    );
+}
+
+#[test]
+fn sequences() {
+    let desk = desk();
+    let good = desk.bytes("seq.npy");
+    desk.file("cut-header.npy", &good[..40]);
+    desk.file("cut.npy", &good[..good.len() - 5]);
+    desk.file("long.npy", [&good[..], b"more"].concat());
+    desk.file("empty.npy", "");
+    desk.file("text.npy", "0.5,1.5\n");
+    write_npy(desk.path("one.npy"), &Array1::<f32>::zeros(4)).unwrap();
+    write_npy(desk.path("four.npy"), &Array4::<f32>::zeros((1, 1, 7, 4))).unwrap();
+    write_npy(desk.path("int.npy"), &Array2::<i64>::zeros((7, 4))).unwrap();
+    write_npy(desk.path("bool.npy"), &Array2::from_elem((7, 4), true)).unwrap();
+    write_npy(desk.path("none.npy"), &ndarray::Array3::<f32>::zeros((0, 7, 4))).unwrap();
+    let mut nan = tokens(&[3, 7, 4], 2);
+    nan[[2, 5, 1]] = f32::NAN;
+    nan[[2, 6, 0]] = f32::INFINITY;
+    desk.npy("nan.npy", &nan);
+    let mut infinite = tokens(&[7, 4], 2);
+    infinite[[6, 3]] = f32::NEG_INFINITY;
+    desk.npy("inf.npy", &infinite);
+    write_npy(desk.path("big.npy"), &Array2::from_elem((7, 4), 1e300)).unwrap();
+    desk.npy("wide.npy", &tokens(&[7, 6], 1));
+    desk.npy("three.npy", &tokens(&[3, 7, 4], 1));
+    check(
+        &desk,
+        &[
+            ("store absent.npy", "?"),
+            ("store made", "?"),
+            ("store cut-header.npy", "?"),
+            ("store cut.npy", "?"),
+            ("store long.npy", "?"),
+            ("store empty.npy", "?"),
+            ("store text.npy", "?"),
+            ("store weights.safetensors", "?"),
+            ("store one.npy", "?"),
+            ("store four.npy", "?"),
+            ("store int.npy", "?"),
+            ("store bool.npy", "?"),
+            ("store none.npy", "?"),
+            ("store nan.npy", "?"),
+            ("store inf.npy", "?"),
+            ("retrieve inf.npy", "?"),
+            ("store big.npy", "?"),
+            ("retrieve seq.npy --store-seq absent.npy", "?"),
+            ("retrieve seq.npy --store-seq nan.npy", "?"),
+            ("retrieve seq.npy --store-seq wide.npy", "?"),
+            ("retrieve seq.npy --store-seq three.npy", "?"),
+            ("store wide.npy --memory weights.safetensors --chunk-size 4", "?"),
+            ("store three.npy --memory made/memory.safetensors", "?"),
+            ("retrieve three.npy --memory made/memory.safetensors --online", "?"),
+            ("store seq.npy --heads 3", "?"),
+            ("store seq.npy --dim-head 2", "?"),
+        ],
+    );
+    let mut piped = desk.command("store -");
+    piped.write_stdin(&good[..good.len() - 5]);
+    let message = desk.one_error(&Desk::finish(piped), 2, "store -");
+    assert_eq!(message, "?");
+}
+
+#[test]
+fn memories() {
+    let desk = desk();
+    let good = parameters(&desk);
+    let write = |name: &str, change: &dyn Fn(&mut BTreeMap<String, Raw>)| {
+        let mut tensors = good.clone();
+        change(&mut tensors);
+        write_tensors(&desk.path(name), &tensors);
+    };
+    let zeros = |shape: &[usize]| Raw::new(Dtype::F32, &ArrayD::zeros(shape));
+    write("missing.safetensors", &|tensors| {
+        tensors.remove("to_queries.weight");
+    });
+    write("no-weight.safetensors", &|tensors| {
+        tensors.remove("memory_model.weights.3");
+    });
+    write("half-norms.safetensors", &|tensors| {
+        tensors.remove("store_norm.weight");
+    });
+    write("no-combine.safetensors", &|tensors| {
+        tensors.remove("combine_heads.weight");
+    });
+    write("keys.safetensors", &|tensors| {
+        tensors.insert("to_keys_values.weight".into(), zeros(&[6, 4]));
+    });
+    write("gate.safetensors", &|tensors| {
+        tensors.insert("to_momentum.1.weight".into(), zeros(&[3, 4]));
+    });
+    write("weight.safetensors", &|tensors| {
+        tensors.insert("memory_model.weights.2".into(), zeros(&[2, 3]));
+    });
+    write("extra.safetensors", &|tensors| {
+        tensors.insert("to_gold.weight".into(), zeros(&[2, 3]));
+    });
+    write("nan.safetensors", &|tensors| {
+        let mut values = tensors["memory_model.weights.1"].floats();
+        values[[1, 0]] = f64::NAN;
+        tensors.insert("memory_model.weights.1".into(), Raw::new(Dtype::F32, &values));
+    });
+    write("int.safetensors", &|tensors| {
+        let raw = tensors.get_mut("to_queries.weight").unwrap();
+        raw.dtype = Dtype::I32;
+    });
+    let past =
+        |rows: usize| (0..4).map(|p| (format!("weights.{p}"), zeros(&[rows, 2]))).collect::<BTreeMap<_, _>>();
+    write_tensors(&desk.path("past.safetensors"), &past(2));
+    write_tensors(&desk.path("past-3.safetensors"), &past(3));
+    let mut three = past(2);
+    three.remove("weights.2");
+    write_tensors(&desk.path("past-few.safetensors"), &three);
+    let mut five = past(2);
+    five.insert("weights.4".into(), zeros(&[2, 2]));
+    write_tensors(&desk.path("past-many.safetensors"), &five);
+    let bytes = desk.bytes("made/memory.safetensors");
+    desk.file("cut.safetensors", &bytes[..bytes.len() - 1]);
+    let text = String::from_utf8_lossy(&bytes).find("format").map(|at| at + 9).unwrap();
+    let mut other = bytes.clone();
+    // The version of the layout, in JSON within JSON.
+    assert_eq!(other[text], b'1');
+    other[text] = b'2';
+    desk.file("newer.safetensors", other);
+    desk.npy("wide.npy", &tokens(&[7, 6], 1));
+    let with = |flags: &str| format!("store seq.npy --chunk-size 4 --memory {flags}");
+    let cases = [
+        ("absent.safetensors", "?"),
+        ("seq.npy", "?"),
+        ("made", "?"),
+        ("missing.safetensors", "?"),
+        ("no-weight.safetensors", "?"),
+        ("half-norms.safetensors", "?"),
+        ("no-combine.safetensors", "?"),
+        ("keys.safetensors", "?"),
+        ("gate.safetensors", "?"),
+        ("weight.safetensors", "?"),
+        ("extra.safetensors", "?"),
+        ("nan.safetensors", "?"),
+        ("int.safetensors", "?"),
+        ("cut.safetensors", "?"),
+        ("newer.safetensors", "?"),
+        ("weights.safetensors --heads 4", "?"),
+        ("weights.safetensors --dim-head 4", "?"),
+        ("weights.safetensors --past absent.npz", "?"),
+        ("weights.safetensors --past past-3.safetensors", "?"),
+        ("weights.safetensors --past past-few.safetensors", "?"),
+        ("weights.safetensors --past past-many.safetensors", "?"),
+    ]
+    .map(|(flags, message)| (with(flags), message));
+    let lines: Vec<_> = cases.iter().map(|(line, message)| (&line[..], *message)).collect();
+    check(&desk, &lines);
+    check(
+        &desk,
+        &[
+            ("store seq.npy --memory weights.safetensors", "?"),
+            ("retrieve seq.npy --memory weights.safetensors", "?"),
+            ("store seq.npy --memory made/memory.safetensors --chunk-size 8", "?"),
+        ],
+    );
+}
+
+#[test]
+fn labels() {
+    let desk = desk();
+    desk.file("position.csv", "segment,repeat\na,0\n");
+    desk.file("segment.csv", "position,repeat\n0,0\n");
+    desk.file("word.csv", "position,segment\n0,a\none,b\n");
+    desk.file("twice.csv", "position,segment\n0,a\n0,b\n");
+    desk.file("ragged.csv", "position,segment\n0,a\n1\n");
+    desk.file("empty.csv", "");
+    check(
+        &desk,
+        &[
+            ("store seq.npy --labels absent.csv", "?"),
+            ("store seq.npy --labels position.csv", "?"),
+            ("store seq.npy --labels segment.csv", "?"),
+            ("store seq.npy --labels word.csv", "?"),
+            ("store seq.npy --labels twice.csv", "?"),
+            ("store seq.npy --labels ragged.csv", "?"),
+            ("store seq.npy --labels empty.csv", "?"),
+            ("retrieve seq.npy --online --labels absent.csv", "?"),
+        ],
+    );
+}
+
+#[test]
+fn output_folders() {
+    let desk = desk();
+    desk.file("file", "");
+    desk.file("settings.toml", "data = \"../seq.npy\"\n");
+    std::fs::create_dir(desk.path("inputs")).unwrap();
+    for name in ["seq.npy", "weights.safetensors", "settings.toml"] {
+        std::fs::copy(desk.path(name), desk.path("inputs").join(name)).unwrap();
+    }
+    desk.file("inputs/labels.csv", "position,segment\n");
+    check(
+        &desk,
+        &[
+            ("store seq.npy --out made", "?"),
+            ("retrieve seq.npy --out made", "?"),
+            ("store seq.npy --out file", "?"),
+            ("store seq.npy --out file --force", "?"),
+            ("store seq.npy --out file/x", "?"),
+            ("store seq.npy --out . --force", "?"),
+            ("store seq.npy --out .. --force", "?"),
+            ("store seq.npy --out / --force", "?"),
+            ("store inputs/seq.npy --out inputs --force", "?"),
+            ("retrieve seq.npy --store-seq inputs/seq.npy --out inputs --force", "?"),
+            ("store seq.npy --memory inputs/weights.safetensors --chunk-size 4 --out inputs --force", "?"),
+            ("store seq.npy --labels inputs/labels.csv --out inputs --force", "?"),
+            ("store --config inputs/settings.toml --out inputs --force", "?"),
+            ("store absent.npy", "?"),
+            ("store absent.npy --out a/b/c", "?"),
+        ],
+    );
+}
+
+#[test]
+fn settings_files() {
+    let desk = desk();
+    desk.file("key.toml", "data = \"seq.npy\"\n\n# sizes\nchunk_sise = 4\n");
+    desk.file("flag.toml", "chunk-size = 4\n");
+    desk.file("table.toml", "[store]\ndata = \"seq.npy\"\n");
+    desk.file("type.toml", "data = \"seq.npy\"\nchunk_size = \"4\"\n");
+    desk.file("gate.toml", "learning_rate = true\n");
+    desk.file("negative.toml", "data = \"seq.npy\"\nlearning_rate = -1\n");
+    desk.file("minus.toml", "data = \"seq.npy\"\nthreads = -1\n");
+    desk.file("dtype.toml", "dtype = \"f16\"\n");
+    desk.file("syntax.toml", "data = \"seq.npy\n");
+    desk.file("latin.toml", b"data = \"\xe9.npy\"\n");
+    desk.file("twice.toml", "seed = 1\nseed = 2\n");
+    desk.file("none.toml", "chunk_size = 4\n");
+    check(
+        &desk,
+        &[
+            ("store --config absent.toml", "?"),
+            ("store --config made", "?"),
+            ("store --config key.toml", "?"),
+            ("store --config flag.toml", "?"),
+            ("store --config table.toml", "?"),
+            ("store --config type.toml", "?"),
+            ("store --config gate.toml", "?"),
+            ("store --config negative.toml", "?"),
+            ("store --config minus.toml", "?"),
+            ("store --config dtype.toml", "?"),
+            ("store --config syntax.toml", "?"),
+            ("store --config latin.toml", "?"),
+            ("store --config twice.toml", "?"),
+            ("store --config none.toml", "?"),
+        ],
+    );
+}

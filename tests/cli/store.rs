@@ -1,0 +1,396 @@
+//! `nmem store`: which files it writes and what is in them.
+
+use half::f16;
+use ndarray::{ArrayD, Axis};
+use ndarray_npy::write_npy;
+use nmem::engine::Work;
+use nmem::real::Real;
+use sha2::{Digest, Sha256};
+
+use crate::support::{self, Golden};
+use crate::{COUNTS, Desk, tokens};
+
+const HEADS: &str = "--memory weights.safetensors --chunk-size 4";
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn writes_its_files_and_no_others() {
+    let desk = Desk::with_golden("heads");
+    let ran = desk.ok(&format!("store seq.npy {HEADS}"));
+    assert_eq!(desk.names("results"), ["seq-store"], "the default folder");
+    assert_eq!(desk.names("results/seq-store"), ["memory.safetensors", "metrics.csv", "plots", "run.json"]);
+    let plots = desk.names("results/seq-store/plots");
+    assert!(plots.contains(&"timeline.svg".to_owned()), "{plots:?}");
+    for plot in plots {
+        let svg = String::from_utf8(desk.bytes(&format!("results/seq-store/plots/{plot}"))).unwrap();
+        assert!(svg.trim_end().ends_with("</svg>") && svg.contains("<svg"), "{plot}");
+    }
+    assert_eq!(ran.err, "");
+    let first: Vec<_> = ran.out.lines().take(2).collect();
+    assert_eq!(
+        first,
+        [
+            "stored           2 sequences of 34 tokens, dim 16",
+            "memory           heads 4, dim_head 4, chunk_size 4, f32"
+        ]
+    );
+    assert_eq!(ran.out.lines().last(), Some("results          results/seq-store"));
+}
+
+#[test]
+fn the_header_is_a_promise() {
+    let desk = Desk::with_golden("heads");
+    desk.ok(&format!("store seq.npy {HEADS} --out out"));
+    let text = String::from_utf8(desk.bytes("out/metrics.csv")).unwrap();
+    insta::assert_snapshot!(text.lines().next().unwrap(), @"sequence,chunk,head,start,end,loss,loss_before,loss_after,surprise,learning_rate,momentum,decay,surprise_norm,momentum_norm,update_norm,weight_norm,surprise.0,momentum_norm.0,update_norm.0,surprise.1,momentum_norm.1,update_norm.1,surprise.2,momentum_norm.2,update_norm.2,surprise.3,momentum_norm.3,update_norm.3");
+    assert!(!text.contains('"') && !text.contains('\r'), "plain numbers and line feeds");
+}
+
+#[test]
+fn rows_are_by_sequence_chunk_and_head() {
+    let desk = Desk::new();
+    // Two and a half blocks of the engine, sequences beyond one of its groups.
+    desk.npy("seq.npy", &tokens(&[35, 603, 4], 1));
+    desk.ok("store seq.npy --chunk-size 8 --heads 2 --out out -q --no-plots");
+    let table = desk.csv("out/metrics.csv");
+    let mut expected = Vec::<[usize; 5]>::new();
+    for (sequence, chunk) in (0..35).flat_map(|s| (0..75).map(move |c| (s, c))) {
+        expected.extend((0..2).map(|head| [sequence, chunk, head, 8 * chunk, 8 * chunk + 8]));
+    }
+    let columns = COUNTS.map(|name| table.texts(name));
+    let got: Vec<[usize; 5]> =
+        (0..table.rows.len()).map(|i| columns.each_ref().map(|c| c[i].parse().unwrap())).collect();
+    assert!(got == expected, "order of {} rows, expected {}", got.len(), expected.len());
+}
+
+/// Cells and elements against what the engine gives inside this process: no digit may be lost on the way.
+fn same_as_the_engine<T: Real + std::str::FromStr + std::fmt::Debug>(dtype: &str) {
+    let case = Golden::all().into_iter().find(|case| case.name == "heads").unwrap();
+    let memory = support::memory::<T>(&case);
+    let seq = case.seq.mapv(T::of);
+    let mut state = memory.initial_state(seq.dim().0);
+    let work = Work::Online { read: &seq, store: &seq, probe: true };
+    let (collected, _) = support::run(&memory, &mut state, work, seq.dim());
+
+    let desk = Desk::with_golden("heads");
+    desk.ok(&format!("retrieve seq.npy {HEADS} --online --probe --dtype {dtype} --out out -q --no-plots"));
+    let table = desk.csv("out/metrics.csv");
+    assert_eq!(table.rows.len(), collected.rows.len());
+    for (cells, row) in table.rows.iter().zip(&collected.rows) {
+        let values = row.quantities().map(|(_, value)| value.unwrap());
+        let weights = row.weights.iter().flat_map(|w| [w.surprise, w.momentum_norm, w.update_norm]);
+        for (cell, value) in cells[5..].iter().zip(values.into_iter().chain(weights)) {
+            assert!(cell.parse::<T>().is_ok_and(|read| read == value), "{cell} and {value:?}");
+        }
+    }
+    assert_eq!(desk.floats("out/retrieved.npy"), support::dyn3(&collected.retrieved));
+}
+
+#[test]
+fn numbers_read_back_as_they_were() {
+    same_as_the_engine::<f32>("f32");
+    same_as_the_engine::<f64>("f64");
+}
+
+#[test]
+fn without_probe_the_cells_are_empty() {
+    let desk = Desk::with_golden("heads");
+    desk.ok(&format!("store seq.npy {HEADS} --out with -q"));
+    desk.ok(&format!("store seq.npy {HEADS} --out without --no-probe -q"));
+    let [with, without] = ["with", "without"].map(|out| desk.csv(&format!("{out}/metrics.csv")));
+    for name in &with.header {
+        if name == "loss_before" || name == "loss_after" {
+            assert!(without.texts(name).iter().all(|text| text.is_empty()), "{name}");
+            assert!(with.numbers(name).iter().all(|x| x.is_finite()), "{name}");
+        } else {
+            assert_eq!(with.texts(name), without.texts(name), "{name}");
+        }
+    }
+    assert!(desk.bytes("with/memory.safetensors") == desk.bytes("without/memory.safetensors"));
+    let summary = &desk.json("without/run.json")["summary"];
+    assert!(summary.get("loss").is_some() && summary.get("loss_before").is_none());
+}
+
+#[test]
+fn run_json_has_what_repeats_the_run() {
+    let desk = Desk::with_golden("past_weights");
+    desk.file("labels.csv", "position,segment\n0,a\n5,b\n");
+    let line = "store seq.npy --memory weights.safetensors --chunk-size 4 --past past.safetensors \
+                --labels labels.csv --learning-rate 0.125 --decay-bias -1.5 --threads 2 --dtype f64 --out out";
+    desk.ok(line);
+    let run = desk.json("out/run.json");
+    assert_eq!(run["nmem"], env!("CARGO_PKG_VERSION"));
+    let commit = &run["commit"];
+    assert!(commit.is_null() || commit.as_str().is_some_and(|commit| commit.len() >= 40), "{commit}");
+    assert_eq!(run["command"], "store");
+    let typed: Vec<_> =
+        run["command_line"].as_array().unwrap()[1..].iter().map(|v| v.as_str().unwrap()).collect();
+    assert_eq!(typed, line.split_whitespace().collect::<Vec<_>>());
+    let config = &run["config"];
+    for (key, value) in [("dim", 8), ("heads", 1), ("dim_head", 8), ("chunk_size", 4), ("repeat", 0)] {
+        assert_eq!(config[key], value, "{key}");
+    }
+    assert_eq!(config["learning_rate"]["pinned"], 0.125);
+    assert_eq!(config["momentum"]["learned"], 0.0);
+    assert_eq!(config["decay"]["learned"], -1.5);
+    assert_eq!((&run["device"], &run["threads"], &run["dtype"]), (&"cpu".into(), &2.into(), &"f64".into()));
+    assert!(run["diverged"].is_null());
+    let inputs = run["inputs"].as_array().unwrap();
+    let mut roles: Vec<_> = inputs.iter().map(|input| input["role"].as_str().unwrap()).collect();
+    roles.sort_unstable();
+    assert_eq!(roles, ["data", "labels", "memory", "past"]);
+    for input in inputs {
+        assert_eq!(input["sha256"], sha256(&desk.bytes(input["path"].as_str().unwrap())), "{input}");
+    }
+    let data = inputs.iter().find(|input| input["role"] == "data").unwrap();
+    assert_eq!(data["shape"], serde_json::json!(desk.f32s("seq.npy").shape()));
+    assert_eq!(data["dtype"], "f32");
+    for phase in ["load", "engine", "write", "plots"] {
+        assert!(run["wall_s"][phase].as_f64().is_some_and(|seconds| seconds > 0.0), "{phase}");
+    }
+    assert_eq!(run["wall_s"]["engine_all"].as_array().unwrap().len(), 1);
+    if cfg!(target_os = "linux") {
+        let [all, anonymous] = ["peak_bytes", "peak_anon_bytes"].map(|key| run[key].as_u64().unwrap());
+        assert!(0 < anonymous && anonymous < all, "{anonymous} of {all}");
+    }
+}
+
+#[test]
+fn repeating_times_the_engine_and_changes_nothing_else() {
+    let desk = Desk::with_golden("heads");
+    desk.ok(&format!("store seq.npy {HEADS} --out once -q"));
+    for n in [3, 4] {
+        desk.ok(&format!("store seq.npy {HEADS} --out again --repeat {n} -q --force"));
+        let wall = desk.json("again/run.json")["wall_s"].clone();
+        let mut all: Vec<f64> =
+            wall["engine_all"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+        assert_eq!(all.len(), n + 1);
+        all.sort_by(f64::total_cmp);
+        let median = f64::midpoint(all[n / 2], all[n.div_ceil(2)]);
+        assert_eq!(wall["engine"], median, "{all:?}");
+        for file in ["metrics.csv", "memory.safetensors", "plots/timeline.svg"] {
+            assert!(desk.bytes(&format!("once/{file}")) == desk.bytes(&format!("again/{file}")), "{file}");
+        }
+    }
+}
+
+#[test]
+fn what_is_printed() {
+    let desk = Desk::with_golden("heads");
+    let quiet = desk.ok(&format!("store seq.npy {HEADS} --out quiet --no-plots -q"));
+    assert_eq!((quiet.out, quiet.err), (String::new(), String::new()));
+    assert_eq!(desk.names("quiet"), ["memory.safetensors", "metrics.csv", "run.json"]);
+    assert_eq!(desk.json("quiet/run.json")["wall_s"]["plots"].as_f64().map(|s| s < 1e-3), Some(true));
+
+    // -q leaves out what nobody asked for; --format json asks.
+    for flags in ["", "-q"] {
+        let json = desk.ok(&format!("store seq.npy {HEADS} --out json --format json --force {flags}"));
+        assert_eq!(json.err, "");
+        let printed: serde_json::Value = serde_json::from_str(&json.out).unwrap();
+        assert_eq!(printed, desk.json("json/run.json"));
+    }
+
+    let verbose = desk.ok(&format!("store seq.npy {HEADS} --out verbose -v"));
+    assert!(
+        verbose.err.contains("\"chunk_size\":4") && verbose.err.contains("\"engine\":"),
+        "{}",
+        verbose.err
+    );
+    let plain = desk.ok(&format!("store seq.npy {HEADS} --out plain"));
+    let but_last_two = |text: &str| {
+        text.lines().take_while(|l| !l.starts_with("time")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(but_last_two(&verbose.out), but_last_two(&plain.out));
+}
+
+#[test]
+fn labels_are_drawn_and_change_nothing_else() {
+    let desk = Desk::with_passages();
+    let line = "store passages.npy --memory passages.safetensors --chunk-size 16 -q";
+    desk.ok(&format!("{line} --out with --labels passages_labels.csv"));
+    desk.ok(&format!("{line} --out without"));
+    assert!(desk.bytes("with/metrics.csv") == desk.bytes("without/metrics.csv"));
+    assert!(desk.bytes("with/plots/timeline.svg") != desk.bytes("without/plots/timeline.svg"));
+}
+
+/// A `.npy` of the same numbers in another type, order or byte order.
+fn encoded(values: &ArrayD<f32>, descr: &str, fortran: bool) -> Vec<u8> {
+    let mut data = Vec::new();
+    let mut push = |x: f32| {
+        let mut bytes = match &descr[1..] {
+            "f2" => f16::from_f32(x).to_le_bytes().to_vec(),
+            "f4" => x.to_le_bytes().to_vec(),
+            _ => f64::from(x).to_le_bytes().to_vec(),
+        };
+        if descr.starts_with('>') {
+            bytes.reverse();
+        }
+        data.extend(bytes);
+    };
+    if fortran {
+        values.t().iter().for_each(|&x| push(x))
+    } else {
+        values.iter().for_each(|&x| push(x))
+    }
+    let order = if fortran { "True" } else { "False" };
+    let shape: Vec<_> = values.shape().iter().map(ToString::to_string).collect();
+    let text = format!("{{'descr': '{descr}', 'fortran_order': {order}, 'shape': ({}), }}", shape.join(", "));
+    let text = format!("{text:<117}\n");
+    [b"\x93NUMPY\x01\x00".as_slice(), &(text.len() as u16).to_le_bytes(), text.as_bytes(), &data].concat()
+}
+
+#[test]
+fn every_type_and_order_gives_the_same_bits() {
+    let desk = Desk::new();
+    for shape in [&[37, 6][..], &[3, 37, 6]] {
+        let values = tokens(shape, 2);
+        desk.npy("seq.npy", &values);
+        let line = "--chunk-size 5 --heads 2 -q --no-plots --force --probe --online";
+        desk.ok(&format!("retrieve seq.npy {line} --out expected"));
+        for (descr, fortran) in
+            [("<f2", false), (">f2", true), ("<f4", true), (">f4", false), ("<f8", false), (">f8", true)]
+        {
+            desk.file("other.npy", encoded(&values, descr, fortran));
+            desk.ok(&format!("retrieve other.npy {line} --out got"));
+            for file in ["metrics.csv", "retrieved.npy", "memory.safetensors"] {
+                let [got, expected] = ["got", "expected"].map(|out| desk.bytes(&format!("{out}/{file}")));
+                assert!(got == expected, "{descr}, fortran {fortran}, shape {shape:?}: {file}");
+            }
+        }
+    }
+}
+
+#[test]
+fn standard_input_is_a_file() {
+    let desk = Desk::with_golden("heads");
+    desk.ok(&format!("store seq.npy {HEADS} --out file -q"));
+    let mut command = desk.command(&format!("store - {HEADS} -q"));
+    let ran = Desk::finish({
+        command.write_stdin(desk.bytes("seq.npy"));
+        command
+    });
+    assert_eq!((ran.code, &ran.err[..]), (Some(0), ""));
+    assert_eq!(desk.names("results"), ["stdin-store"]);
+    for file in ["metrics.csv", "memory.safetensors"] {
+        assert!(
+            desk.bytes(&format!("file/{file}")) == desk.bytes(&format!("results/stdin-store/{file}")),
+            "{file}"
+        );
+    }
+    let input = desk.json("results/stdin-store/run.json")["inputs"][0].clone();
+    assert_eq!((&input["path"], &input["sha256"]), (&"-".into(), &sha256(&desk.bytes("seq.npy")).into()));
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bytes() {
+    let desk = Desk::new();
+    desk.npy("seq.npy", &tokens(&[5, 203, 64], 3));
+    for threads in [1, 2, 7] {
+        desk.ok(&format!(
+            "retrieve seq.npy --online --probe --heads 4 --threads {threads} --out threads{threads} -q"
+        ));
+    }
+    let plots = desk.names("threads1/plots").into_iter().map(|name| format!("plots/{name}"));
+    let files = ["metrics.csv", "retrieved.npy", "memory.safetensors"].map(str::to_owned);
+    for file in files.into_iter().chain(plots) {
+        for other in ["threads2", "threads7"] {
+            assert!(
+                desk.bytes(&format!("threads1/{file}")) == desk.bytes(&format!("{other}/{file}")),
+                "{other}/{file}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_drawn_memory_depends_on_its_seed_alone() {
+    let desk = Desk::new();
+    desk.npy("seq.npy", &tokens(&[40, 8], 4));
+    let memory = |flags: &str| {
+        desk.ok(&format!("store seq.npy -q --no-plots --out out --force {flags}"));
+        desk.tensors("out/memory.safetensors")
+    };
+    let first = memory("--seed 5");
+    assert_eq!(first, memory("--seed 5 --init xavier --chunk-size 16 --heads 1 --dim-head 8 --no-probe"));
+    assert_ne!(first["memory_model.weights.0"], memory("--seed 6")["memory_model.weights.0"]);
+    assert_ne!(first["memory_model.weights.0"], memory("--seed 5 --init randn")["memory_model.weights.0"]);
+    let norms = |flags: &str| {
+        let names: Vec<_> = memory(flags).into_keys().filter(|name| name.contains("norm")).collect();
+        names.join(" ")
+    };
+    assert_eq!(norms(""), "post_rmsnorm.weight retrieve_norm.weight store_norm.weight");
+    assert_eq!(norms("--no-pre-norm"), "post_rmsnorm.weight");
+    assert_eq!(norms("--no-post-norm"), "retrieve_norm.weight store_norm.weight");
+    // Written as drawn: using it as a file of parameters is the same run.
+    let parameters: std::collections::BTreeMap<_, _> =
+        first.into_iter().filter(|(name, _)| !name.starts_with("state.")).collect();
+    crate::write_tensors(&desk.path("drawn.safetensors"), &parameters);
+    desk.ok("store seq.npy -q --out drawn --seed 5");
+    desk.ok("store seq.npy -q --out file --memory drawn.safetensors --chunk-size 16");
+    assert!(desk.bytes("drawn/metrics.csv") == desk.bytes("file/metrics.csv"));
+}
+
+#[test]
+fn pins_and_biases_of_gates() {
+    let desk = Desk::with_golden("heads");
+    let run = |flags: &str| {
+        desk.ok(&format!("store seq.npy {HEADS} -q --no-plots --dtype f64 --out out --force {flags}"));
+        desk.csv("out/metrics.csv")
+    };
+    let plain = run("");
+    let pinned = run("--learning-rate 2.5 --momentum 0 --decay 1");
+    for (column, value) in [("learning_rate", 2.5), ("momentum", 0.0), ("decay", 1.0)] {
+        assert!(pinned.numbers(column).iter().all(|&x| x == value), "{column}");
+    }
+    assert_eq!(pinned.texts("surprise"), plain.texts("surprise"));
+    // η = 0 and α = 1: each chunk leaves its own step and nothing else.
+    assert_eq!(pinned.texts("update_norm"), pinned.texts("surprise_norm"));
+
+    let logit = |x: f64| (x / (1.0 - x)).ln();
+    let biased = run("--learning-rate-bias 0.5 --momentum-bias -2 --decay-bias 1.25");
+    let of_rate = |x: f64| logit(-x.ln() / 15.0);
+    for (column, bias, to_logit) in [
+        ("learning_rate", 0.5, &of_rate as &dyn Fn(f64) -> f64),
+        ("momentum", -2.0, &logit),
+        ("decay", 1.25, &logit),
+    ] {
+        for (x, before) in biased.numbers(column).into_iter().zip(plain.numbers(column)) {
+            assert!((to_logit(x) - to_logit(before) - bias).abs() < 1e-9, "{column}: {before} became {x}");
+        }
+    }
+    let smaller = biased.numbers("learning_rate").into_iter().zip(plain.numbers("learning_rate"));
+    assert!(smaller.into_iter().all(|(x, before)| x < before), "a larger logit is a smaller rate");
+}
+
+#[test]
+fn fewer_tokens_than_a_chunk_are_kept_and_said() {
+    let desk = Desk::new();
+    desk.npy("three.npy", &tokens(&[3, 4], 5));
+    let ran = desk.ok("store three.npy --chunk-size 4 --out out");
+    assert_eq!(ran.err, "warning: nothing stored yet: 3 of the 4 tokens of a chunk\n");
+    assert!(desk.csv("out/metrics.csv").rows.is_empty());
+    let kept = desk.tensors("out/memory.safetensors")["state.left_over"].floats();
+    assert_eq!(kept, desk.floats("three.npy").insert_axis(Axis(0)));
+    assert_eq!(desk.json("out/run.json")["stored_tokens"], 3);
+}
+
+/// In anonymous memory the length of the sequence must not show: inputs are mapped, results streamed.
+#[test]
+#[cfg(target_os = "linux")]
+fn memory_use_is_flat_in_tokens() {
+    let desk = Desk::new();
+    let all = tokens(&[60_000, 64], 6);
+    let peak = |n: usize, dtype: &str| {
+        write_npy(desk.path("seq.npy"), &all.slice_axis(Axis(0), (0..n).into())).unwrap();
+        desk.ok(&format!(
+            "store seq.npy --heads 4 --chunk-size 16 --threads 2 --dtype {dtype} --out out --force -q"
+        ));
+        desk.json("out/run.json")["peak_anon_bytes"].as_u64().unwrap()
+    };
+    let (short, long) = (peak(20_000, "f32"), peak(60_000, "f32"));
+    assert!(long < 64 << 20, "{long} bytes");
+    assert!(long.saturating_sub(short) < 2 << 20, "{short} bytes with 20,000 tokens, {long} with 60,000");
+}
