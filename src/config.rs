@@ -345,7 +345,8 @@ impl Settings {
         unused("--labels", !online && self.labels.is_some(), with)?;
         unused("--restart-momentum", !online && self.restart_momentum == Some(true), with)?;
         for layer in self.gates() {
-            unused(layer.flag, !online && (layer.pin.is_some() || layer.bias.is_some()), with)?;
+            unused(layer.flag, !online && layer.pin.is_some(), with)?;
+            unused(&format!("{}-bias", layer.flag), !online && layer.bias.is_some(), with)?;
         }
         Ok(())
     }
