@@ -561,7 +561,11 @@ fn explain_toml(path: &Path, text: &str, error: &toml::de::Error) -> Error {
                 .map_or(String::new(), |(_, known)| format!(" (did you mean `{known}`?)"));
             ("a known setting".to_owned(), format!("`{key}` in line {line}{near}"))
         }
-        None => ("settings in TOML".to_owned(), format!("in line {line}: {message}")),
+        None => {
+            let message =
+                ["usize", "u64"].iter().fold(message, |text, of| text.replace(of, "a whole number"));
+            ("settings in TOML".to_owned(), format!("this in line {line}: {message}"))
+        }
     };
     Error::file(path, expected, got)
 }
