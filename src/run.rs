@@ -269,9 +269,19 @@ impl<T: Real> Loaded<T> {
             return Err(Error::setting("--dtype", expected, "f32"));
         }
         let memory = Memory::<T>::new(file.parameters(), chunk_size, gates, file.past().as_deref())?;
-        let mut state = file.state().unwrap_or_else(|| {
-            memory.initial_state(if config.mode == Mode::Read { 1 } else { data.dims().sequences })
-        });
+        let sequences = data.dims().sequences;
+        if let Some(store) = store_seq.as_ref().filter(|store| store.dims().sequences != sequences) {
+            let expected = format!("as many sequences as {}, {sequences}", data.path().display());
+            return Err(Error::file(store.path(), expected, store.dims().sequences.to_string()));
+        }
+        let known = file.state::<T>();
+        let of_state = known.as_ref().map_or(sequences, State::sequences);
+        if of_state != sequences && !(config.mode == Mode::Read && of_state == 1) {
+            let expected = format!("as many sequences as the memory's state, {of_state}");
+            return Err(Error::file(data.path(), expected, sequences.to_string()));
+        }
+        let mut state = known
+            .unwrap_or_else(|| memory.initial_state(if config.mode == Mode::Read { 1 } else { sequences }));
         if config.restart_momentum {
             state.momentum.fill(T::zero());
         }
