@@ -39,47 +39,128 @@ fn command_lines() {
     check(
         &desk,
         &[
-            ("frob", "?"),
-            ("stor", "?"),
-            ("store seq.npy --frob", "?"),
-            ("store seq.npy --thread 2", "?"),
-            ("store", "?"),
-            ("retrieve --online", "?"),
-            ("store a.npy b.npy", "?"),
-            ("store seq.npy --chunk-size", "?"),
-            ("store seq.npy --chunk-size x", "?"),
-            ("store seq.npy --chunk-size 1.5", "?"),
-            ("store seq.npy --chunk-size -1", "?"),
-            ("store seq.npy --chunk-size 0", "?"),
-            ("store seq.npy --chunk-size 1", "?"),
-            ("store seq.npy --heads 0", "?"),
-            ("store seq.npy --dim-head 0", "?"),
-            ("store seq.npy --threads 0", "?"),
-            ("store seq.npy --threads -2", "?"),
-            ("store seq.npy --repeat -2", "?"),
-            ("store seq.npy --seed -1", "?"),
-            ("store seq.npy --init zeros", "?"),
-            ("store seq.npy --dtype f16", "?"),
-            ("store seq.npy --format xml", "?"),
-            ("store seq.npy -q -v", "?"),
-            ("store seq.npy --learning-rate fast", "?"),
-            ("store seq.npy --learning-rate -0.5", "?"),
-            ("store seq.npy --momentum nan", "?"),
-            ("store seq.npy --decay inf", "?"),
-            ("store seq.npy --decay-bias nan", "?"),
-            ("store seq.npy --momentum-bias x", "?"),
-            ("store seq.npy --decay 0.5 --decay-bias 1", "?"),
-            ("store seq.npy --memory w.npz --seed 1", "?"),
-            ("store seq.npy --memory w.npz --init randn", "?"),
-            ("store seq.npy --memory w.npz --no-pre-norm", "?"),
-            ("store seq.npy --memory w.npz --no-post-norm", "?"),
-            ("store - --memory -", "?"),
-            ("store seq.npy --memory - --past -", "?"),
-            ("retrieve - --store-seq -", "?"),
-            ("retrieve seq.npy --online=false --store-seq store.npy", "?"),
-            ("completions", "?"),
-            ("completions tcsh", "?"),
-            ("inspect", "?"),
+            ("frob", "unrecognized subcommand 'frob' (see --help)"),
+            (
+                "stor",
+                "unrecognized subcommand 'stor'; tip: a similar subcommand exists: 'store' (see --help)",
+            ),
+            (
+                "store seq.npy --frob",
+                "unexpected argument '--frob' found; tip: a similar argument exists: '--probe' (see --help)",
+            ),
+            (
+                "store seq.npy --thread 2",
+                "unexpected argument '--thread' found; tip: a similar argument exists: '--threads' (see --help)",
+            ),
+            ("store", "SEQ.npy: expected a sequence to work on (or `data` in --config), got none"),
+            (
+                "retrieve --online",
+                "SEQ.npy: expected a sequence to work on (or `data` in --config), got none",
+            ),
+            ("store a.npy b.npy", "unexpected argument 'b.npy' found (see --help)"),
+            (
+                "store seq.npy --chunk-size",
+                "a value is required for '--chunk-size <N>' but none was supplied (see --help)",
+            ),
+            (
+                "store seq.npy --chunk-size x",
+                "invalid value 'x' for '--chunk-size <N>': expected a whole number (see --help)",
+            ),
+            (
+                "store seq.npy --chunk-size 1.5",
+                "invalid value '1.5' for '--chunk-size <N>': expected a whole number (see --help)",
+            ),
+            (
+                "store seq.npy --chunk-size -1",
+                "invalid value '-1' for '--chunk-size <N>': expected a whole number (see --help)",
+            ),
+            (
+                "store seq.npy --chunk-size 0",
+                "--chunk-size: expected at least 2 (a token of the attention memory looks back within its chunk), got 0",
+            ),
+            (
+                "store seq.npy --chunk-size 1",
+                "--chunk-size: expected at least 2 (a token of the attention memory looks back within its chunk), got 1",
+            ),
+            ("store seq.npy --heads 0", "--heads: expected at least 1, got 0"),
+            ("store seq.npy --dim-head 0", "--dim-head: expected at least 1, got 0"),
+            ("store seq.npy --threads 0", "--threads: expected at least 1, got 0"),
+            (
+                "store seq.npy --threads -2",
+                "invalid value '-2' for '--threads <N>': expected a whole number (see --help)",
+            ),
+            (
+                "store seq.npy --repeat -2",
+                "invalid value '-2' for '--repeat <N>': expected a whole number (see --help)",
+            ),
+            (
+                "store seq.npy --seed -1",
+                "invalid value '-1' for '--seed <N>': expected a whole number (see --help)",
+            ),
+            (
+                "store seq.npy --init zeros",
+                "invalid value 'zeros' for '--init <INIT>' [possible values: xavier, randn] (see --help)",
+            ),
+            (
+                "store seq.npy --dtype f16",
+                "invalid value 'f16' for '--dtype <f32|f64>' [possible values: f32, f64] (see --help)",
+            ),
+            (
+                "store seq.npy --format xml",
+                "invalid value 'xml' for '--format <table|json>' [possible values: table, json] (see --help)",
+            ),
+            ("store seq.npy -q -v", "the argument '--quiet' cannot be used with '--verbose' (see --help)"),
+            (
+                "store seq.npy --learning-rate fast",
+                "invalid value 'fast' for '--learning-rate <X>': expected a number or `learned` (see --help)",
+            ),
+            (
+                "store seq.npy --learning-rate -0.5",
+                "--learning-rate: expected a finite number of 0 or more, got -0.5",
+            ),
+            ("store seq.npy --momentum nan", "--momentum: expected a finite number of 0 or more, got NaN"),
+            ("store seq.npy --decay inf", "--decay: expected a finite number of 0 or more, got inf"),
+            ("store seq.npy --decay-bias nan", "--decay-bias: expected a finite number, got NaN"),
+            (
+                "store seq.npy --momentum-bias x",
+                "invalid value 'x' for '--momentum-bias <B>': invalid float literal (see --help)",
+            ),
+            (
+                "store seq.npy --decay 0.5 --decay-bias 1",
+                "--decay-bias: expected a gate that is not pinned (--decay learned frees it), got --decay 0.5",
+            ),
+            (
+                "store seq.npy --memory w.npz --seed 1",
+                "--seed: expected a memory drawn at random, got --memory w.npz, which is not drawn",
+            ),
+            (
+                "store seq.npy --memory w.npz --init randn",
+                "--init: expected a memory drawn at random, got --memory w.npz, which is not drawn",
+            ),
+            (
+                "store seq.npy --memory w.npz --no-pre-norm",
+                "--no-pre-norm: expected a memory drawn at random, got --memory w.npz, which is not drawn",
+            ),
+            (
+                "store seq.npy --memory w.npz --no-post-norm",
+                "--no-post-norm: expected a memory drawn at random, got --memory w.npz, which is not drawn",
+            ),
+            ("store - --memory -", "-: expected standard input in one place, got more than one"),
+            (
+                "store seq.npy --memory - --past -",
+                "-: expected standard input in one place, got more than one",
+            ),
+            ("retrieve - --store-seq -", "-: expected standard input in one place, got more than one"),
+            (
+                "retrieve seq.npy --online=false --store-seq store.npy",
+                "--store-seq: expected --online (which it implies), got --online=false",
+            ),
+            ("completions", "the following required arguments were not provided: <SHELL> (see --help)"),
+            (
+                "completions tcsh",
+                "invalid value 'tcsh' for '<SHELL>' [possible values: bash, elvish, fish, powershell, zsh]; tip: a similar value exists: 'zsh' (see --help)",
+            ),
+            ("inspect", "the following required arguments were not provided: <FILE>... (see --help)"),
         ],
     );
 }
@@ -89,17 +170,50 @@ fn flags_without_effect() {
     check(
         &Desk::new(),
         &[
-            ("store seq.npy --online", "?"),
-            ("store seq.npy --store-seq x.npy", "?"),
-            ("store seq.npy --probe", "?"),
-            ("retrieve seq.npy --no-probe", "?"),
-            ("retrieve seq.npy --online --no-probe", "?"),
-            ("retrieve seq.npy --probe", "?"),
-            ("retrieve seq.npy --labels x.csv", "?"),
-            ("retrieve seq.npy --restart-momentum", "?"),
-            ("retrieve seq.npy --learning-rate 1", "?"),
-            ("retrieve seq.npy --momentum-bias 1", "?"),
-            ("retrieve seq.npy --decay learned", "?"),
+            (
+                "store seq.npy --online",
+                "--online: expected `nmem retrieve` (a store reads nothing), got `nmem store`",
+            ),
+            (
+                "store seq.npy --store-seq x.npy",
+                "--store-seq: expected `nmem retrieve` (a store stores SEQ itself), got `nmem store`",
+            ),
+            (
+                "store seq.npy --probe",
+                "--probe: expected `nmem retrieve --online` (a store probes anyway), got `nmem store`",
+            ),
+            (
+                "retrieve seq.npy --no-probe",
+                "--no-probe: expected `nmem store` (retrieving probes only with --probe), got `nmem retrieve`",
+            ),
+            (
+                "retrieve seq.npy --online --no-probe",
+                "--no-probe: expected `nmem store` (retrieving probes only with --probe), got `nmem retrieve`",
+            ),
+            (
+                "retrieve seq.npy --probe",
+                "--probe: expected `nmem retrieve --online` or `nmem store`: a plain read stores nothing, got `nmem retrieve`",
+            ),
+            (
+                "retrieve seq.npy --labels x.csv",
+                "--labels: expected `nmem retrieve --online` or `nmem store`: a plain read stores nothing, got `nmem retrieve`",
+            ),
+            (
+                "retrieve seq.npy --restart-momentum",
+                "--restart-momentum: expected `nmem retrieve --online` or `nmem store`: a plain read stores nothing, got `nmem retrieve`",
+            ),
+            (
+                "retrieve seq.npy --learning-rate 1",
+                "--learning-rate: expected `nmem retrieve --online` or `nmem store`: a plain read stores nothing, got `nmem retrieve`",
+            ),
+            (
+                "retrieve seq.npy --momentum-bias 1",
+                "--momentum-bias: expected `nmem retrieve --online` or `nmem store`: a plain read stores nothing, got `nmem retrieve`",
+            ),
+            (
+                "retrieve seq.npy --decay learned",
+                "--decay: expected `nmem retrieve --online` or `nmem store`: a plain read stores nothing, got `nmem retrieve`",
+            ),
         ],
     );
 }
@@ -131,38 +245,89 @@ fn sequences() {
     check(
         &desk,
         &[
-            ("store absent.npy", "?"),
-            ("store made", "?"),
-            ("store cut-header.npy", "?"),
-            ("store cut.npy", "?"),
-            ("store long.npy", "?"),
-            ("store empty.npy", "?"),
-            ("store text.npy", "?"),
-            ("store weights.safetensors", "?"),
-            ("store one.npy", "?"),
-            ("store four.npy", "?"),
-            ("store int.npy", "?"),
-            ("store bool.npy", "?"),
-            ("store none.npy", "?"),
-            ("store nan.npy", "?"),
-            ("store inf.npy", "?"),
-            ("retrieve inf.npy", "?"),
-            ("store big.npy", "?"),
-            ("retrieve seq.npy --store-seq absent.npy", "?"),
-            ("retrieve seq.npy --store-seq nan.npy", "?"),
-            ("retrieve seq.npy --store-seq wide.npy", "?"),
-            ("retrieve seq.npy --store-seq three.npy", "?"),
-            ("store wide.npy --memory weights.safetensors --chunk-size 4", "?"),
-            ("store three.npy --memory made/memory.safetensors", "?"),
-            ("retrieve three.npy --memory made/memory.safetensors --online", "?"),
-            ("store seq.npy --heads 3", "?"),
-            ("store seq.npy --dim-head 2", "?"),
+            ("store absent.npy", "absent.npy: cannot open: No such file or directory (os error 2)"),
+            ("store made", "made: expected a .npy file, got a folder"),
+            ("store cut-header.npy", "cut-header.npy: expected a .npy header of 128 bytes, got a file of 40"),
+            ("store cut.npy", "cut.npy: expected 240 bytes (a header of 128, f32 of shape (7, 4)), got 235"),
+            (
+                "store long.npy",
+                "long.npy: expected 240 bytes (a header of 128, f32 of shape (7, 4)), got 244",
+            ),
+            ("store empty.npy", "empty.npy: expected a .npy file, got an empty file"),
+            ("store text.npy", "text.npy: expected a .npy file, got unrecognised content"),
+            (
+                "store weights.safetensors",
+                "weights.safetensors: expected a .npy file, got a .safetensors file",
+            ),
+            (
+                "store one.npy",
+                "one.npy: expected shape (tokens, dim) or (sequences, tokens, dim), got shape (4,)",
+            ),
+            (
+                "store four.npy",
+                "four.npy: expected shape (tokens, dim) or (sequences, tokens, dim), got shape (1, 1, 7, 4)",
+            ),
+            ("store int.npy", "int.npy: expected numbers of type f16, f32 or f64, got i64 (<i8)"),
+            ("store bool.npy", "bool.npy: expected numbers of type f16, f32 or f64, got bool (|b1)"),
+            ("store none.npy", "none.npy: expected at least one sequence, got shape (0, 7, 4)"),
+            (
+                "store nan.npy",
+                "nan.npy: expected finite numbers, got NaN at sequence 2, token 5, coordinate 1 (--allow-nonfinite lets it through)",
+            ),
+            (
+                "store inf.npy",
+                "inf.npy: expected finite numbers, got -inf at token 6, coordinate 3 (--allow-nonfinite lets it through)",
+            ),
+            (
+                "retrieve inf.npy",
+                "inf.npy: expected finite numbers, got -inf at token 6, coordinate 3 (--allow-nonfinite lets it through)",
+            ),
+            (
+                "store big.npy",
+                "big.npy: expected numbers that f32 can hold, got 1e300 at token 0, coordinate 0 (--dtype f64 holds it)",
+            ),
+            (
+                "retrieve seq.npy --store-seq absent.npy",
+                "absent.npy: cannot open: No such file or directory (os error 2)",
+            ),
+            (
+                "retrieve seq.npy --store-seq nan.npy",
+                "nan.npy: expected finite numbers, got NaN at sequence 2, token 5, coordinate 1 (--allow-nonfinite lets it through)",
+            ),
+            (
+                "retrieve seq.npy --store-seq wide.npy",
+                "wide.npy: expected tokens of dim 4, as the memory's, got dim 6",
+            ),
+            (
+                "retrieve seq.npy --store-seq three.npy",
+                "three.npy: expected as many sequences as seq.npy, 1, got 3",
+            ),
+            (
+                "store wide.npy --memory weights.safetensors --chunk-size 4",
+                "wide.npy: expected tokens of dim 4, as the memory's, got dim 6",
+            ),
+            (
+                "store three.npy --memory made/memory.safetensors",
+                "three.npy: expected as many sequences as the memory's state, 1, got 3",
+            ),
+            (
+                "retrieve three.npy --memory made/memory.safetensors --online",
+                "three.npy: expected as many sequences as the memory's state, 1, got 3",
+            ),
+            (
+                "store seq.npy --heads 3",
+                "--heads: expected a number that divides dim 4 (or --dim-head), got 3",
+            ),
+            (
+                "store seq.npy --dim-head 2",
+                "dim_head: expected dim_head = dim = 4 with one head (nothing would map the output back to dim), got 2",
+            ),
         ],
     );
     let mut piped = desk.command("store -");
     piped.write_stdin(&good[..good.len() - 5]);
     let message = desk.one_error(&Desk::finish(piped), 2, "store -");
-    assert_eq!(message, "?");
+    assert_eq!(message, "standard input: expected 240 bytes (a header of 128, f32 of shape (7, 4)), got 235");
 }
 
 #[test]
@@ -229,27 +394,48 @@ fn memories() {
     desk.npy("wide.npy", &tokens(&[7, 6], 1));
     let with = |flags: &str| format!("store seq.npy --chunk-size 4 --memory {flags}");
     let cases = [
-        ("absent.safetensors", "?"),
-        ("seq.npy", "?"),
-        ("made", "?"),
-        ("missing.safetensors", "?"),
-        ("no-weight.safetensors", "?"),
-        ("half-norms.safetensors", "?"),
-        ("no-combine.safetensors", "?"),
-        ("keys.safetensors", "?"),
-        ("gate.safetensors", "?"),
-        ("weight.safetensors", "?"),
-        ("extra.safetensors", "?"),
-        ("nan.safetensors", "?"),
-        ("int.safetensors", "?"),
-        ("cut.safetensors", "?"),
-        ("newer.safetensors", "?"),
-        ("weights.safetensors --heads 4", "?"),
-        ("weights.safetensors --dim-head 4", "?"),
-        ("weights.safetensors --past absent.npz", "?"),
-        ("weights.safetensors --past past-3.safetensors", "?"),
-        ("weights.safetensors --past past-few.safetensors", "?"),
-        ("weights.safetensors --past past-many.safetensors", "?"),
+        ("absent.safetensors",
+ "absent.safetensors: cannot open: No such file or directory (os error 2)"),
+        ("seq.npy",
+ "seq.npy: expected a .safetensors or .npz file, got a .npy file"),
+        ("made",
+ "made: expected a .safetensors or .npz file, got a folder"),
+        ("missing.safetensors",
+ "missing.safetensors: to_queries.weight: expected a tensor of shape [heads * dim_head, dim], got no such tensor"),
+        ("no-weight.safetensors",
+ "no-weight.safetensors: memory_model.weights.3: expected a tensor of shape [2, 2], got no such tensor"),
+        ("half-norms.safetensors",
+ "half-norms.safetensors: store_norm.weight: expected a tensor of shape [4], got no such tensor"),
+        ("no-combine.safetensors",
+ "no-combine.safetensors: combine_heads.weight: expected a tensor of shape [4, 4], got no such tensor"),
+        ("keys.safetensors",
+ "keys.safetensors: to_keys_values.weight: expected shape [8, 4], got [6, 4]"),
+        ("gate.safetensors",
+ "gate.safetensors: to_momentum.1.weight: expected shape [2, 4], got [3, 4]"),
+        ("weight.safetensors",
+ "weight.safetensors: memory_model.weights.2: expected shape [2, 2], got [2, 3]"),
+        ("extra.safetensors",
+ "extra.safetensors: to_gold.weight: expected only the parameters of an attention memory (MemoryAttention, no biases), got a tensor of another name"),
+        ("nan.safetensors",
+ "nan.safetensors: expected finite numbers, got NaN at tensor memory_model.weights.1, element [1, 0] (--allow-nonfinite lets it through)"),
+        ("int.safetensors",
+ "int.safetensors: to_queries.weight: expected type f16, bf16, f32 or f64, got i32"),
+        ("cut.safetensors",
+ "cut.safetensors: expected 784 bytes of tensors after the header, got 783"),
+        ("newer.safetensors",
+ "newer.safetensors: expected a memory's configuration of format 1, got format 2, model attention, chunk_size 4, written by nmem 0.1.0"),
+        ("weights.safetensors --heads 4",
+ "--heads: expected 2, as in weights.safetensors (or leave it out), got 4"),
+        ("weights.safetensors --dim-head 4",
+ "--dim-head: expected 2, as in weights.safetensors (or leave it out), got 4"),
+        ("weights.safetensors --past absent.npz",
+ "absent.npz: cannot open: No such file or directory (os error 2)"),
+        ("weights.safetensors --past past-3.safetensors",
+ "past-3.safetensors: weights.0: expected floating-point numbers of shape [2, 2], got f32 [3, 2]"),
+        ("weights.safetensors --past past-few.safetensors",
+ "past-few.safetensors: weights.2: expected a tensor of this name, got none"),
+        ("weights.safetensors --past past-many.safetensors",
+ "past-many.safetensors: weights.4: expected only weights.0 … weights.3, got a tensor of another name"),
     ]
     .map(|(flags, message)| (with(flags), message));
     let lines: Vec<_> = cases.iter().map(|(line, message)| (&line[..], *message)).collect();
@@ -257,9 +443,18 @@ fn memories() {
     check(
         &desk,
         &[
-            ("store seq.npy --memory weights.safetensors", "?"),
-            ("retrieve seq.npy --memory weights.safetensors", "?"),
-            ("store seq.npy --memory made/memory.safetensors --chunk-size 8", "?"),
+            (
+                "store seq.npy --memory weights.safetensors",
+                "--chunk-size: expected the chunk size that the parameters were trained with (no file of parameters tells), got none for weights.safetensors",
+            ),
+            (
+                "retrieve seq.npy --memory weights.safetensors",
+                "--chunk-size: expected the chunk size that the parameters were trained with (no file of parameters tells), got none for weights.safetensors",
+            ),
+            (
+                "store seq.npy --memory made/memory.safetensors --chunk-size 8",
+                "--chunk-size: expected 4, with which the memory was stored, got 8",
+            ),
         ],
     );
 }
@@ -276,14 +471,35 @@ fn labels() {
     check(
         &desk,
         &[
-            ("store seq.npy --labels absent.csv", "?"),
-            ("store seq.npy --labels position.csv", "?"),
-            ("store seq.npy --labels segment.csv", "?"),
-            ("store seq.npy --labels word.csv", "?"),
-            ("store seq.npy --labels twice.csv", "?"),
-            ("store seq.npy --labels ragged.csv", "?"),
-            ("store seq.npy --labels empty.csv", "?"),
-            ("retrieve seq.npy --online --labels absent.csv", "?"),
+            (
+                "store seq.npy --labels absent.csv",
+                "absent.csv: cannot open: No such file or directory (os error 2)",
+            ),
+            (
+                "store seq.npy --labels position.csv",
+                "position.csv: expected a column \"position\", got the columns segment, repeat",
+            ),
+            (
+                "store seq.npy --labels segment.csv",
+                "segment.csv: expected a column \"segment\", got the columns position, repeat",
+            ),
+            (
+                "store seq.npy --labels word.csv",
+                "word.csv: expected an integer ≥ 0 in column \"position\" on line 3, got \"one\"",
+            ),
+            (
+                "store seq.npy --labels twice.csv",
+                "twice.csv: expected each position once, on line 3, got 0 again",
+            ),
+            ("store seq.npy --labels ragged.csv", "ragged.csv: expected 2 fields on line 3, got 1"),
+            (
+                "store seq.npy --labels empty.csv",
+                "empty.csv: expected a column \"position\", got an empty file",
+            ),
+            (
+                "retrieve seq.npy --online --labels absent.csv",
+                "absent.csv: cannot open: No such file or directory (os error 2)",
+            ),
         ],
     );
 }
@@ -301,21 +517,51 @@ fn output_folders() {
     check(
         &desk,
         &[
-            ("store seq.npy --out made", "?"),
-            ("retrieve seq.npy --out made", "?"),
-            ("store seq.npy --out file", "?"),
-            ("store seq.npy --out file --force", "?"),
-            ("store seq.npy --out file/x", "?"),
-            ("store seq.npy --out . --force", "?"),
-            ("store seq.npy --out .. --force", "?"),
-            ("store seq.npy --out / --force", "?"),
-            ("store inputs/seq.npy --out inputs --force", "?"),
-            ("retrieve seq.npy --store-seq inputs/seq.npy --out inputs --force", "?"),
-            ("store seq.npy --memory inputs/weights.safetensors --chunk-size 4 --out inputs --force", "?"),
-            ("store seq.npy --labels inputs/labels.csv --out inputs --force", "?"),
-            ("store --config inputs/settings.toml --out inputs --force", "?"),
-            ("store absent.npy", "?"),
-            ("store absent.npy --out a/b/c", "?"),
+            (
+                "store seq.npy --out made",
+                "--out: expected a folder that does not exist yet (--force replaces it whole), got made",
+            ),
+            (
+                "retrieve seq.npy --out made",
+                "--out: expected a folder that does not exist yet (--force replaces it whole), got made",
+            ),
+            ("store seq.npy --out file", "--out: expected a folder, got the file file"),
+            ("store seq.npy --out file --force", "--out: expected a folder, got the file file"),
+            ("store seq.npy --out file/x", "file: cannot create: File exists (os error 17)"),
+            (
+                "store seq.npy --out . --force",
+                "--out: expected a folder that may be replaced whole, got HERE, which holds where you are",
+            ),
+            (
+                "store seq.npy --out inputs/.. --force",
+                "--out: expected a folder that may be replaced whole, got HERE, which holds where you are",
+            ),
+            ("store seq.npy --out / --force", "--out: expected a folder that can be made, got /"),
+            (
+                "store inputs/seq.npy --out inputs --force",
+                "--out: expected a folder without this run's inputs, got inputs, which holds inputs/seq.npy",
+            ),
+            (
+                "retrieve seq.npy --store-seq inputs/seq.npy --out inputs --force",
+                "--out: expected a folder without this run's inputs, got inputs, which holds inputs/seq.npy",
+            ),
+            (
+                "store seq.npy --memory inputs/weights.safetensors --chunk-size 4 --out inputs --force",
+                "--out: expected a folder without this run's inputs, got inputs, which holds inputs/weights.safetensors",
+            ),
+            (
+                "store seq.npy --labels inputs/labels.csv --out inputs --force",
+                "--out: expected a folder without this run's inputs, got inputs, which holds inputs/labels.csv",
+            ),
+            (
+                "store --config inputs/settings.toml --out inputs --force",
+                "--out: expected a folder without this run's inputs, got inputs, which holds inputs/settings.toml",
+            ),
+            ("store absent.npy", "absent.npy: cannot open: No such file or directory (os error 2)"),
+            (
+                "store absent.npy --out a/b/c",
+                "absent.npy: cannot open: No such file or directory (os error 2)",
+            ),
         ],
     );
 }
@@ -338,20 +584,56 @@ fn settings_files() {
     check(
         &desk,
         &[
-            ("store --config absent.toml", "?"),
-            ("store --config made", "?"),
-            ("store --config key.toml", "?"),
-            ("store --config flag.toml", "?"),
-            ("store --config table.toml", "?"),
-            ("store --config type.toml", "?"),
-            ("store --config gate.toml", "?"),
-            ("store --config negative.toml", "?"),
-            ("store --config minus.toml", "?"),
-            ("store --config dtype.toml", "?"),
-            ("store --config syntax.toml", "?"),
-            ("store --config latin.toml", "?"),
-            ("store --config twice.toml", "?"),
-            ("store --config none.toml", "?"),
+            (
+                "store --config absent.toml",
+                "absent.toml: cannot read: No such file or directory (os error 2)",
+            ),
+            ("store --config made", "made: cannot read: Is a directory (os error 21)"),
+            (
+                "store --config key.toml",
+                "key.toml: expected a known setting, got `chunk_sise` in line 4 (did you mean `chunk_size`?)",
+            ),
+            (
+                "store --config flag.toml",
+                "flag.toml: expected a known setting, got `chunk-size` in line 1 (did you mean `chunk_size`?)",
+            ),
+            (
+                "store --config table.toml",
+                "table.toml: expected a known setting, got `store` in line 1 (did you mean `store_seq`?)",
+            ),
+            (
+                "store --config type.toml",
+                "type.toml: expected settings in TOML, got this in line 2: invalid type: string \"4\", expected a whole number",
+            ),
+            (
+                "store --config gate.toml",
+                "gate.toml: expected settings in TOML, got this in line 1: expected a number or \"learned\"",
+            ),
+            (
+                "store --config negative.toml",
+                "--learning-rate: expected a finite number of 0 or more, got -1",
+            ),
+            (
+                "store --config minus.toml",
+                "minus.toml: expected settings in TOML, got this in line 2: invalid value: integer `-1`, expected a whole number",
+            ),
+            (
+                "store --config dtype.toml",
+                "dtype.toml: expected settings in TOML, got this in line 1: unknown variant `f16`, expected `f32` or `f64`",
+            ),
+            (
+                "store --config syntax.toml",
+                "syntax.toml: expected settings in TOML, got this in line 1: invalid basic string, expected `\"`",
+            ),
+            ("store --config latin.toml", "latin.toml: cannot read: stream did not contain valid UTF-8"),
+            (
+                "store --config twice.toml",
+                "twice.toml: expected settings in TOML, got this in line 2: duplicate key",
+            ),
+            (
+                "store --config none.toml",
+                "SEQ.npy: expected a sequence to work on (or `data` in --config), got none",
+            ),
         ],
     );
 }
