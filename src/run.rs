@@ -338,7 +338,9 @@ impl<T: Real> Files<T> {
 
 impl<T: Real> Sink<T> for Files<T> {
     fn metrics(&mut self, rows: &[ChunkMetrics<T>]) -> Result<()> {
-        rows.iter().for_each(|row| self.summary.add(row));
+        for row in rows {
+            self.summary.add(row);
+        }
         self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.write(rows))
     }
 
@@ -349,6 +351,15 @@ impl<T: Real> Sink<T> for Files<T> {
     fn sequence_done(&mut self, sequence: usize) -> Result<()> {
         self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.sequence_done(sequence))
     }
+}
+
+/// How a run went.
+struct Results {
+    outcome: Outcome,
+    summary: Summary,
+    warnings: Vec<String>,
+    peak: PeakMemory,
+    wall_s: WallSeconds,
 }
 
 struct Run<'a> {
@@ -390,21 +401,20 @@ impl Run<'_> {
         let plots = drawing.elapsed();
         peak.sample_now();
 
-        let report = self.report(
-            loaded,
-            &state,
-            outcome,
-            summary,
-            warnings,
-            &peak,
-            WallSeconds {
-                load: load.as_secs_f64(),
+        let results = Results {
+            wall_s: WallSeconds {
+                load: (load + outcome.input).as_secs_f64(),
                 engine: median(&engine_all),
                 engine_all,
                 write: write.as_secs_f64(),
                 plots: plots.as_secs_f64(),
             },
-        );
+            outcome,
+            summary,
+            warnings,
+            peak,
+        };
+        let report = self.report(loaded, &state, results);
         let path = self.folder.join("run.json");
         let mut json = serde_json::to_string_pretty(&report).expect("text and numbers");
         json.push('\n');
@@ -450,20 +460,11 @@ impl Run<'_> {
         Ok(drawn.left_out.iter().map(ToString::to_string).collect())
     }
 
-    fn report<T: Real>(
-        &self,
-        loaded: Loaded<T>,
-        state: &State<T>,
-        outcome: Outcome,
-        summary: Summary,
-        warnings: Vec<String>,
-        peak: &PeakMemory,
-        mut wall_s: WallSeconds,
-    ) -> Report {
+    fn report<T: Real>(&self, loaded: Loaded<T>, state: &State<T>, results: Results) -> Report {
+        let Results { outcome, summary, warnings, peak, wall_s } = results;
         let config = self.config;
         let shape = loaded.data.dims();
         let drawn = config.memory.drawn(shape.dim).ok().flatten();
-        wall_s.load += outcome.input.as_secs_f64();
         Report {
             nmem: env!("CARGO_PKG_VERSION"),
             commit: commit(),

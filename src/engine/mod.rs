@@ -2,7 +2,7 @@
 //! in parallel over sequences × heads; the same bits for any number of threads, because what a task computes
 //! depends on shapes only.
 //!
-//! Per block, [`lane`] norms and projects the tokens of one sequence, [`head`] takes all gradients of the block at
+//! Per block, `lane` norms and projects the tokens of one sequence, `head` takes all gradients of the block at
 //! once (they are all at the same W) and then walks its chunks: read chunk i with W + U, advance S and U by chunk
 //! i's surprise.
 
