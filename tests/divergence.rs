@@ -23,14 +23,8 @@ fn tokens(sequences: usize) -> Array3<f32> {
     uniform((sequences, CHUNKS * CHUNK, DIM), 1.0, 2).mapv(|x| x as f32)
 }
 
-fn at(
-    sequence: usize,
-    chunk: usize,
-    head: Option<usize>,
-    quantity: &'static str,
-    value: &str,
-) -> Option<Divergence> {
-    Some(Divergence { sequence, chunk, head, quantity, value: value.into() })
+fn at(sequence: usize, chunk: usize, head: Option<usize>, quantity: &'static str, value: &str) -> Divergence {
+    Divergence { sequence, chunk, head, quantity, value: value.into() }
 }
 
 fn store(drawn: &Drawn, sequences: &Array3<f32>, probe: bool) -> (Collect<f32>, Outcome) {
@@ -51,9 +45,9 @@ fn huge_learning_rate() {
     let drawn = drawn().gates(gates);
     // Logits of (1e30)² are infinite, and their softmax NaN.
     let (collected, outcome) = store(&drawn, &tokens(1), true);
-    assert_eq!(outcome.divergence, at(0, 0, Some(0), "loss_after", "NaN"));
+    assert_eq!(outcome.divergence, Some(at(0, 0, Some(0), "loss_after", "NaN")));
     assert!(collected.rows.is_empty());
-    // Unseen by a store without a probe, which squares nothing, for as long as 1e30 · g fits.
+    // A store without a probe never looks through these weights: all that it reports still fits an f32.
     let (collected, outcome) = store(&drawn, &tokens(1), false);
     assert_eq!((outcome.divergence, collected.rows.len()), (None, CHUNKS * HEADS));
     // Read online it is found at the first chunk that is read with it.
@@ -61,7 +55,7 @@ fn huge_learning_rate() {
     let tokens = tokens(2);
     let work = Work::Online { read: &tokens, store: &tokens, probe: false };
     let (collected, outcome) = run(&memory, &mut memory.initial_state(2), work, tokens.dim());
-    assert_eq!(outcome.divergence, at(0, 1, Some(0), "retrieved", "NaN"));
+    assert_eq!(outcome.divergence, Some(at(0, 1, Some(0), "retrieved", "NaN")));
     assert_eq!(collected.rows.len(), HEADS);
     assert_eq!((collected.done, outcome.rows), (1, HEADS));
 }
@@ -76,7 +70,7 @@ fn nan_in_a_later_sequence_and_chunk() {
         let mut tokens = clean.clone();
         tokens[[sequence, chunk * CHUNK + 17, 2]] = f32::NAN;
         let (collected, outcome) = store(&drawn(), &tokens, true);
-        assert_eq!(outcome.divergence, at(sequence, chunk, Some(0), "loss", "NaN"));
+        assert_eq!(outcome.divergence, Some(at(sequence, chunk, Some(0), "loss", "NaN")));
         assert_eq!(collected.rows_text(), rows_before(&whole, sequence, chunk));
         assert_eq!(collected.done, sequence + 1, "no later sequence is done");
     }
@@ -92,7 +86,7 @@ fn earlier_sequence_diverges_later_in_time() {
         tokens[[sequence, chunk * CHUNK, 0]] = f32::NAN;
     }
     let (collected, outcome) = store(&drawn(), &tokens, false);
-    assert_eq!(outcome.divergence, at(1, 6, Some(0), "loss", "NaN"));
+    assert_eq!(outcome.divergence, Some(at(1, 6, Some(0), "loss", "NaN")));
     assert_eq!(collected.rows_text(), rows_before(&whole, 1, 6));
     assert_eq!(outcome.rows, (CHUNKS + 6) * HEADS);
 }
@@ -104,7 +98,7 @@ fn divergence_in_a_later_group() {
     tokens[[20, 3 * CHUNK, 0]] = f32::NAN;
     tokens[[39, 0, 0]] = f32::NAN;
     let (collected, outcome) = store(&drawn(), &tokens, false);
-    assert_eq!(outcome.divergence, at(20, 3, Some(0), "loss", "NaN"));
+    assert_eq!(outcome.divergence, Some(at(20, 3, Some(0), "loss", "NaN")));
     assert_eq!((collected.done, collected.rows.len()), (21, (20 * CHUNKS + 3) * HEADS));
 }
 
@@ -130,7 +124,7 @@ fn heads_diverge_one_by_one() {
         tokens[[0, of_0 * CHUNK + 5, 0]] = 1.0;
         tokens[[0, of_1 * CHUNK + 9, 1]] = 1.0;
         let (collected, outcome) = store(&drawn, &tokens, false);
-        assert_eq!(outcome.divergence, at(0, chunk, Some(head), "loss", "inf"));
+        assert_eq!(outcome.divergence, Some(at(0, chunk, Some(head), "loss", "inf")));
         // Whole chunks: a chunk that one head cannot store has no rows, of no head.
         assert_eq!(collected.rows_text(), rows_before(&whole, 0, chunk));
     }
@@ -147,14 +141,14 @@ fn nan_in_what_is_read() {
     let mut state = memory.initial_state(3);
     let work = Work::Online { read: &queries, store: &stored, probe: false };
     let (online, outcome) = run(&memory, &mut state, work, queries.dim());
-    assert_eq!(outcome.divergence, at(1, 3, Some(0), "retrieved", "NaN"));
+    assert_eq!(outcome.divergence, Some(at(1, 3, Some(0), "retrieved", "NaN")));
     assert_eq!(online.rows.len(), (CHUNKS + 3) * HEADS);
     assert_eq!(online.done, 2);
     assert!(online.retrieved.index_axis(ndarray::Axis(0), 0).iter().all(|x| x.is_finite()));
 
     let mut state = memory.initial_state(1);
     let (plain, outcome) = run(&memory, &mut state, Work::Read(&queries), queries.dim());
-    assert_eq!(outcome.divergence, at(1, 3, Some(0), "retrieved", "NaN"));
+    assert_eq!(outcome.divergence, Some(at(1, 3, Some(0), "retrieved", "NaN")));
     assert_eq!(plain.done, 2);
     assert!(plain.retrieved.index_axis(ndarray::Axis(0), 0).iter().all(|x| x.is_finite()));
 
@@ -176,7 +170,7 @@ fn overflow_where_heads_are_combined() {
     let divergence = outcome.divergence.unwrap();
     let value = divergence.value.as_str();
     assert!(["inf", "-inf", "NaN"].contains(&value));
-    assert_eq!(Some(divergence.clone()), at(0, 0, None, "retrieved", value));
+    assert_eq!(divergence, at(0, 0, None, "retrieved", value));
     let expected = format!("sequence 0, heads combined, chunk 0: retrieved is {value}");
     assert_eq!(divergence.to_string(), expected);
 }
@@ -191,10 +185,10 @@ fn chunks_of_a_longer_life() {
     let mut state = memory.initial_state(1);
     run_through(&memory, &mut state, Work::Store { sequences: &clean, probe: false }, (0, 0, 0));
     let (_, outcome) = run(&memory, &mut state.clone(), Work::Read(&bad), bad.dim());
-    assert_eq!(outcome.divergence, at(0, 2, Some(0), "retrieved", "NaN"));
+    assert_eq!(outcome.divergence, Some(at(0, 2, Some(0), "retrieved", "NaN")));
     let work = Work::Online { read: &clean, store: &bad, probe: false };
     let (collected, outcome) = run(&memory, &mut state, work, clean.dim());
-    assert_eq!(outcome.divergence, at(0, CHUNKS + 2, Some(0), "loss", "NaN"));
+    assert_eq!(outcome.divergence, Some(at(0, CHUNKS + 2, Some(0), "loss", "NaN")));
     assert_eq!(collected.rows.len(), 2 * HEADS);
     assert_eq!(
         outcome.divergence.unwrap().to_string(),

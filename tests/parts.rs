@@ -218,7 +218,9 @@ fn plain_stores_in_pieces() {
         let mut whole = Life::new(drawn().memory::<f32>());
         whole.store(&all);
         let mut parts = Life::new(drawn().memory::<f32>());
-        cut(&all, lengths).iter().for_each(|part| parts.store(part));
+        for part in cut(&all, lengths) {
+            parts.store(&part);
+        }
         parts.assert_same(&format!("stored in {lengths:?}"), &whole);
     }
 }

@@ -1,5 +1,6 @@
 //! What several test files share: the one closeness check, golden cases, and collecting what the engine delivers.
 #![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(clippy::needless_pass_by_value, reason = "views are passed by value, as ndarray does")]
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -24,6 +25,7 @@ pub fn assert_close(what: &str, got: ArrayViewD<f64>, expected: ArrayViewD<f64>,
     let (mut failures, mut worst, mut place) = (0, 0.0, None);
     for ((index, &got), &expected) in got.indexed_iter().zip(&expected) {
         let (difference, bound) = ((got - expected).abs(), abs + rel * expected.abs());
+        #[expect(clippy::neg_cmp_op_on_partial_ord, reason = "a NaN fails")]
         if !(difference <= bound) {
             failures += 1;
             let excess = if difference.is_nan() { f64::INFINITY } else { difference / bound };
