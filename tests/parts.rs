@@ -3,7 +3,7 @@
 
 mod support;
 
-use ndarray::{Array3, Axis, concatenate, s};
+use ndarray::{Array2, Array3, Axis, concatenate, s};
 use nmem::engine::{Memory, Work};
 use nmem::memory::parameters::Init;
 use nmem::memory::state::Side;
@@ -255,6 +255,23 @@ fn sequences_do_not_touch_each_other() {
         let collected = run_through(&memory, &mut state, work, one.dim());
         assert_eq!(collected.retrieved, alone(&together.retrieved()), "sequence {sequence}: the same bits");
         assert_eq!(state.update, alone(&together.state.update), "sequence {sequence}: the same bits");
+    }
+}
+
+/// Any stretch of a side: from what is left over, from what follows, and from both.
+#[test]
+fn rows_of_a_side() {
+    let all = tokens::<f64>(20, 15);
+    let (first, kept, before) = (10, 4, 14);
+    let given = all.slice(s![.., before.., ..]).to_owned();
+    let side = Side { tokens: before, left_over: all.slice(s![.., first..before, ..]).to_owned() };
+    assert_eq!((side.left_over.dim().1, side.chunks(CHUNK)), (kept, 2));
+    for (start, end) in (first..=20).flat_map(|start| (start..=20).map(move |end| (start, end))) {
+        for sequence in 0..SEQUENCES {
+            let mut rows = Array2::from_elem((end - start, DIM), f64::NAN);
+            side.read_rows(&given, sequence, start, rows.view_mut()).unwrap();
+            assert_eq!(rows, all.slice(s![sequence, start..end, ..]), "sequence {sequence}, {start}..{end}");
+        }
     }
 }
 
