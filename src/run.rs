@@ -213,10 +213,6 @@ impl<T: Real> Loaded<T> {
         let mut progress = |bytes: u64| observe(Event::Loaded(bytes));
         let mut inputs = Vec::new();
         let labels = config.labels.as_deref().map(Labels::read).transpose()?;
-        if let Some(path) = &config.labels {
-            let sha256 = sha256(path, &mut progress)?;
-            inputs.push(Input { role: "labels", path: path.clone(), shape: None, dtype: None, sha256 });
-        }
         let mut open = |role: &'static str, path: &Path| {
             let sequences = NpySequences::open(path, T::TYPE, config.allow_nonfinite, &mut progress)?;
             inputs.push(Input {
@@ -248,6 +244,10 @@ impl<T: Real> Loaded<T> {
         if let Some(path) = &config.past {
             let sha256 = file.add_past(path, config.allow_nonfinite, &mut progress)?;
             inputs.push(Input { role: "past", path: path.clone(), shape: None, dtype: None, sha256 });
+        }
+        if let Some(path) = &config.labels {
+            let sha256 = sha256(path, &mut progress)?;
+            inputs.push(Input { role: "labels", path: path.clone(), shape: None, dtype: None, sha256 });
         }
         let dim = file.dimensions().dim;
         for sequences in std::iter::once(&data).chain(&store_seq) {
@@ -300,6 +300,8 @@ struct Files<T> {
     metrics: Option<MetricsWriter>,
     retrieved: Option<(PathBuf, RetrievedWriter<T>)>,
     summary: Summary,
+    /// Of sequences that are not done: after a divergence some never are.
+    pending: BTreeMap<usize, Summary>,
 }
 
 impl<T: Real> Files<T> {
@@ -318,6 +320,7 @@ impl<T: Real> Files<T> {
                 })
                 .transpose()?,
             summary: Summary::default(),
+            pending: BTreeMap::new(),
         })
     }
 
@@ -339,7 +342,7 @@ impl<T: Real> Files<T> {
 impl<T: Real> Sink<T> for Files<T> {
     fn metrics(&mut self, rows: &[ChunkMetrics<T>]) -> Result<()> {
         for row in rows {
-            self.summary.add(row);
+            self.pending.entry(row.sequence).or_default().add(row);
         }
         self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.write(rows))
     }
@@ -349,6 +352,7 @@ impl<T: Real> Sink<T> for Files<T> {
     }
 
     fn sequence_done(&mut self, sequence: usize) -> Result<()> {
+        self.summary.merge(self.pending.remove(&sequence).unwrap_or_default());
         self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.sequence_done(sequence))
     }
 }
@@ -522,4 +526,17 @@ fn median(seconds: &[f64]) -> f64 {
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;
     if sorted.len() % 2 == 1 { sorted[middle] } else { f64::midpoint(sorted[middle - 1], sorted[middle]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::median;
+
+    #[test]
+    fn the_median_is_the_middle_or_the_mean_of_the_middle_two() {
+        assert_eq!(
+            [median(&[3.0]), median(&[9.0, 1.0, 2.0]), median(&[4.0, 1.0, 2.0, 100.0])],
+            [3.0, 2.0, 3.0]
+        );
+    }
 }

@@ -150,9 +150,7 @@ impl<'s, T: Real> Head<'s, T> {
             reader.ready = true;
 
             let loss_after = probe.then(|| reader.loss(memory, keys, values));
-            let total = |of: fn(&Norms) -> f64| {
-                T::of(norms.iter().map(|norms| of(norms).powi(2)).sum::<f64>().sqrt())
-            };
+            let total = |of: fn(&Norms) -> f64| T::of(norms.iter().map(of).fold(0.0, f64::hypot));
             let surprise = total(|norms| norms.surprise);
             let row = ChunkMetrics {
                 sequence: *sequence,
