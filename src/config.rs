@@ -99,7 +99,7 @@ pub struct Settings {
     #[arg(long, value_name = "N", help_heading = "Run", value_parser = whole::<usize>, allow_negative_numbers = true)]
     pub repeat: Option<usize>,
 
-    /// Folder for the results; must not exist [default: results/<input stem>-<command>]
+    /// Folder for the results; must not exist [default: results/INPUT-COMMAND, of the input's stem]
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub out: Option<PathBuf>,
     /// Mark changes of topic and repeats in the figures: columns position, segment, optionally repeat
@@ -183,6 +183,7 @@ pub enum Mode {
 
 /// Settings that have been checked against each other; what only files can tell is still open.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent switches")]
 pub struct Config {
     /// Store, read or both.
     pub mode: Mode,
@@ -322,9 +323,12 @@ impl Settings {
     /// file may serve several commands, so its keys are not held to this.)
     pub fn check_flags(&self, command: Command, merged: &Self) -> Result<()> {
         let online = command == Command::Retrieve && merged.is_online();
-        let unused = |flag: &str, given: bool, expected: &str| match given {
-            true => Err(Error::setting(flag, expected, format!("`nmem {}`", command.name()))),
-            false => Ok(()),
+        let unused = |flag: &str, given: bool, expected: &str| {
+            if given {
+                Err(Error::setting(flag, expected, format!("`nmem {}`", command.name())))
+            } else {
+                Ok(())
+            }
         };
         if command == Command::Store {
             unused("--online", self.online == Some(true), "`nmem retrieve` (a store reads nothing)")?;
@@ -523,7 +527,7 @@ impl MemorySource {
         let &Self::Drawn { heads, dim_head, pre_norm, post_norm, init, seed } = self else { return Ok(None) };
         let dim_head = match dim_head {
             Some(dim_head) => dim_head,
-            None if dim % heads == 0 => dim / heads,
+            None if dim.is_multiple_of(heads) => dim / heads,
             None => {
                 let expected = format!("a number that divides dim {dim} (or --dim-head)");
                 return Err(Error::setting("--heads", expected, heads.to_string()));

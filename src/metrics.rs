@@ -206,6 +206,22 @@ impl Summary {
         }
     }
 
+    /// Takes in all rows of another.
+    pub fn merge(&mut self, other: Self) {
+        if self.columns.is_empty() {
+            *self = other;
+            return;
+        }
+        for ((_, count, spread), (_, more, of_more)) in self.columns.iter_mut().zip(other.columns) {
+            *count += more;
+            if more > 0 {
+                spread.mean += (of_more.mean - spread.mean) * more as f64 / *count as f64;
+            }
+            spread.min = spread.min.min(of_more.min);
+            spread.max = spread.max.max(of_more.max);
+        }
+    }
+
     /// By column name, in header order; columns without values are left out.
     pub fn columns(&self) -> impl Iterator<Item = (&'static str, Spread)> {
         self.columns.iter().filter(|(_, count, _)| *count > 0).map(|&(name, _, spread)| (name, spread))

@@ -40,7 +40,7 @@ pub trait Real: NdFloat + Serialize + Default + Send + Sync + 'static {
     /// Little-endian bytes.
     fn le_bytes(self) -> impl AsRef<[u8]>;
 
-    /// Replaces `row` by its softmax. A NaN or infinity anywhere makes NaNs, never zeros.
+    /// Replaces `row` by its softmax. A NaN or +∞ anywhere, or nothing but −∞, makes NaNs; −∞ among others is a 0.
     fn softmax(row: &mut [Self]);
     /// Replaces each x by its logistic sigmoid.
     fn sigmoid(values: &mut [Self]);

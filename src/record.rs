@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 const LOCK: &str = ".lock";
 
 /// How long a hidden folder without a lock file may be one that another process is just making.
-const GRACE: Duration = Duration::from_secs(60);
+const GRACE: Duration = Duration::from_mins(1);
 
 /// A folder of results in the making. Dropped without [`publish`](Self::publish), it leaves nothing.
 #[derive(Debug)]
@@ -144,15 +144,11 @@ fn clear_remnants(parent: &Path, prefix: &OsString) {
         if !name.as_encoded_bytes().starts_with(prefix.as_encoded_bytes()) {
             continue;
         }
-        let dead = match File::open(entry.path().join(LOCK)) {
-            Ok(lock) => !matches!(lock.try_lock(), Err(TryLockError::WouldBlock)),
-            Err(_) => {
-                let age = entry
-                    .metadata()
-                    .and_then(|m| m.modified())
-                    .map(|at| SystemTime::now().duration_since(at));
-                age.is_ok_and(|age| age.is_ok_and(|age| age > GRACE))
-            }
+        let dead = if let Ok(lock) = File::open(entry.path().join(LOCK)) {
+            !matches!(lock.try_lock(), Err(TryLockError::WouldBlock))
+        } else {
+            let made = entry.metadata().and_then(|metadata| metadata.modified());
+            made.is_ok_and(|made| SystemTime::now().duration_since(made).is_ok_and(|age| age > GRACE))
         };
         if dead {
             let _ = fs::remove_dir_all(entry.path());

@@ -213,10 +213,6 @@ impl<T: Real> Loaded<T> {
         let mut progress = |bytes: u64| observe(Event::Loaded(bytes));
         let mut inputs = Vec::new();
         let labels = config.labels.as_deref().map(Labels::read).transpose()?;
-        if let Some(path) = &config.labels {
-            let sha256 = sha256(path, &mut progress)?;
-            inputs.push(Input { role: "labels", path: path.clone(), shape: None, dtype: None, sha256 });
-        }
         let mut open = |role: &'static str, path: &Path| {
             let sequences = NpySequences::open(path, T::TYPE, config.allow_nonfinite, &mut progress)?;
             inputs.push(Input {
@@ -248,6 +244,10 @@ impl<T: Real> Loaded<T> {
         if let Some(path) = &config.past {
             let sha256 = file.add_past(path, config.allow_nonfinite, &mut progress)?;
             inputs.push(Input { role: "past", path: path.clone(), shape: None, dtype: None, sha256 });
+        }
+        if let Some(path) = &config.labels {
+            let sha256 = sha256(path, &mut progress)?;
+            inputs.push(Input { role: "labels", path: path.clone(), shape: None, dtype: None, sha256 });
         }
         let dim = file.dimensions().dim;
         for sequences in std::iter::once(&data).chain(&store_seq) {
@@ -310,6 +310,8 @@ struct Files<T> {
     metrics: Option<MetricsWriter>,
     retrieved: Option<(PathBuf, RetrievedWriter<T>)>,
     summary: Summary,
+    /// Of sequences that are not done: after a divergence some never are.
+    pending: BTreeMap<usize, Summary>,
 }
 
 impl<T: Real> Files<T> {
@@ -328,6 +330,7 @@ impl<T: Real> Files<T> {
                 })
                 .transpose()?,
             summary: Summary::default(),
+            pending: BTreeMap::new(),
         })
     }
 
@@ -348,7 +351,9 @@ impl<T: Real> Files<T> {
 
 impl<T: Real> Sink<T> for Files<T> {
     fn metrics(&mut self, rows: &[ChunkMetrics<T>]) -> Result<()> {
-        rows.iter().for_each(|row| self.summary.add(row));
+        for row in rows {
+            self.pending.entry(row.sequence).or_default().add(row);
+        }
         self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.write(rows))
     }
 
@@ -357,8 +362,18 @@ impl<T: Real> Sink<T> for Files<T> {
     }
 
     fn sequence_done(&mut self, sequence: usize) -> Result<()> {
+        self.summary.merge(self.pending.remove(&sequence).unwrap_or_default());
         self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.sequence_done(sequence))
     }
+}
+
+/// How a run went.
+struct Results {
+    outcome: Outcome,
+    summary: Summary,
+    warnings: Vec<String>,
+    peak: PeakMemory,
+    wall_s: WallSeconds,
 }
 
 struct Run<'a> {
@@ -400,21 +415,20 @@ impl Run<'_> {
         let plots = drawing.elapsed();
         peak.sample_now();
 
-        let report = self.report(
-            loaded,
-            &state,
-            outcome,
-            summary,
-            warnings,
-            &peak,
-            WallSeconds {
-                load: load.as_secs_f64(),
+        let results = Results {
+            wall_s: WallSeconds {
+                load: (load + outcome.input).as_secs_f64(),
                 engine: median(&engine_all),
                 engine_all,
                 write: write.as_secs_f64(),
                 plots: plots.as_secs_f64(),
             },
-        );
+            outcome,
+            summary,
+            warnings,
+            peak,
+        };
+        let report = self.report(loaded, &state, results);
         let path = self.folder.join("run.json");
         let mut json = serde_json::to_string_pretty(&report).expect("text and numbers");
         json.push('\n');
@@ -460,20 +474,11 @@ impl Run<'_> {
         Ok(drawn.left_out.iter().map(ToString::to_string).collect())
     }
 
-    fn report<T: Real>(
-        &self,
-        loaded: Loaded<T>,
-        state: &State<T>,
-        outcome: Outcome,
-        summary: Summary,
-        warnings: Vec<String>,
-        peak: &PeakMemory,
-        mut wall_s: WallSeconds,
-    ) -> Report {
+    fn report<T: Real>(&self, loaded: Loaded<T>, state: &State<T>, results: Results) -> Report {
+        let Results { outcome, summary, warnings, peak, wall_s } = results;
         let config = self.config;
         let shape = loaded.data.dims();
         let drawn = config.memory.drawn(shape.dim).ok().flatten();
-        wall_s.load += outcome.input.as_secs_f64();
         Report {
             nmem: env!("CARGO_PKG_VERSION"),
             commit: commit(),
@@ -531,4 +536,18 @@ fn median(seconds: &[f64]) -> f64 {
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;
     if sorted.len() % 2 == 1 { sorted[middle] } else { f64::midpoint(sorted[middle - 1], sorted[middle]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::median;
+
+    #[test]
+    fn the_median_is_the_middle_or_the_mean_of_the_middle_two() {
+        for (seconds, expected) in
+            [(&[3.0][..], 3.0), (&[9.0, 1.0, 2.0], 2.0), (&[4.0, 1.0, 2.0, 100.0], 3.0)]
+        {
+            assert!((median(seconds) - expected).abs() < f64::EPSILON, "{seconds:?}");
+        }
+    }
 }

@@ -79,14 +79,14 @@ fn reference_results(case: &Golden, eps: f64) -> BTreeMap<String, ArrayD<f64>> {
     let (retrieved, rows) = reference.online(&case.seq, case.stored());
     let mut results = from_rows(&rows, sequences, heads);
     results.insert("retrieved".into(), retrieved.into_dyn());
-    for p in 0..4 {
+    for (p, w) in base.iter().enumerate() {
         let (mut update, mut momentum) =
             (Array4::zeros((sequences, heads, d, d)), Array4::zeros((sequences, heads, d, d)));
         for (i, j) in (0..sequences).flat_map(|i| (0..heads).map(move |j| (i, j))) {
             update.slice_mut(s![i, j, .., ..]).assign(&reference.head(i, j).update[p]);
             momentum.slice_mut(s![i, j, .., ..]).assign(&reference.head(i, j).momentum[p]);
         }
-        results.insert(format!("next_weights_{p}"), (&update + &base[p]).into_dyn());
+        results.insert(format!("next_weights_{p}"), (&update + w).into_dyn());
         results.insert(format!("last_update_{p}"), update.into_dyn());
         results.insert(format!("last_momentum_{p}"), momentum.into_dyn());
     }

@@ -1,19 +1,19 @@
 //! `nmem inspect`: what is in a file, as a table for people or JSON for programs.
 
-use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde::Serialize;
 use serde_json::{Number, Value};
 
+use super::{COULD_NOT_RUN, FAILED, print, print_error};
 use crate::error::Error;
 use crate::io::Progress;
 use crate::io::dtype::shape_text;
 use crate::io::summary::{ArraySummary, FileFormat, FileSummary, summarise};
 use crate::io::tensors::METADATA_KEY;
+use crate::memory::Dimensions;
 
 const FIRST_WEIGHT: &str = "memory_model.weights.0";
 
@@ -55,15 +55,6 @@ enum Kind {
     },
 }
 
-/// What the shapes of parameters say.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-struct Dimensions {
-    dim: usize,
-    heads: usize,
-    dim_head: usize,
-    norms: Vec<&'static str>,
-}
-
 #[derive(Serialize)]
 struct Report {
     #[serde(flatten)]
@@ -75,7 +66,6 @@ struct Report {
 /// Prints what can be read, one error line for each file that cannot. Exit status 0, 1 if some could not be read, 2 if
 /// none could.
 pub fn run(args: &Args, progress: Progress) -> anyhow::Result<ExitCode> {
-    let mut out = io::stdout().lock();
     let mut reports = Vec::new();
     let mut failed = 0;
     let mut gap = "";
@@ -85,8 +75,7 @@ pub fn run(args: &Args, progress: Progress) -> anyhow::Result<ExitCode> {
             Err(Error::Interrupted) => return Err(Error::Interrupted.into()),
             Err(error) => {
                 failed += 1;
-                // Nobody to tell where stderr is closed.
-                let _ = writeln!(io::stderr(), "error: {:#}", anyhow::Error::from(error));
+                print_error(&format!("{:#}", anyhow::Error::from(error)));
                 continue;
             }
         };
@@ -97,28 +86,20 @@ pub fn run(args: &Args, progress: Progress) -> anyhow::Result<ExitCode> {
             continue;
         }
         let text = table(&report);
-        if !write_or_gone(&mut out, &format!("{gap}{text}"))? {
+        if !print(&format!("{gap}{text}"))? {
             break;
         }
         gap = "\n";
     }
     if args.format == Format::Json {
         let text = serde_json::to_string_pretty(&reports)?;
-        write_or_gone(&mut out, &(text + "\n"))?;
+        print(&(text + "\n"))?;
     }
     Ok(match failed {
         0 => ExitCode::SUCCESS,
-        n if n == args.files.len() => ExitCode::from(2),
-        _ => ExitCode::FAILURE,
+        n if n == args.files.len() => COULD_NOT_RUN.into(),
+        _ => FAILED.into(),
     })
-}
-
-/// False where the reader has gone (`| head`): there is nothing more to do, and nothing went wrong.
-fn write_or_gone(out: &mut impl Write, text: &str) -> io::Result<bool> {
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
-        result => result.map(|()| true),
-    }
 }
 
 /// Takes a memory's configuration out of the metadata.
@@ -135,27 +116,21 @@ fn classify(file: &mut FileSummary) -> Kind {
     Kind::Arrays
 }
 
-/// Read off `to_queries` (`heads` · `dim_head`, `dim`), the memory's first weight (`dim_head`, `dim_head`) and a gate
-/// (`heads`, `dim`); `None` where they are absent or disagree.
+/// `None` where shapes are missing or do not agree.
 fn dimensions(arrays: &[ArraySummary]) -> Option<Dimensions> {
-    let shapes: HashMap<_, _> =
-        arrays.iter().filter_map(|array| Some((array.name.as_deref()?, &array.shape[..]))).collect();
-    let (&[inner, dim], &[rows, dim_head], &[heads, gate_dim]) =
-        (*shapes.get("to_queries.weight")?, *shapes.get(FIRST_WEIGHT)?, *shapes.get("to_momentum.1.weight")?)
-    else {
-        return None;
-    };
-    let agree = gate_dim == dim && heads.checked_mul(dim_head) == Some(inner) && rows == dim_head;
-    let norms = ["store_norm", "retrieve_norm", "post_rmsnorm"];
-    let norms = norms.into_iter().filter(|norm| shapes.contains_key(&format!("{norm}.weight")[..])).collect();
-    agree.then_some(Dimensions { dim, heads, dim_head, norms })
+    let named = arrays.iter().filter_map(|array| Some((array.name.clone()?, array.shape.clone())));
+    Dimensions::infer(&named.filter(|(name, _)| !name.starts_with("state.")).collect()).ok()
 }
 
-impl std::fmt::Display for Dimensions {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let norms = if self.norms.is_empty() { "none".to_owned() } else { self.norms.join(", ") };
-        write!(f, "dim {}, heads {}, dim_head {}; norms: {norms}", self.dim, self.heads, self.dim_head)
-    }
+fn describe(dimensions: &Dimensions) -> String {
+    let Dimensions { dim, heads, dim_head, pre_norm, post_norm } = dimensions;
+    let norms = match (pre_norm, post_norm) {
+        (true, true) => "before and after",
+        (true, false) => "before, not after",
+        (false, true) => "after, not before",
+        (false, false) => "none",
+    };
+    format!("dim {dim}, heads {heads}, dim_head {dim_head}; norms: {norms}")
 }
 
 /// The report of one file for people, with a newline at its end.
@@ -174,7 +149,7 @@ fn table(report: &Report) -> String {
     let mut text = format!("{}: {what}{format}, {} bytes\n", file.file.display(), file.bytes);
     if let Kind::Parameters { parameters } | Kind::Memory { parameters, .. } = kind {
         let _ = match parameters {
-            Some(dimensions) => writeln!(text, "  {dimensions}"),
+            Some(dimensions) => writeln!(text, "  {}", describe(dimensions)),
             None => writeln!(text, "  dimensions unknown: shapes are missing or do not agree"),
         };
     }

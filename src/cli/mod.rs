@@ -15,6 +15,7 @@ use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use anyhow::Context;
 use clap::error::ErrorKind as ClapError;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -111,7 +112,12 @@ fn usage(error: &clap::Error) -> ExitCode {
 
 /// An error, on one line of stderr.
 fn print_error(message: &str) {
-    eprintln!("error: {}", message.replace('\n', " "));
+    note("error: ", message);
+}
+
+/// One line of stderr. Where that is closed there is nobody to tell.
+fn note(kind: &str, message: &str) {
+    let _ = writeln!(io::stderr(), "{kind}{}", message.replace('\n', " "));
 }
 
 /// Whether the user wants to stop.
@@ -119,13 +125,11 @@ fn check_interrupt() -> crate::Result<()> {
     if INTERRUPT.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
 }
 
-/// Writes a result to stdout. A reader that has gone (`| head`) is no error.
-fn print(text: &str) -> anyhow::Result<()> {
+/// Writes a result to stdout. False where the reader has gone (`| head`): nothing more to do, and nothing went wrong.
+fn print(text: &str) -> anyhow::Result<bool> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(anyhow::Error::new(error).context("standard output"))
-        }
-        _ => Ok(()),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        result => result.map(|()| true).context("standard output"),
     }
 }

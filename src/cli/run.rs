@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use super::inspect::Format;
 use super::progress::Progress;
-use super::{FAILED, check_interrupt, print, print_error};
+use super::{FAILED, check_interrupt, note, print, print_error};
 use crate::config::{Command, Mode, Settings};
 use crate::error::Error;
 use crate::metrics::COLUMNS;
@@ -68,17 +68,16 @@ impl RunArgs {
         })?;
 
         if !self.quiet {
-            report.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+            report.warnings.iter().for_each(|warning| note("warning: ", warning));
         }
         if self.verbose {
-            eprintln!("{}", serde_json::to_string(&report.config)?);
-            eprintln!("{}", serde_json::to_string(&report.wall_s)?);
+            note("config: ", &serde_json::to_string(&report.config)?);
+            note("wall_s: ", &serde_json::to_string(&report.wall_s)?);
         }
         match self.format {
             Format::Json => print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?,
-            Format::Table if !self.quiet => print(&table(&report))?,
-            Format::Table => {}
-        }
+            Format::Table => self.quiet || print(&table(&report))?,
+        };
         match &report.diverged {
             None => Ok(ExitCode::SUCCESS),
             Some(divergence) => {

@@ -29,7 +29,7 @@ pub struct Inputs<'a, T> {
 /// State, weights and buffers of one head.
 pub struct Head<'s, T: Real> {
     sequence: usize,
-    head: usize,
+    index: usize,
     reader: Reader<T>,
     /// Absent in a plain read.
     storing: Option<Storing<'s, T>>,
@@ -80,7 +80,7 @@ impl<'s, T: Real> Head<'s, T> {
             output: Array2::zeros((rows, d)),
             predicted: Array2::zeros((memory.chunk_size, d)),
         };
-        Self { sequence, head, reader, storing: None, rows: Vec::new(), divergence: None }
+        Self { sequence, index: head, reader, storing: None, rows: Vec::new(), divergence: None }
     }
 
     /// A head that stores, and reads one chunk behind.
@@ -110,7 +110,7 @@ impl<'s, T: Real> Head<'s, T> {
 
     /// Reads and stores the chunks of a block.
     pub fn run(&mut self, memory: &Memory<T>, probe: bool, block: Block, inputs: &Inputs<'_, T>) {
-        let Self { sequence, head, reader, storing, rows, divergence } = self;
+        let Self { sequence, index: head, reader, storing, rows, divergence } = self;
         rows.clear();
         let c = memory.chunk_size;
         let first = block.start() / c;
@@ -150,9 +150,7 @@ impl<'s, T: Real> Head<'s, T> {
             reader.ready = true;
 
             let loss_after = probe.then(|| reader.loss(memory, keys, values));
-            let total = |of: fn(&Norms) -> f64| {
-                T::of(norms.iter().map(|norms| of(norms).powi(2)).sum::<f64>().sqrt())
-            };
+            let total = |of: fn(&Norms) -> f64| T::of(norms.iter().map(of).fold(0.0, f64::hypot));
             let surprise = total(|norms| norms.surprise);
             let row = ChunkMetrics {
                 sequence: *sequence,

@@ -2,7 +2,7 @@
 //! in parallel over sequences × heads; the same bits for any number of threads, because what a task computes
 //! depends on shapes only.
 //!
-//! Per block, [`lane`] norms and projects the tokens of one sequence, [`head`] takes all gradients of the block at
+//! Per block, `lane` norms and projects the tokens of one sequence, `head` takes all gradients of the block at
 //! once (they are all at the same W) and then walks its chunks: read chunk i with W + U, advance S and U by chunk
 //! i's surprise.
 
@@ -117,7 +117,8 @@ pub enum Work<'a, T> {
 
 /// Takes results as they come.
 pub trait Sink<T>: Send {
-    /// Rows of one sequence, by chunk and head. Sequences of a group take turns.
+    /// Rows of one sequence, by chunk and head. Sequences of a group take turns; after a divergence those of
+    /// sequences that are never done do not count.
     fn metrics(&mut self, rows: &[ChunkMetrics<T>]) -> Result<()>;
     /// What was read (rows, dim), from the token `start` of the given queries on.
     fn retrieved(&mut self, sequence: usize, start: usize, rows: ArrayView2<T>) -> Result<()>;
@@ -169,7 +170,7 @@ impl std::fmt::Display for Divergence {
 pub struct Outcome {
     /// The first non-finite value. The state is then of no use, and what was read incomplete.
     pub divergence: Option<Divergence>,
-    /// Rows of the metrics that came before it.
+    /// Rows of the metrics of sequences that are done: all, or those that came before the divergence.
     pub rows: usize,
     /// Queries of chunks past the end of what was stored, read with the last weights: the first such chunk.
     pub read_past_store: Option<usize>,
@@ -254,6 +255,7 @@ fn run_group<T: Real>(
     outcome: &mut Outcome,
 ) -> Result<()> {
     let mut lanes: Vec<Lane<'_, T>> = Lane::group(memory, state, plan, group.clone());
+    let mut rows = vec![0; lanes.len()];
     for block in plan.blocks(memory) {
         let reading = Instant::now();
         for lane in &mut lanes {
@@ -271,10 +273,10 @@ fn run_group<T: Real>(
         let writing = Instant::now();
         for (i, lane) in lanes.iter().enumerate() {
             sink.metrics(&lane.rows)?;
-            outcome.rows += lane.rows.len();
-            let (start, rows) = lane.retrieved(block, plan);
-            if rows.nrows() > 0 && lane.divergence.is_none() {
-                sink.retrieved(lane.sequence, start, rows)?;
+            rows[i] += lane.rows.len();
+            let (start, retrieved) = lane.retrieved(block, plan);
+            if retrieved.nrows() > 0 && lane.divergence.is_none() {
+                sink.retrieved(lane.sequence, start, retrieved)?;
             }
             if lane.divergence.is_some() {
                 outcome.divergence.clone_from(&lane.divergence);
@@ -289,6 +291,7 @@ fn run_group<T: Real>(
         }
     }
     let last = outcome.divergence.as_ref().map_or(group.end, |divergence| divergence.sequence + 1);
+    outcome.rows += rows[..last - group.start].iter().sum::<usize>();
     (group.start..last).try_for_each(|sequence| sink.sequence_done(sequence))
 }
 

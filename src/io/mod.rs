@@ -1,7 +1,7 @@
 //! Files: sequences in (`.npy`, memory-mapped), what was read out (`.npy`, written block by block), weights and
 //! memories (`.safetensors`, `.npz`), and what `nmem inspect` says of any of them.
 //!
-//! [`dtype`] element types and their bytes, [`mapped`] a file as bytes and its SHA-256, [`npy`] the `.npy` header,
+//! [`dtype`] element types and their bytes, `mapped` a file as bytes and its SHA-256, [`npy`] the `.npy` header,
 //! [`sequences`] and [`retrieved`] the two ways of a run's tokens, [`tensors`] named tensors, [`summary`] ranges.
 
 pub mod dtype;

@@ -127,7 +127,7 @@ impl Reference {
     /// Reads the next token of a sequence online.
     fn read_token(&mut self, sequence: usize, token: ArrayView1<f64>) -> Array1<f64> {
         let state = &mut self.sequences[sequence];
-        if state.read % self.chunk_size == 0 {
+        if state.read.is_multiple_of(self.chunk_size) {
             state.read_left_over.clear();
         }
         state.read += 1;
@@ -254,8 +254,8 @@ fn attend(weights: &[Array2<f64>], rows: &[Vec<f64>]) -> Attended {
     let (q, k, v) = (project(0), project(1), project(2));
     let width = q.first().map_or(0, Vec::len);
     let (mut attention, mut hidden, mut output) = (Vec::new(), Vec::new(), Vec::new());
-    for r in 0..rows.len() {
-        let scores: Vec<f64> = (0..=r).map(|j| dot(&q[r], &k[j]) / (width as f64).sqrt()).collect();
+    for (r, query) in q.iter().enumerate() {
+        let scores: Vec<f64> = (0..=r).map(|j| dot(query, &k[j]) / (width as f64).sqrt()).collect();
         let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let exps: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
         let sum: f64 = exps.iter().sum();

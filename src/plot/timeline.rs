@@ -141,6 +141,8 @@ fn y_axis(series: &Series) -> Option<Axis> {
     let (low, high) = series.range()?;
     Some(match series.quantity {
         Quantity::Decay | Quantity::Momentum => Axis::share(low, high),
+        // Near a divergence it grows by many powers of ten: a linear axis would flatten all before.
+        Quantity::LossRatio if low > 0.0 && high > 100.0 * low => Axis::log(low, high),
         Quantity::LossRatio => Axis::linear(low, high),
         Quantity::Surprise | Quantity::LearningRate => Axis::log(low, high),
     })

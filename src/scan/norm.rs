@@ -17,7 +17,7 @@ impl SumOfSquares {
         let (whole, rest) = stretch.as_chunks::<LANES>();
         for block in whole {
             for (lane, &x) in lanes.iter_mut().zip(block) {
-                *lane = *lane + x * x;
+                *lane += x * x;
             }
         }
         let rest: f64 = rest.iter().map(|x| x.wide() * x.wide()).sum();
@@ -29,7 +29,7 @@ impl SumOfSquares {
     pub fn norm<T: Real>(self, all: &[T]) -> f64 {
         // Squares under the smallest normal are rounded to multiples of it times ε: over 2²⁰ elements that is less
         // than one part in 10⁶ of a sum above this.
-        let trusted = T::min_positive_value().wide() * (1 << 20) as f64;
+        let trusted = T::min_positive_value().wide() * f64::from(1 << 20);
         if self.0.is_nan() || (self.0.is_finite() && self.0 > trusted) {
             return self.0.sqrt();
         }

@@ -1,8 +1,10 @@
 use std::collections::BTreeMap;
 
 use assert_cmd::cargo::cargo_bin_cmd;
-use ndarray::{Array2, array};
+use ndarray::array;
 use nmem::io::{Tensor, write_safetensors};
+use nmem::memory::Dimensions;
+use nmem::memory::parameters::{Init, draw};
 
 use crate::{Folder, npy};
 
@@ -13,14 +15,16 @@ fn inspect(folder: &Folder, args: &[&str]) -> (String, String, i32) {
     (text(output.stdout), text(output.stderr), output.status.code().unwrap())
 }
 
+/// A drawn memory of dim 6, 3 heads of 2, without the last norm, a NaN in one weight.
 fn memory(folder: &Folder) {
-    let zeros = |rows, columns| Tensor::from_array(&Array2::<f32>::zeros((rows, columns)).view());
-    let mut tensors = BTreeMap::from([
-        ("memory_model.weights.0".to_owned(), zeros(2, 2)),
-        ("store_norm.weight".to_owned(), Tensor::from_array(&array![1_f32, 0.5, f32::NAN].view())),
-        ("to_momentum.1.weight".to_owned(), zeros(3, 3)),
-        ("to_queries.weight".to_owned(), zeros(6, 3)),
-    ]);
+    let dimensions = Dimensions { dim: 6, heads: 3, dim_head: 2, pre_norm: true, post_norm: false };
+    let drawn = draw(&dimensions, Init::Xavier, 0).into_iter().map(|(name, mut tensor)| {
+        if name == "store_norm.weight" {
+            tensor[[2]] = f32::NAN;
+        }
+        (name, Tensor::from_array(&tensor.view()))
+    });
+    let mut tensors: BTreeMap<_, _> = drawn.collect();
     write_safetensors(folder.path("fresh.safetensors"), &tensors, "{}").unwrap();
     tensors.insert("state.counts".to_owned(), Tensor::from_counters(&[12, 18_000_000_000_000_000_000]));
     tensors.insert("state.update.0".to_owned(), Tensor::from_array(&array![[1e-9_f64, -1234.5678]].view()));
@@ -35,8 +39,8 @@ fn a_memory_as_a_table() {
     let (out, err, code) = inspect(&folder, &["memory.safetensors"]);
     assert_eq!((&err[..], code), ("", 0));
     insta::assert_snapshot!(out, @r"
-    memory.safetensors: a memory, .safetensors, 728 bytes
-      dim 3, heads 3, dim_head 2; norms: store_norm
+    memory.safetensors: a memory, .safetensors, 2144 bytes
+      dim 6, heads 3, dim_head 2; norms: before, not after
 
       configuration
         chunk_size      16
@@ -45,16 +49,24 @@ fn a_memory_as_a_table() {
         shape           [1,2]
 
       parameters
-        name                    type  shape        min                   max      mean  nan  inf  bytes
-        memory_model.weights.0  f32   (2, 2)         0                     0         0    0    0     16
-        store_norm.weight       f32   (3,)         0.5                     1      0.75    1    0     12
-        to_momentum.1.weight    f32   (3, 3)         0                     0         0    0    0     36
-        to_queries.weight       f32   (6, 3)         0                     0         0    0    0     72
+        name                       type  shape          min                   max         mean  nan  inf  bytes
+        combine_heads.weight       f32   (6, 6)   -0.384267              0.388471    0.0175093    0    0    144
+        memory_model.weights.0     f32   (2, 2)    -1.19709              0.233127    -0.452409    0    0     16
+        memory_model.weights.1     f32   (2, 2)   -0.468467              0.893484     0.224202    0    0     16
+        memory_model.weights.2     f32   (2, 2)   -0.653969               1.06713    0.0345882    0    0     16
+        memory_model.weights.3     f32   (2, 2)     -1.0769               0.16149    -0.539579    0    0     16
+        retrieve_norm.weight       f32   (6,)             1                     1            1    0    0     24
+        store_norm.weight          f32   (6,)             1                     1            1    1    0     24
+        to_adaptive_step.1.weight  f32   (3, 6)   -0.279795               0.31401  -0.00209305    0    0     72
+        to_decay_factor.1.weight   f32   (3, 6)   -0.339259              0.362841   -0.0492536    0    0     72
+        to_keys_values.weight      f32   (12, 6)  -0.403098              0.398422    0.0348976    0    0    288
+        to_momentum.1.weight       f32   (3, 6)   -0.399961              0.274051   -0.0884372    0    0     72
+        to_queries.weight          f32   (6, 6)   -0.403677               0.37698    0.0203473    0    0    144
 
       state
-        name                    type  shape        min                   max      mean  nan  inf  bytes
-        state.counts            u64   (2,)          12  18000000000000000000      9e18    0    0     16
-        state.update.0          f64   (1, 2)  -1234.57                  1e-9  -617.284    0    0     16
+        name                       type  shape          min                   max         mean  nan  inf  bytes
+        state.counts               u64   (2,)            12  18000000000000000000         9e18    0    0     16
+        state.update.0             f64   (1, 2)    -1234.57                  1e-9     -617.284    0    0     16
     ");
     let (out, _, code) = inspect(&folder, &["fresh.safetensors"]);
     assert!(out.ends_with("  state\n    none: nothing has been stored\n"), "{out}");
@@ -102,7 +114,7 @@ fn json_for_programs() {
     assert_eq!(memory["kind"], "memory");
     assert_eq!(memory["configuration"]["gates"]["decay"], 0.25);
     assert_eq!(memory["parameters"]["dim_head"], 2);
-    assert_eq!(memory["parameters"]["norms"], serde_json::json!(["store_norm"]));
+    assert_eq!(memory["parameters"]["post_norm"], false);
     let counts = memory["arrays"].as_array().unwrap().iter().find(|a| a["name"] == "state.counts").unwrap();
     assert_eq!(counts["max"], 18_000_000_000_000_000_000_u64);
     let array = &json[1]["arrays"][0];

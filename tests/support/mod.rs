@@ -1,16 +1,21 @@
 //! What several test files share: the one closeness check, golden cases, and collecting what the engine delivers.
 #![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(clippy::needless_pass_by_value, reason = "views are passed by value, as ndarray does")]
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use ndarray::{Array2, Array3, ArrayD, ArrayView2, ArrayViewD, Dimension, Ix2, Ix3, s};
+use ndarray::{Array1, Array2, Array3, Array4, ArrayD, ArrayView2, ArrayViewD, Dimension, Ix2, Ix3, s};
 use ndarray_npy::{NpzReader, ReadNpyExt};
 use nmem::engine::{self, Memory, Outcome, Sink, Work};
+use nmem::memory::parameters::{Init, draw};
+use nmem::memory::reference::Reference;
 use nmem::memory::{Dimensions, Gates, Parameters, State};
 use nmem::metrics::ChunkMetrics;
 use nmem::real::Real;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use safetensors::{Dtype, SafeTensors};
 
 /// Fails unless |got − expected| ≤ abs + rel · |expected| everywhere. NaN fails.
@@ -20,6 +25,7 @@ pub fn assert_close(what: &str, got: ArrayViewD<f64>, expected: ArrayViewD<f64>,
     let (mut failures, mut worst, mut place) = (0, 0.0, None);
     for ((index, &got), &expected) in got.indexed_iter().zip(&expected) {
         let (difference, bound) = ((got - expected).abs(), abs + rel * expected.abs());
+        #[expect(clippy::neg_cmp_op_on_partial_ord, reason = "a NaN fails")]
         if !(difference <= bound) {
             failures += 1;
             let excess = if difference.is_nan() { f64::INFINITY } else { difference / bound };
@@ -37,9 +43,16 @@ pub fn assert_close(what: &str, got: ArrayViewD<f64>, expected: ArrayViewD<f64>,
 
 /// The golden tolerance: `rel` of the array's largest magnitude.
 pub fn assert_close_to_largest(what: &str, got: ArrayViewD<f64>, expected: ArrayViewD<f64>, rel: f64) {
-    let largest = expected.iter().fold(0.0_f64, |largest, x| largest.max(x.abs()));
-    assert_close(what, got, expected, rel * largest, 0.0);
+    let abs = rel * largest(expected.view());
+    assert_close(what, got, expected, abs, 0.0);
 }
+
+fn largest(of: ArrayViewD<f64>) -> f64 {
+    of.iter().fold(0.0_f64, |largest, x| largest.max(x.abs()))
+}
+
+/// Norms under this are zero to the oracle, whose squares vanish: gradients of a saturated softmax.
+const VANISHING: f64 = 1e-150;
 
 /// One folder of tests/golden.
 pub struct Golden {
@@ -131,35 +144,55 @@ pub fn to_type<T: Real>(array: ArrayD<f64>) -> ArrayD<T> {
     array.mapv(T::of)
 }
 
-/// Keeps everything that the engine delivers.
+/// Keeps what the engine delivers of sequences that it says are done, and holds it to its contract: sequences are
+/// done in their order, rows of a sequence come by chunk and head, and no token is delivered twice.
 #[derive(Default)]
 pub struct Collect<T> {
+    /// By sequence, chunk and head.
     pub rows: Vec<ChunkMetrics<T>>,
+    /// NaN where nothing was delivered.
     pub retrieved: Array3<T>,
+    /// Sequences that are done.
+    pub done: usize,
+    pending: BTreeMap<usize, Vec<ChunkMetrics<T>>>,
 }
 
 impl<T: Real> Collect<T> {
     pub fn new(shape: (usize, usize, usize)) -> Self {
-        Self { rows: Vec::new(), retrieved: Array3::from_elem(shape, T::nan()) }
+        let retrieved = Array3::from_elem(shape, T::nan());
+        Self { rows: Vec::new(), retrieved, done: 0, pending: BTreeMap::new() }
+    }
+
+    /// The rows as text that shows every bit of every number (but for what kind of NaN).
+    pub fn rows_text(&self) -> String {
+        format!("{:?}", self.rows)
     }
 }
 
 impl<T: Real> Sink<T> for Collect<T> {
     fn metrics(&mut self, rows: &[ChunkMetrics<T>]) -> nmem::Result<()> {
-        self.rows.extend_from_slice(rows);
+        for row in rows {
+            self.pending.entry(row.sequence).or_default().push(row.clone());
+        }
         Ok(())
     }
     fn retrieved(&mut self, sequence: usize, start: usize, rows: ArrayView2<T>) -> nmem::Result<()> {
-        self.retrieved.slice_mut(s![sequence, start..start + rows.nrows(), ..]).assign(&rows);
+        let mut place = self.retrieved.slice_mut(s![sequence, start..start + rows.nrows(), ..]);
+        assert!(place.iter().all(|x| x.is_nan()), "sequence {sequence}, token {start}: delivered twice");
+        place.assign(&rows);
         Ok(())
     }
-    fn sequence_done(&mut self, _: usize) -> nmem::Result<()> {
-        self.rows.sort_by_key(|row| (row.sequence, row.chunk, row.head));
+    fn sequence_done(&mut self, sequence: usize) -> nmem::Result<()> {
+        assert_eq!(sequence, self.done, "sequences are done in order");
+        self.done += 1;
+        let rows = self.pending.remove(&sequence).unwrap_or_default();
+        assert!(rows.is_sorted_by_key(|row| (row.chunk, row.head)), "rows by chunk and head");
+        self.rows.extend(rows);
         Ok(())
     }
 }
 
-/// Runs the engine on arrays.
+/// Runs the engine on arrays; `shape` is that of what is read.
 pub fn run<T: Real>(
     memory: &Memory<T>,
     state: &mut State<T>,
@@ -168,7 +201,157 @@ pub fn run<T: Real>(
 ) -> (Collect<T>, Outcome) {
     let mut sink = Collect::new(shape);
     let outcome = engine::run(memory, state, work, &mut sink, &mut |_| Ok(())).unwrap();
+    assert_eq!(outcome.rows, sink.rows.len(), "rows that count are those of sequences that are done");
     (sink, outcome)
+}
+
+/// Runs the engine where it is to come to an end of its own.
+pub fn run_through<T: Real>(
+    memory: &Memory<T>,
+    state: &mut State<T>,
+    work: Work<'_, T>,
+    shape: (usize, usize, usize),
+) -> Collect<T> {
+    let (collected, outcome) = run(memory, state, work, shape);
+    assert_eq!(outcome.divergence, None);
+    collected
+}
+
+/// Random parameters and how they are used, in either element type and for the oracle.
+#[derive(Clone, Debug)]
+pub struct Drawn {
+    pub dimensions: Dimensions,
+    pub chunk_size: usize,
+    pub gates: Gates,
+    pub past: Option<Vec<Array2<f64>>>,
+    pub tensors: BTreeMap<String, ArrayD<f32>>,
+}
+
+impl Drawn {
+    /// With all norms, learned gates and no past weights.
+    pub fn new(
+        (dim, heads, dim_head): (usize, usize, usize),
+        chunk_size: usize,
+        init: Init,
+        seed: u64,
+    ) -> Self {
+        let dimensions = Dimensions { dim, heads, dim_head, pre_norm: true, post_norm: true };
+        let tensors = draw(&dimensions, init, seed).into_iter().collect();
+        Self { dimensions, chunk_size, gates: Gates::default(), past: None, tensors }
+    }
+
+    pub fn norms(mut self, pre_norm: bool, post_norm: bool) -> Self {
+        self.dimensions = Dimensions { pre_norm, post_norm, ..self.dimensions };
+        self
+    }
+
+    pub fn gates(self, gates: Gates) -> Self {
+        Self { gates, ..self }
+    }
+
+    /// Past weights uniform in ±`size`.
+    pub fn past(mut self, size: f64, seed: u64) -> Self {
+        let d = self.dimensions.dim_head;
+        let all = uniform((4, d, d), size, seed);
+        self.past = Some(all.outer_iter().map(|part| part.to_owned()).collect());
+        self
+    }
+
+    pub fn parameters<T: Real>(&self) -> Parameters<T> {
+        Parameters::collect(self.dimensions, |name| self.tensors[name].mapv(|x| T::of(f64::from(x))))
+    }
+
+    pub fn memory<T: Real>(&self) -> Memory<T> {
+        let past: Option<Vec<_>> =
+            self.past.as_ref().map(|past| past.iter().map(|w| w.mapv(T::of)).collect());
+        Memory::new(self.parameters(), self.chunk_size, self.gates, past.as_deref()).unwrap()
+    }
+
+    /// The oracle, at the ε that `T` has.
+    pub fn reference<T: Real>(&self, sequences: usize) -> Reference {
+        let past = self.past.as_deref();
+        Reference::new(self.parameters(), self.chunk_size, self.gates, T::EPS.wide(), past, sequences)
+    }
+}
+
+/// Numbers uniform in ±`size` that an f32 holds exactly, so that every element type gets the same.
+pub fn uniform(shape: (usize, usize, usize), size: f64, seed: u64) -> Array3<f64> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    Array3::from_shape_simple_fn(shape, || f64::from((size * (2.0 * rng.random::<f64>() - 1.0)) as f32))
+}
+
+/// Every column of the metrics, each within `rel` of its largest magnitude; probes where there are any.
+pub fn assert_rows_close<T: Real, E: Real>(
+    what: &str,
+    got: &[ChunkMetrics<T>],
+    expected: &[ChunkMetrics<E>],
+    rel: f64,
+) {
+    assert_eq!(places(got), places(expected), "{what}: sequence, chunk, head, start, end");
+    let (got, expected) = (columns(got), columns(expected));
+    for (name, got) in &got {
+        let (what, expected) = (format!("{what}, {name}"), &expected[name]);
+        let abs = (rel * largest(expected.view().into_dyn())).max(VANISHING);
+        assert_close(&what, got.view().into_dyn(), expected.view().into_dyn(), abs, 0.0);
+    }
+}
+
+fn places<T>(rows: &[ChunkMetrics<T>]) -> Vec<[usize; 5]> {
+    rows.iter().map(|row| [row.sequence, row.chunk, row.head, row.start, row.end]).collect()
+}
+
+/// The columns of metrics by name, those of probes where all rows have them.
+fn columns<T: Real>(rows: &[ChunkMetrics<T>]) -> BTreeMap<String, Array1<f64>> {
+    let mut columns = BTreeMap::new();
+    let mut add = |name: &str, of: &dyn Fn(&ChunkMetrics<T>) -> Option<T>| {
+        let values: Option<Vec<f64>> = rows.iter().map(|row| of(row).map(Real::wide)).collect();
+        values.and_then(|values| columns.insert(name.to_owned(), Array1::from(values)));
+    };
+    add("loss", &|row| Some(row.loss));
+    add("loss_before", &|row| row.loss_before);
+    add("loss_after", &|row| row.loss_after);
+    add("surprise", &|row| Some(row.surprise));
+    add("learning_rate", &|row| Some(row.learning_rate));
+    add("momentum", &|row| Some(row.momentum));
+    add("decay", &|row| Some(row.decay));
+    add("surprise_norm", &|row| Some(row.surprise_norm));
+    add("momentum_norm", &|row| Some(row.momentum_norm));
+    add("update_norm", &|row| Some(row.update_norm));
+    add("weight_norm", &|row| Some(row.weight_norm));
+    for p in 0..4 {
+        add(&format!("weight {p}, surprise"), &|row| Some(row.weights[p].surprise));
+        add(&format!("weight {p}, momentum_norm"), &|row| Some(row.weights[p].momentum_norm));
+        add(&format!("weight {p}, update_norm"), &|row| Some(row.weights[p].update_norm));
+    }
+    columns
+}
+
+/// U and S of every sequence and head against the oracle's, per memory weight.
+pub fn assert_state_close<T: Real>(
+    what: &str,
+    memory: &Memory<T>,
+    state: &State<T>,
+    expected: &Reference,
+    rel: f64,
+) {
+    let (sequences, heads, _) = state.update.dim();
+    for (p, &(rows, cols)) in memory.weight_shapes().iter().enumerate() {
+        let (mut update, mut momentum) =
+            (Array4::zeros((sequences, heads, rows, cols)), Array4::zeros((sequences, heads, rows, cols)));
+        for (i, j) in (0..sequences).flat_map(|i| (0..heads).map(move |j| (i, j))) {
+            update.slice_mut(s![i, j, .., ..]).assign(&expected.head(i, j).update[p]);
+            momentum.slice_mut(s![i, j, .., ..]).assign(&expected.head(i, j).momentum[p]);
+        }
+        for (name, got, expected) in [("U", &state.update, update), ("S", &state.momentum, momentum)] {
+            let got = weight(got, memory.weight_shapes(), p);
+            assert_close_to_largest(
+                &format!("{what}, {name} of weight {p}"),
+                got.view(),
+                expected.view().into_dyn(),
+                rel,
+            );
+        }
+    }
 }
 
 /// A memory of the golden case, in T.

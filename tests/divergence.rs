@@ -1,0 +1,197 @@
+//! Values that leave the numbers: the run ends at the first of them in the order of sequences, chunks and heads,
+//! names it, and has delivered the rows of all chunks before it.
+
+mod support;
+
+use ndarray::Array3;
+use nmem::engine::{Divergence, Outcome, Work};
+use nmem::memory::parameters::Init;
+use nmem::memory::{Gate, Gates};
+use support::{Collect, Drawn, run, run_through, uniform};
+
+const DIM: usize = 6;
+const HEADS: usize = 2;
+/// Two chunks make a block of 256 tokens.
+const CHUNK: usize = 128;
+const CHUNKS: usize = 7;
+
+fn drawn() -> Drawn {
+    Drawn::new((DIM, HEADS, 3), CHUNK, Init::Xavier, 1)
+}
+
+fn tokens(sequences: usize) -> Array3<f32> {
+    uniform((sequences, CHUNKS * CHUNK, DIM), 1.0, 2).mapv(|x| x as f32)
+}
+
+fn at(sequence: usize, chunk: usize, head: Option<usize>, quantity: &'static str, value: &str) -> Divergence {
+    Divergence { sequence, chunk, head, quantity, value: value.into() }
+}
+
+fn store(drawn: &Drawn, sequences: &Array3<f32>, probe: bool) -> (Collect<f32>, Outcome) {
+    let memory = drawn.memory::<f32>();
+    let mut state = memory.initial_state(sequences.dim().0);
+    run(&memory, &mut state, Work::Store { sequences, probe }, (0, 0, 0))
+}
+
+/// The rows of `whole` up to a chunk of a sequence.
+fn rows_before(whole: &Collect<f32>, sequence: usize, chunk: usize) -> String {
+    let before = whole.rows.iter().filter(|row| (row.sequence, row.chunk) < (sequence, chunk));
+    format!("{:?}", before.collect::<Vec<_>>())
+}
+
+#[test]
+fn huge_learning_rate() {
+    let gates = Gates { learning_rate: Gate::Pinned(1e30), ..Gates::default() };
+    let drawn = drawn().gates(gates);
+    // Logits of (1e30)² are infinite, and their softmax NaN.
+    let (collected, outcome) = store(&drawn, &tokens(1), true);
+    assert_eq!(outcome.divergence, Some(at(0, 0, Some(0), "loss_after", "NaN")));
+    assert!(collected.rows.is_empty());
+    // A store without a probe never looks through these weights: all that it reports still fits an f32.
+    let (collected, outcome) = store(&drawn, &tokens(1), false);
+    assert_eq!((outcome.divergence, collected.rows.len()), (None, CHUNKS * HEADS));
+    // Read online it is found at the first chunk that is read with it.
+    let memory = drawn.memory::<f32>();
+    let tokens = tokens(2);
+    let work = Work::Online { read: &tokens, store: &tokens, probe: false };
+    let (collected, outcome) = run(&memory, &mut memory.initial_state(2), work, tokens.dim());
+    assert_eq!(outcome.divergence, Some(at(0, 1, Some(0), "retrieved", "NaN")));
+    assert_eq!(collected.rows.len(), HEADS);
+    assert_eq!((collected.done, outcome.rows), (1, HEADS));
+}
+
+/// For every place of a NaN: what comes before is what a run without it gives, what comes after is absent.
+#[test]
+fn nan_in_a_later_sequence_and_chunk() {
+    let clean = tokens(4);
+    let (whole, outcome) = store(&drawn(), &clean, true);
+    assert_eq!((outcome.divergence, whole.rows.len()), (None, 4 * CHUNKS * HEADS));
+    for (sequence, chunk) in [(0, 0), (0, 5), (1, 1), (2, 0), (2, 3), (2, 4), (3, 6)] {
+        let mut tokens = clean.clone();
+        tokens[[sequence, chunk * CHUNK + 17, 2]] = f32::NAN;
+        let (collected, outcome) = store(&drawn(), &tokens, true);
+        assert_eq!(outcome.divergence, Some(at(sequence, chunk, Some(0), "loss", "NaN")));
+        assert_eq!(collected.rows_text(), rows_before(&whole, sequence, chunk));
+        assert_eq!(collected.done, sequence + 1, "no later sequence is done");
+    }
+}
+
+/// Sequences advance side by side: a later one may diverge first, and is then not what is reported.
+#[test]
+fn earlier_sequence_diverges_later_in_time() {
+    let clean = tokens(5);
+    let (whole, _) = store(&drawn(), &clean, false);
+    let mut tokens = clean;
+    for (sequence, chunk) in [(4, 0), (3, 2), (1, 6), (2, 6)] {
+        tokens[[sequence, chunk * CHUNK, 0]] = f32::NAN;
+    }
+    let (collected, outcome) = store(&drawn(), &tokens, false);
+    assert_eq!(outcome.divergence, Some(at(1, 6, Some(0), "loss", "NaN")));
+    assert_eq!(collected.rows_text(), rows_before(&whole, 1, 6));
+    assert_eq!(outcome.rows, (CHUNKS + 6) * HEADS);
+}
+
+/// Groups of 32 tasks, here 16 sequences: those before are complete, those after are never begun.
+#[test]
+fn divergence_in_a_later_group() {
+    let mut tokens = tokens(40);
+    tokens[[20, 3 * CHUNK, 0]] = f32::NAN;
+    tokens[[39, 0, 0]] = f32::NAN;
+    let (collected, outcome) = store(&drawn(), &tokens, false);
+    assert_eq!(outcome.divergence, Some(at(20, 3, Some(0), "loss", "NaN")));
+    assert_eq!((collected.done, collected.rows.len()), (21, (20 * CHUNKS + 3) * HEADS));
+}
+
+/// Overflow in one head alone. Without norms, coordinates that are zero elsewhere reach the values of one head each.
+#[test]
+fn heads_diverge_one_by_one() {
+    let mut drawn = drawn().norms(false, false);
+    let inner = drawn.dimensions.inner();
+    let keys_values = drawn.tensors.get_mut("to_keys_values.weight").unwrap();
+    for column in 0..2 * inner {
+        for coordinate in 0..2 {
+            // Head j's values are the columns from inner + 3 j on; (out, in) in file layout.
+            let of_head = column >= inner && (column - inner) / 3 == coordinate;
+            keys_values[[column, coordinate]] = if of_head { 1e30 } else { 0.0 };
+        }
+    }
+    let mut clean = tokens(1);
+    clean.slice_mut(ndarray::s![.., .., ..2]).fill(0.0);
+    let (whole, _) = store(&drawn, &clean, false);
+    // (chunk that head 0 diverges at, head 1's, what is named)
+    for (of_0, of_1, chunk, head) in [(3, 2, 2, 1), (2, 3, 2, 0), (4, 4, 4, 0), (6, 1, 1, 1)] {
+        let mut tokens = clean.clone();
+        tokens[[0, of_0 * CHUNK + 5, 0]] = 1.0;
+        tokens[[0, of_1 * CHUNK + 9, 1]] = 1.0;
+        let (collected, outcome) = store(&drawn, &tokens, false);
+        assert_eq!(outcome.divergence, Some(at(0, chunk, Some(head), "loss", "inf")));
+        // Whole chunks: a chunk that one head cannot store has no rows, of no head.
+        assert_eq!(collected.rows_text(), rows_before(&whole, 0, chunk));
+    }
+}
+
+#[test]
+fn nan_in_what_is_read() {
+    let drawn = drawn();
+    let memory = drawn.memory::<f32>();
+    let stored = tokens(3);
+    let mut queries = stored.clone();
+    queries[[1, 3 * CHUNK + 1, 0]] = f32::NAN;
+
+    let mut state = memory.initial_state(3);
+    let work = Work::Online { read: &queries, store: &stored, probe: false };
+    let (online, outcome) = run(&memory, &mut state, work, queries.dim());
+    assert_eq!(outcome.divergence, Some(at(1, 3, Some(0), "retrieved", "NaN")));
+    assert_eq!(online.rows.len(), (CHUNKS + 3) * HEADS);
+    assert_eq!(online.done, 2);
+    assert!(online.retrieved.index_axis(ndarray::Axis(0), 0).iter().all(|x| x.is_finite()));
+
+    let mut state = memory.initial_state(1);
+    let (plain, outcome) = run(&memory, &mut state, Work::Read(&queries), queries.dim());
+    assert_eq!(outcome.divergence, Some(at(1, 3, Some(0), "retrieved", "NaN")));
+    assert_eq!(plain.done, 2);
+    assert!(plain.retrieved.index_axis(ndarray::Axis(0), 0).iter().all(|x| x.is_finite()));
+
+    // The first chunk is read from nothing, whatever is asked.
+    let mut queries = stored.clone();
+    queries[[1, 1, 0]] = f32::NAN;
+    let work = Work::Online { read: &queries, store: &stored, probe: false };
+    run_through(&memory, &mut memory.initial_state(3), work, queries.dim());
+}
+
+/// Heads that are finite may not be once they are combined.
+#[test]
+fn overflow_where_heads_are_combined() {
+    let mut drawn = drawn().norms(false, false);
+    drawn.tensors.get_mut("combine_heads.weight").unwrap().fill(3e38);
+    let memory = drawn.memory::<f32>();
+    let queries = tokens(2).mapv(|x| 100.0 * x);
+    let (_, outcome) = run(&memory, &mut memory.initial_state(1), Work::Read(&queries), queries.dim());
+    let divergence = outcome.divergence.unwrap();
+    let value = divergence.value.as_str();
+    assert!(["inf", "-inf", "NaN"].contains(&value));
+    assert_eq!(divergence, at(0, 0, None, "retrieved", value));
+    let expected = format!("sequence 0, heads combined, chunk 0: retrieved is {value}");
+    assert_eq!(divergence.to_string(), expected);
+}
+
+/// Chunks of a state count on in what is named; those of a plain read start anew.
+#[test]
+fn chunks_of_a_longer_life() {
+    let memory = drawn().memory::<f32>();
+    let clean = tokens(1);
+    let mut bad = clean.clone();
+    bad[[0, 2 * CHUNK, 0]] = f32::NAN;
+    let mut state = memory.initial_state(1);
+    run_through(&memory, &mut state, Work::Store { sequences: &clean, probe: false }, (0, 0, 0));
+    let (_, outcome) = run(&memory, &mut state.clone(), Work::Read(&bad), bad.dim());
+    assert_eq!(outcome.divergence, Some(at(0, 2, Some(0), "retrieved", "NaN")));
+    let work = Work::Online { read: &clean, store: &bad, probe: false };
+    let (collected, outcome) = run(&memory, &mut state, work, clean.dim());
+    assert_eq!(outcome.divergence, Some(at(0, CHUNKS + 2, Some(0), "loss", "NaN")));
+    assert_eq!(collected.rows.len(), 2 * HEADS);
+    assert_eq!(
+        outcome.divergence.unwrap().to_string(),
+        format!("sequence 0, head 0, chunk {}: loss is NaN", CHUNKS + 2)
+    );
+}

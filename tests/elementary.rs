@@ -1,0 +1,89 @@
+//! Softmax and sigmoid of both element types: f32's vectorised ones against plain f64, and what both make of values
+//! that are no numbers.
+
+mod support;
+
+use ndarray::ArrayD;
+use nmem::real::Real;
+use support::{assert_close, uniform};
+
+/// Around whole vector registers of 4, 8 and 16 lanes.
+const LENGTHS: [usize; 10] = [1, 2, 5, 8, 15, 16, 17, 33, 128, 300];
+
+fn values<T: Real>(length: usize, size: f64) -> Vec<T> {
+    uniform((1, 1, length), size, length as u64).into_iter().map(T::of).collect()
+}
+
+fn compare<T: Real>(what: &str, got: &[T], expected: Vec<f64>, abs: f64, rel: f64) {
+    let got: Vec<f64> = got.iter().map(|x| x.wide()).collect();
+    let array = |of: Vec<f64>| ArrayD::from_shape_vec(vec![of.len()], of).unwrap();
+    assert_close(&format!("{what}, {}", T::TYPE), array(got).view(), array(expected).view(), abs, rel);
+}
+
+fn against_plain<T: Real>() {
+    for length in LENGTHS {
+        for size in [1.0, 30.0, 1e4] {
+            let given = values::<T>(length, size);
+            let what = format!("{length} values of {size}");
+            // An exponent's rounding is ε of the exponent, at most 2 · size, relative to the result; where results
+            // leave the normal numbers they may vanish.
+            let (abs, exponents) = (T::min_positive_value().wide(), (8.0 + 2.0 * size) * T::EPS.wide());
+
+            let plain = |x: &T| 1.0 / (1.0 + (-x.wide()).exp());
+            let mut got = given.clone();
+            T::sigmoid(&mut got);
+            compare(&format!("sigmoid of {what}"), &got, given.iter().map(plain).collect(), abs, exponents);
+
+            let largest = given.iter().fold(f64::NEG_INFINITY, |largest, x| largest.max(x.wide()));
+            let exps: Vec<f64> = given.iter().map(|x| (x.wide() - largest).exp()).collect();
+            let sum: f64 = exps.iter().sum();
+            let mut got = given;
+            T::softmax(&mut got);
+            compare(
+                &format!("softmax of {what}"),
+                &got,
+                exps.iter().map(|e| e / sum).collect(),
+                abs,
+                exponents,
+            );
+        }
+    }
+}
+
+#[test]
+fn vectorised_is_plain() {
+    against_plain::<f32>();
+    against_plain::<f64>();
+}
+
+fn no_numbers<T: Real>() {
+    for length in LENGTHS {
+        for place in [0, length / 2, length - 1] {
+            let softmax_with = |bad: T| {
+                let mut row = values::<T>(length, 1.0);
+                row[place] = bad;
+                T::softmax(&mut row);
+                row
+            };
+            for bad in [T::nan(), T::infinity()] {
+                assert!(softmax_with(bad).iter().all(|x| x.is_nan()), "{bad} at {place} of {length}");
+            }
+            let row = softmax_with(T::neg_infinity());
+            if length == 1 {
+                assert!(row[0].is_nan(), "nothing but −∞");
+            } else {
+                assert!(row[place] == T::zero() && row.iter().all(|x| x.is_finite()), "−∞ at {place}");
+            }
+        }
+    }
+    let mut row = [T::nan(), T::infinity(), T::neg_infinity(), T::max_value(), T::min_value()];
+    T::sigmoid(&mut row);
+    assert!(row[0].is_nan());
+    assert_eq!(row[1..], [T::one(), T::zero(), T::one(), T::zero()]);
+}
+
+#[test]
+fn nan_and_infinities() {
+    no_numbers::<f32>();
+    no_numbers::<f64>();
+}

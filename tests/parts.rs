@@ -1,0 +1,310 @@
+//! Whole = parts: a life in several calls gives what one call gives. Chunks count on, a chunk cut by the end of a
+//! call is finished by the next, and what is left over is kept bit for bit.
+
+mod support;
+
+use ndarray::{Array2, Array3, Axis, concatenate, s};
+use nmem::engine::{Memory, Work};
+use nmem::memory::parameters::Init;
+use nmem::memory::state::Side;
+use nmem::memory::{Gates, State};
+use nmem::metrics::ChunkMetrics;
+use nmem::real::Real;
+use support::{
+    Collect, Drawn, assert_close_to_largest, assert_rows_close, assert_state_close, dyn3, run_through,
+    uniform, weight,
+};
+
+const DIM: usize = 5;
+const CHUNK: usize = 5;
+const SEQUENCES: usize = 2;
+
+/// Pieces meet other blocks of rows, so that products round differently: a few hundred ε, carried along the chunks.
+fn rounding<T: Real>() -> f64 {
+    300.0 * T::EPS.wide()
+}
+/// As in the comparison of the engine with the oracle.
+const ORACLE: f64 = 1e-10;
+
+fn drawn() -> Drawn {
+    Drawn::new((DIM, 2, 3), CHUNK, Init::Xavier, 1).past(0.3, 2)
+}
+
+fn tokens<T: Real>(tokens: usize, seed: u64) -> Array3<T> {
+    uniform((SEQUENCES, tokens, DIM), 1.0, seed).mapv(T::of)
+}
+
+/// What a life of several calls has given so far.
+struct Life<T: Real> {
+    memory: Memory<T>,
+    state: State<T>,
+    /// By call, then sequence, chunk and head.
+    rows: Vec<ChunkMetrics<T>>,
+    retrieved: Vec<Array3<T>>,
+}
+
+impl<T: Real> Life<T> {
+    fn new(memory: Memory<T>) -> Self {
+        let state = memory.initial_state(SEQUENCES);
+        Self { memory, state, rows: Vec::new(), retrieved: Vec::new() }
+    }
+
+    fn add(&mut self, collected: Collect<T>) {
+        self.rows.extend(collected.rows);
+        self.retrieved.push(collected.retrieved);
+    }
+
+    fn online(&mut self, read: &Array3<T>, store: &Array3<T>) {
+        let work = Work::Online { read, store, probe: true };
+        let collected = run_through(&self.memory, &mut self.state, work, read.dim());
+        self.add(collected);
+    }
+
+    fn store(&mut self, sequences: &Array3<T>) {
+        let work = Work::Store { sequences, probe: true };
+        let collected = run_through(&self.memory, &mut self.state, work, (SEQUENCES, 0, DIM));
+        self.add(collected);
+    }
+
+    fn read(&mut self, queries: &Array3<T>) -> Array3<T> {
+        let before = self.state.clone();
+        let work = Work::Read(queries);
+        let retrieved = run_through(&self.memory, &mut self.state, work, queries.dim()).retrieved;
+        assert_eq!(self.state, before, "a plain read leaves the state alone");
+        retrieved
+    }
+
+    fn retrieved(&self) -> Array3<T> {
+        let parts: Vec<_> = self.retrieved.iter().map(|part| part.view()).collect();
+        concatenate(Axis(1), &parts).unwrap()
+    }
+
+    /// Against a life in one call: metrics, the last tokens read, and the state, whose tokens are the same bits.
+    fn assert_same(mut self, what: &str, whole: &Self) {
+        self.rows.sort_by_key(|row| (row.sequence, row.chunk, row.head));
+        assert_rows_close(what, &self.rows, &whole.rows, rounding::<T>());
+        let (got, all) = (self.retrieved(), whole.retrieved());
+        let expected = all.slice(s![.., all.dim().1 - got.dim().1.., ..]).to_owned();
+        let retrieved = format!("{what}, retrieved");
+        assert_close_to_largest(&retrieved, dyn3(&got).view(), dyn3(&expected).view(), rounding::<T>());
+        assert_eq!(self.state.stored, whole.state.stored, "{what}: tokens stored");
+        assert_eq!(self.state.read, whole.state.read, "{what}: tokens read");
+        let shapes = self.memory.weight_shapes();
+        for p in 0..shapes.len() {
+            for (got, expected) in
+                [(&self.state.update, &whole.state.update), (&self.state.momentum, &whole.state.momentum)]
+            {
+                let (got, expected) = (weight(got, shapes, p), weight(expected, shapes, p));
+                let what = format!("{what}, state of weight {p}");
+                assert_close_to_largest(&what, got.view(), expected.view(), rounding::<T>());
+            }
+        }
+    }
+}
+
+/// Consecutive parts of `of`, each as long as `lengths` say.
+fn cut<T: Real>(of: &Array3<T>, lengths: &[usize]) -> Vec<Array3<T>> {
+    assert_eq!(lengths.iter().sum::<usize>(), of.dim().1, "the parts are the whole");
+    let mut start = 0;
+    let parts = lengths.iter().map(|length| {
+        start += length;
+        of.slice(s![.., start - length..start, ..]).to_owned()
+    });
+    parts.collect()
+}
+
+/// Two, three and seven pieces: within chunks, at their ends, single tokens, none; longer than a block.
+const PIECES: [&[usize]; 6] =
+    [&[23, 14], &[5, 20], &[3, 30, 4], &[1, 0, 12, 2, 1, 20, 1], &[4, 1, 5, 1, 3, 1, 1], &[258, 3, 540]];
+
+fn online_in_pieces<T: Real>() {
+    for lengths in PIECES {
+        let all = tokens::<T>(lengths.iter().sum(), 3);
+        let mut whole = Life::new(drawn().memory::<T>());
+        whole.online(&all, &all);
+        let mut parts = Life::new(drawn().memory::<T>());
+        for part in cut(&all, lengths) {
+            parts.online(&part, &part);
+        }
+        let kept = all.dim().1 / CHUNK * CHUNK;
+        let left_over = all.slice(s![.., kept.., ..]).to_owned();
+        let side = Side { tokens: all.dim().1, left_over };
+        assert_eq!((&parts.state.stored, &parts.state.read), (&side, &side), "{lengths:?}: tokens kept");
+        parts.assert_same(&format!("online in {lengths:?}, {}", T::TYPE), &whole);
+    }
+}
+
+#[test]
+fn online_in_pieces_f64() {
+    online_in_pieces::<f64>();
+}
+
+#[test]
+fn online_in_pieces_f32() {
+    online_in_pieces::<f32>();
+}
+
+/// The oracle in one call holds for the engine in several.
+#[test]
+fn pieces_against_the_oracle() {
+    for lengths in PIECES {
+        let all = tokens::<f64>(lengths.iter().sum(), 3);
+        let mut parts = Life::new(drawn().memory::<f64>());
+        for part in cut(&all, lengths) {
+            parts.online(&part, &part);
+        }
+        let mut reference = drawn().reference::<f64>(SEQUENCES);
+        let (retrieved, rows) = reference.online(&all, &all);
+        let what = format!("{lengths:?} against the oracle");
+        parts.rows.sort_by_key(|row| (row.sequence, row.chunk, row.head));
+        assert_rows_close(&what, &parts.rows, &rows, ORACLE);
+        let got = parts.retrieved();
+        assert_close_to_largest(&what, dyn3(&got).view(), retrieved.view().into_dyn(), ORACLE);
+        assert_state_close(&what, &parts.memory, &parts.state, &reference, ORACLE);
+    }
+}
+
+/// A stored sequence of its own: at the end of each call both sides have as many complete chunks, and left-overs of
+/// their own.
+#[test]
+fn two_sequences_in_pieces() {
+    let cases: [(&[usize], &[usize]); 3] = [
+        (&[9, 1, 12, 12], &[7, 4, 13, 6]),
+        (&[0, 4, 1, 20, 4], &[4, 0, 2, 23, 0]),
+        (&[12, 266, 3, 4], &[14, 261, 9, 0]),
+    ];
+    for (read_lengths, store_lengths) in cases {
+        let read = tokens::<f64>(read_lengths.iter().sum(), 4);
+        let store = tokens::<f64>(store_lengths.iter().sum(), 5);
+        let mut whole = Life::new(drawn().memory::<f64>());
+        whole.online(&read, &store);
+        let mut parts = Life::new(drawn().memory::<f64>());
+        for (read, store) in cut(&read, read_lengths).iter().zip(&cut(&store, store_lengths)) {
+            parts.online(read, store);
+        }
+        assert_ne!(parts.state.stored.left_over, parts.state.read.left_over);
+        parts.assert_same(&format!("{read_lengths:?} read, {store_lengths:?} stored"), &whole);
+    }
+}
+
+/// A plain store takes its tokens as read too; online work goes on from there, reads in between change nothing.
+#[test]
+fn store_then_online_with_reads_between() {
+    for lengths in [[13, 24], [15, 8], [3, 40], [4, 1], [270, 300]] {
+        let all = tokens::<f64>(lengths.iter().sum(), 6);
+        let queries = tokens::<f64>(12, 7);
+        let [first, second] = <[_; 2]>::try_from(cut(&all, &lengths)).unwrap();
+        let mut whole = Life::new(drawn().memory::<f64>());
+        whole.online(&all, &all);
+        let mut reference = drawn().reference::<f64>(SEQUENCES);
+        reference.store(&first);
+
+        let mut parts = Life::new(drawn().memory::<f64>());
+        parts.store(&first);
+        let read = parts.read(&queries);
+        let expected = reference.read(&queries);
+        let what = format!("{lengths:?}");
+        assert_close_to_largest(&what, dyn3(&read).view(), expected.view().into_dyn(), ORACLE);
+        assert_eq!(read, parts.read(&queries), "{what}: the same read twice");
+        parts.online(&second, &second);
+        parts.assert_same(&what, &whole);
+    }
+}
+
+#[test]
+fn plain_stores_in_pieces() {
+    for lengths in PIECES {
+        let all = tokens::<f32>(lengths.iter().sum(), 8);
+        let mut whole = Life::new(drawn().memory::<f32>());
+        whole.store(&all);
+        let mut parts = Life::new(drawn().memory::<f32>());
+        for part in cut(&all, lengths) {
+            parts.store(&part);
+        }
+        parts.assert_same(&format!("stored in {lengths:?}"), &whole);
+    }
+}
+
+/// Left-overs of both sides outlive a plain store: it follows each with the same tokens.
+#[test]
+fn online_then_store() {
+    let (read, store, more) = (tokens::<f64>(13, 9), tokens::<f64>(11, 10), tokens::<f64>(9, 11));
+    let join = |a: &Array3<f64>, b: &Array3<f64>| concatenate(Axis(1), &[a.view(), b.view()]).unwrap();
+    let mut parts = Life::new(drawn().memory::<f64>());
+    parts.online(&read, &store);
+    parts.store(&more);
+    let (all_read, all_stored) = (join(&read, &more), join(&store, &more));
+    let mut whole = Life::new(drawn().memory::<f64>());
+    whole.online(&all_read, &all_stored);
+    // A plain store reads nothing.
+    whole.retrieved = vec![whole.retrieved().slice(s![.., ..13, ..]).to_owned()];
+    parts.assert_same("online, then a plain store", &whole);
+}
+
+/// One sequence as its part of a batch.
+#[test]
+fn sequences_do_not_touch_each_other() {
+    let all = tokens::<f64>(37, 12);
+    let mut together = Life::new(drawn().memory::<f64>());
+    together.online(&all, &all);
+    for sequence in 0..SEQUENCES {
+        let alone = |of: &Array3<f64>| of.slice(s![sequence..=sequence, .., ..]).to_owned();
+        let memory = drawn().memory::<f64>();
+        let (mut state, one) = (memory.initial_state(1), alone(&all));
+        let work = Work::Online { read: &one, store: &one, probe: false };
+        let collected = run_through(&memory, &mut state, work, one.dim());
+        assert_eq!(collected.retrieved, alone(&together.retrieved()), "sequence {sequence}: the same bits");
+        assert_eq!(state.update, alone(&together.state.update), "sequence {sequence}: the same bits");
+    }
+}
+
+/// Any stretch of a side: from what is left over, from what follows, and from both.
+#[test]
+fn rows_of_a_side() {
+    let all = tokens::<f64>(20, 15);
+    let (first, kept, before) = (10, 4, 14);
+    let given = all.slice(s![.., before.., ..]).to_owned();
+    let side = Side { tokens: before, left_over: all.slice(s![.., first..before, ..]).to_owned() };
+    assert_eq!((side.left_over.dim().1, side.chunks(CHUNK)), (kept, 2));
+    for (start, end) in (first..=20).flat_map(|start| (start..=20).map(move |end| (start, end))) {
+        for sequence in 0..SEQUENCES {
+            let mut rows = Array2::from_elem((end - start, DIM), f64::NAN);
+            side.read_rows(&given, sequence, start, rows.view_mut()).unwrap();
+            assert_eq!(rows, all.slice(s![sequence, start..end, ..]), "sequence {sequence}, {start}..{end}");
+        }
+    }
+}
+
+/// With S set to zero at a chunk's end the recurrences, being linear, are what the second part does from nothing
+/// plus what is left of U: S = S₂, U = U₂ + Π (1 − α) U₁.
+#[test]
+fn restarted_momentum() {
+    let drawn = Drawn { past: None, ..drawn() }.gates(Gates::default());
+    let (first, second) = (tokens::<f64>(4 * CHUNK, 13), tokens::<f64>(3 * CHUNK, 14));
+    let mut life = Life::new(drawn.memory::<f64>());
+    life.store(&first);
+    let before = life.state.update.clone();
+    assert!(life.state.momentum.iter().any(|&x| x != 0.0));
+    life.state.momentum.fill(0.0);
+    life.store(&second);
+
+    let mut reference = drawn.reference::<f64>(SEQUENCES);
+    let rows = reference.store(&second);
+    let shapes = life.memory.weight_shapes();
+    for sequence in 0..SEQUENCES {
+        for head in 0..2 {
+            let of_head = rows.iter().filter(|row| (row.sequence, row.head) == (sequence, head));
+            let kept: f64 = of_head.map(|row| 1.0 - row.decay).product();
+            for p in 0..shapes.len() {
+                let part = |of: &Array3<f64>| {
+                    weight(of, shapes, p).index_axis(Axis(0), sequence).index_axis(Axis(0), head).to_owned()
+                };
+                let expected = &reference.head(sequence, head).update[p] + &(kept * part(&before));
+                let what = format!("sequence {sequence}, head {head}, weight {p}");
+                assert_close_to_largest(&what, part(&life.state.update).view(), expected.view(), ORACLE);
+                let expected = reference.head(sequence, head).momentum[p].clone().into_dyn();
+                assert_close_to_largest(&what, part(&life.state.momentum).view(), expected.view(), ORACLE);
+            }
+        }
+    }
+}
