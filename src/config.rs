@@ -555,21 +555,15 @@ fn explain_toml(path: &Path, text: &str, error: &toml::de::Error) -> Error {
     let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
     let message = error.message().replace('\n', ", ");
     let unknown = message.strip_prefix("unknown field `").and_then(|rest| rest.split_once('`'));
-    let (expected, got) = match unknown {
-        Some((key, rest)) => {
-            let known: Vec<&str> = rest.split('`').skip(1).step_by(2).collect();
-            let near = known
-                .iter()
-                .map(|known| (strsim::jaro_winkler(key, known), known))
-                .max_by(|a, b| a.0.total_cmp(&b.0))
-                .map_or(String::new(), |(_, known)| format!(" (did you mean `{known}`?)"));
-            ("a known setting".to_owned(), format!("`{key}` in line {line}{near}"))
-        }
-        None => {
-            let message =
-                ["usize", "u64"].iter().fold(message, |text, of| text.replace(of, "a whole number"));
-            ("settings in TOML".to_owned(), format!("this in line {line}: {message}"))
-        }
+    let Some((key, rest)) = unknown else {
+        let message = ["usize", "u64"].iter().fold(message, |text, of| text.replace(of, "a whole number"));
+        return Error::file(path, "settings in TOML", format!("this in line {line}: {message}"));
     };
-    Error::file(path, expected, got)
+    let known: Vec<&str> = rest.split('`').skip(1).step_by(2).collect();
+    let near = known
+        .iter()
+        .map(|known| (strsim::jaro_winkler(key, known), known))
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map_or(String::new(), |(_, known)| format!(" (did you mean `{known}`?)"));
+    Error::file(path, "a known setting", format!("`{key}` in line {line}{near}"))
 }
