@@ -525,7 +525,8 @@ fn warnings<T: Real>(outcome: &Outcome, loaded: &Loaded<T>, state: &State<T>, mo
     }
     if mode != Mode::Read && outcome.rows == 0 && outcome.divergence.is_none() {
         let (kept, c) = (state.stored.left_over.dim().1, loaded.chunk_size);
-        warnings.push(format!("nothing stored yet: {kept} of the {c} tokens of a chunk"));
+        let what = if state.stored.tokens < c { "nothing stored yet" } else { "no chunk completed" };
+        warnings.push(format!("{what}: {kept} of the {c} tokens of a chunk"));
     }
     warnings
 }

@@ -376,6 +376,15 @@ fn fewer_tokens_than_a_chunk_are_kept_and_said() {
     let kept = desk.tensors("out/memory.safetensors")["state.left_over"].floats();
     assert_eq!(kept, desk.floats("three.npy").insert_axis(Axis(0)));
     assert_eq!(desk.json("out/run.json")["stored_tokens"], 3);
+    // A memory that has stored something says otherwise.
+    for (out, warning) in
+        [("five", ""), ("six", "warning: no chunk completed: 2 of the 4 tokens of a chunk\n")]
+    {
+        desk.npy("some.npy", &tokens(&[if out == "five" { 2 } else { 1 }, 4], 6));
+        let from = if out == "five" { "out" } else { "five" };
+        let ran = desk.ok(&format!("store some.npy --memory {from}/memory.safetensors --out {out}"));
+        assert_eq!(ran.err, warning);
+    }
 }
 
 /// In anonymous memory the length of the sequence must not show: inputs are mapped, results streamed.
