@@ -57,7 +57,7 @@ pub struct Report {
     pub inputs: Vec<Input>,
     /// Where the engine ran.
     pub device: &'static str,
-    /// Threads it ran on.
+    /// Threads it could use, as asked for or one per core; at most one per sequence and head had work.
     pub threads: usize,
     /// Element type of computation and results.
     pub dtype: ElementType,
@@ -166,10 +166,7 @@ pub fn execute(
     let threads =
         config.threads.map_or_else(std::thread::available_parallelism, |n| Ok(n.try_into().expect("not 0")));
     let threads = threads.map_or(1, usize::from);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-    let pool =
-        pool.map_err(|error| Error::setting("--threads", "threads that can start", error.to_string()))?;
-    let run = Run { command, config, command_line, threads, folder: folder.path(), pool: &pool };
+    let run = Run { command, config, command_line, threads, folder: folder.path() };
     let report = match config.dtype {
         ElementType::F32 => run.in_type::<f32>(replace, observe),
         ElementType::F64 => run.in_type::<f64>(replace, observe),
@@ -382,7 +379,6 @@ struct Run<'a> {
     command_line: Vec<String>,
     threads: usize,
     folder: &'a Path,
-    pool: &'a rayon::ThreadPool,
 }
 
 impl Run<'_> {
@@ -454,8 +450,13 @@ impl Run<'_> {
             observe(Event::Computed(tokens as u64))
         };
         let work = loaded.work(self.config);
+        // Threads without a task would only look for one, at the cost of those that have.
+        let tasks = loaded.memory.tasks(loaded.data.dims().sequences);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.threads.min(tasks)).build();
+        let pool =
+            pool.map_err(|error| Error::setting("--threads", "threads that can start", error.to_string()))?;
         let mut engine = |state: &mut State<T>, sink: &mut dyn Sink<T>| {
-            self.pool.install(|| engine::run(&loaded.memory, state, work, sink, &mut tick))
+            pool.install(|| engine::run(&loaded.memory, state, work, sink, &mut tick))
         };
         let before = (repeat > 0).then(|| state.clone());
         let outcome = engine(state, files)?;

@@ -86,6 +86,16 @@ impl<T: Real> Memory<T> {
         self.chunk_size
     }
 
+    /// Tasks that run at once for so many sequences: more threads than that have nothing to do.
+    pub fn tasks(&self, sequences: usize) -> usize {
+        self.group(sequences) * self.parameters.dimensions.heads
+    }
+
+    /// Sequences that advance together.
+    fn group(&self, sequences: usize) -> usize {
+        (GROUP_TASKS / self.parameters.dimensions.heads).clamp(1, sequences.max(1))
+    }
+
     /// Rows of a block: whole chunks.
     fn block_rows(&self) -> usize {
         (BLOCK_TOKENS / self.chunk_size).max(1) * self.chunk_size
@@ -229,7 +239,7 @@ pub fn run<T: Real>(
     let plan = Plan::new(memory, state, work)?;
     let mut outcome = Outcome { read_past_store: plan.read_past_store, ..Outcome::default() };
     let sequences = plan.sequences;
-    let group = (GROUP_TASKS / memory.parameters.dimensions.heads).max(1);
+    let group = memory.group(sequences);
     for first in (0..sequences).step_by(group) {
         run_group(memory, state, &plan, first..sequences.min(first + group), sink, tick, &mut outcome)?;
         if outcome.divergence.is_some() {
