@@ -82,11 +82,11 @@ fn changes_of_topic_show_in_the_loss_before_storing_and_not_in_surprise() {
     let table = desk.csv("out/metrics.csv");
     let labels = desk.csv("passages_labels.csv");
     let segments = labels.texts("segment");
-    let changed = |token: usize| segments[token] != segments[token - 1];
-    let changes: Vec<usize> = (1..segments.len()).filter(|&token| changed(token)).collect();
+    let differs = |token: usize| segments[token] != segments[token - 1];
+    let changes: Vec<usize> = (1..segments.len()).filter(|&token| differs(token)).collect();
     assert_eq!(changes.len(), 35);
     assert!(changes.iter().all(|token| token % 16 == 0), "on starts of chunks: {changes:?}");
-    let is_change: Vec<bool> = (1..128).map(|chunk| changed(16 * chunk)).collect();
+    let is_change: Vec<bool> = (1..128).map(|chunk| differs(16 * chunk)).collect();
 
     let summed =
         |column: &str| table.by_head(column, 1, 4).sum_axis(ndarray::Axis(1)).into_raw_vec_and_offset().0;

@@ -139,7 +139,7 @@ fn what_a_killed_run_leaves_the_next_one_clears() {
 fn of_two_runs_to_one_folder_the_first_to_end_has_it() {
     let desk = desk();
     // Long enough to be overtaken.
-    let line = "store seq.npy --chunk-size 8 --repeat 300 --no-plots -q --out out";
+    let line = "store seq.npy --chunk-size 8 --repeat 1000 --no-plots -q --out out";
     let mut first = Background::start(&desk, line);
     desk.ok("store seq.npy --out out -q");
     let status = first.0.wait().unwrap();

@@ -16,7 +16,7 @@ fn a_memory_shows_configuration_and_state() {
         ran.out.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
     let bytes = desk.bytes("out/memory.safetensors").len();
     assert_eq!(lines[0], format!("out/memory.safetensors: a memory, .safetensors, {bytes} bytes"));
-    assert_eq!(lines[1], "dim 16, heads 4, dim_head 4; norms: store_norm, retrieve_norm, post_rmsnorm");
+    assert_eq!(lines[1], "dim 16, heads 4, dim_head 4; norms: before and after");
     for expected in [
         "chunk_size 4",
         "learning_rate.pinned 0.5",

@@ -80,7 +80,7 @@ impl Desk {
 
     fn command(&self, line: &str) -> assert_cmd::Command {
         let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_nmem"));
-        command.current_dir(self.0.path()).args(line.split_whitespace()).timeout(Duration::from_secs(120));
+        command.current_dir(self.0.path()).args(line.split_whitespace()).timeout(Duration::from_mins(2));
         command
     }
 

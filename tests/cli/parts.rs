@@ -247,7 +247,7 @@ fn a_state_is_narrowed_only_when_asked() {
     desk.ok(&format!("store seq.npy {line} second --force"));
     assert_eq!(desk.tensors("second/memory.safetensors")["state.update.0"].dtype, Dtype::F32);
     // Widening is exact.
-    desk.ok(&format!("store seq.npy --memory second/memory.safetensors -q --out third --dtype f64"));
+    desk.ok("store seq.npy --memory second/memory.safetensors -q --out third --dtype f64");
 }
 
 #[test]

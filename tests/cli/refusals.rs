@@ -1,5 +1,7 @@
 //! What cannot run: exit status 2, one line that says what, in which file or flag, expected, got; nothing left behind.
 
+#![allow(clippy::too_many_lines, reason = "tables of cases")]
+
 use std::collections::BTreeMap;
 
 use ndarray::{Array1, Array2, Array4, ArrayD};
