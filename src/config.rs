@@ -36,31 +36,37 @@ pub struct Settings {
     pub dim_head: Option<usize>,
     /// How a memory is drawn: memory weights uniform (xavier) or from N(0, 1) (randn, the seed's own)
     /// [default: xavier]
-    #[arg(long, value_enum, help_heading = "Memory", hide_possible_values = true)]
+    #[arg(
+        long,
+        value_enum,
+        help_heading = "Memory",
+        hide_possible_values = true,
+        value_name = "xavier|randn"
+    )]
     pub init: Option<Init>,
     /// Seed of a drawn memory [default: 0]
     #[arg(long, value_name = "N", help_heading = "Memory", value_parser = whole::<u64>, allow_negative_numbers = true)]
     pub seed: Option<u64>,
     /// Draw a memory without the norms before storing and reading
-    #[arg(long, help_heading = "Memory", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, help_heading = "Memory", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub no_pre_norm: Option<bool>,
     /// Draw a memory without the norm of what was read
-    #[arg(long, help_heading = "Memory", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, help_heading = "Memory", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub no_post_norm: Option<bool>,
     /// Past weights: weights.0 … weights.3, each (dim_head, dim_head), that shift the memory weights themselves
     #[arg(long, value_name = "FILE", help_heading = "Memory")]
     pub past: Option<PathBuf>,
     /// Go on from a saved memory with its momentum set to zero
-    #[arg(long, help_heading = "Memory", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, help_heading = "Memory", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub restart_momentum: Option<bool>,
 
     /// Pin the learning rate θ of every chunk (0 or more), or `learned` to free a saved memory's pin
     #[arg(long, value_name = "X", help_heading = "Gates", allow_negative_numbers = true)]
     pub learning_rate: Option<GateSetting>,
-    /// Pin the momentum η
+    /// Pin the momentum η, or `learned`
     #[arg(long, value_name = "X", help_heading = "Gates", allow_negative_numbers = true)]
     pub momentum: Option<GateSetting>,
-    /// Pin the decay α, the share that each chunk forgets
+    /// Pin the decay α, the share that each chunk forgets, or `learned`
     #[arg(long, value_name = "X", help_heading = "Gates", allow_negative_numbers = true)]
     pub decay: Option<GateSetting>,
     /// Added to the logit of θ = exp(−15 · sigmoid(logit)): a larger logit is a SMALLER rate
@@ -74,17 +80,17 @@ pub struct Settings {
     pub decay_bias: Option<f64>,
 
     /// Read chunk by chunk, one chunk behind, while storing the same sequence: the seed's forward(seq)
-    #[arg(long, help_heading = "Online", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, help_heading = "Online", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub online: Option<bool>,
     /// Store this sequence while reading SEQ: the seed's forward(seq, store_seq); implies --online
     #[arg(long, value_name = "STORE.npy", help_heading = "Online")]
     pub store_seq: Option<PathBuf>,
     /// Also compute loss_before and loss_after (two more reads a chunk)
-    #[arg(long, help_heading = "Online", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, help_heading = "Online", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub probe: Option<bool>,
 
     /// Leave loss_before and loss_after out (two reads a chunk less)
-    #[arg(long, help_heading = "Run", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, help_heading = "Run", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub no_probe: Option<bool>,
     /// Element type of computation and results [default: f32]
     #[arg(long, value_enum, help_heading = "Run", hide_possible_values = true, value_name = "f32|f64")]
@@ -93,7 +99,7 @@ pub struct Settings {
     #[arg(long, value_name = "N", help_heading = "Run", value_parser = whole::<usize>, allow_negative_numbers = true)]
     pub threads: Option<usize>,
     /// Let NaN and infinity in inputs through to the divergence check
-    #[arg(long, help_heading = "Run", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, help_heading = "Run", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub allow_nonfinite: Option<bool>,
     /// Run the engine N more times for timing: wall_s.engine of run.json is then the median
     #[arg(long, value_name = "N", help_heading = "Run", value_parser = whole::<usize>, allow_negative_numbers = true)]
@@ -106,7 +112,7 @@ pub struct Settings {
     #[arg(long, value_name = "FILE.csv", help_heading = "Output")]
     pub labels: Option<PathBuf>,
     /// Draw no figures
-    #[arg(long, help_heading = "Output", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, help_heading = "Output", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub no_plots: Option<bool>,
 }
 
@@ -258,6 +264,9 @@ struct GateLayer {
     bias: Option<f64>,
 }
 
+/// More is a slip of the keyboard.
+const MOST_THREADS: usize = 1024;
+
 /// Chunk size of a memory drawn without one.
 const DRAWN_CHUNK_SIZE: usize = 16;
 
@@ -281,9 +290,28 @@ impl Settings {
         Ok(settings)
     }
 
-    /// These settings, with those of `other` where these say nothing.
+    /// These settings, with those of `other` where these say nothing. A pin here also overrides a bias there, and the
+    /// reverse; a memory here makes what is said there of drawing one void.
     #[must_use]
-    pub fn or(self, other: Self) -> Self {
+    pub fn or(self, mut other: Self) -> Self {
+        for (pin, bias, other_pin, other_bias) in [
+            (
+                self.learning_rate,
+                self.learning_rate_bias,
+                &mut other.learning_rate,
+                &mut other.learning_rate_bias,
+            ),
+            (self.momentum, self.momentum_bias, &mut other.momentum, &mut other.momentum_bias),
+            (self.decay, self.decay_bias, &mut other.decay, &mut other.decay_bias),
+        ] {
+            if pin.is_some() || bias.is_some() {
+                (*other_pin, *other_bias) = (None, None);
+            }
+        }
+        if self.memory.is_some() && other.memory.is_none() {
+            (other.heads, other.dim_head, other.init, other.seed) = (None, None, None, None);
+            (other.no_pre_norm, other.no_post_norm) = (None, None);
+        }
         macro_rules! each {
             ($($field:ident),* $(,)?) => { Self { $($field: self.$field.or(other.$field)),* } };
         }
@@ -344,7 +372,7 @@ impl Settings {
             self.no_probe == Some(true),
             "`nmem store` (retrieving probes only with --probe)",
         )?;
-        let with = "`nmem retrieve --online` or `nmem store`: a plain read stores nothing";
+        let with = "--online with it (a plain read stores nothing)";
         unused("--probe", !online && self.probe == Some(true), with)?;
         unused("--labels", !online && self.labels.is_some(), with)?;
         unused("--restart-momentum", !online && self.restart_momentum == Some(true), with)?;
@@ -384,6 +412,9 @@ impl Settings {
         let inputs = [Some(&data), self.store_seq.as_ref(), self.memory.as_ref(), self.past.as_ref()];
         if inputs.into_iter().flatten().filter(|path| **path == dash).count() > 1 {
             return Err(Error::setting("-", "standard input in one place", "more than one"));
+        }
+        if let Some(threads) = self.threads.filter(|threads| *threads > MOST_THREADS) {
+            return Err(Error::setting("--threads", format!("at most {MOST_THREADS}"), threads.to_string()));
         }
         for (flag, number) in
             [("--threads", self.threads), ("--heads", self.heads), ("--dim-head", self.dim_head)]
@@ -563,6 +594,7 @@ fn explain_toml(path: &Path, text: &str, error: &toml::de::Error) -> Error {
     let near = known
         .iter()
         .map(|known| (strsim::jaro_winkler(key, known), known))
+        .filter(|(likeness, _)| *likeness > 0.8)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map_or(String::new(), |(_, known)| format!(" (did you mean `{known}`?)"));
     Error::file(path, "a known setting", format!("`{key}` in line {line}{near}"))

@@ -111,6 +111,8 @@ pub const COLUMNS: [&str; 16] = [
 /// the one whose turn it is go straight to the file, those of later ones wait in unnamed temporary files.
 pub struct MetricsWriter {
     path: PathBuf,
+    /// Of the file; the waiting rows lie there too, for a temporary folder may be in memory.
+    folder: PathBuf,
     file: csv::Writer<File>,
     /// The sequence whose turn it is.
     current: usize,
@@ -125,7 +127,8 @@ impl MetricsWriter {
         let per_weight = (0..weights).flat_map(|p| own.map(|name| format!("{name}.{p}")));
         let header = COLUMNS.map(str::to_owned).into_iter().chain(per_weight);
         file.write_record(header).map_err(csv_error(path))?;
-        Ok(Self { path: path.to_path_buf(), file, current: 0, waiting: BTreeMap::new() })
+        let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
+        Ok(Self { path: path.to_path_buf(), folder, file, current: 0, waiting: BTreeMap::new() })
     }
 
     /// Rows of one sequence.
@@ -137,7 +140,7 @@ impl MetricsWriter {
             match self.waiting.entry(first.sequence) {
                 Entry::Occupied(entry) => entry.into_mut(),
                 Entry::Vacant(entry) => entry.insert(writer(
-                    tempfile::tempfile().map_err(Error::io(std::env::temp_dir(), "write in"))?,
+                    tempfile::tempfile_in(&self.folder).map_err(Error::io(&self.folder, "write in"))?,
                 )),
             }
         };

@@ -27,7 +27,7 @@ impl std::fmt::Display for ElementType {
 }
 
 /// f32 or f64: everything the memory and the engine need of a number.
-pub trait Real: NdFloat + Serialize + Default + Send + Sync + 'static {
+pub trait Real: NdFloat + Into<f64> + Serialize + Default + Send + Sync + 'static {
     /// Which of the two.
     const TYPE: ElementType;
     /// Machine epsilon: the ε of every `RMSNorm` (`PyTorch`'s default, `torch.finfo(dtype).eps`).

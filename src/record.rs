@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -11,10 +11,11 @@ use tempfile::TempDir;
 
 use crate::error::{Error, Result};
 
-/// Held locked in a hidden folder while its run is alive: an unlocked one is the remnant of a killed run.
+/// Held locked in a hidden folder while its run is alive, and not empty from then on: an unlocked one with content is
+/// the remnant of a killed run.
 const LOCK: &str = ".lock";
 
-/// How long a hidden folder without a lock file may be one that another process is just making.
+/// How long a hidden folder without such a file may be one that another process is just making.
 const GRACE: Duration = Duration::from_mins(1);
 
 /// A folder of results in the making. Dropped without [`publish`](Self::publish), it leaves nothing.
@@ -61,7 +62,7 @@ impl ResultsFolder {
         };
         check_target(&target, replace)?;
         let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-        let made = MadeParents::make(parent).map_err(Error::io(parent, "create"))?;
+        let made = MadeParents::make(parent).map_err(Error::io(parent, "make a folder (--out) there"))?;
         let prefix = hidden_prefix(name);
         clear_remnants(parent, &prefix);
         let mut builder = tempfile::Builder::new();
@@ -71,9 +72,16 @@ impl ResultsFolder {
             // As any folder: the process's umask decides.
             builder.permissions(fs::Permissions::from_mode(0o777));
         }
-        let hidden = builder.prefix(&prefix).tempdir_in(parent).map_err(Error::io(parent, "write in"))?;
-        let lock = File::create(hidden.path().join(LOCK)).map_err(Error::io(hidden.path(), "write in"))?;
-        lock.lock().map_err(Error::io(hidden.path(), "lock"))?;
+        // The error's own text would name the hidden folder.
+        let hidden =
+            builder.prefix(&prefix).tempdir_in(parent).map_err(|error| io::Error::from(error.kind()));
+        let hidden = hidden.map_err(Error::io(parent, "make a folder (--out) there"))?;
+        let lock = File::create(hidden.path().join(LOCK)).and_then(|mut lock| {
+            lock.lock()?;
+            lock.write_all(std::process::id().to_string().as_bytes())?;
+            Ok(lock)
+        });
+        let lock = lock.map_err(Error::io(parent, "write in"))?;
         Ok(Self { target, replace, hidden, lock, made })
     }
 
@@ -93,7 +101,7 @@ impl ResultsFolder {
         let Self { made: _made, target, replace, hidden, lock } = self;
         check_target(&target, replace)?;
         fs::remove_file(hidden.path().join(LOCK)).map_err(Error::io(hidden.path(), "finish"))?;
-        if target.exists() {
+        if replace && target.exists() {
             exchange(hidden.path(), &target).map_err(Error::io(&target, "replace"))?;
             // `hidden` is now the old folder, and goes.
             hidden.close().map_err(Error::io(&target, "remove what was before"))?;
@@ -119,7 +127,7 @@ fn check_target(target: &Path, replace: bool) -> Result<()> {
     let display = target.display();
     match fs::symlink_metadata(target) {
         Err(_) => Ok(()),
-        Ok(metadata) if !metadata.is_dir() => refuse("a folder", format!("the file {display}")),
+        Ok(metadata) if !metadata.is_dir() => refuse("a folder", format!("{display}, which is none")),
         Ok(_) if !replace => {
             refuse("a folder that does not exist yet (--force replaces it whole)", format!("{display}"))
         }
@@ -129,7 +137,7 @@ fn check_target(target: &Path, replace: bool) -> Result<()> {
             if inside(std::env::current_dir()) || inside(home) {
                 return refuse(
                     "a folder that may be replaced whole",
-                    format!("{display}, which holds where you are"),
+                    format!("{display}, which holds the working or home folder"),
                 );
             }
             Ok(())
@@ -144,7 +152,9 @@ fn clear_remnants(parent: &Path, prefix: &OsString) {
         if !name.as_encoded_bytes().starts_with(prefix.as_encoded_bytes()) {
             continue;
         }
-        let dead = if let Ok(lock) = File::open(entry.path().join(LOCK)) {
+        let lock = File::open(entry.path().join(LOCK));
+        let lock = lock.ok().filter(|lock| lock.metadata().is_ok_and(|metadata| metadata.len() > 0));
+        let dead = if let Some(lock) = lock {
             !matches!(lock.try_lock(), Err(TryLockError::WouldBlock))
         } else {
             let made = entry.metadata().and_then(|metadata| metadata.modified());

@@ -31,7 +31,7 @@ pub enum Event {
     Starting(u64),
     /// So many tokens are done.
     Computed(u64),
-    /// Results are being written and drawn.
+    /// Results are being written and drawn; told several times.
     Writing,
 }
 
@@ -85,6 +85,7 @@ pub struct Report {
 
 /// The configuration of a run with everything filled in.
 #[derive(Clone, Debug, Serialize)]
+#[expect(clippy::struct_excessive_bools, reason = "independent switches")]
 pub struct Resolved {
     /// Store, read or both.
     pub mode: Mode,
@@ -108,6 +109,8 @@ pub struct Resolved {
     pub allow_nonfinite: bool,
     /// Further runs of the engine, for timing.
     pub repeat: usize,
+    /// Whether figures were drawn.
+    pub plots: bool,
 }
 
 /// A file that was read.
@@ -171,6 +174,7 @@ pub fn execute(
         ElementType::F32 => run.in_type::<f32>(replace, observe),
         ElementType::F64 => run.in_type::<f64>(replace, observe),
     }?;
+    observe(Event::Writing)?;
     folder.publish()?;
     Ok(report)
 }
@@ -230,8 +234,15 @@ impl<T: Real> Loaded<T> {
                 MemoryFile::draw(dimensions, init, seed)
             }
             (MemorySource::File { path, .. }, None) => {
-                let file = MemoryFile::open(path, config.allow_nonfinite, &mut progress)?;
+                let file = MemoryFile::open(path, T::TYPE, config.allow_nonfinite, &mut progress)?;
                 config.memory.check(&file.dimensions())?;
+                let saved = file.saved().map(|saved| saved.chunk_size);
+                file.dimensions().check(config.chunk_size(saved)?).map_err(|error| match error {
+                    Error::Setting { setting, expected, got } => {
+                        Error::file(path, format!("{setting} of {expected}"), got)
+                    }
+                    error => error,
+                })?;
                 let sha256 = file.sha256().unwrap_or_default().to_owned();
                 inputs.push(Input { role: "memory", path: path.clone(), shape: None, dtype: None, sha256 });
                 file
@@ -239,12 +250,16 @@ impl<T: Real> Loaded<T> {
             (MemorySource::Drawn { .. }, None) => unreachable!("a drawn memory has sizes"),
         };
         if let Some(path) = &config.past {
-            let sha256 = file.add_past(path, config.allow_nonfinite, &mut progress)?;
+            let sha256 = file.add_past(path, T::TYPE, config.allow_nonfinite, &mut progress)?;
             inputs.push(Input { role: "past", path: path.clone(), shape: None, dtype: None, sha256 });
         }
         if let Some(path) = &config.labels {
             let sha256 = sha256(path, &mut progress)?;
             inputs.push(Input { role: "labels", path: path.clone(), shape: None, dtype: None, sha256 });
+        }
+        if let Some(path) = &config.file {
+            let sha256 = sha256(path, &mut progress)?;
+            inputs.push(Input { role: "config", path: path.clone(), shape: None, dtype: None, sha256 });
         }
         let dim = file.dimensions().dim;
         for sequences in std::iter::once(&data).chain(&store_seq) {
@@ -406,7 +421,7 @@ impl Run<'_> {
         let mut warnings = warnings(&outcome, &loaded, &state, config.mode);
         if config.plots {
             let labels = loaded.labels.take().map(|labels| labels.shifted(first_token as u64));
-            warnings.extend(self.draw(labels.as_ref())?);
+            warnings.extend(self.draw(labels.as_ref(), observe)?);
         }
         let plots = drawing.elapsed();
         peak.sample_now();
@@ -468,10 +483,11 @@ impl Run<'_> {
     }
 
     /// Draws the figures from metrics.csv; what they had to leave out.
-    fn draw(&self, labels: Option<&Labels>) -> Result<Vec<String>> {
+    fn draw(&self, labels: Option<&Labels>, observe: Observer) -> Result<Vec<String>> {
         let folder = self.folder.join("plots");
         std::fs::create_dir(&folder).map_err(Error::io(&folder, "create"))?;
-        let drawn = plot::write_timelines(&self.folder.join("metrics.csv"), labels, &folder)?;
+        let mut tick = || observe(Event::Writing);
+        let drawn = plot::write_timelines(&self.folder.join("metrics.csv"), labels, &folder, &mut tick)?;
         Ok(drawn.left_out.iter().map(ToString::to_string).collect())
     }
 
@@ -497,6 +513,7 @@ impl Run<'_> {
                 probe: config.probe,
                 allow_nonfinite: config.allow_nonfinite,
                 repeat: config.repeat,
+                plots: config.plots,
             },
             inputs: loaded.inputs,
             device: "cpu",
@@ -517,17 +534,26 @@ impl Run<'_> {
 }
 
 fn warnings<T: Real>(outcome: &Outcome, loaded: &Loaded<T>, state: &State<T>, mode: Mode) -> Vec<String> {
+    let (c, stored) = (loaded.chunk_size, state.stored.tokens);
     let mut warnings = Vec::new();
-    if let Some(chunk) = outcome.read_past_store {
-        let (stored, read) = (loaded.store().dims().tokens, loaded.data.dims().tokens);
+    if mode == Mode::Read || outcome.divergence.is_some() {
+        return warnings;
+    }
+    if let Some(chunk) = outcome.read_past_store.filter(|_| stored >= c) {
+        let read = state.read.tokens;
         warnings.push(format!(
-            "{stored} tokens stored, {read} read: from chunk {chunk} on, reads used the last weights"
+            "{stored} tokens stored and {read} read so far: from chunk {chunk} on, reads used the last weights"
         ));
     }
-    if mode != Mode::Read && outcome.rows == 0 && outcome.divergence.is_none() {
-        let (kept, c) = (state.stored.left_over.dim().1, loaded.chunk_size);
-        let what = if state.stored.tokens < c { "nothing stored yet" } else { "no chunk completed" };
-        warnings.push(format!("{what}: {kept} of the {c} tokens of a chunk"));
+    if outcome.rows == 0 {
+        let kept = stored % c;
+        warnings.push(match mode {
+            _ if stored >= c => format!("no chunk completed: {kept} of the {c} tokens of a chunk"),
+            Mode::Online => {
+                format!("nothing stored yet, all reads are zeros: {kept} of the {c} tokens of a chunk")
+            }
+            _ => format!("nothing stored yet: {kept} of the {c} tokens of a chunk"),
+        });
     }
     warnings
 }

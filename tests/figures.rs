@@ -31,7 +31,7 @@ fn draw(rows: &str, labels: Option<&Labels>) -> (BTreeMap<String, String>, Vec<L
     let folder = tempfile::tempdir().expect("a temporary folder");
     let csv = folder.path().join("metrics.csv");
     std::fs::write(&csv, format!("{HEADER}\n{rows}")).expect("a writable temporary folder");
-    let drawn = write_timelines(&csv, labels, folder.path()).expect("figures");
+    let drawn = write_timelines(&csv, labels, folder.path(), &mut || Ok(())).expect("figures");
     let figures = drawn.files.iter().map(|path| {
         let svg = std::fs::read_to_string(path).expect("the file that was named");
         check_svg(&svg);
@@ -205,7 +205,8 @@ fn size_is_bounded_and_bytes_are_the_same_every_time() {
 fn errors_name_the_file() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let csv = folder.path().join("metrics.csv");
-    let message = |out: &Path| write_timelines(&csv, None, out).expect_err("an error").to_string();
+    let message =
+        |out: &Path| write_timelines(&csv, None, out, &mut || Ok(())).expect_err("an error").to_string();
     assert_eq!(message(folder.path()), format!("{}: cannot open", csv.display()));
     std::fs::write(&csv, "sequence,chunk\n0,0\n").expect("a writable temporary folder");
     let expected = format!("{}: expected a column \"head\", got the columns sequence, chunk", csv.display());

@@ -38,7 +38,7 @@ fn online_from_sides_out_of_step() {
         run_through(&memory, &mut state, work, read.dim());
         let work = Work::Online { read: &some, store: &some, probe: false };
         let expected =
-            "online: expected a memory that has stored and read the same number of complete chunks";
+            "--online: expected a memory that has stored and read the same number of complete chunks";
         assert_eq!(message(work, &memory, &mut state), format!("{expected}, got {got}"));
         // What needs no earlier U still goes.
         run_through(&memory, &mut state, Work::Read(&more), more.dim());

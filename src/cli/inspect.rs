@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 use serde_json::{Number, Value};
 
-use super::{COULD_NOT_RUN, FAILED, print, print_error};
+use super::{COULD_NOT_RUN, FAILED, Format, print, print_error};
 use crate::error::Error;
 use crate::io::Progress;
 use crate::io::dtype::shape_text;
@@ -27,16 +27,6 @@ pub struct Args {
     /// A table for people or JSON for programs
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
-}
-
-/// How the result is printed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
-    /// Aligned columns.
-    #[default]
-    Table,
-    /// One array, an object a file.
-    Json,
 }
 
 /// What a file is to nmem.
@@ -122,17 +112,6 @@ fn dimensions(arrays: &[ArraySummary]) -> Option<Dimensions> {
     Dimensions::infer(&named.filter(|(name, _)| !name.starts_with("state.")).collect()).ok()
 }
 
-fn describe(dimensions: &Dimensions) -> String {
-    let Dimensions { dim, heads, dim_head, pre_norm, post_norm } = dimensions;
-    let norms = match (pre_norm, post_norm) {
-        (true, true) => "before and after",
-        (true, false) => "before, not after",
-        (false, true) => "after, not before",
-        (false, false) => "none",
-    };
-    format!("dim {dim}, heads {heads}, dim_head {dim_head}; norms: {norms}")
-}
-
 /// The report of one file for people, with a newline at its end.
 fn table(report: &Report) -> String {
     let Report { file, kind } = report;
@@ -149,7 +128,7 @@ fn table(report: &Report) -> String {
     let mut text = format!("{}: {what}{format}, {} bytes\n", file.file.display(), file.bytes);
     if let Kind::Parameters { parameters } | Kind::Memory { parameters, .. } = kind {
         let _ = match parameters {
-            Some(dimensions) => writeln!(text, "  {}", describe(dimensions)),
+            Some(dimensions) => writeln!(text, "  {dimensions}"),
             None => writeln!(text, "  dimensions unknown: shapes are missing or do not agree"),
         };
     }

@@ -37,6 +37,16 @@ enum Command {
     Completions(completions::Args),
 }
 
+/// How the result is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// Aligned columns.
+    #[default]
+    Table,
+    /// JSON, as in run.json.
+    Json,
+}
+
 /// Exit status of a run in which something failed.
 const FAILED: u8 = 1;
 /// Exit status of what could not run.
@@ -51,6 +61,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     // The first Ctrl-C (or SIGTERM) asks the run to stop and clean up; a second one does not wait for that.
     let handler = ctrlc::set_handler(|| {
         if INTERRUPT.swap(true, Ordering::Relaxed) {
+            note("", "interrupted again: stopped at once; the next run there clears what this one had begun");
             std::process::exit(INTERRUPTED.into());
         }
     });

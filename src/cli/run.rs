@@ -4,9 +4,8 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::inspect::Format;
 use super::progress::Progress;
-use super::{FAILED, check_interrupt, note, print, print_error};
+use super::{FAILED, Format, check_interrupt, note, print, print_error};
 use crate::config::{Command, Mode, Settings};
 use crate::error::Error;
 use crate::metrics::COLUMNS;
@@ -34,7 +33,7 @@ pub struct RunArgs {
         value_name = "table|json"
     )]
     format: Format,
-    /// Print nothing but errors
+    /// Print nothing but errors (and what --format json asks for)
     #[arg(short, long, conflicts_with = "verbose", help_heading = "Output")]
     quiet: bool,
     /// Also tell the settings and how long each phase took, on stderr
@@ -74,20 +73,24 @@ impl RunArgs {
             note("config: ", &serde_json::to_string(&report.config)?);
             note("wall_s: ", &serde_json::to_string(&report.wall_s)?);
         }
-        match self.format {
-            Format::Json => print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?,
-            Format::Table => self.quiet || print(&table(&report))?,
+        let shown = match self.format {
+            Format::Json => print(&format!("{}\n", serde_json::to_string_pretty(&report)?)),
+            Format::Table if self.quiet => Ok(true),
+            Format::Table => print(&table(&report)),
         };
-        match &report.diverged {
-            None => Ok(ExitCode::SUCCESS),
-            Some(divergence) => {
-                print_error(&format!(
-                    "{}: diverged at {divergence}; what came before it is there, the memory is not",
-                    config.out.display()
-                ));
-                Ok(FAILED.into())
-            }
+        let out = config.out.display();
+        if let Err(error) = &shown {
+            print_error(&format!("{error:#}; the results are in {out}"));
         }
+        if let Some(divergence) = &report.diverged {
+            let there = match report.config.mode {
+                Mode::Store => "results go up to there, memory.safetensors is left out",
+                Mode::Read => "retrieved.npy is left out",
+                Mode::Online => "results go up to there, memory.safetensors and retrieved.npy are left out",
+            };
+            print_error(&format!("{out}: diverged at {divergence}; {there}"));
+        }
+        Ok(if shown.is_err() || report.diverged.is_some() { FAILED.into() } else { ExitCode::SUCCESS })
     }
 }
 
@@ -104,6 +107,7 @@ fn table(report: &Report) -> String {
         Mode::Read => "read",
         Mode::Online => "read and stored",
     };
+    let what = if report.diverged.is_some() { "diverged in" } else { what };
     let plural = if sequences == 1 { "" } else { "s" };
     line(what, format!("{sequences} sequence{plural} of {tokens} tokens, dim {}", memory.dim));
     line(

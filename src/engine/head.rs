@@ -70,15 +70,22 @@ struct Recurrence<'s, T> {
 
 impl<'s, T: Real> Head<'s, T> {
     /// A head that reads with W + U, whatever was stored.
-    pub fn reading(memory: &Memory<T>, sequence: usize, head: usize, update: &[T]) -> Self {
-        let rows = memory.block_rows();
+    pub fn reading(
+        memory: &Memory<T>,
+        plan: &Plan<'_, T>,
+        sequence: usize,
+        head: usize,
+        update: &[T],
+    ) -> Self {
+        let (stored, read) = plan.rows(memory);
         let d = memory.parameters.dimensions.dim_head;
+        let probed = if plan.probe { memory.chunk_size.min(stored) } else { 0 };
         let reader = Reader {
             weights: memory.base.iter().zip(update).map(|(&w, &u)| w + u).collect(),
             ready: true,
-            workspace: memory.model.workspace(rows, memory.chunk_size),
-            output: Array2::zeros((rows, d)),
-            predicted: Array2::zeros((memory.chunk_size, d)),
+            workspace: memory.model.workspace(read.max(probed), memory.chunk_size),
+            output: Array2::zeros((read, d)),
+            predicted: Array2::zeros((probed, d)),
         };
         Self { sequence, index: head, reader, storing: None, rows: Vec::new(), divergence: None }
     }
@@ -92,8 +99,8 @@ impl<'s, T: Real> Head<'s, T> {
         update: &'s mut [T],
         momentum: &'s mut [T],
     ) -> Self {
-        let rows = memory.block_rows();
-        let mut this = Self::reading(memory, sequence, head, update);
+        let (rows, _) = plan.rows(memory);
+        let mut this = Self::reading(memory, plan, sequence, head, update);
         this.reader.ready = plan.first_chunk > 0;
         this.storing = Some(Storing {
             recurrence: Recurrence { gradient: vec![T::zero(); update.len()], update, momentum },

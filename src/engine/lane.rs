@@ -49,7 +49,7 @@ impl<'s, T: Real> Lane<'s, T> {
                 let update =
                     state.update.index_axis(Axis(0), if state.sequences() == 1 { 0 } else { sequence });
                 let heads = update.outer_iter().enumerate().map(|(head, update)| {
-                    Head::reading(memory, sequence, head, update.as_slice().expect("standard layout"))
+                    Head::reading(memory, plan, sequence, head, update.as_slice().expect("standard layout"))
                 });
                 Self::new(memory, plan, sequence, heads.collect())
             };
@@ -71,8 +71,7 @@ impl<'s, T: Real> Lane<'s, T> {
 
     fn new(memory: &Memory<T>, plan: &Plan<'_, T>, sequence: usize, heads: Vec<Head<'s, T>>) -> Self {
         let dimensions = memory.parameters.dimensions;
-        let rows_of = |side: bool| if side { memory.block_rows() } else { 0 };
-        let (store, read) = (rows_of(plan.store.is_some()), rows_of(plan.read.is_some()));
+        let (store, read) = plan.rows(memory);
         let chunks = store / memory.chunk_size;
         Self {
             sequence,

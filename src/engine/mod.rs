@@ -28,6 +28,9 @@ use lane::Lane;
 /// Chosen after the planning measurements (products are at their rate from a few hundred rows on), not tuned.
 const BLOCK_TOKENS: usize = 256;
 
+/// Longest chunk whose attention, (c, c) numbers in a few buffers a head, is tried: 1 GiB each in f32.
+const LONGEST_CHUNK: usize = 1 << 14;
+
 /// Tasks (sequences × heads) that advance together. Bounds the buffers of a large batch.
 const GROUP_TASKS: usize = 32;
 
@@ -96,7 +99,7 @@ impl<T: Real> Memory<T> {
         (GROUP_TASKS / self.parameters.dimensions.heads).clamp(1, sequences.max(1))
     }
 
-    /// Rows of a block: whole chunks.
+    /// Most rows of a block: whole chunks.
     fn block_rows(&self) -> usize {
         (BLOCK_TOKENS / self.chunk_size).max(1) * self.chunk_size
     }
@@ -344,6 +347,12 @@ impl<'a, T: Real> Plan<'a, T> {
             }
         }
         let sequences = read.or(store).map_or(0, |given| given.shape().sequences);
+        let longest = read.iter().chain(&store).map(|given| given.shape().tokens).max().unwrap_or(0);
+        if c.min(longest) > LONGEST_CHUNK {
+            let expected =
+                format!("at most {LONGEST_CHUNK} (attention within a chunk takes its square in memory)");
+            return Err(Error::setting("chunk_size", expected, c.to_string()));
+        }
         let mut plan = Self {
             sequences,
             read,
@@ -377,6 +386,13 @@ impl<'a, T: Real> Plan<'a, T> {
             plan.read_past_store = (last_read > plan.store_end / c).then_some(plan.store_end / c + 1);
         }
         Ok(plan)
+    }
+
+    /// Rows that the longest block has on the stored and on the read side.
+    fn rows(&self, memory: &Memory<T>) -> (usize, usize) {
+        let start = self.first_chunk * memory.chunk_size;
+        let longest = |end: usize| end.saturating_sub(start).min(memory.block_rows());
+        (longest(self.store_end), longest(self.read_end))
     }
 
     fn blocks(&self, memory: &Memory<T>) -> impl Iterator<Item = Block> + use<'a, T> {

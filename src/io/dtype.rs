@@ -1,6 +1,11 @@
 //! Element types of arrays in files, and their bytes: decoding either byte order, and finding what is not finite.
 
+use std::path::Path;
+
 use half::{bf16, f16};
+
+use crate::error::Error;
+use crate::real::ElementType;
 
 /// Type of an array's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,6 +203,24 @@ pub(crate) fn any_beyond(dtype: Dtype, big: bool, bytes: &[u8], limit: f64) -> b
         bytes.chunks_exact(E::BYTES).fold(false, |found, x| found | E::read::<BIG>(x).beyond(limit))
     }
     with_float!(dtype, E => if big { scan::<E, true>(bytes, limit) } else { scan::<E, false>(bytes, limit) })
+}
+
+/// The error for a number that is not finite in the run's type.
+pub(crate) fn beyond(path: &Path, value: f64, place: String) -> Error {
+    if value.is_finite() {
+        let got = format!("{value:e} at {place} (--dtype f64 holds it)");
+        return Error::file(path, "numbers that f32 can hold", got);
+    }
+    Error::NonFinite { path: path.to_path_buf(), value, place }
+}
+
+/// The largest f64 that is a finite number of this type, rounding included.
+pub(crate) fn largest_finite(of: ElementType) -> f64 {
+    match of {
+        // Just below half a step (2^103) above the largest f32.
+        ElementType::F32 => (f64::from(f32::MAX) + (1_u128 << 103) as f64).next_down(),
+        ElementType::F64 => f64::MAX,
+    }
 }
 
 /// Every element beyond the limit: its index in the order of the bytes, and its value.

@@ -48,7 +48,18 @@ impl Labels {
                 segments.insert(name.to_vec(), new);
                 new
             };
-            let repeat = repeat.is_some_and(|column| table.text(column) == b"1");
+            let repeat = match repeat
+                .map(|column| String::from_utf8_lossy(table.text(column)).trim().to_lowercase())
+            {
+                None => false,
+                Some(text) => match (&text[..], text.parse::<f64>()) {
+                    ("true", _) => true,
+                    ("false" | "", _) => false,
+                    // As pandas writes a column with gaps: 1.0.
+                    (_, Ok(number)) => (number - 1.0).abs() < f64::EPSILON,
+                    _ => return Err(table.bad_row("a repeat of 0 or 1", text)),
+                },
+            };
             match runs.last_mut() {
                 Some(run) if run.positions.end == start && run.segment == segment && run.repeat == repeat => {
                     run.positions.end = end;

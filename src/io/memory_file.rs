@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use ndarray::{Array2, Array3, Array4, ArrayD, ArrayView3, Dimension, Ix2, s};
 use serde::{Deserialize, Serialize};
 
+use super::mapped::Progress;
 use super::tensors::{Tensor, TensorFile, write_safetensors};
 use crate::error::{Error, Result};
 use crate::memory::parameters::{self, Init, MEMORY_WEIGHTS};
@@ -61,15 +62,17 @@ pub struct MemoryFile {
 }
 
 impl MemoryFile {
-    /// Reads parameters or a saved memory. NaN and infinity are refused unless `allow_nonfinite`.
+    /// Reads parameters or a saved memory for a run in `element_type`. Numbers that are not finite in it are refused
+    /// unless `allow_nonfinite`.
     pub fn open(
         path: &Path,
+        element_type: ElementType,
         allow_nonfinite: bool,
-        progress: &mut dyn FnMut(u64) -> Result<()>,
+        progress: Progress,
     ) -> Result<Self> {
         let file = TensorFile::open(path, progress)?;
         if !allow_nonfinite {
-            file.check_finite()?;
+            file.check_finite(element_type)?;
         }
         let path = file.path().to_path_buf();
         let saved = file.memory_json().map(|json| read_config(&path, json)).transpose()?;
@@ -116,8 +119,9 @@ impl MemoryFile {
     pub fn add_past(
         &mut self,
         path: &Path,
+        element_type: ElementType,
         allow_nonfinite: bool,
-        progress: &mut dyn FnMut(u64) -> Result<()>,
+        progress: Progress,
     ) -> Result<String> {
         if !self.past.is_empty() {
             let expected = "a memory without past weights (they shift W, and this one has some already)";
@@ -125,7 +129,7 @@ impl MemoryFile {
         }
         let file = TensorFile::open(path, progress)?;
         if !allow_nonfinite {
-            file.check_finite()?;
+            file.check_finite(element_type)?;
         }
         let prefix =
             if file.tensors().contains_key("weights.0") { "weights" } else { "memory_model.weights" };
@@ -262,16 +266,17 @@ impl MemoryFile {
     fn check_state(&self) -> Result<()> {
         let Some(saved) = &self.saved else { return Ok(()) };
         if saved.dimensions != self.dimensions {
-            let (expected, got) =
-                (format!("{:?}, as its tensors say", self.dimensions), format!("{:?}", saved.dimensions));
-            return Err(Error::file(&self.path, format!("a configuration of {expected}"), got));
+            let expected = format!("a configuration that fits its tensors ({})", self.dimensions);
+            return Err(Error::file(&self.path, expected, saved.dimensions.to_string()));
         }
         let Dimensions { dim, heads, dim_head, .. } = self.dimensions;
         let tokens = self.state_tensor("tokens")?;
-        let counts = tokens.to_counters().filter(|counts| counts.len() == 2);
+        // No count near overflow: 2⁵³ tokens are out of anyone's reach.
+        let possible = |counts: &Vec<u64>| counts.len() == 2 && counts.iter().all(|&count| count < 1 << 53);
+        let counts = tokens.to_counters().filter(possible);
         let Some(counts) = counts else {
             let got = format!("{} {:?}", tokens.dtype().name(), tokens.shape());
-            return Err(self.misfit("state.tokens", "u64 [2]", &got));
+            return Err(self.misfit("state.tokens", "two counts below 2^53, u64 [2]", &got));
         };
         let first = self.state_tensor("update.0")?;
         let (sequences, dtype) = (first.shape().first().copied().unwrap_or(0), first.dtype());

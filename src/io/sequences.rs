@@ -7,14 +7,13 @@ use std::path::{Path, PathBuf};
 use ndarray::ArrayViewMut2;
 
 use crate::error::{Error, Result};
-use crate::io::dtype::{Dtype, Float, all_beyond, any_beyond, shape_text, with_float};
+use crate::io::dtype::{
+    Dtype, Float, all_beyond, any_beyond, beyond, largest_finite, shape_text, with_float,
+};
 use crate::io::mapped::{Mapped, Progress};
 use crate::io::npy::NpyHeader;
 use crate::real::{ElementType, Real};
 use crate::sequence::{Sequences, Shape};
-
-/// The largest f64 that rounds to a finite f32: just below half a step (2^103) above the largest f32.
-const LARGEST_F64_IN_F32: f64 = (f32::MAX as f64 + (1_u128 << 103) as f64).next_down();
 
 /// An open sequence file.
 pub struct NpySequences {
@@ -55,10 +54,7 @@ impl NpySequences {
             return refuse(what, format!("shape {}", shape_text(&header.shape)));
         }
 
-        let limit = match element_type {
-            ElementType::F32 => LARGEST_F64_IN_F32,
-            ElementType::F64 => f64::MAX,
-        };
+        let limit = largest_finite(element_type);
         let mut found = false;
         let sha256 = file.sha256(header.offset, progress, |piece| {
             if !allow_nonfinite && !found {
@@ -127,11 +123,7 @@ impl NpySequences {
         if self.rank() == 3 {
             place = format!("sequence {sequence}, {place}");
         }
-        if value.is_finite() {
-            let got = format!("{value:e} at {place} (--dtype f64 holds it)");
-            return Error::file(&self.file.name, "numbers that f32 can hold", got);
-        }
-        Error::NonFinite { path: self.file.name.clone(), value, place }
+        beyond(&self.file.name, value, place)
     }
 
     fn convert_rows<T: Real, E: Float, const BIG: bool>(

@@ -13,7 +13,9 @@ use safetensors::tensor::{Dtype as SafeDtype, Metadata, TensorInfo};
 use zip::ZipArchive;
 
 use crate::error::{Error, Result};
-use crate::io::dtype::{Dtype, Element, Float, all_beyond, element_count, shape_text, with_float};
+use crate::io::dtype::{
+    Dtype, Element, Float, all_beyond, beyond, element_count, largest_finite, shape_text, with_float,
+};
 use crate::io::mapped::{Mapped, Progress, guess, is_safetensors, is_zip};
 use crate::io::npy::{Misfit, NpyHeader, one_line, read_up_to};
 use crate::real::{ElementType, Real};
@@ -89,12 +91,14 @@ impl Tensor {
             .then(|| self.data.chunks_exact(8).map(<u64 as Element>::read::<false>).collect())
     }
 
-    /// Index and value of the first NaN or infinity; `None` also for types that have none.
-    pub fn first_nonfinite(&self) -> Option<(Vec<usize>, f64)> {
+    /// Index and value of the first number that is not finite in the run's type: NaN, infinity, or f64 too large for
+    /// f32. `None` also for types that have none.
+    pub fn first_nonfinite(&self, element_type: ElementType) -> Option<(Vec<usize>, f64)> {
         if !self.dtype.is_float() {
             return None;
         }
-        let (mut flat, value) = all_beyond(self.dtype, false, &self.data, f64::MAX).next()?;
+        let (mut flat, value) =
+            all_beyond(self.dtype, false, &self.data, largest_finite(element_type)).next()?;
         let mut index = vec![0; self.shape.len()];
         for (i, &n) in index.iter_mut().zip(&self.shape).rev() {
             *i = flat % n;
@@ -183,21 +187,14 @@ impl TensorFile {
         tensor.to_array().ok_or_else(|| self.misfit(name, "type f16, bf16, f32 or f64", tensor.dtype.name()))
     }
 
-    /// Name, index and value of the first NaN or infinity, in the names' order.
-    pub fn first_nonfinite(&self) -> Option<(&str, Vec<usize>, f64)> {
-        self.tensors.iter().find_map(|(name, tensor)| {
-            let (index, value) = tensor.first_nonfinite()?;
-            Some((name.as_str(), index, value))
-        })
-    }
-
-    /// [`Self::first_nonfinite`] as an error.
-    pub fn check_finite(&self) -> Result<()> {
-        match self.first_nonfinite() {
+    /// Refuses numbers that are not finite in the run's type, naming the first in the names' order.
+    pub fn check_finite(&self, element_type: ElementType) -> Result<()> {
+        let first =
+            |(name, tensor): (&String, &Tensor)| Some((name.clone(), tensor.first_nonfinite(element_type)?));
+        match self.tensors.iter().find_map(first) {
             None => Ok(()),
-            Some((name, index, value)) => {
-                let place = format!("tensor {name}, element {index:?}");
-                Err(Error::NonFinite { path: self.path.clone(), value, place })
+            Some((name, (index, value))) => {
+                Err(beyond(&self.path, value, format!("tensor {name}, element {index:?}")))
             }
         }
     }

@@ -16,6 +16,10 @@ use crate::real::Real;
 /// The memory weights of the attention memory, in file order: `W_q`, `W_k`, `W_v1`, `W_v2`.
 pub const MEMORY_WEIGHTS: usize = 4;
 
+/// Most numbers that the parameters, or S and U of one sequence, may have: 16 GiB in f32. Beyond that a size is a
+/// slip of the keyboard, and trying it would end in an abort.
+const MOST_NUMBERS: u128 = 1 << 32;
+
 /// Everything that can be read off a weights file: all but the chunk size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dimensions {
@@ -29,6 +33,19 @@ pub struct Dimensions {
     pub pre_norm: bool,
     /// `RMSNorm` of what was read.
     pub post_norm: bool,
+}
+
+impl std::fmt::Display for Dimensions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { dim, heads, dim_head, pre_norm, post_norm } = self;
+        let norms = match (pre_norm, post_norm) {
+            (true, true) => "before and after",
+            (true, false) => "before, not after",
+            (false, true) => "after, not before",
+            (false, false) => "none",
+        };
+        write!(f, "dim {dim}, heads {heads}, dim_head {dim_head}; norms: {norms}")
+    }
 }
 
 /// A tensor that does not fit the others.
@@ -131,6 +148,13 @@ impl Dimensions {
             if value == 0 {
                 return Err(Error::setting(name, "at least 1", "0"));
             }
+        }
+        let [d, h, width] = [dim_head, heads, dim].map(|n| n as u128);
+        let numbers = (4 * h * d * (width + 1)).max(2 * h * MEMORY_WEIGHTS as u128 * d * d);
+        if numbers > MOST_NUMBERS {
+            let expected = format!("sizes that need at most {MOST_NUMBERS} numbers");
+            let got = format!("heads {heads}, dim_head {dim_head}, dim {dim}: {numbers}");
+            return Err(Error::setting("--heads, --dim-head", expected, got));
         }
         if heads == 1 && dim_head != dim {
             let expected =

@@ -112,6 +112,6 @@ impl<T: Real> State<T> {
             self.stored.tokens, self.read.tokens
         );
         let expected = "a memory that has stored and read the same number of complete chunks";
-        Err(Error::setting("online", expected, got))
+        Err(Error::setting("--online", expected, got))
     }
 }

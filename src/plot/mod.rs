@@ -53,8 +53,13 @@ impl fmt::Display for LeftOut {
 
 /// Draws `timeline.svg`, all quantities on a shared axis of tokens, and each quantity alone: `surprise.svg`,
 /// `loss_ratio.svg` (only where the losses were probed), `learning_rate.svg`, `decay.svg`, `momentum.svg`.
-/// `out_dir` must exist.
-pub fn write_timelines(metrics_csv: &Path, labels: Option<&Labels>, out_dir: &Path) -> Result<Timelines> {
+/// `out_dir` must exist. `check` is asked before each figure and can stop the work.
+pub fn write_timelines(
+    metrics_csv: &Path,
+    labels: Option<&Labels>,
+    out_dir: &Path,
+    check: &mut dyn FnMut() -> Result<()>,
+) -> Result<Timelines> {
     let metrics = Metrics::read(metrics_csv)?;
     let every: Vec<&Series> = metrics.series.iter().collect();
     let mut figures = vec![("timeline", every.clone())];
@@ -62,6 +67,7 @@ pub fn write_timelines(metrics_csv: &Path, labels: Option<&Labels>, out_dir: &Pa
 
     let mut files = Vec::new();
     for (name, shown) in figures {
+        check()?;
         let path = out_dir.join(name).with_extension("svg");
         std::fs::write(&path, timeline::figure(&metrics, labels, &shown))
             .map_err(Error::io(&path, "write"))?;

@@ -12,7 +12,7 @@ mod norm;
 
 pub use norm::{SumOfSquares, norm};
 
-use crate::real::Real;
+use ndarray::NdFloat;
 
 /// Coefficients of one chunk.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +43,7 @@ const STRETCH: usize = 1024;
 
 /// Advances S and U by one chunk and writes `read ← weights + U`. All slices have the same length; the norms are
 /// those of `surprise` and of the new S, U and W + U.
-pub fn step<T: Real>(
+pub fn step<T: NdFloat + Into<f64>>(
     step: Step<T>,
     surprise: &[T],
     momentum: &mut [T],

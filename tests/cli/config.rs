@@ -78,3 +78,27 @@ fn completions_know_the_subcommands() {
         }
     }
 }
+
+#[test]
+fn a_flag_overrides_its_counterpart_in_the_file() {
+    let desk = Desk::new();
+    desk.npy("seq.npy", &tokens(&[20, 4], 1));
+    desk.file(
+        "run.toml",
+        "data = \"seq.npy\"\nheads = 2\nseed = 1\nchunk_size = 5\ndecay = 0.25\nmomentum_bias = 1\n",
+    );
+    let gates = |out: &str| {
+        let config = &desk.json(&format!("{out}/run.json"))["config"];
+        (config["decay"].clone(), config["momentum"].clone())
+    };
+    desk.ok("store --config run.toml --out plain -q");
+    assert_eq!(gates("plain"), (serde_json::json!({"pinned": 0.25}), serde_json::json!({"learned": 1.0})));
+    desk.ok("store --config run.toml --decay-bias 1 --momentum 0 --out over -q");
+    assert_eq!(gates("over"), (serde_json::json!({"learned": 1.0}), serde_json::json!({"pinned": 0.0})));
+    // How the file would draw a memory means nothing where the command line names one.
+    desk.ok("store --config run.toml --memory plain/memory.safetensors --out on -q");
+    let inputs = &desk.json("on/run.json")["inputs"];
+    let roles: Vec<_> =
+        inputs.as_array().unwrap().iter().map(|input| input["role"].as_str().unwrap()).collect();
+    assert_eq!(roles, ["data", "memory", "config"]);
+}

@@ -212,7 +212,11 @@ fn a_diverged_run_is_published_up_to_there() {
         assert_eq!(
             err,
             format!(
-                "error: out: diverged at sequence 1, {head}, chunk 5: {quantity} is NaN; what came before it is there, the memory is not\n"
+                "error: out: diverged at sequence 1, {head}, chunk 5: {quantity} is NaN; results go up to there, {} left out\n",
+                match command {
+                    "store" => "memory.safetensors is",
+                    _ => "memory.safetensors and retrieved.npy are",
+                }
             )
         );
         // All of the first sequence, five chunks of the second, nothing of the third.
@@ -229,6 +233,24 @@ fn a_diverged_run_is_published_up_to_there() {
     let ran = desk.run("retrieve nan.npy --allow-nonfinite --chunk-size 4 --out read -q");
     assert_eq!(ran.code, Some(1), "{}", ran.err);
     assert_eq!(desk.names("read"), ["run.json"]);
-    let expected = "error: read: diverged at sequence 1, head 0, chunk 5: retrieved is NaN; what came before it is there, the memory is not\n";
+    let expected =
+        "error: read: diverged at sequence 1, head 0, chunk 5: retrieved is NaN; retrieved.npy is left out\n";
     assert_eq!(ran.err, expected);
+}
+
+/// A result that cannot be printed: the folder is there all the same.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_standard_output_does_not_undo_the_run() {
+    let desk = desk();
+    let line = "store seq.npy --out out";
+    let ran = std::process::Command::new("sh")
+        .current_dir(desk.path("."))
+        .args(["-c", &format!("{} {line} > /dev/full", env!("CARGO_BIN_EXE_nmem"))])
+        .output()
+        .unwrap();
+    let err = String::from_utf8(ran.stderr).unwrap();
+    let expected = "error: standard output: No space left on device (os error 28); the results are in out\n";
+    assert_eq!((ran.status.code(), &err[..]), (Some(1), expected));
+    assert!(desk.path("out/metrics.csv").exists());
 }

@@ -87,6 +87,7 @@ fn command_lines() {
             ("store seq.npy --heads 0", "--heads: expected at least 1, got 0"),
             ("store seq.npy --dim-head 0", "--dim-head: expected at least 1, got 0"),
             ("store seq.npy --threads 0", "--threads: expected at least 1, got 0"),
+            ("store seq.npy --threads 100000000", "--threads: expected at most 1024, got 100000000"),
             (
                 "store seq.npy --threads -2",
                 "invalid value '-2' for '--threads <N>': expected a whole number (see --help)",
@@ -101,7 +102,7 @@ fn command_lines() {
             ),
             (
                 "store seq.npy --init zeros",
-                "invalid value 'zeros' for '--init <INIT>' [possible values: xavier, randn] (see --help)",
+                "invalid value 'zeros' for '--init <xavier|randn>' [possible values: xavier, randn] (see --help)",
             ),
             (
                 "store seq.npy --dtype f16",
@@ -194,27 +195,27 @@ fn flags_without_effect() {
             ),
             (
                 "retrieve seq.npy --probe",
-                "--probe: expected `nmem retrieve --online` or `nmem store`: a plain read stores nothing, got `nmem retrieve`",
+                "--probe: expected --online with it (a plain read stores nothing), got `nmem retrieve`",
             ),
             (
                 "retrieve seq.npy --labels x.csv",
-                "--labels: expected `nmem retrieve --online` or `nmem store`: a plain read stores nothing, got `nmem retrieve`",
+                "--labels: expected --online with it (a plain read stores nothing), got `nmem retrieve`",
             ),
             (
                 "retrieve seq.npy --restart-momentum",
-                "--restart-momentum: expected `nmem retrieve --online` or `nmem store`: a plain read stores nothing, got `nmem retrieve`",
+                "--restart-momentum: expected --online with it (a plain read stores nothing), got `nmem retrieve`",
             ),
             (
                 "retrieve seq.npy --learning-rate 1",
-                "--learning-rate: expected `nmem retrieve --online` or `nmem store`: a plain read stores nothing, got `nmem retrieve`",
+                "--learning-rate: expected --online with it (a plain read stores nothing), got `nmem retrieve`",
             ),
             (
                 "retrieve seq.npy --momentum-bias 1",
-                "--momentum-bias: expected `nmem retrieve --online` or `nmem store`: a plain read stores nothing, got `nmem retrieve`",
+                "--momentum-bias: expected --online with it (a plain read stores nothing), got `nmem retrieve`",
             ),
             (
                 "retrieve seq.npy --decay learned",
-                "--decay: expected `nmem retrieve --online` or `nmem store`: a plain read stores nothing, got `nmem retrieve`",
+                "--decay: expected --online with it (a plain read stores nothing), got `nmem retrieve`",
             ),
         ],
     );
@@ -527,16 +528,19 @@ fn output_folders() {
                 "retrieve seq.npy --out made",
                 "--out: expected a folder that does not exist yet (--force replaces it whole), got made",
             ),
-            ("store seq.npy --out file", "--out: expected a folder, got the file file"),
-            ("store seq.npy --out file --force", "--out: expected a folder, got the file file"),
-            ("store seq.npy --out file/x", "file: cannot create: File exists (os error 17)"),
+            ("store seq.npy --out file", "--out: expected a folder, got file, which is none"),
+            ("store seq.npy --out file --force", "--out: expected a folder, got file, which is none"),
+            (
+                "store seq.npy --out file/x",
+                "file: cannot make a folder (--out) there: File exists (os error 17)",
+            ),
             (
                 "store seq.npy --out . --force",
-                "--out: expected a folder that may be replaced whole, got HERE, which holds where you are",
+                "--out: expected a folder that may be replaced whole, got HERE, which holds the working or home folder",
             ),
             (
                 "store seq.npy --out inputs/.. --force",
-                "--out: expected a folder that may be replaced whole, got HERE, which holds where you are",
+                "--out: expected a folder that may be replaced whole, got HERE, which holds the working or home folder",
             ),
             ("store seq.npy --out / --force", "--out: expected a folder that can be made, got /"),
             (
@@ -637,5 +641,49 @@ fn settings_files() {
                 "SEQ.npy: expected a sequence to work on (or `data` in --config), got none",
             ),
         ],
+    );
+}
+
+/// What would need more memory than anyone has is refused by its size, not by an abort.
+#[test]
+fn sizes_beyond_reason() {
+    let desk = Desk::new();
+    desk.npy("seq.npy", &tokens(&[20_000, 2], 1));
+    check(
+        &desk,
+        &[
+            (
+                "store seq.npy --chunk-size 20000",
+                "chunk_size: expected at most 16384 (attention within a chunk takes its square in memory), got 20000",
+            ),
+            (
+                "store seq.npy --heads 2 --dim-head 1000000",
+                "--heads, --dim-head: expected sizes that need at most 4294967296 numbers, got heads 2, dim_head 1000000, dim 2: 16000000000000",
+            ),
+            (
+                "store seq.npy --heads 99999999999 --dim-head 999999999",
+                "--heads, --dim-head: expected sizes that need at most 4294967296 numbers, got heads 99999999999, dim_head 999999999, dim 2: 799999998392000000815999999992",
+            ),
+        ],
+    );
+    // A chunk longer than all tokens costs nothing: they wait for the rest of it.
+    let ran = desk.ok("store seq.npy --chunk-size 9223372036854775807 --out long");
+    assert_eq!(ran.err, "warning: nothing stored yet: 20000 of the 9223372036854775807 tokens of a chunk\n");
+    assert_eq!(desk.tensors("long/memory.safetensors")["state.left_over"].shape, [1, 20_000, 2]);
+}
+
+#[test]
+fn numbers_too_large_for_f32() {
+    let desk = desk();
+    let mut weights = parameters(&desk);
+    let huge = Raw::new(Dtype::F64, &Array2::from_elem((2, 2), 1e300).into_dyn());
+    weights.insert("memory_model.weights.2".into(), huge);
+    write_tensors(&desk.path("huge.safetensors"), &weights);
+    check(
+        &desk,
+        &[(
+            "store seq.npy --memory huge.safetensors --chunk-size 4 --out out",
+            "huge.safetensors: expected numbers that f32 can hold, got 1e300 at tensor memory_model.weights.2, element [0, 0] (--dtype f64 holds it)",
+        )],
     );
 }

@@ -116,7 +116,10 @@ fn storing_less_than_is_read_is_said() {
     desk.npy("store.npy", &tokens(&[9, 4], 5));
     let line = "--chunk-size 4 --out out --force --no-plots";
     let ran = desk.ok(&format!("retrieve read.npy --store-seq store.npy {line}"));
-    assert_eq!(ran.err, "warning: 9 tokens stored, 30 read: from chunk 3 on, reads used the last weights\n");
+    assert_eq!(
+        ran.err,
+        "warning: 9 tokens stored and 30 read so far: from chunk 3 on, reads used the last weights\n"
+    );
     assert_eq!(ran.out.lines().next(), Some("read and stored  1 sequence of 30 tokens, dim 4"));
     assert_eq!(desk.f32s("out/retrieved.npy").shape(), [30, 4]);
     assert_eq!(desk.csv("out/metrics.csv").rows.len(), 2);

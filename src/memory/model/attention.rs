@@ -107,6 +107,7 @@ impl<T: Real> MemoryModel<T> for Attention {
 
     fn workspace(&self, rows: usize, chunk: usize) -> Workspace<T> {
         let d = self.dim_head;
+        let chunk = chunk.min(rows);
         let zeros = |cols: usize| Array2::zeros((rows, cols));
         Workspace {
             qkv: zeros(3 * d),
