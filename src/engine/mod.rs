@@ -240,6 +240,7 @@ pub fn run<T: Real>(
         }
     }
     let plan = Plan::new(memory, state, work)?;
+    plan.check_chunk(memory)?;
     let mut outcome = Outcome { read_past_store: plan.read_past_store, ..Outcome::default() };
     let sequences = plan.sequences;
     let group = memory.group(sequences);
@@ -347,12 +348,6 @@ impl<'a, T: Real> Plan<'a, T> {
             }
         }
         let sequences = read.or(store).map_or(0, |given| given.shape().sequences);
-        let longest = read.iter().chain(&store).map(|given| given.shape().tokens).max().unwrap_or(0);
-        if c.min(longest) > LONGEST_CHUNK {
-            let expected =
-                format!("at most {LONGEST_CHUNK} (attention within a chunk takes its square in memory)");
-            return Err(Error::setting("chunk_size", expected, c.to_string()));
-        }
         let mut plan = Self {
             sequences,
             read,
@@ -393,6 +388,17 @@ impl<'a, T: Real> Plan<'a, T> {
         let start = self.first_chunk * memory.chunk_size;
         let longest = |end: usize| end.saturating_sub(start).min(memory.block_rows());
         (longest(self.store_end), longest(self.read_end))
+    }
+
+    /// Attention is taken over a chunk's tokens, or over all there are of it.
+    fn check_chunk(&self, memory: &Memory<T>) -> Result<()> {
+        let (stored, read) = self.rows(memory);
+        if memory.chunk_size.min(stored.max(read)) <= LONGEST_CHUNK {
+            return Ok(());
+        }
+        let expected =
+            format!("at most {LONGEST_CHUNK} (attention within a chunk takes its square in memory)");
+        Err(Error::setting("chunk_size", expected, memory.chunk_size.to_string()))
     }
 
     fn blocks(&self, memory: &Memory<T>) -> impl Iterator<Item = Block> + use<'a, T> {
