@@ -6,15 +6,7 @@
 //! y = silu(H) W_v2
 //! ```
 //!
-//! and with E = y − v*, ℓ = Σ_rows mean_d E², the gradient by hand (∘ elementwise, P the softmax, σ = sigmoid(H)):
-//!
-//! ```text
-//! dY = 2 E / d                            g_v2 = silu(H)ᵀ dY
-//! dH = dY W_v2ᵀ ∘ σ (1 + H (1 − σ))
-//! dv = Pᵀ dH                              g_v1 = xᵀ dv
-//! dP = dH vᵀ,  dA = P ∘ (dP − Σ_j P_j dP_j) / √d
-//! dq = dA k,   dk = dAᵀ q                 g_q = xᵀ dq,  g_k = xᵀ dk
-//! ```
+//! Its gradient by hand is derived in `memory/README.md`; the names here are those there.
 //!
 //! Projections run once over a whole block of chunks; only what lies inside the softmax is done chunk by chunk.
 
