@@ -34,7 +34,7 @@ pub struct Settings {
     /// Width of a head of a drawn memory [default: dim / heads]
     #[arg(long, value_name = "N", help_heading = "Memory", value_parser = whole::<usize>, allow_negative_numbers = true)]
     pub dim_head: Option<usize>,
-    /// How a memory is drawn: memory weights uniform (xavier) or from N(0, 1) (randn, the seed's own)
+    /// How a memory is drawn: memory weights uniform (xavier) or from N(0, 1) (randn, as titans-pytorch does)
     /// [default: xavier]
     #[arg(
         long,
@@ -79,10 +79,10 @@ pub struct Settings {
     #[arg(long, value_name = "B", help_heading = "Gates", allow_negative_numbers = true)]
     pub decay_bias: Option<f64>,
 
-    /// Read chunk by chunk, one chunk behind, while storing the same sequence: the seed's forward(seq)
+    /// Read chunk by chunk, one chunk behind, while storing the same sequence: forward(seq) of the module in PyTorch
     #[arg(long, help_heading = "Online", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub online: Option<bool>,
-    /// Store this sequence while reading SEQ: the seed's forward(seq, store_seq); implies --online
+    /// Store this sequence while reading SEQ: forward(seq, store_seq); implies --online
     #[arg(long, value_name = "STORE.npy", help_heading = "Online")]
     pub store_seq: Option<PathBuf>,
     /// Also compute loss_before and loss_after (two more reads a chunk)

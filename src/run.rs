@@ -94,7 +94,7 @@ pub struct Resolved {
     pub dimensions: Dimensions,
     /// Tokens per chunk.
     pub chunk_size: usize,
-    /// How the memory was drawn, and the seed; `None` where it came from a file.
+    /// How the memory was drawn, and from which seed; `None` where it came from a file.
     pub init: Option<Init>,
     /// Likewise.
     pub seed: Option<u64>,

@@ -1,4 +1,4 @@
-//! The seed's own results: oracle and engine agree with them within 1e-10 of each array's largest magnitude in f64,
+//! The own results of the module in titans-pytorch 0.0.17: oracle and engine agree with them within 1e-10 of each array's largest magnitude in f64,
 //! the engine within 1e-5 in f32 (`PyTorch` itself reaches 1e-6).
 
 mod support;
@@ -94,7 +94,7 @@ fn reference_results(case: &Golden, eps: f64) -> BTreeMap<String, ArrayD<f64>> {
 }
 
 #[test]
-fn reference_agrees_with_the_seed() {
+fn reference_agrees_with_the_module() {
     for case in Golden::all() {
         compare("reference", &case, "expected.npz", &reference_results(&case, f64::EPSILON), 1e-10);
         let eps = f64::from(f32::EPSILON);
@@ -103,14 +103,14 @@ fn reference_agrees_with_the_seed() {
 }
 
 #[test]
-fn engine_agrees_with_the_seed_in_f64() {
+fn engine_agrees_with_the_module_in_f64() {
     for case in Golden::all() {
         compare("engine f64", &case, "expected.npz", &engine_results::<f64>(&case), 1e-10);
     }
 }
 
 #[test]
-fn engine_agrees_with_the_seed_in_f32() {
+fn engine_agrees_with_the_module_in_f32() {
     for case in Golden::all() {
         compare("engine f32", &case, "expected_f32eps.npz", &engine_results::<f32>(&case), 1e-5);
     }

@@ -7,12 +7,10 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 use super::{Block, Divergence, Memory, Plan};
 use crate::matmul::matmul;
 use crate::memory::GateValues;
-use crate::memory::model::{Attention, Factors, MemoryModel};
+use crate::memory::model::{Factors, MemoryModel};
 use crate::metrics::{ChunkMetrics, WeightMetrics};
 use crate::real::Real;
 use crate::scan::{self, Norms, Step};
-
-type Workspace<T> = <Attention as MemoryModel<T>>::Workspace;
 
 /// What a head sees of a block.
 pub struct Inputs<'a, T> {
@@ -27,35 +25,35 @@ pub struct Inputs<'a, T> {
 }
 
 /// State, weights and buffers of one head.
-pub struct Head<'s, T: Real> {
+pub struct Head<'s, T: Real, M: MemoryModel<T>> {
     sequence: usize,
     index: usize,
-    reader: Reader<T>,
+    reader: Reader<T, M>,
     /// Absent in a plain read.
-    storing: Option<Storing<'s, T>>,
+    storing: Option<Storing<'s, T, M>>,
     /// The metrics of the block, up to a divergence.
     pub rows: Vec<ChunkMetrics<T>>,
     pub divergence: Option<Divergence>,
 }
 
-struct Reader<T: Real> {
+struct Reader<T: Real, M: MemoryModel<T>> {
     /// W + U
     weights: Vec<T>,
     /// Whether there is something to read from: in a plain read always, online once a chunk has been stored.
     ready: bool,
-    workspace: Workspace<T>,
+    workspace: M::Workspace,
     /// What was read in this block, (rows, d).
     output: Array2<T>,
     /// Of a probe: what M says of a chunk's keys, (c, d).
     predicted: Array2<T>,
 }
 
-struct Storing<'s, T: Real> {
+struct Storing<'s, T: Real, M: MemoryModel<T>> {
     recurrence: Recurrence<'s, T>,
     /// Loss at W of each row of the block.
     losses: Vec<T>,
     /// Holds the block's factors while chunks are read and probed with the reader's.
-    workspace: Workspace<T>,
+    workspace: M::Workspace,
 }
 
 /// What a stored chunk moves.
@@ -68,16 +66,16 @@ struct Recurrence<'s, T> {
     gradient: Vec<T>,
 }
 
-impl<'s, T: Real> Head<'s, T> {
+impl<'s, T: Real, M: MemoryModel<T>> Head<'s, T, M> {
     /// A head that reads with W + U, whatever was stored.
     pub fn reading(
-        memory: &Memory<T>,
+        memory: &Memory<T, M>,
         plan: &Plan<'_, T>,
         sequence: usize,
         head: usize,
         update: &[T],
     ) -> Self {
-        let (stored, read) = plan.rows(memory);
+        let (stored, read) = plan.rows();
         let d = memory.parameters.dimensions.dim_head;
         let probed = if plan.probe { memory.chunk_size.min(stored) } else { 0 };
         let reader = Reader {
@@ -92,14 +90,14 @@ impl<'s, T: Real> Head<'s, T> {
 
     /// A head that stores, and reads one chunk behind.
     pub fn storing(
-        memory: &Memory<T>,
+        memory: &Memory<T, M>,
         plan: &Plan<'_, T>,
         sequence: usize,
         head: usize,
         update: &'s mut [T],
         momentum: &'s mut [T],
     ) -> Self {
-        let (rows, _) = plan.rows(memory);
+        let (rows, _) = plan.rows();
         let mut this = Self::reading(memory, plan, sequence, head, update);
         this.reader.ready = plan.first_chunk > 0;
         this.storing = Some(Storing {
@@ -116,7 +114,7 @@ impl<'s, T: Real> Head<'s, T> {
     }
 
     /// Reads and stores the chunks of a block.
-    pub fn run(&mut self, memory: &Memory<T>, probe: bool, block: Block, inputs: &Inputs<'_, T>) {
+    pub fn run(&mut self, memory: &Memory<T, M>, probe: bool, block: Block, inputs: &Inputs<'_, T>) {
         let Self { sequence, index: head, reader, storing, rows, divergence } = self;
         rows.clear();
         let c = memory.chunk_size;
@@ -198,7 +196,7 @@ impl<T: Real> Recurrence<'_, T> {
     /// Stores the chunk of the rows `range`: moves S and U and writes `weights ← W + U`. Norms per memory weight.
     fn advance(
         &mut self,
-        memory: &Memory<T>,
+        memory: &Memory<T, impl MemoryModel<T>>,
         gates: GateValues,
         factors: &[Factors<'_, T>],
         range: Range<usize>,
@@ -231,11 +229,11 @@ impl<T: Real> Recurrence<'_, T> {
     }
 }
 
-impl<T: Real> Reader<T> {
+impl<T: Real, M: MemoryModel<T>> Reader<T, M> {
     /// Reads the rows `range` of the queries into the same rows of the output; tells the first that is not finite.
     fn read(
         &mut self,
-        memory: &Memory<T>,
+        memory: &Memory<T, M>,
         queries: ArrayView2<T>,
         range: Range<usize>,
     ) -> Option<(usize, T)> {
@@ -250,7 +248,7 @@ impl<T: Real> Reader<T> {
     }
 
     /// ℓ of a chunk at W + U.
-    fn loss(&mut self, memory: &Memory<T>, keys: ArrayView2<T>, values: ArrayView2<T>) -> T {
+    fn loss(&mut self, memory: &Memory<T, M>, keys: ArrayView2<T>, values: ArrayView2<T>) -> T {
         memory.model.read(&self.weights, keys, keys.nrows(), self.predicted.view_mut(), &mut self.workspace);
         let squares = self.predicted.iter().zip(&values).map(|(&p, &v)| {
             let error = (p - v).wide();

@@ -9,11 +9,12 @@ use super::tokens::{Tokens, rms_norm};
 use super::{Block, Divergence, Memory, Plan};
 use crate::matmul::{add_matmul, matmul};
 use crate::memory::State;
+use crate::memory::model::MemoryModel;
 use crate::metrics::ChunkMetrics;
 use crate::real::Real;
 
 /// Buffers and heads of one sequence.
-pub struct Lane<'s, T: Real> {
+pub struct Lane<'s, T: Real, M: MemoryModel<T>> {
     pub sequence: usize,
     pub store: Tokens<T>,
     pub read: Tokens<T>,
@@ -25,7 +26,7 @@ pub struct Lane<'s, T: Real> {
     means: Array2<T>,
     /// (chunks, 3h)
     logits: Array2<T>,
-    heads: Vec<Head<'s, T>>,
+    heads: Vec<Head<'s, T, M>>,
     /// (rows, D)
     output: Array2<T>,
     /// The metrics of the block, by chunk and head.
@@ -33,11 +34,11 @@ pub struct Lane<'s, T: Real> {
     pub divergence: Option<Divergence>,
 }
 
-impl<'s, T: Real> Lane<'s, T> {
+impl<'s, T: Real, M: MemoryModel<T>> Lane<'s, T, M> {
     /// The lanes of a range of sequences, their heads working on the state's own S and U. A plain read of many
     /// sequences against a state of one shares that one.
     pub fn group(
-        memory: &Memory<T>,
+        memory: &Memory<T, M>,
         state: &'s mut State<T>,
         plan: &Plan<'_, T>,
         group: std::ops::Range<usize>,
@@ -69,9 +70,9 @@ impl<'s, T: Real> Lane<'s, T> {
         lanes.collect()
     }
 
-    fn new(memory: &Memory<T>, plan: &Plan<'_, T>, sequence: usize, heads: Vec<Head<'s, T>>) -> Self {
+    fn new(memory: &Memory<T, M>, plan: &Plan<'_, T>, sequence: usize, heads: Vec<Head<'s, T, M>>) -> Self {
         let dimensions = memory.parameters.dimensions;
-        let (store, read) = plan.rows(memory);
+        let (store, read) = plan.rows();
         let chunks = store / memory.chunk_size;
         Self {
             sequence,
@@ -89,7 +90,7 @@ impl<'s, T: Real> Lane<'s, T> {
     }
 
     /// Computes the loaded block: fills `rows` and what [`Self::retrieved`] gives, or `divergence`.
-    pub fn run(&mut self, memory: &Memory<T>, probe: bool, block: Block) {
+    pub fn run(&mut self, memory: &Memory<T, M>, probe: bool, block: Block) {
         self.project(memory);
         let (d, h) = (memory.parameters.dimensions.dim_head, memory.parameters.dimensions.heads);
         let (stored, read) = (self.store.rows().nrows(), self.read.rows().nrows());
@@ -114,7 +115,7 @@ impl<'s, T: Real> Lane<'s, T> {
     }
 
     /// Norms and projects both sides, and computes the gates' logits by chunk.
-    fn project(&mut self, memory: &Memory<T>) {
+    fn project(&mut self, memory: &Memory<T, M>) {
         let parameters = &memory.parameters;
         self.read.norm(parameters.retrieve_norm.as_ref());
         let queries = self.read.rows();
@@ -135,7 +136,7 @@ impl<'s, T: Real> Lane<'s, T> {
     }
 
     /// `output ← post_norm(merged heads @ combine)`. Rows that were read from nothing are zero and stay zero.
-    fn combine(&mut self, memory: &Memory<T>) {
+    fn combine(&mut self, memory: &Memory<T, M>) {
         let read = self.read.rows().nrows();
         let mut output = self.output.slice_mut(s![..read, ..]);
         let d = memory.parameters.dimensions.dim_head;

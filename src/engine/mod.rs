@@ -36,11 +36,12 @@ const GROUP_TASKS: usize = 32;
 
 /// A memory ready to run: what is trained, in the element type of the run, and how it is used.
 #[derive(Clone, Debug)]
-pub struct Memory<T> {
+pub struct Memory<T, M = Attention> {
     parameters: Parameters<T>,
     chunk_size: usize,
     gates: Gates,
-    model: Attention,
+    /// All that the engine knows of M is its trait.
+    model: M,
     /// W: the memory weights plus past weights, all in file order.
     base: Vec<T>,
 }
@@ -61,7 +62,9 @@ impl<T: Real> Memory<T> {
         }
         Ok(Self { parameters, chunk_size, gates, model, base })
     }
+}
 
+impl<T: Real, M: MemoryModel<T>> Memory<T, M> {
     /// The state in which nothing has been stored.
     pub fn initial_state(&self, sequences: usize) -> State<T> {
         let dimensions = self.parameters.dimensions;
@@ -70,7 +73,7 @@ impl<T: Real> Memory<T> {
 
     /// (rows, cols) of each memory weight, in file order.
     pub fn weight_shapes(&self) -> &[(usize, usize)] {
-        MemoryModel::<T>::shapes(&self.model)
+        self.model.shapes()
     }
 
     /// W per memory weight: the trained ones plus past weights.
@@ -98,11 +101,6 @@ impl<T: Real> Memory<T> {
     fn group(&self, sequences: usize) -> usize {
         (GROUP_TASKS / self.parameters.dimensions.heads).clamp(1, sequences.max(1))
     }
-
-    /// Most rows of a block: whole chunks.
-    fn block_rows(&self) -> usize {
-        (BLOCK_TOKENS / self.chunk_size).max(1) * self.chunk_size
-    }
 }
 
 /// What to do with a memory.
@@ -117,7 +115,7 @@ pub enum Work<'a, T> {
         /// Whether ℓ is also taken at W + U before and after each chunk.
         probe: bool,
     },
-    /// Read chunk by chunk, one chunk behind what is stored: the seed's `forward(read, store)`.
+    /// Read chunk by chunk, one chunk behind what is stored: `forward(read, store)` of the module in PyTorch.
     Online {
         /// The queries.
         read: &'a dyn Sequences<T>,
@@ -226,8 +224,8 @@ impl Block {
 /// # Errors
 /// Settings that do not fit the state, failures of inputs and sink, and whatever `tick` returns. A divergence is no
 /// error: see [`Outcome`].
-pub fn run<T: Real>(
-    memory: &Memory<T>,
+pub fn run<T: Real, M: MemoryModel<T>>(
+    memory: &Memory<T, M>,
     state: &mut State<T>,
     work: Work<'_, T>,
     sink: &mut dyn Sink<T>,
@@ -240,7 +238,7 @@ pub fn run<T: Real>(
         }
     }
     let plan = Plan::new(memory, state, work)?;
-    plan.check_chunk(memory)?;
+    plan.check_chunk()?;
     let mut outcome = Outcome { read_past_store: plan.read_past_store, ..Outcome::default() };
     let sequences = plan.sequences;
     let group = memory.group(sequences);
@@ -251,7 +249,7 @@ pub fn run<T: Real>(
         }
     }
     if outcome.divergence.is_none() {
-        plan.finish(state, memory.chunk_size)?;
+        plan.finish(state)?;
     }
     outcome.computing = begin.elapsed().saturating_sub(outcome.input + outcome.output);
     Ok(outcome)
@@ -259,8 +257,8 @@ pub fn run<T: Real>(
 
 /// Advances the sequences `group` side by side. A sequence that diverges ends itself and all after it; those before
 /// it go on, so that what is reported is the first divergence in the order of sequences.
-fn run_group<T: Real>(
-    memory: &Memory<T>,
+fn run_group<T: Real, M: MemoryModel<T>>(
+    memory: &Memory<T, M>,
     state: &mut State<T>,
     plan: &Plan<'_, T>,
     group: std::ops::Range<usize>,
@@ -268,9 +266,9 @@ fn run_group<T: Real>(
     tick: &mut (dyn FnMut(usize) -> Result<()> + Send),
     outcome: &mut Outcome,
 ) -> Result<()> {
-    let mut lanes: Vec<Lane<'_, T>> = Lane::group(memory, state, plan, group.clone());
+    let mut lanes: Vec<Lane<'_, T, M>> = Lane::group(memory, state, plan, group.clone());
     let mut rows = vec![0; lanes.len()];
-    for block in plan.blocks(memory) {
+    for block in plan.blocks() {
         let reading = Instant::now();
         for lane in &mut lanes {
             if let Some(sequences) = plan.store {
@@ -318,6 +316,9 @@ struct Plan<'a, T> {
     /// The sides as they were before; a plain read starts its own count.
     stored_before: Side<T>,
     read_before: Side<T>,
+    chunk_size: usize,
+    /// Most rows of a block: whole chunks.
+    block_rows: usize,
     /// Chunk at which both sides start.
     first_chunk: usize,
     /// One past the last position read.
@@ -330,7 +331,7 @@ struct Plan<'a, T> {
 }
 
 impl<'a, T: Real> Plan<'a, T> {
-    fn new(memory: &Memory<T>, state: &State<T>, work: Work<'a, T>) -> Result<Self> {
+    fn new(memory: &Memory<T, impl MemoryModel<T>>, state: &State<T>, work: Work<'a, T>) -> Result<Self> {
         let c = memory.chunk_size;
         let (read, store, probe) = match work {
             Work::Read(queries) => (Some(queries), None, false),
@@ -353,6 +354,8 @@ impl<'a, T: Real> Plan<'a, T> {
             read,
             store,
             probe,
+            chunk_size: c,
+            block_rows: (BLOCK_TOKENS / c).max(1) * c,
             stored_before: state.stored.clone(),
             read_before: Side::new(sequences, memory.parameters.dimensions.dim),
             first_chunk: 0,
@@ -384,27 +387,27 @@ impl<'a, T: Real> Plan<'a, T> {
     }
 
     /// Rows that the longest block has on the stored and on the read side.
-    fn rows(&self, memory: &Memory<T>) -> (usize, usize) {
-        let start = self.first_chunk * memory.chunk_size;
-        let longest = |end: usize| end.saturating_sub(start).min(memory.block_rows());
+    fn rows(&self) -> (usize, usize) {
+        let start = self.first_chunk * self.chunk_size;
+        let longest = |end: usize| end.saturating_sub(start).min(self.block_rows);
         (longest(self.store_end), longest(self.read_end))
     }
 
     /// Attention is taken over a chunk's tokens, or over all there are of it.
-    fn check_chunk(&self, memory: &Memory<T>) -> Result<()> {
-        let (stored, read) = self.rows(memory);
-        if memory.chunk_size.min(stored.max(read)) <= LONGEST_CHUNK {
+    fn check_chunk(&self) -> Result<()> {
+        let (stored, read) = self.rows();
+        if self.chunk_size.min(stored.max(read)) <= LONGEST_CHUNK {
             return Ok(());
         }
         let expected =
             format!("at most {LONGEST_CHUNK} (attention within a chunk takes its square in memory)");
-        Err(Error::setting("chunk_size", expected, memory.chunk_size.to_string()))
+        Err(Error::setting("chunk_size", expected, self.chunk_size.to_string()))
     }
 
-    fn blocks(&self, memory: &Memory<T>) -> impl Iterator<Item = Block> + use<'a, T> {
-        let length = memory.block_rows();
+    fn blocks(&self) -> impl Iterator<Item = Block> + use<'a, T> {
+        let length = self.block_rows;
         let (read_end, store_end) = (self.read_end, self.store_end);
-        let start = self.first_chunk * memory.chunk_size;
+        let start = self.first_chunk * self.chunk_size;
         (start..read_end.max(store_end)).step_by(length).map(move |start| {
             let span = |end: usize| Span { start, end: end.clamp(start, start + length) };
             Block { read: span(read_end), store: span(store_end) }
@@ -412,11 +415,11 @@ impl<'a, T: Real> Plan<'a, T> {
     }
 
     /// Moves the state's counts and left-over tokens on, once everything is stored.
-    fn finish(&self, state: &mut State<T>, chunk_size: usize) -> Result<()> {
+    fn finish(&self, state: &mut State<T>) -> Result<()> {
         if let Some(store) = self.store {
             // A plain store takes its tokens as the read ones too.
-            state.read = state.read.after(self.read.unwrap_or(store), chunk_size)?;
-            state.stored = state.stored.after(store, chunk_size)?;
+            state.read = state.read.after(self.read.unwrap_or(store), self.chunk_size)?;
+            state.stored = state.stored.after(store, self.chunk_size)?;
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
 //! What is trained outside: projections, gate layers, norms and the memory weights `W` that every sequence starts
-//! from. Names and (out, in) layout in files are those of the seed's `PyTorch` `state_dict`; in memory every linear
+//! from. Names and (out, in) layout in files are those of titans-pytorch 0.0.17's `state_dict`; in memory every linear
 //! is (in, out).
 
 use std::collections::BTreeMap;
@@ -172,7 +172,7 @@ pub enum Init {
     /// Memory weights uniform in ±√(6 / (rows + cols)).
     #[default]
     Xavier,
-    /// Memory weights from N(0, 1): the seed's own.
+    /// Memory weights from N(0, 1), as titans-pytorch draws them.
     Randn,
 }
 

@@ -1,4 +1,4 @@
-//! The shipped passages, against results computed with the seed's own code, and against what the data is for: a
+//! The shipped passages, against results computed with titans-pytorch's own code, and against what the data is for: a
 //! change of topic is where the memory does worse than its starting weights would have led one to expect.
 
 use ndarray::s;

@@ -1,4 +1,4 @@
-//! The seed's own results through the program: files in, files out.
+//! The own results of the module in titans-pytorch 0.0.17 through the program: files in, files out.
 
 use std::fs::File;
 
@@ -68,12 +68,12 @@ fn compare(dtype: &str, file: &str, tolerance: f64) {
 }
 
 #[test]
-fn f64_agrees_with_the_seed() {
+fn f64_agrees_with_the_module() {
     compare("f64", "expected.npz", 1e-10);
 }
 
 #[test]
-fn f32_agrees_with_the_seed_at_its_epsilon() {
+fn f32_agrees_with_the_module_at_its_epsilon() {
     compare("f32", "expected_f32eps.npz", 1e-5);
 }
 

@@ -1,4 +1,4 @@
-//! The attention memory, the seed's default model. For the rows x (c, d) of one chunk
+//! The attention memory, the default model of titans-pytorch 0.0.17. For the rows x (c, d) of one chunk
 //!
 //! ```text
 //! q = x W_q,  k = x W_k,  v = x W_v1
