@@ -13,6 +13,7 @@ mod norm;
 pub use norm::{SumOfSquares, norm};
 
 use ndarray::NdFloat;
+use pulp::Arch;
 
 /// Coefficients of one chunk.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +45,24 @@ const STRETCH: usize = 1024;
 /// Advances S and U by one chunk and writes `read ← weights + U`. All slices have the same length; the norms are
 /// those of `surprise` and of the new S, U and W + U.
 pub fn step<T: NdFloat + Into<f64>>(
+    step: Step<T>,
+    surprise: &[T],
+    momentum: &mut [T],
+    update: &mut [T],
+    weights: &[T],
+    read: &mut [T],
+) -> Norms {
+    // Compiled once per instruction set, the best one chosen at run time. The same bits on all of them: nothing is
+    // fused or reassociated beyond the fixed lanes of the sums.
+    Arch::new().dispatch(
+        #[inline(always)]
+        || advance(step, surprise, momentum, update, weights, read),
+    )
+}
+
+#[expect(clippy::inline_always, reason = "to be compiled with the caller's instruction set")]
+#[inline(always)]
+fn advance<T: NdFloat + Into<f64>>(
     step: Step<T>,
     surprise: &[T],
     momentum: &mut [T],

@@ -12,6 +12,8 @@ pub struct SumOfSquares(f64);
 
 impl SumOfSquares {
     /// Adds a stretch, of at most a few thousand elements: within one the sum runs in the element type.
+    #[expect(clippy::inline_always, reason = "to be compiled with the caller's instruction set")]
+    #[inline(always)]
     pub fn add<T: NdFloat + Into<f64>>(&mut self, stretch: &[T]) {
         let mut lanes = [T::zero(); LANES];
         let (whole, rest) = stretch.as_chunks::<LANES>();
