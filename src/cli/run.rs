@@ -134,9 +134,11 @@ fn table(report: &Report) -> String {
         }
     }
     let wall = &report.wall_s;
-    let rate = (sequences * tokens) as f64 / wall.engine.max(f64::MIN_POSITIVE);
-    let mut times =
-        format!("load {}, engine {} ({rate:.0} tokens/s)", seconds(wall.load), seconds(wall.engine));
+    let mut times = format!("load {}, engine {}", seconds(wall.load), seconds(wall.engine));
+    if report.diverged.is_none() {
+        let rate = (sequences * tokens) as f64 / wall.engine.max(f64::MIN_POSITIVE);
+        let _ = write!(times, " ({rate:.0} tokens/s)");
+    }
     let _ = write!(times, ", write {}, plots {}", seconds(wall.write), seconds(wall.plots));
     line("time", times);
     line("results", report.out.display().to_string());
