@@ -7,7 +7,7 @@ default:
 
 # Build the program: target/release/nmem
 build:
-    cargo build --release
+    cargo build --release --locked
 
 # Run nmem with any arguments: just run inspect data/passages.npy
 run *ARGS:
@@ -19,7 +19,7 @@ demo:
 
 # All tests; `just test golden` runs those whose name holds "golden"
 test *FILTER:
-    cargo test {{ FILTER }}
+    cargo test --locked {{ FILTER }}
 
 # Format the code
 fmt:

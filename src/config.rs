@@ -308,6 +308,9 @@ impl Settings {
                 (*other_pin, *other_bias) = (None, None);
             }
         }
+        if self.online == Some(false) {
+            other.store_seq = None;
+        }
         if self.memory.is_some() && other.memory.is_none() {
             (other.heads, other.dim_head, other.init, other.seed) = (None, None, None, None);
             (other.no_pre_norm, other.no_post_norm) = (None, None);

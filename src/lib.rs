@@ -12,6 +12,8 @@
 //! - [`plot`]: figures, made from metrics.csv alone;
 //! - [`config`]: settings as typed and as checked; [`run`]: one run, from configuration to published folder;
 //! - [`cli`]: the subcommands.
+//!
+//! Besides: `matmul` (the gemm crate on array views), `peak` (memory used), `error`.
 
 pub mod cli;
 pub mod config;

@@ -21,6 +21,8 @@ const GRACE: Duration = Duration::from_mins(1);
 /// A folder of results in the making. Dropped without [`publish`](Self::publish), it leaves nothing.
 #[derive(Debug)]
 pub struct ResultsFolder {
+    /// For messages.
+    typed: PathBuf,
     target: PathBuf,
     replace: bool,
     hidden: TempDir,
@@ -52,15 +54,16 @@ impl Drop for MadeParents {
 }
 
 impl ResultsFolder {
-    /// Prepares `target`, clearing the remnants of killed runs beside it. An existing target is refused unless
+    /// Prepares the folder `typed`, clearing the remnants of killed runs beside it. An existing target is refused unless
     /// `replace`.
-    pub fn open(target: &Path, replace: bool) -> Result<Self> {
+    pub fn open(typed: &Path, replace: bool) -> Result<Self> {
         // A symbolic link stays: what it points to is replaced.
-        let target = fs::canonicalize(target).unwrap_or_else(|_| target.to_path_buf());
+        let target = fs::canonicalize(typed).unwrap_or_else(|_| typed.to_path_buf());
         let (Some(name), Some(parent)) = (target.file_name(), target.parent()) else {
             return Err(Error::setting("--out", "a folder that can be made", target.display().to_string()));
         };
-        check_target(&target, replace)?;
+        restore(&target);
+        check_target(&target, typed, replace)?;
         let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
         let made = MadeParents::make(parent).map_err(Error::io(parent, "make a folder (--out) there"))?;
         let prefix = hidden_prefix(name);
@@ -82,7 +85,7 @@ impl ResultsFolder {
             Ok(lock)
         });
         let lock = lock.map_err(Error::io(parent, "write in"))?;
-        Ok(Self { target, replace, hidden, lock, made })
+        Ok(Self { typed: typed.to_path_buf(), target, replace, hidden, lock, made })
     }
 
     /// Where to write.
@@ -98,13 +101,13 @@ impl ResultsFolder {
     /// Puts the finished folder in its place.
     pub fn publish(self) -> Result<()> {
         // Dropped in reverse: `made` last.
-        let Self { made: _made, target, replace, hidden, lock } = self;
-        check_target(&target, replace)?;
+        let Self { made: _made, typed, target, replace, hidden, lock } = self;
+        check_target(&target, &typed, replace)?;
         fs::remove_file(hidden.path().join(LOCK)).map_err(Error::io(hidden.path(), "finish"))?;
         if replace && target.exists() {
             exchange(hidden.path(), &target).map_err(Error::io(&target, "replace"))?;
-            // `hidden` is now the old folder, and goes.
-            hidden.close().map_err(Error::io(&target, "remove what was before"))?;
+            // `hidden` is now the old folder, and goes; where it cannot, the next run tries again.
+            let _ = hidden.close();
         } else {
             fs::rename(hidden.path(), &target).map_err(Error::io(&target, "create"))?;
             let _renamed = hidden.keep();
@@ -122,9 +125,9 @@ fn hidden_prefix(name: &std::ffi::OsStr) -> OsString {
     prefix
 }
 
-fn check_target(target: &Path, replace: bool) -> Result<()> {
+fn check_target(target: &Path, typed: &Path, replace: bool) -> Result<()> {
     let refuse = |expected: &str, got: String| Err(Error::setting("--out", expected, got));
-    let display = target.display();
+    let display = typed.display();
     match fs::symlink_metadata(target) {
         Err(_) => Ok(()),
         Ok(metadata) if !metadata.is_dir() => refuse("a folder", format!("{display}, which is none")),
@@ -166,6 +169,20 @@ fn clear_remnants(parent: &Path, prefix: &OsString) {
     }
 }
 
+/// Where a folder lies for a moment where two cannot be swapped at once.
+fn set_aside(target: &Path) -> PathBuf {
+    let mut aside = target.file_name().map(hidden_prefix).unwrap_or_default();
+    aside.push("old");
+    target.with_file_name(aside)
+}
+
+/// Puts a folder back that a run was killed in replacing.
+fn restore(target: &Path) {
+    if !target.exists() {
+        let _ = fs::rename(set_aside(target), target);
+    }
+}
+
 /// Swaps two folders, at once where the system can.
 fn exchange(a: &Path, b: &Path) -> io::Result<()> {
     #[cfg(target_os = "linux")]
@@ -176,10 +193,9 @@ fn exchange(a: &Path, b: &Path) -> io::Result<()> {
             done => return Ok(done?),
         }
     }
-    let mut aside = b.file_name().map(hidden_prefix).unwrap_or_default();
-    aside.push("old");
-    let aside = b.with_file_name(aside);
+    let aside = set_aside(b);
     fs::rename(b, &aside)?;
+    // Killed here, the old folder is restored by the next run: see `restore`.
     fs::rename(a, b).or_else(|error| fs::rename(&aside, b).and(Err(error)))?;
     fs::rename(&aside, a)
 }

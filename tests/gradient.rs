@@ -6,7 +6,7 @@ mod support;
 use std::ops::Range;
 
 use ndarray::{Array2, ArrayD, Axis, s};
-use nmem::memory::model::{Attention, MemoryModel, elements};
+use nmem::memory::model::{Attention, MemoryModel};
 use nmem::memory::reference::{attention_loss, loss_and_gradient};
 use support::{assert_close, assert_close_to_largest, uniform};
 
@@ -83,7 +83,8 @@ impl Case {
     /// The same by the engine's model, all chunks in one call.
     fn by_model(&self, weights: &[f64]) -> (Vec<f64>, ArrayD<f64>) {
         let model = Attention::new(self.d);
-        assert_eq!(elements(MemoryModel::<f64>::shapes(&model)), weights.len());
+        let elements = MemoryModel::<f64>::shapes(&model).iter().map(|(rows, cols)| rows * cols);
+        assert_eq!(elements.sum::<usize>(), weights.len());
         let rows = self.keys.nrows();
         // Room for more rows than there are, as in a block at the end of a sequence.
         let mut workspace = MemoryModel::<f64>::workspace(&model, 4 * self.chunk, self.chunk);

@@ -103,13 +103,16 @@ fn table(report: &Report) -> String {
     let (sequences, tokens) = (report.sequences, report.tokens);
     let memory = &report.config.dimensions;
     let what = match report.config.mode {
+        _ if report.diverged.is_some() => "diverged in",
         Mode::Store => "stored",
         Mode::Read => "read",
         Mode::Online => "read and stored",
     };
-    let what = if report.diverged.is_some() { "diverged in" } else { what };
     let plural = if sequences == 1 { "" } else { "s" };
-    line(what, format!("{sequences} sequence{plural} of {tokens} tokens, dim {}", memory.dim));
+    let stored = report.tokens_stored.unwrap_or(tokens);
+    let of_tokens =
+        if stored == tokens { tokens.to_string() } else { format!("{tokens} (read), {stored} (stored)") };
+    line(what, format!("{sequences} sequence{plural} of {of_tokens} tokens, dim {}", memory.dim));
     line(
         "memory",
         format!(
@@ -136,7 +139,7 @@ fn table(report: &Report) -> String {
     let wall = &report.wall_s;
     let mut times = format!("load {}, engine {}", seconds(wall.load), seconds(wall.engine));
     if report.diverged.is_none() {
-        let rate = (sequences * tokens) as f64 / wall.engine.max(f64::MIN_POSITIVE);
+        let rate = (sequences * tokens.max(stored)) as f64 / wall.engine.max(f64::MIN_POSITIVE);
         let _ = write!(times, " ({rate:.0} tokens/s)");
     }
     let _ = write!(times, ", write {}, plots {}", seconds(wall.write), seconds(wall.plots));

@@ -25,7 +25,7 @@ use crate::sequence::Sequences;
 use lane::Lane;
 
 /// Tokens per block: enough rows for the products to reach their rate, few enough for a block to stay in L2.
-/// Chosen after the planning measurements (products are at their rate from a few hundred rows on), not tuned.
+/// Products reach their rate from a few hundred rows on; not tuned.
 const BLOCK_TOKENS: usize = 256;
 
 /// Longest chunk whose attention, (c, c) numbers in a few buffers a head, is tried: 1 GiB each in f32.

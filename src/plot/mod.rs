@@ -53,24 +53,24 @@ impl fmt::Display for LeftOut {
 
 /// Draws `timeline.svg`, all quantities on a shared axis of tokens, and each quantity alone: `surprise.svg`,
 /// `loss_ratio.svg` (only where the losses were probed), `learning_rate.svg`, `decay.svg`, `momentum.svg`.
-/// `out_dir` must exist. `check` is asked before each figure and can stop the work.
+/// `out_dir` must exist. `check` is asked every few thousand rows and with each figure, and can stop the work.
 pub fn write_timelines(
     metrics_csv: &Path,
     labels: Option<&Labels>,
     out_dir: &Path,
     check: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Timelines> {
-    let metrics = Metrics::read(metrics_csv)?;
+    let metrics = Metrics::read(metrics_csv, check)?;
     let every: Vec<&Series> = metrics.series.iter().collect();
     let mut figures = vec![("timeline", every.clone())];
     figures.extend(every.iter().map(|&series| (series.quantity.name(), vec![series])));
 
     let mut files = Vec::new();
     for (name, shown) in figures {
-        check()?;
         let path = out_dir.join(name).with_extension("svg");
-        std::fs::write(&path, timeline::figure(&metrics, labels, &shown))
-            .map_err(Error::io(&path, "write"))?;
+        let figure = timeline::figure(&metrics, labels, &shown);
+        check()?;
+        std::fs::write(&path, figure).map_err(Error::io(&path, "write"))?;
         files.push(path);
     }
     let left_out = every.iter().map(|series| LeftOut {

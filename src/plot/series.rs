@@ -16,10 +16,11 @@ use crate::error::Result;
 use crate::io::table::{Column, Table};
 use crate::plot::envelope::{Envelope, Unshown};
 
-/// Bins of the bold lines, and of each head's up to `BINS_OF_ALL_HEADS / BINS` heads: about two a point of paper.
-const BINS: usize = 1024;
+/// Bins of the bold lines, and of each head's up to `BINS_OF_ALL_HEADS / BINS` heads: one a point of paper, of up to
+/// four values each.
+const BINS: usize = 512;
 /// Bounds the size of a figure with many heads.
-const BINS_OF_ALL_HEADS: usize = 8192;
+const BINS_OF_ALL_HEADS: usize = 4096;
 /// Chunks of one sequence that are read before turning to the next.
 const BLOCK: u64 = 64;
 
@@ -126,16 +127,22 @@ struct Cell {
 
 impl Metrics {
     /// Reads a metrics.csv, sorted by sequence, chunk and head as `nmem` writes it.
-    pub fn read(path: &Path) -> Result<Self> {
+    /// `check` is asked every few thousand rows and can stop it.
+    pub fn read(path: &Path, check: &mut dyn FnMut() -> Result<()>) -> Result<Self> {
         let mut table = Table::open(path)?;
         let columns = Columns::find(&table)?;
-        let (mut cursors, heads) = survey(&mut table, &columns)?;
+        let (mut cursors, heads) = survey(&mut table, &columns, check)?;
         let sequences = cursors.len();
         let mut metrics = Self { sequences, series: Series::empty(heads.len()), heads, tokens: 0..0 };
 
         let mut cells = vec![Cell::default(); BLOCK as usize * metrics.heads.len()];
         let mut places = vec![None; BLOCK as usize];
+        let mut blocks = 0_u64;
         while let Some(first) = cursors.iter().map(|cursor| cursor.chunk).min() {
+            blocks += 1;
+            if blocks.is_multiple_of(16) {
+                check()?;
+            }
             cells.fill(Cell::default());
             places.fill(None);
             let mut open = Vec::with_capacity(cursors.len());
@@ -213,11 +220,20 @@ impl Metrics {
 }
 
 /// Finds where each sequence begins and which heads there are, and checks the order of the rows.
-fn survey(table: &mut Table, columns: &Columns) -> Result<(Vec<Cursor>, Vec<u64>)> {
+fn survey(
+    table: &mut Table,
+    columns: &Columns,
+    check: &mut dyn FnMut() -> Result<()>,
+) -> Result<(Vec<Cursor>, Vec<u64>)> {
     let mut cursors = Vec::<Cursor>::new();
     let mut heads = BTreeSet::new();
     let mut previous = None;
+    let mut rows = 0_u64;
     while table.advance()? {
+        rows += 1;
+        if rows.is_multiple_of(4096) {
+            check()?;
+        }
         let key @ (sequence, chunk, head) =
             (table.integer(columns.sequence)?, table.integer(columns.chunk)?, table.integer(columns.head)?);
         if let Some(before) = previous.replace(key)
@@ -354,7 +370,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("metrics.csv");
         std::fs::write(&path, format!("{HEADER}\n{rows}")).expect("a writable temporary folder");
-        Metrics::read(&path)
+        Metrics::read(&path, &mut || Ok(()))
             .map_err(|error| error.to_string().split_once("metrics.csv: ").unwrap().1.to_string())
     }
 
@@ -406,7 +422,7 @@ mod tests {
     fn long_runs_are_binned() {
         let rows: Vec<_> = (0..5000).map(|i| format!("0,{i},0,{i},{},1,1,1,1,1,1\n", i + 1)).collect();
         let metrics = read(&rows.concat()).unwrap();
-        assert_eq!(metrics.series[0].heads[0].bin_width(), 8);
+        assert_eq!(metrics.series[0].heads[0].bin_width(), 16);
         assert!(all(&metrics, Quantity::Surprise)[0].len() <= 4 * BINS);
     }
 

@@ -39,7 +39,8 @@ pub struct Norms {
     pub weight: f64,
 }
 
-/// Elements per stretch: long enough to amortise the sums, short enough for all five streams to stay in L1.
+/// Elements per stretch: long enough to amortise the sums, short enough for all five streams to stay in L1
+/// (in f32).
 const STRETCH: usize = 1024;
 
 /// Advances S and U by one chunk and writes `read ← weights + U`. All slices have the same length; the norms are

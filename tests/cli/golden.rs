@@ -61,7 +61,7 @@ fn compare(dtype: &str, file: &str, tolerance: f64) {
             let what = format!("{}, {dtype}, {name}", case.name);
             assert_close_to_largest(&what, got.view(), expected.view(), tolerance);
         }
-        // The seed returns early where one chunk is all there is; here it is stored.
+        // The module returns early where one chunk is all there is; here it is stored.
         let rows = expected.get("loss").map_or(sequences * heads, ArrayD::len);
         assert_eq!(table.rows.len(), rows, "{}", case.name);
     }

@@ -398,7 +398,7 @@ fn fewer_tokens_than_a_chunk_are_kept_and_said() {
     assert!(desk.csv("out/metrics.csv").rows.is_empty());
     let kept = desk.tensors("out/memory.safetensors")["state.left_over"].floats();
     assert_eq!(kept, desk.floats("three.npy").insert_axis(Axis(0)));
-    assert_eq!(desk.json("out/run.json")["stored_tokens"], 3);
+    assert_eq!(desk.json("out/run.json")["life_tokens"], 3);
     // A memory that has stored something says otherwise.
     for (out, warning) in
         [("five", ""), ("six", "warning: no chunk completed: 2 of the 4 tokens of a chunk\n")]
@@ -415,7 +415,7 @@ fn fewer_tokens_than_a_chunk_are_kept_and_said() {
 #[cfg(target_os = "linux")]
 fn memory_use_is_flat_in_tokens() {
     let desk = Desk::new();
-    let all = tokens(&[60_000, 64], 6);
+    let all = tokens(&[200_000, 64], 6);
     let peak = |n: usize, dtype: &str| {
         write_npy(desk.path("seq.npy"), &all.slice_axis(Axis(0), (0..n).into())).unwrap();
         desk.ok(&format!(
@@ -423,7 +423,8 @@ fn memory_use_is_flat_in_tokens() {
         ));
         desk.json("out/run.json")["peak_anon_bytes"].as_u64().unwrap()
     };
-    let (short, long) = (peak(20_000, "f32"), peak(60_000, "f32"));
+    let (short, long) = (peak(20_000, "f32"), peak(200_000, "f32"));
     assert!(long < 64 << 20, "{long} bytes");
-    assert!(long.saturating_sub(short) < 2 << 20, "{short} bytes with 20,000 tokens, {long} with 60,000");
+    // What the allocator keeps varies by some hundred kilobytes from run to run.
+    assert!(long.saturating_sub(short) < 1 << 20, "{short} bytes with 20,000 tokens, {long} with 200,000");
 }

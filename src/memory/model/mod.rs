@@ -56,8 +56,3 @@ pub struct Factors<'a, T> {
     /// B: (rows, out)
     pub cotangent: ArrayView2<'a, T>,
 }
-
-/// Elements of all memory weights together.
-pub fn elements(shapes: &[(usize, usize)]) -> usize {
-    shapes.iter().map(|(rows, cols)| rows * cols).sum()
-}
