@@ -110,9 +110,11 @@ fn table(report: &Report) -> String {
     };
     let plural = if sequences == 1 { "" } else { "s" };
     let stored = report.tokens_stored.unwrap_or(tokens);
-    let of_tokens =
-        if stored == tokens { tokens.to_string() } else { format!("{tokens} (read), {stored} (stored)") };
-    line(what, format!("{sequences} sequence{plural} of {of_tokens} tokens, dim {}", memory.dim));
+    let of_tokens = match stored {
+        same if same == tokens => format!("{tokens} tokens"),
+        other => format!("{tokens} tokens read and {other} stored"),
+    };
+    line(what, format!("{sequences} sequence{plural} of {of_tokens}, dim {}", memory.dim));
     line(
         "memory",
         format!(

@@ -536,11 +536,11 @@ fn output_folders() {
             ),
             (
                 "store seq.npy --out . --force",
-                "--out: expected a folder that may be replaced whole, got HERE, which holds the working or home folder",
+                "--out: expected a folder that may be replaced whole, got ., which holds the working or home folder",
             ),
             (
                 "store seq.npy --out inputs/.. --force",
-                "--out: expected a folder that may be replaced whole, got HERE, which holds the working or home folder",
+                "--out: expected a folder that may be replaced whole, got inputs/.., which holds the working or home folder",
             ),
             ("store seq.npy --out / --force", "--out: expected a folder that can be made, got /"),
             (

@@ -120,7 +120,10 @@ fn storing_less_than_is_read_is_said() {
         ran.err,
         "warning: 9 tokens stored and 30 read so far: from chunk 3 on, reads used the last weights\n"
     );
-    assert_eq!(ran.out.lines().next(), Some("read and stored  1 sequence of 30 tokens, dim 4"));
+    assert_eq!(
+        ran.out.lines().next(),
+        Some("read and stored  1 sequence of 30 tokens read and 9 stored, dim 4")
+    );
     assert_eq!(desk.f32s("out/retrieved.npy").shape(), [30, 4]);
     assert_eq!(desk.csv("out/metrics.csv").rows.len(), 2);
     assert_eq!(desk.json("out/run.json")["warnings"].as_array().unwrap().len(), 1);
