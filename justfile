@@ -3,7 +3,7 @@ set positional-arguments
 
 # What there is
 default:
-    @just --list --unsorted
+    @"{{ just_executable() }}" --list --unsorted
 
 # Build the program: target/release/nmem
 build:
