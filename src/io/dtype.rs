@@ -130,36 +130,23 @@ macro_rules! element {
 }
 element!(f16, bf16, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64);
 
-impl Float for f16 {
-    #[inline]
-    fn wide(self) -> f64 {
-        f64::from(self.to_f32())
-    }
-    #[inline]
-    fn beyond(self, _: f64) -> bool {
-        !self.is_finite()
-    }
+/// The floats whose every finite number is one in f32 and f64.
+macro_rules! narrow {
+    ($($float:ty),*) => {$(
+        impl Float for $float {
+            #[inline]
+            fn wide(self) -> f64 {
+                f64::from(self)
+            }
+            #[inline]
+            fn beyond(self, _: f64) -> bool {
+                !self.is_finite()
+            }
+        }
+    )*};
 }
-impl Float for bf16 {
-    #[inline]
-    fn wide(self) -> f64 {
-        f64::from(self.to_f32())
-    }
-    #[inline]
-    fn beyond(self, _: f64) -> bool {
-        !self.is_finite()
-    }
-}
-impl Float for f32 {
-    #[inline]
-    fn wide(self) -> f64 {
-        f64::from(self)
-    }
-    #[inline]
-    fn beyond(self, _: f64) -> bool {
-        !self.is_finite()
-    }
-}
+narrow!(f16, bf16, f32);
+
 impl Float for f64 {
     #[inline]
     fn wide(self) -> f64 {

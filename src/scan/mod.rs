@@ -53,46 +53,35 @@ pub fn step<T: NdFloat + Into<f64>>(
     weights: &[T],
     read: &mut [T],
 ) -> Norms {
+    let length = surprise.len();
+    assert!([momentum.len(), update.len(), weights.len(), read.len()] == [length; 4], "equal lengths");
     // Compiled once per instruction set, the best one chosen at run time. The same bits on all of them: nothing is
     // fused or reassociated beyond the fixed lanes of the sums.
     Arch::new().dispatch(
         #[inline(always)]
-        || advance(step, surprise, momentum, update, weights, read),
+        || {
+            let keep = T::one() - step.decay;
+            let mut sums = [SumOfSquares::default(); 4];
+            for start in (0..length).step_by(STRETCH) {
+                let range = start..length.min(start + STRETCH);
+                let (g, w) = (&surprise[range.clone()], &weights[range.clone()]);
+                let (s, u, r) = (&mut momentum[range.clone()], &mut update[range.clone()], &mut read[range]);
+                for i in 0..g.len() {
+                    s[i] = step.momentum * s[i] - step.learning_rate * g[i];
+                    u[i] = keep * u[i] + s[i];
+                    r[i] = w[i] + u[i];
+                }
+                for (sum, stretch) in sums.iter_mut().zip([g, s, u, r]) {
+                    sum.add(stretch);
+                }
+            }
+            let [g, s, u, r] = sums;
+            Norms {
+                surprise: g.norm(surprise),
+                momentum: s.norm(momentum),
+                update: u.norm(update),
+                weight: r.norm(read),
+            }
+        },
     )
-}
-
-#[expect(clippy::inline_always, reason = "to be compiled with the caller's instruction set")]
-#[inline(always)]
-fn advance<T: NdFloat + Into<f64>>(
-    step: Step<T>,
-    surprise: &[T],
-    momentum: &mut [T],
-    update: &mut [T],
-    weights: &[T],
-    read: &mut [T],
-) -> Norms {
-    let length = surprise.len();
-    assert!([momentum.len(), update.len(), weights.len(), read.len()] == [length; 4], "equal lengths");
-    let keep = T::one() - step.decay;
-    let mut sums = [SumOfSquares::default(); 4];
-    for start in (0..length).step_by(STRETCH) {
-        let range = start..length.min(start + STRETCH);
-        let (g, w) = (&surprise[range.clone()], &weights[range.clone()]);
-        let (s, u, r) = (&mut momentum[range.clone()], &mut update[range.clone()], &mut read[range]);
-        for i in 0..g.len() {
-            s[i] = step.momentum * s[i] - step.learning_rate * g[i];
-            u[i] = keep * u[i] + s[i];
-            r[i] = w[i] + u[i];
-        }
-        for (sum, stretch) in sums.iter_mut().zip([g, s, u, r]) {
-            sum.add(stretch);
-        }
-    }
-    let [g, s, u, r] = sums;
-    Norms {
-        surprise: g.norm(surprise),
-        momentum: s.norm(momentum),
-        update: u.norm(update),
-        weight: r.norm(read),
-    }
 }

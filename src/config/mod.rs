@@ -2,158 +2,17 @@
 //! [`Config`], checked against each other, of which a run is made. Keys of a file are the flags' names with
 //! underscores; flags win.
 
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+mod settings;
 
-use clap::Args;
-use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::memory::parameters::Init;
 use crate::memory::{Dimensions, Gate, Gates};
 use crate::real::ElementType;
-
-/// What can be said about a run, as typed.
-#[derive(Args, Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Settings {
-    /// Sequences: a .npy of shape (tokens, dim) or (sequences, tokens, dim), f16, f32 or f64; `-` is standard input
-    #[arg(value_name = "SEQ.npy")]
-    pub data: Option<PathBuf>,
-
-    /// Parameters (a PyTorch state_dict as .safetensors or .npz) or a memory that `store` wrote; without it one is
-    /// drawn at random
-    #[arg(long, value_name = "FILE", help_heading = "Memory")]
-    pub memory: Option<PathBuf>,
-    /// Tokens per chunk, at least 2: needed with parameters; 16 for a drawn memory
-    #[arg(long, value_name = "N", help_heading = "Memory", value_parser = whole::<usize>, allow_negative_numbers = true)]
-    pub chunk_size: Option<usize>,
-    /// Heads of a drawn memory [default: 1]
-    #[arg(long, value_name = "N", help_heading = "Memory", value_parser = whole::<usize>, allow_negative_numbers = true)]
-    pub heads: Option<usize>,
-    /// Width of a head of a drawn memory [default: dim / heads]
-    #[arg(long, value_name = "N", help_heading = "Memory", value_parser = whole::<usize>, allow_negative_numbers = true)]
-    pub dim_head: Option<usize>,
-    /// How a memory is drawn: memory weights uniform (xavier) or from N(0, 1) (randn, as titans-pytorch does)
-    /// [default: xavier]
-    #[arg(
-        long,
-        value_enum,
-        help_heading = "Memory",
-        hide_possible_values = true,
-        value_name = "xavier|randn"
-    )]
-    pub init: Option<Init>,
-    /// Seed of a drawn memory [default: 0]
-    #[arg(long, value_name = "N", help_heading = "Memory", value_parser = whole::<u64>, allow_negative_numbers = true)]
-    pub seed: Option<u64>,
-    /// Draw a memory without the norms before storing and reading
-    #[arg(long, help_heading = "Memory", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
-    pub no_pre_norm: Option<bool>,
-    /// Draw a memory without the norm of what was read
-    #[arg(long, help_heading = "Memory", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
-    pub no_post_norm: Option<bool>,
-    /// Past weights: weights.0 … weights.3, each (dim_head, dim_head), that shift the memory weights themselves
-    #[arg(long, value_name = "FILE", help_heading = "Memory")]
-    pub past: Option<PathBuf>,
-    /// Go on from a saved memory with its momentum set to zero
-    #[arg(long, help_heading = "Memory", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
-    pub restart_momentum: Option<bool>,
-
-    /// Pin the learning rate θ of every chunk (0 or more), or `learned` to free a saved memory's pin
-    #[arg(long, value_name = "X", help_heading = "Gates", allow_negative_numbers = true)]
-    pub learning_rate: Option<GateSetting>,
-    /// Pin the momentum η, or `learned`
-    #[arg(long, value_name = "X", help_heading = "Gates", allow_negative_numbers = true)]
-    pub momentum: Option<GateSetting>,
-    /// Pin the decay α, the share that each chunk forgets, or `learned`
-    #[arg(long, value_name = "X", help_heading = "Gates", allow_negative_numbers = true)]
-    pub decay: Option<GateSetting>,
-    /// Added to the logit of θ = exp(−15 · sigmoid(logit)): a larger logit is a SMALLER rate
-    #[arg(long, value_name = "B", help_heading = "Gates", allow_negative_numbers = true)]
-    pub learning_rate_bias: Option<f64>,
-    /// Added to the logit of η = sigmoid(logit)
-    #[arg(long, value_name = "B", help_heading = "Gates", allow_negative_numbers = true)]
-    pub momentum_bias: Option<f64>,
-    /// Added to the logit of α = sigmoid(logit)
-    #[arg(long, value_name = "B", help_heading = "Gates", allow_negative_numbers = true)]
-    pub decay_bias: Option<f64>,
-
-    /// Read chunk by chunk, one chunk behind, while storing the same sequence: forward(seq) of the module in PyTorch
-    #[arg(long, help_heading = "Online", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
-    pub online: Option<bool>,
-    /// Store this sequence while reading SEQ: forward(seq, store_seq); implies --online
-    #[arg(long, value_name = "STORE.npy", help_heading = "Online")]
-    pub store_seq: Option<PathBuf>,
-    /// Also compute loss_before and loss_after (two more reads a chunk)
-    #[arg(long, help_heading = "Online", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
-    pub probe: Option<bool>,
-
-    /// Leave loss_before and loss_after out (two reads a chunk less)
-    #[arg(long, help_heading = "Run", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
-    pub no_probe: Option<bool>,
-    /// Element type of computation and results [default: f32]
-    #[arg(long, value_enum, help_heading = "Run", hide_possible_values = true, value_name = "f32|f64")]
-    pub dtype: Option<ElementType>,
-    /// Threads; results are the same for any number [default: one per core]
-    #[arg(long, value_name = "N", help_heading = "Run", value_parser = whole::<usize>, allow_negative_numbers = true)]
-    pub threads: Option<usize>,
-    /// Let NaN and infinity in inputs through to the divergence check
-    #[arg(long, help_heading = "Run", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
-    pub allow_nonfinite: Option<bool>,
-    /// Run the engine N more times for timing: wall_s.engine of run.json is then the median
-    #[arg(long, value_name = "N", help_heading = "Run", value_parser = whole::<usize>, allow_negative_numbers = true)]
-    pub repeat: Option<usize>,
-
-    /// Folder for the results; must not exist [default: results/INPUT-COMMAND, of the input's stem]
-    #[arg(long, value_name = "DIR", help_heading = "Output")]
-    pub out: Option<PathBuf>,
-    /// Mark changes of topic and repeats in the figures: columns position, segment, optionally repeat
-    #[arg(long, value_name = "FILE.csv", help_heading = "Output")]
-    pub labels: Option<PathBuf>,
-    /// Draw no figures
-    #[arg(long, help_heading = "Output", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
-    pub no_plots: Option<bool>,
-}
-
-/// Negative numbers come here too, for a better message than that of an unknown flag.
-fn whole<N: FromStr>(text: &str) -> Result<N, String> {
-    text.parse().map_err(|_| "expected a whole number".to_owned())
-}
-
-/// A gate as typed: a number pins it, `learned` leaves it to its layer.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
-#[serde(try_from = "toml::Value")]
-pub enum GateSetting {
-    /// By the gate layer.
-    Learned,
-    /// To this value.
-    Pinned(f64),
-}
-
-impl FromStr for GateSetting {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "learned" => Ok(Self::Learned),
-            number => number.parse().map(Self::Pinned).map_err(|_| "expected a number or `learned`".into()),
-        }
-    }
-}
-
-impl TryFrom<toml::Value> for GateSetting {
-    type Error = String;
-
-    fn try_from(value: toml::Value) -> Result<Self, String> {
-        match value {
-            toml::Value::Float(number) => Ok(Self::Pinned(number)),
-            toml::Value::Integer(number) => Ok(Self::Pinned(number as f64)),
-            toml::Value::String(text) => text.parse(),
-            _ => Err("expected a number or \"learned\"".into()),
-        }
-    }
-}
+pub use settings::{GateSetting, Settings};
 
 /// The command that is to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -271,85 +130,6 @@ const MOST_THREADS: usize = 1024;
 const DRAWN_CHUNK_SIZE: usize = 16;
 
 impl Settings {
-    /// Reads a TOML file. Relative paths in it are relative to its folder.
-    pub fn from_toml(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
-        let mut settings: Self = toml::from_str(&text).map_err(|error| explain_toml(path, &text, &error))?;
-        let folder = path.parent().unwrap_or(Path::new(""));
-        let files = [
-            &mut settings.data,
-            &mut settings.memory,
-            &mut settings.past,
-            &mut settings.store_seq,
-            &mut settings.out,
-            &mut settings.labels,
-        ];
-        for file in files.into_iter().flatten().filter(|file| **file != Path::new("-")) {
-            *file = folder.join(&*file);
-        }
-        Ok(settings)
-    }
-
-    /// These settings, with those of `other` where these say nothing. A pin here also overrides a bias there, and the
-    /// reverse; a memory here makes what is said there of drawing one void.
-    #[must_use]
-    pub fn or(self, mut other: Self) -> Self {
-        for (pin, bias, other_pin, other_bias) in [
-            (
-                self.learning_rate,
-                self.learning_rate_bias,
-                &mut other.learning_rate,
-                &mut other.learning_rate_bias,
-            ),
-            (self.momentum, self.momentum_bias, &mut other.momentum, &mut other.momentum_bias),
-            (self.decay, self.decay_bias, &mut other.decay, &mut other.decay_bias),
-        ] {
-            if pin.is_some() || bias.is_some() {
-                (*other_pin, *other_bias) = (None, None);
-            }
-        }
-        if self.online == Some(false) {
-            other.store_seq = None;
-        }
-        if self.memory.is_some() && other.memory.is_none() {
-            (other.heads, other.dim_head, other.init, other.seed) = (None, None, None, None);
-            (other.no_pre_norm, other.no_post_norm) = (None, None);
-        }
-        macro_rules! each {
-            ($($field:ident),* $(,)?) => { Self { $($field: self.$field.or(other.$field)),* } };
-        }
-        each!(
-            data,
-            memory,
-            chunk_size,
-            heads,
-            dim_head,
-            init,
-            seed,
-            no_pre_norm,
-            no_post_norm,
-            past,
-            restart_momentum,
-            learning_rate,
-            momentum,
-            decay,
-            learning_rate_bias,
-            momentum_bias,
-            decay_bias,
-            online,
-            store_seq,
-            probe,
-            no_probe,
-            dtype,
-            threads,
-            allow_nonfinite,
-            repeat,
-            out,
-            labels,
-            no_plots,
-        )
-    }
-
     /// Refuses flags that have no effect in this command, so that nobody believes they had one. (A configuration
     /// file may serve several commands, so its keys are not held to this.)
     pub fn check_flags(&self, command: Command, merged: &Self) -> Result<()> {
@@ -582,23 +362,4 @@ impl MemorySource {
             }
         }
     }
-}
-
-/// One line: file, line, what is wrong, and for an unknown key the nearest known one.
-fn explain_toml(path: &Path, text: &str, error: &toml::de::Error) -> Error {
-    let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
-    let message = error.message().replace('\n', ", ");
-    let unknown = message.strip_prefix("unknown field `").and_then(|rest| rest.split_once('`'));
-    let Some((key, rest)) = unknown else {
-        let message = ["usize", "u64"].iter().fold(message, |text, of| text.replace(of, "a whole number"));
-        return Error::file(path, "settings in TOML", format!("this in line {line}: {message}"));
-    };
-    let known: Vec<&str> = rest.split('`').skip(1).step_by(2).collect();
-    let near = known
-        .iter()
-        .map(|known| (strsim::jaro_winkler(key, known), known))
-        .filter(|(likeness, _)| *likeness > 0.8)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map_or(String::new(), |(_, known)| format!(" (did you mean `{known}`?)"));
-    Error::file(path, "a known setting", format!("`{key}` in line {line}{near}"))
 }
