@@ -30,5 +30,6 @@ pub mod record;
 pub mod run;
 pub mod scan;
 pub mod sequence;
+pub mod simd;
 
 pub use error::{Error, Result};

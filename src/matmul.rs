@@ -16,11 +16,6 @@ pub fn scaled_matmul<T: Real>(out: ArrayViewMut2<T>, factor: T, a: ArrayView2<T>
     product(out, None, factor, a, b);
 }
 
-/// `out ← out + a b`
-pub fn add_matmul<T: Real>(out: ArrayViewMut2<T>, a: ArrayView2<T>, b: ArrayView2<T>) {
-    product(out, Some(T::one()), T::one(), a, b);
-}
-
 /// `out ← keep · out + factor · a b`; with `keep` absent `out` is only written.
 fn product<T: Real>(
     mut out: ArrayViewMut2<T>,

@@ -2,9 +2,12 @@
 //! rten-vecmath (AVX2 or AVX-512, chosen at run time), f64 through std, for golden cases and finite differences.
 
 use ndarray::NdFloat;
-use rten_simd::{SimdOp, SimdUnaryOp};
-use rten_vecmath::{Sigmoid, Softmax};
+use pulp::Arch;
+use rten_simd::SimdUnaryOp;
+use rten_vecmath::{Exp, Sigmoid, Silu};
 use serde::Serialize;
+
+use crate::simd::Lanes;
 
 /// Element type of a run, named as users name it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, serde::Deserialize, clap::ValueEnum)]
@@ -27,7 +30,7 @@ impl std::fmt::Display for ElementType {
 }
 
 /// f32 or f64: everything the memory and the engine need of a number.
-pub trait Real: NdFloat + Into<f64> + Serialize + Default + Send + Sync + 'static {
+pub trait Real: NdFloat + Lanes + Into<f64> + Serialize + Default {
     /// Which of the two.
     const TYPE: ElementType;
     /// Machine epsilon: the ε of every `RMSNorm` (`PyTorch`'s default, `torch.finfo(dtype).eps`).
@@ -40,10 +43,84 @@ pub trait Real: NdFloat + Into<f64> + Serialize + Default + Send + Sync + 'stati
     /// Little-endian bytes.
     fn le_bytes(self) -> impl AsRef<[u8]>;
 
-    /// Replaces `row` by its softmax. A NaN or +∞ anywhere, or nothing but −∞, makes NaNs; −∞ among others is a 0.
-    fn softmax(row: &mut [Self]);
+    /// Replaces each x by e^x.
+    fn exp_all(values: &mut [Self]);
     /// Replaces each x by its logistic sigmoid.
     fn sigmoid(values: &mut [Self]);
+    /// Replaces each x by x · sigmoid(x).
+    fn silu(values: &mut [Self]);
+
+    /// Replaces each row of `length` numbers by the softmax of its first r + 1, r being the row's place within its
+    /// chunk of `length` rows, and by zeros after them. A NaN or +∞ among the first makes NaNs of them, as does
+    /// nothing but −∞; −∞ among others is a 0.
+    fn causal_softmax(rows: &mut [Self], length: usize) {
+        let seen = |r: usize| r % length + 1;
+        Arch::new().dispatch(|| {
+            for (r, row) in rows.chunks_exact_mut(length).enumerate() {
+                let (seen, future) = row.split_at_mut(seen(r));
+                let largest = largest(seen);
+                for x in seen {
+                    *x -= largest;
+                }
+                future.fill(Self::neg_infinity());
+            }
+        });
+        Self::exp_all(rows);
+        Arch::new().dispatch(|| {
+            for (r, row) in rows.chunks_exact_mut(length).enumerate() {
+                let seen = &mut row[..seen(r)];
+                let scale = total(seen).recip();
+                for x in seen {
+                    *x *= scale;
+                }
+            }
+        });
+    }
+
+    /// Σ aᵢ bᵢ, in lanes. To be called where the instruction set has been chosen.
+    #[expect(clippy::inline_always, reason = "to be compiled with the caller's instruction set")]
+    #[inline(always)]
+    fn dot(a: &[Self], b: &[Self]) -> Self {
+        let (whole, rest) = a.as_chunks::<LANES>();
+        let (whole_b, rest_b) = b.as_chunks::<LANES>();
+        let mut lanes = [Self::zero(); LANES];
+        for (a, b) in whole.iter().zip(whole_b) {
+            for i in 0..LANES {
+                lanes[i] += a[i] * b[i];
+            }
+        }
+        let rest = rest.iter().zip(rest_b).fold(Self::zero(), |sum, (&a, &b)| sum + a * b);
+        lanes.into_iter().fold(rest, |sum, x| sum + x)
+    }
+}
+
+/// Lanes that the compiler turns into vector registers.
+const LANES: usize = 16;
+
+#[expect(clippy::inline_always, reason = "to be compiled with the caller's instruction set")]
+#[inline(always)]
+fn fold<T: Real>(values: &[T], start: T, join: impl Fn(T, T) -> T) -> T {
+    let (whole, rest) = values.as_chunks::<LANES>();
+    let mut lanes = [start; LANES];
+    for block in whole {
+        for (lane, &x) in lanes.iter_mut().zip(block) {
+            *lane = join(*lane, x);
+        }
+    }
+    lanes.iter().chain(rest).fold(start, |joined, &x| join(joined, x))
+}
+
+/// The largest, NaNs apart.
+#[expect(clippy::inline_always, reason = "to be compiled with the caller's instruction set")]
+#[inline(always)]
+fn largest<T: Real>(values: &[T]) -> T {
+    fold(values, T::neg_infinity(), |a, b| if b > a { b } else { a })
+}
+
+#[expect(clippy::inline_always, reason = "to be compiled with the caller's instruction set")]
+#[inline(always)]
+fn total<T: Real>(values: &[T]) -> T {
+    fold(values, T::zero(), |a, b| a + b)
 }
 
 impl Real for f32 {
@@ -59,11 +136,14 @@ impl Real for f32 {
     fn le_bytes(self) -> impl AsRef<[u8]> {
         self.to_le_bytes()
     }
-    fn softmax(row: &mut [Self]) {
-        Softmax::new_mut(row).dispatch();
+    fn exp_all(values: &mut [Self]) {
+        Exp {}.map_mut(values);
     }
     fn sigmoid(values: &mut [Self]) {
         Sigmoid {}.map_mut(values);
+    }
+    fn silu(values: &mut [Self]) {
+        Silu {}.map_mut(values);
     }
 }
 
@@ -80,20 +160,19 @@ impl Real for f64 {
     fn le_bytes(self) -> impl AsRef<[u8]> {
         self.to_le_bytes()
     }
-    fn softmax(row: &mut [Self]) {
-        let largest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let mut sum = 0.0;
-        for x in &mut *row {
-            *x = (*x - largest).exp();
-            sum += *x;
-        }
-        for x in row {
-            *x /= sum;
+    fn exp_all(values: &mut [Self]) {
+        for x in values {
+            *x = x.exp();
         }
     }
     fn sigmoid(values: &mut [Self]) {
         for x in values {
             *x = 1.0 / (1.0 + (-*x).exp());
+        }
+    }
+    fn silu(values: &mut [Self]) {
+        for x in values {
+            *x /= 1.0 + (-*x).exp();
         }
     }
 }

@@ -1,16 +1,16 @@
-//! One head of one sequence: all gradients of a block at W, then the walk along its chunks.
+//! One head of one sequence: all gradients of a block at W, then the layers of the memory one after the other, the
+//! strips of each walking through the block's chunks side by side.
 
-use std::ops::Range;
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
+use rayon::prelude::*;
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
-
-use super::{Block, Divergence, Memory, Plan};
-use crate::matmul::matmul;
+use super::norm::{joined, sum_of_squares};
+use super::strip::{Norms, Reading, Step, Stored, Strip, Walk};
+use super::{Block, Context, Divergence, Memory};
 use crate::memory::GateValues;
 use crate::memory::model::{Factors, MemoryModel};
 use crate::metrics::{ChunkMetrics, WeightMetrics};
 use crate::real::Real;
-use crate::scan::{self, Norms, Step};
 
 /// What a head sees of a block.
 pub struct Inputs<'a, T> {
@@ -25,241 +25,307 @@ pub struct Inputs<'a, T> {
 }
 
 /// State, weights and buffers of one head.
-pub struct Head<'s, T: Real, M: MemoryModel<T>> {
+pub struct Head<'s, T: Real> {
     sequence: usize,
     index: usize,
-    reader: Reader<T, M>,
+    strips: Vec<Strip<T>>,
+    queries: Reader<T>,
     /// Absent in a plain read.
-    storing: Option<Storing<'s, T, M>>,
+    storing: Option<Storing<'s, T>>,
     /// The metrics of the block, up to a divergence.
     pub rows: Vec<ChunkMetrics<T>>,
     pub divergence: Option<Divergence>,
 }
 
-struct Reader<T: Real, M: MemoryModel<T>> {
-    /// W + U
-    weights: Vec<T>,
-    /// Whether there is something to read from: in a plain read always, online once a chunk has been stored.
-    ready: bool,
-    workspace: M::Workspace,
-    /// What was read in this block, (rows, d).
-    output: Array2<T>,
-    /// Of a probe: what M says of a chunk's keys, (c, d).
-    predicted: Array2<T>,
+/// Rows on their way through the memory's layers.
+struct Reader<T> {
+    /// Products with the weights of each layer, (rows, out).
+    products: Vec<Array2<T>>,
+    /// Input of each layer after the first, (rows, in).
+    inputs: Vec<Array2<T>>,
 }
 
-struct Storing<'s, T: Real, M: MemoryModel<T>> {
-    recurrence: Recurrence<'s, T>,
+/// What storing needs, and where the S and U of a head came from.
+struct Storing<'s, T> {
+    update: &'s mut [T],
+    momentum: &'s mut [T],
+    factors: Factors<Array2<T>>,
     /// Loss at W of each row of the block.
     losses: Vec<T>,
-    /// Holds the block's factors while chunks are read and probed with the reader's.
-    workspace: M::Workspace,
+    /// The keys, read just before and just after their chunk is stored.
+    probe: Option<[Reader<T>; 2]>,
 }
 
-/// What a stored chunk moves.
-struct Recurrence<'s, T> {
-    /// U
-    update: &'s mut [T],
-    /// S
-    momentum: &'s mut [T],
-    /// g of the current chunk.
-    gradient: Vec<T>,
+impl<T: Real> Reader<T> {
+    fn new(model: &impl MemoryModel<T>, rows: usize) -> Self {
+        // Products have the shapes of their own cotangents.
+        let Factors { inputs, cotangents } = Factors::new(model, rows);
+        Self { products: cotangents, inputs }
+    }
+
+    /// The input of each layer but the last to that of the next.
+    fn activate<M: MemoryModel<T>>(&mut self, context: &Context<'_, T, M>, layer: usize, rows: usize) {
+        let group = context.plan.group_rows;
+        let products = self.products[layer].slice(s![..rows, ..]);
+        let mut inputs = self.inputs[layer].slice_mut(s![..rows, ..]);
+        let parts = products.axis_chunks_iter(Axis(0), group).zip(inputs.axis_chunks_iter_mut(Axis(0), group));
+        parts.collect::<Vec<_>>().into_par_iter().for_each(|(products, inputs)| {
+            let memory = context.memory;
+            context.with_scratch(|scratch| {
+                memory.model.activate(layer, memory.chunk_size, products, inputs, scratch);
+            });
+        });
+    }
 }
 
-impl<'s, T: Real, M: MemoryModel<T>> Head<'s, T, M> {
+impl<'s, T: Real> Head<'s, T> {
     /// A head that reads with W + U, whatever was stored.
-    pub fn reading(
-        memory: &Memory<T, M>,
-        plan: &Plan<'_, T>,
+    pub fn reading<M: MemoryModel<T>>(
+        context: &Context<'_, T, M>,
         sequence: usize,
-        head: usize,
+        index: usize,
         update: &[T],
     ) -> Self {
-        let (stored, read) = plan.rows();
-        let d = memory.parameters.dimensions.dim_head;
-        let probed = if plan.probe { memory.chunk_size.min(stored) } else { 0 };
-        let reader = Reader {
-            weights: memory.base.iter().zip(update).map(|(&w, &u)| w + u).collect(),
-            ready: true,
-            workspace: memory.model.workspace(read.max(probed), memory.chunk_size),
-            output: Array2::zeros((read, d)),
-            predicted: Array2::zeros((probed, d)),
-        };
-        Self { sequence, index: head, reader, storing: None, rows: Vec::new(), divergence: None }
+        let Memory { columns, base_strips, model, .. } = context.memory;
+        let strips = columns.iter().zip(base_strips);
+        Self {
+            sequence,
+            index,
+            strips: strips.map(|(columns, base)| Strip::reading(columns, base, update)).collect(),
+            queries: Reader::new(model, context.plan.rows().1),
+            storing: None,
+            rows: Vec::new(),
+            divergence: None,
+        }
     }
 
     /// A head that stores, and reads one chunk behind.
-    pub fn storing(
-        memory: &Memory<T, M>,
-        plan: &Plan<'_, T>,
+    pub fn storing<M: MemoryModel<T>>(
+        context: &Context<'_, T, M>,
         sequence: usize,
-        head: usize,
+        index: usize,
         update: &'s mut [T],
         momentum: &'s mut [T],
     ) -> Self {
-        let (rows, _) = plan.rows();
-        let mut this = Self::reading(memory, plan, sequence, head, update);
-        this.reader.ready = plan.first_chunk > 0;
-        this.storing = Some(Storing {
-            recurrence: Recurrence { gradient: vec![T::zero(); update.len()], update, momentum },
-            losses: vec![T::zero(); rows],
-            workspace: memory.model.workspace(rows, memory.chunk_size),
-        });
-        this
-    }
-
-    /// What was read in this block, (rows, d).
-    pub fn output(&self, rows: usize) -> ArrayView2<'_, T> {
-        self.reader.output.slice(s![..rows, ..])
-    }
-
-    /// Reads and stores the chunks of a block.
-    pub fn run(&mut self, memory: &Memory<T, M>, probe: bool, block: Block, inputs: &Inputs<'_, T>) {
-        let Self { sequence, index: head, reader, storing, rows, divergence } = self;
-        rows.clear();
-        let c = memory.chunk_size;
-        let first = block.start() / c;
-        let diverged = |chunk: usize, quantity: &'static str, value: T| {
-            let value = value.to_string();
-            Some(Divergence { sequence: *sequence, chunk, head: Some(*head), quantity, value })
-        };
-        let queries = inputs.queries.nrows();
-        let Some(Storing { recurrence, losses, workspace }) = storing else {
-            // The weights stand still: all chunks at once.
-            if let Some((row, value)) = reader.read(memory, inputs.queries, 0..queries) {
-                *divergence = diverged(first + row / c, "retrieved", value);
-            }
-            return;
-        };
-        let stored = inputs.keys.nrows();
-        let losses = &mut losses[..stored];
-        let factors = memory.model.surprise(&memory.base, inputs.keys, inputs.values, c, losses, workspace);
-        for i in 0..stored.max(queries).div_ceil(c) {
-            let (chunk, range) = (first + i, i * c..(i + 1) * c);
-            if range.start < queries {
-                let read = reader.read(memory, inputs.queries, range.start..range.end.min(queries));
-                if let Some((_, value)) = read {
-                    *divergence = diverged(chunk, "retrieved", value);
-                    return;
-                }
-            }
-            if range.end > stored {
-                continue;
-            }
-            let keys = inputs.keys.slice(s![range.clone(), ..]);
-            let values = inputs.values.slice(s![range.clone(), ..]);
-            let loss_before = probe.then(|| reader.loss(memory, keys, values));
-
-            let gates = inputs.gates[i];
-            let norms = recurrence.advance(memory, gates, &factors, range.clone(), &mut reader.weights);
-            reader.ready = true;
-
-            let loss_after = probe.then(|| reader.loss(memory, keys, values));
-            let total = |of: fn(&Norms) -> f64| T::of(norms.iter().map(of).fold(0.0, f64::hypot));
-            let surprise = total(|norms| norms.surprise);
-            let row = ChunkMetrics {
-                sequence: *sequence,
-                chunk,
-                head: *head,
-                start: chunk * c,
-                end: (chunk + 1) * c,
-                loss: T::of(losses[range].iter().map(|loss| loss.wide()).sum()),
-                loss_before,
-                loss_after,
-                surprise,
-                learning_rate: T::of(gates.learning_rate),
-                momentum: T::of(gates.momentum),
-                decay: T::of(gates.decay),
-                surprise_norm: T::of(gates.learning_rate * surprise.wide()),
-                momentum_norm: total(|norms| norms.momentum),
-                update_norm: total(|norms| norms.update),
-                weight_norm: total(|norms| norms.weight),
-                weights: norms
-                    .iter()
-                    .map(|norms| WeightMetrics {
-                        surprise: T::of(norms.surprise),
-                        momentum_norm: T::of(norms.momentum),
-                        update_norm: T::of(norms.update),
-                    })
-                    .collect(),
-            };
-            if let Some((quantity, value)) = row.first_nonfinite() {
-                *divergence = diverged(chunk, quantity, value);
-                return;
-            }
-            rows.push(row);
+        let Memory { columns, base_strips, model, .. } = context.memory;
+        let (rows, queries) = context.plan.rows();
+        let strips = columns.iter().zip(base_strips);
+        Self {
+            sequence,
+            index,
+            strips: strips.map(|(columns, base)| Strip::storing(columns, base, update, momentum)).collect(),
+            queries: Reader::new(model, queries),
+            storing: Some(Storing {
+                update,
+                momentum,
+                factors: Factors::new(model, rows),
+                losses: vec![T::zero(); rows],
+                probe: context.plan.probe.then(|| [(); 2].map(|()| Reader::new(model, rows))),
+            }),
+            rows: Vec::new(),
+            divergence: None,
         }
     }
-}
 
-impl<T: Real> Recurrence<'_, T> {
-    /// Stores the chunk of the rows `range`: moves S and U and writes `weights ← W + U`. Norms per memory weight.
-    fn advance(
-        &mut self,
-        memory: &Memory<T, impl MemoryModel<T>>,
-        gates: GateValues,
-        factors: &[Factors<'_, T>],
-        range: Range<usize>,
-        weights: &mut [T],
-    ) -> Vec<Norms> {
-        let step = Step {
-            learning_rate: T::of(gates.learning_rate),
-            momentum: T::of(gates.momentum),
-            decay: T::of(gates.decay),
-        };
-        let mut offset = 0;
-        let per_weight = memory.weight_shapes().iter().zip(factors).map(|(&(rows, cols), factors)| {
-            let part = offset..offset + rows * cols;
-            offset = part.end;
-            let gradient = &mut self.gradient[part.clone()];
-            let a = factors.input.slice(s![range.clone(), ..]);
-            let b = factors.cotangent.slice(s![range.clone(), ..]);
-            let g = ArrayViewMut2::from_shape((rows, cols), gradient).expect("rows × cols elements");
-            matmul(g, a.t(), b);
-            scan::step(
-                step,
-                &self.gradient[part.clone()],
-                &mut self.momentum[part.clone()],
-                &mut self.update[part.clone()],
-                &memory.base[part.clone()],
-                &mut weights[part],
-            )
-        });
-        per_weight.collect()
+    /// Puts S and U back into the state.
+    pub fn save<M: MemoryModel<T>>(self, memory: &Memory<T, M>) {
+        if let Some(Storing { update, momentum, .. }) = self.storing {
+            for (columns, strip) in memory.columns.iter().zip(&self.strips) {
+                strip.save(columns, update, momentum);
+            }
+        }
     }
-}
 
-impl<T: Real, M: MemoryModel<T>> Reader<T, M> {
-    /// Reads the rows `range` of the queries into the same rows of the output; tells the first that is not finite.
-    fn read(
+    /// Reads and stores the chunks of a block. `output` (rows, d): what was read.
+    pub fn run<M: MemoryModel<T>>(
+        &mut self,
+        context: &Context<'_, T, M>,
+        block: Block,
+        inputs: &Inputs<'_, T>,
+        mut output: ArrayViewMut2<'_, T>,
+    ) {
+        if let Some(storing) = &mut self.storing {
+            storing.surprise(context, inputs);
+        }
+        let steps: Vec<Step<T>> = inputs.gates.iter().map(Step::of).collect();
+        let last = context.memory.model.layers().len() - 1;
+        for layer in 0..last {
+            self.walk(context.memory, layer, inputs, &steps, None);
+            self.queries.activate(context, layer, inputs.queries.nrows());
+            let probes = self.storing.iter_mut().flat_map(|storing| storing.probe.iter_mut().flatten());
+            probes.for_each(|probe| probe.activate(context, layer, inputs.keys.nrows()));
+        }
+        self.walk(context.memory, last, inputs, &steps, Some(output.view_mut()));
+        output.slice_mut(s![..context.plan.unready(block), ..]).fill(T::zero());
+        self.report(context.memory, block, inputs, output.view());
+    }
+
+    /// All strips of a layer, through all chunks. `output`: of the last layer, what it makes of the queries.
+    fn walk<M: MemoryModel<T>>(
         &mut self,
         memory: &Memory<T, M>,
-        queries: ArrayView2<T>,
-        range: Range<usize>,
-    ) -> Option<(usize, T)> {
-        let mut output = self.output.slice_mut(s![range.clone(), ..]);
-        if !self.ready {
-            output.fill(T::zero());
-            return None;
+        layer: usize,
+        inputs: &Inputs<'_, T>,
+        steps: &[Step<T>],
+        output: Option<ArrayViewMut2<'_, T>>,
+    ) {
+        let place = memory.strips_of(layer);
+        let columns = &memory.columns[place.clone()];
+        let strips = self.strips[place.clone()].iter_mut().zip(&memory.base_strips[place]);
+        let mut walks: Vec<_> = strips
+            .map(|(strip, base)| Walk { chunk: memory.chunk_size, base, strip, stored: None, readings: Vec::new() })
+            .collect();
+        let Self { queries, storing, .. } = self;
+        let mut readers = vec![(queries, inputs.queries, output, false)];
+        if let Some(Storing { factors, probe, .. }) = storing {
+            let a = layer_input(layer, inputs.keys, &factors.inputs);
+            let mut b = factors.cotangents[layer].slice(s![..a.nrows(), ..]);
+            for (walk, columns) in walks.iter_mut().zip(columns) {
+                let (cotangents, rest) = b.split_at(Axis(1), columns.width);
+                walk.stored = Some(Stored { steps, inputs: a, cotangents });
+                b = rest;
+            }
+            let probes = probe.iter_mut().flatten().zip([false, true]);
+            readers.extend(probes.map(|(probe, after)| (probe, inputs.keys, None, after)));
         }
-        let queries = queries.slice(s![range.clone(), ..]);
-        memory.model.read(&self.weights, queries, memory.chunk_size, output.view_mut(), &mut self.workspace);
-        first_nonfinite(output.view()).map(|(row, value)| (range.start + row, value))
+        for (Reader { products, inputs }, first, output, after) in readers {
+            let inputs = layer_input(layer, first, inputs);
+            let mut products =
+                output.unwrap_or_else(|| products[layer].slice_mut(s![..first.nrows(), ..]));
+            for (walk, columns) in walks.iter_mut().zip(columns) {
+                let (outputs, rest) = products.split_at(Axis(1), columns.width);
+                walk.readings.push(Reading { inputs, outputs, after });
+                products = rest;
+            }
+        }
+        walks.into_par_iter().for_each(Walk::run);
     }
 
-    /// ℓ of a chunk at W + U.
-    fn loss(&mut self, memory: &Memory<T, M>, keys: ArrayView2<T>, values: ArrayView2<T>) -> T {
-        memory.model.read(&self.weights, keys, keys.nrows(), self.predicted.view_mut(), &mut self.workspace);
-        let squares = self.predicted.iter().zip(&values).map(|(&p, &v)| {
-            let error = (p - v).wide();
-            error * error
-        });
-        T::of(squares.sum::<f64>() / keys.ncols() as f64)
+    /// Fills `rows`, or `divergence` with the first value that is not finite.
+    fn report<M: MemoryModel<T>>(
+        &mut self,
+        memory: &Memory<T, M>,
+        block: Block,
+        inputs: &Inputs<'_, T>,
+        output: ArrayView2<'_, T>,
+    ) {
+        let c = memory.chunk_size;
+        let first = block.start() / c;
+        let Self { sequence, index, strips, storing, rows, divergence, .. } = self;
+        let diverged = |chunk: usize, quantity: &'static str, value: T| {
+            let value = value.to_string();
+            Some(Divergence { sequence: *sequence, chunk: first + chunk, head: Some(*index), quantity, value })
+        };
+        rows.clear();
+        let retrieved = first_nonfinite(output).map(|(row, value)| (row / c, value));
+        if let Some(storing) = storing {
+            let row = |chunk: usize| {
+                let gates = inputs.gates[chunk];
+                let losses = storing.chunk_losses(inputs, chunk * c..(chunk + 1) * c);
+                let of_weight = |strips: &[Strip<T>]| Norms::joined(strips.iter().map(|strip| strip.norms[chunk]));
+                let norms: Vec<_> = memory.weight_strips.iter().map(|place| of_weight(&strips[place.clone()])).collect();
+                metrics((*sequence, first + chunk, *index), c, losses, gates, &norms)
+            };
+            let until = retrieved.map_or(usize::MAX, |(chunk, _)| chunk);
+            let chunks = 0..inputs.gates.len().min(until);
+            // A row is little work; they are many where chunks are short.
+            chunks.into_par_iter().with_min_len(64).map(row).collect_into_vec(rows);
+            let bad = rows.iter().enumerate().find_map(|(i, row)| Some((i, row.first_nonfinite()?)));
+            if let Some((chunk, (quantity, value))) = bad {
+                *divergence = diverged(chunk, quantity, value);
+                rows.truncate(chunk);
+                return;
+            }
+        }
+        if let Some((chunk, value)) = retrieved {
+            *divergence = diverged(chunk, "retrieved", value);
+        }
+    }
+}
+
+impl<T: Real> Storing<'_, T> {
+    /// The gradients of the block at W, groups of rows side by side.
+    fn surprise<M: MemoryModel<T>>(&mut self, context: &Context<'_, T, M>, inputs: &Inputs<'_, T>) {
+        let (memory, group) = (context.memory, context.plan.group_rows);
+        let rows = inputs.keys.nrows();
+        let groups = self.factors.groups(rows, group).into_iter().zip(self.losses[..rows].chunks_mut(group));
+        let tokens =
+            inputs.keys.axis_chunks_iter(Axis(0), group).zip(inputs.values.axis_chunks_iter(Axis(0), group));
+        groups.zip(tokens).collect::<Vec<_>>().into_par_iter().for_each(
+            |((mut factors, losses), (keys, values))| {
+                context.with_scratch(|scratch| {
+                    let c = memory.chunk_size;
+                    memory.model.surprise(&memory.base, keys, values, c, losses, &mut factors, scratch);
+                });
+            },
+        );
+    }
+
+    /// ℓ of a chunk at W, and at W + U of just before and just after it was stored.
+    fn chunk_losses(&self, inputs: &Inputs<'_, T>, range: std::ops::Range<usize>) -> (T, Option<[T; 2]>) {
+        let at_w = self.losses[range.clone()].iter().map(|loss| loss.wide()).sum();
+        let probed = |reader: &Reader<T>| {
+            let predicted = reader.products.last().expect("a memory has layers").slice(s![range.clone(), ..]);
+            let errors = &predicted - &inputs.values.slice(s![range.clone(), ..]);
+            let squares = errors.rows().into_iter().map(|row| sum_of_squares(row.as_slice().expect("whole rows")));
+            T::of(squares.sum::<f64>() / errors.ncols() as f64)
+        };
+        let probe = self.probe.as_ref().map(|readers| readers.each_ref().map(probed));
+        (T::of(at_w), probe)
+    }
+}
+
+/// The rows that a layer multiplies: `first` (rows, in) in the first one, those made for it in a later one.
+fn layer_input<'a, T>(layer: usize, first: ArrayView2<'a, T>, later: &'a [Array2<T>]) -> ArrayView2<'a, T> {
+    match layer {
+        0 => first,
+        _ => later[layer - 1].slice(s![..first.nrows(), ..]),
+    }
+}
+
+/// The row of a chunk. `place`: sequence, chunk and head; `losses`: at W and, of a probe, before and after.
+fn metrics<T: Real>(
+    (sequence, chunk, head): (usize, usize, usize),
+    c: usize,
+    losses: (T, Option<[T; 2]>),
+    gates: GateValues,
+    norms: &[Norms],
+) -> ChunkMetrics<T> {
+    let total = |of: fn(&Norms) -> f64| T::of(joined(norms.iter().map(of)));
+    let (loss, probed) = losses;
+    let surprise = total(|norms| norms.surprise);
+    let of_weight = |norms: &Norms| WeightMetrics {
+        surprise: T::of(norms.surprise),
+        momentum_norm: T::of(norms.momentum),
+        update_norm: T::of(norms.update),
+    };
+    ChunkMetrics {
+        sequence,
+        chunk,
+        head,
+        start: chunk * c,
+        end: (chunk + 1) * c,
+        loss,
+        loss_before: probed.map(|[before, _]| before),
+        loss_after: probed.map(|[_, after]| after),
+        surprise,
+        learning_rate: T::of(gates.learning_rate),
+        momentum: T::of(gates.momentum),
+        decay: T::of(gates.decay),
+        surprise_norm: T::of(gates.learning_rate * surprise.wide()),
+        momentum_norm: total(|norms| norms.momentum),
+        update_norm: total(|norms| norms.update),
+        weight_norm: total(|norms| norms.weight),
+        weights: norms.iter().map(of_weight).collect(),
     }
 }
 
 /// The first row that holds a NaN or infinity, and that value.
 pub fn first_nonfinite<T: Real>(rows: ArrayView2<T>) -> Option<(usize, T)> {
     let mut bad = rows.rows().into_iter().enumerate();
-    bad.find_map(|(i, row)| row.iter().find(|x| !x.is_finite()).map(|&x| (i, x)))
+    bad.find_map(|(i, row)| {
+        // No early way out, so that it runs in vectors: there is hardly ever one.
+        let finite = row.iter().fold(true, |finite, x| finite & x.is_finite());
+        if finite { None } else { row.iter().find(|x| !x.is_finite()).map(|&x| (i, x)) }
+    })
 }

@@ -1,15 +1,19 @@
-//! How the maths is run: in blocks of a few hundred tokens, so that memory use is that of the weights and one block;
-//! in parallel over sequences × heads; the same bits for any number of threads, because what a task computes
-//! depends on shapes only.
+//! How the maths is run: in blocks of tokens, so that memory use is that of the weights and one block; in parallel
+//! wherever nothing has to wait, which are groups of rows before and after the memory's weights and columns of
+//! weights within; the same bits for any number of threads, because what a task computes depends on shapes only.
 //!
-//! Per block, `lane` norms and projects the tokens of one sequence, `head` takes all gradients of the block at
-//! once (they are all at the same W) and then walks its chunks: read chunk i with W + U, advance S and U by chunk
-//! i's surprise.
+//! Per block, `stream` norms and projects the tokens of one sequence. `head` takes all gradients of the block at once
+//! (they are all at the same W); then, layer by layer of the memory, [`strip`]s of columns walk through the block's
+//! chunks: read chunk i with W + U, advance S and U by chunk i's surprise.
 
 mod head;
-mod lane;
+pub mod norm;
+mod stream;
+pub mod strip;
 mod tokens;
 
+use std::ops::Range;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use ndarray::ArrayView2;
@@ -22,11 +26,12 @@ use crate::memory::{Gates, Parameters, State};
 use crate::metrics::ChunkMetrics;
 use crate::real::Real;
 use crate::sequence::Sequences;
-use lane::Lane;
+use stream::Stream;
+use strip::{Columns, Row};
 
-/// Tokens per block: enough rows for the products to reach their rate, few enough for a block to stay in L2.
-/// Products reach their rate from a few hundred rows on; not tuned.
-const BLOCK_TOKENS: usize = 256;
+fn env(name: &str, default: usize) -> usize {
+    std::env::var(name).map_or(default, |x| x.parse().unwrap())
+}
 
 /// Longest chunk whose attention, (c, c) numbers in a few buffers a head, is tried: 1 GiB each in f32.
 const LONGEST_CHUNK: usize = 1 << 14;
@@ -44,6 +49,11 @@ pub struct Memory<T, M = Attention> {
     model: M,
     /// W: the memory weights plus past weights, all in file order.
     base: Vec<T>,
+    /// The strips of all memory weights, and W in them.
+    columns: Vec<Columns>,
+    base_strips: Vec<Vec<Row<T>>>,
+    /// The strips of each memory weight.
+    weight_strips: Vec<Range<usize>>,
 }
 
 impl<T: Real> Memory<T> {
@@ -60,7 +70,11 @@ impl<T: Real> Memory<T> {
         for (w, &delta) in base.iter_mut().zip(past.into_iter().flatten().flatten()) {
             *w += delta;
         }
-        Ok(Self { parameters, chunk_size, gates, model, base })
+        let columns = Columns::all(MemoryModel::<T>::shapes(&model));
+        let base_strips = columns.iter().map(|columns| columns.load(&base)).collect();
+        let place = |weight: usize| columns.partition_point(|columns| columns.weight < weight);
+        let weight_strips = (0..parameters.memory.len()).map(|p| place(p)..place(p + 1)).collect();
+        Ok(Self { parameters, chunk_size, gates, model, base, columns, base_strips, weight_strips })
     }
 }
 
@@ -92,9 +106,15 @@ impl<T: Real, M: MemoryModel<T>> Memory<T, M> {
         self.chunk_size
     }
 
+    /// The strips of a layer's weights.
+    fn strips_of(&self, layer: usize) -> Range<usize> {
+        let weights = &self.weight_strips[self.model.layers()[layer].clone()];
+        weights[0].start..weights[weights.len() - 1].end
+    }
+
     /// Tasks that run at once for so many sequences: more threads than that have nothing to do.
     pub fn tasks(&self, sequences: usize) -> usize {
-        self.group(sequences) * self.parameters.dimensions.heads
+        self.group(sequences) * self.parameters.dimensions.heads * self.columns.len()
     }
 
     /// Sequences that advance together.
@@ -219,6 +239,25 @@ impl Block {
     }
 }
 
+/// What all tasks of a run share.
+struct Context<'a, T: Real, M: MemoryModel<T>> {
+    memory: &'a Memory<T, M>,
+    plan: &'a Plan<'a, T>,
+    /// Buffers that no task is using.
+    scratch: Mutex<Vec<M::Scratch>>,
+}
+
+impl<T: Real, M: MemoryModel<T>> Context<'_, T, M> {
+    /// Lends the buffers for a group of rows: as many as tasks run at once are ever made.
+    fn with_scratch(&self, work: impl FnOnce(&mut M::Scratch)) {
+        let idle = self.scratch.lock().expect("no task panics with it").pop();
+        let mut scratch =
+            idle.unwrap_or_else(|| self.memory.model.scratch(self.plan.group_rows, self.memory.chunk_size));
+        work(&mut scratch);
+        self.scratch.lock().expect("no task panics with it").push(scratch);
+    }
+}
+
 /// Runs `work`. `tick` is told the tokens of each finished block (summed over sequences) and can stop the run.
 ///
 /// # Errors
@@ -240,10 +279,11 @@ pub fn run<T: Real, M: MemoryModel<T>>(
     let plan = Plan::new(memory, state, work)?;
     plan.check_chunk()?;
     let mut outcome = Outcome { read_past_store: plan.read_past_store, ..Outcome::default() };
+    let context = Context { memory, plan: &plan, scratch: Mutex::default() };
     let sequences = plan.sequences;
     let group = memory.group(sequences);
     for first in (0..sequences).step_by(group) {
-        run_group(memory, state, &plan, first..sequences.min(first + group), sink, tick, &mut outcome)?;
+        run_group(&context, state, first..sequences.min(first + group), sink, tick, &mut outcome)?;
         if outcome.divergence.is_some() {
             break;
         }
@@ -258,50 +298,51 @@ pub fn run<T: Real, M: MemoryModel<T>>(
 /// Advances the sequences `group` side by side. A sequence that diverges ends itself and all after it; those before
 /// it go on, so that what is reported is the first divergence in the order of sequences.
 fn run_group<T: Real, M: MemoryModel<T>>(
-    memory: &Memory<T, M>,
+    context: &Context<'_, T, M>,
     state: &mut State<T>,
-    plan: &Plan<'_, T>,
-    group: std::ops::Range<usize>,
+    group: Range<usize>,
     sink: &mut dyn Sink<T>,
     tick: &mut (dyn FnMut(usize) -> Result<()> + Send),
     outcome: &mut Outcome,
 ) -> Result<()> {
-    let mut lanes: Vec<Lane<'_, T, M>> = Lane::group(memory, state, plan, group.clone());
-    let mut rows = vec![0; lanes.len()];
+    let plan = context.plan;
+    let mut streams = Stream::group(context, state, group.clone());
+    let mut rows = vec![0; streams.len()];
     for block in plan.blocks() {
         let reading = Instant::now();
-        for lane in &mut lanes {
+        for stream in &mut streams {
             if let Some(sequences) = plan.store {
-                lane.store.load(&plan.stored_before, sequences, lane.sequence, block.store)?;
+                stream.store.load(&plan.stored_before, sequences, stream.sequence, block.store)?;
             }
             if let Some(sequences) = plan.read {
-                lane.read.load(&plan.read_before, sequences, lane.sequence, block.read)?;
+                stream.read.load(&plan.read_before, sequences, stream.sequence, block.read)?;
             }
         }
         outcome.input += reading.elapsed();
 
-        lanes.par_iter_mut().for_each(|lane| lane.run(memory, plan.probe, block));
+        streams.par_iter_mut().for_each(|stream| stream.run(context, block));
 
         let writing = Instant::now();
-        for (i, lane) in lanes.iter().enumerate() {
-            sink.metrics(&lane.rows)?;
-            rows[i] += lane.rows.len();
-            let (start, retrieved) = lane.retrieved(block, plan);
-            if retrieved.nrows() > 0 && lane.divergence.is_none() {
-                sink.retrieved(lane.sequence, start, retrieved)?;
+        for (i, stream) in streams.iter().enumerate() {
+            sink.metrics(&stream.rows)?;
+            rows[i] += stream.rows.len();
+            let (start, retrieved) = stream.retrieved(block, plan.first_query);
+            if retrieved.nrows() > 0 && stream.divergence.is_none() {
+                sink.retrieved(stream.sequence, start, retrieved)?;
             }
-            if lane.divergence.is_some() {
-                outcome.divergence.clone_from(&lane.divergence);
-                lanes.truncate(i);
+            if stream.divergence.is_some() {
+                outcome.divergence.clone_from(&stream.divergence);
+                streams.truncate(i);
                 break;
             }
         }
         outcome.output += writing.elapsed();
-        tick(lanes.len() * block.store.len().max(block.read.len()))?;
-        if lanes.is_empty() {
+        tick(streams.len() * block.store.len().max(block.read.len()))?;
+        if streams.is_empty() {
             break;
         }
     }
+    streams.into_iter().for_each(|stream| stream.save(context.memory));
     let last = outcome.divergence.as_ref().map_or(group.end, |divergence| divergence.sequence + 1);
     outcome.rows += rows[..last - group.start].iter().sum::<usize>();
     (group.start..last).try_for_each(|sequence| sink.sequence_done(sequence))
@@ -317,8 +358,10 @@ struct Plan<'a, T> {
     stored_before: Side<T>,
     read_before: Side<T>,
     chunk_size: usize,
-    /// Most rows of a block: whole chunks.
+    /// Most rows of a block, of what is projected at once, and of what a model takes at once: whole chunks.
     block_rows: usize,
+    projected_rows: usize,
+    group_rows: usize,
     /// Chunk at which both sides start.
     first_chunk: usize,
     /// One past the last position read.
@@ -349,13 +392,16 @@ impl<'a, T: Real> Plan<'a, T> {
             }
         }
         let sequences = read.or(store).map_or(0, |given| given.shape().sequences);
+        let whole = |tokens: usize| (tokens / c).max(1) * c;
         let mut plan = Self {
             sequences,
             read,
             store,
             probe,
             chunk_size: c,
-            block_rows: (BLOCK_TOKENS / c).max(1) * c,
+            block_rows: whole(env("BT", 1024)),
+            projected_rows: whole(env("PT", 256)),
+            group_rows: whole(env("GT", 64)),
             stored_before: state.stored.clone(),
             read_before: Side::new(sequences, memory.parameters.dimensions.dim),
             first_chunk: 0,
@@ -391,6 +437,18 @@ impl<'a, T: Real> Plan<'a, T> {
         let start = self.first_chunk * self.chunk_size;
         let longest = |end: usize| end.saturating_sub(start).min(self.block_rows);
         (longest(self.store_end), longest(self.read_end))
+    }
+
+    /// Rows of a block's queries that come before anything has been stored: nothing is read there.
+    fn unready(&self, block: Block) -> usize {
+        let until = match self.store {
+            None => 0,
+            Some(_) if self.first_chunk > 0 => 0,
+            // With no chunk stored at all, nothing is ever read.
+            Some(_) if self.store_end == 0 => self.read_end,
+            Some(_) => self.chunk_size,
+        };
+        until.clamp(block.read.start, block.read.end) - block.read.start
     }
 
     /// Attention is taken over a chunk's tokens, or over all there are of it.

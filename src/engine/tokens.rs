@@ -1,8 +1,10 @@
-//! One side's tokens of a block: as given, normed, and how they are filled from left-over and new ones.
+//! One side's tokens of a block: how they are filled from left-over and new ones, and their norm.
 
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, s};
+use pulp::Arch;
 
 use super::Span;
+use super::norm::norm;
 use crate::error::Result;
 use crate::memory::state::Side;
 use crate::real::Real;
@@ -29,28 +31,30 @@ impl<T: Real> Tokens<T> {
         span: Span,
     ) -> Result<()> {
         self.rows = span.len();
-        side.read_rows(from, sequence, span.start, self.buffer.slice_mut(s![..self.rows, ..]))
+        side.read_rows(from, sequence, span.start, self.rows_mut())
     }
 
     pub fn rows(&self) -> ArrayView2<'_, T> {
         self.buffer.slice(s![..self.rows, ..])
     }
 
-    /// Applies an `RMSNorm`, where there is one.
-    pub fn norm(&mut self, weight: Option<&Array1<T>>) {
-        if let Some(weight) = weight {
-            rms_norm(self.buffer.slice_mut(s![..self.rows, ..]), weight);
-        }
+    pub fn rows_mut(&mut self) -> ArrayViewMut2<'_, T> {
+        self.buffer.slice_mut(s![..self.rows, ..])
     }
 }
 
 /// `x ← x · rsqrt(mean(x²) + ε) · weight` for each row.
 pub fn rms_norm<T: Real>(mut rows: ArrayViewMut2<T>, weight: &Array1<T>) {
-    let width = weight.len() as f64;
-    for mut row in rows.rows_mut() {
-        // In f64, so that no square overflows or vanishes in f32.
-        let mean_square = row.fold(0.0, |sum, x| sum + x.wide() * x.wide()) / width;
-        let scale = T::of((mean_square + T::EPS.wide()).sqrt().recip());
-        row.zip_mut_with(weight, |x, &w| *x = *x * scale * w);
-    }
+    let weight = weight.as_slice().expect("contiguous");
+    let width = (weight.len() as f64).sqrt();
+    Arch::new().dispatch(|| {
+        for mut row in rows.rows_mut() {
+            let row = row.as_slice_mut().expect("contiguous rows");
+            let root_mean_square = norm(row) / width;
+            let scale = T::of((root_mean_square * root_mean_square + T::EPS.wide()).sqrt().recip());
+            for (x, &w) in row.iter_mut().zip(weight) {
+                *x = *x * scale * w;
+            }
+        }
+    });
 }

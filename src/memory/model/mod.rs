@@ -5,54 +5,95 @@ mod attention;
 
 pub use attention::Attention;
 
-use ndarray::{ArrayView2, ArrayViewMut2};
+use std::ops::Range;
+
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
 
 use crate::real::Real;
 
-/// A small network M that maps rows (tokens, d) to rows (tokens, d) of the same chunk.
+/// A small network M that maps rows (tokens, d) to rows (tokens, d) of the same chunk, in layers: a layer multiplies
+/// its input rows by one or more memory weights, whose products stand side by side, and the next layer's input is
+/// some function of these. The engine does the products that go with moving weights; the model all the rest.
 ///
 /// Weights come as one slice: all memory weights in file order, each row-major with the shape that
 /// [`shapes`](Self::shapes) tells. Rows come as whole chunks of `chunk` tokens, of which the last may be cut short:
-/// no row sees another chunk, nor a later row.
+/// no row sees another chunk, nor a later row. All matrices have contiguous rows.
 pub trait MemoryModel<T: Real>: Send + Sync {
-    /// Buffers that one task reuses from block to block.
-    type Workspace: Send;
+    /// Buffers that one task reuses from call to call.
+    type Scratch: Send;
 
-    /// (rows, cols) of each memory weight, in file order.
+    /// (rows, cols) of each memory weight, in file order. Those of a layer have the same rows.
     fn shapes(&self) -> &[(usize, usize)];
 
-    /// Buffers for blocks of up to `rows` rows in chunks of `chunk`.
-    fn workspace(&self, rows: usize, chunk: usize) -> Self::Workspace;
+    /// The memory weights of each layer, in file order.
+    fn layers(&self) -> &[Range<usize>];
 
-    /// `out ← M_weights(inputs)`, both (rows, d).
-    fn read(
+    /// Buffers for up to `rows` rows in chunks of `chunk`.
+    fn scratch(&self, rows: usize, chunk: usize) -> Self::Scratch;
+
+    /// From the products (rows, out) of `layer` to the input (rows, in) of the layer after it.
+    fn activate(
         &self,
-        weights: &[T],
-        inputs: ArrayView2<T>,
+        layer: usize,
         chunk: usize,
-        out: ArrayViewMut2<T>,
-        workspace: &mut Self::Workspace,
+        products: ArrayView2<T>,
+        inputs: ArrayViewMut2<T>,
+        scratch: &mut Self::Scratch,
     );
 
     /// The associative loss and its gradient. `losses` (one per row) gets the mean over d of (M(k) − v)²; the loss
-    /// of a chunk is the sum over its rows. Per weight, in file order, comes back the gradient in low rank: chunk
-    /// i's is `g = Aᵀ B` over chunk i's rows of A (rows, in) and B (rows, out).
-    fn surprise<'w>(
+    /// of a chunk is the sum over its rows. `factors` gets the gradient in low rank: with A the keys in the first
+    /// layer and `factors.inputs` (rows, in) after it, and B `factors.cotangents` (rows, out), the gradient of a
+    /// layer's weights, side by side, is `g = Aᵀ B` over the rows of each chunk.
+    #[expect(clippy::too_many_arguments, reason = "what a gradient is made of and made into")]
+    fn surprise(
         &self,
         weights: &[T],
-        keys: ArrayView2<'w, T>,
+        keys: ArrayView2<T>,
         values: ArrayView2<T>,
         chunk: usize,
         losses: &mut [T],
-        workspace: &'w mut Self::Workspace,
-    ) -> Vec<Factors<'w, T>>;
+        factors: &mut Factors<ArrayViewMut2<T>>,
+        scratch: &mut Self::Scratch,
+    );
 }
 
-/// The thin factors of one weight's gradients: see [`MemoryModel::surprise`].
-#[derive(Clone, Copy, Debug)]
-pub struct Factors<'a, T> {
-    /// A: (rows, in)
-    pub input: ArrayView2<'a, T>,
-    /// B: (rows, out)
-    pub cotangent: ArrayView2<'a, T>,
+/// The thin factors of a block's gradients: see [`MemoryModel::surprise`]. Of owned matrices or of views of some of
+/// their rows.
+#[derive(Clone, Debug)]
+pub struct Factors<M> {
+    /// A of each layer after the first: (rows, in)
+    pub inputs: Vec<M>,
+    /// B of each layer: (rows, out)
+    pub cotangents: Vec<M>,
+}
+
+impl<T: Real> Factors<Array2<T>> {
+    /// Room for so many rows of `model`.
+    pub fn new(model: &impl MemoryModel<T>, rows: usize) -> Self {
+        let widths = |layer: &Range<usize>| {
+            let shapes = &model.shapes()[layer.clone()];
+            (shapes[0].0, shapes.iter().map(|shape| shape.1).sum())
+        };
+        Self {
+            inputs: model.layers()[1..].iter().map(|layer| Array2::zeros((rows, widths(layer).0))).collect(),
+            cotangents: model.layers().iter().map(|layer| Array2::zeros((rows, widths(layer).1))).collect(),
+        }
+    }
+
+    /// Views of `group` rows each, the last perhaps of fewer, up to `rows`.
+    pub fn groups(&mut self, rows: usize, group: usize) -> Vec<Factors<ArrayViewMut2<'_, T>>> {
+        let count = rows.div_ceil(group);
+        let mut groups: Vec<_> =
+            (0..count).map(|_| Factors { inputs: Vec::new(), cotangents: Vec::new() }).collect();
+        for matrix in &mut self.inputs {
+            let parts = matrix.axis_chunks_iter_mut(Axis(0), group);
+            groups.iter_mut().zip(parts).for_each(|(group, part)| group.inputs.push(part));
+        }
+        for matrix in &mut self.cotangents {
+            let parts = matrix.axis_chunks_iter_mut(Axis(0), group);
+            groups.iter_mut().zip(parts).for_each(|(group, part)| group.cotangents.push(part));
+        }
+        groups
+    }
 }

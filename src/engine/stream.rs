@@ -1,0 +1,258 @@
+//! One sequence on its way through the engine: norms and projections of a block, its heads, and what they read
+//! combined.
+
+use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, s};
+use rayon::prelude::*;
+
+use super::head::{Head, Inputs, first_nonfinite};
+use super::tokens::{Tokens, rms_norm};
+use super::{Block, Context, Divergence, Memory};
+use crate::matmul::matmul;
+use crate::memory::model::MemoryModel;
+use crate::memory::{GateValues, State};
+use crate::metrics::ChunkMetrics;
+use crate::real::Real;
+
+/// Buffers and heads of one sequence.
+pub struct Stream<'s, T: Real> {
+    pub sequence: usize,
+    pub store: Tokens<T>,
+    pub read: Tokens<T>,
+    /// (rows, 2hd)
+    keys_values: Array2<T>,
+    /// (rows, hd)
+    queries: Array2<T>,
+    /// (chunks, 3h): logits of the gates.
+    logits: Array2<T>,
+    heads: Vec<Head<'s, T>>,
+    /// What the heads read, side by side: (rows, hd)
+    merged: Array2<T>,
+    /// The same combined, with several heads: (rows, D)
+    combined: Option<Array2<T>>,
+    /// The metrics of the block, by chunk and head.
+    pub rows: Vec<ChunkMetrics<T>>,
+    pub divergence: Option<Divergence>,
+}
+
+impl<'s, T: Real> Stream<'s, T> {
+    /// The streams of a range of sequences, from the state's S and U. A plain read of many sequences against a state
+    /// of one shares that one.
+    pub fn group<M: MemoryModel<T>>(
+        context: &Context<'_, T, M>,
+        state: &'s mut State<T>,
+        group: std::ops::Range<usize>,
+    ) -> Vec<Self> {
+        let elements = context.memory.base.len();
+        if context.plan.store.is_none() {
+            let state = &*state;
+            let of_sequence = |sequence: usize| {
+                let update =
+                    state.update.index_axis(Axis(0), if state.sequences() == 1 { 0 } else { sequence });
+                let heads = update.outer_iter().enumerate().map(|(head, update)| {
+                    Head::reading(context, sequence, head, update.to_slice().expect("standard layout"))
+                });
+                Self::new(context, sequence, heads.collect())
+            };
+            return group.map(of_sequence).collect();
+        }
+        let of_sequence = context.memory.parameters.dimensions.heads * elements;
+        let part = group.start * of_sequence..group.end * of_sequence;
+        let update = &mut state.update.as_slice_mut().expect("standard layout")[part.clone()];
+        let momentum = &mut state.momentum.as_slice_mut().expect("standard layout")[part];
+        let parts = update.chunks_exact_mut(of_sequence).zip(momentum.chunks_exact_mut(of_sequence));
+        let streams = group.zip(parts).map(|(sequence, (update, momentum))| {
+            let parts =
+                update.chunks_exact_mut(elements).zip(momentum.chunks_exact_mut(elements)).enumerate();
+            let heads = parts.map(|(head, (u, s))| Head::storing(context, sequence, head, u, s));
+            Self::new(context, sequence, heads.collect())
+        });
+        streams.collect()
+    }
+
+    fn new<M: MemoryModel<T>>(
+        context: &Context<'_, T, M>,
+        sequence: usize,
+        heads: Vec<Head<'s, T>>,
+    ) -> Self {
+        let dimensions = context.memory.parameters.dimensions;
+        let (store, read) = context.plan.rows();
+        let chunks = store / context.memory.chunk_size;
+        Self {
+            sequence,
+            store: Tokens::new(store, dimensions.dim),
+            read: Tokens::new(read, dimensions.dim),
+            keys_values: Array2::zeros((store, 2 * dimensions.inner())),
+            queries: Array2::zeros((read, dimensions.inner())),
+            logits: Array2::zeros((chunks, 3 * dimensions.heads)),
+            heads,
+            merged: Array2::zeros((read, dimensions.inner())),
+            combined: (dimensions.heads > 1).then(|| Array2::zeros((read, dimensions.dim))),
+            rows: Vec::new(),
+            divergence: None,
+        }
+    }
+
+    /// Puts S and U back into the state.
+    pub fn save<M: MemoryModel<T>>(self, memory: &Memory<T, M>) {
+        self.heads.into_iter().for_each(|head| head.save(memory));
+    }
+
+    /// Computes the loaded block: fills `rows` and what [`Self::retrieved`] gives, or `divergence`.
+    pub fn run<M: MemoryModel<T>>(&mut self, context: &Context<'_, T, M>, block: Block) {
+        self.project(context);
+        let memory = context.memory;
+        let (d, h) = (memory.parameters.dimensions.dim_head, memory.parameters.dimensions.heads);
+        let keys_values = self.keys_values.slice(s![..block.store.len(), ..]);
+        let queries = self.queries.slice(s![..block.read.len(), ..]);
+        let logits = self.logits.slice(s![..block.store.len() / memory.chunk_size, ..]);
+        let mut merged = self.merged.slice_mut(s![..block.read.len(), ..]);
+        let heads = self.heads.iter_mut().zip(merged.axis_chunks_iter_mut(Axis(1), d)).enumerate();
+        heads.collect::<Vec<_>>().into_par_iter().for_each(|(j, (head, output))| {
+            let gates = |chunk: usize| -> GateValues {
+                let [step, momentum, decay] = [0, 1, 2].map(|gate| logits[[chunk, gate * h + j]].wide());
+                memory.gates.values(step, momentum, decay)
+            };
+            let inputs = Inputs {
+                keys: keys_values.slice(s![.., j * d..(j + 1) * d]),
+                values: keys_values.slice(s![.., (h + j) * d..(h + j + 1) * d]),
+                queries: queries.slice(s![.., j * d..(j + 1) * d]),
+                gates: (0..logits.nrows()).into_par_iter().with_min_len(64).map(gates).collect(),
+            };
+            head.run(context, block, &inputs, output);
+        });
+        self.combine(context);
+        self.collect(block, memory.chunk_size);
+    }
+
+    /// Norms and projects both sides, and computes the gates' logits by chunk: groups of rows side by side.
+    fn project<M: MemoryModel<T>>(&mut self, context: &Context<'_, T, M>) {
+        let (parameters, c) = (&context.memory.parameters, context.memory.chunk_size);
+        let stored = self.store.rows().nrows();
+        let logits = self.logits.slice_mut(s![..stored / c, ..]);
+        let group = context.plan.projected_rows;
+        let store = Side {
+            tokens: self.store.rows_mut(),
+            norm: parameters.store_norm.as_ref(),
+            weights: &parameters.keys_values,
+            projected: self.keys_values.slice_mut(s![..stored, ..]),
+            logits: Some(logits),
+        };
+        let read = Side {
+            projected: self.queries.slice_mut(s![..self.read.rows().nrows(), ..]),
+            tokens: self.read.rows_mut(),
+            norm: parameters.retrieve_norm.as_ref(),
+            weights: &parameters.queries,
+            logits: None,
+        };
+        let mut groups = store.groups(group, c);
+        groups.extend(read.groups(group, c));
+        groups.into_par_iter().for_each(|side| side.project(&parameters.gates, c));
+    }
+
+    /// `post_norm(merged heads @ combine)`. Rows that were read from nothing are zero and stay zero.
+    fn combine<M: MemoryModel<T>>(&mut self, context: &Context<'_, T, M>) {
+        let parameters = &context.memory.parameters;
+        let (read, group) = (self.read.rows().nrows(), context.plan.projected_rows);
+        let mut merged = self.merged.slice_mut(s![..read, ..]);
+        let norm = |rows: ArrayViewMut2<T>| {
+            if let Some(weight) = &parameters.post_norm {
+                rms_norm(rows, weight);
+            }
+        };
+        let groups = merged.axis_chunks_iter_mut(Axis(0), group);
+        match (&parameters.combine, &mut self.combined) {
+            (Some(weights), Some(combined)) => {
+                let mut combined = combined.slice_mut(s![..read, ..]);
+                let groups = groups.zip(combined.axis_chunks_iter_mut(Axis(0), group));
+                groups.collect::<Vec<_>>().into_par_iter().for_each(|(heads, mut rows)| {
+                    matmul(rows.view_mut(), heads.view(), weights.view());
+                    norm(rows);
+                });
+            }
+            _ => groups.collect::<Vec<_>>().into_par_iter().for_each(norm),
+        }
+    }
+
+    /// Interleaves the heads' metrics by chunk and finds the block's first divergence.
+    fn collect(&mut self, block: Block, c: usize) {
+        let of_heads = self.heads.iter().filter_map(|head| head.divergence.clone());
+        let output = self.output();
+        let of_output = first_nonfinite(output).map(|(row, value)| Divergence {
+            sequence: self.sequence,
+            chunk: (block.start() + row) / c,
+            head: None,
+            quantity: "retrieved",
+            value: value.to_string(),
+        });
+        // Heads come first, so that of several in one chunk the first head is named, and a head before the whole.
+        self.divergence = of_heads.chain(of_output).min_by_key(|divergence| divergence.chunk);
+
+        self.rows.clear();
+        let end = self.divergence.as_ref().map_or(usize::MAX, |at| at.chunk);
+        let mut heads: Vec<_> = self.heads.iter_mut().map(|head| head.rows.drain(..)).collect();
+        loop {
+            let chunk = heads.iter_mut().filter_map(Iterator::next).filter(|row| row.chunk < end);
+            let before = self.rows.len();
+            self.rows.extend(chunk);
+            if self.rows.len() == before {
+                break;
+            }
+        }
+    }
+
+    /// (rows, D)
+    fn output(&self) -> ArrayView2<'_, T> {
+        let output = self.combined.as_ref().unwrap_or(&self.merged);
+        output.slice(s![..self.read.rows().nrows(), ..])
+    }
+
+    /// What was read in this block, without what an earlier call has already given: the index of its first row in
+    /// the given queries, and the rows.
+    pub fn retrieved(&self, block: Block, first_query: usize) -> (usize, ArrayView2<'_, T>) {
+        let start = first_query.clamp(block.read.start, block.read.end);
+        let rows = self.output().slice_move(s![start - block.read.start.., ..]);
+        (start.saturating_sub(first_query), rows)
+    }
+}
+
+/// Tokens on their way to their projections.
+struct Side<'a, T> {
+    tokens: ArrayViewMut2<'a, T>,
+    norm: Option<&'a Array1<T>>,
+    weights: &'a Array2<T>,
+    projected: ArrayViewMut2<'a, T>,
+    /// Of the gates, where there are any on this side.
+    logits: Option<ArrayViewMut2<'a, T>>,
+}
+
+impl<'a, T: Real> Side<'a, T> {
+    /// Groups of `group` rows, whole chunks of c.
+    fn groups(self, group: usize, c: usize) -> Vec<Self> {
+        let Self { mut tokens, norm, weights, mut projected, mut logits } = self;
+        let mut groups = Vec::new();
+        while tokens.nrows() > 0 {
+            let rows = group.min(tokens.nrows());
+            let (head, rest) = tokens.split_at(Axis(0), rows);
+            let (products, later) = projected.split_at(Axis(0), rows);
+            let (of_group, of_later) = logits.map(|logits| logits.split_at(Axis(0), rows / c)).unzip();
+            groups.push(Self { tokens: head, norm, weights, projected: products, logits: of_group });
+            (tokens, projected, logits) = (rest, later, of_later);
+        }
+        groups
+    }
+
+    fn project(mut self, gates: &Array2<T>, c: usize) {
+        if let Some(weight) = self.norm {
+            rms_norm(self.tokens.view_mut(), weight);
+        }
+        matmul(self.projected, self.tokens.view(), self.weights.view());
+        if let Some(logits) = self.logits {
+            let mut means = Array2::zeros((logits.nrows(), self.tokens.ncols()));
+            for (chunk, mut mean) in self.tokens.axis_chunks_iter(Axis(0), c).zip(means.rows_mut()) {
+                chunk.rows().into_iter().for_each(|token| mean += &token);
+                mean /= T::of(c as f64);
+            }
+            matmul(logits, means.view(), gates.view());
+        }
+    }
+}

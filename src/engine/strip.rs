@@ -1,0 +1,426 @@
+//! The walk along the chunks, on a strip of columns of one memory weight: what makes storing and reading one stream.
+//!
+//! For the columns J of a weight, S, U and W + U of a strip are (in, |J|), and chunk i does, in this order,
+//!
+//! ```text
+//! Y ← X (W + U)[:, J]        what is read before chunk i is stored: X (rows, in), Y (rows, |J|)
+//! g ← Aᵀ B[:, J]             A (c, in), B (c, |J|)
+//! S ← η S − θ g,  U ← (1 − α) U + S,  ‖g‖², ‖S‖², ‖U‖², ‖W + U‖²
+//! Y ← X (W + U)[:, J]        what is read after it
+//! ```
+//!
+//! A tile of g never leaves the registers: products, both recurrences, the read weights and the norms are one pass.
+//! No column needs another one's, so strips run side by side without meeting until all chunks of a block are done,
+//! and a strip stays in the nearest cache meanwhile. That is also how the time axis is shared out among threads:
+//! splitting it into segments would take S and U through every chunk twice, splitting the columns does not.
+
+use ndarray::{ArrayView2, ArrayViewMut2};
+use pulp::{Arch, Simd, WithSimd};
+
+use super::norm::{joined, scaled_norm, trusted};
+use crate::memory::GateValues;
+use crate::real::Real;
+
+/// Coefficients of one chunk.
+#[derive(Clone, Copy, Debug)]
+pub struct Step<T> {
+    /// θ: how much of the surprise enters the momentum.
+    pub learning_rate: T,
+    /// η: how much of the momentum is kept.
+    pub momentum: T,
+    /// α: how much of the update is forgotten.
+    pub decay: T,
+}
+
+impl<T: Real> Step<T> {
+    /// In the element type of a run.
+    pub fn of(gates: &GateValues) -> Self {
+        Self {
+            learning_rate: T::of(gates.learning_rate),
+            momentum: T::of(gates.momentum),
+            decay: T::of(gates.decay),
+        }
+    }
+}
+
+/// Frobenius norms of what one step touched.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Norms {
+    /// ‖g‖
+    pub surprise: f64,
+    /// ‖S‖
+    pub momentum: f64,
+    /// ‖U‖
+    pub update: f64,
+    /// ‖W + U‖
+    pub weight: f64,
+}
+
+impl Norms {
+    /// Of several parts together.
+    pub fn joined(parts: impl Iterator<Item = Self> + Clone) -> Self {
+        Self {
+            surprise: joined(parts.clone().map(|part| part.surprise)),
+            momentum: joined(parts.clone().map(|part| part.momentum)),
+            update: joined(parts.clone().map(|part| part.update)),
+            weight: joined(parts.map(|part| part.weight)),
+        }
+    }
+}
+
+/// Columns of a strip: two AVX-512 registers of f32. With 8 rows that is 16 sums in flight, enough to hide the
+/// latency of a multiply-add, and 2 + 8 loads for 16 of them.
+pub const WIDTH: usize = 32;
+
+/// A row of a strip. Columns past the strip's own are zero and stay zero.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub struct Row<T>([T; WIDTH]);
+
+impl<T: Real> Row<T> {
+    const ZERO: Self = Self([T::ZERO; WIDTH]);
+}
+
+/// Columns of one memory weight of one head, and what is stored in them.
+#[derive(Clone, Debug)]
+pub struct Strip<T> {
+    /// U; S; W + U: a row per row of the weight. U and S are empty where nothing will be stored.
+    update: Vec<Row<T>>,
+    momentum: Vec<Row<T>>,
+    read: Vec<Row<T>>,
+    /// Of each chunk of the last walk.
+    pub norms: Vec<Norms>,
+}
+
+/// Where a strip lies.
+#[derive(Clone, Copy, Debug)]
+pub struct Columns {
+    /// The memory weight, in file order.
+    pub weight: usize,
+    /// Of its first element among all memory weights' elements in file order.
+    offset: usize,
+    /// (rows, cols) of the weight.
+    shape: (usize, usize),
+    /// First column.
+    start: usize,
+    /// Columns, at most [`WIDTH`].
+    pub width: usize,
+}
+
+impl Columns {
+    /// The strips of all memory weights, in file order.
+    pub fn all(shapes: &[(usize, usize)]) -> Vec<Self> {
+        let mut all = Vec::new();
+        let mut offset = 0;
+        for (weight, &shape) in shapes.iter().enumerate() {
+            let (rows, cols) = shape;
+            let strips = (0..cols).step_by(WIDTH);
+            all.extend(strips.map(|start| Self {
+                weight,
+                offset,
+                shape,
+                start,
+                width: WIDTH.min(cols - start),
+            }));
+            offset += rows * cols;
+        }
+        all
+    }
+
+    /// These columns of `elements`, all memory weights in file order.
+    pub fn load<T: Real>(&self, elements: &[T]) -> Vec<Row<T>> {
+        let rows = self.elements(elements.len()).map(|place| {
+            let mut row = Row::ZERO;
+            row.0[..self.width].copy_from_slice(&elements[place]);
+            row
+        });
+        rows.collect()
+    }
+
+    /// Puts the rows of a strip back.
+    fn save<T: Real>(&self, rows: &[Row<T>], elements: &mut [T]) {
+        for (place, row) in self.elements(elements.len()).zip(rows) {
+            elements[place].copy_from_slice(&row.0[..self.width]);
+        }
+    }
+
+    /// Where each row of these columns lies among `total` elements.
+    fn elements(&self, total: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
+        let (rows, cols) = self.shape;
+        let (first, width) = (self.offset + self.start, self.width);
+        debug_assert!(self.offset + rows * cols <= total, "elements of all memory weights");
+        (0..rows).map(move |row| first + row * cols..first + row * cols + width)
+    }
+}
+
+impl<T: Real> Strip<T> {
+    /// A strip that reads with W + U. `base`: these columns of W.
+    pub fn reading(columns: &Columns, base: &[Row<T>], update: &[T]) -> Self {
+        let mut read = columns.load(update);
+        for (u, w) in read.iter_mut().zip(base) {
+            for (u, &w) in u.0.iter_mut().zip(&w.0) {
+                *u += w;
+            }
+        }
+        Self { update: Vec::new(), momentum: Vec::new(), read, norms: Vec::new() }
+    }
+
+    /// A strip that stores too.
+    pub fn storing(columns: &Columns, base: &[Row<T>], update: &[T], momentum: &[T]) -> Self {
+        let reading = Self::reading(columns, base, update);
+        Self { update: columns.load(update), momentum: columns.load(momentum), ..reading }
+    }
+
+    /// Puts U and S back where they were loaded from.
+    pub fn save(&self, columns: &Columns, update: &mut [T], momentum: &mut [T]) {
+        columns.save(&self.update, update);
+        columns.save(&self.momentum, momentum);
+    }
+}
+
+/// Rows that are read with a strip while it walks: chunk by chunk with the weights of that moment, and with the last
+/// ones from there on.
+pub struct Reading<'a, T> {
+    /// X (rows, in)
+    pub inputs: ArrayView2<'a, T>,
+    /// Y (rows, |J|)
+    pub outputs: ArrayViewMut2<'a, T>,
+    /// Whether chunk i is read once it is stored, or just before.
+    pub after: bool,
+}
+
+/// One strip's walk through a block. Rows of A, B, X and Y are contiguous.
+pub struct Walk<'a, T> {
+    /// Tokens per chunk.
+    pub chunk: usize,
+    /// W
+    pub base: &'a [Row<T>],
+    /// What moves.
+    pub strip: &'a mut Strip<T>,
+    /// What is stored; absent in a plain read.
+    pub stored: Option<Stored<'a, T>>,
+    /// Who reads.
+    pub readings: Vec<Reading<'a, T>>,
+}
+
+/// The chunks that a walk stores.
+#[derive(Clone, Copy)]
+pub struct Stored<'a, T> {
+    /// Gates of each chunk.
+    pub steps: &'a [Step<T>],
+    /// A (rows, in)
+    pub inputs: ArrayView2<'a, T>,
+    /// B (rows, |J|)
+    pub cotangents: ArrayView2<'a, T>,
+}
+
+impl<T: Real> Walk<'_, T> {
+    /// Walks, on the best instruction set there is.
+    pub fn run(self) {
+        Arch::new().dispatch(self);
+    }
+}
+
+/// Sums of a tile: `ROWS` rows of two vectors.
+type Tile<T, S, const ROWS: usize> = [[<T as crate::simd::Lanes>::Vector<S>; 2]; ROWS];
+
+/// Rows of weights whose squares are summed in the element type before they join the f64 sum.
+const SUMMED: usize = 64;
+
+/// Splits `first..end` into tiles of 8 rows and what is left into tiles of 4, 2 and 1: calls
+/// `tile::<ROWS>(first row)` for each.
+macro_rules! in_tiles {
+    ($range:expr, |$first:ident, $rows:ident| $call:expr) => {{
+        let std::ops::Range { start: mut $first, end } = $range;
+        in_tiles!(@ 8, end, $first, $rows, $call);
+        in_tiles!(@ 4, end, $first, $rows, $call);
+        in_tiles!(@ 2, end, $first, $rows, $call);
+        in_tiles!(@ 1, end, $first, $rows, $call);
+    }};
+    (@ $n:literal, $end:ident, $first:ident, $rows:ident, $call:expr) => {
+        while $end - $first >= $n {
+            const $rows: usize = $n;
+            $call;
+            $first += $n;
+        }
+    };
+}
+
+#[expect(clippy::inline_always, reason = "compiled once per instruction set, as part of `with_simd`")]
+impl<T: Real> WithSimd for Walk<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { chunk, base, strip, stored, mut readings } = self;
+        let steps = stored.map_or(&[][..], |stored| stored.steps);
+        let mut b = vec![Row::ZERO; chunk];
+        strip.norms.clear();
+        let longest = readings.iter().map(|reading| reading.inputs.nrows()).max().unwrap_or(0);
+        for i in 0..steps.len().max(longest.div_ceil(chunk)) {
+            let range = i * chunk..(i + 1) * chunk;
+            for reading in readings.iter_mut().filter(|reading| !reading.after) {
+                read(simd, reading, range.clone(), &strip.read);
+            }
+            if let (Some(&step), Some(Stored { inputs, cotangents, .. })) = (steps.get(i), stored) {
+                for (b, row) in b.iter_mut().zip(range.clone()) {
+                    let row = cotangents.row(row).to_slice().expect("contiguous rows");
+                    b.0[..row.len()].copy_from_slice(row);
+                }
+                advance(simd, step, strip, base, inputs, range.start, &b);
+            }
+            for reading in readings.iter_mut().filter(|reading| reading.after) {
+                read(simd, reading, range.clone(), &strip.read);
+            }
+        }
+    }
+}
+
+/// Vectors pairs that a row of a strip has.
+const fn pieces<T: Real, S: Simd>() -> usize {
+    WIDTH * size_of::<T>() / (2 * size_of::<T::Vector<S>>())
+}
+
+/// Y ← X R for the rows `range` there are.
+#[expect(clippy::inline_always, reason = "compiled once per instruction set, as part of `with_simd`")]
+#[inline(always)]
+fn read<T: Real, S: Simd>(
+    simd: S,
+    reading: &mut Reading<'_, T>,
+    range: std::ops::Range<usize>,
+    weights: &[Row<T>],
+) {
+    let end = range.end.min(reading.inputs.nrows());
+    let range = range.start.min(end)..end;
+    for piece in 0..pieces::<T, S>() {
+        in_tiles!(range.clone(), |first, ROWS| {
+            let tile = read_tile::<T, S, ROWS>(simd, reading.inputs, first, weights, piece);
+            let lanes = WIDTH / pieces::<T, S>();
+            for (r, vectors) in tile.into_iter().enumerate() {
+                let mut row = Row::ZERO;
+                T::vectors_mut::<S>(&mut row.0)[..2].copy_from_slice(&vectors);
+                let mut outputs = reading.outputs.row_mut(first + r);
+                let outputs = outputs.as_slice_mut().expect("contiguous rows");
+                let width = outputs.len();
+                let place = (piece * lanes).min(width)..((piece + 1) * lanes).min(width);
+                outputs[place.clone()].copy_from_slice(&row.0[..place.len()]);
+            }
+        });
+    }
+}
+
+#[expect(clippy::inline_always, reason = "compiled once per instruction set, as part of `with_simd`")]
+#[inline(always)]
+fn read_tile<T: Real, S: Simd, const ROWS: usize>(
+    simd: S,
+    inputs: ArrayView2<'_, T>,
+    first: usize,
+    weights: &[Row<T>],
+    piece: usize,
+) -> Tile<T, S, ROWS> {
+    let depth = weights.len();
+    let x: [&[T]; ROWS] =
+        std::array::from_fn(|r| &inputs.row(first + r).to_slice().expect("contiguous rows")[..depth]);
+    let mut tile = [[T::splat(simd, T::ZERO); 2]; ROWS];
+    for k in 0..depth {
+        let row = T::vectors::<S>(&weights[k].0);
+        let (left, right) = (row[2 * piece], row[2 * piece + 1]);
+        for r in 0..ROWS {
+            let x = T::splat(simd, x[r][k]);
+            tile[r][0] = T::mul_add_vectors(simd, x, left, tile[r][0]);
+            tile[r][1] = T::mul_add_vectors(simd, x, right, tile[r][1]);
+        }
+    }
+    tile
+}
+
+/// Rows `first_row ..` of Aᵀ B for the chunk whose tokens start at `first`.
+#[expect(clippy::inline_always, reason = "compiled once per instruction set, as part of `with_simd`")]
+#[inline(always)]
+fn surprise_tile<T: Real, S: Simd, const ROWS: usize>(
+    simd: S,
+    inputs: ArrayView2<'_, T>,
+    first: usize,
+    first_row: usize,
+    b: &[Row<T>],
+    piece: usize,
+) -> Tile<T, S, ROWS> {
+    let mut tile = [[T::splat(simd, T::ZERO); 2]; ROWS];
+    for (t, b) in b.iter().enumerate() {
+        let row = T::vectors::<S>(&b.0);
+        let (left, right) = (row[2 * piece], row[2 * piece + 1]);
+        let a = &inputs.row(first + t).to_slice().expect("contiguous rows")[first_row..first_row + ROWS];
+        for r in 0..ROWS {
+            let a = T::splat(simd, a[r]);
+            tile[r][0] = T::mul_add_vectors(simd, a, left, tile[r][0]);
+            tile[r][1] = T::mul_add_vectors(simd, a, right, tile[r][1]);
+        }
+    }
+    tile
+}
+
+/// Stores one chunk: moves S and U, forms W + U and adds the chunk's norms to the strip's.
+#[expect(clippy::inline_always, reason = "compiled once per instruction set, as part of `with_simd`")]
+#[inline(always)]
+fn advance<T: Real, S: Simd>(
+    simd: S,
+    step: Step<T>,
+    strip: &mut Strip<T>,
+    base: &[Row<T>],
+    inputs: ArrayView2<'_, T>,
+    first: usize,
+    b: &[Row<T>],
+) {
+    let [minus_rate, keep_momentum, keep] =
+        [-step.learning_rate, step.momentum, T::one() - step.decay].map(|x| T::splat(simd, x));
+    let mut squares = [0.0; 4];
+    for block in (0..base.len()).step_by(SUMMED) {
+        let mut sums = [T::splat(simd, T::ZERO); 4];
+        for piece in 0..pieces::<T, S>() {
+            in_tiles!(block..base.len().min(block + SUMMED), |first_row, ROWS| {
+                let tile = surprise_tile::<T, S, ROWS>(simd, inputs, first, first_row, b, piece);
+                for (r, surprise) in tile.into_iter().enumerate() {
+                    let row = first_row + r;
+                    let w = T::vectors::<S>(&base[row].0);
+                    let s = T::vectors_mut::<S>(&mut strip.momentum[row].0);
+                    let u = T::vectors_mut::<S>(&mut strip.update[row].0);
+                    let read = T::vectors_mut::<S>(&mut strip.read[row].0);
+                    for (j, g) in surprise.into_iter().enumerate() {
+                        let at = 2 * piece + j;
+                        s[at] = T::mul_add_vectors(simd, minus_rate, g, T::mul_vectors(simd, keep_momentum, s[at]));
+                        u[at] = T::mul_add_vectors(simd, keep, u[at], s[at]);
+                        read[at] = T::add_vectors(simd, w[at], u[at]);
+                        for (sum, x) in sums.iter_mut().zip([g, s[at], u[at], read[at]]) {
+                            *sum = T::mul_add_vectors(simd, x, x, *sum);
+                        }
+                    }
+                }
+            });
+        }
+        for (square, sum) in squares.iter_mut().zip(sums) {
+            *square += T::sum_lanes(simd, sum);
+        }
+    }
+    let norm = |sum: f64, rows: &dyn Fn() -> f64| if trusted::<T>(sum) { sum.sqrt() } else { rows() };
+    let stored = |rows: &[Row<T>]| scaled_norm(|| rows.iter().flat_map(|row| row.0));
+    strip.norms.push(Norms {
+        surprise: norm(squares[0], &|| {
+            scaled_norm(|| (0..base.len()).flat_map(|row| surprise_row(inputs, first, row, b).0))
+        }),
+        momentum: norm(squares[1], &|| stored(&strip.momentum)),
+        update: norm(squares[2], &|| stored(&strip.update)),
+        weight: norm(squares[3], &|| stored(&strip.read)),
+    });
+}
+
+/// One row of Aᵀ B, for the norm of a surprise whose squares left the element type's range.
+fn surprise_row<T: Real>(inputs: ArrayView2<'_, T>, first: usize, row: usize, b: &[Row<T>]) -> Row<T> {
+    let mut sums = Row::ZERO;
+    for (t, b) in b.iter().enumerate() {
+        let a = inputs[[first + t, row]];
+        for (sum, &b) in sums.0.iter_mut().zip(&b.0) {
+            *sum += a * b;
+        }
+    }
+    sums
+}

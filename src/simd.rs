@@ -1,0 +1,70 @@
+//! Vectors of either element type on whatever instruction set runs: the few operations that the engine's own kernel
+//! needs, over pulp's, which are named by type. Everything here is inlined into the caller's instruction set.
+
+use pulp::Simd;
+
+/// An element type that comes in vectors.
+#[expect(missing_docs, reason = "the operations are what their names say, lane by lane")]
+pub trait Lanes: Copy + Send + Sync + 'static {
+    /// A register full.
+    type Vector<S: Simd>: Copy;
+    const ZERO: Self;
+
+    fn splat<S: Simd>(simd: S, value: Self) -> Self::Vector<S>;
+    fn add_vectors<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
+    fn mul_vectors<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
+    /// a · b + c, fused where the instruction set can.
+    fn mul_add_vectors<S: Simd>(
+        simd: S,
+        a: Self::Vector<S>,
+        b: Self::Vector<S>,
+        c: Self::Vector<S>,
+    ) -> Self::Vector<S>;
+    /// Σ over the lanes.
+    fn sum_lanes<S: Simd>(simd: S, a: Self::Vector<S>) -> f64;
+    /// The whole vectors of a slice.
+    fn vectors<S: Simd>(values: &[Self]) -> &[Self::Vector<S>];
+    fn vectors_mut<S: Simd>(values: &mut [Self]) -> &mut [Self::Vector<S>];
+}
+
+macro_rules! lanes {
+    ($element:ty, $vector:ident: $splat:ident $add:ident $mul:ident $mul_add:ident $sum:ident $as:ident $as_mut:ident) => {
+        #[expect(clippy::inline_always, reason = "to be compiled with the caller's instruction set")]
+        impl Lanes for $element {
+            type Vector<S: Simd> = S::$vector;
+            const ZERO: Self = 0.0;
+
+            #[inline(always)]
+            fn splat<S: Simd>(simd: S, value: Self) -> S::$vector {
+                simd.$splat(value)
+            }
+            #[inline(always)]
+            fn add_vectors<S: Simd>(simd: S, a: S::$vector, b: S::$vector) -> S::$vector {
+                simd.$add(a, b)
+            }
+            #[inline(always)]
+            fn mul_vectors<S: Simd>(simd: S, a: S::$vector, b: S::$vector) -> S::$vector {
+                simd.$mul(a, b)
+            }
+            #[inline(always)]
+            fn mul_add_vectors<S: Simd>(simd: S, a: S::$vector, b: S::$vector, c: S::$vector) -> S::$vector {
+                simd.$mul_add(a, b, c)
+            }
+            #[inline(always)]
+            fn sum_lanes<S: Simd>(simd: S, a: S::$vector) -> f64 {
+                f64::from(simd.$sum(a))
+            }
+            #[inline(always)]
+            fn vectors<S: Simd>(values: &[Self]) -> &[S::$vector] {
+                S::$as(values).0
+            }
+            #[inline(always)]
+            fn vectors_mut<S: Simd>(values: &mut [Self]) -> &mut [S::$vector] {
+                S::$as_mut(values).0
+            }
+        }
+    };
+}
+
+lanes!(f32, f32s: splat_f32s add_f32s mul_f32s mul_add_e_f32s reduce_sum_f32s as_simd_f32s as_mut_simd_f32s);
+lanes!(f64, f64s: splat_f64s add_f64s mul_f64s mul_add_e_f64s reduce_sum_f64s as_simd_f64s as_mut_simd_f64s);
