@@ -23,6 +23,7 @@ pub mod io;
 mod matmul;
 pub mod memory;
 pub mod metrics;
+pub mod packed;
 mod peak;
 pub mod plot;
 pub mod real;

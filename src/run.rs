@@ -200,7 +200,7 @@ fn refuse_inputs_inside(config: &Config, target: &Path) -> Result<()> {
 }
 
 /// Inputs, read and checked.
-struct Loaded<T> {
+struct Loaded<T: Real> {
     data: NpySequences,
     store_seq: Option<NpySequences>,
     file: MemoryFile,

@@ -86,12 +86,11 @@ impl<'s, T: Real> Head<'s, T> {
         index: usize,
         update: &[T],
     ) -> Self {
-        let Memory { columns, base_strips, model, .. } = context.memory;
-        let strips = columns.iter().zip(base_strips);
+        let Memory { columns, model, .. } = context.memory;
         Self {
             sequence,
             index,
-            strips: strips.map(|(columns, base)| Strip::reading(columns, base, update)).collect(),
+            strips: columns.iter().map(|columns| Strip::reading(columns, update)).collect(),
             queries: Reader::new(model, context.plan.rows().1),
             storing: None,
             rows: Vec::new(),
@@ -107,13 +106,12 @@ impl<'s, T: Real> Head<'s, T> {
         update: &'s mut [T],
         momentum: &'s mut [T],
     ) -> Self {
-        let Memory { columns, base_strips, model, .. } = context.memory;
+        let Memory { columns, model, .. } = context.memory;
         let (rows, queries) = context.plan.rows();
-        let strips = columns.iter().zip(base_strips);
         Self {
             sequence,
             index,
-            strips: strips.map(|(columns, base)| Strip::storing(columns, base, update, momentum)).collect(),
+            strips: columns.iter().map(|columns| Strip::storing(columns, update, momentum)).collect(),
             queries: Reader::new(model, queries),
             storing: Some(Storing {
                 update,
@@ -255,7 +253,7 @@ impl<T: Real> Storing<'_, T> {
             |((mut factors, losses), (keys, values))| {
                 context.with_scratch(|scratch| {
                     let c = memory.chunk_size;
-                    memory.model.surprise(&memory.base, keys, values, c, losses, &mut factors, scratch);
+                    memory.model.surprise(&memory.weights, keys, values, c, losses, &mut factors, scratch);
                 });
             },
         );

@@ -24,10 +24,11 @@ use crate::memory::model::{Attention, MemoryModel};
 use crate::memory::state::Side;
 use crate::memory::{Gates, Parameters, State};
 use crate::metrics::ChunkMetrics;
+use crate::packed::{Packed, Row};
 use crate::real::Real;
 use crate::sequence::Sequences;
 use stream::Stream;
-use strip::{Columns, Row};
+use strip::Columns;
 
 fn env(name: &str, default: usize) -> usize {
     std::env::var(name).map_or(default, |x| x.parse().unwrap())
@@ -41,7 +42,7 @@ const GROUP_TASKS: usize = 32;
 
 /// A memory ready to run: what is trained, in the element type of the run, and how it is used.
 #[derive(Clone, Debug)]
-pub struct Memory<T, M = Attention> {
+pub struct Memory<T: Real, M: MemoryModel<T> = Attention> {
     parameters: Parameters<T>,
     chunk_size: usize,
     gates: Gates,
@@ -49,6 +50,11 @@ pub struct Memory<T, M = Attention> {
     model: M,
     /// W: the memory weights plus past weights, all in file order.
     base: Vec<T>,
+    /// W as the model wants it, and the projections.
+    weights: M::Weights,
+    keys_values: Packed<T>,
+    queries: Packed<T>,
+    combine: Option<Packed<T>>,
     /// The strips of all memory weights, and W in them.
     columns: Vec<Columns>,
     base_strips: Vec<Vec<Row<T>>>,
@@ -74,7 +80,20 @@ impl<T: Real> Memory<T> {
         let base_strips = columns.iter().map(|columns| columns.load(&base)).collect();
         let place = |weight: usize| columns.partition_point(|columns| columns.weight < weight);
         let weight_strips = (0..parameters.memory.len()).map(|p| place(p)..place(p + 1)).collect();
-        Ok(Self { parameters, chunk_size, gates, model, base, columns, base_strips, weight_strips })
+        Ok(Self {
+            weights: model.prepare(&base),
+            keys_values: Packed::new(parameters.keys_values.view()),
+            queries: Packed::new(parameters.queries.view()),
+            combine: parameters.combine.as_ref().map(|combine| Packed::new(combine.view())),
+            parameters,
+            chunk_size,
+            gates,
+            model,
+            base,
+            columns,
+            base_strips,
+            weight_strips,
+        })
     }
 }
 

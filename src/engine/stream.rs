@@ -11,6 +11,7 @@ use crate::matmul::matmul;
 use crate::memory::model::MemoryModel;
 use crate::memory::{GateValues, State};
 use crate::metrics::ChunkMetrics;
+use crate::packed::Packed;
 use crate::real::Real;
 
 /// Buffers and heads of one sequence.
@@ -133,7 +134,7 @@ impl<'s, T: Real> Stream<'s, T> {
         let store = Side {
             tokens: self.store.rows_mut(),
             norm: parameters.store_norm.as_ref(),
-            weights: &parameters.keys_values,
+            weights: &context.memory.keys_values,
             projected: self.keys_values.slice_mut(s![..stored, ..]),
             logits: Some(logits),
         };
@@ -141,7 +142,7 @@ impl<'s, T: Real> Stream<'s, T> {
             projected: self.queries.slice_mut(s![..self.read.rows().nrows(), ..]),
             tokens: self.read.rows_mut(),
             norm: parameters.retrieve_norm.as_ref(),
-            weights: &parameters.queries,
+            weights: &context.memory.queries,
             logits: None,
         };
         let mut groups = store.groups(group, c);
@@ -160,12 +161,12 @@ impl<'s, T: Real> Stream<'s, T> {
             }
         };
         let groups = merged.axis_chunks_iter_mut(Axis(0), group);
-        match (&parameters.combine, &mut self.combined) {
+        match (&context.memory.combine, &mut self.combined) {
             (Some(weights), Some(combined)) => {
                 let mut combined = combined.slice_mut(s![..read, ..]);
                 let groups = groups.zip(combined.axis_chunks_iter_mut(Axis(0), group));
                 groups.collect::<Vec<_>>().into_par_iter().for_each(|(heads, mut rows)| {
-                    matmul(rows.view_mut(), heads.view(), weights.view());
+                    weights.multiply(heads.view(), rows.view_mut());
                     norm(rows);
                 });
             }
@@ -219,7 +220,7 @@ impl<'s, T: Real> Stream<'s, T> {
 struct Side<'a, T> {
     tokens: ArrayViewMut2<'a, T>,
     norm: Option<&'a Array1<T>>,
-    weights: &'a Array2<T>,
+    weights: &'a Packed<T>,
     projected: ArrayViewMut2<'a, T>,
     /// Of the gates, where there are any on this side.
     logits: Option<ArrayViewMut2<'a, T>>,
@@ -245,7 +246,7 @@ impl<'a, T: Real> Side<'a, T> {
         if let Some(weight) = self.norm {
             rms_norm(self.tokens.view_mut(), weight);
         }
-        matmul(self.projected, self.tokens.view(), self.weights.view());
+        self.weights.multiply(self.tokens.view(), self.projected);
         if let Some(logits) = self.logits {
             let mut means = Array2::zeros((logits.nrows(), self.tokens.ncols()));
             for (chunk, mut mean) in self.tokens.axis_chunks_iter(Axis(0), c).zip(means.rows_mut()) {

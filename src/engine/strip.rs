@@ -14,11 +14,14 @@
 //! and a strip stays in the nearest cache meanwhile. That is also how the time axis is shared out among threads:
 //! splitting it into segments would take S and U through every chunk twice, splitting the columns does not.
 
+use std::ops::Range;
+
 use ndarray::{ArrayView2, ArrayViewMut2};
 use pulp::{Arch, Simd, WithSimd};
 
 use super::norm::{joined, scaled_norm, trusted};
 use crate::memory::GateValues;
+use crate::packed::{Row, Tile, WIDTH, in_tiles, multiply, pair, pieces};
 use crate::real::Real;
 
 /// Coefficients of one chunk.
@@ -68,26 +71,14 @@ impl Norms {
     }
 }
 
-/// Columns of a strip: two AVX-512 registers of f32. With 8 rows that is 16 sums in flight, enough to hide the
-/// latency of a multiply-add, and 2 + 8 loads for 16 of them.
-pub const WIDTH: usize = 32;
-
-/// A row of a strip. Columns past the strip's own are zero and stay zero.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-pub struct Row<T>([T; WIDTH]);
-
-impl<T: Real> Row<T> {
-    const ZERO: Self = Self([T::ZERO; WIDTH]);
-}
-
 /// Columns of one memory weight of one head, and what is stored in them.
 #[derive(Clone, Debug)]
 pub struct Strip<T> {
-    /// U; S; W + U: a row per row of the weight. U and S are empty where nothing will be stored.
+    /// U and S, a row per row of the weight. W + U is formed where it is read: keeping it would push S, U and W of
+    /// a strip of 64 rows out of the nearest cache.
     update: Vec<Row<T>>,
+    /// Empty where nothing will be stored.
     momentum: Vec<Row<T>>,
-    read: Vec<Row<T>>,
     /// Of each chunk of the last walk.
     pub norms: Vec<Norms>,
 }
@@ -129,11 +120,7 @@ impl Columns {
 
     /// These columns of `elements`, all memory weights in file order.
     pub fn load<T: Real>(&self, elements: &[T]) -> Vec<Row<T>> {
-        let rows = self.elements(elements.len()).map(|place| {
-            let mut row = Row::ZERO;
-            row.0[..self.width].copy_from_slice(&elements[place]);
-            row
-        });
+        let rows = self.elements(elements.len()).map(|place| Row::padded(elements[place].iter().copied()));
         rows.collect()
     }
 
@@ -145,7 +132,7 @@ impl Columns {
     }
 
     /// Where each row of these columns lies among `total` elements.
-    fn elements(&self, total: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
+    fn elements(&self, total: usize) -> impl Iterator<Item = Range<usize>> + use<> {
         let (rows, cols) = self.shape;
         let (first, width) = (self.offset + self.start, self.width);
         debug_assert!(self.offset + rows * cols <= total, "elements of all memory weights");
@@ -154,21 +141,14 @@ impl Columns {
 }
 
 impl<T: Real> Strip<T> {
-    /// A strip that reads with W + U. `base`: these columns of W.
-    pub fn reading(columns: &Columns, base: &[Row<T>], update: &[T]) -> Self {
-        let mut read = columns.load(update);
-        for (u, w) in read.iter_mut().zip(base) {
-            for (u, &w) in u.0.iter_mut().zip(&w.0) {
-                *u += w;
-            }
-        }
-        Self { update: Vec::new(), momentum: Vec::new(), read, norms: Vec::new() }
+    /// A strip that reads with W + U.
+    pub fn reading(columns: &Columns, update: &[T]) -> Self {
+        Self { update: columns.load(update), momentum: Vec::new(), norms: Vec::new() }
     }
 
     /// A strip that stores too.
-    pub fn storing(columns: &Columns, base: &[Row<T>], update: &[T], momentum: &[T]) -> Self {
-        let reading = Self::reading(columns, base, update);
-        Self { update: columns.load(update), momentum: columns.load(momentum), ..reading }
+    pub fn storing(columns: &Columns, update: &[T], momentum: &[T]) -> Self {
+        Self { momentum: columns.load(momentum), ..Self::reading(columns, update) }
     }
 
     /// Puts U and S back where they were loaded from.
@@ -221,30 +201,8 @@ impl<T: Real> Walk<'_, T> {
     }
 }
 
-/// Sums of a tile: `ROWS` rows of two vectors.
-type Tile<T, S, const ROWS: usize> = [[<T as crate::simd::Lanes>::Vector<S>; 2]; ROWS];
-
 /// Rows of weights whose squares are summed in the element type before they join the f64 sum.
 const SUMMED: usize = 64;
-
-/// Splits `first..end` into tiles of 8 rows and what is left into tiles of 4, 2 and 1: calls
-/// `tile::<ROWS>(first row)` for each.
-macro_rules! in_tiles {
-    ($range:expr, |$first:ident, $rows:ident| $call:expr) => {{
-        let std::ops::Range { start: mut $first, end } = $range;
-        in_tiles!(@ 8, end, $first, $rows, $call);
-        in_tiles!(@ 4, end, $first, $rows, $call);
-        in_tiles!(@ 2, end, $first, $rows, $call);
-        in_tiles!(@ 1, end, $first, $rows, $call);
-    }};
-    (@ $n:literal, $end:ident, $first:ident, $rows:ident, $call:expr) => {
-        while $end - $first >= $n {
-            const $rows: usize = $n;
-            $call;
-            $first += $n;
-        }
-    };
-}
 
 #[expect(clippy::inline_always, reason = "compiled once per instruction set, as part of `with_simd`")]
 impl<T: Real> WithSimd for Walk<'_, T> {
@@ -260,78 +218,42 @@ impl<T: Real> WithSimd for Walk<'_, T> {
         for i in 0..steps.len().max(longest.div_ceil(chunk)) {
             let range = i * chunk..(i + 1) * chunk;
             for reading in readings.iter_mut().filter(|reading| !reading.after) {
-                read(simd, reading, range.clone(), &strip.read);
+                read(simd, reading, range.clone(), base, &strip.update);
             }
             if let (Some(&step), Some(Stored { inputs, cotangents, .. })) = (steps.get(i), stored) {
                 for (b, row) in b.iter_mut().zip(range.clone()) {
                     let row = cotangents.row(row).to_slice().expect("contiguous rows");
-                    b.0[..row.len()].copy_from_slice(row);
+                    match row.as_array() {
+                        Some(row) => b.0 = *row,
+                        None => b.0[..row.len()].copy_from_slice(row),
+                    }
                 }
                 advance(simd, step, strip, base, inputs, range.start, &b);
             }
             for reading in readings.iter_mut().filter(|reading| reading.after) {
-                read(simd, reading, range.clone(), &strip.read);
+                read(simd, reading, range.clone(), base, &strip.update);
             }
         }
     }
 }
 
-/// Vectors pairs that a row of a strip has.
-const fn pieces<T: Real, S: Simd>() -> usize {
-    WIDTH * size_of::<T>() / (2 * size_of::<T::Vector<S>>())
-}
-
-/// Y ← X R for the rows `range` there are.
+/// Y ← X (W + U) for the rows of `range` that there are.
 #[expect(clippy::inline_always, reason = "compiled once per instruction set, as part of `with_simd`")]
 #[inline(always)]
 fn read<T: Real, S: Simd>(
     simd: S,
     reading: &mut Reading<'_, T>,
-    range: std::ops::Range<usize>,
-    weights: &[Row<T>],
+    range: Range<usize>,
+    base: &[Row<T>],
+    update: &[Row<T>],
 ) {
     let end = range.end.min(reading.inputs.nrows());
     let range = range.start.min(end)..end;
-    for piece in 0..pieces::<T, S>() {
-        in_tiles!(range.clone(), |first, ROWS| {
-            let tile = read_tile::<T, S, ROWS>(simd, reading.inputs, first, weights, piece);
-            let lanes = WIDTH / pieces::<T, S>();
-            for (r, vectors) in tile.into_iter().enumerate() {
-                let mut row = Row::ZERO;
-                T::vectors_mut::<S>(&mut row.0)[..2].copy_from_slice(&vectors);
-                let mut outputs = reading.outputs.row_mut(first + r);
-                let outputs = outputs.as_slice_mut().expect("contiguous rows");
-                let width = outputs.len();
-                let place = (piece * lanes).min(width)..((piece + 1) * lanes).min(width);
-                outputs[place.clone()].copy_from_slice(&row.0[..place.len()]);
-            }
-        });
-    }
-}
-
-#[expect(clippy::inline_always, reason = "compiled once per instruction set, as part of `with_simd`")]
-#[inline(always)]
-fn read_tile<T: Real, S: Simd, const ROWS: usize>(
-    simd: S,
-    inputs: ArrayView2<'_, T>,
-    first: usize,
-    weights: &[Row<T>],
-    piece: usize,
-) -> Tile<T, S, ROWS> {
-    let depth = weights.len();
-    let x: [&[T]; ROWS] =
-        std::array::from_fn(|r| &inputs.row(first + r).to_slice().expect("contiguous rows")[..depth]);
-    let mut tile = [[T::splat(simd, T::ZERO); 2]; ROWS];
-    for k in 0..depth {
-        let row = T::vectors::<S>(&weights[k].0);
-        let (left, right) = (row[2 * piece], row[2 * piece + 1]);
-        for r in 0..ROWS {
-            let x = T::splat(simd, x[r][k]);
-            tile[r][0] = T::mul_add_vectors(simd, x, left, tile[r][0]);
-            tile[r][1] = T::mul_add_vectors(simd, x, right, tile[r][1]);
-        }
-    }
-    tile
+    let depth = base.len().min(update.len());
+    multiply(simd, reading.inputs, range, depth, &mut reading.outputs, |k, piece| {
+        let ([w0, w1], [u0, u1]) = (pair::<T, S>(&base[k], piece), pair::<T, S>(&update[k], piece));
+        [T::add_vectors(simd, w0, u0), T::add_vectors(simd, w1, u1)]
+    });
 }
 
 /// Rows `first_row ..` of Aᵀ B for the chunk whose tokens start at `first`.
@@ -375,30 +297,33 @@ fn advance<T: Real, S: Simd>(
         [-step.learning_rate, step.momentum, T::one() - step.decay].map(|x| T::splat(simd, x));
     let mut squares = [0.0; 4];
     for block in (0..base.len()).step_by(SUMMED) {
-        let mut sums = [T::splat(simd, T::ZERO); 4];
         for piece in 0..pieces::<T, S>() {
+            let mut sums = [T::splat(simd, T::ZERO); 4];
             in_tiles!(block..base.len().min(block + SUMMED), |first_row, ROWS| {
                 let tile = surprise_tile::<T, S, ROWS>(simd, inputs, first, first_row, b, piece);
-                for (r, surprise) in tile.into_iter().enumerate() {
-                    let row = first_row + r;
-                    let w = T::vectors::<S>(&base[row].0);
-                    let s = T::vectors_mut::<S>(&mut strip.momentum[row].0);
-                    let u = T::vectors_mut::<S>(&mut strip.update[row].0);
-                    let read = T::vectors_mut::<S>(&mut strip.read[row].0);
-                    for (j, g) in surprise.into_iter().enumerate() {
+                let rows = first_row..first_row + ROWS;
+                let w: &[Row<T>; ROWS] = base[rows.clone()].as_array().expect("ROWS of them");
+                let s: &mut [Row<T>; ROWS] = strip.momentum[rows.clone()].as_mut_array().expect("ROWS of them");
+                let u: &mut [Row<T>; ROWS] = strip.update[rows].as_mut_array().expect("ROWS of them");
+                for r in 0..ROWS {
+                    for j in 0..2 {
                         let at = 2 * piece + j;
-                        s[at] = T::mul_add_vectors(simd, minus_rate, g, T::mul_vectors(simd, keep_momentum, s[at]));
-                        u[at] = T::mul_add_vectors(simd, keep, u[at], s[at]);
-                        read[at] = T::add_vectors(simd, w[at], u[at]);
-                        for (sum, x) in sums.iter_mut().zip([g, s[at], u[at], read[at]]) {
+                        let g = tile[r][j];
+                        let w = T::vectors::<S>(&w[r].0)[at];
+                        let s = &mut T::vectors_mut::<S>(&mut s[r].0)[at];
+                        let u = &mut T::vectors_mut::<S>(&mut u[r].0)[at];
+                        *s = T::mul_add_vectors(simd, minus_rate, g, T::mul_vectors(simd, keep_momentum, *s));
+                        *u = T::mul_add_vectors(simd, keep, *u, *s);
+                        let read = T::add_vectors(simd, w, *u);
+                        for (sum, x) in sums.iter_mut().zip([g, *s, *u, read]) {
                             *sum = T::mul_add_vectors(simd, x, x, *sum);
                         }
                     }
                 }
             });
-        }
-        for (square, sum) in squares.iter_mut().zip(sums) {
-            *square += T::sum_lanes(simd, sum);
+            for (square, sum) in squares.iter_mut().zip(sums) {
+                *square += T::sum_lanes(simd, sum);
+            }
         }
     }
     let norm = |sum: f64, rows: &dyn Fn() -> f64| if trusted::<T>(sum) { sum.sqrt() } else { rows() };
@@ -409,7 +334,10 @@ fn advance<T: Real, S: Simd>(
         }),
         momentum: norm(squares[1], &|| stored(&strip.momentum)),
         update: norm(squares[2], &|| stored(&strip.update)),
-        weight: norm(squares[3], &|| stored(&strip.read)),
+        weight: norm(squares[3], &|| {
+            let rows = base.iter().zip(&strip.update);
+            scaled_norm(|| rows.clone().flat_map(|(w, u)| w.0.into_iter().zip(u.0).map(|(w, u)| w + u)))
+        }),
     });
 }
 

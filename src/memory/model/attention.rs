@@ -11,13 +11,14 @@
 
 use std::ops::Range;
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
+use ndarray::{Array2, ArrayView2, ArrayView3, ArrayViewMut2, Axis, concatenate, s};
 use pulp::Arch;
 
 use super::{Factors, MemoryModel};
 use crate::engine::norm::sum_of_squares;
 use crate::matmul::{matmul, scaled_matmul};
 use crate::memory::parameters::MEMORY_WEIGHTS;
+use crate::packed::Packed;
 use crate::real::Real;
 
 /// The attention memory of width d.
@@ -32,13 +33,15 @@ impl Attention {
     pub fn new(dim_head: usize) -> Self {
         Self { dim_head, shapes: [(dim_head, dim_head); MEMORY_WEIGHTS] }
     }
+}
 
-    fn weights<'a, T: Real>(&self, weights: &'a [T]) -> [ArrayView2<'a, T>; MEMORY_WEIGHTS] {
-        let mut parts = weights.chunks_exact(self.dim_head * self.dim_head);
-        self.shapes.map(|shape| {
-            ArrayView2::from_shape(shape, parts.next().expect("four weights")).expect("d × d elements")
-        })
-    }
+/// W in strips.
+#[derive(Clone, Debug)]
+pub struct Weights<T> {
+    /// [W_q W_k W_v1]: (d, 3d)
+    qkv: Packed<T>,
+    output: Packed<T>,
+    output_transposed: Packed<T>,
 }
 
 /// Buffers for a group of rows.
@@ -55,18 +58,24 @@ pub struct Scratch<T> {
     d_hidden: Array2<T>,
 }
 
-/// The rows of each chunk, the last one perhaps cut short.
-fn chunks(rows: usize, chunk: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..rows).step_by(chunk).map(move |start| start..rows.min(start + chunk))
+/// Rows of a chunk whose attention is taken at once: what lies after the last of them is skipped, which is 3/8 of the
+/// products of a chunk of 64. Fewer rows skip more and cost more calls.
+const TILE: usize = 32;
+
+/// The tiles of a chunk.
+fn tiles(rows: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..rows).step_by(TILE).map(move |start| start..rows.min(start + TILE))
 }
 
 /// q, k and v of some rows.
 fn split<T>(qkv: ArrayView2<'_, T>) -> [ArrayView2<'_, T>; 3] {
     let d = qkv.ncols() / 3;
-    [0, 1, 2].map(|i| qkv.slice_move(s![.., i * d..(i + 1) * d]))
+    let (q, kv) = qkv.split_at(Axis(1), d);
+    let (k, v) = kv.split_at(Axis(1), d);
+    [q, k, v]
 }
 
-/// P and `hidden ← P v` for the chunks of `qkv`.
+/// P and `hidden ← P v` for the chunks of `qkv`. Each row of P holds `chunk` numbers.
 fn attend<T: Real>(
     qkv: ArrayView2<T>,
     chunk: usize,
@@ -76,19 +85,67 @@ fn attend<T: Real>(
     let rows = qkv.nrows();
     let scale = T::of(1.0 / ((qkv.ncols() / 3) as f64).sqrt());
     let length = attention.ncols();
-    for range in chunks(rows, chunk) {
-        let [q, k, _] = split(qkv.slice(s![range.clone(), ..]));
-        scaled_matmul(attention.slice_mut(s![range.clone(), ..range.len()]), scale, q, k.t());
+    let mut attention = attention.slice_mut(s![..rows, ..]);
+    let chunks = qkv.axis_chunks_iter(Axis(0), chunk);
+    for (qkv, mut p) in chunks.clone().zip(attention.axis_chunks_iter_mut(Axis(0), chunk)) {
+        let [q, k, _] = split(qkv);
+        for tile in tiles(q.nrows()) {
+            let out = p.slice_mut(s![tile.clone(), ..tile.end]);
+            scaled_matmul(out, scale, q.slice(s![tile.clone(), ..]), k.slice(s![..tile.end, ..]).t());
+        }
     }
-    let all = &mut attention.as_slice_mut().expect("contiguous")[..rows * length];
-    T::causal_softmax(all, length);
-    for range in chunks(rows, chunk) {
-        let [.., v] = split(qkv.slice(s![range.clone(), ..]));
-        matmul(hidden.slice_mut(s![range.clone(), ..]), attention.slice(s![range.clone(), ..range.len()]), v);
+    T::causal_softmax(attention.as_slice_mut().expect("whole rows"), length);
+    let outputs = attention.axis_chunks_iter(Axis(0), chunk).zip(hidden.axis_chunks_iter_mut(Axis(0), chunk));
+    for (qkv, (p, mut hidden)) in chunks.zip(outputs) {
+        let [.., v] = split(qkv);
+        for tile in tiles(v.nrows()) {
+            let out = hidden.slice_mut(s![tile.clone(), ..]);
+            matmul(out, p.slice(s![tile.clone(), ..tile.end]), v.slice(s![..tile.end, ..]));
+        }
+    }
+}
+
+/// From dH of a chunk to dq, dk and dv side by side. `da`: room for (c, c).
+fn attend_backward<T: Real>(
+    qkv: ArrayView2<T>,
+    p: ArrayView2<T>,
+    d_hidden: ArrayView2<T>,
+    da: &mut Array2<T>,
+    d_qkv: ArrayViewMut2<T>,
+) {
+    let (rows, d) = d_hidden.dim();
+    let [q, k, v] = split(qkv);
+    let (mut dq, rest) = d_qkv.split_at(Axis(1), d);
+    let (mut dk, mut dv) = rest.split_at(Axis(1), d);
+    for tile in tiles(rows) {
+        let out = da.slice_mut(s![tile.clone(), ..tile.end]);
+        matmul(out, d_hidden.slice(s![tile.clone(), ..]), v.slice(s![..tile.end, ..]).t());
+    }
+    let scale = T::of(1.0 / (d as f64).sqrt());
+    Arch::new().dispatch(|| {
+        for (r, (mut da, p)) in da.rows_mut().into_iter().zip(p.rows()).enumerate() {
+            let (seen, future) = da.as_slice_mut().expect("contiguous rows").split_at_mut(r + 1);
+            let p = &p.to_slice().expect("contiguous rows")[..=r];
+            let mean = T::dot(seen, p);
+            for (da, &p) in seen.iter_mut().zip(p) {
+                *da = p * (*da - mean) * scale;
+            }
+            future.fill(T::zero());
+        }
+    });
+    for tile in tiles(rows) {
+        let seen = da.slice(s![tile.clone(), ..tile.end]);
+        matmul(dq.slice_mut(s![tile.clone(), ..]), seen, k.slice(s![..tile.end, ..]));
+        // The rows that see the tile.
+        let of = s![tile.start..rows, tile.clone()];
+        let from = s![tile.start.., ..];
+        matmul(dk.slice_mut(s![tile.clone(), ..]), da.slice(of).t(), q.slice(from));
+        matmul(dv.slice_mut(s![tile, ..]), p.slice(of).t(), d_hidden.slice(from));
     }
 }
 
 impl<T: Real> MemoryModel<T> for Attention {
+    type Weights = Weights<T>;
     type Scratch = Scratch<T>;
 
     fn shapes(&self) -> &[(usize, usize)] {
@@ -97,6 +154,17 @@ impl<T: Real> MemoryModel<T> for Attention {
 
     fn layers(&self) -> &[Range<usize>] {
         const { &[0..3, 3..MEMORY_WEIGHTS] }
+    }
+
+    fn prepare(&self, weights: &[T]) -> Weights<T> {
+        let d = self.dim_head;
+        let all = ArrayView3::from_shape((MEMORY_WEIGHTS, d, d), weights).expect("four weights of d × d");
+        let [wq, wk, wv1, wv2] = [0, 1, 2, 3].map(|p| all.index_axis(Axis(0), p));
+        Weights {
+            qkv: Packed::new(concatenate![Axis(1), wq, wk, wv1].view()),
+            output: Packed::new(wv2),
+            output_transposed: Packed::new(wv2.t()),
+        }
     }
 
     fn scratch(&self, rows: usize, chunk: usize) -> Scratch<T> {
@@ -127,7 +195,7 @@ impl<T: Real> MemoryModel<T> for Attention {
 
     fn surprise(
         &self,
-        weights: &[T],
+        weights: &Weights<T>,
         keys: ArrayView2<T>,
         values: ArrayView2<T>,
         chunk: usize,
@@ -143,11 +211,8 @@ impl<T: Real> MemoryModel<T> for Attention {
         let Factors { inputs, cotangents } = factors;
         let [d_qkv, d_output] = cotangents.as_mut_slice() else { unreachable!("two layers") };
         let activated = &mut inputs[0];
-        let [wq, wk, wv, wv2] = self.weights(weights);
 
-        for (i, w) in [wq, wk, wv].into_iter().enumerate() {
-            matmul(qkv.slice_mut(s![.., i * d..(i + 1) * d]), keys, w);
-        }
+        weights.qkv.multiply(keys, qkv.view_mut());
         attend(qkv.view(), chunk, attention, hidden.view_mut());
         let [hidden, sigmoid] = [&mut hidden, &mut sigmoid].map(|m| m.as_slice_mut().expect("whole rows"));
         sigmoid.copy_from_slice(hidden);
@@ -159,7 +224,7 @@ impl<T: Real> MemoryModel<T> for Attention {
             }
         });
 
-        matmul(d_output.view_mut(), activated.view(), wv2);
+        weights.output.multiply(activated.view(), d_output.view_mut());
         let width = T::of(d as f64);
         let twice = T::of(2.0 / d as f64);
         Arch::new().dispatch(|| {
@@ -175,7 +240,7 @@ impl<T: Real> MemoryModel<T> for Attention {
             }
         });
 
-        matmul(d_hidden.view_mut(), d_output.view(), wv2.t());
+        weights.output_transposed.multiply(d_output.view(), d_hidden.view_mut());
         let slope = d_hidden.as_slice_mut().expect("whole rows");
         Arch::new().dispatch(|| {
             for ((dh, &h), &s) in slope.iter_mut().zip(&*hidden).zip(&*sigmoid) {
@@ -183,30 +248,11 @@ impl<T: Real> MemoryModel<T> for Attention {
             }
         });
 
-        let scale = T::of(1.0 / (d as f64).sqrt());
-        for range in chunks(rows, chunk) {
-            let length = range.len();
-            let [q, k, v] = split(qkv.slice(s![range.clone(), ..]));
-            let p = attention.slice(s![range.clone(), ..length]);
-            let dh = d_hidden.slice(s![range.clone(), ..]);
-            let mut da = d_attention.slice_mut(s![..length, ..length]);
-            matmul(da.view_mut(), dh, v.t());
-            Arch::new().dispatch(|| {
-                for (r, (mut da, p)) in da.rows_mut().into_iter().zip(p.rows()).enumerate() {
-                    let da = da.as_slice_mut().expect("contiguous rows");
-                    let (seen, future) = da.split_at_mut(r + 1);
-                    let p = &p.as_slice().expect("contiguous rows")[..=r];
-                    let mean = T::dot(seen, p);
-                    for (da, &p) in seen.iter_mut().zip(p) {
-                        *da = p * (*da - mean) * scale;
-                    }
-                    future.fill(T::zero());
-                }
-            });
-            let mut cotangents = d_qkv.slice_mut(s![range, ..]);
-            matmul(cotangents.slice_mut(s![.., ..d]), da.view(), k);
-            matmul(cotangents.slice_mut(s![.., d..2 * d]), da.t(), q);
-            matmul(cotangents.slice_mut(s![.., 2 * d..]), p.t(), dh);
+        let chunks = qkv.axis_chunks_iter(Axis(0), chunk).zip(attention.axis_chunks_iter(Axis(0), chunk));
+        let cotangents =
+            d_hidden.axis_chunks_iter(Axis(0), chunk).zip(d_qkv.axis_chunks_iter_mut(Axis(0), chunk));
+        for ((qkv, p), (d_hidden, d_qkv)) in chunks.zip(cotangents) {
+            attend_backward(qkv, p, d_hidden, d_attention, d_qkv);
         }
     }
 }

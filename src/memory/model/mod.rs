@@ -15,10 +15,12 @@ use crate::real::Real;
 /// its input rows by one or more memory weights, whose products stand side by side, and the next layer's input is
 /// some function of these. The engine does the products that go with moving weights; the model all the rest.
 ///
-/// Weights come as one slice: all memory weights in file order, each row-major with the shape that
+/// Memory weights are one slice: all of them in file order, each row-major with the shape that
 /// [`shapes`](Self::shapes) tells. Rows come as whole chunks of `chunk` tokens, of which the last may be cut short:
 /// no row sees another chunk, nor a later row. All matrices have contiguous rows.
 pub trait MemoryModel<T: Real>: Send + Sync {
+    /// W, arranged for taking gradients at.
+    type Weights: Clone + std::fmt::Debug + Send + Sync;
     /// Buffers that one task reuses from call to call.
     type Scratch: Send;
 
@@ -27,6 +29,9 @@ pub trait MemoryModel<T: Real>: Send + Sync {
 
     /// The memory weights of each layer, in file order.
     fn layers(&self) -> &[Range<usize>];
+
+    /// Arranges the weights, given as one slice.
+    fn prepare(&self, weights: &[T]) -> Self::Weights;
 
     /// Buffers for up to `rows` rows in chunks of `chunk`.
     fn scratch(&self, rows: usize, chunk: usize) -> Self::Scratch;
@@ -48,7 +53,7 @@ pub trait MemoryModel<T: Real>: Send + Sync {
     #[expect(clippy::too_many_arguments, reason = "what a gradient is made of and made into")]
     fn surprise(
         &self,
-        weights: &[T],
+        weights: &Self::Weights,
         keys: ArrayView2<T>,
         values: ArrayView2<T>,
         chunk: usize,

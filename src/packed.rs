@@ -1,0 +1,174 @@
+//! Matrices that are multiplied by again and again: weights, cut once into strips of columns as the products' inner
+//! loop wants them. The gemm crate arranges its right-hand side anew at every call, which at a few hundred rows
+//! (what stays in cache) was 8 % of a run with heads of 64; its own rate is no higher.
+//!
+//! The inner loop is also that of the engine's strips, whose weights move.
+
+use ndarray::{ArrayView2, ArrayViewMut2};
+use pulp::{Arch, Simd, WithSimd};
+
+use crate::real::Real;
+use crate::simd::Lanes;
+
+/// Columns of a strip: two AVX-512 registers of f32. With 8 rows that is 16 sums in flight, enough to hide the
+/// latency of a multiply-add, and 2 + 8 loads for 16 of them.
+pub const WIDTH: usize = 32;
+
+/// A row of a strip. Columns past the matrix's own are zero.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub struct Row<T>(pub [T; WIDTH]);
+
+impl<T: Real> Row<T> {
+    /// All columns zero.
+    pub const ZERO: Self = Self([T::ZERO; WIDTH]);
+
+    /// Up to [`WIDTH`] values, zeros after them.
+    pub fn padded(values: impl IntoIterator<Item = T>) -> Self {
+        let mut row = Self::ZERO;
+        row.0.iter_mut().zip(values).for_each(|(place, value)| *place = value);
+        row
+    }
+}
+
+/// A matrix (in, out) in strips.
+#[derive(Clone, Debug)]
+pub struct Packed<T> {
+    rows: usize,
+    cols: usize,
+    /// `rows` rows of the first strip, then of the second, …
+    strips: Vec<Row<T>>,
+}
+
+impl<T: Real> Packed<T> {
+    /// Cuts up a matrix (in, out).
+    pub fn new(matrix: ArrayView2<T>) -> Self {
+        let (rows, cols) = matrix.dim();
+        let strip = |start: usize| matrix.rows().into_iter().map(move |row| (start, row));
+        let strips = (0..cols).step_by(WIDTH).flat_map(strip);
+        let strips = strips.map(|(start, row)| Row::padded(row.iter().skip(start).take(WIDTH).copied()));
+        Self { rows, cols, strips: strips.collect() }
+    }
+
+    /// `out ← inputs W`: (rows, in) and (rows, out), rows contiguous.
+    pub fn multiply(&self, inputs: ArrayView2<T>, out: ArrayViewMut2<T>) {
+        assert_eq!((inputs.ncols(), out.dim()), (self.rows, (inputs.nrows(), self.cols)), "shapes of a product");
+        Arch::new().dispatch(Product { packed: self, inputs, out });
+    }
+}
+
+struct Product<'a, T> {
+    packed: &'a Packed<T>,
+    inputs: ArrayView2<'a, T>,
+    out: ArrayViewMut2<'a, T>,
+}
+
+impl<T: Real> WithSimd for Product<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { packed: Packed { rows, strips, .. }, inputs, mut out } = self;
+        for (i, strip) in strips.chunks_exact((*rows).max(1)).enumerate() {
+            let start = i * WIDTH;
+            let width = WIDTH.min(out.ncols() - start);
+            let mut out = out.slice_mut(ndarray::s![.., start..start + width]);
+            multiply(simd, inputs, 0..inputs.nrows(), strip.len(), &mut out, |k, piece| {
+                pair::<T, S>(&strip[k], piece)
+            });
+        }
+    }
+}
+
+/// Sums of a tile: `ROWS` rows of two vectors.
+pub type Tile<T, S, const ROWS: usize> = [[<T as Lanes>::Vector<S>; 2]; ROWS];
+
+/// Pairs of vectors that a row of a strip has.
+pub const fn pieces<T: Real, S: Simd>() -> usize {
+    WIDTH * size_of::<T>() / (2 * size_of::<T::Vector<S>>())
+}
+
+/// One of the [`pieces`] of a row.
+#[expect(clippy::inline_always, reason = "to be compiled with the caller's instruction set")]
+#[inline(always)]
+pub fn pair<T: Real, S: Simd>(row: &Row<T>, piece: usize) -> [T::Vector<S>; 2] {
+    let vectors = T::vectors::<S>(&row.0);
+    [vectors[2 * piece], vectors[2 * piece + 1]]
+}
+
+/// Splits a range into tiles of 8 rows and what is left into tiles of 4, 2 and 1. In each, `$first` is the first row
+/// and `$rows` a constant.
+macro_rules! in_tiles {
+    ($range:expr, |$first:ident, $rows:ident| $call:expr) => {{
+        let std::ops::Range { start: mut $first, end } = $range;
+        in_tiles!(@ 8, end, $first, $rows, $call);
+        in_tiles!(@ 4, end, $first, $rows, $call);
+        in_tiles!(@ 2, end, $first, $rows, $call);
+        in_tiles!(@ 1, end, $first, $rows, $call);
+    }};
+    (@ $n:literal, $end:ident, $first:ident, $rows:ident, $call:expr) => {
+        while $end - $first >= $n {
+            const $rows: usize = $n;
+            $call;
+            $first += $n;
+        }
+    };
+}
+pub(crate) use in_tiles;
+
+/// `outputs[range] ← inputs[range] W` for a strip W of `depth` rows, of which `weights` gives one at a time.
+#[expect(clippy::inline_always, reason = "to be compiled with the caller's instruction set")]
+#[inline(always)]
+pub fn multiply<T: Real, S: Simd>(
+    simd: S,
+    inputs: ArrayView2<'_, T>,
+    range: std::ops::Range<usize>,
+    depth: usize,
+    outputs: &mut ArrayViewMut2<'_, T>,
+    weights: impl Fn(usize, usize) -> [T::Vector<S>; 2],
+) {
+    let lanes = WIDTH / pieces::<T, S>();
+    for piece in 0..pieces::<T, S>() {
+        in_tiles!(range.clone(), |first, ROWS| {
+            let tile = tile::<T, S, ROWS>(simd, inputs, first, depth, |k| weights(k, piece));
+            for r in 0..ROWS {
+                let mut outputs = outputs.row_mut(first + r);
+                let outputs = outputs.as_slice_mut().expect("contiguous rows");
+                if let Some(full) = outputs.get_mut(piece * lanes..(piece + 1) * lanes) {
+                    T::vectors_mut::<S>(full).copy_from_slice(&tile[r]);
+                } else {
+                    let mut row = Row::ZERO;
+                    T::vectors_mut::<S>(&mut row.0)[..2].copy_from_slice(&tile[r]);
+                    let width = outputs.len();
+                    let rest = &mut outputs[(piece * lanes).min(width)..];
+                    rest.copy_from_slice(&row.0[..rest.len()]);
+                }
+            }
+        });
+    }
+}
+
+#[expect(clippy::inline_always, reason = "to be compiled with the caller's instruction set")]
+#[inline(always)]
+fn tile<T: Real, S: Simd, const ROWS: usize>(
+    simd: S,
+    inputs: ArrayView2<'_, T>,
+    first: usize,
+    depth: usize,
+    weights: impl Fn(usize) -> [T::Vector<S>; 2],
+) -> Tile<T, S, ROWS> {
+    let mut x: [&[T]; ROWS] = [&[]; ROWS];
+    for (r, x) in x.iter_mut().enumerate() {
+        *x = &inputs.row(first + r).to_slice().expect("contiguous rows")[..depth];
+    }
+    let mut tile = [[T::splat(simd, T::ZERO); 2]; ROWS];
+    for k in 0..depth {
+        let [left, right] = weights(k);
+        for r in 0..ROWS {
+            let x = T::splat(simd, x[r][k]);
+            tile[r][0] = T::mul_add_vectors(simd, x, left, tile[r][0]);
+            tile[r][1] = T::mul_add_vectors(simd, x, right, tile[r][1]);
+        }
+    }
+    tile
+}
