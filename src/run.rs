@@ -8,7 +8,7 @@ use ndarray::ArrayView2;
 use serde::Serialize;
 
 use crate::config::{Command, Config, MemorySource, Mode};
-use crate::engine::{self, Discard, Divergence, Memory, Outcome, Sink, Work};
+use crate::engine::{Discard, Divergence, Engine, Memory, Outcome, Sink, Work};
 use crate::error::{Error, Result};
 use crate::io::labels::Labels;
 use crate::io::mapped::Mapped;
@@ -473,14 +473,15 @@ impl Run<'_> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(self.threads.min(tasks)).build();
         let pool =
             pool.map_err(|error| Error::setting("--threads", "threads that can start", error.to_string()))?;
-        let mut engine = |state: &mut State<T>, sink: &mut dyn Sink<T>| {
-            pool.install(|| engine::run(&loaded.memory, state, work, sink, &mut tick))
+        let mut engine = Engine::new(&loaded.memory);
+        let mut run = |state: &mut State<T>, sink: &mut dyn Sink<T>| {
+            pool.install(|| engine.run(state, work, sink, &mut tick))
         };
         let before = (repeat > 0).then(|| state.clone());
-        let outcome = engine(state, files)?;
+        let outcome = run(state, files)?;
         let mut seconds = vec![outcome.computing.as_secs_f64()];
         for mut state in before.into_iter().flat_map(|before| std::iter::repeat_n(before, repeat)) {
-            seconds.push(engine(&mut state, &mut Discard)?.computing.as_secs_f64());
+            seconds.push(run(&mut state, &mut Discard)?.computing.as_secs_f64());
         }
         Ok((outcome, seconds))
     }

@@ -11,8 +11,8 @@ use support::{Collect, Drawn, run, run_through, uniform};
 
 const DIM: usize = 6;
 const HEADS: usize = 2;
-/// Two chunks make a block of 256 tokens.
-const CHUNK: usize = 128;
+/// Two chunks make a block of 512 tokens.
+const CHUNK: usize = 256;
 const CHUNKS: usize = 7;
 
 fn drawn() -> Drawn {

@@ -1,4 +1,4 @@
-//! Softmax and sigmoid of both element types: f32's vectorised ones against plain f64, and what both make of values
+//! Softmax, sigmoid and silu of both element types: f32's vectorised ones against plain f64, and what both make of values
 //! that are no numbers.
 
 mod support;
@@ -34,18 +34,25 @@ fn against_plain<T: Real>() {
             T::sigmoid(&mut got);
             compare(&format!("sigmoid of {what}"), &got, given.iter().map(plain).collect(), abs, exponents);
 
-            let largest = given.iter().fold(f64::NEG_INFINITY, |largest, x| largest.max(x.wide()));
-            let exps: Vec<f64> = given.iter().map(|x| (x.wide() - largest).exp()).collect();
-            let sum: f64 = exps.iter().sum();
-            let mut got = given;
-            T::softmax(&mut got);
-            compare(
-                &format!("softmax of {what}"),
-                &got,
-                exps.iter().map(|e| e / sum).collect(),
-                abs,
-                exponents,
-            );
+            let plain = |x: &T| x.wide() / (1.0 + (-x.wide()).exp());
+            let mut got = given.clone();
+            T::silu(&mut got);
+            compare(&format!("silu of {what}"), &got, given.iter().map(plain).collect(), size * abs, exponents);
+
+            // A chunk whose rows are all the same values, of which row r sees r + 1. The others are no numbers.
+            let mut chunk = given.repeat(length);
+            for (r, row) in chunk.chunks_exact_mut(length).enumerate() {
+                row[r + 1..].fill(T::nan());
+            }
+            T::causal_softmax(&mut chunk, length);
+            for (r, row) in chunk.chunks_exact(length).enumerate() {
+                let largest = given[..=r].iter().fold(f64::NEG_INFINITY, |largest, x| largest.max(x.wide()));
+                let exps: Vec<f64> = given[..=r].iter().map(|x| (x.wide() - largest).exp()).collect();
+                let sum: f64 = exps.iter().sum();
+                let mut expected: Vec<f64> = exps.iter().map(|e| e / sum).collect();
+                expected.resize(length, 0.0);
+                compare(&format!("softmax of {what}, row {r}"), row, expected, abs, exponents);
+            }
         }
     }
 }
@@ -60,9 +67,11 @@ fn no_numbers<T: Real>() {
     for length in LENGTHS {
         for place in [0, length / 2, length - 1] {
             let softmax_with = |bad: T| {
-                let mut row = values::<T>(length, 1.0);
-                row[place] = bad;
-                T::softmax(&mut row);
+                let mut chunk = values::<T>(length, 1.0).repeat(length);
+                chunk[(length - 1) * length + place] = bad;
+                T::causal_softmax(&mut chunk, length);
+                let row = chunk.split_off((length - 1) * length);
+                assert!(chunk.iter().all(|x| x.is_finite()), "rows before that of {bad}");
                 row
             };
             for bad in [T::nan(), T::infinity()] {

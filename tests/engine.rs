@@ -69,12 +69,13 @@ fn dimensions_and_lengths() {
     }
 }
 
-/// More than one block of 256 tokens, blocks of one chunk, and blocks that a chunk of 3 does not fill.
+/// More than one block of 512 tokens, blocks of one chunk, blocks that a chunk of 3 does not fill, groups of 64 rows
+/// that end with a block and such that do not.
 #[test]
 fn several_blocks() {
     let (xavier, randn) = (Init::Xavier, Init::Randn);
-    let cases = [(3, 577, xavier), (3, 577, randn), (16, 1031, xavier), (128, 2 * 128, randn)];
-    for (chunk, tokens, init) in cases.into_iter().chain([(128, 401, xavier), (300, 601, xavier)]) {
+    let cases = [(3, 1077, xavier), (3, 1077, randn), (16, 1031, xavier), (16, 1200, xavier), (128, 9 * 128, randn)];
+    for (chunk, tokens, init) in cases.into_iter().chain([(128, 801, xavier), (600, 1201, xavier)]) {
         let drawn = Drawn::new((5, 2, 4), chunk, init, 11);
         let what = format!("chunks of {chunk}, {init:?}, {tokens} tokens");
         both(&what, &drawn, &uniform((1, tokens, 5), 2.0, 12));

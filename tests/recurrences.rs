@@ -61,8 +61,9 @@ fn step_in<T: Real>(
     let mut norms = Vec::new();
     let mut start = 0;
     for columns in Columns::all(&[shape]) {
-        let base = columns.load(weights);
-        let mut strip = Strip::storing(&columns, update, momentum);
+        let base = columns.strip(weights);
+        let mut strip = Strip::new(&columns, true);
+        strip.load(&columns, update, momentum);
         let cotangents = b.slice(s![.., start..start + columns.width]);
         start += columns.width;
         let stored = Some(Stored { steps: &[step], inputs: a, cotangents });

@@ -6,14 +6,14 @@ use std::collections::BTreeMap;
 
 use ndarray::Array3;
 use nmem::Error;
-use nmem::engine::{self, Discard, Memory, Work};
+use nmem::engine::{Engine, Discard, Memory, Work};
 use nmem::memory::parameters::{Init, Mismatch};
 use nmem::memory::{Dimensions, Gates, State};
 use support::{Drawn, run_through, uniform};
 
 fn message(work: Work<'_, f64>, memory: &Memory<f64>, state: &mut State<f64>) -> String {
     let before = state.clone();
-    let error = engine::run(memory, state, work, &mut Discard, &mut |_| Ok(())).unwrap_err();
+    let error = Engine::new(memory).run(state, work, &mut Discard, &mut |_| Ok(())).unwrap_err();
     assert!(matches!(error, Error::Setting { .. }), "{error}");
     assert_eq!(*state, before, "a refusal leaves the state alone");
     error.to_string()

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::norm::{joined, sum_of_squares};
 use super::strip::{Norms, Reading, Step, Stored, Strip, Walk};
-use super::{Block, Context, Divergence, Memory};
+use super::{Block, Context, Divergence, Memory, Phase, Sizes};
 use crate::memory::GateValues;
 use crate::memory::model::{Factors, MemoryModel};
 use crate::metrics::{ChunkMetrics, WeightMetrics};
@@ -24,14 +24,13 @@ pub struct Inputs<'a, T> {
     pub gates: Vec<GateValues>,
 }
 
-/// State, weights and buffers of one head.
-pub struct Head<'s, T: Real> {
-    sequence: usize,
+/// Strips and buffers of one head.
+pub struct Head<T: Real> {
     index: usize,
     strips: Vec<Strip<T>>,
     queries: Reader<T>,
     /// Absent in a plain read.
-    storing: Option<Storing<'s, T>>,
+    storing: Option<Storing<T>>,
     /// The metrics of the block, up to a divergence.
     pub rows: Vec<ChunkMetrics<T>>,
     pub divergence: Option<Divergence>,
@@ -39,16 +38,14 @@ pub struct Head<'s, T: Real> {
 
 /// Rows on their way through the memory's layers.
 struct Reader<T> {
-    /// Products with the weights of each layer, (rows, out).
+    /// Products with the weights of each layer, (rows, out). Of the queries not the last one's: they are the output.
     products: Vec<Array2<T>>,
     /// Input of each layer after the first, (rows, in).
     inputs: Vec<Array2<T>>,
 }
 
-/// What storing needs, and where the S and U of a head came from.
-struct Storing<'s, T> {
-    update: &'s mut [T],
-    momentum: &'s mut [T],
+/// What storing needs.
+struct Storing<T> {
     factors: Factors<Array2<T>>,
     /// Loss at W of each row of the block.
     losses: Vec<T>,
@@ -63,6 +60,12 @@ impl<T: Real> Reader<T> {
         Self { products: cotangents, inputs }
     }
 
+    fn of_queries(model: &impl MemoryModel<T>, rows: usize) -> Self {
+        let mut reader = Self::new(model, rows);
+        reader.products.pop();
+        reader
+    }
+
     /// The input of each layer but the last to that of the next.
     fn activate<M: MemoryModel<T>>(&mut self, context: &Context<'_, T, M>, layer: usize, rows: usize) {
         let group = context.plan.group_rows;
@@ -71,66 +74,47 @@ impl<T: Real> Reader<T> {
         let parts = products.axis_chunks_iter(Axis(0), group).zip(inputs.axis_chunks_iter_mut(Axis(0), group));
         parts.collect::<Vec<_>>().into_par_iter().for_each(|(products, inputs)| {
             let memory = context.memory;
-            context.with_scratch(|scratch| {
+            context.with_scratch(Phase::Activate, |scratch| {
                 memory.model.activate(layer, memory.chunk_size, products, inputs, scratch);
             });
         });
     }
 }
 
-impl<'s, T: Real> Head<'s, T> {
-    /// A head that reads with W + U, whatever was stored.
-    pub fn reading<M: MemoryModel<T>>(
-        context: &Context<'_, T, M>,
-        sequence: usize,
-        index: usize,
-        update: &[T],
-    ) -> Self {
-        let Memory { columns, model, .. } = context.memory;
+impl<T: Real> Head<T> {
+    /// Buffers for any head of `memory`.
+    pub fn new<M: MemoryModel<T>>(memory: &Memory<T, M>, sizes: Sizes, index: usize) -> Self {
+        let model = &memory.model;
+        let Sizes { stored, read, storing, probe } = sizes;
         Self {
-            sequence,
             index,
-            strips: columns.iter().map(|columns| Strip::reading(columns, update)).collect(),
-            queries: Reader::new(model, context.plan.rows().1),
-            storing: None,
-            rows: Vec::new(),
-            divergence: None,
-        }
-    }
-
-    /// A head that stores, and reads one chunk behind.
-    pub fn storing<M: MemoryModel<T>>(
-        context: &Context<'_, T, M>,
-        sequence: usize,
-        index: usize,
-        update: &'s mut [T],
-        momentum: &'s mut [T],
-    ) -> Self {
-        let Memory { columns, model, .. } = context.memory;
-        let (rows, queries) = context.plan.rows();
-        Self {
-            sequence,
-            index,
-            strips: columns.iter().map(|columns| Strip::storing(columns, update, momentum)).collect(),
-            queries: Reader::new(model, queries),
-            storing: Some(Storing {
-                update,
-                momentum,
-                factors: Factors::new(model, rows),
-                losses: vec![T::zero(); rows],
-                probe: context.plan.probe.then(|| [(); 2].map(|()| Reader::new(model, rows))),
+            strips: memory.columns.iter().map(|columns| Strip::new(columns, storing)).collect(),
+            queries: Reader::of_queries(model, read),
+            storing: storing.then(|| Storing {
+                factors: Factors::new(model, stored),
+                losses: vec![T::zero(); stored],
+                probe: probe.then(|| [(); 2].map(|()| Reader::new(model, stored))),
             }),
             rows: Vec::new(),
             divergence: None,
         }
     }
 
-    /// Puts S and U back into the state.
-    pub fn save<M: MemoryModel<T>>(self, memory: &Memory<T, M>) {
-        if let Some(Storing { update, momentum, .. }) = self.storing {
-            for (columns, strip) in memory.columns.iter().zip(&self.strips) {
-                strip.save(columns, update, momentum);
-            }
+    /// Starts from U and S, all memory weights in file order.
+    pub fn load<M: MemoryModel<T>>(&mut self, memory: &Memory<T, M>, update: &[T], momentum: &[T]) {
+        self.divergence = None;
+        let strips = self.strips.par_iter_mut().zip(&memory.columns);
+        strips.for_each(|(strip, columns)| {
+            let place = memory.weight_elements[columns.weight].clone();
+            strip.load(columns, &update[place.clone()], &momentum[place]);
+        });
+    }
+
+    /// Puts U and S back.
+    pub fn save<M: MemoryModel<T>>(&self, memory: &Memory<T, M>, update: &mut [T], momentum: &mut [T]) {
+        for (strip, columns) in self.strips.iter().zip(&memory.columns) {
+            let place = memory.weight_elements[columns.weight].clone();
+            strip.save(columns, &mut update[place.clone()], &mut momentum[place]);
         }
     }
 
@@ -138,7 +122,7 @@ impl<'s, T: Real> Head<'s, T> {
     pub fn run<M: MemoryModel<T>>(
         &mut self,
         context: &Context<'_, T, M>,
-        block: Block,
+        (sequence, block): (usize, Block),
         inputs: &Inputs<'_, T>,
         mut output: ArrayViewMut2<'_, T>,
     ) {
@@ -148,25 +132,26 @@ impl<'s, T: Real> Head<'s, T> {
         let steps: Vec<Step<T>> = inputs.gates.iter().map(Step::of).collect();
         let last = context.memory.model.layers().len() - 1;
         for layer in 0..last {
-            self.walk(context.memory, layer, inputs, &steps, None);
+            self.walk(context, layer, inputs, &steps, None);
             self.queries.activate(context, layer, inputs.queries.nrows());
             let probes = self.storing.iter_mut().flat_map(|storing| storing.probe.iter_mut().flatten());
             probes.for_each(|probe| probe.activate(context, layer, inputs.keys.nrows()));
         }
-        self.walk(context.memory, last, inputs, &steps, Some(output.view_mut()));
+        self.walk(context, last, inputs, &steps, Some(output.view_mut()));
         output.slice_mut(s![..context.plan.unready(block), ..]).fill(T::zero());
-        self.report(context.memory, block, inputs, output.view());
+        context.timed(Phase::Metrics, || self.report(context.memory, (sequence, block), inputs, output.view()));
     }
 
     /// All strips of a layer, through all chunks. `output`: of the last layer, what it makes of the queries.
     fn walk<M: MemoryModel<T>>(
         &mut self,
-        memory: &Memory<T, M>,
+        context: &Context<'_, T, M>,
         layer: usize,
         inputs: &Inputs<'_, T>,
         steps: &[Step<T>],
         output: Option<ArrayViewMut2<'_, T>>,
     ) {
+        let memory = context.memory;
         let place = memory.strips_of(layer);
         let columns = &memory.columns[place.clone()];
         let strips = self.strips[place.clone()].iter_mut().zip(&memory.base_strips[place]);
@@ -196,23 +181,23 @@ impl<'s, T: Real> Head<'s, T> {
                 products = rest;
             }
         }
-        walks.into_par_iter().for_each(Walk::run);
+        walks.into_par_iter().for_each(|walk| context.timed(Phase::Walk, || walk.run()));
     }
 
     /// Fills `rows`, or `divergence` with the first value that is not finite.
     fn report<M: MemoryModel<T>>(
         &mut self,
         memory: &Memory<T, M>,
-        block: Block,
+        (sequence, block): (usize, Block),
         inputs: &Inputs<'_, T>,
         output: ArrayView2<'_, T>,
     ) {
         let c = memory.chunk_size;
         let first = block.start() / c;
-        let Self { sequence, index, strips, storing, rows, divergence, .. } = self;
+        let Self { index, strips, storing, rows, divergence, .. } = self;
         let diverged = |chunk: usize, quantity: &'static str, value: T| {
             let value = value.to_string();
-            Some(Divergence { sequence: *sequence, chunk: first + chunk, head: Some(*index), quantity, value })
+            Some(Divergence { sequence, chunk: first + chunk, head: Some(*index), quantity, value })
         };
         rows.clear();
         let retrieved = first_nonfinite(output).map(|(row, value)| (row / c, value));
@@ -222,7 +207,7 @@ impl<'s, T: Real> Head<'s, T> {
                 let losses = storing.chunk_losses(inputs, chunk * c..(chunk + 1) * c);
                 let of_weight = |strips: &[Strip<T>]| Norms::joined(strips.iter().map(|strip| strip.norms[chunk]));
                 let norms: Vec<_> = memory.weight_strips.iter().map(|place| of_weight(&strips[place.clone()])).collect();
-                metrics((*sequence, first + chunk, *index), c, losses, gates, &norms)
+                metrics((sequence, first + chunk, *index), c, losses, gates, &norms)
             };
             let until = retrieved.map_or(usize::MAX, |(chunk, _)| chunk);
             let chunks = 0..inputs.gates.len().min(until);
@@ -241,7 +226,7 @@ impl<'s, T: Real> Head<'s, T> {
     }
 }
 
-impl<T: Real> Storing<'_, T> {
+impl<T: Real> Storing<T> {
     /// The gradients of the block at W, groups of rows side by side.
     fn surprise<M: MemoryModel<T>>(&mut self, context: &Context<'_, T, M>, inputs: &Inputs<'_, T>) {
         let (memory, group) = (context.memory, context.plan.group_rows);
@@ -251,7 +236,7 @@ impl<T: Real> Storing<'_, T> {
             inputs.keys.axis_chunks_iter(Axis(0), group).zip(inputs.values.axis_chunks_iter(Axis(0), group));
         groups.zip(tokens).collect::<Vec<_>>().into_par_iter().for_each(
             |((mut factors, losses), (keys, values))| {
-                context.with_scratch(|scratch| {
+                context.with_scratch(Phase::Gradients, |scratch| {
                     let c = memory.chunk_size;
                     memory.model.surprise(&memory.weights, keys, values, c, losses, &mut factors, scratch);
                 });

@@ -14,15 +14,17 @@ mod tokens;
 
 use std::ops::Range;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use ndarray::ArrayView2;
+use ndarray::{Array1, Array2, ArrayView2, s};
 use rayon::prelude::*;
+use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::memory::model::{Attention, MemoryModel};
 use crate::memory::state::Side;
-use crate::memory::{Gates, Parameters, State};
+use crate::memory::{Dimensions, Gates, Parameters, State};
 use crate::metrics::ChunkMetrics;
 use crate::packed::{Packed, Row};
 use crate::real::Real;
@@ -43,23 +45,34 @@ const GROUP_TASKS: usize = 32;
 /// A memory ready to run: what is trained, in the element type of the run, and how it is used.
 #[derive(Clone, Debug)]
 pub struct Memory<T: Real, M: MemoryModel<T> = Attention> {
-    parameters: Parameters<T>,
+    dimensions: Dimensions,
+    projections: Projections<T>,
     chunk_size: usize,
     gates: Gates,
     /// All that the engine knows of M is its trait.
     model: M,
     /// W: the memory weights plus past weights, all in file order.
     base: Vec<T>,
-    /// W as the model wants it, and the projections.
+    /// W as the model wants it.
     weights: M::Weights,
-    keys_values: Packed<T>,
-    queries: Packed<T>,
-    combine: Option<Packed<T>>,
     /// The strips of all memory weights, and W in them.
     columns: Vec<Columns>,
     base_strips: Vec<Vec<Row<T>>>,
-    /// The strips of each memory weight.
+    /// The strips of each memory weight, and its elements in file order.
     weight_strips: Vec<Range<usize>>,
+    weight_elements: Vec<Range<usize>>,
+}
+
+/// What lies around the memory: see [`Parameters`].
+#[derive(Clone, Debug)]
+struct Projections<T> {
+    store_norm: Option<Array1<T>>,
+    retrieve_norm: Option<Array1<T>>,
+    post_norm: Option<Array1<T>>,
+    keys_values: Packed<T>,
+    queries: Packed<T>,
+    gates: Array2<T>,
+    combine: Option<Packed<T>>,
 }
 
 impl<T: Real> Memory<T> {
@@ -68,7 +81,7 @@ impl<T: Real> Memory<T> {
         parameters: Parameters<T>,
         chunk_size: usize,
         gates: Gates,
-        past: Option<&[ndarray::Array2<T>]>,
+        past: Option<&[Array2<T>]>,
     ) -> Result<Self> {
         parameters.dimensions.check(chunk_size)?;
         let model = Attention::new(parameters.dimensions.dim_head);
@@ -76,16 +89,29 @@ impl<T: Real> Memory<T> {
         for (w, &delta) in base.iter_mut().zip(past.into_iter().flatten().flatten()) {
             *w += delta;
         }
-        let columns = Columns::all(MemoryModel::<T>::shapes(&model));
-        let base_strips = columns.iter().map(|columns| columns.load(&base)).collect();
+        let shapes = MemoryModel::<T>::shapes(&model);
+        let ends = shapes.iter().scan(0, |end, (rows, cols)| {
+            *end += rows * cols;
+            Some(*end - rows * cols..*end)
+        });
+        let weight_elements: Vec<_> = ends.collect();
+        let columns = Columns::all(shapes);
+        let strip = |columns: &Columns| columns.strip(&base[weight_elements[columns.weight].clone()]);
+        let base_strips = columns.iter().map(strip).collect();
         let place = |weight: usize| columns.partition_point(|columns| columns.weight < weight);
         let weight_strips = (0..parameters.memory.len()).map(|p| place(p)..place(p + 1)).collect();
         Ok(Self {
             weights: model.prepare(&base),
-            keys_values: Packed::new(parameters.keys_values.view()),
-            queries: Packed::new(parameters.queries.view()),
-            combine: parameters.combine.as_ref().map(|combine| Packed::new(combine.view())),
-            parameters,
+            dimensions: parameters.dimensions,
+            projections: Projections {
+                keys_values: Packed::new(parameters.keys_values.view()),
+                queries: Packed::new(parameters.queries.view()),
+                combine: parameters.combine.map(|combine| Packed::new(combine.view())),
+                store_norm: parameters.store_norm,
+                retrieve_norm: parameters.retrieve_norm,
+                post_norm: parameters.post_norm,
+                gates: parameters.gates,
+            },
             chunk_size,
             gates,
             model,
@@ -93,6 +119,7 @@ impl<T: Real> Memory<T> {
             columns,
             base_strips,
             weight_strips,
+            weight_elements,
         })
     }
 }
@@ -100,7 +127,7 @@ impl<T: Real> Memory<T> {
 impl<T: Real, M: MemoryModel<T>> Memory<T, M> {
     /// The state in which nothing has been stored.
     pub fn initial_state(&self, sequences: usize) -> State<T> {
-        let dimensions = self.parameters.dimensions;
+        let dimensions = self.dimensions;
         State::new(sequences, dimensions.heads, self.base.len(), dimensions.dim)
     }
 
@@ -111,13 +138,11 @@ impl<T: Real, M: MemoryModel<T>> Memory<T, M> {
 
     /// W per memory weight: the trained ones plus past weights.
     pub fn weights(&self) -> Vec<ArrayView2<'_, T>> {
-        let mut offset = 0;
-        let parts = self.weight_shapes().iter().map(|&(rows, cols)| {
-            let part = &self.base[offset..offset + rows * cols];
-            offset += rows * cols;
-            ArrayView2::from_shape((rows, cols), part).expect("rows × cols elements")
-        });
-        parts.collect()
+        let weights = self.weight_shapes().iter().zip(&self.weight_elements);
+        let view = |(&shape, place): (&(usize, usize), &Range<usize>)| {
+            ArrayView2::from_shape(shape, &self.base[place.clone()]).expect("rows × cols elements")
+        };
+        weights.map(view).collect()
     }
 
     /// Tokens per chunk.
@@ -133,12 +158,12 @@ impl<T: Real, M: MemoryModel<T>> Memory<T, M> {
 
     /// Tasks that run at once for so many sequences: more threads than that have nothing to do.
     pub fn tasks(&self, sequences: usize) -> usize {
-        self.group(sequences) * self.parameters.dimensions.heads * self.columns.len()
+        self.group(sequences) * self.dimensions.heads * self.columns.len()
     }
 
     /// Sequences that advance together.
     fn group(&self, sequences: usize) -> usize {
-        (GROUP_TASKS / self.parameters.dimensions.heads).clamp(1, sequences.max(1))
+        (GROUP_TASKS / self.dimensions.heads).clamp(1, sequences.max(1))
     }
 }
 
@@ -226,6 +251,8 @@ pub struct Outcome {
     pub read_past_store: Option<usize>,
     /// From inputs to results, without the next two.
     pub computing: Duration,
+    /// Where its time went, added up over threads.
+    pub phases: Phases,
     /// Reading blocks of tokens.
     pub input: Duration,
     /// Handing results to the sink.
@@ -258,66 +285,158 @@ impl Block {
     }
 }
 
+/// What the engine spends its time on.
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    Project,
+    Gradients,
+    Walk,
+    Activate,
+    Combine,
+    Metrics,
+}
+
+/// Seconds that the threads together spent in each part of a run.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Phases {
+    /// Norms, projections and gates of both sides' tokens.
+    pub project: f64,
+    /// Losses and gradients at W.
+    pub gradients: f64,
+    /// The strips: gradients formed, S and U moved, everything read with W + U.
+    pub walk: f64,
+    /// What a memory model does between its layers, of what is read.
+    pub activate: f64,
+    /// Heads combined, norm of what was read.
+    pub combine: f64,
+    /// Rows of the metrics, and the search for values that are not finite.
+    pub metrics: f64,
+}
+
 /// What all tasks of a run share.
 struct Context<'a, T: Real, M: MemoryModel<T>> {
     memory: &'a Memory<T, M>,
     plan: &'a Plan<'a, T>,
     /// Buffers that no task is using.
-    scratch: Mutex<Vec<M::Scratch>>,
+    scratch: &'a Mutex<Vec<M::Scratch>>,
+    /// Nanoseconds by [`Phase`].
+    phases: [AtomicU64; 6],
 }
 
 impl<T: Real, M: MemoryModel<T>> Context<'_, T, M> {
+    fn timed<R>(&self, phase: Phase, work: impl FnOnce() -> R) -> R {
+        let start = Instant::now();
+        let result = work();
+        self.phases[phase as usize].fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        result
+    }
+
     /// Lends the buffers for a group of rows: as many as tasks run at once are ever made.
-    fn with_scratch(&self, work: impl FnOnce(&mut M::Scratch)) {
+    fn with_scratch(&self, phase: Phase, work: impl FnOnce(&mut M::Scratch)) {
         let idle = self.scratch.lock().expect("no task panics with it").pop();
         let mut scratch =
             idle.unwrap_or_else(|| self.memory.model.scratch(self.plan.group_rows, self.memory.chunk_size));
-        work(&mut scratch);
+        self.timed(phase, || work(&mut scratch));
         self.scratch.lock().expect("no task panics with it").push(scratch);
+    }
+
+    fn phases(&self) -> Phases {
+        let seconds = |phase: Phase| self.phases[phase as usize].load(Ordering::Relaxed) as f64 * 1e-9;
+        Phases {
+            project: seconds(Phase::Project),
+            gradients: seconds(Phase::Gradients),
+            walk: seconds(Phase::Walk),
+            activate: seconds(Phase::Activate),
+            combine: seconds(Phase::Combine),
+            metrics: seconds(Phase::Metrics),
+        }
     }
 }
 
-/// Runs `work`. `tick` is told the tokens of each finished block (summed over sequences) and can stop the run.
-///
-/// # Errors
-/// Settings that do not fit the state, failures of inputs and sink, and whatever `tick` returns. A divergence is no
-/// error: see [`Outcome`].
-pub fn run<T: Real, M: MemoryModel<T>>(
-    memory: &Memory<T, M>,
-    state: &mut State<T>,
-    work: Work<'_, T>,
-    sink: &mut dyn Sink<T>,
-    tick: &mut (dyn FnMut(usize) -> Result<()> + Send),
-) -> Result<Outcome> {
-    let begin = Instant::now();
-    for array in [&mut state.update, &mut state.momentum] {
-        if !array.is_standard_layout() {
-            *array = array.as_standard_layout().into_owned();
+/// How large the buffers of a stream are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Sizes {
+    /// Most rows of a block on the stored and on the read side.
+    stored: usize,
+    read: usize,
+    storing: bool,
+    probe: bool,
+}
+
+/// Runs a memory. Its buffers stay for the next run of the same kind and size, which then allocates nothing.
+pub struct Engine<'m, T: Real, M: MemoryModel<T> = Attention> {
+    memory: &'m Memory<T, M>,
+    sizes: Option<Sizes>,
+    streams: Vec<Stream<T>>,
+    scratch: Mutex<Vec<M::Scratch>>,
+}
+
+impl<'m, T: Real, M: MemoryModel<T>> Engine<'m, T, M> {
+    /// An engine that has not run yet.
+    pub fn new(memory: &'m Memory<T, M>) -> Self {
+        Self { memory, sizes: None, streams: Vec::new(), scratch: Mutex::default() }
+    }
+
+    /// Runs `work`. `tick` is told the tokens of each finished block (summed over sequences) and can stop the run.
+    ///
+    /// # Errors
+    /// Settings that do not fit the state, failures of inputs and sink, and whatever `tick` returns. A divergence is
+    /// no error: see [`Outcome`].
+    pub fn run(
+        &mut self,
+        state: &mut State<T>,
+        work: Work<'_, T>,
+        sink: &mut dyn Sink<T>,
+        tick: &mut (dyn FnMut(usize) -> Result<()> + Send),
+    ) -> Result<Outcome> {
+        let begin = Instant::now();
+        for array in [&mut state.update, &mut state.momentum] {
+            if !array.is_standard_layout() {
+                *array = array.as_standard_layout().into_owned();
+            }
         }
-    }
-    let plan = Plan::new(memory, state, work)?;
-    plan.check_chunk()?;
-    let mut outcome = Outcome { read_past_store: plan.read_past_store, ..Outcome::default() };
-    let context = Context { memory, plan: &plan, scratch: Mutex::default() };
-    let sequences = plan.sequences;
-    let group = memory.group(sequences);
-    for first in (0..sequences).step_by(group) {
-        run_group(&context, state, first..sequences.min(first + group), sink, tick, &mut outcome)?;
-        if outcome.divergence.is_some() {
-            break;
+        let plan = Plan::new(self.memory, state, work)?;
+        plan.check_chunk()?;
+        let group = self.memory.group(plan.sequences);
+        self.make_room(plan.sizes(), group);
+        let mut outcome = Outcome { read_past_store: plan.read_past_store, ..Outcome::default() };
+        let context = Context {
+            memory: self.memory,
+            plan: &plan,
+            scratch: &self.scratch,
+            phases: Default::default(),
+        };
+        for first in (0..plan.sequences).step_by(group) {
+            let sequences = first..plan.sequences.min(first + group);
+            run_group(&context, &mut self.streams, state, sequences, sink, tick, &mut outcome)?;
+            if outcome.divergence.is_some() {
+                break;
+            }
         }
+        if outcome.divergence.is_none() {
+            plan.finish(state)?;
+        }
+        outcome.phases = context.phases();
+        outcome.computing = begin.elapsed().saturating_sub(outcome.input + outcome.output);
+        Ok(outcome)
     }
-    if outcome.divergence.is_none() {
-        plan.finish(state)?;
+
+    /// Buffers for so many sequences side by side.
+    fn make_room(&mut self, sizes: Sizes, streams: usize) {
+        if self.sizes.replace(sizes) != Some(sizes) {
+            self.streams.clear();
+            self.scratch.get_mut().expect("no task panics with it").clear();
+        }
+        self.streams.truncate(streams);
+        self.streams.resize_with(streams, || Stream::new(self.memory, sizes));
     }
-    outcome.computing = begin.elapsed().saturating_sub(outcome.input + outcome.output);
-    Ok(outcome)
 }
 
 /// Advances the sequences `group` side by side. A sequence that diverges ends itself and all after it; those before
 /// it go on, so that what is reported is the first divergence in the order of sequences.
 fn run_group<T: Real, M: MemoryModel<T>>(
     context: &Context<'_, T, M>,
+    streams: &mut [Stream<T>],
     state: &mut State<T>,
     group: Range<usize>,
     sink: &mut dyn Sink<T>,
@@ -325,11 +444,15 @@ fn run_group<T: Real, M: MemoryModel<T>>(
     outcome: &mut Outcome,
 ) -> Result<()> {
     let plan = context.plan;
-    let mut streams = Stream::group(context, state, group.clone());
+    let mut streams = &mut streams[..group.len()];
+    streams
+        .par_iter_mut()
+        .zip(group.clone())
+        .for_each(|(stream, sequence)| stream.load(context.memory, state, sequence));
     let mut rows = vec![0; streams.len()];
     for block in plan.blocks() {
         let reading = Instant::now();
-        for stream in &mut streams {
+        for stream in &mut *streams {
             if let Some(sequences) = plan.store {
                 stream.store.load(&plan.stored_before, sequences, stream.sequence, block.store)?;
             }
@@ -342,6 +465,7 @@ fn run_group<T: Real, M: MemoryModel<T>>(
         streams.par_iter_mut().for_each(|stream| stream.run(context, block));
 
         let writing = Instant::now();
+        let mut going = streams.len();
         for (i, stream) in streams.iter().enumerate() {
             sink.metrics(&stream.rows)?;
             rows[i] += stream.rows.len();
@@ -351,17 +475,25 @@ fn run_group<T: Real, M: MemoryModel<T>>(
             }
             if stream.divergence.is_some() {
                 outcome.divergence.clone_from(&stream.divergence);
-                streams.truncate(i);
+                going = i;
                 break;
             }
         }
+        streams = &mut streams[..going];
         outcome.output += writing.elapsed();
         tick(streams.len() * block.store.len().max(block.read.len()))?;
         if streams.is_empty() {
             break;
         }
     }
-    streams.into_iter().for_each(|stream| stream.save(context.memory));
+    if plan.store.is_some() {
+        let [update, momentum] = [&mut state.update, &mut state.momentum]
+            .map(|array| array.slice_mut(s![group.start..group.start + streams.len(), .., ..]));
+        let states = update.into_outer_iter_mut().zip(momentum.into_outer_iter_mut());
+        streams.iter().zip(states).collect::<Vec<_>>().into_par_iter().for_each(
+            |(stream, (update, momentum))| stream.save(context.memory, update, momentum),
+        );
+    }
     let last = outcome.divergence.as_ref().map_or(group.end, |divergence| divergence.sequence + 1);
     outcome.rows += rows[..last - group.start].iter().sum::<usize>();
     (group.start..last).try_for_each(|sequence| sink.sequence_done(sequence))
@@ -401,7 +533,7 @@ impl<'a, T: Real> Plan<'a, T> {
             Work::Online { read, store, probe } => (Some(read), Some(store), probe),
         };
         for given in read.iter().chain(&store) {
-            let (dim, got) = (memory.parameters.dimensions.dim, given.shape().dim);
+            let (dim, got) = (memory.dimensions.dim, given.shape().dim);
             if dim != got {
                 return Err(Error::setting(
                     "sequence",
@@ -418,11 +550,11 @@ impl<'a, T: Real> Plan<'a, T> {
             store,
             probe,
             chunk_size: c,
-            block_rows: whole(env("BT", 1024)),
-            projected_rows: whole(env("PT", 256)),
+            block_rows: whole(env("BT", 512)),
+            projected_rows: whole(env("PT", 64)),
             group_rows: whole(env("GT", 64)),
             stored_before: state.stored.clone(),
-            read_before: Side::new(sequences, memory.parameters.dimensions.dim),
+            read_before: Side::new(sequences, memory.dimensions.dim),
             first_chunk: 0,
             read_end: read.map_or(0, |queries| queries.shape().tokens),
             store_end: 0,
@@ -449,6 +581,11 @@ impl<'a, T: Real> Plan<'a, T> {
             plan.read_past_store = (last_read > plan.store_end / c).then_some(plan.store_end / c + 1);
         }
         Ok(plan)
+    }
+
+    fn sizes(&self) -> Sizes {
+        let (stored, read) = self.rows();
+        Sizes { stored, read, storing: self.store.is_some(), probe: self.probe }
     }
 
     /// Rows that the longest block has on the stored and on the read side.

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::head::{Head, Inputs, first_nonfinite};
 use super::tokens::{Tokens, rms_norm};
-use super::{Block, Context, Divergence, Memory};
+use super::{Block, Context, Divergence, Memory, Phase, Sizes};
 use crate::matmul::matmul;
 use crate::memory::model::MemoryModel;
 use crate::memory::{GateValues, State};
@@ -15,7 +15,7 @@ use crate::packed::Packed;
 use crate::real::Real;
 
 /// Buffers and heads of one sequence.
-pub struct Stream<'s, T: Real> {
+pub struct Stream<T: Real> {
     pub sequence: usize,
     pub store: Tokens<T>,
     pub read: Tokens<T>,
@@ -25,7 +25,7 @@ pub struct Stream<'s, T: Real> {
     queries: Array2<T>,
     /// (chunks, 3h): logits of the gates.
     logits: Array2<T>,
-    heads: Vec<Head<'s, T>>,
+    heads: Vec<Head<T>>,
     /// What the heads read, side by side: (rows, hd)
     merged: Array2<T>,
     /// The same combined, with several heads: (rows, D)
@@ -35,57 +35,19 @@ pub struct Stream<'s, T: Real> {
     pub divergence: Option<Divergence>,
 }
 
-impl<'s, T: Real> Stream<'s, T> {
-    /// The streams of a range of sequences, from the state's S and U. A plain read of many sequences against a state
-    /// of one shares that one.
-    pub fn group<M: MemoryModel<T>>(
-        context: &Context<'_, T, M>,
-        state: &'s mut State<T>,
-        group: std::ops::Range<usize>,
-    ) -> Vec<Self> {
-        let elements = context.memory.base.len();
-        if context.plan.store.is_none() {
-            let state = &*state;
-            let of_sequence = |sequence: usize| {
-                let update =
-                    state.update.index_axis(Axis(0), if state.sequences() == 1 { 0 } else { sequence });
-                let heads = update.outer_iter().enumerate().map(|(head, update)| {
-                    Head::reading(context, sequence, head, update.to_slice().expect("standard layout"))
-                });
-                Self::new(context, sequence, heads.collect())
-            };
-            return group.map(of_sequence).collect();
-        }
-        let of_sequence = context.memory.parameters.dimensions.heads * elements;
-        let part = group.start * of_sequence..group.end * of_sequence;
-        let update = &mut state.update.as_slice_mut().expect("standard layout")[part.clone()];
-        let momentum = &mut state.momentum.as_slice_mut().expect("standard layout")[part];
-        let parts = update.chunks_exact_mut(of_sequence).zip(momentum.chunks_exact_mut(of_sequence));
-        let streams = group.zip(parts).map(|(sequence, (update, momentum))| {
-            let parts =
-                update.chunks_exact_mut(elements).zip(momentum.chunks_exact_mut(elements)).enumerate();
-            let heads = parts.map(|(head, (u, s))| Head::storing(context, sequence, head, u, s));
-            Self::new(context, sequence, heads.collect())
-        });
-        streams.collect()
-    }
-
-    fn new<M: MemoryModel<T>>(
-        context: &Context<'_, T, M>,
-        sequence: usize,
-        heads: Vec<Head<'s, T>>,
-    ) -> Self {
-        let dimensions = context.memory.parameters.dimensions;
-        let (store, read) = context.plan.rows();
-        let chunks = store / context.memory.chunk_size;
+impl<T: Real> Stream<T> {
+    /// Buffers for any sequence.
+    pub fn new<M: MemoryModel<T>>(memory: &Memory<T, M>, sizes: Sizes) -> Self {
+        let dimensions = memory.dimensions;
+        let Sizes { stored, read, .. } = sizes;
         Self {
-            sequence,
-            store: Tokens::new(store, dimensions.dim),
+            sequence: 0,
+            store: Tokens::new(stored, dimensions.dim),
             read: Tokens::new(read, dimensions.dim),
-            keys_values: Array2::zeros((store, 2 * dimensions.inner())),
+            keys_values: Array2::zeros((stored, 2 * dimensions.inner())),
             queries: Array2::zeros((read, dimensions.inner())),
-            logits: Array2::zeros((chunks, 3 * dimensions.heads)),
-            heads,
+            logits: Array2::zeros((stored / memory.chunk_size, 3 * dimensions.heads)),
+            heads: (0..dimensions.heads).map(|head| Head::new(memory, sizes, head)).collect(),
             merged: Array2::zeros((read, dimensions.inner())),
             combined: (dimensions.heads > 1).then(|| Array2::zeros((read, dimensions.dim))),
             rows: Vec::new(),
@@ -93,16 +55,39 @@ impl<'s, T: Real> Stream<'s, T> {
         }
     }
 
-    /// Puts S and U back into the state.
-    pub fn save<M: MemoryModel<T>>(self, memory: &Memory<T, M>) {
-        self.heads.into_iter().for_each(|head| head.save(memory));
+    /// Turns to a sequence, with the S and U that the state has for it. A plain read of many sequences against a
+    /// state of one shares that one.
+    pub fn load<M: MemoryModel<T>>(&mut self, memory: &Memory<T, M>, state: &State<T>, sequence: usize) {
+        self.sequence = sequence;
+        self.divergence = None;
+        let of = if state.sequences() == 1 { 0 } else { sequence };
+        for (head, place) in self.heads.iter_mut().enumerate() {
+            let [update, momentum] = [&state.update, &state.momentum].map(|array| {
+                array.view().slice_move(s![of, head, ..]).to_slice().expect("standard layout")
+            });
+            place.load(memory, update, momentum);
+        }
+    }
+
+    /// Puts S and U back: each (heads, elements).
+    pub fn save<M: MemoryModel<T>>(
+        &self,
+        memory: &Memory<T, M>,
+        update: ArrayViewMut2<T>,
+        momentum: ArrayViewMut2<T>,
+    ) {
+        let states = update.into_outer_iter_mut().zip(momentum.into_outer_iter_mut());
+        self.heads.iter().zip(states).collect::<Vec<_>>().into_par_iter().for_each(|(head, (mut u, mut s))| {
+            let [u, s] = [&mut u, &mut s].map(|x| x.as_slice_mut().expect("standard layout"));
+            head.save(memory, u, s);
+        });
     }
 
     /// Computes the loaded block: fills `rows` and what [`Self::retrieved`] gives, or `divergence`.
     pub fn run<M: MemoryModel<T>>(&mut self, context: &Context<'_, T, M>, block: Block) {
         self.project(context);
-        let memory = context.memory;
-        let (d, h) = (memory.parameters.dimensions.dim_head, memory.parameters.dimensions.heads);
+        let (memory, sequence) = (context.memory, self.sequence);
+        let (d, h) = (memory.dimensions.dim_head, memory.dimensions.heads);
         let keys_values = self.keys_values.slice(s![..block.store.len(), ..]);
         let queries = self.queries.slice(s![..block.read.len(), ..]);
         let logits = self.logits.slice(s![..block.store.len() / memory.chunk_size, ..]);
@@ -119,58 +104,65 @@ impl<'s, T: Real> Stream<'s, T> {
                 queries: queries.slice(s![.., j * d..(j + 1) * d]),
                 gates: (0..logits.nrows()).into_par_iter().with_min_len(64).map(gates).collect(),
             };
-            head.run(context, block, &inputs, output);
+            head.run(context, (sequence, block), &inputs, output);
         });
         self.combine(context);
-        self.collect(block, memory.chunk_size);
+        context.timed(Phase::Metrics, || self.collect(block, memory.chunk_size));
     }
 
     /// Norms and projects both sides, and computes the gates' logits by chunk: groups of rows side by side.
     fn project<M: MemoryModel<T>>(&mut self, context: &Context<'_, T, M>) {
-        let (parameters, c) = (&context.memory.parameters, context.memory.chunk_size);
+        let (projections, c) = (&context.memory.projections, context.memory.chunk_size);
         let stored = self.store.rows().nrows();
         let logits = self.logits.slice_mut(s![..stored / c, ..]);
         let group = context.plan.projected_rows;
         let store = Side {
             tokens: self.store.rows_mut(),
-            norm: parameters.store_norm.as_ref(),
-            weights: &context.memory.keys_values,
+            norm: projections.store_norm.as_ref(),
+            weights: &projections.keys_values,
             projected: self.keys_values.slice_mut(s![..stored, ..]),
             logits: Some(logits),
         };
         let read = Side {
             projected: self.queries.slice_mut(s![..self.read.rows().nrows(), ..]),
             tokens: self.read.rows_mut(),
-            norm: parameters.retrieve_norm.as_ref(),
-            weights: &context.memory.queries,
+            norm: projections.retrieve_norm.as_ref(),
+            weights: &projections.queries,
             logits: None,
         };
         let mut groups = store.groups(group, c);
         groups.extend(read.groups(group, c));
-        groups.into_par_iter().for_each(|side| side.project(&parameters.gates, c));
+        groups
+            .into_par_iter()
+            .for_each(|side| context.timed(Phase::Project, || side.project(&projections.gates, c)));
     }
 
     /// `post_norm(merged heads @ combine)`. Rows that were read from nothing are zero and stay zero.
     fn combine<M: MemoryModel<T>>(&mut self, context: &Context<'_, T, M>) {
-        let parameters = &context.memory.parameters;
+        let projections = &context.memory.projections;
         let (read, group) = (self.read.rows().nrows(), context.plan.projected_rows);
         let mut merged = self.merged.slice_mut(s![..read, ..]);
         let norm = |rows: ArrayViewMut2<T>| {
-            if let Some(weight) = &parameters.post_norm {
+            if let Some(weight) = &projections.post_norm {
                 rms_norm(rows, weight);
             }
         };
         let groups = merged.axis_chunks_iter_mut(Axis(0), group);
-        match (&context.memory.combine, &mut self.combined) {
+        match (&projections.combine, &mut self.combined) {
             (Some(weights), Some(combined)) => {
                 let mut combined = combined.slice_mut(s![..read, ..]);
                 let groups = groups.zip(combined.axis_chunks_iter_mut(Axis(0), group));
                 groups.collect::<Vec<_>>().into_par_iter().for_each(|(heads, mut rows)| {
-                    weights.multiply(heads.view(), rows.view_mut());
-                    norm(rows);
+                    context.timed(Phase::Combine, || {
+                        weights.multiply(heads.view(), rows.view_mut());
+                        norm(rows);
+                    });
                 });
             }
-            _ => groups.collect::<Vec<_>>().into_par_iter().for_each(norm),
+            _ => {
+                let groups = groups.collect::<Vec<_>>().into_par_iter();
+                groups.for_each(|rows| context.timed(Phase::Combine, || norm(rows)));
+            }
         }
     }
 

@@ -88,8 +88,6 @@ pub struct Strip<T> {
 pub struct Columns {
     /// The memory weight, in file order.
     pub weight: usize,
-    /// Of its first element among all memory weights' elements in file order.
-    offset: usize,
     /// (rows, cols) of the weight.
     shape: (usize, usize),
     /// First column.
@@ -101,54 +99,55 @@ pub struct Columns {
 impl Columns {
     /// The strips of all memory weights, in file order.
     pub fn all(shapes: &[(usize, usize)]) -> Vec<Self> {
-        let mut all = Vec::new();
-        let mut offset = 0;
-        for (weight, &shape) in shapes.iter().enumerate() {
-            let (rows, cols) = shape;
+        let of_weight = |(weight, &shape): (usize, &(usize, usize))| {
+            let cols = shape.1;
             let strips = (0..cols).step_by(WIDTH);
-            all.extend(strips.map(|start| Self {
-                weight,
-                offset,
-                shape,
-                start,
-                width: WIDTH.min(cols - start),
-            }));
-            offset += rows * cols;
+            strips.map(move |start| Self { weight, shape, start, width: WIDTH.min(cols - start) })
+        };
+        shapes.iter().enumerate().flat_map(of_weight).collect()
+    }
+
+    /// These columns of the weight's `elements`, a strip of its own.
+    pub fn strip<T: Real>(&self, elements: &[T]) -> Vec<Row<T>> {
+        let mut rows = vec![Row::ZERO; self.shape.0];
+        self.load(elements, &mut rows);
+        rows
+    }
+
+    fn load<T: Real>(&self, elements: &[T], rows: &mut [Row<T>]) {
+        for (row, place) in rows.iter_mut().zip(self.places()) {
+            row.0[..self.width].copy_from_slice(&elements[place]);
         }
-        all
     }
 
-    /// These columns of `elements`, all memory weights in file order.
-    pub fn load<T: Real>(&self, elements: &[T]) -> Vec<Row<T>> {
-        let rows = self.elements(elements.len()).map(|place| Row::padded(elements[place].iter().copied()));
-        rows.collect()
-    }
-
-    /// Puts the rows of a strip back.
     fn save<T: Real>(&self, rows: &[Row<T>], elements: &mut [T]) {
-        for (place, row) in self.elements(elements.len()).zip(rows) {
+        for (row, place) in rows.iter().zip(self.places()) {
             elements[place].copy_from_slice(&row.0[..self.width]);
         }
     }
 
-    /// Where each row of these columns lies among `total` elements.
-    fn elements(&self, total: usize) -> impl Iterator<Item = Range<usize>> + use<> {
-        let (rows, cols) = self.shape;
-        let (first, width) = (self.offset + self.start, self.width);
-        debug_assert!(self.offset + rows * cols <= total, "elements of all memory weights");
-        (0..rows).map(move |row| first + row * cols..first + row * cols + width)
+    /// Where each row of these columns lies among the weight's elements.
+    fn places(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let ((rows, cols), start, width) = (self.shape, self.start, self.width);
+        (0..rows).map(move |row| row * cols + start..row * cols + start + width)
     }
 }
 
 impl<T: Real> Strip<T> {
-    /// A strip that reads with W + U.
-    pub fn reading(columns: &Columns, update: &[T]) -> Self {
-        Self { update: columns.load(update), momentum: Vec::new(), norms: Vec::new() }
+    /// Nothing, for strips of so many rows. S only where something will be stored.
+    pub fn new(columns: &Columns, storing: bool) -> Self {
+        let rows = columns.shape.0;
+        Self {
+            update: vec![Row::ZERO; rows],
+            momentum: vec![Row::ZERO; if storing { rows } else { 0 }],
+            norms: Vec::new(),
+        }
     }
 
-    /// A strip that stores too.
-    pub fn storing(columns: &Columns, update: &[T], momentum: &[T]) -> Self {
-        Self { momentum: columns.load(momentum), ..Self::reading(columns, update) }
+    /// Takes U, and S where it is kept, from a weight's elements.
+    pub fn load(&mut self, columns: &Columns, update: &[T], momentum: &[T]) {
+        columns.load(update, &mut self.update);
+        columns.load(momentum, &mut self.momentum);
     }
 
     /// Puts U and S back where they were loaded from.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use ndarray::{Array1, Array2, Array3, Array4, ArrayD, ArrayView2, ArrayViewD, Dimension, Ix2, Ix3, s};
 use ndarray_npy::{NpzReader, ReadNpyExt};
-use nmem::engine::{self, Memory, Outcome, Sink, Work};
+use nmem::engine::{Engine, Memory, Outcome, Sink, Work};
 use nmem::memory::parameters::{Init, draw};
 use nmem::memory::reference::Reference;
 use nmem::memory::{Dimensions, Gates, Parameters, State};
@@ -200,7 +200,7 @@ pub fn run<T: Real>(
     shape: (usize, usize, usize),
 ) -> (Collect<T>, Outcome) {
     let mut sink = Collect::new(shape);
-    let outcome = engine::run(memory, state, work, &mut sink, &mut |_| Ok(())).unwrap();
+    let outcome = Engine::new(memory).run(state, work, &mut sink, &mut |_| Ok(())).unwrap();
     assert_eq!(outcome.rows, sink.rows.len(), "rows that count are those of sequences that are done");
     (sink, outcome)
 }

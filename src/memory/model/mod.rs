@@ -7,7 +7,7 @@ pub use attention::Attention;
 
 use std::ops::Range;
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 
 use crate::real::Real;
 
@@ -86,19 +86,31 @@ impl<T: Real> Factors<Array2<T>> {
         }
     }
 
-    /// Views of `group` rows each, the last perhaps of fewer, up to `rows`.
+    /// The first `rows` rows in views of `group` each, the last perhaps of fewer.
     pub fn groups(&mut self, rows: usize, group: usize) -> Vec<Factors<ArrayViewMut2<'_, T>>> {
-        let count = rows.div_ceil(group);
-        let mut groups: Vec<_> =
-            (0..count).map(|_| Factors { inputs: Vec::new(), cotangents: Vec::new() }).collect();
-        for matrix in &mut self.inputs {
-            let parts = matrix.axis_chunks_iter_mut(Axis(0), group);
-            groups.iter_mut().zip(parts).for_each(|(group, part)| group.inputs.push(part));
+        let mut groups: Vec<_> = (0..rows.div_ceil(group))
+            .map(|_| Factors { inputs: Vec::new(), cotangents: Vec::new() })
+            .collect();
+        let Self { inputs, cotangents } = self;
+        for matrix in inputs {
+            groups.iter_mut().zip(cut(matrix, rows, group)).for_each(|(group, part)| group.inputs.push(part));
         }
-        for matrix in &mut self.cotangents {
-            let parts = matrix.axis_chunks_iter_mut(Axis(0), group);
-            groups.iter_mut().zip(parts).for_each(|(group, part)| group.cotangents.push(part));
+        for matrix in cotangents {
+            let parts = groups.iter_mut().zip(cut(matrix, rows, group));
+            parts.for_each(|(group, part)| group.cotangents.push(part));
         }
         groups
     }
+}
+
+/// The first `rows` rows of a matrix in groups.
+fn cut<T>(matrix: &mut Array2<T>, rows: usize, group: usize) -> impl Iterator<Item = ArrayViewMut2<'_, T>> {
+    let mut rest = Some(matrix.slice_mut(s![..rows, ..]));
+    std::iter::from_fn(move || {
+        let all = rest.take()?;
+        let rows = group.min(all.nrows());
+        let (part, later) = all.split_at(Axis(0), rows);
+        rest = (later.nrows() > 0).then_some(later);
+        Some(part)
+    })
 }
