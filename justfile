@@ -21,6 +21,10 @@ demo:
 test *FILTER:
     cargo test --locked {{ FILTER }}
 
+# Where the engine spends its time: one head on the shipped passages unless told otherwise (flags of retrieve)
+profile *ARGS='--heads 1 --chunk-size 16':
+    cargo run --release --quiet -- retrieve data/passages.npy --online {{ ARGS }} --repeat 200 --no-plots --verbose --force --out results/profile
+
 # Format the code
 fmt:
     cargo fmt

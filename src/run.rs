@@ -8,7 +8,7 @@ use ndarray::ArrayView2;
 use serde::Serialize;
 
 use crate::config::{Command, Config, MemorySource, Mode};
-use crate::engine::{Discard, Divergence, Engine, Memory, Outcome, Sink, Work};
+use crate::engine::{Discard, Divergence, Engine, Memory, Outcome, Phases, Sink, Work};
 use crate::error::{Error, Result};
 use crate::io::labels::Labels;
 use crate::io::mapped::Mapped;
@@ -140,6 +140,8 @@ pub struct WallSeconds {
     pub engine: f64,
     /// Every run of the engine, the first included.
     pub engine_all: Vec<f64>,
+    /// Where the time of the engine's last run went, added up over its threads.
+    pub engine_phases: Phases,
     /// Writing results.
     pub write: f64,
     /// Drawing figures.
@@ -409,7 +411,7 @@ impl Run<'_> {
         let load = loading.elapsed();
 
         let mut files = Files::create(self.folder, config.mode, &loaded)?;
-        let (outcome, engine_all) = self.compute(&loaded, &mut state, &mut files, &mut peak, observe)?;
+        let (outcome, engine_all, engine_phases) = self.compute(&loaded, &mut state, &mut files, &mut peak, observe)?;
         observe(Event::Writing)?;
 
         let writing = Instant::now();
@@ -434,6 +436,7 @@ impl Run<'_> {
                 load: (load + outcome.input).as_secs_f64(),
                 engine: median(&engine_all),
                 engine_all,
+                engine_phases,
                 write: write.as_secs_f64(),
                 plots: plots.as_secs_f64(),
             },
@@ -458,7 +461,7 @@ impl Run<'_> {
         files: &mut Files<T>,
         peak: &mut PeakMemory,
         observe: Observer,
-    ) -> Result<(Outcome, Vec<f64>)> {
+    ) -> Result<(Outcome, Vec<f64>, Phases)> {
         let repeat = self.config.repeat;
         let tokens =
             loaded.data.dims().tokens.max(loaded.store().dims().tokens) * loaded.data.dims().sequences;
@@ -480,10 +483,13 @@ impl Run<'_> {
         let before = (repeat > 0).then(|| state.clone());
         let outcome = run(state, files)?;
         let mut seconds = vec![outcome.computing.as_secs_f64()];
+        let mut phases = outcome.phases;
         for mut state in before.into_iter().flat_map(|before| std::iter::repeat_n(before, repeat)) {
-            seconds.push(run(&mut state, &mut Discard)?.computing.as_secs_f64());
+            let outcome = run(&mut state, &mut Discard)?;
+            seconds.push(outcome.computing.as_secs_f64());
+            phases = outcome.phases;
         }
-        Ok((outcome, seconds))
+        Ok((outcome, seconds, phases))
     }
 
     /// Draws the figures from metrics.csv; what they had to leave out.

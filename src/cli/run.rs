@@ -36,7 +36,7 @@ pub struct RunArgs {
     /// Print nothing but errors (and what --format json asks for)
     #[arg(short, long, conflicts_with = "verbose", help_heading = "Output")]
     quiet: bool,
-    /// Also tell the settings and how long each phase took, on stderr
+    /// Also tell the settings and where the time went, on stderr
     #[arg(short, long, help_heading = "Output")]
     verbose: bool,
 }
@@ -71,7 +71,7 @@ impl RunArgs {
         }
         if self.verbose {
             note("config: ", &serde_json::to_string(&report.config)?);
-            note("wall_s: ", &serde_json::to_string(&report.wall_s)?);
+            phases(&report).iter().for_each(|line| note("engine: ", line));
         }
         let shown = match self.format {
             Format::Json => print(&format!("{}\n", serde_json::to_string_pretty(&report)?)),
@@ -148,6 +148,17 @@ fn table(report: &Report) -> String {
     line("time", times);
     line("results", report.out.display().to_string());
     text
+}
+
+/// Where the engine's last run spent its threads' time, a line a part.
+fn phases(report: &Report) -> Vec<String> {
+    let phases = report.wall_s.engine_phases.named();
+    let run = report.wall_s.engine_all.last().copied().unwrap_or_default() * report.threads as f64;
+    let idle = ("idle or between", (run - phases.iter().map(|(_, seconds)| seconds).sum::<f64>()).max(0.0));
+    let line = |(name, spent): (&str, f64)| {
+        format!("{name:<17}{:>12} {:>5.1} %", seconds(spent), 100.0 * spent / run.max(f64::MIN_POSITIVE))
+    };
+    phases.into_iter().chain([idle]).map(line).collect()
 }
 
 fn seconds(seconds: f64) -> String {

@@ -313,6 +313,21 @@ pub struct Phases {
     pub metrics: f64,
 }
 
+impl Phases {
+    /// By name, in order.
+    pub fn named(&self) -> [(&'static str, f64); 6] {
+        let Self { project, gradients, walk, activate, combine, metrics } = *self;
+        [
+            ("project", project),
+            ("gradients", gradients),
+            ("walk", walk),
+            ("activate", activate),
+            ("combine", combine),
+            ("metrics", metrics),
+        ]
+    }
+}
+
 /// What all tasks of a run share.
 struct Context<'a, T: Real, M: MemoryModel<T>> {
     memory: &'a Memory<T, M>,

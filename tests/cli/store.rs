@@ -198,7 +198,7 @@ fn what_is_printed() {
 
     let verbose = desk.ok(&format!("store seq.npy {HEADS} --out verbose -v"));
     assert!(
-        verbose.err.contains("\"chunk_size\":4") && verbose.err.contains("\"engine\":"),
+        verbose.err.contains("\"chunk_size\":4") && verbose.err.contains("engine: walk "),
         "{}",
         verbose.err
     );

@@ -1,0 +1,124 @@
+//! The hot pieces of the engine, each on its own and on one thread: `cargo bench --bench engine`. Items are
+//! multiply-adds of the algorithm, so that a rate of 57 Gitem/s is 114 GFLOP/s.
+
+use divan::counter::ItemsCount;
+use divan::{Bencher, black_box};
+use ndarray::{Array2, Array3, s};
+use nmem::engine::strip::{Columns, Reading, Step, Stored, Strip, Walk};
+use nmem::engine::{Discard, Engine, Memory, Work};
+use nmem::memory::model::{Attention, Factors, MemoryModel};
+use nmem::memory::parameters::{Init, draw};
+use nmem::memory::{Dimensions, Gates, Parameters};
+use nmem::packed::Packed;
+use nmem::real::Real;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+fn main() {
+    divan::main();
+}
+
+/// Rows that a model takes at once, and those of a block.
+const GROUP: usize = 64;
+const BLOCK: usize = 512;
+
+/// (`dim_head`, `chunk_size`)
+const SHAPES: [(usize, usize); 5] = [(64, 2), (64, 16), (64, 64), (128, 16), (384, 64)];
+
+fn uniform(rows: usize, cols: usize) -> Array2<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64((rows * cols) as u64);
+    Array2::from_shape_simple_fn((rows, cols), || rng.random::<f32>() - 0.5)
+}
+
+/// A product with a packed weight.
+#[divan::bench(args = [64, 128, 384, 512])]
+fn packed(bencher: Bencher, d: usize) {
+    let (weights, rows) = (Packed::new(uniform(d, d).view()), uniform(GROUP, d));
+    let mut out = Array2::zeros((GROUP, d));
+    bencher
+        .counter(ItemsCount::new(GROUP * d * d))
+        .bench_local(|| weights.multiply(black_box(rows.view()), out.view_mut()));
+}
+
+/// One strip through a block: read, stored, or both.
+fn walk(bencher: Bencher, (d, chunk): (usize, usize), reads: bool, stores: bool) {
+    let (base, keys, cotangents) = (uniform(d, d), uniform(BLOCK, d), uniform(BLOCK, d));
+    let columns = &Columns::all(&[(d, d)])[0];
+    let base = columns.strip(base.as_slice().expect("contiguous"));
+    let mut strip = Strip::new(columns, true);
+    let mut out = Array2::zeros((BLOCK, columns.width));
+    let steps = vec![Step { learning_rate: 1e-3, momentum: 0.5, decay: 0.5 }; BLOCK / chunk];
+    let cotangents = cotangents.slice(s![.., ..columns.width]);
+    let work = BLOCK * d * columns.width * (usize::from(reads) + usize::from(stores));
+    bencher.counter(ItemsCount::new(work)).bench_local(|| {
+        let stored = Stored { steps: &steps, inputs: keys.view(), cotangents };
+        let reading = Reading { inputs: keys.view(), outputs: out.view_mut(), after: false };
+        Walk {
+            chunk,
+            base: &base,
+            strip: &mut strip,
+            stored: stores.then_some(stored),
+            readings: if reads { vec![reading] } else { Vec::new() },
+        }
+        .run();
+    });
+}
+
+#[divan::bench(args = SHAPES)]
+fn walk_reading(bencher: Bencher, shape: (usize, usize)) {
+    walk(bencher, shape, true, false);
+}
+
+#[divan::bench(args = SHAPES)]
+fn walk_storing(bencher: Bencher, shape: (usize, usize)) {
+    walk(bencher, shape, false, true);
+}
+
+#[divan::bench(args = SHAPES)]
+fn walk_both(bencher: Bencher, shape: (usize, usize)) {
+    walk(bencher, shape, true, true);
+}
+
+/// Losses and gradients at W of a group of rows.
+#[divan::bench(args = SHAPES)]
+fn gradients(bencher: Bencher, (d, chunk): (usize, usize)) {
+    let model = Attention::new(d);
+    let weights = model.prepare(uniform(4 * d, d).as_slice().expect("contiguous"));
+    let (keys, values) = (uniform(GROUP, d), uniform(GROUP, d + 1));
+    let values = values.slice(s![.., 1..]);
+    let mut factors = Factors::new(&model, GROUP);
+    let mut scratch = model.scratch(GROUP, chunk);
+    let mut losses = vec![0.0; GROUP];
+    bencher.counter(ItemsCount::new(GROUP * (5 * d * d + 3 * (chunk + 1) * d))).bench_local(|| {
+        let mut group = factors.groups(GROUP, GROUP).remove(0);
+        model.surprise(&weights, keys.view(), values, chunk, &mut losses, &mut group, &mut scratch);
+    });
+}
+
+#[divan::bench(args = [2, 16, 64])]
+fn causal_softmax(bencher: Bencher, chunk: usize) {
+    let logits = uniform(GROUP, chunk);
+    let mut rows = logits.clone();
+    bencher.counter(ItemsCount::new(GROUP * chunk)).bench_local(|| {
+        rows.assign(&logits);
+        f32::causal_softmax(rows.as_slice_mut().expect("contiguous"), chunk);
+    });
+}
+
+/// Store + read of 1,024 tokens with one head. Items are tokens.
+#[divan::bench(args = SHAPES)]
+fn online(bencher: Bencher, (d, chunk): (usize, usize)) {
+    let dimensions = Dimensions { dim: d, heads: 1, dim_head: d, pre_norm: true, post_norm: true };
+    let drawn: std::collections::BTreeMap<_, _> = draw(&dimensions, Init::Xavier, 1).into_iter().collect();
+    let parameters = Parameters::<f32>::collect(dimensions, |name| drawn[name].clone());
+    let memory = Memory::new(parameters, chunk, Gates::default(), None).expect("sizes that fit");
+    let tokens = uniform(1024, d).into_shape_with_order((1, 1024, d)).expect("as many");
+    let tokens: Array3<f32> = tokens;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("one thread");
+    let mut engine = Engine::new(&memory);
+    bencher.counter(ItemsCount::new(1024_usize)).bench_local(|| {
+        let mut state = memory.initial_state(1);
+        let work = Work::Online { read: &tokens, store: &tokens, probe: false };
+        pool.install(|| engine.run(&mut state, work, &mut Discard, &mut |_| Ok(()))).expect("no refusal")
+    });
+}
