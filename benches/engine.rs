@@ -41,7 +41,7 @@ fn packed(bencher: Bencher, d: usize) {
 }
 
 /// One strip through a block: read, stored, or both.
-fn walk(bencher: Bencher, (d, chunk): (usize, usize), reads: bool, stores: bool) {
+fn walk(bencher: Bencher, (d, chunk): (usize, usize), reading: bool, storing: bool) {
     let (base, keys, cotangents) = (uniform(d, d), uniform(BLOCK, d), uniform(BLOCK, d));
     let columns = &Columns::all(&[(d, d)])[0];
     let base = columns.strip(base.as_slice().expect("contiguous"));
@@ -49,16 +49,16 @@ fn walk(bencher: Bencher, (d, chunk): (usize, usize), reads: bool, stores: bool)
     let mut out = Array2::zeros((BLOCK, columns.width));
     let steps = vec![Step { learning_rate: 1e-3, momentum: 0.5, decay: 0.5 }; BLOCK / chunk];
     let cotangents = cotangents.slice(s![.., ..columns.width]);
-    let work = BLOCK * d * columns.width * (usize::from(reads) + usize::from(stores));
+    let work = BLOCK * d * columns.width * (usize::from(reading) + usize::from(storing));
     bencher.counter(ItemsCount::new(work)).bench_local(|| {
         let stored = Stored { steps: &steps, inputs: keys.view(), cotangents };
-        let reading = Reading { inputs: keys.view(), outputs: out.view_mut(), after: false };
+        let queries = Reading { inputs: keys.view(), outputs: out.view_mut(), after: false };
         Walk {
             chunk,
             base: &base,
             strip: &mut strip,
-            stored: stores.then_some(stored),
-            readings: if reads { vec![reading] } else { Vec::new() },
+            stored: storing.then_some(stored),
+            readings: if reading { vec![queries] } else { Vec::new() },
         }
         .run();
     });

@@ -4,6 +4,9 @@
 //!
 //! The inner loop is also that of the engine's strips, whose weights move.
 
+#![expect(clippy::inline_always, reason = "compiled once per instruction set, as part of what is dispatched")]
+#![expect(clippy::needless_range_loop, reason = "tiles stay in registers where constants index them")]
+
 use ndarray::{ArrayView2, ArrayViewMut2};
 use pulp::{Arch, Simd, WithSimd};
 
@@ -52,7 +55,11 @@ impl<T: Real> Packed<T> {
 
     /// `out ← inputs W`: (rows, in) and (rows, out), rows contiguous.
     pub fn multiply(&self, inputs: ArrayView2<T>, out: ArrayViewMut2<T>) {
-        assert_eq!((inputs.ncols(), out.dim()), (self.rows, (inputs.nrows(), self.cols)), "shapes of a product");
+        assert_eq!(
+            (inputs.ncols(), out.dim()),
+            (self.rows, (inputs.nrows(), self.cols)),
+            "shapes of a product"
+        );
         Arch::new().dispatch(Product { packed: self, inputs, out });
     }
 }
@@ -89,7 +96,6 @@ pub const fn pieces<T: Real, S: Simd>() -> usize {
 }
 
 /// One of the [`pieces`] of a row.
-#[expect(clippy::inline_always, reason = "to be compiled with the caller's instruction set")]
 #[inline(always)]
 pub fn pair<T: Real, S: Simd>(row: &Row<T>, piece: usize) -> [T::Vector<S>; 2] {
     let vectors = T::vectors::<S>(&row.0);
@@ -117,7 +123,6 @@ macro_rules! in_tiles {
 pub(crate) use in_tiles;
 
 /// `outputs[range] ← inputs[range] W` for a strip W of `depth` rows, of which `weights` gives one at a time.
-#[expect(clippy::inline_always, reason = "to be compiled with the caller's instruction set")]
 #[inline(always)]
 pub fn multiply<T: Real, S: Simd>(
     simd: S,
@@ -148,7 +153,6 @@ pub fn multiply<T: Real, S: Simd>(
     }
 }
 
-#[expect(clippy::inline_always, reason = "to be compiled with the caller's instruction set")]
 #[inline(always)]
 fn tile<T: Real, S: Simd, const ROWS: usize>(
     simd: S,
@@ -171,4 +175,57 @@ fn tile<T: Real, S: Simd, const ROWS: usize>(
         }
     }
     tile
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::Array2;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The same operation on every instruction set that this machine has.
+    fn everywhere(mut run: impl FnMut(&str, &mut dyn FnMut(Product<'_, f32>))) {
+        run("scalar", &mut |product| Simd::vectorize(pulp::Scalar::new(), product));
+        #[cfg(target_arch = "x86_64")]
+        {
+            if let Some(simd) = pulp::x86::V3::try_new() {
+                run("AVX2", &mut |product| Simd::vectorize(simd, product));
+            }
+            if let Some(simd) = pulp::x86::V4::try_new() {
+                run("AVX-512", &mut |product| Simd::vectorize(simd, product));
+            }
+        }
+    }
+
+    fn matrix(rows: usize, cols: usize, seed: u32) -> Array2<f32> {
+        let mut state = seed;
+        Array2::from_shape_simple_fn((rows, cols), || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+        })
+    }
+
+    proptest! {
+        /// Every size of tile and of what is left over, strided inputs and outputs, outputs poisoned.
+        #[test]
+        fn products_are_those_of_plain_loops(
+            rows in 0_usize..20, depth in 0_usize..70, cols in 0_usize..100, seed in any::<u32>(),
+        ) {
+            let (inputs, weights) = (matrix(rows, depth + 3, seed), matrix(depth, cols, seed ^ 1));
+            let inputs = inputs.slice(ndarray::s![.., 3..]);
+            let expected = inputs.mapv(f64::from).dot(&weights.mapv(f64::from));
+            let packed = Packed::new(weights.view());
+            everywhere(|name, run| {
+                let mut out = Array2::from_elem((rows, cols + 5), f32::NAN);
+                run(Product { packed: &packed, inputs, out: out.slice_mut(ndarray::s![.., ..cols]) });
+                for ((place, &expected), &got) in expected.indexed_iter().zip(&out.slice(ndarray::s![.., ..cols])) {
+                    // Sums of at most 70 products of halves.
+                    let close = (f64::from(got) - expected).abs() <= 70.0 * 0.25 * f64::from(f32::EPSILON);
+                    assert!(close, "{name}: {got} at {place:?}, expected {expected}");
+                }
+                assert!(out.slice(ndarray::s![.., cols..]).iter().all(|x| x.is_nan()), "{name}: past the end");
+            });
+        }
+    }
 }

@@ -411,7 +411,8 @@ impl Run<'_> {
         let load = loading.elapsed();
 
         let mut files = Files::create(self.folder, config.mode, &loaded)?;
-        let (outcome, engine_all, engine_phases) = self.compute(&loaded, &mut state, &mut files, &mut peak, observe)?;
+        let (outcome, engine_all, engine_phases) =
+            self.compute(&loaded, &mut state, &mut files, &mut peak, observe)?;
         observe(Event::Writing)?;
 
         let writing = Instant::now();

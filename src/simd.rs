@@ -29,7 +29,6 @@ pub trait Lanes: Copy + Send + Sync + 'static {
 
 macro_rules! lanes {
     ($element:ty, $vector:ident: $splat:ident $add:ident $mul:ident $mul_add:ident $sum:ident $as:ident $as_mut:ident) => {
-        #[expect(clippy::inline_always, reason = "to be compiled with the caller's instruction set")]
         impl Lanes for $element {
             type Vector<S: Simd> = S::$vector;
             const ZERO: Self = 0.0;

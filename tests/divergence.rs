@@ -91,7 +91,7 @@ fn earlier_sequence_diverges_later_in_time() {
     assert_eq!(outcome.rows, (CHUNKS + 6) * HEADS);
 }
 
-/// Groups of 32 tasks, here 16 sequences: those before are complete, those after are never begun.
+/// Groups of 8 heads, here 4 sequences: those before are complete, those after are never begun.
 #[test]
 fn divergence_in_a_later_group() {
     let mut tokens = tokens(40);

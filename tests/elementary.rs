@@ -37,7 +37,13 @@ fn against_plain<T: Real>() {
             let plain = |x: &T| x.wide() / (1.0 + (-x.wide()).exp());
             let mut got = given.clone();
             T::silu(&mut got);
-            compare(&format!("silu of {what}"), &got, given.iter().map(plain).collect(), size * abs, exponents);
+            compare(
+                &format!("silu of {what}"),
+                &got,
+                given.iter().map(plain).collect(),
+                size * abs,
+                exponents,
+            );
 
             // A chunk whose rows are all the same values, of which row r sees r + 1. The others are no numbers.
             let mut chunk = given.repeat(length);

@@ -7,10 +7,10 @@ mod support;
 
 use ndarray::{Array2, ArrayView2, s};
 use nmem::engine::Work;
-use nmem::memory::parameters::Init;
-use nmem::real::Real;
 use nmem::engine::norm::norm;
 use nmem::engine::strip::{Columns, Norms, Step, Stored, Strip, Walk};
+use nmem::memory::parameters::Init;
+use nmem::real::Real;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;

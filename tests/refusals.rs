@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use ndarray::Array3;
 use nmem::Error;
-use nmem::engine::{Engine, Discard, Memory, Work};
+use nmem::engine::{Discard, Engine, Memory, Work};
 use nmem::memory::parameters::{Init, Mismatch};
 use nmem::memory::{Dimensions, Gates, State};
 use support::{Drawn, run_through, uniform};

@@ -71,7 +71,9 @@ impl RunArgs {
         }
         if self.verbose {
             note("config: ", &serde_json::to_string(&report.config)?);
-            phases(&report).iter().for_each(|line| note("engine: ", line));
+            for line in phases(&report) {
+                note("engine: ", &line);
+            }
         }
         let shown = match self.format {
             Format::Json => print(&format!("{}\n", serde_json::to_string_pretty(&report)?)),

@@ -71,7 +71,8 @@ impl<T: Real> Reader<T> {
         let group = context.plan.group_rows;
         let products = self.products[layer].slice(s![..rows, ..]);
         let mut inputs = self.inputs[layer].slice_mut(s![..rows, ..]);
-        let parts = products.axis_chunks_iter(Axis(0), group).zip(inputs.axis_chunks_iter_mut(Axis(0), group));
+        let parts =
+            products.axis_chunks_iter(Axis(0), group).zip(inputs.axis_chunks_iter_mut(Axis(0), group));
         parts.collect::<Vec<_>>().into_par_iter().for_each(|(products, inputs)| {
             let memory = context.memory;
             context.with_scratch(Phase::Activate, |scratch| {
@@ -139,7 +140,8 @@ impl<T: Real> Head<T> {
         }
         self.walk(context, last, inputs, &steps, Some(output.view_mut()));
         output.slice_mut(s![..context.plan.unready(block), ..]).fill(T::zero());
-        context.timed(Phase::Metrics, || self.report(context.memory, (sequence, block), inputs, output.view()));
+        context
+            .timed(Phase::Metrics, || self.report(context.memory, (sequence, block), inputs, output.view()));
     }
 
     /// All strips of a layer, through all chunks. `output`: of the last layer, what it makes of the queries.
@@ -156,7 +158,13 @@ impl<T: Real> Head<T> {
         let columns = &memory.columns[place.clone()];
         let strips = self.strips[place.clone()].iter_mut().zip(&memory.base_strips[place]);
         let mut walks: Vec<_> = strips
-            .map(|(strip, base)| Walk { chunk: memory.chunk_size, base, strip, stored: None, readings: Vec::new() })
+            .map(|(strip, base)| Walk {
+                chunk: memory.chunk_size,
+                base,
+                strip,
+                stored: None,
+                readings: Vec::new(),
+            })
             .collect();
         let Self { queries, storing, .. } = self;
         let mut readers = vec![(queries, inputs.queries, output, false)];
@@ -173,8 +181,7 @@ impl<T: Real> Head<T> {
         }
         for (Reader { products, inputs }, first, output, after) in readers {
             let inputs = layer_input(layer, first, inputs);
-            let mut products =
-                output.unwrap_or_else(|| products[layer].slice_mut(s![..first.nrows(), ..]));
+            let mut products = output.unwrap_or_else(|| products[layer].slice_mut(s![..first.nrows(), ..]));
             for (walk, columns) in walks.iter_mut().zip(columns) {
                 let (outputs, rest) = products.split_at(Axis(1), columns.width);
                 walk.readings.push(Reading { inputs, outputs, after });
@@ -205,8 +212,10 @@ impl<T: Real> Head<T> {
             let row = |chunk: usize| {
                 let gates = inputs.gates[chunk];
                 let losses = storing.chunk_losses(inputs, chunk * c..(chunk + 1) * c);
-                let of_weight = |strips: &[Strip<T>]| Norms::joined(strips.iter().map(|strip| strip.norms[chunk]));
-                let norms: Vec<_> = memory.weight_strips.iter().map(|place| of_weight(&strips[place.clone()])).collect();
+                let of_weight =
+                    |strips: &[Strip<T>]| Norms::joined(strips.iter().map(|strip| strip.norms[chunk]));
+                let norms: Vec<_> =
+                    memory.weight_strips.iter().map(|place| of_weight(&strips[place.clone()])).collect();
                 metrics((sequence, first + chunk, *index), c, losses, gates, &norms)
             };
             let until = retrieved.map_or(usize::MAX, |(chunk, _)| chunk);
@@ -250,7 +259,8 @@ impl<T: Real> Storing<T> {
         let probed = |reader: &Reader<T>| {
             let predicted = reader.products.last().expect("a memory has layers").slice(s![range.clone(), ..]);
             let errors = &predicted - &inputs.values.slice(s![range.clone(), ..]);
-            let squares = errors.rows().into_iter().map(|row| sum_of_squares(row.as_slice().expect("whole rows")));
+            let squares =
+                errors.rows().into_iter().map(|row| sum_of_squares(row.as_slice().expect("whole rows")));
             T::of(squares.sum::<f64>() / errors.ncols() as f64)
         };
         let probe = self.probe.as_ref().map(|readers| readers.each_ref().map(probed));
@@ -259,10 +269,10 @@ impl<T: Real> Storing<T> {
 }
 
 /// The rows that a layer multiplies: `first` (rows, in) in the first one, those made for it in a later one.
-fn layer_input<'a, T>(layer: usize, first: ArrayView2<'a, T>, later: &'a [Array2<T>]) -> ArrayView2<'a, T> {
+fn layer_input<'a, T>(layer: usize, first: ArrayView2<'a, T>, made: &'a [Array2<T>]) -> ArrayView2<'a, T> {
     match layer {
         0 => first,
-        _ => later[layer - 1].slice(s![..first.nrows(), ..]),
+        _ => made[layer - 1].slice(s![..first.nrows(), ..]),
     }
 }
 

@@ -62,9 +62,8 @@ impl<T: Real> Stream<T> {
         self.divergence = None;
         let of = if state.sequences() == 1 { 0 } else { sequence };
         for (head, place) in self.heads.iter_mut().enumerate() {
-            let [update, momentum] = [&state.update, &state.momentum].map(|array| {
-                array.view().slice_move(s![of, head, ..]).to_slice().expect("standard layout")
-            });
+            let [update, momentum] = [&state.update, &state.momentum]
+                .map(|array| array.view().slice_move(s![of, head, ..]).to_slice().expect("standard layout"));
             place.load(memory, update, momentum);
         }
     }
@@ -77,10 +76,12 @@ impl<T: Real> Stream<T> {
         momentum: ArrayViewMut2<T>,
     ) {
         let states = update.into_outer_iter_mut().zip(momentum.into_outer_iter_mut());
-        self.heads.iter().zip(states).collect::<Vec<_>>().into_par_iter().for_each(|(head, (mut u, mut s))| {
-            let [u, s] = [&mut u, &mut s].map(|x| x.as_slice_mut().expect("standard layout"));
-            head.save(memory, u, s);
-        });
+        self.heads.iter().zip(states).collect::<Vec<_>>().into_par_iter().for_each(
+            |(head, (mut u, mut s))| {
+                let [u, s] = [&mut u, &mut s].map(|x| x.as_slice_mut().expect("standard layout"));
+                head.save(memory, u, s);
+            },
+        );
     }
 
     /// Computes the loaded block: fills `rows` and what [`Self::retrieved`] gives, or `divergence`.
@@ -115,7 +116,7 @@ impl<T: Real> Stream<T> {
         let (projections, c) = (&context.memory.projections, context.memory.chunk_size);
         let stored = self.store.rows().nrows();
         let logits = self.logits.slice_mut(s![..stored / c, ..]);
-        let group = context.plan.projected_rows;
+        let group = context.plan.group_rows;
         let store = Side {
             tokens: self.store.rows_mut(),
             norm: projections.store_norm.as_ref(),
@@ -140,7 +141,7 @@ impl<T: Real> Stream<T> {
     /// `post_norm(merged heads @ combine)`. Rows that were read from nothing are zero and stay zero.
     fn combine<M: MemoryModel<T>>(&mut self, context: &Context<'_, T, M>) {
         let projections = &context.memory.projections;
-        let (read, group) = (self.read.rows().nrows(), context.plan.projected_rows);
+        let (read, group) = (self.read.rows().nrows(), context.plan.group_rows);
         let mut merged = self.merged.slice_mut(s![..read, ..]);
         let norm = |rows: ArrayViewMut2<T>| {
             if let Some(weight) = &projections.post_norm {
@@ -148,21 +149,18 @@ impl<T: Real> Stream<T> {
             }
         };
         let groups = merged.axis_chunks_iter_mut(Axis(0), group);
-        match (&projections.combine, &mut self.combined) {
-            (Some(weights), Some(combined)) => {
-                let mut combined = combined.slice_mut(s![..read, ..]);
-                let groups = groups.zip(combined.axis_chunks_iter_mut(Axis(0), group));
-                groups.collect::<Vec<_>>().into_par_iter().for_each(|(heads, mut rows)| {
-                    context.timed(Phase::Combine, || {
-                        weights.multiply(heads.view(), rows.view_mut());
-                        norm(rows);
-                    });
+        if let (Some(weights), Some(combined)) = (&projections.combine, &mut self.combined) {
+            let mut combined = combined.slice_mut(s![..read, ..]);
+            let groups = groups.zip(combined.axis_chunks_iter_mut(Axis(0), group));
+            groups.collect::<Vec<_>>().into_par_iter().for_each(|(heads, mut rows)| {
+                context.timed(Phase::Combine, || {
+                    weights.multiply(heads.view(), rows.view_mut());
+                    norm(rows);
                 });
-            }
-            _ => {
-                let groups = groups.collect::<Vec<_>>().into_par_iter();
-                groups.for_each(|rows| context.timed(Phase::Combine, || norm(rows)));
-            }
+            });
+        } else {
+            let groups = groups.collect::<Vec<_>>().into_par_iter();
+            groups.for_each(|rows| context.timed(Phase::Combine, || norm(rows)));
         }
     }
 
@@ -218,7 +216,7 @@ struct Side<'a, T> {
     logits: Option<ArrayViewMut2<'a, T>>,
 }
 
-impl<'a, T: Real> Side<'a, T> {
+impl<T: Real> Side<'_, T> {
     /// Groups of `group` rows, whole chunks of c.
     fn groups(self, group: usize, c: usize) -> Vec<Self> {
         let Self { mut tokens, norm, weights, mut projected, mut logits } = self;

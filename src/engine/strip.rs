@@ -14,6 +14,9 @@
 //! and a strip stays in the nearest cache meanwhile. That is also how the time axis is shared out among threads:
 //! splitting it into segments would take S and U through every chunk twice, splitting the columns does not.
 
+#![expect(clippy::inline_always, reason = "compiled once per instruction set, as part of what is dispatched")]
+#![expect(clippy::needless_range_loop, reason = "tiles stay in registers where constants index them")]
+
 use std::ops::Range;
 
 use ndarray::{ArrayView2, ArrayViewMut2};
@@ -203,7 +206,6 @@ impl<T: Real> Walk<'_, T> {
 /// Rows of weights whose squares are summed in the element type before they join the f64 sum.
 const SUMMED: usize = 64;
 
-#[expect(clippy::inline_always, reason = "compiled once per instruction set, as part of `with_simd`")]
 impl<T: Real> WithSimd for Walk<'_, T> {
     type Output = ();
 
@@ -237,7 +239,6 @@ impl<T: Real> WithSimd for Walk<'_, T> {
 }
 
 /// Y ← X (W + U) for the rows of `range` that there are.
-#[expect(clippy::inline_always, reason = "compiled once per instruction set, as part of `with_simd`")]
 #[inline(always)]
 fn read<T: Real, S: Simd>(
     simd: S,
@@ -256,7 +257,6 @@ fn read<T: Real, S: Simd>(
 }
 
 /// Rows `first_row ..` of Aᵀ B for the chunk whose tokens start at `first`.
-#[expect(clippy::inline_always, reason = "compiled once per instruction set, as part of `with_simd`")]
 #[inline(always)]
 fn surprise_tile<T: Real, S: Simd, const ROWS: usize>(
     simd: S,
@@ -281,7 +281,6 @@ fn surprise_tile<T: Real, S: Simd, const ROWS: usize>(
 }
 
 /// Stores one chunk: moves S and U, forms W + U and adds the chunk's norms to the strip's.
-#[expect(clippy::inline_always, reason = "compiled once per instruction set, as part of `with_simd`")]
 #[inline(always)]
 fn advance<T: Real, S: Simd>(
     simd: S,
@@ -302,7 +301,8 @@ fn advance<T: Real, S: Simd>(
                 let tile = surprise_tile::<T, S, ROWS>(simd, inputs, first, first_row, b, piece);
                 let rows = first_row..first_row + ROWS;
                 let w: &[Row<T>; ROWS] = base[rows.clone()].as_array().expect("ROWS of them");
-                let s: &mut [Row<T>; ROWS] = strip.momentum[rows.clone()].as_mut_array().expect("ROWS of them");
+                let s: &mut [Row<T>; ROWS] =
+                    strip.momentum[rows.clone()].as_mut_array().expect("ROWS of them");
                 let u: &mut [Row<T>; ROWS] = strip.update[rows].as_mut_array().expect("ROWS of them");
                 for r in 0..ROWS {
                     for j in 0..2 {
