@@ -38,6 +38,10 @@ doc *ARGS:
 ci:
     .ci/run
 
+# Time nmem against titans-pytorch, a quarter of an hour; `just vs-pytorch --quick` tries it
+vs-pytorch *ARGS:
+    experiments/vs-pytorch/compare.py "$@"
+
 # Remake the README's picture from the shipped data
 picture:
     rm -rf results/picture
