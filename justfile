@@ -38,7 +38,7 @@ doc *ARGS:
 ci:
     .ci/run
 
-# Time nmem against titans-pytorch, a quarter of an hour; `just vs-pytorch --quick` tries it
+# Time nmem against titans-pytorch, ten minutes and more; `just vs-pytorch --quick` tries it
 vs-pytorch *ARGS:
     experiments/vs-pytorch/compare.py "$@"
 

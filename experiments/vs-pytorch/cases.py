@@ -26,8 +26,9 @@ class Case:
     def flop(self):
         """What the algorithm needs for one forward, not what anyone spends on it.
 
-        Per token and head, d = dim_head, c = chunk: projections and combination 8 h d² (6 d² with one
-        head, which has none to combine), gradient, update and read 26 d², causal attention 8 (c + 1) d.
+        Per token and head, d = dim_head, c = chunk: projections and combination 8 h d² (6 d² with
+        one head, which has none to combine), gradient, update and read 26 d², causal attention
+        8 (c + 1) d.
         """
         d, h = self.dim_head, self.heads
         outside = 8 * h if h > 1 else 6
@@ -51,8 +52,8 @@ CASES = [
 LINEAR = Case(64, 10_000, 16), Case(64, 1_000_000, 16)
 LINEAR_QUICK = Case(64, 10_000, 16), Case(64, 100_000, 16)
 
-# PyTorch's sides, in the order of their turns: as installed; with an allocator that keeps what it has
-# been given; under torch.compile; and another, later model, for orientation.
+# PyTorch's sides, in the order of their turns: as installed; with an allocator that keeps what it
+# has been given; under torch.compile; and another, later model, for orientation.
 PYTORCH = {
     "eager": "eager",
     "kept": "eager, memory kept",

@@ -34,7 +34,10 @@ def arguments():
         return parse
 
     def rows(text):
-        return [CASES[positive(int)(number) - 1] for number in text.split(",")]
+        numbers = [int(number) for number in text.split(",")]
+        if not all(1 <= number <= len(CASES) for number in numbers):
+            raise argparse.ArgumentTypeError(f"{text!r}: rows are 1 to {len(CASES)}")
+        return [CASES[number - 1] for number in sorted(set(numbers))]
 
     def some_of(names):
         def parse(text):

@@ -1,4 +1,4 @@
-"""Takes the measurements: every side in turn, round after round, and writes them down as they are."""
+"""Takes the measurements: every side in turn, round after round, all written down as they are."""
 
 import contextlib
 import csv
@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,8 +24,8 @@ from cases import LINEAR, LINEAR_QUICK, PYTORCH, TITANS, Failure
 HERE = Path(__file__).resolve().parent
 VENV = HERE / ".venv"
 
-# Between turns, in seconds: threads of the side before have gone to sleep by then (OpenMP's spin for
-# some milliseconds), and an idle side costs the next one nothing.
+# Between turns, in seconds. OpenMP's threads spin for a while after their last work; after this
+# pause they were asleep: an idle process used no time at all in three seconds.
 PAUSE = 0.3
 # Forwards a turn whatever its length, and iterations that a turn of nmem is limited to.
 AT_LEAST, AT_MOST = 3, 1000
@@ -57,7 +58,7 @@ class Raw:
         self.lines.append(line)
 
     def times(self, case, work, side, threads, round, milliseconds):
-        """Iteration 0 is each turn's warm-up: kept here, left out of everything that is computed."""
+        """Iteration 0 is each turn's warm-up: kept here, left out of all that is computed."""
         for iteration, value in enumerate(milliseconds):
             self.add(case, work, side, threads, "time_ms", value, round, iteration)
 
@@ -88,10 +89,11 @@ class Worker:
                 stderr=log,
                 env=environment,
                 text=True,
+                start_new_session=True,  # to be ended with its compilers
             )
 
     def ask(self, do, limit=600, **request):
-        timer = threading.Timer(limit, self.process.kill)
+        timer = threading.Timer(limit, self.kill)
         timer.start()
         try:
             self.process.stdin.write(json.dumps({"do": do, **request}) + "\n")
@@ -111,8 +113,12 @@ class Worker:
             raise DidNotRun(answer["error"])
         return answer
 
+    def kill(self):
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+
     def close(self):
-        self.process.kill()
+        self.kill()
         self.process.communicate()
 
 
@@ -302,6 +308,9 @@ def say(line):
 def measure(chosen):
     raw, about, did_not_run = Raw(), {}, {}
     before = machine.describe()
+    if before["load_average_before"][0] > 0.5:
+        busy = f"load average {before['load_average_before'][0]:.1f}"
+        say(f"warning: {busy}: something else runs, and times will tell of that")
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="vs-pytorch-") as temporary:
         for case in chosen.rows if {"table", "threads"} & set(chosen.only) else []:

@@ -17,10 +17,6 @@ HERE = Path(__file__).resolve().parent
 median = statistics.median
 
 
-def geometric_mean(values):
-    return statistics.geometric_mean(values) if values else None
-
-
 def divide(a, b):
     return None if a is None or not b else a / b
 
@@ -74,13 +70,15 @@ def summarise(measured, threads):
             lower, middle, upper = [None] * 3
             if len(times) > 1:
                 lower, middle, upper = statistics.quantiles(times, n=4, method="inclusive")
+            row[f"{side}_ms_least"] = min(times, default=None)
             row |= {f"{side}_ms": middle, f"{side}_ms_q1": lower, f"{side}_ms_q3": upper}
         ours = row["nmem_ms"]
         for side in PYTORCH:
             ratios = measured.ratios(case, threads, side)
             row[f"{side}_ratio"] = divide(row[f"{side}_ms"], ours)
-            row[f"{side}_ratio_least"] = min(ratios, default=None)
-            row[f"{side}_ratio_most"] = max(ratios, default=None)
+            row[f"{side}_ratio_of_ms_least"] = divide(row[f"{side}_ms_least"], row["nmem_ms_least"])
+            row[f"{side}_ratio_round_min"] = min(ratios, default=None)
+            row[f"{side}_ratio_round_max"] = max(ratios, default=None)
         row["nmem_ms_1_thread"] = measured.median(case, "nmem", 1, "time_ms")
         row["threads_speedup"] = divide(row["nmem_ms_1_thread"], ours) if threads > 1 else None
         row["gflop"] = case.flop / 1e9
@@ -142,7 +140,7 @@ def means(rows, key):
     if not values:
         return "–"
     some = "" if len(values) == len(rows) else f" ({len(values)} rows)"
-    return f"**{number(geometric_mean(values))}**{some}"
+    return f"**{number(statistics.geometric_mean(values))}**{some}"
 
 
 SHAPE = "dim, tokens, chunk, heads (sequences)"
@@ -159,10 +157,15 @@ def times_table(rows):
         for side in sides:
             cells += [number(row[f"{side}_ms"]), number(row[f"{side}_ratio"])]
         body.append(cells)
-    last = ["geometric mean", ""]
-    for side in sides:
-        last += ["", means(rows, f"{side}_ratio")]
-    return markdown(header, [*body, last])
+    for name, key in (
+        ("geometric mean", "ratio"),
+        ("the same of least times", "ratio_of_ms_least"),
+    ):
+        cells = [name, ""]
+        for side in sides:
+            cells += ["", means(rows, f"{side}_{key}")]
+        body.append(cells)
+    return markdown(header, body)
 
 
 def rates_table(rows, threads):
@@ -277,14 +280,14 @@ def plot(rows, threads, path):
                 continue
             middle = place + (at - (len(bars) - 1) / 2) * thick
             right.barh(middle, ratio - 1, thick * 0.9, left=1, color=colour, zorder=2)
-            least, most = row[f"{side}_ratio_least"], row[f"{side}_ratio_most"]
+            least, most = row[f"{side}_ratio_round_min"], row[f"{side}_ratio_round_max"]
             right.plot([least, most], [middle, middle], color="0.2", linewidth=0.8, zorder=4)
             beyond = max(most, 1) * 1.06
             right.text(beyond, middle, number(ratio), va="center", fontsize=6.5)
     right.axvline(1, color="0.3", linewidth=0.8, zorder=3)
     right.set(xscale="log", xlabel="times as long as nmem (lines: range of rounds)")
     ends = [
-        row[f"{side}_ratio_{end}"] for side in bars for row in rows for end in ("least", "most")
+        row[f"{side}_ratio_round_{end}"] for side in bars for row in rows for end in ("min", "max")
     ]
     ends = [end for end in ends if end is not None]
     right.set_xlim(min([0.9, *(0.8 * end for end in ends)]), 1.7 * max([1.2, *ends]))
@@ -313,40 +316,43 @@ def sentence_of_machine(about):
     commit = f" at commit {about['commit']}" if about["commit"] else ""
     torch = f", torch {about['torch']}" if "torch" in about else ""
     return (
-        f"{about['cpu']}{family}, {about['cores']} cores{virtual}; {caches}{ram}; {about['system']}. "
+        f"{about['cpu']}{family}, {about['cores']} cores{virtual}; {caches}{ram}; "
+        f"{about['system']}. "
         f"nmem {about['nmem']}{commit}, Python {about['python']}{torch}. {about['date']}, "
         f"{about['rounds']} rounds of {about['seconds_a_turn']:g} s a side, "
+        f"load average before {about['load_average_before'][0]:.1f}, "
         f"{about['minutes']:g} minutes in all."
     )
 
 
 TIMES = """\
-Medians over all rounds; same weights, same inputs, in turns. PyTorch's sides: titans-pytorch 0.0.17 as
-installed (eager), with freed memory kept by the allocator, under `torch.compile`; and, a different model, 0.5.5.
+Medians over all rounds; same weights, same inputs, in turns. PyTorch's sides: titans-pytorch
+0.0.17 as installed (eager), with freed memory kept by the allocator, under `torch.compile`; and,
+a different model, 0.5.5.
 """
 
 RATES = """\
-GFLOP is what the algorithm needs, per token and head (26 + 8h)·d² + 8(c + 1)·d with h heads of width d and
-chunks of c, and 32·d² + 8(c + 1)·d with one head; GFLOP/s is that by nmem's median time. The gemm crate's
-rate is that of {threads} threads, each with products 1024 × d × d of its own, measured in every round; d is the
-width of a head, or of the model.
+GFLOP is what the algorithm needs, per token and head (26 + 8h)·d² + 8(c + 1)·d with h heads of
+width d and chunks of c, and 32·d² + 8(c + 1)·d with one head; GFLOP/s is that by nmem's median
+time. The gemm crate's rate is that of {threads} threads, each with products 1024 × d × d of its
+own, measured in every round; d is the width of a head, or of the model.
 """
 
 CHECKS = """\
-Errors: the largest difference by the largest magnitude of the output. First nmem's from eager PyTorch's; then
-each side's from the module's own result in f64 with the ε that its norms have in f32; last, nmem's with
-`--dtype f64` from the module's in f64, ε and all. Memory: nmem's whole process at its peak, and what of that
-is not mapped files; the PyTorch process at its peak, and its peak before the first forward, with module and
-sequence loaded.
+Errors: the largest difference by the largest magnitude of the output. First nmem's from eager
+PyTorch's; then each side's from the module's own result in f64 with the ε that its norms have in
+f32; last, nmem's with `--dtype f64` from the module's in f64, ε and all. Memory: nmem's whole
+process at its peak, and what of that is not mapped files; the PyTorch process at its peak, and
+its peak before the first forward, with module and sequence loaded.
 """
 
 FILES = """\
 ## Files
 
-`raw.csv` has a line a measurement; `iteration` 0 is each turn's warm-up, which nothing here is computed from.
-`summary.csv` holds the tables' numbers in full, with quartiles and the rounds' least and greatest ratios.
-`machine.json` is the machine, versions and settings. All but `raw.csv` and `machine.json` follows from these
-two: `experiments/vs-pytorch/compare.py --redraw DIR`.
+`raw.csv` has a line a measurement; `iteration` 0 is each turn's warm-up, which nothing here is
+computed from. `summary.csv` holds the tables' numbers in full, with quartiles and the rounds'
+least and greatest ratios. `machine.json` is the machine, versions and settings. All but `raw.csv`
+and `machine.json` follows from these two: `experiments/vs-pytorch/compare.py --redraw DIR`.
 """
 
 

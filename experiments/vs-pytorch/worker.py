@@ -1,7 +1,6 @@
 """One PyTorch process: holds one module and one sequence, and times forwards when told to.
 
-Requests and answers are JSON, one a line. Between them the process sleeps in a read; OpenMP's threads
-go to sleep a few milliseconds after the last product.
+Requests and answers are JSON, one a line. Between them the process sleeps in a read.
 """
 
 import json
@@ -48,8 +47,8 @@ def peak():
 
 
 def prepare(case, weights, sequence, exact, exact_eps32):
-    """Draws a row's weights and sequence, and saves what the module makes of them in f64: as it is, and
-    with the ε that its norms have in f32, which is what f32 outputs can be held to.
+    """Draws a row's weights and sequence, and saves what the module makes of them in f64: as it is,
+    and with the ε that its norms have in f32, which is what f32 outputs can be held to.
     """
     draw(case, weights, sequence)
     double = module(case, "eager").double()
@@ -85,8 +84,8 @@ class Worker:
         return {"peak_bytes": peak()}
 
     def once(self):
-        # The module takes its gradients with torch.func, which no_grad leaves alone and
-        # inference_mode slows down. No graph of the forward itself is kept, as nmem keeps none.
+        # The module takes its gradients with torch.func, which no_grad leaves alone; inference_mode
+        # was slower in a short trial. No graph of the forward itself is kept, as nmem keeps none.
         with torch.no_grad():
             output = self.forward(self.sequence)
         return output[0] if self.side == "latest" else output
