@@ -42,6 +42,10 @@ doc *ARGS:
 ci:
     .ci/run
 
+# Time nmem against titans-pytorch, ten minutes and more; `just vs-pytorch --quick` tries it
+vs-pytorch *ARGS:
+    experiments/vs-pytorch/compare.py "$@"
+
 # Remake the README's picture from the shipped data
 picture:
     rm -rf results/picture

@@ -1,0 +1,398 @@
+"""From raw.csv and machine.json of a record to its summary.csv, README.md and plot."""
+
+import csv
+import json
+import math
+import statistics
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+
+from cases import CASES, PYTORCH, Case, Failure
+
+HERE = Path(__file__).resolve().parent
+median = statistics.median
+
+
+def divide(a, b):
+    return None if a is None or not b else a / b
+
+
+class Measured:
+    """raw.csv, asked by row, side and quantity. Warm-ups are left out."""
+
+    def __init__(self, path):
+        self.values = {}
+        self.rounds = {}
+        with open(path, newline="") as file:
+            for line in csv.DictReader(file):
+                if line["iteration"] == "0":
+                    continue
+                case = Case(
+                    *(int(line[name]) for name in ("dim", "tokens", "chunk", "heads", "batch"))
+                )
+                key = case, line["work"], line["side"], int(line["threads"]), line["quantity"]
+                value = float(line["value"])
+                self.values.setdefault(key, []).append(value)
+                self.rounds.setdefault(key, {}).setdefault(line["round"], []).append(value)
+
+    def all(self, case, side, threads, quantity, work="forward"):
+        return self.values.get((case, work, side, threads, quantity), [])
+
+    def median(self, *key, **work):
+        values = self.all(*key, **work)
+        return median(values) if values else None
+
+    def ratios(self, case, threads, side):
+        """One a round: the side's median by nmem's."""
+        theirs, ours = (
+            self.rounds.get((case, "forward", name, threads, "time_ms"), {})
+            for name in (side, "nmem")
+        )
+        return [median(theirs[round]) / median(ours[round]) for round in theirs if round in ours]
+
+    def cases(self, works):
+        """In the table's order, then as measured."""
+        found = dict.fromkeys(key[0] for key in self.values if key[1] in works)
+        return sorted(found, key=lambda case: CASES.index(case) if case in CASES else len(CASES))
+
+
+def summarise(measured, threads):
+    """One dictionary a row of the table; what was not measured is None."""
+    rows = []
+    for case in measured.cases({"forward"}):
+        row = {name: getattr(case, name) for name in ("dim", "tokens", "chunk", "heads", "batch")}
+        for side in ["nmem", *PYTORCH]:
+            times = measured.all(case, side, threads, "time_ms")
+            lower, middle, upper = [None] * 3
+            if len(times) > 1:
+                lower, middle, upper = statistics.quantiles(times, n=4, method="inclusive")
+            row[f"{side}_ms_least"] = min(times, default=None)
+            row |= {f"{side}_ms": middle, f"{side}_ms_q1": lower, f"{side}_ms_q3": upper}
+        ours = row["nmem_ms"]
+        for side in PYTORCH:
+            ratios = measured.ratios(case, threads, side)
+            row[f"{side}_ratio"] = divide(row[f"{side}_ms"], ours)
+            row[f"{side}_ratio_of_ms_least"] = divide(row[f"{side}_ms_least"], row["nmem_ms_least"])
+            row[f"{side}_ratio_round_min"] = min(ratios, default=None)
+            row[f"{side}_ratio_round_max"] = max(ratios, default=None)
+        row["nmem_ms_1_thread"] = measured.median(case, "nmem", 1, "time_ms")
+        row["threads_speedup"] = divide(row["nmem_ms_1_thread"], ours) if threads > 1 else None
+        row["gflop"] = case.flop / 1e9
+        row["nmem_gflops"] = divide(row["gflop"], ours and ours / 1e3)
+        for name in ("dim_head", "dim"):
+            d = getattr(case, name)
+            rate = measured.median(case, "gemm", threads, "gflops", work=f"1024 x {d} x {d}")
+            row[f"gemm_gflops_{name}"] = rate
+            row[f"efficiency_{name}"] = divide(row["nmem_gflops"], rate)
+        for side in ["nmem", "eager", "kept", "compiled"]:
+            row[f"{side}_error"] = measured.median(case, side, threads, "error")
+        row["nmem_error_f64"] = measured.median(case, "nmem", threads, "error_f64")
+        row["nmem_error_to_eager"] = measured.median(case, "eager", threads, "nmem_error_to_it")
+        for quantity in ("peak_bytes", "peak_anon_bytes"):
+            row[f"nmem_{quantity}"] = measured.median(case, "nmem", threads, quantity)
+        for side in PYTORCH:
+            row[f"{side}_loaded_bytes"] = measured.median(case, side, threads, "peak_loaded_bytes")
+            row[f"{side}_peak_bytes"] = max(
+                measured.all(case, side, threads, "peak_bytes"), default=None
+            )
+        row["compiled_graphs"] = measured.median(case, "compiled", threads, "graphs")
+        row["compiled_graph_breaks"] = measured.median(case, "compiled", threads, "graph_breaks")
+        rows.append(row)
+    return rows
+
+
+def case_of(row):
+    return Case(*(row[name] for name in ("dim", "tokens", "chunk", "heads", "batch")))
+
+
+def number(value, suffix=""):
+    """Three digits, no exponent; a dash where there is nothing."""
+    if value is None:
+        return "–"
+    digits = 2 - math.floor(math.log10(abs(value))) if value else 0
+    return f"{round(value, digits):,.{max(digits, 0)}f}{suffix}"
+
+
+def percent(value):
+    return "–" if value is None else f"{value:.0%}"
+
+
+def small(value):
+    return "–" if value is None else f"{value:.1e}"
+
+
+def megabytes(value):
+    return number(None if value is None else value / 1e6)
+
+
+def markdown(header, rows):
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, rule, *rows])
+
+
+def means(rows, key):
+    """The geometric mean over the rows that have the number, and how many of all these are."""
+    values = [row[key] for row in rows if row[key] is not None]
+    if not values:
+        return "–"
+    some = "" if len(values) == len(rows) else f" ({len(values)} rows)"
+    return f"**{number(statistics.geometric_mean(values))}**{some}"
+
+
+SHAPE = "dim, tokens, chunk, heads (sequences)"
+
+
+def times_table(rows):
+    sides = [side for side in PYTORCH if any(row[f"{side}_ms"] for row in rows)]
+    header = [SHAPE, "nmem, ms"]
+    for side in sides:
+        header += [f"{PYTORCH[side]}, ms", "÷ nmem"]
+    body = []
+    for row in rows:
+        cells = [case_of(row).label, number(row["nmem_ms"])]
+        for side in sides:
+            cells += [number(row[f"{side}_ms"]), number(row[f"{side}_ratio"])]
+        body.append(cells)
+    for name, key in (
+        ("geometric mean", "ratio"),
+        ("the same of least times", "ratio_of_ms_least"),
+    ):
+        cells = [name, ""]
+        for side in sides:
+            cells += ["", means(rows, f"{side}_{key}")]
+        body.append(cells)
+    return markdown(header, body)
+
+
+def rates_table(rows, threads):
+    header = [SHAPE, "GFLOP", "GFLOP/s", "gemm at dim_head", "share", "gemm at dim", "share"]
+    header += ["1 thread, ms", f"{threads} threads, ms", "speed-up"]
+    body = []
+    for row in rows:
+        cells = [case_of(row).label, number(row["gflop"]), number(row["nmem_gflops"])]
+        for name in ("dim_head", "dim"):
+            cells += [number(row[f"gemm_gflops_{name}"]), percent(row[f"efficiency_{name}"])]
+        cells += [number(row["nmem_ms_1_thread"]), number(row["nmem_ms"])]
+        body.append([*cells, number(row["threads_speedup"])])
+    return markdown(header, body)
+
+
+def checks_table(rows):
+    header = [SHAPE, "nmem to eager", "nmem", "eager", "compiled", "nmem in f64"]
+    header += ["nmem, MB", "not files, MB", "eager, MB", "before, MB", "compiled, MB"]
+    body = []
+    for row in rows:
+        errors = [
+            "nmem_error_to_eager",
+            "nmem_error",
+            "eager_error",
+            "compiled_error",
+            "nmem_error_f64",
+        ]
+        peaks = ["nmem_peak", "nmem_peak_anon", "eager_peak", "eager_loaded", "compiled_peak"]
+        cells = [small(row[name]) for name in errors] + [
+            megabytes(row[f"{name}_bytes"]) for name in peaks
+        ]
+        body.append([case_of(row).label, *cells])
+    return markdown(header, body)
+
+
+def linear_table(measured, threads):
+    header = ["nmem", "tokens", "ms", "ns a token", "÷ first", "peak, MB", "of it not files, MB"]
+    body = []
+    for work in ("store", "retrieve --online"):
+        first = None
+        for case in measured.cases({work}):
+            ms = measured.median(case, "nmem", threads, "time_ms", work=work)
+            if ms is None:
+                continue
+            each = ms * 1e6 / case.tokens
+            first = first or each
+            cells = [work, f"{case.tokens:,}", number(ms), number(each), f"{each / first:.3f}"]
+            for quantity in ("peak_bytes", "peak_anon_bytes"):
+                cells.append(megabytes(measured.median(case, "nmem", threads, quantity, work=work)))
+            body.append(cells)
+    return markdown(header, body) if body else None
+
+
+def compile_notes(rows, failures):
+    notes = []
+    for row in rows:
+        breaks = row["compiled_graph_breaks"]
+        if breaks:
+            notes.append(f"{case_of(row).label}: compiled in pieces, {breaks:.0f} graph breaks")
+    for label, sides in failures.items():
+        notes += [
+            f"{label}: {PYTORCH[side]} did not run: {reason}" for side, reason in sides.items()
+        ]
+    return "".join(f"- {note}\n" for note in notes)
+
+
+def plot(rows, threads, path):
+    """Times on the left, on the right how many times longer PyTorch takes, both on log axes."""
+    plt.rcParams |= {
+        "svg.hashsalt": "nmem",
+        "font.size": 8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    # Okabe and Ito's colours, told apart by most eyes and in grey.
+    looks = {
+        "nmem": ("#0072B2", "o", "nmem"),
+        "compiled": ("#009E73", "s", "torch.compile"),
+        "kept": ("#E69F00", "^", "eager, memory kept"),
+        "eager": ("#D55E00", "D", "PyTorch eager"),
+    }
+    sides = [side for side in looks if any(row[f"{side}_ms"] for row in rows)]
+    height = 1.1 + 0.42 * len(rows)
+    figure, (left, right) = plt.subplots(
+        1, 2, sharey=True, figsize=(7.2, height), layout="constrained"
+    )
+    places = range(len(rows))
+    for side in sides:
+        colour, marker, name = looks[side]
+        for place, row in zip(places, rows):
+            if row[f"{side}_ms"] is None:
+                continue
+            quartiles = [row[f"{side}_ms_q1"], row[f"{side}_ms_q3"]]
+            left.plot(quartiles, [place, place], color=colour, linewidth=1, zorder=2)
+            # The later sides are drawn first: nmem's marks stay on top.
+            order = 3 + len(sides) - sides.index(side)
+            left.plot(row[f"{side}_ms"], place, marker, color=colour, markersize=4.5, zorder=order)
+        left.plot([], [], marker, color=colour, markersize=4.5, label=name)
+    left.set(xscale="log", xlabel=f"ms a forward, {threads} threads (median, quartiles)")
+    left.set_yticks(places, [case_of(row).label for row in rows])
+    left.set_ylabel(SHAPE)
+    left.invert_yaxis()
+    left.grid(axis="x", color="0.9")
+
+    bars = [side for side in ("eager", "compiled") if side in sides]
+    thick = 0.72 / max(len(bars), 1)
+    for at, side in enumerate(bars):
+        colour, _, _ = looks[side]
+        for place, row in zip(places, rows):
+            ratio = row[f"{side}_ratio"]
+            if ratio is None:
+                continue
+            middle = place + (at - (len(bars) - 1) / 2) * thick
+            right.barh(middle, ratio - 1, thick * 0.9, left=1, color=colour, zorder=2)
+            least, most = row[f"{side}_ratio_round_min"], row[f"{side}_ratio_round_max"]
+            right.plot([least, most], [middle, middle], color="0.2", linewidth=0.8, zorder=4)
+            beyond = max(most, 1) * 1.06
+            right.text(beyond, middle, number(ratio), va="center", fontsize=6.5)
+    right.axvline(1, color="0.3", linewidth=0.8, zorder=3)
+    right.set(xscale="log", xlabel="times as long as nmem (lines: range of rounds)")
+    ends = [
+        row[f"{side}_ratio_round_{end}"] for side in bars for row in rows for end in ("min", "max")
+    ]
+    ends = [end for end in ends if end is not None]
+    right.set_xlim(min([0.9, *(0.8 * end for end in ends)]), 1.7 * max([1.2, *ends]))
+    plain = matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}")
+    for axes in (left, right):
+        axes.xaxis.set_major_formatter(plain)
+        axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        axes.set_axisbelow(True)
+        axes.tick_params(axis="y", length=0)
+    right.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    right.grid(axis="x", color="0.9")
+    figure.legend(loc="outside upper center", ncols=len(sides), frameon=False)
+    figure.savefig(path, metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+
+
+def sentence_of_machine(about):
+    virtual = ", virtual" if about["virtual"] else ""
+    family = (
+        f" (family {about['cpu_family']}, model {about['cpu_model']})"
+        if about["cpu_family"]
+        else ""
+    )
+    caches = ", ".join(f"{name} {size}" for name, size in about["caches"].items())
+    ram = f", {about['ram_bytes'] / 2**30:.0f} GiB" if about["ram_bytes"] else ""
+    commit = f" at commit {about['commit']}" if about["commit"] else ""
+    torch = f", torch {about['torch']}" if "torch" in about else ""
+    return (
+        f"{about['cpu']}{family}, {about['cores']} cores{virtual}; {caches}{ram}; "
+        f"{about['system']}. "
+        f"nmem {about['nmem']}{commit}, Python {about['python']}{torch}. {about['date']}, "
+        f"{about['rounds']} rounds of {about['seconds_a_turn']:g} s a side, "
+        f"load average before {about['load_average_before'][0]:.1f}, "
+        f"{about['minutes']:g} minutes in all."
+    )
+
+
+TIMES = """\
+Medians over all rounds; same weights, same inputs, in turns. PyTorch's sides: titans-pytorch
+0.0.17 as installed (eager), with freed memory kept by the allocator, under `torch.compile`; and,
+a different model, 0.5.5.
+"""
+
+RATES = """\
+GFLOP is what the algorithm needs, per token and head (26 + 8h)·d² + 8(c + 1)·d with h heads of
+width d and chunks of c, and 32·d² + 8(c + 1)·d with one head; GFLOP/s is that by nmem's median
+time. The gemm crate's rate is that of {threads} threads, each with products 1024 × d × d of its
+own, measured in every round; d is the width of a head, or of the model.
+"""
+
+CHECKS = """\
+Errors: the largest difference by the largest magnitude of the output. First nmem's from eager
+PyTorch's; then each side's from the module's own result in f64 with the ε that its norms have in
+f32; last, nmem's with `--dtype f64` from the module's in f64, ε and all. Memory: nmem's whole
+process at its peak, and what of that is not mapped files; the PyTorch process at its peak, and
+its peak before the first forward, with module and sequence loaded.
+"""
+
+FILES = """\
+## Files
+
+`raw.csv` has a line a measurement; `iteration` 0 is each turn's warm-up, which nothing here is
+computed from. `summary.csv` holds the tables' numbers in full, with quartiles and the rounds'
+least and greatest ratios. `machine.json` is the machine, versions and settings. All but `raw.csv`
+and `machine.json` follows from these two: `experiments/vs-pytorch/compare.py --redraw DIR`.
+"""
+
+
+def write(folder):
+    """Writes everything that follows from raw.csv and machine.json; returns the tables."""
+    try:
+        about = json.loads((folder / "machine.json").read_text())
+        measured = Measured(folder / "raw.csv")
+    except OSError as error:
+        raise Failure(f"{error.filename}: {error.strerror}") from None
+    threads = about["threads"]
+    rows = summarise(measured, threads)
+    parts = [f"# nmem and titans-pytorch, {about['cpu']}\n", sentence_of_machine(about) + "\n"]
+    if rows:
+        with open(folder / "summary.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        timed = any(row[f"{side}_ms"] for row in rows for side in PYTORCH)
+        if timed:
+            plot(rows, threads, folder / "times.svg")
+            parts += [
+                f"## One forward: store a sequence and read it back, f32, {threads} threads\n",
+                "![Times, and PyTorch's as a multiple of nmem's](times.svg)\n",
+                TIMES,
+                times_table(rows) + "\n",
+                compile_notes(rows, about["did_not_run"]),
+            ]
+        parts += [
+            "## Share of the machine's matrix products, and threads\n",
+            RATES.format(threads=threads),
+            rates_table(rows, threads) + "\n",
+            "## Errors and memory\n",
+            CHECKS,
+            checks_table(rows) + "\n",
+        ]
+    tokens = linear_table(measured, threads)
+    if tokens:
+        parts += ["## By number of tokens: dim 64, chunk 16, one head\n", tokens + "\n"]
+    text = "\n".join(part for part in parts if part)
+    readme = f"{text}\n{(HERE / 'fair.md').read_text()}\n{FILES}"
+    (folder / "README.md").write_text(readme)
+    return text
