@@ -81,6 +81,9 @@ fn several_blocks() {
         let what = format!("chunks of {chunk}, {init:?}, {tokens} tokens");
         both(&what, &drawn, &uniform((1, tokens, 5), 2.0, 12));
     }
+    // With one head 1,024.
+    let drawn = Drawn::new((4, 1, 4), 16, xavier, 13);
+    both("one head, 2,100 tokens", &drawn, &uniform((1, 2100, 4), 2.0, 14));
 }
 
 /// 11 sequences of one head are more than the engine advances together, and so are 5 of two.
