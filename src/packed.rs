@@ -7,7 +7,9 @@
 #![expect(clippy::inline_always, reason = "compiled once per instruction set, as part of what is dispatched")]
 #![expect(clippy::needless_range_loop, reason = "tiles stay in registers where constants index them")]
 
-use ndarray::{ArrayView2, ArrayViewMut2};
+use std::ops::Range;
+
+use ndarray::{ArrayView2, ArrayViewMut2, s};
 use pulp::{Arch, Simd, WithSimd};
 
 use crate::real::Real;
@@ -25,6 +27,15 @@ pub struct Row<T>(pub [T; WIDTH]);
 impl<T: Real> Row<T> {
     /// All columns zero.
     pub const ZERO: Self = Self([T::ZERO; WIDTH]);
+
+    /// Takes the place of the first values.
+    #[inline(always)]
+    pub fn fill_from(&mut self, values: &[T]) {
+        match values.as_array() {
+            Some(all) => self.0 = *all,
+            None => self.0[..values.len()].copy_from_slice(values),
+        }
+    }
 
     /// Up to [`WIDTH`] values, zeros after them.
     pub fn padded(values: impl IntoIterator<Item = T>) -> Self {
@@ -64,6 +75,40 @@ impl<T: Real> Packed<T> {
     }
 }
 
+/// `out ← lower V`: (rows, d) from a lower triangle (rows, rows) that has zeros above its diagonal, and V (rows, d).
+/// `strip` is room for V's.
+pub fn multiply_lower<T: Real>(
+    lower: ArrayView2<T>,
+    values: ArrayView2<T>,
+    out: ArrayViewMut2<T>,
+    strip: &mut Vec<Row<T>>,
+) {
+    triangular(false, lower, values, out, strip);
+}
+
+/// `out ← lowerᵀ V`
+pub fn multiply_lower_transposed<T: Real>(
+    lower: ArrayView2<T>,
+    values: ArrayView2<T>,
+    out: ArrayViewMut2<T>,
+    strip: &mut Vec<Row<T>>,
+) {
+    triangular(true, lower, values, out, strip);
+}
+
+fn triangular<T: Real>(
+    transposed: bool,
+    lower: ArrayView2<T>,
+    values: ArrayView2<T>,
+    out: ArrayViewMut2<T>,
+    strip: &mut Vec<Row<T>>,
+) {
+    let rows = values.nrows();
+    assert_eq!((lower.dim(), out.dim()), ((rows, rows), values.dim()), "shapes of a product");
+    strip.resize(rows, Row::ZERO);
+    Arch::new().dispatch(Triangular { transposed, lower, values, out, strip });
+}
+
 struct Product<'a, T> {
     packed: &'a Packed<T>,
     inputs: ArrayView2<'a, T>,
@@ -79,10 +124,48 @@ impl<T: Real> WithSimd for Product<'_, T> {
         for (i, strip) in strips.chunks_exact(*rows).enumerate() {
             let start = i * WIDTH;
             let width = WIDTH.min(out.ncols() - start);
-            let mut out = out.slice_mut(ndarray::s![.., start..start + width]);
+            let mut out = out.slice_mut(s![.., start..start + width]);
             multiply(simd, inputs, 0..inputs.nrows(), strip.len(), &mut out, |k, piece| {
                 pair::<T, S>(&strip[k], piece)
             });
+        }
+    }
+}
+
+struct Triangular<'a, T> {
+    transposed: bool,
+    lower: ArrayView2<'a, T>,
+    values: ArrayView2<'a, T>,
+    out: ArrayViewMut2<'a, T>,
+    strip: &'a mut [Row<T>],
+}
+
+impl<T: Real> WithSimd for Triangular<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { transposed, lower, values, mut out, strip } = self;
+        let (rows, cols) = values.dim();
+        let lanes = WIDTH / pieces::<T, S>();
+        for start in (0..cols).step_by(WIDTH) {
+            let width = WIDTH.min(cols - start);
+            for (to, from) in strip.iter_mut().zip(values.rows()) {
+                to.fill_from(&from.to_slice().expect("contiguous rows")[start..start + width]);
+            }
+            for piece in 0..width.div_ceil(lanes) {
+                let columns = start + piece * lanes..start + width.min((piece + 1) * lanes);
+                let weights = |k: usize| pair::<T, S>(&strip[k], piece);
+                // Past the end of a tile's rows the triangle is zero, before its start its transpose is.
+                in_tiles!(0..rows, |first, ROWS| {
+                    let tile = if transposed {
+                        tile_transposed::<T, S, ROWS>(simd, lower, first..rows, first, weights)
+                    } else {
+                        tile::<T, S, ROWS>(simd, lower, first, first + ROWS, weights)
+                    };
+                    store(simd, &tile, &mut out, first, columns.clone());
+                });
+            }
         }
     }
 }
@@ -127,32 +210,46 @@ pub(crate) use in_tiles;
 pub fn multiply<T: Real, S: Simd>(
     simd: S,
     inputs: ArrayView2<'_, T>,
-    range: std::ops::Range<usize>,
+    range: Range<usize>,
     depth: usize,
     outputs: &mut ArrayViewMut2<'_, T>,
     weights: impl Fn(usize, usize) -> [T::Vector<S>; 2],
 ) {
     let lanes = WIDTH / pieces::<T, S>();
-    for piece in 0..pieces::<T, S>() {
+    let width = outputs.ncols();
+    for piece in 0..width.div_ceil(lanes) {
+        let columns = piece * lanes..width.min((piece + 1) * lanes);
         in_tiles!(range.clone(), |first, ROWS| {
             let tile = tile::<T, S, ROWS>(simd, inputs, first, depth, |k| weights(k, piece));
-            for r in 0..ROWS {
-                let mut outputs = outputs.row_mut(first + r);
-                let outputs = outputs.as_slice_mut().expect("contiguous rows");
-                if let Some(full) = outputs.get_mut(piece * lanes..(piece + 1) * lanes) {
-                    T::vectors_mut::<S>(full).copy_from_slice(&tile[r]);
-                } else {
-                    let mut row = Row::ZERO;
-                    T::vectors_mut::<S>(&mut row.0)[..2].copy_from_slice(&tile[r]);
-                    let width = outputs.len();
-                    let rest = &mut outputs[(piece * lanes).min(width)..];
-                    rest.copy_from_slice(&row.0[..rest.len()]);
-                }
-            }
+            store(simd, &tile, outputs, first, columns.clone());
         });
     }
 }
 
+/// Puts a tile into the rows from `first` on.
+#[inline(always)]
+fn store<T: Real, S: Simd, const ROWS: usize>(
+    simd: S,
+    tile: &Tile<T, S, ROWS>,
+    outputs: &mut ArrayViewMut2<'_, T>,
+    first: usize,
+    columns: Range<usize>,
+) {
+    let lanes = WIDTH / pieces::<T, S>();
+    for r in 0..ROWS {
+        let mut row = outputs.row_mut(first + r);
+        let row = &mut row.as_slice_mut().expect("contiguous rows")[columns.clone()];
+        if row.len() == lanes {
+            T::vectors_mut::<S>(row).copy_from_slice(&tile[r]);
+        } else {
+            let (left, right) = row.split_at_mut(row.len().min(lanes / 2));
+            T::store_some(simd, left, tile[r][0]);
+            T::store_some(simd, right, tile[r][1]);
+        }
+    }
+}
+
+/// Rows of X W: X's from `first` on, their first `depth` numbers.
 #[inline(always)]
 fn tile<T: Real, S: Simd, const ROWS: usize>(
     simd: S,
@@ -172,6 +269,28 @@ fn tile<T: Real, S: Simd, const ROWS: usize>(
             let x = T::splat(simd, x[r][k]);
             tile[r][0] = T::mul_add_vectors(simd, x, left, tile[r][0]);
             tile[r][1] = T::mul_add_vectors(simd, x, right, tile[r][1]);
+        }
+    }
+    tile
+}
+
+/// Rows of Aᵀ B: A's columns from `first` on, summed over its rows `terms`, of which `weights` gives B's.
+#[inline(always)]
+pub fn tile_transposed<T: Real, S: Simd, const ROWS: usize>(
+    simd: S,
+    inputs: ArrayView2<'_, T>,
+    terms: Range<usize>,
+    first: usize,
+    weights: impl Fn(usize) -> [T::Vector<S>; 2],
+) -> Tile<T, S, ROWS> {
+    let mut tile = [[T::splat(simd, T::ZERO); 2]; ROWS];
+    for t in terms {
+        let [left, right] = weights(t);
+        let a = &inputs.row(t).to_slice().expect("contiguous rows")[first..first + ROWS];
+        for r in 0..ROWS {
+            let a = T::splat(simd, a[r]);
+            tile[r][0] = T::mul_add_vectors(simd, a, left, tile[r][0]);
+            tile[r][1] = T::mul_add_vectors(simd, a, right, tile[r][1]);
         }
     }
     tile

@@ -22,13 +22,16 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     ) -> Self::Vector<S>;
     /// Σ over the lanes.
     fn sum_lanes<S: Simd>(simd: S, a: Self::Vector<S>) -> f64;
+    /// Fewer values than a vector holds, zeros after them.
+    fn load_some<S: Simd>(simd: S, values: &[Self]) -> Self::Vector<S>;
+    fn store_some<S: Simd>(simd: S, values: &mut [Self], vector: Self::Vector<S>);
     /// The whole vectors of a slice.
     fn vectors<S: Simd>(values: &[Self]) -> &[Self::Vector<S>];
     fn vectors_mut<S: Simd>(values: &mut [Self]) -> &mut [Self::Vector<S>];
 }
 
 macro_rules! lanes {
-    ($element:ty, $vector:ident: $splat:ident $add:ident $mul:ident $mul_add:ident $sum:ident $as:ident $as_mut:ident) => {
+    ($element:ty, $vector:ident: $splat:ident $add:ident $mul:ident $mul_add:ident $sum:ident $load:ident $store:ident $as:ident $as_mut:ident) => {
         impl Lanes for $element {
             type Vector<S: Simd> = S::$vector;
             const ZERO: Self = 0.0;
@@ -54,6 +57,14 @@ macro_rules! lanes {
                 f64::from(simd.$sum(a))
             }
             #[inline(always)]
+            fn load_some<S: Simd>(simd: S, values: &[Self]) -> S::$vector {
+                simd.$load(values)
+            }
+            #[inline(always)]
+            fn store_some<S: Simd>(simd: S, values: &mut [Self], vector: S::$vector) {
+                simd.$store(values, vector);
+            }
+            #[inline(always)]
             fn vectors<S: Simd>(values: &[Self]) -> &[S::$vector] {
                 S::$as(values).0
             }
@@ -65,5 +76,5 @@ macro_rules! lanes {
     };
 }
 
-lanes!(f32, f32s: splat_f32s add_f32s mul_f32s mul_add_e_f32s reduce_sum_f32s as_simd_f32s as_mut_simd_f32s);
-lanes!(f64, f64s: splat_f64s add_f64s mul_f64s mul_add_e_f64s reduce_sum_f64s as_simd_f64s as_mut_simd_f64s);
+lanes!(f32, f32s: splat_f32s add_f32s mul_f32s mul_add_e_f32s reduce_sum_f32s partial_load_f32s partial_store_f32s as_simd_f32s as_mut_simd_f32s);
+lanes!(f64, f64s: splat_f64s add_f64s mul_f64s mul_add_e_f64s reduce_sum_f64s partial_load_f64s partial_store_f64s as_simd_f64s as_mut_simd_f64s);

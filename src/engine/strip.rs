@@ -24,7 +24,7 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::norm::{joined, scaled_norm, trusted};
 use crate::memory::GateValues;
-use crate::packed::{Row, Tile, WIDTH, in_tiles, multiply, pair, pieces};
+use crate::packed::{Row, WIDTH, in_tiles, multiply, pair, pieces, tile_transposed};
 use crate::real::Real;
 
 /// Coefficients of one chunk.
@@ -223,11 +223,7 @@ impl<T: Real> WithSimd for Walk<'_, T> {
             }
             if let (Some(&step), Some(Stored { inputs, cotangents, .. })) = (steps.get(i), stored) {
                 for (b, row) in b.iter_mut().zip(range.clone()) {
-                    let row = cotangents.row(row).to_slice().expect("contiguous rows");
-                    match row.as_array() {
-                        Some(row) => b.0 = *row,
-                        None => b.0[..row.len()].copy_from_slice(row),
-                    }
+                    b.fill_from(cotangents.row(row).to_slice().expect("contiguous rows"));
                 }
                 advance(simd, step, strip, base, inputs, range.start, &b);
             }
@@ -256,30 +252,6 @@ fn read<T: Real, S: Simd>(
     });
 }
 
-/// Rows `first_row ..` of Aᵀ B for the chunk whose tokens start at `first`.
-#[inline(always)]
-fn surprise_tile<T: Real, S: Simd, const ROWS: usize>(
-    simd: S,
-    inputs: ArrayView2<'_, T>,
-    first: usize,
-    first_row: usize,
-    b: &[Row<T>],
-    piece: usize,
-) -> Tile<T, S, ROWS> {
-    let mut tile = [[T::splat(simd, T::ZERO); 2]; ROWS];
-    for (t, b) in b.iter().enumerate() {
-        let row = T::vectors::<S>(&b.0);
-        let (left, right) = (row[2 * piece], row[2 * piece + 1]);
-        let a = &inputs.row(first + t).to_slice().expect("contiguous rows")[first_row..first_row + ROWS];
-        for r in 0..ROWS {
-            let a = T::splat(simd, a[r]);
-            tile[r][0] = T::mul_add_vectors(simd, a, left, tile[r][0]);
-            tile[r][1] = T::mul_add_vectors(simd, a, right, tile[r][1]);
-        }
-    }
-    tile
-}
-
 /// Stores one chunk: moves S and U, forms W + U and adds the chunk's norms to the strip's.
 #[inline(always)]
 fn advance<T: Real, S: Simd>(
@@ -298,7 +270,9 @@ fn advance<T: Real, S: Simd>(
         for piece in 0..pieces::<T, S>() {
             let mut sums = [T::splat(simd, T::ZERO); 4];
             in_tiles!(block..base.len().min(block + SUMMED), |first_row, ROWS| {
-                let tile = surprise_tile::<T, S, ROWS>(simd, inputs, first, first_row, b, piece);
+                let of_chunk = |t: usize| pair::<T, S>(&b[t - first], piece);
+                let tile =
+                    tile_transposed::<T, S, ROWS>(simd, inputs, first..first + b.len(), first_row, of_chunk);
                 let rows = first_row..first_row + ROWS;
                 let w: &[Row<T>; ROWS] = base[rows.clone()].as_array().expect("ROWS of them");
                 let s: &mut [Row<T>; ROWS] =
