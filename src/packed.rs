@@ -298,24 +298,37 @@ pub fn tile_transposed<T: Real, S: Simd, const ROWS: usize>(
 
 #[cfg(test)]
 mod tests {
-    use ndarray::Array2;
+    use ndarray::{Array2, Axis};
     use proptest::prelude::*;
     use proptest::test_runner::RngSeed;
 
     use super::*;
 
-    /// The same operation on every instruction set that this machine has.
-    fn everywhere(mut run: impl FnMut(&str, &mut dyn FnMut(Product<'_, f32>))) {
-        run("scalar", &mut |product| Simd::vectorize(pulp::Scalar::new(), product));
-        #[cfg(target_arch = "x86_64")]
-        {
-            if let Some(simd) = pulp::x86::V3::try_new() {
-                run("AVX2", &mut |product| Simd::vectorize(simd, product));
+    /// The same on every instruction set that this machine has.
+    macro_rules! everywhere {
+        (|$name:ident, $simd:ident| $check:block) => {
+            let ($name, $simd) = ("scalar", pulp::Scalar::new());
+            $check
+            #[cfg(target_arch = "x86_64")]
+            {
+                if let ($name, Some($simd)) = ("AVX2", pulp::x86::V3::try_new()) {
+                    $check
+                }
+                if let ($name, Some($simd)) = ("AVX-512", pulp::x86::V4::try_new()) {
+                    $check
+                }
             }
-            if let Some(simd) = pulp::x86::V4::try_new() {
-                run("AVX-512", &mut |product| Simd::vectorize(simd, product));
-            }
+        };
+    }
+
+    /// Sums of at most 100 products of halves; beyond `cols` nothing is written.
+    fn assert_product(what: &str, out: ArrayView2<f32>, expected: ArrayView2<f64>) {
+        let (within, beyond) = out.split_at(Axis(1), expected.ncols());
+        for ((place, &expected), &got) in expected.indexed_iter().zip(&within) {
+            let close = (f64::from(got) - expected).abs() <= 100.0 * 0.25 * f64::from(f32::EPSILON);
+            assert!(close, "{what}: {got} at {place:?}, expected {expected}");
         }
+        assert!(beyond.iter().all(|x| x.is_nan()), "{what}: past the end");
     }
 
     fn matrix(rows: usize, cols: usize, seed: u32) -> Array2<f32> {
@@ -342,16 +355,39 @@ mod tests {
             let inputs = inputs.slice(ndarray::s![.., 3..]);
             let expected = inputs.mapv(f64::from).dot(&weights.mapv(f64::from));
             let packed = Packed::new(weights.view());
-            everywhere(|name, run| {
+            everywhere!(|name, simd| {
                 let mut out = Array2::from_elem((rows, cols + 5), f32::NAN);
-                run(Product { packed: &packed, inputs, out: out.slice_mut(ndarray::s![.., ..cols]) });
-                for ((place, &expected), &got) in expected.indexed_iter().zip(&out.slice(ndarray::s![.., ..cols])) {
-                    // Sums of at most 70 products of halves.
-                    let close = (f64::from(got) - expected).abs() <= 70.0 * 0.25 * f64::from(f32::EPSILON);
-                    assert!(close, "{name}: {got} at {place:?}, expected {expected}");
-                }
-                assert!(out.slice(ndarray::s![.., cols..]).iter().all(|x| x.is_nan()), "{name}: past the end");
+                let product = Product { packed: &packed, inputs, out: out.slice_mut(s![.., ..cols]) };
+                Simd::vectorize(simd, product);
+                assert_product(name, out.view(), expected.view());
             });
+        }
+
+        /// What lies above the diagonal is zero, as the products ask for.
+        #[test]
+        fn triangular_products_are_those_of_plain_loops(
+            rows in 1_usize..70, cols in 1_usize..100, seed in any::<u32>(),
+        ) {
+            let values = matrix(rows, cols + 3, seed);
+            let values = values.slice(s![.., 3..]);
+            let mut lower = matrix(rows, rows, seed ^ 1);
+            for (r, mut row) in lower.rows_mut().into_iter().enumerate() {
+                row.slice_mut(s![r + 1..]).fill(0.0);
+            }
+            let wide = lower.mapv(f64::from);
+            for transposed in [false, true] {
+                let square = if transposed { wide.t() } else { wide.view() };
+                let expected = square.dot(&values.mapv(f64::from));
+                everywhere!(|name, simd| {
+                    let mut out = Array2::from_elem((rows, cols + 5), f32::NAN);
+                    // Larger than need be, and what was there before.
+                    let mut strip = vec![Row([f32::NAN; WIDTH]); rows];
+                    let (lower, out_view) = (lower.view(), out.slice_mut(s![.., ..cols]));
+                    let product = Triangular { transposed, lower, values, out: out_view, strip: &mut strip };
+                    Simd::vectorize(simd, product);
+                    assert_product(&format!("{name}, transposed {transposed}"), out.view(), expected.view());
+                });
+            }
         }
     }
 }

@@ -8,12 +8,13 @@ mod support;
 use ndarray::{Array2, ArrayView2, s};
 use nmem::engine::Work;
 use nmem::engine::norm::norm;
-use nmem::engine::strip::{Columns, Norms, Step, Stored, Strip, Walk};
+use nmem::engine::strip::{Columns, Norms, Reading, Step, Stored, Strip, Walk};
 use nmem::memory::parameters::Init;
 use nmem::real::Real;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
+use pulp::Simd;
 use support::{
     Drawn, assert_close, assert_close_to_largest, assert_rows_close, assert_state_close, dyn3, run_through,
     uniform,
@@ -340,4 +341,58 @@ proptest! {
         assert_close_to_largest("retrieved", dyn3(&collected.retrieved).view(), retrieved, rel);
         assert_state_close("state", &memory, &state, &reference, rel);
     }
+}
+
+/// A walk that reads and stores, on one instruction set: what was read, U, S and the norms, in f64.
+fn walk_on<T: Real>(run: impl FnOnce(Walk<'_, T>)) -> Vec<f64> {
+    let (shape, chunk, tokens) = ((45, 37), 5, 23);
+    let matrix = |rows: usize, cols: usize, seed: u64| {
+        uniform((1, rows, cols), 1.0, seed).mapv(T::of).remove_axis(ndarray::Axis(0))
+    };
+    let elements = shape.0 * shape.1;
+    let (weights, update, momentum) =
+        (values::<T>(elements, 1.0, 1), values::<T>(elements, 1.0, 2), values::<T>(elements, 1.0, 3));
+    let columns = Columns::all(&[shape])[1];
+    let base = columns.strip(&weights);
+    let mut strip = Strip::new(&columns, true);
+    strip.load(&columns, &update, &momentum);
+    let (queries, keys) = (matrix(tokens, shape.0, 4), matrix(tokens, shape.0, 5));
+    let cotangents = matrix(tokens, columns.width, 6);
+    let steps = [coefficients([0.1, 0.7, 0.2]); 4];
+    let [mut before, mut after] = [(); 2].map(|()| Array2::from_elem((tokens, columns.width), T::nan()));
+    let reading = |inputs, outputs, after| Reading { inputs, outputs, after };
+    run(Walk {
+        chunk,
+        base: &base,
+        strip: &mut strip,
+        stored: Some(Stored { steps: &steps, inputs: keys.view(), cotangents: cotangents.view() }),
+        readings: vec![
+            reading(queries.view(), before.view_mut(), false),
+            reading(queries.view(), after.view_mut(), true),
+        ],
+    });
+    let [mut u, mut s] = [(); 2].map(|()| vec![T::zero(); elements]);
+    strip.save(&columns, &mut u, &mut s);
+    let norms = strip.norms.iter().flat_map(|n| [n.surprise, n.momentum, n.update, n.weight]);
+    before.iter().chain(&after).chain(&u).chain(&s).map(|x| x.wide()).chain(norms).collect()
+}
+
+/// Tiles of 8, 4, 2 and 1 rows, columns that fill no register, a chunk cut short: the same on all instruction sets.
+#[test]
+fn every_instruction_set_walks_alike() {
+    let expected = walk_on::<f64>(|walk| walk.run());
+    assert!(expected.iter().all(|x| x.is_finite()));
+    let array = |of: &[f64]| ndarray::arr1(of).into_dyn();
+    let check = |name: &str, got: &[f64], eps: f64| {
+        assert_close_to_largest(name, array(got).view(), array(&expected).view(), 100.0 * eps);
+    };
+    let (narrow, wide) = (f32::EPS.wide(), f64::EPS);
+    check("scalar f32", &walk_on::<f32>(|walk| Simd::vectorize(pulp::Scalar::new(), walk)), narrow);
+    check("scalar f64", &walk_on::<f64>(|walk| Simd::vectorize(pulp::Scalar::new(), walk)), wide);
+    #[cfg(target_arch = "x86_64")]
+    if let Some(simd) = pulp::x86::V3::try_new() {
+        check("AVX2 f32", &walk_on::<f32>(|walk| Simd::vectorize(simd, walk)), narrow);
+        check("AVX2 f64", &walk_on::<f64>(|walk| Simd::vectorize(simd, walk)), wide);
+    }
+    check("the best, f32", &walk_on::<f32>(|walk| walk.run()), narrow);
 }
