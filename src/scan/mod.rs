@@ -7,13 +7,40 @@
 //!
 //! with scalar coefficients per chunk. One pass reads g, S, U and W, writes S, U and the read weights W + U, and
 //! sums the squares of all four; nothing is kept per chunk.
+//!
+//! And the recurrence on its own, over whole sequences:
+//! - [`linear`]: x_t = a_t x_{t−1} + b_t, its contract, and the ways to compute it: `sequential`, `channels`, `time`, `tree`;
+//! - [`pair`]: S and U fused, for all steps at once;
+//! - [`stream`]: stores past the cache, without which neither reaches the bandwidth of a copy;
+//! - [`reference`]: the oracle, plain loops in f64.
 
+mod channels;
+pub mod linear;
 mod norm;
+pub mod pair;
+pub mod reference;
+mod sequential;
+pub mod stream;
+mod time;
+mod tree;
 
 pub use norm::{SumOfSquares, norm};
 
 use ndarray::NdFloat;
 use pulp::Arch;
+
+/// f32 or f64. Sealed: stores past the cache move elements as plain bytes.
+pub trait Element: NdFloat + Into<f64> + sealed::Sealed {}
+
+impl Element for f32 {}
+impl Element for f64 {}
+
+mod sealed {
+    /// What keeps others out.
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for f64 {}
+}
 
 /// Coefficients of one chunk.
 #[derive(Clone, Copy, Debug)]
