@@ -31,6 +31,8 @@ pub const SUPERSCRIPT: f64 = 0.7;
 pub const SPINE: f64 = 0.6;
 /// Means over heads.
 pub const BOLD: f64 = 1.2;
+/// Lines of measurements, with their markers.
+pub const SERIES: f64 = 0.9;
 /// Length of a tick; minor ones have half of it.
 pub const TICK: f64 = 3.0;
 
@@ -58,6 +60,11 @@ const OKABE_ITO: [RGBColor; 7] = [
     RGBColor(0xD5, 0x5E, 0x00),
     RGBColor(0xF0, 0xE4, 0x42),
 ];
+
+/// Colours of categories: black, then Okabe and Ito's; they repeat after the eighth.
+pub fn category(i: usize) -> RGBColor {
+    [BLACK].iter().chain(&OKABE_ITO).nth(i % (OKABE_ITO.len() + 1)).copied().unwrap_or(BLACK)
+}
 
 /// Viridis at every eighth, without its pale end.
 const VIRIDIS: [RGBColor; 8] = [

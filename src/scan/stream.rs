@@ -35,9 +35,8 @@ pub fn copy<T: Element>(target: &mut [T], source: &[T]) {
 fn stream_lines<T: Element>(target: &mut [T], source: &[T]) {
     use std::arch::x86_64::{_mm_loadu_ps, _mm_stream_ps};
     let (lines, bytes) = (size_of_val(target) / LINE, size_of_val(target));
-    assert!(
-        bytes.is_multiple_of(LINE) && size_of_val(source) == bytes && target.as_ptr().align_offset(LINE) == 0
-    );
+    assert!(size_of_val(source) == bytes && bytes.is_multiple_of(LINE), "whole lines");
+    assert!(lines == 0 || target.as_ptr().align_offset(LINE) == 0, "from the start of one");
     let (target, source) = (target.as_mut_ptr().cast::<f32>(), source.as_ptr().cast::<f32>());
     for line in 0..lines {
         // SAFETY: both slices hold `lines` times 64 bytes (16 floats), as asserted; `target` is aligned to 64, loads

@@ -2,7 +2,8 @@
 //! `associative_scan` compute it: neighbouring pairs (a, b) are combined, (a₂ a₁, a₂ b₁ + b₂), the halved sequence is scanned
 //! by recursion, and the places between are filled in. It moves several times the bytes of the loop, and is here for
 //! comparison. Two things are kinder than there: a strip of channels is taken at a time, so that small ones stay
-//! in the cache, and products of gates that nothing reads are left out.
+//! in the cache, and products of gates that nothing reads are left out. Products
+//! that leave the element type's range make NaN of states within it, as they do there.
 
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
@@ -78,6 +79,13 @@ fn combine<T: Element>(
     Arch::new().dispatch(
         #[inline(always)]
         || {
+            if (gate_width, width) == (1, 1) {
+                let pairs = gates.as_chunks::<2>().0.iter().zip(values.as_chunks::<2>().0);
+                for ((half_gate, half), (a, b)) in half_gates.iter_mut().zip(half_values).zip(pairs) {
+                    (*half_gate, *half) = (a[1] * a[0], a[1] * b[0] + b[1]);
+                }
+                return;
+            }
             let gate_pairs = gates.chunks_exact(2 * gate_width);
             for (half, pair) in half_gates.chunks_exact_mut(gate_width).zip(gate_pairs.clone()) {
                 let (earlier, later) = pair.split_at(gate_width);
@@ -110,6 +118,17 @@ fn spread<T: Element>(gates: &[T], values: &mut [T], half_values: &[T], gate_wid
         #[inline(always)]
         || {
             let (_, values) = values.split_at_mut(width);
+            if (gate_width, width) == (1, 1) {
+                let (pairs, last) = values.as_chunks_mut::<2>();
+                let gates = gates[1..].as_chunks::<2>().0;
+                for ((pair, &half), gates) in pairs.iter_mut().zip(half_values).zip(gates) {
+                    *pair = [half, gates[1] * half + pair[1]];
+                }
+                if let ([last], Some(&half)) = (last, half_values.last()) {
+                    *last = half;
+                }
+                return;
+            }
             let gates = gates[gate_width..].chunks(2 * gate_width);
             for ((pair, half), gates) in
                 values.chunks_mut(2 * width).zip(half_values.chunks_exact(width)).zip(gates)
