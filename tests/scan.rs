@@ -237,7 +237,7 @@ fn stores_past_the_cache_at_every_alignment() {
         for from in 0..20 {
             for to in 0..20 {
                 for length in [0, 1, 3, 15, 16, 17, 31, 64, 100] {
-                    let mut target = vec![T::nan(); 200];
+                    let mut target = [T::nan(); 200];
                     stream::copy(&mut target[to..to + length], &source[from..from + length]);
                     stream::fence();
                     assert_eq!(target[to..to + length], source[from..from + length]);

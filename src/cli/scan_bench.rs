@@ -20,6 +20,7 @@ use crate::scan_bench::{
 /// ordinary and a streaming copy of as many bytes. Lists are separated by commas. Writes scan_bench.csv, machine.json
 /// and plots/*.svg to --out.
 #[derive(clap::Args, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent switches")]
 pub struct Args {
     /// What is timed: auto (the library's choice), sequential, channels, time, tree; of the fused pair pair-sequential,
     /// pair (every update written), pair-last (the last state only) [default: all]

@@ -29,8 +29,7 @@ struct Row {
     series: String,
     /// Batch, channels and element type where a file has several, layout, gates.
     panel: String,
-    /// What the panel's title says before sorting: figures keep the file's order.
-    steps: f64,
+    steps: u64,
     milliseconds: f64,
     gb_per_s: f64,
     /// Threads, and what a copy reached with them.
@@ -81,19 +80,19 @@ fn read(csv: &Path) -> Result<Vec<Row>> {
         let row = Row {
             series: text(algorithm),
             panel: String::new(),
-            steps: table.integer(steps)? as f64,
+            steps: table.integer(steps)?,
             milliseconds,
             gb_per_s,
             copy: table.number(copy)?.map(|copy| (threads, copy)),
             threads,
         };
         let shape = (table.integer(batch)?, table.integer(channels)?);
-        if milliseconds > 0.0 && row.steps > 0.0 {
+        if milliseconds > 0.0 && row.steps > 0 {
             cells.push((row, shape, text(dtype), text(layout), text(gate)));
         }
     }
     let steps_of = |shape| -> BTreeSet<u64> {
-        cells.iter().filter(|cell| cell.1 == shape).map(|cell| cell.0.steps as u64).collect()
+        cells.iter().filter(|cell| cell.1 == shape).map(|cell| cell.0.steps).collect()
     };
     let lines: BTreeSet<_> =
         cells.iter().map(|cell| cell.1).filter(|&shape| steps_of(shape).len() > 1).collect();
@@ -108,7 +107,7 @@ fn read(csv: &Path) -> Result<Vec<Row>> {
     Ok(rows
         .map(|(row, (batch, channels), dtype, layout, gate)| {
             let dtype = if dtypes.len() > 1 { format!(", {dtype}") } else { String::new() };
-            let panel = format!("{batch} × {channels} channels, {layout}, gates per {gate}{dtype}");
+            let panel = format!("{batch} × {channels}, {layout}, gates per {gate}{dtype}");
             let plural = if row.threads == 1 { "" } else { "s" };
             let series = if several {
                 format!("{}, {} thread{plural}", row.series, row.threads)
@@ -159,12 +158,14 @@ fn figure(rows: &[Row], quantity: Quantity) -> String {
     } else {
         legend.notes.push("medians".to_owned());
     }
+    legend.notes.push("panels: batch × channels, order of axes, gates".to_owned());
 
     let limits = |values: &mut dyn Iterator<Item = f64>| {
         values.fold((f64::INFINITY, 0.0_f64), |(low, high), x| (low.min(x), high.max(x)))
     };
-    let (low, high) = limits(&mut rows.iter().map(|row| row.steps));
-    let x = Axis::log(low, high);
+    let (low, high) = limits(&mut rows.iter().map(|row| row.steps as f64));
+    // Whole decades: the numbers of steps are powers of two, which no tick of a log axis hits.
+    let x = Axis::log(10f64.powf(low.log10().floor()), 10f64.powf(high.log10().ceil()));
     let of_copies = copies.iter().filter_map(|row| row.copy).map(|copy| copy.1);
     let of_copies = of_copies.filter(|_| quantity == Quantity::Bandwidth);
     let (low, high) = limits(&mut rows.iter().map(value).chain(of_copies));
@@ -192,9 +193,9 @@ fn figure(rows: &[Row], quantity: Quantity) -> String {
             if quantity == Quantity::Bandwidth {
                 // A copy of as many bytes: of those with the most, where algorithms differ in bytes.
                 let mut points: Vec<_> = copies.iter().copied().filter(of_panel).collect();
-                points.sort_by(|a, b| a.steps.total_cmp(&b.steps));
-                points.dedup_by(|a, b| a.steps.total_cmp(&b.steps).is_eq());
-                let places = points.iter().filter_map(|row| Some((row.steps, row.copy?.1)));
+                points.sort_by_key(|row| row.steps);
+                points.dedup_by_key(|row| row.steps);
+                let places = points.iter().filter_map(|row| Some((row.steps as f64, row.copy?.1)));
                 let places: Vec<_> = places.map(|point| frame.place(point)).collect();
                 for pair in places.windows(2) {
                     canvas.dashes(pair[0], pair[1], theme::GREY.to_rgba(), theme::SERIES);
@@ -202,13 +203,15 @@ fn figure(rows: &[Row], quantity: Quantity) -> String {
             }
             for (i, name) in series.iter().enumerate() {
                 let points = rows.iter().filter(of_panel).filter(|row| row.series == *name);
-                let mut points: Vec<_> = points.map(|row| (row.steps, value(row))).collect();
+                let mut points: Vec<_> = points.map(|row| (row.steps as f64, value(row))).collect();
                 points.sort_by(|a, b| a.0.total_cmp(&b.0));
                 let places: Vec<_> = points.into_iter().map(|point| frame.place(point)).collect();
                 if places.len() > 1 {
                     canvas.line(&places, theme::category(i).to_rgba(), theme::SERIES);
                 }
-                places.into_iter().for_each(|place| marker(canvas, place, i, theme::category(i)));
+                for place in places {
+                    marker(canvas, place, i, theme::category(i));
+                }
             }
         }
     })

@@ -61,9 +61,10 @@ const OKABE_ITO: [RGBColor; 7] = [
     RGBColor(0xF0, 0xE4, 0x42),
 ];
 
-/// Colours of categories: black, then Okabe and Ito's; they repeat after the eighth.
+/// Colours of categories: black, Okabe and Ito's but for yellow, and viridis' dark end; they repeat after the eighth.
 pub fn category(i: usize) -> RGBColor {
-    [BLACK].iter().chain(&OKABE_ITO).nth(i % (OKABE_ITO.len() + 1)).copied().unwrap_or(BLACK)
+    let [a, b, c, d, e, f, _] = OKABE_ITO;
+    [BLACK, a, b, c, d, e, f, VIRIDIS[0]][i % 8]
 }
 
 /// Viridis at every eighth, without its pale end.

@@ -16,12 +16,16 @@ use rayon::slice::ParallelSliceMut;
 use super::linear::{Layout, Problem, Shape};
 use super::{Element, stream};
 
-/// The most bytes of a strip's row: its states stay in L2, S and U together.
-const STRIP_BYTES: usize = 1 << 16;
+/// The most bytes of a strip's row: half of a common L2. From DRAM, rows of 512 KB came at 23 GB/s, of 64 KB at 17, of
+/// 16 KB at 13 (S and U, two threads); why so wide a row is still better was not found out.
+const STRIP_BYTES: usize = 1 << 19;
 /// The least: a few lines.
 const LEAST_STRIP_BYTES: usize = 256;
-/// Strips a thread, so that threads end at about the same time.
-const STRIPS_PER_THREAD: usize = 4;
+/// Elements of a strip's row that are computed and then written, from L1.
+pub(super) const PIECE: usize = 1024;
+/// Strips narrower than this are asked for a row ahead. In wider ones the hardware soon finds its way, and asking costs
+/// more than it brings.
+const NARROW_BYTES: usize = 8192;
 /// Rows walked at once: two vectors of AVX2, one of AVX-512.
 pub(super) const LANES: usize = 16;
 /// Turned at once. Compilers find the shuffles for 4; with 8 and 16 they went through memory, at a third of the speed.
@@ -31,12 +35,17 @@ const BLOCK: usize = 128;
 /// Keeps the scratch's rows apart in L1.
 const PAD: usize = 16;
 
+/// Whether a row's piece ends before the hardware has found out that it goes on.
+pub(super) fn is_narrow<T>(width: usize, channels: usize) -> bool {
+    width < channels && width * size_of::<T>() < NARROW_BYTES
+}
+
 /// Channels of a strip. The results do not depend on it.
 pub(super) fn strip<T>(shape: Shape) -> usize {
     let most = STRIP_BYTES / size_of::<T>();
     let least = LEAST_STRIP_BYTES / size_of::<T>();
-    let strips = STRIPS_PER_THREAD * rayon::current_num_threads();
-    let wanted = (shape.batch * shape.channels).div_ceil(strips).next_multiple_of(least);
+    let wanted =
+        (shape.batch * shape.channels).div_ceil(rayon::current_num_threads()).next_multiple_of(least);
     // Not a strip and a sliver.
     let pieces = shape.channels.div_ceil(wanted.clamp(least, most));
     shape.channels.div_ceil(pieces).next_multiple_of(16).max(1)
@@ -107,44 +116,47 @@ pub(super) fn start_of_strip<T: Element>(
 
 /// Takes a strip of channels from `state` through the steps of `states` `[steps, width]`, the first of which is
 /// `step` of the sequence; leaves the last state in `state`.
-pub(super) fn walk_strip<T: Element>(
-    problem: &Problem<T>,
+pub(super) fn walk_strip<'a, T: Element>(
+    problem: &Problem<'a, T>,
     sequence: usize,
     (step, channel): (usize, usize),
     state: &mut [T],
     states: &mut ArrayViewMut2<T>,
 ) {
     let (gates, inputs) = (problem.gates_of(sequence), problem.inputs_of(sequence));
-    let (channels, width) = (problem.shape.channels, state.len());
+    let channels = problem.shape.channels;
+    let narrow = is_narrow::<T>(state.len(), channels);
     Arch::new().dispatch(
         #[inline(always)]
         || {
             for (t, mut states) in (step..).zip(states.outer_iter_mut()) {
                 let states = states.as_slice_mut().expect("contiguous rows");
-                let row = t * channels + channel;
-                // The same piece of the next row: where it is not the whole row, the hardware does not expect it.
-                let next = |all: &[T]| {
-                    if width < channels {
-                        stream::prefetch(all.get(row + channels..row + channels + width).unwrap_or_default());
+                for (i, (x, states)) in state.chunks_mut(PIECE).zip(states.chunks_mut(PIECE)).enumerate() {
+                    let place = t * channels + channel + i * PIECE;
+                    let piece = |all: &'a [T]| &all[place..][..states.len()];
+                    let soon = |all: &[T]| {
+                        if narrow {
+                            let next = place + channels..place + channels + states.len();
+                            stream::prefetch(all.get(next).unwrap_or_default());
+                        }
+                    };
+                    soon(inputs);
+                    if problem.gate_per_step {
+                        let a = gates[t];
+                        for (x, &b) in x.iter_mut().zip(piece(inputs)) {
+                            *x = a * *x + b;
+                        }
+                    } else {
+                        soon(gates);
+                        for ((x, &a), &b) in x.iter_mut().zip(piece(gates)).zip(piece(inputs)) {
+                            *x = a * *x + b;
+                        }
                     }
-                };
-                next(inputs);
-                let inputs = &inputs[row..][..width];
-                if problem.gate_per_step {
-                    let a = gates[t];
-                    for (x, &b) in state.iter_mut().zip(inputs) {
-                        *x = a * *x + b;
+                    if problem.stream {
+                        stream::copy(states, x);
+                    } else {
+                        states.copy_from_slice(x);
                     }
-                } else {
-                    next(gates);
-                    for ((x, &a), &b) in state.iter_mut().zip(&gates[row..][..width]).zip(inputs) {
-                        *x = a * *x + b;
-                    }
-                }
-                if problem.stream {
-                    stream::copy(states, state);
-                } else {
-                    states.copy_from_slice(state);
                 }
             }
         },
@@ -173,6 +185,8 @@ pub(super) struct Scratch<T> {
 }
 
 impl<T: Element> Scratch<T> {
+    /// Too large for a stack that others share.
+    #[expect(clippy::unnecessary_box_returns, reason = "made for each thread, handed on by the pool")]
     pub fn new() -> Box<Self> {
         let rows = [[T::zero(); BLOCK + PAD]; LANES];
         Box::new(Self { gates: rows, values: rows })

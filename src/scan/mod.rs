@@ -12,7 +12,7 @@
 //! - [`linear`]: x_t = a_t x_{t−1} + b_t, its contract, and the ways to compute it: `sequential`, `channels`, `time`, `tree`;
 //! - [`pair`]: S and U fused, for all steps at once;
 //! - [`stream`]: stores past the cache, without which neither reaches the bandwidth of a copy;
-//! - [`reference`]: the oracle, plain loops in f64.
+//! - [`mod@reference`]: the oracle, plain loops in f64.
 
 mod channels;
 pub mod linear;

@@ -13,7 +13,7 @@ use ndarray::{ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3};
 use pulp::Arch;
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
-use super::channels::{strip, strips};
+use super::channels::{PIECE, is_narrow, strip, strips};
 use super::linear::{Shape, streams};
 use super::{Element, stream};
 
@@ -128,6 +128,7 @@ impl<T: Element> Task<'_, T> {
         let (mut momentum, mut update, mut updates) = (self.momentum, self.update, self.updates);
         let s = momentum.as_slice_mut().expect("a contiguous row");
         let u = update.as_slice_mut().expect("a contiguous row");
+        let narrow = is_narrow::<T>(s.len(), channels);
         Arch::new().dispatch(
             #[inline(always)]
             || {
@@ -135,23 +136,26 @@ impl<T: Element> Task<'_, T> {
                     learning_rate.iter().zip(&momenta).zip(&decay).enumerate()
                 {
                     let keep = T::one() - alpha;
-                    let (row, width) = (t * channels + first, s.len());
-                    if width < channels {
-                        let next = row + channels..row + channels + width;
-                        stream::prefetch(surprise.get(next).unwrap_or_default());
-                    }
-                    let g = &surprise[row..][..width];
-                    for ((s, u), &g) in s.iter_mut().zip(&mut *u).zip(g) {
-                        *s = eta * *s - theta * g;
-                        *u = keep * *u + *s;
-                    }
-                    if let Some(updates) = &mut updates {
-                        let mut row = updates.row_mut(t);
-                        let row = row.as_slice_mut().expect("contiguous rows");
-                        if past_cache {
-                            stream::copy(row, u);
-                        } else {
-                            row.copy_from_slice(u);
+                    let mut row = updates.as_mut().map(|updates| updates.row_mut(t));
+                    let mut row = row.as_mut().map(|row| row.as_slice_mut().expect("contiguous rows"));
+                    for (i, (s, u)) in s.chunks_mut(PIECE).zip(u.chunks_mut(PIECE)).enumerate() {
+                        let place = t * channels + first + i * PIECE;
+                        if narrow {
+                            let next = place + channels..place + channels + s.len();
+                            stream::prefetch(surprise.get(next).unwrap_or_default());
+                        }
+                        let g = &surprise[place..][..s.len()];
+                        for ((s, u), &g) in s.iter_mut().zip(&mut *u).zip(g) {
+                            *s = eta * *s - theta * g;
+                            *u = keep * *u + *s;
+                        }
+                        if let Some(row) = &mut row {
+                            let written = &mut row[i * PIECE..][..u.len()];
+                            if past_cache {
+                                stream::copy(written, u);
+                            } else {
+                                written.copy_from_slice(u);
+                            }
                         }
                     }
                 }

@@ -30,8 +30,7 @@ pub fn copy<T: Element>(target: &mut [T], source: &[T]) {
 
 /// `target` starts on a line and is a number of whole ones, as is `source`, from anywhere.
 #[cfg(target_arch = "x86_64")]
-#[expect(clippy::inline_always, reason = "as above")]
-#[inline(always)]
+#[inline]
 fn stream_lines<T: Element>(target: &mut [T], source: &[T]) {
     use std::arch::x86_64::{_mm_loadu_ps, _mm_stream_ps};
     let (lines, bytes) = (size_of_val(target) / LINE, size_of_val(target));

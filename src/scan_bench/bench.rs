@@ -74,6 +74,10 @@ pub fn bytes_needed(shape: BenchShape, gate: Gate, dtype: ElementType) -> Option
     gates.checked_add(elements.checked_mul(2)?)?.checked_add(state)?.checked_mul(size)
 }
 
+/// In f64 the plain loop does what the oracle does, so its error of 0 says nothing about roundings; other
+/// orders were seen to differ from it by up to 3 units in the last place of the largest state.
+const UNITS_OF_F64: f64 = 16.0;
+
 /// A shape, and how it is timed.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
@@ -88,7 +92,7 @@ pub struct Case {
 struct Inputs<'a, T> {
     case: Case,
     gates: &'a [T],
-    inputs: &'a [T],
+    values: &'a [T],
 }
 
 /// What a copy of so many bytes with so many threads reaches.
@@ -144,7 +148,11 @@ impl Case {
         fill(inputs, -1.0, 1.0);
         let elements = self.shape.of_library().elements();
         let (inputs, states) = (&inputs[..elements], &mut states[..elements]);
-        let data = Inputs { case: self, gates, inputs };
+        let data = Inputs { case: self, gates, values: inputs };
+        let units = match T::TYPE {
+            ElementType::F32 => 1.0,
+            ElementType::F64 => UNITS_OF_F64,
+        };
         let mut plain = [None; 2];
         let mut rows = Vec::new();
         for (algorithm, threads) in work {
@@ -157,7 +165,7 @@ impl Case {
                 observe(Event::Working)?;
                 let (_, error) = pool(threads).install(|| data.error(*algorithm, states));
                 // NaN is wrong.
-                let correct = error <= 2.0 * allowed + T::EPS.wide() * largest;
+                let correct = error <= 2.0 * allowed + units * T::EPS.wide() * largest;
                 let timing = if correct {
                     let check = &mut || observe(Event::Working);
                     Some(self.time(&data, *algorithm, states, pool(threads), check)?)
@@ -276,7 +284,7 @@ impl<'a, T: Real + Element> Inputs<'a, T> {
                 Gates::Element(gates.expect("as many gates as elements"))
             }
         };
-        let inputs = ArrayView3::from_shape(dim, self.inputs).expect("as many inputs as elements");
+        let inputs = ArrayView3::from_shape(dim, self.values).expect("as many inputs as elements");
         Recurrence { layout: self.case.layout.of_library(), gates, inputs, initial: None }
     }
 
@@ -293,7 +301,7 @@ impl<'a, T: Real + Element> Inputs<'a, T> {
         let gates = ArrayView3::from_shape((3, batch, steps), &self.gates[..3 * batch * steps]);
         let gates = gates.expect("three gates a step");
         let gate = |i| gates.index_axis_move(ndarray::Axis(0), i);
-        let surprise = ArrayView3::from_shape(self.dim(), self.inputs).expect("as many inputs as elements");
+        let surprise = ArrayView3::from_shape(self.dim(), self.values).expect("as many inputs as elements");
         Pair { learning_rate: gate(0), momentum: gate(1), decay: gate(2), surprise }
     }
 
@@ -387,9 +395,9 @@ impl Worst {
     fn add(&mut self, got: f64, expected: f64) {
         self.largest = self.largest.max(expected.abs());
         let error = (got - expected).abs();
-        // NaN, once there, stays.
-        if !(error <= self.error) {
-            self.error = if self.error.is_nan() { self.error } else { error };
+        // A NaN stays: nothing is larger.
+        if error > self.error || error.is_nan() {
+            self.error = error;
         }
     }
 
