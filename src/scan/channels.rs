@@ -4,17 +4,16 @@
 //! across the strip. Strips are as wide as the threads allow: a row that is read in short pieces costs a page and the
 //! prefetcher's attention a piece (768-byte pieces ran at a quarter of the speed of whole rows).
 //!
-//! Channels × steps: one channel is a chain of dependent products and sums, so [`LANES`] rows are walked at once, turned in
-//! squares of [`SQUARE`] so that lanes are a vector. They come through a scratch in L1, because rows a power of two apart
-//! would evict each other there.
+//! Channels × steps: groups of rows, in [`lanes`](super::lanes).
 
 use ndarray::{ArrayViewMut2, Axis};
-use pulp::Arch;
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
+use super::lanes::{LANES, Lane, Scratch};
 use super::linear::{Layout, Problem, Shape};
-use super::{Element, stream};
+use super::vectorised::vectorised;
+use super::{Element, lanes, stream};
 
 /// The most bytes of a strip's row: half of a common L2. From DRAM, rows of 512 KB came at 23 GB/s, of 64 KB at 17, of
 /// 16 KB at 13 (S and U, two threads); why so wide a row is still better was not found out.
@@ -26,15 +25,6 @@ pub(super) const PIECE: usize = 1024;
 /// Strips narrower than this are asked for a row ahead. In wider ones the hardware soon finds its way, and asking costs
 /// more than it brings.
 const NARROW_BYTES: usize = 8192;
-/// Rows walked at once: two vectors of AVX2, one of AVX-512.
-pub(super) const LANES: usize = 16;
-/// Turned at once. Compilers find the shuffles for 4; with 8 and 16 they went through memory, at a third of the speed.
-const SQUARE: usize = 4;
-/// Elements of a row that pass through the scratch at once: in f32 the scratch is half of L1.
-const BLOCK: usize = 128;
-/// Keeps the scratch's rows apart in L1.
-const PAD: usize = 16;
-
 /// Whether a row's piece ends before the hardware has found out that it goes on.
 pub(super) fn is_narrow<T>(width: usize, channels: usize) -> bool {
     width < channels && width * size_of::<T>() < NARROW_BYTES
@@ -96,7 +86,7 @@ pub fn scan<T: Element>(problem: &Problem<T>, states: &mut [T]) {
                             Lane { gates, inputs, state: problem.start(row), states: Some(states) }
                         })
                         .collect();
-                    walk_lanes(&mut lanes, problem.stream, scratch);
+                    lanes::walk(&mut lanes, problem.stream, scratch);
                 },
             );
         }
@@ -126,7 +116,7 @@ pub(super) fn walk_strip<'a, T: Element>(
     let (gates, inputs) = (problem.gates_of(sequence), problem.inputs_of(sequence));
     let channels = problem.shape.channels;
     let narrow = is_narrow::<T>(state.len(), channels);
-    Arch::new().dispatch(
+    vectorised(
         #[inline(always)]
         || {
             for (t, mut states) in (step..).zip(states.outer_iter_mut()) {
@@ -162,211 +152,4 @@ pub(super) fn walk_strip<'a, T: Element>(
         },
     );
     stream::fence();
-}
-
-/// A recurrence along contiguous time, or a stretch of it.
-#[derive(Debug)]
-pub(super) struct Lane<'a, T> {
-    pub gates: &'a [T],
-    pub inputs: &'a [T],
-    /// Before; afterwards the last.
-    pub state: T,
-    /// Where states are written, if they are wanted.
-    pub states: Option<&'a mut [T]>,
-}
-
-/// Rows of a block.
-type Rows<T> = [[T; BLOCK + PAD]; LANES];
-
-/// Gates and values of a block, kept from one group of lanes to the next.
-pub(super) struct Scratch<T> {
-    gates: Rows<T>,
-    values: Rows<T>,
-}
-
-impl<T: Element> Scratch<T> {
-    /// Too large for a stack that others share.
-    #[expect(clippy::unnecessary_box_returns, reason = "made for each thread, handed on by the pool")]
-    pub fn new() -> Box<Self> {
-        let rows = [[T::zero(); BLOCK + PAD]; LANES];
-        Box::new(Self { gates: rows, values: rows })
-    }
-}
-
-/// Walks up to [`LANES`] recurrences of the same length at once. Returns the products of their gates, where no states
-/// are written.
-pub(super) fn walk_lanes<T: Element>(
-    lanes: &mut [Lane<T>],
-    past_cache: bool,
-    scratch: &mut Scratch<T>,
-) -> [T; LANES] {
-    let Some(first) = lanes.first() else { return [T::one(); LANES] };
-    let (length, shared) = (first.inputs.len(), first.gates);
-    assert!(
-        lanes.len() <= LANES && lanes.iter().all(|lane| lane.inputs.len() == length),
-        "lanes side by side"
-    );
-    let shared = lanes.iter().all(|lane| std::ptr::eq(lane.gates, shared)).then_some(shared);
-    let writes = lanes.iter().any(|lane| lane.states.is_some());
-    // Lanes that are not there walk what was there before: nobody reads it.
-    let Scratch { gates, values } = scratch;
-    let (mut state, mut product) = ([T::zero(); LANES], [T::one(); LANES]);
-    for (state, lane) in state.iter_mut().zip(&*lanes) {
-        *state = lane.state;
-    }
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
-            for start in (0..length).step_by(BLOCK) {
-                let range = start..length.min(start + BLOCK);
-                let count = range.len();
-                let soon = range.end..length.min(range.end + BLOCK);
-                for ((lane, gates), values) in lanes.iter().zip(&mut *gates).zip(&mut *values) {
-                    stream::prefetch(&lane.inputs[soon.clone()]);
-                    if shared.is_none() {
-                        stream::prefetch(&lane.gates[soon.clone()]);
-                        gates[..count].copy_from_slice(&lane.gates[range.clone()]);
-                    }
-                    values[..count].copy_from_slice(&lane.inputs[range.clone()]);
-                }
-                match (shared.map(|gates| &gates[range.clone()]), writes) {
-                    (Some(shared), true) => block::<T, true>(
-                        |t| [shared[t]; LANES],
-                        |t| squares(shared, t),
-                        values,
-                        count,
-                        &mut state,
-                        &mut product,
-                    ),
-                    (Some(shared), false) => block::<T, false>(
-                        |t| [shared[t]; LANES],
-                        |t| squares(shared, t),
-                        values,
-                        count,
-                        &mut state,
-                        &mut product,
-                    ),
-                    (None, true) => block::<T, true>(
-                        |t| column(gates, t),
-                        |t| turned(gates, t),
-                        values,
-                        count,
-                        &mut state,
-                        &mut product,
-                    ),
-                    (None, false) => block::<T, false>(
-                        |t| column(gates, t),
-                        |t| turned(gates, t),
-                        values,
-                        count,
-                        &mut state,
-                        &mut product,
-                    ),
-                }
-                for (lane, values) in lanes.iter_mut().zip(&*values) {
-                    let Some(states) = &mut lane.states else { continue };
-                    let states = &mut states[range.clone()];
-                    if past_cache {
-                        stream::copy(states, &values[..count]);
-                    } else {
-                        states.copy_from_slice(&values[..count]);
-                    }
-                }
-            }
-        },
-    );
-    stream::fence();
-    for (state, lane) in state.iter().zip(lanes) {
-        lane.state = *state;
-    }
-    product
-}
-
-/// One block of all lanes, in place. `gate` and `gates` are those of one step and of [`SQUARE`] steps from one on.
-#[expect(clippy::inline_always, reason = "to be compiled with the caller's instruction set")]
-#[inline(always)]
-fn block<T: Element, const WRITES: bool>(
-    gate: impl Fn(usize) -> [T; LANES],
-    gates: impl Fn(usize) -> [[T; LANES]; SQUARE],
-    values: &mut Rows<T>,
-    count: usize,
-    state: &mut [T; LANES],
-    product: &mut [T; LANES],
-) {
-    let (mut x, mut p) = (*state, *product);
-    let mut step = |a: &[T; LANES], b: &mut [T; LANES]| {
-        for i in 0..LANES {
-            x[i] = a[i] * x[i] + b[i];
-            if !WRITES {
-                p[i] *= a[i];
-            }
-        }
-        *b = x;
-    };
-    let whole = count - count % SQUARE;
-    for t in (0..whole).step_by(SQUARE) {
-        let a = gates(t);
-        let mut b = turned(values, t);
-        for (a, b) in a.iter().zip(&mut b) {
-            step(a, b);
-        }
-        if WRITES {
-            turn_back(&b, values, t);
-        }
-    }
-    for t in whole..count {
-        let mut b = column(values, t);
-        step(&gate(t), &mut b);
-        for (row, b) in values.iter_mut().zip(b) {
-            row[t] = b;
-        }
-    }
-    (*state, *product) = (x, p);
-}
-
-/// One step of all lanes.
-#[expect(clippy::inline_always, reason = "as above")]
-#[inline(always)]
-fn column<T: Element>(rows: &Rows<T>, t: usize) -> [T; LANES] {
-    std::array::from_fn(|i| rows[i][t])
-}
-
-/// Gates that all lanes share.
-#[expect(clippy::inline_always, reason = "as above")]
-#[inline(always)]
-fn squares<T: Element>(shared: &[T], t: usize) -> [[T; LANES]; SQUARE] {
-    std::array::from_fn(|i| [shared[t + i]; LANES])
-}
-
-/// [`SQUARE`] steps of all lanes, a step a vector.
-#[expect(clippy::inline_always, reason = "as above")]
-#[inline(always)]
-fn turned<T: Element>(rows: &Rows<T>, t: usize) -> [[T; LANES]; SQUARE] {
-    let mut steps = [[T::zero(); LANES]; SQUARE];
-    for group in (0..LANES).step_by(SQUARE) {
-        let square: [[T; SQUARE]; SQUARE] =
-            std::array::from_fn(|i| std::array::from_fn(|j| rows[group + i][t + j]));
-        for (step, column) in steps.iter_mut().zip(transposed(&square)) {
-            step[group..group + SQUARE].copy_from_slice(&column);
-        }
-    }
-    steps
-}
-
-#[expect(clippy::inline_always, reason = "as above")]
-#[inline(always)]
-fn turn_back<T: Element>(steps: &[[T; LANES]; SQUARE], rows: &mut Rows<T>, t: usize) {
-    for group in (0..LANES).step_by(SQUARE) {
-        let square: [[T; SQUARE]; SQUARE] =
-            std::array::from_fn(|i| std::array::from_fn(|j| steps[i][group + j]));
-        for (row, values) in rows[group..].iter_mut().zip(transposed(&square)) {
-            row[t..t + SQUARE].copy_from_slice(&values);
-        }
-    }
-}
-
-#[expect(clippy::inline_always, reason = "as above")]
-#[inline(always)]
-fn transposed<T: Element>(square: &[[T; SQUARE]; SQUARE]) -> [[T; SQUARE]; SQUARE] {
-    std::array::from_fn(|i| std::array::from_fn(|j| square[j][i]))
 }

@@ -15,6 +15,7 @@
 //! - [`mod@reference`]: the oracle, plain loops in f64.
 
 mod channels;
+mod lanes;
 pub mod linear;
 mod norm;
 pub mod pair;
@@ -23,6 +24,7 @@ mod sequential;
 pub mod stream;
 mod time;
 mod tree;
+mod vectorised;
 
 pub use norm::{SumOfSquares, norm};
 

@@ -10,11 +10,11 @@
 //! the last S and U are asked for.
 
 use ndarray::{ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3};
-use pulp::Arch;
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use super::channels::{PIECE, is_narrow, strip, strips};
 use super::linear::{Shape, streams};
+use super::vectorised::vectorised;
 use super::{Element, stream};
 
 /// What goes into the pair.
@@ -129,7 +129,7 @@ impl<T: Element> Task<'_, T> {
         let s = momentum.as_slice_mut().expect("a contiguous row");
         let u = update.as_slice_mut().expect("a contiguous row");
         let narrow = is_narrow::<T>(s.len(), channels);
-        Arch::new().dispatch(
+        vectorised(
             #[inline(always)]
             || {
                 for (t, ((&theta, &eta), &alpha)) in

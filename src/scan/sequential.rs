@@ -1,13 +1,12 @@
 //! The plain loop on one thread: what the others are compared with. Its arithmetic, one product and one sum in this
 //! order, is also that of the scan across channels.
 
-use pulp::Arch;
-
 use super::Element;
 use super::linear::{Layout, Problem, Shape};
+use super::vectorised::vectorised;
 
 pub fn scan<T: Element>(problem: &Problem<T>, states: &mut [T]) {
-    Arch::new().dispatch(
+    vectorised(
         #[inline(always)]
         || match problem.layout {
             Layout::StepsChannels => steps_channels(problem, states),

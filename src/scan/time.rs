@@ -10,11 +10,12 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
 use ndarray::{ArrayViewMut2, Axis};
-use pulp::Arch;
 
 use super::Element;
-use super::channels::{LANES, Lane, Scratch, start_of_strip, strip, strips, walk_lanes, walk_strip};
+use super::channels::{start_of_strip, strip, strips, walk_strip};
+use super::lanes::{self, LANES, Lane, Scratch};
 use super::linear::{Layout, Problem, Shape};
+use super::vectorised::vectorised;
 
 /// Segments are no shorter: each costs a task and a step of the serial combination.
 const LEAST: usize = 256;
@@ -85,7 +86,7 @@ fn channels_steps<T: Element>(problem: &Problem<T>, states: &mut [T]) {
         lanes.into_iter().partition(|lane| lane.inputs.len() < length);
     for lanes in [&mut others, &mut last] {
         lanes.par_chunks_mut(LANES).for_each_init(Scratch::new, |scratch, lanes| {
-            walk_lanes(lanes, problem.stream, scratch);
+            lanes::walk(lanes, problem.stream, scratch);
         });
     }
 }
@@ -94,7 +95,7 @@ fn channels_steps<T: Element>(problem: &Problem<T>, states: &mut [T]) {
 fn effects_of_lanes<T: Element>(scratch: &mut Scratch<T>, segments: &[(&[T], &[T])]) -> Vec<Effect<T>> {
     let lane = |&(gates, inputs)| Lane { gates, inputs, state: T::zero(), states: None };
     let mut lanes: Vec<_> = segments.iter().map(lane).collect();
-    let products = walk_lanes(&mut lanes, false, scratch);
+    let products = lanes::walk(&mut lanes, false, scratch);
     lanes.iter().zip(products).map(|(lane, gate)| Effect { gate, end: lane.state }).collect()
 }
 
@@ -180,7 +181,7 @@ fn effect_of_strip<T: Element>(
     let (gates, inputs) = (problem.gates_of(sequence), problem.inputs_of(sequence));
     let channels = problem.shape.channels;
     let (mut product, mut end) = (vec![T::one(); width], vec![T::zero(); width]);
-    Arch::new().dispatch(
+    vectorised(
         #[inline(always)]
         || {
             let mut scalar = T::one();

@@ -8,11 +8,10 @@
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
-use pulp::Arch;
-
 use super::Element;
 use super::channels::{start_of_strip, strip, strips};
 use super::linear::{Layout, Problem};
+use super::vectorised::vectorised;
 
 pub fn scan<T: Element>(problem: &Problem<T>, states: &mut [T]) {
     match problem.layout {
@@ -76,12 +75,12 @@ fn combine<T: Element>(
     gate_width: usize,
     width: usize,
 ) {
-    Arch::new().dispatch(
+    vectorised(
         #[inline(always)]
         || {
             if (gate_width, width) == (1, 1) {
                 let pairs = gates.as_chunks::<2>().0.iter().zip(values.as_chunks::<2>().0);
-                for ((half_gate, half), (a, b)) in half_gates.iter_mut().zip(half_values).zip(pairs) {
+                for ((half_gate, half), (a, b)) in half_gates.iter_mut().zip(&mut *half_values).zip(pairs) {
                     (*half_gate, *half) = (a[1] * a[0], a[1] * b[0] + b[1]);
                 }
                 return;
@@ -114,7 +113,7 @@ fn combine<T: Element>(
 
 /// The scanned halves to the odd rows, and from them the even ones that follow.
 fn spread<T: Element>(gates: &[T], values: &mut [T], half_values: &[T], gate_width: usize, width: usize) {
-    Arch::new().dispatch(
+    vectorised(
         #[inline(always)]
         || {
             let (_, values) = values.split_at_mut(width);
