@@ -17,6 +17,10 @@ run *ARGS:
 demo:
     cargo run --release -- store data/passages.npy --memory data/passages.safetensors --chunk-size 16 --labels data/passages_labels.csv --force
 
+# Check and time the scans: results/scan-bench; `just scan-bench --full` goes to 65,536 steps
+scan-bench *ARGS:
+    cargo run --release --locked --quiet -- scan-bench --force "$@"
+
 # All tests; `just test golden` runs those whose name holds "golden"
 test *FILTER:
     cargo test --locked {{ FILTER }}

@@ -5,11 +5,11 @@
 //! In reading order:
 //!
 //! - [`memory`]: the mathematics, with its legend of symbols and the oracle in plain loops;
-//! - [`scan`]: the two linear recurrences along the chunks;
+//! - [`scan`]: the two linear recurrences along the chunks, and one on its own; [`scan_bench`] times it;
 //! - [`engine`]: how the maths is run: blocks, streaming, threads;
 //! - [`sequence`], [`real`]: what tokens and numbers are to all of these;
 //! - [`io`]: one file a format; [`metrics`]: the rows of metrics.csv; [`record`]: folders of results;
-//! - [`plot`]: figures, made from metrics.csv alone;
+//! - [`plot`]: figures, made from metrics.csv or scan_bench.csv alone;
 //! - [`config`]: settings as typed and as checked; [`run`]: one run, from configuration to published folder;
 //! - [`cli`]: the subcommands.
 //!
@@ -30,6 +30,7 @@ pub mod real;
 pub mod record;
 pub mod run;
 pub mod scan;
+pub mod scan_bench;
 pub mod sequence;
 pub mod simd;
 

@@ -2,11 +2,11 @@
 //! rten-vecmath (AVX2 or AVX-512, chosen at run time), f64 through std, for golden cases and finite differences.
 
 use ndarray::NdFloat;
-use pulp::Arch;
 use rten_simd::SimdUnaryOp;
 use rten_vecmath::{Exp, Sigmoid, Silu};
 use serde::Serialize;
 
+use crate::scan::vectorised::vectorised;
 use crate::simd::Lanes;
 
 /// Element type of a run, named as users name it.
@@ -55,26 +55,32 @@ pub trait Real: NdFloat + Lanes + Into<f64> + Serialize + Default {
     /// nothing but −∞; −∞ among others is a 0.
     fn causal_softmax(rows: &mut [Self], length: usize) {
         let seen = |r: usize| r % length + 1;
-        Arch::new().dispatch(|| {
-            for (r, row) in rows.chunks_exact_mut(length).enumerate() {
-                let (seen, future) = row.split_at_mut(seen(r));
-                let largest = largest(seen);
-                for x in seen {
-                    *x -= largest;
+        vectorised(
+            #[inline(always)]
+            || {
+                for (r, row) in rows.chunks_exact_mut(length).enumerate() {
+                    let (seen, future) = row.split_at_mut(seen(r));
+                    let largest = largest(seen);
+                    for x in seen {
+                        *x -= largest;
+                    }
+                    future.fill(Self::neg_infinity());
                 }
-                future.fill(Self::neg_infinity());
-            }
-        });
+            },
+        );
         Self::exp_all(rows);
-        Arch::new().dispatch(|| {
-            for (r, row) in rows.chunks_exact_mut(length).enumerate() {
-                let seen = &mut row[..seen(r)];
-                let scale = total(seen).recip();
-                for x in seen {
-                    *x *= scale;
+        vectorised(
+            #[inline(always)]
+            || {
+                for (r, row) in rows.chunks_exact_mut(length).enumerate() {
+                    let seen = &mut row[..seen(r)];
+                    let scale = total(seen).recip();
+                    for x in seen {
+                        *x *= scale;
+                    }
                 }
-            }
-        });
+            },
+        );
     }
 
     /// Σ aᵢ bᵢ, in lanes. To be called where the instruction set has been chosen.

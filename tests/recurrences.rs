@@ -380,7 +380,9 @@ fn walk_on<T: Real>(run: impl FnOnce(Walk<'_, T>)) -> Vec<f64> {
 /// Tiles of 8, 4, 2 and 1 rows, columns that fill no register, a chunk cut short: the same on all instruction sets.
 #[test]
 fn every_instruction_set_walks_alike() {
-    let expected = walk_on::<f64>(|walk| walk.run());
+    let expected = walk_on::<f64>(|walk| {
+        walk.run();
+    });
     assert!(expected.iter().all(|x| x.is_finite()));
     let array = |of: &[f64]| ndarray::arr1(of).into_dyn();
     let check = |name: &str, got: &[f64], eps: f64| {
@@ -394,5 +396,11 @@ fn every_instruction_set_walks_alike() {
         check("AVX2 f32", &walk_on::<f32>(|walk| Simd::vectorize(simd, walk)), narrow);
         check("AVX2 f64", &walk_on::<f64>(|walk| Simd::vectorize(simd, walk)), wide);
     }
-    check("the best, f32", &walk_on::<f32>(|walk| walk.run()), narrow);
+    check(
+        "the best, f32",
+        &walk_on::<f32>(|walk| {
+            walk.run();
+        }),
+        narrow,
+    );
 }

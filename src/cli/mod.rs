@@ -8,6 +8,7 @@ pub mod inspect;
 mod progress;
 mod retrieve;
 mod run;
+mod scan_bench;
 mod store;
 
 use std::ffi::OsString;
@@ -33,6 +34,7 @@ struct Cli {
 enum Command {
     Store(store::Args),
     Retrieve(retrieve::Args),
+    ScanBench(scan_bench::Args),
     Inspect(inspect::Args),
     Completions(completions::Args),
 }
@@ -75,6 +77,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match cli.command {
         Command::Store(args) => store::run(args),
         Command::Retrieve(args) => retrieve::run(args),
+        Command::ScanBench(args) => scan_bench::run(args),
         Command::Inspect(args) => inspect::run(&args, &mut |_| check_interrupt()),
         Command::Completions(args) => completions::run(args, &mut command()),
     };

@@ -1,4 +1,4 @@
-//! The progress bar of a run, on stderr where that is a terminal.
+//! Progress bars on stderr, where that is a terminal.
 
 use std::time::Duration;
 
@@ -41,6 +41,36 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
+    }
+}
+
+/// A bar that counts things.
+pub struct Bar(ProgressBar);
+
+impl Bar {
+    /// `quiet` shows nothing.
+    pub fn new(quiet: bool, things: &str) -> Self {
+        let bar = ProgressBar::no_length();
+        bar.set_draw_target(if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() });
+        bar.set_style(style(&format!("{{bar:40}} {{pos}} of {{len}} {things}, {{elapsed}}")));
+        Self(bar)
+    }
+
+    /// So many there are.
+    pub fn start(&self, count: u64) {
+        self.0.set_length(count);
+        self.0.set_position(0);
+    }
+
+    /// One is done.
+    pub fn done(&self) {
+        self.0.inc(1);
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
     }
 }
 

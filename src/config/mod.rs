@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::memory::parameters::Init;
 use crate::memory::{Dimensions, Gate, Gates};
 use crate::real::ElementType;
+pub(crate) use settings::whole;
 pub use settings::{GateSetting, Settings};
 
 /// The command that is to run.

@@ -114,7 +114,7 @@ pub struct Settings {
 }
 
 /// Negative numbers come here too, for a better message than that of an unknown flag.
-fn whole<N: FromStr>(text: &str) -> Result<N, String> {
+pub(crate) fn whole<N: FromStr>(text: &str) -> Result<N, String> {
     text.parse().map_err(|_| "expected a whole number".to_owned())
 }
 

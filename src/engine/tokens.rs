@@ -1,13 +1,13 @@
 //! One side's tokens of a block: how they are filled from left-over and new ones, and their norm.
 
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, s};
-use pulp::Arch;
 
 use super::Span;
 use super::norm::norm;
 use crate::error::Result;
 use crate::memory::state::Side;
 use crate::real::Real;
+use crate::scan::vectorised::vectorised;
 use crate::sequence::Sequences;
 
 /// Rows (tokens, D) of the current block, normed in place once they are projected from.
@@ -47,14 +47,17 @@ impl<T: Real> Tokens<T> {
 pub fn rms_norm<T: Real>(mut rows: ArrayViewMut2<T>, weight: &Array1<T>) {
     let weight = weight.as_slice().expect("contiguous");
     let width = (weight.len() as f64).sqrt();
-    Arch::new().dispatch(|| {
-        for mut row in rows.rows_mut() {
-            let row = row.as_slice_mut().expect("contiguous rows");
-            let root_mean_square = norm(row) / width;
-            let scale = T::of((root_mean_square * root_mean_square + T::EPS.wide()).sqrt().recip());
-            for (x, &w) in row.iter_mut().zip(weight) {
-                *x = *x * scale * w;
+    vectorised(
+        #[inline(always)]
+        || {
+            for mut row in rows.rows_mut() {
+                let row = row.as_slice_mut().expect("contiguous rows");
+                let root_mean_square = norm(row) / width;
+                let scale = T::of((root_mean_square * root_mean_square + T::EPS.wide()).sqrt().recip());
+                for (x, &w) in row.iter_mut().zip(weight) {
+                    *x = *x * scale * w;
+                }
             }
-        }
-    });
+        },
+    );
 }

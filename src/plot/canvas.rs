@@ -72,6 +72,20 @@ impl Canvas<'_> {
         into_string(self.backend.draw_path(path, &style));
     }
 
+    /// A straight dashed line.
+    pub fn dashes(&mut self, from: Point, to: Point, colour: RGBAColor, width: f64) {
+        let (dash, gap) = (3.0, 2.0);
+        let (dx, dy) = (to.0 - from.0, to.1 - from.1);
+        let length = dx.hypot(dy);
+        let at = |share: f64| (from.0 + share * dx, from.1 + share * dy);
+        let mut start = 0.0;
+        while start < length {
+            let end = (start + dash).min(length);
+            self.line(&[at(start / length), at(end / length)], colour, width);
+            start += dash + gap;
+        }
+    }
+
     /// A filled rectangle between two corners: upper left and lower right.
     pub fn rectangle(&mut self, from: Point, to: Point, colour: RGBAColor) {
         into_string(self.backend.draw_rect(units(from), units(to), &colour.filled(), true));

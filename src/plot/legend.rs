@@ -19,6 +19,10 @@ const BETWEEN: f64 = 12.0;
 pub enum Swatch {
     /// A line of this colour, opacity and width.
     Line(RGBColor, f64, f64),
+    /// A line with a marker of the shape of this number.
+    Marked(RGBColor, usize),
+    /// A dashed line.
+    Dashes(RGBColor),
     /// Many lines, in the order of their colours.
     Fan(Vec<RGBColor>),
     /// A thin vertical line.
@@ -97,6 +101,13 @@ impl Swatch {
             Self::Line(colour, opacity, width) => {
                 canvas.line(&[(x, y), (x + SWATCH, y)], theme::faint(*colour, *opacity), *width);
             }
+            Self::Marked(colour, shape) => {
+                canvas.line(&[(x, y), (x + SWATCH, y)], colour.to_rgba(), theme::SERIES);
+                marker(canvas, (x + SWATCH / 2.0, y), *shape, *colour);
+            }
+            Self::Dashes(colour) => {
+                canvas.dashes((x, y), (x + SWATCH, y), colour.to_rgba(), theme::SERIES);
+            }
             Self::Fan(colours) => {
                 let width = SWATCH / colours.len() as f64;
                 for (i, colour) in colours.iter().enumerate() {
@@ -119,6 +130,19 @@ impl Swatch {
 pub fn mark(canvas: &mut Canvas, (x, y): (f64, f64), inwards: f64) {
     let corners = [(x - 2.2, y), (x + 2.2, y), (x, y + 3.8 * inwards)];
     canvas.polygon(&corners, theme::ALARM.to_rgba());
+}
+
+/// A filled marker; shapes repeat after the fifth.
+pub fn marker(canvas: &mut Canvas, (x, y): (f64, f64), shape: usize, colour: RGBColor) {
+    let ink = colour.to_rgba();
+    let at = |dx: f64, dy: f64| (x + dx, y + dy);
+    match shape % 5 {
+        0 => canvas.dot((x, y), 1.8, ink),
+        1 => canvas.rectangle(at(-1.6, -1.6), at(1.6, 1.6), ink),
+        2 => canvas.polygon(&[at(-2.0, 1.6), at(2.0, 1.6), at(0.0, -2.0)], ink),
+        3 => canvas.polygon(&[at(0.0, -2.3), at(2.3, 0.0), at(0.0, 2.3), at(-2.3, 0.0)], ink),
+        _ => canvas.polygon(&[at(-2.0, -1.6), at(2.0, -1.6), at(0.0, 2.0)], ink),
+    }
 }
 
 #[cfg(test)]

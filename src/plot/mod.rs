@@ -1,15 +1,17 @@
-//! Figures, made from metrics.csv alone (and labels), so that they can be drawn again at any time.
+//! Figures, made from metrics.csv (and labels) or scan_bench.csv alone, so that they can be drawn again at any time.
 //!
 //! In the order to read:
 //! - [`envelope`]: a line of any length in bounded memory, every spike kept.
 //! - [`series`]: metrics.csv → such lines, means over heads and sequences.
 //! - `axis`: limits, ticks and labels. `theme`: sizes and colours. `canvas`: a sheet in points, written as SVG.
 //! - `timeline` and `legend`: where all of it goes on the sheet.
+//! - `scan_bench`: scan_bench.csv → time and bandwidth against steps.
 
 mod axis;
 mod canvas;
 pub mod envelope;
 mod legend;
+mod scan_bench;
 pub mod series;
 mod theme;
 mod timeline;
@@ -20,6 +22,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::io::labels::Labels;
 use envelope::Unshown;
+pub use scan_bench::write_scan_bench;
 use series::{Metrics, Series};
 
 /// What was drawn, and what could not be.

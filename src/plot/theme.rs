@@ -31,6 +31,8 @@ pub const SUPERSCRIPT: f64 = 0.7;
 pub const SPINE: f64 = 0.6;
 /// Means over heads.
 pub const BOLD: f64 = 1.2;
+/// Lines of measurements, with their markers.
+pub const SERIES: f64 = 0.9;
 /// Length of a tick; minor ones have half of it.
 pub const TICK: f64 = 3.0;
 
@@ -58,6 +60,12 @@ const OKABE_ITO: [RGBColor; 7] = [
     RGBColor(0xD5, 0x5E, 0x00),
     RGBColor(0xF0, 0xE4, 0x42),
 ];
+
+/// Colours of categories: black, Okabe and Ito's but for yellow, and viridis' dark end; they repeat after the eighth.
+pub fn category(i: usize) -> RGBColor {
+    let [a, b, c, d, e, f, _] = OKABE_ITO;
+    [BLACK, a, b, c, d, e, f, VIRIDIS[0]][i % 8]
+}
 
 /// Viridis at every eighth, without its pale end.
 const VIRIDIS: [RGBColor; 8] = [

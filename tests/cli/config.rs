@@ -56,7 +56,7 @@ fn help_says_what_surprises() {
         "what has no effect is not offered"
     );
     assert!(store.contains("--no-probe") && !retrieve.contains("--no-probe"));
-    for command in ["", "store", "retrieve", "inspect", "completions"] {
+    for command in ["", "store", "retrieve", "scan-bench", "inspect", "completions"] {
         let help = desk.ok(&format!("{command} -h"));
         assert!(help.out.contains("Usage: nmem") && help.err.is_empty(), "{command}");
     }

@@ -11,6 +11,7 @@ mod inspect;
 mod parts;
 mod refusals;
 mod retrieve;
+mod scan_bench;
 mod store;
 #[path = "../support/mod.rs"]
 mod support;

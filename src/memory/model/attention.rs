@@ -12,7 +12,6 @@
 use std::ops::Range;
 
 use ndarray::{Array2, ArrayView2, ArrayView3, ArrayViewMut2, Axis, concatenate, s};
-use pulp::Arch;
 
 use super::{Factors, MemoryModel};
 use crate::engine::norm::sum_of_squares;
@@ -20,6 +19,7 @@ use crate::matmul::{matmul, scaled_matmul};
 use crate::memory::parameters::MEMORY_WEIGHTS;
 use crate::packed::{Packed, Row, multiply_lower, multiply_lower_transposed};
 use crate::real::Real;
+use crate::scan::vectorised::vectorised;
 
 /// The attention memory of width d.
 #[derive(Clone, Debug)]
@@ -123,17 +123,20 @@ fn attend_backward<T: Real>(
         matmul(out, d_hidden.slice(s![tile.clone(), ..]), v.slice(s![..tile.end, ..]).t());
     }
     let scale = T::of(1.0 / (d as f64).sqrt());
-    Arch::new().dispatch(|| {
-        for (r, (mut da, p)) in da.rows_mut().into_iter().zip(p.rows()).enumerate() {
-            let (seen, future) = da.as_slice_mut().expect("contiguous rows").split_at_mut(r + 1);
-            let p = &p.to_slice().expect("contiguous rows")[..=r];
-            let mean = T::dot(seen, p);
-            for (da, &p) in seen.iter_mut().zip(p) {
-                *da = p * (*da - mean) * scale;
+    vectorised(
+        #[inline(always)]
+        || {
+            for (r, (mut da, p)) in da.rows_mut().into_iter().zip(p.rows()).enumerate() {
+                let (seen, future) = da.as_slice_mut().expect("contiguous rows").split_at_mut(r + 1);
+                let p = &p.to_slice().expect("contiguous rows")[..=r];
+                let mean = T::dot(seen, p);
+                for (da, &p) in seen.iter_mut().zip(p) {
+                    *da = p * (*da - mean) * scale;
+                }
+                future.fill(T::zero());
             }
-            future.fill(T::zero());
-        }
-    });
+        },
+    );
     let [da, p] = [da.view(), p].map(|square| square.slice_move(s![..rows, ..rows]));
     multiply_lower(da, k, dq, strip);
     multiply_lower_transposed(da, q, dk, strip);
@@ -215,35 +218,46 @@ impl<T: Real> MemoryModel<T> for Attention {
         sigmoid.copy_from_slice(hidden);
         T::sigmoid(sigmoid);
         let gate = activated.as_slice_mut().expect("whole rows");
-        Arch::new().dispatch(|| {
-            for ((a, &h), &s) in gate.iter_mut().zip(&*hidden).zip(&*sigmoid) {
-                *a = h * s;
-            }
-        });
+        vectorised(
+            #[inline(always)]
+            || {
+                for ((a, &h), &s) in gate.iter_mut().zip(&*hidden).zip(&*sigmoid) {
+                    *a = h * s;
+                }
+            },
+        );
 
         weights.output.multiply(activated.view(), d_output.view_mut());
         let width = T::of(d as f64);
         let twice = T::of(2.0 / d as f64);
-        Arch::new().dispatch(|| {
-            for ((loss, mut error), value) in losses.iter_mut().zip(d_output.rows_mut()).zip(values.rows()) {
-                let error = error.as_slice_mut().expect("contiguous rows");
-                for (e, &v) in error.iter_mut().zip(value.as_slice().expect("contiguous rows")) {
-                    *e -= v;
+        vectorised(
+            #[inline(always)]
+            || {
+                for ((loss, mut error), value) in
+                    losses.iter_mut().zip(d_output.rows_mut()).zip(values.rows())
+                {
+                    let error = error.as_slice_mut().expect("contiguous rows");
+                    for (e, &v) in error.iter_mut().zip(value.as_slice().expect("contiguous rows")) {
+                        *e -= v;
+                    }
+                    *loss = T::of(sum_of_squares(error)) / width;
+                    for e in error {
+                        *e *= twice;
+                    }
                 }
-                *loss = T::of(sum_of_squares(error)) / width;
-                for e in error {
-                    *e *= twice;
-                }
-            }
-        });
+            },
+        );
 
         weights.output_transposed.multiply(d_output.view(), d_hidden.view_mut());
         let slope = d_hidden.as_slice_mut().expect("whole rows");
-        Arch::new().dispatch(|| {
-            for ((dh, &h), &s) in slope.iter_mut().zip(&*hidden).zip(&*sigmoid) {
-                *dh *= s * (T::one() + h * (T::one() - s));
-            }
-        });
+        vectorised(
+            #[inline(always)]
+            || {
+                for ((dh, &h), &s) in slope.iter_mut().zip(&*hidden).zip(&*sigmoid) {
+                    *dh *= s * (T::one() + h * (T::one() - s));
+                }
+            },
+        );
 
         let chunks = qkv.axis_chunks_iter(Axis(0), chunk).zip(attention.axis_chunks_iter(Axis(0), chunk));
         let cotangents =

@@ -1,0 +1,282 @@
+//! `nmem scan-bench`: the scans, checked and timed; a table on stdout.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::progress::Bar;
+use super::{FAILED, Format, check_interrupt, note, print, print_error};
+use crate::config::whole;
+use crate::error::Error;
+use crate::real::ElementType;
+use crate::scan_bench::{
+    Algorithm, BenchShape, Config, Device, Event, Gate, Layout, Report, Row, execute, steps_to,
+};
+
+/// Time and check the scans x_t = a_t x_{t−1} + b_t, and the memory's fused pair S, U
+///
+/// Every algorithm is first held to an f64 loop on the same data; a wrong one is reported, not timed. Bandwidth counts the
+/// bytes that must move (each input read once, each output written once) and is compared with the faster of an
+/// ordinary and a streaming copy of as many bytes. Lists are separated by commas. Writes scan_bench.csv, machine.json
+/// and plots/*.svg to --out.
+#[derive(clap::Args, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent switches")]
+pub struct Args {
+    /// What is timed: auto (the library's choice), sequential, channels, time, tree; of the fused pair pair-sequential,
+    /// pair (every update written), pair-last (the last state only) [default: all]
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_enum,
+        value_delimiter = ',',
+        hide_possible_values = true,
+        help_heading = "What"
+    )]
+    algorithm: Vec<Algorithm>,
+    /// Order of axes: steps-channels, channels-steps; the pair has the first alone [default: both]
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_enum,
+        value_delimiter = ',',
+        hide_possible_values = true,
+        help_heading = "What"
+    )]
+    layout: Vec<Layout>,
+    /// Gates one per step or one per element: step, element; the pair has the first alone [default: both]
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_enum,
+        value_delimiter = ',',
+        hide_possible_values = true,
+        help_heading = "What"
+    )]
+    gate: Vec<Gate>,
+    /// Element types: f32, f64 [default: f32]
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_enum,
+        value_delimiter = ',',
+        hide_possible_values = true,
+        help_heading = "What"
+    )]
+    dtype: Vec<ElementType>,
+
+    /// Steps [default: 128,256,…,4096, and without --channels and --batch also the memory's own shapes: 1 × 64 steps ×
+    /// 16384, 65536 and 262144 channels]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Shapes")]
+    steps: Vec<usize>,
+    /// Channels of each sequence [default: 1536]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Shapes")]
+    channels: Vec<usize>,
+    /// Sequences [default: 8]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Shapes")]
+    batch: Vec<usize>,
+    /// Steps up to 65536
+    #[arg(long, conflicts_with = "steps", help_heading = "Shapes")]
+    full: bool,
+    /// Leave out shapes whose arrays take more bytes [default: a quarter of the machine's memory]
+    #[arg(long, value_name = "BYTES", value_parser = whole::<u64>, allow_negative_numbers = true, help_heading = "Shapes")]
+    max_bytes: Option<u64>,
+
+    /// Numbers of threads; sequential ones have 1 [default: one per core]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Run")]
+    threads: Vec<usize>,
+    /// Where it runs: cpu, or cuda in a build that has it
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "cpu|cuda",
+        hide_possible_values = true,
+        help_heading = "Run"
+    )]
+    device: Device,
+    /// Time each at least so often
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Run")]
+    runs: usize,
+    /// And for at least so many seconds
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 0.05,
+        allow_negative_numbers = true,
+        help_heading = "Run"
+    )]
+    seconds: f64,
+
+    /// Folder for the results; must not exist
+    #[arg(long, value_name = "DIR", default_value = "results/scan-bench", help_heading = "Output")]
+    out: PathBuf,
+    /// Replace an existing output folder whole
+    #[arg(long, help_heading = "Output")]
+    force: bool,
+    /// Draw no figures
+    #[arg(long, help_heading = "Output")]
+    no_plots: bool,
+    /// A table for people, or everything in JSON for programs, on stdout
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        help_heading = "Output",
+        hide_possible_values = true,
+        value_name = "table|json"
+    )]
+    format: Format,
+    /// Print nothing but errors (and what --format json asks for)
+    #[arg(short, long, help_heading = "Output")]
+    quiet: bool,
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let (quiet, format, force, device) = (args.quiet, args.format, args.force, args.device);
+    let config = args.config();
+    config.check(device)?;
+    let out = config.out.clone();
+    let bar = Bar::new(quiet, "cases");
+    let report = execute(config, force, &mut |event| {
+        match event {
+            Event::Starting(cases) => bar.start(cases),
+            Event::Working => {}
+            Event::Done => bar.done(),
+        }
+        check_interrupt()
+    });
+    drop(bar);
+    let report = report.map_err(|error| match error {
+        Error::Interrupted => {
+            let left = if out.exists() { "is as it was" } else { "was not made" };
+            anyhow::Error::new(error).context(format!("{} {left}", out.display()))
+        }
+        error => error.into(),
+    })?;
+    if !quiet {
+        report.left_out.iter().for_each(|shape| note("left out: ", shape));
+        report.warnings.iter().for_each(|warning| note("warning: ", warning));
+    }
+    let shown = match format {
+        Format::Json => print(&format!("{}\n", serde_json::to_string_pretty(&report)?)),
+        Format::Table if quiet => Ok(true),
+        Format::Table => print(&table(&report)),
+    };
+    if let Err(error) = &shown {
+        print_error(&format!("{error:#}; the results are in {}", out.display()));
+    }
+    if !report.all_correct() {
+        let wrong = report.rows.iter().filter(|row| !row.correct).count();
+        print_error(&format!("{}: {wrong} wrong results, which were not timed", out.display()));
+    }
+    Ok(if shown.is_err() || !report.all_correct() { FAILED.into() } else { ExitCode::SUCCESS })
+}
+
+impl Args {
+    fn config(self) -> Config {
+        let most = if self.full { 65_536 } else { 4096 };
+        let own = self.steps.is_empty() && self.channels.is_empty() && self.batch.is_empty();
+        let shapes = if own {
+            BenchShape::of_memory().chain(BenchShape::of_accelerated_scan(most)).collect()
+        } else {
+            let steps = or(self.steps, || steps_to(most).collect());
+            let (channels, batches) = (or(self.channels, || vec![1536]), or(self.batch, || vec![8]));
+            let mut shapes = Vec::new();
+            for &batch in &batches {
+                for &channels in &channels {
+                    shapes.extend(steps.iter().map(|&steps| BenchShape { batch, steps, channels }));
+                }
+            }
+            shapes
+        };
+        let algorithms = [
+            Algorithm::Auto,
+            Algorithm::Sequential,
+            Algorithm::Channels,
+            Algorithm::Time,
+            Algorithm::Tree,
+            Algorithm::PairSequential,
+            Algorithm::Pair,
+            Algorithm::PairLast,
+        ];
+        Config {
+            algorithms: or(self.algorithm, || algorithms.to_vec()),
+            shapes,
+            threads: or(self.threads, || vec![std::thread::available_parallelism().map_or(1, usize::from)]),
+            layouts: or(self.layout, || vec![Layout::StepsChannels, Layout::ChannelsSteps]),
+            gates: or(self.gate, || vec![Gate::Step, Gate::Element]),
+            dtypes: or(self.dtype, || vec![ElementType::F32]),
+            runs: self.runs,
+            seconds: self.seconds,
+            max_bytes: self.max_bytes,
+            out: self.out,
+            plots: !self.no_plots,
+        }
+    }
+}
+
+/// A list as typed, doubles dropped, or what stands for none.
+fn or<T: PartialEq>(typed: Vec<T>, default: impl FnOnce() -> Vec<T>) -> Vec<T> {
+    let mut list = Vec::new();
+    for item in if typed.is_empty() { default() } else { typed } {
+        if !list.contains(&item) {
+            list.push(item);
+        }
+    }
+    list
+}
+
+const HEADINGS: [&str; 9] =
+    ["batch × steps × channels", "layout", "gate", "algorithm", "threads", "ms", "GB/s", "of copy", "error"];
+/// Text to the left, numbers to the right.
+const LEFT: usize = 4;
+
+fn table(report: &Report) -> String {
+    let dtypes = report.config.dtypes.len() > 1;
+    let cells = report.rows.iter().map(|row| cells(row, dtypes));
+    let rows: Vec<_> = std::iter::once(HEADINGS.map(str::to_owned)).chain(cells).collect();
+    let width: [usize; HEADINGS.len()] =
+        std::array::from_fn(|c| rows.iter().map(|row| row[c].chars().count()).max().unwrap_or_default());
+    let mut text = String::new();
+    for row in rows {
+        let line: Vec<_> = row
+            .iter()
+            .enumerate()
+            .map(|(c, cell)| {
+                let width = width[c];
+                if c < LEFT { format!("{cell:width$}") } else { format!("{cell:>width$}") }
+            })
+            .collect();
+        let _ = writeln!(text, "{}", line.join("  "));
+    }
+    for shape in &report.left_out {
+        let _ = writeln!(text, "left out  {shape}");
+    }
+    let machine = &report.machine;
+    let cpu = machine.cpu.as_deref().unwrap_or("unknown processor");
+    let _ = writeln!(text, "machine   {cpu}, {} cores, {}", machine.logical_cores, machine.vector_isa);
+    let _ = writeln!(text, "time      {:.1} s", report.wall_s);
+    let _ = writeln!(text, "results   {}", report.config.out.display());
+    text
+}
+
+fn cells(row: &Row, with_dtype: bool) -> [String; HEADINGS.len()] {
+    let or_dash =
+        |x: Option<f64>, digits: usize| x.map_or_else(|| "-".to_owned(), |x| format!("{x:.digits$}"));
+    let dtype = if with_dtype { format!(" {}", row.dtype) } else { String::new() };
+    let algorithm = match row.algorithm {
+        Algorithm::Auto => format!("auto = {}", row.chosen.name()),
+        other => other.name().to_owned(),
+    };
+    [
+        format!("{} × {} × {}{dtype}", row.batch, row.steps, row.channels),
+        row.layout.name().to_owned(),
+        row.gate.name().to_owned(),
+        algorithm,
+        row.threads.to_string(),
+        or_dash(row.median_ms, 3),
+        or_dash(row.gb_per_s, 1),
+        row.copy_fraction.map_or_else(|| "-".to_owned(), |x| format!("{:.0} %", x * 100.0)),
+        format!("{:.1e}", row.max_abs_error),
+    ]
+}

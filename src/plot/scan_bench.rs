@@ -1,0 +1,271 @@
+//! scan_bench.csv → `time.svg` and `bandwidth.svg`: against steps, both axes logarithmic, a panel for each layout and
+//! kind of gates, a line an algorithm; in the second also the bandwidth of a copy.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use plotters::style::Color;
+use plotters::style::text_anchor::HPos;
+
+use crate::error::{Error, Result};
+use crate::io::table::Table;
+use crate::plot::axis::Axis;
+use crate::plot::canvas::{Canvas, svg};
+use crate::plot::envelope::Point;
+use crate::plot::legend::{Legend, Swatch, marker};
+use crate::plot::theme;
+
+/// Height of a panel.
+const PANEL: f64 = 125.0;
+/// Between a panel's left edge and its neighbour's right one: tick labels and axis title.
+const BETWEEN: f64 = 46.0;
+/// Room for a panel's heading.
+const HEADING: f64 = 12.0;
+
+/// A row that was timed.
+#[derive(Clone, Debug)]
+struct Row {
+    /// Algorithm, and its threads where a file has several numbers of them.
+    series: String,
+    /// Batch, channels and element type where a file has several, layout, gates.
+    panel: String,
+    steps: u64,
+    milliseconds: f64,
+    gb_per_s: f64,
+    /// Threads, and what a copy reached with them.
+    copy: Option<(u64, f64)>,
+    threads: u64,
+}
+
+/// What is drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Quantity {
+    Time,
+    Bandwidth,
+}
+
+/// Draws `time.svg` and `bandwidth.svg` into `out_dir`, which must exist; nothing where no row was timed.
+pub fn write_scan_bench(csv: &Path, out_dir: &Path) -> Result<Vec<PathBuf>> {
+    let rows = read(csv)?;
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let figures = [("time.svg", Quantity::Time), ("bandwidth.svg", Quantity::Bandwidth)];
+    let files = figures.map(|(name, quantity)| {
+        let path = out_dir.join(name);
+        std::fs::write(&path, figure(&rows, quantity)).map_err(Error::io(&path, "write"))?;
+        Ok(path)
+    });
+    files.into_iter().collect()
+}
+
+/// Rows with a time, those of shapes that were run with one number of steps left out: a line of one point says nothing.
+/// (All of them where there are no others.)
+fn read(csv: &Path) -> Result<Vec<Row>> {
+    let mut table = Table::open(csv)?;
+    let [algorithm, dtype, layout, gate] =
+        ["algorithm", "dtype", "layout", "gate"].map(|name| table.column(name));
+    let (algorithm, dtype, layout, gate) = (algorithm?, dtype?, layout?, gate?);
+    let (threads, batch) = (table.column("threads")?, table.column("batch")?);
+    let (steps, channels) = (table.column("steps")?, table.column("channels")?);
+    let (median, speed) = (table.column("median_ms")?, table.column("gb_per_s")?);
+    let copy = table.column("copy_gb_per_s")?;
+    let mut cells = Vec::new();
+    while table.advance()? {
+        let text = |column| String::from_utf8_lossy(table.text(column)).into_owned();
+        let (Some(milliseconds), Some(gb_per_s)) = (table.number(median)?, table.number(speed)?) else {
+            continue;
+        };
+        let threads = table.integer(threads)?;
+        let row = Row {
+            series: text(algorithm),
+            panel: String::new(),
+            steps: table.integer(steps)?,
+            milliseconds,
+            gb_per_s,
+            copy: table.number(copy)?.map(|copy| (threads, copy)),
+            threads,
+        };
+        let shape = (table.integer(batch)?, table.integer(channels)?);
+        if milliseconds > 0.0 && row.steps > 0 {
+            cells.push((row, shape, text(dtype), text(layout), text(gate)));
+        }
+    }
+    let steps_of = |shape| -> BTreeSet<u64> {
+        cells.iter().filter(|cell| cell.1 == shape).map(|cell| cell.0.steps).collect()
+    };
+    let lines: BTreeSet<_> =
+        cells.iter().map(|cell| cell.1).filter(|&shape| steps_of(shape).len() > 1).collect();
+    let shapes: BTreeSet<_> =
+        if lines.is_empty() { cells.iter().map(|cell| cell.1).collect() } else { lines };
+    let dtypes: BTreeSet<_> = cells.iter().map(|cell| cell.2.clone()).collect();
+    let most = cells.iter().map(|cell| cell.0.threads).max().unwrap_or(1);
+    let several = cells.iter().map(|cell| cell.0.threads).filter(|&threads| threads != 1 && threads != most);
+    let several = several.count() > 0
+        || cells.iter().any(|(row, ..)| row.threads != most && !row.series.ends_with("sequential"));
+    let rows = cells.into_iter().filter(|cell| shapes.contains(&cell.1));
+    Ok(rows
+        .map(|(row, (batch, channels), dtype, layout, gate)| {
+            let dtype = if dtypes.len() > 1 { format!(", {dtype}") } else { String::new() };
+            let panel = format!("{batch} × {channels}, {layout}, gates per {gate}{dtype}");
+            let plural = if row.threads == 1 { "" } else { "s" };
+            let series = if several {
+                format!("{}, {} thread{plural}", row.series, row.threads)
+            } else {
+                row.series.clone()
+            };
+            Row { series, panel, ..row }
+        })
+        .collect())
+}
+
+/// In the order of the file.
+fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut seen = Vec::new();
+    for name in names {
+        if !seen.contains(&name) {
+            seen.push(name);
+        }
+    }
+    seen
+}
+
+fn figure(rows: &[Row], quantity: Quantity) -> String {
+    let panels = distinct(rows.iter().map(|row| &row.panel[..]));
+    let series = distinct(rows.iter().map(|row| &row.series[..]));
+    let value = |row: &Row| match quantity {
+        Quantity::Time => row.milliseconds,
+        Quantity::Bandwidth => row.gb_per_s,
+    };
+    let most = rows.iter().filter_map(|row| row.copy).map(|copy| copy.0).max();
+    let copies: Vec<_> = rows.iter().filter(|row| row.copy.map(|copy| copy.0) == most).collect();
+
+    let mut legend = Legend::default();
+    let entries = series.iter().enumerate();
+    legend
+        .entries
+        .extend(entries.map(|(i, name)| (Swatch::Marked(theme::category(i), i), (*name).to_owned())));
+    if quantity == Quantity::Bandwidth {
+        if let Some(threads) = most {
+            let plural = if threads == 1 { "" } else { "s" };
+            let text = format!("copy of as many bytes, {threads} thread{plural}");
+            legend.entries.push((Swatch::Dashes(theme::GREY), text));
+        }
+        legend.notes.push(
+            "bytes that must move, each input read once and each output written once, over the median time"
+                .to_owned(),
+        );
+    } else {
+        legend.notes.push("medians".to_owned());
+    }
+    legend.notes.push("panels: batch × channels, order of axes, gates".to_owned());
+
+    let limits = |values: &mut dyn Iterator<Item = f64>| {
+        values.fold((f64::INFINITY, 0.0_f64), |(low, high), x| (low.min(x), high.max(x)))
+    };
+    let (low, high) = limits(&mut rows.iter().map(|row| row.steps as f64));
+    // Whole decades: the numbers of steps are powers of two, which no tick of a log axis hits.
+    let x = Axis::log(10f64.powf(low.log10().floor()), 10f64.powf(high.log10().ceil()));
+    let of_copies = copies.iter().filter_map(|row| row.copy).map(|copy| copy.1);
+    let of_copies = of_copies.filter(|_| quantity == Quantity::Bandwidth);
+    let (low, high) = limits(&mut rows.iter().map(value).chain(of_copies));
+    let y = Axis::log(low, high);
+
+    let columns = panels.len().min(2);
+    let left = theme::TITLES + 30.0;
+    let width = theme::WIDTH - left - theme::RIGHT;
+    let panel_width = (width - BETWEEN * (columns - 1) as f64) / columns as f64;
+    let top = 4.0 + legend.height(width) + 4.0;
+    let row_height = HEADING + PANEL + theme::BOTTOM + 6.0;
+    let height = top + row_height * panels.len().div_ceil(columns) as f64;
+    svg(theme::WIDTH, height, |canvas| {
+        legend.draw(canvas, left, 4.0, width);
+        for (i, panel) in panels.iter().enumerate() {
+            let frame = Frame {
+                left: left + (i % columns) as f64 * (panel_width + BETWEEN),
+                width: panel_width,
+                top: top + HEADING + (i / columns) as f64 * row_height,
+                x: &x,
+                y: &y,
+            };
+            frame.draw_axes(canvas, panel, quantity);
+            let of_panel = |row: &&Row| row.panel == *panel;
+            if quantity == Quantity::Bandwidth {
+                // A copy of as many bytes: of those with the most, where algorithms differ in bytes.
+                let mut points: Vec<_> = copies.iter().copied().filter(of_panel).collect();
+                points.sort_by_key(|row| row.steps);
+                points.dedup_by_key(|row| row.steps);
+                let places = points.iter().filter_map(|row| Some((row.steps as f64, row.copy?.1)));
+                let places: Vec<_> = places.map(|point| frame.place(point)).collect();
+                for pair in places.windows(2) {
+                    canvas.dashes(pair[0], pair[1], theme::GREY.to_rgba(), theme::SERIES);
+                }
+            }
+            for (i, name) in series.iter().enumerate() {
+                let points = rows.iter().filter(of_panel).filter(|row| row.series == *name);
+                let mut points: Vec<_> = points.map(|row| (row.steps as f64, value(row))).collect();
+                points.sort_by(|a, b| a.0.total_cmp(&b.0));
+                let places: Vec<_> = points.into_iter().map(|point| frame.place(point)).collect();
+                if places.len() > 1 {
+                    canvas.line(&places, theme::category(i).to_rgba(), theme::SERIES);
+                }
+                for place in places {
+                    marker(canvas, place, i, theme::category(i));
+                }
+            }
+        }
+    })
+}
+
+/// A panel's place and axes.
+struct Frame<'a> {
+    left: f64,
+    width: f64,
+    top: f64,
+    x: &'a Axis,
+    y: &'a Axis,
+}
+
+impl Frame<'_> {
+    fn place(&self, (steps, value): Point) -> Point {
+        let (x, y) = (self.x.fraction(steps), self.y.fraction(value));
+        (self.left + x * self.width, self.top + (1.0 - y) * PANEL)
+    }
+
+    fn draw_axes(&self, canvas: &mut Canvas, panel: &str, quantity: Quantity) {
+        let ink = theme::BLACK.to_rgba();
+        let (right, bottom) = (self.left + self.width, self.top + PANEL);
+        canvas.line(&[(self.left, self.top), (self.left, bottom), (right, bottom)], ink, theme::SPINE);
+        for (ticks, along_x) in [(&self.x.ticks, true), (&self.y.ticks, false)] {
+            for tick in ticks {
+                let length = if tick.label.is_some() { theme::TICK } else { theme::TICK / 2.0 };
+                let (at, end, label_at, anchor) = if along_x {
+                    let x = self.left + tick.at * self.width;
+                    ((x, bottom), (x, bottom + length), (x, bottom + theme::TICK + 6.0), HPos::Center)
+                } else {
+                    let y = bottom - tick.at * PANEL;
+                    let label_at = (self.left - theme::TICK - 2.0, y);
+                    ((self.left, y), (self.left - length, y), label_at, HPos::Right)
+                };
+                canvas.line(&[at, end], ink, theme::SPINE);
+                if let Some(label) = &tick.label {
+                    canvas.text(label, label_at, theme::SMALL, theme::BLACK, anchor);
+                }
+            }
+        }
+        let title = match quantity {
+            Quantity::Time => "time (ms)",
+            Quantity::Bandwidth => "bandwidth (GB/s)",
+        };
+        let middle = (self.left + self.width / 2.0, self.top + PANEL / 2.0);
+        canvas.upward_text(title, (self.left - 34.0, middle.1), theme::TITLE, theme::BLACK);
+        canvas.text(
+            "steps",
+            (middle.0, bottom + theme::BOTTOM - 7.0),
+            theme::TITLE,
+            theme::BLACK,
+            HPos::Center,
+        );
+        canvas.text(panel, (self.left, self.top - 6.0), theme::SMALL, theme::BLACK, HPos::Left);
+    }
+}

@@ -1,0 +1,155 @@
+//! Across channels: groups of them side by side on the threads, each walked from the first step to the last.
+//!
+//! Steps × channels: a strip of neighbouring channels keeps its state in the cache and goes down the rows, vectorised
+//! across the strip. Strips are as wide as the threads allow: a row that is read in short pieces costs a page and the
+//! prefetcher's attention a piece (768-byte pieces ran at a quarter of the speed of whole rows).
+//!
+//! Channels × steps: groups of rows, in [`lanes`](super::lanes).
+
+use ndarray::{ArrayViewMut2, Axis};
+use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
+use rayon::slice::ParallelSliceMut;
+
+use super::lanes::{LANES, Lane, Scratch};
+use super::linear::{Layout, Problem, Shape};
+use super::vectorised::vectorised;
+use super::{Element, lanes, stream};
+
+/// The most bytes of a strip's row: half of a common L2. From DRAM, rows of 512 KB came at 23 GB/s, of 64 KB at 17, of
+/// 16 KB at 13 (S and U, two threads); why so wide a row is still better was not found out.
+const STRIP_BYTES: usize = 1 << 19;
+/// The least: a few lines.
+const LEAST_STRIP_BYTES: usize = 256;
+/// Elements of a strip's row that are computed and then written, from L1.
+pub(super) const PIECE: usize = 1024;
+/// Strips narrower than this are asked for a row ahead. In wider ones the hardware soon finds its way, and asking costs
+/// more than it brings.
+const NARROW_BYTES: usize = 8192;
+/// Whether a row's piece ends before the hardware has found out that it goes on.
+pub(super) fn is_narrow<T>(width: usize, channels: usize) -> bool {
+    width < channels && width * size_of::<T>() < NARROW_BYTES
+}
+
+/// Channels of a strip. The results do not depend on it.
+pub(super) fn strip<T>(shape: Shape) -> usize {
+    let most = STRIP_BYTES / size_of::<T>();
+    let least = LEAST_STRIP_BYTES / size_of::<T>();
+    let wanted =
+        (shape.batch * shape.channels).div_ceil(rayon::current_num_threads()).next_multiple_of(least);
+    // Not a strip and a sliver.
+    let pieces = shape.channels.div_ceil(wanted.clamp(least, most));
+    shape.channels.div_ceil(pieces).next_multiple_of(16).max(1)
+}
+
+/// Cuts `[batch, steps, channels]` into strips `[steps, width]`: sequence, first channel, the strip.
+pub(super) fn strips<T>(
+    states: &mut [T],
+    shape: Shape,
+    width: usize,
+) -> Vec<(usize, usize, ArrayViewMut2<'_, T>)> {
+    let Shape { steps, channels, .. } = shape;
+    let mut strips = Vec::new();
+    for (sequence, states) in states.chunks_exact_mut(steps * channels).enumerate() {
+        let mut rest = ArrayViewMut2::from_shape((steps, channels), states).expect("the states' shape");
+        while rest.ncols() > 0 {
+            let first = channels - rest.ncols();
+            let width = width.min(rest.ncols());
+            let (strip, others) = rest.split_at(Axis(1), width);
+            strips.push((sequence, first, strip));
+            rest = others;
+        }
+    }
+    strips
+}
+
+pub fn scan<T: Element>(problem: &Problem<T>, states: &mut [T]) {
+    match problem.layout {
+        Layout::StepsChannels => {
+            let width = strip::<T>(problem.shape);
+            strips(states, problem.shape, width).into_par_iter().for_each(|(sequence, first, mut states)| {
+                let width = states.ncols();
+                let mut state = start_of_strip(problem, sequence, first, width);
+                walk_strip(problem, sequence, (0, first), &mut state, &mut states);
+            });
+        }
+        Layout::ChannelsSteps => {
+            let steps = problem.shape.steps;
+            states.par_chunks_mut(LANES * steps).enumerate().for_each_init(
+                Scratch::new,
+                |scratch, (group, states)| {
+                    let mut lanes: Vec<_> = states
+                        .chunks_exact_mut(steps)
+                        .enumerate()
+                        .map(|(i, states)| {
+                            let row = group * LANES + i;
+                            let (gates, inputs) = problem.row(row);
+                            Lane { gates, inputs, state: problem.start(row), states: Some(states) }
+                        })
+                        .collect();
+                    lanes::walk(&mut lanes, problem.stream, scratch);
+                },
+            );
+        }
+    }
+}
+
+/// The states of a strip before the first step.
+pub(super) fn start_of_strip<T: Element>(
+    problem: &Problem<T>,
+    sequence: usize,
+    first: usize,
+    width: usize,
+) -> Vec<T> {
+    let place = sequence * problem.shape.channels + first;
+    problem.initial.map_or_else(|| vec![T::zero(); width], |initial| initial[place..][..width].to_vec())
+}
+
+/// Takes a strip of channels from `state` through the steps of `states` `[steps, width]`, the first of which is
+/// `step` of the sequence; leaves the last state in `state`.
+pub(super) fn walk_strip<'a, T: Element>(
+    problem: &Problem<'a, T>,
+    sequence: usize,
+    (step, channel): (usize, usize),
+    state: &mut [T],
+    states: &mut ArrayViewMut2<T>,
+) {
+    let (gates, inputs) = (problem.gates_of(sequence), problem.inputs_of(sequence));
+    let channels = problem.shape.channels;
+    let narrow = is_narrow::<T>(state.len(), channels);
+    vectorised(
+        #[inline(always)]
+        || {
+            for (t, mut states) in (step..).zip(states.outer_iter_mut()) {
+                let states = states.as_slice_mut().expect("contiguous rows");
+                for (i, (x, states)) in state.chunks_mut(PIECE).zip(states.chunks_mut(PIECE)).enumerate() {
+                    let place = t * channels + channel + i * PIECE;
+                    let piece = |all: &'a [T]| &all[place..][..states.len()];
+                    let soon = |all: &[T]| {
+                        if narrow {
+                            let next = place + channels..place + channels + states.len();
+                            stream::prefetch(all.get(next).unwrap_or_default());
+                        }
+                    };
+                    soon(inputs);
+                    if problem.gate_per_step {
+                        let a = gates[t];
+                        for (x, &b) in x.iter_mut().zip(piece(inputs)) {
+                            *x = a * *x + b;
+                        }
+                    } else {
+                        soon(gates);
+                        for ((x, &a), &b) in x.iter_mut().zip(piece(gates)).zip(piece(inputs)) {
+                            *x = a * *x + b;
+                        }
+                    }
+                    if problem.stream {
+                        stream::copy(states, x);
+                    } else {
+                        states.copy_from_slice(x);
+                    }
+                }
+            }
+        },
+    );
+    stream::fence();
+}

@@ -1,0 +1,211 @@
+//! Across time in two passes: every segment's end from zero and the product of its gates; from these, one after the
+//! other, every segment's true start; then every segment again, written. Segments depend on the number of steps
+//! alone, so the results do not depend on the number of threads.
+//!
+//! Its floor: the inputs (and gates per element) are read twice, 20 bytes an f32 element with gates per element against 12
+//! that must move, 12 against 8 with gates per step. Products serve as coefficients only: nothing is divided by them, so
+//! one that vanishes is right. Where one is not finite, its segment is walked from its true start instead.
+
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
+use rayon::slice::{ParallelSlice, ParallelSliceMut};
+
+use ndarray::{ArrayViewMut2, Axis};
+
+use super::Element;
+use super::channels::{start_of_strip, strip, strips, walk_strip};
+use super::lanes::{self, LANES, Lane, Scratch};
+use super::linear::{Layout, Problem, Shape};
+use super::vectorised::vectorised;
+
+/// Segments are no shorter: each costs a task and a step of the serial combination.
+const LEAST: usize = 256;
+/// At most so many of them.
+const MOST_SEGMENTS: usize = 64;
+
+/// Steps of a segment; the last may be shorter.
+fn segment(steps: usize) -> usize {
+    steps.div_ceil(MOST_SEGMENTS).max(LEAST)
+}
+
+/// What a segment does to the state before it: x ↦ gate · x + end.
+#[derive(Clone, Copy, Debug)]
+struct Effect<T> {
+    gate: T,
+    end: T,
+}
+
+impl<T: Element> Effect<T> {
+    /// The state after the segment, `walk` being the way where the product of gates left the element type's range.
+    fn apply(self, start: T, walk: impl FnOnce() -> T) -> T {
+        if self.gate.is_finite() && self.end.is_finite() && start.is_finite() {
+            self.gate * start + self.end
+        } else {
+            walk()
+        }
+    }
+}
+
+pub fn scan<T: Element>(problem: &Problem<T>, states: &mut [T]) {
+    match problem.layout {
+        Layout::StepsChannels => steps_channels(problem, states),
+        Layout::ChannelsSteps => channels_steps(problem, states),
+    }
+}
+
+fn channels_steps<T: Element>(problem: &Problem<T>, states: &mut [T]) {
+    let Shape { batch, steps, channels } = problem.shape;
+    let length = segment(steps);
+    let whole = (steps - 1) / length;
+    // All segments but each row's last, which has no successor: row by row.
+    let first: Vec<_> = (0..batch * channels)
+        .flat_map(|row| {
+            let (gates, inputs) = problem.row(row);
+            (0..whole).map(move |i| (&gates[i * length..][..length], &inputs[i * length..][..length]))
+        })
+        .collect();
+    let effects: Vec<_> = first
+        .par_chunks(LANES)
+        .map_init(Scratch::new, |scratch, segments| effects_of_lanes(scratch, segments))
+        .collect::<Vec<_>>()
+        .concat();
+    let mut lanes = Vec::with_capacity(batch * channels * (whole + 1));
+    for (row, states) in states.chunks_exact_mut(steps).enumerate() {
+        let (gates, inputs) = problem.row(row);
+        let mut state = problem.start(row);
+        let segments = states.chunks_mut(length).zip(gates.chunks(length)).zip(inputs.chunks(length));
+        for (i, ((states, gates), inputs)) in segments.enumerate() {
+            lanes.push(Lane { gates, inputs, state, states: Some(states) });
+            if i < whole {
+                let walk = || gates.iter().zip(inputs).fold(state, |x, (&a, &b)| a * x + b);
+                state = effects[row * whole + i].apply(state, walk);
+            }
+        }
+    }
+    // Lanes side by side are equally long: each row's last segments are taken together.
+    let (mut last, mut others): (Vec<_>, Vec<_>) =
+        lanes.into_iter().partition(|lane| lane.inputs.len() < length);
+    for lanes in [&mut others, &mut last] {
+        lanes.par_chunks_mut(LANES).for_each_init(Scratch::new, |scratch, lanes| {
+            lanes::walk(lanes, problem.stream, scratch);
+        });
+    }
+}
+
+/// The effects of up to [`LANES`] equally long segments.
+fn effects_of_lanes<T: Element>(scratch: &mut Scratch<T>, segments: &[(&[T], &[T])]) -> Vec<Effect<T>> {
+    let lane = |&(gates, inputs)| Lane { gates, inputs, state: T::zero(), states: None };
+    let mut lanes: Vec<_> = segments.iter().map(lane).collect();
+    let products = lanes::walk(&mut lanes, false, scratch);
+    lanes.iter().zip(products).map(|(lane, gate)| Effect { gate, end: lane.state }).collect()
+}
+
+/// A strip of channels in one segment.
+struct Piece<'a, T> {
+    sequence: usize,
+    /// First step and channel.
+    place: (usize, usize),
+    /// Before it.
+    state: Vec<T>,
+    states: ArrayViewMut2<'a, T>,
+}
+
+fn steps_channels<T: Element>(problem: &Problem<T>, states: &mut [T]) {
+    let Shape { steps, .. } = problem.shape;
+    let length = segment(steps);
+    let strips = strips(states, problem.shape, strip::<T>(problem.shape));
+    let places: Vec<_> = strips
+        .iter()
+        .flat_map(|&(sequence, first, ref strip)| {
+            let width = strip.ncols();
+            (0..steps - 1)
+                .step_by(length)
+                .filter(move |start| start + length < steps)
+                .map(move |start| (sequence, first, width, start))
+        })
+        .collect();
+    let mut effects = places
+        .into_par_iter()
+        .map(|(sequence, first, width, start)| {
+            effect_of_strip(problem, sequence, (start, first), width, length)
+        })
+        .collect::<Vec<_>>()
+        .into_iter();
+    let mut pieces = Vec::new();
+    for (sequence, first, strip) in strips {
+        let width = strip.ncols();
+        let mut state = start_of_strip(problem, sequence, first, width);
+        let mut rest = strip;
+        let mut start = 0;
+        while rest.nrows() > length {
+            let (states, others) = rest.split_at(Axis(0), length);
+            let place = (start, first);
+            let effect = effects.next().expect("one for every segment that has a successor");
+            let mut after = Vec::with_capacity(width);
+            for (i, (effect, &state)) in effect.into_iter().zip(&state).enumerate() {
+                let walk = || walk_one(problem, sequence, (start, first + i), length, state);
+                after.push(effect.apply(state, walk));
+            }
+            pieces.push(Piece { sequence, place, state: std::mem::replace(&mut state, after), states });
+            (rest, start) = (others, start + length);
+        }
+        pieces.push(Piece { sequence, place: (start, first), state, states: rest });
+    }
+    pieces.into_par_iter().for_each(|Piece { sequence, place, mut state, mut states }| {
+        walk_strip(problem, sequence, place, &mut state, &mut states);
+    });
+}
+
+/// One channel through a segment, without writing.
+fn walk_one<T: Element>(
+    problem: &Problem<T>,
+    sequence: usize,
+    (start, channel): (usize, usize),
+    length: usize,
+    state: T,
+) -> T {
+    let (gates, inputs) = (problem.gates_of(sequence), problem.inputs_of(sequence));
+    let channels = problem.shape.channels;
+    (start..start + length).fold(state, |x, t| {
+        let place = t * channels + channel;
+        gates[if problem.gate_per_step { t } else { place }] * x + inputs[place]
+    })
+}
+
+fn effect_of_strip<T: Element>(
+    problem: &Problem<T>,
+    sequence: usize,
+    (start, channel): (usize, usize),
+    width: usize,
+    length: usize,
+) -> Vec<Effect<T>> {
+    let (gates, inputs) = (problem.gates_of(sequence), problem.inputs_of(sequence));
+    let channels = problem.shape.channels;
+    let (mut product, mut end) = (vec![T::one(); width], vec![T::zero(); width]);
+    vectorised(
+        #[inline(always)]
+        || {
+            let mut scalar = T::one();
+            for t in start..start + length {
+                let row = t * channels + channel;
+                let inputs = &inputs[row..][..width];
+                if problem.gate_per_step {
+                    let a = gates[t];
+                    for (x, &b) in end.iter_mut().zip(inputs) {
+                        *x = a * *x + b;
+                    }
+                    scalar *= a;
+                } else {
+                    let gates = &gates[row..][..width];
+                    for (((x, product), &a), &b) in end.iter_mut().zip(&mut product).zip(gates).zip(inputs) {
+                        *x = a * *x + b;
+                        *product *= a;
+                    }
+                }
+            }
+            if problem.gate_per_step {
+                product.fill(scalar);
+            }
+        },
+    );
+    product.into_iter().zip(end).map(|(gate, end)| Effect { gate, end }).collect()
+}

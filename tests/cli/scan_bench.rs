@@ -1,0 +1,154 @@
+//! `nmem scan-bench`: small shapes, every column, what is left out, what is refused.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use crate::Desk;
+
+const COLUMNS: &str = "algorithm,device,dtype,threads,batch,steps,channels,gate,layout,median_ms,min_ms,bytes,gb_per_s,\
+                       copy_fraction,max_abs_error,runs,copy_gb_per_s,sequential_max_abs_error,outliers,chosen,correct";
+const SMALL: &str = "scan-bench --batch 2 --steps 3,300 --channels 5,40 --seconds 0 --runs 3 --threads 1,2";
+
+#[test]
+fn small_shapes_and_every_column() {
+    let desk = Desk::new();
+    let ran = desk.ok(&format!("{SMALL} --dtype f32,f64"));
+    assert_eq!(desk.names("results"), ["scan-bench"]);
+    assert_eq!(desk.names("results/scan-bench"), ["machine.json", "plots", "scan_bench.csv"]);
+    assert_eq!(desk.names("results/scan-bench/plots"), ["bandwidth.svg", "time.svg"]);
+    let text = String::from_utf8(desk.bytes("results/scan-bench/scan_bench.csv")).unwrap();
+    assert_eq!(text.lines().next(), Some(COLUMNS));
+
+    // 2 types × 4 shapes × (4 kinds of auto, channels, time, tree with 1 and 2 threads, sequential with 1; once the pair).
+    let table = desk.csv("results/scan-bench/scan_bench.csv");
+    let algorithms = table.texts("algorithm");
+    assert_eq!(algorithms.len(), 2 * 4 * (4 * 9 + 5));
+    assert_eq!(ran.out.lines().filter(|line| line.starts_with("2 × ")).count(), algorithms.len());
+    let [threads, steps, channels] = ["threads", "steps", "channels"].map(|name| table.numbers(name));
+    let [median, min, bytes] = ["median_ms", "min_ms", "bytes"].map(|name| table.numbers(name));
+    let [speed, fraction, copy] =
+        ["gb_per_s", "copy_fraction", "copy_gb_per_s"].map(|name| table.numbers(name));
+    let [error, plain, runs] =
+        ["max_abs_error", "sequential_max_abs_error", "runs"].map(|name| table.numbers(name));
+    for i in 0..algorithms.len() {
+        let what = format!("row {i}: {}", text.lines().nth(i + 1).unwrap());
+        assert!(median[i] >= min[i] && min[i] > 0.0, "{what}");
+        assert!((speed[i] / (bytes[i] / median[i] / 1e6) - 1.0).abs() < 1e-9, "{what}");
+        assert!((fraction[i] / (speed[i] / copy[i]) - 1.0).abs() < 1e-9, "{what}");
+        assert!(error[i] < 1e-4 && plain[i] < 1e-4 && runs[i] >= 3.0, "{what}");
+        let size = if table.texts("dtype")[i] == "f64" { 8.0 } else { 4.0 };
+        let (rows, elements) = (2.0 * steps[i], 2.0 * steps[i] * channels[i]);
+        let numbers = match (algorithms[i], table.texts("gate")[i]) {
+            ("pair-last", _) => 3.0 * rows + elements + 8.0 * channels[i],
+            ("pair" | "pair-sequential", _) => 3.0 * rows + 2.0 * elements + 8.0 * channels[i],
+            (_, "step") => rows + 2.0 * elements,
+            _ => 3.0 * elements,
+        };
+        assert!((bytes[i] - numbers * size).abs() < 0.5, "{what}");
+        let sequential = algorithms[i].ends_with("sequential");
+        assert!(!sequential || threads[i] < 1.5, "{what}");
+        assert!(table.texts("correct")[i] == "true" && table.texts("device")[i] == "cpu", "{what}");
+        // Few enough for one thread.
+        assert!(algorithms[i] != "auto" || table.texts("chosen")[i] == "sequential", "{what}");
+    }
+    let machine = desk.json("results/scan-bench/machine.json");
+    for key in
+        ["cpu", "logical_cores", "caches", "memory_bytes", "os", "vector_isa", "nmem", "commit", "rustc"]
+    {
+        assert!(machine.get(key).is_some(), "{key}");
+    }
+    assert!(machine["rustc"].as_str().unwrap().starts_with("rustc 1."));
+}
+
+#[test]
+fn some_of_everything_as_json() {
+    let desk = Desk::new();
+    let line = "scan-bench --algorithm channels,auto,channels --steps 300 --channels 20 --batch 1 --layout channels-steps \
+                --gate element --threads 1 --seconds 0 --format json --no-plots --out out -q";
+    let json: Value = serde_json::from_str(&desk.ok(line).out).unwrap();
+    let rows = json["rows"].as_array().unwrap();
+    let algorithms: Vec<_> = rows.iter().map(|row| row["algorithm"].as_str().unwrap()).collect();
+    assert_eq!(algorithms, ["channels", "auto"]);
+    let keys: BTreeSet<_> = rows[0].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(keys, COLUMNS.split(',').collect());
+    assert_eq!(json["left_out"], Value::Array(Vec::new()));
+    assert!(json["wall_s"].as_f64().unwrap() > 0.0 && json["machine"]["nmem"].is_string());
+    assert_eq!(desk.names("out"), ["machine.json", "scan_bench.csv"]);
+    // Again only with --force.
+    assert!(desk.refused(line).contains("--force"));
+    desk.ok(&format!("{line} --force"));
+}
+
+#[test]
+fn shapes_that_need_too_much_are_named() {
+    let desk = Desk::new();
+    let line = "scan-bench --steps 10,300 --channels 20 --batch 1 --gate element --threads 1 --seconds 0 --max-bytes 3000 --out out";
+    let ran = desk.ok(line);
+    let expected = "1 × 300 × 20, gates per element, f32: 72320 bytes, at most 3000 (--max-bytes)";
+    assert!(ran.err.starts_with(&format!("left out: {expected}\n")), "{}", ran.err);
+    assert!(ran.out.contains(&format!("\nleft out  {expected}\n")), "{}", ran.out);
+    assert!(desk.csv("out/scan_bench.csv").numbers("steps").iter().all(|&steps| steps < 11.0));
+    // Nothing left is no failure, and has nothing to draw.
+    let ran = desk.ok("scan-bench --steps 10 --max-bytes 3 --out none");
+    assert!(ran.err.starts_with("left out: 8 × 10 × 1536"), "{}", ran.err);
+    assert_eq!(desk.names("none/plots"), [""; 0]);
+    // Nor does a shape that no computer holds fail.
+    let ran = desk.ok("scan-bench --steps 18446744073709551615 --out huge -q --format json");
+    assert!(ran.out.contains("more than there can be"), "{}", ran.out);
+}
+
+#[test]
+fn refused() {
+    let desk = Desk::new();
+    for (arguments, expected) in [
+        ("--device cuda", "--device: expected cpu (this build is without CUDA), got cuda"),
+        ("--threads 0", "--threads: expected whole numbers of at least 1, got 0"),
+        ("--threads 2,5000", "--threads: expected at most 1024, got 5000"),
+        ("--steps 4,0", "--steps: expected whole numbers of at least 1, got 0"),
+        ("--channels 0", "--channels: expected whole numbers of at least 1, got 0"),
+        ("--batch 0", "--batch: expected whole numbers of at least 1, got 0"),
+        ("--runs 0", "--runs: expected whole numbers of at least 1, got 0"),
+        ("--seconds -1", "--seconds: expected 0 to 3600 seconds, got -1"),
+        ("--seconds nan", "--seconds: expected 0 to 3600 seconds, got NaN"),
+        (
+            "--algorithm pair --gate element",
+            "--algorithm: expected steps-channels and step among --layout and --gate, for the fused pair is of that kind, \
+             got neither a scan nor such a pair",
+        ),
+        ("--steps 1.5", "invalid value '1.5' for '--steps <LIST>': expected a whole number (see --help)"),
+        ("--full --steps 4", "the argument '--full' cannot be used with '--steps <LIST>' (see --help)"),
+    ] {
+        assert_eq!(desk.refused(&format!("scan-bench {arguments}")), expected, "{arguments}");
+    }
+    for arguments in ["--algorithm fast", "--layout rows", "--gate none", "--dtype f16", "--device gpu"] {
+        let message = desk.refused(&format!("scan-bench {arguments}"));
+        assert!(message.starts_with("invalid value '"), "{message}");
+        assert!(message.contains("possible values: "), "{message}");
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn interrupted() {
+    let desk = Desk::new();
+    let before = desk.contents();
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_nmem"))
+        .args("scan-bench --steps 64 --channels 64 --seconds 3000 --out a/b".split(' '))
+        .current_dir(desk.path("."))
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let start = std::time::Instant::now();
+    while !desk.path("a").exists() {
+        assert!(start.elapsed() < std::time::Duration::from_secs(30), "the run begins");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    let kill = format!("kill -INT {}", child.id());
+    assert!(std::process::Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    let status = child.wait().unwrap();
+    let err = std::io::read_to_string(child.stderr.take().unwrap()).unwrap();
+    assert_eq!((status.code(), &err[..]), (Some(130), "error: a/b was not made: interrupted\n"));
+    assert!(desk.contents() == before, "what is in the folder");
+}
