@@ -3,37 +3,39 @@
 
 use std::ops::Range;
 
-use ndarray::ArrayView2;
+use ndarray::{ArrayView2, ArrayView3, Axis, s};
 
 use super::Element;
 use super::linear::{Gates, Layout, Recurrence};
 use super::pair::Pair;
 
 /// Walks some channels of a sequence: `state(t, x_t)` for every step.
-pub fn walk<T: Element>(
-    recurrence: &Recurrence<T>,
+pub fn walk<'a, T: Element>(
+    recurrence: &Recurrence<'a, T>,
     sequence: usize,
     channels: Range<usize>,
     mut state: impl FnMut(usize, &[f64]),
 ) {
-    let place = |t, channel| match recurrence.layout {
-        Layout::StepsChannels => [sequence, t, channel],
-        Layout::ChannelsSteps => [sequence, channel, t],
+    // [steps, channels]
+    let by_step = |all: ArrayView3<'a, T>| {
+        let all = all.index_axis_move(Axis(0), sequence);
+        let all = match recurrence.layout {
+            Layout::StepsChannels => all,
+            Layout::ChannelsSteps => all.reversed_axes(),
+        };
+        all.slice_move(s![.., channels.clone()])
     };
-    let steps = match recurrence.layout {
-        Layout::StepsChannels => recurrence.inputs.dim().1,
-        Layout::ChannelsSteps => recurrence.inputs.dim().2,
+    let gates = match recurrence.gates {
+        Gates::Step(gates) => gates.index_axis_move(Axis(0), sequence).insert_axis(Axis(1)),
+        Gates::Element(gates) => by_step(gates),
     };
+    let inputs = by_step(recurrence.inputs);
     let start = |channel| recurrence.initial.map_or(0.0, |initial| initial[[sequence, channel]].into());
     let mut states: Vec<f64> = channels.clone().map(start).collect();
-    for t in 0..steps {
-        for (x, channel) in states.iter_mut().zip(channels.clone()) {
-            let a: f64 = match recurrence.gates {
-                Gates::Step(gates) => gates[[sequence, t]].into(),
-                Gates::Element(gates) => gates[place(t, channel)].into(),
-            };
-            let b: f64 = recurrence.inputs[place(t, channel)].into();
-            *x = a * *x + b;
+    for (t, (gates, inputs)) in gates.outer_iter().zip(inputs.outer_iter()).enumerate() {
+        let gates = gates.broadcast(states.len()).expect("one gate or one a channel");
+        for ((x, &a), &b) in states.iter_mut().zip(gates).zip(inputs) {
+            *x = a.into() * *x + b.into();
         }
         state(t, &states);
     }

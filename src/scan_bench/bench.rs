@@ -27,6 +27,9 @@ const STRETCH: usize = 1 << 16;
 /// Channels that the oracle walks together: a few lines of a row.
 const ORACLE: usize = 256;
 
+/// Rows that it walks together: their lines stay in L1.
+const ORACLE_ROWS: usize = 16;
+
 /// Gates are uniform from here to 1: slow forgetting, so that errors can add up.
 const LEAST_GATE: f64 = 0.9;
 
@@ -95,8 +98,9 @@ struct Inputs<'a, T> {
     values: &'a [T],
 }
 
-/// What a copy of so many bytes with so many threads reaches.
-struct Copies(Vec<(usize, usize, f64)>);
+/// What a copy of so many bytes with so many threads reaches; measured once, of every number of bytes.
+#[derive(Debug, Default)]
+pub struct Copies(Vec<(usize, usize, f64)>);
 
 impl Copies {
     fn of(&self, bytes: usize, threads: usize) -> Option<f64> {
@@ -109,6 +113,7 @@ impl Case {
     pub fn run<T: Real + Element>(
         self,
         arena: &mut Arena<T>,
+        copies: &mut Copies,
         work: &[(Algorithm, Vec<usize>)],
         observe: Observer,
     ) -> Result<Vec<Row>> {
@@ -124,7 +129,6 @@ impl Case {
         let pool = |threads: usize| &pools.iter().find(|pool| pool.0 == threads).expect("made above").1;
 
         fill(room, 1.0, 2.0);
-        let mut copies = Copies(Vec::new());
         for (algorithm, threads) in work {
             for &threads in threads {
                 let bytes = self.bytes::<T>(*algorithm);
@@ -346,7 +350,7 @@ impl<'a, T: Real + Element> Inputs<'a, T> {
         self.compute(algorithm, states, &mut last);
         let states = ArrayView3::from_shape(self.dim(), &*states).expect("as many states as inputs");
         let BenchShape { batch, steps, channels } = self.case.shape;
-        let width = if self.case.layout == Layout::StepsChannels { ORACLE } else { 1 };
+        let width = if self.case.layout == Layout::StepsChannels { ORACLE } else { ORACLE_ROWS };
         let parts: Vec<(usize, Range<usize>)> = (0..batch)
             .flat_map(|i| (0..channels).step_by(width).map(move |c| (i, c..channels.min(c + width))))
             .collect();

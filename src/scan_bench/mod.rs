@@ -17,7 +17,7 @@ use crate::plot;
 use crate::real::ElementType;
 use crate::record::ResultsFolder;
 use crate::scan::linear::{self, Shape};
-use bench::Arena;
+use bench::{Arena, Copies};
 pub use machine::{Cache, Machine};
 use timing::Effort;
 
@@ -365,14 +365,15 @@ pub fn execute(config: Config, replace: bool, observe: Observer) -> Result<Repor
 
     let effort = Effort { runs: config.runs, time: Duration::from_secs_f64(config.seconds) };
     let (mut of_f32, mut of_f64) = (Arena::<f32>::default(), Arena::<f64>::default());
+    let mut copies = Copies::default();
     let mut rows = Vec::new();
     for &(dtype, shape, (layout, gate, algorithms)) in &tasks {
         let case = bench::Case { shape, layout: *layout, gate: *gate, effort };
         let work: Vec<_> =
             algorithms.iter().map(|&algorithm| (algorithm, config.threads_of(algorithm))).collect();
         rows.extend(match dtype {
-            ElementType::F32 => case.run(&mut of_f32, &work, observe),
-            ElementType::F64 => case.run(&mut of_f64, &work, observe),
+            ElementType::F32 => case.run(&mut of_f32, &mut copies, &work, observe),
+            ElementType::F64 => case.run(&mut of_f64, &mut copies, &work, observe),
         }?);
     }
     drop((of_f32, of_f64));
