@@ -219,8 +219,8 @@ unsafe fn turn<T: Element>(avx: bool, from: [*const T; SQUARE], to: *mut T, stri
         // can be written.
         unsafe {
             let rows: [[T; 4]; 4] = std::array::from_fn(|k| from[j + k].add(i).cast::<[T; 4]>().read());
-            for k in 0..4 {
-                let column: [T; 4] = std::array::from_fn(|l| rows[l][k]);
+            let columns: [[T; 4]; 4] = std::array::from_fn(|k| std::array::from_fn(|l| rows[l][k]));
+            for (k, column) in columns.into_iter().enumerate() {
                 to.add((i + k) * stride + j).cast::<[T; 4]>().write(column);
             }
         }
