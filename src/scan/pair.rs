@@ -14,7 +14,6 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use super::channels::{PIECE, is_narrow, strip, strips};
 use super::linear::{Shape, streams};
-use super::vectorised::vectorised;
 use super::{Element, stream};
 
 /// What goes into the pair.
@@ -129,38 +128,31 @@ impl<T: Element> Task<'_, T> {
         let s = momentum.as_slice_mut().expect("a contiguous row");
         let u = update.as_slice_mut().expect("a contiguous row");
         let narrow = is_narrow::<T>(s.len(), channels);
-        vectorised(
-            #[inline(always)]
-            || {
-                for (t, ((&theta, &eta), &alpha)) in
-                    learning_rate.iter().zip(&momenta).zip(&decay).enumerate()
-                {
-                    let keep = T::one() - alpha;
-                    let mut row = updates.as_mut().map(|updates| updates.row_mut(t));
-                    let mut row = row.as_mut().map(|row| row.as_slice_mut().expect("contiguous rows"));
-                    for (i, (s, u)) in s.chunks_mut(PIECE).zip(u.chunks_mut(PIECE)).enumerate() {
-                        let place = t * channels + first + i * PIECE;
-                        if narrow {
-                            let next = place + channels..place + channels + s.len();
-                            stream::prefetch(surprise.get(next).unwrap_or_default());
-                        }
-                        let g = &surprise[place..][..s.len()];
-                        for ((s, u), &g) in s.iter_mut().zip(&mut *u).zip(g) {
-                            *s = eta * *s - theta * g;
-                            *u = keep * *u + *s;
-                        }
-                        if let Some(row) = &mut row {
-                            let written = &mut row[i * PIECE..][..u.len()];
-                            if past_cache {
-                                stream::copy(written, u);
-                            } else {
-                                written.copy_from_slice(u);
-                            }
-                        }
+        for (t, ((&theta, &eta), &alpha)) in learning_rate.iter().zip(&momenta).zip(&decay).enumerate() {
+            let keep = T::one() - alpha;
+            let mut row = updates.as_mut().map(|updates| updates.row_mut(t));
+            let mut row = row.as_mut().map(|row| row.as_slice_mut().expect("contiguous rows"));
+            for (i, (s, u)) in s.chunks_mut(PIECE).zip(u.chunks_mut(PIECE)).enumerate() {
+                let place = t * channels + first + i * PIECE;
+                if narrow {
+                    let next = place + channels..place + channels + s.len();
+                    stream::prefetch(surprise.get(next).unwrap_or_default());
+                }
+                let g = &surprise[place..][..s.len()];
+                for ((s, u), &g) in s.iter_mut().zip(&mut *u).zip(g) {
+                    *s = eta * *s - theta * g;
+                    *u = keep * *u + *s;
+                }
+                if let Some(row) = &mut row {
+                    let written = &mut row[i * PIECE..][..u.len()];
+                    if past_cache {
+                        stream::copy(written, u);
+                    } else {
+                        written.copy_from_slice(u);
                     }
                 }
-            },
-        );
+            }
+        }
         stream::fence();
     }
 }

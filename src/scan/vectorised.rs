@@ -7,7 +7,7 @@ struct Work<F>(F);
 impl<R, F: FnMut() -> R> WithSimd for Work<F> {
     type Output = R;
 
-    #[expect(clippy::inline_always, reason = "compiled once per instruction set")]
+    #[expect(clippy::inline_always, reason = "to be compiled with the instruction set of the caller")]
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, _: S) -> R {
         (self.0)()

@@ -234,6 +234,31 @@ pub struct Row {
     pub correct: bool,
 }
 
+/// scan_bench.csv's header: the fields of [`Row`].
+const COLUMNS: [&str; 21] = [
+    "algorithm",
+    "device",
+    "dtype",
+    "threads",
+    "batch",
+    "steps",
+    "channels",
+    "gate",
+    "layout",
+    "median_ms",
+    "min_ms",
+    "bytes",
+    "gb_per_s",
+    "copy_fraction",
+    "max_abs_error",
+    "runs",
+    "copy_gb_per_s",
+    "sequential_max_abs_error",
+    "outliers",
+    "chosen",
+    "correct",
+];
+
 /// What came of it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -420,7 +445,9 @@ fn wrong(row: &Row) -> String {
 
 fn write_csv(path: &std::path::Path, rows: &[Row]) -> Result<()> {
     let error = |error: csv::Error| Error::io(path, "write")(std::io::Error::other(error));
-    let mut writer = csv::Writer::from_path(path).map_err(error)?;
+    let mut writer = csv::WriterBuilder::new().has_headers(false).from_path(path).map_err(error)?;
+    // Also where there are no rows.
+    writer.write_record(COLUMNS).map_err(error)?;
     for row in rows {
         writer.serialize(row).map_err(error)?;
     }
