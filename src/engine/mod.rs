@@ -31,6 +31,7 @@ use crate::real::Real;
 use crate::sequence::Sequences;
 use stream::Stream;
 use strip::Columns;
+use tokens::Sides;
 
 /// Tokens per block. More make each visit to a strip's S and U longer and the waits of threads for each other fewer,
 /// fewer keep a block's rows in cache and memory small. With one head, which no other keeps company, 1,024 measured
@@ -259,7 +260,7 @@ pub struct Outcome {
     pub computing: Duration,
     /// Where its time went, added up over threads.
     pub phases: Phases,
-    /// Reading blocks of tokens.
+    /// Waiting for blocks of tokens: with several threads they come in while others are computed.
     pub input: Duration,
     /// Handing results to the sink.
     pub output: Duration,
@@ -389,13 +390,15 @@ pub struct Engine<'m, T: Real, M: MemoryModel<T> = Attention> {
     memory: &'m Memory<T, M>,
     sizes: Option<Sizes>,
     streams: Vec<Stream<T>>,
+    /// The tokens of each stream's next block.
+    incoming: Vec<Sides<T>>,
     scratch: Mutex<Vec<M::Scratch>>,
 }
 
 impl<'m, T: Real, M: MemoryModel<T>> Engine<'m, T, M> {
     /// An engine that has not run yet.
     pub fn new(memory: &'m Memory<T, M>) -> Self {
-        Self { memory, sizes: None, streams: Vec::new(), scratch: Mutex::default() }
+        Self { memory, sizes: None, streams: Vec::new(), incoming: Vec::new(), scratch: Mutex::default() }
     }
 
     /// Runs `work`. `tick` is told the tokens of each finished block (summed over sequences) and can stop the run.
@@ -425,7 +428,8 @@ impl<'m, T: Real, M: MemoryModel<T>> Engine<'m, T, M> {
             Context { memory: self.memory, plan: &plan, scratch: &self.scratch, phases: Default::default() };
         for first in (0..plan.sequences).step_by(group) {
             let sequences = first..plan.sequences.min(first + group);
-            run_group(&context, &mut self.streams, state, sequences, sink, tick, &mut outcome)?;
+            let buffers = (&mut *self.streams, &mut *self.incoming);
+            run_group(&context, buffers, state, sequences, sink, tick, &mut outcome)?;
             if outcome.divergence.is_some() {
                 break;
             }
@@ -442,10 +446,13 @@ impl<'m, T: Real, M: MemoryModel<T>> Engine<'m, T, M> {
     fn make_room(&mut self, sizes: Sizes, streams: usize) {
         if self.sizes.replace(sizes) != Some(sizes) {
             self.streams.clear();
+            self.incoming.clear();
             self.scratch.get_mut().expect("no task panics with it").clear();
         }
         self.streams.truncate(streams);
         self.streams.resize_with(streams, || Stream::new(self.memory, sizes));
+        self.incoming.truncate(streams);
+        self.incoming.resize_with(streams, || Sides::new(sizes, self.memory.dimensions.dim));
     }
 }
 
@@ -453,7 +460,7 @@ impl<'m, T: Real, M: MemoryModel<T>> Engine<'m, T, M> {
 /// it go on, so that what is reported is the first divergence in the order of sequences.
 fn run_group<T: Real, M: MemoryModel<T>>(
     context: &Context<'_, T, M>,
-    streams: &mut [Stream<T>],
+    (streams, incoming): (&mut [Stream<T>], &mut [Sides<T>]),
     state: &mut State<T>,
     group: Range<usize>,
     sink: &mut dyn Sink<T>,
@@ -461,25 +468,38 @@ fn run_group<T: Real, M: MemoryModel<T>>(
     outcome: &mut Outcome,
 ) -> Result<()> {
     let plan = context.plan;
-    let mut streams = &mut streams[..group.len()];
+    let (mut streams, incoming) = (&mut streams[..group.len()], &mut incoming[..group.len()]);
     streams
         .par_iter_mut()
         .zip(group.clone())
         .for_each(|(stream, sequence)| stream.load(context.memory, state, sequence));
     let mut rows = vec![0; streams.len()];
-    for block in plan.blocks() {
-        let reading = Instant::now();
-        for stream in &mut *streams {
-            if let Some(sequences) = plan.store {
-                stream.store.load(&plan.stored_before, sequences, stream.sequence, block.store)?;
+    let load = |incoming: &mut [Sides<T>], block: Block| {
+        let begin = Instant::now();
+        let mut sequences = incoming.iter_mut().zip(group.clone());
+        sequences.try_for_each(|(sides, sequence)| sides.load(plan, sequence, block))?;
+        Ok(begin.elapsed())
+    };
+    let mut blocks = plan.blocks().peekable();
+    if let Some(&first) = blocks.peek() {
+        outcome.input += load(incoming, first)?;
+    }
+    while let Some(block) = blocks.next() {
+        for (stream, sides) in streams.iter_mut().zip(&mut *incoming) {
+            std::mem::swap(&mut stream.tokens, sides);
+        }
+        let mut compute = || streams.par_iter_mut().for_each(|stream| stream.run(context, block));
+        match blocks.peek() {
+            None => compute(),
+            Some(&next) if rayon::current_num_threads() == 1 => {
+                compute();
+                outcome.input += load(incoming, next)?;
             }
-            if let Some(sequences) = plan.read {
-                stream.read.load(&plan.read_before, sequences, stream.sequence, block.read)?;
+            // The next block comes in meanwhile: a thread with nothing to do falls asleep, and is slow to wake.
+            Some(&next) => {
+                rayon::join(compute, || load(incoming, next)).1?;
             }
         }
-        outcome.input += reading.elapsed();
-
-        streams.par_iter_mut().for_each(|stream| stream.run(context, block));
 
         let writing = Instant::now();
         let mut going = streams.len();

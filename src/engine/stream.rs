@@ -5,7 +5,7 @@ use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
 use super::head::{Head, Inputs, first_nonfinite};
-use super::tokens::{Tokens, rms_norm};
+use super::tokens::{Sides, rms_norm};
 use super::{Block, Context, Divergence, Memory, Phase, Sizes};
 use crate::matmul::matmul;
 use crate::memory::model::MemoryModel;
@@ -17,8 +17,8 @@ use crate::real::Real;
 /// Buffers and heads of one sequence.
 pub struct Stream<T: Real> {
     pub sequence: usize,
-    pub store: Tokens<T>,
-    pub read: Tokens<T>,
+    /// Of the current block.
+    pub tokens: Sides<T>,
     /// (rows, 2hd)
     keys_values: Array2<T>,
     /// (rows, hd)
@@ -42,8 +42,7 @@ impl<T: Real> Stream<T> {
         let Sizes { stored, read, .. } = sizes;
         Self {
             sequence: 0,
-            store: Tokens::new(stored, dimensions.dim),
-            read: Tokens::new(read, dimensions.dim),
+            tokens: Sides::new(sizes, dimensions.dim),
             keys_values: Array2::zeros((stored, 2 * dimensions.inner())),
             queries: Array2::zeros((read, dimensions.inner())),
             logits: Array2::zeros((stored / memory.chunk_size, 3 * dimensions.heads)),
@@ -114,19 +113,19 @@ impl<T: Real> Stream<T> {
     /// Norms and projects both sides, and computes the gates' logits by chunk: groups of rows side by side.
     fn project<M: MemoryModel<T>>(&mut self, context: &Context<'_, T, M>) {
         let (projections, c) = (&context.memory.projections, context.memory.chunk_size);
-        let stored = self.store.rows().nrows();
+        let stored = self.tokens.store.rows().nrows();
         let logits = self.logits.slice_mut(s![..stored / c, ..]);
         let group = context.plan.group_rows;
         let store = Side {
-            tokens: self.store.rows_mut(),
+            tokens: self.tokens.store.rows_mut(),
             norm: projections.store_norm.as_ref(),
             weights: &projections.keys_values,
             projected: self.keys_values.slice_mut(s![..stored, ..]),
             logits: Some(logits),
         };
         let read = Side {
-            projected: self.queries.slice_mut(s![..self.read.rows().nrows(), ..]),
-            tokens: self.read.rows_mut(),
+            projected: self.queries.slice_mut(s![..self.tokens.read.rows().nrows(), ..]),
+            tokens: self.tokens.read.rows_mut(),
             norm: projections.retrieve_norm.as_ref(),
             weights: &projections.queries,
             logits: None,
@@ -141,7 +140,7 @@ impl<T: Real> Stream<T> {
     /// `post_norm(merged heads @ combine)`. Rows that were read from nothing are zero and stay zero.
     fn combine<M: MemoryModel<T>>(&mut self, context: &Context<'_, T, M>) {
         let projections = &context.memory.projections;
-        let (read, group) = (self.read.rows().nrows(), context.plan.group_rows);
+        let (read, group) = (self.tokens.read.rows().nrows(), context.plan.group_rows);
         let mut merged = self.merged.slice_mut(s![..read, ..]);
         let norm = |rows: ArrayViewMut2<T>| {
             if let Some(weight) = &projections.post_norm {
@@ -194,7 +193,7 @@ impl<T: Real> Stream<T> {
     /// (rows, D)
     fn output(&self) -> ArrayView2<'_, T> {
         let output = self.combined.as_ref().unwrap_or(&self.merged);
-        output.slice(s![..self.read.rows().nrows(), ..])
+        output.slice(s![..self.tokens.read.rows().nrows(), ..])
     }
 
     /// What was read in this block, without what an earlier call has already given: the index of its first row in

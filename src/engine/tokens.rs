@@ -2,8 +2,8 @@
 
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, s};
 
-use super::Span;
 use super::norm::norm;
+use super::{Block, Plan, Sizes, Span};
 use crate::error::Result;
 use crate::memory::state::Side;
 use crate::real::Real;
@@ -18,18 +18,12 @@ pub struct Tokens<T> {
 }
 
 impl<T: Real> Tokens<T> {
-    pub fn new(capacity: usize, dim: usize) -> Self {
+    fn new(capacity: usize, dim: usize) -> Self {
         Self { buffer: Array2::zeros((capacity, dim)), rows: 0 }
     }
 
     /// Fills the rows with the positions of `span`.
-    pub fn load(
-        &mut self,
-        side: &Side<T>,
-        from: &dyn Sequences<T>,
-        sequence: usize,
-        span: Span,
-    ) -> Result<()> {
+    fn load(&mut self, side: &Side<T>, from: &dyn Sequences<T>, sequence: usize, span: Span) -> Result<()> {
         self.rows = span.len();
         side.read_rows(from, sequence, span.start, self.rows_mut())
     }
@@ -40,6 +34,30 @@ impl<T: Real> Tokens<T> {
 
     pub fn rows_mut(&mut self) -> ArrayViewMut2<'_, T> {
         self.buffer.slice_mut(s![..self.rows, ..])
+    }
+}
+
+/// Both sides' tokens of a sequence's block.
+#[derive(Debug)]
+pub struct Sides<T> {
+    pub store: Tokens<T>,
+    pub read: Tokens<T>,
+}
+
+impl<T: Real> Sides<T> {
+    pub fn new(sizes: Sizes, dim: usize) -> Self {
+        Self { store: Tokens::new(sizes.stored, dim), read: Tokens::new(sizes.read, dim) }
+    }
+
+    /// Fills both with a block's tokens.
+    pub fn load(&mut self, plan: &Plan<'_, T>, sequence: usize, block: Block) -> Result<()> {
+        if let Some(sequences) = plan.store {
+            self.store.load(&plan.stored_before, sequences, sequence, block.store)?;
+        }
+        if let Some(sequences) = plan.read {
+            self.read.load(&plan.read_before, sequences, sequence, block.read)?;
+        }
+        Ok(())
     }
 }
 
