@@ -5,15 +5,16 @@
 //! In reading order:
 //!
 //! - [`memory`]: the mathematics, with its legend of symbols and the oracle in plain loops;
-//! - [`scan`]: the two linear recurrences along the chunks, and one on its own; [`scan_bench`] times it;
-//! - [`engine`]: how the maths is run: blocks, streaming, threads;
+//! - [`engine`]: how the maths is run: blocks, strips, streaming, threads;
+//! - [`scan`]: linear recurrences on their own, over whole sequences; [`scan_bench`] times them;
 //! - [`sequence`], [`real`]: what tokens and numbers are to all of these;
 //! - [`io`]: one file a format; [`metrics`]: the rows of metrics.csv; [`record`]: folders of results;
 //! - [`plot`]: figures, made from metrics.csv or scan_bench.csv alone;
 //! - [`config`]: settings as typed and as checked; [`run`]: one run, from configuration to published folder;
 //! - [`cli`]: the subcommands.
 //!
-//! Besides: `matmul` (the gemm crate on array views), `peak` (memory used), `error`.
+//! Besides: `matmul` (the gemm crate on array views), [`packed`] (products with weights that are cut up once), [`simd`]
+//! (vectors of either element type), `peak` (memory used), `error`.
 
 pub mod cli;
 pub mod config;

@@ -8,22 +8,16 @@ use crate::real::Real;
 
 /// `out ← a b`
 pub fn matmul<T: Real>(out: ArrayViewMut2<T>, a: ArrayView2<T>, b: ArrayView2<T>) {
-    product(out, None, T::one(), a, b);
+    product(out, T::one(), a, b);
 }
 
 /// `out ← factor · a b`
 pub fn scaled_matmul<T: Real>(out: ArrayViewMut2<T>, factor: T, a: ArrayView2<T>, b: ArrayView2<T>) {
-    product(out, None, factor, a, b);
+    product(out, factor, a, b);
 }
 
-/// `out ← keep · out + factor · a b`; with `keep` absent `out` is only written.
-fn product<T: Real>(
-    mut out: ArrayViewMut2<T>,
-    keep: Option<T>,
-    factor: T,
-    a: ArrayView2<T>,
-    b: ArrayView2<T>,
-) {
+/// `out ← factor · a b`, whatever was there.
+fn product<T: Real>(mut out: ArrayViewMut2<T>, factor: T, a: ArrayView2<T>, b: ArrayView2<T>) {
     let ((m, k), n) = (a.dim(), b.ncols());
     assert_eq!((b.nrows(), out.dim()), (k, (m, n)), "shapes of a product");
     // SAFETY: the three views cover (m, n), (m, k) and (k, n) elements at the strides given; `out` is borrowed
@@ -36,14 +30,14 @@ fn product<T: Real>(
             out.as_mut_ptr(),
             out.strides()[1],
             out.strides()[0],
-            keep.is_some(),
+            false,
             a.as_ptr(),
             a.strides()[1],
             a.strides()[0],
             b.as_ptr(),
             b.strides()[1],
             b.strides()[0],
-            keep.unwrap_or_else(T::zero),
+            T::zero(),
             factor,
             false,
             false,

@@ -57,8 +57,10 @@ pub struct Report {
     pub inputs: Vec<Input>,
     /// Where the engine ran.
     pub device: &'static str,
-    /// Threads it could use, as asked for or one per core; at most one per sequence and head had work.
+    /// Threads it could use, as asked for or one per core.
     pub threads: usize,
+    /// Those it used: no more than strips of memory weights that can walk at once.
+    pub threads_used: usize,
     /// Element type of computation and results.
     pub dtype: ElementType,
     /// Sequences side by side.
@@ -472,9 +474,7 @@ impl Run<'_> {
             observe(Event::Computed(tokens as u64))
         };
         let work = loaded.work(self.config);
-        // Threads without a task would only look for one, at the cost of those that have.
-        let tasks = loaded.memory.tasks(loaded.data.dims().sequences);
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.threads.min(tasks)).build();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.threads_used(loaded)).build();
         let pool =
             pool.map_err(|error| Error::setting("--threads", "threads that can start", error.to_string()))?;
         let mut engine = Engine::new(&loaded.memory);
@@ -491,6 +491,11 @@ impl Run<'_> {
             phases = outcome.phases;
         }
         Ok((outcome, seconds, phases))
+    }
+
+    /// Threads without a task would only look for one, at the cost of those that have.
+    fn threads_used<T: Real>(&self, loaded: &Loaded<T>) -> usize {
+        self.threads.min(loaded.memory.tasks(loaded.data.dims().sequences)).max(1)
     }
 
     /// Draws the figures from metrics.csv; what they had to leave out.
@@ -511,6 +516,7 @@ impl Run<'_> {
         let shape = loaded.data.dims();
         let tokens_stored = (config.mode != Mode::Read).then_some(loaded.store().dims().tokens);
         let drawn = config.memory.drawn(shape.dim).ok().flatten();
+        let threads_used = self.threads_used(&loaded);
         Report {
             nmem: env!("CARGO_PKG_VERSION"),
             commit: commit(),
@@ -533,6 +539,7 @@ impl Run<'_> {
             inputs: loaded.inputs,
             device: "cpu",
             threads: self.threads,
+            threads_used,
             dtype: T::TYPE,
             sequences: shape.sequences,
             tokens: shape.tokens,

@@ -4,12 +4,13 @@
 mod support;
 
 use ndarray::Array3;
-use nmem::engine::Work;
+use nmem::engine::{Engine, Work};
 use nmem::memory::parameters::Init;
 use nmem::memory::{Gate, Gates};
 use nmem::real::Real;
 use support::{
-    Drawn, assert_close_to_largest, assert_rows_close, assert_state_close, dyn3, run, run_through, uniform,
+    Collect, Drawn, assert_close_to_largest, assert_rows_close, assert_state_close, dyn3, run, run_through,
+    uniform,
 };
 
 /// ε 2.2e-16 times the length of the sums (hundreds) times what cancels in errors y − v and in softmax derivatives.
@@ -222,6 +223,38 @@ fn read_past_store() {
         let work = Work::Online { read: &read, store: &stored, probe: false };
         let (_, outcome) = run(&memory, &mut state, work, read.dim());
         assert_eq!(outcome.read_past_store, first, "{} read, {} stored", read.dim().1, stored.dim().1);
+    }
+}
+
+/// An engine that has run, diverged runs included, is as good as a new one: nothing of an earlier run shows.
+#[test]
+fn an_engine_runs_again_as_a_new_one() {
+    for dimensions in [(6, 2, 3), (40, 1, 40)] {
+        let drawn = Drawn::new(dimensions, 4, Init::Xavier, 91);
+        let memory = drawn.memory::<f32>();
+        let finite = uniform((3, 37, dimensions.0), 1.0, 92).mapv(|x| x as f32);
+        let mut broken = finite.clone();
+        broken[[1, 9, 0]] = f32::NAN;
+        let mut engine = Engine::new(&memory);
+        for (tokens, probe) in
+            [(&finite, true), (&broken, true), (&finite, true), (&broken, false), (&finite, false)]
+        {
+            let work = Work::Online { read: tokens, store: tokens, probe };
+            let mut results =
+                [None, None].map(|_: Option<()>| (memory.initial_state(3), Collect::new(tokens.dim())));
+            let [(state, sink), (fresh_state, fresh_sink)] = &mut results;
+            let again = engine.run(state, work, sink, &mut |_| Ok(())).unwrap();
+            let fresh = Engine::new(&memory).run(fresh_state, work, fresh_sink, &mut |_| Ok(())).unwrap();
+            assert_eq!(
+                (again.divergence.is_some(), &again.divergence),
+                (tokens[[1, 9, 0]].is_nan(), &fresh.divergence)
+            );
+            assert_eq!(sink.rows_text(), fresh_sink.rows_text(), "{dimensions:?}");
+            assert_eq!(sink.done, fresh_sink.done);
+            if again.divergence.is_none() {
+                assert_eq!((&*state, &sink.retrieved), (&*fresh_state, &fresh_sink.retrieved));
+            }
+        }
     }
 }
 

@@ -155,7 +155,7 @@ fn table(report: &Report) -> String {
 /// Where the engine's last run spent its threads' time, a line a part.
 fn phases(report: &Report) -> Vec<String> {
     let phases = report.wall_s.engine_phases.named();
-    let run = report.wall_s.engine_all.last().copied().unwrap_or_default() * report.threads as f64;
+    let run = report.wall_s.engine_all.last().copied().unwrap_or_default() * report.threads_used as f64;
     let idle = ("idle or between", (run - phases.iter().map(|(_, seconds)| seconds).sum::<f64>()).max(0.0));
     let line = |(name, spent): (&str, f64)| {
         format!("{name:<17}{:>12} {:>5.1} %", seconds(spent), 100.0 * spent / run.max(f64::MIN_POSITIVE))

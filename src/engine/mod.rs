@@ -163,7 +163,7 @@ impl<T: Real, M: MemoryModel<T>> Memory<T, M> {
         weights[0].start..weights[weights.len() - 1].end
     }
 
-    /// Tasks that run at once for so many sequences: more threads than that have nothing to do.
+    /// Strips that walk at once for so many sequences, all layers': more threads than that would mostly wait.
     pub fn tasks(&self, sequences: usize) -> usize {
         self.group(sequences) * self.dimensions.heads * self.columns.len()
     }
@@ -256,7 +256,7 @@ pub struct Outcome {
     pub rows: usize,
     /// Queries of chunks past the end of what was stored, read with the last weights: the first such chunk.
     pub read_past_store: Option<usize>,
-    /// From inputs to results, without the next two.
+    /// From inputs to results, without `input` and `output`.
     pub computing: Duration,
     /// Where its time went, added up over threads.
     pub phases: Phases,
@@ -356,8 +356,8 @@ impl<T: Real, M: MemoryModel<T>> Context<'_, T, M> {
     /// Lends the buffers for a group of rows: as many as tasks run at once are ever made.
     fn with_scratch(&self, phase: Phase, work: impl FnOnce(&mut M::Scratch)) {
         let idle = self.scratch.lock().expect("no task panics with it").pop();
-        let mut scratch =
-            idle.unwrap_or_else(|| self.memory.model.scratch(self.plan.group_rows, self.memory.chunk_size));
+        let mut scratch = idle
+            .unwrap_or_else(|| self.memory.model.scratch(self.plan.scratch_rows(), self.memory.chunk_size));
         self.timed(phase, || work(&mut scratch));
         self.scratch.lock().expect("no task panics with it").push(scratch);
     }
@@ -385,7 +385,7 @@ struct Sizes {
     probe: bool,
 }
 
-/// Runs a memory. Its buffers stay for the next run of the same kind and size, which then allocates nothing.
+/// Runs a memory. Its large buffers stay for the next run of the same kind and size.
 pub struct Engine<'m, T: Real, M: MemoryModel<T> = Attention> {
     memory: &'m Memory<T, M>,
     sizes: Option<Sizes>,
@@ -404,8 +404,8 @@ impl<'m, T: Real, M: MemoryModel<T>> Engine<'m, T, M> {
     /// Runs `work`. `tick` is told the tokens of each finished block (summed over sequences) and can stop the run.
     ///
     /// # Errors
-    /// Settings that do not fit the state, failures of inputs and sink, and whatever `tick` returns. A divergence is
-    /// no error: see [`Outcome`].
+    /// Settings that do not fit the state, failures of inputs and sink, and whatever `tick` returns; after any but the
+    /// first the state is of no use. A divergence is no error: see [`Outcome`].
     pub fn run(
         &mut self,
         state: &mut State<T>,
@@ -623,6 +623,12 @@ impl<'a, T: Real> Plan<'a, T> {
             plan.read_past_store = (last_read > plan.store_end / c).then_some(plan.store_end / c + 1);
         }
         Ok(plan)
+    }
+
+    /// Rows that a model ever takes at once: a group, or all there are.
+    fn scratch_rows(&self) -> usize {
+        let (stored, read) = self.rows();
+        self.group_rows.min(stored.max(read))
     }
 
     fn sizes(&self) -> Sizes {

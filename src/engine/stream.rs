@@ -60,10 +60,10 @@ impl<T: Real> Stream<T> {
         self.sequence = sequence;
         self.divergence = None;
         let of = if state.sequences() == 1 { 0 } else { sequence };
-        for (head, place) in self.heads.iter_mut().enumerate() {
+        for (index, head) in self.heads.iter_mut().enumerate() {
             let [update, momentum] = [&state.update, &state.momentum]
-                .map(|array| array.view().slice_move(s![of, head, ..]).to_slice().expect("standard layout"));
-            place.load(memory, update, momentum);
+                .map(|array| array.view().slice_move(s![of, index, ..]).to_slice().expect("standard layout"));
+            head.load(memory, update, momentum);
         }
     }
 
@@ -116,14 +116,14 @@ impl<T: Real> Stream<T> {
         let stored = self.tokens.store.rows().nrows();
         let logits = self.logits.slice_mut(s![..stored / c, ..]);
         let group = context.plan.group_rows;
-        let store = Side {
+        let store = Projecting {
             tokens: self.tokens.store.rows_mut(),
             norm: projections.store_norm.as_ref(),
             weights: &projections.keys_values,
             projected: self.keys_values.slice_mut(s![..stored, ..]),
             logits: Some(logits),
         };
-        let read = Side {
+        let read = Projecting {
             projected: self.queries.slice_mut(s![..self.tokens.read.rows().nrows(), ..]),
             tokens: self.tokens.read.rows_mut(),
             norm: projections.retrieve_norm.as_ref(),
@@ -206,7 +206,7 @@ impl<T: Real> Stream<T> {
 }
 
 /// Tokens on their way to their projections.
-struct Side<'a, T> {
+struct Projecting<'a, T> {
     tokens: ArrayViewMut2<'a, T>,
     norm: Option<&'a Array1<T>>,
     weights: &'a Packed<T>,
@@ -215,7 +215,7 @@ struct Side<'a, T> {
     logits: Option<ArrayViewMut2<'a, T>>,
 }
 
-impl<T: Real> Side<'_, T> {
+impl<T: Real> Projecting<'_, T> {
     /// Groups of `group` rows, whole chunks of c.
     fn groups(self, group: usize, c: usize) -> Vec<Self> {
         let Self { mut tokens, norm, weights, mut projected, mut logits } = self;

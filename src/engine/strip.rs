@@ -125,7 +125,7 @@ impl Columns {
 
     fn load<T: Real>(&self, elements: &[T], rows: &mut [Row<T>]) {
         for (row, place) in rows.iter_mut().zip(self.places()) {
-            row.0[..self.width].copy_from_slice(&elements[place]);
+            *row = Row::padded(elements[place].iter().copied());
         }
     }
 
@@ -219,7 +219,7 @@ impl<T: Real> WithSimd for Walk<'_, T> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { chunk, base, strip, stored, mut readings } = self;
         let steps = stored.map_or(&[][..], |stored| stored.steps);
-        let mut b = vec![Row::ZERO; chunk];
+        let mut b = vec![Row::ZERO; if steps.is_empty() { 0 } else { chunk }];
         strip.norms.clear();
         let longest = readings.iter().map(|reading| reading.inputs.nrows()).max().unwrap_or(0);
         for i in 0..steps.len().max(longest.div_ceil(chunk)) {
@@ -309,6 +309,10 @@ fn advance<T: Real, S: Simd>(
     let stored = |rows: &[Row<T>]| scaled_norm(|| rows.iter().flat_map(|row| row.0));
     strip.norms.push(Norms {
         surprise: norm(squares[0], &|| {
+            // Nothing to learn from, as in padding: no sum to scale.
+            if b.iter().all(|row| row.0.iter().all(T::is_zero)) {
+                return 0.0;
+            }
             scaled_norm(|| (0..base.len()).flat_map(|row| surprise_row(inputs, first, row, b).0))
         }),
         momentum: norm(squares[1], &|| stored(&strip.momentum)),

@@ -670,6 +670,14 @@ fn sizes_beyond_reason() {
     let ran = desk.ok("store seq.npy --chunk-size 9223372036854775807 --out long");
     assert_eq!(ran.err, "warning: nothing stored yet: 20000 of the 9223372036854775807 tokens of a chunk\n");
     assert_eq!(desk.tensors("long/memory.safetensors")["state.left_over"].shape, [1, 20_000, 2]);
+    // Nor does reading one that is cut short: work and memory are those of the tokens there are.
+    desk.npy("short.npy", &tokens(&[10, 2], 7));
+    for chunk in ["1000000", "9223372036854775807"] {
+        desk.ok(&format!("retrieve short.npy --chunk-size {chunk} --out plain --force -q"));
+        desk.ok(&format!("retrieve short.npy --online --chunk-size {chunk} --out online --force -q"));
+        assert!(desk.floats("plain/retrieved.npy").iter().all(|x| x.is_finite()));
+        assert!(desk.floats("online/retrieved.npy").iter().all(|&x| x == 0.0));
+    }
 }
 
 #[test]
