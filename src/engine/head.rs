@@ -276,7 +276,7 @@ fn layer_input<'a, T>(layer: usize, first: ArrayView2<'a, T>, made: &'a [Array2<
     }
 }
 
-/// The row of a chunk. `place`: sequence, chunk and head; `losses`: at W and, of a probe, before and after.
+/// The row of a (sequence, chunk, head). `losses`: at W and, of a probe, before and after.
 fn metrics<T: Real>(
     (sequence, chunk, head): (usize, usize, usize),
     c: usize,

@@ -34,7 +34,7 @@ use strip::Columns;
 use tokens::Sides;
 
 /// Tokens per block. More make each visit to a strip's S and U longer and the waits of threads for each other fewer,
-/// fewer keep a block's rows in cache and memory small. With one head, which no other keeps company, 1,024 measured
+/// fewer keep a block's rows in cache and memory small. With one head (batches not tried) 1,024 measured
 /// 5 % faster than 512 at heads of 384 and the same at 64; with four heads of 64, 5 % slower.
 const BLOCK_TOKENS: usize = 512;
 const BLOCK_TOKENS_OF_ONE_HEAD: usize = 1024;
