@@ -16,7 +16,8 @@ use crate::real::Real;
 use crate::simd::Lanes;
 
 /// Columns of a strip: two AVX-512 registers of f32. With 8 rows that is 16 sums in flight, enough to hide the
-/// latency of a multiply-add, and 2 + 8 loads for 16 of them.
+/// latency of a multiply-add, and 2 + 8 loads for 16 of them. AVX2 takes them in two pieces, 6 rows at a time: 12 sums,
+/// two weights and a broadcast fit its 16 registers.
 pub const WIDTH: usize = 32;
 
 /// A row of a strip. Columns past the matrix's own are zero.
@@ -157,7 +158,7 @@ impl<T: Real> WithSimd for Triangular<'_, T> {
                 let columns = start + piece * lanes..start + width.min((piece + 1) * lanes);
                 let weights = |k: usize| pair::<T, S>(&strip[k], piece);
                 // Past the end of a tile's rows the triangle is zero, before its start its transpose is.
-                in_tiles!(0..rows, |first, ROWS| {
+                in_tiles!(S, 0..rows, |first, ROWS| {
                     let tile = if transposed {
                         tile_transposed::<T, S, ROWS>(simd, lower, first..rows, first, weights)
                     } else {
@@ -185,12 +186,16 @@ pub fn pair<T: Real, S: Simd>(row: &Row<T>, piece: usize) -> [T::Vector<S>; 2] {
     [vectors[2 * piece], vectors[2 * piece + 1]]
 }
 
-/// Splits a range into tiles of 8 rows and what is left into tiles of 4, 2 and 1. In each, `$first` is the first row
-/// and `$rows` a constant.
+/// Splits a range into tiles of as many rows as the registers of instruction set `$simd` hold, 8 rows in 32 of them and
+/// 6 in 16, and what is left into tiles of 4, 2 and 1. In each, `$first` is the first row and `$rows` a constant.
 macro_rules! in_tiles {
-    ($range:expr, |$first:ident, $rows:ident| $call:expr) => {{
+    ($simd:ty, $range:expr, |$first:ident, $rows:ident| $call:expr) => {{
         let std::ops::Range { start: mut $first, end } = $range;
-        in_tiles!(@ 8, end, $first, $rows, $call);
+        if <$simd as pulp::Simd>::REGISTER_COUNT >= 32 {
+            in_tiles!(@ 8, end, $first, $rows, $call);
+        } else {
+            in_tiles!(@ 6, end, $first, $rows, $call);
+        }
         in_tiles!(@ 4, end, $first, $rows, $call);
         in_tiles!(@ 2, end, $first, $rows, $call);
         in_tiles!(@ 1, end, $first, $rows, $call);
@@ -219,7 +224,7 @@ pub fn multiply<T: Real, S: Simd>(
     let width = outputs.ncols();
     for piece in 0..width.div_ceil(lanes) {
         let columns = piece * lanes..width.min((piece + 1) * lanes);
-        in_tiles!(range.clone(), |first, ROWS| {
+        in_tiles!(S, range.clone(), |first, ROWS| {
             let tile = tile::<T, S, ROWS>(simd, inputs, first, depth, |k| weights(k, piece));
             store(simd, &tile, outputs, first, columns.clone());
         });

@@ -275,7 +275,7 @@ fn advance<T: Real, S: Simd>(
     for block in (0..base.len()).step_by(SUMMED) {
         for piece in 0..pieces::<T, S>() {
             let mut sums = [T::splat(simd, T::ZERO); 4];
-            in_tiles!(block..base.len().min(block + SUMMED), |first_row, ROWS| {
+            in_tiles!(S, block..base.len().min(block + SUMMED), |first_row, ROWS| {
                 let of_chunk = |t: usize| pair::<T, S>(&b[t - first], piece);
                 let tile =
                     tile_transposed::<T, S, ROWS>(simd, inputs, first..first + b.len(), first_row, of_chunk);
