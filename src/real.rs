@@ -6,8 +6,7 @@ use rten_simd::SimdUnaryOp;
 use rten_vecmath::{Exp, Sigmoid, Silu};
 use serde::Serialize;
 
-use crate::scan::vectorised::vectorised;
-use crate::simd::Lanes;
+use crate::simd::{Lanes, vectorised};
 
 /// Element type of a run, named as users name it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, serde::Deserialize, clap::ValueEnum)]

@@ -1,7 +1,8 @@
-//! Vectors of either element type on whatever instruction set runs: the few operations that the engine's own kernel
-//! needs, over pulp's, which are named by type. Everything here is inlined into the caller's instruction set.
+//! Vectors of either element type on whatever instruction set runs: the few operations that our own kernels need, over
+//! pulp's, which are named by type, and loops left to the compiler. Everything here is inlined into the caller's
+//! instruction set.
 
-use pulp::Simd;
+use pulp::{Arch, Simd, WithSimd};
 
 /// An element type that comes in vectors.
 #[expect(missing_docs, reason = "the operations are what their names say, lane by lane")]
@@ -78,3 +79,36 @@ macro_rules! lanes {
 
 lanes!(f32, f32s: splat_f32s add_f32s mul_f32s mul_add_e_f32s reduce_sum_f32s partial_load_f32s partial_store_f32s as_simd_f32s as_mut_simd_f32s);
 lanes!(f64, f64s: splat_f64s add_f64s mul_f64s mul_add_e_f64s reduce_sum_f64s partial_load_f64s partial_store_f64s as_simd_f64s as_mut_simd_f64s);
+
+struct Work<F>(F);
+
+impl<R, F: FnMut() -> R> WithSimd for Work<F> {
+    type Output = R;
+
+    #[expect(clippy::inline_always, reason = "to be compiled with the instruction set of the caller")]
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, _: S) -> R {
+        (self.0)()
+    }
+}
+
+/// Runs `work`, a closure marked `#[inline(always)]`. As `FnMut` and not `FnOnce`, as pulp would take it: a closure that
+/// consumes nothing is called once through a shim without that mark, and large ones were left outside, compiled for the
+/// oldest instruction set. The same bits on all of them: nothing is fused or reassociated.
+pub fn vectorised<R>(work: impl FnMut() -> R) -> R {
+    Arch::new().dispatch(Work(work))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Arch;
+
+    /// What is compiled in is chosen: without pulp's feature for it AVX2 is passed over in silence.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn vectors_are_used_where_there_are_any() {
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            assert!(!matches!(Arch::new(), Arch::Scalar), "scalar code on a machine with AVX2");
+        }
+    }
+}

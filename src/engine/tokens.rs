@@ -7,8 +7,8 @@ use super::{Block, Plan, Sizes, Span};
 use crate::error::Result;
 use crate::memory::state::Side;
 use crate::real::Real;
-use crate::scan::vectorised::vectorised;
 use crate::sequence::Sequences;
+use crate::simd::vectorised;
 
 /// Rows (tokens, D) of the current block, normed in place once they are projected from.
 #[derive(Debug)]

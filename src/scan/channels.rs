@@ -4,7 +4,7 @@
 //! across the strip. Strips are as wide as the threads allow: a row that is read in short pieces costs a page and the
 //! prefetcher's attention a piece (768-byte pieces ran at a quarter of the speed of whole rows).
 //!
-//! Not [`vectorised`](super::vectorised): these loops wait for memory, and with AVX-512 they waited longer. The pair took 13.8 ms on
+//! Not [`vectorised`](crate::simd::vectorised): these loops wait for memory, and with AVX-512 they waited longer. The pair took 13.8 ms on
 //! 8 × 4096 × 1536 with two threads, with AVX2 13.0, with SSE2 9.4 to 10.1 (a copy: 8.4), and in the cache all three the same.
 //!
 //! Channels × steps: groups of rows, in [`super::lanes`].

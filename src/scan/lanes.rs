@@ -5,8 +5,8 @@
 //! many rows (which took twice as long), stores past the cache want to go on where they were, and rows a power of two
 //! apart would evict each other.
 
-use super::vectorised::vectorised;
 use super::{Element, stream};
+use crate::simd::vectorised;
 
 /// Rows walked at once, and steps of a tile: two vectors of AVX2 in f32, one of AVX-512.
 pub const LANES: usize = 16;

@@ -4,7 +4,6 @@
 //! - [`linear`]: x_t = a_t x_{t−1} + b_t, its contract, and the ways to compute it: `sequential`, `channels`, `time`, `tree`;
 //! - [`pair`]: S and U fused, for all steps at once;
 //! - [`stream`]: stores past the cache, without which neither reaches the bandwidth of a copy;
-//! - [`mod@vectorised`]: loops on the best instruction set there is;
 //! - [`mod@reference`]: the oracle, plain loops in f64.
 
 mod channels;
@@ -16,7 +15,6 @@ mod sequential;
 pub mod stream;
 mod time;
 mod tree;
-pub mod vectorised;
 
 use ndarray::NdFloat;
 

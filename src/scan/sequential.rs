@@ -3,7 +3,7 @@
 
 use super::Element;
 use super::linear::{Layout, Problem, Shape};
-use super::vectorised::vectorised;
+use crate::simd::vectorised;
 
 pub fn scan<T: Element>(problem: &Problem<T>, states: &mut [T]) {
     vectorised(

@@ -15,7 +15,7 @@ use super::Element;
 use super::channels::{start_of_strip, strip, strips, walk_strip};
 use super::lanes::{self, LANES, Lane, Scratch};
 use super::linear::{Layout, Problem, Shape};
-use super::vectorised::vectorised;
+use crate::simd::vectorised;
 
 /// Segments are no shorter: each costs a task and a step of the serial combination.
 const LEAST: usize = 256;

@@ -11,7 +11,7 @@ use rayon::slice::ParallelSliceMut;
 use super::Element;
 use super::channels::{start_of_strip, strip, strips};
 use super::linear::{Layout, Problem};
-use super::vectorised::vectorised;
+use crate::simd::vectorised;
 
 pub fn scan<T: Element>(problem: &Problem<T>, states: &mut [T]) {
     match problem.layout {

@@ -19,7 +19,7 @@ use crate::matmul::{matmul, scaled_matmul};
 use crate::memory::parameters::MEMORY_WEIGHTS;
 use crate::packed::{Packed, Row, multiply_lower, multiply_lower_transposed};
 use crate::real::Real;
-use crate::scan::vectorised::vectorised;
+use crate::simd::vectorised;
 
 /// The attention memory of width d.
 #[derive(Clone, Debug)]
