@@ -11,6 +11,7 @@
 //! - [`io`]: one file a format; [`metrics`]: the rows of metrics.csv; [`record`]: folders of results;
 //! - [`plot`]: figures, made from metrics.csv or scan_bench.csv alone;
 //! - [`config`]: settings as typed and as checked; [`run`]: one run, from configuration to published folder;
+//! - [`sweep`]: grids of runs, resumable, and their tables;
 //! - [`cli`]: the subcommands.
 //!
 //! Besides: `matmul` (the gemm crate on array views), [`packed`] (products with weights that are cut up once), [`simd`]
@@ -34,5 +35,6 @@ pub mod scan;
 pub mod scan_bench;
 pub mod sequence;
 pub mod simd;
+pub mod sweep;
 
 pub use error::{Error, Result};
