@@ -15,7 +15,7 @@
 //! - [`cli`]: the subcommands.
 //!
 //! Besides: `matmul` (the gemm crate on array views), [`packed`] (products with weights that are cut up once), [`simd`]
-//! (vectors of either element type), `peak` (memory used), `error`.
+//! (vectors of either element type), [`statistics`] (means and their intervals), `peak` (memory used), `error`.
 
 pub mod cli;
 pub mod config;
@@ -35,6 +35,7 @@ pub mod scan;
 pub mod scan_bench;
 pub mod sequence;
 pub mod simd;
+pub mod statistics;
 pub mod sweep;
 
 pub use error::{Error, Result};

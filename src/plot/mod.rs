@@ -10,6 +10,7 @@
 mod axis;
 mod canvas;
 pub mod envelope;
+mod frame;
 mod legend;
 mod scan_bench;
 pub mod series;

@@ -2,14 +2,12 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use statrs::distribution::{ContinuousCDF, StudentsT};
-use statrs::statistics::Statistics;
-
 use super::plan::PlanFile;
 use super::record::Record;
 use super::results::{Results, Status};
 use super::row::Parameters;
 use super::values::number;
+use crate::statistics::Estimate;
 
 /// The parameter over whose values summary.csv takes means.
 const SEED: &str = "seed";
@@ -96,20 +94,11 @@ pub fn summary(columns: &[String], rows: &[Record]) -> Vec<u8> {
     write(std::iter::once(header).chain(groups.iter().map(row)))
 }
 
-/// Mean, standard deviation, and ends of the 95 % interval of the mean by Student's t. One value has only a mean, and
-/// none nothing.
+/// Mean, standard deviation, and ends of the 95 % interval of the mean. One value has only a mean, and none nothing.
 fn spread(values: &[f64]) -> [Option<f64>; 4] {
-    match values {
-        [] => [None; 4],
-        [one] => [Some(*one), None, None, None],
-        values => {
-            let n = values.len() as f64;
-            let (mean, sd) = (values.mean(), values.std_dev());
-            let t = StudentsT::new(0.0, 1.0, n - 1.0).expect("degrees of freedom of 1 or more");
-            let half = t.inverse_cdf(0.975) * sd / n.sqrt();
-            [Some(mean), Some(sd), Some(mean - half), Some(mean + half)]
-        }
-    }
+    let Some(estimate) = Estimate::of(values) else { return [None; 4] };
+    let (low, high) = estimate.interval().unzip();
+    [Some(estimate.mean), estimate.sd, low, high]
 }
 
 /// As GNU parallel's --joblog has it. Seq is the run's place in the plan.
