@@ -50,7 +50,7 @@ macro_rules! results {
 }
 
 results! {
-    /// Tokens stored, over all sequences.
+    /// Tokens stored, over all sequences; of a run that diverged those of the chunks up to there.
     tokens,
     /// Chunks stored, over all sequences.
     chunks,
@@ -105,12 +105,16 @@ impl Results {
         };
         let per_token =
             |of: &Summary, name: &str| mean(of, name).map(|sum| sum / report.config.chunk_size as f64);
+        let chunks = report.rows / report.config.dimensions.heads;
         let through = report.sequences * report.tokens.max(report.tokens_stored.unwrap_or(0));
         let rate = through as f64 / report.wall_s.engine.max(f64::MIN_POSITIVE);
         let went_through = report.diverged.is_none() && report.config.mode != Mode::Read;
         Self {
-            tokens: report.tokens_stored.map(|tokens| (report.sequences * tokens) as f64),
-            chunks: Some((report.rows / report.config.dimensions.heads) as f64),
+            tokens: Some(match &report.diverged {
+                None => report.sequences * report.tokens_stored.unwrap_or(0),
+                Some(_) => chunks * report.config.chunk_size,
+            } as f64),
+            chunks: Some(chunks as f64),
             loss_final: per_token(last, "loss"),
             loss_mean: per_token(all, "loss"),
             loss_before_final: per_token(last, "loss_before"),
