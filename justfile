@@ -29,6 +29,14 @@ test *FILTER:
 profile *ARGS='--heads 1 --chunk-size 16':
     cargo run --release --quiet -- retrieve data/passages.npy --online {{ ARGS }} --repeat 200 --no-plots --verbose --force --out results/profile
 
+# Loss, surprise and speed against chunk size: experiments/chunk-size
+chunk-size *ARGS:
+    cargo run --release --locked --quiet -- sweep experiments/chunk-size/sweep.toml "$@"
+
+# Where storing makes the memory worse: experiments/stability
+stability *ARGS:
+    cargo run --release --locked --quiet -- sweep experiments/stability/sweep.toml "$@"
+
 # Format the code
 fmt:
     cargo fmt

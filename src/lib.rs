@@ -11,10 +11,11 @@
 //! - [`io`]: one file a format; [`metrics`]: the rows of metrics.csv; [`record`]: folders of results;
 //! - [`plot`]: figures, made from metrics.csv or scan_bench.csv alone;
 //! - [`config`]: settings as typed and as checked; [`run`]: one run, from configuration to published folder;
+//! - [`sweep`]: grids of runs, resumable, and their tables;
 //! - [`cli`]: the subcommands.
 //!
 //! Besides: `matmul` (the gemm crate on array views), [`packed`] (products with weights that are cut up once), [`simd`]
-//! (vectors of either element type), `peak` (memory used), `error`.
+//! (vectors of either element type), [`statistics`] (means and their intervals), `peak` (memory used), `error`.
 
 pub mod cli;
 pub mod config;
@@ -34,5 +35,7 @@ pub mod scan;
 pub mod scan_bench;
 pub mod sequence;
 pub mod simd;
+pub mod statistics;
+pub mod sweep;
 
 pub use error::{Error, Result};

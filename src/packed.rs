@@ -56,6 +56,11 @@ pub struct Packed<T> {
 }
 
 impl<T: Real> Packed<T> {
+    /// What it takes, padding included.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&self.strips[..])
+    }
+
     /// Cuts up a matrix (in, out) of at least one row.
     pub fn new(matrix: ArrayView2<T>) -> Self {
         let (rows, cols) = matrix.dim();

@@ -10,6 +10,7 @@ mod retrieve;
 mod run;
 mod scan_bench;
 mod store;
+mod sweep;
 
 use std::ffi::OsString;
 use std::io::{self, ErrorKind, Write};
@@ -34,6 +35,7 @@ struct Cli {
 enum Command {
     Store(store::Args),
     Retrieve(retrieve::Args),
+    Sweep(sweep::Args),
     ScanBench(scan_bench::Args),
     Inspect(inspect::Args),
     Completions(completions::Args),
@@ -77,6 +79,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match cli.command {
         Command::Store(args) => store::run(args),
         Command::Retrieve(args) => retrieve::run(args),
+        Command::Sweep(args) => sweep::run(args),
         Command::ScanBench(args) => scan_bench::run(args),
         Command::Inspect(args) => inspect::run(&args, &mut |_| check_interrupt()),
         Command::Completions(args) => completions::run(args, &mut command()),

@@ -1,10 +1,13 @@
 //! Progress bars on stderr, where that is a terminal.
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::run::Event;
+use super::sweep::one_line;
+use crate::run::Event as RunEvent;
+use crate::sweep::{Event, Status};
 
 /// One bar: bytes while inputs are read, tokens while the engine runs.
 pub struct Progress {
@@ -22,18 +25,18 @@ impl Progress {
     }
 
     /// Shows what a run is doing.
-    pub fn show(&self, event: Event) {
+    pub fn show(&self, event: RunEvent) {
         match event {
-            Event::Loaded(bytes) => self.bar.inc(bytes),
-            Event::Starting(tokens) => {
+            RunEvent::Loaded(bytes) => self.bar.inc(bytes),
+            RunEvent::Starting(tokens) => {
                 self.bar.set_length(tokens);
                 self.bar.set_position(0);
                 self.bar.reset_eta();
                 self.bar
                     .set_style(style("{bar:40} {human_pos} of {human_len} tokens, {per_sec}, {eta} left"));
             }
-            Event::Computed(tokens) => self.bar.inc(tokens),
-            Event::Writing => self.bar.set_style(style("{spinner} writing")),
+            RunEvent::Computed(tokens) => self.bar.inc(tokens),
+            RunEvent::Writing => self.bar.set_style(style("{spinner} writing")),
         }
     }
 }
@@ -71,6 +74,52 @@ impl Bar {
 impl Drop for Bar {
     fn drop(&mut self) {
         self.0.finish_and_clear();
+    }
+}
+
+/// One bar for a sweep: runs, how many failed, and which are running.
+pub struct SweepProgress {
+    bar: ProgressBar,
+    state: Mutex<(usize, Vec<String>)>,
+}
+
+impl SweepProgress {
+    /// `quiet` shows nothing.
+    pub fn new(quiet: bool, runs: usize) -> Self {
+        let bar = ProgressBar::new(runs as u64);
+        bar.set_draw_target(if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() });
+        bar.set_style(style("{bar:30} {human_pos} of {human_len} runs, {eta} left{wide_msg}"));
+        bar.enable_steady_tick(Duration::from_millis(100));
+        Self { bar, state: Mutex::default() }
+    }
+
+    /// Shows what a sweep is doing, naming runs by some of their parameters.
+    pub fn show(&self, event: Event, keys: &[String]) {
+        let (run, finished) = match event {
+            Event::Working => return,
+            _ if self.bar.is_hidden() => return,
+            Event::Started(run) => (run, None),
+            Event::Finished(run, record) => (run, Some(record)),
+        };
+        let name = one_line(&run.parameters, keys);
+        let mut state = self.state.lock().expect("no thread panics with it");
+        if let Some(record) = finished {
+            state.0 += usize::from(record.status != Status::Ok);
+            if let Some(at) = state.1.iter().position(|running| *running == name) {
+                state.1.remove(at);
+            }
+            self.bar.inc(1);
+        } else {
+            state.1.push(name);
+        }
+        let failed = if state.0 > 0 { format!(", {} failed", state.0) } else { String::new() };
+        self.bar.set_message(format!("{failed}; {}", state.1.join(" | ")));
+    }
+}
+
+impl Drop for SweepProgress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
     }
 }
 

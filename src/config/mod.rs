@@ -12,8 +12,8 @@ use crate::error::{Error, Result};
 use crate::memory::parameters::Init;
 use crate::memory::{Dimensions, Gate, Gates};
 use crate::real::ElementType;
-pub(crate) use settings::whole;
 pub use settings::{GateSetting, Settings};
+pub(crate) use settings::{nearest, whole};
 
 /// The command that is to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

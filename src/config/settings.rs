@@ -242,12 +242,16 @@ fn explain_toml(path: &Path, text: &str, error: &toml::de::Error) -> Error {
         let message = ["usize", "u64"].iter().fold(message, |text, of| text.replace(of, "a whole number"));
         return Error::file(path, "settings in TOML", format!("this in line {line}: {message}"));
     };
-    let known: Vec<&str> = rest.split('`').skip(1).step_by(2).collect();
-    let near = known
-        .iter()
-        .map(|known| (strsim::jaro_winkler(key, known), known))
+    let near = nearest(key, rest.split('`').skip(1).step_by(2));
+    Error::file(path, "a known setting", format!("`{key}` in line {line}{near}"))
+}
+
+/// A hint at the known name most like an unknown one; nothing where none is like it.
+pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    known
+        .into_iter()
+        .map(|known| (strsim::jaro_winkler(name, known), known))
         .filter(|(likeness, _)| *likeness > 0.8)
         .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map_or(String::new(), |(_, known)| format!(" (did you mean `{known}`?)"));
-    Error::file(path, "a known setting", format!("`{key}` in line {line}{near}"))
+        .map_or(String::new(), |(_, known)| format!(" (did you mean `{known}`?)"))
 }

@@ -60,6 +60,10 @@ impl<T: Real> Reader<T> {
         Self { products: cotangents, inputs }
     }
 
+    fn len(&self) -> usize {
+        self.products.iter().chain(&self.inputs).map(Array2::len).sum()
+    }
+
     fn of_queries(model: &impl MemoryModel<T>, rows: usize) -> Self {
         let mut reader = Self::new(model, rows);
         reader.products.pop();
@@ -99,6 +103,18 @@ impl<T: Real> Head<T> {
             rows: Vec::new(),
             divergence: None,
         }
+    }
+
+    /// What the strips and buffers take.
+    pub fn bytes(&self) -> usize {
+        let storing = self.storing.as_ref().map_or(0, |storing| {
+            let Factors { inputs, cotangents } = &storing.factors;
+            let factors = inputs.iter().chain(cotangents).map(Array2::len).sum::<usize>();
+            let probe = storing.probe.iter().flatten().map(Reader::len).sum::<usize>();
+            factors + probe + storing.losses.len()
+        });
+        let strips = self.strips.iter().map(Strip::bytes).sum::<usize>();
+        strips + (storing + self.queries.len()) * size_of::<T>()
     }
 
     /// Starts from U and S, all memory weights in file order.

@@ -168,6 +168,17 @@ impl<T: Real, M: MemoryModel<T>> Memory<T, M> {
         self.group(sequences) * self.dimensions.heads * self.columns.len()
     }
 
+    /// What it takes, but for the form of the memory weights that the model has made for itself.
+    pub fn bytes(&self) -> usize {
+        let Projections { store_norm, retrieve_norm, post_norm, keys_values, queries, gates, combine } =
+            &self.projections;
+        let norms = [store_norm, retrieve_norm, post_norm].into_iter().flatten().map(Array1::len);
+        let packed = [keys_values, queries].into_iter().chain(combine).map(Packed::bytes);
+        let strips = self.base_strips.iter().map(|strip| size_of_val(&strip[..]));
+        let plain = self.base.len() + gates.len() + norms.sum::<usize>();
+        plain * size_of::<T>() + packed.sum::<usize>() + strips.sum::<usize>()
+    }
+
     /// Sequences that advance together.
     fn group(&self, sequences: usize) -> usize {
         (GROUP_HEADS / self.dimensions.heads).clamp(1, sequences.max(1))
@@ -440,6 +451,12 @@ impl<'m, T: Real, M: MemoryModel<T>> Engine<'m, T, M> {
         outcome.phases = context.phases();
         outcome.computing = begin.elapsed().saturating_sub(outcome.input + outcome.output);
         Ok(outcome)
+    }
+
+    /// What the buffers of sequences take. Scratch, of which each thread has its own, does not count.
+    pub fn bytes(&self) -> usize {
+        let streams = self.streams.iter().map(Stream::bytes).sum::<usize>();
+        streams + self.incoming.iter().map(Sides::bytes).sum::<usize>()
     }
 
     /// Buffers for so many sequences side by side.

@@ -54,6 +54,13 @@ impl<T: Real> Stream<T> {
         }
     }
 
+    /// What all buffers take.
+    pub fn bytes(&self) -> usize {
+        let arrays = [&self.keys_values, &self.queries, &self.logits, &self.merged];
+        let arrays = arrays.into_iter().chain(&self.combined).map(Array2::len).sum::<usize>();
+        arrays * size_of::<T>() + self.tokens.bytes() + self.heads.iter().map(Head::bytes).sum::<usize>()
+    }
+
     /// Turns to a sequence, with the S and U that the state has for it. A plain read of many sequences against a
     /// state of one shares that one.
     pub fn load<M: MemoryModel<T>>(&mut self, memory: &Memory<T, M>, state: &State<T>, sequence: usize) {

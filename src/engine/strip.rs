@@ -153,6 +153,11 @@ impl<T: Real> Strip<T> {
         }
     }
 
+    /// What U and S take.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&self.update[..]) + size_of_val(&self.momentum[..])
+    }
+
     /// Takes U, and S where it is kept, from a weight's elements.
     pub fn load(&mut self, columns: &Columns, update: &[T], momentum: &[T]) {
         columns.load(update, &mut self.update);

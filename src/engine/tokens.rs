@@ -49,6 +49,11 @@ impl<T: Real> Sides<T> {
         Self { store: Tokens::new(sizes.stored, dim), read: Tokens::new(sizes.read, dim) }
     }
 
+    /// What both take.
+    pub fn bytes(&self) -> usize {
+        (self.store.buffer.len() + self.read.buffer.len()) * size_of::<T>()
+    }
+
     /// Fills both with a block's tokens.
     pub fn load(&mut self, plan: &Plan<'_, T>, sequence: usize, block: Block) -> Result<()> {
         if let Some(sequences) = plan.store {

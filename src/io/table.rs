@@ -20,7 +20,6 @@ pub(crate) struct Table {
 #[derive(Clone, Copy)]
 pub(crate) struct Column {
     index: usize,
-    name: &'static str,
 }
 
 impl Table {
@@ -34,7 +33,7 @@ impl Table {
     }
 
     /// A column that must be there.
-    pub fn column(&self, name: &'static str) -> Result<Column> {
+    pub fn column(&self, name: &str) -> Result<Column> {
         self.optional_column(name).ok_or_else(|| {
             let there = if self.names.is_empty() {
                 "an empty file".to_string()
@@ -46,9 +45,14 @@ impl Table {
     }
 
     /// A column that may be there.
-    pub fn optional_column(&self, name: &'static str) -> Option<Column> {
+    pub fn optional_column(&self, name: &str) -> Option<Column> {
         let index = self.names.iter().position(|other| other == name)?;
-        Some(Column { index, name })
+        Some(Column { index })
+    }
+
+    /// All columns and their names, in the file's order.
+    pub fn columns(&self) -> impl Iterator<Item = (Column, &str)> {
+        self.names.iter().enumerate().map(|(index, name)| (Column { index }, &name[..]))
     }
 
     /// Reads the next row; false at the end of the file.
@@ -90,7 +94,7 @@ impl Table {
 
     fn bad_cell(&self, column: Column, expected: &str) -> Error {
         let got = format!("{:?}", String::from_utf8_lossy(self.text(column)));
-        self.bad_row(format!("{expected} in column {:?}", column.name), got)
+        self.bad_row(format!("{expected} in column {:?}", self.names[column.index]), got)
     }
 
     /// An error at the current row.

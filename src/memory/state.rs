@@ -87,6 +87,12 @@ impl<T: Real> State<T> {
         }
     }
 
+    /// What it takes.
+    pub fn bytes(&self) -> usize {
+        let kept = self.stored.left_over.len() + self.read.left_over.len();
+        (self.update.len() + self.momentum.len() + kept) * size_of::<T>()
+    }
+
     /// Sequences that it holds.
     pub fn sequences(&self) -> usize {
         self.update.dim().0

@@ -89,6 +89,28 @@ impl Axis {
         axis
     }
 
+    /// Ticks at these ascending values and nowhere else, with a little room at both ends. Each has its label, or every k-th
+    /// where they would touch: `room` tells a label's share of the axis.
+    pub fn of_values(values: &[(f64, String)], log: bool, room: impl Fn(&str) -> f64) -> Self {
+        let place = |value: f64| if log { value.log10() } else { value };
+        let ends = values.first().zip(values.last());
+        let (low, high) = ends.map_or((0.0, 1.0), |(first, last)| (place(first.0), place(last.0)));
+        let margin = if high > low { (high - low) * 0.04 } else { low.abs().max(1.0) / 2.0 };
+        let mut axis = Self { log, low: low - margin, high: high + margin, ticks: Vec::new() };
+        let ticks = values.iter().map(|(value, label)| axis.tick(place(*value), label.clone()));
+        axis.ticks = thinned(ticks.collect(), room);
+        axis
+    }
+
+    /// Slots of the same width, the i-th from i to i + 1, with their labels in the middle.
+    pub fn slots(labels: &[String], room: impl Fn(&str) -> f64) -> Self {
+        let mut axis = Self { log: false, low: 0.0, high: labels.len().max(1) as f64, ticks: Vec::new() };
+        let ticks = labels.iter().enumerate();
+        let ticks = ticks.map(|(i, label)| axis.tick(i as f64 + 0.5, label.clone()));
+        axis.ticks = thinned(ticks.collect(), room);
+        axis
+    }
+
     /// Where a value lies, from 0 (low end) to 1 (high end). Values must be what the axis was made for.
     pub fn fraction(&self, value: f64) -> f64 {
         self.at(if self.log { value.log10() } else { value }).clamp(0.0, 1.0)
@@ -124,6 +146,22 @@ impl Axis {
         let set = sets.into_iter().find(|set| fits(set)).unwrap_or(&[1]);
         Box::new(move |_, m| set.contains(&m))
     }
+}
+
+/// Keeps every k-th label, for the least k whose labels do not touch.
+fn thinned(mut ticks: Vec<Tick>, room: impl Fn(&str) -> f64) -> Vec<Tick> {
+    let half = |tick: &Tick| tick.label.as_deref().map_or(0.0, |label| room(label) / 2.0);
+    let apart = |stride: usize| {
+        let kept: Vec<_> = ticks.iter().step_by(stride).collect();
+        kept.windows(2).all(|pair| pair[1].at - pair[0].at >= half(pair[0]) + half(pair[1]))
+    };
+    let stride = (1..=ticks.len()).find(|&stride| apart(stride)).unwrap_or(1);
+    for (i, tick) in ticks.iter_mut().enumerate() {
+        if i % stride > 0 {
+            tick.label = None;
+        }
+    }
+    ticks
 }
 
 /// Every m·10ⁿ within limits given in log₁₀, as (n, m, log₁₀).
@@ -243,6 +281,27 @@ mod tests {
         assert_eq!(labels(&Axis::tokens(&(900_000..1_000_000)))[0], "900\u{2009}000");
         assert_eq!(labels(&Axis::tokens(&(7..8))), ["7", "8"]);
         assert_eq!(labels(&Axis::tokens(&(0..0))), [""; 0]);
+    }
+
+    #[test]
+    fn ticks_at_values() {
+        let values: Vec<_> = (1..=8).map(|i| (f64::from(1 << i), (1 << i).to_string())).collect();
+        let all = ["2", "4", "8", "16", "32", "64", "128", "256"];
+        let axis = Axis::of_values(&values, true, |_| 0.12);
+        assert_eq!(labels(&axis), all);
+        let gaps: Vec<_> = axis.ticks.windows(2).map(|pair| pair[1].at - pair[0].at).collect();
+        assert!(gaps.iter().all(|gap| (gap - gaps[0]).abs() < 1e-12), "{gaps:?}");
+        assert!((axis.fraction(2.0) - axis.ticks[0].at).abs() < 1e-12);
+        assert_eq!(labels(&Axis::of_values(&values, true, |_| 0.2)), ["2", "8", "32", "128"]);
+        let one = Axis::of_values(&values[..1], false, |_| 0.5);
+        assert!((one.fraction(2.0) - 0.5).abs() < 1e-12);
+
+        let names = ["xavier", "randn"].map(str::to_owned);
+        let axis = Axis::slots(&names, |_| 0.1);
+        assert_eq!(labels(&axis), names);
+        assert!((axis.ticks[1].at - 0.75).abs() < 1e-12);
+        assert_eq!(labels(&Axis::slots(&names, |_| 0.6)), ["xavier"]);
+        assert_eq!(labels(&Axis::slots(&[], |_| 0.6)), [""; 0]);
     }
 
     #[test]

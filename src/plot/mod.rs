@@ -1,18 +1,23 @@
-//! Figures, made from metrics.csv (and labels) or scan_bench.csv alone, so that they can be drawn again at any time.
+//! Figures, made from metrics.csv (and labels), scan_bench.csv or results.csv alone, so that they can be drawn again at any time.
 //!
 //! In the order to read:
 //! - [`envelope`]: a line of any length in bounded memory, every spike kept.
 //! - [`series`]: metrics.csv → such lines, means over heads and sequences.
 //! - `axis`: limits, ticks and labels. `theme`: sizes and colours. `canvas`: a sheet in points, written as SVG.
 //! - `timeline` and `legend`: where all of it goes on the sheet.
+//! - `frame`: a panel's spines, ticks and titles. `colours`: colours that stand for numbers, and their bar.
 //! - `scan_bench`: scan_bench.csv → time and bandwidth against steps.
+//! - [`sweep`]: results.csv of a sweep → a figure a metric.
 
 mod axis;
 mod canvas;
+mod colours;
 pub mod envelope;
+mod frame;
 mod legend;
 mod scan_bench;
 pub mod series;
+pub mod sweep;
 mod theme;
 mod timeline;
 

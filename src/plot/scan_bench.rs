@@ -5,13 +5,12 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use plotters::style::Color;
-use plotters::style::text_anchor::HPos;
 
 use crate::error::{Error, Result};
 use crate::io::table::Table;
 use crate::plot::axis::Axis;
-use crate::plot::canvas::{Canvas, svg};
-use crate::plot::envelope::Point;
+use crate::plot::canvas::svg;
+use crate::plot::frame::Frame;
 use crate::plot::legend::{Legend, Swatch, marker};
 use crate::plot::theme;
 
@@ -183,12 +182,20 @@ fn figure(rows: &[Row], quantity: Quantity) -> String {
         for (i, panel) in panels.iter().enumerate() {
             let frame = Frame {
                 left: left + (i % columns) as f64 * (panel_width + BETWEEN),
-                width: panel_width,
                 top: top + HEADING + (i / columns) as f64 * row_height,
+                width: panel_width,
+                height: PANEL,
                 x: &x,
                 y: &y,
             };
-            frame.draw_axes(canvas, panel, quantity);
+            frame.draw_axes(canvas, true, true);
+            let title = match quantity {
+                Quantity::Time => "time (ms)",
+                Quantity::Bandwidth => "bandwidth (GB/s)",
+            };
+            frame.draw_y_title(canvas, title, 34.0);
+            frame.draw_x_title(canvas, "steps");
+            frame.draw_heading(canvas, panel);
             let of_panel = |row: &&Row| row.panel == *panel;
             if quantity == Quantity::Bandwidth {
                 // A copy of as many bytes: of those with the most, where algorithms differ in bytes.
@@ -215,57 +222,4 @@ fn figure(rows: &[Row], quantity: Quantity) -> String {
             }
         }
     })
-}
-
-/// A panel's place and axes.
-struct Frame<'a> {
-    left: f64,
-    width: f64,
-    top: f64,
-    x: &'a Axis,
-    y: &'a Axis,
-}
-
-impl Frame<'_> {
-    fn place(&self, (steps, value): Point) -> Point {
-        let (x, y) = (self.x.fraction(steps), self.y.fraction(value));
-        (self.left + x * self.width, self.top + (1.0 - y) * PANEL)
-    }
-
-    fn draw_axes(&self, canvas: &mut Canvas, panel: &str, quantity: Quantity) {
-        let ink = theme::BLACK.to_rgba();
-        let (right, bottom) = (self.left + self.width, self.top + PANEL);
-        canvas.line(&[(self.left, self.top), (self.left, bottom), (right, bottom)], ink, theme::SPINE);
-        for (ticks, along_x) in [(&self.x.ticks, true), (&self.y.ticks, false)] {
-            for tick in ticks {
-                let length = if tick.label.is_some() { theme::TICK } else { theme::TICK / 2.0 };
-                let (at, end, label_at, anchor) = if along_x {
-                    let x = self.left + tick.at * self.width;
-                    ((x, bottom), (x, bottom + length), (x, bottom + theme::TICK + 6.0), HPos::Center)
-                } else {
-                    let y = bottom - tick.at * PANEL;
-                    let label_at = (self.left - theme::TICK - 2.0, y);
-                    ((self.left, y), (self.left - length, y), label_at, HPos::Right)
-                };
-                canvas.line(&[at, end], ink, theme::SPINE);
-                if let Some(label) = &tick.label {
-                    canvas.text(label, label_at, theme::SMALL, theme::BLACK, anchor);
-                }
-            }
-        }
-        let title = match quantity {
-            Quantity::Time => "time (ms)",
-            Quantity::Bandwidth => "bandwidth (GB/s)",
-        };
-        let middle = (self.left + self.width / 2.0, self.top + PANEL / 2.0);
-        canvas.upward_text(title, (self.left - 34.0, middle.1), theme::TITLE, theme::BLACK);
-        canvas.text(
-            "steps",
-            (middle.0, bottom + theme::BOTTOM - 7.0),
-            theme::TITLE,
-            theme::BLACK,
-            HPos::Center,
-        );
-        canvas.text(panel, (self.left, self.top - 6.0), theme::SMALL, theme::BLACK, HPos::Left);
-    }
 }

@@ -90,10 +90,31 @@ pub fn head_colours(heads: usize) -> Vec<RGBColor> {
     }
 }
 
-fn viridis(at: f64) -> RGBColor {
-    let place = at * (VIRIDIS.len() - 1) as f64;
-    let i = (0..VIRIDIS.len() - 2).take_while(|&i| place >= (i + 1) as f64).count();
-    let (a, b, t) = (VIRIDIS[i], VIRIDIS[i + 1], place - i as f64);
+/// Viridis without its pale end, from 0 (dark) to 1 (bright).
+pub fn viridis(at: f64) -> RGBColor {
+    between(&VIRIDIS, at)
+}
+
+/// ColorBrewer's RdBu turned about, which the colour-blind can read too.
+const BLUE_TO_RED: [RGBColor; 7] = [
+    RGBColor(0x21, 0x66, 0xAC),
+    RGBColor(0x67, 0xA9, 0xCF),
+    RGBColor(0xD1, 0xE5, 0xF0),
+    RGBColor(0xF7, 0xF7, 0xF7),
+    RGBColor(0xFD, 0xDB, 0xC7),
+    RGBColor(0xEF, 0x8A, 0x62),
+    RGBColor(0xB2, 0x18, 0x2B),
+];
+
+/// From 0 (blue) by white to 1 (red).
+pub fn blue_to_red(at: f64) -> RGBColor {
+    between(&BLUE_TO_RED, at)
+}
+
+fn between(scale: &[RGBColor], at: f64) -> RGBColor {
+    let place = at * (scale.len() - 1) as f64;
+    let i = (0..scale.len() - 2).take_while(|&i| place >= (i + 1) as f64).count();
+    let (a, b, t) = (scale[i], scale[i + 1], place - i as f64);
     let mix = |a: u8, b: u8| {
         let mixed = f64::from(a) + t * (f64::from(b) - f64::from(a));
         (mixed.round() as i32).unsigned_abs().min(255) as u8

@@ -15,6 +15,7 @@ mod scan_bench;
 mod store;
 #[path = "../support/mod.rs"]
 mod support;
+mod sweep;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,7 @@
-//! Figures drawn from metrics.csv: which files, and that their SVG holds what it should and nothing else.
+//! Figures drawn from metrics.csv, and in `sweep` from results.csv: which files, and that their SVG holds what it should
+//! and nothing else.
+
+mod sweep;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -1,0 +1,350 @@
+//! `nmem sweep`: the grid of an experiment, in parallel, resumable.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::thread::available_parallelism;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::progress::SweepProgress;
+use super::{FAILED, Format, INTERRUPTED, check_interrupt, note, print, print_error};
+use crate::config::whole;
+use crate::error::Error;
+use crate::plot::{self, sweep::SweepFigure};
+use crate::run::{Keep, UNSTABLE_RATIO};
+use crate::sweep::{
+    self, Event, Experiment, Folder, Options, Parameters, Plan, PlannedRun, Record, Shard, Status,
+};
+
+/// Run the grid of an experiment, in parallel; finished runs are not run again
+///
+/// Writes results.csv, summary.csv, joblog.tsv and runs/ to --out. KEY=VALUES lays over the file for every run: a list
+/// 0.1,0.2, range(start,end[,step]) without its end, linspace(first,last,count), logspace(first,last,count) whose
+/// ends are values.
+#[derive(clap::Args, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent switches")]
+pub struct Args {
+    /// What to run: run, [fixed], [grid], [zip], [[run]]
+    #[arg(value_name = "EXPERIMENT.toml")]
+    experiment: PathBuf,
+    /// Settings by their names in a configuration: seed='range(0,5)'
+    #[arg(value_name = "KEY=VALUES")]
+    settings: Vec<String>,
+
+    /// Runs at once; they share the cores out [default: as many as cores]
+    #[arg(short, long, value_name = "N", value_parser = whole::<usize>, help_heading = "Run")]
+    jobs: Option<usize>,
+    /// Print the runs with their ids, and which are done; run nothing
+    #[arg(long, help_heading = "Run")]
+    dry_run: bool,
+    /// Stop at the first run that fails or diverges
+    #[arg(long, help_heading = "Run")]
+    fail_fast: bool,
+    /// A chunk is unstable where loss_before exceeds R times loss
+    #[arg(long, value_name = "R", default_value_t = UNSTABLE_RATIO, help_heading = "Run")]
+    unstable_ratio: f64,
+
+    /// Folder of the sweep; one that is there is gone on with [default: results/EXPERIMENT-sweep]
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    out: Option<PathBuf>,
+    /// Files of each run: metrics.csv and run.json, all, or none
+    #[arg(
+        long,
+        value_enum,
+        default_value = "metrics",
+        hide_possible_values = true,
+        value_name = "none|metrics|all",
+        help_heading = "Output"
+    )]
+    keep: Keep,
+    /// Start anew: remove what earlier sweeps wrote to the folder
+    #[arg(long, help_heading = "Output")]
+    force: bool,
+    #[command(flatten)]
+    figure: FigureArgs,
+    /// Draw no figures
+    #[arg(long, help_heading = "Figures")]
+    no_plots: bool,
+    /// A short table for people, or JSON for programs, on stdout
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        hide_possible_values = true,
+        value_name = "table|json",
+        help_heading = "Output"
+    )]
+    format: Format,
+    /// Print nothing but errors (and what --format json asks for)
+    #[arg(short, long, help_heading = "Output")]
+    quiet: bool,
+}
+
+/// What goes where in the figures.
+#[derive(clap::Args, Debug)]
+pub struct FigureArgs {
+    /// Parameter along the x axis [default: chosen by the data, as for all of these]
+    #[arg(long, value_name = "COLUMN", help_heading = "Figures")]
+    x: Option<String>,
+    /// A figure for each of these columns of results.csv; a/b divides one by another
+    #[arg(long, value_name = "COLUMN,…", value_delimiter = ',', help_heading = "Figures")]
+    y: Vec<String>,
+    /// Parameter whose values are lines, or rows of a map
+    #[arg(long, value_name = "COLUMN", help_heading = "Figures")]
+    hue: Option<String>,
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if args.unstable_ratio.is_nan() || args.unstable_ratio <= 0.0 {
+        let expected = "a number above 0";
+        return Err(Error::setting("--unstable-ratio", expected, args.unstable_ratio.to_string()).into());
+    }
+    if args.jobs == Some(0) {
+        return Err(Error::setting("--jobs", "at least 1", "0").into());
+    }
+    let mut experiment = Experiment::read(&args.experiment)?;
+    for setting in &args.settings {
+        experiment.lay_over(setting)?;
+    }
+    let folder = Folder::check(&args.out.clone().unwrap_or_else(|| default_out(&args.experiment)))?;
+    let plan = Plan::new(&experiment, args.unstable_ratio, &mut |_| check_interrupt())?;
+    let shard = Shard::WHOLE;
+    if plan.repeated > 0 && !args.quiet {
+        let (rows, s) = (plan.repeated, if plan.repeated == 1 { "" } else { "s" });
+        note("note: ", &format!("{rows} row{s} left out that ask for the same run as another"));
+    }
+
+    let known = folder.records()?;
+    let done = |run: &PlannedRun| !args.force && folder.is_done(known.get(&run.id), args.keep);
+    if args.dry_run {
+        let text = match args.format {
+            Format::Json => format!("{}\n", serde_json::to_string_pretty(&planned(&plan, &done))?),
+            Format::Table => dry_table(&plan, &done),
+        };
+        print(&text)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.force {
+        folder.clear()?;
+    }
+    let file = plan.file();
+    folder.start(&file)?;
+
+    let mine: Vec<usize> = (0..plan.runs.len()).filter(|&place| shard.holds(place)).collect();
+    let todo: Vec<usize> = mine.iter().copied().filter(|&place| !done(&plan.runs[place])).collect();
+    let cores = available_parallelism().map_or(1, usize::from);
+    warn_threads(&plan, cores, args.quiet);
+    let options = Options {
+        jobs: args.jobs.unwrap_or(cores),
+        cores,
+        keep: args.keep,
+        fail_fast: args.fail_fast,
+        unstable_ratio: args.unstable_ratio,
+    };
+    let keys = varying(&plan);
+    let begin = Instant::now();
+    let progress = SweepProgress::new(args.quiet, todo.len());
+    let observe = |event: Event| {
+        progress.show(event, &keys);
+        check_interrupt()
+    };
+    let (ran, ended) = sweep::run(&folder, &plan, &todo, &options, &observe);
+    drop(progress);
+    let took = begin.elapsed().as_secs_f64();
+
+    // What has finished is kept and told of, whatever ended the sweep.
+    let collected = sweep::collect(folder.path(), Some(&file.hash()))?;
+    if !args.no_plots && ended.is_ok() {
+        draw(folder.path(), &args.figure, args.quiet)?;
+    }
+    let ids: Vec<&str> = mine.iter().map(|&place| &*plan.runs[place].id).collect();
+    let of_share: Vec<&Record> = collected.rows.iter().filter(|record| ids.contains(&&*record.run)).collect();
+    let failures: Vec<&Record> =
+        of_share.iter().copied().filter(|record| record.status != Status::Ok).collect();
+    let summary = Summary {
+        out: folder.path(),
+        runs: mine.len(),
+        done_before: mine.len() - todo.len(),
+        ran: ran.len(),
+        missing: mine.len() - of_share.len(),
+        failed: failures.iter().map(|record| Failure::of(record, &plan)).collect(),
+        wall_s: took,
+    };
+    match args.format {
+        Format::Json => print(&format!("{}\n", serde_json::to_string_pretty(&summary)?)),
+        Format::Table if args.quiet => Ok(true),
+        Format::Table => print(&summary.table()),
+    }?;
+    for failure in &summary.failed {
+        print_error(&format!(
+            "{} {} ({}): {}",
+            failure.status, failure.run, failure.parameters, failure.reason
+        ));
+    }
+    match ended {
+        Ok(()) if failures.is_empty() => Ok(ExitCode::SUCCESS),
+        Ok(()) => Ok(FAILED.into()),
+        Err(Error::Interrupted) => {
+            let missing = summary.missing;
+            print_error(&format!(
+                "interrupted: {} keeps what has finished, the same command runs the other {missing}",
+                folder.path().display()
+            ));
+            Ok(INTERRUPTED.into())
+        }
+        Err(error) if args.fail_fast && !failures.is_empty() => {
+            print_error(&error.to_string());
+            Ok(FAILED.into())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Draws a sweep's figures from its results.csv.
+fn draw(folder: &Path, figure: &FigureArgs, quiet: bool) -> anyhow::Result<()> {
+    let plots = folder.join("plots");
+    std::fs::create_dir_all(&plots).map_err(Error::io(&plots, "create"))?;
+    let FigureArgs { x, y, hue } = figure;
+    let options = SweepFigure { x: x.clone(), y: y.clone(), hue: hue.clone() };
+    let drawn = plot::sweep::write(&folder.join("results.csv"), &options, &plots)?;
+    if !quiet {
+        drawn.notes.iter().for_each(|told| note("note: ", told));
+    }
+    Ok(())
+}
+
+/// results/STEM-sweep: of the file, or of its folder where every experiment's file has the same name.
+fn default_out(experiment: &Path) -> PathBuf {
+    let stem = experiment.file_stem().unwrap_or_default();
+    let folder = std::path::absolute(experiment).ok();
+    let folder = folder.as_deref().and_then(Path::parent).and_then(Path::file_name);
+    let stem = folder.filter(|_| stem == "sweep").unwrap_or(stem);
+    let mut name = stem.to_os_string();
+    name.push("-sweep");
+    Path::new("results").join(name)
+}
+
+/// A run gets no more threads than there are cores, whatever it asks for.
+fn warn_threads(plan: &Plan, cores: usize, quiet: bool) {
+    let asked = plan.runs.iter().filter_map(|run| run.ready.as_ref().ok()?.config.threads).max();
+    if let Some(asked) = asked.filter(|&asked| asked > cores && !quiet) {
+        note(
+            "warning: ",
+            &format!("threads: {asked} asked for, {cores} cores: no run uses more than {cores}"),
+        );
+    }
+}
+
+/// Names of the parameters that differ between runs.
+fn varying(plan: &Plan) -> Vec<String> {
+    let differs = |key: &&String| {
+        plan.runs.windows(2).any(|pair| pair[0].parameters.get(*key) != pair[1].parameters.get(*key))
+    };
+    plan.keys.iter().filter(differs).cloned().collect()
+}
+
+/// Some parameters, in one line.
+pub(super) fn one_line(parameters: &Parameters, keys: &[String]) -> String {
+    let pairs = keys.iter().filter_map(|key| Some(format!("{key}={}", parameters.get(key)?)));
+    pairs.collect::<Vec<_>>().join(" ")
+}
+
+/// What `--format json` prints at the end.
+#[derive(Serialize)]
+struct Summary<'a> {
+    out: &'a Path,
+    runs: usize,
+    done_before: usize,
+    ran: usize,
+    missing: usize,
+    failed: Vec<Failure>,
+    wall_s: f64,
+}
+
+#[derive(Serialize)]
+struct Failure {
+    run: String,
+    status: &'static str,
+    parameters: String,
+    reason: String,
+}
+
+impl Failure {
+    fn of(record: &Record, plan: &Plan) -> Self {
+        Self {
+            run: record.run.clone(),
+            status: record.status.name(),
+            parameters: one_line(&record.parameters, &varying(plan)),
+            reason: record.error.clone().unwrap_or_default(),
+        }
+    }
+}
+
+impl Summary<'_> {
+    fn table(&self) -> String {
+        let diverged = self.failed.iter().filter(|failure| failure.status == Status::Diverged.name()).count();
+        let failed = self.failed.len() - diverged;
+        let each = 1e3 * self.wall_s / self.ran.max(1) as f64;
+        let mut text = String::new();
+        let mut line = |name: &str, value: String| {
+            let _ = writeln!(text, "{name:<17}{value}");
+        };
+        line("runs", format!("{}: {} done before, {} run now", self.runs, self.done_before, self.ran));
+        if !self.failed.is_empty() || self.missing > 0 {
+            line("", format!("{failed} failed, {diverged} diverged, {} not run", self.missing));
+        }
+        if self.ran > 0 {
+            line("time", format!("{:.2} s, {each:.1} ms a run", self.wall_s));
+        }
+        line("results", self.out.join("results.csv").display().to_string());
+        text
+    }
+}
+
+#[derive(Serialize)]
+struct Planned<'a> {
+    run: &'a str,
+    done: bool,
+    parameters: &'a Parameters,
+    error: Option<&'a str>,
+}
+
+fn planned<'a>(plan: &'a Plan, done: &dyn Fn(&PlannedRun) -> bool) -> Vec<Planned<'a>> {
+    let planned = |run: &'a PlannedRun| Planned {
+        run: &run.id,
+        done: done(run),
+        parameters: &run.parameters,
+        error: run.ready.as_ref().err().map(String::as_str),
+    };
+    plan.runs.iter().map(planned).collect()
+}
+
+/// Ids, the parameters that differ, and what would become of each run.
+fn dry_table(plan: &Plan, done: &dyn Fn(&PlannedRun) -> bool) -> String {
+    let keys = varying(plan);
+    let mut rows = vec![["run".to_owned()].into_iter().chain(keys.iter().cloned()).collect::<Vec<_>>()];
+    rows[0].push("state".to_owned());
+    for run in &plan.runs {
+        let mut row = vec![run.id.clone()];
+        row.extend(keys.iter().map(|key| run.parameters.get(key).cloned().unwrap_or_default()));
+        row.push(match &run.ready {
+            Ok(_) if done(run) => "done".to_owned(),
+            Ok(_) => "to run".to_owned(),
+            Err(reason) => format!("cannot run: {reason}"),
+        });
+        rows.push(row);
+    }
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}"));
+        let _ = writeln!(text, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+    }
+    let runs = plan.runs.len();
+    let finished = plan.runs.iter().filter(|run| done(run)).count();
+    let _ = writeln!(text, "{runs} runs, {finished} of them done");
+    text
+}

@@ -1,0 +1,66 @@
+//! Colours that stand for numbers, and the bar that says which.
+
+use plotters::style::text_anchor::HPos;
+use plotters::style::{Color, RGBColor};
+
+use crate::plot::axis::Axis;
+use crate::plot::canvas::Canvas;
+use crate::plot::theme;
+
+/// Width of the bar, and of the bar with its labels and title.
+const BAR: f64 = 8.0;
+pub const BAR_WITH_LABELS: f64 = 54.0;
+
+/// What stands for which number.
+pub struct Colours {
+    axis: Axis,
+    diverging: bool,
+}
+
+impl Colours {
+    /// Dark to bright, over exactly the values from `low` to `high`.
+    pub fn sequential(low: f64, high: f64, log: bool) -> Self {
+        let axis = if log { Axis::log(low, high) } else { Axis::linear(low, high) };
+        Self { axis, diverging: false }
+    }
+
+    /// For ratios from `low` to `high`: blue below 1, white at 1, red above, as far either way.
+    pub fn about_one(low: f64, high: f64) -> Self {
+        let most = high.max(1.0 / low).max(1.1);
+        Self { axis: Axis::log(1.0 / most, most), diverging: true }
+    }
+
+    pub fn of(&self, value: f64) -> RGBColor {
+        self.at(self.axis.fraction(value))
+    }
+
+    fn at(&self, share: f64) -> RGBColor {
+        if self.diverging { theme::blue_to_red(share) } else { theme::viridis(share) }
+    }
+
+    /// The bar, its axis to the right, and its title, which reads upwards.
+    pub fn draw_bar(&self, canvas: &mut Canvas, left: f64, top: f64, height: f64, title: &str) {
+        const STEPS: usize = 64;
+        let (right, bottom) = (left + BAR, top + height);
+        for i in 0..STEPS {
+            let (low, high) = (i as f64 / STEPS as f64, (i + 1) as f64 / STEPS as f64);
+            // Each up to the top, so that no seam shows between them.
+            let from = (left, top);
+            canvas.rectangle(
+                from,
+                (right, bottom - low * height),
+                self.at(f64::midpoint(low, high)).to_rgba(),
+            );
+        }
+        for tick in &self.axis.ticks {
+            let y = bottom - tick.at * height;
+            let length = if tick.label.is_some() { theme::TICK } else { theme::TICK / 2.0 };
+            canvas.line(&[(right, y), (right + length, y)], theme::BLACK.to_rgba(), theme::SPINE);
+            if let Some(label) = &tick.label {
+                canvas.text(label, (right + theme::TICK + 2.0, y), theme::SMALL, theme::BLACK, HPos::Left);
+            }
+        }
+        let at = (left + BAR_WITH_LABELS - theme::TITLE, top + height / 2.0);
+        canvas.upward_text(title, at, theme::TITLE, theme::BLACK);
+    }
+}

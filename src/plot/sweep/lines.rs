@@ -1,0 +1,196 @@
+//! Means against a parameter, a line for each value of another, with their intervals: bands while few lines can overlap,
+//! bars else. Words are no scale: their means are not joined.
+
+use plotters::style::{Color, RGBColor};
+
+use super::results::Parameter;
+use super::{ALONE, AMONG, Figure, Panel, Scale, label, left_of, panel_width, parameter_axis, symbol};
+use crate::plot::axis::Axis;
+use crate::plot::canvas::Canvas;
+use crate::plot::envelope::Point;
+use crate::plot::frame::Frame;
+use crate::plot::legend::{Legend, Swatch, mark, marker};
+use crate::plot::theme;
+use crate::statistics::Estimate;
+use plotters::style::text_anchor::HPos;
+
+/// More bands could not be told apart where they overlap.
+const BANDS: usize = 3;
+/// Half the width of a bar's ends.
+const CAP: f64 = 1.8;
+/// Between the marks of lines that lost a run at the same place.
+const STACK: f64 = 5.0;
+
+pub fn draw(figure: &Figure) -> String {
+    let lines = figure.hue().map_or(1, |hue| hue.values.len());
+    let colours = colours(figure.hue());
+    let mut legend = Legend::default();
+    if let Some(hue) = figure.hue() {
+        let texts = hue.values.iter().map(|value| format!("{} {}", symbol(&hue.name), label(value)));
+        legend.entries.extend(texts.enumerate().map(|(i, text)| (Swatch::Marked(colours[i], i), text)));
+    }
+    let numbers = figure.x().is_numeric();
+    let bands = numbers && lines <= BANDS;
+    let spread =
+        if bands { ", bands: 95 % interval (Student's t)" } else { ", bars: 95 % interval (Student's t)" };
+    let (y, cut) = y_axis(figure);
+    figure.notes(&mut legend, spread);
+    if cut {
+        legend.notes.push("intervals cut at the edge".to_owned());
+    }
+    let (columns, _) = figure.grid();
+    let right = theme::RIGHT;
+    let width = panel_width(theme::WIDTH - left_of(&y) - right, columns);
+    let scale = Scale::of(figure.x());
+    let (x, places) = parameter_axis(figure.x(), scale, width);
+    let looks = Looks { colours, places, bands, joined: numbers, slots: scale == Scale::Slots };
+    let height = if figure.panels.len() > 1 { AMONG } else { ALONE };
+    let draw = |canvas: &mut Canvas, frame: &Frame, panel: &Panel| looks.draw(canvas, frame, panel);
+    figure.sheet(&legend, (&x, &y), &figure.title, (height, right), draw, |_, _| ())
+}
+
+/// In order where the values are numbers, as different as can be where they are words.
+fn colours(hue: Option<&Parameter>) -> Vec<RGBColor> {
+    let Some(hue) = hue else { return vec![theme::category(1)] };
+    let n = hue.values.len();
+    if hue.is_numeric() && n > 2 {
+        (0..n).map(|i| theme::viridis(i as f64 / (n - 1) as f64)).collect()
+    } else {
+        (0..n).map(|i| theme::category(i + 1)).collect()
+    }
+}
+
+/// Around all means and their intervals, but for those that are wider than three times the range of the means; and
+/// whether there are such.
+fn y_axis(figure: &Figure) -> (Axis, bool) {
+    let Some((low, high)) = figure.range() else { return (Axis::share(0.0, 1.0), false) };
+    let log = figure.is_log();
+    let (floor, ceiling) = if log {
+        let span = (high / low).max(1.5);
+        (low / span, high * span)
+    } else {
+        let span = (high - low).max(high.abs() * 0.05);
+        (low - span, high + span)
+    };
+    let ends = figure.cells().filter_map(|cell| cell.estimate()?.interval());
+    let (mut from, mut to, mut cut) = (low, high, false);
+    for (a, b) in ends {
+        cut |= a < floor || b > ceiling;
+        from = from.min(a.max(floor));
+        to = to.max(b.min(ceiling));
+    }
+    (if log { Axis::log(from, to) } else { Axis::linear(from, to) }, cut)
+}
+
+/// How panels are drawn.
+struct Looks {
+    colours: Vec<RGBColor>,
+    /// Of each value of x on its axis.
+    places: Vec<f64>,
+    bands: bool,
+    joined: bool,
+    slots: bool,
+}
+
+impl Looks {
+    fn draw(&self, canvas: &mut Canvas, frame: &Frame, panel: &Panel) {
+        let means: Vec<_> = (0..self.colours.len()).map(|line| self.stretches(panel, line)).collect();
+        for (line, stretches) in means.iter().enumerate() {
+            for stretch in stretches {
+                if self.bands {
+                    self.draw_band(canvas, frame, line, stretch);
+                } else {
+                    self.draw_bars(canvas, frame, line, stretch);
+                }
+            }
+        }
+        for (line, stretches) in means.iter().enumerate() {
+            let colour = self.colours[line];
+            for stretch in stretches {
+                let points: Vec<_> = stretch
+                    .iter()
+                    .map(|&(x, estimate)| self.place(frame, line, (x, estimate.mean)))
+                    .collect();
+                if self.joined && points.len() > 1 {
+                    canvas.line(&points, colour.to_rgba(), theme::SERIES);
+                }
+                for point in points {
+                    marker(canvas, point, line, colour);
+                }
+            }
+        }
+        if means.iter().all(Vec::is_empty) {
+            canvas.text("no finite values", frame.centre(), theme::TITLE, theme::GREY, HPos::Center);
+        }
+        self.draw_lost(canvas, frame, panel);
+    }
+
+    /// A line's means by value of x, broken where all runs were lost.
+    fn stretches(&self, panel: &Panel, line: usize) -> Vec<Vec<(f64, Estimate)>> {
+        let cells = panel.cells.range((line, 0)..(line + 1, 0));
+        let mut stretches = vec![Vec::new()];
+        for (&(_, x), cell) in cells {
+            match (cell.estimate(), stretches.last_mut()) {
+                (Some(estimate), Some(open)) => open.push((self.places[x], estimate)),
+                _ if cell.lost > 0 => stretches.push(Vec::new()),
+                _ => {}
+            }
+        }
+        stretches.retain(|stretch| !stretch.is_empty());
+        stretches
+    }
+
+    /// Side by side in slots that are not joined, so that bars do not hide each other.
+    fn place(&self, frame: &Frame, line: usize, (x, y): Point) -> Point {
+        let lines = self.colours.len() as f64;
+        let aside =
+            if self.slots && !self.joined { (line as f64 - (lines - 1.0) / 2.0) * 0.5 / lines } else { 0.0 };
+        frame.place((x + aside, y))
+    }
+
+    fn draw_band(&self, canvas: &mut Canvas, frame: &Frame, line: usize, stretch: &[(f64, Estimate)]) {
+        let ends = stretch.iter().filter_map(|&(x, estimate)| Some((x, estimate.interval()?)));
+        let ends: Vec<_> = ends.collect();
+        if ends.len() < 2 {
+            return self.draw_bars(canvas, frame, line, stretch);
+        }
+        let upper = ends.iter().map(|&(x, (_, high))| self.place(frame, line, (x, high)));
+        let lower = ends.iter().rev().map(|&(x, (low, _))| self.place(frame, line, (x, low)));
+        let outline: Vec<_> = upper.chain(lower).collect();
+        canvas.polygon(&outline, theme::faint(self.colours[line], 0.2));
+    }
+
+    fn draw_bars(&self, canvas: &mut Canvas, frame: &Frame, line: usize, stretch: &[(f64, Estimate)]) {
+        let ink = self.colours[line].to_rgba();
+        for &(x, estimate) in stretch {
+            let Some((low, high)) = estimate.interval() else { continue };
+            let (from, to) = (self.place(frame, line, (x, low)), self.place(frame, line, (x, high)));
+            canvas.line(&[from, to], ink, theme::SPINE);
+            for (x, y) in [from, to] {
+                // What is cut at the edge has no end there.
+                if y > frame.top && y < frame.bottom() {
+                    canvas.line(&[(x - CAP, y), (x + CAP, y)], ink, theme::SPINE);
+                }
+            }
+        }
+    }
+
+    /// A mark on the upper edge where runs were lost; with several lines, below it the markers of those that lost some.
+    fn draw_lost(&self, canvas: &mut Canvas, frame: &Frame, panel: &Panel) {
+        for (value, &x) in self.places.iter().enumerate() {
+            let lines = 0..self.colours.len();
+            let lost: Vec<_> = lines
+                .filter(|&line| panel.cells.get(&(line, value)).is_some_and(|cell| cell.lost > 0))
+                .collect();
+            let Some(x) = (!lost.is_empty()).then(|| frame.left + frame.x.fraction(x) * frame.width) else {
+                continue;
+            };
+            mark(canvas, (x, frame.top), 1.0);
+            if self.colours.len() > 1 {
+                for (i, &line) in lost.iter().enumerate() {
+                    marker(canvas, (x, frame.top + 7.0 + i as f64 * STACK), line, self.colours[line]);
+                }
+            }
+        }
+    }
+}

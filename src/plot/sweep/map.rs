@@ -1,0 +1,92 @@
+//! A map of colours: a parameter along each axis, a slot a value, the mean of the runs as colour and, where there is room,
+//! as a number.
+
+use plotters::style::text_anchor::HPos;
+use plotters::style::{Color, RGBColor};
+
+use super::results::{Cell, Parameter};
+use super::{Figure, Panel, label, left_of, panel_width, parameter_title, short};
+use crate::plot::axis::Axis;
+use crate::plot::canvas::Canvas;
+use crate::plot::colours::{BAR_WITH_LABELS, Colours};
+use crate::plot::frame::Frame;
+use crate::plot::legend::{Legend, Swatch, mark};
+use crate::plot::theme;
+
+/// Height of a slot, and the least and most of a panel.
+const SLOT: f64 = 16.0;
+const LEAST: f64 = 80.0;
+const MOST: f64 = 200.0;
+/// Room of a number in a cell.
+const NUMBER: (f64, f64) = (25.0, 9.0);
+/// A ratio beyond this either way has the colour of this one: what matters is near 1.
+const FURTHEST: f64 = 10.0;
+
+pub fn draw(figure: &Figure, hue: &Parameter) -> String {
+    let height = (hue.values.len() as f64 * SLOT).clamp(LEAST, MOST);
+    let room = |_: &str| (theme::SMALL + 2.0) / height;
+    let y = Axis::slots(&hue.values.iter().map(label).collect::<Vec<_>>(), room);
+    let (columns, _) = figure.grid();
+    let right = BAR_WITH_LABELS + 16.0;
+    let width = panel_width(theme::WIDTH - left_of(&y) - right, columns);
+    let (x, _) = super::parameter_axis(figure.x(), super::Scale::Slots, width);
+
+    let mut legend = Legend::default();
+    figure.notes(&mut legend, "");
+    if figure.cells().any(|cell| cell.absent > 0 && cell.estimate().is_none()) {
+        legend.entries.push((Swatch::Shade, "no value".to_owned()));
+    }
+    let (low, high) = figure.range().unwrap_or((0.0, 1.0));
+    let colours = if figure.ratio && figure.is_log() {
+        if low < 1.0 / FURTHEST || high > FURTHEST {
+            legend
+                .notes
+                .push(format!("colours end at 1/{FURTHEST} and {FURTHEST}; the highest is {}", short(high)));
+        }
+        Colours::about_one(low.max(1.0 / FURTHEST), high.min(FURTHEST))
+    } else {
+        Colours::sequential(low, high, figure.is_log())
+    };
+    let slots = (figure.x().values.len(), hue.values.len());
+    let draw =
+        |canvas: &mut Canvas, frame: &Frame, panel: &Panel| draw_panel(canvas, frame, panel, &colours, slots);
+    let bar = |canvas: &mut Canvas, whole: &Frame| {
+        colours.draw_bar(canvas, whole.right() + 14.0, whole.top, whole.height.min(MOST), &figure.title);
+    };
+    figure.sheet(&legend, (&x, &y), &parameter_title(&hue.name), (height, right), draw, bar)
+}
+
+fn draw_panel(canvas: &mut Canvas, frame: &Frame, panel: &Panel, colours: &Colours, slots: (usize, usize)) {
+    let size = (frame.width / slots.0 as f64, frame.height / slots.1 as f64);
+    for (&(row, column), cell) in &panel.cells {
+        let from = (frame.left + column as f64 * size.0, frame.bottom() - (row + 1) as f64 * size.1);
+        let to = (from.0 + size.0, from.1 + size.1);
+        let centre = (from.0 + size.0 / 2.0, from.1 + size.1 / 2.0);
+        if let Some(estimate) = cell.estimate() {
+            let colour = colours.of(estimate.mean);
+            canvas.rectangle(from, to, colour.to_rgba());
+            if size.0 >= NUMBER.0 && size.1 >= NUMBER.1 {
+                canvas.text(&short(estimate.mean), centre, 6.0, ink_on(colour), HPos::Center);
+            }
+        } else if cell.absent > 0 {
+            canvas.rectangle(from, to, theme::SHADE.to_rgba());
+        }
+        draw_lost(canvas, cell, from, to);
+    }
+}
+
+/// A mark on the upper edge of a cell that lost runs: in its middle where it lost all.
+fn draw_lost(canvas: &mut Canvas, cell: &Cell, from: (f64, f64), to: (f64, f64)) {
+    if cell.lost > 0 {
+        let all = cell.estimate().is_none() && cell.absent == 0;
+        let x = if all { f64::midpoint(from.0, to.0) } else { from.0 + 3.0 };
+        let y = if all { f64::midpoint(from.1, to.1) - 2.0 } else { from.1 };
+        mark(canvas, (x, y), 1.0);
+    }
+}
+
+/// Black on bright, white on dark: Rec. 709's luma.
+fn ink_on(colour: RGBColor) -> RGBColor {
+    let luma = 0.2126 * f64::from(colour.0) + 0.7152 * f64::from(colour.1) + 0.0722 * f64::from(colour.2);
+    if luma > 128.0 { theme::BLACK } else { theme::PAPER }
+}

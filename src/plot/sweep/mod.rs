@@ -1,0 +1,493 @@
+//! results.csv of a sweep → a figure a metric: means over seeds with their 95 % interval against one parameter, a line for
+//! each value of a second, or a map of colours where that takes many values; panels for all others.
+
+mod lines;
+mod map;
+mod results;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::plot::axis::Axis;
+use crate::plot::canvas::{Canvas, svg};
+use crate::plot::frame::Frame;
+use crate::plot::legend::{Legend, Swatch};
+use crate::plot::theme;
+use results::{Cell, Metric, Parameter, Results, Value};
+
+/// Up to so many lines are told apart in one panel; more values make a map of colours.
+const LINES: usize = 7;
+/// More panels would be too small to read.
+const PANELS: usize = 12;
+/// Between panels, which share their axes.
+const BETWEEN: f64 = 12.0;
+/// Room for a panel's heading.
+const HEADING: f64 = 14.0;
+/// A panel's height: alone, and among others.
+const ALONE: f64 = 170.0;
+const AMONG: f64 = 105.0;
+
+/// The quotient that tells how far writing helped (below 1) or made the memory worse.
+const RATIO: &str = "loss_before_mean/loss_mean";
+
+/// What goes where; what is not said is chosen by the data.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SweepFigure {
+    /// The parameter along the x axis.
+    pub x: Option<String>,
+    /// A figure for each of these columns; `a/b` divides one by another.
+    pub y: Vec<String>,
+    /// The parameter whose values are lines, or rows of a map.
+    pub hue: Option<String>,
+}
+
+/// What was drawn.
+#[derive(Debug, Default)]
+pub struct Drawn {
+    /// The files written.
+    pub files: Vec<PathBuf>,
+    /// What a user should know: nothing to draw, panels left out.
+    pub notes: Vec<String>,
+}
+
+/// Draws a sweep's figures into `folder`, which must exist.
+pub fn write(results_csv: &Path, options: &SweepFigure, folder: &Path) -> Result<Drawn> {
+    let results = Results::read(results_csv)?;
+    let mut drawn = Drawn::default();
+    let Some(layout) = Layout::choose(&results, options)? else {
+        drawn.notes.push("no figures: no parameter but the seed varies".to_owned());
+        return Ok(drawn);
+    };
+    let metrics = metrics(&results, options)?;
+    let asked = !options.y.is_empty();
+    for (name, metric) in metrics {
+        let figure = Figure::new(&results, &layout, &name, metric);
+        if !figure.tells() && !asked {
+            continue;
+        }
+        if figure.left_out > 0 {
+            drawn.notes.push(format!(
+                "{}: {} more panels left out: choose other parameters with --x and --hue",
+                file_name(&name),
+                figure.left_out
+            ));
+        }
+        let path = folder.join(file_name(&name));
+        std::fs::write(&path, figure.draw()).map_err(Error::io(&path, "write"))?;
+        drawn.files.push(path);
+    }
+    if drawn.files.is_empty() {
+        drawn.notes.push("no figures: no result is finite".to_owned());
+    }
+    Ok(drawn)
+}
+
+fn file_name(metric: &str) -> String {
+    let stem = if metric == RATIO { "loss_ratio".to_owned() } else { metric.replace('/', "_per_") };
+    format!("{stem}.svg")
+}
+
+/// Those asked for, or the few that tell most.
+fn metrics(results: &Results, options: &SweepFigure) -> Result<Vec<(String, Metric)>> {
+    let named = |name: &String| Some((name.clone(), results.metric(name)?));
+    if options.y.is_empty() {
+        let loss =
+            if results.metric("loss_before_mean").is_some() { "loss_before_mean" } else { "loss_mean" };
+        let few = [loss, RATIO, "surprise_mean", "retained_ratio", "first_unstable_chunk", "tokens_per_s"];
+        return Ok(few.into_iter().filter_map(|name| named(&name.to_owned())).collect());
+    }
+    let known = || format!("columns with numbers, or two as a/b, of {}", results.metrics.join(", "));
+    let found = options.y.iter().map(|name| named(name).ok_or_else(|| Error::setting("--y", known(), name)));
+    found.collect()
+}
+
+/// Which parameter goes where, by index.
+struct Layout {
+    x: usize,
+    hue: Option<usize>,
+    panels: Vec<usize>,
+    /// Parameters that vary with another one, and are not drawn for that.
+    along: Vec<(usize, usize)>,
+}
+
+impl Layout {
+    /// `None` where nothing but the seed varies and nothing was asked for.
+    fn choose(results: &Results, options: &SweepFigure) -> Result<Option<Self>> {
+        let parameters = &results.parameters;
+        let find = |flag: &str, name: &Option<String>| {
+            let Some(name) = name else { return Ok(None) };
+            let found = parameters.iter().position(|parameter| parameter.name == *name);
+            let names: Vec<_> = parameters.iter().map(|parameter| &parameter.name[..]).collect();
+            let expected = || format!("one of the parameters {}", names.join(", "));
+            found.map(Some).ok_or_else(|| Error::setting(flag, expected(), name))
+        };
+        let (x, hue) = (find("--x", &options.x)?, find("--hue", &options.hue)?);
+        if x.is_some() && x == hue {
+            return Err(Error::setting(
+                "--hue",
+                "another parameter than --x",
+                &parameters[x.unwrap_or_default()].name,
+            ));
+        }
+        let chosen: Vec<_> = x.into_iter().chain(hue).collect();
+        let varying = (0..parameters.len())
+            .filter(|&i| parameters[i].varies() && parameters[i].name != "seed" && !chosen.contains(&i));
+        let (mut free, mut along) = (Vec::<usize>::new(), Vec::new());
+        for i in varying {
+            match chosen.iter().chain(&free).find(|&&other| results.goes_with(i, other)) {
+                Some(&other) => along.push((i, other)),
+                None => free.push(i),
+            }
+        }
+        // Numbers before words, many values before few, else as the file has them.
+        let fitness = |i: &usize| {
+            let parameter = &parameters[*i];
+            std::cmp::Reverse((parameter.is_numeric(), parameter.values.len()))
+        };
+        free.sort_by_key(fitness);
+        let mut free = free.into_iter();
+        let Some(x) = x.or_else(|| free.next()) else {
+            return Ok(hue.map(|x| Self { x, hue: None, panels: Vec::new(), along }));
+        };
+        let hue = hue.or_else(|| free.next());
+        let mut panels: Vec<_> = free.collect();
+        panels.sort_unstable();
+        Ok(Some(Self { x, hue, panels, along }))
+    }
+}
+
+/// One metric, ready to be drawn.
+struct Figure<'a> {
+    results: &'a Results,
+    layout: &'a Layout,
+    title: String,
+    /// Ratios are drawn on log axes and with colours about 1.
+    ratio: bool,
+    panels: Vec<Panel>,
+    left_out: usize,
+}
+
+/// One panel's cells, by values of hue and x.
+struct Panel {
+    heading: String,
+    cells: BTreeMap<(usize, usize), Cell>,
+}
+
+impl<'a> Figure<'a> {
+    fn new(results: &'a Results, layout: &'a Layout, name: &str, metric: Metric) -> Self {
+        let by: Vec<_> = layout.panels.iter().copied().chain(layout.hue).chain([layout.x]).collect();
+        let mut panels = BTreeMap::<Vec<usize>, Panel>::new();
+        for (key, cell) in results.cells(metric, &by) {
+            let (of_panel, of_cell) = key.split_at(layout.panels.len());
+            let panel = panels.entry(of_panel.to_vec()).or_insert_with(|| {
+                let values = layout.panels.iter().zip(of_panel);
+                let parts = values.map(|(&parameter, &value)| {
+                    let parameter = &results.parameters[parameter];
+                    format!("{} {}", symbol(&parameter.name), label(&parameter.values[value]))
+                });
+                Panel { heading: parts.collect::<Vec<_>>().join(", "), cells: BTreeMap::new() }
+            });
+            let hue = if layout.hue.is_some() { of_cell[0] } else { 0 };
+            panel.cells.insert((hue, of_cell[of_cell.len() - 1]), cell);
+        }
+        let left_out = panels.len().saturating_sub(PANELS);
+        let panels = panels.into_values().take(PANELS).collect();
+        let ratio = matches!(metric, Metric::Quotient(..)) || name == "retained_ratio";
+        Self { results, layout, title: metric_title(name), ratio, panels, left_out }
+    }
+
+    fn cells(&self) -> impl Iterator<Item = &Cell> {
+        self.panels.iter().flat_map(|panel| panel.cells.values())
+    }
+
+    fn means(&self) -> impl Iterator<Item = f64> {
+        self.cells().filter_map(Cell::estimate).map(|estimate| estimate.mean)
+    }
+
+    /// Lowest and highest mean.
+    fn range(&self) -> Option<(f64, f64)> {
+        self.means().map(|mean| (mean, mean)).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
+    }
+
+    /// Whether there is anything to see: finite values that are not all the same.
+    fn tells(&self) -> bool {
+        let same = |(low, high): (f64, f64)| high - low <= 1e-9 * low.abs().max(high.abs());
+        self.range().is_some_and(|range| !same(range) || self.cells().any(|cell| cell.lost > 0))
+    }
+
+    fn is_log(&self) -> bool {
+        // Thirty: chosen by eye.
+        self.range().is_some_and(|(low, high)| low > 0.0 && (self.ratio || high > 30.0 * low))
+    }
+
+    fn x(&self) -> &'a Parameter {
+        &self.results.parameters[self.layout.x]
+    }
+
+    fn hue(&self) -> Option<&'a Parameter> {
+        self.layout.hue.map(|hue| &self.results.parameters[hue])
+    }
+
+    fn draw(&self) -> String {
+        match self.hue() {
+            Some(hue) if hue.values.len() > LINES => map::draw(self, hue),
+            _ => lines::draw(self),
+        }
+    }
+
+    /// Draws the sheet: the legend, then every panel by `draw`, with room for `right` beside the last column.
+    fn sheet(
+        &self,
+        legend: &Legend,
+        axes: (&Axis, &Axis),
+        y_title: &str,
+        (height, right): (f64, f64),
+        draw: impl Fn(&mut Canvas, &Frame, &Panel),
+        after: impl Fn(&mut Canvas, &Frame),
+    ) -> String {
+        let (columns, rows) = self.grid();
+        let left = left_of(axes.1);
+        let width = theme::WIDTH - left - right;
+        let panel_width = panel_width(width, columns);
+        let headed = if self.layout.panels.is_empty() { 4.0 } else { HEADING };
+        let top = 4.0 + legend.height(width) + 4.0;
+        let sheet = top + (headed + height + 6.0) * rows as f64 + theme::BOTTOM;
+        svg(theme::WIDTH, sheet, |canvas| {
+            legend.draw(canvas, left, 4.0, width);
+            let place = |row: usize| top + headed + row as f64 * (headed + height + 6.0);
+            for (i, panel) in self.panels.iter().enumerate() {
+                let (row, column) = (i / columns, i % columns);
+                let frame = Frame {
+                    left: left + column as f64 * (panel_width + BETWEEN),
+                    top: place(row),
+                    width: panel_width,
+                    height,
+                    x: axes.0,
+                    y: axes.1,
+                };
+                let lowest = i + columns >= self.panels.len();
+                draw(canvas, &frame, panel);
+                frame.draw_axes(canvas, lowest, column == 0);
+                if !panel.heading.is_empty() {
+                    frame.draw_heading(canvas, &panel.heading);
+                }
+                if lowest {
+                    frame.draw_x_title(canvas, &parameter_title(&self.x().name));
+                }
+            }
+            let all = place(rows - 1) + height - place(0);
+            let whole = Frame { left, top: place(0), width, height: all, x: axes.0, y: axes.1 };
+            whole.draw_y_title(canvas, y_title, left - theme::TITLES / 2.0);
+            after(canvas, &whole);
+        })
+    }
+
+    /// Columns and rows of panels.
+    fn grid(&self) -> (usize, usize) {
+        let columns = match self.panels.len() {
+            0 | 1 => 1,
+            2 | 4 => 2,
+            _ => 3,
+        };
+        (columns, self.panels.len().div_ceil(columns).max(1))
+    }
+
+    /// What is said below the entries, whatever the form.
+    fn notes(&self, legend: &mut Legend, spread: &str) {
+        let counts = self.cells().filter_map(Cell::estimate).map(|estimate| estimate.n);
+        let (few, most) = counts.fold((usize::MAX, 0), |(few, most), n| (few.min(n), most.max(n)));
+        if most > 1 {
+            let n = if few == most { most.to_string() } else { format!("{few} to {most}") };
+            legend.notes.push(format!("means of {n} runs{spread}"));
+        }
+        let lost: usize = self.cells().map(|cell| cell.lost).sum();
+        if lost > 0 {
+            legend.entries.push((
+                Swatch::Mark,
+                format!("failed, diverged or not finite: {lost} of {} runs", self.results.len()),
+            ));
+        }
+        let name = |i: usize| words(&self.results.parameters[i].name);
+        for &(parameter, other) in &self.layout.along {
+            legend.notes.push(format!("{} goes with {}", name(parameter), name(other)));
+        }
+    }
+}
+
+/// Room left of the first panel for the title and the labels of its y axis.
+fn left_of(y: &Axis) -> f64 {
+    let labels = y.ticks.iter().filter_map(|tick| tick.label.as_ref());
+    let widest = labels.map(|label| theme::text_width(label, theme::SMALL)).fold(10.0, f64::max);
+    theme::TITLES + widest + theme::TICK + 5.0
+}
+
+fn panel_width(width: f64, columns: usize) -> f64 {
+    (width - BETWEEN * (columns - 1) as f64) / columns as f64
+}
+
+/// What the axis of a parameter is, by its values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scale {
+    Linear,
+    Log,
+    /// A slot a value: words, and numbers that neither scale can hold apart, such as 0, 0.01, 0.1, 1.
+    Slots,
+}
+
+impl Scale {
+    fn of(parameter: &Parameter) -> Self {
+        if !parameter.is_numeric() {
+            return Self::Slots;
+        }
+        let numbers: Vec<_> = parameter.values.iter().filter_map(|value| value.number).collect();
+        let positive: Vec<_> = numbers.iter().copied().filter(|&x| x > 0.0).collect();
+        let evenness = |values: &[f64]| {
+            let gaps = values.windows(2).map(|pair| pair[1] - pair[0]);
+            let (least, most) = gaps.fold((f64::INFINITY, 0.0_f64), |(a, b), gap| (a.min(gap), b.max(gap)));
+            least / most
+        };
+        let logs: Vec<_> = positive.iter().map(|x| x.log10()).collect();
+        // A decade or more, and evener in log: the grids that people write, 1, 3, 10 as well as 2, 4, 8, 16, 32.
+        let decades = logs.first().zip(logs.last()).map_or(0.0, |(first, last)| last - first);
+        let log = logs.len() > 2 && decades >= 1.0 && evenness(&logs) > evenness(&positive);
+        match (log, positive.len() == numbers.len()) {
+            (true, true) => Self::Log,
+            (true, false) => Self::Slots,
+            (false, _) => Self::Linear,
+        }
+    }
+}
+
+/// The x axis of a parameter in a panel of this width, and the place of each value on it.
+fn parameter_axis(parameter: &Parameter, scale: Scale, width: f64) -> (Axis, Vec<f64>) {
+    let room = |text: &str| (theme::text_width(text, theme::SMALL) + 5.0) / width;
+    let labels: Vec<_> = parameter.values.iter().map(label).collect();
+    let numbers = || parameter.values.iter().filter_map(|value| value.number);
+    let log = scale == Scale::Log;
+    let (axis, places): (_, Vec<f64>) = match scale {
+        Scale::Slots => (Axis::slots(&labels, room), (0..labels.len()).map(|i| i as f64 + 0.5).collect()),
+        // Ticks at the values where they are few, round ones where they are many.
+        _ if labels.len() <= 11 => {
+            (Axis::of_values(&numbers().zip(labels).collect::<Vec<_>>(), log, room), numbers().collect())
+        }
+        _ => {
+            let (low, high) =
+                numbers().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), x| (a.min(x), b.max(x)));
+            (if log { Axis::log(low, high) } else { Axis::linear(low, high) }, numbers().collect())
+        }
+    };
+    (axis, places)
+}
+
+/// A value as axes and legends name it: short, and without what text on the sheet gives a meaning to.
+fn label(value: &Value) -> String {
+    let text = match value.number {
+        Some(number) if value.text.len() > 6 || value.text.contains(['e', 'E']) => short(number),
+        Some(_) => value.text.clone(),
+        None if value.text.is_empty() => "none".to_owned(),
+        // Of a path, the file.
+        None => value.text.rsplit('/').next().unwrap_or_default().to_owned(),
+    };
+    let text = if value.number.is_some() { text.replace('-', "−") } else { text.replace(['{', '}'], "|") };
+    if text.chars().count() > 24 { text.chars().take(23).chain(['…']).collect() } else { text }
+}
+
+/// Three significant digits, without zeros at the end, in powers of ten where plain digits would be long.
+fn short(number: f64) -> String {
+    let size = number.abs();
+    if size != 0.0 && !(1e-3..1e5).contains(&size) {
+        let text = format!("{number:.2e}");
+        let (digits, power) = text.split_once('e').unwrap_or((&text, "0"));
+        return match digits.trim_end_matches('0').trim_end_matches('.') {
+            "1" => format!("10^{{{power}}}"),
+            digits => format!("{digits}·10^{{{power}}}"),
+        };
+    }
+    let decade = if size == 0.0 { 0 } else { size.log10().floor() as i32 };
+    let places = usize::try_from(2 - decade).unwrap_or(0);
+    let text = format!("{number:.places$}");
+    if places == 0 { text } else { text.trim_end_matches('0').trim_end_matches('.').to_owned() }
+}
+
+fn words(name: &str) -> String {
+    name.replace('_', " ").replace(['{', '}'], "|")
+}
+
+/// Short, for headings and legends.
+fn symbol(name: &str) -> String {
+    match name {
+        "learning_rate" => "θ =".to_owned(),
+        "momentum" => "η =".to_owned(),
+        "decay" => "α =".to_owned(),
+        other => words(other),
+    }
+}
+
+fn parameter_title(name: &str) -> String {
+    match name {
+        "chunk_size" => "chunk size (tokens)".to_owned(),
+        "learning_rate" => "learning rate θ".to_owned(),
+        "momentum" => "momentum η".to_owned(),
+        "decay" => "decay α".to_owned(),
+        other => words(other),
+    }
+}
+
+fn metric_title(name: &str) -> String {
+    let known = match name {
+        "loss_mean" => "loss at W, per token",
+        "loss_before_mean" => "loss before storing, per token",
+        "loss_after_mean" => "loss after storing, per token",
+        RATIO => "loss before storing ÷ at W",
+        "surprise_mean" => "surprise ‖g‖",
+        "retained_ratio" => "loss of what is kept ÷ at W",
+        "tokens_per_s" => "tokens per second",
+        "wall_s" => "time (s)",
+        _ => "",
+    };
+    match (known, name.split_once('/')) {
+        ("", Some((over, under))) => {
+            format!("{} ÷ {}", metric_title(over.trim()), metric_title(under.trim()))
+        }
+        ("", None) => words(name),
+        (known, _) => known.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Parameter, Scale, Value, label, short};
+
+    fn parameter(values: &[&str]) -> Parameter {
+        let value = |text: &&str| Value { text: (*text).to_owned(), number: text.parse().ok() };
+        Parameter { name: "p".to_owned(), values: values.iter().map(value).collect() }
+    }
+
+    #[test]
+    fn scales() {
+        let scale = |values: &[&str]| Scale::of(&parameter(values));
+        assert_eq!(scale(&["2", "4", "8", "16", "32", "64", "128", "256"]), Scale::Log);
+        assert_eq!(scale(&["0.001", "0.003", "0.01", "0.03", "0.1"]), Scale::Log);
+        assert_eq!(scale(&["0", "0.25", "0.5", "0.75", "1"]), Scale::Linear);
+        assert_eq!(scale(&["0.1", "0.2", "0.9", "1"]), Scale::Linear);
+        assert_eq!(scale(&["0", "0.001", "0.01", "0.1"]), Scale::Slots);
+        assert_eq!(scale(&["1", "100"]), Scale::Linear);
+        assert_eq!(scale(&["0.1", "learned"]), Scale::Slots);
+    }
+
+    #[test]
+    fn labels() {
+        let text = |text: &str| label(&parameter(&[text]).values[0]);
+        assert_eq!(text("0.05"), "0.05");
+        assert_eq!(text("-0.5"), "−0.5");
+        assert_eq!(text("0.012589254117941675"), "0.0126");
+        assert_eq!(text("0.00012589254117941675"), "1.26·10^{−4}");
+        assert_eq!(text("1000000000"), "10^{9}");
+        assert_eq!(text("1e-05"), "10^{−5}");
+        assert_eq!(text(""), "none");
+        assert_eq!(text("../data/{a}.npy"), "|a|.npy");
+        assert_eq!(text(&"x".repeat(40)).chars().count(), 24);
+        assert_eq!([short(1234.6), short(99_999.0), short(0.5), short(0.0)], ["1235", "99999", "0.5", "0"]);
+    }
+}

@@ -1,0 +1,191 @@
+//! results.csv → what varied, what was measured, and cells: the runs that differ in nothing but what is averaged over.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::io::table::{Column, Table};
+use crate::statistics::Estimate;
+
+/// A results.csv, its runs without doubles.
+pub struct Results {
+    pub parameters: Vec<Parameter>,
+    /// Names of the columns of results that hold a number somewhere.
+    pub metrics: Vec<String>,
+    rows: Vec<Row>,
+}
+
+/// A parameter and the values that it takes: numbers ascending, words in the order of the file.
+#[derive(Clone, Debug)]
+pub struct Parameter {
+    pub name: String,
+    pub values: Vec<Value>,
+}
+
+/// A value of a parameter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Value {
+    pub text: String,
+    /// Finite.
+    pub number: Option<f64>,
+}
+
+struct Row {
+    /// Index into each parameter's values.
+    values: Vec<usize>,
+    /// Of each metric; empty where it does not apply.
+    results: Vec<Option<f64>>,
+    ok: bool,
+}
+
+/// A column, or one column divided by another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metric {
+    Column(usize),
+    Quotient(usize, usize),
+}
+
+/// Runs that share their values of some parameters.
+#[derive(Clone, Debug, Default)]
+pub struct Cell {
+    /// Finite values of runs that ended well.
+    finite: Vec<f64>,
+    /// Runs that failed or diverged, or whose value is not finite.
+    pub lost: usize,
+    /// Runs that ended well and to which it does not apply.
+    pub absent: usize,
+}
+
+impl Cell {
+    /// `None` where no run has a value.
+    pub fn estimate(&self) -> Option<Estimate> {
+        // A mean may overflow where its values do not.
+        Estimate::of(&self.finite).filter(|estimate| estimate.mean.is_finite())
+    }
+}
+
+impl Parameter {
+    /// Finite numbers throughout.
+    pub fn is_numeric(&self) -> bool {
+        self.values.iter().all(|value| value.number.is_some())
+    }
+
+    pub fn varies(&self) -> bool {
+        self.values.len() > 1
+    }
+
+    fn index_of(&mut self, text: String) -> usize {
+        let number = text.parse().ok().filter(|number: &f64| number.is_finite());
+        let same = |value: &Value| match (value.number, number) {
+            (Some(a), Some(b)) => a.total_cmp(&b).is_eq(),
+            _ => value.text == text,
+        };
+        self.values.iter().position(same).unwrap_or_else(|| {
+            self.values.push(Value { text, number });
+            self.values.len() - 1
+        })
+    }
+
+    /// Sorts values that are all numbers; returns each one's new place.
+    fn sort(&mut self) -> Vec<usize> {
+        let mut order: Vec<_> = (0..self.values.len()).collect();
+        if self.is_numeric() {
+            let number = |&i: &usize| self.values[i].number.unwrap_or_default();
+            order.sort_by(|a, b| number(a).total_cmp(&number(b)));
+        }
+        let mut places = vec![0; order.len()];
+        order.iter().enumerate().for_each(|(place, &i)| places[i] = place);
+        self.values = order.into_iter().map(|i| self.values[i].clone()).collect();
+        places
+    }
+}
+
+impl Results {
+    /// Of runs with the same parameters the first one counts: those of the present plan stand before older ones.
+    pub fn read(csv: &Path) -> Result<Self> {
+        let mut table = Table::open(csv)?;
+        let status = table.column("status")?;
+        let mut columns: Vec<(Column, String)> =
+            table.columns().skip(1).map(|(column, name)| (column, name.to_owned())).collect();
+        let Some(split) = columns.iter().position(|(_, name)| name == "status") else {
+            return Err(Error::file(csv, "a column before \"status\"", "none"));
+        };
+        let metrics = columns.split_off(split + 1);
+        columns.pop();
+        let mut parameters: Vec<_> =
+            columns.iter().map(|(_, name)| Parameter { name: name.clone(), values: Vec::new() }).collect();
+
+        let mut rows = Vec::<Row>::new();
+        let mut seen = std::collections::BTreeSet::new();
+        while table.advance()? {
+            let text = |column| String::from_utf8_lossy(table.text(column)).into_owned();
+            let values: Vec<_> = parameters
+                .iter_mut()
+                .zip(&columns)
+                .map(|(parameter, (column, _))| parameter.index_of(text(*column)))
+                .collect();
+            if seen.insert(values.clone()) {
+                let results = metrics.iter().map(|(column, _)| text(*column).parse().ok()).collect();
+                rows.push(Row { values, results, ok: table.text(status) == b"ok" });
+            }
+        }
+        let places: Vec<_> = parameters.iter_mut().map(Parameter::sort).collect();
+        for row in &mut rows {
+            row.values.iter_mut().zip(&places).for_each(|(value, places)| *value = places[*value]);
+        }
+        // Columns of words and empty ones are nothing to draw.
+        let numeric: Vec<_> =
+            (0..metrics.len()).filter(|&i| rows.iter().any(|row| row.results[i].is_some())).collect();
+        for row in &mut rows {
+            row.results = numeric.iter().map(|&i| row.results[i]).collect();
+        }
+        let metrics = numeric.into_iter().map(|i| metrics[i].1.clone()).collect();
+        Ok(Self { parameters, metrics, rows })
+    }
+
+    /// A metric by its column's name, or by two with a slash between them.
+    pub fn metric(&self, name: &str) -> Option<Metric> {
+        let column = |name: &str| self.metrics.iter().position(|metric| metric == name.trim());
+        column(name).map(Metric::Column).or_else(|| {
+            let (over, under) = name.split_once('/')?;
+            Some(Metric::Quotient(column(over)?, column(under)?))
+        })
+    }
+
+    /// Whether a parameter tells nothing that `other` does not: each value of one goes with one of the other.
+    pub fn goes_with(&self, parameter: usize, other: usize) -> bool {
+        let mut pairs: Vec<_> =
+            self.rows.iter().map(|row| (row.values[parameter], row.values[other])).collect();
+        pairs.sort_unstable();
+        pairs.dedup();
+        let values = self.parameters[parameter].values.len();
+        pairs.len() == values && values == self.parameters[other].values.len()
+    }
+
+    /// The cells of a metric, by their values of the parameters `by`.
+    pub fn cells(&self, metric: Metric, by: &[usize]) -> BTreeMap<Vec<usize>, Cell> {
+        let mut cells = BTreeMap::<_, Cell>::new();
+        for row in &self.rows {
+            let key: Vec<_> = by.iter().map(|&parameter| row.values[parameter]).collect();
+            let cell = cells.entry(key).or_default();
+            let value = match metric {
+                Metric::Column(i) => row.results[i],
+                Metric::Quotient(over, under) => {
+                    row.results[over].zip(row.results[under]).map(|(a, b)| a / b)
+                }
+            };
+            match value {
+                _ if !row.ok => cell.lost += 1,
+                Some(value) if value.is_finite() => cell.finite.push(value),
+                Some(_) => cell.lost += 1,
+                None => cell.absent += 1,
+            }
+        }
+        cells
+    }
+
+    /// How many runs.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+}

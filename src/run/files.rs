@@ -1,0 +1,77 @@
+//! The files that the engine's results stream into, and what is counted on the way.
+
+use std::path::{Path, PathBuf};
+
+use ndarray::ArrayView2;
+
+use super::Keep;
+use super::inputs::Opened;
+use super::tally::Tally;
+use crate::config::Mode;
+use crate::engine::Sink;
+use crate::error::{Error, Result};
+use crate::io::RetrievedWriter;
+use crate::metrics::{ChunkMetrics, MetricsWriter};
+use crate::real::Real;
+
+/// Takes the engine's results: rows into the tally, and into files where there is a folder for them.
+pub(super) struct Files<T> {
+    metrics: Option<MetricsWriter>,
+    retrieved: Option<(PathBuf, RetrievedWriter<T>)>,
+    pub tally: Tally,
+}
+
+impl<T: Real> Files<T> {
+    /// `weights`: memory weights, each with columns of its own.
+    pub fn create(
+        folder: Option<(&Path, Keep)>,
+        mode: Mode,
+        opened: &Opened,
+        weights: usize,
+        tally: Tally,
+    ) -> Result<Self> {
+        let mut files = Self { metrics: None, retrieved: None, tally };
+        let Some((folder, keep)) = folder else { return Ok(files) };
+        if mode != Mode::Read && keep >= Keep::Metrics {
+            files.metrics = Some(MetricsWriter::create(&folder.join("metrics.csv"), weights)?);
+        }
+        if mode != Mode::Store && keep >= Keep::All {
+            let path = folder.join("retrieved.npy");
+            let writer = RetrievedWriter::create(&path, opened.data.dims(), opened.data.rank())?;
+            files.retrieved = Some((path, writer));
+        }
+        Ok(files)
+    }
+
+    /// Completes the files; what was read before a divergence goes.
+    pub fn finish(self, diverged: bool) -> Result<Tally> {
+        if let Some(metrics) = self.metrics {
+            metrics.finish()?;
+        }
+        if let Some((path, retrieved)) = self.retrieved {
+            retrieved.finish()?;
+            if diverged {
+                std::fs::remove_file(&path).map_err(Error::io(&path, "remove"))?;
+            }
+        }
+        Ok(self.tally)
+    }
+}
+
+impl<T: Real> Sink<T> for Files<T> {
+    fn metrics(&mut self, rows: &[ChunkMetrics<T>]) -> Result<()> {
+        for row in rows {
+            self.tally.add(row);
+        }
+        self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.write(rows))
+    }
+
+    fn retrieved(&mut self, sequence: usize, start: usize, rows: ArrayView2<T>) -> Result<()> {
+        self.retrieved.as_mut().map_or(Ok(()), |(_, retrieved)| retrieved.write_rows(sequence, start, &rows))
+    }
+
+    fn sequence_done(&mut self, sequence: usize) -> Result<()> {
+        self.tally.sequence_done(sequence);
+        self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.sequence_done(sequence))
+    }
+}

@@ -1,0 +1,243 @@
+//! Inputs of runs: files opened, hashed and checked once, however many runs share them; and what a run makes of them.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use super::report::{Input, Resolved};
+use super::{Event, Observer};
+use crate::config::{Config, MemorySource, Mode};
+use crate::engine::{Memory, Work};
+use crate::error::{Error, Result};
+use crate::io::labels::Labels;
+use crate::io::mapped::Mapped;
+use crate::io::memory_file::MemoryFile;
+use crate::io::{NpySequences, Progress};
+use crate::memory::parameters::Init;
+use crate::memory::{Dimensions, Gates, State};
+use crate::real::{ElementType, Real};
+
+/// How a file was checked: the same file may be too large in f32 and fine in f64.
+type Checked<V> = Mutex<Vec<((PathBuf, ElementType, bool), Arc<V>)>>;
+
+/// Files that runs have opened. A file is taken to stay as it is as long as this lives.
+#[derive(Default)]
+pub struct Inputs {
+    sequences: Checked<NpySequences>,
+    memories: Checked<MemoryFile>,
+}
+
+impl Inputs {
+    fn sequences(&self, config: &Config, path: &Path, progress: Progress) -> Result<Arc<NpySequences>> {
+        shared(&self.sequences, config, path, || {
+            NpySequences::open(path, config.dtype, config.allow_nonfinite, progress)
+        })
+    }
+
+    fn memory(&self, config: &Config, path: &Path, progress: Progress) -> Result<Arc<MemoryFile>> {
+        shared(&self.memories, config, path, || {
+            MemoryFile::open(path, config.dtype, config.allow_nonfinite, progress)
+        })
+    }
+}
+
+fn shared<V>(
+    opened: &Checked<V>,
+    config: &Config,
+    path: &Path,
+    open: impl FnOnce() -> Result<V>,
+) -> Result<Arc<V>> {
+    let key = (path.to_path_buf(), config.dtype, config.allow_nonfinite);
+    let mut opened = opened.lock().expect("no thread panics with it");
+    if let Some((_, value)) = opened.iter().find(|(of, _)| *of == key) {
+        return Ok(Arc::clone(value));
+    }
+    let value = Arc::new(open()?);
+    opened.push((key, Arc::clone(&value)));
+    Ok(value)
+}
+
+/// The inputs of one run, checked against its configuration and each other.
+pub struct Opened {
+    pub(super) data: Arc<NpySequences>,
+    pub(super) store_seq: Option<Arc<NpySequences>>,
+    source: Source,
+    pub(super) labels: Option<Labels>,
+    /// What was read.
+    pub inputs: Vec<Input>,
+    pub(super) chunk_size: usize,
+    pub(super) gates: Gates,
+}
+
+/// A memory that is drawn is drawn when it is needed: a sweep has many.
+enum Source {
+    File(Arc<MemoryFile>),
+    Drawn(Dimensions, Init, u64),
+}
+
+impl Source {
+    fn get(&self) -> Arc<MemoryFile> {
+        match self {
+            Self::File(file) => Arc::clone(file),
+            &Self::Drawn(dimensions, init, seed) => Arc::new(MemoryFile::draw(dimensions, init, seed)),
+        }
+    }
+
+    fn dimensions(&self) -> Dimensions {
+        match self {
+            Self::File(file) => file.dimensions(),
+            Self::Drawn(dimensions, ..) => *dimensions,
+        }
+    }
+}
+
+impl Opened {
+    /// Opens what `config` names, or finds it opened. `narrow` lets a memory's f64 state into a run in f32.
+    pub fn open(config: &Config, narrow: bool, files: &Inputs, observe: Observer) -> Result<Self> {
+        let mut progress = |bytes: u64| observe(Event::Loaded(bytes));
+        let mut inputs = Vec::new();
+        let labels = config.labels.as_deref().map(Labels::read).transpose()?;
+        let mut open = |role: &'static str, path: &Path| {
+            let sequences = files.sequences(config, path, &mut progress)?;
+            inputs.push(Input {
+                role,
+                path: path.to_path_buf(),
+                shape: Some(sequences.file_shape().to_vec()),
+                dtype: Some(sequences.dtype().name()),
+                sha256: sequences.sha256().to_owned(),
+            });
+            Ok::<_, Error>(sequences)
+        };
+        let data = open("data", &config.data)?;
+        let store_seq = config.store_seq.as_deref().map(|path| open("store_seq", path)).transpose()?;
+
+        let mut other = |role: &'static str, path: &Path, sha256: String| {
+            inputs.push(Input { role, path: path.to_path_buf(), shape: None, dtype: None, sha256 });
+        };
+        let mut source = match (&config.memory, config.memory.drawn(data.dims().dim)?) {
+            (_, Some((dimensions, init, seed))) => {
+                dimensions.check(config.chunk_size(None)?)?;
+                Source::Drawn(dimensions, init, seed)
+            }
+            (MemorySource::File { path, .. }, None) => {
+                let file = files.memory(config, path, &mut progress)?;
+                config.memory.check(&file.dimensions())?;
+                let saved = file.saved().map(|saved| saved.chunk_size);
+                file.dimensions().check(config.chunk_size(saved)?).map_err(|error| match error {
+                    Error::Setting { setting, expected, got } => {
+                        Error::file(path, format!("{setting} of {expected}"), got)
+                    }
+                    error => error,
+                })?;
+                other("memory", path, file.sha256().unwrap_or_default().to_owned());
+                Source::File(file)
+            }
+            (MemorySource::Drawn { .. }, None) => unreachable!("a drawn memory has sizes"),
+        };
+        if let Some(path) = &config.past {
+            let mut file = MemoryFile::clone(&source.get());
+            let sha256 = file.add_past(path, config.dtype, config.allow_nonfinite, &mut progress)?;
+            other("past", path, sha256);
+            source = Source::File(Arc::new(file));
+        }
+        for (role, path) in [("labels", &config.labels), ("config", &config.file)] {
+            if let Some(path) = path {
+                other(role, path, sha256(path, &mut progress)?);
+            }
+        }
+        let this = Self::checked(config, narrow, (data, store_seq, source))?;
+        Ok(Self { labels, inputs, ..this })
+    }
+
+    fn checked(
+        config: &Config,
+        narrow: bool,
+        (data, store_seq, source): (Arc<NpySequences>, Option<Arc<NpySequences>>, Source),
+    ) -> Result<Self> {
+        let dim = source.dimensions().dim;
+        for sequences in std::iter::once(&data).chain(&store_seq) {
+            let got = sequences.dims().dim;
+            if got != dim {
+                let expected = format!("tokens of dim {dim}, as the memory's");
+                return Err(Error::file(sequences.path(), expected, format!("dim {got}")));
+            }
+        }
+        let (saved, state_type) = match &source {
+            Source::File(file) => (file.saved(), file.state_type()),
+            Source::Drawn(..) => (None, None),
+        };
+        let chunk_size = config.chunk_size(saved.map(|saved| saved.chunk_size))?;
+        let gates = config.gates(saved.map(|saved| saved.gates).unwrap_or_default())?;
+        if state_type == Some(ElementType::F64) && config.dtype == ElementType::F32 && !narrow {
+            let expected = "f64, the type of the memory's state (--force narrows it)";
+            return Err(Error::setting("--dtype", expected, "f32"));
+        }
+        let sequences = data.dims().sequences;
+        if let Some(store) = store_seq.as_ref().filter(|store| store.dims().sequences != sequences) {
+            let expected = format!("as many sequences as {}, {sequences}", data.path().display());
+            return Err(Error::file(store.path(), expected, store.dims().sequences.to_string()));
+        }
+        Ok(Self { data, store_seq, source, labels: None, inputs: Vec::new(), chunk_size, gates })
+    }
+
+    /// What is stored, where anything is.
+    pub(super) fn store(&self) -> &NpySequences {
+        self.store_seq.as_ref().unwrap_or(&self.data)
+    }
+
+    pub(super) fn work<T: Real>(&self, config: &Config) -> Work<'_, T> {
+        match config.mode {
+            Mode::Store => Work::Store { sequences: &*self.data, probe: config.probe },
+            Mode::Read => Work::Read(&*self.data),
+            Mode::Online => Work::Online { read: &*self.data, store: self.store(), probe: config.probe },
+        }
+    }
+
+    /// The configuration with everything filled in.
+    pub fn resolved(&self, config: &Config) -> Resolved {
+        let drawn = config.memory.drawn(self.data.dims().dim).ok().flatten();
+        Resolved {
+            mode: config.mode,
+            dimensions: self.source.dimensions(),
+            chunk_size: self.chunk_size,
+            init: drawn.map(|(_, init, _)| init),
+            seed: drawn.map(|(_, _, seed)| seed),
+            gates: self.gates,
+            restart_momentum: config.restart_momentum,
+            probe: config.probe,
+            allow_nonfinite: config.allow_nonfinite,
+            repeat: config.repeat,
+            plots: config.plots,
+        }
+    }
+
+    /// The memory and the state to start from.
+    pub(super) fn load<T: Real>(&self, config: &Config) -> Result<Loaded<T>> {
+        let file = self.source.get();
+        let memory =
+            Memory::<T>::new(file.parameters(), self.chunk_size, self.gates, file.past().as_deref())?;
+        let sequences = self.data.dims().sequences;
+        let known = file.state::<T>();
+        let of_state = known.as_ref().map_or(sequences, State::sequences);
+        if of_state != sequences && !(config.mode == Mode::Read && of_state == 1) {
+            let expected = format!("as many sequences as the memory's state, {of_state}");
+            return Err(Error::file(self.data.path(), expected, sequences.to_string()));
+        }
+        let mut state = known
+            .unwrap_or_else(|| memory.initial_state(if config.mode == Mode::Read { 1 } else { sequences }));
+        if config.restart_momentum {
+            state.momentum.fill(T::zero());
+        }
+        Ok(Loaded { file, memory, state })
+    }
+}
+
+/// A memory in the element type of its run.
+pub(super) struct Loaded<T: Real> {
+    pub file: Arc<MemoryFile>,
+    pub memory: Memory<T>,
+    pub state: State<T>,
+}
+
+fn sha256(path: &Path, progress: Progress) -> Result<String> {
+    Mapped::open(path, "a file", progress)?.sha256(0, progress, |_| {})
+}

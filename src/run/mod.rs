@@ -1,0 +1,387 @@
+//! One run, from a checked configuration to a published folder of results: load, run the engine, write, draw.
+//! [`execute`] is all of it, once. A sweep takes the parts: inputs [`Opened`] once for all runs, and [`Run`], which
+//! needs threads from elsewhere and perhaps no folder.
+
+mod files;
+mod inputs;
+mod report;
+mod tally;
+
+use std::path::Path;
+use std::time::Instant;
+
+use rayon::ThreadPool;
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Command, Config, MemorySource, Mode};
+use crate::engine::{Discard, Engine, Memory, Outcome, Phases, Sink};
+use crate::error::{Error, Result};
+use crate::io::labels::Labels;
+use crate::memory::State;
+use crate::peak::PeakMemory;
+use crate::plot;
+use crate::real::{ElementType, Real};
+use crate::record::ResultsFolder;
+use files::Files;
+use inputs::Loaded;
+pub use inputs::{Inputs, Opened};
+pub use report::{Input, Report, Resolved, WallSeconds};
+pub use tally::{Tally, UNSTABLE_RATIO};
+
+/// What a run is doing, told as it goes on. Returning an error stops it and leaves nothing behind.
+#[derive(Clone, Copy, Debug)]
+pub enum Event {
+    /// So many bytes of input have been read.
+    Loaded(u64),
+    /// The engine has so many tokens before it, `repeat` and several sequences included.
+    Starting(u64),
+    /// So many tokens are done.
+    Computed(u64),
+    /// Results are being written and drawn; told several times.
+    Writing,
+}
+
+/// Told of every [`Event`].
+pub type Observer<'a> = &'a mut (dyn FnMut(Event) -> Result<()> + Send);
+
+/// Where this build comes from.
+pub fn commit() -> Option<&'static str> {
+    let describe = git_version::git_version!(
+        args = ["--always", "--dirty=-modified", "--abbrev=40", "--exclude=*"],
+        fallback = ""
+    );
+    (!describe.is_empty()).then_some(describe)
+}
+
+/// Runs `config` and publishes its folder. `replace` allows an existing one to be replaced.
+///
+/// # Errors
+/// Whatever keeps the run from its results; nothing is left behind then. A divergence is no error: it is published,
+/// and the report tells.
+pub fn execute(
+    command: Command,
+    config: &Config,
+    command_line: Vec<String>,
+    replace: bool,
+    observe: Observer,
+) -> Result<Report> {
+    let folder = ResultsFolder::open(&config.out, replace)?;
+    refuse_inputs_inside(config, folder.target())?;
+    let threads =
+        config.threads.map_or_else(std::thread::available_parallelism, |n| Ok(n.try_into().expect("not 0")));
+    let threads = threads.map_or(1, usize::from);
+    let loading = Instant::now();
+    let opened = Opened::open(config, replace, &Inputs::default(), observe)?;
+    let opening = loading.elapsed().as_secs_f64();
+    let run =
+        Run { command, config, command_line, threads, pool: None, unstable_ratio: UNSTABLE_RATIO, opening };
+    let ran = run.execute(&opened, Some((folder.path(), Keep::All)), observe)?;
+    observe(Event::Writing)?;
+    folder.publish()?;
+    Ok(ran.report)
+}
+
+/// Replacing a folder must not take the run's own inputs with it.
+fn refuse_inputs_inside(config: &Config, target: &Path) -> Result<()> {
+    let memory = match &config.memory {
+        MemorySource::File { path, .. } => Some(path),
+        MemorySource::Drawn { .. } => None,
+    };
+    let others = [&config.store_seq, &config.past, &config.labels, &config.file].map(Option::as_ref);
+    let inputs = std::iter::once(&config.data).chain(others.into_iter().chain([memory]).flatten());
+    for input in inputs.filter_map(|input| std::fs::canonicalize(input).ok()) {
+        if input.starts_with(target) {
+            let got = format!("{}, which holds {}", target.display(), input.display());
+            return Err(Error::setting("--out", "a folder without this run's inputs", got));
+        }
+    }
+    Ok(())
+}
+
+/// Which files of a run are written.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Keep {
+    /// None at all.
+    None,
+    /// metrics.csv and run.json.
+    #[default]
+    Metrics,
+    /// All of them, memory.safetensors and retrieved.npy too.
+    All,
+}
+
+/// How a run went.
+struct Results {
+    outcome: Outcome,
+    tally: Tally,
+    warnings: Vec<String>,
+    peak: PeakMemory,
+    wall_s: WallSeconds,
+}
+
+/// What a run leaves besides files.
+pub struct Ran {
+    /// As run.json has it.
+    pub report: Report,
+    /// Its rows in a few numbers.
+    pub tally: Tally,
+    /// What the engine allocated: weights, state and buffers. (Each thread has a scratch buffer besides.)
+    pub engine_bytes: usize,
+}
+
+/// A run about to be.
+pub struct Run<'a> {
+    /// Subcommand.
+    pub command: Command,
+    /// What it shall do.
+    pub config: &'a Config,
+    /// For the report.
+    pub command_line: Vec<String>,
+    /// Threads that it may use.
+    pub threads: usize,
+    /// Where they come from; without, they are started for it.
+    pub pool: Option<&'a ThreadPool>,
+    /// See [`Tally::new`].
+    pub unstable_ratio: f64,
+    /// Seconds that its inputs took to open, for the report.
+    pub opening: f64,
+}
+
+impl Run<'_> {
+    /// Runs, and writes what `keep` says into the folder.
+    pub fn execute(&self, opened: &Opened, folder: Option<(&Path, Keep)>, observe: Observer) -> Result<Ran> {
+        match self.config.dtype {
+            ElementType::F32 => self.in_type::<f32>(opened, folder, observe),
+            ElementType::F64 => self.in_type::<f64>(opened, folder, observe),
+        }
+    }
+
+    fn in_type<T: Real>(
+        &self,
+        opened: &Opened,
+        folder: Option<(&Path, Keep)>,
+        observe: Observer,
+    ) -> Result<Ran> {
+        let config = self.config;
+        let mut peak = PeakMemory::default();
+        let loading = Instant::now();
+        let Loaded { file, memory, mut state } = opened.load::<T>(config)?;
+        let first_token = state.stored.tokens;
+        let load = loading.elapsed();
+
+        let weights = memory.weight_shapes().len();
+        let mut files = Files::create(folder, config.mode, opened, weights, Tally::new(self.unstable_ratio))?;
+        let Computed { outcome, engine_all, engine_phases, engine_bytes } =
+            self.compute(opened, &memory, &mut state, &mut files, &mut peak, observe)?;
+        observe(Event::Writing)?;
+
+        let writing = Instant::now();
+        let tally = files.finish(outcome.divergence.is_some())?;
+        let folder = folder.filter(|(_, keep)| *keep > Keep::None);
+        let all = folder.filter(|(_, keep)| *keep == Keep::All && config.mode != Mode::Read);
+        if let Some((folder, _)) = all.filter(|_| outcome.divergence.is_none()) {
+            file.save(&folder.join("memory.safetensors"), &state, opened.chunk_size, opened.gates)?;
+        }
+        let write = outcome.output + writing.elapsed();
+
+        let drawing = Instant::now();
+        let mut warnings = warnings(&outcome, opened.chunk_size, &state, config.mode);
+        if let Some((folder, _)) = folder.filter(|_| config.plots) {
+            let labels = opened.labels.as_ref().map(|labels| labels.shifted(first_token as u64));
+            warnings.extend(draw(folder, labels.as_ref(), &mut peak, observe)?);
+        }
+        let plots = drawing.elapsed();
+        peak.sample_now();
+
+        let results = Results {
+            wall_s: WallSeconds {
+                load: self.opening + (load + outcome.input).as_secs_f64(),
+                engine: median(&engine_all),
+                engine_all,
+                engine_phases,
+                write: write.as_secs_f64(),
+                plots: plots.as_secs_f64(),
+            },
+            outcome,
+            tally,
+            warnings,
+            peak,
+        };
+        let threads_used = self.threads_used(&memory, opened);
+        let (report, tally) = self.report(opened, &state, threads_used, results);
+        if let Some((folder, _)) = folder {
+            let path = folder.join("run.json");
+            let mut json = serde_json::to_string_pretty(&report).expect("text and numbers");
+            json.push('\n');
+            std::fs::write(&path, json).map_err(Error::io(&path, "write"))?;
+        }
+        Ok(Ran { report, tally, engine_bytes })
+    }
+
+    /// The run itself, and its repeats.
+    fn compute<T: Real>(
+        &self,
+        opened: &Opened,
+        memory: &Memory<T>,
+        state: &mut State<T>,
+        files: &mut Files<T>,
+        peak: &mut PeakMemory,
+        observe: Observer,
+    ) -> Result<Computed> {
+        let repeat = self.config.repeat;
+        let tokens =
+            opened.data.dims().tokens.max(opened.store().dims().tokens) * opened.data.dims().sequences;
+        observe(Event::Starting((tokens as u64).saturating_mul(repeat as u64 + 1)))?;
+        let mut tick = |tokens: usize| {
+            peak.sample();
+            observe(Event::Computed(tokens as u64))
+        };
+        let work = opened.work(self.config);
+        let own;
+        let pool = if let Some(pool) = self.pool {
+            pool
+        } else {
+            own = start_threads(self.threads_used(memory, opened))?;
+            &own
+        };
+        let mut engine = Engine::new(memory);
+        let before = (repeat > 0).then(|| state.clone());
+        let mut run = |state: &mut State<T>, sink: &mut dyn Sink<T>| {
+            pool.install(|| engine.run(state, work, sink, &mut tick))
+        };
+        let outcome = run(state, files)?;
+        let mut engine_all = vec![outcome.computing.as_secs_f64()];
+        let mut engine_phases = outcome.phases;
+        for mut state in before.into_iter().flat_map(|before| std::iter::repeat_n(before, repeat)) {
+            let outcome = run(&mut state, &mut Discard)?;
+            engine_all.push(outcome.computing.as_secs_f64());
+            engine_phases = outcome.phases;
+        }
+        let engine_bytes = memory.bytes() + state.bytes() + engine.bytes();
+        Ok(Computed { outcome, engine_all, engine_phases, engine_bytes })
+    }
+
+    /// Threads without a task would only look for one, at the cost of those that have.
+    fn threads_used<T: Real>(&self, memory: &Memory<T>, opened: &Opened) -> usize {
+        self.threads.min(memory.tasks(opened.data.dims().sequences)).max(1)
+    }
+
+    fn report<T: Real>(
+        &self,
+        opened: &Opened,
+        state: &State<T>,
+        threads_used: usize,
+        results: Results,
+    ) -> (Report, Tally) {
+        let Results { outcome, tally, warnings, peak, wall_s } = results;
+        let config = self.config;
+        let shape = opened.data.dims();
+        let report = Report {
+            nmem: env!("CARGO_PKG_VERSION"),
+            commit: commit(),
+            command: self.command,
+            command_line: self.command_line.clone(),
+            out: config.out.clone(),
+            config: opened.resolved(config),
+            inputs: opened.inputs.clone(),
+            device: "cpu",
+            threads: self.threads,
+            threads_used,
+            dtype: T::TYPE,
+            sequences: shape.sequences,
+            tokens: shape.tokens,
+            tokens_stored: (config.mode != Mode::Read).then_some(opened.store().dims().tokens),
+            rows: outcome.rows,
+            life_tokens: (config.mode != Mode::Read).then_some(state.stored.tokens),
+            summary: tally.all().columns().collect(),
+            diverged: outcome.divergence,
+            warnings,
+            peak_bytes: peak.resident(),
+            peak_anon_bytes: peak.anonymous(),
+            wall_s,
+        };
+        (report, tally)
+    }
+}
+
+/// What the engine made of a run.
+struct Computed {
+    outcome: Outcome,
+    /// Seconds of every run.
+    engine_all: Vec<f64>,
+    engine_phases: Phases,
+    engine_bytes: usize,
+}
+
+/// A pool of so many threads.
+pub fn start_threads(threads: usize) -> Result<ThreadPool> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    pool.map_err(|error| Error::setting("--threads", "threads that can start", error.to_string()))
+}
+
+/// Draws the figures from metrics.csv; what they had to leave out.
+fn draw(
+    folder: &Path,
+    labels: Option<&Labels>,
+    peak: &mut PeakMemory,
+    observe: Observer,
+) -> Result<Vec<String>> {
+    let plots = folder.join("plots");
+    std::fs::create_dir(&plots).map_err(Error::io(&plots, "create"))?;
+    let mut tick = || {
+        peak.sample_now();
+        observe(Event::Writing)
+    };
+    let drawn = plot::write_timelines(&folder.join("metrics.csv"), labels, &plots, &mut tick)?;
+    Ok(drawn.left_out.iter().map(ToString::to_string).collect())
+}
+
+fn warnings<T: Real>(outcome: &Outcome, c: usize, state: &State<T>, mode: Mode) -> Vec<String> {
+    let stored = state.stored.tokens;
+    let mut warnings = Vec::new();
+    if mode == Mode::Read || outcome.divergence.is_some() {
+        return warnings;
+    }
+    if let Some(chunk) = outcome.read_past_store.filter(|_| stored >= c) {
+        let read = state.read.tokens;
+        warnings.push(format!(
+            "{stored} tokens stored and {read} read so far: from chunk {chunk} on, reads used the last weights"
+        ));
+    }
+    if outcome.rows == 0 {
+        let kept = stored % c;
+        warnings.push(match mode {
+            _ if stored >= c => format!("no chunk completed: {kept} of the {c} tokens of a chunk"),
+            Mode::Online => {
+                format!("nothing stored yet, all reads are zeros: {kept} of the {c} tokens of a chunk")
+            }
+            _ => format!("nothing stored yet: {kept} of the {c} tokens of a chunk"),
+        });
+    }
+    warnings
+}
+
+/// Median of timings: the mean of the middle two where they are even in number.
+fn median(seconds: &[f64]) -> f64 {
+    let mut sorted = seconds.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    if sorted.len() % 2 == 1 { sorted[middle] } else { f64::midpoint(sorted[middle - 1], sorted[middle]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::median;
+
+    #[test]
+    fn the_median_is_the_middle_or_the_mean_of_the_middle_two() {
+        for (seconds, expected) in
+            [(&[3.0][..], 3.0), (&[9.0, 1.0, 2.0], 2.0), (&[4.0, 1.0, 2.0, 100.0], 3.0)]
+        {
+            assert!((median(seconds) - expected).abs() < f64::EPSILON, "{seconds:?}");
+        }
+    }
+}

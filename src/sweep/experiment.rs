@@ -1,0 +1,320 @@
+//! An experiment file and what the command line lays over it: from settings, lists and explicit rows to the rows of
+//! the grid, in order.
+
+use std::path::{Path, PathBuf};
+
+use toml::de::{DeTable, DeValue};
+use toml::{Spanned, Value};
+
+use super::row::{Row, Setting};
+use super::values;
+use crate::error::{Error, Result};
+
+/// What is run in each row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `nmem store`
+    Store,
+    /// `nmem retrieve --online`
+    RetrieveOnline,
+}
+
+impl Kind {
+    fn parse(text: &str) -> Option<Self> {
+        match text {
+            "store" => Some(Self::Store),
+            "retrieve-online" => Some(Self::RetrieveOnline),
+            _ => None,
+        }
+    }
+}
+
+/// Rows of the grid, not yet multiplied out.
+#[derive(Clone, Debug, Default)]
+pub struct Experiment {
+    kind: Option<Kind>,
+    fixed: Vec<Setting>,
+    axes: Vec<Axis>,
+    rows: Vec<Vec<Setting>>,
+    /// Axes from the command line, for the explicit rows.
+    row_axes: Vec<Axis>,
+    /// False where there are only explicit rows.
+    product: bool,
+}
+
+/// Columns of equally many values that are walked together: one of `[grid]`, or all of `[zip]`.
+#[derive(Clone, Debug)]
+struct Axis {
+    zip: bool,
+    columns: Vec<Vec<Setting>>,
+}
+
+impl Axis {
+    fn len(&self) -> usize {
+        self.columns[0].len()
+    }
+
+    fn column(&mut self, key: &str) -> Option<&mut Vec<Setting>> {
+        self.columns.iter_mut().find(|column| column[0].key == key)
+    }
+}
+
+/// Rows of a grid beyond this are a slip of the keyboard.
+const MOST_ROWS: usize = 1 << 20;
+
+/// A place in an experiment file, for messages.
+struct Source<'a> {
+    path: &'a Path,
+    text: &'a str,
+}
+
+impl Source<'_> {
+    fn line(&self, at: usize) -> usize {
+        self.text[..at].matches('\n').count() + 1
+    }
+
+    fn error(&self, at: usize, expected: impl Into<String>, got: &str) -> Error {
+        Error::file(self.path, expected, format!("{got} in line {}", self.line(at)))
+    }
+
+    fn setting(&self, key: &str, value: &Spanned<DeValue>) -> Result<Setting> {
+        let at = value.span().start;
+        let written = plain(value.get_ref()).ok_or_else(|| {
+            self.error(at, "one number, word or truth value", &format!("`{key}`, which is none"))
+        })?;
+        let folder = self.path.parent().unwrap_or(Path::new(""));
+        Setting::new(key, written, folder).map_err(|wrong| self.error(at, wrong.expected, &wrong.got))
+    }
+
+    /// The values of one key of `[grid]` or `[zip]`.
+    fn column(&self, key: &str, value: &Spanned<DeValue>) -> Result<Vec<Setting>> {
+        let at = value.span().start;
+        let column: Vec<Setting> = match value.get_ref() {
+            DeValue::Array(items) => {
+                items.iter().map(|item| self.setting(key, item)).collect::<Result<_>>()?
+            }
+            DeValue::String(text) if let Some(range) = values::range(text) => {
+                let range = range.map_err(|got| self.error(at, format!("values for `{key}`"), &got))?;
+                let setting = |value| Setting::new(key, value, Path::new(""));
+                let column: Result<_, _> = range.into_iter().map(setting).collect();
+                column.map_err(|wrong| self.error(at, wrong.expected, &wrong.got))?
+            }
+            _ => vec![self.setting(key, value)?],
+        };
+        if column.is_empty() {
+            return Err(self.error(at, format!("at least one value for `{key}`"), "none"));
+        }
+        Ok(column)
+    }
+
+    fn table<'t, 'i>(&self, name: &str, value: &'t Spanned<DeValue<'i>>) -> Result<Keys<'t, 'i>> {
+        match value.get_ref() {
+            DeValue::Table(table) => Ok(in_order(table)),
+            _ => Err(self.error(value.span().start, format!("a table, [{name}]"), &format!("`{name}`"))),
+        }
+    }
+}
+
+type Keys<'t, 'i> = Vec<(usize, &'t str, &'t Spanned<DeValue<'i>>)>;
+
+/// The keys of a table as the file has them, with their places.
+fn in_order<'t, 'i>(table: &'t DeTable<'i>) -> Keys<'t, 'i> {
+    let mut keys: Vec<_> =
+        table.iter().map(|(key, value)| (key.span().start, &**key.get_ref(), value)).collect();
+    keys.sort_by_key(|(at, ..)| *at);
+    keys
+}
+
+/// A value that is neither a list nor a table nor a date.
+fn plain(value: &DeValue) -> Option<Value> {
+    match value {
+        DeValue::String(text) => Some(Value::String(text.to_string())),
+        DeValue::Boolean(truth) => Some(Value::Boolean(*truth)),
+        DeValue::Integer(number) => {
+            i64::from_str_radix(number.as_str(), number.radix()).ok().map(Value::Integer)
+        }
+        DeValue::Float(number) => number.as_str().parse().ok().map(Value::Float),
+        _ => None,
+    }
+}
+
+impl Experiment {
+    /// Reads an experiment file. Relative paths in it are relative to its folder.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
+        let source = Source { path, text: &text };
+        let document = DeTable::parse(&text).map_err(|error| {
+            let at = error.span().map_or(0, |span| span.start);
+            source.error(
+                at,
+                "an experiment in TOML",
+                &format!("this: {},", error.message().replace('\n', ", ")),
+            )
+        })?;
+        let mut this = Self::default();
+        for (at, name, value) in in_order(document.get_ref()) {
+            match name {
+                "run" if value.get_ref().is_array() => this.read_rows(&source, value)?,
+                "run" => {
+                    let kind = value.get_ref().as_str().and_then(Kind::parse);
+                    let expected = "run = \"store\" or \"retrieve-online\", or tables [[run]]";
+                    this.kind = Some(kind.ok_or_else(|| source.error(at, expected, "another `run`"))?);
+                }
+                "fixed" => {
+                    for (_, key, value) in source.table(name, value)? {
+                        this.fixed.push(source.setting(key, value)?);
+                    }
+                }
+                "grid" => {
+                    for (_, key, value) in source.table(name, value)? {
+                        let columns = vec![source.column(key, value)?];
+                        this.axes.push(Axis { zip: false, columns });
+                    }
+                }
+                "zip" => this.read_zip(&source, value)?,
+                // A setting before the first table counts as fixed.
+                key => this.fixed.push(source.setting(key, value)?),
+            }
+        }
+        let mut seen = Vec::new();
+        let varied = this.axes.iter().flat_map(|axis| &axis.columns).map(|column| &column[0].key);
+        for key in this.fixed.iter().map(|setting| &setting.key).chain(varied) {
+            if seen.contains(&key) {
+                let got = format!("`{key}` twice (in [fixed], [grid] or [zip])");
+                return Err(Error::file(path, "each key in one place", got));
+            }
+            seen.push(key);
+        }
+        this.product = !this.axes.is_empty() || this.rows.is_empty();
+        Ok(this)
+    }
+
+    fn read_zip(&mut self, source: &Source, value: &Spanned<DeValue>) -> Result<()> {
+        let mut axis = Axis { zip: true, columns: Vec::new() };
+        for (at, key, value) in source.table("zip", value)? {
+            let column = source.column(key, value)?;
+            if let Some(first) = axis.columns.first().filter(|first| first.len() != column.len()) {
+                let expected = format!("as many values as `{}` of [zip] has, {}", first[0].key, first.len());
+                return Err(source.error(at, expected, &format!("{} of `{key}`", column.len())));
+            }
+            axis.columns.push(column);
+        }
+        if !axis.columns.is_empty() {
+            self.axes.push(axis);
+        }
+        Ok(())
+    }
+
+    fn read_rows(&mut self, source: &Source, value: &Spanned<DeValue>) -> Result<()> {
+        for row in value.get_ref().as_array().into_iter().flat_map(|rows| rows.iter()) {
+            let keys = source.table("[run]", row)?;
+            let row = keys.into_iter().map(|(_, key, value)| source.setting(key, value));
+            self.rows.push(row.collect::<Result<_>>()?);
+        }
+        Ok(())
+    }
+
+    /// Lays `key=value` or `key=a,b,c` of the command line over the file, for every run of it. Relative paths are
+    /// relative to the working directory.
+    pub fn lay_over(&mut self, argument: &str) -> Result<()> {
+        let refuse = |expected: &str, got: &str| Err(Error::setting(argument, expected, got));
+        let Some((key, list)) = argument.split_once('=') else {
+            return refuse("key=value or key=a,b,c", "no `=`");
+        };
+        let key = key.trim();
+        if key == "run" {
+            let Some(kind) = Kind::parse(list) else { return refuse("store or retrieve-online", list) };
+            self.kind = Some(kind);
+            return Ok(());
+        }
+        let values = values::list(list);
+        let values = values.or_else(|got| refuse("values between commas", &got).map(|()| Vec::new()))?;
+        let setting = |value| Setting::new(key, value, &PathBuf::new());
+        let column: Result<Vec<Setting>, _> = values.into_iter().map(setting).collect();
+        let column = column.map_err(|wrong| Error::setting(argument, wrong.expected, wrong.got))?;
+
+        self.fixed.retain(|setting| setting.key != key);
+        for row in &mut self.rows {
+            row.retain(|setting| setting.key != key);
+        }
+        self.row_axes.retain(|axis| axis.columns[0][0].key != key);
+        if let [setting] = &column[..] {
+            for axis in &mut self.axes {
+                axis.columns.retain(|column| column[0].key != key);
+            }
+            self.axes.retain(|axis| !axis.columns.is_empty());
+            self.fixed.push(setting.clone());
+            return Ok(());
+        }
+        let axis = Axis { zip: false, columns: vec![column.clone()] };
+        self.row_axes.push(axis.clone());
+        match self.axes.iter_mut().find_map(|axis| Some((axis.zip, axis.len(), axis.column(key)?))) {
+            Some((true, length, _)) if length != column.len() => {
+                let expected = format!("{length} values or one, as the others of [zip] have");
+                refuse(&expected, &column.len().to_string())
+            }
+            Some((.., old)) => {
+                *old = column;
+                Ok(())
+            }
+            None => {
+                self.axes.push(axis);
+                Ok(())
+            }
+        }
+    }
+
+    /// What is run, as far as was said.
+    pub fn kind(&self) -> Option<Kind> {
+        self.kind
+    }
+
+    /// All rows: the product, the first axis slowest, then the explicit ones.
+    pub fn expand(&self) -> Result<Vec<Row>> {
+        let count =
+            |axes: &[Axis]| axes.iter().try_fold(1_usize, |count, axis| count.checked_mul(axis.len()));
+        let products = count(&self.axes).zip(count(&self.row_axes));
+        let rows = products.and_then(|(all, each)| {
+            (self.rows.len().checked_mul(each)?).checked_add(if self.product { all } else { 0 })
+        });
+        if rows.is_none_or(|rows| rows > MOST_ROWS) {
+            let got = rows.map_or("more than can be counted".to_owned(), |rows| rows.to_string());
+            return Err(Error::setting("the grid", format!("at most {MOST_ROWS} rows"), got));
+        }
+        let mut rows = Vec::new();
+        if self.product {
+            multiply(&self.axes, &mut |varied| rows.push(Row::new(&[&self.fixed, varied])));
+        }
+        for explicit in &self.rows {
+            multiply(&self.row_axes, &mut |varied| rows.push(Row::new(&[&self.fixed, explicit, varied])));
+        }
+        Ok(rows)
+    }
+
+    /// All keys, those that may vary first.
+    pub fn keys(&self) -> Vec<String> {
+        let axes = self.axes.iter().flat_map(|axis| axis.columns.iter().map(|column| &column[0]));
+        let rows = self.rows.iter().flatten();
+        let mut keys: Vec<String> = Vec::new();
+        for setting in axes.chain(rows).chain(&self.fixed) {
+            if !keys.contains(&setting.key) {
+                keys.push(setting.key.clone());
+            }
+        }
+        keys
+    }
+}
+
+/// Every combination of the axes' values, the first axis slowest.
+fn multiply(axes: &[Axis], each: &mut dyn FnMut(&[Setting])) {
+    fn descend(all: &[Axis], chosen: &mut Vec<Setting>, each: &mut dyn FnMut(&[Setting])) {
+        let Some((axis, rest)) = all.split_first() else { return each(chosen) };
+        for i in 0..axis.len() {
+            let before = chosen.len();
+            chosen.extend(axis.columns.iter().map(|column| column[i].clone()));
+            descend(rest, chosen, each);
+            chosen.truncate(before);
+        }
+    }
+    descend(axes, &mut Vec::new(), each);
+}

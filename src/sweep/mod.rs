@@ -1,0 +1,31 @@
+//! Grids of runs: what an experiment file asks for ([`Experiment`]), as runs with identities ([`Plan`]), run side by side
+//! ([`run`]) into a folder that keeps each as it finishes ([`Folder`], [`Record`]), and tables of all that finished there
+//! ([`collect`]).
+//!
+//! The folder:
+//!
+//! ```text
+//! results.csv summary.csv joblog.tsv   made anew from the records, whole, whenever a sweep ends or is collected
+//! plans/HASH.json                      the runs of each sweep that was started there
+//! records/HOST-PID-….jsonl             finished runs, one line each: a file a process, only ever appended to
+//! runs/ID/                             a run's own files
+//! plots/                               figures of results.csv
+//! ```
+
+mod experiment;
+mod folder;
+mod plan;
+mod record;
+mod results;
+mod row;
+mod schedule;
+mod tables;
+mod values;
+
+pub use experiment::{Experiment, Kind};
+pub use folder::{Collected, Folder, collect};
+pub use plan::{Plan, PlanEntry, PlanFile, PlannedRun, Ready, Shard};
+pub use record::Record;
+pub use results::{Results, Status, UNTIMED};
+pub use row::{Parameters, Row};
+pub use schedule::{Event, Observe, Options, run};

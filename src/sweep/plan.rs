@@ -1,0 +1,201 @@
+//! The runs of a sweep with their identities. What is not the same run must not have the same identity, and what is
+//! must: it is the SHA-256 of the resolved configuration, the content of the inputs and the version of the program.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::experiment::{Experiment, Kind};
+use super::row::{Parameters, Row};
+use crate::config::{Command, Config};
+use crate::error::{Error, Result};
+use crate::run::{Inputs, Observer, Opened, Resolved, commit};
+
+/// Hexadecimal digits of an identity that name a run.
+const DIGITS: usize = 12;
+
+/// All runs of a sweep, in order.
+pub struct Plan {
+    /// Names of the parameters, those that may vary first.
+    pub keys: Vec<String>,
+    /// No two of the same identity.
+    pub runs: Vec<PlannedRun>,
+    /// Rows that asked for a run that another row had asked for already.
+    pub repeated: usize,
+}
+
+/// A run that is to be.
+pub struct PlannedRun {
+    /// Start of the identity.
+    pub id: String,
+    /// As written, by name.
+    pub parameters: Parameters,
+    /// Its row of settings.
+    pub row: Row,
+    /// What it takes to run it, or the reason why it cannot.
+    pub ready: Result<Ready, String>,
+}
+
+/// A checked configuration with its inputs, opened.
+pub struct Ready {
+    /// Subcommand that does it.
+    pub command: Command,
+    /// Its configuration.
+    pub config: Config,
+    /// Its inputs, which it shares with other runs.
+    pub opened: Opened,
+}
+
+/// What an identity is the hash of.
+#[derive(Serialize)]
+struct Identity<'a> {
+    nmem: &'a str,
+    commit: Option<&'a str>,
+    command: Command,
+    config: Resolved,
+    dtype: crate::real::ElementType,
+    threads: Option<usize>,
+    unstable_ratio: f64,
+    inputs: Vec<(&'a str, &'a str)>,
+}
+
+impl Plan {
+    /// Multiplies the experiment out and opens all inputs, each once. A row that cannot run is a run that fails; where
+    /// none can, the first one's reason is the error.
+    pub fn new(experiment: &Experiment, unstable_ratio: f64, observe: Observer) -> Result<Self> {
+        let inputs = Inputs::default();
+        let (mut runs, mut seen, mut repeated) = (Vec::new(), BTreeSet::new(), 0);
+        let mut first_error = None;
+        for row in experiment.expand()? {
+            let ready = prepare(&row, experiment.kind(), &inputs, observe);
+            let id = match &ready {
+                Ok(ready) => identity(ready, unstable_ratio),
+                Err(Error::Interrupted) => return Err(Error::Interrupted),
+                Err(_) => hash(&(env!("CARGO_PKG_VERSION"), commit(), &row.parameters)),
+            };
+            if !seen.insert(id.clone()) {
+                repeated += 1;
+                continue;
+            }
+            let ready = ready.map_err(|error| {
+                let reason = chain(&error);
+                first_error.get_or_insert(error);
+                reason
+            });
+            runs.push(PlannedRun { id, parameters: row.parameters.clone(), row, ready });
+        }
+        match first_error {
+            Some(error) if runs.iter().all(|run| run.ready.is_err()) => Err(error),
+            _ => Ok(Self { keys: experiment.keys(), runs, repeated }),
+        }
+    }
+
+    /// As plans/ keeps it.
+    pub fn file(&self) -> PlanFile {
+        let runs =
+            self.runs.iter().map(|run| PlanEntry { run: run.id.clone(), parameters: run.parameters.clone() });
+        PlanFile { keys: self.keys.clone(), runs: runs.collect() }
+    }
+}
+
+fn prepare(row: &Row, kind: Option<Kind>, inputs: &Inputs, observe: Observer) -> Result<Ready> {
+    let (command, config) = row.config(kind)?;
+    let opened = Opened::open(&config, false, inputs, observe)?;
+    Ok(Ready { command, config, opened })
+}
+
+fn identity(ready: &Ready, unstable_ratio: f64) -> String {
+    let Ready { command, config, opened } = ready;
+    hash(&Identity {
+        nmem: env!("CARGO_PKG_VERSION"),
+        commit: commit(),
+        command: *command,
+        config: opened.resolved(config),
+        dtype: config.dtype,
+        threads: config.threads,
+        unstable_ratio,
+        inputs: opened.inputs.iter().map(|input| (input.role, &*input.sha256)).collect(),
+    })
+}
+
+/// The first digits of the SHA-256 of something as JSON.
+fn hash(of: &impl Serialize) -> String {
+    let json = serde_json::to_vec(of).expect("text and numbers");
+    let first =
+        Sha256::digest(json)[..DIGITS / 2].iter().fold(0_u64, |all, &byte| all << 8 | u64::from(byte));
+    format!("{first:0DIGITS$x}")
+}
+
+/// An error with its causes, on one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ").replace('\n', " ")
+}
+
+/// plans/HASH.json: what a sweep was to run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanFile {
+    /// Names of the parameters, those that may vary first.
+    pub keys: Vec<String>,
+    /// Its runs, in order.
+    pub runs: Vec<PlanEntry>,
+}
+
+/// A run of a plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanEntry {
+    /// Start of its identity.
+    pub run: String,
+    /// By name.
+    pub parameters: Parameters,
+}
+
+impl PlanFile {
+    /// Names the plan.
+    pub fn hash(&self) -> String {
+        hash(self)
+    }
+
+    /// Reads one.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read(path).map_err(Error::io(path, "read"))?;
+        serde_json::from_slice(&text)
+            .map_err(|error| Error::file(path, "the plan of a sweep", error.to_string()))
+    }
+}
+
+/// A share of a sweep: the runs I, I + N, I + 2 N … of it, I = 1 … N.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// I
+    pub index: usize,
+    /// N
+    pub count: usize,
+}
+
+impl Shard {
+    /// The whole, in one share.
+    pub const WHOLE: Self = Self { index: 1, count: 1 };
+
+    /// Whether the run at this place of the plan (from 0) belongs to it.
+    pub fn holds(self, place: usize) -> bool {
+        place % self.count == self.index - 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Shard;
+
+    #[test]
+    fn shards_are_a_partition() {
+        for count in 1..6 {
+            for place in 0..20 {
+                let of = (1..=count).filter(|&index| Shard { index, count }.holds(place)).count();
+                assert_eq!(of, 1, "run {place} of {count} shards");
+            }
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! What a run comes to: the columns of results.csv after the parameters.
+
+use serde::{Deserialize, Serialize};
+
+use super::values::number;
+use crate::config::Mode;
+use crate::metrics::Summary;
+use crate::run::Ran;
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Well.
+    Ok,
+    /// With a value that is not finite: results are those up to there.
+    Diverged,
+    /// Not at all.
+    Failed,
+}
+
+impl Status {
+    /// As results.csv has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Diverged => "diverged",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+macro_rules! results {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// The numbers of a run, in the order of results.csv; `None` is what does not apply.
+        #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+        #[serde(default)]
+        pub struct Results { $($(#[$doc])* pub $name: Option<f64>),* }
+
+        impl Results {
+            /// Their names.
+            pub const NAMES: &[&str] = &[$(stringify!($name)),*];
+
+            /// Their values.
+            pub fn values(&self) -> impl Iterator<Item = Option<f64>> {
+                [$(self.$name),*].into_iter()
+            }
+        }
+    };
+}
+
+results! {
+    /// Tokens stored, over all sequences; of a run that diverged those of the chunks up to there.
+    tokens,
+    /// Chunks stored, over all sequences.
+    chunks,
+    /// ℓ at W per token, mean over heads and sequences of the last chunk.
+    loss_final,
+    /// Likewise over all chunks.
+    loss_mean,
+    /// ℓ at W + U of just before the chunk was stored.
+    loss_before_final,
+    /// Likewise over all chunks.
+    loss_before_mean,
+    /// ℓ at W + U of just after.
+    loss_after_final,
+    /// Likewise over all chunks.
+    loss_after_mean,
+    /// ‖g‖
+    surprise_mean,
+    /// θ
+    learning_rate_mean,
+    /// η
+    momentum_mean,
+    /// α
+    decay_mean,
+    /// ‖θ g‖ of the last chunk.
+    surprise_norm_final,
+    /// ‖S‖ after the last chunk.
+    momentum_norm_final,
+    /// ‖U‖ after the last chunk.
+    update_norm_final,
+    /// ‖W + U‖ after the last chunk.
+    weight_norm_final,
+    /// See [`crate::run::Tally`].
+    first_unstable_chunk,
+    /// Bytes that the engine allocated.
+    engine_bytes,
+    /// Tokens through the engine, in all sequences, per second of it.
+    tokens_per_s,
+    /// Seconds of the whole run.
+    wall_s,
+}
+
+/// Columns that are the same for the same run.
+pub const UNTIMED: usize = Results::NAMES.len() - 2;
+
+impl Results {
+    /// Of a run that came to an end, well or not.
+    pub fn of(ran: &Ran, wall_s: f64) -> Self {
+        let report = &ran.report;
+        let (all, last) = (&ran.tally.all(), &ran.tally.last());
+        let mean = |of: &Summary, name: &str| {
+            of.columns().find(|(column, _)| *column == name).map(|(_, spread)| spread.mean)
+        };
+        let per_token =
+            |of: &Summary, name: &str| mean(of, name).map(|sum| sum / report.config.chunk_size as f64);
+        let chunks = report.rows / report.config.dimensions.heads;
+        let through = report.sequences * report.tokens.max(report.tokens_stored.unwrap_or(0));
+        let rate = through as f64 / report.wall_s.engine.max(f64::MIN_POSITIVE);
+        let went_through = report.diverged.is_none() && report.config.mode != Mode::Read;
+        Self {
+            tokens: Some(match &report.diverged {
+                None => report.sequences * report.tokens_stored.unwrap_or(0),
+                Some(_) => chunks * report.config.chunk_size,
+            } as f64),
+            chunks: Some(chunks as f64),
+            loss_final: per_token(last, "loss"),
+            loss_mean: per_token(all, "loss"),
+            loss_before_final: per_token(last, "loss_before"),
+            loss_before_mean: per_token(all, "loss_before"),
+            loss_after_final: per_token(last, "loss_after"),
+            loss_after_mean: per_token(all, "loss_after"),
+            surprise_mean: mean(all, "surprise"),
+            learning_rate_mean: mean(all, "learning_rate"),
+            momentum_mean: mean(all, "momentum"),
+            decay_mean: mean(all, "decay"),
+            surprise_norm_final: mean(last, "surprise_norm"),
+            momentum_norm_final: mean(last, "momentum_norm"),
+            update_norm_final: mean(last, "update_norm"),
+            weight_norm_final: mean(last, "weight_norm"),
+            first_unstable_chunk: ran.tally.first_unstable_chunk().map(|chunk| chunk as f64),
+            engine_bytes: Some(ran.engine_bytes as f64),
+            tokens_per_s: went_through.then_some(rate),
+            wall_s: Some(wall_s),
+        }
+    }
+
+    /// Cells of results.csv.
+    pub fn cells(&self) -> impl Iterator<Item = String> {
+        self.values().map(|value| value.map_or(String::new(), number))
+    }
+}

@@ -1,0 +1,149 @@
+//! One row of a grid: settings by their names in a configuration, each checked on its own when it is read.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use clap::Args;
+use toml::{Table, Value};
+
+use super::experiment::Kind;
+use super::values::text;
+use crate::config::{Command, Config, Settings, nearest};
+use crate::error::{Error, Result};
+
+/// Parameters by name, as results.csv has them.
+pub type Parameters = BTreeMap<String, String>;
+
+/// Settings that are paths.
+const PATHS: [&str; 4] = ["data", "memory", "past", "store_seq"];
+
+/// Settings that make no sense for one run of many.
+const REFUSED: [(&str, &str); 3] = [
+    ("out", "a setting of single runs (--out names the sweep's folder)"),
+    ("no_plots", "a setting of single runs (they draw no figures in a sweep)"),
+    ("labels", "a setting of single runs (labels mark figures, which runs of a sweep do not draw)"),
+];
+
+/// A key with its value.
+#[derive(Clone, Debug)]
+pub(super) struct Setting {
+    pub key: String,
+    /// As written: what results.csv says.
+    pub written: Value,
+    /// With the folder that a relative path is relative to.
+    pub value: Value,
+}
+
+/// Why a setting is none.
+#[derive(Debug)]
+pub(super) struct Wrong {
+    pub expected: String,
+    pub got: String,
+}
+
+/// Names of all settings.
+pub(super) fn known() -> Vec<String> {
+    let command = Settings::augment_args(clap::Command::new(""));
+    command.get_arguments().map(|argument| argument.get_id().to_string()).collect()
+}
+
+impl Setting {
+    pub fn new(key: &str, mut written: Value, folder: &Path) -> Result<Self, Wrong> {
+        let known = known();
+        if !known.iter().any(|known| known == key) {
+            let others = ["run", "fixed", "grid", "zip"];
+            let near = nearest(key, known.iter().map(String::as_str).chain(others));
+            return Err(Wrong { expected: "a known setting".into(), got: format!("`{key}`{near}") });
+        }
+        if let Some((_, why)) = REFUSED.iter().find(|(refused, _)| *refused == key) {
+            return Err(Wrong { expected: "a setting of each run".into(), got: format!("`{key}`, {why}") });
+        }
+        if let Err(error) = check(key, &written) {
+            // What a range gives may be a whole number all the same.
+            let whole = written.as_float().filter(|x| x.fract() == 0.0 && x.abs() < 2_f64.powi(53));
+            let whole = whole.map(|x| Value::Integer(x as i64)).filter(|whole| check(key, whole).is_ok());
+            let message = ["usize", "u64"].iter().fold(error, |text, of| text.replace(of, "a whole number"));
+            written = whole.ok_or_else(|| Wrong {
+                expected: format!("a value for `{key}`"),
+                got: format!("{} ({message})", text(&written)),
+            })?;
+        }
+        let mut value = written.clone();
+        if let Some(path) = written.as_str().filter(|_| PATHS.contains(&key)) {
+            if path == "-" {
+                let expected = "a file (standard input comes but once)".to_owned();
+                return Err(Wrong { expected, got: format!("`-` for `{key}`") });
+            }
+            value = Value::String(folder.join(path).to_string_lossy().into_owned());
+        }
+        Ok(Self { key: key.to_owned(), written, value })
+    }
+}
+
+fn check(key: &str, value: &Value) -> Result<(), String> {
+    let table = Table::from_iter([(key.to_owned(), value.clone())]);
+    let settings: Result<Settings, _> = table.try_into();
+    settings.map(drop).map_err(|error: toml::de::Error| error.message().replace('\n', ", "))
+}
+
+/// The settings of one run.
+#[derive(Clone, Debug, Default)]
+pub struct Row {
+    /// As written.
+    pub parameters: Parameters,
+    /// With paths as they are found from here.
+    pub settings: Table,
+}
+
+impl Row {
+    /// What comes later wins.
+    pub(super) fn new(layers: &[&[Setting]]) -> Self {
+        let mut row = Self::default();
+        for setting in layers.iter().copied().flatten() {
+            row.parameters.insert(setting.key.clone(), text(&setting.written));
+            row.settings.insert(setting.key.clone(), setting.value.clone());
+        }
+        row
+    }
+
+    /// The run's configuration, checked as any run's.
+    pub fn config(&self, kind: Option<Kind>) -> Result<(Command, Config)> {
+        let settings: Result<Settings, toml::de::Error> = self.settings.clone().try_into();
+        let mut settings = settings.expect("each was checked when it was read");
+        let online = settings.online == Some(true) || settings.store_seq.is_some();
+        let command = match kind {
+            None if !online => Command::Store,
+            Some(Kind::Store) => Command::Store,
+            Some(Kind::RetrieveOnline) | None => Command::Retrieve,
+        };
+        if command == Command::Retrieve {
+            if settings.online == Some(false) {
+                let expected = "a run that stores (store, or retrieve-online)";
+                return Err(Error::setting("online", expected, "false"));
+            }
+            settings.online = Some(true);
+        }
+        settings.check_flags(command, &settings)?;
+        settings.no_plots = Some(true);
+        Ok((command, settings.validate(command)?))
+    }
+
+    /// The command line that does the same, into the folder `out`.
+    pub fn command_line(&self, command: Command, out: &str) -> Vec<String> {
+        let mut line = vec!["nmem".to_owned(), command.name().to_owned()];
+        line.extend(self.settings.get("data").map(text));
+        if command == Command::Retrieve {
+            line.push("--online".to_owned());
+        }
+        for (key, value) in self.settings.iter().filter(|(key, _)| !["data", "online"].contains(&&***key)) {
+            let flag = format!("--{}", key.replace('_', "-"));
+            match value {
+                Value::Boolean(true) => line.push(flag),
+                Value::Boolean(false) => line.push(format!("{flag}=false")),
+                value => line.extend([flag, text(value)]),
+            }
+        }
+        line.extend(["--no-plots", "--out", out].map(str::to_owned));
+        line
+    }
+}

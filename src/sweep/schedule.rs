@@ -1,0 +1,240 @@
+//! Runs side by side, never with more threads between them than there are cores.
+
+use std::sync::{Condvar, Mutex};
+use std::time::Instant;
+
+use rayon::ThreadPool;
+
+use super::folder::Folder;
+use super::plan::{Plan, PlannedRun, Ready, chain};
+use super::record::{Record, RecordWriter, host, now};
+use super::results::{Results, Status};
+use crate::error::{Error, Result};
+use crate::record::ResultsFolder;
+use crate::run::{Keep, Ran, Run, start_threads};
+
+/// How runs are run.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Runs at once.
+    pub jobs: usize,
+    /// Threads that all runs together may use.
+    pub cores: usize,
+    /// Which files of each are written.
+    pub keep: Keep,
+    /// Whether the first failure ends the sweep.
+    pub fail_fast: bool,
+    /// See [`crate::run::Tally::new`].
+    pub unstable_ratio: f64,
+}
+
+impl Options {
+    /// Threads of a run that asks for `threads`, or for none in particular.
+    fn threads(&self, run: &PlannedRun) -> usize {
+        let asked = run.ready.as_ref().ok().and_then(|ready| ready.config.threads);
+        let cores = self.cores.max(1);
+        asked.unwrap_or(cores / self.jobs.clamp(1, cores)).clamp(1, cores)
+    }
+}
+
+/// What a sweep is doing.
+#[derive(Clone, Copy)]
+pub enum Event<'a> {
+    /// This run has begun.
+    Started(&'a PlannedRun),
+    /// It has finished, well or not.
+    Finished(&'a PlannedRun, &'a Record),
+    /// A run goes on.
+    Working,
+}
+
+/// Told of every [`Event`], from any thread. An error ends the sweep: runs that are not finished leave nothing.
+pub type Observe<'a> = &'a (dyn Fn(Event) -> Result<()> + Sync);
+
+/// What the workers share.
+struct State<'a> {
+    waiting: std::slice::Iter<'a, usize>,
+    /// The run whose turn it is, until there are threads for it.
+    next: Option<usize>,
+    free: usize,
+    idle: Vec<ThreadPool>,
+    stopped: Option<Error>,
+    finished: Vec<(usize, Record)>,
+}
+
+struct Scheduler<'a> {
+    folder: &'a Folder,
+    plan: &'a Plan,
+    options: &'a Options,
+    observe: Observe<'a>,
+    host: String,
+    state: Mutex<State<'a>>,
+    changed: Condvar,
+    records: Mutex<RecordWriter>,
+}
+
+/// Runs those of the plan's runs whose places are given, several at once, and records each as it finishes. How the sweep
+/// ended is beside the records, in the plan's order: an error where it was ended early.
+pub fn run(
+    folder: &Folder,
+    plan: &Plan,
+    places: &[usize],
+    options: &Options,
+    observe: Observe,
+) -> (Vec<Record>, Result<()>) {
+    let scheduler = Scheduler {
+        folder,
+        plan,
+        options,
+        observe,
+        host: host(),
+        state: Mutex::new(State {
+            waiting: places.iter(),
+            next: None,
+            free: options.cores.max(1),
+            idle: Vec::new(),
+            stopped: None,
+            finished: Vec::new(),
+        }),
+        changed: Condvar::new(),
+        records: Mutex::new(RecordWriter::new(&folder.path().join("records"))),
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..options.jobs.clamp(1, places.len().max(1)) {
+            scope.spawn(|| scheduler.work());
+        }
+    });
+    let State { mut finished, stopped, .. } = scheduler.state.into_inner().expect("no worker panicked");
+    finished.sort_by_key(|(place, _)| *place);
+    (finished.into_iter().map(|(_, record)| record).collect(), stopped.map_or(Ok(()), Err))
+}
+
+impl Scheduler<'_> {
+    /// One worker: a run after the other, for as long as there are any.
+    fn work(&self) {
+        while let Some((place, threads)) = self.take() {
+            let run = &self.plan.runs[place];
+            let pool = self.pool(threads);
+            let ended = pool.and_then(|pool| {
+                let record = self.one(run, &pool)?;
+                self.records.lock().expect("no worker panics with it").write(&record)?;
+                (self.observe)(Event::Finished(run, &record))?;
+                Ok((pool, record))
+            });
+            let mut state = self.state.lock().expect("no worker panics with it");
+            state.free += threads;
+            match ended {
+                Ok((pool, record)) => {
+                    state.idle.push(pool);
+                    if self.options.fail_fast && record.status != Status::Ok {
+                        let reason = record.error.clone().unwrap_or_default();
+                        let got = format!("run {}: {reason}", record.run);
+                        let error = Error::setting("--fail-fast", "runs that end well", got);
+                        state.stopped.get_or_insert(error);
+                    }
+                    state.finished.push((place, record));
+                }
+                Err(error) => {
+                    state.stopped.get_or_insert(error);
+                }
+            }
+            self.changed.notify_all();
+        }
+    }
+
+    /// The next run, once there are threads for it.
+    fn take(&self) -> Option<(usize, usize)> {
+        let mut state = self.state.lock().expect("no worker panics with it");
+        loop {
+            if state.stopped.is_some() {
+                return None;
+            }
+            let place = match state.next {
+                Some(place) => place,
+                None => *state.waiting.next()?,
+            };
+            let threads = self.options.threads(&self.plan.runs[place]);
+            if threads <= state.free {
+                state.free -= threads;
+                state.next = None;
+                return Some((place, threads));
+            }
+            state.next = Some(place);
+            state = self.changed.wait(state).expect("no worker panics with it");
+        }
+    }
+
+    /// Threads that another run has left, or new ones.
+    fn pool(&self, threads: usize) -> Result<ThreadPool> {
+        let mut state = self.state.lock().expect("no worker panics with it");
+        let idle = state.idle.iter().position(|pool| pool.current_num_threads() == threads);
+        let pool = idle.map(|idle| state.idle.swap_remove(idle));
+        drop(state);
+        pool.map_or_else(|| start_threads(threads), Ok)
+    }
+
+    fn one(&self, run: &PlannedRun, pool: &ThreadPool) -> Result<Record> {
+        (self.observe)(Event::Started(run))?;
+        let (started, begin) = (now(), Instant::now());
+        let ran = match &run.ready {
+            Err(reason) => Err(reason.clone()),
+            Ok(ready) => match self.execute(run, ready, pool) {
+                Err(Error::Interrupted) => return Err(Error::Interrupted),
+                ran => ran.map_err(|error| chain(&error)),
+            },
+        };
+        let took = begin.elapsed().as_secs_f64();
+        let (status, error, results) = match ran {
+            Err(reason) => (Status::Failed, Some(reason), Results::default()),
+            Ok(ran) => {
+                let divergence = ran.report.diverged.as_ref().map(|at| format!("diverged at {at}"));
+                let status = if divergence.is_some() { Status::Diverged } else { Status::Ok };
+                (status, divergence, Results::of(&ran, took))
+            }
+        };
+        let command = run.ready.as_ref().map_or(String::new(), |ready| {
+            let line = run.row.command_line(ready.command, &run.id);
+            // Refused is only what no command line can hold.
+            shlex::try_join(line.iter().map(String::as_str)).unwrap_or_default()
+        });
+        Ok(Record {
+            run: run.id.clone(),
+            parameters: run.parameters.clone(),
+            status,
+            error,
+            results,
+            keep: self.options.keep,
+            host: self.host.clone(),
+            started,
+            took,
+            command,
+        })
+    }
+
+    fn execute(&self, run: &PlannedRun, ready: &Ready, pool: &ThreadPool) -> Result<Ran> {
+        let mut observe = |_| {
+            if self.state.lock().expect("no worker panics with it").stopped.is_some() {
+                return Err(Error::Interrupted);
+            }
+            (self.observe)(Event::Working)
+        };
+        let keep = self.options.keep;
+        let out = self.folder.run(&run.id);
+        let folder = (keep > Keep::None).then(|| ResultsFolder::open(&out, true)).transpose()?;
+        let mut config = ready.config.clone();
+        config.out = out;
+        let engine_run = Run {
+            command: ready.command,
+            config: &config,
+            command_line: run.row.command_line(ready.command, &run.id),
+            threads: pool.current_num_threads(),
+            pool: Some(pool),
+            unstable_ratio: self.options.unstable_ratio,
+            opening: 0.0,
+        };
+        let into = folder.as_ref().map(|folder| (folder.path(), keep));
+        let ran = engine_run.execute(&ready.opened, into, &mut observe)?;
+        folder.map_or(Ok(()), ResultsFolder::publish)?;
+        Ok(ran)
+    }
+}

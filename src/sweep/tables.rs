@@ -1,0 +1,145 @@
+//! results.csv, summary.csv and joblog.tsv, as bytes.
+
+use std::collections::{BTreeSet, HashMap};
+
+use super::plan::PlanFile;
+use super::record::Record;
+use super::results::{Results, Status};
+use super::row::Parameters;
+use super::values::number;
+use crate::statistics::Estimate;
+
+/// The parameter over whose values summary.csv takes means.
+const SEED: &str = "seed";
+
+/// Names of the parameters: those that vary, as the plan orders them, then the others.
+pub fn parameter_columns(plan: &PlanFile, rows: &[Record]) -> Vec<String> {
+    let planned = plan.runs.iter().map(|run| &run.parameters);
+    let all: Vec<&Parameters> = planned.chain(rows.iter().map(|row| &row.parameters)).collect();
+    let others: BTreeSet<&String> = all.iter().flat_map(|row| row.keys()).collect();
+    let others = others.into_iter().filter(|key| !plan.keys.contains(key));
+    let keys = plan.keys.iter().chain(others);
+    let varies = |key: &str| all.windows(2).any(|pair| pair[0].get(key) != pair[1].get(key));
+    let (varying, fixed): (Vec<_>, Vec<_>) = keys.cloned().partition(|key| varies(key));
+    varying.into_iter().chain(fixed).collect()
+}
+
+fn cells<'a>(columns: &'a [String], row: &'a Record) -> impl Iterator<Item = &'a str> {
+    columns.iter().map(|key| row.parameters.get(key).map_or("", |text| text))
+}
+
+fn write(rows: impl Iterator<Item = Vec<String>>) -> Vec<u8> {
+    let mut csv = csv::Writer::from_writer(Vec::new());
+    rows.for_each(|row| csv.write_record(row).expect("memory takes it, rows are equally long"));
+    csv.into_inner().expect("memory takes it")
+}
+
+/// One row a run.
+pub fn results(columns: &[String], rows: &[Record]) -> Vec<u8> {
+    let header = std::iter::once("run").chain(columns.iter().map(String::as_str)).chain(["status"]);
+    let words = ["diverged".to_owned(), "error".to_owned()];
+    let names = Results::NAMES.iter().map(|&name| name.to_owned());
+    let header = header.map(str::to_owned).chain(with_words(names, words));
+    let row = |row: &Record| {
+        let start = std::iter::once(&*row.run).chain(cells(columns, row)).chain([row.status.name()]);
+        let diverged = match row.status {
+            Status::Ok => "false",
+            Status::Diverged => "true",
+            Status::Failed => "",
+        };
+        let words = [diverged.to_owned(), row.error.clone().unwrap_or_default()];
+        start.map(str::to_owned).chain(with_words(row.results.cells(), words)).collect()
+    };
+    write(std::iter::once(header.collect()).chain(rows.iter().map(row)))
+}
+
+/// The columns `diverged` and `error` in their places between the numbers.
+fn with_words(numbers: impl Iterator<Item = String>, [diverged, error]: [String; 2]) -> Vec<String> {
+    let mut cells = Vec::new();
+    let (mut diverged, mut error) = (Some(diverged), Some(error));
+    for (name, number) in Results::NAMES.iter().zip(numbers) {
+        cells.extend(error.take_if(|_| *name == "engine_bytes"));
+        cells.push(number);
+        cells.extend(diverged.take_if(|_| *name == "first_unstable_chunk"));
+    }
+    cells
+}
+
+/// One row a combination of the parameters other than the seed, over the runs that ended well.
+pub fn summary(columns: &[String], rows: &[Record]) -> Vec<u8> {
+    let columns: Vec<String> = columns.iter().filter(|key| *key != SEED).cloned().collect();
+    let mut groups: Vec<(Vec<&str>, Vec<&Record>)> = Vec::new();
+    let mut places = HashMap::new();
+    for row in rows {
+        let key: Vec<&str> = cells(&columns, row).collect();
+        let place = *places.entry(key.clone()).or_insert(groups.len());
+        if place == groups.len() {
+            groups.push((key, Vec::new()));
+        }
+        groups[place].1.push(row);
+    }
+    let of_name = |name: &&str| ["mean", "sd", "ci95_low", "ci95_high"].map(|what| format!("{name}.{what}"));
+    let header = columns.iter().cloned().chain(["n".to_owned()]);
+    let header = header.chain(Results::NAMES.iter().flat_map(of_name)).collect();
+    let row = |(key, group): &(Vec<&str>, Vec<&Record>)| {
+        let well: Vec<_> = group.iter().filter(|row| row.status == Status::Ok).collect();
+        let mut cells: Vec<String> = key.iter().map(|text| (*text).to_owned()).collect();
+        cells.push(well.len().to_string());
+        for place in 0..Results::NAMES.len() {
+            let values: Option<Vec<f64>> = well.iter().map(|row| row.results.values().nth(place)?).collect();
+            cells.extend(spread(&values.unwrap_or_default()).map(|x| x.map_or(String::new(), number)));
+        }
+        cells
+    };
+    write(std::iter::once(header).chain(groups.iter().map(row)))
+}
+
+/// Mean, standard deviation, and ends of the 95 % interval of the mean. One value has only a mean, and none nothing.
+fn spread(values: &[f64]) -> [Option<f64>; 4] {
+    let Some(estimate) = Estimate::of(values) else { return [None; 4] };
+    let (low, high) = estimate.interval().unzip();
+    [Some(estimate.mean), estimate.sd, low, high]
+}
+
+/// As GNU parallel's --joblog has it. Seq is the run's place in the plan.
+pub fn joblog(plan: &PlanFile, rows: &[Record]) -> Vec<u8> {
+    let mut text = "Seq\tHost\tStarttime\tJobRuntime\tSend\tReceive\tExitval\tSignal\tCommand\n".to_owned();
+    let places: HashMap<&str, usize> =
+        plan.runs.iter().enumerate().map(|(place, run)| (&*run.run, place)).collect();
+    let mut lines: Vec<(f64, String)> = Vec::new();
+    for (place, row) in rows.iter().enumerate() {
+        // Runs of other plans come after this one's.
+        let seq = places.get(&*row.run).copied().unwrap_or(plan.runs.len() + place) + 1;
+        let exit = match row.status {
+            Status::Ok => 0,
+            Status::Diverged => 1,
+            Status::Failed => 2,
+        };
+        let (Record { host, started, took, command, .. }, tab) = (row, '\t');
+        let line = format!(
+            "{seq}{tab}{host}{tab}{started:.3}{tab}{took:.3}{tab}0{tab}0{tab}{exit}{tab}0{tab}{command}\n"
+        );
+        lines.push((*started, line));
+    }
+    lines.sort_by(|a, b| a.0.total_cmp(&b.0));
+    text.extend(lines.into_iter().map(|(_, line)| line));
+    text.into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::spread;
+
+    #[test]
+    fn the_interval_is_students() {
+        // R: t.test(c(1, 2, 4))
+        let [mean, sd, low, high] = spread(&[1.0, 2.0, 4.0]).map(Option::unwrap);
+        for (got, expected) in
+            [(mean, 2.333_333_3), (sd, 1.527_525_2), (low, -1.461_249_5), (high, 6.127_916_2)]
+        {
+            assert!((got - expected).abs() < 1e-6, "{got} for {expected}");
+        }
+        assert_eq!(spread(&[3.0]), [Some(3.0), None, None, None]);
+        assert_eq!(spread(&[]), [None; 4]);
+    }
+}

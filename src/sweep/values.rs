@@ -1,0 +1,181 @@
+//! Values of a key as typed: `a,b,c`, and ranges of numbers by name.
+
+use toml::Value;
+
+/// More values of one key are a slip of the keyboard.
+const MOST_VALUES: usize = 1 << 20;
+
+/// A comma-separated list; each of its items is a number, true or false, a range by name, or text (in quotes where it
+/// holds a comma or would be something else).
+pub(super) fn list(text: &str) -> Result<Vec<Value>, String> {
+    let mut values = Vec::new();
+    for item in split(text) {
+        let item = item.trim();
+        match (item, range(item)) {
+            ("", _) => return Err("an empty item".into()),
+            (_, Some(range)) => values.extend(range?),
+            (_, None) => values.push(scalar(item)),
+        }
+    }
+    Ok(values)
+}
+
+/// At commas outside quotes and parentheses.
+fn split(text: &str) -> Vec<&str> {
+    let (mut depth, mut quote, mut start, mut items) = (0_usize, None, 0, Vec::new());
+    for (at, c) in text.char_indices() {
+        match (quote, c) {
+            (Some(open), _) if c == open => quote = None,
+            (None, '\'' | '"') => quote = Some(c),
+            (None, '(') => depth += 1,
+            (None, ')') => depth = depth.saturating_sub(1),
+            (None, ',') if depth == 0 => {
+                items.push(&text[start..at]);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    items.push(&text[start..]);
+    items
+}
+
+fn scalar(item: &str) -> Value {
+    let quoted = ['\'', '"']
+        .iter()
+        .find_map(|&quote| item.strip_prefix(quote)?.strip_suffix(quote).map(str::to_owned));
+    if let Some(text) = quoted {
+        return Value::String(text);
+    }
+    // f64's parser also takes words such as inf.
+    let number = item.starts_with(|c: char| c.is_ascii_digit() || "+-.".contains(c));
+    match (item, item.parse(), item.parse()) {
+        ("true" | "false", ..) => Value::Boolean(item == "true"),
+        (_, Ok(whole), _) => Value::Integer(whole),
+        (_, _, Ok(real)) if number => Value::Float(real),
+        _ => Value::String(item.to_owned()),
+    }
+}
+
+/// `range(a, b[, step])`, `linspace(lo, hi, n)`, `logspace(lo, hi, n)`; `None` where the text is none of them.
+pub(super) fn range(item: &str) -> Option<Result<Vec<Value>, String>> {
+    let (name, arguments) = item.strip_suffix(')')?.split_once('(')?;
+    let arguments: Vec<Value> = arguments.split(',').map(|argument| scalar(argument.trim())).collect();
+    let whole: Option<Vec<i64>> = arguments.iter().map(Value::as_integer).collect();
+    let real = |value: &Value| value.as_float().or(value.as_integer().map(|whole| whole as f64));
+    let numbers: Option<Vec<f64>> = arguments.iter().map(real).collect();
+    let finite = numbers.filter(|numbers| numbers.iter().all(|number| number.is_finite()));
+    let usage = match name.trim() {
+        "range" => "range(start, end) or range(start, end, step), the end left out",
+        "linspace" => "linspace(first, last, count)",
+        "logspace" => "logspace(first, last, count), with values above 0, not their logarithms",
+        _ => return None,
+    };
+    let values = match (name.trim(), finite.as_deref(), whole.as_deref()) {
+        ("range", Some(&[start, end]), whole) => steps(whole.is_some(), start, end, 1.0),
+        ("range", Some(&[start, end, step]), whole) => steps(whole.is_some(), start, end, step),
+        ("linspace", Some(&[first, last, count]), _) => {
+            spaced(count, |t| if t < 1.0 { first + (last - first) * t } else { last })
+        }
+        ("logspace", Some(&[first, last, count]), _) if first > 0.0 && last > 0.0 => {
+            spaced(count, |t| if t < 1.0 { first * (last / first).powf(t) } else { last })
+        }
+        _ => None,
+    };
+    Some(match values {
+        Some(values) if !values.is_empty() => Ok(values),
+        _ => Err(format!("{item}, which gives no values (it is {usage})")),
+    })
+}
+
+fn steps(whole: bool, start: f64, end: f64, step: f64) -> Option<Vec<Value>> {
+    let count = ((end - start) / step).ceil();
+    // Also where step is 0.
+    if !(count >= 1.0 && count <= MOST_VALUES as f64) {
+        return None;
+    }
+    let value = |i: i64| start + i as f64 * step;
+    let value = |i| if whole { Value::Integer(value(i) as i64) } else { Value::Float(rounded(value(i))) };
+    Some((0..count as i64).map(value).collect())
+}
+
+/// Values at `count` points from 0 to 1.
+fn spaced(count: f64, value: impl Fn(f64) -> f64) -> Option<Vec<Value>> {
+    let fits = count.fract() == 0.0 && count >= 1.0 && count <= MOST_VALUES as f64;
+    let last = (count - 1.0).max(1.0);
+    fits.then(|| (0..count as i64).map(|i| Value::Float(rounded(value(i as f64 / last)))).collect())
+}
+
+/// To twelve digits, so that steps of 0.1 read as such and machines agree.
+fn rounded(x: f64) -> f64 {
+    format!("{x:.11e}").parse().expect("a number")
+}
+
+/// A number as short as it can be without losing a digit.
+pub(super) fn number(x: f64) -> String {
+    let text = format!("{x:?}");
+    text.strip_suffix(".0").map_or(text.clone(), str::to_owned)
+}
+
+/// A value as a cell of results.csv.
+pub(super) fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Float(x) => number(*x),
+        Value::Integer(x) => x.to_string(),
+        Value::Boolean(x) => x.to_string(),
+        _ => unreachable!("no setting is a list, a table or a date"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{list, text};
+
+    fn texts(list_of: &str) -> Vec<String> {
+        list(list_of).unwrap().iter().map(text).collect()
+    }
+
+    #[test]
+    fn lists_and_ranges() {
+        for (typed, expected) in [
+            ("16", "16"),
+            ("0.1,learned,1e-6", "0.1 learned 1e-6"),
+            ("true,false", "true false"),
+            ("range(0,5)", "0 1 2 3 4"),
+            ("range(0, 10, 4)", "0 4 8"),
+            ("range(3,0,-1)", "3 2 1"),
+            ("range(0,0.3,0.1)", "0 0.1 0.2"),
+            ("linspace(0,1,5)", "0 0.25 0.5 0.75 1"),
+            ("linspace(0.1,0.7,3)", "0.1 0.4 0.7"),
+            ("logspace(1e-3,1,4)", "0.001 0.01 0.1 1"),
+            ("logspace(2,256,8)", "2 4 8 16 32 64 128 256"),
+            ("logspace(1,1e-5,2),7", "1 1e-5 7"),
+            ("linspace(3,9,1)", "3"),
+            ("a.npy,'b,c.npy',\"12\"", "a.npy b,c.npy 12"),
+            ("inf,nan", "inf nan"),
+        ] {
+            assert_eq!(texts(typed), expected.split(' ').collect::<Vec<_>>(), "{typed}");
+        }
+    }
+
+    #[test]
+    fn what_gives_no_values_is_refused() {
+        for typed in [
+            "",
+            "1,,2",
+            "range(5,0)",
+            "range(0,5,0)",
+            "range(5)",
+            "range(a,b)",
+            "range(0,1e300)",
+            "linspace(0,1)",
+            "linspace(0,1,0)",
+            "linspace(0,1,2.5)",
+            "logspace(-3,0,4)",
+            "logspace(0,1,4)",
+        ] {
+            assert!(list(typed).is_err(), "{typed}");
+        }
+    }
+}

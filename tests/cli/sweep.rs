@@ -1,0 +1,364 @@
+//! `nmem sweep`: the rows of a grid, what is kept of them, and that nothing is run twice or lost.
+
+use std::collections::BTreeSet;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::{Desk, Table, tokens};
+
+/// Columns that hold timings.
+const TIMED: [&str; 2] = ["tokens_per_s", "wall_s"];
+
+const GRID: &str = "
+data = 'seq.npy'
+[fixed]
+heads = 2
+[grid]
+chunk_size = [4, 8]
+seed = [0, 1, 2]
+";
+
+fn desk(grid: &str) -> Desk {
+    let desk = Desk::new();
+    desk.npy("seq.npy", &tokens(&[40, 8], 1));
+    desk.file("grid.toml", grid);
+    desk
+}
+
+/// results.csv without its timings.
+fn untimed(table: &Table) -> Vec<Vec<String>> {
+    let kept: Vec<usize> = (0..table.header.len()).filter(|&i| !TIMED.contains(&&*table.header[i])).collect();
+    let rows = std::iter::once(&table.header).chain(&table.rows);
+    rows.map(|row| kept.iter().map(|&i| row[i].clone()).collect()).collect()
+}
+
+fn results(desk: &Desk, folder: &str) -> Table {
+    desk.csv(&format!("{folder}/results.csv"))
+}
+
+/// Finished runs on record, those that were run twice counted twice.
+fn recorded(desk: &Desk, folder: &str) -> usize {
+    let records = format!("{folder}/records");
+    let lines =
+        |name: &String| desk.bytes(&format!("{records}/{name}")).iter().filter(|b| **b == b'\n').count();
+    desk.names(&records).iter().map(lines).sum()
+}
+
+#[test]
+fn the_first_key_is_slowest_and_columns_are_a_promise() {
+    let desk = desk(GRID);
+    let ran = desk.ok("sweep grid.toml --no-plots");
+    assert_eq!(ran.out.lines().next(), Some("runs             6: 0 done before, 6 run now"));
+    let folder = "results/grid-sweep";
+    assert_eq!(desk.names(folder), ["joblog.tsv", "plans", "records", "results.csv", "runs", "summary.csv"]);
+    let table = results(&desk, folder);
+    insta::assert_snapshot!(table.header.join(","), @"run,chunk_size,seed,data,heads,status,tokens,chunks,loss_final,loss_mean,loss_before_final,loss_before_mean,loss_after_final,loss_after_mean,surprise_mean,learning_rate_mean,momentum_mean,decay_mean,surprise_norm_final,momentum_norm_final,update_norm_final,weight_norm_final,first_unstable_chunk,diverged,error,engine_bytes,tokens_per_s,wall_s");
+    assert_eq!(table.texts("chunk_size"), ["4", "4", "4", "8", "8", "8"]);
+    assert_eq!(table.texts("seed"), ["0", "1", "2", "0", "1", "2"]);
+    assert_eq!(table.texts("chunks"), ["10", "10", "10", "5", "5", "5"]);
+    assert_eq!(desk.names(&format!("{folder}/runs/{}", table.texts("run")[0])), ["metrics.csv", "run.json"]);
+    let summary = desk.csv(&format!("{folder}/summary.csv"));
+    assert_eq!(summary.texts("chunk_size"), ["4", "8"]);
+    assert_eq!(summary.texts("n"), ["3", "3"]);
+    let losses = table.numbers("loss_mean");
+    let mean = losses[..3].iter().sum::<f64>() / 3.0;
+    assert!((summary.numbers("loss_mean.mean")[0] - mean).abs() < 1e-12 * mean, "{losses:?}");
+    let (low, high) = (summary.numbers("loss_mean.ci95_low")[0], summary.numbers("loss_mean.ci95_high")[0]);
+    assert!(low < mean && mean < high, "{low} {high}");
+    let joblog = String::from_utf8(desk.bytes(&format!("{folder}/joblog.tsv"))).unwrap();
+    assert!(joblog.lines().all(|line| line.split('\t').count() == 9), "{joblog}");
+    assert!(
+        joblog.contains("\tnmem store seq.npy --chunk-size 4 --heads 2 --seed 0 --no-plots --out "),
+        "{joblog}"
+    );
+}
+
+#[test]
+fn a_row_is_the_run_that_its_command_line_does() {
+    let desk = desk(GRID);
+    desk.ok("sweep grid.toml --keep all --no-plots --out sweep");
+    let joblog = String::from_utf8(desk.bytes("sweep/joblog.tsv")).unwrap();
+    let line =
+        joblog.lines().find(|line| line.contains("--chunk-size 8") && line.contains("--seed 2")).unwrap();
+    let command = line.split('\t').next_back().unwrap().strip_prefix("nmem ").unwrap();
+    desk.ok(command);
+    let id = command.split(' ').next_back().unwrap();
+    for file in ["metrics.csv", "memory.safetensors"] {
+        assert_eq!(
+            desk.bytes(&format!("{id}/{file}")),
+            desk.bytes(&format!("sweep/runs/{id}/{file}")),
+            "{file}"
+        );
+    }
+    // The numbers of the row are those of its metrics.
+    let (metrics, table) = (desk.csv(&format!("{id}/metrics.csv")), results(&desk, "sweep"));
+    let row = table.texts("run").iter().position(|run| *run == id).unwrap();
+    for (column, from, per_token) in [
+        ("loss_final", "loss", 8.0),
+        ("loss_before_final", "loss_before", 8.0),
+        ("loss_after_final", "loss_after", 8.0),
+        ("weight_norm_final", "weight_norm", 1.0),
+    ] {
+        let last = &metrics.numbers(from)[metrics.rows.len() - 2..];
+        let expected = (last[0] + last[1]) / 2.0 / per_token;
+        let got = table.numbers(column)[row];
+        assert!((got - expected).abs() <= 1e-6 * expected.abs(), "{column}: {got} for {expected}");
+    }
+    let mean = metrics.numbers("loss_before").iter().sum::<f64>() / metrics.rows.len() as f64 / 8.0;
+    assert!((table.numbers("loss_before_mean")[row] - mean).abs() <= 1e-6 * mean);
+}
+
+#[test]
+fn results_do_not_depend_on_how_many_run_at_once_nor_on_the_order() {
+    let desk = desk(GRID);
+    desk.ok("sweep grid.toml -j 1 --no-plots --out one");
+    desk.ok("sweep grid.toml -j 4 --no-plots --out four");
+    // The other way round, and a part first.
+    desk.ok("sweep grid.toml seed=2,1 chunk_size=8,4 --no-plots --out parts");
+    desk.ok("sweep grid.toml --no-plots --out parts");
+    let one = untimed(&results(&desk, "one"));
+    assert_eq!(one, untimed(&results(&desk, "four")));
+    assert_eq!(one, untimed(&results(&desk, "parts")));
+    assert_eq!(recorded(&desk, "parts"), 6, "none was run twice");
+    for id in desk.names("one/runs") {
+        let file = format!("runs/{id}/metrics.csv");
+        assert_eq!(desk.bytes(&format!("one/{file}")), desk.bytes(&format!("four/{file}")));
+    }
+}
+
+#[test]
+fn what_has_finished_is_not_run_again_unless_its_input_changed() {
+    let desk = desk(GRID);
+    desk.ok("sweep grid.toml --no-plots --out out");
+    let before = desk.contents();
+    let again = desk.ok("sweep grid.toml --no-plots --out out");
+    assert_eq!(again.out.lines().next(), Some("runs             6: 6 done before, 0 run now"));
+    assert_eq!(desk.contents(), before, "not a byte");
+    // More is wanted of one sweep than was kept.
+    desk.ok("sweep grid.toml --no-plots --out out --keep all");
+    assert_eq!(recorded(&desk, "out"), 12);
+
+    desk.npy("seq.npy", &tokens(&[40, 8], 2));
+    let changed = desk.ok("sweep grid.toml --no-plots --out out");
+    assert_eq!(changed.out.lines().next(), Some("runs             6: 0 done before, 6 run now"));
+    let table = results(&desk, "out");
+    assert_eq!(table.rows.len(), 6, "rows of the old input have given way");
+    desk.ok("sweep grid.toml --no-plots --out fresh");
+    assert_eq!(untimed(&table), untimed(&results(&desk, "fresh")));
+
+    desk.ok("sweep grid.toml --no-plots --out out --force");
+    assert_eq!(recorded(&desk, "out"), 6, "anew");
+}
+
+#[test]
+fn a_second_sweep_into_the_folder_adds_to_it() {
+    let desk = desk(GRID);
+    desk.ok("sweep grid.toml --no-plots --out out");
+    desk.ok("sweep grid.toml chunk_size=16 --no-plots --out out");
+    let table = results(&desk, "out");
+    assert_eq!(table.texts("chunk_size")[..3], ["16"; 3], "the present plan first");
+    let ids: BTreeSet<&str> = table.texts("run").into_iter().collect();
+    assert_eq!((table.rows.len(), ids.len()), (9, 9));
+}
+
+#[test]
+fn failures_are_recorded_listed_and_tried_again() {
+    let desk = desk(
+        "data = 'seq.npy'\n[grid]\nheads = [2, 3]\nseed = [0, 1]\n[[run]]\nheads = 2\nlearning_rate = 1e30\n",
+    );
+    let ran = desk.run("sweep grid.toml --no-plots --out out");
+    assert_eq!(ran.code, Some(1), "{}", ran.err);
+    let errors: Vec<&str> = ran.err.lines().collect();
+    assert_eq!(errors.len(), 3, "{}", ran.err);
+    assert!(
+        errors[0].starts_with("error: failed ")
+            && errors[0].contains("(heads=3 seed=0): --heads: expected a number that divides dim 8"),
+        "{}",
+        errors[0]
+    );
+    assert!(
+        errors[2].starts_with("error: diverged ") && errors[2].contains("learning_rate=1e30"),
+        "{}",
+        errors[2]
+    );
+    let table = results(&desk, "out");
+    assert_eq!(table.texts("status"), ["ok", "ok", "failed", "failed", "diverged"]);
+    assert_eq!(table.texts("diverged"), ["false", "false", "", "", "true"]);
+    assert_eq!(table.texts("loss_mean")[2], "", "never 0 for none");
+
+    let again = desk.run("sweep grid.toml --no-plots --out out");
+    assert_eq!(again.code, Some(1));
+    assert_eq!(again.out.lines().next(), Some("runs             5: 3 done before, 2 run now"));
+    assert_eq!(untimed(&table), untimed(&results(&desk, "out")));
+
+    let fast = desk.run("sweep grid.toml heads=3,2 -j 1 --fail-fast --no-plots --out fast");
+    assert_eq!(fast.code, Some(1), "{}", fast.err);
+    assert_eq!(results(&desk, "fast").texts("status"), ["failed"]);
+}
+
+#[test]
+fn explicit_rows_zips_and_the_command_line() {
+    let desk = desk(
+        "data = 'seq.npy'\n[zip]\nlearning_rate = [0.1, 0.2]\ndecay = [0.3, 0.4]\n[grid]\nseed = 'range(0, 2)'\n[[run]]\nlearning_rate = 0.5\n",
+    );
+    let rows = |arguments: &str| -> Vec<String> {
+        let ran = desk.ok(&format!("sweep grid.toml {arguments} --dry-run --format json"));
+        let runs: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+        let text = |run: &serde_json::Value| {
+            let value = |key: &str| run["parameters"][key].as_str().unwrap_or("-").to_owned();
+            ["learning_rate", "decay", "seed"].map(value).join(" ")
+        };
+        runs.as_array().unwrap().iter().map(text).collect()
+    };
+    assert_eq!(rows(""), ["0.1 0.3 0", "0.1 0.3 1", "0.2 0.4 0", "0.2 0.4 1", "0.5 - -"]);
+    assert_eq!(rows("seed=7"), ["0.1 0.3 7", "0.2 0.4 7", "0.5 - 7"]);
+    assert_eq!(
+        rows("seed=7 learning_rate=linspace(0,1,3) decay=0"),
+        ["0 0 7", "0.5 0 7", "1 0 7"],
+        "of the explicit row's three none is new"
+    );
+    assert!(!desk.path("results").exists(), "a dry run writes nothing");
+}
+
+#[test]
+fn a_key_of_the_zip_stays_in_it() {
+    let desk = desk("data = 'seq.npy'\n[zip]\nlearning_rate = [0.1, 0.2]\ndecay = [0.3, 0.4]\n");
+    let message = desk.refused("sweep grid.toml decay=0.1,0.2,0.3");
+    assert!(message.contains("expected 2 values or one, as the others of [zip] have, got 3"), "{message}");
+    let ran = desk.ok("sweep grid.toml decay=0.7,0.8 --dry-run");
+    assert!(ran.out.contains("2 runs, 0 of them done"), "{}", ran.out);
+}
+
+#[test]
+fn paths_in_the_file_are_relative_to_it_and_online_runs_read() {
+    let desk = desk(GRID);
+    std::fs::create_dir(desk.path("deep")).unwrap();
+    desk.file(
+        "deep/sweep.toml",
+        "run = 'retrieve-online'\ndata = '../seq.npy'\n[grid]\nprobe = [true, false]\n",
+    );
+    desk.ok("sweep deep/sweep.toml --keep all --no-plots");
+    let table = results(&desk, "results/deep-sweep");
+    assert_eq!(table.texts("data"), ["../seq.npy"; 2], "as written");
+    assert!(!table.texts("loss_before_mean")[0].is_empty());
+    assert_eq!(table.texts("loss_before_mean")[1], "");
+    let files = desk.names(&format!("results/deep-sweep/runs/{}", table.texts("run")[0]));
+    assert_eq!(files, ["memory.safetensors", "metrics.csv", "retrieved.npy", "run.json"]);
+    // On the command line they are relative to where one is.
+    desk.ok("sweep deep/sweep.toml data=seq.npy --no-plots --out here");
+    assert_eq!(results(&desk, "here").texts("run"), table.texts("run"), "the same runs, by content");
+}
+
+#[test]
+fn the_first_unstable_chunk_is_where_writing_made_it_worse() {
+    let desk = desk(
+        "data = 'seq.npy'\n[fixed]\nheads = 2\nchunk_size = 4\ndecay = 0.0\nmomentum = 0.9\n[grid]\nlearning_rate = [0.0, 3.0]\n",
+    );
+    desk.ok("sweep grid.toml --no-plots --out out --unstable-ratio 2");
+    let table = results(&desk, "out");
+    assert_eq!(table.texts("first_unstable_chunk")[0], "", "nothing is written at a rate of 0");
+    let metrics = desk.csv(&format!("out/runs/{}/metrics.csv", table.texts("run")[1]));
+    let sum = |name: &str| -> Vec<f64> {
+        metrics.numbers(name).chunks(2).map(|heads| heads.iter().sum()).collect()
+    };
+    let expected = sum("loss_before").iter().zip(sum("loss")).position(|(before, loss)| *before > 2.0 * loss);
+    assert_eq!(table.texts("first_unstable_chunk")[1], expected.unwrap().to_string());
+}
+
+#[test]
+fn bad_experiments_and_folders_are_refused() {
+    let desk = desk(GRID);
+    for (arguments, expected) in [
+        (
+            "learing_rate=1",
+            "learing_rate=1: expected a known setting, got `learing_rate` (did you mean `learning_rate`?)",
+        ),
+        ("out=x", "`out`, a setting of single runs"),
+        ("labels=x", "`labels`, a setting of single runs"),
+        ("seed", "seed: expected key=value or key=a,b,c, got no `=`"),
+        ("seed=range(3,0)", "which gives no values"),
+        ("seed=x", "expected a value for `seed`, got x"),
+        ("data=-", "expected a file (standard input comes but once)"),
+        ("chunk_size=1", "--chunk-size: expected at least 2"),
+        ("run=stor", "expected store or retrieve-online, got stor"),
+        ("-j 0", "--jobs: expected at least 1, got 0"),
+        ("--unstable-ratio 0", "--unstable-ratio: expected a number above 0"),
+        ("--out .", "--out: expected the folder of a sweep, or one that does not exist yet"),
+        ("--out . --force", "--out: expected the folder of a sweep, or one that does not exist yet"),
+    ] {
+        let message = desk.refused(&format!("sweep grid.toml {arguments}"));
+        assert!(message.contains(expected), "{arguments}: {message}");
+    }
+    for (text, expected) in [
+        (
+            "[grid]\nsed = [1]\n",
+            "bad.toml: expected a known setting, got `sed` (did you mean `seed`?) in line 2",
+        ),
+        ("[grids]\nseed = [1]\n", "`grids` (did you mean `grid`?) in line 1"),
+        ("[grid]\nseed = []\n", "expected at least one value for `seed`, got none in line 2"),
+        ("[fixed]\nseed = [1]\n", "got `seed`, which is none in line 2"),
+        ("[fixed]\nseed = 1\n[grid]\nseed = [1]\n", "`seed` twice"),
+        (
+            "[zip]\nseed = [1, 2]\nheads = [1]\n",
+            "as many values as `seed` of [zip] has, 2, got 1 of `heads` in line 3",
+        ),
+        ("run = 'retrieve'\n", "run = \"store\" or \"retrieve-online\""),
+        ("[fixed\n", "in line 1"),
+    ] {
+        desk.file("bad.toml", text);
+        let message = desk.refused("sweep bad.toml");
+        assert!(message.contains(expected), "{text}: {message}");
+    }
+}
+
+/// Starts a long sweep and waits until some of its runs are on record.
+fn started(desk: &Desk) -> std::process::Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nmem"));
+    command.current_dir(desk.0.path()).args(["sweep", "grid.toml", "--no-plots", "--out", "out", "-j", "2"]);
+    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let begin = Instant::now();
+    while !desk.path("out/records").is_dir() || recorded(desk, "out") < 3 {
+        assert!(begin.elapsed() < Duration::from_mins(2), "no run finishes");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child
+}
+
+const MANY: &str = "data = 'seq.npy'\nheads = 2\nchunk_size = 4\n[grid]\nseed = 'range(0, 60)'\n";
+
+/// Goes on where a sweep was ended and compares with one that was not.
+fn goes_on(desk: &Desk) {
+    desk.ok("sweep grid.toml --no-plots --out out");
+    assert_eq!(recorded(desk, "out"), 60, "each once");
+    desk.ok("sweep grid.toml --no-plots --out whole");
+    assert_eq!(untimed(&results(desk, "out")), untimed(&results(desk, "whole")));
+    assert_eq!(desk.names("out/runs"), desk.names("whole/runs"));
+}
+
+#[test]
+fn a_killed_sweep_goes_on() {
+    let desk = desk(MANY);
+    desk.npy("seq.npy", &tokens(&[20_000, 8], 1));
+    let mut child = started(&desk);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(recorded(&desk, "out") < 60, "killed in the middle");
+    goes_on(&desk);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_sweep_tells_and_goes_on() {
+    let desk = desk(MANY);
+    desk.npy("seq.npy", &tokens(&[20_000, 8], 1));
+    let child = started(&desk);
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.starts_with("error: interrupted: out keeps what has finished"), "{said}");
+    let rows = results(&desk, "out").rows.len();
+    assert!(rows == recorded(&desk, "out") && rows < 60, "{rows} rows");
+    goes_on(&desk);
+}

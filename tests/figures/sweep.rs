@@ -1,0 +1,325 @@
+//! Figures of sweeps: what is chosen for which grid, what can be asked for, and what must never be drawn as a number.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use nmem::plot::sweep::{SweepFigure, write};
+
+use crate::{check_svg, data_lines};
+
+/// Columns of results; those left out here are not drawn unless asked for.
+const RESULTS: &str =
+    "status,tokens,loss_mean,loss_before_mean,surprise_mean,first_unstable_chunk,diverged,error,tokens_per_s";
+
+/// A results.csv in the making.
+struct Grid {
+    csv: String,
+    runs: usize,
+}
+
+/// How a made-up run ended.
+enum End {
+    /// With this loss before storing, at W, surprise.
+    Ok(f64, f64, f64),
+    /// With infinite losses, but said to have ended well.
+    Infinite,
+    Diverged,
+    Failed,
+}
+
+impl Grid {
+    fn new(parameters: &str) -> Self {
+        Self { csv: format!("run,{parameters},{RESULTS}\n"), runs: 0 }
+    }
+
+    fn run(&mut self, parameters: &str, end: End) {
+        self.runs += 1;
+        let results = match end {
+            End::Ok(before, loss, surprise) => {
+                format!("ok,2048,{loss},{before},{surprise},,false,,{}", 1000.0 + before)
+            }
+            End::Infinite => "ok,2048,inf,NaN,inf,,false,,1000".to_owned(),
+            // What a diverged run reports up to there is finite, and still not to be drawn.
+            End::Diverged => "diverged,2048,77,77,77,77,true,,77".to_owned(),
+            End::Failed => "failed,,,,,,,\"weights.npz: cannot open\",".to_owned(),
+        };
+        writeln!(self.csv, "{:012x},{parameters},{results}", self.runs).expect("a string takes all");
+    }
+
+    fn try_draw(&self, options: &SweepFigure) -> Result<(BTreeMap<String, String>, Vec<String>), String> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let csv = folder.path().join("results.csv");
+        std::fs::write(&csv, &self.csv).expect("a writable temporary folder");
+        let drawn = write(&csv, options, folder.path()).map_err(|error| error.to_string())?;
+        let figures = drawn.files.iter().map(|path| {
+            let svg = std::fs::read_to_string(path).expect("the file that was named");
+            check_svg(&svg);
+            (path.file_name().expect("a file").to_string_lossy().into_owned(), svg)
+        });
+        Ok((figures.collect(), drawn.notes))
+    }
+
+    /// The SVG files by name, and the notes.
+    fn draw(&self, options: &SweepFigure) -> (BTreeMap<String, String>, Vec<String>) {
+        self.try_draw(options).expect("figures")
+    }
+}
+
+fn asked(x: &str, y: &str, hue: &str) -> SweepFigure {
+    let some = |name: &str| (!name.is_empty()).then(|| name.to_owned());
+    SweepFigure { x: some(x), y: some(y).into_iter().collect(), hue: some(hue) }
+}
+
+/// A full grid of these values with three seeds, `heads` fixed; losses that vary with everything.
+fn grid(parameters: &[(&str, &[&str])]) -> Grid {
+    let names: Vec<_> = parameters.iter().map(|(name, _)| *name).collect();
+    let mut grid = Grid::new(&format!("{},seed,heads", names.join(",")));
+    let mut rows = vec![(String::new(), 1.0)];
+    for (_, values) in parameters {
+        rows = rows
+            .iter()
+            .flat_map(|(row, loss)| {
+                values
+                    .iter()
+                    .enumerate()
+                    .map(move |(i, value)| (format!("{row}{value},"), loss * (1.0 + i as f64 / 7.0)))
+            })
+            .collect();
+    }
+    for (row, loss) in rows {
+        for seed in 0..3 {
+            let loss = loss + f64::from(seed) / 50.0;
+            grid.run(&format!("{row}{seed},4"), End::Ok(loss / 2.0, 1.5, loss * 3.0));
+        }
+    }
+    grid
+}
+
+const CHUNK_SIZES: &[&str] = &["2", "4", "8", "16", "32", "64", "128", "256"];
+const DECAYS: &[&str] = &["0", "0.1", "0.5", "0.9"];
+const RATES: &[&str] = &["0.001", "0.002", "0.005", "0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1"];
+
+/// Bands, and marks of what was lost, the legend's included.
+fn polygons(svg: &str) -> usize {
+    svg.matches("<polygon").count()
+}
+
+fn marks(svg: &str) -> usize {
+    svg.split("<polygon").filter(|tag| tag.starts_with(" opacity=\"1\" fill=\"#CC0000\"")).count()
+}
+
+#[test]
+fn one_parameter_is_a_line_with_its_band() {
+    let (figures, notes) = grid(&[("chunk_size", CHUNK_SIZES)]).draw(&SweepFigure::default());
+    let names: Vec<_> = figures.keys().map(String::as_str).collect();
+    assert_eq!(names, ["loss_before_mean.svg", "loss_ratio.svg", "surprise_mean.svg", "tokens_per_s.svg"]);
+    assert_eq!(notes, [""; 0]);
+    for (name, svg) in &figures {
+        assert_eq!(data_lines(svg), [8], "{name}");
+        assert_eq!(polygons(svg), 1, "one band in {name}");
+        assert_eq!(svg.matches("<circle").count(), 8, "a marker a value in {name}");
+        for text in ["chunk size (tokens)", "256", "means of 3 runs, bands: 95 % interval (Student's t)"] {
+            assert!(svg.contains(&format!(">{text}</text>")), "{text} in {name}");
+        }
+    }
+    assert!(figures["loss_ratio.svg"].contains(">loss before storing ÷ at W</text>"));
+}
+
+#[test]
+fn one_seed_has_no_interval() {
+    let mut grid = Grid::new("decay,seed");
+    DECAYS
+        .iter()
+        .zip(1_u8..)
+        .for_each(|(decay, loss)| grid.run(&format!("{decay},0"), End::Ok(f64::from(loss), 1.0, 2.0)));
+    let (figures, _) = grid.draw(&SweepFigure::default());
+    assert!(!figures.contains_key("surprise_mean.svg"), "the same everywhere: nothing to see");
+    let svg = &figures["loss_before_mean.svg"];
+    assert_eq!((data_lines(svg), polygons(svg)), (vec![4], 0));
+    assert!(!svg.contains("interval"));
+    assert!(grid.draw(&asked("", "surprise_mean", "")).0.contains_key("surprise_mean.svg"), "asked for");
+}
+
+#[test]
+fn two_parameters_are_lines_or_a_map() {
+    let options = SweepFigure::default();
+    let (figures, _) = grid(&[("decay", DECAYS), ("chunk_size", CHUNK_SIZES)]).draw(&options);
+    let svg = &figures["loss_before_mean.svg"];
+    assert_eq!(data_lines(svg), [8; 4], "a line a decay");
+    assert!(svg.contains(">α = 0.9</text>") && svg.contains("bars: 95 % interval"));
+
+    let (figures, _) = grid(&[("learning_rate", RATES), ("chunk_size", CHUNK_SIZES)]).draw(&options);
+    let svg = &figures["loss_before_mean.svg"];
+    assert_eq!(data_lines(svg), [0; 0]);
+    // The paper, the cells and the steps of the bar.
+    assert_eq!(svg.matches("<rect").count(), 1 + 80 + 64);
+    for text in ["learning rate θ", "chunk size (tokens)", "loss before storing, per token", "0.001"] {
+        assert!(svg.contains(&format!(">{text}</text>")), "{text}");
+    }
+}
+
+#[test]
+fn three_parameters_are_panels() {
+    let values: [(&str, &[&str]); 3] =
+        [("decay", DECAYS), ("momentum", &["0", "0.9"]), ("chunk_size", CHUNK_SIZES)];
+    let (figures, _) = grid(&values).draw(&SweepFigure::default());
+    let svg = &figures["surprise_mean.svg"];
+    assert_eq!(data_lines(svg), [8; 4 * 2]);
+    assert!(svg.contains(">η = 0</text>") && svg.contains(">η = 0.9</text>"), "a heading a panel");
+    assert_eq!(svg.matches(">surprise ‖g‖</text>").count(), 1, "shared axes");
+
+    let (figures, _) = grid(&values).draw(&asked("decay", "surprise_mean", "momentum"));
+    let svg = &figures["surprise_mean.svg"];
+    assert_eq!(figures.len(), 1);
+    assert_eq!(data_lines(svg), [4; 8 * 2], "a panel a chunk size");
+    assert!(svg.contains(">chunk size 256</text>"));
+
+    let four: [(&str, &[&str]); 4] =
+        [("decay", DECAYS), ("momentum", DECAYS), ("chunk_size", CHUNK_SIZES), ("init", DECAYS)];
+    let (_, notes) = grid(&four).draw(&asked("momentum", "loss_mean", "decay"));
+    assert_eq!(notes, ["loss_mean.svg: 20 more panels left out: choose other parameters with --x and --hue"]);
+}
+
+#[test]
+fn words_are_categories_and_what_goes_together_is_one() {
+    let mut words = Grid::new("init,data,memory,seed");
+    for (init, loss) in [("xavier", 1.0), ("randn", 2.0), ("a<b&c}", 3.0)] {
+        for (data, memory) in [("../x/recall.npy", "recall.safetensors"), ("drift.npy", "drift.safetensors")]
+        {
+            for seed in 0..3 {
+                words.run(
+                    &format!("{init},{data},{memory},{seed}"),
+                    End::Ok(loss + f64::from(seed), 1.0, 1.0),
+                );
+            }
+        }
+    }
+    let (figures, _) = words.draw(&SweepFigure::default());
+    let svg = &figures["loss_before_mean.svg"];
+    assert_eq!(data_lines(svg), [0; 0], "nothing lies between two words");
+    for text in [
+        "xavier",
+        "a&lt;b&amp;c|",
+        "data recall.npy",
+        "means of 3 runs, bars: 95 % interval (Student's t); memory goes with data",
+    ] {
+        assert!(svg.contains(&format!(">{text}</text>")), "{text}");
+    }
+}
+
+#[test]
+fn what_failed_is_marked_and_never_a_number() {
+    let mut grid = Grid::new("chunk_size,seed");
+    for (i, size) in CHUNK_SIZES.iter().enumerate() {
+        for seed in 0..3 {
+            let end = match (i, seed) {
+                (1, 0) | (3, _) => End::Diverged,
+                (5, 1) => End::Failed,
+                (6, 2) => End::Infinite,
+                _ => End::Ok(1.0 + i as f64 / 8.0 + f64::from(seed) / 100.0, 1.0, 2.0),
+            };
+            grid.run(&format!("{size},{seed}"), end);
+        }
+    }
+    let (figures, _) = grid.draw(&SweepFigure::default());
+    let svg = &figures["loss_before_mean.svg"];
+    assert_eq!(svg.matches("<circle").count(), 7, "no mean where all runs are lost");
+    assert_eq!(data_lines(svg), [4], "broken there: three points before, four after");
+    assert_eq!(marks(svg), 4 + 1, "four places and the legend's");
+    assert!(svg.contains(">failed, diverged or not finite: 6 of 24 runs</text>"));
+    assert!(!svg.contains(">77</text>") && !svg.contains(">80</text>"), "the axis does not reach to 77");
+
+    // In a map too: of those that lost all no cell, a mark on all that lost some.
+    let mut map = Grid::new("learning_rate,decay,seed");
+    for (i, rate) in RATES.iter().enumerate() {
+        for (j, decay) in RATES.iter().enumerate() {
+            for seed in 0..2 {
+                let end = if i + j > 15 || (i + j == 15 && seed == 1) {
+                    End::Diverged
+                } else {
+                    End::Ok((i + j) as f64 + 1.0, 2.0, 1.0)
+                };
+                map.run(&format!("{rate},{decay},{seed}"), end);
+            }
+        }
+    }
+    let (figures, _) = map.draw(&SweepFigure::default());
+    let svg = &figures["loss_ratio.svg"];
+    assert_eq!(svg.matches("<rect").count(), 1 + (100 - 6) + 64);
+    assert_eq!(marks(svg), 6 + 4 + 1);
+}
+
+#[test]
+fn nothing_to_draw_is_said() {
+    let mut seeds = Grid::new("decay,seed");
+    (0..3).for_each(|seed| seeds.run(&format!("0.5,{seed}"), End::Ok(1.0, 2.0, 3.0)));
+    let (figures, notes) = seeds.draw(&SweepFigure::default());
+    assert!(figures.is_empty());
+    assert_eq!(notes, ["no figures: no parameter but the seed varies"]);
+    let (figures, _) = seeds.draw(&asked("seed", "loss_mean", ""));
+    assert_eq!(figures.len(), 1, "the seed too where it is asked for");
+
+    let mut lost = Grid::new("decay,seed");
+    DECAYS.iter().for_each(|decay| lost.run(&format!("{decay},0"), End::Diverged));
+    let (figures, notes) = lost.draw(&SweepFigure::default());
+    assert_eq!((figures.len(), &notes[..]), (0, &["no figures: no result is finite".to_owned()][..]));
+    let (figures, _) = lost.draw(&asked("", "loss_mean", ""));
+    assert!(figures["loss_mean.svg"].contains(">no finite values</text>"));
+    assert!(Grid::new("decay,seed").draw(&SweepFigure::default()).0.is_empty());
+}
+
+#[test]
+fn the_first_of_equal_runs_counts() {
+    let mut twice = Grid::new("decay,seed");
+    for loss in [1.0, 5000.0] {
+        DECAYS
+            .iter()
+            .zip(1_u8..)
+            .for_each(|(decay, i)| twice.run(&format!("{decay},0"), End::Ok(loss * f64::from(i), 1.0, 1.0)));
+    }
+    let svg = &twice.draw(&SweepFigure::default()).0["loss_before_mean.svg"];
+    assert!(!svg.contains("means of") && svg.contains(">4</text>"), "the later runs are older inputs'");
+}
+
+#[test]
+fn extreme_values_stay_on_the_sheet() {
+    let mut grid = Grid::new("learning_rate,seed");
+    for (i, size) in [1e-300, 1.0, 1e300, 1.7e308].into_iter().enumerate() {
+        for seed in 0..3_i32 {
+            grid.run(&format!("1e{},{seed}", 100 * i), End::Ok(size / f64::from(1 + seed), 1.0, -size));
+        }
+    }
+    let (figures, _) = grid.draw(&SweepFigure::default());
+    assert!(figures.contains_key("loss_before_mean.svg"));
+}
+
+#[test]
+fn the_same_bytes_every_time() {
+    let values: [(&str, &[&str]); 2] = [("decay", DECAYS), ("chunk_size", CHUNK_SIZES)];
+    let draw = || grid(&values).draw(&SweepFigure::default()).0;
+    assert_eq!(draw(), draw());
+}
+
+#[test]
+fn refused() {
+    let grid = grid(&[("chunk_size", CHUNK_SIZES), ("decay", DECAYS)]);
+    let message = |x, y, hue| grid.try_draw(&asked(x, y, hue)).expect_err("an error");
+    let parameters = "one of the parameters chunk_size, decay, seed, heads";
+    assert_eq!(message("chunk", "", ""), format!("--x: expected {parameters}, got chunk"));
+    assert_eq!(message("", "", "loss_mean"), format!("--hue: expected {parameters}, got loss_mean"));
+    assert_eq!(message("decay", "", "decay"), "--hue: expected another parameter than --x, got decay");
+    let metrics = "tokens, loss_mean, loss_before_mean, surprise_mean, tokens_per_s";
+    assert_eq!(
+        message("", "error", ""),
+        format!("--y: expected columns with numbers, or two as a/b, of {metrics}, got error")
+    );
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let csv = folder.path().join("results.csv");
+    let message = || write(&csv, &SweepFigure::default(), folder.path()).expect_err("an error").to_string();
+    assert_eq!(message(), format!("{}: cannot open", csv.display()));
+    std::fs::write(&csv, "run,decay,loss\n").expect("a writable temporary folder");
+    assert_eq!(
+        message(),
+        format!("{}: expected a column \"status\", got the columns run, decay, loss", csv.display())
+    );
+}
