@@ -1,5 +1,6 @@
 //! `nmem sweep`: the grid of an experiment, in parallel, resumable.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -159,8 +160,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if !args.no_plots && ended.is_ok() {
         draw(folder.path(), &args.figure, args.quiet)?;
     }
-    let ids: Vec<&str> = mine.iter().map(|&place| &*plan.runs[place].id).collect();
-    let of_share: Vec<&Record> = collected.rows.iter().filter(|record| ids.contains(&&*record.run)).collect();
+    let ids: HashSet<&str> = mine.iter().map(|&place| &*plan.runs[place].id).collect();
+    let of_share: Vec<&Record> = collected.rows.iter().filter(|record| ids.contains(&*record.run)).collect();
     let failures: Vec<&Record> =
         of_share.iter().copied().filter(|record| record.status != Status::Ok).collect();
     let summary = Summary {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Value};
 
-use super::row::{Row, Setting};
+use super::row::{Row, Setting, check_key};
 use super::values;
 use crate::error::{Error, Result};
 
@@ -79,6 +79,7 @@ impl Source<'_> {
 
     fn setting(&self, key: &str, value: &Spanned<DeValue>) -> Result<Setting> {
         let at = value.span().start;
+        check_key(key).map_err(|wrong| self.error(at, wrong.expected, &wrong.got))?;
         let written = plain(value.get_ref()).ok_or_else(|| {
             self.error(at, "one number, word or truth value", &format!("`{key}`, which is none"))
         })?;
@@ -89,6 +90,7 @@ impl Source<'_> {
     /// The values of one key of `[grid]` or `[zip]`.
     fn column(&self, key: &str, value: &Spanned<DeValue>) -> Result<Vec<Setting>> {
         let at = value.span().start;
+        check_key(key).map_err(|wrong| self.error(at, wrong.expected, &wrong.got))?;
         let column: Vec<Setting> = match value.get_ref() {
             DeValue::Array(items) => {
                 items.iter().map(|item| self.setting(key, item)).collect::<Result<_>>()?

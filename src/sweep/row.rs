@@ -47,17 +47,25 @@ pub(super) fn known() -> Vec<String> {
     command.get_arguments().map(|argument| argument.get_id().to_string()).collect()
 }
 
+/// A key must be that of a setting that each run has for itself.
+pub(super) fn check_key(key: &str) -> Result<(), Wrong> {
+    let known = known();
+    if !known.iter().any(|known| known == key) {
+        let others = ["run", "fixed", "grid", "zip"];
+        let near = nearest(key, known.iter().map(String::as_str).chain(others));
+        return Err(Wrong { expected: "a known setting".into(), got: format!("`{key}`{near}") });
+    }
+    match REFUSED.iter().find(|(refused, _)| *refused == key) {
+        None => Ok(()),
+        Some((_, why)) => {
+            Err(Wrong { expected: "a setting of each run".into(), got: format!("`{key}`, {why}") })
+        }
+    }
+}
+
 impl Setting {
     pub fn new(key: &str, mut written: Value, folder: &Path) -> Result<Self, Wrong> {
-        let known = known();
-        if !known.iter().any(|known| known == key) {
-            let others = ["run", "fixed", "grid", "zip"];
-            let near = nearest(key, known.iter().map(String::as_str).chain(others));
-            return Err(Wrong { expected: "a known setting".into(), got: format!("`{key}`{near}") });
-        }
-        if let Some((_, why)) = REFUSED.iter().find(|(refused, _)| *refused == key) {
-            return Err(Wrong { expected: "a setting of each run".into(), got: format!("`{key}`, {why}") });
-        }
+        check_key(key)?;
         if let Err(error) = check(key, &written) {
             // What a range gives may be a whole number all the same.
             let whole = written.as_float().filter(|x| x.fract() == 0.0 && x.abs() < 2_f64.powi(53));

@@ -39,8 +39,10 @@ fn results(desk: &Desk, folder: &str) -> Table {
 /// Finished runs on record, those that were run twice counted twice.
 fn recorded(desk: &Desk, folder: &str) -> usize {
     let records = format!("{folder}/records");
-    let lines =
-        |name: &String| desk.bytes(&format!("{records}/{name}")).iter().filter(|b| **b == b'\n').count();
+    let lines = |name: &String| {
+        let text = String::from_utf8(desk.bytes(&format!("{records}/{name}"))).unwrap();
+        text.matches('\n').count()
+    };
     desk.names(&records).iter().map(lines).sum()
 }
 
@@ -100,7 +102,7 @@ fn a_row_is_the_run_that_its_command_line_does() {
         ("weight_norm_final", "weight_norm", 1.0),
     ] {
         let last = &metrics.numbers(from)[metrics.rows.len() - 2..];
-        let expected = (last[0] + last[1]) / 2.0 / per_token;
+        let expected = f64::midpoint(last[0], last[1]) / per_token;
         let got = table.numbers(column)[row];
         assert!((got - expected).abs() <= 1e-6 * expected.abs(), "{column}: {got} for {expected}");
     }
@@ -213,9 +215,9 @@ fn explicit_rows_zips_and_the_command_line() {
     assert_eq!(rows(""), ["0.1 0.3 0", "0.1 0.3 1", "0.2 0.4 0", "0.2 0.4 1", "0.5 - -"]);
     assert_eq!(rows("seed=7"), ["0.1 0.3 7", "0.2 0.4 7", "0.5 - 7"]);
     assert_eq!(
-        rows("seed=7 learning_rate=linspace(0,1,3) decay=0"),
-        ["0 0 7", "0.5 0 7", "1 0 7"],
-        "of the explicit row's three none is new"
+        rows("seed=7 learning_rate=0,1 decay=0"),
+        ["0 0 7", "1 0 7"],
+        "of the explicit row's two none is new"
     );
     assert!(!desk.path("results").exists(), "a dry run writes nothing");
 }
@@ -338,7 +340,7 @@ fn goes_on(desk: &Desk) {
 #[test]
 fn a_killed_sweep_goes_on() {
     let desk = desk(MANY);
-    desk.npy("seq.npy", &tokens(&[20_000, 8], 1));
+    desk.npy("seq.npy", &tokens(&[3000, 8], 1));
     let mut child = started(&desk);
     child.kill().unwrap();
     child.wait().unwrap();
@@ -350,7 +352,7 @@ fn a_killed_sweep_goes_on() {
 #[test]
 fn an_interrupted_sweep_tells_and_goes_on() {
     let desk = desk(MANY);
-    desk.npy("seq.npy", &tokens(&[20_000, 8], 1));
+    desk.npy("seq.npy", &tokens(&[3000, 8], 1));
     let child = started(&desk);
     let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     assert!(killed.success());
