@@ -1,7 +1,7 @@
 //! What `sweep` takes to run on more than one machine: shares of a sweep, said or taken from an array's environment, and
 //! its submission to Slurm.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::note;
 use crate::config::whole;
@@ -72,8 +72,18 @@ impl ClusterArgs {
         self.slurm || self.slurm_dry_run
     }
 
-    /// Options of Slurm make no sense without it.
-    pub fn check(&self) -> Result<()> {
+    /// Whether nothing is submitted.
+    pub fn only_shows(&self) -> bool {
+        self.slurm_dry_run
+    }
+
+    /// Options of Slurm make no sense without it, and none does where only is `collected`.
+    pub fn check(&self, collected: bool) -> Result<()> {
+        let shares = self.shard.is_some() || self.shards.is_some() || self.no_shard;
+        if collected && (shares || self.is_for_slurm()) {
+            let expected = "neither shares nor --slurm beside it";
+            return Err(Error::setting("--collect", expected, if shares { "a share" } else { "--slurm" }));
+        }
         if self.is_for_slurm() {
             for (flag, number) in [
                 ("--shards", self.shards),
@@ -116,6 +126,7 @@ impl ClusterArgs {
             time: self.time.clone(),
             sbatch_args: self.sbatch_arg.clone(),
         };
+        let absolute = |path: &Path| std::path::absolute(path).map_err(Error::io(path, "find"));
         let folder = absolute(folder)?;
         let job = Job {
             program: std::env::current_exe().map_err(Error::io("nmem", "find"))?,
@@ -144,9 +155,4 @@ pub fn cores() -> usize {
     let of_machine = std::thread::available_parallelism().map_or(1, usize::from);
     let of_task = std::env::var("SLURM_CPUS_PER_TASK").ok().and_then(|text| text.parse().ok());
     of_task.map_or(of_machine, |cores: usize| cores.clamp(1, of_machine))
-}
-
-/// The file's path as it is found from anywhere.
-pub fn absolute(path: &Path) -> Result<PathBuf> {
-    std::path::absolute(path).map_err(Error::io(path, "find"))
 }

@@ -4,6 +4,7 @@
 //! interrupted. An error is one line on stderr. Results are all that goes to stdout.
 
 mod cluster;
+mod collect;
 mod completions;
 pub mod inspect;
 mod progress;
