@@ -3,6 +3,8 @@
 //! Exit status: 0 all done; 1 it ran, but something in it failed (a diverged run); 2 it could not run; 130
 //! interrupted. An error is one line on stderr. Results are all that goes to stdout.
 
+mod cluster;
+mod collect;
 mod completions;
 pub mod inspect;
 mod progress;

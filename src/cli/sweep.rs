@@ -4,11 +4,13 @@ use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::thread::available_parallelism;
 use std::time::Instant;
 
+use clap::ValueEnum;
 use serde::Serialize;
 
+use super::cluster::{self, ClusterArgs};
+use super::collect;
 use super::progress::SweepProgress;
 use super::{FAILED, Format, INTERRUPTED, check_interrupt, note, print, print_error};
 use crate::config::whole;
@@ -28,8 +30,8 @@ use crate::sweep::{
 #[expect(clippy::struct_excessive_bools, reason = "independent switches")]
 pub struct Args {
     /// What to run: run, [fixed], [grid], [zip], [[run]]
-    #[arg(value_name = "EXPERIMENT.toml")]
-    experiment: PathBuf,
+    #[arg(value_name = "EXPERIMENT.toml", required_unless_present = "collect")]
+    experiment: Option<PathBuf>,
     /// Settings by their names in a configuration: seed='range(0,5)'
     #[arg(value_name = "KEY=VALUES")]
     settings: Vec<String>,
@@ -63,6 +65,11 @@ pub struct Args {
     /// Start anew: remove what earlier sweeps wrote to the folder
     #[arg(long, help_heading = "Output")]
     force: bool,
+    /// Run nothing: make tables and figures of what has finished in a sweep's folder, and say what is missing
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["experiment", "settings", "jobs", "dry_run", "fail_fast", "unstable_ratio", "out", "keep", "force"], help_heading = "Shares and Slurm")]
+    collect: Option<PathBuf>,
+    #[command(flatten)]
+    cluster: ClusterArgs,
     #[command(flatten)]
     figure: FigureArgs,
     /// Draw no figures
@@ -98,20 +105,20 @@ pub struct FigureArgs {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    if args.unstable_ratio.is_nan() || args.unstable_ratio <= 0.0 {
-        let expected = "a number above 0";
-        return Err(Error::setting("--unstable-ratio", expected, args.unstable_ratio.to_string()).into());
+    args.check()?;
+    if let Some(folder) = &args.collect {
+        let figure = (!args.no_plots).then_some(&args.figure);
+        return collect::run(folder, figure, args.format, args.quiet);
     }
-    if args.jobs == Some(0) {
-        return Err(Error::setting("--jobs", "at least 1", "0").into());
-    }
-    let mut experiment = Experiment::read(&args.experiment)?;
+    let file = args.experiment.clone().unwrap_or_default();
+    let mut experiment = Experiment::read(&file)?;
     for setting in &args.settings {
         experiment.lay_over(setting)?;
     }
-    let folder = Folder::check(&args.out.clone().unwrap_or_else(|| default_out(&args.experiment)))?;
+    let folder = Folder::check(&args.out.clone().unwrap_or_else(|| default_out(&file)))?;
     let plan = Plan::new(&experiment, args.unstable_ratio, &mut |_| check_interrupt())?;
-    let shard = Shard::WHOLE;
+    let for_slurm = args.cluster.is_for_slurm();
+    let shard = if for_slurm { Shard::WHOLE } else { args.cluster.shard(args.quiet)? };
     if plan.repeated > 0 && !args.quiet {
         let (rows, s) = (plan.repeated, if plan.repeated == 1 { "" } else { "s" });
         note("note: ", &format!("{rows} row{s} left out that ask for the same run as another"));
@@ -127,15 +134,23 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         print(&text)?;
         return Ok(ExitCode::SUCCESS);
     }
+    if args.cluster.only_shows() {
+        print(&args.submit(&file, folder.path(), plan.runs.len())?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if args.force {
         folder.clear()?;
     }
-    let file = plan.file();
-    folder.start(&file)?;
+    let plan_file = plan.file();
+    folder.start(&plan_file)?;
+    if for_slurm {
+        print(&args.submit(&file, folder.path(), plan.runs.len())?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
 
     let mine: Vec<usize> = (0..plan.runs.len()).filter(|&place| shard.holds(place)).collect();
     let todo: Vec<usize> = mine.iter().copied().filter(|&place| !done(&plan.runs[place])).collect();
-    let cores = available_parallelism().map_or(1, usize::from);
+    let cores = cluster::cores();
     warn_threads(&plan, cores, args.quiet);
     let options = Options {
         jobs: args.jobs.unwrap_or(cores),
@@ -156,8 +171,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let took = begin.elapsed().as_secs_f64();
 
     // What has finished is kept and told of, whatever ended the sweep.
-    let collected = sweep::collect(folder.path(), Some(&file.hash()))?;
-    if !args.no_plots && ended.is_ok() {
+    let collected = sweep::collect(folder.path(), Some(&plan_file.hash()))?;
+    // Of a share alone there is little to see: whoever collects draws.
+    if !args.no_plots && ended.is_ok() && shard == Shard::WHOLE {
         draw(folder.path(), &args.figure, args.quiet)?;
     }
     let ids: HashSet<&str> = mine.iter().map(|&place| &*plan.runs[place].id).collect();
@@ -184,18 +200,23 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             failure.status, failure.run, failure.parameters, failure.reason
         ));
     }
+    status(ended, args.fail_fast, &summary)
+}
+
+/// How the program ends after a sweep that ended so.
+fn status(ended: crate::Result<()>, fail_fast: bool, summary: &Summary) -> anyhow::Result<ExitCode> {
     match ended {
-        Ok(()) if failures.is_empty() => Ok(ExitCode::SUCCESS),
+        Ok(()) if summary.failed.is_empty() => Ok(ExitCode::SUCCESS),
         Ok(()) => Ok(FAILED.into()),
         Err(Error::Interrupted) => {
             let missing = summary.missing;
             print_error(&format!(
                 "interrupted: {} keeps what has finished, the same command runs the other {missing}",
-                folder.path().display()
+                summary.out.display()
             ));
             Ok(INTERRUPTED.into())
         }
-        Err(error) if args.fail_fast && !failures.is_empty() => {
+        Err(error) if fail_fast && !summary.failed.is_empty() => {
             print_error(&error.to_string());
             Ok(FAILED.into())
         }
@@ -203,8 +224,43 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
+impl Args {
+    /// What clap cannot tell.
+    fn check(&self) -> crate::Result<()> {
+        if self.unstable_ratio.is_nan() || self.unstable_ratio <= 0.0 {
+            let expected = "a number above 0";
+            return Err(Error::setting("--unstable-ratio", expected, self.unstable_ratio.to_string()));
+        }
+        if self.jobs == Some(0) {
+            return Err(Error::setting("--jobs", "at least 1", "0"));
+        }
+        if self.jobs.is_some() && self.cluster.is_for_slurm() {
+            return Err(Error::setting("--jobs", "--cpus-per-task beside --slurm", "--jobs"));
+        }
+        self.cluster.check(self.collect.is_some())
+    }
+
+    /// Submits the sweep, or shows how; what to print.
+    fn submit(&self, file: &Path, folder: &Path, runs: usize) -> crate::Result<String> {
+        let file = std::path::absolute(file).map_err(Error::io(file, "find"))?;
+        let mut arguments = vec![file.to_string_lossy().into_owned()];
+        arguments.extend(self.settings.iter().cloned());
+        let keep = self.keep.to_possible_value();
+        arguments.extend(keep.map(|keep| format!("--keep={}", keep.get_name())));
+        arguments.push(format!("--unstable-ratio={}", self.unstable_ratio));
+        arguments.extend(self.fail_fast.then(|| "--fail-fast".to_owned()));
+
+        let FigureArgs { x, y, hue } = &self.figure;
+        let mut collect_arguments: Vec<_> = y.iter().map(|y| format!("--y={y}")).collect();
+        collect_arguments.extend(x.iter().map(|x| format!("--x={x}")));
+        collect_arguments.extend(hue.iter().map(|hue| format!("--hue={hue}")));
+        collect_arguments.extend(self.no_plots.then(|| "--no-plots".to_owned()));
+        self.cluster.submit(folder, runs, arguments, collect_arguments)
+    }
+}
+
 /// Draws a sweep's figures from its results.csv.
-fn draw(folder: &Path, figure: &FigureArgs, quiet: bool) -> anyhow::Result<()> {
+pub(super) fn draw(folder: &Path, figure: &FigureArgs, quiet: bool) -> anyhow::Result<()> {
     let plots = folder.join("plots");
     std::fs::create_dir_all(&plots).map_err(Error::io(&plots, "create"))?;
     let FigureArgs { x, y, hue } = figure;

@@ -111,9 +111,10 @@ impl Axis {
         axis
     }
 
-    /// Where a value lies, from 0 (low end) to 1 (high end). Values must be what the axis was made for.
+    /// Where a value lies, from 0 (low end) to 1 (high end). It must not be NaN; what lies beyond an end, as 0 does on a log
+    /// axis, is put there.
     pub fn fraction(&self, value: f64) -> f64 {
-        self.at(if self.log { value.log10() } else { value }).clamp(0.0, 1.0)
+        self.at(if self.log { value.max(0.0).log10() } else { value }).clamp(0.0, 1.0)
     }
 
     fn at(&self, place: f64) -> f64 {

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use super::plan::{PlanEntry, PlanFile};
 use super::record::{Record, read_all};
+use super::slurm::{ARRAY_SCRIPT, COLLECT_SCRIPT, LOGS};
 use super::tables;
 use crate::error::{Error, Result};
 use crate::run::Keep;
@@ -28,8 +29,8 @@ pub struct Collected {
 }
 
 /// All that sweeps write into their folder.
-const FILES: [&str; 3] = ["results.csv", "summary.csv", "joblog.tsv"];
-const FOLDERS: [&str; 4] = ["records", "runs", "plots", "plans"];
+const FILES: [&str; 5] = ["results.csv", "summary.csv", "joblog.tsv", ARRAY_SCRIPT, COLLECT_SCRIPT];
+const FOLDERS: [&str; 5] = ["records", "runs", "plots", LOGS, "plans"];
 
 impl Folder {
     /// A folder that is there already must be a sweep's, or empty.

@@ -1,6 +1,6 @@
 //! Grids of runs: what an experiment file asks for ([`Experiment`]), as runs with identities ([`Plan`]), run side by side
 //! ([`run`]) into a folder that keeps each as it finishes ([`Folder`], [`Record`]), and tables of all that finished there
-//! ([`collect`]).
+//! ([`collect`]). Beyond one machine a process does a share of them ([`Shard`]), and [`slurm`] starts such processes.
 //!
 //! The folder:
 //!
@@ -10,6 +10,7 @@
 //! records/HOST-PID-….jsonl             finished runs, one line each: a file a process, only ever appended to
 //! runs/ID/                             a run's own files
 //! plots/                               figures of results.csv
+//! sweep.sbatch collect.sbatch slurm/   where it was submitted to Slurm: the jobs' scripts and what they printed
 //! ```
 
 mod experiment;
@@ -19,13 +20,16 @@ mod record;
 mod results;
 mod row;
 mod schedule;
+mod shard;
+pub mod slurm;
 mod tables;
 mod values;
 
 pub use experiment::{Experiment, Kind};
 pub use folder::{Collected, Folder, collect};
-pub use plan::{Plan, PlanEntry, PlanFile, PlannedRun, Ready, Shard};
+pub use plan::{Plan, PlanEntry, PlanFile, PlannedRun, Ready};
 pub use record::Record;
 pub use results::{Results, Status, UNTIMED};
 pub use row::{Parameters, Row};
 pub use schedule::{Event, Observe, Options, run};
+pub use shard::Shard;

@@ -165,37 +165,3 @@ impl PlanFile {
             .map_err(|error| Error::file(path, "the plan of a sweep", error.to_string()))
     }
 }
-
-/// A share of a sweep: the runs I, I + N, I + 2 N … of it, I = 1 … N.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shard {
-    /// I
-    pub index: usize,
-    /// N
-    pub count: usize,
-}
-
-impl Shard {
-    /// The whole, in one share.
-    pub const WHOLE: Self = Self { index: 1, count: 1 };
-
-    /// Whether the run at this place of the plan (from 0) belongs to it.
-    pub fn holds(self, place: usize) -> bool {
-        place % self.count == self.index - 1
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Shard;
-
-    #[test]
-    fn shards_are_a_partition() {
-        for count in 1..6 {
-            for place in 0..20 {
-                let of = (1..=count).filter(|&index| Shard { index, count }.holds(place)).count();
-                assert_eq!(of, 1, "run {place} of {count} shards");
-            }
-        }
-    }
-}

@@ -3,6 +3,7 @@
 // What a file holds is compared exactly, to the bit where that is promised.
 #![allow(clippy::float_cmp)]
 
+mod cluster;
 mod config;
 mod data;
 mod folders;

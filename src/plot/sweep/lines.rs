@@ -31,8 +31,11 @@ pub fn draw(figure: &Figure) -> String {
     }
     let numbers = figure.x().is_numeric();
     let bands = numbers && lines <= BANDS;
-    let spread =
-        if bands { ", bands: 95 % interval (Student's t)" } else { ", bars: 95 % interval (Student's t)" };
+    let spread = if bands {
+        ", bands: 95 % interval (Student’s t)"
+    } else {
+        ", bars: 95 % interval (Student’s t)"
+    };
     let (y, cut) = y_axis(figure);
     figure.notes(&mut legend, spread);
     if cut {
@@ -67,10 +70,10 @@ fn y_axis(figure: &Figure) -> (Axis, bool) {
     let log = figure.is_log();
     let (floor, ceiling) = if log {
         let span = (high / low).max(1.5);
-        (low / span, high * span)
+        ((low / span).max(f64::MIN_POSITIVE), (high * span).min(f64::MAX))
     } else {
         let span = (high - low).max(high.abs() * 0.05);
-        (low - span, high + span)
+        ((low - span).max(f64::MIN), (high + span).min(f64::MAX))
     };
     let ends = figure.cells().filter_map(|cell| cell.estimate()?.interval());
     let (mut from, mut to, mut cut) = (low, high, false);

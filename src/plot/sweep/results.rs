@@ -59,8 +59,12 @@ pub struct Cell {
 impl Cell {
     /// `None` where no run has a value.
     pub fn estimate(&self) -> Option<Estimate> {
-        // A mean may overflow where its values do not.
-        Estimate::of(&self.finite).filter(|estimate| estimate.mean.is_finite())
+        // Mean and interval may overflow where the values do not.
+        let mut estimate = Estimate::of(&self.finite).filter(|estimate| estimate.mean.is_finite())?;
+        if estimate.interval().is_some_and(|(low, high)| !low.is_finite() || !high.is_finite()) {
+            estimate.half = None;
+        }
+        Some(estimate)
     }
 }
 

@@ -1,0 +1,98 @@
+//! `nmem sweep --collect`: tables and figures of what has finished in a sweep's folder, and what is missing.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::sweep::{FigureArgs, draw, one_line};
+use super::{FAILED, Format, print, print_error};
+use crate::sweep::{self, Parameters, Record, Status};
+
+/// What `--format json` prints.
+#[derive(Serialize)]
+struct Collection<'a> {
+    out: &'a Path,
+    runs: usize,
+    finished: usize,
+    missing: Vec<Missing<'a>>,
+    failed: Vec<Unwell<'a>>,
+}
+
+#[derive(Serialize)]
+struct Missing<'a> {
+    run: &'a str,
+    parameters: &'a Parameters,
+}
+
+#[derive(Serialize)]
+struct Unwell<'a> {
+    run: &'a str,
+    status: &'static str,
+    parameters: &'a Parameters,
+    reason: &'a str,
+}
+
+/// Merges, draws where `figure` says how, and tells. Exit status 1 where runs are missing or did not end well.
+pub fn run(out: &Path, figure: Option<&FigureArgs>, format: Format, quiet: bool) -> anyhow::Result<ExitCode> {
+    let collected = sweep::collect(out, None)?;
+    if let Some(figure) = figure {
+        draw(out, figure, quiet)?;
+    }
+    // Those of the plan; runs of older plans come after them.
+    let finished = &collected.rows[..collected.planned - collected.missing.len()];
+    let missing = collected.missing.iter().map(|run| Missing { run: &run.run, parameters: &run.parameters });
+    let unwell = |record: &&Record| record.status != Status::Ok;
+    let failed = finished.iter().filter(unwell).map(|record| Unwell {
+        run: &record.run,
+        status: record.status.name(),
+        parameters: &record.parameters,
+        reason: record.error.as_deref().unwrap_or_default(),
+    });
+    let collection = Collection {
+        out,
+        runs: collected.planned,
+        finished: finished.len(),
+        missing: missing.collect(),
+        failed: failed.collect(),
+    };
+    match format {
+        Format::Json => print(&format!("{}\n", serde_json::to_string_pretty(&collection)?)),
+        Format::Table if quiet => Ok(true),
+        Format::Table => print(&collection.table()),
+    }?;
+    let keys = collection.varying(finished);
+    for run in &collection.missing {
+        print_error(&format!("missing {} ({})", run.run, one_line(run.parameters, &keys)));
+    }
+    for run in &collection.failed {
+        let parameters = one_line(run.parameters, &keys);
+        print_error(&format!("{} {} ({parameters}): {}", run.status, run.run, run.reason));
+    }
+    let all_well = collection.missing.is_empty() && collection.failed.is_empty();
+    Ok(if all_well { ExitCode::SUCCESS } else { FAILED.into() })
+}
+
+impl Collection<'_> {
+    fn table(&self) -> String {
+        let mut text = String::new();
+        let (missing, failed) = (self.missing.len(), self.failed.len());
+        let _ = writeln!(
+            text,
+            "runs             {}: {} finished, {missing} missing, {failed} failed or diverged",
+            self.runs, self.finished
+        );
+        let _ = writeln!(text, "results          {}", self.out.join("results.csv").display());
+        text
+    }
+
+    /// Names of the parameters that differ between runs.
+    fn varying(&self, finished: &[Record]) -> Vec<String> {
+        let missing = self.missing.iter().map(|run| run.parameters);
+        let all: Vec<_> = finished.iter().map(|record| &record.parameters).chain(missing).collect();
+        let Some(first) = all.first() else { return Vec::new() };
+        let differs = |key: &&String| all.iter().any(|other| other.get(*key) != first.get(*key));
+        first.keys().filter(differs).cloned().collect()
+    }
+}

@@ -1,0 +1,273 @@
+//! A sweep as a Slurm array: the scripts, which hold everything they need, and their submission. Each task does one share;
+//! a second job waits for all of them, however they end, and collects.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::error::{Error, Result};
+
+/// What Slurm is asked for.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Tasks of the array.
+    pub shards: usize,
+    /// Tasks at once; all of them if `None`.
+    pub parallelism: Option<usize>,
+    /// Cores of a task, and runs at once on it.
+    pub cpus_per_task: usize,
+    /// As sbatch knows it; the site's default if `None`.
+    pub partition: Option<String>,
+    /// Limit of a task, as sbatch knows it.
+    pub time: Option<String>,
+    /// Further options of sbatch, for both jobs.
+    pub sbatch_args: Vec<String>,
+}
+
+/// What is run.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// This program.
+    pub program: PathBuf,
+    /// Where paths on the command line are relative to.
+    pub working_folder: PathBuf,
+    /// The sweep's folder; must exist when the job is submitted.
+    pub folder: PathBuf,
+    /// Of the sweep, for the queue.
+    pub name: String,
+    /// Of `nmem sweep`, the folder, share and -j left out.
+    pub arguments: Vec<String>,
+    /// Of `nmem sweep --collect FOLDER`, further ones.
+    pub collect_arguments: Vec<String>,
+}
+
+/// Ids of the jobs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Submitted {
+    /// The array's.
+    pub array: String,
+    /// The one that collects.
+    pub collect: String,
+}
+
+/// The scripts' names in the sweep's folder.
+pub const ARRAY_SCRIPT: &str = "sweep.sbatch";
+/// The second job's.
+pub const COLLECT_SCRIPT: &str = "collect.sbatch";
+/// Where the jobs' outputs go, in the sweep's folder.
+pub const LOGS: &str = "slurm";
+
+/// Where a script begins, and the line that runs.
+struct Script(String);
+
+impl Script {
+    fn new(title: &str) -> Self {
+        Self(format!("#!/bin/sh\n# {title}\n"))
+    }
+
+    /// sbatch reads quotes as a shell does.
+    fn directive(&mut self, option: &str, value: &str) -> Result<()> {
+        let value = quoted(value)?;
+        let _ = writeln!(self.0, "#SBATCH --{option}={value}");
+        Ok(())
+    }
+
+    fn directives(&mut self, request: &Request) -> Result<()> {
+        if let Some(partition) = &request.partition {
+            self.directive("partition", partition)?;
+        }
+        for argument in &request.sbatch_args {
+            let name = argument.split('=').next().unwrap_or_default();
+            let own = ["--array", "-a", "--dependency", "-d", "--wrap", "--parsable"];
+            if !argument.starts_with('-') || own.contains(&name) {
+                let expected = "an option of sbatch that is not this command's own, as --mem=4G";
+                return Err(Error::setting("--sbatch-arg", expected, argument));
+            }
+            let _ = writeln!(self.0, "#SBATCH {}", quoted(argument)?);
+        }
+        Ok(())
+    }
+}
+
+impl Job {
+    /// The script of the array.
+    pub fn array_script(&self, request: &Request) -> Result<String> {
+        let mut script = Script::new(
+            "A share of a sweep each task. Submitted again, it does what is missing; --array picks shares.",
+        );
+        script.directive("job-name", &format!("nmem-{}", self.name))?;
+        let at_once = request.parallelism.map_or_else(String::new, |tasks| format!("%{tasks}"));
+        script.directive("array", &format!("1-{}{at_once}", request.shards))?;
+        script.directive("cpus-per-task", &request.cpus_per_task.to_string())?;
+        if let Some(time) = &request.time {
+            script.directive("time", time)?;
+        }
+        script.directive("output", &self.log("%A_%a.log")?)?;
+        script.directives(request)?;
+        let mut line = self.line(&self.arguments)?;
+        let _ = write!(line, " --out {}", path(&self.folder)?);
+        let _ = write!(
+            line,
+            " --shard \"$SLURM_ARRAY_TASK_ID/{}\" -j \"${{SLURM_CPUS_PER_TASK:-1}}\"",
+            request.shards
+        );
+        self.finish(script, &line)
+    }
+
+    /// The script of the job that collects.
+    pub fn collect_script(&self, request: &Request) -> Result<String> {
+        let mut script = Script::new("Merges the shares of a sweep, draws, and says what is missing.");
+        script.directive("job-name", &format!("nmem-{}-collect", self.name))?;
+        script.directive("output", &self.log("%j_collect.log")?)?;
+        script.directives(request)?;
+        let mut line = self.line(&self.collect_arguments)?;
+        let _ = write!(line, " --collect {}", path(&self.folder)?);
+        self.finish(script, &line)
+    }
+
+    /// Slurm replaces what begins with % in the name of a log.
+    fn log(&self, name: &str) -> Result<String> {
+        let folder = utf8(&self.folder)?.replace('%', "%%");
+        Ok(format!("{folder}/{LOGS}/{name}"))
+    }
+
+    fn line(&self, arguments: &[String]) -> Result<String> {
+        let mut line = format!("exec {} sweep", path(&self.program)?);
+        for argument in arguments {
+            let _ = write!(line, " {}", quoted(argument)?);
+        }
+        Ok(line)
+    }
+
+    fn finish(&self, Script(mut text): Script, line: &str) -> Result<String> {
+        let _ = writeln!(text, "\ncd -- {} || exit 2\n{line}", path(&self.working_folder)?);
+        Ok(text)
+    }
+
+    /// Writes both scripts into the folder and submits them.
+    pub fn submit(&self, request: &Request) -> Result<Submitted> {
+        let logs = self.folder.join(LOGS);
+        std::fs::create_dir_all(&logs).map_err(Error::io(&logs, "make"))?;
+        let scripts = [
+            (self.folder.join(ARRAY_SCRIPT), self.array_script(request)?),
+            (self.folder.join(COLLECT_SCRIPT), self.collect_script(request)?),
+        ];
+        for (path, text) in &scripts {
+            std::fs::write(path, text).map_err(Error::io(path, "write"))?;
+        }
+        let array = sbatch(&[], &scripts[0].0)?;
+        let collect =
+            sbatch(&[format!("--dependency=afterany:{array}")], &scripts[1].0).map_err(|error| {
+                let got =
+                    format!("job {array} without it ({error}): collect by hand with nmem sweep --collect");
+                Error::setting("--slurm", "a second job that collects", got)
+            })?;
+        Ok(Submitted { array, collect })
+    }
+}
+
+/// The id of the submitted job.
+fn sbatch(options: &[String], script: &Path) -> Result<String> {
+    let refuse =
+        |got: String| Error::setting("--slurm", "sbatch to submit the job (--slurm-dry-run prints it)", got);
+    let output = Command::new("sbatch").arg("--parsable").args(options).arg(script).output();
+    let output = output.map_err(|error| refuse(format!("{error} on running it")))?;
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    // "ID" or "ID;CLUSTER".
+    let id = out.trim().split(';').next().unwrap_or_default();
+    if output.status.success() && !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit()) {
+        Ok(id.to_owned())
+    } else {
+        Err(refuse(format!("{}: {}", output.status, err.split_whitespace().collect::<Vec<_>>().join(" "))))
+    }
+}
+
+fn utf8(path: &Path) -> Result<&str> {
+    path.to_str().ok_or_else(|| Error::setting("--slurm", "paths in UTF-8", path.display().to_string()))
+}
+
+fn path(path: &Path) -> Result<String> {
+    quoted(utf8(path)?)
+}
+
+/// For a shell, and for sbatch's own reading of its options, which knows quotes but not every rule of a shell.
+fn quoted(text: &str) -> Result<String> {
+    if text.contains(['\'', '"', '\\', '\n', '\r', '\0']) {
+        let expected = "paths and arguments without quotes, backslashes and line breaks";
+        return Err(Error::setting("--slurm", expected, text));
+    }
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_@%+=:,./-".contains(c);
+    let bare = !text.is_empty() && text.chars().all(plain);
+    Ok(if bare { text.to_owned() } else { format!("'{text}'") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Job, Request};
+
+    fn job() -> Job {
+        Job {
+            program: "/opt/nmem 1/nmem".into(),
+            working_folder: "/home/a".into(),
+            folder: "/scratch/100%/sweep".into(),
+            name: "chunk-size".to_owned(),
+            arguments: ["/home/a/sweep.toml", "decay=range(0,3)"].map(str::to_owned).to_vec(),
+            collect_arguments: ["--x", "decay"].map(str::to_owned).to_vec(),
+        }
+    }
+
+    fn request() -> Request {
+        Request {
+            shards: 4,
+            parallelism: Some(2),
+            cpus_per_task: 8,
+            partition: Some("debug".to_owned()),
+            time: Some("1-00:30".to_owned()),
+            sbatch_args: vec!["--mem=4G".to_owned(), "--comment=a b".to_owned()],
+        }
+    }
+
+    #[test]
+    fn scripts_hold_what_they_need() {
+        let script = job().array_script(&request()).unwrap();
+        assert_eq!(
+            script,
+            "#!/bin/sh\n\
+             # A share of a sweep each task. Submitted again, it does what is missing; --array picks shares.\n\
+             #SBATCH --job-name=nmem-chunk-size\n\
+             #SBATCH --array=1-4%2\n\
+             #SBATCH --cpus-per-task=8\n\
+             #SBATCH --time=1-00:30\n\
+             #SBATCH --output=/scratch/100%%/sweep/slurm/%A_%a.log\n\
+             #SBATCH --partition=debug\n\
+             #SBATCH --mem=4G\n\
+             #SBATCH '--comment=a b'\n\
+             \n\
+             cd -- /home/a || exit 2\n\
+             exec '/opt/nmem 1/nmem' sweep /home/a/sweep.toml 'decay=range(0,3)' --out /scratch/100%/sweep \
+             --shard \"$SLURM_ARRAY_TASK_ID/4\" -j \"${SLURM_CPUS_PER_TASK:-1}\"\n"
+        );
+        let script = job().collect_script(&request()).unwrap();
+        assert!(
+            script.ends_with("exec '/opt/nmem 1/nmem' sweep --x decay --collect /scratch/100%/sweep\n"),
+            "{script}"
+        );
+        assert!(script.contains("#SBATCH --mem=4G\n") && !script.contains("--array"), "{script}");
+    }
+
+    #[test]
+    fn what_sbatch_could_misread_is_refused() {
+        let mut odd = job();
+        odd.folder = "/home/o'hara".into();
+        let message = odd.array_script(&request()).unwrap_err().to_string();
+        assert_eq!(
+            message,
+            "--slurm: expected paths and arguments without quotes, backslashes and line breaks, got /home/o'hara/slurm/%A_%a.log"
+        );
+        for argument in ["mem=4G", "--array=1-9", "-a", "--dependency=afterok:1"] {
+            let request = Request { sbatch_args: vec![argument.to_owned()], ..request() };
+            let message = job().array_script(&request).unwrap_err().to_string();
+            assert!(message.starts_with("--sbatch-arg: expected an option of sbatch"), "{message}");
+        }
+    }
+}
