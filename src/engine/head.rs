@@ -118,7 +118,7 @@ impl<T: Real> Head<T> {
             factors + probe + storing.losses.len()
         });
         let strips = self.strips.iter().map(Strip::bytes).sum::<usize>();
-        strips + (storing + self.queries.len()) * size_of::<T>()
+        strips + self.kept.bytes() + (storing + self.queries.len()) * size_of::<T>()
     }
 
     /// Starts from U and S, all memory weights in file order.

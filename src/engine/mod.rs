@@ -185,9 +185,9 @@ impl<T: Real, M: MemoryModel<T>> Memory<T, M> {
         let Projections { store_norm, retrieve_norm, post_norm, keys_values, queries, gates, combine } =
             &self.projections;
         let norms = [store_norm, retrieve_norm, post_norm].into_iter().flatten().map(Array1::len);
-        let packed = [keys_values, queries].into_iter().chain(combine).map(Packed::bytes);
+        let packed = [keys_values, queries, gates].into_iter().chain(combine).map(Packed::bytes);
         let strips = self.base_strips.iter().map(|strip| size_of_val(&strip[..]));
-        let plain = self.base.len() + gates.len() + norms.sum::<usize>();
+        let plain = self.base.len() + norms.sum::<usize>();
         plain * size_of::<T>() + packed.sum::<usize>() + strips.sum::<usize>()
     }
 

@@ -35,6 +35,11 @@ impl<T: Real> Kept<T> {
         self.at_w.clear();
     }
 
+    /// What the kept chunks take.
+    pub fn bytes(&self) -> usize {
+        (self.keys.len() + self.values.len() + self.at_w.len()) * size_of::<T>()
+    }
+
     /// Keeps a chunk (c, d) and its ℓ at W.
     pub fn keep(&mut self, keys: ArrayView2<T>, values: ArrayView2<T>, at_w: T) {
         self.keys.extend(keys);
