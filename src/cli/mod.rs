@@ -4,6 +4,7 @@
 //! interrupted. An error is one line on stderr. Results are all that goes to stdout.
 
 mod completions;
+mod generate;
 pub mod inspect;
 mod progress;
 mod retrieve;
@@ -36,6 +37,7 @@ enum Command {
     Store(store::Args),
     Retrieve(retrieve::Args),
     Sweep(sweep::Args),
+    Generate(generate::Args),
     ScanBench(scan_bench::Args),
     Inspect(inspect::Args),
     Completions(completions::Args),
@@ -80,6 +82,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Store(args) => store::run(args),
         Command::Retrieve(args) => retrieve::run(args),
         Command::Sweep(args) => sweep::run(args),
+        Command::Generate(args) => generate::run(args),
         Command::ScanBench(args) => scan_bench::run(args),
         Command::Inspect(args) => inspect::run(&args, &mut |_| check_interrupt()),
         Command::Completions(args) => completions::run(args, &mut command()),

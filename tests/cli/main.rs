@@ -6,10 +6,12 @@
 mod config;
 mod data;
 mod folders;
+mod generate;
 mod golden;
 mod inspect;
 mod parts;
 mod refusals;
+mod retention;
 mod retrieve;
 mod scan_bench;
 mod store;
