@@ -1,5 +1,5 @@
 //! retention.csv → a map of colours: the chunk that was kept upwards, how far the memory had stored to the right, and as
-//! colour Σ loss ÷ Σ ℓ at W over sequences and heads. Below the diagonal nothing had been kept yet.
+//! colour Σ loss ÷ Σ ℓ at W over sequences and heads. Left of the diagonal nothing had been kept yet.
 
 use std::path::{Path, PathBuf};
 

@@ -34,10 +34,19 @@ fn rows(array: &ArrayD<f32>) -> Vec<Vec<u32>> {
 fn bytes_are_those_of_the_seed() {
     let desk = Desk::new();
     let expected = [
-        ("recall --noise 0.25 --pairs 40", "RECALL"),
-        ("drift --segment 16 --transition 5", "DRIFT"),
-        ("repeats --segment 8 --noise 0.1", "REPEATS"),
-        ("needle --length 4", "NEEDLE"),
+        (
+            "recall --noise 0.25 --pairs 40",
+            "4a3aa9d034f7965ae69464e15947dd07994908a6fe54d955c0c7203192830787",
+        ),
+        (
+            "drift --segment 16 --transition 5",
+            "9340590003770e612283b86e3250500069b69ac733c6f3f3db8b417b7b4687bc",
+        ),
+        (
+            "repeats --segment 8 --noise 0.1",
+            "869cebfa62aa6aa6eb4cf3da5bc43df3aeb38dd5ca0d925fe2a219086791cc81",
+        ),
+        ("needle --length 4", "4745823810bd27f9d3ce50438ba597d2b13a8467d9c588bc8b94225cce4b5f15"),
     ];
     let size = "--tokens 100 --dim 12 --sequences 2 --seed 7";
     let mut got = BTreeMap::new();
@@ -162,7 +171,7 @@ fn recall_parameters_recall() {
     let inspected = desk.ok("inspect recall.safetensors").out;
     assert!(inspected.contains("to_queries.weight"), "{inspected}");
     desk.ok(
-        "store pairs.npy --memory recall.safetensors --chunk-size 2 --learning-rate 1 --momentum 0 --decay 0 \
+        "store pairs.npy --memory recall.safetensors --chunk-size 2 --learning-rate 0.2 --momentum 0 --decay 0 \
          --labels pairs.csv --retention 1 --out stored",
     );
     let report = desk.json("stored/run.json");
