@@ -28,7 +28,7 @@ enum TaskArgs {
     ///
     /// Pairs come once each, and from there on again, each pass in another order. --parameters writes a memory that takes the
     /// key half as keys and queries and the value half as values, without norms; store with its gates pinned, say
-    /// --learning-rate 0.2 --momentum 0 --decay 0.
+    /// --learning-rate 0.5 --momentum 0 --decay 0.
     Recall {
         #[command(flatten)]
         common: Common,

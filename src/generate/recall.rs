@@ -11,8 +11,9 @@
 //!
 //! [`parameters`] makes keys and queries of the key half and values of the value half: no norms, h heads of width
 //! d = D / (2h), so that head j associates columns j·d .. (j+1)·d of both halves, each a task of its own; what is read
-//! returns to the value half. (One head would be as wide as D: see `Dimensions::check`.) Memory weights are drawn as
-//! those of any memory. Gates have no bias, and zero weights leave them at θ = e^−7.5, η = α = ½: pin them.
+//! returns to the value half. (One head would be as wide as D: see `Dimensions::check`.) Memory weights are drawn as those
+//! of any memory, but W_v2 = 0: at W the memory says nothing, ℓ is the size of the values, and a ratio to it below 1 is
+//! recall and nothing else. Gates have no bias, and zero weights leave them at θ = e^−7.5, η = α = ½: pin them.
 
 use std::collections::BTreeMap;
 
@@ -93,6 +94,8 @@ pub fn parameters(dim: usize, heads: usize, seed: u64) -> Result<BTreeMap<String
             "to_keys_values.weight" => tensor.assign(&keys_values),
             "to_queries.weight" => tensor.assign(&key),
             "combine_heads.weight" => tensor.assign(&combine),
+            // M_W = 0.
+            "memory_model.weights.3" => tensor.fill(0.0),
             gate if gate.starts_with("to_") => tensor.fill(0.0),
             _ => {}
         }
