@@ -37,6 +37,17 @@ chunk-size *ARGS:
 stability *ARGS:
     cargo run --release --locked --quiet -- sweep experiments/stability/sweep.toml "$@"
 
+# What is left of what was stored, for several decays: experiments/forgetting
+forgetting *ARGS:
+    cargo run --release --locked --quiet -- sweep experiments/forgetting/sweep.toml "$@"
+
+# Recall against the number of pairs ÷ dim_head: experiments/capacity
+capacity *ARGS:
+    mkdir -p results/capacity-data
+    for pairs in 0.0625:2 0.25:8 1:32 2:64 4:128 8:256; do cargo run --release --locked --quiet -- generate recall --tokens ${pairs#*:} --seed ${pairs#*:} --dim 128 --sequences 8 --out results/capacity-data/${pairs%:*}.npy --force --quiet; done
+    cargo run --release --locked --quiet -- generate recall --tokens 2 --dim 128 --out results/capacity-data/two.npy --parameters results/capacity-data/recall.safetensors --force --quiet
+    cargo run --release --locked --quiet -- sweep experiments/capacity/sweep.toml --x data --hue learning_rate "$@"
+
 # Format the code
 fmt:
     cargo fmt

@@ -9,9 +9,10 @@
 //! - [`scan`]: linear recurrences on their own, over whole sequences; [`scan_bench`] times them;
 //! - [`sequence`], [`real`]: what tokens and numbers are to all of these;
 //! - [`io`]: one file a format; [`metrics`]: the rows of metrics.csv; [`record`]: folders of results;
-//! - [`plot`]: figures, made from metrics.csv or scan_bench.csv alone;
+//! - [`plot`]: figures, made from the CSV alone;
 //! - [`config`]: settings as typed and as checked; [`run`]: one run, from configuration to published folder;
 //! - [`sweep`]: grids of runs, resumable, and their tables;
+//! - [`generate`]: synthetic sequences;
 //! - [`cli`]: the subcommands.
 //!
 //! Besides: `matmul` (the gemm crate on array views), [`packed`] (products with weights that are cut up once), [`simd`]
@@ -21,6 +22,7 @@ pub mod cli;
 pub mod config;
 pub mod engine;
 mod error;
+pub mod generate;
 pub mod io;
 mod matmul;
 pub mod memory;

@@ -61,6 +61,23 @@ pub struct WeightMetrics<T> {
     pub update_norm: T,
 }
 
+/// A stored chunk that was kept, and what the memory made of it some chunks later: a row of retention.csv.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Retained<T> {
+    /// Index of the sequence in the batch.
+    pub sequence: usize,
+    /// The last chunk that the memory had stored.
+    pub after: usize,
+    /// The chunk that was kept.
+    pub chunk: usize,
+    /// Head.
+    pub head: usize,
+    /// ℓ of the kept chunk at W + U of that moment.
+    pub loss: T,
+    /// Its ℓ at W, as in [`ChunkMetrics::loss`].
+    pub loss_at_w: T,
+}
+
 impl<T: Real> ChunkMetrics<T> {
     /// The columns that are measured, in header order, by name.
     pub fn quantities(&self) -> [(&'static str, Option<T>); 11] {
@@ -107,9 +124,64 @@ pub const COLUMNS: [&str; 16] = [
     "weight_norm",
 ];
 
-/// Writes metrics.csv as rows come. Sequences advance side by side but are written one after the other: rows of
-/// the one whose turn it is go straight to the file, those of later ones wait in unnamed temporary files.
-pub struct MetricsWriter {
+/// Writes metrics.csv, as rows come.
+pub struct MetricsWriter(RowsWriter);
+
+impl MetricsWriter {
+    /// Creates the file with its header, for `weights` memory weights.
+    pub fn create(path: &Path, weights: usize) -> Result<Self> {
+        let own = ["surprise", "momentum_norm", "update_norm"];
+        let per_weight = (0..weights).flat_map(|p| own.map(|name| format!("{name}.{p}")));
+        RowsWriter::create(path, COLUMNS.map(str::to_owned).into_iter().chain(per_weight)).map(Self)
+    }
+
+    /// Rows of one sequence.
+    pub fn write<T: Real>(&mut self, rows: &[ChunkMetrics<T>]) -> Result<()> {
+        rows.first().map_or(Ok(()), |first| self.0.write(first.sequence, rows))
+    }
+
+    /// This sequence is complete: the next one's turn.
+    pub fn sequence_done(&mut self, sequence: usize) -> Result<()> {
+        self.0.sequence_done(sequence)
+    }
+
+    /// Flushes. Rows of sequences that never had their turn (after a divergence) are dropped.
+    pub fn finish(self) -> Result<()> {
+        self.0.finish()
+    }
+}
+
+/// Columns of retention.csv.
+pub const RETENTION_COLUMNS: [&str; 6] = ["sequence", "after", "chunk", "head", "loss", "loss_at_w"];
+
+/// Writes retention.csv, as rows come.
+pub struct RetentionWriter(RowsWriter);
+
+impl RetentionWriter {
+    /// Creates the file with its header.
+    pub fn create(path: &Path) -> Result<Self> {
+        RowsWriter::create(path, RETENTION_COLUMNS).map(Self)
+    }
+
+    /// Rows of one sequence.
+    pub fn write<T: Real>(&mut self, rows: &[Retained<T>]) -> Result<()> {
+        rows.first().map_or(Ok(()), |first| self.0.write(first.sequence, rows))
+    }
+
+    /// As of [`MetricsWriter`].
+    pub fn sequence_done(&mut self, sequence: usize) -> Result<()> {
+        self.0.sequence_done(sequence)
+    }
+
+    /// As of [`MetricsWriter`].
+    pub fn finish(self) -> Result<()> {
+        self.0.finish()
+    }
+}
+
+/// Writes a CSV by sequence. Sequences advance side by side but are written one after the other: rows of the one
+/// whose turn it is go straight to the file, those of later ones wait in unnamed temporary files.
+struct RowsWriter {
     path: PathBuf,
     /// Of the file; the waiting rows lie there too, for a temporary folder may be in memory.
     folder: PathBuf,
@@ -119,25 +191,19 @@ pub struct MetricsWriter {
     waiting: BTreeMap<usize, csv::Writer<File>>,
 }
 
-impl MetricsWriter {
-    /// Creates the file with its header, for `weights` memory weights.
-    pub fn create(path: &Path, weights: usize) -> Result<Self> {
+impl RowsWriter {
+    fn create(path: &Path, header: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Result<Self> {
         let mut file = writer(File::create(path).map_err(Error::io(path, "create"))?);
-        let own = ["surprise", "momentum_norm", "update_norm"];
-        let per_weight = (0..weights).flat_map(|p| own.map(|name| format!("{name}.{p}")));
-        let header = COLUMNS.map(str::to_owned).into_iter().chain(per_weight);
         file.write_record(header).map_err(csv_error(path))?;
         let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
         Ok(Self { path: path.to_path_buf(), folder, file, current: 0, waiting: BTreeMap::new() })
     }
 
-    /// Rows of one sequence.
-    pub fn write<T: Real>(&mut self, rows: &[ChunkMetrics<T>]) -> Result<()> {
-        let Some(first) = rows.first() else { return Ok(()) };
-        let file = if first.sequence == self.current {
+    fn write(&mut self, sequence: usize, rows: &[impl Serialize]) -> Result<()> {
+        let file = if sequence == self.current {
             &mut self.file
         } else {
-            match self.waiting.entry(first.sequence) {
+            match self.waiting.entry(sequence) {
                 Entry::Occupied(entry) => entry.into_mut(),
                 Entry::Vacant(entry) => entry.insert(writer(
                     tempfile::tempfile_in(&self.folder).map_err(Error::io(&self.folder, "write in"))?,
@@ -147,8 +213,7 @@ impl MetricsWriter {
         rows.iter().try_for_each(|row| file.serialize(row)).map_err(csv_error(&self.path))
     }
 
-    /// This sequence is complete: the next one's turn.
-    pub fn sequence_done(&mut self, sequence: usize) -> Result<()> {
+    fn sequence_done(&mut self, sequence: usize) -> Result<()> {
         debug_assert_eq!(sequence, self.current, "sequences end in order");
         self.current = sequence + 1;
         let Some(waiting) = self.waiting.remove(&self.current) else { return Ok(()) };
@@ -160,8 +225,7 @@ impl MetricsWriter {
         Ok(())
     }
 
-    /// Flushes. Rows of sequences that never had their turn (after a divergence) are dropped.
-    pub fn finish(mut self) -> Result<()> {
+    fn finish(mut self) -> Result<()> {
         self.file.flush().map_err(Error::io(&self.path, "write"))
     }
 }

@@ -70,6 +70,17 @@ impl<T: Real> Packed<T> {
         Self { rows, cols, strips: strips.collect() }
     }
 
+    /// From its strips: `rows` rows of the first, then of the second, …
+    pub fn from_strips(rows: usize, cols: usize, strips: Vec<Row<T>>) -> Self {
+        assert_eq!(strips.len(), rows * cols.div_ceil(WIDTH), "strips of ({rows}, {cols})");
+        Self { rows, cols, strips }
+    }
+
+    /// Columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
     /// `out ← inputs W`: (rows, in) and (rows, out), rows contiguous.
     pub fn multiply(&self, inputs: ArrayView2<T>, out: ArrayViewMut2<T>) {
         assert_eq!(

@@ -6,6 +6,7 @@
 mod cluster;
 mod collect;
 mod completions;
+mod generate;
 pub mod inspect;
 mod progress;
 mod retrieve;
@@ -38,6 +39,7 @@ enum Command {
     Store(store::Args),
     Retrieve(retrieve::Args),
     Sweep(sweep::Args),
+    Generate(generate::Args),
     ScanBench(scan_bench::Args),
     Inspect(inspect::Args),
     Completions(completions::Args),
@@ -82,6 +84,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Store(args) => store::run(args),
         Command::Retrieve(args) => retrieve::run(args),
         Command::Sweep(args) => sweep::run(args),
+        Command::Generate(args) => generate::run(args),
         Command::ScanBench(args) => scan_bench::run(args),
         Command::Inspect(args) => inspect::run(&args, &mut |_| check_interrupt()),
         Command::Completions(args) => completions::run(args, &mut command()),

@@ -140,6 +140,9 @@ fn table(report: &Report) -> String {
             );
         }
     }
+    if let Some(ratio) = report.retained_ratio {
+        line("retained", format!("loss of kept chunks under the final memory ÷ at W: {ratio:.5}"));
+    }
     let wall = &report.wall_s;
     let mut times = format!("load {}, engine {}", seconds(wall.load), seconds(wall.engine));
     if report.diverged.is_none() {

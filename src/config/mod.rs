@@ -69,6 +69,8 @@ pub struct Config {
     gates: [GateLayer; 3],
     /// Whether ℓ is also taken before and after each chunk.
     pub probe: bool,
+    /// K, where every K-th chunk is kept and read again.
+    pub retention: Option<usize>,
     /// Element type.
     pub dtype: ElementType,
     /// Threads; `None` is one per core.
@@ -158,6 +160,7 @@ impl Settings {
         )?;
         let with = "--online with it (a plain read stores nothing)";
         unused("--probe", !online && self.probe == Some(true), with)?;
+        unused("--retention", !online && self.retention.is_some(), with)?;
         unused("--labels", !online && self.labels.is_some(), with)?;
         unused("--restart-momentum", !online && self.restart_momentum == Some(true), with)?;
         for layer in self.gates() {
@@ -200,9 +203,12 @@ impl Settings {
         if let Some(threads) = self.threads.filter(|threads| *threads > MOST_THREADS) {
             return Err(Error::setting("--threads", format!("at most {MOST_THREADS}"), threads.to_string()));
         }
-        for (flag, number) in
-            [("--threads", self.threads), ("--heads", self.heads), ("--dim-head", self.dim_head)]
-        {
+        for (flag, number) in [
+            ("--threads", self.threads),
+            ("--heads", self.heads),
+            ("--dim-head", self.dim_head),
+            ("--retention", self.retention),
+        ] {
             if number == Some(0) {
                 return Err(Error::setting(flag, "at least 1", "0"));
             }
@@ -233,6 +239,7 @@ impl Settings {
                 Mode::Read => false,
                 Mode::Online => self.probe.unwrap_or(false),
             },
+            retention: self.retention.filter(|_| mode != Mode::Read),
             dtype: self.dtype.unwrap_or_default(),
             threads: self.threads,
             allow_nonfinite: self.allow_nonfinite.unwrap_or(false),

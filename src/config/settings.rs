@@ -89,6 +89,10 @@ pub struct Settings {
     /// Leave loss_before and loss_after out (two reads a chunk less)
     #[arg(long, help_heading = "Run", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub no_probe: Option<bool>,
+    /// Keep every K-th chunk and read it again after every K-th later one: retention.csv, what the memory still knows
+    /// (memory for a K-th of the keys and values; time for half of (chunks / K)² reads of a chunk)
+    #[arg(long, value_name = "K", help_heading = "Run", value_parser = whole::<usize>, allow_negative_numbers = true)]
+    pub retention: Option<usize>,
     /// Element type of computation and results [default: f32]
     #[arg(long, value_enum, help_heading = "Run", hide_possible_values = true, value_name = "f32|f64")]
     pub dtype: Option<ElementType>,
@@ -222,6 +226,7 @@ impl Settings {
             store_seq,
             probe,
             no_probe,
+            retention,
             dtype,
             threads,
             allow_nonfinite,

@@ -5,6 +5,7 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
 use super::norm::{joined, sum_of_squares};
+use super::retention::Kept;
 use super::strip::{Norms, Reading, Step, Stored, Strip, Walk};
 use super::{Block, Context, Divergence, Memory, Phase, Sizes};
 use crate::memory::GateValues;
@@ -31,6 +32,8 @@ pub struct Head<T: Real> {
     queries: Reader<T>,
     /// Absent in a plain read.
     storing: Option<Storing<T>>,
+    /// Empty without retention.
+    pub kept: Kept<T>,
     /// The metrics of the block, up to a divergence.
     pub rows: Vec<ChunkMetrics<T>>,
     pub divergence: Option<Divergence>,
@@ -90,7 +93,7 @@ impl<T: Real> Head<T> {
     /// Buffers for any head of `memory`.
     pub fn new<M: MemoryModel<T>>(memory: &Memory<T, M>, sizes: Sizes, index: usize) -> Self {
         let model = &memory.model;
-        let Sizes { stored, read, storing, probe } = sizes;
+        let Sizes { stored, read, storing, probe, .. } = sizes;
         Self {
             index,
             strips: memory.columns.iter().map(|columns| Strip::new(columns, storing)).collect(),
@@ -100,6 +103,7 @@ impl<T: Real> Head<T> {
                 losses: vec![T::zero(); stored],
                 probe: probe.then(|| [(); 2].map(|()| Reader::new(model, stored))),
             }),
+            kept: Kept::default(),
             rows: Vec::new(),
             divergence: None,
         }
@@ -114,12 +118,13 @@ impl<T: Real> Head<T> {
             factors + probe + storing.losses.len()
         });
         let strips = self.strips.iter().map(Strip::bytes).sum::<usize>();
-        strips + (storing + self.queries.len()) * size_of::<T>()
+        strips + self.kept.bytes() + (storing + self.queries.len()) * size_of::<T>()
     }
 
     /// Starts from U and S, all memory weights in file order.
     pub fn load<M: MemoryModel<T>>(&mut self, memory: &Memory<T, M>, update: &[T], momentum: &[T]) {
         self.divergence = None;
+        self.kept.clear();
         let strips = self.strips.par_iter_mut().zip(&memory.columns);
         strips.for_each(|(strip, columns)| {
             let place = memory.weight_elements[columns.weight].clone();
@@ -158,6 +163,17 @@ impl<T: Real> Head<T> {
         output.slice_mut(s![..context.plan.unready(block), ..]).fill(T::zero());
         context
             .timed(Phase::Metrics, || self.report(context.memory, (sequence, block), inputs, output.view()));
+        if self.divergence.is_none() && context.plan.keeps(block) {
+            let chunk = inputs.keys.nrows() - context.memory.chunk_size..;
+            let [keys, values] =
+                [inputs.keys, inputs.values].map(|rows| rows.slice_move(s![chunk.clone(), ..]));
+            self.kept.keep(keys, values, self.rows.last().expect("a row a stored chunk").loss);
+        }
+    }
+
+    /// ℓ of each kept chunk under W + U.
+    pub fn reread<M: MemoryModel<T>>(&self, context: &Context<'_, T, M>) -> Vec<T> {
+        self.kept.losses(context, &context.memory.read_weights(&self.strips))
     }
 
     /// All strips of a layer, through all chunks. `output`: of the last layer, what it makes of the queries.
@@ -272,16 +288,21 @@ impl<T: Real> Storing<T> {
     /// ℓ of a chunk at W, and at W + U of just before and just after it was stored.
     fn chunk_losses(&self, inputs: &Inputs<'_, T>, range: std::ops::Range<usize>) -> (T, Option<[T; 2]>) {
         let at_w = self.losses[range.clone()].iter().map(|loss| loss.wide()).sum();
+        let values = inputs.values.slice(s![range.clone(), ..]);
         let probed = |reader: &Reader<T>| {
-            let predicted = reader.products.last().expect("a memory has layers").slice(s![range.clone(), ..]);
-            let errors = &predicted - &inputs.values.slice(s![range.clone(), ..]);
-            let squares =
-                errors.rows().into_iter().map(|row| sum_of_squares(row.as_slice().expect("whole rows")));
-            T::of(squares.sum::<f64>() / errors.ncols() as f64)
+            let predicted = reader.products.last().expect("a memory has layers");
+            chunk_loss(predicted.slice(s![range.clone(), ..]), values)
         };
         let probe = self.probe.as_ref().map(|readers| readers.each_ref().map(probed));
         (T::of(at_w), probe)
     }
+}
+
+/// ℓ of a chunk, from M(k) and v.
+pub fn chunk_loss<T: Real>(predicted: ArrayView2<T>, values: ArrayView2<T>) -> T {
+    let errors = &predicted - &values;
+    let squares = errors.rows().into_iter().map(|row| sum_of_squares(row.as_slice().expect("whole rows")));
+    T::of(squares.sum::<f64>() / errors.ncols() as f64)
 }
 
 /// The rows that a layer multiplies: `first` (rows, in) in the first one, those made for it in a later one.

@@ -8,6 +8,7 @@
 
 mod head;
 pub mod norm;
+mod retention;
 mod stream;
 pub mod strip;
 mod tokens;
@@ -25,12 +26,12 @@ use crate::error::{Error, Result};
 use crate::memory::model::{Attention, MemoryModel};
 use crate::memory::state::Side;
 use crate::memory::{Dimensions, Gates, Parameters, State};
-use crate::metrics::ChunkMetrics;
+use crate::metrics::{ChunkMetrics, Retained};
 use crate::packed::{Packed, Row};
 use crate::real::Real;
 use crate::sequence::Sequences;
 use stream::Stream;
-use strip::Columns;
+use strip::{Columns, Strip};
 use tokens::Sides;
 
 /// Tokens per block. More make each visit to a strip's S and U longer and the waits of threads for each other fewer,
@@ -78,7 +79,7 @@ struct Projections<T> {
     post_norm: Option<Array1<T>>,
     keys_values: Packed<T>,
     queries: Packed<T>,
-    gates: Array2<T>,
+    gates: Packed<T>,
     combine: Option<Packed<T>>,
 }
 
@@ -117,7 +118,7 @@ impl<T: Real> Memory<T> {
                 store_norm: parameters.store_norm,
                 retrieve_norm: parameters.retrieve_norm,
                 post_norm: parameters.post_norm,
-                gates: parameters.gates,
+                gates: Packed::new(parameters.gates.view()),
             },
             chunk_size,
             gates,
@@ -163,6 +164,17 @@ impl<T: Real, M: MemoryModel<T>> Memory<T, M> {
         weights[0].start..weights[weights.len() - 1].end
     }
 
+    /// W + U of a head, per memory weight.
+    fn read_weights(&self, strips: &[Strip<T>]) -> Vec<Packed<T>> {
+        let weights = self.weight_shapes().iter().zip(&self.weight_strips);
+        let of_weight = |(&(rows, cols), place): (&(usize, usize), &Range<usize>)| {
+            let strips = strips[place.clone()].iter().zip(&self.base_strips[place.clone()]);
+            let strips = strips.flat_map(|(strip, base)| strip.weights(base)).collect();
+            Packed::from_strips(rows, cols, strips)
+        };
+        weights.map(of_weight).collect()
+    }
+
     /// Strips that walk at once for so many sequences, all layers': more threads than that would mostly wait.
     pub fn tasks(&self, sequences: usize) -> usize {
         self.group(sequences) * self.dimensions.heads * self.columns.len()
@@ -173,9 +185,9 @@ impl<T: Real, M: MemoryModel<T>> Memory<T, M> {
         let Projections { store_norm, retrieve_norm, post_norm, keys_values, queries, gates, combine } =
             &self.projections;
         let norms = [store_norm, retrieve_norm, post_norm].into_iter().flatten().map(Array1::len);
-        let packed = [keys_values, queries].into_iter().chain(combine).map(Packed::bytes);
+        let packed = [keys_values, queries, gates].into_iter().chain(combine).map(Packed::bytes);
         let strips = self.base_strips.iter().map(|strip| size_of_val(&strip[..]));
-        let plain = self.base.len() + gates.len() + norms.sum::<usize>();
+        let plain = self.base.len() + norms.sum::<usize>();
         plain * size_of::<T>() + packed.sum::<usize>() + strips.sum::<usize>()
     }
 
@@ -215,6 +227,11 @@ pub trait Sink<T>: Send {
     fn metrics(&mut self, rows: &[ChunkMetrics<T>]) -> Result<()>;
     /// What was read (rows, dim), from the token `start` of the given queries on.
     fn retrieved(&mut self, sequence: usize, start: usize, rows: ArrayView2<T>) -> Result<()>;
+    /// Of a run with retention, kept chunks under the memory of one moment: by sequence, then moment, chunk and head.
+    /// Turns and divergences as for [`metrics`](Self::metrics).
+    fn retained(&mut self, _rows: &[Retained<T>]) -> Result<()> {
+        Ok(())
+    }
     /// All rows of this sequence have come. Called in the order of sequences.
     fn sequence_done(&mut self, sequence: usize) -> Result<()>;
 }
@@ -267,6 +284,8 @@ pub struct Outcome {
     pub rows: usize,
     /// Queries of chunks past the end of what was stored, read with the last weights: the first such chunk.
     pub read_past_store: Option<usize>,
+    /// Over all sequences, heads and kept chunks: Σ ℓ under the final memory and Σ ℓ at W; zeros without any.
+    pub retained: [f64; 2],
     /// From inputs to results, without `input` and `output`.
     pub computing: Duration,
     /// Where its time went, added up over threads.
@@ -275,6 +294,15 @@ pub struct Outcome {
     pub input: Duration,
     /// Handing results to the sink.
     pub output: Duration,
+}
+
+impl Outcome {
+    /// Σ ℓ under the final memory ÷ Σ ℓ at W of the kept chunks: 0 is all there, 1 as if nothing had been stored.
+    /// Absent where none was kept, after a divergence, and where it is not finite.
+    pub fn retained_ratio(&self) -> Option<f64> {
+        let [loss, at_w] = self.retained;
+        Some(loss / at_w).filter(|ratio| self.divergence.is_none() && ratio.is_finite())
+    }
 }
 
 /// A token range of one side of a block, as positions in the memory's life. Starts at a chunk boundary.
@@ -312,6 +340,7 @@ enum Phase {
     Activate,
     Combine,
     Metrics,
+    Retention,
 }
 
 /// Seconds that the threads together spent in each part of a run.
@@ -329,12 +358,14 @@ pub struct Phases {
     pub combine: f64,
     /// Rows of the metrics, and the search for values that are not finite.
     pub metrics: f64,
+    /// Kept chunks read again, where there is retention.
+    pub retention: f64,
 }
 
 impl Phases {
     /// By name, in order.
-    pub fn named(&self) -> [(&'static str, f64); 6] {
-        let Self { project, gradients, walk, activate, combine, metrics } = *self;
+    pub fn named(&self) -> [(&'static str, f64); 7] {
+        let Self { project, gradients, walk, activate, combine, metrics, retention } = *self;
         [
             ("project", project),
             ("gradients", gradients),
@@ -342,6 +373,7 @@ impl Phases {
             ("activate", activate),
             ("combine", combine),
             ("metrics", metrics),
+            ("retention", retention),
         ]
     }
 }
@@ -353,7 +385,7 @@ struct Context<'a, T: Real, M: MemoryModel<T>> {
     /// Buffers that no task is using.
     scratch: &'a Mutex<Vec<M::Scratch>>,
     /// Nanoseconds by [`Phase`].
-    phases: [AtomicU64; 6],
+    phases: [AtomicU64; 7],
 }
 
 impl<T: Real, M: MemoryModel<T>> Context<'_, T, M> {
@@ -382,6 +414,7 @@ impl<T: Real, M: MemoryModel<T>> Context<'_, T, M> {
             activate: seconds(Phase::Activate),
             combine: seconds(Phase::Combine),
             metrics: seconds(Phase::Metrics),
+            retention: seconds(Phase::Retention),
         }
     }
 }
@@ -394,11 +427,14 @@ struct Sizes {
     read: usize,
     storing: bool,
     probe: bool,
+    /// Rows that a model ever takes at once.
+    scratch: usize,
 }
 
 /// Runs a memory. Its large buffers stay for the next run of the same kind and size.
 pub struct Engine<'m, T: Real, M: MemoryModel<T> = Attention> {
     memory: &'m Memory<T, M>,
+    retention: Option<usize>,
     sizes: Option<Sizes>,
     streams: Vec<Stream<T>>,
     /// The tokens of each stream's next block.
@@ -409,7 +445,23 @@ pub struct Engine<'m, T: Real, M: MemoryModel<T> = Attention> {
 impl<'m, T: Real, M: MemoryModel<T>> Engine<'m, T, M> {
     /// An engine that has not run yet.
     pub fn new(memory: &'m Memory<T, M>) -> Self {
-        Self { memory, sizes: None, streams: Vec::new(), incoming: Vec::new(), scratch: Mutex::default() }
+        Self {
+            memory,
+            retention: None,
+            sizes: None,
+            streams: Vec::new(),
+            incoming: Vec::new(),
+            scratch: Mutex::default(),
+        }
+    }
+
+    /// With `Some(K)`, chunks K − 1, 2K − 1, … stay, keys and values, and each is read again after every K-th chunk
+    /// that is stored later and after the last: [`Sink::retained`]. The run's own results stay the same, bit for bit.
+    /// For n chunks that is (n / K)² / 2 reads of a chunk by every head, in memory a K-th of the sequence's keys and
+    /// values; blocks are no longer than K chunks.
+    #[must_use]
+    pub fn with_retention(self, every: Option<usize>) -> Self {
+        Self { retention: every, ..self }
     }
 
     /// Runs `work`. `tick` is told the tokens of each finished block (summed over sequences) and can stop the run.
@@ -430,7 +482,7 @@ impl<'m, T: Real, M: MemoryModel<T>> Engine<'m, T, M> {
                 *array = array.as_standard_layout().into_owned();
             }
         }
-        let plan = Plan::new(self.memory, state, work)?;
+        let plan = Plan::new(self.memory, state, work, self.retention)?;
         plan.check_chunk()?;
         let group = self.memory.group(plan.sequences);
         self.make_room(plan.sizes(), group);
@@ -527,6 +579,14 @@ fn run_group<T: Real, M: MemoryModel<T>>(
             if retrieved.nrows() > 0 && stream.divergence.is_none() {
                 sink.retrieved(stream.sequence, start, retrieved)?;
             }
+            if !stream.retained.is_empty() {
+                sink.retained(&stream.retained)?;
+                if block.store.end == plan.store_end {
+                    let [loss, at_w] = &mut outcome.retained;
+                    *loss += stream.retained.iter().map(|kept| kept.loss.wide()).sum::<f64>();
+                    *at_w += stream.retained.iter().map(|kept| kept.loss_at_w.wide()).sum::<f64>();
+                }
+            }
             if stream.divergence.is_some() {
                 outcome.divergence.clone_from(&stream.divergence);
                 going = i;
@@ -562,6 +622,8 @@ struct Plan<'a, T> {
     read: Option<&'a dyn Sequences<T>>,
     store: Option<&'a dyn Sequences<T>>,
     probe: bool,
+    /// K: every K-th chunk is kept, and the memory whole after it.
+    retention: Option<usize>,
     /// The sides as they were before; a plain read starts its own count.
     stored_before: Side<T>,
     read_before: Side<T>,
@@ -569,6 +631,8 @@ struct Plan<'a, T> {
     /// Most rows of a block, and of a group: whole chunks.
     block_rows: usize,
     group_rows: usize,
+    /// Positions whose multiples end a block, with retention.
+    kept_every: usize,
     /// Chunk at which both sides start.
     first_chunk: usize,
     /// One past the last position read.
@@ -581,7 +645,12 @@ struct Plan<'a, T> {
 }
 
 impl<'a, T: Real> Plan<'a, T> {
-    fn new(memory: &Memory<T, impl MemoryModel<T>>, state: &State<T>, work: Work<'a, T>) -> Result<Self> {
+    fn new(
+        memory: &Memory<T, impl MemoryModel<T>>,
+        state: &State<T>,
+        work: Work<'a, T>,
+        retention: Option<usize>,
+    ) -> Result<Self> {
         let c = memory.chunk_size;
         let (read, store, probe) = match work {
             Work::Read(queries) => (Some(queries), None, false),
@@ -600,17 +669,18 @@ impl<'a, T: Real> Plan<'a, T> {
         }
         let sequences = read.or(store).map_or(0, |given| given.shape().sequences);
         let whole = |tokens: usize| (tokens / c).max(1) * c;
+        let longest = if memory.dimensions.heads == 1 { BLOCK_TOKENS_OF_ONE_HEAD } else { BLOCK_TOKENS };
+        let retention = retention.filter(|_| store.is_some());
+        let kept_every = retention.map_or(usize::MAX, |every| every.max(1).saturating_mul(c));
         let mut plan = Self {
             sequences,
             read,
             store,
             probe,
+            retention,
             chunk_size: c,
-            block_rows: whole(if memory.dimensions.heads == 1 {
-                BLOCK_TOKENS_OF_ONE_HEAD
-            } else {
-                BLOCK_TOKENS
-            }),
+            block_rows: whole(longest).min(kept_every),
+            kept_every,
             group_rows: whole(GROUP_TOKENS),
             stored_before: state.stored.clone(),
             read_before: Side::new(sequences, memory.dimensions.dim),
@@ -628,6 +698,12 @@ impl<'a, T: Real> Plan<'a, T> {
         };
         state.check_sequences("sequences to store", store.shape().sequences)?;
         plan.first_chunk = state.stored.chunks(c);
+        if retention.is_some() && plan.first_chunk > 0 {
+            let expected =
+                "a memory in which no chunk has been stored (the keys and values of those are gone)";
+            let got = format!("one with {} stored", plan.first_chunk);
+            return Err(Error::setting("--retention", expected, got));
+        }
         plan.store_end = (state.stored.tokens + store.shape().tokens) / c * c;
         if read.is_some() {
             state.check_sequences("sequences to read", plan.sequences)?;
@@ -644,13 +720,16 @@ impl<'a, T: Real> Plan<'a, T> {
 
     /// Rows that a model ever takes at once: a group, or all there are.
     fn scratch_rows(&self) -> usize {
+        if self.retention.is_some() {
+            return self.group_rows;
+        }
         let (stored, read) = self.rows();
         self.group_rows.min(stored.max(read))
     }
 
     fn sizes(&self) -> Sizes {
         let (stored, read) = self.rows();
-        Sizes { stored, read, storing: self.store.is_some(), probe: self.probe }
+        Sizes { stored, read, storing: self.store.is_some(), probe: self.probe, scratch: self.scratch_rows() }
     }
 
     /// Rows that the longest block has on the stored and on the read side.
@@ -684,13 +763,26 @@ impl<'a, T: Real> Plan<'a, T> {
     }
 
     fn blocks(&self) -> impl Iterator<Item = Block> + use<'a, T> {
-        let length = self.block_rows;
+        let (length, kept_every) = (self.block_rows, self.kept_every);
         let (read_end, store_end) = (self.read_end, self.store_end);
-        let start = self.first_chunk * self.chunk_size;
-        (start..read_end.max(store_end)).step_by(length).map(move |start| {
-            let span = |end: usize| Span { start, end: end.clamp(start, start + length) };
-            Block { read: span(read_end), store: span(store_end) }
+        let mut next = self.first_chunk * self.chunk_size;
+        std::iter::from_fn(move || {
+            let start = next;
+            next = (start + length).min((start / kept_every + 1).saturating_mul(kept_every));
+            let span = |end: usize| Span { start, end: end.clamp(start, next) };
+            (start < read_end.max(store_end)).then(|| Block { read: span(read_end), store: span(store_end) })
         })
+    }
+
+    /// Whether the last stored chunk of a block is kept.
+    fn keeps(&self, block: Block) -> bool {
+        block.store.len() > 0 && block.store.end.is_multiple_of(self.kept_every)
+    }
+
+    /// Whether the kept chunks are read again after a block.
+    fn rereads(&self, block: Block) -> bool {
+        let last = block.store.end == self.store_end;
+        self.retention.is_some() && block.store.len() > 0 && (last || self.keeps(block))
     }
 
     /// Moves the state's counts and left-over tokens on, once everything is stored.

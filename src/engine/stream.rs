@@ -7,10 +7,9 @@ use rayon::prelude::*;
 use super::head::{Head, Inputs, first_nonfinite};
 use super::tokens::{Sides, rms_norm};
 use super::{Block, Context, Divergence, Memory, Phase, Sizes};
-use crate::matmul::matmul;
 use crate::memory::model::MemoryModel;
 use crate::memory::{GateValues, State};
-use crate::metrics::ChunkMetrics;
+use crate::metrics::{ChunkMetrics, Retained};
 use crate::packed::Packed;
 use crate::real::Real;
 
@@ -32,6 +31,8 @@ pub struct Stream<T: Real> {
     combined: Option<Array2<T>>,
     /// The metrics of the block, by chunk and head.
     pub rows: Vec<ChunkMetrics<T>>,
+    /// Kept chunks under the memory at the end of the block, where they are read again: by chunk and head.
+    pub retained: Vec<Retained<T>>,
     pub divergence: Option<Divergence>,
 }
 
@@ -50,6 +51,7 @@ impl<T: Real> Stream<T> {
             merged: Array2::zeros((read, dimensions.inner())),
             combined: (dimensions.heads > 1).then(|| Array2::zeros((read, dimensions.dim))),
             rows: Vec::new(),
+            retained: Vec::new(),
             divergence: None,
         }
     }
@@ -115,6 +117,28 @@ impl<T: Real> Stream<T> {
         });
         self.combine(context);
         context.timed(Phase::Metrics, || self.collect(block, memory.chunk_size));
+        self.retained.clear();
+        if self.divergence.is_none() && context.plan.rereads(block) {
+            self.reread(context, block);
+        }
+    }
+
+    /// Fills `retained` with the kept chunks' losses under the memory as it stands, at the end of `block`.
+    fn reread<M: MemoryModel<T>>(&mut self, context: &Context<'_, T, M>, block: Block) {
+        let c = context.memory.chunk_size;
+        let heads: Vec<_> = self.heads.par_iter().map(|head| head.reread(context)).collect();
+        for kept in 0..heads[0].len() {
+            self.retained.extend(heads.iter().zip(&self.heads).enumerate().map(|(j, (losses, head))| {
+                Retained {
+                    sequence: self.sequence,
+                    after: block.store.end / c - 1,
+                    chunk: (kept + 1) * context.plan.kept_every / c - 1,
+                    head: j,
+                    loss: losses[kept],
+                    loss_at_w: head.kept.at_w()[kept],
+                }
+            }));
+        }
     }
 
     /// Norms and projects both sides, and computes the gates' logits by chunk: groups of rows side by side.
@@ -238,7 +262,7 @@ impl<T: Real> Projecting<'_, T> {
         groups
     }
 
-    fn project(mut self, gates: &Array2<T>, c: usize) {
+    fn project(mut self, gates: &Packed<T>, c: usize) {
         if let Some(weight) = self.norm {
             rms_norm(self.tokens.view_mut(), weight);
         }
@@ -249,7 +273,8 @@ impl<T: Real> Projecting<'_, T> {
                 chunk.rows().into_iter().for_each(|token| mean += &token);
                 mean /= T::of(c as f64);
             }
-            matmul(logits, means.view(), gates.view());
+            // Not the gemm crate, whose last digit may depend on the number of rows: blocks may end anywhere.
+            gates.multiply(means.view(), logits);
         }
     }
 }

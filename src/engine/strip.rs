@@ -164,6 +164,15 @@ impl<T: Real> Strip<T> {
         columns.load(momentum, &mut self.momentum);
     }
 
+    /// W + U, as it is read.
+    pub fn weights<'a>(&'a self, base: &'a [Row<T>]) -> impl Iterator<Item = Row<T>> + use<'a, T> {
+        base.iter().zip(&self.update).map(|(w, u)| {
+            let mut sum = *w;
+            sum.0.iter_mut().zip(u.0).for_each(|(w, u)| *w += u);
+            sum
+        })
+    }
+
     /// Puts U and S back where they were loaded from.
     pub fn save(&self, columns: &Columns, update: &mut [T], momentum: &mut [T]) {
         columns.save(&self.update, update);

@@ -5,11 +5,12 @@
 use std::io::Read;
 use std::path::Path;
 
-use ndarray_npy::npy::header::{Header, ParseHeaderError, ReadHeaderError};
+use ndarray_npy::npy::header::{Header, Layout, ParseHeaderError, ReadHeaderError};
 
 use crate::error::Error;
 use crate::io::dtype::{Dtype, element_count, shape_text};
 use crate::io::mapped::guess;
+use crate::real::ElementType;
 
 /// Brackets of a structured type nest a few deep; the parser recurses, and takes twice as long for each level of
 /// braces, so a damaged header must not go further.
@@ -56,6 +57,17 @@ pub(crate) struct NpyHeader {
     pub offset: usize,
     /// Bytes after the header.
     pub data_bytes: usize,
+}
+
+/// The header of an array in C order, little-endian: what stands before its bytes.
+pub fn header_bytes(element: ElementType, shape: &[usize]) -> Vec<u8> {
+    let type_descriptor = match element {
+        ElementType::F32 => "'<f4'",
+        ElementType::F64 => "'<f8'",
+    };
+    let type_descriptor = type_descriptor.parse().expect("a Python string");
+    let header = Header { type_descriptor, layout: Layout::Standard, shape: shape.to_vec() };
+    header.to_bytes().expect("a few axes make a short header")
 }
 
 impl NpyHeader {

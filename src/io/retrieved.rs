@@ -7,11 +7,11 @@ use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use ndarray::ArrayView2;
-use ndarray_npy::npy::header::{Header, Layout};
 
 use crate::error::{Error, Result};
 use crate::io::dtype::{element_count, shape_text};
-use crate::real::{ElementType, Real};
+use crate::io::npy::header_bytes;
+use crate::real::Real;
 use crate::sequence::Shape;
 
 /// A `.npy` file being written. Rows that are never written read as zeros.
@@ -37,14 +37,7 @@ impl<T: Real> RetrievedWriter<T> {
             .ok_or_else(|| Error::file(&path, "an array that can be addressed", shape_text(&axes)))?
             as u64
             * size_of::<T>() as u64;
-        let type_descriptor = match T::TYPE {
-            ElementType::F32 => "'<f4'",
-            ElementType::F64 => "'<f8'",
-        };
-        let type_descriptor = type_descriptor.parse().expect("a Python string");
-        let header = Header { type_descriptor, layout: Layout::Standard, shape: axes }
-            .to_bytes()
-            .expect("three axes make a short header");
+        let header = header_bytes(T::TYPE, &axes);
         let offset = header.len() as u64;
         let mut file = File::create(&path).map_err(Error::io(&path, "create"))?;
         file.write_all(&header).map_err(Error::io(&path, "write"))?;

@@ -212,7 +212,20 @@ pub fn write_safetensors(
     tensors: &BTreeMap<String, Tensor>,
     metadata_json: &str,
 ) -> Result<()> {
-    let path = path.as_ref();
+    let metadata = HashMap::from([(METADATA_KEY.to_owned(), metadata_json.to_owned())]);
+    write(path.as_ref(), tensors, Some(metadata))
+}
+
+/// Writes tensors alone, as a file of parameters has them.
+pub fn write_parameters(path: impl AsRef<Path>, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+    write(path.as_ref(), tensors, None)
+}
+
+fn write(
+    path: &Path,
+    tensors: &BTreeMap<String, Tensor>,
+    metadata: Option<HashMap<String, String>>,
+) -> Result<()> {
     let mut order: Vec<_> = tensors.iter().collect();
     order.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.dtype.item_bytes()));
     let mut offset = 0;
@@ -228,8 +241,7 @@ pub fn write_safetensors(
         ));
         offset = end;
     }
-    let metadata = HashMap::from([(METADATA_KEY.to_owned(), metadata_json.to_owned())]);
-    let metadata = Metadata::new(Some(metadata), infos).expect("offsets and shapes follow from the tensors");
+    let metadata = Metadata::new(metadata, infos).expect("offsets and shapes follow from the tensors");
     let mut header = serde_json::to_vec(&metadata).expect("text and numbers");
     // The format pads with spaces; eight keeps the widest elements aligned.
     header.resize(header.len().next_multiple_of(8), b' ');

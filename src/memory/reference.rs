@@ -77,6 +77,12 @@ impl Reference {
         &self.sequences[sequence].heads[head]
     }
 
+    /// ℓ of one chunk of tokens (c, D) under a head's W + U as it stands.
+    pub fn loss_of(&self, sequence: usize, head: usize, tokens: ArrayView2<f64>) -> f64 {
+        let (keys, values) = self.keys_and_values(&self.norm_stored(&to_rows(tokens)), head);
+        attention_loss(&self.weights(self.head(sequence, head)), &keys, &values)
+    }
+
     /// Reads `queries` chunk by chunk while storing `store`, both (sequences, tokens, D): the retrieved tokens and
     /// the metrics by sequence, chunk and head.
     pub fn online(
@@ -169,9 +175,8 @@ impl Reference {
         let chunk = state.stored / self.chunk_size - 1;
 
         let dimensions = self.parameters.dimensions;
-        let (d, h, c) = (dimensions.dim_head, dimensions.heads, self.chunk_size);
-        let normed: Rows =
-            tokens.iter().map(|x| self.rms_norm(x, self.parameters.store_norm.as_ref())).collect();
+        let (h, c) = (dimensions.heads, self.chunk_size);
+        let normed = self.norm_stored(&tokens);
         let mut mean = vec![0.0; dimensions.dim];
         for token in &normed {
             for (m, x) in mean.iter_mut().zip(token) {
@@ -179,13 +184,9 @@ impl Reference {
             }
         }
         let logits = times(&mean, &self.parameters.gates);
-        let keys_values: Rows = normed.iter().map(|x| times(x, &self.parameters.keys_values)).collect();
-
         let mut metrics = Vec::new();
         for j in 0..h {
-            let part =
-                |from: usize| -> Rows { keys_values.iter().map(|kv| kv[from..from + d].to_vec()).collect() };
-            let (keys, values) = (part(j * d), part(h * d + j * d));
+            let (keys, values) = self.keys_and_values(&normed, j);
             let gates = self.gates.values(logits[j], logits[h + j], logits[2 * h + j]);
             let (loss, gradient) = loss_and_gradient(&self.base, &keys, &values);
             let mut head = self.sequences[sequence].heads[j].clone();
@@ -223,6 +224,19 @@ impl Reference {
             self.sequences[sequence].heads[j] = head;
         }
         metrics
+    }
+
+    fn norm_stored(&self, tokens: &[Vec<f64>]) -> Rows {
+        tokens.iter().map(|x| self.rms_norm(x, self.parameters.store_norm.as_ref())).collect()
+    }
+
+    /// K and V of one head, from normed tokens.
+    fn keys_and_values(&self, normed: &[Vec<f64>], head: usize) -> (Rows, Rows) {
+        let (d, h) = (self.parameters.dimensions.dim_head, self.parameters.dimensions.heads);
+        let keys_values: Rows = normed.iter().map(|x| times(x, &self.parameters.keys_values)).collect();
+        let part =
+            |from: usize| -> Rows { keys_values.iter().map(|kv| kv[from..from + d].to_vec()).collect() };
+        (part(head * d), part((h + head) * d))
     }
 
     /// W + U

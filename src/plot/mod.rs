@@ -6,6 +6,7 @@
 //! - `axis`: limits, ticks and labels. `theme`: sizes and colours. `canvas`: a sheet in points, written as SVG.
 //! - `timeline` and `legend`: where all of it goes on the sheet.
 //! - `frame`: a panel's spines, ticks and titles. `colours`: colours that stand for numbers, and their bar.
+//! - `retention`: retention.csv → a map of chunks stored × stored up to.
 //! - `scan_bench`: scan_bench.csv → time and bandwidth against steps.
 //! - [`sweep`]: results.csv of a sweep → a figure a metric.
 
@@ -15,6 +16,7 @@ mod colours;
 pub mod envelope;
 mod frame;
 mod legend;
+mod retention;
 mod scan_bench;
 pub mod series;
 pub mod sweep;
@@ -27,6 +29,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::io::labels::Labels;
 use envelope::Unshown;
+pub use retention::write_retention;
 pub use scan_bench::write_scan_bench;
 use series::{Metrics, Series};
 

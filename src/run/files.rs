@@ -7,16 +7,17 @@ use ndarray::ArrayView2;
 use super::Keep;
 use super::inputs::Opened;
 use super::tally::Tally;
-use crate::config::Mode;
+use crate::config::{Config, Mode};
 use crate::engine::Sink;
 use crate::error::{Error, Result};
 use crate::io::RetrievedWriter;
-use crate::metrics::{ChunkMetrics, MetricsWriter};
+use crate::metrics::{ChunkMetrics, MetricsWriter, Retained, RetentionWriter};
 use crate::real::Real;
 
 /// Takes the engine's results: rows into the tally, and into files where there is a folder for them.
 pub(super) struct Files<T> {
     metrics: Option<MetricsWriter>,
+    retention: Option<RetentionWriter>,
     retrieved: Option<(PathBuf, RetrievedWriter<T>)>,
     pub tally: Tally,
 }
@@ -25,15 +26,19 @@ impl<T: Real> Files<T> {
     /// `weights`: memory weights, each with columns of its own.
     pub fn create(
         folder: Option<(&Path, Keep)>,
-        mode: Mode,
+        config: &Config,
         opened: &Opened,
         weights: usize,
         tally: Tally,
     ) -> Result<Self> {
-        let mut files = Self { metrics: None, retrieved: None, tally };
+        let mut files = Self { metrics: None, retention: None, retrieved: None, tally };
         let Some((folder, keep)) = folder else { return Ok(files) };
+        let mode = config.mode;
         if mode != Mode::Read && keep >= Keep::Metrics {
             files.metrics = Some(MetricsWriter::create(&folder.join("metrics.csv"), weights)?);
+        }
+        if config.retention.is_some() && keep >= Keep::Metrics {
+            files.retention = Some(RetentionWriter::create(&folder.join("retention.csv"))?);
         }
         if mode != Mode::Store && keep >= Keep::All {
             let path = folder.join("retrieved.npy");
@@ -47,6 +52,9 @@ impl<T: Real> Files<T> {
     pub fn finish(self, diverged: bool) -> Result<Tally> {
         if let Some(metrics) = self.metrics {
             metrics.finish()?;
+        }
+        if let Some(retention) = self.retention {
+            retention.finish()?;
         }
         if let Some((path, retrieved)) = self.retrieved {
             retrieved.finish()?;
@@ -70,8 +78,15 @@ impl<T: Real> Sink<T> for Files<T> {
         self.retrieved.as_mut().map_or(Ok(()), |(_, retrieved)| retrieved.write_rows(sequence, start, &rows))
     }
 
+    fn retained(&mut self, rows: &[Retained<T>]) -> Result<()> {
+        self.retention.as_mut().map_or(Ok(()), |retention| retention.write(rows))
+    }
+
     fn sequence_done(&mut self, sequence: usize) -> Result<()> {
         self.tally.sequence_done(sequence);
+        if let Some(retention) = &mut self.retention {
+            retention.sequence_done(sequence)?;
+        }
         self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.sequence_done(sequence))
     }
 }

@@ -204,6 +204,7 @@ impl Opened {
             gates: self.gates,
             restart_momentum: config.restart_momentum,
             probe: config.probe,
+            retention: config.retention,
             allow_nonfinite: config.allow_nonfinite,
             repeat: config.repeat,
             plots: config.plots,

@@ -106,7 +106,7 @@ fn refuse_inputs_inside(config: &Config, target: &Path) -> Result<()> {
 pub enum Keep {
     /// None at all.
     None,
-    /// metrics.csv and run.json.
+    /// metrics.csv, run.json, and retention.csv where it is asked for.
     #[default]
     Metrics,
     /// All of them, memory.safetensors and retrieved.npy too.
@@ -173,7 +173,7 @@ impl Run<'_> {
         let load = loading.elapsed();
 
         let weights = memory.weight_shapes().len();
-        let mut files = Files::create(folder, config.mode, opened, weights, Tally::new(self.unstable_ratio))?;
+        let mut files = Files::create(folder, config, opened, weights, Tally::new(self.unstable_ratio))?;
         let Computed { outcome, engine_all, engine_phases, engine_bytes } =
             self.compute(opened, &memory, &mut state, &mut files, &mut peak, observe)?;
         observe(Event::Writing)?;
@@ -191,7 +191,7 @@ impl Run<'_> {
         let mut warnings = warnings(&outcome, opened.chunk_size, &state, config.mode);
         if let Some((folder, _)) = folder.filter(|_| config.plots) {
             let labels = opened.labels.as_ref().map(|labels| labels.shifted(first_token as u64));
-            warnings.extend(draw(folder, labels.as_ref(), &mut peak, observe)?);
+            warnings.extend(draw(folder, config, labels.as_ref(), &mut peak, observe)?);
         }
         let plots = drawing.elapsed();
         peak.sample_now();
@@ -247,7 +247,7 @@ impl Run<'_> {
             own = start_threads(self.threads_used(memory, opened))?;
             &own
         };
-        let mut engine = Engine::new(memory);
+        let mut engine = Engine::new(memory).with_retention(self.config.retention);
         let before = (repeat > 0).then(|| state.clone());
         let mut run = |state: &mut State<T>, sink: &mut dyn Sink<T>| {
             pool.install(|| engine.run(state, work, sink, &mut tick))
@@ -297,6 +297,7 @@ impl Run<'_> {
             rows: outcome.rows,
             life_tokens: (config.mode != Mode::Read).then_some(state.stored.tokens),
             summary: tally.all().columns().collect(),
+            retained_ratio: outcome.retained_ratio(),
             diverged: outcome.divergence,
             warnings,
             peak_bytes: peak.resident(),
@@ -322,9 +323,10 @@ pub fn start_threads(threads: usize) -> Result<ThreadPool> {
     pool.map_err(|error| Error::setting("--threads", "threads that can start", error.to_string()))
 }
 
-/// Draws the figures from metrics.csv; what they had to leave out.
+/// Draws the figures from metrics.csv and retention.csv; what they had to leave out.
 fn draw(
     folder: &Path,
+    config: &Config,
     labels: Option<&Labels>,
     peak: &mut PeakMemory,
     observe: Observer,
@@ -336,6 +338,9 @@ fn draw(
         observe(Event::Writing)
     };
     let drawn = plot::write_timelines(&folder.join("metrics.csv"), labels, &plots, &mut tick)?;
+    if config.retention.is_some() {
+        plot::write_retention(&folder.join("retention.csv"), &plots, &mut tick)?;
+    }
     Ok(drawn.left_out.iter().map(ToString::to_string).collect())
 }
 

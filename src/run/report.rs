@@ -49,6 +49,9 @@ pub struct Report {
     pub life_tokens: Option<usize>,
     /// Spread of each column of metrics.csv.
     pub summary: BTreeMap<&'static str, Spread>,
+    /// With retention, Σ loss of the kept chunks under the final memory ÷ Σ their ℓ at W; `None` where none was kept,
+    /// where it is not finite, and after a divergence.
+    pub retained_ratio: Option<f64>,
     /// Where the run diverged.
     pub diverged: Option<Divergence>,
     /// What a user should know although nothing failed.
@@ -84,6 +87,8 @@ pub struct Resolved {
     pub restart_momentum: bool,
     /// Whether ℓ was also taken before and after each chunk.
     pub probe: bool,
+    /// K, where every K-th chunk was kept and read again.
+    pub retention: Option<usize>,
     /// Whether inputs could hold NaN and infinity.
     pub allow_nonfinite: bool,
     /// Further runs of the engine, for timing.

@@ -84,6 +84,8 @@ results! {
     weight_norm_final,
     /// See [`crate::run::Tally`].
     first_unstable_chunk,
+    /// With retention: see [`crate::run::Report::retained_ratio`].
+    retained_ratio,
     /// Bytes that the engine allocated.
     engine_bytes,
     /// Tokens through the engine, in all sequences, per second of it.
@@ -130,6 +132,7 @@ impl Results {
             update_norm_final: mean(last, "update_norm"),
             weight_norm_final: mean(last, "weight_norm"),
             first_unstable_chunk: ran.tally.first_unstable_chunk().map(|chunk| chunk as f64),
+            retained_ratio: report.retained_ratio,
             engine_bytes: Some(ran.engine_bytes as f64),
             tokens_per_s: went_through.then_some(rate),
             wall_s: Some(wall_s),

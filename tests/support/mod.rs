@@ -12,7 +12,7 @@ use nmem::engine::{Engine, Memory, Outcome, Sink, Work};
 use nmem::memory::parameters::{Init, draw};
 use nmem::memory::reference::Reference;
 use nmem::memory::{Dimensions, Gates, Parameters, State};
-use nmem::metrics::ChunkMetrics;
+use nmem::metrics::{ChunkMetrics, Retained};
 use nmem::real::Real;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -152,6 +152,8 @@ pub struct Collect<T> {
     pub rows: Vec<ChunkMetrics<T>>,
     /// NaN where nothing was delivered.
     pub retrieved: Array3<T>,
+    /// By sequence, then when it was read again, chunk and head.
+    pub retained: Vec<Retained<T>>,
     /// Sequences that are done.
     pub done: usize,
     pending: BTreeMap<usize, Vec<ChunkMetrics<T>>>,
@@ -160,7 +162,7 @@ pub struct Collect<T> {
 impl<T: Real> Collect<T> {
     pub fn new(shape: (usize, usize, usize)) -> Self {
         let retrieved = Array3::from_elem(shape, T::nan());
-        Self { rows: Vec::new(), retrieved, done: 0, pending: BTreeMap::new() }
+        Self { rows: Vec::new(), retrieved, retained: Vec::new(), done: 0, pending: BTreeMap::new() }
     }
 
     /// The rows as text that shows every bit of every number (but for what kind of NaN).
@@ -182,7 +184,14 @@ impl<T: Real> Sink<T> for Collect<T> {
         place.assign(&rows);
         Ok(())
     }
+    fn retained(&mut self, rows: &[Retained<T>]) -> nmem::Result<()> {
+        self.retained.extend_from_slice(rows);
+        Ok(())
+    }
     fn sequence_done(&mut self, sequence: usize) -> nmem::Result<()> {
+        let of_sequence = self.retained.iter().filter(|row| row.sequence == sequence);
+        let by_moment = |row: &Retained<T>| (row.after, row.chunk, row.head);
+        assert!(of_sequence.is_sorted_by_key(by_moment), "kept chunks by moment, chunk and head");
         assert_eq!(sequence, self.done, "sequences are done in order");
         self.done += 1;
         let rows = self.pending.remove(&sequence).unwrap_or_default();

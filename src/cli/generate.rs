@@ -1,0 +1,195 @@
+//! `nmem generate`: synthetic sequences, their labels, and parameters for recall.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use super::{check_interrupt, note};
+use crate::config::whole;
+use crate::error::Error;
+use crate::generate::{Drift, Generator, Needle, Recall, Repeats, Task, recall};
+use crate::io::tensors::write_parameters;
+use crate::io::whole_file::WholeFile;
+use crate::sequence::Shape;
+
+/// Generate a synthetic sequence as .npy (f32): the same bytes for the same seed on every platform
+///
+/// Tokens of width --dim, all numbers N(0, 1). --labels also writes what stands where, for --labels of `store` and
+/// `retrieve`; all sequences of a file share it.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(subcommand)]
+    task: TaskArgs,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum TaskArgs {
+    /// Associative recall: each token is a pair, its first half the key, its second half the value
+    ///
+    /// Pairs come once each, and from there on again, each pass in another order. --parameters writes a memory that takes the
+    /// key half as keys and queries and the value half as values, without norms; store with its gates pinned, say
+    /// --learning-rate 0.5 --momentum 0 --decay 0.
+    Recall {
+        #[command(flatten)]
+        common: Common,
+        /// Different pairs [default: as many as tokens]
+        #[arg(long, value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true)]
+        pairs: Option<usize>,
+        /// Share of noise in the keys: √(1 − X²) key + X noise, 0 to 1
+        #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+        noise: f64,
+        /// Also write parameters for --memory of `store` and `retrieve` (.safetensors)
+        #[arg(long, value_name = "FILE")]
+        parameters: Option<PathBuf>,
+        /// Heads of these parameters, at least 2: each takes its part of key and value, dim / (2 heads) wide
+        #[arg(long, value_name = "N", default_value_t = 2, value_parser = whole::<usize>, allow_negative_numbers = true)]
+        heads: usize,
+    },
+    /// Topic drift: tokens around a topic that changes, at once or gradually
+    Drift {
+        #[command(flatten)]
+        common: Common,
+        /// Tokens of a topic
+        #[arg(long, value_name = "N", default_value_t = 128, value_parser = whole::<usize>, allow_negative_numbers = true)]
+        segment: usize,
+        /// Tokens over which a topic takes the place of the one before
+        #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole::<usize>, allow_negative_numbers = true)]
+        transition: usize,
+        /// Share of noise in tokens: √(1 − X²) topic + X noise, 0 to 1
+        #[arg(long, value_name = "X", default_value_t = 0.5, allow_negative_numbers = true)]
+        noise: f64,
+    },
+    /// Repeated passages: random tokens in passages, some of which come again
+    Repeats {
+        #[command(flatten)]
+        common: Common,
+        /// Tokens of a passage
+        #[arg(long, value_name = "N", default_value_t = 64, value_parser = whole::<usize>, allow_negative_numbers = true)]
+        segment: usize,
+        /// Probability that a passage is one of those before, 0 to 1
+        #[arg(long, value_name = "X", default_value_t = 0.5, allow_negative_numbers = true)]
+        share: f64,
+        /// Share of noise in tokens: √(1 − X²) passage + X noise, 0 to 1
+        #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+        noise: f64,
+    },
+    /// A needle among noise: the same few tokens now and then in tokens that never come again
+    Needle {
+        #[command(flatten)]
+        common: Common,
+        /// Tokens of the needle
+        #[arg(long, value_name = "N", default_value_t = 16, value_parser = whole::<usize>, allow_negative_numbers = true)]
+        length: usize,
+        /// How often it is there
+        #[arg(long, value_name = "N", default_value_t = 4, value_parser = whole::<usize>, allow_negative_numbers = true)]
+        needles: usize,
+        /// Share of noise in the needle: √(1 − X²) needle + X noise, 0 to 1
+        #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+        noise: f64,
+    },
+}
+
+/// What every task has.
+#[derive(clap::Args, Debug)]
+struct Common {
+    /// File for the sequence; `-` is standard output
+    #[arg(long, value_name = "FILE.npy", help_heading = "Output")]
+    out: PathBuf,
+    /// Also write the labels: position, segment, repeat, item
+    #[arg(long, value_name = "FILE.csv", help_heading = "Output")]
+    labels: Option<PathBuf>,
+    /// Replace existing files
+    #[arg(long, help_heading = "Output")]
+    force: bool,
+    /// Print nothing but errors
+    #[arg(short, long, help_heading = "Output")]
+    quiet: bool,
+    /// Tokens of a sequence
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Size")]
+    tokens: usize,
+    /// Width of a token
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Size")]
+    dim: usize,
+    /// Sequences, in a file of three axes [default: one, in a file of two]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Size")]
+    sequences: Option<usize>,
+    /// Seed of the random numbers
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole::<u64>, allow_negative_numbers = true, help_heading = "Size")]
+    seed: u64,
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let (common, task, memory) = match args.task {
+        TaskArgs::Recall { common, pairs, noise, parameters, heads } => {
+            let memory = parameters.map(|path| (path, heads));
+            (common, Task::Recall(Recall { pairs, noise }), memory)
+        }
+        TaskArgs::Drift { common, segment, transition, noise } => {
+            (common, Task::Drift(Drift { segment, transition, noise }), None)
+        }
+        TaskArgs::Repeats { common, segment, share, noise } => {
+            (common, Task::Repeats(Repeats { segment, share, noise }), None)
+        }
+        TaskArgs::Needle { common, length, needles, noise } => {
+            (common, Task::Needle(Needle { length, needles, noise }), None)
+        }
+    };
+    let Common { out, labels, force, quiet, tokens, dim, sequences, seed } = common;
+    let shape = Shape { sequences: sequences.unwrap_or(1), tokens, dim };
+    let rank = if sequences.is_some() { 3 } else { 2 };
+    let generator = Generator::new(task, shape, seed)?;
+    let parameters = memory.as_ref().map(|(_, heads)| recall::parameters(dim, *heads, seed)).transpose()?;
+
+    let to_stdout = out == Path::new("-");
+    let named = [
+        ("--out", Some(&out).filter(|_| !to_stdout)),
+        ("--labels", labels.as_ref()),
+        ("--parameters", memory.as_ref().map(|(path, _)| path)),
+    ];
+    let named = named.into_iter().filter_map(|(flag, path)| Some((flag, path?)));
+    let files = named.map(|(flag, path)| Ok((flag, path, WholeFile::open(flag, path, force)?)));
+    let files: Vec<_> = files.collect::<crate::Result<_>>()?;
+    for (i, (flag, path, _)) in files.iter().enumerate() {
+        if let Some((other, ..)) = files[..i].iter().find(|(_, other, _)| other == path) {
+            return Err(Error::setting(
+                *flag,
+                format!("another file than {other}"),
+                path.display().to_string(),
+            )
+            .into());
+        }
+    }
+
+    let mut interrupted = false;
+    let mut check = || {
+        check_interrupt().map_err(|_| {
+            interrupted = true;
+            io::ErrorKind::Interrupted.into()
+        })
+    };
+    let written = files.iter().try_for_each(|(flag, _, file)| match *flag {
+        "--out" => file.write(|out| generator.write_npy(rank, out, &mut check)),
+        "--labels" => file.write(|out| generator.write_labels(out)),
+        _ => parameters.as_ref().map_or(Ok(()), |tensors| write_parameters(file.path(), tensors)),
+    });
+    let written = written.and_then(|()| {
+        if !to_stdout {
+            return Ok(());
+        }
+        match generator.write_npy(rank, &mut io::stdout().lock(), &mut check) {
+            // The reader has seen enough.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            done => done.map_err(Error::io("-", "write")),
+        }
+    });
+    if interrupted {
+        return Err(Error::Interrupted.into());
+    }
+    written?;
+    let paths: Vec<_> = files.iter().map(|(_, path, _)| path.display().to_string()).collect();
+    files.into_iter().try_for_each(|(flag, _, file)| file.publish(flag))?;
+    if !quiet && !paths.is_empty() {
+        note("wrote ", &paths.join(", "));
+    }
+    Ok(ExitCode::SUCCESS)
+}

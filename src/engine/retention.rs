@@ -1,0 +1,100 @@
+//! What the memory still knows: chunks of a head kept with their keys and values, and read again as it goes on.
+//!
+//! ```text
+//! ℓ(W + U) = Σ over the chunk's tokens of mean over d of (M_{W+U}(k) − v)²
+//! ```
+//!
+//! the loss that a probe takes just after a chunk is stored, taken later. Columns of weights walk through a block on
+//! their own, so the memory is whole between blocks only: that is where this happens.
+
+use ndarray::{Array2, ArrayView2, Axis, s};
+use rayon::prelude::*;
+
+use super::head::chunk_loss;
+use super::{Context, Phase};
+use crate::memory::model::MemoryModel;
+use crate::packed::Packed;
+use crate::real::Real;
+
+/// The kept chunks of one head.
+#[derive(Debug, Default)]
+pub struct Kept<T> {
+    /// (rows, d), chunk after chunk.
+    keys: Vec<T>,
+    /// (rows, d)
+    values: Vec<T>,
+    /// ℓ at W of each.
+    at_w: Vec<T>,
+}
+
+impl<T: Real> Kept<T> {
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.keys.clear();
+        self.values.clear();
+        self.at_w.clear();
+    }
+
+    /// What the kept chunks take.
+    pub fn bytes(&self) -> usize {
+        (self.keys.len() + self.values.len() + self.at_w.len()) * size_of::<T>()
+    }
+
+    /// Keeps a chunk (c, d) and its ℓ at W.
+    pub fn keep(&mut self, keys: ArrayView2<T>, values: ArrayView2<T>, at_w: T) {
+        self.keys.extend(keys);
+        self.values.extend(values);
+        self.at_w.push(at_w);
+    }
+
+    /// ℓ at W of each kept chunk.
+    pub fn at_w(&self) -> &[T] {
+        &self.at_w
+    }
+
+    /// ℓ of each kept chunk at `weights`, one per memory weight: groups of chunks side by side.
+    pub fn losses<M: MemoryModel<T>>(&self, context: &Context<'_, T, M>, weights: &[Packed<T>]) -> Vec<T> {
+        let memory = context.memory;
+        let (c, d, group) = (memory.chunk_size, memory.dimensions.dim_head, context.plan.group_rows);
+        let [keys, values] = [&self.keys, &self.values]
+            .map(|rows| ArrayView2::from_shape((self.at_w.len() * c, d), rows).expect("whole chunks"));
+        let mut losses = vec![T::zero(); self.at_w.len()];
+        let groups = keys.axis_chunks_iter(Axis(0), group).zip(values.axis_chunks_iter(Axis(0), group));
+        let groups: Vec<_> = losses.chunks_mut(group / c).zip(groups).collect();
+        groups.into_par_iter().for_each(|(losses, (keys, values))| {
+            context.with_scratch(Phase::Retention, |scratch| {
+                let predicted = read(&memory.model, weights, keys, c, scratch);
+                let chunks = predicted.axis_chunks_iter(Axis(0), c).zip(values.axis_chunks_iter(Axis(0), c));
+                for (loss, (predicted, values)) in losses.iter_mut().zip(chunks) {
+                    *loss = chunk_loss(predicted, values);
+                }
+            });
+        });
+        losses
+    }
+}
+
+/// M(keys) for whole chunks of c rows.
+fn read<T: Real, M: MemoryModel<T>>(
+    model: &M,
+    weights: &[Packed<T>],
+    keys: ArrayView2<T>,
+    c: usize,
+    scratch: &mut M::Scratch,
+) -> Array2<T> {
+    let mut inputs = keys.to_owned();
+    for (layer, place) in model.layers().iter().enumerate() {
+        let of_layer = &weights[place.clone()];
+        let mut products = Array2::zeros((keys.nrows(), of_layer.iter().map(Packed::cols).sum()));
+        let mut start = 0;
+        for weight in of_layer {
+            let columns = start..start + weight.cols();
+            start = columns.end;
+            weight.multiply(inputs.view(), products.slice_mut(s![.., columns]));
+        }
+        let Some(next) = model.layers().get(layer + 1) else { return products };
+        inputs = Array2::zeros((keys.nrows(), model.shapes()[next.start].0));
+        model.activate(layer, c, products.view(), inputs.view_mut(), scratch);
+    }
+    inputs
+}

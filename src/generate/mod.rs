@@ -1,0 +1,261 @@
+//! Synthetic sequences that make a memory's behaviour visible, the same bytes for the same seed on every platform.
+//!
+//! In reading order: [`Task`] says what there is, one file each: [`recall`] (associative recall pairs), [`drift`]
+//! (changing topics), [`repeats`] (repeated passages), [`needle`] (a needle among noise); [`Generator`] draws.
+//!
+//! Numbers are drawn from N(0, 1) by Marsaglia's polar method with `libm`'s logarithm, because a system's own may differ in the
+//! last digit, and in f64 until they are rounded to f32. What stands where (the labels) comes from a random stream of its
+//! own, so that all sequences of a file share it; each sequence has another stream, so that it does not depend on how
+//! many there are.
+
+pub mod drift;
+pub mod needle;
+pub mod recall;
+pub mod repeats;
+
+use std::io::{self, Write};
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::error::{Error, Result};
+use crate::io::npy;
+use crate::real::ElementType;
+use crate::sequence::Shape;
+pub use drift::Drift;
+pub use needle::Needle;
+pub use recall::Recall;
+pub use repeats::Repeats;
+
+/// Numbers of one sequence, and of a file, beyond which a size is a slip of the keyboard: 16 GiB in f32.
+const MOST_NUMBERS: usize = 1 << 32;
+
+/// What is generated.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Task {
+    /// Pairs of a key and a value.
+    Recall(Recall),
+    /// Topics that change.
+    Drift(Drift),
+    /// Passages of which some come again.
+    Repeats(Repeats),
+    /// The same few tokens here and there among noise.
+    Needle(Needle),
+}
+
+/// What a token is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Label {
+    /// What it belongs to: pass, topic, passage, or 1 in a needle and 0 outside.
+    pub segment: usize,
+    /// Whether its content was there before.
+    pub repeat: bool,
+    /// Tokens with the same item have the same content but for noise; `None`: nothing that could come again.
+    pub item: Option<usize>,
+}
+
+/// A task with sizes, seed and the labels that follow from them.
+#[derive(Clone, Debug)]
+pub struct Generator {
+    task: Task,
+    shape: Shape,
+    seed: u64,
+    labels: Vec<Label>,
+}
+
+impl Generator {
+    /// Checks the sizes and draws the labels.
+    pub fn new(task: Task, shape: Shape, seed: u64) -> Result<Self> {
+        let Shape { sequences, tokens, dim } = shape;
+        for (flag, size) in [("--sequences", sequences), ("--tokens", tokens), ("--dim", dim)] {
+            if size == 0 {
+                return Err(Error::setting(flag, "at least 1", "0"));
+            }
+        }
+        let numbers = sequences.checked_mul(tokens).and_then(|n| n.checked_mul(dim));
+        if numbers.is_none_or(|numbers| numbers > MOST_NUMBERS) {
+            let expected = format!("at most {MOST_NUMBERS} numbers");
+            let got = format!("{sequences} × {tokens} × {dim}");
+            return Err(Error::setting("--sequences, --tokens, --dim", expected, got));
+        }
+        let mut draw = Draw::new(seed, 0);
+        let labels = match task {
+            Task::Recall(recall) => recall.labels(shape, &mut draw),
+            Task::Drift(drift) => drift.labels(tokens),
+            Task::Repeats(repeats) => repeats.labels(tokens, &mut draw),
+            Task::Needle(needle) => needle.labels(tokens, &mut draw),
+        }?;
+        Ok(Self { task, shape, seed, labels })
+    }
+
+    /// Of the tokens of any of the sequences.
+    pub fn labels(&self) -> &[Label] {
+        &self.labels
+    }
+
+    /// The tokens of one sequence, (tokens, dim).
+    pub fn sequence(&self, sequence: usize) -> Vec<f32> {
+        let mut draw = Draw::new(self.seed, 1 + sequence as u64);
+        let (labels, dim) = (&self.labels[..], self.shape.dim);
+        let numbers = match self.task {
+            Task::Recall(recall) => recall.fill(labels, dim, &mut draw),
+            Task::Drift(drift) => drift.fill(labels, dim, &mut draw),
+            Task::Repeats(repeats) => repeats.fill(labels, dim, &mut draw),
+            Task::Needle(needle) => needle.fill(labels, dim, &mut draw),
+        };
+        numbers.into_iter().map(|x| x as f32).collect()
+    }
+
+    /// Writes all as .npy: f32, little-endian, C order, of shape (tokens, dim) for rank 2 and one sequence, else
+    /// (sequences, tokens, dim). `check` is asked after every sequence and can stop the work.
+    pub fn write_npy(
+        &self,
+        rank: usize,
+        out: &mut dyn Write,
+        check: &mut dyn FnMut() -> io::Result<()>,
+    ) -> io::Result<()> {
+        let Shape { sequences, tokens, dim } = self.shape;
+        assert!(rank == 3 || (rank == 2 && sequences == 1), "rank {rank} for {:?}", self.shape);
+        let axes = [sequences, tokens, dim];
+        out.write_all(&npy::header_bytes(ElementType::F32, &axes[3 - rank..]))?;
+        for sequence in 0..sequences {
+            let bytes: Vec<u8> = self.sequence(sequence).iter().flat_map(|x| x.to_le_bytes()).collect();
+            out.write_all(&bytes)?;
+            check()?;
+        }
+        out.flush()
+    }
+
+    /// Writes the labels as CSV: position, segment, repeat (0 or 1), item.
+    pub fn write_labels(&self, out: &mut dyn Write) -> io::Result<()> {
+        let mut csv = csv::Writer::from_writer(out);
+        csv.write_record(["position", "segment", "repeat", "item"])?;
+        for (position, label) in self.labels.iter().enumerate() {
+            let item = label.item.map_or_else(String::new, |item| item.to_string());
+            let numbers = [position, label.segment, usize::from(label.repeat)].map(|n| n.to_string());
+            csv.write_record(numbers.iter().chain([&item]))?;
+        }
+        csv.flush()
+    }
+}
+
+/// Random numbers.
+pub(crate) struct Draw {
+    rng: ChaCha8Rng,
+    /// The second normal number of a pair.
+    spare: Option<f64>,
+}
+
+impl Draw {
+    fn new(seed: u64, stream: u64) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        rng.set_stream(stream);
+        Self { rng, spare: None }
+    }
+
+    /// In [0, 1).
+    fn uniform(&mut self) -> f64 {
+        self.rng.random()
+    }
+
+    /// In 0 .. n.
+    fn below(&mut self, n: usize) -> usize {
+        self.rng.random_range(0..n as u64) as usize
+    }
+
+    /// From N(0, 1).
+    fn normal(&mut self) -> f64 {
+        if let Some(spare) = self.spare.take() {
+            return spare;
+        }
+        loop {
+            let (u, v) = (2.0 * self.uniform() - 1.0, 2.0 * self.uniform() - 1.0);
+            let square = u * u + v * v;
+            if square > 0.0 && square < 1.0 {
+                let scale = (-2.0 * libm::log(square) / square).sqrt();
+                self.spare = Some(v * scale);
+                return u * scale;
+            }
+        }
+    }
+
+    /// So many from N(0, 1).
+    fn normals(&mut self, count: usize) -> Vec<f64> {
+        (0..count).map(|_| self.normal()).collect()
+    }
+
+    /// 0 .. n in an order of chance.
+    fn order(&mut self, n: usize) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..n).collect();
+        for i in (1..n).rev() {
+            order.swap(i, self.below(i + 1));
+        }
+        order
+    }
+}
+
+/// Tokens of items drawn once: `x = √(1 − ν²) item + ν ε`, and ε alone where there is no item; all N(0, 1).
+fn fill_items(labels: &[Label], dim: usize, noise: f64, draw: &mut Draw) -> Vec<f64> {
+    let items = labels.iter().filter_map(|label| label.item).max().map_or(0, |last| last + 1);
+    let items = draw.normals(items * dim);
+    let kept = (1.0 - noise * noise).sqrt();
+    let mut tokens = Vec::with_capacity(labels.len() * dim);
+    for label in labels {
+        match label.item {
+            None => tokens.extend(draw.normals(dim)),
+            Some(item) => {
+                let item = &items[item * dim..(item + 1) * dim];
+                tokens.extend(item.iter().map(|x| match noise {
+                    0.0 => *x,
+                    _ => kept * x + noise * draw.normal(),
+                }));
+            }
+        }
+    }
+    tokens
+}
+
+/// A share of 0 to 1.
+fn check_share(flag: &str, share: f64) -> Result<()> {
+    if (0.0..=1.0).contains(&share) {
+        return Ok(());
+    }
+    Err(Error::setting(flag, "a number from 0 to 1", share.to_string()))
+}
+
+/// A length of 1 to `most` tokens.
+fn check_length(flag: &str, length: usize, most: usize) -> Result<()> {
+    if (1..=most).contains(&length) {
+        return Ok(());
+    }
+    Err(Error::setting(flag, format!("1 to {most}"), length.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Draw;
+
+    #[test]
+    fn normal_numbers_have_the_moments_of_their_kind() {
+        let n = 200_000;
+        let all = Draw::new(1, 0).normals(n);
+        let moment = |k: i32| all.iter().map(|x| x.powi(k)).sum::<f64>() / f64::from(n as u32);
+        // Five standard errors: of x 1/√n, x² √2/√n, x³ √15/√n, x⁴ √96/√n.
+        for (k, expected, deviation) in [(1, 0.0, 1.0), (2, 1.0, 2.0), (3, 0.0, 15.0), (4, 3.0, 96.0)] {
+            let error = (moment(k) - expected).abs();
+            assert!(error < 5.0 * f64::sqrt(deviation / f64::from(n as u32)), "moment {k}: off by {error}");
+        }
+    }
+
+    #[test]
+    fn orders_hold_each_once_and_differ() {
+        let mut draw = Draw::new(2, 0);
+        let (a, b) = (draw.order(50), draw.order(50));
+        assert_ne!(a, b);
+        for mut order in [a, b] {
+            order.sort_unstable();
+            assert!(order.into_iter().eq(0..50));
+        }
+        assert_eq!(draw.order(0), [0; 0]);
+    }
+}

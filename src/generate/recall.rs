@@ -1,0 +1,105 @@
+//! Associative recall: each token is a pair of a key and a value, to be stored so that the key brings back the value.
+//! Storing pairs and asking for them is the oldest test of associative memories (Kohonen's correlation matrices, 1972);
+//! it came back with fast weight programmers (Schlag et al., 2021) and as MQAR (Arora et al., 2023).
+//!
+//! ```text
+//! x_t = [k_p | v_p],  k_p, v_p ~ N(0, I) of width D / 2,  p = the pair of token t
+//! k ← √(1 − ν²) k_p + ν ε                                  with noise ν
+//! ```
+//!
+//! P pairs come once each, in the order drawn; from token P on they come again, each pass in another order.
+//!
+//! [`parameters`] makes keys and queries of the key half and values of the value half: no norms, h heads of width
+//! d = D / (2h), so that head j associates columns j·d .. (j+1)·d of both halves, each a task of its own; what is read
+//! returns to the value half. (One head would be as wide as D: see `Dimensions::check`.) Memory weights are drawn as those
+//! of any memory, but W_v2 = 0: at W the memory says nothing, ℓ is the size of the values, and a ratio to it below 1 is
+//! recall and nothing else. Gates have no bias, and zero weights leave them at θ = e^−7.5, η = α = ½: pin them.
+
+use std::collections::BTreeMap;
+
+use ndarray::{Array2, s};
+
+use super::{Draw, Label, check_length, check_share};
+use crate::error::{Error, Result};
+use crate::io::Tensor;
+use crate::memory::Dimensions;
+use crate::memory::parameters::{Init, draw};
+use crate::sequence::Shape;
+
+/// What is drawn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Recall {
+    /// P; `None`: as many as tokens.
+    pub pairs: Option<usize>,
+    /// ν, 0 to 1.
+    pub noise: f64,
+}
+
+impl Recall {
+    pub(super) fn labels(&self, shape: Shape, draw: &mut Draw) -> Result<Vec<Label>> {
+        let pairs = self.pairs.unwrap_or(shape.tokens);
+        check_length("--pairs", pairs, shape.tokens)?;
+        check_share("--noise", self.noise)?;
+        if !shape.dim.is_multiple_of(2) {
+            let expected = "an even number (half of a token is the key, half the value)";
+            return Err(Error::setting("--dim", expected, shape.dim.to_string()));
+        }
+        let mut order: Vec<usize> = (0..pairs).collect();
+        let mut labels = Vec::with_capacity(shape.tokens);
+        for t in 0..shape.tokens {
+            if t > 0 && t % pairs == 0 {
+                order = draw.order(pairs);
+            }
+            let segment = t / pairs;
+            labels.push(Label { segment, repeat: segment > 0, item: Some(order[t % pairs]) });
+        }
+        Ok(labels)
+    }
+
+    pub(super) fn fill(&self, labels: &[Label], dim: usize, draw: &mut Draw) -> Vec<f64> {
+        let pairs = labels.iter().filter_map(|label| label.item).max().map_or(0, |last| last + 1);
+        let pairs = draw.normals(pairs * dim);
+        let kept = (1.0 - self.noise * self.noise).sqrt();
+        let mut tokens = Vec::with_capacity(labels.len() * dim);
+        for label in labels {
+            let pair = label.item.unwrap_or_default() * dim;
+            let (key, value) = pairs[pair..pair + dim].split_at(dim / 2);
+            tokens.extend(key.iter().map(|x| match self.noise {
+                0.0 => *x,
+                noise => kept * x + noise * draw.normal(),
+            }));
+            tokens.extend(value);
+        }
+        tokens
+    }
+}
+
+/// Parameters for tokens of width `dim` that make the task meaningful, in file layout.
+pub fn parameters(dim: usize, heads: usize, seed: u64) -> Result<BTreeMap<String, Tensor>> {
+    if heads < 2 || !dim.is_multiple_of(2 * heads) {
+        let expected = format!("2 or more, of which twice as many divide dim {dim}");
+        return Err(Error::setting("--heads", expected, heads.to_string()));
+    }
+    let half = dim / 2;
+    let dimensions = Dimensions { dim, heads, dim_head: half / heads, pre_norm: false, post_norm: false };
+    dimensions.check(2)?;
+    let key: Array2<f32> = Array2::from_shape_fn((half, dim), |(i, j)| f32::from(i == j));
+    let mut keys_values = Array2::zeros((dim, dim));
+    keys_values.slice_mut(s![..half, ..]).assign(&key);
+    keys_values.slice_mut(s![half.., half..]).assign(&Array2::<f32>::eye(half));
+    let mut combine = Array2::zeros((dim, half));
+    combine.slice_mut(s![half.., ..]).assign(&Array2::<f32>::eye(half));
+    let tensors = draw(&dimensions, Init::Xavier, seed).into_iter().map(|(name, mut tensor)| {
+        match &name[..] {
+            "to_keys_values.weight" => tensor.assign(&keys_values),
+            "to_queries.weight" => tensor.assign(&key),
+            "combine_heads.weight" => tensor.assign(&combine),
+            // M_W = 0.
+            "memory_model.weights.3" => tensor.fill(0.0),
+            gate if gate.starts_with("to_") => tensor.fill(0.0),
+            _ => {}
+        }
+        (name, Tensor::from_array(&tensor.view()))
+    });
+    Ok(tensors.collect())
+}

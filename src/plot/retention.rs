@@ -1,0 +1,147 @@
+//! retention.csv → a map of colours: the chunk that was kept upwards, how far the memory had stored to the right, and as
+//! colour Σ loss ÷ Σ ℓ at W over sequences and heads. Left of the diagonal nothing had been kept yet.
+
+use std::path::{Path, PathBuf};
+
+use plotters::style::Color;
+use plotters::style::text_anchor::HPos;
+
+use crate::error::{Error, Result};
+use crate::io::table::Table;
+use crate::plot::axis::Axis;
+use crate::plot::canvas::{Canvas, svg};
+use crate::plot::colours::{BAR_WITH_LABELS, Colours};
+use crate::plot::frame::Frame;
+use crate::plot::legend::{Legend, Swatch};
+use crate::plot::theme;
+
+/// Most cells along an axis, 2.4 pt each: more moments are joined in cells of several.
+const CELLS: usize = 128;
+/// The map's side.
+const SIDE: f64 = 300.0;
+/// A ratio beyond this either way has this one's colour.
+const FURTHEST: f64 = 1e4;
+
+/// Sums of loss and ℓ at W by kept chunk and moment, several of them in one cell where there are many.
+struct Map {
+    /// Chunks that a cell spans.
+    span: u64,
+    /// Cells along an axis.
+    cells: usize,
+    /// One past the last chunk.
+    end: u64,
+    /// By kept chunk, then moment.
+    sums: Vec<[f64; 2]>,
+}
+
+/// Draws `retention.svg` into `out_dir`, which must exist. `check` is asked every few thousand rows.
+pub fn write_retention(
+    retention_csv: &Path,
+    out_dir: &Path,
+    check: &mut dyn FnMut() -> Result<()>,
+) -> Result<PathBuf> {
+    let map = Map::read(retention_csv, check)?;
+    let path = out_dir.join("retention.svg");
+    std::fs::write(&path, map.draw()).map_err(Error::io(&path, "write"))?;
+    Ok(path)
+}
+
+impl Map {
+    /// Two passes: how far chunks go, then the sums, so that files of any length fit.
+    fn read(path: &Path, check: &mut dyn FnMut() -> Result<()>) -> Result<Self> {
+        let (mut end, mut first) = (0, u64::MAX);
+        each(path, check, |_, after, _, _| {
+            end = end.max(after + 1);
+            first = first.min(after + 1);
+        })?;
+        // Moments are `first` chunks apart, but for the last: whole numbers of them to a cell.
+        let step = first.min(end).max(1);
+        let span = step * end.div_ceil(step).div_ceil(CELLS as u64).max(1);
+        let cells = end.div_ceil(span) as usize;
+        let mut sums = vec![[0.0; 2]; cells * cells];
+        each(path, check, |chunk, after, loss, at_w| {
+            let [chunk, after] = [chunk, after].map(|chunk| (chunk / span) as usize);
+            let [sum, sum_at_w] = &mut sums[chunk * cells + after];
+            *sum += loss;
+            *sum_at_w += at_w;
+        })?;
+        Ok(Self { span, cells, end, sums })
+    }
+
+    /// Chunk kept, moment and ratio of each cell that has one.
+    fn ratios(&self) -> impl Iterator<Item = (usize, usize, f64)> {
+        let places = self.sums.iter().enumerate().filter(|(_, [_, at_w])| *at_w > 0.0);
+        places.map(|(i, [loss, at_w])| (i / self.cells, i % self.cells, loss / at_w))
+    }
+
+    fn draw(&self) -> String {
+        let axis = Axis::tokens(&(0..self.end));
+        let finite = self.ratios().map(|(.., ratio)| ratio).filter(|ratio| ratio.is_finite() && *ratio > 0.0);
+        let (low, high) =
+            finite.fold((f64::INFINITY, 0.0_f64), |(low, high), ratio| (low.min(ratio), high.max(ratio)));
+        let (low, high) = if low > high { (1.0, 1.0) } else { (low, high) };
+        let colours = Colours::about_one(low.clamp(1.0 / FURTHEST, 1.0), high.clamp(1.0, FURTHEST));
+
+        let mut legend = Legend::default();
+        legend.notes.push(
+            "loss under the memory as it was then ÷ loss at the initial weights, Σ over heads and sequences"
+                .to_owned(),
+        );
+        if self.ratios().any(|(.., ratio)| !ratio.is_finite()) {
+            legend.entries.push((Swatch::Mark, "not finite".to_owned()));
+        }
+        if high > FURTHEST || low < 1.0 / FURTHEST {
+            legend.notes.push("colours end at 10^{4} and 10^{−4}".to_owned());
+        }
+        if self.span > 1 && self.cells > 1 {
+            legend.notes.push(format!("a cell is {} × {} chunks", self.span, self.span));
+        }
+        let left = theme::TITLES + 34.0;
+        let top = 4.0 + legend.height(SIDE + BAR_WITH_LABELS) + 6.0;
+        let frame = Frame { left, top, width: SIDE, height: SIDE, x: &axis, y: &axis };
+        let width = left + SIDE + 14.0 + BAR_WITH_LABELS + 4.0;
+        svg(width, top + SIDE + theme::BOTTOM, |canvas| {
+            legend.draw(canvas, left, 4.0, SIDE + BAR_WITH_LABELS);
+            self.draw_cells(canvas, &frame, &colours);
+            frame.draw_axes(canvas, true, true);
+            frame.draw_x_title(canvas, "stored up to chunk");
+            frame.draw_y_title(canvas, "chunk kept", 34.0);
+            colours.draw_bar(canvas, frame.right() + 14.0, top, SIDE, "loss ÷ loss at W");
+        })
+    }
+
+    fn draw_cells(&self, canvas: &mut Canvas, frame: &Frame, colours: &Colours) {
+        let edge = |cell: usize| (cell as u64 * self.span).min(self.end) as f64;
+        for (chunk, after, ratio) in self.ratios() {
+            let from = frame.place((edge(after), edge(chunk + 1)));
+            let to = frame.place((edge(after + 1), edge(chunk)));
+            let colour =
+                if ratio.is_finite() { colours.of(ratio.max(f64::MIN_POSITIVE)) } else { theme::ALARM };
+            canvas.rectangle(from, to, colour.to_rgba());
+        }
+        if self.sums.is_empty() {
+            canvas.text("no chunk was kept", frame.centre(), theme::TITLE, theme::GREY, HPos::Center);
+        }
+    }
+}
+
+/// Tells `row` chunk, after, loss and ℓ at W of every row.
+fn each(
+    path: &Path,
+    check: &mut dyn FnMut() -> Result<()>,
+    mut row: impl FnMut(u64, u64, f64, f64),
+) -> Result<()> {
+    let mut table = Table::open(path)?;
+    let (chunk, after) = (table.column("chunk")?, table.column("after")?);
+    let (loss, at_w) = (table.column("loss")?, table.column("loss_at_w")?);
+    let mut rows = 0_u64;
+    while table.advance()? {
+        let number = |column| table.number(column).map(|number| number.unwrap_or(f64::NAN));
+        row(table.integer(chunk)?, table.integer(after)?, number(loss)?, number(at_w)?);
+        rows += 1;
+        if rows.is_multiple_of(4096) {
+            check()?;
+        }
+    }
+    Ok(())
+}

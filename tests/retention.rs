@@ -1,0 +1,250 @@
+//! Kept chunks read again: held to the oracle, to the probes of the same run, and to leaving that run alone.
+
+mod support;
+
+use ndarray::{Array1, Array3, Axis, s};
+use nmem::engine::{Engine, Outcome, Work};
+use nmem::memory::parameters::Init;
+use nmem::memory::{Gate, Gates};
+use nmem::real::Real;
+use support::{Collect, Drawn, assert_close_to_largest, uniform};
+
+/// As in the comparison of the engine with the oracle.
+const F64: f64 = 1e-10;
+const F32: f64 = 5e-5;
+
+fn store<T: Real>(drawn: &Drawn, tokens: &Array3<f64>, every: Option<usize>) -> (Collect<T>, Outcome) {
+    let tokens = tokens.mapv(T::of);
+    let memory = drawn.memory::<T>();
+    let mut state = memory.initial_state(tokens.dim().0);
+    let mut sink = Collect::new(tokens.dim());
+    let work = Work::Online { read: &tokens, store: &tokens, probe: true };
+    let mut engine = Engine::new(&memory).with_retention(every);
+    let outcome = engine.run(&mut state, work, &mut sink, &mut |_| Ok(())).unwrap();
+    // What is read and stored goes into the comparison of bits.
+    sink.retrieved = ndarray::concatenate![Axis(2), state.update, state.momentum]
+        .iter()
+        .chain(&sink.retrieved)
+        .copied()
+        .collect::<Array1<T>>()
+        .into_shape_with_order((1, 1, state.update.len() * 2 + sink.retrieved.len()))
+        .unwrap();
+    (sink, outcome)
+}
+
+/// (sequence, after, chunk, head, loss, loss at W), in the order of the rows.
+type Row = (usize, usize, usize, usize, f64, f64);
+
+/// What the oracle says: it stores chunk by chunk and reads all kept ones after every K-th and after the last.
+fn expected<T: Real>(drawn: &Drawn, tokens: &Array3<f64>, every: usize) -> Vec<Row> {
+    let (sequences, n, _) = tokens.dim();
+    let (c, heads) = (drawn.chunk_size, drawn.dimensions.heads);
+    let mut reference = drawn.reference::<T>(sequences);
+    let mut rows = Vec::new();
+    let mut at_w = Vec::new();
+    let chunks = n / c;
+    for i in 0..chunks {
+        let chunk = |i: usize| tokens.slice(s![.., i * c..(i + 1) * c, ..]);
+        at_w.push(reference.store(&chunk(i).to_owned()));
+        if (i + 1) % every != 0 && i + 1 != chunks {
+            continue;
+        }
+        for sequence in 0..sequences {
+            for kept in (every - 1..=i).step_by(every) {
+                for head in 0..heads {
+                    let loss = reference.loss_of(sequence, head, chunk(kept).index_axis(Axis(0), sequence));
+                    let at_w = at_w[kept][sequence * heads + head].loss;
+                    rows.push((sequence, i, kept, head, loss, at_w));
+                }
+            }
+        }
+    }
+    rows.sort_by_key(|row| (row.0, row.1, row.2, row.3));
+    rows
+}
+
+fn check<T: Real>(what: &str, drawn: &Drawn, tokens: &Array3<f64>, every: usize, rel: f64) {
+    let what = format!("{what}, every {every}, {}", T::TYPE);
+    let (plain, _) = store::<T>(drawn, tokens, None);
+    let (kept, outcome) = store::<T>(drawn, tokens, Some(every));
+    assert!(plain.retained.is_empty());
+    assert_eq!(plain.rows_text(), kept.rows_text(), "{what}: metrics with and without retention");
+    assert_eq!(plain.retrieved, kept.retrieved, "{what}: reads and state with and without retention");
+
+    let mut got = kept.retained.clone();
+    got.sort_by_key(|row| (row.sequence, row.after, row.chunk, row.head));
+    let expected = expected::<T>(drawn, tokens, every);
+    let places: Vec<_> = got.iter().map(|row| (row.sequence, row.after, row.chunk, row.head)).collect();
+    let wanted: Vec<_> = expected.iter().map(|row| (row.0, row.1, row.2, row.3)).collect();
+    assert_eq!(places, wanted, "{what}: rows");
+    let array = |values: Vec<f64>| Array1::from(values).into_dyn();
+    let (loss, at_w) = (|i: usize| expected[i].4, |i: usize| expected[i].5);
+    for (name, of, expected) in [
+        ("loss", got.iter().map(|row| row.loss.wide()).collect(), (0..got.len()).map(loss).collect()),
+        (
+            "loss at W",
+            got.iter().map(|row| row.loss_at_w.wide()).collect(),
+            (0..got.len()).map(at_w).collect(),
+        ),
+    ] {
+        let what = format!("{what}, {name}");
+        assert_close_to_largest(&what, array(of).view(), array(expected).view(), rel);
+    }
+
+    let row_of = |sequence: usize, chunk: usize, head: usize| {
+        let place = |row: &&nmem::metrics::ChunkMetrics<T>| {
+            (row.sequence, row.chunk, row.head) == (sequence, chunk, head)
+        };
+        kept.rows.iter().find(place).unwrap()
+    };
+    for row in &kept.retained {
+        let stored = row_of(row.sequence, row.chunk, row.head);
+        assert_eq!(row.loss_at_w, stored.loss, "{what}: ℓ at W is that of the metrics");
+        if row.after == row.chunk {
+            assert_eq!(
+                Some(row.loss),
+                stored.loss_after,
+                "{what}: at once, what a probe finds after storing"
+            );
+        }
+    }
+
+    let last = got.iter().map(|row| row.after).max();
+    let finals: Vec<_> = got.iter().filter(|row| Some(row.after) == last).collect();
+    let sum = |of: fn(&nmem::metrics::Retained<T>) -> T| finals.iter().map(|row| of(row).wide()).sum::<f64>();
+    let ratio = outcome.retained_ratio();
+    assert_eq!(ratio.is_some(), !finals.is_empty(), "{what}: ratio");
+    if let Some(ratio) = ratio {
+        let expected = sum(|row| row.loss) / sum(|row| row.loss_at_w);
+        assert!((ratio / expected - 1.0).abs() < 1e-12, "{what}: ratio {ratio}, expected {expected}");
+    }
+}
+
+#[test]
+fn kept_chunks_are_read_as_the_oracle_reads_them() {
+    for (dimensions, chunk, tokens) in [((5, 2, 4), 3, 47), ((4, 1, 4), 16, 16 * 9 + 5), ((20, 2, 17), 5, 61)]
+    {
+        let drawn = Drawn::new(dimensions, chunk, Init::Xavier, 3);
+        let tokens = uniform((2, tokens, dimensions.0), 1.0, 4);
+        for every in [1, 2, 3, 7] {
+            let what = format!("{dimensions:?}, chunks of {chunk}");
+            check::<f64>(&what, &drawn, &tokens, every, F64);
+            check::<f32>(&what, &drawn, &tokens, every, F32);
+        }
+    }
+}
+
+/// Blocks are of 512 tokens, groups of 64 rows: K below and above both, and such that neither holds.
+#[test]
+fn blocks_end_where_chunks_are_kept() {
+    let drawn = Drawn::new((6, 2, 3), 16, Init::Xavier, 5).past(0.2, 6);
+    let tokens = uniform((1, 1300, 6), 1.0, 7);
+    for every in [3, 32, 45] {
+        check::<f64>("several blocks", &drawn, &tokens, every, F64);
+        check::<f32>("several blocks", &drawn, &tokens, every, F32);
+    }
+    let drawn = Drawn::new((6, 1, 6), 7, Init::Xavier, 5);
+    for every in [100, 149] {
+        check::<f32>("several blocks of one head", &drawn, &uniform((1, 2100, 6), 1.0, 8), every, F32);
+    }
+}
+
+#[test]
+fn nothing_or_one_chunk_is_kept() {
+    let drawn = Drawn::new((6, 2, 3), 4, Init::Xavier, 5);
+    for (tokens, rows) in [(0, 0), (3, 0), (4, 0), (11, 0), (12, 2), (16, 4)] {
+        let tokens = uniform((1, tokens, 6), 1.0, 9);
+        check::<f64>("few chunks", &drawn, &tokens, 3, F64);
+        assert_eq!(store::<f64>(&drawn, &tokens, Some(3)).0.retained.len(), rows);
+    }
+}
+
+/// θ = 0 writes nothing: every ratio is 1. α = 1, η = 0 forgets all but the last chunk.
+#[test]
+fn gates_at_their_ends() {
+    let gates = |learning_rate: f64, decay: f64| Gates {
+        learning_rate: Gate::Pinned(learning_rate),
+        momentum: Gate::Pinned(0.0),
+        decay: Gate::Pinned(decay),
+    };
+    let tokens = uniform((1, 80, 6), 1.0, 10);
+    let drawn = Drawn::new((6, 2, 3), 4, Init::Xavier, 5);
+    let (nothing, outcome) = store::<f64>(&drawn.clone().gates(gates(0.0, 0.1)), &tokens, Some(2));
+    let ratios = nothing.retained.iter().map(|row| row.loss / row.loss_at_w);
+    ratios.for_each(|ratio| assert!((ratio - 1.0).abs() < 1e-12, "{ratio}"));
+    assert!((outcome.retained_ratio().unwrap() - 1.0).abs() < 1e-12);
+
+    let all = Drawn::gates(drawn, gates(0.05, 1.0));
+    let (last, _) = store::<f64>(&all, &tokens, Some(1));
+    // With α = 1 the memory after chunk i is W − θ g_i, whatever came before.
+    for i in [3, 11] {
+        let alone = tokens.slice(s![.., i * 4..(i + 1) * 4, ..]).to_owned();
+        let (alone, _) = store::<f64>(&all, &alone, Some(1));
+        let of = |rows: &Collect<f64>, at: usize| {
+            rows.retained
+                .iter()
+                .filter(|row| row.after == at && row.chunk == at)
+                .map(|row| row.loss)
+                .collect::<Vec<_>>()
+        };
+        assert_close_to_largest(
+            "the last chunk alone",
+            Array1::from(of(&last, i)).into_dyn().view(),
+            Array1::from(of(&alone, 0)).into_dyn().view(),
+            F64,
+        );
+    }
+}
+
+#[test]
+fn the_same_bits_for_any_number_of_threads() {
+    let drawn = Drawn::new((40, 2, 33), 5, Init::Xavier, 13);
+    let tokens = uniform((3, 400, 40), 1.0, 14);
+    let with = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let (collected, outcome) = pool.install(|| store::<f32>(&drawn, &tokens, Some(3)));
+        (collected.retained, outcome.retained)
+    };
+    let one = with(1);
+    assert!(!one.0.is_empty());
+    for threads in [2, 5] {
+        assert!(with(threads) == one, "{threads} threads");
+    }
+}
+
+/// Keys and values of what an earlier call stored are gone.
+#[test]
+fn going_on_is_refused_unless_no_chunk_was_stored() {
+    let drawn = Drawn::new((6, 2, 3), 4, Init::Xavier, 5);
+    let memory = drawn.memory::<f64>();
+    let tokens = uniform((1, 18, 6), 1.0, 15);
+    let (whole, _) = store::<f64>(&drawn, &tokens, Some(2));
+    let part = |range: std::ops::Range<usize>| tokens.slice(s![.., range, ..]).to_owned();
+    let mut state = memory.initial_state(1);
+    let mut engine = Engine::new(&memory).with_retention(Some(2));
+    let mut run = |tokens: &Array3<f64>| {
+        let mut sink = Collect::new((1, 0, 6));
+        let work = Work::Store { sequences: tokens, probe: false };
+        engine.run(&mut state, work, &mut sink, &mut |_| Ok(())).map(|outcome| (sink.retained, outcome))
+    };
+    assert!(run(&part(0..3)).unwrap().0.is_empty());
+    let (retained, _) = run(&part(3..18)).unwrap();
+    assert_eq!(retained, whole.retained, "left-over tokens are no hindrance");
+    let refused = run(&part(0..3)).unwrap_err().to_string();
+    let expected = "--retention: expected a memory in which no chunk has been stored (the keys and values of those \
+                    are gone), got one with 4 stored";
+    assert_eq!(refused, expected);
+}
+
+/// What a kept chunk's loss becomes is reported, not a reason to stop.
+#[test]
+fn a_diverged_run_has_no_ratio() {
+    let gates =
+        Gates { learning_rate: Gate::Pinned(1e3), momentum: Gate::Pinned(3.0), decay: Gate::Pinned(0.0) };
+    let drawn = Drawn::new((6, 2, 3), 4, Init::Randn, 5).gates(gates);
+    let (collected, outcome) = store::<f32>(&drawn, &uniform((1, 800, 6), 1.0, 16), Some(2));
+    let divergence = outcome.divergence.clone().expect("it diverges");
+    assert_eq!(outcome.retained_ratio(), None);
+    assert!(collected.retained.iter().all(|row| row.after < divergence.chunk));
+    assert!(!collected.retained.is_empty());
+}
