@@ -59,6 +59,9 @@ impl ClusterArgs {
         }
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let found = Shard::of_environment(self.shards, variable)?;
+        if found.is_none() && !quiet && variable("HQ_TASK_ID").is_some() {
+            note("note: ", "HQ_TASK_ID is set, but not --shards N: this task does all runs");
+        }
         Ok(found.map_or(Shard::WHOLE, |(shard, notice)| {
             if !quiet {
                 note("note: ", &notice);
