@@ -34,8 +34,8 @@ chunk-size *ARGS:
     cargo run --release --locked --quiet -- sweep experiments/chunk-size/sweep.toml "$@"
 
 # Where storing makes the memory worse: experiments/stability
-stability *ARGS='--x learning_rate --hue decay --y loss_before_mean/loss_mean,first_unstable_chunk':
-    cargo run --release --locked --quiet -- sweep experiments/stability/sweep.toml {{ ARGS }}
+stability *SETTINGS:
+    cargo run --release --locked --quiet -- sweep experiments/stability/sweep.toml --x learning_rate --hue decay --y loss_before_mean/loss_mean,first_unstable_chunk "$@"
 
 # What is left of what was stored, for several decays: experiments/forgetting
 forgetting *ARGS:

@@ -35,8 +35,14 @@ struct Unwell<'a> {
 }
 
 /// Merges, draws where `figure` says how, and tells. Exit status 1 where runs are missing or did not end well.
-pub fn run(out: &Path, figure: Option<&FigureArgs>, format: Format, quiet: bool) -> anyhow::Result<ExitCode> {
-    let collected = sweep::collect(out, None)?;
+pub fn run(
+    out: &Path,
+    plan: Option<&str>,
+    figure: Option<&FigureArgs>,
+    format: Format,
+    quiet: bool,
+) -> anyhow::Result<ExitCode> {
+    let collected = sweep::collect(out, plan)?;
     if let Some(figure) = figure {
         draw(out, figure, quiet)?;
     }

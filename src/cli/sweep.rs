@@ -1,6 +1,6 @@
 //! `nmem sweep`: the grid of an experiment, in parallel, resumable.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -68,6 +68,9 @@ pub struct Args {
     /// Run nothing: make tables and figures of what has finished in a sweep's folder, and say what is missing
     #[arg(long, value_name = "DIR", conflicts_with_all = ["experiment", "settings", "jobs", "dry_run", "fail_fast", "unstable_ratio", "out", "keep", "force"], help_heading = "Shares and Slurm")]
     collect: Option<PathBuf>,
+    /// Of which sweep, by the name of its file in plans/ [default: the one that was started last]
+    #[arg(long, value_name = "HASH", requires = "collect", help_heading = "Shares and Slurm")]
+    plan: Option<String>,
     #[command(flatten)]
     cluster: ClusterArgs,
     #[command(flatten)]
@@ -108,7 +111,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     args.check()?;
     if let Some(folder) = &args.collect {
         let figure = (!args.no_plots).then_some(&args.figure);
-        return collect::run(folder, figure, args.format, args.quiet);
+        return collect::run(folder, args.plan.as_deref(), figure, args.format, args.quiet);
     }
     let file = args.experiment.clone().unwrap_or_default();
     let mut experiment = Experiment::read(&file)?;
@@ -119,23 +122,28 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let plan = Plan::new(&experiment, args.unstable_ratio, &mut |_| check_interrupt())?;
     let for_slurm = args.cluster.is_for_slurm();
     let shard = if for_slurm { Shard::WHOLE } else { args.cluster.shard(args.quiet)? };
+    if args.force && shard != Shard::WHOLE && !args.dry_run {
+        let got = format!("share {shard}, which would remove the results of the others");
+        return Err(Error::setting("--force", "a whole sweep (or remove its folder first)", got).into());
+    }
     if plan.repeated > 0 && !args.quiet {
         let (rows, s) = (plan.repeated, if plan.repeated == 1 { "" } else { "s" });
         note("note: ", &format!("{rows} row{s} left out that ask for the same run as another"));
     }
 
-    let known = folder.records()?;
+    let known = if args.force { BTreeMap::new() } else { folder.records()? };
+    let mine: Vec<usize> = (0..plan.runs.len()).filter(|&place| shard.holds(place)).collect();
     let done = |run: &PlannedRun| !args.force && folder.is_done(known.get(&run.id), args.keep);
     if args.dry_run {
         let text = match args.format {
-            Format::Json => format!("{}\n", serde_json::to_string_pretty(&planned(&plan, &done))?),
-            Format::Table => dry_table(&plan, &done),
+            Format::Json => format!("{}\n", serde_json::to_string_pretty(&planned(&plan, &mine, &done))?),
+            Format::Table => dry_table(&plan, &mine, &done),
         };
         print(&text)?;
         return Ok(ExitCode::SUCCESS);
     }
     if args.cluster.only_shows() {
-        print(&args.submit(&file, folder.path(), plan.runs.len())?)?;
+        print(&args.submit(&file, folder.path(), &plan)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     if args.force {
@@ -144,16 +152,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let plan_file = plan.file();
     folder.start(&plan_file)?;
     if for_slurm {
-        print(&args.submit(&file, folder.path(), plan.runs.len())?)?;
+        print(&args.submit(&file, folder.path(), &plan)?)?;
         return Ok(ExitCode::SUCCESS);
     }
 
-    let mine: Vec<usize> = (0..plan.runs.len()).filter(|&place| shard.holds(place)).collect();
     let todo: Vec<usize> = mine.iter().copied().filter(|&place| !done(&plan.runs[place])).collect();
     let cores = cluster::cores();
     warn_threads(&plan, cores, args.quiet);
     let options = Options {
-        jobs: args.jobs.unwrap_or(cores),
+        jobs: args.jobs.unwrap_or(cores).clamp(1, todo.len().max(1)),
         cores,
         keep: args.keep,
         fail_fast: args.fail_fast,
@@ -195,10 +202,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Format::Table => print(&summary.table()),
     }?;
     for failure in &summary.failed {
-        print_error(&format!(
-            "{} {} ({}): {}",
-            failure.status, failure.run, failure.parameters, failure.reason
-        ));
+        print_error(&failure.line());
     }
     status(ended, args.fail_fast, &summary)
 }
@@ -241,7 +245,7 @@ impl Args {
     }
 
     /// Submits the sweep, or shows how; what to print.
-    fn submit(&self, file: &Path, folder: &Path, runs: usize) -> crate::Result<String> {
+    fn submit(&self, file: &Path, folder: &Path, plan: &Plan) -> crate::Result<String> {
         let file = std::path::absolute(file).map_err(Error::io(file, "find"))?;
         let mut arguments = vec![file.to_string_lossy().into_owned()];
         arguments.extend(self.settings.iter().cloned());
@@ -255,7 +259,8 @@ impl Args {
         collect_arguments.extend(x.iter().map(|x| format!("--x={x}")));
         collect_arguments.extend(hue.iter().map(|hue| format!("--hue={hue}")));
         collect_arguments.extend(self.no_plots.then(|| "--no-plots".to_owned()));
-        self.cluster.submit(folder, runs, arguments, collect_arguments)
+        collect_arguments.push(format!("--plan={}", plan.file().hash()));
+        self.cluster.submit(folder, plan.runs.len(), arguments, collect_arguments)
     }
 }
 
@@ -339,6 +344,15 @@ impl Failure {
     }
 }
 
+impl Failure {
+    fn line(&self) -> String {
+        let Self { run, status, parameters, reason } = self;
+        let parameters = if parameters.is_empty() { String::new() } else { format!(" ({parameters})") };
+        let reason = reason.strip_prefix(status).unwrap_or(reason).trim_start();
+        format!("{status} {run}{parameters}: {reason}")
+    }
+}
+
 impl Summary<'_> {
     fn table(&self) -> String {
         let diverged = self.failed.iter().filter(|failure| failure.status == Status::Diverged.name()).count();
@@ -368,22 +382,23 @@ struct Planned<'a> {
     error: Option<&'a str>,
 }
 
-fn planned<'a>(plan: &'a Plan, done: &dyn Fn(&PlannedRun) -> bool) -> Vec<Planned<'a>> {
+fn planned<'a>(plan: &'a Plan, mine: &[usize], done: &dyn Fn(&PlannedRun) -> bool) -> Vec<Planned<'a>> {
     let planned = |run: &'a PlannedRun| Planned {
         run: &run.id,
         done: done(run),
         parameters: &run.parameters,
         error: run.ready.as_ref().err().map(String::as_str),
     };
-    plan.runs.iter().map(planned).collect()
+    mine.iter().map(|&place| planned(&plan.runs[place])).collect()
 }
 
 /// Ids, the parameters that differ, and what would become of each run.
-fn dry_table(plan: &Plan, done: &dyn Fn(&PlannedRun) -> bool) -> String {
+fn dry_table(plan: &Plan, mine: &[usize], done: &dyn Fn(&PlannedRun) -> bool) -> String {
     let keys = varying(plan);
     let mut rows = vec![["run".to_owned()].into_iter().chain(keys.iter().cloned()).collect::<Vec<_>>()];
     rows[0].push("state".to_owned());
-    for run in &plan.runs {
+    let runs = || mine.iter().map(|&place| &plan.runs[place]);
+    for run in runs() {
         let mut row = vec![run.id.clone()];
         row.extend(keys.iter().map(|key| run.parameters.get(key).cloned().unwrap_or_default()));
         row.push(match &run.ready {
@@ -400,8 +415,7 @@ fn dry_table(plan: &Plan, done: &dyn Fn(&PlannedRun) -> bool) -> String {
         let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}"));
         let _ = writeln!(text, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
     }
-    let runs = plan.runs.len();
-    let finished = plan.runs.iter().filter(|run| done(run)).count();
-    let _ = writeln!(text, "{runs} runs, {finished} of them done");
+    let finished = runs().filter(|run| done(run)).count();
+    let _ = writeln!(text, "{} runs, {finished} of them done", mine.len());
     text
 }

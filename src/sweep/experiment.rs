@@ -271,6 +271,16 @@ impl Experiment {
         self.kind
     }
 
+    /// Settings of every row, what is run among them.
+    fn fixed(&self) -> Vec<Setting> {
+        let mut fixed = self.fixed.clone();
+        if self.kind == Some(Kind::RetrieveOnline) && fixed.iter().all(|setting| setting.key != "online") {
+            let (written, value) = (Value::Boolean(true), Value::Boolean(true));
+            fixed.push(Setting { key: "online".to_owned(), written, value });
+        }
+        fixed
+    }
+
     /// All rows: the product, the first axis slowest, then the explicit ones.
     pub fn expand(&self) -> Result<Vec<Row>> {
         let count =
@@ -283,12 +293,13 @@ impl Experiment {
             let got = rows.map_or("more than can be counted".to_owned(), |rows| rows.to_string());
             return Err(Error::setting("the grid", format!("at most {MOST_ROWS} rows"), got));
         }
+        let fixed = self.fixed();
         let mut rows = Vec::new();
         if self.product {
-            multiply(&self.axes, &mut |varied| rows.push(Row::new(&[&self.fixed, varied])));
+            multiply(&self.axes, &mut |varied| rows.push(Row::new(&[&fixed, varied])));
         }
         for explicit in &self.rows {
-            multiply(&self.row_axes, &mut |varied| rows.push(Row::new(&[&self.fixed, explicit, varied])));
+            multiply(&self.row_axes, &mut |varied| rows.push(Row::new(&[&fixed, explicit, varied])));
         }
         Ok(rows)
     }
@@ -298,7 +309,7 @@ impl Experiment {
         let axes = self.axes.iter().flat_map(|axis| axis.columns.iter().map(|column| &column[0]));
         let rows = self.rows.iter().flatten();
         let mut keys: Vec<String> = Vec::new();
-        for setting in axes.chain(rows).chain(&self.fixed) {
+        for setting in axes.chain(rows).chain(&self.fixed()) {
             if !keys.contains(&setting.key) {
                 keys.push(setting.key.clone());
             }

@@ -130,8 +130,8 @@ impl Folder {
 /// Makes results.csv, summary.csv and joblog.tsv of the runs recorded in a sweep's folder: those of the plan in its
 /// order, then what else finished there, by identity. `plan` names one by its hash; without, it is the newest.
 ///
-/// A run with the parameters of another one, of an input or a program that has changed since, gives way to it: to the
-/// plan's, or to the later.
+/// A run with the settings of another one, and files of the same names, gives way to it, as an input or the program has
+/// changed since: to the plan's, or to the later.
 pub fn collect(folder: &Path, plan: Option<&str>) -> Result<Collected> {
     let folder = Folder::check(folder)?;
     if !folder.exists() {
@@ -146,7 +146,7 @@ pub fn collect(folder: &Path, plan: Option<&str>) -> Result<Collected> {
     let (mut rows, mut missing) = (Vec::new(), Vec::new());
     let mut taken = BTreeSet::new();
     for run in &plan.runs {
-        taken.insert(run.parameters.clone());
+        taken.insert(run.resolved.clone());
         match records.remove(&run.run) {
             // Another plan's record may have been written another way: a path, say.
             Some(record) => rows.push(Record { parameters: run.parameters.clone(), ..record }),
@@ -155,9 +155,19 @@ pub fn collect(folder: &Path, plan: Option<&str>) -> Result<Collected> {
     }
     let mut others: Vec<Record> = records.into_values().collect();
     others.sort_by(|a, b| b.started.total_cmp(&a.started).then_with(|| a.run.cmp(&b.run)));
-    others.retain(|record| taken.insert(record.parameters.clone()));
+    others.retain(|record| taken.insert(record.resolved.clone()));
     others.sort_by(|a, b| a.run.cmp(&b.run));
-    rows.extend(others);
+    for mut record in others {
+        // Written alike, but of other files: two experiments in different folders.
+        if rows.iter().any(|row| row.parameters == record.parameters) {
+            for (key, text) in &mut record.parameters {
+                if let Some(resolved) = record.resolved.get(key) {
+                    text.clone_from(resolved);
+                }
+            }
+        }
+        rows.push(record);
+    }
 
     let columns = tables::parameter_columns(&plan, &rows);
     let write = |name: &str, bytes: Vec<u8>| write_whole(&folder.path().join(name), &bytes);

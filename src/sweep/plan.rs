@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -32,6 +33,9 @@ pub struct PlannedRun {
     pub id: String,
     /// As written, by name.
     pub parameters: Parameters,
+    /// Its settings, files as absolute paths: a later run of the same ones takes an older one's place in the tables, as
+    /// what the files hold, or the program, has changed since.
+    pub resolved: Parameters,
     /// Its row of settings.
     pub row: Row,
     /// What it takes to run it, or the reason why it cannot.
@@ -51,8 +55,7 @@ pub struct Ready {
 /// What an identity is the hash of.
 #[derive(Serialize)]
 struct Identity<'a> {
-    nmem: &'a str,
-    commit: Option<&'a str>,
+    program: &'a str,
     command: Command,
     config: Resolved,
     dtype: crate::real::ElementType,
@@ -73,7 +76,7 @@ impl Plan {
             let id = match &ready {
                 Ok(ready) => identity(ready, unstable_ratio),
                 Err(Error::Interrupted) => return Err(Error::Interrupted),
-                Err(_) => hash(&(env!("CARGO_PKG_VERSION"), commit(), &row.parameters)),
+                Err(_) => hash(&(program(), &row.parameters)),
             };
             if !seen.insert(id.clone()) {
                 repeated += 1;
@@ -84,7 +87,8 @@ impl Plan {
                 first_error.get_or_insert(error);
                 reason
             });
-            runs.push(PlannedRun { id, parameters: row.parameters.clone(), row, ready });
+            let (parameters, resolved) = (row.parameters.clone(), row.resolved());
+            runs.push(PlannedRun { id, parameters, resolved, row, ready });
         }
         match first_error {
             Some(error) if runs.iter().all(|run| run.ready.is_err()) => Err(error),
@@ -94,8 +98,11 @@ impl Plan {
 
     /// As plans/ keeps it.
     pub fn file(&self) -> PlanFile {
-        let runs =
-            self.runs.iter().map(|run| PlanEntry { run: run.id.clone(), parameters: run.parameters.clone() });
+        let runs = self.runs.iter().map(|run| PlanEntry {
+            run: run.id.clone(),
+            parameters: run.parameters.clone(),
+            resolved: run.resolved.clone(),
+        });
         PlanFile { keys: self.keys.clone(), runs: runs.collect() }
     }
 }
@@ -109,8 +116,7 @@ fn prepare(row: &Row, kind: Option<Kind>, inputs: &Inputs, observe: Observer) ->
 fn identity(ready: &Ready, unstable_ratio: f64) -> String {
     let Ready { command, config, opened } = ready;
     hash(&Identity {
-        nmem: env!("CARGO_PKG_VERSION"),
-        commit: commit(),
+        program: program(),
         command: *command,
         config: opened.resolved(config),
         dtype: config.dtype,
@@ -118,6 +124,20 @@ fn identity(ready: &Ready, unstable_ratio: f64) -> String {
         unstable_ratio,
         inputs: opened.inputs.iter().map(|input| (input.role, &*input.sha256)).collect(),
     })
+}
+
+/// Version and commit of the program; where its source was not all in a commit, also the hash of the executable, which
+/// tells one edit from another.
+fn program() -> &'static str {
+    static PROGRAM: LazyLock<String> = LazyLock::new(|| {
+        let (version, commit) = (env!("CARGO_PKG_VERSION"), commit());
+        if let Some(commit) = commit.filter(|commit| !commit.ends_with("-modified")) {
+            return format!("{version} {commit}");
+        }
+        let executable = std::env::current_exe().and_then(std::fs::read).unwrap_or_default();
+        format!("{version} {} {:x?}", commit.unwrap_or("no commit"), Sha256::digest(executable))
+    });
+    &PROGRAM
 }
 
 /// The first digits of the SHA-256 of something as JSON.
@@ -150,6 +170,8 @@ pub struct PlanEntry {
     pub run: String,
     /// By name.
     pub parameters: Parameters,
+    /// See [`PlannedRun::resolved`].
+    pub resolved: Parameters,
 }
 
 impl PlanFile {

@@ -21,6 +21,8 @@ pub struct Record {
     pub run: String,
     /// By name.
     pub parameters: Parameters,
+    /// See [`PlannedRun::resolved`](super::PlannedRun::resolved).
+    pub resolved: Parameters,
     /// How it ended.
     pub status: Status,
     /// Why not well.
@@ -88,17 +90,24 @@ impl RecordWriter {
 pub(super) fn read_all(folder: &Path) -> Result<BTreeMap<String, Record>> {
     let mut records = BTreeMap::<String, Record>::new();
     let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(Error::io(folder, "read"))? {
+    let entries = match std::fs::read_dir(folder) {
+        // Another process has only just begun here.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(records),
+        entries => entries.map_err(Error::io(folder, "read"))?,
+    };
+    for entry in entries {
         files.push(entry.map_err(Error::io(folder, "read"))?.path());
     }
     files.retain(|path| path.extension().is_some_and(|extension| extension == "jsonl"));
     files.sort();
     for path in files {
-        let text = std::fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
-        let torn = text.rfind('\n').map_or(0, |end| end + 1);
-        for (number, line) in text[..torn].lines().enumerate() {
-            let record: Record = serde_json::from_str(line).map_err(|error| {
-                Error::file(&path, "the record of a run", format!("this in line {}: {error}", number + 1))
+        let mut bytes = std::fs::read(&path).map_err(Error::io(&path, "read"))?;
+        bytes.truncate(bytes.iter().rposition(|&byte| byte == b'\n').unwrap_or(0));
+        let lines = bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
+        for (number, line) in lines.enumerate() {
+            let record: Record = serde_json::from_slice(line).map_err(|error| {
+                let got = format!("this in line {}: {error} (--force starts anew)", number + 1);
+                Error::file(&path, "the record of a run", got)
             })?;
             let rank = |record: &Record| (record.is_final(), record.started);
             match records.get(&record.run) {
@@ -120,6 +129,7 @@ mod tests {
         Record {
             run: run.to_owned(),
             parameters: Parameters::new(),
+            resolved: Parameters::new(),
             status,
             error: None,
             results: Results { loss_mean: Some(0.1), ..Results::default() },
@@ -138,7 +148,9 @@ mod tests {
         first.write(&record("a", Status::Ok, 1.0)).unwrap();
         first.write(&record("b", Status::Failed, 2.0)).unwrap();
         let line = serde_json::to_string(&record("c", Status::Ok, 3.0)).unwrap();
-        first.file.as_mut().unwrap().write_all(&line.as_bytes()[..40]).unwrap();
+        // Torn within a letter.
+        let torn = [&line.as_bytes()[..40], &"é".as_bytes()[..1]].concat();
+        first.file.as_mut().unwrap().write_all(&torn).unwrap();
         let mut second = RecordWriter::new(folder.path());
         second.write(&record("a", Status::Failed, 4.0)).unwrap();
         second.write(&record("b", Status::Ok, 5.0)).unwrap();

@@ -114,6 +114,16 @@ impl Row {
         row
     }
 
+    /// All settings, files as absolute paths.
+    pub(super) fn resolved(&self) -> Parameters {
+        let resolve = |(key, value): (&String, &Value)| {
+            let text = text(value);
+            let path = PATHS.contains(&&**key).then(|| std::fs::canonicalize(&text).ok()).flatten();
+            (key.clone(), path.map_or(text, |path| path.to_string_lossy().into_owned()))
+        };
+        self.settings.iter().map(resolve).collect()
+    }
+
     /// The run's configuration, checked as any run's.
     pub fn config(&self, kind: Option<Kind>) -> Result<(Command, Config)> {
         let settings: Result<Settings, toml::de::Error> = self.settings.clone().try_into();

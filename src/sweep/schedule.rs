@@ -1,5 +1,6 @@
 //! Runs side by side, never with more threads between them than there are cores.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, Mutex};
 use std::time::Instant;
 
@@ -178,7 +179,7 @@ impl Scheduler<'_> {
         let (started, begin) = (now(), Instant::now());
         let ran = match &run.ready {
             Err(reason) => Err(reason.clone()),
-            Ok(ready) => match self.execute(run, ready, pool) {
+            Ok(ready) => match self.execute_or_fail(run, ready, pool) {
                 Err(Error::Interrupted) => return Err(Error::Interrupted),
                 ran => ran.map_err(|error| chain(&error)),
             },
@@ -200,6 +201,7 @@ impl Scheduler<'_> {
         Ok(Record {
             run: run.id.clone(),
             parameters: run.parameters.clone(),
+            resolved: run.resolved.clone(),
             status,
             error,
             results,
@@ -208,6 +210,16 @@ impl Scheduler<'_> {
             started,
             took,
             command,
+        })
+    }
+
+    /// A panic, our own mistake, costs its run and no other.
+    fn execute_or_fail(&self, run: &PlannedRun, ready: &Ready, pool: &ThreadPool) -> Result<Ran> {
+        let execute = AssertUnwindSafe(|| self.execute(run, ready, pool));
+        catch_unwind(execute).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+            Err(Error::setting("nmem", "a run without a mistake in the program", text.to_owned()))
         })
     }
 

@@ -35,11 +35,15 @@ impl Shard {
         shards: Option<usize>,
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<Option<(Self, String)>> {
-        if let Some(task) = variable("SLURM_ARRAY_TASK_ID") {
+        // HyperQueue's workers may themselves be tasks of a Slurm array, whose variables their tasks inherit.
+        let of_hyper_queue = shards.zip(variable("HQ_TASK_ID"));
+        if let (None, Some(task)) = (&of_hyper_queue, variable("SLURM_ARRAY_TASK_ID")) {
             return Self::of_slurm(&task, shards, variable).map(Some);
         }
-        let Some(count) = shards else { return Ok(None) };
-        let Some(task) = variable("HQ_TASK_ID") else {
+        if shards.is_none() {
+            return Ok(None);
+        }
+        let Some((count, task)) = of_hyper_queue else {
             let got = "no SLURM_ARRAY_TASK_ID and no HQ_TASK_ID (say --shard I/N)";
             return Err(Error::setting("--shards", "a task of an array, or --slurm", got));
         };

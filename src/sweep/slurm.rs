@@ -78,8 +78,10 @@ impl Script {
         }
         for argument in &request.sbatch_args {
             let name = argument.split('=').next().unwrap_or_default();
-            let own = ["--array", "-a", "--dependency", "-d", "--wrap", "--parsable"];
-            if !argument.starts_with('-') || own.contains(&name) {
+            let own = ["--array", "--dependency", "--wrap", "--parsable"].contains(&name)
+                || ["-a", "-d"].iter().any(|short| name.starts_with(short));
+            // Two words would be read as one.
+            if !argument.starts_with('-') || own || name.contains(char::is_whitespace) {
                 let expected = "an option of sbatch that is not this command's own, as --mem=4G";
                 return Err(Error::setting("--sbatch-arg", expected, argument));
             }

@@ -89,7 +89,8 @@ pub(super) fn range(item: &str) -> Option<Result<Vec<Value>, String>> {
 }
 
 fn steps(whole: bool, start: f64, end: f64, step: f64) -> Option<Vec<Value>> {
-    let count = ((end - start) / step).ceil();
+    // The end is left out, also where steps do not meet it in binary: (1.3 − 1) ÷ 0.1 is a little above 3.
+    let count = ((end - start) / step - 1e-9).ceil();
     // Also where step is 0.
     if !(count >= 1.0 && count <= MOST_VALUES as f64) {
         return None;
@@ -146,6 +147,8 @@ mod tests {
             ("range(0, 10, 4)", "0 4 8"),
             ("range(3,0,-1)", "3 2 1"),
             ("range(0,0.3,0.1)", "0 0.1 0.2"),
+            ("range(1,1.3,0.1)", "1 1.1 1.2"),
+            ("range(0.3,0,-0.1)", "0.3 0.2 0.1"),
             ("linspace(0,1,5)", "0 0.25 0.5 0.75 1"),
             ("linspace(0.1,0.7,3)", "0.1 0.4 0.7"),
             ("logspace(1e-3,1,4)", "0.001 0.01 0.1 1"),

@@ -74,6 +74,13 @@ fn an_array_says_the_share() {
     assert_eq!((ran.code, runs(&desk, "e")), (Some(0), 6));
     assert_eq!(ran.err, "note: HQ_TASK_ID is set, but not --shards N: this task does all runs\n");
 
+    // HyperQueue's workers in a Slurm array: their tasks inherit its variables.
+    let both: Vec<_> = slurm("1", "1", "4", "4").into_iter().chain([("HQ_TASK_ID", "2")]).collect();
+    let ran = task(&desk, "sweep grid.toml --out g --shards 3", &both);
+    assert_eq!(ran.err, "note: share 2/3: HQ_TASK_ID is 2 (--no-shard does all runs)\n");
+    let ran = desk.ok("sweep grid.toml --shard 1/3 --dry-run");
+    assert!(ran.out.ends_with("2 runs, 0 of them done\n"), "{}", ran.out);
+
     // --array=3,7
     let before = desk.contents();
     let ran = task(&desk, "sweep grid.toml --out f", &slurm("3", "3", "7", "2"));
@@ -116,6 +123,14 @@ fn refused() {
             "--shards: expected a task of an array, or --slurm, got no SLURM_ARRAY_TASK_ID and no HQ_TASK_ID (say --shard I/N)",
         ),
         ("grid.toml --time 3", "--time: expected --slurm or --slurm-dry-run beside it, got neither"),
+        (
+            "grid.toml --shard 1/2 --force",
+            "--force: expected a whole sweep (or remove its folder first), got share 1/2, which would remove the results of the others",
+        ),
+        (
+            "grid.toml --slurm-dry-run --sbatch-arg=-a1-9",
+            "--sbatch-arg: expected an option of sbatch that is not this command's own, as --mem=4G, got -a1-9",
+        ),
         ("grid.toml --slurm-dry-run --shards 0", "--shards: expected at least 1, got 0"),
         ("grid.toml --slurm-dry-run -j 2", "--jobs: expected --cpus-per-task beside --slurm, got --jobs"),
         (

@@ -164,6 +164,41 @@ fn a_second_sweep_into_the_folder_adds_to_it() {
 }
 
 #[test]
+fn sweeps_of_other_files_and_other_work_keep_their_rows_apart() {
+    let desk = desk(GRID);
+    for (folder, seed) in [("a", 2), ("b", 3)] {
+        std::fs::create_dir(desk.path(folder)).unwrap();
+        desk.npy(&format!("{folder}/seq.npy"), &tokens(&[40, 8], seed));
+        desk.file(&format!("{folder}/grid.toml"), "data = 'seq.npy'\n[grid]\nseed = [0, 1]\n");
+        desk.ok(&format!("sweep {folder}/grid.toml --out both --no-plots"));
+    }
+    let table = results(&desk, "both");
+    let data = table.texts("data");
+    assert_eq!(data[..2], ["seq.npy"; 2]);
+    assert!(data.len() == 4 && data[2..].iter().all(|path| path.ends_with("a/seq.npy")), "{data:?}");
+    assert_eq!(desk.csv("both/summary.csv").texts("n"), ["2", "2"]);
+
+    desk.ok("sweep a/grid.toml run=store --out kinds --no-plots");
+    desk.ok("sweep a/grid.toml run=retrieve-online --out kinds --no-plots");
+    assert_eq!(results(&desk, "kinds").texts("online"), ["true", "true", "", ""]);
+    assert_eq!(desk.csv("kinds/summary.csv").texts("n"), ["2", "2"]);
+}
+
+#[test]
+fn a_folder_that_another_process_has_just_made_is_gone_on_with() {
+    let desk = desk(GRID);
+    std::fs::create_dir_all(desk.path("out/plans")).unwrap();
+    desk.ok("sweep grid.toml --out out --no-plots");
+    assert_eq!(results(&desk, "out").rows.len(), 6);
+    // A record that cannot be read says how to get out, and that helps.
+    desk.file("out/records/x.jsonl", "{}\n");
+    let said = desk.refused("sweep grid.toml --out out --no-plots");
+    assert!(said.contains("x.jsonl: expected the record of a run") && said.contains("--force"), "{said}");
+    desk.ok("sweep grid.toml --out out --no-plots --force");
+    assert_eq!(results(&desk, "out").rows.len(), 6);
+}
+
+#[test]
 fn failures_are_recorded_listed_and_tried_again() {
     let desk = desk(
         "data = 'seq.npy'\n[grid]\nheads = [2, 3]\nseed = [0, 1]\n[[run]]\nheads = 2\nlearning_rate = 1e30\n",
