@@ -270,7 +270,11 @@ pub(super) fn draw(folder: &Path, figure: &FigureArgs, quiet: bool) -> anyhow::R
     std::fs::create_dir_all(&plots).map_err(Error::io(&plots, "create"))?;
     let FigureArgs { x, y, hue } = figure;
     let options = SweepFigure { x: x.clone(), y: y.clone(), hue: hue.clone() };
-    let drawn = plot::sweep::write(&folder.join("results.csv"), &options, &plots)?;
+    let mut drawn = plot::sweep::write(&folder.join("results.csv"), &options, &plots)?;
+    let retention = folder.join("retention.csv");
+    if retention.exists() {
+        drawn.notes.extend(plot::sweep::write_retention(&retention, &options, &plots)?);
+    }
     if !quiet {
         drawn.notes.iter().for_each(|told| note("note: ", told));
     }

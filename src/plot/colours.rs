@@ -27,7 +27,17 @@ impl Colours {
     /// For ratios from `low` to `high`: blue below 1, white at 1, red above, as far either way.
     pub fn about_one(low: f64, high: f64) -> Self {
         let most = high.max(1.0 / low).max(1.1);
-        Self { axis: Axis::log(1.0 / most, most), diverging: true }
+        // Within a factor of three, digits alone would leave the side above 1 without a label.
+        let end = [1.1, 1.2, 1.5, 2.0, 3.0].into_iter().find(|&end| most <= end);
+        let axis = end.map_or_else(
+            || Axis::log(1.0 / most, most),
+            |end| {
+                let values =
+                    [(1.0 / end, format!("{:.2}", 1.0 / end)), (1.0, "1".to_owned()), (end, end.to_string())];
+                Axis::of_values(&values, true, |_| 0.06)
+            },
+        );
+        Self { axis, diverging: true }
     }
 
     pub fn of(&self, value: f64) -> RGBColor {
@@ -62,5 +72,22 @@ impl Colours {
         }
         let at = (left + BAR_WITH_LABELS - theme::TITLE, top + height / 2.0);
         canvas.upward_text(title, at, theme::TITLE, theme::BLACK);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Colours;
+
+    #[test]
+    fn both_sides_of_one_have_labels() {
+        for most in [1.0, 1.05, 1.25, 1.9, 2.5, 3.5, 9.0, 50.0, 1e4] {
+            for colours in [Colours::about_one(1.0 / most, 1.0), Colours::about_one(1.0, most)] {
+                let labelled = || colours.axis.ticks.iter().filter(|tick| tick.label.is_some());
+                assert!(labelled().any(|tick| tick.at > 0.51), "{most}: {:?}", colours.axis);
+                assert!(labelled().any(|tick| tick.at < 0.49), "{most}: {:?}", colours.axis);
+                assert!((colours.axis.fraction(1.0) - 0.5).abs() < 1e-9, "{most}");
+            }
+        }
     }
 }

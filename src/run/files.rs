@@ -79,6 +79,9 @@ impl<T: Real> Sink<T> for Files<T> {
     }
 
     fn retained(&mut self, rows: &[Retained<T>]) -> Result<()> {
+        for row in rows {
+            self.tally.add_retained(row);
+        }
         self.retention.as_mut().map_or(Ok(()), |retention| retention.write(rows))
     }
 

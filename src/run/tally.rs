@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::metrics::{ChunkMetrics, Summary};
+use crate::metrics::{ChunkMetrics, Retained, Summary};
 use crate::real::Real;
 
 /// Loss just before a chunk is stored, as a multiple of the loss at the initial weights, from which on a memory counts
@@ -28,6 +28,8 @@ struct Sums {
     /// Σ over heads of loss and loss_before of `chunk`.
     losses: [f64; 2],
     first_unstable: Option<usize>,
+    /// Σ loss and ℓ at W of kept chunks, by the chunks stored since.
+    retained: BTreeMap<usize, [f64; 2]>,
 }
 
 impl Sums {
@@ -60,14 +62,32 @@ impl Tally {
         sums.losses[1] += row.loss_before.map_or(0.0, Real::wide);
     }
 
+    /// Takes in a kept chunk as it was read again.
+    pub fn add_retained<T: Real>(&mut self, row: &Retained<T>) {
+        let sums = self.pending.entry(row.sequence).or_default();
+        let [loss, at_w] = sums.retained.entry(row.after - row.chunk).or_default();
+        *loss += row.loss.wide();
+        *at_w += row.loss_at_w.wide();
+    }
+
     /// All rows of this sequence have come. Called in the order of sequences.
     pub fn sequence_done(&mut self, sequence: usize) {
         let Some(mut sums) = self.pending.remove(&sequence) else { return };
         sums.close(self.unstable_ratio);
         self.done.all.merge(sums.all);
         self.done.last.merge(sums.last);
+        for (lag, [loss, at_w]) in sums.retained {
+            let all = self.done.retained.entry(lag).or_default();
+            all[0] += loss;
+            all[1] += at_w;
+        }
         let first = [self.done.first_unstable, sums.first_unstable].into_iter().flatten().min();
         self.done.first_unstable = first;
+    }
+
+    /// With retention: chunks stored since a chunk was kept, ascending, and Σ loss ÷ Σ ℓ at W over sequences and heads.
+    pub fn lags(&self) -> impl ExactSizeIterator<Item = (usize, f64)> {
+        self.done.retained.iter().map(|(&lag, [loss, at_w])| (lag, loss / at_w))
     }
 
     /// Over all rows.

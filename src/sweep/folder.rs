@@ -29,7 +29,8 @@ pub struct Collected {
 }
 
 /// All that sweeps write into their folder.
-const FILES: [&str; 5] = ["results.csv", "summary.csv", "joblog.tsv", ARRAY_SCRIPT, COLLECT_SCRIPT];
+const FILES: [&str; 6] =
+    ["results.csv", "retention.csv", "summary.csv", "joblog.tsv", ARRAY_SCRIPT, COLLECT_SCRIPT];
 const FOLDERS: [&str; 5] = ["records", "runs", "plots", LOGS, "plans"];
 
 impl Folder {
@@ -127,7 +128,7 @@ impl Folder {
     }
 }
 
-/// Makes results.csv, summary.csv and joblog.tsv of the runs recorded in a sweep's folder: those of the plan in its
+/// Makes results.csv, summary.csv, joblog.tsv and, where runs have it, retention.csv of the runs recorded in a sweep's folder: those of the plan in its
 /// order, then what else finished there, by identity. `plan` names one by its hash; without, it is the newest.
 ///
 /// A run with the settings of another one, and files of the same names, gives way to it, as an input or the program has
@@ -173,6 +174,7 @@ pub fn collect(folder: &Path, plan: Option<&str>) -> Result<Collected> {
     let write = |name: &str, bytes: Vec<u8>| write_whole(&folder.path().join(name), &bytes);
     write("results.csv", tables::results(&columns, &rows))?;
     write("summary.csv", tables::summary(&columns, &rows))?;
+    tables::retention(&columns, &rows).map_or(Ok(()), |table| write("retention.csv", table))?;
     write("joblog.tsv", tables::joblog(&plan, &rows))?;
     Ok(Collected { rows, missing, planned: plan.runs.len() })
 }

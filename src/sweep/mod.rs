@@ -5,7 +5,7 @@
 //! The folder:
 //!
 //! ```text
-//! results.csv summary.csv joblog.tsv   made anew from the records, whole, whenever a sweep ends or is collected
+//! results.csv summary.csv joblog.tsv   (and retention.csv) made anew from the records, whole, whenever a sweep ends or is collected
 //! plans/HASH.json                      the runs of each sweep that was started there
 //! records/HOST-PID-….jsonl             finished runs, one line each: a file a process, only ever appended to
 //! runs/ID/                             a run's own files
@@ -28,7 +28,7 @@ mod values;
 pub use experiment::{Experiment, Kind};
 pub use folder::{Collected, Folder, collect};
 pub use plan::{Plan, PlanEntry, PlanFile, PlannedRun, Ready};
-pub use record::Record;
+pub use record::{Lags, Record};
 pub use results::{Results, Status, UNTIMED};
 pub use row::{Parameters, Row};
 pub use schedule::{Event, Observe, Options, run};

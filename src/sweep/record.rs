@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::results::{Results, Status};
 use super::row::Parameters;
 use crate::error::{Error, Result};
-use crate::run::Keep;
+use crate::run::{Keep, Tally};
 
 /// A finished run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,6 +29,9 @@ pub struct Record {
     pub error: Option<String>,
     /// Its numbers.
     pub results: Results,
+    /// With retention.
+    #[serde(default)]
+    pub lags: Lags,
     /// Which of its files were written to runs/.
     pub keep: Keep,
     /// Machine.
@@ -39,6 +42,29 @@ pub struct Record {
     pub took: f64,
     /// The command line that does the same.
     pub command: String,
+}
+
+/// How the loss of kept chunks grew: a row of the sweep's retention.csv each.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Lags {
+    /// Chunks stored since a chunk was kept, ascending.
+    pub lag: Vec<usize>,
+    /// Σ loss ÷ Σ ℓ at W at that lag; `None` where it is not finite.
+    pub loss_ratio: Vec<Option<f64>>,
+}
+
+/// More lags than a figure can show are thinned to every k-th, so that records stay short.
+const MOST_LAGS: usize = 256;
+
+impl Lags {
+    /// Of a run that came to an end.
+    pub fn of(tally: &Tally) -> Self {
+        let lags = tally.lags();
+        let stride = lags.len().div_ceil(MOST_LAGS).max(1);
+        let finite = |(lag, ratio): (usize, f64)| (lag, Some(ratio).filter(|ratio| ratio.is_finite()));
+        let (lag, loss_ratio) = lags.step_by(stride).map(finite).unzip();
+        Self { lag, loss_ratio }
+    }
 }
 
 impl Record {
@@ -133,6 +159,7 @@ mod tests {
             status,
             error: None,
             results: Results { loss_mean: Some(0.1), ..Results::default() },
+            lags: Lags { lag: vec![0, 8], loss_ratio: vec![Some(0.5), None] },
             keep: Keep::None,
             host: "here".to_owned(),
             started,

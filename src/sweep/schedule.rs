@@ -8,7 +8,7 @@ use rayon::ThreadPool;
 
 use super::folder::Folder;
 use super::plan::{Plan, PlannedRun, Ready, chain};
-use super::record::{Record, RecordWriter, host, now};
+use super::record::{Lags, Record, RecordWriter, host, now};
 use super::results::{Results, Status};
 use crate::error::{Error, Result};
 use crate::record::ResultsFolder;
@@ -185,12 +185,12 @@ impl Scheduler<'_> {
             },
         };
         let took = begin.elapsed().as_secs_f64();
-        let (status, error, results) = match ran {
-            Err(reason) => (Status::Failed, Some(reason), Results::default()),
+        let (status, error, results, lags) = match ran {
+            Err(reason) => (Status::Failed, Some(reason), Results::default(), Lags::default()),
             Ok(ran) => {
                 let divergence = ran.report.diverged.as_ref().map(|at| format!("diverged at {at}"));
                 let status = if divergence.is_some() { Status::Diverged } else { Status::Ok };
-                (status, divergence, Results::of(&ran, took))
+                (status, divergence, Results::of(&ran, took), Lags::of(&ran.tally))
             }
         };
         let command = run.ready.as_ref().map_or(String::new(), |ready| {
@@ -205,6 +205,7 @@ impl Scheduler<'_> {
             status,
             error,
             results,
+            lags,
             keep: self.options.keep,
             host: self.host.clone(),
             started,

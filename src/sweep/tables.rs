@@ -53,6 +53,23 @@ pub fn results(columns: &[String], rows: &[Record]) -> Vec<u8> {
     write(std::iter::once(header.collect()).chain(rows.iter().map(row)))
 }
 
+/// One row a run and lag, of the runs that have such; `None` where none has.
+pub fn retention(columns: &[String], rows: &[Record]) -> Option<Vec<u8>> {
+    rows.iter().find(|row| !row.lags.lag.is_empty())?;
+    let header = std::iter::once("run").chain(columns.iter().map(String::as_str));
+    let header = header.chain(["lag", "status", "loss_ratio"]).map(str::to_owned).collect();
+    let of_run = |row: &Record| {
+        let start: Vec<_> =
+            std::iter::once(&*row.run).chain(cells(columns, row)).map(str::to_owned).collect();
+        let status = row.status.name();
+        let lags = row.lags.lag.iter().zip(&row.lags.loss_ratio);
+        let end =
+            lags.map(|(lag, ratio)| [lag.to_string(), status.to_owned(), ratio.map_or("NaN".into(), number)]);
+        end.map(|end| start.iter().cloned().chain(end).collect()).collect::<Vec<_>>()
+    };
+    Some(write(std::iter::once(header).chain(rows.iter().flat_map(of_run))))
+}
+
 /// The columns `diverged` and `error` in their places between the numbers.
 fn with_words(numbers: impl Iterator<Item = String>, [diverged, error]: [String; 2]) -> Vec<String> {
     let mut cells = Vec::new();

@@ -399,3 +399,35 @@ fn an_interrupted_sweep_tells_and_goes_on() {
     assert!(rows == recorded(&desk, "out") && rows < 60, "{rows} rows");
     goes_on(&desk);
 }
+
+#[test]
+fn retention_by_lag_is_that_of_the_runs_own_rows() {
+    let desk = desk(GRID);
+    desk.ok("sweep grid.toml retention=2 chunk_size=4,8 -j 1 --out kept");
+    let table = desk.csv("kept/retention.csv");
+    insta::assert_snapshot!(table.header.join(","), @"run,chunk_size,seed,data,heads,retention,lag,status,loss_ratio");
+    let rows = table.texts("run").into_iter().zip(table.texts("lag")).zip(table.numbers("loss_ratio"));
+    let mut checked = 0;
+    for ((run, lag), got) in rows {
+        let of_run = desk.csv(&format!("kept/runs/{run}/retention.csv"));
+        let lags = of_run.numbers("after").into_iter().zip(of_run.numbers("chunk")).map(|(a, b)| a - b);
+        let losses = of_run.numbers("loss").into_iter().zip(of_run.numbers("loss_at_w"));
+        let (mut loss, mut at_w) = (0.0, 0.0);
+        for (_, (l, w)) in lags.zip(losses).filter(|(at, _)| at.to_string() == lag) {
+            loss += l;
+            at_w += w;
+        }
+        let expected: f64 = loss / at_w;
+        assert!((got - expected).abs() <= 1e-6 * expected, "{run}, lag {lag}: {got} for {expected}");
+        checked += 1;
+    }
+    // Ten chunks: lags 0, 2, 4, 6 and 8; five: 0 and 2, and 1 and 3 under the last memory; three seeds of each.
+    assert_eq!(checked, 3 * 5 + 3 * 4);
+    let figure = String::from_utf8(desk.bytes("kept/plots/retention.svg")).unwrap();
+    assert!(figure.contains(">chunks stored since<"), "{figure}");
+
+    desk.ok("sweep grid.toml retention=2 chunk_size=4,8 -j 4 --keep none --no-plots --out none");
+    assert_eq!(desk.bytes("none/retention.csv"), desk.bytes("kept/retention.csv"));
+    desk.ok("sweep grid.toml --no-plots --out plain");
+    assert!(!desk.path("plain/retention.csv").exists(), "no run has retention");
+}

@@ -83,6 +83,20 @@ pub fn write(results_csv: &Path, options: &SweepFigure, folder: &Path) -> Result
     Ok(drawn)
 }
 
+/// Draws `retention.svg` into `folder`: loss ratio against lag, from the retention.csv of a sweep. Returns what a user
+/// should know, panels left out.
+pub fn write_retention(retention_csv: &Path, options: &SweepFigure, folder: &Path) -> Result<Option<String>> {
+    let results = Results::read(retention_csv)?;
+    let options = SweepFigure { x: Some("lag".to_owned()), y: Vec::new(), hue: options.hue.clone() };
+    let layout = Layout::choose(&results, &options)?;
+    let Some((layout, metric)) = layout.zip(results.metric("loss_ratio")) else { return Ok(None) };
+    let figure = Figure::new(&results, &layout, "loss_ratio", metric);
+    let path = folder.join("retention.svg");
+    std::fs::write(&path, figure.draw()).map_err(Error::io(&path, "write"))?;
+    Ok((figure.left_out > 0)
+        .then(|| format!("retention.svg: {} more panels left out: choose another --hue", figure.left_out)))
+}
+
 fn file_name(metric: &str) -> String {
     let stem = if metric == RATIO { "loss_ratio".to_owned() } else { metric.replace('/', "_per_") };
     format!("{stem}.svg")
@@ -193,7 +207,7 @@ impl<'a> Figure<'a> {
         }
         let left_out = panels.len().saturating_sub(PANELS);
         let panels = panels.into_values().take(PANELS).collect();
-        let ratio = matches!(metric, Metric::Quotient(..)) || name == "retained_ratio";
+        let ratio = matches!(metric, Metric::Quotient(..)) || matches!(name, "retained_ratio" | "loss_ratio");
         Self { results, layout, title: metric_title(name), ratio, panels, left_out }
     }
 
@@ -427,6 +441,7 @@ fn symbol(name: &str) -> String {
 fn parameter_title(name: &str) -> String {
     match name {
         "chunk_size" => "chunk size (tokens)".to_owned(),
+        "lag" => "chunks stored since".to_owned(),
         "learning_rate" => "learning rate θ".to_owned(),
         "momentum" => "momentum η".to_owned(),
         "decay" => "decay α".to_owned(),
@@ -441,6 +456,7 @@ fn metric_title(name: &str) -> String {
         "loss_after_mean" => "loss after storing, per token",
         RATIO => "loss before storing ÷ at W",
         "surprise_mean" => "surprise ‖g‖",
+        "loss_ratio" => "loss of kept chunks ÷ at W",
         "retained_ratio" => "loss of what is kept ÷ at W",
         "tokens_per_s" => "tokens per second",
         "wall_s" => "time (s)",
