@@ -46,7 +46,7 @@ capacity *ARGS:
     mkdir -p results/capacity-data
     for pairs in 0.0625:2 0.25:8 1:32 2:64 4:128 8:256; do cargo run --release --locked --quiet -- generate recall --tokens ${pairs#*:} --seed ${pairs#*:} --dim 128 --sequences 8 --out results/capacity-data/${pairs%:*}.npy --force --quiet; done
     cargo run --release --locked --quiet -- generate recall --tokens 2 --dim 128 --out results/capacity-data/two.npy --parameters results/capacity-data/recall.safetensors --force --quiet
-    cargo run --release --locked --quiet -- sweep experiments/capacity/sweep.toml --x data --hue learning_rate "$@"
+    cargo run --release --locked --quiet -- sweep experiments/capacity/sweep.toml --x _pairs_per_dim_head --hue learning_rate "$@"
 
 # Format the code
 fmt:

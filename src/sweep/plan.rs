@@ -76,7 +76,7 @@ impl Plan {
             let id = match &ready {
                 Ok(ready) => identity(ready, unstable_ratio),
                 Err(Error::Interrupted) => return Err(Error::Interrupted),
-                Err(_) => hash(&(program(), &row.parameters)),
+                Err(_) => hash(&(program(), &row.resolved())),
             };
             if !seen.insert(id.clone()) {
                 repeated += 1;

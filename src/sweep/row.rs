@@ -47,8 +47,16 @@ pub(super) fn known() -> Vec<String> {
     command.get_arguments().map(|argument| argument.get_id().to_string()).collect()
 }
 
-/// A key must be that of a setting that each run has for itself.
+/// Notes are columns of results.csv that no run sees: what a file's name stands for, say.
+fn is_note(key: &str) -> bool {
+    key.starts_with('_')
+}
+
+/// A key must be that of a setting that each run has for itself, or a note's.
 pub(super) fn check_key(key: &str) -> Result<(), Wrong> {
+    if is_note(key) {
+        return Ok(());
+    }
     let known = known();
     if !known.iter().any(|known| known == key) {
         let others = ["run", "fixed", "grid", "zip"];
@@ -66,7 +74,9 @@ pub(super) fn check_key(key: &str) -> Result<(), Wrong> {
 impl Setting {
     pub fn new(key: &str, mut written: Value, folder: &Path) -> Result<Self, Wrong> {
         check_key(key)?;
-        if let Err(error) = check(key, &written) {
+        if let Err(error) =
+            check(key, &written).or_else(|error| if is_note(key) { Ok(()) } else { Err(error) })
+        {
             // What a range gives may be a whole number all the same.
             let whole = written.as_float().filter(|x| x.fract() == 0.0 && x.abs() < 2_f64.powi(53));
             let whole = whole.map(|x| Value::Integer(x as i64)).filter(|whole| check(key, whole).is_ok());
@@ -109,7 +119,9 @@ impl Row {
         let mut row = Self::default();
         for setting in layers.iter().copied().flatten() {
             row.parameters.insert(setting.key.clone(), text(&setting.written));
-            row.settings.insert(setting.key.clone(), setting.value.clone());
+            if !is_note(&setting.key) {
+                row.settings.insert(setting.key.clone(), setting.value.clone());
+            }
         }
         row
     }

@@ -258,6 +258,19 @@ fn explicit_rows_zips_and_the_command_line() {
 }
 
 #[test]
+fn notes_are_columns_and_nothing_else() {
+    let desk = desk("data = 'seq.npy'\n[zip]\n_width = [0.5, 'two']\nseed = [1, 2]\n");
+    desk.ok("sweep grid.toml --out a --no-plots");
+    let table = results(&desk, "a");
+    assert_eq!(table.texts("_width"), ["0.5", "two"]);
+    // Another note is no other run.
+    let ran = desk.ok("sweep grid.toml _width=3,4 --out a --no-plots");
+    assert_eq!(ran.out.lines().next(), Some("runs             2: 2 done before, 0 run now"));
+    let again = results(&desk, "a");
+    assert_eq!((again.texts("_width"), again.texts("run")), (vec!["3", "4"], table.texts("run")));
+}
+
+#[test]
 fn a_key_of_the_zip_stays_in_it() {
     let desk = desk("data = 'seq.npy'\n[zip]\nlearning_rate = [0.1, 0.2]\ndecay = [0.3, 0.4]\n");
     let message = desk.refused("sweep grid.toml decay=0.1,0.2,0.3");

@@ -425,7 +425,7 @@ fn short(number: f64) -> String {
 }
 
 fn words(name: &str) -> String {
-    name.replace('_', " ").replace(['{', '}'], "|")
+    name.trim_start_matches('_').replace('_', " ").replace(['{', '}'], "|")
 }
 
 /// Short, for headings and legends.
