@@ -37,7 +37,7 @@ chunk-size *ARGS:
 stability *SETTINGS:
     cargo run --release --locked --quiet -- sweep experiments/stability/sweep.toml --x learning_rate --hue decay --y loss_before_mean/loss_mean,first_unstable_chunk "$@"
 
-# What is left of what was stored, for several decays: experiments/forgetting
+# How the loss of what was stored early grows, for several decays: experiments/forgetting
 forgetting *ARGS:
     cargo run --release --locked --quiet -- sweep experiments/forgetting/sweep.toml "$@"
 

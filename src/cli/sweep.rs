@@ -24,13 +24,17 @@ use crate::sweep::{
 /// Run the grid of an experiment, in parallel; finished runs are not run again
 ///
 /// Writes results.csv, summary.csv, joblog.tsv and runs/ to --out. KEY=VALUES lays over the file for every run: a list
-/// 0.1,0.2, range(start,end[,step]) without its end, linspace(first,last,count), logspace(first,last,count) whose
+/// 0.1,0.2, range(start,end) or range(start,end,step) without its end, linspace(first,last,count), logspace(first,last,count) whose
 /// ends are values.
 #[derive(clap::Args, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "independent switches")]
 pub struct Args {
-    /// What to run: run, [fixed], [grid], [zip], [[run]]
-    #[arg(value_name = "EXPERIMENT.toml", required_unless_present = "collect")]
+    /// What to run
+    #[arg(
+        help = "What to run: run, [fixed], [grid], [zip], [[run]]",
+        value_name = "EXPERIMENT.toml",
+        required_unless_present = "collect"
+    )]
     experiment: Option<PathBuf>,
     /// Settings by their names in a configuration: seed='range(0,5)'
     #[arg(value_name = "KEY=VALUES")]
@@ -267,8 +271,12 @@ impl Args {
 /// Draws a sweep's figures from its results.csv.
 pub(super) fn draw(folder: &Path, figure: &FigureArgs, quiet: bool) -> anyhow::Result<()> {
     let plots = folder.join("plots");
-    std::fs::create_dir_all(&plots).map_err(Error::io(&plots, "create"))?;
     let FigureArgs { x, y, hue } = figure;
+    // Figures of columns that are no longer drawn would be those of older results.
+    if y.is_empty() && plots.is_dir() {
+        std::fs::remove_dir_all(&plots).map_err(Error::io(&plots, "remove"))?;
+    }
+    std::fs::create_dir_all(&plots).map_err(Error::io(&plots, "create"))?;
     let options = SweepFigure { x: x.clone(), y: y.clone(), hue: hue.clone() };
     let mut drawn = plot::sweep::write(&folder.join("results.csv"), &options, &plots)?;
     let retention = folder.join("retention.csv");

@@ -17,42 +17,61 @@ use crate::memory::{Dimensions, Gates, State};
 use crate::real::{ElementType, Real};
 
 /// How a file was checked: the same file may be too large in f32 and fine in f64.
-type Checked<V> = Mutex<Vec<((PathBuf, ElementType, bool), Arc<V>)>>;
+type Key = (PathBuf, ElementType, bool);
+
+/// What has been made of what, once.
+type Made<K, V> = Mutex<Vec<(K, Arc<V>)>>;
 
 /// Files that runs have opened. A file is taken to stay as it is as long as this lives.
 #[derive(Default)]
 pub struct Inputs {
-    sequences: Checked<NpySequences>,
-    memories: Checked<MemoryFile>,
+    sequences: Made<Key, NpySequences>,
+    memories: Made<Key, MemoryFile>,
+    /// By memory and past weights: shifted, with the hash of the past weights.
+    shifted: Made<(String, Key), (Arc<MemoryFile>, String)>,
 }
 
 impl Inputs {
     fn sequences(&self, config: &Config, path: &Path, progress: Progress) -> Result<Arc<NpySequences>> {
-        shared(&self.sequences, config, path, || {
+        shared(&self.sequences, key(config, path), || {
             NpySequences::open(path, config.dtype, config.allow_nonfinite, progress)
         })
     }
 
     fn memory(&self, config: &Config, path: &Path, progress: Progress) -> Result<Arc<MemoryFile>> {
-        shared(&self.memories, config, path, || {
+        shared(&self.memories, key(config, path), || {
             MemoryFile::open(path, config.dtype, config.allow_nonfinite, progress)
+        })
+    }
+
+    /// The memory `source` with the past weights at `path`.
+    fn shifted(
+        &self,
+        config: &Config,
+        source: &Source,
+        path: &Path,
+        progress: Progress,
+    ) -> Result<Arc<(Arc<MemoryFile>, String)>> {
+        let memory = format!("{:?} {:?}", config.memory, source.dimensions());
+        shared(&self.shifted, (memory, key(config, path)), || {
+            let mut file = MemoryFile::clone(&source.get());
+            let sha256 = file.add_past(path, config.dtype, config.allow_nonfinite, progress)?;
+            Ok((Arc::new(file), sha256))
         })
     }
 }
 
-fn shared<V>(
-    opened: &Checked<V>,
-    config: &Config,
-    path: &Path,
-    open: impl FnOnce() -> Result<V>,
-) -> Result<Arc<V>> {
-    let key = (path.to_path_buf(), config.dtype, config.allow_nonfinite);
-    let mut opened = opened.lock().expect("no thread panics with it");
-    if let Some((_, value)) = opened.iter().find(|(of, _)| *of == key) {
+fn key(config: &Config, path: &Path) -> Key {
+    (path.to_path_buf(), config.dtype, config.allow_nonfinite)
+}
+
+fn shared<K: PartialEq, V>(all: &Made<K, V>, key: K, make: impl FnOnce() -> Result<V>) -> Result<Arc<V>> {
+    let mut known = all.lock().expect("no thread panics with it");
+    if let Some((_, value)) = known.iter().find(|(of, _)| *of == key) {
         return Ok(Arc::clone(value));
     }
-    let value = Arc::new(open()?);
-    opened.push((key, Arc::clone(&value)));
+    let value = Arc::new(make()?);
+    known.push((key, Arc::clone(&value)));
     Ok(value)
 }
 
@@ -134,10 +153,9 @@ impl Opened {
             (MemorySource::Drawn { .. }, None) => unreachable!("a drawn memory has sizes"),
         };
         if let Some(path) = &config.past {
-            let mut file = MemoryFile::clone(&source.get());
-            let sha256 = file.add_past(path, config.dtype, config.allow_nonfinite, &mut progress)?;
-            other("past", path, sha256);
-            source = Source::File(Arc::new(file));
+            let shifted = files.shifted(config, &source, path, &mut progress)?;
+            other("past", path, shifted.1.clone());
+            source = Source::File(Arc::clone(&shifted.0));
         }
         for (role, path) in [("labels", &config.labels), ("config", &config.file)] {
             if let Some(path) = path {
