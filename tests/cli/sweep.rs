@@ -258,6 +258,22 @@ fn explicit_rows_zips_and_the_command_line() {
 }
 
 #[test]
+fn past_weights_are_those_of_a_store() {
+    let desk = Desk::with_golden("past_weights");
+    let settings =
+        "data = 'seq.npy'\nmemory = 'weights.safetensors'\npast = 'past.safetensors'\nchunk_size = 4\n";
+    desk.file("grid.toml", format!("{settings}[grid]\ndecay = [0.1, 0.2]\n"));
+    desk.ok("sweep grid.toml --out swept --no-plots");
+    for (run, decay) in results(&desk, "swept").texts("run").into_iter().zip(["0.1", "0.2"]) {
+        desk.ok(&format!(
+            "store seq.npy --memory weights.safetensors --past past.safetensors --chunk-size 4 --decay {decay} --out {run} --no-plots"
+        ));
+        let of = |folder: &str| desk.bytes(&format!("{folder}/metrics.csv"));
+        assert!(of(run) == of(&format!("swept/runs/{run}")), "decay {decay}");
+    }
+}
+
+#[test]
 fn notes_are_columns_and_nothing_else() {
     let desk = desk("data = 'seq.npy'\n[zip]\n_width = [0.5, 'two']\nseed = [1, 2]\n");
     desk.ok("sweep grid.toml --out a --no-plots");
