@@ -65,6 +65,9 @@ pub enum Error {
         /// What was given.
         got: String,
     },
+    /// No GPU can be used, or it failed: why, and what to do.
+    #[error("cuda: {0}")]
+    Cuda(String),
     /// Ctrl-C or a termination signal.
     #[error("interrupted")]
     Interrupted,

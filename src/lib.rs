@@ -20,6 +20,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod cuda;
 pub mod engine;
 mod error;
 pub mod generate;

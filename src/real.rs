@@ -29,7 +29,7 @@ impl std::fmt::Display for ElementType {
 }
 
 /// f32 or f64: everything the memory and the engine need of a number.
-pub trait Real: NdFloat + Lanes + Into<f64> + Serialize + Default {
+pub trait Real: NdFloat + Lanes + Into<f64> + Serialize + Default + bytemuck::Pod {
     /// Which of the two.
     const TYPE: ElementType;
     /// Machine epsilon: the ε of every `RMSNorm` (`PyTorch`'s default, `torch.finfo(dtype).eps`).

@@ -7,6 +7,7 @@
 //! - [`mod@reference`]: the oracle, plain loops in f64.
 
 mod channels;
+pub mod cuda;
 mod lanes;
 pub mod linear;
 pub mod pair;

@@ -1,0 +1,95 @@
+//! Typed memory of a device, given back when dropped.
+
+use std::marker::PhantomData;
+
+use super::{Argument, Device};
+use crate::error::Result;
+use crate::real::Real;
+
+/// Elements on a device.
+pub struct Array<'d, T> {
+    device: &'d dyn Device,
+    address: u64,
+    len: usize,
+    element: PhantomData<T>,
+}
+
+impl<'d, T: bytemuck::Pod> Array<'d, T> {
+    /// Room for `len` elements, which hold anything until they are written.
+    pub fn new(device: &'d dyn Device, len: usize) -> Result<Self> {
+        let address = device.allocate((len * size_of::<T>()).max(1))?;
+        Ok(Self { device, address, len, element: PhantomData })
+    }
+
+    /// All bytes 0.
+    pub fn zeros(device: &'d dyn Device, len: usize) -> Result<Self> {
+        let array = Self::new(device, len)?;
+        device.fill(array.address, 0, len * size_of::<T>())?;
+        Ok(array)
+    }
+
+    /// A copy of these elements.
+    pub fn of(device: &'d dyn Device, elements: &[T]) -> Result<Self> {
+        let mut array = Self::new(device, elements.len())?;
+        array.upload(0, elements)?;
+        Ok(array)
+    }
+
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes taken.
+    pub fn bytes(&self) -> usize {
+        self.len * size_of::<T>()
+    }
+
+    /// Where the element `from` is; one past the end is allowed.
+    pub fn address(&self, from: usize) -> u64 {
+        assert!(from <= self.len, "within the array");
+        self.address + (from * size_of::<T>()) as u64
+    }
+
+    /// A kernel's argument: a pointer to the first element.
+    pub fn argument(&self) -> Argument {
+        Argument::Address(self.address)
+    }
+
+    /// Overwrites elements from `start` on.
+    pub fn upload(&mut self, start: usize, elements: &[T]) -> Result<()> {
+        assert!(start + elements.len() <= self.len, "within the array");
+        self.device.upload(self.address(start), bytemuck::cast_slice(elements))
+    }
+
+    /// Reads elements from `start` on.
+    pub fn download(&self, start: usize, elements: &mut [T]) -> Result<()> {
+        assert!(start + elements.len() <= self.len, "within the array");
+        self.device.download(self.address(start), bytemuck::cast_slice_mut(elements))
+    }
+
+    /// All of them.
+    pub fn to_vec(&self) -> Result<Vec<T>> {
+        let mut elements = vec![T::zeroed(); self.len];
+        self.download(0, &mut elements)?;
+        Ok(elements)
+    }
+}
+
+impl<T: Real> Array<'_, T> {
+    /// Every element NaN, so that one that is not written shows.
+    pub fn poison(&mut self) -> Result<()> {
+        self.device.fill(self.address, 0xFF, self.len * size_of::<T>())
+    }
+}
+
+impl<T> Drop for Array<'_, T> {
+    fn drop(&mut self) {
+        self.device.free(self.address);
+    }
+}

@@ -1,0 +1,69 @@
+//! What stands for a GPU in a build without the feature `cuda`: nothing, with the reason.
+
+use super::{Argument, Description, Device, Launch, Mark};
+use crate::error::{Error, Result};
+
+/// A GPU. There is none.
+#[derive(Debug)]
+pub enum Gpu {}
+
+fn absent() -> Error {
+    Error::Cuda("this build is without CUDA: build with `--features cuda`".to_owned())
+}
+
+/// The GPUs that there are.
+pub fn list() -> Result<Vec<Description>> {
+    Err(absent())
+}
+
+impl Gpu {
+    /// The GPU of that number.
+    pub fn open(_index: usize) -> Result<Self> {
+        Err(absent())
+    }
+}
+
+impl Device for Gpu {
+    fn name(&self) -> String {
+        match *self {}
+    }
+    fn free_bytes(&self) -> Result<usize> {
+        match *self {}
+    }
+    fn multiprocessors(&self) -> usize {
+        match *self {}
+    }
+    fn shared_bytes(&self) -> usize {
+        match *self {}
+    }
+    fn allocate(&self, _: usize) -> Result<u64> {
+        match *self {}
+    }
+    fn free(&self, _: u64) {
+        match *self {}
+    }
+    fn fill(&self, _: u64, _: u8, _: usize) -> Result<()> {
+        match *self {}
+    }
+    fn upload(&self, _: u64, _: &[u8]) -> Result<()> {
+        match *self {}
+    }
+    fn download(&self, _: u64, _: &mut [u8]) -> Result<()> {
+        match *self {}
+    }
+    fn copy(&self, _: u64, _: u64, _: usize) -> Result<()> {
+        match *self {}
+    }
+    fn launch(&self, _: &str, _: Launch, _: &[Argument]) -> Result<()> {
+        match *self {}
+    }
+    fn synchronize(&self) -> Result<()> {
+        match *self {}
+    }
+    fn mark(&self) -> Result<Mark> {
+        match *self {}
+    }
+    fn seconds(&self, _: &Mark, _: &Mark) -> Result<f64> {
+        match *self {}
+    }
+}

@@ -1,0 +1,108 @@
+//! A GPU as the scans and the engine see it: memory by address, kernels by name. `enabled` reaches an NVIDIA GPU through
+//! the driver, which is loaded when it is asked for; in a build without the feature `cuda` its twin `disabled` stands there
+//! and says so. What runs on a [`Device`] knows of neither, so that tests can run the same kernels on the processor.
+//!
+//! - `kernels.cu`: every kernel, compiled ahead to `kernels.ptx`;
+//! - [`array`]: typed memory of a device;
+//! - [`Product`]: matrix products, by kernel or by what a device has of its own.
+
+pub mod array;
+mod product;
+
+#[cfg(not(feature = "cuda"))]
+mod disabled;
+#[cfg(feature = "cuda")]
+mod enabled;
+
+#[cfg(not(feature = "cuda"))]
+pub use disabled::{Gpu, list};
+#[cfg(feature = "cuda")]
+pub use enabled::{Gpu, list};
+
+pub use array::Array;
+pub use product::{Matrix, Product};
+
+use crate::error::Result;
+
+/// Memory and kernels. Work is done in the order in which it is asked for, but not at once: only [`download`](Self::download),
+/// [`synchronize`](Self::synchronize) and [`seconds`](Self::seconds) wait for it.
+pub trait Device: Send + Sync {
+    /// As the vendor calls it.
+    fn name(&self) -> String;
+    /// Bytes that can still be had.
+    fn free_bytes(&self) -> Result<usize>;
+    /// Blocks of threads that run side by side: multiprocessors.
+    fn multiprocessors(&self) -> usize;
+    /// Most bytes of shared memory that a block can be given.
+    fn shared_bytes(&self) -> usize;
+    /// Takes memory, holding anything, aligned to 256 bytes.
+    fn allocate(&self, bytes: usize) -> Result<u64>;
+    /// Gives it back once what was asked for before is done.
+    fn free(&self, address: u64);
+    /// Sets every byte.
+    fn fill(&self, address: u64, byte: u8, bytes: usize) -> Result<()>;
+    /// To the device. The bytes can be changed as soon as this returns.
+    fn upload(&self, address: u64, bytes: &[u8]) -> Result<()>;
+    /// From the device, once all that was asked for before is done.
+    fn download(&self, address: u64, bytes: &mut [u8]) -> Result<()>;
+    /// From one place of the device to another, which do not overlap.
+    fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()>;
+    /// Runs a kernel of `kernels.cu`.
+    fn launch(&self, kernel: &str, launch: Launch, arguments: &[Argument]) -> Result<()>;
+    /// Products of many pairs of matrices. The kernel `product_*`, unless the device has something faster.
+    fn multiply(&self, product: &Product) -> Result<()> {
+        product.launch(self)
+    }
+    /// Waits until all is done.
+    fn synchronize(&self) -> Result<()>;
+    /// Notes the time when all that was asked for before is done.
+    fn mark(&self) -> Result<Mark>;
+    /// Between two marks; waits for the second.
+    fn seconds(&self, from: &Mark, to: &Mark) -> Result<f64>;
+}
+
+/// A moment of a device's time.
+pub struct Mark(pub Box<dyn std::any::Any + Send>);
+
+/// How many threads run a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// Blocks, in three dimensions.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: u32,
+    /// Bytes of dynamic shared memory of a block.
+    pub shared: u32,
+}
+
+/// What a kernel is given.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Argument {
+    /// A pointer.
+    Address(u64),
+    /// An `unsigned`.
+    U32(u32),
+    /// A `long long`.
+    I64(i64),
+    /// A `float`.
+    F32(f32),
+    /// A `double`.
+    F64(f64),
+}
+
+/// What there is of a GPU, for people.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Description {
+    /// N of `--device cuda:N`.
+    pub index: usize,
+    /// As the vendor calls it.
+    pub name: String,
+    /// Major and minor.
+    pub compute_capability: (u32, u32),
+    /// Multiprocessors.
+    pub multiprocessors: usize,
+    /// Of memory.
+    pub bytes: u64,
+    /// Of them not in use.
+    pub free_bytes: u64,
+}

@@ -1,0 +1,74 @@
+//! Matrix products on a device.
+
+use super::{Argument, Device, Launch};
+use crate::error::Result;
+use crate::real::ElementType;
+
+/// A matrix of each pair, row-major.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Matrix {
+    /// Of the first one.
+    pub address: u64,
+    /// Elements from a row to the next.
+    pub row: usize,
+    /// Elements from a pair's matrix to the next one's; 0 is the same for all.
+    pub stride: usize,
+    /// Whether it enters the product transposed.
+    pub transposed: bool,
+}
+
+/// C ← α op(A) op(B) for `batch` pairs: op(A) (rows, depth), op(B) (depth, cols), C (rows, cols).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Product {
+    /// Of all elements.
+    pub dtype: ElementType,
+    /// How many pairs.
+    pub batch: usize,
+    /// (rows, cols, depth)
+    pub size: [usize; 3],
+    /// α
+    pub scale: f64,
+    /// A
+    pub a: Matrix,
+    /// B
+    pub b: Matrix,
+    /// C, not transposed.
+    pub c: Matrix,
+}
+
+/// Rows and columns of a block's tile, and threads: as in kernels.cu.
+const TILE: usize = 64;
+const THREADS: u32 = 256;
+/// Most blocks in the second and third dimension of a grid.
+pub(crate) const MOST_BLOCKS: usize = 65_535;
+
+impl Product {
+    /// By the kernel.
+    pub(super) fn launch<D: Device + ?Sized>(&self, device: &D) -> Result<()> {
+        let [rows, cols, depth] = self.size;
+        if rows * cols * self.batch == 0 {
+            return Ok(());
+        }
+        let (kernel, scale) = match self.dtype {
+            ElementType::F32 => ("product_f32", Argument::F32(self.scale as f32)),
+            ElementType::F64 => ("product_f64", Argument::F64(self.scale)),
+        };
+        let matrix = |m: &Matrix| {
+            [
+                Argument::Address(m.address),
+                Argument::I64(m.row as i64),
+                Argument::I64(m.stride as i64),
+                Argument::U32(u32::from(m.transposed)),
+            ]
+        };
+        let [a, b, c] = [&self.a, &self.b, &self.c].map(matrix);
+        let sizes = [rows, cols, depth, self.batch].map(|n| Argument::U32(n as u32));
+        let arguments = [&a[..], &b, &c[..3], &sizes, &[scale]].concat();
+        let grid = [
+            cols.div_ceil(TILE) as u32,
+            rows.div_ceil(TILE).min(MOST_BLOCKS) as u32,
+            self.batch.min(MOST_BLOCKS) as u32,
+        ];
+        device.launch(kernel, Launch { grid, block: THREADS, shared: 0 }, &arguments)
+    }
+}
