@@ -56,8 +56,8 @@ impl Product {
         let matrix = |m: &Matrix| {
             [
                 Argument::Address(m.address),
-                Argument::I64(m.row as i64),
-                Argument::I64(m.stride as i64),
+                Argument::I64(m.row.cast_signed() as i64),
+                Argument::I64(m.stride.cast_signed() as i64),
                 Argument::U32(u32::from(m.transposed)),
             ]
         };
