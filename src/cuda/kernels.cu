@@ -17,8 +17,8 @@
 
 // Both element types of a kernel: NAME_f32 and NAME_f64, with THREADS threads a block at most.
 #define BOTH(NAME, THREADS, PARAMETERS, ARGUMENTS) \
-    namespace in_f32 { typedef float T; extern "C" __global__ void __launch_bounds__(THREADS) NAME##_f32 PARAMETERS { NAME<T> ARGUMENTS; } } \
-    namespace in_f64 { typedef double T; extern "C" __global__ void __launch_bounds__(THREADS) NAME##_f64 PARAMETERS { NAME<T> ARGUMENTS; } }
+    namespace in_f32 { typedef float T; extern "C" __global__ void __launch_bounds__(THREADS, 1) NAME##_f32 PARAMETERS { NAME<T> ARGUMENTS; } } \
+    namespace in_f64 { typedef double T; extern "C" __global__ void __launch_bounds__(THREADS, 1) NAME##_f64 PARAMETERS { NAME<T> ARGUMENTS; } }
 
 // Four neighbours, moved 16 bytes at a time.
 template <class T> struct alignas(16) Quad { T v[4]; };
