@@ -6,6 +6,7 @@
 //! (they are all at the same W); then, layer by layer of the memory, [`strip`]s of columns walk through the block's
 //! chunks: read chunk i with W + U, advance S and U by chunk i's surprise.
 
+pub mod cuda;
 mod head;
 pub mod norm;
 mod retention;
