@@ -1,66 +1,729 @@
-//! An NVIDIA GPU, through cudarc.
+//! An NVIDIA GPU, through its driver, which is loaded when it is asked for. Whatever is missing or fails is an error of one
+//! line; nothing here panics for what a machine lacks. Every call makes the GPU's context the calling thread's, so that any
+//! thread may call.
+//!
+//! The kernels are the PTX in this build, or with `NMEM_NVRTC=1` their source, compiled for the GPU at hand. Products of
+//! matrices are cuBLAS's where there is a libcublas, and a kernel's where there is none or `NMEM_CUBLAS=0`. The same GPU,
+//! driver and libraries give the same bits from run to run: one stream, one order, no atomic additions.
 
-use super::{Argument, Description, Device, Launch, Mark};
+mod blas;
+mod compiler;
+mod library;
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+
+use super::{Argument, Description, Device, Launch, Mark, Product};
 use crate::error::{Error, Result};
+use blas::Blas;
+use library::{Driver, Handle, Start};
 
-/// A GPU.
-#[derive(Debug)]
-pub struct Gpu {}
+const PTX: &str = concat!(include_str!("kernels.ptx"), "\0");
+const SOURCE: &str = include_str!("kernels.cu");
+
+/// Of `CUdevice_attribute`.
+const MULTIPROCESSORS: c_uint = 16;
+const CAPABILITY_MAJOR: c_uint = 75;
+const CAPABILITY_MINOR: c_uint = 76;
+const SHARED_BYTES_OPT_IN: c_uint = 97;
+const HAS_MEMORY_POOLS: c_uint = 115;
+/// Of `CUmemPool_attribute`.
+const RELEASE_THRESHOLD: c_uint = 4;
+const RESERVED_BYTES: c_uint = 5;
+const USED_BYTES: c_uint = 7;
+/// Of `CUfunction_attribute`.
+const MOST_DYNAMIC_SHARED: c_uint = 8;
+/// `CU_STREAM_NON_BLOCKING`: does not wait for others' work.
+const NON_BLOCKING: c_uint = 1;
+
+/// Shared memory that a kernel may have without being asked for more.
+const SHARED_BYTES: u32 = 48 << 10;
+
+/// Uploads pass through page-locked memory, so many pieces of so many bytes: the driver would copy ordinary memory too, but on
+/// machines whose GPU reads that directly it need not have done so when it returns. (Sizes on a hunch, not measured.)
+const PIECES: usize = 4;
+const PIECE: usize = 1 << 20;
 
 /// The GPUs that there are.
 pub fn list() -> Result<Vec<Description>> {
-    Err(Error::Cuda(String::new()))
+    (0..driver()?.count()?).map(|index| Context::open(index)?.description()).collect()
+}
+
+/// The driver, loaded and started.
+struct Loaded {
+    start: Start,
+    driver: Driver,
+}
+
+/// Once a process; the reason where it cannot be.
+fn driver() -> Result<&'static Loaded> {
+    static LOADED: OnceLock<Result<Loaded, String>> = OnceLock::new();
+    LOADED.get_or_init(Loaded::load).as_ref().map_err(|reason| Error::Cuda(reason.clone()))
+}
+
+impl Loaded {
+    fn load() -> Result<Self, String> {
+        // SAFETY: loads a library, which is the driver's.
+        if !unsafe { cudarc::driver::sys::is_culib_present() } {
+            return Err(
+                "no NVIDIA driver (libcuda.so.1 is not found): install one, or take --device cpu".into()
+            );
+        }
+        let old = |missing: &str| {
+            format!(
+                "the NVIDIA driver is too old (it has no {missing}, of CUDA 11.2): update it, or take --device cpu"
+            )
+        };
+        // SAFETY: it is there.
+        let start = unsafe { Start::load() }.map_err(old)?;
+        // SAFETY: takes no pointers.
+        let code = unsafe { (start.cuInit)(0) };
+        if code != 0 {
+            let name = start.name(code);
+            return Err(match code {
+                100 => "there is an NVIDIA driver but no device: is a GPU built in, and does CUDA_VISIBLE_DEVICES let it \
+                        be seen? (or take --device cpu)"
+                    .to_owned(),
+                34 => "libcuda is the toolkit's stub, not a driver: install an NVIDIA driver, or take the stub's folder off \
+                       LD_LIBRARY_PATH"
+                    .to_owned(),
+                35 | 36 | 803 | 804 => format!(
+                    "the NVIDIA driver is too old, or its kernel module is of another version ({name}): update it and \
+                     restart, or take --device cpu"
+                ),
+                _ => format!("the NVIDIA driver does not start ({name}): does `nvidia-smi` work? (or take --device cpu)"),
+            });
+        }
+        // SAFETY: it is there.
+        let driver = unsafe { Driver::load() }.map_err(old)?;
+        Ok(Self { start, driver })
+    }
+
+    fn count(&self) -> Result<usize> {
+        let mut count = 0;
+        // SAFETY: a place for the number.
+        self.check(unsafe { (self.driver.cuDeviceGetCount)(&raw mut count) }, || "counting devices".into())?;
+        Ok(usize::try_from(count).unwrap_or(0))
+    }
+
+    /// An error unless the code is 0.
+    fn check(&self, code: c_uint, what: impl FnOnce() -> String) -> Result<()> {
+        if code == 0 {
+            return Ok(());
+        }
+        let (what, name) = (what(), self.start.name(code));
+        Err(Error::Cuda(match code {
+            2 => {
+                format!("out of memory on the GPU: {what}: take smaller inputs, another GPU, or --device cpu")
+            }
+            36 => {
+                format!("the NVIDIA driver is too old for {what} ({name}): update it, or take --device cpu")
+            }
+            46 => format!("the GPU is in use by another program that has it alone: {what} ({name})"),
+            _ => format!("{what} failed: {name}"),
+        }))
+    }
+}
+
+impl Start {
+    /// "CUDA_ERROR_…: what it means"
+    fn name(&self, code: c_uint) -> String {
+        let text = |ask: unsafe extern "C" fn(c_uint, *mut *const c_char) -> c_uint| {
+            let mut text = std::ptr::null();
+            // SAFETY: a place for a pointer, and a text of the library's own.
+            let known = unsafe { ask(code, &raw mut text) } == 0 && !text.is_null();
+            // SAFETY: it ends in a zero and stays.
+            known.then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().replace('\n', " "))
+        };
+        match (text(self.cuGetErrorName), text(self.cuGetErrorString)) {
+            (Some(name), Some(meaning)) => format!("{name}: {meaning}"),
+            (Some(name), None) => name,
+            _ => format!("error {code}"),
+        }
+    }
+}
+
+/// A GPU's primary context, held.
+struct Context {
+    loaded: &'static Loaded,
+    index: usize,
+    device: c_int,
+    handle: Handle,
+}
+
+impl Context {
+    fn open(index: usize) -> Result<Arc<Self>> {
+        let loaded = driver()?;
+        let count = loaded.count()?;
+        if index >= count {
+            let there = match count {
+                0 => "there is an NVIDIA driver but no device (or CUDA_VISIBLE_DEVICES hides it)".to_owned(),
+                1 => "the only GPU is cuda:0".to_owned(),
+                _ => format!("the GPUs are cuda:0 to cuda:{}", count - 1),
+            };
+            return Err(Error::Cuda(format!("no GPU with index {index}: {there} (see `nmem devices`)")));
+        }
+        let (mut device, mut handle) = (0, 0);
+        let doing = || format!("opening cuda:{index}");
+        let ordinal = c_int::try_from(index).expect("below a count of devices");
+        // SAFETY: places for what is given; the device is one that the driver gave.
+        unsafe {
+            loaded.check((loaded.driver.cuDeviceGet)(&raw mut device, ordinal), doing)?;
+            loaded.check((loaded.driver.cuDevicePrimaryCtxRetain)(&raw mut handle, device), doing)?;
+        }
+        let this = Arc::new(Self { loaded, index, device, handle });
+        this.enter()?;
+        Ok(this)
+    }
+
+    /// Makes it the calling thread's.
+    fn enter(&self) -> Result<&Driver> {
+        // SAFETY: it is held as long as this lives.
+        let code = unsafe { (self.loaded.driver.cuCtxSetCurrent)(self.handle) };
+        self.check(code, || format!("turning to cuda:{}", self.index))?;
+        Ok(&self.loaded.driver)
+    }
+
+    fn check(&self, code: c_uint, what: impl FnOnce() -> String) -> Result<()> {
+        self.loaded.check(code, what)
+    }
+
+    fn attribute(&self, attribute: c_uint) -> Result<u32> {
+        let mut value = 0;
+        // SAFETY: a place for the number, and a device that the driver gave.
+        let code =
+            unsafe { (self.loaded.driver.cuDeviceGetAttribute)(&raw mut value, attribute, self.device) };
+        self.check(code, || format!("asking for attribute {attribute}"))?;
+        Ok(u32::try_from(value).unwrap_or(0))
+    }
+
+    fn name(&self) -> Result<String> {
+        let mut name = [0_u8; 256];
+        // SAFETY: as many bytes as are said, the last of which stays 0.
+        let code =
+            unsafe { (self.loaded.driver.cuDeviceGetName)(name.as_mut_ptr().cast(), 255, self.device) };
+        self.check(code, || "asking for the GPU's name".into())?;
+        let name = CStr::from_bytes_until_nul(&name).unwrap_or_default();
+        Ok(name.to_string_lossy().into_owned())
+    }
+
+    fn capability(&self) -> Result<(u32, u32)> {
+        Ok((self.attribute(CAPABILITY_MAJOR)?, self.attribute(CAPABILITY_MINOR)?))
+    }
+
+    fn free_bytes(&self) -> Result<usize> {
+        let (mut free, mut all) = (0, 0);
+        // SAFETY: places for the numbers.
+        let code = unsafe { (self.enter()?.cuMemGetInfo_v2)(&raw mut free, &raw mut all) };
+        self.check(code, || "asking for free memory".into())?;
+        Ok(free)
+    }
+
+    fn description(&self) -> Result<Description> {
+        let mut bytes = 0;
+        // SAFETY: a place for the number.
+        let code = unsafe { (self.loaded.driver.cuDeviceTotalMem_v2)(&raw mut bytes, self.device) };
+        self.check(code, || "asking for memory".into())?;
+        Ok(Description {
+            index: self.index,
+            name: self.name()?,
+            compute_capability: self.capability()?,
+            multiprocessors: self.attribute(MULTIPROCESSORS)? as usize,
+            bytes: bytes as u64,
+            free_bytes: self.free_bytes()? as u64,
+        })
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: it was retained once.
+        unsafe { (self.loaded.driver.cuDevicePrimaryCtxRelease_v2)(self.device) };
+    }
+}
+
+/// A GPU.
+pub struct Gpu {
+    context: Arc<Context>,
+    name: String,
+    multiprocessors: usize,
+    shared_bytes: usize,
+    stream: Handle,
+    /// Where memory comes from in the order of the stream; without, from the driver at once.
+    pool: Option<Handle>,
+    module: Handle,
+    kernels: Mutex<Kernels>,
+    staging: Mutex<Staging>,
+    products: Mutex<Products>,
+}
+
+/// What products are made by.
+#[derive(Default)]
+enum Products {
+    /// Not known before the first: loading cuBLAS takes a while.
+    #[default]
+    Unknown,
+    Kernel,
+    Blas {
+        blas: Blas,
+        workspace: u64,
+    },
+}
+
+/// Kernels by name, looked up once.
+#[derive(Default)]
+struct Kernels {
+    known: HashMap<String, Kernel>,
+    /// The one launched last, for errors that come later.
+    last: Arc<str>,
+}
+
+#[derive(Clone)]
+struct Kernel {
+    name: Arc<str>,
+    function: Handle,
+    /// Dynamic shared memory that it may have.
+    shared: u32,
+}
+
+/// Page-locked memory that uploads pass through, piece by piece.
+#[derive(Default)]
+struct Staging {
+    pieces: Vec<Piece>,
+    next: usize,
+}
+
+struct Piece {
+    /// An address on this side.
+    address: usize,
+    /// When it has been read.
+    read: Event,
+}
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "cuda:{} {}", self.context.index, self.name)
+    }
 }
 
 impl Gpu {
     /// The GPU of that number.
-    pub fn open(_index: usize) -> Result<Self> {
-        Err(Error::Cuda(String::new()))
+    pub fn open(index: usize) -> Result<Self> {
+        let context = Context::open(index)?;
+        let driver = context.enter()?;
+        let mut this = Self {
+            name: context.name()?,
+            multiprocessors: context.attribute(MULTIPROCESSORS)? as usize,
+            shared_bytes: context.attribute(SHARED_BYTES_OPT_IN)?.max(SHARED_BYTES) as usize,
+            stream: 0,
+            pool: pool(&context)?,
+            module: 0,
+            kernels: Mutex::default(),
+            staging: Mutex::default(),
+            products: Mutex::default(),
+            context: Arc::clone(&context),
+        };
+        // SAFETY: a place for the stream.
+        let code = unsafe { (driver.cuStreamCreate)(&raw mut this.stream, NON_BLOCKING) };
+        context.check(code, || "making a stream".into())?;
+        this.module = load_kernels(&context)?;
+        Ok(this)
+    }
+
+    fn kernel(&self, name: &str, shared: u32) -> Result<Handle> {
+        let driver = &self.context.loaded.driver;
+        let mut kernels = held(&self.kernels);
+        let mut kernel = if let Some(kernel) = kernels.known.get(name) {
+            kernel.clone()
+        } else {
+            let text =
+                CString::new(name).map_err(|_| Error::Cuda(format!("no kernel is called {name:?}")))?;
+            let mut function = 0;
+            // SAFETY: a place for the function, a module that is loaded, a text that ends in a zero.
+            let code = unsafe { (driver.cuModuleGetFunction)(&raw mut function, self.module, text.as_ptr()) };
+            self.context.check(code, || format!("finding kernel {name}"))?;
+            Kernel { name: name.into(), function, shared: SHARED_BYTES }
+        };
+        if shared > kernel.shared {
+            // SAFETY: the function is the module's.
+            let code = unsafe {
+                (driver.cuFuncSetAttribute)(kernel.function, MOST_DYNAMIC_SHARED, shared.cast_signed())
+            };
+            self.context.check(code, || {
+                format!(
+                    "kernel {name} with {shared} bytes of shared memory, of {} that there are,",
+                    self.shared_bytes
+                )
+            })?;
+            kernel.shared = shared;
+        }
+        kernels.last = Arc::clone(&kernel.name);
+        let function = kernel.function;
+        kernels.known.insert(name.to_owned(), kernel);
+        Ok(function)
+    }
+
+    /// An error that may be a kernel's, which shows only when something waits for it.
+    fn check(&self, code: c_uint, what: &str) -> Result<()> {
+        self.context.check(code, || {
+            let last = &held(&self.kernels).last;
+            if last.is_empty() { what.to_owned() } else { format!("{what}, after launching kernel {last},") }
+        })
+    }
+
+    /// cuBLAS, where it is to be had.
+    fn open_products(&self) -> Result<Products> {
+        if std::env::var_os("NMEM_CUBLAS").is_some_and(|value| value == "0") || !Blas::is_present() {
+            return Ok(Products::Kernel);
+        }
+        let workspace = self.allocate(blas::WORKSPACE)?;
+        match Blas::open(self.stream, workspace) {
+            Ok(blas) => Ok(Products::Blas { blas, workspace }),
+            Err(error) => {
+                self.free(workspace);
+                Err(error)
+            }
+        }
     }
 }
 
-#[expect(unused_variables, reason = "to be written")]
+/// The memory pool of a GPU that has one. What is given back to it stays with it.
+fn pool(context: &Context) -> Result<Option<Handle>> {
+    if context.attribute(HAS_MEMORY_POOLS)? == 0 {
+        return Ok(None);
+    }
+    let driver = &context.loaded.driver;
+    let (mut pool, mut most) = (0, u64::MAX);
+    // SAFETY: a place for the pool, and a number of the type that the attribute has.
+    unsafe {
+        context.check((driver.cuDeviceGetDefaultMemPool)(&raw mut pool, context.device), || {
+            "asking for a pool of memory".into()
+        })?;
+        context
+            .check((driver.cuMemPoolSetAttribute)(pool, RELEASE_THRESHOLD, (&raw mut most).cast()), || {
+                "setting up a pool of memory".into()
+            })?;
+    }
+    Ok(Some(pool))
+}
+
+/// The kernels' module.
+fn load_kernels(context: &Context) -> Result<Handle> {
+    let driver = context.enter()?;
+    let capability = context.capability()?;
+    let compiled = std::env::var_os("NMEM_NVRTC").is_some_and(|value| !value.is_empty() && value != "0");
+    let code = if compiled { Some(compiler::compile(SOURCE, capability)?) } else { None };
+    let image = code.as_ref().map_or(PTX.as_ptr(), Vec::as_ptr);
+    let mut module = 0;
+    // SAFETY: a place for the module; the image is machine code, which knows its size, or PTX, which ends in a zero.
+    let status = unsafe { (driver.cuModuleLoadData)(&raw mut module, image.cast()) };
+    let mut version = 0;
+    // SAFETY: a place for the number.
+    unsafe { (driver.cuDriverGetVersion)(&raw mut version) };
+    let (version, (major, minor)) = ((version / 1000, version % 1000 / 10), capability);
+    let name = || context.loaded.start.name(status);
+    let repair = "update the NVIDIA driver, or set NMEM_NVRTC=1 (needs libnvrtc, not newer than the driver)";
+    let reason = match status {
+        0 => return Ok(module),
+        // Invalid PTX, or a version of it or a compiler of it that the driver does not have.
+        218 | 221 | 222 | 223 if code.is_none() => {
+            let ptx = PTX.lines().find_map(|line| line.strip_prefix(".version ")).unwrap_or("?");
+            format!(
+                "the NVIDIA driver (of CUDA {}.{}) is too old for the kernels' PTX {ptx} ({}): {repair}",
+                version.0,
+                version.1,
+                name()
+            )
+        }
+        209 => {
+            let target = PTX.lines().find_map(|line| line.strip_prefix(".target ")).unwrap_or("?");
+            format!(
+                "the GPU (compute capability {major}.{minor}) is too old for the kernels, which are for {target} ({}): set \
+                 NMEM_NVRTC=1 (needs libnvrtc), or take --device cpu",
+                name()
+            )
+        }
+        _ => return context.check(status, || "loading the kernels".into()).map(|()| module),
+    };
+    Err(Error::Cuda(reason))
+}
+
+/// A lock whose holder may have panicked: what it guards is whole after every step.
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// A moment in a stream.
+struct Event {
+    context: Arc<Context>,
+    handle: Handle,
+}
+
+impl Event {
+    fn new(context: &Arc<Context>) -> Result<Self> {
+        let mut handle = 0;
+        // SAFETY: a place for the event.
+        let code = unsafe { (context.enter()?.cuEventCreate)(&raw mut handle, 0) };
+        context.check(code, || "making an event".into())?;
+        Ok(Self { context: Arc::clone(context), handle })
+    }
+
+    fn record(&self, stream: Handle) -> c_uint {
+        // SAFETY: both are the context's.
+        unsafe { (self.context.loaded.driver.cuEventRecord)(self.handle, stream) }
+    }
+
+    fn wait(&self) -> c_uint {
+        // SAFETY: it is the context's.
+        unsafe { (self.context.loaded.driver.cuEventSynchronize)(self.handle) }
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        if let Ok(driver) = self.context.enter() {
+            // SAFETY: nobody has it any more.
+            unsafe { (driver.cuEventDestroy_v2)(self.handle) };
+        }
+    }
+}
+
+impl Staging {
+    /// The piece whose turn it is; made where there are too few.
+    fn piece(&mut self, context: &Arc<Context>) -> Result<&Piece> {
+        let place = self.next;
+        self.next = (place + 1) % PIECES;
+        if self.pieces.len() <= place {
+            let read = Event::new(context)?;
+            let mut address: *mut c_void = std::ptr::null_mut();
+            // SAFETY: a place for the pointer.
+            let code = unsafe { (context.enter()?.cuMemHostAlloc)(&raw mut address, PIECE, 0) };
+            context.check(code, || "taking page-locked memory".into())?;
+            self.pieces.push(Piece { address: address.addr(), read });
+        }
+        // After an error turns may have been skipped.
+        let place = place.min(self.pieces.len() - 1);
+        Ok(&self.pieces[place])
+    }
+}
+
 impl Device for Gpu {
     fn name(&self) -> String {
-        todo!()
+        self.name.clone()
     }
+
     fn free_bytes(&self) -> Result<usize> {
-        todo!()
+        let free = self.context.free_bytes()?;
+        let Some(pool) = self.pool else { return Ok(free) };
+        let ask = |attribute| {
+            let mut bytes = 0_u64;
+            // SAFETY: a place for a number of the type that the attribute has.
+            let code = unsafe {
+                (self.context.loaded.driver.cuMemPoolGetAttribute)(pool, attribute, (&raw mut bytes).cast())
+            };
+            self.context.check(code, || "asking for the pool's memory".into())?;
+            Ok::<_, Error>(bytes)
+        };
+        Ok(free + ask(RESERVED_BYTES)?.saturating_sub(ask(USED_BYTES)?) as usize)
     }
+
     fn multiprocessors(&self) -> usize {
-        todo!()
+        self.multiprocessors
     }
+
     fn shared_bytes(&self) -> usize {
-        todo!()
+        self.shared_bytes
     }
+
     fn allocate(&self, bytes: usize) -> Result<u64> {
-        todo!()
+        let driver = self.context.enter()?;
+        let mut address = 0;
+        // SAFETY: a place for the address.
+        let code = unsafe {
+            match self.pool {
+                Some(_) => (driver.cuMemAllocAsync)(&raw mut address, bytes, self.stream),
+                None => (driver.cuMemAlloc_v2)(&raw mut address, bytes),
+            }
+        };
+        self.context.check(code, || match self.free_bytes() {
+            Ok(free) => format!("{bytes} bytes asked for, {free} free"),
+            Err(_) => format!("{bytes} bytes asked for"),
+        })?;
+        Ok(address)
     }
+
     fn free(&self, address: u64) {
-        todo!()
+        let Ok(driver) = self.context.enter() else { return };
+        // SAFETY: it was allocated here, and what uses it was asked for before. Errors are those of earlier work.
+        unsafe {
+            if self.pool.is_some() {
+                (driver.cuMemFreeAsync)(address, self.stream);
+            } else {
+                (driver.cuStreamSynchronize)(self.stream);
+                (driver.cuMemFree_v2)(address);
+            }
+        }
     }
+
     fn fill(&self, address: u64, byte: u8, bytes: usize) -> Result<()> {
-        todo!()
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: the bytes are an allocation's.
+        let code = unsafe { (self.context.enter()?.cuMemsetD8Async)(address, byte, bytes, self.stream) };
+        self.check(code, "filling memory")
     }
+
     fn upload(&self, address: u64, bytes: &[u8]) -> Result<()> {
-        todo!()
+        let driver = self.context.enter()?;
+        let mut staging = held(&self.staging);
+        for (i, part) in bytes.chunks(PIECE).enumerate() {
+            let piece = staging.piece(&self.context)?;
+            self.check(piece.read.wait(), "an upload")?;
+            let staged = std::ptr::with_exposed_provenance_mut::<u8>(piece.address);
+            // SAFETY: the piece is as long as a part may be, is ours while the lock is held, and nothing reads it any more.
+            unsafe { std::ptr::copy_nonoverlapping(part.as_ptr(), staged, part.len()) };
+            let to = address + (i * PIECE) as u64;
+            // SAFETY: the bytes at `to` are an allocation's; the piece stays until its event.
+            let code = unsafe {
+                (driver.cuMemcpyHtoDAsync_v2)(to, staged.cast_const().cast(), part.len(), self.stream)
+            };
+            self.check(code, "an upload")?;
+            self.check(piece.read.record(self.stream), "an upload")?;
+        }
+        Ok(())
     }
+
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
-        todo!()
+        if !bytes.is_empty() {
+            let driver = self.context.enter()?;
+            // SAFETY: there is room for as many bytes, which nobody else has until they are there.
+            let code = unsafe {
+                (driver.cuMemcpyDtoHAsync_v2)(bytes.as_mut_ptr().cast(), address, bytes.len(), self.stream)
+            };
+            // Waits even then: some of them may be under way.
+            let waited = self.synchronize();
+            self.check(code, "a download").and(waited)?;
+        }
+        Ok(())
     }
+
     fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
-        todo!()
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: both are allocations' bytes.
+        let code = unsafe { (self.context.enter()?.cuMemcpyDtoDAsync_v2)(to, from, bytes, self.stream) };
+        self.check(code, "a copy")
     }
+
     fn launch(&self, kernel: &str, launch: Launch, arguments: &[Argument]) -> Result<()> {
-        todo!()
+        let Launch { grid: [x, y, z], block, shared } = launch;
+        if x == 0 || y == 0 || z == 0 {
+            return Ok(());
+        }
+        let driver = self.context.enter()?;
+        let function = self.kernel(kernel, shared)?;
+        let mut values: Vec<u64> = arguments.iter().map(value).collect();
+        let mut places: Vec<*mut c_void> = values.iter_mut().map(|value| (&raw mut *value).cast()).collect();
+        // SAFETY: the arguments are the kernel's, by its contract, and are read before this returns.
+        let code = unsafe {
+            (driver.cuLaunchKernel)(
+                function,
+                x,
+                y,
+                z,
+                block,
+                1,
+                1,
+                shared,
+                self.stream,
+                places.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        };
+        self.context.check(code, || {
+            format!("launching kernel {kernel} ({x} × {y} × {z} blocks of {block} threads, {shared} bytes of shared memory)")
+        })
     }
+
+    fn multiply(&self, product: &Product) -> Result<()> {
+        self.context.enter()?;
+        let mut products = held(&self.products);
+        if matches!(*products, Products::Unknown) {
+            *products = self.open_products()?;
+        }
+        if let Products::Blas { blas, .. } = &*products
+            && blas.multiply(product)?
+        {
+            return Ok(());
+        }
+        product.launch(self)
+    }
+
     fn synchronize(&self) -> Result<()> {
-        todo!()
+        // SAFETY: the stream is the context's.
+        let code = unsafe { (self.context.enter()?.cuStreamSynchronize)(self.stream) };
+        self.check(code, "waiting for the GPU")
     }
+
     fn mark(&self) -> Result<Mark> {
-        todo!()
+        let event = Event::new(&self.context)?;
+        self.check(event.record(self.stream), "marking a moment")?;
+        Ok(Mark(Box::new(event)))
     }
+
     fn seconds(&self, from: &Mark, to: &Mark) -> Result<f64> {
-        todo!()
+        let [from, to] = [from, to].map(|mark| mark.0.downcast_ref::<Event>());
+        let (Some(from), Some(to)) = (from, to) else {
+            return Err(Error::Cuda("a moment of another device's time".to_owned()));
+        };
+        let driver = self.context.enter()?;
+        self.check(to.wait(), "waiting for the GPU")?;
+        let mut milliseconds = 0.0;
+        // SAFETY: a place for the number; both are recorded.
+        let code = unsafe { (driver.cuEventElapsedTime)(&raw mut milliseconds, from.handle, to.handle) };
+        self.check(code, "measuring time")?;
+        Ok(f64::from(milliseconds) * 1e-3)
+    }
+}
+
+/// An argument as eight bytes, of which a kernel reads the first four or all.
+fn value(argument: &Argument) -> u64 {
+    let four = |[a, b, c, d]: [u8; 4]| u64::from_ne_bytes([a, b, c, d, 0, 0, 0, 0]);
+    match *argument {
+        Argument::Address(address) => address,
+        Argument::U32(number) => four(number.to_ne_bytes()),
+        Argument::I64(number) => number.cast_unsigned(),
+        Argument::F32(number) => four(number.to_ne_bytes()),
+        Argument::F64(number) => number.to_bits(),
+    }
+}
+
+impl Drop for Gpu {
+    /// In the reverse of the order in which they were made, after the last work: the context goes last, with `context`. Errors
+    /// are those of earlier work, and there is nobody to tell.
+    fn drop(&mut self) {
+        let _ = self.synchronize();
+        if let Products::Blas { blas, workspace } = std::mem::take(&mut *held(&self.products)) {
+            blas.close();
+            self.free(workspace);
+        }
+        let Ok(driver) = self.context.enter() else { return };
+        let pieces = std::mem::take(&mut held(&self.staging).pieces);
+        for piece in &pieces {
+            // SAFETY: it was taken here, and nothing reads it any more.
+            unsafe { (driver.cuMemFreeHost)(std::ptr::with_exposed_provenance_mut(piece.address)) };
+        }
+        // SAFETY: both are ours, and nothing runs any more. 0, of a GPU that was opened but half, is refused.
+        unsafe {
+            if self.module != 0 {
+                (driver.cuModuleUnload)(self.module);
+            }
+            if self.stream != 0 {
+                (driver.cuStreamDestroy_v2)(self.stream);
+            }
+        }
     }
 }

@@ -15,7 +15,7 @@ use super::norm::trusted;
 use super::strip::Norms;
 use super::tokens::Sides;
 use super::{Block, Divergence, Memory, Outcome, Phase, Plan, Sink, Sizes, Work};
-use crate::cuda::{Argument, Array, Device, Launch, Mark, Matrix, Product};
+use crate::cuda::{Argument, Array, Device, Launch, Mark, Matrix, Product, kernel};
 use crate::error::{Error, Result};
 use crate::memory::{Gate, GateValues, State};
 use crate::metrics::ChunkMetrics;
@@ -158,26 +158,6 @@ struct Measured<T> {
 /// Rows of a padded side, in whole chunks.
 fn padded(rows: usize, c: usize) -> usize {
     rows.next_multiple_of(c)
-}
-
-/// Names of a kernel by element type.
-fn named<T: Real>(kernel: &str) -> String {
-    format!("{kernel}_{}", T::TYPE)
-}
-
-fn number<T: Real>(value: f64) -> Argument {
-    match T::TYPE {
-        ElementType::F32 => Argument::F32(value as f32),
-        ElementType::F64 => Argument::F64(value),
-    }
-}
-
-fn count(n: usize) -> Argument {
-    Argument::U32(n as u32)
-}
-
-fn long(n: usize) -> Argument {
-    Argument::I64(n as i64)
 }
 
 /// A matrix of each head, or of each chunk, `stride` elements apart.
@@ -359,10 +339,10 @@ impl<'m, T: Real> CudaEngine<'m, T> {
             let scaled = step.scaled_norms(room, &measured)?;
             let writing = Instant::now();
             let output = step.output(room)?;
-            for i in 0..going {
+            for (i, rows) in rows.iter_mut().enumerate().take(going) {
                 let (reported, divergence) = step.report(room, &measured, &scaled, group.start + i, i)?;
                 sink.metrics(&reported)?;
-                rows[i] += reported.len();
+                *rows += reported.len();
                 let start = plan.first_query.clamp(block.read.start, block.read.end);
                 let read = output.slice(s![i, start - block.read.start.., ..]);
                 if read.nrows() > 0 && divergence.is_none() {
@@ -503,22 +483,22 @@ impl<T: Real> Step<'_, T> {
         self.block.read.len().div_ceil(self.c())
     }
 
-    fn launch(&self, kernel: &str, grid: [usize; 3], shared: usize, arguments: &[Argument]) -> Result<()> {
+    fn launch(&self, name: &str, grid: [usize; 3], shared: usize, arguments: &[Argument]) -> Result<()> {
         if grid.contains(&0) {
             return Ok(());
         }
         let launch = Launch { grid: grid.map(|n| n as u32), block: THREADS, shared: shared as u32 };
-        self.device.launch(&named::<T>(kernel), launch, arguments)
+        self.device.launch(&kernel(name, T::TYPE), launch, arguments)
     }
 
     /// A warp a row.
-    fn rows(&self, kernel: &str, rows: usize, arguments: &[Argument]) -> Result<()> {
-        self.launch(kernel, [rows.div_ceil(THREADS as usize / 32), 1, 1], 0, arguments)
+    fn rows(&self, name: &str, rows: usize, arguments: &[Argument]) -> Result<()> {
+        self.launch(name, [rows.div_ceil(THREADS as usize / 32), 1, 1], 0, arguments)
     }
 
     /// A thread an element, or several.
-    fn elements(&self, kernel: &str, elements: usize, arguments: &[Argument]) -> Result<()> {
-        self.launch(kernel, [elements.div_ceil(THREADS as usize).min(MOST_BLOCKS), 1, 1], 0, arguments)
+    fn elements(&self, name: &str, elements: usize, arguments: &[Argument]) -> Result<()> {
+        self.launch(name, [elements.div_ceil(THREADS as usize).min(MOST_BLOCKS), 1, 1], 0, arguments)
     }
 
     fn multiply(&self, batch: usize, size: [usize; 3], scale: f64, [a, b, c]: [Matrix; 3]) -> Result<()> {
@@ -608,7 +588,7 @@ impl<T: Real> Step<'_, T> {
         for (i, gate) in gates.iter().enumerate() {
             pinned |= u32::from(matches!(gate, Gate::Pinned(_))) << i;
         }
-        arguments.extend([self.chunks(), c, dim, h].map(count));
+        arguments.extend([self.chunks(), c, dim, h].map(Argument::count));
         arguments.push(Argument::U32(pinned));
         arguments.extend(gates.map(|gate| {
             let (Gate::Pinned(value) | Gate::Learned(value)) = gate;
@@ -625,7 +605,13 @@ impl<T: Real> Step<'_, T> {
     fn norm(&self, weight: Option<&Array<'_, T>>, rows: &Array<'_, T>, number: usize) -> Result<()> {
         let Some(weight) = weight else { return Ok(()) };
         let epsilon = Argument::F64(T::EPS.wide());
-        let arguments = [rows.argument(), weight.argument(), long(number), count(weight.len()), epsilon];
+        let arguments = [
+            rows.argument(),
+            weight.argument(),
+            Argument::long(number),
+            Argument::count(weight.len()),
+            epsilon,
+        ];
         self.rows("rms_norm", number, &arguments)
     }
 
@@ -636,7 +622,11 @@ impl<T: Real> Step<'_, T> {
         let [q, k, v] = [0, d, 2 * d].map(|first| matrix(qkv.address(first), 3 * d, c * 3 * d));
         let square = matrix(scores.address(0), c, c * c);
         self.multiply(batch, [c, c, d], 1.0 / (d as f64).sqrt(), [q, transposed(k), square])?;
-        self.rows("causal_softmax", batch * c, &[scores.argument(), long(batch * c), count(c)])?;
+        self.rows(
+            "causal_softmax",
+            batch * c,
+            &[scores.argument(), Argument::long(batch * c), Argument::count(c)],
+        )?;
         self.multiply(batch, [c, d, c], 1.0, [square, v, matrix(hidden.address(0), d, c * d)])
     }
 
@@ -653,7 +643,7 @@ impl<T: Real> Step<'_, T> {
         let product = [whole(&room.keys, d), whole(&weights.qkv, 3 * d), whole(&room.qkv, 3 * d)];
         self.multiply(1, [rows, 3 * d, d], 1.0, product)?;
         self.attend(&room.qkv, &room.scores, &room.hidden, chunks)?;
-        let of_rows = long(rows * d);
+        let of_rows = Argument::long(rows * d);
         self.elements("silu", rows * d, &[room.hidden.argument(), room.activated.argument(), of_rows])?;
         let product = [whole(&room.activated, d), output, whole(&room.d_output, d)];
         self.multiply(1, [rows, d, d], 1.0, product)?;
@@ -669,8 +659,14 @@ impl<T: Real> Step<'_, T> {
         let [p, dp] = [&room.scores, &room.d_scores].map(|array| of_chunk(array, c));
         let d_hidden = of_chunk(&room.d_hidden, d);
         self.multiply(batch, [c, c, d], 1.0, [d_hidden, transposed(v), dp])?;
-        let scale = number::<T>(1.0 / (d as f64).sqrt());
-        let arguments = [room.scores.argument(), room.d_scores.argument(), long(rows), count(c), scale];
+        let scale = Argument::number::<T>(1.0 / (d as f64).sqrt());
+        let arguments = [
+            room.scores.argument(),
+            room.d_scores.argument(),
+            Argument::long(rows),
+            Argument::count(c),
+            scale,
+        ];
         self.rows("softmax_backward", rows, &arguments)?;
         self.multiply(batch, [c, d, c], 1.0, [dp, k, dq])?;
         self.multiply(batch, [c, d, c], 1.0, [transposed(dp), q, dk])?;
@@ -683,13 +679,14 @@ impl<T: Real> Step<'_, T> {
         let [predicted, values] = [predicted, &room.values].map(Array::argument);
         let losses = room.losses.argument();
         let gradient = Argument::U32(gradient.into());
-        let arguments = [predicted, values, losses, long(batch * c), count(self.d()), gradient];
+        let arguments =
+            [predicted, values, losses, Argument::long(batch * c), Argument::count(self.d()), gradient];
         self.rows("row_losses", batch * c, &arguments)?;
         self.launch(
             "chunk_sums",
             [batch.div_ceil(THREADS as usize), 1, 1],
             0,
-            &[losses, sums.argument(), long(batch), count(c)],
+            &[losses, sums.argument(), Argument::long(batch), Argument::count(c)],
         )
     }
 
@@ -707,8 +704,13 @@ impl<T: Real> Step<'_, T> {
             after[0].argument(),
             after[1].argument(),
         ];
-        arguments.extend([self.memory.base.len(), d, first, width, c, chunks].map(count));
-        arguments.extend([room.steps.argument(), a.argument(), b.argument(), count(self.query_chunks())]);
+        arguments.extend([self.memory.base.len(), d, first, width, c, chunks].map(Argument::count));
+        arguments.extend([
+            room.steps.argument(),
+            a.argument(),
+            b.argument(),
+            Argument::count(self.query_chunks()),
+        ]);
         let inputs = [&room.queries, &room.keys, &room.keys];
         for (i, keys) in inputs.into_iter().enumerate() {
             arguments.extend(match room.readers.get(i) {
@@ -717,15 +719,15 @@ impl<T: Real> Step<'_, T> {
                 None => [Argument::Address(0); 2],
             });
         }
-        arguments.extend([room.parts.argument(), number::<T>(scale)]);
+        arguments.extend([room.parts.argument(), Argument::number::<T>(scale)]);
         let parts = if chunks == 0 { self.query_chunks().min(READ_PARTS) } else { 1 };
         let grid = [weights * strips, self.heads(), parts];
         if chunks.max(self.query_chunks()) > 0 {
             self.launch(self.walk.kernel, grid, self.walk.shared, &arguments)?;
         }
         let places = self.heads() * chunks;
-        let mut arguments = vec![room.parts.argument(), room.sums.argument(), long(places)];
-        arguments.extend([weights, strips, first, 4].map(count));
+        let mut arguments = vec![room.parts.argument(), room.sums.argument(), Argument::long(places)];
+        arguments.extend([weights, strips, first, 4].map(Argument::count));
         self.launch("weight_norms", [(places * weights * 4).div_ceil(THREADS as usize), 1, 1], 0, &arguments)
     }
 
@@ -735,7 +737,7 @@ impl<T: Real> Step<'_, T> {
             let chunks = if i == 0 { self.query_chunks() } else { self.chunks() };
             let elements = self.heads() * chunks * self.c() * self.d();
             self.attend(&reader.products, &room.scores, &room.hidden, chunks)?;
-            let arguments = [room.hidden.argument(), reader.activated.argument(), long(elements)];
+            let arguments = [room.hidden.argument(), reader.activated.argument(), Argument::long(elements)];
             self.elements("silu", elements, &arguments)?;
         }
         Ok(())
@@ -750,7 +752,8 @@ impl<T: Real> Step<'_, T> {
         }
         let mut arguments = vec![room.readers[0].outputs.argument(), room.merged.argument()];
         let unready = self.plan.unready(self.block);
-        arguments.extend([dimensions.heads, padded(rows, self.c()), rows, self.d(), unready].map(count));
+        arguments
+            .extend([dimensions.heads, padded(rows, self.c()), rows, self.d(), unready].map(Argument::count));
         let blocks = (rows * inner).div_ceil(THREADS as usize).min(MOST_BLOCKS);
         self.launch("merge_heads", [blocks, self.sequences, 1], 0, &arguments)?;
         let number = self.sequences * rows;
@@ -778,9 +781,9 @@ impl<T: Real> Step<'_, T> {
             let mut arguments = vec![
                 array.argument(),
                 Argument::Address(room.nonfinite.address(place)),
-                long(stride * width),
+                Argument::long(stride * width),
             ];
-            arguments.extend([unready, rows, width].map(count));
+            arguments.extend([unready, rows, width].map(Argument::count));
             let grid = [(rows - unready).div_ceil(THREADS as usize / 32), lots, 1];
             self.launch("first_nonfinite", grid, 0, &arguments)?;
         }

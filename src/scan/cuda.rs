@@ -4,7 +4,7 @@
 //! warp by warp, and goes on from tile to tile.
 
 use super::linear::{Layout, Shape};
-use crate::cuda::{Argument, Array, Device, Launch};
+use crate::cuda::{Argument, Array, Device, Launch, kernel};
 use crate::error::Result;
 use crate::real::Real;
 
@@ -24,10 +24,6 @@ const STEPS: usize = 4;
 const MOST_THREADS: usize = 256;
 /// Blocks that take rows: more go round.
 const MOST_BLOCKS: usize = 1 << 30;
-
-fn named<T: Real>(kernel: &str) -> String {
-    format!("{kernel}_{}", T::TYPE)
-}
 
 fn optional<T: Real>(array: Option<&Array<T>>) -> Argument {
     array.map_or(Argument::Address(0), Array::argument)
@@ -61,29 +57,29 @@ pub fn scan<T: Real>(
     if elements == 0 {
         return Ok(());
     }
-    let [steps_, channels_] = [steps, channels].map(|n| Argument::I64(n as i64));
+    let [steps_, channels_] = [steps, channels].map(Argument::long);
     // With one channel both layouts are the same.
     if layout == Layout::StepsChannels && channels > 1 {
         let per_step = Argument::U32(per_step.into());
         let arrays = [gates.argument(), per_step, inputs.argument(), optional(initial), states.argument()];
         let arguments = [&arrays[..], &[steps_, channels_]].concat();
-        return device.launch(&named::<T>("scan_channels"), across(shape), &arguments);
+        return device.launch(&kernel("scan_channels", T::TYPE), across(shape), &arguments);
     }
     let rows = batch * channels;
     // A row of gates for all channels of a sequence, or one for each.
-    let rows_per_gates = Argument::U32(if per_step { channels as u32 } else { 1 });
+    let rows_per_gates = Argument::count(if per_step { channels } else { 1 });
     let arguments = [
         gates.argument(),
         rows_per_gates,
         inputs.argument(),
         optional(initial),
         states.argument(),
-        Argument::I64(rows as i64),
+        Argument::long(rows),
         steps_,
     ];
     let threads = steps.div_ceil(STEPS).next_multiple_of(32).min(MOST_THREADS);
     let launch = Launch { grid: [rows.min(MOST_BLOCKS) as u32, 1, 1], block: threads as u32, shared: 0 };
-    device.launch(&named::<T>("scan_rows"), launch, &arguments)
+    device.launch(&kernel("scan_rows", T::TYPE), launch, &arguments)
 }
 
 /// A thread a channel.
@@ -121,8 +117,8 @@ pub fn scan_pair<T: Real>(
         momentum.argument(),
         update.argument(),
         optional(updates.as_deref()),
-        Argument::I64(steps as i64),
-        Argument::I64(channels as i64),
+        Argument::long(steps),
+        Argument::long(channels),
     ];
-    device.launch(&named::<T>("scan_pair"), across(shape), &arguments)
+    device.launch(&kernel("scan_pair", T::TYPE), across(shape), &arguments)
 }

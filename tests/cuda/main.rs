@@ -1,7 +1,8 @@
 //! The kernels of `--device cuda`: on the processor, the threads of a block in order and backwards, and on a GPU where there is
 //! one. `NMEM_REQUIRE_CUDA=1` makes its absence a failure.
 
-mod devices;
+mod device;
+mod engine;
 mod kernels;
 mod product;
 mod scan;

@@ -12,34 +12,26 @@ use nmem::cuda::{Argument, Device, Gpu, Launch, Mark};
 use nmem::error::Error;
 use sha2::{Digest, Sha256};
 
-/// A device and what it is called in messages.
-pub struct Tested {
-    pub name: String,
-    pub device: Box<dyn Device>,
-}
-
-/// Those that there are. On a machine without a C++ compiler that must have a GPU, the GPU alone.
-pub fn devices() -> &'static [Tested] {
-    static DEVICES: OnceLock<Vec<Tested>> = OnceLock::new();
+/// Those that there are, and what they are called in messages. On a machine without a C++ compiler that must have a GPU, the GPU
+/// alone.
+pub fn devices() -> &'static [(String, Box<dyn Device>)] {
+    static DEVICES: OnceLock<Vec<(String, Box<dyn Device>)>> = OnceLock::new();
     DEVICES.get_or_init(|| {
         let required = std::env::var("NMEM_REQUIRE_CUDA").is_ok_and(|value| value == "1");
-        let mut devices: Vec<Tested> = Vec::new();
-        let mut add = |name: &str, device: Box<dyn Device>| {
-            devices.push(Tested { name: name.to_owned(), device });
-        };
+        let mut devices: Vec<(String, Box<dyn Device>)> = Vec::new();
         for (name, backwards) in [("processor", false), ("processor, backwards", true)] {
             match Shim::new(backwards) {
-                Ok(shim) => add(name, Box::new(shim)),
+                Ok(shim) => devices.push((name.to_owned(), Box::new(shim))),
                 Err(why) if required => eprintln!("not on the {name}: {why}"),
                 Err(why) => panic!("the kernels cannot be run on the processor: {why}"),
             }
         }
         match Gpu::open(0) {
-            Ok(gpu) => add(&gpu.name(), Box::new(gpu)),
+            Ok(gpu) => devices.push((gpu.name(), Box::new(gpu))),
             Err(error) if required => panic!("NMEM_REQUIRE_CUDA=1, but {error}"),
             Err(error) => eprintln!("not on a GPU: {error}"),
         }
-        let names: Vec<_> = devices.iter().map(|tested| &tested.name[..]).collect();
+        let names: Vec<_> = devices.iter().map(|(name, _)| &name[..]).collect();
         eprintln!("kernels run on: {}", names.join("; "));
         devices
     })

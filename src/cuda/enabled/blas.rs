@@ -1,0 +1,169 @@
+//! Matrix products by cuBLAS, in the precision of their elements: no TF32.
+
+use std::ffi::{c_int, c_uint};
+
+use super::library::{Cublas, Handle};
+use crate::cuda::{Matrix, Product};
+use crate::error::{Error, Result};
+use crate::real::ElementType;
+
+/// Bytes of scratch memory that cuBLAS is given: what its documentation recommends for the H100, ample before it.
+/// With memory of the caller's, one handle and one stream, it promises the same bits from run to run, on GPUs of the
+/// same kind and with the same version of the library.
+pub const WORKSPACE: usize = 32 << 20;
+
+/// `CUBLAS_DEFAULT_MATH`: products in the precision of their elements.
+const DEFAULT_MATH: c_uint = 0;
+
+/// cuBLAS on one stream.
+pub struct Blas {
+    library: Cublas,
+    handle: Handle,
+}
+
+impl Blas {
+    /// Where it [`is_present`](Self::is_present). `workspace` has [`WORKSPACE`] bytes; the context must be the calling thread's.
+    pub fn open(stream: Handle, workspace: u64) -> Result<Self> {
+        // SAFETY: the caller asked whether it is there.
+        let library = unsafe { Cublas::load() }.map_err(|missing| {
+            Error::Cuda(format!("libcublas is too old, it has no {missing}: update it, or set NMEM_CUBLAS=0"))
+        })?;
+        let mut handle = 0;
+        // SAFETY: a place for the handle.
+        check(unsafe { (library.cublasCreate_v2)(&raw mut handle) }, "cublasCreate")?;
+        let this = Self { library, handle };
+        let library = &this.library;
+        // SAFETY: the handle is the one just made. The stream goes first: setting it takes the workspace away.
+        unsafe {
+            check((library.cublasSetStream_v2)(handle, stream), "cublasSetStream")?;
+            check((library.cublasSetWorkspace_v2)(handle, workspace, WORKSPACE), "cublasSetWorkspace")?;
+            check((library.cublasSetMathMode)(handle, DEFAULT_MATH), "cublasSetMathMode")?;
+        }
+        Ok(this)
+    }
+
+    /// Whether there is a libcublas.
+    pub fn is_present() -> bool {
+        // SAFETY: loads a library, which is NVIDIA's.
+        unsafe { cudarc::cublas::sys::is_culib_present() }
+    }
+
+    /// Asks for the products; false where cuBLAS cannot do them. Its matrices are column-major, so that what it sees of each of
+    /// ours is the transpose: Cᵀ = op(B)ᵀ op(A)ᵀ.
+    pub fn multiply(&self, product: &Product) -> Result<bool> {
+        let Some(Sizes { rows, cols, depth, batch, a, b, c }) = Sizes::of(product) else { return Ok(false) };
+        let Product { a: of_a, b: of_b, c: of_c, scale, .. } = product;
+        let transposed = |matrix: &Matrix| c_uint::from(matrix.transposed);
+        let stride = |matrix: &Matrix| matrix.stride.cast_signed() as i64;
+        macro_rules! gemm {
+            ($gemm:ident, $real:ty) => {
+                // SAFETY: sizes are checked, addresses are the device's, α and β are read before this returns.
+                unsafe {
+                    (self.library.$gemm)(
+                        self.handle,
+                        transposed(of_b),
+                        transposed(of_a),
+                        cols,
+                        rows,
+                        depth,
+                        &(*scale as $real),
+                        of_b.address,
+                        b,
+                        stride(of_b),
+                        of_a.address,
+                        a,
+                        stride(of_a),
+                        &0.0,
+                        of_c.address,
+                        c,
+                        stride(of_c),
+                        batch,
+                    )
+                }
+            };
+        }
+        let (status, name) = match product.dtype {
+            ElementType::F32 => (gemm!(cublasSgemmStridedBatched, f32), "cublasSgemmStridedBatched"),
+            ElementType::F64 => (gemm!(cublasDgemmStridedBatched, f64), "cublasDgemmStridedBatched"),
+        };
+        check(status, name)?;
+        Ok(true)
+    }
+
+    /// Ends it. The context must be the calling thread's.
+    pub fn close(self) {
+        // SAFETY: nobody has the handle any more.
+        unsafe { (self.library.cublasDestroy_v2)(self.handle) };
+    }
+}
+
+/// A product's sizes and the rows' lengths of its matrices, as cuBLAS takes them.
+#[derive(Debug, PartialEq, Eq)]
+struct Sizes {
+    rows: c_int,
+    cols: c_int,
+    depth: c_int,
+    batch: c_int,
+    a: c_int,
+    b: c_int,
+    c: c_int,
+}
+
+impl Sizes {
+    /// `None` where a number is too large for it, rows lie closer than they are long, or there is nothing to add up.
+    fn of(product: &Product) -> Option<Self> {
+        let [rows, cols, depth] = product.size;
+        let row = |matrix: &Matrix, [down, across]: [usize; 2]| {
+            let length = if matrix.transposed { down } else { across };
+            (matrix.row >= length.max(1)).then(|| c_int::try_from(matrix.row).ok()).flatten()
+        };
+        let size = |n: usize| c_int::try_from(n).ok().filter(|n| *n > 0);
+        Some(Self {
+            rows: size(rows)?,
+            cols: size(cols)?,
+            depth: size(depth)?,
+            batch: size(product.batch)?,
+            a: row(&product.a, [rows, depth])?,
+            b: row(&product.b, [depth, cols])?,
+            c: row(&product.c, [rows, cols])?,
+        })
+    }
+}
+
+fn check(status: c_uint, what: &str) -> Result<()> {
+    let reason = match status {
+        0 => return Ok(()),
+        1 => "it could not be started",
+        3 => "out of memory",
+        7 => "an argument is wrong",
+        8 => "it does not know this GPU",
+        13 => "the GPU failed",
+        _ => "",
+    };
+    let text = format!("cuBLAS: {what} failed with status {status} {reason}");
+    Err(Error::Cuda(format!("{} (NMEM_CUBLAS=0 does without it)", text.trim_end())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_that_cublas_takes_and_those_it_does_not() {
+        let matrix = |row, transposed| Matrix { address: 0, row, stride: 0, transposed };
+        let product =
+            |size, a, b, c| Product { dtype: ElementType::F32, batch: 7, size, scale: 1.0, a, b, c };
+        let ours = product([2, 3, 5], matrix(5, false), matrix(5, true), matrix(4, false));
+        let sizes = Sizes { rows: 2, cols: 3, depth: 5, batch: 7, a: 5, b: 5, c: 4 };
+        assert_eq!(Sizes::of(&ours), Some(sizes));
+        for (what, other) in [
+            ("overlapping rows", Product { a: matrix(4, false), ..ours }),
+            ("overlapping rows of a transposed one", Product { b: matrix(4, true), ..ours }),
+            ("overlapping results", Product { c: matrix(2, false), ..ours }),
+            ("nothing to add up", Product { size: [2, 3, 0], ..ours }),
+            ("too many", Product { batch: 1 << 31, ..ours }),
+        ] {
+            assert_eq!(Sizes::of(&other), None, "{what}");
+        }
+    }
+}
