@@ -76,8 +76,7 @@ impl<T: Real + Element> Case<T> {
 
     fn run(&self, device: &dyn Device) -> Vec<T> {
         let gates = Array::of(device, &self.gates).unwrap();
-        let gates =
-            if self.per_step { cuda::Gates::Step(&gates) } else { cuda::Gates::Element(&gates) };
+        let gates = if self.per_step { cuda::Gates::Step(&gates) } else { cuda::Gates::Element(&gates) };
         let inputs = Array::of(device, &self.inputs).unwrap();
         let initial = self.initial.as_ref().map(|initial| Array::of(device, initial).unwrap());
         let mut states = Array::new(device, self.shape.elements()).unwrap();
@@ -202,7 +201,7 @@ fn what_is_not_finite_stays() {
     for layout in LAYOUTS {
         let shape = Shape { batch: 1, steps: 1500, channels: 2 };
         let mut case = Case::<f32>::new(shape, layout, false, false, (0.5, 1.0));
-        let place = |t, channel| match layout {
+        let place = |t: usize, channel: usize| match layout {
             Layout::StepsChannels => t * 2 + channel,
             Layout::ChannelsSteps => channel * 1500 + t,
         };
