@@ -69,6 +69,10 @@ ci:
 vs-pytorch *ARGS:
     experiments/vs-pytorch/compare.py "$@"
 
+# Compile src/cuda/kernels.cu: kernels.ptx and registers.txt beside it; `just ptx --check` says whether they are stale
+ptx *ARGS:
+    src/cuda/ptx.py "$@"
+
 # Remake the README's picture from the shipped data
 picture:
     rm -rf results/picture

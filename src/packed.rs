@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 
-use ndarray::{ArrayView2, ArrayViewMut2, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 use pulp::{Arch, Simd, WithSimd};
 
 use crate::real::Real;
@@ -74,6 +74,13 @@ impl<T: Real> Packed<T> {
     pub fn from_strips(rows: usize, cols: usize, strips: Vec<Row<T>>) -> Self {
         assert_eq!(strips.len(), rows * cols.div_ceil(WIDTH), "strips of ({rows}, {cols})");
         Self { rows, cols, strips }
+    }
+
+    /// The matrix that was cut up.
+    pub fn to_matrix(&self) -> Array2<T> {
+        Array2::from_shape_fn((self.rows, self.cols), |(row, col)| {
+            self.strips[col / WIDTH * self.rows + row].0[col % WIDTH]
+        })
     }
 
     /// Columns.

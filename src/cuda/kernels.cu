@@ -1,1 +1,674 @@
-// Every kernel.
+// Every kernel, in f32 and f64. No headers, so that NVRTC needs none; no half types, tensor cores or asynchronous copies,
+// so that a processor can run them too, thread by thread, in tests.
+//
+// Letters are those of src/memory/mod.rs: θ η α the gates of a step, g S U W weights-shaped, d the width of a head, c the
+// tokens of a chunk. Matrices are row-major. Sums that end in a norm or a loss are joined in f64.
+//
+//   scan_channels, scan_pair, scan_rows    the recurrences on their own (src/scan/cuda.rs)
+//   walk                                   the memory: S, U and reads, chunk by chunk (src/engine/cuda.rs)
+//   product                                matrix products where there is no library for them
+//   the rest                               what lies between products
+
+#ifndef SHARED_MEMORY
+#define SHARED_MEMORY(T, name) \
+    extern __shared__ __align__(16) unsigned char shared_bytes[]; \
+    T* name = reinterpret_cast<T*>(shared_bytes)
+#endif
+
+// Both element types of a kernel: NAME_f32 and NAME_f64, with THREADS threads a block at most.
+#define BOTH(NAME, THREADS, PARAMETERS, ARGUMENTS) \
+    namespace in_f32 { typedef float T; extern "C" __global__ void __launch_bounds__(THREADS, 1) NAME##_f32 PARAMETERS { NAME<T> ARGUMENTS; } } \
+    namespace in_f64 { typedef double T; extern "C" __global__ void __launch_bounds__(THREADS, 1) NAME##_f64 PARAMETERS { NAME<T> ARGUMENTS; } }
+
+// Four neighbours, moved 16 bytes at a time.
+template <class T> struct alignas(16) Quad { T v[4]; };
+
+template <class T> __device__ T warp_sum(T x) {
+    for (int m = 16; m > 0; m /= 2) x += __shfl_xor_sync(0xffffffffu, x, m);
+    return x;
+}
+
+template <class T> __device__ T sigmoid(T x) { return T(1) / (T(1) + exp(-x)); }
+__device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+__device__ inline float exponential(float x) { return expf(x); }
+__device__ inline double exponential(double x) { return exp(x); }
+template <class T> __device__ bool is_finite(T x) { return x - x == T(0); }
+
+// ---- The recurrences on their own -----------------------------------------------------------------------------------
+
+// Steps whose inputs are on their way before the first of them is used.
+enum { AHEAD = 16 };
+
+// x_t = a_t x_{t−1} + b_t, [batch, steps, channels]: a thread a channel, neighbours side by side. gridDim.y: sequences.
+template <class T>
+__device__ void scan_channels(const T* gates, unsigned per_step, const T* inputs, const T* initial, T* states,
+                              long long steps, long long channels) {
+    const long long channel = blockIdx.x * (long long)blockDim.x + threadIdx.x;
+    if (channel >= channels) return;
+    const long long sequence = blockIdx.y;
+    const T* b = inputs + sequence * steps * channels + channel;
+    const T* a = per_step ? gates + sequence * steps : gates + sequence * steps * channels + channel;
+    const long long next_gate = per_step ? 1 : channels;
+    T* x = states + sequence * steps * channels + channel;
+    T state = initial ? initial[sequence * channels + channel] : T(0);
+    long long t = 0;
+    for (; t + AHEAD <= steps; t += AHEAD) {
+        T gate[AHEAD], input[AHEAD];
+#pragma unroll
+        for (int i = 0; i < AHEAD; ++i) {
+            gate[i] = a[i * next_gate];
+            input[i] = b[i * channels];
+        }
+#pragma unroll
+        for (int i = 0; i < AHEAD; ++i) {
+            state = gate[i] * state + input[i];
+            x[i * channels] = state;
+        }
+        a += AHEAD * next_gate;
+        b += AHEAD * channels;
+        x += AHEAD * channels;
+    }
+    for (; t < steps; ++t) {
+        state = *a * state + *b;
+        *x = state;
+        a += next_gate;
+        b += channels;
+        x += channels;
+    }
+}
+BOTH(scan_channels, 256,
+     (const T* gates, unsigned per_step, const T* inputs, const T* initial, T* states, long long steps, long long channels),
+     (gates, per_step, inputs, initial, states, steps, channels))
+
+// S ← η S − θ g, U ← (1 − α) U + S. Gates [3, batch, steps]; S and U [batch, channels] in place; every U written where asked for.
+template <class T>
+__device__ void scan_pair(const T* gates, const T* surprise, T* momentum, T* update, T* updates, long long steps,
+                          long long channels) {
+    const long long channel = blockIdx.x * (long long)blockDim.x + threadIdx.x;
+    if (channel >= channels) return;
+    const long long sequence = blockIdx.y, of_gate = gridDim.y * steps;
+    const T *theta = gates + sequence * steps, *eta = theta + of_gate, *alpha = eta + of_gate;
+    const T* g = surprise + sequence * steps * channels + channel;
+    T* written = updates ? updates + sequence * steps * channels + channel : nullptr;
+    T s = momentum[sequence * channels + channel], u = update[sequence * channels + channel];
+    long long t = 0;
+    for (; t + AHEAD <= steps; t += AHEAD) {
+        T input[AHEAD];
+#pragma unroll
+        for (int i = 0; i < AHEAD; ++i) input[i] = g[i * channels];
+#pragma unroll
+        for (int i = 0; i < AHEAD; ++i) {
+            s = eta[t + i] * s - theta[t + i] * input[i];
+            u = (T(1) - alpha[t + i]) * u + s;
+            if (written) written[i * channels] = u;
+        }
+        g += AHEAD * channels;
+        if (written) written += AHEAD * channels;
+    }
+    for (; t < steps; ++t) {
+        s = eta[t] * s - theta[t] * *g;
+        u = (T(1) - alpha[t]) * u + s;
+        if (written) {
+            *written = u;
+            written += channels;
+        }
+        g += channels;
+    }
+    momentum[sequence * channels + channel] = s;
+    update[sequence * channels + channel] = u;
+}
+BOTH(scan_pair, 256,
+     (const T* gates, const T* surprise, T* momentum, T* update, T* updates, long long steps, long long channels),
+     (gates, surprise, momentum, update, updates, steps, channels))
+
+// x_t = a_t x_{t−1} + b_t along contiguous steps, a block a row: [rows, steps]. Every thread composes four steps into
+// x ↦ a x + b, warps and then the block compose these, and the block goes on from tile to tile with its last state. A row of
+// gates serves `rows_per_gates` rows. Where a product of gates overflows, the tile is walked thread after thread instead.
+template <class T>
+__device__ void scan_rows(const T* gates, unsigned rows_per_gates, const T* inputs, const T* initial, T* states,
+                          long long rows, long long steps) {
+    __shared__ T warp_a[32], warp_b[32], carried;
+    __shared__ int overflow;
+    const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    const bool quads = steps % 4 == 0;
+    for (long long row = blockIdx.x; row < rows; row += gridDim.x) {
+        const T* a_row = gates + row / rows_per_gates * steps;
+        const T* b_row = inputs + row * steps;
+        T* x_row = states + row * steps;
+        T state = initial ? initial[row] : T(0);
+        const long long tile = 4ll * blockDim.x;
+        Quad<T> next_a, next_b;
+        auto fetch = [&](long long start) {
+            const long long t = start + 4ll * threadIdx.x;
+            if (quads && t < steps) {
+                next_a = *reinterpret_cast<const Quad<T>*>(a_row + t);
+                next_b = *reinterpret_cast<const Quad<T>*>(b_row + t);
+            } else {
+                // Past the end steps leave the state as it is.
+                for (int i = 0; i < 4; ++i) {
+                    next_a.v[i] = t + i < steps ? a_row[t + i] : T(1);
+                    next_b.v[i] = t + i < steps ? b_row[t + i] : T(0);
+                }
+            }
+        };
+        fetch(0);
+        for (long long start = 0; start < steps; start += tile) {
+            const Quad<T> a = next_a, b = next_b;
+            if (start + tile < steps) fetch(start + tile);
+            T pa = a.v[0], pb = b.v[0];
+#pragma unroll
+            for (int i = 1; i < 4; ++i) {
+                pb = a.v[i] * pb + b.v[i];
+                pa *= a.v[i];
+            }
+            for (unsigned m = 1; m < 32; m *= 2) {
+                const T ea = __shfl_up_sync(0xffffffffu, pa, m), eb = __shfl_up_sync(0xffffffffu, pb, m);
+                if (lane >= m) {
+                    pb = pa * eb + pb;
+                    pa *= ea;
+                }
+            }
+            __syncthreads();
+            if (threadIdx.x == 0) overflow = 0;
+            if (lane == 31) {
+                warp_a[warp] = pa;
+                warp_b[warp] = pb;
+            }
+            __syncthreads();
+            // Racing writers write the same.
+            if (!is_finite(pa) || !is_finite(pb)) overflow = 1;
+            T before = state, after = state;
+            for (unsigned w = 0; w < warps; ++w) {
+                if (w == warp) before = after;
+                after = warp_a[w] * after + warp_b[w];
+            }
+            const T ea = __shfl_up_sync(0xffffffffu, pa, 1), eb = __shfl_up_sync(0xffffffffu, pb, 1);
+            T x = lane == 0 ? before : ea * before + eb;
+            if (!is_finite(after)) overflow = 1;
+            __syncthreads();
+            if (overflow) {
+                for (unsigned turn = 0; turn < blockDim.x; ++turn) {
+                    if (turn == threadIdx.x) {
+                        x = turn == 0 ? state : carried;
+                        T last = x;
+                        for (int i = 0; i < 4; ++i) last = a.v[i] * last + b.v[i];
+                        carried = last;
+                    }
+                    __syncthreads();
+                }
+                after = carried;
+            }
+            state = after;
+            Quad<T> out;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                x = a.v[i] * x + b.v[i];
+                out.v[i] = x;
+            }
+            const long long t = start + 4ll * threadIdx.x;
+            if (quads && t < steps) {
+                *reinterpret_cast<Quad<T>*>(x_row + t) = out;
+            } else {
+                for (int i = 0; i < 4; ++i)
+                    if (t + i < steps) x_row[t + i] = out.v[i];
+            }
+        }
+        __syncthreads();
+    }
+}
+BOTH(scan_rows, 256,
+     (const T* gates, unsigned rows_per_gates, const T* inputs, const T* initial, T* states, long long rows, long long steps),
+     (gates, rows_per_gates, inputs, initial, states, rows, steps))
+
+// ---- The memory ------------------------------------------------------------------------------------------------------
+
+// A layer of the memory walks through the chunks: a block has all d rows of J columns of one weight of one head, with S, U and
+// W + U in shared memory all the while. Per chunk it
+//   reads rows with W + U of that moment: queries, and keys where the loss before is asked for,
+//   forms g = AᵀB from the chunk's factors, moves S ← η S − θ g and U ← (1 − α) U + S, sums the squares of g, S, U, W + U,
+//   reads keys once more where the loss after is asked for.
+// Traffic is factors and reads alone; nothing weights-shaped leaves before the end.
+//
+// grid: (weights × strips, heads of all sequences, parts). Without steps, parts of the chunks are read side by side.
+
+enum { WALKERS = 256, WALK_WARPS = 8, SLAB = 64, GROUP = 32, SLICE = 16 };
+
+// Shared memory, in elements; as in src/engine/cuda.rs.
+//   3 d J  S, U, W + U    STAGED  factors or rows    8 × GROUP × J  parts of sums
+template <class T, int J, int R> struct Walk {
+    // Lanes side by side across columns, four columns each, and across rows.
+    enum { ACROSS = J / 4, DOWN = 32 / ACROSS, PANEL = WALK_WARPS * DOWN * R, READ = GROUP / DOWN };
+    enum { FACTORS = SLICE * PANEL + SLICE * J, ROWS = SLAB * (GROUP + 1), STAGED = ((FACTORS > ROWS ? FACTORS : ROWS) + 3) / 4 * 4 };
+
+    T *s, *u, *read_weights, *staged, *parts;
+    unsigned d, columns, lane, warp, across, down;
+
+    // Y ← X (W + U) for up to two lots of c rows; `column`: Y's first.
+    __device__ void read(unsigned c, const T* x0, T* y0, const T* x1, T* y1, unsigned width) {
+        const unsigned rows0 = x0 ? c : 0, rows = rows0 + (x1 ? c : 0);
+        for (unsigned first = 0; first < rows; first += GROUP) {
+            T sums[READ][4] = {};
+            for (unsigned k0 = 0; k0 < d; k0 += SLAB) {
+                __syncthreads();
+                const unsigned k = k0 + threadIdx.x % SLAB;
+#pragma unroll
+                for (unsigned i = 0; i < GROUP * SLAB / WALKERS; ++i) {
+                    const unsigned in_group = threadIdx.x / SLAB + i * (WALKERS / SLAB), row = first + in_group;
+                    const T* from = row < rows0 ? x0 + (long long)row * d : x1 + (long long)(row - rows0) * d;
+                    staged[(k - k0) * (GROUP + 1) + in_group] = row < rows && k < d ? from[k] : T(0);
+                }
+                __syncthreads();
+                const unsigned depth = d - k0 < SLAB ? d - k0 : SLAB;
+#pragma unroll 4
+                for (unsigned kk = warp; kk < depth; kk += WALK_WARPS) {
+                    const Quad<T> w = *reinterpret_cast<const Quad<T>*>(read_weights + (k0 + kk) * J + 4 * across);
+#pragma unroll
+                    for (int i = 0; i < READ; ++i) {
+                        const T x = staged[kk * (GROUP + 1) + down + DOWN * i];
+#pragma unroll
+                        for (int j = 0; j < 4; ++j) sums[i][j] += x * w.v[j];
+                    }
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < READ; ++i) {
+                Quad<T> part;
+                for (int j = 0; j < 4; ++j) part.v[j] = sums[i][j];
+                *reinterpret_cast<Quad<T>*>(parts + (warp * GROUP + down + DOWN * i) * J + 4 * across) = part;
+            }
+            __syncthreads();
+            for (unsigned i = threadIdx.x; i < GROUP * J; i += WALKERS) {
+                const unsigned row = first + i / J, column = i % J;
+                T sum = parts[i];
+#pragma unroll
+                for (int w = 1; w < WALK_WARPS; ++w) sum += parts[w * GROUP * J + i];
+                if (row < rows && column < columns) {
+                    T* to = row < rows0 ? y0 + (long long)row * width : y1 + (long long)(row - rows0) * width;
+                    to[column] = sum;
+                }
+            }
+        }
+    }
+
+    // Stores a chunk. `base`: W's strip, d elements from row to row. `norms`: where the four sums of squares go.
+    __device__ void advance(unsigned c, T theta, T eta, T alpha, const T* a, const T* b, unsigned width, const T* base,
+                            T scale, T* norms) {
+        T squares[4] = {};
+        for (unsigned panel = 0; panel < d; panel += PANEL) {
+            T g[R][4] = {};
+            const unsigned height = d - panel < PANEL ? d - panel : PANEL;
+            T *staged_a = staged, *staged_b = staged + SLICE * PANEL;
+            for (unsigned first = 0; first < c; first += SLICE) {
+                const unsigned tokens = c - first < SLICE ? c - first : SLICE;
+                __syncthreads();
+                for (unsigned i = threadIdx.x; i < tokens * PANEL; i += WALKERS) {
+                    const unsigned t = i / PANEL, row = i % PANEL;
+                    if (row < height) staged_a[i] = a[(long long)(first + t) * d + panel + row];
+                }
+                for (unsigned i = threadIdx.x; i < tokens * J; i += WALKERS) {
+                    const unsigned t = i / J, column = i % J;
+                    staged_b[i] = column < columns ? b[(long long)(first + t) * width + column] : T(0);
+                }
+                __syncthreads();
+#pragma unroll 4
+                for (unsigned t = 0; t < tokens; ++t) {
+                    const Quad<T> right = *reinterpret_cast<const Quad<T>*>(staged_b + t * J + 4 * across);
+#pragma unroll
+                    for (int i = 0; i < R; ++i) {
+                        const T left = staged_a[t * PANEL + warp * (DOWN * R) + down + DOWN * i];
+#pragma unroll
+                        for (int j = 0; j < 4; ++j) g[i][j] += left * right.v[j];
+                    }
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < R; ++i) {
+                const unsigned row = panel + warp * (DOWN * R) + down + DOWN * i;
+                if (row >= d) continue;
+                const unsigned place = row * J + 4 * across;
+                Quad<T> sq = *reinterpret_cast<Quad<T>*>(s + place), uq = *reinterpret_cast<Quad<T>*>(u + place), rq;
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    const T w = 4 * across + j < columns ? base[(long long)row * d + 4 * across + j] : T(0);
+                    sq.v[j] = eta * sq.v[j] - theta * g[i][j];
+                    uq.v[j] = (T(1) - alpha) * uq.v[j] + sq.v[j];
+                    rq.v[j] = w + uq.v[j];
+                    const T of_g = g[i][j] * scale, of_s = sq.v[j] * scale, of_u = uq.v[j] * scale, of_r = rq.v[j] * scale;
+                    squares[0] += of_g * of_g;
+                    squares[1] += of_s * of_s;
+                    squares[2] += of_u * of_u;
+                    squares[3] += of_r * of_r;
+                }
+                *reinterpret_cast<Quad<T>*>(s + place) = sq;
+                *reinterpret_cast<Quad<T>*>(u + place) = uq;
+                *reinterpret_cast<Quad<T>*>(read_weights + place) = rq;
+            }
+        }
+#pragma unroll
+        for (int q = 0; q < 4; ++q) squares[q] = warp_sum(squares[q]);
+        // Nobody reads parts of sums between here and the next read's own barriers.
+        __syncthreads();
+        if (lane == 0)
+            for (int q = 0; q < 4; ++q) parts[warp * 4 + q] = squares[q];
+        __syncthreads();
+        if (threadIdx.x < 4) {
+            T sum = parts[threadIdx.x];
+            for (int w = 1; w < WALK_WARPS; ++w) sum += parts[w * 4 + threadIdx.x];
+            norms[threadIdx.x] = sum;
+        }
+    }
+};
+
+// base: W (weights, d, d) of all heads. update, momentum: [heads, elements] before; after in new_update, new_momentum. first: the
+// layer's first weight. steps: [heads, chunks, 3]. a: (heads, chunks c, d); b: (heads, chunks c, width); rows and reads likewise.
+// Of the queries there may be more chunks. norms: [heads, chunks, gridDim.x, 4].
+template <class T, int J, int R>
+__device__ void walk(const T* base, const T* update, const T* momentum, T* new_update, T* new_momentum,
+                     unsigned elements, unsigned d, unsigned first, unsigned width, unsigned c, unsigned chunks,
+                     const T* steps, const T* a, const T* b, unsigned query_chunks, const T* queries, T* query_reads,
+                     const T* keys_before, T* reads_before, const T* keys_after, T* reads_after, T* norms, T scale) {
+    SHARED_MEMORY(T, memory);
+    const unsigned strips = (d + J - 1) / J, weight = first + blockIdx.x / strips, start = blockIdx.x % strips * J;
+    const long long head = blockIdx.y, place = head * elements + (long long)weight * d * d + start;
+    const unsigned column = (weight - first) * d + start;
+    Walk<T, J, R> my;
+    my.s = memory;
+    my.u = my.s + d * J;
+    my.read_weights = my.u + d * J;
+    my.staged = my.read_weights + d * J;
+    my.parts = my.staged + Walk<T, J, R>::STAGED;
+    my.d = d;
+    my.columns = d - start < J ? d - start : J;
+    my.lane = threadIdx.x % 32;
+    my.warp = threadIdx.x / 32;
+    my.across = my.lane % Walk<T, J, R>::ACROSS;
+    my.down = my.lane / Walk<T, J, R>::ACROSS;
+    base += (long long)weight * d * d + start;
+    for (unsigned i = threadIdx.x; i < d * J; i += WALKERS) {
+        const unsigned row = i / J, in_strip = i % J;
+        const bool there = in_strip < my.columns;
+        const T u = there ? update[place + (long long)row * d + in_strip] : T(0);
+        my.u[i] = u;
+        my.s[i] = there && chunks > 0 ? momentum[place + (long long)row * d + in_strip] : T(0);
+        my.read_weights[i] = u + (there ? base[(long long)row * d + in_strip] : T(0));
+    }
+    const unsigned all = chunks > query_chunks ? chunks : query_chunks;
+    const unsigned each = (all + gridDim.z - 1) / gridDim.z;
+    const unsigned end = (blockIdx.z + 1) * each < all ? (blockIdx.z + 1) * each : all;
+    for (unsigned i = blockIdx.z * each; i < end; ++i) {
+        const long long row = (head * chunks + i) * c, query = (head * query_chunks + i) * c;
+        const bool stored = i < chunks, asked = i < query_chunks;
+        my.read(c, asked ? queries + query * d : nullptr, query_reads + query * width + column,
+                stored && keys_before ? keys_before + row * d : nullptr, reads_before + row * width + column, width);
+        if (stored) {
+            const T* step = steps + (head * chunks + i) * 3;
+            my.advance(c, step[0], step[1], step[2], a + row * d, b + row * width + column, width, base, scale,
+                       norms + ((head * chunks + i) * gridDim.x + blockIdx.x) * 4);
+            if (keys_after)
+                my.read(c, keys_after + row * d, reads_after + row * width + column, nullptr, nullptr, width);
+        }
+    }
+    if (chunks == 0) return;
+    __syncthreads();
+    for (unsigned i = threadIdx.x; i < d * J; i += WALKERS) {
+        const unsigned row = i / J, in_strip = i % J;
+        if (in_strip < my.columns) {
+            new_update[place + (long long)row * d + in_strip] = my.u[i];
+            new_momentum[place + (long long)row * d + in_strip] = my.s[i];
+        }
+    }
+}
+
+#define WALK(NAME, J, R) \
+    template <class T> __device__ void NAME(const T* base, const T* update, const T* momentum, T* new_update, T* new_momentum, \
+        unsigned elements, unsigned d, unsigned first, unsigned width, unsigned c, unsigned chunks, const T* steps, const T* a, \
+        const T* b, unsigned query_chunks, const T* queries, T* query_reads, const T* keys_before, T* reads_before, \
+        const T* keys_after, T* reads_after, T* norms, T scale) { \
+        walk<T, J, R>(base, update, momentum, new_update, new_momentum, elements, d, first, width, c, chunks, steps, a, b, \
+            query_chunks, queries, query_reads, keys_before, reads_before, keys_after, reads_after, norms, scale); \
+    } \
+    BOTH(NAME, WALKERS, (const T* base, const T* update, const T* momentum, T* new_update, T* new_momentum, \
+        unsigned elements, unsigned d, unsigned first, unsigned width, unsigned c, unsigned chunks, const T* steps, const T* a, \
+        const T* b, unsigned query_chunks, const T* queries, T* query_reads, const T* keys_before, T* reads_before, \
+        const T* keys_after, T* reads_after, T* norms, T scale), \
+        (base, update, momentum, new_update, new_momentum, elements, d, first, width, c, chunks, steps, a, b, \
+            query_chunks, queries, query_reads, keys_before, reads_before, keys_after, reads_after, norms, scale))
+WALK(walk_16_short, 16, 1)
+WALK(walk_16, 16, 4)
+WALK(walk_8, 8, 4)
+WALK(walk_4, 4, 4)
+
+// Sums of squares by weight: parts [places, weights × strips, 4] → sums [places, all_weights, 4], of the weights from `first` on.
+template <class T>
+__device__ void weight_norms(const T* parts, double* sums, long long places, unsigned weights, unsigned strips,
+                             unsigned first, unsigned all_weights) {
+    const long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
+    if (i >= places * weights * 4) return;
+    const long long place = i / (weights * 4);
+    const unsigned weight = i / 4 % weights, quantity = i % 4;
+    double sum = 0;
+    for (unsigned strip = 0; strip < strips; ++strip)
+        sum += parts[((place * weights + weight) * strips + strip) * 4 + quantity];
+    sums[(place * all_weights + first + weight) * 4 + quantity] = sum;
+}
+BOTH(weight_norms, 256,
+     (const T* parts, double* sums, long long places, unsigned weights, unsigned strips, unsigned first, unsigned all_weights),
+     (parts, sums, places, weights, strips, first, all_weights))
+
+// ---- Between products: a warp a row, unless said otherwise -------------------------------------------------------------
+
+__device__ inline long long my_row() { return blockIdx.x * (long long)(blockDim.x / 32) + threadIdx.x / 32; }
+
+// x ← x · rsqrt(mean(x²) + ε) · weight
+template <class T>
+__device__ void rms_norm(T* rows, const T* weight, long long count, unsigned width, double epsilon) {
+    const unsigned lane = threadIdx.x % 32;
+    const long long row = my_row();
+    if (row >= count) return;
+    T* x = rows + row * width;
+    double squares = 0;
+    for (unsigned i = lane; i < width; i += 32) squares += (double)x[i] * x[i];
+    const T scale = T(1.0 / sqrt(warp_sum(squares) / width + epsilon));
+    for (unsigned i = lane; i < width; i += 32) x[i] = x[i] * scale * weight[i];
+}
+BOTH(rms_norm, 256, (T* rows, const T* weight, long long count, unsigned width, double epsilon),
+     (rows, weight, count, width, epsilon))
+
+// Gates of every chunk, a block each, from the mean of its normed tokens. tokens (sequences, chunks c, D), weights (D, 3 heads): θ, η
+// and α in turn. steps [sequences, heads, chunks, 3]. A pinned gate is its value; to others' logits theirs is added.
+template <class T>
+__device__ void gate_values(const T* tokens, const T* weights, T* steps, unsigned chunks, unsigned c, unsigned width,
+                            unsigned heads, unsigned pinned, double rate, double momentum, double decay) {
+    SHARED_MEMORY(T, mean);
+    const long long sequence = blockIdx.y, chunk = blockIdx.x;
+    const T* x = tokens + (sequence * chunks + chunk) * c * width;
+    for (unsigned i = threadIdx.x; i < width; i += blockDim.x) {
+        T sum = 0;
+        for (unsigned t = 0; t < c; ++t) sum += x[(long long)t * width + i];
+        mean[i] = sum / T(c);
+    }
+    __syncthreads();
+    const unsigned lane = threadIdx.x % 32;
+    for (unsigned column = threadIdx.x / 32; column < 3 * heads; column += blockDim.x / 32) {
+        T part = 0;
+        for (unsigned i = lane; i < width; i += 32) part += mean[i] * weights[(long long)i * 3 * heads + column];
+        const T logit = warp_sum(part);
+        if (lane != 0) continue;
+        const unsigned gate = column / heads;
+        const double setting = gate == 0 ? rate : gate == 1 ? momentum : decay;
+        double value = setting;
+        if (!(pinned >> gate & 1)) {
+            value = 1.0 / (1.0 + exp(-((double)logit + setting)));
+            if (gate == 0) value = exp(-15.0 * value);
+        }
+        steps[((sequence * heads + column % heads) * chunks + chunk) * 3 + gate] = T(value);
+    }
+}
+BOTH(gate_values, 256,
+     (const T* tokens, const T* weights, T* steps, unsigned chunks, unsigned c, unsigned width, unsigned heads, unsigned pinned,
+      double rate, double momentum, double decay),
+     (tokens, weights, steps, chunks, c, width, heads, pinned, rate, momentum, decay))
+
+// Rows (c, c) of chunks: row r ← softmax of its first r + 1, zeros after them.
+template <class T> __device__ void causal_softmax(T* rows, long long count, unsigned c) {
+    const unsigned lane = threadIdx.x % 32;
+    const long long row = my_row();
+    if (row >= count) return;
+    T* p = rows + row * c;
+    const unsigned seen = row % c + 1;
+    T largest = p[0];
+    for (unsigned i = lane; i < seen; i += 32) largest = p[i] > largest ? p[i] : largest;
+    for (int m = 16; m > 0; m /= 2) {
+        const T other = __shfl_xor_sync(0xffffffffu, largest, m);
+        largest = other > largest ? other : largest;
+    }
+    T sum = 0;
+    for (unsigned i = lane; i < c; i += 32) {
+        const T e = i < seen ? exponential(p[i] - largest) : T(0);
+        p[i] = e;
+        sum += e;
+    }
+    const T scale = T(1) / warp_sum(sum);
+    for (unsigned i = lane; i < seen; i += 32) p[i] *= scale;
+}
+BOTH(causal_softmax, 256, (T* rows, long long count, unsigned c), (rows, count, c))
+
+// From dP to the scores' cotangents, in place: p (dp − Σ dp p) · scale, zeros in the future.
+template <class T>
+__device__ void softmax_backward(const T* softmax, T* cotangents, long long count, unsigned c, T scale) {
+    const unsigned lane = threadIdx.x % 32;
+    const long long row = my_row();
+    if (row >= count) return;
+    const T* p = softmax + row * c;
+    T* d = cotangents + row * c;
+    const unsigned seen = row % c + 1;
+    T dot = 0;
+    for (unsigned i = lane; i < seen; i += 32) dot += d[i] * p[i];
+    dot = warp_sum(dot);
+    for (unsigned i = lane; i < c; i += 32) d[i] = i < seen ? p[i] * (d[i] - dot) * scale : T(0);
+}
+BOTH(softmax_backward, 256, (const T* softmax, T* cotangents, long long count, unsigned c, T scale),
+     (softmax, cotangents, count, c, scale))
+
+// An element a thread.
+template <class T> __device__ void silu(const T* hidden, T* activated, long long count) {
+    for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < count; i += (long long)gridDim.x * blockDim.x)
+        activated[i] = hidden[i] * sigmoid(hidden[i]);
+}
+BOTH(silu, 256, (const T* hidden, T* activated, long long count), (hidden, activated, count))
+
+// Cotangents of what silu was given.
+template <class T> __device__ void silu_backward(const T* hidden, T* cotangents, long long count) {
+    for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < count; i += (long long)gridDim.x * blockDim.x) {
+        const T s = sigmoid(hidden[i]);
+        cotangents[i] *= s * (T(1) + hidden[i] * (T(1) - s));
+    }
+}
+BOTH(silu_backward, 256, (const T* hidden, T* cotangents, long long count), (hidden, cotangents, count))
+
+// losses: mean over d of (y − v)² of each row; with `gradient`, y ← its cotangents, 2 (y − v) ÷ d.
+template <class T>
+__device__ void row_losses(T* predicted, const T* values, T* losses, long long count, unsigned d, unsigned gradient) {
+    const unsigned lane = threadIdx.x % 32;
+    const long long row = my_row();
+    if (row >= count) return;
+    double squares = 0;
+    for (unsigned i = lane; i < d; i += 32) {
+        const T error = predicted[row * d + i] - values[row * d + i];
+        squares += (double)error * error;
+        if (gradient) predicted[row * d + i] = error * (T(2) / T(d));
+    }
+    squares = warp_sum(squares);
+    if (lane == 0) losses[row] = T(squares / d);
+}
+BOTH(row_losses, 256, (T* predicted, const T* values, T* losses, long long count, unsigned d, unsigned gradient),
+     (predicted, values, losses, count, d, gradient))
+
+// Sums over the c rows of every chunk, a thread each.
+template <class T> __device__ void chunk_sums(const T* losses, T* sums, long long chunks, unsigned c) {
+    const long long chunk = blockIdx.x * (long long)blockDim.x + threadIdx.x;
+    if (chunk >= chunks) return;
+    double sum = 0;
+    for (unsigned t = 0; t < c; ++t) sum += losses[chunk * c + t];
+    sums[chunk] = T(sum);
+}
+BOTH(chunk_sums, 256, (const T* losses, T* sums, long long chunks, unsigned c), (losses, sums, chunks, c))
+
+// Heads side by side: reads (sequences, heads, padded, d) → merged (sequences, rows, heads d), the first `unready` rows zero.
+template <class T>
+__device__ void merge_heads(const T* reads, T* merged, unsigned heads, unsigned padded, unsigned rows, unsigned d,
+                            unsigned unready) {
+    const long long sequence = blockIdx.y, count = (long long)rows * heads * d;
+    for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < count; i += (long long)gridDim.x * blockDim.x) {
+        const long long row = i / (heads * d);
+        const unsigned head = i / d % heads, column = i % d;
+        const T x = reads[((sequence * heads + head) * padded + row) * d + column];
+        merged[sequence * count + i] = row < unready ? T(0) : x;
+    }
+}
+BOTH(merge_heads, 256, (const T* reads, T* merged, unsigned heads, unsigned padded, unsigned rows, unsigned d, unsigned unready),
+     (reads, merged, heads, padded, rows, d, unready))
+
+// first[gridDim.y]: the least row, of those from `from` up to `to` of each lot (lots lie `stride` elements apart), with a number
+// that is not finite. Starts from what stands there.
+template <class T>
+__device__ void first_nonfinite(const T* rows, unsigned* first, long long stride, unsigned from, unsigned to, unsigned width) {
+    const unsigned lane = threadIdx.x % 32;
+    const long long row = from + my_row();
+    if (row >= to) return;
+    const T* x = rows + blockIdx.y * stride + row * width;
+    int bad = 0;
+    for (unsigned i = lane; i < width; i += 32) bad |= !is_finite(x[i]);
+    for (int m = 16; m > 0; m /= 2) bad |= __shfl_xor_sync(0xffffffffu, bad, m);
+    if (bad && lane == 0) atomicMin(first + blockIdx.y, (unsigned)row);
+}
+BOTH(first_nonfinite, 256, (const T* rows, unsigned* first, long long stride, unsigned from, unsigned to, unsigned width),
+     (rows, first, stride, from, to, width))
+
+// ---- Products ----------------------------------------------------------------------------------------------------------
+
+// C ← scale · op(A) op(B), `batch` pairs: a tile of 64 × 64 a block, 4 × 4 a thread. As in src/cuda/product.rs.
+enum { TILE = 64, DEPTH = 16 };
+template <class T>
+__device__ void product(const T* a, long long a_row, long long a_stride, unsigned a_transposed, const T* b, long long b_row,
+                        long long b_stride, unsigned b_transposed, T* c, long long c_row, long long c_stride,
+                        unsigned rows, unsigned cols, unsigned depth, unsigned batch, T scale) {
+    __shared__ T left[DEPTH][TILE + 4], right[DEPTH][TILE + 4];
+    const unsigned col0 = blockIdx.x * TILE, tx = threadIdx.x % 16, ty = threadIdx.x / 16;
+    for (unsigned pair = blockIdx.z; pair < batch; pair += gridDim.z) {
+        const T *am = a + pair * a_stride, *bm = b + pair * b_stride;
+        for (unsigned row0 = blockIdx.y * TILE; row0 < rows; row0 += gridDim.y * TILE) {
+            T sums[4][4] = {};
+            for (unsigned k0 = 0; k0 < depth; k0 += DEPTH) {
+                __syncthreads();
+                for (unsigned i = threadIdx.x; i < TILE * DEPTH; i += 256) {
+                    // Neighbouring threads take neighbours in memory, whichever way it lies.
+                    unsigned m = a_transposed ? i % TILE : i / DEPTH, k = a_transposed ? i / TILE : i % DEPTH;
+                    bool there = row0 + m < rows && k0 + k < depth;
+                    left[k][m] = !there ? T(0) : a_transposed ? am[(k0 + k) * a_row + row0 + m] : am[(row0 + m) * a_row + k0 + k];
+                    unsigned n = b_transposed ? i / DEPTH : i % TILE;
+                    k = b_transposed ? i % DEPTH : i / TILE;
+                    there = col0 + n < cols && k0 + k < depth;
+                    right[k][n] = !there ? T(0) : b_transposed ? bm[(col0 + n) * b_row + k0 + k] : bm[(k0 + k) * b_row + col0 + n];
+                }
+                __syncthreads();
+#pragma unroll
+                for (int k = 0; k < DEPTH; ++k) {
+                    T l[4], r[4];
+                    for (int i = 0; i < 4; ++i) l[i] = left[k][ty + 16 * i], r[i] = right[k][tx + 16 * i];
+                    for (int i = 0; i < 4; ++i)
+                        for (int j = 0; j < 4; ++j) sums[i][j] += l[i] * r[j];
+                }
+            }
+            for (int i = 0; i < 4; ++i)
+                for (int j = 0; j < 4; ++j) {
+                    const unsigned row = row0 + ty + 16 * i, col = col0 + tx + 16 * j;
+                    if (row < rows && col < cols) c[pair * c_stride + row * c_row + col] = scale * sums[i][j];
+                }
+        }
+    }
+}
+BOTH(product, 256,
+     (const T* a, long long a_row, long long a_stride, unsigned a_transposed, const T* b, long long b_row, long long b_stride,
+      unsigned b_transposed, T* c, long long c_row, long long c_stride, unsigned rows, unsigned cols, unsigned depth, unsigned batch, T scale),
+     (a, a_row, a_stride, a_transposed, b, b_row, b_stride, b_transposed, c, c_row, c_stride, rows, cols, depth, batch, scale))

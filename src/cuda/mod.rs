@@ -26,6 +26,7 @@ pub use choice::{Chosen, DeviceChoice, Devices};
 pub use product::{Matrix, Product};
 
 use crate::error::Result;
+use crate::real::{ElementType, Real};
 
 /// Memory and kernels. Work is done in the order in which it is asked for, but not at once: only [`download`](Self::download),
 /// [`synchronize`](Self::synchronize) and [`seconds`](Self::seconds) wait for it.
@@ -108,4 +109,29 @@ pub struct Description {
     pub bytes: u64,
     /// Of them not in use.
     pub free_bytes: u64,
+}
+
+impl Argument {
+    /// A number of things, as an `unsigned`.
+    pub fn count(n: usize) -> Self {
+        Self::U32(u32::try_from(n).expect("sizes of a block of tokens"))
+    }
+
+    /// A number of things, as a `long long`.
+    pub fn long(n: usize) -> Self {
+        Self::I64(i64::try_from(n).expect("sizes of what fits a memory"))
+    }
+
+    /// In the element type of a kernel.
+    pub fn number<T: Real>(value: f64) -> Self {
+        match T::TYPE {
+            ElementType::F32 => Self::F32(value as f32),
+            ElementType::F64 => Self::F64(value),
+        }
+    }
+}
+
+/// The kernel of that name for an element type.
+pub fn kernel(name: &str, dtype: ElementType) -> String {
+    format!("{name}_{dtype}")
 }

@@ -1,6 +1,6 @@
 //! Matrix products on a device.
 
-use super::{Argument, Device, Launch};
+use super::{Argument, Device, Launch, kernel};
 use crate::error::Result;
 use crate::real::ElementType;
 
@@ -49,26 +49,26 @@ impl Product {
         if rows * cols * self.batch == 0 {
             return Ok(());
         }
-        let (kernel, scale) = match self.dtype {
-            ElementType::F32 => ("product_f32", Argument::F32(self.scale as f32)),
-            ElementType::F64 => ("product_f64", Argument::F64(self.scale)),
+        let scale = match self.dtype {
+            ElementType::F32 => Argument::F32(self.scale as f32),
+            ElementType::F64 => Argument::F64(self.scale),
         };
         let matrix = |m: &Matrix| {
             [
                 Argument::Address(m.address),
-                Argument::I64(m.row.cast_signed() as i64),
-                Argument::I64(m.stride.cast_signed() as i64),
+                Argument::long(m.row),
+                Argument::long(m.stride),
                 Argument::U32(u32::from(m.transposed)),
             ]
         };
         let [a, b, c] = [&self.a, &self.b, &self.c].map(matrix);
-        let sizes = [rows, cols, depth, self.batch].map(|n| Argument::U32(n as u32));
+        let sizes = [rows, cols, depth, self.batch].map(Argument::count);
         let arguments = [&a[..], &b, &c[..3], &sizes, &[scale]].concat();
         let grid = [
             cols.div_ceil(TILE) as u32,
             rows.div_ceil(TILE).min(MOST_BLOCKS) as u32,
             self.batch.min(MOST_BLOCKS) as u32,
         ];
-        device.launch(kernel, Launch { grid, block: THREADS, shared: 0 }, &arguments)
+        device.launch(&kernel("product", self.dtype), Launch { grid, block: THREADS, shared: 0 }, &arguments)
     }
 }

@@ -1,35 +1,939 @@
-//! The engine on a GPU.
+//! The engine on a GPU: the same blocks, with all sequences and heads of a group side by side. Products go through
+//! [`Device::multiply`]; the kernel `walk` takes a layer of the memory through the block's chunks with S and U in shared memory,
+//! forming gradients from their thin factors, so that nothing of the size chunks × weights is ever there. Host memory and the
+//! device's hold a block of tokens each: a sequence of any length streams through.
+//!
+//! Matrices of heads are (sequences, heads, rows, columns). Transfers count as input and output, not as computing.
 
-use std::marker::PhantomData;
+use std::ops::Range;
+use std::time::Instant;
 
-use super::{Memory, Outcome, Sink, Work};
-use crate::cuda::Device;
+use ndarray::s;
+
+use super::head::metrics;
+use super::norm::trusted;
+use super::strip::Norms;
+use super::tokens::Sides;
+use super::{Block, Divergence, Memory, Outcome, Phase, Plan, Sink, Sizes, Work};
+use crate::cuda::{Argument, Array, Device, Launch, Mark, Matrix, Product, kernel};
 use crate::error::{Error, Result};
-use crate::memory::State;
-use crate::real::Real;
+use crate::memory::{Gate, GateValues, State};
+use crate::metrics::ChunkMetrics;
+use crate::packed::Packed;
+use crate::real::{ElementType, Real};
 
-/// Runs a memory on a device.
-pub struct CudaEngine<'m, T: Real>(PhantomData<&'m T>);
+/// Rows of a block, all sequences of a group together. Launches take some 5 µs each and there are about fifty a block; this many
+/// rows take milliseconds.
+const BLOCK_ROWS: usize = 32_768;
+/// Sequences that advance together, at most.
+const GROUP: usize = 1024;
+/// Of the free memory, what a block's buffers may take.
+const SHARE: usize = 2;
+/// Threads of every block.
+const THREADS: u32 = 256;
+/// Blocks of kernels that take an element a thread.
+const MOST_BLOCKS: usize = 4096;
+/// Parts of the chunks that are read side by side where nothing is stored.
+const READ_PARTS: usize = 256;
+/// A row that no row reaches.
+const NO_ROW: u32 = u32::MAX;
+
+/// Runs a memory on a device. Its buffers stay for the next run of the same kind and size.
+pub struct CudaEngine<'m, T: Real> {
+    memory: &'m Memory<T>,
+    device: &'m dyn Device,
+    weights: Weights<'m, T>,
+    walk: Walk,
+    room: Option<Room<'m, T>>,
+}
+
+/// Parameters on the device.
+struct Weights<'d, T> {
+    /// W in file order.
+    base: Array<'d, T>,
+    /// [W_q W_k W_v1]: (d, 3d)
+    qkv: Array<'d, T>,
+    keys_values: Array<'d, T>,
+    queries: Array<'d, T>,
+    gates: Array<'d, T>,
+    combine: Option<Array<'d, T>>,
+    store_norm: Option<Array<'d, T>>,
+    retrieve_norm: Option<Array<'d, T>>,
+    post_norm: Option<Array<'d, T>>,
+}
+
+/// Which kernel walks: columns of a block, and its shared memory.
+#[derive(Clone, Copy, Debug)]
+struct Walk {
+    kernel: &'static str,
+    columns: usize,
+    shared: usize,
+}
+
+impl Walk {
+    /// The widest strips whose S, U and W + U fit a block's shared memory, as laid out in kernels.cu.
+    fn of<T: Real>(d: usize, most: usize) -> Result<Self> {
+        let kernels = [("walk_16_short", 16, 1), ("walk_16", 16, 4), ("walk_8", 8, 4), ("walk_4", 4, 4)];
+        let fitting = kernels.into_iter().skip(usize::from(d > 64)).find_map(|(kernel, columns, rows)| {
+            let panel = 8 * (32 / (columns / 4)) * rows;
+            let staged = (16 * (panel + columns)).max(64 * 33_usize).next_multiple_of(4);
+            let shared = (3 * d * columns + staged + 8 * 32 * columns) * size_of::<T>();
+            (shared <= most).then_some(Self { kernel, columns, shared })
+        });
+        fitting.ok_or_else(|| {
+            let expected =
+                format!("a width of heads whose strips fit {most} bytes of shared memory, or --device cpu");
+            Error::setting("--device", expected, format!("dim_head {d} in {}", T::TYPE))
+        })
+    }
+}
+
+/// Rows that are read while a layer walks: those of the queries, or keys before or after their chunk is stored.
+struct Reader<'d, T> {
+    /// (…, 3d)
+    products: Array<'d, T>,
+    /// (…, d)
+    activated: Array<'d, T>,
+    /// (…, d)
+    outputs: Array<'d, T>,
+}
+
+impl<'d, T: Real> Reader<'d, T> {
+    fn new(device: &'d dyn Device, rows: usize, d: usize) -> Result<Self> {
+        Ok(Self {
+            products: Array::new(device, rows * 3 * d)?,
+            activated: Array::new(device, rows * d)?,
+            outputs: Array::new(device, rows * d)?,
+        })
+    }
+}
+
+/// Buffers of a block: of `heads` heads over all sequences, `stored` and `read` rows each, the latter whole chunks.
+struct Room<'d, T: Real> {
+    sizes: Sizes,
+    sequences: usize,
+    /// (sequences, rows, D)
+    tokens: [Array<'d, T>; 2],
+    keys: Array<'d, T>,
+    values: Array<'d, T>,
+    queries: Array<'d, T>,
+    /// θ, η, α: (…, chunks, 3)
+    steps: Array<'d, T>,
+    /// (…, 3d)
+    qkv: Array<'d, T>,
+    d_qkv: Array<'d, T>,
+    /// (…, c)
+    scores: Array<'d, T>,
+    d_scores: Array<'d, T>,
+    /// (…, d)
+    hidden: Array<'d, T>,
+    d_hidden: Array<'d, T>,
+    activated: Array<'d, T>,
+    d_output: Array<'d, T>,
+    losses: Array<'d, T>,
+    /// At W, before and after: [3][heads, chunks]
+    chunk_losses: [Array<'d, T>; 3],
+    /// Of the queries, then of the probe.
+    readers: Vec<Reader<'d, T>>,
+    /// Sums of squares of the strips, and of the weights: (heads, chunks, weights, 4)
+    parts: Array<'d, T>,
+    sums: Array<'d, f64>,
+    /// U and S before and after the block: (heads, elements)
+    state: [[Array<'d, T>; 2]; 2],
+    /// (sequences, rows, hd) and (sequences, rows, D)
+    merged: Array<'d, T>,
+    combined: Option<Array<'d, T>>,
+    /// First rows that are not finite: of heads, then of sequences.
+    nonfinite: Array<'d, u32>,
+}
+
+/// What came of a block, for one run of the walks.
+struct Measured<T> {
+    steps: Vec<T>,
+    losses: [Vec<T>; 3],
+    sums: Vec<f64>,
+    nonfinite: Vec<u32>,
+}
+
+/// Rows of a padded side, in whole chunks.
+fn padded(rows: usize, c: usize) -> usize {
+    rows.next_multiple_of(c)
+}
+
+/// A matrix of each head, or of each chunk, `stride` elements apart.
+fn matrix(address: u64, row: usize, stride: usize) -> Matrix {
+    Matrix { address, row, stride, transposed: false }
+}
+
+fn transposed(matrix: Matrix) -> Matrix {
+    Matrix { transposed: true, ..matrix }
+}
 
 impl<'m, T: Real> CudaEngine<'m, T> {
-    /// An engine that has not run yet.
-    pub fn new(_memory: &'m Memory<T>, _device: &'m dyn Device) -> Result<Self> {
-        Err(Error::Cuda("not yet".to_owned()))
+    /// Takes the parameters to the device.
+    pub fn new(memory: &'m Memory<T>, device: &'m dyn Device) -> Result<Self> {
+        let projections = &memory.projections;
+        let upload = |packed: &Packed<T>| {
+            let matrix = packed.to_matrix();
+            Array::of(device, matrix.as_slice().expect("standard layout"))
+        };
+        let norm = |norm: &Option<ndarray::Array1<T>>| {
+            norm.as_ref().map(|norm| Array::of(device, &norm.to_vec())).transpose()
+        };
+        let d = memory.dimensions.dim_head;
+        let qkv: Vec<T> = (0..d)
+            .flat_map(|row| (0..3).flat_map(move |p| &memory.base[(p * d + row) * d..][..d]))
+            .copied()
+            .collect();
+        Ok(Self {
+            memory,
+            device,
+            walk: Walk::of::<T>(d, device.shared_bytes())?,
+            weights: Weights {
+                base: Array::of(device, &memory.base)?,
+                qkv: Array::of(device, &qkv)?,
+                keys_values: upload(&projections.keys_values)?,
+                queries: upload(&projections.queries)?,
+                gates: upload(&projections.gates)?,
+                combine: projections.combine.as_ref().map(upload).transpose()?,
+                store_norm: norm(&projections.store_norm)?,
+                retrieve_norm: norm(&projections.retrieve_norm)?,
+                post_norm: norm(&projections.post_norm)?,
+            },
+            room: None,
+        })
     }
 
-    /// As [`super::Engine::run`].
+    /// As [`Engine::run`](super::Engine::run), without retention.
     pub fn run(
         &mut self,
-        _state: &mut State<T>,
-        _work: Work<'_, T>,
-        _sink: &mut dyn Sink<T>,
-        _tick: &mut (dyn FnMut(usize) -> Result<()> + Send),
+        state: &mut State<T>,
+        work: Work<'_, T>,
+        sink: &mut dyn Sink<T>,
+        tick: &mut (dyn FnMut(usize) -> Result<()> + Send),
     ) -> Result<Outcome> {
-        Err(Error::Cuda("not yet".to_owned()))
+        let begin = Instant::now();
+        for array in [&mut state.update, &mut state.momentum] {
+            if !array.is_standard_layout() {
+                *array = array.as_standard_layout().into_owned();
+            }
+        }
+        let mut plan = Plan::new(self.memory, state, work, None)?;
+        plan.check_chunk()?;
+        let group = self.make_room(&mut plan)?;
+        let mut outcome = Outcome { read_past_store: plan.read_past_store, ..Outcome::default() };
+        for first in (0..plan.sequences).step_by(group) {
+            let sequences = first..plan.sequences.min(first + group);
+            self.run_group(&plan, state, sequences, sink, tick, &mut outcome)?;
+            if outcome.divergence.is_some() {
+                break;
+            }
+        }
+        if outcome.divergence.is_none() {
+            plan.finish(state)?;
+        }
+        outcome.computing = begin.elapsed().saturating_sub(outcome.input + outcome.output);
+        Ok(outcome)
     }
 
-    /// Bytes of the device's memory.
+    /// What parameters and buffers take on the device.
     pub fn bytes(&self) -> usize {
-        0
+        let Weights { base, qkv, keys_values, queries, gates, combine, store_norm, retrieve_norm, post_norm } =
+            &self.weights;
+        let always = [base, qkv, keys_values, queries, gates];
+        let weights =
+            always.into_iter().chain(combine).chain(store_norm).chain(retrieve_norm).chain(post_norm);
+        weights.map(Array::bytes).sum::<usize>() + self.room.as_ref().map_or(0, Room::bytes)
     }
+
+    /// Buffers for as many rows as pay and fit. Returns the sequences of a group.
+    fn make_room(&mut self, plan: &mut Plan<'_, T>) -> Result<usize> {
+        let c = plan.chunk_size;
+        let dimensions = self.memory.dimensions;
+        let (d, h) = (dimensions.dim_head, dimensions.heads);
+        let elements = self.memory.base.len();
+        // What a row of one sequence takes in `Room`, and what a sequence takes whatever its rows.
+        let strips = 4 * d.div_ceil(self.walk.columns) * 4;
+        let of_head = 12 * d + 2 * c + 3 * (5 * d) + 8 + (strips + 40).div_ceil(c);
+        let of_row = (h * of_head + 2 * h * d + 4 * dimensions.dim) * size_of::<T>();
+        let of_sequence = 4 * h * elements * size_of::<T>();
+        let kept = self.room.as_ref().map_or(0, Room::bytes);
+        let room = (self.device.free_bytes()? + kept) / SHARE;
+        let most = |bytes: usize| (bytes / of_row).min(BLOCK_ROWS);
+        let longest = plan.read_end.max(plan.store_end).saturating_sub(plan.first_chunk * c).max(1);
+        // Sequences side by side while each still has a block worth its launches.
+        let wanted = (most(room) / longest.min(4096).next_multiple_of(c)).clamp(1, GROUP);
+        let group = wanted.min(plan.sequences.max(1)).min((room / 2 / of_sequence).max(1));
+        let left = room.saturating_sub(group * of_sequence);
+        plan.block_rows = (most(left) / group / c).max(1) * c;
+        let sizes = plan.sizes();
+        if self.room.as_ref().is_none_or(|room| room.sizes != sizes || room.sequences != group) {
+            self.room = None;
+            self.room = Some(Room::new(self.device, self.memory, sizes, group, self.walk.columns)?);
+        }
+        Ok(group)
+    }
+
+    fn run_group(
+        &mut self,
+        plan: &Plan<'_, T>,
+        state: &mut State<T>,
+        group: Range<usize>,
+        sink: &mut dyn Sink<T>,
+        tick: &mut (dyn FnMut(usize) -> Result<()> + Send),
+        outcome: &mut Outcome,
+    ) -> Result<()> {
+        let Self { memory, device, weights, walk, room } = self;
+        let room = room.as_mut().expect("made before");
+        let per_sequence = memory.dimensions.heads * memory.base.len();
+        let mut sides: Vec<_> =
+            group.clone().map(|_| Sides::new(plan.sizes(), memory.dimensions.dim)).collect();
+        let load = |sides: &mut [Sides<T>], block: Block| {
+            let begin = Instant::now();
+            let mut sequences = sides.iter_mut().zip(group.clone());
+            sequences.try_for_each(|(sides, sequence)| sides.load(plan, sequence, block))?;
+            Ok::<_, Error>(begin.elapsed())
+        };
+        let transfer = Instant::now();
+        for (i, sequence) in group.clone().enumerate() {
+            let of = if state.sequences() == 1 { 0 } else { sequence };
+            for (array, to) in [&state.update, &state.momentum].into_iter().zip(&mut room.state[0]) {
+                let elements = array.as_slice().expect("standard layout");
+                to.upload(i * per_sequence, &elements[of * per_sequence..][..per_sequence])?;
+            }
+        }
+        let mut blocks = plan.blocks().peekable();
+        if let Some(&first) = blocks.peek() {
+            load(&mut sides, first)?;
+        }
+        outcome.input += transfer.elapsed();
+
+        let mut going = group.len();
+        let mut rows = vec![0; going];
+        while let Some(block) = blocks.next() {
+            let sending = Instant::now();
+            for (i, sides) in sides[..going].iter().enumerate() {
+                let sent = [sides.store.rows(), sides.read.rows()];
+                for (rows, to) in sent.into_iter().zip(&mut room.tokens) {
+                    to.upload(i * rows.len(), rows.as_slice().expect("whole rows"))?;
+                }
+            }
+            device.synchronize()?;
+            outcome.input += sending.elapsed();
+
+            let step = Step { memory, device: *device, weights, walk: *walk, plan, block, sequences: going };
+            let mut marks = vec![(None, device.mark()?)];
+            step.compute(room, &mut marks)?;
+            let loading = match blocks.peek() {
+                Some(&next) => load(&mut sides[..going], next)?,
+                None => std::time::Duration::ZERO,
+            };
+            device.synchronize()?;
+            // The device has worked meanwhile: what came in after it had ended was waited for.
+            let computed = step.add_phases(&marks, outcome)?;
+            outcome.input += loading.saturating_sub(computed);
+
+            let receiving = Instant::now();
+            let measured = step.measured(room)?;
+            outcome.output += receiving.elapsed();
+            let scaled = step.scaled_norms(room, &measured)?;
+            let writing = Instant::now();
+            let output = step.output(room)?;
+            for (i, rows) in rows.iter_mut().enumerate().take(going) {
+                let (reported, divergence) = step.report(room, &measured, &scaled, group.start + i, i)?;
+                sink.metrics(&reported)?;
+                *rows += reported.len();
+                let start = plan.first_query.clamp(block.read.start, block.read.end);
+                let read = output.slice(s![i, start - block.read.start.., ..]);
+                if read.nrows() > 0 && divergence.is_none() {
+                    sink.retrieved(group.start + i, start.saturating_sub(plan.first_query), read)?;
+                }
+                if divergence.is_some() {
+                    outcome.divergence = divergence;
+                    going = i;
+                    break;
+                }
+            }
+            outcome.output += writing.elapsed();
+            if block.store.len() > 0 {
+                room.state.swap(0, 1);
+            }
+            tick(going * block.store.len().max(block.read.len()))?;
+            if going == 0 {
+                break;
+            }
+        }
+        if plan.store.is_some() {
+            let receiving = Instant::now();
+            let [update, momentum] = &room.state[0];
+            for (array, from) in [(&mut state.update, update), (&mut state.momentum, momentum)] {
+                let elements = array.as_slice_mut().expect("standard layout");
+                from.download(0, &mut elements[group.start * per_sequence..][..going * per_sequence])?;
+            }
+            outcome.output += receiving.elapsed();
+        }
+        let last = outcome.divergence.as_ref().map_or(group.end, |divergence| divergence.sequence + 1);
+        outcome.rows += rows[..last - group.start].iter().sum::<usize>();
+        (group.start..last).try_for_each(|sequence| sink.sequence_done(sequence))
+    }
+}
+
+impl<'d, T: Real> Room<'d, T> {
+    fn new(
+        device: &'d dyn Device,
+        memory: &Memory<T>,
+        sizes: Sizes,
+        sequences: usize,
+        columns: usize,
+    ) -> Result<Self> {
+        let dimensions = memory.dimensions;
+        let (d, c) = (dimensions.dim_head, memory.chunk_size);
+        let heads = sequences * dimensions.heads;
+        let (stored, read) = (heads * sizes.stored, heads * padded(sizes.read, c));
+        let chunks = stored / c;
+        let room = |elements: usize| Array::new(device, elements);
+        let state = if sizes.storing { heads * memory.base.len() } else { 0 };
+        let mut readers = vec![Reader::new(device, read, d)?];
+        if sizes.probe {
+            readers.extend([Reader::new(device, stored, d)?, Reader::new(device, stored, d)?]);
+        }
+        Ok(Self {
+            sizes,
+            sequences,
+            tokens: [
+                room(sequences * sizes.stored * dimensions.dim)?,
+                room(sequences * sizes.read * dimensions.dim)?,
+            ],
+            keys: room(stored * d)?,
+            values: room(stored * d)?,
+            queries: room(read * d)?,
+            steps: room(chunks * 3)?,
+            qkv: room(stored * 3 * d)?,
+            d_qkv: room(stored * 3 * d)?,
+            scores: room(stored.max(read) * c)?,
+            d_scores: room(stored * c)?,
+            hidden: room(stored.max(read) * d)?,
+            d_hidden: room(stored * d)?,
+            activated: room(stored * d)?,
+            d_output: room(stored * d)?,
+            losses: room(stored)?,
+            chunk_losses: [room(chunks)?, room(chunks)?, room(chunks)?],
+            readers,
+            parts: room(chunks * 4 * d.div_ceil(columns) * 4)?,
+            sums: Array::new(device, chunks * 16)?,
+            state: [
+                [room(heads * memory.base.len())?, room(heads * memory.base.len())?],
+                [room(state)?, room(state)?],
+            ],
+            merged: room(sequences * sizes.read * dimensions.inner())?,
+            combined: (dimensions.heads > 1)
+                .then(|| room(sequences * sizes.read * dimensions.dim))
+                .transpose()?,
+            nonfinite: Array::new(device, heads + sequences)?,
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        let Self { tokens, keys, values, queries, steps, qkv, d_qkv, scores, d_scores, hidden, .. } = self;
+        let Self { d_hidden, activated, d_output, losses, chunk_losses, readers, parts, state, .. } = self;
+        let single = [keys, values, queries, steps, qkv, d_qkv, scores, d_scores, hidden, d_hidden];
+        let others = [activated, d_output, losses, parts, &self.merged];
+        let read = readers.iter().flat_map(|reader| [&reader.products, &reader.activated, &reader.outputs]);
+        let all = single.into_iter().chain(others).chain(tokens).chain(chunk_losses).chain(read);
+        let all = all.chain(state.iter().flatten()).chain(&self.combined);
+        all.map(Array::bytes).sum::<usize>() + self.sums.bytes() + self.nonfinite.bytes()
+    }
+}
+
+/// A block of some sequences, on its way.
+struct Step<'a, T: Real> {
+    memory: &'a Memory<T>,
+    device: &'a dyn Device,
+    weights: &'a Weights<'a, T>,
+    walk: Walk,
+    plan: &'a Plan<'a, T>,
+    block: Block,
+    sequences: usize,
+}
+
+/// Moments between phases: what ended there.
+type Marks = Vec<(Option<Phase>, Mark)>;
+
+impl<T: Real> Step<'_, T> {
+    fn d(&self) -> usize {
+        self.memory.dimensions.dim_head
+    }
+
+    fn c(&self) -> usize {
+        self.memory.chunk_size
+    }
+
+    /// Over all sequences.
+    fn heads(&self) -> usize {
+        self.sequences * self.memory.dimensions.heads
+    }
+
+    /// Stored of one head.
+    fn chunks(&self) -> usize {
+        self.block.store.len() / self.c()
+    }
+
+    /// Read of one head, the last perhaps incomplete.
+    fn query_chunks(&self) -> usize {
+        self.block.read.len().div_ceil(self.c())
+    }
+
+    fn launch(&self, name: &str, grid: [usize; 3], shared: usize, arguments: &[Argument]) -> Result<()> {
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        let launch = Launch { grid: grid.map(|n| n as u32), block: THREADS, shared: shared as u32 };
+        self.device.launch(&kernel(name, T::TYPE), launch, arguments)
+    }
+
+    /// A warp a row.
+    fn rows(&self, name: &str, rows: usize, arguments: &[Argument]) -> Result<()> {
+        self.launch(name, [rows.div_ceil(THREADS as usize / 32), 1, 1], 0, arguments)
+    }
+
+    /// A thread an element, or several.
+    fn elements(&self, name: &str, elements: usize, arguments: &[Argument]) -> Result<()> {
+        self.launch(name, [elements.div_ceil(THREADS as usize).min(MOST_BLOCKS), 1, 1], 0, arguments)
+    }
+
+    fn multiply(&self, batch: usize, size: [usize; 3], scale: f64, [a, b, c]: [Matrix; 3]) -> Result<()> {
+        if batch * size[0] * size[1] == 0 {
+            return Ok(());
+        }
+        self.device.multiply(&Product { dtype: T::TYPE, batch, size, scale, a, b, c })
+    }
+
+    /// Everything that the device does of a block, asked for in order.
+    fn compute(&self, room: &mut Room<'_, T>, marks: &mut Marks) -> Result<()> {
+        let mut done = |phase: Phase| {
+            marks.push((Some(phase), self.device.mark()?));
+            Ok::<_, Error>(())
+        };
+        self.project(room)?;
+        done(Phase::Project)?;
+        self.surprise(room)?;
+        done(Phase::Gradients)?;
+        self.walk(room, 0, 1.0)?;
+        done(Phase::Walk)?;
+        self.activate(room)?;
+        done(Phase::Activate)?;
+        self.walk(room, 1, 1.0)?;
+        done(Phase::Walk)?;
+        self.combine(room)?;
+        done(Phase::Combine)?;
+        self.measure(room)?;
+        done(Phase::Metrics)
+    }
+
+    /// Adds the time between marks to the phases; all of it together.
+    fn add_phases(&self, marks: &Marks, outcome: &mut Outcome) -> Result<std::time::Duration> {
+        let mut all = 0.0;
+        for pair in marks.windows(2) {
+            let seconds = self.device.seconds(&pair[0].1, &pair[1].1)?;
+            all += seconds;
+            let phases = &mut outcome.phases;
+            match pair[1].0 {
+                Some(Phase::Project) => phases.project += seconds,
+                Some(Phase::Gradients) => phases.gradients += seconds,
+                Some(Phase::Walk) => phases.walk += seconds,
+                Some(Phase::Activate) => phases.activate += seconds,
+                Some(Phase::Combine) => phases.combine += seconds,
+                Some(Phase::Metrics) => phases.metrics += seconds,
+                Some(Phase::Retention) | None => {}
+            }
+        }
+        Ok(std::time::Duration::from_secs_f64(all))
+    }
+
+    /// Norms, keys, values, queries, gates.
+    fn project(&self, room: &mut Room<'_, T>) -> Result<()> {
+        let dimensions = self.memory.dimensions;
+        let (dim, d, h, c) = (dimensions.dim, self.d(), dimensions.heads, self.c());
+        let inner = dimensions.inner();
+        let (stored, read) = (self.block.store.len(), self.block.read.len());
+        let weights = self.weights;
+        let norms = [&weights.store_norm, &weights.retrieve_norm];
+        for ((norm, rows), tokens) in norms.into_iter().zip([stored, read]).zip(&room.tokens) {
+            self.norm(norm.as_ref(), tokens, self.sequences * rows)?;
+        }
+        let read_rows = padded(read, c);
+        if read_rows > read {
+            // Zeros follow the last token: no token sees them, and they are finite.
+            self.device.fill(room.queries.address(0), 0, self.heads() * read_rows * d * size_of::<T>())?;
+        }
+        for i in 0..self.sequences {
+            let [of_store, of_read] = [(0, stored), (1, read)].map(|(side, rows): (usize, usize)| {
+                matrix(room.tokens[side].address(i * rows * dim), dim, 0)
+            });
+            let head = |array: &Array<T>, rows: usize| matrix(array.address(i * h * rows * d), d, rows * d);
+            let columns =
+                |array: &Array<T>, first: usize, width: usize| matrix(array.address(first), width, d);
+            let keys_values = &weights.keys_values;
+            for (first, to) in [(0, &room.keys), (inner, &room.values)] {
+                let product = [of_store, columns(keys_values, first, 2 * inner), head(to, stored)];
+                self.multiply(h, [stored, d, dim], 1.0, product)?;
+            }
+            let product = [of_read, columns(&weights.queries, 0, inner), head(&room.queries, read_rows)];
+            self.multiply(h, [read, d, dim], 1.0, product)?;
+        }
+        let gates = self.memory.gates;
+        let gates = [gates.learning_rate, gates.momentum, gates.decay];
+        let mut pinned = 0;
+        let mut arguments = vec![room.tokens[0].argument(), weights.gates.argument(), room.steps.argument()];
+        for (i, gate) in gates.iter().enumerate() {
+            pinned |= u32::from(matches!(gate, Gate::Pinned(_))) << i;
+        }
+        arguments.extend([self.chunks(), c, dim, h].map(Argument::count));
+        arguments.push(Argument::U32(pinned));
+        arguments.extend(gates.map(|gate| {
+            let (Gate::Pinned(value) | Gate::Learned(value)) = gate;
+            Argument::F64(value)
+        }));
+        let shared = dim * size_of::<T>();
+        if shared > self.device.shared_bytes() {
+            let most = self.device.shared_bytes() / size_of::<T>();
+            return Err(Error::setting("--device", format!("cpu for tokens wider than {most}"), "cuda"));
+        }
+        self.launch("gate_values", [self.chunks(), self.sequences, 1], shared, &arguments)
+    }
+
+    fn norm(&self, weight: Option<&Array<'_, T>>, rows: &Array<'_, T>, number: usize) -> Result<()> {
+        let Some(weight) = weight else { return Ok(()) };
+        let epsilon = Argument::F64(T::EPS.wide());
+        let arguments = [
+            rows.argument(),
+            weight.argument(),
+            Argument::long(number),
+            Argument::count(weight.len()),
+            epsilon,
+        ];
+        self.rows("rms_norm", number, &arguments)
+    }
+
+    /// P of all chunks from q, k, v side by side, and P v.
+    fn attend(&self, qkv: &Array<T>, scores: &Array<T>, hidden: &Array<T>, chunks: usize) -> Result<()> {
+        let (d, c) = (self.d(), self.c());
+        let batch = self.heads() * chunks;
+        let [q, k, v] = [0, d, 2 * d].map(|first| matrix(qkv.address(first), 3 * d, c * 3 * d));
+        let square = matrix(scores.address(0), c, c * c);
+        self.multiply(batch, [c, c, d], 1.0 / (d as f64).sqrt(), [q, transposed(k), square])?;
+        self.rows(
+            "causal_softmax",
+            batch * c,
+            &[scores.argument(), Argument::long(batch * c), Argument::count(c)],
+        )?;
+        self.multiply(batch, [c, d, c], 1.0, [square, v, matrix(hidden.address(0), d, c * d)])
+    }
+
+    /// Losses and gradients at W, as thin factors: see `memory/model/attention.rs`.
+    fn surprise(&self, room: &mut Room<'_, T>) -> Result<()> {
+        let (d, c, chunks) = (self.d(), self.c(), self.chunks());
+        if chunks == 0 {
+            return Ok(());
+        }
+        let rows = self.heads() * chunks * c;
+        let batch = self.heads() * chunks;
+        let whole = |array: &Array<T>, width: usize| matrix(array.address(0), width, 0);
+        let (weights, output) = (self.weights, matrix(self.weights.base.address(3 * d * d), d, 0));
+        let product = [whole(&room.keys, d), whole(&weights.qkv, 3 * d), whole(&room.qkv, 3 * d)];
+        self.multiply(1, [rows, 3 * d, d], 1.0, product)?;
+        self.attend(&room.qkv, &room.scores, &room.hidden, chunks)?;
+        let of_rows = Argument::long(rows * d);
+        self.elements("silu", rows * d, &[room.hidden.argument(), room.activated.argument(), of_rows])?;
+        let product = [whole(&room.activated, d), output, whole(&room.d_output, d)];
+        self.multiply(1, [rows, d, d], 1.0, product)?;
+        self.losses(&room.d_output, room, &room.chunk_losses[0], true)?;
+        let product = [whole(&room.d_output, d), transposed(output), whole(&room.d_hidden, d)];
+        self.multiply(1, [rows, d, d], 1.0, product)?;
+        let arguments = [room.hidden.argument(), room.d_hidden.argument(), of_rows];
+        self.elements("silu_backward", rows * d, &arguments)?;
+
+        let of_chunk = |array: &Array<T>, width: usize| matrix(array.address(0), width, c * width);
+        let [q, k, v] = [0, d, 2 * d].map(|first| matrix(room.qkv.address(first), 3 * d, c * 3 * d));
+        let [dq, dk, dv] = [0, d, 2 * d].map(|first| matrix(room.d_qkv.address(first), 3 * d, c * 3 * d));
+        let [p, dp] = [&room.scores, &room.d_scores].map(|array| of_chunk(array, c));
+        let d_hidden = of_chunk(&room.d_hidden, d);
+        self.multiply(batch, [c, c, d], 1.0, [d_hidden, transposed(v), dp])?;
+        let scale = Argument::number::<T>(1.0 / (d as f64).sqrt());
+        let arguments = [
+            room.scores.argument(),
+            room.d_scores.argument(),
+            Argument::long(rows),
+            Argument::count(c),
+            scale,
+        ];
+        self.rows("softmax_backward", rows, &arguments)?;
+        self.multiply(batch, [c, d, c], 1.0, [dp, k, dq])?;
+        self.multiply(batch, [c, d, c], 1.0, [transposed(dp), q, dk])?;
+        self.multiply(batch, [c, d, c], 1.0, [transposed(p), d_hidden, dv])
+    }
+
+    /// Of every chunk of keys, from what was made of them.
+    fn losses(&self, predicted: &Array<T>, room: &Room<T>, sums: &Array<T>, gradient: bool) -> Result<()> {
+        let (c, batch) = (self.c(), self.heads() * self.chunks());
+        let [predicted, values] = [predicted, &room.values].map(Array::argument);
+        let losses = room.losses.argument();
+        let gradient = Argument::U32(gradient.into());
+        let arguments =
+            [predicted, values, losses, Argument::long(batch * c), Argument::count(self.d()), gradient];
+        self.rows("row_losses", batch * c, &arguments)?;
+        self.launch(
+            "chunk_sums",
+            [batch.div_ceil(THREADS as usize), 1, 1],
+            0,
+            &[losses, sums.argument(), Argument::long(batch), Argument::count(c)],
+        )
+    }
+
+    /// A layer through all chunks of the block, and the sums of squares of its weights. Squares are of numbers times `scale`.
+    fn walk(&self, room: &mut Room<'_, T>, layer: usize, scale: f64) -> Result<()> {
+        let (d, c, chunks) = (self.d(), self.c(), self.chunks());
+        let (first, weights, width) = if layer == 0 { (0, 3, 3 * d) } else { (3, 1, d) };
+        let strips = d.div_ceil(self.walk.columns);
+        let [before, after] = &room.state;
+        let (a, b) = if layer == 0 { (&room.keys, &room.d_qkv) } else { (&room.activated, &room.d_output) };
+        let mut arguments = vec![
+            self.weights.base.argument(),
+            before[0].argument(),
+            before[1].argument(),
+            after[0].argument(),
+            after[1].argument(),
+        ];
+        arguments.extend([self.memory.base.len(), d, first, width, c, chunks].map(Argument::count));
+        arguments.extend([
+            room.steps.argument(),
+            a.argument(),
+            b.argument(),
+            Argument::count(self.query_chunks()),
+        ]);
+        let inputs = [&room.queries, &room.keys, &room.keys];
+        for (i, keys) in inputs.into_iter().enumerate() {
+            arguments.extend(match room.readers.get(i) {
+                Some(reader) if layer == 0 => [keys.argument(), reader.products.argument()],
+                Some(reader) => [reader.activated.argument(), reader.outputs.argument()],
+                None => [Argument::Address(0); 2],
+            });
+        }
+        arguments.extend([room.parts.argument(), Argument::number::<T>(scale)]);
+        let parts = if chunks == 0 { self.query_chunks().min(READ_PARTS) } else { 1 };
+        let grid = [weights * strips, self.heads(), parts];
+        if chunks.max(self.query_chunks()) > 0 {
+            self.launch(self.walk.kernel, grid, self.walk.shared, &arguments)?;
+        }
+        let places = self.heads() * chunks;
+        let mut arguments = vec![room.parts.argument(), room.sums.argument(), Argument::long(places)];
+        arguments.extend([weights, strips, first, 4].map(Argument::count));
+        self.launch("weight_norms", [(places * weights * 4).div_ceil(THREADS as usize), 1, 1], 0, &arguments)
+    }
+
+    /// Between the layers, of all that is read.
+    fn activate(&self, room: &mut Room<'_, T>) -> Result<()> {
+        for (i, reader) in room.readers.iter().enumerate() {
+            let chunks = if i == 0 { self.query_chunks() } else { self.chunks() };
+            if chunks == 0 {
+                continue;
+            }
+            let elements = self.heads() * chunks * self.c() * self.d();
+            self.attend(&reader.products, &room.scores, &room.hidden, chunks)?;
+            let arguments = [room.hidden.argument(), reader.activated.argument(), Argument::long(elements)];
+            self.elements("silu", elements, &arguments)?;
+        }
+        Ok(())
+    }
+
+    /// `post_norm(merged heads @ combine)`. Rows that were read from nothing are zero and stay zero.
+    fn combine(&self, room: &mut Room<'_, T>) -> Result<()> {
+        let dimensions = self.memory.dimensions;
+        let (rows, inner) = (self.block.read.len(), dimensions.inner());
+        if rows == 0 {
+            return Ok(());
+        }
+        let mut arguments = vec![room.readers[0].outputs.argument(), room.merged.argument()];
+        let unready = self.plan.unready(self.block);
+        arguments
+            .extend([dimensions.heads, padded(rows, self.c()), rows, self.d(), unready].map(Argument::count));
+        let blocks = (rows * inner).div_ceil(THREADS as usize).min(MOST_BLOCKS);
+        self.launch("merge_heads", [blocks, self.sequences, 1], 0, &arguments)?;
+        let number = self.sequences * rows;
+        if let (Some(combine), Some(combined)) = (&self.weights.combine, &room.combined) {
+            let [a, b, c] = [(&room.merged, inner), (combine, dimensions.dim), (combined, dimensions.dim)]
+                .map(|(array, width): (&Array<T>, usize)| matrix(array.address(0), width, 0));
+            self.multiply(1, [number, dimensions.dim, inner], 1.0, [a, b, c])?;
+        }
+        let output = room.combined.as_ref().unwrap_or(&room.merged);
+        self.norm(self.weights.post_norm.as_ref(), output, number)
+    }
+
+    /// Losses of the probe, and where what was read is not finite.
+    fn measure(&self, room: &mut Room<'_, T>) -> Result<()> {
+        for (i, reader) in room.readers.iter().enumerate().skip(1) {
+            self.losses(&reader.outputs, room, &room.chunk_losses[i], false)?;
+        }
+        let (rows, unready) = (self.block.read.len(), self.plan.unready(self.block));
+        self.device.fill(room.nonfinite.address(0), 0xFF, room.nonfinite.bytes())?;
+        let dim = self.memory.dimensions.dim;
+        let output = room.combined.as_ref().unwrap_or(&room.merged);
+        let of_heads = (&room.readers[0].outputs, 0, self.heads(), padded(rows, self.c()), self.d());
+        let of_sequences = (output, self.heads(), self.sequences, rows, dim);
+        for (array, place, lots, stride, width) in [of_heads, of_sequences] {
+            let mut arguments = vec![
+                array.argument(),
+                Argument::Address(room.nonfinite.address(place)),
+                Argument::long(stride * width),
+            ];
+            arguments.extend([unready, rows, width].map(Argument::count));
+            let grid = [(rows - unready).div_ceil(THREADS as usize / 32), lots, 1];
+            self.launch("first_nonfinite", grid, 0, &arguments)?;
+        }
+        Ok(())
+    }
+
+    /// What `measure` and the walks found.
+    fn measured(&self, room: &Room<'_, T>) -> Result<Measured<T>> {
+        let places = self.heads() * self.chunks();
+        let take = |array: &Array<'_, T>, elements: usize| {
+            let mut taken = vec![T::zero(); elements];
+            array.download(0, &mut taken)?;
+            Ok::<_, Error>(taken)
+        };
+        let probed = if room.sizes.probe { places } else { 0 };
+        let [at_w, before, after] = &room.chunk_losses;
+        Ok(Measured {
+            steps: take(&room.steps, 3 * places)?,
+            losses: [take(at_w, places)?, take(before, probed)?, take(after, probed)?],
+            sums: self.sums(room)?,
+            nonfinite: room.nonfinite.to_vec()?,
+        })
+    }
+
+    fn sums(&self, room: &Room<'_, T>) -> Result<Vec<f64>> {
+        let mut sums = vec![0.0; self.heads() * self.chunks() * 16];
+        room.sums.download(0, &mut sums)?;
+        Ok(sums)
+    }
+
+    /// Norms whose squares left the range of T, from walks with other scales: all norms, where there are any such.
+    fn scaled_norms(&self, room: &mut Room<'_, T>, measured: &Measured<T>) -> Result<Vec<f64>> {
+        let mut norms: Vec<f64> = measured.sums.iter().map(|sum| sum.sqrt()).collect();
+        // Far enough for the smallest and the largest numbers, and their squares' sums, to come into range.
+        let exponent = match T::TYPE {
+            ElementType::F32 => 80,
+            ElementType::F64 => 560,
+        };
+        for (large, scale) in [(true, 2f64.powi(-exponent)), (false, 2f64.powi(exponent))] {
+            let left = |sum: f64| !trusted::<T>(sum) && (sum > 1.0) == large;
+            if !measured.sums.iter().any(|&sum| left(sum)) {
+                continue;
+            }
+            for layer in 0..2 {
+                self.walk(room, layer, scale)?;
+            }
+            for ((norm, &sum), scaled) in norms.iter_mut().zip(&measured.sums).zip(self.sums(room)?) {
+                if left(sum) {
+                    *norm = scaled.sqrt() / scale;
+                }
+            }
+        }
+        Ok(norms)
+    }
+
+    /// (sequences, rows, D)
+    fn output(&self, room: &Room<'_, T>) -> Result<ndarray::Array3<T>> {
+        let (rows, dim) = (self.block.read.len(), self.memory.dimensions.dim);
+        let mut output = ndarray::Array3::zeros((self.sequences, rows, dim));
+        let from = room.combined.as_ref().unwrap_or(&room.merged);
+        from.download(0, output.as_slice_mut().expect("standard layout"))?;
+        Ok(output)
+    }
+
+    /// Rows of the metrics of sequence `i` of the group by chunk and head, up to the first divergence: a head's before the whole's.
+    fn report(
+        &self,
+        room: &Room<'_, T>,
+        measured: &Measured<T>,
+        norms: &[f64],
+        sequence: usize,
+        i: usize,
+    ) -> Result<(Vec<ChunkMetrics<T>>, Option<Divergence>)> {
+        let (h, c, chunks) = (self.memory.dimensions.heads, self.c(), self.chunks());
+        let first = self.block.start() / c;
+        let mut divergence: Option<Divergence> = None;
+        let mut diverged = |chunk: usize, head: Option<usize>, quantity: &'static str, value: T| {
+            if divergence.as_ref().is_none_or(|at| first + chunk < at.chunk) {
+                let value = value.to_string();
+                divergence = Some(Divergence { sequence, chunk: first + chunk, head, quantity, value });
+            }
+        };
+        let mut of_heads = Vec::new();
+        for head in 0..h {
+            let place = i * h + head;
+            let retrieved =
+                Some(measured.nonfinite[place]).filter(|&row| row != NO_ROW).map(|row| row as usize);
+            let until = retrieved.map_or(chunks, |row| (row / c).min(chunks));
+            let row = |chunk: usize| {
+                self.row(measured, norms, (sequence, first + chunk, head), place * chunks + chunk)
+            };
+            let mut rows: Vec<_> = (0..until).map(row).collect();
+            let bad = rows.iter().enumerate().find_map(|(chunk, row)| Some((chunk, row.first_nonfinite()?)));
+            if let Some((chunk, (quantity, value))) = bad {
+                diverged(chunk, Some(head), quantity, value);
+                rows.truncate(chunk);
+            } else if let Some(row) = retrieved {
+                let start = (place * padded(self.block.read.len(), c) + row) * self.d();
+                diverged(
+                    row / c,
+                    Some(head),
+                    "retrieved",
+                    nonfinite(&room.readers[0].outputs, start, self.d())?,
+                );
+            }
+            of_heads.push(rows.into_iter());
+        }
+        let row = measured.nonfinite[self.heads() + i];
+        if row != NO_ROW {
+            let dim = self.memory.dimensions.dim;
+            let output = room.combined.as_ref().unwrap_or(&room.merged);
+            let start = (i * self.block.read.len() + row as usize) * dim;
+            diverged(row as usize / c, None, "retrieved", nonfinite(output, start, dim)?);
+        }
+        let end = divergence.as_ref().map_or(usize::MAX, |at| at.chunk);
+        let mut reported = Vec::with_capacity(h * chunks);
+        for _ in 0..chunks {
+            reported.extend(of_heads.iter_mut().filter_map(Iterator::next).filter(|row| row.chunk < end));
+        }
+        Ok((reported, divergence))
+    }
+
+    fn row(
+        &self,
+        measured: &Measured<T>,
+        norms: &[f64],
+        of: (usize, usize, usize),
+        place: usize,
+    ) -> ChunkMetrics<T> {
+        let [at_w, before, after] = &measured.losses;
+        let probed = before.get(place).zip(after.get(place)).map(|(&before, &after)| [before, after]);
+        let [learning_rate, momentum, decay] = [0, 1, 2].map(|gate| measured.steps[place * 3 + gate].wide());
+        let gates = GateValues { learning_rate, momentum, decay };
+        let of_weight = |norms: &[f64]| Norms {
+            surprise: norms[0],
+            momentum: norms[1],
+            update: norms[2],
+            weight: norms[3],
+        };
+        let norms: Vec<_> = norms[place * 16..][..16].chunks(4).map(of_weight).collect();
+        metrics(of, self.c(), (at_w[place], probed), gates, &norms)
+    }
+}
+
+/// The first number that is not finite among some.
+fn nonfinite<T: Real>(array: &Array<'_, T>, start: usize, number: usize) -> Result<T> {
+    let mut values = vec![T::zero(); number];
+    array.download(start, &mut values)?;
+    Ok(values.into_iter().find(|x| !x.is_finite()).unwrap_or_else(T::nan))
 }

@@ -314,7 +314,7 @@ fn layer_input<'a, T>(layer: usize, first: ArrayView2<'a, T>, made: &'a [Array2<
 }
 
 /// The row of a (sequence, chunk, head). `losses`: at W and, of a probe, before and after.
-fn metrics<T: Real>(
+pub fn metrics<T: Real>(
     (sequence, chunk, head): (usize, usize, usize),
     c: usize,
     losses: (T, Option<[T; 2]>),

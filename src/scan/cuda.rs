@@ -1,8 +1,10 @@
 //! The recurrences on a GPU: arrays are on the device already, contiguous, with the contracts of [`super::linear`] and
-//! [`super::pair`]. Every state is written, none is read.
+//! [`super::pair`]. Every state is written, none is read. Steps × channels: a thread a channel, neighbours side by side, so
+//! that there should be some hundred thousand channels. Channels × steps: a block a row, which composes the steps of a tile,
+//! warp by warp, and goes on from tile to tile.
 
 use super::linear::{Layout, Shape};
-use crate::cuda::{Array, Device};
+use crate::cuda::{Argument, Array, Device, Launch, kernel};
 use crate::error::Result;
 use crate::real::Real;
 
@@ -15,29 +17,108 @@ pub enum Gates<'a, 'd, T> {
     Element(&'a Array<'d, T>),
 }
 
+/// Threads of a block where each takes a channel.
+const CHANNELS: usize = 128;
+/// Steps of a thread of a block that takes a row, and most threads.
+const STEPS: usize = 4;
+const MOST_THREADS: usize = 256;
+/// Blocks that take rows: more go round.
+const MOST_BLOCKS: usize = 1 << 30;
+
+fn optional<T: Real>(array: Option<&Array<T>>) -> Argument {
+    array.map_or(Argument::Address(0), Array::argument)
+}
+
 /// x_t = a_t x_{t−1} + b_t for every channel. `initial` `[batch, channels]`, or zero.
+///
+/// # Panics
+/// If an array does not have as many elements as `shape` tells.
 pub fn scan<T: Real>(
-    _device: &dyn Device,
-    _shape: Shape,
-    _layout: Layout,
-    _gates: Gates<T>,
-    _inputs: &Array<T>,
-    _initial: Option<&Array<T>>,
-    _states: &mut Array<T>,
+    device: &dyn Device,
+    shape: Shape,
+    layout: Layout,
+    gates: Gates<T>,
+    inputs: &Array<T>,
+    initial: Option<&Array<T>>,
+    states: &mut Array<T>,
 ) -> Result<()> {
-    todo!()
+    let Shape { batch, steps, channels } = shape;
+    let (gates, per_step) = match gates {
+        Gates::Step(gates) => (gates, true),
+        Gates::Element(gates) => (gates, false),
+    };
+    let elements = shape.elements();
+    assert_eq!((inputs.len(), states.len()), (elements, elements), "inputs and states of the shape");
+    assert_eq!(gates.len(), if per_step { batch * steps } else { elements }, "gates of the shape");
+    assert!(
+        initial.is_none_or(|initial| initial.len() == batch * channels),
+        "initial states [batch, channels]"
+    );
+    if elements == 0 {
+        return Ok(());
+    }
+    let [steps_, channels_] = [steps, channels].map(Argument::long);
+    // With one channel both layouts are the same.
+    if layout == Layout::StepsChannels && channels > 1 {
+        let per_step = Argument::U32(per_step.into());
+        let arrays = [gates.argument(), per_step, inputs.argument(), optional(initial), states.argument()];
+        let arguments = [&arrays[..], &[steps_, channels_]].concat();
+        return device.launch(&kernel("scan_channels", T::TYPE), across(shape), &arguments);
+    }
+    let rows = batch * channels;
+    // A row of gates for all channels of a sequence, or one for each.
+    let rows_per_gates = Argument::count(if per_step { channels } else { 1 });
+    let arguments = [
+        gates.argument(),
+        rows_per_gates,
+        inputs.argument(),
+        optional(initial),
+        states.argument(),
+        Argument::long(rows),
+        steps_,
+    ];
+    let threads = steps.div_ceil(STEPS).next_multiple_of(32).min(MOST_THREADS);
+    let launch = Launch { grid: [rows.min(MOST_BLOCKS) as u32, 1, 1], block: threads as u32, shared: 0 };
+    device.launch(&kernel("scan_rows", T::TYPE), launch, &arguments)
+}
+
+/// A thread a channel.
+fn across(shape: Shape) -> Launch {
+    let grid = [shape.channels.div_ceil(CHANNELS) as u32, shape.batch as u32, 1];
+    Launch { grid, block: CHANNELS as u32, shared: 0 }
 }
 
 /// S and U fused. `gates` `[3, batch, steps]`: θ, η, α; `surprise` and `updates` `[batch, steps, channels]`; `momentum` and `update`
 /// `[batch, channels]`, before and after.
+///
+/// # Panics
+/// If an array does not have as many elements as `shape` tells.
 pub fn scan_pair<T: Real>(
-    _device: &dyn Device,
-    _shape: Shape,
-    _gates: &Array<T>,
-    _surprise: &Array<T>,
-    _momentum: &mut Array<T>,
-    _update: &mut Array<T>,
-    _updates: Option<&mut Array<T>>,
+    device: &dyn Device,
+    shape: Shape,
+    gates: &Array<T>,
+    surprise: &Array<T>,
+    momentum: &mut Array<T>,
+    update: &mut Array<T>,
+    updates: Option<&mut Array<T>>,
 ) -> Result<()> {
-    todo!()
+    let Shape { batch, steps, channels } = shape;
+    let state = batch * channels;
+    assert_eq!(gates.len(), 3 * batch * steps, "gates [3, batch, steps]");
+    assert_eq!(surprise.len(), shape.elements(), "surprises of the shape");
+    assert_eq!((momentum.len(), update.len()), (state, state), "S and U [batch, channels]");
+    assert!(updates.as_ref().is_none_or(|updates| updates.len() == shape.elements()), "updates of the shape");
+    if shape.elements() == 0 {
+        return Ok(());
+    }
+    let arguments = [
+        gates.argument(),
+        surprise.argument(),
+        momentum.argument(),
+        update.argument(),
+        optional(updates.as_deref()),
+        Argument::long(steps),
+        Argument::long(channels),
+    ];
+    device.launch(&kernel("scan_pair", T::TYPE), across(shape), &arguments)
 }

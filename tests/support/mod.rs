@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use ndarray::{Array1, Array2, Array3, Array4, ArrayD, ArrayView2, ArrayViewD, Dimension, Ix2, Ix3, s};
+use ndarray::{Array1, Array2, Array3, Array4, ArrayD, ArrayView2, ArrayViewD, Axis, Dimension, Ix2, Ix3, s};
 use ndarray_npy::{NpzReader, ReadNpyExt};
 use nmem::engine::{Engine, Memory, Outcome, Sink, Work};
 use nmem::memory::parameters::{Init, draw};
@@ -361,6 +361,61 @@ pub fn assert_state_close<T: Real>(
             );
         }
     }
+}
+
+/// The arrays of expected.npz that metrics rows hold.
+pub fn from_rows<T: Real>(
+    rows: &[ChunkMetrics<T>],
+    sequences: usize,
+    heads: usize,
+) -> BTreeMap<String, ArrayD<f64>> {
+    let per_weight = |of: fn(&ChunkMetrics<T>, usize) -> T| {
+        let parts: Vec<_> = (0..4).map(|p| column(rows, sequences, heads, |row| of(row, p))).collect();
+        let views: Vec<_> = parts.iter().map(|part| part.view()).collect();
+        ndarray::stack(Axis(3), &views).unwrap()
+    };
+    let mut arrays = BTreeMap::new();
+    let mut add = |name: &str, array| arrays.insert(name.to_owned(), array);
+    add("learning_rate", column(rows, sequences, heads, |row| row.learning_rate));
+    add("momentum_gate", column(rows, sequences, heads, |row| row.momentum));
+    add("decay_gate", column(rows, sequences, heads, |row| row.decay));
+    add("loss", column(rows, sequences, heads, |row| row.loss));
+    add("grad_norm", per_weight(|row, p| row.weights[p].surprise));
+    add("momentum_norm", per_weight(|row, p| row.weights[p].momentum_norm));
+    add("update_norm", per_weight(|row, p| row.weights[p].update_norm));
+    arrays
+}
+
+/// Holds results to a file of a golden case.
+pub fn compare(who: &str, case: &Golden, file: &str, got: &BTreeMap<String, ArrayD<f64>>, tolerance: f64) {
+    for (name, expected) in case.expected(file) {
+        let what = format!("{who}, {}, {name}", case.name);
+        let got = got.get(&name).unwrap_or_else(|| panic!("{what}: nothing to compare"));
+        assert_close_to_largest(&what, got.view(), expected.view(), tolerance);
+    }
+}
+
+/// What an engine, run by `run`, makes of a golden case, under the names of expected.npz.
+pub fn golden_results<T: Real>(
+    case: &Golden,
+    run: impl FnOnce(&Memory<T>, &mut State<T>, Work<'_, T>, (usize, usize, usize)) -> (Collect<T>, Outcome),
+) -> BTreeMap<String, ArrayD<f64>> {
+    let memory = memory::<T>(case);
+    let (read, store) = (case.seq.mapv(T::of), case.stored().mapv(T::of));
+    let sequences = read.dim().0;
+    let mut state = memory.initial_state(sequences);
+    let work = Work::Online { read: &read, store: &store, probe: false };
+    let (collected, outcome) = run(&memory, &mut state, work, read.dim());
+    assert_eq!((outcome.divergence, outcome.read_past_store), (None, None));
+    let mut results = from_rows(&collected.rows, sequences, case.heads);
+    results.insert("retrieved".into(), dyn3(&collected.retrieved));
+    for (p, w) in memory.weights().iter().enumerate() {
+        let update = weight(&state.update, memory.weight_shapes(), p);
+        results.insert(format!("next_weights_{p}"), &update + &w.mapv(Real::wide));
+        results.insert(format!("last_update_{p}"), update);
+        results.insert(format!("last_momentum_{p}"), weight(&state.momentum, memory.weight_shapes(), p));
+    }
+    results
 }
 
 /// A memory of the golden case, in T.

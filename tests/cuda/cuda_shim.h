@@ -1,0 +1,265 @@
+// CUDA C on the processor, for tests of what kernels compute: blocks one after another, the threads of a block as fibres that
+// take turns at __syncthreads and warp intrinsics alone, so that a run is deterministic. In the order of threads or backwards: a
+// barrier that is missing shows as a difference between the two.
+//
+// No half types, tensor cores, asynchronous copies or time; masks of warp intrinsics are taken to be full; one launch at a time.
+#pragma once
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <type_traits>
+#include <utility>
+#include <vector>
+#ifndef __x86_64__
+#include <ucontext.h>
+#endif
+
+struct dim3 { unsigned x, y, z; };
+struct alignas(8) float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(16) double2 { double x, y; };
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __noinline__ __attribute__((noinline))
+#define __restrict__ __restrict
+#define __align__(n) alignas(n)
+#define __launch_bounds__(...)
+#define __shared__ static
+#define __constant__ static const
+#define SHARED_MEMORY(T, name) T* name = reinterpret_cast<T*>(shim::shared)
+
+namespace shim {
+
+enum Wait { NOTHING, BLOCK, WARP };
+enum { STACK = 64 << 10 };
+
+#ifdef __x86_64__
+// Saves what a callee must and goes on at another stack.
+extern "C" __attribute__((visibility("hidden"))) void shim_switch(void** from, void* to);
+asm(".text\n.hidden shim_switch\n.globl shim_switch\n.type shim_switch, @function\nshim_switch:\n"
+    "push %rbp\npush %rbx\npush %r12\npush %r13\npush %r14\npush %r15\n"
+    "mov %rsp, (%rdi)\nmov %rsi, %rsp\n"
+    "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\nret\n"
+    ".size shim_switch, .-shim_switch\n");
+struct Context {
+  void* top;
+  void start(char* stack, void (*entry)()) {
+    // As if shim_switch had been called at entry's first instruction: six registers, where to return to, and no caller.
+    void** top = reinterpret_cast<void**>(stack + STACK) - 2;
+    *top-- = reinterpret_cast<void*>(entry);
+    for (int i = 0; i < 6; ++i) *top-- = nullptr;
+    this->top = top + 1;
+  }
+  void leave_for(Context& other) { shim_switch(&top, other.top); }
+};
+#else
+struct Context {
+  ucontext_t context;
+  void start(char* stack, void (*entry)()) {
+    getcontext(&context);
+    context.uc_stack.ss_sp = stack;
+    context.uc_stack.ss_size = STACK;
+    context.uc_link = nullptr;
+    makecontext(&context, entry, 0);
+  }
+  void leave_for(Context& other) { swapcontext(&context, &other.context); }
+};
+#endif
+
+struct Fibre {
+  Context context;
+  dim3 thread;
+  unsigned number;
+  bool done;
+  Wait wait;
+  uint64_t given;
+};
+
+inline std::vector<Fibre> fibres;
+inline std::vector<char> stacks;
+inline std::vector<char> shared_room;
+inline char* shared;
+inline Fibre* current;
+inline Context scheduler;
+inline void (*run)(void*);
+inline void* what;
+inline dim3 block_index, block_size, grid_size;
+inline bool failed;
+
+inline void entry() {
+  run(what);
+  current->done = true;
+  for (;;) current->context.leave_for(scheduler);
+}
+
+inline void wait(Wait kind) {
+  current->wait = kind;
+  current->context.leave_for(scheduler);
+}
+
+// One block, to its end. False where threads wait for each other at different barriers.
+inline bool run_block(unsigned threads, bool backwards) {
+  for (unsigned i = 0; i < threads; ++i) {
+    Fibre& fibre = fibres[i];
+    fibre.number = i;
+    fibre.done = false;
+    fibre.wait = NOTHING;
+    fibre.thread = dim3{i % block_size.x, i / block_size.x % block_size.y, i / (block_size.x * block_size.y)};
+    fibre.context.start(stacks.data() + size_t(i) * STACK, entry);
+  }
+  for (;;) {
+    bool ran = false, live = false, all_at_block = true;
+    for (unsigned k = 0; k < threads; ++k) {
+      Fibre& fibre = fibres[backwards ? threads - 1 - k : k];
+      if (!fibre.done && fibre.wait == NOTHING) {
+        current = &fibre;
+        scheduler.leave_for(fibre.context);
+        ran = true;
+      }
+    }
+    for (unsigned first = 0; first < threads; first += 32) {
+      const unsigned end = first + 32 < threads ? first + 32 : threads;
+      bool any = false, all = true;
+      for (unsigned i = first; i < end; ++i)
+        if (!fibres[i].done) {
+          any = live = true;
+          all &= fibres[i].wait == WARP;
+          all_at_block &= fibres[i].wait == BLOCK;
+        }
+      if (any && all) {
+        for (unsigned i = first; i < end; ++i) fibres[i].wait = NOTHING;
+        ran = true;
+      }
+    }
+    if (!live) return true;
+    if (all_at_block) {
+      for (unsigned i = 0; i < threads; ++i) fibres[i].wait = NOTHING;
+      ran = true;
+    }
+    if (!ran) return false;
+  }
+}
+
+// All blocks. Dynamic shared memory holds NaN before each.
+inline bool launch(dim3 grid, dim3 block, size_t shared_bytes, bool backwards, void (*function)(void*), void* argument) {
+  const unsigned threads = block.x * block.y * block.z;
+  grid_size = grid;
+  block_size = block;
+  run = function;
+  what = argument;
+  if (fibres.size() < threads) {
+    fibres.resize(threads);
+    stacks.resize(size_t(threads) * STACK);
+  }
+  shared_room.resize(shared_bytes + 256);
+  shared = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(shared_room.data()) + 127) / 128 * 128);
+  for (unsigned z = 0; z < grid.z; ++z)
+    for (unsigned y = 0; y < grid.y; ++y)
+      for (unsigned x = 0; x < grid.x; ++x) {
+        block_index = dim3{x, y, z};
+        memset(shared, 0xff, shared_bytes);
+        if (!run_block(threads, backwards)) return false;
+      }
+  return true;
+}
+
+template <class T> T exchange(T x, unsigned source) {
+  static_assert(sizeof(T) <= 8, "at most 8 bytes");
+  memcpy(&current->given, &x, sizeof x);
+  wait(WARP);
+  T got = x;
+  if (source < block_size.x * block_size.y * block_size.z) memcpy(&got, &fibres[source].given, sizeof got);
+  wait(WARP);
+  return got;
+}
+inline unsigned lane() { return current->number % 32; }
+inline unsigned first_lane() { return current->number - lane(); }
+
+// Arguments by what they are, as nmem::cuda::Argument has them.
+template <class T> constexpr char kind_of() {
+  if (std::is_pointer<T>::value) return 'p';
+  if (std::is_same<T, float>::value) return 'f';
+  if (std::is_same<T, double>::value) return 'd';
+  if (std::is_same<T, unsigned>::value) return 'u';
+  if (std::is_same<T, long long>::value) return 'l';
+  return '?';
+}
+
+// A kernel with its arguments still to be unpacked.
+struct Kernel {
+  const char* name;
+  const char* kinds;
+  void (*run)(void**);
+};
+template <class... A> struct Unpacked {
+  static constexpr char kinds[] = {kind_of<A>()..., 0};
+  template <void (*F)(A...), size_t... I> static void call(void** arguments, std::integer_sequence<size_t, I...>) {
+    F(*static_cast<A*>(arguments[I])...);
+  }
+  template <void (*F)(A...)> static void run(void** arguments) { call<F>(arguments, std::index_sequence_for<A...>{}); }
+};
+template <class... A> Unpacked<A...> unpacked(void (*)(A...));
+
+}  // namespace shim
+#define SHIM_KERNEL(f) shim::Kernel{#f, decltype(shim::unpacked(f))::kinds, decltype(shim::unpacked(f))::run<f>}
+
+#define threadIdx (shim::current->thread)
+#define blockIdx (shim::block_index)
+#define blockDim (shim::block_size)
+#define gridDim (shim::grid_size)
+#define warpSize 32
+
+inline void __syncthreads() { shim::wait(shim::BLOCK); }
+inline void __syncwarp(unsigned = 0xffffffffu) { shim::wait(shim::WARP); }
+inline void __threadfence() {}
+inline void __threadfence_block() {}
+
+template <class T> T __shfl_sync(unsigned, T x, int lane) { return shim::exchange(x, shim::first_lane() + (lane & 31)); }
+template <class T> T __shfl_up_sync(unsigned, T x, unsigned by) {
+  const unsigned lane = shim::lane();
+  return shim::exchange(x, shim::first_lane() + (lane >= by ? lane - by : lane));
+}
+template <class T> T __shfl_down_sync(unsigned, T x, unsigned by) {
+  const unsigned lane = shim::lane();
+  return shim::exchange(x, shim::first_lane() + (lane + by < 32 ? lane + by : lane));
+}
+template <class T> T __shfl_xor_sync(unsigned, T x, int mask) {
+  return shim::exchange(x, shim::first_lane() + (shim::lane() ^ unsigned(mask)));
+}
+inline unsigned __ballot_sync(unsigned, int predicate) {
+  unsigned bits = unsigned(predicate != 0) << shim::lane();
+  for (int m = 16; m > 0; m /= 2) bits |= __shfl_xor_sync(0xffffffffu, bits, m);
+  return bits;
+}
+inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
+inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }
+inline int __syncthreads_or(int predicate) {
+  static int any;
+  __syncthreads();
+  any = 0;
+  __syncthreads();
+  any |= predicate != 0;
+  __syncthreads();
+  return any;
+}
+
+template <class T> T atomicAdd(T* p, T x) { const T old = *p; *p = old + x; return old; }
+template <class T> T atomicMin(T* p, T x) { const T old = *p; if (x < old) *p = x; return old; }
+template <class T> T atomicMax(T* p, T x) { const T old = *p; if (x > old) *p = x; return old; }
+template <class T> T atomicOr(T* p, T x) { const T old = *p; *p = old | x; return old; }
+template <class T> T atomicExch(T* p, T x) { const T old = *p; *p = x; return old; }
+template <class T> T __ldg(const T* p) { return *p; }
+template <class T> T __ldcs(const T* p) { return *p; }
+template <class T> void __stcs(T* p, T x) { *p = x; }
+template <class T> T min(T a, T b) { return a < b ? a : b; }
+template <class T> T max(T a, T b) { return a > b ? a : b; }
+inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+inline double rsqrt(double x) { return 1.0 / sqrt(x); }
+inline float __expf(float x) { return expf(x); }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+inline double __fma_rn(double a, double b, double c) { return fma(a, b, c); }

@@ -1,0 +1,291 @@
+//! What kernels are tested on: [`devices`].
+
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Instant;
+
+use nmem::Result;
+use nmem::cuda::{Argument, Device, Gpu, Launch, Mark};
+use nmem::error::Error;
+use sha2::{Digest, Sha256};
+
+/// Those that there are, and what they are called in messages. On a machine without a C++ compiler that must have a GPU, the GPU
+/// alone.
+pub fn devices() -> &'static [(String, Box<dyn Device>)] {
+    static DEVICES: OnceLock<Vec<(String, Box<dyn Device>)>> = OnceLock::new();
+    DEVICES.get_or_init(|| {
+        let required = std::env::var("NMEM_REQUIRE_CUDA").is_ok_and(|value| value == "1");
+        let mut devices: Vec<(String, Box<dyn Device>)> = Vec::new();
+        for (name, backwards) in [("processor", false), ("processor, backwards", true)] {
+            match Shim::new(backwards) {
+                Ok(shim) => devices.push((name.to_owned(), Box::new(shim))),
+                Err(why) if required => eprintln!("not on the {name}: {why}"),
+                Err(why) => panic!("the kernels cannot be run on the processor: {why}"),
+            }
+        }
+        match Gpu::open(0) {
+            Ok(gpu) => devices.push((gpu.name(), Box::new(gpu))),
+            Err(error) if required => panic!("NMEM_REQUIRE_CUDA=1, but {error}"),
+            Err(error) => eprintln!("not on a GPU: {error}"),
+        }
+        let names: Vec<_> = devices.iter().map(|(name, _)| &name[..]).collect();
+        eprintln!("kernels run on: {}", names.join("; "));
+        devices
+    })
+}
+
+const HEADER: &str = include_str!("cuda_shim.h");
+const SHIM: &str = include_str!("shim.cpp");
+const KERNELS: &str = include_str!("../../src/cuda/kernels.cu");
+const FLAGS: [&str; 12] = [
+    "-std=c++17",
+    "-O2",
+    "-ffp-contract=off",
+    // An address that a GPU would not take ends the program.
+    "-fsanitize=alignment",
+    "-fsanitize-undefined-trap-on-error",
+    "-Wall",
+    "-Wno-unknown-pragmas",
+    "-shared",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-x",
+    "c++",
+];
+
+/// kernels.cu on the processor: an address is a pointer. What is taken holds NaN at first, and lies between fences that must
+/// stand when it is given back.
+struct Shim {
+    backwards: bool,
+    kinds: unsafe extern "C" fn(*const c_char) -> *const c_char,
+    launch: LaunchFunction,
+    /// The library has one set of threads.
+    launching: Mutex<()>,
+    /// Bytes of what was taken, by address.
+    taken: Mutex<BTreeMap<u64, usize>>,
+}
+
+type LaunchFunction =
+    unsafe extern "C" fn(*const c_char, *const u32, u32, u32, *mut *mut c_void, c_int) -> c_int;
+
+/// Bytes of a fence, and what addresses are aligned to.
+const FENCE: usize = 256;
+/// All that is not written: NaN in both element types.
+const POISON: u8 = 0xFF;
+
+impl Shim {
+    fn new(backwards: bool) -> std::result::Result<Self, String> {
+        let path = library(backwards)?;
+        let say = |error: libloading::Error| format!("{}: {error}", path.display());
+        // SAFETY: the library was just compiled from shim.cpp, and does nothing when it is loaded. It stays loaded.
+        let library = Box::leak(Box::new(unsafe { libloading::Library::new(&path) }.map_err(say)?));
+        // SAFETY: the types are those of shim.cpp.
+        let (kinds, launch) = unsafe {
+            (*library.get(b"shim_kinds").map_err(say)?, *library.get(b"shim_launch").map_err(say)?)
+        };
+        Ok(Self { backwards, kinds, launch, launching: Mutex::new(()), taken: Mutex::default() })
+    }
+
+    /// Panics unless the bytes are some of those taken.
+    fn check(&self, address: u64, bytes: usize) {
+        if bytes == 0 {
+            return;
+        }
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = taken.range(..=address).next_back();
+        let inside = found.is_some_and(|(start, length)| address + bytes as u64 <= start + *length as u64);
+        assert!(inside, "{bytes} bytes at {address:#x} were not taken");
+    }
+}
+
+/// Where the library is, compiled if no process has done so. A copy for each order: a library has one set of shared memory.
+fn library(backwards: bool) -> std::result::Result<PathBuf, String> {
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
+    let hash = Sha256::new()
+        .chain_update([HEADER, SHIM, KERNELS, &compiler, &FLAGS.join(" ")].join("\0"))
+        .finalize();
+    let hash: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let within = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let within = if within.is_dir() { within.to_owned() } else { std::env::temp_dir() };
+    let order = if backwards { "backwards" } else { "forwards" };
+    let path = within.join(format!("kernels-{hash}-{order}.so"));
+    if path.exists() {
+        return Ok(path);
+    }
+    let say = |error: std::io::Error| error.to_string();
+    let folder = tempfile::tempdir_in(&within).map_err(say)?;
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).map_err(say);
+    write("cuda_shim.h", HEADER)?;
+    write("shim.cpp", SHIM)?;
+    write("kernels.cu", KERNELS)?;
+    let names = names().map(|name| format!("KERNEL({name})\n"));
+    write("kernels.inc", &names.collect::<String>())?;
+    let mut command = Command::new(&compiler);
+    command.args(FLAGS).args(["shim.cpp", "-o", "kernels.so"]).current_dir(folder.path());
+    let ran = command.output().map_err(|error| format!("{compiler}: {error} (a C++ compiler is needed)"))?;
+    if !ran.status.success() {
+        return Err(format!("{compiler}: {}\n{}", ran.status, String::from_utf8_lossy(&ran.stderr)));
+    }
+    std::fs::rename(folder.path().join("kernels.so"), &path).map_err(say)?;
+    Ok(path)
+}
+
+/// Kernels of kernels.cu, without the element types of their names.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    let defined = |line: &'static str| {
+        let rest = line.strip_prefix("BOTH(").or_else(|| line.strip_prefix("WALK("))?;
+        rest.split(',').next()
+    };
+    KERNELS.lines().filter_map(defined)
+}
+
+/// A letter of shim.cpp.
+fn kind(argument: &Argument) -> u8 {
+    match argument {
+        Argument::Address(_) => b'p',
+        Argument::U32(_) => b'u',
+        Argument::I64(_) => b'l',
+        Argument::F32(_) => b'f',
+        Argument::F64(_) => b'd',
+    }
+}
+
+fn place(argument: &mut Argument) -> *mut c_void {
+    match argument {
+        Argument::Address(x) => std::ptr::from_mut(x).cast(),
+        Argument::U32(x) => std::ptr::from_mut(x).cast(),
+        Argument::I64(x) => std::ptr::from_mut(x).cast(),
+        Argument::F32(x) => std::ptr::from_mut(x).cast(),
+        Argument::F64(x) => std::ptr::from_mut(x).cast(),
+    }
+}
+
+fn layout(bytes: usize) -> std::alloc::Layout {
+    std::alloc::Layout::from_size_align(bytes + 2 * FENCE, FENCE).expect("a size that memory can have")
+}
+
+impl Device for Shim {
+    fn name(&self) -> String {
+        "processor".to_owned()
+    }
+    fn free_bytes(&self) -> Result<usize> {
+        Ok(1 << 30)
+    }
+    fn multiprocessors(&self) -> usize {
+        4
+    }
+    fn shared_bytes(&self) -> usize {
+        // Of compute capability 8.0.
+        163 << 10
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        // SAFETY: the size is not zero; all that is asked for is written.
+        let start = unsafe {
+            let start = std::alloc::alloc(layout(bytes));
+            assert!(!start.is_null(), "memory");
+            start.write_bytes(POISON, bytes + 2 * FENCE);
+            start
+        };
+        let address = start as u64 + FENCE as u64;
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).insert(address, bytes);
+        Ok(address)
+    }
+
+    fn free(&self, address: u64) {
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
+        let bytes = taken.expect("what is given back was taken");
+        let start = (address as usize - FENCE) as *mut u8;
+        // SAFETY: as `allocate` took it, fences and all.
+        let stand = unsafe {
+            let fences = [start, start.add(FENCE + bytes)];
+            let stand = fences.into_iter().all(|fence| {
+                std::slice::from_raw_parts(fence, FENCE).iter().all(|&byte| byte == POISON)
+            });
+            std::alloc::dealloc(start, layout(bytes));
+            stand
+        };
+        assert!(stand || std::thread::panicking(), "a kernel wrote outside of {bytes} bytes");
+    }
+
+    fn fill(&self, address: u64, byte: u8, bytes: usize) -> Result<()> {
+        self.check(address, bytes);
+        // SAFETY: checked above.
+        unsafe { (address as *mut u8).write_bytes(byte, bytes) };
+        Ok(())
+    }
+
+    fn upload(&self, address: u64, bytes: &[u8]) -> Result<()> {
+        self.check(address, bytes.len());
+        // SAFETY: checked above.
+        unsafe { (address as *mut u8).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    fn download(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
+        self.check(address, bytes.len());
+        // SAFETY: checked above.
+        unsafe { (address as *const u8).copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        self.check(to, bytes);
+        self.check(from, bytes);
+        assert!(to.abs_diff(from) >= bytes as u64, "places that do not overlap");
+        // SAFETY: checked above.
+        unsafe { (to as *mut u8).copy_from_nonoverlapping(from as *const u8, bytes) };
+        Ok(())
+    }
+
+    fn launch(&self, kernel: &str, launch: Launch, arguments: &[Argument]) -> Result<()> {
+        let Launch { grid, block, shared } = launch;
+        assert!(grid.iter().all(|&n| n > 0) && grid[1] <= 65_535 && grid[2] <= 65_535, "{kernel}: {grid:?} blocks");
+        assert!((1..=1024).contains(&block), "{kernel}: {block} threads");
+        assert!(shared as usize <= self.shared_bytes(), "{kernel}: {shared} bytes of shared memory");
+        let name = CString::new(kernel).expect("a name");
+        // SAFETY: a name that ends.
+        let kinds = unsafe { (self.kinds)(name.as_ptr()) };
+        if kinds.is_null() {
+            return Err(Error::Cuda(format!("no kernel {kernel}")));
+        }
+        // SAFETY: shim.cpp's own, for ever.
+        let kinds = unsafe { CStr::from_ptr(kinds) }.to_bytes();
+        let given: Vec<_> = arguments.iter().map(kind).collect();
+        assert_eq!(
+            String::from_utf8_lossy(&given),
+            String::from_utf8_lossy(kinds),
+            "{kernel}: what arguments are"
+        );
+        let mut arguments = arguments.to_vec();
+        let mut places: Vec<_> = arguments.iter_mut().map(place).collect();
+        let _alone = self.launching.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: as many arguments as the kernel takes, of its types; what it does with them is what is tested.
+        let status = unsafe {
+            (self.launch)(
+                name.as_ptr(),
+                grid.as_ptr(),
+                block,
+                shared,
+                places.as_mut_ptr(),
+                c_int::from(self.backwards),
+            )
+        };
+        assert_eq!(status, 0, "{kernel}: its threads wait at different barriers");
+        Ok(())
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+    fn mark(&self) -> Result<Mark> {
+        Ok(Mark(Box::new(Instant::now())))
+    }
+    fn seconds(&self, from: &Mark, to: &Mark) -> Result<f64> {
+        let [from, to] = [from, to].map(|mark| *mark.0.downcast_ref::<Instant>().expect("a mark of this device"));
+        Ok((to - from).as_secs_f64())
+    }
+}

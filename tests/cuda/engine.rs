@@ -1,0 +1,217 @@
+//! The engine on a device: golden cases, and the oracle where these do not reach.
+
+use nmem::cuda::{Argument, Device, Launch, Mark};
+use nmem::engine::cuda::CudaEngine;
+use nmem::engine::{Memory, Outcome, Work};
+use nmem::memory::parameters::Init;
+use nmem::memory::{Gate, Gates, State};
+use nmem::real::Real;
+
+use crate::devices::{Tested, devices};
+use crate::support::{
+    self, Collect, Drawn, Golden, assert_close_to_largest, assert_rows_close, assert_state_close, compare,
+    dyn3, golden_results, uniform,
+};
+
+/// Runs the engine on a device, as [`support::run`] runs the other.
+fn run_on<T: Real>(
+    device: &dyn Device,
+    memory: &Memory<T>,
+    state: &mut State<T>,
+    work: Work<'_, T>,
+    shape: (usize, usize, usize),
+) -> (Collect<T>, Outcome) {
+    let mut sink = Collect::new(shape);
+    let mut engine = CudaEngine::new(memory, device).expect("room for the parameters");
+    let outcome = engine.run(state, work, &mut sink, &mut |_| Ok(())).expect("a run");
+    assert_eq!(outcome.rows, sink.rows.len(), "rows that count are those of sequences that are done");
+    (sink, outcome)
+}
+
+/// A device with less memory: blocks of few tokens, narrow strips.
+struct Small<'a> {
+    device: &'a dyn Device,
+    free: usize,
+    shared: usize,
+}
+
+impl Device for Small<'_> {
+    fn name(&self) -> String {
+        self.device.name()
+    }
+    fn free_bytes(&self) -> nmem::Result<usize> {
+        Ok(self.free)
+    }
+    fn multiprocessors(&self) -> usize {
+        self.device.multiprocessors()
+    }
+    fn shared_bytes(&self) -> usize {
+        self.shared
+    }
+    fn allocate(&self, bytes: usize) -> nmem::Result<u64> {
+        self.device.allocate(bytes)
+    }
+    fn free(&self, address: u64) {
+        self.device.free(address);
+    }
+    fn fill(&self, address: u64, byte: u8, bytes: usize) -> nmem::Result<()> {
+        self.device.fill(address, byte, bytes)
+    }
+    fn upload(&self, address: u64, bytes: &[u8]) -> nmem::Result<()> {
+        self.device.upload(address, bytes)
+    }
+    fn download(&self, address: u64, bytes: &mut [u8]) -> nmem::Result<()> {
+        self.device.download(address, bytes)
+    }
+    fn copy(&self, to: u64, from: u64, bytes: usize) -> nmem::Result<()> {
+        self.device.copy(to, from, bytes)
+    }
+    fn launch(&self, kernel: &str, launch: Launch, arguments: &[Argument]) -> nmem::Result<()> {
+        self.device.launch(kernel, launch, arguments)
+    }
+    fn synchronize(&self) -> nmem::Result<()> {
+        self.device.synchronize()
+    }
+    fn mark(&self) -> nmem::Result<Mark> {
+        self.device.mark()
+    }
+    fn seconds(&self, from: &Mark, to: &Mark) -> nmem::Result<f64> {
+        self.device.seconds(from, to)
+    }
+}
+
+#[test]
+fn golden_cases() {
+    for Tested { name, device } in devices() {
+        for case in Golden::all() {
+            let f64s = golden_results::<f64>(&case, |memory, state, work, shape| {
+                run_on(device.as_ref(), memory, state, work, shape)
+            });
+            compare(&format!("{name} f64"), &case, "expected.npz", &f64s, 1e-10);
+            let f32s = golden_results::<f32>(&case, |memory, state, work, shape| {
+                run_on(device.as_ref(), memory, state, work, shape)
+            });
+            compare(&format!("{name} f32"), &case, "expected_f32eps.npz", &f32s, 1e-5);
+        }
+    }
+}
+
+/// Stored in two parts, read with another sequence, probed: (dim, heads, d), chunk, sequences, tokens of the parts.
+type Case = ((usize, usize, usize), usize, usize, [usize; 2]);
+
+/// Widths around strips and panels, chunks around slices, cut chunks, several sequences.
+const CASES: [Case; 5] = [
+    ((6, 2, 3), 5, 3, [23, 11]),
+    ((20, 1, 20), 17, 1, [40, 30]),
+    ((34, 2, 17), 33, 2, [70, 33]),
+    ((70, 1, 70), 2, 1, [9, 8]),
+    ((8, 2, 66), 40, 1, [41, 40]),
+];
+
+fn against_the_oracle<T: Real>(what: &str, device: &dyn Device, case: Case, rel: f64) {
+    let ((dim, heads, d), chunk, sequences, parts) = case;
+    let what = format!("{what}, {}, {case:?}", T::TYPE);
+    let gates = Gates { decay: Gate::Learned(-1.0), momentum: Gate::Pinned(0.7), ..Gates::default() };
+    let drawn = Drawn::new((dim, heads, d), chunk, Init::Xavier, 7).gates(gates).past(0.1, 3);
+    let memory = drawn.memory::<T>();
+    let mut reference = drawn.reference::<T>(sequences);
+    let mut state = memory.initial_state(sequences);
+    for (seed, tokens) in parts.into_iter().enumerate() {
+        let shape = (sequences, tokens, dim);
+        let [store, read] = [2, 20].map(|first| uniform(shape, 1.0, first + seed as u64));
+        let [stored, queries] = [&store, &read].map(|part| part.mapv(T::of));
+        let (expected, rows) = reference.online(&read, &store);
+        let work = Work::Online { read: &queries, store: &stored, probe: true };
+        let (got, outcome) = run_on(device, &memory, &mut state, work, shape);
+        assert_eq!(outcome.divergence, None, "{what}");
+        assert_rows_close(&what, &got.rows, &rows, rel);
+        let retrieved = dyn3(&got.retrieved);
+        assert_close_to_largest(&what, retrieved.view(), expected.view().into_dyn(), rel);
+    }
+    assert_state_close(&what, &memory, &state, &reference, rel);
+    // As it stands: against the engine on the processor.
+    let queries = uniform((sequences, chunk + 3, dim), 1.0, 9).mapv(T::of);
+    let (got, _) = run_on(device, &memory, &mut state, Work::Read(&queries), queries.dim());
+    let (expected, _) = support::run(&memory, &mut state, Work::Read(&queries), queries.dim());
+    assert_close_to_largest(&what, dyn3(&got.retrieved).view(), dyn3(&expected.retrieved).view(), rel);
+}
+
+#[test]
+fn agrees_with_the_oracle() {
+    for Tested { name, device } in devices() {
+        for case in CASES {
+            against_the_oracle::<f64>(name, device.as_ref(), case, 1e-10);
+            against_the_oracle::<f32>(name, device.as_ref(), case, 2e-5);
+        }
+    }
+}
+
+#[test]
+fn little_memory_makes_many_blocks_of_narrow_strips() {
+    for Tested { name, device } in devices() {
+        for shared in [42_000, 72_000] {
+            let small = Small { device: device.as_ref(), free: 1 << 18, shared };
+            against_the_oracle::<f32>(name, &small, ((6, 2, 3), 5, 3, [53, 30]), 2e-5);
+        }
+        for shared in [75_000, 120_000] {
+            let small = Small { device: device.as_ref(), free: 1 << 20, shared };
+            against_the_oracle::<f32>(name, &small, ((200, 1, 200), 3, 1, [8, 7]), 2e-5);
+        }
+        let none = Small { device: device.as_ref(), free: 1 << 20, shared: 1000 };
+        let memory = Drawn::new((6, 2, 3), 5, Init::Xavier, 7).memory::<f32>();
+        let error = CudaEngine::new(&memory, &none).err().expect("no room for a strip").to_string();
+        assert!(error.contains("dim_head 3") && error.contains("--device cpu"), "{error}");
+    }
+}
+
+#[test]
+fn two_runs_give_the_same_bits() {
+    for Tested { name, device } in devices() {
+        let memory = Drawn::new((34, 2, 17), 16, Init::Xavier, 7).memory::<f32>();
+        let tokens = uniform((2, 100, 34), 1.0, 5).mapv(|x| x as f32);
+        let once = || {
+            let mut state = memory.initial_state(2);
+            let work = Work::Online { read: &tokens, store: &tokens, probe: true };
+            let (got, _) = run_on(device.as_ref(), &memory, &mut state, work, tokens.dim());
+            (got.rows_text(), got.retrieved, state)
+        };
+        assert_eq!(once(), once(), "{name}");
+    }
+}
+
+#[test]
+fn norms_whose_squares_leave_the_range() {
+    for Tested { name, device } in devices() {
+        for rate in [1e-28, 1e25] {
+            let gates = Gates { learning_rate: Gate::Pinned(rate), ..Gates::default() };
+            let memory = Drawn::new((6, 2, 3), 4, Init::Xavier, 7).gates(gates).memory::<f32>();
+            let tokens = uniform((1, 21, 6), 1.0, 5).mapv(|x| x as f32);
+            let work = Work::Store { sequences: &tokens, probe: false };
+            let (got, _) = run_on(device.as_ref(), &memory, &mut memory.initial_state(1), work, (0, 0, 0));
+            let (expected, _) = support::run(&memory, &mut memory.initial_state(1), work, (0, 0, 0));
+            assert_rows_close(&format!("{name}, θ = {rate:e}"), &got.rows, &expected.rows, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn divergences_are_those_of_the_processor() {
+    for Tested { name, device } in devices() {
+        for (rate, probe, online) in [(1e30, true, false), (1e30, false, true), (1e22, true, true)] {
+            let gates = Gates { learning_rate: Gate::Pinned(rate), ..Gates::default() };
+            let memory = Drawn::new((6, 2, 3), 8, Init::Xavier, 1).gates(gates).memory::<f32>();
+            let tokens = uniform((2, 61, 6), 1.0, 2).mapv(|x| x as f32);
+            let work = if online {
+                Work::Online { read: &tokens, store: &tokens, probe }
+            } else {
+                Work::Store { sequences: &tokens, probe }
+            };
+            let (got, at) =
+                run_on(device.as_ref(), &memory, &mut memory.initial_state(2), work, tokens.dim());
+            let (expected, there) = support::run(&memory, &mut memory.initial_state(2), work, tokens.dim());
+            assert!(there.divergence.is_some(), "a case that diverges");
+            assert_eq!(at.divergence, there.divergence, "{name}, θ = {rate:e}");
+            assert_eq!(got.rows.len(), expected.rows.len(), "{name}, θ = {rate:e}");
+        }
+    }
+}

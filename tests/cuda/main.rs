@@ -1,0 +1,10 @@
+//! The kernels of `--device cuda`: on the processor, the threads of a block in order and backwards, and on a GPU where there is
+//! one. `NMEM_REQUIRE_CUDA=1` makes its absence a failure.
+
+mod device;
+mod engine;
+mod kernels;
+mod product;
+mod scan;
+#[path = "../support/mod.rs"]
+mod support;
