@@ -1,5 +1,5 @@
-// Every kernel, in f32 and f64. No headers, so that NVRTC needs none; no half types, tensor cores or asynchronous copies,
-// so that a processor can run them too, thread by thread, in tests.
+// Every kernel, in f32 and f64. No headers, so that NVRTC needs none; no half types or tensor cores, so that
+// a processor can run them too, thread by thread, in tests.
 //
 // Letters are those of src/memory/mod.rs: θ η α the gates of a step, g S U W weights-shaped, d the width of a head, c the
 // tokens of a chunk. Matrices are row-major. Sums that end in a norm or a loss are joined in f64.
@@ -227,187 +227,335 @@ BOTH(scan_rows, 256,
 //   reads rows with W + U of that moment: queries, and keys where the loss before is asked for,
 //   forms g = AᵀB from the chunk's factors, moves S ← η S − θ g and U ← (1 − α) U + S, sums the squares of g, S, U, W + U,
 //   reads keys once more where the loss after is asked for.
-// Traffic is factors and reads alone; nothing weights-shaped leaves before the end.
+// Traffic is factors and reads alone; nothing weights-shaped leaves before the end. What is computed with comes in pieces through
+// a ring of buffers, asked for some pieces ahead: a chunk of few tokens is less work than the way to its memory takes.
 //
 // grid: (weights × strips, heads of all sequences, parts). Without steps, parts of the chunks are read side by side.
 
 enum { WALKERS = 256, WALK_WARPS = 8, SLAB = 64, GROUP = 32, SLICE = 16 };
 
-// Shared memory, in elements; as in src/engine/cuda.rs.
-//   3 d J  S, U, W + U    STAGED  factors or rows    8 × GROUP × J  parts of sums
+#ifdef __CUDA_ARCH__
+// To shared memory, past the registers.
+template <int BYTES> __device__ void copy_async(void* to, const void* from) {
+    const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(to));
+    if (BYTES == 16) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(place), "l"(from) : "memory");
+    else asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(place), "l"(from), "n"(BYTES) : "memory");
+}
+__device__ inline void end_piece() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until all but the last `ahead` pieces are there.
+__device__ inline void await_piece(unsigned ahead) {
+    if (ahead >= 2) asm volatile("cp.async.wait_group 2;" ::: "memory");
+    else if (ahead == 1) asm volatile("cp.async.wait_group 1;" ::: "memory");
+    else asm volatile("cp.async.wait_group 0;" ::: "memory");
+}
+#else
+template <int BYTES> __device__ void copy_async(void* to, const void* from) {
+    for (int i = 0; i < BYTES; ++i) static_cast<char*>(to)[i] = static_cast<const char*>(from)[i];
+}
+__device__ inline void end_piece() {}
+__device__ inline void await_piece(unsigned) {}
+#endif
+
+// `base`: W (weights, d, d) of all heads. update, momentum: [heads, elements] before; after in new_update, new_momentum. first: the
+// layer's first weight, its products together `width` wide. steps: [heads, chunks, 3]. a: (heads, chunks c, d); b: (heads, chunks c,
+// width); rows and reads likewise. Of the queries there may be more chunks. norms: [heads, chunks, gridDim.x, 4]. ring: 2 to 4.
+//
+// Shared memory, in elements; as in src/engine/cuda.rs:
+//   S, U: d J each    W + U: d J, d rounded up to 4    parts of sums: 8 GROUP J    ring × STAGED
 template <class T, int J, int R> struct Walk {
-    // Lanes side by side across columns, four columns each, and across rows.
-    enum { ACROSS = J / 4, DOWN = 32 / ACROSS, PANEL = WALK_WARPS * DOWN * R, READ = GROUP / DOWN };
-    enum { FACTORS = SLICE * PANEL + SLICE * J, ROWS = SLAB * (GROUP + 1), STAGED = ((FACTORS > ROWS ? FACTORS : ROWS) + 3) / 4 * 4 };
+    enum {
+        // Lanes side by side across columns, four columns each, and across rows.
+        ACROSS = J / 4, DOWN = 32 / ACROSS,
+        // Rows of a weight, and of what is read, that are worked on at once; of both, those of a thread.
+        PANEL = WALK_WARPS * DOWN * R, READ = GROUP / DOWN, MOST = R > READ ? R : READ,
+        // Rows lie so far apart that eight of them are in different banks.
+        PITCH = SLAB + 4,
+        FACTORS = SLICE * PANEL + SLICE * J, ROWS = GROUP * PITCH,
+        STAGED = FACTORS > ROWS ? FACTORS : ROWS,
+        VECTOR = 16 / sizeof(T),
+    };
+    enum Part { BEFORE, STORE, AFTER };
+    // A piece of a chunk: slab `inner` of the rows from `outer` on, or slice `inner` of the panel `outer`.
+    struct Place { unsigned chunk, part, outer, inner; };
 
-    T *s, *u, *read_weights, *staged, *parts;
-    unsigned d, columns, lane, warp, across, down;
+    const T *base, *steps, *a, *b, *queries, *keys_before, *keys_after;
+    T *query_reads, *reads_before, *reads_after, *norms;
+    unsigned d, c, width, chunks, query_chunks, end;
+    T scale;
+    T *s, *u, *read_weights, *parts;
+    unsigned columns, lane, warp, across, down;
+    T sums[MOST][4], weights[R][4], squares[4], gates[3];
 
-    // Y ← X (W + U) for up to two lots of c rows; `column`: Y's first.
-    __device__ void read(unsigned c, const T* x0, T* y0, const T* x1, T* y1, unsigned width) {
-        const unsigned rows0 = x0 ? c : 0, rows = rows0 + (x1 ? c : 0);
-        for (unsigned first = 0; first < rows; first += GROUP) {
-            T sums[READ][4] = {};
-            for (unsigned k0 = 0; k0 < d; k0 += SLAB) {
-                __syncthreads();
-                const unsigned k = k0 + threadIdx.x % SLAB;
-#pragma unroll
-                for (unsigned i = 0; i < GROUP * SLAB / WALKERS; ++i) {
-                    const unsigned in_group = threadIdx.x / SLAB + i * (WALKERS / SLAB), row = first + in_group;
-                    const T* from = row < rows0 ? x0 + (long long)row * d : x1 + (long long)(row - rows0) * d;
-                    staged[(k - k0) * (GROUP + 1) + in_group] = row < rows && k < d ? from[k] : T(0);
-                }
-                __syncthreads();
-                const unsigned depth = d - k0 < SLAB ? d - k0 : SLAB;
-#pragma unroll 4
-                for (unsigned kk = warp; kk < depth; kk += WALK_WARPS) {
-                    const Quad<T> w = *reinterpret_cast<const Quad<T>*>(read_weights + (k0 + kk) * J + 4 * across);
-#pragma unroll
-                    for (int i = 0; i < READ; ++i) {
-                        const T x = staged[kk * (GROUP + 1) + down + DOWN * i];
-#pragma unroll
-                        for (int j = 0; j < 4; ++j) sums[i][j] += x * w.v[j];
-                    }
-                }
-            }
-#pragma unroll
-            for (int i = 0; i < READ; ++i) {
-                Quad<T> part;
-                for (int j = 0; j < 4; ++j) part.v[j] = sums[i][j];
-                *reinterpret_cast<Quad<T>*>(parts + (warp * GROUP + down + DOWN * i) * J + 4 * across) = part;
-            }
-            __syncthreads();
-            for (unsigned i = threadIdx.x; i < GROUP * J; i += WALKERS) {
-                const unsigned row = first + i / J, column = i % J;
-                T sum = parts[i];
-#pragma unroll
-                for (int w = 1; w < WALK_WARPS; ++w) sum += parts[w * GROUP * J + i];
-                if (row < rows && column < columns) {
-                    T* to = row < rows0 ? y0 + (long long)row * width : y1 + (long long)(row - rows0) * width;
-                    to[column] = sum;
-                }
+    __device__ unsigned rows(const Place& p) const {
+        const bool stored = p.chunk < chunks;
+        if (p.part == BEFORE) return (p.chunk < query_chunks ? c : 0) + (stored && keys_before ? c : 0);
+        return stored && (p.part == STORE || keys_after) ? c : 0;
+    }
+
+    // To the next part that there is, unless here is one.
+    __device__ void settle(Place& p) const {
+        while (p.chunk < end && rows(p) == 0) {
+            if (++p.part > AFTER) {
+                p.part = BEFORE;
+                ++p.chunk;
             }
         }
     }
 
-    // Stores a chunk. `base`: W's strip, d elements from row to row. `norms`: where the four sums of squares go.
-    __device__ void advance(unsigned c, T theta, T eta, T alpha, const T* a, const T* b, unsigned width, const T* base,
-                            T scale, T* norms) {
-        T squares[4] = {};
-        for (unsigned panel = 0; panel < d; panel += PANEL) {
-            T g[R][4] = {};
-            const unsigned height = d - panel < PANEL ? d - panel : PANEL;
-            T *staged_a = staged, *staged_b = staged + SLICE * PANEL;
-            for (unsigned first = 0; first < c; first += SLICE) {
-                const unsigned tokens = c - first < SLICE ? c - first : SLICE;
-                __syncthreads();
-                for (unsigned i = threadIdx.x; i < tokens * PANEL; i += WALKERS) {
-                    const unsigned t = i / PANEL, row = i % PANEL;
-                    if (row < height) staged_a[i] = a[(long long)(first + t) * d + panel + row];
-                }
-                for (unsigned i = threadIdx.x; i < tokens * J; i += WALKERS) {
-                    const unsigned t = i / J, column = i % J;
-                    staged_b[i] = column < columns ? b[(long long)(first + t) * width + column] : T(0);
-                }
-                __syncthreads();
-#pragma unroll 4
-                for (unsigned t = 0; t < tokens; ++t) {
-                    const Quad<T> right = *reinterpret_cast<const Quad<T>*>(staged_b + t * J + 4 * across);
-#pragma unroll
-                    for (int i = 0; i < R; ++i) {
-                        const T left = staged_a[t * PANEL + warp * (DOWN * R) + down + DOWN * i];
-#pragma unroll
-                        for (int j = 0; j < 4; ++j) g[i][j] += left * right.v[j];
-                    }
-                }
+    __device__ void advance(Place& p) const {
+        p.inner += p.part == STORE ? SLICE : SLAB;
+        if (p.inner < (p.part == STORE ? c : d)) return;
+        p.inner = 0;
+        p.outer += p.part == STORE ? PANEL : GROUP;
+        if (p.outer < (p.part == STORE ? d : rows(p))) return;
+        p.outer = 0;
+        if (++p.part > AFTER) {
+            p.part = BEFORE;
+            ++p.chunk;
+        }
+        settle(p);
+    }
+
+    // A row of what is read, and where its products go.
+    __device__ const T* input(const Place& p, unsigned row) const {
+        if (p.part == AFTER) return keys_after + ((long long)p.chunk * c + row) * d;
+        const unsigned of_queries = p.chunk < query_chunks ? c : 0;
+        return row < of_queries ? queries + ((long long)p.chunk * c + row) * d
+                                : keys_before + ((long long)p.chunk * c + row - of_queries) * d;
+    }
+    __device__ T* output(const Place& p, unsigned row) const {
+        if (p.part == AFTER) return reads_after + ((long long)p.chunk * c + row) * width;
+        const unsigned of_queries = p.chunk < query_chunks ? c : 0;
+        return row < of_queries ? query_reads + ((long long)p.chunk * c + row) * width
+                                : reads_before + ((long long)p.chunk * c + row - of_queries) * width;
+    }
+
+    // Asks for V neighbours, or zeros.
+    template <int V> __device__ static void stage(T* to, const T* from, bool there) {
+        if (there) copy_async<V * sizeof(T)>(to, from);
+        else
+            for (int i = 0; i < V; ++i) to[i] = T(0);
+    }
+
+    template <int V> __device__ void ask(const Place& p, T* staged) const {
+        if (p.part != STORE) {
+            const unsigned number = rows(p);
+            for (unsigned i = threadIdx.x; i < GROUP * SLAB / V; i += WALKERS) {
+                const unsigned row = i / (SLAB / V), k = i % (SLAB / V) * V;
+                const bool there = p.outer + row < number && p.inner + k < d;
+                stage<V>(staged + row * PITCH + k, there ? input(p, p.outer + row) + p.inner + k : nullptr, there);
             }
+            return;
+        }
+        const unsigned tokens = c - p.inner < SLICE ? c - p.inner : SLICE;
+        const long long token = (long long)p.chunk * c + p.inner;
+        for (unsigned i = threadIdx.x; i < tokens * (PANEL / V); i += WALKERS) {
+            const unsigned t = i / (PANEL / V), row = i % (PANEL / V) * V;
+            stage<V>(staged + t * PANEL + row, a + (token + t) * d + p.outer + row, p.outer + row < d);
+        }
+        T* staged_b = staged + SLICE * PANEL;
+        for (unsigned i = threadIdx.x; i < tokens * (J / V); i += WALKERS) {
+            const unsigned t = i / (J / V), column = i % (J / V) * V;
+            stage<V>(staged_b + t * J + column, b + (token + t) * width + column, column < columns);
+        }
+    }
+
+    __device__ void clear() {
 #pragma unroll
-            for (int i = 0; i < R; ++i) {
-                const unsigned row = panel + warp * (DOWN * R) + down + DOWN * i;
-                if (row >= d) continue;
-                const unsigned place = row * J + 4 * across;
-                Quad<T> sq = *reinterpret_cast<Quad<T>*>(s + place), uq = *reinterpret_cast<Quad<T>*>(u + place), rq;
+        for (int i = 0; i < MOST; ++i)
 #pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    const T w = 4 * across + j < columns ? base[(long long)row * d + 4 * across + j] : T(0);
-                    sq.v[j] = eta * sq.v[j] - theta * g[i][j];
-                    uq.v[j] = (T(1) - alpha) * uq.v[j] + sq.v[j];
-                    rq.v[j] = w + uq.v[j];
-                    const T of_g = g[i][j] * scale, of_s = sq.v[j] * scale, of_u = uq.v[j] * scale, of_r = rq.v[j] * scale;
-                    squares[0] += of_g * of_g;
-                    squares[1] += of_s * of_s;
-                    squares[2] += of_u * of_u;
-                    squares[3] += of_r * of_r;
-                }
-                *reinterpret_cast<Quad<T>*>(s + place) = sq;
-                *reinterpret_cast<Quad<T>*>(u + place) = uq;
-                *reinterpret_cast<Quad<T>*>(read_weights + place) = rq;
+            for (int j = 0; j < 4; ++j) sums[i][j] = T(0);
+    }
+
+    // Y ← X (W + U): each warp a part of the depth, joined by all.
+    __device__ void read(const Place& p, const T* staged) {
+        if (p.inner == 0) clear();
+#pragma unroll
+        for (unsigned quad = 0; quad < SLAB / WALK_WARPS; quad += 4) {
+            const unsigned k = warp * (SLAB / WALK_WARPS) + quad;
+            if (p.inner + k >= d) break;
+            Quad<T> w[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                w[i] = *reinterpret_cast<const Quad<T>*>(read_weights + (p.inner + k + i) * J + 4 * across);
+#pragma unroll
+            for (int i = 0; i < READ; ++i) {
+                const Quad<T> x = *reinterpret_cast<const Quad<T>*>(staged + (down + DOWN * i) * PITCH + k);
+#pragma unroll
+                for (int m = 0; m < 4; ++m)
+#pragma unroll
+                    for (int j = 0; j < 4; ++j) sums[i][j] += x.v[m] * w[m].v[j];
             }
         }
+        if (p.inner + SLAB < d) return;
 #pragma unroll
-        for (int q = 0; q < 4; ++q) squares[q] = warp_sum(squares[q]);
-        // Nobody reads parts of sums between here and the next read's own barriers.
+        for (int i = 0; i < READ; ++i) {
+            Quad<T> part;
+#pragma unroll
+            for (int j = 0; j < 4; ++j) part.v[j] = sums[i][j];
+            *reinterpret_cast<Quad<T>*>(parts + (warp * GROUP + down + DOWN * i) * J + 4 * across) = part;
+        }
         __syncthreads();
-        if (lane == 0)
-            for (int q = 0; q < 4; ++q) parts[warp * 4 + q] = squares[q];
+        const unsigned number = rows(p);
+        for (unsigned i = threadIdx.x; i < GROUP * J; i += WALKERS) {
+            const unsigned row = p.outer + i / J, column = i % J;
+            T sum = parts[i];
+#pragma unroll
+            for (int w = 1; w < WALK_WARPS; ++w) sum += parts[w * GROUP * J + i];
+            if (row < number && column < columns) output(p, row)[column] = sum;
+        }
+    }
+
+    __device__ void store(const Place& p, const T* staged) {
+        const unsigned first = p.outer + warp * (DOWN * R) + down;
+        if (p.inner == 0) {
+            clear();
+            // Asked for now, needed once all slices have been added up.
+#pragma unroll
+            for (int i = 0; i < R; ++i)
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    const unsigned row = first + DOWN * i, column = 4 * across + j;
+                    weights[i][j] = row < d && column < columns ? base[(long long)row * d + column] : T(0);
+                }
+#pragma unroll
+            for (int i = 0; i < 3; ++i) gates[i] = steps[p.chunk * 3 + i];
+            if (p.outer == 0)
+                for (int i = 0; i < 4; ++i) squares[i] = T(0);
+        }
+        const unsigned tokens = c - p.inner < SLICE ? c - p.inner : SLICE;
+        const T *left = staged + first - p.outer, *right = staged + SLICE * PANEL + 4 * across;
+#pragma unroll 4
+        for (unsigned t = 0; t < tokens; ++t) {
+            const Quad<T> of_b = *reinterpret_cast<const Quad<T>*>(right + t * J);
+#pragma unroll
+            for (int i = 0; i < R; ++i) {
+                const T of_a = left[t * PANEL + DOWN * i];
+#pragma unroll
+                for (int j = 0; j < 4; ++j) sums[i][j] += of_a * of_b.v[j];
+            }
+        }
+        if (p.inner + SLICE < c) return;
+#pragma unroll
+        for (int i = 0; i < R; ++i) {
+            const unsigned row = first + DOWN * i;
+            if (row >= d) continue;
+            const unsigned place = row * J + 4 * across;
+            Quad<T> sq = *reinterpret_cast<Quad<T>*>(s + place), uq = *reinterpret_cast<Quad<T>*>(u + place), rq;
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const T g = sums[i][j];
+                sq.v[j] = gates[1] * sq.v[j] - gates[0] * g;
+                uq.v[j] = (T(1) - gates[2]) * uq.v[j] + sq.v[j];
+                rq.v[j] = weights[i][j] + uq.v[j];
+                const T of_g = g * scale, of_s = sq.v[j] * scale, of_u = uq.v[j] * scale, of_r = rq.v[j] * scale;
+                squares[0] += of_g * of_g;
+                squares[1] += of_s * of_s;
+                squares[2] += of_u * of_u;
+                squares[3] += of_r * of_r;
+            }
+            *reinterpret_cast<Quad<T>*>(s + place) = sq;
+            *reinterpret_cast<Quad<T>*>(u + place) = uq;
+            *reinterpret_cast<Quad<T>*>(read_weights + place) = rq;
+        }
+        if (p.outer + PANEL < d) return;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const T sum = warp_sum(squares[i]);
+            if (lane == 0) parts[warp * 4 + i] = sum;
+        }
         __syncthreads();
         if (threadIdx.x < 4) {
             T sum = parts[threadIdx.x];
             for (int w = 1; w < WALK_WARPS; ++w) sum += parts[w * 4 + threadIdx.x];
-            norms[threadIdx.x] = sum;
+            norms[(long long)p.chunk * gridDim.x * 4 + threadIdx.x] = sum;
+        }
+    }
+
+    __device__ void run(unsigned start, T* staged, unsigned ring) {
+        const bool vectors = d % VECTOR == 0;
+        const unsigned pieces_ahead = ring - 2;
+        Place here = {start, BEFORE, 0, 0};
+        settle(here);
+        Place next = here;
+        unsigned asked = 0, used = 0;
+        auto ask_next = [&] {
+            if (next.chunk < end) {
+                T* to = staged + asked * STAGED;
+                if (vectors) ask<VECTOR>(next, to);
+                else ask<1>(next, to);
+                asked = asked + 1 == ring ? 0 : asked + 1;
+                advance(next);
+            }
+            end_piece();
+        };
+        for (unsigned i = 0; i < pieces_ahead; ++i) ask_next();
+        while (here.chunk < end) {
+            // Into the buffer of the piece before last, which all have left.
+            ask_next();
+            await_piece(pieces_ahead);
+            __syncthreads();
+            const T* piece = staged + used * STAGED;
+            if (here.part == STORE) store(here, piece);
+            else read(here, piece);
+            used = used + 1 == ring ? 0 : used + 1;
+            advance(here);
         }
     }
 };
 
-// base: W (weights, d, d) of all heads. update, momentum: [heads, elements] before; after in new_update, new_momentum. first: the
-// layer's first weight. steps: [heads, chunks, 3]. a: (heads, chunks c, d); b: (heads, chunks c, width); rows and reads likewise.
-// Of the queries there may be more chunks. norms: [heads, chunks, gridDim.x, 4].
 template <class T, int J, int R>
 __device__ void walk(const T* base, const T* update, const T* momentum, T* new_update, T* new_momentum,
                      unsigned elements, unsigned d, unsigned first, unsigned width, unsigned c, unsigned chunks,
                      const T* steps, const T* a, const T* b, unsigned query_chunks, const T* queries, T* query_reads,
-                     const T* keys_before, T* reads_before, const T* keys_after, T* reads_after, T* norms, T scale) {
+                     const T* keys_before, T* reads_before, const T* keys_after, T* reads_after, T* norms, T scale,
+                     unsigned ring) {
     SHARED_MEMORY(T, memory);
+    typedef Walk<T, J, R> Mine;
     const unsigned strips = (d + J - 1) / J, weight = first + blockIdx.x / strips, start = blockIdx.x % strips * J;
     const long long head = blockIdx.y, place = head * elements + (long long)weight * d * d + start;
-    const unsigned column = (weight - first) * d + start;
-    Walk<T, J, R> my;
+    const long long column = (weight - first) * d + start, stored = head * chunks * c, asked = head * query_chunks * c;
+    const unsigned deep = (d + 3) / 4 * 4, all = chunks > query_chunks ? chunks : query_chunks;
+    const unsigned each = (all + gridDim.z - 1) / gridDim.z, from = blockIdx.z * each;
+    Mine my;
+    my.base = base + (long long)weight * d * d + start;
+    my.steps = steps + head * chunks * 3;
+    my.a = a + stored * d;
+    my.b = b + stored * width + column;
+    my.queries = queries + asked * d;
+    my.query_reads = query_reads + asked * width + column;
+    my.keys_before = keys_before ? keys_before + stored * d : nullptr;
+    my.reads_before = reads_before + stored * width + column;
+    my.keys_after = keys_after ? keys_after + stored * d : nullptr;
+    my.reads_after = reads_after + stored * width + column;
+    my.norms = norms + (head * chunks * gridDim.x + blockIdx.x) * 4;
+    my.d = d;
+    my.c = c;
+    my.width = width;
+    my.chunks = chunks;
+    my.query_chunks = query_chunks;
+    my.end = from + each < all ? from + each : all;
+    my.scale = scale;
     my.s = memory;
     my.u = my.s + d * J;
     my.read_weights = my.u + d * J;
-    my.staged = my.read_weights + d * J;
-    my.parts = my.staged + Walk<T, J, R>::STAGED;
-    my.d = d;
+    my.parts = my.read_weights + deep * J;
     my.columns = d - start < J ? d - start : J;
     my.lane = threadIdx.x % 32;
     my.warp = threadIdx.x / 32;
-    my.across = my.lane % Walk<T, J, R>::ACROSS;
-    my.down = my.lane / Walk<T, J, R>::ACROSS;
-    base += (long long)weight * d * d + start;
-    for (unsigned i = threadIdx.x; i < d * J; i += WALKERS) {
+    my.across = my.lane % Mine::ACROSS;
+    my.down = my.lane / Mine::ACROSS;
+    for (unsigned i = threadIdx.x; i < deep * J; i += WALKERS) {
         const unsigned row = i / J, in_strip = i % J;
-        const bool there = in_strip < my.columns;
+        const bool there = row < d && in_strip < my.columns;
         const T u = there ? update[place + (long long)row * d + in_strip] : T(0);
-        my.u[i] = u;
-        my.s[i] = there && chunks > 0 ? momentum[place + (long long)row * d + in_strip] : T(0);
-        my.read_weights[i] = u + (there ? base[(long long)row * d + in_strip] : T(0));
-    }
-    const unsigned all = chunks > query_chunks ? chunks : query_chunks;
-    const unsigned each = (all + gridDim.z - 1) / gridDim.z;
-    const unsigned end = (blockIdx.z + 1) * each < all ? (blockIdx.z + 1) * each : all;
-    for (unsigned i = blockIdx.z * each; i < end; ++i) {
-        const long long row = (head * chunks + i) * c, query = (head * query_chunks + i) * c;
-        const bool stored = i < chunks, asked = i < query_chunks;
-        my.read(c, asked ? queries + query * d : nullptr, query_reads + query * width + column,
-                stored && keys_before ? keys_before + row * d : nullptr, reads_before + row * width + column, width);
-        if (stored) {
-            const T* step = steps + (head * chunks + i) * 3;
-            my.advance(c, step[0], step[1], step[2], a + row * d, b + row * width + column, width, base, scale,
-                       norms + ((head * chunks + i) * gridDim.x + blockIdx.x) * 4);
-            if (keys_after)
-                my.read(c, keys_after + row * d, reads_after + row * width + column, nullptr, nullptr, width);
+        if (row < d) {
+            my.u[i] = u;
+            my.s[i] = there && chunks > 0 ? momentum[place + (long long)row * d + in_strip] : T(0);
         }
+        my.read_weights[i] = u + (there ? my.base[(long long)row * d + in_strip] : T(0));
     }
+    my.run(from, my.parts + WALK_WARPS * GROUP * J, ring);
     if (chunks == 0) return;
     __syncthreads();
     for (unsigned i = threadIdx.x; i < d * J; i += WALKERS) {
@@ -423,20 +571,20 @@ __device__ void walk(const T* base, const T* update, const T* momentum, T* new_u
     template <class T> __device__ void NAME(const T* base, const T* update, const T* momentum, T* new_update, T* new_momentum, \
         unsigned elements, unsigned d, unsigned first, unsigned width, unsigned c, unsigned chunks, const T* steps, const T* a, \
         const T* b, unsigned query_chunks, const T* queries, T* query_reads, const T* keys_before, T* reads_before, \
-        const T* keys_after, T* reads_after, T* norms, T scale) { \
+        const T* keys_after, T* reads_after, T* norms, T scale, unsigned ring) { \
         walk<T, J, R>(base, update, momentum, new_update, new_momentum, elements, d, first, width, c, chunks, steps, a, b, \
-            query_chunks, queries, query_reads, keys_before, reads_before, keys_after, reads_after, norms, scale); \
+            query_chunks, queries, query_reads, keys_before, reads_before, keys_after, reads_after, norms, scale, ring); \
     } \
     BOTH(NAME, WALKERS, (const T* base, const T* update, const T* momentum, T* new_update, T* new_momentum, \
         unsigned elements, unsigned d, unsigned first, unsigned width, unsigned c, unsigned chunks, const T* steps, const T* a, \
         const T* b, unsigned query_chunks, const T* queries, T* query_reads, const T* keys_before, T* reads_before, \
-        const T* keys_after, T* reads_after, T* norms, T scale), \
+        const T* keys_after, T* reads_after, T* norms, T scale, unsigned ring), \
         (base, update, momentum, new_update, new_momentum, elements, d, first, width, c, chunks, steps, a, b, \
-            query_chunks, queries, query_reads, keys_before, reads_before, keys_after, reads_after, norms, scale))
+            query_chunks, queries, query_reads, keys_before, reads_before, keys_after, reads_after, norms, scale, ring))
 WALK(walk_16_short, 16, 1)
 WALK(walk_16, 16, 4)
-WALK(walk_8, 8, 4)
-WALK(walk_4, 4, 4)
+WALK(walk_8, 8, 2)
+WALK(walk_4, 4, 1)
 
 // Sums of squares by weight: parts [places, weights × strips, 4] → sums [places, all_weights, 4], of the weights from `first` on.
 template <class T>

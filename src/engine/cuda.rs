@@ -8,7 +8,7 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use ndarray::s;
+use ndarray::{ArrayView3, s};
 
 use super::head::metrics;
 use super::norm::trusted;
@@ -45,6 +45,10 @@ pub struct CudaEngine<'m, T: Real> {
     weights: Weights<'m, T>,
     walk: Walk,
     room: Option<Room<'m, T>>,
+    /// Each sequence's next block, on this side.
+    incoming: Vec<Sides<T>>,
+    /// What was read of a block.
+    outgoing: Vec<T>,
 }
 
 /// Parameters on the device.
@@ -67,19 +71,25 @@ struct Weights<'d, T> {
 struct Walk {
     kernel: &'static str,
     columns: usize,
+    /// Buffers that its inputs come through.
+    ring: usize,
     shared: usize,
 }
 
 impl Walk {
     /// The widest strips whose S, U and W + U fit a block's shared memory, as laid out in kernels.cu.
     fn of<T: Real>(d: usize, most: usize) -> Result<Self> {
-        let kernels = [("walk_16_short", 16, 1), ("walk_16", 16, 4), ("walk_8", 8, 4), ("walk_4", 4, 4)];
-        let fitting = kernels.into_iter().skip(usize::from(d > 64)).find_map(|(kernel, columns, rows)| {
+        let kernels = [("walk_16_short", 16, 1), ("walk_16", 16, 4), ("walk_8", 8, 2), ("walk_4", 4, 1)];
+        let kernels = kernels.into_iter().skip(usize::from(d > 64));
+        let fitting = kernels.flat_map(|kernel| [(kernel, 4), (kernel, 3), (kernel, 2)]);
+        let mut fitting = fitting.filter_map(|((kernel, columns, rows), ring)| {
             let panel = 8 * (32 / (columns / 4)) * rows;
-            let staged = (16 * (panel + columns)).max(64 * 33_usize).next_multiple_of(4);
-            let shared = (3 * d * columns + staged + 8 * 32 * columns) * size_of::<T>();
-            (shared <= most).then_some(Self { kernel, columns, shared })
+            let staged = (16 * (panel + columns)).max(32 * 68);
+            let elements = (2 * d + d.next_multiple_of(4) + 8 * 32) * columns + ring * staged;
+            let shared = elements * size_of::<T>();
+            (shared <= most).then_some(Self { kernel, columns, ring, shared })
         });
+        let fitting = fitting.next();
         fitting.ok_or_else(|| {
             let expected =
                 format!("a width of heads whose strips fit {most} bytes of shared memory, or --device cpu");
@@ -201,6 +211,8 @@ impl<'m, T: Real> CudaEngine<'m, T> {
                 post_norm: norm(&projections.post_norm)?,
             },
             room: None,
+            incoming: Vec::new(),
+            outgoing: Vec::new(),
         })
     }
 
@@ -269,6 +281,7 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         let sizes = plan.sizes();
         if self.room.as_ref().is_none_or(|room| room.sizes != sizes || room.sequences != group) {
             self.room = None;
+            self.incoming = (0..group).map(|_| Sides::new(sizes, dimensions.dim)).collect();
             self.room = Some(Room::new(self.device, self.memory, sizes, group, self.walk.columns)?);
         }
         Ok(group)
@@ -283,11 +296,10 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         tick: &mut (dyn FnMut(usize) -> Result<()> + Send),
         outcome: &mut Outcome,
     ) -> Result<()> {
-        let Self { memory, device, weights, walk, room } = self;
+        let Self { memory, device, weights, walk, room, incoming, outgoing } = self;
         let room = room.as_mut().expect("made before");
         let per_sequence = memory.dimensions.heads * memory.base.len();
-        let mut sides: Vec<_> =
-            group.clone().map(|_| Sides::new(plan.sizes(), memory.dimensions.dim)).collect();
+        let sides = &mut incoming[..group.len()];
         let load = |sides: &mut [Sides<T>], block: Block| {
             let begin = Instant::now();
             let mut sequences = sides.iter_mut().zip(group.clone());
@@ -304,7 +316,7 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         }
         let mut blocks = plan.blocks().peekable();
         if let Some(&first) = blocks.peek() {
-            load(&mut sides, first)?;
+            load(sides, first)?;
         }
         outcome.input += transfer.elapsed();
 
@@ -338,7 +350,7 @@ impl<'m, T: Real> CudaEngine<'m, T> {
             outcome.output += receiving.elapsed();
             let scaled = step.scaled_norms(room, &measured)?;
             let writing = Instant::now();
-            let output = step.output(room)?;
+            let output = step.output(room, outgoing)?;
             for (i, rows) in rows.iter_mut().enumerate().take(going) {
                 let (reported, divergence) = step.report(room, &measured, &scaled, group.start + i, i)?;
                 sink.metrics(&reported)?;
@@ -720,6 +732,7 @@ impl<T: Real> Step<'_, T> {
             });
         }
         arguments.extend([room.parts.argument(), Argument::number::<T>(scale)]);
+        arguments.push(Argument::count(self.walk.ring));
         let parts = if chunks == 0 { self.query_chunks().min(READ_PARTS) } else { 1 };
         let grid = [weights * strips, self.heads(), parts];
         if chunks.max(self.query_chunks()) > 0 {
@@ -842,13 +855,12 @@ impl<T: Real> Step<'_, T> {
         Ok(norms)
     }
 
-    /// (sequences, rows, D)
-    fn output(&self, room: &Room<'_, T>) -> Result<ndarray::Array3<T>> {
-        let (rows, dim) = (self.block.read.len(), self.memory.dimensions.dim);
-        let mut output = ndarray::Array3::zeros((self.sequences, rows, dim));
-        let from = room.combined.as_ref().unwrap_or(&room.merged);
-        from.download(0, output.as_slice_mut().expect("standard layout"))?;
-        Ok(output)
+    /// What was read: (sequences, rows, D), in `taken`.
+    fn output<'t>(&self, room: &Room<'_, T>, taken: &'t mut Vec<T>) -> Result<ArrayView3<'t, T>> {
+        let shape = (self.sequences, self.block.read.len(), self.memory.dimensions.dim);
+        taken.resize(shape.0 * shape.1 * shape.2, T::zero());
+        room.combined.as_ref().unwrap_or(&room.merged).download(0, taken)?;
+        Ok(ArrayView3::from_shape(shape, &*taken).expect("as many elements"))
     }
 
     /// Rows of the metrics of sequence `i` of the group by chunk and head, up to the first divergence: a head's before the whole's.
