@@ -202,16 +202,16 @@ fn what_is_not_finite_stays() {
     for layout in LAYOUTS {
         let shape = Shape { batch: 1, steps: 1500, channels: 2 };
         let mut case = Case::<f32>::new(shape, layout, false, false, (0.5, 1.0));
-        let place = |t, channel| match layout {
+        let place = |t: usize, channel: usize| match layout {
             Layout::StepsChannels => t * 2 + channel,
             Layout::ChannelsSteps => channel * 1500 + t,
         };
         case.inputs[place(300, 1)] = f32::NAN;
         for (name, device) in devices() {
-            let states = case.run(device.as_ref());
+            let states: Vec<f32> = case.run(device.as_ref());
             let what = format!("{}, {layout:?}", name);
-            assert!((0..1500).all(|t| states[place(t, 1)].is_nan() == (t >= 300)), "{what}");
-            assert!((0..1500).all(|t| states[place(t, 0)].is_finite()), "{what}");
+            assert!((0..1500_usize).all(|t| states[place(t, 1)].is_nan() == (t >= 300)), "{what}");
+            assert!((0..1500_usize).all(|t| states[place(t, 0)].is_finite()), "{what}");
         }
     }
 }

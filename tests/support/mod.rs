@@ -6,9 +6,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use ndarray::{
-    Array1, Array2, Array3, Array4, ArrayD, ArrayView2, ArrayViewD, Axis, Dimension, Ix2, Ix3, s,
-};
+use ndarray::{Array1, Array2, Array3, Array4, ArrayD, ArrayView2, ArrayViewD, Axis, Dimension, Ix2, Ix3, s};
 use ndarray_npy::{NpzReader, ReadNpyExt};
 use nmem::engine::{Engine, Memory, Outcome, Sink, Work};
 use nmem::memory::parameters::{Init, draw};
@@ -400,12 +398,7 @@ pub fn compare(who: &str, case: &Golden, file: &str, got: &BTreeMap<String, Arra
 /// What an engine, run by `run`, makes of a golden case, under the names of expected.npz.
 pub fn golden_results<T: Real>(
     case: &Golden,
-    run: impl FnOnce(
-        &Memory<T>,
-        &mut State<T>,
-        Work<'_, T>,
-        (usize, usize, usize),
-    ) -> (Collect<T>, Outcome),
+    run: impl FnOnce(&Memory<T>, &mut State<T>, Work<'_, T>, (usize, usize, usize)) -> (Collect<T>, Outcome),
 ) -> BTreeMap<String, ArrayD<f64>> {
     let memory = memory::<T>(case);
     let (read, store) = (case.seq.mapv(T::of), case.stored().mapv(T::of));
