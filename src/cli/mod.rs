@@ -6,6 +6,7 @@
 mod cluster;
 mod collect;
 mod completions;
+mod devices;
 mod generate;
 pub mod inspect;
 mod progress;
@@ -42,6 +43,7 @@ enum Command {
     Generate(generate::Args),
     ScanBench(scan_bench::Args),
     Inspect(inspect::Args),
+    Devices(devices::Args),
     Completions(completions::Args),
 }
 
@@ -87,6 +89,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Generate(args) => generate::run(args),
         Command::ScanBench(args) => scan_bench::run(args),
         Command::Inspect(args) => inspect::run(&args, &mut |_| check_interrupt()),
+        Command::Devices(args) => devices::run(&args),
         Command::Completions(args) => completions::run(args, &mut command()),
     };
     result.unwrap_or_else(|error| {

@@ -49,6 +49,10 @@ impl RunArgs {
         self.settings.check_flags(command, &merged)?;
         let mut config = merged.validate(command)?;
         config.file.clone_from(&self.config);
+        let device = config.device.open()?;
+        if let Some(told) = device.note.as_deref().filter(|_| !self.quiet) {
+            note("note: ", told);
+        }
         let command_line = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
 
         let progress = Progress::new(self.quiet);
@@ -56,7 +60,7 @@ impl RunArgs {
             progress.show(event);
             check_interrupt()
         };
-        let report = execute(command, &config, command_line, self.force, &mut observe);
+        let report = execute(command, &config, &device, command_line, self.force, &mut observe);
         drop(progress);
         let report = report.map_err(|error| match error {
             Error::Interrupted => {

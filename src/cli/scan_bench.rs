@@ -7,11 +7,10 @@ use std::process::ExitCode;
 use super::progress::Bar;
 use super::{FAILED, Format, check_interrupt, note, print, print_error};
 use crate::config::whole;
+use crate::cuda::DeviceChoice;
 use crate::error::Error;
 use crate::real::ElementType;
-use crate::scan_bench::{
-    Algorithm, BenchShape, Config, Device, Event, Gate, Layout, Report, Row, execute, steps_to,
-};
+use crate::scan_bench::{Algorithm, BenchShape, Config, Event, Gate, Layout, Report, Row, execute, steps_to};
 
 /// Time and check the scans x_t = a_t x_{t−1} + b_t, and the memory's fused pair S, U
 ///
@@ -84,16 +83,9 @@ pub struct Args {
     /// Numbers of threads; sequential ones have 1 [default: one per core]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Run")]
     threads: Vec<usize>,
-    /// Where it runs: cpu, or cuda in a build that has it
-    #[arg(
-        long,
-        value_enum,
-        default_value_t,
-        value_name = "cpu|cuda",
-        hide_possible_values = true,
-        help_heading = "Run"
-    )]
-    device: Device,
+    /// Where it runs: cpu, cuda (the first GPU) or cuda:N of `nmem devices`, auto (a GPU where one can be used)
+    #[arg(long, default_value_t, value_name = "cpu|cuda|cuda:N|auto", help_heading = "Run")]
+    device: DeviceChoice,
     /// Time each at least so often
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Run")]
     runs: usize,
@@ -134,10 +126,14 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (quiet, format, force, device) = (args.quiet, args.format, args.force, args.device);
     let config = args.config();
-    config.check(device)?;
+    config.check()?;
+    let device = device.open()?;
+    if let Some(told) = device.note.as_deref().filter(|_| !quiet) {
+        note("note: ", told);
+    }
     let out = config.out.clone();
     let bar = Bar::new(quiet, "cases");
-    let report = execute(config, force, &mut |event| {
+    let report = execute(config, &device, force, &mut |event| {
         match event {
             Event::Starting(cases) => bar.start(cases),
             Event::Working => {}

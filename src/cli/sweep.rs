@@ -14,6 +14,7 @@ use super::collect;
 use super::progress::SweepProgress;
 use super::{FAILED, Format, INTERRUPTED, check_interrupt, note, print, print_error};
 use crate::config::whole;
+use crate::cuda::Devices;
 use crate::error::Error;
 use crate::plot::{self, sweep::SweepFigure};
 use crate::run::{Keep, UNSTABLE_RATIO};
@@ -150,6 +151,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         print(&args.submit(&file, folder.path(), &plan)?)?;
         return Ok(ExitCode::SUCCESS);
     }
+    let todo: Vec<usize> = mine.iter().copied().filter(|&place| !done(&plan.runs[place])).collect();
+    // Where runs are only handed to others, those have the GPUs.
+    let devices = if for_slurm { Devices::default() } else { open_devices(&plan, &todo, args.quiet)? };
     if args.force {
         folder.clear()?;
     }
@@ -160,7 +164,6 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
 
-    let todo: Vec<usize> = mine.iter().copied().filter(|&place| !done(&plan.runs[place])).collect();
     let cores = cluster::cores();
     warn_threads(&plan, cores, args.quiet);
     let options = Options {
@@ -177,7 +180,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         progress.show(event, &keys);
         check_interrupt()
     };
-    let (ran, ended) = sweep::run(&folder, &plan, &todo, &options, &observe);
+    let (ran, ended) = sweep::run(&folder, &plan, &todo, &options, &devices, &observe);
     drop(progress);
     let took = begin.elapsed().as_secs_f64();
 
@@ -209,6 +212,16 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         print_error(&failure.line());
     }
     status(ended, args.fail_fast, &summary)
+}
+
+/// What the runs that are to be compute on.
+fn open_devices(plan: &Plan, todo: &[usize], quiet: bool) -> crate::Result<Devices> {
+    let ready = todo.iter().filter_map(|&place| plan.runs[place].ready.as_ref().ok());
+    let devices = Devices::open(ready.map(|ready| ready.config.device))?;
+    if !quiet {
+        devices.notes().for_each(|told| note("note: ", told));
+    }
+    Ok(devices)
 }
 
 /// How the program ends after a sweep that ended so.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::cuda::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::memory::parameters::Init;
 use crate::memory::{Dimensions, Gate, Gates};
@@ -71,6 +72,8 @@ pub struct Config {
     pub probe: bool,
     /// K, where every K-th chunk is kept and read again.
     pub retention: Option<usize>,
+    /// Where it is computed.
+    pub device: DeviceChoice,
     /// Element type.
     pub dtype: ElementType,
     /// Threads; `None` is one per core.
@@ -220,6 +223,15 @@ impl Settings {
         for layer in self.gates() {
             layer.check()?;
         }
+        let retention = self.retention.filter(|_| mode != Mode::Read);
+        let device = match (self.device.unwrap_or_default(), retention) {
+            (DeviceChoice::Auto, Some(_)) => DeviceChoice::Cpu,
+            (choice @ DeviceChoice::Cuda(_), Some(_)) => {
+                let expected = "--device cpu with it (kept chunks are read again on the CPU only)";
+                return Err(Error::setting("--retention", expected, format!("--device {choice}")));
+            }
+            (choice, _) => choice,
+        };
         let out = self.out.clone().unwrap_or_else(|| {
             let stem =
                 if data == dash { "stdin".as_ref() } else { data.file_stem().unwrap_or(data.as_os_str()) };
@@ -239,7 +251,8 @@ impl Settings {
                 Mode::Read => false,
                 Mode::Online => self.probe.unwrap_or(false),
             },
-            retention: self.retention.filter(|_| mode != Mode::Read),
+            retention,
+            device,
             dtype: self.dtype.unwrap_or_default(),
             threads: self.threads,
             allow_nonfinite: self.allow_nonfinite.unwrap_or(false),

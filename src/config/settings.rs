@@ -6,6 +6,7 @@ use std::str::FromStr;
 use clap::Args;
 use serde::Deserialize;
 
+use crate::cuda::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::memory::parameters::Init;
 use crate::real::ElementType;
@@ -93,6 +94,10 @@ pub struct Settings {
     /// (memory for a K-th of the keys and values; time for half of (chunks / K)² reads of a chunk)
     #[arg(long, value_name = "K", help_heading = "Run", value_parser = whole::<usize>, allow_negative_numbers = true)]
     pub retention: Option<usize>,
+    /// Where it is computed: cpu, cuda (the first GPU) or cuda:N of `nmem devices`, auto (a GPU where one can be used);
+    /// a GPU needs a build with the feature cuda and a driver [default: cpu]
+    #[arg(long, help_heading = "Run", value_name = "cpu|cuda|cuda:N|auto")]
+    pub device: Option<DeviceChoice>,
     /// Element type of computation and results [default: f32]
     #[arg(long, value_enum, help_heading = "Run", hide_possible_values = true, value_name = "f32|f64")]
     pub dtype: Option<ElementType>,
@@ -227,6 +232,7 @@ impl Settings {
             probe,
             no_probe,
             retention,
+            device,
             dtype,
             threads,
             allow_nonfinite,

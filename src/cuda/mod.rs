@@ -4,9 +4,11 @@
 //!
 //! - `kernels.cu`: every kernel, compiled ahead to `kernels.ptx`;
 //! - [`array`]: typed memory of a device;
-//! - [`Product`]: matrix products, by kernel or by what a device has of its own.
+//! - [`Product`]: matrix products, by kernel or by what a device has of its own;
+//! - [`DeviceChoice`]: `--device`, and what was found there.
 
 pub mod array;
+mod choice;
 mod product;
 
 #[cfg(not(feature = "cuda"))]
@@ -20,6 +22,7 @@ pub use disabled::{Gpu, list};
 pub use enabled::{Gpu, list};
 
 pub use array::Array;
+pub use choice::{Chosen, DeviceChoice, Devices};
 pub use product::{Matrix, Product};
 
 use crate::error::Result;

@@ -735,6 +735,9 @@ impl<T: Real> Step<'_, T> {
     fn activate(&self, room: &mut Room<'_, T>) -> Result<()> {
         for (i, reader) in room.readers.iter().enumerate() {
             let chunks = if i == 0 { self.query_chunks() } else { self.chunks() };
+            if chunks == 0 {
+                continue;
+            }
             let elements = self.heads() * chunks * self.c() * self.d();
             self.attend(&reader.products, &room.scores, &room.hidden, chunks)?;
             let arguments = [room.hidden.argument(), reader.activated.argument(), Argument::long(elements)];

@@ -14,7 +14,9 @@ use rayon::ThreadPool;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Command, Config, MemorySource, Mode};
-use crate::engine::{Discard, Engine, Memory, Outcome, Phases, Sink};
+use crate::cuda::Chosen;
+use crate::engine::cuda::CudaEngine;
+use crate::engine::{Discard, Engine, Memory, Outcome, Phases, Sink, Work};
 use crate::error::{Error, Result};
 use crate::io::labels::Labels;
 use crate::memory::State;
@@ -53,7 +55,8 @@ pub fn commit() -> Option<&'static str> {
     (!describe.is_empty()).then_some(describe)
 }
 
-/// Runs `config` and publishes its folder. `replace` allows an existing one to be replaced.
+/// Runs `config` on `device`, which is what it names, opened, and publishes its folder. `replace` allows an existing one to
+/// be replaced.
 ///
 /// # Errors
 /// Whatever keeps the run from its results; nothing is left behind then. A divergence is no error: it is published,
@@ -61,6 +64,7 @@ pub fn commit() -> Option<&'static str> {
 pub fn execute(
     command: Command,
     config: &Config,
+    device: &Chosen,
     command_line: Vec<String>,
     replace: bool,
     observe: Observer,
@@ -73,8 +77,16 @@ pub fn execute(
     let loading = Instant::now();
     let opened = Opened::open(config, replace, &Inputs::default(), observe)?;
     let opening = loading.elapsed().as_secs_f64();
-    let run =
-        Run { command, config, command_line, threads, pool: None, unstable_ratio: UNSTABLE_RATIO, opening };
+    let run = Run {
+        command,
+        config,
+        device,
+        command_line,
+        threads,
+        pool: None,
+        unstable_ratio: UNSTABLE_RATIO,
+        opening,
+    };
     let ran = run.execute(&opened, Some((folder.path(), Keep::All)), observe)?;
     observe(Event::Writing)?;
     folder.publish()?;
@@ -128,7 +140,7 @@ pub struct Ran {
     pub report: Report,
     /// Its rows in a few numbers.
     pub tally: Tally,
-    /// What the engine allocated: weights, state and buffers. (Each thread has a scratch buffer besides.)
+    /// What the engine allocated: weights, state and buffers, a GPU's too. (Each thread has a scratch buffer besides.)
     pub engine_bytes: usize,
 }
 
@@ -138,6 +150,8 @@ pub struct Run<'a> {
     pub command: Command,
     /// What it shall do.
     pub config: &'a Config,
+    /// What it computes on.
+    pub device: &'a Chosen,
     /// For the report.
     pub command_line: Vec<String>,
     /// Threads that it may use.
@@ -247,7 +261,8 @@ impl Run<'_> {
             own = start_threads(self.threads_used(memory, opened))?;
             &own
         };
-        let mut engine = Engine::new(memory).with_retention(self.config.retention);
+        let _turn = self.device.turn();
+        let mut engine = AnyEngine::new(memory, self.config.retention, self.device)?;
         let before = (repeat > 0).then(|| state.clone());
         let mut run = |state: &mut State<T>, sink: &mut dyn Sink<T>| {
             pool.install(|| engine.run(state, work, sink, &mut tick))
@@ -287,7 +302,7 @@ impl Run<'_> {
             out: config.out.clone(),
             config: opened.resolved(config),
             inputs: opened.inputs.clone(),
-            device: "cpu",
+            device: self.device.to_string(),
             threads: self.threads,
             threads_used,
             dtype: T::TYPE,
@@ -305,6 +320,41 @@ impl Run<'_> {
             wall_s,
         };
         (report, tally)
+    }
+}
+
+/// The processor's engine or the GPU's.
+enum AnyEngine<'a, T: Real> {
+    Cpu(Box<Engine<'a, T>>),
+    Cuda(Box<CudaEngine<'a, T>>),
+}
+
+impl<'a, T: Real> AnyEngine<'a, T> {
+    fn new(memory: &'a Memory<T>, retention: Option<usize>, device: &'a Chosen) -> Result<Self> {
+        Ok(match device.gpu() {
+            None => Self::Cpu(Box::new(Engine::new(memory).with_retention(retention))),
+            Some(gpu) => Self::Cuda(Box::new(CudaEngine::new(memory, gpu)?)),
+        })
+    }
+
+    fn run(
+        &mut self,
+        state: &mut State<T>,
+        work: Work<'_, T>,
+        sink: &mut dyn Sink<T>,
+        tick: &mut (dyn FnMut(usize) -> Result<()> + Send),
+    ) -> Result<Outcome> {
+        match self {
+            Self::Cpu(engine) => engine.run(state, work, sink, tick),
+            Self::Cuda(engine) => engine.run(state, work, sink, tick),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Cpu(engine) => engine.bytes(),
+            Self::Cuda(engine) => engine.bytes(),
+        }
     }
 }
 

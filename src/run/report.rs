@@ -29,8 +29,8 @@ pub struct Report {
     pub config: Resolved,
     /// Files that were read.
     pub inputs: Vec<Input>,
-    /// Where the engine ran.
-    pub device: &'static str,
+    /// Where the engine ran: "cpu", or "cuda:0" and the GPU's name.
+    pub device: String,
     /// Threads it could use, as asked for or one per core.
     pub threads: usize,
     /// Those it used: no more than strips of memory weights that can walk at once.

@@ -10,7 +10,7 @@ use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterato
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
 use super::timing::{Effort, Timing, time};
-use super::{Algorithm, BenchShape, Device, Event, Gate, Layout, Observer, Row};
+use super::{Algorithm, BenchShape, Event, Gate, Layout, Observer, Row};
 use crate::error::{Error, Result};
 use crate::real::{ElementType, Real};
 use crate::scan::linear::{self, Gates, Recurrence, scan};
@@ -247,7 +247,7 @@ impl Case {
         };
         Row {
             algorithm,
-            device: Device::Cpu,
+            device: "cpu",
             dtype,
             threads,
             batch,

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use crate::cuda::Chosen;
 use crate::error::{Error, Result};
 use crate::plot;
 use crate::real::ElementType;
@@ -71,17 +72,6 @@ impl Gate {
             Self::Element => "element",
         }
     }
-}
-
-/// Where it runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Device {
-    /// On the processor.
-    #[default]
-    Cpu,
-    /// On an NVIDIA GPU: not in this build.
-    Cuda,
 }
 
 impl Algorithm {
@@ -190,8 +180,8 @@ pub fn steps_to(most: usize) -> impl Iterator<Item = usize> {
 pub struct Row {
     /// As asked for.
     pub algorithm: Algorithm,
-    /// Where it ran.
-    pub device: Device,
+    /// Where it ran: "cpu" or "cuda".
+    pub device: &'static str,
     /// Element type.
     pub dtype: ElementType,
     /// Threads it could use.
@@ -305,11 +295,7 @@ const MOST_THREADS: usize = 1024;
 
 impl Config {
     /// Checks what was typed.
-    pub fn check(&self, device: Device) -> Result<()> {
-        if device == Device::Cuda {
-            let expected = "cpu (this build is without CUDA)";
-            return Err(Error::setting("--device", expected, "cuda"));
-        }
+    pub fn check(&self) -> Result<()> {
         let whole = |flag: &str, zero: bool| {
             if zero { Err(Error::setting(flag, "whole numbers of at least 1", "0")) } else { Ok(()) }
         };
@@ -353,9 +339,12 @@ impl Config {
     }
 }
 
-/// Runs `config` and publishes its folder. `replace` allows an existing one to be replaced.
-pub fn execute(config: Config, replace: bool, observe: Observer) -> Result<Report> {
+/// Runs `config` on `device` and publishes its folder. `replace` allows an existing one to be replaced.
+pub fn execute(config: Config, device: &Chosen, replace: bool, observe: Observer) -> Result<Report> {
     let start = Instant::now();
+    if device.gpu().is_some() {
+        return Err(Error::Cuda("scan-bench on a GPU: not yet".to_owned()));
+    }
     let folder = ResultsFolder::open(&config.out, replace)?;
     let machine = Machine::look();
     let most =

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use super::experiment::{Experiment, Kind};
 use super::row::{Parameters, Row};
 use crate::config::{Command, Config};
+use crate::cuda::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::run::{Inputs, Observer, Opened, Resolved, commit};
 
@@ -60,6 +61,9 @@ struct Identity<'a> {
     config: Resolved,
     dtype: crate::real::ElementType,
     threads: Option<usize>,
+    /// Not of the processor: runs there have the identity that they had before there was a choice.
+    #[serde(skip_serializing_if = "DeviceChoice::is_cpu")]
+    device: DeviceChoice,
     unstable_ratio: f64,
     inputs: Vec<(&'a str, &'a str)>,
 }
@@ -121,6 +125,7 @@ fn identity(ready: &Ready, unstable_ratio: f64) -> String {
         config: opened.resolved(config),
         dtype: config.dtype,
         threads: config.threads,
+        device: config.device,
         unstable_ratio,
         inputs: opened.inputs.iter().map(|input| (input.role, &*input.sha256)).collect(),
     })

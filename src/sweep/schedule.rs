@@ -10,6 +10,7 @@ use super::folder::Folder;
 use super::plan::{Plan, PlannedRun, Ready, chain};
 use super::record::{Lags, Record, RecordWriter, host, now};
 use super::results::{Results, Status};
+use crate::cuda::Devices;
 use crate::error::{Error, Result};
 use crate::record::ResultsFolder;
 use crate::run::{Keep, Ran, Run, start_threads};
@@ -67,6 +68,7 @@ struct Scheduler<'a> {
     folder: &'a Folder,
     plan: &'a Plan,
     options: &'a Options,
+    devices: &'a Devices,
     observe: Observe<'a>,
     host: String,
     state: Mutex<State<'a>>,
@@ -74,19 +76,22 @@ struct Scheduler<'a> {
     records: Mutex<RecordWriter>,
 }
 
-/// Runs those of the plan's runs whose places are given, several at once, and records each as it finishes. How the sweep
+/// Runs those of the plan's runs whose places are given, several at once, and records each as it finishes. `devices` are those
+/// that they name; runs on the same GPU share it, one computing after the other. How the sweep
 /// ended is beside the records, in the plan's order: an error where it was ended early.
 pub fn run(
     folder: &Folder,
     plan: &Plan,
     places: &[usize],
     options: &Options,
+    devices: &Devices,
     observe: Observe,
 ) -> (Vec<Record>, Result<()>) {
     let scheduler = Scheduler {
         folder,
         plan,
         options,
+        devices,
         observe,
         host: host(),
         state: Mutex::new(State {
@@ -236,9 +241,11 @@ impl Scheduler<'_> {
         let folder = (keep > Keep::None).then(|| ResultsFolder::open(&out, true)).transpose()?;
         let mut config = ready.config.clone();
         config.out = out;
+        let device = self.devices.get(config.device).expect("opened for every run that is ready");
         let engine_run = Run {
             command: ready.command,
             config: &config,
+            device: &device,
             command_line: run.row.command_line(ready.command, &run.id),
             threads: pool.current_num_threads(),
             pool: Some(pool),

@@ -6,6 +6,7 @@
 mod cluster;
 mod config;
 mod data;
+mod devices;
 mod folders;
 mod generate;
 mod golden;

@@ -102,7 +102,6 @@ fn shapes_that_need_too_much_are_named() {
 fn refused() {
     let desk = Desk::new();
     for (arguments, expected) in [
-        ("--device cuda", "--device: expected cpu (this build is without CUDA), got cuda"),
         ("--threads 0", "--threads: expected whole numbers of at least 1, got 0"),
         ("--threads 2,5000", "--threads: expected at most 1024, got 5000"),
         ("--steps 4,0", "--steps: expected whole numbers of at least 1, got 0"),
@@ -121,7 +120,7 @@ fn refused() {
     ] {
         assert_eq!(desk.refused(&format!("scan-bench {arguments}")), expected, "{arguments}");
     }
-    for arguments in ["--algorithm fast", "--layout rows", "--gate none", "--dtype f16", "--device gpu"] {
+    for arguments in ["--algorithm fast", "--layout rows", "--gate none", "--dtype f16"] {
         let message = desk.refused(&format!("scan-bench {arguments}"));
         assert!(message.starts_with("invalid value '"), "{message}");
         assert!(message.contains("possible values: "), "{message}");

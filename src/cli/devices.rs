@@ -1,0 +1,99 @@
+//! `nmem devices`: what `--device` can name here.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::{Format, print};
+use crate::cuda::{self, Description};
+use crate::scan_bench::Machine;
+
+/// List what --device can name: the processor, and the GPUs or why there are none
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// A table for people, or JSON for programs, on stdout
+    #[arg(long, value_enum, default_value_t, hide_possible_values = true, value_name = "table|json")]
+    format: Format,
+}
+
+/// What `--format json` prints.
+#[derive(Serialize)]
+struct Found {
+    cpu: Processor,
+    /// By index.
+    cuda: Vec<Description>,
+    /// Why there are none.
+    cuda_error: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Processor {
+    name: Option<String>,
+    /// What the operating system schedules on.
+    cores: usize,
+    vector_isa: String,
+    memory_bytes: Option<u64>,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let Machine { cpu, logical_cores, vector_isa, memory_bytes, .. } = Machine::look();
+    let (cuda, cuda_error) = match cuda::list() {
+        Ok(list) => (list, None),
+        Err(error) => (Vec::new(), Some(error.to_string())),
+    };
+    let cpu = Processor { name: cpu, cores: logical_cores, vector_isa, memory_bytes };
+    let found = Found { cpu, cuda, cuda_error };
+    print(&match args.format {
+        Format::Json => format!("{}\n", serde_json::to_string_pretty(&found)?),
+        Format::Table => found.table(),
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+const HEADINGS: [&str; 6] = ["device", "name", "capability", "multiprocessors", "free GiB", "all GiB"];
+/// Text to the left, numbers to the right.
+const LEFT: usize = 2;
+
+impl Found {
+    fn table(&self) -> String {
+        let gib = |bytes: u64| format!("{:.1}", bytes as f64 / (1_u64 << 30) as f64);
+        let dash = || "-".to_owned();
+        let Processor { name, cores, vector_isa, memory_bytes } = &self.cpu;
+        let name = name.as_deref().unwrap_or("unknown processor");
+        let cpu = [
+            "cpu".to_owned(),
+            format!("{name}, {cores} cores, {vector_isa}"),
+            dash(),
+            dash(),
+            dash(),
+            memory_bytes.map_or_else(dash, gib),
+        ];
+        let gpus = self.cuda.iter().map(|gpu| {
+            let (major, minor) = gpu.compute_capability;
+            [
+                format!("cuda:{}", gpu.index),
+                gpu.name.clone(),
+                format!("{major}.{minor}"),
+                gpu.multiprocessors.to_string(),
+                gib(gpu.free_bytes),
+                gib(gpu.bytes),
+            ]
+        });
+        let rows: Vec<_> = [HEADINGS.map(str::to_owned), cpu].into_iter().chain(gpus).collect();
+        let width: [usize; HEADINGS.len()] =
+            std::array::from_fn(|c| rows.iter().map(|row| row[c].chars().count()).max().unwrap_or_default());
+        let mut text = String::new();
+        for row in rows {
+            let cells = row.iter().zip(width).enumerate();
+            let cells = cells.map(|(c, (cell, width))| {
+                if c < LEFT { format!("{cell:width$}") } else { format!("{cell:>width$}") }
+            });
+            let _ = writeln!(text, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+        }
+        if let Some(reason) = &self.cuda_error {
+            let _ = writeln!(text, "no GPU: {}", reason.strip_prefix("cuda: ").unwrap_or(reason));
+        }
+        text
+    }
+}

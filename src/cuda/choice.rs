@@ -1,0 +1,207 @@
+//! `--device`: where a run shall compute, as typed; and what was found there.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize, Serializer};
+
+use super::Gpu;
+use crate::error::Result;
+
+/// Where a run shall compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum DeviceChoice {
+    /// On the processor.
+    #[default]
+    Cpu,
+    /// On the GPU of that number.
+    Cuda(usize),
+    /// On the first GPU, or on the processor where none can be used.
+    Auto,
+}
+
+impl DeviceChoice {
+    /// Whether it is the processor, whatever there is.
+    pub fn is_cpu(&self) -> bool {
+        *self == Self::Cpu
+    }
+
+    /// Opens it.
+    pub fn open(self) -> Result<Chosen> {
+        match self {
+            Self::Cpu => Ok(Chosen::default()),
+            Self::Cuda(index) => Ok(Chosen::of(index, Gpu::open(index)?)),
+            Self::Auto => Ok(Gpu::open(0).map_or_else(
+                |error| Chosen { note: Some(format!("--device auto: cpu ({error})")), ..Chosen::default() },
+                |gpu| Chosen::of(0, gpu),
+            )),
+        }
+    }
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            "auto" => Ok(Self::Auto),
+            _ => text
+                .strip_prefix("cuda:")
+                .filter(|index| index.bytes().all(|byte| byte.is_ascii_digit()))
+                .and_then(|index| index.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| "expected cpu, cuda, cuda:N (see `nmem devices`) or auto".to_owned()),
+        }
+    }
+}
+
+impl TryFrom<String> for DeviceChoice {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+            Self::Auto => f.write_str("auto"),
+        }
+    }
+}
+
+impl Serialize for DeviceChoice {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Where runs compute: on the processor, or on a GPU, which is theirs in turns.
+#[derive(Debug, Default)]
+pub struct Chosen {
+    gpu: Option<(usize, Gpu)>,
+    turn: Mutex<()>,
+    /// Why it is the processor, where that was left to the program.
+    pub note: Option<String>,
+}
+
+impl Chosen {
+    fn of(index: usize, gpu: Gpu) -> Self {
+        Self { gpu: Some((index, gpu)), ..Self::default() }
+    }
+
+    /// The GPU, where it is one.
+    pub fn gpu(&self) -> Option<&Gpu> {
+        self.gpu.as_ref().map(|(_, gpu)| gpu)
+    }
+
+    /// Waits until no other run has the GPU. The processor is everybody's.
+    pub fn turn(&self) -> Option<MutexGuard<'_, ()>> {
+        // A run that panicked has left nothing there that the next one would see.
+        self.gpu.as_ref().map(|_| self.turn.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// "cpu" or "cuda"
+    pub fn kind(&self) -> &'static str {
+        if self.gpu.is_some() { "cuda" } else { "cpu" }
+    }
+}
+
+impl fmt::Display for Chosen {
+    /// "cpu", or "cuda:0" and the GPU's name.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.gpu {
+            None => f.write_str("cpu"),
+            Some((index, gpu)) => write!(f, "cuda:{index} {}", super::Device::name(gpu)),
+        }
+    }
+}
+
+/// What many runs compute on, each opened once.
+#[derive(Debug, Default)]
+pub struct Devices(Vec<(DeviceChoice, Arc<Chosen>)>);
+
+impl Devices {
+    /// Opens what these choices name. An error where one of them cannot be.
+    pub fn open(choices: impl IntoIterator<Item = DeviceChoice>) -> Result<Self> {
+        let mut this = Self::default();
+        for choice in choices {
+            this.add(choice)?;
+        }
+        Ok(this)
+    }
+
+    fn add(&mut self, choice: DeviceChoice) -> Result<Arc<Chosen>> {
+        if let Some(known) = self.get(choice) {
+            return Ok(known);
+        }
+        let chosen = match choice {
+            // The GPU that it may be is perhaps another's choice too.
+            DeviceChoice::Auto => match self.add(DeviceChoice::Cuda(0)) {
+                Ok(chosen) => chosen,
+                Err(_) => Arc::new(choice.open()?),
+            },
+            _ => Arc::new(choice.open()?),
+        };
+        self.0.push((choice, Arc::clone(&chosen)));
+        Ok(chosen)
+    }
+
+    /// What was opened for this choice.
+    pub fn get(&self, choice: DeviceChoice) -> Option<Arc<Chosen>> {
+        self.0.iter().find(|(known, _)| *known == choice).map(|(_, chosen)| Arc::clone(chosen))
+    }
+
+    /// See [`Chosen::note`].
+    pub fn notes(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter_map(|(_, chosen)| chosen.note.as_deref())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn choices_are_read_as_they_are_written() {
+        for (text, choice, written) in [
+            ("cpu", DeviceChoice::Cpu, "cpu"),
+            ("cuda", DeviceChoice::Cuda(0), "cuda:0"),
+            ("cuda:0", DeviceChoice::Cuda(0), "cuda:0"),
+            ("cuda:17", DeviceChoice::Cuda(17), "cuda:17"),
+            ("auto", DeviceChoice::Auto, "auto"),
+        ] {
+            assert_eq!(text.parse(), Ok(choice), "{text}");
+            assert_eq!(choice.to_string(), written);
+        }
+        for text in [
+            "",
+            "gpu",
+            "CUDA",
+            "cuda:",
+            "cuda:-1",
+            "cuda:+1",
+            "cuda:x",
+            "cuda:99999999999999999999999",
+            "cuda0",
+        ] {
+            assert!(text.parse::<DeviceChoice>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_processor_has_no_turns_and_is_always_there() {
+        let devices = Devices::open([DeviceChoice::Cpu, DeviceChoice::Cpu]).unwrap();
+        let chosen = devices.get(DeviceChoice::Cpu).unwrap();
+        assert!(chosen.gpu().is_none() && chosen.turn().is_none());
+        assert_eq!((chosen.to_string(), chosen.kind()), ("cpu".to_owned(), "cpu"));
+        assert!(devices.get(DeviceChoice::Auto).is_none() && devices.notes().next().is_none());
+    }
+}
