@@ -86,9 +86,12 @@ impl Found {
         let mut text = String::new();
         for row in rows {
             let cells = row.iter().zip(width).enumerate();
-            let cells = cells.map(|(c, (cell, width))| {
-                if c < LEFT { format!("{cell:width$}") } else { format!("{cell:>width$}") }
-            });
+            let cells =
+                cells.map(
+                    |(c, (cell, width))| {
+                        if c < LEFT { format!("{cell:width$}") } else { format!("{cell:>width$}") }
+                    },
+                );
             let _ = writeln!(text, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
         }
         if let Some(reason) = &self.cuda_error {

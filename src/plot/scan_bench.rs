@@ -65,6 +65,7 @@ fn read(csv: &Path) -> Result<Vec<Row>> {
     let [algorithm, dtype, layout, gate] =
         ["algorithm", "dtype", "layout", "gate"].map(|name| table.column(name));
     let (algorithm, dtype, layout, gate) = (algorithm?, dtype?, layout?, gate?);
+    let device = table.column("device")?;
     let (threads, batch) = (table.column("threads")?, table.column("batch")?);
     let (steps, channels) = (table.column("steps")?, table.column("channels")?);
     let (median, speed) = (table.column("median_ms")?, table.column("gb_per_s")?);
@@ -77,7 +78,11 @@ fn read(csv: &Path) -> Result<Vec<Row>> {
         };
         let threads = table.integer(threads)?;
         let row = Row {
-            series: text(algorithm),
+            series: if text(device) == "cpu" {
+                text(algorithm)
+            } else {
+                format!("{} {}", text(device), text(algorithm))
+            },
             panel: String::new(),
             steps: table.integer(steps)?,
             milliseconds,

@@ -33,7 +33,11 @@ fn a_build_without_the_feature_says_so() {
     assert_eq!(desk.json("auto/run.json")["device"], "cpu");
     assert_eq!(desk.ok("store data.npy --device auto --no-plots --out quiet -q").err, "");
     let ran = desk.ok("devices");
-    assert!(ran.out.ends_with("\nno GPU: this build is without CUDA: build with `--features cuda`\n"), "{}", ran.out);
+    assert!(
+        ran.out.ends_with("\nno GPU: this build is without CUDA: build with `--features cuda`\n"),
+        "{}",
+        ran.out
+    );
 }
 
 #[test]
@@ -55,7 +59,9 @@ fn refused_whatever_the_build() {
     let desk = desk();
     for text in ["gpu", "cuda:x", "cuda:", "cuda:-1"] {
         let message = desk.refused(&format!("store data.npy --device {text}"));
-        let expected = format!("invalid value '{text}' for '--device <cpu|cuda|cuda:N|auto>': expected cpu, cuda, cuda:N");
+        let expected = format!(
+            "invalid value '{text}' for '--device <cpu|cuda|cuda:N|auto>': expected cpu, cuda, cuda:N"
+        );
         assert!(message.starts_with(&expected), "{message}");
     }
     desk.file("settings.toml", "device = 'gpu'\n");
@@ -81,7 +87,10 @@ fn the_processor_is_the_default_and_keeps_its_identities() {
 
     desk.file("plain.toml", "data = 'data.npy'\n[grid]\nseed = [0, 1]\n");
     desk.file("said.toml", "data = 'data.npy'\ndevice = 'cpu'\n[grid]\nseed = [0, 1]\n");
-    desk.file("gpu.toml", "data = 'data.npy'\n[grid]\nseed = [0, 1]\ndevice = ['cpu', 'cuda:0', 'cuda', 'auto']\n");
+    desk.file(
+        "gpu.toml",
+        "data = 'data.npy'\n[grid]\nseed = [0, 1]\ndevice = ['cpu', 'cuda:0', 'cuda', 'auto']\n",
+    );
     let ids = |file: &str| {
         // Runs are planned, and handed to machines that have one, without a GPU.
         let planned: Value =

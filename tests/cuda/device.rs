@@ -7,8 +7,8 @@ use std::process::Command;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
-use nmem::{Error, Result};
 use nmem::cuda::{Argument, Device, Gpu, Launch, Mark};
+use nmem::{Error, Result};
 
 use sha2::{Digest, Sha256};
 
@@ -202,9 +202,9 @@ impl Device for Shim {
         // SAFETY: as `allocate` took it, fences and all.
         let stand = unsafe {
             let fences = [start, start.add(FENCE + bytes)];
-            let stand = fences.into_iter().all(|fence| {
-                std::slice::from_raw_parts(fence, FENCE).iter().all(|&byte| byte == POISON)
-            });
+            let stand = fences
+                .into_iter()
+                .all(|fence| std::slice::from_raw_parts(fence, FENCE).iter().all(|&byte| byte == POISON));
             std::alloc::dealloc(start, layout(bytes));
             stand
         };
@@ -243,7 +243,10 @@ impl Device for Shim {
 
     fn launch(&self, kernel: &str, launch: Launch, arguments: &[Argument]) -> Result<()> {
         let Launch { grid, block, shared } = launch;
-        assert!(grid.iter().all(|&n| n > 0) && grid[1] <= 65_535 && grid[2] <= 65_535, "{kernel}: {grid:?} blocks");
+        assert!(
+            grid.iter().all(|&n| n > 0) && grid[1] <= 65_535 && grid[2] <= 65_535,
+            "{kernel}: {grid:?} blocks"
+        );
         assert!((1..=1024).contains(&block), "{kernel}: {block} threads");
         assert!(shared as usize <= self.shared_bytes(), "{kernel}: {shared} bytes of shared memory");
         let name = CString::new(kernel).expect("a name");
@@ -285,7 +288,8 @@ impl Device for Shim {
         Ok(Mark(Box::new(Instant::now())))
     }
     fn seconds(&self, from: &Mark, to: &Mark) -> Result<f64> {
-        let [from, to] = [from, to].map(|mark| *mark.0.downcast_ref::<Instant>().expect("a mark of this device"));
+        let [from, to] =
+            [from, to].map(|mark| *mark.0.downcast_ref::<Instant>().expect("a mark of this device"));
         Ok((to - from).as_secs_f64())
     }
 }

@@ -8,8 +8,16 @@ use crate::device::devices;
 use crate::support::{assert_close, uniform};
 
 /// rows, cols, depth: one, around a tile of 64 and slices of 16, thin ones, several tiles.
-const SIZES: [[usize; 3]; 8] =
-    [[1, 1, 1], [64, 64, 16], [65, 63, 17], [1, 130, 33], [130, 1, 15], [16, 64, 64], [3, 5, 0], [150, 70, 40]];
+const SIZES: [[usize; 3]; 8] = [
+    [1, 1, 1],
+    [64, 64, 16],
+    [65, 63, 17],
+    [1, 130, 33],
+    [130, 1, 15],
+    [16, 64, 64],
+    [3, 5, 0],
+    [150, 70, 40],
+];
 
 /// A matrix of each pair as the test lays it out: rows × cols as it lies in memory.
 #[derive(Clone, Copy)]
@@ -35,7 +43,14 @@ impl Laid {
     }
 }
 
-fn check<T: Real>(size: [usize; 3], batch: usize, gap: usize, shared: bool, transposed: [bool; 2], scale: f64) {
+fn check<T: Real>(
+    size: [usize; 3],
+    batch: usize,
+    gap: usize,
+    shared: bool,
+    transposed: [bool; 2],
+    scale: f64,
+) {
     let [rows, cols, depth] = size;
     let turned = |transposed, (rows, cols)| if transposed { (cols, rows) } else { (rows, cols) };
     let [a_dim, b_dim] = [turned(transposed[0], (rows, depth)), turned(transposed[1], (depth, cols))];

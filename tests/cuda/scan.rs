@@ -76,8 +76,7 @@ impl<T: Real + Element> Case<T> {
 
     fn run(&self, device: &dyn Device) -> Vec<T> {
         let gates = Array::of(device, &self.gates).unwrap();
-        let gates =
-            if self.per_step { cuda::Gates::Step(&gates) } else { cuda::Gates::Element(&gates) };
+        let gates = if self.per_step { cuda::Gates::Step(&gates) } else { cuda::Gates::Element(&gates) };
         let inputs = Array::of(device, &self.inputs).unwrap();
         let initial = self.initial.as_ref().map(|initial| Array::of(device, initial).unwrap());
         let mut states = Array::new(device, self.shape.elements()).unwrap();
