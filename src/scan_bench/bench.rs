@@ -326,11 +326,11 @@ impl<'a, T: Real + Element> Inputs<'a, T> {
         Pair { learning_rate: gate(0), momentum: gate(1), decay: gate(2), surprise }
     }
 
-    /// As the pair's kernels and the scan's want them: θ, η, α, or a alone, without the room between arrays.
-    pub fn gates(&self) -> &'a [T] {
+    /// Of the pair θ, η and α, of a scan a alone, without the room between arrays.
+    pub fn gates(&self, pair: bool) -> &'a [T] {
         let BenchShape { batch, steps, channels } = self.case.shape;
         match self.case.gate {
-            Gate::Step => &self.gates[..3 * batch * steps],
+            Gate::Step => &self.gates[..if pair { 3 } else { 1 } * batch * steps],
             Gate::Element => &self.gates[..batch * steps * channels],
         }
     }

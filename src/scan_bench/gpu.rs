@@ -16,6 +16,8 @@ pub const ALGORITHMS: [Algorithm; 3] = [Algorithm::Auto, Algorithm::Pair, Algori
 
 /// Bytes that runs go round in, so that none finds its inputs in the cache: several times the largest L2, of 50 MB and more.
 const ROUND: usize = 256 << 20;
+/// Most lots, where they are small: taking memory costs more than it would show.
+const MOST_LOTS: usize = 128;
 /// Runs that are asked for before the first is waited for: the GPU is never idle between them.
 const AHEAD: usize = 32;
 
@@ -32,7 +34,7 @@ fn most(device: &dyn Device) -> Result<usize> {
 /// As many lots of so many bytes as are gone round in.
 fn lots(device: &dyn Device, bytes: usize) -> Result<usize> {
     let bytes = bytes.max(1);
-    Ok(ROUND.div_ceil(bytes).max(2).min(most(device)? / bytes).max(1))
+    Ok(ROUND.div_ceil(bytes).clamp(2, MOST_LOTS).min(most(device)? / bytes).max(1))
 }
 
 /// Arrays of a case; every run takes the next lot.
@@ -42,6 +44,19 @@ struct Lot<'d, T> {
     states: Array<'d, T>,
     /// S and U.
     state: [Array<'d, T>; 2],
+}
+
+impl<'d, T: Real + Element> Lot<'d, T> {
+    fn new(device: &'d dyn Device, data: &Inputs<T>, pair: bool) -> Result<Self> {
+        let [momentum, update] = data.start();
+        let state = |of: ndarray::Array2<T>| Array::of(device, of.as_slice().expect("a contiguous state"));
+        Ok(Self {
+            gates: Array::of(device, data.gates(pair))?,
+            inputs: Array::of(device, data.values())?,
+            states: Array::new(device, data.values().len())?,
+            state: [state(momentum)?, state(update)?],
+        })
+    }
 }
 
 impl Case {
@@ -70,7 +85,7 @@ impl Case {
             let plain = &mut plain[usize::from(algorithm.is_pair())];
             let (largest, allowed) = *plain.get_or_insert_with(|| data.error(sequential, states));
             observe(Event::Working)?;
-            let mut lot = self.lot(device, &data)?;
+            let mut lot = Lot::new(device, &data, algorithm.is_pair())?;
             lot.states.poison()?;
             self.launch(device, algorithm, &mut lot)?;
             if algorithm != Algorithm::PairLast {
@@ -112,17 +127,6 @@ impl Case {
         Ok(rows)
     }
 
-    fn lot<'d, T: Real + Element>(self, device: &'d dyn Device, data: &Inputs<T>) -> Result<Lot<'d, T>> {
-        let [momentum, update] = data.start();
-        let state = |of: ndarray::Array2<T>| Array::of(device, of.as_slice().expect("a contiguous state"));
-        Ok(Lot {
-            gates: Array::of(device, data.gates())?,
-            inputs: Array::of(device, data.values())?,
-            states: Array::new(device, data.values().len())?,
-            state: [state(momentum)?, state(update)?],
-        })
-    }
-
     fn launch<T: Real>(self, device: &dyn Device, algorithm: Algorithm, lot: &mut Lot<T>) -> Result<()> {
         let BenchShape { batch, steps, channels } = self.shape;
         let shape = Shape { batch, steps, channels };
@@ -151,7 +155,7 @@ impl Case {
         let count = lots(device, self.bytes::<T>(algorithm))?;
         let mut all = vec![first];
         while all.len() < count {
-            all.push(self.lot(device, data)?);
+            all.push(Lot::new(device, data, algorithm.is_pair())?);
         }
         time(device, self.effort, check, |run| self.launch(device, algorithm, &mut all[run % count]))
     }

@@ -434,6 +434,31 @@ pub fn execute(config: Config, devices: &[Chosen], replace: bool, observe: Obser
     Ok(Report { config, machine, rows, left_out, warnings, wall_s: start.elapsed().as_secs_f64() })
 }
 
+/// Rows of every case on a device, as [`execute`] makes them where it is a GPU.
+pub fn rows_on(device: &dyn cuda::Device, config: &Config, observe: Observer) -> Result<Vec<Row>> {
+    let effort = Effort { runs: config.runs, time: Duration::from_secs_f64(config.seconds) };
+    let mut copies = Copies::default();
+    let mut rows = Vec::new();
+    for (&dtype, &shape) in
+        config.dtypes.iter().flat_map(|dtype| config.shapes.iter().map(move |shape| (dtype, shape)))
+    {
+        for (layout, gate, algorithms) in config.plan() {
+            let case = bench::Case { shape, layout, gate, effort };
+            let algorithms: Vec<_> =
+                algorithms.into_iter().filter(|algorithm| gpu::ALGORITHMS.contains(algorithm)).collect();
+            rows.extend(match dtype {
+                ElementType::F32 => {
+                    case.run_on::<f32>(device, &mut Arena::default(), &mut copies, &algorithms, observe)
+                }
+                ElementType::F64 => {
+                    case.run_on::<f64>(device, &mut Arena::default(), &mut copies, &algorithms, observe)
+                }
+            }?);
+        }
+    }
+    Ok(rows)
+}
+
 /// Wrong results one by one, disturbed timings together.
 fn warnings(rows: &[Row]) -> Vec<String> {
     let mut warnings: Vec<_> = rows.iter().filter(|row| !row.correct).map(wrong).collect();

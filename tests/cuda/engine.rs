@@ -7,7 +7,7 @@ use nmem::memory::parameters::Init;
 use nmem::memory::{Gate, Gates, State};
 use nmem::real::Real;
 
-use crate::devices::{Tested, devices};
+use crate::device::devices;
 use crate::support::{
     self, Collect, Drawn, Golden, assert_close_to_largest, assert_rows_close, assert_state_close, compare,
     dyn3, golden_results, uniform,
@@ -82,7 +82,7 @@ impl Device for Small<'_> {
 
 #[test]
 fn golden_cases() {
-    for Tested { name, device } in devices() {
+    for (name, device) in devices() {
         for case in Golden::all() {
             let f64s = golden_results::<f64>(&case, |memory, state, work, shape| {
                 run_on(device.as_ref(), memory, state, work, shape)
@@ -138,7 +138,7 @@ fn against_the_oracle<T: Real>(what: &str, device: &dyn Device, case: Case, rel:
 
 #[test]
 fn agrees_with_the_oracle() {
-    for Tested { name, device } in devices() {
+    for (name, device) in devices() {
         for case in CASES {
             against_the_oracle::<f64>(name, device.as_ref(), case, 1e-10);
             against_the_oracle::<f32>(name, device.as_ref(), case, 2e-5);
@@ -148,7 +148,7 @@ fn agrees_with_the_oracle() {
 
 #[test]
 fn little_memory_makes_many_blocks_of_narrow_strips() {
-    for Tested { name, device } in devices() {
+    for (name, device) in devices() {
         for shared in [42_000, 72_000] {
             let small = Small { device: device.as_ref(), free: 1 << 18, shared };
             against_the_oracle::<f32>(name, &small, ((6, 2, 3), 5, 3, [53, 30]), 2e-5);
@@ -166,7 +166,7 @@ fn little_memory_makes_many_blocks_of_narrow_strips() {
 
 #[test]
 fn two_runs_give_the_same_bits() {
-    for Tested { name, device } in devices() {
+    for (name, device) in devices() {
         let memory = Drawn::new((34, 2, 17), 16, Init::Xavier, 7).memory::<f32>();
         let tokens = uniform((2, 100, 34), 1.0, 5).mapv(|x| x as f32);
         let once = || {
@@ -181,7 +181,7 @@ fn two_runs_give_the_same_bits() {
 
 #[test]
 fn norms_whose_squares_leave_the_range() {
-    for Tested { name, device } in devices() {
+    for (name, device) in devices() {
         for rate in [1e-28, 1e25] {
             let gates = Gates { learning_rate: Gate::Pinned(rate), ..Gates::default() };
             let memory = Drawn::new((6, 2, 3), 4, Init::Xavier, 7).gates(gates).memory::<f32>();
@@ -196,7 +196,7 @@ fn norms_whose_squares_leave_the_range() {
 
 #[test]
 fn divergences_are_those_of_the_processor() {
-    for Tested { name, device } in devices() {
+    for (name, device) in devices() {
         for (rate, probe, online) in [(1e30, true, false), (1e30, false, true), (1e22, true, true)] {
             let gates = Gates { learning_rate: Gate::Pinned(rate), ..Gates::default() };
             let memory = Drawn::new((6, 2, 3), 8, Init::Xavier, 1).gates(gates).memory::<f32>();
