@@ -7,15 +7,9 @@ use std::process::Command;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
-<<<<<<< HEAD
-use nmem::cuda::{Argument, Device, Gpu, Launch, Mark};
-use nmem::{Error, Result};
-
-=======
 use nmem::Error;
 use nmem::Result;
 use nmem::cuda::{Argument, Device, Gpu, Launch, Mark};
->>>>>>> main
 use sha2::{Digest, Sha256};
 
 /// Those that there are, and what they are called in messages. On a machine without a C++ compiler that must have a GPU, the GPU

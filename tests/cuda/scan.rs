@@ -207,10 +207,10 @@ fn what_is_not_finite_stays() {
         };
         case.inputs[place(300, 1)] = f32::NAN;
         for (name, device) in devices() {
-            let states: Vec<f32> = case.run(device.as_ref());
+            let states = case.run(device.as_ref());
             let what = format!("{}, {layout:?}", name);
-            assert!((0..1500_usize).all(|t| states[place(t, 1)].is_nan() == (t >= 300)), "{what}");
-            assert!((0..1500_usize).all(|t| states[place(t, 0)].is_finite()), "{what}");
+            assert!((0..1500).all(|t| states[place(t, 1)].is_nan() == (t >= 300)), "{what}");
+            assert!((0..1500).all(|t| states[place(t, 0)].is_finite()), "{what}");
         }
     }
 }
