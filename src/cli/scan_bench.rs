@@ -129,10 +129,18 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let devices = or(args.device.clone(), || vec![DeviceChoice::Cpu]);
     let config = args.config();
     config.check()?;
-    let devices = devices.into_iter().map(DeviceChoice::open).collect::<Result<Vec<_>, _>>()?;
+    let mut devices = devices.into_iter().map(DeviceChoice::open).collect::<Result<Vec<_>, _>>()?;
     for told in devices.iter().filter_map(|device| device.note.as_deref()).filter(|_| !quiet) {
         note("note: ", told);
     }
+    // What `auto` turned out to be may be another's choice too.
+    let mut seen = Vec::new();
+    devices.retain(|device| {
+        let name = device.to_string();
+        let new = !seen.contains(&name);
+        seen.push(name);
+        new
+    });
     let out = config.out.clone();
     let bar = Bar::new(quiet, "cases");
     let report = execute(config, &devices, force, &mut |event| {
