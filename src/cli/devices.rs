@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::{Format, print};
 use crate::cuda::{self, Description};
+use crate::error::Error;
 use crate::scan_bench::Machine;
 
 /// List what --device can name: the processor, and the GPUs or why there are none
@@ -40,6 +41,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let Machine { cpu, logical_cores, vector_isa, memory_bytes, .. } = Machine::look();
     let (cuda, cuda_error) = match cuda::list() {
         Ok(list) => (list, None),
+        Err(Error::Cuda(reason)) => (Vec::new(), Some(reason)),
         Err(error) => (Vec::new(), Some(error.to_string())),
     };
     let cpu = Processor { name: cpu, cores: logical_cores, vector_isa, memory_bytes };
@@ -95,7 +97,7 @@ impl Found {
             let _ = writeln!(text, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
         }
         if let Some(reason) = &self.cuda_error {
-            let _ = writeln!(text, "no GPU: {}", reason.strip_prefix("cuda: ").unwrap_or(reason));
+            let _ = writeln!(text, "no GPU: {reason}");
         }
         text
     }

@@ -3,7 +3,7 @@
 //! and says so. What runs on a [`Device`] knows of neither, so that tests can run the same kernels on the processor.
 //!
 //! - `kernels.cu`: every kernel, compiled ahead to `kernels.ptx`;
-//! - [`array`]: typed memory of a device;
+//! - [`mod@array`]: typed memory of a device;
 //! - [`Product`]: matrix products, by kernel or by what a device has of its own;
 //! - [`DeviceChoice`]: `--device`, and what was found there.
 

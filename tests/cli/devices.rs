@@ -1,5 +1,5 @@
 //! `--device` and `nmem devices` on a machine of any kind and in a build of either kind: what is read, what is refused,
-//! and that the processor is what it was. What a driver does to it is in tests/cuda.
+//! and that the processor is what it was. What a driver does to it is in tests/driver.
 
 use serde_json::Value;
 

@@ -1,0 +1,122 @@
+// A libcuda that is none. INIT is what cuInit returns. With WHOLE its GPU is the processor's own memory: two devices, kernels
+// that only show what they were given, and a count of what was not given back, told by cuDevicePrimaryCtxRelease.
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+int cuInit(unsigned flags) { return INIT; }
+
+int cuGetErrorName(int error, const char **text) {
+    *text = error == 100 ? "CUDA_ERROR_NO_DEVICE" : error == 803 ? "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH" : "CUDA_ERROR_SOME";
+    return error == 35 ? 1 : 0;
+}
+
+int cuGetErrorString(int error, const char **text) {
+    *text = "a meaning\nof two lines";
+    return error == 35 ? 1 : 0;
+}
+
+#ifdef WHOLE
+typedef unsigned long long u64;
+enum { CONTEXT = 0xC0, POOL = 0xD0, STREAM = 0xE0 };
+static __thread u64 current;
+static int live, contexts, failed;
+static int setting(const char *name, int otherwise) { return getenv(name) ? atoi(getenv(name)) : otherwise; }
+#define ENTERED if (current != CONTEXT) return 201
+#define OURS(handle) if ((handle) != STREAM) return 400
+#define ALIVE if (failed) return failed
+
+int cuDriverGetVersion(int *version) { *version = 11040; return 0; }
+int cuDeviceGetCount(int *count) { *count = 2; return 0; }
+int cuDeviceGet(int *device, int index) { *device = index + 10; return index < 2 ? 0 : 101; }
+int cuDeviceGetName(char *name, int bytes, int device) { snprintf(name, bytes, "Make-believe %d", device); return 0; }
+int cuDeviceGetAttribute(int *value, unsigned attribute, int device) {
+    *value = attribute == 16 ? 4 : attribute == 75 ? 8 : attribute == 97 ? 166912 : attribute == 115 ? setting("POOLS", 1) : 0;
+    return 0;
+}
+int cuDeviceTotalMem_v2(u64 *bytes, int device) { *bytes = 8ull << 30; return 0; }
+int cuDeviceGetDefaultMemPool(u64 *pool, int device) { *pool = POOL; return 0; }
+int cuDevicePrimaryCtxRetain(u64 *context, int device) { contexts++; *context = CONTEXT; return 0; }
+int cuDevicePrimaryCtxRelease_v2(int device) {
+    if (--contexts == 0) fprintf(stderr, "left: %d\n", live);
+    return 0;
+}
+int cuCtxSetCurrent(u64 context) { current = context; return 0; }
+
+int cuStreamCreate(u64 *stream, unsigned flags) { ENTERED; live++; *stream = STREAM; return 0; }
+int cuStreamDestroy_v2(u64 stream) { ENTERED; OURS(stream); live--; return 0; }
+int cuStreamSynchronize(u64 stream) { ENTERED; OURS(stream); return failed; }
+int cuEventCreate(u64 *event, unsigned flags) { ENTERED; live++; *event = (u64)calloc(1, sizeof(float)); return 0; }
+int cuEventDestroy_v2(u64 event) { ENTERED; live--; free((void *)event); return 0; }
+int cuEventRecord(u64 event, u64 stream) {
+    static float now;
+    ENTERED; OURS(stream);
+    *(float *)event = now += 250;
+    return failed;
+}
+int cuEventSynchronize(u64 event) { ENTERED; return failed; }
+int cuEventElapsedTime(float *ms, u64 from, u64 to) { *ms = *(float *)to - *(float *)from; return 0; }
+
+int cuMemGetInfo_v2(u64 *unused, u64 *all) { ENTERED; *unused = 7ull << 30; *all = 8ull << 30; return 0; }
+int cuMemPoolSetAttribute(u64 pool, unsigned attribute, void *value) { return pool == POOL && attribute == 4 ? 0 : 1; }
+int cuMemPoolGetAttribute(u64 pool, unsigned attribute, void *value) { *(u64 *)value = attribute == 5 ? 1000 : 100; return 0; }
+static int take(u64 *address, u64 bytes) {
+    ENTERED;
+    if (bytes > 8ull << 30) return 2;
+    live++;
+    return posix_memalign((void **)address, 256, bytes) ? 2 : 0;
+}
+static int give(u64 address) { ENTERED; live--; free((void *)address); return 0; }
+int cuMemAllocAsync(u64 *address, u64 bytes, u64 stream) { OURS(stream); return setting("POOLS", 1) ? take(address, bytes) : 801; }
+int cuMemFreeAsync(u64 address, u64 stream) { OURS(stream); return setting("POOLS", 1) ? give(address) : 801; }
+int cuMemAlloc_v2(u64 *address, u64 bytes) { return take(address, bytes); }
+int cuMemFree_v2(u64 address) { return give(address); }
+int cuMemHostAlloc(void **address, u64 bytes, unsigned flags) { return take((u64 *)address, bytes); }
+int cuMemFreeHost(void *address) { return give((u64)address); }
+int cuMemsetD8Async(u64 to, unsigned char byte, u64 bytes, u64 stream) { ENTERED; OURS(stream); ALIVE; memset((void *)to, byte, bytes); return 0; }
+int cuMemcpyHtoDAsync_v2(u64 to, void *from, u64 bytes, u64 stream) { ENTERED; OURS(stream); ALIVE; memcpy((void *)to, from, bytes); return 0; }
+int cuMemcpyDtoHAsync_v2(void *to, u64 from, u64 bytes, u64 stream) { ENTERED; OURS(stream); ALIVE; memcpy(to, (void *)from, bytes); return 0; }
+int cuMemcpyDtoDAsync_v2(u64 to, u64 from, u64 bytes, u64 stream) { ENTERED; OURS(stream); ALIVE; memcpy((void *)to, (void *)from, bytes); return 0; }
+
+int cuModuleLoadData(u64 *module, const char *image) {
+    ENTERED;
+    if (setting("LOAD", 0)) return setting("LOAD", 0);
+    if (!strstr(image, ".version ")) return 218;
+    live++;
+    *module = 0xF0;
+    return 0;
+}
+int cuModuleUnload(u64 module) { ENTERED; live--; return module == 0xF0 ? 0 : 400; }
+
+struct function { const char *name; int shared; };
+static struct function functions[] = {{"show", 49152}, {"fault", 49152}, {"product_f32", 49152}};
+int cuModuleGetFunction(u64 *function, u64 module, const char *name) {
+    for (int i = 0; i < 3; i++)
+        if (!strcmp(functions[i].name, name)) { *function = (u64)&functions[i]; return 0; }
+    return 500;
+}
+int cuFuncSetAttribute(struct function *function, unsigned attribute, int value) {
+    if (attribute != 8 || value > 166912) return 1;
+    function->shared = value;
+    return 0;
+}
+int cuLaunchKernel(struct function *f, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz, unsigned shared,
+                   u64 stream, void **arguments, void **extra) {
+    ENTERED; OURS(stream); ALIVE;
+    if ((int)shared > f->shared) return 1;
+    if (!strcmp(f->name, "fault")) failed = 700;
+    if (!strcmp(f->name, "show")) {
+        double *out = *(double **)arguments[0];
+        out[0] = *(unsigned *)arguments[1];
+        out[1] = *(long long *)arguments[2];
+        out[2] = *(float *)arguments[3];
+        out[3] = *(double *)arguments[4];
+        out[4] = x * 10000.0 + y * 100 + z;
+        out[5] = bx * 10000.0 + by * 100 + bz;
+        out[6] = shared;
+    }
+    if (!strcmp(f->name, "product_f32")) **(float **)arguments[8] = 1234;
+    return 0;
+}
+#endif

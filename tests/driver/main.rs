@@ -1,0 +1,320 @@
+//! `--device cuda` and whatever is wrong with a machine: no driver, one without a device, one that is too old or breaks. The
+//! drivers are made of driver.c by a C compiler; without one these tests say so and pass. Tests of [`Gpu`] itself run
+//! this program again, with such a driver in LD_LIBRARY_PATH.
+
+#![cfg(target_os = "linux")]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use nmem::cuda::{Argument, Array, Device, Gpu, Launch, Matrix, Product};
+use nmem::real::ElementType;
+use tempfile::TempDir;
+
+/// A folder with libraries, made with these definitions. `None` without a compiler.
+fn libraries(of: &[(&str, &str, &[&str])]) -> Option<TempDir> {
+    let folder = tempfile::tempdir().unwrap();
+    for (source, library, definitions) in of {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/driver").join(source);
+        let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
+        let mut command = Command::new(compiler);
+        command.args(["-shared", "-fPIC", "-O1", "-w", "-o"]).arg(folder.path().join(library)).arg(source);
+        match command.args(definitions.iter().map(|definition| format!("-D{definition}"))).output() {
+            Err(error) => {
+                println!("not tested: no C compiler ({error})");
+                return None;
+            }
+            Ok(made) => assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr)),
+        }
+    }
+    Some(folder)
+}
+
+fn driver(definitions: &[&str]) -> Option<TempDir> {
+    libraries(&[("driver.c", "libcuda.so", definitions)])
+}
+
+fn nmem(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nmem"));
+    command.args(arguments).env("LD_LIBRARY_PATH", folder).envs(variables.iter().copied());
+    command.output().unwrap()
+}
+
+/// The one line on stderr of what could not run.
+fn refused(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> String {
+    let output = nmem(folder, arguments, variables);
+    let text = String::from_utf8(output.stderr).unwrap();
+    // driver.c says what was not given back: nothing.
+    let text = text.replace("left: 0\n", "");
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
+    assert!(!text.contains("panicked") && text.lines().count() == 1, "{arguments:?}: {text}");
+    text.trim_end().to_owned()
+}
+
+const SCAN: [&str; 3] = ["scan-bench", "--device", "cuda"];
+
+#[test]
+fn no_driver() {
+    let empty = tempfile::tempdir().unwrap();
+    let listed = nmem(empty.path(), &["devices"], &[]);
+    let text = String::from_utf8(listed.stdout).unwrap();
+    if !text.contains("no GPU") {
+        println!("not tested: this machine has a GPU");
+        return;
+    }
+    if text.contains("libcuda.so.1 is not found") {
+        assert_eq!(listed.status.code(), Some(0));
+        assert_eq!(
+            refused(empty.path(), &SCAN, &[]),
+            "error: cuda: no NVIDIA driver (libcuda.so.1 is not found): install one, or take --device cpu"
+        );
+    }
+}
+
+#[test]
+fn drivers_that_do_not_start() {
+    for (definitions, expected) in [
+        (&["INIT=100"][..], "there is an NVIDIA driver but no device"),
+        (
+            &["INIT=803"],
+            "the NVIDIA driver is too old, or its kernel module is of another version (CUDA_ERROR_SYSTEM_DRIVER_MISMATCH: a meaning of two lines)",
+        ),
+        (&["INIT=35"], "the NVIDIA driver is too old, or its kernel module is of another version (error 35)"),
+        (&["INIT=34"], "libcuda is the toolkit's stub, not a driver"),
+        (&["INIT=999"], "the NVIDIA driver does not start (CUDA_ERROR_SOME: a meaning of two lines)"),
+        // Starts, and has nothing else.
+        (&["INIT=0"], "the NVIDIA driver is too old (it has no cuDriverGetVersion, of CUDA 11.2)"),
+        (
+            &["INIT=0", "WHOLE", "cuMemAllocAsync=other"],
+            "the NVIDIA driver is too old (it has no cuMemAllocAsync, of CUDA 11.2)",
+        ),
+        (
+            &["INIT=0", "cuGetErrorName=other"],
+            "the NVIDIA driver is too old (it has no cuGetErrorName, of CUDA 11.2)",
+        ),
+    ] {
+        let Some(folder) = driver(definitions) else { return };
+        let folder = folder.path();
+        let message = refused(folder, &SCAN, &[]);
+        assert!(message.starts_with(&format!("error: cuda: {expected}")), "{definitions:?}: {message}");
+        let listed = nmem(folder, &["devices"], &[]);
+        let text = String::from_utf8(listed.stdout).unwrap();
+        assert_eq!(listed.status.code(), Some(0), "{definitions:?}");
+        assert!(text.contains(&format!("\nno GPU: {expected}")), "{definitions:?}: {text}");
+    }
+}
+
+#[test]
+fn devices_that_cannot_be_used() {
+    let Some(folder) = driver(&["INIT=0", "WHOLE"]) else { return };
+    let folder = folder.path();
+    let device = |name| ["scan-bench", "--device", name];
+    let message = refused(folder, &device("cuda:2"), &[]);
+    assert_eq!(
+        message,
+        "error: cuda: no GPU with index 2: the GPUs are cuda:0 to cuda:1 (see `nmem devices`)"
+    );
+    for (code, expected) in [
+        ("222", "the NVIDIA driver (of CUDA 11.4) is too old for the kernels' PTX "),
+        ("209", "the GPU (compute capability 8.0) is too old for the kernels, which are for sm_80 "),
+        ("2", "out of memory on the GPU: loading the kernels"),
+        ("999", "loading the kernels failed: CUDA_ERROR_SOME"),
+    ] {
+        let message = refused(folder, &device("cuda:1"), &[("LOAD", code)]);
+        assert!(message.starts_with(&format!("error: cuda: {expected}")), "{code}: {message}");
+    }
+    let message = refused(folder, &device("cuda"), &[("NMEM_NVRTC", "1")]);
+    assert!(
+        message.starts_with("error: cuda: NMEM_NVRTC=1, but there is no libnvrtc")
+            || message.contains("NVRTC"),
+        "{message}"
+    );
+
+    let listed = nmem(folder, &["devices"], &[]);
+    let text = String::from_utf8(listed.stdout).unwrap();
+    let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows[2], ["cuda:0", "Make-believe", "10", "8.0", "4", "7.0", "8.0"], "{text}");
+    assert_eq!(rows[3], ["cuda:1", "Make-believe", "11", "8.0", "4", "7.0", "8.0"], "{text}");
+    assert_eq!(String::from_utf8(listed.stderr).unwrap(), "left: 0\nleft: 0\n");
+}
+
+#[test]
+fn left_to_the_program_it_is_the_processor_with_a_note() {
+    let Some(folder) = driver(&["INIT=100"]) else { return };
+    let out = tempfile::tempdir().unwrap();
+    let out = out.path().join("out");
+    let arguments = [
+        "scan-bench",
+        "--steps",
+        "3",
+        "--channels",
+        "2",
+        "--batch",
+        "1",
+        "--seconds",
+        "0",
+        "--no-plots",
+        "--device",
+        "auto",
+        "--out",
+    ];
+    let ran = nmem(folder.path(), &[&arguments[..], &[out.to_str().unwrap()]].concat(), &[]);
+    let text = String::from_utf8(ran.stderr).unwrap();
+    assert_eq!(ran.status.code(), Some(0), "{text}");
+    assert!(
+        text.starts_with("note: --device auto: cpu (cuda: there is an NVIDIA driver but no device"),
+        "{text}"
+    );
+    let csv = std::fs::read_to_string(out.join("scan_bench.csv")).unwrap();
+    assert!(csv.lines().skip(1).all(|line| line.contains(",cpu,")), "{csv}");
+}
+
+/// Runs a test of this program that is otherwise left out; its stderr.
+fn inside(test: &str, folder: &Path, variables: &[(&str, &str)]) -> String {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--ignored", "--nocapture"]).env("LD_LIBRARY_PATH", folder);
+    let output = command.envs(variables.iter().copied()).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    let out = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && out.contains("1 passed"), "{test}: {out}\n{told}");
+    told
+}
+
+#[test]
+fn memory_and_kernels() {
+    let Some(folder) = driver(&["INIT=0", "WHOLE"]) else { return };
+    for pools in ["1", "0"] {
+        // Everything is given back before the context.
+        let text =
+            inside("memory_and_kernels_inside", folder.path(), &[("POOLS", pools), ("NMEM_CUBLAS", "0")]);
+        assert!(text.contains("left: 0\n"), "{text}");
+    }
+}
+
+#[test]
+#[ignore = "runs inside memory_and_kernels"]
+fn memory_and_kernels_inside() {
+    let gpu = Gpu::open(1).unwrap();
+    let pooled = std::env::var("POOLS").unwrap() == "1";
+    assert_eq!((&*gpu.name(), gpu.multiprocessors(), gpu.shared_bytes()), ("Make-believe 11", 4, 166_912));
+    assert_eq!(gpu.free_bytes().unwrap(), (7 << 30) + if pooled { 900 } else { 0 });
+
+    // More than all pieces that an upload passes through, and a rest.
+    let numbers: Vec<u32> = (0..(5 << 18) + 3).collect();
+    let array = Array::of(&gpu, &numbers).unwrap();
+    assert_eq!(array.to_vec().unwrap(), numbers);
+    let mut other = Array::<u32>::zeros(&gpu, 7).unwrap();
+    gpu.copy(other.address(1), array.address(numbers.len() - 2), 8).unwrap();
+    assert_eq!(other.to_vec().unwrap(), [0, (5 << 18) + 1, (5 << 18) + 2, 0, 0, 0, 0]);
+    other.upload(7, &[]).unwrap();
+    other.download(7, &mut []).unwrap();
+
+    // From any thread, with arguments of every kind.
+    let shown = Array::<f64>::new(&gpu, 7).unwrap();
+    let arguments = [
+        shown.argument(),
+        Argument::U32(u32::MAX),
+        Argument::I64(-5),
+        Argument::F32(0.5),
+        Argument::F64(1e300),
+    ];
+    for shared in [0, 100_000, 60_000] {
+        let launch = Launch { grid: [3, 2, 1], block: 32, shared };
+        std::thread::scope(|scope| scope.spawn(|| gpu.launch("show", launch, &arguments)).join().unwrap())
+            .unwrap();
+        let expected = [f64::from(u32::MAX), -5.0, 0.5, 1e300, 30_201.0, 320_101.0, f64::from(shared)];
+        assert_eq!(shown.to_vec().unwrap(), expected);
+    }
+    gpu.launch("show", Launch { grid: [0, 1, 1], block: 1, shared: 0 }, &[]).unwrap();
+    let too_much =
+        gpu.launch("show", Launch { grid: [1; 3], block: 1, shared: 200_000 }, &arguments).unwrap_err();
+    let expected = "cuda: kernel show with 200000 bytes of shared memory, of 166912 that there are, failed: ";
+    assert!(too_much.to_string().starts_with(expected), "{too_much}");
+    let unknown = gpu.launch("absent", Launch { grid: [1; 3], block: 1, shared: 0 }, &[]).unwrap_err();
+    assert!(unknown.to_string().starts_with("cuda: finding kernel absent failed: "), "{unknown}");
+    let large = gpu.allocate(9 << 30).unwrap_err();
+    assert!(
+        large.to_string().starts_with("cuda: out of memory on the GPU: 9663676416 bytes asked for, 75"),
+        "{large}"
+    );
+
+    let (from, to) = (gpu.mark().unwrap(), gpu.mark().unwrap());
+    assert!((gpu.seconds(&from, &to).unwrap() - 0.25).abs() < 1e-6);
+
+    // NMEM_CUBLAS=0: a product is the kernel's.
+    let results = Array::<f32>::zeros(&gpu, 1).unwrap();
+    let matrix =
+        |array: &Array<f32>| Matrix { address: array.address(0), row: 1, stride: 0, transposed: false };
+    let (a, b, c) = (matrix(&results), matrix(&results), matrix(&results));
+    gpu.multiply(&Product { dtype: ElementType::F32, batch: 1, size: [1, 1, 1], scale: 1.0, a, b, c })
+        .unwrap();
+    assert_eq!(results.to_vec().unwrap(), [1234.0]);
+
+    // A kernel's failure shows in what waits for it, and stays; what is left is given back without a panic.
+    gpu.launch("fault", Launch { grid: [1; 3], block: 1, shared: 0 }, &[]).unwrap();
+    for failed in [gpu.synchronize(), array.to_vec().map(drop), gpu.upload(other.address(0), &[1])] {
+        let failed = failed.unwrap_err().to_string();
+        assert!(
+            failed.contains("after launching kernel fault, failed: CUDA_ERROR_SOME")
+                && !failed.contains('\n'),
+            "{failed}"
+        );
+    }
+}
+
+#[test]
+fn products_in_rows_are_products_in_columns() {
+    let libraries =
+        libraries(&[("driver.c", "libcuda.so", &["INIT=0", "WHOLE"]), ("blas.c", "libcublas.so", &[])]);
+    let Some(folder) = libraries else { return };
+    let text = inside("products_inside", folder.path(), &[]);
+    assert!(text.contains("left: 0\n"), "{text}");
+}
+
+#[test]
+#[ignore = "runs inside products_in_rows_are_products_in_columns"]
+fn products_inside() {
+    let gpu = Gpu::open(0).unwrap();
+    let (batch, [rows, cols, depth]) = (3, [2, 3, 5]);
+    let numbers = |len: usize, seed: usize| -> Vec<f64> {
+        (0..len).map(|i| ((i * 7 + seed) % 11) as f64 - 5.0).collect()
+    };
+    for ta in [false, true] {
+        for tb in [false, true] {
+            for shared in [false, true] {
+                let of = |transposed, [down, across]: [usize; 2], stride| {
+                    let (down, across) = if transposed { (across, down) } else { (down, across) };
+                    // Rows that are longer than what is used of them.
+                    let row = across + 2;
+                    Matrix { address: 0, row, stride: stride * down * row, transposed }
+                };
+                let (mut a, mut b) = (of(ta, [rows, depth], 1), of(tb, [depth, cols], usize::from(!shared)));
+                let mut c = of(false, [rows, cols], 1);
+                let (in_a, in_b) = (numbers(200, 1), numbers(200, 4));
+                let (on_a, on_b) = (Array::of(&gpu, &in_a).unwrap(), Array::of(&gpu, &in_b).unwrap());
+                let on_c = Array::<f64>::zeros(&gpu, batch * rows * c.row).unwrap();
+                (a.address, b.address, c.address) = (on_a.address(0), on_b.address(0), on_c.address(0));
+                let size = [rows, cols, depth];
+                gpu.multiply(&Product { dtype: ElementType::F64, batch, size, scale: 0.5, a, b, c }).unwrap();
+                let got = on_c.to_vec().unwrap();
+                for p in 0..batch {
+                    for i in 0..rows {
+                        for j in 0..cols {
+                            let at = |m: &Matrix, values: &[f64], i: usize, j: usize| {
+                                let (i, j) = if m.transposed { (j, i) } else { (i, j) };
+                                values[p * m.stride + i * m.row + j]
+                            };
+                            let terms = (0..depth).map(|l| at(&a, &in_a, i, l) * at(&b, &in_b, l, j));
+                            let (expected, got) = (0.5 * terms.sum::<f64>(), at(&c, &got, i, j));
+                            assert!(
+                                (got - expected).abs() < 1e-12,
+                                "{ta} {tb} {shared}: {got} for {expected}"
+                            );
+                        }
+                    }
+                }
+                assert!(got.chunks(c.row).all(|row| row[cols..] == [0.0; 2]), "beside the results");
+            }
+        }
+    }
+}
