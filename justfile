@@ -69,6 +69,10 @@ ci:
 vs-pytorch *ARGS:
     experiments/vs-pytorch/compare.py "$@"
 
+# What only a GPU can tell: tests, sanitizers, scans and forwards beside PyTorch's, in a record
+gpu-check:
+    experiments/vs-pytorch-cuda/check.sh
+
 # Compile src/cuda/kernels.cu: kernels.ptx and registers.txt beside it; `just ptx --check` says whether they are stale
 ptx *ARGS:
     src/cuda/ptx.py "$@"

@@ -63,7 +63,7 @@ pub struct Args {
     )]
     dtype: Vec<ElementType>,
 
-    /// Steps [default: 128,256,…,4096, and without --channels and --batch also the memory's own shapes: 1 × 64 steps ×
+    /// Steps [default: 128,256,…,4096 (65536 with --device cuda), and without --channels and --batch also the memory's own shapes: 1 × 64 steps ×
     /// 16384, 65536 and 262144 channels]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Shapes")]
     steps: Vec<usize>,
@@ -83,9 +83,10 @@ pub struct Args {
     /// Numbers of threads; sequential ones have 1 [default: one per core]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Run")]
     threads: Vec<usize>,
-    /// Where it runs: cpu, cuda (the first GPU) or cuda:N of `nmem devices`, auto (a GPU where one can be used)
-    #[arg(long, default_value_t, value_name = "cpu|cuda|cuda:N|auto", help_heading = "Run")]
-    device: DeviceChoice,
+    /// Where it runs: cpu, cuda (the first GPU) or cuda:N of `nmem devices`, auto (a GPU where one can be used); on a GPU
+    /// auto, pair and pair-last alone [default: cpu]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "Run")]
+    device: Vec<DeviceChoice>,
     /// Time each at least so often
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Run")]
     runs: usize,
@@ -124,16 +125,25 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let (quiet, format, force, device) = (args.quiet, args.format, args.force, args.device);
+    let (quiet, format, force) = (args.quiet, args.format, args.force);
+    let devices = or(args.device.clone(), || vec![DeviceChoice::Cpu]);
     let config = args.config();
     config.check()?;
-    let device = device.open()?;
-    if let Some(told) = device.note.as_deref().filter(|_| !quiet) {
+    let mut devices = devices.into_iter().map(DeviceChoice::open).collect::<Result<Vec<_>, _>>()?;
+    for told in devices.iter().filter_map(|device| device.note.as_deref()).filter(|_| !quiet) {
         note("note: ", told);
     }
+    // What `auto` turned out to be may be another's choice too.
+    let mut seen = Vec::new();
+    devices.retain(|device| {
+        let name = device.to_string();
+        let new = !seen.contains(&name);
+        seen.push(name);
+        new
+    });
     let out = config.out.clone();
     let bar = Bar::new(quiet, "cases");
-    let report = execute(config, &device, force, &mut |event| {
+    let report = execute(config, &devices, force, &mut |event| {
         match event {
             Event::Starting(cases) => bar.start(cases),
             Event::Working => {}
@@ -170,7 +180,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 impl Args {
     fn config(self) -> Config {
-        let most = if self.full { 65_536 } else { 4096 };
+        let on_gpus = !self.device.is_empty()
+            && self.device.iter().all(|device| matches!(device, DeviceChoice::Cuda(_)));
+        let most = if self.full || on_gpus { 65_536 } else { 4096 };
         let own = self.steps.is_empty() && self.channels.is_empty() && self.batch.is_empty();
         let shapes = if own {
             BenchShape::of_memory().chain(BenchShape::of_accelerated_scan(most)).collect()
@@ -269,7 +281,7 @@ fn cells(row: &Row, with_dtype: bool) -> [String; HEADINGS.len()] {
         row.layout.name().to_owned(),
         row.gate.name().to_owned(),
         algorithm,
-        row.threads.to_string(),
+        if row.threads == 0 { row.device.to_owned() } else { row.threads.to_string() },
         or_dash(row.median_ms, 3),
         or_dash(row.gb_per_s, 1),
         row.copy_fraction.map_or_else(|| "-".to_owned(), |x| format!("{:.0} %", x * 100.0)),

@@ -65,6 +65,7 @@ fn read(csv: &Path) -> Result<Vec<Row>> {
     let [algorithm, dtype, layout, gate] =
         ["algorithm", "dtype", "layout", "gate"].map(|name| table.column(name));
     let (algorithm, dtype, layout, gate) = (algorithm?, dtype?, layout?, gate?);
+    let device = table.column("device")?;
     let (threads, batch) = (table.column("threads")?, table.column("batch")?);
     let (steps, channels) = (table.column("steps")?, table.column("channels")?);
     let (median, speed) = (table.column("median_ms")?, table.column("gb_per_s")?);
@@ -77,7 +78,11 @@ fn read(csv: &Path) -> Result<Vec<Row>> {
         };
         let threads = table.integer(threads)?;
         let row = Row {
-            series: text(algorithm),
+            series: if text(device) == "cpu" {
+                text(algorithm)
+            } else {
+                format!("{} {}", text(device), text(algorithm))
+            },
             panel: String::new(),
             steps: table.integer(steps)?,
             milliseconds,
@@ -99,16 +104,18 @@ fn read(csv: &Path) -> Result<Vec<Row>> {
         if lines.is_empty() { cells.iter().map(|cell| cell.1).collect() } else { lines };
     let dtypes: BTreeSet<_> = cells.iter().map(|cell| cell.2.clone()).collect();
     let most = cells.iter().map(|cell| cell.0.threads).max().unwrap_or(1);
-    let several = cells.iter().map(|cell| cell.0.threads).filter(|&threads| threads != 1 && threads != most);
+    let several = cells.iter().map(|cell| cell.0.threads).filter(|&threads| threads > 1 && threads != most);
     let several = several.count() > 0
-        || cells.iter().any(|(row, ..)| row.threads != most && !row.series.ends_with("sequential"));
+        || cells
+            .iter()
+            .any(|(row, ..)| row.threads != most && row.threads > 0 && !row.series.ends_with("sequential"));
     let rows = cells.into_iter().filter(|cell| shapes.contains(&cell.1));
     Ok(rows
         .map(|(row, (batch, channels), dtype, layout, gate)| {
             let dtype = if dtypes.len() > 1 { format!(", {dtype}") } else { String::new() };
             let panel = format!("{batch} × {channels}, {layout}, gates per {gate}{dtype}");
             let plural = if row.threads == 1 { "" } else { "s" };
-            let series = if several {
+            let series = if several && row.threads > 0 {
                 format!("{}, {} thread{plural}", row.series, row.threads)
             } else {
                 row.series.clone()
@@ -136,7 +143,9 @@ fn figure(rows: &[Row], quantity: Quantity) -> String {
         Quantity::Time => row.milliseconds,
         Quantity::Bandwidth => row.gb_per_s,
     };
-    let most = rows.iter().filter_map(|row| row.copy).map(|copy| copy.0).max();
+    // A GPU's where there is one: its rows have no threads.
+    let threads_of_copies = || rows.iter().filter_map(|row| row.copy).map(|copy| copy.0);
+    let most = threads_of_copies().find(|&threads| threads == 0).or(threads_of_copies().max());
     let copies: Vec<_> = rows.iter().filter(|row| row.copy.map(|copy| copy.0) == most).collect();
 
     let mut legend = Legend::default();
@@ -147,7 +156,10 @@ fn figure(rows: &[Row], quantity: Quantity) -> String {
     if quantity == Quantity::Bandwidth {
         if let Some(threads) = most {
             let plural = if threads == 1 { "" } else { "s" };
-            let text = format!("copy of as many bytes, {threads} thread{plural}");
+            let text = match threads {
+                0 => "copy of as many bytes, on the GPU".to_owned(),
+                _ => format!("copy of as many bytes, {threads} thread{plural}"),
+            };
             legend.entries.push((Swatch::Dashes(theme::GREY), text));
         }
         legend.notes.push(

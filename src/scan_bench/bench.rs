@@ -81,6 +81,14 @@ pub fn bytes_needed(shape: BenchShape, gate: Gate, dtype: ElementType) -> Option
 /// orders were seen to differ from it by up to 3 units in the last place of the largest state.
 const UNITS_OF_F64: f64 = 16.0;
 
+/// Of the last place of the largest state that an algorithm may be wrong by besides.
+pub fn units<T: Real>() -> f64 {
+    match T::TYPE {
+        ElementType::F32 => 1.0,
+        ElementType::F64 => UNITS_OF_F64,
+    }
+}
+
 /// A shape, and how it is timed.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
@@ -92,18 +100,22 @@ pub struct Case {
 
 /// Inputs of a case.
 #[derive(Clone, Copy)]
-struct Inputs<'a, T> {
+pub struct Inputs<'a, T> {
     case: Case,
     gates: &'a [T],
     values: &'a [T],
 }
 
-/// What a copy of so many bytes with so many threads reaches; measured once, of every number of bytes.
+/// What a copy of so many bytes with so many threads (0: on a GPU) reaches; measured once, of every number of bytes.
 #[derive(Debug, Default)]
 pub struct Copies(Vec<(usize, usize, f64)>);
 
 impl Copies {
-    fn of(&self, bytes: usize, threads: usize) -> Option<f64> {
+    pub fn add(&mut self, bytes: usize, threads: usize, speed: f64) {
+        self.0.push((bytes, threads, speed));
+    }
+
+    pub fn of(&self, bytes: usize, threads: usize) -> Option<f64> {
         self.0.iter().find(|copy| (copy.0, copy.1) == (bytes, threads)).map(|copy| copy.2)
     }
 }
@@ -117,10 +129,7 @@ impl Case {
         work: &[(Algorithm, Vec<usize>)],
         observe: Observer,
     ) -> Result<Vec<Row>> {
-        let [gates, elements] = sizes::<T>(self.shape, self.gate);
-        // S and U of the pair lie elsewhere; the copy is given their bytes too.
-        let state = 4 * self.shape.batch * self.shape.channels;
-        let room = arena.room(gates + 2 * elements + state);
+        let room = self.room(arena);
         let pools = work
             .iter()
             .flat_map(|(_, threads)| threads)
@@ -136,27 +145,12 @@ impl Case {
                     let check = &mut || observe(Event::Working);
                     let speed =
                         copy_speed(&mut room[..bytes / size_of::<T>()], pool(threads), self.effort, check)?;
-                    copies.0.push((bytes, threads, speed));
+                    copies.add(bytes, threads, speed);
                 }
             }
         }
 
-        let (gates, rest) = room.split_at_mut(gates);
-        let (inputs, states) = rest.split_at_mut(elements);
-        fill(gates, LEAST_GATE, 1.0);
-        if self.gate == Gate::Step {
-            // α, what is forgotten.
-            let rows = self.shape.batch * self.shape.steps;
-            gates[2 * rows..3 * rows].iter_mut().for_each(|gate| *gate = T::one() - *gate);
-        }
-        fill(inputs, -1.0, 1.0);
-        let elements = self.shape.of_library().elements();
-        let (inputs, states) = (&inputs[..elements], &mut states[..elements]);
-        let data = Inputs { case: self, gates, values: inputs };
-        let units = match T::TYPE {
-            ElementType::F32 => 1.0,
-            ElementType::F64 => UNITS_OF_F64,
-        };
+        let (data, states) = self.data(arena);
         let mut plain = [None; 2];
         let mut rows = Vec::new();
         for (algorithm, threads) in work {
@@ -169,7 +163,7 @@ impl Case {
                 observe(Event::Working)?;
                 let (_, error) = pool(threads).install(|| data.error(*algorithm, states));
                 // NaN is wrong.
-                let correct = error <= 2.0 * allowed + units * T::EPS.wide() * largest;
+                let correct = error <= 2.0 * allowed + units::<T>() * T::EPS.wide() * largest;
                 let timing = if correct {
                     let check = &mut || observe(Event::Working);
                     Some(self.time(&data, *algorithm, states, pool(threads), check)?)
@@ -193,6 +187,29 @@ impl Case {
         Ok(rows)
     }
 
+    fn room<T: Real>(self, arena: &mut Arena<T>) -> &mut [T] {
+        let [gates, elements] = sizes::<T>(self.shape, self.gate);
+        // S and U of the pair lie elsewhere; the copy is given their bytes too.
+        let state = 4 * self.shape.batch * self.shape.channels;
+        arena.room(gates + 2 * elements + state)
+    }
+
+    /// Inputs, and room for states.
+    pub(super) fn data<T: Real>(self, arena: &mut Arena<T>) -> (Inputs<'_, T>, &mut [T]) {
+        let [gates, elements] = sizes::<T>(self.shape, self.gate);
+        let (gates, rest) = self.room(arena).split_at_mut(gates);
+        let (inputs, states) = rest.split_at_mut(elements);
+        fill(gates, LEAST_GATE, 1.0);
+        if self.gate == Gate::Step {
+            // α, what is forgotten.
+            let rows = self.shape.batch * self.shape.steps;
+            gates[2 * rows..3 * rows].iter_mut().for_each(|gate| *gate = T::one() - *gate);
+        }
+        fill(inputs, -1.0, 1.0);
+        let elements = self.shape.of_library().elements();
+        (Inputs { case: self, gates, values: &inputs[..elements] }, &mut states[..elements])
+    }
+
     fn time<T: Real + Element>(
         self,
         data: &Inputs<T>,
@@ -207,7 +224,7 @@ impl Case {
     }
 
     /// Compulsory traffic.
-    fn bytes<T>(self, algorithm: Algorithm) -> usize {
+    pub(super) fn bytes<T>(self, algorithm: Algorithm) -> usize {
         let BenchShape { batch, steps, channels } = self.shape;
         let (rows, elements) = (batch * steps, batch * steps * channels);
         let numbers = match (algorithm, self.gate) {
@@ -223,7 +240,7 @@ impl Case {
     }
 
     #[expect(clippy::too_many_arguments, reason = "a row has many columns")]
-    fn row(
+    pub(super) fn row(
         self,
         algorithm: Algorithm,
         dtype: ElementType,
@@ -272,7 +289,7 @@ impl Case {
 }
 
 /// S and U.
-type State<T> = [Array2<T>; 2];
+pub type State<T> = [Array2<T>; 2];
 
 impl<'a, T: Real + Element> Inputs<'a, T> {
     fn recurrence(&self) -> Recurrence<'a, T> {
@@ -309,8 +326,22 @@ impl<'a, T: Real + Element> Inputs<'a, T> {
         Pair { learning_rate: gate(0), momentum: gate(1), decay: gate(2), surprise }
     }
 
+    /// Of the pair θ, η and α, of a scan a alone, without the room between arrays.
+    pub fn gates(&self, pair: bool) -> &'a [T] {
+        let BenchShape { batch, steps, channels } = self.case.shape;
+        match self.case.gate {
+            Gate::Step => &self.gates[..if pair { 3 } else { 1 } * batch * steps],
+            Gate::Element => &self.gates[..batch * steps * channels],
+        }
+    }
+
+    /// b, or g.
+    pub fn values(&self) -> &'a [T] {
+        self.values
+    }
+
     /// S and U before the first step.
-    fn start(&self) -> State<T> {
+    pub fn start(&self) -> State<T> {
         let BenchShape { batch, channels, .. } = self.case.shape;
         let state = Array2::from_shape_fn((batch, channels), |(_, c)| T::of(0.5 + (c % 7) as f64 / 8.0));
         [state.clone(), state]
@@ -343,12 +374,17 @@ impl<'a, T: Real + Element> Inputs<'a, T> {
 
     /// Largest magnitude of the oracle's states, and the largest difference from them. States begin as NaN, so that one
     /// that is not written shows.
-    fn error(&self, algorithm: Algorithm, states: &mut [T]) -> (f64, f64) {
+    pub fn error(&self, algorithm: Algorithm, states: &mut [T]) -> (f64, f64) {
         states.par_chunks_mut(STRETCH).for_each(|states| states.fill(T::nan()));
-        let start = self.start();
-        let mut last = start.clone();
+        let mut last = self.start();
         self.compute(algorithm, states, &mut last);
-        let states = ArrayView3::from_shape(self.dim(), &*states).expect("as many states as inputs");
+        self.difference(algorithm, states, &last)
+    }
+
+    /// As [`error`](Self::error), of states that are there.
+    pub fn difference(&self, algorithm: Algorithm, states: &[T], last: &State<T>) -> (f64, f64) {
+        let start = self.start();
+        let states = ArrayView3::from_shape(self.dim(), states).expect("as many states as inputs");
         let BenchShape { batch, steps, channels } = self.case.shape;
         let width = if self.case.layout == Layout::StepsChannels { ORACLE } else { ORACLE_ROWS };
         let parts: Vec<(usize, Range<usize>)> = (0..batch)

@@ -4,6 +4,7 @@ use pulp::Arch;
 use serde::Serialize;
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
+use crate::cuda::Description;
 use crate::run::commit;
 
 /// The machine and the build. What the system does not tell is `None`.
@@ -25,6 +26,8 @@ pub struct Machine {
     pub kernel: Option<String>,
     /// Vector instructions chosen at run time.
     pub vector_isa: String,
+    /// GPUs, where one of them was used.
+    pub gpus: Vec<Description>,
     /// Version of the program.
     pub nmem: &'static str,
     /// Commit that it was built from.
@@ -65,6 +68,7 @@ impl Machine {
             os: System::long_os_version().ok(),
             kernel: System::kernel_version().ok(),
             vector_isa: isa(),
+            gpus: Vec::new(),
             nmem: env!("CARGO_PKG_VERSION"),
             commit: commit(),
             rustc: env!("NMEM_RUSTC"),

@@ -1,9 +1,10 @@
 //! `nmem scan-bench`: the scans timed against each other and against a copy, each checked against the f64 oracle before.
 //!
 //! - [`Config`]: shapes and what is run on them; [`execute`]: from there to a published folder.
-//! - `bench`: one shape's arrays, checks and timings. `timing`: medians and outliers. `machine`: machine.json.
+//! - `bench`: one shape's arrays, checks and timings; `gpu`: those on a GPU. `timing`: medians and outliers. `machine`: machine.json.
 
 mod bench;
+mod gpu;
 mod machine;
 mod timing;
 
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::cuda::Chosen;
+use crate::cuda::{self, Chosen};
 use crate::error::{Error, Result};
 use crate::plot;
 use crate::real::ElementType;
@@ -184,7 +185,7 @@ pub struct Row {
     pub device: &'static str,
     /// Element type.
     pub dtype: ElementType,
-    /// Threads it could use.
+    /// Threads it could use; 0 on a GPU.
     pub threads: usize,
     /// Sequences.
     pub batch: usize,
@@ -339,14 +340,17 @@ impl Config {
     }
 }
 
-/// Runs `config` on `device` and publishes its folder. `replace` allows an existing one to be replaced.
-pub fn execute(config: Config, device: &Chosen, replace: bool, observe: Observer) -> Result<Report> {
+/// Runs `config` on each of `devices` and publishes its folder. `replace` allows an existing one to be replaced.
+pub fn execute(config: Config, devices: &[Chosen], replace: bool, observe: Observer) -> Result<Report> {
     let start = Instant::now();
-    if device.gpu().is_some() {
-        return Err(Error::Cuda("scan-bench on a GPU: not yet".to_owned()));
+    let on_gpu = |algorithm: &Algorithm| gpu::ALGORITHMS.contains(algorithm);
+    let gpus = devices.iter().any(|device| device.gpu().is_some());
+    if devices.iter().all(|device| device.gpu().is_some()) && !config.algorithms.iter().any(on_gpu) {
+        return Err(Error::setting("--algorithm", "auto, pair or pair-last on a GPU", "others"));
     }
     let folder = ResultsFolder::open(&config.out, replace)?;
-    let machine = Machine::look();
+    let gpus = if gpus { cuda::list()? } else { Vec::new() };
+    let machine = Machine { gpus, ..Machine::look() };
     let most =
         config.max_bytes.unwrap_or_else(|| machine.memory_bytes.map_or(UNKNOWN_MEMORY, |bytes| bytes / 4));
     let mut left_out = Vec::new();
@@ -374,21 +378,45 @@ pub fn execute(config: Config, device: &Chosen, replace: bool, observe: Observer
         }
     }
     let cases = tasks.iter().flat_map(|(.., (.., algorithms))| algorithms);
-    let cases: usize = cases.map(|&algorithm| config.threads_of(algorithm).len()).sum();
+    let cases_of = |device: &Chosen, algorithm| match device.gpu() {
+        Some(_) => usize::from(on_gpu(&algorithm)),
+        None => config.threads_of(algorithm).len(),
+    };
+    let cases: usize =
+        cases.map(|&algorithm| devices.iter().map(|device| cases_of(device, algorithm)).sum::<usize>()).sum();
     observe(Event::Starting(cases as u64))?;
 
     let effort = Effort { runs: config.runs, time: Duration::from_secs_f64(config.seconds) };
     let (mut of_f32, mut of_f64) = (Arena::<f32>::default(), Arena::<f64>::default());
-    let mut copies = Copies::default();
+    let mut copies: Vec<_> = devices.iter().map(|_| Copies::default()).collect();
     let mut rows = Vec::new();
     for &(dtype, shape, (layout, gate, algorithms)) in &tasks {
         let case = bench::Case { shape, layout: *layout, gate: *gate, effort };
-        let work: Vec<_> =
-            algorithms.iter().map(|&algorithm| (algorithm, config.threads_of(algorithm))).collect();
-        rows.extend(match dtype {
-            ElementType::F32 => case.run(&mut of_f32, &mut copies, &work, observe),
-            ElementType::F64 => case.run(&mut of_f64, &mut copies, &work, observe),
-        }?);
+        for (device, copies) in devices.iter().zip(&mut copies) {
+            let Some(gpu) = device.gpu() else {
+                let work: Vec<_> =
+                    algorithms.iter().map(|&algorithm| (algorithm, config.threads_of(algorithm))).collect();
+                rows.extend(match dtype {
+                    ElementType::F32 => case.run(&mut of_f32, copies, &work, observe),
+                    ElementType::F64 => case.run(&mut of_f64, copies, &work, observe),
+                }?);
+                continue;
+            };
+            let needed = bench::bytes_needed(shape, *gate, dtype);
+            if !needed.is_some_and(|needed| gpu::fits(gpu, needed).unwrap_or(false)) {
+                let BenchShape { batch, steps, channels } = shape;
+                let gate = gate.name();
+                left_out.push(format!(
+                    "{batch} × {steps} × {channels}, gates per {gate}, {dtype}: more than {device} has free"
+                ));
+                continue;
+            }
+            let algorithms: Vec<_> = algorithms.iter().copied().filter(on_gpu).collect();
+            rows.extend(match dtype {
+                ElementType::F32 => case.run_on(gpu, &mut of_f32, copies, &algorithms, observe),
+                ElementType::F64 => case.run_on(gpu, &mut of_f64, copies, &algorithms, observe),
+            }?);
+        }
     }
     drop((of_f32, of_f64));
 
@@ -404,6 +432,31 @@ pub fn execute(config: Config, device: &Chosen, replace: bool, observe: Observer
     folder.publish()?;
     let warnings = warnings(&rows);
     Ok(Report { config, machine, rows, left_out, warnings, wall_s: start.elapsed().as_secs_f64() })
+}
+
+/// Rows of every case on a device, as [`execute`] makes them where it is a GPU.
+pub fn rows_on(device: &dyn cuda::Device, config: &Config, observe: Observer) -> Result<Vec<Row>> {
+    let effort = Effort { runs: config.runs, time: Duration::from_secs_f64(config.seconds) };
+    let mut copies = Copies::default();
+    let mut rows = Vec::new();
+    for (&dtype, &shape) in
+        config.dtypes.iter().flat_map(|dtype| config.shapes.iter().map(move |shape| (dtype, shape)))
+    {
+        for (layout, gate, algorithms) in config.plan() {
+            let case = bench::Case { shape, layout, gate, effort };
+            let algorithms: Vec<_> =
+                algorithms.into_iter().filter(|algorithm| gpu::ALGORITHMS.contains(algorithm)).collect();
+            rows.extend(match dtype {
+                ElementType::F32 => {
+                    case.run_on::<f32>(device, &mut Arena::default(), &mut copies, &algorithms, observe)
+                }
+                ElementType::F64 => {
+                    case.run_on::<f64>(device, &mut Arena::default(), &mut copies, &algorithms, observe)
+                }
+            }?);
+        }
+    }
+    Ok(rows)
 }
 
 /// Wrong results one by one, disturbed timings together.
@@ -426,8 +479,9 @@ fn wrong(row: &Row) -> String {
     let Row { algorithm, batch, steps, channels, layout, gate, dtype, .. } = row;
     let (algorithm, layout, gate) = (algorithm.name(), layout.name(), gate.name());
     let (error, plain) = (row.max_abs_error, row.sequential_max_abs_error);
+    let on = if row.device == "cuda" { ", on the GPU" } else { "" };
     format!(
-        "{algorithm} on {batch} × {steps} × {channels}, {layout}, gates per {gate}, {dtype}: wrong, not timed: error \
+        "{algorithm} on {batch} × {steps} × {channels}, {layout}, gates per {gate}, {dtype}{on}: wrong, not timed: error \
          {error:e}, the plain loop's {plain:e}"
     )
 }

@@ -107,11 +107,11 @@ fn library(backwards: bool) -> std::result::Result<PathBuf, String> {
     let hash = Sha256::new()
         .chain_update([HEADER, SHIM, KERNELS, &compiler, &FLAGS.join(" ")].join("\0"))
         .finalize();
-    let hash: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let hash = u64::from_be_bytes(*hash.first_chunk().expect("32 bytes"));
     let within = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let within = if within.is_dir() { within.to_owned() } else { std::env::temp_dir() };
     let order = if backwards { "backwards" } else { "forwards" };
-    let path = within.join(format!("kernels-{hash}-{order}.so"));
+    let path = within.join(format!("kernels-{hash:016x}-{order}.so"));
     if path.exists() {
         return Ok(path);
     }

@@ -6,5 +6,6 @@ mod engine;
 mod kernels;
 mod product;
 mod scan;
+mod scan_bench;
 #[path = "../support/mod.rs"]
 mod support;

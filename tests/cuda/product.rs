@@ -23,7 +23,6 @@ const SIZES: [[usize; 3]; 8] = [
 #[derive(Clone, Copy)]
 struct Laid {
     rows: usize,
-    cols: usize,
     row: usize,
     stride: usize,
 }
@@ -31,7 +30,7 @@ struct Laid {
 impl Laid {
     fn new(rows: usize, cols: usize, gap: usize, shared: bool) -> Self {
         let row = cols + gap;
-        Self { rows, cols, row, stride: if shared { 0 } else { rows * row + gap } }
+        Self { rows, row, stride: if shared { 0 } else { rows * row + gap } }
     }
 
     fn elements(self, batch: usize) -> usize {
@@ -60,7 +59,7 @@ fn check<T: Real>(
     let drawn = |laid: Laid, seed| -> Vec<T> {
         uniform((1, 1, laid.elements(batch)), 1.0, seed).iter().map(|&x| T::of(x)).collect()
     };
-    let (of_a, of_b) = (drawn(a, 1), drawn(b, 2));
+    let numbers = [drawn(a, 1), drawn(b, 2)];
     let at = |numbers: &[T], laid: Laid, pair: usize, (i, j): (usize, usize), transposed: bool| {
         let (i, j) = if transposed { (j, i) } else { (i, j) };
         numbers[pair * laid.stride + i * laid.row + j].wide()
@@ -72,7 +71,8 @@ fn check<T: Real>(
         .iter()
         .map(|&(pair, i, j)| {
             let terms = (0..depth).map(|k| {
-                at(&of_a, a, pair, (i, k), transposed[0]) * at(&of_b, b, pair, (k, j), transposed[1])
+                at(&numbers[0], a, pair, (i, k), transposed[0])
+                    * at(&numbers[1], b, pair, (k, j), transposed[1])
             });
             scale * terms.sum::<f64>()
         })
@@ -87,20 +87,20 @@ fn check<T: Real>(
             name,
             T::TYPE
         );
-        let [on_a, on_b] = [&of_a, &of_b].map(|of| Array::of(device, of).unwrap());
-        let mut on_c = Array::<T>::new(device, c.elements(batch)).unwrap();
-        on_c.poison().unwrap();
+        let there = [0, 1].map(|i| Array::of(device, &numbers[i]).unwrap());
+        let mut out = Array::<T>::new(device, c.elements(batch)).unwrap();
+        out.poison().unwrap();
         let product = Product {
             dtype: T::TYPE,
             batch,
             size,
             scale,
-            a: a.matrix(&on_a, transposed[0]),
-            b: b.matrix(&on_b, transposed[1]),
-            c: c.matrix(&on_c, false),
+            a: a.matrix(&there[0], transposed[0]),
+            b: b.matrix(&there[1], transposed[1]),
+            c: c.matrix(&out, false),
         };
         device.multiply(&product).unwrap();
-        let all = on_c.to_vec().unwrap();
+        let all = out.to_vec().unwrap();
         let place = |&(pair, i, j): &(usize, usize, usize)| pair * c.stride + i * c.row + j;
         let got: Vec<T> = places.iter().map(|of| all[place(of)]).collect();
         let wide: Array1<f64> = got.iter().map(|x| x.wide()).collect();

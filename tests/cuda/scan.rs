@@ -125,7 +125,7 @@ impl<T: Real + Element> Case<T> {
             .iter()
             .map(|(name, device)| {
                 let got = self.run(device.as_ref());
-                let what = format!("{}, {}", name, self.what());
+                let what = format!("{name}, {}", self.what());
                 assert_numbers_close(&what, &got, &expected, bound);
                 (&name[..], got)
             })
@@ -208,7 +208,7 @@ fn what_is_not_finite_stays() {
         case.inputs[place(300, 1)] = f32::NAN;
         for (name, device) in devices() {
             let states = case.run(device.as_ref());
-            let what = format!("{}, {layout:?}", name);
+            let what = format!("{name}, {layout:?}");
             assert!((0..1500).all(|t| states[place(t, 1)].is_nan() == (t >= 300)), "{what}");
             assert!((0..1500).all(|t| states[place(t, 0)].is_finite()), "{what}");
         }
@@ -257,7 +257,7 @@ fn pair<T: Real + Element>(shape: Shape) {
                 let written = every_step.then_some(&mut updates);
                 cuda::scan_pair(device, shape, &on_gates, &on_surprise, &mut s, &mut u, written).unwrap();
                 let mut got = [s.to_vec().unwrap(), u.to_vec().unwrap()].concat();
-                let what = format!("{}, {what}", name);
+                let what = format!("{name}, {what}");
                 assert_numbers_close(&what, &got, &last, bound);
                 let updates = updates.to_vec().unwrap();
                 if every_step {

@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# All that only a GPU can tell, in one record: results/records/DATE-GPU-cuda.
+#
+#     just gpu-check
+#     NMEM=/path/nmem CUDA_TESTS=/path/cuda-test experiments/vs-pytorch-cuda/check.sh    programs that are built already
+#
+#   STEPS    numbers of steps of the scans, (8, 1536, T) [128,…,65536]
+#   ROWS     rows of ../vs-pytorch/cases.py, from 1 [all]
+#   SKIP     words among: tests sanitizer scans memory
+set -uo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+cd "$here/../.."
+steps=${STEPS:-128,256,512,1024,2048,4096,8192,16384,32768,65536}
+python=${PYTHON:-python3}
+skip=" ${SKIP:-} "
+failed=()
+step() { printf '\n== %s (%s s)\n' "$1" "$SECONDS"; }
+wanted() { [[ $skip != *" $1 "* ]]; }
+must() { "$@" || failed+=("$*"); }
+
+if [ -z "${NMEM:-}" ]; then
+    cargo build --release --locked --features cuda || exit 1
+    NMEM=target/release/nmem
+fi
+if [ -z "${CUDA_TESTS:-}" ] && wanted tests; then
+    CUDA_TESTS=$(cargo test --locked --features cuda --test cuda --no-run --message-format json |
+        sed -n 's/.*"name":"cuda".*"executable":"\([^"]*\)".*/\1/p' | tail -1)
+fi
+
+step 'the GPU'
+"$NMEM" devices || exit 1
+gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -1 | tr 'A-Z ' 'a-z-' | tr -cd 'a-z0-9-')
+record=${RECORD:-results/records/$(date +%F)-${gpu:-gpu}-cuda}
+mkdir -p "$record"
+nvidia-smi > "$record/nvidia-smi.txt" 2>&1
+
+if wanted tests; then
+    step 'tests'
+    NMEM_REQUIRE_CUDA=1 "$CUDA_TESTS" > "$record/tests.txt" 2>&1 || failed+=('tests: see tests.txt')
+    tail -3 "$record/tests.txt"
+fi
+
+if wanted sanitizer && command -v compute-sanitizer >/dev/null; then
+    # Some of everything: the whole takes hours under it.
+    short=(the_fused_pair scan_with_gates_of_all_kinds products_in_f32 norms_whose_squares_leave_the_range)
+    for tool in memcheck racecheck; do
+        step "compute-sanitizer $tool"
+        NMEM_REQUIRE_CUDA=1 timeout 600 compute-sanitizer --tool "$tool" --error-exitcode 9 "$CUDA_TESTS" "${short[@]}" \
+            > "$record/$tool.txt" 2>&1 || failed+=("$tool: see $tool.txt")
+        tail -2 "$record/$tool.txt"
+    done
+fi
+
+if wanted scans; then
+    step 'scans: the memory'"'"'s own shapes'
+    scans="--device cuda --no-plots --force"
+    # shellcheck disable=SC2086
+    must "$NMEM" scan-bench $scans --batch 1 --steps 64 --channels 16384,65536,262144 --out "$record/scans-of-memory"
+    step 'scans: 8 × 1536'
+    # shellcheck disable=SC2086
+    must "$NMEM" scan-bench $scans --batch 8 --channels 1536 --steps "$steps" --out "$record/scans"
+    step 'scans: PyTorch and accelerated-scan'
+    must "$python" "$here/scans.py" --steps "$steps" --out "$record/scans_pytorch.csv"
+fi
+
+if wanted memory; then
+    step 'the memory'
+    must "$python" "$here/memory.py" --nmem "$NMEM" ${ROWS:+--rows "$ROWS"} --out "$record/memory.csv"
+fi
+
+{
+    printf '# On a GPU: %s\n\n' "$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | head -1)"
+    printf 'Made by `just gpu-check` with %s on %s, in %s s.\n\n' "$("$NMEM" --version)" "$(date +%F)" "$SECONDS"
+    printf '| file | holds |\n| --- | --- |\n'
+    printf '| `tests.txt` | the kernels and the engine against their oracles, on the GPU and the processor |\n'
+    printf '| `memcheck.txt`, `racecheck.txt` | compute-sanitizer, where it is installed |\n'
+    printf '| `scans*/scan_bench.csv` | the recurrences by the GPU'"'"'s clock, each checked before, and a copy of as many bytes |\n'
+    printf '| `scans_pytorch.csv` | accelerated-scan and a copy in PyTorch, where they are installed |\n'
+    printf '| `memory.csv` | store and read of the memory: nmem, and titans-pytorch where it is installed (ms, medians) |\n'
+    printf '| `machine.json` | processor, GPU, versions |\n\n'
+    if [ ${#failed[@]} -eq 0 ]; then echo 'All checks passed.'; else printf 'Failed: %s\n' "${failed[@]}"; fi
+} > "$record/README.md"
+[ -e "$record/scans/machine.json" ] && cp "$record/scans/machine.json" "$record/machine.json"
+
+step "done: $record"
+printf '%s\n' "${failed[@]}"
+[ ${#failed[@]} -eq 0 ]

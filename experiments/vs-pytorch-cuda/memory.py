@@ -1,0 +1,134 @@
+#!/usr/bin/env python3
+"""One forward, store and read, on a GPU: nmem, and titans-pytorch 0.0.17 eager and compiled where it is installed.
+
+Rows, weights and inputs are those of ../vs-pytorch. nmem's time is wall_s.engine of `retrieve --online --device cuda --repeat`,
+its first run dropped: from arrays in host memory to reads in host memory. PyTorch's is by the same clock from a sequence on
+the host to an output on the host, and once more by CUDA events with both on the GPU.
+"""
+
+import argparse
+import csv
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "vs-pytorch"))
+
+from cases import CASES  # noqa: E402
+
+
+def nmem(program, arguments, out):
+    """run.json."""
+    fixed = ["--no-plots", "--quiet", "--force", "--out", out]
+    command = [str(part) for part in [program, *arguments, *fixed]]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+    return json.loads((out / "run.json").read_text())
+
+
+def of_pytorch(torch, worker, case, weights, sequence, side, runs, add):
+    """Its output; its times go to `add`."""
+    import numpy as np
+    from safetensors.torch import load_file
+
+    module = worker.module(case, "eager")
+    module.load_state_dict(load_file(weights))
+    module = module.cuda()
+    forward = torch.compile(module) if side == "compiled" else module
+    host = torch.from_numpy(np.load(sequence))
+    with torch.no_grad():
+        output = forward(host.cuda()).cpu()
+        whole = []
+        for _ in range(runs):
+            start = time.perf_counter()
+            forward(host.cuda()).cpu()
+            whole.append((time.perf_counter() - start) * 1e3)
+        there = host.cuda()
+        forward(there)
+        inside = []
+        for _ in range(runs):
+            marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            marks[0].record()
+            forward(there)
+            marks[1].record()
+            torch.cuda.synchronize()
+            inside.append(marks[0].elapsed_time(marks[1]))
+    add(side, "host to host", whole)
+    add(side, "on the GPU", inside)
+    return output.numpy()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--nmem", required=True)
+    parser.add_argument("--rows", help="from 1, separated by commas")
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--out", required=True)
+    chosen = parser.parse_args()
+    try:
+        import numpy as np
+        import torch
+        import titans_pytorch  # noqa: F401
+        import worker
+    except ImportError as missing:
+        print(f"nmem alone: {missing}")
+        torch = None
+    numbers = [int(row) for row in chosen.rows.split(",")] if chosen.rows else range(1, len(CASES) + 1)
+    rows, wrong = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        for case in (CASES[number - 1] for number in numbers):
+            weights, sequence, out = folder / "weights.safetensors", folder / "sequence.npy", folder / "out"
+            shape = {"dim": case.dim, "tokens": case.tokens, "chunk": case.chunk, "heads": case.heads, "batch": case.batch}
+            if torch:
+                worker.draw(shape, str(weights), str(sequence))
+                memory = ["--memory", weights]
+            else:
+                tokens = ["--tokens", case.tokens, "--dim", case.dim, "--sequences", case.batch]
+                command = [chosen.nmem, "generate", "needle", *tokens, "--out", sequence, "--force", "--quiet"]
+                subprocess.run([str(part) for part in command], check=True)
+                memory = ["--init", "xavier", "--heads", case.heads, "--dim-head", case.dim_head]
+
+            def add(side, what, times):
+                rows.append([*shape.values(), side, what, statistics.median(times), min(times), len(times)])
+
+            online = ["retrieve", sequence, "--online", *memory, "--chunk-size", case.chunk, "--repeat", chosen.runs]
+            outputs = {}
+            for device in ("cpu", "cuda"):
+                report = nmem(chosen.nmem, [*online, "--device", device], out)
+                times = [seconds * 1e3 for seconds in report["wall_s"]["engine_all"]]
+                add(f"nmem {device}", "host to host", times[1:] or times)
+                outputs[f"nmem {device}"] = (out / "retrieved.npy").read_bytes()
+            if torch:
+                import io
+
+                outputs = {side: np.load(io.BytesIO(file)) for side, file in outputs.items()}
+                for side in ("eager", "compiled"):
+                    try:
+                        outputs[side] = of_pytorch(torch, worker, shape, weights, sequence, side, chosen.runs, add)
+                    except Exception as reason:
+                        print(f"{case.label}: {side}: {type(reason).__name__}: {str(reason).splitlines()[:1]}")
+                expected = outputs["nmem cpu"].reshape(-1)
+                for side, output in outputs.items():
+                    distance = float(np.abs(output.reshape(-1) - expected).max() / np.abs(expected).max())
+                    # f32, products in another order.
+                    if not distance <= 1e-3:
+                        wrong.append(f"{case.label}: {side} differs from nmem on the processor by {distance:.1e} of the largest")
+            told = ", ".join(f"{row[5]} {row[6]} {row[7]:.3g}" for row in rows if row[:5] == list(shape.values()))
+            print(f"{case.label}: ms: {told}", flush=True)
+    with open(chosen.out, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow("dim,tokens,chunk,heads,batch,side,what,median_ms,min_ms,runs".split(","))
+        writer.writerows(rows)
+    if wrong:
+        sys.exit("\n".join(wrong))
+
+
+if __name__ == "__main__":
+    main()

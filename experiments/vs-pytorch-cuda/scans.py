@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+"""Scans with gates per element in PyTorch, (8, 1536, T) f32 by CUDA events, beside a copy of as many bytes.
+
+accelerated_scan's kernels take (batch, channels, steps), powers of two. Inputs go round in 256 MB and more, as those of `nmem
+scan-bench` do. What cannot be imported is told and left out.
+"""
+
+import argparse
+import csv
+import importlib
+import statistics
+
+BATCH, CHANNELS = 8, 1536
+ROUND = 256 << 20
+# 10⁻⁴ of the largest state: f32, gates of 0.9 to 1.
+TOLERANCE = 1e-4
+
+
+def milliseconds(torch, run, runs):
+    """Of each run, asked for before the first is waited for."""
+    run(0)
+    torch.cuda.synchronize()
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(runs + 1)]
+    marks[0].record()
+    for i in range(runs):
+        run(i + 1)
+        marks[i + 1].record()
+    torch.cuda.synchronize()
+    return [a.elapsed_time(b) for a, b in zip(marks, marks[1:])]
+
+
+def oracle(torch, gates, inputs):
+    state = torch.zeros(inputs.shape[:2], dtype=torch.float64, device=inputs.device)
+    states = torch.empty(inputs.shape, dtype=torch.float64, device=inputs.device)
+    for t in range(inputs.shape[2]):
+        state = gates[:, :, t].double() * state + inputs[:, :, t].double()
+        states[:, :, t] = state
+    return states
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", default="128,1024,8192,65536")
+    parser.add_argument("--runs", type=int, default=30)
+    parser.add_argument("--out", required=True)
+    chosen = parser.parse_args()
+    try:
+        import torch
+    except ImportError:
+        print("left out: torch is not installed")
+        return
+    sides = {}
+    for name in ("warp", "scalar", "triton", "ref"):
+        try:
+            sides[f"accelerated_scan.{name}"] = importlib.import_module(f"accelerated_scan.{name}").scan
+        except Exception as error:  # an extension that cannot be compiled says so in many ways
+            print(f"left out: accelerated_scan.{name}: {type(error).__name__}: {str(error).splitlines()[:1]}")
+    rows = []
+    for steps in map(int, chosen.steps.split(",")):
+        shape = BATCH, CHANNELS, steps
+        bytes_moved = 3 * 4 * BATCH * CHANNELS * steps
+        lots = max(2, min(128, -(-ROUND // bytes_moved)))
+        torch.manual_seed(0)
+        inputs = [(torch.empty(shape, device="cuda").uniform_(0.9, 1), torch.empty(shape, device="cuda").uniform_(-1, 1)) for _ in range(lots)]
+        halves = [(torch.zeros(bytes_moved // 2, dtype=torch.uint8, device="cuda"), torch.empty(bytes_moved // 2, dtype=torch.uint8, device="cuda")) for _ in range(lots)]
+        times = milliseconds(torch, lambda i: halves[i % lots][1].copy_(halves[i % lots][0]), chosen.runs)
+        copy = bytes_moved / statistics.median(times) / 1e6
+        del halves
+        # Loops over steps from Python: long enough to be seen.
+        expected = oracle(torch, *inputs[0]) if steps <= 4096 else None
+        with torch.no_grad():
+            for side, scan in sides.items():
+                try:
+                    got = scan(*inputs[0])
+                    error = None
+                    if expected is not None:
+                        error = float((got.double() - expected).abs().max())
+                        if not error <= TOLERANCE * float(expected.abs().max()):
+                            raise ValueError(f"wrong by {error}")
+                    del got
+                    times = milliseconds(torch, lambda i: scan(*inputs[i % lots]), chosen.runs)
+                except Exception as reason:
+                    print(f"{side} at {steps} steps: {type(reason).__name__}: {reason}")
+                    continue
+                speed = bytes_moved / statistics.median(times) / 1e6
+                rows.append([side, BATCH, steps, CHANNELS, statistics.median(times), min(times), bytes_moved, speed, speed / copy, error, copy])
+        rows.append(["copy", BATCH, steps, CHANNELS, bytes_moved / copy / 1e6, None, bytes_moved, copy, 1.0, None, copy])
+        del inputs, expected
+        torch.cuda.empty_cache()
+        print(f"{steps} steps: " + ", ".join(f"{row[0]} {row[4]:.3f} ms" for row in rows if row[2] == steps))
+    with open(chosen.out, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow("algorithm,batch,steps,channels,median_ms,min_ms,bytes,gb_per_s,copy_fraction,max_abs_error,copy_gb_per_s".split(","))
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+//! One shape on a GPU: what src/scan/cuda.rs computes, first checked against the oracle and then timed by the GPU's own clock.
+
+use std::time::Instant;
+
+use super::bench::{Arena, Case, Copies, Inputs, units};
+use super::timing::{Effort, Timing};
+use super::{Algorithm, BenchShape, Event, Gate, Layout, Observer, Row};
+use crate::cuda::{Array, Device};
+use crate::error::Result;
+use crate::real::Real;
+use crate::scan::linear::Shape;
+use crate::scan::{Element, cuda};
+
+/// What runs on a GPU.
+pub const ALGORITHMS: [Algorithm; 3] = [Algorithm::Auto, Algorithm::Pair, Algorithm::PairLast];
+
+/// Bytes that runs go round in, so that none finds its inputs in the cache: several times the largest L2, of 50 MB and more.
+const ROUND: usize = 256 << 20;
+/// Most lots, where they are small: taking memory costs more than it would show.
+const MOST_LOTS: usize = 128;
+/// Runs that are asked for before the first is waited for: the GPU is never idle between them.
+const AHEAD: usize = 32;
+
+/// Whether a shape's arrays fit a GPU once.
+pub fn fits(device: &dyn Device, needed: u64) -> Result<bool> {
+    Ok(needed <= most(device)? as u64)
+}
+
+/// Bytes that may be taken.
+fn most(device: &dyn Device) -> Result<usize> {
+    Ok(device.free_bytes()? / 10 * 9)
+}
+
+/// As many lots of so many bytes as are gone round in.
+fn lots(device: &dyn Device, bytes: usize) -> Result<usize> {
+    let bytes = bytes.max(1);
+    Ok(ROUND.div_ceil(bytes).clamp(2, MOST_LOTS).min(most(device)? / bytes).max(1))
+}
+
+/// Arrays of a case; every run takes the next lot.
+struct Lot<'d, T> {
+    gates: Array<'d, T>,
+    inputs: Array<'d, T>,
+    states: Array<'d, T>,
+    /// S and U.
+    state: [Array<'d, T>; 2],
+}
+
+impl<'d, T: Real + Element> Lot<'d, T> {
+    fn new(device: &'d dyn Device, data: &Inputs<T>, pair: bool) -> Result<Self> {
+        let [momentum, update] = data.start();
+        let state = |of: ndarray::Array2<T>| Array::of(device, of.as_slice().expect("a contiguous state"));
+        Ok(Self {
+            gates: Array::of(device, data.gates(pair))?,
+            inputs: Array::of(device, data.values())?,
+            states: Array::new(device, data.values().len())?,
+            state: [state(momentum)?, state(update)?],
+        })
+    }
+}
+
+impl Case {
+    /// Runs those of `algorithms` that there are on a GPU.
+    pub fn run_on<T: Real + Element>(
+        self,
+        device: &dyn Device,
+        arena: &mut Arena<T>,
+        copies: &mut Copies,
+        algorithms: &[Algorithm],
+        observe: Observer,
+    ) -> Result<Vec<Row>> {
+        for &algorithm in algorithms {
+            let bytes = self.bytes::<T>(algorithm);
+            if copies.of(bytes, 0).is_none() {
+                let check = &mut || observe(Event::Working);
+                copies.add(bytes, 0, copy_speed(device, bytes, self.effort, check)?);
+            }
+        }
+        let (data, states) = self.data(arena);
+        let mut plain = [None; 2];
+        let mut rows = Vec::new();
+        for &algorithm in algorithms {
+            let sequential =
+                if algorithm.is_pair() { Algorithm::PairSequential } else { Algorithm::Sequential };
+            let plain = &mut plain[usize::from(algorithm.is_pair())];
+            let (largest, allowed) = *plain.get_or_insert_with(|| data.error(sequential, states));
+            observe(Event::Working)?;
+            let mut lot = Lot::new(device, &data, algorithm.is_pair())?;
+            lot.states.poison()?;
+            self.launch(device, algorithm, &mut lot)?;
+            if algorithm != Algorithm::PairLast {
+                lot.states.download(0, states)?;
+            }
+            let mut last = data.start();
+            for (last, array) in last.iter_mut().zip(&lot.state) {
+                array.download(0, last.as_slice_mut().expect("a contiguous state"))?;
+            }
+            let (_, error) = data.difference(algorithm, states, &last);
+            // NaN is wrong.
+            let correct = error <= 2.0 * allowed + units::<T>() * T::EPS.wide() * largest;
+            let timing = if correct {
+                let check = &mut || observe(Event::Working);
+                Some(self.time_on(device, &data, algorithm, lot, check)?)
+            } else {
+                None
+            };
+            let bytes = self.bytes::<T>(algorithm);
+            let row = self.row(
+                algorithm,
+                T::TYPE,
+                0,
+                bytes,
+                copies.of(bytes, 0),
+                timing,
+                (error, allowed, correct),
+            );
+            let chosen = match algorithm {
+                Algorithm::Auto if self.layout == Layout::StepsChannels && self.shape.channels > 1 => {
+                    Algorithm::Channels
+                }
+                Algorithm::Auto => Algorithm::Time,
+                other => other,
+            };
+            rows.push(Row { device: "cuda", chosen, ..row });
+            observe(Event::Done)?;
+        }
+        Ok(rows)
+    }
+
+    fn launch<T: Real>(self, device: &dyn Device, algorithm: Algorithm, lot: &mut Lot<T>) -> Result<()> {
+        let BenchShape { batch, steps, channels } = self.shape;
+        let shape = Shape { batch, steps, channels };
+        let Lot { gates, inputs, states, state: [momentum, update] } = lot;
+        match algorithm {
+            Algorithm::Pair => cuda::scan_pair(device, shape, gates, inputs, momentum, update, Some(states)),
+            Algorithm::PairLast => cuda::scan_pair(device, shape, gates, inputs, momentum, update, None),
+            _ => {
+                let gates = match self.gate {
+                    Gate::Step => cuda::Gates::Step(gates),
+                    Gate::Element => cuda::Gates::Element(gates),
+                };
+                cuda::scan(device, shape, self.layout.of_library(), gates, inputs, None, states)
+            }
+        }
+    }
+
+    fn time_on<T: Real + Element>(
+        self,
+        device: &dyn Device,
+        data: &Inputs<T>,
+        algorithm: Algorithm,
+        first: Lot<T>,
+        check: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Timing> {
+        let count = lots(device, self.bytes::<T>(algorithm))?;
+        let mut all = vec![first];
+        while all.len() < count {
+            all.push(Lot::new(device, data, algorithm.is_pair())?);
+        }
+        time(device, self.effort, check, |run| self.launch(device, algorithm, &mut all[run % count]))
+    }
+}
+
+/// Runs once for nothing, then as often as `effort` says; `run` is told which one it is.
+fn time(
+    device: &dyn Device,
+    effort: Effort,
+    check: &mut dyn FnMut() -> Result<()>,
+    mut run: impl FnMut(usize) -> Result<()>,
+) -> Result<Timing> {
+    run(0)?;
+    device.synchronize()?;
+    let start = Instant::now();
+    let mut seconds = Vec::new();
+    while seconds.len() < effort.runs || start.elapsed() < effort.time {
+        check()?;
+        let mut marks = vec![device.mark()?];
+        for _ in 0..AHEAD.min(effort.runs.max(1)) {
+            run(seconds.len() + marks.len())?;
+            marks.push(device.mark()?);
+        }
+        for pair in marks.windows(2) {
+            seconds.push(device.seconds(&pair[0], &pair[1])?);
+        }
+    }
+    Ok(Timing::of(&seconds))
+}
+
+/// 10⁹ bytes a second of the device's own copy, half of `bytes` read and half written.
+fn copy_speed(
+    device: &dyn Device,
+    bytes: usize,
+    effort: Effort,
+    check: &mut dyn FnMut() -> Result<()>,
+) -> Result<f64> {
+    let half = bytes / 2;
+    let lots = lots(device, bytes)?;
+    let arrays =
+        (0..lots).map(|_| Ok([Array::<u8>::zeros(device, half)?, Array::<u8>::zeros(device, half)?]));
+    let arrays = arrays.collect::<Result<Vec<_>>>()?;
+    let timing = time(device, effort, check, |run| {
+        let [from, to] = &arrays[run % lots];
+        device.copy(to.address(0), from.address(0), half)
+    })?;
+    Ok((2 * half) as f64 / timing.median / 1e9)
+}

@@ -1,0 +1,40 @@
+//! What `nmem scan-bench --device cuda` does with a device: right results, times, bytes.
+
+use nmem::real::ElementType;
+use nmem::scan_bench::{Algorithm, BenchShape, Config, Gate, Layout, rows_on};
+
+use crate::device::devices;
+
+#[test]
+fn every_case_is_right_and_timed() {
+    let config = Config {
+        algorithms: vec![Algorithm::Auto, Algorithm::Sequential, Algorithm::Pair, Algorithm::PairLast],
+        shapes: vec![
+            BenchShape { batch: 2, steps: 37, channels: 70 },
+            BenchShape { batch: 1, steps: 300, channels: 1 },
+        ],
+        threads: vec![1],
+        layouts: vec![Layout::StepsChannels, Layout::ChannelsSteps],
+        gates: vec![Gate::Step, Gate::Element],
+        dtypes: vec![ElementType::F32, ElementType::F64],
+        runs: 3,
+        seconds: 0.0,
+        max_bytes: None,
+        out: "unused".into(),
+        plots: false,
+    };
+    for (name, device) in devices() {
+        let rows = rows_on(device.as_ref(), &config, &mut |_| Ok(())).unwrap();
+        // 2 types × 2 shapes × (auto in 4 kinds, the pair twice in one).
+        assert_eq!(rows.len(), 2 * 2 * 6, "{name}");
+        for row in &rows {
+            assert!(row.correct && row.device == "cuda" && row.threads == 0, "{name}: {row:?}");
+            assert!(row.median_ms.is_some_and(|ms| ms > 0.0) && row.runs >= 3, "{name}: {row:?}");
+            assert!(row.copy_fraction.is_some_and(|fraction| fraction > 0.0), "{name}: {row:?}");
+            let pair = matches!(row.algorithm, Algorithm::Pair | Algorithm::PairLast);
+            let rows_ = row.layout == Layout::ChannelsSteps || row.channels == 1;
+            let chosen = if rows_ { Algorithm::Time } else { Algorithm::Channels };
+            assert_eq!(row.chosen, if pair { row.algorithm } else { chosen }, "{name}: {row:?}");
+        }
+    }
+}
