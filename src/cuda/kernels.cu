@@ -244,7 +244,9 @@ template <int BYTES> __device__ void copy_async(void* to, const void* from) {
 __device__ inline void end_piece() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until all but the last `ahead` pieces are there.
 __device__ inline void await_piece(unsigned ahead) {
-    if (ahead >= 2) asm volatile("cp.async.wait_group 2;" ::: "memory");
+    if (ahead >= 4) asm volatile("cp.async.wait_group 4;" ::: "memory");
+    else if (ahead == 3) asm volatile("cp.async.wait_group 3;" ::: "memory");
+    else if (ahead == 2) asm volatile("cp.async.wait_group 2;" ::: "memory");
     else if (ahead == 1) asm volatile("cp.async.wait_group 1;" ::: "memory");
     else asm volatile("cp.async.wait_group 0;" ::: "memory");
 }
@@ -258,7 +260,7 @@ __device__ inline void await_piece(unsigned) {}
 
 // `base`: W (weights, d, d) of all heads. update, momentum: [heads, elements] before; after in new_update, new_momentum. first: the
 // layer's first weight, its products together `width` wide. steps: [heads, chunks, 3]. a: (heads, chunks c, d); b: (heads, chunks c,
-// width); rows and reads likewise. Of the queries there may be more chunks. norms: [heads, chunks, gridDim.x, 4]. ring: 2 to 4.
+// width); rows and reads likewise. Of the queries there may be more chunks. norms: [heads, chunks, gridDim.x, 4]. ring: 2 to 6.
 //
 // Shared memory, in elements; as in src/engine/cuda.rs:
 //   S, U: d J each    W + U: d J, d rounded up to 4    parts of sums: 8 GROUP J    ring × STAGED
@@ -339,10 +341,11 @@ template <class T, int J, int R> struct Walk {
 
     template <int V> __device__ void ask(const Place& p, T* staged) const {
         if (p.part != STORE) {
-            const unsigned number = rows(p);
-            for (unsigned i = threadIdx.x; i < GROUP * SLAB / V; i += WALKERS) {
+            // Rows that are not there may hold anything: their products go nowhere.
+            const unsigned left = rows(p) - p.outer, number = left < GROUP ? left : GROUP;
+            for (unsigned i = threadIdx.x; i < number * (SLAB / V); i += WALKERS) {
                 const unsigned row = i / (SLAB / V), k = i % (SLAB / V) * V;
-                const bool there = p.outer + row < number && p.inner + k < d;
+                const bool there = p.inner + k < d;
                 stage<V>(staged + row * PITCH + k, there ? input(p, p.outer + row) + p.inner + k : nullptr, there);
             }
             return;
@@ -370,6 +373,7 @@ template <class T, int J, int R> struct Walk {
     // Y ← X (W + U): each warp a part of the depth, joined by all.
     __device__ void read(const Place& p, const T* staged) {
         if (p.inner == 0) clear();
+        const unsigned left = rows(p) - p.outer, number = left < GROUP ? left : GROUP;
 #pragma unroll
         for (unsigned quad = 0; quad < SLAB / WALK_WARPS; quad += 4) {
             const unsigned k = warp * (SLAB / WALK_WARPS) + quad;
@@ -380,6 +384,7 @@ template <class T, int J, int R> struct Walk {
                 w[i] = *reinterpret_cast<const Quad<T>*>(read_weights + (p.inner + k + i) * J + 4 * across);
 #pragma unroll
             for (int i = 0; i < READ; ++i) {
+                if (DOWN * i >= number) break;
                 const Quad<T> x = *reinterpret_cast<const Quad<T>*>(staged + (down + DOWN * i) * PITCH + k);
 #pragma unroll
                 for (int m = 0; m < 4; ++m)
@@ -390,19 +395,19 @@ template <class T, int J, int R> struct Walk {
         if (p.inner + SLAB < d) return;
 #pragma unroll
         for (int i = 0; i < READ; ++i) {
+            if (DOWN * i >= number) break;
             Quad<T> part;
 #pragma unroll
             for (int j = 0; j < 4; ++j) part.v[j] = sums[i][j];
             *reinterpret_cast<Quad<T>*>(parts + (warp * GROUP + down + DOWN * i) * J + 4 * across) = part;
         }
         __syncthreads();
-        const unsigned number = rows(p);
-        for (unsigned i = threadIdx.x; i < GROUP * J; i += WALKERS) {
+        for (unsigned i = threadIdx.x; i < number * J; i += WALKERS) {
             const unsigned row = p.outer + i / J, column = i % J;
             T sum = parts[i];
 #pragma unroll
             for (int w = 1; w < WALK_WARPS; ++w) sum += parts[w * GROUP * J + i];
-            if (row < number && column < columns) output(p, row)[column] = sum;
+            if (column < columns) output(p, row)[column] = sum;
         }
     }
 
@@ -583,6 +588,7 @@ __device__ void walk(const T* base, const T* update, const T* momentum, T* new_u
             query_chunks, queries, query_reads, keys_before, reads_before, keys_after, reads_after, norms, scale, ring))
 WALK(walk_16_short, 16, 1)
 WALK(walk_16, 16, 4)
+WALK(walk_8_short, 8, 1)
 WALK(walk_8, 8, 2)
 WALK(walk_4, 4, 1)
 

@@ -35,6 +35,11 @@ const THREADS: u32 = 256;
 const MOST_BLOCKS: usize = 4096;
 /// Parts of the chunks that are read side by side where nothing is stored.
 const READ_PARTS: usize = 256;
+/// Buffers of a walk's inputs, at most, and its blocks on a multiprocessor: fewer leave some without work.
+const MOST_BUFFERS: usize = 6;
+const BLOCKS_EACH: usize = 2;
+/// Columns of the narrowest strips.
+const LEAST_COLUMNS: usize = 4;
 /// A row that no row reaches.
 const NO_ROW: u32 = u32::MAX;
 
@@ -43,7 +48,6 @@ pub struct CudaEngine<'m, T: Real> {
     memory: &'m Memory<T>,
     device: &'m dyn Device,
     weights: Weights<'m, T>,
-    walk: Walk,
     room: Option<Room<'m, T>>,
     /// Each sequence's next block, on this side.
     incoming: Vec<Sides<T>>,
@@ -77,20 +81,29 @@ struct Walk {
 }
 
 impl Walk {
-    /// The widest strips whose S, U and W + U fit a block's shared memory, as laid out in kernels.cu.
-    fn of<T: Real>(d: usize, most: usize) -> Result<Self> {
-        let kernels = [("walk_16_short", 16, 1), ("walk_16", 16, 4), ("walk_8", 8, 2), ("walk_4", 4, 1)];
-        let kernels = kernels.into_iter().skip(usize::from(d > 64));
-        let fitting = kernels.flat_map(|kernel| [(kernel, 4), (kernel, 3), (kernel, 2)]);
-        let mut fitting = fitting.filter_map(|((kernel, columns, rows), ring)| {
+    /// For `weights` of heads of width d: the narrowest strips that do not keep blocks waiting for others, or the widest that fit a
+    /// block's shared memory, as laid out in kernels.cu. Narrow ones share the work of a chunk among more multiprocessors.
+    fn of<T: Real>(device: &dyn Device, d: usize, heads: usize, weights: usize) -> Result<Self> {
+        let most = device.shared_bytes();
+        let kernels = if d <= 64 {
+            [("walk_4", 4, 1), ("walk_8_short", 8, 1), ("walk_16_short", 16, 1)]
+        } else {
+            [("walk_4", 4, 1), ("walk_8", 8, 2), ("walk_16", 16, 4)]
+        };
+        let fitting = kernels.map(|(kernel, columns, rows)| {
             let panel = 8 * (32 / (columns / 4)) * rows;
             let staged = (16 * (panel + columns)).max(32 * 68);
-            let elements = (2 * d + d.next_multiple_of(4) + 8 * 32) * columns + ring * staged;
-            let shared = elements * size_of::<T>();
-            (shared <= most).then_some(Self { kernel, columns, ring, shared })
+            let shared = |ring: usize| {
+                let state = (2 * d + d.next_multiple_of(4) + 8 * 32) * columns;
+                (state + ring * staged) * size_of::<T>()
+            };
+            let ring = (2..=MOST_BUFFERS).rev().find(|&ring| shared(ring) <= most)?;
+            Some(Self { kernel, columns, ring, shared: shared(ring) })
         });
-        let fitting = fitting.next();
-        fitting.ok_or_else(|| {
+        let at_once = BLOCKS_EACH * device.multiprocessors();
+        let narrowest = |walk: &&Self| weights * heads * d.div_ceil(walk.columns) <= at_once;
+        let fitting: Vec<_> = fitting.into_iter().flatten().collect();
+        fitting.iter().find(narrowest).or(fitting.last()).copied().ok_or_else(|| {
             let expected =
                 format!("a width of heads whose strips fit {most} bytes of shared memory, or --device cpu");
             Error::setting("--device", expected, format!("dim_head {d} in {}", T::TYPE))
@@ -122,6 +135,8 @@ impl<'d, T: Real> Reader<'d, T> {
 struct Room<'d, T: Real> {
     sizes: Sizes,
     sequences: usize,
+    /// Of each layer.
+    walks: [Walk; 2],
     /// (sequences, rows, D)
     tokens: [Array<'d, T>; 2],
     keys: Array<'d, T>,
@@ -198,7 +213,6 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         Ok(Self {
             memory,
             device,
-            walk: Walk::of::<T>(d, device.shared_bytes())?,
             weights: Weights {
                 base: Array::of(device, &memory.base)?,
                 qkv: Array::of(device, &qkv)?,
@@ -265,7 +279,7 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         let (d, h) = (dimensions.dim_head, dimensions.heads);
         let elements = self.memory.base.len();
         // What a row of one sequence takes in `Room`, and what a sequence takes whatever its rows.
-        let strips = 4 * d.div_ceil(self.walk.columns) * 4;
+        let strips = 4 * d.div_ceil(LEAST_COLUMNS) * 4;
         let of_head = 12 * d + 2 * c + 3 * (5 * d) + 8 + (strips + 40).div_ceil(c);
         let of_row = (h * of_head + 2 * h * d + 4 * dimensions.dim) * size_of::<T>();
         let of_sequence = 4 * h * elements * size_of::<T>();
@@ -282,7 +296,7 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         if self.room.as_ref().is_none_or(|room| room.sizes != sizes || room.sequences != group) {
             self.room = None;
             self.incoming = (0..group).map(|_| Sides::new(sizes, dimensions.dim)).collect();
-            self.room = Some(Room::new(self.device, self.memory, sizes, group, self.walk.columns)?);
+            self.room = Some(Room::new(self.device, self.memory, sizes, group)?);
         }
         Ok(group)
     }
@@ -296,7 +310,7 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         tick: &mut (dyn FnMut(usize) -> Result<()> + Send),
         outcome: &mut Outcome,
     ) -> Result<()> {
-        let Self { memory, device, weights, walk, room, incoming, outgoing } = self;
+        let Self { memory, device, weights, room, incoming, outgoing } = self;
         let room = room.as_mut().expect("made before");
         let per_sequence = memory.dimensions.heads * memory.base.len();
         let sides = &mut incoming[..group.len()];
@@ -333,7 +347,7 @@ impl<'m, T: Real> CudaEngine<'m, T> {
             device.synchronize()?;
             outcome.input += sending.elapsed();
 
-            let step = Step { memory, device: *device, weights, walk: *walk, plan, block, sequences: going };
+            let step = Step { memory, device: *device, weights, plan, block, sequences: going };
             let mut marks = vec![(None, device.mark()?)];
             step.compute(room, &mut marks)?;
             let loading = match blocks.peek() {
@@ -391,13 +405,7 @@ impl<'m, T: Real> CudaEngine<'m, T> {
 }
 
 impl<'d, T: Real> Room<'d, T> {
-    fn new(
-        device: &'d dyn Device,
-        memory: &Memory<T>,
-        sizes: Sizes,
-        sequences: usize,
-        columns: usize,
-    ) -> Result<Self> {
+    fn new(device: &'d dyn Device, memory: &Memory<T>, sizes: Sizes, sequences: usize) -> Result<Self> {
         let dimensions = memory.dimensions;
         let (d, c) = (dimensions.dim_head, memory.chunk_size);
         let heads = sequences * dimensions.heads;
@@ -412,6 +420,7 @@ impl<'d, T: Real> Room<'d, T> {
         Ok(Self {
             sizes,
             sequences,
+            walks: [Walk::of::<T>(device, d, heads, 3)?, Walk::of::<T>(device, d, heads, 1)?],
             tokens: [
                 room(sequences * sizes.stored * dimensions.dim)?,
                 room(sequences * sizes.read * dimensions.dim)?,
@@ -431,7 +440,7 @@ impl<'d, T: Real> Room<'d, T> {
             losses: room(stored)?,
             chunk_losses: [room(chunks)?, room(chunks)?, room(chunks)?],
             readers,
-            parts: room(chunks * 4 * d.div_ceil(columns) * 4)?,
+            parts: room(chunks * 4 * d.div_ceil(LEAST_COLUMNS) * 4)?,
             sums: Array::new(device, chunks * 16)?,
             state: [
                 [room(heads * memory.base.len())?, room(heads * memory.base.len())?],
@@ -462,7 +471,6 @@ struct Step<'a, T: Real> {
     memory: &'a Memory<T>,
     device: &'a dyn Device,
     weights: &'a Weights<'a, T>,
-    walk: Walk,
     plan: &'a Plan<'a, T>,
     block: Block,
     sequences: usize,
@@ -706,7 +714,8 @@ impl<T: Real> Step<'_, T> {
     fn walk(&self, room: &mut Room<'_, T>, layer: usize, scale: f64) -> Result<()> {
         let (d, c, chunks) = (self.d(), self.c(), self.chunks());
         let (first, weights, width) = if layer == 0 { (0, 3, 3 * d) } else { (3, 1, d) };
-        let strips = d.div_ceil(self.walk.columns);
+        let walk = room.walks[layer];
+        let strips = d.div_ceil(walk.columns);
         let [before, after] = &room.state;
         let (a, b) = if layer == 0 { (&room.keys, &room.d_qkv) } else { (&room.activated, &room.d_output) };
         let mut arguments = vec![
@@ -732,11 +741,11 @@ impl<T: Real> Step<'_, T> {
             });
         }
         arguments.extend([room.parts.argument(), Argument::number::<T>(scale)]);
-        arguments.push(Argument::count(self.walk.ring));
+        arguments.push(Argument::count(walk.ring));
         let parts = if chunks == 0 { self.query_chunks().min(READ_PARTS) } else { 1 };
         let grid = [weights * strips, self.heads(), parts];
         if chunks.max(self.query_chunks()) > 0 {
-            self.launch(self.walk.kernel, grid, self.walk.shared, &arguments)?;
+            self.launch(walk.kernel, grid, walk.shared, &arguments)?;
         }
         let places = self.heads() * chunks;
         let mut arguments = vec![room.parts.argument(), room.sums.argument(), Argument::long(places)];

@@ -28,11 +28,13 @@ fn run_on<T: Real>(
     (sink, outcome)
 }
 
-/// A device with less memory: blocks of few tokens, narrow strips.
+/// A device of another size: blocks of few tokens, strips of another width.
 struct Small<'a> {
     device: &'a dyn Device,
     free: usize,
     shared: usize,
+    /// Blocks that it says run side by side.
+    side: usize,
 }
 
 impl Device for Small<'_> {
@@ -43,7 +45,7 @@ impl Device for Small<'_> {
         Ok(self.free)
     }
     fn multiprocessors(&self) -> usize {
-        self.device.multiprocessors()
+        self.side
     }
     fn shared_bytes(&self) -> usize {
         self.shared
@@ -147,19 +149,45 @@ fn agrees_with_the_oracle() {
 }
 
 #[test]
-fn little_memory_makes_many_blocks_of_narrow_strips() {
+fn little_memory_makes_many_blocks() {
     for (name, device) in devices() {
-        for shared in [42_000, 72_000] {
-            let small = Small { device: device.as_ref(), free: 1 << 18, shared };
-            against_the_oracle::<f32>(name, &small, ((6, 2, 3), 5, 3, [53, 30]), 2e-5);
+        let small =
+            Small { device: device.as_ref(), free: 1 << 18, shared: device.shared_bytes(), side: 132 };
+        against_the_oracle::<f32>(name, &small, ((6, 2, 3), 5, 3, [53, 30]), 2e-5);
+    }
+}
+
+#[test]
+fn strips_of_every_width() {
+    for (name, device) in devices() {
+        for (d, kernels) in
+            [(50, ["walk_4", "walk_8_short", "walk_16_short"]), (90, ["walk_4", "walk_8", "walk_16"])]
+        {
+            // As many multiprocessors as narrow strips, and fewer: wide ones.
+            for (side, kernel) in [1000, 3 * (d / 8 + 1) / 2 + 1, 1].into_iter().zip(kernels) {
+                let shared = device.shared_bytes();
+                let small = Small { device: device.as_ref(), free: 1 << 22, shared, side };
+                against_the_oracle::<f32>(
+                    &format!("{name}, {kernel}"),
+                    &small,
+                    ((d, 1, d), 3, 1, [8, 7]),
+                    2e-5,
+                );
+            }
         }
-        for shared in [75_000, 120_000] {
-            let small = Small { device: device.as_ref(), free: 1 << 20, shared };
-            against_the_oracle::<f32>(name, &small, ((200, 1, 200), 3, 1, [8, 7]), 2e-5);
+        // Narrow for want of shared memory, down to where nothing fits.
+        let small = |shared| Small { device: device.as_ref(), free: 1 << 22, shared, side: 1 };
+        for shared in [50_000, 42_000] {
+            against_the_oracle::<f32>(name, &small(shared), ((90, 1, 90), 3, 1, [8, 7]), 2e-5);
         }
-        let none = Small { device: device.as_ref(), free: 1 << 20, shared: 1000 };
         let memory = Drawn::new((6, 2, 3), 5, Init::Xavier, 7).memory::<f32>();
-        let error = CudaEngine::new(&memory, &none).err().expect("no room for a strip").to_string();
+        let none = small(1000);
+        let mut engine = CudaEngine::new(&memory, &none).expect("room for the parameters");
+        let tokens = uniform((1, 7, 6), 1.0, 5).mapv(|x| x as f32);
+        let work = Work::Store { sequences: &tokens, probe: false };
+        let state = &mut memory.initial_state(1);
+        let error = engine.run(state, work, &mut Collect::new((0, 0, 0)), &mut |_| Ok(()));
+        let error = error.expect_err("no room for a strip").to_string();
         assert!(error.contains("dim_head 3") && error.contains("--device cpu"), "{error}");
     }
 }
