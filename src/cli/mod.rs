@@ -8,6 +8,7 @@ mod collect;
 mod completions;
 mod generate;
 pub mod inspect;
+mod plot;
 mod progress;
 mod retrieve;
 mod run;
@@ -41,6 +42,7 @@ enum Command {
     Sweep(sweep::Args),
     Generate(generate::Args),
     ScanBench(scan_bench::Args),
+    Plot(plot::Args),
     Inspect(inspect::Args),
     Completions(completions::Args),
 }
@@ -86,6 +88,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Sweep(args) => sweep::run(args),
         Command::Generate(args) => generate::run(args),
         Command::ScanBench(args) => scan_bench::run(args),
+        Command::Plot(args) => plot::run(args),
         Command::Inspect(args) => inspect::run(&args, &mut |_| check_interrupt()),
         Command::Completions(args) => completions::run(args, &mut command()),
     };

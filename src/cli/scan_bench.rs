@@ -8,6 +8,7 @@ use super::progress::Bar;
 use super::{FAILED, Format, check_interrupt, note, print, print_error};
 use crate::config::whole;
 use crate::error::Error;
+use crate::plot::FigureFormat;
 use crate::real::ElementType;
 use crate::scan_bench::{
     Algorithm, BenchShape, Config, Device, Event, Gate, Layout, Report, Row, execute, steps_to,
@@ -116,6 +117,17 @@ pub struct Args {
     /// Draw no figures
     #[arg(long, help_heading = "Output")]
     no_plots: bool,
+    /// What figures are written as, separated by commas: svg, pdf, png
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "svg",
+        value_name = "LIST",
+        hide_possible_values = true,
+        help_heading = "Output"
+    )]
+    figure_format: Vec<FigureFormat>,
     /// A table for people, or everything in JSON for programs, on stdout
     #[arg(
         long,
@@ -211,6 +223,7 @@ impl Args {
             max_bytes: self.max_bytes,
             out: self.out,
             plots: !self.no_plots,
+            figure_format: self.figure_format,
         }
     }
 }

@@ -14,33 +14,95 @@ mod axis;
 mod canvas;
 mod colours;
 pub mod envelope;
+mod figure;
+pub mod font;
 mod frame;
 mod legend;
+mod look;
+mod pages;
+pub mod pgfplots;
 mod retention;
 mod scan_bench;
 pub mod series;
+mod source;
 pub mod sweep;
+pub mod terminal;
 mod theme;
 mod timeline;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::io::labels::Labels;
 use envelope::Unshown;
-pub use retention::write_retention;
-pub use scan_bench::write_scan_bench;
-use series::{Metrics, Series};
+pub use figure::{Drawn, Figure, FigureFormat};
+pub use look::{INCH, Inches, LogAxes, Look, Theme, Venue};
+use series::{Metrics, Quantity, Series};
+pub use source::{Kind, Source};
+use sweep::SweepFigure;
 
-/// What was drawn, and what could not be.
-#[derive(Debug)]
-pub struct Timelines {
-    /// The files written.
-    pub files: Vec<PathBuf>,
-    /// Quantities with values that are marked at the panel's edge instead of being drawn: worth a note to the user.
-    pub left_out: Vec<LeftOut>,
+/// What shall be drawn, and how.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// How it shall look.
+    pub look: Look,
+    /// Marked in timelines.
+    pub labels: Option<Labels>,
+    /// The column along the x axis.
+    pub x: Option<String>,
+    /// Columns drawn, a figure or a panel each.
+    pub y: Vec<String>,
+    /// The column whose values are lines, or rows of a map.
+    pub hue: Option<String>,
 }
+
+/// Draws what `nmem plot` draws. All sources must be of one kind; several timelines overlay, of other kinds each has figures of
+/// its own, named after it. `check` is asked every few thousand rows and with each figure, and can stop the work.
+pub fn draw(sources: &[Source], request: &Request, check: &mut dyn FnMut() -> Result<()>) -> Result<Drawn> {
+    request.look.check()?;
+    let Some(first) = sources.first() else { return Ok(Drawn::default()) };
+    if let Some(other) = sources.iter().find(|source| source.kind != first.kind) {
+        let expected = format!("files of one kind ({} is drawn as {:?})", first.csv.display(), first.kind);
+        return Err(Error::file(&other.csv, expected, format!("{:?}", other.kind)));
+    }
+    if matches!(first.kind, Kind::Timeline | Kind::Gates) {
+        return draw_timelines(sources, request, check);
+    }
+    let mut all = Drawn::default();
+    for source in sources {
+        check()?;
+        let drawn = draw_one(source, request, check)?;
+        let named = |name: String| if sources.len() > 1 { format!("{}-{name}", source.name) } else { name };
+        all.notes.extend(drawn.notes);
+        let figures = drawn.figures.into_iter();
+        all.figures.extend(figures.map(|figure| Figure { name: named(figure.name), ..figure }));
+    }
+    Ok(all)
+}
+
+fn draw_one(source: &Source, request: &Request, check: &mut dyn FnMut() -> Result<()>) -> Result<Drawn> {
+    let options = || SweepFigure { x: request.x.clone(), y: request.y.clone(), hue: request.hue.clone() };
+    match source.kind {
+        Kind::Scan => scan_bench(&source.csv, &request.look),
+        Kind::Retention if source.of_sweep => sweep::retention(&source.csv, &options(), &request.look),
+        Kind::Retention => retention(&source.csv, &request.look, check),
+        Kind::Sweep | Kind::Map => sweep::figures(&source.csv, &options(), &request.look),
+        Kind::Timeline | Kind::Gates | Kind::Heads | Kind::Columns => Ok(Drawn::default()),
+    }
+}
+
+fn draw_timelines(
+    sources: &[Source],
+    request: &Request,
+    check: &mut dyn FnMut() -> Result<()>,
+) -> Result<Drawn> {
+    let _ = (sources, request, check);
+    Ok(Drawn::default())
+}
+
+pub use retention::retention;
+pub use scan_bench::scan_bench;
 
 /// Values of one quantity that an axis cannot show, counted per chunk and head (after the mean over sequences).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,33 +124,37 @@ impl fmt::Display for LeftOut {
     }
 }
 
-/// Draws `timeline.svg`, all quantities on a shared axis of tokens, and each quantity alone: `surprise.svg`,
-/// `loss_ratio.svg` (only where the losses were probed), `learning_rate.svg`, `decay.svg`, `momentum.svg`.
-/// `out_dir` must exist. `check` is asked every few thousand rows and with each figure, and can stop the work.
-pub fn write_timelines(
+/// Draws a run: `timeline`, all quantities on a shared axis of tokens, and each quantity alone: `surprise`, `loss_ratio` (only
+/// where the losses were probed), `learning_rate`, `decay`, `momentum`. `check` is asked every few thousand rows and with each
+/// figure, and can stop the work.
+pub fn timelines(
     metrics_csv: &Path,
     labels: Option<&Labels>,
-    out_dir: &Path,
+    look: &Look,
     check: &mut dyn FnMut() -> Result<()>,
-) -> Result<Timelines> {
+) -> Result<(Drawn, Vec<LeftOut>)> {
     let metrics = Metrics::read(metrics_csv, check)?;
     let every: Vec<&Series> = metrics.series.iter().collect();
-    let mut figures = vec![("timeline", every.clone())];
-    figures.extend(every.iter().map(|&series| (series.quantity.name(), vec![series])));
+    let mut shown = vec![("timeline", every.clone())];
+    shown.extend(every.iter().map(|&series| (series.quantity.name(), vec![series])));
 
-    let mut files = Vec::new();
-    for (name, shown) in figures {
-        let path = out_dir.join(name).with_extension("svg");
-        let figure = timeline::figure(&metrics, labels, &shown);
+    let mut figures = Vec::new();
+    for (name, shown) in shown {
         check()?;
-        std::fs::write(&path, figure).map_err(Error::io(&path, "write"))?;
-        files.push(path);
+        figures.push(Figure { name: name.to_owned(), svg: timeline::figure(&metrics, labels, &shown, look) });
     }
-    let left_out = every.iter().map(|series| LeftOut {
-        quantity: series.quantity.name(),
-        not_finite: series.count(Unshown::NotFinite),
-        not_positive: series.count(Unshown::NotPositive),
-    });
-    let left_out = left_out.filter(|left_out| left_out.not_finite + left_out.not_positive > 0).collect();
-    Ok(Timelines { files, left_out })
+    let left_out = LeftOut::of(&metrics);
+    let notes = left_out.iter().map(ToString::to_string).collect();
+    Ok((Drawn { figures, notes }, left_out))
+}
+
+impl LeftOut {
+    fn of(metrics: &Metrics) -> Vec<Self> {
+        let left_out = metrics.series.iter().map(|series| Self {
+            quantity: series.quantity.name(),
+            not_finite: series.count(Unshown::NotFinite),
+            not_positive: series.count(Unshown::NotPositive),
+        });
+        left_out.filter(|left_out| left_out.not_finite + left_out.not_positive > 0).collect()
+    }
 }

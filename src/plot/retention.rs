@@ -1,18 +1,20 @@
 //! retention.csv → a map of colours: the chunk that was kept upwards, how far the memory had stored to the right, and as
 //! colour Σ loss ÷ Σ ℓ at W over sequences and heads. Left of the diagonal nothing had been kept yet.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use plotters::style::Color;
 use plotters::style::text_anchor::HPos;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::io::table::Table;
 use crate::plot::axis::Axis;
 use crate::plot::canvas::{Canvas, svg};
 use crate::plot::colours::{BAR_WITH_LABELS, Colours};
+use crate::plot::figure::{Drawn, Figure};
 use crate::plot::frame::Frame;
 use crate::plot::legend::{Legend, Swatch};
+use crate::plot::look::Look;
 use crate::plot::theme;
 
 /// Most cells along an axis, 2.4 pt each: more moments are joined in cells of several.
@@ -34,16 +36,11 @@ struct Map {
     sums: Vec<[f64; 2]>,
 }
 
-/// Draws `retention.svg` into `out_dir`, which must exist. `check` is asked every few thousand rows.
-pub fn write_retention(
-    retention_csv: &Path,
-    out_dir: &Path,
-    check: &mut dyn FnMut() -> Result<()>,
-) -> Result<PathBuf> {
+/// Draws the map of a run's retention.csv. `check` is asked every few thousand rows.
+pub fn retention(retention_csv: &Path, look: &Look, check: &mut dyn FnMut() -> Result<()>) -> Result<Drawn> {
     let map = Map::read(retention_csv, check)?;
-    let path = out_dir.join("retention.svg");
-    std::fs::write(&path, map.draw()).map_err(Error::io(&path, "write"))?;
-    Ok(path)
+    let figure = Figure { name: "retention".to_owned(), svg: map.draw(look) };
+    Ok(Drawn { figures: vec![figure], notes: Vec::new() })
 }
 
 impl Map {
@@ -74,7 +71,7 @@ impl Map {
         places.map(|(i, [loss, at_w])| (i / self.cells, i % self.cells, loss / at_w))
     }
 
-    fn draw(&self) -> String {
+    fn draw(&self, look: &Look) -> String {
         let axis = Axis::tokens(&(0..self.end));
         let finite = self.ratios().map(|(.., ratio)| ratio).filter(|ratio| ratio.is_finite() && *ratio > 0.0);
         let (low, high) =

@@ -2,16 +2,18 @@
 //! kind of gates, a line an algorithm; in the second also the bandwidth of a copy.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use plotters::style::Color;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::io::table::Table;
 use crate::plot::axis::Axis;
 use crate::plot::canvas::svg;
+use crate::plot::figure::{Drawn, Figure};
 use crate::plot::frame::Frame;
 use crate::plot::legend::{Legend, Swatch, marker};
+use crate::plot::look::Look;
 use crate::plot::theme;
 
 /// Height of a panel.
@@ -43,19 +45,16 @@ enum Quantity {
     Bandwidth,
 }
 
-/// Draws `time.svg` and `bandwidth.svg` into `out_dir`, which must exist; nothing where no row was timed.
-pub fn write_scan_bench(csv: &Path, out_dir: &Path) -> Result<Vec<PathBuf>> {
+/// Draws `time` and `bandwidth` of a scan_bench.csv; nothing where no row was timed.
+pub fn scan_bench(csv: &Path, look: &Look) -> Result<Drawn> {
     let rows = read(csv)?;
     if rows.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Drawn { figures: Vec::new(), notes: vec!["no figures: no row was timed".to_owned()] });
     }
-    let figures = [("time.svg", Quantity::Time), ("bandwidth.svg", Quantity::Bandwidth)];
-    let files = figures.map(|(name, quantity)| {
-        let path = out_dir.join(name);
-        std::fs::write(&path, figure(&rows, quantity)).map_err(Error::io(&path, "write"))?;
-        Ok(path)
-    });
-    files.into_iter().collect()
+    let figures = [("time", Quantity::Time), ("bandwidth", Quantity::Bandwidth)];
+    let figures =
+        figures.map(|(name, quantity)| Figure { name: name.to_owned(), svg: figure(&rows, quantity, look) });
+    Ok(Drawn { figures: figures.into(), notes: Vec::new() })
 }
 
 /// Rows with a time, those of shapes that were run with one number of steps left out: a line of one point says nothing.
@@ -129,7 +128,7 @@ fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     seen
 }
 
-fn figure(rows: &[Row], quantity: Quantity) -> String {
+fn figure(rows: &[Row], quantity: Quantity, look: &Look) -> String {
     let panels = distinct(rows.iter().map(|row| &row.panel[..]));
     let series = distinct(rows.iter().map(|row| &row.series[..]));
     let value = |row: &Row| match quantity {

@@ -10,6 +10,7 @@ use crate::plot::axis::Axis;
 use crate::plot::canvas::{Canvas, svg};
 use crate::plot::envelope::{Envelope, Point, Unshown};
 use crate::plot::legend::{Legend, Swatch, mark};
+use crate::plot::look::Look;
 use crate::plot::series::{Metrics, Quantity, Series};
 use crate::plot::theme;
 
@@ -36,7 +37,7 @@ struct Looks {
 }
 
 /// Draws panels of the same width one below the other.
-pub fn figure(metrics: &Metrics, labels: Option<&Labels>, shown: &[&Series]) -> String {
+pub fn figure(metrics: &Metrics, labels: Option<&Labels>, shown: &[&Series], look: &Look) -> String {
     let looks = Looks::of(metrics, shown);
     let legend = legend(metrics, labels, shown, &looks);
     let x = Axis::tokens(&metrics.tokens);

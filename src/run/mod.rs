@@ -337,11 +337,14 @@ fn draw(
         peak.sample_now();
         observe(Event::Writing)
     };
-    let drawn = plot::write_timelines(&folder.join("metrics.csv"), labels, &plots, &mut tick)?;
+    let look = plot::Look::default();
+    let mut drawn = plot::timelines(&folder.join("metrics.csv"), labels, &look, &mut tick)?.0;
     if config.retention.is_some() {
-        plot::write_retention(&folder.join("retention.csv"), &plots, &mut tick)?;
+        let retention = plot::retention(&folder.join("retention.csv"), &look, &mut tick)?;
+        drawn.figures.extend(retention.figures);
     }
-    Ok(drawn.left_out.iter().map(ToString::to_string).collect())
+    drawn.write(&plots, &config.figure_format)?;
+    Ok(drawn.notes)
 }
 
 fn warnings<T: Real>(outcome: &Outcome, c: usize, state: &State<T>, mode: Mode) -> Vec<String> {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::plot;
+use crate::plot::{self, FigureFormat};
 use crate::real::ElementType;
 use crate::record::ResultsFolder;
 use crate::scan::linear::{self, Shape};
@@ -151,6 +151,9 @@ pub struct Config {
     pub out: PathBuf,
     /// Whether figures are drawn.
     pub plots: bool,
+    /// What they are written as.
+    #[serde(skip)]
+    pub figure_format: Vec<FigureFormat>,
 }
 
 /// Sizes of a problem, as written in results.
@@ -409,7 +412,7 @@ pub fn execute(config: Config, replace: bool, observe: Observer) -> Result<Repor
     if config.plots {
         let plots = folder.path().join("plots");
         std::fs::create_dir(&plots).map_err(Error::io(&plots, "make"))?;
-        plot::write_scan_bench(&csv, &plots)?;
+        plot::scan_bench(&csv, &plot::Look::default())?.write(&plots, &config.figure_format)?;
     }
     observe(Event::Working)?;
     folder.publish()?;

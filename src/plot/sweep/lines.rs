@@ -4,7 +4,7 @@
 use plotters::style::{Color, RGBColor};
 
 use super::results::Parameter;
-use super::{ALONE, AMONG, Figure, Panel, Scale, label, left_of, panel_width, parameter_axis, symbol};
+use super::{ALONE, AMONG, Grid, Panel, Scale, label, left_of, panel_width, parameter_axis, symbol};
 use crate::plot::axis::Axis;
 use crate::plot::canvas::Canvas;
 use crate::plot::envelope::Point;
@@ -21,7 +21,7 @@ const CAP: f64 = 1.8;
 /// Between the marks of lines that lost a run at the same place.
 const STACK: f64 = 5.0;
 
-pub fn draw(figure: &Figure) -> String {
+pub fn draw(figure: &Grid) -> String {
     let lines = figure.hue().map_or(1, |hue| hue.values.len());
     let colours = colours(figure.hue());
     let mut legend = Legend::default();
@@ -65,7 +65,7 @@ fn colours(hue: Option<&Parameter>) -> Vec<RGBColor> {
 
 /// Around all means and their intervals, but for those that are wider than three times the range of the means; and
 /// whether there are such.
-fn y_axis(figure: &Figure) -> (Axis, bool) {
+fn y_axis(figure: &Grid) -> (Axis, bool) {
     let Some((low, high)) = figure.range() else { return (Axis::share(0.0, 1.0), false) };
     let log = figure.is_log();
     let (floor, ceiling) = if log {

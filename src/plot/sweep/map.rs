@@ -5,7 +5,7 @@ use plotters::style::text_anchor::HPos;
 use plotters::style::{Color, RGBColor};
 
 use super::results::{Cell, Parameter};
-use super::{Figure, Panel, label, left_of, panel_width, parameter_title, short};
+use super::{Grid, Panel, label, left_of, panel_width, parameter_title, short};
 use crate::plot::axis::Axis;
 use crate::plot::canvas::Canvas;
 use crate::plot::colours::{BAR_WITH_LABELS, Colours};
@@ -22,7 +22,7 @@ const NUMBER: (f64, f64) = (25.0, 9.0);
 /// A ratio beyond this either way has the colour of this one: what matters is near 1.
 const FURTHEST: f64 = 10.0;
 
-pub fn draw(figure: &Figure, hue: &Parameter) -> String {
+pub fn draw(figure: &Grid, hue: &Parameter) -> String {
     let height = (hue.values.len() as f64 * SLOT).clamp(LEAST, MOST);
     let room = |_: &str| (theme::SMALL + 2.0) / height;
     let y = Axis::slots(&hue.values.iter().map(label).collect::<Vec<_>>(), room);

@@ -3,16 +3,18 @@
 
 mod lines;
 mod map;
-mod results;
+pub(super) mod results;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::plot::axis::Axis;
 use crate::plot::canvas::{Canvas, svg};
+use crate::plot::figure::{Drawn, Figure};
 use crate::plot::frame::Frame;
 use crate::plot::legend::{Legend, Swatch};
+use crate::plot::look::Look;
 use crate::plot::theme;
 use results::{Cell, Metric, Parameter, Results, Value};
 
@@ -42,17 +44,8 @@ pub struct SweepFigure {
     pub hue: Option<String>,
 }
 
-/// What was drawn.
-#[derive(Debug, Default)]
-pub struct Drawn {
-    /// The files written.
-    pub files: Vec<PathBuf>,
-    /// What a user should know: nothing to draw, panels left out.
-    pub notes: Vec<String>,
-}
-
-/// Draws a sweep's figures into `folder`, which must exist.
-pub fn write(results_csv: &Path, options: &SweepFigure, folder: &Path) -> Result<Drawn> {
+/// Draws a sweep's figures, one a metric.
+pub fn figures(results_csv: &Path, options: &SweepFigure, look: &Look) -> Result<Drawn> {
     let results = Results::read(results_csv)?;
     let mut drawn = Drawn::default();
     let Some(layout) = Layout::choose(&results, options)? else {
@@ -62,44 +55,43 @@ pub fn write(results_csv: &Path, options: &SweepFigure, folder: &Path) -> Result
     let metrics = metrics(&results, options)?;
     let asked = !options.y.is_empty();
     for (name, metric) in metrics {
-        let figure = Figure::new(&results, &layout, &name, metric);
+        let figure = Grid::new(&results, &layout, &name, metric, look);
         if !figure.tells() && !asked {
             continue;
         }
+        let name = file_name(&name);
         if figure.left_out > 0 {
             drawn.notes.push(format!(
-                "{}: {} more panels left out: choose other parameters with --x and --hue",
-                file_name(&name),
+                "{name}: {} more panels left out: choose other parameters with --x and --hue",
                 figure.left_out
             ));
         }
-        let path = folder.join(file_name(&name));
-        std::fs::write(&path, figure.draw()).map_err(Error::io(&path, "write"))?;
-        drawn.files.push(path);
+        drawn.figures.push(Figure { name, svg: figure.draw() });
     }
-    if drawn.files.is_empty() {
+    if drawn.figures.is_empty() {
         drawn.notes.push("no figures: no result is finite".to_owned());
     }
     Ok(drawn)
 }
 
-/// Draws `retention.svg` into `folder`: loss ratio against lag, from the retention.csv of a sweep. Returns what a user
-/// should know, panels left out.
-pub fn write_retention(retention_csv: &Path, options: &SweepFigure, folder: &Path) -> Result<Option<String>> {
+/// Draws `retention`: loss ratio against lag, from the retention.csv of a sweep.
+pub fn retention(retention_csv: &Path, options: &SweepFigure, look: &Look) -> Result<Drawn> {
     let results = Results::read(retention_csv)?;
     let options = SweepFigure { x: Some("lag".to_owned()), y: Vec::new(), hue: options.hue.clone() };
     let layout = Layout::choose(&results, &options)?;
-    let Some((layout, metric)) = layout.zip(results.metric("loss_ratio")) else { return Ok(None) };
-    let figure = Figure::new(&results, &layout, "loss_ratio", metric);
-    let path = folder.join("retention.svg");
-    std::fs::write(&path, figure.draw()).map_err(Error::io(&path, "write"))?;
-    Ok((figure.left_out > 0)
-        .then(|| format!("retention.svg: {} more panels left out: choose another --hue", figure.left_out)))
+    let mut drawn = Drawn::default();
+    let Some((layout, metric)) = layout.zip(results.metric("loss_ratio")) else { return Ok(drawn) };
+    let figure = Grid::new(&results, &layout, "loss_ratio", metric, look);
+    drawn.figures.push(Figure { name: "retention".to_owned(), svg: figure.draw() });
+    drawn.notes.extend(
+        (figure.left_out > 0)
+            .then(|| format!("retention: {} more panels left out: choose another --hue", figure.left_out)),
+    );
+    Ok(drawn)
 }
 
 fn file_name(metric: &str) -> String {
-    let stem = if metric == RATIO { "loss_ratio".to_owned() } else { metric.replace('/', "_per_") };
-    format!("{stem}.svg")
+    if metric == RATIO { "loss_ratio".to_owned() } else { metric.replace('/', "_per_") }
 }
 
 /// Those asked for, or the few that tell most.
@@ -172,7 +164,8 @@ impl Layout {
 }
 
 /// One metric, ready to be drawn.
-struct Figure<'a> {
+struct Grid<'a> {
+    look: &'a Look,
     results: &'a Results,
     layout: &'a Layout,
     title: String,
@@ -188,8 +181,8 @@ struct Panel {
     cells: BTreeMap<(usize, usize), Cell>,
 }
 
-impl<'a> Figure<'a> {
-    fn new(results: &'a Results, layout: &'a Layout, name: &str, metric: Metric) -> Self {
+impl<'a> Grid<'a> {
+    fn new(results: &'a Results, layout: &'a Layout, name: &str, metric: Metric, look: &'a Look) -> Self {
         let by: Vec<_> = layout.panels.iter().copied().chain(layout.hue).chain([layout.x]).collect();
         let mut panels = BTreeMap::<Vec<usize>, Panel>::new();
         for (key, cell) in results.cells(metric, &by) {
@@ -208,7 +201,7 @@ impl<'a> Figure<'a> {
         let left_out = panels.len().saturating_sub(PANELS);
         let panels = panels.into_values().take(PANELS).collect();
         let ratio = matches!(metric, Metric::Quotient(..)) || matches!(name, "retained_ratio" | "loss_ratio");
-        Self { results, layout, title: metric_title(name), ratio, panels, left_out }
+        Self { look, results, layout, title: metric_title(name), ratio, panels, left_out }
     }
 
     fn cells(&self) -> impl Iterator<Item = &Cell> {
