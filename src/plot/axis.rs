@@ -111,6 +111,16 @@ impl Axis {
         axis
     }
 
+    /// Is it logarithmic?
+    pub fn is_log(&self) -> bool {
+        self.log
+    }
+
+    /// Its ends, in log₁₀ on a log axis.
+    pub fn ends(&self) -> (f64, f64) {
+        (self.low, self.high)
+    }
+
     /// Where a value lies, from 0 (low end) to 1 (high end). It must not be NaN; what lies beyond an end, as 0 does on a log
     /// axis, is put there.
     pub fn fraction(&self, value: f64) -> f64 {

@@ -9,9 +9,11 @@
 //! - `retention`: retention.csv → a map of chunks stored × stored up to.
 //! - `scan_bench`: scan_bench.csv → time and bandwidth against steps.
 //! - [`sweep`]: results.csv of a sweep → a figure a metric.
+//! - `chart`: the same figures as data, for [`terminal`] and [`pgfplots`].
 
 mod axis;
 mod canvas;
+mod chart;
 mod colours;
 pub mod envelope;
 mod figure;

@@ -25,13 +25,13 @@ const SIDE: f64 = 300.0;
 const FURTHEST: f64 = 1e4;
 
 /// Sums of loss and ℓ at W by kept chunk and moment, several of them in one cell where there are many.
-struct Map {
+pub(super) struct Map {
     /// Chunks that a cell spans.
-    span: u64,
+    pub(super) span: u64,
     /// Cells along an axis.
-    cells: usize,
+    pub(super) cells: usize,
     /// One past the last chunk.
-    end: u64,
+    pub(super) end: u64,
     /// By kept chunk, then moment.
     sums: Vec<[f64; 2]>,
 }
@@ -45,7 +45,7 @@ pub fn retention(retention_csv: &Path, look: &Look, check: &mut dyn FnMut() -> R
 
 impl Map {
     /// Two passes: how far chunks go, then the sums, so that files of any length fit.
-    fn read(path: &Path, check: &mut dyn FnMut() -> Result<()>) -> Result<Self> {
+    pub(super) fn read(path: &Path, check: &mut dyn FnMut() -> Result<()>) -> Result<Self> {
         let (mut end, mut first) = (0, u64::MAX);
         each(path, check, |_, after, _, _| {
             end = end.max(after + 1);
@@ -66,18 +66,23 @@ impl Map {
     }
 
     /// Chunk kept, moment and ratio of each cell that has one.
-    fn ratios(&self) -> impl Iterator<Item = (usize, usize, f64)> {
+    pub(super) fn ratios(&self) -> impl Iterator<Item = (usize, usize, f64)> {
         let places = self.sums.iter().enumerate().filter(|(_, [_, at_w])| *at_w > 0.0);
         places.map(|(i, [loss, at_w])| (i / self.cells, i % self.cells, loss / at_w))
     }
 
-    fn draw(&self, look: &Look) -> String {
-        let axis = Axis::tokens(&(0..self.end));
+    /// Of the ratios, and the lowest and highest of these.
+    pub(super) fn colours(&self) -> (Colours, (f64, f64)) {
         let finite = self.ratios().map(|(.., ratio)| ratio).filter(|ratio| ratio.is_finite() && *ratio > 0.0);
         let (low, high) =
             finite.fold((f64::INFINITY, 0.0_f64), |(low, high), ratio| (low.min(ratio), high.max(ratio)));
         let (low, high) = if low > high { (1.0, 1.0) } else { (low, high) };
-        let colours = Colours::about_one(low.clamp(1.0 / FURTHEST, 1.0), high.clamp(1.0, FURTHEST));
+        (Colours::about_one(low.clamp(1.0 / FURTHEST, 1.0), high.clamp(1.0, FURTHEST)), (low, high))
+    }
+
+    fn draw(&self, look: &Look) -> String {
+        let axis = Axis::tokens(&(0..self.end));
+        let (colours, (low, high)) = self.colours();
 
         let mut legend = Legend::default();
         legend.notes.push(

@@ -25,17 +25,19 @@ const HEADING: f64 = 12.0;
 
 /// A row that was timed.
 #[derive(Clone, Debug)]
-struct Row {
+pub(super) struct Row {
     /// Algorithm, and its threads where a file has several numbers of them.
-    series: String,
+    pub(super) series: String,
     /// Batch, channels and element type where a file has several, layout, gates.
-    panel: String,
-    steps: u64,
-    milliseconds: f64,
-    gb_per_s: f64,
+    pub(super) panel: String,
+    pub(super) steps: u64,
+    pub(super) milliseconds: f64,
+    pub(super) gb_per_s: f64,
     /// Threads, and what a copy reached with them.
-    copy: Option<(u64, f64)>,
+    pub(super) copy: Option<(u64, f64)>,
     threads: u64,
+    /// Its columns that tell it from others of the file.
+    pub(super) cells: Vec<(&'static str, String)>,
 }
 
 /// What is drawn.
@@ -59,15 +61,24 @@ pub fn scan_bench(csv: &Path, look: &Look) -> Result<Drawn> {
 
 /// Rows with a time, those of shapes that were run with one number of steps left out: a line of one point says nothing.
 /// (All of them where there are no others.)
-fn read(csv: &Path) -> Result<Vec<Row>> {
+pub(super) fn read(csv: &Path) -> Result<Vec<Row>> {
     let mut table = Table::open(csv)?;
     let [algorithm, dtype, layout, gate] =
         ["algorithm", "dtype", "layout", "gate"].map(|name| table.column(name));
     let (algorithm, dtype, layout, gate) = (algorithm?, dtype?, layout?, gate?);
     let (threads, batch) = (table.column("threads")?, table.column("batch")?);
+    let telling = ["algorithm", "dtype", "layout", "gate", "threads", "batch", "channels"];
+    let telling =
+        telling.into_iter().map(|name| Ok((name, table.column(name)?))).collect::<Result<Vec<_>>>()?;
     let (steps, channels) = (table.column("steps")?, table.column("channels")?);
     let (median, speed) = (table.column("median_ms")?, table.column("gb_per_s")?);
     let copy = table.column("copy_gb_per_s")?;
+    let named = |table: &Table| {
+        telling
+            .iter()
+            .map(|&(name, column)| (name, String::from_utf8_lossy(table.text(column)).into_owned()))
+            .collect()
+    };
     let mut cells = Vec::new();
     while table.advance()? {
         let text = |column| String::from_utf8_lossy(table.text(column)).into_owned();
@@ -83,6 +94,7 @@ fn read(csv: &Path) -> Result<Vec<Row>> {
             gb_per_s,
             copy: table.number(copy)?.map(|copy| (threads, copy)),
             threads,
+            cells: named(&table),
         };
         let shape = (table.integer(batch)?, table.integer(channels)?);
         if milliseconds > 0.0 && row.steps > 0 {
@@ -118,7 +130,7 @@ fn read(csv: &Path) -> Result<Vec<Row>> {
 }
 
 /// In the order of the file.
-fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+pub(super) fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let mut seen = Vec::new();
     for name in names {
         if !seen.contains(&name) {

@@ -17,7 +17,7 @@ use crate::plot::theme;
 /// Marks closer than this would overlap: they become one with a bar.
 const MARK_SPACE: f64 = 5.0;
 /// Points of the bold line where it shows means of many chunks: about one to 2 pt.
-const TREND: usize = 256;
+pub(super) const TREND: usize = 256;
 
 /// A box in which values are drawn.
 struct Frame<'a> {
@@ -138,7 +138,7 @@ fn legend(metrics: &Metrics, labels: Option<&Labels>, shown: &[&Series], looks: 
     legend
 }
 
-fn y_axis(series: &Series) -> Option<Axis> {
+pub(super) fn y_axis(series: &Series) -> Option<Axis> {
     let (low, high) = series.range()?;
     Some(match series.quantity {
         Quantity::Decay | Quantity::Momentum => Axis::share(low, high),
@@ -150,7 +150,7 @@ fn y_axis(series: &Series) -> Option<Axis> {
 }
 
 /// The axis title, a line each.
-fn title(quantity: Quantity) -> &'static [&'static str] {
+pub(super) fn title(quantity: Quantity) -> &'static [&'static str] {
     match quantity {
         Quantity::Surprise => &["surprise ‖g‖"],
         Quantity::LossRatio => &["loss ratio", "(before ÷ at W)"],

@@ -15,7 +15,7 @@ use crate::statistics::Estimate;
 use plotters::style::text_anchor::HPos;
 
 /// More bands could not be told apart where they overlap.
-const BANDS: usize = 3;
+pub(super) const BANDS: usize = 3;
 /// Half the width of a bar's ends.
 const CAP: f64 = 1.8;
 /// Between the marks of lines that lost a run at the same place.
@@ -53,7 +53,7 @@ pub fn draw(figure: &Grid) -> String {
 }
 
 /// In order where the values are numbers, as different as can be where they are words.
-fn colours(hue: Option<&Parameter>) -> Vec<RGBColor> {
+pub(super) fn colours(hue: Option<&Parameter>) -> Vec<RGBColor> {
     let Some(hue) = hue else { return vec![theme::category(1)] };
     let n = hue.values.len();
     if hue.is_numeric() && n > 2 {
@@ -65,7 +65,7 @@ fn colours(hue: Option<&Parameter>) -> Vec<RGBColor> {
 
 /// Around all means and their intervals, but for those that are wider than three times the range of the means; and
 /// whether there are such.
-fn y_axis(figure: &Grid) -> (Axis, bool) {
+pub(super) fn y_axis(figure: &Grid) -> (Axis, bool) {
     let Some((low, high)) = figure.range() else { return (Axis::share(0.0, 1.0), false) };
     let log = figure.is_log();
     let (floor, ceiling) = if log {
@@ -128,19 +128,8 @@ impl Looks {
         self.draw_lost(canvas, frame, panel);
     }
 
-    /// A line's means by value of x, broken where all runs were lost.
     fn stretches(&self, panel: &Panel, line: usize) -> Vec<Vec<(f64, Estimate)>> {
-        let cells = panel.cells.range((line, 0)..(line + 1, 0));
-        let mut stretches = vec![Vec::new()];
-        for (&(_, x), cell) in cells {
-            match (cell.estimate(), stretches.last_mut()) {
-                (Some(estimate), Some(open)) => open.push((self.places[x], estimate)),
-                _ if cell.lost > 0 => stretches.push(Vec::new()),
-                _ => {}
-            }
-        }
-        stretches.retain(|stretch| !stretch.is_empty());
-        stretches
+        stretches(panel, line, &self.places)
     }
 
     /// Side by side in slots that are not joined, so that bars do not hide each other.
@@ -196,4 +185,19 @@ impl Looks {
             }
         }
     }
+}
+
+/// A line's means by value of x, broken where all runs were lost.
+pub(super) fn stretches(panel: &Panel, line: usize, places: &[f64]) -> Vec<Vec<(f64, Estimate)>> {
+    let cells = panel.cells.range((line, 0)..(line + 1, 0));
+    let mut stretches = vec![Vec::new()];
+    for (&(_, x), cell) in cells {
+        match (cell.estimate(), stretches.last_mut()) {
+            (Some(estimate), Some(open)) => open.push((places[x], estimate)),
+            _ if cell.lost > 0 => stretches.push(Vec::new()),
+            _ => {}
+        }
+    }
+    stretches.retain(|stretch| !stretch.is_empty());
+    stretches
 }

@@ -37,16 +37,14 @@ pub fn draw(figure: &Grid, hue: &Parameter) -> String {
         legend.entries.push((Swatch::Shade, "no value".to_owned()));
     }
     let (low, high) = figure.range().unwrap_or((0.0, 1.0));
-    let colours = if figure.ratio && figure.is_log() {
+    let colours = colours(figure);
+    if figure.ratio && figure.is_log() {
         if low < 1.0 / FURTHEST || high > FURTHEST {
             legend
                 .notes
                 .push(format!("colours end at 1/{FURTHEST} and {FURTHEST}; the highest is {}", short(high)));
         }
-        Colours::about_one(low.max(1.0 / FURTHEST), high.min(FURTHEST))
-    } else {
-        Colours::sequential(low, high, figure.is_log())
-    };
+    }
     let slots = (figure.x().values.len(), hue.values.len());
     let draw =
         |canvas: &mut Canvas, frame: &Frame, panel: &Panel| draw_panel(canvas, frame, panel, &colours, slots);
@@ -54,6 +52,15 @@ pub fn draw(figure: &Grid, hue: &Parameter) -> String {
         colours.draw_bar(canvas, whole.right() + 14.0, whole.top, whole.height.min(MOST), &figure.title);
     };
     figure.sheet(&legend, (&x, &y), &parameter_title(&hue.name), (height, right), draw, bar)
+}
+
+pub(super) fn colours(figure: &Grid) -> Colours {
+    let (low, high) = figure.range().unwrap_or((0.0, 1.0));
+    if figure.ratio && figure.is_log() {
+        Colours::about_one(low.max(1.0 / FURTHEST), high.min(FURTHEST))
+    } else {
+        Colours::sequential(low, high, figure.is_log())
+    }
 }
 
 fn draw_panel(canvas: &mut Canvas, frame: &Frame, panel: &Panel, colours: &Colours, slots: (usize, usize)) {

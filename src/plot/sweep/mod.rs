@@ -1,6 +1,7 @@
 //! results.csv of a sweep → a figure a metric: means over seeds with their 95 % interval against one parameter, a line for
 //! each value of a second, or a map of colours where that takes many values; panels for all others.
 
+mod chart;
 mod lines;
 mod map;
 pub(super) mod results;
@@ -16,6 +17,7 @@ use crate::plot::frame::Frame;
 use crate::plot::legend::{Legend, Swatch};
 use crate::plot::look::Look;
 use crate::plot::theme;
+pub(super) use chart::{charts, retention_charts};
 use results::{Cell, Metric, Parameter, Results, Value};
 
 /// Up to so many lines are told apart in one panel; more values make a map of colours.
