@@ -44,7 +44,17 @@ impl Colours {
         self.at(self.axis.fraction(value))
     }
 
-    fn at(&self, share: f64) -> RGBColor {
+    /// What is written beside the bar.
+    pub fn axis(&self) -> &Axis {
+        &self.axis
+    }
+
+    /// Where a finite value lies in the scale, from 0 to 1.
+    pub fn share(&self, value: f64) -> f64 {
+        self.axis.fraction(value)
+    }
+
+    pub fn at(&self, share: f64) -> RGBColor {
         if self.diverging { theme::blue_to_red(share) } else { theme::viridis(share) }
     }
 
