@@ -30,6 +30,8 @@ const BETWEEN: f64 = 14.0;
 const HEADED: f64 = 24.0;
 /// A title that reads upwards.
 const TITLE: f64 = 14.0;
+/// Another line of it.
+const LINE: f64 = 10.0;
 /// Right of the last panel: alone, and with a bar of colours.
 const RIGHT: f64 = 6.0;
 const BAR: f64 = 58.0;
@@ -152,6 +154,8 @@ impl Names {
 
 /// Where things go, in points.
 struct Sheet {
+    /// Of the labels of the y axis.
+    labels: f64,
     left: f64,
     right: f64,
     width: f64,
@@ -165,26 +169,41 @@ impl Sheet {
         let rows = chart.panels.len().div_ceil(columns).max(1);
         let labels =
             chart.panels.iter().flat_map(|panel| &panel.y.ticks).filter_map(|tick| tick.label.as_deref());
-        let labels = labels.map(|label| theme::text_width(label, theme::TITLE)).fold(10.0, f64::max);
-        let left = TITLE + labels + 8.0;
+        let labels = labels.map(|label| theme::text_width(label, theme::TITLE)).fold(10.0, f64::max) + 8.0;
         let right = if chart.colours.is_some() { BAR } else { RIGHT };
         // TeX's points are 72.27 an inch.
         let whole = look.width * 72.27 / 72.0;
-        let width = ((whole - left - right - BETWEEN * (columns - 1) as f64) / columns as f64).max(40.0);
-        let map = chart.panels.iter().find_map(|panel| panel.map.as_ref());
-        let by_default = match (map, columns, rows) {
-            (Some(map), 1, _) if map.size.0 == map.size.1 => width,
-            (Some(map), ..) => (map.size.1 as f64 * 12.0).clamp(60.0, 180.0),
-            (None, 1, 1) => ALONE,
-            (None, 1, _) => STACKED,
-            (None, ..) => AMONG,
-        };
-        let between = vertical_gap(chart) * (rows - 1) as f64;
-        let height = look
-            .height
-            .map_or(by_default, |height| ((height * 72.27 / 72.0 - between - 45.0) / rows as f64).max(20.0));
-        Self { left, right, width, height, rows }
+        let across = whole - TITLE - labels - right - BETWEEN * (columns - 1) as f64;
+        let height = look.height.map_or_else(
+            || default_height(chart, across / columns as f64, rows),
+            |height| {
+                let between = vertical_gap(chart) * (rows - 1) as f64;
+                ((height * 72.27 / 72.0 - between - 45.0) / rows as f64).max(20.0)
+            },
+        );
+        // TeX breaks a title that is longer than its panel.
+        let tall = if shared_title(chart, rows).is_some() { height * rows as f64 } else { height };
+        let long = |panel: &Panel| theme::text_width(&panel.y_title, theme::TITLE) > tall;
+        let titles = TITLE + if chart.panels.iter().any(long) { LINE } else { 0.0 };
+        let width = ((across + TITLE - titles) / columns as f64).max(40.0);
+        Self { labels, left: titles + labels, right, width, height, rows }
     }
+}
+
+fn default_height(chart: &Chart, width: f64, rows: usize) -> f64 {
+    let map = chart.panels.iter().find_map(|panel| panel.map.as_ref());
+    match (map, chart.columns.max(1), rows) {
+        (Some(map), 1, _) if map.size.0 == map.size.1 => width,
+        (Some(map), ..) => (map.size.1 as f64 * 12.0).clamp(60.0, 180.0),
+        (None, 1, 1) => ALONE,
+        (None, 1, _) => STACKED,
+        (None, ..) => AMONG,
+    }
+}
+
+/// In points: a thousandth is more than enough.
+fn points(length: f64) -> String {
+    number((length * 1e3).round() / 1e3)
 }
 
 fn vertical_gap(chart: &Chart) -> f64 {
@@ -255,24 +274,22 @@ fn figure(chart: &Chart, stem: &str, look: &Look, csv: Option<&str>) -> (String,
     ));
     line(&format!(
         "    scale only axis, width={}pt, height={}pt,",
-        number(sheet.width),
-        number(sheet.height)
+        points(sheet.width),
+        points(sheet.height)
     ));
     line(
         "    axis x line*=bottom, axis y line*=left, tick align=outside, scaled ticks=false, clip mode=individual,",
     );
     line("    major tick length=3pt, minor tick length=1.5pt, every tick/.style={black, thin},");
     line(
-        "    tick label style={font=\\scriptsize}, title style={font=\\scriptsize, at={(0,1)}, anchor=south west},",
+        "    tick label style={font=\\scriptsize}, title style={font=\\scriptsize, at={(0,1)}, anchor=south west, inner xsep=0pt},",
     );
     line(&format!(
-        "    ylabel style={{at={{([xshift=-{}pt]axis description cs:0,0.5)}}, anchor=south}},",
-        number(sheet.left - TITLE)
+        "    ylabel style={{at={{([xshift=-{}pt]axis description cs:0,0.5)}}, anchor=south, align=center, text width={}pt}},",
+        points(sheet.labels),
+        points(sheet.height + 6.0),
     ));
-    let key_width = |key: &chart::Key| theme::text_width(&key.text, theme::TITLE) + 34.0;
-    let widest = chart.keys.iter().map(key_width).fold(1.0, f64::max);
-    let across = look.width - sheet.left - sheet.right;
-    let columns = ((across / widest) as usize).clamp(1, chart.keys.len().max(1));
+    let columns = legend_columns(chart, look.width - sheet.left);
     let above = if chart.panels.iter().any(|panel| !panel.heading.is_empty()) { 12 } else { 2 };
     line(&format!(
         "    legend columns={columns}, legend cell align=left, legend style={{draw=none, fill=none, font=\\scriptsize, at={{(0,1)}}, yshift={above}pt, anchor=south west, inner sep=1pt, /tikz/every even column/.append style={{column sep=6pt}}}},"
@@ -295,6 +312,17 @@ fn figure(chart: &Chart, stem: &str, look: &Look, csv: Option<&str>) -> (String,
     (out, tables)
 }
 
+/// The most in which the entries, row by row, are no wider than this.
+fn legend_columns(chart: &Chart, width: f64) -> usize {
+    let entries = chart.keys.iter().map(|key| theme::text_width(&key.text, theme::TITLE) + 28.0);
+    let entries: Vec<_> = entries.collect();
+    let takes = |columns: usize| -> f64 {
+        let widest = |column| entries.iter().skip(column).step_by(columns).copied().fold(0.0, f64::max);
+        (0..columns).map(widest).sum()
+    };
+    (1..=entries.len()).rev().find(|&columns| takes(columns) <= width).unwrap_or(1)
+}
+
 /// Without colour, from bright to dark.
 fn shade(colour: RGBColor, i: usize, mono: bool) -> RGBColor {
     if !mono {
@@ -306,12 +334,13 @@ fn shade(colour: RGBColor, i: usize, mono: bool) -> RGBColor {
 
 /// The title that all panels share, and the figure's width.
 fn finish(out: &mut String, chart: &Chart, sheet: &Sheet) {
-    if let Some(title) = shared_title(chart, sheet) {
+    if let Some(title) = shared_title(chart, sheet.rows) {
         let _ = writeln!(
             out,
-            "  \\path (nmem c1r1.north west) -- (nmem c1r{}.south west) node[midway, xshift=-{}pt, rotate=90, anchor=south] {{{}}};",
+            "  \\path (nmem c1r1.north west) -- (nmem c1r{}.south west) node[midway, xshift=-{}pt, rotate=90, anchor=south, align=center, text width={}pt] {{{}}};",
             sheet.rows,
-            number(sheet.left - TITLE),
+            points(sheet.labels),
+            points(sheet.height * sheet.rows as f64),
             tex(title),
         );
     }
@@ -321,15 +350,15 @@ fn finish(out: &mut String, chart: &Chart, sheet: &Sheet) {
         "  % As wide as was asked for, whatever the labels take.\n  \\path ([xshift=-{}pt]nmem c1r1.west |- current bounding box.south) coordinate (nmem a)\n    \
          ([xshift={}pt]nmem c{columns}r1.east |- current bounding box.north) coordinate (nmem b);\n  \
          \\pgfresetboundingbox\n  \\path[use as bounding box] (nmem a) rectangle (nmem b);\n\\end{{tikzpicture}}%\n",
-        number(sheet.left),
-        number(sheet.right),
+        points(sheet.left),
+        points(sheet.right),
     );
 }
 
 /// Of the y axes, where there are rows of panels side by side.
-fn shared_title<'a>(chart: &'a Chart, sheet: &Sheet) -> Option<&'a str> {
+fn shared_title(chart: &Chart, rows: usize) -> Option<&str> {
     let first = chart.panels.first().map(|panel| &panel.y_title[..])?;
-    (chart.columns > 1 && sheet.rows > 1 && chart.panels.iter().all(|panel| panel.y_title == first))
+    (chart.columns > 1 && rows > 1 && chart.panels.iter().all(|panel| panel.y_title == first))
         .then_some(first)
 }
 
@@ -356,7 +385,7 @@ impl PanelText<'_> {
         if lowest {
             keys.push(format!("xlabel={{{}}}", tex(&panel.x_title)));
         }
-        if self.i % columns == 0 && shared_title(self.chart, self.sheet).is_none() {
+        if self.i % columns == 0 && shared_title(self.chart, self.sheet.rows).is_none() {
             keys.push(format!("ylabel={{{}}}", tex(&panel.y_title)));
         }
         if !panel.heading.is_empty() {
@@ -364,6 +393,9 @@ impl PanelText<'_> {
         }
         if self.i + 1 == columns.min(self.chart.panels.len()) {
             keys.extend(self.bar());
+        }
+        if panel.map.is_some() {
+            keys.push("axis on top".to_owned());
         }
         let _ = writeln!(out, "    \\nextgroupplot[\n      {}\n    ]", keys.join(",\n      "));
         self.shades(out, names);
@@ -390,7 +422,7 @@ impl PanelText<'_> {
         let (places, labels): (Vec<_>, Vec<_>) =
             labelled.map(|(at, label)| (number(at), format!("{{{}}}", tex(label)))).unzip();
         Some(format!(
-            "colorbar, colorbar style={{width=8pt, height={}pt, at={{(1,1)}}, anchor=north west, xshift=10pt, title={{}}, xlabel={{}}, axis x line*=box, axis y line*=right, ymode=normal, minor ytick={{}}, ymin=0, ymax=1, ytick={{{}}}, yticklabels={{{}}}, ylabel={{{}}}, ylabel style={{at={{([xshift=32pt]axis description cs:1,0.5)}}, anchor=base}}}}",
+            "colorbar, colorbar style={{width=8pt, height={}pt, at={{([xshift=8pt]parent axis.north east)}}, anchor=north west, title={{}}, xlabel={{}}, axis x line*=box, axis y line*=right, ymode=normal, minor ytick={{}}, ymin=0, ymax=1, ytick={{{}}}, yticklabels={{{}}}, ylabel={{{}}}, ylabel style={{at={{([xshift=30pt]axis description cs:1,0.5)}}, anchor=base}}}}",
             number(self.sheet.height.min(180.0)),
             places.join(","),
             labels.join(","),
@@ -606,7 +638,7 @@ fn ticks(name: &str, axis: &Axis, labels: bool) -> String {
         let _ = write!(keys, "{name}tick={{{}}}, {name}ticklabels={{{}}}", places.join(","), texts.join(","));
     }
     if minor.is_empty() {
-        let _ = write!(keys, ", minor {name}tick=\\empty");
+        let _ = write!(keys, ", minor {name}tick={{}}");
     } else {
         let _ = write!(keys, ", minor {name}tick={{{}}}", minor.join(","));
     }
