@@ -1,6 +1,6 @@
 //! `nmem plot`: figures again, from the CSV files alone.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -10,6 +10,7 @@ use super::{check_interrupt, note, print};
 use crate::config::whole;
 use crate::error::Error;
 use crate::io::labels::Labels;
+use crate::plot::terminal::Screen;
 use crate::plot::{
     self, Drawn, Figure, FigureFormat, INCH, Inches, Kind, LogAxes, Look, Request, Source, Theme, Venue,
 };
@@ -103,7 +104,8 @@ pub struct Args {
         help_heading = "Output"
     )]
     figure_format: Vec<FigureFormat>,
-    /// Draw with characters, on stdout
+    /// Draw with characters, on stdout: as wide as the terminal (or COLUMNS, or 80), coloured on a terminal unless NO_COLOR is
+    /// set; values that cannot be drawn are counted on stderr
     #[arg(long, conflicts_with_all = ["out", "figure_format"], help_heading = "Output")]
     terminal: bool,
     /// Print nothing but errors
@@ -134,8 +136,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let target = args.target(&sources);
     let formats = args.formats(&target)?;
     if args.terminal {
-        let columns = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok()).unwrap_or(80);
-        print(&plot::terminal::view(&sources, &request, columns, &mut check_interrupt)?)?;
+        let view = plot::terminal::view(&sources, &request, &screen(), &mut check_interrupt)?;
+        print(&view.text)?;
+        if !args.quiet {
+            view.notes.iter().for_each(|told| note("note: ", told));
+        }
         return Ok(ExitCode::SUCCESS);
     }
 
@@ -171,6 +176,17 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         print(&files.iter().map(|file| format!("{}\n", file.display())).collect::<String>())?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// As wide as COLUMNS says, or the terminal is, or 80; colours on a terminal alone, and not where NO_COLOR is set.
+fn screen() -> Screen {
+    let out = std::io::stdout();
+    let said = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+    let terminal = || terminal_size::terminal_size_of(&out).map(|(width, _)| usize::from(width.0));
+    let columns = said.filter(|&columns| columns > 0).or_else(terminal).unwrap_or(80);
+    let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    Screen { columns, colours: out.is_terminal() && !set("NO_COLOR") && !dumb }
 }
 
 /// The only figure.

@@ -89,6 +89,7 @@ pub struct Panel {
     pub x: Axis,
     pub y: Axis,
     pub x_title: String,
+    /// With line breaks where it may be broken.
     pub y_title: String,
     pub lines: Vec<Line>,
     pub map: Option<Map>,

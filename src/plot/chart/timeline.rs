@@ -105,7 +105,7 @@ fn chart(metrics: &Metrics, request: &Request, name: &str, shown: &[&Series]) ->
     let panels = shown.iter().map(|series| {
         let quantity = series.quantity;
         let y = y_axis(series).unwrap_or_else(|| Axis::share(0.0, 1.0));
-        let title = title(quantity).join(" ");
+        let title = title(quantity).join("\n");
         let mut panel = Panel::new(quantity.name(), (Axis::tokens(&metrics.tokens), "tokens"), (y, &title));
         if let Some(labels) = &request.labels {
             panel.mark_labels(labels, &metrics.tokens);

@@ -183,11 +183,21 @@ impl Sheet {
         );
         // TeX breaks a title that is longer than its panel.
         let tall = if shared_title(chart, rows).is_some() { height * rows as f64 } else { height };
-        let long = |panel: &Panel| theme::text_width(&panel.y_title, theme::TITLE) > tall;
+        let long = |panel: &Panel| is_long(&panel.y_title, tall);
         let titles = TITLE + if chart.panels.iter().any(long) { LINE } else { 0.0 };
         let width = ((across + TITLE - titles) / columns as f64).max(40.0);
         Self { labels, left: titles + labels, right, width, height, rows }
     }
+}
+
+fn is_long(title: &str, room: f64) -> bool {
+    theme::text_width(&title.replace('\n', " "), theme::TITLE) > room
+}
+
+/// On one line where there is room for it.
+fn title(title: &str, room: f64) -> String {
+    let lines: Vec<_> = title.split('\n').map(tex).collect();
+    lines.join(if is_long(title, room) { "\\\\" } else { " " })
 }
 
 fn default_height(chart: &Chart, width: f64, rows: usize) -> f64 {
@@ -285,12 +295,12 @@ fn figure(chart: &Chart, stem: &str, look: &Look, csv: Option<&str>) -> (String,
         "    tick label style={font=\\scriptsize}, title style={font=\\scriptsize, at={(0,1)}, anchor=south west, inner xsep=0pt},",
     );
     line(&format!(
-        "    ylabel style={{at={{([xshift=-{}pt]axis description cs:0,0.5)}}, anchor=south, align=center, text width={}pt}},",
+        "    ylabel style={{at={{([xshift=-{}pt]axis description cs:0,0.5)}}, anchor=south, align=center, text width={}pt, execute at begin node={{\\hyphenpenalty=10000 }}}},",
         points(sheet.labels),
         points(sheet.height + 6.0),
     ));
     let columns = legend_columns(chart, look.width - sheet.left);
-    let above = if chart.panels.iter().any(|panel| !panel.heading.is_empty()) { 12 } else { 2 };
+    let above = if chart.panels.iter().any(|panel| !panel.heading.is_empty()) { 16 } else { 2 };
     line(&format!(
         "    legend columns={columns}, legend cell align=left, legend style={{draw=none, fill=none, font=\\scriptsize, at={{(0,1)}}, yshift={above}pt, anchor=south west, inner sep=1pt, /tikz/every even column/.append style={{column sep=6pt}}}},"
     ));
@@ -341,7 +351,7 @@ fn finish(out: &mut String, chart: &Chart, sheet: &Sheet) {
             sheet.rows,
             points(sheet.labels),
             points(sheet.height * sheet.rows as f64),
-            tex(title),
+            self::title(title, sheet.height * sheet.rows as f64),
         );
     }
     let columns = chart.columns.max(1);
@@ -386,7 +396,7 @@ impl PanelText<'_> {
             keys.push(format!("xlabel={{{}}}", tex(&panel.x_title)));
         }
         if self.i % columns == 0 && shared_title(self.chart, self.sheet.rows).is_none() {
-            keys.push(format!("ylabel={{{}}}", tex(&panel.y_title)));
+            keys.push(format!("ylabel={{{}}}", title(&panel.y_title, self.sheet.height)));
         }
         if !panel.heading.is_empty() {
             keys.push(format!("title={{{}}}", tex(&panel.heading)));
@@ -394,7 +404,7 @@ impl PanelText<'_> {
         if self.i + 1 == columns.min(self.chart.panels.len()) {
             keys.extend(self.bar());
         }
-        if panel.map.is_some() {
+        if panel.map.is_some() || !panel.shades.is_empty() {
             keys.push("axis on top".to_owned());
         }
         let _ = writeln!(out, "    \\nextgroupplot[\n      {}\n    ]", keys.join(",\n      "));

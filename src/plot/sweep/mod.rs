@@ -403,7 +403,7 @@ fn label(value: &Value) -> String {
 }
 
 /// Three significant digits, without zeros at the end, in powers of ten where plain digits would be long.
-fn short(number: f64) -> String {
+pub(super) fn short(number: f64) -> String {
     let size = number.abs();
     if size != 0.0 && !(1e-3..1e5).contains(&size) {
         let text = format!("{number:.2e}");
