@@ -159,7 +159,7 @@ impl Lines {
         }
         let sheet = look.sheet_width();
         let legend_width = sheet - 2.0 * theme::EDGE;
-        let top = theme::EDGE + legend.height(legend_width) + 6.0;
+        let top = theme::EDGE + legend.height(legend_width) + theme::HEAD;
         let default = if shown.len() > 1 { theme::STACKED } else { theme::ALONE };
         let rest = top + theme::GAP * (shown.len() - 1) as f64 + theme::BOTTOM;
         let height = look.panel_height(default, shown.len(), rest);
@@ -194,7 +194,7 @@ impl Lines {
                     frame.draw_x_title(canvas, &x_title(x_name));
                 }
                 if let Some(letter) = letter(i, axes.len()) {
-                    frame.draw_letter(canvas, letter, (theme::EDGE, top + 2.0));
+                    frame.draw_letter(canvas, letter, (theme::EDGE, top - theme::LETTER));
                 }
                 if self.points(i).next().is_none() {
                     frame.draw_message(canvas, "no finite values");

@@ -104,7 +104,8 @@ const TITLE_LINE: f64 = theme::TITLE + 1.0;
 
 /// The title of a y axis in lines that fit beside a panel, or panels, of this height.
 pub fn title_lines(title: &str, height: f64) -> Vec<String> {
-    font::wrapped(title, theme::TITLE, height.max(40.0))
+    let lines = font::wrapped(title, theme::TITLE, height).into_iter();
+    lines.map(|line| font::shortened(&line, theme::TITLE, height)).collect()
 }
 
 /// Room left of a panel for the lines of its y axis' title, the labels and the ticks.

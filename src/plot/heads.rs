@@ -16,7 +16,7 @@ use crate::plot::theme;
 const SHOWN: [(Quantity, &str); 2] =
     [(Quantity::Surprise, "surprise ‖g‖"), (Quantity::LearningRate, "learning rate θ")];
 /// Height of a head, and the least and most of a map.
-const HEAD: f64 = 12.0;
+const ROW: f64 = 12.0;
 const LEAST: f64 = 60.0;
 const MOST: f64 = 180.0;
 /// Points of paper a cell has at least.
@@ -52,9 +52,9 @@ pub fn figure(metrics: &Metrics, look: &Look) -> String {
     if metrics.sequences > 1 {
         legend.notes.push(format!("mean over {} sequences", metrics.sequences));
     }
-    let top = theme::EDGE + legend.height(sheet - 2.0 * theme::EDGE) + 6.0;
+    let top = theme::EDGE + legend.height(sheet - 2.0 * theme::EDGE) + theme::HEAD;
     let rest = top + theme::GAP * (maps.len().max(1) - 1) as f64 + theme::BOTTOM;
-    let default = (metrics.heads.len() as f64 * HEAD).clamp(LEAST, MOST);
+    let default = (metrics.heads.len() as f64 * ROW).clamp(LEAST, MOST);
     let height = look.panel_height(default, maps.len().max(1), rest);
     let y = Axis::slots(&names, |_| (theme::SMALL + 1.5) / height);
     let x = fitted_x(Axis::tokens(&metrics.tokens), width);
@@ -71,7 +71,7 @@ pub fn figure(metrics: &Metrics, look: &Look) -> String {
                 frame.draw_x_title(canvas, "tokens");
             }
             if let Some(letter) = letter(i, maps.len()) {
-                frame.draw_letter(canvas, letter, (theme::EDGE, top + 2.0));
+                frame.draw_letter(canvas, letter, (theme::EDGE, top - theme::LETTER));
             }
         }
     })

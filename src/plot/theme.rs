@@ -15,6 +15,10 @@ pub const BOTTOM: f64 = 28.0;
 pub const EDGE: f64 = 4.0;
 /// A line of text, of titles and legends.
 pub const LINE: f64 = 11.0;
+/// Between the legend and the first panel, where the panel's letter stands.
+pub const HEAD: f64 = 11.0;
+/// From the top of a panel up to the middle of its letter.
+pub const LETTER: f64 = 5.5;
 /// Between stacked panels.
 pub const GAP: f64 = 13.0;
 /// Height of a panel among others.

@@ -19,8 +19,8 @@ use crate::plot::{font, theme};
 const MARK_SPACE: f64 = 5.0;
 /// Points of the bold line where it shows means of many chunks: about one to 2 pt.
 const TREND: usize = 256;
-/// Below the lowest panel's spine, where panels are told apart by letters.
-const BETWEEN_LETTERS: f64 = 2.0;
+/// Lower panels have symbols for titles.
+const LOW: f64 = 46.0;
 
 /// A run, as legends name it.
 pub struct Run {
@@ -44,7 +44,7 @@ pub fn figure(runs: &[Run], labels: Option<&Labels>, shown: &[Quantity], look: &
     let legend = legend(runs, labels, shown, &looks);
     let sheet = look.sheet_width();
     let legend_width = sheet - 2.0 * theme::EDGE;
-    let top = theme::EDGE + legend.height(legend_width) + 6.0;
+    let top = theme::EDGE + legend.height(legend_width) + theme::HEAD;
     let count = shown.len().max(1);
     let default = if count > 1 { theme::STACKED } else { theme::ALONE };
     let rest = top + theme::GAP * (count - 1) as f64 + theme::BOTTOM;
@@ -82,7 +82,7 @@ pub fn figure(runs: &[Run], labels: Option<&Labels>, shown: &[Quantity], look: &
             }
             frame.draw_y_title(canvas, &titles[i], 0.0);
             if let Some(letter) = letter(i, panels.len()) {
-                frame.draw_letter(canvas, letter, (theme::EDGE, top + BETWEEN_LETTERS));
+                frame.draw_letter(canvas, letter, (theme::EDGE, top - theme::LETTER));
             }
             looks.draw(canvas, &frame, series, y.is_some());
         }
@@ -253,13 +253,17 @@ fn y_axis(quantity: Quantity, series: &[&Series], looks: &Looks) -> Option<Axis>
 
 /// The axis title, in lines that fit beside a panel of this height.
 fn title(quantity: Quantity, height: f64) -> Vec<String> {
-    match quantity {
-        Quantity::Surprise => title_lines("surprise ‖g‖", height),
-        Quantity::LossRatio => vec!["loss ratio".to_owned(), "(before ÷ at W)".to_owned()],
-        Quantity::LearningRate => title_lines("learning rate θ", height),
-        Quantity::Decay => title_lines("decay α", height),
-        Quantity::Momentum => title_lines("momentum η", height),
-    }
+    let (title, symbol) = match quantity {
+        Quantity::Surprise => ("surprise ‖g‖", "‖g‖"),
+        Quantity::LossRatio if height >= 1.5 * LOW => {
+            return vec!["loss ratio".to_owned(), "(before ÷ at W)".to_owned()];
+        }
+        Quantity::LossRatio => ("loss ratio", "ratio"),
+        Quantity::LearningRate => ("learning rate θ", "θ"),
+        Quantity::Decay => ("decay α", "α"),
+        Quantity::Momentum => ("momentum η", "η"),
+    };
+    title_lines(if height < LOW { symbol } else { title }, height)
 }
 
 fn overlap(a: &Range<u64>, b: &Range<u64>) -> Option<Range<u64>> {

@@ -31,7 +31,8 @@ fn collect(group: &usvg::Group, texts: &mut Vec<(String, Rect)>) {
             Node::Group(group) => collect(group, texts),
             Node::Text(text) => {
                 let said = text.chunks().iter().map(usvg::TextChunk::text).collect();
-                texts.push((said, text.flattened().abs_bounding_box()));
+                let outline = text.flattened().bounding_box().transform(text.abs_transform());
+                texts.push((said, outline.expect("a text's place on the sheet")));
             }
             _ => {}
         }
