@@ -295,7 +295,7 @@ pub(super) fn draw(folder: &Path, figure: &FigureArgs, quiet: bool) -> anyhow::R
         std::fs::remove_dir_all(&plots).map_err(Error::io(&plots, "remove"))?;
     }
     std::fs::create_dir_all(&plots).map_err(Error::io(&plots, "create"))?;
-    let options = SweepFigure { x: x.clone(), y: y.clone(), hue: hue.clone() };
+    let options = SweepFigure { x: x.clone(), y: y.clone(), hue: hue.clone(), map: false };
     let look = Look::default();
     let mut drawn = plot::sweep::figures(&folder.join("results.csv"), &options, &look)?;
     let retention = folder.join("retention.csv");

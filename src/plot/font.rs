@@ -54,6 +54,17 @@ fn measured(face: &Face, text: &str, size: f64) -> f64 {
     advances.sum::<f64>() * size
 }
 
+/// Text of the user's, without what has a meaning on the sheet.
+pub fn plain(text: &str) -> String {
+    let letter = |letter: char| match letter {
+        '{' => '(',
+        '}' => ')',
+        letter if letter.is_control() => ' ',
+        letter => letter,
+    };
+    text.chars().map(letter).collect()
+}
+
 /// Cut to fit, with an ellipsis where something is missing.
 pub fn shortened(text: &str, size: f64, most: f64) -> String {
     if width(text, size) <= most {

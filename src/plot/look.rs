@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
+use crate::plot::{font, theme};
 
 /// Points in an inch.
 pub const INCH: f64 = 72.0;
@@ -116,6 +117,26 @@ impl Look {
     /// The same of so many chunks; 1 and less smooths nothing.
     pub fn smoothed(&self) -> Option<usize> {
         self.smooth.filter(|&chunks| chunks > 1)
+    }
+
+    /// Width of the sheet that is drawn on.
+    pub(super) fn sheet_width(&self) -> f64 {
+        self.width / self.theme.scale()
+    }
+
+    /// The title in lines that fit the sheet.
+    pub(super) fn title_lines(&self) -> Vec<String> {
+        let wrap = |title: &str| {
+            font::wrapped(&font::plain(title), theme::TITLE, self.sheet_width() - 2.0 * theme::EDGE)
+        };
+        self.title.as_deref().filter(|title| !title.trim().is_empty()).map_or(Vec::new(), wrap)
+    }
+
+    /// Height of one of `panels` rows of panels, where all but the panels takes `rest`.
+    pub(super) fn panel_height(&self, default: f64, panels: usize, rest: f64) -> f64 {
+        let title = self.title_lines().len() as f64 * theme::LINE;
+        let asked = self.height.map(|height| (height / self.theme.scale() - title - rest) / panels as f64);
+        asked.map_or(default, |height| height.max(theme::LEAST_PANEL))
     }
 
     /// Refuses what cannot be drawn.

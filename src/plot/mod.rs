@@ -6,6 +6,9 @@
 //! - `axis`: limits, ticks and labels. `theme`: sizes and colours. `canvas`: a sheet in points, written as SVG.
 //! - `timeline` and `legend`: where all of it goes on the sheet.
 //! - `frame`: a panel's spines, ticks and titles. `colours`: colours that stand for numbers, and their bar.
+//! - `heads`: maps of heads × chunks. `columns`: any columns against any other.
+//! - `look`: theme and size, as asked for. `source`: which file is drawn as what. `figure`: what comes out, and `pages` its PDF
+//!   and PNG. `font`: what text is set in.
 //! - `retention`: retention.csv → a map of chunks stored × stored up to.
 //! - `scan_bench`: scan_bench.csv → time and bandwidth against steps.
 //! - [`sweep`]: results.csv of a sweep → a figure a metric.
@@ -15,10 +18,12 @@ mod axis;
 mod canvas;
 mod chart;
 mod colours;
+mod columns;
 pub mod envelope;
 mod figure;
 pub mod font;
 mod frame;
+mod heads;
 mod legend;
 mod look;
 mod pages;
@@ -40,7 +45,7 @@ use crate::io::labels::Labels;
 use envelope::Unshown;
 pub use figure::{Drawn, Figure, FigureFormat};
 pub use look::{INCH, Inches, LogAxes, Look, Theme, Venue};
-use series::{Metrics, Quantity, Series};
+use series::{Metrics, Quantity};
 pub use source::{Kind, Source};
 use sweep::SweepFigure;
 
@@ -68,8 +73,10 @@ pub fn draw(sources: &[Source], request: &Request, check: &mut dyn FnMut() -> Re
         let expected = format!("files of one kind ({} is drawn as {:?})", first.csv.display(), first.kind);
         return Err(Error::file(&other.csv, expected, format!("{:?}", other.kind)));
     }
-    if matches!(first.kind, Kind::Timeline | Kind::Gates) {
-        return draw_timelines(sources, request, check);
+    match first.kind {
+        Kind::Columns => return columns::columns(sources, request, check),
+        Kind::Timeline | Kind::Gates => return draw_timelines(sources, request, check),
+        _ => {}
     }
     let mut all = Drawn::default();
     for source in sources {
@@ -84,23 +91,73 @@ pub fn draw(sources: &[Source], request: &Request, check: &mut dyn FnMut() -> Re
 }
 
 fn draw_one(source: &Source, request: &Request, check: &mut dyn FnMut() -> Result<()>) -> Result<Drawn> {
-    let options = || SweepFigure { x: request.x.clone(), y: request.y.clone(), hue: request.hue.clone() };
+    let options = || SweepFigure {
+        x: request.x.clone(),
+        y: request.y.clone(),
+        hue: request.hue.clone(),
+        map: source.kind == Kind::Map,
+    };
     match source.kind {
         Kind::Scan => scan_bench(&source.csv, &request.look),
         Kind::Retention if source.of_sweep => sweep::retention(&source.csv, &options(), &request.look),
         Kind::Retention => retention(&source.csv, &request.look, check),
         Kind::Sweep | Kind::Map => sweep::figures(&source.csv, &options(), &request.look),
-        Kind::Timeline | Kind::Gates | Kind::Heads | Kind::Columns => Ok(Drawn::default()),
+        Kind::Heads => heads(&source.csv, &request.look, check),
+        Kind::Timeline | Kind::Gates | Kind::Columns => unreachable!("drawn of all sources at once"),
     }
 }
 
+/// Draws `timeline` or `gates` of all sources, or the only quantity that is asked for. Other columns, or another x, are those
+/// of [`Kind::Columns`].
 fn draw_timelines(
     sources: &[Source],
     request: &Request,
     check: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Drawn> {
-    let _ = (sources, request, check);
-    Ok(Drawn::default())
+    let quantity = |name: &String| Quantity::ALL.into_iter().find(|quantity| quantity.name() == name);
+    let asked: Option<Vec<_>> = request.y.iter().map(quantity).collect();
+    let gates = sources.iter().any(|source| source.kind == Kind::Gates);
+    let (Some(asked), None, None) = (asked, &request.x, &request.hue) else {
+        return columns::columns(sources, request, check);
+    };
+    let runs = sources.iter().map(|source| {
+        let metrics = Metrics::read(&source.csv, &request.look, check)?;
+        Ok(timeline::Run { name: source.name.clone(), metrics })
+    });
+    let runs = runs.collect::<Result<Vec<_>>>()?;
+    let there = |quantity: &Quantity| {
+        runs.iter().flat_map(|run| &run.metrics.series).any(|series| series.quantity == *quantity)
+    };
+    let shown: Vec<_> = match &asked[..] {
+        [] if gates => vec![Quantity::LearningRate, Quantity::Momentum, Quantity::Decay],
+        [] => Quantity::ALL.into_iter().filter(there).collect(),
+        asked => asked.to_vec(),
+    };
+    check()?;
+    let name = match (&asked[..], gates) {
+        ([quantity], _) => quantity.name(),
+        ([], true) => "gates",
+        _ => "timeline",
+    };
+    let left_out =
+        runs.iter().flat_map(|run| {
+            let of_run = LeftOut::of(&run.metrics)
+                .into_iter()
+                .filter(|left_out| shown.iter().any(|quantity| quantity.name() == left_out.quantity));
+            of_run.map(|left_out| {
+                if runs.len() > 1 { format!("{}: {left_out}", run.name) } else { left_out.to_string() }
+            })
+        });
+    let notes = left_out.collect();
+    let svg = timeline::figure(&runs, request.labels.as_ref(), &shown, &request.look);
+    Ok(Drawn { figures: vec![Figure { name: name.to_owned(), svg }], notes })
+}
+
+/// Draws `heads`: maps of heads × chunks.
+fn heads(metrics_csv: &Path, look: &Look, check: &mut dyn FnMut() -> Result<()>) -> Result<Drawn> {
+    let metrics = Metrics::read(metrics_csv, look, check)?;
+    let figure = Figure { name: "heads".to_owned(), svg: heads::figure(&metrics, look) };
+    Ok(Drawn { figures: vec![figure], notes: Vec::new() })
 }
 
 pub use retention::retention;
@@ -127,7 +184,7 @@ impl fmt::Display for LeftOut {
 }
 
 /// Draws a run: `timeline`, all quantities on a shared axis of tokens, and each quantity alone: `surprise`, `loss_ratio` (only
-/// where the losses were probed), `learning_rate`, `decay`, `momentum`. `check` is asked every few thousand rows and with each
+/// where the losses were probed), `learning_rate`, `decay`, `momentum`; and of several heads `heads`, their maps. `check` is asked every few thousand rows and with each
 /// figure, and can stop the work.
 pub fn timelines(
     metrics_csv: &Path,
@@ -135,17 +192,22 @@ pub fn timelines(
     look: &Look,
     check: &mut dyn FnMut() -> Result<()>,
 ) -> Result<(Drawn, Vec<LeftOut>)> {
-    let metrics = Metrics::read(metrics_csv, check)?;
-    let every: Vec<&Series> = metrics.series.iter().collect();
+    let metrics = Metrics::read(metrics_csv, look, check)?;
+    let left_out = LeftOut::of(&metrics);
+    let runs = [timeline::Run { name: String::new(), metrics }];
+    let metrics = &runs[0].metrics;
+    let every: Vec<_> = metrics.series.iter().map(|series| series.quantity).collect();
     let mut shown = vec![("timeline", every.clone())];
-    shown.extend(every.iter().map(|&series| (series.quantity.name(), vec![series])));
+    shown.extend(every.iter().map(|&quantity| (quantity.name(), vec![quantity])));
 
     let mut figures = Vec::new();
     for (name, shown) in shown {
         check()?;
-        figures.push(Figure { name: name.to_owned(), svg: timeline::figure(&metrics, labels, &shown, look) });
+        figures.push(Figure { name: name.to_owned(), svg: timeline::figure(&runs, labels, &shown, look) });
     }
-    let left_out = LeftOut::of(&metrics);
+    if metrics.heads.len() > 1 {
+        figures.push(Figure { name: "heads".to_owned(), svg: heads::figure(metrics, look) });
+    }
     let notes = left_out.iter().map(ToString::to_string).collect();
     Ok((Drawn { figures, notes }, left_out))
 }

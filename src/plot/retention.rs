@@ -4,7 +4,6 @@
 use std::path::Path;
 
 use plotters::style::Color;
-use plotters::style::text_anchor::HPos;
 
 use crate::error::Result;
 use crate::io::table::Table;
@@ -12,15 +11,17 @@ use crate::plot::axis::Axis;
 use crate::plot::canvas::{Canvas, svg};
 use crate::plot::colours::{BAR_WITH_LABELS, Colours};
 use crate::plot::figure::{Drawn, Figure};
-use crate::plot::frame::Frame;
+use crate::plot::frame::{Frame, fitted_x, fitted_y, left_of, title_lines};
 use crate::plot::legend::{Legend, Swatch};
-use crate::plot::look::Look;
+use crate::plot::look::{Look, Theme};
 use crate::plot::theme;
 
 /// Most cells along an axis, 2.4 pt each: more moments are joined in cells of several.
 const CELLS: usize = 128;
-/// The map's side.
+/// The map's side, where there is room for it.
 const SIDE: f64 = 300.0;
+/// Between the map and the bar, and right of the bar.
+const BESIDE: f64 = 12.0;
 /// A ratio beyond this either way has this one's colour.
 const FURTHEST: f64 = 1e4;
 
@@ -72,17 +73,17 @@ impl Map {
     }
 
     /// Of the ratios, and the lowest and highest of these.
-    pub(super) fn colours(&self) -> (Colours, (f64, f64)) {
+    pub(super) fn colours(&self, theme: Theme) -> (Colours, (f64, f64)) {
         let finite = self.ratios().map(|(.., ratio)| ratio).filter(|ratio| ratio.is_finite() && *ratio > 0.0);
         let (low, high) =
             finite.fold((f64::INFINITY, 0.0_f64), |(low, high), ratio| (low.min(ratio), high.max(ratio)));
         let (low, high) = if low > high { (1.0, 1.0) } else { (low, high) };
-        (Colours::about_one(low.clamp(1.0 / FURTHEST, 1.0), high.clamp(1.0, FURTHEST)), (low, high))
+        let colours = Colours::about_one(low.clamp(1.0 / FURTHEST, 1.0), high.clamp(1.0, FURTHEST), theme);
+        (colours, (low, high))
     }
 
     fn draw(&self, look: &Look) -> String {
-        let axis = Axis::tokens(&(0..self.end));
-        let (colours, (low, high)) = self.colours();
+        let (colours, (low, high)) = self.colours(look.theme);
 
         let mut legend = Legend::default();
         legend.notes.push(
@@ -98,17 +99,25 @@ impl Map {
         if self.span > 1 && self.cells > 1 {
             legend.notes.push(format!("a cell is {} × {} chunks", self.span, self.span));
         }
-        let left = theme::TITLES + 34.0;
-        let top = 4.0 + legend.height(SIDE + BAR_WITH_LABELS) + 6.0;
-        let frame = Frame { left, top, width: SIDE, height: SIDE, x: &axis, y: &axis };
-        let width = left + SIDE + 14.0 + BAR_WITH_LABELS + 4.0;
-        svg(width, top + SIDE + theme::BOTTOM, |canvas| {
-            legend.draw(canvas, left, 4.0, SIDE + BAR_WITH_LABELS);
+        let sheet = look.sheet_width();
+        let axis = Axis::tokens(&(0..self.end));
+        let left = left_of([&axis], 1);
+        let side = (sheet - left - BESIDE - BAR_WITH_LABELS - theme::EDGE).min(SIDE);
+        let legend_width =
+            (left + side + BESIDE + BAR_WITH_LABELS - theme::EDGE).min(sheet - 2.0 * theme::EDGE);
+        let top = theme::EDGE + legend.height(legend_width) + 6.0;
+        let side = look.panel_height(side, 1, top + theme::BOTTOM).min(side);
+        let (x, y) = (fitted_x(axis.clone(), side), fitted_y(axis, side));
+        // As wide as it need be, and in the middle of what it shall be.
+        let aside = (sheet - (left + side + BESIDE + BAR_WITH_LABELS + theme::EDGE)).max(0.0) / 2.0;
+        let frame = Frame { left: aside + left, top, width: side, height: side, x: &x, y: &y };
+        svg(look, top + side + theme::BOTTOM, |canvas| {
+            legend.draw(canvas, aside.max(theme::EDGE), theme::EDGE, legend_width);
             self.draw_cells(canvas, &frame, &colours);
             frame.draw_axes(canvas, true, true);
             frame.draw_x_title(canvas, "stored up to chunk");
-            frame.draw_y_title(canvas, "chunk kept", 34.0);
-            colours.draw_bar(canvas, frame.right() + 14.0, top, SIDE, "loss ÷ loss at W");
+            frame.draw_y_title(canvas, &title_lines("chunk kept", side), aside);
+            colours.draw_bar(canvas, frame.right() + BESIDE, top, side, "loss ÷ loss at W");
         })
     }
 
@@ -122,7 +131,7 @@ impl Map {
             canvas.rectangle(from, to, colour.to_rgba());
         }
         if self.sums.is_empty() {
-            canvas.text("no chunk was kept", frame.centre(), theme::TITLE, theme::GREY, HPos::Center);
+            frame.draw_message(canvas, "no chunk was kept");
         }
     }
 }

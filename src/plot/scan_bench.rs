@@ -11,15 +11,15 @@ use crate::io::table::Table;
 use crate::plot::axis::Axis;
 use crate::plot::canvas::svg;
 use crate::plot::figure::{Drawn, Figure};
-use crate::plot::frame::Frame;
+use crate::plot::frame::{Frame, fitted_x, fitted_y, left_of, letter};
 use crate::plot::legend::{Legend, Swatch, marker};
 use crate::plot::look::Look;
-use crate::plot::theme;
+use crate::plot::{font, theme};
 
 /// Height of a panel.
 const PANEL: f64 = 125.0;
-/// Between a panel's left edge and its neighbour's right one: tick labels and axis title.
-const BETWEEN: f64 = 46.0;
+/// Narrower sheets have one panel a row.
+const TWO_COLUMNS: f64 = 330.0;
 /// Room for a panel's heading.
 const HEADING: f64 = 12.0;
 
@@ -152,9 +152,11 @@ fn figure(rows: &[Row], quantity: Quantity, look: &Look) -> String {
 
     let mut legend = Legend::default();
     let entries = series.iter().enumerate();
-    legend
-        .entries
-        .extend(entries.map(|(i, name)| (Swatch::Marked(theme::category(i), i), (*name).to_owned())));
+    legend.entries.extend(
+        entries.map(|(i, name)| {
+            (Swatch::Marked(look.theme.category(i), i, look.theme.dash(i)), font::plain(name))
+        }),
+    );
     if quantity == Quantity::Bandwidth {
         if let Some(threads) = most {
             let plural = if threads == 1 { "" } else { "s" };
@@ -181,32 +183,38 @@ fn figure(rows: &[Row], quantity: Quantity, look: &Look) -> String {
     let (low, high) = limits(&mut rows.iter().map(value).chain(of_copies));
     let y = Axis::log(low, high);
 
-    let columns = panels.len().min(2);
-    let left = theme::TITLES + 30.0;
-    let width = theme::WIDTH - left - theme::RIGHT;
-    let panel_width = (width - BETWEEN * (columns - 1) as f64) / columns as f64;
-    let top = 4.0 + legend.height(width) + 4.0;
-    let row_height = HEADING + PANEL + theme::BOTTOM + 6.0;
-    let height = top + row_height * panels.len().div_ceil(columns) as f64;
-    svg(theme::WIDTH, height, |canvas| {
-        legend.draw(canvas, left, 4.0, width);
+    let sheet = look.sheet_width();
+    let columns = if sheet < TWO_COLUMNS { 1 } else { panels.len().min(2) };
+    let rows_of_panels = panels.len().div_ceil(columns);
+    let title = match quantity {
+        Quantity::Time => "time (ms)",
+        Quantity::Bandwidth => "bandwidth (GB/s)",
+    };
+    let legend_width = sheet - 2.0 * theme::EDGE;
+    let top = theme::EDGE + legend.height(legend_width) + 4.0;
+    let rest = top + (HEADING + theme::BOTTOM + 6.0) * rows_of_panels as f64;
+    let panel_height = look.panel_height(PANEL, rows_of_panels, rest);
+    let y = fitted_y(y, panel_height);
+    let left = left_of([&y], 1);
+    let panel_width = (sheet - theme::RIGHT) / columns as f64 - left;
+    let x = fitted_x(x, panel_width);
+    let row_height = HEADING + panel_height + theme::BOTTOM + 6.0;
+    svg(look, top + row_height * rows_of_panels as f64, |canvas| {
+        legend.draw(canvas, theme::EDGE, theme::EDGE, legend_width);
         for (i, panel) in panels.iter().enumerate() {
+            let aside = (i % columns) as f64 * (panel_width + left);
             let frame = Frame {
-                left: left + (i % columns) as f64 * (panel_width + BETWEEN),
+                left: left + aside,
                 top: top + HEADING + (i / columns) as f64 * row_height,
                 width: panel_width,
-                height: PANEL,
+                height: panel_height,
                 x: &x,
                 y: &y,
             };
             frame.draw_axes(canvas, true, true);
-            let title = match quantity {
-                Quantity::Time => "time (ms)",
-                Quantity::Bandwidth => "bandwidth (GB/s)",
-            };
-            frame.draw_y_title(canvas, title, 34.0);
+            frame.draw_y_title(canvas, &[title.to_owned()], aside);
             frame.draw_x_title(canvas, "steps");
-            frame.draw_heading(canvas, panel);
+            frame.draw_heading(canvas, &font::plain(panel), letter(i, panels.len()));
             let of_panel = |row: &&Row| row.panel == *panel;
             if quantity == Quantity::Bandwidth {
                 // A copy of as many bytes: of those with the most, where algorithms differ in bytes.
@@ -225,10 +233,15 @@ fn figure(rows: &[Row], quantity: Quantity, look: &Look) -> String {
                 points.sort_by(|a, b| a.0.total_cmp(&b.0));
                 let places: Vec<_> = points.into_iter().map(|point| frame.place(point)).collect();
                 if places.len() > 1 {
-                    canvas.line(&places, theme::category(i).to_rgba(), theme::SERIES);
+                    canvas.dashed_line(
+                        &places,
+                        look.theme.dash(i),
+                        look.theme.category(i).to_rgba(),
+                        theme::SERIES,
+                    );
                 }
                 for place in places {
-                    marker(canvas, place, i, theme::category(i));
+                    marker(canvas, place, i, look.theme.category(i));
                 }
             }
         }

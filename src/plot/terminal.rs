@@ -19,10 +19,11 @@ use ratatui_core::widgets::Widget;
 use ratatui_widgets::canvas::{Canvas, Context, Line as Stroke, Points};
 
 use super::chart::{self, Chart, Map, Panel, Style};
-use super::{Kind, Request, Source};
+use super::{Look, Request, Source, Theme};
 use crate::error::Result;
 use crate::plot::axis::{Axis, Tick};
 use crate::plot::colours::Colours;
+use crate::plot::theme;
 
 /// Lines of a panel alone, and among others.
 const ALONE: usize = 16;
@@ -63,20 +64,15 @@ pub fn view(
 ) -> Result<View> {
     let screen = &Screen { columns: screen.columns.max(LEAST), ..*screen };
     let mut view = View::default();
-    for source in sources {
-        check()?;
-        let (mut charts, notes) = chart::charts(source, request, check)?;
-        if source.kind == Kind::Timeline && request.y.is_empty() {
-            // The others are its panels.
-            charts.truncate(1);
+    // Greys would be lost on a dark ground.
+    let look = Look { theme: Theme::Print, ..request.look.clone() };
+    let (charts, notes) = chart::charts(sources, &Request { look, ..request.clone() }, check)?;
+    view.notes.extend(notes);
+    for chart in &charts {
+        if sources.len() > 1 && charts.len() > 1 {
+            let _ = writeln!(view.text, "== {} ==\n", chart.name);
         }
-        if sources.len() > 1 {
-            let _ = writeln!(view.text, "== {} ==\n", source.name);
-        }
-        view.notes.extend(notes);
-        for chart in &charts {
-            draw(chart, screen, &mut view);
-        }
+        draw(chart, screen, &mut view);
     }
     // One blank line at the end of each chart but the last.
     view.text.truncate(view.text.trim_end().len());
@@ -275,9 +271,7 @@ fn shaded(
         return format!("{:^width$}", "!");
     }
     if screen.colours {
-        let RGBColor(red, green, blue) = colours.at(share);
-        let luma = 0.2126 * f64::from(red) + 0.7152 * f64::from(green) + 0.0722 * f64::from(blue);
-        let letters = Ansi256Color(if luma > 128.0 { 16 } else { 231 });
+        let letters = Ansi256Color(if theme::luma(colours.at(share)) > 128.0 { 16 } else { 231 });
         let style =
             Ink::new().bg_color(Some(nearest(colours.at(share)).into())).fg_color(Some(letters.into()));
         return format!("{style}{number:^width$}{style:#}");
@@ -312,7 +306,7 @@ fn draw_keys(chart: &Chart, screen: &Screen, out: &mut String) {
     for key in shown {
         let swatch = match key.style.order {
             Some(order) if key.style.marked => letter(order).to_string(),
-            _ if key.style.dashed => "╌╌".to_owned(),
+            _ if !key.style.dashes.is_empty() => "╌╌".to_owned(),
             _ => "──".to_owned(),
         };
         let room = screen.columns.saturating_sub(swatch.chars().count() + 1);

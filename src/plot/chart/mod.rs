@@ -6,6 +6,7 @@ mod scan;
 mod timeline;
 
 use std::ops::Range;
+use std::path::PathBuf;
 
 use plotters::style::RGBColor;
 
@@ -18,33 +19,65 @@ use crate::plot::envelope::Point;
 use crate::plot::sweep::SweepFigure;
 use crate::statistics::Estimate;
 
-/// What `nmem plot` draws of a file: the figures, and what a user should know.
+/// What `nmem plot` draws of the files, all of one kind: the figures, and what a user should know. Timelines of several runs
+/// are laid over each other; figures of other kinds are named after their file where there are several.
 pub fn charts(
+    files: &[File],
+    request: &Request,
+    check: &mut dyn FnMut() -> Result<()>,
+) -> Result<(Vec<Chart>, Vec<String>)> {
+    let Some(first) = files.first() else { return Ok((Vec::new(), Vec::new())) };
+    if matches!(first.kind, Kind::Timeline | Kind::Gates) {
+        return Ok((vec![timeline::chart(files, request, check)?], Vec::new()));
+    }
+    let (mut all, mut notes) = (Vec::new(), Vec::new());
+    for file in files {
+        check()?;
+        let (charts, told) = of_file(file, request, check)?;
+        all.extend(charts.into_iter().map(|chart| Chart {
+            name: if files.len() > 1 { format!("{}-{}", file.name, chart.name) } else { chart.name },
+            ..chart
+        }));
+        notes.extend(told);
+    }
+    Ok((all, notes))
+}
+
+fn of_file(
     file: &File,
     request: &Request,
     check: &mut dyn FnMut() -> Result<()>,
 ) -> Result<(Vec<Chart>, Vec<String>)> {
-    let options = || SweepFigure { x: request.x.clone(), y: request.y.clone(), hue: request.hue.clone() };
+    let options = || SweepFigure {
+        x: request.x.clone(),
+        y: request.y.clone(),
+        hue: request.hue.clone(),
+        map: file.kind == Kind::Map,
+    };
     let look = &request.look;
-    let one = |chart| (vec![chart], Vec::new());
     match file.kind {
-        Kind::Timeline => timeline::charts(&file.csv, request, check).map(|charts| (charts, Vec::new())),
-        Kind::Gates => timeline::gates(&file.csv, request, check).map(one),
-        Kind::Retention if !file.of_sweep => retention::chart(&file.csv, check).map(one),
-        Kind::Retention => sweep::retention_charts(&file.csv, &options(), look),
-        Kind::Sweep | Kind::Map => sweep::charts(&file.csv, &options(), look, file.kind == Kind::Map),
-        Kind::Scan => scan::charts(&file.csv),
-        Kind::Heads | Kind::Columns => {
-            let expected = "timeline, gates, retention, sweep, map or scan, in the terminal and as pgfplots";
-            Err(Error::setting("--kind", expected, format!("{:?}", file.kind).to_lowercase()))
+        Kind::Heads => Ok((timeline::heads(&file.csv, request, check)?, Vec::new())),
+        Kind::Retention if !file.of_sweep => {
+            Ok((vec![retention::chart(&file.csv, look.theme, check)?], Vec::new()))
         }
+        Kind::Retention => sweep::retention_charts(&file.csv, &options(), look),
+        Kind::Sweep | Kind::Map => sweep::charts(&file.csv, &options(), look),
+        Kind::Scan => scan::charts(&file.csv, look.theme),
+        Kind::Columns | Kind::Timeline | Kind::Gates => Err(columns()),
     }
+}
+
+fn columns() -> Error {
+    let expected = "timeline, gates, heads, retention, sweep, map or scan, in the terminal and as pgfplots";
+    Error::setting("--kind", expected, "columns")
 }
 
 /// A figure.
 pub struct Chart {
     /// As its file without the ending: "surprise".
     pub name: String,
+    /// What its lines' sources are columns of.
+    pub csv: Option<PathBuf>,
     /// Row by row.
     pub panels: Vec<Panel>,
     /// Of panels.
@@ -72,11 +105,12 @@ pub struct Style {
     /// Of the line, in points.
     pub width: f64,
     pub opacity: f64,
-    /// Which number it has among the lines that must be told apart: its marker, its dashes in print without colour. None
+    /// Which number it has among the lines that must be told apart: its marker, its letter. None
     /// for the line that stands out, a mean over the others.
     pub order: Option<usize>,
     pub marked: bool,
-    pub dashed: bool,
+    /// Lengths of dashes and gaps.
+    pub dashes: &'static [f64],
     pub joined: bool,
 }
 
@@ -130,7 +164,9 @@ pub struct Source {
 pub struct Map {
     /// How many cells along x and y.
     pub size: (usize, usize),
-    /// x and y of the lower left corner and size of a cell.
+    /// x and y of the lower left corner.
+    pub from: (f64, f64),
+    /// Width and height of a cell.
     pub cell: (f64, f64),
     /// Column, row, value.
     pub cells: Vec<(usize, usize, f64)>,
@@ -188,11 +224,11 @@ impl Line {
 impl Style {
     /// A plain line of this colour.
     pub fn line(colour: RGBColor, width: f64, opacity: f64, order: Option<usize>) -> Self {
-        Self { colour, width, opacity, order, marked: false, dashed: false, joined: true }
+        Self { colour, width, opacity, order, marked: false, dashes: &[], joined: true }
     }
 
     /// Measurements with their markers.
     pub fn marked(colour: RGBColor, width: f64, order: usize, joined: bool) -> Self {
-        Self { colour, width, opacity: 1.0, order: Some(order), marked: true, dashed: false, joined }
+        Self { colour, width, opacity: 1.0, order: Some(order), marked: true, dashes: &[], joined }
     }
 }

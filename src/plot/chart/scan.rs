@@ -7,20 +7,21 @@ use crate::error::Result;
 use crate::io::table::Table;
 use crate::plot::axis::Axis;
 use crate::plot::scan_bench::{Row, distinct, read};
-use crate::plot::theme;
+use crate::plot::{Theme, theme};
 
 /// Rows that TeX reads once a line in a second or so.
 const ROWS_FOR_TEX: usize = 1024;
 
-pub fn charts(csv: &Path) -> Result<(Vec<Chart>, Vec<String>)> {
+pub fn charts(csv: &Path, theme: Theme) -> Result<(Vec<Chart>, Vec<String>)> {
     let rows = read(csv)?;
     if rows.is_empty() {
         return Ok((Vec::new(), vec!["no figures: no row was timed".to_owned()]));
     }
     // TeX cannot pass over a row without a time.
     let whole = rows.len() <= ROWS_FOR_TEX && all_timed(csv)?;
-    let time = chart(&rows, "time", "time (ms)", "median_ms", whole, |row| row.milliseconds);
-    let mut speed = chart(&rows, "bandwidth", "bandwidth (GB/s)", "gb_per_s", whole, |row| row.gb_per_s);
+    let time = chart((csv, &rows), theme, "time", "time (ms)", "median_ms", whole, |row| row.milliseconds);
+    let mut speed =
+        chart((csv, &rows), theme, "bandwidth", "bandwidth (GB/s)", "gb_per_s", whole, |row| row.gb_per_s);
     copies(&rows, &mut speed);
     Ok((vec![time, speed], Vec::new()))
 }
@@ -41,7 +42,8 @@ fn limits(values: impl Iterator<Item = f64>) -> (f64, f64) {
 }
 
 fn chart(
-    rows: &[Row],
+    (csv, rows): (&Path, &[Row]),
+    theme: Theme,
     name: &str,
     title: &str,
     column: &str,
@@ -50,7 +52,8 @@ fn chart(
 ) -> Chart {
     let panels = distinct(rows.iter().map(|row| &row.panel[..]));
     let series = distinct(rows.iter().map(|row| &row.series[..]));
-    let style = |i| Style::marked(theme::category(i), theme::SERIES, i, true);
+    let style =
+        |i| Style { dashes: theme.dash(i), ..Style::marked(theme.category(i), theme::SERIES, i, true) };
     let (low, high) = limits(rows.iter().map(|row| row.steps as f64));
     let x = Axis::log(10f64.powf(low.log10().floor()), 10f64.powf(high.log10().ceil()));
     let copies = rows.iter().filter_map(|row| row.copy).map(|copy| copy.1);
@@ -80,6 +83,7 @@ fn chart(
     };
     Chart {
         name: name.to_owned(),
+        csv: Some(csv.to_owned()),
         panels: panels.iter().enumerate().map(of_panel).collect(),
         columns: panels.len().min(2),
         keys: series
@@ -96,7 +100,7 @@ fn chart(
 /// What a copy of as many bytes reached: of those with the most threads.
 fn copies(rows: &[Row], chart: &mut Chart) {
     let Some(most) = rows.iter().filter_map(|row| row.copy).map(|copy| copy.0).max() else { return };
-    let style = Style { dashed: true, ..Style::line(theme::GREY, theme::SERIES, 1.0, None) };
+    let style = Style { dashes: &[3.0, 3.0], ..Style::line(theme::GREY, theme::SERIES, 1.0, None) };
     for panel in &mut chart.panels {
         let here = rows.iter().filter(|row| row.panel == panel.heading);
         let of_most = here

@@ -13,11 +13,11 @@ use std::path::{Path, PathBuf};
 use plotters::style::RGBColor;
 
 use super::chart::{self, Chart, Line, Panel, Source as Columns, Style};
-use super::{Request, Source, Theme};
+use super::{Request, Source};
 use crate::error::{Error, Result};
 use crate::plot::axis::Axis;
 use crate::plot::look::Look;
-use crate::plot::theme;
+use crate::plot::{font, theme};
 use table::Table;
 use text::{number, power, tex};
 
@@ -37,21 +37,8 @@ const RIGHT: f64 = 6.0;
 const BAR: f64 = 58.0;
 /// Colours of a bar; TeX blends between them.
 const STOPS: usize = 17;
-/// Dashes without colour, in the order of the lines.
-const DASHES: [&str; 7] = [
-    "solid",
-    "dash pattern=on 4pt off 1.5pt",
-    "dash pattern=on 1pt off 1.2pt",
-    "dash pattern=on 5pt off 1.2pt on 1pt off 1.2pt",
-    "dash pattern=on 8pt off 2pt",
-    "dash pattern=on 2pt off 1pt",
-    "dash pattern=on 5pt off 1.2pt on 1pt off 1.2pt on 1pt off 1.2pt",
-];
 /// Markers as `legend::marker` has them.
 const MARKERS: [&str; 5] = ["*", "square*", "triangle*", "diamond*", "pentagon*"];
-/// Greys of lines without colour.
-const GREYS: [u8; 3] = [0x1A, 0x59, 0x80];
-
 /// Writes a .tex, and the data that it needs, for each figure of the sources into a folder, which must exist; returns the
 /// files. Figures of several sources are named after them.
 pub fn write(
@@ -60,26 +47,21 @@ pub fn write(
     folder: &Path,
     check: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Vec<PathBuf>> {
+    let (charts, _) = chart::charts(sources, request, check)?;
     let mut files = Vec::new();
-    for source in sources {
-        let (charts, _) = chart::charts(source, request, check)?;
-        for mut chart in charts {
-            check()?;
-            if sources.len() > 1 {
-                chart.name = format!("{}-{}", source.name, chart.name);
-            }
-            let stem = file_stem(&chart.name);
-            let csv = relative(&source.csv, folder);
-            let (tex, tables) = figure(&chart, &stem, &request.look, csv.as_deref());
-            for (name, table) in tables {
-                let path = folder.join(name);
-                table.write(&path)?;
-                files.push(path);
-            }
-            let path = folder.join(format!("{stem}.tex"));
-            std::fs::write(&path, tex).map_err(Error::io(&path, "write"))?;
+    for chart in charts {
+        check()?;
+        let stem = file_stem(&chart.name);
+        let csv = chart.csv.as_ref().and_then(|csv| relative(csv, folder));
+        let (tex, tables) = figure(&chart, &stem, &request.look, csv.as_deref());
+        for (name, table) in tables {
+            let path = folder.join(name);
+            table.write(&path)?;
             files.push(path);
         }
+        let path = folder.join(format!("{stem}.tex"));
+        std::fs::write(&path, tex).map_err(Error::io(&path, "write"))?;
+        files.push(path);
     }
     Ok(files)
 }
@@ -118,20 +100,17 @@ impl Names {
         format!("nmem{place}")
     }
 
-    fn style(&mut self, style: Style, mono: bool) -> String {
-        let grey = |order: usize| GREYS[order % GREYS.len()];
-        let colour = match style.order {
-            Some(order) if mono => RGBColor(grey(order), grey(order), grey(order)),
-            _ => style.colour,
-        };
-        let mut keys = vec![self.colour(colour), format!("line width={}pt", number(style.width))];
+    fn style(&mut self, style: Style) -> String {
+        let mut keys = vec![self.colour(style.colour), format!("line width={}pt", number(style.width))];
         if style.opacity < 1.0 {
             keys.push(format!("opacity={}", number(style.opacity)));
         }
-        if style.dashed {
-            keys.push("dashed".to_owned());
-        } else if let (true, Some(order)) = (mono, style.order) {
-            keys.push(DASHES[order % DASHES.len()].to_owned());
+        if !style.dashes.is_empty() {
+            let pairs = style.dashes.chunks(2).map(|pair| match pair {
+                [on, off] => format!("on {on}pt off {off}pt"),
+                _ => String::new(),
+            });
+            keys.push(format!("dash pattern={}", pairs.collect::<Vec<_>>().join(" ")));
         }
         match style.order {
             Some(order) if style.marked => {
@@ -169,7 +148,7 @@ impl Sheet {
         let rows = chart.panels.len().div_ceil(columns).max(1);
         let labels =
             chart.panels.iter().flat_map(|panel| &panel.y.ticks).filter_map(|tick| tick.label.as_deref());
-        let labels = labels.map(|label| theme::text_width(label, theme::TITLE)).fold(10.0, f64::max) + 8.0;
+        let labels = labels.map(|label| font::width(label, theme::TITLE)).fold(10.0, f64::max) + 8.0;
         let right = if chart.colours.is_some() { BAR } else { RIGHT };
         // TeX's points are 72.27 an inch.
         let whole = look.width * 72.27 / 72.0;
@@ -191,7 +170,7 @@ impl Sheet {
 }
 
 fn is_long(title: &str, room: f64) -> bool {
-    theme::text_width(&title.replace('\n', " "), theme::TITLE) > room
+    font::width(&title.replace('\n', " "), theme::TITLE) > room
 }
 
 /// On one line where there is room for it.
@@ -222,7 +201,6 @@ fn vertical_gap(chart: &Chart) -> f64 {
 
 /// The .tex, and the tables that it reads by their names.
 fn figure(chart: &Chart, stem: &str, look: &Look, csv: Option<&str>) -> (String, Vec<(String, Table)>) {
-    let mono = look.theme == Theme::Mono;
     let sheet = Sheet::of(chart, look);
     let mut names = Names::default();
     let mut tables = Vec::new();
@@ -232,7 +210,7 @@ fn figure(chart: &Chart, stem: &str, look: &Look, csv: Option<&str>) -> (String,
         let suffix = if chart.panels.len() > 1 { format!("-{}", panel.name) } else { String::new() };
         let file = format!("{stem}-data{suffix}.csv");
         let mut table = Table::default();
-        let text = PanelText { chart, panel, i, sheet: &sheet, file: &file, csv, mono };
+        let text = PanelText { chart, panel, i, sheet: &sheet, file: &file, csv };
         reads_csv |= text.write(&mut panels, &mut names, &mut table);
         if !table.is_empty() {
             tables.push((file, table));
@@ -307,7 +285,7 @@ fn figure(chart: &Chart, stem: &str, look: &Look, csv: Option<&str>) -> (String,
     line("    table/col sep=comma, unbounded coords=jump,");
     if let Some((colours, _)) = &chart.colours {
         let stops = (0..STOPS).map(|i| {
-            let RGBColor(red, green, blue) = shade(colours.at(i as f64 / (STOPS - 1) as f64), i, mono);
+            let RGBColor(red, green, blue) = colours.at(i as f64 / (STOPS - 1) as f64);
             format!("rgb255=({red},{green},{blue})")
         });
         line(&format!(
@@ -324,22 +302,13 @@ fn figure(chart: &Chart, stem: &str, look: &Look, csv: Option<&str>) -> (String,
 
 /// The most in which the entries, row by row, are no wider than this.
 fn legend_columns(chart: &Chart, width: f64) -> usize {
-    let entries = chart.keys.iter().map(|key| theme::text_width(&key.text, theme::TITLE) + 28.0);
+    let entries = chart.keys.iter().map(|key| font::width(&key.text, theme::TITLE) + 28.0);
     let entries: Vec<_> = entries.collect();
     let takes = |columns: usize| -> f64 {
         let widest = |column| entries.iter().skip(column).step_by(columns).copied().fold(0.0, f64::max);
         (0..columns).map(widest).sum()
     };
     (1..=entries.len()).rev().find(|&columns| takes(columns) <= width).unwrap_or(1)
-}
-
-/// Without colour, from bright to dark.
-fn shade(colour: RGBColor, i: usize, mono: bool) -> RGBColor {
-    if !mono {
-        return colour;
-    }
-    let grey = 250 - (i * 225 / (STOPS - 1)) as u8;
-    RGBColor(grey, grey, grey)
 }
 
 /// The title that all panels share, and the figure's width.
@@ -381,7 +350,6 @@ struct PanelText<'a> {
     file: &'a str,
     /// What the figure is made from.
     csv: Option<&'a str>,
-    mono: bool,
 }
 
 impl PanelText<'_> {
@@ -414,7 +382,7 @@ impl PanelText<'_> {
         self.marks(out, names);
         if self.i == 0 {
             for key in &self.chart.keys {
-                let style = names.style(key.style, self.mono);
+                let style = names.style(key.style);
                 let _ = writeln!(
                     out,
                     "    \\addlegendimage{{{style}, opacity=1}} \\addlegendentry{{{}}}",
@@ -485,12 +453,13 @@ impl PanelText<'_> {
         let values: BTreeMap<_, _> = map.cells.iter().map(|&(x, y, value)| ((y, x), value)).collect();
         let (columns, rows) = map.size;
         let cells = (0..rows).flat_map(|y| (0..columns).map(move |x| (y, x)));
-        let middle = |i: usize, size: f64| (i as f64 + 0.5) * size;
+        let middle_x = |i: usize| map.from.0 + (i as f64 + 0.5) * map.cell.0;
+        let middle_y = |i: usize| map.from.1 + (i as f64 + 0.5) * map.cell.1;
         let (mut xs, mut ys, mut means, mut shades) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (y, x) in cells {
             let value = values.get(&(y, x)).copied().unwrap_or(f64::NAN);
-            xs.push(middle(x, map.cell.0));
-            ys.push(middle(y, map.cell.1));
+            xs.push(middle_x(x));
+            ys.push(middle_y(y));
             means.push(value);
             shades.push(if value.is_finite() { colours.share(value) } else { f64::NAN });
         }
@@ -504,16 +473,13 @@ impl PanelText<'_> {
             self.file
         );
         for (&(x, y, value), text) in map.cells.iter().zip(&map.texts).filter(|(_, text)| !text.is_empty()) {
-            let at = colours.share(value);
-            let RGBColor(red, green, blue) =
-                shade(colours.at(at), (at * (STOPS - 1) as f64) as usize, self.mono);
-            let luma = 0.2126 * f64::from(red) + 0.7152 * f64::from(green) + 0.0722 * f64::from(blue);
+            let luma = theme::luma(colours.of(value));
             let ink = if luma > 128.0 { "black" } else { "white" };
             let _ = writeln!(
                 out,
                 "    \\node[{ink}, font=\\tiny, inner sep=0pt] at (axis cs:{},{}) {{{}}};",
-                number(middle(x, map.cell.0)),
-                number(middle(y, map.cell.1)),
+                number(middle_x(x)),
+                number(middle_y(y)),
                 tex(text)
             );
         }
@@ -522,8 +488,8 @@ impl PanelText<'_> {
             let _ = writeln!(
                 out,
                 "    \\node[red!80!black, font=\\tiny, inner sep=0pt] at (axis cs:{},{}) {{\\pgfuseplotmark{{triangle*}}}};",
-                number(middle(x, map.cell.0)),
-                number(middle(y, map.cell.1)),
+                number(middle_x(x)),
+                number(middle_y(y)),
             );
         }
     }
@@ -536,7 +502,7 @@ impl PanelText<'_> {
         let mut reads_csv = false;
         let mut plots = String::new();
         for line in &self.panel.lines {
-            let style = names.style(line.style, self.mono);
+            let style = names.style(line.style);
             if let Some((source, csv)) = of_csv(line) {
                 let _ = writeln!(
                     plots,
@@ -549,8 +515,7 @@ impl PanelText<'_> {
             }
             let Some(columns) = columns.next() else { continue };
             if let Some((x, y)) = &columns.outline {
-                let colour =
-                    if self.mono { names.colour(theme::GREY) } else { names.colour(line.style.colour) };
+                let colour = names.colour(line.style.colour);
                 let _ = writeln!(
                     out,
                     "    \\addplot[forget plot, draw=none, fill={colour}, fill opacity=0.2] table[x={x}, y={y}] {{{}}};",

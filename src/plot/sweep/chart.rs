@@ -4,12 +4,13 @@ use std::path::Path;
 
 use super::results::{Parameter, Results};
 use super::{
-    Grid, LINES, Layout, Scale, SweepFigure, file_name, label, left_of, lines, map, metrics, panel_width,
+    Grid, LINES, Layout, Scale, SweepFigure, file_name, label, lines, map, metrics, panel_width,
     parameter_axis, parameter_title, short, symbol,
 };
 use crate::error::Result;
 use crate::plot::axis::Axis;
 use crate::plot::chart::{Chart, Key, Line, Map, Panel, Style};
+use crate::plot::frame::left_of;
 use crate::plot::look::Look;
 use crate::plot::theme;
 
@@ -17,12 +18,7 @@ use crate::plot::theme;
 const NUMBERS: usize = 12;
 
 /// Of a results.csv, one a metric.
-pub fn charts(
-    csv: &Path,
-    options: &SweepFigure,
-    look: &Look,
-    map: bool,
-) -> Result<(Vec<Chart>, Vec<String>)> {
+pub fn charts(csv: &Path, options: &SweepFigure, look: &Look) -> Result<(Vec<Chart>, Vec<String>)> {
     let results = Results::read(csv)?;
     let Some(layout) = Layout::choose(&results, options)? else {
         return Ok((Vec::new(), vec!["no figures: no parameter but the seed varies".to_owned()]));
@@ -32,7 +28,7 @@ pub fn charts(
         let grid = Grid::new(&results, &layout, &name, metric, look);
         if grid.tells() || !options.y.is_empty() {
             notes.extend(panels_left_out(&grid, &file_name(&name)));
-            charts.push(chart(&grid, file_name(&name), map));
+            charts.push(chart(&grid, file_name(&name), options.map));
         }
     }
     if charts.is_empty() {
@@ -44,7 +40,8 @@ pub fn charts(
 /// Of a sweep's retention.csv.
 pub fn retention_charts(csv: &Path, options: &SweepFigure, look: &Look) -> Result<(Vec<Chart>, Vec<String>)> {
     let results = Results::read(csv)?;
-    let options = SweepFigure { x: Some("lag".to_owned()), y: Vec::new(), hue: options.hue.clone() };
+    let options =
+        SweepFigure { x: Some("lag".to_owned()), y: Vec::new(), hue: options.hue.clone(), map: false };
     let layout = Layout::choose(&results, &options)?;
     let Some((layout, metric)) = layout.zip(results.metric("loss_ratio")) else {
         return Ok((Vec::new(), Vec::new()));
@@ -64,6 +61,7 @@ fn panels_left_out(grid: &Grid, name: &str) -> Option<String> {
 fn chart(grid: &Grid, name: String, as_map: bool) -> Chart {
     let lost: usize = grid.cells().map(|cell| cell.lost).sum();
     let mut chart = Chart {
+        csv: None,
         panels: Vec::new(),
         columns: grid.grid().0,
         keys: Vec::new(),
@@ -111,13 +109,16 @@ fn lines_of(grid: &Grid, chart: &mut Chart) -> bool {
     if cut {
         chart.notes.push("intervals cut at the edge".to_owned());
     }
-    let width = panel_width(grid.look.width - left_of(&y) - theme::RIGHT, chart.columns);
+    let width = panel_width(grid.look.width - left_of([&y], 1) - theme::RIGHT, chart.columns);
     let scale = Scale::of(grid.x());
     let (x, places) = parameter_axis(grid.x(), scale, width);
     let joined = grid.x().is_numeric();
-    let colours = lines::colours(hue);
+    let colours = lines::colours(hue, grid.look.theme);
     let bands = joined && colours.len() <= lines::BANDS;
-    let style = |i: usize| Style::marked(colours[i], theme::SERIES, i, joined);
+    let style = |i: usize| Style {
+        dashes: grid.look.theme.dash(i),
+        ..Style::marked(colours[i], theme::SERIES, i, joined)
+    };
     let text = |hue: &Parameter, i: usize| format!("{} {}", symbol(&hue.name), label(&hue.values[i]));
     if let Some(hue) = hue {
         chart.keys = (0..colours.len()).map(|i| Key { text: text(hue, i), style: style(i) }).collect();
@@ -144,7 +145,7 @@ fn lines_of(grid: &Grid, chart: &mut Chart) -> bool {
 
 fn map_of(grid: &Grid, hue: &Parameter, chart: &mut Chart) {
     let y = Axis::slots(&hue.values.iter().map(label).collect::<Vec<_>>(), |_| 0.05);
-    let width = panel_width(grid.look.width - left_of(&y) - 70.0, chart.columns);
+    let width = panel_width(grid.look.width - left_of([&y], 1) - 70.0, chart.columns);
     let (x, _) = parameter_axis(grid.x(), Scale::Slots, width);
     let size = (grid.x().values.len(), hue.values.len());
     for (i, cells) in grid.panels.iter().enumerate() {
@@ -159,7 +160,7 @@ fn map_of(grid: &Grid, hue: &Parameter, chart: &mut Chart) {
         let texts = told.iter().filter(|_| size.0 * chart.columns <= NUMBERS);
         let texts =
             texts.map(|cell| if cell.2.is_finite() { short(cell.2) } else { String::new() }).collect();
-        panel.map = Some(Map { size, cell: (1.0, 1.0), cells: told, texts });
+        panel.map = Some(Map { size, from: (0.0, 0.0), cell: (1.0, 1.0), cells: told, texts });
         chart.panels.push(panel);
     }
     chart.colours = Some((map::colours(grid), grid.title.clone()));

@@ -13,10 +13,10 @@ use crate::error::{Error, Result};
 use crate::plot::axis::Axis;
 use crate::plot::canvas::{Canvas, svg};
 use crate::plot::figure::{Drawn, Figure};
-use crate::plot::frame::Frame;
+use crate::plot::frame::{Frame, left_of, letter, title_lines};
 use crate::plot::legend::{Legend, Swatch};
 use crate::plot::look::Look;
-use crate::plot::theme;
+use crate::plot::{font, theme};
 pub(super) use chart::{charts, retention_charts};
 use results::{Cell, Metric, Parameter, Results, Value};
 
@@ -24,6 +24,8 @@ use results::{Cell, Metric, Parameter, Results, Value};
 const LINES: usize = 7;
 /// More panels would be too small to read.
 const PANELS: usize = 12;
+/// The least of a sheet's width for each column of panels.
+const LEAST_WIDTH: f64 = 112.0;
 /// Between panels, which share their axes.
 const BETWEEN: f64 = 12.0;
 /// Room for a panel's heading.
@@ -44,6 +46,8 @@ pub struct SweepFigure {
     pub y: Vec<String>,
     /// The parameter whose values are lines, or rows of a map.
     pub hue: Option<String>,
+    /// A map, however few values `hue` has.
+    pub map: bool,
 }
 
 /// Draws a sweep's figures, one a metric.
@@ -57,7 +61,7 @@ pub fn figures(results_csv: &Path, options: &SweepFigure, look: &Look) -> Result
     let metrics = metrics(&results, options)?;
     let asked = !options.y.is_empty();
     for (name, metric) in metrics {
-        let figure = Grid::new(&results, &layout, &name, metric, look);
+        let figure = Grid { map: options.map, ..Grid::new(&results, &layout, &name, metric, look) };
         if !figure.tells() && !asked {
             continue;
         }
@@ -79,7 +83,8 @@ pub fn figures(results_csv: &Path, options: &SweepFigure, look: &Look) -> Result
 /// Draws `retention`: loss ratio against lag, from the retention.csv of a sweep.
 pub fn retention(retention_csv: &Path, options: &SweepFigure, look: &Look) -> Result<Drawn> {
     let results = Results::read(retention_csv)?;
-    let options = SweepFigure { x: Some("lag".to_owned()), y: Vec::new(), hue: options.hue.clone() };
+    let options =
+        SweepFigure { x: Some("lag".to_owned()), y: Vec::new(), hue: options.hue.clone(), map: false };
     let layout = Layout::choose(&results, &options)?;
     let mut drawn = Drawn::default();
     let Some((layout, metric)) = layout.zip(results.metric("loss_ratio")) else { return Ok(drawn) };
@@ -173,6 +178,8 @@ struct Grid<'a> {
     title: String,
     /// Ratios are drawn on log axes and with colours about 1.
     ratio: bool,
+    /// A map whatever the number of values.
+    map: bool,
     panels: Vec<Panel>,
     left_out: usize,
 }
@@ -203,7 +210,7 @@ impl<'a> Grid<'a> {
         let left_out = panels.len().saturating_sub(PANELS);
         let panels = panels.into_values().take(PANELS).collect();
         let ratio = matches!(metric, Metric::Quotient(..)) || matches!(name, "retained_ratio" | "loss_ratio");
-        Self { look, results, layout, title: metric_title(name), ratio, panels, left_out }
+        Self { look, results, layout, title: metric_title(name), ratio, map: false, panels, left_out }
     }
 
     fn cells(&self) -> impl Iterator<Item = &Cell> {
@@ -226,6 +233,9 @@ impl<'a> Grid<'a> {
     }
 
     fn is_log(&self) -> bool {
+        if let Some(log) = self.look.log {
+            return log.y() && self.range().is_some_and(|(low, _)| low > 0.0);
+        }
         // Thirty: chosen by eye.
         self.range().is_some_and(|(low, high)| low > 0.0 && (self.ratio || high > 30.0 * low))
     }
@@ -240,7 +250,7 @@ impl<'a> Grid<'a> {
 
     fn draw(&self) -> String {
         match self.hue() {
-            Some(hue) if hue.values.len() > LINES => map::draw(self, hue),
+            Some(hue) if self.map || hue.values.len() > LINES => map::draw(self, hue),
             _ => lines::draw(self),
         }
     }
@@ -250,20 +260,20 @@ impl<'a> Grid<'a> {
         &self,
         legend: &Legend,
         axes: (&Axis, &Axis),
-        y_title: &str,
+        y_title: &[String],
         (height, right): (f64, f64),
         draw: impl Fn(&mut Canvas, &Frame, &Panel),
         after: impl Fn(&mut Canvas, &Frame),
     ) -> String {
         let (columns, rows) = self.grid();
-        let left = left_of(axes.1);
-        let width = theme::WIDTH - left - right;
+        let left = left_of([axes.1], y_title.len());
+        let width = self.look.sheet_width() - left - right;
         let panel_width = panel_width(width, columns);
-        let headed = if self.layout.panels.is_empty() { 4.0 } else { HEADING };
-        let top = 4.0 + legend.height(width) + 4.0;
+        let headed = self.headed();
+        let top = self.top(legend);
         let sheet = top + (headed + height + 6.0) * rows as f64 + theme::BOTTOM;
-        svg(theme::WIDTH, sheet, |canvas| {
-            legend.draw(canvas, left, 4.0, width);
+        svg(self.look, sheet, |canvas| {
+            legend.draw(canvas, theme::EDGE, theme::EDGE, self.legend_width());
             let place = |row: usize| top + headed + row as f64 * (headed + height + 6.0);
             for (i, panel) in self.panels.iter().enumerate() {
                 let (row, column) = (i / columns, i % columns);
@@ -279,7 +289,7 @@ impl<'a> Grid<'a> {
                 draw(canvas, &frame, panel);
                 frame.draw_axes(canvas, lowest, column == 0);
                 if !panel.heading.is_empty() {
-                    frame.draw_heading(canvas, &panel.heading);
+                    frame.draw_heading(canvas, &panel.heading, letter(i, self.panels.len()));
                 }
                 if lowest {
                     frame.draw_x_title(canvas, &parameter_title(&self.x().name));
@@ -287,19 +297,46 @@ impl<'a> Grid<'a> {
             }
             let all = place(rows - 1) + height - place(0);
             let whole = Frame { left, top: place(0), width, height: all, x: axes.0, y: axes.1 };
-            whole.draw_y_title(canvas, y_title, left - theme::TITLES / 2.0);
+            whole.draw_y_title(canvas, y_title, 0.0);
             after(canvas, &whole);
         })
     }
 
     /// Columns and rows of panels.
     fn grid(&self) -> (usize, usize) {
+        let fit = (self.look.sheet_width() / LEAST_WIDTH) as usize;
         let columns = match self.panels.len() {
             0 | 1 => 1,
             2 | 4 => 2,
             _ => 3,
         };
+        let columns = columns.min(fit.max(1));
         (columns, self.panels.len().div_ceil(columns).max(1))
+    }
+
+    fn headed(&self) -> f64 {
+        if self.layout.panels.is_empty() { 4.0 } else { HEADING }
+    }
+
+    fn legend_width(&self) -> f64 {
+        self.look.sheet_width() - 2.0 * theme::EDGE
+    }
+
+    /// Where the first panel's heading begins.
+    fn top(&self, legend: &Legend) -> f64 {
+        theme::EDGE + legend.height(self.legend_width()) + 4.0
+    }
+
+    fn panel_height(&self, legend: &Legend, default: f64) -> f64 {
+        let (_, rows) = self.grid();
+        let rest = self.top(legend) + theme::BOTTOM + (self.headed() + 6.0) * rows as f64;
+        self.look.panel_height(default, rows, rest)
+    }
+
+    /// The title beside all rows of panels.
+    fn y_title_lines(&self, title: &str, height: f64) -> Vec<String> {
+        let (_, rows) = self.grid();
+        title_lines(title, rows as f64 * (height + 6.0 + self.headed()) - self.headed())
     }
 
     /// What is said below the entries, whatever the form.
@@ -322,13 +359,6 @@ impl<'a> Grid<'a> {
             legend.notes.push(format!("{} goes with {}", name(parameter), name(other)));
         }
     }
-}
-
-/// Room left of the first panel for the title and the labels of its y axis.
-fn left_of(y: &Axis) -> f64 {
-    let labels = y.ticks.iter().filter_map(|tick| tick.label.as_ref());
-    let widest = labels.map(|label| theme::text_width(label, theme::SMALL)).fold(10.0, f64::max);
-    theme::TITLES + widest + theme::TICK + 5.0
 }
 
 fn panel_width(width: f64, columns: usize) -> f64 {
@@ -370,7 +400,7 @@ impl Scale {
 
 /// The x axis of a parameter in a panel of this width, and the place of each value on it.
 fn parameter_axis(parameter: &Parameter, scale: Scale, width: f64) -> (Axis, Vec<f64>) {
-    let room = |text: &str| (theme::text_width(text, theme::SMALL) + 5.0) / width;
+    let room = |text: &str| (font::width(text, theme::SMALL) + 5.0) / width;
     let labels: Vec<_> = parameter.values.iter().map(label).collect();
     let numbers = || parameter.values.iter().filter_map(|value| value.number);
     let log = scale == Scale::Log;
