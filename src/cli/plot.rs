@@ -94,7 +94,8 @@ pub struct Args {
     /// Folder for the figures, or with one figure its file, or - for stdout [default: beside the CSV]
     #[arg(long, value_name = "PATH", help_heading = "Output")]
     out: Option<PathBuf>,
-    /// What figures are written as, separated by commas: svg, pdf, png, pgfplots [default: by the ending of --out, else svg]
+    /// What figures are written as, separated by commas: svg, pdf, png, pgfplots (TeX for \input, and its data) [default: by the
+    /// ending of --out, else svg]
     #[arg(
         long,
         value_enum,
@@ -117,6 +118,8 @@ const EXAMPLES: &str = "\
 Examples:
   nmem plot results/passages-store --venue icml --figure-format pdf
   nmem plot results/passages-store --kind heads
+  nmem plot results/passages-store --terminal
+  nmem plot results/passages-store --figure-format pgfplots --venue icml --out figures
   nmem plot results/run-1 results/run-2 --y surprise --smooth 16
   nmem plot results/passages-store/metrics.csv --x weight_norm --y update_norm,surprise --log=xy
   nmem plot results/chunk-size-sweep --y loss_before_mean --theme mono --out figure.pdf";
