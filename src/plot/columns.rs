@@ -11,7 +11,7 @@ use crate::plot::axis::Axis;
 use crate::plot::canvas::{Canvas, svg};
 use crate::plot::envelope::{Envelope, Point};
 use crate::plot::figure::{Drawn, Figure};
-use crate::plot::frame::{Frame, fitted_x, fitted_y, left_of, letter, right_of, title_lines};
+use crate::plot::frame::{Frame, fitted_x, fitted_y, left_of, letter, right_of, title_left, title_lines};
 use crate::plot::legend::{Legend, Swatch, mark, marker};
 use crate::plot::source::Source;
 use crate::plot::{Request, font, theme};
@@ -176,7 +176,8 @@ impl Lines {
             .map(|axis| axis.map_or_else(Axis::bare, |axis| fitted_y(axis, height)))
             .collect();
         let titles: Vec<_> = shown.iter().map(|name| title_lines(&name.replace('_', " "), height)).collect();
-        let left = left_of(&axes, titles.iter().map(Vec::len).max().unwrap_or(1));
+        let lines = titles.iter().map(Vec::len).max().unwrap_or(1);
+        let left = left_of(&axes, lines);
         let mut of_all = (0..shown.len()).flat_map(|y| self.points(y)).map(|point| point.0);
         let x = axis(&mut of_all, Some(log.0)).unwrap_or_else(Axis::bare);
         let right = right_of(&x, sheet - left - theme::RIGHT);
@@ -189,7 +190,7 @@ impl Lines {
                 let frame = Frame { left, top, width, height, x: &x, y };
                 let lowest = i + 1 == axes.len();
                 frame.draw_axes(canvas, lowest, true);
-                frame.draw_y_title(canvas, &titles[i], 0.0);
+                frame.draw_y_title(canvas, &titles[i], title_left(lines, &titles[i]));
                 if lowest {
                     frame.draw_x_title(canvas, &x_title(x_name));
                 }

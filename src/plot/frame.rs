@@ -108,6 +108,11 @@ pub fn title_lines(title: &str, height: f64) -> Vec<String> {
     lines.map(|line| font::shortened(&line, theme::TITLE, height)).collect()
 }
 
+/// Where a title of fewer lines begins in a column for `most`: beside the labels.
+pub fn title_left(most: usize, title: &[String]) -> f64 {
+    most.saturating_sub(title.len()) as f64 * TITLE_LINE
+}
+
 /// Room left of a panel for the lines of its y axis' title, the labels and the ticks.
 pub fn left_of<'a>(axes: impl IntoIterator<Item = &'a Axis>, title_lines: usize) -> f64 {
     let labels = axes.into_iter().flat_map(Axis::labels);

@@ -107,7 +107,8 @@ impl Map {
         let aside = (sheet - (left + side + BESIDE + BAR_WITH_LABELS + theme::EDGE)).max(0.0) / 2.0;
         let frame = Frame { left: aside + left, top, width: side, height: side, x: &x, y: &y };
         svg(look, top + side + theme::BOTTOM, |canvas| {
-            legend.draw(canvas, aside.max(theme::EDGE), theme::EDGE, legend_width);
+            let legend_left = aside.min(sheet - theme::EDGE - legend_width).max(theme::EDGE);
+            legend.draw(canvas, legend_left, theme::EDGE, legend_width);
             self.draw_cells(canvas, &frame, &colours);
             frame.draw_axes(canvas, true, true);
             frame.draw_x_title(canvas, "stored up to chunk");

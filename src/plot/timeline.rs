@@ -9,7 +9,7 @@ use crate::io::labels::Labels;
 use crate::plot::axis::Axis;
 use crate::plot::canvas::{Canvas, svg};
 use crate::plot::envelope::{Envelope, Point, Unshown};
-use crate::plot::frame::{Frame, fitted_x, fitted_y, left_of, letter, right_of, title_lines};
+use crate::plot::frame::{Frame, fitted_x, fitted_y, left_of, letter, right_of, title_left, title_lines};
 use crate::plot::legend::{Legend, Swatch, mark};
 use crate::plot::look::Look;
 use crate::plot::series::{Metrics, Quantity, Series};
@@ -60,7 +60,6 @@ pub fn figure(runs: &[Run], labels: Option<&Labels>, shown: &[Quantity], look: &
     let axes: Vec<_> = axes.into_iter().map(|axis| axis.map(|axis| fitted_y(axis, height))).collect();
     let titles: Vec<_> = shown.iter().map(|&quantity| title(quantity, height)).collect();
     let lines = titles.iter().map(Vec::len).max().unwrap_or(1);
-    // The letters of panels stand in the title's column.
     let left = left_of(axes.iter().flatten(), lines);
     let right = right_of(&Axis::tokens(&tokens), sheet - left - theme::RIGHT);
     let width = sheet - left - right;
@@ -80,7 +79,7 @@ pub fn figure(runs: &[Run], labels: Option<&Labels>, shown: &[Quantity], look: &
             if lowest {
                 frame.draw_x_title(canvas, "tokens");
             }
-            frame.draw_y_title(canvas, &titles[i], 0.0);
+            frame.draw_y_title(canvas, &titles[i], title_left(lines, &titles[i]));
             if let Some(letter) = letter(i, panels.len()) {
                 frame.draw_letter(canvas, letter, (theme::EDGE, top - theme::LETTER));
             }

@@ -165,3 +165,87 @@ fn several_runs_overlay() {
         }
     }
 }
+
+#[test]
+fn sweeps_retention_and_scans_keep_the_sheet() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = |name: &str, text: String| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("a writable temporary folder");
+        path
+    };
+    let mut files = Vec::new();
+    for (case, values) in [1, 3, 12].into_iter().enumerate() {
+        let mut rows =
+            "run,learning_rate,chunk_size,init,seed,status,loss_mean,loss_before_mean,tokens_per_s\n"
+                .to_owned();
+        let words = ["xavier", "randn", "a_rather_long_word_for_an_axis"];
+        for i in 0..values {
+            for (j, chunk_size) in [2, 4, 8, 16, 32, 64, 128, 256, 512].into_iter().enumerate() {
+                for (k, init) in words.iter().enumerate() {
+                    for seed in 0..2 {
+                        let rate = 10f64.powi(i - 6);
+                        let loss = 10f64.powi(i - 3) * (1.0 + j as f64 + f64::from(seed) / 8.0) + k as f64;
+                        let status = if i + seed == 11 { "diverged" } else { "ok" };
+                        writeln!(
+                            rows,
+                            "{i}{j}{k}{seed},{rate:e},{chunk_size},{init},{seed},{status},1.5,{loss:e},{}",
+                            1e5 / loss
+                        )
+                        .expect("a string takes all");
+                    }
+                }
+            }
+        }
+        files.push(file(&format!("sweep-{case}.csv"), rows));
+    }
+    for last in [1, 9, 700] {
+        let mut rows = "sequence,chunk,head,after,loss,loss_at_w\n".to_owned();
+        for after in 0..last {
+            for chunk in (0..=after).step_by(3) {
+                writeln!(rows, "0,{chunk},0,{after},{},1", 0.5 + (chunk % 5) as f64 / 4.0).expect("a string");
+            }
+        }
+        files.push(file(&format!("retention-{last}.csv"), rows));
+    }
+    let mut rows =
+        "algorithm,dtype,layout,gate,threads,batch,steps,channels,median_ms,gb_per_s,copy_gb_per_s\n"
+            .to_owned();
+    for algorithm in
+        ["auto", "sequential", "channels", "time", "tree", "pair-sequential", "pair", "pair-last"]
+    {
+        for layout in ["steps-channels", "channels-steps"] {
+            for gate in ["step", "element"] {
+                for steps in [128, 512, 4096] {
+                    writeln!(
+                        rows,
+                        "{algorithm},f32,{layout},{gate},2,8,{steps},1536,{},{},12.5",
+                        f64::from(steps) / 77.0,
+                        1000.0 / f64::from(steps)
+                    )
+                    .expect("a string takes all");
+                }
+            }
+        }
+    }
+    files.push(file("scan.csv", rows));
+    for path in files {
+        let kinds = match Source::find(&path, None).expect("a known file").kind {
+            Kind::Sweep => vec![Kind::Sweep, Kind::Map],
+            kind => vec![kind],
+        };
+        for look in looks() {
+            for &kind in &kinds {
+                let source = Source::find(&path, Some(kind)).expect("a known file");
+                let request = Request { look: look.clone(), ..Request::default() };
+                let drawn = draw(&[source], &request, &mut || Ok(())).expect("figures");
+                for figure in drawn.figures {
+                    let (inches, theme) = (look.width / INCH, look.theme);
+                    let what =
+                        format!("{}: {} as {kind:?} of {inches} in, {theme:?}", path.display(), figure.name);
+                    check_layout(&what, &figure.svg);
+                }
+            }
+        }
+    }
+}
