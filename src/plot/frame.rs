@@ -78,16 +78,11 @@ impl Frame<'_> {
     pub fn draw_heading(&self, canvas: &mut Canvas, heading: &str, letter: Option<char>) {
         let mut x = self.left;
         if let Some(letter) = letter {
-            self.draw_letter(canvas, letter, (x, self.top - 7.0));
+            draw_letter(canvas, letter, (x, self.top - 7.0));
             x += font::bold_width(&letter.to_string(), theme::TITLE) + 5.0;
         }
         let heading = font::shortened(heading, theme::SMALL, self.right() - x);
         canvas.text(&heading, (x, self.top - 7.0), theme::SMALL, theme::BLACK, HPos::Left);
-    }
-
-    /// By which a text can speak of the panel.
-    pub fn draw_letter(&self, canvas: &mut Canvas, letter: char, at: Point) {
-        canvas.bold_text(&letter.to_string(), at, theme::TITLE, theme::BLACK);
     }
 
     /// In its middle, where there is nothing else.
@@ -134,6 +129,11 @@ pub fn fitted_y(axis: Axis, height: f64) -> Axis {
 /// An x axis with no more labels than a panel of this width has room for.
 pub fn fitted_x(axis: Axis, width: f64) -> Axis {
     axis.fitted(|label| (font::width(label, theme::SMALL) + 5.0) / width)
+}
+
+/// By which a text can speak of a panel.
+pub fn draw_letter(canvas: &mut Canvas, letter: char, at: Point) {
+    canvas.bold_text(&letter.to_string(), at, theme::TITLE, theme::BLACK);
 }
 
 /// The letters of panels: a, b, c …; none where there is but one.

@@ -9,7 +9,9 @@ use crate::io::labels::Labels;
 use crate::plot::axis::Axis;
 use crate::plot::canvas::{Canvas, svg};
 use crate::plot::envelope::{Envelope, Point, Unshown};
-use crate::plot::frame::{Frame, fitted_x, fitted_y, left_of, letter, right_of, title_left, title_lines};
+use crate::plot::frame::{
+    Frame, draw_letter, fitted_x, fitted_y, left_of, letter, right_of, title_left, title_lines,
+};
 use crate::plot::legend::{Legend, Swatch, mark};
 use crate::plot::look::Look;
 use crate::plot::series::{Metrics, Quantity, Series};
@@ -81,7 +83,7 @@ pub fn figure(runs: &[Run], labels: Option<&Labels>, shown: &[Quantity], look: &
             }
             frame.draw_y_title(canvas, &titles[i], title_left(lines, &titles[i]));
             if let Some(letter) = letter(i, panels.len()) {
-                frame.draw_letter(canvas, letter, (theme::EDGE, top - theme::LETTER));
+                draw_letter(canvas, letter, (theme::EDGE, top - theme::LETTER));
             }
             looks.draw(canvas, &frame, series, y.is_some());
         }
@@ -159,16 +161,15 @@ fn legend(runs: &[Run], labels: Option<&Labels>, shown: &[Quantity], looks: &Loo
     let chunks =
         shown_series().filter_map(|series| series.bold()?.trend(TREND)).map(|(chunks, _)| chunks).max();
     let smoothed = runs.iter().find_map(|run| run.metrics.smoothed);
-    match runs {
-        [run] => of_heads(&mut legend, &run.metrics, shown, looks, chunks.or(smoothed.map(|n| n as u64))),
-        _ => {
-            for (i, run) in runs.iter().enumerate() {
-                let swatch = Swatch::Pattern(looks.colours[i], theme::SERIES, looks.look.theme.dash(i));
-                legend.entries.push((swatch, font::plain(&run.name)));
-            }
-            if runs.iter().any(|run| run.metrics.heads.len() > 1) {
-                legend.notes.push("means over heads".to_owned());
-            }
+    if let [run] = runs {
+        of_heads(&mut legend, &run.metrics, shown, looks, chunks.or(smoothed.map(|n| n as u64)));
+    } else {
+        for (i, run) in runs.iter().enumerate() {
+            let swatch = Swatch::Pattern(looks.colours[i], theme::SERIES, looks.look.theme.dash(i));
+            legend.entries.push((swatch, font::plain(&run.name)));
+        }
+        if runs.iter().any(|run| run.metrics.heads.len() > 1) {
+            legend.notes.push("means over heads".to_owned());
         }
     }
     let tokens = tokens(runs);

@@ -12,7 +12,9 @@ use crate::{HEADER, check_svg};
 
 static FONTS: LazyLock<Arc<fontdb::Database>> = LazyLock::new(|| {
     let mut fonts = fontdb::Database::new();
-    font::FILES.iter().for_each(|file| fonts.load_font_data(file.to_vec()));
+    for file in font::FILES {
+        fonts.load_font_data(file.to_vec());
+    }
     Arc::new(fonts)
 });
 
@@ -87,13 +89,14 @@ fn looks() -> Vec<Look> {
     looks
 }
 
+/// A value by chunk and head.
+type Values = Box<dyn Fn(usize, usize) -> f64>;
+
 #[test]
 fn no_text_overlaps_or_leaves_the_sheet() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let csv = folder.path().join("metrics.csv");
-    let powers =
-        |low: i32, step: i32| move |chunk: usize, _: usize| 10f64.powi(low + step * (chunk as i32 % 25));
-    type Values = Box<dyn Fn(usize, usize) -> f64>;
+    let powers = |chunk: usize, _: usize| (0..chunk).fold(1e-12, |value, _| value * 10.0);
     let cases: Vec<(&str, usize, Vec<usize>, Values)> = vec![
         (
             "plain",
@@ -101,7 +104,7 @@ fn no_text_overlaps_or_leaves_the_sheet() {
             vec![1, 2, 4, 7, 8, 16],
             Box::new(|chunk, head| 1.0 + ((chunk * 7 + head * 3) % 11) as f64),
         ),
-        ("from 1e-12 to 1e12", 25, vec![1, 3], Box::new(powers(-12, 1))),
+        ("from 1e-12 to 1e12", 25, vec![1, 3], Box::new(powers)),
         ("tiny", 25, vec![2], Box::new(|chunk, _| 1e-12 * (1.0 + chunk as f64))),
         ("huge", 25, vec![2], Box::new(|chunk, _| 1e12 * (1.0 + chunk as f64))),
         ("within a decade", 30, vec![4], Box::new(|chunk, _| 2.0 + chunk as f64 / 10.0)),
@@ -114,7 +117,7 @@ fn no_text_overlaps_or_leaves_the_sheet() {
         ("nothing", 0, vec![1], Box::new(|_, _| 0.0)),
         ("long", 100_000, vec![2], Box::new(|chunk, _| 1.0 + (chunk % 97) as f64)),
     ];
-    let labels = Labels { boundaries: vec![80, 160], repeats: vec![200..300] };
+    let labels = Labels { boundaries: vec![80, 160], repeats: [200..300].to_vec() };
     for (name, chunks, heads, value) in cases {
         for heads in heads {
             std::fs::write(&csv, metrics(chunks, heads, &value)).expect("a writable temporary folder");

@@ -1,6 +1,7 @@
 //! Two figures to the last byte: of the shipped passages, whose layout a change would alter, and of a sweep. After an intended
 //! change NMEM_RENEW=1 writes them anew; look at them before they are committed.
 
+use std::fmt::Write as _;
 use std::path::Path;
 
 use nmem::plot::sweep::{SweepFigure, figures};
@@ -38,7 +39,8 @@ fn a_sweep_in_greys() {
             for seed in 0..3 {
                 // Exact in binary: the same figure on every machine.
                 let loss = 1.0 + i as f64 / 8.0 + j as f64 / 4.0 + f64::from(seed) / 64.0;
-                rows += &format!("{i}{j}{seed},{chunk_size},{decay},{seed},ok,{loss}\n");
+                writeln!(rows, "{i}{j}{seed},{chunk_size},{decay},{seed},ok,{loss}")
+                    .expect("a string takes all");
             }
         }
     }

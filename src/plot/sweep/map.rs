@@ -90,5 +90,5 @@ fn draw_lost(canvas: &mut Canvas, cell: &Cell, from: (f64, f64), to: (f64, f64))
 
 /// Black on bright, white on dark.
 fn ink_on(colour: RGBColor) -> RGBColor {
-    if theme::luma(colour) > 128.0 { theme::BLACK } else { theme::PAPER }
+    if theme::grey(colour) > 128 { theme::BLACK } else { theme::PAPER }
 }

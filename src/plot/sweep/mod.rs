@@ -302,7 +302,8 @@ impl<'a> Grid<'a> {
 
     /// Columns and rows of panels.
     fn grid(&self) -> (usize, usize) {
-        let fit = (self.look.sheet_width() / LEAST_WIDTH) as usize;
+        let fit =
+            (1..4).take_while(|&columns| f64::from(columns) * LEAST_WIDTH <= self.look.sheet_width()).count();
         let columns = match self.panels.len() {
             0 | 1 => 1,
             2 | 4 => 2,
