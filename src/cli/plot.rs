@@ -176,7 +176,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
     };
     if !args.quiet {
-        print(&files.iter().map(|file| format!("{}\n", file.display())).collect::<String>())?;
+        let names: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+        print(&if names.is_empty() { String::new() } else { names.join("\n") + "\n" })?;
     }
     Ok(ExitCode::SUCCESS)
 }

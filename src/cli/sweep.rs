@@ -16,7 +16,7 @@ use super::{FAILED, Format, INTERRUPTED, check_interrupt, note, print, print_err
 use crate::config::whole;
 use crate::error::Error;
 use crate::plot::sweep::SweepFigure;
-use crate::plot::{self, FigureFormat, Look};
+use crate::plot::{self, FigureFormat, Request};
 use crate::run::{Keep, UNSTABLE_RATIO};
 use crate::sweep::{
     self, Event, Experiment, Folder, Options, Parameters, Plan, PlannedRun, Record, Shard, Status,
@@ -257,6 +257,7 @@ impl Args {
         if self.jobs.is_some() && self.cluster.is_for_slurm() {
             return Err(Error::setting("--jobs", "--cpus-per-task beside --slurm", "--jobs"));
         }
+        self.figure.figure_format.iter().try_for_each(|format| format.check())?;
         self.cluster.check(self.collect.is_some())
     }
 
@@ -289,22 +290,23 @@ impl Args {
 pub(super) fn draw(folder: &Path, figure: &FigureArgs, quiet: bool) -> anyhow::Result<()> {
     let plots = folder.join("plots");
     let FigureArgs { x, y, hue, figure_format } = figure;
-    figure_format.iter().try_for_each(|format| format.check())?;
     // Figures of columns that are no longer drawn would be those of older results.
     if y.is_empty() && plots.is_dir() {
         std::fs::remove_dir_all(&plots).map_err(Error::io(&plots, "remove"))?;
     }
     std::fs::create_dir_all(&plots).map_err(Error::io(&plots, "create"))?;
     let options = SweepFigure { x: x.clone(), y: y.clone(), hue: hue.clone(), map: false };
-    let look = Look::default();
-    let mut drawn = plot::sweep::figures(&folder.join("results.csv"), &options, &look)?;
+    let request = Request { x: x.clone(), y: y.clone(), hue: hue.clone(), ..Request::default() };
+    let to = (plots.as_path(), &figure_format[..]);
+    let results = folder.join("results.csv");
+    let mut drawn = plot::sweep::figures(&results, &options, &request.look)?;
+    plot::write(&drawn, &results, &request, to, &mut check_interrupt)?;
     let retention = folder.join("retention.csv");
     if retention.exists() {
-        let of_retention = plot::sweep::retention(&retention, &options, &look)?;
-        drawn.figures.extend(of_retention.figures);
+        let of_retention = plot::sweep::retention(&retention, &options, &request.look)?;
+        plot::write(&of_retention, &retention, &request, to, &mut check_interrupt)?;
         drawn.notes.extend(of_retention.notes);
     }
-    drawn.write(&plots, figure_format)?;
     if !quiet {
         drawn.notes.iter().for_each(|told| note("note: ", told));
     }

@@ -223,6 +223,7 @@ impl Settings {
         for layer in self.gates() {
             layer.check()?;
         }
+        self.figure_format.iter().flatten().try_for_each(|format| format.check())?;
         let out = self.out.clone().unwrap_or_else(|| {
             let stem =
                 if data == dash { "stdin".as_ref() } else { data.file_stem().unwrap_or(data.as_os_str()) };

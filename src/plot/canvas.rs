@@ -82,10 +82,11 @@ fn with_superscripts(text: &str) -> Cow<'_, str> {
     let mut raised = before.to_owned();
     for part in text.split("^{").skip(1) {
         let (exponent, after) = part.split_once('}').unwrap_or((part, ""));
-        raised += &format!("<tspan dy=\"-{raise}em\" font-size=\"{:.0}%\">{exponent}</tspan>", size * 100.0);
-        if !after.is_empty() {
-            raised += &format!("<tspan dy=\"{:.2}em\">{after}</tspan>", raise * size);
-        }
+        let percent = size * 100.0;
+        let up = format!("<tspan dy=\"-{raise}em\" font-size=\"{percent:.0}%\">{exponent}</tspan>");
+        let down = format!("<tspan dy=\"{:.2}em\">{after}</tspan>", raise * size);
+        raised.push_str(&up);
+        raised.push_str(if after.is_empty() { "" } else { &down });
     }
     Cow::Owned(raised)
 }
@@ -100,7 +101,7 @@ impl Canvas<'_> {
         if !self.grey {
             return colour;
         }
-        let grey = theme::luma(RGBColor(colour.0, colour.1, colour.2)).round() as u8;
+        let grey = theme::grey(RGBColor(colour.0, colour.1, colour.2));
         RGBAColor(grey, grey, grey, colour.3)
     }
 

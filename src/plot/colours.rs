@@ -7,7 +7,7 @@ use crate::plot::axis::Axis;
 use crate::plot::canvas::Canvas;
 use crate::plot::frame::{fitted_y, title_lines};
 use crate::plot::look::Theme;
-use crate::plot::theme;
+use crate::plot::{font, theme};
 
 /// Width of the bar, and of the bar with its labels and title.
 const BAR: f64 = 8.0;
@@ -75,7 +75,8 @@ impl Colours {
                 self.at(f64::midpoint(low, high)).to_rgba(),
             );
         }
-        for tick in &fitted_y(self.axis.clone(), height).ticks {
+        let axis = fitted_y(self.axis.clone(), height);
+        for tick in &axis.ticks {
             let y = bottom - tick.at * height;
             let length = if tick.label.is_some() { theme::TICK } else { theme::TICK / 2.0 };
             canvas.line(&[(right, y), (right + length, y)], theme::BLACK.to_rgba(), theme::SPINE);
@@ -84,7 +85,8 @@ impl Colours {
             }
         }
         let lines = title_lines(title, height);
-        let first = left + BAR_WITH_LABELS - theme::TITLE - (lines.len() - 1) as f64 * (theme::TITLE + 1.0);
+        let widest = axis.labels().map(|(_, label)| font::width(label, theme::SMALL)).fold(0.0, f64::max);
+        let first = right + theme::TICK + 2.0 + widest + 3.0 + theme::TITLE / 2.0;
         for (i, line) in lines.iter().enumerate() {
             let at = (first + i as f64 * (theme::TITLE + 1.0), top + height / 2.0);
             canvas.upward_text(line, at, theme::TITLE, theme::BLACK);

@@ -11,7 +11,9 @@ use crate::plot::axis::Axis;
 use crate::plot::canvas::{Canvas, svg};
 use crate::plot::envelope::{Envelope, Point};
 use crate::plot::figure::{Drawn, Figure};
-use crate::plot::frame::{Frame, fitted_x, fitted_y, left_of, letter, right_of, title_lines};
+use crate::plot::frame::{
+    Frame, draw_letter, fitted_x, fitted_y, left_of, letter, right_of, title_left, title_lines,
+};
 use crate::plot::legend::{Legend, Swatch, mark, marker};
 use crate::plot::source::Source;
 use crate::plot::{Request, font, theme};
@@ -171,12 +173,14 @@ impl Lines {
                 _ => Axis::linear(low, high),
             })
         };
-        let axes: Vec<_> = (0..shown.len())
+        let y_axes: Vec<_> = (0..shown.len())
             .map(|y| axis(&mut self.points(y).map(|point| point.1), log.1))
             .map(|axis| axis.map_or_else(Axis::bare, |axis| fitted_y(axis, height)))
             .collect();
-        let titles: Vec<_> = shown.iter().map(|name| title_lines(&name.replace('_', " "), height)).collect();
-        let left = left_of(&axes, titles.iter().map(Vec::len).max().unwrap_or(1));
+        let y_titles: Vec<_> =
+            shown.iter().map(|name| title_lines(&name.replace('_', " "), height)).collect();
+        let lines = y_titles.iter().map(Vec::len).max().unwrap_or(1);
+        let left = left_of(&y_axes, lines);
         let mut of_all = (0..shown.len()).flat_map(|y| self.points(y)).map(|point| point.0);
         let x = axis(&mut of_all, Some(log.0)).unwrap_or_else(Axis::bare);
         let right = right_of(&x, sheet - left - theme::RIGHT);
@@ -184,17 +188,17 @@ impl Lines {
         let x = fitted_x(x, width);
         svg(look, rest + height * shown.len() as f64, |canvas| {
             legend.draw(canvas, theme::EDGE, theme::EDGE, legend_width);
-            for (i, y) in axes.iter().enumerate() {
+            for (i, y) in y_axes.iter().enumerate() {
                 let top = top + i as f64 * (height + theme::GAP);
                 let frame = Frame { left, top, width, height, x: &x, y };
-                let lowest = i + 1 == axes.len();
+                let lowest = i + 1 == y_axes.len();
                 frame.draw_axes(canvas, lowest, true);
-                frame.draw_y_title(canvas, &titles[i], 0.0);
+                frame.draw_y_title(canvas, &y_titles[i], title_left(lines, &y_titles[i]));
                 if lowest {
                     frame.draw_x_title(canvas, &x_title(x_name));
                 }
-                if let Some(letter) = letter(i, axes.len()) {
-                    frame.draw_letter(canvas, letter, (theme::EDGE, top - theme::LETTER));
+                if let Some(letter) = letter(i, y_axes.len()) {
+                    draw_letter(canvas, letter, (theme::EDGE, top - theme::LETTER));
                 }
                 if self.points(i).next().is_none() {
                     frame.draw_message(canvas, "no finite values");

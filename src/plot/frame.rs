@@ -78,16 +78,11 @@ impl Frame<'_> {
     pub fn draw_heading(&self, canvas: &mut Canvas, heading: &str, letter: Option<char>) {
         let mut x = self.left;
         if let Some(letter) = letter {
-            self.draw_letter(canvas, letter, (x, self.top - 7.0));
+            draw_letter(canvas, letter, (x, self.top - 7.0));
             x += font::bold_width(&letter.to_string(), theme::TITLE) + 5.0;
         }
         let heading = font::shortened(heading, theme::SMALL, self.right() - x);
         canvas.text(&heading, (x, self.top - 7.0), theme::SMALL, theme::BLACK, HPos::Left);
-    }
-
-    /// By which a text can speak of the panel.
-    pub fn draw_letter(&self, canvas: &mut Canvas, letter: char, at: Point) {
-        canvas.bold_text(&letter.to_string(), at, theme::TITLE, theme::BLACK);
     }
 
     /// In its middle, where there is nothing else.
@@ -106,6 +101,11 @@ const TITLE_LINE: f64 = theme::TITLE + 1.0;
 pub fn title_lines(title: &str, height: f64) -> Vec<String> {
     let lines = font::wrapped(title, theme::TITLE, height).into_iter();
     lines.map(|line| font::shortened(&line, theme::TITLE, height)).collect()
+}
+
+/// Where a title of fewer lines begins in a column for `most`: beside the labels.
+pub fn title_left(most: usize, title: &[String]) -> f64 {
+    most.saturating_sub(title.len()) as f64 * TITLE_LINE
 }
 
 /// Room left of a panel for the lines of its y axis' title, the labels and the ticks.
@@ -129,6 +129,11 @@ pub fn fitted_y(axis: Axis, height: f64) -> Axis {
 /// An x axis with no more labels than a panel of this width has room for.
 pub fn fitted_x(axis: Axis, width: f64) -> Axis {
     axis.fitted(|label| (font::width(label, theme::SMALL) + 5.0) / width)
+}
+
+/// By which a text can speak of a panel.
+pub fn draw_letter(canvas: &mut Canvas, letter: char, at: Point) {
+    canvas.bold_text(&letter.to_string(), at, theme::TITLE, theme::BLACK);
 }
 
 /// The letters of panels: a, b, c …; none where there is but one.

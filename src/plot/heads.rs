@@ -6,7 +6,7 @@ use plotters::style::Color;
 use crate::plot::axis::Axis;
 use crate::plot::canvas::{Canvas, svg};
 use crate::plot::colours::{BAR_WITH_LABELS, Colours};
-use crate::plot::frame::{Frame, fitted_x, left_of, letter, title_lines};
+use crate::plot::frame::{Frame, draw_letter, fitted_x, left_of, letter, title_lines};
 use crate::plot::legend::{Legend, Swatch, mark};
 use crate::plot::look::Look;
 use crate::plot::series::{Metrics, Quantity, Series};
@@ -31,7 +31,7 @@ pub fn figure(metrics: &Metrics, look: &Look) -> String {
     let whole = Axis::slots(&names, |_| 0.0);
     let left = left_of([&whole], 1);
     let width = sheet - left - BESIDE - BAR_WITH_LABELS;
-    let most = ((width / CELL) as usize).max(1);
+    let most = (1..2048).take_while(|&cells| f64::from(cells) * CELL <= width).count().max(1);
     let cells = |series: &Series| series.heads.iter().map(|line| line.cells(most)).collect::<Vec<_>>();
     let maps: Vec<_> = SHOWN
         .iter()
@@ -71,7 +71,7 @@ pub fn figure(metrics: &Metrics, look: &Look) -> String {
                 frame.draw_x_title(canvas, "tokens");
             }
             if let Some(letter) = letter(i, maps.len()) {
-                frame.draw_letter(canvas, letter, (theme::EDGE, top - theme::LETTER));
+                draw_letter(canvas, letter, (theme::EDGE, top - theme::LETTER));
             }
         }
     })

@@ -90,6 +90,21 @@ pub fn draw(sources: &[Source], request: &Request, check: &mut dyn FnMut() -> Re
     Ok(all)
 }
 
+/// Writes what a subcommand drew of a CSV file, in all formats; `folder` must exist.
+pub fn write(
+    drawn: &Drawn,
+    csv: &Path,
+    request: &Request,
+    (folder, formats): (&Path, &[FigureFormat]),
+    check: &mut dyn FnMut() -> Result<()>,
+) -> Result<()> {
+    drawn.write(folder, formats)?;
+    if formats.contains(&FigureFormat::Pgfplots) {
+        pgfplots::write(&[Source::find(csv, None)?], request, folder, check)?;
+    }
+    Ok(())
+}
+
 fn draw_one(source: &Source, request: &Request, check: &mut dyn FnMut() -> Result<()>) -> Result<Drawn> {
     let options = || SweepFigure {
         x: request.x.clone(),

@@ -14,7 +14,7 @@ use crate::plot::figure::{Drawn, Figure};
 use crate::plot::frame::{Frame, fitted_x, fitted_y, left_of, title_lines};
 use crate::plot::legend::{Legend, Swatch};
 use crate::plot::look::{Look, Theme};
-use crate::plot::theme;
+use crate::plot::{font, theme};
 
 /// Most cells along an axis, 2.4 pt each: more moments are joined in cells of several.
 const CELLS: usize = 128;
@@ -112,11 +112,13 @@ impl Map {
         let aside = (sheet - (left + side + BESIDE + BAR_WITH_LABELS + theme::EDGE)).max(0.0) / 2.0;
         let frame = Frame { left: aside + left, top, width: side, height: side, x: &x, y: &y };
         svg(look, top + side + theme::BOTTOM, |canvas| {
-            legend.draw(canvas, aside.max(theme::EDGE), theme::EDGE, legend_width);
+            let legend_left = aside.min(sheet - theme::EDGE - legend_width).max(theme::EDGE);
+            legend.draw(canvas, legend_left, theme::EDGE, legend_width);
             self.draw_cells(canvas, &frame, &colours);
             frame.draw_axes(canvas, true, true);
             frame.draw_x_title(canvas, "stored up to chunk");
-            frame.draw_y_title(canvas, &title_lines("chunk kept", side), aside);
+            let title = if font::width("chunk kept", theme::TITLE) > side { "kept" } else { "chunk kept" };
+            frame.draw_y_title(canvas, &title_lines(title, side), aside);
             colours.draw_bar(canvas, frame.right() + BESIDE, top, side, "loss ÷ loss at W");
         })
     }

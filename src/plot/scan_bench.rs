@@ -13,7 +13,7 @@ use crate::plot::canvas::svg;
 use crate::plot::figure::{Drawn, Figure};
 use crate::plot::frame::{Frame, fitted_x, fitted_y, left_of, letter};
 use crate::plot::legend::{Legend, Swatch, marker};
-use crate::plot::look::Look;
+use crate::plot::look::{Look, Theme};
 use crate::plot::{font, theme};
 
 /// Height of a panel.
@@ -140,22 +140,12 @@ pub(super) fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str>
     seen
 }
 
-fn figure(rows: &[Row], quantity: Quantity, look: &Look) -> String {
-    let panels = distinct(rows.iter().map(|row| &row.panel[..]));
-    let series = distinct(rows.iter().map(|row| &row.series[..]));
-    let value = |row: &Row| match quantity {
-        Quantity::Time => row.milliseconds,
-        Quantity::Bandwidth => row.gb_per_s,
-    };
-    let most = rows.iter().filter_map(|row| row.copy).map(|copy| copy.0).max();
-    let copies: Vec<_> = rows.iter().filter(|row| row.copy.map(|copy| copy.0) == most).collect();
-
+/// `most`: threads of the copies that are drawn.
+fn legend(series: &[&str], most: Option<u64>, quantity: Quantity, theme: Theme) -> Legend {
     let mut legend = Legend::default();
     let entries = series.iter().enumerate();
     legend.entries.extend(
-        entries.map(|(i, name)| {
-            (Swatch::Marked(look.theme.category(i), i, look.theme.dash(i)), font::plain(name))
-        }),
+        entries.map(|(i, name)| (Swatch::Marked(theme.category(i), i, theme.dash(i)), font::plain(name))),
     );
     if quantity == Quantity::Bandwidth {
         if let Some(threads) = most {
@@ -171,6 +161,20 @@ fn figure(rows: &[Row], quantity: Quantity, look: &Look) -> String {
         legend.notes.push("medians".to_owned());
     }
     legend.notes.push("panels: batch × channels, order of axes, gates".to_owned());
+    legend
+}
+
+fn figure(rows: &[Row], quantity: Quantity, look: &Look) -> String {
+    let panels = distinct(rows.iter().map(|row| &row.panel[..]));
+    let series = distinct(rows.iter().map(|row| &row.series[..]));
+    let value = |row: &Row| match quantity {
+        Quantity::Time => row.milliseconds,
+        Quantity::Bandwidth => row.gb_per_s,
+    };
+    let most = rows.iter().filter_map(|row| row.copy).map(|copy| copy.0).max();
+    let copies: Vec<_> = rows.iter().filter(|row| row.copy.map(|copy| copy.0) == most).collect();
+
+    let legend = legend(&series, most, quantity, look.theme);
 
     let limits = |values: &mut dyn Iterator<Item = f64>| {
         values.fold((f64::INFINITY, 0.0_f64), |(low, high), x| (low.min(x), high.max(x)))
@@ -212,7 +216,11 @@ fn figure(rows: &[Row], quantity: Quantity, look: &Look) -> String {
                 y: &y,
             };
             frame.draw_axes(canvas, true, true);
-            frame.draw_y_title(canvas, &[title.to_owned()], aside);
+            frame.draw_y_title(
+                canvas,
+                &[font::shortened(title, theme::TITLE, panel_height + HEADING)],
+                aside,
+            );
             frame.draw_x_title(canvas, "steps");
             frame.draw_heading(canvas, &font::plain(panel), letter(i, panels.len()));
             let of_panel = |row: &&Row| row.panel == *panel;

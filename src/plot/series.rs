@@ -420,7 +420,7 @@ fn over_heads(cells: &[Cell], quantity: Quantity) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{BINS, Metrics, Quantity};
+    use super::{BINS, Look, Metrics, MovingMean, Quantity};
     use crate::plot::envelope::Point;
 
     const HEADER: &str =

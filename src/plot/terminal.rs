@@ -271,7 +271,7 @@ fn shaded(
         return format!("{:^width$}", "!");
     }
     if screen.colours {
-        let letters = Ansi256Color(if theme::luma(colours.at(share)) > 128.0 { 16 } else { 231 });
+        let letters = Ansi256Color(if theme::grey(colours.at(share)) > 128 { 16 } else { 231 });
         let style =
             Ink::new().bg_color(Some(nearest(colours.at(share)).into())).fg_color(Some(letters.into()));
         return format!("{style}{number:^width$}{style:#}");

@@ -170,8 +170,9 @@ pub fn faint(colour: RGBColor, opacity: f64) -> RGBAColor {
 }
 
 /// The grey that is as bright: Rec. 709's luma.
-pub fn luma(colour: RGBColor) -> f64 {
-    0.2126 * f64::from(colour.0) + 0.7152 * f64::from(colour.1) + 0.0722 * f64::from(colour.2)
+pub fn grey(colour: RGBColor) -> u8 {
+    let [red, green, blue] = [colour.0, colour.1, colour.2].map(u32::from);
+    ((2126 * red + 7152 * green + 722 * blue + 5000) / 10_000).min(255) as u8
 }
 
 #[cfg(test)]

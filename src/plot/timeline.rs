@@ -9,7 +9,9 @@ use crate::io::labels::Labels;
 use crate::plot::axis::Axis;
 use crate::plot::canvas::{Canvas, svg};
 use crate::plot::envelope::{Envelope, Point, Unshown};
-use crate::plot::frame::{Frame, fitted_x, fitted_y, left_of, letter, right_of, title_lines};
+use crate::plot::frame::{
+    Frame, draw_letter, fitted_x, fitted_y, left_of, letter, right_of, title_left, title_lines,
+};
 use crate::plot::legend::{Legend, Swatch, mark};
 use crate::plot::look::Look;
 use crate::plot::series::{Metrics, Quantity, Series};
@@ -61,7 +63,6 @@ pub fn figure(runs: &[Run], labels: Option<&Labels>, shown: &[Quantity], look: &
     let axes: Vec<_> = axes.into_iter().map(|axis| axis.map(|axis| fitted_y(axis, height))).collect();
     let titles: Vec<_> = shown.iter().map(|&quantity| title(quantity, height)).collect();
     let lines = titles.iter().map(Vec::len).max().unwrap_or(1);
-    // The letters of panels stand in the title's column.
     let left = left_of(axes.iter().flatten(), lines);
     let right = right_of(&Axis::tokens(&tokens), sheet - left - theme::RIGHT);
     let width = sheet - left - right;
@@ -81,9 +82,9 @@ pub fn figure(runs: &[Run], labels: Option<&Labels>, shown: &[Quantity], look: &
             if lowest {
                 frame.draw_x_title(canvas, "tokens");
             }
-            frame.draw_y_title(canvas, &titles[i], 0.0);
+            frame.draw_y_title(canvas, &titles[i], title_left(lines, &titles[i]));
             if let Some(letter) = letter(i, panels.len()) {
-                frame.draw_letter(canvas, letter, (theme::EDGE, top - theme::LETTER));
+                draw_letter(canvas, letter, (theme::EDGE, top - theme::LETTER));
             }
             looks.draw(canvas, &frame, series, y.is_some());
         }
@@ -161,16 +162,15 @@ fn legend(runs: &[Run], labels: Option<&Labels>, shown: &[Quantity], looks: &Loo
     let chunks =
         shown_series().filter_map(|series| series.bold()?.trend(TREND)).map(|(chunks, _)| chunks).max();
     let smoothed = runs.iter().find_map(|run| run.metrics.smoothed);
-    match runs {
-        [run] => of_heads(&mut legend, &run.metrics, shown, looks, chunks.or(smoothed.map(|n| n as u64))),
-        _ => {
-            for (i, run) in runs.iter().enumerate() {
-                let swatch = Swatch::Pattern(looks.colours[i], theme::SERIES, looks.look.theme.dash(i));
-                legend.entries.push((swatch, font::plain(&run.name)));
-            }
-            if runs.iter().any(|run| run.metrics.heads.len() > 1) {
-                legend.notes.push("means over heads".to_owned());
-            }
+    if let [run] = runs {
+        of_heads(&mut legend, &run.metrics, shown, looks, chunks.or(smoothed.map(|n| n as u64)));
+    } else {
+        for (i, run) in runs.iter().enumerate() {
+            let swatch = Swatch::Pattern(looks.colours[i], theme::SERIES, looks.look.theme.dash(i));
+            legend.entries.push((swatch, font::plain(&run.name)));
+        }
+        if runs.iter().any(|run| run.metrics.heads.len() > 1) {
+            legend.notes.push("means over heads".to_owned());
         }
     }
     let tokens = tokens(runs);

@@ -343,7 +343,9 @@ fn draw(
         let retention = plot::retention(&folder.join("retention.csv"), &look, &mut tick)?;
         drawn.figures.extend(retention.figures);
     }
-    drawn.write(&plots, &config.figure_format)?;
+    let request = plot::Request { labels: labels.cloned(), ..plot::Request::default() };
+    let to = (plots.as_path(), &config.figure_format[..]);
+    plot::write(&drawn, &folder.join("metrics.csv"), &request, to, &mut tick)?;
     Ok(drawn.notes)
 }
 

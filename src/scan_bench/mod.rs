@@ -313,6 +313,7 @@ impl Config {
             let expected = "cpu (this build is without CUDA)";
             return Err(Error::setting("--device", expected, "cuda"));
         }
+        self.figure_format.iter().try_for_each(|format| format.check())?;
         let whole = |flag: &str, zero: bool| {
             if zero { Err(Error::setting(flag, "whole numbers of at least 1", "0")) } else { Ok(()) }
         };
@@ -412,7 +413,10 @@ pub fn execute(config: Config, replace: bool, observe: Observer) -> Result<Repor
     if config.plots {
         let plots = folder.path().join("plots");
         std::fs::create_dir(&plots).map_err(Error::io(&plots, "make"))?;
-        plot::scan_bench(&csv, &plot::Look::default())?.write(&plots, &config.figure_format)?;
+        let request = plot::Request::default();
+        let drawn = plot::scan_bench(&csv, &request.look)?;
+        let to = (plots.as_path(), &config.figure_format[..]);
+        plot::write(&drawn, &csv, &request, to, &mut || observe(Event::Working))?;
     }
     observe(Event::Working)?;
     folder.publish()?;

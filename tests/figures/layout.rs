@@ -12,7 +12,9 @@ use crate::{HEADER, check_svg};
 
 static FONTS: LazyLock<Arc<fontdb::Database>> = LazyLock::new(|| {
     let mut fonts = fontdb::Database::new();
-    font::FILES.iter().for_each(|file| fonts.load_font_data(file.to_vec()));
+    for file in font::FILES {
+        fonts.load_font_data(file.to_vec());
+    }
     Arc::new(fonts)
 });
 
@@ -87,13 +89,14 @@ fn looks() -> Vec<Look> {
     looks
 }
 
+/// A value by chunk and head.
+type Values = Box<dyn Fn(usize, usize) -> f64>;
+
 #[test]
 fn no_text_overlaps_or_leaves_the_sheet() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let csv = folder.path().join("metrics.csv");
-    let powers =
-        |low: i32, step: i32| move |chunk: usize, _: usize| 10f64.powi(low + step * (chunk as i32 % 25));
-    type Values = Box<dyn Fn(usize, usize) -> f64>;
+    let powers = |chunk: usize, _: usize| (0..chunk).fold(1e-12, |value, _| value * 10.0);
     let cases: Vec<(&str, usize, Vec<usize>, Values)> = vec![
         (
             "plain",
@@ -101,7 +104,7 @@ fn no_text_overlaps_or_leaves_the_sheet() {
             vec![1, 2, 4, 7, 8, 16],
             Box::new(|chunk, head| 1.0 + ((chunk * 7 + head * 3) % 11) as f64),
         ),
-        ("from 1e-12 to 1e12", 25, vec![1, 3], Box::new(powers(-12, 1))),
+        ("from 1e-12 to 1e12", 25, vec![1, 3], Box::new(powers)),
         ("tiny", 25, vec![2], Box::new(|chunk, _| 1e-12 * (1.0 + chunk as f64))),
         ("huge", 25, vec![2], Box::new(|chunk, _| 1e12 * (1.0 + chunk as f64))),
         ("within a decade", 30, vec![4], Box::new(|chunk, _| 2.0 + chunk as f64 / 10.0)),
@@ -114,7 +117,7 @@ fn no_text_overlaps_or_leaves_the_sheet() {
         ("nothing", 0, vec![1], Box::new(|_, _| 0.0)),
         ("long", 100_000, vec![2], Box::new(|chunk, _| 1.0 + (chunk % 97) as f64)),
     ];
-    let labels = Labels { boundaries: vec![80, 160], repeats: vec![200..300] };
+    let labels = Labels { boundaries: vec![80, 160], repeats: vec![200..300, 400..432] };
     for (name, chunks, heads, value) in cases {
         for heads in heads {
             std::fs::write(&csv, metrics(chunks, heads, &value)).expect("a writable temporary folder");
@@ -162,6 +165,91 @@ fn several_runs_overlay() {
         assert!(figure.svg.contains(">a run</text>"));
         if request.look.theme != Theme::Mono {
             assert_eq!(crate::data_lines(&figure.svg), [30, 50, 70], "a line a run");
+        }
+    }
+}
+
+#[test]
+fn sweeps_retention_and_scans_keep_the_sheet() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = |name: &str, text: String| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("a writable temporary folder");
+        path
+    };
+    let mut files = Vec::new();
+    for (case, values) in [1, 3, 12].into_iter().enumerate() {
+        let mut rows =
+            "run,learning_rate,chunk_size,init,seed,status,loss_mean,loss_before_mean,tokens_per_s\n"
+                .to_owned();
+        let words = ["xavier", "randn", "a_rather_long_word_for_an_axis"];
+        for i in 0..values {
+            for (j, chunk_size) in (0..9_u8).zip([2, 4, 8, 16, 32, 64, 128, 256, 512]) {
+                for (k, init) in (0..3_u8).zip(words) {
+                    for seed in 0..2 {
+                        let rate = 10f64.powi(i - 6);
+                        let loss =
+                            10f64.powi(i - 3) * (1.0 + f64::from(j) + f64::from(seed) / 8.0) + f64::from(k);
+                        let status = if i + seed == 11 { "diverged" } else { "ok" };
+                        writeln!(
+                            rows,
+                            "{i}{j}{k}{seed},{rate:e},{chunk_size},{init},{seed},{status},1.5,{loss:e},{}",
+                            1e5 / loss
+                        )
+                        .expect("a string takes all");
+                    }
+                }
+            }
+        }
+        files.push(file(&format!("sweep-{case}.csv"), rows));
+    }
+    for last in [1, 9, 700] {
+        let mut rows = "sequence,chunk,head,after,loss,loss_at_w\n".to_owned();
+        for after in 0..last {
+            for chunk in (0..=after).step_by(3) {
+                writeln!(rows, "0,{chunk},0,{after},{},1", 0.5 + (chunk % 5) as f64 / 4.0).expect("a string");
+            }
+        }
+        files.push(file(&format!("retention-{last}.csv"), rows));
+    }
+    let mut rows =
+        "algorithm,dtype,layout,gate,threads,batch,steps,channels,median_ms,gb_per_s,copy_gb_per_s\n"
+            .to_owned();
+    for algorithm in
+        ["auto", "sequential", "channels", "time", "tree", "pair-sequential", "pair", "pair-last"]
+    {
+        for layout in ["steps-channels", "channels-steps"] {
+            for gate in ["step", "element"] {
+                for steps in [128, 512, 4096] {
+                    writeln!(
+                        rows,
+                        "{algorithm},f32,{layout},{gate},2,8,{steps},1536,{},{},12.5",
+                        f64::from(steps) / 77.0,
+                        1000.0 / f64::from(steps)
+                    )
+                    .expect("a string takes all");
+                }
+            }
+        }
+    }
+    files.push(file("scan.csv", rows));
+    for path in files {
+        let kinds = match Source::find(&path, None).expect("a known file").kind {
+            Kind::Sweep => vec![Kind::Sweep, Kind::Map],
+            kind => vec![kind],
+        };
+        for look in looks() {
+            for &kind in &kinds {
+                let source = Source::find(&path, Some(kind)).expect("a known file");
+                let request = Request { look: look.clone(), ..Request::default() };
+                let drawn = draw(&[source], &request, &mut || Ok(())).expect("figures");
+                for figure in drawn.figures {
+                    let (inches, theme) = (look.width / INCH, look.theme);
+                    let what =
+                        format!("{}: {} as {kind:?} of {inches} in, {theme:?}", path.display(), figure.name);
+                    check_layout(&what, &figure.svg);
+                }
+            }
         }
     }
 }

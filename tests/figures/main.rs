@@ -1,7 +1,9 @@
 //! Figures drawn from metrics.csv, and in `sweep` from results.csv: which files, and that their SVG holds what it should
 //! and nothing else.
 
+mod formats;
 mod layout;
+mod snapshots;
 mod sweep;
 
 use std::collections::BTreeMap;

@@ -9,8 +9,9 @@ use resvg::usvg::{Options, Tree};
 use crate::error::{Error, Result};
 use crate::plot::font;
 
-/// Pixels an inch.
+/// Pixels an inch, and a metre.
 const DPI: f32 = 600.0;
+const DPM: u32 = 23_622;
 
 #[expect(clippy::unnecessary_wraps, reason = "the twin refuses")]
 pub fn check() -> Result<()> {
@@ -40,7 +41,7 @@ pub fn pdf(svg: &str) -> Result<Vec<u8>> {
 pub fn png(svg: &str) -> Result<Vec<u8>> {
     let tree = tree(svg)?;
     let scale = DPI / 96.0;
-    let pixels = |length: f32| (length * scale).round().max(1.0) as u32;
+    let pixels = |length: f32| ((length * scale).round() as i32).unsigned_abs().max(1);
     let pixmap = Pixmap::new(pixels(tree.size().width()), pixels(tree.size().height()));
     let mut pixmap = pixmap.ok_or_else(|| refused("an image that fits memory", "a larger one"))?;
     resvg::render(&tree, Transform::from_scale(scale, scale), &mut pixmap.as_mut());
@@ -48,9 +49,8 @@ pub fn png(svg: &str) -> Result<Vec<u8>> {
     let mut encoder = png::Encoder::new(&mut bytes, pixmap.width(), pixmap.height());
     encoder.set_color(png::ColorType::Rgba);
     encoder.set_depth(png::BitDepth::Eight);
-    let per_metre = (DPI / 0.0254).round() as u32;
     let unit = png::Unit::Meter;
-    encoder.set_pixel_dims(Some(png::PixelDimensions { xppu: per_metre, yppu: per_metre, unit }));
+    encoder.set_pixel_dims(Some(png::PixelDimensions { xppu: DPM, yppu: DPM, unit }));
     let written = encoder.write_header().and_then(|mut writer| {
         // The paper is opaque: premultiplied and plain colours are the same.
         writer.write_image_data(pixmap.data())?;

@@ -473,8 +473,8 @@ impl PanelText<'_> {
             self.file
         );
         for (&(x, y, value), text) in map.cells.iter().zip(&map.texts).filter(|(_, text)| !text.is_empty()) {
-            let luma = theme::luma(colours.of(value));
-            let ink = if luma > 128.0 { "black" } else { "white" };
+            let grey = theme::grey(colours.of(value));
+            let ink = if grey > 128 { "black" } else { "white" };
             let _ = writeln!(
                 out,
                 "    \\node[{ink}, font=\\tiny, inner sep=0pt] at (axis cs:{},{}) {{{}}};",

@@ -4,14 +4,14 @@
 use plotters::style::text_anchor::HPos;
 use plotters::style::{Color, RGBColor};
 
-use super::results::{Cell, Parameter};
+use super::results::{Cell, Parameter, Value};
 use super::{Grid, Panel, label, panel_width, parameter_title, short};
 use crate::plot::axis::Axis;
 use crate::plot::canvas::Canvas;
 use crate::plot::colours::{BAR_WITH_LABELS, Colours};
 use crate::plot::frame::{Frame, left_of};
 use crate::plot::legend::{Legend, Swatch, mark};
-use crate::plot::theme;
+use crate::plot::{font, theme};
 
 /// Height of a slot, and the least and most of a panel.
 const SLOT: f64 = 16.0;
@@ -37,7 +37,10 @@ pub fn draw(figure: &Grid, hue: &Parameter) -> String {
     }
     let height = figure.panel_height(&legend, (hue.values.len() as f64 * SLOT).clamp(LEAST, MOST));
     let room = |_: &str| (theme::SMALL + 2.0) / height;
-    let y = Axis::slots(&hue.values.iter().map(label).collect::<Vec<_>>(), room);
+    // Words may be longer than the sheet is wide.
+    let most = figure.look.sheet_width() / 5.0;
+    let short_label = |value: &Value| font::shortened(&label(value), theme::SMALL, most);
+    let y = Axis::slots(&hue.values.iter().map(short_label).collect::<Vec<_>>(), room);
     let titles = figure.y_title_lines(&parameter_title(&hue.name), height);
     let (columns, _) = figure.grid();
     let right = BAR_WITH_LABELS + 16.0;
@@ -92,5 +95,5 @@ fn draw_lost(canvas: &mut Canvas, cell: &Cell, from: (f64, f64), to: (f64, f64))
 
 /// Black on bright, white on dark.
 fn ink_on(colour: RGBColor) -> RGBColor {
-    if theme::luma(colour) > 128.0 { theme::BLACK } else { theme::PAPER }
+    if theme::grey(colour) > 128 { theme::BLACK } else { theme::PAPER }
 }

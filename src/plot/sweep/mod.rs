@@ -304,7 +304,8 @@ impl<'a> Grid<'a> {
 
     /// Columns and rows of panels.
     fn grid(&self) -> (usize, usize) {
-        let fit = (self.look.sheet_width() / LEAST_WIDTH) as usize;
+        let fit =
+            (1..4).take_while(|&columns| f64::from(columns) * LEAST_WIDTH <= self.look.sheet_width()).count();
         let columns = match self.panels.len() {
             0 | 1 => 1,
             2 | 4 => 2,
@@ -403,9 +404,17 @@ fn parameter_axis(parameter: &Parameter, scale: Scale, width: f64) -> (Axis, Vec
     let room = |text: &str| (font::width(text, theme::SMALL) + 5.0) / width;
     let labels: Vec<_> = parameter.values.iter().map(label).collect();
     let numbers = || parameter.values.iter().filter_map(|value| value.number);
+    // Words are cut to their slot, so that each has its label; numbers that do not fit have none.
+    let slot = (width / labels.len().max(1) as f64 - 6.0).max(12.0);
+    let fit = |text: &String| {
+        if parameter.is_numeric() { text.clone() } else { font::shortened(text, theme::SMALL, slot) }
+    };
     let log = scale == Scale::Log;
     let (axis, places): (_, Vec<f64>) = match scale {
-        Scale::Slots => (Axis::slots(&labels, room), (0..labels.len()).map(|i| i as f64 + 0.5).collect()),
+        Scale::Slots => (
+            Axis::slots(&labels.iter().map(fit).collect::<Vec<_>>(), room),
+            (0..labels.len()).map(|i| i as f64 + 0.5).collect(),
+        ),
         // Ticks at the values where they are few, round ones where they are many.
         _ if labels.len() <= 11 => {
             (Axis::of_values(&numbers().zip(labels).collect::<Vec<_>>(), log, room), numbers().collect())
