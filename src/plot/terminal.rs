@@ -185,7 +185,7 @@ fn draw_x_axis(panel: &Panel, gutter: usize, width: usize, out: &mut String) {
     let mut free = 0;
     for tick in &panel.x.ticks {
         let Some(label) = tick.label.as_deref().map(raised) else { continue };
-        let at = (tick.at * (width - 1) as f64).round() as usize;
+        let at = place(tick.at * (width - 1) as f64 + 0.5);
         let size = label.chars().count();
         let from = at.saturating_sub(size / 2).min(width.saturating_sub(size));
         spine[at.min(width - 1)] = '┬';
@@ -213,7 +213,7 @@ fn beside(ticks: &[Tick], height: usize) -> BTreeMap<usize, String> {
     let mut labels = BTreeMap::new();
     for tick in ticks {
         if let Some(label) = &tick.label {
-            let row = ((1.0 - tick.at) * (height - 1) as f64).round() as usize;
+            let row = place((1.0 - tick.at) * (height - 1) as f64 + 0.5);
             labels.entry(row).or_insert_with(|| cut(&raised(label), 10));
         }
     }
@@ -234,7 +234,7 @@ fn draw_map(panel: &Panel, map: &Map, colours: &Colours, screen: &Screen, out: &
     }
     let labels = {
         let ticks = panel.y.ticks.iter().filter_map(|tick| Some((tick.at, tick.label.as_deref()?)));
-        let row = |at: f64| up - 1 - ((at * up as f64) as usize).min(up - 1);
+        let row = |at: f64| up - 1 - place(at * up as f64).min(up - 1);
         ticks.map(|(at, label)| (row(at), cut(&raised(label), 10))).collect::<BTreeMap<_, _>>()
     };
     for row in 0..up {
@@ -279,8 +279,13 @@ fn shaded(
     if number.is_empty() { shade(share).to_string().repeat(width) } else { format!("{number:^width$}") }
 }
 
+/// Of a number that is not negative, its whole part.
+fn place(at: f64) -> usize {
+    (at as i32).unsigned_abs() as usize
+}
+
 fn shade(share: f64) -> char {
-    SHADES[((share * SHADES.len() as f64) as usize).min(SHADES.len() - 1)]
+    SHADES[place(share * SHADES.len() as f64).min(SHADES.len() - 1)]
 }
 
 /// What shades stand for.

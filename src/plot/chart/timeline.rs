@@ -135,8 +135,8 @@ impl Drawing<'_> {
         let (width, opacity) = match heads {
             _ if bins > 1 => (0.4, 0.5),
             1 if run.metrics.smoothed.is_some() => (0.5, 0.6),
-            ..=1 => (0.9, 1.0),
-            ..=theme::TELLABLE_HEADS => (0.6, 0.75),
+            0 | 1 => (0.9, 1.0),
+            2..=theme::TELLABLE_HEADS => (0.6, 0.75),
             _ => (0.5, 0.45),
         };
         let colours = theme.head_colours(heads.max(1)).into_iter().enumerate();

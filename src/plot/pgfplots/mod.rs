@@ -359,11 +359,11 @@ impl PanelText<'_> {
         let mut keys = Vec::new();
         let lowest = self.i + columns >= self.chart.panels.len();
         keys.push(ticks("x", &panel.x, lowest));
-        keys.push(ticks("y", &panel.y, self.i % columns == 0));
+        keys.push(ticks("y", &panel.y, self.i.is_multiple_of(columns)));
         if lowest {
             keys.push(format!("xlabel={{{}}}", tex(&panel.x_title)));
         }
-        if self.i % columns == 0 && shared_title(self.chart, self.sheet.rows).is_none() {
+        if self.i.is_multiple_of(columns) && shared_title(self.chart, self.sheet.rows).is_none() {
             keys.push(format!("ylabel={{{}}}", title(&panel.y_title, self.sheet.height)));
         }
         if !panel.heading.is_empty() {

@@ -109,9 +109,12 @@ fn broken<T>(stretches: &[Vec<T>], value: impl Fn(&T) -> f64) -> Vec<f64> {
 
 /// Along the high ends and back along the low ones, of stretches with two intervals or more.
 fn outlines(line: &Line) -> Vec<Vec<Point>> {
-    let of_stretch = |(points, ends): (&Vec<Point>, &Vec<Option<(f64, f64)>>)| {
-        let ends: Vec<_> =
-            points.iter().zip(ends).filter_map(|(point, ends)| Some((point.0, (*ends)?))).collect();
+    let of_stretch = |(points, ends): (&Vec<Point>, &Vec<_>)| {
+        let ends: Vec<_> = points
+            .iter()
+            .zip(ends)
+            .filter_map(|(point, ends)| Some((point.0, (*ends as Option<Point>)?)))
+            .collect();
         let upper = ends.iter().map(|&(x, (_, high))| (x, high));
         let lower = ends.iter().rev().map(|&(x, (low, _))| (x, low));
         upper.chain(lower).collect::<Vec<_>>()

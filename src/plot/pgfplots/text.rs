@@ -64,7 +64,9 @@ pub fn tex(text: &str) -> String {
     let mut rest = text;
     while let Some(letter) = rest.chars().next() {
         if let Some((raised, after)) = rest.strip_prefix("^{").and_then(|inside| inside.split_once('}')) {
-            out += &format!("$^{{{}}}$", signs(raised).replace('$', ""));
+            out += "$^{";
+            out += &signs(raised).replace('$', "");
+            out += "}$";
             rest = after;
         } else if let Some(after) = rest.strip_prefix("‖g‖") {
             out += "$\\|g\\|$";

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::results::{Parameter, Results};
+use super::results::{Cell, Parameter, Results};
 use super::{
     Grid, LINES, Layout, Scale, SweepFigure, file_name, label, lines, map, metrics, panel_width,
     parameter_axis, parameter_title, short, symbol,
@@ -80,7 +80,7 @@ fn chart(grid: &Grid, name: String, as_map: bool) -> Chart {
         }
         _ => Some(lines_of(grid, &mut chart)),
     };
-    let counts = grid.cells().filter_map(|cell| cell.estimate()).map(|estimate| estimate.n);
+    let counts = grid.cells().filter_map(Cell::estimate).map(|estimate| estimate.n);
     let (few, most) = counts.fold((usize::MAX, 0), |(few, most), n| (few.min(n), most.max(n)));
     if most > 1 {
         let n = if few == most { most.to_string() } else { format!("{few} to {most}") };
