@@ -116,7 +116,7 @@ Examples:
   nmem plot results/passages-store --venue icml --figure-format pdf
   nmem plot results/passages-store --kind heads
   nmem plot results/run-1 results/run-2 --y surprise --smooth 16
-  nmem plot results/passages-store/metrics.csv --x weight_norm --y update_norm,surprise --log=xy
+  nmem plot results/passages-store/metrics.csv --x loss --y update_norm,surprise --log=xy
   nmem plot results/chunk-size-sweep --y loss_before_mean --theme mono --out figure.pdf";
 
 /// Where figures go.
