@@ -121,7 +121,7 @@ Examples:
   nmem plot results/passages-store --terminal
   nmem plot results/passages-store --figure-format pgfplots --venue icml --out figures
   nmem plot results/run-1 results/run-2 --y surprise --smooth 16
-  nmem plot results/passages-store/metrics.csv --x weight_norm --y update_norm,surprise --log=xy
+  nmem plot results/passages-store/metrics.csv --x loss --y update_norm,surprise --log=xy
   nmem plot results/chunk-size-sweep --y loss_before_mean --theme mono --out figure.pdf";
 
 /// Where figures go.

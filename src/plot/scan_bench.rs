@@ -11,7 +11,7 @@ use crate::io::table::Table;
 use crate::plot::axis::Axis;
 use crate::plot::canvas::svg;
 use crate::plot::figure::{Drawn, Figure};
-use crate::plot::frame::{Frame, fitted_x, fitted_y, left_of, letter};
+use crate::plot::frame::{Frame, fitted_y, left_of, letter};
 use crate::plot::legend::{Legend, Swatch, marker};
 use crate::plot::look::{Look, Theme};
 use crate::plot::{font, theme};
@@ -179,9 +179,9 @@ fn figure(rows: &[Row], quantity: Quantity, look: &Look) -> String {
     let limits = |values: &mut dyn Iterator<Item = f64>| {
         values.fold((f64::INFINITY, 0.0_f64), |(low, high), x| (low.min(x), high.max(x)))
     };
-    let (low, high) = limits(&mut rows.iter().map(|row| row.steps as f64));
-    // Whole decades: the numbers of steps are powers of two, which no tick of a log axis hits.
-    let x = Axis::log(10f64.powf(low.log10().floor()), 10f64.powf(high.log10().ceil()));
+    // Ticks where something was timed: the numbers of steps are powers of two, which no tick of a log axis hits.
+    let steps: BTreeSet<_> = rows.iter().map(|row| row.steps).collect();
+    let steps: Vec<_> = steps.iter().map(|&steps| (steps as f64, steps.to_string())).collect();
     let of_copies = copies.iter().filter_map(|row| row.copy).map(|copy| copy.1);
     let of_copies = of_copies.filter(|_| quantity == Quantity::Bandwidth);
     let (low, high) = limits(&mut rows.iter().map(value).chain(of_copies));
@@ -201,7 +201,8 @@ fn figure(rows: &[Row], quantity: Quantity, look: &Look) -> String {
     let y = fitted_y(y, panel_height);
     let left = left_of([&y], 1);
     let panel_width = (sheet - theme::RIGHT) / columns as f64 - left;
-    let x = fitted_x(x, panel_width);
+    let room = |label: &str| (font::width(label, theme::SMALL) + 5.0) / panel_width;
+    let x = Axis::of_values(&steps, true, room);
     let row_height = HEADING + panel_height + theme::BOTTOM + 6.0;
     svg(look, top + row_height * rows_of_panels as f64, |canvas| {
         legend.draw(canvas, theme::EDGE, theme::EDGE, legend_width);

@@ -119,6 +119,11 @@ impl<'a> Looks<'a> {
         Self { look, colours, opacity: 1.0, width: theme::SERIES, several: true }
     }
 
+    /// What a long line shows, unless it is smooth already.
+    fn trend(&self, line: &Envelope) -> Option<(u64, Vec<Vec<Point>>)> {
+        if self.look.smoothed().is_some() { None } else { line.trend(TREND) }
+    }
+
     /// Heads are too many and too dense for dashes, where their lines are binned.
     fn dash(&self, i: usize, line: &Envelope) -> &'static [f64] {
         if !self.several && line.bin_width() > 1 { &[] } else { self.look.theme.dash(i) }
@@ -133,7 +138,8 @@ impl<'a> Looks<'a> {
         for (i, series) in series.iter().enumerate().filter(|_| any) {
             if self.several {
                 if let Some(bold) = series.bold() {
-                    let line = bold.trend(TREND).map_or_else(|| bold.stretches(), |(_, trend)| trend);
+                    let trend = self.trend(bold).map(|(_, trend)| trend);
+                    let line = trend.unwrap_or_else(|| bold.stretches());
                     let look = (self.colours[i].to_rgba(), self.width, self.dash(i, bold));
                     draw_line(canvas, frame, &line, look);
                 }
@@ -144,7 +150,7 @@ impl<'a> Looks<'a> {
                 draw_line(canvas, frame, &line.stretches(), (ink, self.width, self.dash(head, line)));
             }
             let bold = |width| (theme::BLACK.to_rgba(), width, &[][..]);
-            if let Some((_, trend)) = series.bold().and_then(|line| line.trend(TREND)) {
+            if let Some((_, trend)) = series.bold().and_then(|line| self.trend(line)) {
                 draw_line(canvas, frame, &trend, bold(0.75 * theme::BOLD));
             } else if let Some(all) = &series.all {
                 draw_line(canvas, frame, &all.stretches(), bold(theme::BOLD));
@@ -160,7 +166,7 @@ fn legend(runs: &[Run], labels: Option<&Labels>, shown: &[Quantity], looks: &Loo
     let all = || runs.iter().flat_map(|run| &run.metrics.series);
     let shown_series = || all().filter(|series| shown.contains(&series.quantity));
     let chunks =
-        shown_series().filter_map(|series| series.bold()?.trend(TREND)).map(|(chunks, _)| chunks).max();
+        shown_series().filter_map(|series| looks.trend(series.bold()?)).map(|(chunks, _)| chunks).max();
     let smoothed = runs.iter().find_map(|run| run.metrics.smoothed);
     if let [run] = runs {
         of_heads(&mut legend, &run.metrics, shown, looks, chunks.or(smoothed.map(|n| n as u64)));

@@ -207,7 +207,8 @@ fn sweeps_retention_and_scans_keep_the_sheet() {
         let mut rows = "sequence,chunk,head,after,loss,loss_at_w\n".to_owned();
         for after in 0..last {
             for chunk in (0..=after).step_by(3) {
-                writeln!(rows, "0,{chunk},0,{after},{},1", 0.5 + (chunk % 5) as f64 / 4.0).expect("a string");
+                writeln!(rows, "0,{chunk},0,{after},{},1", 0.5 + f64::from(chunk % 5) / 4.0)
+                    .expect("a string");
             }
         }
         files.push(file(&format!("retention-{last}.csv"), rows));
