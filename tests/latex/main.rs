@@ -8,6 +8,9 @@ use std::process::{Command, ExitCode};
 
 use libtest_mimic::{Arguments, Trial};
 
+/// Name, arguments of `nmem plot`, and what writes its data into a folder.
+type Case = (&'static str, &'static str, fn(&Path));
+
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let missing = missing();
@@ -16,7 +19,7 @@ fn main() -> ExitCode {
         eprintln!("tests with LaTeX: {}: {reason}", if required { "failing" } else { "skipped" });
     }
     let skipped = missing.is_some() && !required;
-    let cases: [(&str, &str, fn(&Path)); 11] = [
+    let cases: [Case; 11] = [
         ("timeline", "a --labels labels.csv", runs),
         ("timeline_with_gaps", "b", runs),
         ("gates_without_colour", "a --kind gates --theme mono", runs),
@@ -64,7 +67,10 @@ fn compiles(line: &str, data: fn(&Path)) {
     let said = String::from_utf8_lossy(&drawn.stderr);
     assert!(drawn.status.success(), "nmem plot {line}: {said}");
     let files = String::from_utf8(drawn.stdout).unwrap();
-    let figures: Vec<_> = files.lines().filter(|file| file.ends_with(".tex")).collect();
+    let figures: Vec<_> = files
+        .lines()
+        .filter(|file| Path::new(file).extension().is_some_and(|ending| ending == "tex"))
+        .collect();
     assert!(!figures.is_empty(), "{files}");
     for figure in figures {
         let tex = std::fs::read_to_string(folder.join(figure)).unwrap();
@@ -107,8 +113,11 @@ fn runs(folder: &Path) {
         std::fs::create_dir(folder.join(name)).unwrap();
         std::fs::write(folder.join(name).join("metrics.csv"), rows).unwrap();
     }
-    let labels: String = (0..120).map(|i| format!("{i},{},{}\n", i / 40, i32::from(i > 90))).collect();
-    std::fs::write(folder.join("labels.csv"), format!("position,segment,repeat\n{labels}")).unwrap();
+    let mut labels = "position,segment,repeat\n".to_owned();
+    for i in 0..120 {
+        writeln!(labels, "{i},{},{}", i / 40, i32::from(i > 90)).unwrap();
+    }
+    std::fs::write(folder.join("labels.csv"), labels).unwrap();
 }
 
 fn retention(folder: &Path) {
