@@ -138,6 +138,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let request = args.request()?;
     let target = args.target(&sources);
     let formats = args.formats(&target)?;
+    if let Some(told) = plot::idle(&sources, &request).filter(|_| !args.quiet) {
+        note("note: ", &told);
+    }
     if args.terminal {
         let view = plot::terminal::view(&sources, &request, &screen(), &mut check_interrupt)?;
         print(&view.text)?;

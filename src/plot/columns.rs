@@ -14,9 +14,10 @@ use crate::plot::figure::{Drawn, Figure};
 use crate::plot::frame::{
     Frame, draw_letter, fitted_x, fitted_y, left_of, letter, right_of, title_left, title_lines,
 };
+use crate::plot::idle::stays_linear;
 use crate::plot::legend::{Legend, Swatch, mark, marker};
 use crate::plot::source::Source;
-use crate::plot::{Request, font, theme};
+use crate::plot::{LogAxes, Request, font, theme};
 
 /// More lines could not be told apart.
 const LINES: usize = 16;
@@ -60,6 +61,16 @@ pub fn columns(
     let unshown: Vec<_> = (0..shown.len()).map(|y| all.count_unshown(y)).collect();
     for (name, count) in shown.iter().zip(&unshown).filter(|(_, count)| **count > 0) {
         drawn.notes.push(format!("{name}: values left out of the figure: {count} not finite"));
+    }
+    let log = request.look.log;
+    let low = |y: usize| all.points(y).any(|point| point.1 <= 0.0);
+    if log.is_some_and(LogAxes::y) {
+        let linear = shown.iter().enumerate().filter(|(y, _)| low(*y));
+        drawn.notes.extend(linear.map(|(_, name)| stays_linear(name)));
+    }
+    if log.is_some_and(LogAxes::x) && (0..shown.len()).flat_map(|y| all.points(y)).any(|point| point.0 <= 0.0)
+    {
+        drawn.notes.push(stays_linear(x));
     }
     let name = format!("{}-{x}", shown.join("-"));
     let svg = all.draw(x, shown, unshown.iter().sum(), request);

@@ -9,6 +9,7 @@
 //! - `heads`: maps of heads × chunks. `columns`: any columns against any other.
 //! - `look`: theme and size, as asked for. `source`: which file is drawn as what. `figure`: what comes out, and `pages` its PDF
 //!   and PNG. `font`: what text is set in.
+//! - `idle`: flags that change nothing.
 //! - `retention`: retention.csv → a map of chunks stored × stored up to.
 //! - `scan_bench`: scan_bench.csv → time and bandwidth against steps.
 //! - [`sweep`]: results.csv of a sweep → a figure a metric.
@@ -24,6 +25,7 @@ mod figure;
 pub mod font;
 mod frame;
 mod heads;
+mod idle;
 mod legend;
 mod look;
 mod pages;
@@ -44,6 +46,7 @@ use crate::error::{Error, Result};
 use crate::io::labels::Labels;
 use envelope::Unshown;
 pub use figure::{Drawn, Figure, FigureFormat};
+pub use idle::idle;
 pub use look::{INCH, Inches, LogAxes, Look, Theme, Venue};
 use series::{Metrics, Quantity};
 pub use source::{Kind, Source};
@@ -172,7 +175,9 @@ fn draw_timelines(
 fn heads(metrics_csv: &Path, look: &Look, check: &mut dyn FnMut() -> Result<()>) -> Result<Drawn> {
     let metrics = Metrics::read(metrics_csv, look, check)?;
     let figure = Figure { name: "heads".to_owned(), svg: heads::figure(&metrics, look) };
-    Ok(Drawn { figures: vec![figure], notes: Vec::new() })
+    let shown = [Quantity::Surprise.name(), Quantity::LearningRate.name()];
+    let left_out = LeftOut::of(&metrics).into_iter().filter(|of| shown.contains(&of.quantity));
+    Ok(Drawn { figures: vec![figure], notes: left_out.map(|of| of.to_string()).collect() })
 }
 
 pub use retention::retention;

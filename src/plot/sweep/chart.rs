@@ -28,6 +28,7 @@ pub fn charts(csv: &Path, options: &SweepFigure, look: &Look) -> Result<(Vec<Cha
         let grid = Grid::new(&results, &layout, &name, metric, look);
         if grid.tells() || !options.y.is_empty() {
             notes.extend(panels_left_out(&grid, &file_name(&name)));
+            notes.extend(grid.log_note(&file_name(&name)));
             charts.push(chart(&grid, file_name(&name), options.map));
         }
     }
@@ -47,8 +48,8 @@ pub fn retention_charts(csv: &Path, options: &SweepFigure, look: &Look) -> Resul
         return Ok((Vec::new(), Vec::new()));
     };
     let grid = Grid::new(&results, &layout, "loss_ratio", metric, look);
-    let notes = panels_left_out(&grid, "retention");
-    Ok((vec![chart(&grid, "retention".to_owned(), false)], notes.into_iter().collect()))
+    let notes = panels_left_out(&grid, "retention").into_iter().chain(grid.log_note("retention"));
+    Ok((vec![chart(&grid, "retention".to_owned(), false)], notes.collect()))
 }
 
 fn panels_left_out(grid: &Grid, name: &str) -> Option<String> {

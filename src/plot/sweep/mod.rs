@@ -14,8 +14,9 @@ use crate::plot::axis::Axis;
 use crate::plot::canvas::{Canvas, svg};
 use crate::plot::figure::{Drawn, Figure};
 use crate::plot::frame::{Frame, left_of, letter, title_lines};
+use crate::plot::idle::stays_linear;
 use crate::plot::legend::{Legend, Swatch};
-use crate::plot::look::Look;
+use crate::plot::look::{LogAxes, Look};
 use crate::plot::{font, theme};
 pub(super) use chart::{charts, retention_charts};
 use results::{Cell, Metric, Parameter, Results, Value};
@@ -72,6 +73,7 @@ pub fn figures(results_csv: &Path, options: &SweepFigure, look: &Look) -> Result
                 figure.left_out
             ));
         }
+        drawn.notes.extend(figure.log_note(&name));
         drawn.figures.push(Figure { name, svg: figure.draw() });
     }
     if drawn.figures.is_empty() {
@@ -90,6 +92,7 @@ pub fn retention(retention_csv: &Path, options: &SweepFigure, look: &Look) -> Re
     let Some((layout, metric)) = layout.zip(results.metric("loss_ratio")) else { return Ok(drawn) };
     let figure = Grid::new(&results, &layout, "loss_ratio", metric, look);
     drawn.figures.push(Figure { name: "retention".to_owned(), svg: figure.draw() });
+    drawn.notes.extend(figure.log_note("retention"));
     drawn.notes.extend(
         (figure.left_out > 0)
             .then(|| format!("retention: {} more panels left out: choose another --hue", figure.left_out)),
@@ -238,6 +241,11 @@ impl<'a> Grid<'a> {
         }
         // Thirty: chosen by eye.
         self.range().is_some_and(|(low, high)| low > 0.0 && (self.ratio || high > 30.0 * low))
+    }
+
+    fn log_note(&self, name: &str) -> Option<String> {
+        let asked = self.look.log.is_some_and(LogAxes::y);
+        (asked && self.range().is_some_and(|(low, _)| low <= 0.0)).then(|| stays_linear(name))
     }
 
     fn x(&self) -> &'a Parameter {
