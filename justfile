@@ -77,8 +77,14 @@ gpu-check:
 ptx *ARGS:
     src/cuda/ptx.py "$@"
 
-# Remake the README's picture from the shipped data
+# Remake the README's pictures from the shipped data
 picture:
     rm -rf results/picture
-    cargo run --release --quiet -- store data/passages.npy --memory data/passages.safetensors --chunk-size 16 --labels data/passages_labels.csv --out results/picture --quiet
+    cargo run --release --locked --quiet -- store data/passages.npy --memory data/passages.safetensors --chunk-size 16 --labels data/passages_labels.csv --out results/picture --quiet
     cp results/picture/plots/timeline.svg docs/passages.svg
+    cargo run --release --locked --quiet -- plot results/picture --kind heads --venue icml --out docs/heads.svg --quiet
+    cargo run --release --locked --quiet -- plot results/picture --kind gates --venue icml --theme mono --out docs/gates.svg --quiet
+
+# Draw again from CSV: just plot results/passages-store --venue icml --figure-format pdf
+plot *ARGS:
+    cargo run --release --locked --quiet -- plot "$@"

@@ -28,7 +28,8 @@ if [ -z "${CUDA_TESTS:-}" ] && wanted tests; then
 fi
 
 step 'the GPU'
-"$NMEM" devices || exit 1
+"$NMEM" devices
+"$NMEM" devices | grep -q '^cuda:' || exit 1
 gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -1 | tr 'A-Z ' 'a-z-' | tr -cd 'a-z0-9-')
 record=${RECORD:-results/records/$(date +%F)-${gpu:-gpu}-cuda}
 mkdir -p "$record"

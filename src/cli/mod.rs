@@ -9,6 +9,7 @@ mod completions;
 mod devices;
 mod generate;
 pub mod inspect;
+mod plot;
 mod progress;
 mod retrieve;
 mod run;
@@ -42,6 +43,7 @@ enum Command {
     Sweep(sweep::Args),
     Generate(generate::Args),
     ScanBench(scan_bench::Args),
+    Plot(plot::Args),
     Inspect(inspect::Args),
     Devices(devices::Args),
     Completions(completions::Args),
@@ -88,6 +90,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Sweep(args) => sweep::run(args),
         Command::Generate(args) => generate::run(args),
         Command::ScanBench(args) => scan_bench::run(args),
+        Command::Plot(args) => plot::run(args),
         Command::Inspect(args) => inspect::run(&args, &mut |_| check_interrupt()),
         Command::Devices(args) => devices::run(&args),
         Command::Completions(args) => completions::run(args, &mut command()),

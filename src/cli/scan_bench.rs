@@ -9,6 +9,7 @@ use super::{FAILED, Format, check_interrupt, note, print, print_error};
 use crate::config::whole;
 use crate::cuda::DeviceChoice;
 use crate::error::Error;
+use crate::plot::FigureFormat;
 use crate::real::ElementType;
 use crate::scan_bench::{Algorithm, BenchShape, Config, Event, Gate, Layout, Report, Row, execute, steps_to};
 
@@ -109,6 +110,17 @@ pub struct Args {
     /// Draw no figures
     #[arg(long, help_heading = "Output")]
     no_plots: bool,
+    /// What figures are written as, separated by commas: svg, pdf, png
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "svg",
+        value_name = "LIST",
+        hide_possible_values = true,
+        help_heading = "Output"
+    )]
+    figure_format: Vec<FigureFormat>,
     /// A table for people, or everything in JSON for programs, on stdout
     #[arg(
         long,
@@ -219,6 +231,7 @@ impl Args {
             max_bytes: self.max_bytes,
             out: self.out,
             plots: !self.no_plots,
+            figure_format: self.figure_format,
         }
     }
 }

@@ -16,7 +16,8 @@ use super::{FAILED, Format, INTERRUPTED, check_interrupt, note, print, print_err
 use crate::config::whole;
 use crate::cuda::Devices;
 use crate::error::Error;
-use crate::plot::{self, sweep::SweepFigure};
+use crate::plot::sweep::SweepFigure;
+use crate::plot::{self, FigureFormat, Request};
 use crate::run::{Keep, UNSTABLE_RATIO};
 use crate::sweep::{
     self, Event, Experiment, Folder, Options, Parameters, Plan, PlannedRun, Record, Shard, Status,
@@ -110,6 +111,17 @@ pub struct FigureArgs {
     /// Parameter whose values are lines, or rows of a map
     #[arg(long, value_name = "COLUMN", help_heading = "Figures")]
     hue: Option<String>,
+    /// What figures are written as, separated by commas: svg, pdf, png
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "svg",
+        value_name = "LIST",
+        hide_possible_values = true,
+        help_heading = "Figures"
+    )]
+    figure_format: Vec<FigureFormat>,
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
@@ -258,6 +270,7 @@ impl Args {
         if self.jobs.is_some() && self.cluster.is_for_slurm() {
             return Err(Error::setting("--jobs", "--cpus-per-task beside --slurm", "--jobs"));
         }
+        self.figure.figure_format.iter().try_for_each(|format| format.check())?;
         self.cluster.check(self.collect.is_some())
     }
 
@@ -271,10 +284,15 @@ impl Args {
         arguments.push(format!("--unstable-ratio={}", self.unstable_ratio));
         arguments.extend(self.fail_fast.then(|| "--fail-fast".to_owned()));
 
-        let FigureArgs { x, y, hue } = &self.figure;
+        let FigureArgs { x, y, hue, figure_format } = &self.figure;
         let mut collect_arguments: Vec<_> = y.iter().map(|y| format!("--y={y}")).collect();
         collect_arguments.extend(x.iter().map(|x| format!("--x={x}")));
         collect_arguments.extend(hue.iter().map(|hue| format!("--hue={hue}")));
+        collect_arguments.extend(
+            figure_format.iter().filter(|&&format| format != FigureFormat::Svg).filter_map(|format| {
+                Some(format!("--figure-format={}", format.to_possible_value()?.get_name()))
+            }),
+        );
         collect_arguments.extend(self.no_plots.then(|| "--no-plots".to_owned()));
         collect_arguments.push(format!("--plan={}", plan.file().hash()));
         self.cluster.submit(folder, plan.runs.len(), arguments, collect_arguments)
@@ -284,17 +302,23 @@ impl Args {
 /// Draws a sweep's figures from its results.csv.
 pub(super) fn draw(folder: &Path, figure: &FigureArgs, quiet: bool) -> anyhow::Result<()> {
     let plots = folder.join("plots");
-    let FigureArgs { x, y, hue } = figure;
+    let FigureArgs { x, y, hue, figure_format } = figure;
     // Figures of columns that are no longer drawn would be those of older results.
     if y.is_empty() && plots.is_dir() {
         std::fs::remove_dir_all(&plots).map_err(Error::io(&plots, "remove"))?;
     }
     std::fs::create_dir_all(&plots).map_err(Error::io(&plots, "create"))?;
-    let options = SweepFigure { x: x.clone(), y: y.clone(), hue: hue.clone() };
-    let mut drawn = plot::sweep::write(&folder.join("results.csv"), &options, &plots)?;
+    let options = SweepFigure { x: x.clone(), y: y.clone(), hue: hue.clone(), map: false };
+    let request = Request { x: x.clone(), y: y.clone(), hue: hue.clone(), ..Request::default() };
+    let to = (plots.as_path(), &figure_format[..]);
+    let results = folder.join("results.csv");
+    let mut drawn = plot::sweep::figures(&results, &options, &request.look)?;
+    plot::write(&drawn, &results, &request, to, &mut check_interrupt)?;
     let retention = folder.join("retention.csv");
     if retention.exists() {
-        drawn.notes.extend(plot::sweep::write_retention(&retention, &options, &plots)?);
+        let of_retention = plot::sweep::retention(&retention, &options, &request.look)?;
+        plot::write(&of_retention, &retention, &request, to, &mut check_interrupt)?;
+        drawn.notes.extend(of_retention.notes);
     }
     if !quiet {
         drawn.notes.iter().for_each(|told| note("note: ", told));

@@ -12,6 +12,7 @@ use crate::cuda::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::memory::parameters::Init;
 use crate::memory::{Dimensions, Gate, Gates};
+use crate::plot::FigureFormat;
 use crate::real::ElementType;
 pub use settings::{GateSetting, Settings};
 pub(crate) use settings::{nearest, whole};
@@ -90,6 +91,8 @@ pub struct Config {
     pub file: Option<PathBuf>,
     /// Whether figures are drawn.
     pub plots: bool,
+    /// What they are written as.
+    pub figure_format: Vec<FigureFormat>,
 }
 
 /// Where a memory comes from.
@@ -232,6 +235,7 @@ impl Settings {
             }
             (choice, _) => choice,
         };
+        self.figure_format.iter().flatten().try_for_each(|format| format.check())?;
         let out = self.out.clone().unwrap_or_else(|| {
             let stem =
                 if data == dash { "stdin".as_ref() } else { data.file_stem().unwrap_or(data.as_os_str()) };
@@ -259,6 +263,7 @@ impl Settings {
             repeat: self.repeat.unwrap_or(0),
             labels: self.labels.filter(|_| mode != Mode::Read),
             file: None,
+            figure_format: self.figure_format.unwrap_or_else(|| vec![FigureFormat::default()]),
             plots: mode != Mode::Read && !self.no_plots.unwrap_or(false),
             store_seq: self.store_seq.filter(|_| mode == Mode::Online),
             data,

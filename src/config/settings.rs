@@ -9,6 +9,7 @@ use serde::Deserialize;
 use crate::cuda::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::memory::parameters::Init;
+use crate::plot::FigureFormat;
 use crate::real::ElementType;
 
 /// What can be said about a run, as typed.
@@ -120,6 +121,16 @@ pub struct Settings {
     /// Draw no figures
     #[arg(long, help_heading = "Output", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub no_plots: Option<bool>,
+    /// What figures are written as, separated by commas: svg, pdf, png, pgfplots [default: svg]
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        help_heading = "Output",
+        hide_possible_values = true,
+        value_name = "LIST"
+    )]
+    pub figure_format: Option<Vec<FigureFormat>>,
 }
 
 /// Negative numbers come here too, for a better message than that of an unknown flag.
@@ -240,6 +251,7 @@ impl Settings {
             out,
             labels,
             no_plots,
+            figure_format,
         )
     }
 }

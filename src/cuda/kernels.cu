@@ -234,7 +234,7 @@ BOTH(scan_rows, 256,
 
 enum { WALKERS = 256, WALK_WARPS = 8, SLAB = 64, GROUP = 32, SLICE = 16 };
 
-#ifdef __CUDA_ARCH__
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
 // To shared memory, past the registers.
 template <int BYTES> __device__ void copy_async(void* to, const void* from) {
     const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(to));

@@ -35,11 +35,12 @@ const THREADS: u32 = 256;
 const MOST_BLOCKS: usize = 4096;
 /// Parts of the chunks that are read side by side where nothing is stored.
 const READ_PARTS: usize = 256;
-/// Buffers of a walk's inputs, at most, and its blocks on a multiprocessor: fewer leave some without work.
+/// Buffers of a walk's inputs, at most.
 const MOST_BUFFERS: usize = 6;
-const BLOCKS_EACH: usize = 2;
 /// Columns of the narrowest strips.
 const LEAST_COLUMNS: usize = 4;
+/// Most blocks in a grid's second dimension.
+const MOST_HEADS: usize = 65_535;
 /// A row that no row reaches.
 const NO_ROW: u32 = u32::MAX;
 
@@ -100,7 +101,8 @@ impl Walk {
             let ring = (2..=MOST_BUFFERS).rev().find(|&ring| shared(ring) <= most)?;
             Some(Self { kernel, columns, ring, shared: shared(ring) })
         });
-        let at_once = BLOCKS_EACH * device.multiprocessors();
+        // One each: with two an H200 took 4.2 ms instead of 3.4 for 512 wide, 8,192 tokens, 8 heads.
+        let at_once = device.multiprocessors();
         let narrowest = |walk: &&Self| weights * heads * d.div_ceil(walk.columns) <= at_once;
         let fitting: Vec<_> = fitting.into_iter().flatten().collect();
         fitting.iter().find(narrowest).or(fitting.last()).copied().ok_or_else(|| {
@@ -290,6 +292,8 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         // Sequences side by side while each still has a block worth its launches.
         let wanted = (most(room) / longest.min(4096).next_multiple_of(c)).clamp(1, GROUP);
         let group = wanted.min(plan.sequences.max(1)).min((room / 2 / of_sequence).max(1));
+        // Heads of all sequences are the second dimension of a grid.
+        let group = group.min((MOST_HEADS / h).max(1));
         let left = room.saturating_sub(group * of_sequence);
         plan.block_rows = (most(left) / group / c).max(1) * c;
         let sizes = plan.sizes();

@@ -57,7 +57,7 @@ impl Axis {
     /// The x axis: exactly these tokens, bare if there are none.
     pub fn tokens(tokens: &Range<u64>) -> Self {
         if tokens.is_empty() {
-            return Self { log: false, low: 0.0, high: 1.0, ticks: Vec::new() };
+            return Self::bare();
         }
         let (low, high) = (tokens.start as f64, tokens.end as f64);
         let step = round_step(low, high, 8.0).max(1.0);
@@ -109,6 +109,36 @@ impl Axis {
         let ticks = ticks.map(|(i, label)| axis.tick(i as f64 + 0.5, label.clone()));
         axis.ticks = thinned(ticks.collect(), room);
         axis
+    }
+
+    /// Without anything on it, from 0 to 1.
+    pub fn bare() -> Self {
+        Self { log: false, low: 0.0, high: 1.0, ticks: Vec::new() }
+    }
+
+    /// With fewer labels where they would touch: `room` tells a label's share of the axis. Ticks stay.
+    pub fn fitted(mut self, room: impl Fn(&str) -> f64) -> Self {
+        let (mut labelled, minor): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.ticks).into_iter().partition(|tick| tick.label.is_some());
+        labelled.sort_by(|a, b| a.at.total_cmp(&b.at));
+        self.ticks = thinned(labelled, room);
+        self.ticks.extend(minor);
+        self
+    }
+
+    /// Its labels, with their places from 0 to 1.
+    pub fn labels(&self) -> impl Iterator<Item = (f64, &str)> {
+        self.ticks.iter().filter_map(|tick| Some((tick.at, tick.label.as_deref()?)))
+    }
+
+    /// Is it logarithmic?
+    pub fn is_log(&self) -> bool {
+        self.log
+    }
+
+    /// Its ends, in log₁₀ on a log axis.
+    pub fn ends(&self) -> (f64, f64) {
+        (self.low, self.high)
     }
 
     /// Where a value lies, from 0 (low end) to 1 (high end). It must not be NaN; what lies beyond an end, as 0 does on a log

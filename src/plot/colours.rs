@@ -5,27 +5,30 @@ use plotters::style::{Color, RGBColor};
 
 use crate::plot::axis::Axis;
 use crate::plot::canvas::Canvas;
-use crate::plot::theme;
+use crate::plot::frame::{fitted_y, title_lines};
+use crate::plot::look::Theme;
+use crate::plot::{font, theme};
 
 /// Width of the bar, and of the bar with its labels and title.
 const BAR: f64 = 8.0;
-pub const BAR_WITH_LABELS: f64 = 54.0;
+pub const BAR_WITH_LABELS: f64 = 58.0;
 
 /// What stands for which number.
 pub struct Colours {
     axis: Axis,
     diverging: bool,
+    theme: Theme,
 }
 
 impl Colours {
     /// Dark to bright, over exactly the values from `low` to `high`.
-    pub fn sequential(low: f64, high: f64, log: bool) -> Self {
+    pub fn sequential(low: f64, high: f64, log: bool, theme: Theme) -> Self {
         let axis = if log { Axis::log(low, high) } else { Axis::linear(low, high) };
-        Self { axis, diverging: false }
+        Self { axis, diverging: false, theme }
     }
 
     /// For ratios from `low` to `high`: blue below 1, white at 1, red above, as far either way.
-    pub fn about_one(low: f64, high: f64) -> Self {
+    pub fn about_one(low: f64, high: f64, theme: Theme) -> Self {
         let most = high.max(1.0 / low).max(1.1);
         // Within a factor of three, digits alone would leave the side above 1 without a label.
         let end = [1.1, 1.2, 1.5, 2.0, 3.0].into_iter().find(|&end| most <= end);
@@ -37,15 +40,25 @@ impl Colours {
                 Axis::of_values(&values, true, |_| 0.06)
             },
         );
-        Self { axis, diverging: true }
+        Self { axis, diverging: true, theme }
     }
 
     pub fn of(&self, value: f64) -> RGBColor {
         self.at(self.axis.fraction(value))
     }
 
-    fn at(&self, share: f64) -> RGBColor {
-        if self.diverging { theme::blue_to_red(share) } else { theme::viridis(share) }
+    /// What is written beside the bar.
+    pub fn axis(&self) -> &Axis {
+        &self.axis
+    }
+
+    /// Where a finite value lies in the scale, from 0 to 1.
+    pub fn share(&self, value: f64) -> f64 {
+        self.axis.fraction(value)
+    }
+
+    pub fn at(&self, share: f64) -> RGBColor {
+        if self.diverging { self.theme.diverging(share) } else { self.theme.sequential(share) }
     }
 
     /// The bar, its axis to the right, and its title, which reads upwards.
@@ -62,7 +75,8 @@ impl Colours {
                 self.at(f64::midpoint(low, high)).to_rgba(),
             );
         }
-        for tick in &self.axis.ticks {
+        let axis = fitted_y(self.axis.clone(), height);
+        for tick in &axis.ticks {
             let y = bottom - tick.at * height;
             let length = if tick.label.is_some() { theme::TICK } else { theme::TICK / 2.0 };
             canvas.line(&[(right, y), (right + length, y)], theme::BLACK.to_rgba(), theme::SPINE);
@@ -70,19 +84,27 @@ impl Colours {
                 canvas.text(label, (right + theme::TICK + 2.0, y), theme::SMALL, theme::BLACK, HPos::Left);
             }
         }
-        let at = (left + BAR_WITH_LABELS - theme::TITLE, top + height / 2.0);
-        canvas.upward_text(title, at, theme::TITLE, theme::BLACK);
+        let lines = title_lines(title, height);
+        let widest = axis.labels().map(|(_, label)| font::width(label, theme::SMALL)).fold(0.0, f64::max);
+        let first = right + theme::TICK + 2.0 + widest + 3.0 + theme::TITLE / 2.0;
+        for (i, line) in lines.iter().enumerate() {
+            let at = (first + i as f64 * (theme::TITLE + 1.0), top + height / 2.0);
+            canvas.upward_text(line, at, theme::TITLE, theme::BLACK);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Colours;
+    use super::{Colours, Theme};
 
     #[test]
     fn both_sides_of_one_have_labels() {
         for most in [1.0, 1.05, 1.25, 1.9, 2.5, 3.5, 9.0, 50.0, 1e4] {
-            for colours in [Colours::about_one(1.0 / most, 1.0), Colours::about_one(1.0, most)] {
+            for colours in [
+                Colours::about_one(1.0 / most, 1.0, Theme::Print),
+                Colours::about_one(1.0, most, Theme::Print),
+            ] {
                 let labelled = || colours.axis.ticks.iter().filter(|tick| tick.label.is_some());
                 assert!(labelled().any(|tick| tick.at > 0.51), "{most}: {:?}", colours.axis);
                 assert!(labelled().any(|tick| tick.at < 0.49), "{most}: {:?}", colours.axis);

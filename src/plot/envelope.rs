@@ -5,7 +5,7 @@
 //!
 //! Values that an axis cannot show (NaN, infinities, on a log axis also ≤ 0) break the line and are kept as places.
 
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 
 /// (x, y).
 pub type Point = (f64, f64);
@@ -116,6 +116,20 @@ impl Envelope {
     /// The unbroken stretches, each of one point or more.
     pub fn stretches(&self) -> Vec<Vec<Point>> {
         stretches(&self.bins, |bin| bin.extent.map(Extent::points).unwrap_or_default())
+    }
+
+    /// The line in at most `most` cells: which points each spans, counted from 0, their mean, and whether some cannot be drawn.
+    pub fn cells(&self, most: usize) -> Vec<(Range<u64>, Option<f64>, bool)> {
+        let group = self.bins.len().div_ceil(most.max(1)).max(1);
+        let end = (self.bins.len().max(1) as u64 - 1) * self.width + self.in_last;
+        let cell = |(i, bins): (usize, &[Bin])| {
+            let all = bins.iter().fold(Bin::default(), Bin::merged);
+            let start = (i * group) as u64 * self.width;
+            let (_, sum, count) = all.sums;
+            let mean = (count > 0).then(|| sum / count as f64).filter(|mean| mean.is_finite());
+            (start..(start + group as u64 * self.width).min(end), mean, all.unshown != [None; 2])
+        };
+        self.bins.chunks(group).enumerate().map(cell).collect()
     }
 
     /// The trend of a line of more points than bins, as (points per mean, unbroken stretches of at most `most`
@@ -243,6 +257,15 @@ mod tests {
         let means = vec![vec![(0.5, 2.0), (2.5, 5.0)], vec![(5.0, 8.0)], vec![(6.5, 3.0)]];
         assert_eq!(line.trend(4), Some((2, means)));
         assert_eq!(line.trend(2), Some((4, vec![vec![(1.5, 3.5)], vec![(6.0, 14.0 / 3.0)]])));
+    }
+
+    #[test]
+    fn cells_are_means() {
+        let line = envelope(4, false, &[1.0, 3.0, 5.0, 5.0, f64::NAN]);
+        let expected = [(0..2, Some(2.0), false), (2..4, Some(5.0), false), (4..5, None, true)];
+        assert_eq!(line.cells(4), expected);
+        assert_eq!(line.cells(1), [(0..5, Some(3.5), true)]);
+        assert_eq!(Envelope::new(2, false).cells(8), []);
     }
 
     #[test]

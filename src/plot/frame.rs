@@ -6,7 +6,7 @@ use plotters::style::text_anchor::HPos;
 use crate::plot::axis::Axis;
 use crate::plot::canvas::Canvas;
 use crate::plot::envelope::Point;
-use crate::plot::theme;
+use crate::plot::{font, theme};
 
 /// A panel's place and axes.
 #[derive(Clone, Copy)]
@@ -66,13 +66,77 @@ impl Frame<'_> {
         canvas.text(title, at, theme::TITLE, theme::BLACK, HPos::Center);
     }
 
-    /// Reading upwards, its middle so far left of the panel.
-    pub fn draw_y_title(&self, canvas: &mut Canvas, title: &str, distance: f64) {
-        canvas.upward_text(title, (self.left - distance, self.centre().1), theme::TITLE, theme::BLACK);
+    /// Reading upwards, left of the tick labels, a line each.
+    pub fn draw_y_title(&self, canvas: &mut Canvas, lines: &[String], left: f64) {
+        for (i, line) in lines.iter().enumerate() {
+            let x = left + theme::TITLES / 2.0 + i as f64 * TITLE_LINE;
+            canvas.upward_text(line, (x, self.centre().1), theme::TITLE, theme::BLACK);
+        }
     }
 
-    /// Above the panel.
-    pub fn draw_heading(&self, canvas: &mut Canvas, heading: &str) {
-        canvas.text(heading, (self.left, self.top - 6.0), theme::SMALL, theme::BLACK, HPos::Left);
+    /// Above the panel, after its letter where it has one.
+    pub fn draw_heading(&self, canvas: &mut Canvas, heading: &str, letter: Option<char>) {
+        let mut x = self.left;
+        if let Some(letter) = letter {
+            draw_letter(canvas, letter, (x, self.top - 7.0));
+            x += font::bold_width(&letter.to_string(), theme::TITLE) + 5.0;
+        }
+        let heading = font::shortened(heading, theme::SMALL, self.right() - x);
+        canvas.text(&heading, (x, self.top - 7.0), theme::SMALL, theme::BLACK, HPos::Left);
     }
+
+    /// In its middle, where there is nothing else.
+    pub fn draw_message(&self, canvas: &mut Canvas, text: &str) {
+        let (x, y) = self.centre();
+        let (half, tall) = (font::width(text, theme::TITLE) / 2.0 + 4.0, theme::TITLE);
+        canvas.rectangle((x - half, y - tall), (x + half, y + tall), theme::PAPER.to_rgba());
+        canvas.text(text, (x, y), theme::TITLE, theme::GREY, HPos::Center);
+    }
+}
+
+/// Lines of a title that reads upwards.
+const TITLE_LINE: f64 = theme::TITLE + 1.0;
+
+/// The title of a y axis in lines that fit beside a panel, or panels, of this height.
+pub fn title_lines(title: &str, height: f64) -> Vec<String> {
+    let lines = font::wrapped(title, theme::TITLE, height).into_iter();
+    lines.map(|line| font::shortened(&line, theme::TITLE, height)).collect()
+}
+
+/// Where a title of fewer lines begins in a column for `most`: beside the labels.
+pub fn title_left(most: usize, title: &[String]) -> f64 {
+    most.saturating_sub(title.len()) as f64 * TITLE_LINE
+}
+
+/// Room left of a panel for the lines of its y axis' title, the labels and the ticks.
+pub fn left_of<'a>(axes: impl IntoIterator<Item = &'a Axis>, title_lines: usize) -> f64 {
+    let labels = axes.into_iter().flat_map(Axis::labels);
+    let widest = labels.map(|(_, label)| font::width(label, theme::SMALL)).fold(10.0, f64::max);
+    theme::TITLES + title_lines.saturating_sub(1) as f64 * TITLE_LINE + widest + theme::TICK + 5.0
+}
+
+/// Room right of a panel: its last tick label may reach beyond it.
+pub fn right_of(axis: &Axis, width: f64) -> f64 {
+    let beyond = |(at, label): (f64, &str)| font::width(label, theme::SMALL) / 2.0 - (1.0 - at) * width;
+    axis.labels().map(beyond).fold(theme::RIGHT, |most, beyond| most.max(beyond + theme::EDGE))
+}
+
+/// A y axis with no more labels than a panel of this height has room for.
+pub fn fitted_y(axis: Axis, height: f64) -> Axis {
+    axis.fitted(|_| (theme::SMALL + 1.5) / height)
+}
+
+/// An x axis with no more labels than a panel of this width has room for.
+pub fn fitted_x(axis: Axis, width: f64) -> Axis {
+    axis.fitted(|label| (font::width(label, theme::SMALL) + 5.0) / width)
+}
+
+/// By which a text can speak of a panel.
+pub fn draw_letter(canvas: &mut Canvas, letter: char, at: Point) {
+    canvas.bold_text(&letter.to_string(), at, theme::TITLE, theme::BLACK);
+}
+
+/// The letters of panels: a, b, c …; none where there is but one.
+pub fn letter(panel: usize, panels: usize) -> Option<char> {
+    ('a'..='z').nth(panel).filter(|_| panels > 1)
 }

@@ -4,10 +4,10 @@ use plotters::style::text_anchor::HPos;
 use plotters::style::{Color, RGBColor};
 
 use crate::plot::canvas::Canvas;
-use crate::plot::theme;
+use crate::plot::{font, theme};
 
 /// A row of entries or notes.
-const ROW: f64 = 11.0;
+const ROW: f64 = theme::LINE;
 /// A swatch.
 const SWATCH: f64 = 14.0;
 /// Between a swatch and its text, and between entries.
@@ -19,8 +19,12 @@ const BETWEEN: f64 = 12.0;
 pub enum Swatch {
     /// A line of this colour, opacity and width.
     Line(RGBColor, f64, f64),
-    /// A line with a marker of the shape of this number.
-    Marked(RGBColor, usize),
+    /// A line with a marker of the shape of this number, in these dashes.
+    Marked(RGBColor, usize, &'static [f64]),
+    /// A line of this colour and width in these dashes.
+    Pattern(RGBColor, f64, &'static [f64]),
+    /// The marker of this number alone.
+    Dot(RGBColor, usize),
     /// A dashed line.
     Dashes(RGBColor),
     /// Many lines, in the order of their colours.
@@ -48,7 +52,7 @@ impl Legend {
         let (mut row, mut x) = (0, 0.0);
         let mut places = Vec::new();
         for (_, text) in &self.entries {
-            let entry = SWATCH + SPACE + theme::text_width(text, theme::SMALL);
+            let entry = SWATCH + SPACE + font::width(&entry_text(text, width), theme::SMALL);
             if x > 0.0 && x + entry > width {
                 (row, x) = (row + 1, 0.0);
             }
@@ -58,18 +62,19 @@ impl Legend {
         places
     }
 
+    /// One after the other, broken at spaces where they are longer than a line.
     fn note_lines(&self, width: f64) -> Vec<String> {
         let mut lines = Vec::<String>::new();
         for note in &self.notes {
             match lines.last_mut() {
-                Some(line) if theme::text_width(&format!("{line}; {note}"), theme::SMALL) <= width => {
+                Some(line) if font::width(&format!("{line}; {note}"), theme::SMALL) <= width => {
                     *line += "; ";
                     *line += note;
                 }
-                _ => lines.push(note.clone()),
+                _ => lines.extend(font::wrapped(note, theme::SMALL, width)),
             }
         }
-        lines
+        lines.into_iter().map(|line| font::shortened(&line, theme::SMALL, width)).collect()
     }
 
     /// Height when laid out at this width.
@@ -84,6 +89,7 @@ impl Legend {
         for ((swatch, text), (row, x)) in self.entries.iter().zip(&places) {
             let (x, y) = (left + x, top + (*row as f64 + 0.5) * ROW);
             swatch.draw(canvas, x, y);
+            let text = &entry_text(text, width);
             canvas.text(text, (x + SWATCH + SPACE, y), theme::SMALL, theme::BLACK, HPos::Left);
         }
         let rows = places.last().map_or(0, |(row, _)| row + 1);
@@ -94,6 +100,11 @@ impl Legend {
     }
 }
 
+/// What fits in a line.
+fn entry_text(text: &str, width: f64) -> String {
+    font::shortened(text, theme::SMALL, width - SWATCH - SPACE)
+}
+
 impl Swatch {
     fn draw(&self, canvas: &mut Canvas, x: f64, y: f64) {
         let half = 3.5;
@@ -101,10 +112,14 @@ impl Swatch {
             Self::Line(colour, opacity, width) => {
                 canvas.line(&[(x, y), (x + SWATCH, y)], theme::faint(*colour, *opacity), *width);
             }
-            Self::Marked(colour, shape) => {
-                canvas.line(&[(x, y), (x + SWATCH, y)], colour.to_rgba(), theme::SERIES);
+            Self::Pattern(colour, width, dashes) => {
+                canvas.dashed_line(&[(x, y), (x + SWATCH, y)], dashes, colour.to_rgba(), *width);
+            }
+            Self::Marked(colour, shape, dashes) => {
+                canvas.dashed_line(&[(x, y), (x + SWATCH, y)], dashes, colour.to_rgba(), theme::SERIES);
                 marker(canvas, (x + SWATCH / 2.0, y), *shape, *colour);
             }
+            Self::Dot(colour, shape) => marker(canvas, (x + SWATCH / 2.0, y), *shape, *colour),
             Self::Dashes(colour) => {
                 canvas.dashes((x, y), (x + SWATCH, y), colour.to_rgba(), theme::SERIES);
             }

@@ -6,41 +6,182 @@
 //! - `axis`: limits, ticks and labels. `theme`: sizes and colours. `canvas`: a sheet in points, written as SVG.
 //! - `timeline` and `legend`: where all of it goes on the sheet.
 //! - `frame`: a panel's spines, ticks and titles. `colours`: colours that stand for numbers, and their bar.
+//! - `heads`: maps of heads × chunks. `columns`: any columns against any other.
+//! - `look`: theme and size, as asked for. `source`: which file is drawn as what. `figure`: what comes out, and `pages` its PDF
+//!   and PNG. `font`: what text is set in.
+//! - `idle`: flags that change nothing.
 //! - `retention`: retention.csv → a map of chunks stored × stored up to.
 //! - `scan_bench`: scan_bench.csv → time and bandwidth against steps.
 //! - [`sweep`]: results.csv of a sweep → a figure a metric.
+//! - `chart`: the same figures as data, for [`terminal`] and [`pgfplots`].
 
 mod axis;
 mod canvas;
+mod chart;
 mod colours;
+mod columns;
 pub mod envelope;
+mod figure;
+pub mod font;
 mod frame;
+mod heads;
+mod idle;
 mod legend;
+mod look;
+mod pages;
+pub mod pgfplots;
 mod retention;
 mod scan_bench;
 pub mod series;
+mod source;
 pub mod sweep;
+pub mod terminal;
 mod theme;
 mod timeline;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::io::labels::Labels;
 use envelope::Unshown;
-pub use retention::write_retention;
-pub use scan_bench::write_scan_bench;
-use series::{Metrics, Series};
+pub use figure::{Drawn, Figure, FigureFormat};
+pub use idle::idle;
+pub use look::{INCH, Inches, LogAxes, Look, Theme, Venue};
+use series::{Metrics, Quantity};
+pub use source::{Kind, Source};
+use sweep::SweepFigure;
 
-/// What was drawn, and what could not be.
-#[derive(Debug)]
-pub struct Timelines {
-    /// The files written.
-    pub files: Vec<PathBuf>,
-    /// Quantities with values that are marked at the panel's edge instead of being drawn: worth a note to the user.
-    pub left_out: Vec<LeftOut>,
+/// What shall be drawn, and how.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// How it shall look.
+    pub look: Look,
+    /// Marked in timelines.
+    pub labels: Option<Labels>,
+    /// The column along the x axis.
+    pub x: Option<String>,
+    /// Columns drawn, a figure or a panel each.
+    pub y: Vec<String>,
+    /// The column whose values are lines, or rows of a map.
+    pub hue: Option<String>,
 }
+
+/// Draws what `nmem plot` draws. All sources must be of one kind; several timelines overlay, of other kinds each has figures of
+/// its own, named after it. `check` is asked every few thousand rows and with each figure, and can stop the work.
+pub fn draw(sources: &[Source], request: &Request, check: &mut dyn FnMut() -> Result<()>) -> Result<Drawn> {
+    request.look.check()?;
+    let Some(first) = sources.first() else { return Ok(Drawn::default()) };
+    if let Some(other) = sources.iter().find(|source| source.kind != first.kind) {
+        let expected = format!("files of one kind ({} is drawn as {:?})", first.csv.display(), first.kind);
+        return Err(Error::file(&other.csv, expected, format!("{:?}", other.kind)));
+    }
+    match first.kind {
+        Kind::Columns => return columns::columns(sources, request, check),
+        Kind::Timeline | Kind::Gates => return draw_timelines(sources, request, check),
+        _ => {}
+    }
+    let mut all = Drawn::default();
+    for source in sources {
+        check()?;
+        let drawn = draw_one(source, request, check)?;
+        let named = |name: String| if sources.len() > 1 { format!("{}-{name}", source.name) } else { name };
+        all.notes.extend(drawn.notes);
+        let figures = drawn.figures.into_iter();
+        all.figures.extend(figures.map(|figure| Figure { name: named(figure.name), ..figure }));
+    }
+    Ok(all)
+}
+
+/// Writes what a subcommand drew of a CSV file, in all formats; `folder` must exist.
+pub fn write(
+    drawn: &Drawn,
+    csv: &Path,
+    request: &Request,
+    (folder, formats): (&Path, &[FigureFormat]),
+    check: &mut dyn FnMut() -> Result<()>,
+) -> Result<()> {
+    drawn.write(folder, formats)?;
+    if formats.contains(&FigureFormat::Pgfplots) {
+        pgfplots::write(&[Source::find(csv, None)?], request, folder, check)?;
+    }
+    Ok(())
+}
+
+fn draw_one(source: &Source, request: &Request, check: &mut dyn FnMut() -> Result<()>) -> Result<Drawn> {
+    let options = || SweepFigure {
+        x: request.x.clone(),
+        y: request.y.clone(),
+        hue: request.hue.clone(),
+        map: source.kind == Kind::Map,
+    };
+    match source.kind {
+        Kind::Scan => scan_bench(&source.csv, &request.look),
+        Kind::Retention if source.of_sweep => sweep::retention(&source.csv, &options(), &request.look),
+        Kind::Retention => retention(&source.csv, &request.look, check),
+        Kind::Sweep | Kind::Map => sweep::figures(&source.csv, &options(), &request.look),
+        Kind::Heads => heads(&source.csv, &request.look, check),
+        Kind::Timeline | Kind::Gates | Kind::Columns => unreachable!("drawn of all sources at once"),
+    }
+}
+
+/// Draws `timeline` or `gates` of all sources, or the only quantity that is asked for. Other columns, or another x, are those
+/// of [`Kind::Columns`].
+fn draw_timelines(
+    sources: &[Source],
+    request: &Request,
+    check: &mut dyn FnMut() -> Result<()>,
+) -> Result<Drawn> {
+    let quantity = |name: &String| Quantity::ALL.into_iter().find(|quantity| quantity.name() == name);
+    let asked: Option<Vec<_>> = request.y.iter().map(quantity).collect();
+    let gates = sources.iter().any(|source| source.kind == Kind::Gates);
+    let (Some(asked), None, None) = (asked, &request.x, &request.hue) else {
+        return columns::columns(sources, request, check);
+    };
+    let runs = sources.iter().map(|source| {
+        let metrics = Metrics::read(&source.csv, &request.look, check)?;
+        Ok(timeline::Run { name: source.name.clone(), metrics })
+    });
+    let runs = runs.collect::<Result<Vec<_>>>()?;
+    let there = |quantity: &Quantity| {
+        runs.iter().flat_map(|run| &run.metrics.series).any(|series| series.quantity == *quantity)
+    };
+    let shown: Vec<_> = match &asked[..] {
+        [] if gates => vec![Quantity::LearningRate, Quantity::Momentum, Quantity::Decay],
+        [] => Quantity::ALL.into_iter().filter(there).collect(),
+        asked => asked.to_vec(),
+    };
+    check()?;
+    let name = match (&asked[..], gates) {
+        ([quantity], _) => quantity.name(),
+        ([], true) => "gates",
+        _ => "timeline",
+    };
+    let left_out =
+        runs.iter().flat_map(|run| {
+            let of_run = LeftOut::of(&run.metrics)
+                .into_iter()
+                .filter(|left_out| shown.iter().any(|quantity| quantity.name() == left_out.quantity));
+            of_run.map(|left_out| {
+                if runs.len() > 1 { format!("{}: {left_out}", run.name) } else { left_out.to_string() }
+            })
+        });
+    let notes = left_out.collect();
+    let svg = timeline::figure(&runs, request.labels.as_ref(), &shown, &request.look);
+    Ok(Drawn { figures: vec![Figure { name: name.to_owned(), svg }], notes })
+}
+
+/// Draws `heads`: maps of heads × chunks.
+fn heads(metrics_csv: &Path, look: &Look, check: &mut dyn FnMut() -> Result<()>) -> Result<Drawn> {
+    let metrics = Metrics::read(metrics_csv, look, check)?;
+    let figure = Figure { name: "heads".to_owned(), svg: heads::figure(&metrics, look) };
+    let shown = [Quantity::Surprise.name(), Quantity::LearningRate.name()];
+    let left_out = LeftOut::of(&metrics).into_iter().filter(|of| shown.contains(&of.quantity));
+    Ok(Drawn { figures: vec![figure], notes: left_out.map(|of| of.to_string()).collect() })
+}
+
+pub use retention::retention;
+pub use scan_bench::scan_bench;
 
 /// Values of one quantity that an axis cannot show, counted per chunk and head (after the mean over sequences).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,33 +203,42 @@ impl fmt::Display for LeftOut {
     }
 }
 
-/// Draws `timeline.svg`, all quantities on a shared axis of tokens, and each quantity alone: `surprise.svg`,
-/// `loss_ratio.svg` (only where the losses were probed), `learning_rate.svg`, `decay.svg`, `momentum.svg`.
-/// `out_dir` must exist. `check` is asked every few thousand rows and with each figure, and can stop the work.
-pub fn write_timelines(
+/// Draws a run: `timeline`, all quantities on a shared axis of tokens, and each quantity alone: `surprise`, `loss_ratio` (only
+/// where the losses were probed), `learning_rate`, `decay`, `momentum`; and of several heads `heads`, their maps. `check` is asked every few thousand rows and with each
+/// figure, and can stop the work.
+pub fn timelines(
     metrics_csv: &Path,
     labels: Option<&Labels>,
-    out_dir: &Path,
+    look: &Look,
     check: &mut dyn FnMut() -> Result<()>,
-) -> Result<Timelines> {
-    let metrics = Metrics::read(metrics_csv, check)?;
-    let every: Vec<&Series> = metrics.series.iter().collect();
-    let mut figures = vec![("timeline", every.clone())];
-    figures.extend(every.iter().map(|&series| (series.quantity.name(), vec![series])));
+) -> Result<(Drawn, Vec<LeftOut>)> {
+    let metrics = Metrics::read(metrics_csv, look, check)?;
+    let left_out = LeftOut::of(&metrics);
+    let runs = [timeline::Run { name: String::new(), metrics }];
+    let metrics = &runs[0].metrics;
+    let every: Vec<_> = metrics.series.iter().map(|series| series.quantity).collect();
+    let mut shown = vec![("timeline", every.clone())];
+    shown.extend(every.iter().map(|&quantity| (quantity.name(), vec![quantity])));
 
-    let mut files = Vec::new();
-    for (name, shown) in figures {
-        let path = out_dir.join(name).with_extension("svg");
-        let figure = timeline::figure(&metrics, labels, &shown);
+    let mut figures = Vec::new();
+    for (name, shown) in shown {
         check()?;
-        std::fs::write(&path, figure).map_err(Error::io(&path, "write"))?;
-        files.push(path);
+        figures.push(Figure { name: name.to_owned(), svg: timeline::figure(&runs, labels, &shown, look) });
     }
-    let left_out = every.iter().map(|series| LeftOut {
-        quantity: series.quantity.name(),
-        not_finite: series.count(Unshown::NotFinite),
-        not_positive: series.count(Unshown::NotPositive),
-    });
-    let left_out = left_out.filter(|left_out| left_out.not_finite + left_out.not_positive > 0).collect();
-    Ok(Timelines { files, left_out })
+    if metrics.heads.len() > 1 {
+        figures.push(Figure { name: "heads".to_owned(), svg: heads::figure(metrics, look) });
+    }
+    let notes = left_out.iter().map(ToString::to_string).collect();
+    Ok((Drawn { figures, notes }, left_out))
+}
+
+impl LeftOut {
+    fn of(metrics: &Metrics) -> Vec<Self> {
+        let left_out = metrics.series.iter().map(|series| Self {
+            quantity: series.quantity.name(),
+            not_finite: series.count(Unshown::NotFinite),
+            not_positive: series.count(Unshown::NotPositive),
+        });
+        left_out.filter(|left_out| left_out.not_finite + left_out.not_positive > 0).collect()
+    }
 }

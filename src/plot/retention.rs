@@ -1,54 +1,52 @@
 //! retention.csv → a map of colours: the chunk that was kept upwards, how far the memory had stored to the right, and as
 //! colour Σ loss ÷ Σ ℓ at W over sequences and heads. Left of the diagonal nothing had been kept yet.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use plotters::style::Color;
-use plotters::style::text_anchor::HPos;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::io::table::Table;
 use crate::plot::axis::Axis;
 use crate::plot::canvas::{Canvas, svg};
 use crate::plot::colours::{BAR_WITH_LABELS, Colours};
-use crate::plot::frame::Frame;
+use crate::plot::figure::{Drawn, Figure};
+use crate::plot::frame::{Frame, fitted_x, fitted_y, left_of, title_lines};
 use crate::plot::legend::{Legend, Swatch};
-use crate::plot::theme;
+use crate::plot::look::{Look, Theme};
+use crate::plot::{font, theme};
 
 /// Most cells along an axis, 2.4 pt each: more moments are joined in cells of several.
 const CELLS: usize = 128;
-/// The map's side.
+/// The map's side, where there is room for it.
 const SIDE: f64 = 300.0;
+/// Between the map and the bar, and right of the bar.
+const BESIDE: f64 = 12.0;
 /// A ratio beyond this either way has this one's colour.
 const FURTHEST: f64 = 1e4;
 
 /// Sums of loss and ℓ at W by kept chunk and moment, several of them in one cell where there are many.
-struct Map {
+pub(super) struct Map {
     /// Chunks that a cell spans.
-    span: u64,
+    pub(super) span: u64,
     /// Cells along an axis.
-    cells: usize,
+    pub(super) cells: usize,
     /// One past the last chunk.
-    end: u64,
+    pub(super) end: u64,
     /// By kept chunk, then moment.
     sums: Vec<[f64; 2]>,
 }
 
-/// Draws `retention.svg` into `out_dir`, which must exist. `check` is asked every few thousand rows.
-pub fn write_retention(
-    retention_csv: &Path,
-    out_dir: &Path,
-    check: &mut dyn FnMut() -> Result<()>,
-) -> Result<PathBuf> {
+/// Draws the map of a run's retention.csv. `check` is asked every few thousand rows.
+pub fn retention(retention_csv: &Path, look: &Look, check: &mut dyn FnMut() -> Result<()>) -> Result<Drawn> {
     let map = Map::read(retention_csv, check)?;
-    let path = out_dir.join("retention.svg");
-    std::fs::write(&path, map.draw()).map_err(Error::io(&path, "write"))?;
-    Ok(path)
+    let figure = Figure { name: "retention".to_owned(), svg: map.draw(look) };
+    Ok(Drawn { figures: vec![figure], notes: Vec::new() })
 }
 
 impl Map {
     /// Two passes: how far chunks go, then the sums, so that files of any length fit.
-    fn read(path: &Path, check: &mut dyn FnMut() -> Result<()>) -> Result<Self> {
+    pub(super) fn read(path: &Path, check: &mut dyn FnMut() -> Result<()>) -> Result<Self> {
         let (mut end, mut first) = (0, u64::MAX);
         each(path, check, |_, after, _, _| {
             end = end.max(after + 1);
@@ -69,18 +67,23 @@ impl Map {
     }
 
     /// Chunk kept, moment and ratio of each cell that has one.
-    fn ratios(&self) -> impl Iterator<Item = (usize, usize, f64)> {
+    pub(super) fn ratios(&self) -> impl Iterator<Item = (usize, usize, f64)> {
         let places = self.sums.iter().enumerate().filter(|(_, [_, at_w])| *at_w > 0.0);
         places.map(|(i, [loss, at_w])| (i / self.cells, i % self.cells, loss / at_w))
     }
 
-    fn draw(&self) -> String {
-        let axis = Axis::tokens(&(0..self.end));
+    /// Of the ratios, and the lowest and highest of these.
+    pub(super) fn colours(&self, theme: Theme) -> (Colours, (f64, f64)) {
         let finite = self.ratios().map(|(.., ratio)| ratio).filter(|ratio| ratio.is_finite() && *ratio > 0.0);
         let (low, high) =
             finite.fold((f64::INFINITY, 0.0_f64), |(low, high), ratio| (low.min(ratio), high.max(ratio)));
         let (low, high) = if low > high { (1.0, 1.0) } else { (low, high) };
-        let colours = Colours::about_one(low.clamp(1.0 / FURTHEST, 1.0), high.clamp(1.0, FURTHEST));
+        let colours = Colours::about_one(low.clamp(1.0 / FURTHEST, 1.0), high.clamp(1.0, FURTHEST), theme);
+        (colours, (low, high))
+    }
+
+    fn draw(&self, look: &Look) -> String {
+        let (colours, (low, high)) = self.colours(look.theme);
 
         let mut legend = Legend::default();
         legend.notes.push(
@@ -96,17 +99,27 @@ impl Map {
         if self.span > 1 && self.cells > 1 {
             legend.notes.push(format!("a cell is {} × {} chunks", self.span, self.span));
         }
-        let left = theme::TITLES + 34.0;
-        let top = 4.0 + legend.height(SIDE + BAR_WITH_LABELS) + 6.0;
-        let frame = Frame { left, top, width: SIDE, height: SIDE, x: &axis, y: &axis };
-        let width = left + SIDE + 14.0 + BAR_WITH_LABELS + 4.0;
-        svg(width, top + SIDE + theme::BOTTOM, |canvas| {
-            legend.draw(canvas, left, 4.0, SIDE + BAR_WITH_LABELS);
+        let sheet = look.sheet_width();
+        let axis = Axis::tokens(&(0..self.end));
+        let left = left_of([&axis], 1);
+        let side = (sheet - left - BESIDE - BAR_WITH_LABELS - theme::EDGE).min(SIDE);
+        let legend_width =
+            (left + side + BESIDE + BAR_WITH_LABELS - theme::EDGE).min(sheet - 2.0 * theme::EDGE);
+        let top = theme::EDGE + legend.height(legend_width) + 6.0;
+        let side = look.panel_height(side, 1, top + theme::BOTTOM).min(side);
+        let (x, y) = (fitted_x(axis.clone(), side), fitted_y(axis, side));
+        // As wide as it need be, and in the middle of what it shall be.
+        let aside = (sheet - (left + side + BESIDE + BAR_WITH_LABELS + theme::EDGE)).max(0.0) / 2.0;
+        let frame = Frame { left: aside + left, top, width: side, height: side, x: &x, y: &y };
+        svg(look, top + side + theme::BOTTOM, |canvas| {
+            let legend_left = aside.min(sheet - theme::EDGE - legend_width).max(theme::EDGE);
+            legend.draw(canvas, legend_left, theme::EDGE, legend_width);
             self.draw_cells(canvas, &frame, &colours);
             frame.draw_axes(canvas, true, true);
             frame.draw_x_title(canvas, "stored up to chunk");
-            frame.draw_y_title(canvas, "chunk kept", 34.0);
-            colours.draw_bar(canvas, frame.right() + 14.0, top, SIDE, "loss ÷ loss at W");
+            let title = if font::width("chunk kept", theme::TITLE) > side { "kept" } else { "chunk kept" };
+            frame.draw_y_title(canvas, &title_lines(title, side), aside);
+            colours.draw_bar(canvas, frame.right() + BESIDE, top, side, "loss ÷ loss at W");
         })
     }
 
@@ -120,7 +133,7 @@ impl Map {
             canvas.rectangle(from, to, colour.to_rgba());
         }
         if self.sums.is_empty() {
-            canvas.text("no chunk was kept", frame.centre(), theme::TITLE, theme::GREY, HPos::Center);
+            frame.draw_message(canvas, "no chunk was kept");
         }
     }
 }

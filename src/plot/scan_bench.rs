@@ -2,38 +2,42 @@
 //! kind of gates, a line an algorithm; in the second also the bandwidth of a copy.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use plotters::style::Color;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::io::table::Table;
 use crate::plot::axis::Axis;
 use crate::plot::canvas::svg;
-use crate::plot::frame::Frame;
+use crate::plot::figure::{Drawn, Figure};
+use crate::plot::frame::{Frame, fitted_y, left_of, letter};
 use crate::plot::legend::{Legend, Swatch, marker};
-use crate::plot::theme;
+use crate::plot::look::{Look, Theme};
+use crate::plot::{font, theme};
 
 /// Height of a panel.
 const PANEL: f64 = 125.0;
-/// Between a panel's left edge and its neighbour's right one: tick labels and axis title.
-const BETWEEN: f64 = 46.0;
+/// Narrower sheets have one panel a row.
+const TWO_COLUMNS: f64 = 330.0;
 /// Room for a panel's heading.
 const HEADING: f64 = 12.0;
 
 /// A row that was timed.
 #[derive(Clone, Debug)]
-struct Row {
+pub(super) struct Row {
     /// Algorithm, and its threads where a file has several numbers of them.
-    series: String,
+    pub(super) series: String,
     /// Batch, channels and element type where a file has several, layout, gates.
-    panel: String,
-    steps: u64,
-    milliseconds: f64,
-    gb_per_s: f64,
+    pub(super) panel: String,
+    pub(super) steps: u64,
+    pub(super) milliseconds: f64,
+    pub(super) gb_per_s: f64,
     /// Threads, and what a copy reached with them.
-    copy: Option<(u64, f64)>,
+    pub(super) copy: Option<(u64, f64)>,
     threads: u64,
+    /// Its columns that tell it from others of the file.
+    pub(super) cells: Vec<(&'static str, String)>,
 }
 
 /// What is drawn.
@@ -43,33 +47,39 @@ enum Quantity {
     Bandwidth,
 }
 
-/// Draws `time.svg` and `bandwidth.svg` into `out_dir`, which must exist; nothing where no row was timed.
-pub fn write_scan_bench(csv: &Path, out_dir: &Path) -> Result<Vec<PathBuf>> {
+/// Draws `time` and `bandwidth` of a scan_bench.csv; nothing where no row was timed.
+pub fn scan_bench(csv: &Path, look: &Look) -> Result<Drawn> {
     let rows = read(csv)?;
     if rows.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Drawn { figures: Vec::new(), notes: vec!["no figures: no row was timed".to_owned()] });
     }
-    let figures = [("time.svg", Quantity::Time), ("bandwidth.svg", Quantity::Bandwidth)];
-    let files = figures.map(|(name, quantity)| {
-        let path = out_dir.join(name);
-        std::fs::write(&path, figure(&rows, quantity)).map_err(Error::io(&path, "write"))?;
-        Ok(path)
-    });
-    files.into_iter().collect()
+    let figures = [("time", Quantity::Time), ("bandwidth", Quantity::Bandwidth)];
+    let figures =
+        figures.map(|(name, quantity)| Figure { name: name.to_owned(), svg: figure(&rows, quantity, look) });
+    Ok(Drawn { figures: figures.into(), notes: Vec::new() })
 }
 
 /// Rows with a time, those of shapes that were run with one number of steps left out: a line of one point says nothing.
 /// (All of them where there are no others.)
-fn read(csv: &Path) -> Result<Vec<Row>> {
+pub(super) fn read(csv: &Path) -> Result<Vec<Row>> {
     let mut table = Table::open(csv)?;
     let [algorithm, dtype, layout, gate] =
         ["algorithm", "dtype", "layout", "gate"].map(|name| table.column(name));
     let (algorithm, dtype, layout, gate) = (algorithm?, dtype?, layout?, gate?);
     let device = table.column("device")?;
     let (threads, batch) = (table.column("threads")?, table.column("batch")?);
+    let telling = ["algorithm", "dtype", "layout", "gate", "threads", "batch", "channels"];
+    let telling =
+        telling.into_iter().map(|name| Ok((name, table.column(name)?))).collect::<Result<Vec<_>>>()?;
     let (steps, channels) = (table.column("steps")?, table.column("channels")?);
     let (median, speed) = (table.column("median_ms")?, table.column("gb_per_s")?);
     let copy = table.column("copy_gb_per_s")?;
+    let named = |table: &Table| {
+        telling
+            .iter()
+            .map(|&(name, column)| (name, String::from_utf8_lossy(table.text(column)).into_owned()))
+            .collect()
+    };
     let mut cells = Vec::new();
     while table.advance()? {
         let text = |column| String::from_utf8_lossy(table.text(column)).into_owned();
@@ -89,6 +99,7 @@ fn read(csv: &Path) -> Result<Vec<Row>> {
             gb_per_s,
             copy: table.number(copy)?.map(|copy| (threads, copy)),
             threads,
+            cells: named(&table),
         };
         let shape = (table.integer(batch)?, table.integer(channels)?);
         if milliseconds > 0.0 && row.steps > 0 {
@@ -126,7 +137,7 @@ fn read(csv: &Path) -> Result<Vec<Row>> {
 }
 
 /// In the order of the file.
-fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+pub(super) fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let mut seen = Vec::new();
     for name in names {
         if !seen.contains(&name) {
@@ -136,23 +147,13 @@ fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     seen
 }
 
-fn figure(rows: &[Row], quantity: Quantity) -> String {
-    let panels = distinct(rows.iter().map(|row| &row.panel[..]));
-    let series = distinct(rows.iter().map(|row| &row.series[..]));
-    let value = |row: &Row| match quantity {
-        Quantity::Time => row.milliseconds,
-        Quantity::Bandwidth => row.gb_per_s,
-    };
-    // A GPU's where there is one: its rows have no threads.
-    let threads_of_copies = || rows.iter().filter_map(|row| row.copy).map(|copy| copy.0);
-    let most = threads_of_copies().find(|&threads| threads == 0).or(threads_of_copies().max());
-    let copies: Vec<_> = rows.iter().filter(|row| row.copy.map(|copy| copy.0) == most).collect();
-
+/// `most`: threads of the copies that are drawn.
+fn legend(series: &[&str], most: Option<u64>, quantity: Quantity, theme: Theme) -> Legend {
     let mut legend = Legend::default();
     let entries = series.iter().enumerate();
-    legend
-        .entries
-        .extend(entries.map(|(i, name)| (Swatch::Marked(theme::category(i), i), (*name).to_owned())));
+    legend.entries.extend(
+        entries.map(|(i, name)| (Swatch::Marked(theme.category(i), i, theme.dash(i)), font::plain(name))),
+    );
     if quantity == Quantity::Bandwidth {
         if let Some(threads) = most {
             let plural = if threads == 1 { "" } else { "s" };
@@ -170,44 +171,71 @@ fn figure(rows: &[Row], quantity: Quantity) -> String {
         legend.notes.push("medians".to_owned());
     }
     legend.notes.push("panels: batch × channels, order of axes, gates".to_owned());
+    legend
+}
+
+fn figure(rows: &[Row], quantity: Quantity, look: &Look) -> String {
+    let panels = distinct(rows.iter().map(|row| &row.panel[..]));
+    let series = distinct(rows.iter().map(|row| &row.series[..]));
+    let value = |row: &Row| match quantity {
+        Quantity::Time => row.milliseconds,
+        Quantity::Bandwidth => row.gb_per_s,
+    };
+    // A GPU's where there is one: its rows have no threads.
+    let threads_of_copies = || rows.iter().filter_map(|row| row.copy).map(|copy| copy.0);
+    let most = threads_of_copies().find(|&threads| threads == 0).or(threads_of_copies().max());
+    let copies: Vec<_> = rows.iter().filter(|row| row.copy.map(|copy| copy.0) == most).collect();
+
+    let legend = legend(&series, most, quantity, look.theme);
 
     let limits = |values: &mut dyn Iterator<Item = f64>| {
         values.fold((f64::INFINITY, 0.0_f64), |(low, high), x| (low.min(x), high.max(x)))
     };
-    let (low, high) = limits(&mut rows.iter().map(|row| row.steps as f64));
-    // Whole decades: the numbers of steps are powers of two, which no tick of a log axis hits.
-    let x = Axis::log(10f64.powf(low.log10().floor()), 10f64.powf(high.log10().ceil()));
+    // Ticks where something was timed: the numbers of steps are powers of two, which no tick of a log axis hits.
+    let steps: BTreeSet<_> = rows.iter().map(|row| row.steps).collect();
+    let steps: Vec<_> = steps.iter().map(|&steps| (steps as f64, steps.to_string())).collect();
     let of_copies = copies.iter().filter_map(|row| row.copy).map(|copy| copy.1);
     let of_copies = of_copies.filter(|_| quantity == Quantity::Bandwidth);
     let (low, high) = limits(&mut rows.iter().map(value).chain(of_copies));
     let y = Axis::log(low, high);
 
-    let columns = panels.len().min(2);
-    let left = theme::TITLES + 30.0;
-    let width = theme::WIDTH - left - theme::RIGHT;
-    let panel_width = (width - BETWEEN * (columns - 1) as f64) / columns as f64;
-    let top = 4.0 + legend.height(width) + 4.0;
-    let row_height = HEADING + PANEL + theme::BOTTOM + 6.0;
-    let height = top + row_height * panels.len().div_ceil(columns) as f64;
-    svg(theme::WIDTH, height, |canvas| {
-        legend.draw(canvas, left, 4.0, width);
+    let sheet = look.sheet_width();
+    let columns = if sheet < TWO_COLUMNS { 1 } else { panels.len().min(2) };
+    let rows_of_panels = panels.len().div_ceil(columns);
+    let title = match quantity {
+        Quantity::Time => "time (ms)",
+        Quantity::Bandwidth => "bandwidth (GB/s)",
+    };
+    let legend_width = sheet - 2.0 * theme::EDGE;
+    let top = theme::EDGE + legend.height(legend_width) + 4.0;
+    let rest = top + (HEADING + theme::BOTTOM + 6.0) * rows_of_panels as f64;
+    let panel_height = look.panel_height(PANEL, rows_of_panels, rest);
+    let y = fitted_y(y, panel_height);
+    let left = left_of([&y], 1);
+    let panel_width = (sheet - theme::RIGHT) / columns as f64 - left;
+    let room = |label: &str| (font::width(label, theme::SMALL) + 5.0) / panel_width;
+    let x = Axis::of_values(&steps, true, room);
+    let row_height = HEADING + panel_height + theme::BOTTOM + 6.0;
+    svg(look, top + row_height * rows_of_panels as f64, |canvas| {
+        legend.draw(canvas, theme::EDGE, theme::EDGE, legend_width);
         for (i, panel) in panels.iter().enumerate() {
+            let aside = (i % columns) as f64 * (panel_width + left);
             let frame = Frame {
-                left: left + (i % columns) as f64 * (panel_width + BETWEEN),
+                left: left + aside,
                 top: top + HEADING + (i / columns) as f64 * row_height,
                 width: panel_width,
-                height: PANEL,
+                height: panel_height,
                 x: &x,
                 y: &y,
             };
             frame.draw_axes(canvas, true, true);
-            let title = match quantity {
-                Quantity::Time => "time (ms)",
-                Quantity::Bandwidth => "bandwidth (GB/s)",
-            };
-            frame.draw_y_title(canvas, title, 34.0);
+            frame.draw_y_title(
+                canvas,
+                &[font::shortened(title, theme::TITLE, panel_height + HEADING)],
+                aside,
+            );
             frame.draw_x_title(canvas, "steps");
-            frame.draw_heading(canvas, panel);
+            frame.draw_heading(canvas, &font::plain(panel), letter(i, panels.len()));
             let of_panel = |row: &&Row| row.panel == *panel;
             if quantity == Quantity::Bandwidth {
                 // A copy of as many bytes: of those with the most, where algorithms differ in bytes.
@@ -226,10 +254,15 @@ fn figure(rows: &[Row], quantity: Quantity) -> String {
                 points.sort_by(|a, b| a.0.total_cmp(&b.0));
                 let places: Vec<_> = points.into_iter().map(|point| frame.place(point)).collect();
                 if places.len() > 1 {
-                    canvas.line(&places, theme::category(i).to_rgba(), theme::SERIES);
+                    canvas.dashed_line(
+                        &places,
+                        look.theme.dash(i),
+                        look.theme.category(i).to_rgba(),
+                        theme::SERIES,
+                    );
                 }
                 for place in places {
-                    marker(canvas, place, i, theme::category(i));
+                    marker(canvas, place, i, look.theme.category(i));
                 }
             }
         }

@@ -6,7 +6,7 @@
 //! ratio of sums, Σ `loss_before` ÷ Σ `loss`, over sequences and, for the bold line, over heads: a mean of ratios
 //! would be ruled by the heads with the smallest losses.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::path::Path;
 
@@ -15,6 +15,7 @@ use csv::Position;
 use crate::error::Result;
 use crate::io::table::{Column, Table};
 use crate::plot::envelope::{Envelope, Unshown};
+use crate::plot::look::{LogAxes, Look};
 
 /// Bins of the bold lines, and of each head's up to `BINS_OF_ALL_HEADS / BINS` heads: one a point of paper, of up to
 /// four values each.
@@ -69,8 +70,10 @@ pub struct Series {
     pub quantity: Quantity,
     /// One line a head.
     pub heads: Vec<Envelope>,
-    /// Mean or ratio of sums over heads; none with one head.
+    /// Mean or ratio of sums over heads, or their moving mean; none with one head that is not smoothed.
     pub all: Option<Envelope>,
+    /// For a log axis.
+    pub log: bool,
 }
 
 /// All that the figures show of a metrics.csv.
@@ -84,6 +87,8 @@ pub struct Metrics {
     pub tokens: Range<u64>,
     /// The quantities that apply.
     pub series: Vec<Series>,
+    /// Chunks that each point of a bold line is the mean of, where it is smoothed.
+    pub smoothed: Option<usize>,
 }
 
 struct Columns {
@@ -128,12 +133,16 @@ struct Cell {
 impl Metrics {
     /// Reads a metrics.csv, sorted by sequence, chunk and head as `nmem` writes it.
     /// `check` is asked every few thousand rows and can stop it.
-    pub fn read(path: &Path, check: &mut dyn FnMut() -> Result<()>) -> Result<Self> {
+    pub fn read(path: &Path, look: &Look, check: &mut dyn FnMut() -> Result<()>) -> Result<Self> {
         let mut table = Table::open(path)?;
         let columns = Columns::find(&table)?;
         let (mut cursors, heads) = survey(&mut table, &columns, check)?;
         let sequences = cursors.len();
-        let mut metrics = Self { sequences, series: Series::empty(heads.len()), heads, tokens: 0..0 };
+        let smoothed = look.smoothed();
+        let series = Series::empty(heads.len(), look);
+        let mut metrics = Self { sequences, series, heads, tokens: 0..0, smoothed };
+        let mut means: Vec<_> =
+            Quantity::ALL.iter().map(|_| MovingMean::new(smoothed.unwrap_or(1))).collect();
 
         let mut cells = vec![Cell::default(); BLOCK as usize * metrics.heads.len()];
         let mut places = vec![None; BLOCK as usize];
@@ -159,8 +168,13 @@ impl Metrics {
             cursors = open;
             for (place, cells) in places.iter().zip(cells.chunks(metrics.heads.len().max(1))) {
                 if let Some(place) = place {
-                    metrics.push(place, cells);
+                    metrics.push(place, cells, &mut means);
                 }
+            }
+        }
+        for (series, mean) in metrics.series.iter_mut().zip(&mut means) {
+            if let Some(line) = &mut series.all {
+                mean.finish(|x, y| line.push(x, y));
             }
         }
         metrics.series.retain(|series| series.quantity != Quantity::LossRatio || series.applies());
@@ -206,14 +220,14 @@ impl Metrics {
     }
 
     /// Adds one chunk to every line.
-    fn push(&mut self, tokens: &Range<u64>, cells: &[Cell]) {
+    fn push(&mut self, tokens: &Range<u64>, cells: &[Cell], means: &mut [MovingMean]) {
         let x = f64::midpoint(tokens.start as f64, tokens.end as f64);
-        for series in &mut self.series {
+        for (series, mean) in self.series.iter_mut().zip(means) {
             for (line, cell) in series.heads.iter_mut().zip(cells) {
                 line.push(x, cell.value(series.quantity));
             }
             if let Some(line) = &mut series.all {
-                line.push(x, over_heads(cells, series.quantity));
+                mean.push(x, over_heads(cells, series.quantity), |x, y| line.push(x, y));
             }
         }
     }
@@ -269,12 +283,13 @@ impl Columns {
 }
 
 impl Series {
-    fn empty(heads: usize) -> Vec<Self> {
+    fn empty(heads: usize, look: &Look) -> Vec<Self> {
         let bins_a_head = (BINS_OF_ALL_HEADS / heads.max(1)).next_power_of_two().clamp(64, BINS);
-        let series = |quantity: Quantity| Self {
-            quantity,
-            heads: vec![Envelope::new(bins_a_head, quantity.is_log()); heads],
-            all: (heads > 1).then(|| Envelope::new(BINS, quantity.is_log())),
+        let bold = heads > 1 || (heads > 0 && look.smoothed().is_some());
+        let series = |quantity: Quantity| {
+            let log = look.log.map_or(quantity.is_log(), LogAxes::y);
+            let heads = vec![Envelope::new(bins_a_head, log); heads];
+            Self { quantity, heads, all: bold.then(|| Envelope::new(BINS, log)), log }
         };
         Quantity::ALL.map(series).into()
     }
@@ -301,6 +316,51 @@ impl Series {
     /// Has it any value, be it one that cannot be drawn?
     fn applies(&self) -> bool {
         self.range().is_some() || self.count(Unshown::NotFinite) + self.count(Unshown::NotPositive) > 0
+    }
+}
+
+/// The mean of as many points about each, fewer at the ends; what is not finite stays as it is and is left out of others' means.
+struct MovingMean {
+    half: usize,
+    window: VecDeque<(f64, Option<f64>)>,
+    /// Place in the window of the next point to be told.
+    next: usize,
+}
+
+impl MovingMean {
+    fn new(points: usize) -> Self {
+        Self { half: points / 2, window: VecDeque::new(), next: 0 }
+    }
+
+    fn push(&mut self, x: f64, y: Option<f64>, mut tell: impl FnMut(f64, Option<f64>)) {
+        if self.half == 0 {
+            return tell(x, y);
+        }
+        self.window.push_back((x, y));
+        if self.window.len() > self.next + self.half {
+            self.tell(&mut tell);
+        }
+    }
+
+    fn finish(&mut self, mut tell: impl FnMut(f64, Option<f64>)) {
+        while self.next < self.window.len() {
+            self.tell(&mut tell);
+        }
+    }
+
+    fn tell(&mut self, tell: &mut impl FnMut(f64, Option<f64>)) {
+        let (x, y) = self.window[self.next];
+        let mean = |y: f64| {
+            let finite = self.window.iter().filter_map(|point| point.1).filter(|y| y.is_finite());
+            let (sum, count) = finite.fold((0.0, 0_u64), |(sum, count), y| (sum + y, count + 1));
+            if y.is_finite() { sum / count as f64 } else { y }
+        };
+        tell(x, y.map(mean));
+        self.next += 1;
+        if self.next > self.half {
+            self.window.pop_front();
+            self.next -= 1;
+        }
     }
 }
 
@@ -360,7 +420,7 @@ fn over_heads(cells: &[Cell], quantity: Quantity) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{BINS, Metrics, Quantity};
+    use super::{BINS, Look, Metrics, MovingMean, Quantity};
     use crate::plot::envelope::Point;
 
     const HEADER: &str =
@@ -370,7 +430,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("metrics.csv");
         std::fs::write(&path, format!("{HEADER}\n{rows}")).expect("a writable temporary folder");
-        Metrics::read(&path, &mut || Ok(()))
+        Metrics::read(&path, &Look::default(), &mut || Ok(()))
             .map_err(|error| error.to_string().split_once("metrics.csv: ").unwrap().1.to_string())
     }
 
@@ -424,6 +484,25 @@ mod tests {
         let metrics = read(&rows.concat()).unwrap();
         assert_eq!(metrics.series[0].heads[0].bin_width(), 16);
         assert!(all(&metrics, Quantity::Surprise)[0].len() <= 4 * BINS);
+    }
+
+    #[test]
+    fn moving_means() {
+        let of = |points: usize, values: &[f64]| {
+            let (mut mean, mut told) = (MovingMean::new(points), Vec::new());
+            for (i, &value) in values.iter().enumerate() {
+                mean.push(i as f64, Some(value), |x, y| told.push((x, y)));
+            }
+            mean.finish(|x, y| told.push((x, y)));
+            assert!(told.iter().enumerate().all(|(i, point)| (point.0 - i as f64).abs() < 1e-9));
+            told.into_iter().map(|point| point.1.unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(of(1, &[1.0, 5.0]), [1.0, 5.0]);
+        assert_eq!(of(3, &[1.0, 2.0, 6.0, 1.0]), [1.5, 3.0, 3.0, 3.5]);
+        assert_eq!(of(9, &[1.0, 3.0]), [2.0, 2.0]);
+        let with_a_gap = of(3, &[1.0, f64::NAN, 3.0]);
+        assert_eq!((with_a_gap[0], with_a_gap[2]), (1.0, 3.0));
+        assert!(with_a_gap[1].is_nan());
     }
 
     #[test]

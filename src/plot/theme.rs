@@ -1,24 +1,33 @@
-//! Sizes and colours, in one place. Lengths are points (1/72 in) at final size.
+//! Sizes and colours, in one place. Lengths are points (1/72 in) of the sheet: at final size, but for the screen, where the
+//! sheet is shown larger.
 
 use plotters::style::{RGBAColor, RGBColor};
 
-/// A full text width: 6.75 in (ICML's two columns).
-pub const WIDTH: f64 = 6.75 * 72.0;
+use crate::plot::look::Theme;
+
 /// Room for the axis titles, left of the tick labels.
 pub const TITLES: f64 = 14.0;
 /// Room for half of the last tick label.
 pub const RIGHT: f64 = 12.0;
 /// Room for the x axis' tick labels and title.
 pub const BOTTOM: f64 = 28.0;
+/// Between all that is drawn and the edge of the sheet.
+pub const EDGE: f64 = 4.0;
+/// A line of text, of titles and legends.
+pub const LINE: f64 = 11.0;
+/// Between the legend and the first panel, where the panel's letter stands.
+pub const HEAD: f64 = 11.0;
+/// From the top of a panel up to the middle of its letter.
+pub const LETTER: f64 = 5.5;
 /// Between stacked panels.
 pub const GAP: f64 = 13.0;
 /// Height of a panel among others.
 pub const STACKED: f64 = 86.0;
+/// Flatter panels would show nothing, however low the figure shall be.
+pub const LEAST_PANEL: f64 = 24.0;
 /// Height of a panel alone.
 pub const ALONE: f64 = 150.0;
 
-/// Arial's metrics under three names: the layout is the same wherever one of them is installed.
-pub const FONT: &str = "Liberation Sans, Arial, Helvetica, sans-serif";
 /// Axis titles.
 pub const TITLE: f64 = 8.0;
 /// Tick labels, legend and notes.
@@ -61,12 +70,6 @@ const OKABE_ITO: [RGBColor; 7] = [
     RGBColor(0xF0, 0xE4, 0x42),
 ];
 
-/// Colours of categories: black, Okabe and Ito's but for yellow, and viridis' dark end; they repeat after the eighth.
-pub fn category(i: usize) -> RGBColor {
-    let [a, b, c, d, e, f, _] = OKABE_ITO;
-    [BLACK, a, b, c, d, e, f, VIRIDIS[0]][i % 8]
-}
-
 /// Viridis at every eighth, without its pale end.
 const VIRIDIS: [RGBColor; 8] = [
     RGBColor(0x44, 0x01, 0x54),
@@ -82,18 +85,62 @@ const VIRIDIS: [RGBColor; 8] = [
 /// Up to so many heads are told apart.
 pub const TELLABLE_HEADS: usize = OKABE_ITO.len();
 
-/// Colours of the heads' lines: categories while they can be told apart, then an ordered scale.
-pub fn head_colours(heads: usize) -> Vec<RGBColor> {
-    match heads {
-        n if n <= TELLABLE_HEADS => OKABE_ITO[..n].to_vec(),
-        n => (0..n).map(|i| viridis(i as f64 / (n - 1) as f64)).collect(),
+/// Greys that differ most from their neighbours; dashes tell the rest.
+const GREYS: [u8; 4] = [0x1A, 0x8C, 0x55, 0xA8];
+
+/// Lengths of dashes and gaps; the first is a solid line.
+const DASHES: [&[f64]; 7] = [
+    &[],
+    &[4.0, 2.0],
+    &[1.2, 1.6],
+    &[6.0, 1.8, 1.2, 1.8],
+    &[2.4, 1.4],
+    &[8.0, 2.4],
+    &[5.0, 1.6, 1.2, 1.6, 1.2, 1.6],
+];
+
+impl Theme {
+    /// How much larger than the sheet it is shown.
+    pub fn scale(self) -> f64 {
+        if self == Self::Screen { 1.25 } else { 1.0 }
+    }
+
+    /// Colours of categories: black, Okabe and Ito's but for yellow, and viridis' dark end; they repeat after the eighth.
+    pub fn category(self, i: usize) -> RGBColor {
+        if self == Self::Mono {
+            let grey = GREYS[i % GREYS.len()];
+            return RGBColor(grey, grey, grey);
+        }
+        let [a, b, c, d, e, f, _] = OKABE_ITO;
+        [BLACK, a, b, c, d, e, f, VIRIDIS[0]][i % 8]
+    }
+
+    /// The pattern of the i-th line: where there are no colours, all differ.
+    pub fn dash(self, i: usize) -> &'static [f64] {
+        if self == Self::Mono { DASHES[i % DASHES.len()] } else { &[] }
+    }
+
+    /// Colours of the heads' lines: categories while they can be told apart, then an ordered scale.
+    pub fn head_colours(self, heads: usize) -> Vec<RGBColor> {
+        match heads {
+            n if n > TELLABLE_HEADS => (0..n).map(|i| self.sequential(i as f64 / (n - 1) as f64)).collect(),
+            n if self == Self::Mono => (0..n).map(|i| self.category(i + 1)).collect(),
+            n => OKABE_ITO[..n].to_vec(),
+        }
+    }
+
+    /// Viridis without its pale end, from 0 (dark) to 1 (bright).
+    pub fn sequential(self, at: f64) -> RGBColor {
+        if self == Self::Mono { between(&BLACK_TO_PALE, at) } else { between(&VIRIDIS, at) }
+    }
+
+    /// From 0 (blue) by white to 1 (red). Greys have but two ends: from pale to black.
+    pub fn diverging(self, at: f64) -> RGBColor {
+        if self == Self::Mono { between(&BLACK_TO_PALE, 1.0 - at) } else { between(&BLUE_TO_RED, at) }
     }
 }
 
-/// Viridis without its pale end, from 0 (dark) to 1 (bright).
-pub fn viridis(at: f64) -> RGBColor {
-    between(&VIRIDIS, at)
-}
+const BLACK_TO_PALE: [RGBColor; 2] = [RGBColor(0x20, 0x20, 0x20), RGBColor(0xF4, 0xF4, 0xF4)];
 
 /// ColorBrewer's RdBu turned about, which the colour-blind can read too.
 const BLUE_TO_RED: [RGBColor; 7] = [
@@ -105,11 +152,6 @@ const BLUE_TO_RED: [RGBColor; 7] = [
     RGBColor(0xEF, 0x8A, 0x62),
     RGBColor(0xB2, 0x18, 0x2B),
 ];
-
-/// From 0 (blue) by white to 1 (red).
-pub fn blue_to_red(at: f64) -> RGBColor {
-    between(&BLUE_TO_RED, at)
-}
 
 fn between(scale: &[RGBColor], at: f64) -> RGBColor {
     let place = at * (scale.len() - 1) as f64;
@@ -127,56 +169,35 @@ pub fn faint(colour: RGBColor, opacity: f64) -> RGBAColor {
     RGBAColor(colour.0, colour.1, colour.2, opacity)
 }
 
-/// Width of a text in points, from Arial's widths by class of letter: good to a few per cent, enough to lay out a
-/// legend. Superscripts are written `^{…}`.
-pub fn text_width(text: &str, size: f64) -> f64 {
-    let mut scale = 1.0;
-    let ems = text.chars().map(|letter| {
-        scale
-            * match letter {
-                '^' | '{' => {
-                    scale = SUPERSCRIPT;
-                    0.0
-                }
-                '}' => {
-                    scale = 1.0;
-                    0.0
-                }
-                'i' | 'j' | 'l' | '\'' | '|' => 0.222,
-                ' ' | 'f' | 't' | '.' | ',' | ':' | ';' | '/' | '!' | '(' | ')' | '[' | ']' | '·' => 0.28,
-                'r' | '-' => 0.333,
-                'c' | 'k' | 's' | 'v' | 'x' | 'y' | 'z' => 0.5,
-                'm' | 'M' | 'W' => 0.85,
-                'w' | 'A'..='Z' => 0.7,
-                _ => 0.556,
-            }
-    });
-    ems.sum::<f64>() * size
+/// The grey that is as bright: Rec. 709's luma.
+pub fn grey(colour: RGBColor) -> u8 {
+    let [red, green, blue] = [colour.0, colour.1, colour.2].map(u32::from);
+    ((2126 * red + 7152 * green + 722 * blue + 5000) / 10_000).min(255) as u8
 }
 
 #[cfg(test)]
 mod tests {
     use plotters::style::RGBColor;
 
-    use super::{head_colours, text_width};
+    use super::{DASHES, GREYS, Theme};
 
     #[test]
     fn colours_of_heads() {
         for heads in [1, 2, 7, 8, 16, 64] {
-            let mut colours = head_colours(heads);
+            let mut colours = Theme::Print.head_colours(heads);
             assert_eq!(colours.len(), heads);
             colours.sort_by_key(|colour| (colour.0, colour.1, colour.2));
             colours.dedup();
             assert_eq!(colours.len(), heads, "{heads} heads in as many colours");
         }
-        let ordered = head_colours(8);
+        let ordered = Theme::Print.head_colours(8);
         assert_eq!((ordered[0], ordered[7]), (RGBColor(0x44, 0x01, 0x54), RGBColor(0xAD, 0xDC, 0x30)));
     }
 
     #[test]
-    fn width_of_text() {
-        assert!((text_width("2048", 10.0) - 22.24).abs() < 1e-9);
-        assert!((text_width("10^{2}", 10.0) - 15.012).abs() < 1e-9);
-        assert!(text_width("", 10.0).abs() < 1e-9);
+    fn grey_lines_differ_in_their_dashes() {
+        let looks: Vec<_> = (0..DASHES.len()).map(|i| Theme::Mono.dash(i)).collect();
+        assert!((1..looks.len()).all(|i| !looks[..i].contains(&looks[i])));
+        assert!(GREYS.iter().all(|&grey| grey < 0xB0), "dark enough to be seen on white");
     }
 }

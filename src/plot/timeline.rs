@@ -1,93 +1,232 @@
-//! Timelines: panels over tokens, one below the other on a shared x axis, or one alone.
+//! Timelines: panels over tokens, one below the other on a shared x axis, or one alone. Of one run the heads, faint, and
+//! their mean; of several runs the means alone.
 
 use std::ops::Range;
 
-use plotters::style::text_anchor::HPos;
 use plotters::style::{Color, RGBAColor, RGBColor};
 
 use crate::io::labels::Labels;
 use crate::plot::axis::Axis;
 use crate::plot::canvas::{Canvas, svg};
 use crate::plot::envelope::{Envelope, Point, Unshown};
+use crate::plot::frame::{
+    Frame, draw_letter, fitted_x, fitted_y, left_of, letter, right_of, title_left, title_lines,
+};
 use crate::plot::legend::{Legend, Swatch, mark};
+use crate::plot::look::Look;
 use crate::plot::series::{Metrics, Quantity, Series};
-use crate::plot::theme;
+use crate::plot::{font, theme};
 
 /// Marks closer than this would overlap: they become one with a bar.
 const MARK_SPACE: f64 = 5.0;
 /// Points of the bold line where it shows means of many chunks: about one to 2 pt.
-const TREND: usize = 256;
+pub(super) const TREND: usize = 256;
+/// Lower panels have symbols for titles.
+const LOW: f64 = 46.0;
 
-/// A box in which values are drawn.
-struct Frame<'a> {
-    left: f64,
-    right: f64,
-    top: f64,
-    bottom: f64,
-    x: &'a Axis,
-    y: Option<Axis>,
+/// A run, as legends name it.
+pub struct Run {
+    pub name: String,
+    pub metrics: Metrics,
 }
 
-/// The lines' looks: colours of the heads, and how strong they are.
-struct Looks {
+/// The lines' looks: colours and dashes of the heads or runs, and how strong they are.
+struct Looks<'a> {
+    look: &'a Look,
     colours: Vec<RGBColor>,
     opacity: f64,
     width: f64,
+    several: bool,
 }
 
 /// Draws panels of the same width one below the other.
-pub fn figure(metrics: &Metrics, labels: Option<&Labels>, shown: &[&Series]) -> String {
-    let looks = Looks::of(metrics, shown);
-    let legend = legend(metrics, labels, shown, &looks);
-    let x = Axis::tokens(&metrics.tokens);
-    let axes: Vec<_> = shown.iter().map(|series| y_axis(series)).collect();
-    let labels_width =
-        axes.iter().flatten().flat_map(|axis| &axis.ticks).filter_map(|tick| tick.label.as_ref());
-    let labels_width = labels_width.map(|label| theme::text_width(label, theme::SMALL)).fold(10.0, f64::max);
-    let two_lines = shown.iter().any(|series| title(series.quantity).len() > 1);
-    let titles = theme::TITLES + if two_lines { theme::TITLE } else { 0.0 };
-    let (left, right) = (titles + labels_width + theme::TICK + 5.0, theme::WIDTH - theme::RIGHT);
+pub fn figure(runs: &[Run], labels: Option<&Labels>, shown: &[Quantity], look: &Look) -> String {
+    let tokens = tokens(runs);
+    let looks = Looks::of(runs, look);
+    let legend = legend(runs, labels, shown, &looks);
+    let sheet = look.sheet_width();
+    let legend_width = sheet - 2.0 * theme::EDGE;
+    let top = theme::EDGE + legend.height(legend_width) + theme::HEAD;
+    let count = shown.len().max(1);
+    let default = if count > 1 { theme::STACKED } else { theme::ALONE };
+    let rest = top + theme::GAP * (count - 1) as f64 + theme::BOTTOM;
+    let height = look.panel_height(default, count, rest);
 
-    let panel = if shown.len() > 1 { theme::STACKED } else { theme::ALONE };
-    let top = 4.0 + legend.height(right - left) + 6.0;
-    let height = top + panel * shown.len() as f64 + theme::GAP * (shown.len() - 1) as f64 + theme::BOTTOM;
-    svg(theme::WIDTH, height, |canvas| {
-        legend.draw(canvas, left, 4.0, right - left);
-        for (i, (series, y)) in shown.iter().zip(axes).enumerate() {
-            let top = top + i as f64 * (panel + theme::GAP);
-            let frame = Frame { left, right, top, bottom: top + panel, x: &x, y };
+    let of = |quantity: Quantity| {
+        let series = runs.iter().flat_map(|run| &run.metrics.series);
+        series.filter(|series| series.quantity == quantity).collect::<Vec<_>>()
+    };
+    let panels: Vec<_> = shown.iter().map(|&quantity| (quantity, of(quantity))).collect();
+    let axes: Vec<_> =
+        panels.iter().map(|(quantity, series)| y_axis(*quantity, series, looks.several, look)).collect();
+    let bare = Axis::bare();
+    let axes: Vec<_> = axes.into_iter().map(|axis| axis.map(|axis| fitted_y(axis, height))).collect();
+    let titles: Vec<_> = shown.iter().map(|&quantity| title(quantity, height)).collect();
+    let lines = titles.iter().map(Vec::len).max().unwrap_or(1);
+    let left = left_of(axes.iter().flatten(), lines);
+    let right = right_of(&Axis::tokens(&tokens), sheet - left - theme::RIGHT);
+    let width = sheet - left - right;
+    let x = fitted_x(Axis::tokens(&tokens), width);
+
+    let all = top + height * count as f64 + theme::GAP * (count - 1) as f64 + theme::BOTTOM;
+    svg(look, all, |canvas| {
+        legend.draw(canvas, theme::EDGE, theme::EDGE, legend_width);
+        for (i, ((_, series), y)) in panels.iter().zip(&axes).enumerate() {
+            let top = top + i as f64 * (height + theme::GAP);
+            let frame = Frame { left, top, width, height, x: &x, y: y.as_ref().unwrap_or(&bare) };
             if let Some(labels) = labels {
-                frame.draw_labels(canvas, labels, &metrics.tokens);
+                frame.draw_labels(canvas, labels, &tokens);
             }
-            frame.draw_axes(canvas, series.quantity, i + 1 == shown.len());
-            frame.draw_series(canvas, series, &looks);
+            let lowest = i + 1 == panels.len();
+            frame.draw_axes(canvas, lowest, true);
+            if lowest {
+                frame.draw_x_title(canvas, "tokens");
+            }
+            frame.draw_y_title(canvas, &titles[i], title_left(lines, &titles[i]));
+            if let Some(letter) = letter(i, panels.len()) {
+                draw_letter(canvas, letter, (theme::EDGE, top - theme::LETTER));
+            }
+            looks.draw(canvas, &frame, series, y.is_some());
         }
     })
 }
 
-impl Looks {
-    fn of(metrics: &Metrics, shown: &[&Series]) -> Self {
-        let binned = shown.iter().flat_map(|series| &series.heads).any(|line| line.bin_width() > 1);
-        let (opacity, width) = match metrics.heads.len() {
-            ..=theme::TELLABLE_HEADS if binned => (0.5, 0.4),
-            _ if binned => (0.35, 0.4),
-            1 => (1.0, 0.9),
-            2..=theme::TELLABLE_HEADS => (0.75, 0.6),
-            _ => (0.45, 0.5),
-        };
-        Self { colours: theme::head_colours(metrics.heads.len().max(1)), opacity, width }
+/// From the first token of any run to the last one.
+pub(super) fn tokens(runs: &[Run]) -> Range<u64> {
+    let tokens = runs.iter().map(|run| run.metrics.tokens.clone()).filter(|tokens| !tokens.is_empty());
+    tokens.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0)
+}
+
+impl<'a> Looks<'a> {
+    fn of(runs: &[Run], look: &'a Look) -> Self {
+        let theme = look.theme;
+        if let [run] = runs {
+            let metrics = &run.metrics;
+            let binned =
+                metrics.series.iter().flat_map(|series| &series.heads).any(|line| line.bin_width() > 1);
+            let (opacity, width) = match metrics.heads.len() {
+                ..=theme::TELLABLE_HEADS if binned => (0.5, 0.4),
+                _ if binned => (0.35, 0.4),
+                1 if metrics.smoothed.is_some() => (0.6, 0.5),
+                1 => (1.0, 0.9),
+                2..=theme::TELLABLE_HEADS => (0.75, 0.6),
+                _ => (0.45, 0.5),
+            };
+            let colours = theme.head_colours(metrics.heads.len().max(1));
+            return Self { look, colours, opacity, width, several: false };
+        }
+        let colours = (0..runs.len()).map(|i| theme.category(i + 1)).collect();
+        Self { look, colours, opacity: 1.0, width: theme::SERIES, several: true }
+    }
+
+    /// What a long line shows, unless it is smooth already.
+    fn trend(&self, line: &Envelope) -> Option<(u64, Vec<Vec<Point>>)> {
+        if self.look.smoothed().is_some() { None } else { line.trend(TREND) }
+    }
+
+    /// Heads are too many and too dense for dashes, where their lines are binned.
+    fn dash(&self, i: usize, line: &Envelope) -> &'static [f64] {
+        if !self.several && line.bin_width() > 1 { &[] } else { self.look.theme.dash(i) }
+    }
+
+    fn draw(&self, canvas: &mut Canvas, frame: &Frame, series: &[&Series], any: bool) {
+        if !any {
+            let not_positive: u64 = series.iter().map(|series| series.count(Unshown::NotPositive)).sum();
+            let text = if not_positive > 0 { "no values above 0" } else { "no finite values" };
+            frame.draw_message(canvas, text);
+        }
+        for (i, series) in series.iter().enumerate().filter(|_| any) {
+            if self.several {
+                if let Some(bold) = series.bold() {
+                    let trend = self.trend(bold).map(|(_, trend)| trend);
+                    let line = trend.unwrap_or_else(|| bold.stretches());
+                    let look = (self.colours[i].to_rgba(), self.width, self.dash(i, bold));
+                    draw_line(canvas, frame, &line, look);
+                }
+                continue;
+            }
+            for (head, (line, &colour)) in series.heads.iter().zip(&self.colours).enumerate() {
+                let ink = theme::faint(colour, self.opacity);
+                draw_line(canvas, frame, &line.stretches(), (ink, self.width, self.dash(head, line)));
+            }
+            let bold = |width| (theme::BLACK.to_rgba(), width, &[][..]);
+            if let Some((_, trend)) = series.bold().and_then(|line| self.trend(line)) {
+                draw_line(canvas, frame, &trend, bold(0.75 * theme::BOLD));
+            } else if let Some(all) = &series.all {
+                draw_line(canvas, frame, &all.stretches(), bold(theme::BOLD));
+            }
+        }
+        draw_unshown(canvas, frame, series, Unshown::NotFinite);
+        draw_unshown(canvas, frame, series, Unshown::NotPositive);
     }
 }
 
-fn legend(metrics: &Metrics, labels: Option<&Labels>, shown: &[&Series], looks: &Looks) -> Legend {
+fn legend(runs: &[Run], labels: Option<&Labels>, shown: &[Quantity], looks: &Looks) -> Legend {
     let mut legend = Legend::default();
-    let heads = &metrics.heads;
-    let only_ratio = shown.iter().all(|series| series.quantity == Quantity::LossRatio);
+    let all = || runs.iter().flat_map(|run| &run.metrics.series);
+    let shown_series = || all().filter(|series| shown.contains(&series.quantity));
     let chunks =
-        shown.iter().filter_map(|series| series.bold()?.trend(TREND)).map(|(chunks, _)| chunks).max();
+        shown_series().filter_map(|series| looks.trend(series.bold()?)).map(|(chunks, _)| chunks).max();
+    let smoothed = runs.iter().find_map(|run| run.metrics.smoothed);
+    if let [run] = runs {
+        of_heads(&mut legend, &run.metrics, shown, looks, chunks.or(smoothed.map(|n| n as u64)));
+    } else {
+        for (i, run) in runs.iter().enumerate() {
+            let swatch = Swatch::Pattern(looks.colours[i], theme::SERIES, looks.look.theme.dash(i));
+            legend.entries.push((swatch, font::plain(&run.name)));
+        }
+        if runs.iter().any(|run| run.metrics.heads.len() > 1) {
+            legend.notes.push("means over heads".to_owned());
+        }
+    }
+    let tokens = tokens(runs);
+    if labels.is_some_and(|labels| labels.boundaries.iter().any(|place| tokens.contains(place))) {
+        legend.entries.push((Swatch::Rule, "segment change".to_owned()));
+    }
+    if labels.is_some_and(|labels| labels.repeats.iter().any(|range| overlap(range, &tokens).is_some())) {
+        legend.entries.push((Swatch::Shade, "repeat".to_owned()));
+    }
+    let count = |reason| shown_series().map(|series| series.count(reason)).sum::<u64>();
+    let unshown = match (count(Unshown::NotFinite) > 0, count(Unshown::NotPositive) > 0) {
+        (true, true) => Some("not finite (top), not above 0 (bottom)"),
+        (true, false) => Some("not finite"),
+        (false, true) => Some("not above 0"),
+        (false, false) => None,
+    };
+    legend.entries.extend(unshown.map(|text| (Swatch::Mark, text.to_owned())));
+
+    let heads = runs.iter().map(|run| run.metrics.heads.len()).max().unwrap_or(0);
+    if shown.contains(&Quantity::LossRatio) && heads > 1 && shown.len() > 1 && shown_series().count() > 0 {
+        let ratio = all().any(|series| series.quantity == Quantity::LossRatio);
+        legend.notes.extend(ratio.then(|| "loss ratio: ratio of sums over heads".to_owned()));
+    }
+    let sequences = runs.iter().map(|run| run.metrics.sequences).max().unwrap_or(0);
+    if sequences > 1 {
+        let what = if heads > 1 && runs.len() == 1 { "each head: " } else { "" };
+        legend.notes.push(format!("{what}mean over {sequences} sequences"));
+    }
+    let bin = shown_series().flat_map(|series| &series.heads).map(Envelope::bin_width).max().unwrap_or(1);
+    if bin > 1 && runs.len() == 1 {
+        legend.notes.push(format!("faint lines: first, lowest, highest and last of every {bin} chunks"));
+    }
+    if let Some(chunks) = chunks.filter(|_| heads > 1 || runs.len() > 1) {
+        let bold = if runs.len() > 1 { "lines" } else { "bold line" };
+        legend.notes.push(format!("{bold}: mean of {chunks} chunks"));
+    }
+    if let Some(chunks) = smoothed {
+        let bold = if runs.len() > 1 { "lines" } else { "bold line" };
+        legend.notes.push(format!("{bold}: moving mean of {chunks} chunks"));
+    }
+    legend
+}
+
+/// Entries of the only run's lines.
+fn of_heads(legend: &mut Legend, metrics: &Metrics, shown: &[Quantity], looks: &Looks, chunks: Option<u64>) {
+    let heads = &metrics.heads;
+    let only_ratio = shown == [Quantity::LossRatio];
     let bold = match (heads.len() > 1, chunks) {
-        (true, _) if only_ratio => Some("ratio of sums over heads".to_string()),
-        (true, _) => Some("mean over heads".to_string()),
+        (true, _) if only_ratio => Some("ratio of sums over heads".to_owned()),
+        (true, _) => Some("mean over heads".to_owned()),
         (false, Some(chunks)) => Some(format!("mean of {chunks} chunks")),
         (false, None) => None,
     };
@@ -96,67 +235,43 @@ fn legend(metrics: &Metrics, labels: Option<&Labels>, shown: &[&Series], looks: 
         let text = format!("heads {} to {}", heads[0], heads[heads.len() - 1]);
         legend.entries.push((Swatch::Fan(looks.colours.clone()), text));
     } else if heads.len() > 1 {
-        legend.entries.extend(heads.iter().zip(&looks.colours).map(|(head, &colour)| {
-            (Swatch::Line(colour, looks.opacity.max(0.75), theme::BOLD), format!("head {head}"))
+        let line = metrics.series.first().and_then(|series| series.heads.first());
+        legend.entries.extend(heads.iter().zip(&looks.colours).enumerate().map(|(i, (head, &colour))| {
+            let dash = line.map_or(&[][..], |line| looks.dash(i, line));
+            (Swatch::Pattern(colour, theme::SERIES, dash), format!("head {head}"))
         }));
     }
-    let within = |place: u64| metrics.tokens.contains(&place);
-    if labels.is_some_and(|labels| labels.boundaries.iter().any(|&place| within(place))) {
-        legend.entries.push((Swatch::Rule, "segment change".to_string()));
-    }
-    if labels
-        .is_some_and(|labels| labels.repeats.iter().any(|range| overlap(range, &metrics.tokens).is_some()))
-    {
-        legend.entries.push((Swatch::Shade, "repeat".to_string()));
-    }
-    let count = |reason| shown.iter().map(|series| series.count(reason)).sum::<u64>();
-    match (count(Unshown::NotFinite) > 0, count(Unshown::NotPositive) > 0) {
-        (true, true) => {
-            legend.entries.push((Swatch::Mark, "not finite (top), not above 0 (bottom)".to_string()));
-        }
-        (true, false) => legend.entries.push((Swatch::Mark, "not finite".to_string())),
-        (false, true) => legend.entries.push((Swatch::Mark, "not above 0".to_string())),
-        (false, false) => {}
-    }
-
-    let ratio = shown.iter().any(|series| series.quantity == Quantity::LossRatio);
-    if ratio && heads.len() > 1 && shown.len() > 1 {
-        legend.notes.push("loss ratio: ratio of sums over heads".to_string());
-    }
-    if metrics.sequences > 1 {
-        let what = if heads.len() > 1 { "each head: " } else { "" };
-        legend.notes.push(format!("{what}mean over {} sequences", metrics.sequences));
-    }
-    let bin = shown.iter().flat_map(|series| &series.heads).map(Envelope::bin_width).max().unwrap_or(1);
-    if bin > 1 {
-        legend.notes.push(format!("faint lines: first, lowest, highest and last of every {bin} chunks"));
-    }
-    if let (Some(chunks), true) = (chunks, heads.len() > 1) {
-        legend.notes.push(format!("bold line: mean of {chunks} chunks"));
-    }
-    legend
 }
 
-fn y_axis(series: &Series) -> Option<Axis> {
-    let (low, high) = series.range()?;
-    Some(match series.quantity {
+/// Around what is drawn of one run, or of several.
+pub(super) fn y_axis(quantity: Quantity, series: &[&Series], several: bool, look: &Look) -> Option<Axis> {
+    let range = |series: &&Series| {
+        if several { series.bold().and_then(Envelope::range) } else { series.range() }
+    };
+    let (low, high) = series.iter().filter_map(range).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))?;
+    // Near a divergence it grows by many powers of ten: a linear axis would flatten all before.
+    let wild = quantity == Quantity::LossRatio && look.log.is_none() && high > 100.0 * low;
+    let log = series.iter().any(|series| series.log) || wild;
+    Some(match quantity {
+        _ if log && low > 0.0 => Axis::log(low, high),
         Quantity::Decay | Quantity::Momentum => Axis::share(low, high),
-        // Near a divergence it grows by many powers of ten: a linear axis would flatten all before.
-        Quantity::LossRatio if low > 0.0 && high > 100.0 * low => Axis::log(low, high),
-        Quantity::LossRatio => Axis::linear(low, high),
-        Quantity::Surprise | Quantity::LearningRate => Axis::log(low, high),
+        _ => Axis::linear(low, high),
     })
 }
 
-/// The axis title, a line each.
-fn title(quantity: Quantity) -> &'static [&'static str] {
-    match quantity {
-        Quantity::Surprise => &["surprise ‖g‖"],
-        Quantity::LossRatio => &["loss ratio", "(before ÷ at W)"],
-        Quantity::LearningRate => &["learning rate θ"],
-        Quantity::Decay => &["decay α"],
-        Quantity::Momentum => &["momentum η"],
-    }
+/// The axis title, in lines that fit beside a panel of this height.
+pub(super) fn title(quantity: Quantity, height: f64) -> Vec<String> {
+    let (title, symbol) = match quantity {
+        Quantity::Surprise => ("surprise ‖g‖", "‖g‖"),
+        Quantity::LossRatio if height >= 1.5 * LOW => {
+            return vec!["loss ratio".to_owned(), "(before ÷ at W)".to_owned()];
+        }
+        Quantity::LossRatio => ("loss ratio", "ratio"),
+        Quantity::LearningRate => ("learning rate θ", "θ"),
+        Quantity::Decay => ("decay α", "α"),
+        Quantity::Momentum => ("momentum η", "η"),
+    };
+    title_lines(if height < LOW { symbol } else { title }, height)
 }
 
 fn overlap(a: &Range<u64>, b: &Range<u64>) -> Option<Range<u64>> {
@@ -177,125 +292,60 @@ fn joined(intervals: impl Iterator<Item = (f64, f64)>, space: f64) -> Vec<(f64, 
 }
 
 impl Frame<'_> {
-    fn x(&self, token: f64) -> f64 {
-        self.left + self.x.fraction(token) * (self.right - self.left)
-    }
-
-    fn y(&self, share: f64) -> f64 {
-        self.bottom - share * (self.bottom - self.top)
+    fn token(&self, token: f64) -> f64 {
+        self.left + self.x.fraction(token) * self.width
     }
 
     /// Joined where they are closer than can be seen: a file with a segment a token stays a small figure.
     fn draw_labels(&self, canvas: &mut Canvas, labels: &Labels, tokens: &Range<u64>) {
         let repeats = labels.repeats.iter().filter_map(|range| overlap(range, tokens));
-        let repeats = repeats.map(|range| (self.x(range.start as f64), self.x(range.end as f64)));
+        let repeats = repeats.map(|range| (self.token(range.start as f64), self.token(range.end as f64)));
         for (start, end) in joined(repeats, 0.05) {
-            canvas.rectangle((start, self.top), (end, self.bottom), theme::SHADE.to_rgba());
+            canvas.rectangle((start, self.top), (end, self.bottom()), theme::SHADE.to_rgba());
         }
         let boundaries = labels.boundaries.iter().filter(|place| tokens.contains(place));
-        let boundaries = boundaries.map(|&place| (self.x(place as f64), self.x(place as f64)));
+        let boundaries = boundaries.map(|&place| (self.token(place as f64), self.token(place as f64)));
         let mut last = f64::NEG_INFINITY;
         for (x, _) in joined(boundaries, 0.05) {
             if x - last >= 0.5 {
-                canvas.line(&[(x, self.top), (x, self.bottom)], theme::RULE.to_rgba(), 0.5);
+                canvas.line(&[(x, self.top), (x, self.bottom())], theme::RULE.to_rgba(), 0.5);
                 last = x;
             }
         }
     }
+}
 
-    fn draw_axes(&self, canvas: &mut Canvas, quantity: Quantity, lowest: bool) {
-        let ink = theme::BLACK.to_rgba();
-        canvas.line(
-            &[(self.left, self.top), (self.left, self.bottom), (self.right, self.bottom)],
-            ink,
-            theme::SPINE,
-        );
-        for tick in &self.x.ticks {
-            let x = self.left + tick.at * (self.right - self.left);
-            canvas.line(&[(x, self.bottom), (x, self.bottom + theme::TICK)], ink, theme::SPINE);
-            if let (true, Some(label)) = (lowest, &tick.label) {
-                let at = (x, self.bottom + theme::TICK + 6.0);
-                canvas.text(label, at, theme::SMALL, theme::BLACK, HPos::Center);
-            }
-        }
-        if lowest {
-            let middle = f64::midpoint(self.left, self.right);
-            let at = (middle, self.bottom + theme::BOTTOM - 7.0);
-            canvas.text("tokens", at, theme::TITLE, theme::BLACK, HPos::Center);
-        }
-        for tick in self.y.iter().flat_map(|axis| &axis.ticks) {
-            let y = self.y(tick.at);
-            let length = if tick.label.is_some() { theme::TICK } else { theme::TICK / 2.0 };
-            canvas.line(&[(self.left - length, y), (self.left, y)], ink, theme::SPINE);
-            if let Some(label) = &tick.label {
-                let at = (self.left - theme::TICK - 2.0, y);
-                canvas.text(label, at, theme::SMALL, theme::BLACK, HPos::Right);
-            }
-        }
-        let middle = f64::midpoint(self.top, self.bottom);
-        for (i, line) in title(quantity).iter().enumerate() {
-            let at = (theme::TITLES / 2.0 + i as f64 * (theme::TITLE + 1.0), middle);
-            canvas.upward_text(line, at, theme::TITLE, theme::BLACK);
-        }
-    }
-
-    fn draw_series(&self, canvas: &mut Canvas, series: &Series, looks: &Looks) {
-        if let Some(y) = &self.y {
-            for (line, &colour) in series.heads.iter().zip(&looks.colours) {
-                self.draw_line(
-                    canvas,
-                    y,
-                    &line.stretches(),
-                    theme::faint(colour, looks.opacity),
-                    looks.width,
-                );
-            }
-            if let Some((_, trend)) = series.bold().and_then(|line| line.trend(TREND)) {
-                self.draw_line(canvas, y, &trend, theme::BLACK.to_rgba(), 0.75 * theme::BOLD);
-            } else if let Some(all) = &series.all {
-                self.draw_line(canvas, y, &all.stretches(), theme::BLACK.to_rgba(), theme::BOLD);
-            }
+fn draw_line(
+    canvas: &mut Canvas,
+    frame: &Frame,
+    stretches: &[Vec<Point>],
+    (ink, width, dash): (RGBAColor, f64, &[f64]),
+) {
+    for stretch in stretches {
+        let points: Vec<_> = stretch.iter().map(|&point| frame.place(point)).collect();
+        if let [point] = points[..] {
+            canvas.dot(point, width + 0.4, ink);
         } else {
-            let text =
-                if series.count(Unshown::NotPositive) > 0 { "no values above 0" } else { "no finite values" };
-            let centre = (f64::midpoint(self.left, self.right), f64::midpoint(self.top, self.bottom));
-            let half = (theme::text_width(text, theme::TITLE) / 2.0 + 4.0, theme::TITLE);
-            let (from, to) = ((centre.0 - half.0, centre.1 - half.1), (centre.0 + half.0, centre.1 + half.1));
-            canvas.rectangle(from, to, theme::PAPER.to_rgba());
-            canvas.text(text, centre, theme::TITLE, theme::GREY, HPos::Center);
-        }
-        self.draw_unshown(canvas, series, Unshown::NotFinite);
-        self.draw_unshown(canvas, series, Unshown::NotPositive);
-    }
-
-    fn draw_line(&self, canvas: &mut Canvas, y: &Axis, stretches: &[Vec<Point>], ink: RGBAColor, width: f64) {
-        let place = |&(token, value): &Point| (self.x(token), self.y(y.fraction(value)));
-        for stretch in stretches {
-            let points: Vec<_> = stretch.iter().map(place).collect();
-            if let [point] = points[..] {
-                canvas.dot(point, width + 0.4, ink);
-            } else {
-                canvas.line(&points, ink, width);
-            }
+            canvas.dashed_line(&points, dash, ink, width);
         }
     }
+}
 
-    /// Marks on the edge where values are missing from any head: above for NaN and infinities, below for ≤ 0.
-    fn draw_unshown(&self, canvas: &mut Canvas, series: &Series, reason: Unshown) {
-        let (edge, inwards) = match reason {
-            Unshown::NotFinite => (self.top, 1.0),
-            Unshown::NotPositive => (self.bottom, -1.0),
-        };
-        let places = series.heads.iter().flat_map(|line| line.places(reason));
-        let mut places: Vec<_> =
-            places.map(|tokens| (self.x(*tokens.start()), self.x(*tokens.end()))).collect();
-        places.sort_by(|a, b| a.0.total_cmp(&b.0));
-        for (start, end) in joined(places.into_iter(), MARK_SPACE) {
-            mark(canvas, (start, edge), inwards);
-            if end > start {
-                let (y0, y1) = (edge.min(edge + 1.2 * inwards), edge.max(edge + 1.2 * inwards));
-                canvas.rectangle((start, y0), (end, y1), theme::ALARM.to_rgba());
-            }
+/// Marks on the edge where values are missing from any line: above for NaN and infinities, below for ≤ 0.
+fn draw_unshown(canvas: &mut Canvas, frame: &Frame, series: &[&Series], reason: Unshown) {
+    let (edge, inwards) = match reason {
+        Unshown::NotFinite => (frame.top, 1.0),
+        Unshown::NotPositive => (frame.bottom(), -1.0),
+    };
+    let places = series.iter().flat_map(|series| &series.heads).flat_map(|line| line.places(reason));
+    let mut places: Vec<_> =
+        places.map(|tokens| (frame.token(*tokens.start()), frame.token(*tokens.end()))).collect();
+    places.sort_by(|a, b| a.0.total_cmp(&b.0));
+    for (start, end) in joined(places.into_iter(), MARK_SPACE) {
+        mark(canvas, (start, edge), inwards);
+        if end > start {
+            let (y0, y1) = (edge.min(edge + 1.2 * inwards), edge.max(edge + 1.2 * inwards));
+            canvas.rectangle((start, y0), (end, y1), theme::ALARM.to_rgba());
         }
     }
 }

@@ -387,11 +387,16 @@ fn draw(
         peak.sample_now();
         observe(Event::Writing)
     };
-    let drawn = plot::write_timelines(&folder.join("metrics.csv"), labels, &plots, &mut tick)?;
+    let look = plot::Look::default();
+    let mut drawn = plot::timelines(&folder.join("metrics.csv"), labels, &look, &mut tick)?.0;
     if config.retention.is_some() {
-        plot::write_retention(&folder.join("retention.csv"), &plots, &mut tick)?;
+        let retention = plot::retention(&folder.join("retention.csv"), &look, &mut tick)?;
+        drawn.figures.extend(retention.figures);
     }
-    Ok(drawn.left_out.iter().map(ToString::to_string).collect())
+    let request = plot::Request { labels: labels.cloned(), ..plot::Request::default() };
+    let to = (plots.as_path(), &config.figure_format[..]);
+    plot::write(&drawn, &folder.join("metrics.csv"), &request, to, &mut tick)?;
+    Ok(drawn.notes)
 }
 
 fn warnings<T: Real>(outcome: &Outcome, c: usize, state: &State<T>, mode: Mode) -> Vec<String> {

@@ -5,7 +5,7 @@
 
 use super::linear::{Layout, Shape};
 use crate::cuda::{Argument, Array, Device, Launch, kernel};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::real::Real;
 
 /// The gates a, on the device.
@@ -24,6 +24,8 @@ const STEPS: usize = 4;
 const MOST_THREADS: usize = 256;
 /// Blocks that take rows: more go round.
 const MOST_BLOCKS: usize = 1 << 30;
+/// Most blocks in a grid's second dimension.
+const MOST_SEQUENCES: usize = 65_535;
 
 fn optional<T: Real>(array: Option<&Array<T>>) -> Argument {
     array.map_or(Argument::Address(0), Array::argument)
@@ -57,6 +59,7 @@ pub fn scan<T: Real>(
     if elements == 0 {
         return Ok(());
     }
+    check_batch(batch)?;
     let [steps_, channels_] = [steps, channels].map(Argument::long);
     // With one channel both layouts are the same.
     if layout == Layout::StepsChannels && channels > 1 {
@@ -80,6 +83,14 @@ pub fn scan<T: Real>(
     let threads = steps.div_ceil(STEPS).next_multiple_of(32).min(MOST_THREADS);
     let launch = Launch { grid: [rows.min(MOST_BLOCKS) as u32, 1, 1], block: threads as u32, shared: 0 };
     device.launch(&kernel("scan_rows", T::TYPE), launch, &arguments)
+}
+
+/// Sequences are the second dimension of a grid.
+fn check_batch(batch: usize) -> Result<()> {
+    if batch <= MOST_SEQUENCES {
+        return Ok(());
+    }
+    Err(Error::setting("--batch", format!("at most {MOST_SEQUENCES} on a GPU"), batch.to_string()))
 }
 
 /// A thread a channel.
@@ -111,6 +122,7 @@ pub fn scan_pair<T: Real>(
     if shape.elements() == 0 {
         return Ok(());
     }
+    check_batch(batch)?;
     let arguments = [
         gates.argument(),
         surprise.argument(),

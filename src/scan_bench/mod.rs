@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::cuda::{self, Chosen};
 use crate::error::{Error, Result};
-use crate::plot;
+use crate::plot::{self, FigureFormat};
 use crate::real::ElementType;
 use crate::record::ResultsFolder;
 use crate::scan::linear::{self, Shape};
@@ -142,6 +142,9 @@ pub struct Config {
     pub out: PathBuf,
     /// Whether figures are drawn.
     pub plots: bool,
+    /// What they are written as.
+    #[serde(skip)]
+    pub figure_format: Vec<FigureFormat>,
 }
 
 /// Sizes of a problem, as written in results.
@@ -297,6 +300,7 @@ const MOST_THREADS: usize = 1024;
 impl Config {
     /// Checks what was typed.
     pub fn check(&self) -> Result<()> {
+        self.figure_format.iter().try_for_each(|format| format.check())?;
         let whole = |flag: &str, zero: bool| {
             if zero { Err(Error::setting(flag, "whole numbers of at least 1", "0")) } else { Ok(()) }
         };
@@ -403,7 +407,7 @@ pub fn execute(config: Config, devices: &[Chosen], replace: bool, observe: Obser
                 continue;
             };
             let needed = bench::bytes_needed(shape, *gate, dtype);
-            if !needed.is_some_and(|needed| gpu::fits(gpu, needed).unwrap_or(false)) {
+            if needed.map(|needed| gpu::fits(gpu, needed)).transpose()? != Some(true) {
                 let BenchShape { batch, steps, channels } = shape;
                 let gate = gate.name();
                 left_out.push(format!(
@@ -426,7 +430,10 @@ pub fn execute(config: Config, devices: &[Chosen], replace: bool, observe: Obser
     if config.plots {
         let plots = folder.path().join("plots");
         std::fs::create_dir(&plots).map_err(Error::io(&plots, "make"))?;
-        plot::write_scan_bench(&csv, &plots)?;
+        let request = plot::Request::default();
+        let drawn = plot::scan_bench(&csv, &request.look)?;
+        let to = (plots.as_path(), &config.figure_format[..]);
+        plot::write(&drawn, &csv, &request, to, &mut || observe(Event::Working))?;
     }
     observe(Event::Working)?;
     folder.publish()?;

@@ -18,9 +18,13 @@ pub type Parameters = BTreeMap<String, String>;
 const PATHS: [&str; 4] = ["data", "memory", "past", "store_seq"];
 
 /// Settings that make no sense for one run of many.
-const REFUSED: [(&str, &str); 3] = [
+const REFUSED: [(&str, &str); 4] = [
     ("out", "a setting of single runs (--out names the sweep's folder)"),
     ("no_plots", "a setting of single runs (they draw no figures in a sweep)"),
+    (
+        "figure_format",
+        "a setting of single runs (--figure-format is what the sweep's figures are written as)",
+    ),
     ("labels", "a setting of single runs (labels mark figures, which runs of a sweep do not draw)"),
 ];
 

@@ -12,6 +12,7 @@ mod generate;
 mod golden;
 mod inspect;
 mod parts;
+mod plot;
 mod refusals;
 mod retention;
 mod retrieve;

@@ -22,6 +22,7 @@ fn every_case_is_right_and_timed() {
         max_bytes: None,
         out: "unused".into(),
         plots: false,
+        figure_format: Vec::new(),
     };
     for (name, device) in devices() {
         let rows = rows_on(device.as_ref(), &config, &mut |_| Ok(())).unwrap();

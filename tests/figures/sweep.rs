@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use nmem::plot::sweep::{SweepFigure, write};
+use nmem::plot::sweep::{SweepFigure, figures};
+use nmem::plot::{FigureFormat, Look};
 
 use crate::{check_svg, data_lines};
 
@@ -50,8 +51,9 @@ impl Grid {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let csv = folder.path().join("results.csv");
         std::fs::write(&csv, &self.csv).expect("a writable temporary folder");
-        let drawn = write(&csv, options, folder.path()).map_err(|error| error.to_string())?;
-        let figures = drawn.files.iter().map(|path| {
+        let drawn = figures(&csv, options, &Look::default()).map_err(|error| error.to_string())?;
+        let files = drawn.write(folder.path(), &[FigureFormat::Svg]).expect("a writable temporary folder");
+        let figures = files.iter().map(|path| {
             let svg = std::fs::read_to_string(path).expect("the file that was named");
             check_svg(&svg);
             (path.file_name().expect("a file").to_string_lossy().into_owned(), svg)
@@ -67,7 +69,7 @@ impl Grid {
 
 fn asked(x: &str, y: &str, hue: &str) -> SweepFigure {
     let some = |name: &str| (!name.is_empty()).then(|| name.to_owned());
-    SweepFigure { x: some(x), y: some(y).into_iter().collect(), hue: some(hue) }
+    SweepFigure { x: some(x), y: some(y).into_iter().collect(), hue: some(hue), map: false }
 }
 
 /// A full grid of these values with three seeds, `heads` fixed; losses that vary with everything.
@@ -177,7 +179,7 @@ fn three_parameters_are_panels() {
     let four: [(&str, &[&str]); 4] =
         [("decay", DECAYS), ("momentum", DECAYS), ("chunk_size", CHUNK_SIZES), ("init", DECAYS)];
     let (_, notes) = grid(&four).draw(&asked("momentum", "loss_mean", "decay"));
-    assert_eq!(notes, ["loss_mean.svg: 20 more panels left out: choose other parameters with --x and --hue"]);
+    assert_eq!(notes, ["loss_mean: 20 more panels left out: choose other parameters with --x and --hue"]);
 }
 
 #[test]
@@ -317,7 +319,8 @@ fn refused() {
     );
     let folder = tempfile::tempdir().expect("a temporary folder");
     let csv = folder.path().join("results.csv");
-    let message = || write(&csv, &SweepFigure::default(), folder.path()).expect_err("an error").to_string();
+    let message =
+        || figures(&csv, &SweepFigure::default(), &Look::default()).expect_err("an error").to_string();
     assert_eq!(message(), format!("{}: cannot open", csv.display()));
     std::fs::write(&csv, "run,decay,loss\n").expect("a writable temporary folder");
     assert_eq!(

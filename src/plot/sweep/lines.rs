@@ -4,30 +4,33 @@
 use plotters::style::{Color, RGBColor};
 
 use super::results::Parameter;
-use super::{ALONE, AMONG, Figure, Panel, Scale, label, left_of, panel_width, parameter_axis, symbol};
+use super::{ALONE, AMONG, Grid, Panel, Scale, label, panel_width, parameter_axis, symbol};
 use crate::plot::axis::Axis;
 use crate::plot::canvas::Canvas;
 use crate::plot::envelope::Point;
-use crate::plot::frame::Frame;
+use crate::plot::frame::{Frame, fitted_y, left_of};
 use crate::plot::legend::{Legend, Swatch, mark, marker};
+use crate::plot::look::Theme;
 use crate::plot::theme;
 use crate::statistics::Estimate;
-use plotters::style::text_anchor::HPos;
 
 /// More bands could not be told apart where they overlap.
-const BANDS: usize = 3;
+pub(super) const BANDS: usize = 3;
 /// Half the width of a bar's ends.
 const CAP: f64 = 1.8;
 /// Between the marks of lines that lost a run at the same place.
 const STACK: f64 = 5.0;
 
-pub fn draw(figure: &Figure) -> String {
+pub fn draw(figure: &Grid) -> String {
     let lines = figure.hue().map_or(1, |hue| hue.values.len());
-    let colours = colours(figure.hue());
+    let theme = figure.look.theme;
+    let colours = colours(figure.hue(), theme);
     let mut legend = Legend::default();
     if let Some(hue) = figure.hue() {
         let texts = hue.values.iter().map(|value| format!("{} {}", symbol(&hue.name), label(value)));
-        legend.entries.extend(texts.enumerate().map(|(i, text)| (Swatch::Marked(colours[i], i), text)));
+        legend
+            .entries
+            .extend(texts.enumerate().map(|(i, text)| (Swatch::Marked(colours[i], i, theme.dash(i)), text)));
     }
     let numbers = figure.x().is_numeric();
     let bands = numbers && lines <= BANDS;
@@ -42,30 +45,34 @@ pub fn draw(figure: &Figure) -> String {
         legend.notes.push("intervals cut at the edge".to_owned());
     }
     let (columns, _) = figure.grid();
+    let default = if figure.panels.len() > 1 { AMONG } else { ALONE };
+    let height = figure.panel_height(&legend, default);
+    let y = fitted_y(y, height);
+    let titles = figure.y_title_lines(&figure.title, height);
     let right = theme::RIGHT;
-    let width = panel_width(theme::WIDTH - left_of(&y) - right, columns);
+    let width = panel_width(figure.look.sheet_width() - left_of([&y], titles.len()) - right, columns);
     let scale = Scale::of(figure.x());
     let (x, places) = parameter_axis(figure.x(), scale, width);
-    let looks = Looks { colours, places, bands, joined: numbers, slots: scale == Scale::Slots };
-    let height = if figure.panels.len() > 1 { AMONG } else { ALONE };
+    let looks = Looks { theme, colours, places, bands, joined: numbers, slots: scale == Scale::Slots };
     let draw = |canvas: &mut Canvas, frame: &Frame, panel: &Panel| looks.draw(canvas, frame, panel);
-    figure.sheet(&legend, (&x, &y), &figure.title, (height, right), draw, |_, _| ())
+    figure.sheet(&legend, (&x, &y), &titles, (height, right), draw, |_, _| ())
 }
 
 /// In order where the values are numbers, as different as can be where they are words.
-fn colours(hue: Option<&Parameter>) -> Vec<RGBColor> {
-    let Some(hue) = hue else { return vec![theme::category(1)] };
+pub(super) fn colours(hue: Option<&Parameter>, theme: Theme) -> Vec<RGBColor> {
+    let Some(hue) = hue else { return vec![theme.category(1)] };
     let n = hue.values.len();
-    if hue.is_numeric() && n > 2 {
-        (0..n).map(|i| theme::viridis(i as f64 / (n - 1) as f64)).collect()
+    // Greys in order are too pale to be lines: dashes tell them.
+    if hue.is_numeric() && n > 2 && theme != Theme::Mono {
+        (0..n).map(|i| theme.sequential(i as f64 / (n - 1) as f64)).collect()
     } else {
-        (0..n).map(|i| theme::category(i + 1)).collect()
+        (0..n).map(|i| theme.category(i + 1)).collect()
     }
 }
 
 /// Around all means and their intervals, but for those that are wider than three times the range of the means; and
 /// whether there are such.
-fn y_axis(figure: &Figure) -> (Axis, bool) {
+pub(super) fn y_axis(figure: &Grid) -> (Axis, bool) {
     let Some((low, high)) = figure.range() else { return (Axis::share(0.0, 1.0), false) };
     let log = figure.is_log();
     let (floor, ceiling) = if log {
@@ -87,6 +94,7 @@ fn y_axis(figure: &Figure) -> (Axis, bool) {
 
 /// How panels are drawn.
 struct Looks {
+    theme: Theme,
     colours: Vec<RGBColor>,
     /// Of each value of x on its axis.
     places: Vec<f64>,
@@ -115,7 +123,7 @@ impl Looks {
                     .map(|&(x, estimate)| self.place(frame, line, (x, estimate.mean)))
                     .collect();
                 if self.joined && points.len() > 1 {
-                    canvas.line(&points, colour.to_rgba(), theme::SERIES);
+                    canvas.dashed_line(&points, self.theme.dash(line), colour.to_rgba(), theme::SERIES);
                 }
                 for point in points {
                     marker(canvas, point, line, colour);
@@ -123,24 +131,13 @@ impl Looks {
             }
         }
         if means.iter().all(Vec::is_empty) {
-            canvas.text("no finite values", frame.centre(), theme::TITLE, theme::GREY, HPos::Center);
+            frame.draw_message(canvas, "no finite values");
         }
         self.draw_lost(canvas, frame, panel);
     }
 
-    /// A line's means by value of x, broken where all runs were lost.
     fn stretches(&self, panel: &Panel, line: usize) -> Vec<Vec<(f64, Estimate)>> {
-        let cells = panel.cells.range((line, 0)..(line + 1, 0));
-        let mut stretches = vec![Vec::new()];
-        for (&(_, x), cell) in cells {
-            match (cell.estimate(), stretches.last_mut()) {
-                (Some(estimate), Some(open)) => open.push((self.places[x], estimate)),
-                _ if cell.lost > 0 => stretches.push(Vec::new()),
-                _ => {}
-            }
-        }
-        stretches.retain(|stretch| !stretch.is_empty());
-        stretches
+        stretches(panel, line, &self.places)
     }
 
     /// Side by side in slots that are not joined, so that bars do not hide each other.
@@ -196,4 +193,19 @@ impl Looks {
             }
         }
     }
+}
+
+/// A line's means by value of x, broken where all runs were lost.
+pub(super) fn stretches(panel: &Panel, line: usize, places: &[f64]) -> Vec<Vec<(f64, Estimate)>> {
+    let cells = panel.cells.range((line, 0)..(line + 1, 0));
+    let mut stretches = vec![Vec::new()];
+    for (&(_, x), cell) in cells {
+        match (cell.estimate(), stretches.last_mut()) {
+            (Some(estimate), Some(open)) => open.push((places[x], estimate)),
+            _ if cell.lost > 0 => stretches.push(Vec::new()),
+            _ => {}
+        }
+    }
+    stretches.retain(|stretch| !stretch.is_empty());
+    stretches
 }

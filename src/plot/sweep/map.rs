@@ -4,14 +4,14 @@
 use plotters::style::text_anchor::HPos;
 use plotters::style::{Color, RGBColor};
 
-use super::results::{Cell, Parameter};
-use super::{Figure, Panel, label, left_of, panel_width, parameter_title, short};
+use super::results::{Cell, Parameter, Value};
+use super::{Grid, Panel, label, panel_width, parameter_title, short};
 use crate::plot::axis::Axis;
 use crate::plot::canvas::Canvas;
 use crate::plot::colours::{BAR_WITH_LABELS, Colours};
-use crate::plot::frame::Frame;
+use crate::plot::frame::{Frame, left_of};
 use crate::plot::legend::{Legend, Swatch, mark};
-use crate::plot::theme;
+use crate::plot::{font, theme};
 
 /// Height of a slot, and the least and most of a panel.
 const SLOT: f64 = 16.0;
@@ -22,38 +22,46 @@ const NUMBER: (f64, f64) = (25.0, 9.0);
 /// A ratio beyond this either way has the colour of this one: what matters is near 1.
 const FURTHEST: f64 = 10.0;
 
-pub fn draw(figure: &Figure, hue: &Parameter) -> String {
-    let height = (hue.values.len() as f64 * SLOT).clamp(LEAST, MOST);
-    let room = |_: &str| (theme::SMALL + 2.0) / height;
-    let y = Axis::slots(&hue.values.iter().map(label).collect::<Vec<_>>(), room);
-    let (columns, _) = figure.grid();
-    let right = BAR_WITH_LABELS + 16.0;
-    let width = panel_width(theme::WIDTH - left_of(&y) - right, columns);
-    let (x, _) = super::parameter_axis(figure.x(), super::Scale::Slots, width);
-
+pub fn draw(figure: &Grid, hue: &Parameter) -> String {
     let mut legend = Legend::default();
     figure.notes(&mut legend, "");
     if figure.cells().any(|cell| cell.absent > 0 && cell.estimate().is_none()) {
         legend.entries.push((Swatch::Shade, "no value".to_owned()));
     }
     let (low, high) = figure.range().unwrap_or((0.0, 1.0));
-    let colours = if figure.ratio && figure.is_log() {
-        if low < 1.0 / FURTHEST || high > FURTHEST {
-            legend
-                .notes
-                .push(format!("colours end at 1/{FURTHEST} and {FURTHEST}; the highest is {}", short(high)));
-        }
-        Colours::about_one(low.max(1.0 / FURTHEST), high.min(FURTHEST))
-    } else {
-        Colours::sequential(low, high, figure.is_log())
-    };
+    let colours = colours(figure);
+    if figure.ratio && figure.is_log() && (low < 1.0 / FURTHEST || high > FURTHEST) {
+        legend
+            .notes
+            .push(format!("colours end at 1/{FURTHEST} and {FURTHEST}; the highest is {}", short(high)));
+    }
+    let height = figure.panel_height(&legend, (hue.values.len() as f64 * SLOT).clamp(LEAST, MOST));
+    let room = |_: &str| (theme::SMALL + 2.0) / height;
+    // Words may be longer than the sheet is wide.
+    let most = figure.look.sheet_width() / 5.0;
+    let short_label = |value: &Value| font::shortened(&label(value), theme::SMALL, most);
+    let y = Axis::slots(&hue.values.iter().map(short_label).collect::<Vec<_>>(), room);
+    let titles = figure.y_title_lines(&parameter_title(&hue.name), height);
+    let (columns, _) = figure.grid();
+    let right = BAR_WITH_LABELS + 16.0;
+    let width = panel_width(figure.look.sheet_width() - left_of([&y], titles.len()) - right, columns);
+    let (x, _) = super::parameter_axis(figure.x(), super::Scale::Slots, width);
     let slots = (figure.x().values.len(), hue.values.len());
     let draw =
         |canvas: &mut Canvas, frame: &Frame, panel: &Panel| draw_panel(canvas, frame, panel, &colours, slots);
     let bar = |canvas: &mut Canvas, whole: &Frame| {
         colours.draw_bar(canvas, whole.right() + 14.0, whole.top, whole.height.min(MOST), &figure.title);
     };
-    figure.sheet(&legend, (&x, &y), &parameter_title(&hue.name), (height, right), draw, bar)
+    figure.sheet(&legend, (&x, &y), &titles, (height, right), draw, bar)
+}
+
+pub(super) fn colours(figure: &Grid) -> Colours {
+    let (low, high) = figure.range().unwrap_or((0.0, 1.0));
+    if figure.ratio && figure.is_log() {
+        Colours::about_one(low.max(1.0 / FURTHEST), high.min(FURTHEST), figure.look.theme)
+    } else {
+        Colours::sequential(low, high, figure.is_log(), figure.look.theme)
+    }
 }
 
 fn draw_panel(canvas: &mut Canvas, frame: &Frame, panel: &Panel, colours: &Colours, slots: (usize, usize)) {
@@ -85,8 +93,7 @@ fn draw_lost(canvas: &mut Canvas, cell: &Cell, from: (f64, f64), to: (f64, f64))
     }
 }
 
-/// Black on bright, white on dark: Rec. 709's luma.
+/// Black on bright, white on dark.
 fn ink_on(colour: RGBColor) -> RGBColor {
-    let luma = 0.2126 * f64::from(colour.0) + 0.7152 * f64::from(colour.1) + 0.0722 * f64::from(colour.2);
-    if luma > 128.0 { theme::BLACK } else { theme::PAPER }
+    if theme::grey(colour) > 128 { theme::BLACK } else { theme::PAPER }
 }

@@ -1,25 +1,32 @@
 //! results.csv of a sweep → a figure a metric: means over seeds with their 95 % interval against one parameter, a line for
 //! each value of a second, or a map of colours where that takes many values; panels for all others.
 
+mod chart;
 mod lines;
 mod map;
-mod results;
+pub(super) mod results;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::plot::axis::Axis;
 use crate::plot::canvas::{Canvas, svg};
-use crate::plot::frame::Frame;
+use crate::plot::figure::{Drawn, Figure};
+use crate::plot::frame::{Frame, left_of, letter, title_lines};
+use crate::plot::idle::stays_linear;
 use crate::plot::legend::{Legend, Swatch};
-use crate::plot::theme;
+use crate::plot::look::{LogAxes, Look};
+use crate::plot::{font, theme};
+pub(super) use chart::{charts, retention_charts};
 use results::{Cell, Metric, Parameter, Results, Value};
 
 /// Up to so many lines are told apart in one panel; more values make a map of colours.
 const LINES: usize = 7;
 /// More panels would be too small to read.
 const PANELS: usize = 12;
+/// The least of a sheet's width for each column of panels.
+const LEAST_WIDTH: f64 = 112.0;
 /// Between panels, which share their axes.
 const BETWEEN: f64 = 12.0;
 /// Room for a panel's heading.
@@ -40,19 +47,12 @@ pub struct SweepFigure {
     pub y: Vec<String>,
     /// The parameter whose values are lines, or rows of a map.
     pub hue: Option<String>,
+    /// A map, however few values `hue` has.
+    pub map: bool,
 }
 
-/// What was drawn.
-#[derive(Debug, Default)]
-pub struct Drawn {
-    /// The files written.
-    pub files: Vec<PathBuf>,
-    /// What a user should know: nothing to draw, panels left out.
-    pub notes: Vec<String>,
-}
-
-/// Draws a sweep's figures into `folder`, which must exist.
-pub fn write(results_csv: &Path, options: &SweepFigure, folder: &Path) -> Result<Drawn> {
+/// Draws a sweep's figures, one a metric.
+pub fn figures(results_csv: &Path, options: &SweepFigure, look: &Look) -> Result<Drawn> {
     let results = Results::read(results_csv)?;
     let mut drawn = Drawn::default();
     let Some(layout) = Layout::choose(&results, options)? else {
@@ -62,44 +62,46 @@ pub fn write(results_csv: &Path, options: &SweepFigure, folder: &Path) -> Result
     let metrics = metrics(&results, options)?;
     let asked = !options.y.is_empty();
     for (name, metric) in metrics {
-        let figure = Figure::new(&results, &layout, &name, metric);
+        let figure = Grid { map: options.map, ..Grid::new(&results, &layout, &name, metric, look) };
         if !figure.tells() && !asked {
             continue;
         }
+        let name = file_name(&name);
         if figure.left_out > 0 {
             drawn.notes.push(format!(
-                "{}: {} more panels left out: choose other parameters with --x and --hue",
-                file_name(&name),
+                "{name}: {} more panels left out: choose other parameters with --x and --hue",
                 figure.left_out
             ));
         }
-        let path = folder.join(file_name(&name));
-        std::fs::write(&path, figure.draw()).map_err(Error::io(&path, "write"))?;
-        drawn.files.push(path);
+        drawn.notes.extend(figure.log_note(&name));
+        drawn.figures.push(Figure { name, svg: figure.draw() });
     }
-    if drawn.files.is_empty() {
+    if drawn.figures.is_empty() {
         drawn.notes.push("no figures: no result is finite".to_owned());
     }
     Ok(drawn)
 }
 
-/// Draws `retention.svg` into `folder`: loss ratio against lag, from the retention.csv of a sweep. Returns what a user
-/// should know, panels left out.
-pub fn write_retention(retention_csv: &Path, options: &SweepFigure, folder: &Path) -> Result<Option<String>> {
+/// Draws `retention`: loss ratio against lag, from the retention.csv of a sweep.
+pub fn retention(retention_csv: &Path, options: &SweepFigure, look: &Look) -> Result<Drawn> {
     let results = Results::read(retention_csv)?;
-    let options = SweepFigure { x: Some("lag".to_owned()), y: Vec::new(), hue: options.hue.clone() };
+    let options =
+        SweepFigure { x: Some("lag".to_owned()), y: Vec::new(), hue: options.hue.clone(), map: false };
     let layout = Layout::choose(&results, &options)?;
-    let Some((layout, metric)) = layout.zip(results.metric("loss_ratio")) else { return Ok(None) };
-    let figure = Figure::new(&results, &layout, "loss_ratio", metric);
-    let path = folder.join("retention.svg");
-    std::fs::write(&path, figure.draw()).map_err(Error::io(&path, "write"))?;
-    Ok((figure.left_out > 0)
-        .then(|| format!("retention.svg: {} more panels left out: choose another --hue", figure.left_out)))
+    let mut drawn = Drawn::default();
+    let Some((layout, metric)) = layout.zip(results.metric("loss_ratio")) else { return Ok(drawn) };
+    let figure = Grid::new(&results, &layout, "loss_ratio", metric, look);
+    drawn.figures.push(Figure { name: "retention".to_owned(), svg: figure.draw() });
+    drawn.notes.extend(figure.log_note("retention"));
+    drawn.notes.extend(
+        (figure.left_out > 0)
+            .then(|| format!("retention: {} more panels left out: choose another --hue", figure.left_out)),
+    );
+    Ok(drawn)
 }
 
 fn file_name(metric: &str) -> String {
-    let stem = if metric == RATIO { "loss_ratio".to_owned() } else { metric.replace('/', "_per_") };
-    format!("{stem}.svg")
+    if metric == RATIO { "loss_ratio".to_owned() } else { metric.replace('/', "_per_") }
 }
 
 /// Those asked for, or the few that tell most.
@@ -172,12 +174,15 @@ impl Layout {
 }
 
 /// One metric, ready to be drawn.
-struct Figure<'a> {
+struct Grid<'a> {
+    look: &'a Look,
     results: &'a Results,
     layout: &'a Layout,
     title: String,
     /// Ratios are drawn on log axes and with colours about 1.
     ratio: bool,
+    /// A map whatever the number of values.
+    map: bool,
     panels: Vec<Panel>,
     left_out: usize,
 }
@@ -188,8 +193,8 @@ struct Panel {
     cells: BTreeMap<(usize, usize), Cell>,
 }
 
-impl<'a> Figure<'a> {
-    fn new(results: &'a Results, layout: &'a Layout, name: &str, metric: Metric) -> Self {
+impl<'a> Grid<'a> {
+    fn new(results: &'a Results, layout: &'a Layout, name: &str, metric: Metric, look: &'a Look) -> Self {
         let by: Vec<_> = layout.panels.iter().copied().chain(layout.hue).chain([layout.x]).collect();
         let mut panels = BTreeMap::<Vec<usize>, Panel>::new();
         for (key, cell) in results.cells(metric, &by) {
@@ -208,7 +213,7 @@ impl<'a> Figure<'a> {
         let left_out = panels.len().saturating_sub(PANELS);
         let panels = panels.into_values().take(PANELS).collect();
         let ratio = matches!(metric, Metric::Quotient(..)) || matches!(name, "retained_ratio" | "loss_ratio");
-        Self { results, layout, title: metric_title(name), ratio, panels, left_out }
+        Self { look, results, layout, title: metric_title(name), ratio, map: false, panels, left_out }
     }
 
     fn cells(&self) -> impl Iterator<Item = &Cell> {
@@ -231,8 +236,16 @@ impl<'a> Figure<'a> {
     }
 
     fn is_log(&self) -> bool {
+        if let Some(log) = self.look.log {
+            return log.y() && self.range().is_some_and(|(low, _)| low > 0.0);
+        }
         // Thirty: chosen by eye.
         self.range().is_some_and(|(low, high)| low > 0.0 && (self.ratio || high > 30.0 * low))
+    }
+
+    fn log_note(&self, name: &str) -> Option<String> {
+        let asked = self.look.log.is_some_and(LogAxes::y);
+        (asked && self.range().is_some_and(|(low, _)| low <= 0.0)).then(|| stays_linear(name))
     }
 
     fn x(&self) -> &'a Parameter {
@@ -245,7 +258,7 @@ impl<'a> Figure<'a> {
 
     fn draw(&self) -> String {
         match self.hue() {
-            Some(hue) if hue.values.len() > LINES => map::draw(self, hue),
+            Some(hue) if self.map || hue.values.len() > LINES => map::draw(self, hue),
             _ => lines::draw(self),
         }
     }
@@ -255,20 +268,20 @@ impl<'a> Figure<'a> {
         &self,
         legend: &Legend,
         axes: (&Axis, &Axis),
-        y_title: &str,
+        y_title: &[String],
         (height, right): (f64, f64),
         draw: impl Fn(&mut Canvas, &Frame, &Panel),
         after: impl Fn(&mut Canvas, &Frame),
     ) -> String {
         let (columns, rows) = self.grid();
-        let left = left_of(axes.1);
-        let width = theme::WIDTH - left - right;
+        let left = left_of([axes.1], y_title.len());
+        let width = self.look.sheet_width() - left - right;
         let panel_width = panel_width(width, columns);
-        let headed = if self.layout.panels.is_empty() { 4.0 } else { HEADING };
-        let top = 4.0 + legend.height(width) + 4.0;
+        let headed = self.headed();
+        let top = self.top(legend);
         let sheet = top + (headed + height + 6.0) * rows as f64 + theme::BOTTOM;
-        svg(theme::WIDTH, sheet, |canvas| {
-            legend.draw(canvas, left, 4.0, width);
+        svg(self.look, sheet, |canvas| {
+            legend.draw(canvas, theme::EDGE, theme::EDGE, self.legend_width());
             let place = |row: usize| top + headed + row as f64 * (headed + height + 6.0);
             for (i, panel) in self.panels.iter().enumerate() {
                 let (row, column) = (i / columns, i % columns);
@@ -284,7 +297,7 @@ impl<'a> Figure<'a> {
                 draw(canvas, &frame, panel);
                 frame.draw_axes(canvas, lowest, column == 0);
                 if !panel.heading.is_empty() {
-                    frame.draw_heading(canvas, &panel.heading);
+                    frame.draw_heading(canvas, &panel.heading, letter(i, self.panels.len()));
                 }
                 if lowest {
                     frame.draw_x_title(canvas, &parameter_title(&self.x().name));
@@ -292,19 +305,47 @@ impl<'a> Figure<'a> {
             }
             let all = place(rows - 1) + height - place(0);
             let whole = Frame { left, top: place(0), width, height: all, x: axes.0, y: axes.1 };
-            whole.draw_y_title(canvas, y_title, left - theme::TITLES / 2.0);
+            whole.draw_y_title(canvas, y_title, 0.0);
             after(canvas, &whole);
         })
     }
 
     /// Columns and rows of panels.
     fn grid(&self) -> (usize, usize) {
+        let fit =
+            (1..4).take_while(|&columns| f64::from(columns) * LEAST_WIDTH <= self.look.sheet_width()).count();
         let columns = match self.panels.len() {
             0 | 1 => 1,
             2 | 4 => 2,
             _ => 3,
         };
+        let columns = columns.min(fit.max(1));
         (columns, self.panels.len().div_ceil(columns).max(1))
+    }
+
+    fn headed(&self) -> f64 {
+        if self.layout.panels.is_empty() { 4.0 } else { HEADING }
+    }
+
+    fn legend_width(&self) -> f64 {
+        self.look.sheet_width() - 2.0 * theme::EDGE
+    }
+
+    /// Where the first panel's heading begins.
+    fn top(&self, legend: &Legend) -> f64 {
+        theme::EDGE + legend.height(self.legend_width()) + 4.0
+    }
+
+    fn panel_height(&self, legend: &Legend, default: f64) -> f64 {
+        let (_, rows) = self.grid();
+        let rest = self.top(legend) + theme::BOTTOM + (self.headed() + 6.0) * rows as f64;
+        self.look.panel_height(default, rows, rest)
+    }
+
+    /// The title beside all rows of panels.
+    fn y_title_lines(&self, title: &str, height: f64) -> Vec<String> {
+        let (_, rows) = self.grid();
+        title_lines(title, rows as f64 * (height + 6.0 + self.headed()) - self.headed())
     }
 
     /// What is said below the entries, whatever the form.
@@ -327,13 +368,6 @@ impl<'a> Figure<'a> {
             legend.notes.push(format!("{} goes with {}", name(parameter), name(other)));
         }
     }
-}
-
-/// Room left of the first panel for the title and the labels of its y axis.
-fn left_of(y: &Axis) -> f64 {
-    let labels = y.ticks.iter().filter_map(|tick| tick.label.as_ref());
-    let widest = labels.map(|label| theme::text_width(label, theme::SMALL)).fold(10.0, f64::max);
-    theme::TITLES + widest + theme::TICK + 5.0
 }
 
 fn panel_width(width: f64, columns: usize) -> f64 {
@@ -375,12 +409,20 @@ impl Scale {
 
 /// The x axis of a parameter in a panel of this width, and the place of each value on it.
 fn parameter_axis(parameter: &Parameter, scale: Scale, width: f64) -> (Axis, Vec<f64>) {
-    let room = |text: &str| (theme::text_width(text, theme::SMALL) + 5.0) / width;
+    let room = |text: &str| (font::width(text, theme::SMALL) + 5.0) / width;
     let labels: Vec<_> = parameter.values.iter().map(label).collect();
     let numbers = || parameter.values.iter().filter_map(|value| value.number);
+    // Words are cut to their slot, so that each has its label; numbers that do not fit have none.
+    let slot = (width / labels.len().max(1) as f64 - 6.0).max(12.0);
+    let fit = |text: &String| {
+        if parameter.is_numeric() { text.clone() } else { font::shortened(text, theme::SMALL, slot) }
+    };
     let log = scale == Scale::Log;
     let (axis, places): (_, Vec<f64>) = match scale {
-        Scale::Slots => (Axis::slots(&labels, room), (0..labels.len()).map(|i| i as f64 + 0.5).collect()),
+        Scale::Slots => (
+            Axis::slots(&labels.iter().map(fit).collect::<Vec<_>>(), room),
+            (0..labels.len()).map(|i| i as f64 + 0.5).collect(),
+        ),
         // Ticks at the values where they are few, round ones where they are many.
         _ if labels.len() <= 11 => {
             (Axis::of_values(&numbers().zip(labels).collect::<Vec<_>>(), log, room), numbers().collect())
@@ -408,7 +450,7 @@ fn label(value: &Value) -> String {
 }
 
 /// Three significant digits, without zeros at the end, in powers of ten where plain digits would be long.
-fn short(number: f64) -> String {
+pub(super) fn short(number: f64) -> String {
     let size = number.abs();
     if size != 0.0 && !(1e-3..1e5).contains(&size) {
         let text = format!("{number:.2e}");

@@ -1,0 +1,276 @@
+//! `nmem plot`: figures again, from the CSV files alone.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+
+use super::{check_interrupt, note, print};
+use crate::config::whole;
+use crate::error::Error;
+use crate::io::labels::Labels;
+use crate::plot::terminal::Screen;
+use crate::plot::{
+    self, Drawn, Figure, FigureFormat, INCH, Inches, Kind, LogAxes, Look, Request, Source, Theme, Venue,
+};
+
+/// Draw again from CSV: another format, width, columns
+///
+/// PATH is a folder of a run, a sweep or a scan-bench, or one of their files: metrics.csv, retention.csv, results.csv,
+/// scan_bench.csv. Several runs are laid over each other; of other kinds each has figures of its own. Prints the files that
+/// it writes.
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Folders of results, or their CSV files
+    #[arg(value_name = "PATH", required = true)]
+    paths: Vec<PathBuf>,
+
+    /// timeline, gates, heads or columns (of metrics.csv), retention, sweep or map (of results.csv), scan [default: guessed
+    /// from the file]
+    #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true, help_heading = "What")]
+    kind: Option<Kind>,
+    /// Column along the x axis
+    #[arg(long, value_name = "COLUMN", help_heading = "What")]
+    x: Option<String>,
+    /// Columns drawn; of results.csv a figure each, and a/b divides one by another
+    #[arg(long, value_name = "COLUMN,…", value_delimiter = ',', help_heading = "What")]
+    y: Vec<String>,
+    /// Column whose values are lines, or rows of a map
+    #[arg(long, value_name = "COLUMN", help_heading = "What")]
+    hue: Option<String>,
+    /// Mark changes of topic and repeats: columns position, segment, optionally repeat
+    #[arg(long, value_name = "FILE.csv", help_heading = "What")]
+    labels: Option<PathBuf>,
+    /// Draw the moving mean of so many chunks as the bold line
+    #[arg(long, value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "What")]
+    smooth: Option<usize>,
+    /// Logarithmic axes: none, x, y (also --log alone), xy [default: as the values ask for]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "AXES",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "y",
+        hide_possible_values = true,
+        help_heading = "What"
+    )]
+    log: Option<LogAxes>,
+
+    /// Width of a column: icml, neurips, iclr, acl, nature
+    #[arg(long, value_enum, value_name = "VENUE", hide_possible_values = true, help_heading = "Look")]
+    venue: Option<Venue>,
+    /// Both columns of the venue
+    #[arg(long, requires = "venue", help_heading = "Look")]
+    wide: bool,
+    /// Width in inches [default: 6.75]
+    #[arg(
+        long,
+        value_name = "IN",
+        conflicts_with = "venue",
+        allow_negative_numbers = true,
+        help_heading = "Look"
+    )]
+    width: Option<Inches>,
+    /// Height in inches [default: what the panels need]
+    #[arg(long, value_name = "IN", allow_negative_numbers = true, help_heading = "Look")]
+    height: Option<Inches>,
+    /// print; screen, larger by a quarter; mono, greys and dashes
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "print|screen|mono",
+        hide_possible_values = true,
+        help_heading = "Look"
+    )]
+    theme: Theme,
+    /// A title above the figure
+    #[arg(long, value_name = "TEXT", help_heading = "Look")]
+    title: Option<String>,
+
+    /// Folder for the figures, or with one figure its file, or - for stdout [default: beside the CSV]
+    #[arg(long, value_name = "PATH", help_heading = "Output")]
+    out: Option<PathBuf>,
+    /// What figures are written as, separated by commas: svg, pdf, png, pgfplots (TeX for \input, and its data) [default: by the
+    /// ending of --out, else svg]
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        value_name = "LIST",
+        hide_possible_values = true,
+        help_heading = "Output"
+    )]
+    figure_format: Vec<FigureFormat>,
+    /// Draw with characters, on stdout: as wide as the terminal (or COLUMNS, or 80), coloured on a terminal unless NO_COLOR is
+    /// set; values that cannot be drawn are counted on stderr
+    #[arg(long, conflicts_with_all = ["out", "figure_format"], help_heading = "Output")]
+    terminal: bool,
+    /// Print nothing but errors
+    #[arg(short, long, help_heading = "Output")]
+    quiet: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  nmem plot results/passages-store --venue icml --figure-format pdf
+  nmem plot results/passages-store --kind heads
+  nmem plot results/passages-store --terminal
+  nmem plot results/passages-store --figure-format pgfplots --venue icml --out figures
+  nmem plot results/run-1 results/run-2 --y surprise --smooth 16
+  nmem plot results/passages-store/metrics.csv --x loss --y update_norm,surprise --log=xy
+  nmem plot results/chunk-size-sweep --y loss_before_mean --theme mono --out figure.pdf";
+
+/// Where figures go.
+enum Target {
+    Stdout,
+    /// This one file.
+    File(PathBuf),
+    Folder(PathBuf),
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let sources = args.paths.iter().map(|path| Source::find(path, args.kind));
+    let sources = sources.collect::<crate::Result<Vec<_>>>()?;
+    let request = args.request()?;
+    let target = args.target(&sources);
+    let formats = args.formats(&target)?;
+    if let Some(told) = plot::idle(&sources, &request).filter(|_| !args.quiet) {
+        note("note: ", &told);
+    }
+    if args.terminal {
+        let view = plot::terminal::view(&sources, &request, &screen(), &mut check_interrupt)?;
+        print(&view.text)?;
+        if !args.quiet {
+            view.notes.iter().for_each(|told| note("note: ", told));
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+
+    let drawn = plot::draw(&sources, &request, &mut check_interrupt)?;
+    if !args.quiet {
+        drawn.notes.iter().for_each(|told| note("note: ", told));
+    }
+    let files = match target {
+        Target::Stdout => {
+            let bytes = one(&drawn, "-")?.encode(formats[0])?;
+            let mut out = std::io::stdout().lock();
+            match out.write_all(&bytes).and_then(|()| out.flush()) {
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+                result => result.context("standard output")?,
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        Target::File(path) => {
+            let bytes = one(&drawn, &path.display().to_string())?.encode(formats[0])?;
+            std::fs::write(&path, bytes).map_err(Error::io(&path, "write"))?;
+            vec![path]
+        }
+        Target::Folder(folder) => {
+            std::fs::create_dir_all(&folder).map_err(Error::io(&folder, "create"))?;
+            let mut files = drawn.write(&folder, &formats)?;
+            if formats.contains(&FigureFormat::Pgfplots) {
+                files.extend(plot::pgfplots::write(&sources, &request, &folder, &mut check_interrupt)?);
+            }
+            files
+        }
+    };
+    if !args.quiet {
+        let names: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+        print(&if names.is_empty() { String::new() } else { names.join("\n") + "\n" })?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// As wide as COLUMNS says, or the terminal is, or 80; colours on a terminal alone, and not where NO_COLOR is set.
+fn screen() -> Screen {
+    let out = std::io::stdout();
+    let said = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+    let terminal = || terminal_size::terminal_size_of(&out).map(|(width, _)| usize::from(width.0));
+    let columns = said.filter(|&columns| columns > 0).or_else(terminal).unwrap_or(80);
+    let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    Screen { columns, colours: out.is_terminal() && !set("NO_COLOR") && !dumb }
+}
+
+/// The only figure.
+fn one<'a>(drawn: &'a Drawn, out: &str) -> crate::Result<&'a Figure> {
+    match &drawn.figures[..] {
+        [figure] => Ok(figure),
+        figures => {
+            let names: Vec<_> = figures.iter().map(|figure| &figure.name[..]).collect();
+            let got = format!("{out} for {} ({})", names.len(), names.join(", "));
+            Err(Error::setting("--out", "a folder, or --y or --kind with one figure", got))
+        }
+    }
+}
+
+impl Args {
+    fn request(&self) -> crate::Result<Request> {
+        let venue = self.venue.map(|venue| {
+            let (column, both) = venue.widths();
+            if self.wide { both } else { column }
+        });
+        let width = venue.or(self.width.map(|width| width.0)).map(|inches| inches * INCH);
+        let default = Look::default();
+        let look = Look {
+            theme: self.theme,
+            width: width.unwrap_or(default.width),
+            height: self.height.map(|height| height.0 * INCH),
+            title: self.title.clone(),
+            log: self.log,
+            smooth: self.smooth,
+        };
+        look.check()?;
+        Ok(Request {
+            look,
+            labels: self.labels.as_deref().map(Labels::read).transpose()?,
+            x: self.x.clone(),
+            y: self.y.clone(),
+            hue: self.hue.clone(),
+        })
+    }
+
+    fn target(&self, sources: &[Source]) -> Target {
+        match &self.out {
+            Some(out) if out == Path::new("-") => Target::Stdout,
+            Some(out) if !out.is_dir() && of_ending(out).is_some() => Target::File(out.clone()),
+            Some(out) => Target::Folder(out.clone()),
+            None => {
+                let beside = sources.first().and_then(|source| source.csv.parent());
+                Target::Folder(
+                    beside.filter(|folder| *folder != Path::new("")).unwrap_or(Path::new(".")).into(),
+                )
+            }
+        }
+    }
+
+    /// At least one; only one where there is only one file.
+    fn formats(&self, target: &Target) -> crate::Result<Vec<FigureFormat>> {
+        let mut formats = self.figure_format.clone();
+        formats.dedup();
+        let of_file = if let Target::File(path) = target { of_ending(path) } else { None };
+        if formats.is_empty() {
+            formats.push(of_file.unwrap_or_default());
+        }
+        let is_one = !matches!(target, Target::Folder(_));
+        if is_one && (formats.len() > 1 || of_file.is_some_and(|format| format != formats[0])) {
+            let names: Vec<_> = formats.iter().map(|format| format.ending()).collect();
+            return Err(Error::setting("--figure-format", "the format of --out alone", names.join(",")));
+        }
+        if is_one && formats[0] == FigureFormat::Pgfplots {
+            return Err(Error::setting("--out", "a folder (the .tex lies beside its data)", "one file"));
+        }
+        formats.iter().try_for_each(|format| format.check())?;
+        Ok(formats)
+    }
+}
+
+fn of_ending(path: &Path) -> Option<FigureFormat> {
+    let ending = path.extension()?;
+    let all = [FigureFormat::Svg, FigureFormat::Pdf, FigureFormat::Png, FigureFormat::Pgfplots];
+    all.into_iter().find(|format| ending == format.ending())
+}

@@ -1,0 +1,234 @@
+//! A figure as data: panels with their axes, lines, cells and marks in the data's own units. What draws without a sheet of
+//! its own, the terminal and pgfplots, draws from this; each kind of figure makes it from the series of its SVG.
+
+mod retention;
+mod scan;
+mod timeline;
+
+use std::ops::Range;
+use std::path::PathBuf;
+
+use plotters::style::RGBColor;
+
+use super::{Kind, Request, Source as File, sweep};
+use crate::error::{Error, Result};
+use crate::io::labels::Labels;
+use crate::plot::axis::Axis;
+use crate::plot::colours::Colours;
+use crate::plot::envelope::Point;
+use crate::plot::sweep::SweepFigure;
+use crate::statistics::Estimate;
+
+/// What `nmem plot` draws of the files, all of one kind: the figures, and what a user should know. Timelines of several runs
+/// are laid over each other; figures of other kinds are named after their file where there are several.
+pub fn charts(
+    files: &[File],
+    request: &Request,
+    check: &mut dyn FnMut() -> Result<()>,
+) -> Result<(Vec<Chart>, Vec<String>)> {
+    let Some(first) = files.first() else { return Ok((Vec::new(), Vec::new())) };
+    if matches!(first.kind, Kind::Timeline | Kind::Gates) {
+        return Ok((vec![timeline::chart(files, request, check)?], Vec::new()));
+    }
+    let (mut all, mut notes) = (Vec::new(), Vec::new());
+    for file in files {
+        check()?;
+        let (charts, told) = of_file(file, request, check)?;
+        all.extend(charts.into_iter().map(|chart| Chart {
+            name: if files.len() > 1 { format!("{}-{}", file.name, chart.name) } else { chart.name },
+            ..chart
+        }));
+        notes.extend(told);
+    }
+    Ok((all, notes))
+}
+
+fn of_file(
+    file: &File,
+    request: &Request,
+    check: &mut dyn FnMut() -> Result<()>,
+) -> Result<(Vec<Chart>, Vec<String>)> {
+    let options = || SweepFigure {
+        x: request.x.clone(),
+        y: request.y.clone(),
+        hue: request.hue.clone(),
+        map: file.kind == Kind::Map,
+    };
+    let look = &request.look;
+    match file.kind {
+        Kind::Heads => Ok((timeline::heads(&file.csv, request, check)?, Vec::new())),
+        Kind::Retention if !file.of_sweep => {
+            Ok((vec![retention::chart(&file.csv, look.theme, check)?], Vec::new()))
+        }
+        Kind::Retention => sweep::retention_charts(&file.csv, &options(), look),
+        Kind::Sweep | Kind::Map => sweep::charts(&file.csv, &options(), look),
+        Kind::Scan => scan::charts(&file.csv, look.theme),
+        Kind::Columns | Kind::Timeline | Kind::Gates => Err(columns()),
+    }
+}
+
+fn columns() -> Error {
+    let expected = "timeline, gates, heads, retention, sweep, map or scan, in the terminal and as pgfplots";
+    Error::setting("--kind", expected, "columns")
+}
+
+/// A figure.
+pub struct Chart {
+    /// As its file without the ending: "surprise".
+    pub name: String,
+    /// What its lines' sources are columns of.
+    pub csv: Option<PathBuf>,
+    /// Row by row.
+    pub panels: Vec<Panel>,
+    /// Of panels.
+    pub columns: usize,
+    /// What the legend says, in its order.
+    pub keys: Vec<Key>,
+    /// What a caption should say.
+    pub notes: Vec<String>,
+    /// Values that no axis can show, or runs that were lost.
+    pub left_out: Vec<String>,
+    /// Colours of the cells and what they stand for, where panels are maps.
+    pub colours: Option<(Colours, String)>,
+}
+
+/// An entry of the legend.
+pub struct Key {
+    pub text: String,
+    pub style: Style,
+}
+
+/// How a line is drawn.
+#[derive(Clone, Copy, Debug)]
+pub struct Style {
+    pub colour: RGBColor,
+    /// Of the line, in points.
+    pub width: f64,
+    pub opacity: f64,
+    /// Which number it has among the lines that must be told apart: its marker, its letter. None
+    /// for the line that stands out, a mean over the others.
+    pub order: Option<usize>,
+    pub marked: bool,
+    /// Lengths of dashes and gaps.
+    pub dashes: &'static [f64],
+    pub joined: bool,
+}
+
+/// One pair of axes.
+pub struct Panel {
+    /// Of the panel within its figure, as part of a file name.
+    pub name: String,
+    /// Above it; empty with one panel.
+    pub heading: String,
+    pub x: Axis,
+    pub y: Axis,
+    pub x_title: String,
+    /// With line breaks where it may be broken.
+    pub y_title: String,
+    pub lines: Vec<Line>,
+    pub map: Option<Map>,
+    /// Thin vertical lines.
+    pub rules: Vec<f64>,
+    /// Shaded from … to.
+    pub shades: Vec<(f64, f64)>,
+    /// x of marks on the upper edge, of what is not finite or was lost.
+    pub above: Vec<f64>,
+    /// x of marks on the lower edge, of what is not above 0.
+    pub below: Vec<f64>,
+}
+
+/// A line: unbroken stretches of points.
+pub struct Line {
+    /// As a column.
+    pub name: String,
+    pub style: Style,
+    pub stretches: Vec<Vec<Point>>,
+    /// Low and high end of the interval of each point, stretch by stretch; empty where a figure has none.
+    pub intervals: Vec<Vec<Option<(f64, f64)>>>,
+    /// Intervals are bands, not bars.
+    pub band: bool,
+    /// The same points in the CSV that the figure is made from.
+    pub source: Option<Source>,
+}
+
+/// Columns of a CSV, or expressions of columns in the syntax of pgfmath, and the rows that count.
+#[derive(Clone, Debug)]
+pub struct Source {
+    pub x: String,
+    pub y: String,
+    /// Columns that must have these texts.
+    pub rows: Vec<(&'static str, String)>,
+}
+
+/// A grid of cells of the same size.
+pub struct Map {
+    /// How many cells along x and y.
+    pub size: (usize, usize),
+    /// x and y of the lower left corner.
+    pub from: (f64, f64),
+    /// Width and height of a cell.
+    pub cell: (f64, f64),
+    /// Column, row, value.
+    pub cells: Vec<(usize, usize, f64)>,
+    /// As `cells`: numbers to be written in them, where they are few.
+    pub texts: Vec<String>,
+}
+
+impl Panel {
+    pub fn new(name: &str, (x, x_title): (Axis, &str), (y, y_title): (Axis, &str)) -> Self {
+        Self {
+            name: name.to_owned(),
+            heading: String::new(),
+            x,
+            y,
+            x_title: x_title.to_owned(),
+            y_title: y_title.to_owned(),
+            lines: Vec::new(),
+            map: None,
+            rules: Vec::new(),
+            shades: Vec::new(),
+            above: Vec::new(),
+            below: Vec::new(),
+        }
+    }
+
+    /// Segments and repeats within these tokens.
+    pub fn mark_labels(&mut self, labels: &Labels, tokens: &Range<u64>) {
+        let within = |place: &&u64| tokens.contains(place);
+        self.rules = labels.boundaries.iter().filter(within).map(|&place| place as f64).collect();
+        let cut = labels.repeats.iter().map(|range| range.start.max(tokens.start)..range.end.min(tokens.end));
+        self.shades = cut
+            .filter(|range| !range.is_empty())
+            .map(|range| (range.start as f64, range.end as f64))
+            .collect();
+    }
+}
+
+impl Line {
+    pub fn new(name: &str, style: Style, stretches: Vec<Vec<Point>>) -> Self {
+        Self { name: name.to_owned(), style, stretches, intervals: Vec::new(), band: false, source: None }
+    }
+
+    /// Means with their intervals.
+    pub fn of_estimates(name: &str, style: Style, stretches: &[Vec<(f64, Estimate)>], band: bool) -> Self {
+        let points = stretches.iter().map(|stretch| stretch.iter().map(|&(x, of)| (x, of.mean)).collect());
+        let mut line = Self::new(name, style, points.collect());
+        let ends = stretches.iter().map(|stretch| stretch.iter().map(|(_, of)| of.interval()).collect());
+        line.intervals = ends.collect();
+        (line.intervals.iter().flatten().all(Option::is_none)).then(|| line.intervals.clear());
+        line.band = band;
+        line
+    }
+}
+
+impl Style {
+    /// A plain line of this colour.
+    pub fn line(colour: RGBColor, width: f64, opacity: f64, order: Option<usize>) -> Self {
+        Self { colour, width, opacity, order, marked: false, dashes: &[], joined: true }
+    }
+
+    /// Measurements with their markers.
+    pub fn marked(colour: RGBColor, width: f64, order: usize, joined: bool) -> Self {
+        Self { colour, width, opacity: 1.0, order: Some(order), marked: true, dashes: &[], joined }
+    }
+}

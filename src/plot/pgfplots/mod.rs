@@ -1,0 +1,621 @@
+//! Figures as TeX for \input into a paper, in its fonts: `NAME.tex` reads its points with \addplot table, from the CSV that
+//! the figure is made of where every point is a row of it, else from a table beside it whose columns are the figure's
+//! lines, `NAME-data.csv` or, of several panels, `NAME-data-PANEL.csv`. Values that are not finite are `nan` there and
+//! break the line (`unbounded coords=jump`).
+
+mod table;
+mod text;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use plotters::style::RGBColor;
+
+use super::chart::{self, Chart, Line, Panel, Source as Columns, Style};
+use super::{Request, Source};
+use crate::error::{Error, Result};
+use crate::plot::axis::Axis;
+use crate::plot::look::Look;
+use crate::plot::{font, theme};
+use table::Table;
+use text::{number, power, tex};
+
+/// Of a panel alone, among others, and side by side.
+const ALONE: f64 = 140.0;
+const STACKED: f64 = 62.0;
+const AMONG: f64 = 90.0;
+/// Between panels, and above those that have a heading.
+const BETWEEN: f64 = 14.0;
+const HEADED: f64 = 24.0;
+/// A title that reads upwards.
+const TITLE: f64 = 14.0;
+/// Another line of it.
+const LINE: f64 = 10.0;
+/// Right of the last panel: alone, and with a bar of colours.
+const RIGHT: f64 = 6.0;
+const BAR: f64 = 58.0;
+/// Colours of a bar; TeX blends between them.
+const STOPS: usize = 17;
+/// Markers as `legend::marker` has them.
+const MARKERS: [&str; 5] = ["*", "square*", "triangle*", "diamond*", "pentagon*"];
+/// Writes a .tex, and the data that it needs, for each figure of the sources into a folder, which must exist; returns the
+/// files. Figures of several sources are named after them.
+pub fn write(
+    sources: &[Source],
+    request: &Request,
+    folder: &Path,
+    check: &mut dyn FnMut() -> Result<()>,
+) -> Result<Vec<PathBuf>> {
+    let (charts, _) = chart::charts(sources, request, check)?;
+    let mut files = Vec::new();
+    for chart in charts {
+        check()?;
+        let stem = file_stem(&chart.name);
+        let csv = chart.csv.as_ref().and_then(|csv| relative(csv, folder));
+        let (tex, tables) = figure(&chart, &stem, &request.look, csv.as_deref());
+        for (name, table) in tables {
+            let path = folder.join(name);
+            table.write(&path)?;
+            files.push(path);
+        }
+        let path = folder.join(format!("{stem}.tex"));
+        std::fs::write(&path, tex).map_err(Error::io(&path, "write"))?;
+        files.push(path);
+    }
+    Ok(files)
+}
+
+/// Names that TeX reads as they are.
+fn plain(letter: char) -> bool {
+    letter.is_ascii_alphanumeric() || matches!(letter, '.' | '-' | '_')
+}
+
+fn file_stem(name: &str) -> String {
+    name.chars().map(|letter| if plain(letter) { letter } else { '-' }).collect()
+}
+
+/// From the folder to the CSV, where TeX can read such a path.
+fn relative(csv: &Path, folder: &Path) -> Option<String> {
+    let (csv, folder) = (csv.canonicalize().ok()?, folder.canonicalize().ok()?);
+    let path = pathdiff::diff_paths(csv, folder)?;
+    let path = path.to_str()?.replace(std::path::MAIN_SEPARATOR, "/");
+    path.chars().all(|letter| plain(letter) || letter == '/').then_some(path)
+}
+
+/// Colours and styles by name, each defined once.
+#[derive(Default)]
+struct Names {
+    colours: Vec<RGBColor>,
+    styles: Vec<String>,
+}
+
+impl Names {
+    fn colour(&mut self, colour: RGBColor) -> String {
+        let place = self.colours.iter().position(|&other| other == colour);
+        let place = place.unwrap_or_else(|| {
+            self.colours.push(colour);
+            self.colours.len() - 1
+        });
+        format!("nmem{place}")
+    }
+
+    fn style(&mut self, style: Style) -> String {
+        let mut keys = vec![self.colour(style.colour), format!("line width={}pt", number(style.width))];
+        if style.opacity < 1.0 {
+            keys.push(format!("opacity={}", number(style.opacity)));
+        }
+        if !style.dashes.is_empty() {
+            let pairs = style.dashes.chunks(2).map(|pair| match pair {
+                [on, off] => format!("on {on}pt off {off}pt"),
+                _ => String::new(),
+            });
+            keys.push(format!("dash pattern={}", pairs.collect::<Vec<_>>().join(" ")));
+        }
+        match style.order {
+            Some(order) if style.marked => {
+                keys.push(format!("mark={}", MARKERS[order % MARKERS.len()]));
+                keys.push("mark size=1.5pt, mark options={solid}".to_owned());
+            }
+            _ => keys.push("no marks".to_owned()),
+        }
+        if !style.joined {
+            keys.push("only marks".to_owned());
+        }
+        let keys = keys.join(", ");
+        let place = self.styles.iter().position(|other| *other == keys).unwrap_or_else(|| {
+            self.styles.push(keys);
+            self.styles.len() - 1
+        });
+        format!("nmem line {place}")
+    }
+}
+
+/// Where things go, in points.
+struct Sheet {
+    /// Of the labels of the y axis.
+    labels: f64,
+    left: f64,
+    right: f64,
+    width: f64,
+    height: f64,
+    rows: usize,
+}
+
+impl Sheet {
+    fn of(chart: &Chart, look: &Look) -> Self {
+        let columns = chart.columns.max(1);
+        let rows = chart.panels.len().div_ceil(columns).max(1);
+        let labels =
+            chart.panels.iter().flat_map(|panel| &panel.y.ticks).filter_map(|tick| tick.label.as_deref());
+        let labels = labels.map(|label| font::width(label, theme::TITLE)).fold(10.0, f64::max) + 8.0;
+        let right = if chart.colours.is_some() { BAR } else { RIGHT };
+        // TeX's points are 72.27 an inch.
+        let whole = look.width * 72.27 / 72.0;
+        let across = whole - TITLE - labels - right - BETWEEN * (columns - 1) as f64;
+        let height = look.height.map_or_else(
+            || default_height(chart, across / columns as f64, rows),
+            |height| {
+                let between = vertical_gap(chart) * (rows - 1) as f64;
+                ((height * 72.27 / 72.0 - between - 45.0) / rows as f64).max(20.0)
+            },
+        );
+        // TeX breaks a title that is longer than its panel.
+        let tall = if shared_title(chart, rows).is_some() { height * rows as f64 } else { height };
+        let long = |panel: &Panel| is_long(&panel.y_title, tall);
+        let titles = TITLE + if chart.panels.iter().any(long) { LINE } else { 0.0 };
+        let width = ((across + TITLE - titles) / columns as f64).max(40.0);
+        Self { labels, left: titles + labels, right, width, height, rows }
+    }
+}
+
+fn is_long(title: &str, room: f64) -> bool {
+    font::width(&title.replace('\n', " "), theme::TITLE) > room
+}
+
+/// On one line where there is room for it.
+fn title(title: &str, room: f64) -> String {
+    let lines: Vec<_> = title.split('\n').map(tex).collect();
+    lines.join(if is_long(title, room) { "\\\\" } else { " " })
+}
+
+fn default_height(chart: &Chart, width: f64, rows: usize) -> f64 {
+    let map = chart.panels.iter().find_map(|panel| panel.map.as_ref());
+    match (map, chart.columns.max(1), rows) {
+        (Some(map), 1, _) if map.size.0 == map.size.1 => width,
+        (Some(map), ..) => (map.size.1 as f64 * 12.0).clamp(60.0, 180.0),
+        (None, 1, 1) => ALONE,
+        (None, 1, _) => STACKED,
+        (None, ..) => AMONG,
+    }
+}
+
+/// In points: a thousandth is more than enough.
+fn points(length: f64) -> String {
+    number((length * 1e3).round() / 1e3)
+}
+
+fn vertical_gap(chart: &Chart) -> f64 {
+    if chart.panels.iter().any(|panel| !panel.heading.is_empty()) { HEADED } else { BETWEEN }
+}
+
+/// The .tex, and the tables that it reads by their names.
+fn figure(chart: &Chart, stem: &str, look: &Look, csv: Option<&str>) -> (String, Vec<(String, Table)>) {
+    let sheet = Sheet::of(chart, look);
+    let mut names = Names::default();
+    let mut tables = Vec::new();
+    let mut reads_csv = false;
+    let mut panels = String::new();
+    for (i, panel) in chart.panels.iter().enumerate() {
+        let suffix = if chart.panels.len() > 1 { format!("-{}", panel.name) } else { String::new() };
+        let file = format!("{stem}-data{suffix}.csv");
+        let mut table = Table::default();
+        let text = PanelText { chart, panel, i, sheet: &sheet, file: &file, csv };
+        reads_csv |= text.write(&mut panels, &mut names, &mut table);
+        if !table.is_empty() {
+            tables.push((file, table));
+        }
+    }
+
+    let mut out = String::new();
+    let mut line = |text: &str| {
+        out += text;
+        out.push('\n');
+    };
+    let reads = tables.iter().map(|(name, _)| &name[..]).chain(csv.filter(|_| reads_csv));
+    let reads: Vec<_> = reads.collect();
+    line(&format!(
+        "% {stem}, drawn by nmem {}: \\input this file where the figure shall be.",
+        env!("CARGO_PKG_VERSION")
+    ));
+    line("% Preamble: \\usepackage{pgfplots} \\pgfplotsset{compat=1.16} \\usepgfplotslibrary{groupplots}");
+    line(&format!(
+        "% Reads {}. Where this file is in another folder than the document, add",
+        reads.join(", ")
+    ));
+    line("%   \\pgfplotsset{table/search path={FOLDER}}");
+    let caption = look.title.iter().chain(&chart.notes).chain(&chart.left_out);
+    for note in caption {
+        line(&format!("% For the caption: {}", note.replace(['\n', '\r'], " ")));
+    }
+    line("\\begin{tikzpicture}[font=\\footnotesize]");
+    for (i, RGBColor(red, green, blue)) in names.colours.iter().enumerate() {
+        line(&format!("  \\definecolor{{nmem{i}}}{{HTML}}{{{red:02X}{green:02X}{blue:02X}}}"));
+    }
+    line("  \\pgfplotsset{");
+    for (i, style) in names.styles.iter().enumerate() {
+        line(&format!("    nmem line {i}/.style={{{style}}},"));
+    }
+    if reads_csv {
+        line(
+            "    nmem row/.style 2 args={x filter/.append code={\\edef\\nmemcell{\\thisrow{#1}}\\edef\\nmemtext{#2}%",
+        );
+        line("      \\ifx\\nmemcell\\nmemtext\\else\\def\\pgfmathresult{}\\fi}},");
+    }
+    line("  }");
+    line("  \\begin{groupplot}[");
+    line(&format!(
+        "    group style={{group name=nmem, group size={} by {}, horizontal sep={BETWEEN}pt, vertical sep={}pt}},",
+        chart.columns.max(1),
+        sheet.rows,
+        vertical_gap(chart),
+    ));
+    line(&format!(
+        "    scale only axis, width={}pt, height={}pt,",
+        points(sheet.width),
+        points(sheet.height)
+    ));
+    line(
+        "    axis x line*=bottom, axis y line*=left, tick align=outside, scaled ticks=false, clip mode=individual,",
+    );
+    line("    major tick length=3pt, minor tick length=1.5pt, every tick/.style={black, thin},");
+    line(
+        "    tick label style={font=\\scriptsize}, title style={font=\\scriptsize, at={(0,1)}, anchor=south west, inner xsep=0pt},",
+    );
+    line(&format!(
+        "    ylabel style={{at={{([xshift=-{}pt]axis description cs:0,0.5)}}, anchor=south, align=center, text width={}pt, execute at begin node={{\\hyphenpenalty=10000 }}}},",
+        points(sheet.labels),
+        points(sheet.height + 6.0),
+    ));
+    let columns = legend_columns(chart, look.width - sheet.left);
+    let above = if chart.panels.iter().any(|panel| !panel.heading.is_empty()) { 16 } else { 2 };
+    line(&format!(
+        "    legend columns={columns}, legend cell align=left, legend style={{draw=none, fill=none, font=\\scriptsize, at={{(0,1)}}, yshift={above}pt, anchor=south west, inner sep=1pt, /tikz/every even column/.append style={{column sep=6pt}}}},"
+    ));
+    line("    table/col sep=comma, unbounded coords=jump,");
+    if let Some((colours, _)) = &chart.colours {
+        let stops = (0..STOPS).map(|i| {
+            let RGBColor(red, green, blue) = colours.at(i as f64 / (STOPS - 1) as f64);
+            format!("rgb255=({red},{green},{blue})")
+        });
+        line(&format!(
+            "    colormap={{nmem}}{{{}}}, point meta min=0, point meta max=1,",
+            stops.collect::<Vec<_>>().join(" ")
+        ));
+    }
+    line("  ]");
+    out += &panels;
+    out += "  \\end{groupplot}\n";
+    finish(&mut out, chart, &sheet);
+    (out, tables)
+}
+
+/// The most in which the entries, row by row, are no wider than this.
+fn legend_columns(chart: &Chart, width: f64) -> usize {
+    let entries = chart.keys.iter().map(|key| font::width(&key.text, theme::TITLE) + 28.0);
+    let entries: Vec<_> = entries.collect();
+    let takes = |columns: usize| -> f64 {
+        let widest = |column| entries.iter().skip(column).step_by(columns).copied().fold(0.0, f64::max);
+        (0..columns).map(widest).sum()
+    };
+    (1..=entries.len()).rev().find(|&columns| takes(columns) <= width).unwrap_or(1)
+}
+
+/// The title that all panels share, and the figure's width.
+fn finish(out: &mut String, chart: &Chart, sheet: &Sheet) {
+    if let Some(title) = shared_title(chart, sheet.rows) {
+        let _ = writeln!(
+            out,
+            "  \\path (nmem c1r1.north west) -- (nmem c1r{}.south west) node[midway, xshift=-{}pt, rotate=90, anchor=south, align=center, text width={}pt] {{{}}};",
+            sheet.rows,
+            points(sheet.labels),
+            points(sheet.height * sheet.rows as f64),
+            self::title(title, sheet.height * sheet.rows as f64),
+        );
+    }
+    let columns = chart.columns.max(1);
+    let _ = write!(
+        out,
+        "  % As wide as was asked for, whatever the labels take.\n  \\path ([xshift=-{}pt]nmem c1r1.west |- current bounding box.south) coordinate (nmem a)\n    \
+         ([xshift={}pt]nmem c{columns}r1.east |- current bounding box.north) coordinate (nmem b);\n  \
+         \\pgfresetboundingbox\n  \\path[use as bounding box] (nmem a) rectangle (nmem b);\n\\end{{tikzpicture}}%\n",
+        points(sheet.left),
+        points(sheet.right),
+    );
+}
+
+/// Of the y axes, where there are rows of panels side by side.
+fn shared_title(chart: &Chart, rows: usize) -> Option<&str> {
+    let first = chart.panels.first().map(|panel| &panel.y_title[..])?;
+    (chart.columns > 1 && rows > 1 && chart.panels.iter().all(|panel| panel.y_title == first))
+        .then_some(first)
+}
+
+struct PanelText<'a> {
+    chart: &'a Chart,
+    panel: &'a Panel,
+    i: usize,
+    sheet: &'a Sheet,
+    /// The table beside the .tex.
+    file: &'a str,
+    /// What the figure is made from.
+    csv: Option<&'a str>,
+}
+
+impl PanelText<'_> {
+    /// Whether it reads the CSV that the figure is made from.
+    fn write(&self, out: &mut String, names: &mut Names, table: &mut Table) -> bool {
+        let (columns, panel) = (self.chart.columns.max(1), self.panel);
+        let mut keys = Vec::new();
+        let lowest = self.i + columns >= self.chart.panels.len();
+        keys.push(ticks("x", &panel.x, lowest));
+        keys.push(ticks("y", &panel.y, self.i.is_multiple_of(columns)));
+        if lowest {
+            keys.push(format!("xlabel={{{}}}", tex(&panel.x_title)));
+        }
+        if self.i.is_multiple_of(columns) && shared_title(self.chart, self.sheet.rows).is_none() {
+            keys.push(format!("ylabel={{{}}}", title(&panel.y_title, self.sheet.height)));
+        }
+        if !panel.heading.is_empty() {
+            keys.push(format!("title={{{}}}", tex(&panel.heading)));
+        }
+        if self.i + 1 == columns.min(self.chart.panels.len()) {
+            keys.extend(self.bar());
+        }
+        if panel.map.is_some() || !panel.shades.is_empty() {
+            keys.push("axis on top".to_owned());
+        }
+        let _ = writeln!(out, "    \\nextgroupplot[\n      {}\n    ]", keys.join(",\n      "));
+        self.shades(out, names);
+        self.map(out, table);
+        let reads_csv = self.lines(out, names, table);
+        self.marks(out, names);
+        if self.i == 0 {
+            for key in &self.chart.keys {
+                let style = names.style(key.style);
+                let _ = writeln!(
+                    out,
+                    "    \\addlegendimage{{{style}, opacity=1}} \\addlegendentry{{{}}}",
+                    tex(&key.text)
+                );
+            }
+        }
+        reads_csv
+    }
+
+    /// The bar of colours.
+    fn bar(&self) -> Option<String> {
+        let (colours, title) = self.chart.colours.as_ref()?;
+        let labelled = colours.axis().ticks.iter().filter_map(|tick| Some((tick.at, tick.label.as_deref()?)));
+        let (places, labels): (Vec<_>, Vec<_>) =
+            labelled.map(|(at, label)| (number(at), format!("{{{}}}", tex(label)))).unzip();
+        Some(format!(
+            "colorbar, colorbar style={{width=8pt, height={}pt, at={{([xshift=8pt]parent axis.north east)}}, anchor=north west, title={{}}, xlabel={{}}, axis x line*=box, axis y line*=right, ymode=normal, minor ytick={{}}, ymin=0, ymax=1, ytick={{{}}}, yticklabels={{{}}}, ylabel={{{}}}, ylabel style={{at={{([xshift=30pt]axis description cs:1,0.5)}}, anchor=base}}}}",
+            number(self.sheet.height.min(180.0)),
+            places.join(","),
+            labels.join(","),
+            tex(title),
+        ))
+    }
+
+    /// A place on the x axis, at the foot of the panel.
+    fn place(&self, x: f64) -> String {
+        let foot = limit(&self.panel.y, 0.0);
+        format!("{{axis cs:{},{foot}}}", number(x))
+    }
+
+    fn shades(&self, out: &mut String, names: &mut Names) {
+        let (from, to) = self.panel.x.ends();
+        // What is closer than can be seen becomes one.
+        let near = (to - from) / self.sheet.width;
+        let mut shades = Vec::<(f64, f64)>::new();
+        for &(start, end) in &self.panel.shades {
+            match shades.last_mut() {
+                Some(last) if start - last.1 < near * 0.05 => last.1 = end,
+                _ => shades.push((start, end)),
+            }
+        }
+        for (start, end) in shades {
+            let colour = names.colour(theme::SHADE);
+            let _ = writeln!(
+                out,
+                "    \\fill[{colour}] ({}|-{{rel axis cs:0,0}}) rectangle ({}|-{{rel axis cs:0,1}});",
+                self.place(start),
+                self.place(end)
+            );
+        }
+        let mut last = f64::NEG_INFINITY;
+        for &x in self.panel.rules.iter().filter(|&&x| x > from) {
+            if x - last >= near * 0.5 {
+                let colour = names.colour(theme::RULE);
+                let at = self.place(x);
+                let _ = writeln!(
+                    out,
+                    "    \\draw[{colour}, line width=0.5pt] ({at}|-{{rel axis cs:0,0}}) -- ({at}|-{{rel axis cs:0,1}});"
+                );
+                last = x;
+            }
+        }
+    }
+
+    fn map(&self, out: &mut String, table: &mut Table) {
+        let (Some(map), Some((colours, _))) = (&self.panel.map, &self.chart.colours) else { return };
+        let values: BTreeMap<_, _> = map.cells.iter().map(|&(x, y, value)| ((y, x), value)).collect();
+        let (columns, rows) = map.size;
+        let cells = (0..rows).flat_map(|y| (0..columns).map(move |x| (y, x)));
+        let middle_x = |i: usize| map.from.0 + (i as f64 + 0.5) * map.cell.0;
+        let middle_y = |i: usize| map.from.1 + (i as f64 + 0.5) * map.cell.1;
+        let (mut xs, mut ys, mut means, mut shades) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for (y, x) in cells {
+            let value = values.get(&(y, x)).copied().unwrap_or(f64::NAN);
+            xs.push(middle_x(x));
+            ys.push(middle_y(y));
+            means.push(value);
+            shades.push(if value.is_finite() { colours.share(value) } else { f64::NAN });
+        }
+        table.push("x", xs);
+        table.push("y", ys);
+        table.push("value", means);
+        table.push("shade", shades);
+        let _ = writeln!(
+            out,
+            "    \\addplot[forget plot, matrix plot*, mesh/cols={columns}, mesh/rows={rows}, point meta=explicit] table[x=x, y=y, meta=shade] {{{}}};",
+            self.file
+        );
+        for (&(x, y, value), text) in map.cells.iter().zip(&map.texts).filter(|(_, text)| !text.is_empty()) {
+            let grey = theme::grey(colours.of(value));
+            let ink = if grey > 128 { "black" } else { "white" };
+            let _ = writeln!(
+                out,
+                "    \\node[{ink}, font=\\tiny, inner sep=0pt] at (axis cs:{},{}) {{{}}};",
+                number(middle_x(x)),
+                number(middle_y(y)),
+                tex(text)
+            );
+        }
+        // TeX: a cell without a value is no cell; one whose value is not finite has a mark.
+        for &(x, y, _) in map.cells.iter().filter(|cell| !cell.2.is_finite()) {
+            let _ = writeln!(
+                out,
+                "    \\node[red!80!black, font=\\tiny, inner sep=0pt] at (axis cs:{},{}) {{\\pgfuseplotmark{{triangle*}}}};",
+                number(middle_x(x)),
+                number(middle_y(y)),
+            );
+        }
+    }
+
+    fn lines(&self, out: &mut String, names: &mut Names, table: &mut Table) -> bool {
+        let of_csv = |line: &Line| line.source.clone().zip(self.csv.map(str::to_owned));
+        let derived: Vec<_> = self.panel.lines.iter().filter(|line| of_csv(line).is_none()).collect();
+        let columns = table.push_lines(&self.panel.x_title, &derived);
+        let mut columns = columns.into_iter();
+        let mut reads_csv = false;
+        let mut plots = String::new();
+        for line in &self.panel.lines {
+            let style = names.style(line.style);
+            if let Some((source, csv)) = of_csv(line) {
+                let _ = writeln!(
+                    plots,
+                    "    \\addplot[forget plot, {style}{}] table[{}] {{{csv}}};",
+                    rows(&source),
+                    expressions(&source)
+                );
+                reads_csv = true;
+                continue;
+            }
+            let Some(columns) = columns.next() else { continue };
+            if let Some((x, y)) = &columns.outline {
+                let colour = names.colour(line.style.colour);
+                let _ = writeln!(
+                    out,
+                    "    \\addplot[forget plot, draw=none, fill={colour}, fill opacity=0.2] table[x={x}, y={y}] {{{}}};",
+                    self.file
+                );
+            }
+            let bars = columns.ends.as_ref().filter(|_| columns.outline.is_none());
+            let (keys, errors) = bars.map_or((String::new(), String::new()), |(low, high)| {
+                let y = &columns.y;
+                let errors = format!(
+                    ", y error minus expr=\\thisrow{{{y}}}-\\thisrow{{{low}}}, y error plus expr=\\thisrow{{{high}}}-\\thisrow{{{y}}}"
+                );
+                (", error bars/.cd, y dir=both, y explicit, error bar style={solid}, error mark options={rotate=90, mark size=1.8pt}".to_owned(), errors)
+            });
+            let _ = writeln!(
+                plots,
+                "    \\addplot[forget plot, {style}{keys}] table[x={}, y={}{errors}] {{{}}};",
+                columns.x, columns.y, self.file
+            );
+            let alone: Vec<_> =
+                line.stretches.iter().filter(|stretch| stretch.len() == 1).flatten().collect();
+            if !line.style.marked && !alone.is_empty() {
+                let points = alone.iter().map(|(x, y)| format!("({},{})", number(*x), number(*y)));
+                let _ = writeln!(
+                    plots,
+                    "    \\addplot[forget plot, {style}, only marks, mark=*, mark size={}pt] coordinates {{{}}};",
+                    number(line.style.width / 2.0 + 0.4),
+                    points.collect::<Vec<_>>().join(" ")
+                );
+            }
+        }
+        *out += &plots;
+        reads_csv
+    }
+
+    fn marks(&self, out: &mut String, names: &mut Names) {
+        let (from, to) = self.panel.x.ends();
+        let near = (to - from) / self.sheet.width * 5.0;
+        for (places, edge, turned) in [(&self.panel.above, 1, 180), (&self.panel.below, 0, 0)] {
+            let place = |&x: &f64| if self.panel.x.is_log() { (x.log10(), x) } else { (x, x) };
+            let mut places: Vec<_> = places.iter().map(place).collect();
+            places.sort_by(|a, b| a.0.total_cmp(&b.0));
+            places.dedup_by(|next, last| next.0 - last.0 < near);
+            for (_, x) in places {
+                let colour = names.colour(theme::ALARM);
+                let _ = writeln!(
+                    out,
+                    "    \\node[{colour}, rotate={turned}, anchor=south, inner sep=0pt] at ({}|-{{rel axis cs:0,{edge}}}) {{\\pgfuseplotmark{{triangle*}}}};",
+                    self.place(x)
+                );
+            }
+        }
+    }
+}
+
+/// Rows that count, as keys of a plot.
+fn rows(source: &Columns) -> String {
+    let rows = source.rows.iter().map(|(column, text)| format!(", nmem row={{{column}}}{{{text}}}"));
+    let rows: String = rows.collect();
+    if rows.is_empty() { rows } else { rows + ", unbounded coords=discard, filter discard warning=false" }
+}
+
+fn expressions(source: &Columns) -> String {
+    let key = |axis: &str, text: &str| {
+        let column = text.strip_prefix("\\thisrow{").and_then(|rest| rest.strip_suffix('}'));
+        match column {
+            Some(column) if !column.contains('}') => format!("{axis}={column}"),
+            _ => format!("{axis} expr={text}"),
+        }
+    };
+    format!("{}, {}", key("x", &source.x), key("y", &source.y))
+}
+
+/// The value at this share of an axis.
+fn limit(axis: &Axis, at: f64) -> String {
+    let (low, high) = axis.ends();
+    let place = low * (1.0 - at) + high * at;
+    if axis.is_log() { power(place) } else { number(place) }
+}
+
+/// Limits and ticks.
+fn ticks(name: &str, axis: &Axis, labels: bool) -> String {
+    let major: Vec<_> =
+        axis.ticks.iter().filter_map(|tick| Some((tick.at, tick.label.as_deref()?))).collect();
+    let minor = axis.ticks.iter().filter(|tick| tick.label.is_none()).map(|tick| limit(axis, tick.at));
+    let minor: Vec<_> = minor.collect();
+    let places: Vec<_> = major.iter().map(|(at, _)| limit(axis, *at)).collect();
+    let texts: Vec<_> =
+        major.iter().filter(|_| labels).map(|(_, label)| format!("{{{}}}", tex(label))).collect();
+    let mut keys = format!("{name}mode={}, ", if axis.is_log() { "log" } else { "normal" });
+    let _ = write!(keys, "{name}min={}, {name}max={}, ", limit(axis, 0.0), limit(axis, 1.0));
+    if places.is_empty() {
+        let _ = write!(keys, "{name}tick=\\empty");
+    } else {
+        let _ = write!(keys, "{name}tick={{{}}}, {name}ticklabels={{{}}}", places.join(","), texts.join(","));
+    }
+    if minor.is_empty() {
+        let _ = write!(keys, ", minor {name}tick={{}}");
+    } else {
+        let _ = write!(keys, ", minor {name}tick={{{}}}", minor.join(","));
+    }
+    keys
+}

@@ -1,0 +1,109 @@
+//! A path as typed → the CSV file and what it is drawn as.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::io::table::Table;
+
+/// What is drawn of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Kind {
+    /// metrics.csv: surprise, loss ratio, learning rate, decay and momentum against tokens.
+    Timeline,
+    /// metrics.csv: learning rate, decay and momentum against tokens.
+    Gates,
+    /// metrics.csv: maps of surprise and learning rate, heads × chunks.
+    Heads,
+    /// metrics.csv: any columns against any other.
+    Columns,
+    /// retention.csv: of a run a map of chunks kept × stored up to, of a sweep lines against the lag.
+    Retention,
+    /// results.csv: means over seeds with their 95 % intervals, lines or a map.
+    Sweep,
+    /// results.csv: a map whatever the number of values.
+    Map,
+    /// scan_bench.csv: time and bandwidth against steps.
+    Scan,
+}
+
+impl Kind {
+    /// The name of the file that holds it in a folder of results.
+    fn file(self) -> &'static str {
+        match self {
+            Self::Timeline | Self::Gates | Self::Heads | Self::Columns => "metrics.csv",
+            Self::Retention => "retention.csv",
+            Self::Sweep | Self::Map => "results.csv",
+            Self::Scan => "scan_bench.csv",
+        }
+    }
+
+    /// Columns by which a file is told, and what it is drawn as.
+    const TELLING: [(&'static [&'static str], Self); 4] = [
+        (&["algorithm", "median_ms", "gb_per_s"], Self::Scan),
+        (&["chunk", "head", "surprise"], Self::Timeline),
+        (&["chunk", "after", "loss_at_w"], Self::Retention),
+        (&["run", "status"], Self::Sweep),
+    ];
+
+    /// Kinds that are drawn of the same files as this one.
+    fn is_of(self, told: Self) -> bool {
+        self.file() == told.file()
+    }
+}
+
+/// A CSV file and what it is drawn as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// The file.
+    pub csv: PathBuf,
+    /// What it is drawn as.
+    pub kind: Kind,
+    /// For legends: the folder's name, or the file's where that tells more.
+    pub name: String,
+    /// Whether it is the table of a sweep: a retention.csv may be a run's.
+    pub of_sweep: bool,
+}
+
+impl Source {
+    /// Finds the file of a folder (a run's, a sweep's, a benchmark's), or takes the file itself; and what kind it is, where
+    /// that is not said.
+    pub fn find(path: &Path, kind: Option<Kind>) -> Result<Self> {
+        let csv = if path.is_dir() { in_folder(path, kind)? } else { path.to_path_buf() };
+        let table = Table::open(&csv)?;
+        let names: Vec<_> = table.columns().map(|(_, name)| name).collect();
+        let has = |columns: &[&str]| columns.iter().all(|column| names.contains(column));
+        let of_sweep = has(&["run", "status"]);
+        let told = Kind::TELLING.into_iter().find(|(columns, _)| has(columns)).map(|(_, kind)| kind);
+        let told = if of_sweep && has(&["lag", "loss_ratio"]) { Some(Kind::Retention) } else { told };
+        let Some(told) = told else {
+            let expected = "a metrics.csv, retention.csv, results.csv or scan_bench.csv";
+            return Err(Error::file(&csv, expected, format!("the columns {}", names.join(", "))));
+        };
+        let kind = kind.unwrap_or(told);
+        if !kind.is_of(told) {
+            return Err(Error::file(
+                &csv,
+                format!("a {} for --kind", kind.file()),
+                format!("a {}", told.file()),
+            ));
+        }
+        let name = name(&csv);
+        Ok(Self { csv, kind, name, of_sweep })
+    }
+}
+
+fn in_folder(folder: &Path, kind: Option<Kind>) -> Result<PathBuf> {
+    let all = ["metrics.csv", "results.csv", "scan_bench.csv", "retention.csv"];
+    let wanted = kind.map_or(all.to_vec(), |kind| vec![kind.file()]);
+    let found = wanted.iter().map(|name| folder.join(name)).find(|path| path.is_file());
+    found.ok_or_else(|| Error::file(folder, format!("a folder with {}", wanted.join(" or ")), "none of them"))
+}
+
+/// The folder's name where the file is called as every such file is, else the file's.
+fn name(csv: &Path) -> String {
+    let stem = csv.file_stem().unwrap_or_default();
+    let usual = ["metrics", "results", "scan_bench", "retention"].iter().any(|&usual| stem == usual);
+    let absolute = std::path::absolute(csv).ok();
+    let folder = absolute.as_deref().and_then(Path::parent).and_then(Path::file_name);
+    folder.filter(|_| usual).unwrap_or(stem).to_string_lossy().into_owned()
+}

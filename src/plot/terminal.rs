@@ -1,0 +1,435 @@
+//! Figures as text, for work over ssh: lines in braille, eight dots a character, maps in shades. The series, axes and
+//! ticks are those of the SVG. Lines with markers carry a letter at each point, so that they can be told apart without
+//! colour; thin lines of heads cannot and are drawn in colour alone, their mean always.
+//!
+//! The braille is ratatui's, drawn into a buffer. Of the others, textplots and drawille know no colour of single lines and no
+//! log ticks of ours, and rasciigraph takes evenly spaced values alone.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use anstyle::{Ansi256Color, Style as Ink};
+use plotters::style::RGBColor;
+use ratatui_core::buffer::Buffer;
+use ratatui_core::layout::Rect;
+use ratatui_core::style::Color;
+use ratatui_core::symbols::Marker;
+use ratatui_core::text;
+use ratatui_core::widgets::Widget;
+use ratatui_widgets::canvas::{Canvas, Context, Line as Stroke, Points};
+
+use super::chart::{self, Chart, Map, Panel, Style};
+use super::{Look, Request, Source, Theme};
+use crate::error::Result;
+use crate::plot::axis::{Axis, Tick};
+use crate::plot::colours::Colours;
+use crate::plot::theme;
+
+/// Lines of a panel alone, and among others.
+const ALONE: usize = 16;
+const AMONG: usize = 8;
+/// Most lines of a map; more rows are joined.
+const MAP: usize = 48;
+/// A narrower cell has no room for a number.
+const NUMBER: usize = 7;
+/// Fewer columns leave no room for a line.
+const LEAST: usize = 24;
+/// From low to high, without colour.
+const SHADES: [char; 5] = ['·', '░', '▒', '▓', '█'];
+
+/// What is drawn on.
+#[derive(Clone, Copy, Debug)]
+pub struct Screen {
+    /// Characters a line.
+    pub columns: usize,
+    /// Whether it knows colours.
+    pub colours: bool,
+}
+
+/// Text for stdout, and what a user should know.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// Lines of at most the screen's columns.
+    pub text: String,
+    /// Captions, and what was left out.
+    pub notes: Vec<String>,
+}
+
+/// The series of the sources as text.
+pub fn view(
+    sources: &[Source],
+    request: &Request,
+    screen: &Screen,
+    check: &mut dyn FnMut() -> Result<()>,
+) -> Result<View> {
+    let screen = &Screen { columns: screen.columns.max(LEAST), ..*screen };
+    let mut view = View::default();
+    // Greys would be lost on a dark ground.
+    let look = Look { theme: Theme::Print, ..request.look.clone() };
+    let (charts, notes) = chart::charts(sources, &Request { look, ..request.clone() }, check)?;
+    view.notes.extend(notes);
+    for chart in &charts {
+        if sources.len() > 1 && charts.len() > 1 {
+            let _ = writeln!(view.text, "== {} ==\n", chart.name);
+        }
+        draw(chart, screen, &mut view);
+    }
+    // One blank line at the end of each chart but the last.
+    view.text.truncate(view.text.trim_end().len());
+    if !view.text.is_empty() {
+        view.text.push('\n');
+    }
+    Ok(view)
+}
+
+fn draw(chart: &Chart, screen: &Screen, view: &mut View) {
+    let height = if chart.panels.len() > 1 { AMONG } else { ALONE };
+    for panel in &chart.panels {
+        let title = panel.y_title.replace('\n', " ");
+        let of = chart
+            .colours
+            .as_ref()
+            .map_or_else(|| title.clone(), |(_, of)| format!("{of} (upwards: {title})"));
+        let heading = if panel.heading.is_empty() { of } else { format!("{of}: {}", panel.heading) };
+        let _ = writeln!(view.text, "{}", cut(&raised(&heading), screen.columns));
+        match (&panel.map, &chart.colours) {
+            (Some(map), Some((colours, _))) => {
+                draw_map(panel, map, colours, screen, &mut view.text);
+            }
+            _ => draw_lines(panel, height, screen, &mut view.text),
+        }
+        view.text.push('\n');
+    }
+    if let Some((colours, _)) = &chart.colours {
+        draw_scale(colours, screen, &mut view.text);
+    }
+    draw_keys(chart, screen, &mut view.text);
+    let hidden = chart.panels.iter().any(|panel| hides(panel, screen));
+    if hidden {
+        view.notes.push("lines of single heads are drawn in colour, on a terminal".to_owned());
+    }
+    view.notes.extend(chart.notes.iter().map(|note| format!("{}: {}", chart.name, raised(note))));
+    view.notes.extend(chart.left_out.iter().cloned());
+}
+
+/// Without colour, lines that only colour tells apart would be noise about the one that stands out.
+fn hides(panel: &Panel, screen: &Screen) -> bool {
+    let plain = |style: Style| style.order.is_some() && !style.marked;
+    !screen.colours
+        && panel.lines.iter().filter(|line| plain(line.style)).count() > 1
+        && panel.lines.iter().any(|line| line.style.order.is_none())
+}
+
+fn draw_lines(panel: &Panel, height: usize, screen: &Screen, out: &mut String) {
+    let gutter = gutter(&panel.y);
+    let width = screen.columns - gutter - 1;
+    let hides = hides(panel, screen);
+    let shown = |style: Style| !(hides && style.order.is_some() && !style.marked);
+    let paint = |context: &mut Context| {
+        for line in panel.lines.iter().filter(|line| shown(line.style)) {
+            let colour = if screen.colours { ink(line.style) } else { Color::Reset };
+            for stretch in &line.stretches {
+                let points = stretch.iter().map(|&(x, y)| (panel.x.fraction(x), panel.y.fraction(y)));
+                let points: Vec<_> = points.collect();
+                if line.style.joined {
+                    for pair in points.windows(2) {
+                        context.draw(&Stroke {
+                            x1: pair[0].0,
+                            y1: pair[0].1,
+                            x2: pair[1].0,
+                            y2: pair[1].1,
+                            color: colour,
+                        });
+                    }
+                }
+                context.draw(&Points { coords: &points, color: colour });
+            }
+            context.layer();
+        }
+        for line in panel.lines.iter().filter(|line| line.style.marked) {
+            let Some(order) = line.style.order else { continue };
+            for &(x, y) in line.stretches.iter().flatten() {
+                let letter = text::Line::styled(letter(order).to_string(), ink_of(line.style, screen));
+                context.print(panel.x.fraction(x), panel.y.fraction(y), letter);
+            }
+        }
+        for (places, y, mark) in [(&panel.above, 1.0, "▾"), (&panel.below, 0.0, "▴")] {
+            for &x in places {
+                context.print(panel.x.fraction(x), y, mark);
+            }
+        }
+    };
+    let area = Rect::new(0, 0, width as u16, height as u16);
+    let mut buffer = Buffer::empty(area);
+    let canvas = Canvas::default().marker(Marker::Braille).x_bounds([0.0, 1.0]).y_bounds([0.0, 1.0]);
+    canvas.paint(paint).render(area, &mut buffer);
+
+    let labels = beside(&panel.y.ticks, height);
+    for row in 0..height {
+        let (label, spine) = labels.get(&row).map_or(("", '│'), |label| (&label[..], '┤'));
+        let mut cells = Vec::new();
+        for column in 0..width {
+            let cell = &buffer[(column as u16, row as u16)];
+            let symbol = if cell.symbol() == "\u{2800}" { " " } else { cell.symbol() };
+            cells.push((symbol, cell.fg));
+        }
+        let _ = writeln!(out, "{label:>gutter$}{spine}{}", coloured(&cells));
+    }
+    draw_x_axis(panel, gutter, width, out);
+}
+
+/// Spine, ticks, labels, and the title where there is room.
+fn draw_x_axis(panel: &Panel, gutter: usize, width: usize, out: &mut String) {
+    let mut spine = vec!['─'; width];
+    let mut labels = vec![' '; width];
+    let mut free = 0;
+    for tick in &panel.x.ticks {
+        let Some(label) = tick.label.as_deref().map(raised) else { continue };
+        let at = place(tick.at * (width - 1) as f64 + 0.5);
+        let size = label.chars().count();
+        let from = at.saturating_sub(size / 2).min(width.saturating_sub(size));
+        spine[at.min(width - 1)] = '┬';
+        if from >= free && from + size <= width {
+            label.chars().enumerate().for_each(|(i, letter)| labels[from + i] = letter);
+            free = from + size + 1;
+        }
+    }
+    let line = |cells: Vec<char>| cells.into_iter().collect::<String>();
+    let _ = writeln!(out, "{:gutter$}└{}", "", line(spine));
+    let _ = writeln!(out, "{:gutter$} {}", "", line(labels).trim_end());
+    let title = raised(&panel.x_title);
+    let middle = width.saturating_sub(title.chars().count()) / 2;
+    let _ = writeln!(out, "{:gutter$} {:middle$}{}", "", "", cut(&title, width));
+}
+
+/// Room for labels of the y axis.
+fn gutter(axis: &Axis) -> usize {
+    let labels = axis.ticks.iter().filter_map(|tick| tick.label.as_deref());
+    labels.map(|label| raised(label).chars().count()).max().unwrap_or(0).clamp(4, 10)
+}
+
+/// Labels by row, from above.
+fn beside(ticks: &[Tick], height: usize) -> BTreeMap<usize, String> {
+    let mut labels = BTreeMap::new();
+    for tick in ticks {
+        if let Some(label) = &tick.label {
+            let row = place((1.0 - tick.at) * (height - 1) as f64 + 0.5);
+            labels.entry(row).or_insert_with(|| cut(&raised(label), 10));
+        }
+    }
+    labels
+}
+
+fn draw_map(panel: &Panel, map: &Map, colours: &Colours, screen: &Screen, out: &mut String) {
+    let gutter = gutter(&panel.y);
+    let room = screen.columns - gutter - 1;
+    let (columns, rows) = (map.size.0.max(1), map.size.1.max(1));
+    // Cells a character, or characters a cell.
+    let (joined, joined_rows) = (columns.div_ceil(room), rows.div_ceil(MAP));
+    let (across, up) = (columns.div_ceil(joined), rows.div_ceil(joined_rows));
+    let cell = (room / across).clamp(1, NUMBER + 2);
+    let mut values = BTreeMap::<(usize, usize), Vec<f64>>::new();
+    for &(x, y, value) in &map.cells {
+        values.entry((y / joined_rows, x / joined)).or_default().push(value);
+    }
+    let labels = {
+        let ticks = panel.y.ticks.iter().filter_map(|tick| Some((tick.at, tick.label.as_deref()?)));
+        let row = |at: f64| up - 1 - place(at * up as f64).min(up - 1);
+        ticks.map(|(at, label)| (row(at), cut(&raised(label), 10))).collect::<BTreeMap<_, _>>()
+    };
+    for row in 0..up {
+        let (label, spine) = labels.get(&row).map_or(("", '│'), |label| (&label[..], '┤'));
+        let mut line = String::new();
+        for column in 0..across {
+            let here = values.get(&(up - 1 - row, column)).map_or(&[][..], |values| values);
+            let shares = here.iter().filter(|value| value.is_finite()).map(|&value| colours.share(value));
+            let share = shares.clone().sum::<f64>() / shares.count() as f64;
+            let number = match here {
+                [value] if cell >= NUMBER => raised(&super::sweep::short(*value)),
+                _ => String::new(),
+            };
+            line += &shaded(here, share, &number, cell, colours, screen);
+        }
+        let _ = writeln!(out, "{label:>gutter$}{spine}{}", line.trim_end_matches(' '));
+    }
+    draw_x_axis(panel, gutter, across * cell, out);
+}
+
+/// A cell of a map: its shade, and a number where there is room for it.
+fn shaded(
+    values: &[f64],
+    share: f64,
+    number: &str,
+    width: usize,
+    colours: &Colours,
+    screen: &Screen,
+) -> String {
+    if values.is_empty() {
+        return " ".repeat(width);
+    }
+    if share.is_nan() {
+        return format!("{:^width$}", "!");
+    }
+    if screen.colours {
+        let letters = Ansi256Color(if theme::grey(colours.at(share)) > 128 { 16 } else { 231 });
+        let style =
+            Ink::new().bg_color(Some(nearest(colours.at(share)).into())).fg_color(Some(letters.into()));
+        return format!("{style}{number:^width$}{style:#}");
+    }
+    if number.is_empty() { shade(share).to_string().repeat(width) } else { format!("{number:^width$}") }
+}
+
+/// Of a number that is not negative, its whole part.
+fn place(at: f64) -> usize {
+    (at as i32).unsigned_abs() as usize
+}
+
+fn shade(share: f64) -> char {
+    SHADES[place(share * SHADES.len() as f64).min(SHADES.len() - 1)]
+}
+
+/// What shades stand for.
+fn draw_scale(colours: &Colours, screen: &Screen, out: &mut String) {
+    let ticks = colours.axis().ticks.iter().filter_map(|tick| Some((tick.at, tick.label.as_deref()?)));
+    let entry = |(at, label): (f64, &str)| {
+        if screen.colours {
+            let style = Ink::new().bg_color(Some(nearest(colours.at(at)).into()));
+            format!("{style}  {style:#} {}", raised(label))
+        } else {
+            format!("{0}{0} {1}", shade(at), raised(label))
+        }
+    };
+    let _ = writeln!(out, "{}   ! not finite\n", ticks.map(entry).collect::<Vec<_>>().join("   "));
+}
+
+/// The legend, in as many lines as it needs.
+fn draw_keys(chart: &Chart, screen: &Screen, out: &mut String) {
+    let hides = chart.panels.iter().any(|panel| hides(panel, screen));
+    let shown = chart.keys.iter().filter(|key| !(hides && key.style.order.is_some() && !key.style.marked));
+    let mut used = 0;
+    let mut any = false;
+    for key in shown {
+        let swatch = match key.style.order {
+            Some(order) if key.style.marked => letter(order).to_string(),
+            _ if !key.style.dashes.is_empty() => "╌╌".to_owned(),
+            _ => "──".to_owned(),
+        };
+        let room = screen.columns.saturating_sub(swatch.chars().count() + 1);
+        let text = cut(&raised(&key.text), room);
+        let size = swatch.chars().count() + 1 + text.chars().count();
+        if used > 0 && used + 3 + size > screen.columns {
+            out.push('\n');
+            used = 0;
+        } else if used > 0 {
+            *out += "   ";
+            used += 3;
+        }
+        used += size;
+        any = true;
+        let _ = write!(out, "{} {text}", coloured(&[(&swatch, ink_of(key.style, screen))]));
+    }
+    if any {
+        *out += "\n\n";
+    }
+}
+
+/// a … z, A … Z, then again.
+fn letter(order: usize) -> char {
+    let letters = ('a'..='z').chain('A'..='Z');
+    letters.cycle().nth(order % 52).unwrap_or('a')
+}
+
+fn ink_of(style: Style, screen: &Screen) -> Color {
+    if screen.colours { ink(style) } else { Color::Reset }
+}
+
+/// What stands out has the terminal's own colour, dark or bright; so have black lines.
+fn ink(style: Style) -> Color {
+    let RGBColor(red, green, blue) = style.colour;
+    if style.order.is_none() || red.max(green).max(blue) < 0x30 {
+        return Color::Reset;
+    }
+    Color::Indexed(nearest(style.colour).0)
+}
+
+/// The nearest of the 6 × 6 × 6 colours that terminals of 256 colours have.
+fn nearest(colour: RGBColor) -> Ansi256Color {
+    let level = |value: u8| match value {
+        0..48 => 0,
+        48..115 => 1,
+        _ => (value - 35) / 40,
+    };
+    Ansi256Color(16 + 36 * level(colour.0) + 6 * level(colour.1) + level(colour.2))
+}
+
+/// Cells as text, without spaces at the end; escape codes only where there is a colour.
+fn coloured(cells: &[(&str, Color)]) -> String {
+    let end = cells.iter().rposition(|(symbol, _)| *symbol != " ").map_or(0, |last| last + 1);
+    let mut out = String::new();
+    for run in cells[..end].chunk_by(|a, b| a.1 == b.1) {
+        let text: String = run.iter().map(|(symbol, _)| *symbol).collect();
+        match run[0].1 {
+            Color::Indexed(colour) => {
+                let style = Ink::new().fg_color(Some(Ansi256Color(colour).into()));
+                let _ = write!(out, "{style}{text}{style:#}");
+            }
+            _ => out += &text,
+        }
+    }
+    out
+}
+
+/// `10^{−4}` → 10⁻⁴.
+fn raised(text: &str) -> String {
+    let mut out = String::new();
+    let mut raised = false;
+    for letter in text.chars() {
+        match letter {
+            '^' => {}
+            '{' => raised = true,
+            '}' => raised = false,
+            '−' | '-' if raised => out.push('⁻'),
+            digit @ '0'..='9' if raised => {
+                let digits = ['⁰', '¹', '²', '³', '⁴', '⁵', '⁶', '⁷', '⁸', '⁹'];
+                out.push(digits[digit as usize - '0' as usize]);
+            }
+            letter if letter.is_control() => out.push(' '),
+            letter => out.push(letter),
+        }
+    }
+    out
+}
+
+fn cut(text: &str, columns: usize) -> String {
+    if text.chars().count() <= columns {
+        return text.to_owned();
+    }
+    text.chars().take(columns.saturating_sub(1)).chain(['…']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use plotters::style::RGBColor;
+    use ratatui_core::style::Color;
+
+    use super::{coloured, cut, nearest, raised, shade};
+
+    #[test]
+    fn text_is_plain() {
+        assert_eq!(raised("1.26·10^{−4}, θ"), "1.26·10⁻⁴, θ");
+        assert_eq!((cut("abcdef", 4), cut("abcd", 4)), ("abc…".to_owned(), "abcd".to_owned()));
+        assert_eq!([0.0, 0.3, 0.5, 0.7, 1.0].map(shade), ['·', '░', '▒', '▓', '█']);
+    }
+
+    #[test]
+    fn codes_are_where_colours_are() {
+        assert_eq!(nearest(RGBColor(255, 0, 0)).0, 196);
+        assert_eq!(nearest(RGBColor(0, 0x72, 0xB2)).0, 16 + 6 + 3);
+        let red = Color::Indexed(196);
+        assert_eq!(
+            coloured(&[("a", Color::Reset), ("b", red), ("c", red), (" ", Color::Reset)]),
+            "a\u{1b}[38;5;196mbc\u{1b}[0m"
+        );
+        assert_eq!(coloured(&[("a", Color::Reset), (" ", Color::Reset)]), "a");
+    }
+}
