@@ -214,7 +214,7 @@ fn sweeps_retention_and_scans_keep_the_sheet() {
         files.push(file(&format!("retention-{last}.csv"), rows));
     }
     let mut rows =
-        "algorithm,dtype,layout,gate,threads,batch,steps,channels,median_ms,gb_per_s,copy_gb_per_s\n"
+        "algorithm,device,dtype,layout,gate,threads,batch,steps,channels,median_ms,gb_per_s,copy_gb_per_s\n"
             .to_owned();
     for algorithm in
         ["auto", "sequential", "channels", "time", "tree", "pair-sequential", "pair", "pair-last"]
@@ -224,7 +224,7 @@ fn sweeps_retention_and_scans_keep_the_sheet() {
                 for steps in [128, 512, 4096] {
                     writeln!(
                         rows,
-                        "{algorithm},f32,{layout},{gate},2,8,{steps},1536,{},{},12.5",
+                        "{algorithm},cpu,f32,{layout},{gate},2,8,{steps},1536,{},{},12.5",
                         f64::from(steps) / 77.0,
                         1000.0 / f64::from(steps)
                     )

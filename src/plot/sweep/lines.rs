@@ -1,6 +1,7 @@
 //! Means against a parameter, a line for each value of another, with their intervals: bands while few lines can overlap,
 //! bars else. Words are no scale: their means are not joined.
 
+use plotters::style::text_anchor::HPos;
 use plotters::style::{Color, RGBColor};
 
 use super::results::Parameter;
@@ -8,6 +9,7 @@ use super::{ALONE, AMONG, Grid, Panel, Scale, label, panel_width, parameter_axis
 use crate::plot::axis::Axis;
 use crate::plot::canvas::Canvas;
 use crate::plot::envelope::Point;
+use crate::plot::font;
 use crate::plot::frame::{Frame, fitted_y, left_of};
 use crate::plot::legend::{Legend, Swatch, mark, marker};
 use crate::plot::look::Theme;
@@ -18,6 +20,9 @@ use crate::statistics::Estimate;
 pub(super) const BANDS: usize = 3;
 /// Half the width of a bar's ends.
 const CAP: f64 = 1.8;
+/// Between a line's end, its marker too, and its name; and the most of the sheet's width that names may take.
+const APART: f64 = 5.0;
+const WIDEST: f64 = 0.2;
 /// Between the marks of lines that lost a run at the same place.
 const STACK: f64 = 5.0;
 
@@ -26,12 +31,12 @@ pub fn draw(figure: &Grid) -> String {
     let theme = figure.look.theme;
     let colours = colours(figure.hue(), theme);
     let mut legend = Legend::default();
-    if let Some(hue) = figure.hue() {
-        let texts = hue.values.iter().map(|value| format!("{} {}", symbol(&hue.name), label(value)));
-        legend
-            .entries
-            .extend(texts.enumerate().map(|(i, text)| (Swatch::Marked(colours[i], i, theme.dash(i)), text)));
-    }
+    let name = |hue: &Parameter| -> Vec<_> {
+        hue.values.iter().map(|value| format!("{} {}", symbol(&hue.name), label(value))).collect()
+    };
+    let names = figure.hue().map(name).unwrap_or_default();
+    let texts = names.iter().cloned().enumerate();
+    legend.entries.extend(texts.map(|(i, text)| (Swatch::Marked(colours[i], i, theme.dash(i)), text)));
     let numbers = figure.x().is_numeric();
     let bands = numbers && lines <= BANDS;
     let spread = if bands {
@@ -49,13 +54,39 @@ pub fn draw(figure: &Grid) -> String {
     let height = figure.panel_height(&legend, default);
     let y = fitted_y(y, height);
     let titles = figure.y_title_lines(&figure.title, height);
-    let right = theme::RIGHT;
+    let ends = if numbers { line_ends(figure, &names, &y, height) } else { None };
+    let widest = names.iter().map(|name| font::width(name, theme::SMALL)).fold(0.0, f64::max);
+    let ends = ends.filter(|_| widest < WIDEST * figure.look.sheet_width()).unwrap_or_default();
+    let mut right = theme::RIGHT;
+    if !ends.is_empty() {
+        legend.entries.drain(..names.len());
+        right = right.max(APART + widest + theme::EDGE);
+    }
     let width = panel_width(figure.look.sheet_width() - left_of([&y], titles.len()) - right, columns);
     let scale = Scale::of(figure.x());
     let (x, places) = parameter_axis(figure.x(), scale, width);
     let looks = Looks { theme, colours, places, bands, joined: numbers, slots: scale == Scale::Slots };
-    let draw = |canvas: &mut Canvas, frame: &Frame, panel: &Panel| looks.draw(canvas, frame, panel);
+    let draw = |canvas: &mut Canvas, frame: &Frame, panel: &Panel| {
+        looks.draw(canvas, frame, panel);
+        for (name, &share) in names.iter().zip(&ends) {
+            let at = (frame.right() + APART, frame.bottom() - share * frame.height);
+            canvas.text(name, at, theme::SMALL, theme::BLACK, HPos::Left);
+        }
+    };
     figure.sheet(&legend, (&x, &y), &titles, (height, right), draw, |_, _| ())
+}
+
+/// Where each line ends, as a share of the axis: where one panel has lines that all end at the last value of x, far enough apart
+/// for their names to stand beside them.
+fn line_ends(figure: &Grid, names: &[String], y: &Axis, height: f64) -> Option<Vec<f64>> {
+    let ([panel], 2..) = (&figure.panels[..], names.len()) else { return None };
+    let last = figure.x().values.len() - 1;
+    let end = |line| Some(y.fraction(panel.cells.get(&(line, last))?.estimate()?.mean));
+    let ends = (0..names.len()).map(end).collect::<Option<Vec<_>>>()?;
+    let mut sorted = ends.clone();
+    sorted.sort_by(f64::total_cmp);
+    let apart = sorted.windows(2).all(|pair| (pair[1] - pair[0]) * height >= theme::SMALL + 1.0);
+    apart.then_some(ends)
 }
 
 /// In order where the values are numbers, as different as can be where they are words.
