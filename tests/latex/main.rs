@@ -164,14 +164,15 @@ fn results(folder: &Path, values: i32) {
 
 fn scan(folder: &Path) {
     let mut rows =
-        "algorithm,dtype,threads,batch,steps,channels,gate,layout,median_ms,gb_per_s,copy_gb_per_s\n"
+        "algorithm,device,dtype,threads,batch,steps,channels,gate,layout,median_ms,gb_per_s,copy_gb_per_s\n"
             .to_owned();
     for (algorithm, layout) in
         [("time", "steps-channels"), ("tree", "steps-channels"), ("time", "channels-steps")]
     {
         for steps in [128, 256, 512] {
             let time = f64::from(steps) / if algorithm == "time" { 1e3 } else { 5e2 };
-            writeln!(rows, "{algorithm},f32,2,8,{steps},64,step,{layout},{time},{},20", 1.0 / time).unwrap();
+            writeln!(rows, "{algorithm},cpu,f32,2,8,{steps},64,step,{layout},{time},{},20", 1.0 / time)
+                .unwrap();
         }
     }
     std::fs::write(folder.join("scan_bench.csv"), rows).unwrap();
