@@ -137,20 +137,16 @@ def run(what, command):
         raise Failure(f"{what} failed with status {status}: see above")
 
 
-def build(chosen):
-    """Fills in the programs that were not named."""
-    built = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
-    cargo = ["cargo", "build", "--release", "--locked"]
-    if chosen.nmem is None:
-        run("building nmem (--nmem names a finished one)", [*cargo, "--bin", "nmem"])
-        chosen.nmem = built / "nmem"
-    if chosen.gemm_rate is None:
-        run("building the example gemm_rate", [*cargo, "--example", "gemm_rate"])
-        chosen.gemm_rate = built / "examples" / "gemm_rate"
-    for program in (chosen.nmem, chosen.gemm_rate):
-        if not os.access(program, os.X_OK):
-            raise Failure(f"{program}: no such program")
-    chosen.nmem, chosen.gemm_rate = chosen.nmem.resolve(), chosen.gemm_rate.resolve()
+def program(named, kind, name):
+    """The program that was named, or else one built here."""
+    if named is None:
+        built = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
+        command = ["cargo", "build", "--release", "--locked", kind, name]
+        run(f"building {name} (a flag names a finished one: --help)", command)
+        named = built / ("examples" if kind == "--example" else "") / name
+    if not os.access(named, os.X_OK):
+        raise Failure(f"{named}: no such program")
+    return named.resolve()
 
 
 def main():
@@ -161,7 +157,7 @@ def main():
     import record
 
     if chosen.redraw is not None:
-        record.write(chosen.redraw)
+        record.write(chosen.redraw, program(chosen.nmem, "--bin", "nmem"))
         return
     import machine
 
@@ -171,7 +167,8 @@ def main():
         chosen.out = results / "vs-pytorch" if chosen.quick else results / "records" / name
     if chosen.out.exists() and not chosen.force:
         raise Failure(f"{chosen.out} exists: --force replaces it, --out names another")
-    build(chosen)
+    chosen.nmem = program(chosen.nmem, "--bin", "nmem")
+    chosen.gemm_rate = program(chosen.gemm_rate, "--example", "gemm_rate")
     import measure
 
     measure.measure(chosen)

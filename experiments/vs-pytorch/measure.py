@@ -349,7 +349,7 @@ def measure(chosen):
         (hidden / "machine.json").write_text(
             json.dumps(before, indent=2, ensure_ascii=False) + "\n"
         )
-        print(record.write(hidden))
+        print(record.write(hidden, chosen.nmem))
         if chosen.out.exists():
             shutil.rmtree(chosen.out)
         hidden.rename(chosen.out)

@@ -1,15 +1,11 @@
-"""From raw.csv and machine.json of a record to its summary.csv, README.md and plot."""
+"""From raw.csv and machine.json of a record to its summary.csv, README.md, times.csv and the figure of these."""
 
 import csv
 import json
 import math
 import statistics
+import subprocess
 from pathlib import Path
-
-import matplotlib
-
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
 
 from cases import CASES, PYTORCH, Case, Failure
 
@@ -239,76 +235,34 @@ def compile_notes(rows, failures):
     return "".join(f"- {note}\n" for note in notes)
 
 
-def plot(rows, threads, path):
-    """Times on the left, on the right how many times longer PyTorch takes, both on log axes."""
-    plt.rcParams |= {
-        "svg.hashsalt": "nmem",
-        "font.size": 8,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    # Okabe and Ito's colours, told apart by most eyes and in grey.
-    looks = {
-        "nmem": ("#0072B2", "o", "nmem"),
-        "compiled": ("#009E73", "s", "torch.compile"),
-        "kept": ("#E69F00", "^", "eager, memory kept"),
-        "eager": ("#D55E00", "D", "PyTorch eager"),
-    }
-    sides = [side for side in looks if any(row[f"{side}_ms"] for row in rows)]
-    height = 1.1 + 0.42 * len(rows)
-    figure, (left, right) = plt.subplots(
-        1, 2, sharey=True, figsize=(7.2, height), layout="constrained"
-    )
-    places = range(len(rows))
-    for side in sides:
-        colour, marker, name = looks[side]
-        for place, row in zip(places, rows):
-            if row[f"{side}_ms"] is None:
-                continue
-            quartiles = [row[f"{side}_ms_q1"], row[f"{side}_ms_q3"]]
-            left.plot(quartiles, [place, place], color=colour, linewidth=1, zorder=2)
-            # The later sides are drawn first: nmem's marks stay on top.
-            order = 3 + len(sides) - sides.index(side)
-            left.plot(row[f"{side}_ms"], place, marker, color=colour, markersize=4.5, zorder=order)
-        left.plot([], [], marker, color=colour, markersize=4.5, label=name)
-    left.set(xscale="log", xlabel=f"ms a forward, {threads} threads (median, quartiles)")
-    left.set_yticks(places, [case_of(row).label for row in rows])
-    left.set_ylabel(SHAPE)
-    left.invert_yaxis()
-    left.grid(axis="x", color="0.9")
+# In the order of their lines, and as the figure names them.
+SIDES = {
+    "nmem": "nmem",
+    "compiled": "torch.compile",
+    "kept": "eager, memory kept",
+    "eager": "PyTorch eager",
+}
 
-    bars = [side for side in ("eager", "compiled") if side in sides]
-    thick = 0.72 / max(len(bars), 1)
-    for at, side in enumerate(bars):
-        colour, _, _ = looks[side]
-        for place, row in zip(places, rows):
-            ratio = row[f"{side}_ratio"]
-            if ratio is None:
-                continue
-            middle = place + (at - (len(bars) - 1) / 2) * thick
-            right.barh(middle, ratio - 1, thick * 0.9, left=1, color=colour, zorder=2)
-            least, most = row[f"{side}_ratio_round_min"], row[f"{side}_ratio_round_max"]
-            right.plot([least, most], [middle, middle], color="0.2", linewidth=0.8, zorder=4)
-            beyond = max(most, 1) * 1.06
-            right.text(beyond, middle, number(ratio), va="center", fontsize=6.5)
-    right.axvline(1, color="0.3", linewidth=0.8, zorder=3)
-    right.set(xscale="log", xlabel="times as long as nmem (lines: range of rounds)")
-    ends = [
-        row[f"{side}_ratio_round_{end}"] for side in bars for row in rows for end in ("min", "max")
-    ]
-    ends = [end for end in ends if end is not None]
-    right.set_xlim(min([0.9, *(0.8 * end for end in ends)]), 1.7 * max([1.2, *ends]))
-    plain = matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}")
-    for axes in (left, right):
-        axes.xaxis.set_major_formatter(plain)
-        axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-        axes.set_axisbelow(True)
-        axes.tick_params(axis="y", length=0)
-    right.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-    right.grid(axis="x", color="0.9")
-    figure.legend(loc="outside upper center", ncols=len(sides), frameon=False)
-    figure.savefig(path, metadata={"Date": None, "Creator": None})
-    plt.close(figure)
+
+def plot(rows, nmem, folder):
+    """times.csv, the medians as a sweep's results are written; and `nmem plot` of it."""
+    times = folder / "times.csv"
+    with open(times, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["run", "dim_tokens_chunk_heads", "by", "status", "ms_a_forward"])
+        for row in rows:
+            label = case_of(row).label.replace(", ", "·").replace(" ", "")
+            for side, name in SIDES.items():
+                if row[f"{side}_ms"] is not None:
+                    writer.writerow([f"{label} {side}", label, name, "ok", row[f"{side}_ms"]])
+    command = [nmem, "plot", times, "--kind", "sweep", "--x", "dim_tokens_chunk_heads", "--hue", "by"]
+    command += ["--y", "ms_a_forward", "--log=y", "--width", "7.8", "--quiet", "--out", folder / "times.svg"]
+    try:
+        failed = subprocess.run(command).returncode
+    except OSError as error:
+        raise Failure(f"{nmem}: {error.strerror}") from None
+    if failed:
+        raise Failure(f"{nmem} plot failed with status {failed}: see above")
 
 
 def sentence_of_machine(about):
@@ -363,12 +317,12 @@ FILES = """\
 
 `raw.csv` has a line a measurement; `iteration` 0 is each turn's warm-up, which nothing here is
 computed from. `summary.csv` holds the tables' numbers in full, with quartiles and the rounds'
-least and greatest ratios. `machine.json` is the machine, versions and settings. All but `raw.csv`
+least and greatest ratios; `times.csv` what the figure is drawn of. `machine.json` is the machine, versions and settings. All but `raw.csv`
 and `machine.json` follows from these two: `experiments/vs-pytorch/compare.py --redraw DIR`.
 """
 
 
-def write(folder):
+def write(folder, nmem):
     """Writes everything that follows from raw.csv and machine.json; returns the tables."""
     try:
         about = json.loads((folder / "machine.json").read_text())
@@ -385,10 +339,10 @@ def write(folder):
             writer.writerows(rows)
         timed = any(row[f"{side}_ms"] for row in rows for side in PYTORCH)
         if timed:
-            plot(rows, threads, folder / "times.svg")
+            plot(rows, nmem, folder)
             parts += [
                 f"## One forward: store a sequence and read it back, f32, {threads} threads\n",
-                "![Times, and PyTorch's as a multiple of nmem's](times.svg)\n",
+                "![Median times of a forward, by dim·tokens·chunk·heads](times.svg)\n",
                 TIMES,
                 times_table(rows) + "\n",
                 compile_notes(rows, about["did_not_run"]),
