@@ -707,7 +707,7 @@ impl Drop for Gpu {
     fn drop(&mut self) {
         let _ = self.synchronize();
         if let Products::Blas { blas, workspace } = std::mem::take(&mut *held(&self.products)) {
-            blas.close();
+            drop(blas);
             self.free(workspace);
         }
         let Ok(driver) = self.context.enter() else { return };

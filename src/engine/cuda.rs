@@ -241,11 +241,7 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         tick: &mut (dyn FnMut(usize) -> Result<()> + Send),
     ) -> Result<Outcome> {
         let begin = Instant::now();
-        for array in [&mut state.update, &mut state.momentum] {
-            if !array.is_standard_layout() {
-                *array = array.as_standard_layout().into_owned();
-            }
-        }
+        state.lay_out();
         let mut plan = Plan::new(self.memory, state, work, None)?;
         plan.check_chunk()?;
         let group = self.make_room(&mut plan)?;

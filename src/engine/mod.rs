@@ -478,11 +478,7 @@ impl<'m, T: Real, M: MemoryModel<T>> Engine<'m, T, M> {
         tick: &mut (dyn FnMut(usize) -> Result<()> + Send),
     ) -> Result<Outcome> {
         let begin = Instant::now();
-        for array in [&mut state.update, &mut state.momentum] {
-            if !array.is_standard_layout() {
-                *array = array.as_standard_layout().into_owned();
-            }
-        }
+        state.lay_out();
         let plan = Plan::new(self.memory, state, work, self.retention)?;
         plan.check_chunk()?;
         let group = self.memory.group(plan.sequences);

@@ -87,6 +87,15 @@ impl<T: Real> State<T> {
         }
     }
 
+    /// Brings U and S into standard layout, as engines want them.
+    pub(crate) fn lay_out(&mut self) {
+        for array in [&mut self.update, &mut self.momentum] {
+            if !array.is_standard_layout() {
+                *array = array.as_standard_layout().into_owned();
+            }
+        }
+    }
+
     /// What it takes.
     pub fn bytes(&self) -> usize {
         let kept = self.stored.left_over.len() + self.read.left_over.len();

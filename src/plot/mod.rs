@@ -132,41 +132,12 @@ fn draw_timelines(
     request: &Request,
     check: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Drawn> {
-    let quantity = |name: &String| Quantity::ALL.into_iter().find(|quantity| quantity.name() == name);
-    let asked: Option<Vec<_>> = request.y.iter().map(quantity).collect();
-    let gates = sources.iter().any(|source| source.kind == Kind::Gates);
-    let (Some(asked), None, None) = (asked, &request.x, &request.hue) else {
+    let Some(timeline::Selection { runs, shown, name }) = timeline::Selection::read(sources, request, check)?
+    else {
         return columns::columns(sources, request, check);
     };
-    let runs = sources.iter().map(|source| {
-        let metrics = Metrics::read(&source.csv, &request.look, check)?;
-        Ok(timeline::Run { name: source.name.clone(), metrics })
-    });
-    let runs = runs.collect::<Result<Vec<_>>>()?;
-    let there = |quantity: &Quantity| {
-        runs.iter().flat_map(|run| &run.metrics.series).any(|series| series.quantity == *quantity)
-    };
-    let shown: Vec<_> = match &asked[..] {
-        [] if gates => vec![Quantity::LearningRate, Quantity::Momentum, Quantity::Decay],
-        [] => Quantity::ALL.into_iter().filter(there).collect(),
-        asked => asked.to_vec(),
-    };
     check()?;
-    let name = match (&asked[..], gates) {
-        ([quantity], _) => quantity.name(),
-        ([], true) => "gates",
-        _ => "timeline",
-    };
-    let left_out =
-        runs.iter().flat_map(|run| {
-            let of_run = LeftOut::of(&run.metrics)
-                .into_iter()
-                .filter(|left_out| shown.iter().any(|quantity| quantity.name() == left_out.quantity));
-            of_run.map(|left_out| {
-                if runs.len() > 1 { format!("{}: {left_out}", run.name) } else { left_out.to_string() }
-            })
-        });
-    let notes = left_out.collect();
+    let notes = timeline::left_out(&runs, &shown);
     let svg = timeline::figure(&runs, request.labels.as_ref(), &shown, &request.look);
     Ok(Drawn { figures: vec![Figure { name: name.to_owned(), svg }], notes })
 }

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use plotters::style::{Color, RGBAColor, RGBColor};
 
+use crate::error::Result;
 use crate::io::labels::Labels;
 use crate::plot::axis::Axis;
 use crate::plot::canvas::{Canvas, svg};
@@ -15,7 +16,7 @@ use crate::plot::frame::{
 use crate::plot::legend::{Legend, Swatch, mark};
 use crate::plot::look::Look;
 use crate::plot::series::{Metrics, Quantity, Series};
-use crate::plot::{font, theme};
+use crate::plot::{Kind, LeftOut, Request, Source, font, theme};
 
 /// Marks closer than this would overlap: they become one with a bar.
 const MARK_SPACE: f64 = 5.0;
@@ -28,6 +29,60 @@ const LOW: f64 = 46.0;
 pub struct Run {
     pub name: String,
     pub metrics: Metrics,
+}
+
+/// What timelines of some files show.
+pub struct Selection {
+    pub runs: Vec<Run>,
+    pub shown: Vec<Quantity>,
+    /// Of the figure.
+    pub name: &'static str,
+}
+
+impl Selection {
+    /// All quantities, the gates, or those that are asked for. `None` where other columns are, or another x: they are no
+    /// timelines.
+    pub fn read(
+        files: &[Source],
+        request: &Request,
+        check: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Option<Self>> {
+        let quantity = |name: &String| Quantity::ALL.into_iter().find(|quantity| quantity.name() == name);
+        let asked: Option<Vec<_>> = request.y.iter().map(quantity).collect();
+        let (Some(asked), None, None) = (asked, &request.x, &request.hue) else { return Ok(None) };
+        let gates = files.iter().any(|file| file.kind == Kind::Gates);
+        let run = |file: &Source| {
+            Ok(Run { name: file.name.clone(), metrics: Metrics::read(&file.csv, &request.look, check)? })
+        };
+        let runs = files.iter().map(run).collect::<Result<Vec<_>>>()?;
+        let there = |quantity: &Quantity| {
+            runs.iter().flat_map(|run| &run.metrics.series).any(|series| series.quantity == *quantity)
+        };
+        let name = match (&asked[..], gates) {
+            ([quantity], _) => quantity.name(),
+            ([], true) => "gates",
+            _ => "timeline",
+        };
+        let shown = match &asked[..] {
+            [] if gates => vec![Quantity::LearningRate, Quantity::Momentum, Quantity::Decay],
+            [] => Quantity::ALL.into_iter().filter(there).collect(),
+            _ => asked,
+        };
+        Ok(Some(Self { runs, shown, name }))
+    }
+}
+
+/// What of these quantities cannot be drawn, a line each.
+pub fn left_out(runs: &[Run], shown: &[Quantity]) -> Vec<String> {
+    let of_run = |run: &Run| -> Vec<String> {
+        let all = LeftOut::of(&run.metrics).into_iter();
+        let those = all.filter(|left_out| shown.iter().any(|quantity| quantity.name() == left_out.quantity));
+        let name = |left_out: LeftOut| {
+            if runs.len() > 1 { format!("{}: {left_out}", run.name) } else { left_out.to_string() }
+        };
+        those.map(name).collect()
+    };
+    runs.iter().flat_map(of_run).collect()
 }
 
 /// The lines' looks: colours and dashes of the heads or runs, and how strong they are.

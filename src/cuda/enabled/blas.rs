@@ -89,9 +89,11 @@ impl Blas {
         check(status, name)?;
         Ok(true)
     }
+}
 
-    /// Ends it. The context must be the calling thread's.
-    pub fn close(self) {
+/// The context must be the calling thread's.
+impl Drop for Blas {
+    fn drop(&mut self) {
         // SAFETY: nobody has the handle any more.
         unsafe { (self.library.cublasDestroy_v2)(self.handle) };
     }

@@ -8,11 +8,12 @@ use std::ffi::{c_char, c_int, c_uint, c_void};
 pub type Handle = usize;
 
 macro_rules! library {
-    ($(#[$doc:meta])* $name:ident, $culib:path { $(fn $function:ident($($of:ty),* $(,)?);)* }) => {
+    ($(#[$doc:meta])* $name:ident, $culib:path { $(fn $function:ident($($of:ty),* $(,)?);)* $(let $other:ident: $type:ty;)* }) => {
         $(#[$doc])*
         #[expect(non_snake_case, reason = "the library's names")]
         pub struct $name {
             $(pub $function: unsafe extern "C" fn($($of),*) -> c_uint,)*
+            $(pub $other: $type,)*
         }
 
         impl $name {
@@ -26,6 +27,8 @@ macro_rules! library {
                 Ok(Self {
                     // SAFETY: the types are those of the library's headers.
                     $($function: unsafe { *library.get(stringify!($function)).map_err(|_| stringify!($function))? },)*
+                    // SAFETY: as above.
+                    $($other: unsafe { *library.get(stringify!($other)).map_err(|_| stringify!($other))? },)*
                 })
             }
         }
@@ -123,45 +126,30 @@ library! {
         fn cublasSetStream_v2(Handle, Handle);
         fn cublasSetWorkspace_v2(Handle, u64, usize);
         fn cublasSetMathMode(Handle, c_uint);
-        fn cublasSgemmStridedBatched(
-            Handle,
-            c_uint,
-            c_uint,
-            c_int,
-            c_int,
-            c_int,
-            *const f32,
-            u64,
-            c_int,
-            i64,
-            u64,
-            c_int,
-            i64,
-            *const f32,
-            u64,
-            c_int,
-            i64,
-            c_int,
-        );
-        fn cublasDgemmStridedBatched(
-            Handle,
-            c_uint,
-            c_uint,
-            c_int,
-            c_int,
-            c_int,
-            *const f64,
-            u64,
-            c_int,
-            i64,
-            u64,
-            c_int,
-            i64,
-            *const f64,
-            u64,
-            c_int,
-            i64,
-            c_int,
-        );
+        let cublasSgemmStridedBatched: Gemm<f32>;
+        let cublasDgemmStridedBatched: Gemm<f64>;
     }
 }
+
+/// Handle; whether A and B are transposed; rows, columns, depth; α; each matrix with its columns' distance and the stride from one
+/// product's to the next, β before C; how many products.
+type Gemm<T> = unsafe extern "C" fn(
+    Handle,
+    c_uint,
+    c_uint,
+    c_int,
+    c_int,
+    c_int,
+    *const T,
+    u64,
+    c_int,
+    i64,
+    u64,
+    c_int,
+    i64,
+    *const T,
+    u64,
+    c_int,
+    i64,
+    c_int,
+) -> c_uint;

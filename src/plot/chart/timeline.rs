@@ -8,8 +8,8 @@ use crate::plot::axis::Axis;
 use crate::plot::colours::Colours;
 use crate::plot::envelope::{Envelope, Unshown};
 use crate::plot::series::{Metrics, Quantity, Series};
-use crate::plot::timeline::{Run, TREND, title, tokens, y_axis};
-use crate::plot::{Kind, LeftOut, Request, Source as File, theme};
+use crate::plot::timeline::{Run, Selection, TREND, left_out, title, tokens, y_axis};
+use crate::plot::{LeftOut, Request, Source as File, theme};
 
 /// Rows of a metrics.csv that TeX reads once a line in a second or so; of longer files it gets what is drawn alone.
 const ROWS_FOR_TEX: usize = 1024;
@@ -20,27 +20,8 @@ const TALL: f64 = 150.0;
 
 /// All quantities, the gates, or those that are asked for; of several runs the means.
 pub fn chart(files: &[File], request: &Request, check: &mut dyn FnMut() -> Result<()>) -> Result<Chart> {
-    let quantity = |name: &String| Quantity::ALL.into_iter().find(|quantity| quantity.name() == name);
-    let asked: Option<Vec<_>> = request.y.iter().map(quantity).collect();
-    let (Some(asked), None, None) = (asked, &request.x, &request.hue) else { return Err(columns()) };
-    let gates = files.iter().any(|file| file.kind == Kind::Gates);
-    let runs = files.iter().map(|file| {
-        Ok(Run { name: file.name.clone(), metrics: Metrics::read(&file.csv, &request.look, check)? })
-    });
-    let runs = runs.collect::<Result<Vec<_>>>()?;
-    let there = |quantity: &Quantity| {
-        runs.iter().flat_map(|run| &run.metrics.series).any(|series| series.quantity == *quantity)
-    };
-    let shown: Vec<_> = match &asked[..] {
-        [] if gates => vec![Quantity::LearningRate, Quantity::Momentum, Quantity::Decay],
-        [] => Quantity::ALL.into_iter().filter(there).collect(),
-        asked => asked.to_vec(),
-    };
-    let name = match (&asked[..], gates) {
-        ([quantity], _) => quantity.name(),
-        ([], true) => "gates",
-        _ => "timeline",
-    };
+    let selection = Selection::read(files, request, check)?.ok_or_else(columns)?;
+    let Selection { runs, shown, name } = selection;
     let chart = Chart {
         name: name.to_owned(),
         csv: if let [file] = files { Some(file.csv.clone()) } else { None },
@@ -48,18 +29,10 @@ pub fn chart(files: &[File], request: &Request, check: &mut dyn FnMut() -> Resul
         columns: 1,
         keys: Vec::new(),
         notes: Vec::new(),
-        left_out: runs.iter().flat_map(|run| left_out(run, &shown, runs.len() > 1)).collect(),
+        left_out: left_out(&runs, &shown),
         colours: None,
     };
     Ok(Drawing { runs: &runs, shown: &shown, request }.complete(chart))
-}
-
-fn left_out(run: &Run, shown: &[Quantity], several: bool) -> Vec<String> {
-    let of_run = LeftOut::of(&run.metrics).into_iter();
-    let of_run = of_run.filter(|left_out| shown.iter().any(|quantity| quantity.name() == left_out.quantity));
-    of_run
-        .map(|left_out| if several { format!("{}: {left_out}", run.name) } else { left_out.to_string() })
-        .collect()
 }
 
 struct Drawing<'a> {
