@@ -230,9 +230,11 @@ BOTH(scan_rows, 256,
 // Traffic is factors and reads alone; nothing weights-shaped leaves before the end. What is computed with comes in pieces through
 // a ring of buffers, asked for some pieces ahead: a chunk of few tokens is less work than the way to its memory takes.
 //
-// grid: (weights × strips, heads of all sequences, parts). Without steps, parts of the chunks are read side by side.
+// grid: (weights × strips, heads of all sequences, spans). Chunks are cut into spans of `each`, which are walked side by side, the
+// last one to the end: the recurrences are linear, so what a span starts from is known before it is walked (span_ends,
+// span_starts). Without steps all spans are read with the same weights.
 
-enum { WALKERS = 256, WALK_WARPS = 8, SLAB = 64, GROUP = 32, SLICE = 16 };
+enum { WALKERS = 256, WALK_WARPS = 8, SLAB = 64, GROUP = 32, SLICE = 16, TILE = 64 };
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
 // To shared memory, past the registers.
@@ -258,8 +260,8 @@ __device__ inline void end_piece() {}
 __device__ inline void await_piece(unsigned) {}
 #endif
 
-// `base`: W (weights, d, d) of all heads. update, momentum: [heads, elements] before; after in new_update, new_momentum. first: the
-// layer's first weight, its products together `width` wide. steps: [heads, chunks, 3]. a: (heads, chunks c, d); b: (heads, chunks c,
+// `base`: W (weights, d, d) of all heads. update, momentum: [heads, spans, elements] before each span, without steps [heads,
+// elements]; after the last one in new_update, new_momentum, [heads, elements]. first: the layer's first weight, its products together `width` wide. steps: [heads, chunks, 3]. a: (heads, chunks c, d); b: (heads, chunks c,
 // width); rows and reads likewise. Of the queries there may be more chunks. norms: [heads, chunks, gridDim.x, 4]. ring: 2 to 6.
 //
 // Shared memory, in elements; as in src/engine/cuda.rs:
@@ -514,14 +516,15 @@ __device__ void walk(const T* base, const T* update, const T* momentum, T* new_u
                      unsigned elements, unsigned d, unsigned first, unsigned width, unsigned c, unsigned chunks,
                      const T* steps, const T* a, const T* b, unsigned query_chunks, const T* queries, T* query_reads,
                      const T* keys_before, T* reads_before, const T* keys_after, T* reads_after, T* norms, T scale,
-                     unsigned ring) {
+                     unsigned ring, unsigned each) {
     SHARED_MEMORY(T, memory);
     typedef Walk<T, J, R> Mine;
     const unsigned strips = (d + J - 1) / J, weight = first + blockIdx.x / strips, start = blockIdx.x % strips * J;
-    const long long head = blockIdx.y, place = head * elements + (long long)weight * d * d + start;
+    const bool last = blockIdx.z + 1 == gridDim.z;
+    const long long head = blockIdx.y, in_head = (long long)weight * d * d + start;
+    const long long before = (chunks > 0 ? head * gridDim.z + blockIdx.z : head) * elements + in_head;
     const long long column = (weight - first) * d + start, stored = head * chunks * c, asked = head * query_chunks * c;
-    const unsigned deep = (d + 3) / 4 * 4, all = chunks > query_chunks ? chunks : query_chunks;
-    const unsigned each = (all + gridDim.z - 1) / gridDim.z, from = blockIdx.z * each;
+    const unsigned deep = (d + 3) / 4 * 4, all = chunks > query_chunks ? chunks : query_chunks, from = blockIdx.z * each;
     Mine my;
     my.base = base + (long long)weight * d * d + start;
     my.steps = steps + head * chunks * 3;
@@ -539,7 +542,7 @@ __device__ void walk(const T* base, const T* update, const T* momentum, T* new_u
     my.width = width;
     my.chunks = chunks;
     my.query_chunks = query_chunks;
-    my.end = from + each < all ? from + each : all;
+    my.end = last ? all : from + each;
     my.scale = scale;
     my.s = memory;
     my.u = my.s + d * J;
@@ -553,16 +556,17 @@ __device__ void walk(const T* base, const T* update, const T* momentum, T* new_u
     for (unsigned i = threadIdx.x; i < deep * J; i += WALKERS) {
         const unsigned row = i / J, in_strip = i % J;
         const bool there = row < d && in_strip < my.columns;
-        const T u = there ? update[place + (long long)row * d + in_strip] : T(0);
+        const T u = there ? update[before + (long long)row * d + in_strip] : T(0);
         if (row < d) {
             my.u[i] = u;
-            my.s[i] = there && chunks > 0 ? momentum[place + (long long)row * d + in_strip] : T(0);
+            my.s[i] = there && chunks > 0 ? momentum[before + (long long)row * d + in_strip] : T(0);
         }
         my.read_weights[i] = u + (there ? my.base[(long long)row * d + in_strip] : T(0));
     }
     my.run(from, my.parts + WALK_WARPS * GROUP * J, ring);
-    if (chunks == 0) return;
+    if (chunks == 0 || !last) return;
     __syncthreads();
+    const long long place = head * elements + in_head;
     for (unsigned i = threadIdx.x; i < d * J; i += WALKERS) {
         const unsigned row = i / J, in_strip = i % J;
         if (in_strip < my.columns) {
@@ -576,21 +580,131 @@ __device__ void walk(const T* base, const T* update, const T* momentum, T* new_u
     template <class T> __device__ void NAME(const T* base, const T* update, const T* momentum, T* new_update, T* new_momentum, \
         unsigned elements, unsigned d, unsigned first, unsigned width, unsigned c, unsigned chunks, const T* steps, const T* a, \
         const T* b, unsigned query_chunks, const T* queries, T* query_reads, const T* keys_before, T* reads_before, \
-        const T* keys_after, T* reads_after, T* norms, T scale, unsigned ring) { \
+        const T* keys_after, T* reads_after, T* norms, T scale, unsigned ring, unsigned each) { \
         walk<T, J, R>(base, update, momentum, new_update, new_momentum, elements, d, first, width, c, chunks, steps, a, b, \
-            query_chunks, queries, query_reads, keys_before, reads_before, keys_after, reads_after, norms, scale, ring); \
+            query_chunks, queries, query_reads, keys_before, reads_before, keys_after, reads_after, norms, scale, ring, each); \
     } \
     BOTH(NAME, WALKERS, (const T* base, const T* update, const T* momentum, T* new_update, T* new_momentum, \
         unsigned elements, unsigned d, unsigned first, unsigned width, unsigned c, unsigned chunks, const T* steps, const T* a, \
         const T* b, unsigned query_chunks, const T* queries, T* query_reads, const T* keys_before, T* reads_before, \
-        const T* keys_after, T* reads_after, T* norms, T scale, unsigned ring), \
+        const T* keys_after, T* reads_after, T* norms, T scale, unsigned ring, unsigned each), \
         (base, update, momentum, new_update, new_momentum, elements, d, first, width, c, chunks, steps, a, b, \
-            query_chunks, queries, query_reads, keys_before, reads_before, keys_after, reads_after, norms, scale, ring))
+            query_chunks, queries, query_reads, keys_before, reads_before, keys_after, reads_after, norms, scale, ring, each))
 WALK(walk_16_short, 16, 1)
 WALK(walk_16, 16, 4)
 WALK(walk_8_short, 8, 1)
 WALK(walk_8, 8, 2)
 WALK(walk_4, 4, 1)
+
+// Where all spans but the last take S and U of a head, had they started from zero: in the place of what the next one starts from.
+// updates, momenta: [heads, spans, elements]. transitions [heads, spans, 3]: after a span S is p S₀ and U is q U₀ + r S₀ more than
+// that. A block a tile of a weight, in registers; factors as in `walk`, keys and d_qkv those of the first `first` weights.
+// grid: (weights × tiles, heads, spans − 1)
+template <class T>
+__device__ void span_ends(const T* steps, const T* keys, const T* d_qkv, const T* activated, const T* d_output, T* updates,
+                          T* momenta, T* transitions, unsigned elements, unsigned d, unsigned c, unsigned chunks,
+                          unsigned each, unsigned spans, unsigned first) {
+    __shared__ Quad<T> left[SLICE][TILE / 4], right[SLICE][TILE / 4];
+    const unsigned across = (d + TILE - 1) / TILE, weight = blockIdx.x / (across * across);
+    const unsigned row0 = blockIdx.x / across % across * TILE, col0 = blockIdx.x % across * TILE;
+    const unsigned width = weight < first ? first * d : d, tx = threadIdx.x % 16, ty = threadIdx.x / 16;
+    const long long head = blockIdx.y, span = blockIdx.z, token = (head * chunks + span * each) * c;
+    const T* a = (weight < first ? keys : activated) + token * d + row0;
+    const T* b = (weight < first ? d_qkv + weight * d : d_output) + token * width + col0;
+    const T* gates = steps + (head * chunks + span * each) * 3;
+    const unsigned tokens = each * c, of_a = d - row0, of_b = d - col0;
+    T g[4][4] = {}, s[4][4] = {}, u[4][4] = {}, p = T(1), q = T(1), r = T(0);
+    // A thread stages a quad of each factor.
+    const unsigned in_slice = threadIdx.x / 16, quad = threadIdx.x % 16 * 4;
+    const bool vectors = d % 4 == 0;
+    Quad<T> next_a, next_b;
+    auto fetch = [&](unsigned slice) {
+        const unsigned t = slice + in_slice;
+        auto of = [&](const T* from, unsigned columns) {
+            Quad<T> x;
+            if (vectors && t < tokens && quad < columns) return *reinterpret_cast<const Quad<T>*>(from);
+            for (int i = 0; i < 4; ++i) x.v[i] = t < tokens && quad + i < columns ? from[i] : T(0);
+            return x;
+        };
+        next_a = of(a + (long long)t * d + quad, of_a);
+        next_b = of(b + (long long)t * width + quad, of_b);
+    };
+    fetch(0);
+    unsigned in_chunk = 0;
+    for (unsigned slice = 0; slice < tokens; slice += SLICE) {
+        __syncthreads();
+        left[in_slice][quad / 4] = next_a;
+        right[in_slice][quad / 4] = next_b;
+        __syncthreads();
+        if (slice + SLICE < tokens) fetch(slice + SLICE);
+        const unsigned number = tokens - slice < SLICE ? tokens - slice : SLICE;
+#pragma unroll 4
+        for (unsigned t = 0; t < number; ++t) {
+            const Quad<T> l = left[t][ty], m = right[t][tx];
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+#pragma unroll
+                for (int j = 0; j < 4; ++j) g[i][j] += l.v[i] * m.v[j];
+            if (++in_chunk < c) continue;
+            in_chunk = 0;
+            const T theta = gates[0], eta = gates[1], kept = T(1) - gates[2];
+            gates += 3;
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    s[i][j] = eta * s[i][j] - theta * g[i][j];
+                    u[i][j] = kept * u[i][j] + s[i][j];
+                    g[i][j] = T(0);
+                }
+            p *= eta;
+            q *= kept;
+            r = kept * r + p;
+        }
+    }
+    const long long place = (head * spans + span + 1) * elements + (long long)weight * d * d;
+    for (unsigned i = 0; i < 4; ++i)
+        for (unsigned j = 0; j < 4; ++j) {
+            const unsigned row = row0 + 4 * ty + i, col = col0 + 4 * tx + j;
+            if (row >= d || col >= d) continue;
+            updates[place + (long long)row * d + col] = u[i][j];
+            momenta[place + (long long)row * d + col] = s[i][j];
+        }
+    if (blockIdx.x == 0 && threadIdx.x == 0) {
+        T* to = transitions + (head * spans + span) * 3;
+        to[0] = p;
+        to[1] = q;
+        to[2] = r;
+    }
+}
+BOTH(span_ends, 256,
+     (const T* steps, const T* keys, const T* d_qkv, const T* activated, const T* d_output, T* updates, T* momenta,
+      T* transitions, unsigned elements, unsigned d, unsigned c, unsigned chunks, unsigned each, unsigned spans, unsigned first),
+     (steps, keys, d_qkv, activated, d_output, updates, momenta, transitions, elements, d, c, chunks, each, spans, first))
+
+// What every span starts from: that of the first, [heads, elements], then span by span, in place. A thread an element.
+template <class T>
+__device__ void span_starts(const T* update, const T* momentum, const T* transitions, T* updates, T* momenta,
+                            unsigned elements, unsigned spans) {
+    const long long head = blockIdx.y, i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
+    if (i >= elements) return;
+    const long long first = head * spans * elements + i;
+    const T* of = transitions + head * spans * 3;
+    T u = update[head * elements + i], s = momentum[head * elements + i];
+    updates[first] = u;
+    momenta[first] = s;
+#pragma unroll 4
+    for (unsigned span = 1; span < spans; ++span, of += 3) {
+        const long long place = first + (long long)span * elements;
+        u = of[1] * u + (of[2] * s + updates[place]);
+        s = of[0] * s + momenta[place];
+        updates[place] = u;
+        momenta[place] = s;
+    }
+}
+BOTH(span_starts, 256,
+     (const T* update, const T* momentum, const T* transitions, T* updates, T* momenta, unsigned elements, unsigned spans),
+     (update, momentum, transitions, updates, momenta, elements, spans))
 
 // Sums of squares by weight: parts [places, weights × strips, 4] → sums [places, all_weights, 4], of the weights from `first` on.
 template <class T>
@@ -782,7 +896,7 @@ BOTH(first_nonfinite, 256, (const T* rows, unsigned* first, long long stride, un
 // ---- Products ----------------------------------------------------------------------------------------------------------
 
 // C ← scale · op(A) op(B), `batch` pairs: a tile of 64 × 64 a block, 4 × 4 a thread. As in src/cuda/product.rs.
-enum { TILE = 64, DEPTH = 16 };
+enum { DEPTH = 16 };
 template <class T>
 __device__ void product(const T* a, long long a_row, long long a_stride, unsigned a_transposed, const T* b, long long b_row,
                         long long b_stride, unsigned b_transposed, T* c, long long c_row, long long c_stride,

@@ -29,6 +29,8 @@ const BLOCK_ROWS: usize = 32_768;
 const GROUP: usize = 1024;
 /// Of the free memory, what a block's buffers may take.
 const SHARE: usize = 2;
+/// Rows and columns of a weight that a block of `span_ends` has: as in kernels.cu.
+const TILE: usize = 64;
 /// Threads of every block.
 const THREADS: u32 = 256;
 /// Blocks of kernels that take an element a thread.
@@ -41,6 +43,8 @@ const MOST_BUFFERS: usize = 6;
 const LEAST_COLUMNS: usize = 4;
 /// Most blocks in a grid's second dimension.
 const MOST_HEADS: usize = 65_535;
+/// Blocks of threads that a walk is cut into for every multiprocessor.
+const WALKERS: usize = 4;
 /// A row that no row reaches.
 const NO_ROW: u32 = u32::MAX;
 
@@ -81,35 +85,53 @@ struct Walk {
     shared: usize,
 }
 
+fn tune(name: &str, default: usize) -> usize {
+    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
+}
+
 impl Walk {
-    /// For `weights` of heads of width d: the narrowest strips that do not keep blocks waiting for others, or the widest that fit a
-    /// block's shared memory, as laid out in kernels.cu. Narrow ones share the work of a chunk among more multiprocessors.
-    fn of<T: Real>(device: &dyn Device, d: usize, heads: usize, weights: usize) -> Result<Self> {
+    /// For heads of width d: the widest strips that fit a block's shared memory, as laid out in kernels.cu.
+    fn of<T: Real>(device: &dyn Device, d: usize) -> Result<Self> {
         let most = device.shared_bytes();
+        let share = most / tune("NMEM_T_RESIDENT", 2);
         let kernels = if d <= 64 {
-            [("walk_4", 4, 1), ("walk_8_short", 8, 1), ("walk_16_short", 16, 1)]
+            [("walk_16_short", 16, 1), ("walk_8_short", 8, 1), ("walk_4", 4, 1)]
         } else {
-            [("walk_4", 4, 1), ("walk_8", 8, 2), ("walk_16", 16, 4)]
+            [("walk_16", 16, 4), ("walk_8", 8, 2), ("walk_4", 4, 1)]
         };
-        let fitting = kernels.map(|(kernel, columns, rows)| {
+        let widest = tune("NMEM_T_J", 16);
+        let of = |(kernel, columns, rows): (&'static str, usize, usize), share: usize| {
             let panel = 8 * (32 / (columns / 4)) * rows;
             let staged = (16 * (panel + columns)).max(32 * 68);
             let shared = |ring: usize| {
                 let state = (2 * d + d.next_multiple_of(4) + 8 * 32) * columns;
                 (state + ring * staged) * size_of::<T>()
             };
-            let ring = (2..=MOST_BUFFERS).rev().find(|&ring| shared(ring) <= most)?;
+            if columns > widest { return None; }
+            let ring = (2..=MOST_BUFFERS).rev().find(|&ring| shared(ring) <= share)?;
             Some(Self { kernel, columns, ring, shared: shared(ring) })
-        });
-        // One each: with two an H200 took 4.2 ms instead of 3.4 for 512 wide, 8,192 tokens, 8 heads.
-        let at_once = device.multiprocessors();
-        let narrowest = |walk: &&Self| weights * heads * d.div_ceil(walk.columns) <= at_once;
-        let fitting: Vec<_> = fitting.into_iter().flatten().collect();
-        fitting.iter().find(narrowest).or(fitting.last()).copied().ok_or_else(|| {
+        };
+        let mut fitting = [share, most].into_iter().flat_map(|share| kernels.map(|kernel| of(kernel, share)));
+        fitting.find_map(|walk| walk).ok_or_else(|| {
             let expected =
                 format!("a width of heads whose strips fit {most} bytes of shared memory, or --device cpu");
             Error::setting("--device", expected, format!("dim_head {d} in {}", T::TYPE))
         })
+    }
+}
+
+/// Consecutive chunks that are walked one after another, side by side with others; the last may be fewer.
+#[derive(Clone, Copy, Debug)]
+struct Spans {
+    number: usize,
+    each: usize,
+}
+
+impl Spans {
+    /// At most so many, each of tokens enough that what it starts from is not more than its factors.
+    fn of(chunks: usize, most: usize, c: usize, d: usize) -> Self {
+        let each = chunks.div_ceil(most).max((d * tune("NMEM_T_TOKENS", 100) / 100).div_ceil(c)).max(tune("NMEM_T_CHUNKS", 1)).max(1);
+        Self { number: chunks.div_ceil(each).max(1), each }
     }
 }
 
@@ -137,8 +159,7 @@ impl<'d, T: Real> Reader<'d, T> {
 struct Room<'d, T: Real> {
     sizes: Sizes,
     sequences: usize,
-    /// Of each layer.
-    walks: [Walk; 2],
+    walk: Walk,
     /// (sequences, rows, D)
     tokens: [Array<'d, T>; 2],
     keys: Array<'d, T>,
@@ -167,6 +188,12 @@ struct Room<'d, T: Real> {
     sums: Array<'d, f64>,
     /// U and S before and after the block: (heads, elements)
     state: [[Array<'d, T>; 2]; 2],
+    /// Most spans of chunks that are walked side by side.
+    spans: usize,
+    /// U and S before each of them: (heads, spans, elements)
+    starts: [Array<'d, T>; 2],
+    /// (heads, spans, 3)
+    transitions: Array<'d, T>,
     /// (sequences, rows, hd) and (sequences, rows, D)
     merged: Array<'d, T>,
     combined: Option<Array<'d, T>>,
@@ -278,7 +305,7 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         let elements = self.memory.base.len();
         // What a row of one sequence takes in `Room`, and what a sequence takes whatever its rows.
         let strips = 4 * d.div_ceil(LEAST_COLUMNS) * 4;
-        let of_head = 12 * d + 2 * c + 3 * (5 * d) + 8 + (strips + 40).div_ceil(c);
+        let of_head = 21 * d + 2 * c + 3 * (5 * d) + 8 + (strips + 40).div_ceil(c);
         let of_row = (h * of_head + 2 * h * d + 4 * dimensions.dim) * size_of::<T>();
         let of_sequence = 4 * h * elements * size_of::<T>();
         let kept = self.room.as_ref().map_or(0, Room::bytes);
@@ -413,6 +440,11 @@ impl<'d, T: Real> Room<'d, T> {
         let chunks = stored / c;
         let room = |elements: usize| Array::new(device, elements);
         let state = if sizes.storing { heads * memory.base.len() } else { 0 };
+        let walk = Walk::of::<T>(device, d)?;
+        let of_span = 3 * d.div_ceil(walk.columns) * heads;
+        let most = (tune("NMEM_T_WALKERS", WALKERS) * device.multiprocessors()).div_ceil(of_span);
+        let spans = Spans::of(chunks / heads, most, c, d).number;
+        let starts = if spans > 1 { heads * spans * memory.base.len() } else { 0 };
         let mut readers = vec![Reader::new(device, read, d)?];
         if sizes.probe {
             readers.extend([Reader::new(device, stored, d)?, Reader::new(device, stored, d)?]);
@@ -420,7 +452,10 @@ impl<'d, T: Real> Room<'d, T> {
         Ok(Self {
             sizes,
             sequences,
-            walks: [Walk::of::<T>(device, d, heads, 3)?, Walk::of::<T>(device, d, heads, 1)?],
+            walk,
+            spans,
+            starts: [room(starts)?, room(starts)?],
+            transitions: room(heads * spans * 3)?,
             tokens: [
                 room(sequences * sizes.stored * dimensions.dim)?,
                 room(sequences * sizes.read * dimensions.dim)?,
@@ -456,12 +491,12 @@ impl<'d, T: Real> Room<'d, T> {
 
     fn bytes(&self) -> usize {
         let Self { tokens, keys, values, queries, steps, qkv, d_qkv, scores, d_scores, hidden, .. } = self;
-        let Self { d_hidden, activated, d_output, losses, chunk_losses, readers, parts, state, .. } = self;
+        let Self { d_hidden, activated, d_output, losses, chunk_losses, readers, parts, state, starts, .. } = self;
         let single = [keys, values, queries, steps, qkv, d_qkv, scores, d_scores, hidden, d_hidden];
         let others = [activated, d_output, losses, parts, &self.merged];
         let read = readers.iter().flat_map(|reader| [&reader.products, &reader.activated, &reader.outputs]);
         let all = single.into_iter().chain(others).chain(tokens).chain(chunk_losses).chain(read);
-        let all = all.chain(state.iter().flatten()).chain(&self.combined);
+        let all = all.chain(state.iter().flatten()).chain(starts).chain([&self.transitions]).chain(&self.combined);
         all.map(Array::bytes).sum::<usize>() + self.sums.bytes() + self.nonfinite.bytes()
     }
 }
@@ -538,6 +573,7 @@ impl<T: Real> Step<'_, T> {
         done(Phase::Project)?;
         self.surprise(room)?;
         done(Phase::Gradients)?;
+        self.span(room)?;
         self.walk(room, 0, 1.0)?;
         done(Phase::Walk)?;
         self.activate(room)?;
@@ -710,13 +746,44 @@ impl<T: Real> Step<'_, T> {
         )
     }
 
+    fn spans(&self, room: &Room<'_, T>) -> Spans {
+        Spans::of(self.chunks(), room.spans, self.c(), self.d())
+    }
+
+    /// What every span of the block's chunks starts from.
+    fn span(&self, room: &Room<'_, T>) -> Result<()> {
+        let spans = self.spans(room);
+        if spans.number == 1 {
+            return Ok(());
+        }
+        let elements = self.memory.base.len();
+        let [updates, momenta] = &room.starts;
+        let factors = [&room.steps, &room.keys, &room.d_qkv, &room.activated, &room.d_output];
+        let written = [updates, momenta, &room.transitions];
+        let mut arguments: Vec<_> = factors.into_iter().chain(written).map(Array::argument).collect();
+        let sizes = [elements, self.d(), self.c(), self.chunks(), spans.each, spans.number, 3];
+        arguments.extend(sizes.map(Argument::count));
+        let tiles = self.d().div_ceil(TILE).pow(2);
+        self.launch("span_ends", [4 * tiles, self.heads(), spans.number - 1], 0, &arguments)?;
+        let [update, momentum] = &room.state[0];
+        let arrays = [update, momentum, &room.transitions, updates, momenta];
+        let mut arguments = arrays.map(Array::argument).to_vec();
+        arguments.extend([elements, spans.number].map(Argument::count));
+        self.launch("span_starts", [elements.div_ceil(THREADS as usize), self.heads(), 1], 0, &arguments)
+    }
+
     /// A layer through all chunks of the block, and the sums of squares of its weights. Squares are of numbers times `scale`.
     fn walk(&self, room: &mut Room<'_, T>, layer: usize, scale: f64) -> Result<()> {
         let (d, c, chunks) = (self.d(), self.c(), self.chunks());
         let (first, weights, width) = if layer == 0 { (0, 3, 3 * d) } else { (3, 1, d) };
-        let walk = room.walks[layer];
+        let walk = room.walk;
         let strips = d.div_ceil(walk.columns);
+        let spans = match chunks {
+            0 => Spans::of(self.query_chunks(), READ_PARTS, 1, 1),
+            _ => self.spans(room),
+        };
         let [before, after] = &room.state;
+        let before = if chunks > 0 && spans.number > 1 { &room.starts } else { before };
         let (a, b) = if layer == 0 { (&room.keys, &room.d_qkv) } else { (&room.activated, &room.d_output) };
         let mut arguments = vec![
             self.weights.base.argument(),
@@ -741,9 +808,8 @@ impl<T: Real> Step<'_, T> {
             });
         }
         arguments.extend([room.parts.argument(), Argument::number::<T>(scale)]);
-        arguments.push(Argument::count(walk.ring));
-        let parts = if chunks == 0 { self.query_chunks().min(READ_PARTS) } else { 1 };
-        let grid = [weights * strips, self.heads(), parts];
+        arguments.extend([walk.ring, spans.each].map(Argument::count));
+        let grid = [weights * strips, self.heads(), spans.number];
         if chunks.max(self.query_chunks()) > 0 {
             self.launch(walk.kernel, grid, walk.shared, &arguments)?;
         }
