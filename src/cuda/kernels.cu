@@ -15,10 +15,10 @@
     T* name = reinterpret_cast<T*>(shared_bytes)
 #endif
 
-// Both element types of a kernel: NAME_f32 and NAME_f64, with THREADS threads a block at most.
-#define BOTH(NAME, THREADS, PARAMETERS, ARGUMENTS) \
-    namespace in_f32 { typedef float T; extern "C" __global__ void __launch_bounds__(THREADS, 1) NAME##_f32 PARAMETERS { NAME<T> ARGUMENTS; } } \
-    namespace in_f64 { typedef double T; extern "C" __global__ void __launch_bounds__(THREADS, 1) NAME##_f64 PARAMETERS { NAME<T> ARGUMENTS; } }
+// Both element types of a kernel: NAME_f32 and NAME_f64. Of 256 threads a block at most; of f32, RESIDENT blocks fit a multiprocessor.
+#define BOTH(NAME, RESIDENT, PARAMETERS, ARGUMENTS) \
+    namespace in_f32 { typedef float T; extern "C" __global__ void __launch_bounds__(256, RESIDENT) NAME##_f32 PARAMETERS { NAME<T> ARGUMENTS; } } \
+    namespace in_f64 { typedef double T; extern "C" __global__ void __launch_bounds__(256, 1) NAME##_f64 PARAMETERS { NAME<T> ARGUMENTS; } }
 
 // Four neighbours, moved 16 bytes at a time.
 template <class T> struct alignas(16) Quad { T v[4]; };
@@ -76,7 +76,7 @@ __device__ void scan_channels(const T* gates, unsigned per_step, const T* inputs
         x += channels;
     }
 }
-BOTH(scan_channels, 256,
+BOTH(scan_channels, 1,
      (const T* gates, unsigned per_step, const T* inputs, const T* initial, T* states, long long steps, long long channels),
      (gates, per_step, inputs, initial, states, steps, channels))
 
@@ -117,7 +117,7 @@ __device__ void scan_pair(const T* gates, const T* surprise, T* momentum, T* upd
     momentum[sequence * channels + channel] = s;
     update[sequence * channels + channel] = u;
 }
-BOTH(scan_pair, 256,
+BOTH(scan_pair, 1,
      (const T* gates, const T* surprise, T* momentum, T* update, T* updates, long long steps, long long channels),
      (gates, surprise, momentum, update, updates, steps, channels))
 
@@ -216,25 +216,170 @@ __device__ void scan_rows(const T* gates, unsigned rows_per_gates, const T* inpu
         __syncthreads();
     }
 }
-BOTH(scan_rows, 256,
+BOTH(scan_rows, 1,
      (const T* gates, unsigned rows_per_gates, const T* inputs, const T* initial, T* states, long long rows, long long steps),
      (gates, rows_per_gates, inputs, initial, states, rows, steps))
 
 // ---- The memory ------------------------------------------------------------------------------------------------------
 
-// A layer of the memory walks through the chunks: a block has all d rows of J columns of one weight of one head, with S, U and
-// W + U in shared memory all the while. Per chunk it
-//   reads rows with W + U of that moment: queries, and keys where the loss before is asked for,
-//   forms g = AᵀB from the chunk's factors, moves S ← η S − θ g and U ← (1 − α) U + S, sums the squares of g, S, U, W + U,
-//   reads keys once more where the loss after is asked for.
-// Traffic is factors and reads alone; nothing weights-shaped leaves before the end. What is computed with comes in pieces through
-// a ring of buffers, asked for some pieces ahead: a chunk of few tokens is less work than the way to its memory takes.
-//
-// grid: (weights × strips, heads of all sequences, spans). Chunks are cut into spans of `each`, which are walked side by side, the
-// last one to the end: the recurrences are linear, so what a span starts from is known before it is walked (span_ends,
-// span_starts). Without steps all spans are read with the same weights.
+// A weight is cut into tiles of 64 × 64, a block of 16 × 16 threads each, 4 × 4 elements a thread in its registers.
+enum { WALKERS = 256, WALK_WARPS = 8, TILE = 64, SLICE = 32 };
 
-enum { WALKERS = 256, WALK_WARPS = 8, SLAB = 64, GROUP = 32, SLICE = 16, TILE = 64 };
+template <class T> struct Tile {
+    // Quads of rows and of columns.
+    unsigned ty, tx;
+    T g[4][4], s[4][4], u[4][4];
+
+    __device__ void clear(T (&x)[4][4]) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+#pragma unroll
+            for (int j = 0; j < 4; ++j) x[i][j] = T(0);
+    }
+
+    // g ← g + AᵀB of some tokens; of both factors TILE columns.
+    __device__ void add(const T* a, const T* b, unsigned tokens) {
+#pragma unroll 4
+        for (unsigned t = 0; t < tokens; ++t) {
+            const Quad<T> l = *reinterpret_cast<const Quad<T>*>(a + t * TILE + 4 * ty);
+            const Quad<T> r = *reinterpret_cast<const Quad<T>*>(b + t * TILE + 4 * tx);
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+#pragma unroll
+                for (int j = 0; j < 4; ++j) g[i][j] += l.v[i] * r.v[j];
+        }
+    }
+
+    // S ← η S − θ g, U ← (1 − α) U + S.
+    __device__ void step(T theta, T eta, T alpha) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                s[i][j] = eta * s[i][j] - theta * g[i][j];
+                u[i][j] = (T(1) - alpha) * u[i][j] + s[i][j];
+            }
+    }
+};
+
+// Four neighbours of which `there` are there, zeros for the others.
+template <class T> __device__ Quad<T> quad_of(const T* from, unsigned there, bool vectors) {
+    if (vectors && there >= 4) return *reinterpret_cast<const Quad<T>*>(from);
+    Quad<T> x;
+    for (unsigned i = 0; i < 4; ++i) x.v[i] = i < there ? from[i] : T(0);
+    return x;
+}
+template <class T> __device__ void write_quad(T* to, const T (&x)[4], unsigned there, bool vectors) {
+    if (vectors && there >= 4) {
+        Quad<T> q;
+        for (int i = 0; i < 4; ++i) q.v[i] = x[i];
+        *reinterpret_cast<Quad<T>*>(to) = q;
+    } else {
+        for (unsigned i = 0; i < 4; ++i)
+            if (i < there) to[i] = x[i];
+    }
+}
+__device__ inline unsigned left_of(unsigned all, unsigned start) { return all > start ? all - start : 0; }
+
+// Where all spans but the last take S and U of a head, had they started from zero: in the place of what the next one starts from.
+// updates, momenta: [heads, spans, elements]. transitions [heads, spans, 3]: after a span S is p S₀ and U is q U₀ + r S₀ more than
+// that. Factors as in `walk`; keys and d_qkv are those of the first `first` weights, which lie side by side.
+// grid: (weights × tiles, heads, spans − 1)
+template <class T>
+__device__ void span_ends(const T* steps, const T* keys, const T* d_qkv, const T* activated, const T* d_output, T* updates,
+                          T* momenta, T* transitions, unsigned elements, unsigned d, unsigned c, unsigned chunks,
+                          unsigned each, unsigned spans, unsigned first) {
+    enum { AT_ONCE = 16 };
+    __shared__ Quad<T> left[AT_ONCE][TILE / 4], right[AT_ONCE][TILE / 4];
+    const unsigned across = (d + TILE - 1) / TILE, weight = blockIdx.x / (across * across);
+    const unsigned row0 = blockIdx.x / across % across * TILE, col0 = blockIdx.x % across * TILE;
+    const unsigned width = weight < first ? first * d : d;
+    const long long head = blockIdx.y, span = blockIdx.z, token = (head * chunks + span * each) * c;
+    const T* a = (weight < first ? keys : activated) + token * d + row0;
+    const T* b = (weight < first ? d_qkv + weight * d : d_output) + token * width + col0;
+    const T* gates = steps + (head * chunks + span * each) * 3;
+    const unsigned tokens = each * c;
+    Tile<T> tile;
+    tile.ty = threadIdx.x / 16;
+    tile.tx = threadIdx.x % 16;
+    tile.clear(tile.g);
+    tile.clear(tile.s);
+    tile.clear(tile.u);
+    T p = T(1), q = T(1), r = T(0);
+    const bool vectors = d % 4 == 0;
+    const unsigned staged = threadIdx.x / 16, quad = threadIdx.x % 16 * 4;
+    Quad<T> next_a, next_b;
+    auto fetch = [&](unsigned start) {
+        const unsigned t = start + staged;
+        next_a = quad_of(a + (long long)t * d + quad, t < tokens ? left_of(d, row0 + quad) : 0, vectors);
+        next_b = quad_of(b + (long long)t * width + quad, t < tokens ? left_of(d, col0 + quad) : 0, vectors);
+    };
+    fetch(0);
+    unsigned in_chunk = 0;
+    for (unsigned start = 0; start < tokens; start += AT_ONCE) {
+        __syncthreads();
+        left[staged][quad / 4] = next_a;
+        right[staged][quad / 4] = next_b;
+        __syncthreads();
+        if (start + AT_ONCE < tokens) fetch(start + AT_ONCE);
+        const unsigned number = tokens - start < AT_ONCE ? tokens - start : AT_ONCE;
+        for (unsigned t = 0; t < number;) {
+            const unsigned more = number - t < c - in_chunk ? number - t : c - in_chunk;
+            tile.add(left[t][0].v, right[t][0].v, more);
+            t += more;
+            in_chunk += more;
+            if (in_chunk < c) break;
+            in_chunk = 0;
+            tile.step(gates[0], gates[1], gates[2]);
+            tile.clear(tile.g);
+            p *= gates[1];
+            q *= T(1) - gates[2];
+            r = (T(1) - gates[2]) * r + p;
+            gates += 3;
+        }
+    }
+    const long long place = (head * spans + span + 1) * elements + (long long)weight * d * d;
+#pragma unroll
+    for (unsigned i = 0; i < 4; ++i) {
+        const unsigned row = row0 + 4 * tile.ty + i, col = col0 + 4 * tile.tx, there = row < d ? left_of(d, col) : 0;
+        write_quad(updates + place + (long long)row * d + col, tile.u[i], there, vectors);
+        write_quad(momenta + place + (long long)row * d + col, tile.s[i], there, vectors);
+    }
+    if (blockIdx.x == 0 && threadIdx.x == 0) {
+        T* to = transitions + (head * spans + span) * 3;
+        to[0] = p;
+        to[1] = q;
+        to[2] = r;
+    }
+}
+BOTH(span_ends, 2,
+     (const T* steps, const T* keys, const T* d_qkv, const T* activated, const T* d_output, T* updates, T* momenta,
+      T* transitions, unsigned elements, unsigned d, unsigned c, unsigned chunks, unsigned each, unsigned spans, unsigned first),
+     (steps, keys, d_qkv, activated, d_output, updates, momenta, transitions, elements, d, c, chunks, each, spans, first))
+
+// What every span starts from: that of the first, [heads, elements], then span by span, in place. A thread an element.
+template <class T>
+__device__ void span_starts(const T* update, const T* momentum, const T* transitions, T* updates, T* momenta,
+                            unsigned elements, unsigned spans) {
+    const long long head = blockIdx.y, i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
+    if (i >= elements) return;
+    const long long first = head * spans * elements + i;
+    const T* of = transitions + head * spans * 3;
+    T u = update[head * elements + i], s = momentum[head * elements + i];
+    updates[first] = u;
+    momenta[first] = s;
+#pragma unroll 4
+    for (unsigned span = 1; span < spans; ++span, of += 3) {
+        const long long place = first + (long long)span * elements;
+        u = of[1] * u + (of[2] * s + updates[place]);
+        s = of[0] * s + momenta[place];
+        updates[place] = u;
+        momenta[place] = s;
+    }
+}
+BOTH(span_starts, 1,
+     (const T* update, const T* momentum, const T* transitions, T* updates, T* momenta, unsigned elements, unsigned spans),
+     (update, momentum, transitions, updates, momenta, elements, spans))
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
 // To shared memory, past the registers.
@@ -246,9 +391,7 @@ template <int BYTES> __device__ void copy_async(void* to, const void* from) {
 __device__ inline void end_piece() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until all but the last `ahead` pieces are there.
 __device__ inline void await_piece(unsigned ahead) {
-    if (ahead >= 4) asm volatile("cp.async.wait_group 4;" ::: "memory");
-    else if (ahead == 3) asm volatile("cp.async.wait_group 3;" ::: "memory");
-    else if (ahead == 2) asm volatile("cp.async.wait_group 2;" ::: "memory");
+    if (ahead >= 2) asm volatile("cp.async.wait_group 2;" ::: "memory");
     else if (ahead == 1) asm volatile("cp.async.wait_group 1;" ::: "memory");
     else asm volatile("cp.async.wait_group 0;" ::: "memory");
 }
@@ -260,35 +403,44 @@ __device__ inline void end_piece() {}
 __device__ inline void await_piece(unsigned) {}
 #endif
 
-// `base`: W (weights, d, d) of all heads. update, momentum: [heads, spans, elements] before each span, without steps [heads,
-// elements]; after the last one in new_update, new_momentum, [heads, elements]. first: the layer's first weight, its products together `width` wide. steps: [heads, chunks, 3]. a: (heads, chunks c, d); b: (heads, chunks c,
-// width); rows and reads likewise. Of the queries there may be more chunks. norms: [heads, chunks, gridDim.x, 4]. ring: 2 to 6.
+// A layer of the memory walks through the chunks, a tile of a weight of a head a block, with S, U and W in registers and W + U in
+// shared memory. Per chunk it
+//   reads rows with W + U of that moment: queries, and keys where the loss before is asked for,
+//   forms g = AᵀB from the chunk's factors, moves S and U, sums the squares of g, S, U, W + U,
+//   reads keys once more where the loss after is asked for.
+// Traffic is factors and reads alone; nothing weights-shaped leaves before the end. What is computed with comes in pieces through
+// a ring of buffers, asked for some pieces ahead. What a tile reads are sums over its own rows: where a weight has several rows of
+// tiles, each writes a part of its own, `of_part` elements from the next (`join_reads`).
 //
-// Shared memory, in elements; as in src/engine/cuda.rs:
-//   S, U: d J each    W + U: d J, d rounded up to 4    parts of sums: 8 GROUP J    ring × STAGED
-template <class T, int J, int R> struct Walk {
+// Chunks are cut into spans of `each`, which are walked side by side, the last one to the end: the recurrences are linear, so what
+// a span starts from is known before it is walked (span_ends, span_starts). Without steps spans are read with the same weights.
+//
+// grid: (weights × tiles, heads of all sequences, spans)
+//
+// `base`: W (weights, d, d) of all heads. update, momentum: [heads, spans, elements] before each span, without steps [heads,
+// elements]; after the last one in new_update, new_momentum, [heads, elements]. first: the layer's first weight, its products
+// together `width` wide. steps: [heads, chunks, 3]. a: (heads, chunks c, d); b: (heads, chunks c, width); rows and reads likewise.
+// Of the queries there may be more chunks. norms: [heads, chunks, gridDim.x, 4]. ring: 2 to 4.
+//
+// Shared memory, in elements; as in src/engine/cuda.rs:  W + U: TILE²    ring × PIECE
+template <class T> struct Walk : Tile<T> {
     enum {
-        // Lanes side by side across columns, four columns each, and across rows.
-        ACROSS = J / 4, DOWN = 32 / ACROSS,
-        // Rows of a weight, and of what is read, that are worked on at once; of both, those of a thread.
-        PANEL = WALK_WARPS * DOWN * R, READ = GROUP / DOWN, MOST = R > READ ? R : READ,
-        // Rows lie so far apart that eight of them are in different banks.
-        PITCH = SLAB + 4,
-        FACTORS = SLICE * PANEL + SLICE * J, ROWS = GROUP * PITCH,
-        STAGED = FACTORS > ROWS ? FACTORS : ROWS,
         VECTOR = 16 / sizeof(T),
+        // Rows lie so far apart that neighbours are in different banks.
+        PITCH = TILE + VECTOR, PIECE = TILE * PITCH,
     };
     enum Part { BEFORE, STORE, AFTER };
-    // A piece of a chunk: slab `inner` of the rows from `outer` on, or slice `inner` of the panel `outer`.
-    struct Place { unsigned chunk, part, outer, inner; };
+    // A piece of a chunk: up to TILE rows to read, or SLICE tokens of the factors.
+    struct Place { unsigned chunk, part, at; };
 
-    const T *base, *steps, *a, *b, *queries, *keys_before, *keys_after;
+    const T *steps, *a, *b, *queries, *keys_before, *keys_after;
     T *query_reads, *reads_before, *reads_after, *norms;
+    // Of the tile, those that there are.
+    unsigned rows_there, columns_there;
     unsigned d, c, width, chunks, query_chunks, end;
     T scale;
-    T *s, *u, *read_weights, *parts;
-    unsigned columns, lane, warp, across, down;
-    T sums[MOST][4], weights[R][4], squares[4], gates[3];
+    T* read_weights;
+    T w[4][4], gates[3];
 
     __device__ unsigned rows(const Place& p) const {
         const bool stored = p.chunk < chunks;
@@ -307,12 +459,9 @@ template <class T, int J, int R> struct Walk {
     }
 
     __device__ void advance(Place& p) const {
-        p.inner += p.part == STORE ? SLICE : SLAB;
-        if (p.inner < (p.part == STORE ? c : d)) return;
-        p.inner = 0;
-        p.outer += p.part == STORE ? PANEL : GROUP;
-        if (p.outer < (p.part == STORE ? d : rows(p))) return;
-        p.outer = 0;
+        p.at += p.part == STORE ? SLICE : TILE;
+        if (p.at < rows(p)) return;
+        p.at = 0;
         if (++p.part > AFTER) {
             p.part = BEFORE;
             ++p.chunk;
@@ -342,153 +491,121 @@ template <class T, int J, int R> struct Walk {
     }
 
     template <int V> __device__ void ask(const Place& p, T* staged) const {
-        if (p.part != STORE) {
+        const unsigned left = rows(p) - p.at;
+        if (p.part == STORE) {
+            const unsigned tokens = left < SLICE ? left : SLICE;
+            const long long token = (long long)p.chunk * c + p.at;
+            for (unsigned i = threadIdx.x; i < tokens * (TILE / V); i += WALKERS) {
+                const unsigned t = i / (TILE / V), k = i % (TILE / V) * V;
+                stage<V>(staged + t * TILE + k, a + (token + t) * d + k, k < rows_there);
+                stage<V>(staged + (SLICE + t) * TILE + k, b + (token + t) * width + k, k < columns_there);
+            }
+        } else {
             // Rows that are not there may hold anything: their products go nowhere.
-            const unsigned left = rows(p) - p.outer, number = left < GROUP ? left : GROUP;
-            for (unsigned i = threadIdx.x; i < number * (SLAB / V); i += WALKERS) {
-                const unsigned row = i / (SLAB / V), k = i % (SLAB / V) * V;
-                const bool there = p.inner + k < d;
-                stage<V>(staged + row * PITCH + k, there ? input(p, p.outer + row) + p.inner + k : nullptr, there);
+            const unsigned number = left < TILE ? left : TILE;
+            for (unsigned i = threadIdx.x; i < number * (TILE / V); i += WALKERS) {
+                const unsigned row = i / (TILE / V), k = i % (TILE / V) * V;
+                stage<V>(staged + row * PITCH + k, input(p, p.at + row) + k, k < rows_there);
+            }
+        }
+    }
+
+    // Y ← X (W + U) for up to ROWS rows. Where they are few, groups of threads take a part of the depth each, and join them.
+    template <int ROWS> __device__ void read(const Place& p, T* staged, unsigned number) {
+        T(&sums)[4][4] = this->g;
+        this->clear(sums);
+        const unsigned row = this->ty % (ROWS / 4) * 4, part = this->ty / (ROWS / 4);
+#pragma unroll(ROWS == 64 ? 4 : 1)
+        for (unsigned k = part * ROWS; k < (part + 1) * ROWS; k += 4) {
+            Quad<T> x[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) x[i] = *reinterpret_cast<const Quad<T>*>(staged + (row + i) * PITCH + k);
+#pragma unroll
+            for (int m = 0; m < 4; ++m) {
+                const Quad<T> r = *reinterpret_cast<const Quad<T>*>(read_weights + (k + m) * TILE + 4 * this->tx);
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+#pragma unroll
+                    for (int j = 0; j < 4; ++j) sums[i][j] += x[i].v[m] * r.v[j];
+            }
+        }
+        const bool vectors = d % 4 == 0;
+        if (ROWS == TILE) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const unsigned there = row + i < number ? left_of(columns_there, 4 * this->tx) : 0;
+                if (there > 0) write_quad(output(p, p.at + row + i) + 4 * this->tx, sums[i], there, vectors);
             }
             return;
         }
-        const unsigned tokens = c - p.inner < SLICE ? c - p.inner : SLICE;
-        const long long token = (long long)p.chunk * c + p.inner;
-        for (unsigned i = threadIdx.x; i < tokens * (PANEL / V); i += WALKERS) {
-            const unsigned t = i / (PANEL / V), row = i % (PANEL / V) * V;
-            stage<V>(staged + t * PANEL + row, a + (token + t) * d + p.outer + row, p.outer + row < d);
-        }
-        T* staged_b = staged + SLICE * PANEL;
-        for (unsigned i = threadIdx.x; i < tokens * (J / V); i += WALKERS) {
-            const unsigned t = i / (J / V), column = i % (J / V) * V;
-            stage<V>(staged_b + t * J + column, b + (token + t) * width + column, column < columns);
-        }
-    }
-
-    __device__ void clear() {
-#pragma unroll
-        for (int i = 0; i < MOST; ++i)
-#pragma unroll
-            for (int j = 0; j < 4; ++j) sums[i][j] = T(0);
-    }
-
-    // Y ← X (W + U): each warp a part of the depth, joined by all.
-    __device__ void read(const Place& p, const T* staged) {
-        if (p.inner == 0) clear();
-        const unsigned left = rows(p) - p.outer, number = left < GROUP ? left : GROUP;
-#pragma unroll
-        for (unsigned quad = 0; quad < SLAB / WALK_WARPS; quad += 4) {
-            const unsigned k = warp * (SLAB / WALK_WARPS) + quad;
-            if (p.inner + k >= d) break;
-            Quad<T> w[4];
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-                w[i] = *reinterpret_cast<const Quad<T>*>(read_weights + (p.inner + k + i) * J + 4 * across);
-#pragma unroll
-            for (int i = 0; i < READ; ++i) {
-                if (DOWN * i >= number) break;
-                const Quad<T> x = *reinterpret_cast<const Quad<T>*>(staged + (down + DOWN * i) * PITCH + k);
-#pragma unroll
-                for (int m = 0; m < 4; ++m)
-#pragma unroll
-                    for (int j = 0; j < 4; ++j) sums[i][j] += x.v[m] * w[m].v[j];
-            }
-        }
-        if (p.inner + SLAB < d) return;
-#pragma unroll
-        for (int i = 0; i < READ; ++i) {
-            if (DOWN * i >= number) break;
-            Quad<T> part;
-#pragma unroll
-            for (int j = 0; j < 4; ++j) part.v[j] = sums[i][j];
-            *reinterpret_cast<Quad<T>*>(parts + (warp * GROUP + down + DOWN * i) * J + 4 * across) = part;
-        }
+        // In the place of what was read.
         __syncthreads();
-        for (unsigned i = threadIdx.x; i < number * J; i += WALKERS) {
-            const unsigned row = p.outer + i / J, column = i % J;
-            T sum = parts[i];
 #pragma unroll
-            for (int w = 1; w < WALK_WARPS; ++w) sum += parts[w * GROUP * J + i];
-            if (column < columns) output(p, row)[column] = sum;
+        for (int i = 0; i < 4; ++i) write_quad(staged + (part * ROWS + row + i) * TILE + 4 * this->tx, sums[i], 4, true);
+        __syncthreads();
+        for (unsigned i = threadIdx.x; i < number * TILE; i += WALKERS) {
+            T sum = staged[i];
+#pragma unroll
+            for (int from = 1; from < TILE / ROWS; ++from) sum += staged[from * ROWS * TILE + i];
+            if (i % TILE < columns_there) output(p, p.at + i / TILE)[i % TILE] = sum;
         }
     }
 
-    __device__ void store(const Place& p, const T* staged) {
-        const unsigned first = p.outer + warp * (DOWN * R) + down;
-        if (p.inner == 0) {
-            clear();
-            // Asked for now, needed once all slices have been added up.
-#pragma unroll
-            for (int i = 0; i < R; ++i)
-#pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    const unsigned row = first + DOWN * i, column = 4 * across + j;
-                    weights[i][j] = row < d && column < columns ? base[(long long)row * d + column] : T(0);
-                }
+    __device__ void read(const Place& p, T* staged) {
+        const unsigned left = rows(p) - p.at;
+        if (left > 32) read<64>(p, staged, left < TILE ? left : TILE);
+        else if (left > 16) read<32>(p, staged, left);
+        else if (left > 4) read<16>(p, staged, left);
+        else read<4>(p, staged, left);
+    }
+
+    // Returns whether the chunk is done. squares: of its warp.
+    __device__ bool store(const Place& p, const T* staged, T* squares) {
+        if (p.at == 0) {
+            this->clear(this->g);
 #pragma unroll
             for (int i = 0; i < 3; ++i) gates[i] = steps[p.chunk * 3 + i];
-            if (p.outer == 0)
-                for (int i = 0; i < 4; ++i) squares[i] = T(0);
         }
-        const unsigned tokens = c - p.inner < SLICE ? c - p.inner : SLICE;
-        const T *left = staged + first - p.outer, *right = staged + SLICE * PANEL + 4 * across;
-#pragma unroll 4
-        for (unsigned t = 0; t < tokens; ++t) {
-            const Quad<T> of_b = *reinterpret_cast<const Quad<T>*>(right + t * J);
-#pragma unroll
-            for (int i = 0; i < R; ++i) {
-                const T of_a = left[t * PANEL + DOWN * i];
-#pragma unroll
-                for (int j = 0; j < 4; ++j) sums[i][j] += of_a * of_b.v[j];
-            }
-        }
-        if (p.inner + SLICE < c) return;
-#pragma unroll
-        for (int i = 0; i < R; ++i) {
-            const unsigned row = first + DOWN * i;
-            if (row >= d) continue;
-            const unsigned place = row * J + 4 * across;
-            Quad<T> sq = *reinterpret_cast<Quad<T>*>(s + place), uq = *reinterpret_cast<Quad<T>*>(u + place), rq;
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                const T g = sums[i][j];
-                sq.v[j] = gates[1] * sq.v[j] - gates[0] * g;
-                uq.v[j] = (T(1) - gates[2]) * uq.v[j] + sq.v[j];
-                rq.v[j] = weights[i][j] + uq.v[j];
-                const T of_g = g * scale, of_s = sq.v[j] * scale, of_u = uq.v[j] * scale, of_r = rq.v[j] * scale;
-                squares[0] += of_g * of_g;
-                squares[1] += of_s * of_s;
-                squares[2] += of_u * of_u;
-                squares[3] += of_r * of_r;
-            }
-            *reinterpret_cast<Quad<T>*>(s + place) = sq;
-            *reinterpret_cast<Quad<T>*>(u + place) = uq;
-            *reinterpret_cast<Quad<T>*>(read_weights + place) = rq;
-        }
-        if (p.outer + PANEL < d) return;
+        const unsigned left = c - p.at;
+        this->add(staged, staged + SLICE * TILE, left < SLICE ? left : SLICE);
+        if (left > SLICE) return false;
+        this->step(gates[0], gates[1], gates[2]);
+        T sums[4] = {};
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const T sum = warp_sum(squares[i]);
-            if (lane == 0) parts[warp * 4 + i] = sum;
+            T r[4];
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                r[j] = w[i][j] + this->u[i][j];
+                const T of_g = this->g[i][j] * scale, of_s = this->s[i][j] * scale;
+                const T of_u = this->u[i][j] * scale, of_r = r[j] * scale;
+                sums[0] += of_g * of_g;
+                sums[1] += of_s * of_s;
+                sums[2] += of_u * of_u;
+                sums[3] += of_r * of_r;
+            }
+            write_quad(read_weights + (4 * this->ty + i) * TILE + 4 * this->tx, r, 4, true);
         }
-        __syncthreads();
-        if (threadIdx.x < 4) {
-            T sum = parts[threadIdx.x];
-            for (int w = 1; w < WALK_WARPS; ++w) sum += parts[w * 4 + threadIdx.x];
-            norms[(long long)p.chunk * gridDim.x * 4 + threadIdx.x] = sum;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const T sum = warp_sum(sums[i]);
+            if (threadIdx.x % 32 == 0) squares[i] = sum;
         }
+        return true;
     }
 
     __device__ void run(unsigned start, T* staged, unsigned ring) {
+        // Of the last two chunks: they are joined after the barrier that comes next.
+        __shared__ T squares[2][WALK_WARPS][4];
         const bool vectors = d % VECTOR == 0;
-        const unsigned pieces_ahead = ring - 2;
-        Place here = {start, BEFORE, 0, 0};
+        const unsigned pieces_ahead = ring - 2, warp = threadIdx.x / 32;
+        Place here = {start, BEFORE, 0};
         settle(here);
         Place next = here;
-        unsigned asked = 0, used = 0;
+        unsigned asked = 0, used = 0, done = chunks;
         auto ask_next = [&] {
             if (next.chunk < end) {
-                T* to = staged + asked * STAGED;
+                T* to = staged + asked * PIECE;
                 if (vectors) ask<VECTOR>(next, to);
                 else ask<1>(next, to);
                 asked = asked + 1 == ring ? 0 : asked + 1;
@@ -496,47 +613,60 @@ template <class T, int J, int R> struct Walk {
             }
             end_piece();
         };
+        auto join_squares = [&] {
+            if (done < chunks && threadIdx.x < 4) {
+                T sum = squares[done % 2][0][threadIdx.x];
+                for (int w = 1; w < WALK_WARPS; ++w) sum += squares[done % 2][w][threadIdx.x];
+                norms[(long long)done * gridDim.x * 4 + threadIdx.x] = sum;
+            }
+            done = chunks;
+        };
         for (unsigned i = 0; i < pieces_ahead; ++i) ask_next();
         while (here.chunk < end) {
             // Into the buffer of the piece before last, which all have left.
             ask_next();
             await_piece(pieces_ahead);
             __syncthreads();
-            const T* piece = staged + used * STAGED;
-            if (here.part == STORE) store(here, piece);
-            else read(here, piece);
+            join_squares();
+            T* piece = staged + used * PIECE;
+            if (here.part != STORE) read(here, piece);
+            else if (store(here, piece, squares[here.chunk % 2][warp])) done = here.chunk;
             used = used + 1 == ring ? 0 : used + 1;
             advance(here);
         }
+        __syncthreads();
+        join_squares();
     }
 };
 
-template <class T, int J, int R>
-__device__ void walk(const T* base, const T* update, const T* momentum, T* new_update, T* new_momentum,
-                     unsigned elements, unsigned d, unsigned first, unsigned width, unsigned c, unsigned chunks,
-                     const T* steps, const T* a, const T* b, unsigned query_chunks, const T* queries, T* query_reads,
-                     const T* keys_before, T* reads_before, const T* keys_after, T* reads_after, T* norms, T scale,
-                     unsigned ring, unsigned each) {
+template <class T>
+__device__ void walk(const T* base, const T* update, const T* momentum, T* new_update, T* new_momentum, unsigned elements,
+                     unsigned d, unsigned first, unsigned width, unsigned c, unsigned chunks, const T* steps, const T* a,
+                     const T* b, unsigned query_chunks, const T* queries, T* query_reads, const T* keys_before,
+                     T* reads_before, const T* keys_after, T* reads_after, long long of_query_part, long long of_key_part,
+                     T* norms, T scale, unsigned ring, unsigned each) {
     SHARED_MEMORY(T, memory);
-    typedef Walk<T, J, R> Mine;
-    const unsigned strips = (d + J - 1) / J, weight = first + blockIdx.x / strips, start = blockIdx.x % strips * J;
-    const bool last = blockIdx.z + 1 == gridDim.z;
-    const long long head = blockIdx.y, in_head = (long long)weight * d * d + start;
-    const long long before = (chunks > 0 ? head * gridDim.z + blockIdx.z : head) * elements + in_head;
-    const long long column = (weight - first) * d + start, stored = head * chunks * c, asked = head * query_chunks * c;
-    const unsigned deep = (d + 3) / 4 * 4, all = chunks > query_chunks ? chunks : query_chunks, from = blockIdx.z * each;
-    Mine my;
-    my.base = base + (long long)weight * d * d + start;
+    const unsigned across = (d + TILE - 1) / TILE, in_layer = blockIdx.x / (across * across), weight = first + in_layer;
+    const unsigned part = blockIdx.x / across % across, row0 = part * TILE, col0 = blockIdx.x % across * TILE;
+    const unsigned all = chunks > query_chunks ? chunks : query_chunks, from = blockIdx.z * each;
+    const bool last = blockIdx.z + 1 == gridDim.z, vectors = d % 4 == 0;
+    const long long head = blockIdx.y, column = in_layer * d + col0, stored = head * chunks * c, asked = head * query_chunks * c;
+    const long long before = (chunks > 0 ? head * gridDim.z + blockIdx.z : head) * elements + (long long)weight * d * d;
+    Walk<T> my;
+    my.ty = threadIdx.x / 16;
+    my.tx = threadIdx.x % 16;
     my.steps = steps + head * chunks * 3;
-    my.a = a + stored * d;
+    my.a = a + stored * d + row0;
     my.b = b + stored * width + column;
-    my.queries = queries + asked * d;
-    my.query_reads = query_reads + asked * width + column;
-    my.keys_before = keys_before ? keys_before + stored * d : nullptr;
-    my.reads_before = reads_before + stored * width + column;
-    my.keys_after = keys_after ? keys_after + stored * d : nullptr;
-    my.reads_after = reads_after + stored * width + column;
+    my.queries = queries + asked * d + row0;
+    my.query_reads = query_reads + part * of_query_part + asked * width + column;
+    my.keys_before = keys_before ? keys_before + stored * d + row0 : nullptr;
+    my.reads_before = reads_before + part * of_key_part + stored * width + column;
+    my.keys_after = keys_after ? keys_after + stored * d + row0 : nullptr;
+    my.reads_after = reads_after + part * of_key_part + stored * width + column;
     my.norms = norms + (head * chunks * gridDim.x + blockIdx.x) * 4;
+    my.rows_there = d - row0 < TILE ? d - row0 : TILE;
+    my.columns_there = d - col0 < TILE ? d - col0 : TILE;
     my.d = d;
     my.c = c;
     my.width = width;
@@ -544,184 +674,76 @@ __device__ void walk(const T* base, const T* update, const T* momentum, T* new_u
     my.query_chunks = query_chunks;
     my.end = last ? all : from + each;
     my.scale = scale;
-    my.s = memory;
-    my.u = my.s + d * J;
-    my.read_weights = my.u + d * J;
-    my.parts = my.read_weights + deep * J;
-    my.columns = d - start < J ? d - start : J;
-    my.lane = threadIdx.x % 32;
-    my.warp = threadIdx.x / 32;
-    my.across = my.lane % Mine::ACROSS;
-    my.down = my.lane / Mine::ACROSS;
-    for (unsigned i = threadIdx.x; i < deep * J; i += WALKERS) {
-        const unsigned row = i / J, in_strip = i % J;
-        const bool there = row < d && in_strip < my.columns;
-        const T u = there ? update[before + (long long)row * d + in_strip] : T(0);
-        if (row < d) {
-            my.u[i] = u;
-            my.s[i] = there && chunks > 0 ? momentum[before + (long long)row * d + in_strip] : T(0);
+    my.read_weights = memory;
+#pragma unroll
+    for (unsigned i = 0; i < 4; ++i) {
+        const unsigned row = row0 + 4 * my.ty + i, col = col0 + 4 * my.tx, there = row < d ? left_of(d, col) : 0;
+        const long long place = (long long)row * d + col;
+        const Quad<T> w = quad_of(base + (long long)weight * d * d + place, there, vectors);
+        const Quad<T> u = quad_of(update + before + place, there, vectors);
+        const Quad<T> s = quad_of(momentum + before + place, chunks > 0 ? there : 0, vectors);
+        T r[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            my.w[i][j] = w.v[j];
+            my.u[i][j] = u.v[j];
+            my.s[i][j] = s.v[j];
+            r[j] = w.v[j] + u.v[j];
         }
-        my.read_weights[i] = u + (there ? my.base[(long long)row * d + in_strip] : T(0));
+        write_quad(memory + (4 * my.ty + i) * TILE + 4 * my.tx, r, 4, true);
     }
-    my.run(from, my.parts + WALK_WARPS * GROUP * J, ring);
+    my.run(from, memory + TILE * TILE, ring);
     if (chunks == 0 || !last) return;
-    __syncthreads();
-    const long long place = head * elements + in_head;
-    for (unsigned i = threadIdx.x; i < d * J; i += WALKERS) {
-        const unsigned row = i / J, in_strip = i % J;
-        if (in_strip < my.columns) {
-            new_update[place + (long long)row * d + in_strip] = my.u[i];
-            new_momentum[place + (long long)row * d + in_strip] = my.s[i];
-        }
+#pragma unroll
+    for (unsigned i = 0; i < 4; ++i) {
+        const unsigned row = row0 + 4 * my.ty + i, col = col0 + 4 * my.tx, there = row < d ? left_of(d, col) : 0;
+        const long long place = head * elements + ((long long)weight * d + row) * d + col;
+        write_quad(new_update + place, my.u[i], there, vectors);
+        write_quad(new_momentum + place, my.s[i], there, vectors);
     }
 }
+BOTH(walk, 2,
+     (const T* base, const T* update, const T* momentum, T* new_update, T* new_momentum, unsigned elements, unsigned d,
+      unsigned first, unsigned width, unsigned c, unsigned chunks, const T* steps, const T* a, const T* b, unsigned query_chunks,
+      const T* queries, T* query_reads, const T* keys_before, T* reads_before, const T* keys_after, T* reads_after,
+      long long of_query_part, long long of_key_part, T* norms, T scale, unsigned ring, unsigned each),
+     (base, update, momentum, new_update, new_momentum, elements, d, first, width, c, chunks, steps, a, b, query_chunks, queries,
+      query_reads, keys_before, reads_before, keys_after, reads_after, of_query_part, of_key_part, norms, scale, ring, each))
 
-#define WALK(NAME, J, R) \
-    template <class T> __device__ void NAME(const T* base, const T* update, const T* momentum, T* new_update, T* new_momentum, \
-        unsigned elements, unsigned d, unsigned first, unsigned width, unsigned c, unsigned chunks, const T* steps, const T* a, \
-        const T* b, unsigned query_chunks, const T* queries, T* query_reads, const T* keys_before, T* reads_before, \
-        const T* keys_after, T* reads_after, T* norms, T scale, unsigned ring, unsigned each) { \
-        walk<T, J, R>(base, update, momentum, new_update, new_momentum, elements, d, first, width, c, chunks, steps, a, b, \
-            query_chunks, queries, query_reads, keys_before, reads_before, keys_after, reads_after, norms, scale, ring, each); \
-    } \
-    BOTH(NAME, WALKERS, (const T* base, const T* update, const T* momentum, T* new_update, T* new_momentum, \
-        unsigned elements, unsigned d, unsigned first, unsigned width, unsigned c, unsigned chunks, const T* steps, const T* a, \
-        const T* b, unsigned query_chunks, const T* queries, T* query_reads, const T* keys_before, T* reads_before, \
-        const T* keys_after, T* reads_after, T* norms, T scale, unsigned ring, unsigned each), \
-        (base, update, momentum, new_update, new_momentum, elements, d, first, width, c, chunks, steps, a, b, \
-            query_chunks, queries, query_reads, keys_before, reads_before, keys_after, reads_after, norms, scale, ring, each))
-WALK(walk_16_short, 16, 1)
-WALK(walk_16, 16, 4)
-WALK(walk_8_short, 8, 1)
-WALK(walk_8, 8, 2)
-WALK(walk_4, 4, 1)
-
-// Where all spans but the last take S and U of a head, had they started from zero: in the place of what the next one starts from.
-// updates, momenta: [heads, spans, elements]. transitions [heads, spans, 3]: after a span S is p S₀ and U is q U₀ + r S₀ more than
-// that. A block a tile of a weight, in registers; factors as in `walk`, keys and d_qkv those of the first `first` weights.
-// grid: (weights × tiles, heads, spans − 1)
+// Sums of the parts that rows of tiles have read, [parts, count], of up to three readers (blockIdx.y).
 template <class T>
-__device__ void span_ends(const T* steps, const T* keys, const T* d_qkv, const T* activated, const T* d_output, T* updates,
-                          T* momenta, T* transitions, unsigned elements, unsigned d, unsigned c, unsigned chunks,
-                          unsigned each, unsigned spans, unsigned first) {
-    __shared__ Quad<T> left[SLICE][TILE / 4], right[SLICE][TILE / 4];
-    const unsigned across = (d + TILE - 1) / TILE, weight = blockIdx.x / (across * across);
-    const unsigned row0 = blockIdx.x / across % across * TILE, col0 = blockIdx.x % across * TILE;
-    const unsigned width = weight < first ? first * d : d, tx = threadIdx.x % 16, ty = threadIdx.x / 16;
-    const long long head = blockIdx.y, span = blockIdx.z, token = (head * chunks + span * each) * c;
-    const T* a = (weight < first ? keys : activated) + token * d + row0;
-    const T* b = (weight < first ? d_qkv + weight * d : d_output) + token * width + col0;
-    const T* gates = steps + (head * chunks + span * each) * 3;
-    const unsigned tokens = each * c, of_a = d - row0, of_b = d - col0;
-    T g[4][4] = {}, s[4][4] = {}, u[4][4] = {}, p = T(1), q = T(1), r = T(0);
-    // A thread stages a quad of each factor.
-    const unsigned in_slice = threadIdx.x / 16, quad = threadIdx.x % 16 * 4;
-    const bool vectors = d % 4 == 0;
-    Quad<T> next_a, next_b;
-    auto fetch = [&](unsigned slice) {
-        const unsigned t = slice + in_slice;
-        auto of = [&](const T* from, unsigned columns) {
-            Quad<T> x;
-            if (vectors && t < tokens && quad < columns) return *reinterpret_cast<const Quad<T>*>(from);
-            for (int i = 0; i < 4; ++i) x.v[i] = t < tokens && quad + i < columns ? from[i] : T(0);
-            return x;
-        };
-        next_a = of(a + (long long)t * d + quad, of_a);
-        next_b = of(b + (long long)t * width + quad, of_b);
-    };
-    fetch(0);
-    unsigned in_chunk = 0;
-    for (unsigned slice = 0; slice < tokens; slice += SLICE) {
-        __syncthreads();
-        left[in_slice][quad / 4] = next_a;
-        right[in_slice][quad / 4] = next_b;
-        __syncthreads();
-        if (slice + SLICE < tokens) fetch(slice + SLICE);
-        const unsigned number = tokens - slice < SLICE ? tokens - slice : SLICE;
-#pragma unroll 4
-        for (unsigned t = 0; t < number; ++t) {
-            const Quad<T> l = left[t][ty], m = right[t][tx];
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-#pragma unroll
-                for (int j = 0; j < 4; ++j) g[i][j] += l.v[i] * m.v[j];
-            if (++in_chunk < c) continue;
-            in_chunk = 0;
-            const T theta = gates[0], eta = gates[1], kept = T(1) - gates[2];
-            gates += 3;
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-#pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    s[i][j] = eta * s[i][j] - theta * g[i][j];
-                    u[i][j] = kept * u[i][j] + s[i][j];
-                    g[i][j] = T(0);
-                }
-            p *= eta;
-            q *= kept;
-            r = kept * r + p;
-        }
-    }
-    const long long place = (head * spans + span + 1) * elements + (long long)weight * d * d;
-    for (unsigned i = 0; i < 4; ++i)
-        for (unsigned j = 0; j < 4; ++j) {
-            const unsigned row = row0 + 4 * ty + i, col = col0 + 4 * tx + j;
-            if (row >= d || col >= d) continue;
-            updates[place + (long long)row * d + col] = u[i][j];
-            momenta[place + (long long)row * d + col] = s[i][j];
-        }
-    if (blockIdx.x == 0 && threadIdx.x == 0) {
-        T* to = transitions + (head * spans + span) * 3;
-        to[0] = p;
-        to[1] = q;
-        to[2] = r;
+__device__ void join_reads(const T* of_queries, T* query_reads, long long queries, const T* before, T* reads_before,
+                           const T* after, T* reads_after, long long keys, unsigned parts) {
+    const T* from = blockIdx.y == 0 ? of_queries : blockIdx.y == 1 ? before : after;
+    T* to = blockIdx.y == 0 ? query_reads : blockIdx.y == 1 ? reads_before : reads_after;
+    const long long count = blockIdx.y == 0 ? queries : keys;
+    for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < count; i += (long long)gridDim.x * blockDim.x) {
+        T sum = from[i];
+        for (unsigned part = 1; part < parts; ++part) sum += from[part * count + i];
+        to[i] = sum;
     }
 }
-BOTH(span_ends, 256,
-     (const T* steps, const T* keys, const T* d_qkv, const T* activated, const T* d_output, T* updates, T* momenta,
-      T* transitions, unsigned elements, unsigned d, unsigned c, unsigned chunks, unsigned each, unsigned spans, unsigned first),
-     (steps, keys, d_qkv, activated, d_output, updates, momenta, transitions, elements, d, c, chunks, each, spans, first))
+BOTH(join_reads, 1,
+     (const T* of_queries, T* query_reads, long long queries, const T* before, T* reads_before, const T* after, T* reads_after,
+      long long keys, unsigned parts),
+     (of_queries, query_reads, queries, before, reads_before, after, reads_after, keys, parts))
 
-// What every span starts from: that of the first, [heads, elements], then span by span, in place. A thread an element.
+// Sums of squares by weight: parts [places, weights × tiles, 4] → sums [places, all_weights, 4], of the weights from `first` on.
 template <class T>
-__device__ void span_starts(const T* update, const T* momentum, const T* transitions, T* updates, T* momenta,
-                            unsigned elements, unsigned spans) {
-    const long long head = blockIdx.y, i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
-    if (i >= elements) return;
-    const long long first = head * spans * elements + i;
-    const T* of = transitions + head * spans * 3;
-    T u = update[head * elements + i], s = momentum[head * elements + i];
-    updates[first] = u;
-    momenta[first] = s;
-#pragma unroll 4
-    for (unsigned span = 1; span < spans; ++span, of += 3) {
-        const long long place = first + (long long)span * elements;
-        u = of[1] * u + (of[2] * s + updates[place]);
-        s = of[0] * s + momenta[place];
-        updates[place] = u;
-        momenta[place] = s;
-    }
-}
-BOTH(span_starts, 256,
-     (const T* update, const T* momentum, const T* transitions, T* updates, T* momenta, unsigned elements, unsigned spans),
-     (update, momentum, transitions, updates, momenta, elements, spans))
-
-// Sums of squares by weight: parts [places, weights × strips, 4] → sums [places, all_weights, 4], of the weights from `first` on.
-template <class T>
-__device__ void weight_norms(const T* parts, double* sums, long long places, unsigned weights, unsigned strips,
+__device__ void weight_norms(const T* parts, double* sums, long long places, unsigned weights, unsigned tiles,
                              unsigned first, unsigned all_weights) {
     const long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
     if (i >= places * weights * 4) return;
     const long long place = i / (weights * 4);
     const unsigned weight = i / 4 % weights, quantity = i % 4;
     double sum = 0;
-    for (unsigned strip = 0; strip < strips; ++strip)
-        sum += parts[((place * weights + weight) * strips + strip) * 4 + quantity];
+    for (unsigned tile = 0; tile < tiles; ++tile)
+        sum += parts[((place * weights + weight) * tiles + tile) * 4 + quantity];
     sums[(place * all_weights + first + weight) * 4 + quantity] = sum;
 }
-BOTH(weight_norms, 256,
-     (const T* parts, double* sums, long long places, unsigned weights, unsigned strips, unsigned first, unsigned all_weights),
-     (parts, sums, places, weights, strips, first, all_weights))
+BOTH(weight_norms, 1,
+     (const T* parts, double* sums, long long places, unsigned weights, unsigned tiles, unsigned first, unsigned all_weights),
+     (parts, sums, places, weights, tiles, first, all_weights))
 
 // ---- Between products: a warp a row, unless said otherwise -------------------------------------------------------------
 
@@ -739,7 +761,7 @@ __device__ void rms_norm(T* rows, const T* weight, long long count, unsigned wid
     const T scale = T(1.0 / sqrt(warp_sum(squares) / width + epsilon));
     for (unsigned i = lane; i < width; i += 32) x[i] = x[i] * scale * weight[i];
 }
-BOTH(rms_norm, 256, (T* rows, const T* weight, long long count, unsigned width, double epsilon),
+BOTH(rms_norm, 1, (T* rows, const T* weight, long long count, unsigned width, double epsilon),
      (rows, weight, count, width, epsilon))
 
 // Gates of every chunk, a block each, from the mean of its normed tokens. tokens (sequences, chunks c, D), weights (D, 3 heads): θ, η
@@ -772,7 +794,7 @@ __device__ void gate_values(const T* tokens, const T* weights, T* steps, unsigne
         steps[((sequence * heads + column % heads) * chunks + chunk) * 3 + gate] = T(value);
     }
 }
-BOTH(gate_values, 256,
+BOTH(gate_values, 1,
      (const T* tokens, const T* weights, T* steps, unsigned chunks, unsigned c, unsigned width, unsigned heads, unsigned pinned,
       double rate, double momentum, double decay),
      (tokens, weights, steps, chunks, c, width, heads, pinned, rate, momentum, decay))
@@ -799,7 +821,7 @@ template <class T> __device__ void causal_softmax(T* rows, long long count, unsi
     const T scale = T(1) / warp_sum(sum);
     for (unsigned i = lane; i < seen; i += 32) p[i] *= scale;
 }
-BOTH(causal_softmax, 256, (T* rows, long long count, unsigned c), (rows, count, c))
+BOTH(causal_softmax, 1, (T* rows, long long count, unsigned c), (rows, count, c))
 
 // From dP to the scores' cotangents, in place: p (dp − Σ dp p) · scale, zeros in the future.
 template <class T>
@@ -815,7 +837,7 @@ __device__ void softmax_backward(const T* softmax, T* cotangents, long long coun
     dot = warp_sum(dot);
     for (unsigned i = lane; i < c; i += 32) d[i] = i < seen ? p[i] * (d[i] - dot) * scale : T(0);
 }
-BOTH(softmax_backward, 256, (const T* softmax, T* cotangents, long long count, unsigned c, T scale),
+BOTH(softmax_backward, 1, (const T* softmax, T* cotangents, long long count, unsigned c, T scale),
      (softmax, cotangents, count, c, scale))
 
 // An element a thread.
@@ -823,7 +845,7 @@ template <class T> __device__ void silu(const T* hidden, T* activated, long long
     for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < count; i += (long long)gridDim.x * blockDim.x)
         activated[i] = hidden[i] * sigmoid(hidden[i]);
 }
-BOTH(silu, 256, (const T* hidden, T* activated, long long count), (hidden, activated, count))
+BOTH(silu, 1, (const T* hidden, T* activated, long long count), (hidden, activated, count))
 
 // Cotangents of what silu was given.
 template <class T> __device__ void silu_backward(const T* hidden, T* cotangents, long long count) {
@@ -832,7 +854,7 @@ template <class T> __device__ void silu_backward(const T* hidden, T* cotangents,
         cotangents[i] *= s * (T(1) + hidden[i] * (T(1) - s));
     }
 }
-BOTH(silu_backward, 256, (const T* hidden, T* cotangents, long long count), (hidden, cotangents, count))
+BOTH(silu_backward, 1, (const T* hidden, T* cotangents, long long count), (hidden, cotangents, count))
 
 // losses: mean over d of (y − v)² of each row; with `gradient`, y ← its cotangents, 2 (y − v) ÷ d.
 template <class T>
@@ -849,7 +871,7 @@ __device__ void row_losses(T* predicted, const T* values, T* losses, long long c
     squares = warp_sum(squares);
     if (lane == 0) losses[row] = T(squares / d);
 }
-BOTH(row_losses, 256, (T* predicted, const T* values, T* losses, long long count, unsigned d, unsigned gradient),
+BOTH(row_losses, 1, (T* predicted, const T* values, T* losses, long long count, unsigned d, unsigned gradient),
      (predicted, values, losses, count, d, gradient))
 
 // Sums over the c rows of every chunk, a thread each.
@@ -860,7 +882,7 @@ template <class T> __device__ void chunk_sums(const T* losses, T* sums, long lon
     for (unsigned t = 0; t < c; ++t) sum += losses[chunk * c + t];
     sums[chunk] = T(sum);
 }
-BOTH(chunk_sums, 256, (const T* losses, T* sums, long long chunks, unsigned c), (losses, sums, chunks, c))
+BOTH(chunk_sums, 1, (const T* losses, T* sums, long long chunks, unsigned c), (losses, sums, chunks, c))
 
 // Heads side by side: reads (sequences, heads, padded, d) → merged (sequences, rows, heads d), the first `unready` rows zero.
 template <class T>
@@ -874,7 +896,7 @@ __device__ void merge_heads(const T* reads, T* merged, unsigned heads, unsigned 
         merged[sequence * count + i] = row < unready ? T(0) : x;
     }
 }
-BOTH(merge_heads, 256, (const T* reads, T* merged, unsigned heads, unsigned padded, unsigned rows, unsigned d, unsigned unready),
+BOTH(merge_heads, 1, (const T* reads, T* merged, unsigned heads, unsigned padded, unsigned rows, unsigned d, unsigned unready),
      (reads, merged, heads, padded, rows, d, unready))
 
 // first[gridDim.y]: the least row, of those from `from` up to `to` of each lot (lots lie `stride` elements apart), with a number
@@ -890,7 +912,7 @@ __device__ void first_nonfinite(const T* rows, unsigned* first, long long stride
     for (int m = 16; m > 0; m /= 2) bad |= __shfl_xor_sync(0xffffffffu, bad, m);
     if (bad && lane == 0) atomicMin(first + blockIdx.y, (unsigned)row);
 }
-BOTH(first_nonfinite, 256, (const T* rows, unsigned* first, long long stride, unsigned from, unsigned to, unsigned width),
+BOTH(first_nonfinite, 1, (const T* rows, unsigned* first, long long stride, unsigned from, unsigned to, unsigned width),
      (rows, first, stride, from, to, width))
 
 // ---- Products ----------------------------------------------------------------------------------------------------------
@@ -936,7 +958,7 @@ __device__ void product(const T* a, long long a_row, long long a_stride, unsigne
         }
     }
 }
-BOTH(product, 256,
+BOTH(product, 1,
      (const T* a, long long a_row, long long a_stride, unsigned a_transposed, const T* b, long long b_row, long long b_stride,
       unsigned b_transposed, T* c, long long c_row, long long c_stride, unsigned rows, unsigned cols, unsigned depth, unsigned batch, T scale),
      (a, a_row, a_stride, a_transposed, b, b_row, b_stride, b_transposed, c, c_row, c_stride, rows, cols, depth, batch, scale))

@@ -29,7 +29,7 @@ const BLOCK_ROWS: usize = 32_768;
 const GROUP: usize = 1024;
 /// Of the free memory, what a block's buffers may take.
 const SHARE: usize = 2;
-/// Rows and columns of a weight that a block of `span_ends` has: as in kernels.cu.
+/// Rows and columns of a weight that a block has: as in kernels.cu.
 const TILE: usize = 64;
 /// Threads of every block.
 const THREADS: u32 = 256;
@@ -37,14 +37,10 @@ const THREADS: u32 = 256;
 const MOST_BLOCKS: usize = 4096;
 /// Parts of the chunks that are read side by side where nothing is stored.
 const READ_PARTS: usize = 256;
-/// Buffers of a walk's inputs, at most.
-const MOST_BUFFERS: usize = 6;
-/// Columns of the narrowest strips.
-const LEAST_COLUMNS: usize = 4;
 /// Most blocks in a grid's second dimension.
 const MOST_HEADS: usize = 65_535;
-/// Blocks of threads that a walk is cut into for every multiprocessor.
-const WALKERS: usize = 4;
+/// Blocks of a walk that are on a multiprocessor at once.
+const WALKERS: usize = 2;
 /// A row that no row reaches.
 const NO_ROW: u32 = u32::MAX;
 
@@ -75,48 +71,30 @@ struct Weights<'d, T> {
     post_norm: Option<Array<'d, T>>,
 }
 
-/// Which kernel walks: columns of a block, and its shared memory.
-#[derive(Clone, Copy, Debug)]
-struct Walk {
-    kernel: &'static str,
-    columns: usize,
-    /// Buffers that its inputs come through.
-    ring: usize,
-    shared: usize,
-}
-
 fn tune(name: &str, default: usize) -> usize {
     std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
 }
 
-impl Walk {
-    /// For heads of width d: the widest strips that fit a block's shared memory, as laid out in kernels.cu.
-    fn of<T: Real>(device: &dyn Device, d: usize) -> Result<Self> {
+/// Buffers that a walk's inputs come through, and its shared memory in bytes.
+#[derive(Clone, Copy, Debug)]
+struct Ring {
+    buffers: usize,
+    shared: usize,
+}
+
+impl Ring {
+    /// As laid out in kernels.cu: as many buffers as let blocks of a multiprocessor be side by side.
+    fn of<T: Real>(device: &dyn Device) -> Result<Self> {
         let most = device.shared_bytes();
-        let share = most / tune("NMEM_T_RESIDENT", 2);
-        let kernels = if d <= 64 {
-            [("walk_16_short", 16, 1), ("walk_8_short", 8, 1), ("walk_4", 4, 1)]
-        } else {
-            [("walk_16", 16, 4), ("walk_8", 8, 2), ("walk_4", 4, 1)]
-        };
-        let widest = tune("NMEM_T_J", 16);
-        let of = |(kernel, columns, rows): (&'static str, usize, usize), share: usize| {
-            let panel = 8 * (32 / (columns / 4)) * rows;
-            let staged = (16 * (panel + columns)).max(32 * 68);
-            let shared = |ring: usize| {
-                let state = (2 * d + d.next_multiple_of(4) + 8 * 32) * columns;
-                (state + ring * staged) * size_of::<T>()
-            };
-            if columns > widest { return None; }
-            let ring = (2..=MOST_BUFFERS).rev().find(|&ring| shared(ring) <= share)?;
-            Some(Self { kernel, columns, ring, shared: shared(ring) })
-        };
-        let mut fitting = [share, most].into_iter().flat_map(|share| kernels.map(|kernel| of(kernel, share)));
-        fitting.find_map(|walk| walk).ok_or_else(|| {
-            let expected =
-                format!("a width of heads whose strips fit {most} bytes of shared memory, or --device cpu");
-            Error::setting("--device", expected, format!("dim_head {d} in {}", T::TYPE))
-        })
+        let piece = TILE * (TILE + 16 / size_of::<T>());
+        let of = |buffers: usize| Self { buffers, shared: (TILE * TILE + buffers * piece) * size_of::<T>() };
+        let rings = [(most / WALKERS, 4), (most / WALKERS, 3), (most / WALKERS, 2), (most, 2)];
+        let mut fitting = rings.into_iter().filter(|&(room, buffers)| of(buffers).shared <= room);
+        let (_, buffers) = fitting.next().ok_or_else(|| {
+            let expected = format!("a GPU whose blocks have {} bytes of shared memory, or cpu", of(2).shared);
+            Error::setting("--device", expected, format!("{most} bytes on {}", device.name()))
+        })?;
+        Ok(of(buffers))
     }
 }
 
@@ -143,11 +121,15 @@ struct Reader<'d, T> {
     activated: Array<'d, T>,
     /// (…, d)
     outputs: Array<'d, T>,
+    /// What rows of tiles make of either, where there are several: (tiles, …, 3d)
+    parts: Option<Array<'d, T>>,
 }
 
 impl<'d, T: Real> Reader<'d, T> {
     fn new(device: &'d dyn Device, rows: usize, d: usize) -> Result<Self> {
+        let tiles = d.div_ceil(TILE);
         Ok(Self {
+            parts: (tiles > 1).then(|| Array::new(device, tiles * rows * 3 * d)).transpose()?,
             products: Array::new(device, rows * 3 * d)?,
             activated: Array::new(device, rows * d)?,
             outputs: Array::new(device, rows * d)?,
@@ -159,7 +141,7 @@ impl<'d, T: Real> Reader<'d, T> {
 struct Room<'d, T: Real> {
     sizes: Sizes,
     sequences: usize,
-    walk: Walk,
+    ring: Ring,
     /// (sequences, rows, D)
     tokens: [Array<'d, T>; 2],
     keys: Array<'d, T>,
@@ -183,7 +165,7 @@ struct Room<'d, T: Real> {
     chunk_losses: [Array<'d, T>; 3],
     /// Of the queries, then of the probe.
     readers: Vec<Reader<'d, T>>,
-    /// Sums of squares of the strips, and of the weights: (heads, chunks, weights, 4)
+    /// Sums of squares of tiles, and of the weights: (heads, chunks, weights, 4)
     parts: Array<'d, T>,
     sums: Array<'d, f64>,
     /// U and S before and after the block: (heads, elements)
@@ -304,8 +286,9 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         let (d, h) = (dimensions.dim_head, dimensions.heads);
         let elements = self.memory.base.len();
         // What a row of one sequence takes in `Room`, and what a sequence takes whatever its rows.
-        let strips = 4 * d.div_ceil(LEAST_COLUMNS) * 4;
-        let of_head = 21 * d + 2 * c + 3 * (5 * d) + 8 + (strips + 40).div_ceil(c);
+        let tiles = d.div_ceil(TILE);
+        let of_reader = 5 * d + if tiles > 1 { tiles * 3 * d } else { 0 };
+        let of_head = 13 * d + 8 * d + 2 * c + 3 * of_reader + 8 + (16 * tiles * tiles + 40).div_ceil(c);
         let of_row = (h * of_head + 2 * h * d + 4 * dimensions.dim) * size_of::<T>();
         let of_sequence = 4 * h * elements * size_of::<T>();
         let kept = self.room.as_ref().map_or(0, Room::bytes);
@@ -440,9 +423,8 @@ impl<'d, T: Real> Room<'d, T> {
         let chunks = stored / c;
         let room = |elements: usize| Array::new(device, elements);
         let state = if sizes.storing { heads * memory.base.len() } else { 0 };
-        let walk = Walk::of::<T>(device, d)?;
-        let of_span = 3 * d.div_ceil(walk.columns) * heads;
-        let most = (tune("NMEM_T_WALKERS", WALKERS) * device.multiprocessors()).div_ceil(of_span);
+        let of_span = d.div_ceil(TILE).pow(2) * heads;
+        let most = (tune("NMEM_T_WALKERS", WALKERS) * device.multiprocessors() / of_span).max(1);
         let spans = Spans::of(chunks / heads, most, c, d).number;
         let starts = if spans > 1 { heads * spans * memory.base.len() } else { 0 };
         let mut readers = vec![Reader::new(device, read, d)?];
@@ -452,7 +434,7 @@ impl<'d, T: Real> Room<'d, T> {
         Ok(Self {
             sizes,
             sequences,
-            walk,
+            ring: Ring::of::<T>(device)?,
             spans,
             starts: [room(starts)?, room(starts)?],
             transitions: room(heads * spans * 3)?,
@@ -475,7 +457,7 @@ impl<'d, T: Real> Room<'d, T> {
             losses: room(stored)?,
             chunk_losses: [room(chunks)?, room(chunks)?, room(chunks)?],
             readers,
-            parts: room(chunks * 4 * d.div_ceil(LEAST_COLUMNS) * 4)?,
+            parts: room(chunks * 4 * d.div_ceil(TILE).pow(2) * 4)?,
             sums: Array::new(device, chunks * 16)?,
             state: [
                 [room(heads * memory.base.len())?, room(heads * memory.base.len())?],
@@ -494,7 +476,9 @@ impl<'d, T: Real> Room<'d, T> {
         let Self { d_hidden, activated, d_output, losses, chunk_losses, readers, parts, state, starts, .. } = self;
         let single = [keys, values, queries, steps, qkv, d_qkv, scores, d_scores, hidden, d_hidden];
         let others = [activated, d_output, losses, parts, &self.merged];
-        let read = readers.iter().flat_map(|reader| [&reader.products, &reader.activated, &reader.outputs]);
+        let read = readers.iter().flat_map(|reader| {
+            [&reader.products, &reader.activated, &reader.outputs].into_iter().chain(&reader.parts)
+        });
         let all = single.into_iter().chain(others).chain(tokens).chain(chunk_losses).chain(read);
         let all = all.chain(state.iter().flatten()).chain(starts).chain([&self.transitions]).chain(&self.combined);
         all.map(Array::bytes).sum::<usize>() + self.sums.bytes() + self.nonfinite.bytes()
@@ -776,8 +760,7 @@ impl<T: Real> Step<'_, T> {
     fn walk(&self, room: &mut Room<'_, T>, layer: usize, scale: f64) -> Result<()> {
         let (d, c, chunks) = (self.d(), self.c(), self.chunks());
         let (first, weights, width) = if layer == 0 { (0, 3, 3 * d) } else { (3, 1, d) };
-        let walk = room.walk;
-        let strips = d.div_ceil(walk.columns);
+        let tiles = d.div_ceil(TILE);
         let spans = match chunks {
             0 => Spans::of(self.query_chunks(), READ_PARTS, 1, 1),
             _ => self.spans(room),
@@ -785,37 +768,44 @@ impl<T: Real> Step<'_, T> {
         let [before, after] = &room.state;
         let before = if chunks > 0 && spans.number > 1 { &room.starts } else { before };
         let (a, b) = if layer == 0 { (&room.keys, &room.d_qkv) } else { (&room.activated, &room.d_output) };
-        let mut arguments = vec![
-            self.weights.base.argument(),
-            before[0].argument(),
-            before[1].argument(),
-            after[0].argument(),
-            after[1].argument(),
-        ];
+        let mut arguments = [&self.weights.base, &before[0], &before[1], &after[0], &after[1]]
+            .map(Array::argument)
+            .to_vec();
         arguments.extend([self.memory.base.len(), d, first, width, c, chunks].map(Argument::count));
-        arguments.extend([
-            room.steps.argument(),
-            a.argument(),
-            b.argument(),
-            Argument::count(self.query_chunks()),
-        ]);
+        arguments.extend([&room.steps, a, b].map(Array::argument));
+        arguments.push(Argument::count(self.query_chunks()));
+        let nothing = Argument::Address(0);
         let inputs = [&room.queries, &room.keys, &room.keys];
+        // From parts where there are any, and what is read.
+        let mut joined = Vec::new();
         for (i, keys) in inputs.into_iter().enumerate() {
-            arguments.extend(match room.readers.get(i) {
-                Some(reader) if layer == 0 => [keys.argument(), reader.products.argument()],
-                Some(reader) => [reader.activated.argument(), reader.outputs.argument()],
-                None => [Argument::Address(0); 2],
-            });
+            let Some(reader) = room.readers.get(i) else {
+                arguments.extend([nothing; 2]);
+                joined.extend([nothing; 2]);
+                continue;
+            };
+            let (from, to) =
+                if layer == 0 { (keys, &reader.products) } else { (&reader.activated, &reader.outputs) };
+            arguments.extend([from, reader.parts.as_ref().unwrap_or(to)].map(Array::argument));
+            joined.extend([reader.parts.as_ref().unwrap_or(to), to].map(Array::argument));
         }
+        let read = [self.query_chunks(), chunks].map(|chunks| self.heads() * chunks * c * width);
+        arguments.extend(read.map(Argument::long));
         arguments.extend([room.parts.argument(), Argument::number::<T>(scale)]);
-        arguments.extend([walk.ring, spans.each].map(Argument::count));
-        let grid = [weights * strips, self.heads(), spans.number];
+        arguments.extend([room.ring.buffers, spans.each].map(Argument::count));
+        let grid = [weights * tiles * tiles, self.heads(), spans.number];
         if chunks.max(self.query_chunks()) > 0 {
-            self.launch(walk.kernel, grid, walk.shared, &arguments)?;
+            self.launch("walk", grid, room.ring.shared, &arguments)?;
+        }
+        if tiles > 1 {
+            joined.insert(2, Argument::long(read[0]));
+            joined.extend([Argument::long(read[1]), Argument::count(tiles)]);
+            let blocks = read[0].max(read[1]).div_ceil(THREADS as usize).min(MOST_BLOCKS);
+            self.launch("join_reads", [blocks, room.readers.len(), 1], 0, &joined)?;
         }
         let places = self.heads() * chunks;
         let mut arguments = vec![room.parts.argument(), room.sums.argument(), Argument::long(places)];
-        arguments.extend([weights, strips, first, 4].map(Argument::count));
+        arguments.extend([weights, tiles * tiles, first, 4].map(Argument::count));
         self.launch("weight_norms", [(places * weights * 4).div_ceil(THREADS as usize), 1, 1], 0, &arguments)
     }
 

@@ -136,7 +136,7 @@ fn library(backwards: bool) -> std::result::Result<PathBuf, String> {
 /// Kernels of kernels.cu, without the element types of their names.
 pub fn names() -> impl Iterator<Item = &'static str> {
     let defined = |line: &'static str| {
-        let rest = line.strip_prefix("BOTH(").or_else(|| line.strip_prefix("WALK("))?;
+        let rest = line.strip_prefix("BOTH(")?;
         rest.split(',').next()
     };
     KERNELS.lines().filter_map(defined)

@@ -30,7 +30,7 @@ fn run_on<T: Real>(
     (sink, outcome)
 }
 
-/// A device of another size: blocks of few tokens, strips of another width.
+/// A device of another size: blocks of few tokens, more spans of chunks side by side.
 struct Small<'a> {
     device: &'a dyn Device,
     free: usize,
@@ -39,11 +39,13 @@ struct Small<'a> {
     side: usize,
     /// Blocks of tokens that it has stored.
     blocks: AtomicUsize,
+    /// Most spans that have been walked side by side.
+    spans: AtomicUsize,
 }
 
 impl<'a> Small<'a> {
     fn new(device: &'a dyn Device, free: usize, shared: usize) -> Self {
-        Self { device, free, shared, side: 1, blocks: AtomicUsize::new(0) }
+        Self { device, free, shared, side: 1, blocks: AtomicUsize::new(0), spans: AtomicUsize::new(0) }
     }
 }
 
@@ -81,6 +83,9 @@ impl Device for Small<'_> {
     fn launch(&self, kernel: &str, launch: Launch, arguments: &[Argument]) -> nmem::Result<()> {
         if kernel.starts_with("gate_values") {
             self.blocks.fetch_add(1, Ordering::Relaxed);
+        }
+        if kernel.starts_with("span_ends") {
+            self.spans.fetch_max(launch.grid[2] as usize + 1, Ordering::Relaxed);
         }
         self.device.launch(kernel, launch, arguments)
     }
@@ -182,29 +187,32 @@ fn little_memory_makes_many_blocks() {
     }
 }
 
+/// Chunks of few tokens and of more than a piece of a walk; the last span shorter; several heads and sequences; tiles cut and whole.
+const SPANS: [(Case, usize); 4] = [
+    (((6, 2, 3), 2, 2, [23, 30]), 8),
+    (((68, 1, 68), 33, 1, [200, 100]), 2),
+    (((64, 1, 64), 16, 1, [150, 64]), 3),
+    (((12, 3, 4), 70, 2, [320, 140]), 4),
+];
+
 #[test]
-fn strips_of_every_width() {
+fn spans_side_by_side() {
     for (name, device) in devices() {
-        for (d, kernels) in
-            [(50, ["walk_4", "walk_8_short", "walk_16_short"]), (90, ["walk_4", "walk_8", "walk_16"])]
-        {
-            // As many multiprocessors as narrow strips, and fewer: wide ones.
-            for (side, kernel) in [1000, 3 * (d / 8 + 1), 1].into_iter().zip(kernels) {
-                let shared = device.shared_bytes();
-                let small = Small { side, ..Small::new(device.as_ref(), 1 << 22, shared) };
-                against_the_oracle::<f32>(
-                    &format!("{name}, {kernel}"),
-                    &small,
-                    ((d, 1, d), 3, 1, [8, 7]),
-                    2e-5,
-                );
-            }
+        for (case, spans) in SPANS {
+            let small = Small { side: 1000, ..Small::new(device.as_ref(), 1 << 24, device.shared_bytes()) };
+            against_the_oracle::<f32>(name, &small, case, 2e-5);
+            against_the_oracle::<f64>(name, &small, case, 1e-10);
+            assert_eq!(small.spans.load(Ordering::Relaxed), spans, "{name}, {case:?}");
         }
-        // Narrow for want of shared memory, down to where nothing fits.
+    }
+}
+
+#[test]
+fn little_shared_memory() {
+    for (name, device) in devices() {
         let small = |shared| Small::new(device.as_ref(), 1 << 22, shared);
-        for shared in [50_000, 42_000] {
-            against_the_oracle::<f32>(name, &small(shared), ((90, 1, 90), 3, 1, [8, 7]), 2e-5);
-        }
+        // What a block of compute capability 8.6 can be given.
+        against_the_oracle::<f64>(name, &small(99 << 10), ((90, 1, 90), 3, 1, [8, 7]), 1e-10);
         let memory = Drawn::new((6, 2, 3), 5, Init::Xavier, 7).memory::<f32>();
         let none = small(1000);
         let mut engine = CudaEngine::new(&memory, &none).expect("room for the parameters");
@@ -212,8 +220,8 @@ fn strips_of_every_width() {
         let work = Work::Store { sequences: &tokens, probe: false };
         let state = &mut memory.initial_state(1);
         let error = engine.run(state, work, &mut Collect::new((0, 0, 0)), &mut |_| Ok(()));
-        let error = error.expect_err("no room for a strip").to_string();
-        assert!(error.contains("dim_head 3") && error.contains("--device cpu"), "{error}");
+        let error = error.expect_err("no room for a walk").to_string();
+        assert!(error.contains("1000 bytes") && error.contains("or cpu"), "{error}");
     }
 }
 
