@@ -1,5 +1,5 @@
 //! `--device cuda` and whatever is wrong with a machine: no driver, one without a device, one that is too old or breaks. The
-//! drivers are made of driver.c by a C compiler; without one these tests say so and pass. Tests of [`Gpu`] itself run
+//! drivers are made of driver.c by a C compiler, without which these tests fail. Tests of [`Gpu`] itself run
 //! this program again, with such a driver in LD_LIBRARY_PATH.
 
 #![cfg(target_os = "linux")]
@@ -11,26 +11,24 @@ use nmem::cuda::{Argument, Array, Device, Gpu, Launch, Matrix, Product};
 use nmem::real::ElementType;
 use tempfile::TempDir;
 
-/// A folder with libraries, made with these definitions. `None` without a compiler.
-fn libraries(of: &[(&str, &str, &[&str])]) -> Option<TempDir> {
+/// A folder with libraries, made with these definitions.
+fn libraries(of: &[(&str, &str, &[&str])]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (source, library, definitions) in of {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/driver").join(source);
         let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
-        let mut command = Command::new(compiler);
+        let mut command = Command::new(&compiler);
         command.args(["-shared", "-fPIC", "-O1", "-w", "-o"]).arg(folder.path().join(library)).arg(source);
-        match command.args(definitions.iter().map(|definition| format!("-D{definition}"))).output() {
-            Err(error) => {
-                println!("not tested: no C compiler ({error})");
-                return None;
-            }
-            Ok(made) => assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr)),
-        }
+        let made = command.args(definitions.iter().map(|definition| format!("-D{definition}"))).output();
+        let made = made.unwrap_or_else(|error| {
+            panic!("no driver to test with: {}: {error} (a C compiler is needed)", compiler.display())
+        });
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     }
-    Some(folder)
+    folder
 }
 
-fn driver(definitions: &[&str]) -> Option<TempDir> {
+fn driver(definitions: &[&str]) -> TempDir {
     libraries(&[("driver.c", "libcuda.so", definitions)])
 }
 
@@ -93,7 +91,7 @@ fn drivers_that_do_not_start() {
             "the NVIDIA driver is too old (it has no cuGetErrorName, of CUDA 11.2)",
         ),
     ] {
-        let Some(folder) = driver(definitions) else { return };
+        let folder = driver(definitions);
         let folder = folder.path();
         let message = refused(folder, &SCAN, &[]);
         assert!(message.starts_with(&format!("error: cuda: {expected}")), "{definitions:?}: {message}");
@@ -106,7 +104,7 @@ fn drivers_that_do_not_start() {
 
 #[test]
 fn devices_that_cannot_be_used() {
-    let Some(folder) = driver(&["INIT=0", "WHOLE"]) else { return };
+    let folder = driver(&["INIT=0", "WHOLE"]);
     let folder = folder.path();
     let device = |name| ["scan-bench", "--device", name];
     let message = refused(folder, &device("cuda:2"), &[]);
@@ -140,7 +138,7 @@ fn devices_that_cannot_be_used() {
 
 #[test]
 fn left_to_the_program_it_is_the_processor_with_a_note() {
-    let Some(folder) = driver(&["INIT=100"]) else { return };
+    let folder = driver(&["INIT=100"]);
     let out = tempfile::tempdir().unwrap();
     let out = out.path().join("out");
     let arguments = [
@@ -182,7 +180,7 @@ fn inside(test: &str, folder: &Path, variables: &[(&str, &str)]) -> String {
 
 #[test]
 fn memory_and_kernels() {
-    let Some(folder) = driver(&["INIT=0", "WHOLE"]) else { return };
+    let folder = driver(&["INIT=0", "WHOLE"]);
     for pools in ["1", "0"] {
         // Everything is given back before the context.
         let text =
@@ -264,9 +262,8 @@ fn memory_and_kernels_inside() {
 
 #[test]
 fn products_in_rows_are_products_in_columns() {
-    let libraries =
+    let folder =
         libraries(&[("driver.c", "libcuda.so", &["INIT=0", "WHOLE"]), ("blas.c", "libcublas.so", &[])]);
-    let Some(folder) = libraries else { return };
     let text = inside("products_inside", folder.path(), &[]);
     assert!(text.contains("left: 0\n"), "{text}");
 }
