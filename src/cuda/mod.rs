@@ -94,6 +94,24 @@ pub enum Argument {
     F64(f64),
 }
 
+/// The GPUs that there are.
+#[derive(Clone, Debug, Default)]
+pub struct Listed {
+    /// By index.
+    pub usable: Vec<Description>,
+    /// By index.
+    pub unusable: Vec<Unusable>,
+}
+
+/// A GPU that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Unusable {
+    /// N of `--device cuda:N`.
+    pub index: usize,
+    /// What is wrong with it.
+    pub error: String,
+}
+
 /// What there is of a GPU, for people.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Description {

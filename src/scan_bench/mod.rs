@@ -353,7 +353,7 @@ pub fn execute(config: Config, devices: &[Chosen], replace: bool, observe: Obser
         return Err(Error::setting("--algorithm", "auto, pair or pair-last on a GPU", "others"));
     }
     let folder = ResultsFolder::open(&config.out, replace)?;
-    let gpus = if gpus { cuda::list()? } else { Vec::new() };
+    let gpus = if gpus { cuda::list()?.usable } else { Vec::new() };
     let machine = Machine { gpus, ..Machine::look() };
     let most =
         config.max_bytes.unwrap_or_else(|| machine.memory_bytes.map_or(UNKNOWN_MEMORY, |bytes| bytes / 4));

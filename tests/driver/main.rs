@@ -137,6 +137,50 @@ fn devices_that_cannot_be_used() {
 }
 
 #[test]
+fn a_device_that_is_broken_hides_no_other() {
+    let folder = driver(&["INIT=0", "WHOLE"]);
+    let folder = folder.path();
+    let broken = |index: usize| {
+        format!("no cuda:{index}: opening cuda:{index} failed: CUDA_ERROR_SOME: a meaning of two lines")
+    };
+    for (which, usable, unusable) in [("1", &[1][..], &[0][..]), ("2", &[0], &[1]), ("3", &[], &[0, 1])] {
+        let variables = [("BROKEN", which)];
+        let listed = nmem(folder, &["devices"], &variables);
+        let text = String::from_utf8(listed.stdout).unwrap();
+        let lines: Vec<_> = text.lines().skip(2).collect();
+        assert_eq!(listed.status.code(), Some(0), "{text}");
+        let mut expected: Vec<_> = usable.iter().map(|index| format!("cuda:{index}  Make-believe")).collect();
+        expected.extend(unusable.iter().map(|&index| broken(index)));
+        if usable.is_empty() {
+            expected.push("no GPU: none can be used".to_owned());
+        }
+        assert_eq!(lines.len(), expected.len(), "{text}");
+        for (line, expected) in lines.iter().zip(&expected) {
+            assert!(line.starts_with(expected), "{expected}: {text}");
+        }
+
+        let listed = nmem(folder, &["devices", "--format", "json"], &variables);
+        let found: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+        let indices = |name: &str| -> Vec<_> {
+            found[name]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|gpu| gpu["index"].as_u64().unwrap() as usize)
+                .collect()
+        };
+        assert_eq!((&indices("cuda")[..], &indices("cuda_unusable")[..]), (usable, unusable));
+        assert_eq!(found["cuda_error"].is_string(), usable.is_empty());
+        assert!(broken(unusable[0]).ends_with(found["cuda_unusable"][0]["error"].as_str().unwrap()));
+    }
+    // What can be opened is used: this driver has no such kernels.
+    let message = refused(folder, &SCAN, &[("BROKEN", "2")]);
+    assert!(message.starts_with("error: cuda: finding kernel "), "{message}");
+    let message = refused(folder, &SCAN, &[("BROKEN", "1")]);
+    assert!(message.starts_with("error: cuda: opening cuda:0 failed"), "{message}");
+}
+
+#[test]
 fn left_to_the_program_it_is_the_processor_with_a_note() {
     let folder = driver(&["INIT=100"]);
     let out = tempfile::tempdir().unwrap();
