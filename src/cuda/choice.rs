@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::Gpu;
+use super::{Device, Gpu};
 use crate::error::Result;
 
 /// Where a run shall compute.
@@ -32,10 +32,10 @@ impl DeviceChoice {
     pub fn open(self) -> Result<Chosen> {
         match self {
             Self::Cpu => Ok(Chosen::default()),
-            Self::Cuda(index) => Ok(Chosen::of(index, Gpu::open(index)?)),
+            Self::Cuda(index) => Ok(Chosen::of(index, Arc::new(Gpu::open(index)?))),
             Self::Auto => Ok(Gpu::open(0).map_or_else(
                 |error| Chosen { note: Some(format!("--device auto: cpu ({error})")), ..Chosen::default() },
-                |gpu| Chosen::of(0, gpu),
+                |gpu| Chosen::of(0, Arc::new(gpu)),
             )),
         }
     }
@@ -84,22 +84,23 @@ impl Serialize for DeviceChoice {
 }
 
 /// Where runs compute: on the processor, or on a GPU, which is theirs in turns.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Chosen {
-    gpu: Option<(usize, Gpu)>,
+    gpu: Option<(usize, Arc<dyn Device>)>,
     turn: Mutex<()>,
     /// Why it is the processor, where that was left to the program.
     pub note: Option<String>,
 }
 
 impl Chosen {
-    fn of(index: usize, gpu: Gpu) -> Self {
+    /// A device that is open, as the GPU of that number.
+    pub fn of(index: usize, gpu: Arc<dyn Device>) -> Self {
         Self { gpu: Some((index, gpu)), ..Self::default() }
     }
 
     /// The GPU, where it is one.
-    pub fn gpu(&self) -> Option<&Gpu> {
-        self.gpu.as_ref().map(|(_, gpu)| gpu)
+    pub fn gpu(&self) -> Option<&dyn Device> {
+        self.gpu.as_ref().map(|(_, gpu)| gpu.as_ref())
     }
 
     /// Waits until no other run has the GPU. The processor is everybody's.
@@ -114,12 +115,18 @@ impl Chosen {
     }
 }
 
+impl fmt::Debug for Chosen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Chosen({self})")
+    }
+}
+
 impl fmt::Display for Chosen {
     /// "cpu", or "cuda:0" and the GPU's name.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.gpu {
             None => f.write_str("cpu"),
-            Some((index, gpu)) => write!(f, "cuda:{index} {}", super::Device::name(gpu)),
+            Some((index, gpu)) => write!(f, "cuda:{index} {}", gpu.name()),
         }
     }
 }

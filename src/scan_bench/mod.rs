@@ -353,7 +353,8 @@ pub fn execute(config: Config, devices: &[Chosen], replace: bool, observe: Obser
         return Err(Error::setting("--algorithm", "auto, pair or pair-last on a GPU", "others"));
     }
     let folder = ResultsFolder::open(&config.out, replace)?;
-    let gpus = if gpus { cuda::list()?.usable } else { Vec::new() };
+    // No error: they are open already, and a device of the caller's own is in no list.
+    let gpus = gpus.then(cuda::list).and_then(Result::ok).unwrap_or_default().usable;
     let machine = Machine { gpus, ..Machine::look() };
     let most =
         config.max_bytes.unwrap_or_else(|| machine.memory_bytes.map_or(UNKNOWN_MEMORY, |bytes| bytes / 4));
@@ -439,31 +440,6 @@ pub fn execute(config: Config, devices: &[Chosen], replace: bool, observe: Obser
     folder.publish()?;
     let warnings = warnings(&rows);
     Ok(Report { config, machine, rows, left_out, warnings, wall_s: start.elapsed().as_secs_f64() })
-}
-
-/// Rows of every case on a device, as [`execute`] makes them where it is a GPU.
-pub fn rows_on(device: &dyn cuda::Device, config: &Config, observe: Observer) -> Result<Vec<Row>> {
-    let effort = Effort { runs: config.runs, time: Duration::from_secs_f64(config.seconds) };
-    let mut copies = Copies::default();
-    let mut rows = Vec::new();
-    for (&dtype, &shape) in
-        config.dtypes.iter().flat_map(|dtype| config.shapes.iter().map(move |shape| (dtype, shape)))
-    {
-        for (layout, gate, algorithms) in config.plan() {
-            let case = bench::Case { shape, layout, gate, effort };
-            let algorithms: Vec<_> =
-                algorithms.into_iter().filter(|algorithm| gpu::ALGORITHMS.contains(algorithm)).collect();
-            rows.extend(match dtype {
-                ElementType::F32 => {
-                    case.run_on::<f32>(device, &mut Arena::default(), &mut copies, &algorithms, observe)
-                }
-                ElementType::F64 => {
-                    case.run_on::<f64>(device, &mut Arena::default(), &mut copies, &algorithms, observe)
-                }
-            }?);
-        }
-    }
-    Ok(rows)
 }
 
 /// Wrong results one by one, disturbed timings together.
