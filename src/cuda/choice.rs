@@ -109,9 +109,13 @@ impl Chosen {
         self.gpu.as_ref().map(|_| self.turn.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// "cpu" or "cuda"
-    pub fn kind(&self) -> &'static str {
-        if self.gpu.is_some() { "cuda" } else { "cpu" }
+    /// As scan_bench.csv has it: "cpu", "cuda" of the first GPU, "cuda:1" of the second.
+    pub fn label(&self) -> String {
+        match self.gpu {
+            None => "cpu".to_owned(),
+            Some((0, _)) => "cuda".to_owned(),
+            Some((index, _)) => format!("cuda:{index}"),
+        }
     }
 }
 
@@ -208,7 +212,7 @@ mod tests {
         let devices = Devices::open([DeviceChoice::Cpu, DeviceChoice::Cpu]).unwrap();
         let chosen = devices.get(DeviceChoice::Cpu).unwrap();
         assert!(chosen.gpu().is_none() && chosen.turn().is_none());
-        assert_eq!((chosen.to_string(), chosen.kind()), ("cpu".to_owned(), "cpu"));
+        assert_eq!((chosen.to_string(), chosen.label()), ("cpu".to_owned(), "cpu".to_owned()));
         assert!(devices.get(DeviceChoice::Auto).is_none() && devices.notes().next().is_none());
     }
 }

@@ -60,10 +60,11 @@ impl<'d, T: Real + Element> Lot<'d, T> {
 }
 
 impl Case {
-    /// Runs those of `algorithms` that there are on a GPU.
+    /// Runs those of `algorithms` that there are on a GPU; rows have `label` as their device.
     pub fn run_on<T: Real + Element>(
         self,
         device: &dyn Device,
+        label: &str,
         arena: &mut Arena<T>,
         copies: &mut Copies,
         algorithms: &[Algorithm],
@@ -121,7 +122,7 @@ impl Case {
                 Algorithm::Auto => Algorithm::Time,
                 other => other,
             };
-            rows.push(Row { device: "cuda", chosen, ..row });
+            rows.push(Row { device: label.to_owned(), chosen, ..row });
             observe(Event::Done)?;
         }
         Ok(rows)

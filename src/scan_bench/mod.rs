@@ -184,8 +184,8 @@ pub fn steps_to(most: usize) -> impl Iterator<Item = usize> {
 pub struct Row {
     /// As asked for.
     pub algorithm: Algorithm,
-    /// Where it ran: "cpu" or "cuda".
-    pub device: &'static str,
+    /// Where it ran: "cpu", "cuda" (the first GPU), "cuda:1" (the second) and so on.
+    pub device: String,
     /// Element type.
     pub dtype: ElementType,
     /// Threads it could use; 0 on a GPU.
@@ -417,9 +417,10 @@ pub fn execute(config: Config, devices: &[Chosen], replace: bool, observe: Obser
                 continue;
             }
             let algorithms: Vec<_> = algorithms.iter().copied().filter(on_gpu).collect();
+            let label = device.label();
             rows.extend(match dtype {
-                ElementType::F32 => case.run_on(gpu, &mut of_f32, copies, &algorithms, observe),
-                ElementType::F64 => case.run_on(gpu, &mut of_f64, copies, &algorithms, observe),
+                ElementType::F32 => case.run_on(gpu, &label, &mut of_f32, copies, &algorithms, observe),
+                ElementType::F64 => case.run_on(gpu, &label, &mut of_f64, copies, &algorithms, observe),
             }?);
         }
     }
@@ -462,7 +463,7 @@ fn wrong(row: &Row) -> String {
     let Row { algorithm, batch, steps, channels, layout, gate, dtype, .. } = row;
     let (algorithm, layout, gate) = (algorithm.name(), layout.name(), gate.name());
     let (error, plain) = (row.max_abs_error, row.sequential_max_abs_error);
-    let on = if row.device == "cuda" { ", on the GPU" } else { "" };
+    let on = if row.device == "cpu" { String::new() } else { format!(", on {}", row.device) };
     format!(
         "{algorithm} on {batch} × {steps} × {channels}, {layout}, gates per {gate}, {dtype}{on}: wrong, not timed: error \
          {error:e}, the plain loop's {plain:e}"

@@ -51,3 +51,19 @@ fn every_case_is_right_and_timed() {
         }
     }
 }
+
+#[test]
+fn rows_tell_gpus_apart() {
+    for (name, device) in devices() {
+        let config = Config {
+            algorithms: vec![Algorithm::PairLast],
+            shapes: vec![BenchShape { batch: 1, steps: 5, channels: 3 }],
+            dtypes: vec![ElementType::F32],
+            ..config()
+        };
+        let gpu = |index| Chosen::of(index, Arc::clone(device));
+        let rows = rows(config, &[gpu(2), gpu(0), Chosen::default()]);
+        let devices: Vec<_> = rows.iter().map(|row| &row.device[..]).collect();
+        assert_eq!(devices, ["cuda:2", "cuda", "cpu"], "{name}");
+    }
+}
