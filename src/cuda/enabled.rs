@@ -688,11 +688,13 @@ impl Device for Gpu {
         Ok(Mark(Box::new(event)))
     }
 
+    fn mark_anew(&self, mark: &mut Mark) -> Result<()> {
+        self.context.enter()?;
+        self.check(event(mark)?.record(self.stream), "marking a moment")
+    }
+
     fn seconds(&self, from: &Mark, to: &Mark) -> Result<f64> {
-        let [from, to] = [from, to].map(|mark| mark.0.downcast_ref::<Event>());
-        let (Some(from), Some(to)) = (from, to) else {
-            return Err(Error::Cuda("a moment of another device's time".to_owned()));
-        };
+        let (from, to) = (event(from)?, event(to)?);
         let driver = self.context.enter()?;
         self.check(to.wait(), "waiting for the GPU")?;
         let mut milliseconds = 0.0;
@@ -701,6 +703,10 @@ impl Device for Gpu {
         self.check(code, "measuring time")?;
         Ok(f64::from(milliseconds) * 1e-3)
     }
+}
+
+fn event(mark: &Mark) -> Result<&Event> {
+    mark.0.downcast_ref().ok_or_else(|| Error::Cuda("a moment of another device's time".to_owned()))
 }
 
 /// An argument as eight bytes, of which a kernel reads the first four or all.

@@ -61,6 +61,11 @@ pub trait Device: Send + Sync {
     fn synchronize(&self) -> Result<()>;
     /// Notes the time when all that was asked for before is done.
     fn mark(&self) -> Result<Mark>;
+    /// As [`mark`](Self::mark), in a mark whose moment is not needed any more: nothing has to be made.
+    fn mark_anew(&self, mark: &mut Mark) -> Result<()> {
+        *mark = self.mark()?;
+        Ok(())
+    }
     /// Between two marks; waits for the second.
     fn seconds(&self, from: &Mark, to: &Mark) -> Result<f64>;
 }

@@ -280,8 +280,10 @@ fn memory_and_kernels_inside() {
         "{large}"
     );
 
-    let (from, to) = (gpu.mark().unwrap(), gpu.mark().unwrap());
+    let (mut from, to) = (gpu.mark().unwrap(), gpu.mark().unwrap());
     assert!((gpu.seconds(&from, &to).unwrap() - 0.25).abs() < 1e-6);
+    gpu.mark_anew(&mut from).unwrap();
+    assert!((gpu.seconds(&to, &from).unwrap() - 0.25).abs() < 1e-6);
 
     // NMEM_CUBLAS=0: a product is the kernel's.
     let results = Array::<f32>::zeros(&gpu, 1).unwrap();
