@@ -676,6 +676,14 @@ impl Device for Gpu {
         product.launch(self)
     }
 
+    fn products(&self) -> Option<String> {
+        match &*held(&self.products) {
+            Products::Unknown => None,
+            Products::Kernel => Some("kernel".to_owned()),
+            Products::Blas { blas, .. } => Some(format!("cuBLAS {}", blas.version)),
+        }
+    }
+
     fn synchronize(&self) -> Result<()> {
         // SAFETY: the stream is the context's.
         let code = unsafe { (self.context.enter()?.cuStreamSynchronize)(self.stream) };

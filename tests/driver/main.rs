@@ -286,6 +286,7 @@ fn memory_and_kernels_inside() {
     assert!((gpu.seconds(&to, &from).unwrap() - 0.25).abs() < 1e-6);
 
     // NMEM_CUBLAS=0: a product is the kernel's.
+    assert_eq!(gpu.products(), None);
     let results = Array::<f32>::zeros(&gpu, 1).unwrap();
     let matrix =
         |array: &Array<f32>| Matrix { address: array.address(0), row: 1, stride: 0, transposed: false };
@@ -293,6 +294,7 @@ fn memory_and_kernels_inside() {
     gpu.multiply(&Product { dtype: ElementType::F32, batch: 1, size: [1, 1, 1], scale: 1.0, a, b, c })
         .unwrap();
     assert_eq!(results.to_vec().unwrap(), [1234.0]);
+    assert_eq!(gpu.products().unwrap(), "kernel");
 
     // A kernel's failure shows in what waits for it, and stays; what is left is given back without a panic.
     gpu.launch("fault", Launch { grid: [1; 3], block: 1, shared: 0 }, &[]).unwrap();
@@ -360,4 +362,5 @@ fn products_inside() {
             }
         }
     }
+    assert_eq!(gpu.products().unwrap(), "cuBLAS 13.4.2");
 }
