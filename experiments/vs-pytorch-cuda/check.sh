@@ -35,6 +35,17 @@ record=${RECORD:-results/records/$(date +%F)-${gpu:-gpu}-cuda}
 mkdir -p "$record"
 nvidia-smi > "$record/nvidia-smi.txt" 2>&1
 
+if wanted memory; then
+    # PyTorch compiles in half of the cores while the tests run, before anything is timed: a row takes it most of a minute.
+    caches=$(mktemp -d)
+    trap 'rm -rf "$caches"' EXIT
+    export TORCHINDUCTOR_CACHE_DIR=$caches TORCHINDUCTOR_COMPILE_THREADS=1
+    rows=${ROWS:-$(cd "$here/../vs-pytorch" && "$python" -c 'from cases import CASES; print(*range(1, len(CASES) + 1), sep=",")')}
+    tr , '\n' <<< "$rows" | xargs -P $((($(nproc) + 1) / 2)) -I ROW "$python" "$here/memory.py" --warm ROW \
+        > "$caches/told.txt" 2>&1 &
+    warming=$!
+fi
+
 if wanted tests; then
     step 'tests'
     NMEM_REQUIRE_CUDA=1 "$CUDA_TESTS" > "$record/tests.txt" 2>&1 || failed+=('tests: see tests.txt')
@@ -52,6 +63,12 @@ if wanted sanitizer && command -v compute-sanitizer >/dev/null; then
     done
 fi
 
+if wanted memory; then
+    step 'waiting for compilations'
+    wait "$warming" || echo 'not all rows were compiled: they are tried again'
+    sort -u "$caches/told.txt"
+fi
+
 if wanted scans; then
     step 'scans: the memory'"'"'s own shapes'
     scans="--device cuda --no-plots --force"
@@ -66,7 +83,7 @@ fi
 
 if wanted memory; then
     step 'the memory'
-    must "$python" "$here/memory.py" --nmem "$NMEM" ${ROWS:+--rows "$ROWS"} --out "$record/memory.csv"
+    must "$python" "$here/memory.py" --nmem "$NMEM" --rows "$rows" --out "$record/memory.csv"
 fi
 
 {

@@ -4,6 +4,9 @@
 Rows, weights and inputs are those of ../vs-pytorch. nmem's time is wall_s.engine of `retrieve --online --device cuda --repeat`,
 its first run dropped, which leaves transfers out: to be held against PyTorch's with sequence and output on the GPU, by CUDA
 events. PyTorch's is taken once more from host to host.
+
+torch.compile takes most of a minute a row. `--warm ROW` does no more than that, into TORCHINDUCTOR_CACHE_DIR: several rows can
+be compiled side by side before a run that finds them there.
 """
 
 import argparse
@@ -33,10 +36,37 @@ def nmem(program, arguments, out):
     return json.loads((out / "run.json").read_text())
 
 
-def numbers(npy):
+def elements(npy):
     """Of an f32 .npy file of version 1, as nmem writes it."""
     header = 10 + int.from_bytes(npy[8:10], "little")
     return array.array("f", npy[header:])
+
+
+def compiled(torch, module):
+    # Forgets the rows before: with them sizes would become variables, in other code than a row's own.
+    torch.compiler.reset()
+    return torch.compile(module)
+
+
+def warm(torch, worker, case):
+    """Weights and tokens of any value: the code is the same."""
+    start = time.perf_counter()
+    shape = shape_of(case)
+    try:
+        with torch.no_grad():
+            forward = compiled(torch, worker.module(shape, "eager").cuda())
+            forward(torch.randn(case.batch, case.tokens, case.dim).cuda()).cpu()
+    except Exception as reason:
+        sys.exit(f"{case.label}: not compiled: {told(reason)}")
+    print(f"{case.label}: compiled in {time.perf_counter() - start:.0f} s")
+
+
+def shape_of(case):
+    return {"dim": case.dim, "tokens": case.tokens, "chunk": case.chunk, "heads": case.heads, "batch": case.batch}
+
+
+def told(reason):
+    return f"{type(reason).__name__}: {str(reason).splitlines()[:1]}"
 
 
 def of_pytorch(torch, worker, case, weights, sequence, side, runs, add):
@@ -47,7 +77,7 @@ def of_pytorch(torch, worker, case, weights, sequence, side, runs, add):
     module = worker.module(case, "eager")
     module.load_state_dict(load_file(weights))
     module = module.cuda()
-    forward = torch.compile(module) if side == "compiled" else module
+    forward = compiled(torch, module) if side == "compiled" else module
     host = torch.from_numpy(np.load(sequence))
     with torch.no_grad():
         output = forward(host.cuda()).cpu()
@@ -73,11 +103,14 @@ def of_pytorch(torch, worker, case, weights, sequence, side, runs, add):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--nmem", required=True)
+    parser.add_argument("--nmem", help="the program")
     parser.add_argument("--rows", help="from 1, separated by commas")
     parser.add_argument("--runs", type=int, default=10)
-    parser.add_argument("--out", required=True)
+    parser.add_argument("--out", help="the CSV")
+    parser.add_argument("--warm", type=int, metavar="ROW", help="only compile that row")
     chosen = parser.parse_args()
+    if chosen.warm is None and not (chosen.nmem and chosen.out):
+        parser.error("--nmem and --out are needed, or --warm")
     try:
         import torch
         import titans_pytorch  # noqa: F401
@@ -85,13 +118,17 @@ def main():
     except ImportError as missing:
         print(f"nmem alone: {missing}")
         torch = None
+    if chosen.warm is not None:
+        if torch:
+            warm(torch, worker, CASES[chosen.warm - 1])
+        return
     numbers = [int(row) for row in chosen.rows.split(",")] if chosen.rows else range(1, len(CASES) + 1)
     rows, wrong = [], []
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         for case in (CASES[number - 1] for number in numbers):
             weights, sequence, out = folder / "weights.safetensors", folder / "sequence.npy", folder / "out"
-            shape = {"dim": case.dim, "tokens": case.tokens, "chunk": case.chunk, "heads": case.heads, "batch": case.batch}
+            shape = shape_of(case)
             if torch:
                 worker.draw(shape, str(weights), str(sequence))
                 memory = ["--memory", weights]
@@ -110,21 +147,24 @@ def main():
                 report = nmem(chosen.nmem, [*online, "--device", device], out)
                 times = [seconds * 1e3 for seconds in report["wall_s"]["engine_all"]]
                 add(f"nmem {device}", "engine", times[1:] or times)
-                outputs[f"nmem {device}"] = numbers((out / "retrieved.npy").read_bytes())
-            for side in ("eager", "compiled") if torch else ():
+                outputs[f"nmem {device}"] = elements((out / "retrieved.npy").read_bytes())
+            # A compilation that failed is tried once more.
+            for side in ("eager", "compiled", "compiled") if torch else ():
+                if side in outputs:
+                    continue
                 try:
                     output = of_pytorch(torch, worker, shape, weights, sequence, side, chosen.runs, add)
                     outputs[side] = output.reshape(-1).tolist()
                 except Exception as reason:
-                    print(f"{case.label}: {side}: {type(reason).__name__}: {str(reason).splitlines()[:1]}")
+                    print(f"{case.label}: {side}: {told(reason)}")
             expected = outputs["nmem cpu"]
             largest = max(map(abs, expected))
             for side, output in outputs.items():
                 # f32, products in another order. A NaN is within no bound.
                 if not all(abs(a - b) <= 1e-3 * largest for a, b in zip(output, expected, strict=True)):
                     wrong.append(f"{case.label}: {side} differs from nmem on the processor by more than 1e-3 of the largest")
-            told = ", ".join(f"{row[5]} {row[6]} {row[7]:.3g}" for row in rows if row[:5] == list(shape.values()))
-            print(f"{case.label}: ms: {told}", flush=True)
+            line = ", ".join(f"{row[5]} {row[6]} {row[7]:.3g}" for row in rows if row[:5] == list(shape.values()))
+            print(f"{case.label}: ms: {line}", flush=True)
     with open(chosen.out, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow("dim,tokens,chunk,heads,batch,side,what,median_ms,min_ms,runs".split(","))

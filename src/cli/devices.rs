@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::{Format, print};
-use crate::cuda::{self, Description};
+use crate::cuda::{self, Description, Listed, Unusable};
 use crate::error::Error;
 use crate::scan_bench::Machine;
 
@@ -22,8 +22,10 @@ pub struct Args {
 #[derive(Serialize)]
 struct Found {
     cpu: Processor,
-    /// By index.
+    /// Those that can be used, by index.
     cuda: Vec<Description>,
+    /// The others.
+    cuda_unusable: Vec<Unusable>,
     /// Why there are none.
     cuda_error: Option<String>,
 }
@@ -39,13 +41,14 @@ struct Processor {
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let Machine { cpu, logical_cores, vector_isa, memory_bytes, .. } = Machine::look();
-    let (cuda, cuda_error) = match cuda::list() {
-        Ok(list) => (list, None),
-        Err(Error::Cuda(reason)) => (Vec::new(), Some(reason)),
-        Err(error) => (Vec::new(), Some(error.to_string())),
+    let (Listed { usable, unusable }, cuda_error) = match cuda::list() {
+        Ok(listed) if listed.usable.is_empty() => (listed, Some("none can be used".to_owned())),
+        Ok(listed) => (listed, None),
+        Err(Error::Cuda(reason)) => (Listed::default(), Some(reason)),
+        Err(error) => (Listed::default(), Some(error.to_string())),
     };
     let cpu = Processor { name: cpu, cores: logical_cores, vector_isa, memory_bytes };
-    let found = Found { cpu, cuda, cuda_error };
+    let found = Found { cpu, cuda: usable, cuda_unusable: unusable, cuda_error };
     print(&match args.format {
         Format::Json => format!("{}\n", serde_json::to_string_pretty(&found)?),
         Format::Table => found.table(),
@@ -95,6 +98,9 @@ impl Found {
                     },
                 );
             let _ = writeln!(text, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+        }
+        for Unusable { index, error } in &self.cuda_unusable {
+            let _ = writeln!(text, "no cuda:{index}: {error}");
         }
         if let Some(reason) = &self.cuda_error {
             let _ = writeln!(text, "no GPU: {reason}");

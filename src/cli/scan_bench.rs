@@ -294,7 +294,7 @@ fn cells(row: &Row, with_dtype: bool) -> [String; HEADINGS.len()] {
         row.layout.name().to_owned(),
         row.gate.name().to_owned(),
         algorithm,
-        if row.threads == 0 { row.device.to_owned() } else { row.threads.to_string() },
+        if row.threads == 0 { row.device.clone() } else { row.threads.to_string() },
         or_dash(row.median_ms, 3),
         or_dash(row.gb_per_s, 1),
         row.copy_fraction.map_or_else(|| "-".to_owned(), |x| format!("{:.0} %", x * 100.0)),

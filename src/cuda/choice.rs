@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::Gpu;
+use super::{Device, Gpu};
 use crate::error::Result;
 
 /// Where a run shall compute.
@@ -32,10 +32,10 @@ impl DeviceChoice {
     pub fn open(self) -> Result<Chosen> {
         match self {
             Self::Cpu => Ok(Chosen::default()),
-            Self::Cuda(index) => Ok(Chosen::of(index, Gpu::open(index)?)),
+            Self::Cuda(index) => Ok(Chosen::of(index, Arc::new(Gpu::open(index)?))),
             Self::Auto => Ok(Gpu::open(0).map_or_else(
                 |error| Chosen { note: Some(format!("--device auto: cpu ({error})")), ..Chosen::default() },
-                |gpu| Chosen::of(0, gpu),
+                |gpu| Chosen::of(0, Arc::new(gpu)),
             )),
         }
     }
@@ -84,22 +84,23 @@ impl Serialize for DeviceChoice {
 }
 
 /// Where runs compute: on the processor, or on a GPU, which is theirs in turns.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Chosen {
-    gpu: Option<(usize, Gpu)>,
+    gpu: Option<(usize, Arc<dyn Device>)>,
     turn: Mutex<()>,
     /// Why it is the processor, where that was left to the program.
     pub note: Option<String>,
 }
 
 impl Chosen {
-    fn of(index: usize, gpu: Gpu) -> Self {
+    /// A device that is open, as the GPU of that number.
+    pub fn of(index: usize, gpu: Arc<dyn Device>) -> Self {
         Self { gpu: Some((index, gpu)), ..Self::default() }
     }
 
     /// The GPU, where it is one.
-    pub fn gpu(&self) -> Option<&Gpu> {
-        self.gpu.as_ref().map(|(_, gpu)| gpu)
+    pub fn gpu(&self) -> Option<&dyn Device> {
+        self.gpu.as_ref().map(|(_, gpu)| gpu.as_ref())
     }
 
     /// Waits until no other run has the GPU. The processor is everybody's.
@@ -108,9 +109,19 @@ impl Chosen {
         self.gpu.as_ref().map(|_| self.turn.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// "cpu" or "cuda"
-    pub fn kind(&self) -> &'static str {
-        if self.gpu.is_some() { "cuda" } else { "cpu" }
+    /// As scan_bench.csv has it: "cpu", "cuda" of the first GPU, "cuda:1" of the second.
+    pub fn label(&self) -> String {
+        match self.gpu {
+            None => "cpu".to_owned(),
+            Some((0, _)) => "cuda".to_owned(),
+            Some((index, _)) => format!("cuda:{index}"),
+        }
+    }
+}
+
+impl fmt::Debug for Chosen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Chosen({self})")
     }
 }
 
@@ -119,7 +130,7 @@ impl fmt::Display for Chosen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.gpu {
             None => f.write_str("cpu"),
-            Some((index, gpu)) => write!(f, "cuda:{index} {}", super::Device::name(gpu)),
+            Some((index, gpu)) => write!(f, "cuda:{index} {}", gpu.name()),
         }
     }
 }
@@ -201,7 +212,7 @@ mod tests {
         let devices = Devices::open([DeviceChoice::Cpu, DeviceChoice::Cpu]).unwrap();
         let chosen = devices.get(DeviceChoice::Cpu).unwrap();
         assert!(chosen.gpu().is_none() && chosen.turn().is_none());
-        assert_eq!((chosen.to_string(), chosen.kind()), ("cpu".to_owned(), "cpu"));
+        assert_eq!((chosen.to_string(), chosen.label()), ("cpu".to_owned(), "cpu".to_owned()));
         assert!(devices.get(DeviceChoice::Auto).is_none() && devices.notes().next().is_none());
     }
 }

@@ -1,6 +1,6 @@
 //! What stands for a GPU in a build without the feature `cuda`: nothing, with the reason.
 
-use super::{Argument, Description, Device, Launch, Mark};
+use super::{Argument, Device, Launch, Listed, Mark};
 use crate::error::{Error, Result};
 
 /// A GPU. There is none.
@@ -12,7 +12,7 @@ fn absent() -> Error {
 }
 
 /// The GPUs that there are.
-pub fn list() -> Result<Vec<Description>> {
+pub fn list() -> Result<Listed> {
     Err(absent())
 }
 

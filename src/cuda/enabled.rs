@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
-use super::{Argument, Description, Device, Launch, Mark, Product};
+use super::{Argument, Description, Device, Launch, Listed, Mark, Product, Unusable};
 use crate::error::{Error, Result};
 use blas::Blas;
 use library::{Driver, Handle, Start};
@@ -45,9 +45,23 @@ const SHARED_BYTES: u32 = 48 << 10;
 const PIECES: usize = 4;
 const PIECE: usize = 1 << 20;
 
-/// The GPUs that there are.
-pub fn list() -> Result<Vec<Description>> {
-    (0..driver()?.count()?).map(|index| Context::open(index)?.description()).collect()
+const NO_DEVICE: &str = "there is an NVIDIA driver but no device (or CUDA_VISIBLE_DEVICES hides it)";
+
+/// The GPUs that there are: an error where there is none.
+pub fn list() -> Result<Listed> {
+    let count = driver()?.count()?;
+    if count == 0 {
+        return Err(Error::Cuda(NO_DEVICE.to_owned()));
+    }
+    let mut listed = Listed::default();
+    for index in 0..count {
+        match Context::open(index).and_then(|context| context.description()) {
+            Ok(gpu) => listed.usable.push(gpu),
+            Err(Error::Cuda(error)) => listed.unusable.push(Unusable { index, error }),
+            Err(error) => listed.unusable.push(Unusable { index, error: error.to_string() }),
+        }
+    }
+    Ok(listed)
 }
 
 /// The driver, loaded and started.
@@ -158,7 +172,7 @@ impl Context {
         let count = loaded.count()?;
         if index >= count {
             let there = match count {
-                0 => "there is an NVIDIA driver but no device (or CUDA_VISIBLE_DEVICES hides it)".to_owned(),
+                0 => NO_DEVICE.to_owned(),
                 1 => "the only GPU is cuda:0".to_owned(),
                 _ => format!("the GPUs are cuda:0 to cuda:{}", count - 1),
             };
@@ -662,6 +676,14 @@ impl Device for Gpu {
         product.launch(self)
     }
 
+    fn products(&self) -> Option<String> {
+        match &*held(&self.products) {
+            Products::Unknown => None,
+            Products::Kernel => Some("kernel".to_owned()),
+            Products::Blas { blas, .. } => Some(format!("cuBLAS {}", blas.version)),
+        }
+    }
+
     fn synchronize(&self) -> Result<()> {
         // SAFETY: the stream is the context's.
         let code = unsafe { (self.context.enter()?.cuStreamSynchronize)(self.stream) };
@@ -674,11 +696,13 @@ impl Device for Gpu {
         Ok(Mark(Box::new(event)))
     }
 
+    fn mark_anew(&self, mark: &mut Mark) -> Result<()> {
+        self.context.enter()?;
+        self.check(event(mark)?.record(self.stream), "marking a moment")
+    }
+
     fn seconds(&self, from: &Mark, to: &Mark) -> Result<f64> {
-        let [from, to] = [from, to].map(|mark| mark.0.downcast_ref::<Event>());
-        let (Some(from), Some(to)) = (from, to) else {
-            return Err(Error::Cuda("a moment of another device's time".to_owned()));
-        };
+        let (from, to) = (event(from)?, event(to)?);
         let driver = self.context.enter()?;
         self.check(to.wait(), "waiting for the GPU")?;
         let mut milliseconds = 0.0;
@@ -687,6 +711,10 @@ impl Device for Gpu {
         self.check(code, "measuring time")?;
         Ok(f64::from(milliseconds) * 1e-3)
     }
+}
+
+fn event(mark: &Mark) -> Result<&Event> {
+    mark.0.downcast_ref().ok_or_else(|| Error::Cuda("a moment of another device's time".to_owned()))
 }
 
 /// An argument as eight bytes, of which a kernel reads the first four or all.

@@ -57,10 +57,19 @@ pub trait Device: Send + Sync {
     fn multiply(&self, product: &Product) -> Result<()> {
         product.launch(self)
     }
+    /// What products are made by, as run.json says it: "kernel", or "cuBLAS 13.1.0". `None` before the first.
+    fn products(&self) -> Option<String> {
+        Some("kernel".to_owned())
+    }
     /// Waits until all is done.
     fn synchronize(&self) -> Result<()>;
     /// Notes the time when all that was asked for before is done.
     fn mark(&self) -> Result<Mark>;
+    /// As [`mark`](Self::mark), in a mark whose moment is not needed any more: nothing has to be made.
+    fn mark_anew(&self, mark: &mut Mark) -> Result<()> {
+        *mark = self.mark()?;
+        Ok(())
+    }
     /// Between two marks; waits for the second.
     fn seconds(&self, from: &Mark, to: &Mark) -> Result<f64>;
 }
@@ -92,6 +101,24 @@ pub enum Argument {
     F32(f32),
     /// A `double`.
     F64(f64),
+}
+
+/// The GPUs that there are.
+#[derive(Clone, Debug, Default)]
+pub struct Listed {
+    /// By index.
+    pub usable: Vec<Description>,
+    /// By index.
+    pub unusable: Vec<Unusable>,
+}
+
+/// A GPU that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Unusable {
+    /// N of `--device cuda:N`.
+    pub index: usize,
+    /// What is wrong with it.
+    pub error: String,
 }
 
 /// What there is of a GPU, for people.

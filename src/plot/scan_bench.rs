@@ -33,8 +33,10 @@ pub(super) struct Row {
     pub(super) steps: u64,
     pub(super) milliseconds: f64,
     pub(super) gb_per_s: f64,
-    /// Threads, and what a copy reached with them.
-    pub(super) copy: Option<(u64, f64)>,
+    /// What a copy reached there.
+    pub(super) copy: Option<f64>,
+    device: String,
+    /// 0 on a GPU.
     threads: u64,
     /// Its columns that tell it from others of the file.
     pub(super) cells: Vec<(&'static str, String)>,
@@ -68,7 +70,7 @@ pub(super) fn read(csv: &Path) -> Result<Vec<Row>> {
     let (algorithm, dtype, layout, gate) = (algorithm?, dtype?, layout?, gate?);
     let device = table.column("device")?;
     let (threads, batch) = (table.column("threads")?, table.column("batch")?);
-    let telling = ["algorithm", "dtype", "layout", "gate", "threads", "batch", "channels"];
+    let telling = ["algorithm", "dtype", "layout", "gate", "threads", "batch", "channels", "device"];
     let telling =
         telling.into_iter().map(|name| Ok((name, table.column(name)?))).collect::<Result<Vec<_>>>()?;
     let (steps, channels) = (table.column("steps")?, table.column("channels")?);
@@ -88,16 +90,16 @@ pub(super) fn read(csv: &Path) -> Result<Vec<Row>> {
         };
         let threads = table.integer(threads)?;
         let row = Row {
-            series: if text(device) == "cpu" {
-                text(algorithm)
-            } else {
-                format!("{} {}", text(device), text(algorithm))
+            series: match &text(device)[..] {
+                "cpu" => text(algorithm),
+                device => format!("{device} {}", text(algorithm)),
             },
             panel: String::new(),
             steps: table.integer(steps)?,
             milliseconds,
             gb_per_s,
-            copy: table.number(copy)?.map(|copy| (threads, copy)),
+            copy: table.number(copy)?,
+            device: text(device),
             threads,
             cells: named(&table),
         };
@@ -136,6 +138,21 @@ pub(super) fn read(csv: &Path) -> Result<Vec<Row>> {
         .collect())
 }
 
+/// Rows whose copy is drawn, and what it is called: a GPU's, the first of the file, or else that with the most threads.
+pub(super) fn copies(rows: &[Row]) -> Option<(Vec<&Row>, String)> {
+    let copied = || rows.iter().filter(|row| row.copy.is_some());
+    let gpu = copied().find(|row| row.threads == 0);
+    let of = gpu.or(copied().max_by_key(|row| row.threads))?;
+    let on = match of.threads {
+        0 if rows.iter().all(|row| row.threads > 0 || row.device == of.device) => "on the GPU".to_owned(),
+        0 => format!("on {}", of.device),
+        1 => "1 thread".to_owned(),
+        threads => format!("{threads} threads"),
+    };
+    let rows = copied().filter(|row| (&row.device, row.threads) == (&of.device, of.threads));
+    Some((rows.collect(), format!("copy of as many bytes, {on}")))
+}
+
 /// In the order of the file.
 pub(super) fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let mut seen = Vec::new();
@@ -147,22 +164,15 @@ pub(super) fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str>
     seen
 }
 
-/// `most`: threads of the copies that are drawn.
-fn legend(series: &[&str], most: Option<u64>, quantity: Quantity, theme: Theme) -> Legend {
+/// `copy`: what the copy that is drawn is called.
+fn legend(series: &[&str], copy: Option<String>, quantity: Quantity, theme: Theme) -> Legend {
     let mut legend = Legend::default();
     let entries = series.iter().enumerate();
     legend.entries.extend(
         entries.map(|(i, name)| (Swatch::Marked(theme.category(i), i, theme.dash(i)), font::plain(name))),
     );
     if quantity == Quantity::Bandwidth {
-        if let Some(threads) = most {
-            let plural = if threads == 1 { "" } else { "s" };
-            let text = match threads {
-                0 => "copy of as many bytes, on the GPU".to_owned(),
-                _ => format!("copy of as many bytes, {threads} thread{plural}"),
-            };
-            legend.entries.push((Swatch::Dashes(theme::GREY), text));
-        }
+        legend.entries.extend(copy.map(|text| (Swatch::Dashes(theme::GREY), text)));
         legend.notes.push(
             "bytes that must move, each input read once and each output written once, over the median time"
                 .to_owned(),
@@ -181,12 +191,10 @@ fn figure(rows: &[Row], quantity: Quantity, look: &Look) -> String {
         Quantity::Time => row.milliseconds,
         Quantity::Bandwidth => row.gb_per_s,
     };
-    // A GPU's where there is one: its rows have no threads.
-    let threads_of_copies = || rows.iter().filter_map(|row| row.copy).map(|copy| copy.0);
-    let most = threads_of_copies().find(|&threads| threads == 0).or(threads_of_copies().max());
-    let copies: Vec<_> = rows.iter().filter(|row| row.copy.map(|copy| copy.0) == most).collect();
+    let (copies, copy) = copies(rows).unzip();
+    let copies = copies.unwrap_or_default();
 
-    let legend = legend(&series, most, quantity, look.theme);
+    let legend = legend(&series, copy, quantity, look.theme);
 
     let limits = |values: &mut dyn Iterator<Item = f64>| {
         values.fold((f64::INFINITY, 0.0_f64), |(low, high), x| (low.min(x), high.max(x)))
@@ -194,7 +202,7 @@ fn figure(rows: &[Row], quantity: Quantity, look: &Look) -> String {
     // Ticks where something was timed: the numbers of steps are powers of two, which no tick of a log axis hits.
     let steps: BTreeSet<_> = rows.iter().map(|row| row.steps).collect();
     let steps: Vec<_> = steps.iter().map(|&steps| (steps as f64, steps.to_string())).collect();
-    let of_copies = copies.iter().filter_map(|row| row.copy).map(|copy| copy.1);
+    let of_copies = copies.iter().filter_map(|row| row.copy);
     let of_copies = of_copies.filter(|_| quantity == Quantity::Bandwidth);
     let (low, high) = limits(&mut rows.iter().map(value).chain(of_copies));
     let y = Axis::log(low, high);
@@ -242,7 +250,7 @@ fn figure(rows: &[Row], quantity: Quantity, look: &Look) -> String {
                 let mut points: Vec<_> = copies.iter().copied().filter(of_panel).collect();
                 points.sort_by_key(|row| row.steps);
                 points.dedup_by_key(|row| row.steps);
-                let places = points.iter().filter_map(|row| Some((row.steps as f64, row.copy?.1)));
+                let places = points.iter().filter_map(|row| Some((row.steps as f64, row.copy?)));
                 let places: Vec<_> = places.map(|point| frame.place(point)).collect();
                 for pair in places.windows(2) {
                     canvas.dashes(pair[0], pair[1], theme::GREY.to_rgba(), theme::SERIES);

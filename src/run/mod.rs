@@ -14,7 +14,7 @@ use rayon::ThreadPool;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Command, Config, MemorySource, Mode};
-use crate::cuda::Chosen;
+use crate::cuda::{Chosen, Device};
 use crate::engine::cuda::CudaEngine;
 use crate::engine::{Discard, Engine, Memory, Outcome, Phases, Sink, Work};
 use crate::error::{Error, Result};
@@ -303,6 +303,7 @@ impl Run<'_> {
             config: opened.resolved(config),
             inputs: opened.inputs.clone(),
             device: self.device.to_string(),
+            products: self.device.gpu().and_then(Device::products),
             threads: self.threads,
             threads_used,
             dtype: T::TYPE,

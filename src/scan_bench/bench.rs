@@ -264,7 +264,7 @@ impl Case {
         };
         Row {
             algorithm,
-            device: "cpu",
+            device: "cpu".to_owned(),
             dtype,
             threads,
             batch,

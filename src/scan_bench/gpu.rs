@@ -18,7 +18,7 @@ pub const ALGORITHMS: [Algorithm; 3] = [Algorithm::Auto, Algorithm::Pair, Algori
 const ROUND: usize = 256 << 20;
 /// Most lots, where they are small: taking memory costs more than it would show.
 const MOST_LOTS: usize = 128;
-/// Runs that are asked for before the first is waited for: the GPU is never idle between them.
+/// Timed runs that are asked for before the first is waited for: the GPU is never idle between them.
 const AHEAD: usize = 32;
 
 /// Whether a shape's arrays fit a GPU once.
@@ -60,10 +60,11 @@ impl<'d, T: Real + Element> Lot<'d, T> {
 }
 
 impl Case {
-    /// Runs those of `algorithms` that there are on a GPU.
+    /// Runs those of `algorithms` that there are on a GPU; rows have `label` as their device.
     pub fn run_on<T: Real + Element>(
         self,
         device: &dyn Device,
+        label: &str,
         arena: &mut Arena<T>,
         copies: &mut Copies,
         algorithms: &[Algorithm],
@@ -121,7 +122,7 @@ impl Case {
                 Algorithm::Auto => Algorithm::Time,
                 other => other,
             };
-            rows.push(Row { device: "cuda", chosen, ..row });
+            rows.push(Row { device: label.to_owned(), chosen, ..row });
             observe(Event::Done)?;
         }
         Ok(rows)
@@ -161,23 +162,27 @@ impl Case {
     }
 }
 
-/// Runs once for nothing, then as often as `effort` says; `run` is told which one it is.
+/// Runs as often as `effort` says; `run` is told which one it is. Before each stretch it runs once untimed: that one begins while
+/// the GPU is idle, and its time would hold this side's. Marks are made beforehand, so that only their recording lies between runs.
 fn time(
     device: &dyn Device,
     effort: Effort,
     check: &mut dyn FnMut() -> Result<()>,
     mut run: impl FnMut(usize) -> Result<()>,
 ) -> Result<Timing> {
-    run(0)?;
+    let mut runs = 0..;
+    let mut next = || run(runs.next().expect("no end"));
+    next()?;
+    let ahead = AHEAD.min(effort.runs.max(1));
+    let mut marks = (0..=ahead).map(|_| device.mark()).collect::<Result<Vec<_>>>()?;
     device.synchronize()?;
     let start = Instant::now();
     let mut seconds = Vec::new();
     while seconds.len() < effort.runs || start.elapsed() < effort.time {
         check()?;
-        let mut marks = vec![device.mark()?];
-        for _ in 0..AHEAD.min(effort.runs.max(1)) {
-            run(seconds.len() + marks.len())?;
-            marks.push(device.mark()?);
+        for mark in &mut marks {
+            next()?;
+            device.mark_anew(mark)?;
         }
         for pair in marks.windows(2) {
             seconds.push(device.seconds(&pair[0], &pair[1])?);

@@ -184,8 +184,8 @@ pub fn steps_to(most: usize) -> impl Iterator<Item = usize> {
 pub struct Row {
     /// As asked for.
     pub algorithm: Algorithm,
-    /// Where it ran: "cpu" or "cuda".
-    pub device: &'static str,
+    /// Where it ran: "cpu", "cuda" (the first GPU), "cuda:1" (the second) and so on.
+    pub device: String,
     /// Element type.
     pub dtype: ElementType,
     /// Threads it could use; 0 on a GPU.
@@ -353,7 +353,8 @@ pub fn execute(config: Config, devices: &[Chosen], replace: bool, observe: Obser
         return Err(Error::setting("--algorithm", "auto, pair or pair-last on a GPU", "others"));
     }
     let folder = ResultsFolder::open(&config.out, replace)?;
-    let gpus = if gpus { cuda::list()? } else { Vec::new() };
+    // No error: they are open already, and a device of the caller's own is in no list.
+    let gpus = gpus.then(cuda::list).and_then(Result::ok).unwrap_or_default().usable;
     let machine = Machine { gpus, ..Machine::look() };
     let most =
         config.max_bytes.unwrap_or_else(|| machine.memory_bytes.map_or(UNKNOWN_MEMORY, |bytes| bytes / 4));
@@ -416,9 +417,10 @@ pub fn execute(config: Config, devices: &[Chosen], replace: bool, observe: Obser
                 continue;
             }
             let algorithms: Vec<_> = algorithms.iter().copied().filter(on_gpu).collect();
+            let label = device.label();
             rows.extend(match dtype {
-                ElementType::F32 => case.run_on(gpu, &mut of_f32, copies, &algorithms, observe),
-                ElementType::F64 => case.run_on(gpu, &mut of_f64, copies, &algorithms, observe),
+                ElementType::F32 => case.run_on(gpu, &label, &mut of_f32, copies, &algorithms, observe),
+                ElementType::F64 => case.run_on(gpu, &label, &mut of_f64, copies, &algorithms, observe),
             }?);
         }
     }
@@ -441,31 +443,6 @@ pub fn execute(config: Config, devices: &[Chosen], replace: bool, observe: Obser
     Ok(Report { config, machine, rows, left_out, warnings, wall_s: start.elapsed().as_secs_f64() })
 }
 
-/// Rows of every case on a device, as [`execute`] makes them where it is a GPU.
-pub fn rows_on(device: &dyn cuda::Device, config: &Config, observe: Observer) -> Result<Vec<Row>> {
-    let effort = Effort { runs: config.runs, time: Duration::from_secs_f64(config.seconds) };
-    let mut copies = Copies::default();
-    let mut rows = Vec::new();
-    for (&dtype, &shape) in
-        config.dtypes.iter().flat_map(|dtype| config.shapes.iter().map(move |shape| (dtype, shape)))
-    {
-        for (layout, gate, algorithms) in config.plan() {
-            let case = bench::Case { shape, layout, gate, effort };
-            let algorithms: Vec<_> =
-                algorithms.into_iter().filter(|algorithm| gpu::ALGORITHMS.contains(algorithm)).collect();
-            rows.extend(match dtype {
-                ElementType::F32 => {
-                    case.run_on::<f32>(device, &mut Arena::default(), &mut copies, &algorithms, observe)
-                }
-                ElementType::F64 => {
-                    case.run_on::<f64>(device, &mut Arena::default(), &mut copies, &algorithms, observe)
-                }
-            }?);
-        }
-    }
-    Ok(rows)
-}
-
 /// Wrong results one by one, disturbed timings together.
 fn warnings(rows: &[Row]) -> Vec<String> {
     let mut warnings: Vec<_> = rows.iter().filter(|row| !row.correct).map(wrong).collect();
@@ -486,7 +463,7 @@ fn wrong(row: &Row) -> String {
     let Row { algorithm, batch, steps, channels, layout, gate, dtype, .. } = row;
     let (algorithm, layout, gate) = (algorithm.name(), layout.name(), gate.name());
     let (error, plain) = (row.max_abs_error, row.sequential_max_abs_error);
-    let on = if row.device == "cuda" { ", on the GPU" } else { "" };
+    let on = if row.device == "cpu" { String::new() } else { format!(", on {}", row.device) };
     format!(
         "{algorithm} on {batch} × {steps} × {channels}, {layout}, gates per {gate}, {dtype}{on}: wrong, not timed: error \
          {error:e}, the plain loop's {plain:e}"

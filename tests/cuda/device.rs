@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use nmem::Error;
@@ -14,20 +14,20 @@ use sha2::{Digest, Sha256};
 
 /// Those that there are, and what they are called in messages. On a machine without a C++ compiler that must have a GPU, the GPU
 /// alone.
-pub fn devices() -> &'static [(String, Box<dyn Device>)] {
-    static DEVICES: OnceLock<Vec<(String, Box<dyn Device>)>> = OnceLock::new();
+pub fn devices() -> &'static [(String, Arc<dyn Device>)] {
+    static DEVICES: OnceLock<Vec<(String, Arc<dyn Device>)>> = OnceLock::new();
     DEVICES.get_or_init(|| {
         let required = std::env::var("NMEM_REQUIRE_CUDA").is_ok_and(|value| value == "1");
-        let mut devices: Vec<(String, Box<dyn Device>)> = Vec::new();
+        let mut devices: Vec<(String, Arc<dyn Device>)> = Vec::new();
         for (name, backwards) in [("processor", false), ("processor, backwards", true)] {
             match Shim::new(backwards) {
-                Ok(shim) => devices.push((name.to_owned(), Box::new(shim))),
+                Ok(shim) => devices.push((name.to_owned(), Arc::new(shim))),
                 Err(why) if required => eprintln!("not on the {name}: {why}"),
                 Err(why) => panic!("the kernels cannot be run on the processor: {why}"),
             }
         }
         match Gpu::open(0) {
-            Ok(gpu) => devices.push((gpu.name(), Box::new(gpu))),
+            Ok(gpu) => devices.push((gpu.name(), Arc::new(gpu))),
             Err(error) if required => panic!("NMEM_REQUIRE_CUDA=1, but {error}"),
             Err(error) => eprintln!("not on a GPU: {error}"),
         }

@@ -1,13 +1,15 @@
 //! What `nmem scan-bench --device cuda` does with a device: right results, times, bytes.
 
+use std::sync::Arc;
+
+use nmem::cuda::Chosen;
 use nmem::real::ElementType;
-use nmem::scan_bench::{Algorithm, BenchShape, Config, Gate, Layout, rows_on};
+use nmem::scan_bench::{Algorithm, BenchShape, Config, Gate, Layout, Row, execute};
 
 use crate::device::devices;
 
-#[test]
-fn every_case_is_right_and_timed() {
-    let config = Config {
+fn config() -> Config {
+    Config {
         algorithms: vec![Algorithm::Auto, Algorithm::Sequential, Algorithm::Pair, Algorithm::PairLast],
         shapes: vec![
             BenchShape { batch: 2, steps: 37, channels: 70 },
@@ -20,12 +22,22 @@ fn every_case_is_right_and_timed() {
         runs: 3,
         seconds: 0.0,
         max_bytes: None,
-        out: "unused".into(),
+        out: "elsewhere".into(),
         plots: false,
         figure_format: Vec::new(),
-    };
+    }
+}
+
+fn rows(config: Config, devices: &[Chosen]) -> Vec<Row> {
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config { out: folder.path().join("out"), ..config };
+    execute(config, devices, false, &mut |_| Ok(())).unwrap().rows
+}
+
+#[test]
+fn every_case_is_right_and_timed() {
     for (name, device) in devices() {
-        let rows = rows_on(device.as_ref(), &config, &mut |_| Ok(())).unwrap();
+        let rows = rows(config(), &[Chosen::of(0, Arc::clone(device))]);
         // 2 types × 2 shapes × (auto in 4 kinds, the pair twice in one).
         assert_eq!(rows.len(), 2 * 2 * 6, "{name}");
         for row in &rows {
@@ -37,5 +49,21 @@ fn every_case_is_right_and_timed() {
             let chosen = if rows_ { Algorithm::Time } else { Algorithm::Channels };
             assert_eq!(row.chosen, if pair { row.algorithm } else { chosen }, "{name}: {row:?}");
         }
+    }
+}
+
+#[test]
+fn rows_tell_gpus_apart() {
+    for (name, device) in devices() {
+        let config = Config {
+            algorithms: vec![Algorithm::PairLast],
+            shapes: vec![BenchShape { batch: 1, steps: 5, channels: 3 }],
+            dtypes: vec![ElementType::F32],
+            ..config()
+        };
+        let gpu = |index| Chosen::of(index, Arc::clone(device));
+        let rows = rows(config, &[gpu(2), gpu(0), Chosen::default()]);
+        let devices: Vec<_> = rows.iter().map(|row| &row.device[..]).collect();
+        assert_eq!(devices, ["cuda:2", "cuda", "cpu"], "{name}");
     }
 }

@@ -1,5 +1,6 @@
 // A libcuda that is none. INIT is what cuInit returns. With WHOLE its GPU is the processor's own memory: two devices, kernels
-// that only show what they were given, and a count of what was not given back, told by cuDevicePrimaryCtxRelease.
+// that only show what they were given, and a count of what was not given back, told by cuDevicePrimaryCtxRelease. A bit of the
+// variable BROKEN is a device that cannot be opened.
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,7 +38,12 @@ int cuDeviceGetAttribute(int *value, unsigned attribute, int device) {
 }
 int cuDeviceTotalMem_v2(u64 *bytes, int device) { *bytes = 8ull << 30; return 0; }
 int cuDeviceGetDefaultMemPool(u64 *pool, int device) { *pool = POOL; return 0; }
-int cuDevicePrimaryCtxRetain(u64 *context, int device) { contexts++; *context = CONTEXT; return 0; }
+int cuDevicePrimaryCtxRetain(u64 *context, int device) {
+    if (setting("BROKEN", 0) >> (device - 10) & 1) return 999;
+    contexts++;
+    *context = CONTEXT;
+    return 0;
+}
 int cuDevicePrimaryCtxRelease_v2(int device) {
     if (--contexts == 0) fprintf(stderr, "left: %d\n", live);
     return 0;

@@ -1,5 +1,5 @@
 //! `--device cuda` and whatever is wrong with a machine: no driver, one without a device, one that is too old or breaks. The
-//! drivers are made of driver.c by a C compiler; without one these tests say so and pass. Tests of [`Gpu`] itself run
+//! drivers are made of driver.c by a C compiler, without which these tests fail. Tests of [`Gpu`] itself run
 //! this program again, with such a driver in LD_LIBRARY_PATH.
 
 #![cfg(target_os = "linux")]
@@ -11,26 +11,24 @@ use nmem::cuda::{Argument, Array, Device, Gpu, Launch, Matrix, Product};
 use nmem::real::ElementType;
 use tempfile::TempDir;
 
-/// A folder with libraries, made with these definitions. `None` without a compiler.
-fn libraries(of: &[(&str, &str, &[&str])]) -> Option<TempDir> {
+/// A folder with libraries, made with these definitions.
+fn libraries(of: &[(&str, &str, &[&str])]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (source, library, definitions) in of {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/driver").join(source);
         let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
-        let mut command = Command::new(compiler);
+        let mut command = Command::new(&compiler);
         command.args(["-shared", "-fPIC", "-O1", "-w", "-o"]).arg(folder.path().join(library)).arg(source);
-        match command.args(definitions.iter().map(|definition| format!("-D{definition}"))).output() {
-            Err(error) => {
-                println!("not tested: no C compiler ({error})");
-                return None;
-            }
-            Ok(made) => assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr)),
-        }
+        let made = command.args(definitions.iter().map(|definition| format!("-D{definition}"))).output();
+        let made = made.unwrap_or_else(|error| {
+            panic!("no driver to test with: {}: {error} (a C compiler is needed)", compiler.display())
+        });
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     }
-    Some(folder)
+    folder
 }
 
-fn driver(definitions: &[&str]) -> Option<TempDir> {
+fn driver(definitions: &[&str]) -> TempDir {
     libraries(&[("driver.c", "libcuda.so", definitions)])
 }
 
@@ -93,7 +91,7 @@ fn drivers_that_do_not_start() {
             "the NVIDIA driver is too old (it has no cuGetErrorName, of CUDA 11.2)",
         ),
     ] {
-        let Some(folder) = driver(definitions) else { return };
+        let folder = driver(definitions);
         let folder = folder.path();
         let message = refused(folder, &SCAN, &[]);
         assert!(message.starts_with(&format!("error: cuda: {expected}")), "{definitions:?}: {message}");
@@ -106,7 +104,7 @@ fn drivers_that_do_not_start() {
 
 #[test]
 fn devices_that_cannot_be_used() {
-    let Some(folder) = driver(&["INIT=0", "WHOLE"]) else { return };
+    let folder = driver(&["INIT=0", "WHOLE"]);
     let folder = folder.path();
     let device = |name| ["scan-bench", "--device", name];
     let message = refused(folder, &device("cuda:2"), &[]);
@@ -139,8 +137,52 @@ fn devices_that_cannot_be_used() {
 }
 
 #[test]
+fn a_device_that_is_broken_hides_no_other() {
+    let folder = driver(&["INIT=0", "WHOLE"]);
+    let folder = folder.path();
+    let broken = |index: usize| {
+        format!("no cuda:{index}: opening cuda:{index} failed: CUDA_ERROR_SOME: a meaning of two lines")
+    };
+    for (which, usable, unusable) in [("1", &[1][..], &[0][..]), ("2", &[0], &[1]), ("3", &[], &[0, 1])] {
+        let variables = [("BROKEN", which)];
+        let listed = nmem(folder, &["devices"], &variables);
+        let text = String::from_utf8(listed.stdout).unwrap();
+        let lines: Vec<_> = text.lines().skip(2).collect();
+        assert_eq!(listed.status.code(), Some(0), "{text}");
+        let mut expected: Vec<_> = usable.iter().map(|index| format!("cuda:{index}  Make-believe")).collect();
+        expected.extend(unusable.iter().map(|&index| broken(index)));
+        if usable.is_empty() {
+            expected.push("no GPU: none can be used".to_owned());
+        }
+        assert_eq!(lines.len(), expected.len(), "{text}");
+        for (line, expected) in lines.iter().zip(&expected) {
+            assert!(line.starts_with(expected), "{expected}: {text}");
+        }
+
+        let listed = nmem(folder, &["devices", "--format", "json"], &variables);
+        let found: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+        let indices = |name: &str| -> Vec<_> {
+            found[name]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|gpu| gpu["index"].as_u64().unwrap() as usize)
+                .collect()
+        };
+        assert_eq!((&indices("cuda")[..], &indices("cuda_unusable")[..]), (usable, unusable));
+        assert_eq!(found["cuda_error"].is_string(), usable.is_empty());
+        assert!(broken(unusable[0]).ends_with(found["cuda_unusable"][0]["error"].as_str().unwrap()));
+    }
+    // What can be opened is used: this driver has no such kernels.
+    let message = refused(folder, &SCAN, &[("BROKEN", "2")]);
+    assert!(message.starts_with("error: cuda: finding kernel "), "{message}");
+    let message = refused(folder, &SCAN, &[("BROKEN", "1")]);
+    assert!(message.starts_with("error: cuda: opening cuda:0 failed"), "{message}");
+}
+
+#[test]
 fn left_to_the_program_it_is_the_processor_with_a_note() {
-    let Some(folder) = driver(&["INIT=100"]) else { return };
+    let folder = driver(&["INIT=100"]);
     let out = tempfile::tempdir().unwrap();
     let out = out.path().join("out");
     let arguments = [
@@ -182,7 +224,7 @@ fn inside(test: &str, folder: &Path, variables: &[(&str, &str)]) -> String {
 
 #[test]
 fn memory_and_kernels() {
-    let Some(folder) = driver(&["INIT=0", "WHOLE"]) else { return };
+    let folder = driver(&["INIT=0", "WHOLE"]);
     for pools in ["1", "0"] {
         // Everything is given back before the context.
         let text =
@@ -238,10 +280,13 @@ fn memory_and_kernels_inside() {
         "{large}"
     );
 
-    let (from, to) = (gpu.mark().unwrap(), gpu.mark().unwrap());
+    let (mut from, to) = (gpu.mark().unwrap(), gpu.mark().unwrap());
     assert!((gpu.seconds(&from, &to).unwrap() - 0.25).abs() < 1e-6);
+    gpu.mark_anew(&mut from).unwrap();
+    assert!((gpu.seconds(&to, &from).unwrap() - 0.25).abs() < 1e-6);
 
     // NMEM_CUBLAS=0: a product is the kernel's.
+    assert_eq!(gpu.products(), None);
     let results = Array::<f32>::zeros(&gpu, 1).unwrap();
     let matrix =
         |array: &Array<f32>| Matrix { address: array.address(0), row: 1, stride: 0, transposed: false };
@@ -249,6 +294,7 @@ fn memory_and_kernels_inside() {
     gpu.multiply(&Product { dtype: ElementType::F32, batch: 1, size: [1, 1, 1], scale: 1.0, a, b, c })
         .unwrap();
     assert_eq!(results.to_vec().unwrap(), [1234.0]);
+    assert_eq!(gpu.products().unwrap(), "kernel");
 
     // A kernel's failure shows in what waits for it, and stays; what is left is given back without a panic.
     gpu.launch("fault", Launch { grid: [1; 3], block: 1, shared: 0 }, &[]).unwrap();
@@ -264,9 +310,8 @@ fn memory_and_kernels_inside() {
 
 #[test]
 fn products_in_rows_are_products_in_columns() {
-    let libraries =
+    let folder =
         libraries(&[("driver.c", "libcuda.so", &["INIT=0", "WHOLE"]), ("blas.c", "libcublas.so", &[])]);
-    let Some(folder) = libraries else { return };
     let text = inside("products_inside", folder.path(), &[]);
     assert!(text.contains("left: 0\n"), "{text}");
 }
@@ -317,4 +362,5 @@ fn products_inside() {
             }
         }
     }
+    assert_eq!(gpu.products().unwrap(), "cuBLAS 13.4.2");
 }

@@ -166,12 +166,17 @@ fn scan(folder: &Path) {
     let mut rows =
         "algorithm,device,dtype,threads,batch,steps,channels,gate,layout,median_ms,gb_per_s,copy_gb_per_s\n"
             .to_owned();
-    for (algorithm, layout) in
-        [("time", "steps-channels"), ("tree", "steps-channels"), ("time", "channels-steps")]
-    {
+    for (algorithm, device, threads, layout) in [
+        ("time", "cpu", 2, "steps-channels"),
+        ("tree", "cpu", 2, "steps-channels"),
+        ("time", "cpu", 2, "channels-steps"),
+        ("time", "cuda", 0, "channels-steps"),
+        ("time", "cuda:1", 0, "channels-steps"),
+    ] {
         for steps in [128, 256, 512] {
             let time = f64::from(steps) / if algorithm == "time" { 1e3 } else { 5e2 };
-            writeln!(rows, "{algorithm},cpu,f32,2,8,{steps},64,step,{layout},{time},{},20", 1.0 / time)
+            let speed = 1.0 / time;
+            writeln!(rows, "{algorithm},{device},f32,{threads},8,{steps},64,step,{layout},{time},{speed},20")
                 .unwrap();
         }
     }

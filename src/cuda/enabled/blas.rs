@@ -15,10 +15,15 @@ pub const WORKSPACE: usize = 32 << 20;
 /// `CUBLAS_DEFAULT_MATH`: products in the precision of their elements.
 const DEFAULT_MATH: c_uint = 0;
 
+/// Major, minor and patch of `libraryPropertyType`.
+const VERSION: [c_uint; 3] = [0, 1, 2];
+
 /// cuBLAS on one stream.
 pub struct Blas {
     library: Cublas,
     handle: Handle,
+    /// "13.1.0"
+    pub version: String,
 }
 
 impl Blas {
@@ -31,7 +36,7 @@ impl Blas {
         let mut handle = 0;
         // SAFETY: a place for the handle.
         check(unsafe { (library.cublasCreate_v2)(&raw mut handle) }, "cublasCreate")?;
-        let this = Self { library, handle };
+        let mut this = Self { library, handle, version: String::new() };
         let library = &this.library;
         // SAFETY: the handle is the one just made. The stream goes first: setting it takes the workspace away.
         unsafe {
@@ -39,6 +44,12 @@ impl Blas {
             check((library.cublasSetWorkspace_v2)(handle, workspace, WORKSPACE), "cublasSetWorkspace")?;
             check((library.cublasSetMathMode)(handle, DEFAULT_MATH), "cublasSetMathMode")?;
         }
+        let mut version = [0; VERSION.len()];
+        for (part, number) in VERSION.into_iter().zip(&mut version) {
+            // SAFETY: a place for the number.
+            check(unsafe { (library.cublasGetProperty)(part, number) }, "cublasGetProperty")?;
+        }
+        this.version = version.map(|number| number.to_string()).join(".");
         Ok(this)
     }
 

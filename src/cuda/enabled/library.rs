@@ -123,6 +123,7 @@ library! {
     Cublas, cudarc::cublas::sys::culib {
         fn cublasCreate_v2(*mut Handle);
         fn cublasDestroy_v2(Handle);
+        fn cublasGetProperty(c_uint, *mut c_int);
         fn cublasSetStream_v2(Handle, Handle);
         fn cublasSetWorkspace_v2(Handle, u64, usize);
         fn cublasSetMathMode(Handle, c_uint);

@@ -6,7 +6,7 @@ use super::{Chart, Key, Line, Panel, Source, Style};
 use crate::error::Result;
 use crate::io::table::Table;
 use crate::plot::axis::Axis;
-use crate::plot::scan_bench::{Row, distinct, read};
+use crate::plot::scan_bench::{self, Row, distinct, read};
 use crate::plot::{Theme, theme};
 
 /// Rows that TeX reads once a line in a second or so.
@@ -56,7 +56,7 @@ fn chart(
         |i| Style { dashes: theme.dash(i), ..Style::marked(theme.category(i), theme::SERIES, i, true) };
     let (low, high) = limits(rows.iter().map(|row| row.steps as f64));
     let x = Axis::log(10f64.powf(low.log10().floor()), 10f64.powf(high.log10().ceil()));
-    let copies = rows.iter().filter_map(|row| row.copy).map(|copy| copy.1);
+    let copies = rows.iter().filter_map(|row| row.copy);
     let (low, high) = limits(rows.iter().map(&value).chain(copies.filter(|_| name == "bandwidth")));
     let y = Axis::log(low, high);
 
@@ -97,21 +97,18 @@ fn chart(
     }
 }
 
-/// What a copy of as many bytes reached: of those with the most threads.
+/// What a copy of as many bytes reached.
 fn copies(rows: &[Row], chart: &mut Chart) {
-    let Some(most) = rows.iter().filter_map(|row| row.copy).map(|copy| copy.0).max() else { return };
+    let Some((rows, text)) = scan_bench::copies(rows) else { return };
     let style = Style { dashes: &[3.0, 3.0], ..Style::line(theme::GREY, theme::SERIES, 1.0, None) };
     for panel in &mut chart.panels {
         let here = rows.iter().filter(|row| row.panel == panel.heading);
-        let of_most = here
-            .filter_map(|row| row.copy.filter(|copy| copy.0 == most).map(|copy| (row.steps as f64, copy.1)));
-        let mut points: Vec<_> = of_most.collect();
+        let mut points: Vec<_> = here.filter_map(|row| Some((row.steps as f64, row.copy?))).collect();
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
         points.dedup_by_key(|point| point.0.to_bits());
         panel.lines.insert(0, Line::new("copy", style, vec![points]));
     }
-    let plural = if most == 1 { "" } else { "s" };
-    chart.keys.push(Key { text: format!("copy of as many bytes, {most} thread{plural}"), style });
+    chart.keys.push(Key { text, style });
     chart.notes.push(
         "bytes that must move, each input read once and each output written once, over the median time"
             .to_owned(),
