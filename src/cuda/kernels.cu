@@ -32,6 +32,11 @@ template <class T> __device__ T sigmoid(T x) { return T(1) / (T(1) + exp(-x)); }
 __device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 __device__ inline float exponential(float x) { return expf(x); }
 __device__ inline double exponential(double x) { return exp(x); }
+// Of x sigmoid(x).
+template <class T> __device__ T silu_slope(T x) {
+    const T s = sigmoid(x);
+    return s * (T(1) + x * (T(1) - s));
+}
 template <class T> __device__ bool is_finite(T x) { return x - x == T(0); }
 
 // ---- The recurrences on their own -----------------------------------------------------------------------------------
@@ -220,51 +225,77 @@ BOTH(scan_rows, 1,
      (const T* gates, unsigned rows_per_gates, const T* inputs, const T* initial, T* states, long long rows, long long steps),
      (gates, rows_per_gates, inputs, initial, states, rows, steps))
 
-// ---- The memory ------------------------------------------------------------------------------------------------------
+// ---- Tiles -----------------------------------------------------------------------------------------------------------
 
-// A weight is cut into tiles of 64 × 64, a block of 16 × 16 threads each, 4 × 4 elements a thread in its registers.
-enum { WALKERS = 256, WALK_WARPS = 8, TILE = 64, SLICE = 32 };
+// What follows works on tiles of 64 × 64, a block of 16 × 16 threads each, 4 × 4 elements a thread: rows 4 ty to 4 ty + 3, columns
+// 4 tx to 4 tx + 3. In shared memory rows lie so far apart (PITCH) that neighbours are in different banks.
+enum { THREADS = 256, WARPS = 8, TILE = 64 };
+template <class T> struct Tiled { enum { VECTOR = 16 / sizeof(T), PITCH = TILE + VECTOR, ELEMENTS = TILE * PITCH }; };
 
-template <class T> struct Tile {
-    // Quads of rows and of columns.
-    unsigned ty, tx;
-    T g[4][4], s[4][4], u[4][4];
+template <class T> __device__ void clear(T (&x)[4][4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) x[i][j] = T(0);
+}
 
-    __device__ void clear(T (&x)[4][4]) {
+template <class T> __device__ const Quad<T>& quad_at(const T* from) { return *reinterpret_cast<const Quad<T>*>(from); }
+
+// sums ← sums + AᵀB over `depth` rows of both, LEFT and RIGHT elements apart.
+template <int LEFT, int RIGHT, class T>
+__device__ void add_outer(T (&sums)[4][4], const T* a, const T* b, unsigned depth) {
+#pragma unroll 4
+    for (unsigned t = 0; t < depth; ++t) {
+        const Quad<T> l = quad_at(a + t * LEFT), r = quad_at(b + t * RIGHT);
 #pragma unroll
         for (int i = 0; i < 4; ++i)
 #pragma unroll
-            for (int j = 0; j < 4; ++j) x[i][j] = T(0);
+            for (int j = 0; j < 4; ++j) sums[i][j] += l.v[i] * r.v[j];
     }
+}
 
-    // g ← g + AᵀB of some tokens; of both factors TILE columns.
-    __device__ void add(const T* a, const T* b, unsigned tokens) {
+// sums ← sums + A B over columns `from` to `to` of A, which are rows of B: four rows of A, a quad of columns of B.
+template <int LEFT, int RIGHT, class T>
+__device__ void add_product(T (&sums)[4][4], const T* a, const T* b, unsigned from, unsigned to) {
 #pragma unroll 4
-        for (unsigned t = 0; t < tokens; ++t) {
-            const Quad<T> l = *reinterpret_cast<const Quad<T>*>(a + t * TILE + 4 * ty);
-            const Quad<T> r = *reinterpret_cast<const Quad<T>*>(b + t * TILE + 4 * tx);
+    for (unsigned k = from; k < to; k += 4) {
+        Quad<T> x[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) x[i] = quad_at(a + i * LEFT + k);
+#pragma unroll
+        for (int m = 0; m < 4; ++m) {
+            const Quad<T> r = quad_at(b + (k + m) * RIGHT);
 #pragma unroll
             for (int i = 0; i < 4; ++i)
 #pragma unroll
-                for (int j = 0; j < 4; ++j) g[i][j] += l.v[i] * r.v[j];
+                for (int j = 0; j < 4; ++j) sums[i][j] += x[i].v[m] * r.v[j];
         }
     }
+}
 
-    // S ← η S − θ g, U ← (1 − α) U + S.
-    __device__ void step(T theta, T eta, T alpha) {
+// sums ← sums + A Bᵀ of whole tiles: four rows of A; of B rows 16 apart, which are in different banks.
+template <class T> __device__ void add_inner(T (&sums)[4][4], const T* a, const T* b) {
+    enum { PITCH = Tiled<T>::PITCH };
+#pragma unroll 2
+    for (unsigned k = 0; k < TILE; k += 4) {
+        Quad<T> x[4], y[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
+        for (int i = 0; i < 4; ++i) {
+            x[i] = quad_at(a + i * PITCH + k);
+            y[i] = quad_at(b + 16 * i * PITCH + k);
+        }
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                s[i][j] = eta * s[i][j] - theta * g[i][j];
-                u[i][j] = (T(1) - alpha) * u[i][j] + s[i][j];
-            }
+        for (int m = 0; m < 4; ++m)
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+#pragma unroll
+                for (int j = 0; j < 4; ++j) sums[i][j] += x[i].v[m] * y[j].v[m];
     }
-};
+}
 
 // Four neighbours of which `there` are there, zeros for the others.
 template <class T> __device__ Quad<T> quad_of(const T* from, unsigned there, bool vectors) {
-    if (vectors && there >= 4) return *reinterpret_cast<const Quad<T>*>(from);
+    if (vectors && there >= 4) return quad_at(from);
     Quad<T> x;
     for (unsigned i = 0; i < 4; ++i) x.v[i] = i < there ? from[i] : T(0);
     return x;
@@ -280,6 +311,36 @@ template <class T> __device__ void write_quad(T* to, const T (&x)[4], unsigned t
     }
 }
 __device__ inline unsigned left_of(unsigned all, unsigned start) { return all > start ? all - start : 0; }
+
+// A tile to shared memory: quad(row, column) of rows that are there, zeros for the others.
+template <class T, class F> __device__ void stage_tile(T* to, unsigned rows, F quad) {
+#pragma unroll
+    for (unsigned i = 0; i < 4; ++i) {
+        const unsigned row = threadIdx.x / 16 + 16 * i, column = threadIdx.x % 16 * 4;
+        Quad<T> x = {};
+        if (row < rows) x = quad(row, column);
+        *reinterpret_cast<Quad<T>*>(to + row * Tiled<T>::PITCH + column) = x;
+    }
+}
+
+// ---- The memory ------------------------------------------------------------------------------------------------------
+
+// A tile of a weight, in registers.
+template <class T> struct Weight {
+    unsigned ty, tx;
+    T g[4][4], s[4][4], u[4][4];
+
+    // S ← η S − θ g, U ← (1 − α) U + S.
+    __device__ void step(T theta, T eta, T alpha) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                s[i][j] = eta * s[i][j] - theta * g[i][j];
+                u[i][j] = (T(1) - alpha) * u[i][j] + s[i][j];
+            }
+    }
+};
 
 // Where all spans but the last take S and U of a head, had they started from zero: in the place of what the next one starts from.
 // updates, momenta: [heads, spans, elements]. transitions [heads, spans, 3]: after a span S is p S₀ and U is q U₀ + r S₀ more than
@@ -299,12 +360,12 @@ __device__ void span_ends(const T* steps, const T* keys, const T* d_qkv, const T
     const T* b = (weight < first ? d_qkv + weight * d : d_output) + token * width + col0;
     const T* gates = steps + (head * chunks + span * each) * 3;
     const unsigned tokens = each * c;
-    Tile<T> tile;
+    Weight<T> tile;
     tile.ty = threadIdx.x / 16;
     tile.tx = threadIdx.x % 16;
-    tile.clear(tile.g);
-    tile.clear(tile.s);
-    tile.clear(tile.u);
+    clear(tile.g);
+    clear(tile.s);
+    clear(tile.u);
     T p = T(1), q = T(1), r = T(0);
     const bool vectors = d % 4 == 0;
     const unsigned staged = threadIdx.x / 16, quad = threadIdx.x % 16 * 4;
@@ -325,13 +386,13 @@ __device__ void span_ends(const T* steps, const T* keys, const T* d_qkv, const T
         const unsigned number = tokens - start < AT_ONCE ? tokens - start : AT_ONCE;
         for (unsigned t = 0; t < number;) {
             const unsigned more = number - t < c - in_chunk ? number - t : c - in_chunk;
-            tile.add(left[t][0].v, right[t][0].v, more);
+            add_outer<TILE, TILE>(tile.g, left[t][tile.ty].v, right[t][tile.tx].v, more);
             t += more;
             in_chunk += more;
             if (in_chunk < c) break;
             in_chunk = 0;
             tile.step(gates[0], gates[1], gates[2]);
-            tile.clear(tile.g);
+            clear(tile.g);
             p *= gates[1];
             q *= T(1) - gates[2];
             r = (T(1) - gates[2]) * r + p;
@@ -420,27 +481,23 @@ __device__ inline void await_piece(unsigned) {}
 // `base`: W (weights, d, d) of all heads. update, momentum: [heads, spans, elements] before each span, without steps [heads,
 // elements]; after the last one in new_update, new_momentum, [heads, elements]. first: the layer's first weight, its products
 // together `width` wide. steps: [heads, chunks, 3]. a: (heads, chunks c, d); b: (heads, chunks c, width); rows and reads likewise.
-// Of the queries there may be more chunks. norms: [heads, chunks, gridDim.x, 4]. ring: 2 to 4.
+// Of the queries there may be more chunks. norms: [heads, chunks, tiles of all weights, 4]. ring: 2 to 4.
 //
 // Shared memory, in elements; as in src/engine/cuda.rs:  W + U: TILE²    ring × PIECE
-template <class T> struct Walk : Tile<T> {
-    enum {
-        VECTOR = 16 / sizeof(T),
-        // Rows lie so far apart that neighbours are in different banks.
-        PITCH = TILE + VECTOR, PIECE = TILE * PITCH,
-    };
+template <class T> struct Walk : Weight<T> {
+    enum { VECTOR = Tiled<T>::VECTOR, PITCH = Tiled<T>::PITCH, PIECE = Tiled<T>::ELEMENTS, SLICE = 32 };
     enum Part { BEFORE, STORE, AFTER };
-    // A piece of a chunk: up to TILE rows to read, or SLICE tokens of the factors.
+    // A piece of a chunk: up to TILE rows to read, or SLICE tokens of the factors and the chunk's gates.
     struct Place { unsigned chunk, part, at; };
 
     const T *steps, *a, *b, *queries, *keys_before, *keys_after;
     T *query_reads, *reads_before, *reads_after, *norms;
     // Of the tile, those that there are.
     unsigned rows_there, columns_there;
-    unsigned d, c, width, chunks, query_chunks, end;
+    unsigned d, c, width, chunks, query_chunks, end, all_tiles;
     T scale;
     T* read_weights;
-    T w[4][4], gates[3];
+    T w[4][4];
 
     __device__ unsigned rows(const Place& p) const {
         const bool stored = p.chunk < chunks;
@@ -495,15 +552,16 @@ template <class T> struct Walk : Tile<T> {
         if (p.part == STORE) {
             const unsigned tokens = left < SLICE ? left : SLICE;
             const long long token = (long long)p.chunk * c + p.at;
-            for (unsigned i = threadIdx.x; i < tokens * (TILE / V); i += WALKERS) {
+            for (unsigned i = threadIdx.x; i < tokens * (TILE / V); i += THREADS) {
                 const unsigned t = i / (TILE / V), k = i % (TILE / V) * V;
                 stage<V>(staged + t * TILE + k, a + (token + t) * d + k, k < rows_there);
                 stage<V>(staged + (SLICE + t) * TILE + k, b + (token + t) * width + k, k < columns_there);
             }
+            if (threadIdx.x < 3) stage<1>(staged + 2 * SLICE * TILE + threadIdx.x, steps + p.chunk * 3 + threadIdx.x, true);
         } else {
             // Rows that are not there may hold anything: their products go nowhere.
             const unsigned number = left < TILE ? left : TILE;
-            for (unsigned i = threadIdx.x; i < number * (TILE / V); i += WALKERS) {
+            for (unsigned i = threadIdx.x; i < number * (TILE / V); i += THREADS) {
                 const unsigned row = i / (TILE / V), k = i % (TILE / V) * V;
                 stage<V>(staged + row * PITCH + k, input(p, p.at + row) + k, k < rows_there);
             }
@@ -513,22 +571,9 @@ template <class T> struct Walk : Tile<T> {
     // Y ← X (W + U) for up to ROWS rows. Where they are few, groups of threads take a part of the depth each, and join them.
     template <int ROWS> __device__ void read(const Place& p, T* staged, unsigned number) {
         T(&sums)[4][4] = this->g;
-        this->clear(sums);
+        clear(sums);
         const unsigned row = this->ty % (ROWS / 4) * 4, part = this->ty / (ROWS / 4);
-#pragma unroll(ROWS == 64 ? 4 : 1)
-        for (unsigned k = part * ROWS; k < (part + 1) * ROWS; k += 4) {
-            Quad<T> x[4];
-#pragma unroll
-            for (int i = 0; i < 4; ++i) x[i] = *reinterpret_cast<const Quad<T>*>(staged + (row + i) * PITCH + k);
-#pragma unroll
-            for (int m = 0; m < 4; ++m) {
-                const Quad<T> r = *reinterpret_cast<const Quad<T>*>(read_weights + (k + m) * TILE + 4 * this->tx);
-#pragma unroll
-                for (int i = 0; i < 4; ++i)
-#pragma unroll
-                    for (int j = 0; j < 4; ++j) sums[i][j] += x[i].v[m] * r.v[j];
-            }
-        }
+        add_product<PITCH, TILE>(sums, staged + row * PITCH, read_weights + 4 * this->tx, part * ROWS, (part + 1) * ROWS);
         const bool vectors = d % 4 == 0;
         if (ROWS == TILE) {
 #pragma unroll
@@ -543,7 +588,7 @@ template <class T> struct Walk : Tile<T> {
 #pragma unroll
         for (int i = 0; i < 4; ++i) write_quad(staged + (part * ROWS + row + i) * TILE + 4 * this->tx, sums[i], 4, true);
         __syncthreads();
-        for (unsigned i = threadIdx.x; i < number * TILE; i += WALKERS) {
+        for (unsigned i = threadIdx.x; i < number * TILE; i += THREADS) {
             T sum = staged[i];
 #pragma unroll
             for (int from = 1; from < TILE / ROWS; ++from) sum += staged[from * ROWS * TILE + i];
@@ -561,14 +606,12 @@ template <class T> struct Walk : Tile<T> {
 
     // Returns whether the chunk is done. squares: of its warp.
     __device__ bool store(const Place& p, const T* staged, T* squares) {
-        if (p.at == 0) {
-            this->clear(this->g);
-#pragma unroll
-            for (int i = 0; i < 3; ++i) gates[i] = steps[p.chunk * 3 + i];
-        }
+        if (p.at == 0) clear(this->g);
         const unsigned left = c - p.at;
-        this->add(staged, staged + SLICE * TILE, left < SLICE ? left : SLICE);
+        const T *of_a = staged + 4 * this->ty, *of_b = staged + SLICE * TILE + 4 * this->tx;
+        add_outer<TILE, TILE>(this->g, of_a, of_b, left < SLICE ? left : SLICE);
         if (left > SLICE) return false;
+        const T* gates = staged + 2 * SLICE * TILE;
         this->step(gates[0], gates[1], gates[2]);
         T sums[4] = {};
 #pragma unroll
@@ -596,7 +639,7 @@ template <class T> struct Walk : Tile<T> {
 
     __device__ void run(unsigned start, T* staged, unsigned ring) {
         // Of the last two chunks: they are joined after the barrier that comes next.
-        __shared__ T squares[2][WALK_WARPS][4];
+        __shared__ T squares[2][WARPS][4];
         const bool vectors = d % VECTOR == 0;
         const unsigned pieces_ahead = ring - 2, warp = threadIdx.x / 32;
         Place here = {start, BEFORE, 0};
@@ -616,8 +659,8 @@ template <class T> struct Walk : Tile<T> {
         auto join_squares = [&] {
             if (done < chunks && threadIdx.x < 4) {
                 T sum = squares[done % 2][0][threadIdx.x];
-                for (int w = 1; w < WALK_WARPS; ++w) sum += squares[done % 2][w][threadIdx.x];
-                norms[(long long)done * gridDim.x * 4 + threadIdx.x] = sum;
+                for (int w = 1; w < WARPS; ++w) sum += squares[done % 2][w][threadIdx.x];
+                norms[(long long)done * all_tiles * 4 + threadIdx.x] = sum;
             }
             done = chunks;
         };
@@ -664,7 +707,8 @@ __device__ void walk(const T* base, const T* update, const T* momentum, T* new_u
     my.reads_before = reads_before + part * of_key_part + stored * width + column;
     my.keys_after = keys_after ? keys_after + stored * d + row0 : nullptr;
     my.reads_after = reads_after + part * of_key_part + stored * width + column;
-    my.norms = norms + (head * chunks * gridDim.x + blockIdx.x) * 4;
+    my.all_tiles = elements / (d * d) * (across * across);
+    my.norms = norms + (head * chunks * my.all_tiles + first * (across * across) + blockIdx.x) * 4;
     my.rows_there = d - row0 < TILE ? d - row0 : TILE;
     my.columns_there = d - col0 < TILE ? d - col0 : TILE;
     my.d = d;
@@ -728,41 +772,217 @@ BOTH(join_reads, 1,
       long long keys, unsigned parts),
      (of_queries, query_reads, queries, before, reads_before, after, reads_after, keys, parts))
 
-// Sums of squares by weight: parts [places, weights × tiles, 4] → sums [places, all_weights, 4], of the weights from `first` on.
-template <class T>
-__device__ void weight_norms(const T* parts, double* sums, long long places, unsigned weights, unsigned tiles,
-                             unsigned first, unsigned all_weights) {
+// Sums of squares by weight: parts [places, weights, tiles, 4] → sums [places, weights, 4].
+template <class T> __device__ void weight_norms(const T* parts, double* sums, long long count, unsigned tiles) {
     const long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
-    if (i >= places * weights * 4) return;
-    const long long place = i / (weights * 4);
-    const unsigned weight = i / 4 % weights, quantity = i % 4;
+    if (i >= count * 4) return;
+    const T* part = parts + i / 4 * tiles * 4 + i % 4;
     double sum = 0;
-    for (unsigned tile = 0; tile < tiles; ++tile)
-        sum += parts[((place * weights + weight) * tiles + tile) * 4 + quantity];
-    sums[(place * all_weights + first + weight) * 4 + quantity] = sum;
+    for (unsigned tile = 0; tile < tiles; ++tile) sum += part[tile * 4];
+    sums[i] = sum;
 }
-BOTH(weight_norms, 1,
-     (const T* parts, double* sums, long long places, unsigned weights, unsigned tiles, unsigned first, unsigned all_weights),
-     (parts, sums, places, weights, tiles, first, all_weights))
+BOTH(weight_norms, 1, (const T* parts, double* sums, long long count, unsigned tiles), (parts, sums, count, tiles))
+
+// ---- Attention within chunks of at most TILE tokens --------------------------------------------------------------------
+
+// A block has whole chunks, as many as a tile holds, and TILE of the d columns. Scores are in rows 4 ty + i and columns tx + 16 j.
+// grid: (chunks ÷ those of a tile, column tiles)
+
+// Of a row's 64 scores, those of a thread and of the 15 beside it.
+template <class T> __device__ T sum_of_row(T x) {
+    for (int m = 8; m > 0; m /= 2) x += __shfl_xor_sync(0xffffffffu, x, m);
+    return x;
+}
+template <class T> __device__ T largest_of_row(T x) {
+    for (int m = 8; m > 0; m /= 2) {
+        const T other = __shfl_xor_sync(0xffffffffu, x, m);
+        x = other > x ? other : x;
+    }
+    return x;
+}
+
+// silu(P v) with P = causal softmax(q kᵀ · scale), from [q k v] (chunks c, 3 d). P (chunks c, c) and P v (chunks c, d) are written
+// where they are asked for.
+//
+// Shared memory: two tiles.
+template <class T>
+__device__ void attend(const T* qkv, T* softmax, T* hidden, T* activated, long long chunks, unsigned c, unsigned d, T scale) {
+    SHARED_MEMORY(T, left);
+    enum { PITCH = Tiled<T>::PITCH };
+    T* right = left + Tiled<T>::ELEMENTS;
+    const unsigned tx = threadIdx.x % 16, ty = threadIdx.x / 16, at_once = TILE / c, col0 = blockIdx.y * TILE;
+    const long long chunk = blockIdx.x * (long long)at_once;
+    const unsigned rows = (chunks - chunk < at_once ? unsigned(chunks - chunk) : at_once) * c;
+    const bool vectors = d % 4 == 0;
+    const T* first = qkv + chunk * c * 3 * d;
+    auto of = [&](unsigned which, unsigned from) {
+        return [=](unsigned row, unsigned column) {
+            return quad_of(first + (long long)(row * 3 + which) * d + from + column, left_of(d, from + column), vectors);
+        };
+    };
+    T sums[4][4];
+    clear(sums);
+    for (unsigned k = 0; k < d; k += TILE) {
+        __syncthreads();
+        stage_tile(left, rows, of(0, k));
+        stage_tile(right, rows, of(1, k));
+        __syncthreads();
+        add_inner(sums, left + 4 * ty * PITCH, right + tx * PITCH);
+    }
+    __syncthreads();
+    stage_tile(right, rows, of(2, col0));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const unsigned row = 4 * ty + i;
+        bool seen[4];
+        T largest = T(-1) / T(0);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            const unsigned key = tx + 16 * j;
+            seen[j] = row < rows && key <= row && key / c == row / c;
+            sums[i][j] *= scale;
+            if (seen[j] && sums[i][j] > largest) largest = sums[i][j];
+        }
+        largest = largest_of_row(largest);
+        T sum = 0;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            sums[i][j] = seen[j] ? exponential(sums[i][j] - largest) : T(0);
+            sum += sums[i][j];
+        }
+        const T inverse = T(1) / sum_of_row(sum);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            const unsigned key = tx + 16 * j;
+            const T p = seen[j] ? sums[i][j] * inverse : T(0);
+            left[row * PITCH + key] = p;
+            if (softmax && col0 == 0 && row < rows && key / c == row / c) softmax[(chunk * c + row) * c + key % c] = p;
+        }
+    }
+    __syncthreads();
+    clear(sums);
+    add_product<PITCH, PITCH>(sums, left + 4 * ty * PITCH, right + 4 * tx, 0, TILE);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const unsigned row = 4 * ty + i, there = row < rows ? left_of(d, col0 + 4 * tx) : 0;
+        const long long place = (chunk * c + row) * d + col0 + 4 * tx;
+        if (hidden) write_quad(hidden + place, sums[i], there, vectors);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sums[i][j] *= sigmoid(sums[i][j]);
+        write_quad(activated + place, sums[i], there, vectors);
+    }
+}
+BOTH(attend, 2, (const T* qkv, T* softmax, T* hidden, T* activated, long long chunks, unsigned c, unsigned d, T scale),
+     (qkv, softmax, hidden, activated, chunks, c, d, scale))
+
+// Cotangents of [q k v] from those of silu(P v), `d_activated`.
+//
+// Shared memory: three tiles.
+template <class T>
+__device__ void attend_backward(const T* qkv, const T* softmax, const T* hidden, const T* d_activated, T* d_qkv,
+                                long long chunks, unsigned c, unsigned d, T scale) {
+    SHARED_MEMORY(T, left);
+    enum { PITCH = Tiled<T>::PITCH };
+    T *right = left + Tiled<T>::ELEMENTS, *p = right + Tiled<T>::ELEMENTS;
+    const unsigned tx = threadIdx.x % 16, ty = threadIdx.x / 16, at_once = TILE / c, col0 = blockIdx.y * TILE;
+    const long long chunk = blockIdx.x * (long long)at_once;
+    const unsigned rows = (chunks - chunk < at_once ? unsigned(chunks - chunk) : at_once) * c;
+    const bool vectors = d % 4 == 0;
+    const T* first = qkv + chunk * c * 3 * d;
+    auto of = [&](unsigned which, unsigned from) {
+        return [=](unsigned row, unsigned column) {
+            return quad_of(first + (long long)(row * 3 + which) * d + from + column, left_of(d, from + column), vectors);
+        };
+    };
+    auto of_hidden = [&](unsigned from) {
+        return [=](unsigned row, unsigned column) {
+            const long long place = (chunk * c + row) * d + from + column;
+            const unsigned there = left_of(d, from + column);
+            const Quad<T> x = quad_of(hidden + place, there, vectors);
+            Quad<T> y = quad_of(d_activated + place, there, vectors);
+            for (int i = 0; i < 4; ++i) y.v[i] = y.v[i] * silu_slope(x.v[i]);
+            return y;
+        };
+    };
+    T sums[4][4];
+    clear(sums);
+    for (unsigned k = 0; k < d; k += TILE) {
+        __syncthreads();
+        stage_tile(left, rows, of_hidden(k));
+        stage_tile(right, rows, of(2, k));
+        __syncthreads();
+        add_inner(sums, left + 4 * ty * PITCH, right + tx * PITCH);
+    }
+    __syncthreads();
+    stage_tile(right, rows, of(1, col0));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const unsigned row = 4 * ty + i;
+        T of_p[4], dot = 0;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            const unsigned key = tx + 16 * j;
+            const bool seen = row < rows && key <= row && key / c == row / c;
+            of_p[j] = seen ? softmax[(chunk * c + row) * c + key % c] : T(0);
+            if (seen) dot += sums[i][j] * of_p[j];
+        }
+        dot = sum_of_row(dot);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            const unsigned key = tx + 16 * j;
+            const bool seen = row < rows && key <= row && key / c == row / c;
+            p[row * PITCH + key] = of_p[j];
+            left[row * PITCH + key] = seen ? of_p[j] * (sums[i][j] - dot) * scale : T(0);
+        }
+    }
+    auto write = [&](unsigned which) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const unsigned row = 4 * ty + i, there = row < rows ? left_of(d, col0 + 4 * tx) : 0;
+            write_quad(d_qkv + ((chunk * c + row) * 3 + which) * d + col0 + 4 * tx, sums[i], there, vectors);
+        }
+        clear(sums);
+    };
+    __syncthreads();
+    clear(sums);
+    add_product<PITCH, PITCH>(sums, left + 4 * ty * PITCH, right + 4 * tx, 0, TILE);
+    write(0);
+    __syncthreads();
+    stage_tile(right, rows, of(0, col0));
+    __syncthreads();
+    add_outer<PITCH, PITCH>(sums, left + 4 * ty, right + 4 * tx, rows);
+    write(1);
+    __syncthreads();
+    stage_tile(right, rows, of_hidden(col0));
+    __syncthreads();
+    add_outer<PITCH, PITCH>(sums, p + 4 * ty, right + 4 * tx, rows);
+    write(2);
+}
+BOTH(attend_backward, 2,
+     (const T* qkv, const T* softmax, const T* hidden, const T* d_activated, T* d_qkv, long long chunks, unsigned c, unsigned d, T scale),
+     (qkv, softmax, hidden, d_activated, d_qkv, chunks, c, d, scale))
 
 // ---- Between products: a warp a row, unless said otherwise -------------------------------------------------------------
 
 __device__ inline long long my_row() { return blockIdx.x * (long long)(blockDim.x / 32) + threadIdx.x / 32; }
 
-// x ← x · rsqrt(mean(x²) + ε) · weight
+// x ← x · rsqrt(mean(x²) + ε) · weight, of up to two lots of rows (blockIdx.y). Without a weight rows stay as they are.
 template <class T>
-__device__ void rms_norm(T* rows, const T* weight, long long count, unsigned width, double epsilon) {
+__device__ void rms_norm(T* rows, const T* weight, long long count, T* more_rows, const T* more_weight, long long more,
+                         unsigned width, double epsilon) {
     const unsigned lane = threadIdx.x % 32;
     const long long row = my_row();
-    if (row >= count) return;
-    T* x = rows + row * width;
+    const T* w = blockIdx.y == 0 ? weight : more_weight;
+    if (row >= (blockIdx.y == 0 ? count : more) || !w) return;
+    T* x = (blockIdx.y == 0 ? rows : more_rows) + row * width;
     double squares = 0;
     for (unsigned i = lane; i < width; i += 32) squares += (double)x[i] * x[i];
     const T scale = T(1.0 / sqrt(warp_sum(squares) / width + epsilon));
-    for (unsigned i = lane; i < width; i += 32) x[i] = x[i] * scale * weight[i];
+    for (unsigned i = lane; i < width; i += 32) x[i] = x[i] * scale * w[i];
 }
-BOTH(rms_norm, 1, (T* rows, const T* weight, long long count, unsigned width, double epsilon),
-     (rows, weight, count, width, epsilon))
+BOTH(rms_norm, 1,
+     (T* rows, const T* weight, long long count, T* more_rows, const T* more_weight, long long more, unsigned width, double epsilon),
+     (rows, weight, count, more_rows, more_weight, more, width, epsilon))
 
 // Gates of every chunk, a block each, from the mean of its normed tokens. tokens (sequences, chunks c, D), weights (D, 3 heads): θ, η
 // and α in turn. steps [sequences, heads, chunks, 3]. A pinned gate is its value; to others' logits theirs is added.
@@ -849,40 +1069,37 @@ BOTH(silu, 1, (const T* hidden, T* activated, long long count), (hidden, activat
 
 // Cotangents of what silu was given.
 template <class T> __device__ void silu_backward(const T* hidden, T* cotangents, long long count) {
-    for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < count; i += (long long)gridDim.x * blockDim.x) {
-        const T s = sigmoid(hidden[i]);
-        cotangents[i] *= s * (T(1) + hidden[i] * (T(1) - s));
-    }
+    for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < count; i += (long long)gridDim.x * blockDim.x)
+        cotangents[i] *= silu_slope(hidden[i]);
 }
 BOTH(silu_backward, 1, (const T* hidden, T* cotangents, long long count), (hidden, cotangents, count))
 
-// losses: mean over d of (y − v)² of each row; with `gradient`, y ← its cotangents, 2 (y − v) ÷ d.
+// Of every chunk, a block each, the sum over its c rows of the mean over d of (y − v)²; with `gradient`, y ← its cotangents,
+// 2 (y − v) ÷ d.
 template <class T>
-__device__ void row_losses(T* predicted, const T* values, T* losses, long long count, unsigned d, unsigned gradient) {
-    const unsigned lane = threadIdx.x % 32;
-    const long long row = my_row();
-    if (row >= count) return;
-    double squares = 0;
-    for (unsigned i = lane; i < d; i += 32) {
-        const T error = predicted[row * d + i] - values[row * d + i];
-        squares += (double)error * error;
-        if (gradient) predicted[row * d + i] = error * (T(2) / T(d));
-    }
-    squares = warp_sum(squares);
-    if (lane == 0) losses[row] = T(squares / d);
-}
-BOTH(row_losses, 1, (T* predicted, const T* values, T* losses, long long count, unsigned d, unsigned gradient),
-     (predicted, values, losses, count, d, gradient))
-
-// Sums over the c rows of every chunk, a thread each.
-template <class T> __device__ void chunk_sums(const T* losses, T* sums, long long chunks, unsigned c) {
-    const long long chunk = blockIdx.x * (long long)blockDim.x + threadIdx.x;
-    if (chunk >= chunks) return;
+__device__ void chunk_losses(T* predicted, const T* values, T* losses, unsigned c, unsigned d, unsigned gradient) {
+    __shared__ double parts[WARPS];
+    const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const long long chunk = blockIdx.x;
     double sum = 0;
-    for (unsigned t = 0; t < c; ++t) sum += losses[chunk * c + t];
-    sums[chunk] = T(sum);
+    for (unsigned t = warp; t < c; t += WARPS) {
+        const long long row = (chunk * c + t) * d;
+        double squares = 0;
+        for (unsigned i = lane; i < d; i += 32) {
+            const T error = predicted[row + i] - values[row + i];
+            squares += (double)error * error;
+            if (gradient) predicted[row + i] = error * (T(2) / T(d));
+        }
+        sum += warp_sum(squares) / d;
+    }
+    if (lane == 0) parts[warp] = sum;
+    __syncthreads();
+    if (threadIdx.x > 0) return;
+    for (int w = 1; w < WARPS; ++w) sum += parts[w];
+    losses[chunk] = T(sum);
 }
-BOTH(chunk_sums, 1, (const T* losses, T* sums, long long chunks, unsigned c), (losses, sums, chunks, c))
+BOTH(chunk_losses, 1, (T* predicted, const T* values, T* losses, unsigned c, unsigned d, unsigned gradient),
+     (predicted, values, losses, c, d, gradient))
 
 // Heads side by side: reads (sequences, heads, padded, d) → merged (sequences, rows, heads d), the first `unready` rows zero.
 template <class T>

@@ -33,6 +33,9 @@ const SHARE: usize = 2;
 const TILE: usize = 64;
 /// Threads of every block.
 const THREADS: u32 = 256;
+const WARPS: usize = THREADS as usize / 32;
+/// A pointer to nothing.
+const NOTHING: Argument = Argument::Address(0);
 /// Blocks of kernels that take an element a thread.
 const MOST_BLOCKS: usize = 4096;
 /// Parts of the chunks that are read side by side where nothing is stored.
@@ -86,8 +89,8 @@ impl Ring {
     /// As laid out in kernels.cu: as many buffers as let blocks of a multiprocessor be side by side.
     fn of<T: Real>(device: &dyn Device) -> Result<Self> {
         let most = device.shared_bytes();
-        let piece = TILE * (TILE + 16 / size_of::<T>());
-        let of = |buffers: usize| Self { buffers, shared: (TILE * TILE + buffers * piece) * size_of::<T>() };
+        let weights = TILE * TILE * size_of::<T>();
+        let of = |buffers: usize| Self { buffers, shared: weights + buffers * tile_bytes::<T>() };
         let rings = [(most / WALKERS, 4), (most / WALKERS, 3), (most / WALKERS, 2), (most, 2)];
         let mut fitting = rings.into_iter().filter(|&(room, buffers)| of(buffers).shared <= room);
         let (_, buffers) = fitting.next().ok_or_else(|| {
@@ -160,7 +163,6 @@ struct Room<'d, T: Real> {
     d_hidden: Array<'d, T>,
     activated: Array<'d, T>,
     d_output: Array<'d, T>,
-    losses: Array<'d, T>,
     /// At W, before and after: [3][heads, chunks]
     chunk_losses: [Array<'d, T>; 3],
     /// Of the queries, then of the probe.
@@ -189,6 +191,11 @@ struct Measured<T> {
     losses: [Vec<T>; 3],
     sums: Vec<f64>,
     nonfinite: Vec<u32>,
+}
+
+/// Of a tile in shared memory, as in kernels.cu.
+fn tile_bytes<T>() -> usize {
+    TILE * (TILE * size_of::<T>() + 16)
 }
 
 /// Rows of a padded side, in whole chunks.
@@ -428,6 +435,8 @@ impl<'d, T: Real> Room<'d, T> {
         let spans = Spans::of(chunks / heads, most, c, d).number;
         let starts = if spans > 1 { heads * spans * memory.base.len() } else { 0 };
         let mut readers = vec![Reader::new(device, read, d)?];
+        // In whose attention steps are kernels of their own.
+        let apart = if c > TILE { read } else { 0 };
         if sizes.probe {
             readers.extend([Reader::new(device, stored, d)?, Reader::new(device, stored, d)?]);
         }
@@ -448,13 +457,12 @@ impl<'d, T: Real> Room<'d, T> {
             steps: room(chunks * 3)?,
             qkv: room(stored * 3 * d)?,
             d_qkv: room(stored * 3 * d)?,
-            scores: room(stored.max(read) * c)?,
-            d_scores: room(stored * c)?,
-            hidden: room(stored.max(read) * d)?,
+            scores: room(apart.max(stored) * c)?,
+            d_scores: room(if c > TILE { stored * c } else { 0 })?,
+            hidden: room(apart.max(stored) * d)?,
             d_hidden: room(stored * d)?,
             activated: room(stored * d)?,
             d_output: room(stored * d)?,
-            losses: room(stored)?,
             chunk_losses: [room(chunks)?, room(chunks)?, room(chunks)?],
             readers,
             parts: room(chunks * 4 * d.div_ceil(TILE).pow(2) * 4)?,
@@ -473,9 +481,9 @@ impl<'d, T: Real> Room<'d, T> {
 
     fn bytes(&self) -> usize {
         let Self { tokens, keys, values, queries, steps, qkv, d_qkv, scores, d_scores, hidden, .. } = self;
-        let Self { d_hidden, activated, d_output, losses, chunk_losses, readers, parts, state, starts, .. } = self;
+        let Self { d_hidden, activated, d_output, chunk_losses, readers, parts, state, starts, .. } = self;
         let single = [keys, values, queries, steps, qkv, d_qkv, scores, d_scores, hidden, d_hidden];
-        let others = [activated, d_output, losses, parts, &self.merged];
+        let others = [activated, d_output, parts, &self.merged];
         let read = readers.iter().flat_map(|reader| {
             [&reader.products, &reader.activated, &reader.outputs].into_iter().chain(&reader.parts)
         });
@@ -532,7 +540,7 @@ impl<T: Real> Step<'_, T> {
 
     /// A warp a row.
     fn rows(&self, name: &str, rows: usize, arguments: &[Argument]) -> Result<()> {
-        self.launch(name, [rows.div_ceil(THREADS as usize / 32), 1, 1], 0, arguments)
+        self.launch(name, [rows.div_ceil(WARPS), 1, 1], 0, arguments)
     }
 
     /// A thread an element, or several.
@@ -563,6 +571,7 @@ impl<T: Real> Step<'_, T> {
         self.activate(room)?;
         done(Phase::Activate)?;
         self.walk(room, 1, 1.0)?;
+        self.weight_norms(room)?;
         done(Phase::Walk)?;
         self.combine(room)?;
         done(Phase::Combine)?;
@@ -597,10 +606,11 @@ impl<T: Real> Step<'_, T> {
         let inner = dimensions.inner();
         let (stored, read) = (self.block.store.len(), self.block.read.len());
         let weights = self.weights;
-        let norms = [&weights.store_norm, &weights.retrieve_norm];
-        for ((norm, rows), tokens) in norms.into_iter().zip([stored, read]).zip(&room.tokens) {
-            self.norm(norm.as_ref(), tokens, self.sequences * rows)?;
-        }
+        let [stored_rows, read_rows] = [stored, read].map(|rows| self.sequences * rows);
+        let [of_store, of_read] = &room.tokens;
+        let sides =
+            [(&weights.store_norm, of_store, stored_rows), (&weights.retrieve_norm, of_read, read_rows)];
+        self.norm(sides)?;
         let read_rows = padded(read, c);
         if read_rows > read {
             // Zeros follow the last token: no token sees them, and they are finite.
@@ -642,32 +652,90 @@ impl<T: Real> Step<'_, T> {
         self.launch("gate_values", [self.chunks(), self.sequences, 1], shared, &arguments)
     }
 
-    fn norm(&self, weight: Option<&Array<'_, T>>, rows: &Array<'_, T>, number: usize) -> Result<()> {
-        let Some(weight) = weight else { return Ok(()) };
-        let epsilon = Argument::F64(T::EPS.wide());
-        let arguments = [
-            rows.argument(),
-            weight.argument(),
-            Argument::long(number),
-            Argument::count(weight.len()),
-            epsilon,
-        ];
-        self.rows("rms_norm", number, &arguments)
+    /// RMSNorm of two lots of rows, where these have weights.
+    fn norm(&self, lots: [(&Option<Array<'_, T>>, &Array<'_, T>, usize); 2]) -> Result<()> {
+        let width = lots.iter().find_map(|(weight, ..)| weight.as_ref()).map(Array::len);
+        let Some(width) = width else { return Ok(()) };
+        let mut arguments = Vec::new();
+        for (weight, rows, number) in lots {
+            let weight = weight.as_ref().map_or(NOTHING, Array::argument);
+            arguments.extend([rows.argument(), weight, Argument::long(number)]);
+        }
+        arguments.extend([Argument::count(width), Argument::F64(T::EPS.wide())]);
+        let most = lots.map(|(.., number)| number).into_iter().fold(0, usize::max);
+        self.launch("rms_norm", [most.div_ceil(WARPS), 2, 1], 0, &arguments)
     }
 
-    /// P of all chunks from q, k, v side by side, and P v.
-    fn attend(&self, qkv: &Array<T>, scores: &Array<T>, hidden: &Array<T>, chunks: usize) -> Result<()> {
+    /// From q, k, v side by side of chunks, silu(P v) with P their causal attention. For the way back P and P v are kept in the
+    /// room.
+    fn attend(
+        &self,
+        room: &Room<T>,
+        qkv: &Array<T>,
+        activated: &Array<T>,
+        chunks: usize,
+        keep: bool,
+    ) -> Result<()> {
         let (d, c) = (self.d(), self.c());
         let batch = self.heads() * chunks;
+        let scale = 1.0 / (d as f64).sqrt();
+        if c <= TILE {
+            let kept = [&room.scores, &room.hidden].map(|array| if keep { array.argument() } else { NOTHING });
+            let arguments = [
+                qkv.argument(),
+                kept[0],
+                kept[1],
+                activated.argument(),
+                Argument::long(batch),
+                Argument::count(c),
+                Argument::count(d),
+                Argument::number::<T>(scale),
+            ];
+            return self.tiles("attend", batch, 2, &arguments);
+        }
         let [q, k, v] = [0, d, 2 * d].map(|first| matrix(qkv.address(first), 3 * d, c * 3 * d));
-        let square = matrix(scores.address(0), c, c * c);
-        self.multiply(batch, [c, c, d], 1.0 / (d as f64).sqrt(), [q, transposed(k), square])?;
-        self.rows(
-            "causal_softmax",
-            batch * c,
-            &[scores.argument(), Argument::long(batch * c), Argument::count(c)],
-        )?;
-        self.multiply(batch, [c, d, c], 1.0, [square, v, matrix(hidden.address(0), d, c * d)])
+        let square = matrix(room.scores.address(0), c, c * c);
+        self.multiply(batch, [c, c, d], scale, [q, transposed(k), square])?;
+        let rows = Argument::long(batch * c);
+        self.rows("causal_softmax", batch * c, &[room.scores.argument(), rows, Argument::count(c)])?;
+        self.multiply(batch, [c, d, c], 1.0, [square, v, matrix(room.hidden.address(0), d, c * d)])?;
+        let elements = batch * c * d;
+        let arguments = [room.hidden.argument(), activated.argument(), Argument::long(elements)];
+        self.elements("silu", elements, &arguments)
+    }
+
+    /// Cotangents of q, k, v from those of what `attend` made of them, in `d_hidden`.
+    fn attend_backward(&self, room: &Room<T>) -> Result<()> {
+        let (d, c) = (self.d(), self.c());
+        let batch = self.heads() * self.chunks();
+        let scale = Argument::number::<T>(1.0 / (d as f64).sqrt());
+        if c <= TILE {
+            let arrays = [&room.qkv, &room.scores, &room.hidden, &room.d_hidden, &room.d_qkv];
+            let mut arguments = arrays.map(Array::argument).to_vec();
+            arguments.extend([Argument::long(batch), Argument::count(c), Argument::count(d), scale]);
+            return self.tiles("attend_backward", batch, 3, &arguments);
+        }
+        let elements = batch * c * d;
+        let arguments = [room.hidden.argument(), room.d_hidden.argument(), Argument::long(elements)];
+        self.elements("silu_backward", elements, &arguments)?;
+        let of_chunk = |array: &Array<T>, width: usize| matrix(array.address(0), width, c * width);
+        let [q, k, v] = [0, d, 2 * d].map(|first| matrix(room.qkv.address(first), 3 * d, c * 3 * d));
+        let [dq, dk, dv] = [0, d, 2 * d].map(|first| matrix(room.d_qkv.address(first), 3 * d, c * 3 * d));
+        let [p, dp] = [&room.scores, &room.d_scores].map(|array| of_chunk(array, c));
+        let d_hidden = of_chunk(&room.d_hidden, d);
+        self.multiply(batch, [c, c, d], 1.0, [d_hidden, transposed(v), dp])?;
+        let [p_rows, dp_rows] = [&room.scores, &room.d_scores].map(Array::argument);
+        let arguments = [p_rows, dp_rows, Argument::long(batch * c), Argument::count(c), scale];
+        self.rows("softmax_backward", batch * c, &arguments)?;
+        self.multiply(batch, [c, d, c], 1.0, [dp, k, dq])?;
+        self.multiply(batch, [c, d, c], 1.0, [transposed(dp), q, dk])?;
+        self.multiply(batch, [c, d, c], 1.0, [transposed(p), d_hidden, dv])
+    }
+
+    /// A block for whole chunks that fit a tile's rows and for a tile's columns, with so many tiles of shared memory.
+    fn tiles(&self, name: &str, chunks: usize, tiles: usize, arguments: &[Argument]) -> Result<()> {
+        let grid = [chunks.div_ceil(TILE / self.c()), self.d().div_ceil(TILE), 1];
+        self.launch(name, grid, tiles * tile_bytes::<T>(), arguments)
     }
 
     /// Losses and gradients at W, as thin factors: see `memory/model/attention.rs`.
@@ -677,57 +745,25 @@ impl<T: Real> Step<'_, T> {
             return Ok(());
         }
         let rows = self.heads() * chunks * c;
-        let batch = self.heads() * chunks;
         let whole = |array: &Array<T>, width: usize| matrix(array.address(0), width, 0);
         let (weights, output) = (self.weights, matrix(self.weights.base.address(3 * d * d), d, 0));
         let product = [whole(&room.keys, d), whole(&weights.qkv, 3 * d), whole(&room.qkv, 3 * d)];
         self.multiply(1, [rows, 3 * d, d], 1.0, product)?;
-        self.attend(&room.qkv, &room.scores, &room.hidden, chunks)?;
-        let of_rows = Argument::long(rows * d);
-        self.elements("silu", rows * d, &[room.hidden.argument(), room.activated.argument(), of_rows])?;
+        self.attend(room, &room.qkv, &room.activated, chunks, true)?;
         let product = [whole(&room.activated, d), output, whole(&room.d_output, d)];
         self.multiply(1, [rows, d, d], 1.0, product)?;
         self.losses(&room.d_output, room, &room.chunk_losses[0], true)?;
         let product = [whole(&room.d_output, d), transposed(output), whole(&room.d_hidden, d)];
         self.multiply(1, [rows, d, d], 1.0, product)?;
-        let arguments = [room.hidden.argument(), room.d_hidden.argument(), of_rows];
-        self.elements("silu_backward", rows * d, &arguments)?;
-
-        let of_chunk = |array: &Array<T>, width: usize| matrix(array.address(0), width, c * width);
-        let [q, k, v] = [0, d, 2 * d].map(|first| matrix(room.qkv.address(first), 3 * d, c * 3 * d));
-        let [dq, dk, dv] = [0, d, 2 * d].map(|first| matrix(room.d_qkv.address(first), 3 * d, c * 3 * d));
-        let [p, dp] = [&room.scores, &room.d_scores].map(|array| of_chunk(array, c));
-        let d_hidden = of_chunk(&room.d_hidden, d);
-        self.multiply(batch, [c, c, d], 1.0, [d_hidden, transposed(v), dp])?;
-        let scale = Argument::number::<T>(1.0 / (d as f64).sqrt());
-        let arguments = [
-            room.scores.argument(),
-            room.d_scores.argument(),
-            Argument::long(rows),
-            Argument::count(c),
-            scale,
-        ];
-        self.rows("softmax_backward", rows, &arguments)?;
-        self.multiply(batch, [c, d, c], 1.0, [dp, k, dq])?;
-        self.multiply(batch, [c, d, c], 1.0, [transposed(dp), q, dk])?;
-        self.multiply(batch, [c, d, c], 1.0, [transposed(p), d_hidden, dv])
+        self.attend_backward(room)
     }
 
     /// Of every chunk of keys, from what was made of them.
     fn losses(&self, predicted: &Array<T>, room: &Room<T>, sums: &Array<T>, gradient: bool) -> Result<()> {
-        let (c, batch) = (self.c(), self.heads() * self.chunks());
-        let [predicted, values] = [predicted, &room.values].map(Array::argument);
-        let losses = room.losses.argument();
-        let gradient = Argument::U32(gradient.into());
-        let arguments =
-            [predicted, values, losses, Argument::long(batch * c), Argument::count(self.d()), gradient];
-        self.rows("row_losses", batch * c, &arguments)?;
-        self.launch(
-            "chunk_sums",
-            [batch.div_ceil(THREADS as usize), 1, 1],
-            0,
-            &[losses, sums.argument(), Argument::long(batch), Argument::count(c)],
-        )
+        let mut arguments = [predicted, &room.values, sums].map(Array::argument).to_vec();
+        arguments.extend([self.c(), self.d()].map(Argument::count));
+        arguments.push(Argument::U32(gradient.into()));
+        self.launch("chunk_losses", [self.heads() * self.chunks(), 1, 1], 0, &arguments)
     }
 
     fn spans(&self, room: &Room<'_, T>) -> Spans {
@@ -774,14 +810,13 @@ impl<T: Real> Step<'_, T> {
         arguments.extend([self.memory.base.len(), d, first, width, c, chunks].map(Argument::count));
         arguments.extend([&room.steps, a, b].map(Array::argument));
         arguments.push(Argument::count(self.query_chunks()));
-        let nothing = Argument::Address(0);
         let inputs = [&room.queries, &room.keys, &room.keys];
         // From parts where there are any, and what is read.
         let mut joined = Vec::new();
         for (i, keys) in inputs.into_iter().enumerate() {
             let Some(reader) = room.readers.get(i) else {
-                arguments.extend([nothing; 2]);
-                joined.extend([nothing; 2]);
+                arguments.extend([NOTHING; 2]);
+                joined.extend([NOTHING; 2]);
                 continue;
             };
             let (from, to) =
@@ -803,10 +838,19 @@ impl<T: Real> Step<'_, T> {
             let blocks = read[0].max(read[1]).div_ceil(THREADS as usize).min(MOST_BLOCKS);
             self.launch("join_reads", [blocks, room.readers.len(), 1], 0, &joined)?;
         }
-        let places = self.heads() * chunks;
-        let mut arguments = vec![room.parts.argument(), room.sums.argument(), Argument::long(places)];
-        arguments.extend([weights, tiles * tiles, first, 4].map(Argument::count));
-        self.launch("weight_norms", [(places * weights * 4).div_ceil(THREADS as usize), 1, 1], 0, &arguments)
+        Ok(())
+    }
+
+    /// Sums of squares of the weights, from those of tiles.
+    fn weight_norms(&self, room: &Room<'_, T>) -> Result<()> {
+        let count = self.heads() * self.chunks() * 4;
+        let arguments = [
+            room.parts.argument(),
+            room.sums.argument(),
+            Argument::long(count),
+            Argument::count(self.d().div_ceil(TILE).pow(2)),
+        ];
+        self.launch("weight_norms", [(count * 4).div_ceil(THREADS as usize), 1, 1], 0, &arguments)
     }
 
     /// Between the layers, of all that is read.
@@ -816,10 +860,7 @@ impl<T: Real> Step<'_, T> {
             if chunks == 0 {
                 continue;
             }
-            let elements = self.heads() * chunks * self.c() * self.d();
-            self.attend(&reader.products, &room.scores, &room.hidden, chunks)?;
-            let arguments = [room.hidden.argument(), reader.activated.argument(), Argument::long(elements)];
-            self.elements("silu", elements, &arguments)?;
+            self.attend(room, &reader.products, &reader.activated, chunks, false)?;
         }
         Ok(())
     }
@@ -844,7 +885,7 @@ impl<T: Real> Step<'_, T> {
             self.multiply(1, [number, dimensions.dim, inner], 1.0, [a, b, c])?;
         }
         let output = room.combined.as_ref().unwrap_or(&room.merged);
-        self.norm(self.weights.post_norm.as_ref(), output, number)
+        self.norm([(&self.weights.post_norm, output, number), (&None, output, 0)])
     }
 
     /// Losses of the probe, and where what was read is not finite.
@@ -865,7 +906,7 @@ impl<T: Real> Step<'_, T> {
                 Argument::long(stride * width),
             ];
             arguments.extend([unready, rows, width].map(Argument::count));
-            let grid = [(rows - unready).div_ceil(THREADS as usize / 32), lots, 1];
+            let grid = [(rows - unready).div_ceil(WARPS), lots, 1];
             self.launch("first_nonfinite", grid, 0, &arguments)?;
         }
         Ok(())
@@ -911,6 +952,7 @@ impl<T: Real> Step<'_, T> {
             for layer in 0..2 {
                 self.walk(room, layer, scale)?;
             }
+            self.weight_norms(room)?;
             for ((norm, &sum), scaled) in norms.iter_mut().zip(&measured.sums).zip(self.sums(room)?) {
                 if left(sum) {
                     *norm = scaled.sqrt() / scale;
