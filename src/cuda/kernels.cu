@@ -28,6 +28,16 @@ template <class T> __device__ T warp_sum(T x) {
     return x;
 }
 
+// Of four numbers of each lane, the sum of the one that is lane ÷ 8: halves of a warp give each other what the other half adds up.
+template <class T> __device__ T warp_sums(const T (&x)[4]) {
+    const bool upper = threadIdx.x & 16, right = threadIdx.x & 8;
+    T a = (upper ? x[2] : x[0]) + __shfl_xor_sync(0xffffffffu, upper ? x[0] : x[2], 16);
+    T b = (upper ? x[3] : x[1]) + __shfl_xor_sync(0xffffffffu, upper ? x[1] : x[3], 16);
+    a = (right ? b : a) + __shfl_xor_sync(0xffffffffu, right ? a : b, 8);
+    for (int m = 4; m > 0; m /= 2) a += __shfl_xor_sync(0xffffffffu, a, m);
+    return a;
+}
+
 template <class T> __device__ T sigmoid(T x) { return T(1) / (T(1) + exp(-x)); }
 __device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 __device__ inline float exponential(float x) { return expf(x); }
@@ -312,15 +322,53 @@ template <class T> __device__ void write_quad(T* to, const T (&x)[4], unsigned t
 }
 __device__ inline unsigned left_of(unsigned all, unsigned start) { return all > start ? all - start : 0; }
 
-// A tile to shared memory: quad(row, column) of rows that are there, zeros for the others.
-template <class T, class F> __device__ void stage_tile(T* to, unsigned rows, F quad) {
-#pragma unroll
-    for (unsigned i = 0; i < 4; ++i) {
-        const unsigned row = threadIdx.x / 16 + 16 * i, column = threadIdx.x % 16 * 4;
-        Quad<T> x = {};
-        if (row < rows) x = quad(row, column);
-        *reinterpret_cast<Quad<T>*>(to + row * Tiled<T>::PITCH + column) = x;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+// To shared memory, past the registers.
+template <int BYTES> __device__ void copy_async(void* to, const void* from) {
+    const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(to));
+    if (BYTES == 16) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(place), "l"(from) : "memory");
+    else asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(place), "l"(from), "n"(BYTES) : "memory");
+}
+__device__ inline void end_piece() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until all but the last `ahead` pieces are there.
+__device__ inline void await_piece(unsigned ahead) {
+    if (ahead >= 2) asm volatile("cp.async.wait_group 2;" ::: "memory");
+    else if (ahead == 1) asm volatile("cp.async.wait_group 1;" ::: "memory");
+    else asm volatile("cp.async.wait_group 0;" ::: "memory");
+}
+#else
+template <int BYTES> __device__ void copy_async(void* to, const void* from) {
+    for (int i = 0; i < BYTES; ++i) static_cast<char*>(to)[i] = static_cast<const char*>(from)[i];
+}
+__device__ inline void end_piece() {}
+__device__ inline void await_piece(unsigned) {}
+#endif
+
+// Asks for V neighbours, or zeros.
+template <int V, class T> __device__ void ask(T* to, const T* from, bool there) {
+    if (there) copy_async<V * sizeof(T)>(to, from);
+    else
+        for (int i = 0; i < V; ++i) to[i] = T(0);
+}
+
+// Asks for a tile: of its rows, `stride` elements apart, and columns those that are there, zeros for the others.
+template <int V, class T>
+__device__ void ask_quads(T* to, const T* from, long long stride, unsigned rows, unsigned columns) {
+    enum { APART = THREADS / (TILE / V) };
+    const unsigned first = threadIdx.x / (TILE / V), k = threadIdx.x % (TILE / V) * V;
+    to += first * Tiled<T>::PITCH + k;
+    from += first * stride + k;
+#pragma unroll 2
+    for (unsigned row = first; row < TILE; row += APART) {
+        ask<V>(to, from, row < rows && k < columns);
+        to += APART * Tiled<T>::PITCH;
+        from += APART * stride;
     }
+}
+template <class T>
+__device__ void ask_tile(T* to, const T* from, long long stride, unsigned rows, unsigned columns, bool vectors) {
+    if (vectors) ask_quads<Tiled<T>::VECTOR>(to, from, stride, rows, columns);
+    else ask_quads<1>(to, from, stride, rows, columns);
 }
 
 // ---- The memory ------------------------------------------------------------------------------------------------------
@@ -442,28 +490,6 @@ BOTH(span_starts, 1,
      (const T* update, const T* momentum, const T* transitions, T* updates, T* momenta, unsigned elements, unsigned spans),
      (update, momentum, transitions, updates, momenta, elements, spans))
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-// To shared memory, past the registers.
-template <int BYTES> __device__ void copy_async(void* to, const void* from) {
-    const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(to));
-    if (BYTES == 16) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(place), "l"(from) : "memory");
-    else asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(place), "l"(from), "n"(BYTES) : "memory");
-}
-__device__ inline void end_piece() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Until all but the last `ahead` pieces are there.
-__device__ inline void await_piece(unsigned ahead) {
-    if (ahead >= 2) asm volatile("cp.async.wait_group 2;" ::: "memory");
-    else if (ahead == 1) asm volatile("cp.async.wait_group 1;" ::: "memory");
-    else asm volatile("cp.async.wait_group 0;" ::: "memory");
-}
-#else
-template <int BYTES> __device__ void copy_async(void* to, const void* from) {
-    for (int i = 0; i < BYTES; ++i) static_cast<char*>(to)[i] = static_cast<const char*>(from)[i];
-}
-__device__ inline void end_piece() {}
-__device__ inline void await_piece(unsigned) {}
-#endif
-
 // A layer of the memory walks through the chunks, a tile of a weight of a head a block, with S, U and W in registers and W + U in
 // shared memory. Per chunk it
 //   reads rows with W + U of that moment: queries, and keys where the loss before is asked for,
@@ -540,30 +566,23 @@ template <class T> struct Walk : Weight<T> {
                                 : reads_before + ((long long)p.chunk * c + row - of_queries) * width;
     }
 
-    // Asks for V neighbours, or zeros.
-    template <int V> __device__ static void stage(T* to, const T* from, bool there) {
-        if (there) copy_async<V * sizeof(T)>(to, from);
-        else
-            for (int i = 0; i < V; ++i) to[i] = T(0);
-    }
-
-    template <int V> __device__ void ask(const Place& p, T* staged) const {
+    template <int V> __device__ void ask_piece(const Place& p, T* staged) const {
         const unsigned left = rows(p) - p.at;
         if (p.part == STORE) {
             const unsigned tokens = left < SLICE ? left : SLICE;
             const long long token = (long long)p.chunk * c + p.at;
             for (unsigned i = threadIdx.x; i < tokens * (TILE / V); i += THREADS) {
                 const unsigned t = i / (TILE / V), k = i % (TILE / V) * V;
-                stage<V>(staged + t * TILE + k, a + (token + t) * d + k, k < rows_there);
-                stage<V>(staged + (SLICE + t) * TILE + k, b + (token + t) * width + k, k < columns_there);
+                ask<V>(staged + t * TILE + k, a + (token + t) * d + k, k < rows_there);
+                ask<V>(staged + (SLICE + t) * TILE + k, b + (token + t) * width + k, k < columns_there);
             }
-            if (threadIdx.x < 3) stage<1>(staged + 2 * SLICE * TILE + threadIdx.x, steps + p.chunk * 3 + threadIdx.x, true);
+            if (threadIdx.x < 3) ask<1>(staged + 2 * SLICE * TILE + threadIdx.x, steps + p.chunk * 3 + threadIdx.x, true);
         } else {
             // Rows that are not there may hold anything: their products go nowhere.
             const unsigned number = left < TILE ? left : TILE;
             for (unsigned i = threadIdx.x; i < number * (TILE / V); i += THREADS) {
                 const unsigned row = i / (TILE / V), k = i % (TILE / V) * V;
-                stage<V>(staged + row * PITCH + k, input(p, p.at + row) + k, k < rows_there);
+                ask<V>(staged + row * PITCH + k, input(p, p.at + row) + k, k < rows_there);
             }
         }
     }
@@ -629,11 +648,8 @@ template <class T> struct Walk : Weight<T> {
             }
             write_quad(read_weights + (4 * this->ty + i) * TILE + 4 * this->tx, r, 4, true);
         }
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const T sum = warp_sum(sums[i]);
-            if (threadIdx.x % 32 == 0) squares[i] = sum;
-        }
+        const T sum = warp_sums(sums);
+        if (threadIdx.x % 8 == 0) squares[threadIdx.x % 32 / 8] = sum;
         return true;
     }
 
@@ -649,8 +665,8 @@ template <class T> struct Walk : Weight<T> {
         auto ask_next = [&] {
             if (next.chunk < end) {
                 T* to = staged + asked * PIECE;
-                if (vectors) ask<VECTOR>(next, to);
-                else ask<1>(next, to);
+                if (vectors) ask_piece<VECTOR>(next, to);
+                else ask_piece<1>(next, to);
                 asked = asked + 1 == ring ? 0 : asked + 1;
                 advance(next);
             }
@@ -772,23 +788,60 @@ BOTH(join_reads, 1,
       long long keys, unsigned parts),
      (of_queries, query_reads, queries, before, reads_before, after, reads_after, keys, parts))
 
-// Sums of squares by weight: parts [places, weights, tiles, 4] → sums [places, weights, 4].
-template <class T> __device__ void weight_norms(const T* parts, double* sums, long long count, unsigned tiles) {
+// Norms by weight, of sums of squares of tiles: parts [count, tiles, 4] → norms [count, 4]. Where a sum is past the range of T or not
+// above `least`, out_of_range[0] or [1] becomes 0.
+template <class T>
+__device__ void weight_norms(const T* parts, double* norms, unsigned* out_of_range, long long count, unsigned tiles, double least) {
     const long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
     if (i >= count * 4) return;
     const T* part = parts + i / 4 * tiles * 4 + i % 4;
     double sum = 0;
+#pragma unroll 4
     for (unsigned tile = 0; tile < tiles; ++tile) sum += part[tile * 4];
-    sums[i] = sum;
+    norms[i] = sqrt(sum);
+    if (sum > least ? !is_finite(sum) : sum == sum) out_of_range[sum > 1 ? 0 : 1] = 0;
 }
-BOTH(weight_norms, 1, (const T* parts, double* sums, long long count, unsigned tiles), (parts, sums, count, tiles))
+BOTH(weight_norms, 1,
+     (const T* parts, double* norms, unsigned* out_of_range, long long count, unsigned tiles, double least),
+     (parts, norms, out_of_range, count, tiles, least))
 
 // ---- Attention within chunks of at most TILE tokens --------------------------------------------------------------------
 
 // A block has whole chunks, as many as a tile holds, and TILE of the d columns. Scores are in rows 4 ty + i and columns tx + 16 j.
 // grid: (chunks ÷ those of a tile, column tiles)
+template <class T> struct Chunks {
+    enum { PITCH = Tiled<T>::PITCH };
+    const T* qkv;
+    long long first_row;
+    unsigned c, d, rows, tx, ty, column;
+    bool vectors;
 
-// Of a row's 64 scores, those of a thread and of the 15 beside it.
+    __device__ Chunks(const T* all_qkv, long long chunks, unsigned c, unsigned d) : c(c), d(d) {
+        const unsigned at_once = TILE / c;
+        const long long first = blockIdx.x * (long long)at_once;
+        first_row = first * c;
+        qkv = all_qkv + first_row * 3 * d;
+        rows = (chunks - first < at_once ? unsigned(chunks - first) : at_once) * c;
+        tx = threadIdx.x % 16;
+        ty = threadIdx.x / 16;
+        column = blockIdx.y * TILE;
+        vectors = d % 4 == 0;
+    }
+
+    // TILE columns of q, k or v.
+    __device__ void ask(unsigned which, unsigned from, T* to) const {
+        ask_tile(to, qkv + which * d + from, 3ll * d, rows, left_of(d, from), vectors);
+    }
+    __device__ unsigned row(int i) const { return 4 * ty + i; }
+    __device__ unsigned key(int j) const { return tx + 16 * j; }
+    // Where a row's chunk starts, and past all keys for a row that is not there.
+    __device__ unsigned start(unsigned row) const { return row < rows ? row / c * c : TILE; }
+    __device__ T* place(T* of, unsigned row) const { return of + (first_row + row) * d + column + 4 * tx; }
+    // Of its columns, those that there are.
+    __device__ unsigned there(unsigned row) const { return row < rows ? left_of(d, column + 4 * tx) : 0; }
+};
+
+// Of a row's scores, those of a thread and of the 15 beside it.
 template <class T> __device__ T sum_of_row(T x) {
     for (int m = 8; m > 0; m /= 2) x += __shfl_xor_sync(0xffffffffu, x, m);
     return x;
@@ -804,72 +857,68 @@ template <class T> __device__ T largest_of_row(T x) {
 // silu(P v) with P = causal softmax(q kᵀ · scale), from [q k v] (chunks c, 3 d). P (chunks c, c) and P v (chunks c, d) are written
 // where they are asked for.
 //
-// Shared memory: two tiles.
+// Shared memory: three tiles.
 template <class T>
 __device__ void attend(const T* qkv, T* softmax, T* hidden, T* activated, long long chunks, unsigned c, unsigned d, T scale) {
     SHARED_MEMORY(T, left);
     enum { PITCH = Tiled<T>::PITCH };
-    T* right = left + Tiled<T>::ELEMENTS;
-    const unsigned tx = threadIdx.x % 16, ty = threadIdx.x / 16, at_once = TILE / c, col0 = blockIdx.y * TILE;
-    const long long chunk = blockIdx.x * (long long)at_once;
-    const unsigned rows = (chunks - chunk < at_once ? unsigned(chunks - chunk) : at_once) * c;
-    const bool vectors = d % 4 == 0;
-    const T* first = qkv + chunk * c * 3 * d;
-    auto of = [&](unsigned which, unsigned from) {
-        return [=](unsigned row, unsigned column) {
-            return quad_of(first + (long long)(row * 3 + which) * d + from + column, left_of(d, from + column), vectors);
-        };
-    };
+    T *right = left + Tiled<T>::ELEMENTS, *values = right + Tiled<T>::ELEMENTS;
+    const Chunks<T> my(qkv, chunks, c, d);
     T sums[4][4];
     clear(sums);
     for (unsigned k = 0; k < d; k += TILE) {
+        if (k > 0) __syncthreads();
+        my.ask(0, k, left);
+        my.ask(1, k, right);
+        end_piece();
+        if (k == 0) {
+            my.ask(2, my.column, values);
+            end_piece();
+        }
+        await_piece(k == 0);
         __syncthreads();
-        stage_tile(left, rows, of(0, k));
-        stage_tile(right, rows, of(1, k));
-        __syncthreads();
-        add_inner(sums, left + 4 * ty * PITCH, right + tx * PITCH);
+        add_inner(sums, left + 4 * my.ty * PITCH, right + my.tx * PITCH);
     }
+    await_piece(0);
     __syncthreads();
-    stage_tile(right, rows, of(2, col0));
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        const unsigned row = 4 * ty + i;
-        bool seen[4];
+        const unsigned row = my.row(i), start = my.start(row);
         T largest = T(-1) / T(0);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-            const unsigned key = tx + 16 * j;
-            seen[j] = row < rows && key <= row && key / c == row / c;
             sums[i][j] *= scale;
-            if (seen[j] && sums[i][j] > largest) largest = sums[i][j];
+            if (my.key(j) >= start && my.key(j) <= row && sums[i][j] > largest) largest = sums[i][j];
         }
         largest = largest_of_row(largest);
         T sum = 0;
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-            sums[i][j] = seen[j] ? exponential(sums[i][j] - largest) : T(0);
+            const bool seen = my.key(j) >= start && my.key(j) <= row;
+            sums[i][j] = seen ? exponential(sums[i][j] - largest) : T(0);
             sum += sums[i][j];
         }
-        const T inverse = T(1) / sum_of_row(sum);
+        sum = sum_of_row(sum);
+        const T inverse = start < TILE ? T(1) / sum : T(0);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-            const unsigned key = tx + 16 * j;
-            const T p = seen[j] ? sums[i][j] * inverse : T(0);
+            const unsigned key = my.key(j);
+            const T p = sums[i][j] * inverse;
             left[row * PITCH + key] = p;
-            if (softmax && col0 == 0 && row < rows && key / c == row / c) softmax[(chunk * c + row) * c + key % c] = p;
+            const bool kept = softmax && my.column == 0 && key >= start && key < start + c;
+            if (kept) softmax[(my.first_row + row) * c + key - start] = p;
         }
     }
     __syncthreads();
     clear(sums);
-    add_product<PITCH, PITCH>(sums, left + 4 * ty * PITCH, right + 4 * tx, 0, TILE);
+    add_product<PITCH, PITCH>(sums, left + 4 * my.ty * PITCH, values + 4 * my.tx, 0, TILE);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        const unsigned row = 4 * ty + i, there = row < rows ? left_of(d, col0 + 4 * tx) : 0;
-        const long long place = (chunk * c + row) * d + col0 + 4 * tx;
-        if (hidden) write_quad(hidden + place, sums[i], there, vectors);
+        const unsigned row = my.row(i), there = my.there(row);
+        if (hidden) write_quad(my.place(hidden, row), sums[i], there, my.vectors);
 #pragma unroll
         for (int j = 0; j < 4; ++j) sums[i][j] *= sigmoid(sums[i][j]);
-        write_quad(activated + place, sums[i], there, vectors);
+        write_quad(my.place(activated, row), sums[i], there, my.vectors);
     }
 }
 BOTH(attend, 2, (const T* qkv, T* softmax, T* hidden, T* activated, long long chunks, unsigned c, unsigned d, T scale),
@@ -877,85 +926,84 @@ BOTH(attend, 2, (const T* qkv, T* softmax, T* hidden, T* activated, long long ch
 
 // Cotangents of [q k v] from those of silu(P v), `d_activated`.
 //
-// Shared memory: three tiles.
+// Shared memory: five tiles.
 template <class T>
 __device__ void attend_backward(const T* qkv, const T* softmax, const T* hidden, const T* d_activated, T* d_qkv,
                                 long long chunks, unsigned c, unsigned d, T scale) {
-    SHARED_MEMORY(T, left);
-    enum { PITCH = Tiled<T>::PITCH };
-    T *right = left + Tiled<T>::ELEMENTS, *p = right + Tiled<T>::ELEMENTS;
-    const unsigned tx = threadIdx.x % 16, ty = threadIdx.x / 16, at_once = TILE / c, col0 = blockIdx.y * TILE;
-    const long long chunk = blockIdx.x * (long long)at_once;
-    const unsigned rows = (chunks - chunk < at_once ? unsigned(chunks - chunk) : at_once) * c;
-    const bool vectors = d % 4 == 0;
-    const T* first = qkv + chunk * c * 3 * d;
-    auto of = [&](unsigned which, unsigned from) {
-        return [=](unsigned row, unsigned column) {
-            return quad_of(first + (long long)(row * 3 + which) * d + from + column, left_of(d, from + column), vectors);
-        };
-    };
-    auto of_hidden = [&](unsigned from) {
-        return [=](unsigned row, unsigned column) {
-            const long long place = (chunk * c + row) * d + from + column;
-            const unsigned there = left_of(d, from + column);
-            const Quad<T> x = quad_of(hidden + place, there, vectors);
-            Quad<T> y = quad_of(d_activated + place, there, vectors);
-            for (int i = 0; i < 4; ++i) y.v[i] = y.v[i] * silu_slope(x.v[i]);
-            return y;
-        };
-    };
+    SHARED_MEMORY(T, d_hidden);
+    enum { PITCH = Tiled<T>::PITCH, ELEMENTS = Tiled<T>::ELEMENTS };
+    // d_scores in the place of v.
+    T *values = d_hidden + ELEMENTS, *d_scores = values, *keys = values + ELEMENTS, *queries = keys + ELEMENTS, *p = queries + ELEMENTS;
+    const Chunks<T> my(qkv, chunks, c, d);
+    const unsigned tiles = gridDim.y;
     T sums[4][4];
     clear(sums);
-    for (unsigned k = 0; k < d; k += TILE) {
+    for (unsigned tile = 1; tile <= tiles; ++tile) {
+        // The block's own columns last: of them d_hidden is needed once more.
+        const unsigned k = (blockIdx.y + tile) % tiles * TILE;
+        if (tile > 1) __syncthreads();
+        my.ask(2, k, values);
+        end_piece();
+        if (tile == 1) {
+            my.ask(1, my.column, keys);
+            my.ask(0, my.column, queries);
+            end_piece();
+        }
+        Quad<T> x[4], y[4];
+#pragma unroll
+        for (unsigned i = 0; i < 4; ++i) {
+            const unsigned row = my.ty + 16 * i, column = k + 4 * my.tx, there = row < my.rows ? left_of(d, column) : 0;
+            const long long place = (my.first_row + row) * d + column;
+            x[i] = quad_of(hidden + place, there, my.vectors);
+            y[i] = quad_of(d_activated + place, there, my.vectors);
+        }
+#pragma unroll
+        for (unsigned i = 0; i < 4; ++i) {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) y[i].v[j] *= silu_slope(x[i].v[j]);
+            *reinterpret_cast<Quad<T>*>(d_hidden + (my.ty + 16 * i) * PITCH + 4 * my.tx) = y[i];
+        }
+        await_piece(tile == 1);
         __syncthreads();
-        stage_tile(left, rows, of_hidden(k));
-        stage_tile(right, rows, of(2, k));
-        __syncthreads();
-        add_inner(sums, left + 4 * ty * PITCH, right + tx * PITCH);
+        add_inner(sums, d_hidden + 4 * my.ty * PITCH, values + my.tx * PITCH);
     }
+    await_piece(0);
     __syncthreads();
-    stage_tile(right, rows, of(1, col0));
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        const unsigned row = 4 * ty + i;
+        const unsigned row = my.row(i), start = my.start(row);
         T of_p[4], dot = 0;
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-            const unsigned key = tx + 16 * j;
-            const bool seen = row < rows && key <= row && key / c == row / c;
-            of_p[j] = seen ? softmax[(chunk * c + row) * c + key % c] : T(0);
+            const unsigned key = my.key(j);
+            const bool seen = key >= start && key <= row;
+            of_p[j] = seen ? softmax[(my.first_row + row) * c + key - start] : T(0);
             if (seen) dot += sums[i][j] * of_p[j];
         }
         dot = sum_of_row(dot);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-            const unsigned key = tx + 16 * j;
-            const bool seen = row < rows && key <= row && key / c == row / c;
+            const unsigned key = my.key(j);
+            const bool seen = key >= start && key <= row;
             p[row * PITCH + key] = of_p[j];
-            left[row * PITCH + key] = seen ? of_p[j] * (sums[i][j] - dot) * scale : T(0);
+            d_scores[row * PITCH + key] = seen ? of_p[j] * (sums[i][j] - dot) * scale : T(0);
         }
     }
+    __syncthreads();
     auto write = [&](unsigned which) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const unsigned row = 4 * ty + i, there = row < rows ? left_of(d, col0 + 4 * tx) : 0;
-            write_quad(d_qkv + ((chunk * c + row) * 3 + which) * d + col0 + 4 * tx, sums[i], there, vectors);
+            T* to = d_qkv + ((my.first_row + my.row(i)) * 3 + which) * d + my.column + 4 * my.tx;
+            write_quad(to, sums[i], my.there(my.row(i)), my.vectors);
         }
         clear(sums);
     };
-    __syncthreads();
     clear(sums);
-    add_product<PITCH, PITCH>(sums, left + 4 * ty * PITCH, right + 4 * tx, 0, TILE);
+    add_product<PITCH, PITCH>(sums, d_scores + 4 * my.ty * PITCH, keys + 4 * my.tx, 0, TILE);
     write(0);
-    __syncthreads();
-    stage_tile(right, rows, of(0, col0));
-    __syncthreads();
-    add_outer<PITCH, PITCH>(sums, left + 4 * ty, right + 4 * tx, rows);
+    add_outer<PITCH, PITCH>(sums, d_scores + 4 * my.ty, queries + 4 * my.tx, my.rows);
     write(1);
-    __syncthreads();
-    stage_tile(right, rows, of_hidden(col0));
-    __syncthreads();
-    add_outer<PITCH, PITCH>(sums, p + 4 * ty, right + 4 * tx, rows);
+    add_outer<PITCH, PITCH>(sums, p + 4 * my.ty, d_hidden + 4 * my.tx, my.rows);
     write(2);
 }
 BOTH(attend_backward, 2,
@@ -1079,24 +1127,39 @@ BOTH(silu_backward, 1, (const T* hidden, T* cotangents, long long count), (hidde
 template <class T>
 __device__ void chunk_losses(T* predicted, const T* values, T* losses, unsigned c, unsigned d, unsigned gradient) {
     __shared__ double parts[WARPS];
-    const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const long long chunk = blockIdx.x;
-    double sum = 0;
-    for (unsigned t = warp; t < c; t += WARPS) {
-        const long long row = (chunk * c + t) * d;
-        double squares = 0;
-        for (unsigned i = lane; i < d; i += 32) {
-            const T error = predicted[row + i] - values[row + i];
-            squares += (double)error * error;
-            if (gradient) predicted[row + i] = error * (T(2) / T(d));
+    const unsigned elements = c * d;
+    T* y = predicted + blockIdx.x * (long long)elements;
+    const T *v = values + blockIdx.x * (long long)elements, slope = T(2) / T(d);
+    const bool vectors = elements % 4 == 0;
+    double squares = 0;
+    // Four quads are on their way before the first is used.
+    for (unsigned start = 0; start < elements; start += 16 * THREADS) {
+        Quad<T> of_y[4], of_v[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const unsigned at = start + 4 * (i * THREADS + threadIdx.x);
+            of_y[i] = quad_of(y + at, left_of(elements, at), vectors);
+            of_v[i] = quad_of(v + at, left_of(elements, at), vectors);
         }
-        sum += warp_sum(squares) / d;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const unsigned at = start + 4 * (i * THREADS + threadIdx.x);
+            T error[4];
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                error[j] = of_y[i].v[j] - of_v[i].v[j];
+                squares += (double)error[j] * error[j];
+                error[j] *= slope;
+            }
+            if (gradient) write_quad(y + at, error, left_of(elements, at), vectors);
+        }
     }
-    if (lane == 0) parts[warp] = sum;
+    squares = warp_sum(squares);
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = squares;
     __syncthreads();
     if (threadIdx.x > 0) return;
-    for (int w = 1; w < WARPS; ++w) sum += parts[w];
-    losses[chunk] = T(sum);
+    for (int w = 1; w < WARPS; ++w) squares += parts[w];
+    losses[blockIdx.x] = T(squares / d);
 }
 BOTH(chunk_losses, 1, (T* predicted, const T* values, T* losses, unsigned c, unsigned d, unsigned gradient),
      (predicted, values, losses, c, d, gradient))
@@ -1116,62 +1179,80 @@ __device__ void merge_heads(const T* reads, T* merged, unsigned heads, unsigned 
 BOTH(merge_heads, 1, (const T* reads, T* merged, unsigned heads, unsigned padded, unsigned rows, unsigned d, unsigned unready),
      (reads, merged, heads, padded, rows, d, unready))
 
-// first[gridDim.y]: the least row, of those from `from` up to `to` of each lot (lots lie `stride` elements apart), with a number
-// that is not finite. Starts from what stands there.
+// first[heads + sequences]: the least row, of those from `from` up to `to`, with a number that is not finite. Of each head's rows, `of_head` elements, and then of each sequence's, `of_sequence`. Starts from what stands there.
 template <class T>
-__device__ void first_nonfinite(const T* rows, unsigned* first, long long stride, unsigned from, unsigned to, unsigned width) {
-    const unsigned lane = threadIdx.x % 32;
+__device__ void first_nonfinite(const T* of_heads, unsigned heads, long long of_head, unsigned d, const T* of_sequences,
+                                long long of_sequence, unsigned dim, unsigned* first, unsigned from, unsigned to) {
+    const unsigned lane = threadIdx.x % 32, lot = blockIdx.y, width = lot < heads ? d : dim;
     const long long row = from + my_row();
     if (row >= to) return;
-    const T* x = rows + blockIdx.y * stride + row * width;
+    const T* x = (lot < heads ? of_heads + lot * of_head : of_sequences + (lot - heads) * of_sequence) + row * width;
     int bad = 0;
     for (unsigned i = lane; i < width; i += 32) bad |= !is_finite(x[i]);
     for (int m = 16; m > 0; m /= 2) bad |= __shfl_xor_sync(0xffffffffu, bad, m);
-    if (bad && lane == 0) atomicMin(first + blockIdx.y, (unsigned)row);
+    if (bad && lane == 0) atomicMin(first + lot, (unsigned)row);
 }
-BOTH(first_nonfinite, 1, (const T* rows, unsigned* first, long long stride, unsigned from, unsigned to, unsigned width),
-     (rows, first, stride, from, to, width))
+BOTH(first_nonfinite, 1,
+     (const T* of_heads, unsigned heads, long long of_head, unsigned d, const T* of_sequences, long long of_sequence,
+      unsigned dim, unsigned* first, unsigned from, unsigned to),
+     (of_heads, heads, of_head, d, of_sequences, of_sequence, dim, first, from, to))
 
 // ---- Products ----------------------------------------------------------------------------------------------------------
 
-// C ← scale · op(A) op(B), `batch` pairs: a tile of 64 × 64 a block, 4 × 4 a thread. As in src/cuda/product.rs.
-enum { DEPTH = 16 };
+// C ← scale · op(A) op(B), `batch` pairs: a tile a block. As in src/cuda/product.rs.
 template <class T>
 __device__ void product(const T* a, long long a_row, long long a_stride, unsigned a_transposed, const T* b, long long b_row,
                         long long b_stride, unsigned b_transposed, T* c, long long c_row, long long c_stride,
                         unsigned rows, unsigned cols, unsigned depth, unsigned batch, T scale) {
-    __shared__ T left[DEPTH][TILE + 4], right[DEPTH][TILE + 4];
+    enum { DEPTH = 16, PITCH = Tiled<T>::PITCH };
+    __shared__ Quad<T> left[DEPTH][PITCH / 4 + 1], right[DEPTH][PITCH / 4 + 1];
     const unsigned col0 = blockIdx.x * TILE, tx = threadIdx.x % 16, ty = threadIdx.x / 16;
     for (unsigned pair = blockIdx.z; pair < batch; pair += gridDim.z) {
         const T *am = a + pair * a_stride, *bm = b + pair * b_stride;
         for (unsigned row0 = blockIdx.y * TILE; row0 < rows; row0 += gridDim.y * TILE) {
-            T sums[4][4] = {};
-            for (unsigned k0 = 0; k0 < depth; k0 += DEPTH) {
-                __syncthreads();
-                for (unsigned i = threadIdx.x; i < TILE * DEPTH; i += 256) {
-                    // Neighbouring threads take neighbours in memory, whichever way it lies.
-                    unsigned m = a_transposed ? i % TILE : i / DEPTH, k = a_transposed ? i / TILE : i % DEPTH;
-                    bool there = row0 + m < rows && k0 + k < depth;
-                    left[k][m] = !there ? T(0) : a_transposed ? am[(k0 + k) * a_row + row0 + m] : am[(row0 + m) * a_row + k0 + k];
-                    unsigned n = b_transposed ? i / DEPTH : i % TILE;
-                    k = b_transposed ? i % DEPTH : i / TILE;
-                    there = col0 + n < cols && k0 + k < depth;
-                    right[k][n] = !there ? T(0) : b_transposed ? bm[(col0 + n) * b_row + k0 + k] : bm[(k0 + k) * b_row + col0 + n];
+            // Neighbouring threads take neighbours in memory, whichever way it lies.
+            auto place = [](unsigned i, bool along_depth, unsigned& m, unsigned& k) {
+                m = along_depth ? i / DEPTH : i % TILE;
+                k = along_depth ? i % DEPTH : i / TILE;
+            };
+            T next_a[4], next_b[4];
+            auto fetch = [&](unsigned start) {
+#pragma unroll
+                for (unsigned i = 0; i < 4; ++i) {
+                    unsigned m, k;
+                    place(threadIdx.x + i * THREADS, !a_transposed, m, k);
+                    bool there = row0 + m < rows && start + k < depth;
+                    next_a[i] = !there ? T(0) : a_transposed ? am[(start + k) * a_row + row0 + m] : am[(row0 + m) * a_row + start + k];
+                    place(threadIdx.x + i * THREADS, b_transposed, m, k);
+                    there = col0 + m < cols && start + k < depth;
+                    next_b[i] = !there ? T(0) : b_transposed ? bm[(col0 + m) * b_row + start + k] : bm[(start + k) * b_row + col0 + m];
                 }
+            };
+            T sums[4][4];
+            clear(sums);
+            fetch(0);
+            for (unsigned start = 0; start < depth; start += DEPTH) {
                 __syncthreads();
 #pragma unroll
-                for (int k = 0; k < DEPTH; ++k) {
-                    T l[4], r[4];
-                    for (int i = 0; i < 4; ++i) l[i] = left[k][ty + 16 * i], r[i] = right[k][tx + 16 * i];
-                    for (int i = 0; i < 4; ++i)
-                        for (int j = 0; j < 4; ++j) sums[i][j] += l[i] * r[j];
+                for (unsigned i = 0; i < 4; ++i) {
+                    unsigned m, k;
+                    place(threadIdx.x + i * THREADS, !a_transposed, m, k);
+                    left[k][m / 4].v[m % 4] = next_a[i];
+                    place(threadIdx.x + i * THREADS, b_transposed, m, k);
+                    right[k][m / 4].v[m % 4] = next_b[i];
                 }
+                __syncthreads();
+                if (start + DEPTH < depth) fetch(start + DEPTH);
+                enum { ROW = (PITCH / 4 + 1) * 4 };
+                add_outer<ROW, ROW>(sums, left[0][ty].v, right[0][tx].v, DEPTH);
             }
-            for (int i = 0; i < 4; ++i)
-                for (int j = 0; j < 4; ++j) {
-                    const unsigned row = row0 + ty + 16 * i, col = col0 + tx + 16 * j;
-                    if (row < rows && col < cols) c[pair * c_stride + row * c_row + col] = scale * sums[i][j];
-                }
+            const bool vectors = c_row % 4 == 0 && c_stride % 4 == 0 && (unsigned long long)c % sizeof(Quad<T>) == 0;
+#pragma unroll
+            for (unsigned i = 0; i < 4; ++i) {
+                const unsigned row = row0 + 4 * ty + i, col = col0 + 4 * tx;
+                for (int j = 0; j < 4; ++j) sums[i][j] *= scale;
+                write_quad(c + pair * c_stride + row * c_row + col, sums[i], row < rows ? left_of(cols, col) : 0, vectors);
+            }
         }
     }
 }

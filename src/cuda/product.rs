@@ -43,6 +43,13 @@ const THREADS: u32 = 256;
 pub(crate) const MOST_BLOCKS: usize = 65_535;
 
 impl Product {
+    /// Whether the kernel takes a few µs at most.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only a GPU has anything else"))]
+    pub(super) fn is_small(&self) -> bool {
+        let [rows, cols, depth] = self.size;
+        depth <= 128 && self.batch * rows * cols * depth <= 1 << 24
+    }
+
     /// By the kernel.
     pub(super) fn launch<D: Device + ?Sized>(&self, device: &D) -> Result<()> {
         let [rows, cols, depth] = self.size;

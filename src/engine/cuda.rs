@@ -11,7 +11,7 @@ use std::time::Instant;
 use ndarray::{ArrayView3, s};
 
 use super::head::metrics;
-use super::norm::trusted;
+use super::norm::{least_trusted, trusted};
 use super::strip::Norms;
 use super::tokens::Sides;
 use super::{Block, Divergence, Memory, Outcome, Phase, Plan, Sink, Sizes, Work};
@@ -31,6 +31,8 @@ const GROUP: usize = 1024;
 const SHARE: usize = 2;
 /// Rows and columns of a weight that a block has: as in kernels.cu.
 const TILE: usize = 64;
+/// Most tiles of a block's attention that are in shared memory.
+const TILES: usize = 5;
 /// Threads of every block.
 const THREADS: u32 = 256;
 const WARPS: usize = THREADS as usize / 32;
@@ -44,8 +46,10 @@ const READ_PARTS: usize = 256;
 const MOST_HEADS: usize = 65_535;
 /// Blocks of a walk that are on a multiprocessor at once.
 const WALKERS: usize = 2;
-/// A row that no row reaches.
-const NO_ROW: u32 = u32::MAX;
+/// Findings before those of heads.
+const RANGES: usize = 2;
+/// Nothing was found.
+const NONE: u32 = u32::MAX;
 
 /// Runs a memory on a device. Its buffers stay for the next run of the same kind and size.
 pub struct CudaEngine<'m, T: Real> {
@@ -53,10 +57,14 @@ pub struct CudaEngine<'m, T: Real> {
     device: &'m dyn Device,
     weights: Weights<'m, T>,
     room: Option<Room<'m, T>>,
+    /// Bytes that a room may take.
+    share: Option<usize>,
     /// Each sequence's next block, on this side.
     incoming: Vec<Sides<T>>,
     /// What was read of a block.
     outgoing: Vec<T>,
+    /// Between phases, for every block anew.
+    marks: Marks,
 }
 
 /// Parameters on the device.
@@ -72,10 +80,6 @@ struct Weights<'d, T> {
     store_norm: Option<Array<'d, T>>,
     retrieve_norm: Option<Array<'d, T>>,
     post_norm: Option<Array<'d, T>>,
-}
-
-fn tune(name: &str, default: usize) -> usize {
-    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
 }
 
 /// Buffers that a walk's inputs come through, and its shared memory in bytes.
@@ -109,10 +113,23 @@ struct Spans {
 }
 
 impl Spans {
-    /// At most so many, each of tokens enough that what it starts from is not more than its factors.
-    fn of(chunks: usize, most: usize, c: usize, d: usize) -> Self {
-        let each = chunks.div_ceil(most).max((d * tune("NMEM_T_TOKENS", 100) / 100).div_ceil(c)).max(tune("NMEM_T_CHUNKS", 1)).max(1);
-        Self { number: chunks.div_ceil(each).max(1), each }
+    /// The number, up to `most`, with which a device that has `slots` blocks at once is done soonest. A layer of three weights and one
+    /// of one weight are walked, `blocks` for each weight and span; all spans but the last are gone through before, at half the cost.
+    /// A span has tokens enough that what it starts from is not much more than its factors are.
+    fn of(chunks: usize, most: usize, [c, d]: [usize; 2], blocks: usize, slots: usize) -> Self {
+        let least = (d / 2).div_ceil(c).max(1);
+        let most = chunks.div_ceil(least).clamp(1, most.min(slots).max(1));
+        let spans = (1..=most).map(|number| {
+            let each = chunks.div_ceil(number).max(1);
+            Self { number: chunks.div_ceil(each).max(1), each }
+        });
+        // In halves of a chunk. To start a block takes about as long as one.
+        let cost = |spans: &Self| {
+            let rounds = |weights: usize, spans: usize| (weights * blocks * spans).div_ceil(slots);
+            2 * (rounds(3, spans.number) + rounds(1, spans.number)) * (spans.each + 1)
+                + rounds(4, spans.number - 1) * spans.each
+        };
+        spans.min_by_key(cost).expect("one at least")
     }
 }
 
@@ -167,9 +184,9 @@ struct Room<'d, T: Real> {
     chunk_losses: [Array<'d, T>; 3],
     /// Of the queries, then of the probe.
     readers: Vec<Reader<'d, T>>,
-    /// Sums of squares of tiles, and of the weights: (heads, chunks, weights, 4)
+    /// Sums of squares of tiles, and norms of weights: (heads, chunks, weights, 4)
     parts: Array<'d, T>,
-    sums: Array<'d, f64>,
+    norms: Array<'d, f64>,
     /// U and S before and after the block: (heads, elements)
     state: [[Array<'d, T>; 2]; 2],
     /// Most spans of chunks that are walked side by side.
@@ -181,21 +198,27 @@ struct Room<'d, T: Real> {
     /// (sequences, rows, hd) and (sequences, rows, D)
     merged: Array<'d, T>,
     combined: Option<Array<'d, T>>,
-    /// First rows that are not finite: of heads, then of sequences.
-    nonfinite: Array<'d, u32>,
+/// [`NONE`], or 0 where a norm was too large or too small; the first row that is not finite of each head and then of each
+    /// sequence.
+    findings: Array<'d, u32>,
 }
 
 /// What came of a block, for one run of the walks.
 struct Measured<T> {
     steps: Vec<T>,
     losses: [Vec<T>; 3],
-    sums: Vec<f64>,
-    nonfinite: Vec<u32>,
+    norms: Vec<f64>,
+    findings: Vec<u32>,
 }
 
 /// Of a tile in shared memory, as in kernels.cu.
 fn tile_bytes<T>() -> usize {
     TILE * (TILE * size_of::<T>() + 16)
+}
+
+/// Whether a chunk fits a tile, and a block's shared memory those of its attention.
+fn in_tiles<T>(device: &dyn Device, c: usize) -> bool {
+    c <= TILE && TILES * tile_bytes::<T>() <= device.shared_bytes()
 }
 
 /// Rows of a padded side, in whole chunks.
@@ -243,8 +266,10 @@ impl<'m, T: Real> CudaEngine<'m, T> {
                 post_norm: norm(&projections.post_norm)?,
             },
             room: None,
+            share: None,
             incoming: Vec::new(),
             outgoing: Vec::new(),
+            marks: Marks::default(),
         })
     }
 
@@ -288,6 +313,31 @@ impl<'m, T: Real> CudaEngine<'m, T> {
 
     /// Buffers for as many rows as pay and fit. Returns the sequences of a group.
     fn make_room(&mut self, plan: &mut Plan<'_, T>) -> Result<usize> {
+        let kept = |made: &Option<Room<'_, T>>, sizes: Sizes, group: usize| {
+            made.as_ref().is_some_and(|room| room.sizes == sizes && room.sequences == group)
+        };
+        // Asking what memory is free takes a tenth of the time that a short sequence does.
+        if let Some(share) = self.share {
+            let group = self.divide(plan, share);
+            if kept(&self.room, plan.sizes(), group) {
+                return Ok(group);
+            }
+        }
+        let taken = self.room.as_ref().map_or(0, Room::bytes);
+        let share = (self.device.free_bytes()? + taken) / SHARE;
+        self.share = Some(share);
+        let group = self.divide(plan, share);
+        let sizes = plan.sizes();
+        if !kept(&self.room, sizes, group) {
+            self.room = None;
+            self.incoming = (0..group).map(|_| Sides::new(sizes, self.memory.dimensions.dim)).collect();
+            self.room = Some(Room::new(self.device, self.memory, sizes, group)?);
+        }
+        Ok(group)
+    }
+
+    /// How many rows a block has, so that a room is not larger than `share`, in bytes. Returns the sequences of a group.
+    fn divide(&self, plan: &mut Plan<'_, T>, share: usize) -> usize {
         let c = plan.chunk_size;
         let dimensions = self.memory.dimensions;
         let (d, h) = (dimensions.dim_head, dimensions.heads);
@@ -295,27 +345,19 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         // What a row of one sequence takes in `Room`, and what a sequence takes whatever its rows.
         let tiles = d.div_ceil(TILE);
         let of_reader = 5 * d + if tiles > 1 { tiles * 3 * d } else { 0 };
-        let of_head = 13 * d + 8 * d + 2 * c + 3 * of_reader + 8 + (16 * tiles * tiles + 40).div_ceil(c);
+        let of_head = 13 * d + 16 * d + 2 * c + 3 * of_reader + 8 + (16 * tiles * tiles + 40).div_ceil(c);
         let of_row = (h * of_head + 2 * h * d + 4 * dimensions.dim) * size_of::<T>();
         let of_sequence = 4 * h * elements * size_of::<T>();
-        let kept = self.room.as_ref().map_or(0, Room::bytes);
-        let room = (self.device.free_bytes()? + kept) / SHARE;
         let most = |bytes: usize| (bytes / of_row).min(BLOCK_ROWS);
         let longest = plan.read_end.max(plan.store_end).saturating_sub(plan.first_chunk * c).max(1);
         // Sequences side by side while each still has a block worth its launches.
-        let wanted = (most(room) / longest.min(4096).next_multiple_of(c)).clamp(1, GROUP);
-        let group = wanted.min(plan.sequences.max(1)).min((room / 2 / of_sequence).max(1));
+        let wanted = (most(share) / longest.min(4096).next_multiple_of(c)).clamp(1, GROUP);
+        let group = wanted.min(plan.sequences.max(1)).min((share / 2 / of_sequence).max(1));
         // Heads of all sequences are the second dimension of a grid.
         let group = group.min((MOST_HEADS / h).max(1));
-        let left = room.saturating_sub(group * of_sequence);
+        let left = share.saturating_sub(group * of_sequence);
         plan.block_rows = (most(left) / group / c).max(1) * c;
-        let sizes = plan.sizes();
-        if self.room.as_ref().is_none_or(|room| room.sizes != sizes || room.sequences != group) {
-            self.room = None;
-            self.incoming = (0..group).map(|_| Sides::new(sizes, dimensions.dim)).collect();
-            self.room = Some(Room::new(self.device, self.memory, sizes, group)?);
-        }
-        Ok(group)
+        group
     }
 
     fn run_group(
@@ -327,7 +369,7 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         tick: &mut (dyn FnMut(usize) -> Result<()> + Send),
         outcome: &mut Outcome,
     ) -> Result<()> {
-        let Self { memory, device, weights, room, incoming, outgoing } = self;
+        let Self { memory, device, weights, room, incoming, outgoing, marks, .. } = self;
         let room = room.as_mut().expect("made before");
         let per_sequence = memory.dimensions.heads * memory.base.len();
         let sides = &mut incoming[..group.len()];
@@ -365,25 +407,24 @@ impl<'m, T: Real> CudaEngine<'m, T> {
             outcome.input += sending.elapsed();
 
             let step = Step { memory, device: *device, weights, plan, block, sequences: going };
-            let mut marks = vec![(None, device.mark()?)];
-            step.compute(room, &mut marks)?;
+            step.compute(room, marks)?;
             let loading = match blocks.peek() {
                 Some(&next) => load(&mut sides[..going], next)?,
                 None => std::time::Duration::ZERO,
             };
             device.synchronize()?;
             // The device has worked meanwhile: what came in after it had ended was waited for.
-            let computed = step.add_phases(&marks, outcome)?;
+            let computed = step.add_phases(marks, outcome)?;
             outcome.input += loading.saturating_sub(computed);
 
             let receiving = Instant::now();
-            let measured = step.measured(room)?;
+            let mut measured = step.measured(room)?;
             outcome.output += receiving.elapsed();
-            let scaled = step.scaled_norms(room, &measured)?;
+            step.rescale(room, &mut measured)?;
             let writing = Instant::now();
             let output = step.output(room, outgoing)?;
             for (i, rows) in rows.iter_mut().enumerate().take(going) {
-                let (reported, divergence) = step.report(room, &measured, &scaled, group.start + i, i)?;
+                let (reported, divergence) = step.report(room, &measured, group.start + i, i)?;
                 sink.metrics(&reported)?;
                 *rows += reported.len();
                 let start = plan.first_query.clamp(block.read.start, block.read.end);
@@ -430,13 +471,12 @@ impl<'d, T: Real> Room<'d, T> {
         let chunks = stored / c;
         let room = |elements: usize| Array::new(device, elements);
         let state = if sizes.storing { heads * memory.base.len() } else { 0 };
-        let of_span = d.div_ceil(TILE).pow(2) * heads;
-        let most = (tune("NMEM_T_WALKERS", WALKERS) * device.multiprocessors() / of_span).max(1);
-        let spans = Spans::of(chunks / heads, most, c, d).number;
+        let slots = WALKERS * device.multiprocessors();
+        let spans = Spans::of(chunks / heads, usize::MAX, [c, d], d.div_ceil(TILE).pow(2) * heads, slots).number;
         let starts = if spans > 1 { heads * spans * memory.base.len() } else { 0 };
         let mut readers = vec![Reader::new(device, read, d)?];
         // In whose attention steps are kernels of their own.
-        let apart = if c > TILE { read } else { 0 };
+        let apart = if in_tiles::<T>(device, c) { 0 } else { read };
         if sizes.probe {
             readers.extend([Reader::new(device, stored, d)?, Reader::new(device, stored, d)?]);
         }
@@ -458,7 +498,7 @@ impl<'d, T: Real> Room<'d, T> {
             qkv: room(stored * 3 * d)?,
             d_qkv: room(stored * 3 * d)?,
             scores: room(apart.max(stored) * c)?,
-            d_scores: room(if c > TILE { stored * c } else { 0 })?,
+            d_scores: room(if in_tiles::<T>(device, c) { 0 } else { stored * c })?,
             hidden: room(apart.max(stored) * d)?,
             d_hidden: room(stored * d)?,
             activated: room(stored * d)?,
@@ -466,7 +506,7 @@ impl<'d, T: Real> Room<'d, T> {
             chunk_losses: [room(chunks)?, room(chunks)?, room(chunks)?],
             readers,
             parts: room(chunks * 4 * d.div_ceil(TILE).pow(2) * 4)?,
-            sums: Array::new(device, chunks * 16)?,
+            norms: Array::new(device, chunks * 16)?,
             state: [
                 [room(heads * memory.base.len())?, room(heads * memory.base.len())?],
                 [room(state)?, room(state)?],
@@ -475,7 +515,7 @@ impl<'d, T: Real> Room<'d, T> {
             combined: (dimensions.heads > 1)
                 .then(|| room(sequences * sizes.read * dimensions.dim))
                 .transpose()?,
-            nonfinite: Array::new(device, heads + sequences)?,
+            findings: Array::new(device, RANGES + heads + sequences)?,
         })
     }
 
@@ -489,8 +529,15 @@ impl<'d, T: Real> Room<'d, T> {
         });
         let all = single.into_iter().chain(others).chain(tokens).chain(chunk_losses).chain(read);
         let all = all.chain(state.iter().flatten()).chain(starts).chain([&self.transitions]).chain(&self.combined);
-        all.map(Array::bytes).sum::<usize>() + self.sums.bytes() + self.nonfinite.bytes()
+        all.map(Array::bytes).sum::<usize>() + self.norms.bytes() + self.findings.bytes()
     }
+}
+
+/// Rows (…, D) and the weight of their norm, if they have one.
+struct Lot<'a, T> {
+    weight: &'a Option<Array<'a, T>>,
+    rows: &'a Array<'a, T>,
+    number: usize,
 }
 
 /// A block of some sequences, on its way.
@@ -503,8 +550,32 @@ struct Step<'a, T: Real> {
     sequences: usize,
 }
 
-/// Moments between phases: what ended there.
-type Marks = Vec<(Option<Phase>, Mark)>;
+/// Moments between phases: the first, and what ended at each of the others.
+#[derive(Default)]
+struct Marks {
+    made: Vec<Mark>,
+    ended: Vec<Phase>,
+}
+
+impl Marks {
+    fn start(&mut self, device: &dyn Device) -> Result<()> {
+        self.ended.clear();
+        self.note(device)
+    }
+
+    fn end(&mut self, phase: Phase, device: &dyn Device) -> Result<()> {
+        self.ended.push(phase);
+        self.note(device)
+    }
+
+    fn note(&mut self, device: &dyn Device) -> Result<()> {
+        if let Some(mark) = self.made.get_mut(self.ended.len()) {
+            return device.mark_anew(mark);
+        }
+        self.made.push(device.mark()?);
+        Ok(())
+    }
+}
 
 impl<T: Real> Step<'_, T> {
     fn d(&self) -> usize {
@@ -557,10 +628,10 @@ impl<T: Real> Step<'_, T> {
 
     /// Everything that the device does of a block, asked for in order.
     fn compute(&self, room: &mut Room<'_, T>, marks: &mut Marks) -> Result<()> {
-        let mut done = |phase: Phase| {
-            marks.push((Some(phase), self.device.mark()?));
-            Ok::<_, Error>(())
-        };
+        marks.start(self.device)?;
+        let mut done = |phase: Phase| marks.end(phase, self.device);
+        // `NONE`, all of them.
+        self.device.fill(room.findings.address(0), 0xFF, room.findings.bytes())?;
         self.project(room)?;
         done(Phase::Project)?;
         self.surprise(room)?;
@@ -582,18 +653,18 @@ impl<T: Real> Step<'_, T> {
     /// Adds the time between marks to the phases; all of it together.
     fn add_phases(&self, marks: &Marks, outcome: &mut Outcome) -> Result<std::time::Duration> {
         let mut all = 0.0;
-        for pair in marks.windows(2) {
-            let seconds = self.device.seconds(&pair[0].1, &pair[1].1)?;
+        for (pair, phase) in marks.made.windows(2).zip(&marks.ended) {
+            let seconds = self.device.seconds(&pair[0], &pair[1])?;
             all += seconds;
             let phases = &mut outcome.phases;
-            match pair[1].0 {
-                Some(Phase::Project) => phases.project += seconds,
-                Some(Phase::Gradients) => phases.gradients += seconds,
-                Some(Phase::Walk) => phases.walk += seconds,
-                Some(Phase::Activate) => phases.activate += seconds,
-                Some(Phase::Combine) => phases.combine += seconds,
-                Some(Phase::Metrics) => phases.metrics += seconds,
-                Some(Phase::Retention) | None => {}
+            match phase {
+                Phase::Project => phases.project += seconds,
+                Phase::Gradients => phases.gradients += seconds,
+                Phase::Walk => phases.walk += seconds,
+                Phase::Activate => phases.activate += seconds,
+                Phase::Combine => phases.combine += seconds,
+                Phase::Metrics => phases.metrics += seconds,
+                Phase::Retention => {}
             }
         }
         Ok(std::time::Duration::from_secs_f64(all))
@@ -608,9 +679,10 @@ impl<T: Real> Step<'_, T> {
         let weights = self.weights;
         let [stored_rows, read_rows] = [stored, read].map(|rows| self.sequences * rows);
         let [of_store, of_read] = &room.tokens;
-        let sides =
-            [(&weights.store_norm, of_store, stored_rows), (&weights.retrieve_norm, of_read, read_rows)];
-        self.norm(sides)?;
+        self.norm([
+            Lot { weight: &weights.store_norm, rows: of_store, number: stored_rows },
+            Lot { weight: &weights.retrieve_norm, rows: of_read, number: read_rows },
+        ])?;
         let read_rows = padded(read, c);
         if read_rows > read {
             // Zeros follow the last token: no token sees them, and they are finite.
@@ -653,16 +725,17 @@ impl<T: Real> Step<'_, T> {
     }
 
     /// RMSNorm of two lots of rows, where these have weights.
-    fn norm(&self, lots: [(&Option<Array<'_, T>>, &Array<'_, T>, usize); 2]) -> Result<()> {
-        let width = lots.iter().find_map(|(weight, ..)| weight.as_ref()).map(Array::len);
-        let Some(width) = width else { return Ok(()) };
-        let mut arguments = Vec::new();
-        for (weight, rows, number) in lots {
-            let weight = weight.as_ref().map_or(NOTHING, Array::argument);
-            arguments.extend([rows.argument(), weight, Argument::long(number)]);
+    fn norm(&self, lots: [Lot<'_, T>; 2]) -> Result<()> {
+        if lots.iter().all(|lot| lot.weight.is_none()) {
+            return Ok(());
         }
-        arguments.extend([Argument::count(width), Argument::F64(T::EPS.wide())]);
-        let most = lots.map(|(.., number)| number).into_iter().fold(0, usize::max);
+        let mut arguments = Vec::new();
+        for Lot { weight, rows, number } in &lots {
+            let weight = weight.as_ref().map_or(NOTHING, Array::argument);
+            arguments.extend([rows.argument(), weight, Argument::long(*number)]);
+        }
+        arguments.extend([Argument::count(self.memory.dimensions.dim), Argument::F64(T::EPS.wide())]);
+        let most = lots.iter().map(|lot| lot.number).fold(0, usize::max);
         self.launch("rms_norm", [most.div_ceil(WARPS), 2, 1], 0, &arguments)
     }
 
@@ -679,7 +752,7 @@ impl<T: Real> Step<'_, T> {
         let (d, c) = (self.d(), self.c());
         let batch = self.heads() * chunks;
         let scale = 1.0 / (d as f64).sqrt();
-        if c <= TILE {
+        if self.in_tiles() {
             let kept = [&room.scores, &room.hidden].map(|array| if keep { array.argument() } else { NOTHING });
             let arguments = [
                 qkv.argument(),
@@ -691,7 +764,7 @@ impl<T: Real> Step<'_, T> {
                 Argument::count(d),
                 Argument::number::<T>(scale),
             ];
-            return self.tiles("attend", batch, 2, &arguments);
+            return self.tiles("attend", batch, 3, &arguments);
         }
         let [q, k, v] = [0, d, 2 * d].map(|first| matrix(qkv.address(first), 3 * d, c * 3 * d));
         let square = matrix(room.scores.address(0), c, c * c);
@@ -709,11 +782,11 @@ impl<T: Real> Step<'_, T> {
         let (d, c) = (self.d(), self.c());
         let batch = self.heads() * self.chunks();
         let scale = Argument::number::<T>(1.0 / (d as f64).sqrt());
-        if c <= TILE {
+        if self.in_tiles() {
             let arrays = [&room.qkv, &room.scores, &room.hidden, &room.d_hidden, &room.d_qkv];
             let mut arguments = arrays.map(Array::argument).to_vec();
             arguments.extend([Argument::long(batch), Argument::count(c), Argument::count(d), scale]);
-            return self.tiles("attend_backward", batch, 3, &arguments);
+            return self.tiles("attend_backward", batch, TILES, &arguments);
         }
         let elements = batch * c * d;
         let arguments = [room.hidden.argument(), room.d_hidden.argument(), Argument::long(elements)];
@@ -730,6 +803,11 @@ impl<T: Real> Step<'_, T> {
         self.multiply(batch, [c, d, c], 1.0, [dp, k, dq])?;
         self.multiply(batch, [c, d, c], 1.0, [transposed(dp), q, dk])?;
         self.multiply(batch, [c, d, c], 1.0, [transposed(p), d_hidden, dv])
+    }
+
+    /// Whether attention within a chunk is a kernel.
+    fn in_tiles(&self) -> bool {
+        in_tiles::<T>(self.device, self.c())
     }
 
     /// A block for whole chunks that fit a tile's rows and for a tile's columns, with so many tiles of shared memory.
@@ -767,7 +845,9 @@ impl<T: Real> Step<'_, T> {
     }
 
     fn spans(&self, room: &Room<'_, T>) -> Spans {
-        Spans::of(self.chunks(), room.spans, self.c(), self.d())
+        let blocks = self.d().div_ceil(TILE).pow(2) * self.heads();
+        let slots = WALKERS * self.device.multiprocessors();
+        Spans::of(self.chunks(), room.spans, [self.c(), self.d()], blocks, slots)
     }
 
     /// What every span of the block's chunks starts from.
@@ -797,9 +877,11 @@ impl<T: Real> Step<'_, T> {
         let (d, c, chunks) = (self.d(), self.c(), self.chunks());
         let (first, weights, width) = if layer == 0 { (0, 3, 3 * d) } else { (3, 1, d) };
         let tiles = d.div_ceil(TILE);
-        let spans = match chunks {
-            0 => Spans::of(self.query_chunks(), READ_PARTS, 1, 1),
-            _ => self.spans(room),
+        let spans = if chunks > 0 {
+            self.spans(room)
+        } else {
+            let each = self.query_chunks().div_ceil(READ_PARTS).max(1);
+            Spans { number: self.query_chunks().div_ceil(each), each }
         };
         let [before, after] = &room.state;
         let before = if chunks > 0 && spans.number > 1 { &room.starts } else { before };
@@ -846,9 +928,11 @@ impl<T: Real> Step<'_, T> {
         let count = self.heads() * self.chunks() * 4;
         let arguments = [
             room.parts.argument(),
-            room.sums.argument(),
+            room.norms.argument(),
+            room.findings.argument(),
             Argument::long(count),
             Argument::count(self.d().div_ceil(TILE).pow(2)),
+            Argument::F64(least_trusted::<T>()),
         ];
         self.launch("weight_norms", [(count * 4).div_ceil(THREADS as usize), 1, 1], 0, &arguments)
     }
@@ -885,7 +969,8 @@ impl<T: Real> Step<'_, T> {
             self.multiply(1, [number, dimensions.dim, inner], 1.0, [a, b, c])?;
         }
         let output = room.combined.as_ref().unwrap_or(&room.merged);
-        self.norm([(&self.weights.post_norm, output, number), (&None, output, 0)])
+        let read = Lot { weight: &self.weights.post_norm, rows: output, number };
+        self.norm([read, Lot { weight: &None, rows: output, number: 0 }])
     }
 
     /// Losses of the probe, and where what was read is not finite.
@@ -894,22 +979,22 @@ impl<T: Real> Step<'_, T> {
             self.losses(&reader.outputs, room, &room.chunk_losses[i], false)?;
         }
         let (rows, unready) = (self.block.read.len(), self.plan.unready(self.block));
-        self.device.fill(room.nonfinite.address(0), 0xFF, room.nonfinite.bytes())?;
-        let dim = self.memory.dimensions.dim;
+        let (heads, d, dim) = (self.heads(), self.d(), self.memory.dimensions.dim);
         let output = room.combined.as_ref().unwrap_or(&room.merged);
-        let of_heads = (&room.readers[0].outputs, 0, self.heads(), padded(rows, self.c()), self.d());
-        let of_sequences = (output, self.heads(), self.sequences, rows, dim);
-        for (array, place, lots, stride, width) in [of_heads, of_sequences] {
-            let mut arguments = vec![
-                array.argument(),
-                Argument::Address(room.nonfinite.address(place)),
-                Argument::long(stride * width),
-            ];
-            arguments.extend([unready, rows, width].map(Argument::count));
-            let grid = [(rows - unready).div_ceil(WARPS), lots, 1];
-            self.launch("first_nonfinite", grid, 0, &arguments)?;
-        }
-        Ok(())
+        let arguments = [
+            room.readers[0].outputs.argument(),
+            Argument::count(heads),
+            Argument::long(padded(rows, self.c()) * d),
+            Argument::count(d),
+            output.argument(),
+            Argument::long(rows * dim),
+            Argument::count(dim),
+            Argument::Address(room.findings.address(RANGES)),
+            Argument::count(unready),
+            Argument::count(rows),
+        ];
+        let grid = [(rows - unready).div_ceil(WARPS), heads + self.sequences, 1];
+        self.launch("first_nonfinite", grid, 0, &arguments)
     }
 
     /// What `measure` and the walks found.
@@ -925,41 +1010,40 @@ impl<T: Real> Step<'_, T> {
         Ok(Measured {
             steps: take(&room.steps, 3 * places)?,
             losses: [take(at_w, places)?, take(before, probed)?, take(after, probed)?],
-            sums: self.sums(room)?,
-            nonfinite: room.nonfinite.to_vec()?,
+            norms: self.norms(room)?,
+            findings: room.findings.to_vec()?,
         })
     }
 
-    fn sums(&self, room: &Room<'_, T>) -> Result<Vec<f64>> {
-        let mut sums = vec![0.0; self.heads() * self.chunks() * 16];
-        room.sums.download(0, &mut sums)?;
-        Ok(sums)
+    fn norms(&self, room: &Room<'_, T>) -> Result<Vec<f64>> {
+        let mut norms = vec![0.0; self.heads() * self.chunks() * 16];
+        room.norms.download(0, &mut norms)?;
+        Ok(norms)
     }
 
-    /// Norms whose squares left the range of T, from walks with other scales: all norms, where there are any such.
-    fn scaled_norms(&self, room: &mut Room<'_, T>, measured: &Measured<T>) -> Result<Vec<f64>> {
-        let mut norms: Vec<f64> = measured.sums.iter().map(|sum| sum.sqrt()).collect();
+    /// Norms whose squares left the range of T are taken from walks with other scales.
+    fn rescale(&self, room: &mut Room<'_, T>, measured: &mut Measured<T>) -> Result<()> {
         // Far enough for the smallest and the largest numbers, and their squares' sums, to come into range.
         let exponent = match T::TYPE {
             ElementType::F32 => 80,
             ElementType::F64 => 560,
         };
-        for (large, scale) in [(true, 2f64.powi(-exponent)), (false, 2f64.powi(exponent))] {
-            let left = |sum: f64| !trusted::<T>(sum) && (sum > 1.0) == large;
-            if !measured.sums.iter().any(|&sum| left(sum)) {
+        for (range, scale) in [2f64.powi(-exponent), 2f64.powi(exponent)].into_iter().enumerate() {
+            if measured.findings[range] == NONE {
                 continue;
             }
             for layer in 0..2 {
                 self.walk(room, layer, scale)?;
             }
             self.weight_norms(room)?;
-            for ((norm, &sum), scaled) in norms.iter_mut().zip(&measured.sums).zip(self.sums(room)?) {
-                if left(sum) {
-                    *norm = scaled.sqrt() / scale;
+            let large = range == 0;
+            for (norm, scaled) in measured.norms.iter_mut().zip(self.norms(room)?) {
+                if !trusted::<T>(*norm * *norm) && (*norm > 1.0) == large {
+                    *norm = scaled / scale;
                 }
             }
         }
-        Ok(norms)
+        Ok(())
     }
 
     /// What was read: (sequences, rows, D), in `taken`.
@@ -975,7 +1059,6 @@ impl<T: Real> Step<'_, T> {
         &self,
         room: &Room<'_, T>,
         measured: &Measured<T>,
-        norms: &[f64],
         sequence: usize,
         i: usize,
     ) -> Result<(Vec<ChunkMetrics<T>>, Option<Divergence>)> {
@@ -992,10 +1075,10 @@ impl<T: Real> Step<'_, T> {
         for head in 0..h {
             let place = i * h + head;
             let retrieved =
-                Some(measured.nonfinite[place]).filter(|&row| row != NO_ROW).map(|row| row as usize);
+                Some(measured.findings[RANGES + place]).filter(|&row| row != NONE).map(|row| row as usize);
             let until = retrieved.map_or(chunks, |row| (row / c).min(chunks));
             let row = |chunk: usize| {
-                self.row(measured, norms, (sequence, first + chunk, head), place * chunks + chunk)
+                self.row(measured, (sequence, first + chunk, head), place * chunks + chunk)
             };
             let mut rows: Vec<_> = (0..until).map(row).collect();
             let bad = rows.iter().enumerate().find_map(|(chunk, row)| Some((chunk, row.first_nonfinite()?)));
@@ -1013,8 +1096,8 @@ impl<T: Real> Step<'_, T> {
             }
             of_heads.push(rows.into_iter());
         }
-        let row = measured.nonfinite[self.heads() + i];
-        if row != NO_ROW {
+        let row = measured.findings[RANGES + self.heads() + i];
+        if row != NONE {
             let dim = self.memory.dimensions.dim;
             let output = room.combined.as_ref().unwrap_or(&room.merged);
             let start = (i * self.block.read.len() + row as usize) * dim;
@@ -1031,7 +1114,6 @@ impl<T: Real> Step<'_, T> {
     fn row(
         &self,
         measured: &Measured<T>,
-        norms: &[f64],
         of: (usize, usize, usize),
         place: usize,
     ) -> ChunkMetrics<T> {
@@ -1045,7 +1127,7 @@ impl<T: Real> Step<'_, T> {
             update: norms[2],
             weight: norms[3],
         };
-        let norms: Vec<_> = norms[place * 16..][..16].chunks(4).map(of_weight).collect();
+        let norms: Vec<_> = measured.norms[place * 16..][..16].chunks(4).map(of_weight).collect();
         metrics(of, self.c(), (at_w[place], probed), gates, &norms)
     }
 }

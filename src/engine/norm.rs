@@ -25,7 +25,12 @@ pub fn sum_of_squares<T: NdFloat + Into<f64>>(values: &[T]) -> f64 {
 /// would find anything else. Squares under the smallest normal are rounded to multiples of it times ε: over 2²⁰
 /// elements that is less than one part in 10⁶ of a sum above this bound.
 pub fn trusted<T: NdFloat + Into<f64>>(sum: f64) -> bool {
-    sum.is_nan() || (sum.is_finite() && sum > T::min_positive_value().into() * f64::from(1 << 20))
+    sum.is_nan() || (sum.is_finite() && sum > least_trusted::<T>())
+}
+
+/// The bound that sums of squares must be above.
+pub fn least_trusted<T: NdFloat + Into<f64>>() -> f64 {
+    T::min_positive_value().into() * f64::from(1 << 20)
 }
 
 /// The norm of `values` (given anew at each call), their squares summed in f64 relative to the largest.

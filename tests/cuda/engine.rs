@@ -189,9 +189,9 @@ fn little_memory_makes_many_blocks() {
 
 /// Chunks of few tokens and of more than a piece of a walk; the last span shorter; several heads and sequences; tiles cut and whole.
 const SPANS: [(Case, usize); 4] = [
-    (((6, 2, 3), 2, 2, [23, 30]), 8),
-    (((68, 1, 68), 33, 1, [200, 100]), 2),
-    (((64, 1, 64), 16, 1, [150, 64]), 3),
+    (((6, 2, 3), 2, 2, [23, 30]), 15),
+    (((68, 1, 68), 33, 1, [200, 100]), 3),
+    (((64, 1, 64), 16, 1, [150, 64]), 5),
     (((12, 3, 4), 70, 2, [320, 140]), 4),
 ];
 
