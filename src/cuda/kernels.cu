@@ -322,7 +322,12 @@ template <class T> __device__ void write_quad(T* to, const T (&x)[4], unsigned t
 }
 __device__ inline unsigned left_of(unsigned all, unsigned start) { return all > start ? all - start : 0; }
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#if !defined(__CUDA_ARCH__)
+// In tests.
+template <int BYTES> void copy_async(void* to, const void* from) { __pipeline_memcpy_async(to, from, BYTES); }
+inline void end_piece() { __pipeline_commit(); }
+inline void await_piece(unsigned ahead) { __pipeline_wait_prior(ahead); }
+#elif __CUDA_ARCH__ >= 800
 // To shared memory, past the registers.
 template <int BYTES> __device__ void copy_async(void* to, const void* from) {
     const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(to));

@@ -1,8 +1,9 @@
 // CUDA C on the processor, for tests of what kernels compute: blocks one after another, the threads of a block as fibres that
 // take turns at __syncthreads and warp intrinsics alone, so that a run is deterministic. In the order of threads or backwards: a
-// barrier that is missing shows as a difference between the two.
+// barrier that is missing shows as a difference between the two. Asynchronous copies are there at once in the order of threads, and
+// backwards as late as they may be, when they are waited for.
 //
-// No half types, tensor cores, asynchronous copies or time; masks of warp intrinsics are taken to be full; one launch at a time.
+// No half types, tensor cores or time; masks of warp intrinsics are taken to be full; one launch at a time.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -70,8 +71,18 @@ struct Context {
 };
 #endif
 
+// Bytes that are on their way, with others that are waited for together.
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes;
+  unsigned group;
+};
+
 struct Fibre {
   Context context;
+  std::vector<Copy> copies;
+  unsigned groups;
   dim3 thread;
   unsigned number;
   bool done;
@@ -88,7 +99,7 @@ inline Context scheduler;
 inline void (*run)(void*);
 inline void* what;
 inline dim3 block_index, block_size, grid_size;
-inline bool failed;
+inline bool late_copies;
 
 inline void entry() {
   run(what);
@@ -108,6 +119,8 @@ inline bool run_block(unsigned threads, bool backwards) {
     fibre.number = i;
     fibre.done = false;
     fibre.wait = NOTHING;
+    fibre.copies.clear();
+    fibre.groups = 0;
     fibre.thread = dim3{i % block_size.x, i / block_size.x % block_size.y, i / (block_size.x * block_size.y)};
     fibre.context.start(stacks.data() + size_t(i) * STACK, entry);
   }
@@ -151,6 +164,7 @@ inline bool launch(dim3 grid, dim3 block, size_t shared_bytes, bool backwards, v
   block_size = block;
   run = function;
   what = argument;
+  late_copies = backwards;
   if (fibres.size() < threads) {
     fibres.resize(threads);
     stacks.resize(size_t(threads) * STACK);
@@ -217,6 +231,21 @@ inline void __syncthreads() { shim::wait(shim::BLOCK); }
 inline void __syncwarp(unsigned = 0xffffffffu) { shim::wait(shim::WARP); }
 inline void __threadfence() {}
 inline void __threadfence_block() {}
+
+inline void __pipeline_memcpy_async(void* to, const void* from, size_t bytes) {
+  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % bytes != 0) __builtin_trap();
+  if (shim::late_copies) shim::current->copies.push_back({to, from, bytes, shim::current->groups});
+  else memcpy(to, from, bytes);
+}
+inline void __pipeline_commit() { ++shim::current->groups; }
+// Until all but the last so many groups are there.
+inline void __pipeline_wait_prior(unsigned ahead) {
+  std::vector<shim::Copy>& copies = shim::current->copies;
+  size_t done = 0;
+  for (; done < copies.size() && copies[done].group + ahead < shim::current->groups; ++done)
+    memcpy(copies[done].to, copies[done].from, copies[done].bytes);
+  copies.erase(copies.begin(), copies.begin() + done);
+}
 
 template <class T> T __shfl_sync(unsigned, T x, int lane) { return shim::exchange(x, shim::first_lane() + (lane & 31)); }
 template <class T> T __shfl_up_sync(unsigned, T x, unsigned by) {

@@ -178,8 +178,8 @@ impl Device for Shim {
         4
     }
     fn shared_bytes(&self) -> usize {
-        // Of compute capability 8.0.
-        163 << 10
+        // Of compute capability 9.0.
+        227 << 10
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64> {
