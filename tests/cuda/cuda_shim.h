@@ -124,36 +124,33 @@ inline bool run_block(unsigned threads, bool backwards) {
     fibre.thread = dim3{i % block_size.x, i / block_size.x % block_size.y, i / (block_size.x * block_size.y)};
     fibre.context.start(stacks.data() + size_t(i) * STACK, entry);
   }
+  const unsigned warps = (threads + 31) / 32;
   for (;;) {
-    bool ran = false, live = false, all_at_block = true;
-    for (unsigned k = 0; k < threads; ++k) {
-      Fibre& fibre = fibres[backwards ? threads - 1 - k : k];
-      if (!fibre.done && fibre.wait == NOTHING) {
-        current = &fibre;
-        scheduler.leave_for(fibre.context);
-        ran = true;
-      }
-    }
-    for (unsigned first = 0; first < threads; first += 32) {
-      const unsigned end = first + 32 < threads ? first + 32 : threads;
-      bool any = false, all = true;
-      for (unsigned i = first; i < end; ++i)
-        if (!fibres[i].done) {
-          any = live = true;
-          all &= fibres[i].wait == WARP;
-          all_at_block &= fibres[i].wait == BLOCK;
+    bool live = false, all_at_block = true;
+    for (unsigned k = 0; k < warps; ++k) {
+      const unsigned first = 32 * (backwards ? warps - 1 - k : k), end = first + 32 < threads ? first + 32 : threads;
+      bool any = true, all_at_warp = true, at_block = true;
+      // A warp goes as far as it can before the next one goes on.
+      while (any && all_at_warp) {
+        for (unsigned i = first; i < end; ++i) {
+          Fibre& fibre = fibres[backwards ? first + end - 1 - i : i];
+          fibre.wait = NOTHING;
+          current = &fibre;
+          if (!fibre.done) scheduler.leave_for(fibre.context);
         }
-      if (any && all) {
-        for (unsigned i = first; i < end; ++i) fibres[i].wait = NOTHING;
-        ran = true;
+        any = false;
+        at_block = true;
+        for (unsigned i = first; i < end; ++i)
+          if (!fibres[i].done) {
+            any = live = true;
+            all_at_warp &= fibres[i].wait == WARP;
+            at_block &= fibres[i].wait == BLOCK;
+          }
       }
+      all_at_block &= at_block;
     }
     if (!live) return true;
-    if (all_at_block) {
-      for (unsigned i = 0; i < threads; ++i) fibres[i].wait = NOTHING;
-      ran = true;
-    }
-    if (!ran) return false;
+    if (!all_at_block) return false;
   }
 }
 
