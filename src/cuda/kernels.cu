@@ -884,8 +884,8 @@ __device__ void attend(const T* qkv, T* softmax, T* hidden, T* activated, long l
         __syncthreads();
         add_inner(sums, left + 4 * my.ty * PITCH, right + my.tx * PITCH);
     }
-    await_piece(0);
-    __syncthreads();
+    // P in the place of q: of either a warp has whole rows to itself.
+    __syncwarp();
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         const unsigned row = my.row(i), start = my.start(row);
@@ -914,6 +914,7 @@ __device__ void attend(const T* qkv, T* softmax, T* hidden, T* activated, long l
             if (kept) softmax[(my.first_row + row) * c + key - start] = p;
         }
     }
+    await_piece(0);
     __syncthreads();
     clear(sums);
     add_product<PITCH, PITCH>(sums, left + 4 * my.ty * PITCH, values + 4 * my.tx, 0, TILE);
