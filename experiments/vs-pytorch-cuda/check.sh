@@ -54,7 +54,8 @@ fi
 
 if wanted sanitizer && command -v compute-sanitizer >/dev/null; then
     # Some of everything: the whole takes hours under it.
-    short=(the_fused_pair scan_with_gates_of_all_kinds products_in_f32 norms_whose_squares_leave_the_range)
+    short=(the_fused_pair scan_with_gates_of_all_kinds products_in_f32 norms_whose_squares_leave_the_range
+        spans_side_by_side)
     for tool in memcheck racecheck; do
         step "compute-sanitizer $tool"
         NMEM_REQUIRE_CUDA=1 timeout 600 compute-sanitizer --tool "$tool" --error-exitcode 9 "$CUDA_TESTS" "${short[@]}" \

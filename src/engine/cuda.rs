@@ -1,7 +1,9 @@
 //! The engine on a GPU: the same blocks, with all sequences and heads of a group side by side. Products go through
-//! [`Device::multiply`]; the kernel `walk` takes a layer of the memory through the block's chunks with S and U in shared memory,
-//! forming gradients from their thin factors, so that nothing of the size chunks × weights is ever there. Host memory and the
-//! device's hold a block of tokens each: a sequence of any length streams through.
+//! [`Device::multiply`], attention within a chunk is a kernel forward and one backward, and `walk` takes a layer of the memory through
+//! the block's chunks with S and U in registers, forming gradients from their thin factors: nothing of the size chunks × weights is
+//! ever there. Chunks are cut into [`Spans`] that are walked side by side: as the recurrences are linear, what each starts from follows
+//! from where the others end when they start from zero. Host memory and the device's hold a block of tokens each: a sequence of any
+//! length streams through.
 //!
 //! Matrices of heads are (sequences, heads, rows, columns). Transfers count as input and output, not as computing.
 
