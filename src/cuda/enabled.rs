@@ -682,11 +682,11 @@ impl Device for Gpu {
         product.launch(self)
     }
 
-    fn products(&self) -> Option<String> {
+    fn products(&self) -> String {
         match &*held(&self.products) {
-            Products::Unknown => None,
-            Products::Kernel => Some("kernel".to_owned()),
-            Products::Blas { blas, .. } => Some(format!("cuBLAS {}", blas.version)),
+            // Before there was a large one.
+            Products::Unknown | Products::Kernel => "kernel".to_owned(),
+            Products::Blas { blas, .. } => format!("cuBLAS {}", blas.version),
         }
     }
 
@@ -712,7 +712,8 @@ impl Device for Gpu {
         let driver = self.context.enter()?;
         let mut milliseconds = 0.0;
         // SAFETY: a place for the number; both are recorded.
-        let mut ask = || unsafe { (driver.cuEventElapsedTime)(&raw mut milliseconds, from.handle, to.handle) };
+        let mut ask =
+            || unsafe { (driver.cuEventElapsedTime)(&raw mut milliseconds, from.handle, to.handle) };
         let mut code = ask();
         if code == NOT_READY {
             self.check(to.wait(), "waiting for the GPU")?;

@@ -200,7 +200,7 @@ struct Room<'d, T: Real> {
     /// (sequences, rows, hd) and (sequences, rows, D)
     merged: Array<'d, T>,
     combined: Option<Array<'d, T>>,
-/// [`NONE`], or 0 where a norm was too large or too small; the first row that is not finite of each head and then of each
+    /// [`NONE`], or 0 where a norm was too large or too small; the first row that is not finite of each head and then of each
     /// sequence.
     findings: Array<'d, u32>,
 }
@@ -474,7 +474,8 @@ impl<'d, T: Real> Room<'d, T> {
         let room = |elements: usize| Array::new(device, elements);
         let state = if sizes.storing { heads * memory.base.len() } else { 0 };
         let slots = WALKERS * device.multiprocessors();
-        let spans = Spans::of(chunks / heads, usize::MAX, [c, d], d.div_ceil(TILE).pow(2) * heads, slots).number;
+        let spans =
+            Spans::of(chunks / heads, usize::MAX, [c, d], d.div_ceil(TILE).pow(2) * heads, slots).number;
         let starts = if spans > 1 { heads * spans * memory.base.len() } else { 0 };
         let mut readers = vec![Reader::new(device, read, d)?];
         // In whose attention steps are kernels of their own.
@@ -530,7 +531,8 @@ impl<'d, T: Real> Room<'d, T> {
             [&reader.products, &reader.activated, &reader.outputs].into_iter().chain(&reader.parts)
         });
         let all = single.into_iter().chain(others).chain(tokens).chain(chunk_losses).chain(read);
-        let all = all.chain(state.iter().flatten()).chain(starts).chain([&self.transitions]).chain(&self.combined);
+        let all =
+            all.chain(state.iter().flatten()).chain(starts).chain([&self.transitions]).chain(&self.combined);
         all.map(Array::bytes).sum::<usize>() + self.norms.bytes() + self.findings.bytes()
     }
 }
@@ -755,7 +757,8 @@ impl<T: Real> Step<'_, T> {
         let batch = self.heads() * chunks;
         let scale = 1.0 / (d as f64).sqrt();
         if self.in_tiles() {
-            let kept = [&room.scores, &room.hidden].map(|array| if keep { array.argument() } else { NOTHING });
+            let kept =
+                [&room.scores, &room.hidden].map(|array| if keep { array.argument() } else { NOTHING });
             let arguments = [
                 qkv.argument(),
                 kept[0],
@@ -888,9 +891,8 @@ impl<T: Real> Step<'_, T> {
         let [before, after] = &room.state;
         let before = if chunks > 0 && spans.number > 1 { &room.starts } else { before };
         let (a, b) = if layer == 0 { (&room.keys, &room.d_qkv) } else { (&room.activated, &room.d_output) };
-        let mut arguments = [&self.weights.base, &before[0], &before[1], &after[0], &after[1]]
-            .map(Array::argument)
-            .to_vec();
+        let mut arguments =
+            [&self.weights.base, &before[0], &before[1], &after[0], &after[1]].map(Array::argument).to_vec();
         arguments.extend([self.memory.base.len(), d, first, width, c, chunks].map(Argument::count));
         arguments.extend([&room.steps, a, b].map(Array::argument));
         arguments.push(Argument::count(self.query_chunks()));
@@ -1079,9 +1081,8 @@ impl<T: Real> Step<'_, T> {
             let retrieved =
                 Some(measured.findings[RANGES + place]).filter(|&row| row != NONE).map(|row| row as usize);
             let until = retrieved.map_or(chunks, |row| (row / c).min(chunks));
-            let row = |chunk: usize| {
-                self.row(measured, (sequence, first + chunk, head), place * chunks + chunk)
-            };
+            let row =
+                |chunk: usize| self.row(measured, (sequence, first + chunk, head), place * chunks + chunk);
             let mut rows: Vec<_> = (0..until).map(row).collect();
             let bad = rows.iter().enumerate().find_map(|(chunk, row)| Some((chunk, row.first_nonfinite()?)));
             if let Some((chunk, (quantity, value))) = bad {
@@ -1113,12 +1114,7 @@ impl<T: Real> Step<'_, T> {
         Ok((reported, divergence))
     }
 
-    fn row(
-        &self,
-        measured: &Measured<T>,
-        of: (usize, usize, usize),
-        place: usize,
-    ) -> ChunkMetrics<T> {
+    fn row(&self, measured: &Measured<T>, of: (usize, usize, usize), place: usize) -> ChunkMetrics<T> {
         let [at_w, before, after] = &measured.losses;
         let probed = before.get(place).zip(after.get(place)).map(|(&before, &after)| [before, after]);
         let [learning_rate, momentum, decay] = [0, 1, 2].map(|gate| measured.steps[place * 3 + gate].wide());

@@ -303,7 +303,7 @@ impl Run<'_> {
             config: opened.resolved(config),
             inputs: opened.inputs.clone(),
             device: self.device.to_string(),
-            products: self.device.gpu().and_then(Device::products),
+            products: self.device.gpu().map(Device::products),
             threads: self.threads,
             threads_used,
             dtype: T::TYPE,

@@ -31,8 +31,8 @@ pub struct Report {
     pub inputs: Vec<Input>,
     /// Where the engine ran: "cpu", or "cuda:0" and the GPU's name.
     pub device: String,
-    /// What its matrix products were made by on a GPU: "kernel", nmem's own, or "cuBLAS 13.1.0", the library that was found (which
-    /// leaves sizes that it does not take to the kernel); `None` on the processor, and where there were none.
+    /// What its large matrix products were made by on a GPU: "kernel", nmem's own, or "cuBLAS 13.1.0", the library that was found
+    /// (which leaves sizes that it does not take to the kernel); `None` on the processor.
     pub products: Option<String>,
     /// Threads it could use, as asked for or one per core.
     pub threads: usize,
