@@ -97,9 +97,10 @@ impl Ring {
         let most = device.shared_bytes();
         let weights = TILE * TILE * size_of::<T>();
         let of = |buffers: usize| Self { buffers, shared: weights + buffers * tile_bytes::<T>() };
-        let rings = [(most / WALKERS, 4), (most / WALKERS, 3), (most / WALKERS, 2), (most, 2)];
-        let mut fitting = rings.into_iter().filter(|&(room, buffers)| of(buffers).shared <= room);
-        let (_, buffers) = fitting.next().ok_or_else(|| {
+        let rooms = [most / WALKERS, most];
+        let mut fitting = rooms.into_iter().flat_map(|room| [4, 3, 2].map(|buffers| (room, buffers)));
+        let fits = |&(room, buffers): &(usize, usize)| of(buffers).shared <= room;
+        let (_, buffers) = fitting.find(fits).ok_or_else(|| {
             let expected = format!("a GPU whose blocks have {} bytes of shared memory, or cpu", of(2).shared);
             Error::setting("--device", expected, format!("{most} bytes on {}", device.name()))
         })?;
