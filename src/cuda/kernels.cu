@@ -5,7 +5,8 @@
 // tokens of a chunk. Matrices are row-major. Sums that end in a norm or a loss are joined in f64.
 //
 //   scan_channels, scan_pair, scan_rows    the recurrences on their own (src/scan/cuda.rs)
-//   walk                                   the memory: S, U and reads, chunk by chunk (src/engine/cuda.rs)
+//   span_ends, span_starts, walk           the memory: S, U and reads, chunk by chunk (src/engine/cuda.rs)
+//   attend, attend_backward                attention within chunks
 //   product                                matrix products where there is no library for them
 //   the rest                               what lies between products
 
@@ -485,8 +486,10 @@ __device__ void span_starts(const T* update, const T* momentum, const T* transit
 #pragma unroll 4
     for (unsigned span = 1; span < spans; ++span, of += 3) {
         const long long place = first + (long long)span * elements;
-        u = of[1] * u + (of[2] * s + updates[place]);
-        s = of[0] * s + momenta[place];
+        // Products of gates may overflow where there is nothing that they could be of.
+        const T of_s = s == T(0) ? T(0) : of[2] * s;
+        u = (u == T(0) ? T(0) : of[1] * u) + (of_s + updates[place]);
+        s = (s == T(0) ? T(0) : of[0] * s) + momenta[place];
         updates[place] = u;
         momenta[place] = s;
     }
@@ -500,7 +503,7 @@ BOTH(span_starts, 1,
 //   reads rows with W + U of that moment: queries, and keys where the loss before is asked for,
 //   forms g = AᵀB from the chunk's factors, moves S and U, sums the squares of g, S, U, W + U,
 //   reads keys once more where the loss after is asked for.
-// Traffic is factors and reads alone; nothing weights-shaped leaves before the end. What is computed with comes in pieces through
+// Traffic is factors and reads, and what is weights-shaped once a span. What is computed with comes in pieces through
 // a ring of buffers, asked for some pieces ahead. What a tile reads are sums over its own rows: where a weight has several rows of
 // tiles, each writes a part of its own, `of_part` elements from the next (`join_reads`).
 //
@@ -594,6 +597,7 @@ template <class T> struct Walk : Weight<T> {
 
     // Y ← X (W + U) for up to ROWS rows. Where they are few, groups of threads take a part of the depth each, and join them.
     template <int ROWS> __device__ void read(const Place& p, T* staged, unsigned number) {
+        // Free here: a chunk's pieces of gradients follow each other, with no read between them.
         T(&sums)[4][4] = this->g;
         clear(sums);
         const unsigned row = this->ty % (ROWS / 4) * 4, part = this->ty / (ROWS / 4);
@@ -846,6 +850,24 @@ template <class T> struct Chunks {
     __device__ unsigned there(unsigned row) const { return row < rows ? left_of(d, column + 4 * tx) : 0; }
 };
 
+// Of products over a tile, those of rows that came out not finite once more over their own chunks alone: what the weights of other
+// chunks' rows are, 0, times what is not finite is NaN. weight(row, k): of row k.
+template <class T, class F>
+__device__ void keep_apart(T (&sums)[4][4], const Chunks<T>& my, const T* rows, F weight) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        if (is_finite(sums[i][0]) && is_finite(sums[i][1]) && is_finite(sums[i][2]) && is_finite(sums[i][3])) continue;
+        const unsigned row = my.row(i), start = my.start(row), end = start < TILE ? start + my.c : start;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sums[i][j] = T(0);
+        for (unsigned k = start; k < end; ++k) {
+            const Quad<T> x = quad_at(rows + k * Tiled<T>::PITCH + 4 * my.tx);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) sums[i][j] += weight(row, k) * x.v[j];
+        }
+    }
+}
+
 // Of a row's scores, those of a thread and of the 15 beside it.
 template <class T> __device__ T sum_of_row(T x) {
     for (int m = 8; m > 0; m /= 2) x += __shfl_xor_sync(0xffffffffu, x, m);
@@ -918,6 +940,7 @@ __device__ void attend(const T* qkv, T* softmax, T* hidden, T* activated, long l
     __syncthreads();
     clear(sums);
     add_product<PITCH, PITCH>(sums, left + 4 * my.ty * PITCH, values + 4 * my.tx, 0, TILE);
+    keep_apart(sums, my, values, [=](unsigned row, unsigned k) { return left[row * PITCH + k]; });
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         const unsigned row = my.row(i), there = my.there(row);
@@ -1006,10 +1029,13 @@ __device__ void attend_backward(const T* qkv, const T* softmax, const T* hidden,
     };
     clear(sums);
     add_product<PITCH, PITCH>(sums, d_scores + 4 * my.ty * PITCH, keys + 4 * my.tx, 0, TILE);
+    keep_apart(sums, my, keys, [=](unsigned row, unsigned k) { return d_scores[row * PITCH + k]; });
     write(0);
     add_outer<PITCH, PITCH>(sums, d_scores + 4 * my.ty, queries + 4 * my.tx, my.rows);
+    keep_apart(sums, my, queries, [=](unsigned row, unsigned k) { return d_scores[k * PITCH + row]; });
     write(1);
     add_outer<PITCH, PITCH>(sums, p + 4 * my.ty, d_hidden + 4 * my.tx, my.rows);
+    keep_apart(sums, my, d_hidden, [=](unsigned row, unsigned k) { return p[k * PITCH + row]; });
     write(2);
 }
 BOTH(attend_backward, 2,
@@ -1185,7 +1211,8 @@ __device__ void merge_heads(const T* reads, T* merged, unsigned heads, unsigned 
 BOTH(merge_heads, 1, (const T* reads, T* merged, unsigned heads, unsigned padded, unsigned rows, unsigned d, unsigned unready),
      (reads, merged, heads, padded, rows, d, unready))
 
-// first[heads + sequences]: the least row, of those from `from` up to `to`, with a number that is not finite. Of each head's rows, `of_head` elements, and then of each sequence's, `of_sequence`. Starts from what stands there.
+// first[heads + sequences]: the least row, of those from `from` up to `to`, with a number that is not finite. Of each head's rows,
+// `of_head` elements, and then of each sequence's, `of_sequence`. Starts from what stands there.
 template <class T>
 __device__ void first_nonfinite(const T* of_heads, unsigned heads, long long of_head, unsigned d, const T* of_sequences,
                                 long long of_sequence, unsigned dim, unsigned* first, unsigned from, unsigned to) {

@@ -1,8 +1,9 @@
 //! The engine on a GPU: the same blocks, with all sequences and heads of a group side by side. Products go through
 //! [`Device::multiply`], attention within a chunk is a kernel forward and one backward, and `walk` takes a layer of the memory through
-//! the block's chunks with S and U in registers, forming gradients from their thin factors: nothing of the size chunks × weights is
-//! ever there. Chunks are cut into [`Spans`] that are walked side by side: as the recurrences are linear, what each starts from follows
-//! from where the others end when they start from zero. Host memory and the device's hold a block of tokens each: a sequence of any
+//! the block's chunks with S and U in registers, forming gradients from their thin factors: no gradient and no
+//! state of every chunk is ever there. Chunks are cut into [`Spans`] that are walked side by side: as the recurrences are linear, what
+//! each starts from follows from where the others end when they start from zero. A span has tokens enough that these starts take about
+//! what the factors take. Host memory and the device's hold a block of tokens each: a sequence of any
 //! length streams through.
 //!
 //! Matrices of heads are (sequences, heads, rows, columns). Transfers count as input and output, not as computing.
@@ -24,7 +25,7 @@ use crate::metrics::ChunkMetrics;
 use crate::packed::Packed;
 use crate::real::{ElementType, Real};
 
-/// Rows of a block, all sequences of a group together. Launches take some 5 µs each and there are about fifty a block; this many
+/// Rows of a block, all sequences of a group together. Launches take some 5 µs each and there are about thirty a block; this many
 /// rows take milliseconds.
 const BLOCK_ROWS: usize = 32_768;
 /// Sequences that advance together, at most.
@@ -46,8 +47,6 @@ const MOST_BLOCKS: usize = 4096;
 const READ_PARTS: usize = 256;
 /// Most blocks in a grid's second dimension.
 const MOST_HEADS: usize = 65_535;
-/// Blocks of a walk that are on a multiprocessor at once.
-const WALKERS: usize = 2;
 /// Findings before those of heads.
 const RANGES: usize = 2;
 /// Nothing was found.
@@ -84,6 +83,14 @@ struct Weights<'d, T> {
     post_norm: Option<Array<'d, T>>,
 }
 
+/// Blocks of a walk that are on a multiprocessor at once: as many as their registers let.
+fn walkers<T: Real>() -> usize {
+    match T::TYPE {
+        ElementType::F32 => 2,
+        ElementType::F64 => 1,
+    }
+}
+
 /// Buffers that a walk's inputs come through, and its shared memory in bytes.
 #[derive(Clone, Copy, Debug)]
 struct Ring {
@@ -97,7 +104,7 @@ impl Ring {
         let most = device.shared_bytes();
         let weights = TILE * TILE * size_of::<T>();
         let of = |buffers: usize| Self { buffers, shared: weights + buffers * tile_bytes::<T>() };
-        let rooms = [most / WALKERS, most];
+        let rooms = [most / walkers::<T>(), most];
         let mut fitting = rooms.into_iter().flat_map(|room| [4, 3, 2].map(|buffers| (room, buffers)));
         let fits = |&(room, buffers): &(usize, usize)| of(buffers).shared <= room;
         let (_, buffers) = fitting.find(fits).ok_or_else(|| {
@@ -348,16 +355,17 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         // What a row of one sequence takes in `Room`, and what a sequence takes whatever its rows.
         let tiles = d.div_ceil(TILE);
         let of_reader = 5 * d + if tiles > 1 { tiles * 3 * d } else { 0 };
+        // Factors and what is between them; spans' starts; scores; readers; sums, norms, gates and losses of chunks.
         let of_head = 13 * d + 16 * d + 2 * c + 3 * of_reader + 8 + (16 * tiles * tiles + 40).div_ceil(c);
         let of_row = (h * of_head + 2 * h * d + 4 * dimensions.dim) * size_of::<T>();
-        let of_sequence = 4 * h * elements * size_of::<T>();
+        let of_sequence = 6 * h * elements * size_of::<T>();
         let most = |bytes: usize| (bytes / of_row).min(BLOCK_ROWS);
         let longest = plan.read_end.max(plan.store_end).saturating_sub(plan.first_chunk * c).max(1);
         // Sequences side by side while each still has a block worth its launches.
         let wanted = (most(share) / longest.min(4096).next_multiple_of(c)).clamp(1, GROUP);
         let group = wanted.min(plan.sequences.max(1)).min((share / 2 / of_sequence).max(1));
-        // Heads of all sequences are the second dimension of a grid.
-        let group = group.min((MOST_HEADS / h).max(1));
+        // Heads of all sequences, and these, are the second dimension of a grid.
+        let group = group.min((MOST_HEADS / (h + 1)).max(1));
         let left = share.saturating_sub(group * of_sequence);
         plan.block_rows = (most(left) / group / c).max(1) * c;
         group
@@ -474,7 +482,7 @@ impl<'d, T: Real> Room<'d, T> {
         let chunks = stored / c;
         let room = |elements: usize| Array::new(device, elements);
         let state = if sizes.storing { heads * memory.base.len() } else { 0 };
-        let slots = WALKERS * device.multiprocessors();
+        let slots = walkers::<T>() * device.multiprocessors();
         let spans =
             Spans::of(chunks / heads, usize::MAX, [c, d], d.div_ceil(TILE).pow(2) * heads, slots).number;
         let starts = if spans > 1 { heads * spans * memory.base.len() } else { 0 };
@@ -852,7 +860,7 @@ impl<T: Real> Step<'_, T> {
 
     fn spans(&self, room: &Room<'_, T>) -> Spans {
         let blocks = self.d().div_ceil(TILE).pow(2) * self.heads();
-        let slots = WALKERS * self.device.multiprocessors();
+        let slots = walkers::<T>() * self.device.multiprocessors();
         Spans::of(self.chunks(), room.spans, [self.c(), self.d()], blocks, slots)
     }
 
@@ -922,7 +930,8 @@ impl<T: Real> Step<'_, T> {
         if tiles > 1 {
             joined.insert(2, Argument::long(read[0]));
             joined.extend([Argument::long(read[1]), Argument::count(tiles)]);
-            let blocks = read[0].max(read[1]).div_ceil(THREADS as usize).min(MOST_BLOCKS);
+            let most = if room.readers.len() > 1 { read[0].max(read[1]) } else { read[0] };
+            let blocks = most.div_ceil(THREADS as usize).min(MOST_BLOCKS);
             self.launch("join_reads", [blocks, room.readers.len(), 1], 0, &joined)?;
         }
         Ok(())

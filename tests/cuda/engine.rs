@@ -119,7 +119,7 @@ fn golden_cases() {
 /// Stored in two parts, read with another sequence, the first part probed: (dim, heads, d), chunk, sequences, tokens of the parts.
 type Case = ((usize, usize, usize), usize, usize, [usize; 2]);
 
-/// Widths around strips and panels, chunks around slices, cut chunks, several sequences.
+/// Widths around tiles, chunks around pieces of a walk, cut chunks, several sequences.
 const CASES: [Case; 5] = [
     ((6, 2, 3), 5, 3, [23, 11]),
     ((20, 1, 20), 17, 1, [40, 30]),
@@ -275,4 +275,40 @@ fn divergences_are_those_of_the_processor() {
             assert_eq!(got.rows.len(), expected.rows.len(), "{name}, θ = {rate:e}");
         }
     }
+}
+
+/// Chunks of few tokens share a tile of attention with those of other heads and sequences.
+#[test]
+fn what_is_not_finite_stays_in_its_chunk() {
+    for (name, device) in devices() {
+        for (value, online) in [(1e25, false), (f32::NAN, false), (f32::NAN, true)] {
+            let memory = Drawn::new((6, 2, 3), 4, Init::Xavier, 1).norms(false, false).memory::<f32>();
+            let mut tokens = uniform((2, 44, 6), 1.0, 2).mapv(|x| x as f32);
+            tokens[[1, 9, 1]] = value;
+            let work = if online {
+                Work::Online { read: &tokens, store: &tokens, probe: false }
+            } else {
+                Work::Store { sequences: &tokens, probe: false }
+            };
+            let (got, at) =
+                run_on(device.as_ref(), &memory, &mut memory.initial_state(2), work, tokens.dim());
+            let (expected, there) = support::run(&memory, &mut memory.initial_state(2), work, tokens.dim());
+            assert_eq!(there.divergence.as_ref().map(|at| (at.sequence, at.chunk)), Some((1, 2)));
+            assert_eq!(at.divergence, there.divergence, "{name}, {value}");
+            assert_rows_close(name, &got.rows, &expected.rows, 1e-5);
+        }
+    }
+}
+
+/// As many heads and sequences as do not fit one grid.
+#[test]
+fn many_heads_of_many_sequences() {
+    let (name, device) = devices().last().expect("one at least");
+    let memory = Drawn::new((64, 64, 1), 2, Init::Xavier, 1).memory::<f32>();
+    let tokens = uniform((1023, 2, 64), 1.0, 2).mapv(|x| x as f32);
+    let roomy = Small::new(device.as_ref(), 1 << 36, device.shared_bytes());
+    let (got, _) = run_on(&roomy, &memory, &mut memory.initial_state(1), Work::Read(&tokens), tokens.dim());
+    let (expected, _) =
+        support::run(&memory, &mut memory.initial_state(1), Work::Read(&tokens), tokens.dim());
+    assert_close_to_largest(name, dyn3(&got.retrieved).view(), dyn3(&expected.retrieved).view(), 2e-5);
 }
