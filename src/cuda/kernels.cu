@@ -517,7 +517,7 @@ BOTH(span_starts, 1,
 // together `width` wide. steps: [heads, chunks, 3]. a: (heads, chunks c, d); b: (heads, chunks c, width); rows and reads likewise.
 // Of the queries there may be more chunks. norms: [heads, chunks, tiles of all weights, 4]. ring: 2 to 4.
 //
-// Shared memory, in elements; as in src/engine/cuda.rs:  W + U: TILE²    ring × PIECE
+// Shared memory, in elements; as in src/engine/cuda/room.rs:  W + U: TILE²    ring × PIECE
 template <class T> struct Walk : Weight<T> {
     enum { VECTOR = Tiled<T>::VECTOR, PITCH = Tiled<T>::PITCH, PIECE = Tiled<T>::ELEMENTS, SLICE = 32 };
     enum Part { BEFORE, STORE, AFTER };

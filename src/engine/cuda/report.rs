@@ -1,0 +1,164 @@
+//! What came of a block: metrics of chunks, and where something is not finite.
+
+use ndarray::ArrayView3;
+
+use super::RANGES;
+use super::room::{Room, padded};
+use super::step::Step;
+use crate::cuda::Array;
+use crate::engine::Divergence;
+use crate::engine::head::metrics;
+use crate::engine::norm::trusted;
+use crate::engine::strip::Norms;
+use crate::error::{Error, Result};
+use crate::memory::GateValues;
+use crate::metrics::ChunkMetrics;
+use crate::real::{ElementType, Real};
+
+/// Nothing was found.
+const NONE: u32 = u32::MAX;
+
+/// What came of a block, for one run of the walks.
+pub(super) struct Measured<T> {
+    steps: Vec<T>,
+    losses: [Vec<T>; 3],
+    norms: Vec<f64>,
+    findings: Vec<u32>,
+}
+
+impl<T: Real> Step<'_, T> {
+    /// What `measure` and the walks found.
+    pub(super) fn measured(&self, room: &Room<'_, T>) -> Result<Measured<T>> {
+        let places = self.heads() * self.chunks();
+        let take = |array: &Array<'_, T>, elements: usize| {
+            let mut taken = vec![T::zero(); elements];
+            array.download(0, &mut taken)?;
+            Ok::<_, Error>(taken)
+        };
+        let probed = if room.sizes.probe { places } else { 0 };
+        let [at_w, before, after] = &room.chunk_losses;
+        Ok(Measured {
+            steps: take(&room.steps, 3 * places)?,
+            losses: [take(at_w, places)?, take(before, probed)?, take(after, probed)?],
+            norms: self.norms(room)?,
+            findings: room.findings.to_vec()?,
+        })
+    }
+
+    fn norms(&self, room: &Room<'_, T>) -> Result<Vec<f64>> {
+        let mut norms = vec![0.0; self.heads() * self.chunks() * 16];
+        room.norms.download(0, &mut norms)?;
+        Ok(norms)
+    }
+
+    /// Norms whose squares left the range of T are taken from walks with other scales.
+    pub(super) fn rescale(&self, room: &mut Room<'_, T>, measured: &mut Measured<T>) -> Result<()> {
+        // Far enough for the smallest and the largest numbers, and their squares' sums, to come into range.
+        let exponent = match T::TYPE {
+            ElementType::F32 => 80,
+            ElementType::F64 => 560,
+        };
+        for (range, scale) in [2f64.powi(-exponent), 2f64.powi(exponent)].into_iter().enumerate() {
+            if measured.findings[range] == NONE {
+                continue;
+            }
+            for layer in 0..2 {
+                self.walk(room, layer, scale)?;
+            }
+            self.weight_norms(room)?;
+            let large = range == 0;
+            for (norm, scaled) in measured.norms.iter_mut().zip(self.norms(room)?) {
+                if !trusted::<T>(*norm * *norm) && (*norm > 1.0) == large {
+                    *norm = scaled / scale;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What was read: (sequences, rows, D), in `taken`.
+    pub(super) fn output<'t>(&self, room: &Room<'_, T>, taken: &'t mut Vec<T>) -> Result<ArrayView3<'t, T>> {
+        let shape = (self.sequences, self.block.read.len(), self.memory.dimensions.dim);
+        taken.resize(shape.0 * shape.1 * shape.2, T::zero());
+        room.combined.as_ref().unwrap_or(&room.merged).download(0, taken)?;
+        Ok(ArrayView3::from_shape(shape, &*taken).expect("as many elements"))
+    }
+
+    /// Rows of the metrics of sequence `i` of the group by chunk and head, up to the first divergence: a head's before the whole's.
+    pub(super) fn report(
+        &self,
+        room: &Room<'_, T>,
+        measured: &Measured<T>,
+        sequence: usize,
+        i: usize,
+    ) -> Result<(Vec<ChunkMetrics<T>>, Option<Divergence>)> {
+        let (h, c, chunks) = (self.memory.dimensions.heads, self.c(), self.chunks());
+        let first = self.block.start() / c;
+        let mut divergence: Option<Divergence> = None;
+        let mut diverged = |chunk: usize, head: Option<usize>, quantity: &'static str, value: T| {
+            if divergence.as_ref().is_none_or(|at| first + chunk < at.chunk) {
+                let value = value.to_string();
+                divergence = Some(Divergence { sequence, chunk: first + chunk, head, quantity, value });
+            }
+        };
+        let mut of_heads = Vec::new();
+        for head in 0..h {
+            let place = i * h + head;
+            let retrieved =
+                Some(measured.findings[RANGES + place]).filter(|&row| row != NONE).map(|row| row as usize);
+            let until = retrieved.map_or(chunks, |row| (row / c).min(chunks));
+            let row =
+                |chunk: usize| self.row(measured, (sequence, first + chunk, head), place * chunks + chunk);
+            let mut rows: Vec<_> = (0..until).map(row).collect();
+            let bad = rows.iter().enumerate().find_map(|(chunk, row)| Some((chunk, row.first_nonfinite()?)));
+            if let Some((chunk, (quantity, value))) = bad {
+                diverged(chunk, Some(head), quantity, value);
+                rows.truncate(chunk);
+            } else if let Some(row) = retrieved {
+                let start = (place * padded(self.block.read.len(), c) + row) * self.d();
+                diverged(
+                    row / c,
+                    Some(head),
+                    "retrieved",
+                    nonfinite(&room.readers[0].outputs, start, self.d())?,
+                );
+            }
+            of_heads.push(rows.into_iter());
+        }
+        let row = measured.findings[RANGES + self.heads() + i];
+        if row != NONE {
+            let dim = self.memory.dimensions.dim;
+            let output = room.combined.as_ref().unwrap_or(&room.merged);
+            let start = (i * self.block.read.len() + row as usize) * dim;
+            diverged(row as usize / c, None, "retrieved", nonfinite(output, start, dim)?);
+        }
+        let end = divergence.as_ref().map_or(usize::MAX, |at| at.chunk);
+        let mut reported = Vec::with_capacity(h * chunks);
+        for _ in 0..chunks {
+            reported.extend(of_heads.iter_mut().filter_map(Iterator::next).filter(|row| row.chunk < end));
+        }
+        Ok((reported, divergence))
+    }
+
+    fn row(&self, measured: &Measured<T>, of: (usize, usize, usize), place: usize) -> ChunkMetrics<T> {
+        let [at_w, before, after] = &measured.losses;
+        let probed = before.get(place).zip(after.get(place)).map(|(&before, &after)| [before, after]);
+        let [learning_rate, momentum, decay] = [0, 1, 2].map(|gate| measured.steps[place * 3 + gate].wide());
+        let gates = GateValues { learning_rate, momentum, decay };
+        let of_weight = |norms: &[f64]| Norms {
+            surprise: norms[0],
+            momentum: norms[1],
+            update: norms[2],
+            weight: norms[3],
+        };
+        let norms: Vec<_> = measured.norms[place * 16..][..16].chunks(4).map(of_weight).collect();
+        metrics(of, self.c(), (at_w[place], probed), gates, &norms)
+    }
+}
+
+/// The first number that is not finite among some.
+fn nonfinite<T: Real>(array: &Array<'_, T>, start: usize, number: usize) -> Result<T> {
+    let mut values = vec![T::zero(); number];
+    array.download(start, &mut values)?;
+    Ok(values.into_iter().find(|x| !x.is_finite()).unwrap_or_else(T::nan))
+}

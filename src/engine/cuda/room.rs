@@ -1,0 +1,233 @@
+//! What a block takes on the device, and how its chunks are divided among the device's multiprocessors.
+
+use super::{RANGES, TILE};
+use crate::cuda::{Array, Device};
+use crate::engine::{Memory, Sizes};
+use crate::error::{Error, Result};
+use crate::real::{ElementType, Real};
+
+/// Most tiles of a block's attention that are in shared memory.
+pub(super) const TILES: usize = 5;
+
+/// Blocks of a walk that are on a multiprocessor at once: as many as their registers let.
+pub(super) fn walkers<T: Real>() -> usize {
+    match T::TYPE {
+        ElementType::F32 => 2,
+        ElementType::F64 => 1,
+    }
+}
+
+/// Buffers that a walk's inputs come through, and its shared memory in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ring {
+    pub(super) buffers: usize,
+    pub(super) shared: usize,
+}
+
+impl Ring {
+    /// As laid out in kernels.cu: as many buffers as let blocks of a multiprocessor be side by side.
+    fn of<T: Real>(device: &dyn Device) -> Result<Self> {
+        let most = device.shared_bytes();
+        let weights = TILE * TILE * size_of::<T>();
+        let of = |buffers: usize| Self { buffers, shared: weights + buffers * tile_bytes::<T>() };
+        let rooms = [most / walkers::<T>(), most];
+        let mut fitting = rooms.into_iter().flat_map(|room| [4, 3, 2].map(|buffers| (room, buffers)));
+        let fits = |&(room, buffers): &(usize, usize)| of(buffers).shared <= room;
+        let (_, buffers) = fitting.find(fits).ok_or_else(|| {
+            let expected = format!("a GPU whose blocks have {} bytes of shared memory, or cpu", of(2).shared);
+            Error::setting("--device", expected, format!("{most} bytes on {}", device.name()))
+        })?;
+        Ok(of(buffers))
+    }
+}
+
+/// Consecutive chunks that are walked one after another, side by side with others; the last may be fewer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Spans {
+    pub(super) number: usize,
+    pub(super) each: usize,
+}
+
+impl Spans {
+    /// The number, up to `most`, with which a device that has `slots` blocks at once is done soonest. A layer of three weights and one
+    /// of one weight are walked, `blocks` for each weight and span; all spans but the last are gone through before, at half the cost.
+    /// A span has tokens enough that what it starts from is not much more than its factors are.
+    pub(super) fn of(chunks: usize, most: usize, [c, d]: [usize; 2], blocks: usize, slots: usize) -> Self {
+        let least = (d / 2).div_ceil(c).max(1);
+        let most = chunks.div_ceil(least).clamp(1, most.min(slots).max(1));
+        let spans = (1..=most).map(|number| {
+            let each = chunks.div_ceil(number).max(1);
+            Self { number: chunks.div_ceil(each).max(1), each }
+        });
+        // In halves of a chunk. To start a block takes about as long as one.
+        let cost = |spans: &Self| {
+            let rounds = |weights: usize, spans: usize| (weights * blocks * spans).div_ceil(slots);
+            2 * (rounds(3, spans.number) + rounds(1, spans.number)) * (spans.each + 1)
+                + rounds(4, spans.number - 1) * spans.each
+        };
+        spans.min_by_key(cost).expect("one at least")
+    }
+}
+
+/// Rows that are read while a layer walks: those of the queries, or keys before or after their chunk is stored.
+pub(super) struct Reader<'d, T> {
+    /// (…, 3d)
+    pub(super) products: Array<'d, T>,
+    /// (…, d)
+    pub(super) activated: Array<'d, T>,
+    /// (…, d)
+    pub(super) outputs: Array<'d, T>,
+    /// What rows of tiles make of either, where there are several: (tiles, …, 3d)
+    pub(super) parts: Option<Array<'d, T>>,
+}
+
+impl<'d, T: Real> Reader<'d, T> {
+    fn new(device: &'d dyn Device, rows: usize, d: usize) -> Result<Self> {
+        let tiles = d.div_ceil(TILE);
+        Ok(Self {
+            parts: (tiles > 1).then(|| Array::new(device, tiles * rows * 3 * d)).transpose()?,
+            products: Array::new(device, rows * 3 * d)?,
+            activated: Array::new(device, rows * d)?,
+            outputs: Array::new(device, rows * d)?,
+        })
+    }
+}
+
+/// Buffers of a block: of `heads` heads over all sequences, `stored` and `read` rows each, the latter whole chunks.
+pub(super) struct Room<'d, T: Real> {
+    pub(super) sizes: Sizes,
+    pub(super) sequences: usize,
+    pub(super) ring: Ring,
+    /// (sequences, rows, D)
+    pub(super) tokens: [Array<'d, T>; 2],
+    pub(super) keys: Array<'d, T>,
+    pub(super) values: Array<'d, T>,
+    pub(super) queries: Array<'d, T>,
+    /// θ, η, α: (…, chunks, 3)
+    pub(super) steps: Array<'d, T>,
+    /// (…, 3d)
+    pub(super) qkv: Array<'d, T>,
+    pub(super) d_qkv: Array<'d, T>,
+    /// (…, c)
+    pub(super) scores: Array<'d, T>,
+    pub(super) d_scores: Array<'d, T>,
+    /// (…, d)
+    pub(super) hidden: Array<'d, T>,
+    pub(super) d_hidden: Array<'d, T>,
+    pub(super) activated: Array<'d, T>,
+    pub(super) d_output: Array<'d, T>,
+    /// At W, before and after: [3][heads, chunks]
+    pub(super) chunk_losses: [Array<'d, T>; 3],
+    /// Of the queries, then of the probe.
+    pub(super) readers: Vec<Reader<'d, T>>,
+    /// Sums of squares of tiles, and norms of weights: (heads, chunks, weights, 4)
+    pub(super) parts: Array<'d, T>,
+    pub(super) norms: Array<'d, f64>,
+    /// U and S before and after the block: (heads, elements)
+    pub(super) state: [[Array<'d, T>; 2]; 2],
+    /// Most spans of chunks that are walked side by side.
+    pub(super) spans: usize,
+    /// U and S before each of them: (heads, spans, elements)
+    pub(super) starts: [Array<'d, T>; 2],
+    /// (heads, spans, 3)
+    pub(super) transitions: Array<'d, T>,
+    /// (sequences, rows, hd) and (sequences, rows, D)
+    pub(super) merged: Array<'d, T>,
+    pub(super) combined: Option<Array<'d, T>>,
+    /// `NONE` (in report.rs), or 0 where a norm was too large or too small; the first row that is not finite of each head and then of each
+    /// sequence.
+    pub(super) findings: Array<'d, u32>,
+}
+
+impl<'d, T: Real> Room<'d, T> {
+    pub(super) fn new(
+        device: &'d dyn Device,
+        memory: &Memory<T>,
+        sizes: Sizes,
+        sequences: usize,
+    ) -> Result<Self> {
+        let dimensions = memory.dimensions;
+        let (d, c) = (dimensions.dim_head, memory.chunk_size);
+        let heads = sequences * dimensions.heads;
+        let (stored, read) = (heads * sizes.stored, heads * padded(sizes.read, c));
+        let chunks = stored / c;
+        let room = |elements: usize| Array::new(device, elements);
+        let state = if sizes.storing { heads * memory.base.len() } else { 0 };
+        let slots = walkers::<T>() * device.multiprocessors();
+        let spans =
+            Spans::of(chunks / heads, usize::MAX, [c, d], d.div_ceil(TILE).pow(2) * heads, slots).number;
+        let starts = if spans > 1 { heads * spans * memory.base.len() } else { 0 };
+        let mut readers = vec![Reader::new(device, read, d)?];
+        // In whose attention steps are kernels of their own.
+        let apart = if in_tiles::<T>(device, c) { 0 } else { read };
+        if sizes.probe {
+            readers.extend([Reader::new(device, stored, d)?, Reader::new(device, stored, d)?]);
+        }
+        Ok(Self {
+            sizes,
+            sequences,
+            ring: Ring::of::<T>(device)?,
+            spans,
+            starts: [room(starts)?, room(starts)?],
+            transitions: room(heads * spans * 3)?,
+            tokens: [
+                room(sequences * sizes.stored * dimensions.dim)?,
+                room(sequences * sizes.read * dimensions.dim)?,
+            ],
+            keys: room(stored * d)?,
+            values: room(stored * d)?,
+            queries: room(read * d)?,
+            steps: room(chunks * 3)?,
+            qkv: room(stored * 3 * d)?,
+            d_qkv: room(stored * 3 * d)?,
+            scores: room(apart.max(stored) * c)?,
+            d_scores: room(if in_tiles::<T>(device, c) { 0 } else { stored * c })?,
+            hidden: room(apart.max(stored) * d)?,
+            d_hidden: room(stored * d)?,
+            activated: room(stored * d)?,
+            d_output: room(stored * d)?,
+            chunk_losses: [room(chunks)?, room(chunks)?, room(chunks)?],
+            readers,
+            parts: room(chunks * 4 * d.div_ceil(TILE).pow(2) * 4)?,
+            norms: Array::new(device, chunks * 16)?,
+            state: [
+                [room(heads * memory.base.len())?, room(heads * memory.base.len())?],
+                [room(state)?, room(state)?],
+            ],
+            merged: room(sequences * sizes.read * dimensions.inner())?,
+            combined: (dimensions.heads > 1)
+                .then(|| room(sequences * sizes.read * dimensions.dim))
+                .transpose()?,
+            findings: Array::new(device, RANGES + heads + sequences)?,
+        })
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        let Self { tokens, keys, values, queries, steps, qkv, d_qkv, scores, d_scores, hidden, .. } = self;
+        let Self { d_hidden, activated, d_output, chunk_losses, readers, parts, state, starts, .. } = self;
+        let single = [keys, values, queries, steps, qkv, d_qkv, scores, d_scores, hidden, d_hidden];
+        let others = [activated, d_output, parts, &self.merged];
+        let read = readers.iter().flat_map(|reader| {
+            [&reader.products, &reader.activated, &reader.outputs].into_iter().chain(&reader.parts)
+        });
+        let all = single.into_iter().chain(others).chain(tokens).chain(chunk_losses).chain(read);
+        let all =
+            all.chain(state.iter().flatten()).chain(starts).chain([&self.transitions]).chain(&self.combined);
+        all.map(Array::bytes).sum::<usize>() + self.norms.bytes() + self.findings.bytes()
+    }
+}
+
+/// Of a tile in shared memory, as in kernels.cu.
+pub(super) fn tile_bytes<T>() -> usize {
+    TILE * (TILE * size_of::<T>() + 16)
+}
+
+/// Whether a chunk fits a tile, and a block's shared memory those of its attention.
+pub(super) fn in_tiles<T>(device: &dyn Device, c: usize) -> bool {
+    c <= TILE && TILES * tile_bytes::<T>() <= device.shared_bytes()
+}
+
+/// Rows of a padded side, in whole chunks.
+pub(super) fn padded(rows: usize, c: usize) -> usize {
+    rows.next_multiple_of(c)
+}
