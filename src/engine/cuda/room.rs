@@ -134,8 +134,8 @@ pub(super) struct Room<'d, T: Real> {
     /// (sequences, rows, hd) and (sequences, rows, D)
     pub(super) merged: Array<'d, T>,
     pub(super) combined: Option<Array<'d, T>>,
-    /// `NONE` (in report.rs), or 0 where a norm was too large or too small; the first row that is not finite of each head and then of each
-    /// sequence.
+    /// Whether a norm was too large, or too small: 0, else all ones. The first row that is not finite of each head and then of each
+    /// sequence; all ones where all are.
     pub(super) findings: Array<'d, u32>,
 }
 

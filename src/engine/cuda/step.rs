@@ -118,7 +118,7 @@ impl<T: Real> Step<'_, T> {
     pub(super) fn compute(&self, room: &mut Room<'_, T>, marks: &mut Marks) -> Result<()> {
         marks.start(self.device)?;
         let mut done = |phase: Phase| marks.end(phase, self.device);
-        // `NONE`, all of them.
+        // Nothing found as yet.
         self.device.fill(room.findings.address(0), 0xFF, room.findings.bytes())?;
         self.project(room)?;
         done(Phase::Project)?;
