@@ -2,30 +2,31 @@
 //! line; nothing here panics for what a machine lacks. Every call makes the GPU's context the calling thread's, so that any
 //! thread may call.
 //!
-//! The kernels are the PTX in this build, or with `NMEM_NVRTC=1` their source, compiled for the GPU at hand. Products of
+//! The kernels are the PTX in this build, or with `NMEM_NVRTC=1` their source, compiled for the GPU at hand. Large products of
 //! matrices are cuBLAS's where there is a libcublas, and a kernel's where there is none or `NMEM_CUBLAS=0`. The same GPU,
 //! driver and libraries give the same bits from run to run: one stream, one order, no atomic additions.
 
 mod blas;
 mod compiler;
+mod context;
 mod library;
 
-use std::collections::HashMap;
-use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+pub use context::list;
 
-use super::{Argument, Description, Device, Launch, Listed, Mark, Product, Unusable};
+use std::collections::HashMap;
+use std::ffi::{CString, c_uint, c_void};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::{Argument, Device, Launch, Mark, Product};
 use crate::error::{Error, Result};
 use blas::Blas;
-use library::{Driver, Handle, Start};
+use context::{Context, MULTIPROCESSORS};
+use library::Handle;
 
 const PTX: &str = concat!(include_str!("kernels.ptx"), "\0");
 const SOURCE: &str = include_str!("kernels.cu");
 
 /// Of `CUdevice_attribute`.
-const MULTIPROCESSORS: c_uint = 16;
-const CAPABILITY_MAJOR: c_uint = 75;
-const CAPABILITY_MINOR: c_uint = 76;
 const SHARED_BYTES_OPT_IN: c_uint = 97;
 const HAS_MEMORY_POOLS: c_uint = 115;
 /// Of `CUmemPool_attribute`.
@@ -46,218 +47,6 @@ const SHARED_BYTES: u32 = 48 << 10;
 /// machines whose GPU reads that directly it need not have done so when it returns. (Sizes on a hunch, not measured.)
 const PIECES: usize = 4;
 const PIECE: usize = 1 << 20;
-
-const NO_DEVICE: &str = "there is an NVIDIA driver but no device (or CUDA_VISIBLE_DEVICES hides it)";
-
-/// The GPUs that there are: an error where there is none.
-pub fn list() -> Result<Listed> {
-    let count = driver()?.count()?;
-    if count == 0 {
-        return Err(Error::Cuda(NO_DEVICE.to_owned()));
-    }
-    let mut listed = Listed::default();
-    for index in 0..count {
-        match Context::open(index).and_then(|context| context.description()) {
-            Ok(gpu) => listed.usable.push(gpu),
-            Err(Error::Cuda(error)) => listed.unusable.push(Unusable { index, error }),
-            Err(error) => listed.unusable.push(Unusable { index, error: error.to_string() }),
-        }
-    }
-    Ok(listed)
-}
-
-/// The driver, loaded and started.
-struct Loaded {
-    start: Start,
-    driver: Driver,
-}
-
-/// Once a process; the reason where it cannot be.
-fn driver() -> Result<&'static Loaded> {
-    static LOADED: OnceLock<Result<Loaded, String>> = OnceLock::new();
-    LOADED.get_or_init(Loaded::load).as_ref().map_err(|reason| Error::Cuda(reason.clone()))
-}
-
-impl Loaded {
-    fn load() -> Result<Self, String> {
-        // SAFETY: loads a library, which is the driver's.
-        if !unsafe { cudarc::driver::sys::is_culib_present() } {
-            return Err(
-                "no NVIDIA driver (libcuda.so.1 is not found): install one, or take --device cpu".into()
-            );
-        }
-        let old = |missing: &str| {
-            format!(
-                "the NVIDIA driver is too old (it has no {missing}, of CUDA 11.2): update it, or take --device cpu"
-            )
-        };
-        // SAFETY: it is there.
-        let start = unsafe { Start::load() }.map_err(old)?;
-        // SAFETY: takes no pointers.
-        let code = unsafe { (start.cuInit)(0) };
-        if code != 0 {
-            let name = start.name(code);
-            return Err(match code {
-                100 => "there is an NVIDIA driver but no device: is a GPU built in, and does CUDA_VISIBLE_DEVICES let it \
-                        be seen? (or take --device cpu)"
-                    .to_owned(),
-                34 => "libcuda is the toolkit's stub, not a driver: install an NVIDIA driver, or take the stub's folder off \
-                       LD_LIBRARY_PATH"
-                    .to_owned(),
-                35 | 36 | 803 | 804 => format!(
-                    "the NVIDIA driver is too old, or its kernel module is of another version ({name}): update it and \
-                     restart, or take --device cpu"
-                ),
-                _ => format!("the NVIDIA driver does not start ({name}): does `nvidia-smi` work? (or take --device cpu)"),
-            });
-        }
-        // SAFETY: it is there.
-        let driver = unsafe { Driver::load() }.map_err(old)?;
-        Ok(Self { start, driver })
-    }
-
-    fn count(&self) -> Result<usize> {
-        let mut count = 0;
-        // SAFETY: a place for the number.
-        self.check(unsafe { (self.driver.cuDeviceGetCount)(&raw mut count) }, || "counting devices".into())?;
-        Ok(usize::try_from(count).unwrap_or(0))
-    }
-
-    /// An error unless the code is 0.
-    fn check(&self, code: c_uint, what: impl FnOnce() -> String) -> Result<()> {
-        if code == 0 {
-            return Ok(());
-        }
-        let (what, name) = (what(), self.start.name(code));
-        Err(Error::Cuda(match code {
-            2 => {
-                format!("out of memory on the GPU: {what}: take smaller inputs, another GPU, or --device cpu")
-            }
-            36 => {
-                format!("the NVIDIA driver is too old for {what} ({name}): update it, or take --device cpu")
-            }
-            46 => format!("the GPU is in use by another program that has it alone: {what} ({name})"),
-            _ => format!("{what} failed: {name}"),
-        }))
-    }
-}
-
-impl Start {
-    /// "CUDA_ERROR_…: what it means"
-    fn name(&self, code: c_uint) -> String {
-        let text = |ask: unsafe extern "C" fn(c_uint, *mut *const c_char) -> c_uint| {
-            let mut text = std::ptr::null();
-            // SAFETY: a place for a pointer, and a text of the library's own.
-            let known = unsafe { ask(code, &raw mut text) } == 0 && !text.is_null();
-            // SAFETY: it ends in a zero and stays.
-            known.then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().replace('\n', " "))
-        };
-        match (text(self.cuGetErrorName), text(self.cuGetErrorString)) {
-            (Some(name), Some(meaning)) => format!("{name}: {meaning}"),
-            (Some(name), None) => name,
-            _ => format!("error {code}"),
-        }
-    }
-}
-
-/// A GPU's primary context, held.
-struct Context {
-    loaded: &'static Loaded,
-    index: usize,
-    device: c_int,
-    handle: Handle,
-}
-
-impl Context {
-    fn open(index: usize) -> Result<Arc<Self>> {
-        let loaded = driver()?;
-        let count = loaded.count()?;
-        if index >= count {
-            let there = match count {
-                0 => NO_DEVICE.to_owned(),
-                1 => "the only GPU is cuda:0".to_owned(),
-                _ => format!("the GPUs are cuda:0 to cuda:{}", count - 1),
-            };
-            return Err(Error::Cuda(format!("no GPU with index {index}: {there} (see `nmem devices`)")));
-        }
-        let (mut device, mut handle) = (0, 0);
-        let doing = || format!("opening cuda:{index}");
-        let ordinal = c_int::try_from(index).expect("below a count of devices");
-        // SAFETY: places for what is given; the device is one that the driver gave.
-        unsafe {
-            loaded.check((loaded.driver.cuDeviceGet)(&raw mut device, ordinal), doing)?;
-            loaded.check((loaded.driver.cuDevicePrimaryCtxRetain)(&raw mut handle, device), doing)?;
-        }
-        let this = Arc::new(Self { loaded, index, device, handle });
-        this.enter()?;
-        Ok(this)
-    }
-
-    /// Makes it the calling thread's.
-    fn enter(&self) -> Result<&Driver> {
-        // SAFETY: it is held as long as this lives.
-        let code = unsafe { (self.loaded.driver.cuCtxSetCurrent)(self.handle) };
-        self.check(code, || format!("turning to cuda:{}", self.index))?;
-        Ok(&self.loaded.driver)
-    }
-
-    fn check(&self, code: c_uint, what: impl FnOnce() -> String) -> Result<()> {
-        self.loaded.check(code, what)
-    }
-
-    fn attribute(&self, attribute: c_uint) -> Result<u32> {
-        let mut value = 0;
-        // SAFETY: a place for the number, and a device that the driver gave.
-        let code =
-            unsafe { (self.loaded.driver.cuDeviceGetAttribute)(&raw mut value, attribute, self.device) };
-        self.check(code, || format!("asking for attribute {attribute}"))?;
-        Ok(u32::try_from(value).unwrap_or(0))
-    }
-
-    fn name(&self) -> Result<String> {
-        let mut name = [0_u8; 256];
-        // SAFETY: as many bytes as are said, the last of which stays 0.
-        let code =
-            unsafe { (self.loaded.driver.cuDeviceGetName)(name.as_mut_ptr().cast(), 255, self.device) };
-        self.check(code, || "asking for the GPU's name".into())?;
-        let name = CStr::from_bytes_until_nul(&name).unwrap_or_default();
-        Ok(name.to_string_lossy().into_owned())
-    }
-
-    fn capability(&self) -> Result<(u32, u32)> {
-        Ok((self.attribute(CAPABILITY_MAJOR)?, self.attribute(CAPABILITY_MINOR)?))
-    }
-
-    fn free_bytes(&self) -> Result<usize> {
-        let (mut free, mut all) = (0, 0);
-        // SAFETY: places for the numbers.
-        let code = unsafe { (self.enter()?.cuMemGetInfo_v2)(&raw mut free, &raw mut all) };
-        self.check(code, || "asking for free memory".into())?;
-        Ok(free)
-    }
-
-    fn description(&self) -> Result<Description> {
-        let mut bytes = 0;
-        // SAFETY: a place for the number.
-        let code = unsafe { (self.loaded.driver.cuDeviceTotalMem_v2)(&raw mut bytes, self.device) };
-        self.check(code, || "asking for memory".into())?;
-        Ok(Description {
-            index: self.index,
-            name: self.name()?,
-            compute_capability: self.capability()?,
-            multiprocessors: self.attribute(MULTIPROCESSORS)? as usize,
-            bytes: bytes as u64,
-            free_bytes: self.free_bytes()? as u64,
-        })
-    }
-}
-
-impl Drop for Context {
-    fn drop(&mut self) {
-        // SAFETY: it was retained once.
-        unsafe { (self.loaded.driver.cuDevicePrimaryCtxRelease_v2)(self.device) };
-    }
-}
 
 /// A GPU.
 pub struct Gpu {

@@ -10,7 +10,7 @@ use crate::real::{ElementType, Real};
 pub(super) const TILES: usize = 5;
 
 /// Blocks of a walk that are on a multiprocessor at once: as many as their registers let.
-pub(super) fn walkers<T: Real>() -> usize {
+fn walkers<T: Real>() -> usize {
     match T::TYPE {
         ElementType::F32 => 2,
         ElementType::F64 => 1,
@@ -49,10 +49,16 @@ pub(super) struct Spans {
 }
 
 impl Spans {
-    /// The number, up to `most`, with which a device that has `slots` blocks at once is done soonest. A layer of three weights and one
-    /// of one weight are walked, `blocks` for each weight and span; all spans but the last are gone through before, at half the cost.
-    /// A span has tokens enough that what it starts from is not much more than its factors are.
-    pub(super) fn of(chunks: usize, most: usize, [c, d]: [usize; 2], blocks: usize, slots: usize) -> Self {
+    /// Of `chunks` of c tokens of each head, the number, up to `most`, with which the device is done soonest. A layer of three weights
+    /// and one of one weight are walked, a block for each tile of a weight and span; all spans but the last are gone through before, at
+    /// half the cost. A span has tokens enough that what it starts from is not much more than its factors are.
+    pub(super) fn of<T: Real>(
+        device: &dyn Device,
+        most: usize,
+        chunks: usize,
+        [heads, c, d]: [usize; 3],
+    ) -> Self {
+        let (slots, blocks) = (walkers::<T>() * device.multiprocessors(), d.div_ceil(TILE).pow(2) * heads);
         let least = (d / 2).div_ceil(c).max(1);
         let most = chunks.div_ceil(least).clamp(1, most.min(slots).max(1));
         let spans = (1..=most).map(|number| {
@@ -153,9 +159,7 @@ impl<'d, T: Real> Room<'d, T> {
         let chunks = stored / c;
         let room = |elements: usize| Array::new(device, elements);
         let state = if sizes.storing { heads * memory.base.len() } else { 0 };
-        let slots = walkers::<T>() * device.multiprocessors();
-        let spans =
-            Spans::of(chunks / heads, usize::MAX, [c, d], d.div_ceil(TILE).pow(2) * heads, slots).number;
+        let spans = Spans::of::<T>(device, usize::MAX, chunks / heads, [heads, c, d]).number;
         let starts = if spans > 1 { heads * spans * memory.base.len() } else { 0 };
         let mut readers = vec![Reader::new(device, read, d)?];
         // In whose attention steps are kernels of their own.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::room::{Room, Spans, TILES, in_tiles, padded, tile_bytes, walkers};
+use super::room::{Room, Spans, TILES, in_tiles, padded, tile_bytes};
 use super::{RANGES, TILE, Weights};
 use crate::cuda::{Argument, Array, Device, Launch, Mark, Matrix, Product, kernel};
 use crate::engine::norm::least_trusted;
@@ -334,9 +334,7 @@ impl<T: Real> Step<'_, T> {
     }
 
     fn spans(&self, room: &Room<'_, T>) -> Spans {
-        let blocks = self.d().div_ceil(TILE).pow(2) * self.heads();
-        let slots = walkers::<T>() * self.device.multiprocessors();
-        Spans::of(self.chunks(), room.spans, [self.c(), self.d()], blocks, slots)
+        Spans::of::<T>(self.device, room.spans, self.chunks(), [self.heads(), self.c(), self.d()])
     }
 
     /// What every span of the block's chunks starts from.
