@@ -380,7 +380,7 @@ fn bad_experiments_and_folders_are_refused() {
 /// Starts a long sweep and waits until some of its runs are on record.
 fn started(desk: &Desk) -> std::process::Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nmem"));
-    command.current_dir(desk.0.path()).args(["sweep", "grid.toml", "--no-plots", "--out", "out", "-j", "2"]);
+    command.current_dir(desk.path("")).args(["sweep", "grid.toml", "--no-plots", "--out", "out", "-j", "2"]);
     let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let begin = Instant::now();
     while !desk.path("out/records").is_dir() || recorded(desk, "out") < 3 {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::device::names;
+use crate::library::names;
 
 #[test]
 fn every_kernel_that_was_compiled_is_one_that_tests_can_run() {

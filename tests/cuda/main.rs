@@ -4,6 +4,7 @@
 mod device;
 mod engine;
 mod kernels;
+mod library;
 mod product;
 mod scan;
 mod scan_bench;

@@ -1,7 +1,12 @@
 // A libcuda that is none. INIT is what cuInit returns. With WHOLE its GPU is the processor's own memory: two devices, kernels
-// that only show what they were given, and a count of what was not given back, told by cuDevicePrimaryCtxRelease. A bit of the
-// variable BROKEN is a device that cannot be opened.
+// that only show what they were given, and a count of what was not given back, told by cuDevicePrimaryCtxRelease. Variables:
+//   BROKEN   a bit is a device that cannot be opened
+//   KERNELS  a library of ../cuda/shim.cpp: what is launched is computed, block after block
+//   FAILING  a kernel that fails
+//   BYTES    most that can be taken, whatever is said to be free
 
+#include <dlfcn.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,6 +28,7 @@ typedef unsigned long long u64;
 enum { CONTEXT = 0xC0, POOL = 0xD0, STREAM = 0xE0 };
 static __thread u64 current;
 static int live, contexts, failed;
+static const char *text(const char *name) { return getenv(name) ? getenv(name) : ""; }
 static int setting(const char *name, int otherwise) { return getenv(name) ? atoi(getenv(name)) : otherwise; }
 #define ENTERED if (current != CONTEXT) return 201
 #define OURS(handle) if ((handle) != STREAM) return 400
@@ -67,13 +73,27 @@ int cuEventElapsedTime(float *ms, u64 from, u64 to) { *ms = *(float *)to - *(flo
 int cuMemGetInfo_v2(u64 *unused, u64 *all) { ENTERED; *unused = 7ull << 30; *all = 8ull << 30; return 0; }
 int cuMemPoolSetAttribute(u64 pool, unsigned attribute, void *value) { return pool == POOL && attribute == 4 ? 0 : 1; }
 int cuMemPoolGetAttribute(u64 pool, unsigned attribute, void *value) { *(u64 *)value = attribute == 5 ? 1000 : 100; return 0; }
+// What is taken holds NaN at first, and lies behind its size.
+static u64 used;
 static int take(u64 *address, u64 bytes) {
     ENTERED;
-    if (bytes > 8ull << 30) return 2;
+    char *start;
+    if (bytes > 8ull << 30 || getenv("BYTES") && used + bytes > strtoull(getenv("BYTES"), 0, 10)) return 2;
+    if (posix_memalign((void **)&start, 256, 256 + bytes)) return 2;
+    memset(start + 256, 0xff, bytes);
+    *(u64 *)start = bytes;
+    *address = (u64)start + 256;
     live++;
-    return posix_memalign((void **)address, 256, bytes) ? 2 : 0;
+    used += bytes;
+    return 0;
 }
-static int give(u64 address) { ENTERED; live--; free((void *)address); return 0; }
+static int give(u64 address) {
+    ENTERED;
+    live--;
+    used -= *(u64 *)(address - 256);
+    free((void *)(address - 256));
+    return 0;
+}
 int cuMemAllocAsync(u64 *address, u64 bytes, u64 stream) { OURS(stream); return setting("POOLS", 1) ? take(address, bytes) : 801; }
 int cuMemFreeAsync(u64 address, u64 stream) { OURS(stream); return setting("POOLS", 1) ? give(address) : 801; }
 int cuMemAlloc_v2(u64 *address, u64 bytes) { return take(address, bytes); }
@@ -97,7 +117,19 @@ int cuModuleUnload(u64 module) { ENTERED; live--; return module == 0xF0 ? 0 : 40
 
 struct function { const char *name; int shared; };
 static struct function functions[] = {{"show", 49152}, {"fault", 49152}, {"product_f32", 49152}};
+static const char *(*kinds)(const char *);
+static int (*launch)(const char *, const unsigned *, unsigned, unsigned, void **, int);
 int cuModuleGetFunction(u64 *function, u64 module, const char *name) {
+    if (getenv("KERNELS")) {
+        void *library = dlopen(getenv("KERNELS"), RTLD_NOW);
+        kinds = dlsym(library, "shim_kinds");
+        launch = dlsym(library, "shim_launch");
+        if (!kinds(name)) return 500;
+        struct function *found = malloc(sizeof *found);
+        *found = (struct function){strdup(name), 49152};
+        *function = (u64)found;
+        return 0;
+    }
     for (int i = 0; i < 3; i++)
         if (!strcmp(functions[i].name, name)) { *function = (u64)&functions[i]; return 0; }
     return 500;
@@ -122,7 +154,13 @@ int cuLaunchKernel(struct function *f, unsigned x, unsigned y, unsigned z, unsig
         out[5] = bx * 10000.0 + by * 100 + bz;
         out[6] = shared;
     }
-    if (!strcmp(f->name, "product_f32")) **(float **)arguments[8] = 1234;
+    if (launch) {
+        static pthread_mutex_t alone = PTHREAD_MUTEX_INITIALIZER;
+        unsigned grid[] = {x, y, z};
+        pthread_mutex_lock(&alone);
+        if (!strcmp(f->name, text("FAILING")) || launch(f->name, grid, bx, shared, arguments, 0)) failed = 719;
+        pthread_mutex_unlock(&alone);
+    } else if (!strcmp(f->name, "product_f32")) **(float **)arguments[8] = 1234;
     return 0;
 }
 #endif

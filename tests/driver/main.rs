@@ -4,6 +4,14 @@
 
 #![cfg(target_os = "linux")]
 
+#[path = "../support/desk.rs"]
+mod desk;
+#[path = "../cuda/library.rs"]
+mod library;
+mod program;
+#[path = "../support/mod.rs"]
+mod support;
+
 use std::path::Path;
 use std::process::{Command, Output};
 

@@ -1,0 +1,226 @@
+//! The program with `--device cuda`, on a driver whose kernels the processor runs: everything but the GPU itself.
+
+use ndarray::{Array1, ArrayD};
+use safetensors::Dtype;
+
+use crate::desk::{COUNTS, Desk, tokens};
+use crate::library::library;
+use crate::support::{assert_close, assert_close_to_largest};
+use crate::{driver, libraries};
+
+/// Of the largest number: f32, sums in another order.
+const F32: f64 = 2e-5;
+const F64: f64 = 1e-10;
+/// What driver.c calls its first GPU.
+const GPU: &str = "cuda:0 Make-believe 10";
+
+/// A folder to work in, whose commands find that driver and perhaps a libcublas.
+struct Bench {
+    desk: Desk,
+    _libraries: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new(cublas: bool) -> Self {
+        let whole = ("driver.c", "libcuda.so", &["INIT=0", "WHOLE"][..]);
+        let folder =
+            if cublas { libraries(&[whole, ("blas.c", "libcublas.so", &[])]) } else { driver(whole.2) };
+        let kernels = library(false).expect("kernels compiled for the processor");
+        let desk = Desk::new().set("LD_LIBRARY_PATH", folder.path()).set("KERNELS", kernels);
+        Self { desk, _libraries: folder }
+    }
+
+    fn set(self, name: &'static str, value: &str) -> Self {
+        Self { desk: self.desk.set(name, value), ..self }
+    }
+
+    /// Must succeed and leave nothing on the GPU, and say nothing else on stderr.
+    fn ok(&self, line: &str) -> String {
+        let ran = self.desk.ok(line);
+        assert_eq!(ran.err, "left: 0\n", "nmem {line}");
+        ran.out
+    }
+
+    /// Two folders of results agree: metrics, what was read, the memory.
+    fn agree(&self, got: &str, expected: &str, rel: f64) {
+        let desk = &self.desk;
+        assert_eq!(desk.names(got), desk.names(expected), "{got}: files");
+        for name in desk.names(got) {
+            let [got, expected] = [got, expected].map(|folder| format!("{folder}/{name}"));
+            match name.rsplit('.').next() {
+                Some("csv") => {
+                    let [got, expected] = [&got, &expected].map(|name| desk.csv(name));
+                    assert_eq!(got.header, expected.header);
+                    for column in &expected.header {
+                        let what = format!("{name}, {column}");
+                        if COUNTS.contains(&&column[..]) {
+                            assert_eq!(got.texts(column), expected.texts(column), "{what}");
+                            continue;
+                        }
+                        // Nothing where nothing was probed.
+                        let empty = |table: &crate::desk::Table| table.texts(column).contains(&"");
+                        assert_eq!(empty(&got), empty(&expected), "{what}");
+                        if !empty(&expected) {
+                            let [got, expected] =
+                                [&got, &expected].map(|table| Array1::from(table.numbers(column)).into_dyn());
+                            assert_close(&what, got.view(), expected.view(), 1e-12, 10.0 * rel);
+                        }
+                    }
+                }
+                Some("npy") => {
+                    let [got, expected] = [&got, &expected].map(|name| desk.floats(name));
+                    assert_close_to_largest(&name, got.view(), expected.view(), rel);
+                }
+                Some("safetensors") => {
+                    let [got, expected] = [&got, &expected].map(|name| desk.tensors(name));
+                    assert!(got.keys().eq(expected.keys()), "{name}: names");
+                    for (tensor, expected) in &expected {
+                        let got = &got[tensor];
+                        if expected.dtype == Dtype::U64 {
+                            assert_eq!(got, expected, "{name}, {tensor}");
+                            continue;
+                        }
+                        let (got, expected) = (got.floats(), expected.floats());
+                        assert_close_to_largest(
+                            &format!("{name}, {tensor}"),
+                            got.view(),
+                            expected.view(),
+                            rel,
+                        );
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// A command on either device; what is in the folders agrees.
+    fn same(&self, name: &str, line: &str, rel: f64) {
+        for device in ["cuda", "cpu"] {
+            let out = self.ok_on(device, &format!("{line} --out {name}-{device}"));
+            assert!(out.contains(&format!("results          {name}-{device}")), "{out}");
+        }
+        self.agree(&format!("{name}-cuda"), &format!("{name}-cpu"), rel);
+        assert_eq!(self.desk.json(&format!("{name}-cuda/run.json"))["device"], GPU);
+        assert_eq!(self.desk.json(&format!("{name}-cpu/run.json"))["device"], "cpu");
+    }
+
+    fn ok_on(&self, device: &str, line: &str) -> String {
+        let line = format!("{line} --device {device}");
+        if device == "cpu" { self.desk.ok(&line).out } else { self.ok(&line) }
+    }
+}
+
+fn data(bench: &Bench, shape: &[usize]) {
+    bench.desk.npy("data.npy", &tokens(shape, 7));
+}
+
+#[test]
+fn store_then_retrieve_then_go_on() {
+    let bench = Bench::new(false);
+    data(&bench, &[2, 47, 12]);
+    for (dtype, rel) in [("f32", F32), ("f64", F64)] {
+        let name = |what: &str| format!("{what}-{dtype}");
+        let drawn = format!("--heads 2 --dim-head 5 --chunk-size 4 --dtype {dtype} --seed 3");
+        bench.same(&name("store"), &format!("store data.npy {drawn}"), rel);
+        // From what the processor has stored, so that both begin with the same.
+        let memory = format!("--memory store-{dtype}-cpu/memory.safetensors --dtype {dtype}");
+        bench.same(&name("read"), &format!("retrieve data.npy {memory}"), rel);
+        bench.same(&name("online"), &format!("retrieve data.npy --online --probe {drawn} --no-plots"), rel);
+        bench.same(&name("on"), &format!("store data.npy {memory}"), rel);
+    }
+    let phases = &bench.desk.json("store-f32-cuda/run.json")["wall_s"]["engine_phases"];
+    // An event of driver.c comes 250 ms after the last.
+    assert_eq!(phases["walk"], 0.5, "{phases}");
+}
+
+#[test]
+fn large_products_by_cublas_or_by_the_kernel() {
+    for (cublas, products) in [(true, "cuBLAS 13.4.2"), (false, "kernel")] {
+        let bench = Bench::new(cublas);
+        data(&bench, &[23, 130]);
+        bench.same("run", "retrieve data.npy --online --heads 2 --chunk-size 8 --no-plots", F32);
+        assert_eq!(bench.desk.json("run-cuda/run.json")["products"], products);
+    }
+}
+
+#[test]
+fn a_sweep_whose_runs_share_the_gpu() {
+    let bench = Bench::new(false);
+    data(&bench, &[40, 8]);
+    let experiment = "data = 'data.npy'\nchunk_size = 4\n[grid]\nlearning_rate = [0.01, 0.1]\n\
+                      device = ['cpu', 'cuda:0', 'auto', 'cuda:1']\n";
+    bench.desk.file("experiment.toml", experiment);
+    let ran = bench.desk.ok("sweep experiment.toml --jobs 3 --out all");
+    assert!(ran.err.ends_with("left: 0\n"), "{}", ran.err);
+    let table = bench.desk.csv("all/results.csv");
+    let (devices, rates) = (table.texts("device"), table.numbers("learning_rate"));
+    let losses = table.numbers("loss_mean");
+    assert_eq!(losses.len(), 8);
+    for (i, device) in devices.iter().enumerate() {
+        let on_cpu = (0..8).find(|&j| devices[j] == "cpu" && (rates[j] - rates[i]).abs() < 1e-9).unwrap();
+        let [got, expected] = [losses[i], losses[on_cpu]].map(|loss| ArrayD::from_elem(vec![1], loss));
+        assert_close(device, got.view(), expected.view(), 0.0, F32);
+    }
+}
+
+#[test]
+fn scan_bench_on_both() {
+    let bench = Bench::new(false);
+    let out = bench.ok(
+        "scan-bench --batch 2 --steps 3,70 --channels 5,33 --seconds 0 --runs 2 --device cpu,cuda --dtype f32,f64 --out scans",
+    );
+    let table = bench.desk.csv("scans/scan_bench.csv");
+    let devices = table.texts("device");
+    assert!(devices.contains(&"cpu") && devices.contains(&"cuda"), "side by side: {devices:?}");
+    assert!(table.texts("correct").iter().all(|&correct| correct == "true"), "{out}");
+    assert!(bench.desk.names("scans/plots").contains(&"bandwidth.svg".to_owned()));
+    assert_eq!(bench.desk.json("scans/machine.json")["gpus"][0]["name"], "Make-believe 10");
+}
+
+#[test]
+fn left_to_the_program_it_is_the_gpu() {
+    let bench = Bench::new(false);
+    data(&bench, &[20, 6]);
+    bench.ok("store data.npy --no-plots --device auto --out out");
+    assert_eq!(bench.desk.json("out/run.json")["device"], GPU);
+}
+
+#[test]
+fn a_divergence_is_told_as_on_the_processor() {
+    let bench = Bench::new(false);
+    data(&bench, &[2, 60, 6]);
+    let ran = |device: &str| {
+        let line = format!(
+            "retrieve data.npy --online --learning-rate 1e22 --no-plots --device {device} --out {device}"
+        );
+        let ran = bench.desk.run(&line);
+        assert_eq!(ran.code, Some(1), "{}", ran.err);
+        assert_eq!(bench.desk.names(device), ["metrics.csv", "run.json"]);
+        let diverged = bench.desk.json(&format!("{device}/run.json"))["diverged"].clone();
+        (ran.err.replace("left: 0\n", "").replace(device, "DEVICE"), diverged)
+    };
+    assert_eq!(ran("cuda"), ran("cpu"));
+}
+
+#[test]
+fn a_gpu_that_fails_leaves_no_results() {
+    for (name, value, expected) in [
+        ("FAILING", "walk_f32", "after launching kernel "),
+        ("FAILING", "gate_values_f32", "after launching kernel "),
+        ("BYTES", "10000", "out of memory on the GPU: "),
+        // The parameters fit, the buffers do not.
+        ("BYTES", "4300000", "out of memory on the GPU: "),
+    ] {
+        let bench = Bench::new(false).set(name, value);
+        data(&bench, &[200, 64]);
+        let before = bench.desk.contents();
+        let ran = bench.desk.run("store data.npy --device cuda --out out");
+        let told = ran.err.replace("left: 0\n", "");
+        assert_eq!((ran.code, &ran.out[..]), (Some(2), ""), "{name}={value}: {told}");
+        assert!(told.starts_with("error: ") && told.lines().count() == 1, "{name}={value}: {told}");
+        assert!(told.contains(expected), "{name}={value}: {told}");
+        assert_eq!(bench.desk.contents(), before, "{name}={value}: what is in the folder");
+        assert!(ran.err.contains("left: 0\n"), "{name}={value}: given back: {}", ran.err);
+    }
+}
