@@ -52,22 +52,12 @@ if wanted tests; then
     tail -3 "$record/tests.txt"
 fi
 
-if wanted sanitizer && command -v compute-sanitizer >/dev/null; then
-    # Some of everything: the whole takes hours under it.
-    short=(the_fused_pair scan_with_gates_of_all_kinds products_in_f32 norms_whose_squares_leave_the_range
-        spans_side_by_side)
-    for tool in memcheck racecheck; do
-        step "compute-sanitizer $tool"
-        NMEM_REQUIRE_CUDA=1 timeout 600 compute-sanitizer --tool "$tool" --error-exitcode 9 "$CUDA_TESTS" "${short[@]}" \
-            > "$record/$tool.txt" 2>&1 || failed+=("$tool: see $tool.txt")
-        tail -2 "$record/$tool.txt"
-    done
-fi
-
 if wanted memory; then
     step 'waiting for compilations'
     wait "$warming" || echo 'not all rows were compiled: they are tried again'
     sort -u "$caches/told.txt"
+    step 'the memory'
+    must "$python" "$here/memory.py" --nmem "$NMEM" --rows "$rows" --out "$record/memory.csv"
 fi
 
 if wanted scans; then
@@ -82,9 +72,16 @@ if wanted scans; then
     must "$python" "$here/scans.py" --steps "$steps" --out "$record/scans_pytorch.csv"
 fi
 
-if wanted memory; then
-    step 'the memory'
-    must "$python" "$here/memory.py" --nmem "$NMEM" --rows "$rows" --out "$record/memory.csv"
+if wanted sanitizer && command -v compute-sanitizer >/dev/null; then
+    # Some of everything: the whole takes hours under it. Last, for it is what takes longest.
+    short=(the_fused_pair scan_with_gates_of_all_kinds products_in_f32 norms_whose_squares_leave_the_range
+        spans_side_by_side)
+    for tool in memcheck racecheck; do
+        step "compute-sanitizer $tool"
+        NMEM_REQUIRE_CUDA=1 timeout 600 compute-sanitizer --tool "$tool" --error-exitcode 9 "$CUDA_TESTS" "${short[@]}" \
+            > "$record/$tool.txt" 2>&1 || failed+=("$tool: see $tool.txt")
+        tail -2 "$record/$tool.txt"
+    done
 fi
 
 {

@@ -38,6 +38,42 @@ def oracle(torch, gates, inputs):
     return states
 
 
+def measured(torch, sides, steps, runs):
+    """Rows of one number of steps: each side that there is, and a copy of as many bytes."""
+    rows = []
+    shape = BATCH, CHANNELS, steps
+    bytes_moved = 3 * 4 * BATCH * CHANNELS * steps
+    lots = max(2, min(128, -(-ROUND // bytes_moved)))
+    torch.manual_seed(0)
+    inputs = [(torch.empty(shape, device="cuda").uniform_(0.9, 1), torch.empty(shape, device="cuda").uniform_(-1, 1)) for _ in range(lots)]
+    halves = [(torch.empty(bytes_moved // 2, dtype=torch.uint8, device="cuda").random_(), torch.empty(bytes_moved // 2, dtype=torch.uint8, device="cuda")) for _ in range(lots)]
+    times = milliseconds(torch, lambda i: halves[i % lots][1].copy_(halves[i % lots][0]), runs)
+    copy = bytes_moved / statistics.median(times) / 1e6
+    del halves
+    # Loops over steps from Python: long enough to be seen.
+    expected = oracle(torch, *inputs[0]) if steps <= 4096 else None
+    with torch.no_grad():
+        for side, scan in sides.items():
+            try:
+                got = scan(*inputs[0])
+                error = None
+                if expected is not None:
+                    error = float((got.double() - expected).abs().max())
+                    if not error <= TOLERANCE * float(expected.abs().max()):
+                        raise ValueError(f"wrong by {error}")
+                del got
+                times = milliseconds(torch, lambda i: scan(*inputs[i % lots]), runs)
+            except Exception as reason:
+                print(f"{side} at {steps} steps: {type(reason).__name__}: {reason}")
+                continue
+            speed = bytes_moved / statistics.median(times) / 1e6
+            rows.append([side, BATCH, steps, CHANNELS, statistics.median(times), min(times), bytes_moved, speed, speed / copy, error, copy])
+    rows.append(["copy", BATCH, steps, CHANNELS, bytes_moved / copy / 1e6, None, bytes_moved, copy, 1.0, None, copy])
+    del inputs, expected
+    torch.cuda.empty_cache()
+    return rows
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", default="128,1024,8192,65536")
@@ -55,43 +91,15 @@ def main():
             sides[f"accelerated_scan.{name}"] = importlib.import_module(f"accelerated_scan.{name}").scan
         except Exception as error:  # an extension that cannot be compiled says so in many ways
             print(f"left out: accelerated_scan.{name}: {type(error).__name__}: {str(error).splitlines()[:1]}")
-    rows = []
-    for steps in map(int, chosen.steps.split(",")):
-        shape = BATCH, CHANNELS, steps
-        bytes_moved = 3 * 4 * BATCH * CHANNELS * steps
-        lots = max(2, min(128, -(-ROUND // bytes_moved)))
-        torch.manual_seed(0)
-        inputs = [(torch.empty(shape, device="cuda").uniform_(0.9, 1), torch.empty(shape, device="cuda").uniform_(-1, 1)) for _ in range(lots)]
-        halves = [(torch.empty(bytes_moved // 2, dtype=torch.uint8, device="cuda").random_(), torch.empty(bytes_moved // 2, dtype=torch.uint8, device="cuda")) for _ in range(lots)]
-        times = milliseconds(torch, lambda i: halves[i % lots][1].copy_(halves[i % lots][0]), chosen.runs)
-        copy = bytes_moved / statistics.median(times) / 1e6
-        del halves
-        # Loops over steps from Python: long enough to be seen.
-        expected = oracle(torch, *inputs[0]) if steps <= 4096 else None
-        with torch.no_grad():
-            for side, scan in sides.items():
-                try:
-                    got = scan(*inputs[0])
-                    error = None
-                    if expected is not None:
-                        error = float((got.double() - expected).abs().max())
-                        if not error <= TOLERANCE * float(expected.abs().max()):
-                            raise ValueError(f"wrong by {error}")
-                    del got
-                    times = milliseconds(torch, lambda i: scan(*inputs[i % lots]), chosen.runs)
-                except Exception as reason:
-                    print(f"{side} at {steps} steps: {type(reason).__name__}: {reason}")
-                    continue
-                speed = bytes_moved / statistics.median(times) / 1e6
-                rows.append([side, BATCH, steps, CHANNELS, statistics.median(times), min(times), bytes_moved, speed, speed / copy, error, copy])
-        rows.append(["copy", BATCH, steps, CHANNELS, bytes_moved / copy / 1e6, None, bytes_moved, copy, 1.0, None, copy])
-        del inputs, expected
-        torch.cuda.empty_cache()
-        print(f"{steps} steps: " + ", ".join(f"{row[0]} {row[4]:.3f} ms" for row in rows if row[2] == steps))
     with open(chosen.out, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow("algorithm,batch,steps,channels,median_ms,min_ms,bytes,gb_per_s,copy_fraction,max_abs_error,copy_gb_per_s".split(","))
-        writer.writerows(rows)
+        for steps in map(int, chosen.steps.split(",")):
+            rows = measured(torch, sides, steps, chosen.runs)
+            print(f"{steps} steps: " + ", ".join(f"{row[0]} {row[4]:.3f} ms" for row in rows), flush=True)
+            # Whatever stops the next shape, this one is there.
+            writer.writerows(rows)
+            file.flush()
 
 
 if __name__ == "__main__":
