@@ -63,8 +63,14 @@ impl<'d, T: bytemuck::Pod> Array<'d, T> {
 
     /// Overwrites elements from `start` on.
     pub fn upload(&mut self, start: usize, elements: &[T]) -> Result<()> {
-        assert!(start + elements.len() <= self.len, "within the array");
-        self.device.upload(self.address(start), bytemuck::cast_slice(elements))
+        self.upload_parts(start, &[elements])
+    }
+
+    /// Overwrites elements from `start` on with those of the parts, one after another.
+    pub fn upload_parts(&mut self, start: usize, parts: &[&[T]]) -> Result<()> {
+        assert!(start + parts.iter().map(|part| part.len()).sum::<usize>() <= self.len, "within the array");
+        let parts: Vec<&[u8]> = parts.iter().map(|part| bytemuck::cast_slice(part)).collect();
+        self.device.upload(self.address(start), &parts)
     }
 
     /// Reads elements from `start` on.

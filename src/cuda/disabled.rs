@@ -45,7 +45,7 @@ impl Device for Gpu {
     fn fill(&self, _: u64, _: u8, _: usize) -> Result<()> {
         match *self {}
     }
-    fn upload(&self, _: u64, _: &[u8]) -> Result<()> {
+    fn upload(&self, _: u64, _: &[&[u8]]) -> Result<()> {
         match *self {}
     }
     fn download(&self, _: u64, _: &mut [u8]) -> Result<()> {

@@ -380,22 +380,31 @@ impl Device for Gpu {
         self.check(code, "filling memory")
     }
 
-    fn upload(&self, address: u64, bytes: &[u8]) -> Result<()> {
+    fn upload(&self, address: u64, parts: &[&[u8]]) -> Result<()> {
         let driver = self.context.enter()?;
         let mut staging = held(&self.staging);
-        for (i, part) in bytes.chunks(PIECE).enumerate() {
+        let mut parts = parts.iter().copied().filter(|part| !part.is_empty());
+        let (mut to, mut part) = (address, parts.next());
+        while part.is_some() {
             let piece = staging.piece(&self.context)?;
             self.check(piece.read.wait(), "an upload")?;
             let staged = std::ptr::with_exposed_provenance_mut::<u8>(piece.address);
-            // SAFETY: the piece is as long as a part may be, is ours while the lock is held, and nothing reads it any more.
-            unsafe { std::ptr::copy_nonoverlapping(part.as_ptr(), staged, part.len()) };
-            let to = address + (i * PIECE) as u64;
+            let mut filled = 0;
+            while let Some(rest) = part
+                && filled < PIECE
+            {
+                let (now, later) = rest.split_at(rest.len().min(PIECE - filled));
+                // SAFETY: there is room for so many in the piece, which is ours while the lock is held; nothing reads it any more.
+                unsafe { std::ptr::copy_nonoverlapping(now.as_ptr(), staged.add(filled), now.len()) };
+                filled += now.len();
+                part = if later.is_empty() { parts.next() } else { Some(later) };
+            }
             // SAFETY: the bytes at `to` are an allocation's; the piece stays until its event.
-            let code = unsafe {
-                (driver.cuMemcpyHtoDAsync_v2)(to, staged.cast_const().cast(), part.len(), self.stream)
-            };
+            let code =
+                unsafe { (driver.cuMemcpyHtoDAsync_v2)(to, staged.cast_const().cast(), filled, self.stream) };
             self.check(code, "an upload")?;
             self.check(piece.read.record(self.stream), "an upload")?;
+            to += filled as u64;
         }
         Ok(())
     }

@@ -45,8 +45,8 @@ pub trait Device: Send + Sync {
     fn free(&self, address: u64);
     /// Sets every byte.
     fn fill(&self, address: u64, byte: u8, bytes: usize) -> Result<()>;
-    /// To the device. The bytes can be changed as soon as this returns.
-    fn upload(&self, address: u64, bytes: &[u8]) -> Result<()>;
+    /// To the device, one part after another. The bytes can be changed as soon as this returns.
+    fn upload(&self, address: u64, parts: &[&[u8]]) -> Result<()>;
     /// From the device, once all that was asked for before is done.
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<()>;
     /// From one place of the device to another, which do not overlap.

@@ -223,11 +223,17 @@ impl<'m, T: Real> CudaEngine<'m, T> {
             Ok::<_, Error>(begin.elapsed())
         };
         let transfer = Instant::now();
-        for (i, sequence) in group.clone().enumerate() {
-            let of = if state.sequences() == 1 { 0 } else { sequence };
-            for (array, to) in [&state.update, &state.momentum].into_iter().zip(&mut room.state[0]) {
-                let elements = array.as_slice().expect("standard layout");
-                to.upload(i * per_sequence, &elements[of * per_sequence..][..per_sequence])?;
+        let held = if state.sequences() == 1 { 0..1 } else { group.clone() };
+        for (array, to) in [&state.update, &state.momentum].into_iter().zip(&mut room.state[0]) {
+            let elements = array.as_slice().expect("standard layout");
+            to.upload(0, &elements[held.start * per_sequence..held.end * per_sequence])?;
+            // One that all begin with: twice as many from copy to copy.
+            let mut there = held.len();
+            while there < group.len() {
+                let more = there.min(group.len() - there);
+                let bytes = more * per_sequence * size_of::<T>();
+                device.copy(to.address(there * per_sequence), to.address(0), bytes)?;
+                there += more;
             }
         }
         let mut blocks = plan.blocks().peekable();
@@ -240,12 +246,10 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         let mut rows = vec![0; going];
         while let Some(block) = blocks.next() {
             let sending = Instant::now();
-            for (i, sides) in sides[..going].iter().enumerate() {
-                let sent = [sides.store.rows(), sides.read.rows()];
-                for (rows, to) in sent.into_iter().zip(&mut room.tokens) {
-                    to.upload(i * rows.len(), rows.as_slice().expect("whole rows"))?;
-                }
-            }
+            let parts = |rows: fn(&Sides<T>) -> &[T]| sides[..going].iter().map(rows).collect::<Vec<_>>();
+            let [stored, read] = &mut room.tokens;
+            stored.upload_parts(0, &parts(|sides| sides.store.elements()))?;
+            read.upload_parts(0, &parts(|sides| sides.read.elements()))?;
             device.synchronize()?;
             outcome.input += sending.elapsed();
 

@@ -32,6 +32,12 @@ impl<T: Real> Tokens<T> {
         self.buffer.slice(s![..self.rows, ..])
     }
 
+    /// Of all rows.
+    pub fn elements(&self) -> &[T] {
+        let elements = self.buffer.as_slice().expect("standard layout");
+        &elements[..self.rows * self.buffer.ncols()]
+    }
+
     pub fn rows_mut(&mut self) -> ArrayViewMut2<'_, T> {
         self.buffer.slice_mut(s![..self.rows, ..])
     }

@@ -157,7 +157,8 @@ impl Device for Shim {
         Ok(())
     }
 
-    fn upload(&self, address: u64, bytes: &[u8]) -> Result<()> {
+    fn upload(&self, address: u64, parts: &[&[u8]]) -> Result<()> {
+        let bytes = parts.concat();
         self.check(address, bytes.len());
         // SAFETY: checked above.
         unsafe { (address as *mut u8).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };

@@ -37,6 +37,8 @@ struct Small<'a> {
     shared: usize,
     /// Blocks of threads that it says run side by side.
     side: usize,
+    /// Launches, uploads and copies.
+    calls: AtomicUsize,
     /// Blocks of tokens that it has stored.
     blocks: AtomicUsize,
     /// Most spans that have been walked side by side.
@@ -47,8 +49,8 @@ struct Small<'a> {
 
 impl<'a> Small<'a> {
     fn new(device: &'a dyn Device, free: usize, shared: usize) -> Self {
-        let [blocks, spans] = [AtomicUsize::new(0), AtomicUsize::new(0)];
-        Self { device, free, shared, side: 1, blocks, spans, widest: None }
+        let [calls, blocks, spans] = [const { AtomicUsize::new(0) }; 3];
+        Self { device, free, shared, side: 1, calls, blocks, spans, widest: None }
     }
 }
 
@@ -74,16 +76,19 @@ impl Device for Small<'_> {
     fn fill(&self, address: u64, byte: u8, bytes: usize) -> nmem::Result<()> {
         self.device.fill(address, byte, bytes)
     }
-    fn upload(&self, address: u64, bytes: &[u8]) -> nmem::Result<()> {
-        self.device.upload(address, bytes)
+    fn upload(&self, address: u64, parts: &[&[u8]]) -> nmem::Result<()> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.device.upload(address, parts)
     }
     fn download(&self, address: u64, bytes: &mut [u8]) -> nmem::Result<()> {
         self.device.download(address, bytes)
     }
     fn copy(&self, to: u64, from: u64, bytes: usize) -> nmem::Result<()> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
         self.device.copy(to, from, bytes)
     }
     fn launch(&self, kernel: &str, launch: Launch, arguments: &[Argument]) -> nmem::Result<()> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
         if kernel.starts_with("gate_values") {
             self.blocks.fetch_add(1, Ordering::Relaxed);
         }
@@ -304,6 +309,42 @@ fn what_is_not_finite_stays_in_its_chunk() {
             assert_eq!(at.divergence, there.divergence, "{name}, {value}");
             assert_rows_close(name, &got.rows, &expected.rows, 1e-5);
         }
+    }
+}
+
+/// What a device is asked for, it is asked for all sequences together.
+#[test]
+fn sequences_side_by_side() {
+    for (name, device) in devices() {
+        let memory = Drawn::new((6, 2, 3), 5, Init::Xavier, 7).memory::<f32>();
+        let calls = [3, 40].map(|sequences| {
+            let tokens = uniform((sequences, 23, 6), 1.0, 5).mapv(|x| x as f32);
+            let small = Small::new(device.as_ref(), 1 << 24, device.shared_bytes());
+            let work = Work::Online { read: &tokens, store: &tokens, probe: true };
+            let compare = |got: &Collect<f32>, expected: &Collect<f32>| {
+                assert_rows_close(name, &got.rows, &expected.rows, 2e-5);
+                let [got, expected] = [got, expected].map(|of| dyn3(&of.retrieved));
+                assert_close_to_largest(name, got.view(), expected.view(), 2e-5);
+            };
+            let (got, _) = run_on(&small, &memory, &mut memory.initial_state(sequences), work, tokens.dim());
+            let (expected, _) =
+                support::run(&memory, &mut memory.initial_state(sequences), work, tokens.dim());
+            compare(&got, &expected);
+            let online = small.calls.swap(0, Ordering::Relaxed);
+
+            // All from the memory of one.
+            let one = uniform((1, 20, 6), 1.0, 3).mapv(|x| x as f32);
+            let mut stored = memory.initial_state(1);
+            support::run(&memory, &mut stored, Work::Store { sequences: &one, probe: false }, (0, 0, 0));
+            let (got, _) = run_on(&small, &memory, &mut stored, Work::Read(&tokens), tokens.dim());
+            let (expected, _) = support::run(&memory, &mut stored, Work::Read(&tokens), tokens.dim());
+            compare(&got, &expected);
+            [online, small.calls.into_inner()]
+        });
+        let [[online, read], [online_of_many, read_of_many]] = calls;
+        assert_eq!(online, online_of_many, "{name}");
+        // Of each of two arrays, 2, 3 sequences from the first against 2, 4, 8, 16, 32, 40.
+        assert_eq!(read + 2 * 4, read_of_many, "{name}");
     }
 }
 

@@ -251,8 +251,15 @@ fn memory_and_kernels_inside() {
 
     // More than all pieces that an upload passes through, and a rest.
     let numbers: Vec<u32> = (0..(5 << 18) + 3).collect();
-    let array = Array::of(&gpu, &numbers).unwrap();
+    let mut array = Array::of(&gpu, &numbers).unwrap();
     assert_eq!(array.to_vec().unwrap(), numbers);
+    // In parts, of which some are larger and some smaller than a piece; what is beside them stays.
+    let parts = [1, 0, (1 << 18) + 5, 7, 1 << 18, 3].map(|len| vec![len as u32; len]);
+    array.upload_parts(2, &parts.each_ref().map(Vec::as_slice)).unwrap();
+    let mut expected = numbers.clone();
+    let joined = parts.concat();
+    expected[2..2 + joined.len()].copy_from_slice(&joined);
+    assert_eq!(array.to_vec().unwrap(), expected);
     let mut other = Array::<u32>::zeros(&gpu, 7).unwrap();
     gpu.copy(other.address(1), array.address(numbers.len() - 2), 8).unwrap();
     assert_eq!(other.to_vec().unwrap(), [0, (5 << 18) + 1, (5 << 18) + 2, 0, 0, 0, 0]);
@@ -304,7 +311,7 @@ fn memory_and_kernels_inside() {
 
     // A kernel's failure shows in what waits for it, and stays; what is left is given back without a panic.
     gpu.launch("fault", Launch { grid: [1; 3], block: 1, shared: 0 }, &[]).unwrap();
-    for failed in [gpu.synchronize(), array.to_vec().map(drop), gpu.upload(other.address(0), &[1])] {
+    for failed in [gpu.synchronize(), array.to_vec().map(drop), gpu.upload(other.address(0), &[&[1]])] {
         let failed = failed.unwrap_err().to_string();
         assert!(
             failed.contains("after launching kernel fault, failed: CUDA_ERROR_SOME")

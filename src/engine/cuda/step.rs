@@ -176,21 +176,11 @@ impl<T: Real> Step<'_, T> {
             // Zeros follow the last token: no token sees them, and they are finite.
             self.device.fill(room.queries.address(0), 0, self.heads() * read_rows * d * size_of::<T>())?;
         }
-        for i in 0..self.sequences {
-            let [of_store, of_read] = [(0, stored), (1, read)].map(|(side, rows): (usize, usize)| {
-                matrix(room.tokens[side].address(i * rows * dim), dim, 0)
-            });
-            let head = |array: &Array<T>, rows: usize| matrix(array.address(i * h * rows * d), d, rows * d);
-            let columns =
-                |array: &Array<T>, first: usize, width: usize| matrix(array.address(first), width, d);
-            let keys_values = &weights.keys_values;
-            for (first, to) in [(0, &room.keys), (inner, &room.values)] {
-                let product = [of_store, columns(keys_values, first, 2 * inner), head(to, stored)];
-                self.multiply(h, [stored, d, dim], 1.0, product)?;
-            }
-            let product = [of_read, columns(&weights.queries, 0, inner), head(&room.queries, read_rows)];
-            self.multiply(h, [read, d, dim], 1.0, product)?;
-        }
+        let [of_store, of_read] = [(&room.tokens[0], [stored; 2]), (&room.tokens[1], [read, read_rows])];
+        let keys_values = (&weights.keys_values, 2 * inner);
+        self.split_heads(of_store, keys_values, 0, &room.keys)?;
+        self.split_heads(of_store, keys_values, inner, &room.values)?;
+        self.split_heads(of_read, (&weights.queries, inner), 0, &room.queries)?;
         let gates = self.memory.gates;
         let gates = [gates.learning_rate, gates.momentum, gates.decay];
         let mut pinned = 0;
@@ -210,6 +200,31 @@ impl<T: Real> Step<'_, T> {
             return Err(Error::setting("--device", format!("cpu for tokens wider than {most}"), "cuda"));
         }
         self.launch("gate_values", [self.chunks(), self.sequences, 1], shared, &arguments)
+    }
+
+    /// Tokens of all sequences, (sequences, rows, D), times the columns of a projection from `first` on, d for each head: (sequences,
+    /// heads, rows, d), with space for more rows. Heads of one sequence are a call, or sequences of one head, whatever makes fewer.
+    fn split_heads(
+        &self,
+        (tokens, [rows, space]): (&Array<T>, [usize; 2]),
+        (projection, width): (&Array<T>, usize),
+        first: usize,
+        to: &Array<T>,
+    ) -> Result<()> {
+        let (dim, d, heads) = (self.memory.dimensions.dim, self.d(), self.memory.dimensions.heads);
+        for i in 0..heads.min(self.sequences) {
+            let (batch, [a, b, c]) = if heads < self.sequences {
+                let tokens = matrix(tokens.address(0), dim, rows * dim);
+                let columns = matrix(projection.address(first + i * d), width, 0);
+                (self.sequences, [tokens, columns, matrix(to.address(i * space * d), d, heads * space * d)])
+            } else {
+                let tokens = matrix(tokens.address(i * rows * dim), dim, 0);
+                let columns = matrix(projection.address(first), width, d);
+                (heads, [tokens, columns, matrix(to.address(i * heads * space * d), d, space * d)])
+            };
+            self.multiply(batch, [rows, d, dim], 1.0, [a, b, c])?;
+        }
+        Ok(())
     }
 
     /// RMSNorm of two lots of rows, where these have weights.
