@@ -106,8 +106,8 @@ pub(super) struct Room<'d, T: Real> {
     pub(super) ring: Ring,
     /// (sequences, rows, D)
     pub(super) tokens: [Array<'d, T>; 2],
+    /// Of a block (sequences, heads, rows, d), followed by as many values.
     pub(super) keys: Array<'d, T>,
-    pub(super) values: Array<'d, T>,
     pub(super) queries: Array<'d, T>,
     /// θ, η, α: (…, chunks, 3)
     pub(super) steps: Array<'d, T>,
@@ -178,8 +178,7 @@ impl<'d, T: Real> Room<'d, T> {
                 room(sequences * sizes.stored * dimensions.dim)?,
                 room(sequences * sizes.read * dimensions.dim)?,
             ],
-            keys: room(stored * d)?,
-            values: room(stored * d)?,
+            keys: room(2 * stored * d)?,
             queries: room(read * d)?,
             steps: room(chunks * 3)?,
             qkv: room(stored * 3 * d)?,
@@ -207,9 +206,9 @@ impl<'d, T: Real> Room<'d, T> {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        let Self { tokens, keys, values, queries, steps, qkv, d_qkv, scores, d_scores, hidden, .. } = self;
+        let Self { tokens, keys, queries, steps, qkv, d_qkv, scores, d_scores, hidden, .. } = self;
         let Self { d_hidden, activated, d_output, chunk_losses, readers, parts, state, starts, .. } = self;
-        let single = [keys, values, queries, steps, qkv, d_qkv, scores, d_scores, hidden, d_hidden];
+        let single = [keys, queries, steps, qkv, d_qkv, scores, d_scores, hidden, d_hidden];
         let others = [activated, d_output, parts, &self.merged];
         let read = readers.iter().flat_map(|reader| {
             [&reader.products, &reader.activated, &reader.outputs].into_iter().chain(&reader.parts)

@@ -177,10 +177,15 @@ impl<T: Real> Step<'_, T> {
             self.device.fill(room.queries.address(0), 0, self.heads() * read_rows * d * size_of::<T>())?;
         }
         let [of_store, of_read] = [(&room.tokens[0], [stored; 2]), (&room.tokens[1], [read, read_rows])];
-        let keys_values = (&weights.keys_values, 2 * inner);
-        self.split_heads(of_store, keys_values, 0, &room.keys)?;
-        self.split_heads(of_store, keys_values, inner, &room.values)?;
-        self.split_heads(of_read, (&weights.queries, inner), 0, &room.queries)?;
+        let (keys_values, to) = ((&weights.keys_values, 2 * inner), &room.keys);
+        if self.sequences == 1 {
+            // Values follow keys: as if there were twice as many heads.
+            self.split_heads(of_store, keys_values, 0, 2 * h, to.address(0))?;
+        } else {
+            self.split_heads(of_store, keys_values, 0, h, to.address(0))?;
+            self.split_heads(of_store, keys_values, inner, h, self.values(room))?;
+        }
+        self.split_heads(of_read, (&weights.queries, inner), 0, h, room.queries.address(0))?;
         let gates = self.memory.gates;
         let gates = [gates.learning_rate, gates.momentum, gates.decay];
         let mut pinned = 0;
@@ -202,6 +207,11 @@ impl<T: Real> Step<'_, T> {
         self.launch("gate_values", [self.chunks(), self.sequences, 1], shared, &arguments)
     }
 
+    /// Values of the block's chunks: they follow its keys.
+    fn values(&self, room: &Room<T>) -> u64 {
+        room.keys.address(self.heads() * self.block.store.len() * self.d())
+    }
+
     /// Tokens of all sequences, (sequences, rows, D), times the columns of a projection from `first` on, d for each head: (sequences,
     /// heads, rows, d), with space for more rows. Heads of one sequence are a call, or sequences of one head, whatever makes fewer.
     fn split_heads(
@@ -209,20 +219,21 @@ impl<T: Real> Step<'_, T> {
         (tokens, [rows, space]): (&Array<T>, [usize; 2]),
         (projection, width): (&Array<T>, usize),
         first: usize,
-        to: &Array<T>,
+        heads: usize,
+        to: u64,
     ) -> Result<()> {
-        let (dim, d, heads) = (self.memory.dimensions.dim, self.d(), self.memory.dimensions.heads);
+        let (dim, d) = (self.memory.dimensions.dim, self.d());
+        let of_tokens = |sequence: usize, stride| matrix(tokens.address(sequence * rows * dim), dim, stride);
+        let columns = |head: usize, stride| matrix(projection.address(first + head * d), width, stride);
+        let head =
+            |number: usize, stride| matrix(to + (number * space * d * size_of::<T>()) as u64, d, stride);
         for i in 0..heads.min(self.sequences) {
-            let (batch, [a, b, c]) = if heads < self.sequences {
-                let tokens = matrix(tokens.address(0), dim, rows * dim);
-                let columns = matrix(projection.address(first + i * d), width, 0);
-                (self.sequences, [tokens, columns, matrix(to.address(i * space * d), d, heads * space * d)])
+            let (batch, factors) = if heads < self.sequences {
+                (self.sequences, [of_tokens(0, rows * dim), columns(i, 0), head(i, heads * space * d)])
             } else {
-                let tokens = matrix(tokens.address(i * rows * dim), dim, 0);
-                let columns = matrix(projection.address(first), width, d);
-                (heads, [tokens, columns, matrix(to.address(i * heads * space * d), d, space * d)])
+                (heads, [of_tokens(i, 0), columns(0, d), head(i * heads, space * d)])
             };
-            self.multiply(batch, [rows, d, dim], 1.0, [a, b, c])?;
+            self.multiply(batch, [rows, d, dim], 1.0, factors)?;
         }
         Ok(())
     }
@@ -342,7 +353,7 @@ impl<T: Real> Step<'_, T> {
 
     /// Of every chunk of keys, from what was made of them.
     fn losses(&self, predicted: &Array<T>, room: &Room<T>, sums: &Array<T>, gradient: bool) -> Result<()> {
-        let mut arguments = [predicted, &room.values, sums].map(Array::argument).to_vec();
+        let mut arguments = vec![predicted.argument(), Argument::Address(self.values(room)), sums.argument()];
         arguments.extend([self.c(), self.d()].map(Argument::count));
         arguments.push(Argument::U32(gradient.into()));
         self.launch("chunk_losses", [self.heads() * self.chunks(), 1, 1], 0, &arguments)
