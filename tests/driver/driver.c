@@ -4,6 +4,7 @@
 //   KERNELS  a library of ../cuda/shim.cpp: what is launched is computed, block after block
 //   FAILING  a kernel that fails
 //   BYTES    most that can be taken, whatever is said to be free
+//   MULTIPROCESSORS, SHARED (bytes)   of another GPU
 
 #include <dlfcn.h>
 #include <pthread.h>
@@ -39,7 +40,7 @@ int cuDeviceGetCount(int *count) { *count = 2; return 0; }
 int cuDeviceGet(int *device, int index) { *device = index + 10; return index < 2 ? 0 : 101; }
 int cuDeviceGetName(char *name, int bytes, int device) { snprintf(name, bytes, "Make-believe %d", device); return 0; }
 int cuDeviceGetAttribute(int *value, unsigned attribute, int device) {
-    *value = attribute == 16 ? 4 : attribute == 75 ? 8 : attribute == 97 ? 166912 : attribute == 115 ? setting("POOLS", 1) : 0;
+    *value = attribute == 16 ? setting("MULTIPROCESSORS", 4) : attribute == 75 ? 8 : attribute == 97 ? setting("SHARED", 166912) : attribute == 115 ? setting("POOLS", 1) : 0;
     return 0;
 }
 int cuDeviceTotalMem_v2(u64 *bytes, int device) { *bytes = 8ull << 30; return 0; }
@@ -135,7 +136,7 @@ int cuModuleGetFunction(u64 *function, u64 module, const char *name) {
     return 500;
 }
 int cuFuncSetAttribute(struct function *function, unsigned attribute, int value) {
-    if (attribute != 8 || value > 166912) return 1;
+    if (attribute != 8 || value > setting("SHARED", 166912)) return 1;
     function->shared = value;
     return 0;
 }
