@@ -8,6 +8,9 @@ use nmem::engine::{Memory, Outcome, Work};
 use nmem::memory::parameters::Init;
 use nmem::memory::{Gate, Gates, State};
 use nmem::real::Real;
+use proptest::prelude::*;
+use proptest::sample::select;
+use proptest::test_runner::RngSeed;
 
 use crate::device::devices;
 use crate::support::{
@@ -196,6 +199,35 @@ fn little_memory_makes_many_blocks() {
         let (expected, there) = support::run(&memory, &mut memory.initial_state(2), work, tokens.dim());
         assert_eq!(at.divergence, there.divergence, "{name}");
         assert_eq!(got.rows.len(), expected.rows.len(), "{name}");
+    }
+}
+
+/// Any shape, on devices of any size: blocks of tokens, spans of chunks, tiles that are cut.
+fn shapes() -> impl Strategy<Value = (Case, usize, usize)> {
+    // Nothing maps the output of one head back to another width.
+    let heads = (1_usize..=40, 1_usize..=3, 1_usize..=70)
+        .prop_map(|(dim, heads, d)| (if heads == 1 { d } else { dim }, heads, d));
+    let parts = [0_usize..=130, 0..=70];
+    let case = (heads, 2_usize..=70, 1_usize..=5, parts);
+    (case, select(vec![1, 40, 132, 1000]), 14_usize..=24)
+        .prop_map(|(case, side, free)| (case, side, 1 << free))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 8,
+        rng_seed: RngSeed::Fixed(1),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn shapes_of_all_kinds((case, side, free) in shapes()) {
+        for (name, device) in devices() {
+            let small = Small { side, ..Small::new(device.as_ref(), free, device.shared_bytes()) };
+            against_the_oracle::<f32>(name, &small, case, 5e-5);
+            against_the_oracle::<f64>(name, &small, case, 1e-10);
+        }
     }
 }
 
