@@ -265,42 +265,25 @@ __device__ void add_outer(T (&sums)[4][4], const T* a, const T* b, unsigned dept
     }
 }
 
-// sums ← sums + A B over columns `from` to `to` of A, which are rows of B: four rows of A, a quad of columns of B.
-template <int LEFT, int RIGHT, class T>
+// sums ← sums + op(A) op(B) over the depth `from` to `to`, in fours; rows LEFT and RIGHT elements apart. a: the first of four
+// rows of op(A); b: the first of four columns of op(B), which are neighbours, or 16 apart where B is transposed: in different banks.
+template <bool A_TRANSPOSED, bool B_TRANSPOSED, int LEFT, int RIGHT, class T>
 __device__ void add_product(T (&sums)[4][4], const T* a, const T* b, unsigned from, unsigned to) {
 #pragma unroll 4
     for (unsigned k = from; k < to; k += 4) {
-        Quad<T> x[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) x[i] = quad_at(a + i * LEFT + k);
-#pragma unroll
-        for (int m = 0; m < 4; ++m) {
-            const Quad<T> r = quad_at(b + (k + m) * RIGHT);
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-#pragma unroll
-                for (int j = 0; j < 4; ++j) sums[i][j] += x[i].v[m] * r.v[j];
-        }
-    }
-}
-
-// sums ← sums + A Bᵀ of whole tiles: four rows of A; of B rows 16 apart, which are in different banks.
-template <class T> __device__ void add_inner(T (&sums)[4][4], const T* a, const T* b) {
-    enum { PITCH = Tiled<T>::PITCH };
-#pragma unroll 2
-    for (unsigned k = 0; k < TILE; k += 4) {
         Quad<T> x[4], y[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            x[i] = quad_at(a + i * PITCH + k);
-            y[i] = quad_at(b + 16 * i * PITCH + k);
+            x[i] = quad_at(A_TRANSPOSED ? a + (k + i) * LEFT : a + i * LEFT + k);
+            y[i] = quad_at(B_TRANSPOSED ? b + 16 * i * RIGHT + k : b + (k + i) * RIGHT);
         }
 #pragma unroll
         for (int m = 0; m < 4; ++m)
 #pragma unroll
             for (int i = 0; i < 4; ++i)
 #pragma unroll
-                for (int j = 0; j < 4; ++j) sums[i][j] += x[i].v[m] * y[j].v[m];
+                for (int j = 0; j < 4; ++j)
+                    sums[i][j] += (A_TRANSPOSED ? x[m].v[i] : x[i].v[m]) * (B_TRANSPOSED ? y[j].v[m] : y[m].v[j]);
     }
 }
 
@@ -601,7 +584,7 @@ template <class T> struct Walk : Weight<T> {
         T(&sums)[4][4] = this->g;
         clear(sums);
         const unsigned row = this->ty % (ROWS / 4) * 4, part = this->ty / (ROWS / 4);
-        add_product<PITCH, TILE>(sums, staged + row * PITCH, read_weights + 4 * this->tx, part * ROWS, (part + 1) * ROWS);
+        add_product<false, false, PITCH, TILE>(sums, staged + row * PITCH, read_weights + 4 * this->tx, part * ROWS, (part + 1) * ROWS);
         const bool vectors = d % 4 == 0;
         if (ROWS == TILE) {
 #pragma unroll
@@ -689,10 +672,13 @@ template <class T> struct Walk : Weight<T> {
             }
             done = chunks;
         };
-        for (unsigned i = 0; i < pieces_ahead; ++i) ask_next();
-        while (here.chunk < end) {
+        for (unsigned ahead = 0; here.chunk < end;) {
             // Into the buffer of the piece before last, which all have left.
             ask_next();
+            if (ahead < pieces_ahead) {
+                ++ahead;
+                continue;
+            }
             await_piece(pieces_ahead);
             __syncthreads();
             join_squares();
@@ -850,20 +836,29 @@ template <class T> struct Chunks {
     __device__ unsigned there(unsigned row) const { return row < rows ? left_of(d, column + 4 * tx) : 0; }
 };
 
-// Of products over a tile, those of rows that came out not finite once more over their own chunks alone: what the weights of other
-// chunks' rows are, 0, times what is not finite is NaN. weight(row, k): of row k.
+// Products over a tile, where some came out not finite, once more over the rows of their own chunks alone: what the weights of other
+// chunks' rows are, 0, times what is not finite is NaN. weight(row, k): of row k. Rare, and small: what a kernel has to load counts.
 template <class T, class F>
 __device__ void keep_apart(T (&sums)[4][4], const Chunks<T>& my, const T* rows, F weight) {
+    bool finite = true;
+    unsigned start[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        if (is_finite(sums[i][0]) && is_finite(sums[i][1]) && is_finite(sums[i][2]) && is_finite(sums[i][3])) continue;
-        const unsigned row = my.row(i), start = my.start(row), end = start < TILE ? start + my.c : start;
+        start[i] = my.start(my.row(i));
 #pragma unroll
-        for (int j = 0; j < 4; ++j) sums[i][j] = T(0);
-        for (unsigned k = start; k < end; ++k) {
-            const Quad<T> x = quad_at(rows + k * Tiled<T>::PITCH + 4 * my.tx);
+        for (int j = 0; j < 4; ++j) finite &= is_finite(sums[i][j]);
+    }
+    if (finite) return;
+    clear(sums);
+#pragma unroll 1
+    for (unsigned k = 0; k < my.rows; ++k) {
+        const Quad<T> x = quad_at(rows + k * Tiled<T>::PITCH + 4 * my.tx);
 #pragma unroll
-            for (int j = 0; j < 4; ++j) sums[i][j] += weight(row, k) * x.v[j];
+        for (int i = 0; i < 4; ++i) {
+            if (k < start[i] || k >= start[i] + my.c) continue;
+            const T w = weight(my.row(i), k);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) sums[i][j] += w * x.v[j];
         }
     }
 }
@@ -904,7 +899,7 @@ __device__ void attend(const T* qkv, T* softmax, T* hidden, T* activated, long l
         }
         await_piece(k == 0);
         __syncthreads();
-        add_inner(sums, left + 4 * my.ty * PITCH, right + my.tx * PITCH);
+        add_product<false, true, PITCH, PITCH>(sums, left + 4 * my.ty * PITCH, right + my.tx * PITCH, 0, TILE);
     }
     // P in the place of q: of either a warp has whole rows to itself.
     __syncwarp();
@@ -939,7 +934,7 @@ __device__ void attend(const T* qkv, T* softmax, T* hidden, T* activated, long l
     await_piece(0);
     __syncthreads();
     clear(sums);
-    add_product<PITCH, PITCH>(sums, left + 4 * my.ty * PITCH, values + 4 * my.tx, 0, TILE);
+    add_product<false, false, PITCH, PITCH>(sums, left + 4 * my.ty * PITCH, values + 4 * my.tx, 0, TILE);
     keep_apart(sums, my, values, [=](unsigned row, unsigned k) { return left[row * PITCH + k]; });
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -994,7 +989,7 @@ __device__ void attend_backward(const T* qkv, const T* softmax, const T* hidden,
         }
         await_piece(tile == 1);
         __syncthreads();
-        add_inner(sums, d_hidden + 4 * my.ty * PITCH, values + my.tx * PITCH);
+        add_product<false, true, PITCH, PITCH>(sums, d_hidden + 4 * my.ty * PITCH, values + my.tx * PITCH, 0, TILE);
     }
     await_piece(0);
     __syncthreads();
@@ -1028,7 +1023,7 @@ __device__ void attend_backward(const T* qkv, const T* softmax, const T* hidden,
         clear(sums);
     };
     clear(sums);
-    add_product<PITCH, PITCH>(sums, d_scores + 4 * my.ty * PITCH, keys + 4 * my.tx, 0, TILE);
+    add_product<false, false, PITCH, PITCH>(sums, d_scores + 4 * my.ty * PITCH, keys + 4 * my.tx, 0, TILE);
     keep_apart(sums, my, keys, [=](unsigned row, unsigned k) { return d_scores[row * PITCH + k]; });
     write(0);
     add_outer<PITCH, PITCH>(sums, d_scores + 4 * my.ty, queries + 4 * my.tx, my.rows);
@@ -1233,58 +1228,56 @@ BOTH(first_nonfinite, 1,
 // ---- Products ----------------------------------------------------------------------------------------------------------
 
 // C ← scale · op(A) op(B), `batch` pairs: a tile a block. As in src/cuda/product.rs.
+//
+// Shared memory: two tiles.
 template <class T>
 __device__ void product(const T* a, long long a_row, long long a_stride, unsigned a_transposed, const T* b, long long b_row,
                         long long b_stride, unsigned b_transposed, T* c, long long c_row, long long c_stride,
                         unsigned rows, unsigned cols, unsigned depth, unsigned batch, T scale) {
-    enum { DEPTH = 16, PITCH = Tiled<T>::PITCH };
-    __shared__ Quad<T> left[DEPTH][PITCH / 4 + 1], right[DEPTH][PITCH / 4 + 1];
+    SHARED_MEMORY(T, left);
+    enum { PITCH = Tiled<T>::PITCH };
+    T* right = left + Tiled<T>::ELEMENTS;
     const unsigned col0 = blockIdx.x * TILE, tx = threadIdx.x % 16, ty = threadIdx.x / 16;
+    // Whether quads of all rows are aligned, and there or not as a whole.
+    auto in_quads = [](const T* of, long long row, long long stride, unsigned across) {
+        return row % 4 == 0 && stride % 4 == 0 && across % 4 == 0 && (unsigned long long)of % sizeof(Quad<T>) == 0;
+    };
+    const bool a_quads = in_quads(a, a_row, a_stride, a_transposed ? rows : depth);
+    const bool b_quads = in_quads(b, b_row, b_stride, b_transposed ? depth : cols);
+    const bool c_quads = in_quads(c, c_row, c_stride, cols);
     for (unsigned pair = blockIdx.z; pair < batch; pair += gridDim.z) {
         const T *am = a + pair * a_stride, *bm = b + pair * b_stride;
         for (unsigned row0 = blockIdx.y * TILE; row0 < rows; row0 += gridDim.y * TILE) {
-            // Neighbouring threads take neighbours in memory, whichever way it lies.
-            auto place = [](unsigned i, bool along_depth, unsigned& m, unsigned& k) {
-                m = along_depth ? i / DEPTH : i % TILE;
-                k = along_depth ? i % DEPTH : i / TILE;
-            };
-            T next_a[4], next_b[4];
-            auto fetch = [&](unsigned start) {
-#pragma unroll
-                for (unsigned i = 0; i < 4; ++i) {
-                    unsigned m, k;
-                    place(threadIdx.x + i * THREADS, !a_transposed, m, k);
-                    bool there = row0 + m < rows && start + k < depth;
-                    next_a[i] = !there ? T(0) : a_transposed ? am[(start + k) * a_row + row0 + m] : am[(row0 + m) * a_row + start + k];
-                    place(threadIdx.x + i * THREADS, b_transposed, m, k);
-                    there = col0 + m < cols && start + k < depth;
-                    next_b[i] = !there ? T(0) : b_transposed ? bm[(col0 + m) * b_row + start + k] : bm[(start + k) * b_row + col0 + m];
-                }
-            };
             T sums[4][4];
             clear(sums);
-            fetch(0);
-            for (unsigned start = 0; start < depth; start += DEPTH) {
+            for (unsigned k = 0; k < depth; k += TILE) {
                 __syncthreads();
-#pragma unroll
-                for (unsigned i = 0; i < 4; ++i) {
-                    unsigned m, k;
-                    place(threadIdx.x + i * THREADS, !a_transposed, m, k);
-                    left[k][m / 4].v[m % 4] = next_a[i];
-                    place(threadIdx.x + i * THREADS, b_transposed, m, k);
-                    right[k][m / 4].v[m % 4] = next_b[i];
-                }
+                if (a_transposed) ask_tile(left, am + k * a_row + row0, a_row, depth - k, rows - row0, a_quads);
+                else ask_tile(left, am + row0 * a_row + k, a_row, rows - row0, depth - k, a_quads);
+                if (b_transposed) ask_tile(right, bm + col0 * b_row + k, b_row, cols - col0, depth - k, b_quads);
+                else ask_tile(right, bm + k * b_row + col0, b_row, depth - k, cols - col0, b_quads);
+                end_piece();
+                await_piece(0);
                 __syncthreads();
-                if (start + DEPTH < depth) fetch(start + DEPTH);
-                enum { ROW = (PITCH / 4 + 1) * 4 };
-                add_outer<ROW, ROW>(sums, left[0][ty].v, right[0][tx].v, DEPTH);
+                const unsigned to = depth - k < TILE ? depth - k : TILE;
+                const T *rows_of_a = left + 4 * ty * PITCH, *columns_of_a = left + 4 * ty;
+                const T *rows_of_b = right + tx * PITCH, *columns_of_b = right + 4 * tx;
+                if (a_transposed && b_transposed) add_product<true, true, PITCH, PITCH>(sums, columns_of_a, rows_of_b, 0, to);
+                else if (a_transposed) add_product<true, false, PITCH, PITCH>(sums, columns_of_a, columns_of_b, 0, to);
+                else if (b_transposed) add_product<false, true, PITCH, PITCH>(sums, rows_of_a, rows_of_b, 0, to);
+                else add_product<false, false, PITCH, PITCH>(sums, rows_of_a, columns_of_b, 0, to);
             }
-            const bool vectors = c_row % 4 == 0 && c_stride % 4 == 0 && (unsigned long long)c % sizeof(Quad<T>) == 0;
 #pragma unroll
             for (unsigned i = 0; i < 4; ++i) {
-                const unsigned row = row0 + 4 * ty + i, col = col0 + 4 * tx;
-                for (int j = 0; j < 4; ++j) sums[i][j] *= scale;
-                write_quad(c + pair * c_stride + row * c_row + col, sums[i], row < rows ? left_of(cols, col) : 0, vectors);
+                const unsigned row = row0 + 4 * ty + i;
+                T* to = c + pair * c_stride + row * c_row + col0;
+#pragma unroll
+                for (unsigned j = 0; j < 4; ++j) {
+                    sums[i][j] *= scale;
+                    const unsigned col = tx + 16 * j;
+                    if (b_transposed && row < rows && col0 + col < cols) to[col] = sums[i][j];
+                }
+                if (!b_transposed) write_quad(to + 4 * tx, sums[i], row < rows ? left_of(cols, col0 + 4 * tx) : 0, c_quads);
             }
         }
     }

@@ -23,6 +23,7 @@ pub use enabled::{Gpu, list};
 
 pub use array::Array;
 pub use choice::{Chosen, DeviceChoice, Devices};
+pub(crate) use product::tile_bytes;
 pub use product::{Matrix, Product};
 
 use crate::error::Result;

@@ -42,6 +42,11 @@ const THREADS: u32 = 256;
 /// Most blocks in the second and third dimension of a grid.
 pub(crate) const MOST_BLOCKS: usize = 65_535;
 
+/// Of a tile in shared memory: rows lie further apart than they are long.
+pub(crate) fn tile_bytes(dtype: ElementType) -> usize {
+    TILE * (TILE * dtype.bytes() + 16)
+}
+
 impl Product {
     /// Whether the kernel takes a few µs at most.
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only a GPU has anything else"))]
@@ -76,6 +81,7 @@ impl Product {
             rows.div_ceil(TILE).min(MOST_BLOCKS) as u32,
             self.batch.min(MOST_BLOCKS) as u32,
         ];
-        device.launch(&kernel("product", self.dtype), Launch { grid, block: THREADS, shared: 0 }, &arguments)
+        let shared = 2 * tile_bytes(self.dtype) as u32;
+        device.launch(&kernel("product", self.dtype), Launch { grid, block: THREADS, shared }, &arguments)
     }
 }

@@ -65,16 +65,12 @@ fn sizes<T>(shape: BenchShape, gate: Gate) -> [usize; 2] {
 
 /// Of all arrays; `None` where that is no number of bytes.
 pub fn bytes_needed(shape: BenchShape, gate: Gate, dtype: ElementType) -> Option<u64> {
-    let size: u64 = match dtype {
-        ElementType::F32 => 4,
-        ElementType::F64 => 8,
-    };
     let [batch, steps, channels] = [shape.batch, shape.steps, shape.channels].map(|n| n as u64);
     let rows = batch.checked_mul(steps)?;
     let elements = rows.checked_mul(channels)?;
     let gates = if gate == Gate::Step { rows.checked_mul(3)? } else { elements };
     let state = batch.checked_mul(channels)?.checked_mul(4)?;
-    gates.checked_add(elements.checked_mul(2)?)?.checked_add(state)?.checked_mul(size)
+    gates.checked_add(elements.checked_mul(2)?)?.checked_add(state)?.checked_mul(dtype.bytes() as u64)
 }
 
 /// In f64 the plain loop does what the oracle does, so its error of 0 says nothing about roundings; other

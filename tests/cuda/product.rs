@@ -7,8 +7,8 @@ use nmem::real::Real;
 use crate::device::devices;
 use crate::support::{assert_close, uniform};
 
-/// rows, cols, depth: one, around a tile of 64 and slices of 16, thin ones, several tiles.
-const SIZES: [[usize; 3]; 8] = [
+/// rows, cols, depth: one, around a tile of 64, thin ones, several tiles, in quads and not.
+const SIZES: [[usize; 3]; 9] = [
     [1, 1, 1],
     [64, 64, 16],
     [65, 63, 17],
@@ -16,7 +16,8 @@ const SIZES: [[usize; 3]; 8] = [
     [130, 1, 15],
     [16, 64, 64],
     [3, 5, 0],
-    [150, 70, 40],
+    [150, 70, 130],
+    [132, 68, 68],
 ];
 
 /// A matrix of each pair as the test lays it out: rows × cols as it lies in memory.

@@ -1,7 +1,7 @@
 //! What a block takes on the device, and how its chunks are divided among the device's multiprocessors.
 
 use super::{RANGES, TILE};
-use crate::cuda::{Array, Device};
+use crate::cuda::{Array, Device, tile_bytes};
 use crate::engine::{Memory, Sizes};
 use crate::error::{Error, Result};
 use crate::real::{ElementType, Real};
@@ -29,7 +29,7 @@ impl Ring {
     fn of<T: Real>(device: &dyn Device) -> Result<Self> {
         let most = device.shared_bytes();
         let weights = TILE * TILE * size_of::<T>();
-        let of = |buffers: usize| Self { buffers, shared: weights + buffers * tile_bytes::<T>() };
+        let of = |buffers: usize| Self { buffers, shared: weights + buffers * tile_bytes(T::TYPE) };
         let rooms = [most / walkers::<T>(), most];
         let mut fitting = rooms.into_iter().flat_map(|room| [4, 3, 2].map(|buffers| (room, buffers)));
         let fits = |&(room, buffers): &(usize, usize)| of(buffers).shared <= room;
@@ -220,14 +220,9 @@ impl<'d, T: Real> Room<'d, T> {
     }
 }
 
-/// Of a tile in shared memory, as in kernels.cu.
-pub(super) fn tile_bytes<T>() -> usize {
-    TILE * (TILE * size_of::<T>() + 16)
-}
-
 /// Whether a chunk fits a tile, and a block's shared memory those of its attention.
-pub(super) fn in_tiles<T>(device: &dyn Device, c: usize) -> bool {
-    c <= TILE && TILES * tile_bytes::<T>() <= device.shared_bytes()
+pub(super) fn in_tiles<T: Real>(device: &dyn Device, c: usize) -> bool {
+    c <= TILE && TILES * tile_bytes(T::TYPE) <= device.shared_bytes()
 }
 
 /// Rows of a padded side, in whole chunks.

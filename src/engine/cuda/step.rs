@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::room::{Room, Spans, TILES, in_tiles, padded, tile_bytes};
+use super::room::{Room, Spans, TILES, in_tiles, padded};
 use super::{RANGES, TILE, Weights};
-use crate::cuda::{Argument, Array, Device, Launch, Mark, Matrix, Product, kernel};
+use crate::cuda::{Argument, Array, Device, Launch, Mark, Matrix, Product, kernel, tile_bytes};
 use crate::engine::norm::least_trusted;
 use crate::engine::{Block, Memory, Outcome, Phase, Plan};
 use crate::error::{Error, Result};
@@ -328,7 +328,7 @@ impl<T: Real> Step<'_, T> {
     /// A block for whole chunks that fit a tile's rows and for a tile's columns, with so many tiles of shared memory.
     fn tiles(&self, name: &str, chunks: usize, tiles: usize, arguments: &[Argument]) -> Result<()> {
         let grid = [chunks.div_ceil(TILE / self.c()), self.d().div_ceil(TILE), 1];
-        self.launch(name, grid, tiles * tile_bytes::<T>(), arguments)
+        self.launch(name, grid, tiles * tile_bytes(T::TYPE), arguments)
     }
 
     /// Losses and gradients at W, as thin factors: see `memory/model/attention.rs`.
