@@ -379,6 +379,15 @@ template <class T> struct Weight {
     }
 };
 
+// A sum of squares that all vanished is not zero, unless the 4 × 4 numbers are.
+template <class T, class F> __device__ void mark_vanished(T& sum, F number) {
+    if (sum != T(0)) return;
+    bool any = false;
+#pragma unroll
+    for (int i = 0; i < 16; ++i) any |= number(i / 4, i % 4) != T(0);
+    if (any) sum = T(sizeof(T) == 4 ? 1e-44 : 1e-322);
+}
+
 // Where all spans but the last take S and U of a head, had they started from zero: in the place of what the next one starts from.
 // updates, momenta: [heads, spans, elements]. transitions [heads, spans, 3]: after a span S is p S₀ and U is q U₀ + r S₀ more than
 // that. Factors as in `walk`; keys and d_qkv are those of the first `first` weights, which lie side by side.
@@ -640,6 +649,10 @@ template <class T> struct Walk : Weight<T> {
             }
             write_quad(read_weights + (4 * this->ty + i) * TILE + 4 * this->tx, r, 4, true);
         }
+        mark_vanished(sums[0], [&](int i, int j) { return this->g[i][j]; });
+        mark_vanished(sums[1], [&](int i, int j) { return this->s[i][j]; });
+        mark_vanished(sums[2], [&](int i, int j) { return this->u[i][j]; });
+        mark_vanished(sums[3], [&](int i, int j) { return w[i][j] + this->u[i][j]; });
         const T sum = warp_sums(sums);
         if (threadIdx.x % 8 == 0) squares[threadIdx.x % 32 / 8] = sum;
         return true;
@@ -783,8 +796,8 @@ BOTH(join_reads, 1,
       long long keys, unsigned parts),
      (of_queries, query_reads, queries, before, reads_before, after, reads_after, keys, parts))
 
-// Norms by weight, of sums of squares of tiles: parts [count, tiles, 4] → norms [count, 4]. Where a sum is past the range of T or not
-// above `least`, out_of_range[0] or [1] becomes 0.
+// Norms by weight, of sums of squares of tiles: parts [count, tiles, 4] → norms [count, 4]. Where a sum is past the range of T, or
+// not above `least` and not zero, out_of_range[0] or [1] becomes 0.
 template <class T>
 __device__ void weight_norms(const T* parts, double* norms, unsigned* out_of_range, long long count, unsigned tiles, double least) {
     const long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
@@ -794,7 +807,7 @@ __device__ void weight_norms(const T* parts, double* norms, unsigned* out_of_ran
 #pragma unroll 4
     for (unsigned tile = 0; tile < tiles; ++tile) sum += part[tile * 4];
     norms[i] = sqrt(sum);
-    if (sum > least ? !is_finite(sum) : sum == sum) out_of_range[sum > 1 ? 0 : 1] = 0;
+    if (sum > least ? !is_finite(sum) : sum > 0) out_of_range[sum > 1 ? 0 : 1] = 0;
 }
 BOTH(weight_norms, 1,
      (const T* parts, double* norms, unsigned* out_of_range, long long count, unsigned tiles, double least),

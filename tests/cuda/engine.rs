@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use ndarray::s;
 use nmem::cuda::{Argument, Device, Launch, Mark};
 use nmem::engine::cuda::CudaEngine;
 use nmem::engine::{Memory, Outcome, Work};
@@ -42,6 +43,8 @@ struct Small<'a> {
     side: usize,
     /// Launches, uploads and copies.
     calls: AtomicUsize,
+    /// Walks through the chunks.
+    walks: AtomicUsize,
     /// Blocks of tokens that it has stored.
     blocks: AtomicUsize,
     /// Most spans that have been walked side by side.
@@ -52,8 +55,8 @@ struct Small<'a> {
 
 impl<'a> Small<'a> {
     fn new(device: &'a dyn Device, free: usize, shared: usize) -> Self {
-        let [calls, blocks, spans] = [const { AtomicUsize::new(0) }; 3];
-        Self { device, free, shared, side: 1, calls, blocks, spans, widest: None }
+        let [calls, walks, blocks, spans] = [const { AtomicUsize::new(0) }; 4];
+        Self { device, free, shared, side: 1, calls, walks, blocks, spans, widest: None }
     }
 }
 
@@ -92,6 +95,9 @@ impl Device for Small<'_> {
     }
     fn launch(&self, kernel: &str, launch: Launch, arguments: &[Argument]) -> nmem::Result<()> {
         self.calls.fetch_add(1, Ordering::Relaxed);
+        if kernel.starts_with("walk") {
+            self.walks.fetch_add(1, Ordering::Relaxed);
+        }
         if kernel.starts_with("gate_values") {
             self.blocks.fetch_add(1, Ordering::Relaxed);
         }
@@ -283,6 +289,25 @@ fn two_runs_give_the_same_bits() {
             (got.rows_text(), got.retrieved, state)
         };
         assert_eq!(once(), once(), "{name}");
+    }
+}
+
+/// Zeros are what they are: no walk with other scales looks for them. Tokens of zeros, as at the ends of shorter sequences; θ = 0.
+#[test]
+fn norms_that_are_zero() {
+    for (name, device) in devices() {
+        for (rate, walks) in [(Gate::Learned(0.0), 2), (Gate::Pinned(0.0), 2), (Gate::Pinned(1e-28), 4)] {
+            let gates = Gates { learning_rate: rate, ..Gates::default() };
+            let memory = Drawn::new((6, 2, 3), 4, Init::Xavier, 7).gates(gates).memory::<f32>();
+            let mut tokens = uniform((2, 32, 6), 1.0, 5).mapv(|x| x as f32);
+            tokens.slice_mut(s![1, 9.., ..]).fill(0.0);
+            let work = Work::Store { sequences: &tokens, probe: false };
+            let small = Small::new(device.as_ref(), 1 << 24, device.shared_bytes());
+            let (got, _) = run_on(&small, &memory, &mut memory.initial_state(2), work, (0, 0, 0));
+            let (expected, _) = support::run(&memory, &mut memory.initial_state(2), work, (0, 0, 0));
+            assert_rows_close(name, &got.rows, &expected.rows, 1e-5);
+            assert_eq!(small.walks.into_inner(), walks, "{name}, {rate:?}");
+        }
     }
 }
 
