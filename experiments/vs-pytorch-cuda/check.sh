@@ -76,7 +76,7 @@ if wanted sanitizer && command -v compute-sanitizer >/dev/null; then
     # Some of everything: the whole takes hours under it. Last, for it is what takes longest.
     short=(the_fused_pair scan_with_gates_of_all_kinds products_in_f32 norms_whose_squares_leave_the_range
         spans_side_by_side)
-    for tool in memcheck racecheck; do
+    for tool in memcheck racecheck synccheck; do
         step "compute-sanitizer $tool"
         NMEM_REQUIRE_CUDA=1 timeout 600 compute-sanitizer --tool "$tool" --error-exitcode 9 "$CUDA_TESTS" "${short[@]}" \
             > "$record/$tool.txt" 2>&1 || failed+=("$tool: see $tool.txt")
@@ -89,7 +89,7 @@ fi
     printf 'Made by `just gpu-check` with %s on %s, in %s s.\n\n' "$("$NMEM" --version)" "$(date +%F)" "$SECONDS"
     printf '| file | holds |\n| --- | --- |\n'
     printf '| `tests.txt` | the kernels and the engine against their oracles, on the GPU and the processor |\n'
-    printf '| `memcheck.txt`, `racecheck.txt` | compute-sanitizer, where it is installed |\n'
+    printf '| `memcheck.txt`, `racecheck.txt`, `synccheck.txt` | compute-sanitizer, where it is installed |\n'
     printf '| `scans*/scan_bench.csv` | the recurrences by the GPU'"'"'s clock, each checked before, and a copy of as many bytes |\n'
     printf '| `scans_pytorch.csv` | accelerated-scan and a copy in PyTorch, where they are installed |\n'
     printf '| `memory.csv` | store and read of the memory: nmem, and titans-pytorch where it is installed (ms, medians) |\n'

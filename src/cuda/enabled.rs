@@ -10,6 +10,7 @@ mod blas;
 mod compiler;
 mod context;
 mod library;
+mod module;
 
 pub use context::list;
 
@@ -23,9 +24,6 @@ use blas::Blas;
 use context::{Context, MULTIPROCESSORS};
 use library::Handle;
 
-const PTX: &str = concat!(include_str!("kernels.ptx"), "\0");
-const SOURCE: &str = include_str!("kernels.cu");
-
 /// Of `CUdevice_attribute`.
 const SHARED_BYTES_OPT_IN: c_uint = 97;
 const HAS_MEMORY_POOLS: c_uint = 115;
@@ -37,6 +35,9 @@ const USED_BYTES: c_uint = 7;
 const MOST_DYNAMIC_SHARED: c_uint = 8;
 /// `CU_STREAM_NON_BLOCKING`: does not wait for others' work.
 const NON_BLOCKING: c_uint = 1;
+const OUT_OF_MEMORY: c_uint = 2;
+/// `CU_EVENT_DISABLE_TIMING`
+const UNTIMED: c_uint = 2;
 /// What is asked about is still under way.
 const NOT_READY: c_uint = 600;
 
@@ -52,6 +53,7 @@ const PIECE: usize = 1 << 20;
 pub struct Gpu {
     context: Arc<Context>,
     name: String,
+    software: String,
     multiprocessors: usize,
     shared_bytes: usize,
     stream: Handle,
@@ -84,11 +86,10 @@ struct Kernels {
     last: Arc<str>,
 }
 
-#[derive(Clone)]
 struct Kernel {
     name: Arc<str>,
     function: Handle,
-    /// Dynamic shared memory that it may have.
+    /// Dynamic shared memory that it was asked for.
     shared: u32,
 }
 
@@ -119,6 +120,7 @@ impl Gpu {
         let driver = context.enter()?;
         let mut this = Self {
             name: context.name()?,
+            software: String::new(),
             multiprocessors: context.attribute(MULTIPROCESSORS)? as usize,
             shared_bytes: context.attribute(SHARED_BYTES_OPT_IN)?.max(SHARED_BYTES) as usize,
             stream: 0,
@@ -132,24 +134,26 @@ impl Gpu {
         // SAFETY: a place for the stream.
         let code = unsafe { (driver.cuStreamCreate)(&raw mut this.stream, NON_BLOCKING) };
         context.check(code, || "making a stream".into())?;
-        this.module = load_kernels(&context)?;
+        let kernels;
+        (this.module, kernels) = module::load(&context)?;
+        this.software = format!("driver of CUDA {}, kernels from {kernels}", context.loaded.version()?);
         Ok(this)
     }
 
     fn kernel(&self, name: &str, shared: u32) -> Result<Handle> {
         let driver = &self.context.loaded.driver;
         let mut kernels = held(&self.kernels);
-        let mut kernel = if let Some(kernel) = kernels.known.get(name) {
-            kernel.clone()
-        } else {
+        let Kernels { known, last } = &mut *kernels;
+        if !known.contains_key(name) {
             let text =
                 CString::new(name).map_err(|_| Error::Cuda(format!("no kernel is called {name:?}")))?;
             let mut function = 0;
             // SAFETY: a place for the function, a module that is loaded, a text that ends in a zero.
             let code = unsafe { (driver.cuModuleGetFunction)(&raw mut function, self.module, text.as_ptr()) };
             self.context.check(code, || format!("finding kernel {name}"))?;
-            Kernel { name: name.into(), function, shared: SHARED_BYTES }
-        };
+            known.insert(name.to_owned(), Kernel { name: name.into(), function, shared: 0 });
+        }
+        let kernel = known.get_mut(name).expect("looked up");
         if shared > kernel.shared {
             // SAFETY: the function is the module's.
             let code = unsafe {
@@ -163,10 +167,8 @@ impl Gpu {
             })?;
             kernel.shared = shared;
         }
-        kernels.last = Arc::clone(&kernel.name);
-        let function = kernel.function;
-        kernels.known.insert(name.to_owned(), kernel);
-        Ok(function)
+        *last = Arc::clone(&kernel.name);
+        Ok(kernel.function)
     }
 
     /// An error that may be a kernel's, which shows only when something waits for it.
@@ -213,47 +215,6 @@ fn pool(context: &Context) -> Result<Option<Handle>> {
     Ok(Some(pool))
 }
 
-/// The kernels' module.
-fn load_kernels(context: &Context) -> Result<Handle> {
-    let driver = context.enter()?;
-    let capability = context.capability()?;
-    let compiled = std::env::var_os("NMEM_NVRTC").is_some_and(|value| !value.is_empty() && value != "0");
-    let code = if compiled { Some(compiler::compile(SOURCE, capability)?) } else { None };
-    let image = code.as_ref().map_or(PTX.as_ptr(), Vec::as_ptr);
-    let mut module = 0;
-    // SAFETY: a place for the module; the image is machine code, which knows its size, or PTX, which ends in a zero.
-    let status = unsafe { (driver.cuModuleLoadData)(&raw mut module, image.cast()) };
-    let mut version = 0;
-    // SAFETY: a place for the number.
-    unsafe { (driver.cuDriverGetVersion)(&raw mut version) };
-    let (version, (major, minor)) = ((version / 1000, version % 1000 / 10), capability);
-    let name = || context.loaded.start.name(status);
-    let repair = "update the NVIDIA driver, or set NMEM_NVRTC=1 (needs libnvrtc, not newer than the driver)";
-    let reason = match status {
-        0 => return Ok(module),
-        // Invalid PTX, or a version of it or a compiler of it that the driver does not have.
-        218 | 221 | 222 | 223 if code.is_none() => {
-            let ptx = PTX.lines().find_map(|line| line.strip_prefix(".version ")).unwrap_or("?");
-            format!(
-                "the NVIDIA driver (of CUDA {}.{}) is too old for the kernels' PTX {ptx} ({}): {repair}",
-                version.0,
-                version.1,
-                name()
-            )
-        }
-        209 => {
-            let target = PTX.lines().find_map(|line| line.strip_prefix(".target ")).unwrap_or("?");
-            format!(
-                "the GPU (compute capability {major}.{minor}) is too old for the kernels, which are for {target} ({}): set \
-                 NMEM_NVRTC=1 (needs libnvrtc), or take --device cpu",
-                name()
-            )
-        }
-        _ => return context.check(status, || "loading the kernels".into()).map(|()| module),
-    };
-    Err(Error::Cuda(reason))
-}
-
 /// A lock whose holder may have panicked: what it guards is whole after every step.
 fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -266,10 +227,11 @@ struct Event {
 }
 
 impl Event {
-    fn new(context: &Arc<Context>) -> Result<Self> {
+    fn new(context: &Arc<Context>, timed: bool) -> Result<Self> {
         let mut handle = 0;
         // SAFETY: a place for the event.
-        let code = unsafe { (context.enter()?.cuEventCreate)(&raw mut handle, 0) };
+        let code =
+            unsafe { (context.enter()?.cuEventCreate)(&raw mut handle, if timed { 0 } else { UNTIMED }) };
         context.check(code, || "making an event".into())?;
         Ok(Self { context: Arc::clone(context), handle })
     }
@@ -300,10 +262,16 @@ impl Staging {
         let place = self.next;
         self.next = (place + 1) % PIECES;
         if self.pieces.len() <= place {
-            let read = Event::new(context)?;
+            let read = Event::new(context, false)?;
             let mut address: *mut c_void = std::ptr::null_mut();
             // SAFETY: a place for the pointer.
             let code = unsafe { (context.enter()?.cuMemHostAlloc)(&raw mut address, PIECE, 0) };
+            if code == OUT_OF_MEMORY {
+                let text = format!(
+                    "no {PIECE} bytes of this machine's memory can be page-locked for a transfer: see `ulimit -l`"
+                );
+                return Err(Error::Cuda(text));
+            }
             context.check(code, || "taking page-locked memory".into())?;
             self.pieces.push(Piece { address: address.addr(), read });
         }
@@ -488,6 +456,10 @@ impl Device for Gpu {
         }
     }
 
+    fn software(&self) -> String {
+        self.software.clone()
+    }
+
     fn synchronize(&self) -> Result<()> {
         // SAFETY: the stream is the context's.
         let code = unsafe { (self.context.enter()?.cuStreamSynchronize)(self.stream) };
@@ -495,14 +467,14 @@ impl Device for Gpu {
     }
 
     fn mark(&self) -> Result<Mark> {
-        let event = Event::new(&self.context)?;
-        self.check(event.record(self.stream), "marking a moment")?;
+        let event = Event::new(&self.context, true)?;
+        self.check(event.record(self.stream), "timing the GPU's work")?;
         Ok(Mark(Box::new(event)))
     }
 
     fn mark_anew(&self, mark: &mut Mark) -> Result<()> {
         self.context.enter()?;
-        self.check(event(mark)?.record(self.stream), "marking a moment")
+        self.check(event(mark)?.record(self.stream), "timing the GPU's work")
     }
 
     fn seconds(&self, from: &Mark, to: &Mark) -> Result<f64> {
@@ -517,7 +489,7 @@ impl Device for Gpu {
             self.check(to.wait(), "waiting for the GPU")?;
             code = ask();
         }
-        self.check(code, "measuring time")?;
+        self.check(code, "timing the GPU's work")?;
         Ok(f64::from(milliseconds) * 1e-3)
     }
 }

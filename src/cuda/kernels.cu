@@ -7,7 +7,7 @@
 //   scan_channels, scan_pair, scan_rows    the recurrences on their own (src/scan/cuda.rs)
 //   span_ends, span_starts, walk           the memory: S, U and reads, chunk by chunk (src/engine/cuda.rs)
 //   attend, attend_backward                attention within chunks
-//   product                                matrix products where there is no library for them
+//   product                                small products of matrices, and all where there is no library for them
 //   the rest                               what lies between products
 
 #ifndef SHARED_MEMORY
@@ -1240,7 +1240,8 @@ BOTH(first_nonfinite, 1,
 
 // ---- Products ----------------------------------------------------------------------------------------------------------
 
-// C ← scale · op(A) op(B), `batch` pairs: a tile a block. As in src/cuda/product.rs.
+// C ← scale · op(A) op(B), `batch` pairs: a tile a block. As in src/cuda/product.rs. Made for depths of one or two tiles: nothing is
+// asked for ahead.
 //
 // Shared memory: two tiles.
 template <class T>

@@ -29,16 +29,16 @@ pub use product::{Matrix, Product};
 use crate::error::Result;
 use crate::real::{ElementType, Real};
 
-/// Memory and kernels. Work is done in the order in which it is asked for, but not at once: only [`download`](Self::download),
-/// [`synchronize`](Self::synchronize) and [`seconds`](Self::seconds) wait for it.
+/// Memory and kernels. Work is done in the order in which it is asked for, but not at once: [`download`](Self::download),
+/// [`synchronize`](Self::synchronize) and [`seconds`](Self::seconds) wait for it, a long [`upload`](Self::upload) for the one before.
 pub trait Device: Send + Sync {
     /// As the vendor calls it.
     fn name(&self) -> String;
     /// Bytes that can still be had.
     fn free_bytes(&self) -> Result<usize>;
-    /// Blocks of threads that run side by side: multiprocessors.
+    /// Parts that run blocks of threads side by side.
     fn multiprocessors(&self) -> usize;
-    /// Most bytes of shared memory that a block can be given.
+    /// Most bytes of shared memory that a block can be given, what its kernel has of its own included.
     fn shared_bytes(&self) -> usize;
     /// Takes memory, holding anything, aligned to 256 bytes.
     fn allocate(&self, bytes: usize) -> Result<u64>;
@@ -58,9 +58,13 @@ pub trait Device: Send + Sync {
     fn multiply(&self, product: &Product) -> Result<()> {
         product.launch(self)
     }
-    /// What large products have been made by, as run.json says it: "kernel", or "cuBLAS 13.1.0".
+    /// What large products are made by, once there was one, as run.json says it: "kernel", or "cuBLAS 13.1.0".
     fn products(&self) -> String {
         "kernel".to_owned()
+    }
+    /// What it runs by, as run.json says it: "driver of CUDA 13.0, kernels from PTX 9.0".
+    fn software(&self) -> String {
+        String::new()
     }
     /// Waits until all is done.
     fn synchronize(&self) -> Result<()>;
@@ -129,6 +133,8 @@ pub struct Description {
     pub index: usize,
     /// As the vendor calls it.
     pub name: String,
+    /// Version of CUDA that its driver has.
+    pub driver: String,
     /// Major and minor.
     pub compute_capability: (u32, u32),
     /// Multiprocessors.

@@ -49,9 +49,10 @@ pub(crate) fn tile_bytes(dtype: ElementType) -> usize {
 
 impl Product {
     /// Whether the kernel takes a few µs at most.
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only a GPU has anything else"))]
-    pub(super) fn is_small(&self) -> bool {
+    pub(crate) fn is_small(&self) -> bool {
         let [rows, cols, depth] = self.size;
+        // It takes whole tiles.
+        let [rows, cols] = [rows, cols].map(|n| n.next_multiple_of(TILE));
         depth <= 128 && self.batch * rows * cols * depth <= 1 << 24
     }
 

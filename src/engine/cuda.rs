@@ -17,6 +17,7 @@ mod report;
 mod room;
 mod step;
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::time::Instant;
 
@@ -60,6 +61,8 @@ pub struct CudaEngine<'m, T: Real> {
     outgoing: Vec<T>,
     /// Between phases, for every block anew.
     marks: Marks,
+    /// Whether there was a large product.
+    large: Cell<bool>,
 }
 
 /// Parameters on the device.
@@ -112,6 +115,7 @@ impl<'m, T: Real> CudaEngine<'m, T> {
             incoming: Vec::new(),
             outgoing: Vec::new(),
             marks: Marks::default(),
+            large: Cell::default(),
         })
     }
 
@@ -141,6 +145,11 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         }
         outcome.computing = begin.elapsed().saturating_sub(outcome.input + outcome.output);
         Ok(outcome)
+    }
+
+    /// What large products were made by, if there were any.
+    pub fn products(&self) -> Option<String> {
+        self.large.get().then(|| self.device.products())
     }
 
     /// What parameters and buffers take on the device.
@@ -212,7 +221,7 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         tick: &mut (dyn FnMut(usize) -> Result<()> + Send),
         outcome: &mut Outcome,
     ) -> Result<()> {
-        let Self { memory, device, weights, room, incoming, outgoing, marks, .. } = self;
+        let Self { memory, device, weights, room, incoming, outgoing, marks, large, .. } = self;
         let room = room.as_mut().expect("made before");
         let per_sequence = memory.dimensions.heads * memory.base.len();
         let sides = &mut incoming[..group.len()];
@@ -253,7 +262,7 @@ impl<'m, T: Real> CudaEngine<'m, T> {
             device.synchronize()?;
             outcome.input += sending.elapsed();
 
-            let step = Step { memory, device: *device, weights, plan, block, sequences: going };
+            let step = Step { memory, device: *device, weights, plan, block, sequences: going, large };
             step.compute(room, marks)?;
             let loading = match blocks.peek() {
                 Some(&next) => load(&mut sides[..going], next)?,

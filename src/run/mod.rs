@@ -8,7 +8,7 @@ mod report;
 mod tally;
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rayon::ThreadPool;
 use serde::{Deserialize, Serialize};
@@ -128,6 +128,7 @@ pub enum Keep {
 /// How a run went.
 struct Results {
     outcome: Outcome,
+    products: Option<String>,
     tally: Tally,
     warnings: Vec<String>,
     peak: PeakMemory,
@@ -142,6 +143,8 @@ pub struct Ran {
     pub tally: Tally,
     /// What the engine allocated: weights, state and buffers, a GPU's too. (Each thread has a scratch buffer besides.)
     pub engine_bytes: usize,
+    /// For other runs to be done with the GPU.
+    pub waited: Duration,
 }
 
 /// A run about to be.
@@ -188,7 +191,7 @@ impl Run<'_> {
 
         let weights = memory.weight_shapes().len();
         let mut files = Files::create(folder, config, opened, weights, Tally::new(self.unstable_ratio))?;
-        let Computed { outcome, engine_all, engine_phases, engine_bytes } =
+        let Computed { outcome, engine_all, engine_phases, engine_bytes, products, waited } =
             self.compute(opened, &memory, &mut state, &mut files, &mut peak, observe)?;
         observe(Event::Writing)?;
 
@@ -220,6 +223,7 @@ impl Run<'_> {
                 plots: plots.as_secs_f64(),
             },
             outcome,
+            products,
             tally,
             warnings,
             peak,
@@ -232,7 +236,7 @@ impl Run<'_> {
             json.push('\n');
             std::fs::write(&path, json).map_err(Error::io(&path, "write"))?;
         }
-        Ok(Ran { report, tally, engine_bytes })
+        Ok(Ran { report, tally, engine_bytes, waited })
     }
 
     /// The run itself, and its repeats.
@@ -261,7 +265,9 @@ impl Run<'_> {
             own = start_threads(self.threads_used(memory, opened))?;
             &own
         };
+        let waiting = Instant::now();
         let _turn = self.device.turn();
+        let waited = waiting.elapsed();
         let mut engine = AnyEngine::new(memory, self.config.retention, self.device)?;
         let before = (repeat > 0).then(|| state.clone());
         let mut run = |state: &mut State<T>, sink: &mut dyn Sink<T>| {
@@ -276,11 +282,15 @@ impl Run<'_> {
             engine_phases = outcome.phases;
         }
         let engine_bytes = memory.bytes() + state.bytes() + engine.bytes();
-        Ok(Computed { outcome, engine_all, engine_phases, engine_bytes })
+        let products = engine.products();
+        Ok(Computed { outcome, engine_all, engine_phases, engine_bytes, products, waited })
     }
 
     /// Threads without a task would only look for one, at the cost of those that have.
     fn threads_used<T: Real>(&self, memory: &Memory<T>, opened: &Opened) -> usize {
+        if self.device.gpu().is_some() {
+            return 1;
+        }
         self.threads.min(memory.tasks(opened.data.dims().sequences)).max(1)
     }
 
@@ -291,7 +301,7 @@ impl Run<'_> {
         threads_used: usize,
         results: Results,
     ) -> (Report, Tally) {
-        let Results { outcome, tally, warnings, peak, wall_s } = results;
+        let Results { outcome, products, tally, warnings, peak, wall_s } = results;
         let config = self.config;
         let shape = opened.data.dims();
         let report = Report {
@@ -303,7 +313,8 @@ impl Run<'_> {
             config: opened.resolved(config),
             inputs: opened.inputs.clone(),
             device: self.device.to_string(),
-            products: self.device.gpu().map(Device::products),
+            products,
+            software: self.device.gpu().map(Device::software),
             threads: self.threads,
             threads_used,
             dtype: T::TYPE,
@@ -357,6 +368,13 @@ impl<'a, T: Real> AnyEngine<'a, T> {
             Self::Cuda(engine) => engine.bytes(),
         }
     }
+
+    fn products(&self) -> Option<String> {
+        match self {
+            Self::Cpu(_) => None,
+            Self::Cuda(engine) => engine.products(),
+        }
+    }
 }
 
 /// What the engine made of a run.
@@ -366,6 +384,8 @@ struct Computed {
     engine_all: Vec<f64>,
     engine_phases: Phases,
     engine_bytes: usize,
+    products: Option<String>,
+    waited: Duration,
 }
 
 /// A pool of so many threads.

@@ -32,11 +32,13 @@ pub struct Report {
     /// Where the engine ran: "cpu", or "cuda:0" and the GPU's name.
     pub device: String,
     /// What its large matrix products were made by on a GPU: "kernel", nmem's own, or "cuBLAS 13.1.0", the library that was found
-    /// (which leaves sizes that it does not take to the kernel); `None` on the processor.
+    /// (which leaves sizes that it does not take to the kernel); `None` on the processor, and where there were none.
     pub products: Option<String>,
+    /// Of a GPU: versions of the driver and of what the kernels were compiled from.
+    pub software: Option<String>,
     /// Threads it could use, as asked for or one per core.
     pub threads: usize,
-    /// Those it used: no more than strips of memory weights that can walk at once.
+    /// Those it used: no more than strips of memory weights that can walk at once; with a GPU, one.
     pub threads_used: usize,
     /// Element type of computation and results.
     pub dtype: ElementType,

@@ -36,6 +36,9 @@ pub struct Record {
     pub keep: Keep,
     /// Machine.
     pub host: String,
+    /// What computed it: "cpu", or "cuda:0" and the GPU's name.
+    #[serde(default)]
+    pub device: Option<String>,
     /// Seconds since 1970.
     pub started: f64,
     /// Seconds it took.
@@ -161,6 +164,7 @@ mod tests {
             results: Results { loss_mean: Some(0.1), ..Results::default() },
             lags: Lags { lag: vec![0, 8], loss_ratio: vec![Some(0.5), None] },
             keep: Keep::None,
+            device: None,
             host: "here".to_owned(),
             started,
             took: 0.5,

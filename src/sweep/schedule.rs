@@ -190,11 +190,14 @@ impl Scheduler<'_> {
             },
         };
         let took = begin.elapsed().as_secs_f64();
+        let mut device = None;
         let (status, error, results, lags) = match ran {
             Err(reason) => (Status::Failed, Some(reason), Results::default(), Lags::default()),
             Ok(ran) => {
                 let divergence = ran.report.diverged.as_ref().map(|at| format!("diverged at {at}"));
                 let status = if divergence.is_some() { Status::Diverged } else { Status::Ok };
+                device = Some(ran.report.device.clone());
+                let took = took - ran.waited.as_secs_f64();
                 (status, divergence, Results::of(&ran, took), Lags::of(&ran.tally))
             }
         };
@@ -213,6 +216,7 @@ impl Scheduler<'_> {
             lags,
             keep: self.options.keep,
             host: self.host.clone(),
+            device,
             started,
             took,
             command,

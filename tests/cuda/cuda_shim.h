@@ -182,6 +182,10 @@ template <class T> T exchange(T x, unsigned source) {
   static_assert(sizeof(T) <= 8, "at most 8 bytes");
   memcpy(&current->given, &x, sizeof x);
   wait(WARP);
+  // A GPU does not say what a lane that has returned would give.
+  const unsigned first = current->number / 32 * 32, threads = block_size.x * block_size.y * block_size.z;
+  for (unsigned i = first; i < first + 32 && i < threads; ++i)
+    if (fibres[i].done) __builtin_trap();
   T got = x;
   if (source < block_size.x * block_size.y * block_size.z) memcpy(&got, &fibres[source].given, sizeof got);
   wait(WARP);

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ndarray::s;
-use nmem::cuda::{Argument, Device, Launch, Mark};
+use nmem::cuda::{Argument, Device, Launch, Mark, Product};
 use nmem::engine::cuda::CudaEngine;
 use nmem::engine::{Memory, Outcome, Work};
 use nmem::memory::parameters::Init;
@@ -110,6 +110,19 @@ impl Device for Small<'_> {
         }
         self.device.launch(kernel, launch, arguments)
     }
+    fn multiply(&self, product: &Product) -> nmem::Result<()> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        if self.widest.is_some() {
+            return Ok(());
+        }
+        self.device.multiply(product)
+    }
+    fn products(&self) -> String {
+        self.device.products()
+    }
+    fn mark_anew(&self, mark: &mut Mark) -> nmem::Result<()> {
+        self.device.mark_anew(mark)
+    }
     fn synchronize(&self) -> nmem::Result<()> {
         self.device.synchronize()
     }
@@ -141,12 +154,14 @@ fn golden_cases() {
 type Case = ((usize, usize, usize), usize, usize, [usize; 2]);
 
 /// Widths around tiles, chunks around pieces of a walk, cut chunks, several sequences.
-const CASES: [Case; 5] = [
+const CASES: [Case; 6] = [
     ((6, 2, 3), 5, 3, [23, 11]),
     ((20, 1, 20), 17, 1, [40, 30]),
     ((34, 2, 17), 33, 2, [70, 33]),
     ((70, 1, 70), 2, 1, [9, 8]),
     ((8, 2, 66), 40, 1, [41, 40]),
+    // Products that are cuBLAS's on a GPU.
+    ((200, 1, 200), 9, 1, [20, 10]),
 ];
 
 fn against_the_oracle<T: Real>(what: &str, device: &dyn Device, case: Case, rel: f64) {

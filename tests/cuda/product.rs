@@ -17,7 +17,7 @@ const SIZES: [[usize; 3]; 9] = [
     [16, 64, 64],
     [3, 5, 0],
     [150, 70, 130],
-    [132, 68, 68],
+    [132, 68, 200],
 ];
 
 /// A matrix of each pair as the test lays it out: rows × cols as it lies in memory.

@@ -13,6 +13,7 @@ int cublasSetMathMode(u64 handle, unsigned mode) { return mode; }
 #define GEMM(name, real)                                                                                                     \
     int name(u64 handle, unsigned ta, unsigned tb, int m, int n, int k, const real *alpha, const real *a, int lda, long sa, \
              const real *b, int ldb, long sb, const real *beta, real *c, int ldc, long sc, int batch) {                     \
+        if (batch > 65535) return 15;                                                                                       \
         if (handle != 0xB0 || set != 2 || *beta != 0) return 7;                                                             \
         if (lda < (ta ? k : m) || ldb < (tb ? n : k) || ldc < m) return 7;                                                  \
         for (int p = 0; p < batch; p++)                                                                                     \

@@ -4,7 +4,7 @@
 //   KERNELS  a library of ../cuda/shim.cpp: what is launched is computed, block after block
 //   FAILING  a kernel that fails
 //   BYTES    most that can be taken, whatever is said to be free
-//   MULTIPROCESSORS, SHARED (bytes)   of another GPU
+//   MULTIPROCESSORS, SHARED (bytes), MAJOR, MINOR   of another GPU
 
 #include <dlfcn.h>
 #include <pthread.h>
@@ -16,23 +16,25 @@ int cuInit(unsigned flags) { return INIT; }
 
 int cuGetErrorName(int error, const char **text) {
     *text = error == 100 ? "CUDA_ERROR_NO_DEVICE" : error == 803 ? "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH" : "CUDA_ERROR_SOME";
-    return error == 35 ? 1 : 0;
+    return error == 36 ? 1 : 0;
 }
 
 int cuGetErrorString(int error, const char **text) {
     *text = "a meaning\nof two lines";
-    return error == 35 ? 1 : 0;
+    return error == 36 ? 1 : 0;
 }
 
 #ifdef WHOLE
 typedef unsigned long long u64;
+// And the number of the device.
 enum { CONTEXT = 0xC0, POOL = 0xD0, STREAM = 0xE0 };
 static __thread u64 current;
 static int live, contexts, failed;
 static const char *text(const char *name) { return getenv(name) ? getenv(name) : ""; }
-static int setting(const char *name, int otherwise) { return getenv(name) ? atoi(getenv(name)) : otherwise; }
-#define ENTERED if (current != CONTEXT) return 201
-#define OURS(handle) if ((handle) != STREAM) return 400
+static long setting(const char *name, long otherwise) { return getenv(name) ? atol(getenv(name)) : otherwise; }
+#define ENTERED if ((current & ~1) != CONTEXT) return 201
+// What is the present context's.
+#define OURS(handle) if ((handle) - STREAM != current - CONTEXT) return 400
 #define ALIVE if (failed) return failed
 
 int cuDriverGetVersion(int *version) { *version = 11040; return 0; }
@@ -40,15 +42,15 @@ int cuDeviceGetCount(int *count) { *count = 2; return 0; }
 int cuDeviceGet(int *device, int index) { *device = index + 10; return index < 2 ? 0 : 101; }
 int cuDeviceGetName(char *name, int bytes, int device) { snprintf(name, bytes, "Make-believe %d", device); return 0; }
 int cuDeviceGetAttribute(int *value, unsigned attribute, int device) {
-    *value = attribute == 16 ? setting("MULTIPROCESSORS", 4) : attribute == 75 ? 8 : attribute == 97 ? setting("SHARED", 166912) : attribute == 115 ? setting("POOLS", 1) : 0;
+    *value = attribute == 16 ? setting("MULTIPROCESSORS", 4) : attribute == 75 ? setting("MAJOR", 8) : attribute == 76 ? setting("MINOR", 0) : attribute == 97 ? setting("SHARED", 166912) : attribute == 115 ? setting("POOLS", 1) : 0;
     return 0;
 }
 int cuDeviceTotalMem_v2(u64 *bytes, int device) { *bytes = 8ull << 30; return 0; }
-int cuDeviceGetDefaultMemPool(u64 *pool, int device) { *pool = POOL; return 0; }
+int cuDeviceGetDefaultMemPool(u64 *pool, int device) { *pool = POOL + device - 10; return 0; }
 int cuDevicePrimaryCtxRetain(u64 *context, int device) {
     if (setting("BROKEN", 0) >> (device - 10) & 1) return 999;
     contexts++;
-    *context = CONTEXT;
+    *context = CONTEXT + device - 10;
     return 0;
 }
 int cuDevicePrimaryCtxRelease_v2(int device) {
@@ -57,49 +59,62 @@ int cuDevicePrimaryCtxRelease_v2(int device) {
 }
 int cuCtxSetCurrent(u64 context) { current = context; return 0; }
 
-int cuStreamCreate(u64 *stream, unsigned flags) { ENTERED; live++; *stream = STREAM; return 0; }
+int cuStreamCreate(u64 *stream, unsigned flags) { ENTERED; live++; *stream = STREAM + current - CONTEXT; return 0; }
 int cuStreamDestroy_v2(u64 stream) { ENTERED; OURS(stream); live--; return 0; }
 int cuStreamSynchronize(u64 stream) { ENTERED; OURS(stream); return failed; }
-int cuEventCreate(u64 *event, unsigned flags) { ENTERED; live++; *event = (u64)calloc(1, sizeof(float)); return 0; }
-int cuEventDestroy_v2(u64 event) { ENTERED; live--; free((void *)event); return 0; }
-int cuEventRecord(u64 event, u64 stream) {
+struct event { u64 context; int timed; float at; };
+int cuEventCreate(struct event **event, unsigned flags) {
+    ENTERED;
+    live++;
+    *event = malloc(sizeof **event);
+    **event = (struct event){current, !(flags & 2), -1};
+    return 0;
+}
+int cuEventDestroy_v2(struct event *event) { ENTERED; live--; free(event); return 0; }
+int cuEventRecord(struct event *event, u64 stream) {
     static float now;
     ENTERED; OURS(stream);
-    *(float *)event = now += 250;
+    if (event->context != current) return 400;
+    event->at = now += 250 * event->timed;
     return failed;
 }
-int cuEventSynchronize(u64 event) { ENTERED; return failed; }
-int cuEventElapsedTime(float *ms, u64 from, u64 to) { *ms = *(float *)to - *(float *)from; return 0; }
+int cuEventSynchronize(struct event *event) { ENTERED; return failed; }
+int cuEventElapsedTime(float *ms, struct event *from, struct event *to) {
+    if (!from->timed || !to->timed || from->at < 0 || to->at < 0) return 400;
+    *ms = to->at - from->at;
+    return 0;
+}
 
 int cuMemGetInfo_v2(u64 *unused, u64 *all) { ENTERED; *unused = 7ull << 30; *all = 8ull << 30; return 0; }
-int cuMemPoolSetAttribute(u64 pool, unsigned attribute, void *value) { return pool == POOL && attribute == 4 ? 0 : 1; }
+int cuMemPoolSetAttribute(u64 pool, unsigned attribute, void *value) { return (pool & ~1) == POOL && attribute == 4 ? 0 : 1; }
 int cuMemPoolGetAttribute(u64 pool, unsigned attribute, void *value) { *(u64 *)value = attribute == 5 ? 1000 : 100; return 0; }
-// What is taken holds NaN at first, and lies behind its size.
+// What is taken holds NaN at first, and lies behind its size and its context.
 static u64 used;
-static int take(u64 *address, u64 bytes) {
+static int take(u64 *address, u64 bytes, u64 most) {
     ENTERED;
     char *start;
-    if (bytes > 8ull << 30 || getenv("BYTES") && used + bytes > strtoull(getenv("BYTES"), 0, 10)) return 2;
+    if (used + bytes > most) return 2;
     if (posix_memalign((void **)&start, 256, 256 + bytes)) return 2;
     memset(start + 256, 0xff, bytes);
-    *(u64 *)start = bytes;
+    ((u64 *)start)[0] = bytes;
+    ((u64 *)start)[1] = current;
     *address = (u64)start + 256;
     live++;
     used += bytes;
     return 0;
 }
 static int give(u64 address) {
-    ENTERED;
+    if (((u64 *)(address - 256))[1] != current) return 400;
     live--;
     used -= *(u64 *)(address - 256);
     free((void *)(address - 256));
     return 0;
 }
-int cuMemAllocAsync(u64 *address, u64 bytes, u64 stream) { OURS(stream); return setting("POOLS", 1) ? take(address, bytes) : 801; }
+int cuMemAllocAsync(u64 *address, u64 bytes, u64 stream) { OURS(stream); return setting("POOLS", 1) ? take(address, bytes, setting("BYTES", 8ull << 30)) : 801; }
 int cuMemFreeAsync(u64 address, u64 stream) { OURS(stream); return setting("POOLS", 1) ? give(address) : 801; }
-int cuMemAlloc_v2(u64 *address, u64 bytes) { return take(address, bytes); }
+int cuMemAlloc_v2(u64 *address, u64 bytes) { return take(address, bytes, setting("BYTES", 8ull << 30)); }
 int cuMemFree_v2(u64 address) { return give(address); }
-int cuMemHostAlloc(void **address, u64 bytes, unsigned flags) { return take((u64 *)address, bytes); }
+int cuMemHostAlloc(void **address, u64 bytes, unsigned flags) { return take((u64 *)address, bytes, -1); }
 int cuMemFreeHost(void *address) { return give((u64)address); }
 int cuMemsetD8Async(u64 to, unsigned char byte, u64 bytes, u64 stream) { ENTERED; OURS(stream); ALIVE; memset((void *)to, byte, bytes); return 0; }
 int cuMemcpyHtoDAsync_v2(u64 to, void *from, u64 bytes, u64 stream) { ENTERED; OURS(stream); ALIVE; memcpy((void *)to, from, bytes); return 0; }
@@ -121,6 +136,7 @@ static struct function functions[] = {{"show", 49152}, {"fault", 49152}, {"produ
 static const char *(*kinds)(const char *);
 static int (*launch)(const char *, const unsigned *, unsigned, unsigned, void **, int);
 int cuModuleGetFunction(u64 *function, u64 module, const char *name) {
+    ENTERED;
     if (getenv("KERNELS")) {
         void *library = dlopen(getenv("KERNELS"), RTLD_NOW);
         kinds = dlsym(library, "shim_kinds");
@@ -136,6 +152,7 @@ int cuModuleGetFunction(u64 *function, u64 module, const char *name) {
     return 500;
 }
 int cuFuncSetAttribute(struct function *function, unsigned attribute, int value) {
+    ENTERED;
     if (attribute != 8 || value > setting("SHARED", 166912)) return 1;
     function->shared = value;
     return 0;

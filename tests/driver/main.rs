@@ -85,7 +85,7 @@ fn drivers_that_do_not_start() {
             &["INIT=803"],
             "the NVIDIA driver is too old, or its kernel module is of another version (CUDA_ERROR_SYSTEM_DRIVER_MISMATCH: a meaning of two lines)",
         ),
-        (&["INIT=35"], "the NVIDIA driver is too old, or its kernel module is of another version (error 35)"),
+        (&["INIT=36"], "the NVIDIA driver is too old, or its kernel module is of another version (error 36)"),
         (&["INIT=34"], "libcuda is the toolkit's stub, not a driver"),
         (&["INIT=999"], "the NVIDIA driver does not start (CUDA_ERROR_SOME: a meaning of two lines)"),
         // Starts, and has nothing else.
@@ -122,12 +122,19 @@ fn devices_that_cannot_be_used() {
     );
     for (code, expected) in [
         ("222", "the NVIDIA driver (of CUDA 11.4) is too old for the kernels' PTX "),
-        ("209", "the GPU (compute capability 8.0) is too old for the kernels, which are for sm_80 "),
+        ("218", "the NVIDIA driver (of CUDA 11.4) is too old for the kernels' PTX "),
         ("2", "out of memory on the GPU: loading the kernels"),
         ("999", "loading the kernels failed: CUDA_ERROR_SOME"),
     ] {
         let message = refused(folder, &device("cuda:1"), &[("LOAD", code)]);
         assert!(message.starts_with(&format!("error: cuda: {expected}")), "{code}: {message}");
+    }
+    // Of PTX for newer GPUs a driver says either.
+    for code in ["209", "218"] {
+        let message = refused(folder, &device("cuda"), &[("LOAD", code), ("MAJOR", "7"), ("MINOR", "5")]);
+        let expected =
+            "error: cuda: the GPU (compute capability 7.5) is too old for the kernels' PTX, of 8.0 and up ";
+        assert!(message.starts_with(expected), "{code}: {message}");
     }
     let message = refused(folder, &device("cuda"), &[("NMEM_NVRTC", "1")]);
     assert!(
@@ -149,7 +156,9 @@ fn a_device_that_is_broken_hides_no_other() {
     let folder = driver(&["INIT=0", "WHOLE"]);
     let folder = folder.path();
     let broken = |index: usize| {
-        format!("no cuda:{index}: opening cuda:{index} failed: CUDA_ERROR_SOME: a meaning of two lines")
+        format!(
+            "no cuda:{index}: opening cuda:{index} (see `nmem devices`) failed: CUDA_ERROR_SOME: a meaning of two lines"
+        )
     };
     for (which, usable, unusable) in [("1", &[1][..], &[0][..]), ("2", &[0], &[1]), ("3", &[], &[0, 1])] {
         let variables = [("BROKEN", which)];
@@ -185,7 +194,7 @@ fn a_device_that_is_broken_hides_no_other() {
     let message = refused(folder, &SCAN, &[("BROKEN", "2")]);
     assert!(message.starts_with("error: cuda: finding kernel "), "{message}");
     let message = refused(folder, &SCAN, &[("BROKEN", "1")]);
-    assert!(message.starts_with("error: cuda: opening cuda:0 failed"), "{message}");
+    assert!(message.starts_with("error: cuda: opening cuda:0 (see `nmem devices`) failed"), "{message}");
 }
 
 #[test]
@@ -379,4 +388,19 @@ fn products_inside() {
         }
     }
     assert_eq!(gpu.products(), "cuBLAS 13.4.2");
+
+    // What it does not take is the kernel's.
+    let results = Array::<f32>::zeros(&gpu, 1 << 16).unwrap();
+    let one = Matrix { address: results.address(0), row: LARGE, stride: 0, transposed: false };
+    let product = Product {
+        dtype: ElementType::F32,
+        batch: 1 << 16,
+        size: [1, 1, LARGE],
+        scale: 1.0,
+        a: one,
+        b: one,
+        c: one,
+    };
+    gpu.multiply(&product).unwrap();
+    assert_eq!(results.to_vec().unwrap()[..1], [1234.0]);
 }

@@ -15,6 +15,9 @@ pub const WORKSPACE: usize = 32 << 20;
 /// `CUBLAS_DEFAULT_MATH`: products in the precision of their elements.
 const DEFAULT_MATH: c_uint = 0;
 
+/// Of `cublasStatus_t`: sizes that it does not take.
+const NOT_SUPPORTED: c_uint = 15;
+
 /// Major, minor and patch of `libraryPropertyType`.
 const VERSION: [c_uint; 3] = [0, 1, 2];
 
@@ -97,6 +100,9 @@ impl Blas {
             ElementType::F32 => (gemm!(cublasSgemmStridedBatched, f32), "cublasSgemmStridedBatched"),
             ElementType::F64 => (gemm!(cublasDgemmStridedBatched, f64), "cublasDgemmStridedBatched"),
         };
+        if status == NOT_SUPPORTED {
+            return Ok(false);
+        }
         check(status, name)?;
         Ok(true)
     }

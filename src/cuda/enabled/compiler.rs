@@ -5,8 +5,8 @@ use std::ffi::{CStr, CString, c_char};
 use super::library::{Handle, Nvrtc};
 use crate::error::{Error, Result};
 
-/// Machine code for that compute capability.
-pub fn compile(source: &str, (major, minor): (u32, u32)) -> Result<Vec<u8>> {
+/// Machine code for that compute capability, and the compiler's version.
+pub fn compile(source: &str, (major, minor): (u32, u32)) -> Result<(Vec<u8>, String)> {
     // SAFETY: loads a library, which is NVIDIA's.
     if !unsafe { cudarc::nvrtc::sys::is_culib_present() } {
         let text = "NMEM_NVRTC=1, but there is no libnvrtc: install NVRTC of CUDA 12 or 13, put it on LD_LIBRARY_PATH, or unset NMEM_NVRTC";
@@ -33,10 +33,13 @@ pub fn compile(source: &str, (major, minor): (u32, u32)) -> Result<Vec<u8>> {
         return Err(Error::Cuda(format!("NVRTC cannot begin: status {status}")));
     }
     let mut program = Program { library, handle };
+    let (mut of_major, mut of_minor) = (0, 0);
+    // SAFETY: places for the numbers.
+    unsafe { (program.library.nvrtcVersion)(&raw mut of_major, &raw mut of_minor) };
     let code = program.code(&format!("--gpu-architecture=sm_{major}{minor}"));
     // SAFETY: the handle is the program's own, and not used again.
     unsafe { (program.library.nvrtcDestroyProgram)(&raw mut program.handle) };
-    code
+    Ok((code?, format!("{of_major}.{of_minor}")))
 }
 
 struct Program {
@@ -55,8 +58,8 @@ impl Program {
             let first = log.lines().find(|line| line.contains("error")).or_else(|| log.lines().next());
             let first = first.unwrap_or_default().trim();
             return Err(Error::Cuda(format!(
-                "NVRTC cannot compile the kernels with {architecture} (status {status}: {first}): update NVRTC, or unset \
-                 NMEM_NVRTC"
+                "NVRTC cannot compile the kernels with {architecture} (status {status}: {first}): take an NVRTC that knows \
+                 this GPU (for those before 7.5 that of CUDA 12), or unset NMEM_NVRTC"
             )));
         }
         let mut size = 0;

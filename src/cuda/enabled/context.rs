@@ -69,7 +69,7 @@ impl Loaded {
                 34 => "libcuda is the toolkit's stub, not a driver: install an NVIDIA driver, or take the stub's folder off \
                        LD_LIBRARY_PATH"
                     .to_owned(),
-                35 | 36 | 803 | 804 => format!(
+                36 | 803 | 804 => format!(
                     "the NVIDIA driver is too old, or its kernel module is of another version ({name}): update it and \
                      restart, or take --device cpu"
                 ),
@@ -79,6 +79,15 @@ impl Loaded {
         // SAFETY: it is there.
         let driver = unsafe { Driver::load() }.map_err(old)?;
         Ok(Self { start, driver })
+    }
+
+    /// Of CUDA that the driver has: "13.0".
+    pub(super) fn version(&self) -> Result<String> {
+        let mut version = 0;
+        // SAFETY: a place for the number.
+        let code = unsafe { (self.driver.cuDriverGetVersion)(&raw mut version) };
+        self.check(code, || "asking for the driver's version".into())?;
+        Ok(format!("{}.{}", version / 1000, version % 1000 / 10))
     }
 
     fn count(&self) -> Result<usize> {
@@ -146,7 +155,7 @@ impl Context {
             return Err(Error::Cuda(format!("no GPU with index {index}: {there} (see `nmem devices`)")));
         }
         let (mut device, mut handle) = (0, 0);
-        let doing = || format!("opening cuda:{index}");
+        let doing = || format!("opening cuda:{index} (see `nmem devices`)");
         let ordinal = c_int::try_from(index).expect("below a count of devices");
         // SAFETY: places for what is given; the device is one that the driver gave.
         unsafe {
@@ -209,6 +218,7 @@ impl Context {
         Ok(Description {
             index: self.index,
             name: self.name()?,
+            driver: self.loaded.version()?,
             compute_capability: self.capability()?,
             multiprocessors: self.attribute(MULTIPROCESSORS)? as usize,
             bytes: bytes as u64,

@@ -101,6 +101,7 @@ library! {
 library! {
     /// The compiler.
     Nvrtc, cudarc::nvrtc::sys::culib {
+        fn nvrtcVersion(*mut c_int, *mut c_int);
         fn nvrtcCreateProgram(
             *mut Handle,
             *const c_char,

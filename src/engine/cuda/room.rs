@@ -9,12 +9,19 @@ use crate::real::{ElementType, Real};
 /// Most tiles of a block's attention that are in shared memory.
 pub(super) const TILES: usize = 5;
 
-/// Blocks of a walk that are on a multiprocessor at once: as many as their registers let.
-fn walkers<T: Real>() -> usize {
-    match T::TYPE {
-        ElementType::F32 => 2,
-        ElementType::F64 => 1,
-    }
+/// Of what a block can be given, what kernels have besides what they are launched with.
+const STATIC_SHARED: usize = 1024;
+
+/// Shared memory of a walk with so many buffers, in bytes, as laid out in kernels.cu.
+fn walk_bytes<T: Real>(buffers: usize) -> usize {
+    TILE * TILE * size_of::<T>() + buffers * tile_bytes(T::TYPE)
+}
+
+/// Blocks of a walk that are on a multiprocessor at once: as many as their registers and shared memory let.
+fn walkers<T: Real>(device: &dyn Device) -> usize {
+    let two =
+        T::TYPE == ElementType::F32 && 2 * (walk_bytes::<T>(2) + STATIC_SHARED) <= device.shared_bytes();
+    1 + usize::from(two)
 }
 
 /// Buffers that a walk's inputs come through, and its shared memory in bytes.
@@ -25,19 +32,17 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    /// As laid out in kernels.cu: as many buffers as let blocks of a multiprocessor be side by side.
+    /// As many buffers as let blocks of a multiprocessor be side by side.
     fn of<T: Real>(device: &dyn Device) -> Result<Self> {
-        let most = device.shared_bytes();
-        let weights = TILE * TILE * size_of::<T>();
-        let of = |buffers: usize| Self { buffers, shared: weights + buffers * tile_bytes(T::TYPE) };
-        let rooms = [most / walkers::<T>(), most];
-        let mut fitting = rooms.into_iter().flat_map(|room| [4, 3, 2].map(|buffers| (room, buffers)));
-        let fits = |&(room, buffers): &(usize, usize)| of(buffers).shared <= room;
-        let (_, buffers) = fitting.find(fits).ok_or_else(|| {
-            let expected = format!("a GPU whose blocks have {} bytes of shared memory, or cpu", of(2).shared);
-            Error::setting("--device", expected, format!("{most} bytes on {}", device.name()))
+        let all = device.shared_bytes();
+        let most = (all / walkers::<T>(device)).saturating_sub(STATIC_SHARED);
+        let fits = |&buffers: &usize| walk_bytes::<T>(buffers) <= most;
+        let buffers = [4, 3, 2].into_iter().find(fits).ok_or_else(|| {
+            let needed = walk_bytes::<T>(2) + STATIC_SHARED;
+            let expected = format!("a GPU whose blocks have {needed} bytes of shared memory, or cpu");
+            Error::setting("--device", expected, format!("{all} bytes on {}", device.name()))
         })?;
-        Ok(of(buffers))
+        Ok(Self { buffers, shared: walk_bytes::<T>(buffers) })
     }
 }
 
@@ -58,7 +63,8 @@ impl Spans {
         chunks: usize,
         [heads, c, d]: [usize; 3],
     ) -> Self {
-        let (slots, blocks) = (walkers::<T>() * device.multiprocessors(), d.div_ceil(TILE).pow(2) * heads);
+        let (slots, blocks) =
+            (walkers::<T>(device) * device.multiprocessors(), d.div_ceil(TILE).pow(2) * heads);
         let least = (d / 2).div_ceil(c).max(1);
         let most = chunks.div_ceil(least).clamp(1, most.min(slots).max(1));
         let spans = (1..=most).map(|number| {

@@ -1,5 +1,6 @@
 //! What the device does of a block, kernel after kernel.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use super::room::{Room, Spans, TILES, in_tiles, padded};
@@ -36,6 +37,8 @@ pub(super) struct Step<'a, T: Real> {
     pub(super) plan: &'a Plan<'a, T>,
     pub(super) block: Block,
     pub(super) sequences: usize,
+    /// Whether there was a large product.
+    pub(super) large: &'a Cell<bool>,
 }
 
 /// Moments between phases: the first, and what ended at each of the others.
@@ -111,7 +114,9 @@ impl<T: Real> Step<'_, T> {
         if batch * size[0] * size[1] == 0 {
             return Ok(());
         }
-        self.device.multiply(&Product { dtype: T::TYPE, batch, size, scale, a, b, c })
+        let product = Product { dtype: T::TYPE, batch, size, scale, a, b, c };
+        self.large.set(self.large.get() || !product.is_small());
+        self.device.multiply(&product)
     }
 
     /// Everything that the device does of a block, asked for in order.
