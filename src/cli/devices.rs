@@ -56,7 +56,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-const HEADINGS: [&str; 6] = ["device", "name", "capability", "multiprocessors", "free GiB", "all GiB"];
+const HEADINGS: [&str; 7] =
+    ["device", "name", "capability", "multiprocessors", "free GiB", "all GiB", "driver's CUDA"];
 /// Text to the left, numbers to the right.
 const LEFT: usize = 2;
 
@@ -73,6 +74,7 @@ impl Found {
             dash(),
             dash(),
             memory_bytes.map_or_else(dash, gib),
+            dash(),
         ];
         let gpus = self.cuda.iter().map(|gpu| {
             let (major, minor) = gpu.compute_capability;
@@ -83,6 +85,7 @@ impl Found {
                 gpu.multiprocessors.to_string(),
                 gib(gpu.free_bytes),
                 gib(gpu.bytes),
+                gpu.driver.clone(),
             ]
         });
         let rows: Vec<_> = [HEADINGS.map(str::to_owned), cpu].into_iter().chain(gpus).collect();

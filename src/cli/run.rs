@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use super::progress::Progress;
 use super::{FAILED, Format, check_interrupt, note, print, print_error};
 use crate::config::{Command, Mode, Settings};
+use crate::cuda::DeviceChoice;
 use crate::error::Error;
 use crate::metrics::COLUMNS;
 use crate::run::{Report, execute};
@@ -46,10 +47,14 @@ impl RunArgs {
     pub fn execute(self, command: Command) -> anyhow::Result<ExitCode> {
         let of_file = self.config.as_deref().map(Settings::from_toml).transpose()?.unwrap_or_default();
         let merged = self.settings.clone().or(of_file);
+        let to_choose = merged.device == Some(DeviceChoice::Auto);
         self.settings.check_flags(command, &merged)?;
         let mut config = merged.validate(command)?;
         config.file.clone_from(&self.config);
         let device = config.device.open()?;
+        if to_choose && config.device.is_cpu() && !self.quiet {
+            note("note: ", "--device auto: cpu (--retention is for the processor alone)");
+        }
         if let Some(told) = device.note.as_deref().filter(|_| !self.quiet) {
             note("note: ", told);
         }
@@ -128,6 +133,9 @@ fn table(report: &Report) -> String {
             memory.heads, memory.dim_head, report.config.chunk_size, report.dtype
         ),
     );
+    if report.device != "cpu" {
+        line("device", report.device.clone());
+    }
     if !report.summary.is_empty() {
         line("", format!("{:>12} {:>12} {:>12}", "mean", "min", "max"));
         for (name, spread) in COLUMNS.iter().filter_map(|name| Some((name, report.summary.get(name)?))) {

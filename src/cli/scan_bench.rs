@@ -19,7 +19,7 @@ use crate::scan_bench::{Algorithm, BenchShape, Config, Event, Gate, Layout, Repo
 /// bytes that must move (each input read once, each output written once) and is compared with the faster of an
 /// ordinary and a streaming copy of as many bytes. Lists are separated by commas. Writes scan_bench.csv, machine.json
 /// and plots/*.svg to --out.
-#[derive(clap::Args, Debug)]
+#[derive(clap::Args, Clone, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "independent switches")]
 pub struct Args {
     /// What is timed: auto (the library's choice), sequential, channels, time, tree; of the fused pair pair-sequential,
@@ -64,7 +64,7 @@ pub struct Args {
     )]
     dtype: Vec<ElementType>,
 
-    /// Steps [default: 128,256,…,4096 (65536 with --device cuda), and without --channels and --batch also the memory's own shapes: 1 × 64 steps ×
+    /// Steps [default: 128,256,…,4096 (65536 on GPUs alone), and without --channels and --batch also the memory's own shapes: 1 × 64 steps ×
     /// 16384, 65536 and 262144 channels]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Shapes")]
     steps: Vec<usize>,
@@ -138,9 +138,8 @@ pub struct Args {
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (quiet, format, force) = (args.quiet, args.format, args.force);
+    args.clone().config(false).check()?;
     let devices = or(args.device.clone(), || vec![DeviceChoice::Cpu]);
-    let config = args.config();
-    config.check()?;
     let mut devices = devices.into_iter().map(DeviceChoice::open).collect::<Result<Vec<_>, _>>()?;
     for told in devices.iter().filter_map(|device| device.note.as_deref()).filter(|_| !quiet) {
         note("note: ", told);
@@ -153,6 +152,22 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         seen.push(name);
         new
     });
+    let on_gpus = devices.iter().all(|device| device.gpu().is_some());
+    let (few, threads) = (args.algorithm.clone(), args.threads.clone());
+    let config = args.config(on_gpus);
+    if on_gpus && !quiet {
+        let others: Vec<_> =
+            few.iter().filter(|algorithm| !algorithm.is_on_gpus()).map(|of| of.name()).collect();
+        if !others.is_empty() {
+            note(
+                "left out: ",
+                &format!("{}: on a GPU there are auto, pair and pair-last alone", others.join(", ")),
+            );
+        }
+        if !threads.is_empty() {
+            note("note: ", "--threads is for the processor");
+        }
+    }
     let out = config.out.clone();
     let bar = Bar::new(quiet, "cases");
     let report = execute(config, &devices, force, &mut |event| {
@@ -191,9 +206,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 impl Args {
-    fn config(self) -> Config {
-        let on_gpus = !self.device.is_empty()
-            && self.device.iter().all(|device| matches!(device, DeviceChoice::Cuda(_)));
+    /// `on_gpus`: on nothing else.
+    fn config(self, on_gpus: bool) -> Config {
         let most = if self.full || on_gpus { 65_536 } else { 4096 };
         let own = self.steps.is_empty() && self.channels.is_empty() && self.batch.is_empty();
         let shapes = if own {
@@ -276,6 +290,9 @@ fn table(report: &Report) -> String {
     let machine = &report.machine;
     let cpu = machine.cpu.as_deref().unwrap_or("unknown processor");
     let _ = writeln!(text, "machine   {cpu}, {} cores, {}", machine.logical_cores, machine.vector_isa);
+    for gpu in &report.gpus {
+        let _ = writeln!(text, "          {gpu}");
+    }
     let _ = writeln!(text, "time      {:.1} s", report.wall_s);
     let _ = writeln!(text, "results   {}", report.config.out.display());
     text

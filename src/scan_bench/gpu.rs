@@ -11,9 +11,6 @@ use crate::real::Real;
 use crate::scan::linear::Shape;
 use crate::scan::{Element, cuda};
 
-/// What runs on a GPU.
-pub const ALGORITHMS: [Algorithm; 3] = [Algorithm::Auto, Algorithm::Pair, Algorithm::PairLast];
-
 /// Bytes that runs go round in, so that none finds its inputs in the cache: several times the largest L2, of 50 MB and more.
 const ROUND: usize = 256 << 20;
 /// Most lots, where they are small: taking memory costs more than it would show.

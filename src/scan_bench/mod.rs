@@ -76,6 +76,11 @@ impl Gate {
 }
 
 impl Algorithm {
+    /// Whether it is one of a GPU too.
+    pub fn is_on_gpus(&self) -> bool {
+        matches!(self, Self::Auto | Self::Pair | Self::PairLast)
+    }
+
     /// As typed.
     pub fn name(self) -> &'static str {
         match self {
@@ -260,6 +265,8 @@ pub struct Report {
     pub config: Config,
     /// Where.
     pub machine: Machine,
+    /// GPUs that it ran on: "cuda:0" and a name.
+    pub gpus: Vec<String>,
     /// scan_bench.csv.
     pub rows: Vec<Row>,
     /// Shapes that would have needed too much memory.
@@ -347,10 +354,12 @@ impl Config {
 /// Runs `config` on each of `devices` and publishes its folder. `replace` allows an existing one to be replaced.
 pub fn execute(config: Config, devices: &[Chosen], replace: bool, observe: Observer) -> Result<Report> {
     let start = Instant::now();
-    let on_gpu = |algorithm: &Algorithm| gpu::ALGORITHMS.contains(algorithm);
     let gpus = devices.iter().any(|device| device.gpu().is_some());
-    if devices.iter().all(|device| device.gpu().is_some()) && !config.algorithms.iter().any(on_gpu) {
-        return Err(Error::setting("--algorithm", "auto, pair or pair-last on a GPU", "others"));
+    if devices.iter().all(|device| device.gpu().is_some())
+        && !config.algorithms.iter().any(Algorithm::is_on_gpus)
+    {
+        let names: Vec<_> = config.algorithms.iter().map(|algorithm| algorithm.name()).collect();
+        return Err(Error::setting("--algorithm", "auto, pair or pair-last on a GPU", names.join(", ")));
     }
     let folder = ResultsFolder::open(&config.out, replace)?;
     // No error: they are open already, and a device of the caller's own is in no list.
@@ -383,8 +392,8 @@ pub fn execute(config: Config, devices: &[Chosen], replace: bool, observe: Obser
         }
     }
     let cases = tasks.iter().flat_map(|(.., (.., algorithms))| algorithms);
-    let cases_of = |device: &Chosen, algorithm| match device.gpu() {
-        Some(_) => usize::from(on_gpu(&algorithm)),
+    let cases_of = |device: &Chosen, algorithm: Algorithm| match device.gpu() {
+        Some(_) => usize::from(algorithm.is_on_gpus()),
         None => config.threads_of(algorithm).len(),
     };
     let cases: usize =
@@ -416,7 +425,7 @@ pub fn execute(config: Config, devices: &[Chosen], replace: bool, observe: Obser
                 ));
                 continue;
             }
-            let algorithms: Vec<_> = algorithms.iter().copied().filter(on_gpu).collect();
+            let algorithms: Vec<_> = algorithms.iter().copied().filter(Algorithm::is_on_gpus).collect();
             let label = device.label();
             rows.extend(match dtype {
                 ElementType::F32 => case.run_on(gpu, &label, &mut of_f32, copies, &algorithms, observe),
@@ -440,7 +449,8 @@ pub fn execute(config: Config, devices: &[Chosen], replace: bool, observe: Obser
     observe(Event::Working)?;
     folder.publish()?;
     let warnings = warnings(&rows);
-    Ok(Report { config, machine, rows, left_out, warnings, wall_s: start.elapsed().as_secs_f64() })
+    let gpus = devices.iter().filter(|device| device.gpu().is_some()).map(Chosen::to_string).collect();
+    Ok(Report { config, machine, gpus, rows, left_out, warnings, wall_s: start.elapsed().as_secs_f64() })
 }
 
 /// Wrong results one by one, disturbed timings together.

@@ -146,8 +146,8 @@ fn devices_that_cannot_be_used() {
     let listed = nmem(folder, &["devices"], &[]);
     let text = String::from_utf8(listed.stdout).unwrap();
     let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(rows[2], ["cuda:0", "Make-believe", "10", "8.0", "4", "7.0", "8.0"], "{text}");
-    assert_eq!(rows[3], ["cuda:1", "Make-believe", "11", "8.0", "4", "7.0", "8.0"], "{text}");
+    assert_eq!(rows[2], ["cuda:0", "Make-believe", "10", "8.0", "4", "7.0", "8.0", "11.4"], "{text}");
+    assert_eq!(rows[3], ["cuda:1", "Make-believe", "11", "8.0", "4", "7.0", "8.0", "11.4"], "{text}");
     assert_eq!(String::from_utf8(listed.stderr).unwrap(), "left: 0\nleft: 0\n");
 }
 

@@ -2,6 +2,7 @@
 
 use ndarray::{Array1, ArrayD};
 use safetensors::Dtype;
+use serde_json::Value;
 
 use crate::desk::{COUNTS, Desk, tokens};
 use crate::library::library;
@@ -131,6 +132,13 @@ fn store_then_retrieve_then_go_on() {
         bench.same(&name("on"), &format!("store data.npy {memory}"), rel);
     }
     let phases = &bench.desk.json("store-f32-cuda/run.json")["wall_s"]["engine_phases"];
+    let run = bench.desk.json("store-f32-cuda/run.json");
+    assert_eq!(run["software"], "driver of CUDA 11.4, kernels from PTX 9.0");
+    assert_eq!((&run["products"], &run["threads_used"]), (&Value::Null, &Value::from(1)), "none are large");
+    let told = bench.desk.ok("store data.npy --chunk-size 4 --device cuda -v --no-plots --out told");
+    assert!(told.out.contains(&format!("\ndevice           {GPU}\n")), "{}", told.out);
+    // Phases are parts of the engine's time, whatever a processor has. (Of make-believe time they are more.)
+    assert!(told.err.contains("\nengine: walk "), "{}", told.err);
     // An event of driver.c comes 250 ms after the last.
     assert_eq!(phases["walk"], 0.5, "{phases}");
 }
@@ -153,6 +161,15 @@ fn large_products_by_cublas_or_by_the_kernel() {
         data(&bench, &[23, 130]);
         bench.same("run", "retrieve data.npy --online --heads 2 --chunk-size 8 --no-plots", F32);
         assert_eq!(bench.desk.json("run-cuda/run.json")["products"], products);
+        // Whatever another run of the process had.
+        bench.desk.npy("small.npy", &tokens(&[20, 8], 1));
+        bench.desk.file("both.toml", "device = 'cuda'\n[grid]\ndata = ['data.npy', 'small.npy']\n");
+        bench.desk.ok("sweep both.toml -j 1 --keep metrics --out both");
+        let table = bench.desk.csv("both/results.csv");
+        let of = |run: &str| bench.desk.json(&format!("both/runs/{run}/run.json"))["products"].clone();
+        let products: Vec<_> = table.texts("run").into_iter().map(of).collect();
+        let large = usize::from(table.texts("data")[0].contains("small"));
+        assert!(products[large].is_string() && products[1 - large].is_null(), "{products:?}");
     }
 }
 
@@ -165,6 +182,25 @@ fn a_sweep_whose_runs_share_the_gpu() {
     bench.desk.file("experiment.toml", experiment);
     let ran = bench.desk.ok("sweep experiment.toml --jobs 3 --out all");
     assert!(ran.err.ends_with("left: 0\n"), "{}", ran.err);
+    let records: Vec<Value> = bench
+        .desk
+        .names("all/records")
+        .iter()
+        .flat_map(|name| {
+            String::from_utf8(bench.desk.bytes(&format!("all/records/{name}")))
+                .unwrap()
+                .lines()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        })
+        .map(|line| serde_json::from_str(&line).unwrap())
+        .collect();
+    // What it was that was left to the program.
+    for (asked, device) in [("cpu", "cpu"), ("auto", GPU), ("cuda:1", "cuda:1 Make-believe 11")] {
+        let of = |record: &&Value| record["parameters"]["device"] == asked;
+        assert!(records.iter().filter(of).all(|record| record["device"] == device), "{records:?}");
+        assert_eq!(records.iter().filter(of).count(), 2);
+    }
     let table = bench.desk.csv("all/results.csv");
     let (devices, rates) = (table.texts("device"), table.numbers("learning_rate"));
     let losses = table.numbers("loss_mean");
@@ -187,7 +223,18 @@ fn scan_bench_on_both() {
     assert!(devices.contains(&"cpu") && devices.contains(&"cuda"), "side by side: {devices:?}");
     assert!(table.texts("correct").iter().all(|&correct| correct == "true"), "{out}");
     assert!(bench.desk.names("scans/plots").contains(&"bandwidth.svg".to_owned()));
-    assert_eq!(bench.desk.json("scans/machine.json")["gpus"][0]["name"], "Make-believe 10");
+    assert!(out.contains(&format!("\n          {GPU}\n")), "{out}");
+    let gpu = &bench.desk.json("scans/machine.json")["gpus"][0];
+    assert_eq!((&gpu["name"], &gpu["driver"]), (&Value::from("Make-believe 10"), &Value::from("11.4")));
+
+    // On GPUs alone there are more shapes, fewer algorithms and no threads, whatever they were called.
+    for device in ["cuda", "auto"] {
+        let line = "scan-bench --algorithm tree,pair --max-bytes 1 --threads 2 --no-plots --force --out none";
+        let ran = bench.desk.ok(&format!("{line} --device {device}"));
+        assert!(ran.err.contains("\nleft out: 8 × 65536 × 1536"), "{}", ran.err);
+        let notes = "left out: tree: on a GPU there are auto, pair and pair-last alone\nnote: --threads is for the processor\n";
+        assert!(ran.err.starts_with(notes), "{}", ran.err);
+    }
 }
 
 #[test]
@@ -196,6 +243,10 @@ fn left_to_the_program_it_is_the_gpu() {
     data(&bench, &[20, 6]);
     bench.ok("store data.npy --no-plots --device auto --out out");
     assert_eq!(bench.desk.json("out/run.json")["device"], GPU);
+    // Unless what is asked for is not there.
+    let ran = bench.desk.ok("store data.npy --no-plots --retention 1 --device auto --out kept");
+    assert_eq!(ran.err, "note: --device auto: cpu (--retention is for the processor alone)\n");
+    assert_eq!(bench.desk.json("kept/run.json")["device"], "cpu");
 }
 
 #[test]
