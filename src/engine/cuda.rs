@@ -223,7 +223,6 @@ impl<'m, T: Real> CudaEngine<'m, T> {
     ) -> Result<()> {
         let Self { memory, device, weights, room, incoming, outgoing, marks, large, .. } = self;
         let room = room.as_mut().expect("made before");
-        let per_sequence = memory.dimensions.heads * memory.base.len();
         let sides = &mut incoming[..group.len()];
         let load = |sides: &mut [Sides<T>], block: Block| {
             let begin = Instant::now();
@@ -232,19 +231,7 @@ impl<'m, T: Real> CudaEngine<'m, T> {
             Ok::<_, Error>(begin.elapsed())
         };
         let transfer = Instant::now();
-        let held = if state.sequences() == 1 { 0..1 } else { group.clone() };
-        for (array, to) in [&state.update, &state.momentum].into_iter().zip(&mut room.state[0]) {
-            let elements = array.as_slice().expect("standard layout");
-            to.upload(0, &elements[held.start * per_sequence..held.end * per_sequence])?;
-            // One that all begin with: twice as many from copy to copy.
-            let mut there = held.len();
-            while there < group.len() {
-                let more = there.min(group.len() - there);
-                let bytes = more * per_sequence * size_of::<T>();
-                device.copy(to.address(there * per_sequence), to.address(0), bytes)?;
-                there += more;
-            }
-        }
+        room.send_state(*device, state, group.clone())?;
         let mut blocks = plan.blocks().peekable();
         if let Some(&first) = blocks.peek() {
             load(sides, first)?;
@@ -305,11 +292,7 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         }
         if plan.store.is_some() {
             let receiving = Instant::now();
-            let [update, momentum] = &room.state[0];
-            for (array, from) in [(&mut state.update, update), (&mut state.momentum, momentum)] {
-                let elements = array.as_slice_mut().expect("standard layout");
-                from.download(0, &mut elements[group.start * per_sequence..][..going * per_sequence])?;
-            }
+            room.receive_state(state, group.start..group.start + going)?;
             outcome.output += receiving.elapsed();
         }
         let last = outcome.divergence.as_ref().map_or(group.end, |divergence| divergence.sequence + 1);

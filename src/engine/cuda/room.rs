@@ -1,9 +1,12 @@
 //! What a block takes on the device, and how its chunks are divided among the device's multiprocessors.
 
+use std::ops::Range;
+
 use super::{RANGES, TILE};
 use crate::cuda::{Array, Device, tile_bytes};
 use crate::engine::{Memory, Sizes};
 use crate::error::{Error, Result};
+use crate::memory::State;
 use crate::real::{ElementType, Real};
 
 /// Most tiles of a block's attention that are in shared memory.
@@ -209,6 +212,40 @@ impl<'d, T: Real> Room<'d, T> {
                 .transpose()?,
             findings: Array::new(device, RANGES + heads + sequences)?,
         })
+    }
+
+    /// S and U that these sequences begin with: their own, or one that all begin with.
+    pub(super) fn send_state(
+        &mut self,
+        device: &dyn Device,
+        state: &State<T>,
+        sequences: Range<usize>,
+    ) -> Result<()> {
+        let each = state.update.len() / state.sequences();
+        let held = if state.sequences() == 1 { 0..1 } else { sequences.clone() };
+        for (array, to) in [&state.update, &state.momentum].into_iter().zip(&mut self.state[0]) {
+            let elements = array.as_slice().expect("standard layout");
+            to.upload(0, &elements[held.start * each..held.end * each])?;
+            // Twice as many from copy to copy.
+            let mut there = held.len();
+            while there < sequences.len() {
+                let more = there.min(sequences.len() - there);
+                device.copy(to.address(there * each), to.address(0), more * each * size_of::<T>())?;
+                there += more;
+            }
+        }
+        Ok(())
+    }
+
+    /// S and U that these sequences, the first ones here, have come to.
+    pub(super) fn receive_state(&self, state: &mut State<T>, sequences: Range<usize>) -> Result<()> {
+        let each = state.update.len() / state.sequences();
+        let [update, momentum] = &self.state[0];
+        for (array, from) in [(&mut state.update, update), (&mut state.momentum, momentum)] {
+            let elements = array.as_slice_mut().expect("standard layout");
+            from.download(0, &mut elements[sequences.start * each..sequences.end * each])?;
+        }
+        Ok(())
     }
 
     pub(super) fn bytes(&self) -> usize {
