@@ -192,7 +192,7 @@ __device__ void scan_rows(const T* gates, unsigned rows_per_gates, const T* inpu
             }
             __syncthreads();
             // Racing writers write the same.
-            if (!is_finite(pa) || !is_finite(pb)) overflow = 1;
+            if (!is_finite(pa) || !is_finite(pb)) atomicExch(&overflow, 1);
             T before = state, after = state;
             for (unsigned w = 0; w < warps; ++w) {
                 if (w == warp) before = after;
@@ -200,7 +200,7 @@ __device__ void scan_rows(const T* gates, unsigned rows_per_gates, const T* inpu
             }
             const T ea = __shfl_up_sync(0xffffffffu, pa, 1), eb = __shfl_up_sync(0xffffffffu, pb, 1);
             T x = lane == 0 ? before : ea * before + eb;
-            if (!is_finite(after)) overflow = 1;
+            if (!is_finite(after)) atomicExch(&overflow, 1);
             __syncthreads();
             if (overflow) {
                 for (unsigned turn = 0; turn < blockDim.x; ++turn) {

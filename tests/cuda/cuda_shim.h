@@ -3,6 +3,9 @@
 // barrier that is missing shows as a difference between the two. Asynchronous copies are there at once in the order of threads, and
 // backwards as late as they may be, when they are waited for.
 //
+// With SHIM_RACES, and compiled with -fsanitize=thread but linked without its library, accesses of shared memory are watched as
+// compute-sanitizer's racecheck does: two threads', one of them a write, with no barrier between.
+//
 // No half types, tensor cores or time; masks of warp intrinsics are taken to be full; one launch at a time.
 #pragma once
 #include <math.h>
@@ -32,6 +35,13 @@ struct alignas(16) double2 { double x, y; };
 #define __shared__ static
 #define __constant__ static const
 #define SHARED_MEMORY(T, name) T* name = reinterpret_cast<T*>(shim::shared)
+
+#ifdef SHIM_RACES
+// What is the shim's own is not watched.
+#define SHIM_PLAIN __attribute__((no_sanitize("thread")))
+#else
+#define SHIM_PLAIN
+#endif
 
 namespace shim {
 
@@ -88,6 +98,8 @@ struct Fibre {
   bool done;
   Wait wait;
   uint64_t given;
+  // Barriers that it has passed: of the block, since the library was loaded; of its warp.
+  uint64_t barriers, warp_barriers;
 };
 
 inline std::vector<Fibre> fibres;
@@ -100,20 +112,38 @@ inline void (*run)(void*);
 inline void* what;
 inline dim3 block_index, block_size, grid_size;
 inline bool late_copies;
+inline uint64_t barriers;
 
-inline void entry() {
+SHIM_PLAIN inline void entry() {
   run(what);
   current->done = true;
   for (;;) current->context.leave_for(scheduler);
 }
 
-inline void wait(Wait kind) {
+SHIM_PLAIN inline void wait(Wait kind) {
   current->wait = kind;
   current->context.leave_for(scheduler);
+  ++(kind == BLOCK ? current->barriers : current->warp_barriers);
 }
 
+#ifdef SHIM_RACES
+// The last write of a word, and who has read it since the last barrier of the block: a thread, whether others of its warp did at
+// the same time, and whether threads of other warps did.
+struct Word {
+  uint64_t written = ~0ull, read = ~0ull;
+  uint64_t written_in_warp, read_in_warp;
+  unsigned writer, reader;
+  bool many, other_warps;
+};
+inline std::vector<Word> room_words, static_words;
+// As pointers: what is called here is not watched itself.
+inline Word *of_room, *of_statics;
+inline size_t room_bytes;
+extern "C" __attribute__((visibility("hidden"))) char __bss_start, _end;
+#endif
+
 // One block, to its end. False where threads wait for each other at different barriers.
-inline bool run_block(unsigned threads, bool backwards) {
+SHIM_PLAIN inline bool run_block(unsigned threads, bool backwards) {
   for (unsigned i = 0; i < threads; ++i) {
     Fibre& fibre = fibres[i];
     fibre.number = i;
@@ -121,6 +151,8 @@ inline bool run_block(unsigned threads, bool backwards) {
     fibre.wait = NOTHING;
     fibre.copies.clear();
     fibre.groups = 0;
+    fibre.barriers = barriers;
+    fibre.warp_barriers = 0;
     fibre.thread = dim3{i % block_size.x, i / block_size.x % block_size.y, i / (block_size.x * block_size.y)};
     fibre.context.start(stacks.data() + size_t(i) * STACK, entry);
   }
@@ -149,13 +181,15 @@ inline bool run_block(unsigned threads, bool backwards) {
       }
       all_at_block &= at_block;
     }
+    // All pass it together.
+    ++barriers;
     if (!live) return true;
     if (!all_at_block) return false;
   }
 }
 
 // All blocks. Dynamic shared memory holds NaN before each.
-inline bool launch(dim3 grid, dim3 block, size_t shared_bytes, bool backwards, void (*function)(void*), void* argument) {
+SHIM_PLAIN inline bool launch(dim3 grid, dim3 block, size_t shared_bytes, bool backwards, void (*function)(void*), void* argument) {
   const unsigned threads = block.x * block.y * block.z;
   grid_size = grid;
   block_size = block;
@@ -167,18 +201,27 @@ inline bool launch(dim3 grid, dim3 block, size_t shared_bytes, bool backwards, v
     stacks.resize(size_t(threads) * STACK);
   }
   shared_room.resize(shared_bytes + 256);
+#ifdef SHIM_RACES
+  room_words.resize(shared_bytes / 4 + 1);
+  static_words.resize((&_end - &__bss_start) / 4 + 1);
+  of_room = room_words.data();
+  of_statics = static_words.data();
+  room_bytes = shared_bytes;
+#endif
   shared = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(shared_room.data()) + 127) / 128 * 128);
   for (unsigned z = 0; z < grid.z; ++z)
     for (unsigned y = 0; y < grid.y; ++y)
       for (unsigned x = 0; x < grid.x; ++x) {
         block_index = dim3{x, y, z};
         memset(shared, 0xff, shared_bytes);
-        if (!run_block(threads, backwards)) return false;
+        const bool done = run_block(threads, backwards);
+        current = nullptr;
+        if (!done) return false;
       }
   return true;
 }
 
-template <class T> T exchange(T x, unsigned source) {
+template <class T> SHIM_PLAIN T exchange(T x, unsigned source) {
   static_assert(sizeof(T) <= 8, "at most 8 bytes");
   memcpy(&current->given, &x, sizeof x);
   wait(WARP);
@@ -191,8 +234,8 @@ template <class T> T exchange(T x, unsigned source) {
   wait(WARP);
   return got;
 }
-inline unsigned lane() { return current->number % 32; }
-inline unsigned first_lane() { return current->number - lane(); }
+SHIM_PLAIN inline unsigned lane() { return current->number % 32; }
+SHIM_PLAIN inline unsigned first_lane() { return current->number - lane(); }
 
 // Arguments by what they are, as nmem::cuda::Argument has them.
 template <class T> constexpr char kind_of() {
@@ -219,7 +262,76 @@ template <class... A> struct Unpacked {
 };
 template <class... A> Unpacked<A...> unpacked(void (*)(A...));
 
+#ifdef SHIM_RACES
+inline char race[256];
+
+SHIM_PLAIN inline void found(const char* what, const void* address, unsigned other) {
+  if (race[0]) return;
+  snprintf(race, sizeof race, "%s: thread %u and thread %u of block (%u, %u, %u), byte %td of its %s shared memory", what, other,
+           current->number, block_index.x, block_index.y, block_index.z,
+           static_cast<const char*>(address) - (address >= &__bss_start && address < &_end ? &__bss_start : shared),
+           address >= &__bss_start && address < &_end ? "static" : "dynamic");
+}
+
+SHIM_PLAIN inline void watch(const void* address, size_t bytes, bool write) {
+  if (!current) return;
+  const char* at = static_cast<const char*>(address);
+  Word* words;
+  size_t first;
+  if (at >= shared && at < shared + room_bytes) {
+    words = of_room;
+    first = at - shared;
+  } else if (at >= &__bss_start && at < &_end) {
+    words = of_statics;
+    first = at - &__bss_start;
+  } else {
+    return;
+  }
+  const unsigned me = current->number;
+  const uint64_t now = current->barriers, in_warp = current->warp_barriers;
+  for (size_t i = first / 4; i * 4 < first + bytes; ++i) {
+    Word& word = words[i];
+    const bool beside = word.written == now && word.writer != me && (word.writer / 32 != me / 32 || word.written_in_warp == in_warp);
+    if (beside) found(write ? "two writes" : "a read beside a write", at, word.writer);
+    const bool seen = word.read == now, mine = seen && word.reader / 32 == me / 32, at_once = mine && word.read_in_warp == in_warp;
+    if (write) {
+      if (seen && (!mine || word.other_warps || (at_once && (word.many || word.reader != me)))) found("a write beside a read", at, word.reader);
+      word.written = now;
+      word.written_in_warp = in_warp;
+      word.writer = me;
+    } else if (seen && !mine) {
+      word.other_warps = true;
+    } else {
+      word.many = at_once && (word.many || word.reader != me);
+      word.other_warps = seen && word.other_warps;
+      word.read = now;
+      word.read_in_warp = in_warp;
+      word.reader = me;
+    }
+  }
+}
+#endif
+
 }  // namespace shim
+
+#ifdef SHIM_RACES
+#define SHIM_HOOK extern "C" __attribute__((visibility("hidden"), no_sanitize("thread"), used)) inline void
+#define SHIM_HOOKS(n)                                                          \
+  SHIM_HOOK __tsan_read##n(void* p) { shim::watch(p, n, false); }              \
+  SHIM_HOOK __tsan_write##n(void* p) { shim::watch(p, n, true); }              \
+  SHIM_HOOK __tsan_unaligned_read##n(void* p) { shim::watch(p, n, false); }    \
+  SHIM_HOOK __tsan_unaligned_write##n(void* p) { shim::watch(p, n, true); }
+SHIM_HOOKS(1)
+SHIM_HOOKS(2)
+SHIM_HOOKS(4)
+SHIM_HOOKS(8)
+SHIM_HOOKS(16)
+SHIM_HOOK __tsan_read_range(void* p, size_t n) { shim::watch(p, n, false); }
+SHIM_HOOK __tsan_write_range(void* p, size_t n) { shim::watch(p, n, true); }
+SHIM_HOOK __tsan_init() {}
+SHIM_HOOK __tsan_func_entry(void*) {}
+SHIM_HOOK __tsan_func_exit() {}
+#endif
 #define SHIM_KERNEL(f) shim::Kernel{#f, decltype(shim::unpacked(f))::kinds, decltype(shim::unpacked(f))::run<f>}
 
 #define threadIdx (shim::current->thread)
@@ -233,14 +345,17 @@ inline void __syncwarp(unsigned = 0xffffffffu) { shim::wait(shim::WARP); }
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 
-inline void __pipeline_memcpy_async(void* to, const void* from, size_t bytes) {
+SHIM_PLAIN inline void __pipeline_memcpy_async(void* to, const void* from, size_t bytes) {
   if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % bytes != 0) __builtin_trap();
+#ifdef SHIM_RACES
+  shim::watch(to, bytes, true);
+#endif
   if (shim::late_copies) shim::current->copies.push_back({to, from, bytes, shim::current->groups});
   else memcpy(to, from, bytes);
 }
-inline void __pipeline_commit() { ++shim::current->groups; }
+SHIM_PLAIN inline void __pipeline_commit() { ++shim::current->groups; }
 // Until all but the last so many groups are there.
-inline void __pipeline_wait_prior(unsigned ahead) {
+SHIM_PLAIN inline void __pipeline_wait_prior(unsigned ahead) {
   std::vector<shim::Copy>& copies = shim::current->copies;
   size_t done = 0;
   for (; done < copies.size() && copies[done].group + ahead < shim::current->groups; ++done)
@@ -267,7 +382,7 @@ inline unsigned __ballot_sync(unsigned, int predicate) {
 }
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }
-inline int __syncthreads_or(int predicate) {
+SHIM_PLAIN inline int __syncthreads_or(int predicate) {
   static int any;
   __syncthreads();
   any = 0;
@@ -277,11 +392,11 @@ inline int __syncthreads_or(int predicate) {
   return any;
 }
 
-template <class T> T atomicAdd(T* p, T x) { const T old = *p; *p = old + x; return old; }
-template <class T> T atomicMin(T* p, T x) { const T old = *p; if (x < old) *p = x; return old; }
-template <class T> T atomicMax(T* p, T x) { const T old = *p; if (x > old) *p = x; return old; }
-template <class T> T atomicOr(T* p, T x) { const T old = *p; *p = old | x; return old; }
-template <class T> T atomicExch(T* p, T x) { const T old = *p; *p = x; return old; }
+template <class T> SHIM_PLAIN T atomicAdd(T* p, T x) { const T old = *p; *p = old + x; return old; }
+template <class T> SHIM_PLAIN T atomicMin(T* p, T x) { const T old = *p; if (x < old) *p = x; return old; }
+template <class T> SHIM_PLAIN T atomicMax(T* p, T x) { const T old = *p; if (x > old) *p = x; return old; }
+template <class T> SHIM_PLAIN T atomicOr(T* p, T x) { const T old = *p; *p = old | x; return old; }
+template <class T> SHIM_PLAIN T atomicExch(T* p, T x) { const T old = *p; *p = x; return old; }
 template <class T> T __ldg(const T* p) { return *p; }
 template <class T> T __ldcs(const T* p) { return *p; }
 template <class T> void __stcs(T* p, T x) { *p = x; }

@@ -1,5 +1,6 @@
 //! What kernels are tested on: [`devices`].
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -9,17 +10,35 @@ use nmem::Error;
 use nmem::Result;
 use nmem::cuda::{Argument, Device, Gpu, Launch, Mark};
 
-use crate::library::library;
+use crate::library::{Kind, library};
+
+thread_local! {
+    static WATCHING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs a test on the processor alone, where two threads' accesses of shared memory with no barrier between are failures.
+pub fn watch(test: impl FnOnce()) {
+    WATCHING.set(true);
+    test();
+    WATCHING.set(false);
+}
 
 /// Those that there are, and what they are called in messages. On a machine without a C++ compiler that must have a GPU, the GPU
 /// alone.
 pub fn devices() -> &'static [(String, Arc<dyn Device>)] {
     static DEVICES: OnceLock<Vec<(String, Arc<dyn Device>)>> = OnceLock::new();
+    static WATCHED: OnceLock<Vec<(String, Arc<dyn Device>)>> = OnceLock::new();
+    if WATCHING.get() {
+        return WATCHED.get_or_init(|| {
+            let shim = Shim::new(Kind::Watched).expect("kernels that are watched");
+            vec![("processor, watched".to_owned(), Arc::new(shim))]
+        });
+    }
     DEVICES.get_or_init(|| {
         let required = std::env::var("NMEM_REQUIRE_CUDA").is_ok_and(|value| value == "1");
         let mut devices: Vec<(String, Arc<dyn Device>)> = Vec::new();
-        for (name, backwards) in [("processor", false), ("processor, backwards", true)] {
-            match Shim::new(backwards) {
+        for (name, kind) in [("processor", Kind::Forwards), ("processor, backwards", Kind::Backwards)] {
+            match Shim::new(kind) {
                 Ok(shim) => devices.push((name.to_owned(), Arc::new(shim))),
                 Err(why) if required => eprintln!("not on the {name}: {why}"),
                 Err(why) => panic!("the kernels cannot be run on the processor: {why}"),
@@ -42,6 +61,7 @@ struct Shim {
     backwards: bool,
     kinds: unsafe extern "C" fn(*const c_char) -> *const c_char,
     launch: LaunchFunction,
+    race: unsafe extern "C" fn() -> *const c_char,
     /// The library has one set of threads.
     launching: Mutex<()>,
     /// Bytes of what was taken, by address.
@@ -57,16 +77,21 @@ const FENCE: usize = 256;
 const POISON: u8 = 0xFF;
 
 impl Shim {
-    fn new(backwards: bool) -> std::result::Result<Self, String> {
-        let path = library(backwards)?;
+    fn new(kind: Kind) -> std::result::Result<Self, String> {
+        let path = library(kind)?;
         let say = |error: libloading::Error| format!("{}: {error}", path.display());
         // SAFETY: the library was just compiled from shim.cpp, and does nothing when it is loaded. It stays loaded.
         let library = Box::leak(Box::new(unsafe { libloading::Library::new(&path) }.map_err(say)?));
         // SAFETY: the types are those of shim.cpp.
-        let (kinds, launch) = unsafe {
-            (*library.get(b"shim_kinds").map_err(say)?, *library.get(b"shim_launch").map_err(say)?)
+        let (kinds, launch, race) = unsafe {
+            (
+                *library.get(b"shim_kinds").map_err(say)?,
+                *library.get(b"shim_launch").map_err(say)?,
+                *library.get(b"shim_race").map_err(say)?,
+            )
         };
-        Ok(Self { backwards, kinds, launch, launching: Mutex::new(()), taken: Mutex::default() })
+        let backwards = kind == Kind::Backwards;
+        Ok(Self { backwards, kinds, launch, race, launching: Mutex::new(()), taken: Mutex::default() })
     }
 
     /// Panics unless the bytes are some of those taken.
@@ -218,6 +243,9 @@ impl Device for Shim {
             )
         };
         assert_eq!(status, 0, "{kernel}: its threads wait at different barriers");
+        // SAFETY: a text of shim.cpp's that ends, read while nobody else launches.
+        let race = unsafe { CStr::from_ptr((self.race)()) }.to_string_lossy();
+        assert!(race.is_empty(), "{kernel}: {race}, with no barrier between");
         Ok(())
     }
 

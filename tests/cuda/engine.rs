@@ -193,7 +193,7 @@ fn against_the_oracle<T: Real>(what: &str, device: &dyn Device, case: Case, rel:
 }
 
 #[test]
-fn agrees_with_the_oracle() {
+pub fn agrees_with_the_oracle() {
     for (name, device) in devices() {
         for case in CASES {
             against_the_oracle::<f64>(name, device.as_ref(), case, 1e-10);
@@ -263,7 +263,7 @@ const SPANS: [(Case, usize); 4] = [
 ];
 
 #[test]
-fn spans_side_by_side() {
+pub fn spans_side_by_side() {
     for (name, device) in devices() {
         for (case, spans) in SPANS {
             let small = Small { side: 1000, ..Small::new(device.as_ref(), 1 << 24, device.shared_bytes()) };
@@ -365,7 +365,7 @@ fn divergences_are_those_of_the_processor() {
 
 /// Chunks of few tokens share a tile of attention with those of other heads and sequences.
 #[test]
-fn what_is_not_finite_stays_in_its_chunk() {
+pub fn what_is_not_finite_stays_in_its_chunk() {
     for (name, device) in devices() {
         for (value, online) in [(1e25, false), (f32::NAN, false), (f32::NAN, true)] {
             let memory = Drawn::new((6, 2, 3), 4, Init::Xavier, 1).norms(false, false).memory::<f32>();

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 const HEADER: &str = include_str!("cuda_shim.h");
 const SHIM: &str = include_str!("shim.cpp");
 const KERNELS: &str = include_str!("../../src/cuda/kernels.cu");
-const FLAGS: [&str; 12] = [
+const FLAGS: [&str; 9] = [
     "-std=c++17",
     "-O2",
     "-ffp-contract=off",
@@ -17,15 +17,24 @@ const FLAGS: [&str; 12] = [
     "-fsanitize-undefined-trap-on-error",
     "-Wall",
     "-Wno-unknown-pragmas",
-    "-shared",
     "-fPIC",
     "-fvisibility=hidden",
-    "-x",
-    "c++",
 ];
 
-/// Where the library is, compiled if no process has done so. A copy for each order: a library has one set of shared memory.
-pub fn library(backwards: bool) -> Result<PathBuf, String> {
+/// How threads run. A library each: it has one set of shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(dead_code, reason = "each test binary has its own")]
+pub enum Kind {
+    /// In their order.
+    Forwards,
+    /// In the reverse.
+    Backwards,
+    /// In their order, their accesses of shared memory watched for races.
+    Watched,
+}
+
+/// Where the library is, compiled if no process has done so.
+pub fn library(kind: Kind) -> Result<PathBuf, String> {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
     let hash = Sha256::new()
         .chain_update([HEADER, SHIM, KERNELS, &compiler, &FLAGS.join(" ")].join("\0"))
@@ -33,8 +42,7 @@ pub fn library(backwards: bool) -> Result<PathBuf, String> {
     let hash = u64::from_be_bytes(*hash.first_chunk().expect("32 bytes"));
     let within = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let within = if within.is_dir() { within.to_owned() } else { std::env::temp_dir() };
-    let order = if backwards { "backwards" } else { "forwards" };
-    let path = within.join(format!("kernels-{hash:016x}-{order}.so"));
+    let path = within.join(format!("kernels-{hash:016x}-{kind:?}.so"));
     if path.exists() {
         return Ok(path);
     }
@@ -46,12 +54,19 @@ pub fn library(backwards: bool) -> Result<PathBuf, String> {
     write("kernels.cu", KERNELS)?;
     let names = names().map(|name| format!("KERNEL({name})\n"));
     write("kernels.inc", &names.collect::<String>())?;
-    let mut command = Command::new(&compiler);
-    command.args(FLAGS).args(["shim.cpp", "-o", "kernels.so"]).current_dir(folder.path());
-    let ran = command.output().map_err(|error| format!("{compiler}: {error} (a C++ compiler is needed)"))?;
-    if !ran.status.success() {
-        return Err(format!("{compiler}: {}\n{}", ran.status, String::from_utf8_lossy(&ran.stderr)));
-    }
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(&compiler);
+        command.args(arguments).current_dir(folder.path());
+        let ran =
+            command.output().map_err(|error| format!("{compiler}: {error} (a C++ compiler is needed)"))?;
+        let told = String::from_utf8_lossy(&ran.stderr);
+        if ran.status.success() { Ok(()) } else { Err(format!("{compiler}: {}\n{told}", ran.status)) }
+    };
+    // The calls that the compiler puts at every access are the shim's own: it is not linked with the sanitizer's library.
+    let watched: &[&str] =
+        if kind == Kind::Watched { &["-DSHIM_RACES", "-fsanitize=thread", "-Wno-tsan"] } else { &[] };
+    run(&[&FLAGS, watched, &["-c", "shim.cpp", "-o", "kernels.o"]].concat())?;
+    run(&["-shared", "kernels.o", "-o", "kernels.so"])?;
     std::fs::rename(folder.path().join("kernels.so"), &path).map_err(say)?;
     Ok(path)
 }

@@ -6,6 +6,7 @@ mod engine;
 mod kernels;
 mod library;
 mod product;
+mod races;
 mod scan;
 mod scan_bench;
 #[path = "../support/mod.rs"]

@@ -126,12 +126,12 @@ fn all<T: Real>() {
 }
 
 #[test]
-fn products_in_f32() {
+pub fn products_in_f32() {
     all::<f32>();
 }
 
 #[test]
-fn products_in_f64() {
+pub fn products_in_f64() {
     all::<f64>();
 }
 

@@ -168,7 +168,7 @@ fn scan_of_no_channels_and_no_sequences() {
 }
 
 #[test]
-fn scan_with_gates_of_all_kinds() {
+pub fn scan_with_gates_of_all_kinds() {
     for layout in LAYOUTS {
         for per_step in [false, true] {
             for (low, high) in [(0.0, 0.0), (1.0, 1.0), (-1.0, 1.0), (-0.9, -0.5), (0.9, 1.1)] {
@@ -184,7 +184,7 @@ fn scan_with_gates_of_all_kinds() {
 
 /// Products of gates that leave the range of f32 although the states do not: 1.5²⁵⁶ is 10⁴⁵.
 #[test]
-fn scan_where_products_of_gates_overflow_or_vanish() {
+pub fn scan_where_products_of_gates_overflow_or_vanish() {
     for (layout, per_step) in [(LAYOUTS[0], false), (LAYOUTS[1], false), (LAYOUTS[1], true)] {
         for (gate, start) in [(1.5, 0.0), (0.5, 1.0), (-1.5, 0.0)] {
             let shape = Shape { batch: 1, steps: 2051, channels: 3 };
@@ -274,7 +274,7 @@ fn pair<T: Real + Element>(shape: Shape) {
 }
 
 #[test]
-fn the_fused_pair() {
+pub fn the_fused_pair() {
     for steps in [0, 1, 15, 16, 17, 31, 32, 33, 1009] {
         for channels in if steps > 1000 { vec![1, 33] } else { vec![0, 1, 31, 33, 300] } {
             pair::<f32>(Shape { batch: 2, steps, channels });

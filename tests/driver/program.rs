@@ -5,7 +5,7 @@ use safetensors::Dtype;
 use serde_json::Value;
 
 use crate::desk::{COUNTS, Desk, tokens};
-use crate::library::library;
+use crate::library::{Kind, library};
 use crate::support::{assert_close, assert_close_to_largest};
 use crate::{driver, libraries};
 
@@ -26,7 +26,7 @@ impl Bench {
         let whole = ("driver.c", "libcuda.so", &["INIT=0", "WHOLE"][..]);
         let folder =
             if cublas { libraries(&[whole, ("blas.c", "libcublas.so", &[])]) } else { driver(whole.2) };
-        let kernels = library(false).expect("kernels compiled for the processor");
+        let kernels = library(Kind::Forwards).expect("kernels compiled for the processor");
         let desk = Desk::new().set("LD_LIBRARY_PATH", folder.path()).set("KERNELS", kernels);
         Self { desk, _libraries: folder }
     }
