@@ -191,7 +191,6 @@ __device__ void scan_rows(const T* gates, unsigned rows_per_gates, const T* inpu
                 warp_b[warp] = pb;
             }
             __syncthreads();
-            // Racing writers write the same.
             if (!is_finite(pa) || !is_finite(pb)) atomicExch(&overflow, 1);
             T before = state, after = state;
             for (unsigned w = 0; w < warps; ++w) {
@@ -229,7 +228,6 @@ __device__ void scan_rows(const T* gates, unsigned rows_per_gates, const T* inpu
                     if (t + i < steps) x_row[t + i] = out.v[i];
             }
         }
-        __syncthreads();
     }
 }
 BOTH(scan_rows, 1,

@@ -133,7 +133,7 @@ struct Word {
   uint64_t written = ~0ull, read = ~0ull;
   uint64_t written_in_warp, read_in_warp;
   unsigned writer, reader;
-  bool many, other_warps;
+  bool many, other_warps, atomic;
 };
 inline std::vector<Word> room_words, static_words;
 // As pointers: what is called here is not watched itself.
@@ -273,7 +273,8 @@ SHIM_PLAIN inline void found(const char* what, const void* address, unsigned oth
            address >= &__bss_start && address < &_end ? "static" : "dynamic");
 }
 
-SHIM_PLAIN inline void watch(const void* address, size_t bytes, bool write) {
+enum Access { READ, WRITE, ATOMIC };
+SHIM_PLAIN inline void watch(const void* address, size_t bytes, Access access) {
   if (!current) return;
   const char* at = static_cast<const char*>(address);
   Word* words;
@@ -288,17 +289,19 @@ SHIM_PLAIN inline void watch(const void* address, size_t bytes, bool write) {
     return;
   }
   const unsigned me = current->number;
+  const bool write = access != READ;
   const uint64_t now = current->barriers, in_warp = current->warp_barriers;
   for (size_t i = first / 4; i * 4 < first + bytes; ++i) {
     Word& word = words[i];
     const bool beside = word.written == now && word.writer != me && (word.writer / 32 != me / 32 || word.written_in_warp == in_warp);
-    if (beside) found(write ? "two writes" : "a read beside a write", at, word.writer);
+    if (beside && !(access == ATOMIC && word.atomic)) found(write ? "two writes" : "a read beside a write", at, word.writer);
     const bool seen = word.read == now, mine = seen && word.reader / 32 == me / 32, at_once = mine && word.read_in_warp == in_warp;
     if (write) {
       if (seen && (!mine || word.other_warps || (at_once && (word.many || word.reader != me)))) found("a write beside a read", at, word.reader);
       word.written = now;
       word.written_in_warp = in_warp;
       word.writer = me;
+      word.atomic = access == ATOMIC;
     } else if (seen && !mine) {
       word.other_warps = true;
     } else {
@@ -317,17 +320,17 @@ SHIM_PLAIN inline void watch(const void* address, size_t bytes, bool write) {
 #ifdef SHIM_RACES
 #define SHIM_HOOK extern "C" __attribute__((visibility("hidden"), no_sanitize("thread"), used)) inline void
 #define SHIM_HOOKS(n)                                                          \
-  SHIM_HOOK __tsan_read##n(void* p) { shim::watch(p, n, false); }              \
-  SHIM_HOOK __tsan_write##n(void* p) { shim::watch(p, n, true); }              \
-  SHIM_HOOK __tsan_unaligned_read##n(void* p) { shim::watch(p, n, false); }    \
-  SHIM_HOOK __tsan_unaligned_write##n(void* p) { shim::watch(p, n, true); }
+  SHIM_HOOK __tsan_read##n(void* p) { shim::watch(p, n, shim::READ); }         \
+  SHIM_HOOK __tsan_write##n(void* p) { shim::watch(p, n, shim::WRITE); }       \
+  SHIM_HOOK __tsan_unaligned_read##n(void* p) { shim::watch(p, n, shim::READ); } \
+  SHIM_HOOK __tsan_unaligned_write##n(void* p) { shim::watch(p, n, shim::WRITE); }
 SHIM_HOOKS(1)
 SHIM_HOOKS(2)
 SHIM_HOOKS(4)
 SHIM_HOOKS(8)
 SHIM_HOOKS(16)
-SHIM_HOOK __tsan_read_range(void* p, size_t n) { shim::watch(p, n, false); }
-SHIM_HOOK __tsan_write_range(void* p, size_t n) { shim::watch(p, n, true); }
+SHIM_HOOK __tsan_read_range(void* p, size_t n) { shim::watch(p, n, shim::READ); }
+SHIM_HOOK __tsan_write_range(void* p, size_t n) { shim::watch(p, n, shim::WRITE); }
 SHIM_HOOK __tsan_init() {}
 SHIM_HOOK __tsan_func_entry(void*) {}
 SHIM_HOOK __tsan_func_exit() {}
@@ -348,7 +351,7 @@ inline void __threadfence_block() {}
 SHIM_PLAIN inline void __pipeline_memcpy_async(void* to, const void* from, size_t bytes) {
   if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % bytes != 0) __builtin_trap();
 #ifdef SHIM_RACES
-  shim::watch(to, bytes, true);
+  shim::watch(to, bytes, shim::WRITE);
 #endif
   if (shim::late_copies) shim::current->copies.push_back({to, from, bytes, shim::current->groups});
   else memcpy(to, from, bytes);
@@ -392,11 +395,16 @@ SHIM_PLAIN inline int __syncthreads_or(int predicate) {
   return any;
 }
 
-template <class T> SHIM_PLAIN T atomicAdd(T* p, T x) { const T old = *p; *p = old + x; return old; }
-template <class T> SHIM_PLAIN T atomicMin(T* p, T x) { const T old = *p; if (x < old) *p = x; return old; }
-template <class T> SHIM_PLAIN T atomicMax(T* p, T x) { const T old = *p; if (x > old) *p = x; return old; }
-template <class T> SHIM_PLAIN T atomicOr(T* p, T x) { const T old = *p; *p = old | x; return old; }
-template <class T> SHIM_PLAIN T atomicExch(T* p, T x) { const T old = *p; *p = x; return old; }
+#ifdef SHIM_RACES
+#define SHIM_ATOMIC(p) shim::watch(p, sizeof *p, shim::ATOMIC)
+#else
+#define SHIM_ATOMIC(p) (void)0
+#endif
+template <class T> SHIM_PLAIN T atomicAdd(T* p, T x) { SHIM_ATOMIC(p); const T old = *p; *p = old + x; return old; }
+template <class T> SHIM_PLAIN T atomicMin(T* p, T x) { SHIM_ATOMIC(p); const T old = *p; if (x < old) *p = x; return old; }
+template <class T> SHIM_PLAIN T atomicMax(T* p, T x) { SHIM_ATOMIC(p); const T old = *p; if (x > old) *p = x; return old; }
+template <class T> SHIM_PLAIN T atomicOr(T* p, T x) { SHIM_ATOMIC(p); const T old = *p; *p = old | x; return old; }
+template <class T> SHIM_PLAIN T atomicExch(T* p, T x) { SHIM_ATOMIC(p); const T old = *p; *p = x; return old; }
 template <class T> T __ldg(const T* p) { return *p; }
 template <class T> T __ldcs(const T* p) { return *p; }
 template <class T> void __stcs(T* p, T x) { *p = x; }

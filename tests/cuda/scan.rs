@@ -194,6 +194,23 @@ pub fn scan_where_products_of_gates_overflow_or_vanish() {
             case.check(UNITS);
         }
     }
+    // Neighbouring products overflow for one thread, of four steps each, and not for the one that has the product of all.
+    for per_step in [false, true] {
+        let shape = Shape { batch: 1, steps: 512, channels: 2 };
+        let mut case = Case::<f32>::new(shape, LAYOUTS[1], per_step, false, (1.0, 1.0));
+        for (i, gate) in case.gates.iter_mut().enumerate().filter(|(i, _)| i % 512 < 16) {
+            *gate = if i % 4 > 0 {
+                1.0
+            } else if matches!(i % 16, 4 | 8) {
+                1e30
+            } else {
+                1e-30
+            };
+        }
+        case.inputs.fill(0.0);
+        case.initial = Some(vec![1.0; 2]);
+        case.check(UNITS);
+    }
 }
 
 #[test]
