@@ -164,7 +164,7 @@ def main():
             expected = outputs["nmem cpu"]
             largest = max(map(abs, expected))
             for side, output in outputs.items():
-                # f32, sums in another order: of TF32 nmem's own would differ by more. A NaN is within no bound.
+                # f32, sums in another order: with TF32 nmem's would differ by more than this. A NaN is within no bound.
                 bound = 2e-5 if side.startswith("nmem") else 1e-3
                 if not all(abs(a - b) <= bound * largest for a, b in zip(output, expected, strict=True)):
                     wrong.append(f"{case.label}: {side} differs from nmem on the processor by more than {bound} of the largest")

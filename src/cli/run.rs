@@ -7,7 +7,6 @@ use std::process::ExitCode;
 use super::progress::Progress;
 use super::{FAILED, Format, check_interrupt, note, print, print_error};
 use crate::config::{Command, Mode, Settings};
-use crate::cuda::DeviceChoice;
 use crate::error::Error;
 use crate::metrics::COLUMNS;
 use crate::run::{Report, execute};
@@ -47,15 +46,11 @@ impl RunArgs {
     pub fn execute(self, command: Command) -> anyhow::Result<ExitCode> {
         let of_file = self.config.as_deref().map(Settings::from_toml).transpose()?.unwrap_or_default();
         let merged = self.settings.clone().or(of_file);
-        let to_choose = merged.device == Some(DeviceChoice::Auto);
         self.settings.check_flags(command, &merged)?;
         let mut config = merged.validate(command)?;
         config.file.clone_from(&self.config);
         let device = config.device.open()?;
-        if to_choose && config.device.is_cpu() && !self.quiet {
-            note("note: ", "--device auto: cpu (--retention is for the processor alone)");
-        }
-        if let Some(told) = device.note.as_deref().filter(|_| !self.quiet) {
+        for told in config.device_note.into_iter().chain(device.note.as_deref()).filter(|_| !self.quiet) {
             note("note: ", told);
         }
         let command_line = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();

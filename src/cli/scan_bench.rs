@@ -153,21 +153,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         new
     });
     let on_gpus = devices.iter().all(|device| device.gpu().is_some());
-    let (few, threads) = (args.algorithm.clone(), args.threads.clone());
+    let (algorithms, threads) = (args.algorithm.clone(), args.threads.clone());
     let config = args.config(on_gpus);
-    if on_gpus && !quiet {
-        let others: Vec<_> =
-            few.iter().filter(|algorithm| !algorithm.is_on_gpus()).map(|of| of.name()).collect();
-        if !others.is_empty() {
-            note(
-                "left out: ",
-                &format!("{}: on a GPU there are auto, pair and pair-last alone", others.join(", ")),
-            );
-        }
-        if !threads.is_empty() {
-            note("note: ", "--threads is for the processor");
-        }
-    }
     let out = config.out.clone();
     let bar = Bar::new(quiet, "cases");
     let report = execute(config, &devices, force, &mut |event| {
@@ -186,6 +173,19 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         error => error.into(),
     })?;
+    if on_gpus && !quiet {
+        let others: Vec<_> =
+            algorithms.iter().filter(|algorithm| !algorithm.is_on_gpus()).map(|of| of.name()).collect();
+        if !others.is_empty() {
+            note(
+                "left out: ",
+                &format!("{}: on a GPU there are auto, pair and pair-last alone", others.join(", ")),
+            );
+        }
+        if !threads.is_empty() {
+            note("note: ", "--threads is for the processor");
+        }
+    }
     if !quiet {
         report.left_out.iter().for_each(|shape| note("left out: ", shape));
         report.warnings.iter().for_each(|warning| note("warning: ", warning));

@@ -1,6 +1,6 @@
 //! `nmem sweep`: the grid of an experiment, in parallel, resumable.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -229,9 +229,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// What the runs that are to be compute on.
 fn open_devices(plan: &Plan, todo: &[usize], quiet: bool) -> crate::Result<Devices> {
     let ready = todo.iter().filter_map(|&place| plan.runs[place].ready.as_ref().ok());
-    let devices = Devices::open(ready.map(|ready| ready.config.device))?;
+    let devices = Devices::open(ready.clone().map(|ready| ready.config.device))?;
     if !quiet {
-        devices.notes().for_each(|told| note("note: ", told));
+        let told: BTreeSet<_> =
+            ready.filter_map(|ready| ready.config.device_note).chain(devices.notes()).collect();
+        for told in told {
+            note("note: ", told);
+        }
     }
     Ok(devices)
 }

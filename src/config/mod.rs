@@ -75,6 +75,8 @@ pub struct Config {
     pub retention: Option<usize>,
     /// Where it is computed.
     pub device: DeviceChoice,
+    /// Why that is not what was asked for.
+    pub device_note: Option<&'static str>,
     /// Element type.
     pub dtype: ElementType,
     /// Threads; `None` is one per core.
@@ -227,8 +229,12 @@ impl Settings {
             layer.check()?;
         }
         let retention = self.retention.filter(|_| mode != Mode::Read);
+        let mut device_note = None;
         let device = match (self.device.unwrap_or_default(), retention) {
-            (DeviceChoice::Auto, Some(_)) => DeviceChoice::Cpu,
+            (DeviceChoice::Auto, Some(_)) => {
+                device_note = Some("--device auto: cpu (--retention is for the processor alone)");
+                DeviceChoice::Cpu
+            }
             (choice @ DeviceChoice::Cuda(_), Some(_)) => {
                 let expected = "--device cpu with it (kept chunks are read again on the CPU only)";
                 return Err(Error::setting("--retention", expected, format!("--device {choice}")));
@@ -257,6 +263,7 @@ impl Settings {
             },
             retention,
             device,
+            device_note,
             dtype: self.dtype.unwrap_or_default(),
             threads: self.threads,
             allow_nonfinite: self.allow_nonfinite.unwrap_or(false),

@@ -456,8 +456,8 @@ impl Device for Gpu {
         }
     }
 
-    fn software(&self) -> String {
-        self.software.clone()
+    fn software(&self) -> Option<String> {
+        Some(self.software.clone())
     }
 
     fn synchronize(&self) -> Result<()> {

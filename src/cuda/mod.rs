@@ -63,8 +63,8 @@ pub trait Device: Send + Sync {
         "kernel".to_owned()
     }
     /// What it runs by, as run.json says it: "driver of CUDA 13.0, kernels from PTX 9.0".
-    fn software(&self) -> String {
-        String::new()
+    fn software(&self) -> Option<String> {
+        None
     }
     /// Waits until all is done.
     fn synchronize(&self) -> Result<()>;

@@ -314,7 +314,7 @@ impl Run<'_> {
             inputs: opened.inputs.clone(),
             device: self.device.to_string(),
             products,
-            software: self.device.gpu().map(Device::software),
+            software: self.device.gpu().and_then(Device::software),
             threads: self.threads,
             threads_used,
             dtype: T::TYPE,

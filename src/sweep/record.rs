@@ -41,7 +41,7 @@ pub struct Record {
     pub device: Option<String>,
     /// Seconds since 1970.
     pub started: f64,
-    /// Seconds it took.
+    /// Seconds it took, waiting for a GPU included.
     pub took: f64,
     /// The command line that does the same.
     pub command: String,

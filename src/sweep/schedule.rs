@@ -197,8 +197,8 @@ impl Scheduler<'_> {
                 let divergence = ran.report.diverged.as_ref().map(|at| format!("diverged at {at}"));
                 let status = if divergence.is_some() { Status::Diverged } else { Status::Ok };
                 device = Some(ran.report.device.clone());
-                let took = took - ran.waited.as_secs_f64();
-                (status, divergence, Results::of(&ran, took), Lags::of(&ran.tally))
+                let wall_s = took - ran.waited.as_secs_f64();
+                (status, divergence, Results::of(&ran, wall_s), Lags::of(&ran.tally))
             }
         };
         let command = run.ready.as_ref().map_or(String::new(), |ready| {

@@ -4,7 +4,8 @@
 // backwards as late as they may be, when they are waited for.
 //
 // With SHIM_RACES, and compiled with -fsanitize=thread but linked without its library, accesses of shared memory are watched as
-// compute-sanitizer's racecheck does: two threads', one of them a write, with no barrier between.
+// compute-sanitizer's racecheck does: two threads', one of them a write, with no barrier between; any beside a copy that has not been
+// waited for. Accesses of global memory are not.
 //
 // No half types, tensor cores or time; masks of warp intrinsics are taken to be full; one launch at a time.
 #pragma once
@@ -133,13 +134,16 @@ struct Word {
   uint64_t written = ~0ull, read = ~0ull;
   uint64_t written_in_warp, read_in_warp;
   unsigned writer, reader;
-  bool many, other_warps, atomic;
+  // Of the write: an atomic one, one of several threads' since the last barrier; of a copy on its way.
+  bool many, other_warps, atomic = false, several = false, pending = false;
 };
 inline std::vector<Word> room_words, static_words;
 // As pointers: what is called here is not watched itself.
 inline Word *of_room, *of_statics;
 inline size_t room_bytes;
 extern "C" __attribute__((visibility("hidden"))) char __bss_start, _end;
+// Where static variables are, in whole words.
+inline char* statics;
 #endif
 
 // One block, to its end. False where threads wait for each other at different barriers.
@@ -195,7 +199,11 @@ SHIM_PLAIN inline bool launch(dim3 grid, dim3 block, size_t shared_bytes, bool b
   block_size = block;
   run = function;
   what = argument;
+#ifdef SHIM_RACES
+  late_copies = true;
+#else
   late_copies = backwards;
+#endif
   if (fibres.size() < threads) {
     fibres.resize(threads);
     stacks.resize(size_t(threads) * STACK);
@@ -203,7 +211,8 @@ SHIM_PLAIN inline bool launch(dim3 grid, dim3 block, size_t shared_bytes, bool b
   shared_room.resize(shared_bytes + 256);
 #ifdef SHIM_RACES
   room_words.resize(shared_bytes / 4 + 1);
-  static_words.resize((&_end - &__bss_start) / 4 + 1);
+  statics = &__bss_start - reinterpret_cast<uintptr_t>(&__bss_start) % 8;
+  static_words.resize((&_end - statics) / 4 + 1);
   of_room = room_words.data();
   of_statics = static_words.data();
   room_bytes = shared_bytes;
@@ -265,47 +274,43 @@ template <class... A> Unpacked<A...> unpacked(void (*)(A...));
 #ifdef SHIM_RACES
 inline char race[256];
 
-SHIM_PLAIN inline void found(const char* what, const void* address, unsigned other) {
-  if (race[0]) return;
-  snprintf(race, sizeof race, "%s: thread %u and thread %u of block (%u, %u, %u), byte %td of its %s shared memory", what, other,
-           current->number, block_index.x, block_index.y, block_index.z,
-           static_cast<const char*>(address) - (address >= &__bss_start && address < &_end ? &__bss_start : shared),
-           address >= &__bss_start && address < &_end ? "static" : "dynamic");
-}
-
-enum Access { READ, WRITE, ATOMIC };
+enum Access { READ, WRITE, ATOMIC, ASKED, COPIED };
 SHIM_PLAIN inline void watch(const void* address, size_t bytes, Access access) {
   if (!current) return;
   const char* at = static_cast<const char*>(address);
-  Word* words;
-  size_t first;
-  if (at >= shared && at < shared + room_bytes) {
-    words = of_room;
-    first = at - shared;
-  } else if (at >= &__bss_start && at < &_end) {
-    words = of_statics;
-    first = at - &__bss_start;
-  } else {
-    return;
-  }
+  const bool dynamic = at >= shared && at < shared + room_bytes;
+  if (!dynamic && (at < statics || at >= &_end)) return;
+  const size_t first = at - (dynamic ? shared : statics);
+  Word* const words = dynamic ? of_room : of_statics;
   const unsigned me = current->number;
   const bool write = access != READ;
   const uint64_t now = current->barriers, in_warp = current->warp_barriers;
+  auto found = [&](const char* what, unsigned other) SHIM_PLAIN {
+    if (race[0]) return;
+    snprintf(race, sizeof race, "%s: thread %u and thread %u of block (%u, %u, %u), byte %zu of its %s shared memory", what, other, me,
+             block_index.x, block_index.y, block_index.z, first, dynamic ? "dynamic" : "static");
+  };
   for (size_t i = first / 4; i * 4 < first + bytes; ++i) {
     Word& word = words[i];
-    const bool beside = word.written == now && word.writer != me && (word.writer / 32 != me / 32 || word.written_in_warp == in_warp);
-    if (beside && !(access == ATOMIC && word.atomic)) found(write ? "two writes" : "a read beside a write", at, word.writer);
-    const bool seen = word.read == now, mine = seen && word.reader / 32 == me / 32, at_once = mine && word.read_in_warp == in_warp;
+    if (access == COPIED) word.pending = false;
+    if (word.pending) found("an access beside a copy", word.writer);
+    const bool recent = word.written == now, both_atomic = access == ATOMIC && word.atomic;
+    const bool at_once = word.writer / 32 != me / 32 || word.written_in_warp == in_warp;
+    if (recent && !both_atomic && (word.several || (word.writer != me && at_once)))
+      found(write ? "two writes" : "a read beside a write", word.writer);
+    const bool seen = word.read == now, mine = seen && word.reader / 32 == me / 32, together = mine && word.read_in_warp == in_warp;
     if (write) {
-      if (seen && (!mine || word.other_warps || (at_once && (word.many || word.reader != me)))) found("a write beside a read", at, word.reader);
+      if (seen && (!mine || word.other_warps || (together && (word.many || word.reader != me)))) found("a write beside a read", word.reader);
+      word.several = recent && both_atomic && (word.several || word.writer != me);
       word.written = now;
       word.written_in_warp = in_warp;
       word.writer = me;
       word.atomic = access == ATOMIC;
+      word.pending = access == ASKED;
     } else if (seen && !mine) {
       word.other_warps = true;
     } else {
-      word.many = at_once && (word.many || word.reader != me);
+      word.many = together && (word.many || word.reader != me);
       word.other_warps = seen && word.other_warps;
       word.read = now;
       word.read_in_warp = in_warp;
@@ -331,6 +336,16 @@ SHIM_HOOKS(8)
 SHIM_HOOKS(16)
 SHIM_HOOK __tsan_read_range(void* p, size_t n) { shim::watch(p, n, shim::READ); }
 SHIM_HOOK __tsan_write_range(void* p, size_t n) { shim::watch(p, n, shim::WRITE); }
+// As clang calls them.
+extern "C" __attribute__((visibility("hidden"), no_sanitize("thread"), used)) inline void* __tsan_memcpy(void* to, const void* from, size_t n) {
+  shim::watch(from, n, shim::READ);
+  shim::watch(to, n, shim::WRITE);
+  return memcpy(to, from, n);
+}
+extern "C" __attribute__((visibility("hidden"), no_sanitize("thread"), used)) inline void* __tsan_memset(void* to, int byte, size_t n) {
+  shim::watch(to, n, shim::WRITE);
+  return memset(to, byte, n);
+}
 SHIM_HOOK __tsan_init() {}
 SHIM_HOOK __tsan_func_entry(void*) {}
 SHIM_HOOK __tsan_func_exit() {}
@@ -351,7 +366,7 @@ inline void __threadfence_block() {}
 SHIM_PLAIN inline void __pipeline_memcpy_async(void* to, const void* from, size_t bytes) {
   if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % bytes != 0) __builtin_trap();
 #ifdef SHIM_RACES
-  shim::watch(to, bytes, shim::WRITE);
+  shim::watch(to, bytes, shim::ASKED);
 #endif
   if (shim::late_copies) shim::current->copies.push_back({to, from, bytes, shim::current->groups});
   else memcpy(to, from, bytes);
@@ -361,8 +376,12 @@ SHIM_PLAIN inline void __pipeline_commit() { ++shim::current->groups; }
 SHIM_PLAIN inline void __pipeline_wait_prior(unsigned ahead) {
   std::vector<shim::Copy>& copies = shim::current->copies;
   size_t done = 0;
-  for (; done < copies.size() && copies[done].group + ahead < shim::current->groups; ++done)
+  for (; done < copies.size() && copies[done].group + ahead < shim::current->groups; ++done) {
     memcpy(copies[done].to, copies[done].from, copies[done].bytes);
+#ifdef SHIM_RACES
+    shim::watch(copies[done].to, copies[done].bytes, shim::COPIED);
+#endif
+  }
   copies.erase(copies.begin(), copies.begin() + done);
 }
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use nmem::Error;
 use nmem::Result;
-use nmem::cuda::{Argument, Device, Gpu, Launch, Mark};
+use nmem::cuda::{Argument, Array, Device, Gpu, Launch, Mark};
 
 use crate::library::{Kind, library};
 
@@ -18,9 +18,41 @@ thread_local! {
 
 /// Runs a test on the processor alone, where two threads' accesses of shared memory with no barrier between are failures.
 pub fn watch(test: impl FnOnce()) {
+    struct Until;
+    impl Drop for Until {
+        fn drop(&mut self) {
+            WATCHING.set(false);
+        }
+    }
+    let _until = Until;
     WATCHING.set(true);
     test();
-    WATCHING.set(false);
+}
+
+/// The kernels watched. None on a machine without a C++ compiler that must have a GPU.
+fn watched() -> Option<&'static Arc<Shim>> {
+    static WATCHED: OnceLock<Option<Arc<Shim>>> = OnceLock::new();
+    let shim = WATCHED.get_or_init(|| match Shim::new(Kind::Watched) {
+        Ok(shim) => Some(Arc::new(shim)),
+        Err(why) if must_have_a_gpu() => {
+            eprintln!("not watched: {why}");
+            None
+        }
+        Err(why) => panic!("the kernels cannot be watched on the processor: {why}"),
+    });
+    shim.as_ref()
+}
+
+fn must_have_a_gpu() -> bool {
+    std::env::var("NMEM_REQUIRE_CUDA").is_ok_and(|value| value == "1")
+}
+
+/// What the watch finds of a probe of shim.cpp: nothing, or who races.
+pub fn race_of(probe: &str) -> Option<String> {
+    let shim = watched()?;
+    let out = Array::<f32>::new(shim.as_ref(), 64).expect("memory");
+    let launch = Launch { grid: [1, 1, 1], block: 64, shared: 2048 };
+    Some(shim.run(probe, launch, &[out.argument()]).expect("a probe"))
 }
 
 /// Those that there are, and what they are called in messages. On a machine without a C++ compiler that must have a GPU, the GPU
@@ -30,12 +62,12 @@ pub fn devices() -> &'static [(String, Arc<dyn Device>)] {
     static WATCHED: OnceLock<Vec<(String, Arc<dyn Device>)>> = OnceLock::new();
     if WATCHING.get() {
         return WATCHED.get_or_init(|| {
-            let shim = Shim::new(Kind::Watched).expect("kernels that are watched");
-            vec![("processor, watched".to_owned(), Arc::new(shim))]
+            let shim = watched().map(|shim| Arc::clone(shim) as Arc<dyn Device>);
+            shim.into_iter().map(|shim| ("processor, watched".to_owned(), shim)).collect()
         });
     }
     DEVICES.get_or_init(|| {
-        let required = std::env::var("NMEM_REQUIRE_CUDA").is_ok_and(|value| value == "1");
+        let required = must_have_a_gpu();
         let mut devices: Vec<(String, Arc<dyn Device>)> = Vec::new();
         for (name, kind) in [("processor", Kind::Forwards), ("processor, backwards", Kind::Backwards)] {
             match Shim::new(kind) {
@@ -92,6 +124,48 @@ impl Shim {
         };
         let backwards = kind == Kind::Backwards;
         Ok(Self { backwards, kinds, launch, race, launching: Mutex::new(()), taken: Mutex::default() })
+    }
+
+    /// Runs a kernel; who races, if that is watched.
+    fn run(&self, kernel: &str, launch: Launch, arguments: &[Argument]) -> Result<String> {
+        let Launch { grid, block, shared } = launch;
+        assert!(
+            grid.iter().all(|&n| n > 0) && grid[1] <= 65_535 && grid[2] <= 65_535,
+            "{kernel}: {grid:?} blocks"
+        );
+        assert!((1..=1024).contains(&block), "{kernel}: {block} threads");
+        assert!(shared as usize <= self.shared_bytes(), "{kernel}: {shared} bytes of shared memory");
+        let name = CString::new(kernel).expect("a name");
+        // SAFETY: a name that ends.
+        let kinds = unsafe { (self.kinds)(name.as_ptr()) };
+        if kinds.is_null() {
+            return Err(Error::Cuda(format!("no kernel {kernel}")));
+        }
+        // SAFETY: shim.cpp's own, for ever.
+        let kinds = unsafe { CStr::from_ptr(kinds) }.to_bytes();
+        let given: Vec<_> = arguments.iter().map(kind).collect();
+        assert_eq!(
+            String::from_utf8_lossy(&given),
+            String::from_utf8_lossy(kinds),
+            "{kernel}: what arguments are"
+        );
+        let mut arguments = arguments.to_vec();
+        let mut places: Vec<_> = arguments.iter_mut().map(place).collect();
+        let _alone = self.launching.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: as many arguments as the kernel takes, of its types; what it does with them is what is tested.
+        let status = unsafe {
+            (self.launch)(
+                name.as_ptr(),
+                grid.as_ptr(),
+                block,
+                shared,
+                places.as_mut_ptr(),
+                c_int::from(self.backwards),
+            )
+        };
+        assert_eq!(status, 0, "{kernel}: its threads wait at different barriers");
+        // SAFETY: a text of shim.cpp's that ends, read while nobody else launches.
+        Ok(unsafe { CStr::from_ptr((self.race)()) }.to_string_lossy().into_owned())
     }
 
     /// Panics unless the bytes are some of those taken.
@@ -207,44 +281,7 @@ impl Device for Shim {
     }
 
     fn launch(&self, kernel: &str, launch: Launch, arguments: &[Argument]) -> Result<()> {
-        let Launch { grid, block, shared } = launch;
-        assert!(
-            grid.iter().all(|&n| n > 0) && grid[1] <= 65_535 && grid[2] <= 65_535,
-            "{kernel}: {grid:?} blocks"
-        );
-        assert!((1..=1024).contains(&block), "{kernel}: {block} threads");
-        assert!(shared as usize <= self.shared_bytes(), "{kernel}: {shared} bytes of shared memory");
-        let name = CString::new(kernel).expect("a name");
-        // SAFETY: a name that ends.
-        let kinds = unsafe { (self.kinds)(name.as_ptr()) };
-        if kinds.is_null() {
-            return Err(Error::Cuda(format!("no kernel {kernel}")));
-        }
-        // SAFETY: shim.cpp's own, for ever.
-        let kinds = unsafe { CStr::from_ptr(kinds) }.to_bytes();
-        let given: Vec<_> = arguments.iter().map(kind).collect();
-        assert_eq!(
-            String::from_utf8_lossy(&given),
-            String::from_utf8_lossy(kinds),
-            "{kernel}: what arguments are"
-        );
-        let mut arguments = arguments.to_vec();
-        let mut places: Vec<_> = arguments.iter_mut().map(place).collect();
-        let _alone = self.launching.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: as many arguments as the kernel takes, of its types; what it does with them is what is tested.
-        let status = unsafe {
-            (self.launch)(
-                name.as_ptr(),
-                grid.as_ptr(),
-                block,
-                shared,
-                places.as_mut_ptr(),
-                c_int::from(self.backwards),
-            )
-        };
-        assert_eq!(status, 0, "{kernel}: its threads wait at different barriers");
-        // SAFETY: a text of shim.cpp's that ends, read while nobody else launches.
-        let race = unsafe { CStr::from_ptr((self.race)()) }.to_string_lossy();
+        let race = self.run(kernel, launch, arguments)?;
         assert!(race.is_empty(), "{kernel}: {race}, with no barrier between");
         Ok(())
     }

@@ -41,7 +41,7 @@ struct Small<'a> {
     shared: usize,
     /// Blocks of threads that it says run side by side.
     side: usize,
-    /// Launches, uploads and copies.
+    /// Launches, products, uploads and copies.
     calls: AtomicUsize,
     /// Walks through the chunks.
     walks: AtomicUsize,
@@ -238,7 +238,7 @@ fn shapes() -> impl Strategy<Value = (Case, usize, usize)> {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 8,
+        cases: 4,
         rng_seed: RngSeed::Fixed(1),
         failure_persistence: None,
         ..ProptestConfig::default()
@@ -275,7 +275,7 @@ pub fn spans_side_by_side() {
 }
 
 #[test]
-fn little_shared_memory() {
+pub fn little_shared_memory() {
     for (name, device) in devices() {
         let small = |shared| Small::new(device.as_ref(), 1 << 22, shared);
         // What a block of compute capability 8.6 can be given.
@@ -327,7 +327,7 @@ fn norms_that_are_zero() {
 }
 
 #[test]
-fn norms_whose_squares_leave_the_range() {
+pub fn norms_whose_squares_leave_the_range() {
     for (name, device) in devices() {
         for rate in [1e-28, 1e25] {
             let gates = Gates { learning_rate: Gate::Pinned(rate), ..Gates::default() };

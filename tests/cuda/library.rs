@@ -36,9 +36,15 @@ pub enum Kind {
 /// Where the library is, compiled if no process has done so.
 pub fn library(kind: Kind) -> Result<PathBuf, String> {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
-    let hash = Sha256::new()
-        .chain_update([HEADER, SHIM, KERNELS, &compiler, &FLAGS.join(" ")].join("\0"))
-        .finalize();
+    // The calls that the compiler puts at every access are the shim's own: it is not linked with the sanitizer's library.
+    let watched: &[&str] =
+        if kind == Kind::Watched { &["-DSHIM_RACES", "-fsanitize=thread", "-Wno-tsan"] } else { &[] };
+    let steps = [
+        [&FLAGS, watched, &["-c", "shim.cpp", "-o", "kernels.o"]].concat(),
+        vec!["-shared", "-Wl,-z,defs", "kernels.o", "-o", "kernels.so"],
+    ];
+    let of = [HEADER, SHIM, KERNELS, &compiler, &steps.concat().join(" ")];
+    let hash = Sha256::digest(of.join("\0"));
     let hash = u64::from_be_bytes(*hash.first_chunk().expect("32 bytes"));
     let within = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let within = if within.is_dir() { within.to_owned() } else { std::env::temp_dir() };
@@ -62,11 +68,7 @@ pub fn library(kind: Kind) -> Result<PathBuf, String> {
         let told = String::from_utf8_lossy(&ran.stderr);
         if ran.status.success() { Ok(()) } else { Err(format!("{compiler}: {}\n{told}", ran.status)) }
     };
-    // The calls that the compiler puts at every access are the shim's own: it is not linked with the sanitizer's library.
-    let watched: &[&str] =
-        if kind == Kind::Watched { &["-DSHIM_RACES", "-fsanitize=thread", "-Wno-tsan"] } else { &[] };
-    run(&[&FLAGS, watched, &["-c", "shim.cpp", "-o", "kernels.o"]].concat())?;
-    run(&["-shared", "kernels.o", "-o", "kernels.so"])?;
+    steps.iter().try_for_each(|step| run(step))?;
     std::fs::rename(folder.path().join("kernels.so"), &path).map_err(say)?;
     Ok(path)
 }

@@ -1,13 +1,32 @@
-//! What compute-sanitizer's racecheck says on a GPU: every access of shared memory, of every kernel that has any.
+//! What compute-sanitizer's racecheck says on a GPU, of these cases: of each kernel that has shared memory some.
 
-use crate::device::watch;
+use crate::device::{race_of, watch};
 use crate::{engine, product, scan};
+
+/// The watch itself.
+#[test]
+fn what_races_is_found() {
+    for (probe, expected) in [
+        ("clean", ""),
+        ("writes", "two writes: thread 0 and thread 1 "),
+        ("read_of_another_warp", "a write beside a read: thread 31 and thread 32 "),
+        ("read_of_a_lane", "a write beside a read: thread 0 and thread 1 "),
+        ("write_of_what_others_read", "a read beside a write: thread 31 and thread 32 "),
+        ("read_of_atomics", "a read beside a write: "),
+        ("copy_not_waited_for", "an access beside a copy: "),
+    ] {
+        let Some(race) = race_of(probe) else { return };
+        assert!(race.starts_with(expected) && race.is_empty() == expected.is_empty(), "{probe}: {race}");
+    }
+}
 
 #[test]
 fn of_the_engine() {
     watch(|| {
         engine::agrees_with_the_oracle();
         engine::spans_side_by_side();
+        engine::little_shared_memory();
+        engine::norms_whose_squares_leave_the_range();
         engine::what_is_not_finite_stays_in_its_chunk();
     });
 }

@@ -5,7 +5,64 @@
 
 #define SHIM_BOTH(name) SHIM_KERNEL(in_f32::name##_f32), SHIM_KERNEL(in_f64::name##_f64)
 
+#ifdef SHIM_RACES
+// What must be found, and what must not, in two warps: tests/cuda/races.rs.
+namespace probes {
+__shared__ int shared_by_all;
+void clean(float* out) {
+  SHARED_MEMORY(float, room);
+  room[threadIdx.x] = 1;
+  if (threadIdx.x == 0) shared_by_all = 0;
+  __syncwarp();
+  out[threadIdx.x] = room[threadIdx.x ^ 1];
+  __syncthreads();
+  atomicExch(&shared_by_all, 1);
+  out[threadIdx.x] += room[63 - threadIdx.x];
+  __pipeline_memcpy_async(room + 64 + threadIdx.x, room, 4);
+  __pipeline_commit();
+  __pipeline_wait_prior(0);
+  __syncthreads();
+  out[threadIdx.x] += room[127 - threadIdx.x] + shared_by_all;
+}
+void writes(float*) { shared_by_all = int(threadIdx.x); }
+void read_of_another_warp(float* out) {
+  SHARED_MEMORY(float, room);
+  room[threadIdx.x] = 1;
+  __syncwarp();
+  out[threadIdx.x] = room[63 - threadIdx.x];
+}
+void read_of_a_lane(float* out) {
+  SHARED_MEMORY(float, room);
+  room[threadIdx.x] = 1;
+  out[threadIdx.x] = room[threadIdx.x ^ 1];
+}
+void write_of_what_others_read(float* out) {
+  SHARED_MEMORY(double, room);
+  *reinterpret_cast<Quad<double>*>(room + 4 * threadIdx.x) = {};
+  __syncthreads();
+  out[threadIdx.x] = float(room[255 - 4 * threadIdx.x]);
+  room[4 * threadIdx.x + 3] = 1;
+}
+void read_of_atomics(float* out) {
+  if (threadIdx.x % 32 == 0) atomicExch(&shared_by_all, 1);
+  if (threadIdx.x == 32) out[0] = float(shared_by_all);
+}
+void copy_not_waited_for(float* out) {
+  SHARED_MEMORY(float, room);
+  __pipeline_memcpy_async(room + threadIdx.x, out, 4);
+  __pipeline_commit();
+  __syncthreads();
+  out[threadIdx.x] = room[63 - threadIdx.x];
+  __pipeline_wait_prior(0);
+}
+}  // namespace probes
+#endif
+
 static const shim::Kernel KERNELS[] = {
+#ifdef SHIM_RACES
+    SHIM_KERNEL(probes::clean), SHIM_KERNEL(probes::writes), SHIM_KERNEL(probes::read_of_another_warp), SHIM_KERNEL(probes::read_of_a_lane),
+    SHIM_KERNEL(probes::write_of_what_others_read), SHIM_KERNEL(probes::read_of_atomics), SHIM_KERNEL(probes::copy_not_waited_for),
+#endif
 #define KERNEL(name) SHIM_BOTH(name),
 #include "kernels.inc"
 #undef KERNEL

@@ -4,6 +4,8 @@
 //   KERNELS  a library of ../cuda/shim.cpp: what is launched is computed, block after block
 //   FAILING  a kernel that fails
 //   BYTES    most that can be taken, whatever is said to be free
+//   LOAD     what loading the kernels comes to
+//   POOLS    0: memory comes from no pool
 //   MULTIPROCESSORS, SHARED (bytes), MAJOR, MINOR   of another GPU
 
 #include <dlfcn.h>
@@ -29,7 +31,7 @@ typedef unsigned long long u64;
 // And the number of the device.
 enum { CONTEXT = 0xC0, POOL = 0xD0, STREAM = 0xE0 };
 static __thread u64 current;
-static int live, contexts, failed;
+static _Atomic int live, contexts, failed;
 static const char *text(const char *name) { return getenv(name) ? getenv(name) : ""; }
 static long setting(const char *name, long otherwise) { return getenv(name) ? atol(getenv(name)) : otherwise; }
 #define ENTERED if ((current & ~1) != CONTEXT) return 201
@@ -42,8 +44,14 @@ int cuDeviceGetCount(int *count) { *count = 2; return 0; }
 int cuDeviceGet(int *device, int index) { *device = index + 10; return index < 2 ? 0 : 101; }
 int cuDeviceGetName(char *name, int bytes, int device) { snprintf(name, bytes, "Make-believe %d", device); return 0; }
 int cuDeviceGetAttribute(int *value, unsigned attribute, int device) {
-    *value = attribute == 16 ? setting("MULTIPROCESSORS", 4) : attribute == 75 ? setting("MAJOR", 8) : attribute == 76 ? setting("MINOR", 0) : attribute == 97 ? setting("SHARED", 166912) : attribute == 115 ? setting("POOLS", 1) : 0;
-    return 0;
+    switch (attribute) {
+    case 16: *value = setting("MULTIPROCESSORS", 4); return 0;
+    case 75: *value = setting("MAJOR", 8); return 0;
+    case 76: *value = setting("MINOR", 0); return 0;
+    case 97: *value = setting("SHARED", 166912); return 0;
+    case 115: *value = setting("POOLS", 1); return 0;
+    default: return 1;
+    }
 }
 int cuDeviceTotalMem_v2(u64 *bytes, int device) { *bytes = 8ull << 30; return 0; }
 int cuDeviceGetDefaultMemPool(u64 *pool, int device) { *pool = POOL + device - 10; return 0; }
@@ -89,7 +97,7 @@ int cuMemGetInfo_v2(u64 *unused, u64 *all) { ENTERED; *unused = 7ull << 30; *all
 int cuMemPoolSetAttribute(u64 pool, unsigned attribute, void *value) { return (pool & ~1) == POOL && attribute == 4 ? 0 : 1; }
 int cuMemPoolGetAttribute(u64 pool, unsigned attribute, void *value) { *(u64 *)value = attribute == 5 ? 1000 : 100; return 0; }
 // What is taken holds NaN at first, and lies behind its size and its context.
-static u64 used;
+static _Atomic u64 used;
 static int take(u64 *address, u64 bytes, u64 most) {
     ENTERED;
     char *start;

@@ -59,7 +59,7 @@ impl Program {
             let first = first.unwrap_or_default().trim();
             return Err(Error::Cuda(format!(
                 "NVRTC cannot compile the kernels with {architecture} (status {status}: {first}): take an NVRTC that knows \
-                 this GPU (for those before 7.5 that of CUDA 12), or unset NMEM_NVRTC"
+                 this GPU (for those before 7.5 that of CUDA 12), or --device cpu"
             )));
         }
         let mut size = 0;

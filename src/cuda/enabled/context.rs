@@ -155,7 +155,7 @@ impl Context {
             return Err(Error::Cuda(format!("no GPU with index {index}: {there} (see `nmem devices`)")));
         }
         let (mut device, mut handle) = (0, 0);
-        let doing = || format!("opening cuda:{index} (see `nmem devices`)");
+        let doing = || format!("opening cuda:{index}");
         let ordinal = c_int::try_from(index).expect("below a count of devices");
         // SAFETY: places for what is given; the device is one that the driver gave.
         unsafe {

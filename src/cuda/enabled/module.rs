@@ -46,7 +46,10 @@ pub fn load(context: &Context) -> Result<(Handle, String)> {
                 name()
             )
         }
-        _ => return context.check(status, || "loading the kernels".into()).map(|()| (module, String::new())),
+        _ => {
+            context.check(status, || "loading the kernels".into())?;
+            unreachable!("0 is above");
+        }
     };
     Err(Error::Cuda(reason))
 }

@@ -12,7 +12,7 @@ use crate::real::{ElementType, Real};
 /// Most tiles of a block's attention that are in shared memory.
 pub(super) const TILES: usize = 5;
 
-/// Of what a block can be given, what kernels have besides what they are launched with.
+/// Of what a block can be given, what is left for a kernel's own variables: `walk` has 256 bytes of them, in f64 512 (registers.txt).
 const STATIC_SHARED: usize = 1024;
 
 /// Shared memory of a walk with so many buffers, in bytes, as laid out in kernels.cu.
@@ -20,7 +20,8 @@ fn walk_bytes<T: Real>(buffers: usize) -> usize {
     TILE * TILE * size_of::<T>() + buffers * tile_bytes(T::TYPE)
 }
 
-/// Blocks of a walk that are on a multiprocessor at once: as many as their registers and shared memory let.
+/// Blocks of a walk that are on a multiprocessor at once: as many as their registers and shared memory let, of which a multiprocessor has
+/// little more than a block can be given.
 fn walkers<T: Real>(device: &dyn Device) -> usize {
     let two =
         T::TYPE == ElementType::F32 && 2 * (walk_bytes::<T>(2) + STATIC_SHARED) <= device.shared_bytes();
