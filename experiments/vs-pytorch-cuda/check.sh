@@ -94,7 +94,9 @@ fi
     printf '| `scans_pytorch.csv` | accelerated-scan and a copy in PyTorch, where they are installed |\n'
     printf '| `memory.csv` | store and read of the memory: nmem, and titans-pytorch where it is installed (ms, medians) |\n'
     printf '| `machine.json` | processor, GPU, versions |\n\n'
-    if [ ${#failed[@]} -eq 0 ]; then echo 'All checks passed.'; else printf 'Failed: %s\n' "${failed[@]}"; fi
+    [ -z "${SKIP:-}" ] || printf 'Left out: %s.\n\n' "$SKIP"
+    command -v compute-sanitizer >/dev/null || printf 'Left out: compute-sanitizer, which is not installed.\n\n'
+    if [ ${#failed[@]} -eq 0 ]; then echo 'What was checked passed.'; else printf 'Failed: %s\n' "${failed[@]}"; fi
 } > "$record/README.md"
 [ -e "$record/scans/machine.json" ] && cp "$record/scans/machine.json" "$record/machine.json"
 
