@@ -19,7 +19,7 @@ use crate::scan_bench::{Algorithm, BenchShape, Config, Event, Gate, Layout, Repo
 /// bytes that must move (each input read once, each output written once) and is compared with the faster of an
 /// ordinary and a streaming copy of as many bytes. Lists are separated by commas. Writes scan_bench.csv, machine.json
 /// and plots/*.svg to --out.
-#[derive(clap::Args, Clone, Debug)]
+#[derive(clap::Args, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "independent switches")]
 pub struct Args {
     /// What is timed: auto (the library's choice), sequential, channels, time, tree; of the fused pair pair-sequential,
@@ -136,10 +136,10 @@ pub struct Args {
     quiet: bool,
 }
 
-pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let (quiet, format, force) = (args.quiet, args.format, args.force);
-    args.clone().config(false).check()?;
-    let devices = or(args.device.clone(), || vec![DeviceChoice::Cpu]);
+    args.config(false).check()?;
+    let devices = or(&args.device, || vec![DeviceChoice::Cpu]);
     let mut devices = devices.into_iter().map(DeviceChoice::open).collect::<Result<Vec<_>, _>>()?;
     for told in devices.iter().filter_map(|device| device.note.as_deref()).filter(|_| !quiet) {
         note("note: ", told);
@@ -153,7 +153,6 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         new
     });
     let on_gpus = devices.iter().all(|device| device.gpu().is_some());
-    let (algorithms, threads) = (args.algorithm.clone(), args.threads.clone());
     let config = args.config(on_gpus);
     let out = config.out.clone();
     let bar = Bar::new(quiet, "cases");
@@ -174,15 +173,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         error => error.into(),
     })?;
     if on_gpus && !quiet {
-        let others: Vec<_> =
-            algorithms.iter().filter(|algorithm| !algorithm.is_on_gpus()).map(|of| of.name()).collect();
+        let others = args.algorithm.iter().filter(|algorithm| !algorithm.is_on_gpus()).map(|of| of.name());
+        let others: Vec<_> = others.collect();
         if !others.is_empty() {
-            note(
-                "left out: ",
-                &format!("{}: on a GPU there are auto, pair and pair-last alone", others.join(", ")),
-            );
+            let text = format!("{}: on a GPU there are auto, pair and pair-last alone", others.join(", "));
+            note("left out: ", &text);
         }
-        if !threads.is_empty() {
+        if !args.threads.is_empty() {
             note("note: ", "--threads is for the processor");
         }
     }
@@ -207,14 +204,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 impl Args {
     /// `on_gpus`: on nothing else.
-    fn config(self, on_gpus: bool) -> Config {
+    fn config(&self, on_gpus: bool) -> Config {
         let most = if self.full || on_gpus { 65_536 } else { 4096 };
         let own = self.steps.is_empty() && self.channels.is_empty() && self.batch.is_empty();
         let shapes = if own {
             BenchShape::of_memory().chain(BenchShape::of_accelerated_scan(most)).collect()
         } else {
-            let steps = or(self.steps, || steps_to(most).collect());
-            let (channels, batches) = (or(self.channels, || vec![1536]), or(self.batch, || vec![8]));
+            let steps = or(&self.steps, || steps_to(most).collect());
+            let (channels, batches) = (or(&self.channels, || vec![1536]), or(&self.batch, || vec![8]));
             let mut shapes = Vec::new();
             for &batch in &batches {
                 for &channels in &channels {
@@ -234,26 +231,26 @@ impl Args {
             Algorithm::PairLast,
         ];
         Config {
-            algorithms: or(self.algorithm, || algorithms.to_vec()),
+            algorithms: or(&self.algorithm, || algorithms.to_vec()),
             shapes,
-            threads: or(self.threads, || vec![std::thread::available_parallelism().map_or(1, usize::from)]),
-            layouts: or(self.layout, || vec![Layout::StepsChannels, Layout::ChannelsSteps]),
-            gates: or(self.gate, || vec![Gate::Step, Gate::Element]),
-            dtypes: or(self.dtype, || vec![ElementType::F32]),
+            threads: or(&self.threads, || vec![std::thread::available_parallelism().map_or(1, usize::from)]),
+            layouts: or(&self.layout, || vec![Layout::StepsChannels, Layout::ChannelsSteps]),
+            gates: or(&self.gate, || vec![Gate::Step, Gate::Element]),
+            dtypes: or(&self.dtype, || vec![ElementType::F32]),
             runs: self.runs,
             seconds: self.seconds,
             max_bytes: self.max_bytes,
-            out: self.out,
+            out: self.out.clone(),
             plots: !self.no_plots,
-            figure_format: self.figure_format,
+            figure_format: self.figure_format.clone(),
         }
     }
 }
 
 /// A list as typed, doubles dropped, or what stands for none.
-fn or<T: PartialEq>(typed: Vec<T>, default: impl FnOnce() -> Vec<T>) -> Vec<T> {
+fn or<T: Clone + PartialEq>(typed: &[T], default: impl FnOnce() -> Vec<T>) -> Vec<T> {
     let mut list = Vec::new();
-    for item in if typed.is_empty() { default() } else { typed } {
+    for item in if typed.is_empty() { default() } else { typed.to_vec() } {
         if !list.contains(&item) {
             list.push(item);
         }

@@ -28,7 +28,7 @@ int cuGetErrorString(int error, const char **text) {
 
 #ifdef WHOLE
 typedef unsigned long long u64;
-// And the number of the device.
+// Handles are these and the number of the device.
 enum { CONTEXT = 0xC0, POOL = 0xD0, STREAM = 0xE0 };
 static __thread u64 current;
 static _Atomic int live, contexts, failed;
@@ -96,19 +96,19 @@ int cuEventElapsedTime(float *ms, struct event *from, struct event *to) {
 int cuMemGetInfo_v2(u64 *unused, u64 *all) { ENTERED; *unused = 7ull << 30; *all = 8ull << 30; return 0; }
 int cuMemPoolSetAttribute(u64 pool, unsigned attribute, void *value) { return (pool & ~1) == POOL && attribute == 4 ? 0 : 1; }
 int cuMemPoolGetAttribute(u64 pool, unsigned attribute, void *value) { *(u64 *)value = attribute == 5 ? 1000 : 100; return 0; }
-// What is taken holds NaN at first, and lies behind its size and its context.
+// What is taken holds NaN at first, and lies behind its size, 0 for what is not the GPU's, and its context.
 static _Atomic u64 used;
-static int take(u64 *address, u64 bytes, u64 most) {
+static int take(u64 *address, u64 bytes, int of_gpu) {
     ENTERED;
     char *start;
-    if (used + bytes > most) return 2;
+    if (of_gpu && used + bytes > setting("BYTES", 8ull << 30)) return 2;
     if (posix_memalign((void **)&start, 256, 256 + bytes)) return 2;
     memset(start + 256, 0xff, bytes);
-    ((u64 *)start)[0] = bytes;
+    ((u64 *)start)[0] = bytes * of_gpu;
     ((u64 *)start)[1] = current;
     *address = (u64)start + 256;
     live++;
-    used += bytes;
+    used += bytes * of_gpu;
     return 0;
 }
 static int give(u64 address) {
@@ -118,11 +118,11 @@ static int give(u64 address) {
     free((void *)(address - 256));
     return 0;
 }
-int cuMemAllocAsync(u64 *address, u64 bytes, u64 stream) { OURS(stream); return setting("POOLS", 1) ? take(address, bytes, setting("BYTES", 8ull << 30)) : 801; }
+int cuMemAllocAsync(u64 *address, u64 bytes, u64 stream) { OURS(stream); return setting("POOLS", 1) ? take(address, bytes, 1) : 801; }
 int cuMemFreeAsync(u64 address, u64 stream) { OURS(stream); return setting("POOLS", 1) ? give(address) : 801; }
-int cuMemAlloc_v2(u64 *address, u64 bytes) { return take(address, bytes, setting("BYTES", 8ull << 30)); }
+int cuMemAlloc_v2(u64 *address, u64 bytes) { return take(address, bytes, 1); }
 int cuMemFree_v2(u64 address) { return give(address); }
-int cuMemHostAlloc(void **address, u64 bytes, unsigned flags) { return take((u64 *)address, bytes, -1); }
+int cuMemHostAlloc(void **address, u64 bytes, unsigned flags) { return take((u64 *)address, bytes, 0); }
 int cuMemFreeHost(void *address) { return give((u64)address); }
 int cuMemsetD8Async(u64 to, unsigned char byte, u64 bytes, u64 stream) { ENTERED; OURS(stream); ALIVE; memset((void *)to, byte, bytes); return 0; }
 int cuMemcpyHtoDAsync_v2(u64 to, void *from, u64 bytes, u64 stream) { ENTERED; OURS(stream); ALIVE; memcpy((void *)to, from, bytes); return 0; }

@@ -195,19 +195,10 @@ fn a_sweep_whose_runs_share_the_gpu() {
     bench.desk.file("experiment.toml", experiment);
     let ran = bench.desk.ok("sweep experiment.toml --jobs 3 --out all");
     assert!(ran.err.ends_with("left: 0\n"), "{}", ran.err);
-    let records: Vec<Value> = bench
-        .desk
-        .names("all/records")
-        .iter()
-        .flat_map(|name| {
-            String::from_utf8(bench.desk.bytes(&format!("all/records/{name}")))
-                .unwrap()
-                .lines()
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
-        })
-        .map(|line| serde_json::from_str(&line).unwrap())
-        .collect();
+    let lines = |name: String| bench.desk.bytes(&format!("all/records/{name}"));
+    let text =
+        String::from_utf8(bench.desk.names("all/records").into_iter().flat_map(lines).collect()).unwrap();
+    let records: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     // What it was that was left to the program.
     for (asked, device) in [("cpu", "cpu"), ("auto", GPU), ("cuda:1", "cuda:1 Make-believe 11")] {
         let of = |record: &&Value| record["parameters"]["device"] == asked;
