@@ -279,7 +279,7 @@ fn a_gpu_that_fails_leaves_no_results() {
         ("FAILING", "gate_values_f32", "after launching kernel "),
         ("BYTES", "10000", "out of memory on the GPU: "),
         // The parameters fit, the buffers do not.
-        ("BYTES", "4300000", "out of memory on the GPU: "),
+        ("BYTES", "300000", "out of memory on the GPU: "),
     ] {
         let bench = Bench::new(false).set(name, value);
         data(&bench, &[200, 64]);
