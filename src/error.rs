@@ -65,6 +65,14 @@ pub enum Error {
         /// What was given.
         got: String,
     },
+    /// What cannot be, in words: what is wrong, then what to do.
+    #[error("{subject}: {reason}")]
+    Rejected {
+        /// The flag, key or file.
+        subject: String,
+        /// What is wrong with it, and the way out.
+        reason: String,
+    },
     /// No GPU can be used, or it failed: why, and what to do.
     #[error("cuda: {0}")]
     Cuda(String),
@@ -83,6 +91,11 @@ impl Error {
     /// A file that is not what it should be.
     pub fn file(path: impl AsRef<Path>, expected: impl Into<String>, got: impl Into<String>) -> Self {
         Self::File { path: path.as_ref().to_path_buf(), expected: expected.into(), got: got.into() }
+    }
+
+    /// What cannot be: `subject` is the flag, key or file.
+    pub fn rejected(subject: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Rejected { subject: subject.into(), reason: reason.into() }
     }
 
     /// A setting that cannot be.

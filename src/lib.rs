@@ -8,7 +8,7 @@
 //! - [`engine`]: how the maths is run: blocks, strips, streaming, threads;
 //! - [`scan`]: linear recurrences on their own, over whole sequences; [`scan_bench`] times them;
 //! - [`sequence`], [`real`]: what tokens and numbers are to all of these;
-//! - [`io`]: one file a format; [`metrics`]: the rows of metrics.csv; [`record`]: folders of results;
+//! - [`io`]: one file a format; [`metrics`]: the rows of metrics.csv; [`storage`]: all that is written to disk, whole or not at all;
 //! - [`plot`]: figures, made from the CSV alone;
 //! - [`config`]: settings as typed and as checked; [`run`]: one run, from configuration to published folder;
 //! - [`sweep`]: grids of runs, resumable, and their tables;
@@ -32,13 +32,13 @@ pub mod packed;
 mod peak;
 pub mod plot;
 pub mod real;
-pub mod record;
 pub mod run;
 pub mod scan;
 pub mod scan_bench;
 pub mod sequence;
 pub mod simd;
 pub mod statistics;
+pub mod storage;
 pub mod sweep;
 
 pub use error::{Error, Result};

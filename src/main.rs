@@ -2,6 +2,9 @@
 
 use std::process::ExitCode;
 
+#[global_allocator]
+static ALLOCATOR: nmem::cli::Allocator = nmem::cli::Allocator;
+
 fn main() -> ExitCode {
     nmem::cli::main(std::env::args_os())
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::fs::File;
 use std::io::{self, Seek};
 use std::path::{Path, PathBuf};
 
@@ -10,6 +9,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::real::Real;
+use crate::storage::OutFile;
 
 /// One stored chunk of one head of one sequence. Norms are Frobenius norms over all memory weights together.
 #[derive(Clone, Debug, Serialize)]
@@ -185,15 +185,15 @@ struct RowsWriter {
     path: PathBuf,
     /// Of the file; the waiting rows lie there too, for a temporary folder may be in memory.
     folder: PathBuf,
-    file: csv::Writer<File>,
+    file: csv::Writer<OutFile>,
     /// The sequence whose turn it is.
     current: usize,
-    waiting: BTreeMap<usize, csv::Writer<File>>,
+    waiting: BTreeMap<usize, csv::Writer<OutFile>>,
 }
 
 impl RowsWriter {
     fn create(path: &Path, header: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Result<Self> {
-        let mut file = writer(File::create(path).map_err(Error::io(path, "create"))?);
+        let mut file = writer(OutFile::create(path).map_err(Error::io(path, "create"))?);
         file.write_record(header).map_err(csv_error(path))?;
         let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
         Ok(Self { path: path.to_path_buf(), folder, file, current: 0, waiting: BTreeMap::new() })
@@ -206,7 +206,7 @@ impl RowsWriter {
             match self.waiting.entry(sequence) {
                 Entry::Occupied(entry) => entry.into_mut(),
                 Entry::Vacant(entry) => entry.insert(writer(
-                    tempfile::tempfile_in(&self.folder).map_err(Error::io(&self.folder, "write in"))?,
+                    OutFile::unnamed_in(&self.folder).map_err(Error::io(&self.folder, "write in"))?,
                 )),
             }
         };
@@ -225,12 +225,13 @@ impl RowsWriter {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<()> {
-        self.file.flush().map_err(Error::io(&self.path, "write"))
+    fn finish(self) -> Result<()> {
+        let file = self.file.into_inner().map_err(|error| error.into_error());
+        file.and_then(OutFile::finish).map_err(Error::io(&self.path, "write"))
     }
 }
 
-fn writer(file: File) -> csv::Writer<File> {
+fn writer(file: OutFile) -> csv::Writer<OutFile> {
     csv::WriterBuilder::new().has_headers(false).buffer_capacity(1 << 16).from_writer(file)
 }
 

@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::sweep::{FigureArgs, draw, one_line};
-use super::{FAILED, Format, print, print_error};
-use crate::sweep::{self, Parameters, Record, Status};
+use super::{FAILED, Format, note, print, print_error};
+use crate::sweep::{self, Folder, Parameters, Record, Status};
 
 /// What `--format json` prints.
 #[derive(Serialize)]
@@ -42,7 +42,13 @@ pub fn run(
     format: Format,
     quiet: bool,
 ) -> anyhow::Result<ExitCode> {
+    let folder = Folder::check(out)?;
+    let _in_use = if folder.exists()? { Some(folder.lock(false)?) } else { None };
+    folder.clear_remnants();
     let collected = sweep::collect(out, plan)?;
+    if !quiet {
+        collected.warnings.iter().for_each(|warning| note("warning: ", warning));
+    }
     if let Some(figure) = figure {
         draw(out, figure, quiet)?;
     }

@@ -9,8 +9,8 @@ use crate::config::whole;
 use crate::error::Error;
 use crate::generate::{Drift, Generator, Needle, Recall, Repeats, Task, recall};
 use crate::io::tensors::write_parameters;
-use crate::io::whole_file::WholeFile;
 use crate::sequence::Shape;
+use crate::storage::WholeFile;
 
 /// Generate a synthetic sequence as .npy (f32): the same bytes for the same seed on every platform
 ///
@@ -148,7 +148,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     ];
     let named = named.into_iter().filter_map(|(flag, path)| Some((flag, path?)));
     let files = named.map(|(flag, path)| Ok((flag, path, WholeFile::open(flag, path, force)?)));
-    let files: Vec<_> = files.collect::<crate::Result<_>>()?;
+    let mut files: Vec<_> = files.collect::<crate::Result<_>>()?;
     for (i, (flag, path, _)) in files.iter().enumerate() {
         if let Some((other, ..)) = files[..i].iter().find(|(_, other, _)| other == path) {
             return Err(Error::setting(
@@ -167,10 +167,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             io::ErrorKind::Interrupted.into()
         })
     };
-    let written = files.iter().try_for_each(|(flag, _, file)| match *flag {
+    let written = files.iter_mut().try_for_each(|(flag, _, file)| match *flag {
         "--out" => file.write(|out| generator.write_npy(rank, out, &mut check)),
         "--labels" => file.write(|out| generator.write_labels(out)),
-        _ => parameters.as_ref().map_or(Ok(()), |tensors| write_parameters(file.path(), tensors)),
+        _ => parameters.as_ref().map_or(Ok(()), |tensors| file.write(|out| write_parameters(out, tensors))),
     });
     let written = written.and_then(|()| {
         if !to_stdout {

@@ -1,12 +1,13 @@
 //! The subcommands, one file each, and what they share: printing, exit status, interruption.
 //!
 //! Exit status: 0 all done; 1 it ran, but something in it failed (a diverged run); 2 it could not run; 130
-//! interrupted. An error is one line on stderr. Results are all that goes to stdout.
+//! interrupted; 101 a mistake in the program. An error is one line on stderr. Results are all that goes to stdout.
 
 mod cluster;
 mod collect;
 mod completions;
 mod devices;
+mod end;
 mod generate;
 pub mod inspect;
 mod plot;
@@ -20,13 +21,16 @@ mod sweep;
 use std::ffi::OsString;
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use clap::error::ErrorKind as ClapError;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+pub use end::Allocator;
+use end::{begin_work, check_interrupt};
+
 use crate::error::Error;
+use crate::storage;
 
 /// Neural-memory experiments from the command line: store and retrieve sequences, measure, draw
 #[derive(Parser, Debug)]
@@ -65,22 +69,24 @@ const FAILED: u8 = 1;
 const COULD_NOT_RUN: u8 = 2;
 /// Exit status after Ctrl-C: 128 + SIGINT.
 const INTERRUPTED: u8 = 130;
-
-static INTERRUPT: AtomicBool = AtomicBool::new(false);
+/// Exit status after a mistake in the program: Rust's own.
+const PANICKED: u8 = 101;
 
 /// Parses, runs, reports: the whole program.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    // The first Ctrl-C (or SIGTERM) asks the run to stop and clean up; a second one does not wait for that.
-    let handler = ctrlc::set_handler(|| {
-        if INTERRUPT.swap(true, Ordering::Relaxed) {
-            note("", "interrupted again: stopped at once; the next run there clears what this one had begun");
-            std::process::exit(INTERRUPTED.into());
-        }
-    });
-    debug_assert!(handler.is_ok(), "one handler a process");
-
+    end::install();
     let args: Vec<OsString> = args.into_iter().collect();
-    let cli = match parse(&args) {
+    let status = std::panic::catch_unwind(|| run(&args));
+    end::wait_if_ending();
+    status.unwrap_or_else(|_| {
+        // Said already.
+        storage::remove_all();
+        PANICKED.into()
+    })
+}
+
+fn run(args: &[OsString]) -> ExitCode {
+    let cli = match parse(args) {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
@@ -96,6 +102,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Completions(args) => completions::run(args, &mut command()),
     };
     result.unwrap_or_else(|error| {
+        end::wait_if_ending();
         let interrupted = matches!(error.downcast_ref(), Some(Error::Interrupted));
         print_error(&format!("{error:#}"));
         if interrupted { INTERRUPTED } else { COULD_NOT_RUN }.into()
@@ -146,11 +153,6 @@ fn print_error(message: &str) {
 /// One line of stderr. Where that is closed there is nobody to tell.
 fn note(kind: &str, message: &str) {
     let _ = writeln!(io::stderr(), "{kind}{}", message.replace('\n', " "));
-}
-
-/// Whether the user wants to stop.
-fn check_interrupt() -> crate::Result<()> {
-    if INTERRUPT.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
 }
 
 /// Writes a result to stdout. False where the reader has gone (`| head`): nothing more to do, and nothing went wrong.

@@ -14,6 +14,7 @@ use crate::plot::terminal::Screen;
 use crate::plot::{
     self, Drawn, Figure, FigureFormat, INCH, Inches, Kind, LogAxes, Look, Request, Source, Theme, Venue,
 };
+use crate::storage;
 
 /// Draw again from CSV: another format, width, columns
 ///
@@ -136,7 +137,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let sources = args.paths.iter().map(|path| Source::find(path, args.kind));
     let sources = sources.collect::<crate::Result<Vec<_>>>()?;
     let request = args.request()?;
-    let target = args.target(&sources);
+    let target = args.target(&sources)?;
     let formats = args.formats(&target)?;
     if let Some(told) = plot::idle(&sources, &request).filter(|_| !args.quiet) {
         note("note: ", &told);
@@ -166,16 +167,17 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         Target::File(path) => {
             let bytes = one(&drawn, &path.display().to_string())?.encode(formats[0])?;
-            std::fs::write(&path, bytes).map_err(Error::io(&path, "write"))?;
+            storage::replace(&path, &bytes)?;
             vec![path]
         }
         Target::Folder(folder) => {
-            std::fs::create_dir_all(&folder).map_err(Error::io(&folder, "create"))?;
-            let mut files = drawn.write(&folder, &formats)?;
-            if formats.contains(&FigureFormat::Pgfplots) {
-                files.extend(plot::pgfplots::write(&sources, &request, &folder, &mut check_interrupt)?);
-            }
-            files
+            storage::create_directories(&folder)?;
+            let of_pgfplots = if formats.contains(&FigureFormat::Pgfplots) {
+                plot::pgfplots::files(&sources, &request, &folder, &mut check_interrupt)?
+            } else {
+                Vec::new()
+            };
+            storage::replace_all(drawn.files(&folder, &formats).chain(of_pgfplots.into_iter().map(Ok)))?
         }
     };
     if !args.quiet {
@@ -234,10 +236,12 @@ impl Args {
         })
     }
 
-    fn target(&self, sources: &[Source]) -> Target {
-        match &self.out {
+    fn target(&self, sources: &[Source]) -> crate::Result<Target> {
+        Ok(match &self.out {
             Some(out) if out == Path::new("-") => Target::Stdout,
-            Some(out) if !out.is_dir() && of_ending(out).is_some() => Target::File(out.clone()),
+            Some(out) if of_ending(out).is_some() && !storage::is_directory(out)? => {
+                Target::File(out.clone())
+            }
             Some(out) => Target::Folder(out.clone()),
             None => {
                 let beside = sources.first().and_then(|source| source.csv.parent());
@@ -245,7 +249,7 @@ impl Args {
                     beside.filter(|folder| *folder != Path::new("")).unwrap_or(Path::new(".")).into(),
                 )
             }
-        }
+        })
     }
 
     /// At least one; only one where there is only one file.

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use super::sweep::one_line;
 use crate::run::Event as RunEvent;
@@ -20,7 +20,7 @@ impl Progress {
         let bar = ProgressBar::no_length();
         bar.set_draw_target(if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() });
         bar.set_style(style("{spinner} reading {bytes} {binary_bytes_per_sec}"));
-        bar.enable_steady_tick(Duration::from_millis(100));
+        tick(&bar);
         Self { bar }
     }
 
@@ -32,8 +32,7 @@ impl Progress {
                 self.bar.set_length(tokens);
                 self.bar.set_position(0);
                 self.bar.reset_eta();
-                self.bar
-                    .set_style(style("{bar:40} {human_pos} of {human_len} tokens, {per_sec}, {eta} left"));
+                self.bar.set_style(style("{bar:40} {human_pos} of {human_len} tokens, {rate}, {eta} left"));
             }
             RunEvent::Computed(tokens) => self.bar.inc(tokens),
             RunEvent::Writing => self.bar.set_style(style("{spinner} writing")),
@@ -89,7 +88,7 @@ impl SweepProgress {
         let bar = ProgressBar::new(runs as u64);
         bar.set_draw_target(if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() });
         bar.set_style(style("{bar:30} {human_pos} of {human_len} runs, {eta} left{wide_msg}"));
-        bar.enable_steady_tick(Duration::from_millis(100));
+        tick(&bar);
         Self { bar, state: Mutex::default() }
     }
 
@@ -124,5 +123,30 @@ impl Drop for SweepProgress {
 }
 
 fn style(template: &str) -> ProgressStyle {
-    ProgressStyle::with_template(template).expect("templates are constants")
+    let style = ProgressStyle::with_template(template).expect("templates are constants");
+    style.with_key("rate", |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+        let _ = out.write_str(&rate(state.per_sec()));
+    })
+}
+
+/// In whole things a second: 468,193/s.
+fn rate(per_second: f64) -> String {
+    format!("{}/s", HumanCount(per_second.round() as u64))
+}
+
+/// Moves a bar that is shown, where the system allows a thread for that.
+fn tick(bar: &ProgressBar) {
+    if !bar.is_hidden() && std::thread::Builder::new().spawn(|| ()).is_ok() {
+        bar.enable_steady_tick(Duration::from_millis(100));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::rate;
+
+    #[test]
+    fn rates_are_whole() {
+        assert_eq!([0.4, 12.0, 468_193.283_6].map(rate), ["0/s", "12/s", "468,193/s"]);
+    }
 }

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::progress::Progress;
-use super::{FAILED, Format, check_interrupt, note, print, print_error};
+use super::{FAILED, Format, begin_work, check_interrupt, note, print, print_error};
 use crate::config::{Command, Mode, Settings};
 use crate::error::Error;
 use crate::metrics::COLUMNS;
-use crate::run::{Report, execute};
+use crate::run::{Event, Report, execute};
+use crate::storage;
 
 /// Settings, and how results are shown.
 #[derive(clap::Args, Debug)]
@@ -58,13 +59,17 @@ impl RunArgs {
         let progress = Progress::new(self.quiet);
         let mut observe = |event| {
             progress.show(event);
+            if matches!(event, Event::Starting(_)) {
+                begin_work();
+            }
             check_interrupt()
         };
         let report = execute(command, &config, &device, command_line, self.force, &mut observe);
         drop(progress);
         let report = report.map_err(|error| match error {
             Error::Interrupted => {
-                let left = if config.out.exists() { "is as it was" } else { "was not made" };
+                let absent = storage::kind_of(&config.out).is_ok_and(|kind| kind.is_none());
+                let left = if absent { "was not made" } else { "is as it was" };
                 anyhow::Error::new(error).context(format!("{} {left}", config.out.display()))
             }
             error => error.into(),

@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::progress::Bar;
-use super::{FAILED, Format, check_interrupt, note, print, print_error};
+use super::{FAILED, Format, begin_work, check_interrupt, note, print, print_error};
 use crate::config::whole;
 use crate::cuda::DeviceChoice;
 use crate::error::Error;
 use crate::plot::FigureFormat;
 use crate::real::ElementType;
 use crate::scan_bench::{Algorithm, BenchShape, Config, Event, Gate, Layout, Report, Row, execute, steps_to};
+use crate::storage;
 
 /// Time and check the scans x_t = a_t x_{t−1} + b_t, and the memory's fused pair S, U
 ///
@@ -158,7 +159,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let bar = Bar::new(quiet, "cases");
     let report = execute(config, &devices, force, &mut |event| {
         match event {
-            Event::Starting(cases) => bar.start(cases),
+            Event::Starting(cases) => {
+                begin_work();
+                bar.start(cases);
+            }
             Event::Working => {}
             Event::Done => bar.done(),
         }
@@ -167,7 +171,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     drop(bar);
     let report = report.map_err(|error| match error {
         Error::Interrupted => {
-            let left = if out.exists() { "is as it was" } else { "was not made" };
+            let absent = storage::kind_of(&out).is_ok_and(|kind| kind.is_none());
+            let left = if absent { "was not made" } else { "is as it was" };
             anyhow::Error::new(error).context(format!("{} {left}", out.display()))
         }
         error => error.into(),

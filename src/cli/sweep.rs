@@ -1,6 +1,6 @@
 //! `nmem sweep`: the grid of an experiment, in parallel, resumable.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,15 +12,16 @@ use serde::Serialize;
 use super::cluster::{self, ClusterArgs};
 use super::collect;
 use super::progress::SweepProgress;
-use super::{FAILED, Format, INTERRUPTED, check_interrupt, note, print, print_error};
+use super::{FAILED, Format, INTERRUPTED, begin_work, check_interrupt, note, print, print_error};
 use crate::config::whole;
 use crate::cuda::Devices;
 use crate::error::Error;
 use crate::plot::sweep::SweepFigure;
 use crate::plot::{self, FigureFormat, Request};
 use crate::run::{Keep, UNSTABLE_RATIO};
+use crate::storage;
 use crate::sweep::{
-    self, Event, Experiment, Folder, Options, Parameters, Plan, PlannedRun, Record, Shard, Status,
+    self, Event, Experiment, Folder, Options, Parameters, Plan, PlannedRun, Record, Records, Shard, Status,
 };
 
 /// Run the grid of an experiment, in parallel; finished runs are not run again
@@ -148,9 +149,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         note("note: ", &format!("{rows} row{s} left out that ask for the same run as another"));
     }
 
-    let known = if args.force { BTreeMap::new() } else { folder.records()? };
+    let known = if args.force { Records::default() } else { folder.records()? };
     let mine: Vec<usize> = (0..plan.runs.len()).filter(|&place| shard.holds(place)).collect();
-    let done = |run: &PlannedRun| !args.force && folder.is_done(known.get(&run.id), args.keep);
+    let mut finished = HashSet::new();
+    for run in mine.iter().map(|&place| &plan.runs[place]).filter(|_| !args.force) {
+        if folder.is_done(known.runs.get(&run.id), args.keep)? {
+            finished.insert(&*run.id);
+        }
+    }
+    let done = |run: &PlannedRun| finished.contains(&*run.id);
     if args.dry_run {
         let text = match args.format {
             Format::Json => format!("{}\n", serde_json::to_string_pretty(&planned(&plan, &mine, &done))?),
@@ -167,8 +174,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     // Where runs are only handed to others, those have the GPUs.
     let devices = if for_slurm { Devices::default() } else { open_devices(&plan, &todo, args.quiet)? };
     if args.force {
+        let _alone = folder.lock(true)?;
         folder.clear()?;
     }
+    let _in_use = folder.lock(false)?;
+    folder.clear_remnants();
     let plan_file = plan.file();
     folder.start(&plan_file)?;
     if for_slurm {
@@ -185,6 +195,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         fail_fast: args.fail_fast,
         unstable_ratio: args.unstable_ratio,
     };
+    begin_work();
     let keys = varying(&plan);
     let begin = Instant::now();
     let progress = SweepProgress::new(args.quiet, todo.len());
@@ -198,14 +209,19 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
     // What has finished is kept and told of, whatever ended the sweep.
     let collected = sweep::collect(folder.path(), Some(&plan_file.hash()))?;
+    if !args.quiet {
+        collected.warnings.iter().for_each(|warning| note("warning: ", warning));
+    }
     // Of a share alone there is little to see: whoever collects draws.
     if !args.no_plots && ended.is_ok() && shard == Shard::WHOLE {
         draw(folder.path(), &args.figure, args.quiet)?;
     }
     let ids: HashSet<&str> = mine.iter().map(|&place| &*plan.runs[place].id).collect();
     let of_share: Vec<&Record> = collected.rows.iter().filter(|record| ids.contains(&*record.run)).collect();
-    let failures: Vec<&Record> =
-        of_share.iter().copied().filter(|record| record.status != Status::Ok).collect();
+    // Of a run that was run now it is what came of it now, though an older record with its results is kept.
+    let now: HashMap<&str, &Record> = ran.iter().map(|record| (&*record.run, record)).collect();
+    let latest = of_share.iter().map(|record| now.get(&*record.run).unwrap_or(record));
+    let failures: Vec<&Record> = latest.copied().filter(|record| record.status != Status::Ok).collect();
     let summary = Summary {
         out: folder.path(),
         runs: mine.len(),
@@ -243,8 +259,16 @@ fn open_devices(plan: &Plan, todo: &[usize], quiet: bool) -> crate::Result<Devic
 /// How the program ends after a sweep that ended so.
 fn status(ended: crate::Result<()>, fail_fast: bool, summary: &Summary) -> anyhow::Result<ExitCode> {
     match ended {
-        Ok(()) if summary.failed.is_empty() => Ok(ExitCode::SUCCESS),
-        Ok(()) => Ok(FAILED.into()),
+        Ok(()) => {
+            if summary.missing > 0 {
+                let (missing, out) = (summary.missing, summary.out.display());
+                print_error(&format!(
+                    "{missing} runs have no record in {out}; the same command runs them again"
+                ));
+            }
+            let all_well = summary.failed.is_empty() && summary.missing == 0;
+            Ok(if all_well { ExitCode::SUCCESS } else { FAILED.into() })
+        }
         Err(Error::Interrupted) => {
             let missing = summary.missing;
             print_error(&format!(
@@ -307,22 +331,29 @@ impl Args {
 pub(super) fn draw(folder: &Path, figure: &FigureArgs, quiet: bool) -> anyhow::Result<()> {
     let plots = folder.join("plots");
     let FigureArgs { x, y, hue, figure_format } = figure;
-    // Figures of columns that are no longer drawn would be those of older results.
-    if y.is_empty() && plots.is_dir() {
-        std::fs::remove_dir_all(&plots).map_err(Error::io(&plots, "remove"))?;
-    }
-    std::fs::create_dir_all(&plots).map_err(Error::io(&plots, "create"))?;
+    storage::create_directories(&plots)?;
     let options = SweepFigure { x: x.clone(), y: y.clone(), hue: hue.clone(), map: false };
     let request = Request { x: x.clone(), y: y.clone(), hue: hue.clone(), ..Request::default() };
     let to = (plots.as_path(), &figure_format[..]);
     let results = folder.join("results.csv");
     let mut drawn = plot::sweep::figures(&results, &options, &request.look)?;
-    plot::write(&drawn, &results, &request, to, &mut check_interrupt)?;
+    let mut files = plot::files(&drawn, &results, &request, to, &mut check_interrupt)?;
     let retention = folder.join("retention.csv");
-    if retention.exists() {
+    if storage::kind_of(&retention)?.is_some() {
         let of_retention = plot::sweep::retention(&retention, &options, &request.look)?;
-        plot::write(&of_retention, &retention, &request, to, &mut check_interrupt)?;
+        files.extend(plot::files(&of_retention, &retention, &request, to, &mut check_interrupt)?);
         drawn.notes.extend(of_retention.notes);
+    }
+    let new: HashSet<_> = files.iter().map(|(path, _)| path.clone()).collect();
+    storage::replace_all(files.into_iter().map(Ok))?;
+    // Figures of columns that are no longer drawn would be those of older results.
+    if y.is_empty() {
+        for entry in std::fs::read_dir(&plots).map_err(Error::io(&plots, "read"))? {
+            let entry = entry.map_err(Error::io(&plots, "read"))?;
+            if storage::is_figure(&entry.file_name()) && !new.contains(&entry.path()) {
+                storage::remove_file(&entry.path())?;
+            }
+        }
     }
     if !quiet {
         drawn.notes.iter().for_each(|told| note("note: ", told));

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use memmap2::Mmap;
 use sha2::{Digest, Sha256};
@@ -18,11 +19,40 @@ pub type Progress<'a> = &'a mut dyn FnMut(u64) -> Result<()>;
 /// every element's size.
 pub(crate) const PIECE: usize = 256 * 1024;
 
+/// Up to here a file's content is compared again after a run even where its size and times are as they were: a rewrite within
+/// the clock's step would go unseen. 16 MiB take about 10 ms.
+const CHEAP: usize = 16 << 20;
+
 /// A file's bytes.
 pub(crate) struct Mapped {
     /// How messages call it.
     pub name: PathBuf,
     map: Mmap,
+    /// Of a file that others can change: it, and what it was when it was mapped.
+    of_others: Option<(File, Stamp)>,
+}
+
+/// What changes when a file is written to.
+#[derive(Debug, PartialEq, Eq)]
+struct Stamp {
+    bytes: u64,
+    modified: Option<SystemTime>,
+    /// Seconds and nanoseconds of the last change of the file or of what is known of it.
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(file: &File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        #[cfg(unix)]
+        let changed = {
+            use std::os::unix::fs::MetadataExt;
+            (metadata.ctime(), metadata.ctime_nsec())
+        };
+        #[cfg(not(unix))]
+        let changed = (0, 0);
+        Ok(Self { bytes: metadata.len(), modified: metadata.modified().ok(), changed })
+    }
 }
 
 impl Mapped {
@@ -33,7 +63,7 @@ impl Mapped {
             if io::stdin().is_terminal() {
                 return Err(Error::file(name, expected, "a terminal (pipe one in, or name a file)"));
             }
-            return Self::map(&spool(&name, io::stdin().lock(), progress)?, name);
+            return Self::map(spool(&name, io::stdin().lock(), progress)?, name, false);
         }
         let file = File::open(path).map_err(Error::io(path, "open"))?;
         let kind = file.metadata().map_err(Error::io(path, "read"))?.file_type();
@@ -41,20 +71,34 @@ impl Mapped {
             return Err(Error::file(path, expected, "a folder"));
         }
         if is_pipe(kind) {
-            return Self::map(&spool(path, file, progress)?, path.to_path_buf());
+            return Self::map(spool(path, file, progress)?, path.to_path_buf(), false);
         }
         if !kind.is_file() {
             return Err(Error::file(path, expected, "a device"));
         }
-        Self::map(&file, path.to_path_buf())
+        Self::map(file, path.to_path_buf(), true)
     }
 
-    fn map(file: &File, name: PathBuf) -> Result<Self> {
+    fn map(file: File, name: PathBuf, of_others: bool) -> Result<Self> {
+        let stamp = Stamp::of(&file).map_err(Error::io(&name, "read"))?;
         // SAFETY: the file must neither shrink nor be rewritten while it is mapped. A spooled copy has no name, so
-        // nobody else can; for a file given by name this is asked of the user, as every program that maps files
-        // does. Bytes are read as plain numbers, so a rewrite gives wrong values; shrinking ends in SIGBUS.
-        let map = unsafe { Mmap::map(file) }.map_err(Error::io(&name, "map"))?;
-        Ok(Self { name, map })
+        // nobody else can. For a file given by name `check_unchanged` finds out at the end whether somebody did: bytes are read as
+        // plain numbers, so a rewrite gives wrong values; shrinking ends in SIGBUS, which the program turns into an error.
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&name, "map"))?;
+        Ok(Self { name, map, of_others: of_others.then_some((file, stamp)) })
+    }
+
+    /// An error where the file is not what it was when `sha256` was taken of it. Size and times are compared, and the content
+    /// where these differ or, if `content`, where that is cheap.
+    pub fn check_unchanged(&self, sha256: &str, content: bool) -> Result<()> {
+        let Some((file, stamp)) = &self.of_others else { return Ok(()) };
+        let now = Stamp::of(file).map_err(Error::io(&self.name, "read"))?;
+        let same = now == *stamp && !(content && self.map.len() <= CHEAP);
+        if same || now.bytes == stamp.bytes && self.sha256(0, &mut |_| Ok(()), |_| {})? == sha256 {
+            return Ok(());
+        }
+        let reason = "it was changed while nmem was reading it; run again once it is complete";
+        Err(Error::rejected(self.name.display().to_string(), reason))
     }
 
     pub fn bytes(&self) -> &[u8] {

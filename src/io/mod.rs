@@ -2,8 +2,7 @@
 //! memories (`.safetensors`, `.npz`), and what `nmem inspect` says of any of them.
 //!
 //! [`dtype`] element types and their bytes, `mapped` a file as bytes and its SHA-256, [`npy`] the `.npy` header,
-//! [`sequences`] and [`retrieved`] the two ways of a run's tokens, [`tensors`] named tensors, [`summary`] ranges,
-//! [`whole_file`] single files that are complete or absent.
+//! [`sequences`] and [`retrieved`] the two ways of a run's tokens, [`tensors`] named tensors, [`summary`] ranges.
 
 pub mod dtype;
 pub mod labels;
@@ -15,7 +14,6 @@ pub mod sequences;
 pub mod summary;
 pub(crate) mod table;
 pub mod tensors;
-pub mod whole_file;
 
 pub use dtype::Dtype;
 pub use mapped::Progress;

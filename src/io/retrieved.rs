@@ -1,7 +1,6 @@
 //! What was read from a memory, written as `.npy` in C order while it is computed: rows of any sequence in any order.
 //! Plain positioned writes, not a mapping: on a full disk they fail, where a mapping would end the process.
 
-use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
@@ -13,10 +12,11 @@ use crate::io::dtype::{element_count, shape_text};
 use crate::io::npy::header_bytes;
 use crate::real::Real;
 use crate::sequence::Shape;
+use crate::storage::OutFile;
 
 /// A `.npy` file being written. Rows that are never written read as zeros.
 pub struct RetrievedWriter<T> {
-    file: File,
+    file: OutFile,
     path: PathBuf,
     shape: Shape,
     offset: u64,
@@ -39,9 +39,9 @@ impl<T: Real> RetrievedWriter<T> {
             * size_of::<T>() as u64;
         let header = header_bytes(T::TYPE, &axes);
         let offset = header.len() as u64;
-        let mut file = File::create(&path).map_err(Error::io(&path, "create"))?;
+        let mut file = OutFile::create(&path).map_err(Error::io(&path, "create"))?;
         file.write_all(&header).map_err(Error::io(&path, "write"))?;
-        file.set_len(offset + bytes).map_err(Error::io(&path, "write"))?;
+        file.set_length(offset + bytes).map_err(Error::io(&path, "write"))?;
         Ok(Self { file, path, shape, offset, buffer: Vec::new(), element: PhantomData })
     }
 
@@ -53,15 +53,15 @@ impl<T: Real> RetrievedWriter<T> {
         self.buffer.clear();
         rows.iter().for_each(|x| self.buffer.extend_from_slice(x.le_bytes().as_ref()));
         let at = ((sequence * tokens + start) * dim * size_of::<T>()) as u64;
-        let write = |file: &mut File, bytes: &[u8]| {
+        let write = |file: &mut OutFile, bytes: &[u8]| {
             file.seek(SeekFrom::Start(self.offset + at))?;
             file.write_all(bytes)
         };
         write(&mut self.file, &self.buffer).map_err(Error::io(&self.path, "write"))
     }
 
-    /// Waits until the file is on the disk: network file systems report a full quota only here.
+    /// Closes the file.
     pub fn finish(self) -> Result<()> {
-        self.file.sync_data().map_err(Error::io(&self.path, "write"))
+        self.file.finish().map_err(Error::io(&self.path, "write"))
     }
 }

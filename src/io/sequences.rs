@@ -100,6 +100,12 @@ impl NpySequences {
         self.file.bytes().len() as u64
     }
 
+    /// An error where the file is no longer what it was when it was opened. Size and times are compared, and the content
+    /// where these differ or, if `content`, where that is cheap.
+    pub fn check_unchanged(&self, content: bool) -> Result<()> {
+        self.file.check_unchanged(&self.sha256, content)
+    }
+
     fn data(&self) -> &[u8] {
         &self.file.bytes()[self.header.offset..]
     }

@@ -4,8 +4,7 @@
 //! order are rearranged.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
-use std::io::{BufWriter, Cursor, Read, Write};
+use std::io::{self, BufWriter, Cursor, Read, Write};
 use std::path::{Path, PathBuf};
 
 use ndarray::{ArrayD, ArrayView, ArrayViewD, Dimension, IxDyn, ShapeBuilder};
@@ -19,6 +18,7 @@ use crate::io::dtype::{
 use crate::io::mapped::{Mapped, Progress, guess, is_safetensors, is_zip};
 use crate::io::npy::{Misfit, NpyHeader, one_line, read_up_to};
 use crate::real::{ElementType, Real};
+use crate::storage::OutFile;
 
 /// The one key of a memory's metadata; its value is the configuration in JSON.
 pub const METADATA_KEY: &str = "nmem";
@@ -148,6 +148,7 @@ impl TensorFile {
             (tensors, index.metadata)
         };
         let sha256 = file.sha256(0, progress, |_| {})?;
+        file.check_unchanged(&sha256, false)?;
         Ok(Self { path: file.name, sha256, tensors, metadata })
     }
 
@@ -212,28 +213,34 @@ pub fn write_safetensors(
     tensors: &BTreeMap<String, Tensor>,
     metadata_json: &str,
 ) -> Result<()> {
+    let path = path.as_ref();
     let metadata = HashMap::from([(METADATA_KEY.to_owned(), metadata_json.to_owned())]);
-    write(path.as_ref(), tensors, Some(metadata))
+    let write = || {
+        let mut out = BufWriter::new(OutFile::create(path)?);
+        write(&mut out, tensors, Some(metadata))?;
+        out.into_inner()?.finish()
+    };
+    write().map_err(Error::io(path, "write"))
 }
 
 /// Writes tensors alone, as a file of parameters has them.
-pub fn write_parameters(path: impl AsRef<Path>, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
-    write(path.as_ref(), tensors, None)
+pub fn write_parameters(out: &mut dyn Write, tensors: &BTreeMap<String, Tensor>) -> io::Result<()> {
+    write(out, tensors, None)
 }
 
+/// Fails also for a type that .safetensors does not hold: such tensors are read by nobody, and so not written.
 fn write(
-    path: &Path,
+    out: &mut dyn Write,
     tensors: &BTreeMap<String, Tensor>,
     metadata: Option<HashMap<String, String>>,
-) -> Result<()> {
+) -> io::Result<()> {
     let mut order: Vec<_> = tensors.iter().collect();
     order.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.dtype.item_bytes()));
     let mut offset = 0;
     let mut infos = Vec::with_capacity(order.len());
     for (name, tensor) in &order {
-        let dtype = to_safe(tensor.dtype).ok_or_else(|| {
-            Misfit::new("a type that .safetensors holds", tensor.dtype.name()).in_tensor(path, name)
-        })?;
+        let unknown = || io::Error::other(format!("{name} has the type {}", tensor.dtype));
+        let dtype = to_safe(tensor.dtype).ok_or_else(unknown)?;
         let end = offset + tensor.data.len();
         infos.push((
             (*name).clone(),
@@ -246,20 +253,9 @@ fn write(
     // The format pads with spaces; eight keeps the widest elements aligned.
     header.resize(header.len().next_multiple_of(8), b' ');
 
-    let write = || {
-        let file = File::create(path)?;
-        let mut out = BufWriter::new(&file);
-        out.write_all(&(header.len() as u64).to_le_bytes())?;
-        out.write_all(&header)?;
-        for (_, tensor) in &order {
-            out.write_all(&tensor.data)?;
-        }
-        out.flush()?;
-        drop(out);
-        // Network file systems report a full quota only here.
-        file.sync_data()
-    };
-    write().map_err(Error::io(path, "write"))
+    out.write_all(&(header.len() as u64).to_le_bytes())?;
+    out.write_all(&header)?;
+    order.iter().try_for_each(|(_, tensor)| out.write_all(&tensor.data))
 }
 
 /// Where one tensor of a `.safetensors` file lies.

@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::plot::pages;
+use crate::storage;
 
 /// What a figure is written as.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, clap::ValueEnum)]
@@ -62,16 +63,18 @@ impl Figure {
         }
     }
 
-    /// Writes it into a folder, which must exist, in each format but pgfplots.
-    pub fn write(&self, folder: &Path, formats: &[FigureFormat]) -> Result<Vec<PathBuf>> {
+    /// Its files in a directory: one for each format but pgfplots.
+    pub fn files(
+        &self,
+        directory: &Path,
+        formats: &[FigureFormat],
+    ) -> impl Iterator<Item = Result<(PathBuf, Vec<u8>)>> {
         let formats = formats.iter().filter(|&&format| format != FigureFormat::Pgfplots);
-        let files = formats.map(|&format| {
+        formats.map(|&format| {
             // Not `with_extension`: names may have dots.
-            let path = folder.join(format!("{}.{}", self.name, format.ending()));
-            std::fs::write(&path, self.encode(format)?).map_err(Error::io(&path, "write"))?;
-            Ok(path)
-        });
-        files.collect()
+            let path = directory.join(format!("{}.{}", self.name, format.ending()));
+            Ok((path, self.encode(format)?))
+        })
     }
 }
 
@@ -85,9 +88,17 @@ pub struct Drawn {
 }
 
 impl Drawn {
-    /// Writes all figures into a folder, which must exist.
-    pub fn write(&self, folder: &Path, formats: &[FigureFormat]) -> Result<Vec<PathBuf>> {
-        let files = self.figures.iter().map(|figure| figure.write(folder, formats));
-        Ok(files.collect::<Result<Vec<_>>>()?.concat())
+    /// Files of all figures in a directory, in each format but pgfplots.
+    pub fn files(
+        &self,
+        directory: &Path,
+        formats: &[FigureFormat],
+    ) -> impl Iterator<Item = Result<(PathBuf, Vec<u8>)>> {
+        self.figures.iter().flat_map(|figure| figure.files(directory, formats))
+    }
+
+    /// Writes all figures into a directory, which must exist; returns their paths.
+    pub fn write(&self, directory: &Path, formats: &[FigureFormat]) -> Result<Vec<PathBuf>> {
+        storage::replace_all(self.files(directory, formats))
     }
 }

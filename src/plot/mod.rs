@@ -40,7 +40,7 @@ mod theme;
 mod timeline;
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::io::labels::Labels;
@@ -93,19 +93,19 @@ pub fn draw(sources: &[Source], request: &Request, check: &mut dyn FnMut() -> Re
     Ok(all)
 }
 
-/// Writes what a subcommand drew of a CSV file, in all formats; `folder` must exist.
-pub fn write(
+/// Hands out the files of what a subcommand drew of a CSV file, in all formats; `folder` must exist.
+pub fn files(
     drawn: &Drawn,
     csv: &Path,
     request: &Request,
     (folder, formats): (&Path, &[FigureFormat]),
     check: &mut dyn FnMut() -> Result<()>,
-) -> Result<()> {
-    drawn.write(folder, formats)?;
+) -> Result<Vec<(PathBuf, Vec<u8>)>> {
+    let mut files = drawn.files(folder, formats).collect::<Result<Vec<_>>>()?;
     if formats.contains(&FigureFormat::Pgfplots) {
-        pgfplots::write(&[Source::find(csv, None)?], request, folder, check)?;
+        files.extend(pgfplots::files(&[Source::find(csv, None)?], request, folder, check)?);
     }
-    Ok(())
+    Ok(files)
 }
 
 fn draw_one(source: &Source, request: &Request, check: &mut dyn FnMut() -> Result<()>) -> Result<Drawn> {

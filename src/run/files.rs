@@ -9,10 +9,11 @@ use super::inputs::Opened;
 use super::tally::Tally;
 use crate::config::{Config, Mode};
 use crate::engine::Sink;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::io::RetrievedWriter;
 use crate::metrics::{ChunkMetrics, MetricsWriter, Retained, RetentionWriter};
 use crate::real::Real;
+use crate::storage;
 
 /// Takes the engine's results: rows into the tally, and into files where there is a folder for them.
 pub(super) struct Files<T> {
@@ -59,7 +60,7 @@ impl<T: Real> Files<T> {
         if let Some((path, retrieved)) = self.retrieved {
             retrieved.finish()?;
             if diverged {
-                std::fs::remove_file(&path).map_err(Error::io(&path, "remove"))?;
+                storage::remove_file(&path)?;
             }
         }
         Ok(self.tally)

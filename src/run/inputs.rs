@@ -197,6 +197,12 @@ impl Opened {
         Ok(Self { data, store_seq, source, labels: None, inputs: Vec::new(), chunk_size, gates })
     }
 
+    /// An error where a sequence is no longer what it was when it was opened: results are then of neither. (All else is read
+    /// into memory at once.)
+    pub fn check_unchanged(&self, content: bool) -> Result<()> {
+        std::iter::once(&self.data).chain(&self.store_seq).try_for_each(|file| file.check_unchanged(content))
+    }
+
     /// What is stored, where anything is.
     pub(super) fn store(&self) -> &NpySequences {
         self.store_seq.as_ref().unwrap_or(&self.data)

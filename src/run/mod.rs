@@ -23,7 +23,7 @@ use crate::memory::State;
 use crate::peak::PeakMemory;
 use crate::plot;
 use crate::real::{ElementType, Real};
-use crate::record::ResultsFolder;
+use crate::storage::{self, OutFile, ResultsDirectory};
 use files::Files;
 use inputs::Loaded;
 pub use inputs::{Inputs, Opened};
@@ -69,7 +69,7 @@ pub fn execute(
     replace: bool,
     observe: Observer,
 ) -> Result<Report> {
-    let folder = ResultsFolder::open(&config.out, replace)?;
+    let folder = ResultsDirectory::open(&config.out, replace)?;
     refuse_inputs_inside(config, folder.target())?;
     let threads =
         config.threads.map_or_else(std::thread::available_parallelism, |n| Ok(n.try_into().expect("not 0")));
@@ -87,7 +87,9 @@ pub fn execute(
         unstable_ratio: UNSTABLE_RATIO,
         opening,
     };
-    let ran = run.execute(&opened, Some((folder.path(), Keep::All)), observe)?;
+    let ran = run.execute(&opened, Some((folder.path(), Keep::All)), observe);
+    let ran = ran.map_err(|error| folder.explain(error))?;
+    opened.check_unchanged(true)?;
     observe(Event::Writing)?;
     folder.publish()?;
     Ok(ran.report)
@@ -101,8 +103,10 @@ fn refuse_inputs_inside(config: &Config, target: &Path) -> Result<()> {
     };
     let others = [&config.store_seq, &config.past, &config.labels, &config.file].map(Option::as_ref);
     let inputs = std::iter::once(&config.data).chain(others.into_iter().chain([memory]).flatten());
+    // Nothing there: nothing is in it.
+    let Ok(target) = std::fs::canonicalize(target) else { return Ok(()) };
     for input in inputs.filter_map(|input| std::fs::canonicalize(input).ok()) {
-        if input.starts_with(target) {
+        if input.starts_with(&target) {
             let got = format!("{}, which holds {}", target.display(), input.display());
             return Err(Error::setting("--out", "a folder without this run's inputs", got));
         }
@@ -191,7 +195,7 @@ impl Run<'_> {
 
         let weights = memory.weight_shapes().len();
         let mut files = Files::create(folder, config, opened, weights, Tally::new(self.unstable_ratio))?;
-        let Computed { outcome, engine_all, engine_phases, engine_bytes, products, waited } =
+        let Computed { outcome, engine_all, engine_phases, engine_bytes, products, waited, threads } =
             self.compute(opened, &memory, &mut state, &mut files, &mut peak, observe)?;
         observe(Event::Writing)?;
 
@@ -228,13 +232,12 @@ impl Run<'_> {
             warnings,
             peak,
         };
-        let threads_used = self.threads_used(&memory, opened);
+        let threads_used = self.threads_used(&memory, opened).min(threads);
         let (report, tally) = self.report(opened, &state, threads_used, results);
         if let Some((folder, _)) = folder {
-            let path = folder.join("run.json");
             let mut json = serde_json::to_string_pretty(&report).expect("text and numbers");
             json.push('\n');
-            std::fs::write(&path, json).map_err(Error::io(&path, "write"))?;
+            OutFile::write_new(&folder.join("run.json"), json.as_bytes())?;
         }
         Ok(Ran { report, tally, engine_bytes, waited })
     }
@@ -283,7 +286,8 @@ impl Run<'_> {
         }
         let engine_bytes = memory.bytes() + state.bytes() + engine.bytes();
         let products = engine.products();
-        Ok(Computed { outcome, engine_all, engine_phases, engine_bytes, products, waited })
+        let threads = pool.current_num_threads();
+        Ok(Computed { threads, outcome, engine_all, engine_phases, engine_bytes, products, waited })
     }
 
     /// Threads without a task would only look for one, at the cost of those that have.
@@ -386,12 +390,22 @@ struct Computed {
     engine_bytes: usize,
     products: Option<String>,
     waited: Duration,
+    /// Those of the pool.
+    threads: usize,
 }
 
-/// A pool of so many threads.
+/// A pool of so many threads, or of as many as the system allows: results are the same.
 pub fn start_threads(threads: usize) -> Result<ThreadPool> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-    pool.map_err(|error| Error::setting("--threads", "threads that can start", error.to_string()))
+    let mut fewer = threads.max(1);
+    loop {
+        match rayon::ThreadPoolBuilder::new().num_threads(fewer).build() {
+            Ok(pool) => return Ok(pool),
+            Err(error) if fewer == 1 => {
+                return Err(Error::rejected("--threads", format!("no thread can be started ({error})")));
+            }
+            Err(_) => fewer /= 2,
+        }
+    }
 }
 
 /// Draws the figures from metrics.csv and retention.csv; what they had to leave out.
@@ -403,7 +417,7 @@ fn draw(
     observe: Observer,
 ) -> Result<Vec<String>> {
     let plots = folder.join("plots");
-    std::fs::create_dir(&plots).map_err(Error::io(&plots, "create"))?;
+    storage::create_directory(&plots)?;
     let mut tick = || {
         peak.sample_now();
         observe(Event::Writing)
@@ -416,7 +430,9 @@ fn draw(
     }
     let request = plot::Request { labels: labels.cloned(), ..plot::Request::default() };
     let to = (plots.as_path(), &config.figure_format[..]);
-    plot::write(&drawn, &folder.join("metrics.csv"), &request, to, &mut tick)?;
+    for (path, bytes) in plot::files(&drawn, &folder.join("metrics.csv"), &request, to, &mut tick)? {
+        OutFile::write_new(&path, &bytes)?;
+    }
     Ok(drawn.notes)
 }
 

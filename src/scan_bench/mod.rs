@@ -8,7 +8,7 @@ mod gpu;
 mod machine;
 mod timing;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -17,8 +17,8 @@ use crate::cuda::{self, Chosen};
 use crate::error::{Error, Result};
 use crate::plot::{self, FigureFormat};
 use crate::real::ElementType;
-use crate::record::ResultsFolder;
 use crate::scan::linear::{self, Shape};
+use crate::storage::{self, OutFile, ResultsDirectory};
 use bench::{Arena, Copies};
 pub use machine::{Cache, Machine};
 use timing::Effort;
@@ -361,7 +361,7 @@ pub fn execute(config: Config, devices: &[Chosen], replace: bool, observe: Obser
         let names: Vec<_> = config.algorithms.iter().map(|algorithm| algorithm.name()).collect();
         return Err(Error::setting("--algorithm", "auto, pair or pair-last on a GPU", names.join(", ")));
     }
-    let folder = ResultsFolder::open(&config.out, replace)?;
+    let folder = ResultsDirectory::open(&config.out, replace)?;
     // No error: they are open already, and a device of the caller's own is in no list.
     let gpus = gpus.then(cuda::list).and_then(Result::ok).unwrap_or_default().usable;
     let machine = Machine { gpus, ..Machine::look() };
@@ -398,6 +398,11 @@ pub fn execute(config: Config, devices: &[Chosen], replace: bool, observe: Obser
     };
     let cases: usize =
         cases.map(|&algorithm| devices.iter().map(|device| cases_of(device, algorithm)).sum::<usize>()).sum();
+    if cases == 0 {
+        let reason =
+            format!("nothing to time: {}", left_out.first().map_or("no algorithm runs there", |text| text));
+        return Err(Error::rejected("scan-bench", reason));
+    }
     observe(Event::Starting(cases as u64))?;
 
     let effort = Effort { runs: config.runs, time: Duration::from_secs_f64(config.seconds) };
@@ -435,17 +440,7 @@ pub fn execute(config: Config, devices: &[Chosen], replace: bool, observe: Obser
     }
     drop((of_f32, of_f64));
 
-    let csv = folder.path().join("scan_bench.csv");
-    write_csv(&csv, &rows)?;
-    write_json(&folder.path().join("machine.json"), &machine)?;
-    if config.plots {
-        let plots = folder.path().join("plots");
-        std::fs::create_dir(&plots).map_err(Error::io(&plots, "make"))?;
-        let request = plot::Request::default();
-        let drawn = plot::scan_bench(&csv, &request.look)?;
-        let to = (plots.as_path(), &config.figure_format[..]);
-        plot::write(&drawn, &csv, &request, to, &mut || observe(Event::Working))?;
-    }
+    write(folder.path(), &config, &machine, &rows, observe).map_err(|error| folder.explain(error))?;
     observe(Event::Working)?;
     folder.publish()?;
     let warnings = warnings(&rows);
@@ -480,18 +475,29 @@ fn wrong(row: &Row) -> String {
     )
 }
 
-fn write_csv(path: &std::path::Path, rows: &[Row]) -> Result<()> {
-    let error = |error: csv::Error| Error::io(path, "write")(std::io::Error::other(error));
-    let mut writer = csv::WriterBuilder::new().has_headers(false).from_path(path).map_err(error)?;
-    // Also where there are no rows.
-    writer.write_record(COLUMNS).map_err(error)?;
-    for row in rows {
-        writer.serialize(row).map_err(error)?;
+/// Writes the files of a benchmark into a directory.
+fn write(
+    directory: &Path,
+    config: &Config,
+    machine: &Machine,
+    rows: &[Row],
+    observe: Observer,
+) -> Result<()> {
+    let csv = directory.join("scan_bench.csv");
+    let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
+    writer.write_record(COLUMNS).expect("memory takes it");
+    rows.iter().for_each(|row| writer.serialize(row).expect("numbers and words"));
+    OutFile::write_new(&csv, &writer.into_inner().expect("memory takes it"))?;
+    let json = serde_json::to_string_pretty(machine).expect("text and numbers") + "\n";
+    OutFile::write_new(&directory.join("machine.json"), json.as_bytes())?;
+    if !config.plots {
+        return Ok(());
     }
-    writer.flush().map_err(Error::io(path, "write"))
-}
-
-fn write_json(path: &std::path::Path, machine: &Machine) -> Result<()> {
-    let text = serde_json::to_string_pretty(machine).map_err(std::io::Error::from);
-    text.and_then(|text| std::fs::write(path, text + "\n")).map_err(Error::io(path, "write"))
+    let plots = directory.join("plots");
+    storage::create_directory(&plots)?;
+    let request = plot::Request::default();
+    let drawn = plot::scan_bench(&csv, &request.look)?;
+    let to = (plots.as_path(), &config.figure_format[..]);
+    let files = plot::files(&drawn, &csv, &request, to, &mut || observe(Event::Working))?;
+    files.iter().try_for_each(|(path, bytes)| OutFile::write_new(path, bytes))
 }

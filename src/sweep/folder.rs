@@ -1,17 +1,18 @@
 //! The folder of a sweep, and what is made from the records in it.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::io::Write;
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::plan::{PlanEntry, PlanFile};
-use super::record::{Record, read_all};
+use super::record::{Record, Records, read_all};
 use super::slurm::{ARRAY_SCRIPT, COLLECT_SCRIPT, LOGS};
 use super::tables;
 use crate::error::{Error, Result};
 use crate::run::Keep;
+use crate::storage::{self, is_figure, is_results, is_temporary};
 
 /// A folder that holds a sweep, or will.
 #[derive(Clone, Debug)]
@@ -26,12 +27,20 @@ pub struct Collected {
     pub missing: Vec<PlanEntry>,
     /// Runs of the plan.
     pub planned: usize,
+    /// What could not be read, and so counts as missing.
+    pub warnings: Vec<String>,
 }
+
+/// A sweep's directory in use by this process, until this is dropped.
+#[derive(Debug)]
+pub struct InUse(#[expect(dead_code, reason = "held for its lock")] File);
 
 /// All that sweeps write into their folder.
 const FILES: [&str; 6] =
     ["results.csv", "retention.csv", "summary.csv", "joblog.tsv", ARRAY_SCRIPT, COLLECT_SCRIPT];
 const FOLDERS: [&str; 5] = ["records", "runs", "plots", LOGS, "plans"];
+/// In plans/, locked while a sweep is in the directory: shared, so that shards can run side by side, but not beside `--force`.
+const LOCK: &str = ".lock";
 
 impl Folder {
     /// A folder that is there already must be a sweep's, or empty.
@@ -39,17 +48,54 @@ impl Folder {
         let refuse = |got: String| {
             Err(Error::setting("--out", "the folder of a sweep, or one that does not exist yet", got))
         };
+        let this = Self(path.to_path_buf());
         match fs::read_dir(path) {
-            Ok(mut entries) => {
-                if entries.next().is_some() && !path.join("plans").is_dir() {
-                    return refuse(format!("{}, which holds something else", path.display()));
+            Ok(_) if this.exists()? => Ok(this),
+            Ok(entries) => {
+                for entry in entries {
+                    let name = entry.map_err(Error::io(path, "read"))?.file_name();
+                    if !is_temporary(&name) {
+                        return refuse(format!("{}, which holds something else", path.display()));
+                    }
                 }
-                Ok(Self(path.to_path_buf()))
+                Ok(this)
             }
-            Err(_) if fs::symlink_metadata(path).is_ok() => {
+            Err(error)
+                if error.kind() == std::io::ErrorKind::NotFound && storage::kind_of(path)?.is_none() =>
+            {
+                Ok(this)
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
                 refuse(format!("{}, which is none that can be read", path.display()))
             }
-            _ => Ok(Self(path.to_path_buf())),
+            Err(error) => Err(Error::io(path, "read")(error)),
+        }
+    }
+
+    /// Marks the directory, which is created if need be, as in use. `alone` waits for nobody: another sweep there is an
+    /// error.
+    pub fn lock(&self, alone: bool) -> Result<InUse> {
+        let plans = self.0.join("plans");
+        storage::create_directories(&plans)?;
+        let path = plans.join(LOCK);
+        match storage::lock(&path, alone).map_err(Error::io(&path, "lock"))? {
+            Some(file) => Ok(InUse(file)),
+            None => {
+                let reason = format!(
+                    "another sweep is {} {}; wait until it has ended, or stop it",
+                    if alone { "running in" } else { "clearing" },
+                    self.0.display()
+                );
+                Err(Error::rejected(if alone { "--force" } else { "--out" }, reason))
+            }
+        }
+    }
+
+    /// Removes what killed processes left in the directory.
+    pub fn clear_remnants(&self) {
+        storage::clear(&self.0, None);
+        for folder in FOLDERS.map(|name| self.0.join(name)) {
+            storage::clear(&folder, None);
         }
     }
 
@@ -64,36 +110,36 @@ impl Folder {
     }
 
     /// Whether a sweep has been started in it.
-    pub fn exists(&self) -> bool {
-        self.0.join("plans").is_dir()
+    pub fn exists(&self) -> Result<bool> {
+        storage::is_directory(&self.0.join("plans"))
     }
 
-    /// Removes all that sweeps have written there, and nothing else.
+    /// Removes all that sweeps have written there, and nothing else: where something of others lies among it, nothing is
+    /// removed.
     pub fn clear(&self) -> Result<()> {
-        let gone = |path: &Path, removed: std::io::Result<()>| match removed {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::io(path, "remove (--force)")(error))
+        for name in FOLDERS {
+            let path = self.0.join(name);
+            if let Some(foreign) = foreign(name, &path)? {
+                let reason = format!(
+                    "{} was not written by a sweep; move it away, or choose another --out",
+                    foreign.display()
+                );
+                return Err(Error::rejected("--force", reason));
             }
-            _ => Ok(()),
-        };
-        for path in FILES.map(|name| self.0.join(name)) {
-            gone(&path, fs::remove_file(&path))?;
         }
+        FILES.iter().try_for_each(|name| storage::remove_file(&self.0.join(name)))?;
         // plans/ last: a folder without is no longer known as a sweep's.
-        for path in FOLDERS.map(|name| self.0.join(name)) {
-            gone(&path, fs::remove_dir_all(&path))?;
-        }
-        Ok(())
+        FOLDERS.iter().try_for_each(|name| storage::remove_directory(&self.0.join(name)))
     }
 
     /// Makes the folder where it does not exist yet and puts the plan down in it, as its newest.
     pub fn start(&self, plan: &PlanFile) -> Result<()> {
         for folder in ["plans", "records", "runs"].map(|name| self.0.join(name)) {
-            fs::create_dir_all(&folder).map_err(Error::io(&folder, "make the folder (--out)"))?;
+            storage::create_directories(&folder)?;
         }
         let mut json = serde_json::to_vec_pretty(plan).expect("text");
         json.push(b'\n');
-        write_whole(&self.plan_path(&plan.hash()), &json)
+        storage::replace(&self.plan_path(&plan.hash()), &json)
     }
 
     fn plan_path(&self, hash: &str) -> PathBuf {
@@ -101,31 +147,70 @@ impl Folder {
     }
 
     /// Runs that are known to have finished, by identity.
-    pub fn records(&self) -> Result<BTreeMap<String, Record>> {
-        if self.exists() { read_all(&self.0.join("records")) } else { Ok(BTreeMap::new()) }
+    pub fn records(&self) -> Result<Records> {
+        if self.exists()? { read_all(&self.0.join("records")) } else { Ok(Records::default()) }
     }
 
     /// Whether a run need not be run again: it has finished, and what shall be kept of it is there.
-    pub fn is_done(&self, record: Option<&Record>, keep: Keep) -> bool {
-        record.is_some_and(|record| {
-            record.is_final() && (keep == Keep::None || record.keep >= keep && self.run(&record.run).is_dir())
-        })
+    pub fn is_done(&self, record: Option<&Record>, keep: Keep) -> Result<bool> {
+        match record.filter(|record| record.is_final()) {
+            None => Ok(false),
+            Some(_) if keep == Keep::None => Ok(true),
+            Some(record) if record.keep < keep => Ok(false),
+            // The last file to be written.
+            Some(record) => Ok(storage::kind_of(&self.run(&record.run).join("run.json"))?.is_some()),
+        }
     }
 
-    /// The plan that was started last.
-    fn newest_plan(&self) -> Result<PathBuf> {
+    /// The plan that was started last. One that cannot be read is reported, and the one before it taken.
+    fn newest_plan(&self, warnings: &mut Vec<String>) -> Result<PlanFile> {
         let folder = self.0.join("plans");
-        let mut newest: Option<(SystemTime, PathBuf)> = None;
+        let mut all: Vec<(SystemTime, PathBuf)> = Vec::new();
         for entry in fs::read_dir(&folder).map_err(Error::io(&folder, "read"))? {
             let entry = entry.map_err(Error::io(&folder, "read"))?;
             let path = entry.path();
             if path.extension().is_some_and(|extension| extension == "json") {
                 let at = entry.metadata().and_then(|metadata| metadata.modified());
-                newest = newest.max(Some((at.map_err(Error::io(&path, "read"))?, path)));
+                all.push((at.map_err(Error::io(&path, "read"))?, path));
             }
         }
-        newest.map(|(_, path)| path).ok_or_else(|| Error::file(folder, "the plan of a sweep", "none"))
+        all.sort();
+        for (_, path) in all.into_iter().rev() {
+            match PlanFile::read(&path) {
+                Ok(plan) => return Ok(plan),
+                Err(error @ Error::File { .. }) => warnings.push(format!("{error}; this plan is skipped")),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Error::rejected(folder.display().to_string(), "no plan here can be read; start the sweep again"))
     }
+}
+
+/// The first thing in a directory of a sweep's, called `name`, that no sweep writes there.
+fn foreign(name: &str, directory: &Path) -> Result<Option<PathBuf>> {
+    let error = || Error::io(directory, "read");
+    match storage::kind_of(directory)? {
+        None => return Ok(None),
+        Some(kind) if !kind.is_dir() => return Ok(Some(directory.to_path_buf())),
+        Some(_) => {}
+    }
+    for entry in fs::read_dir(directory).map_err(error())? {
+        let entry = entry.map_err(error())?;
+        let (file, kind) = (entry.file_name(), entry.file_type().map_err(error())?);
+        let ends = |ending: &str| Path::new(&file).extension() == Some(OsStr::new(ending));
+        let ours = match name {
+            _ if is_temporary(&file) => true,
+            "runs" => kind.is_dir() && is_results(&entry.path()).map_err(error())?,
+            "plans" => kind.is_file() && (ends("json") || file == LOCK),
+            "records" => kind.is_file() && ends("jsonl"),
+            "plots" => kind.is_file() && is_figure(&file),
+            _ => kind.is_file() && ends("log"),
+        };
+        if !ours {
+            return Ok(Some(entry.path()));
+        }
+    }
+    Ok(None)
 }
 
 /// Makes results.csv, summary.csv, joblog.tsv and, where runs have it, retention.csv of the runs recorded in a sweep's folder: those of the plan in its
@@ -135,15 +220,16 @@ impl Folder {
 /// changed since: to the plan's, or to the later.
 pub fn collect(folder: &Path, plan: Option<&str>) -> Result<Collected> {
     let folder = Folder::check(folder)?;
-    if !folder.exists() {
+    if !folder.exists()? {
         return Err(Error::file(folder.path(), "the folder of a sweep", "none (it has no plans/)"));
     }
-    let path = match plan {
-        Some(hash) => folder.plan_path(hash),
-        None => folder.newest_plan()?,
+    let mut warnings = Vec::new();
+    let plan = match plan {
+        Some(hash) => PlanFile::read(&folder.plan_path(hash))?,
+        None => folder.newest_plan(&mut warnings)?,
     };
-    let plan = PlanFile::read(&path)?;
-    let mut records = folder.records()?;
+    let Records { runs: mut records, unreadable } = folder.records()?;
+    warnings.extend(unreadable);
     let (mut rows, mut missing) = (Vec::new(), Vec::new());
     let mut taken = BTreeSet::new();
     for run in &plan.runs {
@@ -171,26 +257,13 @@ pub fn collect(folder: &Path, plan: Option<&str>) -> Result<Collected> {
     }
 
     let columns = tables::parameter_columns(&plan, &rows);
-    let write = |name: &str, bytes: Vec<u8>| write_whole(&folder.path().join(name), &bytes);
-    write("results.csv", tables::results(&columns, &rows))?;
-    write("summary.csv", tables::summary(&columns, &rows))?;
-    tables::retention(&columns, &rows).map_or(Ok(()), |table| write("retention.csv", table))?;
-    write("joblog.tsv", tables::joblog(&plan, &rows))?;
-    Ok(Collected { rows, missing, planned: plan.runs.len() })
-}
-
-/// The file is there whole, or as it was before.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let parent = path.parent().unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // As any file: the process's umask decides.
-        builder.permissions(fs::Permissions::from_mode(0o666));
-    }
-    let mut file = builder.prefix(".").tempfile_in(parent).map_err(Error::io(parent, "write in"))?;
-    file.write_all(bytes).map_err(Error::io(path, "write"))?;
-    file.persist(path).map_err(|error| Error::io(path, "write")(error.error))?;
-    Ok(())
+    let tables = [
+        ("results.csv", Some(tables::results(&columns, &rows))),
+        ("summary.csv", Some(tables::summary(&columns, &rows))),
+        ("retention.csv", tables::retention(&columns, &rows)),
+        ("joblog.tsv", Some(tables::joblog(&plan, &rows))),
+    ];
+    let tables = tables.into_iter().filter_map(|(name, table)| Some(Ok((folder.path().join(name), table?))));
+    storage::replace_all(tables)?;
+    Ok(Collected { rows, missing, planned: plan.runs.len(), warnings })
 }

@@ -26,9 +26,9 @@ mod tables;
 mod values;
 
 pub use experiment::{Experiment, Kind};
-pub use folder::{Collected, Folder, collect};
+pub use folder::{Collected, Folder, InUse, collect};
 pub use plan::{Plan, PlanEntry, PlanFile, PlannedRun, Ready};
-pub use record::{Lags, Record};
+pub use record::{Lags, Record, Records};
 pub use results::{Results, Status, UNTIMED};
 pub use row::{Parameters, Row};
 pub use schedule::{Event, Observe, Options, run};

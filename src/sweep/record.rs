@@ -1,9 +1,8 @@
 //! What is known of finished runs: records/, a line of JSON a run and a file a process, so that shards share a folder on
-//! any file system without locks. A line that a killed process left torn is none.
+//! any file system without locks. A line that cannot be read, wherever it stands, is a run that is missing.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -13,6 +12,7 @@ use super::results::{Results, Status};
 use super::row::Parameters;
 use crate::error::{Error, Result};
 use crate::run::{Keep, Tally};
+use crate::storage::{self, OutFile};
 
 /// A finished run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -71,6 +71,14 @@ impl Lags {
 }
 
 impl Record {
+    /// A run that ended well, but whose files could not be put in their place.
+    pub(super) fn fail(&mut self, reason: String) {
+        self.status = Status::Failed;
+        self.error = Some(reason);
+        self.results = Results::default();
+        self.lags = Lags::default();
+    }
+
     /// A failed run is tried again: its reason may be gone. A diverged one would diverge again.
     pub fn is_final(&self) -> bool {
         self.status != Status::Failed
@@ -90,38 +98,67 @@ pub(super) fn host() -> String {
 
 /// Appends records to a file of its own, which the first one makes.
 pub(super) struct RecordWriter {
-    path: PathBuf,
-    file: Option<File>,
+    folder: PathBuf,
+    file: Option<(PathBuf, OutFile)>,
 }
 
 impl RecordWriter {
     pub fn new(folder: &Path) -> Self {
-        let name = format!("{}-{}-{:.0}.jsonl", host(), std::process::id(), now() * 1e6);
-        Self { path: folder.join(name), file: None }
+        Self { folder: folder.to_path_buf(), file: None }
     }
 
-    /// One write a record: it is there whole or, of a killed process, torn.
-    pub fn write(&mut self, record: &Record) -> Result<()> {
-        let file = match &mut self.file {
-            Some(file) => file,
-            none => {
-                let made = OpenOptions::new().append(true).create_new(true).open(&self.path);
-                none.insert(made.map_err(Error::io(&self.path, "create"))?)
+    /// Appends records and waits until they are on the disk. Where that fails none of them is there, and later ones go
+    /// to another file.
+    pub fn write<'a>(&mut self, records: impl IntoIterator<Item = &'a Record>) -> Result<()> {
+        let mut lines = Vec::new();
+        for record in records {
+            serde_json::to_writer(&mut lines, record).expect("text and numbers");
+            lines.push(b'\n');
+        }
+        if lines.is_empty() {
+            return Ok(());
+        }
+        let (path, mut file) = match self.file.take() {
+            Some(open) => open,
+            None => {
+                let name = format!("{}-{}-{:.0}.jsonl", host(), std::process::id(), now() * 1e6);
+                let path = self.folder.join(name);
+                let made = OutFile::create_for_append(&path).map_err(Error::io(&path, "create"))?;
+                storage::sync_directory(&self.folder).map_err(Error::io(&self.folder, "sync"))?;
+                (path, made)
             }
         };
-        let mut line = serde_json::to_string(record).expect("text and numbers");
-        line.push('\n');
-        file.write_all(line.as_bytes()).map_err(Error::io(&self.path, "write"))
+        let mut append = || -> io::Result<()> {
+            let before = file.length()?;
+            let written = file.write_all(&lines).and_then(|()| file.sync());
+            if written.is_err() {
+                // Where even that fails the file is left as it is, and never appended to again.
+                file.set_length(before)?;
+            }
+            written
+        };
+        append().map_err(Error::io(&path, "write"))?;
+        self.file = Some((path, file));
+        Ok(())
     }
 }
 
+/// What records/ tells.
+#[derive(Debug, Default)]
+pub struct Records {
+    /// Finished runs, by identity.
+    pub runs: BTreeMap<String, Record>,
+    /// Lines that cannot be read, one message each.
+    pub unreadable: Vec<String>,
+}
+
 /// All finished runs of records/, by identity; the last record of each, a failed one only where there is no other.
-pub(super) fn read_all(folder: &Path) -> Result<BTreeMap<String, Record>> {
-    let mut records = BTreeMap::<String, Record>::new();
+pub(super) fn read_all(folder: &Path) -> Result<Records> {
+    let Records { runs: mut records, mut unreadable } = Records::default();
     let mut files = Vec::new();
     let entries = match std::fs::read_dir(folder) {
         // Another process has only just begun here.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(records),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Records::default()),
         entries => entries.map_err(Error::io(folder, "read"))?,
     };
     for entry in entries {
@@ -130,14 +167,21 @@ pub(super) fn read_all(folder: &Path) -> Result<BTreeMap<String, Record>> {
     files.retain(|path| path.extension().is_some_and(|extension| extension == "jsonl"));
     files.sort();
     for path in files {
-        let mut bytes = std::fs::read(&path).map_err(Error::io(&path, "read"))?;
-        bytes.truncate(bytes.iter().rposition(|&byte| byte == b'\n').unwrap_or(0));
-        let lines = bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
-        for (number, line) in lines.enumerate() {
-            let record: Record = serde_json::from_slice(line).map_err(|error| {
-                let got = format!("this in line {}: {error} (--force starts anew)", number + 1);
-                Error::file(&path, "the record of a run", got)
-            })?;
+        let file = std::fs::File::open(&path).map_err(Error::io(&path, "open"))?;
+        for (number, line) in io::BufRead::split(io::BufReader::new(file), b'\n').enumerate() {
+            let line = line.map_err(Error::io(&path, "read"))?;
+            let record: Record = match serde_json::from_slice(&line) {
+                Ok(record) => record,
+                Err(_) if line.is_empty() => continue,
+                Err(error) => {
+                    unreadable.push(format!(
+                        "{}, line {}: not the whole record of a run ({error}); that run counts as missing",
+                        path.display(),
+                        number + 1
+                    ));
+                    continue;
+                }
+            };
             let rank = |record: &Record| (record.is_final(), record.started);
             match records.get(&record.run) {
                 Some(known) if rank(known) > rank(&record) => {}
@@ -147,7 +191,7 @@ pub(super) fn read_all(folder: &Path) -> Result<BTreeMap<String, Record>> {
             }
         }
     }
-    Ok(records)
+    Ok(Records { runs: records, unreadable })
 }
 
 #[cfg(test)]
@@ -173,29 +217,34 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_line_is_none_and_a_failure_gives_way() {
+    fn a_torn_line_is_skipped_and_a_failure_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let mut first = RecordWriter::new(folder.path());
-        first.write(&record("a", Status::Ok, 1.0)).unwrap();
-        first.write(&record("b", Status::Failed, 2.0)).unwrap();
+        first.write([&record("a", Status::Ok, 1.0), &record("b", Status::Failed, 2.0)]).unwrap();
         let line = serde_json::to_string(&record("c", Status::Ok, 3.0)).unwrap();
         // Torn within a letter.
         let torn = [&line.as_bytes()[..40], &"é".as_bytes()[..1]].concat();
-        first.file.as_mut().unwrap().write_all(&torn).unwrap();
+        first.file.as_mut().unwrap().1.write_all(&torn).unwrap();
         let mut second = RecordWriter::new(folder.path());
-        second.write(&record("a", Status::Failed, 4.0)).unwrap();
-        second.write(&record("b", Status::Ok, 5.0)).unwrap();
-        let records = read_all(folder.path()).unwrap();
+        second.write([&record("a", Status::Failed, 4.0)]).unwrap();
+        second.write([&record("b", Status::Ok, 5.0)]).unwrap();
+        let Records { runs: records, unreadable } = read_all(folder.path()).unwrap();
+        assert_eq!(unreadable.len(), 1, "{unreadable:?}");
         let found: Vec<_> = records.values().map(|record| (&*record.run, record.started)).collect();
         assert_eq!(found, [("a", 1.0), ("b", 5.0)]);
         assert_eq!(records["a"], record("a", Status::Ok, 1.0));
     }
 
     #[test]
-    fn a_broken_line_is_named() {
+    fn broken_lines_are_named_and_the_others_read() {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("x.jsonl"), "{}\n").unwrap();
-        let error = read_all(folder.path()).unwrap_err().to_string();
-        assert!(error.contains("x.jsonl: expected the record of a run, got this in line 1"), "{error}");
+        let line = serde_json::to_vec(&record("a", Status::Ok, 1.0)).unwrap();
+        // Torn, with another worker's line behind it; not JSON; not a record; not UTF-8; then whole, without a line's end.
+        let lines = [&line[..40], &line, b"\n]\n\n{}\n\xff\n", &line].concat();
+        std::fs::write(folder.path().join("x.jsonl"), lines).unwrap();
+        let Records { runs, unreadable } = read_all(folder.path()).unwrap();
+        assert_eq!(runs.keys().collect::<Vec<_>>(), ["a"]);
+        let places: Vec<_> = unreadable.iter().map(|text| text.split([' ', ':']).nth(2).unwrap()).collect();
+        assert_eq!(places, ["1", "2", "4", "5"], "{unreadable:?}");
     }
 }

@@ -1,6 +1,7 @@
 //! Runs side by side, never with more threads between them than there are cores.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Condvar, Mutex};
 use std::time::Instant;
 
@@ -12,8 +13,8 @@ use super::record::{Lags, Record, RecordWriter, host, now};
 use super::results::{Results, Status};
 use crate::cuda::Devices;
 use crate::error::{Error, Result};
-use crate::record::ResultsFolder;
 use crate::run::{Keep, Ran, Run, start_threads};
+use crate::storage::{ResultsDirectory, publish_all};
 
 /// How runs are run.
 #[derive(Clone, Copy, Debug)]
@@ -73,8 +74,17 @@ struct Scheduler<'a> {
     host: String,
     state: Mutex<State<'a>>,
     changed: Condvar,
-    records: Mutex<RecordWriter>,
 }
+
+/// A run that has ended: what it wrote is neither in its place nor recorded.
+struct Ended {
+    place: usize,
+    record: Record,
+    directory: Option<ResultsDirectory>,
+}
+
+/// Runs that have ended and are not yet on the disk, at most: beyond, runs wait for the disk.
+const WAITING: usize = 256;
 
 /// Runs those of the plan's runs whose places are given, several at once, and records each as it finishes. `devices` are those
 /// that they name; runs on the same GPU share it, one computing after the other. How the sweep
@@ -103,12 +113,22 @@ pub fn run(
             finished: Vec::new(),
         }),
         changed: Condvar::new(),
-        records: Mutex::new(RecordWriter::new(&folder.path().join("records"))),
     };
+    let (results, finished) = sync_channel(WAITING);
     std::thread::scope(|scope| {
-        for _ in 0..options.jobs.clamp(1, places.len().max(1)) {
-            scope.spawn(|| scheduler.work());
+        for worker in 0..options.jobs.clamp(1, places.len().max(1)) {
+            let results = results.clone();
+            let spawned = std::thread::Builder::new().spawn_scoped(scope, || scheduler.work(results));
+            if let Err(error) = spawned {
+                // Fewer threads than asked for do the same work.
+                if worker == 0 {
+                    scheduler.stop(Error::rejected("--jobs", format!("no thread can be started ({error})")));
+                }
+                break;
+            }
         }
+        drop(results);
+        scheduler.keep(&finished);
     });
     let State { mut finished, stopped, .. } = scheduler.state.into_inner().expect("no worker panicked");
     finished.sort_by_key(|(place, _)| *place);
@@ -117,34 +137,77 @@ pub fn run(
 
 impl Scheduler<'_> {
     /// One worker: a run after the other, for as long as there are any.
-    fn work(&self) {
+    fn work(&self, results: SyncSender<Ended>) {
         while let Some((place, threads)) = self.take() {
-            let run = &self.plan.runs[place];
-            let pool = self.pool(threads);
-            let ended = pool.and_then(|pool| {
-                let record = self.one(run, &pool)?;
-                self.records.lock().expect("no worker panics with it").write(&record)?;
-                (self.observe)(Event::Finished(run, &record))?;
-                Ok((pool, record))
+            let ended = self.pool(threads).and_then(|pool| {
+                let (record, directory) = self.one(&self.plan.runs[place], &pool)?;
+                self.check(&record);
+                Ok((pool, Ended { place, record, directory }))
             });
             let mut state = self.state.lock().expect("no worker panics with it");
             state.free += threads;
-            match ended {
-                Ok((pool, record)) => {
+            let ended = match ended {
+                Ok((pool, ended)) => {
                     state.idle.push(pool);
-                    if self.options.fail_fast && record.status != Status::Ok {
-                        let reason = record.error.clone().unwrap_or_default();
-                        let got = format!("run {}: {reason}", record.run);
-                        let error = Error::setting("--fail-fast", "runs that end well", got);
-                        state.stopped.get_or_insert(error);
-                    }
-                    state.finished.push((place, record));
+                    Some(ended)
                 }
                 Err(error) => {
                     state.stopped.get_or_insert(error);
+                    None
+                }
+            };
+            drop(state);
+            self.changed.notify_all();
+            if let Some(ended) = ended {
+                results.send(ended).expect("they are taken until all workers have ended");
+            }
+        }
+    }
+
+    fn stop(&self, error: Error) {
+        self.state.lock().expect("no worker panics with it").stopped.get_or_insert(error);
+        self.changed.notify_all();
+    }
+
+    /// Ends the sweep where this run's end shall do that.
+    fn check(&self, record: &Record) {
+        if self.options.fail_fast && record.status != Status::Ok {
+            let reason = record.error.clone().unwrap_or_default();
+            let got = format!("run {}: {reason}", record.run);
+            self.stop(Error::setting("--fail-fast", "runs that end well", got));
+        }
+    }
+
+    /// Puts the results of runs in their places and records them, in the order in which they end. Those that end while the
+    /// disk is busy go to it together: a run is on the disk as soon as it can be, and thousands of short ones do not wait for
+    /// a sync each.
+    fn keep(&self, finished: &Receiver<Ended>) {
+        let mut records = RecordWriter::new(&self.folder.path().join("records"));
+        while let Ok(first) = finished.recv() {
+            let mut ended: Vec<_> = std::iter::once(first).chain(finished.try_iter().take(WAITING)).collect();
+            let with_directory = ended.iter_mut().filter(|ended| ended.directory.is_some());
+            let (of, directories): (Vec<_>, Vec<_>) =
+                with_directory.map(|ended| (ended.place, ended.directory.take())).unzip();
+            let published = publish_all(directories.into_iter().flatten().collect());
+            for (place, error) in
+                of.into_iter().zip(published).filter_map(|(place, done)| Some((place, done.err()?)))
+            {
+                if let Some(ended) = ended.iter_mut().find(|ended| ended.place == place) {
+                    ended.record.fail(chain(&error));
+                    self.check(&ended.record);
                 }
             }
-            self.changed.notify_all();
+            let written = records.write(ended.iter().map(|ended| &ended.record));
+            if let Err(error) = written {
+                self.stop(error);
+                continue;
+            }
+            for Ended { place, record, .. } in ended {
+                if let Err(error) = (self.observe)(Event::Finished(&self.plan.runs[place], &record)) {
+                    self.stop(error);
+                }
+                self.state.lock().expect("no worker panics with it").finished.push((place, record));
+            }
         }
     }
 
@@ -179,7 +242,7 @@ impl Scheduler<'_> {
         pool.map_or_else(|| start_threads(threads), Ok)
     }
 
-    fn one(&self, run: &PlannedRun, pool: &ThreadPool) -> Result<Record> {
+    fn one(&self, run: &PlannedRun, pool: &ThreadPool) -> Result<(Record, Option<ResultsDirectory>)> {
         (self.observe)(Event::Started(run))?;
         let (started, begin) = (now(), Instant::now());
         let ran = match &run.ready {
@@ -190,10 +253,11 @@ impl Scheduler<'_> {
             },
         };
         let took = begin.elapsed().as_secs_f64();
-        let mut device = None;
+        let (mut device, mut directory) = (None, None);
         let (status, error, results, lags) = match ran {
             Err(reason) => (Status::Failed, Some(reason), Results::default(), Lags::default()),
-            Ok(ran) => {
+            Ok((ran, written)) => {
+                directory = written;
                 let divergence = ran.report.diverged.as_ref().map(|at| format!("diverged at {at}"));
                 let status = if divergence.is_some() { Status::Diverged } else { Status::Ok };
                 device = Some(ran.report.device.clone());
@@ -206,7 +270,7 @@ impl Scheduler<'_> {
             // Refused is only what no command line can hold.
             shlex::try_join(line.iter().map(String::as_str)).unwrap_or_default()
         });
-        Ok(Record {
+        let record = Record {
             run: run.id.clone(),
             parameters: run.parameters.clone(),
             resolved: run.resolved.clone(),
@@ -220,11 +284,17 @@ impl Scheduler<'_> {
             started,
             took,
             command,
-        })
+        };
+        Ok((record, directory))
     }
 
     /// A panic, our own mistake, costs its run and no other.
-    fn execute_or_fail(&self, run: &PlannedRun, ready: &Ready, pool: &ThreadPool) -> Result<Ran> {
+    fn execute_or_fail(
+        &self,
+        run: &PlannedRun,
+        ready: &Ready,
+        pool: &ThreadPool,
+    ) -> Result<(Ran, Option<ResultsDirectory>)> {
         let execute = AssertUnwindSafe(|| self.execute(run, ready, pool));
         catch_unwind(execute).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str);
@@ -233,7 +303,12 @@ impl Scheduler<'_> {
         })
     }
 
-    fn execute(&self, run: &PlannedRun, ready: &Ready, pool: &ThreadPool) -> Result<Ran> {
+    fn execute(
+        &self,
+        run: &PlannedRun,
+        ready: &Ready,
+        pool: &ThreadPool,
+    ) -> Result<(Ran, Option<ResultsDirectory>)> {
         let mut observe = |_| {
             if self.state.lock().expect("no worker panics with it").stopped.is_some() {
                 return Err(Error::Interrupted);
@@ -242,7 +317,7 @@ impl Scheduler<'_> {
         };
         let keep = self.options.keep;
         let out = self.folder.run(&run.id);
-        let folder = (keep > Keep::None).then(|| ResultsFolder::open(&out, true)).transpose()?;
+        let directory = (keep > Keep::None).then(|| ResultsDirectory::open(&out, true)).transpose()?;
         let mut config = ready.config.clone();
         config.out = out;
         let device = self.devices.get(config.device).expect("opened for every run that is ready");
@@ -256,9 +331,13 @@ impl Scheduler<'_> {
             unstable_ratio: self.options.unstable_ratio,
             opening: 0.0,
         };
-        let into = folder.as_ref().map(|folder| (folder.path(), keep));
-        let ran = engine_run.execute(&ready.opened, into, &mut observe)?;
-        folder.map_or(Ok(()), ResultsFolder::publish)?;
-        Ok(ran)
+        let into = directory.as_ref().map(|directory| (directory.path(), keep));
+        let ran = engine_run.execute(&ready.opened, into, &mut observe);
+        let ran = ran.map_err(|error| match &directory {
+            Some(directory) => directory.explain(error),
+            None => error,
+        })?;
+        ready.opened.check_unchanged(false)?;
+        Ok((ran, directory))
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::error::{Error, Result};
+use crate::storage;
 
 /// What Slurm is asked for.
 #[derive(Clone, Debug)]
@@ -78,8 +79,10 @@ impl Script {
         }
         for argument in &request.sbatch_args {
             let name = argument.split('=').next().unwrap_or_default();
-            let own = ["--array", "--dependency", "--wrap", "--parsable"].contains(&name)
-                || ["-a", "-d"].iter().any(|short| name.starts_with(short));
+            // sbatch also takes the beginnings of its options for them.
+            let own =
+                ["--array", "--dependency", "--wrap", "--parsable"].iter().any(|own| own.starts_with(name))
+                    || ["-a", "-d"].iter().any(|short| name.starts_with(short));
             // Two words would be read as one.
             if !argument.starts_with('-') || own || name.contains(char::is_whitespace) {
                 let expected = "an option of sbatch that is not this command's own, as --mem=4G";
@@ -149,13 +152,13 @@ impl Job {
     /// Writes both scripts into the folder and submits them.
     pub fn submit(&self, request: &Request) -> Result<Submitted> {
         let logs = self.folder.join(LOGS);
-        std::fs::create_dir_all(&logs).map_err(Error::io(&logs, "make"))?;
+        storage::create_directories(&logs)?;
         let scripts = [
             (self.folder.join(ARRAY_SCRIPT), self.array_script(request)?),
             (self.folder.join(COLLECT_SCRIPT), self.collect_script(request)?),
         ];
         for (path, text) in &scripts {
-            std::fs::write(path, text).map_err(Error::io(path, "write"))?;
+            storage::replace(path, text.as_bytes())?;
         }
         let array = sbatch(&[], &scripts[0].0)?;
         let collect =
@@ -266,7 +269,17 @@ mod tests {
             message,
             "--slurm: expected paths and arguments without quotes, backslashes and line breaks, got /home/o'hara/slurm/%A_%a.log"
         );
-        for argument in ["mem=4G", "--array=1-9", "-a", "--dependency=afterok:1"] {
+        for argument in [
+            "mem=4G",
+            "--array=1-9",
+            "-a",
+            "--dependency=afterok:1",
+            "--arr=1-9",
+            "--d=1",
+            "--wra=id",
+            "--",
+            "-",
+        ] {
             let request = Request { sbatch_args: vec![argument.to_owned()], ..request() };
             let message = job().array_script(&request).unwrap_err().to_string();
             assert!(message.starts_with("--sbatch-arg: expected an option of sbatch"), "{message}");

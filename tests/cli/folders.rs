@@ -72,7 +72,8 @@ impl Drop for Background {
 fn force_replaces_the_whole_folder() {
     let desk = desk();
     desk.ok("store seq.npy --out out -q");
-    desk.file("out/notes.txt", "mine");
+    // As `nmem plot` writes them there.
+    desk.ok("plot out --kind gates --figure-format svg,pgfplots -q");
     let line = "retrieve seq.npy --out out -q";
     assert!(desk.refused(line).contains("--force"));
     desk.ok(&format!("{line} --force"));
@@ -92,6 +93,50 @@ fn a_run_can_replace_the_folder_of_its_memory_no_more_than_other_inputs() {
         message,
         "--out: expected a folder without this run's inputs, got out, which holds out/memory.safetensors"
     );
+}
+
+/// What nmem did not write is never replaced, and no link is followed.
+#[test]
+#[cfg(unix)]
+fn force_replaces_nothing_of_others() {
+    let desk = desk();
+    for name in
+        ["notes.txt", "thesis.pdf", ".git/HEAD", "plots/mine.svg", "plots/deep/timeline.svg", "metrics.csv/x"]
+    {
+        let directory = format!("dir-{}", name.replace('/', "-"));
+        desk.ok(&format!("store seq.npy --out {directory} -q"));
+        let path = desk.path(&directory).join(name);
+        if name == "metrics.csv/x" {
+            std::fs::remove_file(desk.path(&directory).join("metrics.csv")).unwrap();
+        }
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, "mine").unwrap();
+        let message = desk.refused(&format!("store seq.npy --out {directory} --force -q"));
+        assert!(message.contains("which nmem did not write; move it away"), "{name}: {message}");
+    }
+    // Names alone do not make results.
+    std::fs::create_dir(desk.path("data")).unwrap();
+    desk.file("data/metrics.csv", "mine");
+    assert!(desk.refused("store seq.npy --out data --force").contains("data holds metrics.csv"));
+    // Links: to results, to a file, to nothing.
+    desk.ok("store seq.npy --out real -q");
+    for (link, to) in [("link", "real"), ("file-link", "seq.npy"), ("dangling", "nothing")] {
+        std::os::unix::fs::symlink(desk.path(to), desk.path(link)).unwrap();
+        let line = format!("store seq.npy --out {link} --force");
+        let message = desk.one_error(&desk.run(&line), 2, &line);
+        assert!(
+            message.ends_with("is a symbolic link, which is not followed; name the directory itself"),
+            "{message}"
+        );
+    }
+    // In a directory that is reached through a link, results are as anywhere.
+    std::fs::create_dir(desk.path("scratch")).unwrap();
+    std::os::unix::fs::symlink(desk.path("scratch"), desk.path("results")).unwrap();
+    desk.ok("store seq.npy -q");
+    desk.ok("store seq.npy -q --force");
+    assert_eq!(desk.names("scratch"), ["seq-store"]);
+    std::fs::create_dir(desk.path("empty")).unwrap();
+    desk.ok("store seq.npy --out empty --force -q");
 }
 
 #[test]
@@ -121,12 +166,13 @@ fn what_a_killed_run_leaves_the_next_one_clears() {
     // A live run's folder is nobody else's business.
     desk.ok("store seq.npy --out out -q");
     desk.ok("store seq.npy --out out -q --force");
-    assert_eq!(hidden(&desk).len(), 1, "the live run's");
+    let of_run = hidden(&desk);
+    assert_eq!(of_run.len(), 2, "the live run's and its lock: {of_run:?}");
     let (status, _, _) = run.stop("KILL");
     assert_eq!(status.code(), None);
-    assert_eq!(hidden(&desk).len(), 1, "the killed run's");
+    assert_eq!(hidden(&desk), of_run, "the killed run's");
     desk.ok("store seq.npy --out other -q");
-    assert_eq!(hidden(&desk).len(), 1, "of another folder");
+    assert_eq!(hidden(&desk), of_run, "of another folder");
     // Another folder's name that begins the same is not mistaken for it, nor are files of one's own.
     std::fs::create_dir(desk.path(".out.mine")).unwrap();
     assert_eq!(desk.refused("store seq.npy --out out").split(':').next(), Some("--out"));
@@ -138,10 +184,16 @@ fn what_a_killed_run_leaves_the_next_one_clears() {
 #[cfg(unix)]
 fn of_two_runs_to_one_folder_the_first_to_end_has_it() {
     let desk = desk();
-    // Long enough to be overtaken.
-    let line = "store seq.npy --chunk-size 8 --repeat 1000 --no-plots -q --out out";
-    let mut first = Background::start(&desk, line);
+    let mut first =
+        Background::start(&desk, "store seq.npy --chunk-size 8 --repeat 200 --no-plots -q --out out");
+    let signal = |signal: &str, child: &Child| {
+        let kill = format!("kill -{signal} {}", child.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    };
+    // Stopped in its work, it is overtaken.
+    signal("STOP", &first.0);
     desk.ok("store seq.npy --out out -q");
+    signal("CONT", &first.0);
     let status = first.0.wait().unwrap();
     assert_eq!(status.code(), Some(2));
     let err = std::io::read_to_string(first.0.stderr.take().unwrap()).unwrap();
@@ -154,8 +206,8 @@ fn of_two_runs_to_one_folder_the_first_to_end_has_it() {
 #[cfg(target_os = "linux")]
 fn a_full_disk_leaves_nothing() {
     let desk = desk();
-    // A limit on file sizes stands in for the disk: writing beyond it is an error once its signal is ignored.
-    let script = "trap '' XFSZ; ulimit -f 8; exec \"$0\" \"$@\"";
+    // A limit on file sizes stands in for the disk; its signal does not end the program.
+    let script = "ulimit -f 8; exec \"$0\" \"$@\"";
     let run = |line: &str| {
         let before = desk.contents();
         let mut command = assert_cmd::Command::new("sh");
@@ -166,18 +218,11 @@ fn a_full_disk_leaves_nothing() {
         message
     };
     let full = "File too large (os error 27)";
-    let cut = |message: String| {
-        let (path, rest) = message.trim_start_matches("./").split_once('/').unwrap();
-        assert!(path.starts_with(".out.nmem-"), "{message}");
-        rest.to_owned()
-    };
-    assert_eq!(
-        cut(run("store seq.npy --out out --chunk-size 2")),
-        format!("metrics.csv: cannot write: {full}")
-    );
-    assert_eq!(cut(run("retrieve seq.npy --out out")), format!("retrieved.npy: cannot write: {full}"));
+    let metrics = run("store seq.npy --out out --chunk-size 2");
+    assert_eq!(metrics, format!("out/metrics.csv: cannot write: {full}"));
+    assert_eq!(run("retrieve seq.npy --out out"), format!("out/retrieved.npy: cannot write: {full}"));
     let memory = run("store seq.npy --out out --chunk-size 400 --no-plots");
-    assert_eq!(cut(memory), format!("memory.safetensors: cannot write: {full}"));
+    assert_eq!(memory, format!("out/memory.safetensors: cannot write: {full}"));
 }
 
 /// Each diverging run: its flags, and where it says that it diverged.

@@ -244,7 +244,7 @@ fn refusals() {
             "drift --tokens 4000000000 --dim 4000000000",
             "--sequences, --tokens, --dim: expected at most 4294967296 numbers, got 1 × 4000000000 × 4000000000",
         ),
-        ("drift --out .", "--out: expected a file, got ., which is none"),
+        ("drift --out .", "--out: . is a directory; name a file in it"),
         ("recall --parameters x.npy", "--parameters: expected another file than --out, got x.npy"),
     ] {
         let out = if line.contains("--out") { "" } else { "--out x.npy" };

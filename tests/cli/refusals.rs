@@ -511,12 +511,8 @@ fn labels() {
 fn output_folders() {
     let desk = desk();
     desk.file("file", "");
-    desk.file("settings.toml", "data = \"../seq.npy\"\n");
     std::fs::create_dir(desk.path("inputs")).unwrap();
-    for name in ["seq.npy", "weights.safetensors", "settings.toml"] {
-        std::fs::copy(desk.path(name), desk.path("inputs").join(name)).unwrap();
-    }
-    desk.file("inputs/labels.csv", "position,segment\n");
+    std::fs::copy(desk.path("seq.npy"), desk.path("inputs/seq.npy")).unwrap();
     check(
         &desk,
         &[
@@ -528,40 +524,21 @@ fn output_folders() {
                 "retrieve seq.npy --out made",
                 "--out: expected a folder that does not exist yet (--force replaces it whole), got made",
             ),
-            ("store seq.npy --out file", "--out: expected a folder, got file, which is none"),
-            ("store seq.npy --out file --force", "--out: expected a folder, got file, which is none"),
-            (
-                "store seq.npy --out file/x",
-                "file: cannot make a folder (--out) there: File exists (os error 17)",
-            ),
+            ("store seq.npy --out file", "--out: file is not a directory; choose another name"),
+            ("store seq.npy --out file --force", "--out: file is not a directory; choose another name"),
+            ("store seq.npy --out file/x", "file/x: cannot look at: Not a directory (os error 20)"),
             (
                 "store seq.npy --out . --force",
-                "--out: expected a folder that may be replaced whole, got ., which holds the working or home folder",
+                "--out: . holds the working or home directory; choose another directory",
             ),
             (
                 "store seq.npy --out inputs/.. --force",
-                "--out: expected a folder that may be replaced whole, got inputs/.., which holds the working or home folder",
+                "--out: inputs/.. holds the working or home directory; choose another directory",
             ),
-            ("store seq.npy --out / --force", "--out: expected a folder that can be made, got /"),
+            ("store seq.npy --out / --force", "--out: / has no name; name a directory"),
             (
                 "store inputs/seq.npy --out inputs --force",
-                "--out: expected a folder without this run's inputs, got inputs, which holds inputs/seq.npy",
-            ),
-            (
-                "retrieve seq.npy --store-seq inputs/seq.npy --out inputs --force",
-                "--out: expected a folder without this run's inputs, got inputs, which holds inputs/seq.npy",
-            ),
-            (
-                "store seq.npy --memory inputs/weights.safetensors --chunk-size 4 --out inputs --force",
-                "--out: expected a folder without this run's inputs, got inputs, which holds inputs/weights.safetensors",
-            ),
-            (
-                "store seq.npy --labels inputs/labels.csv --out inputs --force",
-                "--out: expected a folder without this run's inputs, got inputs, which holds inputs/labels.csv",
-            ),
-            (
-                "store --config inputs/settings.toml --out inputs --force",
-                "--out: expected a folder without this run's inputs, got inputs, which holds inputs/settings.toml",
+                "--out: inputs holds seq.npy, which nmem did not write; move it away, or choose another directory",
             ),
             ("store absent.npy", "absent.npy: cannot open: No such file or directory (os error 2)"),
             (

@@ -190,12 +190,44 @@ fn a_folder_that_another_process_has_just_made_is_gone_on_with() {
     std::fs::create_dir_all(desk.path("out/plans")).unwrap();
     desk.ok("sweep grid.toml --out out --no-plots");
     assert_eq!(results(&desk, "out").rows.len(), 6);
-    // A record that cannot be read says how to get out, and that helps.
-    desk.file("out/records/x.jsonl", "{}\n");
-    let said = desk.refused("sweep grid.toml --out out --no-plots");
-    assert!(said.contains("x.jsonl: expected the record of a run") && said.contains("--force"), "{said}");
-    desk.ok("sweep grid.toml --out out --no-plots --force");
-    assert_eq!(results(&desk, "out").rows.len(), 6);
+}
+
+/// A record that cannot be read is a run that is missing: the others are kept, and the same command runs it again.
+#[test]
+fn records_that_cannot_be_read_cost_their_runs_alone() {
+    let desk = desk(GRID);
+    desk.ok("sweep grid.toml --out out --no-plots -q");
+    let whole = untimed(&results(&desk, "out"));
+    let name = format!("out/records/{}", desk.names("out/records")[0]);
+    let lines: Vec<String> =
+        String::from_utf8(desk.bytes(&name)).unwrap().lines().map(str::to_owned).collect();
+    // The second is torn, with the third appended to it.
+    let (half, rest) = (&lines[1][..lines[1].len() / 2], lines[2..].join("\n"));
+    desk.file(&name, format!("{}\n{half}{rest}\n", lines[0]));
+    let ran = desk.run("sweep --collect out --no-plots");
+    assert_eq!(ran.code, Some(1), "{}", ran.err);
+    let errors: Vec<_> = ran.err.lines().collect();
+    assert!(errors[0].starts_with("warning: out/records/") && errors[0].contains("line 2"), "{}", ran.err);
+    assert!(
+        errors.len() == 3 && errors[1..].iter().all(|line| line.starts_with("error: missing ")),
+        "{}",
+        ran.err
+    );
+    assert!(!ran.err.contains("--force"), "{}", ran.err);
+    let ran = desk.ok("sweep grid.toml --out out --no-plots");
+    assert!(ran.out.starts_with("runs             6: 4 done before, 2 run now\n"), "{}", ran.out);
+    assert_eq!(untimed(&results(&desk, "out")), whole);
+}
+
+/// Only the newest plan is damaged: the one before it is collected, with a warning.
+#[test]
+fn plans_that_cannot_be_read_are_skipped() {
+    let desk = desk(GRID);
+    desk.ok("sweep grid.toml --out out --no-plots -q");
+    desk.file("out/plans/0123456789ab.json", "{\"keys\":");
+    let ran = desk.ok("sweep --collect out --no-plots");
+    assert!(ran.err.contains("0123456789ab.json") && ran.err.contains("this plan is skipped"), "{}", ran.err);
+    desk.ok("sweep grid.toml --out out --no-plots -q");
 }
 
 #[test]
@@ -377,46 +409,61 @@ fn bad_experiments_and_folders_are_refused() {
     }
 }
 
-/// Starts a long sweep and waits until some of its runs are on record.
+/// Ten runs, the fourth of which never ends by itself.
+const ENDLESS: &str = "data = 'seq.npy'\nheads = 2\nchunk_size = 4\n[zip]\nseed = 'range(0, 10)'\n\
+    repeat = [0, 0, 0, 1000000000, 0, 0, 0, 0, 0, 0]\n";
+
+/// Starts a sweep and waits until it computes the run that does not end.
 fn started(desk: &Desk) -> std::process::Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nmem"));
-    command.current_dir(desk.path("")).args(["sweep", "grid.toml", "--no-plots", "--out", "out", "-j", "2"]);
+    command.current_dir(desk.path("")).args(["sweep", "grid.toml", "--no-plots", "--out", "out", "-j", "1"]);
     let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let begin = Instant::now();
-    while !desk.path("out/records").is_dir() || recorded(desk, "out") < 3 {
-        assert!(begin.elapsed() < Duration::from_mins(2), "no run finishes");
+    let computing = || {
+        let hidden =
+            desk.names("out/runs").into_iter().find(|name| name.starts_with('.') && !name.ends_with(".lock"));
+        hidden.is_some_and(|name| desk.path("out/runs").join(name).join("metrics.csv").exists())
+    };
+    while !desk.path("out/runs").is_dir() || recorded(desk, "out") < 3 || !computing() {
+        assert!(begin.elapsed() < Duration::from_mins(2), "the run that does not end has not begun");
         std::thread::sleep(Duration::from_millis(2));
     }
     child
 }
 
-const MANY: &str = "data = 'seq.npy'\nheads = 2\nchunk_size = 4\n[grid]\nseed = 'range(0, 60)'\n";
-
-/// Goes on where a sweep was ended and compares with one that was not.
-fn goes_on(desk: &Desk) {
-    desk.ok("sweep grid.toml --no-plots --out out");
-    assert_eq!(recorded(desk, "out"), 60, "each once");
-    desk.ok("sweep grid.toml --no-plots --out whole");
-    assert_eq!(untimed(&results(desk, "out")), untimed(&results(desk, "whole")));
-    assert_eq!(desk.names("out/runs"), desk.names("whole/runs"));
+/// Resumes a sweep that was ended, with an end to its fourth run, and compares with one that was not.
+fn resumes(desk: &Desk) {
+    let ran = desk.ok("sweep grid.toml repeat=0 --no-plots --out out");
+    assert!(ran.out.starts_with("runs             10: 3 done before, 7 run now\n"), "{}", ran.out);
+    assert_eq!(recorded(desk, "out"), 10, "each once");
+    desk.ok("sweep grid.toml repeat=0 --no-plots --out whole");
+    let rows = |name: &str| untimed(&results(desk, name));
+    assert_eq!(rows("out"), rows("whole"));
+    for directory in [".", "runs", "records"] {
+        let [out, whole] = ["out", "whole"].map(|name| desk.names(&format!("{name}/{directory}")));
+        let hidden = out.iter().find(|name| name.starts_with('.'));
+        assert_eq!(hidden, None, "in {directory}");
+        assert!(directory == "records" || out == whole, "in {directory}: {out:?}");
+    }
 }
 
 #[test]
-fn a_killed_sweep_goes_on() {
-    let desk = desk(MANY);
-    desk.npy("seq.npy", &tokens(&[3000, 8], 1));
+fn a_killed_sweep_resumes() {
+    let desk = desk(ENDLESS);
     let mut child = started(&desk);
     child.kill().unwrap();
     child.wait().unwrap();
-    assert!(recorded(&desk, "out") < 60, "killed in the middle");
-    goes_on(&desk);
+    // As if it had been killed just between the making of a temporary and its lock.
+    std::fs::create_dir(desk.path("out/runs/.0123456789ab.nmem-AAAAAA")).unwrap();
+    desk.file("out/plans/.0123456789ab.json.nmem-BBBBBB", "");
+    desk.file("out/.results.csv.nmem-CCCCCC", "");
+    resumes(&desk);
 }
 
 #[cfg(unix)]
 #[test]
-fn an_interrupted_sweep_tells_and_goes_on() {
-    let desk = desk(MANY);
-    desk.npy("seq.npy", &tokens(&[3000, 8], 1));
+fn an_interrupted_sweep_says_so_and_resumes() {
+    let desk = desk(ENDLESS);
     let child = started(&desk);
     let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     assert!(killed.success());
@@ -424,9 +471,57 @@ fn an_interrupted_sweep_tells_and_goes_on() {
     assert_eq!(output.status.code(), Some(130));
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.starts_with("error: interrupted: out keeps what has finished"), "{said}");
-    let rows = results(&desk, "out").rows.len();
-    assert!(rows == recorded(&desk, "out") && rows < 60, "{rows} rows");
-    goes_on(&desk);
+    assert_eq!((results(&desk, "out").rows.len(), recorded(&desk, "out")), (3, 3));
+    resumes(&desk);
+}
+
+/// While a sweep is running its directory cannot be cleared, and shards can join it.
+#[cfg(unix)]
+#[test]
+fn force_leaves_a_running_sweep_alone() {
+    let desk = desk(ENDLESS);
+    let mut child = started(&desk);
+    let before = recorded(&desk, "out");
+    let ran = desk.run("sweep grid.toml --no-plots --out out --force");
+    let expected = "--force: another sweep is running in out; wait until it has ended, or stop it";
+    assert_eq!((desk.one_error(&ran, 2, "--force"), recorded(&desk, "out")), (expected.to_owned(), before));
+    // Two of the last six.
+    desk.ok("sweep grid.toml seed=9 repeat=0 --no-plots --out out -q");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    desk.ok("sweep grid.toml repeat=0 --no-plots --out out --force -q");
+    assert_eq!(recorded(&desk, "out"), 10);
+}
+
+/// What a sweep did not write is neither followed nor removed.
+#[cfg(unix)]
+#[test]
+fn force_removes_what_sweeps_wrote_and_nothing_else() {
+    let desk = desk(GRID);
+    desk.ok("sweep grid.toml --out out -q");
+    desk.file("out/notes.txt", "mine");
+    desk.ok("sweep grid.toml --out out -q --force");
+    assert_eq!(desk.bytes("out/notes.txt"), b"mine");
+    std::fs::create_dir(desk.path("precious")).unwrap();
+    desk.file("precious/thesis.txt", "mine");
+    let run = desk.names("out/runs")[0].clone();
+    for name in
+        [format!("out/runs/{run}/thesis.txt"), "out/plots/thesis.txt".into(), "out/records/thesis.txt".into()]
+    {
+        desk.file(&name, "mine");
+        let message = desk.refused("sweep grid.toml --out out -q --force");
+        assert!(message.contains("was not written by a sweep; move it away"), "{message}");
+        std::fs::remove_file(desk.path(&name)).unwrap();
+    }
+    // A link in the place of a run: its run fails, and says why.
+    std::fs::rename(desk.path("out/runs").join(&run), desk.path("moved")).unwrap();
+    std::os::unix::fs::symlink(desk.path("precious"), desk.path("out/runs").join(&run)).unwrap();
+    let message = desk.refused("sweep grid.toml --out out -q --force");
+    assert!(message.contains(&run) && message.contains("was not written by a sweep"), "{message}");
+    let ran = desk.run("sweep grid.toml --out out -q --no-plots");
+    assert_eq!(ran.code, Some(1), "{}", ran.err);
+    assert!(ran.err.contains("is a symbolic link, which is not followed"), "{}", ran.err);
+    assert_eq!(desk.names("precious"), ["thesis.txt"]);
 }
 
 #[test]

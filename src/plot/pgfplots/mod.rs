@@ -14,7 +14,7 @@ use plotters::style::RGBColor;
 
 use super::chart::{self, Chart, Panel, Style};
 use super::{Request, Source};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::plot::look::Look;
 use crate::plot::{font, theme};
 use panel::PanelText;
@@ -39,14 +39,15 @@ const BAR: f64 = 58.0;
 const STOPS: usize = 17;
 /// Markers as `legend::marker` has them.
 const MARKERS: [&str; 5] = ["*", "square*", "triangle*", "diamond*", "pentagon*"];
-/// Writes a .tex, and the data that it needs, for each figure of the sources into a folder, which must exist; returns the
-/// files. Figures of several sources are named after them.
-pub fn write(
+
+/// A .tex, and the data that it needs, for each figure of the sources, as files of a directory, which must exist. Figures of
+/// several sources are named after them.
+pub fn files(
     sources: &[Source],
     request: &Request,
     folder: &Path,
     check: &mut dyn FnMut() -> Result<()>,
-) -> Result<Vec<PathBuf>> {
+) -> Result<Vec<(PathBuf, Vec<u8>)>> {
     let (charts, _) = chart::charts(sources, request, check)?;
     let mut files = Vec::new();
     for chart in charts {
@@ -55,13 +56,9 @@ pub fn write(
         let csv = chart.csv.as_ref().and_then(|csv| relative(csv, folder));
         let (tex, tables) = figure(&chart, &stem, &request.look, csv.as_deref());
         for (name, table) in tables {
-            let path = folder.join(name);
-            table.write(&path)?;
-            files.push(path);
+            files.push((folder.join(name), table.text().into_bytes()));
         }
-        let path = folder.join(format!("{stem}.tex"));
-        std::fs::write(&path, tex).map_err(Error::io(&path, "write"))?;
-        files.push(path);
+        files.push((folder.join(format!("{stem}.tex")), tex.into_bytes()));
     }
     Ok(files)
 }

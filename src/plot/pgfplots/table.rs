@@ -1,9 +1,6 @@
 //! The figure's lines as columns of a CSV file.
 
-use std::path::Path;
-
 use super::text::number;
-use crate::error::{Error, Result};
 use crate::plot::chart::Line;
 use crate::plot::envelope::Point;
 
@@ -81,7 +78,8 @@ impl Table {
         columns.collect()
     }
 
-    pub fn write(&self, path: &Path) -> Result<()> {
+    /// As CSV.
+    pub fn text(&self) -> String {
         let rows = self.columns.iter().map(|(_, values)| values.len()).max().unwrap_or(0);
         let row = |i: usize| {
             let cells =
@@ -89,9 +87,7 @@ impl Table {
             cells.collect::<Vec<_>>().join(",")
         };
         let header = self.columns.iter().map(|(name, _)| &name[..]).collect::<Vec<_>>().join(",");
-        let lines: String =
-            std::iter::once(header).chain((0..rows).map(row)).map(|line| line + "\n").collect();
-        std::fs::write(path, lines).map_err(Error::io(path, "write"))
+        std::iter::once(header).chain((0..rows).map(row)).map(|line| line + "\n").collect()
     }
 }
 
@@ -145,12 +141,6 @@ mod tests {
         let mut table = Table::default();
         let columns = table.push_lines("tokens", &[&one, &other]);
         assert_eq!((&columns[0].x[..], &columns[1].x[..], &columns[1].y[..]), ("a_x", "a_x_2", "a_2"));
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("t.csv");
-        table.write(&path).unwrap();
-        assert_eq!(
-            std::fs::read_to_string(path).unwrap(),
-            "a_x,a,a_x_2,a_2\n1,2,1,7\nnan,nan,nan,nan\n3,4,nan,nan\n"
-        );
+        assert_eq!(table.text(), "a_x,a,a_x_2,a_2\n1,2,1,7\nnan,nan,nan,nan\n3,4,nan,nan\n");
     }
 }

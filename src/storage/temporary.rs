@@ -1,0 +1,313 @@
+//! Hidden names under which outputs are written before they are renamed into place, and what becomes of those whose process
+//! was killed.
+//!
+//! For a target NAME a file is called `.NAME.nmem-XXXXXX`; a directory likewise, and beside it lies a file
+//! `.NAME.nmem-XXXXXX.lock`. As long as the writer lives it holds a lock (`flock`) on the file, or on the directory's lock file.
+//! The system releases it with the process, so what can be locked is the remnant of a killed one. A process that clears
+//! remnants may lock a file between its creation and its writer's lock: it removes it then, and the writer, which finds that
+//! its file has no name any more, starts again under another. On file systems without locks nothing is ever cleared.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, TryLockError};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use super::file::OutFile;
+use super::{fault, parent_of};
+
+/// Between the target's name and the random letters.
+const INFIX: &str = ".nmem-";
+const LETTERS: usize = 6;
+const LOCK: &str = ".lock";
+/// Most file systems end names at 255 bytes; ours have 18 more than their target's.
+const LONGEST_NAME: usize = 230;
+/// Attempts to get a name that nobody takes away.
+const ATTEMPTS: usize = 100;
+
+/// Paths of the temporaries of this process.
+static ALIVE: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// A file or directory under a hidden name, removed when this is dropped.
+#[derive(Debug)]
+pub struct Temporary {
+    path: PathBuf,
+    /// Of a directory.
+    lock_path: Option<PathBuf>,
+    /// Held as long as this lives.
+    _lock: Option<File>,
+    /// Whether something is, or may be, at `path`.
+    there: bool,
+}
+
+impl Temporary {
+    /// An empty file beside `target`, and the same file to write to.
+    pub fn file(target: &Path) -> io::Result<(Self, OutFile)> {
+        let (path, file) = create_locked(target, "")?;
+        let clone = file.try_clone()?;
+        Ok((Self::new(path, None, clone), OutFile::of(file)))
+    }
+
+    /// An empty directory beside `target`.
+    pub fn directory(target: &Path) -> io::Result<Self> {
+        let (lock_path, lock) = create_locked(target, LOCK)?;
+        let path = lock_path.with_extension("");
+        let this = Self::new(path, Some(lock_path), lock);
+        fault::reach()?;
+        fs::create_dir(&this.path)?;
+        Ok(this)
+    }
+
+    fn new(path: PathBuf, lock_path: Option<PathBuf>, lock: File) -> Self {
+        let mut alive = ALIVE.lock().unwrap_or_else(PoisonError::into_inner);
+        alive.push(path.clone());
+        alive.extend(lock_path.clone());
+        Self { path, lock_path, _lock: Some(lock), there: true }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// It has been renamed: nothing is left to remove at its hidden name.
+    pub fn renamed(&mut self) {
+        self.there = false;
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if self.there {
+            remove(&self.path);
+        }
+        // After the directory: without its lock it would be taken for a remnant.
+        if let Some(lock) = &self.lock_path {
+            let _ = fs::remove_file(lock);
+        }
+        let mut alive = ALIVE.lock().unwrap_or_else(PoisonError::into_inner);
+        alive.retain(|path| *path != self.path && Some(path) != self.lock_path.as_ref());
+    }
+}
+
+/// Removes a file, a directory with all in it, or a symbolic link itself. What cannot be removed is left to a later process.
+fn remove(path: &Path) {
+    let is_directory = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
+    let _ = if is_directory { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+}
+
+/// Removes every temporary of this process, for an end without destructors. Whoever holds one must not go on.
+pub fn remove_all() {
+    // The thread that ends the process may itself hold the list: better a remnant than a deadlock.
+    let Ok(mut alive) = ALIVE.try_lock() else { return };
+    for path in alive.drain(..) {
+        remove(&path);
+    }
+}
+
+/// Creates a locked file `.NAME.nmem-XXXXXX` + `ending`.
+fn create_locked(target: &Path, ending: &str) -> io::Result<(PathBuf, File)> {
+    let directory = parent_of(target);
+    let name = target.file_name().unwrap_or_default();
+    let mut builder = tempfile::Builder::new();
+    let prefix = prefix(name);
+    builder.prefix(&prefix).rand_bytes(LETTERS).suffix(ending);
+    for _ in 0..ATTEMPTS {
+        fault::reach()?;
+        // As any file: the process's umask decides who may read it. The error's own text would name the hidden file.
+        let made = builder.make_in(directory, |path| File::create_new(path));
+        let (file, path) = made.map_err(plain)?.into_parts();
+        let path = path.keep().map_err(|error| plain(error.error))?;
+        match file.lock() {
+            Err(error) if error.kind() == ErrorKind::Unsupported => return Ok((path, file)),
+            locked => locked?,
+        }
+        if has_name(&file, &path) {
+            return Ok((path, file));
+        }
+    }
+    Err(io::Error::other("temporary files are removed as soon as they are created"))
+}
+
+/// Without a path that is nobody's business.
+fn plain(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => error.kind().into(),
+    }
+}
+
+#[cfg(unix)]
+fn has_name(file: &File, _: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    file.metadata().is_ok_and(|metadata| metadata.nlink() > 0)
+}
+
+#[cfg(not(unix))]
+fn has_name(_: &File, path: &Path) -> bool {
+    path.exists()
+}
+
+/// ".NAME.nmem-"; of a NAME that leaves no room for it a part.
+fn prefix(name: &OsStr) -> OsString {
+    let mut prefix = OsString::from(".");
+    if name.len() <= LONGEST_NAME {
+        prefix.push(name);
+    } else {
+        prefix.push(name.to_string_lossy().chars().take(LONGEST_NAME / 4).collect::<String>());
+    }
+    prefix.push(INFIX);
+    prefix
+}
+
+/// Whether a name is that of a temporary or of its lock.
+pub(crate) fn is_temporary(name: &OsStr) -> bool {
+    split(name.as_encoded_bytes()).is_some()
+}
+
+/// What stands before the random letters of a temporary's name, and whether it is a lock's.
+fn split(name: &[u8]) -> Option<(&[u8], bool)> {
+    let (bare, is_lock) = match name.strip_suffix(LOCK.as_bytes()) {
+        Some(bare) => (bare, true),
+        None => (name, false),
+    };
+    let (before, letters) = bare.split_at_checked(bare.len().checked_sub(LETTERS)?)?;
+    let ours = before.starts_with(b".")
+        && before.ends_with(INFIX.as_bytes())
+        && letters.iter().all(u8::is_ascii_alphanumeric);
+    ours.then_some((before, is_lock))
+}
+
+/// Removes from a directory what killed processes left of the output called `name`, or of any output where the directory
+/// is nmem's own. What cannot be removed is left to a later process.
+pub fn clear(directory: &Path, name: Option<&OsStr>) {
+    let wanted = name.map(prefix);
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some((before, is_lock)) = split(name.as_encoded_bytes()) else { continue };
+        if wanted.as_ref().is_some_and(|wanted| wanted.as_encoded_bytes() != before) {
+            continue;
+        }
+        let path = entry.path();
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => {
+                let mut lock = path.clone().into_os_string();
+                lock.push(LOCK);
+                // Its lock file is, or was, in this directory too, and tells.
+                let without_lock =
+                    matches!(fs::symlink_metadata(&lock), Err(error) if error.kind() == ErrorKind::NotFound);
+                if without_lock {
+                    remove(&path);
+                }
+            }
+            Ok(kind) if kind.is_file() => {
+                let Ok(file) = File::options().read(true).write(true).open(&path) else { continue };
+                if file.try_lock().is_ok() {
+                    if is_lock {
+                        remove(&path.with_extension(""));
+                    }
+                    let _ = fs::remove_file(&path);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Tries to lock a file that several processes know, and that one who has it alone may remove; creates it where it does not
+/// exist. `None` where another process has it; file systems without locks count as free.
+pub(crate) fn lock(path: &Path, alone: bool) -> io::Result<Option<File>> {
+    loop {
+        fault::reach()?;
+        let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+        match if alone { file.try_lock() } else { file.try_lock_shared() } {
+            Ok(()) if !has_name(&file, path) => {}
+            Ok(()) => return Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {
+                return Ok(Some(file));
+            }
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(directory: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn the_living_stay_and_the_dead_go() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = directory.path();
+        let file = Temporary::file(&at.join("a.csv")).unwrap();
+        let folder = Temporary::directory(&at.join("a")).unwrap();
+        let alive = names(at);
+        assert_eq!(alive.len(), 3, "{alive:?}");
+        // As killed processes leave them: a file, a directory with its lock, one whose lock went first, a lock alone.
+        fs::write(at.join(".a.csv.nmem-AAAAAA"), "half").unwrap();
+        fs::create_dir(at.join(".a.nmem-BBBBBB")).unwrap();
+        fs::write(at.join(".a.nmem-BBBBBB/metrics.csv"), "half").unwrap();
+        fs::write(at.join(".a.nmem-BBBBBB.lock"), "").unwrap();
+        fs::create_dir(at.join(".a.nmem-CCCCCC")).unwrap();
+        fs::write(at.join(".b.nmem-DDDDDD.lock"), "").unwrap();
+        // What others own.
+        for name in [".a.nmem-old", ".a.mine", "a.nmem-EEEEEE", ".a.nmem-12345"] {
+            fs::write(at.join(name), "").unwrap();
+        }
+        let before = names(at);
+        clear(at, Some(OsStr::new("c")));
+        assert_eq!(names(at), before, "nothing of another output");
+        clear(at, Some(OsStr::new("a")));
+        let left: Vec<_> = names(at).into_iter().filter(|name| !alive.contains(name)).collect();
+        let mine = [".a.mine", ".a.nmem-12345", ".a.nmem-old", "a.nmem-EEEEEE"];
+        assert_eq!(
+            left,
+            [&[".a.csv.nmem-AAAAAA"], &mine[..2], &[".a.nmem-old", ".b.nmem-DDDDDD.lock"], &mine[3..]]
+                .concat()
+        );
+        clear(at, None);
+        let left: Vec<_> = names(at).into_iter().filter(|name| !alive.contains(name)).collect();
+        assert_eq!(left, mine);
+        drop((file, folder));
+        assert_eq!(names(at), mine);
+    }
+
+    #[test]
+    fn a_name_taken_away_before_its_lock_is_replaced_by_another() {
+        // Writers and clearers at once: no writer may lose what it is writing.
+        let directory = tempfile::tempdir().unwrap();
+        let at = directory.path();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    clear(at, None);
+                }
+            });
+            for _ in 0..300 {
+                let folder = Temporary::directory(&at.join("a")).unwrap();
+                fs::write(folder.path().join("metrics.csv"), "whole").unwrap();
+                assert_eq!(fs::read(folder.path().join("metrics.csv")).unwrap(), b"whole");
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        assert_eq!(names(at), [""; 0]);
+    }
+
+    #[test]
+    fn long_names_have_temporaries() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["x".repeat(255), "é".repeat(127)] {
+            Temporary::directory(&directory.path().join(name)).unwrap();
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Single files that are there whole, or as they were before: written beside their place under a hidden name, synced, then
+//! renamed into it.
+
+use std::collections::BTreeSet;
+use std::fs::{self, FileType};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use super::temporary::{Temporary, clear};
+use super::{OutFile, fault, kind_of, parent_of, sync_directory};
+use crate::error::{Error, Result};
+
+/// A file in the making. Dropped without [`publish`](Self::publish), it leaves nothing.
+#[derive(Debug)]
+pub struct WholeFile {
+    target: PathBuf,
+    replace: bool,
+    way: Way,
+}
+
+#[derive(Debug)]
+enum Way {
+    Aside(Temporary, Option<OutFile>),
+    /// Into a pipe or a device, where nothing is replaced.
+    Direct,
+}
+
+/// Where a file's content goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Free,
+    /// An existing file.
+    Taken,
+    PipeOrDevice,
+}
+
+impl WholeFile {
+    /// Prepares the file `target`, named by `flag`. An existing one is rejected unless `replace`; a pipe or a character device
+    /// is written into; whatever else is there is rejected.
+    pub fn open(flag: &str, target: &Path, replace: bool) -> Result<Self> {
+        let place = place_of(flag, target)?;
+        if place == Place::PipeOrDevice {
+            return Ok(Self { target: target.to_path_buf(), replace, way: Way::Direct });
+        }
+        reject_taken(flag, target, place, replace)?;
+        clear(parent_of(target), target.file_name());
+        let directory = parent_of(target);
+        let (temporary, file) = Temporary::file(target).map_err(Error::io(directory, "write in"))?;
+        Ok(Self { target: target.to_path_buf(), replace, way: Way::Aside(temporary, Some(file)) })
+    }
+
+    /// Writes all of it, and waits until it is on the disk.
+    pub fn write(&mut self, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+        let write = || {
+            let file = match &mut self.way {
+                Way::Aside(_, file) => {
+                    file.take().ok_or_else(|| io::Error::other("it was written already"))?
+                }
+                Way::Direct => OutFile::open_existing(&self.target)?,
+            };
+            let mut out = BufWriter::new(file);
+            content(&mut out)?;
+            let file = out.into_inner()?;
+            if matches!(self.way, Way::Aside(..)) {
+                file.sync()?;
+            }
+            file.finish()
+        };
+        write().map_err(Error::io(&self.target, "write"))
+    }
+
+    /// Puts the finished file in its place.
+    pub fn publish(self, flag: &str) -> Result<()> {
+        let Way::Aside(temporary, _) = self.way else { return Ok(()) };
+        reject_taken(flag, &self.target, place_of(flag, &self.target)?, self.replace)?;
+        rename(temporary, &self.target).map_err(Error::io(&self.target, "create"))?;
+        sync_directory(parent_of(&self.target)).map_err(Error::io(&self.target, "sync"))
+    }
+}
+
+fn rename(mut temporary: Temporary, target: &Path) -> io::Result<()> {
+    fault::reach()?;
+    fs::rename(temporary.path(), target)?;
+    temporary.renamed();
+    Ok(())
+}
+
+fn reject_taken(flag: &str, target: &Path, place: Place, replace: bool) -> Result<()> {
+    if replace || place != Place::Taken {
+        return Ok(());
+    }
+    let expected = "a file that does not exist yet (--force replaces it)";
+    Err(Error::setting(flag, expected, target.display().to_string()))
+}
+
+fn place_of(flag: &str, target: &Path) -> Result<Place> {
+    let reject = |reason: &str| Err(Error::rejected(flag, format!("{} is {reason}", target.display())));
+    if target.file_name().is_none() {
+        return reject("a directory; name a file in it");
+    }
+    let Some(kind) = kind_of(target)? else { return Ok(Place::Free) };
+    if !kind.is_symlink() {
+        return match kind {
+            kind if kind.is_file() => Ok(Place::Taken),
+            kind if kind.is_dir() => reject("a directory; name a file in it"),
+            kind if is_pipe_or_device(kind) => Ok(Place::PipeOrDevice),
+            _ => reject("neither a file nor a pipe; choose another name"),
+        };
+    }
+    // /dev/stdout is one.
+    match fs::metadata(target) {
+        Ok(metadata) if is_pipe_or_device(metadata.file_type()) => Ok(Place::PipeOrDevice),
+        _ => reject("a symbolic link, which is not followed; name the file itself"),
+    }
+}
+
+#[cfg(unix)]
+fn is_pipe_or_device(kind: FileType) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    kind.is_fifo() || kind.is_char_device()
+}
+
+#[cfg(not(unix))]
+fn is_pipe_or_device(_: FileType) -> bool {
+    false
+}
+
+/// Writes a file whole, replacing what is there.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    replace_all([Ok((path.to_path_buf(), bytes.to_vec()))]).map(drop)
+}
+
+/// Writes files whole, replacing what is there. None takes its place before all are on the disk, so that a full disk
+/// leaves the old ones. Returns their paths.
+pub fn replace_all(files: impl IntoIterator<Item = Result<(PathBuf, Vec<u8>)>>) -> Result<Vec<PathBuf>> {
+    let mut written = Vec::new();
+    for file in files {
+        let (path, bytes) = file?;
+        let mut file = WholeFile::open("output", &path, true)?;
+        file.write(|out| out.write_all(&bytes))?;
+        written.push(file);
+    }
+    let paths = written.iter().map(|file| file.target.clone()).collect();
+    let mut directories = BTreeSet::new();
+    for file in written {
+        let Way::Aside(temporary, _) = file.way else { continue };
+        rename(temporary, &file.target).map_err(Error::io(&file.target, "write"))?;
+        directories.insert(parent_of(&file.target).to_path_buf());
+    }
+    directories.iter().try_for_each(|path| sync_directory(path).map_err(Error::io(path, "sync")))?;
+    Ok(paths)
+}
