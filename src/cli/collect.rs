@@ -13,6 +13,7 @@ use crate::sweep::{self, Folder, Parameters, Record, Status};
 /// What `--format json` prints.
 #[derive(Serialize)]
 struct Collection<'a> {
+    #[serde(serialize_with = "crate::io::path_as_text")]
     out: &'a Path,
     runs: usize,
     finished: usize,

@@ -5,6 +5,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::Write;
 use std::panic::{self, PanicHookInfo};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{COULD_NOT_RUN, INTERRUPTED, note};
@@ -17,10 +18,16 @@ static INTERRUPT: AtomicBool = AtomicBool::new(false);
 static WORKING: AtomicBool = AtomicBool::new(false);
 /// Whether another thread is ending the process.
 static ENDING: AtomicBool = AtomicBool::new(false);
+/// Given back where memory runs out, so that there is enough to remove files with. The removal takes some kilobytes.
+static RESERVE: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+const RESERVED: usize = 1 << 20;
 
 /// Takes over what the system and the library would do on signals and panics.
 pub fn install() {
     panic::set_hook(Box::new(report_panic));
+    if let Ok(mut reserve) = RESERVE.lock() {
+        reserve.reserve_exact(RESERVED);
+    }
     // Ctrl-C, SIGTERM or SIGHUP. A program that only reads is ended by the first one; work is asked to stop and clean up, and a
     // second one does not wait for that. Without a thread for this the signals do what they do to any program.
     let _ = ctrlc::set_handler(|| {
@@ -114,7 +121,7 @@ fn or_end(pointer: *mut u8, bytes: usize) -> *mut u8 {
 
 #[cold]
 fn out_of_memory(bytes: usize) -> ! {
-    // Removing files takes a little memory itself; where even that is not to be had, the next run removes them.
+    // Where even the removal runs out of memory, the next run does it.
     if !ENDING.swap(true, Ordering::Relaxed) {
         // On the stack, and not through a lock that this thread may hold.
         let mut text = [0_u8; 160];
@@ -123,6 +130,9 @@ fn out_of_memory(bytes: usize) -> ! {
         let _ = writeln!(rest, "error: out of memory: {bytes} bytes more are not to be had");
         let written = size - rest.len();
         write_to_stderr(&text[..written]);
+        if let Ok(mut reserve) = RESERVE.try_lock() {
+            drop(std::mem::take(&mut *reserve));
+        }
         storage::remove_all();
     }
     exit_at_once(COULD_NOT_RUN)

@@ -149,14 +149,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let named = named.into_iter().filter_map(|(flag, path)| Some((flag, path?)));
     let files = named.map(|(flag, path)| Ok((flag, path, WholeFile::open(flag, path, force)?)));
     let mut files: Vec<_> = files.collect::<crate::Result<_>>()?;
-    for (i, (flag, path, _)) in files.iter().enumerate() {
-        if let Some((other, ..)) = files[..i].iter().find(|(_, other, _)| other == path) {
-            return Err(Error::setting(
-                *flag,
-                format!("another file than {other}"),
-                path.display().to_string(),
-            )
-            .into());
+    for (i, (flag, path, file)) in files.iter().enumerate() {
+        if let Some((other, ..)) = files[..i].iter().find(|(.., other)| other.is_same_as(file)) {
+            let reason = format!("{} is the file of {other} too; name another", path.display());
+            return Err(Error::rejected(*flag, reason).into());
         }
     }
 

@@ -400,6 +400,7 @@ pub(super) fn one_line(parameters: &Parameters, keys: &[String]) -> String {
 /// What `--format json` prints at the end.
 #[derive(Serialize)]
 struct Summary<'a> {
+    #[serde(serialize_with = "crate::io::path_as_text")]
     out: &'a Path,
     runs: usize,
     done_before: usize,

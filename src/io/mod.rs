@@ -20,3 +20,11 @@ pub use mapped::Progress;
 pub use retrieved::RetrievedWriter;
 pub use sequences::NpySequences;
 pub use tensors::{METADATA_KEY, Tensor, TensorFile, write_safetensors};
+
+/// Serializes a path as text: JSON has no other. Bytes that are not UTF-8 become U+FFFD.
+pub(crate) fn path_as_text<S: serde::Serializer>(
+    path: &impl AsRef<std::path::Path>,
+    to: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    to.serialize_str(&path.as_ref().to_string_lossy())
+}

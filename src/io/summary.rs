@@ -69,6 +69,7 @@ pub struct Ranges {
 #[derive(Clone, Debug, Serialize)]
 pub struct FileSummary {
     /// As given.
+    #[serde(serialize_with = "crate::io::path_as_text")]
     pub file: PathBuf,
     /// By content.
     pub format: FileFormat,

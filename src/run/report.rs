@@ -24,6 +24,7 @@ pub struct Report {
     /// As typed.
     pub command_line: Vec<String>,
     /// The results' folder.
+    #[serde(serialize_with = "crate::io::path_as_text")]
     pub out: PathBuf,
     /// The configuration with everything filled in.
     pub config: Resolved,
@@ -108,6 +109,7 @@ pub struct Input {
     /// Flag or argument that named it.
     pub role: &'static str,
     /// As given.
+    #[serde(serialize_with = "crate::io::path_as_text")]
     pub path: PathBuf,
     /// Of an array.
     pub shape: Option<Vec<usize>>,

@@ -144,6 +144,7 @@ pub struct Config {
     /// Shapes whose arrays need more are left out; `None` is a quarter of the machine's memory.
     pub max_bytes: Option<u64>,
     /// Folder for the results.
+    #[serde(serialize_with = "crate::io::path_as_text")]
     pub out: PathBuf,
     /// Whether figures are drawn.
     pub plots: bool,

@@ -2,7 +2,8 @@
 //!
 //! - `fail`: the N-th fails as by a defect of the disk;
 //! - `full`: from the N-th on every write fails as on a full disk, the first one half done;
-//! - `stop`: the process ends before the N-th as if it were killed.
+//! - `stop`: the process ends before the N-th as if it were killed;
+//! - `panic`: the N-th panics.
 //!
 //! A file MARKER is created when that happens, so that a test knows when it has tried every N. Release builds have none of this.
 
@@ -19,6 +20,7 @@ mod plan {
         Fail,
         Full,
         Stop,
+        Panic,
     }
 
     pub struct Plan {
@@ -35,6 +37,7 @@ mod plan {
             "fail" => Kind::Fail,
             "full" => Kind::Full,
             "stop" => Kind::Stop,
+            "panic" => Kind::Panic,
             _ => return None,
         };
         Some(Plan { kind, at: at.parse().ok()?, marker: marker.into() })
@@ -52,8 +55,10 @@ mod plan {
         pub fn strikes(&self, number: u64) -> bool {
             if number == self.at {
                 let _ = std::fs::write(&self.marker, "");
-                if self.kind == Kind::Stop {
-                    std::process::abort();
+                match self.kind {
+                    Kind::Stop => std::process::abort(),
+                    Kind::Panic => panic!("injected by a test"),
+                    Kind::Fail | Kind::Full => {}
                 }
             }
             number == self.at || self.kind == Kind::Full && number > self.at

@@ -68,8 +68,11 @@ fn create_missing(path: &Path) -> io::Result<Vec<std::path::PathBuf>> {
     }
     fault::reach()?;
     fs::create_dir_all(path)?;
-    for directory in &missing {
-        sync_directory(parent_of(directory))?;
+    let synced = missing.iter().try_for_each(|directory| sync_directory(parent_of(directory)));
+    if let Err(error) = synced {
+        // Nothing is left of what failed.
+        missing.iter().for_each(|directory| drop(fs::remove_dir(directory)));
+        return Err(error);
     }
     Ok(missing)
 }

@@ -49,6 +49,15 @@ impl WholeFile {
         Ok(Self { target: target.to_path_buf(), replace, way: Way::Aside(temporary, Some(file)) })
     }
 
+    /// Whether both are to be the same file, however their paths are spelled.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        let place = |file: &Self| {
+            let directory = fs::canonicalize(parent_of(&file.target));
+            directory.ok().zip(file.target.file_name().map(ToOwned::to_owned))
+        };
+        self.target == other.target || place(self).is_some_and(|own| Some(own) == place(other))
+    }
+
     /// Writes all of it, and waits until it is on the disk.
     pub fn write(&mut self, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
         let write = || {

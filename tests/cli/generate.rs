@@ -245,7 +245,7 @@ fn refusals() {
             "--sequences, --tokens, --dim: expected at most 4294967296 numbers, got 1 × 4000000000 × 4000000000",
         ),
         ("drift --out .", "--out: . is a directory; name a file in it"),
-        ("recall --parameters x.npy", "--parameters: expected another file than --out, got x.npy"),
+        ("recall --parameters x.npy", "--parameters: x.npy is the file of --out too; name another"),
     ] {
         let out = if line.contains("--out") { "" } else { "--out x.npy" };
         assert_eq!(desk.refused(&format!("generate {line} {out}")), message, "{line}");

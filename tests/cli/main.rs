@@ -9,6 +9,8 @@ mod data;
 #[path = "../support/desk.rs"]
 mod desk;
 mod devices;
+mod ends;
+mod faults;
 mod folders;
 mod generate;
 mod golden;

@@ -26,7 +26,7 @@ fn desk(grid: &str) -> Desk {
 }
 
 /// results.csv without its timings.
-fn untimed(table: &Table) -> Vec<Vec<String>> {
+pub fn untimed(table: &Table) -> Vec<Vec<String>> {
     let kept: Vec<usize> = (0..table.header.len()).filter(|&i| !TIMED.contains(&&*table.header[i])).collect();
     let rows = std::iter::once(&table.header).chain(&table.rows);
     rows.map(|row| kept.iter().map(|&i| row[i].clone()).collect()).collect()
