@@ -88,3 +88,23 @@ picture:
 # Draw again from CSV: just plot results/passages-store --venue icml --figure-format pdf
 plot *ARGS:
     cargo run --release --locked --quiet -- plot "$@"
+
+# Kill a sweep of 200 runs 50 times and compare it with one that was not
+kills:
+    cargo test --locked --test disk -- --ignored fifty_kills --nocapture
+
+# The library's tests under a sanitizer: just sanitize address, just sanitize thread (which needs the rust-src component)
+sanitize KIND *FILTER:
+    RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer={{ KIND }}" cargo test --locked --target x86_64-unknown-linux-gnu {{ if KIND == "thread" { "-Zbuild-std" } else { "" } }} --lib --target-dir target/sanitize {{ FILTER }}
+
+# The unsafe code's fallbacks under Miri (a nightly toolchain with Miri)
+miri:
+    MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test --lib -- scan:: packed:: matmul::
+
+# Mutants that no test notices (cargo install cargo-mutants): just mutants src/sweep/record.rs
+mutants *FILES='src/io src/storage src/sweep src/memory src/scan':
+    cargo mutants --in-place=false --timeout 300 $(for file in {{ FILES }}; do find "$file" -name '*.rs' -printf '--file %p '; done) -- --lib --test cli --test io --test golden --test scan
+
+# Lines of the library that tests reach (cargo install cargo-llvm-cov, and the component llvm-tools)
+coverage:
+    cargo llvm-cov --locked --ignore-filename-regex 'src/cuda|src/engine/cuda' --summary-only
