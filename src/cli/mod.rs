@@ -16,6 +16,7 @@ mod run;
 mod scan_bench;
 mod store;
 mod sweep;
+mod table;
 
 use std::ffi::OsString;
 use std::io::{self, ErrorKind, Write};
@@ -27,6 +28,7 @@ use clap::error::ErrorKind as ClapError;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::error::Error;
+use crate::escape::for_terminal;
 
 /// Neural-memory experiments from the command line: store and retrieve sequences, measure, draw
 #[derive(Parser, Debug)]
@@ -145,7 +147,7 @@ fn print_error(message: &str) {
 
 /// One line of stderr. Where that is closed there is nobody to tell.
 fn note(kind: &str, message: &str) {
-    let _ = writeln!(io::stderr(), "{kind}{}", message.replace('\n', " "));
+    let _ = writeln!(io::stderr(), "{kind}{}", for_terminal(&message.replace('\n', " ")));
 }
 
 /// Whether the user wants to stop.

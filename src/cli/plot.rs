@@ -9,6 +9,7 @@ use anyhow::Context;
 use super::{check_interrupt, note, print};
 use crate::config::whole;
 use crate::error::Error;
+use crate::escape::for_terminal;
 use crate::io::labels::Labels;
 use crate::plot::terminal::Screen;
 use crate::plot::{
@@ -179,7 +180,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
     };
     if !args.quiet {
-        let names: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+        let names = files.iter().map(|file| for_terminal(&file.display().to_string()).into_owned());
+        let names: Vec<_> = names.collect();
         print(&if names.is_empty() { String::new() } else { names.join("\n") + "\n" })?;
     }
     Ok(ExitCode::SUCCESS)

@@ -6,6 +6,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::sweep::one_line;
+use crate::escape::for_terminal;
 use crate::run::Event as RunEvent;
 use crate::sweep::{Event, Status};
 
@@ -113,7 +114,8 @@ impl SweepProgress {
             state.1.push(name);
         }
         let failed = if state.0 > 0 { format!(", {} failed", state.0) } else { String::new() };
-        self.bar.set_message(format!("{failed}; {}", state.1.join(" | ")));
+        let running = state.1.join(" | ");
+        self.bar.set_message(format!("{failed}; {}", for_terminal(&running)));
     }
 }
 

@@ -91,6 +91,8 @@ pub struct Config {
     pub labels: Option<PathBuf>,
     /// The TOML file that settings came from, so that replacing `out` does not take it along.
     pub file: Option<PathBuf>,
+    /// SHA-256 of that file as it was read.
+    pub file_sha256: String,
     /// Whether figures are drawn.
     pub plots: bool,
     /// What they are written as.
@@ -270,6 +272,7 @@ impl Settings {
             repeat: self.repeat.unwrap_or(0),
             labels: self.labels.filter(|_| mode != Mode::Read),
             file: None,
+            file_sha256: String::new(),
             figure_format: self.figure_format.unwrap_or_else(|| vec![FigureFormat::default()]),
             plots: mode != Mode::Read && !self.no_plots.unwrap_or(false),
             store_seq: self.store_seq.filter(|_| mode == Mode::Online),

@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use crate::cuda::DeviceChoice;
 use crate::error::{Error, Result};
+use crate::io::text::TextFile;
 use crate::memory::parameters::Init;
 use crate::plot::FigureFormat;
 use crate::real::ElementType;
@@ -173,10 +174,10 @@ impl TryFrom<toml::Value> for GateSetting {
 }
 
 impl Settings {
-    /// Reads a TOML file. Relative paths in it are relative to its folder.
-    pub fn from_toml(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
-        let mut settings: Self = toml::from_str(&text).map_err(|error| explain_toml(path, &text, &error))?;
+    /// Settings of a TOML file. Relative paths in it are relative to its folder.
+    pub fn from_toml(file: &TextFile) -> Result<Self> {
+        let (path, text) = (file.path(), file.text()?);
+        let mut settings: Self = toml::from_str(text).map_err(|error| explain_toml(path, text, &error))?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let files = [
             &mut settings.data,

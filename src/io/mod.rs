@@ -3,7 +3,7 @@
 //!
 //! [`dtype`] element types and their bytes, `mapped` a file as bytes and its SHA-256, [`npy`] the `.npy` header,
 //! [`sequences`] and [`retrieved`] the two ways of a run's tokens, [`tensors`] named tensors, [`summary`] ranges,
-//! [`whole_file`] single files that are complete or absent.
+//! [`text`] files read once, [`whole_file`] single files that are complete or absent.
 
 pub mod dtype;
 pub mod labels;
@@ -15,6 +15,7 @@ pub mod sequences;
 pub mod summary;
 pub(crate) mod table;
 pub mod tensors;
+pub mod text;
 pub mod whole_file;
 
 pub use dtype::Dtype;

@@ -8,9 +8,9 @@ use super::{Event, Observer};
 use crate::config::{Config, MemorySource, Mode};
 use crate::engine::{Memory, Work};
 use crate::error::{Error, Result};
-use crate::io::labels::Labels;
-use crate::io::mapped::Mapped;
+use crate::io::labels::{Labels, MAX_LABELS};
 use crate::io::memory_file::MemoryFile;
+use crate::io::text::{TextFile, check_streams};
 use crate::io::{NpySequences, Progress};
 use crate::memory::parameters::Init;
 use crate::memory::{Dimensions, Gates, State};
@@ -114,7 +114,15 @@ impl Opened {
     pub fn open(config: &Config, narrow: bool, files: &Inputs, observe: Observer) -> Result<Self> {
         let mut progress = |bytes: u64| observe(Event::Loaded(bytes));
         let mut inputs = Vec::new();
-        let labels = config.labels.as_deref().map(Labels::read).transpose()?;
+        let named = [&config.store_seq, &config.past, &config.labels, &config.file];
+        let memory = match &config.memory {
+            MemorySource::File { path, .. } => Some(path),
+            MemorySource::Drawn { .. } => None,
+        };
+        let named = named.into_iter().flatten().chain(memory).chain([&config.data]);
+        check_streams(named.map(PathBuf::as_path))?;
+        let label_file = config.labels.as_deref().map(|path| TextFile::read(path, MAX_LABELS)).transpose()?;
+        let labels = label_file.as_ref().map(Labels::parse).transpose()?;
         let mut open = |role: &'static str, path: &Path| {
             let sequences = files.sequences(config, path, &mut progress)?;
             inputs.push(Input {
@@ -157,10 +165,11 @@ impl Opened {
             other("past", path, shifted.1.clone());
             source = Source::File(Arc::clone(&shifted.0));
         }
-        for (role, path) in [("labels", &config.labels), ("config", &config.file)] {
-            if let Some(path) = path {
-                other(role, path, sha256(path, &mut progress)?);
-            }
+        if let Some(file) = &label_file {
+            other("labels", file.path(), file.sha256());
+        }
+        if let Some(path) = &config.file {
+            other("config", path, config.file_sha256.clone());
         }
         let this = Self::checked(config, narrow, (data, store_seq, source))?;
         Ok(Self { labels, inputs, ..this })
@@ -255,8 +264,4 @@ pub(super) struct Loaded<T: Real> {
     pub file: Arc<MemoryFile>,
     pub memory: Memory<T>,
     pub state: State<T>,
-}
-
-fn sha256(path: &Path, progress: Progress) -> Result<String> {
-    Mapped::open(path, "a file", progress)?.sha256(0, progress, |_| {})
 }
