@@ -21,9 +21,10 @@ use ratatui_widgets::canvas::{Canvas, Context, Line as Stroke, Points};
 use super::chart::{self, Chart, Map, Panel, Style};
 use super::{Look, Request, Source, Theme};
 use crate::error::Result;
+use crate::escape::for_figure;
 use crate::plot::axis::{Axis, Tick};
 use crate::plot::colours::Colours;
-use crate::plot::theme;
+use crate::plot::{names, theme};
 
 /// Lines of a panel alone, and among others.
 const ALONE: usize = 16;
@@ -70,7 +71,7 @@ pub fn view(
     view.notes.extend(notes);
     for chart in &charts {
         if sources.len() > 1 && charts.len() > 1 {
-            let _ = writeln!(view.text, "== {} ==\n", chart.name);
+            let _ = writeln!(view.text, "== {} ==\n", for_figure(&chart.name));
         }
         draw(chart, screen, &mut view);
     }
@@ -306,16 +307,18 @@ fn draw_scale(colours: &Colours, screen: &Screen, out: &mut String) {
 fn draw_keys(chart: &Chart, screen: &Screen, out: &mut String) {
     let hides = chart.panels.iter().any(|panel| hides(panel, screen));
     let shown = chart.keys.iter().filter(|key| !(hides && key.style.order.is_some() && !key.style.marked));
+    let shown: Vec<_> = shown.collect();
+    // Room for the longest swatch, a space, and a number.
+    let most = screen.columns.saturating_sub(8);
+    let texts = names::numbered(shown.iter().map(|key| cut(&raised(&key.text), most)).collect());
     let mut used = 0;
     let mut any = false;
-    for key in shown {
+    for (key, text) in shown.into_iter().zip(texts) {
         let swatch = match key.style.order {
             Some(order) if key.style.marked => letter(order).to_string(),
             _ if !key.style.dashes.is_empty() => "╌╌".to_owned(),
             _ => "──".to_owned(),
         };
-        let room = screen.columns.saturating_sub(swatch.chars().count() + 1);
-        let text = cut(&raised(&key.text), room);
         let size = swatch.chars().count() + 1 + text.chars().count();
         if used > 0 && used + 3 + size > screen.columns {
             out.push('\n');
@@ -383,7 +386,7 @@ fn coloured(cells: &[(&str, Color)]) -> String {
 fn raised(text: &str) -> String {
     let mut out = String::new();
     let mut raised = false;
-    for letter in text.chars() {
+    for letter in for_figure(text).chars() {
         match letter {
             '^' => {}
             '{' => raised = true,
@@ -393,7 +396,6 @@ fn raised(text: &str) -> String {
                 let digits = ['⁰', '¹', '²', '³', '⁴', '⁵', '⁶', '⁷', '⁸', '⁹'];
                 out.push(digits[digit as usize - '0' as usize]);
             }
-            letter if letter.is_control() => out.push(' '),
             letter => out.push(letter),
         }
     }
