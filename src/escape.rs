@@ -13,9 +13,13 @@ pub fn for_terminal(text: &str) -> Cow<'_, str> {
 /// Text for a figure: in place of what [`for_terminal`] escapes and XML 1.0 forbids stands `\x1b`. Braces, which raise
 /// text on a sheet, are left to the caller.
 pub fn for_figure(text: &str) -> Cow<'_, str> {
-    escaped(text, |letter| steers(letter) || !in_xml(letter), |out, letter| {
-        let _ = write!(out, "\\x{:02x}", u32::from(letter));
-    })
+    escaped(
+        text,
+        |letter| steers(letter) || !in_xml(letter),
+        |out, letter| {
+            let _ = write!(out, "\\x{:02x}", u32::from(letter));
+        },
+    )
 }
 
 /// Whether an XML 1.0 document can hold this character.

@@ -145,9 +145,17 @@ fn print_error(message: &str) {
     note("error: ", message);
 }
 
+/// Most letters of a line on stderr: names and cells of files may be of any length.
+const MAX_LINE: usize = 8192;
+
 /// One line of stderr. Where that is closed there is nobody to tell.
 fn note(kind: &str, message: &str) {
-    let _ = writeln!(io::stderr(), "{kind}{}", for_terminal(&message.replace('\n', " ")));
+    let mut line: String = message.replace('\n', " ").chars().take(MAX_LINE + 1).collect();
+    if line.chars().count() > MAX_LINE {
+        line.pop();
+        line.push('…');
+    }
+    let _ = writeln!(io::stderr(), "{kind}{}", for_terminal(&line));
 }
 
 /// Whether the user wants to stop.

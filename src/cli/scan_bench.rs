@@ -138,8 +138,19 @@ pub struct Args {
     quiet: bool,
 }
 
+/// Most values of a list; of all combinations there may be fewer still.
+const MAX_LIST: usize = 128;
+
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let (quiet, format, force) = (args.quiet, args.format, args.force);
+    let lists = [&args.steps, &args.channels, &args.batch, &args.threads];
+    for (flag, list) in ["--steps", "--channels", "--batch", "--threads"].into_iter().zip(lists) {
+        if list.len() > MAX_LIST {
+            return Err(
+                Error::setting(flag, format!("at most {MAX_LIST} values"), list.len().to_string()).into()
+            );
+        }
+    }
     args.config(false).check()?;
     let devices = or(&args.device, || vec![DeviceChoice::Cpu]);
     let mut devices = devices.into_iter().map(DeviceChoice::open).collect::<Result<Vec<_>, _>>()?;

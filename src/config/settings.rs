@@ -1,10 +1,12 @@
 //! Settings as typed, on the command line or in a TOML file: everything optional, nothing checked against the rest.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::Args;
 use serde::Deserialize;
+use serde::de::{self, Deserializer, Unexpected, Visitor};
 
 use crate::cuda::DeviceChoice;
 use crate::error::{Error, Result};
@@ -46,6 +48,7 @@ pub struct Settings {
     pub init: Option<Init>,
     /// Seed of a drawn memory [default: 0]
     #[arg(long, value_name = "N", help_heading = "Memory", value_parser = whole::<u64>, allow_negative_numbers = true)]
+    #[serde(default, deserialize_with = "seed")]
     pub seed: Option<u64>,
     /// Draw a memory without the norms before storing and reading
     #[arg(long, help_heading = "Memory", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
@@ -137,6 +140,34 @@ pub struct Settings {
 /// Negative numbers come here too, for a better message than that of an unknown flag.
 pub(crate) fn whole<N: FromStr>(text: &str) -> Result<N, String> {
     text.parse().map_err(|_| "expected a whole number".to_owned())
+}
+
+/// A whole number, or the digits of one beyond TOML's own integers, which end at 2^63 − 1.
+fn seed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    struct Seed;
+
+    impl Visitor<'_> for Seed {
+        type Value = u64;
+
+        fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+            f.write_str("u64")
+        }
+
+        fn visit_i64<E: de::Error>(self, number: i64) -> Result<u64, E> {
+            u64::try_from(number).map_err(|_| E::invalid_value(Unexpected::Signed(number), &self))
+        }
+
+        fn visit_u64<E: de::Error>(self, number: u64) -> Result<u64, E> {
+            Ok(number)
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<u64, E> {
+            let large = text.parse().ok().filter(|&number| number > i64::MAX.unsigned_abs());
+            large.ok_or_else(|| E::invalid_type(Unexpected::Str(text), &self))
+        }
+    }
+
+    deserializer.deserialize_any(Seed).map(Some)
 }
 
 /// A gate as typed: a number pins it, `learned` leaves it to its layer.

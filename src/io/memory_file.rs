@@ -134,8 +134,11 @@ impl MemoryFile {
             let prefix = if bare { "weights" } else { "memory_model.weights" };
             (0..MEMORY_WEIGHTS).map(|p| format!("{prefix}.{p}")).collect::<Vec<_>>()
         };
-        let wrong = |tensor: &str, expected: String, got: String| {
-            Error::Tensor { path: path.into(), tensor: tensor.to_owned(), expected, got }
+        let wrong = |tensor: &str, expected: String, got: String| Error::Tensor {
+            path: path.into(),
+            tensor: tensor.to_owned(),
+            expected,
+            got,
         };
         let file = TensorFile::open_checked(path, progress, &|_, shapes| {
             let names = names(shapes);

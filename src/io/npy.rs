@@ -383,7 +383,10 @@ mod tests {
             Ok(Dictionary { descr: descr.to_owned(), structured, fortran, shape: shape.to_vec() })
         };
         for (text, expected) in [
-            ("{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }  \n", of("<f4", false, false, &[2, 3])),
+            (
+                "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }  \n",
+                of("<f4", false, false, &[2, 3]),
+            ),
             ("{'descr': '|b1', 'fortran_order': True, 'shape': (), }\n", of("|b1", false, true, &[])),
             ("{\"shape\":(7,),\"fortran_order\":False,\"descr\":\">i8\"}", of(">i8", false, false, &[7])),
             ("{'descr': '<f8', 'fortran_order': False, 'shape': (3L, 4L)}", of("<f8", false, false, &[3, 4])),
@@ -398,8 +401,10 @@ mod tests {
 
     #[test]
     fn what_it_does_not_write() {
-        let dictionary = |shape: &str| format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}");
-        for text in ["", "{", "}", "{'descr'", "{'descr': '<f4'} x", "{'descr': '<f4' 'shape': ()}", "{1: 2}"] {
+        let dictionary =
+            |shape: &str| format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}");
+        for text in ["", "{", "}", "{'descr'", "{'descr': '<f4'} x", "{'descr': '<f4' 'shape': ()}", "{1: 2}"]
+        {
             assert!(parse(text).is_err(), "{text}");
         }
         for shape in ["(5)", "(-1,)", "(1, 2", "(1,,2)", "(,)", "5", "(1.0,)", "(18446744073709551616,)"] {

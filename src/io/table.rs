@@ -208,7 +208,10 @@ mod tests {
         assert_eq!(read(long(MAX_ROW / 2).as_bytes()), Ok(1));
         for endless in [long(2 * MAX_ROW), "\n".repeat(2 * MAX_ROW), "\0".repeat(2 * MAX_ROW)] {
             let message = read(endless.as_bytes()).unwrap_err();
-            assert!(message.contains("expected rows of at most 1048576 bytes, got a longer one"), "{message}");
+            assert!(
+                message.contains("expected rows of at most 1048576 bytes, got a longer one"),
+                "{message}"
+            );
         }
         assert_eq!(read(",".repeat(MAX_COLUMNS - 1).as_bytes()), Ok(0));
         assert!(read(",".repeat(MAX_COLUMNS).as_bytes()).is_err());

@@ -369,7 +369,11 @@ pub(crate) fn visit_npz(file: &Mapped, visit: VisitMember) -> Result<()> {
         )
     };
     if members(file.bytes()) > MAX_MEMBERS {
-        return Err(Error::file(&file.name, format!("a .npz archive of at most {MAX_MEMBERS} members"), "more"));
+        return Err(Error::file(
+            &file.name,
+            format!("a .npz archive of at most {MAX_MEMBERS} members"),
+            "more",
+        ));
     }
     let mut archive = ZipArchive::new(Cursor::new(file.bytes())).map_err(|e| damaged(&e))?;
     if archive.has_overlapping_files().map_err(|e| damaged(&e))? {

@@ -19,6 +19,8 @@ use crate::plot::legend::{Legend, Swatch, mark, marker};
 use crate::plot::source::Source;
 use crate::plot::{LogAxes, Request, font, theme};
 
+/// Most numbers that are held, sixteen bytes each. Timelines, which are read in passes, have no such limit.
+const MAX_CELLS: usize = 1 << 25;
 /// More lines could not be told apart.
 const LINES: usize = 16;
 /// Bins of a joined line, of up to four points each.
@@ -38,6 +40,8 @@ struct Line {
 struct Lines {
     lines: Vec<Line>,
     hues: Vec<String>,
+    /// Numbers held, of all lines.
+    cells: usize,
 }
 
 /// Draws one figure of all sources, which are metrics.csv.
@@ -49,7 +53,7 @@ pub fn columns(
     let x = request.x.as_deref().unwrap_or("end");
     let default = ["surprise".to_owned()];
     let shown = if request.y.is_empty() { &default[..] } else { &request.y[..] };
-    let mut all = Lines { lines: Vec::new(), hues: Vec::new() };
+    let mut all = Lines { lines: Vec::new(), hues: Vec::new(), cells: 0 };
     for source in sources {
         all.read(source, sources.len() > 1, x, shown, request.hue.as_deref(), check)?;
     }
@@ -129,6 +133,8 @@ impl Lines {
                 self.lines.len() - 1
             };
             let Some(at) = table.number(x)? else { continue };
+            self.cells += 1 + shown.len();
+            table.check_kept(self.cells, MAX_CELLS)?;
             let line = &mut self.lines[place];
             line.x.push(at);
             for (values, &column) in line.y.iter_mut().zip(&shown) {

@@ -152,7 +152,8 @@ fn each(
         let number = |column| table.number(column).map(|number| number.unwrap_or(f64::NAN));
         let (chunk, after) = (table.integer(chunk)?, table.integer(after)?);
         if chunk > after {
-            return Err(table.bad_row("a chunk that was kept by then, chunk ≤ after,", format!("{chunk} and {after}")));
+            return Err(table
+                .bad_row("a chunk that was kept by then, chunk ≤ after,", format!("{chunk} and {after}")));
         }
         row(chunk, after, number(loss)?, number(at_w)?);
         rows += 1;

@@ -148,7 +148,11 @@ pub(super) fn read(csv: &Path) -> Result<(Vec<Row>, Vec<String>)> {
         })
         .collect();
     for (what, most, names) in [
-        ("panels (batch, channels, layout, gate, dtype)", MAX_PANELS, distinct(rows.iter().map(|row| &row.panel[..]))),
+        (
+            "panels (batch, channels, layout, gate, dtype)",
+            MAX_PANELS,
+            distinct(rows.iter().map(|row| &row.panel[..])),
+        ),
         ("lines (device, algorithm, threads)", MAX_SERIES, distinct(rows.iter().map(|row| &row.series[..]))),
     ] {
         if names.len() > most {
@@ -157,7 +161,9 @@ pub(super) fn read(csv: &Path) -> Result<(Vec<Row>, Vec<String>)> {
     }
     let mut notes = Vec::new();
     if skipped > 0 {
-        notes.push(format!("rows skipped: {skipped} whose time, bandwidth or steps are not finite and above 0"));
+        notes.push(format!(
+            "rows skipped: {skipped} whose time, bandwidth or steps are not finite and above 0"
+        ));
     }
     if rows.is_empty() {
         notes.push("no figures: no row was timed".to_owned());

@@ -68,8 +68,7 @@ pub struct Source {
 impl Source {
     /// Finds each path's file. Those that would have the same name in legends and files are named after their parents too.
     pub fn find_all(paths: &[PathBuf], kind: Option<Kind>) -> Result<Vec<Self>> {
-        let mut sources =
-            paths.iter().map(|path| Self::find(path, kind)).collect::<Result<Vec<_>>>()?;
+        let mut sources = paths.iter().map(|path| Self::find(path, kind)).collect::<Result<Vec<_>>>()?;
         let named: Vec<_> = sources.iter().map(|source| named(&source.csv).1).collect();
         let named: Vec<_> = named.iter().map(PathBuf::as_path).collect();
         let distinct = names::of_paths(sources.iter().map(|source| source.name.clone()).collect(), &named);

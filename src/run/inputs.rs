@@ -12,7 +12,7 @@ use crate::io::labels::{Labels, MAX_LABELS};
 use crate::io::memory_file::MemoryFile;
 use crate::io::text::{TextFile, check_streams};
 use crate::io::{NpySequences, Progress};
-use crate::memory::parameters::Init;
+use crate::memory::parameters::{Init, MEMORY_WEIGHTS};
 use crate::memory::{Dimensions, Gates, State};
 use crate::real::{ElementType, Real};
 
@@ -143,6 +143,7 @@ impl Opened {
         let mut source = match (&config.memory, config.memory.drawn(data.dims().dim)?) {
             (_, Some((dimensions, init, seed))) => {
                 dimensions.check(config.chunk_size(None)?)?;
+                dimensions.check_random()?;
                 Source::Drawn(dimensions, init, seed)
             }
             (MemorySource::File { path, .. }, None) => {
@@ -203,6 +204,7 @@ impl Opened {
             let expected = format!("as many sequences as {}, {sequences}", data.path().display());
             return Err(Error::file(store.path(), expected, store.dims().sequences.to_string()));
         }
+        source.dimensions().check_sequences(sequences)?;
         Ok(Self { data, store_seq, source, labels: None, inputs: Vec::new(), chunk_size, gates })
     }
 
@@ -250,6 +252,9 @@ impl Opened {
             let expected = format!("as many sequences as the memory's state, {of_state}");
             return Err(Error::file(self.data.path(), expected, sequences.to_string()));
         }
+        if known.is_none() {
+            reserve::<T>(&self.source.dimensions(), sequences)?;
+        }
         let mut state = known
             .unwrap_or_else(|| memory.initial_state(if config.mode == Mode::Read { 1 } else { sequences }));
         if config.restart_momentum {
@@ -257,6 +262,21 @@ impl Opened {
         }
         Ok(Loaded { file, memory, state })
     }
+}
+
+/// Fails where memory for the states of so many sequences cannot be had: taking it would end in an abort.
+fn reserve<T>(dimensions: &Dimensions, sequences: usize) -> Result<()> {
+    let Dimensions { heads, dim_head, .. } = *dimensions;
+    // S and U; checked against the limit before, so no overflow.
+    let numbers = 2 * MEMORY_WEIGHTS * sequences * heads * dim_head * dim_head;
+    Vec::<T>::new().try_reserve_exact(numbers).map_err(|_| {
+        let bytes = numbers * size_of::<T>();
+        Error::setting(
+            "SEQ.npy",
+            format!("{bytes} bytes for the memories of {sequences} sequences"),
+            "less free memory",
+        )
+    })
 }
 
 /// A memory in the element type of its run.

@@ -183,11 +183,7 @@ fn refusals() {
             npy_of_header("{'descr': '<f4', 'fortran_order': False}", b""),
             "expected a .npy header, got one without shape".into(),
         ),
-        (
-            "negative",
-            f4("(2, -3)", 24),
-            "expected a .npy header, got one with the shape (2, -3)".into(),
-        ),
+        ("negative", f4("(2, -3)", 24), "expected a .npy header, got one with the shape (2, -3)".into()),
         (
             "overflow",
             f4("(4294967296, 4294967296, 4)", 0),

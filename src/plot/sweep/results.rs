@@ -83,7 +83,8 @@ impl Parameter {
 
     fn index_of(&mut self, text: &str, places: &mut HashMap<Same, usize>) -> usize {
         let number = text.parse().ok().filter(|number: &f64| number.is_finite());
-        let same = number.map_or_else(|| Same::Text(text.to_owned()), |number| Same::Number(number.to_bits()));
+        let same =
+            number.map_or_else(|| Same::Text(text.to_owned()), |number| Same::Number(number.to_bits()));
         *places.entry(same).or_insert_with(|| {
             self.values.push(Value { text: text.to_owned(), number });
             self.values.len() - 1
