@@ -18,6 +18,7 @@ use crate::config::whole;
 use crate::cuda::Devices;
 use crate::error::Error;
 use crate::escape::for_terminal;
+use crate::io::text::{MAX_TOML, TextFile};
 use crate::plot::sweep::SweepFigure;
 use crate::plot::{self, FigureFormat, Request};
 use crate::run::{Keep, UNSTABLE_RATIO};
@@ -133,7 +134,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         return collect::run(folder, args.plan.as_deref(), figure, args.format, args.quiet);
     }
     let file = args.experiment.clone().unwrap_or_default();
-    let mut experiment = Experiment::read(&file)?;
+    let text = TextFile::read(&file, MAX_TOML)?;
+    if text.is_stream() && args.cluster.is_for_slurm() {
+        let expected = "a file that jobs can read too, with --slurm";
+        return Err(Error::file(&file, expected, "a pipe or device").into());
+    }
+    let mut experiment = Experiment::read(&text)?;
     for setting in &args.settings {
         experiment.lay_over(setting)?;
     }

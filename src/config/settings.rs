@@ -205,11 +205,11 @@ impl TryFrom<toml::Value> for GateSetting {
 }
 
 impl Settings {
-    /// Settings of a TOML file. Relative paths in it are relative to its folder.
+    /// Settings of a TOML file. Relative paths in it are relative to its [folder](TextFile::folder).
     pub fn from_toml(file: &TextFile) -> Result<Self> {
         let (path, text) = (file.path(), file.text()?);
         let mut settings: Self = toml::from_str(text).map_err(|error| explain_toml(path, text, &error))?;
-        let folder = path.parent().unwrap_or(Path::new(""));
+        let folder = file.folder();
         let files = [
             &mut settings.data,
             &mut settings.memory,

@@ -18,23 +18,35 @@ pub const MAX_TOML: usize = 4 << 20;
 pub struct TextFile {
     path: PathBuf,
     bytes: Vec<u8>,
+    is_stream: bool,
 }
 
 impl TextFile {
     /// Reads a file, a pipe or a device to its end; more than `most` bytes are an error.
     pub fn read(path: &Path, most: usize) -> Result<Self> {
         let file = File::open(path).map_err(Error::io(path, "read"))?;
+        let is_stream = !file.metadata().map_err(Error::io(path, "read"))?.is_file();
         let mut bytes = Vec::new();
         file.take(most as u64 + 1).read_to_end(&mut bytes).map_err(Error::io(path, "read"))?;
         if bytes.len() > most {
             return Err(Error::file(path, format!("a text file of at most {most} bytes"), "a longer one"));
         }
-        Ok(Self { path: path.to_path_buf(), bytes })
+        Ok(Self { path: path.to_path_buf(), bytes, is_stream })
     }
 
     /// Path as given.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Directory that relative paths in it are relative to: its own, or of a pipe the working directory.
+    pub fn folder(&self) -> &Path {
+        self.path.parent().filter(|_| !self.is_stream).unwrap_or(Path::new(""))
+    }
+
+    /// Whether it is a pipe or a device, which cannot be read again.
+    pub fn is_stream(&self) -> bool {
+        self.is_stream
     }
 
     /// Contents.

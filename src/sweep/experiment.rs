@@ -10,7 +10,7 @@ use toml::{Spanned, Value};
 use super::row::{Row, Setting, check_key};
 use super::values::{self, MAX_VALUES};
 use crate::error::{Error, Result};
-use crate::io::text::{MAX_TOML, TextFile};
+use crate::io::text::TextFile;
 
 /// What is run in each row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +74,8 @@ const TEXT_COPIES: usize = 6;
 /// A place in an experiment file, for messages.
 struct Source<'a> {
     path: &'a Path,
+    /// Of relative paths.
+    folder: &'a Path,
     text: &'a str,
 }
 
@@ -95,8 +97,7 @@ impl Source<'_> {
             }
             _ => self.error(at, "one number, word or truth value", &format!("`{key}`, which is none")),
         })?;
-        let folder = self.path.parent().unwrap_or(Path::new(""));
-        Setting::new(key, written, folder).map_err(|wrong| self.error(at, wrong.expected, &wrong.got))
+        Setting::new(key, written, self.folder).map_err(|wrong| self.error(at, wrong.expected, &wrong.got))
     }
 
     /// The values of one key of `[grid]` or `[zip]`.
@@ -162,11 +163,10 @@ fn plain(value: &DeValue) -> Option<Value> {
 }
 
 impl Experiment {
-    /// Reads an experiment file. Relative paths in it are relative to its folder.
-    pub fn read(path: &Path) -> Result<Self> {
-        let file = TextFile::read(path, MAX_TOML)?;
-        let text = file.text()?;
-        let source = Source { path, text };
+    /// Parses an experiment file. Relative paths in it are relative to its [folder](TextFile::folder).
+    pub fn read(file: &TextFile) -> Result<Self> {
+        let (path, text) = (file.path(), file.text()?);
+        let source = Source { path, folder: file.folder(), text };
         let document = DeTable::parse(text).map_err(|error| {
             let at = error.span().map_or(0, |span| span.start);
             source.error(

@@ -12,6 +12,7 @@ mod devices;
 mod folders;
 mod generate;
 mod golden;
+mod inputs;
 mod inspect;
 mod parts;
 mod plot;
