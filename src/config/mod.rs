@@ -139,6 +139,9 @@ struct GateLayer {
 /// More is a slip of the keyboard.
 const MOST_THREADS: usize = 1024;
 
+/// Most repeats, whose times are held and reported.
+const MAX_REPEAT: usize = 1 << 20;
+
 /// Chunk size of a memory drawn without one.
 const DRAWN_CHUNK_SIZE: usize = 16;
 
@@ -212,6 +215,9 @@ impl Settings {
         }
         if let Some(threads) = self.threads.filter(|threads| *threads > MOST_THREADS) {
             return Err(Error::setting("--threads", format!("at most {MOST_THREADS}"), threads.to_string()));
+        }
+        if let Some(repeat) = self.repeat.filter(|repeat| *repeat > MAX_REPEAT) {
+            return Err(Error::setting("--repeat", format!("at most {MAX_REPEAT}"), repeat.to_string()));
         }
         for (flag, number) in [
             ("--threads", self.threads),

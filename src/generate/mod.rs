@@ -78,16 +78,16 @@ impl Generator {
                 return Err(Error::setting(flag, "at least 1", "0"));
             }
         }
-        for (flag, size, most) in [("--tokens", tokens, MAX_TOKENS), ("--dim", dim, MAX_DIM)] {
-            if size > most {
-                return Err(Error::setting(flag, format!("at most {most}"), size.to_string()));
-            }
-        }
         let numbers = sequences.checked_mul(tokens).and_then(|n| n.checked_mul(dim));
         if numbers.is_none_or(|numbers| numbers > MOST_NUMBERS) {
             let expected = format!("at most {MOST_NUMBERS} numbers");
             let got = format!("{sequences} × {tokens} × {dim}");
             return Err(Error::setting("--sequences, --tokens, --dim", expected, got));
+        }
+        for (flag, size, most) in [("--tokens", tokens, MAX_TOKENS), ("--dim", dim, MAX_DIM)] {
+            if size > most {
+                return Err(Error::setting(flag, format!("at most {most}"), size.to_string()));
+            }
         }
         let mut draw = Draw::new(seed, 0);
         let labels = match task {
@@ -148,7 +148,7 @@ impl Generator {
             let mut bytes = Vec::with_capacity(dim * size_of::<f32>());
             self.each_token(sequence, &mut |token| {
                 bytes.clear();
-                token.iter().for_each(|&x| bytes.extend((x as f32).to_le_bytes()));
+                bytes.extend(token.iter().flat_map(|&x| (x as f32).to_le_bytes()));
                 out.write_all(&bytes)?;
                 check()
             })?;
@@ -242,8 +242,8 @@ fn fill_items(labels: &[Label], dim: usize, noise: f64, draw: &mut Draw, token: 
             continue;
         };
         let item = &items[item * dim..(item + 1) * dim];
-        let noisy = item.iter().map(|x| if noise == 0.0 { *x } else { kept * x + noise * draw.normal() });
-        token(&noisy.collect::<Vec<_>>())?;
+        let numbers = item.iter().map(|x| if noise == 0.0 { *x } else { kept * x + noise * draw.normal() });
+        token(&numbers.collect::<Vec<_>>())?;
     }
     Ok(())
 }

@@ -18,10 +18,10 @@ pub const MEMORY_WEIGHTS: usize = 4;
 
 /// Most numbers that the parameters, or S and U of all sequences, may have: 16 GiB in f32. Beyond that a size is a
 /// slip of the keyboard, and trying it would end in an abort.
-const MOST_NUMBERS: u64 = 1 << 32;
+const MOST_NUMBERS: u128 = 1 << 32;
 
 /// Likewise of a random memory: a width of 4096 with one head, which S and U take half a gigabyte for in f32.
-const MAX_RANDOM_NUMBERS: u64 = 1 << 27;
+const MAX_RANDOM_NUMBERS: u128 = 1 << 27;
 
 /// Everything that can be read off a weights file: all but the chunk size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -175,10 +175,10 @@ impl Dimensions {
     }
 
     /// At most so many numbers in the parameters, and in S and U of all sequences.
-    fn check_numbers(&self, sequences: usize, most: u64) -> Result<()> {
+    fn check_numbers(&self, sequences: usize, most: u128) -> Result<()> {
         let Self { dim, heads, dim_head, .. } = *self;
         let product =
-            |sizes: &[usize]| sizes.iter().try_fold(1_u64, |all, &size| all.checked_mul(size as u64));
+            |sizes: &[usize]| sizes.iter().try_fold(1_u128, |all, &size| all.checked_mul(size as u128));
         let parameters = product(&[4, heads, dim_head, dim.saturating_add(1)]);
         let state = product(&[2 * MEMORY_WEIGHTS, sequences, heads, dim_head, dim_head]);
         let numbers = parameters.zip(state).map(|(parameters, state)| parameters.max(state));

@@ -24,7 +24,7 @@ use crate::plot::look::{LogAxes, Look};
 const BINS: usize = 512;
 /// Bounds the size of a figure with many heads.
 const BINS_OF_ALL_HEADS: usize = 4096;
-/// Most heads: each has its lines, some 200 kB once they are full.
+/// Most heads: each has its lines, some 50 kB once they are full.
 const MAX_HEADS: usize = 1024;
 /// Chunks of one sequence that are read before turning to the next.
 const BLOCK: u64 = 64;

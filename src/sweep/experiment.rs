@@ -150,13 +150,11 @@ fn plain(value: &DeValue) -> Option<Value> {
         DeValue::String(text) => Some(Value::String(text.to_string())),
         DeValue::Boolean(truth) => Some(Value::Boolean(*truth)),
         // TOML's own end at 2^63 − 1; a seed may go further.
-        DeValue::Integer(number) => match i64::from_str_radix(number.as_str(), number.radix()) {
-            Ok(number) => Some(Value::Integer(number)),
-            Err(_) => {
-                let number = u64::from_str_radix(number.as_str(), number.radix());
-                number.ok().map(|number| Value::String(number.to_string()))
-            }
-        },
+        DeValue::Integer(number) => {
+            let small = i64::from_str_radix(number.as_str(), number.radix()).map(Value::Integer);
+            let large = || u64::from_str_radix(number.as_str(), number.radix());
+            small.or_else(|_| large().map(|number| Value::String(number.to_string()))).ok()
+        }
         DeValue::Float(number) => number.as_str().parse().ok().map(Value::Float),
         _ => None,
     }

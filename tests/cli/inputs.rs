@@ -119,6 +119,7 @@ fn endless_text_is_rejected() {
 #[test]
 fn sizes_that_flags_claim_are_checked_first() {
     let desk = desk();
+    desk.file("d.csv", "algorithm,median_ms,gb_per_s\n");
     let max = usize::MAX;
     for (line, expected) in [
         (
@@ -131,8 +132,9 @@ fn sizes_that_flags_claim_are_checked_first() {
             "expected sizes that need at most 134217728 numbers",
         ),
         ("generate drift --out o.npy --tokens 8388609".to_owned(), "--tokens: expected at most 8388608"),
-        (format!("generate drift --out o.npy --tokens {max}"), "--tokens: expected at most 8388608"),
-        (format!("generate needle --out o.npy --dim {max}"), "--dim: expected at most 1048576"),
+        (format!("generate drift --out o.npy --tokens {max}"), "expected at most 4294967296 numbers"),
+        ("generate needle --out o.npy --dim 1048577".to_owned(), "--dim: expected at most 1048576"),
+        (format!("store d.npy --repeat {max}"), "--repeat: expected at most 1048576"),
         (format!("generate repeats --out o.npy --sequences {max}"), "expected at most 4294967296 numbers"),
         (format!("generate recall --out o.npy --pairs {max}"), "--pairs: expected 1 to 1024"),
         (format!("generate drift --out o.npy --segment {max}"), "--segment: expected 1 to 1024"),
@@ -148,7 +150,7 @@ fn sizes_that_flags_claim_are_checked_first() {
             "--steps: expected at most 128 values",
         ),
         (format!("scan-bench --out o --runs {max}"), "--runs: expected at most 1048576"),
-        (format!("plot c --smooth {max}"), ""),
+        (format!("plot d.csv --smooth {max}"), "--smooth: expected at most 1048576"),
     ] {
         let message = desk.refused(&line);
         assert!(message.contains(expected), "{line}: {message}");

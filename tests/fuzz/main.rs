@@ -106,7 +106,7 @@ fn fuzz() {
         // Where an abort or a hang ends the process, this is the input that did it.
         let current = kept.join(format!("{}-current", target.name));
         let mut random = Random::new(seed);
-        let mut seen = BTreeSet::new();
+        let mut kinds = BTreeSet::new();
         let (start, mut count) = (Instant::now(), 0_u64);
         while start.elapsed() < Duration::from_secs(seconds) {
             let input = (target.mutate)(&inputs, &mut random);
@@ -118,19 +118,19 @@ fn fuzz() {
             let Some(fault) = fault(target, &input, folder.path()) else { continue };
             // One of each kind: digits differ between inputs.
             let kind: String = fault.chars().filter(|letter| !letter.is_ascii_digit()).take(120).collect();
-            if seen.insert(kind) {
+            if kinds.insert(kind) {
                 let path = kept.join(format!("{}-{seed}-{count}", target.name));
                 std::fs::write(&path, &input).unwrap();
                 println!("{}: {fault}\n  kept as {}", target.name, path.display());
             }
         }
         let _ = std::fs::remove_file(current);
-        failed += seen.len();
+        failed += kinds.len();
         println!(
             "{}: {count} inputs in {:.0?}, {} kinds of faults",
             target.name,
             start.elapsed(),
-            seen.len()
+            kinds.len()
         );
     }
     assert_eq!(failed, 0, "kinds of faults");
