@@ -139,8 +139,8 @@ struct GateLayer {
 /// More is a slip of the keyboard.
 const MOST_THREADS: usize = 1024;
 
-/// Most repeats, whose times are held and reported.
-const MAX_REPEAT: usize = 1 << 20;
+/// Most repeats: enough for a run that is meant to be stopped, and few enough to be counted in tokens.
+const MAX_REPEAT: usize = 1 << 30;
 
 /// Chunk size of a memory drawn without one.
 const DRAWN_CHUNK_SIZE: usize = 16;

@@ -134,7 +134,7 @@ fn sizes_that_flags_claim_are_checked_first() {
         ("generate drift --out o.npy --tokens 8388609".to_owned(), "--tokens: expected at most 8388608"),
         (format!("generate drift --out o.npy --tokens {max}"), "expected at most 4294967296 numbers"),
         ("generate needle --out o.npy --dim 1048577".to_owned(), "--dim: expected at most 1048576"),
-        (format!("store d.npy --repeat {max}"), "--repeat: expected at most 1048576"),
+        (format!("store d.npy --repeat {max}"), "--repeat: expected at most 1073741824"),
         (format!("generate repeats --out o.npy --sequences {max}"), "expected at most 4294967296 numbers"),
         (format!("generate recall --out o.npy --pairs {max}"), "--pairs: expected 1 to 1024"),
         (format!("generate drift --out o.npy --segment {max}"), "--segment: expected 1 to 1024"),
@@ -208,7 +208,8 @@ fn large_grids_are_rejected_in_time() {
     let list = |count: usize| (0..count).map(|i| i.to_string()).collect::<Vec<_>>().join(",");
     desk.file("list.toml", format!("data = 'd.npy'\n[grid]\nseed = [{}]\n", list(65_537)));
     assert!(desk.refused("sweep list.toml --dry-run").contains("expected at most 65536 values for `seed`"));
-    let notes: String = (0..4000).map(|i| format!("_n{i} = '{}'\n", "x".repeat(500))).collect();
+    let notes: Vec<_> = (0..4000).map(|i| format!("_n{i} = '{}'\n", "x".repeat(500))).collect();
+    let notes = notes.concat();
     desk.file("notes.toml", format!("data = 'd.npy'\n{notes}[grid]\nseed = 'range(0, 65536)'\n"));
     assert!(desk.refused("sweep notes.toml --dry-run").contains("expected rows that take at most"));
     desk.file("text.toml", format!("data = 'd.npy'\n_n = '{}'\n", "x".repeat(5000)));
