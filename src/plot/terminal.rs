@@ -5,7 +5,7 @@
 //! The braille is ratatui's, drawn into a buffer. Of the others, textplots and drawille know no colour of single lines and no
 //! log ticks of ours, and rasciigraph takes evenly spaced values alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
 
 use anstyle::{Ansi256Color, Style as Ink};
@@ -236,7 +236,8 @@ fn draw_map(panel: &Panel, map: &Map, colours: &Colours, screen: &Screen, out: &
     let labels = {
         let ticks = panel.y.ticks.iter().filter_map(|tick| Some((tick.at, tick.label.as_deref()?)));
         let row = |at: f64| up - 1 - place(at * up as f64).min(up - 1);
-        ticks.map(|(at, label)| (row(at), cut(&raised(label), 10))).collect::<BTreeMap<_, _>>()
+        let (rows, texts): (Vec<_>, Vec<_>) = ticks.map(|(at, label)| (row(at), label)).unzip();
+        rows.into_iter().zip(cut_apart(texts.into_iter(), 10)).collect::<BTreeMap<_, _>>()
     };
     for row in 0..up {
         let (label, spine) = labels.get(&row).map_or(("", '│'), |label| (&label[..], '┤'));
@@ -310,7 +311,7 @@ fn draw_keys(chart: &Chart, screen: &Screen, out: &mut String) {
     let shown: Vec<_> = shown.collect();
     // Room for the longest swatch, a space, and a number.
     let most = screen.columns.saturating_sub(8);
-    let texts = names::numbered(shown.iter().map(|key| cut(&raised(&key.text), most)).collect());
+    let texts = cut_apart(shown.iter().map(|key| &key.text[..]), most);
     let mut used = 0;
     let mut any = false;
     for (key, text) in shown.into_iter().zip(texts) {
@@ -402,6 +403,17 @@ fn raised(text: &str) -> String {
     out
 }
 
+/// Texts as [`raised`], cut to so many columns, numbered where that makes two of them the same.
+fn cut_apart<'a>(texts: impl Iterator<Item = &'a str>, columns: usize) -> Vec<String> {
+    let whole: Vec<_> = texts.map(raised).collect();
+    let short: Vec<_> = whole.iter().map(|text| cut(text, columns)).collect();
+    if short.iter().collect::<HashSet<_>>().len() == short.len() {
+        return short;
+    }
+    // Room for a number of two digits.
+    names::numbered(whole.iter().map(|text| cut(text, columns.saturating_sub(5))).collect())
+}
+
 fn cut(text: &str, columns: usize) -> String {
     if text.chars().count() <= columns {
         return text.to_owned();
@@ -414,12 +426,14 @@ mod tests {
     use plotters::style::RGBColor;
     use ratatui_core::style::Color;
 
-    use super::{coloured, cut, nearest, raised, shade};
+    use super::{coloured, cut, cut_apart, nearest, raised, shade};
 
     #[test]
     fn text_is_plain() {
         assert_eq!(raised("1.26·10^{−4}, θ"), "1.26·10⁻⁴, θ");
         assert_eq!((cut("abcdef", 4), cut("abcd", 4)), ("abc…".to_owned(), "abcd".to_owned()));
+        assert_eq!(cut_apart(["a long one", "a long two"].into_iter(), 9), ["a l… (1)", "a l… (2)"]);
+        assert_eq!(cut_apart(["one", "two"].into_iter(), 9), ["one", "two"]);
         assert_eq!([0.0, 0.3, 0.5, 0.7, 1.0].map(shade), ['·', '░', '▒', '▓', '█']);
     }
 

@@ -204,7 +204,8 @@ impl Opened {
             let expected = format!("as many sequences as {}, {sequences}", data.path().display());
             return Err(Error::file(store.path(), expected, store.dims().sequences.to_string()));
         }
-        source.dimensions().check_sequences(sequences)?;
+        // A plain read has one memory for all sequences.
+        source.dimensions().check_sequences(if config.mode == Mode::Read { 1 } else { sequences })?;
         Ok(Self { data, store_seq, source, labels: None, inputs: Vec::new(), chunk_size, gates })
     }
 
@@ -252,11 +253,11 @@ impl Opened {
             let expected = format!("as many sequences as the memory's state, {of_state}");
             return Err(Error::file(self.data.path(), expected, sequences.to_string()));
         }
+        let states = if config.mode == Mode::Read { 1 } else { sequences };
         if known.is_none() {
-            reserve::<T>(&self.source.dimensions(), sequences)?;
+            reserve::<T>(&self.source.dimensions(), states)?;
         }
-        let mut state = known
-            .unwrap_or_else(|| memory.initial_state(if config.mode == Mode::Read { 1 } else { sequences }));
+        let mut state = known.unwrap_or_else(|| memory.initial_state(states));
         if config.restart_momentum {
             state.momentum.fill(T::zero());
         }
