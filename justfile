@@ -25,6 +25,10 @@ scan-bench *ARGS:
 test *FILTER:
     cargo test --locked {{ FILTER }}
 
+# Mutate inputs for a while: `just fuzz npy 600`, or each target for a minute; the targets are in tests/fuzz/targets.rs
+fuzz TARGET='' SECONDS='60' SEED='1':
+    FUZZ_TARGET={{ TARGET }} FUZZ_SECONDS={{ SECONDS }} FUZZ_SEED={{ SEED }} cargo test --locked --test fuzz -- --ignored --nocapture
+
 # Where the engine spends its time: one head on the shipped passages unless told otherwise (flags of retrieve)
 profile *ARGS='--heads 1 --chunk-size 16':
     cargo run --release --quiet -- retrieve data/passages.npy --online {{ ARGS }} --repeat 200 --no-plots --verbose --force --out results/profile

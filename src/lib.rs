@@ -16,13 +16,15 @@
 //! - [`cli`]: the subcommands.
 //!
 //! Besides: `matmul` (the gemm crate on array views), [`packed`] (products with weights that are cut up once), [`simd`]
-//! (vectors of either element type), [`statistics`] (means and their intervals), `peak` (memory used), `error`.
+//! (vectors of either element type), [`statistics`] (means and their intervals), `peak` (memory used), `error`, `escape` (names
+//! fit to be shown).
 
 pub mod cli;
 pub mod config;
 pub mod cuda;
 pub mod engine;
 mod error;
+mod escape;
 pub mod generate;
 pub mod io;
 mod matmul;

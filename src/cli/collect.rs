@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::sweep::{FigureArgs, draw, one_line};
 use super::{FAILED, Format, note, print, print_error};
+use crate::escape::for_terminal;
 use crate::sweep::{self, Folder, Parameters, Record, Status};
 
 /// What `--format json` prints.
@@ -96,7 +97,8 @@ impl Collection<'_> {
             "runs             {}: {} finished, {missing} missing, {failed} failed or diverged",
             self.runs, self.finished
         );
-        let _ = writeln!(text, "results          {}", self.out.join("results.csv").display());
+        let path = self.out.join("results.csv").display().to_string();
+        let _ = writeln!(text, "results          {}", for_terminal(&path));
         text
     }
 

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
+use super::table::aligned;
 use super::{Format, print};
 use crate::cuda::{self, Description, Listed, Unusable};
 use crate::error::Error;
@@ -88,19 +89,11 @@ impl Found {
                 gpu.driver.clone(),
             ]
         });
-        let rows: Vec<_> = [HEADINGS.map(str::to_owned), cpu].into_iter().chain(gpus).collect();
-        let width: [usize; HEADINGS.len()] =
-            std::array::from_fn(|c| rows.iter().map(|row| row[c].chars().count()).max().unwrap_or_default());
+        let rows = [HEADINGS.map(str::to_owned), cpu].into_iter().chain(gpus);
+        let rows: Vec<_> = rows.map(|row| row.to_vec()).collect();
         let mut text = String::new();
-        for row in rows {
-            let cells = row.iter().zip(width).enumerate();
-            let cells =
-                cells.map(
-                    |(c, (cell, width))| {
-                        if c < LEFT { format!("{cell:width$}") } else { format!("{cell:>width$}") }
-                    },
-                );
-            let _ = writeln!(text, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+        for line in aligned(&rows, LEFT) {
+            let _ = writeln!(text, "{}", line.trim_end());
         }
         for Unusable { index, error } in &self.cuda_unusable {
             let _ = writeln!(text, "no cuda:{index}: {error}");

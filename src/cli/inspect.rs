@@ -7,12 +7,15 @@ use std::process::ExitCode;
 use serde::Serialize;
 use serde_json::{Number, Value};
 
+use super::table::aligned;
 use super::{COULD_NOT_RUN, FAILED, Format, print, print_error};
 use crate::error::Error;
+use crate::escape::for_terminal;
 use crate::io::Progress;
 use crate::io::dtype::shape_text;
 use crate::io::summary::{ArraySummary, FileFormat, FileSummary, summarise};
-use crate::io::tensors::METADATA_KEY;
+use crate::io::tensors::{MAX_CONFIGURATION, METADATA_KEY};
+use crate::io::text::check_streams;
 use crate::memory::Dimensions;
 
 const FIRST_WEIGHT: &str = "memory_model.weights.0";
@@ -56,6 +59,7 @@ struct Report {
 /// Prints what can be read, one error line for each file that cannot. Exit status 0, 1 if some could not be read, 2 if
 /// none could.
 pub fn run(args: &Args, progress: Progress) -> anyhow::Result<ExitCode> {
+    check_streams(args.files.iter().map(PathBuf::as_path))?;
     let mut reports = Vec::new();
     let mut failed = 0;
     let mut gap = "";
@@ -97,7 +101,8 @@ fn classify(file: &mut FileSummary) -> Kind {
     let parameters = dimensions(&file.arrays);
     if let Some(json) = file.metadata.remove(METADATA_KEY) {
         // Shown as it is where it is not JSON: inspect is for finding out what is wrong.
-        let configuration = serde_json::from_str(&json).unwrap_or(Value::String(json));
+        let parsed = (json.len() <= MAX_CONFIGURATION).then(|| serde_json::from_str(&json).ok()).flatten();
+        let configuration = parsed.unwrap_or(Value::String(json));
         return Kind::Memory { parameters, configuration };
     }
     if file.arrays.iter().any(|array| array.name.as_deref() == Some(FIRST_WEIGHT)) {
@@ -125,24 +130,24 @@ fn table(report: &Report) -> String {
         Kind::Parameters { .. } => "parameters, ",
         Kind::Memory { .. } => "a memory, ",
     };
-    let mut text = format!("{}: {what}{format}, {} bytes\n", file.file.display(), file.bytes);
+    let path = file.file.display().to_string();
+    let mut text = format!("{}: {what}{format}, {} bytes\n", for_terminal(&path), file.bytes);
     if let Kind::Parameters { parameters } | Kind::Memory { parameters, .. } = kind {
         let _ = match parameters {
             Some(dimensions) => writeln!(text, "  {dimensions}"),
             None => writeln!(text, "  dimensions unknown: shapes are missing or do not agree"),
         };
     }
-    let width = file.metadata.keys().map(|key| key.chars().count()).max().unwrap_or_default();
-    for (key, value) in &file.metadata {
-        let _ = writeln!(text, "  {key:width$}  {}", value.escape_debug());
+    let pairs = file.metadata.iter().map(|(key, value)| vec![key.clone(), value.escape_debug().to_string()]);
+    for line in aligned(&pairs.collect::<Vec<_>>(), 2) {
+        let _ = writeln!(text, "  {}", line.trim_end());
     }
     if let Kind::Memory { configuration, .. } = kind {
         text += "\n  configuration\n";
         let mut lines = Vec::new();
         flatten("", configuration, &mut lines);
-        let width = lines.iter().map(|(key, _)| key.chars().count()).max().unwrap_or_default();
-        for (key, value) in lines {
-            let _ = writeln!(text, "    {key:width$}  {value}");
+        for line in aligned(&lines, 2) {
+            let _ = writeln!(text, "    {}", line.trim_end());
         }
     }
     text.push('\n');
@@ -178,7 +183,7 @@ fn table(report: &Report) -> String {
 }
 
 /// Nested objects as dotted keys, everything else in JSON on one line.
-fn flatten(prefix: &str, value: &Value, lines: &mut Vec<(String, String)>) {
+fn flatten(prefix: &str, value: &Value, lines: &mut Vec<Vec<String>>) {
     match value {
         Value::Object(map) if !map.is_empty() => {
             for (key, value) in map {
@@ -186,9 +191,9 @@ fn flatten(prefix: &str, value: &Value, lines: &mut Vec<(String, String)>) {
                 flatten(&key, value, lines);
             }
         }
-        Value::String(text) => lines.push((prefix.to_owned(), text.escape_debug().to_string())),
-        Value::Null => lines.push((prefix.to_owned(), "-".to_owned())),
-        other => lines.push((prefix.to_owned(), other.to_string())),
+        Value::String(text) => lines.push(vec![prefix.to_owned(), text.escape_debug().to_string()]),
+        Value::Null => lines.push(vec![prefix.to_owned(), "-".to_owned()]),
+        other => lines.push(vec![prefix.to_owned(), other.to_string()]),
     }
 }
 
@@ -212,22 +217,10 @@ fn cells(array: &ArraySummary) -> [String; 9] {
     ]
 }
 
-fn align(mut rows: Vec<[String; 9]>, with_names: bool) -> Vec<String> {
-    rows.insert(0, HEADINGS.map(str::to_owned));
+fn align(rows: Vec<[String; 9]>, with_names: bool) -> Vec<String> {
     let first = usize::from(!with_names);
-    let width: [usize; 9] =
-        std::array::from_fn(|c| rows.iter().map(|row| row[c].chars().count()).max().unwrap_or_default());
-    rows.iter()
-        .map(|row| {
-            let cells: Vec<_> = (first..HEADINGS.len())
-                .map(|c| {
-                    let (cell, width) = (&row[c], width[c]);
-                    if c < LEFT { format!("{cell:width$}") } else { format!("{cell:>width$}") }
-                })
-                .collect();
-            cells.join("  ")
-        })
-        .collect()
+    let rows = std::iter::once(HEADINGS.map(str::to_owned)).chain(rows);
+    aligned(&rows.map(|row| row[first..].to_vec()).collect::<Vec<_>>(), LEFT - first)
 }
 
 fn number(number: &Number) -> String {

@@ -17,6 +17,7 @@ mod run;
 mod scan_bench;
 mod store;
 mod sweep;
+mod table;
 
 use std::ffi::OsString;
 use std::io::{self, ErrorKind, Write};
@@ -30,6 +31,7 @@ pub use end::Allocator;
 use end::{begin_work, check_interrupt};
 
 use crate::error::Error;
+use crate::escape::for_terminal;
 use crate::storage;
 
 /// Neural-memory experiments from the command line: store and retrieve sequences, measure, draw
@@ -150,9 +152,17 @@ fn print_error(message: &str) {
     note("error: ", message);
 }
 
+/// Most letters of a line on stderr: names and cells of files may be of any length.
+const MAX_LINE: usize = 8192;
+
 /// One line of stderr. Where that is closed there is nobody to tell.
 fn note(kind: &str, message: &str) {
-    let _ = writeln!(io::stderr(), "{kind}{}", message.replace('\n', " "));
+    let mut line: String = message.replace('\n', " ").chars().take(MAX_LINE + 1).collect();
+    if line.chars().count() > MAX_LINE {
+        line.pop();
+        line.push('…');
+    }
+    let _ = writeln!(io::stderr(), "{kind}{}", for_terminal(&line));
 }
 
 /// Writes a result to stdout. False where the reader has gone (`| head`): nothing more to do, and nothing went wrong.

@@ -9,7 +9,9 @@ use anyhow::Context;
 use super::{check_interrupt, note, print};
 use crate::config::whole;
 use crate::error::Error;
+use crate::escape::for_terminal;
 use crate::io::labels::Labels;
+use crate::io::text::check_streams;
 use crate::plot::terminal::Screen;
 use crate::plot::{
     self, Drawn, Figure, FigureFormat, INCH, Inches, Kind, LogAxes, Look, Request, Source, Theme, Venue,
@@ -134,8 +136,8 @@ enum Target {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let sources = args.paths.iter().map(|path| Source::find(path, args.kind));
-    let sources = sources.collect::<crate::Result<Vec<_>>>()?;
+    check_streams(args.paths.iter().chain(&args.labels).map(PathBuf::as_path))?;
+    let sources = Source::find_all(&args.paths, args.kind)?;
     let request = args.request()?;
     let target = args.target(&sources)?;
     let formats = args.formats(&target)?;
@@ -181,18 +183,22 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
     };
     if !args.quiet {
-        let names: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+        let names = files.iter().map(|file| for_terminal(&file.display().to_string()).into_owned());
+        let names: Vec<_> = names.collect();
         print(&if names.is_empty() { String::new() } else { names.join("\n") + "\n" })?;
     }
     Ok(ExitCode::SUCCESS)
 }
+
+/// Wider screens leave nothing to see better: COLUMNS may say anything.
+const MAX_COLUMNS: usize = 1000;
 
 /// As wide as COLUMNS says, or the terminal is, or 80; colours on a terminal alone, and not where NO_COLOR is set.
 fn screen() -> Screen {
     let out = std::io::stdout();
     let said = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
     let terminal = || terminal_size::terminal_size_of(&out).map(|(width, _)| usize::from(width.0));
-    let columns = said.filter(|&columns| columns > 0).or_else(terminal).unwrap_or(80);
+    let columns = said.filter(|&columns| columns > 0).or_else(terminal).unwrap_or(80).min(MAX_COLUMNS);
     let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
     Screen { columns, colours: out.is_terminal() && !set("NO_COLOR") && !dumb }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use super::sweep::one_line;
+use crate::escape::for_terminal;
 use crate::run::Event as RunEvent;
 use crate::sweep::{Event, Status};
 
@@ -112,7 +113,8 @@ impl SweepProgress {
             state.1.push(name);
         }
         let failed = if state.0 > 0 { format!(", {} failed", state.0) } else { String::new() };
-        self.bar.set_message(format!("{failed}; {}", state.1.join(" | ")));
+        let running = state.1.join(" | ");
+        self.bar.set_message(format!("{failed}; {}", for_terminal(&running)));
     }
 }
 

@@ -8,6 +8,8 @@ use super::progress::Progress;
 use super::{FAILED, Format, begin_work, check_interrupt, note, print, print_error};
 use crate::config::{Command, Mode, Settings};
 use crate::error::Error;
+use crate::escape::for_terminal;
+use crate::io::text::{MAX_TOML, TextFile};
 use crate::metrics::COLUMNS;
 use crate::run::{Event, Report, execute};
 use crate::storage;
@@ -45,11 +47,13 @@ pub struct RunArgs {
 impl RunArgs {
     /// Runs `command`.
     pub fn execute(self, command: Command) -> anyhow::Result<ExitCode> {
-        let of_file = self.config.as_deref().map(Settings::from_toml).transpose()?.unwrap_or_default();
+        let file = self.config.as_deref().map(|path| TextFile::read(path, MAX_TOML)).transpose()?;
+        let of_file = file.as_ref().map(Settings::from_toml).transpose()?.unwrap_or_default();
         let merged = self.settings.clone().or(of_file);
         self.settings.check_flags(command, &merged)?;
         let mut config = merged.validate(command)?;
         config.file.clone_from(&self.config);
+        config.file_sha256 = file.as_ref().map(TextFile::sha256).unwrap_or_default();
         let device = config.device.open()?;
         for told in config.device_note.into_iter().chain(device.note.as_deref()).filter(|_| !self.quiet) {
             note("note: ", told);
@@ -163,7 +167,7 @@ fn table(report: &Report) -> String {
     }
     let _ = write!(times, ", write {}, plots {}", seconds(wall.write), seconds(wall.plots));
     line("time", times);
-    line("results", report.out.display().to_string());
+    line("results", for_terminal(&report.out.display().to_string()).into_owned());
     text
 }
 

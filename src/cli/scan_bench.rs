@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::progress::Bar;
+use super::table::aligned;
 use super::{FAILED, Format, begin_work, check_interrupt, note, print, print_error};
 use crate::config::whole;
 use crate::cuda::DeviceChoice;
 use crate::error::Error;
+use crate::escape::for_terminal;
 use crate::plot::FigureFormat;
 use crate::real::ElementType;
 use crate::scan_bench::{Algorithm, BenchShape, Config, Event, Gate, Layout, Report, Row, execute, steps_to};
@@ -137,8 +139,19 @@ pub struct Args {
     quiet: bool,
 }
 
+/// Most values of a list; of all combinations there may be fewer still.
+const MAX_LIST: usize = 128;
+
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let (quiet, format, force) = (args.quiet, args.format, args.force);
+    let lists = [&args.steps, &args.channels, &args.batch, &args.threads];
+    for (flag, list) in ["--steps", "--channels", "--batch", "--threads"].into_iter().zip(lists) {
+        if list.len() > MAX_LIST {
+            return Err(
+                Error::setting(flag, format!("at most {MAX_LIST} values"), list.len().to_string()).into()
+            );
+        }
+    }
     args.config(false).check()?;
     let devices = or(&args.device, || vec![DeviceChoice::Cpu]);
     let mut devices = devices.into_iter().map(DeviceChoice::open).collect::<Result<Vec<_>, _>>()?;
@@ -271,20 +284,11 @@ const LEFT: usize = 4;
 fn table(report: &Report) -> String {
     let dtypes = report.config.dtypes.len() > 1;
     let cells = report.rows.iter().map(|row| cells(row, dtypes));
-    let rows: Vec<_> = std::iter::once(HEADINGS.map(str::to_owned)).chain(cells).collect();
-    let width: [usize; HEADINGS.len()] =
-        std::array::from_fn(|c| rows.iter().map(|row| row[c].chars().count()).max().unwrap_or_default());
+    let rows: Vec<_> =
+        std::iter::once(HEADINGS.map(str::to_owned)).chain(cells).map(|row| row.to_vec()).collect();
     let mut text = String::new();
-    for row in rows {
-        let line: Vec<_> = row
-            .iter()
-            .enumerate()
-            .map(|(c, cell)| {
-                let width = width[c];
-                if c < LEFT { format!("{cell:width$}") } else { format!("{cell:>width$}") }
-            })
-            .collect();
-        let _ = writeln!(text, "{}", line.join("  "));
+    for line in aligned(&rows, LEFT) {
+        let _ = writeln!(text, "{line}");
     }
     for shape in &report.left_out {
         let _ = writeln!(text, "left out  {shape}");
@@ -296,7 +300,7 @@ fn table(report: &Report) -> String {
         let _ = writeln!(text, "          {gpu}");
     }
     let _ = writeln!(text, "time      {:.1} s", report.wall_s);
-    let _ = writeln!(text, "results   {}", report.config.out.display());
+    let _ = writeln!(text, "results   {}", for_terminal(&report.config.out.display().to_string()));
     text
 }
 

@@ -12,10 +12,13 @@ use serde::Serialize;
 use super::cluster::{self, ClusterArgs};
 use super::collect;
 use super::progress::SweepProgress;
+use super::table::aligned;
 use super::{FAILED, Format, INTERRUPTED, begin_work, check_interrupt, note, print, print_error};
 use crate::config::whole;
 use crate::cuda::Devices;
 use crate::error::Error;
+use crate::escape::for_terminal;
+use crate::io::text::{MAX_TOML, TextFile};
 use crate::plot::sweep::SweepFigure;
 use crate::plot::{self, FigureFormat, Request};
 use crate::run::{Keep, UNSTABLE_RATIO};
@@ -132,7 +135,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         return collect::run(folder, args.plan.as_deref(), figure, args.format, args.quiet);
     }
     let file = args.experiment.clone().unwrap_or_default();
-    let mut experiment = Experiment::read(&file)?;
+    let text = TextFile::read(&file, MAX_TOML)?;
+    if text.is_stream() && args.cluster.is_for_slurm() {
+        let expected = "a file that jobs can read too, with --slurm";
+        return Err(Error::file(&file, expected, "a pipe or device").into());
+    }
+    let mut experiment = Experiment::read(&text)?;
     for setting in &args.settings {
         experiment.lay_over(setting)?;
     }
@@ -454,7 +462,7 @@ impl Summary<'_> {
         if self.ran > 0 {
             line("time", format!("{:.2} s, {each:.1} ms a run", self.wall_s));
         }
-        line("results", self.out.join("results.csv").display().to_string());
+        line("results", for_terminal(&self.out.join("results.csv").display().to_string()).into_owned());
         text
     }
 }
@@ -493,12 +501,9 @@ fn dry_table(plan: &Plan, mine: &[usize], done: &dyn Fn(&PlannedRun) -> bool) ->
         });
         rows.push(row);
     }
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
     let mut text = String::new();
-    for row in &rows {
-        let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}"));
-        let _ = writeln!(text, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+    for line in aligned(&rows, keys.len() + 2) {
+        let _ = writeln!(text, "{}", line.trim_end());
     }
     let finished = runs().filter(|run| done(run)).count();
     let _ = writeln!(text, "{} runs, {finished} of them done", mine.len());

@@ -91,6 +91,8 @@ pub struct Config {
     pub labels: Option<PathBuf>,
     /// The TOML file that settings came from, so that replacing `out` does not take it along.
     pub file: Option<PathBuf>,
+    /// SHA-256 of that file as it was read.
+    pub file_sha256: String,
     /// Whether figures are drawn.
     pub plots: bool,
     /// What they are written as.
@@ -136,6 +138,9 @@ struct GateLayer {
 
 /// More is a slip of the keyboard.
 const MOST_THREADS: usize = 1024;
+
+/// Most repeats: enough for a run that is meant to be stopped, and few enough to be counted in tokens.
+const MAX_REPEAT: usize = 1 << 30;
 
 /// Chunk size of a memory drawn without one.
 const DRAWN_CHUNK_SIZE: usize = 16;
@@ -211,6 +216,9 @@ impl Settings {
         if let Some(threads) = self.threads.filter(|threads| *threads > MOST_THREADS) {
             return Err(Error::setting("--threads", format!("at most {MOST_THREADS}"), threads.to_string()));
         }
+        if let Some(repeat) = self.repeat.filter(|repeat| *repeat > MAX_REPEAT) {
+            return Err(Error::setting("--repeat", format!("at most {MAX_REPEAT}"), repeat.to_string()));
+        }
         for (flag, number) in [
             ("--threads", self.threads),
             ("--heads", self.heads),
@@ -270,6 +278,7 @@ impl Settings {
             repeat: self.repeat.unwrap_or(0),
             labels: self.labels.filter(|_| mode != Mode::Read),
             file: None,
+            file_sha256: String::new(),
             figure_format: self.figure_format.unwrap_or_else(|| vec![FigureFormat::default()]),
             plots: mode != Mode::Read && !self.no_plots.unwrap_or(false),
             store_seq: self.store_seq.filter(|_| mode == Mode::Online),

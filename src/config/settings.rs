@@ -1,13 +1,16 @@
 //! Settings as typed, on the command line or in a TOML file: everything optional, nothing checked against the rest.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::Args;
 use serde::Deserialize;
+use serde::de::{self, Deserializer, Unexpected, Visitor};
 
 use crate::cuda::DeviceChoice;
 use crate::error::{Error, Result};
+use crate::io::text::TextFile;
 use crate::memory::parameters::Init;
 use crate::plot::FigureFormat;
 use crate::real::ElementType;
@@ -45,6 +48,7 @@ pub struct Settings {
     pub init: Option<Init>,
     /// Seed of a drawn memory [default: 0]
     #[arg(long, value_name = "N", help_heading = "Memory", value_parser = whole::<u64>, allow_negative_numbers = true)]
+    #[serde(default, deserialize_with = "seed")]
     pub seed: Option<u64>,
     /// Draw a memory without the norms before storing and reading
     #[arg(long, help_heading = "Memory", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
@@ -138,6 +142,34 @@ pub(crate) fn whole<N: FromStr>(text: &str) -> Result<N, String> {
     text.parse().map_err(|_| "expected a whole number".to_owned())
 }
 
+/// A whole number, or the digits of one beyond TOML's own integers, which end at 2^63 − 1.
+fn seed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    struct Seed;
+
+    impl Visitor<'_> for Seed {
+        type Value = u64;
+
+        fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+            f.write_str("u64")
+        }
+
+        fn visit_i64<E: de::Error>(self, number: i64) -> Result<u64, E> {
+            u64::try_from(number).map_err(|_| E::invalid_value(Unexpected::Signed(number), &self))
+        }
+
+        fn visit_u64<E: de::Error>(self, number: u64) -> Result<u64, E> {
+            Ok(number)
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<u64, E> {
+            let large = text.parse().ok().filter(|&number| number > i64::MAX.unsigned_abs());
+            large.ok_or_else(|| E::invalid_type(Unexpected::Str(text), &self))
+        }
+    }
+
+    deserializer.deserialize_any(Seed).map(Some)
+}
+
 /// A gate as typed: a number pins it, `learned` leaves it to its layer.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(try_from = "toml::Value")]
@@ -173,11 +205,11 @@ impl TryFrom<toml::Value> for GateSetting {
 }
 
 impl Settings {
-    /// Reads a TOML file. Relative paths in it are relative to its folder.
-    pub fn from_toml(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
-        let mut settings: Self = toml::from_str(&text).map_err(|error| explain_toml(path, &text, &error))?;
-        let folder = path.parent().unwrap_or(Path::new(""));
+    /// Settings of a TOML file. Relative paths in it are relative to its [folder](TextFile::folder).
+    pub fn from_toml(file: &TextFile) -> Result<Self> {
+        let (path, text) = (file.path(), file.text()?);
+        let mut settings: Self = toml::from_str(text).map_err(|error| explain_toml(path, text, &error))?;
+        let folder = file.folder();
         let files = [
             &mut settings.data,
             &mut settings.memory,

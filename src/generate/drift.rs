@@ -8,7 +8,9 @@
 //!
 //! The first topic is there from the start. ν = 0: nothing but topics; ν = 1: nothing but noise.
 
-use super::{Draw, Label, check_length, check_share};
+use std::io;
+
+use super::{Draw, Label, Token, check_length, check_share};
 use crate::error::Result;
 
 /// What is drawn.
@@ -33,11 +35,11 @@ impl Drift {
         Ok((0..tokens).map(label).collect())
     }
 
-    pub(super) fn fill(&self, labels: &[Label], dim: usize, draw: &mut Draw) -> Vec<f64> {
+    pub(super) fn fill(&self, labels: &[Label], dim: usize, draw: &mut Draw, token: Token) -> io::Result<()> {
         let kept = (1.0 - self.noise * self.noise).sqrt();
         let mut old = Vec::new();
         let mut new = Vec::new();
-        let mut tokens = Vec::with_capacity(labels.len() * dim);
+        let mut numbers = Vec::with_capacity(dim);
         for (t, label) in labels.iter().enumerate() {
             let since = t % self.segment;
             if since == 0 {
@@ -50,12 +52,14 @@ impl Drift {
                 ((since + 1) as f64 / (self.transition + 1) as f64).min(1.0)
             };
             let width = ((1.0 - w) * (1.0 - w) + w * w).sqrt();
+            numbers.clear();
             for (i, new) in new.iter().enumerate() {
                 let old = old.get(i).copied().unwrap_or_default();
                 let topic = ((1.0 - w) * old + w * new) / width;
-                tokens.push(kept * topic + self.noise * draw.normal());
+                numbers.push(kept * topic + self.noise * draw.normal());
             }
+            token(&numbers)?;
         }
-        tokens
+        Ok(())
     }
 }

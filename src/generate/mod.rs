@@ -27,8 +27,14 @@ pub use needle::Needle;
 pub use recall::Recall;
 pub use repeats::Repeats;
 
-/// Numbers of one sequence, and of a file, beyond which a size is a slip of the keyboard: 16 GiB in f32.
+/// Numbers of a file beyond which a size is a slip of the keyboard: 16 GiB in f32.
 const MOST_NUMBERS: usize = 1 << 32;
+/// Most tokens of a sequence, whose labels are held, forty bytes each.
+const MAX_TOKENS: usize = 1 << 23;
+/// Widest token: one is held at a time.
+const MAX_DIM: usize = 1 << 20;
+/// Most numbers of pairs, passages or needles, which are held because they come again: half a gigabyte in f64.
+const MAX_ITEM_NUMBERS: usize = 1 << 26;
 
 /// What is generated.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -78,6 +84,11 @@ impl Generator {
             let got = format!("{sequences} × {tokens} × {dim}");
             return Err(Error::setting("--sequences, --tokens, --dim", expected, got));
         }
+        for (flag, size, most) in [("--tokens", tokens, MAX_TOKENS), ("--dim", dim, MAX_DIM)] {
+            if size > most {
+                return Err(Error::setting(flag, format!("at most {most}"), size.to_string()));
+            }
+        }
         let mut draw = Draw::new(seed, 0);
         let labels = match task {
             Task::Recall(recall) => recall.labels(shape, &mut draw),
@@ -85,6 +96,12 @@ impl Generator {
             Task::Repeats(repeats) => repeats.labels(tokens, &mut draw),
             Task::Needle(needle) => needle.labels(tokens, &mut draw),
         }?;
+        // Within the limits on both, so no overflow.
+        let items = items(&labels) * dim;
+        if items > MAX_ITEM_NUMBERS {
+            let expected = format!("content that comes again of at most {MAX_ITEM_NUMBERS} numbers");
+            return Err(Error::setting("--tokens, --dim", expected, items.to_string()));
+        }
         Ok(Self { task, shape, seed, labels })
     }
 
@@ -95,19 +112,28 @@ impl Generator {
 
     /// The tokens of one sequence, (tokens, dim).
     pub fn sequence(&self, sequence: usize) -> Vec<f32> {
+        let mut numbers = Vec::with_capacity(self.shape.tokens * self.shape.dim);
+        let all = self.each_token(sequence, &mut |token| {
+            numbers.extend(token.iter().map(|&x| x as f32));
+            Ok(())
+        });
+        all.expect("memory takes every token");
+        numbers
+    }
+
+    fn each_token(&self, sequence: usize, token: Token) -> io::Result<()> {
         let mut draw = Draw::new(self.seed, 1 + sequence as u64);
         let (labels, dim) = (&self.labels[..], self.shape.dim);
-        let numbers = match self.task {
-            Task::Recall(recall) => recall.fill(labels, dim, &mut draw),
-            Task::Drift(drift) => drift.fill(labels, dim, &mut draw),
-            Task::Repeats(repeats) => repeats.fill(labels, dim, &mut draw),
-            Task::Needle(needle) => needle.fill(labels, dim, &mut draw),
-        };
-        numbers.into_iter().map(|x| x as f32).collect()
+        match self.task {
+            Task::Recall(recall) => recall.fill(labels, dim, &mut draw, token),
+            Task::Drift(drift) => drift.fill(labels, dim, &mut draw, token),
+            Task::Repeats(repeats) => repeats.fill(labels, dim, &mut draw, token),
+            Task::Needle(needle) => needle.fill(labels, dim, &mut draw, token),
+        }
     }
 
     /// Writes all as .npy: f32, little-endian, C order, of shape (tokens, dim) for rank 2 and one sequence, else
-    /// (sequences, tokens, dim). `check` is asked after every sequence and can stop the work.
+    /// (sequences, tokens, dim). `check` is asked after every token and can stop the work.
     pub fn write_npy(
         &self,
         rank: usize,
@@ -119,9 +145,13 @@ impl Generator {
         let axes = [sequences, tokens, dim];
         out.write_all(&npy::header_bytes(ElementType::F32, &axes[3 - rank..]))?;
         for sequence in 0..sequences {
-            let bytes: Vec<u8> = self.sequence(sequence).iter().flat_map(|x| x.to_le_bytes()).collect();
-            out.write_all(&bytes)?;
-            check()?;
+            let mut bytes = Vec::with_capacity(dim * size_of::<f32>());
+            self.each_token(sequence, &mut |token| {
+                bytes.clear();
+                bytes.extend(token.iter().flat_map(|&x| (x as f32).to_le_bytes()));
+                out.write_all(&bytes)?;
+                check()
+            })?;
         }
         out.flush()
     }
@@ -137,6 +167,14 @@ impl Generator {
         }
         csv.flush()
     }
+}
+
+/// Called with one token after the other.
+pub(crate) type Token<'a> = &'a mut dyn FnMut(&[f64]) -> io::Result<()>;
+
+/// One past the last item.
+fn items(labels: &[Label]) -> usize {
+    labels.iter().filter_map(|label| label.item).max().map_or(0, |last| last + 1)
 }
 
 /// Random numbers.
@@ -195,24 +233,19 @@ impl Draw {
 }
 
 /// Tokens of items drawn once: `x = √(1 − ν²) item + ν ε`, and ε alone where there is no item; all N(0, 1).
-fn fill_items(labels: &[Label], dim: usize, noise: f64, draw: &mut Draw) -> Vec<f64> {
-    let items = labels.iter().filter_map(|label| label.item).max().map_or(0, |last| last + 1);
-    let items = draw.normals(items * dim);
+fn fill_items(labels: &[Label], dim: usize, noise: f64, draw: &mut Draw, token: Token) -> io::Result<()> {
+    let items = draw.normals(items(labels) * dim);
     let kept = (1.0 - noise * noise).sqrt();
-    let mut tokens = Vec::with_capacity(labels.len() * dim);
     for label in labels {
-        match label.item {
-            None => tokens.extend(draw.normals(dim)),
-            Some(item) => {
-                let item = &items[item * dim..(item + 1) * dim];
-                tokens.extend(item.iter().map(|x| match noise {
-                    0.0 => *x,
-                    _ => kept * x + noise * draw.normal(),
-                }));
-            }
-        }
+        let Some(item) = label.item else {
+            token(&draw.normals(dim))?;
+            continue;
+        };
+        let item = &items[item * dim..(item + 1) * dim];
+        let numbers = item.iter().map(|x| if noise == 0.0 { *x } else { kept * x + noise * draw.normal() });
+        token(&numbers.collect::<Vec<_>>())?;
     }
-    tokens
+    Ok(())
 }
 
 /// A share of 0 to 1.

@@ -8,7 +8,9 @@
 //! The sequence is cut into as many stretches as there are needles, ⌊tokens / needles⌋ each; one starts at a uniformly
 //! drawn token of each stretch from which it fits.
 
-use super::{Draw, Label, check_length, check_share, fill_items};
+use std::io;
+
+use super::{Draw, Label, Token, check_length, check_share, fill_items};
 use crate::error::Result;
 
 /// What is drawn.
@@ -38,7 +40,7 @@ impl Needle {
         Ok(labels)
     }
 
-    pub(super) fn fill(&self, labels: &[Label], dim: usize, draw: &mut Draw) -> Vec<f64> {
-        fill_items(labels, dim, self.noise, draw)
+    pub(super) fn fill(&self, labels: &[Label], dim: usize, draw: &mut Draw, token: Token) -> io::Result<()> {
+        fill_items(labels, dim, self.noise, draw, token)
     }
 }

@@ -16,10 +16,11 @@
 //! recall and nothing else. Gates have no bias, and zero weights leave them at θ = e^−7.5, η = α = ½: pin them.
 
 use std::collections::BTreeMap;
+use std::io;
 
 use ndarray::{Array2, s};
 
-use super::{Draw, Label, check_length, check_share};
+use super::{Draw, Label, Token, check_length, check_share, items};
 use crate::error::{Error, Result};
 use crate::io::Tensor;
 use crate::memory::Dimensions;
@@ -56,29 +57,37 @@ impl Recall {
         Ok(labels)
     }
 
-    pub(super) fn fill(&self, labels: &[Label], dim: usize, draw: &mut Draw) -> Vec<f64> {
-        let pairs = labels.iter().filter_map(|label| label.item).max().map_or(0, |last| last + 1);
-        let pairs = draw.normals(pairs * dim);
+    pub(super) fn fill(&self, labels: &[Label], dim: usize, draw: &mut Draw, token: Token) -> io::Result<()> {
+        let pairs = draw.normals(items(labels) * dim);
         let kept = (1.0 - self.noise * self.noise).sqrt();
-        let mut tokens = Vec::with_capacity(labels.len() * dim);
+        let mut numbers = Vec::with_capacity(dim);
         for label in labels {
             let pair = label.item.unwrap_or_default() * dim;
             let (key, value) = pairs[pair..pair + dim].split_at(dim / 2);
-            tokens.extend(key.iter().map(|x| match self.noise {
+            numbers.clear();
+            numbers.extend(key.iter().map(|x| match self.noise {
                 0.0 => *x,
                 noise => kept * x + noise * draw.normal(),
             }));
-            tokens.extend(value);
+            numbers.extend(value);
+            token(&numbers)?;
         }
-        tokens
+        Ok(())
     }
 }
 
+/// Widest tokens that parameters are made for: their matrices of dim × dim take some 300 MB while they are made.
+const MAX_PARAMETERS_DIM: usize = 4096;
+
 /// Parameters for tokens of width `dim` that make the task meaningful, in file layout.
 pub fn parameters(dim: usize, heads: usize, seed: u64) -> Result<BTreeMap<String, Tensor>> {
-    if heads < 2 || !dim.is_multiple_of(2 * heads) {
+    if heads < 2 || !heads.checked_mul(2).is_some_and(|twice| dim.is_multiple_of(twice)) {
         let expected = format!("2 or more, of which twice as many divide dim {dim}");
         return Err(Error::setting("--heads", expected, heads.to_string()));
+    }
+    if dim > MAX_PARAMETERS_DIM {
+        let expected = format!("at most {MAX_PARAMETERS_DIM} with --parameters");
+        return Err(Error::setting("--dim", expected, dim.to_string()));
     }
     let half = dim / 2;
     let dimensions = Dimensions { dim, heads, dim_head: half / heads, pre_norm: false, post_norm: false };

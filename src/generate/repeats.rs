@@ -9,7 +9,9 @@
 //! Each passage after the first is, with probability `share`, one of those that were new before, else new. The last one may
 //! be cut short.
 
-use super::{Draw, Label, check_length, check_share, fill_items};
+use std::io;
+
+use super::{Draw, Label, Token, check_length, check_share, fill_items};
 use crate::error::Result;
 
 /// What is drawn.
@@ -41,7 +43,7 @@ impl Repeats {
         Ok(labels)
     }
 
-    pub(super) fn fill(&self, labels: &[Label], dim: usize, draw: &mut Draw) -> Vec<f64> {
-        fill_items(labels, dim, self.noise, draw)
+    pub(super) fn fill(&self, labels: &[Label], dim: usize, draw: &mut Draw, token: Token) -> io::Result<()> {
+        fill_items(labels, dim, self.noise, draw, token)
     }
 }

@@ -7,8 +7,16 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::io::table::Table;
+use crate::io::text::TextFile;
+
+/// Most bytes of labels: a row a token for some twenty million tokens. Rows may name only the places where something
+/// changes, so longer sequences fit too.
+pub const MAX_LABELS: usize = 256 << 20;
+/// Most places where something changes: with their names they take half a gigabyte, and no figure shows a thousandth of
+/// them.
+const MAX_RUNS: usize = 1 << 22;
 
 /// Where the segment changes and what is a repeat, in tokens.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,29 +30,32 @@ pub struct Labels {
 /// Consecutive positions with the same labels: a file of millions of tokens is kept as its few runs.
 struct Run {
     positions: Range<u64>,
-    segment: usize,
+    segment: u32,
     repeat: bool,
     line: u64,
 }
 
 impl Labels {
-    /// Reads a CSV file.
+    /// Reads a CSV file, or a pipe.
     pub fn read(path: &Path) -> Result<Self> {
-        let mut table = Table::open(path)?;
+        Self::parse(&TextFile::read(path, MAX_LABELS)?)
+    }
+
+    /// Labels in the bytes of a CSV file.
+    pub fn parse(file: &TextFile) -> Result<Self> {
+        let mut table = Table::of(file)?;
         let (position, segment) = (table.column("position")?, table.column("segment")?);
         let repeat = table.optional_column("repeat");
-        let mut segments = HashMap::<Vec<u8>, usize>::new();
+        let mut segments = HashMap::<Vec<u8>, u32>::new();
         let mut runs = Vec::<Run>::new();
         while table.advance()? {
             let start = table.integer(position)?;
-            let end = start
-                .checked_add(1)
-                .ok_or_else(|| table.bad_row("a position below 2^64 − 1", start.to_string()))?;
+            let end = start + 1;
             let name = table.text(segment);
             let segment = if let Some(&known) = segments.get(name) {
                 known
             } else {
-                let new = segments.len();
+                let new = segments.len() as u32;
                 segments.insert(name.to_vec(), new);
                 new
             };
@@ -60,9 +71,14 @@ impl Labels {
                     _ => return Err(table.bad_row("a repeat of 0 or 1", text)),
                 },
             };
+            let count = runs.len();
             match runs.last_mut() {
                 Some(run) if run.positions.end == start && run.segment == segment && run.repeat == repeat => {
                     run.positions.end = end;
+                }
+                _ if count == MAX_RUNS => {
+                    let expected = format!("at most {MAX_RUNS} changes of segment or repeat");
+                    return Err(Error::file(file.path(), expected, "more"));
                 }
                 _ => runs.push(Run { positions: start..end, segment, repeat, line: table.position().line() }),
             }
@@ -71,7 +87,7 @@ impl Labels {
         if let Some(pair) = runs.windows(2).find(|pair| pair[1].positions.start < pair[0].positions.end) {
             let got = format!("{} again", pair[1].positions.start);
             let expected = format!("each position once, on line {}", pair[1].line.max(pair[0].line));
-            return Err(crate::Error::file(path, expected, got));
+            return Err(Error::file(file.path(), expected, got));
         }
         Ok(Self::from_runs(&runs))
     }
@@ -174,6 +190,6 @@ mod tests {
             assert_eq!(read(csv).unwrap_err(), message);
         }
         let absent = Labels::read(std::path::Path::new("/no/such/labels.csv")).unwrap_err();
-        assert_eq!(absent.to_string(), "/no/such/labels.csv: cannot open");
+        assert_eq!(absent.to_string(), "/no/such/labels.csv: cannot read");
     }
 }

@@ -18,9 +18,9 @@ use ndarray::{Array2, Array3, Array4, ArrayD, ArrayView3, Dimension, Ix2, s};
 use serde::{Deserialize, Serialize};
 
 use super::mapped::Progress;
-use super::tensors::{Tensor, TensorFile, write_safetensors};
+use super::tensors::{MAX_CONFIGURATION, Tensor, TensorFile, write_safetensors};
 use crate::error::{Error, Result};
-use crate::memory::parameters::{self, Init, MEMORY_WEIGHTS};
+use crate::memory::parameters::{self, Init, MEMORY_WEIGHTS, Mismatch};
 use crate::memory::state::Side;
 use crate::memory::{Dimensions, Gates, Parameters, State};
 use crate::real::{ElementType, Real};
@@ -70,7 +70,13 @@ impl MemoryFile {
         allow_nonfinite: bool,
         progress: Progress,
     ) -> Result<Self> {
-        let file = TensorFile::open(path, progress)?;
+        // Of a saved memory also tensors of its state.
+        let parameters = |shapes: &BTreeMap<String, Vec<usize>>| -> BTreeMap<_, _> {
+            let parameters = shapes.iter().filter(|(name, _)| !name.starts_with("state."));
+            parameters.map(|(name, shape)| (name.clone(), shape.clone())).collect()
+        };
+        let check = |name: &Path, shapes: &_| infer(name, &parameters(shapes)).map(drop);
+        let file = TensorFile::open_checked(path, progress, &check)?;
         if !allow_nonfinite {
             file.check_finite(element_type)?;
         }
@@ -89,12 +95,7 @@ impl MemoryFile {
         }
         let shapes =
             parameters.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect();
-        let dimensions = Dimensions::infer(&shapes).map_err(|mismatch| Error::Tensor {
-            path: path.clone(),
-            tensor: mismatch.tensor,
-            expected: mismatch.expected,
-            got: mismatch.got,
-        })?;
+        let dimensions = infer(&path, &shapes)?;
         let sha256 = Some(file.sha256().to_owned());
         let this = Self { path, sha256, dimensions, parameters, past, state, saved };
         for (name, tensor) in this.parameters.iter().chain(&this.past) {
@@ -127,29 +128,46 @@ impl MemoryFile {
             let expected = "a memory without past weights (they shift W, and this one has some already)";
             return Err(Error::setting("--past", expected, self.path.display().to_string()));
         }
-        let file = TensorFile::open(path, progress)?;
+        let d = self.dimensions.dim_head;
+        let names = |shapes: &BTreeMap<String, Vec<usize>>| {
+            let bare = shapes.contains_key("weights.0");
+            let prefix = if bare { "weights" } else { "memory_model.weights" };
+            (0..MEMORY_WEIGHTS).map(|p| format!("{prefix}.{p}")).collect::<Vec<_>>()
+        };
+        let wrong = |tensor: &str, expected: String, got: String| Error::Tensor {
+            path: path.into(),
+            tensor: tensor.to_owned(),
+            expected,
+            got,
+        };
+        let file = TensorFile::open_checked(path, progress, &|_, shapes| {
+            let names = names(shapes);
+            if let Some((name, shape)) =
+                shapes.iter().find(|(name, shape)| names.contains(name) && shape[..] != [d, d])
+            {
+                let expected = format!("floating-point numbers of shape {:?}", [d, d]);
+                return Err(wrong(name, expected, format!("{shape:?}")));
+            }
+            match shapes.keys().find(|name| !names.contains(name)) {
+                Some(name) if names.iter().all(|name| shapes.contains_key(name)) => {
+                    let expected = format!("only {} … {}", names[0], names[MEMORY_WEIGHTS - 1]);
+                    Err(wrong(name, expected, "a tensor of another name".to_owned()))
+                }
+                _ => Ok(()),
+            }
+        })?;
         if !allow_nonfinite {
             file.check_finite(element_type)?;
         }
-        let prefix =
-            if file.tensors().contains_key("weights.0") { "weights" } else { "memory_model.weights" };
-        let d = self.dimensions.dim_head;
-        for p in 0..MEMORY_WEIGHTS {
-            let name = format!("{prefix}.{p}");
-            let tensor = file.get(&name)?;
-            if tensor.shape() != [d, d] || !tensor.dtype().is_float() {
-                let got = format!("{} {:?}", tensor.dtype().name(), tensor.shape());
+        let shapes = file.tensors().iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec()));
+        for (p, name) in names(&shapes.collect()).iter().enumerate() {
+            let tensor = file.get(name)?;
+            if !tensor.dtype().is_float() {
                 let expected = format!("floating-point numbers of shape {:?}", [d, d]);
-                return Err(Error::Tensor { path: path.into(), tensor: name, expected, got });
+                let got = format!("{} {:?}", tensor.dtype().name(), tensor.shape());
+                return Err(wrong(name, expected, got));
             }
             self.past.insert(p.to_string(), tensor.clone());
-        }
-        if file.tensors().len() > MEMORY_WEIGHTS {
-            let name = |name: &&String| !(0..MEMORY_WEIGHTS).any(|p| **name == format!("{prefix}.{p}"));
-            let tensor = file.tensors().keys().find(name).cloned().unwrap_or_default();
-            let (expected, got) =
-                (format!("only {prefix}.0 … {prefix}.3"), "a tensor of another name".into());
-            return Err(Error::Tensor { path: path.into(), tensor, expected, got });
         }
         Ok(file.sha256().to_owned())
     }
@@ -334,8 +352,20 @@ impl MemoryFile {
     }
 }
 
+fn infer(path: &Path, shapes: &BTreeMap<String, Vec<usize>>) -> Result<Dimensions> {
+    Dimensions::infer(shapes).map_err(|Mismatch { tensor, expected, got }| Error::Tensor {
+        path: path.to_path_buf(),
+        tensor,
+        expected,
+        got,
+    })
+}
+
 fn read_config(path: &Path, json: &str) -> Result<SavedConfig> {
     let bad = |got: String| Error::file(path, format!("a memory's configuration of format {FORMAT}"), got);
+    if json.len() > MAX_CONFIGURATION {
+        return Err(bad(format!("{} bytes", json.len())));
+    }
     let config: SavedConfig = serde_json::from_str(json).map_err(|error| bad(error.to_string()))?;
     if config.format != FORMAT || config.model != MODEL || config.chunk_size < 2 {
         let SavedConfig { format, model, chunk_size, nmem, .. } = config;

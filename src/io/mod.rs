@@ -2,7 +2,8 @@
 //! memories (`.safetensors`, `.npz`), and what `nmem inspect` says of any of them.
 //!
 //! [`dtype`] element types and their bytes, `mapped` a file as bytes and its SHA-256, [`npy`] the `.npy` header,
-//! [`sequences`] and [`retrieved`] the two ways of a run's tokens, [`tensors`] named tensors, [`summary`] ranges.
+//! [`sequences`] and [`retrieved`] the two ways of a run's tokens, [`tensors`] named tensors, [`summary`] ranges,
+//! [`text`] files read once.
 
 pub mod dtype;
 pub mod labels;
@@ -14,6 +15,7 @@ pub mod sequences;
 pub mod summary;
 pub(crate) mod table;
 pub mod tensors;
+pub mod text;
 
 pub use dtype::Dtype;
 pub use mapped::Progress;

@@ -1,20 +1,25 @@
 //! The `.npy` header: what lies in the bytes after it. Shared by `.npy` files and the members of `.npz` archives.
-//! The dictionary is parsed by ndarray-npy; around it stand the checks that keep a damaged header from costing memory
-//! or time, and messages that say what is wrong. Format: numpy.lib.format, versions 1 to 3.
+//! The dictionary is parsed here, in one pass: a general parser of Python literals takes exponential time for a few
+//! nested braces. Format: numpy.lib.format, versions 1 to 3.
 
 use std::io::Read;
 use std::path::Path;
 
-use ndarray_npy::npy::header::{Header, Layout, ParseHeaderError, ReadHeaderError};
+use ndarray_npy::npy::header::{Header, Layout};
 
 use crate::error::Error;
 use crate::io::dtype::{Dtype, element_count, shape_text};
 use crate::io::mapped::guess;
 use crate::real::ElementType;
 
-/// Brackets of a structured type nest a few deep; the parser recurses, and takes twice as long for each level of
-/// braces, so a damaged header must not go further.
-const DEEPEST_NESTING: usize = 16;
+/// Most bytes of a header: what format 1 can hold. Numpy itself reads no more than 10,000 unless it is asked to.
+const MAX_HEADER: u64 = 1 << 16;
+
+/// Deepest nesting of brackets: a structured type within a structured type takes two more, and few are deeper.
+const MAX_NESTING: usize = 16;
+
+/// Most axes: numpy's own limit.
+const MAX_AXES: usize = 64;
 
 /// What was expected and what was found, before the file's name is known.
 #[derive(Debug)]
@@ -75,18 +80,12 @@ impl NpyHeader {
     /// refused: a second array saved to the same file would otherwise be lost in silence.
     pub fn read(reader: &mut dyn Read, len: u64) -> Result<Self, Misfit> {
         let head = read_head(reader, len)?;
-        let header = Header::from_reader(&mut &head[..]).map_err(|error| describe(&error))?;
-        let descr = match header.type_descriptor.as_string() {
-            Some(text) => text.clone(),
-            None => one_line(&header.type_descriptor.to_string()),
-        };
-        let (dtype, item_bytes) = match header.type_descriptor.as_string() {
-            Some(text) => parse_descr(text),
-            None => (Dtype::Other("structured"), None),
-        };
+        let Dictionary { descr, structured, fortran, shape } = Dictionary::parse(&head)?;
+        let (dtype, item_bytes) =
+            if structured { (Dtype::Other("structured"), None) } else { parse_descr(&descr) };
         let too_large =
-            || Misfit::new("an array that can be addressed", format!("shape {}", shape_text(&header.shape)));
-        let elements = element_count(&header.shape).ok_or_else(too_large)?;
+            || Misfit::new("an array that can be addressed", format!("shape {}", shape_text(&shape)));
+        let elements = element_count(&shape).ok_or_else(too_large)?;
         let data_bytes = match item_bytes {
             Some(item) => elements.checked_mul(item).ok_or_else(too_large)?,
             // Objects and structures are not read, so their length need not be known.
@@ -96,8 +95,8 @@ impl NpyHeader {
             dtype,
             big_endian: descr.starts_with('>') || (cfg!(target_endian = "big") && !descr.starts_with('<')),
             descr,
-            fortran: header.layout.is_fortran(),
-            shape: header.shape,
+            fortran,
+            shape,
             offset: head.len(),
             data_bytes,
         };
@@ -152,20 +151,12 @@ fn read_head(reader: &mut dyn Read, len: u64) -> Result<Vec<u8>, Misfit> {
     if all > len {
         return Err(Misfit::new(format!("a .npy header of {all} bytes"), format!("a file of {len}")));
     }
+    if text_bytes > MAX_HEADER {
+        return Err(Misfit::new(format!("a .npy header of at most {MAX_HEADER} bytes"), format!("{all}")));
+    }
     read_up_to(reader, &mut head, text_bytes)?;
     if (head.len() as u64) < all {
         return Err(truncated(&head));
-    }
-    let mut depth = 0_usize;
-    for byte in &head {
-        match byte {
-            b'(' | b'[' | b'{' => depth += 1,
-            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        if depth > DEEPEST_NESTING {
-            return Err(Misfit::new("a .npy header", "brackets nested too deep"));
-        }
     }
     Ok(head)
 }
@@ -218,20 +209,154 @@ fn parse_descr(descr: &str) -> (Dtype, Option<usize>) {
     (dtype, size)
 }
 
-fn describe(error: &ReadHeaderError) -> Misfit {
-    let got = match error {
-        // The parser's own account of it has several lines.
-        ReadHeaderError::Parse(ParseHeaderError::DictParse(_)) => {
-            "one that is no Python dictionary".to_owned()
+/// What the dictionary of a header says.
+#[derive(Debug, PartialEq, Eq)]
+struct Dictionary {
+    /// A type's text, or the literal of a structured type.
+    descr: String,
+    structured: bool,
+    fortran: bool,
+    shape: Vec<usize>,
+}
+
+impl Dictionary {
+    /// Parses a header from its magic string to its end.
+    fn parse(head: &[u8]) -> Result<Self, Misfit> {
+        // The length takes two bytes in version 1 and four since.
+        let text = &head[if head[6] == 1 { 10 } else { 12 }..];
+        let mut rest = Literal(text);
+        let (mut descr, mut fortran, mut shape) = (None, None, None);
+        rest.expect(b'{')?;
+        while !rest.eat(b'}') {
+            let key = rest.string()?;
+            rest.expect(b':')?;
+            match &key[..] {
+                "descr" if descr.is_none() => descr = Some(rest.descr()?),
+                "fortran_order" if fortran.is_none() => fortran = Some(rest.truth()?),
+                "shape" if shape.is_none() => shape = Some(rest.shape()?),
+                other => {
+                    let got = format!("one with the key {:?} too many", one_line(other));
+                    return Err(Misfit::new("a .npy header", got));
+                }
+            }
+            if !rest.eat(b',') {
+                rest.expect(b'}')?;
+                break;
+            }
         }
-        ReadHeaderError::Parse(ParseHeaderError::MissingKey(key)) => {
-            // ndarray-npy writes "shaper" for a missing shape.
-            format!("one without {}", if key == "shaper" { "shape" } else { key })
+        rest.end()?;
+        let missing = |key: &str| Misfit::new("a .npy header", format!("one without {key}"));
+        let (descr, structured) = descr.ok_or_else(|| missing("descr"))?;
+        Ok(Self {
+            descr,
+            structured,
+            fortran: fortran.ok_or_else(|| missing("fortran_order"))?,
+            shape: shape.ok_or_else(|| missing("shape"))?,
+        })
+    }
+}
+
+/// The rest of a Python literal, with spaces between its parts.
+struct Literal<'a>(&'a [u8]);
+
+impl Literal<'_> {
+    fn garbled() -> Misfit {
+        Misfit::new("a .npy header", "one that is no Python dictionary")
+    }
+
+    /// Takes this byte if it is the next one.
+    fn eat(&mut self, byte: u8) -> bool {
+        self.0 = self.0.trim_ascii_start();
+        let Some(rest) = self.0.strip_prefix(&[byte]) else { return false };
+        self.0 = rest;
+        true
+    }
+
+    fn expect(&mut self, byte: u8) -> Result<(), Misfit> {
+        if self.eat(byte) { Ok(()) } else { Err(Self::garbled()) }
+    }
+
+    /// Nothing but the padding may follow.
+    fn end(&self) -> Result<(), Misfit> {
+        if self.0.trim_ascii().is_empty() { Ok(()) } else { Err(Self::garbled()) }
+    }
+
+    /// A string between quotes of either kind. Escapes stay as they are written.
+    fn string(&mut self) -> Result<String, Misfit> {
+        let quote = if self.eat(b'\'') { b'\'' } else { self.expect(b'"').map(|()| b'"')? };
+        let mut escaped = false;
+        let end = self.0.iter().position(|&byte| {
+            let is_end = byte == quote && !escaped;
+            escaped = byte == b'\\' && !escaped;
+            is_end
+        });
+        let (text, rest) = self.0.split_at(end.ok_or_else(Self::garbled)?);
+        self.0 = &rest[1..];
+        Ok(String::from_utf8_lossy(text).into_owned())
+    }
+
+    fn truth(&mut self) -> Result<bool, Misfit> {
+        self.0 = self.0.trim_ascii_start();
+        for (word, truth) in [(&b"True"[..], true), (b"False", false)] {
+            if let Some(rest) = self.0.strip_prefix(word) {
+                self.0 = rest;
+                return Ok(truth);
+            }
         }
-        ReadHeaderError::Parse(error) => format!("one with an error: {}", one_line(&error.to_string())),
-        ReadHeaderError::Io(error) => one_line(&error.to_string()),
-    };
-    Misfit::new("a .npy header", got)
+        Err(Self::garbled())
+    }
+
+    /// A type: its text, and whether that is the literal of a structured one.
+    fn descr(&mut self) -> Result<(String, bool), Misfit> {
+        self.0 = self.0.trim_ascii_start();
+        if !matches!(self.0, [b'[' | b'(', ..]) {
+            return Ok((self.string()?, false));
+        }
+        let whole = self.0;
+        let mut depth = 0;
+        loop {
+            match self.0 {
+                [] => return Err(Self::garbled()),
+                [b'\'' | b'"', ..] => {
+                    self.string()?;
+                    continue;
+                }
+                [b'(' | b'[' | b'{', ..] => depth += 1,
+                [b')' | b']' | b'}', ..] => depth -= 1,
+                _ => {}
+            }
+            if depth > MAX_NESTING {
+                return Err(Misfit::new("a .npy header", "brackets nested too deep"));
+            }
+            self.0 = &self.0[1..];
+            if depth == 0 {
+                let text = &whole[..whole.len() - self.0.len()];
+                return Ok((one_line(&String::from_utf8_lossy(text)), true));
+            }
+        }
+    }
+
+    /// A tuple of whole numbers.
+    fn shape(&mut self) -> Result<Vec<usize>, Misfit> {
+        self.expect(b'(')?;
+        let end = self.0.iter().position(|&byte| byte == b')').ok_or_else(Self::garbled)?;
+        let (text, rest) = self.0.split_at(end);
+        self.0 = &rest[1..];
+        let text = String::from_utf8_lossy(text);
+        let wrong = || Misfit::new("a .npy header", format!("one with the shape ({})", one_line(&text)));
+        let mut axes: Vec<_> = text.split(',').map(str::trim).collect();
+        // One axis has a comma after it; no axis has none.
+        if axes.last() == Some(&"") {
+            axes.pop();
+        } else if axes.len() == 1 {
+            return Err(wrong());
+        }
+        if axes.len() > MAX_AXES {
+            return Err(wrong());
+        }
+        // Python 2 wrote long integers as 3L.
+        axes.iter().map(|axis| axis.trim_end_matches('L').parse().map_err(|_| wrong())).collect()
+    }
 }
 
 /// Text from a file or a library, fit for a one-line message.
@@ -241,4 +366,64 @@ pub(crate) fn one_line(text: &str) -> String {
         short.push('…');
     }
     short
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Dictionary, MAX_HEADER, NpyHeader};
+
+    fn parse(dictionary: &str) -> Result<Dictionary, String> {
+        let head = [b"\x93NUMPY\x01\0\0\0", dictionary.as_bytes()].concat();
+        Dictionary::parse(&head).map_err(|misfit| misfit.got)
+    }
+
+    #[test]
+    fn what_numpy_writes() {
+        let of = |descr: &str, structured, fortran, shape: &[usize]| {
+            Ok(Dictionary { descr: descr.to_owned(), structured, fortran, shape: shape.to_vec() })
+        };
+        for (text, expected) in [
+            (
+                "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }  \n",
+                of("<f4", false, false, &[2, 3]),
+            ),
+            ("{'descr': '|b1', 'fortran_order': True, 'shape': (), }\n", of("|b1", false, true, &[])),
+            ("{\"shape\":(7,),\"fortran_order\":False,\"descr\":\">i8\"}", of(">i8", false, false, &[7])),
+            ("{'descr': '<f8', 'fortran_order': False, 'shape': (3L, 4L)}", of("<f8", false, false, &[3, 4])),
+            (
+                "{'descr': [('a)', '<f4'), ('b', [('c', '<i2', (2,))])], 'fortran_order': False, 'shape': (1,), }",
+                of("[('a)', '<f4'), ('b', [('c', '<i2', (2,))])]", true, false, &[1]),
+            ),
+        ] {
+            assert_eq!(parse(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_it_does_not_write() {
+        let dictionary =
+            |shape: &str| format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}");
+        for text in ["", "{", "}", "{'descr'", "{'descr': '<f4'} x", "{'descr': '<f4' 'shape': ()}", "{1: 2}"]
+        {
+            assert!(parse(text).is_err(), "{text}");
+        }
+        for shape in ["(5)", "(-1,)", "(1, 2", "(1,,2)", "(,)", "5", "(1.0,)", "(18446744073709551616,)"] {
+            assert!(parse(&dictionary(shape)).is_err(), "{shape}");
+        }
+        let axes = |count: usize| dictionary(&format!("({})", "1,".repeat(count)));
+        assert!(parse(&axes(64)).is_ok() && parse(&axes(65)).is_err());
+        let twice = "{'shape': (), 'shape': (), 'descr': '<f4', 'fortran_order': False}";
+        assert_eq!(parse(twice).unwrap_err(), "one with the key \"shape\" too many");
+        let deep = format!("{{'descr': {}", "[".repeat(1000));
+        assert_eq!(parse(&deep).unwrap_err(), "brackets nested too deep");
+    }
+
+    #[test]
+    fn the_header_has_a_limit() {
+        let text = vec![b'{'; MAX_HEADER as usize + 1];
+        let length = (text.len() as u32).to_le_bytes();
+        let file = [b"\x93NUMPY\x02\0", &length[..], &text].concat();
+        let misfit = NpyHeader::read(&mut &file[..], file.len() as u64).unwrap_err();
+        assert_eq!(misfit.expected, "a .npy header of at most 65536 bytes");
+    }
 }

@@ -2,16 +2,25 @@
 //! and every error names the file, the line, the column, what was expected and what is there.
 
 use std::fs::File;
+use std::io::{self, Cursor, ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use csv::{ByteRecord, Position, Reader, ReaderBuilder, Trim};
 
 use crate::error::{Error, Result};
+use crate::io::text::TextFile;
+
+/// Most bytes of a row. The longest that nmem writes are those of failed runs, with an error of a few kilobytes.
+const MAX_ROW: usize = 1 << 20;
+/// Most columns. nmem writes some forty, of which sweeps add one a parameter.
+const MAX_COLUMNS: usize = 4096;
+/// Largest whole number that is read: floats hold every one up to here, and no count of tokens or chunks gets there.
+pub(crate) const MAX_INTEGER: u64 = 1 << 53;
 
 /// An open CSV file and its current row.
-pub(crate) struct Table {
+pub(crate) struct Table<'a> {
     path: PathBuf,
-    reader: Reader<File>,
+    reader: Reader<Limited<'a>>,
     names: Vec<String>,
     record: ByteRecord,
 }
@@ -22,12 +31,31 @@ pub(crate) struct Column {
     index: usize,
 }
 
-impl Table {
+impl<'a> Table<'a> {
     /// Opens the file and reads its header.
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(Error::io(path, "open"))?;
-        let mut reader = ReaderBuilder::new().trim(Trim::Headers).from_reader(file);
+        let kind = file.metadata().map_err(Error::io(path, "read"))?.file_type();
+        if !kind.is_file() && !kind.is_dir() {
+            let expected = "a regular file (it is read more than once)";
+            return Err(Error::file(path, expected, "a pipe or device (save it to a file first)"));
+        }
+        Self::new(path, Box::new(file))
+    }
+
+    /// Reads the header of a file in memory.
+    pub fn of(file: &'a TextFile) -> Result<Self> {
+        Self::new(file.path(), Box::new(Cursor::new(file.bytes())))
+    }
+
+    fn new(path: &Path, inner: Box<dyn Source + 'a>) -> Result<Self> {
+        let limited = Limited { inner, left: MAX_ROW };
+        let mut reader = ReaderBuilder::new().trim(Trim::Headers).from_reader(limited);
         let names = reader.byte_headers().map_err(|error| explain(path, error))?;
+        if names.len() > MAX_COLUMNS {
+            let expected = format!("at most {MAX_COLUMNS} columns");
+            return Err(Error::file(path, expected, names.len().to_string()));
+        }
         let names = names.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
         Ok(Self { path: path.to_path_buf(), reader, names, record: ByteRecord::new() })
     }
@@ -57,6 +85,7 @@ impl Table {
 
     /// Reads the next row; false at the end of the file.
     pub fn advance(&mut self) -> Result<bool> {
+        self.reader.get_mut().left = MAX_ROW;
         self.reader.read_byte_record(&mut self.record).map_err(|error| explain(&self.path, error))
     }
 
@@ -75,9 +104,13 @@ impl Table {
         self.record.get(column.index).unwrap_or_default().trim_ascii()
     }
 
-    /// An integer ≥ 0.
+    /// An integer from 0 to [`MAX_INTEGER`].
     pub fn integer(&self, column: Column) -> Result<u64> {
-        self.parse(column).ok_or_else(|| self.bad_cell(column, "an integer ≥ 0"))
+        let number = self.parse(column).ok_or_else(|| self.bad_cell(column, "an integer ≥ 0"))?;
+        if number > MAX_INTEGER {
+            return Err(self.bad_cell(column, "an integer of at most 2^53"));
+        }
+        Ok(number)
     }
 
     /// A number, NaN and infinities included, or `None` for an empty cell.
@@ -101,15 +134,88 @@ impl Table {
     pub fn bad_row(&self, expected: impl std::fmt::Display, got: impl Into<String>) -> Error {
         Error::file(&self.path, format!("{expected} on line {}", self.position().line()), got)
     }
+
+    /// Rejects a file of which more than `most` cells would be kept, `kept` of them so far.
+    pub fn check_kept(&self, kept: usize, most: usize) -> Result<()> {
+        if kept <= most {
+            return Ok(());
+        }
+        let got = format!("more on line {}", self.position().line());
+        Err(Error::file(&self.path, format!("at most {most} cells to be held in memory"), got))
+    }
 }
 
 fn explain(path: &Path, error: csv::Error) -> Error {
     let line = error.position().map_or(1, Position::line);
     match error.into_kind() {
+        csv::ErrorKind::Io(source) if source.kind() == ErrorKind::FileTooLarge => {
+            Error::file(path, format!("rows of at most {MAX_ROW} bytes"), "a longer one")
+        }
         csv::ErrorKind::Io(source) => Error::io(path, "read")(source),
         csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
             Error::file(path, format!("{expected_len} fields on line {line}"), len.to_string())
         }
         other => Error::file(path, format!("CSV on line {line}"), format!("{other:?}")),
+    }
+}
+
+/// Bytes that can be read again from any place.
+trait Source: Read + Seek {}
+impl<S: Read + Seek> Source for S {}
+
+/// A file that fails where one row takes more than is left for it.
+struct Limited<'a> {
+    inner: Box<dyn Source + 'a>,
+    left: usize,
+}
+
+impl Read for Limited<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.left == 0 {
+            return Err(ErrorKind::FileTooLarge.into());
+        }
+        let bytes = self.inner.read(buffer)?;
+        self.left = self.left.saturating_sub(bytes);
+        Ok(bytes)
+    }
+}
+
+impl Seek for Limited<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.inner.seek(to)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MAX_COLUMNS, MAX_ROW, Table};
+
+    fn read(csv: &[u8]) -> Result<usize, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.csv");
+        std::fs::write(&path, csv).unwrap();
+        let mut rows = 0;
+        let mut table = Table::open(&path).map_err(|error| error.to_string())?;
+        while table.advance().map_err(|error| error.to_string())? {
+            rows += 1;
+        }
+        Ok(rows)
+    }
+
+    #[test]
+    fn rows_and_columns_are_limited() {
+        let long = |bytes: usize| format!("a\n\"{}\"\n", "x\n".repeat(bytes / 2));
+        assert_eq!(read(long(MAX_ROW / 2).as_bytes()), Ok(1));
+        for endless in [long(2 * MAX_ROW), "\n".repeat(2 * MAX_ROW), "\0".repeat(2 * MAX_ROW)] {
+            let message = read(endless.as_bytes()).unwrap_err();
+            assert!(
+                message.contains("expected rows of at most 1048576 bytes, got a longer one"),
+                "{message}"
+            );
+        }
+        assert_eq!(read(",".repeat(MAX_COLUMNS - 1).as_bytes()), Ok(0));
+        assert!(read(",".repeat(MAX_COLUMNS).as_bytes()).is_err());
+        // As many short rows as there are.
+        assert_eq!(read("a\n1\n".repeat(MAX_ROW).as_bytes()), Ok(2 * MAX_ROW - 1));
     }
 }

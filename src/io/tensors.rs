@@ -25,6 +25,18 @@ pub const METADATA_KEY: &str = "nmem";
 
 const EXPECTED: &str = "a .safetensors or .npz file";
 
+/// Most bytes of a memory's configuration: nmem writes some five hundred.
+pub(crate) const MAX_CONFIGURATION: usize = 16 << 10;
+/// Most bytes of a `.safetensors` header, of the 100 MB that the format allows: some eighty thousand tensors. Parsing takes
+/// seventeen times as much memory.
+const MAX_HEADER: usize = 8 << 20;
+/// Most members of a `.npz` archive: ten times the tensors of the largest language models, each half a kilobyte in the
+/// archive's index.
+const MAX_MEMBERS: u64 = 1 << 14;
+/// Most bytes of tensors that a compressed archive may unpack to: half of a gigabyte of memory. Arrays that are stored as they
+/// are take no more than their file.
+const MAX_UNPACKED: u64 = 512 << 20;
+
 /// An array as its file holds it: little-endian, C order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tensor {
@@ -108,6 +120,9 @@ impl Tensor {
     }
 }
 
+/// What looks at a file's name and its tensors' names and shapes.
+pub(crate) type Check<'a> = &'a dyn Fn(&Path, &BTreeMap<String, Vec<usize>>) -> Result<()>;
+
 /// The tensors of a file, and what came with them.
 #[derive(Clone, Debug)]
 pub struct TensorFile {
@@ -121,8 +136,26 @@ impl TensorFile {
     /// Reads a whole `.safetensors` or `.npz` file into memory (weights are small beside what is done with them);
     /// `-` is standard input.
     pub fn open(path: impl AsRef<Path>, progress: Progress) -> Result<Self> {
+        Self::open_checked(path, progress, &|_, _| Ok(()))
+    }
+
+    /// Likewise, where `check` sees all names and shapes before any data is copied or unpacked.
+    pub(crate) fn open_checked(path: impl AsRef<Path>, progress: Progress, check: Check) -> Result<Self> {
         let file = Mapped::open(path.as_ref(), EXPECTED, progress)?;
         let (tensors, metadata) = if is_zip(file.bytes()) {
+            let mut shapes = BTreeMap::new();
+            let mut unpacked = 0_u64;
+            visit_npz(&file, &mut |name, header, _| {
+                shapes.insert(name.to_owned(), header.shape.clone());
+                unpacked = unpacked.saturating_add(header.data_bytes as u64);
+                Ok(())
+            })?;
+            check(&file.name, &shapes)?;
+            if unpacked > MAX_UNPACKED.max(file.bytes().len() as u64) {
+                let expected = format!("arrays that unpack to at most {MAX_UNPACKED} bytes");
+                let got = format!("{unpacked} (numpy.savez stores them as they are, without a limit)");
+                return Err(Error::file(&file.name, expected, got));
+            }
             let mut tensors = BTreeMap::new();
             visit_npz(&file, &mut |name, header, reader| {
                 let tensor = npz_tensor(header, reader).map_err(|m| m.in_tensor(&file.name, name))?;
@@ -132,6 +165,8 @@ impl TensorFile {
             (tensors, BTreeMap::new())
         } else {
             let index = SafetensorsIndex::read(&file)?;
+            let shapes = index.entries.iter().map(|entry| (entry.name.clone(), entry.shape.clone()));
+            check(&file.name, &shapes.collect())?;
             let tensors = index
                 .entries
                 .iter()
@@ -289,6 +324,9 @@ impl SafetensorsIndex {
                 format!("{} bytes after its length", rest.len()),
             ));
         };
+        if length > MAX_HEADER {
+            return Err(refuse(format!("a header of at most {MAX_HEADER} bytes"), length.to_string()));
+        }
         let header: Metadata = serde_json::from_slice(header)
             .map_err(|error| refuse("a .safetensors header".into(), one_line(&error.to_string())))?;
         if header.data_len() != data.len() {
@@ -326,7 +364,17 @@ pub(crate) fn visit_npz(file: &Mapped, visit: VisitMember) -> Result<()> {
             format!("a damaged one ({})", one_line(&error.to_string())),
         )
     };
+    if members(file.bytes()) > MAX_MEMBERS {
+        return Err(Error::file(
+            &file.name,
+            format!("a .npz archive of at most {MAX_MEMBERS} members"),
+            "more",
+        ));
+    }
     let mut archive = ZipArchive::new(Cursor::new(file.bytes())).map_err(|e| damaged(&e))?;
+    if archive.has_overlapping_files().map_err(|e| damaged(&e))? {
+        return Err(Error::file(&file.name, "an intact .npz archive", "members that share their bytes"));
+    }
     let mut arrays = 0;
     for index in 0..archive.len() {
         let Some(name) = archive.name_for_index(index).map(str::to_owned) else { continue };
@@ -349,6 +397,26 @@ pub(crate) fn visit_npz(file: &Mapped, visit: VisitMember) -> Result<()> {
         return Err(Error::file(&file.name, EXPECTED, got));
     }
     Ok(())
+}
+
+/// How many members a zip archive has or claims to have: entries of its directory, and the count at the directory's end
+/// for which the reader takes memory in advance.
+fn members(bytes: &[u8]) -> u64 {
+    let (mut entries, mut claimed) = (0, 0);
+    let mut rest = bytes;
+    while let Some(at) = rest.windows(2).position(|pair| pair == b"PK") {
+        rest = &rest[at + 2..];
+        match rest {
+            [1, 2, ..] => entries += 1,
+            // Version, versions needed, disks and the count on this disk stand before the count of all.
+            [6, 6, end @ ..] => {
+                let counts = [20, 28].map(|at| end.get(at..at + 8).and_then(|count| count.try_into().ok()));
+                claimed = counts.into_iter().flatten().map(u64::from_le_bytes).fold(claimed, u64::max);
+            }
+            _ => {}
+        }
+    }
+    entries.max(claimed)
 }
 
 /// Reads a member's data and puts it into little-endian C order.

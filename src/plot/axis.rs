@@ -23,6 +23,8 @@ pub struct Tick {
     pub label: Option<String>,
 }
 
+/// Most ticks of a step: steps are chosen for a dozen, and rounding may add a few.
+const MAX_TICKS: usize = 64;
 /// The least room of a y label, as a share of the axis: 10 pt on a panel of 86 pt.
 const LABEL_SHARE: f64 = 0.115;
 
@@ -95,8 +97,10 @@ impl Axis {
         let place = |value: f64| if log { value.log10() } else { value };
         let ends = values.first().zip(values.last());
         let (low, high) = ends.map_or((0.0, 1.0), |(first, last)| (place(first.0), place(last.0)));
-        let margin = if high > low { (high - low) * 0.04 } else { low.abs().max(1.0) / 2.0 };
-        let mut axis = Self { log, low: low - margin, high: high + margin, ticks: Vec::new() };
+        // Neither a difference nor an end may leave the range of floats.
+        let margin = if high > low { high * 0.04 - low * 0.04 } else { low.abs().max(1.0) / 2.0 };
+        let (low, high) = ((low - margin).max(f64::MIN), (high + margin).min(f64::MAX));
+        let mut axis = Self { log, low, high, ticks: Vec::new() };
         let ticks = values.iter().map(|(value, label)| axis.tick(place(*value), label.clone()));
         axis.ticks = thinned(ticks.collect(), room);
         axis
@@ -212,7 +216,7 @@ fn round_step(low: f64, high: f64, most: f64) -> f64 {
 }
 
 fn multiples(first: f64, last: f64) -> impl Iterator<Item = f64> {
-    (0..=(last - first) as i64).map(move |i| first + i as f64)
+    (0..=(last - first) as i64).take(MAX_TICKS).map(move |i| first + i as f64)
 }
 
 /// `i × step` with the digits that the step needs; in powers of ten where plain digits would be long.

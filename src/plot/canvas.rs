@@ -9,6 +9,7 @@ use plotters::style::{
     Color, FontStyle, FontTransform, IntoFont, RGBAColor, RGBColor, ShapeStyle, TextStyle,
 };
 
+use crate::escape::in_xml;
 use crate::plot::envelope::Point;
 use crate::plot::look::{Look, Theme};
 use crate::plot::{font, theme};
@@ -199,6 +200,8 @@ impl Canvas<'_> {
         let ink = self.ink(colour.to_rgba());
         let style = TextStyle::from(font).color(&ink).pos(Pos::new(anchor, VPos::Center));
         let at = self.units(at);
+        // A document with a single one of these letters is no XML.
+        let text = &text.replace(|letter| !in_xml(letter), "\u{fffd}");
         into_string(self.backend.draw_text(text, &style, at));
     }
 }

@@ -19,6 +19,8 @@ use crate::plot::legend::{Legend, Swatch, mark, marker};
 use crate::plot::source::Source;
 use crate::plot::{LogAxes, Request, font, theme};
 
+/// Most numbers that are held, sixteen bytes each. Timelines, which are read in passes, have no such limit.
+const MAX_CELLS: usize = 1 << 25;
 /// More lines could not be told apart.
 const LINES: usize = 16;
 /// Bins of a joined line, of up to four points each.
@@ -36,8 +38,10 @@ struct Line {
 
 /// The lines, and what their colours stand for.
 struct Lines {
-    lines: Vec<Line>,
+    all: Vec<Line>,
     hues: Vec<String>,
+    /// Numbers held, of all lines.
+    cells: usize,
 }
 
 /// Draws one figure of all sources, which are metrics.csv.
@@ -49,7 +53,7 @@ pub fn columns(
     let x = request.x.as_deref().unwrap_or("end");
     let default = ["surprise".to_owned()];
     let shown = if request.y.is_empty() { &default[..] } else { &request.y[..] };
-    let mut all = Lines { lines: Vec::new(), hues: Vec::new() };
+    let mut all = Lines { all: Vec::new(), hues: Vec::new(), cells: 0 };
     for source in sources {
         all.read(source, sources.len() > 1, x, shown, request.hue.as_deref(), check)?;
     }
@@ -124,12 +128,14 @@ impl Lines {
                     let expected = format!("a column of at most {LINES} values");
                     return Err(Error::setting("--hue", expected, format!("{hue_name} with more")));
                 }
-                self.lines.push(Line { hue, y: vec![Vec::new(); shown.len()], ..Line::default() });
-                places.insert(key, self.lines.len() - 1);
-                self.lines.len() - 1
+                self.all.push(Line { hue, y: vec![Vec::new(); shown.len()], ..Line::default() });
+                places.insert(key, self.all.len() - 1);
+                self.all.len() - 1
             };
             let Some(at) = table.number(x)? else { continue };
-            let line = &mut self.lines[place];
+            self.cells += 1 + shown.len();
+            table.check_kept(self.cells, MAX_CELLS)?;
+            let line = &mut self.all[place];
             line.x.push(at);
             for (values, &column) in line.y.iter_mut().zip(&shown) {
                 values.push(table.number(column)?);
@@ -139,20 +145,20 @@ impl Lines {
     }
 
     fn count_unshown(&self, y: usize) -> u64 {
-        let points = self.lines.iter().flat_map(|line| line.x.iter().zip(&line.y[y]));
+        let points = self.all.iter().flat_map(|line| line.x.iter().zip(&line.y[y]));
         points.filter(|(x, y)| y.is_some_and(|y| !y.is_finite()) || !x.is_finite()).count() as u64
     }
 
     /// All points of a panel that can be drawn.
     fn points(&self, y: usize) -> impl Iterator<Item = Point> {
-        let points = self.lines.iter().flat_map(move |line| line.x.iter().zip(&line.y[y]));
+        let points = self.all.iter().flat_map(move |line| line.x.iter().zip(&line.y[y]));
         let points = points.filter_map(|(&x, &y)| Some((x, y?)));
         points.filter(|(x, y)| x.is_finite() && y.is_finite())
     }
 
     fn draw(&self, x_name: &str, shown: &[String], unshown: u64, request: &Request) -> String {
         let look = &request.look;
-        let joined = self.lines.iter().all(|line| line.x.is_sorted());
+        let joined = self.all.iter().all(|line| line.x.is_sorted());
         let log = look.log.map_or((false, None), |log| (log.x(), Some(log.y())));
         let n = self.hues.len();
         let colours: Vec<RGBColor> = (0..n).map(|i| look.theme.category(i + usize::from(n > 1))).collect();
@@ -232,7 +238,7 @@ impl Lines {
         colours: &[RGBColor],
         request: &Request,
     ) {
-        for line in &self.lines {
+        for line in &self.all {
             let mut envelope = Envelope::new(BINS, false);
             for (&x, &value) in line.x.iter().zip(&line.y[y]) {
                 if x.is_finite() {
@@ -260,7 +266,7 @@ impl Lines {
 
     fn draw_dots(&self, canvas: &mut Canvas, frame: &Frame, y: usize, colours: &[RGBColor]) {
         let mut seen = HashSet::new();
-        for line in &self.lines {
+        for line in &self.all {
             for (&x, &value) in line.x.iter().zip(&line.y[y]) {
                 let Some(value) = value.filter(|value| value.is_finite() && x.is_finite()) else { continue };
                 let (x, y) = frame.place((x, value));

@@ -4,6 +4,7 @@ use std::sync::LazyLock;
 
 use ttf_parser::Face;
 
+use crate::escape::for_figure;
 use crate::plot::theme::SUPERSCRIPT;
 
 /// The name that usvg knows it by.
@@ -13,6 +14,8 @@ pub const FAMILIES: &str = "Liberation Sans, Arial, Helvetica, sans-serif";
 
 const REGULAR: &[u8] = include_bytes!("fonts/LiberationSans-Regular.ttf");
 const BOLD: &[u8] = include_bytes!("fonts/LiberationSans-Bold.ttf");
+/// More letters of a text that is cut are not looked at: the widest sheet has room for three thousand narrow ones.
+const MAX_LETTERS: usize = 4096;
 /// Whole font files, regular and bold.
 pub const FILES: [&[u8]; 2] = [REGULAR, BOLD];
 
@@ -56,13 +59,7 @@ fn measured(face: &Face, text: &str, size: f64) -> f64 {
 
 /// Text of the user's, without what has a meaning on the sheet.
 pub fn plain(text: &str) -> String {
-    let letter = |letter: char| match letter {
-        '{' => '(',
-        '}' => ')',
-        letter if letter.is_control() => ' ',
-        letter => letter,
-    };
-    text.chars().map(letter).collect()
+    for_figure(text).replace('{', "(").replace('}', ")")
 }
 
 /// Cut to fit, with an ellipsis where something is missing.
@@ -70,8 +67,9 @@ pub fn shortened(text: &str, size: f64, most: f64) -> String {
     if width(text, size) <= most {
         return text.to_owned();
     }
-    // Half a superscript would be none.
+    // Half a superscript would be none. Letters without width would make a line of any length.
     let plain = text.replace("^{", "^").replace(['{', '}'], "");
+    let plain: String = plain.chars().take(MAX_LETTERS).collect();
     let mut kept = String::new();
     for letter in plain.chars() {
         if width(&format!("{kept}{letter}…"), size) > most {

@@ -4,7 +4,7 @@ use plotters::style::text_anchor::HPos;
 use plotters::style::{Color, RGBColor};
 
 use crate::plot::canvas::Canvas;
-use crate::plot::{font, theme};
+use crate::plot::{font, names, theme};
 
 /// A row of entries or notes.
 const ROW: f64 = theme::LINE;
@@ -51,8 +51,8 @@ impl Legend {
     fn places(&self, width: f64) -> Vec<(usize, f64)> {
         let (mut row, mut x) = (0, 0.0);
         let mut places = Vec::new();
-        for (_, text) in &self.entries {
-            let entry = SWATCH + SPACE + font::width(&entry_text(text, width), theme::SMALL);
+        for text in self.texts(width) {
+            let entry = SWATCH + SPACE + font::width(&text, theme::SMALL);
             if x > 0.0 && x + entry > width {
                 (row, x) = (row + 1, 0.0);
             }
@@ -60,6 +60,12 @@ impl Legend {
             x += entry + BETWEEN;
         }
         places
+    }
+
+    /// Texts of the entries that fit in a line and differ.
+    fn texts(&self, width: f64) -> Vec<String> {
+        let texts: Vec<_> = self.entries.iter().map(|(_, text)| text.clone()).collect();
+        names::shortened(&texts, theme::SMALL, width - SWATCH - SPACE)
     }
 
     /// One after the other, broken at spaces where they are longer than a line.
@@ -86,11 +92,10 @@ impl Legend {
     /// Draws it with its upper left corner at `left`, `top`.
     pub fn draw(&self, canvas: &mut Canvas, left: f64, top: f64, width: f64) {
         let places = self.places(width);
-        for ((swatch, text), (row, x)) in self.entries.iter().zip(&places) {
+        for (((swatch, _), text), (row, x)) in self.entries.iter().zip(self.texts(width)).zip(&places) {
             let (x, y) = (left + x, top + (*row as f64 + 0.5) * ROW);
             swatch.draw(canvas, x, y);
-            let text = &entry_text(text, width);
-            canvas.text(text, (x + SWATCH + SPACE, y), theme::SMALL, theme::BLACK, HPos::Left);
+            canvas.text(&text, (x + SWATCH + SPACE, y), theme::SMALL, theme::BLACK, HPos::Left);
         }
         let rows = places.last().map_or(0, |(row, _)| row + 1);
         for (i, note) in self.note_lines(width).iter().enumerate() {
@@ -98,11 +103,6 @@ impl Legend {
             canvas.text(note, (left, y), theme::SMALL, theme::GREY, HPos::Left);
         }
     }
-}
-
-/// What fits in a line.
-fn entry_text(text: &str, width: f64) -> String {
-    font::shortened(text, theme::SMALL, width - SWATCH - SPACE)
 }
 
 impl Swatch {

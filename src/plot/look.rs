@@ -11,6 +11,9 @@ pub const INCH: f64 = 72.0;
 const LEAST: f64 = 2.0;
 const MOST: f64 = 60.0;
 
+/// Most chunks of a moving mean, which are held in memory, fifty bytes each.
+const MAX_SMOOTH: usize = 1 << 20;
+
 /// What the figure is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Theme {
@@ -143,6 +146,9 @@ impl Look {
     pub fn check(&self) -> Result<()> {
         if self.smooth == Some(0) {
             return Err(Error::setting("--smooth", "at least 1", "0"));
+        }
+        if let Some(smooth) = self.smooth.filter(|&smooth| smooth > MAX_SMOOTH) {
+            return Err(Error::setting("--smooth", format!("at most {MAX_SMOOTH}"), smooth.to_string()));
         }
         Ok(())
     }

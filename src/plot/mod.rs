@@ -9,6 +9,7 @@
 //! - `heads`: maps of heads × chunks. `columns`: any columns against any other.
 //! - `look`: theme and size, as asked for. `source`: which file is drawn as what. `figure`: what comes out, and `pages` its PDF
 //!   and PNG. `font`: what text is set in.
+//! - `names`: names that can be told apart.
 //! - `idle`: flags that change nothing.
 //! - `retention`: retention.csv → a map of chunks stored × stored up to.
 //! - `scan_bench`: scan_bench.csv → time and bandwidth against steps.
@@ -28,6 +29,7 @@ mod heads;
 mod idle;
 mod legend;
 mod look;
+mod names;
 mod pages;
 pub mod pgfplots;
 mod retention;
@@ -82,10 +84,12 @@ pub fn draw(sources: &[Source], request: &Request, check: &mut dyn FnMut() -> Re
         _ => {}
     }
     let mut all = Drawn::default();
-    for source in sources {
+    // Parts of file names: a source may be named after its directory and that one's parent.
+    let prefixes = names::numbered(sources.iter().map(|source| source.name.replace('/', "-")).collect());
+    for (source, prefix) in sources.iter().zip(&prefixes) {
         check()?;
         let drawn = draw_one(source, request, check)?;
-        let named = |name: String| if sources.len() > 1 { format!("{}-{name}", source.name) } else { name };
+        let named = |name: String| if sources.len() > 1 { format!("{prefix}-{name}") } else { name };
         all.notes.extend(drawn.notes);
         let figures = drawn.figures.into_iter();
         all.figures.extend(figures.map(|figure| Figure { name: named(figure.name), ..figure }));

@@ -150,7 +150,12 @@ fn each(
     let mut rows = 0_u64;
     while table.advance()? {
         let number = |column| table.number(column).map(|number| number.unwrap_or(f64::NAN));
-        row(table.integer(chunk)?, table.integer(after)?, number(loss)?, number(at_w)?);
+        let (chunk, after) = (table.integer(chunk)?, table.integer(after)?);
+        if chunk > after {
+            return Err(table
+                .bad_row("a chunk that was kept by then, chunk ≤ after,", format!("{chunk} and {after}")));
+        }
+        row(chunk, after, number(loss)?, number(at_w)?);
         rows += 1;
         if rows.is_multiple_of(4096) {
             check()?;

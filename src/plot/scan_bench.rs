@@ -1,12 +1,12 @@
 //! scan_bench.csv → `time.svg` and `bandwidth.svg`: against steps, both axes logarithmic, a panel for each layout and
 //! kind of gates, a line an algorithm; in the second also the bandwidth of a copy.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 
 use plotters::style::Color;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::io::table::Table;
 use crate::plot::axis::Axis;
 use crate::plot::canvas::svg;
@@ -16,6 +16,11 @@ use crate::plot::legend::{Legend, Swatch, marker};
 use crate::plot::look::{Look, Theme};
 use crate::plot::{font, theme};
 
+/// Most rows that are held: a thousand shapes times all algorithms take half of them.
+const MAX_ROWS: usize = 1 << 16;
+/// Most panels, which have letters, and lines, which have small and capital ones in the terminal.
+const MAX_PANELS: usize = 26;
+const MAX_SERIES: usize = 52;
 /// Height of a panel.
 const PANEL: f64 = 125.0;
 /// Narrower sheets have one panel a row.
@@ -51,19 +56,19 @@ enum Quantity {
 
 /// Draws `time` and `bandwidth` of a scan_bench.csv; nothing where no row was timed.
 pub fn scan_bench(csv: &Path, look: &Look) -> Result<Drawn> {
-    let rows = read(csv)?;
+    let (rows, notes) = read(csv)?;
     if rows.is_empty() {
-        return Ok(Drawn { figures: Vec::new(), notes: vec!["no figures: no row was timed".to_owned()] });
+        return Ok(Drawn { figures: Vec::new(), notes });
     }
     let figures = [("time", Quantity::Time), ("bandwidth", Quantity::Bandwidth)];
     let figures =
         figures.map(|(name, quantity)| Figure { name: name.to_owned(), svg: figure(&rows, quantity, look) });
-    Ok(Drawn { figures: figures.into(), notes: Vec::new() })
+    Ok(Drawn { figures: figures.into(), notes })
 }
 
 /// Rows with a time, those of shapes that were run with one number of steps left out: a line of one point says nothing.
-/// (All of them where there are no others.)
-pub(super) fn read(csv: &Path) -> Result<Vec<Row>> {
+/// (All of them where there are no others.) And what a user should know.
+pub(super) fn read(csv: &Path) -> Result<(Vec<Row>, Vec<String>)> {
     let mut table = Table::open(csv)?;
     let [algorithm, dtype, layout, gate] =
         ["algorithm", "dtype", "layout", "gate"].map(|name| table.column(name));
@@ -83,7 +88,10 @@ pub(super) fn read(csv: &Path) -> Result<Vec<Row>> {
             .collect()
     };
     let mut cells = Vec::new();
+    let mut skipped = 0_u64;
+    let drawable = |x: &f64| x.is_finite() && *x > 0.0;
     while table.advance()? {
+        table.check_kept(cells.len() + 1, MAX_ROWS)?;
         let text = |column| String::from_utf8_lossy(table.text(column)).into_owned();
         let (Some(milliseconds), Some(gb_per_s)) = (table.number(median)?, table.number(speed)?) else {
             continue;
@@ -98,21 +106,24 @@ pub(super) fn read(csv: &Path) -> Result<Vec<Row>> {
             steps: table.integer(steps)?,
             milliseconds,
             gb_per_s,
-            copy: table.number(copy)?,
+            copy: table.number(copy)?.filter(drawable),
             device: text(device),
             threads,
             cells: named(&table),
         };
         let shape = (table.integer(batch)?, table.integer(channels)?);
-        if milliseconds > 0.0 && row.steps > 0 {
+        if drawable(&milliseconds) && drawable(&gb_per_s) && row.steps > 0 {
             cells.push((row, shape, text(dtype), text(layout), text(gate)));
+        } else {
+            skipped += 1;
         }
     }
-    let steps_of = |shape| -> BTreeSet<u64> {
-        cells.iter().filter(|cell| cell.1 == shape).map(|cell| cell.0.steps).collect()
-    };
+    let mut steps = BTreeMap::<_, BTreeSet<u64>>::new();
+    for (row, shape, ..) in &cells {
+        steps.entry(*shape).or_default().insert(row.steps);
+    }
     let lines: BTreeSet<_> =
-        cells.iter().map(|cell| cell.1).filter(|&shape| steps_of(shape).len() > 1).collect();
+        steps.into_iter().filter(|(_, steps)| steps.len() > 1).map(|(shape, _)| shape).collect();
     let shapes: BTreeSet<_> =
         if lines.is_empty() { cells.iter().map(|cell| cell.1).collect() } else { lines };
     let dtypes: BTreeSet<_> = cells.iter().map(|cell| cell.2.clone()).collect();
@@ -123,7 +134,7 @@ pub(super) fn read(csv: &Path) -> Result<Vec<Row>> {
             .iter()
             .any(|(row, ..)| row.threads != most && row.threads > 0 && !row.series.ends_with("sequential"));
     let rows = cells.into_iter().filter(|cell| shapes.contains(&cell.1));
-    Ok(rows
+    let rows: Vec<_> = rows
         .map(|(row, (batch, channels), dtype, layout, gate)| {
             let dtype = if dtypes.len() > 1 { format!(", {dtype}") } else { String::new() };
             let panel = format!("{batch} × {channels}, {layout}, gates per {gate}{dtype}");
@@ -135,7 +146,29 @@ pub(super) fn read(csv: &Path) -> Result<Vec<Row>> {
             };
             Row { series, panel, ..row }
         })
-        .collect())
+        .collect();
+    for (what, most, names) in [
+        (
+            "panels (batch, channels, layout, gate, dtype)",
+            MAX_PANELS,
+            distinct(rows.iter().map(|row| &row.panel[..])),
+        ),
+        ("lines (device, algorithm, threads)", MAX_SERIES, distinct(rows.iter().map(|row| &row.series[..]))),
+    ] {
+        if names.len() > most {
+            return Err(Error::file(csv, format!("rows for at most {most} {what}"), names.len().to_string()));
+        }
+    }
+    let mut notes = Vec::new();
+    if skipped > 0 {
+        notes.push(format!(
+            "rows skipped: {skipped} whose time, bandwidth or steps are not finite and above 0"
+        ));
+    }
+    if rows.is_empty() {
+        notes.push("no figures: no row was timed".to_owned());
+    }
+    Ok((rows, notes))
 }
 
 /// Rows whose copy is drawn, and what it is called: a GPU's, the first of the file, or else that with the most threads.
@@ -155,13 +188,8 @@ pub(super) fn copies(rows: &[Row]) -> Option<(Vec<&Row>, String)> {
 
 /// In the order of the file.
 pub(super) fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
-    let mut seen = Vec::new();
-    for name in names {
-        if !seen.contains(&name) {
-            seen.push(name);
-        }
-    }
-    seen
+    let mut seen = HashSet::new();
+    names.filter(|&name| seen.insert(name)).collect()
 }
 
 /// `copy`: what the copy that is drawn is called.

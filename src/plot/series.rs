@@ -6,7 +6,9 @@
 //! ratio of sums, Σ `loss_before` ÷ Σ `loss`, over sequences and, for the bold line, over heads: a mean of ratios
 //! would be ruled by the heads with the smallest losses.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::cmp::{Ordering, Reverse};
+use std::collections::binary_heap::PeekMut;
+use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::ops::Range;
 use std::path::Path;
 
@@ -22,6 +24,8 @@ use crate::plot::look::{LogAxes, Look};
 const BINS: usize = 512;
 /// Bounds the size of a figure with many heads.
 const BINS_OF_ALL_HEADS: usize = 4096;
+/// Most heads: each has its lines, some 50 kB once they are full.
+const MAX_HEADS: usize = 1024;
 /// Chunks of one sequence that are read before turning to the next.
 const BLOCK: u64 = 64;
 
@@ -112,6 +116,32 @@ struct Cursor {
     chunk: u64,
 }
 
+impl Cursor {
+    fn order(&self) -> (u64, u64) {
+        (self.chunk, self.sequence)
+    }
+}
+
+impl Ord for Cursor {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.order().cmp(&other.order())
+    }
+}
+
+impl PartialOrd for Cursor {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Cursor {
+    fn eq(&self, other: &Self) -> bool {
+        self.order() == other.order()
+    }
+}
+
+impl Eq for Cursor {}
+
 /// A sum of the values that apply.
 #[derive(Clone, Copy, Default)]
 struct Sum {
@@ -136,8 +166,10 @@ impl Metrics {
     pub fn read(path: &Path, look: &Look, check: &mut dyn FnMut() -> Result<()>) -> Result<Self> {
         let mut table = Table::open(path)?;
         let columns = Columns::find(&table)?;
-        let (mut cursors, heads) = survey(&mut table, &columns, check)?;
+        let (cursors, heads) = survey(&mut table, &columns, check)?;
         let sequences = cursors.len();
+        // By the chunk of the next row, then as the file has them.
+        let mut cursors: BinaryHeap<_> = cursors.into_iter().map(Reverse).collect();
         let smoothed = look.smoothed();
         let series = Series::empty(heads.len(), look);
         let mut metrics = Self { sequences, series, heads, tokens: 0..0, smoothed };
@@ -147,25 +179,25 @@ impl Metrics {
         let mut cells = vec![Cell::default(); BLOCK as usize * metrics.heads.len()];
         let mut places = vec![None; BLOCK as usize];
         let mut blocks = 0_u64;
-        while let Some(first) = cursors.iter().map(|cursor| cursor.chunk).min() {
+        while let Some(Reverse(Cursor { chunk: first, .. })) = cursors.peek() {
+            let first = *first;
             blocks += 1;
             if blocks.is_multiple_of(16) {
                 check()?;
             }
             cells.fill(Cell::default());
             places.fill(None);
-            let mut open = Vec::with_capacity(cursors.len());
-            for cursor in cursors {
-                open.extend(metrics.read_block(
-                    &mut table,
-                    &columns,
-                    cursor,
-                    first,
-                    &mut cells,
-                    &mut places,
-                )?);
+            let mut here = Vec::new();
+            while let Some(next) = cursors.peek_mut().filter(|next| next.0.chunk - first < BLOCK) {
+                here.push(PeekMut::pop(next).0);
             }
-            cursors = open;
+            // Sums of floats depend on their order.
+            here.sort_by_key(|cursor| cursor.sequence);
+            for cursor in here {
+                let open =
+                    metrics.read_block(&mut table, &columns, cursor, first, &mut cells, &mut places)?;
+                cursors.extend(open.map(Reverse));
+            }
             for (place, cells) in places.iter().zip(cells.chunks(metrics.heads.len().max(1))) {
                 if let Some(place) = place {
                     metrics.push(place, cells, &mut means);
@@ -191,9 +223,6 @@ impl Metrics {
         cells: &mut [Cell],
         places: &mut [Option<Range<u64>>],
     ) -> Result<Option<Cursor>> {
-        if cursor.chunk - first >= BLOCK {
-            return Ok(Some(cursor));
-        }
         table.seek(cursor.position)?;
         while table.advance()? && table.integer(columns.sequence)? == cursor.sequence {
             let (chunk, head) = (table.integer(columns.chunk)?, table.integer(columns.head)?);
@@ -256,7 +285,9 @@ fn survey(
             let got = format!("sequence {sequence}, chunk {chunk}, head {head} after {before:?}");
             return Err(table.bad_row("rows sorted by sequence, chunk and head, each once,", got));
         }
-        heads.insert(head);
+        if heads.insert(head) && heads.len() > MAX_HEADS {
+            return Err(table.bad_row(format!("at most {MAX_HEADS} heads"), "another"));
+        }
         if cursors.last().is_none_or(|last| last.sequence != sequence) {
             cursors.push(Cursor { sequence, position: table.position(), chunk });
         }
@@ -319,17 +350,54 @@ impl Series {
     }
 }
 
+/// Sum and count of the values in a queue, in constant time for each: of the older ones sums up to the newest of them are
+/// kept, so that nothing is ever subtracted and no large value leaves its rounding behind.
+#[derive(Default)]
+struct Window {
+    /// Sums from each older value to the newest of them, the oldest last.
+    older: Vec<(f64, u64)>,
+    newer: Vec<(f64, u64)>,
+    of_newer: (f64, u64),
+}
+
+impl Window {
+    fn push(&mut self, value: Option<f64>) {
+        let value = value.filter(|value| value.is_finite()).map_or((0.0, 0), |value| (value, 1));
+        self.newer.push(value);
+        self.of_newer = (self.of_newer.0 + value.0, self.of_newer.1 + value.1);
+    }
+
+    /// Drops the oldest value.
+    fn pop(&mut self) {
+        if self.older.is_empty() {
+            let mut sum = (0.0, 0);
+            while let Some(value) = self.newer.pop() {
+                sum = (value.0 + sum.0, value.1 + sum.1);
+                self.older.push(sum);
+            }
+            self.of_newer = (0.0, 0);
+        }
+        self.older.pop();
+    }
+
+    fn sum(&self) -> (f64, u64) {
+        let older = self.older.last().copied().unwrap_or_default();
+        (older.0 + self.of_newer.0, older.1 + self.of_newer.1)
+    }
+}
+
 /// The mean of as many points about each, fewer at the ends; what is not finite stays as it is and is left out of others' means.
 struct MovingMean {
     half: usize,
     window: VecDeque<(f64, Option<f64>)>,
+    sums: Window,
     /// Place in the window of the next point to be told.
     next: usize,
 }
 
 impl MovingMean {
     fn new(points: usize) -> Self {
-        Self { half: points / 2, window: VecDeque::new(), next: 0 }
+        Self { half: points / 2, window: VecDeque::new(), sums: Window::default(), next: 0 }
     }
 
     fn push(&mut self, x: f64, y: Option<f64>, mut tell: impl FnMut(f64, Option<f64>)) {
@@ -337,6 +405,7 @@ impl MovingMean {
             return tell(x, y);
         }
         self.window.push_back((x, y));
+        self.sums.push(y);
         if self.window.len() > self.next + self.half {
             self.tell(&mut tell);
         }
@@ -351,14 +420,14 @@ impl MovingMean {
     fn tell(&mut self, tell: &mut impl FnMut(f64, Option<f64>)) {
         let (x, y) = self.window[self.next];
         let mean = |y: f64| {
-            let finite = self.window.iter().filter_map(|point| point.1).filter(|y| y.is_finite());
-            let (sum, count) = finite.fold((0.0, 0_u64), |(sum, count), y| (sum + y, count + 1));
+            let (sum, count) = self.sums.sum();
             if y.is_finite() { sum / count as f64 } else { y }
         };
         tell(x, y.map(mean));
         self.next += 1;
         if self.next > self.half {
             self.window.pop_front();
+            self.sums.pop();
             self.next -= 1;
         }
     }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::io::table::Table;
+use crate::plot::names;
 
 /// What is drawn of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -65,6 +66,18 @@ pub struct Source {
 }
 
 impl Source {
+    /// Finds each path's file. Those that would have the same name in legends and files are named after their parents too.
+    pub fn find_all(paths: &[PathBuf], kind: Option<Kind>) -> Result<Vec<Self>> {
+        let mut sources = paths.iter().map(|path| Self::find(path, kind)).collect::<Result<Vec<_>>>()?;
+        let named: Vec<_> = sources.iter().map(|source| named(&source.csv).1).collect();
+        let named: Vec<_> = named.iter().map(PathBuf::as_path).collect();
+        let distinct = names::of_paths(sources.iter().map(|source| source.name.clone()).collect(), &named);
+        for (source, name) in sources.iter_mut().zip(distinct) {
+            source.name = name;
+        }
+        Ok(sources)
+    }
+
     /// Finds the file of a folder (a run's, a sweep's, a benchmark's), or takes the file itself; and what kind it is, where
     /// that is not said.
     pub fn find(path: &Path, kind: Option<Kind>) -> Result<Self> {
@@ -87,7 +100,7 @@ impl Source {
                 format!("a {}", told.file()),
             ));
         }
-        let name = name(&csv);
+        let (name, _) = named(&csv);
         Ok(Self { csv, kind, name, of_sweep })
     }
 }
@@ -99,11 +112,13 @@ fn in_folder(folder: &Path, kind: Option<Kind>) -> Result<PathBuf> {
     found.ok_or_else(|| Error::file(folder, format!("a folder with {}", wanted.join(" or ")), "none of them"))
 }
 
-/// The folder's name where the file is called as every such file is, else the file's.
-fn name(csv: &Path) -> String {
+/// The folder's name where the file is called as every such file is, else the file's; and the path that ends in it.
+fn named(csv: &Path) -> (String, PathBuf) {
     let stem = csv.file_stem().unwrap_or_default();
     let usual = ["metrics", "results", "scan_bench", "retention"].iter().any(|&usual| stem == usual);
-    let absolute = std::path::absolute(csv).ok();
-    let folder = absolute.as_deref().and_then(Path::parent).and_then(Path::file_name);
-    folder.filter(|_| usual).unwrap_or(stem).to_string_lossy().into_owned()
+    let absolute = std::path::absolute(csv).unwrap_or_else(|_| csv.to_path_buf());
+    let folder = absolute.parent().filter(|folder| usual && folder.file_name().is_some());
+    let named = folder.unwrap_or(&absolute);
+    let name = if folder.is_some() { named.file_name().unwrap_or_default() } else { stem };
+    (name.to_string_lossy().into_owned(), named.to_path_buf())
 }

@@ -5,7 +5,7 @@
 //! The braille is ratatui's, drawn into a buffer. Of the others, textplots and drawille know no colour of single lines and no
 //! log ticks of ours, and rasciigraph takes evenly spaced values alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
 
 use anstyle::{Ansi256Color, Style as Ink};
@@ -21,9 +21,10 @@ use ratatui_widgets::canvas::{Canvas, Context, Line as Stroke, Points};
 use super::chart::{self, Chart, Map, Panel, Style};
 use super::{Look, Request, Source, Theme};
 use crate::error::Result;
+use crate::escape::for_figure;
 use crate::plot::axis::{Axis, Tick};
 use crate::plot::colours::Colours;
-use crate::plot::theme;
+use crate::plot::{names, theme};
 
 /// Lines of a panel alone, and among others.
 const ALONE: usize = 16;
@@ -70,7 +71,7 @@ pub fn view(
     view.notes.extend(notes);
     for chart in &charts {
         if sources.len() > 1 && charts.len() > 1 {
-            let _ = writeln!(view.text, "== {} ==\n", chart.name);
+            let _ = writeln!(view.text, "== {} ==\n", for_figure(&chart.name));
         }
         draw(chart, screen, &mut view);
     }
@@ -235,7 +236,8 @@ fn draw_map(panel: &Panel, map: &Map, colours: &Colours, screen: &Screen, out: &
     let labels = {
         let ticks = panel.y.ticks.iter().filter_map(|tick| Some((tick.at, tick.label.as_deref()?)));
         let row = |at: f64| up - 1 - place(at * up as f64).min(up - 1);
-        ticks.map(|(at, label)| (row(at), cut(&raised(label), 10))).collect::<BTreeMap<_, _>>()
+        let (rows, texts): (Vec<_>, Vec<_>) = ticks.map(|(at, label)| (row(at), label)).unzip();
+        rows.into_iter().zip(cut_apart(texts.into_iter(), 10)).collect::<BTreeMap<_, _>>()
     };
     for row in 0..up {
         let (label, spine) = labels.get(&row).map_or(("", '│'), |label| (&label[..], '┤'));
@@ -306,16 +308,18 @@ fn draw_scale(colours: &Colours, screen: &Screen, out: &mut String) {
 fn draw_keys(chart: &Chart, screen: &Screen, out: &mut String) {
     let hides = chart.panels.iter().any(|panel| hides(panel, screen));
     let shown = chart.keys.iter().filter(|key| !(hides && key.style.order.is_some() && !key.style.marked));
+    let shown: Vec<_> = shown.collect();
+    // Room for the longest swatch, a space, and a number.
+    let most = screen.columns.saturating_sub(8);
+    let texts = cut_apart(shown.iter().map(|key| &key.text[..]), most);
     let mut used = 0;
     let mut any = false;
-    for key in shown {
+    for (key, text) in shown.into_iter().zip(texts) {
         let swatch = match key.style.order {
             Some(order) if key.style.marked => letter(order).to_string(),
             _ if !key.style.dashes.is_empty() => "╌╌".to_owned(),
             _ => "──".to_owned(),
         };
-        let room = screen.columns.saturating_sub(swatch.chars().count() + 1);
-        let text = cut(&raised(&key.text), room);
         let size = swatch.chars().count() + 1 + text.chars().count();
         if used > 0 && used + 3 + size > screen.columns {
             out.push('\n');
@@ -383,7 +387,7 @@ fn coloured(cells: &[(&str, Color)]) -> String {
 fn raised(text: &str) -> String {
     let mut out = String::new();
     let mut raised = false;
-    for letter in text.chars() {
+    for letter in for_figure(text).chars() {
         match letter {
             '^' => {}
             '{' => raised = true,
@@ -393,11 +397,21 @@ fn raised(text: &str) -> String {
                 let digits = ['⁰', '¹', '²', '³', '⁴', '⁵', '⁶', '⁷', '⁸', '⁹'];
                 out.push(digits[digit as usize - '0' as usize]);
             }
-            letter if letter.is_control() => out.push(' '),
             letter => out.push(letter),
         }
     }
     out
+}
+
+/// Texts as [`raised`], cut to so many columns, numbered where that makes two of them the same.
+fn cut_apart<'a>(texts: impl Iterator<Item = &'a str>, columns: usize) -> Vec<String> {
+    let whole: Vec<_> = texts.map(raised).collect();
+    let short: Vec<_> = whole.iter().map(|text| cut(text, columns)).collect();
+    if short.iter().collect::<HashSet<_>>().len() == short.len() {
+        return short;
+    }
+    // Room for a number of two digits.
+    names::numbered(whole.iter().map(|text| cut(text, columns.saturating_sub(5))).collect())
 }
 
 fn cut(text: &str, columns: usize) -> String {
@@ -412,12 +426,14 @@ mod tests {
     use plotters::style::RGBColor;
     use ratatui_core::style::Color;
 
-    use super::{coloured, cut, nearest, raised, shade};
+    use super::{coloured, cut, cut_apart, nearest, raised, shade};
 
     #[test]
     fn text_is_plain() {
         assert_eq!(raised("1.26·10^{−4}, θ"), "1.26·10⁻⁴, θ");
         assert_eq!((cut("abcdef", 4), cut("abcd", 4)), ("abc…".to_owned(), "abcd".to_owned()));
+        assert_eq!(cut_apart(["a long one", "a long two"].into_iter(), 9), ["a l… (1)", "a l… (2)"]);
+        assert_eq!(cut_apart(["one", "two"].into_iter(), 9), ["one", "two"]);
         assert_eq!([0.0, 0.3, 0.5, 0.7, 1.0].map(shade), ['·', '░', '▒', '▓', '█']);
     }
 

@@ -8,11 +8,11 @@ use super::{Event, Observer};
 use crate::config::{Config, MemorySource, Mode};
 use crate::engine::{Memory, Work};
 use crate::error::{Error, Result};
-use crate::io::labels::Labels;
-use crate::io::mapped::Mapped;
+use crate::io::labels::{Labels, MAX_LABELS};
 use crate::io::memory_file::MemoryFile;
+use crate::io::text::{TextFile, check_streams};
 use crate::io::{NpySequences, Progress};
-use crate::memory::parameters::Init;
+use crate::memory::parameters::{Init, MEMORY_WEIGHTS};
 use crate::memory::{Dimensions, Gates, State};
 use crate::real::{ElementType, Real};
 
@@ -114,7 +114,15 @@ impl Opened {
     pub fn open(config: &Config, narrow: bool, files: &Inputs, observe: Observer) -> Result<Self> {
         let mut progress = |bytes: u64| observe(Event::Loaded(bytes));
         let mut inputs = Vec::new();
-        let labels = config.labels.as_deref().map(Labels::read).transpose()?;
+        let named = [&config.store_seq, &config.past, &config.labels, &config.file];
+        let memory = match &config.memory {
+            MemorySource::File { path, .. } => Some(path),
+            MemorySource::Drawn { .. } => None,
+        };
+        let named = named.into_iter().flatten().chain(memory).chain([&config.data]);
+        check_streams(named.map(PathBuf::as_path))?;
+        let label_file = config.labels.as_deref().map(|path| TextFile::read(path, MAX_LABELS)).transpose()?;
+        let labels = label_file.as_ref().map(Labels::parse).transpose()?;
         let mut open = |role: &'static str, path: &Path| {
             let sequences = files.sequences(config, path, &mut progress)?;
             inputs.push(Input {
@@ -135,6 +143,7 @@ impl Opened {
         let mut source = match (&config.memory, config.memory.drawn(data.dims().dim)?) {
             (_, Some((dimensions, init, seed))) => {
                 dimensions.check(config.chunk_size(None)?)?;
+                dimensions.check_random()?;
                 Source::Drawn(dimensions, init, seed)
             }
             (MemorySource::File { path, .. }, None) => {
@@ -157,10 +166,11 @@ impl Opened {
             other("past", path, shifted.1.clone());
             source = Source::File(Arc::clone(&shifted.0));
         }
-        for (role, path) in [("labels", &config.labels), ("config", &config.file)] {
-            if let Some(path) = path {
-                other(role, path, sha256(path, &mut progress)?);
-            }
+        if let Some(file) = &label_file {
+            other("labels", file.path(), file.sha256());
+        }
+        if let Some(path) = &config.file {
+            other("config", path, config.file_sha256.clone());
         }
         let this = Self::checked(config, narrow, (data, store_seq, source))?;
         Ok(Self { labels, inputs, ..this })
@@ -194,6 +204,8 @@ impl Opened {
             let expected = format!("as many sequences as {}, {sequences}", data.path().display());
             return Err(Error::file(store.path(), expected, store.dims().sequences.to_string()));
         }
+        // A plain read has one memory for all sequences.
+        source.dimensions().check_sequences(if config.mode == Mode::Read { 1 } else { sequences })?;
         Ok(Self { data, store_seq, source, labels: None, inputs: Vec::new(), chunk_size, gates })
     }
 
@@ -247,8 +259,11 @@ impl Opened {
             let expected = format!("as many sequences as the memory's state, {of_state}");
             return Err(Error::file(self.data.path(), expected, sequences.to_string()));
         }
-        let mut state = known
-            .unwrap_or_else(|| memory.initial_state(if config.mode == Mode::Read { 1 } else { sequences }));
+        let states = if config.mode == Mode::Read { 1 } else { sequences };
+        if known.is_none() {
+            reserve::<T>(&self.source.dimensions(), states)?;
+        }
+        let mut state = known.unwrap_or_else(|| memory.initial_state(states));
         if config.restart_momentum {
             state.momentum.fill(T::zero());
         }
@@ -256,13 +271,24 @@ impl Opened {
     }
 }
 
+/// Fails where memory for the states of so many sequences cannot be had: taking it would end in an abort.
+fn reserve<T>(dimensions: &Dimensions, sequences: usize) -> Result<()> {
+    let Dimensions { heads, dim_head, .. } = *dimensions;
+    // S and U; checked against the limit before, so no overflow.
+    let numbers = 2 * MEMORY_WEIGHTS * sequences * heads * dim_head * dim_head;
+    Vec::<T>::new().try_reserve_exact(numbers).map_err(|_| {
+        let bytes = numbers * size_of::<T>();
+        Error::setting(
+            "SEQ.npy",
+            format!("{bytes} bytes for the memories of {sequences} sequences"),
+            "less free memory",
+        )
+    })
+}
+
 /// A memory in the element type of its run.
 pub(super) struct Loaded<T: Real> {
     pub file: Arc<MemoryFile>,
     pub memory: Memory<T>,
     pub state: State<T>,
-}
-
-fn sha256(path: &Path, progress: Progress) -> Result<String> {
-    Mapped::open(path, "a file", progress)?.sha256(0, progress, |_| {})
 }

@@ -302,6 +302,9 @@ pub type Observer<'a> = &'a mut dyn FnMut(Event) -> Result<()>;
 /// For the arrays of a shape where the system does not tell how much memory there is.
 const UNKNOWN_MEMORY: u64 = 1 << 30;
 
+/// Most runs of a case, whose times are held, and most shapes, types and numbers of threads: more would run for days.
+const MAX_RUNS: usize = 1 << 20;
+const MAX_CASES: usize = 1 << 12;
 /// More is a slip of the keyboard.
 const MOST_THREADS: usize = 1024;
 
@@ -317,6 +320,16 @@ impl Config {
         whole("--channels", self.shapes.iter().any(|shape| shape.channels == 0))?;
         whole("--batch", self.shapes.iter().any(|shape| shape.batch == 0))?;
         whole("--runs", self.runs == 0)?;
+        if self.runs > MAX_RUNS {
+            return Err(Error::setting("--runs", format!("at most {MAX_RUNS}"), self.runs.to_string()));
+        }
+        let cases = [self.shapes.len(), self.threads.len(), self.dtypes.len()]
+            .iter()
+            .try_fold(1_usize, |all, &n| all.checked_mul(n));
+        if cases.is_none_or(|cases| cases > MAX_CASES) {
+            let expected = format!("lists of at most {MAX_CASES} combinations");
+            return Err(Error::setting("--batch, --steps, --channels, --threads", expected, "more"));
+        }
         if let Some(&threads) = self.threads.iter().find(|&&threads| threads > MOST_THREADS) {
             return Err(Error::setting("--threads", format!("at most {MOST_THREADS}"), threads.to_string()));
         }

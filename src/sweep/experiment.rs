@@ -1,14 +1,16 @@
 //! An experiment file and what the command line lays over it: from settings, lists and explicit rows to the rows of
 //! the grid, in order.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Value};
 
 use super::row::{Row, Setting, check_key};
-use super::values;
+use super::values::{self, MAX_VALUES};
 use crate::error::{Error, Result};
+use crate::io::text::TextFile;
 
 /// What is run in each row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,12 +61,21 @@ impl Axis {
     }
 }
 
-/// Rows of a grid beyond this are a slip of the keyboard.
-const MOST_ROWS: usize = 1 << 20;
+/// Most rows of a grid: with a dozen settings each they take half a gigabyte until their runs are done.
+const MAX_ROWS: usize = 1 << 16;
+/// Most bytes of all rows of a grid, by estimate.
+const MAX_GRID_BYTES: usize = 768 << 20;
+/// Measured: bytes that a row takes without its settings, and with each setting besides its text.
+const ROW_BYTES: usize = 3000;
+const SETTING_BYTES: usize = 700;
+/// Copies of a setting's text: as written and as resolved, in the plan and in its file.
+const TEXT_COPIES: usize = 6;
 
 /// A place in an experiment file, for messages.
 struct Source<'a> {
     path: &'a Path,
+    /// Of relative paths.
+    folder: &'a Path,
     text: &'a str,
 }
 
@@ -80,11 +91,13 @@ impl Source<'_> {
     fn setting(&self, key: &str, value: &Spanned<DeValue>) -> Result<Setting> {
         let at = value.span().start;
         check_key(key).map_err(|wrong| self.error(at, wrong.expected, &wrong.got))?;
-        let written = plain(value.get_ref()).ok_or_else(|| {
-            self.error(at, "one number, word or truth value", &format!("`{key}`, which is none"))
+        let written = plain(value.get_ref()).ok_or_else(|| match value.get_ref() {
+            DeValue::Integer(_) => {
+                self.error(at, "an integer from −2^63 to 2^64 − 1", &format!("another for `{key}`"))
+            }
+            _ => self.error(at, "one number, word or truth value", &format!("`{key}`, which is none")),
         })?;
-        let folder = self.path.parent().unwrap_or(Path::new(""));
-        Setting::new(key, written, folder).map_err(|wrong| self.error(at, wrong.expected, &wrong.got))
+        Setting::new(key, written, self.folder).map_err(|wrong| self.error(at, wrong.expected, &wrong.got))
     }
 
     /// The values of one key of `[grid]` or `[zip]`.
@@ -92,6 +105,10 @@ impl Source<'_> {
         let at = value.span().start;
         check_key(key).map_err(|wrong| self.error(at, wrong.expected, &wrong.got))?;
         let column: Vec<Setting> = match value.get_ref() {
+            DeValue::Array(items) if items.len() > MAX_VALUES => {
+                let expected = format!("at most {MAX_VALUES} values for `{key}`");
+                return Err(self.error(at, expected, &items.len().to_string()));
+            }
             DeValue::Array(items) => {
                 items.iter().map(|item| self.setting(key, item)).collect::<Result<_>>()?
             }
@@ -132,8 +149,11 @@ fn plain(value: &DeValue) -> Option<Value> {
     match value {
         DeValue::String(text) => Some(Value::String(text.to_string())),
         DeValue::Boolean(truth) => Some(Value::Boolean(*truth)),
+        // TOML's own end at 2^63 − 1; a seed may go further.
         DeValue::Integer(number) => {
-            i64::from_str_radix(number.as_str(), number.radix()).ok().map(Value::Integer)
+            let small = i64::from_str_radix(number.as_str(), number.radix()).map(Value::Integer);
+            let large = || u64::from_str_radix(number.as_str(), number.radix());
+            small.or_else(|_| large().map(|number| Value::String(number.to_string()))).ok()
         }
         DeValue::Float(number) => number.as_str().parse().ok().map(Value::Float),
         _ => None,
@@ -141,11 +161,11 @@ fn plain(value: &DeValue) -> Option<Value> {
 }
 
 impl Experiment {
-    /// Reads an experiment file. Relative paths in it are relative to its folder.
-    pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
-        let source = Source { path, text: &text };
-        let document = DeTable::parse(&text).map_err(|error| {
+    /// Parses an experiment file. Relative paths in it are relative to its [folder](TextFile::folder).
+    pub fn read(file: &TextFile) -> Result<Self> {
+        let (path, text) = (file.path(), file.text()?);
+        let source = Source { path, folder: file.folder(), text };
+        let document = DeTable::parse(text).map_err(|error| {
             let at = error.span().map_or(0, |span| span.start);
             source.error(
                 at,
@@ -178,14 +198,13 @@ impl Experiment {
                 key => this.fixed.push(source.setting(key, value)?),
             }
         }
-        let mut seen = Vec::new();
+        let mut seen = HashSet::new();
         let varied = this.axes.iter().flat_map(|axis| &axis.columns).map(|column| &column[0].key);
         for key in this.fixed.iter().map(|setting| &setting.key).chain(varied) {
-            if seen.contains(&key) {
+            if !seen.insert(key) {
                 let got = format!("`{key}` twice (in [fixed], [grid] or [zip])");
                 return Err(Error::file(path, "each key in one place", got));
             }
-            seen.push(key);
         }
         this.product = !this.axes.is_empty() || this.rows.is_empty();
         Ok(this)
@@ -289,11 +308,12 @@ impl Experiment {
         let rows = products.and_then(|(all, each)| {
             (self.rows.len().checked_mul(each)?).checked_add(if self.product { all } else { 0 })
         });
-        if rows.is_none_or(|rows| rows > MOST_ROWS) {
+        if rows.is_none_or(|rows| rows > MAX_ROWS) {
             let got = rows.map_or("more than can be counted".to_owned(), |rows| rows.to_string());
-            return Err(Error::setting("the grid", format!("at most {MOST_ROWS} rows"), got));
+            return Err(Error::setting("the grid", format!("at most {MAX_ROWS} rows"), got));
         }
         let fixed = self.fixed();
+        self.check_bytes(rows.unwrap_or_default(), &fixed)?;
         let mut rows = Vec::new();
         if self.product {
             multiply(&self.axes, &mut |varied| rows.push(Row::new(&[&fixed, varied])));
@@ -304,17 +324,31 @@ impl Experiment {
         Ok(rows)
     }
 
+    /// Refuses rows that would take more memory than most machines have to spare.
+    fn check_bytes(&self, rows: usize, fixed: &[Setting]) -> Result<()> {
+        let bytes =
+            |setting: &Setting| SETTING_BYTES + TEXT_COPIES * setting.written.as_str().map_or(0, str::len);
+        let of_row = |row: &[Setting]| row.iter().map(bytes).sum::<usize>();
+        let widest = |column: &Vec<Setting>| column.iter().map(bytes).max().unwrap_or_default();
+        let of_axes = |axes: &[Axis]| axes.iter().flat_map(|axis| &axis.columns).map(widest).sum::<usize>();
+        let explicit = self.rows.iter().map(|row| of_row(row)).max().unwrap_or_default();
+        let varied = of_axes(&self.axes).max(explicit + of_axes(&self.row_axes));
+        let all = (ROW_BYTES + of_row(fixed) + varied).saturating_mul(rows);
+        if all <= MAX_GRID_BYTES {
+            return Ok(());
+        }
+        let expected = format!("rows that take at most {MAX_GRID_BYTES} bytes of memory");
+        Err(Error::setting("the grid", expected, format!("{rows} rows that take some {all}")))
+    }
+
     /// All keys, those that may vary first.
     pub fn keys(&self) -> Vec<String> {
         let axes = self.axes.iter().flat_map(|axis| axis.columns.iter().map(|column| &column[0]));
         let rows = self.rows.iter().flatten();
-        let mut keys: Vec<String> = Vec::new();
-        for setting in axes.chain(rows).chain(&self.fixed()) {
-            if !keys.contains(&setting.key) {
-                keys.push(setting.key.clone());
-            }
-        }
-        keys
+        let fixed = self.fixed();
+        let mut seen = HashSet::new();
+        let keys = axes.chain(rows).chain(&fixed).filter(|setting| seen.insert(&setting.key));
+        keys.map(|setting| setting.key.clone()).collect()
     }
 }
 

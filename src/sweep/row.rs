@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::LazyLock;
 
 use clap::Args;
 use toml::{Table, Value};
@@ -13,6 +14,9 @@ use crate::error::{Error, Result};
 
 /// Parameters by name, as results.csv has them.
 pub type Parameters = BTreeMap<String, String>;
+
+/// Most bytes of a value: those of a path on Linux.
+const MAX_TEXT: usize = 4096;
 
 /// Settings that are paths.
 const PATHS: [&str; 4] = ["data", "memory", "past", "store_seq"];
@@ -46,10 +50,10 @@ pub(super) struct Wrong {
 }
 
 /// Names of all settings.
-pub(super) fn known() -> Vec<String> {
+static KNOWN: LazyLock<Vec<String>> = LazyLock::new(|| {
     let command = Settings::augment_args(clap::Command::new(""));
     command.get_arguments().map(|argument| argument.get_id().to_string()).collect()
-}
+});
 
 /// Notes are columns of results.csv that no run sees: what a file's name stands for, say.
 fn is_note(key: &str) -> bool {
@@ -61,10 +65,9 @@ pub(super) fn check_key(key: &str) -> Result<(), Wrong> {
     if is_note(key) {
         return Ok(());
     }
-    let known = known();
-    if !known.iter().any(|known| known == key) {
+    if !KNOWN.iter().any(|known| known == key) {
         let others = ["run", "fixed", "grid", "zip"];
-        let near = nearest(key, known.iter().map(String::as_str).chain(others));
+        let near = nearest(key, KNOWN.iter().map(String::as_str).chain(others));
         return Err(Wrong { expected: "a known setting".into(), got: format!("`{key}`{near}") });
     }
     match REFUSED.iter().find(|(refused, _)| *refused == key) {
@@ -78,14 +81,23 @@ pub(super) fn check_key(key: &str) -> Result<(), Wrong> {
 impl Setting {
     pub fn new(key: &str, mut written: Value, folder: &Path) -> Result<Self, Wrong> {
         check_key(key)?;
+        if let Some(text) = written.as_str().filter(|text| text.len() > MAX_TEXT) {
+            let expected = format!("a value of at most {MAX_TEXT} bytes for `{key}`");
+            return Err(Wrong { expected, got: format!("{} bytes", text.len()) });
+        }
         if let Err(error) =
             check(key, &written).or_else(|error| if is_note(key) { Ok(()) } else { Err(error) })
         {
-            // What a range gives may be a whole number all the same.
+            // What a range gives may be a whole number all the same, and digits may be those of a float.
             let whole = written.as_float().filter(|x| x.fract() == 0.0 && x.abs() < 2_f64.powi(53));
-            let whole = whole.map(|x| Value::Integer(x as i64)).filter(|whole| check(key, whole).is_ok());
+            let whole = whole.map(|x| Value::Integer(x as i64));
+            let other = whole.or_else(|| {
+                let digits =
+                    written.as_str().filter(|text| text.bytes().all(|byte| b"-0123456789".contains(&byte)));
+                digits?.parse().ok().map(Value::Float)
+            });
             let message = ["usize", "u64"].iter().fold(error, |text, of| text.replace(of, "a whole number"));
-            written = whole.ok_or_else(|| Wrong {
+            written = other.filter(|other| check(key, other).is_ok()).ok_or_else(|| Wrong {
                 expected: format!("a value for `{key}`"),
                 got: format!("{} ({message})", text(&written)),
             })?;

@@ -2,8 +2,8 @@
 
 use toml::Value;
 
-/// More values of one key are a slip of the keyboard.
-const MOST_VALUES: usize = 1 << 20;
+/// Most values of one key: as many as a sweep may have rows.
+pub(super) const MAX_VALUES: usize = 1 << 16;
 
 /// A comma-separated list; each of its items is a number, true or false, a range by name, or text (in quotes where it
 /// holds a comma or would be something else).
@@ -15,6 +15,9 @@ pub(super) fn list(text: &str) -> Result<Vec<Value>, String> {
             ("", _) => return Err("an empty item".into()),
             (_, Some(range)) => values.extend(range?),
             (_, None) => values.push(scalar(item)),
+        }
+        if values.len() > MAX_VALUES {
+            return Err(format!("more than {MAX_VALUES}"));
         }
     }
     Ok(values)
@@ -47,6 +50,12 @@ fn scalar(item: &str) -> Value {
     if let Some(text) = quoted {
         return Value::String(text);
     }
+    // What TOML's integers cannot hold, a seed or a note, keeps its digits as text.
+    let digits = item.strip_prefix(['+', '-']).unwrap_or(item);
+    if digits.bytes().all(|byte| byte.is_ascii_digit()) && !digits.is_empty() && item.parse::<i64>().is_err()
+    {
+        return Value::String(item.strip_prefix('+').unwrap_or(item).to_owned());
+    }
     // f64's parser also takes words such as inf.
     let number = item.starts_with(|c: char| c.is_ascii_digit() || "+-.".contains(c));
     match (item, item.parse(), item.parse()) {
@@ -72,14 +81,27 @@ pub(super) fn range(item: &str) -> Option<Result<Vec<Value>, String>> {
         _ => return None,
     };
     let values = match (name.trim(), finite.as_deref(), whole.as_deref()) {
-        ("range", Some(&[start, end]), whole) => steps(whole.is_some(), start, end, 1.0),
-        ("range", Some(&[start, end, step]), whole) => steps(whole.is_some(), start, end, step),
-        ("linspace", Some(&[first, last, count]), _) => {
-            spaced(count, |t| if t < 1.0 { first + (last - first) * t } else { last })
-        }
-        ("logspace", Some(&[first, last, count]), _) if first > 0.0 && last > 0.0 => {
-            spaced(count, |t| if t < 1.0 { first * (last / first).powf(t) } else { last })
-        }
+        ("range", _, Some(&[start, end])) => whole_steps(start, end, 1),
+        ("range", _, Some(&[start, end, step])) => whole_steps(start, end, step),
+        ("range", Some(&[start, end]), None) => steps(start, end, 1.0),
+        ("range", Some(&[start, end, step]), None) => steps(start, end, step),
+        ("linspace", Some(&[first, last, count]), _) => spaced(count, |t| {
+            let span = last - first;
+            // Where the span is beyond the range of floats, its ends are weighted instead.
+            match t < 1.0 {
+                true if span.is_finite() => first + span * t,
+                true => first * (1.0 - t) + last * t,
+                false => last,
+            }
+        }),
+        ("logspace", Some(&[first, last, count]), _) if first > 0.0 && last > 0.0 => spaced(count, |t| {
+            let span = last / first;
+            match t < 1.0 {
+                true if span.is_finite() && span > 0.0 => first * span.powf(t),
+                true => (first.ln() * (1.0 - t) + last.ln() * t).exp(),
+                false => last,
+            }
+        }),
         _ => None,
     };
     Some(match values {
@@ -88,21 +110,29 @@ pub(super) fn range(item: &str) -> Option<Result<Vec<Value>, String>> {
     })
 }
 
-fn steps(whole: bool, start: f64, end: f64, step: f64) -> Option<Vec<Value>> {
+/// Whole numbers are never rounded, as floats beyond 2^53 would be.
+fn whole_steps(start: i64, end: i64, step: i64) -> Option<Vec<Value>> {
+    let (start, end, step) = (i128::from(start), i128::from(end), i128::from(step));
+    let span = (end - start) * step.signum();
+    let count = usize::try_from((span + step.abs() - 1).checked_div(step.abs())?).ok()?;
+    let value = |i: usize| i64::try_from(start + i as i128 * step).ok().map(Value::Integer);
+    if (1..=MAX_VALUES).contains(&count) { (0..count).map(value).collect() } else { None }
+}
+
+fn steps(start: f64, end: f64, step: f64) -> Option<Vec<Value>> {
     // The end is left out, also where steps do not meet it in binary: (1.3 − 1) ÷ 0.1 is a little above 3.
     let count = ((end - start) / step - 1e-9).ceil();
     // Also where step is 0.
-    if !(count >= 1.0 && count <= MOST_VALUES as f64) {
+    if !(count >= 1.0 && count <= MAX_VALUES as f64) {
         return None;
     }
     let value = |i: i64| start + i as f64 * step;
-    let value = |i| if whole { Value::Integer(value(i) as i64) } else { Value::Float(rounded(value(i))) };
-    Some((0..count as i64).map(value).collect())
+    Some((0..count as i64).map(|i| Value::Float(rounded(value(i)))).collect())
 }
 
 /// Values at `count` points from 0 to 1.
 fn spaced(count: f64, value: impl Fn(f64) -> f64) -> Option<Vec<Value>> {
-    let fits = count.fract() == 0.0 && count >= 1.0 && count <= MOST_VALUES as f64;
+    let fits = count.fract() == 0.0 && count >= 1.0 && count <= MAX_VALUES as f64;
     let last = (count - 1.0).max(1.0);
     fits.then(|| (0..count as i64).map(|i| Value::Float(rounded(value(i as f64 / last)))).collect())
 }
@@ -157,6 +187,18 @@ mod tests {
             ("linspace(3,9,1)", "3"),
             ("a.npy,'b,c.npy',\"12\"", "a.npy b,c.npy 12"),
             ("inf,nan", "inf nan"),
+            (
+                "range(9007199254740993,9007199254740996)",
+                "9007199254740993 9007199254740994 9007199254740995",
+            ),
+            (
+                "range(-9223372036854775808,9223372036854775807,9223372036854775807)",
+                "-9223372036854775808 -1 9223372036854775806",
+            ),
+            ("range(10,0,-5)", "10 5"),
+            ("18446744073709551615,+9223372036854775808", "18446744073709551615 9223372036854775808"),
+            ("linspace(-1.7e308,1.7e308,3)", "-1.7e308 0 1.7e308"),
+            ("logspace(1e-308,1e308,3)", "1e-308 1 1e308"),
         ] {
             assert_eq!(texts(typed), expected.split(' ').collect::<Vec<_>>(), "{typed}");
         }
@@ -168,6 +210,9 @@ mod tests {
             "",
             "1,,2",
             "range(5,0)",
+            "range(0,5,-1)",
+            "range(0,65537)",
+            "range(-9223372036854775808,9223372036854775807)",
             "range(0,5,0)",
             "range(5)",
             "range(a,b)",

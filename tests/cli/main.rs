@@ -14,6 +14,7 @@ mod faults;
 mod folders;
 mod generate;
 mod golden;
+mod inputs;
 mod inspect;
 mod parts;
 mod plot;

@@ -434,7 +434,7 @@ fn memories() {
         ("weights.safetensors --past absent.npz",
  "absent.npz: cannot open: No such file or directory (os error 2)"),
         ("weights.safetensors --past past-3.safetensors",
- "past-3.safetensors: weights.0: expected floating-point numbers of shape [2, 2], got f32 [3, 2]"),
+ "past-3.safetensors: weights.0: expected floating-point numbers of shape [2, 2], got [3, 2]"),
         ("weights.safetensors --past past-few.safetensors",
  "past-few.safetensors: weights.2: expected a tensor of this name, got none"),
         ("weights.safetensors --past past-many.safetensors",
@@ -476,7 +476,7 @@ fn labels() {
         &[
             (
                 "store seq.npy --labels absent.csv",
-                "absent.csv: cannot open: No such file or directory (os error 2)",
+                "absent.csv: cannot read: No such file or directory (os error 2)",
             ),
             (
                 "store seq.npy --labels position.csv",
@@ -501,7 +501,7 @@ fn labels() {
             ),
             (
                 "retrieve seq.npy --online --labels absent.csv",
-                "absent.csv: cannot open: No such file or directory (os error 2)",
+                "absent.csv: cannot read: No such file or directory (os error 2)",
             ),
         ],
     );

@@ -129,7 +129,7 @@ fn refusals() {
     let mut long_header = whole.clone();
     long_header[6] = 2;
     long_header[8..12].copy_from_slice(&4_000_000_000_u32.to_le_bytes());
-    let deep = format!("{}{}", "(".repeat(5000), ")".repeat(5000));
+    let deep = format!("{{'descr': {}", "(".repeat(5000));
     let bad_type = |descr: &str, item: usize| npy(descr, false, "(2, 3)", &vec![0; 6 * item]);
     let numbers = "expected numbers of type f16, f32 or f64, got";
     let axes = "expected shape (tokens, dim) or (sequences, tokens, dim), got shape";
@@ -175,7 +175,7 @@ fn refusals() {
         (
             "list",
             npy_of_header("[1, 2]", b""),
-            "expected a .npy header, got one with an error: metadata is not a dict: [1, 2]".into(),
+            "expected a .npy header, got one that is no Python dictionary".into(),
         ),
         ("deep", npy_of_header(&deep, b""), "expected a .npy header, got brackets nested too deep".into()),
         (
@@ -183,11 +183,7 @@ fn refusals() {
             npy_of_header("{'descr': '<f4', 'fortran_order': False}", b""),
             "expected a .npy header, got one without shape".into(),
         ),
-        (
-            "negative",
-            f4("(2, -3)", 24),
-            "expected a .npy header, got one with an error: illegal value for key shape: (2, -3)".into(),
-        ),
+        ("negative", f4("(2, -3)", 24), "expected a .npy header, got one with the shape (2, -3)".into()),
         (
             "overflow",
             f4("(4294967296, 4294967296, 4)", 0),

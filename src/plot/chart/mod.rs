@@ -35,7 +35,11 @@ pub fn charts(
         check()?;
         let (charts, told) = of_file(file, request, check)?;
         all.extend(charts.into_iter().map(|chart| Chart {
-            name: if files.len() > 1 { format!("{}-{}", file.name, chart.name) } else { chart.name },
+            name: if files.len() > 1 {
+                format!("{}-{}", file.name.replace('/', "-"), chart.name)
+            } else {
+                chart.name
+            },
             ..chart
         }));
         notes.extend(told);

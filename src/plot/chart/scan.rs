@@ -13,9 +13,9 @@ use crate::plot::{Theme, theme};
 const ROWS_FOR_TEX: usize = 1024;
 
 pub fn charts(csv: &Path, theme: Theme) -> Result<(Vec<Chart>, Vec<String>)> {
-    let rows = read(csv)?;
+    let (rows, notes) = read(csv)?;
     if rows.is_empty() {
-        return Ok((Vec::new(), vec!["no figures: no row was timed".to_owned()]));
+        return Ok((Vec::new(), notes));
     }
     // TeX cannot pass over a row without a time.
     let whole = rows.len() <= ROWS_FOR_TEX && all_timed(csv)?;
@@ -23,15 +23,17 @@ pub fn charts(csv: &Path, theme: Theme) -> Result<(Vec<Chart>, Vec<String>)> {
     let mut speed =
         chart((csv, &rows), theme, "bandwidth", "bandwidth (GB/s)", "gb_per_s", whole, |row| row.gb_per_s);
     copies(&rows, &mut speed);
-    Ok((vec![time, speed], Vec::new()))
+    Ok((vec![time, speed], notes))
 }
 
 fn all_timed(csv: &Path) -> Result<bool> {
     let mut table = Table::open(csv)?;
     let columns = [table.column("steps")?, table.column("median_ms")?, table.column("gb_per_s")?];
     while table.advance()? {
-        if columns.iter().any(|&column| table.text(column).is_empty()) {
-            return Ok(false);
+        for column in columns {
+            if table.number(column)?.is_none_or(|number| !number.is_finite() || number <= 0.0) {
+                return Ok(false);
+            }
         }
     }
     Ok(true)
@@ -76,7 +78,10 @@ fn chart(
                 y: format!("\\thisrow{{{column}}}"),
                 rows: first.cells.clone(),
             };
-            line.source = (whole && ascending).then(source);
+            // Text that TeX would not read as it is.
+            let plain = |letter: char| letter.is_ascii_alphanumeric() || " .:-".contains(letter);
+            let plain = first.cells.iter().all(|(_, text)| text.chars().all(plain));
+            line.source = (whole && ascending && plain).then(source);
             panel.lines.push(line);
         }
         panel

@@ -12,6 +12,8 @@ use crate::plot::font;
 /// Pixels an inch, and a metre.
 const DPI: f32 = 600.0;
 const DPM: u32 = 23_622;
+/// Most pixels of a PNG, four bytes each and as many again while it is written: 19 inches squared.
+const MAX_PIXELS: u64 = 1 << 27;
 
 #[expect(clippy::unnecessary_wraps, reason = "the twin refuses")]
 pub fn check() -> Result<()> {
@@ -42,7 +44,12 @@ pub fn png(svg: &str) -> Result<Vec<u8>> {
     let tree = tree(svg)?;
     let scale = DPI / 96.0;
     let pixels = |length: f32| ((length * scale).round() as i32).unsigned_abs().max(1);
-    let pixmap = Pixmap::new(pixels(tree.size().width()), pixels(tree.size().height()));
+    let (width, height) = (pixels(tree.size().width()), pixels(tree.size().height()));
+    if u64::from(width) * u64::from(height) > MAX_PIXELS {
+        let expected = format!("pdf or svg for a figure of over {MAX_PIXELS} pixels");
+        return Err(refused(&expected, format!("png of {width} × {height}")));
+    }
+    let pixmap = Pixmap::new(width, height);
     let mut pixmap = pixmap.ok_or_else(|| refused("an image that fits memory", "a larger one"))?;
     resvg::render(&tree, Transform::from_scale(scale, scale), &mut pixmap.as_mut());
     let mut bytes = Vec::new();

@@ -7,6 +7,7 @@ mod panel;
 mod table;
 mod text;
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +15,8 @@ use plotters::style::RGBColor;
 
 use super::chart::{self, Chart, Panel, Style};
 use super::{Request, Source};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::escape::for_figure;
 use crate::plot::look::Look;
 use crate::plot::{font, theme};
 use panel::PanelText;
@@ -37,6 +39,8 @@ const RIGHT: f64 = 6.0;
 const BAR: f64 = 58.0;
 /// Colours of a bar; TeX blends between them.
 const STOPS: usize = 17;
+/// Most cells of a map: TeX takes a millisecond or so for each.
+const MAX_CELLS: usize = 1 << 16;
 /// Markers as `legend::marker` has them.
 const MARKERS: [&str; 5] = ["*", "square*", "triangle*", "diamond*", "pentagon*"];
 
@@ -50,9 +54,19 @@ pub fn files(
 ) -> Result<Vec<(PathBuf, Vec<u8>)>> {
     let (charts, _) = chart::charts(sources, request, check)?;
     let mut files = Vec::new();
+    let mut stems = HashSet::new();
     for chart in charts {
         check()?;
-        let stem = file_stem(&chart.name);
+        let most = chart.panels.iter().filter_map(|panel| panel.map.as_ref());
+        let most = most.map(|map| map.size.0.saturating_mul(map.size.1)).max().unwrap_or(0);
+        if most > MAX_CELLS {
+            let expected = format!("a format other than pgfplots for maps of over {MAX_CELLS} cells");
+            return Err(Error::setting("--figure-format", expected, format!("{most} cells")));
+        }
+        let mut stem = file_stem(&chart.name);
+        while !stems.insert(stem.clone()) {
+            stem += "-again";
+        }
         let csv = chart.csv.as_ref().and_then(|csv| relative(csv, folder));
         let (tex, tables) = figure(&chart, &stem, &request.look, csv.as_deref());
         for (name, table) in tables {
@@ -233,7 +247,7 @@ fn figure(chart: &Chart, stem: &str, look: &Look, csv: Option<&str>) -> (String,
     line("%   \\pgfplotsset{table/search path={FOLDER}}");
     let caption = look.title.iter().chain(&chart.notes).chain(&chart.left_out);
     for note in caption {
-        line(&format!("% For the caption: {}", note.replace(['\n', '\r'], " ")));
+        line(&format!("% For the caption: {}", for_figure(note)));
     }
     line("\\begin{tikzpicture}[font=\\footnotesize]");
     for (i, RGBColor(red, green, blue)) in names.colours.iter().enumerate() {

@@ -1,5 +1,7 @@
 //! Text and numbers as TeX takes them.
 
+use crate::escape::for_figure;
+
 /// What ASCII has no letter for, and what TeX's first fonts lack.
 const SIGNS: [(char, &str); 54] = [
     ('\\', "\\textbackslash{}"),
@@ -61,7 +63,8 @@ const SIGNS: [(char, &str); 54] = [
 /// Text of a figure, `^{…}` raised, as TeX. Letters beyond Greek stay as they are: pdfTeX sets those of Latin scripts alone.
 pub fn tex(text: &str) -> String {
     let mut out = String::new();
-    let mut rest = text;
+    let text = for_figure(text);
+    let mut rest = &text[..];
     while let Some(letter) = rest.chars().next() {
         if let Some((raised, after)) = rest.strip_prefix("^{").and_then(|inside| inside.split_once('}')) {
             out += "$^{";
@@ -90,7 +93,6 @@ fn sign(letter: char) -> String {
     match letter {
         '{' | '}' | '$' | '&' | '#' | '%' | '_' => format!("\\{letter}"),
         '^' => "\\textasciicircum{}".to_owned(),
-        letter if letter.is_control() => " ".to_owned(),
         letter => letter.to_string(),
     }
 }
@@ -122,7 +124,7 @@ mod tests {
         assert_eq!(tex("surprise ‖g‖"), "surprise $\\|g\\|$");
         assert_eq!(tex("θ = 0.1, a < b"), "$\\theta$ = 0.1, a $<$ b");
         assert_eq!(tex("10^{"), "10\\textasciicircum{}\\{");
-        assert_eq!(tex("two\nlines"), "two lines");
+        assert_eq!(tex("two\nlines"), "two\\textbackslash{}x0alines");
     }
 
     #[test]

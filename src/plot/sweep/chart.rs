@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::results::{Cell, Parameter, Results};
 use super::{
-    Grid, LINES, Layout, Scale, SweepFigure, file_name, label, lines, map, metrics, panel_width,
+    Grid, LINES, Layout, Scale, SweepFigure, file_name, labels, lines, map, metrics, panel_width,
     parameter_axis, parameter_title, short, symbol,
 };
 use crate::error::Result;
@@ -120,7 +120,8 @@ fn lines_of(grid: &Grid, chart: &mut Chart) -> bool {
         dashes: grid.look.theme.dash(i),
         ..Style::marked(colours[i], theme::SERIES, i, joined)
     };
-    let text = |hue: &Parameter, i: usize| format!("{} {}", symbol(&hue.name), label(&hue.values[i]));
+    let of_hue = hue.map(labels).unwrap_or_default();
+    let text = |hue: &Parameter, i: usize| format!("{} {}", symbol(&hue.name), of_hue[i]);
     if let Some(hue) = hue {
         chart.keys = (0..colours.len()).map(|i| Key { text: text(hue, i), style: style(i) }).collect();
     }
@@ -145,7 +146,7 @@ fn lines_of(grid: &Grid, chart: &mut Chart) -> bool {
 }
 
 fn map_of(grid: &Grid, hue: &Parameter, chart: &mut Chart) {
-    let y = Axis::slots(&hue.values.iter().map(label).collect::<Vec<_>>(), |_| 0.05);
+    let y = Axis::slots(&labels(hue), |_| 0.05);
     let width = panel_width(grid.look.width - left_of([&y], 1) - 70.0, chart.columns);
     let (x, _) = parameter_axis(grid.x(), Scale::Slots, width);
     let size = (grid.x().values.len(), hue.values.len());

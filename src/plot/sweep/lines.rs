@@ -5,7 +5,7 @@ use plotters::style::text_anchor::HPos;
 use plotters::style::{Color, RGBColor};
 
 use super::results::Parameter;
-use super::{ALONE, AMONG, Grid, Panel, Scale, label, panel_width, parameter_axis, symbol};
+use super::{ALONE, AMONG, Grid, Panel, Scale, labels, panel_width, parameter_axis, symbol};
 use crate::plot::axis::Axis;
 use crate::plot::canvas::Canvas;
 use crate::plot::envelope::Point;
@@ -32,7 +32,7 @@ pub fn draw(figure: &Grid) -> String {
     let colours = colours(figure.hue(), theme);
     let mut legend = Legend::default();
     let name = |hue: &Parameter| -> Vec<_> {
-        hue.values.iter().map(|value| format!("{} {}", symbol(&hue.name), label(value))).collect()
+        labels(hue).iter().map(|label| format!("{} {label}", symbol(&hue.name))).collect()
     };
     let names = figure.hue().map(name).unwrap_or_default();
     let texts = names.iter().cloned().enumerate();

@@ -4,14 +4,14 @@
 use plotters::style::text_anchor::HPos;
 use plotters::style::{Color, RGBColor};
 
-use super::results::{Cell, Parameter, Value};
-use super::{Grid, Panel, label, panel_width, parameter_title, short};
+use super::results::{Cell, Parameter};
+use super::{Grid, Panel, labels, panel_width, parameter_title, short};
 use crate::plot::axis::Axis;
 use crate::plot::canvas::Canvas;
 use crate::plot::colours::{BAR_WITH_LABELS, Colours};
 use crate::plot::frame::{Frame, left_of};
 use crate::plot::legend::{Legend, Swatch, mark};
-use crate::plot::{font, theme};
+use crate::plot::{names, theme};
 
 /// Height of a slot, and the least and most of a panel.
 const SLOT: f64 = 16.0;
@@ -39,8 +39,7 @@ pub fn draw(figure: &Grid, hue: &Parameter) -> String {
     let room = |_: &str| (theme::SMALL + 2.0) / height;
     // Words may be longer than the sheet is wide.
     let most = figure.look.sheet_width() / 5.0;
-    let short_label = |value: &Value| font::shortened(&label(value), theme::SMALL, most);
-    let y = Axis::slots(&hue.values.iter().map(short_label).collect::<Vec<_>>(), room);
+    let y = Axis::slots(&names::shortened(&labels(hue), theme::SMALL, most), room);
     let titles = figure.y_title_lines(&parameter_title(&hue.name), height);
     let (columns, _) = figure.grid();
     let right = BAR_WITH_LABELS + 16.0;

@@ -6,10 +6,11 @@ mod lines;
 mod map;
 pub(super) mod results;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::escape::for_figure;
 use crate::plot::axis::Axis;
 use crate::plot::canvas::{Canvas, svg};
 use crate::plot::figure::{Drawn, Figure};
@@ -17,7 +18,7 @@ use crate::plot::frame::{Frame, left_of, letter, title_lines};
 use crate::plot::idle::stays_linear;
 use crate::plot::legend::{Legend, Swatch};
 use crate::plot::look::{LogAxes, Look};
-use crate::plot::{font, theme};
+use crate::plot::{font, names, theme};
 pub(super) use chart::{charts, retention_charts};
 use results::{Cell, Metric, Parameter, Results, Value};
 
@@ -27,6 +28,8 @@ const LINES: usize = 7;
 const PANELS: usize = 12;
 /// The least of a sheet's width for each column of panels.
 const LEAST_WIDTH: f64 = 112.0;
+/// Most letters of a column's name in titles and notes.
+const MAX_WORDS: usize = 60;
 /// Between panels, which share their axes.
 const BETWEEN: f64 = 12.0;
 /// Room for a panel's heading.
@@ -196,14 +199,14 @@ struct Panel {
 impl<'a> Grid<'a> {
     fn new(results: &'a Results, layout: &'a Layout, name: &str, metric: Metric, look: &'a Look) -> Self {
         let by: Vec<_> = layout.panels.iter().copied().chain(layout.hue).chain([layout.x]).collect();
+        let of_panels: Vec<_> = layout.panels.iter().map(|&i| labels(&results.parameters[i])).collect();
         let mut panels = BTreeMap::<Vec<usize>, Panel>::new();
         for (key, cell) in results.cells(metric, &by) {
             let (of_panel, of_cell) = key.split_at(layout.panels.len());
             let panel = panels.entry(of_panel.to_vec()).or_insert_with(|| {
-                let values = layout.panels.iter().zip(of_panel);
-                let parts = values.map(|(&parameter, &value)| {
-                    let parameter = &results.parameters[parameter];
-                    format!("{} {}", symbol(&parameter.name), label(&parameter.values[value]))
+                let values = layout.panels.iter().zip(&of_panels).zip(of_panel);
+                let parts = values.map(|((&parameter, labels), &value)| {
+                    format!("{} {}", symbol(&results.parameters[parameter].name), labels[value])
                 });
                 Panel { heading: parts.collect::<Vec<_>>().join(", "), cells: BTreeMap::new() }
             });
@@ -410,17 +413,18 @@ impl Scale {
 /// The x axis of a parameter in a panel of this width, and the place of each value on it.
 fn parameter_axis(parameter: &Parameter, scale: Scale, width: f64) -> (Axis, Vec<f64>) {
     let room = |text: &str| (font::width(text, theme::SMALL) + 5.0) / width;
-    let labels: Vec<_> = parameter.values.iter().map(label).collect();
+    let labels = labels(parameter);
     let numbers = || parameter.values.iter().filter_map(|value| value.number);
     // Words are cut to their slot, so that each has its label; numbers that do not fit have none.
     let slot = (width / labels.len().max(1) as f64 - 6.0).max(12.0);
-    let fit = |text: &String| {
-        if parameter.is_numeric() { text.clone() } else { font::shortened(text, theme::SMALL, slot) }
-    };
     let log = scale == Scale::Log;
     let (axis, places): (_, Vec<f64>) = match scale {
         Scale::Slots => (
-            Axis::slots(&labels.iter().map(fit).collect::<Vec<_>>(), room),
+            if parameter.is_numeric() {
+                Axis::slots(&labels, room)
+            } else {
+                Axis::slots(&names::shortened(&labels, theme::SMALL, slot), room)
+            },
             (0..labels.len()).map(|i| i as f64 + 0.5).collect(),
         ),
         // Ticks at the values where they are few, round ones where they are many.
@@ -436,7 +440,31 @@ fn parameter_axis(parameter: &Parameter, scale: Scale, width: f64) -> (Axis, Vec
     (axis, places)
 }
 
-/// A value as axes and legends name it: short, and without what text on the sheet gives a meaning to.
+/// The values of a parameter as axes and legends name them: as short as tells them apart.
+fn labels(parameter: &Parameter) -> Vec<String> {
+    let short: Vec<_> = parameter.values.iter().map(label).collect();
+    let mut counts = HashMap::<&str, usize>::new();
+    for label in &short {
+        *counts.entry(label).or_default() += 1;
+    }
+    let longer = |(value, short): (&Value, &String)| {
+        if counts[&short[..]] == 1 {
+            return short.clone();
+        }
+        let mut parts: Vec<_> = value.text.rsplit('/').take(2).collect();
+        parts.reverse();
+        let text = font::plain(&parts.join("/"));
+        cut(&if value.number.is_some() { text.replace('-', "−") } else { text })
+    };
+    names::numbered(parameter.values.iter().zip(&short).map(longer).collect())
+}
+
+/// At most 24 letters.
+fn cut(text: &str) -> String {
+    if text.chars().count() > 24 { text.chars().take(23).chain(['…']).collect() } else { text.to_owned() }
+}
+
+/// A value's usual name: short, and without what text on the sheet gives a meaning to.
 fn label(value: &Value) -> String {
     let text = match value.number {
         Some(number) if value.text.len() > 6 || value.text.contains(['e', 'E']) => short(number),
@@ -445,8 +473,8 @@ fn label(value: &Value) -> String {
         // Of a path, the file.
         None => value.text.rsplit('/').next().unwrap_or_default().to_owned(),
     };
-    let text = if value.number.is_some() { text.replace('-', "−") } else { text.replace(['{', '}'], "|") };
-    if text.chars().count() > 24 { text.chars().take(23).chain(['…']).collect() } else { text }
+    let of_text = || for_figure(&text).replace(['{', '}'], "|");
+    cut(&if value.number.is_some() { text.replace('-', "−") } else { of_text() })
 }
 
 /// Three significant digits, without zeros at the end, in powers of ten where plain digits would be long.
@@ -467,7 +495,12 @@ pub(super) fn short(number: f64) -> String {
 }
 
 fn words(name: &str) -> String {
-    name.trim_start_matches('_').replace('_', " ").replace(['{', '}'], "|")
+    let words = name.trim_start_matches('_').replace('_', " ").replace(['{', '}'], "|");
+    let words = for_figure(&words);
+    if words.chars().count() > MAX_WORDS {
+        return words.chars().take(MAX_WORDS - 1).chain(['…']).collect();
+    }
+    words.into_owned()
 }
 
 /// Short, for headings and legends.

@@ -1,11 +1,14 @@
 //! results.csv → what varied, what was measured, and cells: the runs that differ in nothing but what is averaged over.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::io::table::{Column, Table};
 use crate::statistics::Estimate;
+
+/// Most cells that are held, some forty bytes each: a sweep's retention.csv of 25 columns and 640,000 rows.
+const MAX_CELLS: usize = 1 << 24;
 
 /// A results.csv, its runs without doubles.
 pub struct Results {
@@ -78,14 +81,12 @@ impl Parameter {
         self.values.len() > 1
     }
 
-    fn index_of(&mut self, text: String) -> usize {
+    fn index_of(&mut self, text: &str, places: &mut HashMap<Same, usize>) -> usize {
         let number = text.parse().ok().filter(|number: &f64| number.is_finite());
-        let same = |value: &Value| match (value.number, number) {
-            (Some(a), Some(b)) => a.total_cmp(&b).is_eq(),
-            _ => value.text == text,
-        };
-        self.values.iter().position(same).unwrap_or_else(|| {
-            self.values.push(Value { text, number });
+        let same =
+            number.map_or_else(|| Same::Text(text.to_owned()), |number| Same::Number(number.to_bits()));
+        *places.entry(same).or_insert_with(|| {
+            self.values.push(Value { text: text.to_owned(), number });
             self.values.len() - 1
         })
     }
@@ -104,6 +105,14 @@ impl Parameter {
     }
 }
 
+/// By which values are the same.
+#[derive(PartialEq, Eq, Hash)]
+enum Same {
+    /// Its bits.
+    Number(u64),
+    Text(String),
+}
+
 impl Results {
     /// Of runs with the same parameters the first one counts: those of the present plan stand before older ones.
     pub fn read(csv: &Path) -> Result<Self> {
@@ -120,13 +129,16 @@ impl Results {
             columns.iter().map(|(_, name)| Parameter { name: name.clone(), values: Vec::new() }).collect();
 
         let mut rows = Vec::<Row>::new();
-        let mut seen = std::collections::BTreeSet::new();
+        let mut places: Vec<_> = parameters.iter().map(|_| HashMap::new()).collect();
+        let mut seen = HashSet::new();
         while table.advance()? {
-            let text = |column| String::from_utf8_lossy(table.text(column)).into_owned();
+            table.check_kept((rows.len() + 1) * (columns.len() + metrics.len()), MAX_CELLS)?;
+            let text = |column| String::from_utf8_lossy(table.text(column));
             let values: Vec<_> = parameters
                 .iter_mut()
+                .zip(&mut places)
                 .zip(&columns)
-                .map(|(parameter, (column, _))| parameter.index_of(text(*column)))
+                .map(|((parameter, places), (column, _))| parameter.index_of(&text(*column), places))
                 .collect();
             if seen.insert(values.clone()) {
                 let results = metrics.iter().map(|(column, _)| text(*column).parse().ok()).collect();
@@ -158,12 +170,13 @@ impl Results {
 
     /// Whether a parameter tells nothing that `other` does not: each value of one goes with one of the other.
     pub fn goes_with(&self, parameter: usize, other: usize) -> bool {
-        let mut pairs: Vec<_> =
-            self.rows.iter().map(|row| (row.values[parameter], row.values[other])).collect();
-        pairs.sort_unstable();
-        pairs.dedup();
-        let values = self.parameters[parameter].values.len();
-        pairs.len() == values && values == self.parameters[other].values.len()
+        let [values, others] = [parameter, other].map(|i| self.parameters[i].values.len());
+        let (mut there, mut back) = (vec![None; values], vec![None; others]);
+        values == others
+            && self.rows.iter().all(|row| {
+                let (a, b) = (row.values[parameter], row.values[other]);
+                *there[a].get_or_insert(b) == b && *back[b].get_or_insert(a) == a
+            })
     }
 
     /// The cells of a metric, by their values of the parameters `by`.

@@ -1,0 +1,53 @@
+//! Cells in aligned columns, for people. Text from files and arguments is shown without what steers a terminal.
+
+use std::borrow::Cow;
+
+use crate::escape::for_terminal;
+
+/// Widest column that others are aligned to: a longer cell, a path or an error, stands out over it, so that one long name
+/// does not fill every row with spaces.
+const MAX_WIDTH: usize = 100;
+
+/// Lines of rows whose first `left` columns are aligned to the left and the others to the right.
+pub fn aligned<S: AsRef<str>>(rows: &[Vec<S>], left: usize) -> Vec<String> {
+    let rows: Vec<Vec<_>> =
+        rows.iter().map(|row| row.iter().map(|cell| for_terminal(cell.as_ref())).collect()).collect();
+    let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| {
+            let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+            cells.filter(|&width| width <= MAX_WIDTH).max().unwrap_or_default()
+        })
+        .collect();
+    let line = |row: &Vec<Cow<str>>| {
+        let mut line = String::new();
+        for (column, cell) in row.iter().enumerate() {
+            let space = " ".repeat(widths[column].saturating_sub(cell.chars().count()));
+            if column > 0 {
+                line += "  ";
+            }
+            if column < left {
+                line += cell;
+                line += &space;
+            } else {
+                line += &space;
+                line += cell;
+            }
+        }
+        line
+    };
+    rows.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::aligned;
+
+    #[test]
+    fn columns_are_aligned() {
+        assert_eq!(aligned(&[vec!["name", "n"], vec!["a", "10"]], 1), ["name   n", "a     10"]);
+        let long = "x".repeat(70_000);
+        let lines = aligned(&[vec![&long[..], "1"], vec!["a\x1b", "2"], vec!["abc", "3"]], 1);
+        assert_eq!(lines, [format!("{long}  1"), "a\\u{1b}  2".to_owned(), "abc      3".to_owned()]);
+    }
+}

@@ -1,0 +1,81 @@
+//! Names in figures that can be told apart: what shortens them must not make two of them the same.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+use crate::plot::font;
+
+/// Room for a number after a shortened name.
+const NUMBER: &str = " (99)";
+
+/// Numbers names that are the same: "run (1)", "run (2)".
+pub fn numbered(mut names: Vec<String>) -> Vec<String> {
+    let mut counts = HashMap::<String, usize>::new();
+    for name in &names {
+        *counts.entry(name.clone()).or_default() += 1;
+    }
+    let mut taken: HashSet<String> = counts.keys().cloned().collect();
+    let mut next = HashMap::<String, usize>::new();
+    for name in names.iter_mut().filter(|name| counts[*name] > 1) {
+        let number = next.entry(name.clone()).or_default();
+        let mut new = name.clone();
+        while taken.contains(&new) {
+            *number += 1;
+            new = format!("{name} ({number})");
+        }
+        taken.insert(new.clone());
+        *name = new;
+    }
+    names
+}
+
+/// Names cut to fit, numbered where that makes them the same.
+pub fn shortened(names: &[String], size: f64, most: f64) -> Vec<String> {
+    let short: Vec<_> = names.iter().map(|name| font::shortened(name, size, most)).collect();
+    let mut counts = HashMap::<&str, usize>::new();
+    for name in &short {
+        *counts.entry(name).or_default() += 1;
+    }
+    let room = most - font::width(NUMBER, size);
+    let shorter =
+        |name: &String| if counts[&name[..]] > 1 { font::shortened(name, size, room) } else { name.clone() };
+    numbered(short.iter().map(shorter).collect())
+}
+
+/// Names of files: the last parts of their paths, as many as it takes to tell those of the same name apart, then numbers.
+pub fn of_paths(names: Vec<String>, paths: &[&Path]) -> Vec<String> {
+    let same = |names: &[String], name: &String| names.iter().filter(|other| *other == name).count() > 1;
+    let with_parents = |(name, path): (&String, &&Path)| {
+        let parent = path.parent().and_then(Path::file_name).map(|parent| parent.to_string_lossy());
+        let parent = parent.filter(|_| same(&names, name));
+        parent.map_or_else(|| name.clone(), |parent| format!("{parent}/{name}"))
+    };
+    numbered(names.iter().zip(paths).map(with_parents).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::{numbered, of_paths, shortened};
+
+    fn strings(names: &[&str]) -> Vec<String> {
+        names.iter().map(|&name| name.to_owned()).collect()
+    }
+
+    #[test]
+    fn names_are_told_apart() {
+        assert_eq!(numbered(strings(&["a", "b"])), ["a", "b"]);
+        assert_eq!(numbered(strings(&["a", "a", "b", "a (1)"])), ["a (2)", "a (3)", "b", "a (1)"]);
+        let long = strings(&["a long name, the first", "a long name, the second", "short"]);
+        let short = shortened(&long, 10.0, 70.0);
+        assert!(short[0] != short[1] && short[0].starts_with('a') && short[2] == "short", "{short:?}");
+    }
+
+    #[test]
+    fn paths_have_parents_where_names_are_the_same() {
+        let paths = ["a/run", "b/run", "c/other", "x/a/run"].map(Path::new);
+        let names = of_paths(strings(&["run", "run", "other", "run"]), &paths);
+        assert_eq!(names, ["a/run (1)", "b/run", "other", "a/run (2)"]);
+    }
+}

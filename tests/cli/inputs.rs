@@ -1,0 +1,323 @@
+//! What is read, in whatever form it comes: pipes, sizes that a few bytes claim, names that steer a terminal.
+
+use std::fmt::Write as _;
+
+use sha2::{Digest, Sha256};
+
+use crate::{Desk, Ran, tokens};
+
+const LABELS: &str = "position,segment,repeat\n0,a,0\n8,b,0\n16,a,1\n";
+
+fn desk() -> Desk {
+    let desk = Desk::new();
+    desk.npy("d.npy", &tokens(&[24, 8], 1));
+    desk
+}
+
+fn sha256(text: &str) -> String {
+    Sha256::digest(text).iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
+/// The command with this text on a pipe.
+fn piped(desk: &Desk, line: &str, input: &str) -> Ran {
+    let mut command = desk.command(line);
+    command.write_stdin(input);
+    Desk::finish(command)
+}
+
+/// The one line of a command that is rejected.
+fn rejected(desk: &Desk, line: &str, input: &str) -> String {
+    desk.one_error(&piped(desk, line, input), 2, line)
+}
+
+fn input_hash(desk: &Desk, folder: &str, role: &str) -> String {
+    let run = desk.json(&format!("{folder}/run.json"));
+    let inputs = run["inputs"].as_array().unwrap();
+    let input = inputs.iter().find(|input| input["role"] == role).unwrap();
+    input["sha256"].as_str().unwrap().to_owned()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn text_from_a_pipe_is_read_once() {
+    let desk = desk();
+    let ran = piped(&desk, "store d.npy --labels /dev/stdin --chunk-size 4 --out l -q", LABELS);
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert_eq!(input_hash(&desk, "l", "labels"), sha256(LABELS));
+    let svg = String::from_utf8(desk.bytes("l/plots/timeline.svg")).unwrap();
+    assert!(svg.contains("segment change") && svg.contains("repeat"));
+
+    // Paths in it are relative to where one is.
+    let config = "data = \"d.npy\"\nchunk_size = 4\nno_plots = true\n";
+    let ran = piped(&desk, "store --config /dev/stdin --out c -q", config);
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert_eq!(input_hash(&desk, "c", "config"), sha256(config));
+
+    let experiment = "data = \"d.npy\"\n[grid]\nseed = [0, 1]\n";
+    let ran = piped(&desk, "sweep /dev/stdin --out s --no-plots -q", experiment);
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert_eq!(desk.csv("s/results.csv").rows.len(), 2);
+    let message = rejected(&desk, "sweep /dev/stdin --slurm --out t", experiment);
+    assert!(message.contains("expected a file that jobs can read too, with --slurm"), "{message}");
+
+    // Drawn again with labels from a pipe; the table itself is read in passes.
+    let ran = piped(&desk, "plot c --labels /dev/stdin --out - --y surprise", LABELS);
+    assert!(ran.out.contains("segment change"), "{}", ran.err);
+    let metrics = String::from_utf8(desk.bytes("c/metrics.csv")).unwrap();
+    let message = rejected(&desk, "plot /dev/stdin", &metrics);
+    assert_eq!(
+        message,
+        "/dev/stdin: expected a regular file (it is read more than once), got a pipe or device (save it to a file first)"
+    );
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_stream_named_twice_is_rejected() {
+    let desk = desk();
+    for line in [
+        "store - --labels /dev/stdin --out o",
+        "store d.npy --memory /dev/fd/0 --labels /dev/stdin --out o",
+        "retrieve /dev/stdin --store-seq - --out o",
+        "inspect - /dev/stdin",
+        "plot d.npy /dev/stdin --labels /proc/self/fd/0",
+    ] {
+        let message = rejected(&desk, line, LABELS);
+        assert!(
+            message.contains("expected an input of its own (a stream can be read only once)"),
+            "{line}: {message}"
+        );
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn endless_text_is_rejected() {
+    let desk = desk();
+    for (line, expected) in [
+        (
+            "store --config /dev/zero",
+            "/dev/zero: expected a text file of at most 4194304 bytes, got a longer one",
+        ),
+        ("sweep /dev/zero", "/dev/zero: expected a text file of at most 4194304 bytes, got a longer one"),
+        (
+            "store d.npy --labels /dev/zero",
+            "/dev/zero: expected a text file of at most 268435456 bytes, got a longer one",
+        ),
+        (
+            "plot /dev/zero",
+            "/dev/zero: expected a regular file (it is read more than once), got a pipe or device (save it to a file first)",
+        ),
+    ] {
+        assert_eq!(desk.refused(line), expected);
+    }
+}
+
+#[test]
+fn sizes_that_flags_claim_are_checked_first() {
+    let desk = desk();
+    desk.file("d.csv", "algorithm,median_ms,gb_per_s\n");
+    let max = usize::MAX;
+    for (line, expected) in [
+        (
+            "store d.npy --heads 1 --dim-head 1000000".to_owned(),
+            "--heads, --dim-head: expected sizes that need at most",
+        ),
+        (format!("store d.npy --heads {max} --dim-head {max}"), "more than can be counted"),
+        (
+            "store d.npy --heads 100 --dim-head 1000".to_owned(),
+            "expected sizes that need at most 134217728 numbers",
+        ),
+        ("generate drift --out o.npy --tokens 8388609".to_owned(), "--tokens: expected at most 8388608"),
+        (format!("generate drift --out o.npy --tokens {max}"), "expected at most 4294967296 numbers"),
+        ("generate needle --out o.npy --dim 1048577".to_owned(), "--dim: expected at most 1048576"),
+        (format!("store d.npy --repeat {max}"), "--repeat: expected at most 1073741824"),
+        (format!("generate repeats --out o.npy --sequences {max}"), "expected at most 4294967296 numbers"),
+        (format!("generate recall --out o.npy --pairs {max}"), "--pairs: expected 1 to 1024"),
+        (format!("generate drift --out o.npy --segment {max}"), "--segment: expected 1 to 1024"),
+        (format!("generate needle --out o.npy --needles {max}"), "--needles: expected 1 to 1024"),
+        (format!("generate recall --out o.npy --parameters p --heads {max}"), "--heads: expected 2 or more"),
+        ("generate recall --out o.npy --tokens 8388608 --dim 64".to_owned(), "at most 67108864 numbers"),
+        (
+            "generate recall --out o.npy --tokens 2 --dim 8192 --parameters p".to_owned(),
+            "--dim: expected at most 4096",
+        ),
+        (
+            format!("scan-bench --out o --steps {}", vec!["1"; 200].join(",")),
+            "--steps: expected at most 128 values",
+        ),
+        (format!("scan-bench --out o --runs {max}"), "--runs: expected at most 1048576"),
+        (format!("plot d.csv --smooth {max}"), "--smooth: expected at most 1048576"),
+    ] {
+        let message = desk.refused(&line);
+        assert!(message.contains(expected), "{line}: {message}");
+    }
+    let ran = desk.ok(&format!("scan-bench --steps {max} --channels {max} --batch {max} --out o --no-plots"));
+    assert!(ran.out.contains("more than there can be"), "{}", ran.out);
+}
+
+#[test]
+fn sizes_that_a_few_bytes_claim_are_checked_first() {
+    let desk = desk();
+    let npy = |shape: &str| {
+        let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}");
+        let header = format!("{header:<117}\n");
+        [b"\x93NUMPY\x01\0", &(header.len() as u16).to_le_bytes()[..], header.as_bytes()].concat()
+    };
+    desk.file("many.npy", npy("(1000000000, 0, 64)"));
+    desk.file("wide.npy", npy("(0, 1000000000)"));
+    desk.file("read.npy", npy("(200000, 0, 64)"));
+    let message = desk.refused("store many.npy --out o");
+    assert!(message.contains("sequences whose memories need at most 4294967296 numbers"), "{message}");
+    desk.refused("store wide.npy --out o");
+    // As many sequences share one memory where nothing is stored.
+    desk.refused("store read.npy --out o");
+    desk.ok("retrieve read.npy --out read -q");
+
+    // Half a gigabyte of zeros in half a megabyte.
+    let mut archive = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    let options =
+        zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Deflated);
+    archive.start_file("surplus.npy", options).unwrap();
+    std::io::Write::write_all(&mut archive, &npy("(140000000, 1)")).unwrap();
+    let zeros = vec![0; 1 << 20];
+    let mut left = 560_000_000_usize;
+    while left > 0 {
+        let bytes = left.min(zeros.len());
+        std::io::Write::write_all(&mut archive, &zeros[..bytes]).unwrap();
+        left -= bytes;
+    }
+    desk.file("bomb.npz", archive.finish().unwrap().into_inner());
+    let message = desk.refused("store d.npy --memory bomb.npz --chunk-size 4 --out o");
+    assert!(message.contains("to_queries.weight: expected a tensor"), "names are looked at first: {message}");
+
+    // A header of ten megabytes.
+    let header = format!("{{\"__metadata__\":{{\"a\":\"{}\"}}}}", "x".repeat(10 << 20));
+    desk.file("long.safetensors", [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat());
+    let message = desk.refused("inspect long.safetensors");
+    assert!(message.contains("expected a header of at most 8388608 bytes"), "{message}");
+}
+
+#[test]
+fn large_grids_are_rejected_in_time() {
+    let desk = desk();
+    desk.file("grid.toml", "data = 'd.npy'\n[grid]\nseed = 'range(0, 65536)'\nheads = [1, 2]\n");
+    assert_eq!(
+        desk.refused("sweep grid.toml --dry-run"),
+        "the grid: expected at most 65536 rows, got 131072"
+    );
+    let list = |count: usize| (0..count).map(|i| i.to_string()).collect::<Vec<_>>().join(",");
+    desk.file("list.toml", format!("data = 'd.npy'\n[grid]\nseed = [{}]\n", list(65_537)));
+    assert!(desk.refused("sweep list.toml --dry-run").contains("expected at most 65536 values for `seed`"));
+    let notes: Vec<_> = (0..4000).map(|i| format!("_n{i} = '{}'\n", "x".repeat(500))).collect();
+    let notes = notes.concat();
+    desk.file("notes.toml", format!("data = 'd.npy'\n{notes}[grid]\nseed = 'range(0, 65536)'\n"));
+    assert!(desk.refused("sweep notes.toml --dry-run").contains("expected rows that take at most"));
+    desk.file("text.toml", format!("data = 'd.npy'\n_n = '{}'\n", "x".repeat(5000)));
+    assert!(
+        desk.refused("sweep text.toml --dry-run")
+            .contains("a value of at most 4096 bytes for `_n`, got 5000 bytes")
+    );
+}
+
+#[test]
+fn whole_numbers_keep_their_digits() {
+    let desk = desk();
+    desk.file("seeds.toml", "data = 'd.npy'\n[grid]\nseed = [18446744073709551615, 9007199254740993]\n");
+    desk.ok("sweep seeds.toml --out s --no-plots -q");
+    assert_eq!(desk.csv("s/results.csv").texts("seed"), ["18446744073709551615", "9007199254740993"]);
+    desk.ok("store d.npy --seed 18446744073709551615 --no-plots --out one -q");
+    let run = desk.csv("s/results.csv").texts("run")[0].to_owned();
+    assert!(desk.bytes("one/metrics.csv") == desk.bytes(&format!("s/runs/{run}/metrics.csv")));
+    desk.ok("sweep seeds.toml seed=18446744073709551614,range(9007199254740993,9007199254740995) --out t --no-plots -q");
+    let seeds = ["18446744073709551614", "9007199254740993", "9007199254740994"];
+    assert_eq!(desk.csv("t/results.csv").texts("seed"), seeds);
+    desk.file("run.toml", "data = 'd.npy'\nseed = 18446744073709551615\nno_plots = true\n");
+    desk.ok("store --config run.toml --out two -q");
+    assert!(desk.bytes("one/metrics.csv") == desk.bytes("two/metrics.csv"));
+    for (text, expected) in [
+        (
+            "seed = [18446744073709551616]",
+            "expected an integer from −2^63 to 2^64 − 1, got another for `seed`",
+        ),
+        ("seed = [-1]", "expected a value for `seed`, got -1"),
+        ("seed = ['5']", "expected a value for `seed`, got 5"),
+    ] {
+        desk.file("wrong.toml", format!("data = 'd.npy'\n[grid]\n{text}\n"));
+        let message = desk.refused("sweep wrong.toml");
+        assert!(message.contains(expected), "{text}: {message}");
+    }
+    let message = desk.refused("sweep seeds.toml seed=18446744073709551616 --out u");
+    assert!(message.contains("seed"), "{message}");
+}
+
+#[test]
+fn names_do_not_steer_a_terminal_or_break_a_figure() {
+    let desk = desk();
+    desk.file(
+        "control.toml",
+        "data = 'd.npy'\nheads = 2\nchunk_size = 8\n[grid]\ndecay = [0.1, 0.2, 0.3]\n[zip]\n\
+         _n = [\"a\\u0001b\", \"a\\u0002b\", \"\\u001b[31md\\uFFFF\"]\nmomentum = [0, 0.5, 0.6]\n",
+    );
+    let shown = desk.ok("sweep control.toml --dry-run --out s").out;
+    assert!(shown.contains("\\u{1b}[31m") && !shown.contains('\x1b'), "{shown:?}");
+    desk.ok("sweep control.toml --out s -q --x decay --hue _n");
+    for name in desk.names("s/plots") {
+        let svg = String::from_utf8(desk.bytes(&format!("s/plots/{name}"))).unwrap();
+        usvg::roxmltree::Document::parse(&svg).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(["a\\x01b", "a\\x02b", "\\x1b[31md\\xffff"].iter().all(|name| svg.contains(name)), "{name}");
+    }
+    let text = desk.ok("plot s --terminal --x decay --hue _n --quiet").out;
+    assert!(text.contains("a\\x01b") && !text.contains(['\x01', '\x1b']), "{text:?}");
+    let message = desk.refused("store \x1b[31md.npy");
+    assert!(message.starts_with("\\u{1b}[31md.npy: "), "{message}");
+    // Not in a file's name: it is an argument of clap's too.
+    assert!(!desk.run("store d.npy --no\x1bsuch").err.contains('\x1b'));
+
+    desk.ok("store d.npy --chunk-size 8 --out a\x1b/run --no-plots -q");
+    let shown = desk.ok("inspect a\x1b/run/memory.safetensors").out;
+    assert!(!shown.contains('\x1b'), "{shown:?}");
+}
+
+#[test]
+fn the_same_name_twice_is_told_apart() {
+    let desk = desk();
+    for out in ["a/run", "b/run"] {
+        desk.ok(&format!("store d.npy --chunk-size 4 --out {out} --no-plots -q"));
+    }
+    let svg = desk.ok("plot a/run b/run --out - --y surprise").out;
+    assert!(svg.contains("a/run") && svg.contains("b/run"));
+    let svg = desk.ok("plot a/run b/run --kind columns --out -").out;
+    assert!(svg.contains("a/run, head 0") && svg.contains("b/run, head 0"));
+    let files = desk.ok("plot a/run b/run --kind heads --out both").out;
+    assert_eq!(files.lines().collect::<Vec<_>>(), ["both/a-run-heads.svg", "both/b-run-heads.svg"]);
+
+    let header = "run,data,_note,status,loss_mean";
+    let long = |end: &str| format!("{}{end}", "a note of the same beginning ".repeat(3));
+    let row = |i: usize, data: &str, note: &str| format!("r{i},{data},{note},ok,{i}");
+    let rows =
+        [row(1, "a/d.npy", &long("one")), row(2, "b/d.npy", &long("two")), row(3, "a/d.npy", &long("two"))];
+    desk.file("results.csv", format!("{header}\n{}\n", rows.join("\n")));
+    let svg = desk.ok("plot results.csv --out - --y loss_mean --x data --hue _note").out;
+    assert!(svg.contains("a/d.npy") && svg.contains("b/d.npy"), "{svg}");
+    assert!(svg.contains("(1)") && svg.contains("(2)"), "{svg}");
+}
+
+#[test]
+fn text_that_a_spreadsheet_would_run_stays_as_it_is() {
+    let desk = desk();
+    // As docs/files.md has it: read back, the cells are what was written.
+    let notes = ["=1+1", "@SUM(A1)", "-x", "+x", "a \\\"quote\\\", a comma", "two\\nlines", "\\ttab"];
+    let list: Vec<_> = notes.iter().map(|note| format!("\"{note}\"")).collect();
+    let seeds = (0..notes.len()).map(|i| i.to_string()).collect::<Vec<_>>().join(", ");
+    desk.file(
+        "notes.toml",
+        format!("data = 'd.npy'\n[zip]\n_note = [{}]\nseed = [{seeds}]\n", list.join(", ")),
+    );
+    desk.ok("sweep notes.toml --out s --no-plots -q");
+    let expected = ["=1+1", "@SUM(A1)", "-x", "+x", "a \"quote\", a comma", "two\nlines", "\ttab"];
+    assert_eq!(desk.csv("s/results.csv").texts("_note"), expected);
+}

@@ -1,0 +1,226 @@
+//! What is fuzzed: each target takes an input's bytes as a file of its kind, through to the end of what is made of it.
+
+use std::path::{Path, PathBuf};
+
+use ndarray::Array2;
+use nmem::config::{Command, Settings};
+use nmem::io::labels::Labels;
+use nmem::io::memory_file::MemoryFile;
+use nmem::io::summary::summarise;
+use nmem::io::text::{MAX_TOML, TextFile};
+use nmem::io::{NpySequences, TensorFile};
+use nmem::plot::terminal::{Screen, view};
+use nmem::plot::{self, Kind, LogAxes, Look, Request, Source, Theme, pgfplots};
+use nmem::real::ElementType;
+use nmem::sequence::Sequences;
+use nmem::sweep::Experiment;
+use usvg::roxmltree::{Document, ParsingOptions};
+
+use crate::mutate::{self, Random};
+
+/// What takes an input, and how inputs are made.
+pub struct Target {
+    pub name: &'static str,
+    /// An error is a wrong result. Whatever nmem rejects is right.
+    pub run: fn(&[u8], &Path) -> Result<(), String>,
+    pub mutate: fn(&[Vec<u8>], &mut Random) -> Vec<u8>,
+}
+
+pub const TARGETS: [Target; 11] = [
+    Target { name: "npy", run: npy, mutate: mutate::npy },
+    Target { name: "npz", run: tensors, mutate: mutate::npz },
+    Target { name: "safetensors", run: tensors, mutate: mutate::safetensors },
+    Target { name: "memory_file", run: tensors, mutate: mutate::safetensors },
+    Target { name: "labels", run: labels, mutate: mutate::csv },
+    Target { name: "config", run: config, mutate: mutate::bytes },
+    Target { name: "experiment", run: experiment, mutate: mutate::bytes },
+    Target {
+        name: "metrics",
+        run: |input, folder| figures(input, folder, "metrics.csv"),
+        mutate: mutate::csv,
+    },
+    Target {
+        name: "retention",
+        run: |input, folder| figures(input, folder, "retention.csv"),
+        mutate: mutate::csv,
+    },
+    Target {
+        name: "results",
+        run: |input, folder| figures(input, folder, "results.csv"),
+        mutate: mutate::csv,
+    },
+    Target {
+        name: "scan_bench",
+        run: |input, folder| figures(input, folder, "scan_bench.csv"),
+        mutate: mutate::csv,
+    },
+];
+
+fn file(folder: &Path, name: &str, input: &[u8]) -> PathBuf {
+    let path = folder.join(name);
+    std::fs::write(&path, input).unwrap();
+    path
+}
+
+/// Errors are one line.
+fn checked<T>(result: nmem::Result<T>) -> Result<Option<T>, String> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.to_string().is_empty() => Err("an error without a message".to_owned()),
+        Err(_) => Ok(None),
+    }
+}
+
+fn npy(input: &[u8], folder: &Path) -> Result<(), String> {
+    let path = file(folder, "a.npy", input);
+    checked(summarise(&path, &mut |_| Ok(())))?;
+    checked(NpySequences::open(&path, ElementType::F32, false, &mut |_| Ok(())))?;
+    let opened = checked(NpySequences::open(&path, ElementType::F64, true, &mut |_| Ok(())))?;
+    let Some(sequences) = opened else { return Ok(()) };
+    let shape = sequences.dims();
+    let rows = shape.tokens.min(3);
+    let mut out = Array2::<f64>::zeros((rows, shape.dim));
+    checked(sequences.read_rows(shape.sequences - 1, shape.tokens - rows, out.view_mut()))?;
+    Ok(())
+}
+
+fn tensors(input: &[u8], folder: &Path) -> Result<(), String> {
+    let path = file(folder, "a", input);
+    checked(summarise(&path, &mut |_| Ok(())))?;
+    checked(TensorFile::open(&path, &mut |_| Ok(())))?;
+    let opened = checked(MemoryFile::open(&path, ElementType::F32, true, &mut |_| Ok(())))?;
+    let Some(memory) = opened else { return Ok(()) };
+    if checked(memory.dimensions().check(16))?.is_some() {
+        memory.parameters::<f32>();
+        memory.past::<f64>();
+        memory.state::<f64>();
+    }
+    Ok(())
+}
+
+fn labels(input: &[u8], folder: &Path) -> Result<(), String> {
+    let path = file(folder, "labels.csv", input);
+    let Some(labels) = checked(Labels::read(&path))? else { return Ok(()) };
+    labels.shifted(u64::MAX);
+    let ascending = labels.boundaries.is_sorted_by(|a, b| a < b)
+        && labels.repeats.is_sorted_by(|a, b| a.end < b.start)
+        && labels.repeats.iter().all(|range| range.start < range.end);
+    if ascending { Ok(()) } else { Err(format!("labels out of order: {labels:?}")) }
+}
+
+fn config(input: &[u8], folder: &Path) -> Result<(), String> {
+    let path = file(folder, "run.toml", input);
+    let Some(text) = checked(TextFile::read(&path, MAX_TOML))? else { return Ok(()) };
+    let Some(settings) = checked(Settings::from_toml(&text))? else { return Ok(()) };
+    for command in [Command::Store, Command::Retrieve] {
+        if let Some(config) = checked(settings.clone().validate(command))? {
+            for dim in [1, 64, usize::MAX] {
+                if let Some(Some((dimensions, ..))) = checked(config.memory.drawn(dim))? {
+                    checked(dimensions.check(2))?;
+                    checked(dimensions.check_random())?;
+                    checked(dimensions.check_sequences(usize::MAX))?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// An experiment, and after a line of dashes settings of the command line.
+fn experiment(input: &[u8], folder: &Path) -> Result<(), String> {
+    let text = String::from_utf8_lossy(input);
+    let (text, settings) = text.split_once("\n---\n").unwrap_or((&text, ""));
+    let path = file(folder, "sweep.toml", text.as_bytes());
+    let Some(text) = checked(TextFile::read(&path, MAX_TOML))? else { return Ok(()) };
+    let Some(mut experiment) = checked(Experiment::read(&text))? else { return Ok(()) };
+    for setting in settings.lines() {
+        checked(experiment.lay_over(setting))?;
+    }
+    experiment.keys();
+    for row in checked(experiment.expand())?.unwrap_or_default().iter().take(1000) {
+        checked(row.config(experiment.kind()))?;
+    }
+    Ok(())
+}
+
+fn figures(input: &[u8], folder: &Path, name: &str) -> Result<(), String> {
+    let path = file(folder, name, input);
+    let mut check = || Ok(());
+    let digest =
+        input.iter().fold(7_u64, |all, &byte| (all ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let nth = |of: u64, place: u32| (digest >> (place * 8)) % of;
+    let look = Look {
+        theme: [Theme::Print, Theme::Screen, Theme::Mono][nth(3, 1) as usize],
+        title: (nth(4, 2) == 0).then(|| "{a}\x01 title".to_owned()),
+        log: [None, None, Some(LogAxes::Xy), Some(LogAxes::None)][nth(4, 3) as usize],
+        smooth: (nth(4, 4) == 0).then_some(3),
+        width: if nth(2, 5) == 0 { Look::default().width } else { 2.0 * plot::INCH },
+        height: (nth(4, 6) == 0).then_some(2.5 * plot::INCH),
+    };
+    let request = Request { look, ..Request::default() };
+    let kinds: &[Option<Kind>] = match name {
+        "metrics.csv" => &[None, Some(Kind::Gates), Some(Kind::Heads), Some(Kind::Columns)],
+        "results.csv" => &[None, Some(Kind::Map)],
+        _ => &[None],
+    };
+    for &kind in kinds {
+        let paths = vec![path.clone(); 1 + nth(2, 7) as usize];
+        let Some(sources) = checked(Source::find_all(&paths, kind))? else { continue };
+        let mut requests = vec![request.clone()];
+        if kind == Some(Kind::Columns) {
+            let columns = Request {
+                x: Some("loss".into()),
+                y: vec!["surprise".into(), "decay".into()],
+                ..request.clone()
+            };
+            requests.push(columns);
+        }
+        if name == "results.csv" {
+            requests.push(Request { y: vec!["loss_mean".into(), "a/loss_mean".into()], ..request.clone() });
+        }
+        for request in &requests {
+            if let Some(drawn) = checked(plot::draw(&sources, request, &mut check))? {
+                drawn.figures.iter().try_for_each(|figure| check_svg(&figure.svg))?;
+            }
+            let screen = Screen { columns: 40 + nth(60, 0) as usize, colours: false };
+            if let Some(view) = checked(view(&sources, request, &screen, &mut check))? {
+                let steers = |letter: char| letter.is_control() && letter != '\n';
+                if view.text.contains(steers) {
+                    return Err(format!("a control character in the terminal: {:?}", view.text));
+                }
+            }
+            let out = tempfile::tempdir_in(folder).unwrap();
+            checked(pgfplots::files(&sources, request, out.path(), &mut check))?;
+        }
+    }
+    Ok(())
+}
+
+/// XML, and every number of a place or a size is finite.
+fn check_svg(svg: &str) -> Result<(), String> {
+    let options = ParsingOptions { nodes_limit: u32::MAX, ..ParsingOptions::default() };
+    let document = Document::parse_with_options(svg, options).map_err(|error| format!("no XML: {error}"))?;
+    for node in document.descendants() {
+        for attribute in node.attributes() {
+            let places =
+                ["x", "y", "x1", "y1", "x2", "y2", "cx", "cy", "r", "width", "height", "points", "viewBox"];
+            if !places.contains(&attribute.name()) {
+                continue;
+            }
+            let numbers = attribute.value().split([',', ' ']).filter(|part| !part.is_empty());
+            for number in numbers {
+                let number: Result<f64, _> = number.trim_end_matches("pt").parse();
+                // A sheet of a hundred panels is far shorter.
+                if !number.as_ref().is_ok_and(|number| number.is_finite() && number.abs() < 1e7) {
+                    return Err(format!(
+                        "{} of {}: {}",
+                        attribute.name(),
+                        node.tag_name().name(),
+                        attribute.value()
+                    ));
+                }
+            }
+        }
+    }
+    Ok(())
+}
