@@ -4,6 +4,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::memory::limits::OutOfRange;
+
 /// What the library's functions return.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -65,6 +67,14 @@ pub enum Error {
         /// What was given.
         got: String,
     },
+    /// A number outside its limits.
+    #[error("{name} {outside}")]
+    Limit {
+        /// The flag or key, after the file where it is in one: "--decay", "m.safetensors: decay".
+        name: String,
+        /// The value and its limits.
+        outside: OutOfRange,
+    },
     /// No GPU can be used, or it failed: why, and what to do.
     #[error("cuda: {0}")]
     Cuda(String),
@@ -83,6 +93,11 @@ impl Error {
     /// A file that is not what it should be.
     pub fn file(path: impl AsRef<Path>, expected: impl Into<String>, got: impl Into<String>) -> Self {
         Self::File { path: path.as_ref().to_path_buf(), expected: expected.into(), got: got.into() }
+    }
+
+    /// For `map_err`: names the number that is outside its limits.
+    pub fn limit(name: impl Into<String>) -> impl FnOnce(OutOfRange) -> Self {
+        move |outside| Self::Limit { name: name.into(), outside }
     }
 
     /// A setting that cannot be.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use super::report::{Input, Resolved};
 use super::{Event, Observer};
 use crate::config::{Config, MemorySource, Mode};
-use crate::engine::{Memory, Work};
+use crate::engine::{Memory, Work, budget};
 use crate::error::{Error, Result};
 use crate::io::labels::Labels;
 use crate::io::mapped::Mapped;
@@ -240,6 +240,9 @@ impl Opened {
         if of_state != sequences && !(config.mode == Mode::Read && of_state == 1) {
             let expected = format!("as many sequences as the memory's state, {of_state}");
             return Err(Error::file(self.data.path(), expected, sequences.to_string()));
+        }
+        if known.is_none() {
+            budget::check(memory.state_bytes(sequences))?;
         }
         let mut state = known
             .unwrap_or_else(|| memory.initial_state(if config.mode == Mode::Read { 1 } else { sequences }));

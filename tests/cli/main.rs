@@ -13,6 +13,7 @@ mod folders;
 mod generate;
 mod golden;
 mod inspect;
+mod limits;
 mod parts;
 mod plot;
 mod refusals;
