@@ -73,6 +73,10 @@ ci:
 vs-pytorch *ARGS:
     experiments/vs-pytorch/compare.py "$@"
 
+# f32 against f64 over 10,000,000 tokens, and 200 random configurations against the oracle: docs/numerics.md
+long-run *ARGS:
+    cargo run --release --locked --quiet --example long_run -- {{ ARGS }}
+
 # What only a GPU can tell: tests, sanitizers, scans and forwards beside PyTorch's, in a record
 gpu-check:
     experiments/vs-pytorch-cuda/check.sh

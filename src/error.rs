@@ -4,6 +4,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::memory::limits::OutOfRange;
+
 /// What the library's functions return.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -73,6 +75,14 @@ pub enum Error {
         /// What is wrong with it, and the way out.
         reason: String,
     },
+    /// A number outside its limits.
+    #[error("{name} {outside}")]
+    Limit {
+        /// The flag or key, after the file where it is in one: "--decay", "m.safetensors: decay".
+        name: String,
+        /// The value and its limits.
+        outside: OutOfRange,
+    },
     /// No GPU can be used, or it failed: why, and what to do.
     #[error("cuda: {0}")]
     Cuda(String),
@@ -96,6 +106,11 @@ impl Error {
     /// What cannot be: `subject` is the flag, key or file.
     pub fn rejected(subject: impl Into<String>, reason: impl Into<String>) -> Self {
         Self::Rejected { subject: subject.into(), reason: reason.into() }
+    }
+
+    /// For `map_err`: names the number that is outside its limits.
+    pub fn limit(name: impl Into<String>) -> impl FnOnce(OutOfRange) -> Self {
+        move |outside| Self::Limit { name: name.into(), outside }
     }
 
     /// A setting that cannot be.

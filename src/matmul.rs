@@ -6,18 +6,8 @@ use ndarray::{ArrayView2, ArrayViewMut2};
 
 use crate::real::Real;
 
-/// `out ← a b`
-pub fn matmul<T: Real>(out: ArrayViewMut2<T>, a: ArrayView2<T>, b: ArrayView2<T>) {
-    product(out, T::one(), a, b);
-}
-
-/// `out ← factor · a b`
-pub fn scaled_matmul<T: Real>(out: ArrayViewMut2<T>, factor: T, a: ArrayView2<T>, b: ArrayView2<T>) {
-    product(out, factor, a, b);
-}
-
-/// `out ← factor · a b`, whatever was there.
-fn product<T: Real>(mut out: ArrayViewMut2<T>, factor: T, a: ArrayView2<T>, b: ArrayView2<T>) {
+/// `out ← a b`, whatever was there
+pub fn matmul<T: Real>(mut out: ArrayViewMut2<T>, a: ArrayView2<T>, b: ArrayView2<T>) {
     let ((m, k), n) = (a.dim(), b.ncols());
     assert_eq!((b.nrows(), out.dim()), (k, (m, n)), "shapes of a product");
     // SAFETY: the three views cover (m, n), (m, k) and (k, n) elements at the strides given; `out` is borrowed
@@ -38,7 +28,7 @@ fn product<T: Real>(mut out: ArrayViewMut2<T>, factor: T, a: ArrayView2<T>, b: A
             b.strides()[1],
             b.strides()[0],
             T::zero(),
-            factor,
+            T::one(),
             false,
             false,
             false,

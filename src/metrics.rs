@@ -3,17 +3,21 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::io::{self, Seek};
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::ser::SerializeSeq;
+use serde::{Serialize, Serializer};
 
 use crate::error::{Error, Result};
 use crate::real::Real;
 use crate::storage::OutFile;
 
 /// One stored chunk of one head of one sequence. Norms are Frobenius norms over all memory weights together.
-#[derive(Clone, Debug, Serialize)]
-pub struct ChunkMetrics<T> {
+///
+/// Everything measured is rounded to the element type of the run where that can hold it: see [`rounded`].
+#[derive(Clone, Debug)]
+pub struct ChunkMetrics {
     /// Index of the sequence in the batch.
     pub sequence: usize,
     /// Chunks since the start of the memory's life.
@@ -25,45 +29,45 @@ pub struct ChunkMetrics<T> {
     /// One past the last token.
     pub end: usize,
     /// ℓ at the weights of the start of the sequence, W: Σ over the chunk's tokens of mean over d of (M(k) − v)².
-    pub loss: T,
+    pub loss: f64,
     /// ℓ at W + U of just before this chunk was stored; absent without a probe.
-    pub loss_before: Option<T>,
+    pub loss_before: Option<f64>,
     /// ℓ at W + U of just after.
-    pub loss_after: Option<T>,
+    pub loss_after: Option<f64>,
     /// ‖g‖
-    pub surprise: T,
+    pub surprise: f64,
     /// θ
-    pub learning_rate: T,
+    pub learning_rate: f64,
     /// η
-    pub momentum: T,
+    pub momentum: f64,
     /// α
-    pub decay: T,
+    pub decay: f64,
     /// ‖θ g‖
-    pub surprise_norm: T,
+    pub surprise_norm: f64,
     /// ‖S‖
-    pub momentum_norm: T,
+    pub momentum_norm: f64,
     /// ‖U‖
-    pub update_norm: T,
+    pub update_norm: f64,
     /// ‖W + U‖
-    pub weight_norm: T,
+    pub weight_norm: f64,
     /// The same per memory weight, in file order.
-    pub weights: Vec<WeightMetrics<T>>,
+    pub weights: Vec<WeightMetrics>,
 }
 
 /// Norms of one memory weight.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct WeightMetrics<T> {
+#[derive(Clone, Copy, Debug)]
+pub struct WeightMetrics {
     /// ‖g_p‖
-    pub surprise: T,
+    pub surprise: f64,
     /// ‖S_p‖
-    pub momentum_norm: T,
+    pub momentum_norm: f64,
     /// ‖U_p‖
-    pub update_norm: T,
+    pub update_norm: f64,
 }
 
 /// A stored chunk that was kept, and what the memory made of it some chunks later: a row of retention.csv.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Retained<T> {
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Retained {
     /// Index of the sequence in the batch.
     pub sequence: usize,
     /// The last chunk that the memory had stored.
@@ -73,14 +77,21 @@ pub struct Retained<T> {
     /// Head.
     pub head: usize,
     /// ℓ of the kept chunk at W + U of that moment.
-    pub loss: T,
+    pub loss: f64,
     /// Its ℓ at W, as in [`ChunkMetrics::loss`].
-    pub loss_at_w: T,
+    pub loss_at_w: f64,
 }
 
-impl<T: Real> ChunkMetrics<T> {
+/// The nearest number of type T, or `value` itself where T's range does not reach: squares leave f32 long before what is
+/// squared does.
+pub fn rounded<T: Real>(value: f64) -> f64 {
+    let near = T::of(value);
+    if near.is_finite() { near.wide() } else { value }
+}
+
+impl ChunkMetrics {
     /// The columns that are measured, in header order, by name.
-    pub fn quantities(&self) -> [(&'static str, Option<T>); 11] {
+    pub fn quantities(&self) -> [(&'static str, Option<f64>); 11] {
         let values = [
             Some(self.loss),
             self.loss_before,
@@ -97,10 +108,52 @@ impl<T: Real> ChunkMetrics<T> {
         std::array::from_fn(|i| (COLUMNS[COLUMNS.len() - values.len() + i], values[i]))
     }
 
-    /// The first quantity, in header order, that is NaN or infinite.
-    pub fn first_nonfinite(&self) -> Option<(&'static str, T)> {
-        let mut given = self.quantities().into_iter().filter_map(|(name, value)| Some((name, value?)));
-        given.find(|(_, value)| !value.is_finite())
+    /// The first norm, in header order, of an array that is not finite: the memory is lost. Norms of finite arrays are
+    /// finite. Losses do not count: they may overflow while the memory is intact, and some are there with a probe only.
+    pub fn first_nonfinite(&self) -> Option<(&'static str, f64)> {
+        let norms = [
+            ("surprise", self.surprise),
+            ("momentum_norm", self.momentum_norm),
+            ("update_norm", self.update_norm),
+            ("weight_norm", self.weight_norm),
+        ];
+        norms.into_iter().find(|(_, norm)| !norm.is_finite())
+    }
+}
+
+/// A measured number in a file: in the digits of T, which read back to the same T, or of f64 where T does not hold it.
+struct Written<T>(f64, PhantomData<T>);
+
+impl<T: Real> Serialize for Written<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let near = T::of(self.0);
+        if near.is_finite() { near.serialize(serializer) } else { self.0.serialize(serializer) }
+    }
+}
+
+fn written<T>(value: f64) -> Written<T> {
+    Written(value, PhantomData)
+}
+
+/// A row of metrics.csv.
+struct MetricsRow<'a, T>(&'a ChunkMetrics, PhantomData<T>);
+
+impl<T: Real> Serialize for MetricsRow<'_, T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self(row, _) = self;
+        let mut fields = serializer.serialize_seq(None)?;
+        for count in [row.sequence, row.chunk, row.head, row.start, row.end] {
+            fields.serialize_element(&count)?;
+        }
+        for (_, value) in row.quantities() {
+            fields.serialize_element(&value.map(written::<T>))?;
+        }
+        for WeightMetrics { surprise, momentum_norm, update_norm } in &row.weights {
+            for &value in [surprise, momentum_norm, update_norm] {
+                fields.serialize_element(&written::<T>(value))?;
+            }
+        }
+        fields.end()
     }
 }
 
@@ -136,8 +189,9 @@ impl MetricsWriter {
     }
 
     /// Rows of one sequence.
-    pub fn write<T: Real>(&mut self, rows: &[ChunkMetrics<T>]) -> Result<()> {
-        rows.first().map_or(Ok(()), |first| self.0.write(first.sequence, rows))
+    pub fn write<T: Real>(&mut self, rows: &[ChunkMetrics]) -> Result<()> {
+        let Some(first) = rows.first() else { return Ok(()) };
+        self.0.write(first.sequence, rows.iter().map(|row| MetricsRow::<T>(row, PhantomData)))
     }
 
     /// This sequence is complete: the next one's turn.
@@ -164,8 +218,13 @@ impl RetentionWriter {
     }
 
     /// Rows of one sequence.
-    pub fn write<T: Real>(&mut self, rows: &[Retained<T>]) -> Result<()> {
-        rows.first().map_or(Ok(()), |first| self.0.write(first.sequence, rows))
+    pub fn write<T: Real>(&mut self, rows: &[Retained]) -> Result<()> {
+        let Some(first) = rows.first() else { return Ok(()) };
+        let row = |row: &Retained| {
+            let &Retained { sequence, after, chunk, head, loss, loss_at_w } = row;
+            (sequence, after, chunk, head, written::<T>(loss), written::<T>(loss_at_w))
+        };
+        self.0.write(first.sequence, rows.iter().map(row))
     }
 
     /// As of [`MetricsWriter`].
@@ -199,7 +258,7 @@ impl RowsWriter {
         Ok(Self { path: path.to_path_buf(), folder, file, current: 0, waiting: BTreeMap::new() })
     }
 
-    fn write(&mut self, sequence: usize, rows: &[impl Serialize]) -> Result<()> {
+    fn write(&mut self, sequence: usize, mut rows: impl Iterator<Item = impl Serialize>) -> Result<()> {
         let file = if sequence == self.current {
             &mut self.file
         } else {
@@ -210,7 +269,7 @@ impl RowsWriter {
                 )),
             }
         };
-        rows.iter().try_for_each(|row| file.serialize(row)).map_err(csv_error(&self.path))
+        rows.try_for_each(|row| file.serialize(row)).map_err(csv_error(&self.path))
     }
 
     fn sequence_done(&mut self, sequence: usize) -> Result<()> {
@@ -259,14 +318,14 @@ pub struct Summary {
 
 impl Summary {
     /// Takes in a row.
-    pub fn add<T: Real>(&mut self, row: &ChunkMetrics<T>) {
+    pub fn add(&mut self, row: &ChunkMetrics) {
         let quantities = row.quantities();
         if self.columns.is_empty() {
             let empty = Spread { mean: 0.0, min: f64::INFINITY, max: f64::NEG_INFINITY };
             self.columns = quantities.iter().map(|&(name, _)| (name, 0, empty)).collect();
         }
         for ((_, count, spread), (_, value)) in self.columns.iter_mut().zip(quantities) {
-            let Some(value) = value.map(Real::wide) else { continue };
+            let Some(value) = value else { continue };
             *count += 1;
             spread.mean += (value - spread.mean) / *count as f64;
             spread.min = spread.min.min(value);

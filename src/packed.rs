@@ -129,8 +129,68 @@ fn triangular<T: Real>(
 ) {
     let rows = values.nrows();
     assert_eq!((lower.dim(), out.dim()), ((rows, rows), values.dim()), "shapes of a product");
-    strip.resize(rows, Row::ZERO);
+    grow(strip, rows);
     Arch::new().dispatch(Triangular { transposed, lower, values, out, strip });
+}
+
+/// `out ← factor · A Bᵀ` on and below the diagonal, for A and B (rows, in) and `out` (rows, rows). Above the diagonal some
+/// numbers are written, others left. `strip` is room for Bᵀ.
+///
+/// Each number depends on its row of A and its row of B alone, whatever `rows` is: the gemm crate rounds by shape, and the
+/// rows of a chunk must not depend on how many follow.
+pub fn multiply_transposed_lower<T: Real>(
+    factor: T,
+    a: ArrayView2<T>,
+    b: ArrayView2<T>,
+    out: ArrayViewMut2<T>,
+    strip: &mut Vec<Row<T>>,
+) {
+    let (rows, depth) = a.dim();
+    assert_eq!((b.dim(), out.dim()), ((rows, depth), (rows, rows)), "shapes of a product");
+    grow(strip, depth);
+    Arch::new().dispatch(TransposedLower { factor, a, b, out, strip });
+}
+
+/// Never shrinks: the products of a chunk take turns with strips of different lengths.
+fn grow<T: Real>(strip: &mut Vec<Row<T>>, rows: usize) {
+    if strip.len() < rows {
+        strip.resize(rows, Row::ZERO);
+    }
+}
+
+struct TransposedLower<'a, T> {
+    factor: T,
+    a: ArrayView2<'a, T>,
+    b: ArrayView2<'a, T>,
+    out: ArrayViewMut2<'a, T>,
+    strip: &'a mut [Row<T>],
+}
+
+impl<T: Real> WithSimd for TransposedLower<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { factor, a, b, mut out, strip } = self;
+        let (rows, depth) = a.dim();
+        let lanes = WIDTH / pieces::<T, S>();
+        for start in (0..rows).step_by(WIDTH) {
+            let width = WIDTH.min(rows - start);
+            for j in 0..width {
+                let row = b.row(start + j).to_slice().expect("contiguous rows");
+                for (to, &x) in strip.iter_mut().zip(row) {
+                    to.0[j] = factor * x;
+                }
+            }
+            for piece in 0..width.div_ceil(lanes) {
+                let columns = start + piece * lanes..start + width.min((piece + 1) * lanes);
+                in_tiles!(S, columns.start..rows, |first, ROWS| {
+                    let tile = tile::<T, S, ROWS>(simd, a, first, depth, |k| pair::<T, S>(&strip[k], piece));
+                    store(simd, &tile, &mut out, first, columns.clone());
+                });
+            }
+        }
+    }
 }
 
 struct Product<'a, T> {
@@ -388,6 +448,27 @@ mod tests {
                 let product = Product { packed: &packed, inputs, out: out.slice_mut(s![.., ..cols]) };
                 Simd::vectorize(simd, product);
                 assert_product(name, out.view(), expected.view());
+            });
+        }
+
+        /// Above the diagonal anything may stand.
+        #[test]
+        fn products_below_the_diagonal_are_those_of_plain_loops(
+            rows in 1_usize..70, depth in 1_usize..70, seed in any::<u32>(),
+        ) {
+            let [a, b] = [matrix(rows, depth + 3, seed), matrix(rows, depth + 3, seed ^ 1)];
+            let [a, b] = [&a, &b].map(|matrix| matrix.slice(s![.., 3..]));
+            let expected = 0.5 * a.mapv(f64::from).dot(&b.mapv(f64::from).t());
+            let below = |of: &Array2<f64>| {
+                Array2::from_shape_fn((rows, rows), |(r, c)| if c <= r { of[[r, c]] } else { 0.0 })
+            };
+            everywhere!(|name, simd| {
+                let mut out = Array2::from_elem((rows, rows), f32::NAN);
+                let mut strip = vec![Row([f32::NAN; WIDTH]); depth];
+                let product = TransposedLower { factor: 0.5, a, b, out: out.view_mut(), strip: &mut strip };
+                Simd::vectorize(simd, product);
+                let got = below(&out.mapv(f64::from)).mapv(|x| x as f32);
+                assert_product(name, got.view(), below(&expected).view());
             });
         }
 

@@ -3,10 +3,11 @@
 
 mod support;
 
-use ndarray::Array3;
+use ndarray::{Array3, s};
 use nmem::engine::{Divergence, Outcome, Work};
 use nmem::memory::parameters::Init;
 use nmem::memory::{Gate, Gates};
+use nmem::metrics::ChunkMetrics;
 use support::{Collect, Drawn, run, run_through, uniform};
 
 const DIM: usize = 6;
@@ -43,13 +44,17 @@ fn rows_before(whole: &Collect<f32>, sequence: usize, chunk: usize) -> String {
 fn huge_learning_rate() {
     let gates = Gates { learning_rate: Gate::Pinned(1e30), ..Gates::default() };
     let drawn = drawn().gates(gates);
-    // Logits of (1e30)² are infinite, and their softmax NaN.
-    let (collected, outcome) = store(&drawn, &tokens(1), true);
-    assert_eq!(outcome.divergence, Some(at(0, 0, Some(0), "loss_after", "NaN")));
-    assert!(collected.rows.is_empty());
-    // A store without a probe never looks through these weights: all that it reports still fits an f32.
-    let (collected, outcome) = store(&drawn, &tokens(1), false);
-    assert_eq!((outcome.divergence, collected.rows.len()), (None, CHUNKS * HEADS));
+    // Logits of (1e30)² are infinite, and their softmax NaN: the probe says so, but U fits an f32.
+    let (probed, outcome) = store(&drawn, &tokens(1), true);
+    assert_eq!((outcome.divergence, probed.rows.len()), (None, CHUNKS * HEADS));
+    assert!(probed.rows.iter().all(|row| row.loss_after.unwrap().is_nan()));
+    // The same without a probe.
+    let (plain, outcome) = store(&drawn, &tokens(1), false);
+    assert_eq!((outcome.divergence, plain.rows.len()), (None, CHUNKS * HEADS));
+    for (plain, probed) in plain.rows.iter().zip(probed.rows) {
+        let unprobed = ChunkMetrics { loss_before: None, loss_after: None, ..probed };
+        assert_eq!(format!("{plain:?}"), format!("{unprobed:?}"));
+    }
     // Read online it is found at the first chunk that is read with it.
     let memory = drawn.memory::<f32>();
     let tokens = tokens(2);
@@ -58,6 +63,38 @@ fn huge_learning_rate() {
     assert_eq!(outcome.divergence, Some(at(0, 1, Some(0), "retrieved", "NaN")));
     assert_eq!(collected.rows.len(), HEADS);
     assert_eq!((collected.done, outcome.rows), (1, HEADS));
+}
+
+/// Squares leave f32 where what is squared does not: metrics go on in f64, and nothing is lost.
+#[test]
+fn losses_and_norms_beyond_f32() {
+    let mut drawn = drawn().gates(Gates { learning_rate: Gate::Pinned(1.0), ..Gates::default() });
+    let inner = drawn.dimensions.inner();
+    // Values of up to about 5e36: squared errors of 1e74, gradients of up to about 1e38, norms of several times that.
+    let scale = 5e36;
+    let mut values = drawn.tensors.get_mut("to_keys_values.weight").unwrap().slice_mut(s![inner.., ..]);
+    values *= scale;
+    let (mut beyond_loss, mut beyond_norm) = (0, 0);
+    for probe in [true, false] {
+        let (collected, outcome) = store(&drawn, &tokens(1), probe);
+        assert_eq!((outcome.divergence, collected.rows.len()), (None, CHUNKS * HEADS), "probe: {probe}");
+        let mut reference = drawn.reference::<f32>(1);
+        let expected = reference.store(&tokens(1).mapv(f64::from));
+        for (row, expected) in collected.rows.iter().zip(&expected) {
+            let close = |got: f64, expected: f64| {
+                assert!((got / expected - 1.0).abs() < 1e-4, "{got:e}, expected {expected:e}");
+            };
+            close(row.loss, expected.loss);
+            close(row.surprise, expected.surprise);
+            close(row.momentum_norm, expected.momentum_norm);
+            close(row.update_norm, expected.update_norm);
+            close(row.weight_norm, expected.weight_norm);
+            beyond_loss += usize::from(row.loss > f64::from(f32::MAX));
+            beyond_norm += usize::from(row.surprise.max(row.update_norm) > f64::from(f32::MAX));
+        }
+    }
+    assert_eq!(beyond_loss, 2 * CHUNKS * HEADS);
+    assert!(beyond_norm > 0, "some norm is beyond f32");
 }
 
 /// For every place of a NaN: what comes before is what a run without it gives, what comes after is absent.
@@ -70,7 +107,7 @@ fn nan_in_a_later_sequence_and_chunk() {
         let mut tokens = clean.clone();
         tokens[[sequence, chunk * CHUNK + 17, 2]] = f32::NAN;
         let (collected, outcome) = store(&drawn(), &tokens, true);
-        assert_eq!(outcome.divergence, Some(at(sequence, chunk, Some(0), "loss", "NaN")));
+        assert_eq!(outcome.divergence, Some(at(sequence, chunk, Some(0), "surprise", "NaN")));
         assert_eq!(collected.rows_text(), rows_before(&whole, sequence, chunk));
         assert_eq!(collected.done, sequence + 1, "no later sequence is done");
     }
@@ -86,7 +123,7 @@ fn earlier_sequence_diverges_later_in_time() {
         tokens[[sequence, chunk * CHUNK, 0]] = f32::NAN;
     }
     let (collected, outcome) = store(&drawn(), &tokens, false);
-    assert_eq!(outcome.divergence, Some(at(1, 6, Some(0), "loss", "NaN")));
+    assert_eq!(outcome.divergence, Some(at(1, 6, Some(0), "surprise", "NaN")));
     assert_eq!(collected.rows_text(), rows_before(&whole, 1, 6));
     assert_eq!(outcome.rows, (CHUNKS + 6) * HEADS);
 }
@@ -98,7 +135,7 @@ fn divergence_in_a_later_group() {
     tokens[[20, 3 * CHUNK, 0]] = f32::NAN;
     tokens[[39, 0, 0]] = f32::NAN;
     let (collected, outcome) = store(&drawn(), &tokens, false);
-    assert_eq!(outcome.divergence, Some(at(20, 3, Some(0), "loss", "NaN")));
+    assert_eq!(outcome.divergence, Some(at(20, 3, Some(0), "surprise", "NaN")));
     assert_eq!((collected.done, collected.rows.len()), (21, (20 * CHUNKS + 3) * HEADS));
 }
 
@@ -116,15 +153,15 @@ fn heads_diverge_one_by_one() {
         }
     }
     let mut clean = tokens(1);
-    clean.slice_mut(ndarray::s![.., .., ..2]).fill(0.0);
+    clean.slice_mut(s![.., .., ..2]).fill(0.0);
     let (whole, _) = store(&drawn, &clean, false);
     // (chunk that head 0 diverges at, head 1's, what is named)
     for (of_0, of_1, chunk, head) in [(3, 2, 2, 1), (2, 3, 2, 0), (4, 4, 4, 0), (6, 1, 1, 1)] {
         let mut tokens = clean.clone();
-        tokens[[0, of_0 * CHUNK + 5, 0]] = 1.0;
-        tokens[[0, of_1 * CHUNK + 9, 1]] = 1.0;
+        tokens[[0, of_0 * CHUNK + 5, 0]] = 1e10;
+        tokens[[0, of_1 * CHUNK + 9, 1]] = 1e10;
         let (collected, outcome) = store(&drawn, &tokens, false);
-        assert_eq!(outcome.divergence, Some(at(0, chunk, Some(head), "loss", "inf")));
+        assert_eq!(outcome.divergence, Some(at(0, chunk, Some(head), "surprise", "NaN")));
         // Whole chunks: a chunk that one head cannot store has no rows, of no head.
         assert_eq!(collected.rows_text(), rows_before(&whole, 0, chunk));
     }
@@ -188,10 +225,10 @@ fn chunks_of_a_longer_life() {
     assert_eq!(outcome.divergence, Some(at(0, 2, Some(0), "retrieved", "NaN")));
     let work = Work::Online { read: &clean, store: &bad, probe: false };
     let (collected, outcome) = run(&memory, &mut state, work, clean.dim());
-    assert_eq!(outcome.divergence, Some(at(0, CHUNKS + 2, Some(0), "loss", "NaN")));
+    assert_eq!(outcome.divergence, Some(at(0, CHUNKS + 2, Some(0), "surprise", "NaN")));
     assert_eq!(collected.rows.len(), 2 * HEADS);
     assert_eq!(
         outcome.divergence.unwrap().to_string(),
-        format!("sequence 0, head 0, chunk {}: loss is NaN", CHUNKS + 2)
+        format!("sequence 0, head 0, chunk {}: surprise is NaN", CHUNKS + 2)
     );
 }

@@ -102,26 +102,31 @@ fn dimensions_that_cannot_be() {
         let dimensions = Dimensions { dim, heads, dim_head, pre_norm, post_norm: pre_norm };
         dimensions.check(chunk_size).map_err(|error| error.to_string())
     };
-    let chunk =
-        "chunk_size: expected at least 2 (each token of the attention memory looks back within its chunk)";
+    let chunk = |size: usize, problem: &str| format!("chunk_size {size} is {problem}; use 2 to 16384");
+    let short =
+        |size: usize| chunk(size, "below 2: a token of the attention memory looks back within its chunk");
+    let long = |size: usize| {
+        chunk(size, "above 16384: attention within a chunk takes the square of its size in memory")
+    };
     let one_head =
         "dim_head: expected dim_head = dim = 4 with one head (nothing would map the output back to dim)";
     // Whatever the norms.
     for norms in [false, true] {
-        assert_eq!(check(4, 1, 4, norms, 1), Err(format!("{chunk}, got 1")));
-        assert_eq!(check(4, 2, 3, norms, 0), Err(format!("{chunk}, got 0")));
+        assert_eq!(check(4, 1, 4, norms, 1), Err(short(1)));
+        assert_eq!(check(4, 2, 3, norms, 0), Err(short(0)));
         assert_eq!(check(4, 1, 3, norms, 2), Err(format!("{one_head}, got 3")));
         assert_eq!(check(4, 1, 5, norms, 2), Err(format!("{one_head}, got 5")));
         assert_eq!(check(0, 1, 1, norms, 2), Err("dim: expected at least 1, got 0".into()));
         assert_eq!(check(4, 0, 4, norms, 2), Err("heads: expected at least 1, got 0".into()));
         assert_eq!(check(4, 1, 0, norms, 2), Err("dim_head: expected at least 1, got 0".into()));
         assert_eq!(check(4, 1, 4, norms, 2), Ok(()));
-        assert_eq!(check(4, 2, 5, norms, 1000), Ok(()));
+        assert_eq!(check(4, 2, 5, norms, 16_384), Ok(()));
+        assert_eq!(check(4, 2, 5, norms, 16_385), Err(long(16_385)));
     }
     // A memory is never made of them.
     let drawn = Drawn::new((4, 1, 4), 2, Init::Xavier, 1);
     let refused = Memory::new(drawn.parameters::<f32>(), 1, Gates::default(), None).unwrap_err();
-    assert_eq!(refused.to_string(), format!("{chunk}, got 1"));
+    assert_eq!(refused.to_string(), short(1));
     let drawn = Drawn::new((4, 1, 3), 2, Init::Xavier, 1);
     let refused = Memory::new(drawn.parameters::<f32>(), 2, Gates::default(), None).unwrap_err();
     assert_eq!(refused.to_string(), format!("{one_head}, got 3"));

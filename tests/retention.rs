@@ -92,14 +92,14 @@ fn check<T: Real>(what: &str, drawn: &Drawn, tokens: &Array3<f64>, every: usize,
     }
 
     let row_of = |sequence: usize, chunk: usize, head: usize| {
-        let place = |row: &&nmem::metrics::ChunkMetrics<T>| {
+        let place = |row: &&nmem::metrics::ChunkMetrics| {
             (row.sequence, row.chunk, row.head) == (sequence, chunk, head)
         };
         kept.rows.iter().find(place).unwrap()
     };
     for row in &kept.retained {
         let stored = row_of(row.sequence, row.chunk, row.head);
-        assert_eq!(row.loss_at_w, stored.loss, "{what}: ℓ at W is that of the metrics");
+        assert_eq!(row.loss_at_w.to_bits(), stored.loss.to_bits(), "{what}: ℓ at W is that of the metrics");
         if row.after == row.chunk {
             assert_eq!(
                 Some(row.loss),
@@ -111,7 +111,7 @@ fn check<T: Real>(what: &str, drawn: &Drawn, tokens: &Array3<f64>, every: usize,
 
     let last = got.iter().map(|row| row.after).max();
     let finals: Vec<_> = got.iter().filter(|row| Some(row.after) == last).collect();
-    let sum = |of: fn(&nmem::metrics::Retained<T>) -> T| finals.iter().map(|row| of(row).wide()).sum::<f64>();
+    let sum = |of: fn(&nmem::metrics::Retained) -> f64| finals.iter().map(|row| of(row)).sum::<f64>();
     let ratio = outcome.retained_ratio();
     assert_eq!(ratio.is_some(), !finals.is_empty(), "{what}: ratio");
     if let Some(ratio) = ratio {

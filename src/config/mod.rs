@@ -10,8 +10,9 @@ use serde::Serialize;
 
 use crate::cuda::DeviceChoice;
 use crate::error::{Error, Result};
+use crate::memory::limits::check_chunk_size;
 use crate::memory::parameters::Init;
-use crate::memory::{Dimensions, Gate, Gates};
+use crate::memory::{Dimensions, Gate, GateKind, Gates};
 use crate::plot::FigureFormat;
 use crate::real::ElementType;
 pub use settings::{GateSetting, Settings};
@@ -131,6 +132,7 @@ pub enum MemorySource {
 /// What was said of one gate.
 #[derive(Clone, Copy, Debug)]
 struct GateLayer {
+    kind: GateKind,
     flag: &'static str,
     pin: Option<GateSetting>,
     bias: Option<f64>,
@@ -189,9 +191,19 @@ impl Settings {
 
     fn gates(&self) -> [GateLayer; 3] {
         [
-            GateLayer { flag: "--learning-rate", pin: self.learning_rate, bias: self.learning_rate_bias },
-            GateLayer { flag: "--momentum", pin: self.momentum, bias: self.momentum_bias },
-            GateLayer { flag: "--decay", pin: self.decay, bias: self.decay_bias },
+            GateLayer {
+                kind: GateKind::LearningRate,
+                flag: "--learning-rate",
+                pin: self.learning_rate,
+                bias: self.learning_rate_bias,
+            },
+            GateLayer {
+                kind: GateKind::Momentum,
+                flag: "--momentum",
+                pin: self.momentum,
+                bias: self.momentum_bias,
+            },
+            GateLayer { kind: GateKind::Decay, flag: "--decay", pin: self.decay, bias: self.decay_bias },
         ]
     }
 
@@ -229,10 +241,7 @@ impl Settings {
                 return Err(Error::setting(flag, "at least 1", "0"));
             }
         }
-        if let Some(chunk_size @ 0..2) = self.chunk_size {
-            let expected = "at least 2 (a token of the attention memory looks back within its chunk)";
-            return Err(Error::setting("--chunk-size", expected, chunk_size.to_string()));
-        }
+        self.chunk_size.map_or(Ok(()), check_chunk_size).map_err(Error::limit("--chunk-size"))?;
         for layer in self.gates() {
             layer.check()?;
         }
@@ -316,20 +325,16 @@ impl Settings {
 
 impl GateLayer {
     fn check(&self) -> Result<()> {
-        let Self { flag, pin, bias } = *self;
-        match (pin, bias) {
-            (Some(GateSetting::Pinned(value)), _) if !(value >= 0.0 && value.is_finite()) => {
-                Err(Error::setting(flag, "a finite number of 0 or more", value.to_string()))
-            }
-            (Some(GateSetting::Pinned(value)), Some(_)) => {
+        let Self { kind, flag, pin, bias } = *self;
+        if let Some(GateSetting::Pinned(value)) = pin {
+            Gate::Pinned(value).check(kind).map_err(Error::limit(flag))?;
+            if bias.is_some() {
                 let expected = format!("a gate that is not pinned ({flag} learned frees it)");
-                Err(Error::setting(format!("{flag}-bias"), expected, format!("{flag} {value}")))
+                return Err(Error::setting(format!("{flag}-bias"), expected, format!("{flag} {value}")));
             }
-            (_, Some(bias)) if !bias.is_finite() => {
-                Err(Error::setting(format!("{flag}-bias"), "a finite number", bias.to_string()))
-            }
-            _ => Ok(()),
         }
+        let bias = bias.map_or(Ok(()), |bias| Gate::Learned(bias).check(kind));
+        bias.map_err(Error::limit(format!("{flag}-bias")))
     }
 
     /// This layer over a saved memory's gate.

@@ -27,7 +27,7 @@ pub struct Settings {
     /// drawn at random
     #[arg(long, value_name = "FILE", help_heading = "Memory")]
     pub memory: Option<PathBuf>,
-    /// Tokens per chunk, at least 2: needed with parameters; 16 for a drawn memory
+    /// Tokens per chunk, 2 to 16384: needed with parameters; 16 for a drawn memory
     #[arg(long, value_name = "N", help_heading = "Memory", value_parser = whole::<usize>, allow_negative_numbers = true)]
     pub chunk_size: Option<usize>,
     /// Heads of a drawn memory [default: 1]
@@ -66,10 +66,10 @@ pub struct Settings {
     /// Pin the learning rate θ of every chunk (0 or more), or `learned` to free a saved memory's pin
     #[arg(long, value_name = "X", help_heading = "Gates", allow_negative_numbers = true)]
     pub learning_rate: Option<GateSetting>,
-    /// Pin the momentum η, or `learned`
+    /// Pin the momentum η (0 or more; above 1 it grows without end), or `learned`
     #[arg(long, value_name = "X", help_heading = "Gates", allow_negative_numbers = true)]
     pub momentum: Option<GateSetting>,
-    /// Pin the decay α, the share that each chunk forgets, or `learned`
+    /// Pin the decay α (0 to 1), the fraction of the update that each chunk forgets, or `learned`
     #[arg(long, value_name = "X", help_heading = "Gates", allow_negative_numbers = true)]
     pub decay: Option<GateSetting>,
     /// Added to the logit of θ = exp(−15 · sigmoid(logit)): a larger logit is a SMALLER rate

@@ -130,7 +130,6 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         let begin = Instant::now();
         state.lay_out();
         let mut plan = Plan::new(self.memory, state, work, None)?;
-        plan.check_chunk()?;
         let group = self.make_room(&mut plan)?;
         let mut outcome = Outcome { read_past_store: plan.read_past_store, ..Outcome::default() };
         for first in (0..plan.sequences).step_by(group) {

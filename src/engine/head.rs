@@ -4,13 +4,13 @@
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
-use super::norm::{joined, sum_of_squares};
+use super::norm::{joined, squared_distance};
 use super::retention::Kept;
 use super::strip::{Norms, Reading, Step, Stored, Strip, Walk};
 use super::{Block, Context, Divergence, Memory, Phase, Sizes};
 use crate::memory::GateValues;
 use crate::memory::model::{Factors, MemoryModel};
-use crate::metrics::{ChunkMetrics, WeightMetrics};
+use crate::metrics::{ChunkMetrics, WeightMetrics, rounded};
 use crate::real::Real;
 
 /// What a head sees of a block.
@@ -35,7 +35,7 @@ pub struct Head<T: Real> {
     /// Empty without retention.
     pub kept: Kept<T>,
     /// The metrics of the block, up to a divergence.
-    pub rows: Vec<ChunkMetrics<T>>,
+    pub rows: Vec<ChunkMetrics>,
     pub divergence: Option<Divergence>,
 }
 
@@ -51,7 +51,7 @@ struct Reader<T> {
 struct Storing<T> {
     factors: Factors<Array2<T>>,
     /// Loss at W of each row of the block.
-    losses: Vec<T>,
+    losses: Vec<f64>,
     /// The keys, read just before and just after their chunk is stored.
     probe: Option<[Reader<T>; 2]>,
 }
@@ -100,7 +100,7 @@ impl<T: Real> Head<T> {
             queries: Reader::of_queries(model, read),
             storing: storing.then(|| Storing {
                 factors: Factors::new(model, stored),
-                losses: vec![T::zero(); stored],
+                losses: vec![0.0; stored],
                 probe: probe.then(|| [(); 2].map(|()| Reader::new(model, stored))),
             }),
             kept: Kept::default(),
@@ -115,10 +115,10 @@ impl<T: Real> Head<T> {
             let Factors { inputs, cotangents } = &storing.factors;
             let factors = inputs.iter().chain(cotangents).map(Array2::len).sum::<usize>();
             let probe = storing.probe.iter().flatten().map(Reader::len).sum::<usize>();
-            factors + probe + storing.losses.len()
+            (factors + probe) * size_of::<T>() + size_of_val(&storing.losses[..])
         });
         let strips = self.strips.iter().map(Strip::bytes).sum::<usize>();
-        strips + self.kept.bytes() + (storing + self.queries.len()) * size_of::<T>()
+        strips + self.kept.bytes() + storing + self.queries.len() * size_of::<T>()
     }
 
     /// Starts from U and S, all memory weights in file order.
@@ -172,7 +172,7 @@ impl<T: Real> Head<T> {
     }
 
     /// ℓ of each kept chunk under W + U.
-    pub fn reread<M: MemoryModel<T>>(&self, context: &Context<'_, T, M>) -> Vec<T> {
+    pub fn reread<M: MemoryModel<T>>(&self, context: &Context<'_, T, M>) -> Vec<f64> {
         self.kept.losses(context, &context.memory.read_weights(&self.strips))
     }
 
@@ -234,12 +234,12 @@ impl<T: Real> Head<T> {
         let c = memory.chunk_size;
         let first = block.start() / c;
         let Self { index, strips, storing, rows, divergence, .. } = self;
-        let diverged = |chunk: usize, quantity: &'static str, value: T| {
+        let diverged = |chunk: usize, quantity: &'static str, value: f64| {
             let value = value.to_string();
             Some(Divergence { sequence, chunk: first + chunk, head: Some(*index), quantity, value })
         };
         rows.clear();
-        let retrieved = first_nonfinite(output).map(|(row, value)| (row / c, value));
+        let retrieved = first_nonfinite(output).map(|(row, value)| (row / c, value.wide()));
         if let Some(storing) = storing {
             let row = |chunk: usize| {
                 let gates = inputs.gates[chunk];
@@ -248,7 +248,7 @@ impl<T: Real> Head<T> {
                     |strips: &[Strip<T>]| Norms::joined(strips.iter().map(|strip| strip.norms[chunk]));
                 let norms: Vec<_> =
                     memory.weight_strips.iter().map(|place| of_weight(&strips[place.clone()])).collect();
-                metrics((sequence, first + chunk, *index), c, losses, gates, &norms)
+                metrics::<T>((sequence, first + chunk, *index), c, losses, gates, &norms)
             };
             let until = retrieved.map_or(usize::MAX, |(chunk, _)| chunk);
             let chunks = 0..inputs.gates.len().min(until);
@@ -286,23 +286,26 @@ impl<T: Real> Storing<T> {
     }
 
     /// ℓ of a chunk at W, and at W + U of just before and just after it was stored.
-    fn chunk_losses(&self, inputs: &Inputs<'_, T>, range: std::ops::Range<usize>) -> (T, Option<[T; 2]>) {
-        let at_w = self.losses[range.clone()].iter().map(|loss| loss.wide()).sum();
+    fn chunk_losses(&self, inputs: &Inputs<'_, T>, range: std::ops::Range<usize>) -> (f64, Option<[f64; 2]>) {
+        let at_w = self.losses[range.clone()].iter().sum();
         let values = inputs.values.slice(s![range.clone(), ..]);
         let probed = |reader: &Reader<T>| {
             let predicted = reader.products.last().expect("a memory has layers");
             chunk_loss(predicted.slice(s![range.clone(), ..]), values)
         };
         let probe = self.probe.as_ref().map(|readers| readers.each_ref().map(probed));
-        (T::of(at_w), probe)
+        (at_w, probe)
     }
 }
 
 /// ℓ of a chunk, from M(k) and v.
-pub fn chunk_loss<T: Real>(predicted: ArrayView2<T>, values: ArrayView2<T>) -> T {
-    let errors = &predicted - &values;
-    let squares = errors.rows().into_iter().map(|row| sum_of_squares(row.as_slice().expect("whole rows")));
-    T::of(squares.sum::<f64>() / errors.ncols() as f64)
+pub fn chunk_loss<T: Real>(predicted: ArrayView2<T>, values: ArrayView2<T>) -> f64 {
+    let rows = predicted.rows().into_iter().zip(values.rows());
+    let squares = rows.map(|(predicted, value)| {
+        let [predicted, value] = [predicted, value].map(|row| row.to_slice().expect("contiguous rows"));
+        squared_distance(predicted, value)
+    });
+    squares.sum::<f64>() / values.ncols() as f64
 }
 
 /// The rows that a layer multiplies: `first` (rows, in) in the first one, those made for it in a later one.
@@ -317,17 +320,18 @@ fn layer_input<'a, T>(layer: usize, first: ArrayView2<'a, T>, made: &'a [Array2<
 pub fn metrics<T: Real>(
     (sequence, chunk, head): (usize, usize, usize),
     c: usize,
-    losses: (T, Option<[T; 2]>),
+    losses: (f64, Option<[f64; 2]>),
     gates: GateValues,
     norms: &[Norms],
-) -> ChunkMetrics<T> {
-    let total = |of: fn(&Norms) -> f64| T::of(joined(norms.iter().map(of)));
+) -> ChunkMetrics {
+    let total = |of: fn(&Norms) -> f64| rounded::<T>(joined(norms.iter().map(of)));
     let (loss, probed) = losses;
+    let probed = probed.map(|losses| losses.map(rounded::<T>));
     let surprise = total(|norms| norms.surprise);
     let of_weight = |norms: &Norms| WeightMetrics {
-        surprise: T::of(norms.surprise),
-        momentum_norm: T::of(norms.momentum),
-        update_norm: T::of(norms.update),
+        surprise: rounded::<T>(norms.surprise),
+        momentum_norm: rounded::<T>(norms.momentum),
+        update_norm: rounded::<T>(norms.update),
     };
     ChunkMetrics {
         sequence,
@@ -335,14 +339,14 @@ pub fn metrics<T: Real>(
         head,
         start: chunk * c,
         end: (chunk + 1) * c,
-        loss,
+        loss: rounded::<T>(loss),
         loss_before: probed.map(|[before, _]| before),
         loss_after: probed.map(|[_, after]| after),
         surprise,
-        learning_rate: T::of(gates.learning_rate),
-        momentum: T::of(gates.momentum),
-        decay: T::of(gates.decay),
-        surprise_norm: T::of(gates.learning_rate * surprise.wide()),
+        learning_rate: rounded::<T>(gates.learning_rate),
+        momentum: rounded::<T>(gates.momentum),
+        decay: rounded::<T>(gates.decay),
+        surprise_norm: rounded::<T>(gates.learning_rate * surprise),
         momentum_norm: total(|norms| norms.momentum),
         update_norm: total(|norms| norms.update),
         weight_norm: total(|norms| norms.weight),

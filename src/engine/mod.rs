@@ -6,6 +6,7 @@
 //! (they are all at the same W); then, layer by layer of the memory, [`strip`]s of columns walk through the block's
 //! chunks: read chunk i with W + U, advance S and U by chunk i's surprise. Which tokens a block has, `plan` says.
 
+pub mod budget;
 pub mod cuda;
 mod head;
 pub mod norm;
@@ -213,12 +214,12 @@ pub enum Work<'a, T> {
 pub trait Sink<T>: Send {
     /// Rows of one sequence, by chunk and head. Sequences of a group take turns; after a divergence those of
     /// sequences that are never done do not count.
-    fn metrics(&mut self, rows: &[ChunkMetrics<T>]) -> Result<()>;
+    fn metrics(&mut self, rows: &[ChunkMetrics]) -> Result<()>;
     /// What was read (rows, dim), from the token `start` of the given queries on.
     fn retrieved(&mut self, sequence: usize, start: usize, rows: ArrayView2<T>) -> Result<()>;
     /// Of a run with retention, kept chunks under the memory of one moment: by sequence, then moment, chunk and head.
     /// Turns and divergences as for [`metrics`](Self::metrics).
-    fn retained(&mut self, _rows: &[Retained<T>]) -> Result<()> {
+    fn retained(&mut self, _rows: &[Retained]) -> Result<()> {
         Ok(())
     }
     /// All rows of this sequence have come. Called in the order of sequences.
@@ -230,7 +231,7 @@ pub trait Sink<T>: Send {
 pub struct Discard;
 
 impl<T: Real> Sink<T> for Discard {
-    fn metrics(&mut self, _: &[ChunkMetrics<T>]) -> Result<()> {
+    fn metrics(&mut self, _: &[ChunkMetrics]) -> Result<()> {
         Ok(())
     }
     fn retrieved(&mut self, _: usize, _: usize, _: ArrayView2<T>) -> Result<()> {
@@ -430,8 +431,9 @@ impl<'m, T: Real, M: MemoryModel<T>> Engine<'m, T, M> {
         let begin = Instant::now();
         state.lay_out();
         let plan = Plan::new(self.memory, state, work, self.retention)?;
-        plan.check_chunk()?;
         let group = self.memory.group(plan.sequences);
+        let buffers = self.memory.buffer_bytes(&plan, group, rayon::current_num_threads());
+        budget::check(buffers + state.bytes() as u128)?;
         self.make_room(plan.sizes(), group);
         let mut outcome = Outcome { read_past_store: plan.read_past_store, ..Outcome::default() };
         let context =
@@ -530,8 +532,8 @@ fn run_group<T: Real, M: MemoryModel<T>>(
                 sink.retained(&stream.retained)?;
                 if block.store.end == plan.store_end {
                     let [loss, at_w] = &mut outcome.retained;
-                    *loss += stream.retained.iter().map(|kept| kept.loss.wide()).sum::<f64>();
-                    *at_w += stream.retained.iter().map(|kept| kept.loss_at_w.wide()).sum::<f64>();
+                    *loss += stream.retained.iter().map(|kept| kept.loss).sum::<f64>();
+                    *at_w += stream.retained.iter().map(|kept| kept.loss_at_w).sum::<f64>();
                 }
             }
             if stream.divergence.is_some() {

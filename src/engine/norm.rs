@@ -1,5 +1,7 @@
-//! Frobenius norms that are right over the whole range of the element type: squares are summed fast in lanes of the
-//! element type, and once more, scaled, in the rare case that they left its range.
+//! Norms and squared distances that are right over the whole range of the element type: squares are summed fast in lanes
+//! of the element type, and once more, in f64 or scaled, in the rare case that they left its range.
+//!
+//! A norm is infinite or NaN only where an element is: one that would overflow f64 is [`f64::MAX`].
 
 use ndarray::NdFloat;
 
@@ -21,6 +23,29 @@ pub fn sum_of_squares<T: NdFloat + Into<f64>>(values: &[T]) -> f64 {
     lanes.iter().map(|&lane| -> f64 { lane.into() }).sum::<f64>() + rest
 }
 
+/// Σ (a − b)², in f64 where T's range is too small for it.
+#[expect(clippy::inline_always, reason = "to be compiled with the caller's instruction set")]
+#[inline(always)]
+pub fn squared_distance<T: NdFloat + Into<f64>>(a: &[T], b: &[T]) -> f64 {
+    let (whole, rest) = a.as_chunks::<LANES>();
+    let (whole_b, rest_b) = b.as_chunks::<LANES>();
+    let mut lanes = [T::zero(); LANES];
+    for (a, b) in whole.iter().zip(whole_b) {
+        for i in 0..LANES {
+            let difference = a[i] - b[i];
+            lanes[i] += difference * difference;
+        }
+    }
+    let rest: f64 = rest.iter().zip(rest_b).map(|(&a, &b)| square((a - b).into())).sum();
+    let sum = lanes.iter().map(|&lane| -> f64 { lane.into() }).sum::<f64>() + rest;
+    if sum.is_finite() { sum } else { wide_squared_distance(a, b) }
+}
+
+#[cold]
+fn wide_squared_distance<T: NdFloat + Into<f64>>(a: &[T], b: &[T]) -> f64 {
+    a.iter().zip(b).map(|(&a, &b)| square(a.into() - b.into())).sum()
+}
+
 /// Whether a sum of squares that were formed in the element type can be believed. A NaN can: no other way to sum
 /// would find anything else. Squares under the smallest normal are rounded to multiples of it times ε: over 2²⁰
 /// elements that is less than one part in 10⁶ of a sum above this bound.
@@ -39,13 +64,23 @@ pub fn scaled_norm<T: NdFloat + Into<f64>, I: Iterator<Item = T>>(values: impl F
     if largest == 0.0 || !largest.is_finite() {
         return largest;
     }
-    largest * values().map(|x| square(x.into() / largest)).sum::<f64>().sqrt()
+    saturated(largest * values().map(|x| square(x.into() / largest)).sum::<f64>().sqrt())
 }
 
 /// The norm of what has `parts` as norms. Their squares may leave f64's range where the parts do not.
 pub fn joined(parts: impl Iterator<Item = f64> + Clone) -> f64 {
     let sum: f64 = parts.clone().map(square).sum();
-    if trusted::<f64>(sum) { sum.sqrt() } else { parts.fold(0.0, f64::hypot) }
+    if trusted::<f64>(sum) {
+        return sum.sqrt();
+    }
+    let largest = parts.clone().fold(0.0, f64::max);
+    let joined = parts.fold(0.0, f64::hypot);
+    if largest.is_finite() { saturated(joined) } else { joined }
+}
+
+/// The norm of finite numbers, which may have overflowed.
+pub fn saturated(norm: f64) -> f64 {
+    if norm.is_infinite() { f64::MAX } else { norm }
 }
 
 fn square(x: f64) -> f64 {

@@ -18,9 +18,6 @@ const BLOCK_TOKENS_OF_ONE_HEAD: usize = 1024;
 /// 32 to 128 measured alike.
 const GROUP_TOKENS: usize = 64;
 
-/// Longest chunk whose attention, (c, c) numbers in a few buffers a head, is tried: 1 GiB each in f32.
-const LONGEST_CHUNK: usize = 1 << 14;
-
 /// A token range of one side of a block, as positions in the memory's life. Starts at a chunk boundary.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Span {
@@ -163,10 +160,10 @@ impl<'a, T: Real> Plan<'a, T> {
 
     /// Rows that a model ever takes at once: a group, or all there are.
     pub(super) fn scratch_rows(&self) -> usize {
-        if self.retention.is_some() {
+        let (stored, read) = self.rows();
+        if self.retention.is_some() && stored > 0 {
             return self.group_rows;
         }
-        let (stored, read) = self.rows();
         self.group_rows.min(stored.max(read))
     }
 
@@ -194,15 +191,9 @@ impl<'a, T: Real> Plan<'a, T> {
         until.clamp(block.read.start, block.read.end) - block.read.start
     }
 
-    /// Attention is taken over a chunk's tokens, or over all there are of it.
-    pub(super) fn check_chunk(&self) -> Result<()> {
-        let (stored, read) = self.rows();
-        if self.chunk_size.min(stored.max(read)) <= LONGEST_CHUNK {
-            return Ok(());
-        }
-        let expected =
-            format!("at most {LONGEST_CHUNK} (attention within a chunk takes its square in memory)");
-        Err(Error::setting("chunk_size", expected, self.chunk_size.to_string()))
+    /// Chunks of a sequence that are kept until its end.
+    pub(super) fn kept_chunks(&self) -> usize {
+        self.store_end / self.kept_every
     }
 
     pub(super) fn blocks(&self) -> impl Iterator<Item = Block> + use<'a, T> {

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use super::head::chunk_loss;
 use super::{Context, Phase};
 use crate::memory::model::MemoryModel;
+use crate::metrics::rounded;
 use crate::packed::Packed;
 use crate::real::Real;
 
@@ -24,7 +25,7 @@ pub struct Kept<T> {
     /// (rows, d)
     values: Vec<T>,
     /// ℓ at W of each.
-    at_w: Vec<T>,
+    at_w: Vec<f64>,
 }
 
 impl<T: Real> Kept<T> {
@@ -37,28 +38,28 @@ impl<T: Real> Kept<T> {
 
     /// What the kept chunks take.
     pub fn bytes(&self) -> usize {
-        (self.keys.len() + self.values.len() + self.at_w.len()) * size_of::<T>()
+        (self.keys.len() + self.values.len()) * size_of::<T>() + size_of_val(&self.at_w[..])
     }
 
     /// Keeps a chunk (c, d) and its ℓ at W.
-    pub fn keep(&mut self, keys: ArrayView2<T>, values: ArrayView2<T>, at_w: T) {
+    pub fn keep(&mut self, keys: ArrayView2<T>, values: ArrayView2<T>, at_w: f64) {
         self.keys.extend(keys);
         self.values.extend(values);
         self.at_w.push(at_w);
     }
 
     /// ℓ at W of each kept chunk.
-    pub fn at_w(&self) -> &[T] {
+    pub fn at_w(&self) -> &[f64] {
         &self.at_w
     }
 
     /// ℓ of each kept chunk at `weights`, one per memory weight: groups of chunks side by side.
-    pub fn losses<M: MemoryModel<T>>(&self, context: &Context<'_, T, M>, weights: &[Packed<T>]) -> Vec<T> {
+    pub fn losses<M: MemoryModel<T>>(&self, context: &Context<'_, T, M>, weights: &[Packed<T>]) -> Vec<f64> {
         let memory = context.memory;
         let (c, d, group) = (memory.chunk_size, memory.dimensions.dim_head, context.plan.group_rows);
         let [keys, values] = [&self.keys, &self.values]
             .map(|rows| ArrayView2::from_shape((self.at_w.len() * c, d), rows).expect("whole chunks"));
-        let mut losses = vec![T::zero(); self.at_w.len()];
+        let mut losses = vec![0.0; self.at_w.len()];
         let groups = keys.axis_chunks_iter(Axis(0), group).zip(values.axis_chunks_iter(Axis(0), group));
         let groups: Vec<_> = losses.chunks_mut(group / c).zip(groups).collect();
         groups.into_par_iter().for_each(|(losses, (keys, values))| {
@@ -66,7 +67,7 @@ impl<T: Real> Kept<T> {
                 let predicted = read(&memory.model, weights, keys, c, scratch);
                 let chunks = predicted.axis_chunks_iter(Axis(0), c).zip(values.axis_chunks_iter(Axis(0), c));
                 for (loss, (predicted, values)) in losses.iter_mut().zip(chunks) {
-                    *loss = chunk_loss(predicted, values);
+                    *loss = rounded::<T>(chunk_loss(predicted, values));
                 }
             });
         });

@@ -30,9 +30,9 @@ pub struct Stream<T: Real> {
     /// The same combined, with several heads: (rows, D)
     combined: Option<Array2<T>>,
     /// The metrics of the block, by chunk and head.
-    pub rows: Vec<ChunkMetrics<T>>,
+    pub rows: Vec<ChunkMetrics>,
     /// Kept chunks under the memory at the end of the block, where they are read again: by chunk and head.
-    pub retained: Vec<Retained<T>>,
+    pub retained: Vec<Retained>,
     pub divergence: Option<Divergence>,
 }
 

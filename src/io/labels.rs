@@ -25,6 +25,17 @@ pub struct Labels {
     pub boundaries: Vec<u64>,
     /// Tokens seen before: ascending, neither overlapping nor touching.
     pub repeats: Vec<Range<u64>>,
+    /// Tokens that a row names: ascending, neither overlapping nor touching.
+    pub named: Vec<Range<u64>>,
+}
+
+/// Labels of tokens that a sequence does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beyond {
+    /// Number of such positions.
+    pub positions: u64,
+    /// The last of them.
+    pub last: u64,
 }
 
 /// Consecutive positions with the same labels: a file of millions of tokens is kept as its few runs.
@@ -98,6 +109,10 @@ impl Labels {
             if i > 0 && runs[i - 1].segment != run.segment {
                 labels.boundaries.push(run.positions.start);
             }
+            match labels.named.last_mut() {
+                Some(last) if last.end == run.positions.start => last.end = run.positions.end,
+                _ => labels.named.push(run.positions.clone()),
+            }
             if run.repeat {
                 let end = runs.get(i + 1).map_or(run.positions.end, |next| next.positions.start);
                 match labels.repeats.last_mut() {
@@ -115,13 +130,22 @@ impl Labels {
         Self {
             boundaries: self.boundaries.iter().map(|&position| shift(position)).collect(),
             repeats: self.repeats.iter().map(|range| shift(range.start)..shift(range.end)).collect(),
+            named: self.named.iter().map(|range| shift(range.start)..shift(range.end)).collect(),
         }
+    }
+
+    /// Labels of positions from `tokens` on, if there are any.
+    pub fn beyond(&self, tokens: u64) -> Option<Beyond> {
+        let last = self.named.last()?.end - 1;
+        let positions =
+            self.named.iter().map(|range| range.end.saturating_sub(range.start.max(tokens))).sum();
+        (positions > 0).then_some(Beyond { positions, last })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Labels;
+    use super::{Beyond, Labels};
 
     fn read(csv: &[u8]) -> Result<Labels, String> {
         let folder = tempfile::tempdir().expect("a temporary folder");
@@ -156,6 +180,17 @@ mod tests {
         let last = read(b"position,segment,repeat\n0,a,0\n7,a,1\n").unwrap();
         assert_eq!(last.boundaries, [0; 0]);
         assert_eq!(last.repeats, vec![7..8]);
+    }
+
+    #[test]
+    fn labels_of_more_tokens_than_there_are() {
+        let labels = read(b"position,segment\n0,a\n1,a\n2,b\n7,a\n9,b\n").unwrap();
+        assert_eq!(labels.beyond(10), None);
+        assert_eq!(labels.beyond(9), Some(Beyond { positions: 1, last: 9 }));
+        assert_eq!(labels.beyond(2), Some(Beyond { positions: 3, last: 9 }));
+        assert_eq!(labels.beyond(0), Some(Beyond { positions: 5, last: 9 }));
+        assert_eq!(Labels::default().beyond(0), None);
+        assert_eq!(labels.shifted(5).beyond(9), Some(Beyond { positions: 2, last: 14 }));
     }
 
     #[test]

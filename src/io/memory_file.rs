@@ -20,13 +20,15 @@ use serde::{Deserialize, Serialize};
 use super::mapped::Progress;
 use super::tensors::{MAX_CONFIGURATION, Tensor, TensorFile, write_safetensors};
 use crate::error::{Error, Result};
+use crate::memory::limits::check_chunk_size;
 use crate::memory::parameters::{self, Init, MEMORY_WEIGHTS, Mismatch};
 use crate::memory::state::Side;
-use crate::memory::{Dimensions, Gates, Parameters, State};
+use crate::memory::{Dimensions, Gate, Gates, Parameters, State};
 use crate::real::{ElementType, Real};
 
 /// Metadata of a saved memory: what its tensors do not tell.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Keys", into = "Keys")]
 pub struct SavedConfig {
     /// Of this layout.
     pub format: u32,
@@ -37,11 +39,72 @@ pub struct SavedConfig {
     /// Tokens per chunk.
     pub chunk_size: usize,
     /// Sizes and norms: what the tensors tell too, for readers of the header alone.
-    #[serde(flatten)]
     pub dimensions: Dimensions,
     /// Pins and biases of the three gates.
-    #[serde(flatten)]
     pub gates: Gates,
+}
+
+/// The keys of a [`SavedConfig`] in JSON, all on one level: serde rejects unknown keys of a flat structure only.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Keys {
+    format: u32,
+    nmem: String,
+    model: String,
+    chunk_size: usize,
+    dim: usize,
+    heads: usize,
+    dim_head: usize,
+    pre_norm: bool,
+    post_norm: bool,
+    learning_rate: Gate,
+    momentum: Gate,
+    decay: Gate,
+}
+
+impl From<Keys> for SavedConfig {
+    fn from(keys: Keys) -> Self {
+        let Keys { format, nmem, model, chunk_size, dim, heads, dim_head, pre_norm, post_norm, .. } = keys;
+        let Keys { learning_rate, momentum, decay, .. } = keys;
+        Self {
+            format,
+            nmem,
+            model,
+            chunk_size,
+            dimensions: Dimensions { dim, heads, dim_head, pre_norm, post_norm },
+            gates: Gates { learning_rate, momentum, decay },
+        }
+    }
+}
+
+impl From<SavedConfig> for Keys {
+    fn from(config: SavedConfig) -> Self {
+        let SavedConfig { format, nmem, model, chunk_size, dimensions, gates } = config;
+        let Dimensions { dim, heads, dim_head, pre_norm, post_norm } = dimensions;
+        let Gates { learning_rate, momentum, decay } = gates;
+        Self {
+            format,
+            nmem,
+            model,
+            chunk_size,
+            dim,
+            heads,
+            dim_head,
+            pre_norm,
+            post_norm,
+            learning_rate,
+            momentum,
+            decay,
+        }
+    }
+}
+
+/// What is read first, so that a file of another format is named as one whatever its keys are.
+#[derive(Deserialize)]
+struct Version {
+    format: u32,
+    #[serde(default)]
+    nmem: String,
 }
 
 const FORMAT: u32 = 1;
@@ -366,12 +429,22 @@ fn read_config(path: &Path, json: &str) -> Result<SavedConfig> {
     if json.len() > MAX_CONFIGURATION {
         return Err(bad(format!("{} bytes", json.len())));
     }
+    let Version { format, nmem } = serde_json::from_str(json).map_err(|error| bad(error.to_string()))?;
+    if format != FORMAT {
+        return Err(bad(format!("format {format}, written by nmem {nmem:?}")));
+    }
     let config: SavedConfig = serde_json::from_str(json).map_err(|error| bad(error.to_string()))?;
-    if config.format != FORMAT || config.model != MODEL || config.chunk_size < 2 {
-        let SavedConfig { format, model, chunk_size, nmem, .. } = config;
-        return Err(bad(format!(
-            "format {format}, model {model}, chunk_size {chunk_size}, written by nmem {nmem}"
-        )));
+    if config.model != MODEL {
+        return Err(bad(format!("model {:?}, written by nmem {nmem:?}", config.model)));
+    }
+    let outside = |key: &str| Error::limit(format!("{}: {key}", path.display()));
+    check_chunk_size(config.chunk_size).map_err(outside("chunk_size"))?;
+    for (kind, gate) in config.gates.each() {
+        let key = match gate {
+            Gate::Pinned(_) => kind.key().to_owned(),
+            Gate::Learned(_) => format!("{} bias", kind.key()),
+        };
+        gate.check(kind).map_err(outside(&key))?;
     }
     Ok(config)
 }

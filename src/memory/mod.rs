@@ -14,8 +14,10 @@
 //! | `S`, `U` | momentum, and update (all that was written so far): `S ← η S − θ g`, `U ← (1 − α) U + S` |
 //!
 //! Reading order: [`parameters`] (what is trained), [`model`] (the network whose weights are the memory),
-//! [`state`] (what storing changes), [`reference`](mod@reference) (all of it in plain loops: the oracle).
+//! [`state`] (what storing changes), [`reference`](mod@reference) (all of it in plain loops: the oracle), [`limits`] (which
+//! numbers are accepted).
 
+pub mod limits;
 pub mod model;
 pub mod parameters;
 pub mod reference;
@@ -51,6 +53,28 @@ impl Gate {
     }
 }
 
+/// One of the three gates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateKind {
+    /// θ
+    LearningRate,
+    /// η
+    Momentum,
+    /// α
+    Decay,
+}
+
+impl GateKind {
+    /// Key in configuration files and metadata.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::LearningRate => "learning_rate",
+            Self::Momentum => "momentum",
+            Self::Decay => "decay",
+        }
+    }
+}
+
 /// The three gates' sources.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Gates {
@@ -74,6 +98,15 @@ pub struct GateValues {
 }
 
 impl Gates {
+    /// Each gate with its kind.
+    pub fn each(&self) -> [(GateKind, Gate); 3] {
+        [
+            (GateKind::LearningRate, self.learning_rate),
+            (GateKind::Momentum, self.momentum),
+            (GateKind::Decay, self.decay),
+        ]
+    }
+
     /// The gates of a chunk from the logits of the three gate layers.
     pub fn values(&self, step: f64, momentum: f64, decay: f64) -> GateValues {
         GateValues {

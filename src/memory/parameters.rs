@@ -10,6 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 use serde::{Deserialize, Serialize};
 
+use super::limits::check_chunk_size;
 use crate::error::{Error, Result};
 use crate::real::Real;
 
@@ -143,10 +144,7 @@ impl Dimensions {
     /// Refuses what the arithmetic cannot do. Called when a configuration is read, before any work.
     pub fn check(&self, chunk_size: usize) -> Result<()> {
         let Self { dim, heads, dim_head, .. } = *self;
-        if chunk_size < 2 {
-            let expected = "at least 2 (each token of the attention memory looks back within its chunk)";
-            return Err(Error::setting("chunk_size", expected, chunk_size.to_string()));
-        }
+        check_chunk_size(chunk_size).map_err(Error::limit("chunk_size"))?;
         for (name, value) in [("dim", dim), ("heads", heads), ("dim_head", dim_head)] {
             if value == 0 {
                 return Err(Error::setting(name, "at least 1", "0"));

@@ -85,11 +85,7 @@ impl Reference {
 
     /// Reads `queries` chunk by chunk while storing `store`, both (sequences, tokens, D): the retrieved tokens and
     /// the metrics by sequence, chunk and head.
-    pub fn online(
-        &mut self,
-        queries: &Array3<f64>,
-        store: &Array3<f64>,
-    ) -> (Array3<f64>, Vec<ChunkMetrics<f64>>) {
+    pub fn online(&mut self, queries: &Array3<f64>, store: &Array3<f64>) -> (Array3<f64>, Vec<ChunkMetrics>) {
         let mut retrieved = Array3::zeros(queries.dim());
         let mut metrics = Vec::new();
         for sequence in 0..self.sequences.len() {
@@ -110,7 +106,7 @@ impl Reference {
     }
 
     /// Stores `tokens` (sequences, tokens, D), counting them as read too.
-    pub fn store(&mut self, tokens: &Array3<f64>) -> Vec<ChunkMetrics<f64>> {
+    pub fn store(&mut self, tokens: &Array3<f64>) -> Vec<ChunkMetrics> {
         self.online(tokens, tokens).1
     }
 
@@ -164,7 +160,7 @@ impl Reference {
     }
 
     /// Stores the next token of a sequence; where it completes a chunk, the metrics of each head.
-    fn store_token(&mut self, sequence: usize, token: ArrayView1<f64>) -> Vec<ChunkMetrics<f64>> {
+    fn store_token(&mut self, sequence: usize, token: ArrayView1<f64>) -> Vec<ChunkMetrics> {
         let state = &mut self.sequences[sequence];
         state.stored += 1;
         state.stored_left_over.push(token.to_vec());
@@ -351,8 +347,18 @@ fn add_outer(into: &mut Array2<f64>, a: &[f64], b: &[f64]) {
     }
 }
 
+/// Relative to the largest element, so that squares stay in range. Infinite only where an element is.
 fn norm(of: &[Array2<f64>]) -> f64 {
-    of.iter().flatten().map(|x| x * x).sum::<f64>().sqrt()
+    let elements = || of.iter().flatten();
+    if elements().any(|x| x.is_nan()) {
+        return f64::NAN;
+    }
+    let largest = elements().fold(0.0_f64, |largest, x| largest.max(x.abs()));
+    if largest == 0.0 || largest.is_infinite() {
+        return largest;
+    }
+    let squares: f64 = elements().map(|x| (x / largest) * (x / largest)).sum();
+    (largest * squares.sqrt()).min(f64::MAX)
 }
 
 fn to_rows(of: ArrayView2<f64>) -> Rows {

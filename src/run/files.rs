@@ -68,22 +68,22 @@ impl<T: Real> Files<T> {
 }
 
 impl<T: Real> Sink<T> for Files<T> {
-    fn metrics(&mut self, rows: &[ChunkMetrics<T>]) -> Result<()> {
+    fn metrics(&mut self, rows: &[ChunkMetrics]) -> Result<()> {
         for row in rows {
             self.tally.add(row);
         }
-        self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.write(rows))
+        self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.write::<T>(rows))
     }
 
     fn retrieved(&mut self, sequence: usize, start: usize, rows: ArrayView2<T>) -> Result<()> {
         self.retrieved.as_mut().map_or(Ok(()), |(_, retrieved)| retrieved.write_rows(sequence, start, &rows))
     }
 
-    fn retained(&mut self, rows: &[Retained<T>]) -> Result<()> {
+    fn retained(&mut self, rows: &[Retained]) -> Result<()> {
         for row in rows {
             self.tally.add_retained(row);
         }
-        self.retention.as_mut().map_or(Ok(()), |retention| retention.write(rows))
+        self.retention.as_mut().map_or(Ok(()), |retention| retention.write::<T>(rows))
     }
 
     fn sequence_done(&mut self, sequence: usize) -> Result<()> {

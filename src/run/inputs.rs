@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex};
 use super::report::{Input, Resolved};
 use super::{Event, Observer};
 use crate::config::{Config, MemorySource, Mode};
-use crate::engine::{Memory, Work};
+use crate::engine::{Memory, Work, budget};
 use crate::error::{Error, Result};
 use crate::io::labels::{Labels, MAX_LABELS};
 use crate::io::memory_file::MemoryFile;
 use crate::io::text::{TextFile, check_streams};
 use crate::io::{NpySequences, Progress};
-use crate::memory::parameters::{Init, MEMORY_WEIGHTS};
+use crate::memory::parameters::Init;
 use crate::memory::{Dimensions, Gates, State};
 use crate::real::{ElementType, Real};
 
@@ -261,7 +261,7 @@ impl Opened {
         }
         let states = if config.mode == Mode::Read { 1 } else { sequences };
         if known.is_none() {
-            reserve::<T>(&self.source.dimensions(), states)?;
+            budget::check(memory.state_bytes(states))?;
         }
         let mut state = known.unwrap_or_else(|| memory.initial_state(states));
         if config.restart_momentum {
@@ -269,21 +269,6 @@ impl Opened {
         }
         Ok(Loaded { file, memory, state })
     }
-}
-
-/// Fails where memory for the states of so many sequences cannot be had: taking it would end in an abort.
-fn reserve<T>(dimensions: &Dimensions, sequences: usize) -> Result<()> {
-    let Dimensions { heads, dim_head, .. } = *dimensions;
-    // S and U; checked against the limit before, so no overflow.
-    let numbers = 2 * MEMORY_WEIGHTS * sequences * heads * dim_head * dim_head;
-    Vec::<T>::new().try_reserve_exact(numbers).map_err(|_| {
-        let bytes = numbers * size_of::<T>();
-        Error::setting(
-            "SEQ.npy",
-            format!("{bytes} bytes for the memories of {sequences} sequences"),
-            "less free memory",
-        )
-    })
 }
 
 /// A memory in the element type of its run.

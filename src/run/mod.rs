@@ -18,8 +18,8 @@ use crate::cuda::{Chosen, Device};
 use crate::engine::cuda::CudaEngine;
 use crate::engine::{Discard, Engine, Memory, Outcome, Phases, Sink, Work};
 use crate::error::{Error, Result};
-use crate::io::labels::Labels;
-use crate::memory::State;
+use crate::io::labels::{Beyond, Labels};
+use crate::memory::{Gate, State};
 use crate::peak::PeakMemory;
 use crate::plot;
 use crate::real::{ElementType, Real};
@@ -209,7 +209,7 @@ impl Run<'_> {
         let write = outcome.output + writing.elapsed();
 
         let drawing = Instant::now();
-        let mut warnings = warnings(&outcome, opened.chunk_size, &state, config.mode);
+        let mut warnings = self.warnings(&outcome, opened, &state, &tally);
         if let Some((folder, _)) = folder.filter(|_| config.plots) {
             let labels = opened.labels.as_ref().map(|labels| labels.shifted(first_token as u64));
             warnings.extend(draw(folder, config, labels.as_ref(), &mut peak, observe)?);
@@ -240,6 +240,25 @@ impl Run<'_> {
             OutFile::write_new(&folder.join("run.json"), json.as_bytes())?;
         }
         Ok(Ran { report, tally, engine_bytes, waited })
+    }
+
+    fn warnings<T: Real>(
+        &self,
+        outcome: &Outcome,
+        opened: &Opened,
+        state: &State<T>,
+        tally: &Tally,
+    ) -> Vec<String> {
+        let mode = self.config.mode;
+        if mode == Mode::Read {
+            return Vec::new();
+        }
+        let mut warnings = warnings_before(opened);
+        if outcome.divergence.is_none() {
+            warnings.extend(warnings_after(outcome, opened.chunk_size, state, mode));
+            warnings.extend(warning_of_instability(tally, self.unstable_ratio));
+        }
+        warnings
     }
 
     /// The run itself, and its repeats.
@@ -436,12 +455,45 @@ fn draw(
     Ok(drawn.notes)
 }
 
-fn warnings<T: Real>(outcome: &Outcome, c: usize, state: &State<T>, mode: Mode) -> Vec<String> {
+/// What a user should know of a run's settings and inputs.
+fn warnings_before(opened: &Opened) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if let Gate::Pinned(momentum) = opened.gates.momentum
+        && momentum > 1.0
+    {
+        warnings
+            .push(format!("momentum {momentum} is above 1: it grows from chunk to chunk instead of fading"));
+    }
+    let tokens = opened.store().dims().tokens;
+    if let Some(Beyond { positions, last }) =
+        opened.labels.as_ref().and_then(|labels| labels.beyond(tokens as u64))
+    {
+        warnings.push(format!(
+            "labels of {positions} positions, up to {last}, are beyond the {tokens} tokens of the data"
+        ));
+    }
+    warnings
+}
+
+/// Whether storing made the memory much worse than it was: at some chunk, or by what was written last.
+fn warning_of_instability(tally: &Tally, ratio: f64) -> Option<String> {
+    let worse = format!("more than {ratio} times the loss at the initial weights");
+    let advice = "a smaller learning rate or momentum, or a larger decay, may help";
+    if let Some(chunk) = tally.first_unstable_chunk() {
+        return Some(format!(
+            "storing made the memory worse: loss_before of chunk {chunk} is {worse}; {advice}"
+        ));
+    }
+    let mean = |name: &str| tally.last().columns().find(|(column, _)| *column == name).map(|(_, of)| of.mean);
+    let (after, loss) = mean("loss_after").zip(mean("loss"))?;
+    let unstable = after.is_nan() || after > ratio * loss;
+    unstable
+        .then(|| format!("storing made the memory worse: loss_after of the last chunk is {worse}; {advice}"))
+}
+
+fn warnings_after<T: Real>(outcome: &Outcome, c: usize, state: &State<T>, mode: Mode) -> Vec<String> {
     let stored = state.stored.tokens;
     let mut warnings = Vec::new();
-    if mode == Mode::Read || outcome.divergence.is_some() {
-        return warnings;
-    }
     if let Some(chunk) = outcome.read_past_store.filter(|_| stored >= c) {
         let read = state.read.tokens;
         warnings.push(format!(

@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 
 use crate::metrics::{ChunkMetrics, Retained, Summary};
-use crate::real::Real;
 
 /// Loss just before a chunk is stored, as a multiple of the loss at the initial weights, from which on a memory counts
 /// as unstable.
@@ -36,7 +35,8 @@ impl Sums {
     /// The chunk is complete.
     fn close(&mut self, unstable_ratio: f64) {
         let [loss, before] = std::mem::take(&mut self.losses);
-        if before > unstable_ratio * loss {
+        // NaN where reading through the memory overflowed.
+        if before.is_nan() || before > unstable_ratio * loss {
             self.first_unstable = self.first_unstable.or(self.chunk);
         }
     }
@@ -49,7 +49,7 @@ impl Tally {
     }
 
     /// Takes in a row; those of a sequence come by chunk and head.
-    pub fn add<T: Real>(&mut self, row: &ChunkMetrics<T>) {
+    pub fn add(&mut self, row: &ChunkMetrics) {
         let sums = self.pending.entry(row.sequence).or_default();
         if sums.chunk != Some(row.chunk) {
             sums.close(self.unstable_ratio);
@@ -58,16 +58,16 @@ impl Tally {
         }
         sums.all.add(row);
         sums.last.add(row);
-        sums.losses[0] += row.loss.wide();
-        sums.losses[1] += row.loss_before.map_or(0.0, Real::wide);
+        sums.losses[0] += row.loss;
+        sums.losses[1] += row.loss_before.unwrap_or(0.0);
     }
 
     /// Takes in a kept chunk as it was read again.
-    pub fn add_retained<T: Real>(&mut self, row: &Retained<T>) {
+    pub fn add_retained(&mut self, row: &Retained) {
         let sums = self.pending.entry(row.sequence).or_default();
         let [loss, at_w] = sums.retained.entry(row.after - row.chunk).or_default();
-        *loss += row.loss.wide();
-        *at_w += row.loss_at_w.wide();
+        *loss += row.loss;
+        *at_w += row.loss_at_w;
     }
 
     /// All rows of this sequence have come. Called in the order of sequences.

@@ -2,9 +2,10 @@
 
 use pulp::Arch;
 use serde::Serialize;
-use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
+use sysinfo::{CpuRefreshKind, RefreshKind, System};
 
 use crate::cuda::Description;
+use crate::engine::budget::installed_bytes;
 use crate::run::commit;
 
 /// The machine and the build. What the system does not tell is `None`.
@@ -50,21 +51,15 @@ pub struct Cache {
 impl Machine {
     /// Asks the system.
     pub fn look() -> Self {
-        let what = RefreshKind::nothing()
-            .with_cpu(CpuRefreshKind::nothing())
-            .with_memory(MemoryRefreshKind::nothing().with_ram());
+        let what = RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing());
         let system = System::new_with_specifics(what).ok();
-        let memory = system.as_ref().map(|system| {
-            let allowed = system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory);
-            system.total_memory().min(allowed)
-        });
         let cpu = system.as_ref().and_then(|system| Some(system.cpus().first()?.brand().trim().to_owned()));
         Self {
             cpu,
             physical_cores: System::physical_core_count().ok(),
             logical_cores: std::thread::available_parallelism().map_or(1, usize::from),
             caches: caches(),
-            memory_bytes: memory,
+            memory_bytes: installed_bytes(),
             os: System::long_os_version().ok(),
             kernel: System::kernel_version().ok(),
             vector_isa: isa(),

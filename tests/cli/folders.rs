@@ -270,7 +270,7 @@ fn a_diverged_run_is_published_up_to_there() {
         desk.ok(&format!("{command} seq.npy --heads 2 --chunk-size 4 --out finite --force -q"));
         assert_eq!(table.rows[..30], desk.csv("finite/metrics.csv").rows[..30], "{command}");
 
-        let (err, diverged, _) = published("seq.npy --learning-rate 1e30");
+        let (err, diverged, _) = published("seq.npy --learning-rate 1e39");
         assert!(err.starts_with("error: out: diverged at sequence 0, "), "{err}");
         assert_eq!(diverged["sequence"], 0);
     }

@@ -16,6 +16,7 @@ mod generate;
 mod golden;
 mod inputs;
 mod inspect;
+mod limits;
 mod parts;
 mod plot;
 mod refusals;

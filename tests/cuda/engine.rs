@@ -344,7 +344,15 @@ pub fn norms_whose_squares_leave_the_range() {
 #[test]
 fn divergences_are_those_of_the_processor() {
     for (name, device) in devices() {
-        for (rate, probe, online) in [(1e30, true, false), (1e30, false, true), (1e22, true, true)] {
+        // Losses beyond f32 lose no memory; weights and reads do. (θ, probe, online, whether it diverges)
+        for (rate, probe, online, diverges) in [
+            (1e30, true, false, false),
+            (1e30, false, false, false),
+            (1e39, true, false, true),
+            (1e39, false, false, true),
+            (1e30, false, true, true),
+            (1e22, true, true, true),
+        ] {
             let gates = Gates { learning_rate: Gate::Pinned(rate), ..Gates::default() };
             let memory = Drawn::new((6, 2, 3), 8, Init::Xavier, 1).gates(gates).memory::<f32>();
             let tokens = uniform((2, 61, 6), 1.0, 2).mapv(|x| x as f32);
@@ -356,7 +364,7 @@ fn divergences_are_those_of_the_processor() {
             let (got, at) =
                 run_on(device.as_ref(), &memory, &mut memory.initial_state(2), work, tokens.dim());
             let (expected, there) = support::run(&memory, &mut memory.initial_state(2), work, tokens.dim());
-            assert!(there.divergence.is_some(), "a case that diverges");
+            assert_eq!(there.divergence.is_some(), diverges, "θ = {rate:e}");
             assert_eq!(at.divergence, there.divergence, "{name}, θ = {rate:e}");
             assert_eq!(got.rows.len(), expected.rows.len(), "{name}, θ = {rate:e}");
         }

@@ -117,7 +117,7 @@ fn no_text_overlaps_or_leaves_the_sheet() {
         ("nothing", 0, vec![1], Box::new(|_, _| 0.0)),
         ("long", 100_000, vec![2], Box::new(|chunk, _| 1.0 + (chunk % 97) as f64)),
     ];
-    let labels = Labels { boundaries: vec![80, 160], repeats: vec![200..300, 400..432] };
+    let labels = Labels { boundaries: vec![80, 160], repeats: vec![200..300, 400..432], ..Labels::default() };
     for (name, chunks, heads, value) in cases {
         for heads in heads {
             std::fs::write(&csv, metrics(chunks, heads, &value)).expect("a writable temporary folder");

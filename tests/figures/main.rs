@@ -199,7 +199,11 @@ fn extreme_ranges() {
 
 #[test]
 fn labels_are_drawn_within_the_tokens() {
-    let labels = Labels { boundaries: vec![8, 80, 9999], repeats: vec![40..60, 100..9999, 20_000..20_001] };
+    let labels = Labels {
+        boundaries: vec![8, 80, 9999],
+        repeats: vec![40..60, 100..9999, 20_000..20_001],
+        ..Labels::default()
+    };
     let (figures, _) = draw(&run(30, 1, true), Some(&labels));
     let surprise = &figures["surprise.svg"];
     assert!(surprise.contains(">segment change</text>") && surprise.contains(">repeat</text>"));

@@ -47,7 +47,7 @@ pub fn assert_close_to_largest(what: &str, got: ArrayViewD<f64>, expected: Array
     assert_close(what, got, expected, abs, 0.0);
 }
 
-fn largest(of: ArrayViewD<f64>) -> f64 {
+pub fn largest(of: ArrayViewD<f64>) -> f64 {
     of.iter().fold(0.0_f64, |largest, x| largest.max(x.abs()))
 }
 
@@ -149,14 +149,14 @@ pub fn to_type<T: Real>(array: ArrayD<f64>) -> ArrayD<T> {
 #[derive(Default)]
 pub struct Collect<T> {
     /// By sequence, chunk and head.
-    pub rows: Vec<ChunkMetrics<T>>,
+    pub rows: Vec<ChunkMetrics>,
     /// NaN where nothing was delivered.
     pub retrieved: Array3<T>,
     /// By sequence, then when it was read again, chunk and head.
-    pub retained: Vec<Retained<T>>,
+    pub retained: Vec<Retained>,
     /// Sequences that are done.
     pub done: usize,
-    pending: BTreeMap<usize, Vec<ChunkMetrics<T>>>,
+    pending: BTreeMap<usize, Vec<ChunkMetrics>>,
 }
 
 impl<T: Real> Collect<T> {
@@ -172,7 +172,7 @@ impl<T: Real> Collect<T> {
 }
 
 impl<T: Real> Sink<T> for Collect<T> {
-    fn metrics(&mut self, rows: &[ChunkMetrics<T>]) -> nmem::Result<()> {
+    fn metrics(&mut self, rows: &[ChunkMetrics]) -> nmem::Result<()> {
         for row in rows {
             self.pending.entry(row.sequence).or_default().push(row.clone());
         }
@@ -184,13 +184,13 @@ impl<T: Real> Sink<T> for Collect<T> {
         place.assign(&rows);
         Ok(())
     }
-    fn retained(&mut self, rows: &[Retained<T>]) -> nmem::Result<()> {
+    fn retained(&mut self, rows: &[Retained]) -> nmem::Result<()> {
         self.retained.extend_from_slice(rows);
         Ok(())
     }
     fn sequence_done(&mut self, sequence: usize) -> nmem::Result<()> {
         let of_sequence = self.retained.iter().filter(|row| row.sequence == sequence);
-        let by_moment = |row: &Retained<T>| (row.after, row.chunk, row.head);
+        let by_moment = |row: &Retained| (row.after, row.chunk, row.head);
         assert!(of_sequence.is_sorted_by_key(by_moment), "kept chunks by moment, chunk and head");
         assert_eq!(sequence, self.done, "sequences are done in order");
         self.done += 1;
@@ -290,12 +290,7 @@ pub fn uniform(shape: (usize, usize, usize), size: f64, seed: u64) -> Array3<f64
 }
 
 /// Every column of the metrics, each within `rel` of its largest magnitude; probes where there are any.
-pub fn assert_rows_close<T: Real, E: Real>(
-    what: &str,
-    got: &[ChunkMetrics<T>],
-    expected: &[ChunkMetrics<E>],
-    rel: f64,
-) {
+pub fn assert_rows_close(what: &str, got: &[ChunkMetrics], expected: &[ChunkMetrics], rel: f64) {
     assert_eq!(places(got), places(expected), "{what}: sequence, chunk, head, start, end");
     let (got, expected) = (columns(got), columns(expected));
     for (name, got) in &got {
@@ -305,15 +300,15 @@ pub fn assert_rows_close<T: Real, E: Real>(
     }
 }
 
-fn places<T>(rows: &[ChunkMetrics<T>]) -> Vec<[usize; 5]> {
+fn places(rows: &[ChunkMetrics]) -> Vec<[usize; 5]> {
     rows.iter().map(|row| [row.sequence, row.chunk, row.head, row.start, row.end]).collect()
 }
 
 /// The columns of metrics by name, those of probes where all rows have them.
-fn columns<T: Real>(rows: &[ChunkMetrics<T>]) -> BTreeMap<String, Array1<f64>> {
+pub fn columns(rows: &[ChunkMetrics]) -> BTreeMap<String, Array1<f64>> {
     let mut columns = BTreeMap::new();
-    let mut add = |name: &str, of: &dyn Fn(&ChunkMetrics<T>) -> Option<T>| {
-        let values: Option<Vec<f64>> = rows.iter().map(|row| of(row).map(Real::wide)).collect();
+    let mut add = |name: &str, of: &dyn Fn(&ChunkMetrics) -> Option<f64>| {
+        let values: Option<Vec<f64>> = rows.iter().map(of).collect();
         values.and_then(|values| columns.insert(name.to_owned(), Array1::from(values)));
     };
     add("loss", &|row| Some(row.loss));
@@ -364,12 +359,8 @@ pub fn assert_state_close<T: Real>(
 }
 
 /// The arrays of expected.npz that metrics rows hold.
-pub fn from_rows<T: Real>(
-    rows: &[ChunkMetrics<T>],
-    sequences: usize,
-    heads: usize,
-) -> BTreeMap<String, ArrayD<f64>> {
-    let per_weight = |of: fn(&ChunkMetrics<T>, usize) -> T| {
+pub fn from_rows(rows: &[ChunkMetrics], sequences: usize, heads: usize) -> BTreeMap<String, ArrayD<f64>> {
+    let per_weight = |of: fn(&ChunkMetrics, usize) -> f64| {
         let parts: Vec<_> = (0..4).map(|p| column(rows, sequences, heads, |row| of(row, p))).collect();
         let views: Vec<_> = parts.iter().map(|part| part.view()).collect();
         ndarray::stack(Axis(3), &views).unwrap()
@@ -424,14 +415,14 @@ pub fn memory<T: Real>(case: &Golden) -> Memory<T> {
 }
 
 /// A column of metrics as (sequences, heads, chunks).
-pub fn column<T: Real>(
-    rows: &[ChunkMetrics<T>],
+pub fn column(
+    rows: &[ChunkMetrics],
     sequences: usize,
     heads: usize,
-    of: impl Fn(&ChunkMetrics<T>) -> T,
+    of: impl Fn(&ChunkMetrics) -> f64,
 ) -> ArrayD<f64> {
     let chunks = rows.len() / (sequences * heads);
-    let values: Vec<f64> = rows.iter().map(|row| of(row).wide()).collect();
+    let values: Vec<f64> = rows.iter().map(of).collect();
     let array = Array3::from_shape_vec((sequences, chunks, heads), values).unwrap();
     array.permuted_axes([0, 2, 1]).as_standard_layout().into_owned().into_dyn()
 }

@@ -8,7 +8,7 @@ use super::step::Step;
 use crate::cuda::Array;
 use crate::engine::Divergence;
 use crate::engine::head::metrics;
-use crate::engine::norm::trusted;
+use crate::engine::norm::{saturated, trusted};
 use crate::engine::strip::Norms;
 use crate::error::{Error, Result};
 use crate::memory::GateValues;
@@ -69,7 +69,8 @@ impl<T: Real> Step<'_, T> {
             let large = range == 0;
             for (norm, scaled) in measured.norms.iter_mut().zip(self.norms(room)?) {
                 if !trusted::<T>(*norm * *norm) && (*norm > 1.0) == large {
-                    *norm = scaled / scale;
+                    // As on the CPU, a norm of finite numbers is finite.
+                    *norm = if scaled.is_finite() { saturated(scaled / scale) } else { scaled };
                 }
             }
         }
@@ -91,11 +92,11 @@ impl<T: Real> Step<'_, T> {
         measured: &Measured<T>,
         sequence: usize,
         i: usize,
-    ) -> Result<(Vec<ChunkMetrics<T>>, Option<Divergence>)> {
+    ) -> Result<(Vec<ChunkMetrics>, Option<Divergence>)> {
         let (h, c, chunks) = (self.memory.dimensions.heads, self.c(), self.chunks());
         let first = self.block.start() / c;
         let mut divergence: Option<Divergence> = None;
-        let mut diverged = |chunk: usize, head: Option<usize>, quantity: &'static str, value: T| {
+        let mut diverged = |chunk: usize, head: Option<usize>, quantity: &'static str, value: f64| {
             if divergence.as_ref().is_none_or(|at| first + chunk < at.chunk) {
                 let value = value.to_string();
                 divergence = Some(Divergence { sequence, chunk: first + chunk, head, quantity, value });
@@ -140,9 +141,10 @@ impl<T: Real> Step<'_, T> {
         Ok((reported, divergence))
     }
 
-    fn row(&self, measured: &Measured<T>, of: (usize, usize, usize), place: usize) -> ChunkMetrics<T> {
+    fn row(&self, measured: &Measured<T>, of: (usize, usize, usize), place: usize) -> ChunkMetrics {
         let [at_w, before, after] = &measured.losses;
-        let probed = before.get(place).zip(after.get(place)).map(|(&before, &after)| [before, after]);
+        let probed =
+            before.get(place).zip(after.get(place)).map(|(before, after)| [before.wide(), after.wide()]);
         let [learning_rate, momentum, decay] = [0, 1, 2].map(|gate| measured.steps[place * 3 + gate].wide());
         let gates = GateValues { learning_rate, momentum, decay };
         let of_weight = |norms: &[f64]| Norms {
@@ -152,13 +154,13 @@ impl<T: Real> Step<'_, T> {
             weight: norms[3],
         };
         let norms: Vec<_> = measured.norms[place * 16..][..16].chunks(4).map(of_weight).collect();
-        metrics(of, self.c(), (at_w[place], probed), gates, &norms)
+        metrics::<T>(of, self.c(), (at_w[place].wide(), probed), gates, &norms)
     }
 }
 
 /// The first number that is not finite among some.
-fn nonfinite<T: Real>(array: &Array<'_, T>, start: usize, number: usize) -> Result<T> {
+fn nonfinite<T: Real>(array: &Array<'_, T>, start: usize, number: usize) -> Result<f64> {
     let mut values = vec![T::zero(); number];
     array.download(start, &mut values)?;
-    Ok(values.into_iter().find(|x| !x.is_finite()).unwrap_or_else(T::nan))
+    Ok(values.into_iter().find(|x| !x.is_finite()).map_or(f64::NAN, Real::wide))
 }

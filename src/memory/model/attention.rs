@@ -14,10 +14,12 @@ use std::ops::Range;
 use ndarray::{Array2, ArrayView2, ArrayView3, ArrayViewMut2, Axis, concatenate, s};
 
 use super::{Factors, MemoryModel};
-use crate::engine::norm::sum_of_squares;
-use crate::matmul::{matmul, scaled_matmul};
+use crate::engine::norm::squared_distance;
+use crate::matmul::matmul;
 use crate::memory::parameters::MEMORY_WEIGHTS;
-use crate::packed::{Packed, Row, multiply_lower, multiply_lower_transposed};
+use crate::packed::{
+    Packed, Row, WIDTH, multiply_lower, multiply_lower_transposed, multiply_transposed_lower,
+};
 use crate::real::Real;
 use crate::simd::vectorised;
 
@@ -60,9 +62,28 @@ pub struct Scratch<T> {
     strip: Vec<Row<T>>,
 }
 
-/// Rows of a chunk whose q kᵀ is taken at once: what lies after the last of them is skipped, a quarter of the
+/// Rows of a chunk whose dH vᵀ is taken at once: what lies after the last of them is skipped, a quarter of the
 /// products of a chunk of 64. Fewer rows skip more and cost more calls; 16 measured no faster.
 const TILE: usize = 32;
+
+/// Longest chunk whose q kᵀ is taken pair by pair. Laying kᵀ out for the products takes as long as the products of some ten
+/// rows do.
+const PAIRWISE: usize = 8;
+
+/// `p ← scale · q kᵀ` on and below the diagonal.
+fn scores_pairwise<T: Real>(scale: T, q: ArrayView2<T>, k: ArrayView2<T>, mut p: ArrayViewMut2<T>) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for (r, (mut p, q)) in p.rows_mut().into_iter().zip(q.rows()).enumerate() {
+                let q = q.to_slice().expect("contiguous rows");
+                for (p, k) in p.iter_mut().zip(k.rows()).take(r + 1) {
+                    *p = scale * T::dot(q, k.to_slice().expect("contiguous rows"));
+                }
+            }
+        },
+    );
+}
 
 /// The tiles of a chunk.
 fn tiles(rows: usize) -> impl Iterator<Item = Range<usize>> {
@@ -92,9 +113,11 @@ fn attend<T: Real>(
     let chunks = qkv.axis_chunks_iter(Axis(0), chunk);
     for (qkv, mut p) in chunks.clone().zip(attention.axis_chunks_iter_mut(Axis(0), chunk)) {
         let [q, k, _] = split(qkv);
-        for tile in tiles(q.nrows()) {
-            let out = p.slice_mut(s![tile.clone(), ..tile.end]);
-            scaled_matmul(out, scale, q.slice(s![tile.clone(), ..]), k.slice(s![..tile.end, ..]).t());
+        // By the length of whole chunks: a row must not depend on how many follow it.
+        if chunk <= PAIRWISE {
+            scores_pairwise(scale, q, k, p);
+        } else {
+            multiply_transposed_lower(scale, q, k, p.slice_mut(s![.., ..q.nrows()]), strip);
         }
     }
     T::causal_softmax(attention.as_slice_mut().expect("whole rows"), length);
@@ -181,6 +204,12 @@ impl<T: Real> MemoryModel<T> for Attention {
         }
     }
 
+    fn scratch_numbers(&self, rows: usize, chunk: usize) -> usize {
+        let chunk = chunk.min(rows);
+        let within_chunk = chunk * (chunk + WIDTH);
+        rows * (6 * self.dim_head + chunk) + within_chunk
+    }
+
     fn activate(
         &self,
         _: usize,
@@ -199,7 +228,7 @@ impl<T: Real> MemoryModel<T> for Attention {
         keys: ArrayView2<T>,
         values: ArrayView2<T>,
         chunk: usize,
-        losses: &mut [T],
+        losses: &mut [f64],
         factors: &mut Factors<ArrayViewMut2<T>>,
         scratch: &mut Scratch<T>,
     ) {
@@ -228,7 +257,7 @@ impl<T: Real> MemoryModel<T> for Attention {
         );
 
         weights.output.multiply(activated.view(), d_output.view_mut());
-        let width = T::of(d as f64);
+        let width = d as f64;
         let twice = T::of(2.0 / d as f64);
         vectorised(
             #[inline(always)]
@@ -237,12 +266,10 @@ impl<T: Real> MemoryModel<T> for Attention {
                     losses.iter_mut().zip(d_output.rows_mut()).zip(values.rows())
                 {
                     let error = error.as_slice_mut().expect("contiguous rows");
-                    for (e, &v) in error.iter_mut().zip(value.as_slice().expect("contiguous rows")) {
-                        *e -= v;
-                    }
-                    *loss = T::of(sum_of_squares(error)) / width;
-                    for e in error {
-                        *e *= twice;
+                    let value = value.as_slice().expect("contiguous rows");
+                    *loss = squared_distance(error, value) / width;
+                    for (e, &v) in error.iter_mut().zip(value) {
+                        *e = (*e - v) * twice;
                     }
                 }
             },

@@ -36,6 +36,9 @@ pub trait MemoryModel<T: Real>: Send + Sync {
     /// Buffers for up to `rows` rows in chunks of `chunk`.
     fn scratch(&self, rows: usize, chunk: usize) -> Self::Scratch;
 
+    /// Numbers that such buffers hold, at most.
+    fn scratch_numbers(&self, rows: usize, chunk: usize) -> usize;
+
     /// From the products (rows, out) of `layer` to the input (rows, in) of the layer after it.
     fn activate(
         &self,
@@ -57,7 +60,7 @@ pub trait MemoryModel<T: Real>: Send + Sync {
         keys: ArrayView2<T>,
         values: ArrayView2<T>,
         chunk: usize,
-        losses: &mut [T],
+        losses: &mut [f64],
         factors: &mut Factors<ArrayViewMut2<T>>,
         scratch: &mut Self::Scratch,
     );

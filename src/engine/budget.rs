@@ -1,0 +1,131 @@
+//! How much memory a run needs, before any of it is taken: an allocation that fails would end the whole process, and with
+//! it a sweep's other runs.
+
+use std::sync::OnceLock;
+
+use sysinfo::{MemoryRefreshKind, RefreshKind, System};
+
+use super::plan::Plan;
+use super::{Memory, Sizes};
+use crate::error::{Error, Result};
+use crate::memory::limits::OutOfRange;
+use crate::memory::model::MemoryModel;
+use crate::packed::Row;
+use crate::real::Real;
+
+/// Most bytes of a run where the system does not report how much memory it has: 1 TiB, more than most servers have.
+const MAX_UNREPORTED: u64 = 1 << 40;
+
+/// Installed memory, or what a container is allowed of it; `None` where the system does not report it.
+pub fn installed_bytes() -> Option<u64> {
+    static INSTALLED: OnceLock<Option<u64>> = OnceLock::new();
+    *INSTALLED.get_or_init(|| {
+        let memory = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
+        let system = System::new_with_specifics(memory).ok()?;
+        let allowed = system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory);
+        Some(system.total_memory().min(allowed)).filter(|bytes| *bytes > 0)
+    })
+}
+
+/// Rejects what cannot fit in this machine.
+pub fn check(bytes: u128) -> Result<()> {
+    check_against(bytes, installed_bytes().unwrap_or(MAX_UNREPORTED))
+}
+
+fn check_against(bytes: u128, limit: u64) -> Result<()> {
+    if bytes <= u128::from(limit) {
+        return Ok(());
+    }
+    let gigabytes = |bytes: f64| format!("{:.1} GB", bytes / 1e9);
+    let problem = format!(
+        "is more than the {} of this machine; use smaller chunks, fewer sequences, heads or threads",
+        gigabytes(limit as f64)
+    );
+    Err(Error::limit("memory that the run needs:")(OutOfRange::new(gigabytes(bytes as f64), problem)))
+}
+
+impl<T: Real, M: MemoryModel<T>> Memory<T, M> {
+    /// Bytes of U and S of so many sequences.
+    pub fn state_bytes(&self, sequences: usize) -> u128 {
+        let elements = self.dimensions.heads * self.base.len() * size_of::<T>();
+        2 * sequences as u128 * elements as u128
+    }
+
+    /// Bytes of everything else that the engine allocates for a plan: buffers of `streams` sequences side by side, with what
+    /// retention keeps of them, and scratch of each thread. At least what [`Engine::bytes`](super::Engine::bytes) reports later.
+    pub(super) fn buffer_bytes(&self, plan: &Plan<'_, T>, streams: usize, threads: usize) -> u128 {
+        let Sizes { stored, read, storing, probe, scratch } = plan.sizes();
+        let [dim, inner, heads] = [self.dimensions.dim, self.dimensions.inner(), self.dimensions.heads];
+        let shapes = self.model.shapes();
+        // Columns of all products and of all later layers' inputs, for each row of a head.
+        let products: usize = shapes.iter().map(|shape| shape.1).sum();
+        let inputs: usize = self.model.layers()[1..].iter().map(|layer| shapes[layer.start].0).sum();
+        let strip_rows: usize = self.base_strips.iter().map(Vec::len).sum();
+
+        let stored_row =
+            2 * dim + 2 * inner + 3 * heads + heads * (1 + 2 * usize::from(probe)) * (products + inputs);
+        let read_row = 3 * dim + 2 * inner + heads * (products + inputs);
+        let numbers = stored as u128 * stored_row as u128 + read as u128 * read_row as u128;
+        let losses = stored as u128 * heads as u128 * size_of::<f64>() as u128;
+        let strips = heads * strip_rows * (1 + usize::from(storing)) * size_of::<Row<T>>();
+        let kept = plan.kept_chunks() as u128;
+        let kept_chunk =
+            heads * (2 * self.chunk_size * self.dimensions.dim_head * size_of::<T>() + size_of::<f64>());
+        let stream = numbers * size_of::<T>() as u128 + losses + strips as u128 + kept * kept_chunk as u128;
+
+        let scratch = self.model.scratch_numbers(scratch, self.chunk_size) * size_of::<T>();
+        streams as u128 * stream + threads as u128 * scratch as u128
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use ndarray::Array3;
+
+    use super::check_against;
+    use crate::engine::plan::Plan;
+    use crate::engine::{Discard, Engine, Memory, Work};
+    use crate::memory::parameters::{Init, draw};
+    use crate::memory::{Dimensions, Gates, Parameters};
+
+    /// What is counted beforehand is what is taken, padding aside.
+    #[test]
+    fn buffers_as_they_are_allocated() {
+        for (dim, heads, dim_head) in [(8, 1, 8), (12, 3, 40), (40, 12, 5)] {
+            let dimensions = Dimensions { dim, heads, dim_head, pre_norm: true, post_norm: true };
+            let drawn: BTreeMap<_, _> = draw(&dimensions, Init::Xavier, 1).into_iter().collect();
+            let parameters = Parameters::<f32>::collect(dimensions, |name| drawn[name].clone());
+            let memory = Memory::new(parameters, 16, Gates::default(), None).unwrap();
+            let tokens = Array3::<f32>::zeros((3, 700, dim));
+            for (work, retention) in [
+                (Work::Read(&tokens), None),
+                (Work::Store { sequences: &tokens, probe: true }, None),
+                (Work::Store { sequences: &tokens, probe: false }, Some(3)),
+                (Work::Online { read: &tokens, store: &tokens, probe: true }, Some(100)),
+            ] {
+                let mut state = memory.initial_state(3);
+                let state_bytes = 2 * state.update.len() * size_of::<f32>();
+                assert_eq!(memory.state_bytes(3), state_bytes as u128);
+                let plan = Plan::new(&memory, &state, work, retention).unwrap();
+                let counted = memory.buffer_bytes(&plan, memory.group(3), 0);
+                let mut engine = Engine::new(&memory).with_retention(retention);
+                engine.run(&mut state, work, &mut Discard, &mut |_| Ok(())).unwrap();
+                let taken = engine.bytes() as u128;
+                assert!((taken..=taken * 5 / 4).contains(&counted), "{dimensions}: {counted}, took {taken}");
+            }
+        }
+    }
+
+    #[test]
+    fn more_than_there_is() {
+        check_against(8_000_000_000, 8_000_000_000).unwrap();
+        assert_eq!(
+            check_against(4_400_000_000_000, 8_000_000_000).unwrap_err().to_string(),
+            "memory that the run needs: 4400.0 GB is more than the 8.0 GB of this machine; use smaller chunks, fewer \
+             sequences, heads or threads"
+        );
+        assert!(check_against(u128::MAX, u64::MAX).is_err());
+    }
+}

@@ -1,0 +1,23 @@
+//! Random configurations against the oracle: a few of those that `just long-run` tries.
+
+#[path = "support/random.rs"]
+mod random;
+mod support;
+
+use random::Case;
+
+/// docs/numerics.md has the distribution over 200: these bounds are some ten times the largest error there.
+const F64: f64 = 5e-12;
+const F32: f64 = 2e-3;
+
+#[test]
+fn twenty_configurations() {
+    for seed in 0..20 {
+        let case = Case::new(seed);
+        for (errors, bound) in [(case.errors::<f64>(), F64), (case.errors::<f32>(), F32)] {
+            for (name, error) in errors {
+                assert!(error <= bound, "configuration {seed}, {name}: {error:e}, at most {bound:e}");
+            }
+        }
+    }
+}
