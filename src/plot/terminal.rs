@@ -432,7 +432,7 @@ mod tests {
     fn text_is_plain() {
         assert_eq!(raised("1.26·10^{−4}, θ"), "1.26·10⁻⁴, θ");
         assert_eq!((cut("abcdef", 4), cut("abcd", 4)), ("abc…".to_owned(), "abcd".to_owned()));
-        assert_eq!(cut_apart(["a long one", "a long two"].into_iter(), 9), ["a l… (1)", "a l… (2)"]);
+        assert_eq!(cut_apart(["a long one", "a long two"].into_iter(), 7), ["a… (1)", "a… (2)"]);
         assert_eq!(cut_apart(["one", "two"].into_iter(), 9), ["one", "two"]);
         assert_eq!([0.0, 0.3, 0.5, 0.7, 1.0].map(shade), ['·', '░', '▒', '▓', '█']);
     }
