@@ -285,7 +285,7 @@ impl RowsWriter {
     }
 
     fn finish(self) -> Result<()> {
-        let file = self.file.into_inner().map_err(|error| error.into_error());
+        let file = self.file.into_inner().map_err(csv::IntoInnerError::into_error);
         file.and_then(OutFile::finish).map_err(Error::io(&self.path, "write"))
     }
 }

@@ -132,8 +132,10 @@ fn style(template: &str) -> ProgressStyle {
 }
 
 /// In whole things a second: 468,193/s.
+#[expect(clippy::cast_sign_loss, reason = "not below 0")]
 fn rate(per_second: f64) -> String {
-    format!("{}/s", HumanCount(per_second.round() as u64))
+    // Infinite, or not a number, before the first step.
+    format!("{}/s", HumanCount(per_second.round().max(0.0) as u64))
 }
 
 /// Moves a bar that is shown, where the system allows a thread for that.

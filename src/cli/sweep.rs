@@ -159,12 +159,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
     let known = if args.force { Records::default() } else { folder.records()? };
     let mine: Vec<usize> = (0..plan.runs.len()).filter(|&place| shard.holds(place)).collect();
-    let mut finished = HashSet::new();
-    for run in mine.iter().map(|&place| &plan.runs[place]).filter(|_| !args.force) {
-        if folder.is_done(known.runs.get(&run.id), args.keep)? {
-            finished.insert(&*run.id);
-        }
-    }
+    let runs = mine.iter().map(|&place| &plan.runs[place]);
+    let finished = done_before(&folder, &known, runs, args.keep)?;
     let done = |run: &PlannedRun| finished.contains(&*run.id);
     if args.dry_run {
         let text = match args.format {
@@ -224,20 +220,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if !args.no_plots && ended.is_ok() && shard == Shard::WHOLE {
         draw(folder.path(), &args.figure, args.quiet)?;
     }
-    let ids: HashSet<&str> = mine.iter().map(|&place| &*plan.runs[place].id).collect();
-    let of_share: Vec<&Record> = collected.rows.iter().filter(|record| ids.contains(&*record.run)).collect();
-    // Of a run that was run now it is what came of it now, though an older record with its results is kept.
-    let now: HashMap<&str, &Record> = ran.iter().map(|record| (&*record.run, record)).collect();
-    let latest = of_share.iter().map(|record| now.get(&*record.run).unwrap_or(record));
-    let failures: Vec<&Record> = latest.copied().filter(|record| record.status != Status::Ok).collect();
+    let done_before = mine.len() - todo.len();
     let summary = Summary {
-        out: folder.path(),
-        runs: mine.len(),
-        done_before: mine.len() - todo.len(),
-        ran: ran.len(),
-        missing: mine.len() - of_share.len(),
-        failed: failures.iter().map(|record| Failure::of(record, &plan)).collect(),
+        done_before,
         wall_s: took,
+        ..Summary::of(folder.path(), &plan, &mine, &ran, &collected.rows)
     };
     match args.format {
         Format::Json => print(&format!("{}\n", serde_json::to_string_pretty(&summary)?)),
@@ -248,6 +235,20 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         print_error(&failure.line());
     }
     status(ended, args.fail_fast, &summary)
+}
+
+/// Runs that need not be run again, by identity.
+fn done_before<'a>(
+    folder: &Folder,
+    known: &Records,
+    runs: impl Iterator<Item = &'a PlannedRun>,
+    keep: Keep,
+) -> crate::Result<HashSet<&'a str>> {
+    let is_done = |run: &'a PlannedRun| {
+        let is_done = folder.is_done(known.runs.get(&run.id), keep);
+        is_done.map(|is_done| is_done.then_some(&*run.id)).transpose()
+    };
+    runs.filter_map(is_done).collect()
 }
 
 /// What the runs that are to be compute on.
@@ -446,7 +447,28 @@ impl Failure {
     }
 }
 
-impl Summary<'_> {
+impl<'a> Summary<'a> {
+    /// Outcome of the runs at `mine` of the plan: `ran` now, and on record.
+    fn of(out: &'a Path, plan: &Plan, mine: &[usize], ran: &[Record], recorded: &[Record]) -> Self {
+        let ids: HashSet<&str> = mine.iter().map(|&place| &*plan.runs[place].id).collect();
+        let recorded: Vec<&Record> = recorded.iter().filter(|record| ids.contains(&*record.run)).collect();
+        // What came of a run now counts, though an older record with its results is kept.
+        let now: HashMap<&str, &Record> = ran.iter().map(|record| (&*record.run, record)).collect();
+        let latest = recorded.iter().map(|record| now.get(&*record.run).unwrap_or(record));
+        Self {
+            out,
+            runs: mine.len(),
+            done_before: 0,
+            ran: ran.len(),
+            missing: mine.len() - recorded.len(),
+            failed: latest
+                .filter(|record| record.status != Status::Ok)
+                .map(|record| Failure::of(record, plan))
+                .collect(),
+            wall_s: 0.0,
+        }
+    }
+
     fn table(&self) -> String {
         let diverged = self.failed.iter().filter(|failure| failure.status == Status::Diverged.name()).count();
         let failed = self.failed.len() - diverged;

@@ -17,8 +17,8 @@ use crate::real::Real;
 /// The memory weights of the attention memory, in file order: `W_q`, `W_k`, `W_v1`, `W_v2`.
 pub const MEMORY_WEIGHTS: usize = 4;
 
-/// Most numbers that the parameters, or S and U of all sequences, may have: 16 GiB in f32. Beyond that a size is a
-/// slip of the keyboard, and trying it would end in an abort.
+/// Most numbers that the parameters, or S and U of one sequence, may have: 16 GiB in f32. Beyond that a size is a
+/// slip of the keyboard.
 const MOST_NUMBERS: u128 = 1 << 32;
 
 /// Likewise of a random memory: a width of 4096 with one head, which S and U take half a gigabyte for in f32.
@@ -150,7 +150,7 @@ impl Dimensions {
                 return Err(Error::setting(name, "at least 1", "0"));
             }
         }
-        self.check_numbers(1, MOST_NUMBERS)?;
+        self.check_numbers(MOST_NUMBERS)?;
         if heads == 1 && dim_head != dim {
             let expected =
                 format!("dim_head = dim = {dim} with one head (nothing would map the output back to dim)");
@@ -161,24 +161,16 @@ impl Dimensions {
 
     /// Refuses sizes of a random memory, which no file vouches for, that are a slip of the keyboard.
     pub fn check_random(&self) -> Result<()> {
-        self.check_numbers(1, MAX_RANDOM_NUMBERS)
+        self.check_numbers(MAX_RANDOM_NUMBERS)
     }
 
-    /// Refuses more sequences than S and U can be held for.
-    pub fn check_sequences(&self, sequences: usize) -> Result<()> {
-        self.check_numbers(sequences, MOST_NUMBERS).map_err(|_| {
-            let expected = format!("sequences whose memories need at most {MOST_NUMBERS} numbers");
-            Error::setting("SEQ.npy", expected, format!("{sequences} sequences with {self}"))
-        })
-    }
-
-    /// At most so many numbers in the parameters, and in S and U of all sequences.
-    fn check_numbers(&self, sequences: usize, most: u128) -> Result<()> {
+    /// At most so many numbers in the parameters, and in S and U of one sequence.
+    fn check_numbers(&self, most: u128) -> Result<()> {
         let Self { dim, heads, dim_head, .. } = *self;
         let product =
             |sizes: &[usize]| sizes.iter().try_fold(1_u128, |all, &size| all.checked_mul(size as u128));
         let parameters = product(&[4, heads, dim_head, dim.saturating_add(1)]);
-        let state = product(&[2 * MEMORY_WEIGHTS, sequences, heads, dim_head, dim_head]);
+        let state = product(&[2 * MEMORY_WEIGHTS, heads, dim_head, dim_head]);
         let numbers = parameters.zip(state).map(|(parameters, state)| parameters.max(state));
         if numbers.is_some_and(|numbers| numbers <= most) {
             return Ok(());

@@ -205,7 +205,6 @@ impl Opened {
             return Err(Error::file(store.path(), expected, store.dims().sequences.to_string()));
         }
         // A plain read has one memory for all sequences.
-        source.dimensions().check_sequences(if config.mode == Mode::Read { 1 } else { sequences })?;
         Ok(Self { data, store_seq, source, labels: None, inputs: Vec::new(), chunk_size, gates })
     }
 

@@ -306,7 +306,7 @@ impl Run<'_> {
         let engine_bytes = memory.bytes() + state.bytes() + engine.bytes();
         let products = engine.products();
         let threads = pool.current_num_threads();
-        Ok(Computed { threads, outcome, engine_all, engine_phases, engine_bytes, products, waited })
+        Ok(Computed { outcome, engine_all, engine_phases, engine_bytes, products, waited, threads })
     }
 
     /// Threads without a task would only look for one, at the cost of those that have.

@@ -500,7 +500,9 @@ fn write(
     let csv = directory.join("scan_bench.csv");
     let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
     writer.write_record(COLUMNS).expect("memory takes it");
-    rows.iter().for_each(|row| writer.serialize(row).expect("numbers and words"));
+    for row in rows {
+        writer.serialize(row).expect("numbers and words");
+    }
     OutFile::write_new(&csv, &writer.into_inner().expect("memory takes it"))?;
     let json = serde_json::to_string_pretty(machine).expect("text and numbers") + "\n";
     OutFile::write_new(&directory.join("machine.json"), json.as_bytes())?;

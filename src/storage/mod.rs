@@ -71,7 +71,9 @@ fn create_missing(path: &Path) -> io::Result<Vec<std::path::PathBuf>> {
     let synced = missing.iter().try_for_each(|directory| sync_directory(parent_of(directory)));
     if let Err(error) = synced {
         // Nothing is left of what failed.
-        missing.iter().for_each(|directory| drop(fs::remove_dir(directory)));
+        for directory in &missing {
+            let _ = fs::remove_dir(directory);
+        }
         return Err(error);
     }
     Ok(missing)

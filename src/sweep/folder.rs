@@ -78,17 +78,15 @@ impl Folder {
         let plans = self.0.join("plans");
         storage::create_directories(&plans)?;
         let path = plans.join(LOCK);
-        match storage::lock(&path, alone).map_err(Error::io(&path, "lock"))? {
-            Some(file) => Ok(InUse(file)),
-            None => {
-                let reason = format!(
-                    "another sweep is {} {}; wait until it has ended, or stop it",
-                    if alone { "running in" } else { "clearing" },
-                    self.0.display()
-                );
-                Err(Error::rejected(if alone { "--force" } else { "--out" }, reason))
-            }
-        }
+        let locked = storage::lock(&path, alone).map_err(Error::io(&path, "lock"))?;
+        locked.map(InUse).ok_or_else(|| {
+            let (flag, does) = if alone { ("--force", "running in") } else { ("--out", "clearing") };
+            let out = self.0.display();
+            Error::rejected(
+                flag,
+                format!("another sweep is {does} {out}; wait until it has ended, or stop it"),
+            )
+        })
     }
 
     /// Removes what killed processes left in the directory.

@@ -118,16 +118,7 @@ impl RecordWriter {
         if lines.is_empty() {
             return Ok(());
         }
-        let (path, mut file) = match self.file.take() {
-            Some(open) => open,
-            None => {
-                let name = format!("{}-{}-{:.0}.jsonl", host(), std::process::id(), now() * 1e6);
-                let path = self.folder.join(name);
-                let made = OutFile::create_for_append(&path).map_err(Error::io(&path, "create"))?;
-                storage::sync_directory(&self.folder).map_err(Error::io(&self.folder, "sync"))?;
-                (path, made)
-            }
-        };
+        let (path, mut file) = self.file.take().map_or_else(|| self.new_file(), Ok)?;
         let mut append = || -> io::Result<()> {
             let before = file.length()?;
             let written = file.write_all(&lines).and_then(|()| file.sync());
@@ -140,6 +131,14 @@ impl RecordWriter {
         append().map_err(Error::io(&path, "write"))?;
         self.file = Some((path, file));
         Ok(())
+    }
+
+    fn new_file(&self) -> Result<(PathBuf, OutFile)> {
+        let name = format!("{}-{}-{:.0}.jsonl", host(), std::process::id(), now() * 1e6);
+        let path = self.folder.join(name);
+        let file = OutFile::create_for_append(&path).map_err(Error::io(&path, "create"))?;
+        storage::sync_directory(&self.folder).map_err(Error::io(&self.folder, "sync"))?;
+        Ok((path, file))
     }
 }
 
