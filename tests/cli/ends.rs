@@ -6,7 +6,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ fn desk() -> Desk {
 fn until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < Duration::from_secs(60), "waited in vain for {what}");
+        assert!(start.elapsed() < Duration::from_mins(1), "waited in vain for {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -159,7 +159,7 @@ fn computing(desk: &Desk) -> Child {
     );
     until("a run to compute", || {
         let hidden =
-            desk.names(".").into_iter().find(|name| name.starts_with(".out") && !name.ends_with(".lock"));
+            desk.names(".").into_iter().find(|name| name.starts_with(".out") && !name.contains(".lock"));
         hidden.is_some_and(|name| desk.path(&name).join("metrics.csv").exists())
     });
     signal(&child, "STOP");
@@ -239,7 +239,6 @@ fn fewer_threads_than_asked_for() {
         eprintln!("skipped: needs root and setpriv, to become a user with few threads");
         return;
     }
-    use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(desk.path("."), fs::Permissions::from_mode(0o777)).unwrap();
     desk.file("grid.toml", "data = 'seq.npy'\nheads = 2\nchunk_size = 4\n[grid]\nseed = [0, 1, 2]\n");
     // The program must be where that user can read it.

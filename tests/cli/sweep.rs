@@ -421,7 +421,7 @@ fn started(desk: &Desk) -> std::process::Child {
     let begin = Instant::now();
     let computing = || {
         let hidden =
-            desk.names("out/runs").into_iter().find(|name| name.starts_with('.') && !name.ends_with(".lock"));
+            desk.names("out/runs").into_iter().find(|name| name.starts_with('.') && !name.contains(".lock"));
         hidden.is_some_and(|name| desk.path("out/runs").join(name).join("metrics.csv").exists())
     };
     while !desk.path("out/runs").is_dir() || recorded(desk, "out") < 3 || !computing() {

@@ -111,20 +111,20 @@ fn a_power_loss_after_the_end_loses_nothing() -> Result<(), Failed> {
     let desk = Desk::new();
     for replaced in [false, true] {
         let image = desk.path(&format!("image-{replaced}"));
-        let disk = Mounted::ext4(&image)?;
-        let line = format!("store {} --out {}/out -q", passages(), disk.path().display());
+        let mounted = Mounted::ext4(&image)?;
+        let line = format!("store {} --out {}/out -q", passages(), mounted.path().display());
         if replaced {
             desk.ok(&format!("{line} --decay 0.1"));
             command("sync", &[])?;
         }
         desk.ok(&format!("{line} --decay 0.7 --force"));
-        let expected = sizes(&disk.path().join("out")).len();
-        let before = fs::read(disk.path().join("out/metrics.csv"))?;
-        disk.lose_power();
-        let disk = Mounted::ext4(&image)?;
-        let found = sizes(disk.path().join("out").as_path());
+        let expected = sizes(&mounted.path().join("out")).len();
+        let before = fs::read(mounted.path().join("out/metrics.csv"))?;
+        mounted.lose_power();
+        let mounted = Mounted::ext4(&image)?;
+        let found = sizes(mounted.path().join("out").as_path());
         assert!(found.len() == expected && found.iter().all(|(_, size)| *size > 0), "{found:?}");
-        assert_eq!(fs::read(disk.path().join("out/metrics.csv"))?, before);
+        assert_eq!(fs::read(mounted.path().join("out/metrics.csv"))?, before);
     }
     Ok(())
 }
@@ -132,11 +132,11 @@ fn a_power_loss_after_the_end_loses_nothing() -> Result<(), Failed> {
 fn a_power_loss_after_a_sweep_loses_nothing() -> Result<(), Failed> {
     let desk = sweep_desk(20);
     let image = desk.path("image");
-    let disk = Mounted::ext4(&image)?;
-    desk.ok(&format!("sweep grid.toml --out {}/out -q", disk.path().display()));
-    disk.lose_power();
-    let disk = Mounted::ext4(&image)?;
-    let out = disk.path().join("out");
+    let mounted = Mounted::ext4(&image)?;
+    desk.ok(&format!("sweep grid.toml --out {}/out -q", mounted.path().display()));
+    mounted.lose_power();
+    let mounted = Mounted::ext4(&image)?;
+    let out = mounted.path().join("out");
     let empty: Vec<_> =
         sizes(&out).into_iter().filter(|(path, size)| *size == 0 && !path.ends_with(".lock")).collect();
     assert!(empty.is_empty(), "{empty:?}");
@@ -159,14 +159,14 @@ fn sweep_desk(runs: usize) -> Desk {
 fn a_sweep_on_a_full_disk_resumes() -> Result<(), Failed> {
     let desk = sweep_desk(40);
     for kilobytes in (40..240).step_by(10) {
-        let disk = Mounted::tmpfs(&format!("{kilobytes}k"))?;
-        let line = format!("sweep grid.toml --out {}/out --no-plots -q -j", disk.path().display());
+        let mounted = Mounted::tmpfs(&format!("{kilobytes}k"))?;
+        let line = format!("sweep grid.toml --out {}/out --no-plots -q -j", mounted.path().display());
         let ran = desk.run(&format!("{line} 8"));
         assert!(matches!(ran.code, Some(0..=2)) && !ran.err.contains("--force"), "{kilobytes}k: {}", ran.err);
-        command("mount", &["-o", "remount,size=20m", &disk.path().display().to_string()])?;
+        command("mount", &["-o", "remount,size=20m", &mounted.path().display().to_string()])?;
         let ran = desk.ok(&format!("{line} 2"));
         assert!(ran.err.is_empty(), "{kilobytes}k: {}", ran.err);
-        let hidden: Vec<_> = sizes(disk.path())
+        let hidden: Vec<_> = sizes(mounted.path())
             .into_iter()
             .filter(|(path, _)| path.display().to_string().contains(".nmem-"))
             .collect();
