@@ -23,7 +23,7 @@ pub struct RunArgs {
     /// Settings from a TOML file: the names of these flags with underscores; flags win
     #[arg(long, value_name = "FILE.toml", help_heading = "Run")]
     config: Option<PathBuf>,
-    /// Replace an existing output folder whole; also: narrow a memory's f64 state to f32
+    /// Replace an existing output directory that nmem wrote and that holds nothing else; also: narrow a memory's f64 state to f32
     #[arg(long, help_heading = "Output")]
     force: bool,
     /// A short table for people, or run.json for programs, on stdout

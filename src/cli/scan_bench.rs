@@ -107,7 +107,7 @@ pub struct Args {
     /// Folder for the results; must not exist
     #[arg(long, value_name = "DIR", default_value = "results/scan-bench", help_heading = "Output")]
     out: PathBuf,
-    /// Replace an existing output folder whole
+    /// Replace an existing output directory that nmem wrote and that holds nothing else
     #[arg(long, help_heading = "Output")]
     force: bool,
     /// Draw no figures

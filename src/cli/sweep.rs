@@ -149,8 +149,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let for_slurm = args.cluster.is_for_slurm();
     let shard = if for_slurm { Shard::WHOLE } else { args.cluster.shard(args.quiet)? };
     if args.force && shard != Shard::WHOLE && !args.dry_run {
-        let got = format!("share {shard}, which would remove the results of the others");
-        return Err(Error::setting("--force", "a whole sweep (or remove its folder first)", got).into());
+        let reason =
+            format!("share {shard} would remove the results of the others; use --force without shares");
+        return Err(Error::rejected("--force", reason).into());
     }
     if plan.repeated > 0 && !args.quiet {
         let (rows, s) = (plan.repeated, if plan.repeated == 1 { "" } else { "s" });

@@ -125,7 +125,7 @@ fn refused() {
         ("grid.toml --time 3", "--time: expected --slurm or --slurm-dry-run beside it, got neither"),
         (
             "grid.toml --shard 1/2 --force",
-            "--force: expected a whole sweep (or remove its folder first), got share 1/2, which would remove the results of the others",
+            "--force: share 1/2 would remove the results of the others; use --force without shares",
         ),
         (
             "grid.toml --slurm-dry-run --sbatch-arg=-a1-9",
