@@ -67,7 +67,7 @@ pub enum Error {
         /// What was given.
         got: String,
     },
-    /// What cannot be, in words: what is wrong, then what to do.
+    /// A flag, key or file that is rejected, in words: what is wrong, then what to do.
     #[error("{subject}: {reason}")]
     Rejected {
         /// The flag, key or file.
@@ -103,7 +103,7 @@ impl Error {
         Self::File { path: path.as_ref().to_path_buf(), expected: expected.into(), got: got.into() }
     }
 
-    /// What cannot be: `subject` is the flag, key or file.
+    /// A rejected flag, key or file.
     pub fn rejected(subject: impl Into<String>, reason: impl Into<String>) -> Self {
         Self::Rejected { subject: subject.into(), reason: reason.into() }
     }

@@ -3,10 +3,12 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::backtrace::{Backtrace, BacktraceStatus};
+use std::cell::Cell;
 use std::io::Write;
 use std::panic::{self, PanicHookInfo};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use super::{COULD_NOT_RUN, INTERRUPTED, note};
 use crate::error::{Error, Result};
@@ -121,8 +123,10 @@ fn or_end(pointer: *mut u8, bytes: usize) -> *mut u8 {
 
 #[cold]
 fn out_of_memory(bytes: usize) -> ! {
+    thread_local!(static ENDS: Cell<bool> = const { Cell::new(false) });
     // Where even the removal runs out of memory, the next run does it.
     if !ENDING.swap(true, Ordering::Relaxed) {
+        ENDS.set(true);
         // On the stack, and not through a lock that this thread may hold.
         let mut text = [0_u8; 160];
         let size = text.len();
@@ -134,6 +138,11 @@ fn out_of_memory(bytes: usize) -> ! {
             drop(std::mem::take(&mut *reserve));
         }
         storage::remove_all();
+    } else if !ENDS.get() {
+        // Another thread is at it.
+        loop {
+            std::thread::sleep(Duration::from_secs(1));
+        }
     }
     exit_at_once(COULD_NOT_RUN)
 }
@@ -165,6 +174,7 @@ mod signals {
     use std::ffi::c_int;
     use std::mem::zeroed;
     use std::ptr;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::{COULD_NOT_RUN, exit_at_once, write_to_stderr};
     use crate::storage;
@@ -178,14 +188,20 @@ mod signals {
             libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
             let mut action: libc::sigaction = zeroed();
             action.sa_sigaction = handler as libc::sighandler_t;
-            // A second one, in the handler, ends the process as it would have anyway.
-            action.sa_flags = libc::SA_RESETHAND;
             libc::sigaction(libc::SIGBUS, &raw const action, ptr::null_mut());
         }
     }
 
     /// The thread was reading a mapped file, so it holds neither the allocator's lock nor ours.
     extern "C" fn truncated(_: c_int) {
+        static FIRST: AtomicBool = AtomicBool::new(true);
+        if !FIRST.swap(false, Ordering::Relaxed) {
+            // Another thread, which reads the same file, is at it.
+            loop {
+                // SAFETY: it has no conditions.
+                unsafe { libc::pause() };
+            }
+        }
         write_to_stderr(b"error: an input file was cut short while nmem was reading it, or its disk failed; run again once it is complete\n");
         storage::remove_all();
         exit_at_once(COULD_NOT_RUN);

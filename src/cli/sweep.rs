@@ -24,7 +24,8 @@ use crate::plot::{self, FigureFormat, Request};
 use crate::run::{Keep, UNSTABLE_RATIO};
 use crate::storage;
 use crate::sweep::{
-    self, Event, Experiment, Folder, Options, Parameters, Plan, PlannedRun, Record, Records, Shard, Status,
+    self, Event, Experiment, Folder, InUse, Options, Parameters, Plan, PlanFile, PlannedRun, Record, Records,
+    Shard, Status,
 };
 
 /// Run the grid of an experiment, in parallel; finished runs are not run again
@@ -178,14 +179,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let todo: Vec<usize> = mine.iter().copied().filter(|&place| !done(&plan.runs[place])).collect();
     // Where runs are only handed to others, those have the GPUs.
     let devices = if for_slurm { Devices::default() } else { open_devices(&plan, &todo, args.quiet)? };
-    if args.force {
-        let _alone = folder.lock(true)?;
-        folder.clear()?;
-    }
-    let _in_use = folder.lock(false)?;
-    folder.clear_remnants();
     let plan_file = plan.file();
-    folder.start(&plan_file)?;
+    let _in_use = args.begin(&folder, &file, &plan, &plan_file)?;
     if for_slurm {
         print(&args.submit(&file, folder.path(), &plan)?)?;
         return Ok(ExitCode::SUCCESS);
@@ -236,6 +231,23 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         print_error(&failure.line());
     }
     status(ended, args.fail_fast, &summary)
+}
+
+/// Clearing a directory must not take the sweep's own inputs with it.
+fn reject_inputs_inside(folder: &Folder, experiment: &Path, plan: &Plan) -> crate::Result<()> {
+    // Nothing there: nothing is in it.
+    let Ok(directory) = std::fs::canonicalize(folder.path()) else { return Ok(()) };
+    let ready = plan.runs.iter().filter_map(|run| run.ready.as_ref().ok());
+    let inputs = ready.flat_map(|ready| ready.opened.inputs.iter().map(|input| &*input.path));
+    for input in inputs.chain([experiment]).collect::<BTreeSet<_>>() {
+        if std::fs::canonicalize(input).is_ok_and(|input| input.starts_with(&directory)) {
+            let (out, input) = (folder.path().display(), input.display());
+            let reason =
+                format!("{out} holds {input}, which this sweep reads; move it away, or choose another --out");
+            return Err(Error::rejected("--force", reason));
+        }
+    }
+    Ok(())
 }
 
 /// Runs that need not be run again, by identity.
@@ -312,6 +324,22 @@ impl Args {
         self.cluster.check(self.collect.is_some())
     }
 
+    /// Prepares the sweep's directory, which is in use from then on.
+    fn begin(&self, folder: &Folder, file: &Path, plan: &Plan, plan_file: &PlanFile) -> crate::Result<InUse> {
+        if self.cluster.is_for_slurm() && folder.path().to_str().is_none() {
+            return Err(Error::rejected("--slurm", "its scripts are UTF-8; choose another --out"));
+        }
+        if self.force {
+            reject_inputs_inside(folder, file, plan)?;
+            let _alone = folder.lock(true)?;
+            folder.clear()?;
+        }
+        let in_use = folder.lock(false)?;
+        folder.clear_remnants();
+        folder.start(plan_file)?;
+        Ok(in_use)
+    }
+
     /// Submits the sweep, or shows how; what to print.
     fn submit(&self, file: &Path, folder: &Path, plan: &Plan) -> crate::Result<String> {
         let file = std::path::absolute(file).map_err(Error::io(file, "find"))?;
@@ -357,10 +385,11 @@ pub(super) fn draw(folder: &Path, figure: &FigureArgs, quiet: bool) -> anyhow::R
     let new: HashSet<_> = files.iter().map(|(path, _)| path.clone()).collect();
     storage::replace_all(files.into_iter().map(Ok))?;
     // Figures of columns that are no longer drawn would be those of older results.
-    if y.is_empty() {
+    let is_own = storage::kind_of(&plots)?.is_some_and(|kind| kind.is_dir());
+    if y.is_empty() && is_own {
         for entry in std::fs::read_dir(&plots).map_err(Error::io(&plots, "read"))? {
             let entry = entry.map_err(Error::io(&plots, "read"))?;
-            if storage::is_figure(&entry.file_name()) && !new.contains(&entry.path()) {
+            if sweep::is_figure_of_sweep(&entry.file_name()) && !new.contains(&entry.path()) {
                 storage::remove_file(&entry.path())?;
             }
         }

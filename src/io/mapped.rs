@@ -1,7 +1,7 @@
 //! A whole file as bytes without a copy on the heap: mapped, or, for standard input and pipes, spooled to an unnamed
 //! temporary file and mapped from there. With it the one pass over a file that takes its SHA-256.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -28,13 +28,15 @@ pub(crate) struct Mapped {
     /// How messages call it.
     pub name: PathBuf,
     map: Mmap,
-    /// Of a file that others can change: it, and what it was when it was mapped.
-    of_others: Option<(File, Stamp)>,
+    /// State of a file that others can change, when it was mapped.
+    of_others: Option<Stamp>,
 }
 
-/// What changes when a file is written to.
+/// State of a file, which a write to it changes.
 #[derive(Debug, PartialEq, Eq)]
 struct Stamp {
+    /// Device and number: another file under the same name has others.
+    file: (u64, u64),
     bytes: u64,
     modified: Option<SystemTime>,
     /// Seconds and nanoseconds of the last change of the file or of what is known of it.
@@ -42,16 +44,15 @@ struct Stamp {
 }
 
 impl Stamp {
-    fn of(file: &File) -> io::Result<Self> {
-        let metadata = file.metadata()?;
+    fn of(metadata: &Metadata) -> Self {
         #[cfg(unix)]
-        let changed = {
+        let (file, changed) = {
             use std::os::unix::fs::MetadataExt;
-            (metadata.ctime(), metadata.ctime_nsec())
+            ((metadata.dev(), metadata.ino()), (metadata.ctime(), metadata.ctime_nsec()))
         };
         #[cfg(not(unix))]
-        let changed = (0, 0);
-        Ok(Self { bytes: metadata.len(), modified: metadata.modified().ok(), changed })
+        let (file, changed) = ((0, 0), (0, 0));
+        Self { file, bytes: metadata.len(), modified: metadata.modified().ok(), changed }
     }
 }
 
@@ -80,19 +81,27 @@ impl Mapped {
     }
 
     fn map(file: File, name: PathBuf, of_others: bool) -> Result<Self> {
-        let stamp = Stamp::of(&file).map_err(Error::io(&name, "read"))?;
+        let stamp = Stamp::of(&file.metadata().map_err(Error::io(&name, "read"))?);
         // SAFETY: the file must neither shrink nor be rewritten while it is mapped. A spooled copy has no name, so
         // nobody else can. For a file given by name `check_unchanged` finds out at the end whether somebody did: bytes are read as
         // plain numbers, so a rewrite gives wrong values; shrinking ends in SIGBUS, which the program turns into an error.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&name, "map"))?;
-        Ok(Self { name, map, of_others: of_others.then_some((file, stamp)) })
+        Ok(Self { name, map, of_others: of_others.then_some(stamp) })
     }
 
     /// An error where the file is not what it was when `sha256` was taken of it. Size and times are compared, and the content
     /// where these differ or, if `content`, where that is cheap.
     pub fn check_unchanged(&self, sha256: &str, content: bool) -> Result<()> {
-        let Some((file, stamp)) = &self.of_others else { return Ok(()) };
-        let now = Stamp::of(file).map_err(Error::io(&self.name, "read"))?;
+        let Some(stamp) = &self.of_others else { return Ok(()) };
+        let now = match std::fs::metadata(&self.name) {
+            Ok(metadata) => Stamp::of(&metadata),
+            // Gone from its name, the mapped file is as it was.
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(Error::io(&self.name, "read")(error)),
+        };
+        if now.file != stamp.file {
+            return Ok(());
+        }
         let same = now == *stamp && !(content && self.map.len() <= CHEAP);
         if same || now.bytes == stamp.bytes && self.sha256(0, &mut |_| Ok(()), |_| {})? == sha256 {
             return Ok(());

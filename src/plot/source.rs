@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::io::table::Table;
 use crate::plot::names;
+use crate::storage;
 
 /// What is drawn of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -81,7 +82,7 @@ impl Source {
     /// Finds the file of a folder (a run's, a sweep's, a benchmark's), or takes the file itself; and what kind it is, where
     /// that is not said.
     pub fn find(path: &Path, kind: Option<Kind>) -> Result<Self> {
-        let csv = if path.is_dir() { in_folder(path, kind)? } else { path.to_path_buf() };
+        let csv = if storage::is_directory(path)? { in_folder(path, kind)? } else { path.to_path_buf() };
         let table = Table::open(&csv)?;
         let names: Vec<_> = table.columns().map(|(_, name)| name).collect();
         let has = |columns: &[&str]| columns.iter().all(|column| names.contains(column));
@@ -108,8 +109,13 @@ impl Source {
 fn in_folder(folder: &Path, kind: Option<Kind>) -> Result<PathBuf> {
     let all = ["metrics.csv", "results.csv", "scan_bench.csv", "retention.csv"];
     let wanted = kind.map_or(all.to_vec(), |kind| vec![kind.file()]);
-    let found = wanted.iter().map(|name| folder.join(name)).find(|path| path.is_file());
-    found.ok_or_else(|| Error::file(folder, format!("a folder with {}", wanted.join(" or ")), "none of them"))
+    for name in &wanted {
+        let path = folder.join(name);
+        if storage::exists(&path)? {
+            return Ok(path);
+        }
+    }
+    Err(Error::file(folder, format!("a folder with {}", wanted.join(" or ")), "none of them"))
 }
 
 /// The folder's name where the file is called as every such file is, else the file's; and the path that ends in it.

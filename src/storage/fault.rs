@@ -3,7 +3,8 @@
 //! - `fail`: the N-th fails as by a defect of the disk;
 //! - `full`: from the N-th on every write fails as on a full disk, the first one half done;
 //! - `stop`: the process ends before the N-th as if it were killed;
-//! - `panic`: the N-th panics.
+//! - `panic`: the N-th panics;
+//! - `noswap`: swaps of two directories are unknown to the system, and the process ends before the N-th operation.
 //!
 //! A file MARKER is created when that happens, so that a test knows when it has tried every N. Release builds have none of this.
 
@@ -21,6 +22,7 @@ mod plan {
         Full,
         Stop,
         Panic,
+        NoSwap,
     }
 
     pub struct Plan {
@@ -38,6 +40,7 @@ mod plan {
             "full" => Kind::Full,
             "stop" => Kind::Stop,
             "panic" => Kind::Panic,
+            "noswap" => Kind::NoSwap,
             _ => return None,
         };
         Some(Plan { kind, at: at.parse().ok()?, marker: marker.into() })
@@ -56,12 +59,16 @@ mod plan {
             if number == self.at {
                 let _ = std::fs::write(&self.marker, "");
                 match self.kind {
-                    Kind::Stop => std::process::abort(),
+                    Kind::Stop | Kind::NoSwap => std::process::abort(),
                     Kind::Panic => panic!("injected by a test"),
                     Kind::Fail | Kind::Full => {}
                 }
             }
             number == self.at || self.kind == Kind::Full && number > self.at
+        }
+
+        pub fn has_no_swap() -> bool {
+            PLAN.as_ref().is_some_and(|plan| plan.kind == Kind::NoSwap)
         }
 
         pub fn is_first(&self, number: u64) -> bool {
@@ -90,6 +97,19 @@ pub fn reach_write(bytes: usize) -> io::Result<usize> {
         plan::Kind::Full => Err(io::ErrorKind::StorageFull.into()),
         _ => Err(io::Error::other("fault injected by a test")),
     }
+}
+
+/// Error of a file system that cannot swap two directories, where a test wants one.
+#[cfg(all(debug_assertions, target_os = "linux"))]
+pub fn reach_exchange() -> Option<rustix::io::Result<()>> {
+    plan::Plan::has_no_swap().then_some(Err(rustix::io::Errno::INVAL))
+}
+
+/// None in a release build.
+#[cfg(all(not(debug_assertions), target_os = "linux"))]
+#[inline]
+pub fn reach_exchange() -> Option<rustix::io::Result<()>> {
+    None
 }
 
 /// Passes an operation other than a write.

@@ -46,6 +46,11 @@ pub fn is_directory(path: &Path) -> Result<bool> {
     }
 }
 
+/// Whether anything is at `path`, or where a symbolic link there points.
+pub fn exists(path: &Path) -> Result<bool> {
+    fs::exists(path).map_err(Error::io(path, "look at"))
+}
+
 /// Creates a directory in one that is being written.
 pub fn create_directory(path: &Path) -> Result<()> {
     fault::reach().and_then(|()| fs::create_dir(path)).map_err(Error::io(path, "create"))
@@ -77,6 +82,11 @@ fn create_missing(path: &Path) -> io::Result<Vec<std::path::PathBuf>> {
         return Err(error);
     }
     Ok(missing)
+}
+
+/// A path without a slash at its end, which would make the system follow a link there.
+pub(crate) fn without_slash(path: &Path) -> std::path::PathBuf {
+    path.components().collect()
 }
 
 /// The directory that holds `path`.

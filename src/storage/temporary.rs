@@ -11,7 +11,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, TryLockError as TryLock};
 
 use super::file::OutFile;
 use super::{fault, parent_of};
@@ -20,10 +20,10 @@ use super::{fault, parent_of};
 const INFIX: &str = ".nmem-";
 const LETTERS: usize = 6;
 const LOCK: &str = ".lock";
-/// Most file systems end names at 255 bytes; ours have 18 more than their target's.
-const LONGEST_NAME: usize = 230;
-/// Attempts to get a name that nobody takes away.
-const ATTEMPTS: usize = 100;
+/// Longest target name that is kept whole: most file systems end names at 255 bytes, and ours have 18 more than their target's.
+const MAX_NAME: usize = 230;
+/// Most attempts at a name that nobody takes away: one is taken away only in the moment between its making and its lock.
+const MAX_ATTEMPTS: usize = 100;
 
 /// Paths of the temporaries of this process.
 static ALIVE: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
@@ -32,7 +32,7 @@ static ALIVE: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 #[derive(Debug)]
 pub struct Temporary {
     path: PathBuf,
-    /// Of a directory.
+    /// Lock file of a directory.
     lock_path: Option<PathBuf>,
     /// Held as long as this lives.
     _lock: Option<File>,
@@ -98,7 +98,11 @@ fn remove(path: &Path) {
 /// Removes every temporary of this process, for an end without destructors. Whoever holds one must not go on.
 pub fn remove_all() {
     // The thread that ends the process may itself hold the list: better a remnant than a deadlock.
-    let Ok(mut alive) = ALIVE.try_lock() else { return };
+    let mut alive = match ALIVE.try_lock() {
+        Ok(alive) => alive,
+        Err(TryLock::Poisoned(alive)) => alive.into_inner(),
+        Err(TryLock::WouldBlock) => return,
+    };
     for path in alive.drain(..) {
         remove(&path);
     }
@@ -111,15 +115,19 @@ fn create_locked(target: &Path, ending: &str) -> io::Result<(PathBuf, File)> {
     let mut builder = tempfile::Builder::new();
     let prefix = prefix(name);
     builder.prefix(&prefix).rand_bytes(LETTERS).suffix(ending);
-    for _ in 0..ATTEMPTS {
+    for _ in 0..MAX_ATTEMPTS {
         fault::reach()?;
         // As any file: the process's umask decides who may read it. The error's own text would name the hidden file.
         let made = builder.make_in(directory, |path| File::create_new(path));
         let (file, path) = made.map_err(plain)?.into_parts();
         let path = path.keep().map_err(|error| plain(error.error))?;
         match file.lock() {
-            Err(error) if error.kind() == ErrorKind::Unsupported => return Ok((path, file)),
-            locked => locked?,
+            Err(error) if has_no_locks(&error) => return Ok((path, file)),
+            Err(error) => {
+                let _ = fs::remove_file(&path);
+                return Err(error);
+            }
+            Ok(()) => {}
         }
         if has_name(&file, &path) {
             return Ok((path, file));
@@ -150,10 +158,10 @@ fn has_name(_: &File, path: &Path) -> bool {
 /// ".NAME.nmem-"; of a NAME that leaves no room for it a part.
 fn prefix(name: &OsStr) -> OsString {
     let mut prefix = OsString::from(".");
-    if name.len() <= LONGEST_NAME {
+    if name.len() <= MAX_NAME {
         prefix.push(name);
     } else {
-        prefix.push(name.to_string_lossy().chars().take(LONGEST_NAME / 4).collect::<String>());
+        prefix.push(name.to_string_lossy().chars().take(MAX_NAME / 4).collect::<String>());
     }
     prefix.push(INFIX);
     prefix
@@ -164,7 +172,7 @@ pub(crate) fn is_temporary(name: &OsStr) -> bool {
     split(name.as_encoded_bytes()).is_some()
 }
 
-/// What stands before the random letters of a temporary's name, and whether it is a lock's.
+/// Part of a temporary's name before its random letters, and whether it is a lock's.
 fn split(name: &[u8]) -> Option<(&[u8], bool)> {
     let (bare, is_lock) = match name.strip_suffix(LOCK.as_bytes()) {
         Some(bare) => (bare, true),
@@ -216,19 +224,27 @@ pub fn clear(directory: &Path, name: Option<&OsStr>) {
 /// Tries to lock a file that several processes know, and that one who has it alone may remove; creates it where it does not
 /// exist. `None` where another process has it; file systems without locks count as free.
 pub(crate) fn lock(path: &Path, alone: bool) -> io::Result<Option<File>> {
-    loop {
+    for _ in 0..MAX_ATTEMPTS {
         fault::reach()?;
         let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
         match if alone { file.try_lock() } else { file.try_lock_shared() } {
             Ok(()) if !has_name(&file, path) => {}
             Ok(()) => return Ok(Some(file)),
             Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {
-                return Ok(Some(file));
-            }
+            Err(TryLockError::Error(error)) if has_no_locks(&error) => return Ok(Some(file)),
             Err(TryLockError::Error(error)) => return Err(error),
         }
     }
+    Err(io::Error::other("it is removed as soon as it is locked"))
+}
+
+/// Whether an error of locking says that the file system has no locks, or that its lock server is not there.
+fn has_no_locks(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    if error.raw_os_error() == Some(libc::ENOLCK) {
+        return true;
+    }
+    error.kind() == ErrorKind::Unsupported
 }
 
 #[cfg(test)]

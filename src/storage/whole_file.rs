@@ -7,7 +7,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use super::temporary::{Temporary, clear};
-use super::{OutFile, fault, kind_of, parent_of, sync_directory};
+use super::{OutFile, fault, kind_of, parent_of, sync_directory, without_slash};
 use crate::error::{Error, Result};
 
 /// A file in the making. Dropped without [`publish`](Self::publish), it leaves nothing.
@@ -25,7 +25,7 @@ enum Way {
     Direct,
 }
 
-/// Where a file's content goes.
+/// State of the place where a file's content goes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
     Free,
@@ -38,15 +38,16 @@ impl WholeFile {
     /// Prepares the file `target`, named by `flag`. An existing one is rejected unless `replace`; a pipe or a character device
     /// is written into; whatever else is there is rejected.
     pub fn open(flag: &str, target: &Path, replace: bool) -> Result<Self> {
-        let place = place_of(flag, target)?;
+        let target = without_slash(target);
+        let place = place_of(flag, &target)?;
         if place == Place::PipeOrDevice {
-            return Ok(Self { target: target.to_path_buf(), replace, way: Way::Direct });
+            return Ok(Self { target, replace, way: Way::Direct });
         }
-        reject_taken(flag, target, place, replace)?;
-        clear(parent_of(target), target.file_name());
-        let directory = parent_of(target);
-        let (temporary, file) = Temporary::file(target).map_err(Error::io(directory, "write in"))?;
-        Ok(Self { target: target.to_path_buf(), replace, way: Way::Aside(temporary, Some(file)) })
+        reject_taken(flag, &target, place, replace)?;
+        clear(parent_of(&target), target.file_name());
+        let directory = parent_of(&target);
+        let (temporary, file) = Temporary::file(&target).map_err(Error::io(directory, "write in"))?;
+        Ok(Self { target, replace, way: Way::Aside(temporary, Some(file)) })
     }
 
     /// Whether both are to be the same file, however their paths are spelled.
@@ -81,14 +82,35 @@ impl WholeFile {
     /// Puts the finished file in its place.
     pub fn publish(self, flag: &str) -> Result<()> {
         let Way::Aside(temporary, _) = self.way else { return Ok(()) };
-        reject_taken(flag, &self.target, place_of(flag, &self.target)?, self.replace)?;
-        rename(temporary, &self.target).map_err(Error::io(&self.target, "create"))?;
+        let place = place_of(flag, &self.target)?;
+        if place == Place::PipeOrDevice {
+            let reason =
+                format!("{} has become a pipe or device; run again to write into it", self.target.display());
+            return Err(Error::rejected(flag, reason));
+        }
+        reject_taken(flag, &self.target, place, self.replace)?;
+        rename(temporary, &self.target, self.replace).map_err(Error::io(&self.target, "create"))?;
         sync_directory(parent_of(&self.target)).map_err(Error::io(&self.target, "sync"))
     }
 }
 
-fn rename(mut temporary: Temporary, target: &Path) -> io::Result<()> {
+/// Takes the place of what is there only if it is to `replace` it, also where that has come in the last moment.
+fn rename(mut temporary: Temporary, target: &Path, replace: bool) -> io::Result<()> {
     fault::reach()?;
+    #[cfg(target_os = "linux")]
+    if !replace {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        match renameat_with(CWD, temporary.path(), CWD, target, RenameFlags::NOREPLACE) {
+            // Some file systems do not know it.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {}
+            renamed => {
+                renamed?;
+                temporary.renamed();
+                return Ok(());
+            }
+        }
+    }
+    let _ = replace;
     fs::rename(temporary.path(), target)?;
     temporary.renamed();
     Ok(())
@@ -153,7 +175,7 @@ pub fn replace_all(files: impl IntoIterator<Item = Result<(PathBuf, Vec<u8>)>>) 
     let mut directories = BTreeSet::new();
     for file in written {
         let Way::Aside(temporary, _) = file.way else { continue };
-        rename(temporary, &file.target).map_err(Error::io(&file.target, "write"))?;
+        rename(temporary, &file.target, true).map_err(Error::io(&file.target, "write"))?;
         directories.insert(parent_of(&file.target).to_path_buf());
     }
     directories.iter().try_for_each(|path| sync_directory(path).map_err(Error::io(path, "sync")))?;

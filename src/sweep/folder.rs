@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use super::plan::{PlanEntry, PlanFile};
 use super::record::{Record, Records, read_all};
+use super::results::Results;
 use super::slurm::{ARRAY_SCRIPT, COLLECT_SCRIPT, LOGS};
 use super::tables;
 use crate::error::{Error, Result};
@@ -27,7 +28,7 @@ pub struct Collected {
     pub missing: Vec<PlanEntry>,
     /// Runs of the plan.
     pub planned: usize,
-    /// What could not be read, and so counts as missing.
+    /// Messages about what could not be read, and so counts as missing.
     pub warnings: Vec<String>,
 }
 
@@ -48,7 +49,7 @@ impl Folder {
         let refuse = |got: String| {
             Err(Error::setting("--out", "the folder of a sweep, or one that does not exist yet", got))
         };
-        let this = Self(path.to_path_buf());
+        let this = Self(storage::without_slash(path));
         match fs::read_dir(path) {
             Ok(_) if this.exists()? => Ok(this),
             Ok(entries) => {
@@ -184,6 +185,14 @@ impl Folder {
     }
 }
 
+/// Whether a name is that of a figure of results.csv, or of the data of one.
+pub(crate) fn is_figure_of_sweep(name: &OsStr) -> bool {
+    let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy();
+    let stem = stem.split_once("-data").map_or(&*stem, |(stem, _)| stem);
+    let known = |part: &str| part == "loss_ratio" || part == "retention" || Results::NAMES.contains(&part);
+    is_figure(name) && stem.split("_per_").all(|part| known(part) || stem == "tokens_per_s")
+}
+
 /// The first thing in a directory of a sweep's, called `name`, that no sweep writes there.
 fn foreign(name: &str, directory: &Path) -> Result<Option<PathBuf>> {
     let error = || Error::io(directory, "read");
@@ -201,7 +210,7 @@ fn foreign(name: &str, directory: &Path) -> Result<Option<PathBuf>> {
             "runs" => kind.is_dir() && is_results(&entry.path()).map_err(error())?,
             "plans" => kind.is_file() && (ends("json") || file == LOCK),
             "records" => kind.is_file() && ends("jsonl"),
-            "plots" => kind.is_file() && is_figure(&file),
+            "plots" => kind.is_file() && is_figure_of_sweep(&file),
             _ => kind.is_file() && ends("log"),
         };
         if !ours {

@@ -26,6 +26,7 @@ mod tables;
 mod values;
 
 pub use experiment::{Experiment, Kind};
+pub(crate) use folder::is_figure_of_sweep;
 pub use folder::{Collected, Folder, InUse, collect};
 pub use plan::{Plan, PlanEntry, PlanFile, PlannedRun, Ready};
 pub use record::{Lags, Record, Records};

@@ -78,9 +78,9 @@ impl Plan {
         for row in experiment.expand()? {
             let ready = prepare(&row, experiment.kind(), &inputs, observe);
             let id = match &ready {
-                Ok(ready) => identity(ready, unstable_ratio),
+                Ok(ready) => identity(ready, unstable_ratio)?,
                 Err(Error::Interrupted) => return Err(Error::Interrupted),
-                Err(_) => hash(&(program(), &row.resolved())),
+                Err(_) => hash(&(program()?, &row.resolved())),
             };
             if !seen.insert(id.clone()) {
                 repeated += 1;
@@ -117,10 +117,10 @@ fn prepare(row: &Row, kind: Option<Kind>, inputs: &Inputs, observe: Observer) ->
     Ok(Ready { command, config, opened })
 }
 
-fn identity(ready: &Ready, unstable_ratio: f64) -> String {
+fn identity(ready: &Ready, unstable_ratio: f64) -> Result<String> {
     let Ready { command, config, opened } = ready;
-    hash(&Identity {
-        program: program(),
+    Ok(hash(&Identity {
+        program: program()?,
         command: *command,
         config: opened.resolved(config),
         dtype: config.dtype,
@@ -128,21 +128,26 @@ fn identity(ready: &Ready, unstable_ratio: f64) -> String {
         device: config.device,
         unstable_ratio,
         inputs: opened.inputs.iter().map(|input| (input.role, &*input.sha256)).collect(),
-    })
+    }))
 }
 
 /// Version and commit of the program; where its source was not all in a commit, also the hash of the executable, which
 /// tells one edit from another.
-fn program() -> &'static str {
-    static PROGRAM: LazyLock<String> = LazyLock::new(|| {
+fn program() -> Result<&'static str> {
+    static PROGRAM: LazyLock<std::io::Result<String>> = LazyLock::new(|| {
         let (version, commit) = (env!("CARGO_PKG_VERSION"), commit());
         if let Some(commit) = commit.filter(|commit| !commit.ends_with("-modified")) {
-            return format!("{version} {commit}");
+            return Ok(format!("{version} {commit}"));
         }
-        let executable = std::env::current_exe().and_then(std::fs::read).unwrap_or_default();
-        format!("{version} {} {:x?}", commit.unwrap_or("no commit"), Sha256::digest(executable))
+        let executable = std::env::current_exe().and_then(std::fs::read)?;
+        Ok(format!("{version} {} {:x?}", commit.unwrap_or("no commit"), Sha256::digest(executable)))
     });
-    &PROGRAM
+    match &*PROGRAM {
+        Ok(program) => Ok(program),
+        Err(error) => {
+            Err(Error::io("nmem", "read its own executable, which names runs")(error.kind().into()))
+        }
+    }
 }
 
 /// The first digits of the SHA-256 of something as JSON.

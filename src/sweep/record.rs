@@ -142,7 +142,7 @@ impl RecordWriter {
     }
 }
 
-/// What records/ tells.
+/// Content of records/.
 #[derive(Debug, Default)]
 pub struct Records {
     /// Finished runs, by identity.

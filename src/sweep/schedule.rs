@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Condvar, Mutex};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 use rayon::ThreadPool;
@@ -83,8 +83,20 @@ struct Ended {
     directory: Option<ResultsDirectory>,
 }
 
-/// Runs that have ended and are not yet on the disk, at most: beyond, runs wait for the disk.
-const WAITING: usize = 256;
+/// Most runs that have ended and are not yet on the disk: beyond, runs wait for the disk. Each holds a file open, and as many more
+/// are on their way to the disk; some systems allow a process 256.
+const MAX_WAITING: usize = 64;
+
+/// Ends the sweep where the thread that holds it panics: the others would wait for ever.
+struct StopOnPanic<'s, 'a>(&'s Scheduler<'a>);
+
+impl Drop for StopOnPanic<'_, '_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.stop(Error::Interrupted);
+        }
+    }
+}
 
 /// Runs those of the plan's runs whose places are given, several at once, and records each as it finishes. `devices` are those
 /// that they name; runs on the same GPU share it, one computing after the other. How the sweep
@@ -114,7 +126,7 @@ pub fn run(
         }),
         changed: Condvar::new(),
     };
-    let (results, finished) = sync_channel(WAITING);
+    let (results, finished) = sync_channel(MAX_WAITING);
     std::thread::scope(|scope| {
         for worker in 0..options.jobs.clamp(1, places.len().max(1)) {
             let results = results.clone();
@@ -128,7 +140,7 @@ pub fn run(
             }
         }
         drop(results);
-        scheduler.keep(&finished);
+        scheduler.keep(finished);
     });
     let State { mut finished, stopped, .. } = scheduler.state.into_inner().expect("no worker panicked");
     finished.sort_by_key(|(place, _)| *place);
@@ -138,6 +150,7 @@ pub fn run(
 impl Scheduler<'_> {
     /// One worker: a run after the other, for as long as there are any.
     fn work(&self, results: SyncSender<Ended>) {
+        let _ending = StopOnPanic(self);
         while let Some((place, threads)) = self.take() {
             let ended = self.pool(threads).and_then(|pool| {
                 let (record, directory) = self.one(&self.plan.runs[place], &pool)?;
@@ -158,14 +171,15 @@ impl Scheduler<'_> {
             };
             drop(state);
             self.changed.notify_all();
-            if let Some(ended) = ended {
-                results.send(ended).expect("they are taken until all workers have ended");
+            if ended.is_some_and(|ended| results.send(ended).is_err()) {
+                // Nobody records them any more: that thread has panicked, and says so.
+                self.stop(Error::Interrupted);
             }
         }
     }
 
     fn stop(&self, error: Error) {
-        self.state.lock().expect("no worker panics with it").stopped.get_or_insert(error);
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).stopped.get_or_insert(error);
         self.changed.notify_all();
     }
 
@@ -181,10 +195,12 @@ impl Scheduler<'_> {
     /// Puts the results of runs in their places and records them, in the order in which they end. Those that end while the
     /// disk is busy go to it together: a run is on the disk as soon as it can be, and thousands of short ones do not wait for
     /// a sync each.
-    fn keep(&self, finished: &Receiver<Ended>) {
+    fn keep(&self, finished: Receiver<Ended>) {
+        let _ending = StopOnPanic(self);
         let mut records = RecordWriter::new(&self.folder.path().join("records"));
         while let Ok(first) = finished.recv() {
-            let mut ended: Vec<_> = std::iter::once(first).chain(finished.try_iter().take(WAITING)).collect();
+            let mut ended: Vec<_> =
+                std::iter::once(first).chain(finished.try_iter().take(MAX_WAITING)).collect();
             let with_directory = ended.iter_mut().filter(|ended| ended.directory.is_some());
             let (of, directories): (Vec<_>, Vec<_>) =
                 with_directory.map(|ended| (ended.place, ended.directory.take())).unzip();
@@ -317,7 +333,7 @@ impl Scheduler<'_> {
         };
         let keep = self.options.keep;
         let out = self.folder.run(&run.id);
-        let directory = (keep > Keep::None).then(|| ResultsDirectory::open(&out, true)).transpose()?;
+        let directory = (keep > Keep::None).then(|| ResultsDirectory::open_among(&out, true)).transpose()?;
         let mut config = ready.config.clone();
         config.out = out;
         let device = self.devices.get(config.device).expect("opened for every run that is ready");

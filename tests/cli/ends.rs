@@ -305,3 +305,24 @@ fn a_panic_is_one_line() {
         1
     );
 }
+
+/// Wherever it panics, a sweep ends: no thread waits for one that is no more.
+#[test]
+#[cfg(debug_assertions)]
+fn a_sweep_that_panics_ends() {
+    for n in (1..60).step_by(3) {
+        let desk = desk();
+        desk.file(
+            "grid.toml",
+            "data = 'seq.npy'\nheads = 2\nchunk_size = 20\n[grid]\nseed = 'range(0, 150)'\n",
+        );
+        let mut command = desk.command("sweep grid.toml --out sweep -j 2 --no-plots --keep none -q");
+        command
+            .env("NMEM_FAULT", format!("panic:{n}:{}", desk.path("struck").display()))
+            .env("RUST_BACKTRACE", "0");
+        let ran = Desk::finish(command);
+        let struck = desk.path("struck").exists();
+        assert_eq!(ran.code, Some(if struck { 101 } else { 0 }), "{n}: {}", ran.err);
+        assert_eq!(ran.err.starts_with("internal error: injected by a test"), struck, "{n}: {}", ran.err);
+    }
+}

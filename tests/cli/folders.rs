@@ -122,12 +122,11 @@ fn force_replaces_nothing_of_others() {
     desk.ok("store seq.npy --out real -q");
     for (link, to) in [("link", "real"), ("file-link", "seq.npy"), ("dangling", "nothing")] {
         std::os::unix::fs::symlink(desk.path(to), desk.path(link)).unwrap();
-        let line = format!("store seq.npy --out {link} --force");
-        let message = desk.one_error(&desk.run(&line), 2, &line);
-        assert!(
-            message.ends_with("is a symbolic link, which is not followed; name the directory itself"),
-            "{message}"
-        );
+        for line in ["", "/"].map(|end| format!("store seq.npy --out {link}{end} --force")) {
+            let message = desk.one_error(&desk.run(&line), 2, &line);
+            let expected = "is a symbolic link, which is not followed; name the directory itself";
+            assert!(message.ends_with(expected), "{message}");
+        }
     }
     // In a directory that is reached through a link, results are as anywhere.
     std::fs::create_dir(desk.path("scratch")).unwrap();

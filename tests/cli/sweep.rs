@@ -513,6 +513,30 @@ fn force_removes_what_sweeps_wrote_and_nothing_else() {
         assert!(message.contains("was not written by a sweep; move it away"), "{message}");
         std::fs::remove_file(desk.path(&name)).unwrap();
     }
+    // Nor are figures of others in plots/, with --force or without, and be it a link.
+    desk.file("out/plots/paper.tex", "mine");
+    desk.ok("sweep grid.toml --out out -q");
+    assert_eq!(desk.bytes("out/plots/paper.tex"), b"mine");
+    std::fs::remove_dir_all(desk.path("out/plots")).unwrap();
+    std::os::unix::fs::symlink(desk.path("precious"), desk.path("out/plots")).unwrap();
+    desk.file("precious/surprise_mean.svg", "mine");
+    desk.ok("sweep grid.toml --out out -q");
+    assert!(desk.names("precious").contains(&"surprise_mean.svg".to_owned()));
+    let message = desk.refused("sweep grid.toml --out out -q --force");
+    assert!(message.contains("out/plots was not written by a sweep"), "{message}");
+    std::fs::remove_file(desk.path("out/plots")).unwrap();
+    std::fs::remove_dir_all(desk.path("precious")).unwrap();
+    std::fs::create_dir(desk.path("precious")).unwrap();
+    desk.file("precious/thesis.txt", "mine");
+    // Nor what the sweep itself reads.
+    desk.ok("sweep grid.toml --out kept --keep all --no-plots -q");
+    let memory = format!("kept/runs/{run}/memory.safetensors");
+    desk.file("more.toml", format!("data = 'seq.npy'\nmemory = '{memory}'\n[grid]\ndecay = [0.1, 0.2]\n"));
+    let message = desk.refused("sweep more.toml --out kept --force -q");
+    let expected = format!(
+        "--force: kept holds {memory}, which this sweep reads; move it away, or choose another --out"
+    );
+    assert_eq!(message, expected);
     // A link in the place of a run: its run fails, and says why.
     std::fs::rename(desk.path("out/runs").join(&run), desk.path("moved")).unwrap();
     std::os::unix::fs::symlink(desk.path("precious"), desk.path("out/runs").join(&run)).unwrap();

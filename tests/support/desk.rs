@@ -109,7 +109,11 @@ impl Desk {
     pub fn refused(&self, line: &str) -> String {
         let before = self.contents();
         let message = self.one_error(&self.run(line), 2, line);
-        assert_eq!(self.contents(), before, "nmem {line}: what is in the folder");
+        assert!(
+            self.contents() == before,
+            "nmem {line}: what is in the folder: {:?}",
+            self.contents().keys()
+        );
         message
     }
 
