@@ -111,7 +111,7 @@ miri:
 
 # Mutants that no test notices (cargo install cargo-mutants): just mutants src/sweep/record.rs
 mutants *FILES='src/io src/storage src/sweep src/memory src/scan':
-    cargo mutants --in-place=false --timeout 300 $(for file in {{ FILES }}; do find "$file" -name '*.rs' -printf '--file %p '; done) -- --lib --test cli --test io --test golden --test scan
+    cargo mutants --timeout 300 $(for file in {{ FILES }}; do find "$file" -name '*.rs' -printf '--file %p '; done) -- --lib --test cli --test io --test golden --test scan
 
 # Lines of the library that tests reach (cargo install cargo-llvm-cov, and the component llvm-tools)
 coverage:

@@ -133,6 +133,8 @@ pub fn joblog(plan: &PlanFile, rows: &[Record]) -> Vec<u8> {
             Status::Failed => 2,
         };
         let (Record { host, started, took, command, .. }, tab) = (row, '\t');
+        // The format has no escape for what separates its fields and lines.
+        let command = command.replace(['\t', '\n', '\r'], " ");
         let line = format!(
             "{seq}{tab}{host}{tab}{started:.3}{tab}{took:.3}{tab}0{tab}0{tab}{exit}{tab}0{tab}{command}\n"
         );
