@@ -34,12 +34,13 @@ pub(crate) struct Column {
 impl<'a> Table<'a> {
     /// Opens the file and reads its header.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io(path, "open"))?;
-        let kind = file.metadata().map_err(Error::io(path, "read"))?.file_type();
+        // Before it is opened: a pipe would wait for its writer.
+        let kind = std::fs::metadata(path).map_err(Error::io(path, "open"))?.file_type();
         if !kind.is_file() && !kind.is_dir() {
             let expected = "a regular file (it is read more than once)";
             return Err(Error::file(path, expected, "a pipe or device (save it to a file first)"));
         }
+        let file = File::open(path).map_err(Error::io(path, "open"))?;
         Self::new(path, Box::new(file))
     }
 

@@ -297,11 +297,11 @@ fn set_aside(target: &Path) -> PathBuf {
 
 /// Puts a directory back that a run was killed in replacing, or removes one that it had replaced already.
 fn restore(target: &Path) -> Result<()> {
-    let aside = set_aside(target);
+    let (there, aside) = (kind_of(target)?, set_aside(target));
     if kind_of(&aside)?.is_none() {
         return Ok(());
     }
-    let done = match kind_of(target)? {
+    let done = match there {
         None => fs::rename(&aside, target),
         Some(_) => fs::remove_dir_all(&aside),
     };

@@ -118,6 +118,9 @@ fn outputs_into_pipes_and_devices() {
         assert_eq!(desk.run(&format!("{line} null -q {force}")).code, Some(0));
         assert!(fs::symlink_metadata(desk.path("null")).unwrap().is_symlink());
     }
+    // As a table to draw it is rejected, without waiting for a writer.
+    let ran = desk.run("plot pipe");
+    assert!(desk.one_error(&ran, 2, "plot pipe").contains("a pipe or device (save it to a file first)"));
     fs::remove_file(desk.path("pipe")).unwrap();
     std::os::unix::fs::symlink("whole.npy", desk.path("link.npy")).unwrap();
     let message = desk.refused(&format!("{line} link.npy --force"));
