@@ -72,7 +72,7 @@ pub enum Error {
     Rejected {
         /// The flag, key or file.
         subject: String,
-        /// What is wrong with it, and the way out.
+        /// The problem, then the fix.
         reason: String,
     },
     /// A number outside its limits.

@@ -1,4 +1,4 @@
-//! How the program ends before its time: by a signal, a panic, or for want of memory. In one line on stderr, and with nothing
+//! Early ends of the program: by a signal, a panic, or for lack of memory. Each is one line on stderr, and leaves nothing
 //! of what it was writing left behind.
 
 use std::alloc::{GlobalAlloc, Layout, System};

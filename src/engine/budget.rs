@@ -1,4 +1,4 @@
-//! How much memory a run needs, before any of it is taken: an allocation that fails would end the whole process, and with
+//! Memory that a run needs, counted before any of it is taken: an allocation that fails would end the whole process, and with
 //! it a sweep's other runs.
 
 use std::sync::OnceLock;
@@ -90,7 +90,7 @@ mod tests {
     use crate::memory::parameters::{Init, draw};
     use crate::memory::{Dimensions, Gates, Parameters};
 
-    /// What is counted beforehand is what is taken, padding aside.
+    /// The bytes counted beforehand are those taken, padding aside.
     #[test]
     fn buffers_as_they_are_allocated() {
         for (dim, heads, dim_head) in [(8, 1, 8), (12, 3, 40), (40, 12, 5)] {

@@ -99,7 +99,7 @@ impl From<SavedConfig> for Keys {
     }
 }
 
-/// What is read first, so that a file of another format is named as one whatever its keys are.
+/// Version of a configuration, read first: a file of another format is reported as one whatever its keys are.
 #[derive(Deserialize)]
 struct Version {
     format: u32,

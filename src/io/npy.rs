@@ -209,7 +209,7 @@ fn parse_descr(descr: &str) -> (Dtype, Option<usize>) {
     (dtype, size)
 }
 
-/// What the dictionary of a header says.
+/// Contents of a header's dictionary.
 #[derive(Debug, PartialEq, Eq)]
 struct Dictionary {
     /// A type's text, or the literal of a structured type.

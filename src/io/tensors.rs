@@ -120,7 +120,7 @@ impl Tensor {
     }
 }
 
-/// What looks at a file's name and its tensors' names and shapes.
+/// Callback that sees a file's name and its tensors' names and shapes.
 pub(crate) type Check<'a> = &'a dyn Fn(&Path, &BTreeMap<String, Vec<usize>>) -> Result<()>;
 
 /// The tensors of a file, and what came with them.
@@ -399,7 +399,7 @@ pub(crate) fn visit_npz(file: &Mapped, visit: VisitMember) -> Result<()> {
     Ok(())
 }
 
-/// How many members a zip archive has or claims to have: entries of its directory, and the count at the directory's end
+/// Number of members that a zip archive has or claims to have: entries of its directory, and the count at the directory's end
 /// for which the reader takes memory in advance.
 fn members(bytes: &[u8]) -> u64 {
     let (mut entries, mut claimed) = (0, 0);

@@ -455,7 +455,7 @@ fn draw(
     Ok(drawn.notes)
 }
 
-/// What a user should know of a run's settings and inputs.
+/// Warnings about a run's settings and inputs.
 fn warnings_before(opened: &Opened) -> Vec<String> {
     let mut warnings = Vec::new();
     if let Gate::Pinned(momentum) = opened.gates.momentum

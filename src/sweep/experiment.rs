@@ -74,7 +74,7 @@ const TEXT_COPIES: usize = 6;
 /// A place in an experiment file, for messages.
 struct Source<'a> {
     path: &'a Path,
-    /// Of relative paths.
+    /// Directory that relative paths start from.
     folder: &'a Path,
     text: &'a str,
 }

@@ -152,7 +152,7 @@ fn the_first_signal_ends_a_program_that_only_reads() {
     }
 }
 
-/// Computes until it is told to stop, with a sequence that it reads as it goes.
+/// Starts a long run, which reads its sequence block by block, and stops it with SIGSTOP once it computes.
 fn computing(desk: &Desk) -> Child {
     desk.npy("long.npy", &tokens(&[4000, 16], 3));
     let child = start(

@@ -58,7 +58,7 @@ fn with_fault(kind: &str, prepare: &dyn Fn() -> Desk, line: &str, check: &dyn Fn
     assert!(n > 5, "{kind}: {n}");
 }
 
-/// What is in a directory, without what differs from run to run.
+/// Contents of a directory, without what differs from run to run.
 fn results(desk: &Desk, directory: &str) -> Files {
     let prefix = format!("{directory}/");
     let files = desk.contents().into_iter();

@@ -78,7 +78,7 @@ impl Table {
         columns.collect()
     }
 
-    /// As CSV.
+    /// The table as CSV.
     pub fn text(&self) -> String {
         let rows = self.columns.iter().map(|(_, values)| values.len()).max().unwrap_or(0);
         let row = |i: usize| {
