@@ -1,5 +1,5 @@
 //! Early ends of the program: by a signal, a panic, or for lack of memory. Each is one line on stderr, and leaves nothing
-//! of what it was writing left behind.
+//! behind of what it was writing.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::backtrace::{Backtrace, BacktraceStatus};

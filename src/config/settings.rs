@@ -27,7 +27,7 @@ pub struct Settings {
     /// drawn at random
     #[arg(long, value_name = "FILE", help_heading = "Memory")]
     pub memory: Option<PathBuf>,
-    /// Tokens per chunk, 2 to 16384: needed with parameters; 16 for a drawn memory
+    /// Tokens per chunk, 2 to 16384: needed with parameters; 16 for a random memory
     #[arg(long, value_name = "N", help_heading = "Memory", value_parser = whole::<usize>, allow_negative_numbers = true)]
     pub chunk_size: Option<usize>,
     /// Heads of a drawn memory [default: 1]
