@@ -132,8 +132,7 @@ impl ResultsDirectory {
     /// Swaps or renames; what is dropped afterwards is the old directory, if any.
     fn place(mut self) -> Result<(Temporary, MadeParents)> {
         let exists = check_target(&self.target, &self.typed, self.replace)?;
-        let reach = fault::reach().map_err(Error::io(&self.target, "create"));
-        reach?;
+        fault::reach().map_err(Error::io(&self.target, "create"))?;
         if exists {
             exchange(self.hidden.path(), &self.target).map_err(Error::io(&self.target, "replace"))?;
         } else {
@@ -157,18 +156,23 @@ pub fn publish_all(directories: Vec<ResultsDirectory>) -> Vec<Result<()>> {
             directory.place().map(|old| (parent, old))
         })
         .collect();
-    let parents: BTreeSet<_> =
-        placed.iter().filter_map(|placed| placed.as_ref().ok().map(|(parent, _)| parent.clone())).collect();
-    let failed =
-        parents.into_iter().find_map(|parent| sync_directory(&parent).err().map(|error| (parent, error)));
-    let check = |placed: Result<_>| {
-        placed?;
-        match &failed {
-            None => Ok(()),
-            Some((parent, error)) => Err(Error::io(parent, "sync")(error.kind().into())),
-        }
-    };
-    placed.into_iter().map(check).collect()
+    let parents = placed.iter().flatten().map(|(parent, _)| parent.clone()).collect();
+    let failed = first_failure(parents, sync_directory);
+    // What they replaced goes last, once the new ones cannot be lost.
+    placed.into_iter().map(|placed| placed.map(drop).and_then(|()| shared(failed.as_ref()))).collect()
+}
+
+/// The first of several directories that cannot be synced.
+fn first_failure(
+    directories: BTreeSet<PathBuf>,
+    sync: impl Fn(&Path) -> io::Result<()>,
+) -> Option<(PathBuf, io::Error)> {
+    directories.into_iter().find_map(|directory| sync(&directory).err().map(|error| (directory, error)))
+}
+
+/// Outcome of a sync that several outputs share.
+fn shared(failed: Option<&(PathBuf, io::Error)>) -> Result<()> {
+    failed.map_or(Ok(()), |(path, error)| Err(Error::io(path, "sync")(error.kind().into())))
 }
 
 /// Most directories that are synced file by file: for more, one sync of the whole file system costs less, and more runs end
@@ -181,19 +185,11 @@ const MAX_SYNCED_SINGLY: usize = 2;
 fn sync_trees(directories: &[ResultsDirectory]) -> Vec<Result<()>> {
     #[cfg(target_os = "linux")]
     if directories.len() > MAX_SYNCED_SINGLY {
-        let failed =
-            directories.iter().map(|directory| parent_of(&directory.target)).collect::<BTreeSet<_>>();
-        let failed = failed.into_iter().find_map(|parent| {
-            let synced = fault::reach().and_then(|()| Ok(rustix::fs::syncfs(File::open(parent)?)?));
-            synced.err().map(|error| (parent.to_path_buf(), error))
-        });
-        return directories
-            .iter()
-            .map(|_| match &failed {
-                None => Ok(()),
-                Some((parent, error)) => Err(Error::io(parent, "sync")(error.kind().into())),
-            })
-            .collect();
+        let parents =
+            directories.iter().map(|directory| parent_of(&directory.target).to_path_buf()).collect();
+        let sync = |parent: &Path| fault::reach().and_then(|()| Ok(rustix::fs::syncfs(File::open(parent)?)?));
+        let failed = first_failure(parents, sync);
+        return directories.iter().map(|_| shared(failed.as_ref())).collect();
     }
     directories
         .iter()
