@@ -55,14 +55,19 @@ fn huge_learning_rate() {
         let unprobed = ChunkMetrics { loss_before: None, loss_after: None, ..probed };
         assert_eq!(format!("{plain:?}"), format!("{unprobed:?}"));
     }
-    // Read online it is found at the first chunk that is read with it.
+    // Read online, reads are lost from the first chunk on that is read with it; the memory is not.
     let memory = drawn.memory::<f32>();
     let tokens = tokens(2);
     let work = Work::Online { read: &tokens, store: &tokens, probe: false };
-    let (collected, outcome) = run(&memory, &mut memory.initial_state(2), work, tokens.dim());
-    assert_eq!(outcome.divergence, Some(at(0, 1, Some(0), "retrieved", "NaN")));
-    assert_eq!(collected.rows.len(), HEADS);
-    assert_eq!((collected.done, outcome.rows), (1, HEADS));
+    let mut state = memory.initial_state(2);
+    let (collected, outcome) = run(&memory, &mut state, work, tokens.dim());
+    assert_eq!(outcome.first_nonfinite(), Some(&at(0, 1, Some(0), "retrieved", "NaN")));
+    assert_eq!((outcome.divergence, collected.rows.len()), (None, 2 * CHUNKS * HEADS));
+    assert_eq!((collected.done, outcome.rows), (2, 2 * CHUNKS * HEADS));
+    // Bit for bit what a store leaves.
+    let mut stored = memory.initial_state(2);
+    run_through(&memory, &mut stored, Work::Store { sequences: &tokens, probe: false }, (0, 0, 0));
+    assert_eq!((state.update, state.momentum), (stored.update, stored.momentum));
 }
 
 /// Squares leave f32 where what is squared does not: metrics go on in f64, and nothing is lost.
@@ -178,9 +183,12 @@ fn nan_in_what_is_read() {
     let mut state = memory.initial_state(3);
     let work = Work::Online { read: &queries, store: &stored, probe: false };
     let (online, outcome) = run(&memory, &mut state, work, queries.dim());
-    assert_eq!(outcome.divergence, Some(at(1, 3, Some(0), "retrieved", "NaN")));
-    assert_eq!(online.rows.len(), (CHUNKS + 3) * HEADS);
-    assert_eq!(online.done, 2);
+    assert_eq!(outcome.first_nonfinite(), Some(&at(1, 3, Some(0), "retrieved", "NaN")));
+    // All is stored all the same.
+    assert_eq!((outcome.divergence, online.rows.len(), online.done), (None, 3 * CHUNKS * HEADS, 3));
+    let mut without = memory.initial_state(3);
+    run_through(&memory, &mut without, Work::Store { sequences: &stored, probe: false }, (0, 0, 0));
+    assert_eq!((state.update, state.momentum), (without.update, without.momentum));
     assert!(online.retrieved.index_axis(ndarray::Axis(0), 0).iter().all(|x| x.is_finite()));
 
     let mut state = memory.initial_state(1);

@@ -101,6 +101,7 @@ impl RunArgs {
             let there = match report.config.mode {
                 Mode::Store => "results go up to there, memory.safetensors is left out",
                 Mode::Read => "retrieved.npy is left out",
+                Mode::Online if !report.memory_lost => "the memory is kept, retrieved.npy is left out",
                 Mode::Online => "results go up to there, memory.safetensors and retrieved.npy are left out",
             };
             print_error(&format!("{out}: diverged at {divergence}; {there}"));

@@ -266,16 +266,15 @@ impl<'m, T: Real> CudaEngine<'m, T> {
             let writing = Instant::now();
             let output = step.output(room, outgoing)?;
             for (i, rows) in rows.iter_mut().enumerate().take(going) {
-                let (reported, divergence) = step.report(room, &measured, group.start + i, i)?;
+                let (reported, [divergence, bad_read]) = step.report(room, &measured, group.start + i, i)?;
                 sink.metrics(&reported)?;
                 *rows += reported.len();
                 let start = plan.first_query.clamp(block.read.start, block.read.end);
                 let read = output.slice(s![i, start - block.read.start.., ..]);
-                if read.nrows() > 0 && divergence.is_none() {
+                if read.nrows() > 0 && divergence.is_none() && bad_read.is_none() {
                     sink.retrieved(group.start + i, start.saturating_sub(plan.first_query), read)?;
                 }
-                if divergence.is_some() {
-                    outcome.divergence = divergence;
+                if outcome.ends(divergence, bad_read, plan.store.is_some()) {
                     going = i;
                     break;
                 }

@@ -36,7 +36,10 @@ pub struct Head<T: Real> {
     pub kept: Kept<T>,
     /// The metrics of the block, up to a divergence.
     pub rows: Vec<ChunkMetrics>,
+    /// The first metric of the block that is not finite.
     pub divergence: Option<Divergence>,
+    /// The first read of the block that is not finite.
+    pub bad_read: Option<Divergence>,
 }
 
 /// Rows on their way through the memory's layers.
@@ -106,6 +109,7 @@ impl<T: Real> Head<T> {
             kept: Kept::default(),
             rows: Vec::new(),
             divergence: None,
+            bad_read: None,
         }
     }
 
@@ -123,7 +127,7 @@ impl<T: Real> Head<T> {
 
     /// Starts from U and S, all memory weights in file order.
     pub fn load<M: MemoryModel<T>>(&mut self, memory: &Memory<T, M>, update: &[T], momentum: &[T]) {
-        self.divergence = None;
+        (self.divergence, self.bad_read) = (None, None);
         self.kept.clear();
         let strips = self.strips.par_iter_mut().zip(&memory.columns);
         strips.for_each(|(strip, columns)| {
@@ -223,7 +227,7 @@ impl<T: Real> Head<T> {
         walks.into_par_iter().for_each(|walk| context.timed(Phase::Walk, || walk.run()));
     }
 
-    /// Fills `rows`, or `divergence` with the first value that is not finite.
+    /// Fills `rows`, `divergence` with the first metric that is not finite, and `bad_read` with the first such value that was read.
     fn report<M: MemoryModel<T>>(
         &mut self,
         memory: &Memory<T, M>,
@@ -233,13 +237,14 @@ impl<T: Real> Head<T> {
     ) {
         let c = memory.chunk_size;
         let first = block.start() / c;
-        let Self { index, strips, storing, rows, divergence, .. } = self;
+        let Self { index, strips, storing, rows, divergence, bad_read, .. } = self;
         let diverged = |chunk: usize, quantity: &'static str, value: f64| {
             let value = value.to_string();
             Some(Divergence { sequence, chunk: first + chunk, head: Some(*index), quantity, value })
         };
         rows.clear();
-        let retrieved = first_nonfinite(output).map(|(row, value)| (row / c, value.wide()));
+        *bad_read =
+            first_nonfinite(output).and_then(|(row, value)| diverged(row / c, "retrieved", value.wide()));
         if let Some(storing) = storing {
             let row = |chunk: usize| {
                 let gates = inputs.gates[chunk];
@@ -250,19 +255,13 @@ impl<T: Real> Head<T> {
                     memory.weight_strips.iter().map(|place| of_weight(&strips[place.clone()])).collect();
                 metrics::<T>((sequence, first + chunk, *index), c, losses, gates, &norms)
             };
-            let until = retrieved.map_or(usize::MAX, |(chunk, _)| chunk);
-            let chunks = 0..inputs.gates.len().min(until);
             // A row is little work; they are many where chunks are short.
-            chunks.into_par_iter().with_min_len(64).map(row).collect_into_vec(rows);
+            (0..inputs.gates.len()).into_par_iter().with_min_len(64).map(row).collect_into_vec(rows);
             let bad = rows.iter().enumerate().find_map(|(i, row)| Some((i, row.first_nonfinite()?)));
             if let Some((chunk, (quantity, value))) = bad {
                 *divergence = diverged(chunk, quantity, value);
                 rows.truncate(chunk);
-                return;
             }
-        }
-        if let Some((chunk, value)) = retrieved {
-            *divergence = diverged(chunk, "retrieved", value);
         }
     }
 }

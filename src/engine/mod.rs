@@ -268,8 +268,11 @@ impl std::fmt::Display for Divergence {
 /// How a run ended.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
-    /// The first non-finite value. The state is then of no use, and what was read incomplete.
+    /// The first non-finite value of what ended the run: of the memory or, in a plain read, of a read. The state is then of
+    /// no use, and what was read incomplete.
     pub divergence: Option<Divergence>,
+    /// The first read of an online run that is not finite. The memory may be all the same: the run goes on.
+    pub bad_read: Option<Divergence>,
     /// Rows of the metrics of sequences that are done: all, or those that came before the divergence.
     pub rows: usize,
     /// Queries of chunks past the end of what was stored, read with the last weights: the first such chunk.
@@ -287,6 +290,27 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// The first value that is not finite, in the order of sequences and chunks. A chunk is read before it is stored.
+    pub fn first_nonfinite(&self) -> Option<&Divergence> {
+        self.bad_read.iter().chain(&self.divergence).min_by_key(|at| (at.sequence, at.chunk))
+    }
+
+    /// Takes in what a sequence's block came to. Whether that ends the sequence: a read does only where nothing is stored.
+    fn ends(&mut self, divergence: Option<Divergence>, read: Option<Divergence>, storing: bool) -> bool {
+        let divergence = if storing {
+            self.bad_read =
+                self.bad_read.take().into_iter().chain(read).min_by_key(|at| (at.sequence, at.chunk));
+            divergence
+        } else {
+            divergence.or(read)
+        };
+        let ends = divergence.is_some();
+        if ends {
+            self.divergence = divergence;
+        }
+        ends
+    }
+
     /// Σ ℓ under the final memory ÷ Σ ℓ at W of the kept chunks: 0 is all there, 1 as if nothing had been stored.
     /// Absent where none was kept, after a divergence, and where it is not finite.
     pub fn retained_ratio(&self) -> Option<f64> {
@@ -525,7 +549,7 @@ fn run_group<T: Real, M: MemoryModel<T>>(
             sink.metrics(&stream.rows)?;
             rows[i] += stream.rows.len();
             let (start, retrieved) = stream.retrieved(block, plan.first_query);
-            if retrieved.nrows() > 0 && stream.divergence.is_none() {
+            if retrieved.nrows() > 0 && stream.divergence.is_none() && stream.bad_read.is_none() {
                 sink.retrieved(stream.sequence, start, retrieved)?;
             }
             if !stream.retained.is_empty() {
@@ -536,8 +560,7 @@ fn run_group<T: Real, M: MemoryModel<T>>(
                     *at_w += stream.retained.iter().map(|kept| kept.loss_at_w).sum::<f64>();
                 }
             }
-            if stream.divergence.is_some() {
-                outcome.divergence.clone_from(&stream.divergence);
+            if outcome.ends(stream.divergence.clone(), stream.bad_read.clone(), plan.store.is_some()) {
                 going = i;
                 break;
             }

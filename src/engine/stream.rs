@@ -33,7 +33,10 @@ pub struct Stream<T: Real> {
     pub rows: Vec<ChunkMetrics>,
     /// Kept chunks under the memory at the end of the block, where they are read again: by chunk and head.
     pub retained: Vec<Retained>,
+    /// The first metric of the block that is not finite.
     pub divergence: Option<Divergence>,
+    /// The first read of the block that is not finite.
+    pub bad_read: Option<Divergence>,
 }
 
 impl<T: Real> Stream<T> {
@@ -53,6 +56,7 @@ impl<T: Real> Stream<T> {
             rows: Vec::new(),
             retained: Vec::new(),
             divergence: None,
+            bad_read: None,
         }
     }
 
@@ -67,7 +71,7 @@ impl<T: Real> Stream<T> {
     /// state of one shares that one.
     pub fn load<M: MemoryModel<T>>(&mut self, memory: &Memory<T, M>, state: &State<T>, sequence: usize) {
         self.sequence = sequence;
-        self.divergence = None;
+        (self.divergence, self.bad_read) = (None, None);
         let of = if state.sequences() == 1 { 0 } else { sequence };
         for (index, head) in self.heads.iter_mut().enumerate() {
             let [update, momentum] = [&state.update, &state.momentum]
@@ -92,7 +96,7 @@ impl<T: Real> Stream<T> {
         );
     }
 
-    /// Computes the loaded block: fills `rows` and what [`Self::retrieved`] gives, or `divergence`.
+    /// Computes the loaded block: fills `rows`, what [`Self::retrieved`] gives, `divergence` and `bad_read`.
     pub fn run<M: MemoryModel<T>>(&mut self, context: &Context<'_, T, M>, block: Block) {
         self.project(context);
         let (memory, sequence) = (context.memory, self.sequence);
@@ -194,9 +198,10 @@ impl<T: Real> Stream<T> {
         }
     }
 
-    /// Interleaves the heads' metrics by chunk and finds the block's first divergence.
+    /// Interleaves the heads' metrics by chunk and finds the block's first divergence and first read that is not finite.
     fn collect(&mut self, block: Block, c: usize) {
         let of_heads = self.heads.iter().filter_map(|head| head.divergence.clone());
+        self.divergence = of_heads.min_by_key(|divergence| divergence.chunk);
         let output = self.output();
         let of_output = first_nonfinite(output).map(|(row, value)| Divergence {
             sequence: self.sequence,
@@ -206,7 +211,8 @@ impl<T: Real> Stream<T> {
             value: value.to_string(),
         });
         // Heads come first, so that of several in one chunk the first head is named, and a head before the whole.
-        self.divergence = of_heads.chain(of_output).min_by_key(|divergence| divergence.chunk);
+        let reads = self.heads.iter().filter_map(|head| head.bad_read.clone()).chain(of_output);
+        self.bad_read = reads.min_by_key(|read| read.chunk);
 
         self.rows.clear();
         let end = self.divergence.as_ref().map_or(usize::MAX, |at| at.chunk);

@@ -200,7 +200,7 @@ impl Run<'_> {
         observe(Event::Writing)?;
 
         let writing = Instant::now();
-        let tally = files.finish(outcome.divergence.is_some())?;
+        let tally = files.finish(outcome.first_nonfinite().is_some())?;
         let folder = folder.filter(|(_, keep)| *keep > Keep::None);
         let all = folder.filter(|(_, keep)| *keep == Keep::All && config.mode != Mode::Read);
         if let Some((folder, _)) = all.filter(|_| outcome.divergence.is_none()) {
@@ -348,7 +348,8 @@ impl Run<'_> {
             life_tokens: (config.mode != Mode::Read).then_some(state.stored.tokens),
             summary: tally.all().columns().collect(),
             retained_ratio: outcome.retained_ratio(),
-            diverged: outcome.divergence,
+            memory_lost: outcome.divergence.is_some(),
+            diverged: outcome.first_nonfinite().cloned(),
             warnings,
             peak_bytes: peak.resident(),
             peak_anon_bytes: peak.anonymous(),

@@ -58,8 +58,11 @@ pub struct Report {
     /// With retention, Σ loss of the kept chunks under the final memory ÷ Σ their ℓ at W; `None` where none was kept,
     /// where it is not finite, and after a divergence.
     pub retained_ratio: Option<f64>,
-    /// Where the run diverged.
+    /// First value that is not finite: the run diverged there. In an online run that may be of a read, and the memory kept.
     pub diverged: Option<Divergence>,
+    /// Whether the memory itself was not finite, which ended the run.
+    #[serde(skip)]
+    pub memory_lost: bool,
     /// What a user should know although nothing failed.
     pub warnings: Vec<String>,
     /// Largest resident memory of the process, where the system tells (Linux).

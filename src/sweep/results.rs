@@ -112,9 +112,10 @@ impl Results {
         let rate = through as f64 / report.wall_s.engine.max(f64::MIN_POSITIVE);
         let went_through = report.diverged.is_none() && report.config.mode != Mode::Read;
         Self {
-            tokens: Some(match &report.diverged {
-                None => report.sequences * report.tokens_stored.unwrap_or(0),
-                Some(_) => chunks * report.config.chunk_size,
+            tokens: Some(if report.memory_lost {
+                chunks * report.config.chunk_size
+            } else {
+                report.sequences * report.tokens_stored.unwrap_or(0)
             } as f64),
             chunks: Some(chunks as f64),
             loss_final: per_token(last, "loss"),

@@ -220,6 +220,31 @@ fn losses_beyond_f32() {
     desk.ok("plot probed --out timeline -q");
 }
 
+/// Reads that leave f32 do not lose a memory that is finite: online it is the one that a store leaves.
+#[test]
+fn reads_beyond_f32() {
+    let desk = Desk::new();
+    desk.ok("generate recall --tokens 64 --dim 8 --seed 3 --out seq.npy -q");
+    let line = "seq.npy --heads 1 --chunk-size 8 --learning-rate 1e25 --momentum 0 --decay 0 --no-plots -q";
+    desk.ok(&format!("store {line} --no-probe --out stored"));
+    let ran = desk.run(&format!("retrieve --online {line} --out online"));
+    assert_eq!(ran.code, Some(1), "{}", ran.err);
+    let end = "retrieved is NaN; the memory is kept, retrieved.npy is left out\n";
+    assert!(
+        ran.err.starts_with("error: online: diverged at sequence 0, ") && ran.err.ends_with(end),
+        "{}",
+        ran.err
+    );
+    assert_eq!(desk.names("online"), ["memory.safetensors", "metrics.csv", "run.json"]);
+    let run = desk.json("online/run.json");
+    assert_eq!((&run["rows"], &run["diverged"]["quantity"]), (&json!(8), &json!("retrieved")));
+    let state = |name: &str| {
+        let tensors = desk.tensors(&format!("{name}/memory.safetensors")).into_iter();
+        tensors.filter(|(name, _)| name != "state.tokens").collect::<Vec<_>>()
+    };
+    assert!(state("online") == state("stored"));
+}
+
 #[test]
 fn momentum_above_one() {
     let desk = desk();

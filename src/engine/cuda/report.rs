@@ -85,21 +85,22 @@ impl<T: Real> Step<'_, T> {
         Ok(ArrayView3::from_shape(shape, &*taken).expect("as many elements"))
     }
 
-    /// Rows of the metrics of sequence `i` of the group by chunk and head, up to the first divergence: a head's before the whole's.
+    /// Rows of the metrics of sequence `i` of the group by chunk and head, up to its first divergence; that, and its first read that
+    /// is not finite: a head's before the whole's.
     pub(super) fn report(
         &self,
         room: &Room<'_, T>,
         measured: &Measured<T>,
         sequence: usize,
         i: usize,
-    ) -> Result<(Vec<ChunkMetrics>, Option<Divergence>)> {
+    ) -> Result<(Vec<ChunkMetrics>, [Option<Divergence>; 2])> {
         let (h, c, chunks) = (self.memory.dimensions.heads, self.c(), self.chunks());
         let first = self.block.start() / c;
-        let mut divergence: Option<Divergence> = None;
-        let mut diverged = |chunk: usize, head: Option<usize>, quantity: &'static str, value: f64| {
-            if divergence.as_ref().is_none_or(|at| first + chunk < at.chunk) {
+        let [mut divergence, mut bad_read]: [Option<Divergence>; 2] = [None, None];
+        let earlier = |known: &mut Option<Divergence>, chunk: usize, head, quantity, value: f64| {
+            if known.as_ref().is_none_or(|at| first + chunk < at.chunk) {
                 let value = value.to_string();
-                divergence = Some(Divergence { sequence, chunk: first + chunk, head, quantity, value });
+                *known = Some(Divergence { sequence, chunk: first + chunk, head, quantity, value });
             }
         };
         let mut of_heads = Vec::new();
@@ -107,17 +108,18 @@ impl<T: Real> Step<'_, T> {
             let place = i * h + head;
             let retrieved =
                 Some(measured.findings[RANGES + place]).filter(|&row| row != NONE).map(|row| row as usize);
-            let until = retrieved.map_or(chunks, |row| (row / c).min(chunks));
             let row =
                 |chunk: usize| self.row(measured, (sequence, first + chunk, head), place * chunks + chunk);
-            let mut rows: Vec<_> = (0..until).map(row).collect();
+            let mut rows: Vec<_> = (0..chunks).map(row).collect();
             let bad = rows.iter().enumerate().find_map(|(chunk, row)| Some((chunk, row.first_nonfinite()?)));
             if let Some((chunk, (quantity, value))) = bad {
-                diverged(chunk, Some(head), quantity, value);
+                earlier(&mut divergence, chunk, Some(head), quantity, value);
                 rows.truncate(chunk);
-            } else if let Some(row) = retrieved {
+            }
+            if let Some(row) = retrieved {
                 let start = (place * padded(self.block.read.len(), c) + row) * self.d();
-                diverged(
+                earlier(
+                    &mut bad_read,
                     row / c,
                     Some(head),
                     "retrieved",
@@ -131,14 +133,14 @@ impl<T: Real> Step<'_, T> {
             let dim = self.memory.dimensions.dim;
             let output = room.combined.as_ref().unwrap_or(&room.merged);
             let start = (i * self.block.read.len() + row as usize) * dim;
-            diverged(row as usize / c, None, "retrieved", nonfinite(output, start, dim)?);
+            earlier(&mut bad_read, row as usize / c, None, "retrieved", nonfinite(output, start, dim)?);
         }
         let end = divergence.as_ref().map_or(usize::MAX, |at| at.chunk);
         let mut reported = Vec::with_capacity(h * chunks);
         for _ in 0..chunks {
             reported.extend(of_heads.iter_mut().filter_map(Iterator::next).filter(|row| row.chunk < end));
         }
-        Ok((reported, divergence))
+        Ok((reported, [divergence, bad_read]))
     }
 
     fn row(&self, measured: &Measured<T>, of: (usize, usize, usize), place: usize) -> ChunkMetrics {
