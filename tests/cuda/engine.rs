@@ -344,14 +344,15 @@ pub fn norms_whose_squares_leave_the_range() {
 #[test]
 fn divergences_are_those_of_the_processor() {
     for (name, device) in devices() {
-        // Losses beyond f32 lose no memory; weights and reads do. (θ, probe, online, whether it diverges)
-        for (rate, probe, online, diverges) in [
-            (1e30, true, false, false),
-            (1e30, false, false, false),
-            (1e39, true, false, true),
-            (1e39, false, false, true),
-            (1e30, false, true, true),
-            (1e22, true, true, true),
+        // Losses and reads beyond f32 lose no memory; weights do. (θ, probe, online, what is lost)
+        let [nothing, reads, memory_lost] = [(false, false), (true, false), (true, true)];
+        for (rate, probe, online, lost) in [
+            (1e30, true, false, nothing),
+            (1e30, false, false, nothing),
+            (1e39, true, false, memory_lost),
+            (1e39, false, false, memory_lost),
+            (1e30, false, true, reads),
+            (1e22, true, true, reads),
         ] {
             let gates = Gates { learning_rate: Gate::Pinned(rate), ..Gates::default() };
             let memory = Drawn::new((6, 2, 3), 8, Init::Xavier, 1).gates(gates).memory::<f32>();
@@ -364,8 +365,10 @@ fn divergences_are_those_of_the_processor() {
             let (got, at) =
                 run_on(device.as_ref(), &memory, &mut memory.initial_state(2), work, tokens.dim());
             let (expected, there) = support::run(&memory, &mut memory.initial_state(2), work, tokens.dim());
-            assert_eq!(there.divergence.is_some(), diverges, "θ = {rate:e}");
-            assert_eq!(at.divergence, there.divergence, "{name}, θ = {rate:e}");
+            let what = (there.first_nonfinite().is_some(), there.divergence.is_some());
+            assert_eq!(what, lost, "θ = {rate:e}");
+            let both = |outcome: Outcome| (outcome.divergence, outcome.bad_read);
+            assert_eq!(both(at), both(there), "{name}, θ = {rate:e}");
             assert_eq!(got.rows.len(), expected.rows.len(), "{name}, θ = {rate:e}");
         }
     }

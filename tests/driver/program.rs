@@ -259,17 +259,23 @@ fn left_to_the_program_it_is_the_gpu() {
 fn a_divergence_is_told_as_on_the_processor() {
     let bench = Bench::new(false);
     data(&bench, &[2, 60, 6]);
-    let ran = |device: &str| {
-        let line = format!(
-            "retrieve data.npy --online --learning-rate 1e22 --no-plots --device {device} --out {device}"
-        );
-        let ran = bench.desk.run(&line);
-        assert_eq!(ran.code, Some(1), "{}", ran.err);
-        assert_eq!(bench.desk.names(device), ["metrics.csv", "run.json"]);
-        let diverged = bench.desk.json(&format!("{device}/run.json"))["diverged"].clone();
-        (ran.err.replace("left: 0\n", "").replace(device, "DEVICE"), diverged)
-    };
-    assert_eq!(ran("cuda"), ran("cpu"));
+    // Reads leave f32 and the memory does not; both do.
+    for (options, files) in [
+        ("--learning-rate 1e22", &["memory.safetensors", "metrics.csv", "run.json"][..]),
+        ("--learning-rate 1e38 --momentum 1e30", &["metrics.csv", "run.json"]),
+    ] {
+        let ran = |device: &str| {
+            let line = format!(
+                "retrieve data.npy --online {options} --no-plots --force --device {device} --out {device}"
+            );
+            let ran = bench.desk.run(&line);
+            assert_eq!(ran.code, Some(1), "{}", ran.err);
+            assert_eq!(bench.desk.names(device), files);
+            let diverged = bench.desk.json(&format!("{device}/run.json"))["diverged"].clone();
+            (ran.err.replace("left: 0\n", "").replace(device, "DEVICE"), diverged)
+        };
+        assert_eq!(ran("cuda"), ran("cpu"));
+    }
 }
 
 #[test]
