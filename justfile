@@ -61,6 +61,10 @@ lint:
     cargo fmt --check
     cargo clippy --all-targets --locked -- --deny warnings
 
+# Licences, duplicate versions, sources and advisories of the dependencies: deny.toml (cargo install cargo-deny)
+deny:
+    cargo deny --locked check
+
 # The library's documentation, warnings denied; `just doc --open` shows it
 doc *ARGS:
     RUSTDOCFLAGS="--deny warnings" cargo doc --no-deps --locked --document-private-items {{ ARGS }}
