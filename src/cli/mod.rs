@@ -10,6 +10,7 @@ mod devices;
 mod end;
 mod generate;
 pub mod inspect;
+mod man;
 mod plot;
 mod progress;
 mod retrieve;
@@ -53,6 +54,7 @@ enum Command {
     Inspect(inspect::Args),
     Devices(devices::Args),
     Completions(completions::Args),
+    Man(man::Args),
 }
 
 /// How the result is printed.
@@ -102,6 +104,7 @@ fn run(args: &[OsString]) -> ExitCode {
         Command::Inspect(args) => inspect::run(&args, &mut |_| check_interrupt()),
         Command::Devices(args) => devices::run(&args),
         Command::Completions(args) => completions::run(args, &mut command()),
+        Command::Man(args) => man::run(&args, &mut command()),
     };
     result.unwrap_or_else(|error| {
         end::wait_if_ending();

@@ -56,7 +56,7 @@ fn help_says_what_surprises() {
         "what has no effect is not offered"
     );
     assert!(store.contains("--no-probe") && !retrieve.contains("--no-probe"));
-    for command in ["", "store", "retrieve", "scan-bench", "inspect", "completions"] {
+    for command in ["", "store", "retrieve", "scan-bench", "inspect", "completions", "man"] {
         let help = desk.ok(&format!("{command} -h"));
         assert!(help.out.contains("Usage: nmem") && help.err.is_empty(), "{command}");
     }
@@ -76,6 +76,20 @@ fn completions_know_the_subcommands() {
         for word in ["store", "retrieve", "inspect", "completions", "learning-rate-bias"] {
             assert!(ran.out.contains(word), "{shell}: {word}");
         }
+    }
+}
+
+#[test]
+fn every_subcommand_has_a_manual_page() {
+    let desk = Desk::new();
+    let page = desk.ok("man").out;
+    let listed: Vec<_> =
+        page.lines().filter_map(|line| line.strip_prefix("nmem\\-")?.strip_suffix("(1)")).collect();
+    assert!(listed.contains(&"store"), "{page}");
+    for name in listed.into_iter().filter(|&name| name != "help") {
+        let name = name.replace('\\', "");
+        let page = desk.ok(&format!("man {name}")).out;
+        assert!(page.starts_with(".ie") && page.contains(&format!(".TH nmem-{name} 1")), "{page}");
     }
 }
 
