@@ -69,6 +69,16 @@ deny:
 doc *ARGS:
     RUSTDOCFLAGS="--deny warnings" cargo doc --no-deps --locked --document-private-items {{ ARGS }}
 
+# The book as a site: target/book (cargo install mdbook)
+book:
+    mdbook build
+
+# Run every command of the README and the book, and check their links and the page of settings
+check-book *ARGS:
+    cargo build --release --locked
+    scripts/settings-page target/release/nmem --check
+    scripts/check-book target/release/nmem "$@"
+
 # What CI runs, all of it
 ci:
     .ci/run
@@ -77,7 +87,7 @@ ci:
 vs-pytorch *ARGS:
     experiments/vs-pytorch/compare.py "$@"
 
-# f32 against f64 over 10,000,000 tokens, and 200 random configurations against the oracle: docs/numerics.md
+# f32 against f64 over 10,000,000 tokens, and 200 random configurations against the oracle: docs/design/numerics.md
 long-run *ARGS:
     cargo run --release --locked --quiet --example long_run -- {{ ARGS }}
 
@@ -96,6 +106,9 @@ picture:
     cp results/picture/plots/timeline.svg docs/passages.svg
     cargo run --release --locked --quiet -- plot results/picture --kind heads --venue icml --out docs/heads.svg --quiet
     cargo run --release --locked --quiet -- plot results/picture --kind gates --venue icml --theme mono --out docs/gates.svg --quiet
+    scripts/check-book target/release/nmem --keep target/book-run docs/concepts/worked-example.md
+    cp $(find target/book-run -name surprise-and-ratio.svg -o -name no-decay.svg) docs/concepts/
+
 
 # Draw again from CSV: just plot results/passages-store --venue icml --figure-format pdf
 plot *ARGS:

@@ -1,4 +1,4 @@
-//! Numerics over long runs and over many configurations: the numbers of docs/numerics.md.
+//! Numerics over long runs and over many configurations: the numbers of docs/design/numerics.md.
 //!
 //! ```sh
 //! cargo run --release --example long_run -- --tokens 10000000 --configurations 200

@@ -6,7 +6,7 @@ mod support;
 
 use random::Case;
 
-/// docs/numerics.md has the distribution over 200: these bounds are some ten times the largest error there.
+/// docs/design/numerics.md has the distribution over 200: these bounds are some ten times the largest error there.
 const F64: f64 = 5e-12;
 const F32: f64 = 2e-3;
 

@@ -1,4 +1,4 @@
-//! The memory's mathematics: start here. `README.md` beside this file holds the derivation.
+//! The memory's mathematics: start here. `docs/concepts/mathematics.md` has the derivation.
 //!
 //! Row-vector convention: a linear map is `x @ W` with `W` of shape (in, out). One legend for the paper's letters,
 //! used in `memory/`, `scan/` and `engine/` only (*Titans: Learning to Memorize at Test Time*, arXiv 2501.00663):

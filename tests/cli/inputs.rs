@@ -308,7 +308,7 @@ fn the_same_name_twice_is_told_apart() {
 #[test]
 fn text_that_a_spreadsheet_would_run_stays_as_it_is() {
     let desk = desk();
-    // As docs/files.md has it: read back, the cells are what was written.
+    // As docs/reference/files.md has it: read back, the cells are what was written.
     let notes = ["=1+1", "@SUM(A1)", "-x", "+x", "a \\\"quote\\\", a comma", "two\\nlines", "\\ttab"];
     let list: Vec<_> = notes.iter().map(|note| format!("\"{note}\"")).collect();
     let seeds = (0..notes.len()).map(|i| i.to_string()).collect::<Vec<_>>().join(", ");

@@ -1,4 +1,4 @@
-//! The attention memory, the default model of titans-pytorch 0.0.17. For the rows x (c, d) of one chunk
+//! The attention memory, that of `titans_attn_memory` in titans-pytorch 0.0.17. For the rows x (c, d) of one chunk
 //!
 //! ```text
 //! q = x W_q,  k = x W_k,  v = x W_v1
@@ -6,7 +6,7 @@
 //! y = silu(H) W_v2
 //! ```
 //!
-//! Two layers: [W_q W_k W_v1] and W_v2. Its gradient by hand is derived in `memory/README.md`; the names here are
+//! Two layers: [W_q W_k W_v1] and W_v2. Its gradient by hand is derived in `docs/concepts/mathematics.md`; the names here are
 //! those there. Products run over all rows at once; only what lies inside the softmax is done chunk by chunk.
 
 use std::ops::Range;
