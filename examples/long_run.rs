@@ -58,7 +58,7 @@ impl<T: Real> Sequences<T> for Stretch {
             hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
             hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
             let bits = (hash ^ (hash >> 31)) >> 40;
-            *x = T::of(bits as f64 / f64::from(1 << 23) - 1.0);
+            *x = T::from_f64(bits as f64 / f64::from(1 << 23) - 1.0);
         }
         Ok(())
     }
@@ -84,10 +84,10 @@ impl<T: Real> Life<T> {
     }
 
     fn read(&mut self, queries: &Array3<f64>) -> Array3<f64> {
-        let queries = queries.mapv(T::of);
+        let queries = queries.mapv(T::from_f64);
         run_through(&self.memory, &mut self.state, Work::Read(&queries), queries.dim())
             .retrieved
-            .mapv(Real::wide)
+            .mapv(Real::to_f64)
     }
 }
 

@@ -85,8 +85,8 @@ pub struct Retained {
 /// The nearest number of type T, or `value` itself where T's range does not reach: squares leave f32 long before what is
 /// squared does.
 pub fn rounded<T: Real>(value: f64) -> f64 {
-    let near = T::of(value);
-    if near.is_finite() { near.wide() } else { value }
+    let near = T::from_f64(value);
+    if near.is_finite() { near.to_f64() } else { value }
 }
 
 impl ChunkMetrics {
@@ -126,7 +126,7 @@ struct Written<T>(f64, PhantomData<T>);
 
 impl<T: Real> Serialize for Written<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let near = T::of(self.0);
+        let near = T::from_f64(self.0);
         if near.is_finite() { near.serialize(serializer) } else { self.0.serialize(serializer) }
     }
 }

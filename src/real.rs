@@ -46,9 +46,9 @@ pub trait Real: NdFloat + Lanes + Into<f64> + Serialize + Default + bytemuck::Po
     const EPS: Self;
 
     /// Rounds to nearest.
-    fn of(value: f64) -> Self;
+    fn from_f64(value: f64) -> Self;
     /// Exact.
-    fn wide(self) -> f64;
+    fn to_f64(self) -> f64;
     /// Little-endian bytes.
     fn le_bytes(self) -> impl AsRef<[u8]>;
 
@@ -142,10 +142,10 @@ impl Real for f32 {
     const TYPE: ElementType = ElementType::F32;
     const EPS: Self = f32::EPSILON;
 
-    fn of(value: f64) -> Self {
+    fn from_f64(value: f64) -> Self {
         value as f32
     }
-    fn wide(self) -> f64 {
+    fn to_f64(self) -> f64 {
         f64::from(self)
     }
     fn le_bytes(self) -> impl AsRef<[u8]> {
@@ -166,10 +166,10 @@ impl Real for f64 {
     const TYPE: ElementType = ElementType::F64;
     const EPS: Self = f64::EPSILON;
 
-    fn of(value: f64) -> Self {
+    fn from_f64(value: f64) -> Self {
         value
     }
-    fn wide(self) -> f64 {
+    fn to_f64(self) -> f64 {
         self
     }
     fn le_bytes(self) -> impl AsRef<[u8]> {

@@ -11,11 +11,11 @@ use support::{assert_close, uniform};
 const LENGTHS: [usize; 10] = [1, 2, 5, 8, 15, 16, 17, 33, 128, 300];
 
 fn values<T: Real>(length: usize, size: f64) -> Vec<T> {
-    uniform((1, 1, length), size, length as u64).into_iter().map(T::of).collect()
+    uniform((1, 1, length), size, length as u64).into_iter().map(T::from_f64).collect()
 }
 
 fn compare<T: Real>(what: &str, got: &[T], expected: Vec<f64>, abs: f64, rel: f64) {
-    let got: Vec<f64> = got.iter().map(|x| x.wide()).collect();
+    let got: Vec<f64> = got.iter().map(|&x| x.to_f64()).collect();
     let array = |of: Vec<f64>| ArrayD::from_shape_vec(vec![of.len()], of).unwrap();
     assert_close(&format!("{what}, {}", T::TYPE), array(got).view(), array(expected).view(), abs, rel);
 }
@@ -27,14 +27,14 @@ fn against_plain<T: Real>() {
             let what = format!("{length} values of {size}");
             // An exponent's rounding is ε of the exponent, at most 2 · size, relative to the result; where results
             // leave the normal numbers they may vanish.
-            let (abs, exponents) = (T::min_positive_value().wide(), (8.0 + 2.0 * size) * T::EPS.wide());
+            let (abs, exponents) = (T::min_positive_value().to_f64(), (8.0 + 2.0 * size) * T::EPS.to_f64());
 
-            let plain = |x: &T| 1.0 / (1.0 + (-x.wide()).exp());
+            let plain = |&x: &T| 1.0 / (1.0 + (-x.to_f64()).exp());
             let mut got = given.clone();
             T::sigmoid(&mut got);
             compare(&format!("sigmoid of {what}"), &got, given.iter().map(plain).collect(), abs, exponents);
 
-            let plain = |x: &T| x.wide() / (1.0 + (-x.wide()).exp());
+            let plain = |&x: &T| x.to_f64() / (1.0 + (-x.to_f64()).exp());
             let mut got = given.clone();
             T::silu(&mut got);
             compare(
@@ -52,8 +52,8 @@ fn against_plain<T: Real>() {
             }
             T::causal_softmax(&mut chunk, length);
             for (r, row) in chunk.chunks_exact(length).enumerate() {
-                let largest = given[..=r].iter().fold(f64::NEG_INFINITY, |largest, x| largest.max(x.wide()));
-                let exps: Vec<f64> = given[..=r].iter().map(|x| (x.wide() - largest).exp()).collect();
+                let largest = given[..=r].iter().fold(f64::NEG_INFINITY, |largest, &x| largest.max(x.to_f64()));
+                let exps: Vec<f64> = given[..=r].iter().map(|&x| (x.to_f64() - largest).exp()).collect();
                 let sum: f64 = exps.iter().sum();
                 let mut expected: Vec<f64> = exps.iter().map(|e| e / sum).collect();
                 expected.resize(length, 0.0);

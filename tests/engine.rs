@@ -32,7 +32,7 @@ fn online<T: Real>(
     let memory = drawn.memory::<T>();
     let sequences = store.dim().0;
     let mut state = memory.initial_state(sequences);
-    let (read_as, store_as) = (read.mapv(T::of), store.mapv(T::of));
+    let (read_as, store_as) = (read.mapv(T::from_f64), store.mapv(T::from_f64));
     let work = Work::Online { read: &read_as, store: &store_as, probe };
     let collected = run_through(&memory, &mut state, work, read.dim());
     let mut reference = drawn.reference::<T>(sequences);
@@ -307,12 +307,12 @@ fn plain_reads() {
 fn plain_read<T: Real>(what: &str, drawn: &Drawn, store: &Array3<f64>, queries: &Array3<f64>, rel: f64) {
     let memory = drawn.memory::<T>();
     let mut state = memory.initial_state(store.dim().0);
-    let work = Work::Store { sequences: &store.mapv(T::of), probe: false };
+    let work = Work::Store { sequences: &store.mapv(T::from_f64), probe: false };
     let stored = run_through(&memory, &mut state, work, (0, 0, 0));
     let mut reference = drawn.reference::<T>(store.dim().0);
     assert_rows_close(what, &stored.rows, &reference.store(store), rel);
     let before = state.clone();
-    let read = run_through(&memory, &mut state, Work::Read(&queries.mapv(T::of)), queries.dim());
+    let read = run_through(&memory, &mut state, Work::Read(&queries.mapv(T::from_f64)), queries.dim());
     assert_eq!(before, state, "{what}: a plain read leaves the state alone");
     assert!(read.rows.is_empty(), "{what}: no metrics");
     let what = format!("{what}, {}, retrieved", T::TYPE);

@@ -27,7 +27,7 @@ fn drawn() -> Drawn {
 }
 
 fn tokens<T: Real>(tokens: usize, seed: u64) -> Array3<T> {
-    uniform((SEQUENCES, tokens, DIM), 1.0, seed).mapv(T::of)
+    uniform((SEQUENCES, tokens, DIM), 1.0, seed).mapv(T::from_f64)
 }
 
 /// What a life of several calls has given so far.
@@ -150,7 +150,7 @@ fn online_cut_anywhere<T: Real>() {
             let drawn = Drawn::new((dim, heads, dim_head), chunk, Init::Xavier, 16).past(0.3, 17);
             let memory = drawn.memory::<T>();
             let length = 2 * chunk + 3;
-            let all: Array3<T> = uniform((1, length, dim), 1.0, 18).mapv(T::of);
+            let all: Array3<T> = uniform((1, length, dim), 1.0, 18).mapv(T::from_f64);
             let online = |state: &mut State<T>, part: &Array3<T>| {
                 run_through(
                     &memory,

@@ -32,7 +32,7 @@ fn config(cases: u32) -> ProptestConfig {
 /// Sums run in lanes of at most 128 squares (64 rows of two vectors) in the element type: 128 · ε/2 of the sum, half
 /// of that of its root. The other half of the bound is for squares that are rounded near the smallest number.
 fn norm_bound<T: Real>() -> f64 {
-    64.0 * T::EPS.wide()
+    64.0 * T::EPS.to_f64()
 }
 
 /// How the elements lie in their weight: in one row, across strips, or in one column, down a strip.
@@ -85,24 +85,24 @@ fn chunks() -> impl Strategy<Value = Vec<Chunk>> {
 }
 
 fn values<T: Real>(length: usize, size: f64, seed: u64) -> Vec<T> {
-    uniform((1, 1, length), size, seed).into_iter().map(T::of).collect()
+    uniform((1, 1, length), size, seed).into_iter().map(T::from_f64).collect()
 }
 
 fn coefficients<T: Real>([learning_rate, momentum, decay]: [f64; 3]) -> Step<T> {
-    Step { learning_rate: T::of(learning_rate), momentum: T::of(momentum), decay: T::of(decay) }
+    Step { learning_rate: T::from_f64(learning_rate), momentum: T::from_f64(momentum), decay: T::from_f64(decay) }
 }
 
 fn widen<T: Real>(values: &[T]) -> Vec<f64> {
-    values.iter().map(|x| x.wide()).collect()
+    values.iter().map(|&x| x.to_f64()).collect()
 }
 
 /// Relative to the largest, so that nothing leaves f64's range.
 fn plain_norm<T: Real>(values: &[T]) -> f64 {
-    let largest = values.iter().fold(0.0_f64, |largest, x| largest.max(x.wide().abs()));
+    let largest = values.iter().fold(0.0_f64, |largest, &x| largest.max(x.to_f64().abs()));
     if largest == 0.0 {
         return 0.0;
     }
-    largest * values.iter().map(|x| (x.wide() / largest).powi(2)).sum::<f64>().sqrt()
+    largest * values.iter().map(|&x| (x.to_f64() / largest).powi(2)).sum::<f64>().sqrt()
 }
 
 fn assert_norm(what: &str, got: f64, expected: f64, rel: f64) {
@@ -132,16 +132,16 @@ fn against_the_loop<T: Real>(lie: Lie, length: usize, size: f64, chunks: &[Chunk
         let step = coefficients::<T>(gates);
         let g: Vec<T> = values(length, size, seed);
         let norms = step_in(lie, step, &g, &mut s, &mut u, &weights);
-        let [theta, eta, alpha] = [step.learning_rate, step.momentum, step.decay].map(Real::wide);
+        let [theta, eta, alpha] = [step.learning_rate, step.momentum, step.decay].map(Real::to_f64);
         // Per chunk a term meets two roundings in S and three in U, and those of the step before.
-        let rel = 5.0 * (i + 1) as f64 * T::EPS.wide();
+        let rel = 5.0 * (i + 1) as f64 * T::EPS.to_f64();
         for e in 0..length {
-            plain_s[e] = eta * plain_s[e] - theta * g[e].wide();
+            plain_s[e] = eta * plain_s[e] - theta * g[e].to_f64();
             plain_u[e] = (1.0 - alpha) * plain_u[e] + plain_s[e];
-            size_s[e] = eta * size_s[e] + theta * g[e].wide().abs();
+            size_s[e] = eta * size_s[e] + theta * g[e].to_f64().abs();
             size_u[e] = (1.0 - alpha) * size_u[e] + size_s[e];
             let close = |what: &str, got: T, expected: f64, bound: f64| {
-                let difference = (got.wide() - expected).abs();
+                let difference = (got.to_f64() - expected).abs();
                 assert!(difference <= bound, "{what}[{e}] of chunk {i}: {got:e}, expected {expected:e}");
             };
             close("S", s[e], plain_s[e], rel * size_s[e]);
@@ -170,7 +170,7 @@ fn assert_fused<T: Real>(got: &[T], expected: &dyn Fn(usize) -> (T, T, T)) {
 /// Forms that the recurrences take with gates at their ends, bit for bit: multiplying by 0 and 1 and adding 0 rounds
 /// nothing.
 fn known_forms<T: Real>(lie: Lie, length: usize, theta: f64, eta: f64, alpha: f64) {
-    let (rate, keep) = (T::of(theta), T::one() - T::of(alpha));
+    let (rate, keep) = (T::from_f64(theta), T::one() - T::from_f64(alpha));
     let each = |of: &dyn Fn(usize) -> T| (0..length).map(of).collect::<Vec<T>>();
     // No momentum: plain gradient descent.
     let [g, _, u, new_s, new_u] = one_step::<T>(lie, [theta, 0.0, alpha], length);
@@ -181,7 +181,7 @@ fn known_forms<T: Real>(lie: Lie, length: usize, theta: f64, eta: f64, alpha: f6
     assert_eq!(new_u, new_s);
     // Nothing is learned: S only decays.
     let [_, s, _, new_s, _] = one_step::<T>(lie, [0.0, eta, alpha], length);
-    assert_eq!(new_s, each(&|i| T::of(eta) * s[i]));
+    assert_eq!(new_s, each(&|i| T::from_f64(eta) * s[i]));
     // Nothing is forgotten.
     let [_, _, u, new_s, new_u] = one_step::<T>(lie, [theta, eta, 0.0], length);
     assert_eq!(new_u, each(&|i| u[i] + new_s[i]));
@@ -221,7 +221,7 @@ proptest! {
 }
 
 fn norm_at<T: Real>(length: usize, size: f64, seed: u64) {
-    let values: Vec<T> = uniform((1, 1, length), 1.0, seed).into_iter().map(|x| T::of(size * x)).collect();
+    let values: Vec<T> = uniform((1, 1, length), 1.0, seed).into_iter().map(|x| T::from_f64(size * x)).collect();
     let what = format!("norm of {length} of {size:e}, {}", T::TYPE);
     assert_norm(&what, norm(&values), plain_norm(&values), norm_bound::<T>());
 }
@@ -347,7 +347,7 @@ proptest! {
 fn walk_on<T: Real>(run: impl FnOnce(Walk<'_, T>)) -> Vec<f64> {
     let (shape, chunk, tokens) = ((45, 37), 5, 23);
     let matrix = |rows: usize, cols: usize, seed: u64| {
-        uniform((1, rows, cols), 1.0, seed).mapv(T::of).remove_axis(ndarray::Axis(0))
+        uniform((1, rows, cols), 1.0, seed).mapv(T::from_f64).remove_axis(ndarray::Axis(0))
     };
     let elements = shape.0 * shape.1;
     let (weights, update, momentum) =
@@ -374,7 +374,7 @@ fn walk_on<T: Real>(run: impl FnOnce(Walk<'_, T>)) -> Vec<f64> {
     let [mut u, mut s] = [(); 2].map(|()| vec![T::zero(); elements]);
     strip.save(&columns, &mut u, &mut s);
     let norms = strip.norms.iter().flat_map(|n| [n.surprise, n.momentum, n.update, n.weight]);
-    before.iter().chain(&after).chain(&u).chain(&s).map(|x| x.wide()).chain(norms).collect()
+    before.iter().chain(&after).chain(&u).chain(&s).map(|&x| x.to_f64()).chain(norms).collect()
 }
 
 /// Tiles of 8, 4, 2 and 1 rows, columns that fill no register, a chunk cut short: the same on all instruction sets.
@@ -388,7 +388,7 @@ fn every_instruction_set_walks_alike() {
     let check = |name: &str, got: &[f64], eps: f64| {
         assert_close_to_largest(name, array(got).view(), array(&expected).view(), 100.0 * eps);
     };
-    let (narrow, wide) = (f32::EPS.wide(), f64::EPS);
+    let (narrow, wide) = (f32::EPS.to_f64(), f64::EPS);
     check("scalar f32", &walk_on::<f32>(|walk| Simd::vectorize(pulp::Scalar::new(), walk)), narrow);
     check("scalar f64", &walk_on::<f64>(|walk| Simd::vectorize(pulp::Scalar::new(), walk)), wide);
     #[cfg(target_arch = "x86_64")]

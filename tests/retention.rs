@@ -14,7 +14,7 @@ const F64: f64 = 1e-10;
 const F32: f64 = 5e-5;
 
 fn store<T: Real>(drawn: &Drawn, tokens: &Array3<f64>, every: Option<usize>) -> (Collect<T>, Outcome) {
-    let tokens = tokens.mapv(T::of);
+    let tokens = tokens.mapv(T::from_f64);
     let memory = drawn.memory::<T>();
     let mut state = memory.initial_state(tokens.dim().0);
     let mut sink = Collect::new(tokens.dim());
@@ -80,10 +80,10 @@ fn check<T: Real>(what: &str, drawn: &Drawn, tokens: &Array3<f64>, every: usize,
     let array = |values: Vec<f64>| Array1::from(values).into_dyn();
     let (loss, at_w) = (|i: usize| expected[i].4, |i: usize| expected[i].5);
     for (name, of, expected) in [
-        ("loss", got.iter().map(|row| row.loss.wide()).collect(), (0..got.len()).map(loss).collect()),
+        ("loss", got.iter().map(|row| row.loss.to_f64()).collect(), (0..got.len()).map(loss).collect()),
         (
             "loss at W",
-            got.iter().map(|row| row.loss_at_w.wide()).collect(),
+            got.iter().map(|row| row.loss_at_w.to_f64()).collect(),
             (0..got.len()).map(at_w).collect(),
         ),
     ] {

@@ -41,15 +41,15 @@ impl<T: Real + Element> Case<T> {
             Layout::StepsChannels => (batch, steps, channels),
             Layout::ChannelsSteps => (batch, channels, steps),
         };
-        let gate = |x: f64| T::of(f64::midpoint(low, high) + x * (high - low) / 2.0);
-        let initial = uniform((1, batch, channels), 1.0, 4).remove_axis(ndarray::Axis(0)).mapv(T::of);
+        let gate = |x: f64| T::from_f64(f64::midpoint(low, high) + x * (high - low) / 2.0);
+        let initial = uniform((1, batch, channels), 1.0, 4).remove_axis(ndarray::Axis(0)).mapv(T::from_f64);
         Self {
             shape,
             layout,
             per_step,
             gates: uniform(dim, 1.0, 1).mapv(gate),
             step_gates: uniform((1, batch, steps), 1.0, 2).remove_axis(ndarray::Axis(0)).mapv(gate),
-            inputs: uniform(dim, 1.0, 3).mapv(T::of),
+            inputs: uniform(dim, 1.0, 3).mapv(T::from_f64),
             initial: with_initial.then_some(initial),
         }
     }
@@ -101,8 +101,8 @@ impl<T: Real + Element> Case<T> {
                 self.initial.is_some(),
                 T::TYPE
             );
-            let got = self.run(algorithm).mapv(Real::wide).into_dyn();
-            assert_close(&what, got.view(), expected.view(), units * T::EPS.wide() * largest, 0.0);
+            let got = self.run(algorithm).mapv(Real::to_f64).into_dyn();
+            assert_close(&what, got.view(), expected.view(), units * T::EPS.to_f64() * largest, 0.0);
         }
     }
 }
@@ -233,7 +233,7 @@ fn past_the_cache() {
 #[test]
 fn stores_past_the_cache_at_every_alignment() {
     fn check<T: Real + Element>() {
-        let source: Vec<T> = (0..200).map(|i| T::of(f64::from(i))).collect();
+        let source: Vec<T> = (0..200).map(|i| T::from_f64(f64::from(i))).collect();
         for from in 0..20 {
             for to in 0..20 {
                 for length in [0, 1, 3, 15, 16, 17, 31, 64, 100] {
@@ -252,9 +252,9 @@ fn stores_past_the_cache_at_every_alignment() {
 }
 
 fn pair_case<T: Real + Element>(batch: usize, steps: usize, channels: usize, units: f64, threads: &[usize]) {
-    let gates = uniform((3, batch, steps), 0.5, 1).mapv(|x| T::of(x + 0.5));
-    let surprise = uniform((batch, steps, channels), 1.0, 2).mapv(T::of);
-    let start = uniform((2, batch, channels), 1.0, 3).mapv(T::of);
+    let gates = uniform((3, batch, steps), 0.5, 1).mapv(|x| T::from_f64(x + 0.5));
+    let surprise = uniform((batch, steps, channels), 1.0, 2).mapv(T::from_f64);
+    let start = uniform((2, batch, channels), 1.0, 3).mapv(T::from_f64);
     let gate = |i: usize| gates.index_axis(ndarray::Axis(0), i);
     let pair = Pair { learning_rate: gate(0), momentum: gate(1), decay: gate(2), surprise: surprise.view() };
     let run = |algorithm, every_step: bool| {
@@ -270,7 +270,7 @@ fn pair_case<T: Real + Element>(batch: usize, steps: usize, channels: usize, uni
         }
         (state, updates)
     };
-    let (mut last, mut all) = (start.mapv(Real::wide), Array3::<f64>::zeros((batch, steps, channels)));
+    let (mut last, mut all) = (start.mapv(Real::to_f64), Array3::<f64>::zeros((batch, steps, channels)));
     for (sequence, channel) in (0..batch).flat_map(|i| (0..channels).map(move |j| (i, j))) {
         let start = (start.index_axis(ndarray::Axis(0), 0), start.index_axis(ndarray::Axis(0), 1));
         reference::walk_pair(&pair, sequence, channel..channel + 1, start, |t, s, u| {
@@ -279,7 +279,7 @@ fn pair_case<T: Real + Element>(batch: usize, steps: usize, channels: usize, uni
         });
     }
     let largest = all.iter().chain(&last).fold(0.0_f64, |largest, x| largest.max(x.abs()));
-    let bound = units * T::EPS.wide() * largest;
+    let bound = units * T::EPS.to_f64() * largest;
     let first = run(PairAlgorithm::Sequential, true);
     for algorithm in [PairAlgorithm::Sequential, PairAlgorithm::Channels] {
         for &threads in threads {
@@ -289,14 +289,14 @@ fn pair_case<T: Real + Element>(batch: usize, steps: usize, channels: usize, uni
                     format!("{algorithm:?} {batch} × {steps} × {channels}, {threads} threads, {}", T::TYPE);
                 assert_close(
                     &what,
-                    state.mapv(Real::wide).view().into_dyn(),
+                    state.mapv(Real::to_f64).view().into_dyn(),
                     last.view().into_dyn(),
                     bound,
                     0.0,
                 );
                 assert!(state == first.0, "{what}: the bits of the plain loop");
                 if every_step {
-                    let updates = updates.mapv(Real::wide);
+                    let updates = updates.mapv(Real::to_f64);
                     assert_close(&what, updates.view().into_dyn(), all.view().into_dyn(), bound, 0.0);
                 }
             }

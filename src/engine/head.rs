@@ -244,7 +244,7 @@ impl<T: Real> Head<T> {
         };
         rows.clear();
         *bad_read =
-            first_nonfinite(output).and_then(|(row, value)| diverged(row / c, "retrieved", value.wide()));
+            first_nonfinite(output).and_then(|(row, value)| diverged(row / c, "retrieved", value.to_f64()));
         if let Some(storing) = storing {
             let row = |chunk: usize| {
                 let gates = inputs.gates[chunk];

@@ -108,7 +108,7 @@ impl<T: Real> Stream<T> {
         let heads = self.heads.iter_mut().zip(merged.axis_chunks_iter_mut(Axis(1), d)).enumerate();
         heads.collect::<Vec<_>>().into_par_iter().for_each(|(j, (head, output))| {
             let gates = |chunk: usize| -> GateValues {
-                let [step, momentum, decay] = [0, 1, 2].map(|gate| logits[[chunk, gate * h + j]].wide());
+                let [step, momentum, decay] = [0, 1, 2].map(|gate| logits[[chunk, gate * h + j]].to_f64());
                 memory.gates.values(step, momentum, decay)
             };
             let inputs = Inputs {
@@ -277,7 +277,7 @@ impl<T: Real> Projecting<'_, T> {
             let mut means = Array2::zeros((logits.nrows(), self.tokens.ncols()));
             for (chunk, mut mean) in self.tokens.axis_chunks_iter(Axis(0), c).zip(means.rows_mut()) {
                 chunk.rows().into_iter().for_each(|token| mean += &token);
-                mean /= T::of(c as f64);
+                mean /= T::from_f64(c as f64);
             }
             // Not the gemm crate, whose last digit may depend on the number of rows: blocks may end anywhere.
             gates.multiply(means.view(), logits);

@@ -48,9 +48,9 @@ impl<T: Real> Step<T> {
     /// In the element type of a run.
     pub fn of(gates: &GateValues) -> Self {
         Self {
-            learning_rate: T::of(gates.learning_rate),
-            momentum: T::of(gates.momentum),
-            decay: T::of(gates.decay),
+            learning_rate: T::from_f64(gates.learning_rate),
+            momentum: T::from_f64(gates.momentum),
+            decay: T::from_f64(gates.decay),
         }
     }
 }

@@ -82,7 +82,7 @@ pub fn rms_norm<T: Real>(mut rows: ArrayViewMut2<T>, weight: &Array1<T>) {
             for mut row in rows.rows_mut() {
                 let row = row.as_slice_mut().expect("contiguous rows");
                 let root_mean_square = norm(row) / width;
-                let scale = T::of((root_mean_square * root_mean_square + T::EPS.wide()).sqrt().recip());
+                let scale = T::from_f64((root_mean_square * root_mean_square + T::EPS.to_f64()).sqrt().recip());
                 for (x, &w) in row.iter_mut().zip(weight) {
                     *x = *x * scale * w;
                 }

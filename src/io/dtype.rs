@@ -111,7 +111,7 @@ pub(crate) trait Element: Copy {
 /// A floating-point element.
 pub(crate) trait Float: Element {
     /// Exact.
-    fn wide(self) -> f64;
+    fn to_f64(self) -> f64;
     /// NaN, infinite or, in f64, larger than `limit`.
     fn beyond(self, limit: f64) -> bool;
 }
@@ -135,7 +135,7 @@ macro_rules! narrow {
     ($($float:ty),*) => {$(
         impl Float for $float {
             #[inline]
-            fn wide(self) -> f64 {
+            fn to_f64(self) -> f64 {
                 f64::from(self)
             }
             #[inline]
@@ -149,7 +149,7 @@ narrow!(f16, bf16, f32);
 
 impl Float for f64 {
     #[inline]
-    fn wide(self) -> f64 {
+    fn to_f64(self) -> f64 {
         self
     }
     #[inline]
@@ -223,6 +223,6 @@ pub(crate) fn all_beyond(
             .map(move |x| if big { E::read::<true>(x) } else { E::read::<false>(x) })
             .enumerate()
             .filter(move |(_, x)| x.beyond(limit))
-            .map(|(i, x)| (i, x.wide()))
+            .map(|(i, x)| (i, x.to_f64()))
     ))
 }

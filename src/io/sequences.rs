@@ -139,7 +139,7 @@ impl NpySequences {
         mut out: ArrayViewMut2<T>,
     ) {
         // For E = T this is a copy: the compiler folds the widening and the rounding back into nothing.
-        let convert = |bytes: &[u8]| T::of(E::read::<BIG>(bytes).wide());
+        let convert = |bytes: &[u8]| T::from_f64(E::read::<BIG>(bytes).to_f64());
         let Shape { sequences, tokens, dim } = self.shape;
         let data = self.data();
         if self.header.fortran {

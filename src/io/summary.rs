@@ -227,7 +227,7 @@ impl Tally {
 
     fn add_float<E: Float, const BIG: bool>(&mut self, piece: &[u8]) {
         let (mut low, mut high, mut sum, mut finite) = (f64::INFINITY, f64::NEG_INFINITY, 0.0, 0);
-        for x in piece.chunks_exact(E::BYTES).map(|x| E::read::<BIG>(x).wide()) {
+        for x in piece.chunks_exact(E::BYTES).map(|x| E::read::<BIG>(x).to_f64()) {
             if x.is_finite() {
                 low = low.min(x);
                 high = high.max(x);

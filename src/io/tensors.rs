@@ -88,7 +88,7 @@ impl Tensor {
     /// As numbers of a run; f64 is rounded for f32. `None` unless its type is f16, bf16, f32 or f64.
     pub fn to_array<T: Real>(&self) -> Option<ArrayD<T>> {
         fn convert<T: Real, E: Float>(data: &[u8]) -> Vec<T> {
-            data.chunks_exact(E::BYTES).map(|x| T::of(E::read::<false>(x).wide())).collect()
+            data.chunks_exact(E::BYTES).map(|x| T::from_f64(E::read::<false>(x).to_f64())).collect()
         }
         self.dtype.is_float().then(|| {
             let numbers = with_float!(self.dtype, E => convert::<T, E>(&self.data));

@@ -159,7 +159,7 @@ impl Case {
                 observe(Event::Working)?;
                 let (_, error) = pool(threads).install(|| data.error(*algorithm, states));
                 // NaN is wrong.
-                let correct = error <= 2.0 * allowed + units::<T>() * T::EPS.wide() * largest;
+                let correct = error <= 2.0 * allowed + units::<T>() * T::EPS.to_f64() * largest;
                 let timing = if correct {
                     let check = &mut || observe(Event::Working);
                     Some(self.time(&data, *algorithm, states, pool(threads), check)?)
@@ -339,7 +339,7 @@ impl<'a, T: Real + Element> Inputs<'a, T> {
     /// S and U before the first step.
     pub fn start(&self) -> State<T> {
         let BenchShape { batch, channels, .. } = self.case.shape;
-        let state = Array2::from_shape_fn((batch, channels), |(_, c)| T::of(0.5 + (c % 7) as f64 / 8.0));
+        let state = Array2::from_shape_fn((batch, channels), |(_, c)| T::from_f64(0.5 + (c % 7) as f64 / 8.0));
         [state.clone(), state]
     }
 
@@ -393,11 +393,11 @@ impl<'a, T: Real + Element> Inputs<'a, T> {
                 reference::walk_pair(&self.pair(), sequence, part.clone(), starts, |t, s, u| {
                     for ((&s, &u), channel) in s.iter().zip(u).zip(part.clone()) {
                         if algorithm != Algorithm::PairLast {
-                            worst.add(states[[sequence, t, channel]].wide(), u);
+                            worst.add(states[[sequence, t, channel]].to_f64(), u);
                         }
                         if t + 1 == steps {
-                            worst.add(last[0][[sequence, channel]].wide(), s);
-                            worst.add(last[1][[sequence, channel]].wide(), u);
+                            worst.add(last[0][[sequence, channel]].to_f64(), s);
+                            worst.add(last[1][[sequence, channel]].to_f64(), u);
                         }
                     }
                 });
@@ -408,7 +408,7 @@ impl<'a, T: Real + Element> Inputs<'a, T> {
                             Layout::StepsChannels => [sequence, t, channel],
                             Layout::ChannelsSteps => [sequence, channel, t],
                         };
-                        worst.add(states[place].wide(), x);
+                        worst.add(states[place].to_f64(), x);
                     }
                 });
             }
@@ -450,7 +450,7 @@ fn fill<T: Real>(values: &mut [T], low: f64, high: f64) {
         let mut rng = ChaCha8Rng::seed_from_u64(0);
         rng.set_stream(stream as u64);
         for x in values {
-            *x = T::of(low + (high - low) * f64::from(rng.random::<f32>()));
+            *x = T::from_f64(low + (high - low) * f64::from(rng.random::<f32>()));
         }
     });
 }

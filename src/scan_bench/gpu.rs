@@ -95,7 +95,7 @@ impl Case {
             }
             let (_, error) = data.difference(algorithm, states, &last);
             // NaN is wrong.
-            let correct = error <= 2.0 * allowed + units::<T>() * T::EPS.wide() * largest;
+            let correct = error <= 2.0 * allowed + units::<T>() * T::EPS.to_f64() * largest;
             let timing = if correct {
                 let check = &mut || observe(Event::Working);
                 Some(self.time_on(device, &data, algorithm, lot, check)?)

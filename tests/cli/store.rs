@@ -70,7 +70,7 @@ fn rows_are_by_sequence_chunk_and_head() {
 fn same_as_the_engine<T: Real + std::str::FromStr + std::fmt::Debug>(dtype: &str) {
     let case = Golden::all().into_iter().find(|case| case.name == "heads").unwrap();
     let memory = support::memory::<T>(&case);
-    let seq = case.seq.mapv(T::of);
+    let seq = case.seq.mapv(T::from_f64);
     let mut state = memory.initial_state(seq.dim().0);
     let work = Work::Online { read: &seq, store: &seq, probe: true };
     let (collected, _) = support::run(&memory, &mut state, work, seq.dim());
@@ -83,7 +83,7 @@ fn same_as_the_engine<T: Real + std::str::FromStr + std::fmt::Debug>(dtype: &str
         let values = row.quantities().map(|(_, value)| value.unwrap());
         let weights = row.weights.iter().flat_map(|w| [w.surprise, w.momentum_norm, w.update_norm]);
         for (cell, value) in cells[5..].iter().zip(values.into_iter().chain(weights)) {
-            assert!(cell.parse::<T>().is_ok_and(|read| read.wide() == value), "{cell} and {value:?}");
+            assert!(cell.parse::<T>().is_ok_and(|read| read.to_f64() == value), "{cell} and {value:?}");
         }
     }
     assert_eq!(desk.floats("out/retrieved.npy"), support::dyn3(&collected.retrieved));

@@ -175,7 +175,7 @@ fn against_the_oracle<T: Real>(what: &str, device: &dyn Device, case: Case, rel:
     for (seed, tokens) in parts.into_iter().enumerate() {
         let shape = (sequences, tokens, dim);
         let [store, read] = [2, 20].map(|first| uniform(shape, 1.0, first + seed as u64));
-        let [stored, queries] = [&store, &read].map(|part| part.mapv(T::of));
+        let [stored, queries] = [&store, &read].map(|part| part.mapv(T::from_f64));
         let (expected, rows) = reference.online(&read, &store);
         let work = Work::Online { read: &queries, store: &stored, probe: seed == 0 };
         let (got, outcome) = run_on(device, &memory, &mut state, work, shape);
@@ -186,7 +186,7 @@ fn against_the_oracle<T: Real>(what: &str, device: &dyn Device, case: Case, rel:
     }
     assert_state_close(&what, &memory, &state, &reference, rel);
     // As it stands: against the engine on the processor.
-    let queries = uniform((sequences, chunk + 3, dim), 1.0, 9).mapv(T::of);
+    let queries = uniform((sequences, chunk + 3, dim), 1.0, 9).mapv(T::from_f64);
     let (got, _) = run_on(device, &memory, &mut state, Work::Read(&queries), queries.dim());
     let (expected, _) = support::run(&memory, &mut state, Work::Read(&queries), queries.dim());
     assert_close_to_largest(&what, dyn3(&got.retrieved).view(), dyn3(&expected.retrieved).view(), rel);

@@ -58,12 +58,12 @@ fn check<T: Real>(
     let b = Laid::new(b_dim.0, b_dim.1, gap, shared);
     let c = Laid::new(rows, cols, gap, false);
     let drawn = |laid: Laid, seed| -> Vec<T> {
-        uniform((1, 1, laid.elements(batch)), 1.0, seed).iter().map(|&x| T::of(x)).collect()
+        uniform((1, 1, laid.elements(batch)), 1.0, seed).iter().map(|&x| T::from_f64(x)).collect()
     };
     let numbers = [drawn(a, 1), drawn(b, 2)];
     let at = |numbers: &[T], laid: Laid, pair: usize, (i, j): (usize, usize), transposed: bool| {
         let (i, j) = if transposed { (j, i) } else { (i, j) };
-        numbers[pair * laid.stride + i * laid.row + j].wide()
+        numbers[pair * laid.stride + i * laid.row + j].to_f64()
     };
     let places: Vec<_> = (0..batch)
         .flat_map(|pair| (0..rows).flat_map(move |i| (0..cols).map(move |j| (pair, i, j))))
@@ -79,7 +79,7 @@ fn check<T: Real>(
         })
         .collect();
     // Every term of at most 1 and every sum rounds once.
-    let bound = 2.0 * T::EPS.wide() * (depth * depth) as f64 * scale.abs();
+    let bound = 2.0 * T::EPS.to_f64() * (depth * depth) as f64 * scale.abs();
     let mut on_processor: Option<Vec<T>> = None;
     for (name, device) in devices() {
         let device = device.as_ref();
@@ -104,7 +104,7 @@ fn check<T: Real>(
         let all = out.to_vec().unwrap();
         let place = |&(pair, i, j): &(usize, usize, usize)| pair * c.stride + i * c.row + j;
         let got: Vec<T> = places.iter().map(|of| all[place(of)]).collect();
-        let wide: Array1<f64> = got.iter().map(|x| x.wide()).collect();
+        let wide: Array1<f64> = got.iter().map(|&x| x.to_f64()).collect();
         assert_close(&what, wide.view().into_dyn(), expected.view().into_dyn(), bound, 0.0);
         let written = all.iter().filter(|x| !x.is_nan()).count();
         assert_eq!(written, places.len(), "{what}: what lies between is left alone");

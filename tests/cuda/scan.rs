@@ -19,12 +19,12 @@ const CHANNELS: [usize; 4] = [1, 31, 33, 300];
 const UNITS: f64 = 64.0;
 
 fn numbers<T: Real>(count: usize, (low, high): (f64, f64), seed: u64) -> Vec<T> {
-    let number = |x: f64| T::of(f64::midpoint(low, high) + x * (high - low) / 2.0);
+    let number = |x: f64| T::from_f64(f64::midpoint(low, high) + x * (high - low) / 2.0);
     uniform((1, 1, count), 1.0, seed).iter().map(|&x| number(x)).collect()
 }
 
 fn wide<T: Real>(numbers: &[T]) -> Array1<f64> {
-    numbers.iter().map(|x| x.wide()).collect()
+    numbers.iter().map(|&x| x.to_f64()).collect()
 }
 
 fn assert_numbers_close<T: Real>(what: &str, got: &[T], expected: &[f64], bound: f64) {
@@ -38,7 +38,7 @@ fn largest(numbers: &[f64]) -> f64 {
 
 /// What every device made, by name: those of the processor bit for bit the same.
 fn assert_one_result<T: Real>(what: &str, results: &[(&str, Vec<T>)]) {
-    let bits = |numbers: &[T]| -> Vec<u64> { numbers.iter().map(|x| x.wide().to_bits()).collect() };
+    let bits = |numbers: &[T]| -> Vec<u64> { numbers.iter().map(|&x| x.to_f64().to_bits()).collect() };
     let on_processor: Vec<_> = results.iter().filter(|(name, _)| name.starts_with("processor")).collect();
     for pair in on_processor.windows(2) {
         assert!(bits(&pair[0].1) == bits(&pair[1].1), "{what}: the order of threads changes bits");
@@ -120,7 +120,7 @@ impl<T: Real + Element> Case<T> {
 
     fn check(&self, units: f64) {
         let expected = self.expected();
-        let bound = units * T::EPS.wide() * largest(&expected);
+        let bound = units * T::EPS.to_f64() * largest(&expected);
         let results: Vec<_> = devices()
             .iter()
             .map(|(name, device)| {
@@ -259,7 +259,7 @@ fn pair<T: Real + Element>(shape: Shape) {
             });
         }
     }
-    let bound = UNITS * T::EPS.wide() * largest(&all).max(largest(&last));
+    let bound = UNITS * T::EPS.to_f64() * largest(&all).max(largest(&last));
     for every_step in [true, false] {
         let what = format!("{shape:?}, every update: {every_step}, {}", T::TYPE);
         let results: Vec<_> = devices()

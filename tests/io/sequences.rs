@@ -15,7 +15,7 @@ fn open(path: &std::path::Path) -> nmem::Result<NpySequences> {
 
 fn read_all<T: Real>(file: &NpySequences) -> Array3<T> {
     let Shape { sequences, tokens, dim } = file.dims();
-    let mut all = Array3::from_elem((sequences, tokens, dim), T::of(f64::NAN));
+    let mut all = Array3::from_elem((sequences, tokens, dim), T::from_f64(f64::NAN));
     for sequence in 0..sequences {
         file.read_rows(sequence, 0, all.slice_mut(s![sequence, .., ..])).unwrap();
     }

@@ -141,7 +141,7 @@ pub fn parameters<T: Real>(path: &Path) -> Parameters<T> {
 }
 
 pub fn to_type<T: Real>(array: ArrayD<f64>) -> ArrayD<T> {
-    array.mapv(T::of)
+    array.mapv(T::from_f64)
 }
 
 /// Keeps what the engine delivers of sequences that it says are done, and holds it to its contract: sequences are
@@ -267,19 +267,19 @@ impl Drawn {
     }
 
     pub fn parameters<T: Real>(&self) -> Parameters<T> {
-        Parameters::collect(self.dimensions, |name| self.tensors[name].mapv(|x| T::of(f64::from(x))))
+        Parameters::collect(self.dimensions, |name| self.tensors[name].mapv(|x| T::from_f64(f64::from(x))))
     }
 
     pub fn memory<T: Real>(&self) -> Memory<T> {
         let past: Option<Vec<_>> =
-            self.past.as_ref().map(|past| past.iter().map(|w| w.mapv(T::of)).collect());
+            self.past.as_ref().map(|past| past.iter().map(|w| w.mapv(T::from_f64)).collect());
         Memory::new(self.parameters(), self.chunk_size, self.gates, past.as_deref()).unwrap()
     }
 
     /// The oracle, at the ε that `T` has.
     pub fn reference<T: Real>(&self, sequences: usize) -> Reference {
         let past = self.past.as_deref();
-        Reference::new(self.parameters(), self.chunk_size, self.gates, T::EPS.wide(), past, sequences)
+        Reference::new(self.parameters(), self.chunk_size, self.gates, T::EPS.to_f64(), past, sequences)
     }
 }
 
@@ -392,7 +392,7 @@ pub fn golden_results<T: Real>(
     run: impl FnOnce(&Memory<T>, &mut State<T>, Work<'_, T>, (usize, usize, usize)) -> (Collect<T>, Outcome),
 ) -> BTreeMap<String, ArrayD<f64>> {
     let memory = memory::<T>(case);
-    let (read, store) = (case.seq.mapv(T::of), case.stored().mapv(T::of));
+    let (read, store) = (case.seq.mapv(T::from_f64), case.stored().mapv(T::from_f64));
     let sequences = read.dim().0;
     let mut state = memory.initial_state(sequences);
     let work = Work::Online { read: &read, store: &store, probe: false };
@@ -402,7 +402,7 @@ pub fn golden_results<T: Real>(
     results.insert("retrieved".into(), dyn3(&collected.retrieved));
     for (p, w) in memory.weights().iter().enumerate() {
         let update = weight(&state.update, memory.weight_shapes(), p);
-        results.insert(format!("next_weights_{p}"), &update + &w.mapv(Real::wide));
+        results.insert(format!("next_weights_{p}"), &update + &w.mapv(Real::to_f64));
         results.insert(format!("last_update_{p}"), update);
         results.insert(format!("last_momentum_{p}"), weight(&state.momentum, memory.weight_shapes(), p));
     }
@@ -431,11 +431,11 @@ pub fn column(
 pub fn weight<T: Real>(of: &Array3<T>, shapes: &[(usize, usize)], p: usize) -> ArrayD<f64> {
     let offset: usize = shapes[..p].iter().map(|(rows, cols)| rows * cols).sum();
     let (rows, cols) = shapes[p];
-    let part = of.slice(s![.., .., offset..offset + rows * cols]).mapv(Real::wide);
+    let part = of.slice(s![.., .., offset..offset + rows * cols]).mapv(Real::to_f64);
     let (sequences, heads, _) = part.dim();
     part.into_shape_with_order((sequences, heads, rows, cols)).unwrap().into_dyn()
 }
 
 pub fn dyn3<T: Real>(array: &Array3<T>) -> ArrayD<f64> {
-    array.mapv(Real::wide).into_dimensionality::<Ix3>().unwrap().into_dyn()
+    array.mapv(Real::to_f64).into_dimensionality::<Ix3>().unwrap().into_dyn()
 }

@@ -63,7 +63,7 @@ impl Case {
         let mut state = memory.initial_state(sequences);
         let (mut rows, mut reads, mut start) = (Vec::new(), Vec::new(), 0);
         for end in self.cuts.iter().copied().map(Some).chain([None]) {
-            let part = |of: &Array3<f64>| of.slice(s![.., start..end.unwrap_or(of.dim().1), ..]).mapv(T::of);
+            let part = |of: &Array3<f64>| of.slice(s![.., start..end.unwrap_or(of.dim().1), ..]).mapv(T::from_f64);
             let (read, store) = (part(&self.read), part(&self.store));
             start = end.unwrap_or(start);
             let work = Work::Online { read: &read, store: &store, probe: self.probe };
@@ -73,7 +73,7 @@ impl Case {
         }
         rows.sort_by_key(|row| (row.sequence, row.chunk, row.head));
         let views: Vec<_> = reads.iter().map(|read| read.view()).collect();
-        let read = concatenate(Axis(1), &views).expect("parts of one sequence").mapv(Real::wide);
+        let read = concatenate(Axis(1), &views).expect("parts of one sequence").mapv(Real::to_f64);
 
         let mut reference = self.drawn.reference::<T>(sequences);
         let (expected_read, expected_rows) = reference.online(&self.read, &self.store);

@@ -146,8 +146,8 @@ impl<T: Real> Step<'_, T> {
     fn row(&self, measured: &Measured<T>, of: (usize, usize, usize), place: usize) -> ChunkMetrics {
         let [at_w, before, after] = &measured.losses;
         let probed =
-            before.get(place).zip(after.get(place)).map(|(before, after)| [before.wide(), after.wide()]);
-        let [learning_rate, momentum, decay] = [0, 1, 2].map(|gate| measured.steps[place * 3 + gate].wide());
+            before.get(place).zip(after.get(place)).map(|(&before, &after)| [before.to_f64(), after.to_f64()]);
+        let [learning_rate, momentum, decay] = [0, 1, 2].map(|gate| measured.steps[place * 3 + gate].to_f64());
         let gates = GateValues { learning_rate, momentum, decay };
         let of_weight = |norms: &[f64]| Norms {
             surprise: norms[0],
@@ -156,7 +156,7 @@ impl<T: Real> Step<'_, T> {
             weight: norms[3],
         };
         let norms: Vec<_> = measured.norms[place * 16..][..16].chunks(4).map(of_weight).collect();
-        metrics::<T>(of, self.c(), (at_w[place].wide(), probed), gates, &norms)
+        metrics::<T>(of, self.c(), (at_w[place].to_f64(), probed), gates, &norms)
     }
 }
 
@@ -164,5 +164,5 @@ impl<T: Real> Step<'_, T> {
 fn nonfinite<T: Real>(array: &Array<'_, T>, start: usize, number: usize) -> Result<f64> {
     let mut values = vec![T::zero(); number];
     array.download(start, &mut values)?;
-    Ok(values.into_iter().find(|x| !x.is_finite()).map_or(f64::NAN, Real::wide))
+    Ok(values.into_iter().find(|x| !x.is_finite()).map_or(f64::NAN, Real::to_f64))
 }

@@ -253,7 +253,7 @@ impl<T: Real> Step<'_, T> {
             let weight = weight.as_ref().map_or(NOTHING, Array::argument);
             arguments.extend([rows.argument(), weight, Argument::long(*number)]);
         }
-        arguments.extend([Argument::count(self.memory.dimensions.dim), Argument::F64(T::EPS.wide())]);
+        arguments.extend([Argument::count(self.memory.dimensions.dim), Argument::F64(T::EPS.to_f64())]);
         let most = lots.iter().map(|lot| lot.number).fold(0, usize::max);
         self.launch("rms_norm", [most.div_ceil(WARPS), 2, 1], 0, &arguments)
     }

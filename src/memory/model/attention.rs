@@ -107,7 +107,7 @@ fn attend<T: Real>(
     mut hidden: ArrayViewMut2<T>,
 ) {
     let rows = qkv.nrows();
-    let scale = T::of(1.0 / ((qkv.ncols() / 3) as f64).sqrt());
+    let scale = T::from_f64(1.0 / ((qkv.ncols() / 3) as f64).sqrt());
     let length = attention.ncols();
     let mut attention = attention.slice_mut(s![..rows, ..]);
     let chunks = qkv.axis_chunks_iter(Axis(0), chunk);
@@ -145,7 +145,7 @@ fn attend_backward<T: Real>(
         let out = da.slice_mut(s![tile.clone(), ..tile.end]);
         matmul(out, d_hidden.slice(s![tile.clone(), ..]), v.slice(s![..tile.end, ..]).t());
     }
-    let scale = T::of(1.0 / (d as f64).sqrt());
+    let scale = T::from_f64(1.0 / (d as f64).sqrt());
     vectorised(
         #[inline(always)]
         || {
@@ -258,7 +258,7 @@ impl<T: Real> MemoryModel<T> for Attention {
 
         weights.output.multiply(activated.view(), d_output.view_mut());
         let width = d as f64;
-        let twice = T::of(2.0 / d as f64);
+        let twice = T::from_f64(2.0 / d as f64);
         vectorised(
             #[inline(always)]
             || {
