@@ -4,7 +4,7 @@
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use ndarray::{Array2, Array3, s};
-use nmem::engine::strip::{Columns, Reading, Step, Stored, Strip, Walk};
+use nmem::engine::panel::{FusedUpdate, Panel, PanelColumns, Reading, Step, StoredChunks};
 use nmem::engine::{Discard, Engine, Memory, Work};
 use nmem::memory::model::{Attention, Factors, MemoryModel};
 use nmem::memory::parameters::{Init, draw};
@@ -40,23 +40,23 @@ fn packed(bencher: Bencher, d: usize) {
         .bench_local(|| weights.multiply(black_box(rows.view()), out.view_mut()));
 }
 
-/// One strip through a block: read, stored, or both.
-fn walk(bencher: Bencher, (d, chunk): (usize, usize), reading: bool, storing: bool) {
+/// One column panel through a block: read, stored, or both.
+fn fused_update(bencher: Bencher, (d, chunk): (usize, usize), reading: bool, storing: bool) {
     let (base, keys, cotangents) = (uniform(d, d), uniform(BLOCK, d), uniform(BLOCK, d));
-    let columns = &Columns::all(&[(d, d)])[0];
-    let base = columns.strip(base.as_slice().expect("contiguous"));
-    let mut strip = Strip::new(columns, true);
+    let columns = &PanelColumns::all(&[(d, d)])[0];
+    let base = columns.panel(base.as_slice().expect("contiguous"));
+    let mut panel = Panel::new(columns, true);
     let mut out = Array2::zeros((BLOCK, columns.width));
     let steps = vec![Step { learning_rate: 1e-3, momentum: 0.5, decay: 0.5 }; BLOCK / chunk];
     let cotangents = cotangents.slice(s![.., ..columns.width]);
     let work = BLOCK * d * columns.width * (usize::from(reading) + usize::from(storing));
     bencher.counter(ItemsCount::new(work)).bench_local(|| {
-        let stored = Stored { steps: &steps, inputs: keys.view(), cotangents };
+        let stored = StoredChunks { steps: &steps, inputs: keys.view(), cotangents };
         let queries = Reading { inputs: keys.view(), outputs: out.view_mut(), after: false };
-        Walk {
+        FusedUpdate {
             chunk,
             base: &base,
-            strip: &mut strip,
+            panel: &mut panel,
             stored: storing.then_some(stored),
             readings: if reading { vec![queries] } else { Vec::new() },
         }
@@ -65,18 +65,18 @@ fn walk(bencher: Bencher, (d, chunk): (usize, usize), reading: bool, storing: bo
 }
 
 #[divan::bench(args = SHAPES)]
-fn walk_reading(bencher: Bencher, shape: (usize, usize)) {
-    walk(bencher, shape, true, false);
+fn fused_update_reading(bencher: Bencher, shape: (usize, usize)) {
+    fused_update(bencher, shape, true, false);
 }
 
 #[divan::bench(args = SHAPES)]
-fn walk_storing(bencher: Bencher, shape: (usize, usize)) {
-    walk(bencher, shape, false, true);
+fn fused_update_storing(bencher: Bencher, shape: (usize, usize)) {
+    fused_update(bencher, shape, false, true);
 }
 
 #[divan::bench(args = SHAPES)]
-fn walk_both(bencher: Bencher, shape: (usize, usize)) {
-    walk(bencher, shape, true, true);
+fn fused_update_both(bencher: Bencher, shape: (usize, usize)) {
+    fused_update(bencher, shape, true, true);
 }
 
 /// Losses and gradients at W of a group of rows.
@@ -91,7 +91,7 @@ fn gradients(bencher: Bencher, (d, chunk): (usize, usize)) {
     let mut losses = vec![0.0; GROUP];
     bencher.counter(ItemsCount::new(GROUP * (5 * d * d + 3 * (chunk + 1) * d))).bench_local(|| {
         let mut group = factors.groups(GROUP, GROUP).remove(0);
-        model.surprise(&weights, keys.view(), values, chunk, &mut losses, &mut group, &mut scratch);
+        model.loss_and_gradient(&weights, keys.view(), values, chunk, &mut losses, &mut group, &mut scratch);
     });
 }
 

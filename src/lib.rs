@@ -5,7 +5,7 @@
 //! In reading order:
 //!
 //! - [`memory`]: the mathematics, with its legend of symbols and the oracle in plain loops;
-//! - [`engine`]: how the maths is run: blocks, strips, streaming, threads;
+//! - [`engine`]: how the maths is run: blocks, column panels, streaming, threads;
 //! - [`scan`]: linear recurrences on their own, over whole sequences; [`scan_bench`] times them;
 //! - [`sequence`], [`real`]: what tokens and numbers are to all of these;
 //! - [`io`]: one file a format; [`metrics`]: the rows of metrics.csv; [`storage`]: all that is written to disk, whole or not at all;

@@ -1,8 +1,8 @@
-//! Matrices that are multiplied by again and again: weights, cut once into strips of columns as the products' inner
+//! Matrices that are multiplied by again and again: weights, cut once into column panels as the products' inner
 //! loop wants them. The gemm crate arranges its right-hand side anew at every call, which at a few hundred rows
 //! (what stays in cache) was 8 % of a run with heads of 64; its own rate is no higher.
 //!
-//! The inner loop is also that of the engine's strips, whose weights move.
+//! The inner loop is also that of the engine's panels, whose weights move.
 
 #![expect(clippy::inline_always, reason = "compiled once per instruction set, as part of what is dispatched")]
 #![expect(clippy::needless_range_loop, reason = "tiles stay in registers where constants index them")]
@@ -15,17 +15,17 @@ use pulp::{Arch, Simd, WithSimd};
 use crate::real::Real;
 use crate::simd::Lanes;
 
-/// Columns of a strip: two AVX-512 registers of f32. With 8 rows that is 16 sums in flight, enough to hide the
+/// Columns of a panel: two AVX-512 registers of f32. With 8 rows that is 16 sums in flight, enough to hide the
 /// latency of a multiply-add, and 2 + 8 loads for 16 of them. AVX2 takes them in two pieces, 6 rows at a time: 12 sums,
 /// two weights and a broadcast fit its 16 registers.
 pub const WIDTH: usize = 32;
 
-/// A row of a strip. Columns past the matrix's own are zero.
+/// A row of a column panel. Columns past the matrix's own are zero.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
-pub struct Row<T>(pub [T; WIDTH]);
+pub struct PanelRow<T>(pub [T; WIDTH]);
 
-impl<T: Real> Row<T> {
+impl<T: Real> PanelRow<T> {
     /// All columns zero.
     pub const ZERO: Self = Self([T::ZERO; WIDTH]);
 
@@ -46,40 +46,40 @@ impl<T: Real> Row<T> {
     }
 }
 
-/// A matrix (in, out) in strips.
+/// A matrix (in, out) in column panels.
 #[derive(Clone, Debug)]
 pub struct Packed<T> {
     rows: usize,
     cols: usize,
-    /// `rows` rows of the first strip, then of the second, …
-    strips: Vec<Row<T>>,
+    /// `rows` rows of the first panel, then of the second, …
+    panels: Vec<PanelRow<T>>,
 }
 
 impl<T: Real> Packed<T> {
     /// What it takes, padding included.
     pub fn bytes(&self) -> usize {
-        size_of_val(&self.strips[..])
+        size_of_val(&self.panels[..])
     }
 
     /// Cuts up a matrix (in, out) of at least one row.
     pub fn new(matrix: ArrayView2<T>) -> Self {
         let (rows, cols) = matrix.dim();
-        let strip = |start: usize| matrix.rows().into_iter().map(move |row| (start, row));
-        let strips = (0..cols).step_by(WIDTH).flat_map(strip);
-        let strips = strips.map(|(start, row)| Row::padded(row.iter().skip(start).take(WIDTH).copied()));
-        Self { rows, cols, strips: strips.collect() }
+        let panel = |start: usize| matrix.rows().into_iter().map(move |row| (start, row));
+        let panels = (0..cols).step_by(WIDTH).flat_map(panel);
+        let panels = panels.map(|(start, row)| PanelRow::padded(row.iter().skip(start).take(WIDTH).copied()));
+        Self { rows, cols, panels: panels.collect() }
     }
 
-    /// From its strips: `rows` rows of the first, then of the second, …
-    pub fn from_strips(rows: usize, cols: usize, strips: Vec<Row<T>>) -> Self {
-        assert_eq!(strips.len(), rows * cols.div_ceil(WIDTH), "strips of ({rows}, {cols})");
-        Self { rows, cols, strips }
+    /// From its panels: `rows` rows of the first, then of the second, …
+    pub fn from_panels(rows: usize, cols: usize, panels: Vec<PanelRow<T>>) -> Self {
+        assert_eq!(panels.len(), rows * cols.div_ceil(WIDTH), "panels of ({rows}, {cols})");
+        Self { rows, cols, panels }
     }
 
     /// The matrix that was cut up.
     pub fn to_matrix(&self) -> Array2<T> {
         Array2::from_shape_fn((self.rows, self.cols), |(row, col)| {
-            self.strips[col / WIDTH * self.rows + row].0[col % WIDTH]
+            self.panels[col / WIDTH * self.rows + row].0[col % WIDTH]
         })
     }
 
@@ -100,14 +100,14 @@ impl<T: Real> Packed<T> {
 }
 
 /// `out ← lower V`: (rows, d) from a lower triangle (rows, rows) that has zeros above its diagonal, and V (rows, d).
-/// `strip` is room for V's.
+/// `panel` is space for V's.
 pub fn multiply_lower<T: Real>(
     lower: ArrayView2<T>,
     values: ArrayView2<T>,
     out: ArrayViewMut2<T>,
-    strip: &mut Vec<Row<T>>,
+    panel: &mut Vec<PanelRow<T>>,
 ) {
-    triangular(false, lower, values, out, strip);
+    triangular(false, lower, values, out, panel);
 }
 
 /// `out ← lowerᵀ V`
@@ -115,9 +115,9 @@ pub fn multiply_lower_transposed<T: Real>(
     lower: ArrayView2<T>,
     values: ArrayView2<T>,
     out: ArrayViewMut2<T>,
-    strip: &mut Vec<Row<T>>,
+    panel: &mut Vec<PanelRow<T>>,
 ) {
-    triangular(true, lower, values, out, strip);
+    triangular(true, lower, values, out, panel);
 }
 
 fn triangular<T: Real>(
@@ -125,16 +125,16 @@ fn triangular<T: Real>(
     lower: ArrayView2<T>,
     values: ArrayView2<T>,
     out: ArrayViewMut2<T>,
-    strip: &mut Vec<Row<T>>,
+    panel: &mut Vec<PanelRow<T>>,
 ) {
     let rows = values.nrows();
     assert_eq!((lower.dim(), out.dim()), ((rows, rows), values.dim()), "shapes of a product");
-    grow(strip, rows);
-    Arch::new().dispatch(Triangular { transposed, lower, values, out, strip });
+    grow(panel, rows);
+    Arch::new().dispatch(Triangular { transposed, lower, values, out, panel });
 }
 
 /// `out ← factor · A Bᵀ` on and below the diagonal, for A and B (rows, in) and `out` (rows, rows). Above the diagonal some
-/// numbers are written, others left. `strip` is room for Bᵀ.
+/// numbers are written, others left. `panel` is space for Bᵀ.
 ///
 /// Each number depends on its row of A and its row of B alone, whatever `rows` is: the gemm crate rounds by shape, and the
 /// rows of a chunk must not depend on how many follow.
@@ -143,18 +143,18 @@ pub fn multiply_transposed_lower<T: Real>(
     a: ArrayView2<T>,
     b: ArrayView2<T>,
     out: ArrayViewMut2<T>,
-    strip: &mut Vec<Row<T>>,
+    panel: &mut Vec<PanelRow<T>>,
 ) {
     let (rows, depth) = a.dim();
     assert_eq!((b.dim(), out.dim()), ((rows, depth), (rows, rows)), "shapes of a product");
-    grow(strip, depth);
-    Arch::new().dispatch(TransposedLower { factor, a, b, out, strip });
+    grow(panel, depth);
+    Arch::new().dispatch(TransposedLower { factor, a, b, out, panel });
 }
 
-/// Never shrinks: the products of a chunk take turns with strips of different lengths.
-fn grow<T: Real>(strip: &mut Vec<Row<T>>, rows: usize) {
-    if strip.len() < rows {
-        strip.resize(rows, Row::ZERO);
+/// Never shrinks: the products of a chunk take turns with panels of different lengths.
+fn grow<T: Real>(panel: &mut Vec<PanelRow<T>>, rows: usize) {
+    if panel.len() < rows {
+        panel.resize(rows, PanelRow::ZERO);
     }
 }
 
@@ -163,7 +163,7 @@ struct TransposedLower<'a, T> {
     a: ArrayView2<'a, T>,
     b: ArrayView2<'a, T>,
     out: ArrayViewMut2<'a, T>,
-    strip: &'a mut [Row<T>],
+    panel: &'a mut [PanelRow<T>],
 }
 
 impl<T: Real> WithSimd for TransposedLower<'_, T> {
@@ -171,21 +171,21 @@ impl<T: Real> WithSimd for TransposedLower<'_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { factor, a, b, mut out, strip } = self;
+        let Self { factor, a, b, mut out, panel } = self;
         let (rows, depth) = a.dim();
         let lanes = WIDTH / pieces::<T, S>();
         for start in (0..rows).step_by(WIDTH) {
             let width = WIDTH.min(rows - start);
             for j in 0..width {
                 let row = b.row(start + j).to_slice().expect("contiguous rows");
-                for (to, &x) in strip.iter_mut().zip(row) {
+                for (to, &x) in panel.iter_mut().zip(row) {
                     to.0[j] = factor * x;
                 }
             }
             for piece in 0..width.div_ceil(lanes) {
                 let columns = start + piece * lanes..start + width.min((piece + 1) * lanes);
                 in_tiles!(S, columns.start..rows, |first, ROWS| {
-                    let tile = tile::<T, S, ROWS>(simd, a, first, depth, |k| pair::<T, S>(&strip[k], piece));
+                    let tile = tile::<T, S, ROWS>(simd, a, first, depth, |k| pair::<T, S>(&panel[k], piece));
                     store(simd, &tile, &mut out, first, columns.clone());
                 });
             }
@@ -204,13 +204,13 @@ impl<T: Real> WithSimd for Product<'_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { packed: Packed { rows, strips, .. }, inputs, mut out } = self;
-        for (i, strip) in strips.chunks_exact(*rows).enumerate() {
+        let Self { packed: Packed { rows, panels, .. }, inputs, mut out } = self;
+        for (i, panel) in panels.chunks_exact(*rows).enumerate() {
             let start = i * WIDTH;
             let width = WIDTH.min(out.ncols() - start);
             let mut out = out.slice_mut(s![.., start..start + width]);
-            multiply(simd, inputs, 0..inputs.nrows(), strip.len(), &mut out, |k, piece| {
-                pair::<T, S>(&strip[k], piece)
+            multiply(simd, inputs, 0..inputs.nrows(), panel.len(), &mut out, |k, piece| {
+                pair::<T, S>(&panel[k], piece)
             });
         }
     }
@@ -221,7 +221,7 @@ struct Triangular<'a, T> {
     lower: ArrayView2<'a, T>,
     values: ArrayView2<'a, T>,
     out: ArrayViewMut2<'a, T>,
-    strip: &'a mut [Row<T>],
+    panel: &'a mut [PanelRow<T>],
 }
 
 impl<T: Real> WithSimd for Triangular<'_, T> {
@@ -229,17 +229,17 @@ impl<T: Real> WithSimd for Triangular<'_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { transposed, lower, values, mut out, strip } = self;
+        let Self { transposed, lower, values, mut out, panel } = self;
         let (rows, cols) = values.dim();
         let lanes = WIDTH / pieces::<T, S>();
         for start in (0..cols).step_by(WIDTH) {
             let width = WIDTH.min(cols - start);
-            for (to, from) in strip.iter_mut().zip(values.rows()) {
+            for (to, from) in panel.iter_mut().zip(values.rows()) {
                 to.fill_from(&from.to_slice().expect("contiguous rows")[start..start + width]);
             }
             for piece in 0..width.div_ceil(lanes) {
                 let columns = start + piece * lanes..start + width.min((piece + 1) * lanes);
-                let weights = |k: usize| pair::<T, S>(&strip[k], piece);
+                let weights = |k: usize| pair::<T, S>(&panel[k], piece);
                 // Past the end of a tile's rows the triangle is zero, before its start its transpose is.
                 in_tiles!(S, 0..rows, |first, ROWS| {
                     let tile = if transposed {
@@ -257,14 +257,14 @@ impl<T: Real> WithSimd for Triangular<'_, T> {
 /// Sums of a tile: `ROWS` rows of two vectors.
 pub type Tile<T, S, const ROWS: usize> = [[<T as Lanes>::Vector<S>; 2]; ROWS];
 
-/// Pairs of vectors that a row of a strip has.
+/// Pairs of vectors that a row of a panel has.
 pub const fn pieces<T: Real, S: Simd>() -> usize {
     WIDTH * size_of::<T>() / (2 * size_of::<T::Vector<S>>())
 }
 
 /// One of the [`pieces`] of a row.
 #[inline(always)]
-pub fn pair<T: Real, S: Simd>(row: &Row<T>, piece: usize) -> [T::Vector<S>; 2] {
+pub fn pair<T: Real, S: Simd>(row: &PanelRow<T>, piece: usize) -> [T::Vector<S>; 2] {
     let vectors = T::vectors::<S>(&row.0);
     [vectors[2 * piece], vectors[2 * piece + 1]]
 }
@@ -293,7 +293,7 @@ macro_rules! in_tiles {
 }
 pub(crate) use in_tiles;
 
-/// `outputs[range] ← inputs[range] W` for a strip W of `depth` rows, of which `weights` gives one at a time.
+/// `outputs[range] ← inputs[range] W` for a panel W of `depth` rows, of which `weights` gives one at a time.
 #[inline(always)]
 pub fn multiply<T: Real, S: Simd>(
     simd: S,
@@ -464,8 +464,8 @@ mod tests {
             };
             everywhere!(|name, simd| {
                 let mut out = Array2::from_elem((rows, rows), f32::NAN);
-                let mut strip = vec![Row([f32::NAN; WIDTH]); depth];
-                let product = TransposedLower { factor: 0.5, a, b, out: out.view_mut(), strip: &mut strip };
+                let mut panel = vec![PanelRow([f32::NAN; WIDTH]); depth];
+                let product = TransposedLower { factor: 0.5, a, b, out: out.view_mut(), panel: &mut panel };
                 Simd::vectorize(simd, product);
                 let got = below(&out.mapv(f64::from)).mapv(|x| x as f32);
                 assert_product(name, got.view(), below(&expected).view());
@@ -490,9 +490,9 @@ mod tests {
                 everywhere!(|name, simd| {
                     let mut out = Array2::from_elem((rows, cols + 5), f32::NAN);
                     // Larger than need be, and what was there before.
-                    let mut strip = vec![Row([f32::NAN; WIDTH]); rows];
+                    let mut panel = vec![PanelRow([f32::NAN; WIDTH]); rows];
                     let (lower, out_view) = (lower.view(), out.slice_mut(s![.., ..cols]));
-                    let product = Triangular { transposed, lower, values, out: out_view, strip: &mut strip };
+                    let product = Triangular { transposed, lower, values, out: out_view, panel: &mut panel };
                     Simd::vectorize(simd, product);
                     assert_product(&format!("{name}, transposed {transposed}"), out.view(), expected.view());
                 });

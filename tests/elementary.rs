@@ -52,7 +52,8 @@ fn against_plain<T: Real>() {
             }
             T::causal_softmax(&mut chunk, length);
             for (r, row) in chunk.chunks_exact(length).enumerate() {
-                let largest = given[..=r].iter().fold(f64::NEG_INFINITY, |largest, &x| largest.max(x.to_f64()));
+                let largest =
+                    given[..=r].iter().fold(f64::NEG_INFINITY, |largest, &x| largest.max(x.to_f64()));
                 let exps: Vec<f64> = given[..=r].iter().map(|&x| (x.to_f64() - largest).exp()).collect();
                 let sum: f64 = exps.iter().sum();
                 let mut expected: Vec<f64> = exps.iter().map(|e| e / sum).collect();

@@ -195,7 +195,7 @@ fn probe_starts_at_the_loss() {
     }
 }
 
-/// Sides of their own: longer and shorter by less than a chunk, by chunks, by blocks, and none at all.
+/// Streams of their own: longer and shorter by less than a chunk, by chunks, by blocks, and none at all.
 #[test]
 fn read_and_stored_sequences_differ() {
     let drawn = Drawn::new((5, 2, 4), 8, Init::Xavier, 71).past(0.3, 72);

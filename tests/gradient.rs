@@ -97,7 +97,7 @@ impl Case {
         let (keys, values) = (self.keys.view(), self.values.view());
         let weights = model.prepare(weights);
         let mut group = factors.groups(rows, rows).remove(0);
-        model.surprise(&weights, keys, values, self.chunk, &mut losses, &mut group, &mut scratch);
+        model.loss_and_gradient(&weights, keys, values, self.chunk, &mut losses, &mut group, &mut scratch);
         let mut gradients = Vec::new();
         for range in self.chunks() {
             let product = |a: ArrayView2<f64>, b: &Array2<f64>, columns: Range<usize>| {

@@ -6,7 +6,7 @@ mod support;
 use ndarray::{Array2, Array3, Axis, concatenate, s};
 use nmem::engine::{Memory, Work};
 use nmem::memory::parameters::Init;
-use nmem::memory::state::Side;
+use nmem::memory::state::StreamPosition;
 use nmem::memory::{Gates, State};
 use nmem::metrics::ChunkMetrics;
 use nmem::real::Real;
@@ -127,8 +127,12 @@ fn online_in_pieces<T: Real>() {
         }
         let kept = all.dim().1 / CHUNK * CHUNK;
         let left_over = all.slice(s![.., kept.., ..]).to_owned();
-        let side = Side { tokens: all.dim().1, left_over };
-        assert_eq!((&parts.state.stored, &parts.state.read), (&side, &side), "{lengths:?}: tokens kept");
+        let position = StreamPosition { tokens: all.dim().1, left_over };
+        assert_eq!(
+            (&parts.state.stored, &parts.state.read),
+            (&position, &position),
+            "{lengths:?}: tokens kept"
+        );
         parts.assert_same(&format!("online in {lengths:?}, {}", T::TYPE), &whole);
     }
 }
@@ -207,7 +211,7 @@ fn pieces_against_the_oracle() {
     }
 }
 
-/// A stored sequence of its own: at the end of each call both sides have as many complete chunks, and left-overs of
+/// A stored sequence of its own: at the end of each call both streams have as many complete chunks, and left-overs of
 /// their own.
 #[test]
 fn two_sequences_in_pieces() {
@@ -268,7 +272,7 @@ fn plain_stores_in_pieces() {
     }
 }
 
-/// Left-overs of both sides outlive a plain store: it follows each with the same tokens.
+/// Left-overs of both streams outlive a plain store: it follows each with the same tokens.
 #[test]
 fn online_then_store() {
     let (read, store, more) = (tokens::<f64>(13, 9), tokens::<f64>(11, 10), tokens::<f64>(9, 11));
@@ -301,18 +305,19 @@ fn sequences_do_not_touch_each_other() {
     }
 }
 
-/// Any stretch of a side: from what is left over, from what follows, and from both.
+/// Any stretch of a stream: from what is left over, from what follows, and from both.
 #[test]
 fn rows_of_a_side() {
     let all = tokens::<f64>(20, 15);
     let (first, kept, before) = (10, 4, 14);
     let given = all.slice(s![.., before.., ..]).to_owned();
-    let side = Side { tokens: before, left_over: all.slice(s![.., first..before, ..]).to_owned() };
-    assert_eq!((side.left_over.dim().1, side.chunks(CHUNK)), (kept, 2));
+    let position =
+        StreamPosition { tokens: before, left_over: all.slice(s![.., first..before, ..]).to_owned() };
+    assert_eq!((position.left_over.dim().1, position.chunks(CHUNK)), (kept, 2));
     for (start, end) in (first..=20).flat_map(|start| (start..=20).map(move |end| (start, end))) {
         for sequence in 0..SEQUENCES {
             let mut rows = Array2::from_elem((end - start, DIM), f64::NAN);
-            side.read_rows(&given, sequence, start, rows.view_mut()).unwrap();
+            position.read_rows(&given, sequence, start, rows.view_mut()).unwrap();
             assert_eq!(rows, all.slice(s![sequence, start..end, ..]), "sequence {sequence}, {start}..{end}");
         }
     }

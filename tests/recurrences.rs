@@ -8,7 +8,7 @@ mod support;
 use ndarray::{Array2, ArrayView2, s};
 use nmem::engine::Work;
 use nmem::engine::norm::norm;
-use nmem::engine::strip::{Columns, Norms, Reading, Step, Stored, Strip, Walk};
+use nmem::engine::panel::{FusedUpdate, Norms, Panel, PanelColumns, Reading, Step, StoredChunks};
 use nmem::memory::parameters::Init;
 use nmem::real::Real;
 use proptest::collection::vec;
@@ -35,14 +35,14 @@ fn norm_bound<T: Real>() -> f64 {
     64.0 * T::EPS.to_f64()
 }
 
-/// How the elements lie in their weight: in one row, across strips, or in one column, down a strip.
+/// How the elements lie in their weight: in one row, across panels, or in one column, down a panel.
 #[derive(Clone, Copy, Debug)]
 enum Lie {
     Row,
     Column,
 }
 
-/// One chunk of one token through the strips of a weight that holds the elements: its g is the outer product of a 1
+/// One chunk of one token through the panels of a weight that holds the elements: its g is the outer product of a 1
 /// and the surprise.
 fn step_in<T: Real>(
     lie: Lie,
@@ -61,16 +61,16 @@ fn step_in<T: Real>(
     };
     let mut norms = Vec::new();
     let mut start = 0;
-    for columns in Columns::all(&[shape]) {
-        let base = columns.strip(weights);
-        let mut strip = Strip::new(&columns, true);
-        strip.load(&columns, update, momentum);
+    for columns in PanelColumns::all(&[shape]) {
+        let base = columns.panel(weights);
+        let mut panel = Panel::new(&columns, true);
+        panel.load(&columns, update, momentum);
         let cotangents = b.slice(s![.., start..start + columns.width]);
         start += columns.width;
-        let stored = Some(Stored { steps: &[step], inputs: a, cotangents });
-        Walk { chunk: 1, base: &base, strip: &mut strip, stored, readings: Vec::new() }.run();
-        norms.extend_from_slice(&strip.norms);
-        strip.save(&columns, update, momentum);
+        let stored = Some(StoredChunks { steps: &[step], inputs: a, cotangents });
+        FusedUpdate { chunk: 1, base: &base, panel: &mut panel, stored, readings: Vec::new() }.run();
+        norms.extend_from_slice(&panel.norms);
+        panel.save(&columns, update, momentum);
     }
     Norms::joined(norms.into_iter())
 }
@@ -89,7 +89,11 @@ fn values<T: Real>(length: usize, size: f64, seed: u64) -> Vec<T> {
 }
 
 fn coefficients<T: Real>([learning_rate, momentum, decay]: [f64; 3]) -> Step<T> {
-    Step { learning_rate: T::from_f64(learning_rate), momentum: T::from_f64(momentum), decay: T::from_f64(decay) }
+    Step {
+        learning_rate: T::from_f64(learning_rate),
+        momentum: T::from_f64(momentum),
+        decay: T::from_f64(decay),
+    }
 }
 
 fn widen<T: Real>(values: &[T]) -> Vec<f64> {
@@ -221,7 +225,8 @@ proptest! {
 }
 
 fn norm_at<T: Real>(length: usize, size: f64, seed: u64) {
-    let values: Vec<T> = uniform((1, 1, length), 1.0, seed).into_iter().map(|x| T::from_f64(size * x)).collect();
+    let values: Vec<T> =
+        uniform((1, 1, length), 1.0, seed).into_iter().map(|x| T::from_f64(size * x)).collect();
     let what = format!("norm of {length} of {size:e}, {}", T::TYPE);
     assert_norm(&what, norm(&values), plain_norm(&values), norm_bound::<T>());
 }
@@ -343,8 +348,8 @@ proptest! {
     }
 }
 
-/// A walk that reads and stores, on one instruction set: what was read, U, S and the norms, in f64.
-fn walk_on<T: Real>(run: impl FnOnce(Walk<'_, T>)) -> Vec<f64> {
+/// A fused update that reads and stores, on one instruction set: what was read, U, S and the norms, in f64.
+fn run_fused_update<T: Real>(run: impl FnOnce(FusedUpdate<'_, T>)) -> Vec<f64> {
     let (shape, chunk, tokens) = ((45, 37), 5, 23);
     let matrix = |rows: usize, cols: usize, seed: u64| {
         uniform((1, rows, cols), 1.0, seed).mapv(T::from_f64).remove_axis(ndarray::Axis(0))
@@ -352,36 +357,36 @@ fn walk_on<T: Real>(run: impl FnOnce(Walk<'_, T>)) -> Vec<f64> {
     let elements = shape.0 * shape.1;
     let (weights, update, momentum) =
         (values::<T>(elements, 1.0, 1), values::<T>(elements, 1.0, 2), values::<T>(elements, 1.0, 3));
-    let columns = Columns::all(&[shape])[1];
-    let base = columns.strip(&weights);
-    let mut strip = Strip::new(&columns, true);
-    strip.load(&columns, &update, &momentum);
+    let columns = PanelColumns::all(&[shape])[1];
+    let base = columns.panel(&weights);
+    let mut panel = Panel::new(&columns, true);
+    panel.load(&columns, &update, &momentum);
     let (queries, keys) = (matrix(tokens, shape.0, 4), matrix(tokens, shape.0, 5));
     let cotangents = matrix(tokens, columns.width, 6);
     let steps = [coefficients([0.1, 0.7, 0.2]); 4];
     let [mut before, mut after] = [(); 2].map(|()| Array2::from_elem((tokens, columns.width), T::nan()));
     let reading = |inputs, outputs, after| Reading { inputs, outputs, after };
-    run(Walk {
+    run(FusedUpdate {
         chunk,
         base: &base,
-        strip: &mut strip,
-        stored: Some(Stored { steps: &steps, inputs: keys.view(), cotangents: cotangents.view() }),
+        panel: &mut panel,
+        stored: Some(StoredChunks { steps: &steps, inputs: keys.view(), cotangents: cotangents.view() }),
         readings: vec![
             reading(queries.view(), before.view_mut(), false),
             reading(queries.view(), after.view_mut(), true),
         ],
     });
     let [mut u, mut s] = [(); 2].map(|()| vec![T::zero(); elements]);
-    strip.save(&columns, &mut u, &mut s);
-    let norms = strip.norms.iter().flat_map(|n| [n.surprise, n.momentum, n.update, n.weight]);
+    panel.save(&columns, &mut u, &mut s);
+    let norms = panel.norms.iter().flat_map(|n| [n.surprise, n.momentum, n.update, n.weight]);
     before.iter().chain(&after).chain(&u).chain(&s).map(|&x| x.to_f64()).chain(norms).collect()
 }
 
 /// Tiles of 8, 4, 2 and 1 rows, columns that fill no register, a chunk cut short: the same on all instruction sets.
 #[test]
-fn every_instruction_set_walks_alike() {
-    let expected = walk_on::<f64>(|walk| {
-        walk.run();
+fn instruction_sets_agree() {
+    let expected = run_fused_update::<f64>(|fused_update| {
+        fused_update.run();
     });
     assert!(expected.iter().all(|x| x.is_finite()));
     let array = |of: &[f64]| ndarray::arr1(of).into_dyn();
@@ -389,17 +394,25 @@ fn every_instruction_set_walks_alike() {
         assert_close_to_largest(name, array(got).view(), array(&expected).view(), 100.0 * eps);
     };
     let (narrow, wide) = (f32::EPS.to_f64(), f64::EPS);
-    check("scalar f32", &walk_on::<f32>(|walk| Simd::vectorize(pulp::Scalar::new(), walk)), narrow);
-    check("scalar f64", &walk_on::<f64>(|walk| Simd::vectorize(pulp::Scalar::new(), walk)), wide);
+    check(
+        "scalar f32",
+        &run_fused_update::<f32>(|update| Simd::vectorize(pulp::Scalar::new(), update)),
+        narrow,
+    );
+    check(
+        "scalar f64",
+        &run_fused_update::<f64>(|update| Simd::vectorize(pulp::Scalar::new(), update)),
+        wide,
+    );
     #[cfg(target_arch = "x86_64")]
     if let Some(simd) = pulp::x86::V3::try_new() {
-        check("AVX2 f32", &walk_on::<f32>(|walk| Simd::vectorize(simd, walk)), narrow);
-        check("AVX2 f64", &walk_on::<f64>(|walk| Simd::vectorize(simd, walk)), wide);
+        check("AVX2 f32", &run_fused_update::<f32>(|update| Simd::vectorize(simd, update)), narrow);
+        check("AVX2 f64", &run_fused_update::<f64>(|update| Simd::vectorize(simd, update)), wide);
     }
     check(
         "the best, f32",
-        &walk_on::<f32>(|walk| {
-            walk.run();
+        &run_fused_update::<f32>(|fused_update| {
+            fused_update.run();
         }),
         narrow,
     );

@@ -5,7 +5,8 @@
 // tokens of a chunk. Matrices are row-major. Sums that end in a norm or a loss are joined in f64.
 //
 //   scan_channels, scan_pair, scan_rows    the recurrences on their own (src/scan/cuda.rs)
-//   span_ends, span_starts, walk           the memory: S, U and reads, chunk by chunk (src/engine/cuda.rs)
+//   segment_ends, segment_starts,
+//   fused_update                           the memory: S, U and reads, chunk by chunk (src/engine/cuda.rs)
 //   attend, attend_backward                attention within chunks
 //   product                                small products of matrices, and all where there is no library for them
 //   the rest                               what lies between products
@@ -139,7 +140,7 @@ BOTH(scan_pair, 1,
 
 // x_t = a_t x_{t−1} + b_t along contiguous steps, a block a row: [rows, steps]. Every thread composes four steps into
 // x ↦ a x + b, warps and then the block compose these, and the block goes on from tile to tile with its last state. A row of
-// gates serves `rows_per_gates` rows. Where a product of gates overflows, the tile is walked thread after thread instead.
+// gates serves `rows_per_gates` rows. Where a product of gates overflows, the tile is scanned thread after thread instead.
 template <class T>
 __device__ void scan_rows(const T* gates, unsigned rows_per_gates, const T* inputs, const T* initial, T* states,
                           long long rows, long long steps) {
@@ -386,23 +387,23 @@ template <class T, class F> __device__ void mark_vanished(T& sum, F number) {
     if (any) sum = T(sizeof(T) == 4 ? 1e-44 : 1e-322);
 }
 
-// Where all spans but the last take S and U of a head, had they started from zero: in the place of what the next one starts from.
-// updates, momenta: [heads, spans, elements]. transitions [heads, spans, 3]: after a span S is p S₀ and U is q U₀ + r S₀ more than
-// that. Factors as in `walk`; keys and d_qkv are those of the first `first` weights, which lie side by side.
-// grid: (weights × tiles, heads, spans − 1)
+// Where all time segments but the last take S and U of a head, had they started from zero: in the place of what the next one starts from.
+// updates, momenta: [heads, segments, elements]. transitions [heads, segments, 3]: after a segment S is p S₀ and U is q U₀ + r S₀ more than
+// that. Factors as in `fused_update`; keys and d_qkv are those of the first `first` weights, which lie side by side.
+// grid: (weights × tiles, heads, segments − 1)
 template <class T>
-__device__ void span_ends(const T* steps, const T* keys, const T* d_qkv, const T* activated, const T* d_output, T* updates,
-                          T* momenta, T* transitions, unsigned elements, unsigned d, unsigned c, unsigned chunks,
-                          unsigned each, unsigned spans, unsigned first) {
+__device__ void segment_ends(const T* steps, const T* keys, const T* d_qkv, const T* activated, const T* d_output, T* updates,
+                             T* momenta, T* transitions, unsigned elements, unsigned d, unsigned c, unsigned chunks,
+                             unsigned each, unsigned segments, unsigned first) {
     enum { AT_ONCE = 16 };
     __shared__ Quad<T> left[AT_ONCE][TILE / 4], right[AT_ONCE][TILE / 4];
     const unsigned across = (d + TILE - 1) / TILE, weight = blockIdx.x / (across * across);
     const unsigned row0 = blockIdx.x / across % across * TILE, col0 = blockIdx.x % across * TILE;
     const unsigned width = weight < first ? first * d : d;
-    const long long head = blockIdx.y, span = blockIdx.z, token = (head * chunks + span * each) * c;
+    const long long head = blockIdx.y, segment = blockIdx.z, token = (head * chunks + segment * each) * c;
     const T* a = (weight < first ? keys : activated) + token * d + row0;
     const T* b = (weight < first ? d_qkv + weight * d : d_output) + token * width + col0;
-    const T* gates = steps + (head * chunks + span * each) * 3;
+    const T* gates = steps + (head * chunks + segment * each) * 3;
     const unsigned tokens = each * c;
     Weight<T> tile;
     tile.ty = threadIdx.x / 16;
@@ -443,7 +444,7 @@ __device__ void span_ends(const T* steps, const T* keys, const T* d_qkv, const T
             gates += 3;
         }
     }
-    const long long place = (head * spans + span + 1) * elements + (long long)weight * d * d;
+    const long long place = (head * segments + segment + 1) * elements + (long long)weight * d * d;
 #pragma unroll
     for (unsigned i = 0; i < 4; ++i) {
         const unsigned row = row0 + 4 * tile.ty + i, col = col0 + 4 * tile.tx, there = row < d ? left_of(d, col) : 0;
@@ -451,31 +452,31 @@ __device__ void span_ends(const T* steps, const T* keys, const T* d_qkv, const T
         write_quad(momenta + place + (long long)row * d + col, tile.s[i], there, vectors);
     }
     if (blockIdx.x == 0 && threadIdx.x == 0) {
-        T* to = transitions + (head * spans + span) * 3;
+        T* to = transitions + (head * segments + segment) * 3;
         to[0] = p;
         to[1] = q;
         to[2] = r;
     }
 }
-BOTH(span_ends, 2,
+BOTH(segment_ends, 2,
      (const T* steps, const T* keys, const T* d_qkv, const T* activated, const T* d_output, T* updates, T* momenta,
-      T* transitions, unsigned elements, unsigned d, unsigned c, unsigned chunks, unsigned each, unsigned spans, unsigned first),
-     (steps, keys, d_qkv, activated, d_output, updates, momenta, transitions, elements, d, c, chunks, each, spans, first))
+      T* transitions, unsigned elements, unsigned d, unsigned c, unsigned chunks, unsigned each, unsigned segments, unsigned first),
+     (steps, keys, d_qkv, activated, d_output, updates, momenta, transitions, elements, d, c, chunks, each, segments, first))
 
-// What every span starts from: that of the first, [heads, elements], then span by span, in place. A thread an element.
+// What every time segment starts from: that of the first, [heads, elements], then segment by segment, in place. A thread an element.
 template <class T>
-__device__ void span_starts(const T* update, const T* momentum, const T* transitions, T* updates, T* momenta,
-                            unsigned elements, unsigned spans) {
+__device__ void segment_starts(const T* update, const T* momentum, const T* transitions, T* updates, T* momenta,
+                               unsigned elements, unsigned segments) {
     const long long head = blockIdx.y, i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
     if (i >= elements) return;
-    const long long first = head * spans * elements + i;
-    const T* of = transitions + head * spans * 3;
+    const long long first = head * segments * elements + i;
+    const T* of = transitions + head * segments * 3;
     T u = update[head * elements + i], s = momentum[head * elements + i];
     updates[first] = u;
     momenta[first] = s;
 #pragma unroll 4
-    for (unsigned span = 1; span < spans; ++span, of += 3) {
-        const long long place = first + (long long)span * elements;
+    for (unsigned segment = 1; segment < segments; ++segment, of += 3) {
+        const long long place = first + (long long)segment * elements;
         // Products of gates may overflow where there is nothing that they could be of.
         const T of_s = s == T(0) ? T(0) : of[2] * s;
         u = (u == T(0) ? T(0) : of[1] * u) + (of_s + updates[place]);
@@ -484,31 +485,31 @@ __device__ void span_starts(const T* update, const T* momentum, const T* transit
         momenta[place] = s;
     }
 }
-BOTH(span_starts, 1,
-     (const T* update, const T* momentum, const T* transitions, T* updates, T* momenta, unsigned elements, unsigned spans),
-     (update, momentum, transitions, updates, momenta, elements, spans))
+BOTH(segment_starts, 1,
+     (const T* update, const T* momentum, const T* transitions, T* updates, T* momenta, unsigned elements, unsigned segments),
+     (update, momentum, transitions, updates, momenta, elements, segments))
 
-// A layer of the memory walks through the chunks, a tile of a weight of a head a block, with S, U and W in registers and W + U in
-// shared memory. Per chunk it
+// The fused update of a layer of the memory through the chunks, a tile of a weight of a head a block, with S, U and W in registers
+// and W + U in shared memory. Per chunk it
 //   reads rows with W + U of that moment: queries, and keys where the loss before is asked for,
 //   forms g = AᵀB from the chunk's factors, moves S and U, sums the squares of g, S, U, W + U,
 //   reads keys once more where the loss after is asked for.
-// Traffic is factors and reads, and what is weights-shaped once a span. What is computed with comes in pieces through
+// Traffic is factors and reads, and what is weights-shaped once a segment. What is computed with comes in pieces through
 // a ring of buffers, asked for some pieces ahead. What a tile reads are sums over its own rows: where a weight has several rows of
 // tiles, each writes a part of its own, `of_part` elements from the next (`join_reads`).
 //
-// Chunks are cut into spans of `each`, which are walked side by side, the last one to the end: the recurrences are linear, so what
-// a span starts from is known before it is walked (span_ends, span_starts). Without steps spans are read with the same weights.
+// Chunks are cut into time segments of `each`, which run side by side, the last one to the end: the recurrences are linear, so what
+// a segment starts from is known before it runs (segment_ends, segment_starts). Without steps segments are read with the same weights.
 //
-// grid: (weights × tiles, heads of all sequences, spans)
+// grid: (weights × tiles, heads of all sequences, segments)
 //
-// `base`: W (weights, d, d) of all heads. update, momentum: [heads, spans, elements] before each span, without steps [heads,
+// `base`: W (weights, d, d) of all heads. update, momentum: [heads, segments, elements] before each segment, without steps [heads,
 // elements]; after the last one in new_update, new_momentum, [heads, elements]. first: the layer's first weight, its products
 // together `width` wide. steps: [heads, chunks, 3]. a: (heads, chunks c, d); b: (heads, chunks c, width); rows and reads likewise.
 // Of the queries there may be more chunks. norms: [heads, chunks, tiles of all weights, 4]. ring: 2 to 4.
 //
-// Shared memory, in elements; as in src/engine/cuda/room.rs:  W + U: TILE²    ring × PIECE
-template <class T> struct Walk : Weight<T> {
+// Shared memory, in elements; as in src/engine/cuda/buffers.rs:  W + U: TILE²    ring × PIECE
+template <class T> struct FusedUpdate : Weight<T> {
     enum { VECTOR = Tiled<T>::VECTOR, PITCH = Tiled<T>::PITCH, PIECE = Tiled<T>::ELEMENTS, SLICE = 32 };
     enum Part { BEFORE, STORE, AFTER };
     // A piece of a chunk: up to TILE rows to read, or SLICE tokens of the factors and the chunk's gates.
@@ -705,11 +706,11 @@ template <class T> struct Walk : Weight<T> {
 };
 
 template <class T>
-__device__ void walk(const T* base, const T* update, const T* momentum, T* new_update, T* new_momentum, unsigned elements,
-                     unsigned d, unsigned first, unsigned width, unsigned c, unsigned chunks, const T* steps, const T* a,
-                     const T* b, unsigned query_chunks, const T* queries, T* query_reads, const T* keys_before,
-                     T* reads_before, const T* keys_after, T* reads_after, long long of_query_part, long long of_key_part,
-                     T* norms, T scale, unsigned ring, unsigned each) {
+__device__ void fused_update(const T* base, const T* update, const T* momentum, T* new_update, T* new_momentum, unsigned elements,
+                             unsigned d, unsigned first, unsigned width, unsigned c, unsigned chunks, const T* steps, const T* a,
+                             const T* b, unsigned query_chunks, const T* queries, T* query_reads, const T* keys_before,
+                             T* reads_before, const T* keys_after, T* reads_after, long long of_query_part, long long of_key_part,
+                             T* norms, T scale, unsigned ring, unsigned each) {
     SHARED_MEMORY(T, memory);
     const unsigned across = (d + TILE - 1) / TILE, in_layer = blockIdx.x / (across * across), weight = first + in_layer;
     const unsigned part = blockIdx.x / across % across, row0 = part * TILE, col0 = blockIdx.x % across * TILE;
@@ -717,7 +718,7 @@ __device__ void walk(const T* base, const T* update, const T* momentum, T* new_u
     const bool last = blockIdx.z + 1 == gridDim.z, vectors = d % 4 == 0;
     const long long head = blockIdx.y, column = in_layer * d + col0, stored = head * chunks * c, asked = head * query_chunks * c;
     const long long before = (chunks > 0 ? head * gridDim.z + blockIdx.z : head) * elements + (long long)weight * d * d;
-    Walk<T> my;
+    FusedUpdate<T> my;
     my.ty = threadIdx.x / 16;
     my.tx = threadIdx.x % 16;
     my.steps = steps + head * chunks * 3;
@@ -768,7 +769,7 @@ __device__ void walk(const T* base, const T* update, const T* momentum, T* new_u
         write_quad(new_momentum + place, my.s[i], there, vectors);
     }
 }
-BOTH(walk, 2,
+BOTH(fused_update, 2,
      (const T* base, const T* update, const T* momentum, T* new_update, T* new_momentum, unsigned elements, unsigned d,
       unsigned first, unsigned width, unsigned c, unsigned chunks, const T* steps, const T* a, const T* b, unsigned query_chunks,
       const T* queries, T* query_reads, const T* keys_before, T* reads_before, const T* keys_after, T* reads_after,
@@ -1052,7 +1053,7 @@ BOTH(attend_backward, 2,
 
 __device__ inline long long my_row() { return blockIdx.x * (long long)(blockDim.x / 32) + threadIdx.x / 32; }
 
-// x ← x · rsqrt(mean(x²) + ε) · weight, of up to two lots of rows (blockIdx.y). Without a weight rows stay as they are.
+// x ← x · rsqrt(mean(x²) + ε) · weight, of up to two row batches (blockIdx.y). Without a weight rows stay as they are.
 template <class T>
 __device__ void rms_norm(T* rows, const T* weight, long long count, T* more_rows, const T* more_weight, long long more,
                          unsigned width, double epsilon) {
@@ -1071,10 +1072,10 @@ BOTH(rms_norm, 1,
      (rows, weight, count, more_rows, more_weight, more, width, epsilon))
 
 // Gates of every chunk, a block each, from the mean of its normed tokens. tokens (sequences, chunks c, D), weights (D, 3 heads): θ, η
-// and α in turn. steps [sequences, heads, chunks, 3]. A pinned gate is its value; to others' logits theirs is added.
+// and α in turn. steps [sequences, heads, chunks, 3]. A fixed gate is its value; to others' logits theirs is added.
 template <class T>
 __device__ void gate_values(const T* tokens, const T* weights, T* steps, unsigned chunks, unsigned c, unsigned width,
-                            unsigned heads, unsigned pinned, double rate, double momentum, double decay) {
+                            unsigned heads, unsigned fixed, double rate, double momentum, double decay) {
     SHARED_MEMORY(T, mean);
     const long long sequence = blockIdx.y, chunk = blockIdx.x;
     const T* x = tokens + (sequence * chunks + chunk) * c * width;
@@ -1093,7 +1094,7 @@ __device__ void gate_values(const T* tokens, const T* weights, T* steps, unsigne
         const unsigned gate = column / heads;
         const double setting = gate == 0 ? rate : gate == 1 ? momentum : decay;
         double value = setting;
-        if (!(pinned >> gate & 1)) {
+        if (!(fixed >> gate & 1)) {
             value = 1.0 / (1.0 + exp(-((double)logit + setting)));
             if (gate == 0) value = exp(-15.0 * value);
         }
@@ -1101,9 +1102,9 @@ __device__ void gate_values(const T* tokens, const T* weights, T* steps, unsigne
     }
 }
 BOTH(gate_values, 1,
-     (const T* tokens, const T* weights, T* steps, unsigned chunks, unsigned c, unsigned width, unsigned heads, unsigned pinned,
+     (const T* tokens, const T* weights, T* steps, unsigned chunks, unsigned c, unsigned width, unsigned heads, unsigned fixed,
       double rate, double momentum, double decay),
-     (tokens, weights, steps, chunks, c, width, heads, pinned, rate, momentum, decay))
+     (tokens, weights, steps, chunks, c, width, heads, fixed, rate, momentum, decay))
 
 // Rows (c, c) of chunks: row r ← softmax of its first r + 1, zeros after them.
 template <class T> __device__ void causal_softmax(T* rows, long long count, unsigned c) {
@@ -1222,14 +1223,14 @@ BOTH(merge_heads, 1, (const T* reads, T* merged, unsigned heads, unsigned padded
 template <class T>
 __device__ void first_nonfinite(const T* of_heads, unsigned heads, long long of_head, unsigned d, const T* of_sequences,
                                 long long of_sequence, unsigned dim, unsigned* first, unsigned from, unsigned to) {
-    const unsigned lane = threadIdx.x % 32, lot = blockIdx.y, width = lot < heads ? d : dim;
+    const unsigned lane = threadIdx.x % 32, row_batch = blockIdx.y, width = row_batch < heads ? d : dim;
     const long long row = from + my_row();
     if (row >= to) return;
-    const T* x = (lot < heads ? of_heads + lot * of_head : of_sequences + (lot - heads) * of_sequence) + row * width;
+    const T* x = (row_batch < heads ? of_heads + row_batch * of_head : of_sequences + (row_batch - heads) * of_sequence) + row * width;
     int bad = 0;
     for (unsigned i = lane; i < width; i += 32) bad |= !is_finite(x[i]);
     for (int m = 16; m > 0; m /= 2) bad |= __shfl_xor_sync(0xffffffffu, bad, m);
-    if (bad && lane == 0) atomicMin(first + lot, (unsigned)row);
+    if (bad && lane == 0) atomicMin(first + row_batch, (unsigned)row);
 }
 BOTH(first_nonfinite, 1,
      (const T* of_heads, unsigned heads, long long of_head, unsigned d, const T* of_sequences, long long of_sequence,

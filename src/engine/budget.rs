@@ -10,7 +10,7 @@ use super::{Memory, Sizes};
 use crate::error::{Error, Result};
 use crate::memory::limits::OutOfRange;
 use crate::memory::model::MemoryModel;
-use crate::packed::Row;
+use crate::packed::PanelRow;
 use crate::real::Real;
 
 /// Most bytes of a run where the system does not report how much memory it has: 1 TiB, more than most servers have.
@@ -51,30 +51,30 @@ impl<T: Real, M: MemoryModel<T>> Memory<T, M> {
         2 * sequences as u128 * elements as u128
     }
 
-    /// Bytes of everything else that the engine allocates for a plan: buffers of `streams` sequences side by side, with what
+    /// Bytes of everything else that the engine allocates for a plan: buffers of `runners` sequences side by side, with what
     /// retention keeps of them, and scratch of each thread. At least what [`Engine::bytes`](super::Engine::bytes) reports later.
-    pub(super) fn buffer_bytes(&self, plan: &Plan<'_, T>, streams: usize, threads: usize) -> u128 {
+    pub(super) fn buffer_bytes(&self, plan: &Plan<'_, T>, runners: usize, threads: usize) -> u128 {
         let Sizes { stored, read, storing, probe, scratch } = plan.sizes();
         let [dim, inner, heads] = [self.dimensions.dim, self.dimensions.inner(), self.dimensions.heads];
         let shapes = self.model.shapes();
         // Columns of all products and of all later layers' inputs, for each row of a head.
         let products: usize = shapes.iter().map(|shape| shape.1).sum();
         let inputs: usize = self.model.layers()[1..].iter().map(|layer| shapes[layer.start].0).sum();
-        let strip_rows: usize = self.base_strips.iter().map(Vec::len).sum();
+        let panel_rows: usize = self.base_panels.iter().map(Vec::len).sum();
 
         let stored_row =
             2 * dim + 2 * inner + 3 * heads + heads * (1 + 2 * usize::from(probe)) * (products + inputs);
         let read_row = 3 * dim + 2 * inner + heads * (products + inputs);
         let numbers = stored as u128 * stored_row as u128 + read as u128 * read_row as u128;
         let losses = stored as u128 * heads as u128 * size_of::<f64>() as u128;
-        let strips = heads * strip_rows * (1 + usize::from(storing)) * size_of::<Row<T>>();
+        let panels = heads * panel_rows * (1 + usize::from(storing)) * size_of::<PanelRow<T>>();
         let kept = plan.kept_chunks() as u128;
         let kept_chunk =
             heads * (2 * self.chunk_size * self.dimensions.dim_head * size_of::<T>() + size_of::<f64>());
-        let stream = numbers * size_of::<T>() as u128 + losses + strips as u128 + kept * kept_chunk as u128;
+        let runner = numbers * size_of::<T>() as u128 + losses + panels as u128 + kept * kept_chunk as u128;
 
         let scratch = self.model.scratch_numbers(scratch, self.chunk_size) * size_of::<T>();
-        streams as u128 * stream + threads as u128 * scratch as u128
+        runners as u128 * runner + threads as u128 * scratch as u128
     }
 }
 

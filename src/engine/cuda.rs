@@ -1,20 +1,20 @@
 //! The engine on a GPU: the same blocks, with all sequences and heads of a group side by side. Products go through
-//! [`Device::multiply`], attention within a chunk is a kernel forward and one backward, and `walk` takes a layer of the memory
+//! [`Device::multiply`], attention within a chunk is a kernel forward and one backward, and `fused_update` takes a layer of the memory
 //! through the block's chunks with S and U in registers, forming gradients from their thin factors: no gradient and no state of
-//! every chunk is ever there. Chunks are cut into spans that are walked side by side: as the recurrences are linear,
-//! what each starts from follows from where the others end when they start from zero. A span has tokens enough that these starts
+//! every chunk is ever there. Chunks are cut into time segments that run side by side: as the recurrences are linear,
+//! what each starts from follows from where the others end when they start from zero. A segment has tokens enough that these starts
 //! take about what the factors take. Host memory and the device's hold a block of tokens each: a sequence of any length streams
 //! through.
 //!
 //! Matrices of heads are (sequences, heads, rows, columns). Transfers count as input and output, not as computing.
 //!
 //! - here: blocks of tokens, one after another;
-//! - `room`: buffers of a block on the device, spans;
+//! - `buffers`: buffers of a block on the device, time segments;
 //! - `step`: what the device does of a block, kernel after kernel;
 //! - `report`: what came of it.
 
+mod buffers;
 mod report;
-mod room;
 mod step;
 
 use std::cell::Cell;
@@ -23,9 +23,9 @@ use std::time::Instant;
 
 use ndarray::s;
 
-use self::room::Room;
+use self::buffers::DeviceBuffers;
 use self::step::{Marks, Step};
-use super::tokens::Sides;
+use super::tokens::BlockTokens;
 use super::{Block, Memory, Outcome, Plan, Sink, Sizes, Work};
 use crate::cuda::{Array, Device};
 use crate::error::{Error, Result};
@@ -39,11 +39,11 @@ const BLOCK_ROWS: usize = 32_768;
 /// Sequences that advance together, at most.
 const GROUP: usize = 1024;
 /// Of the free memory, what a block's buffers may take.
-const SHARE: usize = 2;
+const BUDGET_DIVISOR: usize = 2;
 /// Rows and columns of a weight that a block of threads has: as in kernels.cu.
 const TILE: usize = 64;
 /// Most blocks in a grid's second dimension.
-const MOST_HEADS: usize = 65_535;
+const MAX_HEADS: usize = 65_535;
 /// Findings before those of heads.
 const RANGES: usize = 2;
 
@@ -52,11 +52,11 @@ pub struct CudaEngine<'m, T: Real> {
     memory: &'m Memory<T>,
     device: &'m dyn Device,
     weights: Weights<'m, T>,
-    room: Option<Room<'m, T>>,
-    /// Bytes that a room may take.
-    share: Option<usize>,
-    /// Each sequence's next block, on this side.
-    incoming: Vec<Sides<T>>,
+    buffers: Option<DeviceBuffers<'m, T>>,
+    /// Bytes that the buffers of a block may take.
+    budget: Option<usize>,
+    /// Each sequence's next block, in host memory.
+    incoming: Vec<BlockTokens<T>>,
     /// What was read of a block.
     outgoing: Vec<T>,
     /// Between phases, for every block anew.
@@ -110,8 +110,8 @@ impl<'m, T: Real> CudaEngine<'m, T> {
                 retrieve_norm: norm(&projections.retrieve_norm)?,
                 post_norm: norm(&projections.post_norm)?,
             },
-            room: None,
-            share: None,
+            buffers: None,
+            budget: None,
             incoming: Vec::new(),
             outgoing: Vec::new(),
             marks: Marks::default(),
@@ -130,7 +130,7 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         let begin = Instant::now();
         state.lay_out();
         let mut plan = Plan::new(self.memory, state, work, None)?;
-        let group = self.make_room(&mut plan)?;
+        let group = self.prepare_buffers(&mut plan)?;
         let mut outcome = Outcome { read_past_store: plan.read_past_store, ..Outcome::default() };
         for first in (0..plan.sequences).step_by(group) {
             let sequences = first..plan.sequences.min(first + group);
@@ -158,55 +158,55 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         let always = [base, qkv, keys_values, queries, gates];
         let weights =
             always.into_iter().chain(combine).chain(store_norm).chain(retrieve_norm).chain(post_norm);
-        weights.map(Array::bytes).sum::<usize>() + self.room.as_ref().map_or(0, Room::bytes)
+        weights.map(Array::bytes).sum::<usize>() + self.buffers.as_ref().map_or(0, DeviceBuffers::bytes)
     }
 
     /// Buffers for as many rows as pay and fit. Returns the sequences of a group.
-    fn make_room(&mut self, plan: &mut Plan<'_, T>) -> Result<usize> {
-        let kept = |made: &Option<Room<'_, T>>, sizes: Sizes, group: usize| {
-            made.as_ref().is_some_and(|room| room.sizes == sizes && room.sequences == group)
+    fn prepare_buffers(&mut self, plan: &mut Plan<'_, T>) -> Result<usize> {
+        let kept = |made: &Option<DeviceBuffers<'_, T>>, sizes: Sizes, group: usize| {
+            made.as_ref().is_some_and(|buffers| buffers.sizes == sizes && buffers.sequences == group)
         };
         // Asking what memory is free takes a tenth of the time that a short sequence does.
-        if let Some(share) = self.share {
-            let group = self.divide(plan, share);
-            if kept(&self.room, plan.sizes(), group) {
+        if let Some(budget) = self.budget {
+            let group = self.divide(plan, budget);
+            if kept(&self.buffers, plan.sizes(), group) {
                 return Ok(group);
             }
         }
-        let taken = self.room.as_ref().map_or(0, Room::bytes);
-        let share = (self.device.free_bytes()? + taken) / SHARE;
-        self.share = Some(share);
-        let group = self.divide(plan, share);
+        let taken = self.buffers.as_ref().map_or(0, DeviceBuffers::bytes);
+        let budget = (self.device.free_bytes()? + taken) / BUDGET_DIVISOR;
+        self.budget = Some(budget);
+        let group = self.divide(plan, budget);
         let sizes = plan.sizes();
-        if !kept(&self.room, sizes, group) {
-            self.room = None;
-            self.incoming = (0..group).map(|_| Sides::new(sizes, self.memory.dimensions.dim)).collect();
-            self.room = Some(Room::new(self.device, self.memory, sizes, group)?);
+        if !kept(&self.buffers, sizes, group) {
+            self.buffers = None;
+            self.incoming = (0..group).map(|_| BlockTokens::new(sizes, self.memory.dimensions.dim)).collect();
+            self.buffers = Some(DeviceBuffers::new(self.device, self.memory, sizes, group)?);
         }
         Ok(group)
     }
 
-    /// How many rows a block has, so that a room is not larger than `share`, in bytes. Returns the sequences of a group.
-    fn divide(&self, plan: &mut Plan<'_, T>, share: usize) -> usize {
+    /// How many rows a block has, so that its buffers take no more than `budget` bytes. Returns the sequences of a group.
+    fn divide(&self, plan: &mut Plan<'_, T>, budget: usize) -> usize {
         let c = plan.chunk_size;
         let dimensions = self.memory.dimensions;
         let (d, h) = (dimensions.dim_head, dimensions.heads);
         let elements = self.memory.base.len();
-        // What a row of one sequence takes in `Room`, and what a sequence takes whatever its rows.
+        // What a row of one sequence takes in `DeviceBuffers`, and what a sequence takes whatever its rows.
         let tiles = d.div_ceil(TILE);
         let of_reader = 5 * d + if tiles > 1 { tiles * 3 * d } else { 0 };
-        // Factors and what is between them; spans' starts; scores; readers; sums, norms, gates and losses of chunks.
+        // Factors and what is between them; segments' starts; scores; readers; sums, norms, gates and losses of chunks.
         let of_head = 13 * d + 16 * d + 2 * c + 3 * of_reader + 8 + (16 * tiles * tiles + 40).div_ceil(c);
         let of_row = (h * of_head + 2 * h * d + 4 * dimensions.dim) * size_of::<T>();
         let of_sequence = 6 * h * elements * size_of::<T>();
         let most = |bytes: usize| (bytes / of_row).min(BLOCK_ROWS);
         let longest = plan.read_end.max(plan.store_end).saturating_sub(plan.first_chunk * c).max(1);
         // Sequences side by side while each still has a block worth its launches.
-        let wanted = (most(share) / longest.min(4096).next_multiple_of(c)).clamp(1, GROUP);
-        let group = wanted.min(plan.sequences.max(1)).min((share / 2 / of_sequence).max(1));
+        let wanted = (most(budget) / longest.min(4096).next_multiple_of(c)).clamp(1, GROUP);
+        let group = wanted.min(plan.sequences.max(1)).min((budget / 2 / of_sequence).max(1));
         // Heads of all sequences, and these, are the second dimension of a grid.
-        let group = group.min((MOST_HEADS / (h + 1)).max(1));
-        let left = share.saturating_sub(group * of_sequence);
+        let group = group.min((MAX_HEADS / (h + 1)).max(1));
+        let left = budget.saturating_sub(group * of_sequence);
         plan.block_rows = (most(left) / group / c).max(1) * c;
         group
     }
@@ -220,20 +220,20 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         tick: &mut (dyn FnMut(usize) -> Result<()> + Send),
         outcome: &mut Outcome,
     ) -> Result<()> {
-        let Self { memory, device, weights, room, incoming, outgoing, marks, large, .. } = self;
-        let room = room.as_mut().expect("made before");
-        let sides = &mut incoming[..group.len()];
-        let load = |sides: &mut [Sides<T>], block: Block| {
+        let Self { memory, device, weights, buffers, incoming, outgoing, marks, large, .. } = self;
+        let buffers = buffers.as_mut().expect("made before");
+        let tokens = &mut incoming[..group.len()];
+        let load = |tokens: &mut [BlockTokens<T>], block: Block| {
             let begin = Instant::now();
-            let mut sequences = sides.iter_mut().zip(group.clone());
-            sequences.try_for_each(|(sides, sequence)| sides.load(plan, sequence, block))?;
+            let mut sequences = tokens.iter_mut().zip(group.clone());
+            sequences.try_for_each(|(tokens, sequence)| tokens.load(plan, sequence, block))?;
             Ok::<_, Error>(begin.elapsed())
         };
         let transfer = Instant::now();
-        room.send_state(*device, state, group.clone())?;
+        buffers.send_state(*device, state, group.clone())?;
         let mut blocks = plan.blocks().peekable();
         if let Some(&first) = blocks.peek() {
-            load(sides, first)?;
+            load(tokens, first)?;
         }
         outcome.input += transfer.elapsed();
 
@@ -241,17 +241,18 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         let mut rows = vec![0; going];
         while let Some(block) = blocks.next() {
             let sending = Instant::now();
-            let parts = |rows: fn(&Sides<T>) -> &[T]| sides[..going].iter().map(rows).collect::<Vec<_>>();
-            let [stored, read] = &mut room.tokens;
-            stored.upload_parts(0, &parts(|sides| sides.store.elements()))?;
-            read.upload_parts(0, &parts(|sides| sides.read.elements()))?;
+            let parts =
+                |rows: fn(&BlockTokens<T>) -> &[T]| tokens[..going].iter().map(rows).collect::<Vec<_>>();
+            let [stored, read] = &mut buffers.tokens;
+            stored.upload_parts(0, &parts(|tokens| tokens.store.elements()))?;
+            read.upload_parts(0, &parts(|tokens| tokens.read.elements()))?;
             device.synchronize()?;
             outcome.input += sending.elapsed();
 
             let step = Step { memory, device: *device, weights, plan, block, sequences: going, large };
-            step.compute(room, marks)?;
+            step.compute(buffers, marks)?;
             let loading = match blocks.peek() {
-                Some(&next) => load(&mut sides[..going], next)?,
+                Some(&next) => load(&mut tokens[..going], next)?,
                 None => std::time::Duration::ZERO,
             };
             device.synchronize()?;
@@ -260,13 +261,14 @@ impl<'m, T: Real> CudaEngine<'m, T> {
             outcome.input += loading.saturating_sub(computed);
 
             let receiving = Instant::now();
-            let mut measured = step.measured(room)?;
+            let mut measured = step.measured(buffers)?;
             outcome.output += receiving.elapsed();
-            step.rescale(room, &mut measured)?;
+            step.rescale(buffers, &mut measured)?;
             let writing = Instant::now();
-            let output = step.output(room, outgoing)?;
+            let output = step.output(buffers, outgoing)?;
             for (i, rows) in rows.iter_mut().enumerate().take(going) {
-                let (reported, [divergence, bad_read]) = step.report(room, &measured, group.start + i, i)?;
+                let (reported, [divergence, bad_read]) =
+                    step.report(buffers, &measured, group.start + i, i)?;
                 sink.metrics(&reported)?;
                 *rows += reported.len();
                 let start = plan.first_query.clamp(block.read.start, block.read.end);
@@ -281,7 +283,7 @@ impl<'m, T: Real> CudaEngine<'m, T> {
             }
             outcome.output += writing.elapsed();
             if block.store.len() > 0 {
-                room.state.swap(0, 1);
+                buffers.state.swap(0, 1);
             }
             tick(going * block.store.len().max(block.read.len()))?;
             if going == 0 {
@@ -290,7 +292,7 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         }
         if plan.store.is_some() {
             let receiving = Instant::now();
-            room.receive_state(state, group.start..group.start + going)?;
+            buffers.receive_state(state, group.start..group.start + going)?;
             outcome.output += receiving.elapsed();
         }
         let last = outcome.divergence.as_ref().map_or(group.end, |divergence| divergence.sequence + 1);

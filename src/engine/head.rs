@@ -1,12 +1,12 @@
 //! One head of one sequence: all gradients of a block at W, then the layers of the memory one after the other, the
-//! strips of each walking through the block's chunks side by side.
+//! column panels of each going through the block's chunks side by side.
 
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
 use super::norm::{joined, squared_distance};
-use super::retention::Kept;
-use super::strip::{Norms, Reading, Step, Stored, Strip, Walk};
+use super::panel::{FusedUpdate, Norms, Panel, Reading, Step, StoredChunks};
+use super::retention::KeptChunks;
 use super::{Block, Context, Divergence, Memory, Phase, Sizes};
 use crate::memory::GateValues;
 use crate::memory::model::{Factors, MemoryModel};
@@ -25,15 +25,15 @@ pub struct Inputs<'a, T> {
     pub gates: Vec<GateValues>,
 }
 
-/// Strips and buffers of one head.
+/// Column panels and buffers of one head.
 pub struct Head<T: Real> {
     index: usize,
-    strips: Vec<Strip<T>>,
+    panels: Vec<Panel<T>>,
     queries: Reader<T>,
     /// Absent in a plain read.
-    storing: Option<Storing<T>>,
+    storing: Option<StoreBuffers<T>>,
     /// Empty without retention.
-    pub kept: Kept<T>,
+    pub kept: KeptChunks<T>,
     /// The metrics of the block, up to a divergence.
     pub rows: Vec<ChunkMetrics>,
     /// The first metric of the block that is not finite.
@@ -51,7 +51,7 @@ struct Reader<T> {
 }
 
 /// What storing needs.
-struct Storing<T> {
+struct StoreBuffers<T> {
     factors: Factors<Array2<T>>,
     /// Loss at W of each row of the block.
     losses: Vec<f64>,
@@ -99,21 +99,21 @@ impl<T: Real> Head<T> {
         let Sizes { stored, read, storing, probe, .. } = sizes;
         Self {
             index,
-            strips: memory.columns.iter().map(|columns| Strip::new(columns, storing)).collect(),
+            panels: memory.columns.iter().map(|columns| Panel::new(columns, storing)).collect(),
             queries: Reader::of_queries(model, read),
-            storing: storing.then(|| Storing {
+            storing: storing.then(|| StoreBuffers {
                 factors: Factors::new(model, stored),
                 losses: vec![0.0; stored],
                 probe: probe.then(|| [(); 2].map(|()| Reader::new(model, stored))),
             }),
-            kept: Kept::default(),
+            kept: KeptChunks::default(),
             rows: Vec::new(),
             divergence: None,
             bad_read: None,
         }
     }
 
-    /// What the strips and buffers take.
+    /// What the panels and buffers take.
     pub fn bytes(&self) -> usize {
         let storing = self.storing.as_ref().map_or(0, |storing| {
             let Factors { inputs, cotangents } = &storing.factors;
@@ -121,26 +121,26 @@ impl<T: Real> Head<T> {
             let probe = storing.probe.iter().flatten().map(Reader::len).sum::<usize>();
             (factors + probe) * size_of::<T>() + size_of_val(&storing.losses[..])
         });
-        let strips = self.strips.iter().map(Strip::bytes).sum::<usize>();
-        strips + self.kept.bytes() + storing + self.queries.len() * size_of::<T>()
+        let panels = self.panels.iter().map(Panel::bytes).sum::<usize>();
+        panels + self.kept.bytes() + storing + self.queries.len() * size_of::<T>()
     }
 
     /// Starts from U and S, all memory weights in file order.
     pub fn load<M: MemoryModel<T>>(&mut self, memory: &Memory<T, M>, update: &[T], momentum: &[T]) {
         (self.divergence, self.bad_read) = (None, None);
         self.kept.clear();
-        let strips = self.strips.par_iter_mut().zip(&memory.columns);
-        strips.for_each(|(strip, columns)| {
+        let panels = self.panels.par_iter_mut().zip(&memory.columns);
+        panels.for_each(|(panel, columns)| {
             let place = memory.weight_elements[columns.weight].clone();
-            strip.load(columns, &update[place.clone()], &momentum[place]);
+            panel.load(columns, &update[place.clone()], &momentum[place]);
         });
     }
 
     /// Puts U and S back.
     pub fn save<M: MemoryModel<T>>(&self, memory: &Memory<T, M>, update: &mut [T], momentum: &mut [T]) {
-        for (strip, columns) in self.strips.iter().zip(&memory.columns) {
+        for (panel, columns) in self.panels.iter().zip(&memory.columns) {
             let place = memory.weight_elements[columns.weight].clone();
-            strip.save(columns, &mut update[place.clone()], &mut momentum[place]);
+            panel.save(columns, &mut update[place.clone()], &mut momentum[place]);
         }
     }
 
@@ -153,17 +153,17 @@ impl<T: Real> Head<T> {
         mut output: ArrayViewMut2<'_, T>,
     ) {
         if let Some(storing) = &mut self.storing {
-            storing.surprise(context, inputs);
+            storing.loss_and_gradient(context, inputs);
         }
         let steps: Vec<Step<T>> = inputs.gates.iter().map(Step::of).collect();
         let last = context.memory.model.layers().len() - 1;
         for layer in 0..last {
-            self.walk(context, layer, inputs, &steps, None);
+            self.fused_update(context, layer, inputs, &steps, None);
             self.queries.activate(context, layer, inputs.queries.nrows());
             let probes = self.storing.iter_mut().flat_map(|storing| storing.probe.iter_mut().flatten());
             probes.for_each(|probe| probe.activate(context, layer, inputs.keys.nrows()));
         }
-        self.walk(context, last, inputs, &steps, Some(output.view_mut()));
+        self.fused_update(context, last, inputs, &steps, Some(output.view_mut()));
         output.slice_mut(s![..context.plan.unready(block), ..]).fill(T::zero());
         context
             .timed(Phase::Metrics, || self.report(context.memory, (sequence, block), inputs, output.view()));
@@ -177,11 +177,11 @@ impl<T: Real> Head<T> {
 
     /// ℓ of each kept chunk under W + U.
     pub fn reread<M: MemoryModel<T>>(&self, context: &Context<'_, T, M>) -> Vec<f64> {
-        self.kept.losses(context, &context.memory.read_weights(&self.strips))
+        self.kept.losses(context, &context.memory.read_weights(&self.panels))
     }
 
-    /// All strips of a layer, through all chunks. `output`: of the last layer, what it makes of the queries.
-    fn walk<M: MemoryModel<T>>(
+    /// All panels of a layer, through all chunks. `output`: of the last layer, what it makes of the queries.
+    fn fused_update<M: MemoryModel<T>>(
         &mut self,
         context: &Context<'_, T, M>,
         layer: usize,
@@ -190,26 +190,26 @@ impl<T: Real> Head<T> {
         output: Option<ArrayViewMut2<'_, T>>,
     ) {
         let memory = context.memory;
-        let place = memory.strips_of(layer);
+        let place = memory.panels_of(layer);
         let columns = &memory.columns[place.clone()];
-        let strips = self.strips[place.clone()].iter_mut().zip(&memory.base_strips[place]);
-        let mut walks: Vec<_> = strips
-            .map(|(strip, base)| Walk {
+        let panels = self.panels[place.clone()].iter_mut().zip(&memory.base_panels[place]);
+        let mut fused_updates: Vec<_> = panels
+            .map(|(panel, base)| FusedUpdate {
                 chunk: memory.chunk_size,
                 base,
-                strip,
+                panel,
                 stored: None,
                 readings: Vec::new(),
             })
             .collect();
         let Self { queries, storing, .. } = self;
         let mut readers = vec![(queries, inputs.queries, output, false)];
-        if let Some(Storing { factors, probe, .. }) = storing {
+        if let Some(StoreBuffers { factors, probe, .. }) = storing {
             let a = layer_input(layer, inputs.keys, &factors.inputs);
             let mut b = factors.cotangents[layer].slice(s![..a.nrows(), ..]);
-            for (walk, columns) in walks.iter_mut().zip(columns) {
+            for (fused_update, columns) in fused_updates.iter_mut().zip(columns) {
                 let (cotangents, rest) = b.split_at(Axis(1), columns.width);
-                walk.stored = Some(Stored { steps, inputs: a, cotangents });
+                fused_update.stored = Some(StoredChunks { steps, inputs: a, cotangents });
                 b = rest;
             }
             let probes = probe.iter_mut().flatten().zip([false, true]);
@@ -218,13 +218,15 @@ impl<T: Real> Head<T> {
         for (Reader { products, inputs }, first, output, after) in readers {
             let inputs = layer_input(layer, first, inputs);
             let mut products = output.unwrap_or_else(|| products[layer].slice_mut(s![..first.nrows(), ..]));
-            for (walk, columns) in walks.iter_mut().zip(columns) {
+            for (fused_update, columns) in fused_updates.iter_mut().zip(columns) {
                 let (outputs, rest) = products.split_at(Axis(1), columns.width);
-                walk.readings.push(Reading { inputs, outputs, after });
+                fused_update.readings.push(Reading { inputs, outputs, after });
                 products = rest;
             }
         }
-        walks.into_par_iter().for_each(|walk| context.timed(Phase::Walk, || walk.run()));
+        fused_updates
+            .into_par_iter()
+            .for_each(|fused_update| context.timed(Phase::FusedUpdate, || fused_update.run()));
     }
 
     /// Fills `rows`, `divergence` with the first metric that is not finite, and `bad_read` with the first such value that was read.
@@ -237,7 +239,7 @@ impl<T: Real> Head<T> {
     ) {
         let c = memory.chunk_size;
         let first = block.start() / c;
-        let Self { index, strips, storing, rows, divergence, bad_read, .. } = self;
+        let Self { index, panels, storing, rows, divergence, bad_read, .. } = self;
         let diverged = |chunk: usize, quantity: &'static str, value: f64| {
             let value = value.to_string();
             Some(Divergence { sequence, chunk: first + chunk, head: Some(*index), quantity, value })
@@ -250,9 +252,9 @@ impl<T: Real> Head<T> {
                 let gates = inputs.gates[chunk];
                 let losses = storing.chunk_losses(inputs, chunk * c..(chunk + 1) * c);
                 let of_weight =
-                    |strips: &[Strip<T>]| Norms::joined(strips.iter().map(|strip| strip.norms[chunk]));
+                    |panels: &[Panel<T>]| Norms::joined(panels.iter().map(|panel| panel.norms[chunk]));
                 let norms: Vec<_> =
-                    memory.weight_strips.iter().map(|place| of_weight(&strips[place.clone()])).collect();
+                    memory.weight_panels.iter().map(|place| of_weight(&panels[place.clone()])).collect();
                 metrics::<T>((sequence, first + chunk, *index), c, losses, gates, &norms)
             };
             // A row is little work; they are many where chunks are short.
@@ -266,9 +268,9 @@ impl<T: Real> Head<T> {
     }
 }
 
-impl<T: Real> Storing<T> {
+impl<T: Real> StoreBuffers<T> {
     /// The gradients of the block at W, groups of rows side by side.
-    fn surprise<M: MemoryModel<T>>(&mut self, context: &Context<'_, T, M>, inputs: &Inputs<'_, T>) {
+    fn loss_and_gradient<M: MemoryModel<T>>(&mut self, context: &Context<'_, T, M>, inputs: &Inputs<'_, T>) {
         let (memory, group) = (context.memory, context.plan.group_rows);
         let rows = inputs.keys.nrows();
         let groups = self.factors.groups(rows, group).into_iter().zip(self.losses[..rows].chunks_mut(group));
@@ -278,7 +280,15 @@ impl<T: Real> Storing<T> {
             |((mut factors, losses), (keys, values))| {
                 context.with_scratch(Phase::Gradients, |scratch| {
                     let c = memory.chunk_size;
-                    memory.model.surprise(&memory.weights, keys, values, c, losses, &mut factors, scratch);
+                    memory.model.loss_and_gradient(
+                        &memory.weights,
+                        keys,
+                        values,
+                        c,
+                        losses,
+                        &mut factors,
+                        scratch,
+                    );
                 });
             },
         );

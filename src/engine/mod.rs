@@ -2,18 +2,18 @@
 //! wherever nothing has to wait, which are groups of rows before and after the memory's weights and columns of
 //! weights within; the same bits for any number of threads, because what a task computes depends on shapes only.
 //!
-//! Per block, `stream` norms and projects the tokens of one sequence. `head` takes all gradients of the block at once
-//! (they are all at the same W); then, layer by layer of the memory, [`strip`]s of columns walk through the block's
+//! Per block, `sequence_runner` norms and projects the tokens of one sequence. `head` takes all gradients of the block at once
+//! (they are all at the same W); then, layer by layer of the memory, column [`panel`]s go through the block's
 //! chunks: read chunk i with W + U, advance S and U by chunk i's surprise. Which tokens a block has, `plan` says.
 
 pub mod budget;
 pub mod cuda;
 mod head;
 pub mod norm;
+pub mod panel;
 mod plan;
 mod retention;
-mod stream;
-pub mod strip;
+mod sequence_runner;
 mod tokens;
 
 use std::ops::Range;
@@ -29,13 +29,13 @@ use crate::error::Result;
 use crate::memory::model::{Attention, MemoryModel};
 use crate::memory::{Dimensions, Gates, Parameters, State};
 use crate::metrics::{ChunkMetrics, Retained};
-use crate::packed::{Packed, Row};
+use crate::packed::{Packed, PanelRow};
 use crate::real::Real;
 use crate::sequence::Sequences;
-use plan::{Block, Plan, Sizes, Span};
-use stream::Stream;
-use strip::{Columns, Strip};
-use tokens::Sides;
+use panel::{Panel, PanelColumns};
+use plan::{Block, Plan, Sizes, TokenRange};
+use sequence_runner::SequenceRunner;
+use tokens::BlockTokens;
 
 /// Heads, over all sequences, that advance together: each is many tasks, and each has buffers of its own.
 const GROUP_HEADS: usize = 8;
@@ -53,11 +53,11 @@ pub struct Memory<T: Real, M: MemoryModel<T> = Attention> {
     base: Vec<T>,
     /// W as the model wants it.
     weights: M::Weights,
-    /// The strips of all memory weights, and W in them.
-    columns: Vec<Columns>,
-    base_strips: Vec<Vec<Row<T>>>,
-    /// The strips of each memory weight, and its elements in file order.
-    weight_strips: Vec<Range<usize>>,
+    /// The column panels of all memory weights, and W in them.
+    columns: Vec<PanelColumns>,
+    base_panels: Vec<Vec<PanelRow<T>>>,
+    /// The panels of each memory weight, and its elements in file order.
+    weight_panels: Vec<Range<usize>>,
     weight_elements: Vec<Range<usize>>,
 }
 
@@ -93,11 +93,11 @@ impl<T: Real> Memory<T> {
             Some(*end - rows * cols..*end)
         });
         let weight_elements: Vec<_> = ends.collect();
-        let columns = Columns::all(shapes);
-        let strip = |columns: &Columns| columns.strip(&base[weight_elements[columns.weight].clone()]);
-        let base_strips = columns.iter().map(strip).collect();
+        let columns = PanelColumns::all(shapes);
+        let panel = |columns: &PanelColumns| columns.panel(&base[weight_elements[columns.weight].clone()]);
+        let base_panels = columns.iter().map(panel).collect();
         let place = |weight: usize| columns.partition_point(|columns| columns.weight < weight);
-        let weight_strips = (0..parameters.memory.len()).map(|p| place(p)..place(p + 1)).collect();
+        let weight_panels = (0..parameters.memory.len()).map(|p| place(p)..place(p + 1)).collect();
         Ok(Self {
             weights: model.prepare(&base),
             dimensions: parameters.dimensions,
@@ -115,8 +115,8 @@ impl<T: Real> Memory<T> {
             model,
             base,
             columns,
-            base_strips,
-            weight_strips,
+            base_panels,
+            weight_panels,
             weight_elements,
         })
     }
@@ -148,24 +148,24 @@ impl<T: Real, M: MemoryModel<T>> Memory<T, M> {
         self.chunk_size
     }
 
-    /// The strips of a layer's weights.
-    fn strips_of(&self, layer: usize) -> Range<usize> {
-        let weights = &self.weight_strips[self.model.layers()[layer].clone()];
+    /// The panels of a layer's weights.
+    fn panels_of(&self, layer: usize) -> Range<usize> {
+        let weights = &self.weight_panels[self.model.layers()[layer].clone()];
         weights[0].start..weights[weights.len() - 1].end
     }
 
     /// W + U of a head, per memory weight.
-    fn read_weights(&self, strips: &[Strip<T>]) -> Vec<Packed<T>> {
-        let weights = self.weight_shapes().iter().zip(&self.weight_strips);
+    fn read_weights(&self, panels: &[Panel<T>]) -> Vec<Packed<T>> {
+        let weights = self.weight_shapes().iter().zip(&self.weight_panels);
         let of_weight = |(&(rows, cols), place): (&(usize, usize), &Range<usize>)| {
-            let strips = strips[place.clone()].iter().zip(&self.base_strips[place.clone()]);
-            let strips = strips.flat_map(|(strip, base)| strip.weights(base)).collect();
-            Packed::from_strips(rows, cols, strips)
+            let panels = panels[place.clone()].iter().zip(&self.base_panels[place.clone()]);
+            let panels = panels.flat_map(|(panel, base)| panel.weights(base)).collect();
+            Packed::from_panels(rows, cols, panels)
         };
         weights.map(of_weight).collect()
     }
 
-    /// Strips that walk at once for so many sequences, all layers': more threads than that would mostly wait.
+    /// Panels that are updated at once for so many sequences, all layers': more threads than that would mostly wait.
     pub fn tasks(&self, sequences: usize) -> usize {
         self.group(sequences) * self.dimensions.heads * self.columns.len()
     }
@@ -176,9 +176,9 @@ impl<T: Real, M: MemoryModel<T>> Memory<T, M> {
             &self.projections;
         let norms = [store_norm, retrieve_norm, post_norm].into_iter().flatten().map(Array1::len);
         let packed = [keys_values, queries, gates].into_iter().chain(combine).map(Packed::bytes);
-        let strips = self.base_strips.iter().map(|strip| size_of_val(&strip[..]));
+        let panels = self.base_panels.iter().map(|panel| size_of_val(&panel[..]));
         let plain = self.base.len() + norms.sum::<usize>();
-        plain * size_of::<T>() + packed.sum::<usize>() + strips.sum::<usize>()
+        plain * size_of::<T>() + packed.sum::<usize>() + panels.sum::<usize>()
     }
 
     /// Sequences that advance together.
@@ -324,7 +324,7 @@ impl Outcome {
 enum Phase {
     Project,
     Gradients,
-    Walk,
+    FusedUpdate,
     Activate,
     Combine,
     Metrics,
@@ -334,12 +334,13 @@ enum Phase {
 /// Seconds that the threads together spent in each part of a run.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Phases {
-    /// Norms, projections and gates of both sides' tokens.
+    /// Norms, projections and gates of the tokens of both streams.
     pub project: f64,
     /// Losses and gradients at W.
     pub gradients: f64,
-    /// The strips: gradients formed, S and U moved, everything read with W + U.
-    pub walk: f64,
+    /// The fused updates of the panels: gradients formed, S and U moved, everything read with W + U.
+    #[serde(rename = "walk")]
+    pub fused_update: f64,
     /// What a memory model does between its layers, of what is read.
     pub activate: f64,
     /// Heads combined, norm of what was read.
@@ -353,11 +354,11 @@ pub struct Phases {
 impl Phases {
     /// By name, in order.
     pub fn named(&self) -> [(&'static str, f64); 7] {
-        let Self { project, gradients, walk, activate, combine, metrics, retention } = *self;
+        let Self { project, gradients, fused_update, activate, combine, metrics, retention } = *self;
         [
             ("project", project),
             ("gradients", gradients),
-            ("walk", walk),
+            ("walk", fused_update),
             ("activate", activate),
             ("combine", combine),
             ("metrics", metrics),
@@ -398,7 +399,7 @@ impl<T: Real, M: MemoryModel<T>> Context<'_, T, M> {
         Phases {
             project: seconds(Phase::Project),
             gradients: seconds(Phase::Gradients),
-            walk: seconds(Phase::Walk),
+            fused_update: seconds(Phase::FusedUpdate),
             activate: seconds(Phase::Activate),
             combine: seconds(Phase::Combine),
             metrics: seconds(Phase::Metrics),
@@ -412,9 +413,9 @@ pub struct Engine<'m, T: Real, M: MemoryModel<T> = Attention> {
     memory: &'m Memory<T, M>,
     retention: Option<usize>,
     sizes: Option<Sizes>,
-    streams: Vec<Stream<T>>,
-    /// The tokens of each stream's next block.
-    incoming: Vec<Sides<T>>,
+    runners: Vec<SequenceRunner<T>>,
+    /// The tokens of each runner's next block.
+    incoming: Vec<BlockTokens<T>>,
     scratch: Mutex<Vec<M::Scratch>>,
 }
 
@@ -425,7 +426,7 @@ impl<'m, T: Real, M: MemoryModel<T>> Engine<'m, T, M> {
             memory,
             retention: None,
             sizes: None,
-            streams: Vec::new(),
+            runners: Vec::new(),
             incoming: Vec::new(),
             scratch: Mutex::default(),
         }
@@ -458,13 +459,13 @@ impl<'m, T: Real, M: MemoryModel<T>> Engine<'m, T, M> {
         let group = self.memory.group(plan.sequences);
         let buffers = self.memory.buffer_bytes(&plan, group, rayon::current_num_threads());
         budget::check(buffers + state.bytes() as u128)?;
-        self.make_room(plan.sizes(), group);
+        self.prepare_buffers(plan.sizes(), group);
         let mut outcome = Outcome { read_past_store: plan.read_past_store, ..Outcome::default() };
         let context =
             Context { memory: self.memory, plan: &plan, scratch: &self.scratch, phases: Default::default() };
         for first in (0..plan.sequences).step_by(group) {
             let sequences = first..plan.sequences.min(first + group);
-            let buffers = (&mut *self.streams, &mut *self.incoming);
+            let buffers = (&mut *self.runners, &mut *self.incoming);
             run_group(&context, buffers, state, sequences, sink, tick, &mut outcome)?;
             if outcome.divergence.is_some() {
                 break;
@@ -480,21 +481,21 @@ impl<'m, T: Real, M: MemoryModel<T>> Engine<'m, T, M> {
 
     /// What the buffers of sequences take. Scratch, of which each thread has its own, does not count.
     pub fn bytes(&self) -> usize {
-        let streams = self.streams.iter().map(Stream::bytes).sum::<usize>();
-        streams + self.incoming.iter().map(Sides::bytes).sum::<usize>()
+        let runners = self.runners.iter().map(SequenceRunner::bytes).sum::<usize>();
+        runners + self.incoming.iter().map(BlockTokens::bytes).sum::<usize>()
     }
 
     /// Buffers for so many sequences side by side.
-    fn make_room(&mut self, sizes: Sizes, streams: usize) {
+    fn prepare_buffers(&mut self, sizes: Sizes, runners: usize) {
         if self.sizes.replace(sizes) != Some(sizes) {
-            self.streams.clear();
+            self.runners.clear();
             self.incoming.clear();
             self.scratch.get_mut().expect("no task panics with it").clear();
         }
-        self.streams.truncate(streams);
-        self.streams.resize_with(streams, || Stream::new(self.memory, sizes));
-        self.incoming.truncate(streams);
-        self.incoming.resize_with(streams, || Sides::new(sizes, self.memory.dimensions.dim));
+        self.runners.truncate(runners);
+        self.runners.resize_with(runners, || SequenceRunner::new(self.memory, sizes));
+        self.incoming.truncate(runners);
+        self.incoming.resize_with(runners, || BlockTokens::new(sizes, self.memory.dimensions.dim));
     }
 }
 
@@ -502,7 +503,7 @@ impl<'m, T: Real, M: MemoryModel<T>> Engine<'m, T, M> {
 /// it go on, so that what is reported is the first divergence in the order of sequences.
 fn run_group<T: Real, M: MemoryModel<T>>(
     context: &Context<'_, T, M>,
-    (streams, incoming): (&mut [Stream<T>], &mut [Sides<T>]),
+    (runners, incoming): (&mut [SequenceRunner<T>], &mut [BlockTokens<T>]),
     state: &mut State<T>,
     group: Range<usize>,
     sink: &mut dyn Sink<T>,
@@ -510,16 +511,16 @@ fn run_group<T: Real, M: MemoryModel<T>>(
     outcome: &mut Outcome,
 ) -> Result<()> {
     let plan = context.plan;
-    let (mut streams, incoming) = (&mut streams[..group.len()], &mut incoming[..group.len()]);
-    streams
+    let (mut runners, incoming) = (&mut runners[..group.len()], &mut incoming[..group.len()]);
+    runners
         .par_iter_mut()
         .zip(group.clone())
-        .for_each(|(stream, sequence)| stream.load(context.memory, state, sequence));
-    let mut rows = vec![0; streams.len()];
-    let load = |incoming: &mut [Sides<T>], block: Block| {
+        .for_each(|(runner, sequence)| runner.load(context.memory, state, sequence));
+    let mut rows = vec![0; runners.len()];
+    let load = |incoming: &mut [BlockTokens<T>], block: Block| {
         let begin = Instant::now();
         let mut sequences = incoming.iter_mut().zip(group.clone());
-        sequences.try_for_each(|(sides, sequence)| sides.load(plan, sequence, block))?;
+        sequences.try_for_each(|(tokens, sequence)| tokens.load(plan, sequence, block))?;
         Ok(begin.elapsed())
     };
     let mut blocks = plan.blocks().peekable();
@@ -527,10 +528,10 @@ fn run_group<T: Real, M: MemoryModel<T>>(
         outcome.input += load(incoming, first)?;
     }
     while let Some(block) = blocks.next() {
-        for (stream, sides) in streams.iter_mut().zip(&mut *incoming) {
-            std::mem::swap(&mut stream.tokens, sides);
+        for (runner, tokens) in runners.iter_mut().zip(&mut *incoming) {
+            std::mem::swap(&mut runner.tokens, tokens);
         }
-        let mut compute = || streams.par_iter_mut().for_each(|stream| stream.run(context, block));
+        let mut compute = || runners.par_iter_mut().for_each(|runner| runner.run(context, block));
         match blocks.peek() {
             None => compute(),
             Some(&next) if rayon::current_num_threads() == 1 => {
@@ -544,44 +545,44 @@ fn run_group<T: Real, M: MemoryModel<T>>(
         }
 
         let writing = Instant::now();
-        let mut going = streams.len();
-        for (i, stream) in streams.iter().enumerate() {
-            sink.metrics(&stream.rows)?;
-            rows[i] += stream.rows.len();
-            let (start, retrieved) = stream.retrieved(block, plan.first_query);
-            if retrieved.nrows() > 0 && stream.divergence.is_none() && stream.bad_read.is_none() {
-                sink.retrieved(stream.sequence, start, retrieved)?;
+        let mut going = runners.len();
+        for (i, runner) in runners.iter().enumerate() {
+            sink.metrics(&runner.rows)?;
+            rows[i] += runner.rows.len();
+            let (start, retrieved) = runner.retrieved(block, plan.first_query);
+            if retrieved.nrows() > 0 && runner.divergence.is_none() && runner.bad_read.is_none() {
+                sink.retrieved(runner.sequence, start, retrieved)?;
             }
-            if !stream.retained.is_empty() {
-                sink.retained(&stream.retained)?;
+            if !runner.retained.is_empty() {
+                sink.retained(&runner.retained)?;
                 if block.store.end == plan.store_end {
                     let [loss, at_w] = &mut outcome.retained;
-                    *loss += stream.retained.iter().map(|kept| kept.loss).sum::<f64>();
-                    *at_w += stream.retained.iter().map(|kept| kept.loss_at_w).sum::<f64>();
+                    *loss += runner.retained.iter().map(|kept| kept.loss).sum::<f64>();
+                    *at_w += runner.retained.iter().map(|kept| kept.loss_at_w).sum::<f64>();
                 }
             }
-            if outcome.ends(stream.divergence.clone(), stream.bad_read.clone(), plan.store.is_some()) {
+            if outcome.ends(runner.divergence.clone(), runner.bad_read.clone(), plan.store.is_some()) {
                 going = i;
                 break;
             }
         }
-        streams = &mut streams[..going];
+        runners = &mut runners[..going];
         outcome.output += writing.elapsed();
-        tick(streams.len() * block.store.len().max(block.read.len()))?;
-        if streams.is_empty() {
+        tick(runners.len() * block.store.len().max(block.read.len()))?;
+        if runners.is_empty() {
             break;
         }
     }
     if plan.store.is_some() {
         let [update, momentum] = [&mut state.update, &mut state.momentum]
-            .map(|array| array.slice_mut(s![group.start..group.start + streams.len(), .., ..]));
+            .map(|array| array.slice_mut(s![group.start..group.start + runners.len(), .., ..]));
         let states = update.into_outer_iter_mut().zip(momentum.into_outer_iter_mut());
-        streams
+        runners
             .iter()
             .zip(states)
             .collect::<Vec<_>>()
             .into_par_iter()
-            .for_each(|(stream, (update, momentum))| stream.save(context.memory, update, momentum));
+            .for_each(|(runner, (update, momentum))| runner.save(context.memory, update, momentum));
     }
     let last = outcome.divergence.as_ref().map_or(group.end, |divergence| divergence.sequence + 1);
     outcome.rows += rows[..last - group.start].iter().sum::<usize>();

@@ -4,11 +4,11 @@ use super::{Memory, Work};
 use crate::error::{Error, Result};
 use crate::memory::State;
 use crate::memory::model::MemoryModel;
-use crate::memory::state::Side;
+use crate::memory::state::StreamPosition;
 use crate::real::Real;
 use crate::sequence::Sequences;
 
-/// Tokens per block. More make each visit to a strip's S and U longer and the waits of threads for each other fewer,
+/// Tokens per block. More make each visit to a panel's S and U longer and the waits of threads for each other fewer,
 /// fewer keep a block's rows in cache and memory small. With one head (batches not tried) 1,024 measured
 /// 5 % faster than 512 at heads of 384 and the same at 64; with four heads of 64, 5 % slower.
 const BLOCK_TOKENS: usize = 512;
@@ -18,14 +18,14 @@ const BLOCK_TOKENS_OF_ONE_HEAD: usize = 1024;
 /// 32 to 128 measured alike.
 const GROUP_TOKENS: usize = 64;
 
-/// A token range of one side of a block, as positions in the memory's life. Starts at a chunk boundary.
+/// A token range of one stream of a block, as positions in the memory's life. Starts at a chunk boundary.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Span {
+pub(super) struct TokenRange {
     pub(super) start: usize,
     pub(super) end: usize,
 }
 
-impl Span {
+impl TokenRange {
     pub(super) fn len(self) -> usize {
         self.end - self.start
     }
@@ -34,8 +34,8 @@ impl Span {
 /// One step through time: what is read and what is stored, both from the same chunk boundary on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Block {
-    pub(super) read: Span,
-    pub(super) store: Span,
+    pub(super) read: TokenRange,
+    pub(super) store: TokenRange,
 }
 
 impl Block {
@@ -44,10 +44,10 @@ impl Block {
     }
 }
 
-/// How large the buffers of a stream are.
+/// How large the buffers of a sequence runner are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sizes {
-    /// Most rows of a block on the stored and on the read side.
+    /// Most rows of a block in the stored and in the read stream.
     pub(super) stored: usize,
     pub(super) read: usize,
     pub(super) storing: bool,
@@ -64,16 +64,16 @@ pub(super) struct Plan<'a, T> {
     pub(super) probe: bool,
     /// K: every K-th chunk is kept, and the memory whole after it.
     pub(super) retention: Option<usize>,
-    /// The sides as they were before; a plain read starts its own count.
-    pub(super) stored_before: Side<T>,
-    pub(super) read_before: Side<T>,
+    /// The streams' positions before; a plain read starts its own count.
+    pub(super) stored_before: StreamPosition<T>,
+    pub(super) read_before: StreamPosition<T>,
     pub(super) chunk_size: usize,
     /// Most rows of a block, and of a group: whole chunks.
     pub(super) block_rows: usize,
     pub(super) group_rows: usize,
     /// Positions whose multiples end a block, with retention.
     pub(super) kept_every: usize,
-    /// Chunk at which both sides start.
+    /// Chunk at which both streams start.
     pub(super) first_chunk: usize,
     /// One past the last position read.
     pub(super) read_end: usize,
@@ -123,7 +123,7 @@ impl<'a, T: Real> Plan<'a, T> {
             kept_every,
             group_rows: whole(GROUP_TOKENS),
             stored_before: state.stored.clone(),
-            read_before: Side::new(sequences, memory.dimensions.dim),
+            read_before: StreamPosition::new(sequences, memory.dimensions.dim),
             first_chunk: 0,
             read_end: read.map_or(0, |queries| queries.shape().tokens),
             store_end: 0,
@@ -172,7 +172,7 @@ impl<'a, T: Real> Plan<'a, T> {
         Sizes { stored, read, storing: self.store.is_some(), probe: self.probe, scratch: self.scratch_rows() }
     }
 
-    /// Rows that the longest block has on the stored and on the read side.
+    /// Rows that the longest block has in the stored and in the read stream.
     fn rows(&self) -> (usize, usize) {
         let start = self.first_chunk * self.chunk_size;
         let longest = |end: usize| end.saturating_sub(start).min(self.block_rows);
@@ -203,8 +203,9 @@ impl<'a, T: Real> Plan<'a, T> {
         std::iter::from_fn(move || {
             let start = next;
             next = (start + length).min((start / kept_every + 1).saturating_mul(kept_every));
-            let span = |end: usize| Span { start, end: end.clamp(start, next) };
-            (start < read_end.max(store_end)).then(|| Block { read: span(read_end), store: span(store_end) })
+            let range = |end: usize| TokenRange { start, end: end.clamp(start, next) };
+            (start < read_end.max(store_end))
+                .then(|| Block { read: range(read_end), store: range(store_end) })
         })
     }
 

@@ -4,7 +4,7 @@
 //! ℓ(W + U) = Σ over the chunk's tokens of mean over d of (M_{W+U}(k) − v)²
 //! ```
 //!
-//! the loss that a probe takes just after a chunk is stored, taken later. Columns of weights walk through a block on
+//! the loss that a probe takes just after a chunk is stored, taken later. Column panels go through a block on
 //! their own, so the memory is whole between blocks only: that is where this happens.
 
 use ndarray::{Array2, ArrayView2, Axis, s};
@@ -19,7 +19,7 @@ use crate::real::Real;
 
 /// The kept chunks of one head.
 #[derive(Debug, Default)]
-pub struct Kept<T> {
+pub struct KeptChunks<T> {
     /// (rows, d), chunk after chunk.
     keys: Vec<T>,
     /// (rows, d)
@@ -28,7 +28,7 @@ pub struct Kept<T> {
     at_w: Vec<f64>,
 }
 
-impl<T: Real> Kept<T> {
+impl<T: Real> KeptChunks<T> {
     /// Forgets all.
     pub fn clear(&mut self) {
         self.keys.clear();

@@ -1,11 +1,11 @@
-//! One side's tokens of a block: how they are filled from left-over and new ones, and their norm.
+//! One stream's tokens of a block: how they are filled from left-over and new ones, and their norm.
 
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, s};
 
 use super::norm::norm;
-use super::{Block, Plan, Sizes, Span};
+use super::{Block, Plan, Sizes, TokenRange};
 use crate::error::Result;
-use crate::memory::state::Side;
+use crate::memory::state::StreamPosition;
 use crate::real::Real;
 use crate::sequence::Sequences;
 use crate::simd::vectorised;
@@ -22,10 +22,16 @@ impl<T: Real> Tokens<T> {
         Self { buffer: Array2::zeros((capacity, dim)), rows: 0 }
     }
 
-    /// Fills the rows with the positions of `span`.
-    fn load(&mut self, side: &Side<T>, from: &dyn Sequences<T>, sequence: usize, span: Span) -> Result<()> {
-        self.rows = span.len();
-        side.read_rows(from, sequence, span.start, self.rows_mut())
+    /// Fills the rows with the positions of `range`.
+    fn load(
+        &mut self,
+        position: &StreamPosition<T>,
+        from: &dyn Sequences<T>,
+        sequence: usize,
+        range: TokenRange,
+    ) -> Result<()> {
+        self.rows = range.len();
+        position.read_rows(from, sequence, range.start, self.rows_mut())
     }
 
     pub fn rows(&self) -> ArrayView2<'_, T> {
@@ -43,14 +49,14 @@ impl<T: Real> Tokens<T> {
     }
 }
 
-/// Both sides' tokens of a sequence's block.
+/// Both streams' tokens of a sequence's block.
 #[derive(Debug)]
-pub struct Sides<T> {
+pub struct BlockTokens<T> {
     pub store: Tokens<T>,
     pub read: Tokens<T>,
 }
 
-impl<T: Real> Sides<T> {
+impl<T: Real> BlockTokens<T> {
     pub fn new(sizes: Sizes, dim: usize) -> Self {
         Self { store: Tokens::new(sizes.stored, dim), read: Tokens::new(sizes.read, dim) }
     }
@@ -82,7 +88,8 @@ pub fn rms_norm<T: Real>(mut rows: ArrayViewMut2<T>, weight: &Array1<T>) {
             for mut row in rows.rows_mut() {
                 let row = row.as_slice_mut().expect("contiguous rows");
                 let root_mean_square = norm(row) / width;
-                let scale = T::from_f64((root_mean_square * root_mean_square + T::EPS.to_f64()).sqrt().recip());
+                let scale =
+                    T::from_f64((root_mean_square * root_mean_square + T::EPS.to_f64()).sqrt().recip());
                 for (x, &w) in row.iter_mut().zip(weight) {
                     *x = *x * scale * w;
                 }

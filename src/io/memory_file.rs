@@ -22,7 +22,7 @@ use super::tensors::{MAX_CONFIGURATION, Tensor, TensorFile, write_safetensors};
 use crate::error::{Error, Result};
 use crate::memory::limits::check_chunk_size;
 use crate::memory::parameters::{self, Init, MEMORY_WEIGHTS, Mismatch};
-use crate::memory::state::Side;
+use crate::memory::state::StreamPosition;
 use crate::memory::{Dimensions, Gate, Gates, Parameters, State};
 use crate::real::{ElementType, Real};
 
@@ -292,11 +292,11 @@ impl MemoryFile {
                 .get(name)
                 .map_or_else(none, |kept| floats(kept).into_dimensionality().expect("checked"))
         };
-        let stored = Side { tokens: counts[0] as usize, left_over: left_over("left_over") };
+        let stored = StreamPosition { tokens: counts[0] as usize, left_over: left_over("left_over") };
         let of_read = if self.state.contains_key("read_left_over") { "read_left_over" } else { "left_over" };
         let read_kept = counts[1] as usize % self.saved.as_ref()?.chunk_size;
         let read_left_over = left_over(if read_kept == 0 { "none" } else { of_read });
-        let read = Side { tokens: counts[1] as usize, left_over: read_left_over };
+        let read = StreamPosition { tokens: counts[1] as usize, left_over: read_left_over };
         Some(State { momentum: gather("momentum"), update, stored, read })
     }
 
@@ -322,7 +322,7 @@ impl MemoryFile {
                 add(format!("{name}.{p}"), Tensor::from_array(&weight.view()));
             }
         }
-        let kept = |side: &Side<T>| side.left_over.dim().1 > 0;
+        let kept = |position: &StreamPosition<T>| position.left_over.dim().1 > 0;
         if kept(&state.stored) {
             add("left_over".into(), Tensor::from_array(&state.stored.left_over.view()));
         }

@@ -1,9 +1,9 @@
 //! The oracle: the whole memory in plain loops, token by token, in f64, ε an argument. Never optimised; what it
 //! says is what the engine is held to. Derivation: `docs/concepts/mathematics.md`.
 //!
-//! A memory's life is a walk over token positions t = 0, 1, …: read token t (if there is a query), then store
+//! A memory's life is a pass over token positions t = 0, 1, …: read token t (if there is a query), then store
 //! token t. A chunk is stored when its last token arrives, so that reads of chunk i see what chunks 0 .. i−1 left,
-//! and going on from a state is just walking on.
+//! and going on from a state continues the pass.
 
 use ndarray::{Array1, Array2, Array3, ArrayView1, ArrayView2, Axis};
 

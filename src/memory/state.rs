@@ -14,22 +14,22 @@ pub struct State<T> {
     /// S after the last stored chunk, shaped like `update`.
     pub momentum: Array3<T>,
     /// Tokens stored since the start of the memory's life, left-over ones included.
-    pub stored: Side<T>,
+    pub stored: StreamPosition<T>,
     /// Tokens read in step with storing, likewise. A plain store counts its tokens here too.
-    pub read: Side<T>,
+    pub read: StreamPosition<T>,
 }
 
-/// One side, stored or read, of a state.
+/// A position in one of the two token streams of a state, the stored or the read one.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Side<T> {
+pub struct StreamPosition<T> {
     /// Tokens since the start of the memory's life.
     pub tokens: usize,
     /// The tokens of the incomplete last chunk, as given (before the norm): (sequences, tokens % c, D).
     pub left_over: Array3<T>,
 }
 
-impl<T: Real> Side<T> {
-    /// The side on which nothing has happened.
+impl<T: Real> StreamPosition<T> {
+    /// The position before any token.
     pub fn new(sequences: usize, dim: usize) -> Self {
         Self { tokens: 0, left_over: Array3::default((sequences, 0, dim)) }
     }
@@ -63,7 +63,7 @@ impl<T: Real> Side<T> {
         sequences.read_rows(sequence, start + old - self.tokens, out.slice_mut(s![old.., ..]))
     }
 
-    /// This side once all tokens of `sequences` have followed.
+    /// The position once all tokens of `sequences` have followed.
     pub fn after(&self, sequences: &dyn Sequences<T>, chunk_size: usize) -> Result<Self> {
         let shape = sequences.shape();
         let tokens = self.tokens + shape.tokens;
@@ -82,8 +82,8 @@ impl<T: Real> State<T> {
         Self {
             update: Array3::default((sequences, heads, elements)),
             momentum: Array3::default((sequences, heads, elements)),
-            stored: Side::new(sequences, dim),
-            read: Side::new(sequences, dim),
+            stored: StreamPosition::new(sequences, dim),
+            read: StreamPosition::new(sequences, dim),
         }
     }
 
@@ -116,7 +116,7 @@ impl<T: Real> State<T> {
         Err(Error::setting(setting, expected, sequences.to_string()))
     }
 
-    /// Going on online needs both sides in step: U of earlier chunks is gone.
+    /// Going on online needs both positions in step: U of earlier chunks is gone.
     pub fn check_online(&self, chunk_size: usize) -> Result<()> {
         let (stored, read) = (self.stored.chunks(chunk_size), self.read.chunks(chunk_size));
         if stored == read {

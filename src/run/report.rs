@@ -39,7 +39,7 @@ pub struct Report {
     pub software: Option<String>,
     /// Threads it could use, as asked for or one per core.
     pub threads: usize,
-    /// Those it used: no more than strips of memory weights that can walk at once; with a GPU, one.
+    /// Those it used: no more than column panels of memory weights that can be updated at once; with a GPU, one.
     pub threads_used: usize,
     /// Element type of computation and results.
     pub dtype: ElementType,

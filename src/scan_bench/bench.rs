@@ -339,7 +339,8 @@ impl<'a, T: Real + Element> Inputs<'a, T> {
     /// S and U before the first step.
     pub fn start(&self) -> State<T> {
         let BenchShape { batch, channels, .. } = self.case.shape;
-        let state = Array2::from_shape_fn((batch, channels), |(_, c)| T::from_f64(0.5 + (c % 7) as f64 / 8.0));
+        let state =
+            Array2::from_shape_fn((batch, channels), |(_, c)| T::from_f64(0.5 + (c % 7) as f64 / 8.0));
         [state.clone(), state]
     }
 

@@ -74,7 +74,7 @@ fn read_online_in_pieces() {
     let desk = Desk::with_golden("heads");
     desk.npy("store.npy", &tokens(&[2, 34, 16], 7));
     let (seq, store) = (desk.f32s("seq.npy"), desk.f32s("store.npy"));
-    // Cuts of the read side and of the stored one: the same, or with the same number of complete chunks.
+    // Cuts of the read stream and of the stored one: the same, or with the same number of complete chunks.
     let mut cuts: Vec<(&[usize], Option<&[usize]>)> = PIECES.iter().map(|&ends| (ends, None)).collect();
     cuts.extend(PIECES.iter().map(|&ends| (ends, Some(ends))));
     cuts.push((&[7, 16, 34], Some(&[5, 18, 34])));

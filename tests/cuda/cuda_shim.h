@@ -105,7 +105,7 @@ struct Fibre {
 
 inline std::vector<Fibre> fibres;
 inline std::vector<char> stacks;
-inline std::vector<char> shared_room;
+inline std::vector<char> shared_storage;
 inline char* shared;
 inline Fibre* current;
 inline Context scheduler;
@@ -137,10 +137,10 @@ struct Word {
   // Of the write: an atomic one, one of several threads' since the last barrier; of a copy on its way.
   bool many, other_warps, atomic = false, several = false, pending = false;
 };
-inline std::vector<Word> room_words, static_words;
+inline std::vector<Word> dynamic_words, static_words;
 // As pointers: what is called here is not watched itself.
-inline Word *of_room, *of_statics;
-inline size_t room_bytes;
+inline Word *of_dynamic, *of_statics;
+inline size_t dynamic_bytes;
 extern "C" __attribute__((visibility("hidden"))) char __bss_start, _end;
 // Where static variables are, in whole words.
 inline char* statics;
@@ -208,16 +208,16 @@ SHIM_PLAIN inline bool launch(dim3 grid, dim3 block, size_t shared_bytes, bool b
     fibres.resize(threads);
     stacks.resize(size_t(threads) * STACK);
   }
-  shared_room.resize(shared_bytes + 256);
+  shared_storage.resize(shared_bytes + 256);
 #ifdef SHIM_RACES
-  room_words.resize(shared_bytes / 4 + 1);
+  dynamic_words.resize(shared_bytes / 4 + 1);
   statics = &__bss_start - reinterpret_cast<uintptr_t>(&__bss_start) % 8;
   static_words.resize((&_end - statics) / 4 + 1);
-  of_room = room_words.data();
+  of_dynamic = dynamic_words.data();
   of_statics = static_words.data();
-  room_bytes = shared_bytes;
+  dynamic_bytes = shared_bytes;
 #endif
-  shared = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(shared_room.data()) + 127) / 128 * 128);
+  shared = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(shared_storage.data()) + 127) / 128 * 128);
   for (unsigned z = 0; z < grid.z; ++z)
     for (unsigned y = 0; y < grid.y; ++y)
       for (unsigned x = 0; x < grid.x; ++x) {
@@ -278,10 +278,10 @@ enum Access { READ, WRITE, ATOMIC, ASKED, COPIED };
 SHIM_PLAIN inline void watch(const void* address, size_t bytes, Access access) {
   if (!current) return;
   const char* at = static_cast<const char*>(address);
-  const bool dynamic = at >= shared && at < shared + room_bytes;
+  const bool dynamic = at >= shared && at < shared + dynamic_bytes;
   if (!dynamic && (at < statics || at >= &_end)) return;
   const size_t first = at - (dynamic ? shared : statics);
-  Word* const words = dynamic ? of_room : of_statics;
+  Word* const words = dynamic ? of_dynamic : of_statics;
   const unsigned me = current->number;
   const bool write = access != READ;
   const uint64_t now = current->barriers, in_warp = current->warp_barriers;

@@ -34,33 +34,43 @@ fn run_on<T: Real>(
     (sink, outcome)
 }
 
-/// A device of another size: blocks of few tokens, more spans of chunks side by side.
-struct Small<'a> {
+/// A device of another size: blocks of few tokens, more time segments side by side.
+struct LimitedDevice<'a> {
     device: &'a dyn Device,
     free: usize,
     shared: usize,
-    /// Blocks of threads that it says run side by side.
-    side: usize,
+    /// Multiprocessors that it says it has.
+    multiprocessors: usize,
     /// Launches, products, uploads and copies.
     calls: AtomicUsize,
-    /// Walks through the chunks.
-    walks: AtomicUsize,
+    /// Fused updates of a layer.
+    fused_updates: AtomicUsize,
     /// Blocks of tokens that it has stored.
     blocks: AtomicUsize,
-    /// Most spans that have been walked side by side.
-    spans: AtomicUsize,
+    /// Most time segments that have run side by side.
+    segments: AtomicUsize,
     /// The widest second dimension of a grid, where kernels are not run for it.
     widest: Option<AtomicUsize>,
 }
 
-impl<'a> Small<'a> {
+impl<'a> LimitedDevice<'a> {
     fn new(device: &'a dyn Device, free: usize, shared: usize) -> Self {
-        let [calls, walks, blocks, spans] = [const { AtomicUsize::new(0) }; 4];
-        Self { device, free, shared, side: 1, calls, walks, blocks, spans, widest: None }
+        let [calls, fused_updates, blocks, segments] = [const { AtomicUsize::new(0) }; 4];
+        Self {
+            device,
+            free,
+            shared,
+            multiprocessors: 1,
+            calls,
+            fused_updates,
+            blocks,
+            segments,
+            widest: None,
+        }
     }
 }
 
-impl Device for Small<'_> {
+impl Device for LimitedDevice<'_> {
     fn name(&self) -> String {
         self.device.name()
     }
@@ -68,7 +78,7 @@ impl Device for Small<'_> {
         Ok(self.free)
     }
     fn multiprocessors(&self) -> usize {
-        self.side
+        self.multiprocessors
     }
     fn shared_bytes(&self) -> usize {
         self.shared
@@ -95,14 +105,14 @@ impl Device for Small<'_> {
     }
     fn launch(&self, kernel: &str, launch: Launch, arguments: &[Argument]) -> nmem::Result<()> {
         self.calls.fetch_add(1, Ordering::Relaxed);
-        if kernel.starts_with("walk") {
-            self.walks.fetch_add(1, Ordering::Relaxed);
+        if kernel.starts_with("fused_update") {
+            self.fused_updates.fetch_add(1, Ordering::Relaxed);
         }
         if kernel.starts_with("gate_values") {
             self.blocks.fetch_add(1, Ordering::Relaxed);
         }
-        if kernel.starts_with("span_ends") {
-            self.spans.fetch_max(launch.grid[2] as usize + 1, Ordering::Relaxed);
+        if kernel.starts_with("segment_ends") {
+            self.segments.fetch_max(launch.grid[2] as usize + 1, Ordering::Relaxed);
         }
         if let Some(widest) = &self.widest {
             widest.fetch_max(launch.grid[1] as usize, Ordering::Relaxed);
@@ -153,7 +163,7 @@ fn golden_cases() {
 /// Stored in two parts, read with another sequence, the first part probed: (dim, heads, d), chunk, sequences, tokens of the parts.
 type Case = ((usize, usize, usize), usize, usize, [usize; 2]);
 
-/// Widths around tiles, chunks around pieces of a walk, cut chunks, several sequences.
+/// Widths around tiles, chunks around pieces of a fused update, cut chunks, several sequences.
 const CASES: [Case; 6] = [
     ((6, 2, 3), 5, 3, [23, 11]),
     ((20, 1, 20), 17, 1, [40, 30]),
@@ -206,7 +216,10 @@ pub fn agrees_with_the_oracle() {
 fn little_memory_makes_many_blocks() {
     for (name, device) in devices() {
         let shared = device.shared_bytes();
-        let small = |free| Small { side: 132, ..Small::new(device.as_ref(), free, shared) };
+        let small = |free| LimitedDevice {
+            multiprocessors: 132,
+            ..LimitedDevice::new(device.as_ref(), free, shared)
+        };
         let few = small(1 << 15);
         against_the_oracle::<f32>(name, &few, ((6, 2, 3), 5, 3, [53, 30]), 2e-5);
         let blocks = few.blocks.load(Ordering::Relaxed);
@@ -225,7 +238,7 @@ fn little_memory_makes_many_blocks() {
     }
 }
 
-/// Any shape, on devices of any size: blocks of tokens, spans of chunks, tiles that are cut.
+/// Any shape, on devices of any size: blocks of tokens, time segments, tiles that are cut.
 fn shapes() -> impl Strategy<Value = (Case, usize, usize)> {
     // Nothing maps the output of one head back to another width.
     let heads = (1_usize..=40, 1_usize..=3, 1_usize..=70)
@@ -233,7 +246,7 @@ fn shapes() -> impl Strategy<Value = (Case, usize, usize)> {
     let parts = [0_usize..=130, 0..=70];
     let case = (heads, 2_usize..=70, 1_usize..=5, parts);
     (case, select(vec![1, 40, 132, 1000]), 14_usize..=24)
-        .prop_map(|(case, side, free)| (case, side, 1 << free))
+        .prop_map(|(case, multiprocessors, free)| (case, multiprocessors, 1 << free))
 }
 
 proptest! {
@@ -245,17 +258,17 @@ proptest! {
     })]
 
     #[test]
-    fn shapes_of_all_kinds((case, side, free) in shapes()) {
+    fn shapes_of_all_kinds((case, multiprocessors, free) in shapes()) {
         for (name, device) in devices() {
-            let small = Small { side, ..Small::new(device.as_ref(), free, device.shared_bytes()) };
+            let small = LimitedDevice { multiprocessors, ..LimitedDevice::new(device.as_ref(), free, device.shared_bytes()) };
             against_the_oracle::<f32>(name, &small, case, 5e-5);
             against_the_oracle::<f64>(name, &small, case, 1e-10);
         }
     }
 }
 
-/// Chunks of few tokens and of more than a piece of a walk; the last span shorter; several heads and sequences; tiles cut and whole.
-const SPANS: [(Case, usize); 4] = [
+/// Chunks of few tokens and of more than a piece of a fused update; the last segment shorter; several heads and sequences; tiles cut and whole.
+const SEGMENTS: [(Case, usize); 4] = [
     (((6, 2, 3), 2, 2, [23, 30]), 15),
     (((68, 1, 68), 33, 1, [200, 100]), 3),
     (((64, 1, 64), 16, 1, [150, 64]), 5),
@@ -263,13 +276,16 @@ const SPANS: [(Case, usize); 4] = [
 ];
 
 #[test]
-pub fn spans_side_by_side() {
+pub fn segments_side_by_side() {
     for (name, device) in devices() {
-        for (case, spans) in SPANS {
-            let small = Small { side: 1000, ..Small::new(device.as_ref(), 1 << 24, device.shared_bytes()) };
+        for (case, segments) in SEGMENTS {
+            let small = LimitedDevice {
+                multiprocessors: 1000,
+                ..LimitedDevice::new(device.as_ref(), 1 << 24, device.shared_bytes())
+            };
             against_the_oracle::<f32>(name, &small, case, 2e-5);
             against_the_oracle::<f64>(name, &small, case, 1e-10);
-            assert_eq!(small.spans.load(Ordering::Relaxed), spans, "{name}, {case:?}");
+            assert_eq!(small.segments.load(Ordering::Relaxed), segments, "{name}, {case:?}");
         }
     }
 }
@@ -277,7 +293,7 @@ pub fn spans_side_by_side() {
 #[test]
 pub fn little_shared_memory() {
     for (name, device) in devices() {
-        let small = |shared| Small::new(device.as_ref(), 1 << 22, shared);
+        let small = |shared| LimitedDevice::new(device.as_ref(), 1 << 22, shared);
         // What a block of compute capability 8.6 can be given.
         against_the_oracle::<f64>(name, &small(99 << 10), ((90, 1, 90), 3, 1, [8, 7]), 1e-10);
         let memory = Drawn::new((6, 2, 3), 5, Init::Xavier, 7).memory::<f32>();
@@ -287,7 +303,7 @@ pub fn little_shared_memory() {
         let work = Work::Store { sequences: &tokens, probe: false };
         let state = &mut memory.initial_state(1);
         let error = engine.run(state, work, &mut Collect::new((0, 0, 0)), &mut |_| Ok(()));
-        let error = error.expect_err("no room for a walk").to_string();
+        let error = error.expect_err("no shared memory for a fused update").to_string();
         assert!(error.contains("1000 bytes") && error.contains("or cpu"), "{error}");
     }
 }
@@ -307,21 +323,23 @@ fn two_runs_give_the_same_bits() {
     }
 }
 
-/// Zeros are what they are: no walk with other scales looks for them. Tokens of zeros, as at the ends of shorter sequences; θ = 0.
+/// Zeros are what they are: no fused update with other scales looks for them. Tokens of zeros, as at the ends of shorter sequences; θ = 0.
 #[test]
 fn norms_that_are_zero() {
     for (name, device) in devices() {
-        for (rate, walks) in [(Gate::Learned(0.0), 2), (Gate::Pinned(0.0), 2), (Gate::Pinned(1e-28), 4)] {
+        for (rate, fused_updates) in
+            [(Gate::Learned(0.0), 2), (Gate::Pinned(0.0), 2), (Gate::Pinned(1e-28), 4)]
+        {
             let gates = Gates { learning_rate: rate, ..Gates::default() };
             let memory = Drawn::new((6, 2, 3), 4, Init::Xavier, 7).gates(gates).memory::<f32>();
             let mut tokens = uniform((2, 32, 6), 1.0, 5).mapv(|x| x as f32);
             tokens.slice_mut(s![1, 9.., ..]).fill(0.0);
             let work = Work::Store { sequences: &tokens, probe: false };
-            let small = Small::new(device.as_ref(), 1 << 24, device.shared_bytes());
+            let small = LimitedDevice::new(device.as_ref(), 1 << 24, device.shared_bytes());
             let (got, _) = run_on(&small, &memory, &mut memory.initial_state(2), work, (0, 0, 0));
             let (expected, _) = support::run(&memory, &mut memory.initial_state(2), work, (0, 0, 0));
             assert_rows_close(name, &got.rows, &expected.rows, 1e-5);
-            assert_eq!(small.walks.into_inner(), walks, "{name}, {rate:?}");
+            assert_eq!(small.fused_updates.into_inner(), fused_updates, "{name}, {rate:?}");
         }
     }
 }
@@ -404,7 +422,7 @@ fn sequences_side_by_side() {
         let memory = Drawn::new((6, 2, 3), 5, Init::Xavier, 7).memory::<f32>();
         let calls = [3, 40].map(|sequences| {
             let tokens = uniform((sequences, 23, 6), 1.0, 5).mapv(|x| x as f32);
-            let small = Small::new(device.as_ref(), 1 << 24, device.shared_bytes());
+            let small = LimitedDevice::new(device.as_ref(), 1 << 24, device.shared_bytes());
             let work = Work::Online { read: &tokens, store: &tokens, probe: true };
             let compare = |got: &Collect<f32>, expected: &Collect<f32>| {
                 assert_rows_close(name, &got.rows, &expected.rows, 2e-5);
@@ -439,8 +457,8 @@ fn many_heads_of_many_sequences() {
     let (_, device) = &devices()[0];
     let memory = Drawn::new((64, 64, 1), 2, Init::Xavier, 1).memory::<f32>();
     let tokens = uniform((1023, 2, 64), 1.0, 2).mapv(|x| x as f32);
-    let small = Small::new(device.as_ref(), 1 << 36, device.shared_bytes());
-    let roomy = Small { widest: Some(AtomicUsize::new(0)), ..small };
+    let small = LimitedDevice::new(device.as_ref(), 1 << 36, device.shared_bytes());
+    let roomy = LimitedDevice { widest: Some(AtomicUsize::new(0)), ..small };
     run_on(&roomy, &memory, &mut memory.initial_state(1), Work::Read(&tokens), tokens.dim());
     let widest = roomy.widest.expect("as it was made").into_inner();
     assert!((60_000..=65_535).contains(&widest), "{widest} of at most 65,535");

@@ -24,7 +24,7 @@ fn what_races_is_found() {
 fn of_the_engine() {
     watch(|| {
         engine::agrees_with_the_oracle();
-        engine::spans_side_by_side();
+        engine::segments_side_by_side();
         engine::little_shared_memory();
         engine::norms_whose_squares_leave_the_range();
         engine::what_is_not_finite_stays_in_its_chunk();

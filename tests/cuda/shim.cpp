@@ -10,49 +10,49 @@
 namespace probes {
 __shared__ int shared_by_all;
 void clean(float* out) {
-  SHARED_MEMORY(float, room);
-  room[threadIdx.x] = 1;
+  SHARED_MEMORY(float, buffer);
+  buffer[threadIdx.x] = 1;
   if (threadIdx.x == 0) shared_by_all = 0;
   __syncwarp();
-  out[threadIdx.x] = room[threadIdx.x ^ 1];
+  out[threadIdx.x] = buffer[threadIdx.x ^ 1];
   __syncthreads();
   atomicExch(&shared_by_all, 1);
-  out[threadIdx.x] += room[63 - threadIdx.x];
-  __pipeline_memcpy_async(room + 64 + threadIdx.x, room, 4);
+  out[threadIdx.x] += buffer[63 - threadIdx.x];
+  __pipeline_memcpy_async(buffer + 64 + threadIdx.x, buffer, 4);
   __pipeline_commit();
   __pipeline_wait_prior(0);
   __syncthreads();
-  out[threadIdx.x] += room[127 - threadIdx.x] + shared_by_all;
+  out[threadIdx.x] += buffer[127 - threadIdx.x] + shared_by_all;
 }
 void writes(float*) { shared_by_all = int(threadIdx.x); }
 void read_of_another_warp(float* out) {
-  SHARED_MEMORY(float, room);
-  room[threadIdx.x] = 1;
+  SHARED_MEMORY(float, buffer);
+  buffer[threadIdx.x] = 1;
   __syncwarp();
-  out[threadIdx.x] = room[63 - threadIdx.x];
+  out[threadIdx.x] = buffer[63 - threadIdx.x];
 }
 void read_of_a_lane(float* out) {
-  SHARED_MEMORY(float, room);
-  room[threadIdx.x] = 1;
-  out[threadIdx.x] = room[threadIdx.x ^ 1];
+  SHARED_MEMORY(float, buffer);
+  buffer[threadIdx.x] = 1;
+  out[threadIdx.x] = buffer[threadIdx.x ^ 1];
 }
 void write_of_what_others_read(float* out) {
-  SHARED_MEMORY(double, room);
-  *reinterpret_cast<Quad<double>*>(room + 4 * threadIdx.x) = {};
+  SHARED_MEMORY(double, buffer);
+  *reinterpret_cast<Quad<double>*>(buffer + 4 * threadIdx.x) = {};
   __syncthreads();
-  out[threadIdx.x] = float(room[255 - 4 * threadIdx.x]);
-  room[4 * threadIdx.x + 3] = 1;
+  out[threadIdx.x] = float(buffer[255 - 4 * threadIdx.x]);
+  buffer[4 * threadIdx.x + 3] = 1;
 }
 void read_of_atomics(float* out) {
   if (threadIdx.x % 32 == 0) atomicExch(&shared_by_all, 1);
   if (threadIdx.x == 32) out[0] = float(shared_by_all);
 }
 void copy_not_waited_for(float* out) {
-  SHARED_MEMORY(float, room);
-  __pipeline_memcpy_async(room + threadIdx.x, out, 4);
+  SHARED_MEMORY(float, buffer);
+  __pipeline_memcpy_async(buffer + threadIdx.x, out, 4);
   __pipeline_commit();
   __syncthreads();
-  out[threadIdx.x] = room[63 - threadIdx.x];
+  out[threadIdx.x] = buffer[63 - threadIdx.x];
   __pipeline_wait_prior(0);
 }
 }  // namespace probes
@@ -87,13 +87,13 @@ extern "C" __attribute__((visibility("default"))) const char* shim_kinds(const c
 
 // What was found of threads that race, once.
 extern "C" __attribute__((visibility("default"))) const char* shim_race() {
-  static char told[256];
-  told[0] = 0;
+  static char message[256];
+  message[0] = 0;
 #ifdef SHIM_RACES
-  memcpy(told, shim::race, sizeof told);
+  memcpy(message, shim::race, sizeof message);
   shim::race[0] = 0;
 #endif
-  return told;
+  return message;
 }
 
 // 0: done. 1: no such kernel. 2: threads wait at different barriers.

@@ -150,7 +150,7 @@ fn store_then_retrieve_then_go_on() {
     assert_eq!(phases["walk"], 0.5, "{phases}");
 }
 
-/// Shapes that are measured, divided as among the multiprocessors of an H200: many spans, whole tiles.
+/// Shapes that are measured, divided as among the multiprocessors of an H200: many time segments, whole tiles.
 #[test]
 fn a_gpu_of_many_multiprocessors() {
     let bench = Bench::new(true).set("MULTIPROCESSORS", "132").set("SHARED", "232448");
@@ -158,12 +158,12 @@ fn a_gpu_of_many_multiprocessors() {
         data(&bench, &[tokens, dim]);
         let line = format!("retrieve data.npy --online --probe --chunk-size {chunk} --no-plots");
         bench.same(&format!("{dim}-{chunk}"), &line, F32);
-        // Few have fewer spans, whose starts are rounded elsewhere.
+        // Few have fewer segments, whose starts are rounded elsewhere.
         let few = Bench::new(true).set("MULTIPROCESSORS", "1").set("SHARED", "232448");
         data(&few, &[tokens, dim]);
         few.ok(&format!("{line} --device cuda --out few"));
         let many = bench.desk.bytes(&format!("{dim}-{chunk}-cuda/retrieved.npy"));
-        assert!(few.desk.bytes("few/retrieved.npy") != many, "{dim}, {chunk}: as many spans");
+        assert!(few.desk.bytes("few/retrieved.npy") != many, "{dim}, {chunk}: as many segments");
     }
 }
 
@@ -281,7 +281,7 @@ fn a_divergence_is_told_as_on_the_processor() {
 #[test]
 fn a_gpu_that_fails_leaves_no_results() {
     for (name, value, expected) in [
-        ("FAILING", "walk_f32", "after launching kernel "),
+        ("FAILING", "fused_update_f32", "after launching kernel "),
         ("FAILING", "gate_values_f32", "after launching kernel "),
         ("BYTES", "10000", "out of memory on the GPU: "),
         // The parameters fit, the buffers do not.

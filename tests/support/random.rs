@@ -18,7 +18,7 @@ pub struct Case {
     probe: bool,
     read: Array3<f64>,
     store: Array3<f64>,
-    /// Ends of the calls, of both sides; the last call takes what is left of each.
+    /// Ends of the calls, of both streams; the last call takes what is left of each.
     cuts: Vec<usize>,
 }
 
@@ -63,7 +63,8 @@ impl Case {
         let mut state = memory.initial_state(sequences);
         let (mut rows, mut reads, mut start) = (Vec::new(), Vec::new(), 0);
         for end in self.cuts.iter().copied().map(Some).chain([None]) {
-            let part = |of: &Array3<f64>| of.slice(s![.., start..end.unwrap_or(of.dim().1), ..]).mapv(T::from_f64);
+            let part =
+                |of: &Array3<f64>| of.slice(s![.., start..end.unwrap_or(of.dim().1), ..]).mapv(T::from_f64);
             let (read, store) = (part(&self.read), part(&self.store));
             start = end.unwrap_or(start);
             let work = Work::Online { read: &read, store: &store, probe: self.probe };

@@ -3,13 +3,13 @@
 use ndarray::ArrayView3;
 
 use super::RANGES;
-use super::room::{Room, padded};
+use super::buffers::{DeviceBuffers, padded};
 use super::step::Step;
 use crate::cuda::Array;
 use crate::engine::Divergence;
 use crate::engine::head::metrics;
 use crate::engine::norm::{saturated, trusted};
-use crate::engine::strip::Norms;
+use crate::engine::panel::Norms;
 use crate::error::{Error, Result};
 use crate::memory::GateValues;
 use crate::metrics::ChunkMetrics;
@@ -18,8 +18,8 @@ use crate::real::{ElementType, Real};
 /// Nothing was found.
 const NONE: u32 = u32::MAX;
 
-/// What came of a block, for one run of the walks.
-pub(super) struct Measured<T> {
+/// What came of a block, for one run of the fused updates.
+pub(super) struct Measurements<T> {
     steps: Vec<T>,
     losses: [Vec<T>; 3],
     norms: Vec<f64>,
@@ -27,32 +27,36 @@ pub(super) struct Measured<T> {
 }
 
 impl<T: Real> Step<'_, T> {
-    /// What `measure` and the walks found.
-    pub(super) fn measured(&self, room: &Room<'_, T>) -> Result<Measured<T>> {
+    /// What `measure` and the fused updates found.
+    pub(super) fn measured(&self, buffers: &DeviceBuffers<'_, T>) -> Result<Measurements<T>> {
         let places = self.heads() * self.chunks();
         let take = |array: &Array<'_, T>, elements: usize| {
             let mut taken = vec![T::zero(); elements];
             array.download(0, &mut taken)?;
             Ok::<_, Error>(taken)
         };
-        let probed = if room.sizes.probe { places } else { 0 };
-        let [at_w, before, after] = &room.chunk_losses;
-        Ok(Measured {
-            steps: take(&room.steps, 3 * places)?,
+        let probed = if buffers.sizes.probe { places } else { 0 };
+        let [at_w, before, after] = &buffers.chunk_losses;
+        Ok(Measurements {
+            steps: take(&buffers.steps, 3 * places)?,
             losses: [take(at_w, places)?, take(before, probed)?, take(after, probed)?],
-            norms: self.norms(room)?,
-            findings: room.findings.to_vec()?,
+            norms: self.norms(buffers)?,
+            findings: buffers.findings.to_vec()?,
         })
     }
 
-    fn norms(&self, room: &Room<'_, T>) -> Result<Vec<f64>> {
+    fn norms(&self, buffers: &DeviceBuffers<'_, T>) -> Result<Vec<f64>> {
         let mut norms = vec![0.0; self.heads() * self.chunks() * 16];
-        room.norms.download(0, &mut norms)?;
+        buffers.norms.download(0, &mut norms)?;
         Ok(norms)
     }
 
-    /// Norms whose squares left the range of T are taken from walks with other scales.
-    pub(super) fn rescale(&self, room: &mut Room<'_, T>, measured: &mut Measured<T>) -> Result<()> {
+    /// Norms whose squares left the range of T are taken from fused updates with other scales.
+    pub(super) fn rescale(
+        &self,
+        buffers: &mut DeviceBuffers<'_, T>,
+        measured: &mut Measurements<T>,
+    ) -> Result<()> {
         // Far enough for the smallest and the largest numbers, and their squares' sums, to come into range.
         let exponent = match T::TYPE {
             ElementType::F32 => 80,
@@ -63,11 +67,11 @@ impl<T: Real> Step<'_, T> {
                 continue;
             }
             for layer in 0..2 {
-                self.walk(room, layer, scale)?;
+                self.fused_update(buffers, layer, scale)?;
             }
-            self.weight_norms(room)?;
+            self.weight_norms(buffers)?;
             let large = range == 0;
-            for (norm, scaled) in measured.norms.iter_mut().zip(self.norms(room)?) {
+            for (norm, scaled) in measured.norms.iter_mut().zip(self.norms(buffers)?) {
                 if !trusted::<T>(*norm * *norm) && (*norm > 1.0) == large {
                     // As on the CPU, a norm of finite numbers is finite.
                     *norm = if scaled.is_finite() { saturated(scaled / scale) } else { scaled };
@@ -78,10 +82,14 @@ impl<T: Real> Step<'_, T> {
     }
 
     /// What was read: (sequences, rows, D), in `taken`.
-    pub(super) fn output<'t>(&self, room: &Room<'_, T>, taken: &'t mut Vec<T>) -> Result<ArrayView3<'t, T>> {
+    pub(super) fn output<'t>(
+        &self,
+        buffers: &DeviceBuffers<'_, T>,
+        taken: &'t mut Vec<T>,
+    ) -> Result<ArrayView3<'t, T>> {
         let shape = (self.sequences, self.block.read.len(), self.memory.dimensions.dim);
         taken.resize(shape.0 * shape.1 * shape.2, T::zero());
-        room.combined.as_ref().unwrap_or(&room.merged).download(0, taken)?;
+        buffers.combined.as_ref().unwrap_or(&buffers.merged).download(0, taken)?;
         Ok(ArrayView3::from_shape(shape, &*taken).expect("as many elements"))
     }
 
@@ -89,8 +97,8 @@ impl<T: Real> Step<'_, T> {
     /// is not finite: a head's before the whole's.
     pub(super) fn report(
         &self,
-        room: &Room<'_, T>,
-        measured: &Measured<T>,
+        buffers: &DeviceBuffers<'_, T>,
+        measured: &Measurements<T>,
         sequence: usize,
         i: usize,
     ) -> Result<(Vec<ChunkMetrics>, [Option<Divergence>; 2])> {
@@ -123,7 +131,7 @@ impl<T: Real> Step<'_, T> {
                     row / c,
                     Some(head),
                     "retrieved",
-                    nonfinite(&room.readers[0].outputs, start, self.d())?,
+                    nonfinite(&buffers.readers[0].outputs, start, self.d())?,
                 );
             }
             of_heads.push(rows.into_iter());
@@ -131,7 +139,7 @@ impl<T: Real> Step<'_, T> {
         let row = measured.findings[RANGES + self.heads() + i];
         if row != NONE {
             let dim = self.memory.dimensions.dim;
-            let output = room.combined.as_ref().unwrap_or(&room.merged);
+            let output = buffers.combined.as_ref().unwrap_or(&buffers.merged);
             let start = (i * self.block.read.len() + row as usize) * dim;
             earlier(&mut bad_read, row as usize / c, None, "retrieved", nonfinite(output, start, dim)?);
         }
@@ -143,11 +151,14 @@ impl<T: Real> Step<'_, T> {
         Ok((reported, [divergence, bad_read]))
     }
 
-    fn row(&self, measured: &Measured<T>, of: (usize, usize, usize), place: usize) -> ChunkMetrics {
+    fn row(&self, measured: &Measurements<T>, of: (usize, usize, usize), place: usize) -> ChunkMetrics {
         let [at_w, before, after] = &measured.losses;
-        let probed =
-            before.get(place).zip(after.get(place)).map(|(&before, &after)| [before.to_f64(), after.to_f64()]);
-        let [learning_rate, momentum, decay] = [0, 1, 2].map(|gate| measured.steps[place * 3 + gate].to_f64());
+        let probed = before
+            .get(place)
+            .zip(after.get(place))
+            .map(|(&before, &after)| [before.to_f64(), after.to_f64()]);
+        let [learning_rate, momentum, decay] =
+            [0, 1, 2].map(|gate| measured.steps[place * 3 + gate].to_f64());
         let gates = GateValues { learning_rate, momentum, decay };
         let of_weight = |norms: &[f64]| Norms {
             surprise: norms[0],

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use super::room::{Room, Spans, TILES, in_tiles, padded};
+use super::buffers::{DeviceBuffers, TILES, TimeSegments, in_tiles, padded};
 use super::{RANGES, TILE, Weights};
 use crate::cuda::{Argument, Array, Device, Launch, Mark, Matrix, Product, kernel, tile_bytes};
 use crate::engine::norm::least_trusted;
@@ -18,12 +18,12 @@ const WARPS: usize = THREADS as usize / 32;
 /// A pointer to nothing.
 const NOTHING: Argument = Argument::Address(0);
 /// Blocks of kernels that take an element a thread.
-const MOST_BLOCKS: usize = 4096;
+const MAX_BLOCKS: usize = 4096;
 /// Parts of the chunks that are read side by side where nothing is stored.
 const READ_PARTS: usize = 256;
 
 /// Rows (…, D) and the weight of their norm, if they have one.
-struct Lot<'a, T> {
+struct RowBatch<'a, T> {
     weight: &'a Option<Array<'a, T>>,
     rows: &'a Array<'a, T>,
     number: usize,
@@ -107,7 +107,7 @@ impl<T: Real> Step<'_, T> {
 
     /// A thread an element, or several.
     fn elements(&self, name: &str, elements: usize, arguments: &[Argument]) -> Result<()> {
-        self.launch(name, [elements.div_ceil(THREADS as usize).min(MOST_BLOCKS), 1, 1], 0, arguments)
+        self.launch(name, [elements.div_ceil(THREADS as usize).min(MAX_BLOCKS), 1, 1], 0, arguments)
     }
 
     fn multiply(&self, batch: usize, size: [usize; 3], scale: f64, [a, b, c]: [Matrix; 3]) -> Result<()> {
@@ -120,26 +120,26 @@ impl<T: Real> Step<'_, T> {
     }
 
     /// Everything that the device does of a block, asked for in order.
-    pub(super) fn compute(&self, room: &mut Room<'_, T>, marks: &mut Marks) -> Result<()> {
+    pub(super) fn compute(&self, buffers: &mut DeviceBuffers<'_, T>, marks: &mut Marks) -> Result<()> {
         marks.start(self.device)?;
         let mut done = |phase: Phase| marks.end(phase, self.device);
         // Nothing found as yet.
-        self.device.fill(room.findings.address(0), 0xFF, room.findings.bytes())?;
-        self.project(room)?;
+        self.device.fill(buffers.findings.address(0), 0xFF, buffers.findings.bytes())?;
+        self.project(buffers)?;
         done(Phase::Project)?;
-        self.surprise(room)?;
+        self.loss_and_gradient(buffers)?;
         done(Phase::Gradients)?;
-        self.span(room)?;
-        self.walk(room, 0, 1.0)?;
-        done(Phase::Walk)?;
-        self.activate(room)?;
+        self.segment_starts(buffers)?;
+        self.fused_update(buffers, 0, 1.0)?;
+        done(Phase::FusedUpdate)?;
+        self.activate(buffers)?;
         done(Phase::Activate)?;
-        self.walk(room, 1, 1.0)?;
-        self.weight_norms(room)?;
-        done(Phase::Walk)?;
-        self.combine(room)?;
+        self.fused_update(buffers, 1, 1.0)?;
+        self.weight_norms(buffers)?;
+        done(Phase::FusedUpdate)?;
+        self.combine(buffers)?;
         done(Phase::Combine)?;
-        self.measure(room)?;
+        self.measure(buffers)?;
         done(Phase::Metrics)
     }
 
@@ -153,7 +153,7 @@ impl<T: Real> Step<'_, T> {
             match phase {
                 Phase::Project => phases.project += seconds,
                 Phase::Gradients => phases.gradients += seconds,
-                Phase::Walk => phases.walk += seconds,
+                Phase::FusedUpdate => phases.fused_update += seconds,
                 Phase::Activate => phases.activate += seconds,
                 Phase::Combine => phases.combine += seconds,
                 Phase::Metrics => phases.metrics += seconds,
@@ -164,37 +164,39 @@ impl<T: Real> Step<'_, T> {
     }
 
     /// Norms, keys, values, queries, gates.
-    fn project(&self, room: &mut Room<'_, T>) -> Result<()> {
+    fn project(&self, buffers: &mut DeviceBuffers<'_, T>) -> Result<()> {
         let dimensions = self.memory.dimensions;
         let (dim, d, h, c) = (dimensions.dim, self.d(), dimensions.heads, self.c());
         let inner = dimensions.inner();
         let (stored, read) = (self.block.store.len(), self.block.read.len());
         let weights = self.weights;
         let [stored_rows, read_rows] = [stored, read].map(|rows| self.sequences * rows);
-        let [of_store, of_read] = &room.tokens;
+        let [of_store, of_read] = &buffers.tokens;
         self.norm([
-            Lot { weight: &weights.store_norm, rows: of_store, number: stored_rows },
-            Lot { weight: &weights.retrieve_norm, rows: of_read, number: read_rows },
+            RowBatch { weight: &weights.store_norm, rows: of_store, number: stored_rows },
+            RowBatch { weight: &weights.retrieve_norm, rows: of_read, number: read_rows },
         ])?;
         let read_rows = padded(read, c);
         if read_rows > read {
             // Zeros follow the last token: no token sees them, and they are finite.
-            self.device.fill(room.queries.address(0), 0, self.heads() * read_rows * d * size_of::<T>())?;
+            self.device.fill(buffers.queries.address(0), 0, self.heads() * read_rows * d * size_of::<T>())?;
         }
-        let [of_store, of_read] = [(&room.tokens[0], [stored; 2]), (&room.tokens[1], [read, read_rows])];
-        let (keys_values, to) = ((&weights.keys_values, 2 * inner), &room.keys);
+        let [of_store, of_read] =
+            [(&buffers.tokens[0], [stored; 2]), (&buffers.tokens[1], [read, read_rows])];
+        let (keys_values, to) = ((&weights.keys_values, 2 * inner), &buffers.keys);
         if self.sequences == 1 {
             // Values follow keys: as if there were twice as many heads.
             self.split_heads(of_store, keys_values, 0, 2 * h, to.address(0))?;
         } else {
             self.split_heads(of_store, keys_values, 0, h, to.address(0))?;
-            self.split_heads(of_store, keys_values, inner, h, self.values(room))?;
+            self.split_heads(of_store, keys_values, inner, h, self.values(buffers))?;
         }
-        self.split_heads(of_read, (&weights.queries, inner), 0, h, room.queries.address(0))?;
+        self.split_heads(of_read, (&weights.queries, inner), 0, h, buffers.queries.address(0))?;
         let gates = self.memory.gates;
         let gates = [gates.learning_rate, gates.momentum, gates.decay];
         let mut pinned = 0;
-        let mut arguments = vec![room.tokens[0].argument(), weights.gates.argument(), room.steps.argument()];
+        let mut arguments =
+            vec![buffers.tokens[0].argument(), weights.gates.argument(), buffers.steps.argument()];
         for (i, gate) in gates.iter().enumerate() {
             pinned |= u32::from(matches!(gate, Gate::Pinned(_))) << i;
         }
@@ -213,8 +215,8 @@ impl<T: Real> Step<'_, T> {
     }
 
     /// Values of the block's chunks: they follow its keys.
-    fn values(&self, room: &Room<T>) -> u64 {
-        room.keys.address(self.heads() * self.block.store.len() * self.d())
+    fn values(&self, buffers: &DeviceBuffers<T>) -> u64 {
+        buffers.keys.address(self.heads() * self.block.store.len() * self.d())
     }
 
     /// Tokens of all sequences, (sequences, rows, D), times the columns of a projection from `first` on, d for each head: (sequences,
@@ -243,26 +245,26 @@ impl<T: Real> Step<'_, T> {
         Ok(())
     }
 
-    /// RMSNorm of two lots of rows, where these have weights.
-    fn norm(&self, lots: [Lot<'_, T>; 2]) -> Result<()> {
-        if lots.iter().all(|lot| lot.weight.is_none()) {
+    /// RMSNorm of two row batches, where these have weights.
+    fn norm(&self, batches: [RowBatch<'_, T>; 2]) -> Result<()> {
+        if batches.iter().all(|batch| batch.weight.is_none()) {
             return Ok(());
         }
         let mut arguments = Vec::new();
-        for Lot { weight, rows, number } in &lots {
+        for RowBatch { weight, rows, number } in &batches {
             let weight = weight.as_ref().map_or(NOTHING, Array::argument);
             arguments.extend([rows.argument(), weight, Argument::long(*number)]);
         }
         arguments.extend([Argument::count(self.memory.dimensions.dim), Argument::F64(T::EPS.to_f64())]);
-        let most = lots.iter().map(|lot| lot.number).fold(0, usize::max);
+        let most = batches.iter().map(|batch| batch.number).fold(0, usize::max);
         self.launch("rms_norm", [most.div_ceil(WARPS), 2, 1], 0, &arguments)
     }
 
     /// From q, k, v side by side of chunks, silu(P v) with P their causal attention. For the way back P and P v are kept in the
-    /// room.
+    /// buffers.
     fn attend(
         &self,
-        room: &Room<T>,
+        buffers: &DeviceBuffers<T>,
         qkv: &Array<T>,
         activated: &Array<T>,
         chunks: usize,
@@ -273,7 +275,7 @@ impl<T: Real> Step<'_, T> {
         let scale = 1.0 / (d as f64).sqrt();
         if self.in_tiles() {
             let kept =
-                [&room.scores, &room.hidden].map(|array| if keep { array.argument() } else { NOTHING });
+                [&buffers.scores, &buffers.hidden].map(|array| if keep { array.argument() } else { NOTHING });
             let arguments = [
                 qkv.argument(),
                 kept[0],
@@ -287,37 +289,37 @@ impl<T: Real> Step<'_, T> {
             return self.tiles("attend", batch, 3, &arguments);
         }
         let [q, k, v] = [0, d, 2 * d].map(|first| matrix(qkv.address(first), 3 * d, c * 3 * d));
-        let square = matrix(room.scores.address(0), c, c * c);
+        let square = matrix(buffers.scores.address(0), c, c * c);
         self.multiply(batch, [c, c, d], scale, [q, transposed(k), square])?;
         let rows = Argument::long(batch * c);
-        self.rows("causal_softmax", batch * c, &[room.scores.argument(), rows, Argument::count(c)])?;
-        self.multiply(batch, [c, d, c], 1.0, [square, v, matrix(room.hidden.address(0), d, c * d)])?;
+        self.rows("causal_softmax", batch * c, &[buffers.scores.argument(), rows, Argument::count(c)])?;
+        self.multiply(batch, [c, d, c], 1.0, [square, v, matrix(buffers.hidden.address(0), d, c * d)])?;
         let elements = batch * c * d;
-        let arguments = [room.hidden.argument(), activated.argument(), Argument::long(elements)];
+        let arguments = [buffers.hidden.argument(), activated.argument(), Argument::long(elements)];
         self.elements("silu", elements, &arguments)
     }
 
     /// Cotangents of q, k, v from those of what `attend` made of them, in `d_hidden`.
-    fn attend_backward(&self, room: &Room<T>) -> Result<()> {
+    fn attend_backward(&self, buffers: &DeviceBuffers<T>) -> Result<()> {
         let (d, c) = (self.d(), self.c());
         let batch = self.heads() * self.chunks();
         let scale = Argument::number::<T>(1.0 / (d as f64).sqrt());
         if self.in_tiles() {
-            let arrays = [&room.qkv, &room.scores, &room.hidden, &room.d_hidden, &room.d_qkv];
+            let arrays = [&buffers.qkv, &buffers.scores, &buffers.hidden, &buffers.d_hidden, &buffers.d_qkv];
             let mut arguments = arrays.map(Array::argument).to_vec();
             arguments.extend([Argument::long(batch), Argument::count(c), Argument::count(d), scale]);
             return self.tiles("attend_backward", batch, TILES, &arguments);
         }
         let elements = batch * c * d;
-        let arguments = [room.hidden.argument(), room.d_hidden.argument(), Argument::long(elements)];
+        let arguments = [buffers.hidden.argument(), buffers.d_hidden.argument(), Argument::long(elements)];
         self.elements("silu_backward", elements, &arguments)?;
         let of_chunk = |array: &Array<T>, width: usize| matrix(array.address(0), width, c * width);
-        let [q, k, v] = [0, d, 2 * d].map(|first| matrix(room.qkv.address(first), 3 * d, c * 3 * d));
-        let [dq, dk, dv] = [0, d, 2 * d].map(|first| matrix(room.d_qkv.address(first), 3 * d, c * 3 * d));
-        let [p, dp] = [&room.scores, &room.d_scores].map(|array| of_chunk(array, c));
-        let d_hidden = of_chunk(&room.d_hidden, d);
+        let [q, k, v] = [0, d, 2 * d].map(|first| matrix(buffers.qkv.address(first), 3 * d, c * 3 * d));
+        let [dq, dk, dv] = [0, d, 2 * d].map(|first| matrix(buffers.d_qkv.address(first), 3 * d, c * 3 * d));
+        let [p, dp] = [&buffers.scores, &buffers.d_scores].map(|array| of_chunk(array, c));
+        let d_hidden = of_chunk(&buffers.d_hidden, d);
         self.multiply(batch, [c, c, d], 1.0, [d_hidden, transposed(v), dp])?;
-        let [p_rows, dp_rows] = [&room.scores, &room.d_scores].map(Array::argument);
+        let [p_rows, dp_rows] = [&buffers.scores, &buffers.d_scores].map(Array::argument);
         let arguments = [p_rows, dp_rows, Argument::long(batch * c), Argument::count(c), scale];
         self.rows("softmax_backward", batch * c, &arguments)?;
         self.multiply(batch, [c, d, c], 1.0, [dp, k, dq])?;
@@ -337,7 +339,7 @@ impl<T: Real> Step<'_, T> {
     }
 
     /// Losses and gradients at W, as thin factors: see `memory/model/attention.rs`.
-    fn surprise(&self, room: &mut Room<'_, T>) -> Result<()> {
+    fn loss_and_gradient(&self, buffers: &mut DeviceBuffers<'_, T>) -> Result<()> {
         let (d, c, chunks) = (self.d(), self.c(), self.chunks());
         if chunks == 0 {
             return Ok(());
@@ -345,75 +347,96 @@ impl<T: Real> Step<'_, T> {
         let rows = self.heads() * chunks * c;
         let whole = |array: &Array<T>, width: usize| matrix(array.address(0), width, 0);
         let (weights, output) = (self.weights, matrix(self.weights.base.address(3 * d * d), d, 0));
-        let product = [whole(&room.keys, d), whole(&weights.qkv, 3 * d), whole(&room.qkv, 3 * d)];
+        let product = [whole(&buffers.keys, d), whole(&weights.qkv, 3 * d), whole(&buffers.qkv, 3 * d)];
         self.multiply(1, [rows, 3 * d, d], 1.0, product)?;
-        self.attend(room, &room.qkv, &room.activated, chunks, true)?;
-        let product = [whole(&room.activated, d), output, whole(&room.d_output, d)];
+        self.attend(buffers, &buffers.qkv, &buffers.activated, chunks, true)?;
+        let product = [whole(&buffers.activated, d), output, whole(&buffers.d_output, d)];
         self.multiply(1, [rows, d, d], 1.0, product)?;
-        self.losses(&room.d_output, room, &room.chunk_losses[0], true)?;
-        let product = [whole(&room.d_output, d), transposed(output), whole(&room.d_hidden, d)];
+        self.losses(&buffers.d_output, buffers, &buffers.chunk_losses[0], true)?;
+        let product = [whole(&buffers.d_output, d), transposed(output), whole(&buffers.d_hidden, d)];
         self.multiply(1, [rows, d, d], 1.0, product)?;
-        self.attend_backward(room)
+        self.attend_backward(buffers)
     }
 
     /// Of every chunk of keys, from what was made of them.
-    fn losses(&self, predicted: &Array<T>, room: &Room<T>, sums: &Array<T>, gradient: bool) -> Result<()> {
-        let mut arguments = vec![predicted.argument(), Argument::Address(self.values(room)), sums.argument()];
+    fn losses(
+        &self,
+        predicted: &Array<T>,
+        buffers: &DeviceBuffers<T>,
+        sums: &Array<T>,
+        gradient: bool,
+    ) -> Result<()> {
+        let mut arguments =
+            vec![predicted.argument(), Argument::Address(self.values(buffers)), sums.argument()];
         arguments.extend([self.c(), self.d()].map(Argument::count));
         arguments.push(Argument::U32(gradient.into()));
         self.launch("chunk_losses", [self.heads() * self.chunks(), 1, 1], 0, &arguments)
     }
 
-    fn spans(&self, room: &Room<'_, T>) -> Spans {
-        Spans::of::<T>(self.device, room.spans, self.chunks(), [self.heads(), self.c(), self.d()])
+    fn segments(&self, buffers: &DeviceBuffers<'_, T>) -> TimeSegments {
+        TimeSegments::of::<T>(
+            self.device,
+            buffers.segments,
+            self.chunks(),
+            [self.heads(), self.c(), self.d()],
+        )
     }
 
-    /// What every span of the block's chunks starts from.
-    fn span(&self, room: &Room<'_, T>) -> Result<()> {
-        let spans = self.spans(room);
-        if spans.number == 1 {
+    /// What every time segment of the block starts from.
+    fn segment_starts(&self, buffers: &DeviceBuffers<'_, T>) -> Result<()> {
+        let segments = self.segments(buffers);
+        if segments.number == 1 {
             return Ok(());
         }
         let elements = self.memory.base.len();
-        let [updates, momenta] = &room.starts;
-        let factors = [&room.steps, &room.keys, &room.d_qkv, &room.activated, &room.d_output];
-        let written = [updates, momenta, &room.transitions];
+        let [updates, momenta] = &buffers.starts;
+        let factors = [&buffers.steps, &buffers.keys, &buffers.d_qkv, &buffers.activated, &buffers.d_output];
+        let written = [updates, momenta, &buffers.transitions];
         let mut arguments: Vec<_> = factors.into_iter().chain(written).map(Array::argument).collect();
-        let sizes = [elements, self.d(), self.c(), self.chunks(), spans.each, spans.number, 3];
+        let sizes = [elements, self.d(), self.c(), self.chunks(), segments.each, segments.number, 3];
         arguments.extend(sizes.map(Argument::count));
         let tiles = self.d().div_ceil(TILE).pow(2);
-        self.launch("span_ends", [4 * tiles, self.heads(), spans.number - 1], 0, &arguments)?;
-        let [update, momentum] = &room.state[0];
-        let arrays = [update, momentum, &room.transitions, updates, momenta];
+        self.launch("segment_ends", [4 * tiles, self.heads(), segments.number - 1], 0, &arguments)?;
+        let [update, momentum] = &buffers.state[0];
+        let arrays = [update, momentum, &buffers.transitions, updates, momenta];
         let mut arguments = arrays.map(Array::argument).to_vec();
-        arguments.extend([elements, spans.number].map(Argument::count));
-        self.launch("span_starts", [elements.div_ceil(THREADS as usize), self.heads(), 1], 0, &arguments)
+        arguments.extend([elements, segments.number].map(Argument::count));
+        self.launch("segment_starts", [elements.div_ceil(THREADS as usize), self.heads(), 1], 0, &arguments)
     }
 
     /// A layer through all chunks of the block, and the sums of squares of its weights. Squares are of numbers times `scale`.
-    pub(super) fn walk(&self, room: &mut Room<'_, T>, layer: usize, scale: f64) -> Result<()> {
+    pub(super) fn fused_update(
+        &self,
+        buffers: &mut DeviceBuffers<'_, T>,
+        layer: usize,
+        scale: f64,
+    ) -> Result<()> {
         let (d, c, chunks) = (self.d(), self.c(), self.chunks());
         let (first, weights, width) = if layer == 0 { (0, 3, 3 * d) } else { (3, 1, d) };
         let tiles = d.div_ceil(TILE);
-        let spans = if chunks > 0 {
-            self.spans(room)
+        let segments = if chunks > 0 {
+            self.segments(buffers)
         } else {
             let each = self.query_chunks().div_ceil(READ_PARTS).max(1);
-            Spans { number: self.query_chunks().div_ceil(each), each }
+            TimeSegments { number: self.query_chunks().div_ceil(each), each }
         };
-        let [before, after] = &room.state;
-        let before = if chunks > 0 && spans.number > 1 { &room.starts } else { before };
-        let (a, b) = if layer == 0 { (&room.keys, &room.d_qkv) } else { (&room.activated, &room.d_output) };
+        let [before, after] = &buffers.state;
+        let before = if chunks > 0 && segments.number > 1 { &buffers.starts } else { before };
+        let (a, b) = if layer == 0 {
+            (&buffers.keys, &buffers.d_qkv)
+        } else {
+            (&buffers.activated, &buffers.d_output)
+        };
         let mut arguments =
             [&self.weights.base, &before[0], &before[1], &after[0], &after[1]].map(Array::argument).to_vec();
         arguments.extend([self.memory.base.len(), d, first, width, c, chunks].map(Argument::count));
-        arguments.extend([&room.steps, a, b].map(Array::argument));
+        arguments.extend([&buffers.steps, a, b].map(Array::argument));
         arguments.push(Argument::count(self.query_chunks()));
-        let inputs = [&room.queries, &room.keys, &room.keys];
+        let inputs = [&buffers.queries, &buffers.keys, &buffers.keys];
         // From parts where there are any, and what is read.
         let mut joined = Vec::new();
         for (i, keys) in inputs.into_iter().enumerate() {
-            let Some(reader) = room.readers.get(i) else {
+            let Some(reader) = buffers.readers.get(i) else {
                 arguments.extend([NOTHING; 2]);
                 joined.extend([NOTHING; 2]);
                 continue;
@@ -425,29 +448,29 @@ impl<T: Real> Step<'_, T> {
         }
         let read = [self.query_chunks(), chunks].map(|chunks| self.heads() * chunks * c * width);
         arguments.extend(read.map(Argument::long));
-        arguments.extend([room.parts.argument(), Argument::number::<T>(scale)]);
-        arguments.extend([room.ring.buffers, spans.each].map(Argument::count));
-        let grid = [weights * tiles * tiles, self.heads(), spans.number];
+        arguments.extend([buffers.parts.argument(), Argument::number::<T>(scale)]);
+        arguments.extend([buffers.ring.buffers, segments.each].map(Argument::count));
+        let grid = [weights * tiles * tiles, self.heads(), segments.number];
         if chunks.max(self.query_chunks()) > 0 {
-            self.launch("walk", grid, room.ring.shared, &arguments)?;
+            self.launch("fused_update", grid, buffers.ring.shared, &arguments)?;
         }
         if tiles > 1 {
             joined.insert(2, Argument::long(read[0]));
             joined.extend([Argument::long(read[1]), Argument::count(tiles)]);
-            let most = if room.readers.len() > 1 { read[0].max(read[1]) } else { read[0] };
-            let blocks = most.div_ceil(THREADS as usize).min(MOST_BLOCKS);
-            self.launch("join_reads", [blocks, room.readers.len(), 1], 0, &joined)?;
+            let most = if buffers.readers.len() > 1 { read[0].max(read[1]) } else { read[0] };
+            let blocks = most.div_ceil(THREADS as usize).min(MAX_BLOCKS);
+            self.launch("join_reads", [blocks, buffers.readers.len(), 1], 0, &joined)?;
         }
         Ok(())
     }
 
     /// Sums of squares of the weights, from those of tiles.
-    pub(super) fn weight_norms(&self, room: &Room<'_, T>) -> Result<()> {
+    pub(super) fn weight_norms(&self, buffers: &DeviceBuffers<'_, T>) -> Result<()> {
         let count = self.heads() * self.chunks() * 4;
         let arguments = [
-            room.parts.argument(),
-            room.norms.argument(),
-            room.findings.argument(),
+            buffers.parts.argument(),
+            buffers.norms.argument(),
+            buffers.findings.argument(),
             Argument::long(count),
             Argument::count(self.d().div_ceil(TILE).pow(2)),
             Argument::F64(least_trusted::<T>()),
@@ -456,58 +479,58 @@ impl<T: Real> Step<'_, T> {
     }
 
     /// Between the layers, of all that is read.
-    fn activate(&self, room: &mut Room<'_, T>) -> Result<()> {
-        for (i, reader) in room.readers.iter().enumerate() {
+    fn activate(&self, buffers: &mut DeviceBuffers<'_, T>) -> Result<()> {
+        for (i, reader) in buffers.readers.iter().enumerate() {
             let chunks = if i == 0 { self.query_chunks() } else { self.chunks() };
             if chunks == 0 {
                 continue;
             }
-            self.attend(room, &reader.products, &reader.activated, chunks, false)?;
+            self.attend(buffers, &reader.products, &reader.activated, chunks, false)?;
         }
         Ok(())
     }
 
     /// `post_norm(merged heads @ combine)`. Rows that were read from nothing are zero and stay zero.
-    fn combine(&self, room: &mut Room<'_, T>) -> Result<()> {
+    fn combine(&self, buffers: &mut DeviceBuffers<'_, T>) -> Result<()> {
         let dimensions = self.memory.dimensions;
         let (rows, inner) = (self.block.read.len(), dimensions.inner());
         if rows == 0 {
             return Ok(());
         }
-        let mut arguments = vec![room.readers[0].outputs.argument(), room.merged.argument()];
+        let mut arguments = vec![buffers.readers[0].outputs.argument(), buffers.merged.argument()];
         let unready = self.plan.unready(self.block);
         arguments
             .extend([dimensions.heads, padded(rows, self.c()), rows, self.d(), unready].map(Argument::count));
-        let blocks = (rows * inner).div_ceil(THREADS as usize).min(MOST_BLOCKS);
+        let blocks = (rows * inner).div_ceil(THREADS as usize).min(MAX_BLOCKS);
         self.launch("merge_heads", [blocks, self.sequences, 1], 0, &arguments)?;
         let number = self.sequences * rows;
-        if let (Some(combine), Some(combined)) = (&self.weights.combine, &room.combined) {
-            let [a, b, c] = [(&room.merged, inner), (combine, dimensions.dim), (combined, dimensions.dim)]
+        if let (Some(combine), Some(combined)) = (&self.weights.combine, &buffers.combined) {
+            let [a, b, c] = [(&buffers.merged, inner), (combine, dimensions.dim), (combined, dimensions.dim)]
                 .map(|(array, width): (&Array<T>, usize)| matrix(array.address(0), width, 0));
             self.multiply(1, [number, dimensions.dim, inner], 1.0, [a, b, c])?;
         }
-        let output = room.combined.as_ref().unwrap_or(&room.merged);
-        let read = Lot { weight: &self.weights.post_norm, rows: output, number };
-        self.norm([read, Lot { weight: &None, rows: output, number: 0 }])
+        let output = buffers.combined.as_ref().unwrap_or(&buffers.merged);
+        let read = RowBatch { weight: &self.weights.post_norm, rows: output, number };
+        self.norm([read, RowBatch { weight: &None, rows: output, number: 0 }])
     }
 
     /// Losses of the probe, and where what was read is not finite.
-    fn measure(&self, room: &mut Room<'_, T>) -> Result<()> {
-        for (i, reader) in room.readers.iter().enumerate().skip(1) {
-            self.losses(&reader.outputs, room, &room.chunk_losses[i], false)?;
+    fn measure(&self, buffers: &mut DeviceBuffers<'_, T>) -> Result<()> {
+        for (i, reader) in buffers.readers.iter().enumerate().skip(1) {
+            self.losses(&reader.outputs, buffers, &buffers.chunk_losses[i], false)?;
         }
         let (rows, unready) = (self.block.read.len(), self.plan.unready(self.block));
         let (heads, d, dim) = (self.heads(), self.d(), self.memory.dimensions.dim);
-        let output = room.combined.as_ref().unwrap_or(&room.merged);
+        let output = buffers.combined.as_ref().unwrap_or(&buffers.merged);
         let arguments = [
-            room.readers[0].outputs.argument(),
+            buffers.readers[0].outputs.argument(),
             Argument::count(heads),
             Argument::long(padded(rows, self.c()) * d),
             Argument::count(d),
             output.argument(),
             Argument::long(rows * dim),
             Argument::count(dim),
-            Argument::Address(room.findings.address(RANGES)),
+            Argument::Address(buffers.findings.address(RANGES)),
             Argument::count(unready),
             Argument::count(rows),
         ];

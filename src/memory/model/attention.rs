@@ -18,7 +18,7 @@ use crate::engine::norm::squared_distance;
 use crate::matmul::matmul;
 use crate::memory::parameters::MEMORY_WEIGHTS;
 use crate::packed::{
-    Packed, Row, WIDTH, multiply_lower, multiply_lower_transposed, multiply_transposed_lower,
+    Packed, PanelRow, WIDTH, multiply_lower, multiply_lower_transposed, multiply_transposed_lower,
 };
 use crate::real::Real;
 use crate::simd::vectorised;
@@ -37,7 +37,7 @@ impl Attention {
     }
 }
 
-/// W in strips.
+/// W in column panels.
 #[derive(Clone, Debug)]
 pub struct Weights<T> {
     /// [W_q W_k W_v1]: (d, 3d)
@@ -59,7 +59,7 @@ pub struct Scratch<T> {
     sigmoid: Array2<T>,
     d_hidden: Array2<T>,
     /// For products within a chunk.
-    strip: Vec<Row<T>>,
+    panel: Vec<PanelRow<T>>,
 }
 
 /// Rows of a chunk whose dH vᵀ is taken at once: what lies after the last of them is skipped, a quarter of the
@@ -103,7 +103,7 @@ fn attend<T: Real>(
     qkv: ArrayView2<T>,
     chunk: usize,
     attention: &mut Array2<T>,
-    strip: &mut Vec<Row<T>>,
+    panel: &mut Vec<PanelRow<T>>,
     mut hidden: ArrayViewMut2<T>,
 ) {
     let rows = qkv.nrows();
@@ -117,14 +117,14 @@ fn attend<T: Real>(
         if chunk <= PAIRWISE {
             scores_pairwise(scale, q, k, p);
         } else {
-            multiply_transposed_lower(scale, q, k, p.slice_mut(s![.., ..q.nrows()]), strip);
+            multiply_transposed_lower(scale, q, k, p.slice_mut(s![.., ..q.nrows()]), panel);
         }
     }
     T::causal_softmax(attention.as_slice_mut().expect("whole rows"), length);
     let outputs = attention.axis_chunks_iter(Axis(0), chunk).zip(hidden.axis_chunks_iter_mut(Axis(0), chunk));
     for (qkv, (p, hidden)) in chunks.zip(outputs) {
         let [.., v] = split(qkv);
-        multiply_lower(p.slice(s![.., ..v.nrows()]), v, hidden, strip);
+        multiply_lower(p.slice(s![.., ..v.nrows()]), v, hidden, panel);
     }
 }
 
@@ -134,7 +134,7 @@ fn attend_backward<T: Real>(
     p: ArrayView2<T>,
     d_hidden: ArrayView2<T>,
     da: &mut Array2<T>,
-    strip: &mut Vec<Row<T>>,
+    panel: &mut Vec<PanelRow<T>>,
     d_qkv: ArrayViewMut2<T>,
 ) {
     let (rows, d) = d_hidden.dim();
@@ -161,9 +161,9 @@ fn attend_backward<T: Real>(
         },
     );
     let [da, p] = [da.view(), p].map(|square| square.slice_move(s![..rows, ..rows]));
-    multiply_lower(da, k, dq, strip);
-    multiply_lower_transposed(da, q, dk, strip);
-    multiply_lower_transposed(p, d_hidden, dv, strip);
+    multiply_lower(da, k, dq, panel);
+    multiply_lower_transposed(da, q, dk, panel);
+    multiply_lower_transposed(p, d_hidden, dv, panel);
 }
 
 impl<T: Real> MemoryModel<T> for Attention {
@@ -200,7 +200,7 @@ impl<T: Real> MemoryModel<T> for Attention {
             hidden: zeros(d),
             sigmoid: zeros(d),
             d_hidden: zeros(d),
-            strip: Vec::new(),
+            panel: Vec::new(),
         }
     }
 
@@ -218,11 +218,11 @@ impl<T: Real> MemoryModel<T> for Attention {
         mut activated: ArrayViewMut2<T>,
         scratch: &mut Scratch<T>,
     ) {
-        attend(qkv, chunk, &mut scratch.attention, &mut scratch.strip, activated.view_mut());
+        attend(qkv, chunk, &mut scratch.attention, &mut scratch.panel, activated.view_mut());
         T::silu(activated.as_slice_mut().expect("whole rows"));
     }
 
-    fn surprise(
+    fn loss_and_gradient(
         &self,
         weights: &Weights<T>,
         keys: ArrayView2<T>,
@@ -234,7 +234,7 @@ impl<T: Real> MemoryModel<T> for Attention {
     ) {
         let d = self.dim_head;
         let rows = keys.nrows();
-        let Scratch { qkv, attention, d_attention, hidden, sigmoid, d_hidden, strip } = scratch;
+        let Scratch { qkv, attention, d_attention, hidden, sigmoid, d_hidden, panel } = scratch;
         let [mut qkv, mut hidden, mut sigmoid, mut d_hidden] =
             [qkv, hidden, sigmoid, d_hidden].map(|matrix| matrix.slice_mut(s![..rows, ..]));
         let Factors { inputs, cotangents } = factors;
@@ -242,7 +242,7 @@ impl<T: Real> MemoryModel<T> for Attention {
         let activated = &mut inputs[0];
 
         weights.qkv.multiply(keys, qkv.view_mut());
-        attend(qkv.view(), chunk, attention, strip, hidden.view_mut());
+        attend(qkv.view(), chunk, attention, panel, hidden.view_mut());
         let [hidden, sigmoid] = [&mut hidden, &mut sigmoid].map(|m| m.as_slice_mut().expect("whole rows"));
         sigmoid.copy_from_slice(hidden);
         T::sigmoid(sigmoid);
@@ -290,7 +290,7 @@ impl<T: Real> MemoryModel<T> for Attention {
         let cotangents =
             d_hidden.axis_chunks_iter(Axis(0), chunk).zip(d_qkv.axis_chunks_iter_mut(Axis(0), chunk));
         for ((qkv, p), (d_hidden, d_qkv)) in chunks.zip(cotangents) {
-            attend_backward(qkv, p, d_hidden, d_attention, strip, d_qkv);
+            attend_backward(qkv, p, d_hidden, d_attention, panel, d_qkv);
         }
     }
 }

@@ -54,7 +54,7 @@ pub trait MemoryModel<T: Real>: Send + Sync {
     /// layer and `factors.inputs` (rows, in) after it, and B `factors.cotangents` (rows, out), the gradient of a
     /// layer's weights, side by side, is `g = Aᵀ B` over the rows of each chunk.
     #[expect(clippy::too_many_arguments, reason = "what a gradient is made of and made into")]
-    fn surprise(
+    fn loss_and_gradient(
         &self,
         weights: &Self::Weights,
         keys: ArrayView2<T>,

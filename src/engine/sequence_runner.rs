@@ -5,7 +5,7 @@ use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
 use super::head::{Head, Inputs, first_nonfinite};
-use super::tokens::{Sides, rms_norm};
+use super::tokens::{BlockTokens, rms_norm};
 use super::{Block, Context, Divergence, Memory, Phase, Sizes};
 use crate::memory::model::MemoryModel;
 use crate::memory::{GateValues, State};
@@ -14,10 +14,10 @@ use crate::packed::Packed;
 use crate::real::Real;
 
 /// Buffers and heads of one sequence.
-pub struct Stream<T: Real> {
+pub struct SequenceRunner<T: Real> {
     pub sequence: usize,
     /// Of the current block.
-    pub tokens: Sides<T>,
+    pub tokens: BlockTokens<T>,
     /// (rows, 2hd)
     keys_values: Array2<T>,
     /// (rows, hd)
@@ -39,14 +39,14 @@ pub struct Stream<T: Real> {
     pub bad_read: Option<Divergence>,
 }
 
-impl<T: Real> Stream<T> {
+impl<T: Real> SequenceRunner<T> {
     /// Buffers for any sequence.
     pub fn new<M: MemoryModel<T>>(memory: &Memory<T, M>, sizes: Sizes) -> Self {
         let dimensions = memory.dimensions;
         let Sizes { stored, read, .. } = sizes;
         Self {
             sequence: 0,
-            tokens: Sides::new(sizes, dimensions.dim),
+            tokens: BlockTokens::new(sizes, dimensions.dim),
             keys_values: Array2::zeros((stored, 2 * dimensions.inner())),
             queries: Array2::zeros((read, dimensions.inner())),
             logits: Array2::zeros((stored / memory.chunk_size, 3 * dimensions.heads)),
@@ -145,20 +145,20 @@ impl<T: Real> Stream<T> {
         }
     }
 
-    /// Norms and projects both sides, and computes the gates' logits by chunk: groups of rows side by side.
+    /// Norms and projects both streams, and computes the gates' logits by chunk: groups of rows side by side.
     fn project<M: MemoryModel<T>>(&mut self, context: &Context<'_, T, M>) {
         let (projections, c) = (&context.memory.projections, context.memory.chunk_size);
         let stored = self.tokens.store.rows().nrows();
         let logits = self.logits.slice_mut(s![..stored / c, ..]);
         let group = context.plan.group_rows;
-        let store = Projecting {
+        let store = ProjectionTask {
             tokens: self.tokens.store.rows_mut(),
             norm: projections.store_norm.as_ref(),
             weights: &projections.keys_values,
             projected: self.keys_values.slice_mut(s![..stored, ..]),
             logits: Some(logits),
         };
-        let read = Projecting {
+        let read = ProjectionTask {
             projected: self.queries.slice_mut(s![..self.tokens.read.rows().nrows(), ..]),
             tokens: self.tokens.read.rows_mut(),
             norm: projections.retrieve_norm.as_ref(),
@@ -169,7 +169,7 @@ impl<T: Real> Stream<T> {
         groups.extend(read.groups(group, c));
         groups
             .into_par_iter()
-            .for_each(|side| context.timed(Phase::Project, || side.project(&projections.gates, c)));
+            .for_each(|task| context.timed(Phase::Project, || task.project(&projections.gates, c)));
     }
 
     /// `post_norm(merged heads @ combine)`. Rows that were read from nothing are zero and stay zero.
@@ -243,16 +243,16 @@ impl<T: Real> Stream<T> {
 }
 
 /// Tokens on their way to their projections.
-struct Projecting<'a, T> {
+struct ProjectionTask<'a, T> {
     tokens: ArrayViewMut2<'a, T>,
     norm: Option<&'a Array1<T>>,
     weights: &'a Packed<T>,
     projected: ArrayViewMut2<'a, T>,
-    /// Of the gates, where there are any on this side.
+    /// Of the gates, where there are any of this stream.
     logits: Option<ArrayViewMut2<'a, T>>,
 }
 
-impl<T: Real> Projecting<'_, T> {
+impl<T: Real> ProjectionTask<'_, T> {
     /// Groups of `group` rows, whole chunks of c.
     fn groups(self, group: usize, c: usize) -> Vec<Self> {
         let Self { mut tokens, norm, weights, mut projected, mut logits } = self;

@@ -12,23 +12,23 @@ use crate::real::{ElementType, Real};
 /// Most tiles of a block's attention that are in shared memory.
 pub(super) const TILES: usize = 5;
 
-/// Of what a block can be given, what is left for a kernel's own variables: `walk` has 256 bytes of them, in f64 512 (registers.txt).
+/// Of what a block can be given, what is left for a kernel's own variables: `fused_update` has 256 bytes of them, in f64 512 (registers.txt).
 const STATIC_SHARED: usize = 1024;
 
-/// Shared memory of a walk with so many buffers, in bytes, as laid out in kernels.cu.
-fn walk_bytes<T: Real>(buffers: usize) -> usize {
+/// Shared memory of a fused update with so many buffers, in bytes, as laid out in kernels.cu.
+fn fused_update_bytes<T: Real>(buffers: usize) -> usize {
     TILE * TILE * size_of::<T>() + buffers * tile_bytes(T::TYPE)
 }
 
-/// Blocks of a walk that are on a multiprocessor at once: as many as their registers and shared memory let, of which a multiprocessor has
+/// Blocks of a fused update that are on a multiprocessor at once: as many as their registers and shared memory let, of which a multiprocessor has
 /// little more than a block can be given.
-fn walkers<T: Real>(device: &dyn Device) -> usize {
-    let two =
-        T::TYPE == ElementType::F32 && 2 * (walk_bytes::<T>(2) + STATIC_SHARED) <= device.shared_bytes();
+fn resident_blocks<T: Real>(device: &dyn Device) -> usize {
+    let two = T::TYPE == ElementType::F32
+        && 2 * (fused_update_bytes::<T>(2) + STATIC_SHARED) <= device.shared_bytes();
     1 + usize::from(two)
 }
 
-/// Buffers that a walk's inputs come through, and its shared memory in bytes.
+/// Buffers that a fused update's inputs come through, and its shared memory in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ring {
     pub(super) buffers: usize,
@@ -39,28 +39,28 @@ impl Ring {
     /// As many buffers as let blocks of a multiprocessor be side by side.
     fn of<T: Real>(device: &dyn Device) -> Result<Self> {
         let all = device.shared_bytes();
-        let most = (all / walkers::<T>(device)).saturating_sub(STATIC_SHARED);
-        let fits = |&buffers: &usize| walk_bytes::<T>(buffers) <= most;
+        let most = (all / resident_blocks::<T>(device)).saturating_sub(STATIC_SHARED);
+        let fits = |&buffers: &usize| fused_update_bytes::<T>(buffers) <= most;
         let buffers = [4, 3, 2].into_iter().find(fits).ok_or_else(|| {
-            let needed = walk_bytes::<T>(2) + STATIC_SHARED;
+            let needed = fused_update_bytes::<T>(2) + STATIC_SHARED;
             let expected = format!("a GPU whose blocks have {needed} bytes of shared memory, or cpu");
             Error::setting("--device", expected, format!("{all} bytes on {}", device.name()))
         })?;
-        Ok(Self { buffers, shared: walk_bytes::<T>(buffers) })
+        Ok(Self { buffers, shared: fused_update_bytes::<T>(buffers) })
     }
 }
 
-/// Consecutive chunks that are walked one after another, side by side with others; the last may be fewer.
+/// Time segments: consecutive chunks that are stored one after another, side by side with other segments; the last may have fewer.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Spans {
+pub(super) struct TimeSegments {
     pub(super) number: usize,
     pub(super) each: usize,
 }
 
-impl Spans {
+impl TimeSegments {
     /// Of `chunks` of c tokens of each head, the number, up to `most`, with which the device is done soonest. A layer of three weights
-    /// and one of one weight are walked, a block for each tile of a weight and span; all spans but the last are gone through before, at
-    /// half the cost. A span has tokens enough that what it starts from is not much more than its factors are.
+    /// and one of one weight run, a block for each tile of a weight and segment; all segments but the last are gone through before, at
+    /// half the cost. A segment has tokens enough that what it starts from is not much more than its factors are.
     pub(super) fn of<T: Real>(
         device: &dyn Device,
         most: usize,
@@ -68,24 +68,24 @@ impl Spans {
         [heads, c, d]: [usize; 3],
     ) -> Self {
         let (slots, blocks) =
-            (walkers::<T>(device) * device.multiprocessors(), d.div_ceil(TILE).pow(2) * heads);
+            (resident_blocks::<T>(device) * device.multiprocessors(), d.div_ceil(TILE).pow(2) * heads);
         let least = (d / 2).div_ceil(c).max(1);
         let most = chunks.div_ceil(least).clamp(1, most.min(slots).max(1));
-        let spans = (1..=most).map(|number| {
+        let segments = (1..=most).map(|number| {
             let each = chunks.div_ceil(number).max(1);
             Self { number: chunks.div_ceil(each).max(1), each }
         });
         // In halves of a chunk. To start a block takes about as long as one.
-        let cost = |spans: &Self| {
-            let rounds = |weights: usize, spans: usize| (weights * blocks * spans).div_ceil(slots);
-            2 * (rounds(3, spans.number) + rounds(1, spans.number)) * (spans.each + 1)
-                + rounds(4, spans.number - 1) * spans.each
+        let cost = |segments: &Self| {
+            let rounds = |weights: usize, segments: usize| (weights * blocks * segments).div_ceil(slots);
+            2 * (rounds(3, segments.number) + rounds(1, segments.number)) * (segments.each + 1)
+                + rounds(4, segments.number - 1) * segments.each
         };
-        spans.min_by_key(cost).expect("one at least")
+        segments.min_by_key(cost).expect("one at least")
     }
 }
 
-/// Rows that are read while a layer walks: those of the queries, or keys before or after their chunk is stored.
+/// Rows that are read while a layer is updated: those of the queries, or keys before or after their chunk is stored.
 pub(super) struct Reader<'d, T> {
     /// (…, 3d)
     pub(super) products: Array<'d, T>,
@@ -110,7 +110,7 @@ impl<'d, T: Real> Reader<'d, T> {
 }
 
 /// Buffers of a block: of `heads` heads over all sequences, `stored` and `read` rows each, the latter whole chunks.
-pub(super) struct Room<'d, T: Real> {
+pub(super) struct DeviceBuffers<'d, T: Real> {
     pub(super) sizes: Sizes,
     pub(super) sequences: usize,
     pub(super) ring: Ring,
@@ -141,11 +141,11 @@ pub(super) struct Room<'d, T: Real> {
     pub(super) norms: Array<'d, f64>,
     /// U and S before and after the block: (heads, elements)
     pub(super) state: [[Array<'d, T>; 2]; 2],
-    /// Most spans of chunks that are walked side by side.
-    pub(super) spans: usize,
-    /// U and S before each of them: (heads, spans, elements)
+    /// Most time segments side by side.
+    pub(super) segments: usize,
+    /// U and S before each of them: (heads, segments, elements)
     pub(super) starts: [Array<'d, T>; 2],
-    /// (heads, spans, 3)
+    /// (heads, segments, 3)
     pub(super) transitions: Array<'d, T>,
     /// (sequences, rows, hd) and (sequences, rows, D)
     pub(super) merged: Array<'d, T>,
@@ -155,7 +155,7 @@ pub(super) struct Room<'d, T: Real> {
     pub(super) findings: Array<'d, u32>,
 }
 
-impl<'d, T: Real> Room<'d, T> {
+impl<'d, T: Real> DeviceBuffers<'d, T> {
     pub(super) fn new(
         device: &'d dyn Device,
         memory: &Memory<T>,
@@ -167,10 +167,10 @@ impl<'d, T: Real> Room<'d, T> {
         let heads = sequences * dimensions.heads;
         let (stored, read) = (heads * sizes.stored, heads * padded(sizes.read, c));
         let chunks = stored / c;
-        let room = |elements: usize| Array::new(device, elements);
+        let allocate = |elements: usize| Array::new(device, elements);
         let state = if sizes.storing { heads * memory.base.len() } else { 0 };
-        let spans = Spans::of::<T>(device, usize::MAX, chunks / heads, [heads, c, d]).number;
-        let starts = if spans > 1 { heads * spans * memory.base.len() } else { 0 };
+        let segments = TimeSegments::of::<T>(device, usize::MAX, chunks / heads, [heads, c, d]).number;
+        let starts = if segments > 1 { heads * segments * memory.base.len() } else { 0 };
         let mut readers = vec![Reader::new(device, read, d)?];
         // In whose attention steps are kernels of their own.
         let apart = if in_tiles::<T>(device, c) { 0 } else { read };
@@ -181,35 +181,35 @@ impl<'d, T: Real> Room<'d, T> {
             sizes,
             sequences,
             ring: Ring::of::<T>(device)?,
-            spans,
-            starts: [room(starts)?, room(starts)?],
-            transitions: room(heads * spans * 3)?,
+            segments,
+            starts: [allocate(starts)?, allocate(starts)?],
+            transitions: allocate(heads * segments * 3)?,
             tokens: [
-                room(sequences * sizes.stored * dimensions.dim)?,
-                room(sequences * sizes.read * dimensions.dim)?,
+                allocate(sequences * sizes.stored * dimensions.dim)?,
+                allocate(sequences * sizes.read * dimensions.dim)?,
             ],
-            keys: room(2 * stored * d)?,
-            queries: room(read * d)?,
-            steps: room(chunks * 3)?,
-            qkv: room(stored * 3 * d)?,
-            d_qkv: room(stored * 3 * d)?,
-            scores: room(apart.max(stored) * c)?,
-            d_scores: room(if in_tiles::<T>(device, c) { 0 } else { stored * c })?,
-            hidden: room(apart.max(stored) * d)?,
-            d_hidden: room(stored * d)?,
-            activated: room(stored * d)?,
-            d_output: room(stored * d)?,
-            chunk_losses: [room(chunks)?, room(chunks)?, room(chunks)?],
+            keys: allocate(2 * stored * d)?,
+            queries: allocate(read * d)?,
+            steps: allocate(chunks * 3)?,
+            qkv: allocate(stored * 3 * d)?,
+            d_qkv: allocate(stored * 3 * d)?,
+            scores: allocate(apart.max(stored) * c)?,
+            d_scores: allocate(if in_tiles::<T>(device, c) { 0 } else { stored * c })?,
+            hidden: allocate(apart.max(stored) * d)?,
+            d_hidden: allocate(stored * d)?,
+            activated: allocate(stored * d)?,
+            d_output: allocate(stored * d)?,
+            chunk_losses: [allocate(chunks)?, allocate(chunks)?, allocate(chunks)?],
             readers,
-            parts: room(chunks * 4 * d.div_ceil(TILE).pow(2) * 4)?,
+            parts: allocate(chunks * 4 * d.div_ceil(TILE).pow(2) * 4)?,
             norms: Array::new(device, chunks * 16)?,
             state: [
-                [room(heads * memory.base.len())?, room(heads * memory.base.len())?],
-                [room(state)?, room(state)?],
+                [allocate(heads * memory.base.len())?, allocate(heads * memory.base.len())?],
+                [allocate(state)?, allocate(state)?],
             ],
-            merged: room(sequences * sizes.read * dimensions.inner())?,
+            merged: allocate(sequences * sizes.read * dimensions.inner())?,
             combined: (dimensions.heads > 1)
-                .then(|| room(sequences * sizes.read * dimensions.dim))
+                .then(|| allocate(sequences * sizes.read * dimensions.dim))
                 .transpose()?,
             findings: Array::new(device, RANGES + heads + sequences)?,
         })
@@ -269,7 +269,7 @@ pub(super) fn in_tiles<T: Real>(device: &dyn Device, c: usize) -> bool {
     c <= TILE && TILES * tile_bytes(T::TYPE) <= device.shared_bytes()
 }
 
-/// Rows of a padded side, in whole chunks.
+/// Rows of a padded stream, in whole chunks.
 pub(super) fn padded(rows: usize, c: usize) -> usize {
     rows.next_multiple_of(c)
 }

@@ -1,6 +1,6 @@
-//! The walk along the chunks, on a strip of columns of one memory weight: what makes storing and reading one stream.
+//! The fused update along the chunks, on a column panel of one memory weight: what makes storing and reading one stream.
 //!
-//! For the columns J of a weight, S, U and W + U of a strip are (in, |J|), and chunk i does, in this order,
+//! For the columns J of a weight, S, U and W + U of a panel are (in, |J|), and chunk i does, in this order,
 //!
 //! ```text
 //! Y ← X (W + U)[:, J]        what is read before chunk i is stored: X (rows, in), Y (rows, |J|)
@@ -10,14 +10,14 @@
 //! ```
 //!
 //! A tile of g never leaves the registers: products, both recurrences, the read weights and the norms are one pass.
-//! No column needs another one's, so strips run side by side without meeting until all chunks of a block are done,
-//! and a strip stays in the nearest cache meanwhile. Threads share out columns rather than segments of time: segments
+//! No column needs another one's, so panels run side by side without meeting until all chunks of a block are done,
+//! and a panel stays in the nearest cache meanwhile. Threads share out columns rather than segments of time: segments
 //! would take S and U through every chunk twice.
 //!
 //! Short chunks need no other form. The dual one, which reads through (Q Kᵀ ∘ coefficients) B within a stretch of 64
 //! tokens and moves S and U once per stretch, takes 24 d² + 384 d operations a token to read through four weights, 16 d²
 //! to move their S and U, and 16 d² for the inner products that each chunk's norms are made of. At d = 64 and the full
-//! rate of matrix products (115 GFLOP/s a core, AMD EPYC of family 25, model 17) that is 2.2 µs; the walk measured
+//! rate of matrix products (115 GFLOP/s a core, AMD EPYC of family 25, model 17) that is 2.2 µs; the fused update measured
 //! 1.9 µs there with chunks of 2, the shortest there are, and 0.8 µs with chunks of 16.
 
 #![expect(clippy::inline_always, reason = "compiled once per instruction set, as part of what is dispatched")]
@@ -30,7 +30,7 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::norm::{joined, scaled_norm, trusted};
 use crate::memory::GateValues;
-use crate::packed::{Row, WIDTH, in_tiles, multiply, pair, pieces, tile_transposed};
+use crate::packed::{PanelRow, WIDTH, in_tiles, multiply, pair, pieces, tile_transposed};
 use crate::real::Real;
 
 /// Coefficients of one chunk.
@@ -80,21 +80,21 @@ impl Norms {
     }
 }
 
-/// Columns of one memory weight of one head, and what is stored in them.
+/// A column panel: columns of one memory weight of one head, and what is stored in them.
 #[derive(Clone, Debug)]
-pub struct Strip<T> {
+pub struct Panel<T> {
     /// U and S, a row per row of the weight. W + U is formed where it is read: keeping it would push S, U and W of
-    /// a strip of 64 rows out of the nearest cache.
-    update: Vec<Row<T>>,
+    /// a panel of 64 rows out of the nearest cache.
+    update: Vec<PanelRow<T>>,
     /// Empty where nothing will be stored.
-    momentum: Vec<Row<T>>,
-    /// Of each chunk of the last walk.
+    momentum: Vec<PanelRow<T>>,
+    /// Of each chunk of the last fused update.
     pub norms: Vec<Norms>,
 }
 
-/// Where a strip lies.
+/// Where a column panel lies.
 #[derive(Clone, Copy, Debug)]
-pub struct Columns {
+pub struct PanelColumns {
     /// The memory weight, in file order.
     pub weight: usize,
     /// (rows, cols) of the weight.
@@ -105,31 +105,31 @@ pub struct Columns {
     pub width: usize,
 }
 
-impl Columns {
-    /// The strips of all memory weights, in file order.
+impl PanelColumns {
+    /// The panels of all memory weights, in file order.
     pub fn all(shapes: &[(usize, usize)]) -> Vec<Self> {
         let of_weight = |(weight, &shape): (usize, &(usize, usize))| {
             let cols = shape.1;
-            let strips = (0..cols).step_by(WIDTH);
-            strips.map(move |start| Self { weight, shape, start, width: WIDTH.min(cols - start) })
+            let panels = (0..cols).step_by(WIDTH);
+            panels.map(move |start| Self { weight, shape, start, width: WIDTH.min(cols - start) })
         };
         shapes.iter().enumerate().flat_map(of_weight).collect()
     }
 
-    /// These columns of the weight's `elements`, a strip of its own.
-    pub fn strip<T: Real>(&self, elements: &[T]) -> Vec<Row<T>> {
-        let mut rows = vec![Row::ZERO; self.shape.0];
+    /// These columns of the weight's `elements`, a panel of its own.
+    pub fn panel<T: Real>(&self, elements: &[T]) -> Vec<PanelRow<T>> {
+        let mut rows = vec![PanelRow::ZERO; self.shape.0];
         self.load(elements, &mut rows);
         rows
     }
 
-    fn load<T: Real>(&self, elements: &[T], rows: &mut [Row<T>]) {
+    fn load<T: Real>(&self, elements: &[T], rows: &mut [PanelRow<T>]) {
         for (row, place) in rows.iter_mut().zip(self.places()) {
-            *row = Row::padded(elements[place].iter().copied());
+            *row = PanelRow::padded(elements[place].iter().copied());
         }
     }
 
-    fn save<T: Real>(&self, rows: &[Row<T>], elements: &mut [T]) {
+    fn save<T: Real>(&self, rows: &[PanelRow<T>], elements: &mut [T]) {
         for (row, place) in rows.iter().zip(self.places()) {
             elements[place].copy_from_slice(&row.0[..self.width]);
         }
@@ -142,13 +142,13 @@ impl Columns {
     }
 }
 
-impl<T: Real> Strip<T> {
-    /// Nothing, for strips of so many rows. S only where something will be stored.
-    pub fn new(columns: &Columns, storing: bool) -> Self {
+impl<T: Real> Panel<T> {
+    /// Nothing, for panels of so many rows. S only where something will be stored.
+    pub fn new(columns: &PanelColumns, storing: bool) -> Self {
         let rows = columns.shape.0;
         Self {
-            update: vec![Row::ZERO; rows],
-            momentum: vec![Row::ZERO; if storing { rows } else { 0 }],
+            update: vec![PanelRow::ZERO; rows],
+            momentum: vec![PanelRow::ZERO; if storing { rows } else { 0 }],
             norms: Vec::new(),
         }
     }
@@ -159,13 +159,13 @@ impl<T: Real> Strip<T> {
     }
 
     /// Takes U, and S where it is kept, from a weight's elements.
-    pub fn load(&mut self, columns: &Columns, update: &[T], momentum: &[T]) {
+    pub fn load(&mut self, columns: &PanelColumns, update: &[T], momentum: &[T]) {
         columns.load(update, &mut self.update);
         columns.load(momentum, &mut self.momentum);
     }
 
     /// W + U, as it is read.
-    pub fn weights<'a>(&'a self, base: &'a [Row<T>]) -> impl Iterator<Item = Row<T>> + use<'a, T> {
+    pub fn weights<'a>(&'a self, base: &'a [PanelRow<T>]) -> impl Iterator<Item = PanelRow<T>> + use<'a, T> {
         base.iter().zip(&self.update).map(|(w, u)| {
             let mut sum = *w;
             sum.0.iter_mut().zip(u.0).for_each(|(w, u)| *w += u);
@@ -174,13 +174,13 @@ impl<T: Real> Strip<T> {
     }
 
     /// Puts U and S back where they were loaded from.
-    pub fn save(&self, columns: &Columns, update: &mut [T], momentum: &mut [T]) {
+    pub fn save(&self, columns: &PanelColumns, update: &mut [T], momentum: &mut [T]) {
         columns.save(&self.update, update);
         columns.save(&self.momentum, momentum);
     }
 }
 
-/// Rows that are read with a strip while it walks: chunk by chunk with the weights of that moment, and with the last
+/// Rows that are read with a panel while it is updated: chunk by chunk with the weights of that moment, and with the last
 /// ones from there on.
 pub struct Reading<'a, T> {
     /// X (rows, in)
@@ -191,23 +191,23 @@ pub struct Reading<'a, T> {
     pub after: bool,
 }
 
-/// One strip's walk through a block. Rows of A, B, X and Y are contiguous.
-pub struct Walk<'a, T> {
+/// One panel's fused update through a block. Rows of A, B, X and Y are contiguous.
+pub struct FusedUpdate<'a, T> {
     /// Tokens per chunk.
     pub chunk: usize,
     /// W
-    pub base: &'a [Row<T>],
+    pub base: &'a [PanelRow<T>],
     /// What moves.
-    pub strip: &'a mut Strip<T>,
+    pub panel: &'a mut Panel<T>,
     /// What is stored; absent in a plain read.
-    pub stored: Option<Stored<'a, T>>,
+    pub stored: Option<StoredChunks<'a, T>>,
     /// Who reads.
     pub readings: Vec<Reading<'a, T>>,
 }
 
-/// The chunks that a walk stores.
+/// The chunks that a fused update stores.
 #[derive(Clone, Copy)]
-pub struct Stored<'a, T> {
+pub struct StoredChunks<'a, T> {
     /// Gates of each chunk.
     pub steps: &'a [Step<T>],
     /// A (rows, in)
@@ -216,8 +216,8 @@ pub struct Stored<'a, T> {
     pub cotangents: ArrayView2<'a, T>,
 }
 
-impl<T: Real> Walk<'_, T> {
-    /// Walks, on the best instruction set there is.
+impl<T: Real> FusedUpdate<'_, T> {
+    /// Runs on the best instruction set there is.
     pub fn run(self) {
         Arch::new().dispatch(self);
     }
@@ -226,29 +226,29 @@ impl<T: Real> Walk<'_, T> {
 /// Rows of weights whose squares are summed in the element type before they join the f64 sum.
 const SUMMED: usize = 64;
 
-impl<T: Real> WithSimd for Walk<'_, T> {
+impl<T: Real> WithSimd for FusedUpdate<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { chunk, base, strip, stored, mut readings } = self;
+        let Self { chunk, base, panel, stored, mut readings } = self;
         let steps = stored.map_or(&[][..], |stored| stored.steps);
-        let mut b = vec![Row::ZERO; if steps.is_empty() { 0 } else { chunk }];
-        strip.norms.clear();
+        let mut b = vec![PanelRow::ZERO; if steps.is_empty() { 0 } else { chunk }];
+        panel.norms.clear();
         let longest = readings.iter().map(|reading| reading.inputs.nrows()).max().unwrap_or(0);
         for i in 0..steps.len().max(longest.div_ceil(chunk)) {
             let range = i * chunk..(i + 1) * chunk;
             for reading in readings.iter_mut().filter(|reading| !reading.after) {
-                read(simd, reading, range.clone(), base, &strip.update);
+                read(simd, reading, range.clone(), base, &panel.update);
             }
-            if let (Some(&step), Some(Stored { inputs, cotangents, .. })) = (steps.get(i), stored) {
+            if let (Some(&step), Some(StoredChunks { inputs, cotangents, .. })) = (steps.get(i), stored) {
                 for (b, row) in b.iter_mut().zip(range.clone()) {
                     b.fill_from(cotangents.row(row).to_slice().expect("contiguous rows"));
                 }
-                advance(simd, step, strip, base, inputs, range.start, &b);
+                advance(simd, step, panel, base, inputs, range.start, &b);
             }
             for reading in readings.iter_mut().filter(|reading| reading.after) {
-                read(simd, reading, range.clone(), base, &strip.update);
+                read(simd, reading, range.clone(), base, &panel.update);
             }
         }
     }
@@ -260,8 +260,8 @@ fn read<T: Real, S: Simd>(
     simd: S,
     reading: &mut Reading<'_, T>,
     range: Range<usize>,
-    base: &[Row<T>],
-    update: &[Row<T>],
+    base: &[PanelRow<T>],
+    update: &[PanelRow<T>],
 ) {
     let end = range.end.min(reading.inputs.nrows());
     let range = range.start.min(end)..end;
@@ -272,16 +272,16 @@ fn read<T: Real, S: Simd>(
     });
 }
 
-/// Stores one chunk: moves S and U, forms W + U and adds the chunk's norms to the strip's.
+/// Stores one chunk: moves S and U, forms W + U and adds the chunk's norms to the panel's.
 #[inline(always)]
 fn advance<T: Real, S: Simd>(
     simd: S,
     step: Step<T>,
-    strip: &mut Strip<T>,
-    base: &[Row<T>],
+    panel: &mut Panel<T>,
+    base: &[PanelRow<T>],
     inputs: ArrayView2<'_, T>,
     first: usize,
-    b: &[Row<T>],
+    b: &[PanelRow<T>],
 ) {
     let [minus_rate, keep_momentum, keep] =
         [-step.learning_rate, step.momentum, T::one() - step.decay].map(|x| T::splat(simd, x));
@@ -294,10 +294,10 @@ fn advance<T: Real, S: Simd>(
                 let tile =
                     tile_transposed::<T, S, ROWS>(simd, inputs, first..first + b.len(), first_row, of_chunk);
                 let rows = first_row..first_row + ROWS;
-                let w: &[Row<T>; ROWS] = base[rows.clone()].as_array().expect("ROWS of them");
-                let s: &mut [Row<T>; ROWS] =
-                    strip.momentum[rows.clone()].as_mut_array().expect("ROWS of them");
-                let u: &mut [Row<T>; ROWS] = strip.update[rows].as_mut_array().expect("ROWS of them");
+                let w: &[PanelRow<T>; ROWS] = base[rows.clone()].as_array().expect("ROWS of them");
+                let s: &mut [PanelRow<T>; ROWS] =
+                    panel.momentum[rows.clone()].as_mut_array().expect("ROWS of them");
+                let u: &mut [PanelRow<T>; ROWS] = panel.update[rows].as_mut_array().expect("ROWS of them");
                 for r in 0..ROWS {
                     for j in 0..2 {
                         let at = 2 * piece + j;
@@ -320,8 +320,8 @@ fn advance<T: Real, S: Simd>(
         }
     }
     let norm = |sum: f64, rows: &dyn Fn() -> f64| if trusted::<T>(sum) { sum.sqrt() } else { rows() };
-    let stored = |rows: &[Row<T>]| scaled_norm(|| rows.iter().flat_map(|row| row.0));
-    strip.norms.push(Norms {
+    let stored = |rows: &[PanelRow<T>]| scaled_norm(|| rows.iter().flat_map(|row| row.0));
+    panel.norms.push(Norms {
         surprise: norm(squares[0], &|| {
             // Nothing to learn from, as in padding: no sum to scale.
             if b.iter().all(|row| row.0.iter().all(T::is_zero)) {
@@ -329,18 +329,23 @@ fn advance<T: Real, S: Simd>(
             }
             scaled_norm(|| (0..base.len()).flat_map(|row| surprise_row(inputs, first, row, b).0))
         }),
-        momentum: norm(squares[1], &|| stored(&strip.momentum)),
-        update: norm(squares[2], &|| stored(&strip.update)),
+        momentum: norm(squares[1], &|| stored(&panel.momentum)),
+        update: norm(squares[2], &|| stored(&panel.update)),
         weight: norm(squares[3], &|| {
-            let rows = base.iter().zip(&strip.update);
+            let rows = base.iter().zip(&panel.update);
             scaled_norm(|| rows.clone().flat_map(|(w, u)| w.0.into_iter().zip(u.0).map(|(w, u)| w + u)))
         }),
     });
 }
 
 /// One row of Aᵀ B, for the norm of a surprise whose squares left the element type's range.
-fn surprise_row<T: Real>(inputs: ArrayView2<'_, T>, first: usize, row: usize, b: &[Row<T>]) -> Row<T> {
-    let mut sums = Row::ZERO;
+fn surprise_row<T: Real>(
+    inputs: ArrayView2<'_, T>,
+    first: usize,
+    row: usize,
+    b: &[PanelRow<T>],
+) -> PanelRow<T> {
+    let mut sums = PanelRow::ZERO;
     for (t, b) in b.iter().enumerate() {
         let a = inputs[[first + t, row]];
         for (sum, &b) in sums.0.iter_mut().zip(&b.0) {
