@@ -7,7 +7,7 @@ use ndarray::{Array2, Array3, s};
 use nmem::engine::panel::{FusedUpdate, Panel, PanelColumns, Reading, Step, StoredChunks};
 use nmem::engine::{Discard, Engine, Memory, Work};
 use nmem::memory::model::{Attention, Factors, MemoryModel};
-use nmem::memory::parameters::{Init, draw};
+use nmem::memory::parameters::{Init, random_tensors};
 use nmem::memory::{Dimensions, Gates, Parameters};
 use nmem::packed::Packed;
 use nmem::real::Real;
@@ -109,8 +109,9 @@ fn causal_softmax(bencher: Bencher, chunk: usize) {
 #[divan::bench(args = SHAPES)]
 fn online(bencher: Bencher, (d, chunk): (usize, usize)) {
     let dimensions = Dimensions { dim: d, heads: 1, dim_head: d, pre_norm: true, post_norm: true };
-    let drawn: std::collections::BTreeMap<_, _> = draw(&dimensions, Init::Xavier, 1).into_iter().collect();
-    let parameters = Parameters::<f32>::collect(dimensions, |name| drawn[name].clone());
+    let tensors: std::collections::BTreeMap<_, _> =
+        random_tensors(&dimensions, Init::Xavier, 1).into_iter().collect();
+    let parameters = Parameters::<f32>::collect(dimensions, |name| tensors[name].clone());
     let memory = Memory::new(parameters, chunk, Gates::default(), None).expect("sizes that fit");
     let tokens = uniform(1024, d).into_shape_with_order((1, 1024, d)).expect("as many");
     let tokens: Array3<f32> = tokens;

@@ -22,7 +22,7 @@ use nmem::memory::{Gate, Gates, State};
 use nmem::real::Real;
 use nmem::sequence::{Sequences, Shape};
 use random::Case;
-use support::{Drawn, run_through, uniform};
+use support::{RandomMemory, run_through, uniform};
 
 /// f32 against f64 over many tokens, and random configurations against the oracle
 #[derive(Parser)]
@@ -71,8 +71,8 @@ struct Life<T: Real> {
 }
 
 impl<T: Real> Life<T> {
-    fn new(drawn: &Drawn) -> Self {
-        let memory = drawn.memory::<T>();
+    fn new(random: &RandomMemory) -> Self {
+        let memory = random.memory::<T>();
         let state = memory.initial_state(1);
         Self { memory, state }
     }
@@ -101,8 +101,8 @@ fn difference(a: &Array3<f64>, b: &Array3<f64>) -> f64 {
 }
 
 fn drift(name: &str, gates: Gates, tokens: usize) {
-    let drawn = Drawn::new((DIM, 1, DIM), CHUNK, Init::Xavier, 1).gates(gates);
-    let (mut single, mut double) = (Life::<f32>::new(&drawn), Life::<f64>::new(&drawn));
+    let random = RandomMemory::new((DIM, 1, DIM), CHUNK, Init::Xavier, 1).gates(gates);
+    let (mut single, mut double) = (Life::<f32>::new(&random), Life::<f64>::new(&random));
     let queries = uniform((1, 4 * CHUNK, DIM), 1.0, 2);
     println!("\n{name}\n{:>12} {:>10} {:>10} {:>10} {:>10}", "tokens", "U", "S", "reads", "norm of U");
     let mut stored = 0;
@@ -149,7 +149,7 @@ fn configurations(number: u64) {
 fn main() {
     let Args { tokens, configurations: number } = Args::parse();
     let fixed = |learning_rate, momentum, decay| {
-        let [learning_rate, momentum, decay] = [learning_rate, momentum, decay].map(Gate::Pinned);
+        let [learning_rate, momentum, decay] = [learning_rate, momentum, decay].map(Gate::Fixed);
         Gates { learning_rate, momentum, decay }
     };
     println!("f32 against f64: relative differences");

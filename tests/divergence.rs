@@ -8,7 +8,7 @@ use nmem::engine::{Divergence, Outcome, Work};
 use nmem::memory::parameters::Init;
 use nmem::memory::{Gate, Gates};
 use nmem::metrics::ChunkMetrics;
-use support::{Collect, Drawn, run, run_through, uniform};
+use support::{Collect, RandomMemory, run, run_through, uniform};
 
 const DIM: usize = 6;
 const HEADS: usize = 2;
@@ -16,8 +16,8 @@ const HEADS: usize = 2;
 const CHUNK: usize = 256;
 const CHUNKS: usize = 7;
 
-fn drawn() -> Drawn {
-    Drawn::new((DIM, HEADS, 3), CHUNK, Init::Xavier, 1)
+fn random() -> RandomMemory {
+    RandomMemory::new((DIM, HEADS, 3), CHUNK, Init::Xavier, 1)
 }
 
 fn tokens(sequences: usize) -> Array3<f32> {
@@ -28,8 +28,8 @@ fn at(sequence: usize, chunk: usize, head: Option<usize>, quantity: &'static str
     Divergence { sequence, chunk, head, quantity, value: value.into() }
 }
 
-fn store(drawn: &Drawn, sequences: &Array3<f32>, probe: bool) -> (Collect<f32>, Outcome) {
-    let memory = drawn.memory::<f32>();
+fn store(random: &RandomMemory, sequences: &Array3<f32>, probe: bool) -> (Collect<f32>, Outcome) {
+    let memory = random.memory::<f32>();
     let mut state = memory.initial_state(sequences.dim().0);
     run(&memory, &mut state, Work::Store { sequences, probe }, (0, 0, 0))
 }
@@ -42,21 +42,21 @@ fn rows_before(whole: &Collect<f32>, sequence: usize, chunk: usize) -> String {
 
 #[test]
 fn huge_learning_rate() {
-    let gates = Gates { learning_rate: Gate::Pinned(1e30), ..Gates::default() };
-    let drawn = drawn().gates(gates);
+    let gates = Gates { learning_rate: Gate::Fixed(1e30), ..Gates::default() };
+    let random = random().gates(gates);
     // Logits of (1e30)² are infinite, and their softmax NaN: the probe says so, but U fits an f32.
-    let (probed, outcome) = store(&drawn, &tokens(1), true);
+    let (probed, outcome) = store(&random, &tokens(1), true);
     assert_eq!((outcome.divergence, probed.rows.len()), (None, CHUNKS * HEADS));
     assert!(probed.rows.iter().all(|row| row.loss_after.unwrap().is_nan()));
     // The same without a probe.
-    let (plain, outcome) = store(&drawn, &tokens(1), false);
+    let (plain, outcome) = store(&random, &tokens(1), false);
     assert_eq!((outcome.divergence, plain.rows.len()), (None, CHUNKS * HEADS));
     for (plain, probed) in plain.rows.iter().zip(probed.rows) {
         let unprobed = ChunkMetrics { loss_before: None, loss_after: None, ..probed };
         assert_eq!(format!("{plain:?}"), format!("{unprobed:?}"));
     }
     // Read online, reads are lost from the first chunk on that is read with it; the memory is not.
-    let memory = drawn.memory::<f32>();
+    let memory = random.memory::<f32>();
     let tokens = tokens(2);
     let work = Work::Online { read: &tokens, store: &tokens, probe: false };
     let mut state = memory.initial_state(2);
@@ -73,17 +73,17 @@ fn huge_learning_rate() {
 /// Squares leave f32 where what is squared does not: metrics go on in f64, and nothing is lost.
 #[test]
 fn losses_and_norms_beyond_f32() {
-    let mut drawn = drawn().gates(Gates { learning_rate: Gate::Pinned(1.0), ..Gates::default() });
-    let inner = drawn.dimensions.inner();
+    let mut random = random().gates(Gates { learning_rate: Gate::Fixed(1.0), ..Gates::default() });
+    let inner = random.dimensions.inner();
     // Values of up to about 5e36: squared errors of 1e74, gradients of up to about 1e38, norms of several times that.
     let scale = 5e36;
-    let mut values = drawn.tensors.get_mut("to_keys_values.weight").unwrap().slice_mut(s![inner.., ..]);
+    let mut values = random.tensors.get_mut("to_keys_values.weight").unwrap().slice_mut(s![inner.., ..]);
     values *= scale;
     let (mut beyond_loss, mut beyond_norm) = (0, 0);
     for probe in [true, false] {
-        let (collected, outcome) = store(&drawn, &tokens(1), probe);
+        let (collected, outcome) = store(&random, &tokens(1), probe);
         assert_eq!((outcome.divergence, collected.rows.len()), (None, CHUNKS * HEADS), "probe: {probe}");
-        let mut reference = drawn.reference::<f32>(1);
+        let mut reference = random.reference::<f32>(1);
         let expected = reference.store(&tokens(1).mapv(f64::from));
         for (row, expected) in collected.rows.iter().zip(&expected) {
             let close = |got: f64, expected: f64| {
@@ -106,12 +106,12 @@ fn losses_and_norms_beyond_f32() {
 #[test]
 fn nan_in_a_later_sequence_and_chunk() {
     let clean = tokens(4);
-    let (whole, outcome) = store(&drawn(), &clean, true);
+    let (whole, outcome) = store(&random(), &clean, true);
     assert_eq!((outcome.divergence, whole.rows.len()), (None, 4 * CHUNKS * HEADS));
     for (sequence, chunk) in [(0, 0), (0, 5), (1, 1), (2, 0), (2, 3), (2, 4), (3, 6)] {
         let mut tokens = clean.clone();
         tokens[[sequence, chunk * CHUNK + 17, 2]] = f32::NAN;
-        let (collected, outcome) = store(&drawn(), &tokens, true);
+        let (collected, outcome) = store(&random(), &tokens, true);
         assert_eq!(outcome.divergence, Some(at(sequence, chunk, Some(0), "surprise", "NaN")));
         assert_eq!(collected.rows_text(), rows_before(&whole, sequence, chunk));
         assert_eq!(collected.done, sequence + 1, "no later sequence is done");
@@ -122,12 +122,12 @@ fn nan_in_a_later_sequence_and_chunk() {
 #[test]
 fn earlier_sequence_diverges_later_in_time() {
     let clean = tokens(5);
-    let (whole, _) = store(&drawn(), &clean, false);
+    let (whole, _) = store(&random(), &clean, false);
     let mut tokens = clean;
     for (sequence, chunk) in [(4, 0), (3, 2), (1, 6), (2, 6)] {
         tokens[[sequence, chunk * CHUNK, 0]] = f32::NAN;
     }
-    let (collected, outcome) = store(&drawn(), &tokens, false);
+    let (collected, outcome) = store(&random(), &tokens, false);
     assert_eq!(outcome.divergence, Some(at(1, 6, Some(0), "surprise", "NaN")));
     assert_eq!(collected.rows_text(), rows_before(&whole, 1, 6));
     assert_eq!(outcome.rows, (CHUNKS + 6) * HEADS);
@@ -139,7 +139,7 @@ fn divergence_in_a_later_group() {
     let mut tokens = tokens(40);
     tokens[[20, 3 * CHUNK, 0]] = f32::NAN;
     tokens[[39, 0, 0]] = f32::NAN;
-    let (collected, outcome) = store(&drawn(), &tokens, false);
+    let (collected, outcome) = store(&random(), &tokens, false);
     assert_eq!(outcome.divergence, Some(at(20, 3, Some(0), "surprise", "NaN")));
     assert_eq!((collected.done, collected.rows.len()), (21, (20 * CHUNKS + 3) * HEADS));
 }
@@ -147,9 +147,9 @@ fn divergence_in_a_later_group() {
 /// Overflow in one head alone. Without norms, coordinates that are zero elsewhere reach the values of one head each.
 #[test]
 fn heads_diverge_one_by_one() {
-    let mut drawn = drawn().norms(false, false);
-    let inner = drawn.dimensions.inner();
-    let keys_values = drawn.tensors.get_mut("to_keys_values.weight").unwrap();
+    let mut random = random().norms(false, false);
+    let inner = random.dimensions.inner();
+    let keys_values = random.tensors.get_mut("to_keys_values.weight").unwrap();
     for column in 0..2 * inner {
         for coordinate in 0..2 {
             // Head j's values are the columns from inner + 3 j on; (out, in) in file layout.
@@ -159,13 +159,13 @@ fn heads_diverge_one_by_one() {
     }
     let mut clean = tokens(1);
     clean.slice_mut(s![.., .., ..2]).fill(0.0);
-    let (whole, _) = store(&drawn, &clean, false);
+    let (whole, _) = store(&random, &clean, false);
     // (chunk that head 0 diverges at, head 1's, what is named)
     for (of_0, of_1, chunk, head) in [(3, 2, 2, 1), (2, 3, 2, 0), (4, 4, 4, 0), (6, 1, 1, 1)] {
         let mut tokens = clean.clone();
         tokens[[0, of_0 * CHUNK + 5, 0]] = 1e10;
         tokens[[0, of_1 * CHUNK + 9, 1]] = 1e10;
-        let (collected, outcome) = store(&drawn, &tokens, false);
+        let (collected, outcome) = store(&random, &tokens, false);
         assert_eq!(outcome.divergence, Some(at(0, chunk, Some(head), "surprise", "NaN")));
         // Whole chunks: a chunk that one head cannot store has no rows, of no head.
         assert_eq!(collected.rows_text(), rows_before(&whole, 0, chunk));
@@ -174,8 +174,8 @@ fn heads_diverge_one_by_one() {
 
 #[test]
 fn nan_in_what_is_read() {
-    let drawn = drawn();
-    let memory = drawn.memory::<f32>();
+    let random = random();
+    let memory = random.memory::<f32>();
     let stored = tokens(3);
     let mut queries = stored.clone();
     queries[[1, 3 * CHUNK + 1, 0]] = f32::NAN;
@@ -207,9 +207,9 @@ fn nan_in_what_is_read() {
 /// Heads that are finite may not be once they are combined.
 #[test]
 fn overflow_where_heads_are_combined() {
-    let mut drawn = drawn().norms(false, false);
-    drawn.tensors.get_mut("combine_heads.weight").unwrap().fill(3e38);
-    let memory = drawn.memory::<f32>();
+    let mut random = random().norms(false, false);
+    random.tensors.get_mut("combine_heads.weight").unwrap().fill(3e38);
+    let memory = random.memory::<f32>();
     let queries = tokens(2).mapv(|x| 100.0 * x);
     let (_, outcome) = run(&memory, &mut memory.initial_state(1), Work::Read(&queries), queries.dim());
     let divergence = outcome.divergence.unwrap();
@@ -223,7 +223,7 @@ fn overflow_where_heads_are_combined() {
 /// Chunks of a state count on in what is named; those of a plain read start anew.
 #[test]
 fn chunks_of_a_longer_life() {
-    let memory = drawn().memory::<f32>();
+    let memory = random().memory::<f32>();
     let clean = tokens(1);
     let mut bad = clean.clone();
     bad[[0, 2 * CHUNK, 0]] = f32::NAN;

@@ -9,8 +9,8 @@ use nmem::memory::parameters::Init;
 use nmem::memory::{Gate, Gates};
 use nmem::real::Real;
 use support::{
-    Collect, Drawn, assert_close_to_largest, assert_rows_close, assert_state_close, dyn3, run, run_through,
-    uniform,
+    Collect, RandomMemory, assert_close_to_largest, assert_rows_close, assert_state_close, dyn3, run,
+    run_through, uniform,
 };
 
 /// ε 2.2e-16 times the length of the sums (hundreds) times what cancels in errors y − v and in softmax derivatives.
@@ -22,20 +22,20 @@ const F32: f64 = 5e-5;
 /// Stores and reads online with `T` and with the oracle, everything compared within `rel` of its largest.
 fn online<T: Real>(
     what: &str,
-    drawn: &Drawn,
+    random: &RandomMemory,
     read: &Array3<f64>,
     store: &Array3<f64>,
     probe: bool,
     rel: f64,
 ) {
     let what = format!("{what}, {}", T::TYPE);
-    let memory = drawn.memory::<T>();
+    let memory = random.memory::<T>();
     let sequences = store.dim().0;
     let mut state = memory.initial_state(sequences);
     let (read_as, store_as) = (read.mapv(T::from_f64), store.mapv(T::from_f64));
     let work = Work::Online { read: &read_as, store: &store_as, probe };
     let collected = run_through(&memory, &mut state, work, read.dim());
-    let mut reference = drawn.reference::<T>(sequences);
+    let mut reference = random.reference::<T>(sequences);
     let (retrieved, rows) = reference.online(read, store);
     assert!(collected.rows.iter().all(|row| row.loss_before.is_some() == probe), "{what}: probe");
     assert_rows_close(&what, &collected.rows, &rows, rel);
@@ -48,9 +48,9 @@ fn online<T: Real>(
     assert_state_close(&what, &memory, &state, &reference, rel);
 }
 
-fn both(what: &str, drawn: &Drawn, tokens: &Array3<f64>) {
-    online::<f64>(what, drawn, tokens, tokens, true, F64);
-    online::<f32>(what, drawn, tokens, tokens, true, F32);
+fn both(what: &str, random: &RandomMemory, tokens: &Array3<f64>) {
+    online::<f64>(what, random, tokens, tokens, true, F64);
+    online::<f32>(what, random, tokens, tokens, true, F32);
 }
 
 /// (dim, heads, `dim_head`)
@@ -61,10 +61,10 @@ const DIMENSIONS: [(usize, usize, usize); 8] =
 fn dimensions_and_lengths() {
     for (i, dimensions) in DIMENSIONS.into_iter().enumerate() {
         for (chunk, init) in [(2, Init::Xavier), (3, Init::Randn), (16, Init::Xavier)] {
-            let drawn = Drawn::new(dimensions, chunk, init, i as u64);
+            let random = RandomMemory::new(dimensions, chunk, init, i as u64);
             for tokens in [0, 1, chunk - 1, chunk, chunk + 1, 53] {
                 let what = format!("{dimensions:?}, chunks of {chunk}, {init:?}, {tokens} tokens");
-                both(&what, &drawn, &uniform((1, tokens, dimensions.0), 2.0, tokens as u64));
+                both(&what, &random, &uniform((1, tokens, dimensions.0), 2.0, tokens as u64));
             }
         }
     }
@@ -78,22 +78,22 @@ fn several_blocks() {
     let cases =
         [(3, 1077, xavier), (3, 1077, randn), (16, 1031, xavier), (16, 1200, xavier), (128, 9 * 128, randn)];
     for (chunk, tokens, init) in cases.into_iter().chain([(128, 801, xavier), (600, 1201, xavier)]) {
-        let drawn = Drawn::new((5, 2, 4), chunk, init, 11);
+        let random = RandomMemory::new((5, 2, 4), chunk, init, 11);
         let what = format!("chunks of {chunk}, {init:?}, {tokens} tokens");
-        both(&what, &drawn, &uniform((1, tokens, 5), 2.0, 12));
+        both(&what, &random, &uniform((1, tokens, 5), 2.0, 12));
     }
     // With one head 1,024.
-    let drawn = Drawn::new((4, 1, 4), 16, xavier, 13);
-    both("one head, 2,100 tokens", &drawn, &uniform((1, 2100, 4), 2.0, 14));
+    let random = RandomMemory::new((4, 1, 4), 16, xavier, 13);
+    both("one head, 2,100 tokens", &random, &uniform((1, 2100, 4), 2.0, 14));
 }
 
 /// 11 sequences of one head are more than the engine advances together, and so are 5 of two.
 #[test]
 fn batches() {
     for (sequences, dimensions) in [(3, (6, 2, 3)), (5, (6, 2, 3)), (11, (4, 1, 4)), (3, (9, 50, 2))] {
-        let drawn = Drawn::new(dimensions, 4, Init::Randn, 21);
+        let random = RandomMemory::new(dimensions, 4, Init::Randn, 21);
         let what = format!("{sequences} sequences, {dimensions:?}");
-        both(&what, &drawn, &uniform((sequences, 23, dimensions.0), 1.0, 22));
+        both(&what, &random, &uniform((sequences, 23, dimensions.0), 1.0, 22));
     }
 }
 
@@ -101,42 +101,42 @@ fn batches() {
 fn norms_and_past_weights() {
     for dimensions in [(6, 1, 6), (5, 2, 4)] {
         for (pre, post) in [(false, false), (true, false), (false, true)] {
-            let drawn = Drawn::new(dimensions, 5, Init::Xavier, 31).norms(pre, post);
-            both(&format!("norms {pre} {post}"), &drawn, &uniform((2, 31, dimensions.0), 1.0, 32));
+            let random = RandomMemory::new(dimensions, 5, Init::Xavier, 31).norms(pre, post);
+            both(&format!("norms {pre} {post}"), &random, &uniform((2, 31, dimensions.0), 1.0, 32));
         }
-        let drawn = Drawn::new(dimensions, 5, Init::Xavier, 33).past(0.5, 34);
-        both("past weights", &drawn, &uniform((2, 31, dimensions.0), 1.0, 35));
-        both("past weights, nothing stored", &drawn, &uniform((2, 4, dimensions.0), 1.0, 36));
+        let random = RandomMemory::new(dimensions, 5, Init::Xavier, 33).past(0.5, 34);
+        both("past weights", &random, &uniform((2, 31, dimensions.0), 1.0, 35));
+        both("past weights, nothing stored", &random, &uniform((2, 4, dimensions.0), 1.0, 36));
     }
 }
 
 /// Norm weights other than one, as trained ones are: each norm in its place.
 #[test]
 fn trained_norm_weights() {
-    let mut drawn = Drawn::new((6, 2, 3), 4, Init::Xavier, 38);
+    let mut random = RandomMemory::new((6, 2, 3), 4, Init::Xavier, 38);
     for (i, name) in ["store_norm.weight", "retrieve_norm.weight", "post_rmsnorm.weight"].iter().enumerate() {
         let weight = uniform((1, 1, 6), 1.0, i as u64).mapv(|x| x as f32).flatten().into_owned();
-        drawn.tensors.insert((*name).to_owned(), weight.into_dyn());
+        random.tensors.insert((*name).to_owned(), weight.into_dyn());
     }
-    both("trained norms", &drawn, &uniform((2, 31, 6), 1.0, 39));
+    both("trained norms", &random, &uniform((2, 31, 6), 1.0, 39));
 }
 
 #[test]
 fn gates() {
-    let (learned, pinned) = (Gate::default(), Gate::Pinned);
+    let (learned, fixed) = (Gate::default(), Gate::Fixed);
     let all = [
-        [pinned(0.01), learned, learned],
-        [learned, pinned(0.0), learned],
-        [learned, pinned(1.0), learned],
-        [learned, learned, pinned(0.0)],
-        [learned, learned, pinned(1.0)],
-        [pinned(0.0), pinned(0.9), pinned(0.01)],
+        [fixed(0.01), learned, learned],
+        [learned, fixed(0.0), learned],
+        [learned, fixed(1.0), learned],
+        [learned, learned, fixed(0.0)],
+        [learned, learned, fixed(1.0)],
+        [fixed(0.0), fixed(0.9), fixed(0.01)],
         [Gate::Learned(-2.5), Gate::Learned(1.5), Gate::Learned(-3.0)],
     ];
     for [learning_rate, momentum, decay] in all {
         let gates = Gates { learning_rate, momentum, decay };
-        let drawn = Drawn::new((5, 2, 4), 4, Init::Xavier, 41).gates(gates);
-        both(&format!("{gates:?}"), &drawn, &uniform((2, 43, 5), 1.0, 42));
+        let random = RandomMemory::new((5, 2, 4), 4, Init::Xavier, 41).gates(gates);
+        both(&format!("{gates:?}"), &random, &uniform((2, 43, 5), 1.0, 42));
     }
 }
 
@@ -144,24 +144,24 @@ fn gates() {
 #[test]
 fn large_and_small_inputs() {
     for size in [1e3, 1e-4] {
-        let drawn = Drawn::new((6, 2, 3), 4, Init::Xavier, 51);
-        both(&format!("inputs of {size}"), &drawn, &uniform((2, 41, 6), size, 52));
+        let random = RandomMemory::new((6, 2, 3), 4, Init::Xavier, 51);
+        both(&format!("inputs of {size}"), &random, &uniform((2, 41, 6), size, 52));
     }
-    let drawn = Drawn::new((6, 2, 3), 4, Init::Xavier, 53).norms(false, false);
-    both("inputs of 1e-4 without norms", &drawn, &uniform((2, 41, 6), 1e-4, 54));
+    let random = RandomMemory::new((6, 2, 3), 4, Init::Xavier, 53).norms(false, false);
+    both("inputs of 1e-4 without norms", &random, &uniform((2, 41, 6), 1e-4, 54));
     // Unnormed, 1e3 makes logits of 1e6: ε of them is 1e-10 in f64, and an f32 cannot tell one softmax from another.
-    // The rate is pinned low, as the gradient is of the order of the inputs' square.
-    let gates = Gates { learning_rate: Gate::Pinned(1e-12), ..Gates::default() };
+    // The rate is fixed at a low value, as the gradient is of the order of the inputs' square.
+    let gates = Gates { learning_rate: Gate::Fixed(1e-12), ..Gates::default() };
     let tokens = uniform((2, 41, 6), 1e3, 55);
-    online::<f64>("inputs of 1e3 without norms", &drawn.gates(gates), &tokens, &tokens, true, 1e-8);
+    online::<f64>("inputs of 1e3 without norms", &random.gates(gates), &tokens, &tokens, true, 1e-8);
 }
 
 #[test]
 fn probe_changes_nothing_else() {
-    let drawn = Drawn::new((5, 2, 4), 4, Init::Randn, 61);
+    let random = RandomMemory::new((5, 2, 4), 4, Init::Randn, 61);
     let tokens = uniform((2, 43, 5), 1.0, 62);
-    online::<f64>("without a probe", &drawn, &tokens, &tokens, false, F64);
-    let memory = drawn.memory::<f32>();
+    online::<f64>("without a probe", &random, &tokens, &tokens, false, F64);
+    let memory = random.memory::<f32>();
     let tokens = tokens.mapv(|x| x as f32);
     let [with, without] = [true, false].map(|probe| {
         let mut state = memory.initial_state(2);
@@ -178,9 +178,9 @@ fn probe_changes_nothing_else() {
 /// The losses around a stored chunk are those at the weights before and after it: before the first it is the loss.
 #[test]
 fn probe_starts_at_the_loss() {
-    let drawn = Drawn::new((5, 2, 4), 4, Init::Xavier, 63);
+    let random = RandomMemory::new((5, 2, 4), 4, Init::Xavier, 63);
     let tokens = uniform((2, 43, 5), 1.0, 64);
-    let memory = drawn.memory::<f64>();
+    let memory = random.memory::<f64>();
     let mut state = memory.initial_state(2);
     let work = Work::Store { sequences: &tokens, probe: true };
     let collected = run_through(&memory, &mut state, work, (2, 0, 5));
@@ -198,22 +198,22 @@ fn probe_starts_at_the_loss() {
 /// Streams of their own: longer and shorter by less than a chunk, by chunks, by blocks, and none at all.
 #[test]
 fn read_and_stored_sequences_differ() {
-    let drawn = Drawn::new((5, 2, 4), 8, Init::Xavier, 71).past(0.3, 72);
+    let random = RandomMemory::new((5, 2, 4), 8, Init::Xavier, 71).past(0.3, 72);
     let lengths =
         [(40, 47), (47, 40), (19, 64), (64, 19), (530, 10), (10, 530), (700, 300), (0, 30), (30, 0)];
     for (read, stored) in lengths {
         let what = format!("{read} read, {stored} stored");
         let (read, stored) = (uniform((2, read, 5), 1.0, 73), uniform((2, stored, 5), 1.0, 74));
-        online::<f64>(&what, &drawn, &read, &stored, true, F64);
-        online::<f32>(&what, &drawn, &read, &stored, true, F32);
+        online::<f64>(&what, &random, &read, &stored, true, F64);
+        online::<f32>(&what, &random, &read, &stored, true, F32);
     }
 }
 
 /// Chunk i wants what i chunks left; the first that wants more is told, and reads with what there is.
 #[test]
 fn read_past_store() {
-    let drawn = Drawn::new((4, 1, 4), 4, Init::Xavier, 75);
-    let memory = drawn.memory::<f64>();
+    let random = RandomMemory::new((4, 1, 4), 4, Init::Xavier, 75);
+    let memory = random.memory::<f64>();
     let (none, all) = (None, Some);
     let expected = [(12, 12, none), (15, 12, none), (16, 12, none), (17, 12, all(4)), (40, 15, all(4))];
     let expected = expected.into_iter().chain([(9, 900, none), (4, 0, none), (5, 3, all(1)), (0, 0, none)]);
@@ -230,8 +230,8 @@ fn read_past_store() {
 #[test]
 fn an_engine_runs_again_as_a_new_one() {
     for dimensions in [(6, 2, 3), (40, 1, 40)] {
-        let drawn = Drawn::new(dimensions, 4, Init::Xavier, 91);
-        let memory = drawn.memory::<f32>();
+        let random = RandomMemory::new(dimensions, 4, Init::Xavier, 91);
+        let memory = random.memory::<f32>();
         let finite = uniform((3, 37, dimensions.0), 1.0, 92).mapv(|x| x as f32);
         let mut broken = finite.clone();
         broken[[1, 9, 0]] = f32::NAN;
@@ -260,8 +260,8 @@ fn an_engine_runs_again_as_a_new_one() {
 
 #[test]
 fn first_chunk_and_reads_of_nothing_are_zero() {
-    let drawn = Drawn::new((5, 2, 4), 8, Init::Xavier, 78).past(1.0, 79);
-    let memory = drawn.memory::<f32>();
+    let random = RandomMemory::new((5, 2, 4), 8, Init::Xavier, 78).past(1.0, 79);
+    let memory = random.memory::<f32>();
     let tokens = uniform((2, 40, 5), 1.0, 80).mapv(|x| x as f32);
     for stored in [40, 7, 0] {
         let store = tokens.slice(ndarray::s![.., ..stored, ..]).to_owned();
@@ -290,26 +290,32 @@ fn plain_reads() {
     cases.push((128, Init::Randn, (1, 129), (1, 300)));
     cases.push((300, Init::Xavier, (2, 301), (2, 311)));
     for (chunk, init, (of_state, stored), (sequences, tokens)) in cases {
-        let drawn = Drawn::new((5, 2, 4), chunk, init, 81).past(0.2, 82);
+        let random = RandomMemory::new((5, 2, 4), chunk, init, 81).past(0.2, 82);
         let what =
             format!("chunks of {chunk}, {init:?}, {of_state} × {stored} stored, {sequences} × {tokens} read");
         let (store, queries) =
             (uniform((of_state, stored, 5), 1.0, 83), uniform((sequences, tokens, 5), 1.0, 84));
-        plain_read::<f64>(&what, &drawn, &store, &queries, F64);
-        plain_read::<f32>(&what, &drawn, &store, &queries, F32);
+        plain_read::<f64>(&what, &random, &store, &queries, F64);
+        plain_read::<f32>(&what, &random, &store, &queries, F32);
     }
     // Several groups of tasks, all of one state.
-    let drawn = Drawn::new((5, 2, 4), 4, Init::Xavier, 85);
+    let random = RandomMemory::new((5, 2, 4), 4, Init::Xavier, 85);
     let (store, queries) = (uniform((1, 9, 5), 1.0, 86), uniform((40, 6, 5), 1.0, 87));
-    plain_read::<f64>("40 sequences of one state", &drawn, &store, &queries, F64);
+    plain_read::<f64>("40 sequences of one state", &random, &store, &queries, F64);
 }
 
-fn plain_read<T: Real>(what: &str, drawn: &Drawn, store: &Array3<f64>, queries: &Array3<f64>, rel: f64) {
-    let memory = drawn.memory::<T>();
+fn plain_read<T: Real>(
+    what: &str,
+    random: &RandomMemory,
+    store: &Array3<f64>,
+    queries: &Array3<f64>,
+    rel: f64,
+) {
+    let memory = random.memory::<T>();
     let mut state = memory.initial_state(store.dim().0);
     let work = Work::Store { sequences: &store.mapv(T::from_f64), probe: false };
     let stored = run_through(&memory, &mut state, work, (0, 0, 0));
-    let mut reference = drawn.reference::<T>(store.dim().0);
+    let mut reference = random.reference::<T>(store.dim().0);
     assert_rows_close(what, &stored.rows, &reference.store(store), rel);
     let before = state.clone();
     let read = run_through(&memory, &mut state, Work::Read(&queries.mapv(T::from_f64)), queries.dim());
@@ -322,8 +328,8 @@ fn plain_read<T: Real>(what: &str, drawn: &Drawn, store: &Array3<f64>, queries: 
 
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
-    let drawn = Drawn::new((6, 3, 5), 7, Init::Randn, 91);
-    let memory = drawn.memory::<f32>();
+    let random = RandomMemory::new((6, 3, 5), 7, Init::Randn, 91);
+    let memory = random.memory::<f32>();
     let (read, store) = (uniform((5, 600, 6), 1.0, 92), uniform((5, 555, 6), 1.0, 93));
     let (read, store) = (read.mapv(|x| x as f32), store.mapv(|x| x as f32));
     let with_threads = |threads: usize| {

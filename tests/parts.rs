@@ -11,7 +11,7 @@ use nmem::memory::{Gates, State};
 use nmem::metrics::ChunkMetrics;
 use nmem::real::Real;
 use support::{
-    Collect, Drawn, assert_close_to_largest, assert_rows_close, assert_state_close, dyn3, run_through,
+    Collect, RandomMemory, assert_close_to_largest, assert_rows_close, assert_state_close, dyn3, run_through,
     uniform, weight,
 };
 
@@ -22,8 +22,8 @@ const SEQUENCES: usize = 2;
 /// As in the comparison of the engine with the oracle.
 const ORACLE: f64 = 1e-10;
 
-fn drawn() -> Drawn {
-    Drawn::new((DIM, 2, 3), CHUNK, Init::Xavier, 1).past(0.3, 2)
+fn random() -> RandomMemory {
+    RandomMemory::new((DIM, 2, 3), CHUNK, Init::Xavier, 1).past(0.3, 2)
 }
 
 fn tokens<T: Real>(tokens: usize, seed: u64) -> Array3<T> {
@@ -119,9 +119,9 @@ const PIECES: [&[usize]; 6] =
 fn online_in_pieces<T: Real>() {
     for lengths in PIECES {
         let all = tokens::<T>(lengths.iter().sum(), 3);
-        let mut whole = Life::new(drawn().memory::<T>());
+        let mut whole = Life::new(random().memory::<T>());
         whole.online(&all, &all);
-        let mut parts = Life::new(drawn().memory::<T>());
+        let mut parts = Life::new(random().memory::<T>());
         for part in cut(&all, lengths) {
             parts.online(&part, &part);
         }
@@ -151,8 +151,8 @@ fn online_in_pieces_f32() {
 fn online_cut_anywhere<T: Real>() {
     for chunk in [7, 8, 9, 16, 17, 31, 64, 100] {
         for (dim, heads, dim_head) in [(19, 2, 33), (13, 1, 13)] {
-            let drawn = Drawn::new((dim, heads, dim_head), chunk, Init::Xavier, 16).past(0.3, 17);
-            let memory = drawn.memory::<T>();
+            let random = RandomMemory::new((dim, heads, dim_head), chunk, Init::Xavier, 16).past(0.3, 17);
+            let memory = random.memory::<T>();
             let length = 2 * chunk + 3;
             let all: Array3<T> = uniform((1, length, dim), 1.0, 18).mapv(T::from_f64);
             let online = |state: &mut State<T>, part: &Array3<T>| {
@@ -196,11 +196,11 @@ fn online_cut_anywhere_f32() {
 fn pieces_against_the_oracle() {
     for lengths in PIECES {
         let all = tokens::<f64>(lengths.iter().sum(), 3);
-        let mut parts = Life::new(drawn().memory::<f64>());
+        let mut parts = Life::new(random().memory::<f64>());
         for part in cut(&all, lengths) {
             parts.online(&part, &part);
         }
-        let mut reference = drawn().reference::<f64>(SEQUENCES);
+        let mut reference = random().reference::<f64>(SEQUENCES);
         let (retrieved, rows) = reference.online(&all, &all);
         let what = format!("{lengths:?} against the oracle");
         parts.rows.sort_by_key(|row| (row.sequence, row.chunk, row.head));
@@ -223,9 +223,9 @@ fn two_sequences_in_pieces() {
     for (read_lengths, store_lengths) in cases {
         let read = tokens::<f64>(read_lengths.iter().sum(), 4);
         let store = tokens::<f64>(store_lengths.iter().sum(), 5);
-        let mut whole = Life::new(drawn().memory::<f64>());
+        let mut whole = Life::new(random().memory::<f64>());
         whole.online(&read, &store);
-        let mut parts = Life::new(drawn().memory::<f64>());
+        let mut parts = Life::new(random().memory::<f64>());
         for (read, store) in cut(&read, read_lengths).iter().zip(&cut(&store, store_lengths)) {
             parts.online(read, store);
         }
@@ -241,12 +241,12 @@ fn store_then_online_with_reads_between() {
         let all = tokens::<f64>(lengths.iter().sum(), 6);
         let queries = tokens::<f64>(12, 7);
         let [first, second] = <[_; 2]>::try_from(cut(&all, &lengths)).unwrap();
-        let mut whole = Life::new(drawn().memory::<f64>());
+        let mut whole = Life::new(random().memory::<f64>());
         whole.online(&all, &all);
-        let mut reference = drawn().reference::<f64>(SEQUENCES);
+        let mut reference = random().reference::<f64>(SEQUENCES);
         reference.store(&first);
 
-        let mut parts = Life::new(drawn().memory::<f64>());
+        let mut parts = Life::new(random().memory::<f64>());
         parts.store(&first);
         let read = parts.read(&queries);
         let expected = reference.read(&queries);
@@ -262,9 +262,9 @@ fn store_then_online_with_reads_between() {
 fn plain_stores_in_pieces() {
     for lengths in PIECES {
         let all = tokens::<f32>(lengths.iter().sum(), 8);
-        let mut whole = Life::new(drawn().memory::<f32>());
+        let mut whole = Life::new(random().memory::<f32>());
         whole.store(&all);
-        let mut parts = Life::new(drawn().memory::<f32>());
+        let mut parts = Life::new(random().memory::<f32>());
         for part in cut(&all, lengths) {
             parts.store(&part);
         }
@@ -277,11 +277,11 @@ fn plain_stores_in_pieces() {
 fn online_then_store() {
     let (read, store, more) = (tokens::<f64>(13, 9), tokens::<f64>(11, 10), tokens::<f64>(9, 11));
     let join = |a: &Array3<f64>, b: &Array3<f64>| concatenate(Axis(1), &[a.view(), b.view()]).unwrap();
-    let mut parts = Life::new(drawn().memory::<f64>());
+    let mut parts = Life::new(random().memory::<f64>());
     parts.online(&read, &store);
     parts.store(&more);
     let (all_read, all_stored) = (join(&read, &more), join(&store, &more));
-    let mut whole = Life::new(drawn().memory::<f64>());
+    let mut whole = Life::new(random().memory::<f64>());
     whole.online(&all_read, &all_stored);
     // A plain store reads nothing.
     whole.retrieved = vec![whole.retrieved().slice(s![.., ..13, ..]).to_owned()];
@@ -292,11 +292,11 @@ fn online_then_store() {
 #[test]
 fn sequences_do_not_touch_each_other() {
     let all = tokens::<f64>(37, 12);
-    let mut together = Life::new(drawn().memory::<f64>());
+    let mut together = Life::new(random().memory::<f64>());
     together.online(&all, &all);
     for sequence in 0..SEQUENCES {
         let alone = |of: &Array3<f64>| of.slice(s![sequence..=sequence, .., ..]).to_owned();
-        let memory = drawn().memory::<f64>();
+        let memory = random().memory::<f64>();
         let (mut state, one) = (memory.initial_state(1), alone(&all));
         let work = Work::Online { read: &one, store: &one, probe: false };
         let collected = run_through(&memory, &mut state, work, one.dim());
@@ -327,16 +327,16 @@ fn rows_of_a_side() {
 /// plus what is left of U: S = S₂, U = U₂ + Π (1 − α) U₁.
 #[test]
 fn restarted_momentum() {
-    let drawn = Drawn { past: None, ..drawn() }.gates(Gates::default());
+    let random = RandomMemory { past: None, ..random() }.gates(Gates::default());
     let (first, second) = (tokens::<f64>(4 * CHUNK, 13), tokens::<f64>(3 * CHUNK, 14));
-    let mut life = Life::new(drawn.memory::<f64>());
+    let mut life = Life::new(random.memory::<f64>());
     life.store(&first);
     let before = life.state.update.clone();
     assert!(life.state.momentum.iter().any(|&x| x != 0.0));
     life.state.momentum.fill(0.0);
     life.store(&second);
 
-    let mut reference = drawn.reference::<f64>(SEQUENCES);
+    let mut reference = random.reference::<f64>(SEQUENCES);
     let rows = reference.store(&second);
     let shapes = life.memory.weight_shapes();
     for sequence in 0..SEQUENCES {

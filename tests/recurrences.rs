@@ -16,8 +16,8 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use pulp::Simd;
 use support::{
-    Drawn, assert_close, assert_close_to_largest, assert_rows_close, assert_state_close, dyn3, run_through,
-    uniform,
+    RandomMemory, assert_close, assert_close_to_largest, assert_rows_close, assert_state_close, dyn3,
+    run_through, uniform,
 };
 
 fn config(cases: u32) -> ProptestConfig {
@@ -326,8 +326,8 @@ proptest! {
         seed in 0_u64..1000,
     ) {
         let init = if randn { Init::Randn } else { Init::Xavier };
-        let drawn = Drawn::new(dimensions, chunk, init, seed).norms(pre_norm, post_norm);
-        let memory = drawn.memory::<f64>();
+        let random = RandomMemory::new(dimensions, chunk, init, seed).norms(pre_norm, post_norm);
+        let memory = random.memory::<f64>();
         let input = uniform((sequences, tokens, dimensions.0), 1.0, seed);
         let mut state = memory.initial_state(sequences);
         let work = Work::Online { read: &input, store: &input, probe: true };
@@ -337,7 +337,7 @@ proptest! {
         prop_assert_eq!(collected.rows.len(), sequences * (tokens / chunk) * dimensions.1);
         prop_assert!(collected.retrieved.iter().all(|x| x.is_finite()), "all of it was delivered");
 
-        let mut reference = drawn.reference::<f64>(sequences);
+        let mut reference = random.reference::<f64>(sequences);
         let (retrieved, rows) = reference.online(&input, &input);
         // As in tests/engine.rs.
         let rel = 1e-10;

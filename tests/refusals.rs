@@ -9,7 +9,7 @@ use nmem::Error;
 use nmem::engine::{Discard, Engine, Memory, Work};
 use nmem::memory::parameters::{Init, Mismatch};
 use nmem::memory::{Dimensions, Gates, State};
-use support::{Drawn, run_through, uniform};
+use support::{RandomMemory, run_through, uniform};
 
 fn message(work: Work<'_, f64>, memory: &Memory<f64>, state: &mut State<f64>) -> String {
     let before = state.clone();
@@ -25,7 +25,7 @@ fn tokens(sequences: usize, tokens: usize, dim: usize) -> Array3<f64> {
 
 #[test]
 fn online_from_sides_out_of_step() {
-    let memory = Drawn::new((4, 1, 4), 5, Init::Xavier, 1).memory::<f64>();
+    let memory = RandomMemory::new((4, 1, 4), 5, Init::Xavier, 1).memory::<f64>();
     let (some, more) = (tokens(2, 3, 4), tokens(2, 12, 4));
     for (read, stored, got) in [
         (4, 5, "1 stored (5 tokens) and 0 read (4 tokens)"),
@@ -55,7 +55,7 @@ fn online_from_sides_out_of_step() {
 
 #[test]
 fn wrong_number_of_sequences() {
-    let memory = Drawn::new((4, 1, 4), 5, Init::Xavier, 1).memory::<f64>();
+    let memory = RandomMemory::new((4, 1, 4), 5, Init::Xavier, 1).memory::<f64>();
     let (one, two, three) = (tokens(1, 7, 4), tokens(2, 7, 4), tokens(3, 7, 4));
     let mut state = memory.initial_state(2);
     let expected = "expected as many sequences as the memory's state, 2, got";
@@ -82,7 +82,7 @@ fn wrong_number_of_sequences() {
 
 #[test]
 fn wrong_width() {
-    let memory = Drawn::new((4, 1, 4), 5, Init::Xavier, 1).memory::<f64>();
+    let memory = RandomMemory::new((4, 1, 4), 5, Init::Xavier, 1).memory::<f64>();
     let (right, wrong) = (tokens(1, 7, 4), tokens(1, 7, 3));
     let mut state = memory.initial_state(1);
     for work in [
@@ -124,11 +124,11 @@ fn dimensions_that_cannot_be() {
         assert_eq!(check(4, 2, 5, norms, 16_385), Err(long(16_385)));
     }
     // A memory is never made of them.
-    let drawn = Drawn::new((4, 1, 4), 2, Init::Xavier, 1);
-    let refused = Memory::new(drawn.parameters::<f32>(), 1, Gates::default(), None).unwrap_err();
+    let random = RandomMemory::new((4, 1, 4), 2, Init::Xavier, 1);
+    let refused = Memory::new(random.parameters::<f32>(), 1, Gates::default(), None).unwrap_err();
     assert_eq!(refused.to_string(), short(1));
-    let drawn = Drawn::new((4, 1, 3), 2, Init::Xavier, 1);
-    let refused = Memory::new(drawn.parameters::<f32>(), 2, Gates::default(), None).unwrap_err();
+    let random = RandomMemory::new((4, 1, 3), 2, Init::Xavier, 1);
+    let refused = Memory::new(random.parameters::<f32>(), 2, Gates::default(), None).unwrap_err();
     assert_eq!(refused.to_string(), format!("{one_head}, got 3"));
 }
 

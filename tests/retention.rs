@@ -7,15 +7,19 @@ use nmem::engine::{Engine, Outcome, Work};
 use nmem::memory::parameters::Init;
 use nmem::memory::{Gate, Gates};
 use nmem::real::Real;
-use support::{Collect, Drawn, assert_close_to_largest, uniform};
+use support::{Collect, RandomMemory, assert_close_to_largest, uniform};
 
 /// As in the comparison of the engine with the oracle.
 const F64: f64 = 1e-10;
 const F32: f64 = 5e-5;
 
-fn store<T: Real>(drawn: &Drawn, tokens: &Array3<f64>, every: Option<usize>) -> (Collect<T>, Outcome) {
+fn store<T: Real>(
+    random: &RandomMemory,
+    tokens: &Array3<f64>,
+    every: Option<usize>,
+) -> (Collect<T>, Outcome) {
     let tokens = tokens.mapv(T::from_f64);
-    let memory = drawn.memory::<T>();
+    let memory = random.memory::<T>();
     let mut state = memory.initial_state(tokens.dim().0);
     let mut sink = Collect::new(tokens.dim());
     let work = Work::Online { read: &tokens, store: &tokens, probe: true };
@@ -36,10 +40,10 @@ fn store<T: Real>(drawn: &Drawn, tokens: &Array3<f64>, every: Option<usize>) -> 
 type Row = (usize, usize, usize, usize, f64, f64);
 
 /// What the oracle says: it stores chunk by chunk and reads all kept ones after every K-th and after the last.
-fn expected<T: Real>(drawn: &Drawn, tokens: &Array3<f64>, every: usize) -> Vec<Row> {
+fn expected<T: Real>(random: &RandomMemory, tokens: &Array3<f64>, every: usize) -> Vec<Row> {
     let (sequences, n, _) = tokens.dim();
-    let (c, heads) = (drawn.chunk_size, drawn.dimensions.heads);
-    let mut reference = drawn.reference::<T>(sequences);
+    let (c, heads) = (random.chunk_size, random.dimensions.heads);
+    let mut reference = random.reference::<T>(sequences);
     let mut rows = Vec::new();
     let mut at_w = Vec::new();
     let chunks = n / c;
@@ -63,17 +67,17 @@ fn expected<T: Real>(drawn: &Drawn, tokens: &Array3<f64>, every: usize) -> Vec<R
     rows
 }
 
-fn check<T: Real>(what: &str, drawn: &Drawn, tokens: &Array3<f64>, every: usize, rel: f64) {
+fn check<T: Real>(what: &str, random: &RandomMemory, tokens: &Array3<f64>, every: usize, rel: f64) {
     let what = format!("{what}, every {every}, {}", T::TYPE);
-    let (plain, _) = store::<T>(drawn, tokens, None);
-    let (kept, outcome) = store::<T>(drawn, tokens, Some(every));
+    let (plain, _) = store::<T>(random, tokens, None);
+    let (kept, outcome) = store::<T>(random, tokens, Some(every));
     assert!(plain.retained.is_empty());
     assert_eq!(plain.rows_text(), kept.rows_text(), "{what}: metrics with and without retention");
     assert_eq!(plain.retrieved, kept.retrieved, "{what}: reads and state with and without retention");
 
     let mut got = kept.retained.clone();
     got.sort_by_key(|row| (row.sequence, row.after, row.chunk, row.head));
-    let expected = expected::<T>(drawn, tokens, every);
+    let expected = expected::<T>(random, tokens, every);
     let places: Vec<_> = got.iter().map(|row| (row.sequence, row.after, row.chunk, row.head)).collect();
     let wanted: Vec<_> = expected.iter().map(|row| (row.0, row.1, row.2, row.3)).collect();
     assert_eq!(places, wanted, "{what}: rows");
@@ -124,12 +128,12 @@ fn check<T: Real>(what: &str, drawn: &Drawn, tokens: &Array3<f64>, every: usize,
 fn kept_chunks_are_read_as_the_oracle_reads_them() {
     for (dimensions, chunk, tokens) in [((5, 2, 4), 3, 47), ((4, 1, 4), 16, 16 * 9 + 5), ((20, 2, 17), 5, 61)]
     {
-        let drawn = Drawn::new(dimensions, chunk, Init::Xavier, 3);
+        let random = RandomMemory::new(dimensions, chunk, Init::Xavier, 3);
         let tokens = uniform((2, tokens, dimensions.0), 1.0, 4);
         for every in [1, 2, 3, 7] {
             let what = format!("{dimensions:?}, chunks of {chunk}");
-            check::<f64>(&what, &drawn, &tokens, every, F64);
-            check::<f32>(&what, &drawn, &tokens, every, F32);
+            check::<f64>(&what, &random, &tokens, every, F64);
+            check::<f32>(&what, &random, &tokens, every, F32);
         }
     }
 }
@@ -137,25 +141,25 @@ fn kept_chunks_are_read_as_the_oracle_reads_them() {
 /// Blocks are of 512 tokens, groups of 64 rows: K below and above both, and such that neither holds.
 #[test]
 fn blocks_end_where_chunks_are_kept() {
-    let drawn = Drawn::new((6, 2, 3), 16, Init::Xavier, 5).past(0.2, 6);
+    let random = RandomMemory::new((6, 2, 3), 16, Init::Xavier, 5).past(0.2, 6);
     let tokens = uniform((1, 1300, 6), 1.0, 7);
     for every in [3, 32, 45] {
-        check::<f64>("several blocks", &drawn, &tokens, every, F64);
-        check::<f32>("several blocks", &drawn, &tokens, every, F32);
+        check::<f64>("several blocks", &random, &tokens, every, F64);
+        check::<f32>("several blocks", &random, &tokens, every, F32);
     }
-    let drawn = Drawn::new((6, 1, 6), 7, Init::Xavier, 5);
+    let random = RandomMemory::new((6, 1, 6), 7, Init::Xavier, 5);
     for every in [100, 149] {
-        check::<f32>("several blocks of one head", &drawn, &uniform((1, 2100, 6), 1.0, 8), every, F32);
+        check::<f32>("several blocks of one head", &random, &uniform((1, 2100, 6), 1.0, 8), every, F32);
     }
 }
 
 #[test]
 fn nothing_or_one_chunk_is_kept() {
-    let drawn = Drawn::new((6, 2, 3), 4, Init::Xavier, 5);
+    let random = RandomMemory::new((6, 2, 3), 4, Init::Xavier, 5);
     for (tokens, rows) in [(0, 0), (3, 0), (4, 0), (11, 0), (12, 2), (16, 4)] {
         let tokens = uniform((1, tokens, 6), 1.0, 9);
-        check::<f64>("few chunks", &drawn, &tokens, 3, F64);
-        assert_eq!(store::<f64>(&drawn, &tokens, Some(3)).0.retained.len(), rows);
+        check::<f64>("few chunks", &random, &tokens, 3, F64);
+        assert_eq!(store::<f64>(&random, &tokens, Some(3)).0.retained.len(), rows);
     }
 }
 
@@ -163,18 +167,18 @@ fn nothing_or_one_chunk_is_kept() {
 #[test]
 fn gates_at_their_ends() {
     let gates = |learning_rate: f64, decay: f64| Gates {
-        learning_rate: Gate::Pinned(learning_rate),
-        momentum: Gate::Pinned(0.0),
-        decay: Gate::Pinned(decay),
+        learning_rate: Gate::Fixed(learning_rate),
+        momentum: Gate::Fixed(0.0),
+        decay: Gate::Fixed(decay),
     };
     let tokens = uniform((1, 80, 6), 1.0, 10);
-    let drawn = Drawn::new((6, 2, 3), 4, Init::Xavier, 5);
-    let (nothing, outcome) = store::<f64>(&drawn.clone().gates(gates(0.0, 0.1)), &tokens, Some(2));
+    let random = RandomMemory::new((6, 2, 3), 4, Init::Xavier, 5);
+    let (nothing, outcome) = store::<f64>(&random.clone().gates(gates(0.0, 0.1)), &tokens, Some(2));
     let ratios = nothing.retained.iter().map(|row| row.loss / row.loss_at_w);
     ratios.for_each(|ratio| assert!((ratio - 1.0).abs() < 1e-12, "{ratio}"));
     assert!((outcome.retained_ratio().unwrap() - 1.0).abs() < 1e-12);
 
-    let all = Drawn::gates(drawn, gates(0.05, 1.0));
+    let all = RandomMemory::gates(random, gates(0.05, 1.0));
     let (last, _) = store::<f64>(&all, &tokens, Some(1));
     // With α = 1 the memory after chunk i is W − θ g_i, whatever came before.
     for i in [3, 11] {
@@ -198,11 +202,11 @@ fn gates_at_their_ends() {
 
 #[test]
 fn the_same_bits_for_any_number_of_threads() {
-    let drawn = Drawn::new((40, 2, 33), 5, Init::Xavier, 13);
+    let random = RandomMemory::new((40, 2, 33), 5, Init::Xavier, 13);
     let tokens = uniform((3, 400, 40), 1.0, 14);
     let with = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        let (collected, outcome) = pool.install(|| store::<f32>(&drawn, &tokens, Some(3)));
+        let (collected, outcome) = pool.install(|| store::<f32>(&random, &tokens, Some(3)));
         (collected.retained, outcome.retained)
     };
     let one = with(1);
@@ -215,10 +219,10 @@ fn the_same_bits_for_any_number_of_threads() {
 /// Keys and values of what an earlier call stored are gone.
 #[test]
 fn going_on_is_refused_unless_no_chunk_was_stored() {
-    let drawn = Drawn::new((6, 2, 3), 4, Init::Xavier, 5);
-    let memory = drawn.memory::<f64>();
+    let random = RandomMemory::new((6, 2, 3), 4, Init::Xavier, 5);
+    let memory = random.memory::<f64>();
     let tokens = uniform((1, 18, 6), 1.0, 15);
-    let (whole, _) = store::<f64>(&drawn, &tokens, Some(2));
+    let (whole, _) = store::<f64>(&random, &tokens, Some(2));
     let part = |range: std::ops::Range<usize>| tokens.slice(s![.., range, ..]).to_owned();
     let mut state = memory.initial_state(1);
     let mut engine = Engine::new(&memory).with_retention(Some(2));
@@ -240,9 +244,9 @@ fn going_on_is_refused_unless_no_chunk_was_stored() {
 #[test]
 fn a_diverged_run_has_no_ratio() {
     let gates =
-        Gates { learning_rate: Gate::Pinned(1e3), momentum: Gate::Pinned(3.0), decay: Gate::Pinned(0.0) };
-    let drawn = Drawn::new((6, 2, 3), 4, Init::Randn, 5).gates(gates);
-    let (collected, outcome) = store::<f32>(&drawn, &uniform((1, 800, 6), 1.0, 16), Some(2));
+        Gates { learning_rate: Gate::Fixed(1e3), momentum: Gate::Fixed(3.0), decay: Gate::Fixed(0.0) };
+    let random = RandomMemory::new((6, 2, 3), 4, Init::Randn, 5).gates(gates);
+    let (collected, outcome) = store::<f32>(&random, &uniform((1, 800, 6), 1.0, 16), Some(2));
     let divergence = outcome.divergence.clone().expect("it diverges");
     assert_eq!(outcome.retained_ratio(), None);
     assert!(collected.retained.iter().all(|row| row.after < divergence.chunk));

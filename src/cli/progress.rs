@@ -7,8 +7,8 @@ use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressState, Prog
 
 use super::sweep::one_line;
 use crate::escape::for_terminal;
-use crate::run::Event as RunEvent;
-use crate::sweep::{Event, Status};
+use crate::run::RunEvent;
+use crate::sweep::{Status, SweepEvent};
 
 /// One bar: bytes while inputs are read, tokens while the engine runs.
 pub struct Progress {
@@ -94,12 +94,12 @@ impl SweepProgress {
     }
 
     /// Shows what a sweep is doing, naming runs by some of their parameters.
-    pub fn show(&self, event: Event, keys: &[String]) {
+    pub fn show(&self, event: SweepEvent, keys: &[String]) {
         let (run, finished) = match event {
-            Event::Working => return,
+            SweepEvent::Working => return,
             _ if self.bar.is_hidden() => return,
-            Event::Started(run) => (run, None),
-            Event::Finished(run, record) => (run, Some(record)),
+            SweepEvent::Started(run) => (run, None),
+            SweepEvent::Finished(run, record) => (run, Some(record)),
         };
         let name = one_line(&run.parameters, keys);
         let mut state = self.state.lock().expect("no thread panics with it");

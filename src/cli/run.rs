@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::escape::for_terminal;
 use crate::io::text::{MAX_TOML, TextFile};
 use crate::metrics::COLUMNS;
-use crate::run::{Event, Report, execute};
+use crate::run::{Report, RunEvent, execute};
 use crate::storage;
 
 /// Settings, and how results are shown.
@@ -63,7 +63,7 @@ impl RunArgs {
         let progress = Progress::new(self.quiet);
         let mut observe = |event| {
             progress.show(event);
-            if matches!(event, Event::Starting(_)) {
+            if matches!(event, RunEvent::Starting(_)) {
                 begin_work();
             }
             check_interrupt()

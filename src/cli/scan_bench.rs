@@ -13,7 +13,9 @@ use crate::error::Error;
 use crate::escape::for_terminal;
 use crate::plot::FigureFormat;
 use crate::real::ElementType;
-use crate::scan_bench::{Algorithm, BenchShape, Config, Event, Gate, Layout, Report, Row, execute, steps_to};
+use crate::scan_bench::{
+    Algorithm, BenchEvent, BenchShape, Config, Gate, Layout, Report, Row, execute, steps_to,
+};
 use crate::storage;
 
 /// Time and check the scans x_t = a_t x_{t−1} + b_t, and the memory's fused pair S, U
@@ -172,12 +174,12 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let bar = Bar::new(quiet, "cases");
     let report = execute(config, &devices, force, &mut |event| {
         match event {
-            Event::Starting(cases) => {
+            BenchEvent::Starting(cases) => {
                 begin_work();
                 bar.start(cases);
             }
-            Event::Working => {}
-            Event::Done => bar.done(),
+            BenchEvent::Working => {}
+            BenchEvent::Done => bar.done(),
         }
         check_interrupt()
     });

@@ -24,8 +24,8 @@ use crate::plot::{self, FigureFormat, Request};
 use crate::run::{Keep, UNSTABLE_RATIO};
 use crate::storage;
 use crate::sweep::{
-    self, Event, Experiment, Folder, InUse, Options, Parameters, Plan, PlanFile, PlannedRun, Record, Records,
-    Shard, Status,
+    self, Experiment, Folder, InUse, Options, Parameters, Plan, PlanFile, PlannedRun, Record, Records, Shard,
+    Status, SweepEvent,
 };
 
 /// Run the grid of an experiment, in parallel; finished runs are not run again
@@ -199,7 +199,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let keys = varying(&plan);
     let begin = Instant::now();
     let progress = SweepProgress::new(args.quiet, todo.len());
-    let observe = |event: Event| {
+    let observe = |event: SweepEvent| {
         progress.show(event, &keys);
         check_interrupt()
     };
@@ -238,7 +238,7 @@ fn reject_inputs_inside(folder: &Folder, experiment: &Path, plan: &Plan) -> crat
     // Nothing there: nothing is in it.
     let Ok(directory) = std::fs::canonicalize(folder.path()) else { return Ok(()) };
     let ready = plan.runs.iter().filter_map(|run| run.ready.as_ref().ok());
-    let inputs = ready.flat_map(|ready| ready.opened.inputs.iter().map(|input| &*input.path));
+    let inputs = ready.flat_map(|ready| ready.inputs.files.iter().map(|input| &*input.path));
     for input in inputs.chain([experiment]).collect::<BTreeSet<_>>() {
         if std::fs::canonicalize(input).is_ok_and(|input| input.starts_with(&directory)) {
             let (out, input) = (folder.path().display(), input.display());

@@ -112,8 +112,8 @@ pub enum MemorySource {
         /// Likewise.
         dim_head: Option<usize>,
     },
-    /// Drawn at random, once the width of the tokens is known.
-    Drawn {
+    /// Random, made once the width of the tokens is known.
+    Random {
         /// Heads.
         heads: usize,
         /// Width of a head; `None` is dim / heads.
@@ -122,7 +122,7 @@ pub enum MemorySource {
         pre_norm: bool,
         /// Norm of what was read.
         post_norm: bool,
-        /// How the memory weights are drawn.
+        /// Distribution of the memory weights.
         init: Init,
         /// Of the random numbers.
         seed: u64,
@@ -134,7 +134,7 @@ pub enum MemorySource {
 struct GateLayer {
     kind: GateKind,
     flag: &'static str,
-    pin: Option<GateSetting>,
+    fixed: Option<GateSetting>,
     bias: Option<f64>,
 }
 
@@ -144,8 +144,8 @@ const MOST_THREADS: usize = 1024;
 /// Most repeats: enough for a run that is meant to be stopped, and few enough to be counted in tokens.
 const MAX_REPEAT: usize = 1 << 30;
 
-/// Chunk size of a memory drawn without one.
-const DRAWN_CHUNK_SIZE: usize = 16;
+/// Chunk size of a random memory without one.
+const RANDOM_CHUNK_SIZE: usize = 16;
 
 impl Settings {
     /// Refuses flags that have no effect in this command, so that nobody believes they had one. (A configuration
@@ -179,7 +179,7 @@ impl Settings {
         unused("--labels", !online && self.labels.is_some(), with)?;
         unused("--restart-momentum", !online && self.restart_momentum == Some(true), with)?;
         for layer in self.gates() {
-            unused(layer.flag, !online && layer.pin.is_some(), with)?;
+            unused(layer.flag, !online && layer.fixed.is_some(), with)?;
             unused(&format!("{}-bias", layer.flag), !online && layer.bias.is_some(), with)?;
         }
         Ok(())
@@ -194,16 +194,16 @@ impl Settings {
             GateLayer {
                 kind: GateKind::LearningRate,
                 flag: "--learning-rate",
-                pin: self.learning_rate,
+                fixed: self.learning_rate,
                 bias: self.learning_rate_bias,
             },
             GateLayer {
                 kind: GateKind::Momentum,
                 flag: "--momentum",
-                pin: self.momentum,
+                fixed: self.momentum,
                 bias: self.momentum_bias,
             },
-            GateLayer { kind: GateKind::Decay, flag: "--decay", pin: self.decay, bias: self.decay_bias },
+            GateLayer { kind: GateKind::Decay, flag: "--decay", fixed: self.decay, bias: self.decay_bias },
         ]
     }
 
@@ -298,7 +298,7 @@ impl Settings {
 
     fn memory_source(&self) -> Result<MemorySource> {
         let Some(path) = self.memory.clone() else {
-            return Ok(MemorySource::Drawn {
+            return Ok(MemorySource::Random {
                 heads: self.heads.unwrap_or(1),
                 dim_head: self.dim_head,
                 pre_norm: !self.no_pre_norm.unwrap_or(false),
@@ -325,9 +325,9 @@ impl Settings {
 
 impl GateLayer {
     fn check(&self) -> Result<()> {
-        let Self { kind, flag, pin, bias } = *self;
-        if let Some(GateSetting::Pinned(value)) = pin {
-            Gate::Pinned(value).check(kind).map_err(Error::limit(flag))?;
+        let Self { kind, flag, fixed, bias } = *self;
+        if let Some(GateSetting::Fixed(value)) = fixed {
+            Gate::Fixed(value).check(kind).map_err(Error::limit(flag))?;
             if bias.is_some() {
                 let expected = format!("a gate that is not pinned ({flag} learned frees it)");
                 return Err(Error::setting(format!("{flag}-bias"), expected, format!("{flag} {value}")));
@@ -339,10 +339,10 @@ impl GateLayer {
 
     /// This layer over a saved memory's gate.
     fn over(&self, saved: Gate) -> Result<Gate> {
-        Ok(match (self.pin, self.bias, saved) {
-            (Some(GateSetting::Pinned(value)), ..) => Gate::Pinned(value),
+        Ok(match (self.fixed, self.bias, saved) {
+            (Some(GateSetting::Fixed(value)), ..) => Gate::Fixed(value),
             (Some(GateSetting::Learned), bias, _) => Gate::Learned(bias.unwrap_or(0.0)),
-            (None, Some(_), Gate::Pinned(value)) => {
+            (None, Some(_), Gate::Fixed(value)) => {
                 let expected = format!("a gate that is not pinned ({} learned frees it)", self.flag);
                 let got = format!("a memory that pins it at {value}");
                 return Err(Error::setting(format!("{}-bias", self.flag), expected, got));
@@ -372,7 +372,7 @@ impl Config {
                 Err(Error::setting("--chunk-size", expected, given.to_string()))
             }
             (Some(size), ..) | (None, Some(size), _) => Ok(size),
-            (None, None, MemorySource::Drawn { .. }) => Ok(DRAWN_CHUNK_SIZE),
+            (None, None, MemorySource::Random { .. }) => Ok(RANDOM_CHUNK_SIZE),
             (None, None, MemorySource::File { path, .. }) => {
                 let expected =
                     "the chunk size that the parameters were trained with (no file of parameters tells)";
@@ -383,9 +383,11 @@ impl Config {
 }
 
 impl MemorySource {
-    /// Sizes of a drawn memory for tokens of width `dim`; `None` for a file.
-    pub fn drawn(&self, dim: usize) -> Result<Option<(Dimensions, Init, u64)>> {
-        let &Self::Drawn { heads, dim_head, pre_norm, post_norm, init, seed } = self else { return Ok(None) };
+    /// Sizes of a random memory for tokens of width `dim`; `None` for a file.
+    pub fn random(&self, dim: usize) -> Result<Option<(Dimensions, Init, u64)>> {
+        let &Self::Random { heads, dim_head, pre_norm, post_norm, init, seed } = self else {
+            return Ok(None);
+        };
         let dim_head = match dim_head {
             Some(dim_head) => dim_head,
             None if dim.is_multiple_of(heads) => dim / heads,

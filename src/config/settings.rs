@@ -170,14 +170,14 @@ fn seed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Er
     deserializer.deserialize_any(Seed).map(Some)
 }
 
-/// A gate as typed: a number pins it, `learned` leaves it to its layer.
+/// A gate as typed: a number fixes it, `learned` leaves it to its layer.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(try_from = "toml::Value")]
 pub enum GateSetting {
     /// By the gate layer.
     Learned,
     /// To this value.
-    Pinned(f64),
+    Fixed(f64),
 }
 
 impl FromStr for GateSetting {
@@ -186,7 +186,7 @@ impl FromStr for GateSetting {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "learned" => Ok(Self::Learned),
-            number => number.parse().map(Self::Pinned).map_err(|_| "expected a number or `learned`".into()),
+            number => number.parse().map(Self::Fixed).map_err(|_| "expected a number or `learned`".into()),
         }
     }
 }
@@ -196,8 +196,8 @@ impl TryFrom<toml::Value> for GateSetting {
 
     fn try_from(value: toml::Value) -> Result<Self, String> {
         match value {
-            toml::Value::Float(number) => Ok(Self::Pinned(number)),
-            toml::Value::Integer(number) => Ok(Self::Pinned(number as f64)),
+            toml::Value::Float(number) => Ok(Self::Fixed(number)),
+            toml::Value::Integer(number) => Ok(Self::Fixed(number as f64)),
             toml::Value::String(text) => text.parse(),
             _ => Err("expected a number or \"learned\"".into()),
         }
@@ -224,11 +224,11 @@ impl Settings {
         Ok(settings)
     }
 
-    /// These settings, with those of `other` where these say nothing. A pin here also overrides a bias there, and the
+    /// These settings, with those of `other` where these say nothing. A fixed value here also overrides a bias there, and the
     /// reverse; a memory here makes what is said there of drawing one void.
     #[must_use]
     pub fn or(self, mut other: Self) -> Self {
-        for (pin, bias, other_pin, other_bias) in [
+        for (fixed, bias, other_fixed, other_bias) in [
             (
                 self.learning_rate,
                 self.learning_rate_bias,
@@ -238,8 +238,8 @@ impl Settings {
             (self.momentum, self.momentum_bias, &mut other.momentum, &mut other.momentum_bias),
             (self.decay, self.decay_bias, &mut other.decay, &mut other.decay_bias),
         ] {
-            if pin.is_some() || bias.is_some() {
-                (*other_pin, *other_bias) = (None, None);
+            if fixed.is_some() || bias.is_some() {
+                (*other_fixed, *other_bias) = (None, None);
             }
         }
         if self.online == Some(false) {

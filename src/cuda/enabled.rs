@@ -104,7 +104,7 @@ struct Piece {
     /// An address on this side.
     address: usize,
     /// When it has been read.
-    read: Event,
+    read: CudaEvent,
 }
 
 impl std::fmt::Debug for Gpu {
@@ -221,12 +221,12 @@ fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// A moment in a stream.
-struct Event {
+struct CudaEvent {
     context: Arc<Context>,
     handle: Handle,
 }
 
-impl Event {
+impl CudaEvent {
     fn new(context: &Arc<Context>, timed: bool) -> Result<Self> {
         let mut handle = 0;
         // SAFETY: a place for the event.
@@ -247,7 +247,7 @@ impl Event {
     }
 }
 
-impl Drop for Event {
+impl Drop for CudaEvent {
     fn drop(&mut self) {
         if let Ok(driver) = self.context.enter() {
             // SAFETY: nobody has it any more.
@@ -262,7 +262,7 @@ impl Staging {
         let place = self.next;
         self.next = (place + 1) % PIECES;
         if self.pieces.len() <= place {
-            let read = Event::new(context, false)?;
+            let read = CudaEvent::new(context, false)?;
             let mut address: *mut c_void = std::ptr::null_mut();
             // SAFETY: a place for the pointer.
             let code = unsafe { (context.enter()?.cuMemHostAlloc)(&raw mut address, PIECE, 0) };
@@ -467,7 +467,7 @@ impl Device for Gpu {
     }
 
     fn mark(&self) -> Result<Mark> {
-        let event = Event::new(&self.context, true)?;
+        let event = CudaEvent::new(&self.context, true)?;
         self.check(event.record(self.stream), "timing the GPU's work")?;
         Ok(Mark(Box::new(event)))
     }
@@ -494,7 +494,7 @@ impl Device for Gpu {
     }
 }
 
-fn event(mark: &Mark) -> Result<&Event> {
+fn event(mark: &Mark) -> Result<&CudaEvent> {
     mark.0.downcast_ref().ok_or_else(|| Error::Cuda("a moment of another device's time".to_owned()))
 }
 

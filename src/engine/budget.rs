@@ -87,7 +87,7 @@ mod tests {
     use super::check_against;
     use crate::engine::plan::Plan;
     use crate::engine::{Discard, Engine, Memory, Work};
-    use crate::memory::parameters::{Init, draw};
+    use crate::memory::parameters::{Init, random_tensors};
     use crate::memory::{Dimensions, Gates, Parameters};
 
     /// The bytes counted beforehand are those taken, padding aside.
@@ -95,8 +95,8 @@ mod tests {
     fn buffers_as_they_are_allocated() {
         for (dim, heads, dim_head) in [(8, 1, 8), (12, 3, 40), (40, 12, 5)] {
             let dimensions = Dimensions { dim, heads, dim_head, pre_norm: true, post_norm: true };
-            let drawn: BTreeMap<_, _> = draw(&dimensions, Init::Xavier, 1).into_iter().collect();
-            let parameters = Parameters::<f32>::collect(dimensions, |name| drawn[name].clone());
+            let tensors: BTreeMap<_, _> = random_tensors(&dimensions, Init::Xavier, 1).into_iter().collect();
+            let parameters = Parameters::<f32>::collect(dimensions, |name| tensors[name].clone());
             let memory = Memory::new(parameters, 16, Gates::default(), None).unwrap();
             let tokens = Array3::<f32>::zeros((3, 700, dim));
             for (work, retention) in [

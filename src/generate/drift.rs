@@ -10,10 +10,10 @@
 
 use std::io;
 
-use super::{Draw, Label, Token, check_length, check_share};
+use super::{Label, RandomNumbers, Token, check_length, check_share};
 use crate::error::Result;
 
-/// What is drawn.
+/// What is generated.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Drift {
     /// L, tokens of a topic.
@@ -35,7 +35,13 @@ impl Drift {
         Ok((0..tokens).map(label).collect())
     }
 
-    pub(super) fn fill(&self, labels: &[Label], dim: usize, draw: &mut Draw, token: Token) -> io::Result<()> {
+    pub(super) fn fill(
+        &self,
+        labels: &[Label],
+        dim: usize,
+        random: &mut RandomNumbers,
+        token: Token,
+    ) -> io::Result<()> {
         let kept = (1.0 - self.noise * self.noise).sqrt();
         let mut old = Vec::new();
         let mut new = Vec::new();
@@ -43,7 +49,7 @@ impl Drift {
         for (t, label) in labels.iter().enumerate() {
             let since = t % self.segment;
             if since == 0 {
-                let topic = draw.normals(dim);
+                let topic = random.normals(dim);
                 old = std::mem::replace(&mut new, topic);
             }
             let w = if label.segment == 0 {
@@ -56,7 +62,7 @@ impl Drift {
             for (i, new) in new.iter().enumerate() {
                 let old = old.get(i).copied().unwrap_or_default();
                 let topic = ((1.0 - w) * old + w * new) / width;
-                numbers.push(kept * topic + self.noise * draw.normal());
+                numbers.push(kept * topic + self.noise * random.normal());
             }
             token(&numbers)?;
         }

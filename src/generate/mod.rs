@@ -1,9 +1,9 @@
 //! Synthetic sequences that make a memory's behaviour visible, the same bytes for the same seed on every platform.
 //!
 //! In reading order: [`Task`] says what there is, one file each: [`recall`] (associative recall pairs), [`drift`]
-//! (changing topics), [`repeats`] (repeated passages), [`needle`] (a needle among noise); [`Generator`] draws.
+//! (changing topics), [`repeats`] (repeated passages), [`needle`] (a needle among noise); [`Generator`] samples them.
 //!
-//! Numbers are drawn from N(0, 1) by Marsaglia's polar method with `libm`'s logarithm, because a system's own may differ in the
+//! Numbers are sampled from N(0, 1) by Marsaglia's polar method with `libm`'s logarithm, because a system's own may differ in the
 //! last digit, and in f64 until they are rounded to f32. What stands where (the labels) comes from a random stream of its
 //! own, so that all sequences of a file share it; each sequence has another stream, so that it does not depend on how
 //! many there are.
@@ -70,7 +70,7 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Checks the sizes and draws the labels.
+    /// Checks the sizes and samples the labels.
     pub fn new(task: Task, shape: Shape, seed: u64) -> Result<Self> {
         let Shape { sequences, tokens, dim } = shape;
         for (flag, size) in [("--sequences", sequences), ("--tokens", tokens), ("--dim", dim)] {
@@ -89,12 +89,12 @@ impl Generator {
                 return Err(Error::setting(flag, format!("at most {most}"), size.to_string()));
             }
         }
-        let mut draw = Draw::new(seed, 0);
+        let mut random = RandomNumbers::new(seed, 0);
         let labels = match task {
-            Task::Recall(recall) => recall.labels(shape, &mut draw),
+            Task::Recall(recall) => recall.labels(shape, &mut random),
             Task::Drift(drift) => drift.labels(tokens),
-            Task::Repeats(repeats) => repeats.labels(tokens, &mut draw),
-            Task::Needle(needle) => needle.labels(tokens, &mut draw),
+            Task::Repeats(repeats) => repeats.labels(tokens, &mut random),
+            Task::Needle(needle) => needle.labels(tokens, &mut random),
         }?;
         // Within the limits on both, so no overflow.
         let items = items(&labels) * dim;
@@ -122,13 +122,13 @@ impl Generator {
     }
 
     fn each_token(&self, sequence: usize, token: Token) -> io::Result<()> {
-        let mut draw = Draw::new(self.seed, 1 + sequence as u64);
+        let mut random = RandomNumbers::new(self.seed, 1 + sequence as u64);
         let (labels, dim) = (&self.labels[..], self.shape.dim);
         match self.task {
-            Task::Recall(recall) => recall.fill(labels, dim, &mut draw, token),
-            Task::Drift(drift) => drift.fill(labels, dim, &mut draw, token),
-            Task::Repeats(repeats) => repeats.fill(labels, dim, &mut draw, token),
-            Task::Needle(needle) => needle.fill(labels, dim, &mut draw, token),
+            Task::Recall(recall) => recall.fill(labels, dim, &mut random, token),
+            Task::Drift(drift) => drift.fill(labels, dim, &mut random, token),
+            Task::Repeats(repeats) => repeats.fill(labels, dim, &mut random, token),
+            Task::Needle(needle) => needle.fill(labels, dim, &mut random, token),
         }
     }
 
@@ -178,13 +178,13 @@ fn items(labels: &[Label]) -> usize {
 }
 
 /// Random numbers.
-pub(crate) struct Draw {
+pub(crate) struct RandomNumbers {
     rng: ChaCha8Rng,
     /// The second normal number of a pair.
     spare: Option<f64>,
 }
 
-impl Draw {
+impl RandomNumbers {
     fn new(seed: u64, stream: u64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(stream);
@@ -232,17 +232,23 @@ impl Draw {
     }
 }
 
-/// Tokens of items drawn once: `x = √(1 − ν²) item + ν ε`, and ε alone where there is no item; all N(0, 1).
-fn fill_items(labels: &[Label], dim: usize, noise: f64, draw: &mut Draw, token: Token) -> io::Result<()> {
-    let items = draw.normals(items(labels) * dim);
+/// Tokens of items sampled once: `x = √(1 − ν²) item + ν ε`, and ε alone where there is no item; all N(0, 1).
+fn fill_items(
+    labels: &[Label],
+    dim: usize,
+    noise: f64,
+    random: &mut RandomNumbers,
+    token: Token,
+) -> io::Result<()> {
+    let items = random.normals(items(labels) * dim);
     let kept = (1.0 - noise * noise).sqrt();
     for label in labels {
         let Some(item) = label.item else {
-            token(&draw.normals(dim))?;
+            token(&random.normals(dim))?;
             continue;
         };
         let item = &items[item * dim..(item + 1) * dim];
-        let numbers = item.iter().map(|x| if noise == 0.0 { *x } else { kept * x + noise * draw.normal() });
+        let numbers = item.iter().map(|x| if noise == 0.0 { *x } else { kept * x + noise * random.normal() });
         token(&numbers.collect::<Vec<_>>())?;
     }
     Ok(())
@@ -266,12 +272,12 @@ fn check_length(flag: &str, length: usize, most: usize) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::Draw;
+    use super::RandomNumbers;
 
     #[test]
     fn normal_numbers_have_the_moments_of_their_kind() {
         let n = 200_000;
-        let all = Draw::new(1, 0).normals(n);
+        let all = RandomNumbers::new(1, 0).normals(n);
         let moment = |k: i32| all.iter().map(|x| x.powi(k)).sum::<f64>() / f64::from(n as u32);
         // Five standard errors: of x 1/√n, x² √2/√n, x³ √15/√n, x⁴ √96/√n.
         for (k, expected, deviation) in [(1, 0.0, 1.0), (2, 1.0, 2.0), (3, 0.0, 15.0), (4, 3.0, 96.0)] {
@@ -282,13 +288,13 @@ mod tests {
 
     #[test]
     fn orders_hold_each_once_and_differ() {
-        let mut draw = Draw::new(2, 0);
-        let (a, b) = (draw.order(50), draw.order(50));
+        let mut random = RandomNumbers::new(2, 0);
+        let (a, b) = (random.order(50), random.order(50));
         assert_ne!(a, b);
         for mut order in [a, b] {
             order.sort_unstable();
             assert!(order.into_iter().eq(0..50));
         }
-        assert_eq!(draw.order(0), [0; 0]);
+        assert_eq!(random.order(0), [0; 0]);
     }
 }

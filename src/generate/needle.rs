@@ -6,14 +6,14 @@
 //! ```
 //!
 //! The sequence is cut into as many stretches as there are needles, ⌊tokens / needles⌋ each; one starts at a uniformly
-//! drawn token of each stretch from which it fits.
+//! random token of each stretch from which it fits.
 
 use std::io;
 
-use super::{Draw, Label, Token, check_length, check_share, fill_items};
+use super::{Label, RandomNumbers, Token, check_length, check_share, fill_items};
 use crate::error::Result;
 
-/// What is drawn.
+/// What is generated.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Needle {
     /// L, tokens of a needle.
@@ -25,14 +25,14 @@ pub struct Needle {
 }
 
 impl Needle {
-    pub(super) fn labels(&self, tokens: usize, draw: &mut Draw) -> Result<Vec<Label>> {
+    pub(super) fn labels(&self, tokens: usize, random: &mut RandomNumbers) -> Result<Vec<Label>> {
         check_length("--needles", self.needles, tokens)?;
         let stretch = tokens / self.needles;
         check_length("--length", self.length, stretch)?;
         check_share("--noise", self.noise)?;
         let mut labels = vec![Label { segment: 0, repeat: false, item: None }; tokens];
         for needle in 0..self.needles {
-            let start = needle * stretch + draw.below(stretch - self.length + 1);
+            let start = needle * stretch + random.below(stretch - self.length + 1);
             for (i, label) in labels[start..start + self.length].iter_mut().enumerate() {
                 *label = Label { segment: 1, repeat: needle > 0, item: Some(i) };
             }
@@ -40,7 +40,13 @@ impl Needle {
         Ok(labels)
     }
 
-    pub(super) fn fill(&self, labels: &[Label], dim: usize, draw: &mut Draw, token: Token) -> io::Result<()> {
-        fill_items(labels, dim, self.noise, draw, token)
+    pub(super) fn fill(
+        &self,
+        labels: &[Label],
+        dim: usize,
+        random: &mut RandomNumbers,
+        token: Token,
+    ) -> io::Result<()> {
+        fill_items(labels, dim, self.noise, random, token)
     }
 }

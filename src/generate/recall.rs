@@ -7,27 +7,27 @@
 //! k ← √(1 − ν²) k_p + ν ε                                  with noise ν
 //! ```
 //!
-//! P pairs come once each, in the order drawn; from token P on they come again, each pass in another order.
+//! P pairs come once each, in a random order; from token P on they come again, each pass in another order.
 //!
 //! [`parameters`] makes keys and queries of the key half and values of the value half: no norms, h heads of width
 //! d = D / (2h), so that head j associates columns j·d .. (j+1)·d of both halves, each a task of its own; what is read
-//! returns to the value half. (One head would be as wide as D: see `Dimensions::check`.) Memory weights are drawn as those
+//! returns to the value half. (One head would be as wide as D: see `Dimensions::check`.) Memory weights are random like those
 //! of any memory, but W_v2 = 0: at W the memory says nothing, ℓ is the size of the values, and a ratio to it below 1 is
-//! recall and nothing else. Gates have no bias, and zero weights leave them at θ = e^−7.5, η = α = ½: pin them.
+//! recall and nothing else. Gates have no bias, and zero weights leave them at θ = e^−7.5, η = α = ½: fix them.
 
 use std::collections::BTreeMap;
 use std::io;
 
 use ndarray::{Array2, s};
 
-use super::{Draw, Label, Token, check_length, check_share, items};
+use super::{Label, RandomNumbers, Token, check_length, check_share, items};
 use crate::error::{Error, Result};
 use crate::io::Tensor;
 use crate::memory::Dimensions;
-use crate::memory::parameters::{Init, draw};
+use crate::memory::parameters::{Init, random_tensors};
 use crate::sequence::Shape;
 
-/// What is drawn.
+/// What is generated.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Recall {
     /// P; `None`: as many as tokens.
@@ -37,7 +37,7 @@ pub struct Recall {
 }
 
 impl Recall {
-    pub(super) fn labels(&self, shape: Shape, draw: &mut Draw) -> Result<Vec<Label>> {
+    pub(super) fn labels(&self, shape: Shape, random: &mut RandomNumbers) -> Result<Vec<Label>> {
         let pairs = self.pairs.unwrap_or(shape.tokens);
         check_length("--pairs", pairs, shape.tokens)?;
         check_share("--noise", self.noise)?;
@@ -49,7 +49,7 @@ impl Recall {
         let mut labels = Vec::with_capacity(shape.tokens);
         for t in 0..shape.tokens {
             if t > 0 && t % pairs == 0 {
-                order = draw.order(pairs);
+                order = random.order(pairs);
             }
             let segment = t / pairs;
             labels.push(Label { segment, repeat: segment > 0, item: Some(order[t % pairs]) });
@@ -57,8 +57,14 @@ impl Recall {
         Ok(labels)
     }
 
-    pub(super) fn fill(&self, labels: &[Label], dim: usize, draw: &mut Draw, token: Token) -> io::Result<()> {
-        let pairs = draw.normals(items(labels) * dim);
+    pub(super) fn fill(
+        &self,
+        labels: &[Label],
+        dim: usize,
+        random: &mut RandomNumbers,
+        token: Token,
+    ) -> io::Result<()> {
+        let pairs = random.normals(items(labels) * dim);
         let kept = (1.0 - self.noise * self.noise).sqrt();
         let mut numbers = Vec::with_capacity(dim);
         for label in labels {
@@ -67,7 +73,7 @@ impl Recall {
             numbers.clear();
             numbers.extend(key.iter().map(|x| match self.noise {
                 0.0 => *x,
-                noise => kept * x + noise * draw.normal(),
+                noise => kept * x + noise * random.normal(),
             }));
             numbers.extend(value);
             token(&numbers)?;
@@ -98,7 +104,7 @@ pub fn parameters(dim: usize, heads: usize, seed: u64) -> Result<BTreeMap<String
     keys_values.slice_mut(s![half.., half..]).assign(&Array2::<f32>::eye(half));
     let mut combine = Array2::zeros((dim, half));
     combine.slice_mut(s![half.., ..]).assign(&Array2::<f32>::eye(half));
-    let tensors = draw(&dimensions, Init::Xavier, seed).into_iter().map(|(name, mut tensor)| {
+    let tensors = random_tensors(&dimensions, Init::Xavier, seed).into_iter().map(|(name, mut tensor)| {
         match &name[..] {
             "to_keys_values.weight" => tensor.assign(&keys_values),
             "to_queries.weight" => tensor.assign(&key),

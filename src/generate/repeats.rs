@@ -11,10 +11,10 @@
 
 use std::io;
 
-use super::{Draw, Label, Token, check_length, check_share, fill_items};
+use super::{Label, RandomNumbers, Token, check_length, check_share, fill_items};
 use crate::error::Result;
 
-/// What is drawn.
+/// What is generated.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Repeats {
     /// L, tokens of a passage.
@@ -26,15 +26,15 @@ pub struct Repeats {
 }
 
 impl Repeats {
-    pub(super) fn labels(&self, tokens: usize, draw: &mut Draw) -> Result<Vec<Label>> {
+    pub(super) fn labels(&self, tokens: usize, random: &mut RandomNumbers) -> Result<Vec<Label>> {
         check_length("--segment", self.segment, tokens)?;
         check_share("--share", self.share)?;
         check_share("--noise", self.noise)?;
         let mut labels = Vec::with_capacity(tokens);
         let mut new = 0;
         while labels.len() < tokens {
-            let repeat = new > 0 && draw.uniform() < self.share;
-            let passage = if repeat { draw.below(new) } else { new };
+            let repeat = new > 0 && random.uniform() < self.share;
+            let passage = if repeat { random.below(new) } else { new };
             new += usize::from(!repeat);
             let items = passage * self.segment..(passage + 1) * self.segment;
             let label = |item| Label { segment: passage, repeat, item: Some(item) };
@@ -43,7 +43,13 @@ impl Repeats {
         Ok(labels)
     }
 
-    pub(super) fn fill(&self, labels: &[Label], dim: usize, draw: &mut Draw, token: Token) -> io::Result<()> {
-        fill_items(labels, dim, self.noise, draw, token)
+    pub(super) fn fill(
+        &self,
+        labels: &[Label],
+        dim: usize,
+        random: &mut RandomNumbers,
+        token: Token,
+    ) -> io::Result<()> {
+        fill_items(labels, dim, self.noise, random, token)
     }
 }

@@ -40,7 +40,7 @@ pub struct SavedConfig {
     pub chunk_size: usize,
     /// Sizes and norms: what the tensors tell too, for readers of the header alone.
     pub dimensions: Dimensions,
-    /// Pins and biases of the three gates.
+    /// Fixed values and biases of the three gates.
     pub gates: Gates,
 }
 
@@ -110,7 +110,7 @@ struct Version {
 const FORMAT: u32 = 1;
 const MODEL: &str = "attention";
 
-/// A memory as a file holds it, or freshly drawn: parameters and past weights as they came, and the state of a saved
+/// A memory as a file holds it, or a random one: parameters and past weights as they came, and the state of a saved
 /// one.
 #[derive(Clone, Debug)]
 pub struct MemoryFile {
@@ -170,11 +170,11 @@ impl MemoryFile {
         Ok(this)
     }
 
-    /// A memory drawn at random.
-    pub fn draw(dimensions: Dimensions, init: Init, seed: u64) -> Self {
-        let drawn = parameters::draw(&dimensions, init, seed);
+    /// A random memory.
+    pub fn random(dimensions: Dimensions, init: Init, seed: u64) -> Self {
+        let tensors = parameters::random_tensors(&dimensions, init, seed);
         let parameters =
-            drawn.into_iter().map(|(name, tensor)| (name, Tensor::from_array(&tensor.view()))).collect();
+            tensors.into_iter().map(|(name, tensor)| (name, Tensor::from_array(&tensor.view()))).collect();
         let (past, state) = (BTreeMap::new(), BTreeMap::new());
         Self { path: "drawn memory".into(), sha256: None, dimensions, parameters, past, state, saved: None }
     }
@@ -245,7 +245,7 @@ impl MemoryFile {
         self.saved.as_ref()
     }
 
-    /// In hexadecimal; `None` for a drawn memory.
+    /// In hexadecimal; `None` for a random memory.
     pub fn sha256(&self) -> Option<&str> {
         self.sha256.as_deref()
     }
@@ -441,7 +441,7 @@ fn read_config(path: &Path, json: &str) -> Result<SavedConfig> {
     check_chunk_size(config.chunk_size).map_err(outside("chunk_size"))?;
     for (kind, gate) in config.gates.each() {
         let key = match gate {
-            Gate::Pinned(_) => kind.key().to_owned(),
+            Gate::Fixed(_) => kind.key().to_owned(),
             Gate::Learned(_) => format!("{} bias", kind.key()),
         };
         gate.check(kind).map_err(outside(&key))?;

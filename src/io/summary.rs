@@ -164,7 +164,7 @@ impl Ranges {
         if dtype.item_bytes().is_none() {
             return Ok(Ok(Self::default()));
         }
-        let mut tally = Tally::default();
+        let mut running = RunningRanges::default();
         let mut piece = Vec::with_capacity(PIECE);
         let mut seen = 0;
         loop {
@@ -175,22 +175,22 @@ impl Ranges {
                 Ok(n) => seen += n as u64,
             }
             if big {
-                tally.add::<true>(dtype, &piece);
+                running.add::<true>(dtype, &piece);
             } else {
-                tally.add::<false>(dtype, &piece);
+                running.add::<false>(dtype, &piece);
             }
             progress(piece.len() as u64)?;
         }
         if seen != bytes {
             return Ok(Err(Misfit::new(format!("{bytes} bytes of data"), format!("{seen}"))));
         }
-        Ok(Ok(tally.finish()))
+        Ok(Ok(running.finish()))
     }
 }
 
 /// Running range and counts. Whole numbers are kept whole: 2^63 has no neighbour in f64.
 #[derive(Default)]
-struct Tally {
+struct RunningRanges {
     float: Option<(f64, f64)>,
     whole: Option<(i128, i128)>,
     float_sum: f64,
@@ -200,7 +200,7 @@ struct Tally {
     infinite: u64,
 }
 
-impl Tally {
+impl RunningRanges {
     fn add<const BIG: bool>(&mut self, dtype: Dtype, piece: &[u8]) {
         match dtype {
             Dtype::I8 => self.add_whole::<i8, BIG>(piece),

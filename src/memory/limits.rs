@@ -48,7 +48,7 @@ impl Gate {
                 Err(OutOfRange::new(bias, "is not finite; use a finite number"))
             }
             Self::Learned(_) => Ok(()),
-            Self::Pinned(value) => check_fixed(value, kind),
+            Self::Fixed(value) => check_fixed(value, kind),
         }
     }
 }
@@ -92,10 +92,10 @@ mod tests {
     fn gates() {
         for kind in [GateKind::LearningRate, GateKind::Momentum, GateKind::Decay] {
             for value in [0.0, 0.5, 1.0, f64::MIN_POSITIVE] {
-                assert_eq!(problem(Gate::Pinned(value), kind), None, "{kind:?} {value}");
+                assert_eq!(problem(Gate::Fixed(value), kind), None, "{kind:?} {value}");
             }
             for value in [-f64::MIN_POSITIVE, -1.0, f64::INFINITY, f64::NEG_INFINITY, f64::NAN] {
-                assert!(problem(Gate::Pinned(value), kind).is_some(), "{kind:?} {value}");
+                assert!(problem(Gate::Fixed(value), kind).is_some(), "{kind:?} {value}");
             }
             for bias in [-1e300, 0.0, 1e300] {
                 assert_eq!(problem(Gate::Learned(bias), kind), None, "{kind:?} {bias}");
@@ -104,11 +104,11 @@ mod tests {
                 assert!(problem(Gate::Learned(bias), kind).is_some(), "{kind:?} {bias}");
             }
         }
-        let above = Gate::Pinned(1.0 + f64::EPSILON);
+        let above = Gate::Fixed(1.0 + f64::EPSILON);
         assert_eq!(problem(above, GateKind::Momentum), None);
         assert_eq!(problem(above, GateKind::LearningRate), None);
         assert_eq!(
-            problem(Gate::Pinned(1.5), GateKind::Decay).unwrap(),
+            problem(Gate::Fixed(1.5), GateKind::Decay).unwrap(),
             "1.5 is above 1: it is the fraction of the update that each chunk forgets; use a value from 0 to 1"
         );
         assert!(problem(above, GateKind::Decay).is_some());

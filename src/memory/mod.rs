@@ -35,7 +35,8 @@ pub enum Gate {
     /// Computed from the chunk by the trained gate layer, this bias added to its logit.
     Learned(f64),
     /// This value for every chunk, whatever the gate layer says.
-    Pinned(f64),
+    #[serde(rename = "pinned")]
+    Fixed(f64),
 }
 
 impl Default for Gate {
@@ -48,7 +49,7 @@ impl Gate {
     fn resolve(self, logit: f64, squash: impl Fn(f64) -> f64) -> f64 {
         match self {
             Self::Learned(bias) => squash(logit + bias),
-            Self::Pinned(value) => value,
+            Self::Fixed(value) => value,
         }
     }
 }

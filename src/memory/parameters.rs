@@ -182,7 +182,7 @@ impl Dimensions {
     }
 }
 
-/// How a memory without a file is drawn.
+/// Distribution of the weights of a random memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Init {
@@ -193,9 +193,9 @@ pub enum Init {
     Randn,
 }
 
-/// Draws parameters: linears uniform in ±1/√(fan-in) (`PyTorch`'s `nn.Linear`), norm weights 1, memory weights by
+/// Random parameters: linears uniform in ±1/√(fan-in) (`PyTorch`'s `nn.Linear`), norm weights 1, memory weights by
 /// `init`. In f32 and file layout, as a trained file would hold them; the same for the same seed on any machine.
-pub fn draw(dimensions: &Dimensions, init: Init, seed: u64) -> Vec<(String, ArrayD<f32>)> {
+pub fn random_tensors(dimensions: &Dimensions, init: Init, seed: u64) -> Vec<(String, ArrayD<f32>)> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let uniform = |rng: &mut ChaCha8Rng, bound: f64| (bound * (2.0 * rng.random::<f64>() - 1.0)) as f32;
     let tensors = dimensions.tensors().into_iter().map(|(name, shape)| {

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use ndarray::ArrayView2;
 
 use super::Keep;
-use super::inputs::Opened;
-use super::tally::Tally;
+use super::inputs::ResolvedInputs;
+use super::statistics::RunStatistics;
 use crate::config::{Config, Mode};
 use crate::engine::Sink;
 use crate::error::Result;
@@ -15,12 +15,12 @@ use crate::metrics::{ChunkMetrics, MetricsWriter, Retained, RetentionWriter};
 use crate::real::Real;
 use crate::storage;
 
-/// Takes the engine's results: rows into the tally, and into files where there is a folder for them.
+/// Takes the engine's results: rows into the statistics, and into files where there is a folder for them.
 pub(super) struct Files<T> {
     metrics: Option<MetricsWriter>,
     retention: Option<RetentionWriter>,
     retrieved: Option<(PathBuf, RetrievedWriter<T>)>,
-    pub tally: Tally,
+    pub statistics: RunStatistics,
 }
 
 impl<T: Real> Files<T> {
@@ -28,11 +28,11 @@ impl<T: Real> Files<T> {
     pub fn create(
         folder: Option<(&Path, Keep)>,
         config: &Config,
-        opened: &Opened,
+        inputs: &ResolvedInputs,
         weights: usize,
-        tally: Tally,
+        statistics: RunStatistics,
     ) -> Result<Self> {
-        let mut files = Self { metrics: None, retention: None, retrieved: None, tally };
+        let mut files = Self { metrics: None, retention: None, retrieved: None, statistics };
         let Some((folder, keep)) = folder else { return Ok(files) };
         let mode = config.mode;
         if mode != Mode::Read && keep >= Keep::Metrics {
@@ -43,14 +43,14 @@ impl<T: Real> Files<T> {
         }
         if mode != Mode::Store && keep >= Keep::All {
             let path = folder.join("retrieved.npy");
-            let writer = RetrievedWriter::create(&path, opened.data.dims(), opened.data.rank())?;
+            let writer = RetrievedWriter::create(&path, inputs.data.dims(), inputs.data.rank())?;
             files.retrieved = Some((path, writer));
         }
         Ok(files)
     }
 
     /// Completes the files; what was read before a divergence goes.
-    pub fn finish(self, diverged: bool) -> Result<Tally> {
+    pub fn finish(self, diverged: bool) -> Result<RunStatistics> {
         if let Some(metrics) = self.metrics {
             metrics.finish()?;
         }
@@ -63,14 +63,14 @@ impl<T: Real> Files<T> {
                 storage::remove_file(&path)?;
             }
         }
-        Ok(self.tally)
+        Ok(self.statistics)
     }
 }
 
 impl<T: Real> Sink<T> for Files<T> {
     fn metrics(&mut self, rows: &[ChunkMetrics]) -> Result<()> {
         for row in rows {
-            self.tally.add(row);
+            self.statistics.add(row);
         }
         self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.write::<T>(rows))
     }
@@ -81,13 +81,13 @@ impl<T: Real> Sink<T> for Files<T> {
 
     fn retained(&mut self, rows: &[Retained]) -> Result<()> {
         for row in rows {
-            self.tally.add_retained(row);
+            self.statistics.add_retained(row);
         }
         self.retention.as_mut().map_or(Ok(()), |retention| retention.write::<T>(rows))
     }
 
     fn sequence_done(&mut self, sequence: usize) -> Result<()> {
-        self.tally.sequence_done(sequence);
+        self.statistics.sequence_done(sequence);
         if let Some(retention) = &mut self.retention {
             retention.sequence_done(sequence)?;
         }

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use super::report::{Input, Resolved};
-use super::{Event, Observer};
+use super::report::{InputFile, Resolved};
+use super::{Observer, RunEvent};
 use crate::config::{Config, MemorySource, Mode};
 use crate::engine::{Memory, Work, budget};
 use crate::error::{Error, Result};
@@ -24,14 +24,14 @@ type Made<K, V> = Mutex<Vec<(K, Arc<V>)>>;
 
 /// Files that runs have opened. A file is taken to stay as it is as long as this lives.
 #[derive(Default)]
-pub struct Inputs {
+pub struct InputCache {
     sequences: Made<Key, NpySequences>,
     memories: Made<Key, MemoryFile>,
     /// By memory and past weights: shifted, with the hash of the past weights.
     shifted: Made<(String, Key), (Arc<MemoryFile>, String)>,
 }
 
-impl Inputs {
+impl InputCache {
     fn sequences(&self, config: &Config, path: &Path, progress: Progress) -> Result<Arc<NpySequences>> {
         shared(&self.sequences, key(config, path), || {
             NpySequences::open(path, config.dtype, config.allow_nonfinite, progress)
@@ -44,17 +44,17 @@ impl Inputs {
         })
     }
 
-    /// The memory `source` with the past weights at `path`.
+    /// `memory` with the past weights at `path`.
     fn shifted(
         &self,
         config: &Config,
-        source: &Source,
+        memory: &ResolvedMemory,
         path: &Path,
         progress: Progress,
     ) -> Result<Arc<(Arc<MemoryFile>, String)>> {
-        let memory = format!("{:?} {:?}", config.memory, source.dimensions());
-        shared(&self.shifted, (memory, key(config, path)), || {
-            let mut file = MemoryFile::clone(&source.get());
+        let name = format!("{:?} {:?}", config.memory, memory.dimensions());
+        shared(&self.shifted, (name, key(config, path)), || {
+            let mut file = MemoryFile::clone(&memory.get());
             let sha256 = file.add_past(path, config.dtype, config.allow_nonfinite, progress)?;
             Ok((Arc::new(file), sha256))
         })
@@ -76,56 +76,56 @@ fn shared<K: PartialEq, V>(all: &Made<K, V>, key: K, make: impl FnOnce() -> Resu
 }
 
 /// The inputs of one run, checked against its configuration and each other.
-pub struct Opened {
+pub struct ResolvedInputs {
     pub(super) data: Arc<NpySequences>,
     pub(super) store_seq: Option<Arc<NpySequences>>,
-    source: Source,
+    memory: ResolvedMemory,
     pub(super) labels: Option<Labels>,
     /// What was read.
-    pub inputs: Vec<Input>,
+    pub files: Vec<InputFile>,
     pub(super) chunk_size: usize,
     pub(super) gates: Gates,
 }
 
-/// A memory that is drawn is drawn when it is needed: a sweep has many.
-enum Source {
+/// A random memory is made when it is needed: a sweep has many.
+enum ResolvedMemory {
     File(Arc<MemoryFile>),
-    Drawn(Dimensions, Init, u64),
+    Random(Dimensions, Init, u64),
 }
 
-impl Source {
+impl ResolvedMemory {
     fn get(&self) -> Arc<MemoryFile> {
         match self {
             Self::File(file) => Arc::clone(file),
-            &Self::Drawn(dimensions, init, seed) => Arc::new(MemoryFile::draw(dimensions, init, seed)),
+            &Self::Random(dimensions, init, seed) => Arc::new(MemoryFile::random(dimensions, init, seed)),
         }
     }
 
     fn dimensions(&self) -> Dimensions {
         match self {
             Self::File(file) => file.dimensions(),
-            Self::Drawn(dimensions, ..) => *dimensions,
+            Self::Random(dimensions, ..) => *dimensions,
         }
     }
 }
 
-impl Opened {
-    /// Opens what `config` names, or finds it opened. `narrow` lets a memory's f64 state into a run in f32.
-    pub fn open(config: &Config, narrow: bool, files: &Inputs, observe: Observer) -> Result<Self> {
-        let mut progress = |bytes: u64| observe(Event::Loaded(bytes));
-        let mut inputs = Vec::new();
+impl ResolvedInputs {
+    /// Opens what `config` names, or finds it in `cache`. `narrow` lets a memory's f64 state into a run in f32.
+    pub fn open(config: &Config, narrow: bool, cache: &InputCache, observe: Observer) -> Result<Self> {
+        let mut progress = |bytes: u64| observe(RunEvent::Loaded(bytes));
+        let mut files = Vec::new();
         let named = [&config.store_seq, &config.past, &config.labels, &config.file];
         let memory = match &config.memory {
             MemorySource::File { path, .. } => Some(path),
-            MemorySource::Drawn { .. } => None,
+            MemorySource::Random { .. } => None,
         };
         let named = named.into_iter().flatten().chain(memory).chain([&config.data]);
         check_streams(named.map(PathBuf::as_path))?;
         let label_file = config.labels.as_deref().map(|path| TextFile::read(path, MAX_LABELS)).transpose()?;
         let labels = label_file.as_ref().map(Labels::parse).transpose()?;
         let mut open = |role: &'static str, path: &Path| {
-            let sequences = files.sequences(config, path, &mut progress)?;
-            inputs.push(Input {
+            let sequences = cache.sequences(config, path, &mut progress)?;
+            files.push(InputFile {
                 role,
                 path: path.to_path_buf(),
                 shape: Some(sequences.file_shape().to_vec()),
@@ -138,16 +138,16 @@ impl Opened {
         let store_seq = config.store_seq.as_deref().map(|path| open("store_seq", path)).transpose()?;
 
         let mut other = |role: &'static str, path: &Path, sha256: String| {
-            inputs.push(Input { role, path: path.to_path_buf(), shape: None, dtype: None, sha256 });
+            files.push(InputFile { role, path: path.to_path_buf(), shape: None, dtype: None, sha256 });
         };
-        let mut source = match (&config.memory, config.memory.drawn(data.dims().dim)?) {
+        let mut memory = match (&config.memory, config.memory.random(data.dims().dim)?) {
             (_, Some((dimensions, init, seed))) => {
                 dimensions.check(config.chunk_size(None)?)?;
                 dimensions.check_random()?;
-                Source::Drawn(dimensions, init, seed)
+                ResolvedMemory::Random(dimensions, init, seed)
             }
             (MemorySource::File { path, .. }, None) => {
-                let file = files.memory(config, path, &mut progress)?;
+                let file = cache.memory(config, path, &mut progress)?;
                 config.memory.check(&file.dimensions())?;
                 let saved = file.saved().map(|saved| saved.chunk_size);
                 file.dimensions().check(config.chunk_size(saved)?).map_err(|error| match error {
@@ -157,14 +157,14 @@ impl Opened {
                     error => error,
                 })?;
                 other("memory", path, file.sha256().unwrap_or_default().to_owned());
-                Source::File(file)
+                ResolvedMemory::File(file)
             }
-            (MemorySource::Drawn { .. }, None) => unreachable!("a drawn memory has sizes"),
+            (MemorySource::Random { .. }, None) => unreachable!("a random memory has sizes"),
         };
         if let Some(path) = &config.past {
-            let shifted = files.shifted(config, &source, path, &mut progress)?;
+            let shifted = cache.shifted(config, &memory, path, &mut progress)?;
             other("past", path, shifted.1.clone());
-            source = Source::File(Arc::clone(&shifted.0));
+            memory = ResolvedMemory::File(Arc::clone(&shifted.0));
         }
         if let Some(file) = &label_file {
             other("labels", file.path(), file.sha256());
@@ -172,16 +172,16 @@ impl Opened {
         if let Some(path) = &config.file {
             other("config", path, config.file_sha256.clone());
         }
-        let this = Self::checked(config, narrow, (data, store_seq, source))?;
-        Ok(Self { labels, inputs, ..this })
+        let this = Self::checked(config, narrow, (data, store_seq, memory))?;
+        Ok(Self { labels, files, ..this })
     }
 
     fn checked(
         config: &Config,
         narrow: bool,
-        (data, store_seq, source): (Arc<NpySequences>, Option<Arc<NpySequences>>, Source),
+        (data, store_seq, memory): (Arc<NpySequences>, Option<Arc<NpySequences>>, ResolvedMemory),
     ) -> Result<Self> {
-        let dim = source.dimensions().dim;
+        let dim = memory.dimensions().dim;
         for sequences in std::iter::once(&data).chain(&store_seq) {
             let got = sequences.dims().dim;
             if got != dim {
@@ -189,9 +189,9 @@ impl Opened {
                 return Err(Error::file(sequences.path(), expected, format!("dim {got}")));
             }
         }
-        let (saved, state_type) = match &source {
-            Source::File(file) => (file.saved(), file.state_type()),
-            Source::Drawn(..) => (None, None),
+        let (saved, state_type) = match &memory {
+            ResolvedMemory::File(file) => (file.saved(), file.state_type()),
+            ResolvedMemory::Random(..) => (None, None),
         };
         let chunk_size = config.chunk_size(saved.map(|saved| saved.chunk_size))?;
         let gates = config.gates(saved.map(|saved| saved.gates).unwrap_or_default())?;
@@ -205,7 +205,7 @@ impl Opened {
             return Err(Error::file(store.path(), expected, store.dims().sequences.to_string()));
         }
         // A plain read has one memory for all sequences.
-        Ok(Self { data, store_seq, source, labels: None, inputs: Vec::new(), chunk_size, gates })
+        Ok(Self { data, store_seq, memory, labels: None, files: Vec::new(), chunk_size, gates })
     }
 
     /// An error where a sequence is no longer what it was when it was opened: results are then of neither. (All else is read
@@ -229,13 +229,13 @@ impl Opened {
 
     /// The configuration with everything filled in.
     pub fn resolved(&self, config: &Config) -> Resolved {
-        let drawn = config.memory.drawn(self.data.dims().dim).ok().flatten();
+        let random = config.memory.random(self.data.dims().dim).ok().flatten();
         Resolved {
             mode: config.mode,
-            dimensions: self.source.dimensions(),
+            dimensions: self.memory.dimensions(),
             chunk_size: self.chunk_size,
-            init: drawn.map(|(_, init, _)| init),
-            seed: drawn.map(|(_, _, seed)| seed),
+            init: random.map(|(_, init, _)| init),
+            seed: random.map(|(_, _, seed)| seed),
             gates: self.gates,
             restart_momentum: config.restart_momentum,
             probe: config.probe,
@@ -248,7 +248,7 @@ impl Opened {
 
     /// The memory and the state to start from.
     pub(super) fn load<T: Real>(&self, config: &Config) -> Result<Loaded<T>> {
-        let file = self.source.get();
+        let file = self.memory.get();
         let memory =
             Memory::<T>::new(file.parameters(), self.chunk_size, self.gates, file.past().as_deref())?;
         let sequences = self.data.dims().sequences;

@@ -1,11 +1,11 @@
 //! One run, from a checked configuration to a published folder of results: load, run the engine, write, draw.
-//! [`execute`] is all of it, once. A sweep takes the parts: inputs [`Opened`] once for all runs, and [`Run`], which
+//! [`execute`] is all of it, once. A sweep takes the parts: inputs [`ResolvedInputs`] once for all runs, and [`Run`], which
 //! needs threads from elsewhere and perhaps no folder.
 
 mod files;
 mod inputs;
 mod report;
-mod tally;
+mod statistics;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -26,13 +26,13 @@ use crate::real::{ElementType, Real};
 use crate::storage::{self, OutFile, ResultsDirectory};
 use files::Files;
 use inputs::Loaded;
-pub use inputs::{Inputs, Opened};
-pub use report::{Input, Report, Resolved, WallSeconds};
-pub use tally::{Tally, UNSTABLE_RATIO};
+pub use inputs::{InputCache, ResolvedInputs};
+pub use report::{InputFile, Report, Resolved, WallSeconds};
+pub use statistics::{RunStatistics, UNSTABLE_RATIO};
 
 /// What a run is doing, told as it goes on. Returning an error stops it and leaves nothing behind.
 #[derive(Clone, Copy, Debug)]
-pub enum Event {
+pub enum RunEvent {
     /// So many bytes of input have been read.
     Loaded(u64),
     /// The engine has so many tokens before it, `repeat` and several sequences included.
@@ -43,8 +43,8 @@ pub enum Event {
     Writing,
 }
 
-/// Told of every [`Event`].
-pub type Observer<'a> = &'a mut (dyn FnMut(Event) -> Result<()> + Send);
+/// Told of every [`RunEvent`].
+pub type Observer<'a> = &'a mut (dyn FnMut(RunEvent) -> Result<()> + Send);
 
 /// Where this build comes from.
 pub fn commit() -> Option<&'static str> {
@@ -75,7 +75,7 @@ pub fn execute(
         config.threads.map_or_else(std::thread::available_parallelism, |n| Ok(n.try_into().expect("not 0")));
     let threads = threads.map_or(1, usize::from);
     let loading = Instant::now();
-    let opened = Opened::open(config, replace, &Inputs::default(), observe)?;
+    let inputs = ResolvedInputs::open(config, replace, &InputCache::default(), observe)?;
     let opening = loading.elapsed().as_secs_f64();
     let run = Run {
         command,
@@ -87,19 +87,19 @@ pub fn execute(
         unstable_ratio: UNSTABLE_RATIO,
         opening,
     };
-    let ran = run.execute(&opened, Some((folder.path(), Keep::All)), observe);
-    let ran = ran.map_err(|error| folder.explain(error))?;
-    opened.check_unchanged(true)?;
-    observe(Event::Writing)?;
+    let output = run.execute(&inputs, Some((folder.path(), Keep::All)), observe);
+    let output = output.map_err(|error| folder.explain(error))?;
+    inputs.check_unchanged(true)?;
+    observe(RunEvent::Writing)?;
     folder.publish()?;
-    Ok(ran.report)
+    Ok(output.report)
 }
 
 /// Replacing a folder must not take the run's own inputs with it.
 fn refuse_inputs_inside(config: &Config, target: &Path) -> Result<()> {
     let memory = match &config.memory {
         MemorySource::File { path, .. } => Some(path),
-        MemorySource::Drawn { .. } => None,
+        MemorySource::Random { .. } => None,
     };
     let others = [&config.store_seq, &config.past, &config.labels, &config.file].map(Option::as_ref);
     let inputs = std::iter::once(&config.data).chain(others.into_iter().chain([memory]).flatten());
@@ -133,18 +133,18 @@ pub enum Keep {
 struct Results {
     outcome: Outcome,
     products: Option<String>,
-    tally: Tally,
+    statistics: RunStatistics,
     warnings: Vec<String>,
     peak: PeakMemory,
     wall_s: WallSeconds,
 }
 
 /// What a run leaves besides files.
-pub struct Ran {
+pub struct RunOutput {
     /// As run.json has it.
     pub report: Report,
     /// Its rows in a few numbers.
-    pub tally: Tally,
+    pub statistics: RunStatistics,
     /// What the engine allocated: weights, state and buffers, a GPU's too. (Each thread has a scratch buffer besides.)
     pub engine_bytes: usize,
     /// For other runs to be done with the GPU.
@@ -165,7 +165,7 @@ pub struct Run<'a> {
     pub threads: usize,
     /// Where they come from; without, they are started for it.
     pub pool: Option<&'a ThreadPool>,
-    /// See [`Tally::new`].
+    /// See [`RunStatistics::new`].
     pub unstable_ratio: f64,
     /// Seconds that its inputs took to open, for the report.
     pub opening: f64,
@@ -173,45 +173,51 @@ pub struct Run<'a> {
 
 impl Run<'_> {
     /// Runs, and writes what `keep` says into the folder.
-    pub fn execute(&self, opened: &Opened, folder: Option<(&Path, Keep)>, observe: Observer) -> Result<Ran> {
+    pub fn execute(
+        &self,
+        inputs: &ResolvedInputs,
+        folder: Option<(&Path, Keep)>,
+        observe: Observer,
+    ) -> Result<RunOutput> {
         match self.config.dtype {
-            ElementType::F32 => self.in_type::<f32>(opened, folder, observe),
-            ElementType::F64 => self.in_type::<f64>(opened, folder, observe),
+            ElementType::F32 => self.in_type::<f32>(inputs, folder, observe),
+            ElementType::F64 => self.in_type::<f64>(inputs, folder, observe),
         }
     }
 
     fn in_type<T: Real>(
         &self,
-        opened: &Opened,
+        inputs: &ResolvedInputs,
         folder: Option<(&Path, Keep)>,
         observe: Observer,
-    ) -> Result<Ran> {
+    ) -> Result<RunOutput> {
         let config = self.config;
         let mut peak = PeakMemory::default();
         let loading = Instant::now();
-        let Loaded { file, memory, mut state } = opened.load::<T>(config)?;
+        let Loaded { file, memory, mut state } = inputs.load::<T>(config)?;
         let first_token = state.stored.tokens;
         let load = loading.elapsed();
 
         let weights = memory.weight_shapes().len();
-        let mut files = Files::create(folder, config, opened, weights, Tally::new(self.unstable_ratio))?;
+        let mut files =
+            Files::create(folder, config, inputs, weights, RunStatistics::new(self.unstable_ratio))?;
         let Computed { outcome, engine_all, engine_phases, engine_bytes, products, waited, threads } =
-            self.compute(opened, &memory, &mut state, &mut files, &mut peak, observe)?;
-        observe(Event::Writing)?;
+            self.compute(inputs, &memory, &mut state, &mut files, &mut peak, observe)?;
+        observe(RunEvent::Writing)?;
 
         let writing = Instant::now();
-        let tally = files.finish(outcome.first_nonfinite().is_some())?;
+        let statistics = files.finish(outcome.first_nonfinite().is_some())?;
         let folder = folder.filter(|(_, keep)| *keep > Keep::None);
         let all = folder.filter(|(_, keep)| *keep == Keep::All && config.mode != Mode::Read);
         if let Some((folder, _)) = all.filter(|_| outcome.divergence.is_none()) {
-            file.save(&folder.join("memory.safetensors"), &state, opened.chunk_size, opened.gates)?;
+            file.save(&folder.join("memory.safetensors"), &state, inputs.chunk_size, inputs.gates)?;
         }
         let write = outcome.output + writing.elapsed();
 
         let drawing = Instant::now();
-        let mut warnings = self.warnings(&outcome, opened, &state, &tally);
+        let mut warnings = self.warnings(&outcome, inputs, &state, &statistics);
         if let Some((folder, _)) = folder.filter(|_| config.plots) {
-            let labels = opened.labels.as_ref().map(|labels| labels.shifted(first_token as u64));
+            let labels = inputs.labels.as_ref().map(|labels| labels.shifted(first_token as u64));
             warnings.extend(draw(folder, config, labels.as_ref(), &mut peak, observe)?);
         }
         let plots = drawing.elapsed();
@@ -228,35 +234,35 @@ impl Run<'_> {
             },
             outcome,
             products,
-            tally,
+            statistics,
             warnings,
             peak,
         };
-        let threads_used = self.threads_used(&memory, opened).min(threads);
-        let (report, tally) = self.report(opened, &state, threads_used, results);
+        let threads_used = self.threads_used(&memory, inputs).min(threads);
+        let (report, statistics) = self.report(inputs, &state, threads_used, results);
         if let Some((folder, _)) = folder {
             let mut json = serde_json::to_string_pretty(&report).expect("text and numbers");
             json.push('\n');
             OutFile::write_new(&folder.join("run.json"), json.as_bytes())?;
         }
-        Ok(Ran { report, tally, engine_bytes, waited })
+        Ok(RunOutput { report, statistics, engine_bytes, waited })
     }
 
     fn warnings<T: Real>(
         &self,
         outcome: &Outcome,
-        opened: &Opened,
+        inputs: &ResolvedInputs,
         state: &State<T>,
-        tally: &Tally,
+        statistics: &RunStatistics,
     ) -> Vec<String> {
         let mode = self.config.mode;
         if mode == Mode::Read {
             return Vec::new();
         }
-        let mut warnings = warnings_before(opened);
+        let mut warnings = warnings_before(inputs);
         if outcome.divergence.is_none() {
-            warnings.extend(warnings_after(outcome, opened.chunk_size, state, mode));
-            warnings.extend(warning_of_instability(tally, self.unstable_ratio));
+            warnings.extend(warnings_after(outcome, inputs.chunk_size, state, mode));
+            warnings.extend(warning_of_instability(statistics, self.unstable_ratio));
         }
         warnings
     }
@@ -264,7 +270,7 @@ impl Run<'_> {
     /// The run itself, and its repeats.
     fn compute<T: Real>(
         &self,
-        opened: &Opened,
+        inputs: &ResolvedInputs,
         memory: &Memory<T>,
         state: &mut State<T>,
         files: &mut Files<T>,
@@ -273,18 +279,18 @@ impl Run<'_> {
     ) -> Result<Computed> {
         let repeat = self.config.repeat;
         let tokens =
-            opened.data.dims().tokens.max(opened.store().dims().tokens) * opened.data.dims().sequences;
-        observe(Event::Starting((tokens as u64).saturating_mul(repeat as u64 + 1)))?;
+            inputs.data.dims().tokens.max(inputs.store().dims().tokens) * inputs.data.dims().sequences;
+        observe(RunEvent::Starting((tokens as u64).saturating_mul(repeat as u64 + 1)))?;
         let mut tick = |tokens: usize| {
             peak.sample();
-            observe(Event::Computed(tokens as u64))
+            observe(RunEvent::Computed(tokens as u64))
         };
-        let work = opened.work(self.config);
+        let work = inputs.work(self.config);
         let own;
         let pool = if let Some(pool) = self.pool {
             pool
         } else {
-            own = start_threads(self.threads_used(memory, opened))?;
+            own = start_threads(self.threads_used(memory, inputs))?;
             &own
         };
         let waiting = Instant::now();
@@ -310,31 +316,31 @@ impl Run<'_> {
     }
 
     /// Threads without a task would only look for one, at the cost of those that have.
-    fn threads_used<T: Real>(&self, memory: &Memory<T>, opened: &Opened) -> usize {
+    fn threads_used<T: Real>(&self, memory: &Memory<T>, inputs: &ResolvedInputs) -> usize {
         if self.device.gpu().is_some() {
             return 1;
         }
-        self.threads.min(memory.tasks(opened.data.dims().sequences)).max(1)
+        self.threads.min(memory.tasks(inputs.data.dims().sequences)).max(1)
     }
 
     fn report<T: Real>(
         &self,
-        opened: &Opened,
+        inputs: &ResolvedInputs,
         state: &State<T>,
         threads_used: usize,
         results: Results,
-    ) -> (Report, Tally) {
-        let Results { outcome, products, tally, warnings, peak, wall_s } = results;
+    ) -> (Report, RunStatistics) {
+        let Results { outcome, products, statistics, warnings, peak, wall_s } = results;
         let config = self.config;
-        let shape = opened.data.dims();
+        let shape = inputs.data.dims();
         let report = Report {
             nmem: env!("CARGO_PKG_VERSION"),
             commit: commit(),
             command: self.command,
             command_line: self.command_line.clone(),
             out: config.out.clone(),
-            config: opened.resolved(config),
-            inputs: opened.inputs.clone(),
+            config: inputs.resolved(config),
+            inputs: inputs.files.clone(),
             device: self.device.to_string(),
             products,
             software: self.device.gpu().and_then(Device::software),
@@ -343,10 +349,10 @@ impl Run<'_> {
             dtype: T::TYPE,
             sequences: shape.sequences,
             tokens: shape.tokens,
-            tokens_stored: (config.mode != Mode::Read).then_some(opened.store().dims().tokens),
+            tokens_stored: (config.mode != Mode::Read).then_some(inputs.store().dims().tokens),
             rows: outcome.rows,
             life_tokens: (config.mode != Mode::Read).then_some(state.stored.tokens),
-            summary: tally.all().columns().collect(),
+            summary: statistics.all().columns().collect(),
             retained_ratio: outcome.retained_ratio(),
             memory_lost: outcome.divergence.is_some(),
             diverged: outcome.first_nonfinite().cloned(),
@@ -355,7 +361,7 @@ impl Run<'_> {
             peak_anon_bytes: peak.anonymous(),
             wall_s,
         };
-        (report, tally)
+        (report, statistics)
     }
 }
 
@@ -440,7 +446,7 @@ fn draw(
     storage::create_directory(&plots)?;
     let mut tick = || {
         peak.sample_now();
-        observe(Event::Writing)
+        observe(RunEvent::Writing)
     };
     let look = plot::Look::default();
     let mut drawn = plot::timelines(&folder.join("metrics.csv"), labels, &look, &mut tick)?.0;
@@ -457,17 +463,17 @@ fn draw(
 }
 
 /// Warnings about a run's settings and inputs.
-fn warnings_before(opened: &Opened) -> Vec<String> {
+fn warnings_before(inputs: &ResolvedInputs) -> Vec<String> {
     let mut warnings = Vec::new();
-    if let Gate::Pinned(momentum) = opened.gates.momentum
+    if let Gate::Fixed(momentum) = inputs.gates.momentum
         && momentum > 1.0
     {
         warnings
             .push(format!("momentum {momentum} is above 1: it grows from chunk to chunk instead of fading"));
     }
-    let tokens = opened.store().dims().tokens;
+    let tokens = inputs.store().dims().tokens;
     if let Some(Beyond { positions, last }) =
-        opened.labels.as_ref().and_then(|labels| labels.beyond(tokens as u64))
+        inputs.labels.as_ref().and_then(|labels| labels.beyond(tokens as u64))
     {
         warnings.push(format!(
             "labels of {positions} positions, up to {last}, are beyond the {tokens} tokens of the data"
@@ -477,15 +483,16 @@ fn warnings_before(opened: &Opened) -> Vec<String> {
 }
 
 /// Whether storing made the memory much worse than it was: at some chunk, or by what was written last.
-fn warning_of_instability(tally: &Tally, ratio: f64) -> Option<String> {
+fn warning_of_instability(statistics: &RunStatistics, ratio: f64) -> Option<String> {
     let worse = format!("more than {ratio} times the loss at the initial weights");
     let advice = "a smaller learning rate or momentum, or a larger decay, may help";
-    if let Some(chunk) = tally.first_unstable_chunk() {
+    if let Some(chunk) = statistics.first_unstable_chunk() {
         return Some(format!(
             "storing made the memory worse: loss_before of chunk {chunk} is {worse}; {advice}"
         ));
     }
-    let mean = |name: &str| tally.last().columns().find(|(column, _)| *column == name).map(|(_, of)| of.mean);
+    let mean =
+        |name: &str| statistics.last().columns().find(|(column, _)| *column == name).map(|(_, of)| of.mean);
     let (after, loss) = mean("loss_after").zip(mean("loss"))?;
     let unstable = after.is_nan() || after > ratio * loss;
     unstable

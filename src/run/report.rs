@@ -29,7 +29,7 @@ pub struct Report {
     /// The configuration with everything filled in.
     pub config: Resolved,
     /// Files that were read.
-    pub inputs: Vec<Input>,
+    pub inputs: Vec<InputFile>,
     /// Where the engine ran: "cpu", or "cuda:0" and the GPU's name.
     pub device: String,
     /// What its large matrix products were made by on a GPU: "kernel", nmem's own, or "cuBLAS 13.1.0", the library that was found
@@ -85,11 +85,11 @@ pub struct Resolved {
     pub dimensions: Dimensions,
     /// Tokens per chunk.
     pub chunk_size: usize,
-    /// How the memory was drawn, and from which seed; `None` where it came from a file.
+    /// Distribution and seed of a random memory; `None` where it came from a file.
     pub init: Option<Init>,
     /// Likewise.
     pub seed: Option<u64>,
-    /// Pins and biases of the gates.
+    /// Fixed values and biases of the gates.
     #[serde(flatten)]
     pub gates: Gates,
     /// Whether momentum started from zero.
@@ -108,7 +108,7 @@ pub struct Resolved {
 
 /// A file that was read.
 #[derive(Clone, Debug, Serialize)]
-pub struct Input {
+pub struct InputFile {
     /// Flag or argument that named it.
     pub role: &'static str,
     /// As given.

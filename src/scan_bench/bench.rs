@@ -10,7 +10,7 @@ use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterato
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
 use super::timing::{Effort, Timing, time};
-use super::{Algorithm, BenchShape, Event, Gate, Layout, Observer, Row};
+use super::{Algorithm, BenchEvent, BenchShape, Gate, Layout, Observer, Row};
 use crate::error::{Error, Result};
 use crate::real::{ElementType, Real};
 use crate::scan::linear::{self, Gates, Recurrence, scan};
@@ -138,7 +138,7 @@ impl Case {
             for &threads in threads {
                 let bytes = self.bytes::<T>(*algorithm);
                 if copies.of(bytes, threads).is_none() {
-                    let check = &mut || observe(Event::Working);
+                    let check = &mut || observe(BenchEvent::Working);
                     let speed =
                         copy_speed(&mut room[..bytes / size_of::<T>()], pool(threads), self.effort, check)?;
                     copies.add(bytes, threads, speed);
@@ -156,12 +156,12 @@ impl Case {
             let plain = &mut plain[usize::from(algorithm.is_pair())];
             let (largest, allowed) = *plain.get_or_insert_with(|| data.error(sequential, states));
             for &threads in threads {
-                observe(Event::Working)?;
+                observe(BenchEvent::Working)?;
                 let (_, error) = pool(threads).install(|| data.error(*algorithm, states));
                 // NaN is wrong.
                 let correct = error <= 2.0 * allowed + units::<T>() * T::EPS.to_f64() * largest;
                 let timing = if correct {
-                    let check = &mut || observe(Event::Working);
+                    let check = &mut || observe(BenchEvent::Working);
                     Some(self.time(&data, *algorithm, states, pool(threads), check)?)
                 } else {
                     None
@@ -177,7 +177,7 @@ impl Case {
                     timing,
                     (error, allowed, correct),
                 ));
-                observe(Event::Done)?;
+                observe(BenchEvent::Done)?;
             }
         }
         Ok(rows)

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::bench::{Arena, Case, Copies, Inputs, units};
 use super::timing::{Effort, Timing};
-use super::{Algorithm, BenchShape, Event, Gate, Layout, Observer, Row};
+use super::{Algorithm, BenchEvent, BenchShape, Gate, Layout, Observer, Row};
 use crate::cuda::{Array, Device};
 use crate::error::Result;
 use crate::real::Real;
@@ -70,7 +70,7 @@ impl Case {
         for &algorithm in algorithms {
             let bytes = self.bytes::<T>(algorithm);
             if copies.of(bytes, 0).is_none() {
-                let check = &mut || observe(Event::Working);
+                let check = &mut || observe(BenchEvent::Working);
                 copies.add(bytes, 0, copy_speed(device, bytes, self.effort, check)?);
             }
         }
@@ -82,7 +82,7 @@ impl Case {
                 if algorithm.is_pair() { Algorithm::PairSequential } else { Algorithm::Sequential };
             let plain = &mut plain[usize::from(algorithm.is_pair())];
             let (largest, allowed) = *plain.get_or_insert_with(|| data.error(sequential, states));
-            observe(Event::Working)?;
+            observe(BenchEvent::Working)?;
             let mut lot = Lot::new(device, &data, algorithm.is_pair())?;
             lot.states.poison()?;
             self.launch(device, algorithm, &mut lot)?;
@@ -97,7 +97,7 @@ impl Case {
             // NaN is wrong.
             let correct = error <= 2.0 * allowed + units::<T>() * T::EPS.to_f64() * largest;
             let timing = if correct {
-                let check = &mut || observe(Event::Working);
+                let check = &mut || observe(BenchEvent::Working);
                 Some(self.time_on(device, &data, algorithm, lot, check)?)
             } else {
                 None
@@ -120,7 +120,7 @@ impl Case {
                 other => other,
             };
             rows.push(Row { device: label.to_owned(), chosen, ..row });
-            observe(Event::Done)?;
+            observe(BenchEvent::Done)?;
         }
         Ok(rows)
     }

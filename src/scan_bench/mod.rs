@@ -287,7 +287,7 @@ impl Report {
 
 /// Told as the work goes on. Returning an error stops it and leaves nothing behind.
 #[derive(Clone, Debug)]
-pub enum Event {
+pub enum BenchEvent {
     /// So many cases to come.
     Starting(u64),
     /// One is begun, or goes on.
@@ -296,8 +296,8 @@ pub enum Event {
     Done,
 }
 
-/// Told of every [`Event`].
-pub type Observer<'a> = &'a mut dyn FnMut(Event) -> Result<()>;
+/// Told of every [`BenchEvent`].
+pub type Observer<'a> = &'a mut dyn FnMut(BenchEvent) -> Result<()>;
 
 /// For the arrays of a shape where the system does not tell how much memory there is.
 const UNKNOWN_MEMORY: u64 = 1 << 30;
@@ -417,7 +417,7 @@ pub fn execute(config: Config, devices: &[Chosen], replace: bool, observe: Obser
             format!("nothing to time: {}", left_out.first().map_or("no algorithm runs there", |text| text));
         return Err(Error::rejected("scan-bench", reason));
     }
-    observe(Event::Starting(cases as u64))?;
+    observe(BenchEvent::Starting(cases as u64))?;
 
     let effort = Effort { runs: config.runs, time: Duration::from_secs_f64(config.seconds) };
     let (mut of_f32, mut of_f64) = (Arena::<f32>::default(), Arena::<f64>::default());
@@ -455,7 +455,7 @@ pub fn execute(config: Config, devices: &[Chosen], replace: bool, observe: Obser
     drop((of_f32, of_f64));
 
     write(folder.path(), &config, &machine, &rows, observe).map_err(|error| folder.explain(error))?;
-    observe(Event::Working)?;
+    observe(BenchEvent::Working)?;
     folder.publish()?;
     let warnings = warnings(&rows);
     let gpus = devices.iter().filter(|device| device.gpu().is_some()).map(Chosen::to_string).collect();
@@ -514,6 +514,6 @@ fn write(
     let request = plot::Request::default();
     let drawn = plot::scan_bench(&csv, &request.look)?;
     let to = (plots.as_path(), &config.figure_format[..]);
-    let files = plot::files(&drawn, &csv, &request, to, &mut || observe(Event::Working))?;
+    let files = plot::files(&drawn, &csv, &request, to, &mut || observe(BenchEvent::Working))?;
     files.iter().try_for_each(|(path, bytes)| OutFile::write_new(path, bytes))
 }

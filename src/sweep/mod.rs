@@ -32,5 +32,5 @@ pub use plan::{Plan, PlanEntry, PlanFile, PlannedRun, Ready};
 pub use record::{Lags, Record, Records};
 pub use results::{Results, Status, UNTIMED};
 pub use row::{Parameters, Row};
-pub use schedule::{Event, Observe, Options, run};
+pub use schedule::{Observe, Options, SweepEvent, run};
 pub use shard::Shard;

@@ -13,7 +13,7 @@ use super::row::{Parameters, Row};
 use crate::config::{Command, Config};
 use crate::cuda::DeviceChoice;
 use crate::error::{Error, Result};
-use crate::run::{Inputs, Observer, Opened, Resolved, commit};
+use crate::run::{InputCache, Observer, Resolved, ResolvedInputs, commit};
 
 /// Hexadecimal digits of an identity that name a run.
 const DIGITS: usize = 12;
@@ -50,7 +50,7 @@ pub struct Ready {
     /// Its configuration.
     pub config: Config,
     /// Its inputs, which it shares with other runs.
-    pub opened: Opened,
+    pub inputs: ResolvedInputs,
 }
 
 /// What an identity is the hash of.
@@ -72,7 +72,7 @@ impl Plan {
     /// Multiplies the experiment out and opens all inputs, each once. A row that cannot run is a run that fails; where
     /// none can, the first one's reason is the error.
     pub fn new(experiment: &Experiment, unstable_ratio: f64, observe: Observer) -> Result<Self> {
-        let inputs = Inputs::default();
+        let inputs = InputCache::default();
         let (mut runs, mut seen, mut repeated) = (Vec::new(), BTreeSet::new(), 0);
         let mut first_error = None;
         for row in experiment.expand()? {
@@ -111,23 +111,23 @@ impl Plan {
     }
 }
 
-fn prepare(row: &Row, kind: Option<Kind>, inputs: &Inputs, observe: Observer) -> Result<Ready> {
+fn prepare(row: &Row, kind: Option<Kind>, cache: &InputCache, observe: Observer) -> Result<Ready> {
     let (command, config) = row.config(kind)?;
-    let opened = Opened::open(&config, false, inputs, observe)?;
-    Ok(Ready { command, config, opened })
+    let inputs = ResolvedInputs::open(&config, false, cache, observe)?;
+    Ok(Ready { command, config, inputs })
 }
 
 fn identity(ready: &Ready, unstable_ratio: f64) -> Result<String> {
-    let Ready { command, config, opened } = ready;
+    let Ready { command, config, inputs } = ready;
     Ok(hash(&Identity {
         program: program()?,
         command: *command,
-        config: opened.resolved(config),
+        config: inputs.resolved(config),
         dtype: config.dtype,
         threads: config.threads,
         device: config.device,
         unstable_ratio,
-        inputs: opened.inputs.iter().map(|input| (input.role, &*input.sha256)).collect(),
+        inputs: inputs.files.iter().map(|input| (input.role, &*input.sha256)).collect(),
     }))
 }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::results::{Results, Status};
 use super::row::Parameters;
 use crate::error::{Error, Result};
-use crate::run::{Keep, Tally};
+use crate::run::{Keep, RunStatistics};
 use crate::storage::{self, OutFile};
 
 /// A finished run.
@@ -61,8 +61,8 @@ const MOST_LAGS: usize = 256;
 
 impl Lags {
     /// Of a run that came to an end.
-    pub fn of(tally: &Tally) -> Self {
-        let lags = tally.lags();
+    pub fn of(statistics: &RunStatistics) -> Self {
+        let lags = statistics.lags();
         let stride = lags.len().div_ceil(MOST_LAGS).max(1);
         let finite = |(lag, ratio): (usize, f64)| (lag, Some(ratio).filter(|ratio| ratio.is_finite()));
         let (lag, loss_ratio) = lags.step_by(stride).map(finite).unzip();

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::values::number;
 use crate::config::Mode;
 use crate::metrics::Summary;
-use crate::run::Ran;
+use crate::run::RunOutput;
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,7 +82,7 @@ results! {
     update_norm_final,
     /// ‖W + U‖ after the last chunk.
     weight_norm_final,
-    /// See [`crate::run::Tally`].
+    /// See [`crate::run::RunStatistics`].
     first_unstable_chunk,
     /// With retention: see [`crate::run::Report::retained_ratio`].
     retained_ratio,
@@ -99,9 +99,9 @@ pub const UNTIMED: usize = Results::NAMES.len() - 2;
 
 impl Results {
     /// Of a run that came to an end, well or not.
-    pub fn of(ran: &Ran, wall_s: f64) -> Self {
-        let report = &ran.report;
-        let (all, last) = (&ran.tally.all(), &ran.tally.last());
+    pub fn of(output: &RunOutput, wall_s: f64) -> Self {
+        let report = &output.report;
+        let (all, last) = (&output.statistics.all(), &output.statistics.last());
         let mean = |of: &Summary, name: &str| {
             of.columns().find(|(column, _)| *column == name).map(|(_, spread)| spread.mean)
         };
@@ -132,9 +132,9 @@ impl Results {
             momentum_norm_final: mean(last, "momentum_norm"),
             update_norm_final: mean(last, "update_norm"),
             weight_norm_final: mean(last, "weight_norm"),
-            first_unstable_chunk: ran.tally.first_unstable_chunk().map(|chunk| chunk as f64),
+            first_unstable_chunk: output.statistics.first_unstable_chunk().map(|chunk| chunk as f64),
             retained_ratio: report.retained_ratio,
-            engine_bytes: Some(ran.engine_bytes as f64),
+            engine_bytes: Some(output.engine_bytes as f64),
             tokens_per_s: went_through.then_some(rate),
             wall_s: Some(wall_s),
         }

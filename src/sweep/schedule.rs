@@ -13,7 +13,7 @@ use super::record::{Lags, Record, RecordWriter, host, now};
 use super::results::{Results, Status};
 use crate::cuda::Devices;
 use crate::error::{Error, Result};
-use crate::run::{Keep, Ran, Run, start_threads};
+use crate::run::{Keep, Run, RunOutput, start_threads};
 use crate::storage::{ResultsDirectory, publish_all};
 
 /// How runs are run.
@@ -27,7 +27,7 @@ pub struct Options {
     pub keep: Keep,
     /// Whether the first failure ends the sweep.
     pub fail_fast: bool,
-    /// See [`crate::run::Tally::new`].
+    /// See [`crate::run::RunStatistics::new`].
     pub unstable_ratio: f64,
 }
 
@@ -42,7 +42,7 @@ impl Options {
 
 /// What a sweep is doing.
 #[derive(Clone, Copy)]
-pub enum Event<'a> {
+pub enum SweepEvent<'a> {
     /// This run has begun.
     Started(&'a PlannedRun),
     /// It has finished, well or not.
@@ -51,8 +51,8 @@ pub enum Event<'a> {
     Working,
 }
 
-/// Told of every [`Event`], from any thread. An error ends the sweep: runs that are not finished leave nothing.
-pub type Observe<'a> = &'a (dyn Fn(Event) -> Result<()> + Sync);
+/// Told of every [`SweepEvent`], from any thread. An error ends the sweep: runs that are not finished leave nothing.
+pub type Observe<'a> = &'a (dyn Fn(SweepEvent) -> Result<()> + Sync);
 
 /// What the workers share.
 struct State<'a> {
@@ -219,7 +219,7 @@ impl Scheduler<'_> {
                 continue;
             }
             for Ended { place, record, .. } in ended {
-                if let Err(error) = (self.observe)(Event::Finished(&self.plan.runs[place], &record)) {
+                if let Err(error) = (self.observe)(SweepEvent::Finished(&self.plan.runs[place], &record)) {
                     self.stop(error);
                 }
                 self.state.lock().expect("no worker panics with it").finished.push((place, record));
@@ -259,26 +259,26 @@ impl Scheduler<'_> {
     }
 
     fn one(&self, run: &PlannedRun, pool: &ThreadPool) -> Result<(Record, Option<ResultsDirectory>)> {
-        (self.observe)(Event::Started(run))?;
+        (self.observe)(SweepEvent::Started(run))?;
         let (started, begin) = (now(), Instant::now());
-        let ran = match &run.ready {
+        let output = match &run.ready {
             Err(reason) => Err(reason.clone()),
             Ok(ready) => match self.execute_or_fail(run, ready, pool) {
                 Err(Error::Interrupted) => return Err(Error::Interrupted),
-                ran => ran.map_err(|error| chain(&error)),
+                output => output.map_err(|error| chain(&error)),
             },
         };
         let took = begin.elapsed().as_secs_f64();
         let (mut device, mut directory) = (None, None);
-        let (status, error, results, lags) = match ran {
+        let (status, error, results, lags) = match output {
             Err(reason) => (Status::Failed, Some(reason), Results::default(), Lags::default()),
-            Ok((ran, written)) => {
+            Ok((output, written)) => {
                 directory = written;
-                let divergence = ran.report.diverged.as_ref().map(|at| format!("diverged at {at}"));
+                let divergence = output.report.diverged.as_ref().map(|at| format!("diverged at {at}"));
                 let status = if divergence.is_some() { Status::Diverged } else { Status::Ok };
-                device = Some(ran.report.device.clone());
-                let wall_s = took - ran.waited.as_secs_f64();
-                (status, divergence, Results::of(&ran, wall_s), Lags::of(&ran.tally))
+                device = Some(output.report.device.clone());
+                let wall_s = took - output.waited.as_secs_f64();
+                (status, divergence, Results::of(&output, wall_s), Lags::of(&output.statistics))
             }
         };
         let command = run.ready.as_ref().map_or(String::new(), |ready| {
@@ -310,7 +310,7 @@ impl Scheduler<'_> {
         run: &PlannedRun,
         ready: &Ready,
         pool: &ThreadPool,
-    ) -> Result<(Ran, Option<ResultsDirectory>)> {
+    ) -> Result<(RunOutput, Option<ResultsDirectory>)> {
         let execute = AssertUnwindSafe(|| self.execute(run, ready, pool));
         catch_unwind(execute).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str);
@@ -324,12 +324,12 @@ impl Scheduler<'_> {
         run: &PlannedRun,
         ready: &Ready,
         pool: &ThreadPool,
-    ) -> Result<(Ran, Option<ResultsDirectory>)> {
+    ) -> Result<(RunOutput, Option<ResultsDirectory>)> {
         let mut observe = |_| {
             if self.state.lock().expect("no worker panics with it").stopped.is_some() {
                 return Err(Error::Interrupted);
             }
-            (self.observe)(Event::Working)
+            (self.observe)(SweepEvent::Working)
         };
         let keep = self.options.keep;
         let out = self.folder.run(&run.id);
@@ -348,12 +348,12 @@ impl Scheduler<'_> {
             opening: 0.0,
         };
         let into = directory.as_ref().map(|directory| (directory.path(), keep));
-        let ran = engine_run.execute(&ready.opened, into, &mut observe);
-        let ran = ran.map_err(|error| match &directory {
+        let output = engine_run.execute(&ready.inputs, into, &mut observe);
+        let output = output.map_err(|error| match &directory {
             Some(directory) => directory.explain(error),
             None => error,
         })?;
-        ready.opened.check_unchanged(false)?;
-        Ok((ran, directory))
+        ready.inputs.check_unchanged(false)?;
+        Ok((output, directory))
     }
 }

@@ -160,7 +160,7 @@ fn past_weights_and_pins_are_kept_apart_and_go_on() {
         "--past: expected a memory without past weights (they shift W, and this one has some already), got part1/memory.safetensors"
     );
 
-    // A pin can be moved or freed, a bias replaced or taken back; what is not named stays.
+    // A fixed value can be changed or freed, a bias replaced or taken back; what is not named stays.
     let gates_after = |flags: &str| {
         desk.ok(&format!(
             "store seq.npy --memory part1/memory.safetensors --dtype f64 -q --out on --force {flags}"

@@ -364,13 +364,13 @@ fn pins_and_biases_of_gates() {
         desk.csv("out/metrics.csv")
     };
     let plain = run("");
-    let pinned = run("--learning-rate 2.5 --momentum 0 --decay 1");
+    let fixed = run("--learning-rate 2.5 --momentum 0 --decay 1");
     for (column, value) in [("learning_rate", 2.5), ("momentum", 0.0), ("decay", 1.0)] {
-        assert!(pinned.numbers(column).iter().all(|&x| x == value), "{column}");
+        assert!(fixed.numbers(column).iter().all(|&x| x == value), "{column}");
     }
-    assert_eq!(pinned.texts("surprise"), plain.texts("surprise"));
+    assert_eq!(fixed.texts("surprise"), plain.texts("surprise"));
     // η = 0 and α = 1: each chunk leaves its own step and nothing else.
-    let [update, step] = ["update_norm", "surprise_norm"].map(|name| pinned.by_head(name, 2, 4));
+    let [update, step] = ["update_norm", "surprise_norm"].map(|name| fixed.by_head(name, 2, 4));
     assert_close("one step", update.view(), step.view(), 0.0, 1e-14);
 
     let logit = |x: f64| (x / (1.0 - x)).ln();

@@ -15,8 +15,8 @@ use proptest::test_runner::RngSeed;
 
 use crate::device::devices;
 use crate::support::{
-    self, Collect, Drawn, Golden, assert_close_to_largest, assert_rows_close, assert_state_close, compare,
-    dyn3, golden_results, uniform,
+    self, Collect, Golden, RandomMemory, assert_close_to_largest, assert_rows_close, assert_state_close,
+    compare, dyn3, golden_results, uniform,
 };
 
 /// Runs the engine on a device, as [`support::run`] runs the other.
@@ -177,10 +177,10 @@ const CASES: [Case; 6] = [
 fn against_the_oracle<T: Real>(what: &str, device: &dyn Device, case: Case, rel: f64) {
     let ((dim, heads, d), chunk, sequences, parts) = case;
     let what = format!("{what}, {}, {case:?}", T::TYPE);
-    let gates = Gates { decay: Gate::Learned(-1.0), momentum: Gate::Pinned(0.7), ..Gates::default() };
-    let drawn = Drawn::new((dim, heads, d), chunk, Init::Xavier, 7).gates(gates).past(0.1, 3);
-    let memory = drawn.memory::<T>();
-    let mut reference = drawn.reference::<T>(sequences);
+    let gates = Gates { decay: Gate::Learned(-1.0), momentum: Gate::Fixed(0.7), ..Gates::default() };
+    let random = RandomMemory::new((dim, heads, d), chunk, Init::Xavier, 7).gates(gates).past(0.1, 3);
+    let memory = random.memory::<T>();
+    let mut reference = random.reference::<T>(sequences);
     let mut state = memory.initial_state(sequences);
     for (seed, tokens) in parts.into_iter().enumerate() {
         let shape = (sequences, tokens, dim);
@@ -227,8 +227,8 @@ fn little_memory_makes_many_blocks() {
         // The last block of a sequence by itself is shorter.
         against_the_oracle::<f32>(name, &small(1 << 16), ((6, 2, 3), 5, 1, [153, 30]), 2e-5);
         // A divergence in a later block, of the second sequence: the first goes on.
-        let gates = Gates { learning_rate: Gate::Pinned(1e3), decay: Gate::Pinned(0.0), ..Gates::default() };
-        let memory = Drawn::new((6, 2, 3), 8, Init::Xavier, 1).gates(gates).memory::<f32>();
+        let gates = Gates { learning_rate: Gate::Fixed(1e3), decay: Gate::Fixed(0.0), ..Gates::default() };
+        let memory = RandomMemory::new((6, 2, 3), 8, Init::Xavier, 1).gates(gates).memory::<f32>();
         let tokens = uniform((2, 400, 6), 1.0, 2).mapv(|x| x as f32);
         let work = Work::Store { sequences: &tokens, probe: true };
         let (got, at) = run_on(&small(1 << 16), &memory, &mut memory.initial_state(2), work, tokens.dim());
@@ -296,7 +296,7 @@ pub fn little_shared_memory() {
         let small = |shared| LimitedDevice::new(device.as_ref(), 1 << 22, shared);
         // What a block of compute capability 8.6 can be given.
         against_the_oracle::<f64>(name, &small(99 << 10), ((90, 1, 90), 3, 1, [8, 7]), 1e-10);
-        let memory = Drawn::new((6, 2, 3), 5, Init::Xavier, 7).memory::<f32>();
+        let memory = RandomMemory::new((6, 2, 3), 5, Init::Xavier, 7).memory::<f32>();
         let none = small(1000);
         let mut engine = CudaEngine::new(&memory, &none).expect("room for the parameters");
         let tokens = uniform((1, 7, 6), 1.0, 5).mapv(|x| x as f32);
@@ -311,7 +311,7 @@ pub fn little_shared_memory() {
 #[test]
 fn two_runs_give_the_same_bits() {
     for (name, device) in devices() {
-        let memory = Drawn::new((34, 2, 17), 16, Init::Xavier, 7).memory::<f32>();
+        let memory = RandomMemory::new((34, 2, 17), 16, Init::Xavier, 7).memory::<f32>();
         let tokens = uniform((2, 100, 34), 1.0, 5).mapv(|x| x as f32);
         let once = || {
             let mut state = memory.initial_state(2);
@@ -327,11 +327,10 @@ fn two_runs_give_the_same_bits() {
 #[test]
 fn norms_that_are_zero() {
     for (name, device) in devices() {
-        for (rate, fused_updates) in
-            [(Gate::Learned(0.0), 2), (Gate::Pinned(0.0), 2), (Gate::Pinned(1e-28), 4)]
+        for (rate, fused_updates) in [(Gate::Learned(0.0), 2), (Gate::Fixed(0.0), 2), (Gate::Fixed(1e-28), 4)]
         {
             let gates = Gates { learning_rate: rate, ..Gates::default() };
-            let memory = Drawn::new((6, 2, 3), 4, Init::Xavier, 7).gates(gates).memory::<f32>();
+            let memory = RandomMemory::new((6, 2, 3), 4, Init::Xavier, 7).gates(gates).memory::<f32>();
             let mut tokens = uniform((2, 32, 6), 1.0, 5).mapv(|x| x as f32);
             tokens.slice_mut(s![1, 9.., ..]).fill(0.0);
             let work = Work::Store { sequences: &tokens, probe: false };
@@ -348,8 +347,8 @@ fn norms_that_are_zero() {
 pub fn norms_whose_squares_leave_the_range() {
     for (name, device) in devices() {
         for rate in [1e-28, 1e25] {
-            let gates = Gates { learning_rate: Gate::Pinned(rate), ..Gates::default() };
-            let memory = Drawn::new((6, 2, 3), 4, Init::Xavier, 7).gates(gates).memory::<f32>();
+            let gates = Gates { learning_rate: Gate::Fixed(rate), ..Gates::default() };
+            let memory = RandomMemory::new((6, 2, 3), 4, Init::Xavier, 7).gates(gates).memory::<f32>();
             let tokens = uniform((1, 21, 6), 1.0, 5).mapv(|x| x as f32);
             let work = Work::Store { sequences: &tokens, probe: false };
             let (got, _) = run_on(device.as_ref(), &memory, &mut memory.initial_state(1), work, (0, 0, 0));
@@ -372,8 +371,8 @@ fn divergences_are_those_of_the_processor() {
             (1e30, false, true, reads),
             (1e22, true, true, reads),
         ] {
-            let gates = Gates { learning_rate: Gate::Pinned(rate), ..Gates::default() };
-            let memory = Drawn::new((6, 2, 3), 8, Init::Xavier, 1).gates(gates).memory::<f32>();
+            let gates = Gates { learning_rate: Gate::Fixed(rate), ..Gates::default() };
+            let memory = RandomMemory::new((6, 2, 3), 8, Init::Xavier, 1).gates(gates).memory::<f32>();
             let tokens = uniform((2, 61, 6), 1.0, 2).mapv(|x| x as f32);
             let work = if online {
                 Work::Online { read: &tokens, store: &tokens, probe }
@@ -397,7 +396,7 @@ fn divergences_are_those_of_the_processor() {
 pub fn what_is_not_finite_stays_in_its_chunk() {
     for (name, device) in devices() {
         for (value, online) in [(1e25, false), (f32::NAN, false), (f32::NAN, true)] {
-            let memory = Drawn::new((6, 2, 3), 4, Init::Xavier, 1).norms(false, false).memory::<f32>();
+            let memory = RandomMemory::new((6, 2, 3), 4, Init::Xavier, 1).norms(false, false).memory::<f32>();
             let mut tokens = uniform((2, 44, 6), 1.0, 2).mapv(|x| x as f32);
             tokens[[1, 9, 1]] = value;
             let work = if online {
@@ -419,7 +418,7 @@ pub fn what_is_not_finite_stays_in_its_chunk() {
 #[test]
 fn sequences_side_by_side() {
     for (name, device) in devices() {
-        let memory = Drawn::new((6, 2, 3), 5, Init::Xavier, 7).memory::<f32>();
+        let memory = RandomMemory::new((6, 2, 3), 5, Init::Xavier, 7).memory::<f32>();
         let calls = [3, 40].map(|sequences| {
             let tokens = uniform((sequences, 23, 6), 1.0, 5).mapv(|x| x as f32);
             let small = LimitedDevice::new(device.as_ref(), 1 << 24, device.shared_bytes());
@@ -455,7 +454,7 @@ fn sequences_side_by_side() {
 #[test]
 fn many_heads_of_many_sequences() {
     let (_, device) = &devices()[0];
-    let memory = Drawn::new((64, 64, 1), 2, Init::Xavier, 1).memory::<f32>();
+    let memory = RandomMemory::new((64, 64, 1), 2, Init::Xavier, 1).memory::<f32>();
     let tokens = uniform((1023, 2, 64), 1.0, 2).mapv(|x| x as f32);
     let small = LimitedDevice::new(device.as_ref(), 1 << 36, device.shared_bytes());
     let roomy = LimitedDevice { widest: Some(AtomicUsize::new(0)), ..small };

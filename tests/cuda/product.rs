@@ -57,10 +57,10 @@ fn check<T: Real>(
     let a = Laid::new(a_dim.0, a_dim.1, gap, false);
     let b = Laid::new(b_dim.0, b_dim.1, gap, shared);
     let c = Laid::new(rows, cols, gap, false);
-    let drawn = |laid: Laid, seed| -> Vec<T> {
+    let random = |laid: Laid, seed| -> Vec<T> {
         uniform((1, 1, laid.elements(batch)), 1.0, seed).iter().map(|&x| T::from_f64(x)).collect()
     };
-    let numbers = [drawn(a, 1), drawn(b, 2)];
+    let numbers = [random(a, 1), random(b, 2)];
     let at = |numbers: &[T], laid: Laid, pair: usize, (i, j): (usize, usize), transposed: bool| {
         let (i, j) = if transposed { (j, i) } else { (i, j) };
         numbers[pair * laid.stride + i * laid.row + j].to_f64()

@@ -115,7 +115,7 @@ fn config(input: &[u8], folder: &Path) -> Result<(), String> {
     for command in [Command::Store, Command::Retrieve] {
         if let Some(config) = checked(settings.clone().validate(command))? {
             for dim in [1, 64, usize::MAX] {
-                if let Some(Some((dimensions, ..))) = checked(config.memory.drawn(dim))? {
+                if let Some(Some((dimensions, ..))) = checked(config.memory.random(dim))? {
                     checked(dimensions.check(2))?;
                     checked(dimensions.check_random())?;
                 }

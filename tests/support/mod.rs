@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use ndarray::{Array1, Array2, Array3, Array4, ArrayD, ArrayView2, ArrayViewD, Axis, Dimension, Ix2, Ix3, s};
 use ndarray_npy::{NpzReader, ReadNpyExt};
 use nmem::engine::{Engine, Memory, Outcome, Sink, Work};
-use nmem::memory::parameters::{Init, draw};
+use nmem::memory::parameters::{Init, random_tensors};
 use nmem::memory::reference::Reference;
 use nmem::memory::{Dimensions, Gates, Parameters, State};
 use nmem::metrics::{ChunkMetrics, Retained};
@@ -228,7 +228,7 @@ pub fn run_through<T: Real>(
 
 /// Random parameters and how they are used, in either element type and for the oracle.
 #[derive(Clone, Debug)]
-pub struct Drawn {
+pub struct RandomMemory {
     pub dimensions: Dimensions,
     pub chunk_size: usize,
     pub gates: Gates,
@@ -236,7 +236,7 @@ pub struct Drawn {
     pub tensors: BTreeMap<String, ArrayD<f32>>,
 }
 
-impl Drawn {
+impl RandomMemory {
     /// With all norms, learned gates and no past weights.
     pub fn new(
         (dim, heads, dim_head): (usize, usize, usize),
@@ -245,7 +245,7 @@ impl Drawn {
         seed: u64,
     ) -> Self {
         let dimensions = Dimensions { dim, heads, dim_head, pre_norm: true, post_norm: true };
-        let tensors = draw(&dimensions, init, seed).into_iter().collect();
+        let tensors = random_tensors(&dimensions, init, seed).into_iter().collect();
         Self { dimensions, chunk_size, gates: Gates::default(), past: None, tensors }
     }
 

@@ -10,11 +10,11 @@ use nmem::real::Real;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::support::{Drawn, columns, largest, run_through, uniform, weight};
+use crate::support::{RandomMemory, columns, largest, run_through, uniform, weight};
 
 /// A memory, what it reads and stores, and where its life is cut into calls.
 pub struct Case {
-    drawn: Drawn,
+    random: RandomMemory,
     probe: bool,
     read: Array3<f64>,
     store: Array3<f64>,
@@ -31,7 +31,7 @@ impl Case {
         let dim = if heads == 1 { dim_head } else { rng.random_range(1..=24) };
         let chunk = rng.random_range(2..=40);
         let init = if rng.random_bool(0.5) { Init::Xavier } else { Init::Randn };
-        let mut drawn = Drawn::new((dim, heads, dim_head), chunk, init, seed)
+        let mut random = RandomMemory::new((dim, heads, dim_head), chunk, init, seed)
             .norms(rng.random_bool(0.7), rng.random_bool(0.7))
             .gates(Gates {
                 learning_rate: gate(&mut rng, 0.1),
@@ -39,7 +39,7 @@ impl Case {
                 decay: gate(&mut rng, 1.0),
             });
         if rng.random_bool(0.3) {
-            drawn = drawn.past(0.5, seed + 1);
+            random = random.past(0.5, seed + 1);
         }
         let sequences = rng.random_range(1..=3);
         let tokens = rng.random_range(0..=6 * chunk);
@@ -53,13 +53,13 @@ impl Case {
         let mut cuts: Vec<usize> =
             (0..rng.random_range(0..4)).map(|_| rng.random_range(0..=tokens)).collect();
         cuts.sort_unstable();
-        Self { drawn, probe: rng.random_bool(0.5), read, store, cuts }
+        Self { random, probe: rng.random_bool(0.5), read, store, cuts }
     }
 
     /// The largest error of each group of results, relative to the largest magnitude of each array in the group.
     pub fn errors<T: Real>(&self) -> BTreeMap<&'static str, f64> {
         let (sequences, _, dim) = self.read.dim();
-        let memory = self.drawn.memory::<T>();
+        let memory = self.random.memory::<T>();
         let mut state = memory.initial_state(sequences);
         let (mut rows, mut reads, mut start) = (Vec::new(), Vec::new(), 0);
         for end in self.cuts.iter().copied().map(Some).chain([None]) {
@@ -76,7 +76,7 @@ impl Case {
         let views: Vec<_> = reads.iter().map(|read| read.view()).collect();
         let read = concatenate(Axis(1), &views).expect("parts of one sequence").mapv(Real::to_f64);
 
-        let mut reference = self.drawn.reference::<T>(sequences);
+        let mut reference = self.random.reference::<T>(sequences);
         let (expected_read, expected_rows) = reference.online(&self.read, &self.store);
         let (got, expected) = (columns(&rows), columns(&expected_rows));
         let of_columns =
@@ -91,7 +91,7 @@ impl Case {
                 let got = weight(got, memory.weight_shapes(), p);
                 let mut expected = ArrayD::zeros(got.raw_dim());
                 for i in 0..sequences {
-                    for j in 0..self.drawn.dimensions.heads {
+                    for j in 0..self.random.dimensions.heads {
                         let head = reference.head(i, j);
                         let of_head = if is_update { &head.update[p] } else { &head.momentum[p] };
                         expected.slice_mut(s![i, j, .., ..]).assign(of_head);
@@ -110,7 +110,7 @@ fn gate(rng: &mut ChaCha8Rng, most: f64) -> Gate {
     if rng.random_bool(0.5) {
         Gate::Learned(rng.random_range(-2.0..2.0))
     } else {
-        Gate::Pinned(rng.random_range(0.0..most))
+        Gate::Fixed(rng.random_range(0.0..most))
     }
 }
 

@@ -194,16 +194,16 @@ impl<T: Real> Step<'_, T> {
         self.split_heads(of_read, (&weights.queries, inner), 0, h, buffers.queries.address(0))?;
         let gates = self.memory.gates;
         let gates = [gates.learning_rate, gates.momentum, gates.decay];
-        let mut pinned = 0;
+        let mut fixed = 0;
         let mut arguments =
             vec![buffers.tokens[0].argument(), weights.gates.argument(), buffers.steps.argument()];
         for (i, gate) in gates.iter().enumerate() {
-            pinned |= u32::from(matches!(gate, Gate::Pinned(_))) << i;
+            fixed |= u32::from(matches!(gate, Gate::Fixed(_))) << i;
         }
         arguments.extend([self.chunks(), c, dim, h].map(Argument::count));
-        arguments.push(Argument::U32(pinned));
+        arguments.push(Argument::U32(fixed));
         arguments.extend(gates.map(|gate| {
-            let (Gate::Pinned(value) | Gate::Learned(value)) = gate;
+            let (Gate::Fixed(value) | Gate::Learned(value)) = gate;
             Argument::F64(value)
         }));
         let shared = dim * size_of::<T>();

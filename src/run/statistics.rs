@@ -11,7 +11,7 @@ pub const UNSTABLE_RATIO: f64 = 10.0;
 
 /// What the rows of a run add up to. The same whatever turns its sequences take.
 #[derive(Clone, Debug)]
-pub struct Tally {
+pub struct RunStatistics {
     unstable_ratio: f64,
     done: Sums,
     /// Of sequences that are not done: after a divergence some never are.
@@ -42,7 +42,7 @@ impl Sums {
     }
 }
 
-impl Tally {
+impl RunStatistics {
     /// Nothing yet. A chunk is unstable where Σ loss_before > `unstable_ratio` × Σ loss, both over heads.
     pub fn new(unstable_ratio: f64) -> Self {
         Self { unstable_ratio, done: Sums::default(), pending: BTreeMap::new() }
