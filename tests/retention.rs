@@ -37,10 +37,10 @@ fn store<T: Real>(
 }
 
 /// (sequence, after, chunk, head, loss, loss at W), in the order of the rows.
-type Row = (usize, usize, usize, usize, f64, f64);
+type RetentionRow = (usize, usize, usize, usize, f64, f64);
 
 /// What the oracle says: it stores chunk by chunk and reads all kept ones after every K-th and after the last.
-fn expected<T: Real>(random: &RandomMemory, tokens: &Array3<f64>, every: usize) -> Vec<Row> {
+fn expected<T: Real>(random: &RandomMemory, tokens: &Array3<f64>, every: usize) -> Vec<RetentionRow> {
     let (sequences, n, _) = tokens.dim();
     let (c, heads) = (random.chunk_size, random.dimensions.heads);
     let mut reference = random.reference::<T>(sequences);

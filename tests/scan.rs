@@ -76,7 +76,7 @@ impl<T: Real + Element> Case<T> {
         for (sequence, channel) in
             (0..self.shape.batch).flat_map(|i| (0..self.shape.channels).map(move |j| (i, j)))
         {
-            reference::walk(&self.recurrence(), sequence, channel..channel + 1, |t, x| match self.layout {
+            reference::scan(&self.recurrence(), sequence, channel..channel + 1, |t, x| match self.layout {
                 Layout::StepsChannels => expected[[sequence, t, channel]] = x[0],
                 Layout::ChannelsSteps => expected[[sequence, channel, t]] = x[0],
             });
@@ -273,7 +273,7 @@ fn pair_case<T: Real + Element>(batch: usize, steps: usize, channels: usize, uni
     let (mut last, mut all) = (start.mapv(Real::to_f64), Array3::<f64>::zeros((batch, steps, channels)));
     for (sequence, channel) in (0..batch).flat_map(|i| (0..channels).map(move |j| (i, j))) {
         let start = (start.index_axis(ndarray::Axis(0), 0), start.index_axis(ndarray::Axis(0), 1));
-        reference::walk_pair(&pair, sequence, channel..channel + 1, start, |t, s, u| {
+        reference::scan_pair(&pair, sequence, channel..channel + 1, start, |t, s, u| {
             (last[[0, sequence, channel]], last[[1, sequence, channel]]) = (s[0], u[0]);
             all[[sequence, t, channel]] = u[0];
         });

@@ -41,7 +41,7 @@ struct Processor {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let Machine { cpu, logical_cores, vector_isa, memory_bytes, .. } = Machine::look();
+    let Machine { cpu, logical_cores, vector_isa, memory_bytes, .. } = Machine::detect();
     let (Listed { usable, unusable }, cuda_error) = match cuda::list() {
         Ok(listed) if listed.usable.is_empty() => (listed, Some("none can be used".to_owned())),
         Ok(listed) => (listed, None),

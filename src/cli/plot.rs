@@ -14,7 +14,8 @@ use crate::io::labels::Labels;
 use crate::io::text::check_streams;
 use crate::plot::terminal::Screen;
 use crate::plot::{
-    self, Drawn, Figure, FigureFormat, INCH, Inches, Kind, LogAxes, Look, Request, Source, Theme, Venue,
+    self, CsvSource, Figure, FigureFormat, FigureStyle, Figures, INCH, Inches, Kind, LogAxes, Request, Theme,
+    Venue,
 };
 use crate::storage;
 
@@ -137,25 +138,25 @@ enum Target {
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     check_streams(args.paths.iter().chain(&args.labels).map(PathBuf::as_path))?;
-    let sources = Source::find_all(&args.paths, args.kind)?;
+    let sources = CsvSource::find_all(&args.paths, args.kind)?;
     let request = args.request()?;
     let target = args.target(&sources)?;
     let formats = args.formats(&target)?;
-    if let Some(told) = plot::idle(&sources, &request).filter(|_| !args.quiet) {
-        note("note: ", &told);
+    if let Some(text) = plot::ignored_flags(&sources, &request).filter(|_| !args.quiet) {
+        note("note: ", &text);
     }
     if args.terminal {
         let view = plot::terminal::view(&sources, &request, &screen(), &mut check_interrupt)?;
         print(&view.text)?;
         if !args.quiet {
-            view.notes.iter().for_each(|told| note("note: ", told));
+            view.notes.iter().for_each(|text| note("note: ", text));
         }
         return Ok(ExitCode::SUCCESS);
     }
 
     let drawn = plot::draw(&sources, &request, &mut check_interrupt)?;
     if !args.quiet {
-        drawn.notes.iter().for_each(|told| note("note: ", told));
+        drawn.notes.iter().for_each(|text| note("note: ", text));
     }
     let files = match target {
         Target::Stdout => {
@@ -205,7 +206,7 @@ fn screen() -> Screen {
 }
 
 /// The only figure.
-fn one<'a>(drawn: &'a Drawn, out: &str) -> crate::Result<&'a Figure> {
+fn one<'a>(drawn: &'a Figures, out: &str) -> crate::Result<&'a Figure> {
     match &drawn.figures[..] {
         [figure] => Ok(figure),
         figures => {
@@ -223,8 +224,8 @@ impl Args {
             if self.wide { both } else { column }
         });
         let width = venue.or(self.width.map(|width| width.0)).map(|inches| inches * INCH);
-        let default = Look::default();
-        let look = Look {
+        let default = FigureStyle::default();
+        let style = FigureStyle {
             theme: self.theme,
             width: width.unwrap_or(default.width),
             height: self.height.map(|height| height.0 * INCH),
@@ -232,9 +233,9 @@ impl Args {
             log: self.log,
             smooth: self.smooth,
         };
-        look.check()?;
+        style.check()?;
         Ok(Request {
-            look,
+            style,
             labels: self.labels.as_deref().map(Labels::read).transpose()?,
             x: self.x.clone(),
             y: self.y.clone(),
@@ -242,7 +243,7 @@ impl Args {
         })
     }
 
-    fn target(&self, sources: &[Source]) -> crate::Result<Target> {
+    fn target(&self, sources: &[CsvSource]) -> crate::Result<Target> {
         Ok(match &self.out {
             Some(out) if out == Path::new("-") => Target::Stdout,
             Some(out) if of_ending(out).is_some() && !storage::is_directory(out)? => {

@@ -55,8 +55,8 @@ impl RunArgs {
         config.file.clone_from(&self.config);
         config.file_sha256 = file.as_ref().map(TextFile::sha256).unwrap_or_default();
         let device = config.device.open()?;
-        for told in config.device_note.into_iter().chain(device.note.as_deref()).filter(|_| !self.quiet) {
-            note("note: ", told);
+        for text in config.device_note.into_iter().chain(device.note.as_deref()).filter(|_| !self.quiet) {
+            note("note: ", text);
         }
         let command_line = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
 

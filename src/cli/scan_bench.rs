@@ -14,7 +14,7 @@ use crate::escape::for_terminal;
 use crate::plot::FigureFormat;
 use crate::real::ElementType;
 use crate::scan_bench::{
-    Algorithm, BenchEvent, BenchShape, Config, Gate, Layout, Report, Row, execute, steps_to,
+    Algorithm, BenchEvent, BenchRow, BenchShape, Config, Gate, Layout, Report, execute, steps_to,
 };
 use crate::storage;
 
@@ -157,8 +157,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     args.config(false).check()?;
     let devices = or(&args.device, || vec![DeviceChoice::Cpu]);
     let mut devices = devices.into_iter().map(DeviceChoice::open).collect::<Result<Vec<_>, _>>()?;
-    for told in devices.iter().filter_map(|device| device.note.as_deref()).filter(|_| !quiet) {
-        note("note: ", told);
+    for text in devices.iter().filter_map(|device| device.note.as_deref()).filter(|_| !quiet) {
+        note("note: ", text);
     }
     // What `auto` turned out to be may be another's choice too.
     let mut seen = Vec::new();
@@ -204,7 +204,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
     }
     if !quiet {
-        report.left_out.iter().for_each(|shape| note("left out: ", shape));
+        report.skipped.iter().for_each(|shape| note("left out: ", shape));
         report.warnings.iter().for_each(|warning| note("warning: ", warning));
     }
     let shown = match format {
@@ -292,7 +292,7 @@ fn table(report: &Report) -> String {
     for line in aligned(&rows, LEFT) {
         let _ = writeln!(text, "{line}");
     }
-    for shape in &report.left_out {
+    for shape in &report.skipped {
         let _ = writeln!(text, "left out  {shape}");
     }
     let machine = &report.machine;
@@ -306,7 +306,7 @@ fn table(report: &Report) -> String {
     text
 }
 
-fn cells(row: &Row, with_dtype: bool) -> [String; HEADINGS.len()] {
+fn cells(row: &BenchRow, with_dtype: bool) -> [String; HEADINGS.len()] {
     let or_dash =
         |x: Option<f64>, digits: usize| x.map_or_else(|| "-".to_owned(), |x| format!("{x:.digits$}"));
     let dtype = if with_dtype { format!(" {}", row.dtype) } else { String::new() };

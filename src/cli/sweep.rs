@@ -269,10 +269,10 @@ fn open_devices(plan: &Plan, todo: &[usize], quiet: bool) -> crate::Result<Devic
     let ready = todo.iter().filter_map(|&place| plan.runs[place].ready.as_ref().ok());
     let devices = Devices::open(ready.clone().map(|ready| ready.config.device))?;
     if !quiet {
-        let told: BTreeSet<_> =
+        let notes: BTreeSet<_> =
             ready.filter_map(|ready| ready.config.device_note).chain(devices.notes()).collect();
-        for told in told {
-            note("note: ", told);
+        for text in notes {
+            note("note: ", text);
         }
     }
     Ok(devices)
@@ -374,11 +374,11 @@ pub(super) fn draw(folder: &Path, figure: &FigureArgs, quiet: bool) -> anyhow::R
     let request = Request { x: x.clone(), y: y.clone(), hue: hue.clone(), ..Request::default() };
     let to = (plots.as_path(), &figure_format[..]);
     let results = folder.join("results.csv");
-    let mut drawn = plot::sweep::figures(&results, &options, &request.look)?;
+    let mut drawn = plot::sweep::figures(&results, &options, &request.style)?;
     let mut files = plot::files(&drawn, &results, &request, to, &mut check_interrupt)?;
     let retention = folder.join("retention.csv");
     if storage::kind_of(&retention)?.is_some() {
-        let of_retention = plot::sweep::retention(&retention, &options, &request.look)?;
+        let of_retention = plot::sweep::retention(&retention, &options, &request.style)?;
         files.extend(plot::files(&of_retention, &retention, &request, to, &mut check_interrupt)?);
         drawn.notes.extend(of_retention.notes);
     }
@@ -395,7 +395,7 @@ pub(super) fn draw(folder: &Path, figure: &FigureArgs, quiet: bool) -> anyhow::R
         }
     }
     if !quiet {
-        drawn.notes.iter().for_each(|told| note("note: ", told));
+        drawn.notes.iter().for_each(|text| note("note: ", text));
     }
     Ok(())
 }

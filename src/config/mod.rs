@@ -139,7 +139,7 @@ struct GateLayer {
 }
 
 /// More is a slip of the keyboard.
-const MOST_THREADS: usize = 1024;
+const MAX_THREADS: usize = 1024;
 
 /// Most repeats: enough for a run that is meant to be stopped, and few enough to be counted in tokens.
 const MAX_REPEAT: usize = 1 << 30;
@@ -225,8 +225,8 @@ impl Settings {
         if inputs.into_iter().flatten().filter(|path| **path == dash).count() > 1 {
             return Err(Error::setting("-", "standard input in one place", "more than one"));
         }
-        if let Some(threads) = self.threads.filter(|threads| *threads > MOST_THREADS) {
-            return Err(Error::setting("--threads", format!("at most {MOST_THREADS}"), threads.to_string()));
+        if let Some(threads) = self.threads.filter(|threads| *threads > MAX_THREADS) {
+            return Err(Error::setting("--threads", format!("at most {MAX_THREADS}"), threads.to_string()));
         }
         if let Some(repeat) = self.repeat.filter(|repeat| *repeat > MAX_REPEAT) {
             return Err(Error::setting("--repeat", format!("at most {MAX_REPEAT}"), repeat.to_string()));

@@ -32,7 +32,7 @@ const RELEASE_THRESHOLD: c_uint = 4;
 const RESERVED_BYTES: c_uint = 5;
 const USED_BYTES: c_uint = 7;
 /// Of `CUfunction_attribute`.
-const MOST_DYNAMIC_SHARED: c_uint = 8;
+const MAX_DYNAMIC_SHARED: c_uint = 8;
 /// `CU_STREAM_NON_BLOCKING`: does not wait for others' work.
 const NON_BLOCKING: c_uint = 1;
 const OUT_OF_MEMORY: c_uint = 2;
@@ -157,7 +157,7 @@ impl Gpu {
         if shared > kernel.shared {
             // SAFETY: the function is the module's.
             let code = unsafe {
-                (driver.cuFuncSetAttribute)(kernel.function, MOST_DYNAMIC_SHARED, shared.cast_signed())
+                (driver.cuFuncSetAttribute)(kernel.function, MAX_DYNAMIC_SHARED, shared.cast_signed())
             };
             self.context.check(code, || {
                 format!(

@@ -40,7 +40,7 @@ pub struct Product {
 const TILE: usize = 64;
 const THREADS: u32 = 256;
 /// Most blocks in the second and third dimension of a grid.
-pub(crate) const MOST_BLOCKS: usize = 65_535;
+pub(crate) const MAX_BLOCKS: usize = 65_535;
 
 /// Of a tile in shared memory: rows lie further apart than they are long.
 pub(crate) fn tile_bytes(dtype: ElementType) -> usize {
@@ -79,8 +79,8 @@ impl Product {
         let arguments = [&a[..], &b, &c[..3], &sizes, &[scale]].concat();
         let grid = [
             cols.div_ceil(TILE) as u32,
-            rows.div_ceil(TILE).min(MOST_BLOCKS) as u32,
-            self.batch.min(MOST_BLOCKS) as u32,
+            rows.div_ceil(TILE).min(MAX_BLOCKS) as u32,
+            self.batch.min(MAX_BLOCKS) as u32,
         ];
         let shared = 2 * tile_bytes(self.dtype) as u32;
         device.launch(&kernel("product", self.dtype), Launch { grid, block: THREADS, shared }, &arguments)

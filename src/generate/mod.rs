@@ -28,7 +28,7 @@ pub use recall::Recall;
 pub use repeats::Repeats;
 
 /// Numbers of a file beyond which a size is a slip of the keyboard: 16 GiB in f32.
-const MOST_NUMBERS: usize = 1 << 32;
+const MAX_NUMBERS: usize = 1 << 32;
 /// Most tokens of a sequence, whose labels are held, forty bytes each.
 const MAX_TOKENS: usize = 1 << 23;
 /// Widest token: one is held at a time.
@@ -79,8 +79,8 @@ impl Generator {
             }
         }
         let numbers = sequences.checked_mul(tokens).and_then(|n| n.checked_mul(dim));
-        if numbers.is_none_or(|numbers| numbers > MOST_NUMBERS) {
-            let expected = format!("at most {MOST_NUMBERS} numbers");
+        if numbers.is_none_or(|numbers| numbers > MAX_NUMBERS) {
+            let expected = format!("at most {MAX_NUMBERS} numbers");
             let got = format!("{sequences} × {tokens} × {dim}");
             return Err(Error::setting("--sequences, --tokens, --dim", expected, got));
         }

@@ -49,7 +49,7 @@ impl<'a> Table<'a> {
         Self::new(file.path(), Box::new(Cursor::new(file.bytes())))
     }
 
-    fn new(path: &Path, inner: Box<dyn Source + 'a>) -> Result<Self> {
+    fn new(path: &Path, inner: Box<dyn ReadSeek + 'a>) -> Result<Self> {
         let limited = Limited { inner, left: MAX_ROW };
         let mut reader = ReaderBuilder::new().trim(Trim::Headers).from_reader(limited);
         let names = reader.byte_headers().map_err(|error| explain(path, error))?;
@@ -161,12 +161,12 @@ fn explain(path: &Path, error: csv::Error) -> Error {
 }
 
 /// Bytes that can be read again from any place.
-trait Source: Read + Seek {}
-impl<S: Read + Seek> Source for S {}
+trait ReadSeek: Read + Seek {}
+impl<S: Read + Seek> ReadSeek for S {}
 
 /// A file that fails where one row takes more than is left for it.
 struct Limited<'a> {
-    inner: Box<dyn Source + 'a>,
+    inner: Box<dyn ReadSeek + 'a>,
     left: usize,
 }
 

@@ -19,7 +19,7 @@ pub const MEMORY_WEIGHTS: usize = 4;
 
 /// Most numbers that the parameters, or S and U of one sequence, may have: 16 GiB in f32. Beyond that a size is a
 /// slip of the keyboard.
-const MOST_NUMBERS: u128 = 1 << 32;
+const MAX_NUMBERS: u128 = 1 << 32;
 
 /// Likewise of a random memory: a width of 4096 with one head, which S and U take half a gigabyte for in f32.
 const MAX_RANDOM_NUMBERS: u128 = 1 << 27;
@@ -150,7 +150,7 @@ impl Dimensions {
                 return Err(Error::setting(name, "at least 1", "0"));
             }
         }
-        self.check_numbers(MOST_NUMBERS)?;
+        self.check_numbers(MAX_NUMBERS)?;
         if heads == 1 && dim_head != dim {
             let expected =
                 format!("dim_head = dim = {dim} with one head (nothing would map the output back to dim)");

@@ -10,8 +10,8 @@ use plotters::style::{
 };
 
 use crate::escape::in_xml;
-use crate::plot::envelope::Point;
-use crate::plot::look::{Look, Theme};
+use crate::plot::downsample::Point;
+use crate::plot::style::{FigureStyle, Theme};
 use crate::plot::{font, theme};
 
 /// plotters units a point: strokes and coordinates to 1/1440 in.
@@ -27,13 +27,13 @@ pub struct Canvas<'a> {
     lift: f64,
 }
 
-/// Draws a sheet of the look's width, `height` points high below its title, and returns its SVG document. y grows downwards.
-pub fn svg(look: &Look, height: f64, draw: impl FnOnce(&mut Canvas)) -> String {
+/// Draws a sheet of the style's width, `height` points high below its title, and returns its SVG document. y grows downwards.
+pub fn svg(style: &FigureStyle, height: f64, draw: impl FnOnce(&mut Canvas)) -> String {
     let mut document = String::new();
-    let (width, title) = (look.sheet_width(), look.title_lines());
+    let (width, title) = (style.sheet_width(), style.title_lines());
     let lift = title.len() as f64 * theme::LINE;
     let size = (unit(width).unsigned_abs(), unit(height + lift).unsigned_abs());
-    let grey = look.theme == Theme::Mono;
+    let grey = style.theme == Theme::Mono;
     let mut canvas = Canvas { backend: SVGBackend::with_string(&mut document, size), grey, lift: 0.0 };
     canvas.rectangle((0.0, 0.0), (width, height + lift), theme::PAPER.to_rgba());
     for (i, line) in title.iter().enumerate() {
@@ -44,7 +44,7 @@ pub fn svg(look: &Look, height: f64, draw: impl FnOnce(&mut Canvas)) -> String {
     draw(&mut canvas);
     into_string(canvas.backend.present());
     drop(canvas);
-    finish(&document, size, look.theme.scale())
+    finish(&document, size, style.theme.scale())
 }
 
 fn unit(points: f64) -> i32 {

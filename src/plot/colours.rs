@@ -6,7 +6,7 @@ use plotters::style::{Color, RGBColor};
 use crate::plot::axis::Axis;
 use crate::plot::canvas::Canvas;
 use crate::plot::frame::{fitted_y, title_lines};
-use crate::plot::look::Theme;
+use crate::plot::style::Theme;
 use crate::plot::{font, theme};
 
 /// Width of the bar, and of the bar with its labels and title.

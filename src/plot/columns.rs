@@ -9,14 +9,14 @@ use crate::error::{Error, Result};
 use crate::io::table::{Column, Table};
 use crate::plot::axis::Axis;
 use crate::plot::canvas::{Canvas, svg};
-use crate::plot::envelope::{Envelope, Point};
-use crate::plot::figure::{Drawn, Figure};
+use crate::plot::downsample::{DownsampledLine, Point};
+use crate::plot::figure::{Figure, Figures};
 use crate::plot::frame::{
     Frame, draw_letter, fitted_x, fitted_y, left_of, letter, right_of, title_left, title_lines,
 };
-use crate::plot::idle::stays_linear;
+use crate::plot::ignored_flags::stays_linear;
 use crate::plot::legend::{Legend, Swatch, mark, marker};
-use crate::plot::source::Source;
+use crate::plot::source::CsvSource;
 use crate::plot::{LogAxes, Request, font, theme};
 
 /// Most numbers that are held, sixteen bytes each. Timelines, which are read in passes, have no such limit.
@@ -46,10 +46,10 @@ struct Lines {
 
 /// Draws one figure of all sources, which are metrics.csv.
 pub fn columns(
-    sources: &[Source],
+    sources: &[CsvSource],
     request: &Request,
     check: &mut dyn FnMut() -> Result<()>,
-) -> Result<Drawn> {
+) -> Result<Figures> {
     let x = request.x.as_deref().unwrap_or("end");
     let default = ["surprise".to_owned()];
     let shown = if request.y.is_empty() { &default[..] } else { &request.y[..] };
@@ -61,12 +61,12 @@ pub fn columns(
         let expected = format!("a column of at most {LINES} values");
         return Err(Error::setting("--hue", expected, all.hues.len().to_string()));
     }
-    let mut drawn = Drawn::default();
+    let mut drawn = Figures::default();
     let unshown: Vec<_> = (0..shown.len()).map(|y| all.count_unshown(y)).collect();
     for (name, count) in shown.iter().zip(&unshown).filter(|(_, count)| **count > 0) {
         drawn.notes.push(format!("{name}: values left out of the figure: {count} not finite"));
     }
-    let log = request.look.log;
+    let log = request.style.log;
     let low = |y: usize| all.points(y).any(|point| point.1 <= 0.0);
     if log.is_some_and(LogAxes::y) {
         let linear = shown.iter().enumerate().filter(|(y, _)| low(*y));
@@ -85,7 +85,7 @@ pub fn columns(
 impl Lines {
     fn read(
         &mut self,
-        source: &Source,
+        source: &CsvSource,
         several: bool,
         x: &str,
         shown: &[String],
@@ -157,16 +157,16 @@ impl Lines {
     }
 
     fn draw(&self, x_name: &str, shown: &[String], unshown: u64, request: &Request) -> String {
-        let look = &request.look;
+        let style = &request.style;
         let joined = self.all.iter().all(|line| line.x.is_sorted());
-        let log = look.log.map_or((false, None), |log| (log.x(), Some(log.y())));
+        let log = style.log.map_or((false, None), |log| (log.x(), Some(log.y())));
         let n = self.hues.len();
-        let colours: Vec<RGBColor> = (0..n).map(|i| look.theme.category(i + usize::from(n > 1))).collect();
+        let colours: Vec<RGBColor> = (0..n).map(|i| style.theme.category(i + usize::from(n > 1))).collect();
         let mut legend = Legend::default();
         if n > 1 {
             let swatch = |i: usize| {
                 if joined {
-                    Swatch::Pattern(colours[i], theme::SERIES, look.theme.dash(i))
+                    Swatch::Pattern(colours[i], theme::SERIES, style.theme.dash(i))
                 } else {
                     Swatch::Dot(colours[i], i)
                 }
@@ -176,12 +176,12 @@ impl Lines {
         if unshown > 0 {
             legend.entries.push((Swatch::Mark, format!("not finite: {unshown}")));
         }
-        let sheet = look.sheet_width();
+        let sheet = style.sheet_width();
         let legend_width = sheet - 2.0 * theme::EDGE;
         let top = theme::EDGE + legend.height(legend_width) + theme::HEAD;
         let default = if shown.len() > 1 { theme::STACKED } else { theme::ALONE };
         let rest = top + theme::GAP * (shown.len() - 1) as f64 + theme::BOTTOM;
-        let height = look.panel_height(default, shown.len(), rest);
+        let height = style.panel_height(default, shown.len(), rest);
         let axis = |values: &mut dyn Iterator<Item = f64>, log: Option<bool>| {
             let range = values.map(|v| (v, v)).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
             range.map(|(low, high)| match log {
@@ -203,7 +203,7 @@ impl Lines {
         let right = right_of(&x, sheet - left - theme::RIGHT);
         let width = sheet - left - right;
         let x = fitted_x(x, width);
-        svg(look, rest + height * shown.len() as f64, |canvas| {
+        svg(style, rest + height * shown.len() as f64, |canvas| {
             legend.draw(canvas, theme::EDGE, theme::EDGE, legend_width);
             for (i, y) in y_axes.iter().enumerate() {
                 let top = top + i as f64 * (height + theme::GAP);
@@ -239,14 +239,14 @@ impl Lines {
         request: &Request,
     ) {
         for line in &self.all {
-            let mut envelope = Envelope::new(BINS, false);
+            let mut downsampled = DownsampledLine::new(BINS, false);
             for (&x, &value) in line.x.iter().zip(&line.y[y]) {
                 if x.is_finite() {
-                    envelope.push(x, value);
+                    downsampled.push(x, value);
                 }
             }
-            let (ink, dash) = (colours[line.hue].to_rgba(), request.look.theme.dash(line.hue));
-            for stretch in envelope.stretches() {
+            let (ink, dash) = (colours[line.hue].to_rgba(), request.style.theme.dash(line.hue));
+            for stretch in downsampled.stretches() {
                 let points: Vec<_> = stretch.iter().map(|&point| frame.place(point)).collect();
                 match points[..] {
                     [point] => canvas.dot(point, 1.0, ink),
@@ -254,7 +254,7 @@ impl Lines {
                 }
             }
             let mut last = f64::NEG_INFINITY;
-            for place in envelope.places(super::envelope::Unshown::NotFinite) {
+            for place in downsampled.places(super::downsample::Unshown::NotFinite) {
                 let x = frame.place((*place.start(), 0.0)).0;
                 if x - last > 5.0 {
                     mark(canvas, (x, frame.top), 1.0);

@@ -80,14 +80,14 @@ impl Figure {
 
 /// What was drawn, and what a user should know of it.
 #[derive(Clone, Debug, Default)]
-pub struct Drawn {
+pub struct Figures {
     /// In the order in which they were drawn.
     pub figures: Vec<Figure>,
     /// Values left out, panels left out, nothing to draw.
     pub notes: Vec<String>,
 }
 
-impl Drawn {
+impl Figures {
     /// Files of all figures in a directory, in each format but pgfplots.
     pub fn files(
         &self,

@@ -5,7 +5,7 @@ use plotters::style::text_anchor::HPos;
 
 use crate::plot::axis::Axis;
 use crate::plot::canvas::Canvas;
-use crate::plot::envelope::Point;
+use crate::plot::downsample::Point;
 use crate::plot::{font, theme};
 
 /// A panel's place and axes.

@@ -8,8 +8,8 @@ use crate::plot::canvas::{Canvas, svg};
 use crate::plot::colours::{BAR_WITH_LABELS, Colours};
 use crate::plot::frame::{Frame, draw_letter, fitted_x, left_of, letter, title_lines};
 use crate::plot::legend::{Legend, Swatch, mark};
-use crate::plot::look::Look;
 use crate::plot::series::{Metrics, Quantity, Series};
+use crate::plot::style::FigureStyle;
 use crate::plot::theme;
 
 /// What is drawn, and the bars' titles.
@@ -17,16 +17,16 @@ const SHOWN: [(Quantity, &str); 2] =
     [(Quantity::Surprise, "surprise ‖g‖"), (Quantity::LearningRate, "learning rate θ")];
 /// Height of a head, and the least and most of a map.
 const ROW: f64 = 12.0;
-const LEAST: f64 = 60.0;
-const MOST: f64 = 180.0;
+const MIN_HEIGHT: f64 = 60.0;
+const MAX_HEIGHT: f64 = 180.0;
 /// Points of paper a cell has at least.
 const CELL: f64 = 1.0;
 /// Between the map and its bar.
 const BESIDE: f64 = 12.0;
 
 /// Draws a map for each of surprise and learning rate, one below the other.
-pub fn figure(metrics: &Metrics, look: &Look) -> String {
-    let sheet = look.sheet_width();
+pub fn figure(metrics: &Metrics, style: &FigureStyle) -> String {
+    let sheet = style.sheet_width();
     let names: Vec<_> = metrics.heads.iter().map(ToString::to_string).collect();
     let whole = Axis::slots(&names, |_| 0.0);
     let left = left_of([&whole], 1);
@@ -54,16 +54,16 @@ pub fn figure(metrics: &Metrics, look: &Look) -> String {
     }
     let top = theme::EDGE + legend.height(sheet - 2.0 * theme::EDGE) + theme::HEAD;
     let rest = top + theme::GAP * (maps.len().max(1) - 1) as f64 + theme::BOTTOM;
-    let default = (metrics.heads.len() as f64 * ROW).clamp(LEAST, MOST);
-    let height = look.panel_height(default, maps.len().max(1), rest);
+    let default = (metrics.heads.len() as f64 * ROW).clamp(MIN_HEIGHT, MAX_HEIGHT);
+    let height = style.panel_height(default, maps.len().max(1), rest);
     let y = Axis::slots(&names, |_| (theme::SMALL + 1.5) / height);
     let x = fitted_x(Axis::tokens(&metrics.tokens), width);
-    svg(look, rest + height * maps.len().max(1) as f64, |canvas| {
+    svg(style, rest + height * maps.len().max(1) as f64, |canvas| {
         legend.draw(canvas, theme::EDGE, theme::EDGE, sheet - 2.0 * theme::EDGE);
         for (i, (title, map)) in maps.iter().enumerate() {
             let top = top + i as f64 * (height + theme::GAP);
             let frame = Frame { left, top, width, height, x: &x, y: &y };
-            draw_map(canvas, &frame, map, title, look);
+            draw_map(canvas, &frame, map, title, style);
             let lowest = i + 1 == maps.len();
             frame.draw_axes(canvas, lowest, true);
             frame.draw_y_title(canvas, &title_lines("head", height), 0.0);
@@ -80,12 +80,12 @@ pub fn figure(metrics: &Metrics, look: &Look) -> String {
 /// A head's cells: the chunks, counted from the first; their mean; whether some cannot be drawn.
 type Cells = Vec<(std::ops::Range<u64>, Option<f64>, bool)>;
 
-fn draw_map(canvas: &mut Canvas, frame: &Frame, map: &[Cells], title: &str, look: &Look) {
+fn draw_map(canvas: &mut Canvas, frame: &Frame, map: &[Cells], title: &str, style: &FigureStyle) {
     let means = map.iter().flatten().filter_map(|cell| cell.1);
     let range = means.map(|mean| (mean, mean)).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
     let Some((low, high)) = range else { return frame.draw_message(canvas, "no finite values") };
-    let log = low > 0.0 && look.log.is_none_or(crate::plot::LogAxes::y);
-    let colours = Colours::sequential(low, high, log, look.theme);
+    let log = low > 0.0 && style.log.is_none_or(crate::plot::LogAxes::y);
+    let colours = Colours::sequential(low, high, log, style.theme);
     let row = frame.height / map.len() as f64;
     for (head, cells) in map.iter().enumerate() {
         let (top, chunks) = (

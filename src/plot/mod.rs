@@ -1,16 +1,16 @@
 //! Figures, made from metrics.csv (and labels), scan_bench.csv or results.csv alone, so that they can be drawn again at any time.
 //!
 //! In the order to read:
-//! - [`envelope`]: a line of any length in bounded memory, every spike kept.
+//! - [`downsample`]: a line of any length in bounded memory, every spike kept.
 //! - [`series`]: metrics.csv → such lines, means over heads and sequences.
 //! - `axis`: limits, ticks and labels. `theme`: sizes and colours. `canvas`: a sheet in points, written as SVG.
 //! - `timeline` and `legend`: where all of it goes on the sheet.
 //! - `frame`: a panel's spines, ticks and titles. `colours`: colours that stand for numbers, and their bar.
 //! - `heads`: maps of heads × chunks. `columns`: any columns against any other.
-//! - `look`: theme and size, as asked for. `source`: which file is drawn as what. `figure`: what comes out, and `pages` its PDF
+//! - `style`: theme and size, as asked for. `source`: which file is drawn as what. `figure`: what comes out, and `pages` its PDF
 //!   and PNG. `font`: what text is set in.
 //! - `names`: names that can be told apart.
-//! - `idle`: flags that change nothing.
+//! - `ignored_flags`: flags that change nothing.
 //! - `retention`: retention.csv → a map of chunks stored × stored up to.
 //! - `scan_bench`: scan_bench.csv → time and bandwidth against steps.
 //! - [`sweep`]: results.csv of a sweep → a figure a metric.
@@ -21,14 +21,13 @@ mod canvas;
 mod chart;
 mod colours;
 mod columns;
-pub mod envelope;
+pub mod downsample;
 mod figure;
 pub mod font;
 mod frame;
 mod heads;
-mod idle;
+mod ignored_flags;
 mod legend;
-mod look;
 mod names;
 mod pages;
 pub mod pgfplots;
@@ -36,6 +35,7 @@ mod retention;
 mod scan_bench;
 pub mod series;
 mod source;
+mod style;
 pub mod sweep;
 pub mod terminal;
 mod theme;
@@ -46,19 +46,19 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::io::labels::Labels;
-use envelope::Unshown;
-pub use figure::{Drawn, Figure, FigureFormat};
-pub use idle::idle;
-pub use look::{INCH, Inches, LogAxes, Look, Theme, Venue};
+use downsample::Unshown;
+pub use figure::{Figure, FigureFormat, Figures};
+pub use ignored_flags::ignored_flags;
 use series::{Metrics, Quantity};
-pub use source::{Kind, Source};
+pub use source::{CsvSource, Kind};
+pub use style::{FigureStyle, INCH, Inches, LogAxes, Theme, Venue};
 use sweep::SweepFigure;
 
 /// What shall be drawn, and how.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
-    /// How it shall look.
-    pub look: Look,
+    /// Theme, size, title and axes.
+    pub style: FigureStyle,
     /// Marked in timelines.
     pub labels: Option<Labels>,
     /// The column along the x axis.
@@ -71,9 +71,13 @@ pub struct Request {
 
 /// Draws what `nmem plot` draws. All sources must be of one kind; several timelines overlay, of other kinds each has figures of
 /// its own, named after it. `check` is asked every few thousand rows and with each figure, and can stop the work.
-pub fn draw(sources: &[Source], request: &Request, check: &mut dyn FnMut() -> Result<()>) -> Result<Drawn> {
-    request.look.check()?;
-    let Some(first) = sources.first() else { return Ok(Drawn::default()) };
+pub fn draw(
+    sources: &[CsvSource],
+    request: &Request,
+    check: &mut dyn FnMut() -> Result<()>,
+) -> Result<Figures> {
+    request.style.check()?;
+    let Some(first) = sources.first() else { return Ok(Figures::default()) };
     if let Some(other) = sources.iter().find(|source| source.kind != first.kind) {
         let expected = format!("files of one kind ({} is drawn as {:?})", first.csv.display(), first.kind);
         return Err(Error::file(&other.csv, expected, format!("{:?}", other.kind)));
@@ -83,7 +87,7 @@ pub fn draw(sources: &[Source], request: &Request, check: &mut dyn FnMut() -> Re
         Kind::Timeline | Kind::Gates => return draw_timelines(sources, request, check),
         _ => {}
     }
-    let mut all = Drawn::default();
+    let mut all = Figures::default();
     // Parts of file names: a source may be named after its directory and that one's parent.
     let prefixes = names::numbered(sources.iter().map(|source| source.name.replace('/', "-")).collect());
     for (source, prefix) in sources.iter().zip(&prefixes) {
@@ -99,7 +103,7 @@ pub fn draw(sources: &[Source], request: &Request, check: &mut dyn FnMut() -> Re
 
 /// Hands out the files of what a subcommand drew of a CSV file, in all formats; `folder` must exist.
 pub fn files(
-    drawn: &Drawn,
+    drawn: &Figures,
     csv: &Path,
     request: &Request,
     (folder, formats): (&Path, &[FigureFormat]),
@@ -107,12 +111,12 @@ pub fn files(
 ) -> Result<Vec<(PathBuf, Vec<u8>)>> {
     let mut files = drawn.files(folder, formats).collect::<Result<Vec<_>>>()?;
     if formats.contains(&FigureFormat::Pgfplots) {
-        files.extend(pgfplots::files(&[Source::find(csv, None)?], request, folder, check)?);
+        files.extend(pgfplots::files(&[CsvSource::find(csv, None)?], request, folder, check)?);
     }
     Ok(files)
 }
 
-fn draw_one(source: &Source, request: &Request, check: &mut dyn FnMut() -> Result<()>) -> Result<Drawn> {
+fn draw_one(source: &CsvSource, request: &Request, check: &mut dyn FnMut() -> Result<()>) -> Result<Figures> {
     let options = || SweepFigure {
         x: request.x.clone(),
         y: request.y.clone(),
@@ -120,11 +124,11 @@ fn draw_one(source: &Source, request: &Request, check: &mut dyn FnMut() -> Resul
         map: source.kind == Kind::Map,
     };
     match source.kind {
-        Kind::Scan => scan_bench(&source.csv, &request.look),
-        Kind::Retention if source.of_sweep => sweep::retention(&source.csv, &options(), &request.look),
-        Kind::Retention => retention(&source.csv, &request.look, check),
-        Kind::Sweep | Kind::Map => sweep::figures(&source.csv, &options(), &request.look),
-        Kind::Heads => heads(&source.csv, &request.look, check),
+        Kind::Scan => scan_bench(&source.csv, &request.style),
+        Kind::Retention if source.of_sweep => sweep::retention(&source.csv, &options(), &request.style),
+        Kind::Retention => retention(&source.csv, &request.style, check),
+        Kind::Sweep | Kind::Map => sweep::figures(&source.csv, &options(), &request.style),
+        Kind::Heads => heads(&source.csv, &request.style, check),
         Kind::Timeline | Kind::Gates | Kind::Columns => unreachable!("drawn of all sources at once"),
     }
 }
@@ -132,27 +136,27 @@ fn draw_one(source: &Source, request: &Request, check: &mut dyn FnMut() -> Resul
 /// Draws `timeline` or `gates` of all sources, or the only quantity that is asked for. Other columns, or another x, are those
 /// of [`Kind::Columns`].
 fn draw_timelines(
-    sources: &[Source],
+    sources: &[CsvSource],
     request: &Request,
     check: &mut dyn FnMut() -> Result<()>,
-) -> Result<Drawn> {
+) -> Result<Figures> {
     let Some(timeline::Selection { runs, shown, name }) = timeline::Selection::read(sources, request, check)?
     else {
         return columns::columns(sources, request, check);
     };
     check()?;
-    let notes = timeline::left_out(&runs, &shown);
-    let svg = timeline::figure(&runs, request.labels.as_ref(), &shown, &request.look);
-    Ok(Drawn { figures: vec![Figure { name: name.to_owned(), svg }], notes })
+    let notes = timeline::omitted(&runs, &shown);
+    let svg = timeline::figure(&runs, request.labels.as_ref(), &shown, &request.style);
+    Ok(Figures { figures: vec![Figure { name: name.to_owned(), svg }], notes })
 }
 
 /// Draws `heads`: maps of heads × chunks.
-fn heads(metrics_csv: &Path, look: &Look, check: &mut dyn FnMut() -> Result<()>) -> Result<Drawn> {
-    let metrics = Metrics::read(metrics_csv, look, check)?;
-    let figure = Figure { name: "heads".to_owned(), svg: heads::figure(&metrics, look) };
+fn heads(metrics_csv: &Path, style: &FigureStyle, check: &mut dyn FnMut() -> Result<()>) -> Result<Figures> {
+    let metrics = Metrics::read(metrics_csv, style, check)?;
+    let figure = Figure { name: "heads".to_owned(), svg: heads::figure(&metrics, style) };
     let shown = [Quantity::Surprise.name(), Quantity::LearningRate.name()];
-    let left_out = LeftOut::of(&metrics).into_iter().filter(|of| shown.contains(&of.quantity));
-    Ok(Drawn { figures: vec![figure], notes: left_out.map(|of| of.to_string()).collect() })
+    let omitted = OmittedValues::of(&metrics).into_iter().filter(|of| shown.contains(&of.quantity));
+    Ok(Figures { figures: vec![figure], notes: omitted.map(|of| of.to_string()).collect() })
 }
 
 pub use retention::retention;
@@ -160,7 +164,7 @@ pub use scan_bench::scan_bench;
 
 /// Values of one quantity that an axis cannot show, counted per chunk and head (after the mean over sequences).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LeftOut {
+pub struct OmittedValues {
     /// As the file without its ending: "surprise".
     pub quantity: &'static str,
     /// NaN or infinite.
@@ -169,7 +173,7 @@ pub struct LeftOut {
     pub not_positive: u64,
 }
 
-impl fmt::Display for LeftOut {
+impl fmt::Display for OmittedValues {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let reasons = [(self.not_finite, "not finite"), (self.not_positive, "not above 0 on a log axis")];
         let reasons = reasons.iter().filter(|(count, _)| *count > 0);
@@ -184,11 +188,11 @@ impl fmt::Display for LeftOut {
 pub fn timelines(
     metrics_csv: &Path,
     labels: Option<&Labels>,
-    look: &Look,
+    style: &FigureStyle,
     check: &mut dyn FnMut() -> Result<()>,
-) -> Result<(Drawn, Vec<LeftOut>)> {
-    let metrics = Metrics::read(metrics_csv, look, check)?;
-    let left_out = LeftOut::of(&metrics);
+) -> Result<(Figures, Vec<OmittedValues>)> {
+    let metrics = Metrics::read(metrics_csv, style, check)?;
+    let omitted = OmittedValues::of(&metrics);
     let runs = [timeline::Run { name: String::new(), metrics }];
     let metrics = &runs[0].metrics;
     let every: Vec<_> = metrics.series.iter().map(|series| series.quantity).collect();
@@ -198,22 +202,22 @@ pub fn timelines(
     let mut figures = Vec::new();
     for (name, shown) in shown {
         check()?;
-        figures.push(Figure { name: name.to_owned(), svg: timeline::figure(&runs, labels, &shown, look) });
+        figures.push(Figure { name: name.to_owned(), svg: timeline::figure(&runs, labels, &shown, style) });
     }
     if metrics.heads.len() > 1 {
-        figures.push(Figure { name: "heads".to_owned(), svg: heads::figure(metrics, look) });
+        figures.push(Figure { name: "heads".to_owned(), svg: heads::figure(metrics, style) });
     }
-    let notes = left_out.iter().map(ToString::to_string).collect();
-    Ok((Drawn { figures, notes }, left_out))
+    let notes = omitted.iter().map(ToString::to_string).collect();
+    Ok((Figures { figures, notes }, omitted))
 }
 
-impl LeftOut {
+impl OmittedValues {
     fn of(metrics: &Metrics) -> Vec<Self> {
-        let left_out = metrics.series.iter().map(|series| Self {
+        let omitted = metrics.series.iter().map(|series| Self {
             quantity: series.quantity.name(),
             not_finite: series.count(Unshown::NotFinite),
             not_positive: series.count(Unshown::NotPositive),
         });
-        left_out.filter(|left_out| left_out.not_finite + left_out.not_positive > 0).collect()
+        omitted.filter(|omitted| omitted.not_finite + omitted.not_positive > 0).collect()
     }
 }

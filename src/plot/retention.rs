@@ -10,10 +10,10 @@ use crate::io::table::Table;
 use crate::plot::axis::Axis;
 use crate::plot::canvas::{Canvas, svg};
 use crate::plot::colours::{BAR_WITH_LABELS, Colours};
-use crate::plot::figure::{Drawn, Figure};
+use crate::plot::figure::{Figure, Figures};
 use crate::plot::frame::{Frame, fitted_x, fitted_y, left_of, title_lines};
 use crate::plot::legend::{Legend, Swatch};
-use crate::plot::look::{Look, Theme};
+use crate::plot::style::{FigureStyle, Theme};
 use crate::plot::{font, theme};
 
 /// Most cells along an axis, 2.4 pt each: more moments are joined in cells of several.
@@ -38,10 +38,14 @@ pub(super) struct Map {
 }
 
 /// Draws the map of a run's retention.csv. `check` is asked every few thousand rows.
-pub fn retention(retention_csv: &Path, look: &Look, check: &mut dyn FnMut() -> Result<()>) -> Result<Drawn> {
+pub fn retention(
+    retention_csv: &Path,
+    style: &FigureStyle,
+    check: &mut dyn FnMut() -> Result<()>,
+) -> Result<Figures> {
     let map = Map::read(retention_csv, check)?;
-    let figure = Figure { name: "retention".to_owned(), svg: map.draw(look) };
-    Ok(Drawn { figures: vec![figure], notes: Vec::new() })
+    let figure = Figure { name: "retention".to_owned(), svg: map.draw(style) };
+    Ok(Figures { figures: vec![figure], notes: Vec::new() })
 }
 
 impl Map {
@@ -82,8 +86,8 @@ impl Map {
         (colours, (low, high))
     }
 
-    fn draw(&self, look: &Look) -> String {
-        let (colours, (low, high)) = self.colours(look.theme);
+    fn draw(&self, style: &FigureStyle) -> String {
+        let (colours, (low, high)) = self.colours(style.theme);
 
         let mut legend = Legend::default();
         legend.notes.push(
@@ -99,19 +103,19 @@ impl Map {
         if self.span > 1 && self.cells > 1 {
             legend.notes.push(format!("a cell is {} × {} chunks", self.span, self.span));
         }
-        let sheet = look.sheet_width();
+        let sheet = style.sheet_width();
         let axis = Axis::tokens(&(0..self.end));
         let left = left_of([&axis], 1);
         let side = (sheet - left - BESIDE - BAR_WITH_LABELS - theme::EDGE).min(SIDE);
         let legend_width =
             (left + side + BESIDE + BAR_WITH_LABELS - theme::EDGE).min(sheet - 2.0 * theme::EDGE);
         let top = theme::EDGE + legend.height(legend_width) + 6.0;
-        let side = look.panel_height(side, 1, top + theme::BOTTOM).min(side);
+        let side = style.panel_height(side, 1, top + theme::BOTTOM).min(side);
         let (x, y) = (fitted_x(axis.clone(), side), fitted_y(axis, side));
         // As wide as it need be, and in the middle of what it shall be.
         let aside = (sheet - (left + side + BESIDE + BAR_WITH_LABELS + theme::EDGE)).max(0.0) / 2.0;
         let frame = Frame { left: aside + left, top, width: side, height: side, x: &x, y: &y };
-        svg(look, top + side + theme::BOTTOM, |canvas| {
+        svg(style, top + side + theme::BOTTOM, |canvas| {
             let legend_left = aside.min(sheet - theme::EDGE - legend_width).max(theme::EDGE);
             legend.draw(canvas, legend_left, theme::EDGE, legend_width);
             self.draw_cells(canvas, &frame, &colours);

@@ -10,10 +10,10 @@ use crate::error::{Error, Result};
 use crate::io::table::Table;
 use crate::plot::axis::Axis;
 use crate::plot::canvas::svg;
-use crate::plot::figure::{Drawn, Figure};
+use crate::plot::figure::{Figure, Figures};
 use crate::plot::frame::{Frame, fitted_y, left_of, letter};
 use crate::plot::legend::{Legend, Swatch, marker};
-use crate::plot::look::{Look, Theme};
+use crate::plot::style::{FigureStyle, Theme};
 use crate::plot::{font, theme};
 
 /// Most rows that are held: a thousand shapes times all algorithms take half of them.
@@ -30,7 +30,7 @@ const HEADING: f64 = 12.0;
 
 /// A row that was timed.
 #[derive(Clone, Debug)]
-pub(super) struct Row {
+pub(super) struct TimedRow {
     /// Algorithm, and its threads where a file has several numbers of them.
     pub(super) series: String,
     /// Batch, channels and element type where a file has several, layout, gates.
@@ -55,34 +55,34 @@ enum Quantity {
 }
 
 /// Draws `time` and `bandwidth` of a scan_bench.csv; nothing where no row was timed.
-pub fn scan_bench(csv: &Path, look: &Look) -> Result<Drawn> {
+pub fn scan_bench(csv: &Path, style: &FigureStyle) -> Result<Figures> {
     let (rows, notes) = read(csv)?;
     if rows.is_empty() {
-        return Ok(Drawn { figures: Vec::new(), notes });
+        return Ok(Figures { figures: Vec::new(), notes });
     }
     let figures = [("time", Quantity::Time), ("bandwidth", Quantity::Bandwidth)];
     let figures =
-        figures.map(|(name, quantity)| Figure { name: name.to_owned(), svg: figure(&rows, quantity, look) });
-    Ok(Drawn { figures: figures.into(), notes })
+        figures.map(|(name, quantity)| Figure { name: name.to_owned(), svg: figure(&rows, quantity, style) });
+    Ok(Figures { figures: figures.into(), notes })
 }
 
 /// Rows with a time, those of shapes that were run with one number of steps left out: a line of one point says nothing.
 /// (All of them where there are no others.) And what a user should know.
-pub(super) fn read(csv: &Path) -> Result<(Vec<Row>, Vec<String>)> {
+pub(super) fn read(csv: &Path) -> Result<(Vec<TimedRow>, Vec<String>)> {
     let mut table = Table::open(csv)?;
     let [algorithm, dtype, layout, gate] =
         ["algorithm", "dtype", "layout", "gate"].map(|name| table.column(name));
     let (algorithm, dtype, layout, gate) = (algorithm?, dtype?, layout?, gate?);
     let device = table.column("device")?;
     let (threads, batch) = (table.column("threads")?, table.column("batch")?);
-    let telling = ["algorithm", "dtype", "layout", "gate", "threads", "batch", "channels", "device"];
-    let telling =
-        telling.into_iter().map(|name| Ok((name, table.column(name)?))).collect::<Result<Vec<_>>>()?;
+    let distinguishing = ["algorithm", "dtype", "layout", "gate", "threads", "batch", "channels", "device"];
+    let distinguishing =
+        distinguishing.into_iter().map(|name| Ok((name, table.column(name)?))).collect::<Result<Vec<_>>>()?;
     let (steps, channels) = (table.column("steps")?, table.column("channels")?);
     let (median, speed) = (table.column("median_ms")?, table.column("gb_per_s")?);
     let copy = table.column("copy_gb_per_s")?;
     let named = |table: &Table| {
-        telling
+        distinguishing
             .iter()
             .map(|&(name, column)| (name, String::from_utf8_lossy(table.text(column)).into_owned()))
             .collect()
@@ -97,7 +97,7 @@ pub(super) fn read(csv: &Path) -> Result<(Vec<Row>, Vec<String>)> {
             continue;
         };
         let threads = table.integer(threads)?;
-        let row = Row {
+        let row = TimedRow {
             series: match &text(device)[..] {
                 "cpu" => text(algorithm),
                 device => format!("{device} {}", text(algorithm)),
@@ -144,7 +144,7 @@ pub(super) fn read(csv: &Path) -> Result<(Vec<Row>, Vec<String>)> {
             } else {
                 row.series.clone()
             };
-            Row { series, panel, ..row }
+            TimedRow { series, panel, ..row }
         })
         .collect();
     for (what, most, names) in [
@@ -172,7 +172,7 @@ pub(super) fn read(csv: &Path) -> Result<(Vec<Row>, Vec<String>)> {
 }
 
 /// Rows whose copy is drawn, and what it is called: a GPU's, the first of the file, or else that with the most threads.
-pub(super) fn copies(rows: &[Row]) -> Option<(Vec<&Row>, String)> {
+pub(super) fn copies(rows: &[TimedRow]) -> Option<(Vec<&TimedRow>, String)> {
     let copied = || rows.iter().filter(|row| row.copy.is_some());
     let gpu = copied().find(|row| row.threads == 0);
     let of = gpu.or(copied().max_by_key(|row| row.threads))?;
@@ -212,17 +212,17 @@ fn legend(series: &[&str], copy: Option<String>, quantity: Quantity, theme: Them
     legend
 }
 
-fn figure(rows: &[Row], quantity: Quantity, look: &Look) -> String {
+fn figure(rows: &[TimedRow], quantity: Quantity, style: &FigureStyle) -> String {
     let panels = distinct(rows.iter().map(|row| &row.panel[..]));
     let series = distinct(rows.iter().map(|row| &row.series[..]));
-    let value = |row: &Row| match quantity {
+    let value = |row: &TimedRow| match quantity {
         Quantity::Time => row.milliseconds,
         Quantity::Bandwidth => row.gb_per_s,
     };
     let (copies, copy) = copies(rows).unzip();
     let copies = copies.unwrap_or_default();
 
-    let legend = legend(&series, copy, quantity, look.theme);
+    let legend = legend(&series, copy, quantity, style.theme);
 
     let limits = |values: &mut dyn Iterator<Item = f64>| {
         values.fold((f64::INFINITY, 0.0_f64), |(low, high), x| (low.min(x), high.max(x)))
@@ -235,7 +235,7 @@ fn figure(rows: &[Row], quantity: Quantity, look: &Look) -> String {
     let (low, high) = limits(&mut rows.iter().map(value).chain(of_copies));
     let y = Axis::log(low, high);
 
-    let sheet = look.sheet_width();
+    let sheet = style.sheet_width();
     let columns = if sheet < TWO_COLUMNS { 1 } else { panels.len().min(2) };
     let rows_of_panels = panels.len().div_ceil(columns);
     let title = match quantity {
@@ -245,14 +245,14 @@ fn figure(rows: &[Row], quantity: Quantity, look: &Look) -> String {
     let legend_width = sheet - 2.0 * theme::EDGE;
     let top = theme::EDGE + legend.height(legend_width) + 4.0;
     let rest = top + (HEADING + theme::BOTTOM + 6.0) * rows_of_panels as f64;
-    let panel_height = look.panel_height(PANEL, rows_of_panels, rest);
+    let panel_height = style.panel_height(PANEL, rows_of_panels, rest);
     let y = fitted_y(y, panel_height);
     let left = left_of([&y], 1);
     let panel_width = (sheet - theme::RIGHT) / columns as f64 - left;
     let room = |label: &str| (font::width(label, theme::SMALL) + 5.0) / panel_width;
     let x = Axis::of_values(&steps, true, room);
     let row_height = HEADING + panel_height + theme::BOTTOM + 6.0;
-    svg(look, top + row_height * rows_of_panels as f64, |canvas| {
+    svg(style, top + row_height * rows_of_panels as f64, |canvas| {
         legend.draw(canvas, theme::EDGE, theme::EDGE, legend_width);
         for (i, panel) in panels.iter().enumerate() {
             let aside = (i % columns) as f64 * (panel_width + left);
@@ -272,7 +272,7 @@ fn figure(rows: &[Row], quantity: Quantity, look: &Look) -> String {
             );
             frame.draw_x_title(canvas, "steps");
             frame.draw_heading(canvas, &font::plain(panel), letter(i, panels.len()));
-            let of_panel = |row: &&Row| row.panel == *panel;
+            let of_panel = |row: &&TimedRow| row.panel == *panel;
             if quantity == Quantity::Bandwidth {
                 // A copy of as many bytes: of those with the most, where algorithms differ in bytes.
                 let mut points: Vec<_> = copies.iter().copied().filter(of_panel).collect();
@@ -292,13 +292,13 @@ fn figure(rows: &[Row], quantity: Quantity, look: &Look) -> String {
                 if places.len() > 1 {
                     canvas.dashed_line(
                         &places,
-                        look.theme.dash(i),
-                        look.theme.category(i).to_rgba(),
+                        style.theme.dash(i),
+                        style.theme.category(i).to_rgba(),
                         theme::SERIES,
                     );
                 }
                 for place in places {
-                    marker(canvas, place, i, look.theme.category(i));
+                    marker(canvas, place, i, style.theme.category(i));
                 }
             }
         }

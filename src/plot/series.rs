@@ -16,8 +16,8 @@ use csv::Position;
 
 use crate::error::Result;
 use crate::io::table::{Column, Table};
-use crate::plot::envelope::{Envelope, Unshown};
-use crate::plot::look::{LogAxes, Look};
+use crate::plot::downsample::{DownsampledLine, Unshown};
+use crate::plot::style::{FigureStyle, LogAxes};
 
 /// Bins of the bold lines, and of each head's up to `BINS_OF_ALL_HEADS / BINS` heads: one a point of paper, of up to
 /// four values each.
@@ -73,9 +73,9 @@ pub struct Series {
     /// What it is.
     pub quantity: Quantity,
     /// One line a head.
-    pub heads: Vec<Envelope>,
+    pub heads: Vec<DownsampledLine>,
     /// Mean or ratio of sums over heads, or their moving mean; none with one head that is not smoothed.
-    pub all: Option<Envelope>,
+    pub all: Option<DownsampledLine>,
     /// For a log axis.
     pub log: bool,
 }
@@ -163,15 +163,15 @@ struct Cell {
 impl Metrics {
     /// Reads a metrics.csv, sorted by sequence, chunk and head as `nmem` writes it.
     /// `check` is asked every few thousand rows and can stop it.
-    pub fn read(path: &Path, look: &Look, check: &mut dyn FnMut() -> Result<()>) -> Result<Self> {
+    pub fn read(path: &Path, style: &FigureStyle, check: &mut dyn FnMut() -> Result<()>) -> Result<Self> {
         let mut table = Table::open(path)?;
         let columns = Columns::find(&table)?;
         let (cursors, heads) = survey(&mut table, &columns, check)?;
         let sequences = cursors.len();
         // By the chunk of the next row, then as the file has them.
         let mut cursors: BinaryHeap<_> = cursors.into_iter().map(Reverse).collect();
-        let smoothed = look.smoothed();
-        let series = Series::empty(heads.len(), look);
+        let smoothed = style.smoothed();
+        let series = Series::empty(heads.len(), style);
         let mut metrics = Self { sequences, series, heads, tokens: 0..0, smoothed };
         let mut means: Vec<_> =
             Quantity::ALL.iter().map(|_| MovingMean::new(smoothed.unwrap_or(1))).collect();
@@ -314,19 +314,19 @@ impl Columns {
 }
 
 impl Series {
-    fn empty(heads: usize, look: &Look) -> Vec<Self> {
+    fn empty(heads: usize, style: &FigureStyle) -> Vec<Self> {
         let bins_a_head = (BINS_OF_ALL_HEADS / heads.max(1)).next_power_of_two().clamp(64, BINS);
-        let bold = heads > 1 || (heads > 0 && look.smoothed().is_some());
+        let bold = heads > 1 || (heads > 0 && style.smoothed().is_some());
         let series = |quantity: Quantity| {
-            let log = look.log.map_or(quantity.is_log(), LogAxes::y);
-            let heads = vec![Envelope::new(bins_a_head, log); heads];
-            Self { quantity, heads, all: bold.then(|| Envelope::new(BINS, log)), log }
+            let log = style.log.map_or(quantity.is_log(), LogAxes::y);
+            let heads = vec![DownsampledLine::new(bins_a_head, log); heads];
+            Self { quantity, heads, all: bold.then(|| DownsampledLine::new(BINS, log)), log }
         };
         Quantity::ALL.map(series).into()
     }
 
     /// The line over all heads.
-    pub fn bold(&self) -> Option<&Envelope> {
+    pub fn bold(&self) -> Option<&DownsampledLine> {
         self.all.as_ref().or(self.heads.first())
     }
 
@@ -335,7 +335,7 @@ impl Series {
         self.heads
             .iter()
             .chain(&self.all)
-            .filter_map(Envelope::range)
+            .filter_map(DownsampledLine::range)
             .reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
     }
 
@@ -391,7 +391,7 @@ struct MovingMean {
     half: usize,
     window: VecDeque<(f64, Option<f64>)>,
     sums: Window,
-    /// Place in the window of the next point to be told.
+    /// Place in the window of the next point to be emitted.
     next: usize,
 }
 
@@ -400,30 +400,30 @@ impl MovingMean {
         Self { half: points / 2, window: VecDeque::new(), sums: Window::default(), next: 0 }
     }
 
-    fn push(&mut self, x: f64, y: Option<f64>, mut tell: impl FnMut(f64, Option<f64>)) {
+    fn push(&mut self, x: f64, y: Option<f64>, mut emit: impl FnMut(f64, Option<f64>)) {
         if self.half == 0 {
-            return tell(x, y);
+            return emit(x, y);
         }
         self.window.push_back((x, y));
         self.sums.push(y);
         if self.window.len() > self.next + self.half {
-            self.tell(&mut tell);
+            self.emit(&mut emit);
         }
     }
 
-    fn finish(&mut self, mut tell: impl FnMut(f64, Option<f64>)) {
+    fn finish(&mut self, mut emit: impl FnMut(f64, Option<f64>)) {
         while self.next < self.window.len() {
-            self.tell(&mut tell);
+            self.emit(&mut emit);
         }
     }
 
-    fn tell(&mut self, tell: &mut impl FnMut(f64, Option<f64>)) {
+    fn emit(&mut self, emit: &mut impl FnMut(f64, Option<f64>)) {
         let (x, y) = self.window[self.next];
         let mean = |y: f64| {
             let (sum, count) = self.sums.sum();
             if y.is_finite() { sum / count as f64 } else { y }
         };
-        tell(x, y.map(mean));
+        emit(x, y.map(mean));
         self.next += 1;
         if self.next > self.half {
             self.window.pop_front();
@@ -489,8 +489,8 @@ fn over_heads(cells: &[Cell], quantity: Quantity) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{BINS, Look, Metrics, MovingMean, Quantity};
-    use crate::plot::envelope::Point;
+    use super::{BINS, FigureStyle, Metrics, MovingMean, Quantity};
+    use crate::plot::downsample::Point;
 
     const HEADER: &str =
         "sequence,chunk,head,start,end,loss,loss_before,surprise,learning_rate,momentum,decay";
@@ -499,7 +499,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("metrics.csv");
         std::fs::write(&path, format!("{HEADER}\n{rows}")).expect("a writable temporary folder");
-        Metrics::read(&path, &Look::default(), &mut || Ok(()))
+        Metrics::read(&path, &FigureStyle::default(), &mut || Ok(()))
             .map_err(|error| error.to_string().split_once("metrics.csv: ").unwrap().1.to_string())
     }
 
@@ -558,13 +558,13 @@ mod tests {
     #[test]
     fn moving_means() {
         let of = |points: usize, values: &[f64]| {
-            let (mut mean, mut told) = (MovingMean::new(points), Vec::new());
+            let (mut mean, mut means) = (MovingMean::new(points), Vec::new());
             for (i, &value) in values.iter().enumerate() {
-                mean.push(i as f64, Some(value), |x, y| told.push((x, y)));
+                mean.push(i as f64, Some(value), |x, y| means.push((x, y)));
             }
-            mean.finish(|x, y| told.push((x, y)));
-            assert!(told.iter().enumerate().all(|(i, point)| (point.0 - i as f64).abs() < 1e-9));
-            told.into_iter().map(|point| point.1.unwrap()).collect::<Vec<_>>()
+            mean.finish(|x, y| means.push((x, y)));
+            assert!(means.iter().enumerate().all(|(i, point)| (point.0 - i as f64).abs() < 1e-9));
+            means.into_iter().map(|point| point.1.unwrap()).collect::<Vec<_>>()
         };
         assert_eq!(of(1, &[1.0, 5.0]), [1.0, 5.0]);
         assert_eq!(of(3, &[1.0, 2.0, 6.0, 1.0]), [1.5, 3.0, 3.0, 3.5]);

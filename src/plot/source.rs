@@ -39,8 +39,8 @@ impl Kind {
         }
     }
 
-    /// Columns by which a file is told, and what it is drawn as.
-    const TELLING: [(&'static [&'static str], Self); 4] = [
+    /// Columns by which a file is recognised, and what it is drawn as.
+    const SIGNATURES: [(&'static [&'static str], Self); 4] = [
         (&["algorithm", "median_ms", "gb_per_s"], Self::Scan),
         (&["chunk", "head", "surprise"], Self::Timeline),
         (&["chunk", "after", "loss_at_w"], Self::Retention),
@@ -48,14 +48,14 @@ impl Kind {
     ];
 
     /// Kinds that are drawn of the same files as this one.
-    fn is_of(self, told: Self) -> bool {
-        self.file() == told.file()
+    fn is_of(self, detected: Self) -> bool {
+        self.file() == detected.file()
     }
 }
 
 /// A CSV file and what it is drawn as.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Source {
+pub struct CsvSource {
     /// The file.
     pub csv: PathBuf,
     /// What it is drawn as.
@@ -66,7 +66,7 @@ pub struct Source {
     pub of_sweep: bool,
 }
 
-impl Source {
+impl CsvSource {
     /// Finds each path's file. Those that would have the same name in legends and files are named after their parents too.
     pub fn find_all(paths: &[PathBuf], kind: Option<Kind>) -> Result<Vec<Self>> {
         let mut sources = paths.iter().map(|path| Self::find(path, kind)).collect::<Result<Vec<_>>>()?;
@@ -87,18 +87,18 @@ impl Source {
         let names: Vec<_> = table.columns().map(|(_, name)| name).collect();
         let has = |columns: &[&str]| columns.iter().all(|column| names.contains(column));
         let of_sweep = has(&["run", "status"]);
-        let told = Kind::TELLING.into_iter().find(|(columns, _)| has(columns)).map(|(_, kind)| kind);
-        let told = if of_sweep && has(&["lag", "loss_ratio"]) { Some(Kind::Retention) } else { told };
-        let Some(told) = told else {
+        let detected = Kind::SIGNATURES.into_iter().find(|(columns, _)| has(columns)).map(|(_, kind)| kind);
+        let detected = if of_sweep && has(&["lag", "loss_ratio"]) { Some(Kind::Retention) } else { detected };
+        let Some(detected) = detected else {
             let expected = "a metrics.csv, retention.csv, results.csv or scan_bench.csv";
             return Err(Error::file(&csv, expected, format!("the columns {}", names.join(", "))));
         };
-        let kind = kind.unwrap_or(told);
-        if !kind.is_of(told) {
+        let kind = kind.unwrap_or(detected);
+        if !kind.is_of(detected) {
             return Err(Error::file(
                 &csv,
                 format!("a {} for --kind", kind.file()),
-                format!("a {}", told.file()),
+                format!("a {}", detected.file()),
             ));
         }
         let (name, _) = named(&csv);

@@ -18,8 +18,8 @@ use ratatui_core::text;
 use ratatui_core::widgets::Widget;
 use ratatui_widgets::canvas::{Canvas, Context, Line as Stroke, Points};
 
-use super::chart::{self, Chart, Map, Panel, Style};
-use super::{Look, Request, Source, Theme};
+use super::chart::{self, Chart, LineStyle, Map, Panel};
+use super::{CsvSource, FigureStyle, Request, Theme};
 use crate::error::Result;
 use crate::escape::for_figure;
 use crate::plot::axis::{Axis, Tick};
@@ -34,7 +34,7 @@ const MAP: usize = 48;
 /// A narrower cell has no room for a number.
 const NUMBER: usize = 7;
 /// Fewer columns leave no room for a line.
-const LEAST: usize = 24;
+const MIN_COLUMNS: usize = 24;
 /// From low to high, without colour.
 const SHADES: [char; 5] = ['·', '░', '▒', '▓', '█'];
 
@@ -58,16 +58,16 @@ pub struct View {
 
 /// The series of the sources as text.
 pub fn view(
-    sources: &[Source],
+    sources: &[CsvSource],
     request: &Request,
     screen: &Screen,
     check: &mut dyn FnMut() -> Result<()>,
 ) -> Result<View> {
-    let screen = &Screen { columns: screen.columns.max(LEAST), ..*screen };
+    let screen = &Screen { columns: screen.columns.max(MIN_COLUMNS), ..*screen };
     let mut view = View::default();
     // Greys would be lost on a dark ground.
-    let look = Look { theme: Theme::Print, ..request.look.clone() };
-    let (charts, notes) = chart::charts(sources, &Request { look, ..request.clone() }, check)?;
+    let style = FigureStyle { theme: Theme::Print, ..request.style.clone() };
+    let (charts, notes) = chart::charts(sources, &Request { style, ..request.clone() }, check)?;
     view.notes.extend(notes);
     for chart in &charts {
         if sources.len() > 1 && charts.len() > 1 {
@@ -110,12 +110,12 @@ fn draw(chart: &Chart, screen: &Screen, view: &mut View) {
         view.notes.push("lines of single heads are drawn in colour, on a terminal".to_owned());
     }
     view.notes.extend(chart.notes.iter().map(|note| format!("{}: {}", chart.name, raised(note))));
-    view.notes.extend(chart.left_out.iter().cloned());
+    view.notes.extend(chart.omitted.iter().cloned());
 }
 
 /// Without colour, lines that only colour tells apart would be noise about the one that stands out.
 fn hides(panel: &Panel, screen: &Screen) -> bool {
-    let plain = |style: Style| style.order.is_some() && !style.marked;
+    let plain = |style: LineStyle| style.order.is_some() && !style.marked;
     !screen.colours
         && panel.lines.iter().filter(|line| plain(line.style)).count() > 1
         && panel.lines.iter().any(|line| line.style.order.is_none())
@@ -125,7 +125,7 @@ fn draw_lines(panel: &Panel, height: usize, screen: &Screen, out: &mut String) {
     let gutter = gutter(&panel.y);
     let width = screen.columns - gutter - 1;
     let hides = hides(panel, screen);
-    let shown = |style: Style| !(hides && style.order.is_some() && !style.marked);
+    let shown = |style: LineStyle| !(hides && style.order.is_some() && !style.marked);
     let paint = |context: &mut Context| {
         for line in panel.lines.iter().filter(|line| shown(line.style)) {
             let colour = if screen.colours { ink(line.style) } else { Color::Reset };
@@ -343,12 +343,12 @@ fn letter(order: usize) -> char {
     letters.cycle().nth(order % 52).unwrap_or('a')
 }
 
-fn ink_of(style: Style, screen: &Screen) -> Color {
+fn ink_of(style: LineStyle, screen: &Screen) -> Color {
     if screen.colours { ink(style) } else { Color::Reset }
 }
 
 /// What stands out has the terminal's own colour, dark or bright; so have black lines.
-fn ink(style: Style) -> Color {
+fn ink(style: LineStyle) -> Color {
     let RGBColor(red, green, blue) = style.colour;
     if style.order.is_none() || red.max(green).max(blue) < 0x30 {
         return Color::Reset;

@@ -3,7 +3,7 @@
 
 use plotters::style::{RGBAColor, RGBColor};
 
-use crate::plot::look::Theme;
+use crate::plot::style::Theme;
 
 /// Room for the axis titles, left of the tick labels.
 pub const TITLES: f64 = 14.0;
@@ -24,7 +24,7 @@ pub const GAP: f64 = 13.0;
 /// Height of a panel among others.
 pub const STACKED: f64 = 86.0;
 /// Flatter panels would show nothing, however low the figure shall be.
-pub const LEAST_PANEL: f64 = 24.0;
+pub const MIN_PANEL: f64 = 24.0;
 /// Height of a panel alone.
 pub const ALONE: f64 = 150.0;
 
@@ -83,7 +83,7 @@ const VIRIDIS: [RGBColor; 8] = [
 ];
 
 /// Up to so many heads are told apart.
-pub const TELLABLE_HEADS: usize = OKABE_ITO.len();
+pub const MAX_DISTINCT_HEADS: usize = OKABE_ITO.len();
 
 /// Greys that differ most from their neighbours; dashes tell the rest.
 const GREYS: [u8; 4] = [0x1A, 0x8C, 0x55, 0xA8];
@@ -123,7 +123,9 @@ impl Theme {
     /// Colours of the heads' lines: categories while they can be told apart, then an ordered scale.
     pub fn head_colours(self, heads: usize) -> Vec<RGBColor> {
         match heads {
-            n if n > TELLABLE_HEADS => (0..n).map(|i| self.sequential(i as f64 / (n - 1) as f64)).collect(),
+            n if n > MAX_DISTINCT_HEADS => {
+                (0..n).map(|i| self.sequential(i as f64 / (n - 1) as f64)).collect()
+            }
             n if self == Self::Mono => (0..n).map(|i| self.category(i + 1)).collect(),
             n => OKABE_ITO[..n].to_vec(),
         }
@@ -196,8 +198,8 @@ mod tests {
 
     #[test]
     fn grey_lines_differ_in_their_dashes() {
-        let looks: Vec<_> = (0..DASHES.len()).map(|i| Theme::Mono.dash(i)).collect();
-        assert!((1..looks.len()).all(|i| !looks[..i].contains(&looks[i])));
+        let dashes: Vec<_> = (0..DASHES.len()).map(|i| Theme::Mono.dash(i)).collect();
+        assert!((1..dashes.len()).all(|i| !dashes[..i].contains(&dashes[i])));
         assert!(GREYS.iter().all(|&grey| grey < 0xB0), "dark enough to be seen on white");
     }
 }

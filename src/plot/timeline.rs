@@ -9,14 +9,14 @@ use crate::error::Result;
 use crate::io::labels::Labels;
 use crate::plot::axis::Axis;
 use crate::plot::canvas::{Canvas, svg};
-use crate::plot::envelope::{Envelope, Point, Unshown};
+use crate::plot::downsample::{DownsampledLine, Point, Unshown};
 use crate::plot::frame::{
     Frame, draw_letter, fitted_x, fitted_y, left_of, letter, right_of, title_left, title_lines,
 };
 use crate::plot::legend::{Legend, Swatch, mark};
-use crate::plot::look::Look;
 use crate::plot::series::{Metrics, Quantity, Series};
-use crate::plot::{Kind, LeftOut, Request, Source, font, theme};
+use crate::plot::style::FigureStyle;
+use crate::plot::{CsvSource, Kind, OmittedValues, Request, font, theme};
 
 /// Marks closer than this would overlap: they become one with a bar.
 const MARK_SPACE: f64 = 5.0;
@@ -43,7 +43,7 @@ impl Selection {
     /// All quantities, the gates, or those that are asked for. `None` where other columns are, or another x: they are no
     /// timelines.
     pub fn read(
-        files: &[Source],
+        files: &[CsvSource],
         request: &Request,
         check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Option<Self>> {
@@ -51,8 +51,8 @@ impl Selection {
         let asked: Option<Vec<_>> = request.y.iter().map(quantity).collect();
         let (Some(asked), None, None) = (asked, &request.x, &request.hue) else { return Ok(None) };
         let gates = files.iter().any(|file| file.kind == Kind::Gates);
-        let run = |file: &Source| {
-            Ok(Run { name: file.name.clone(), metrics: Metrics::read(&file.csv, &request.look, check)? })
+        let run = |file: &CsvSource| {
+            Ok(Run { name: file.name.clone(), metrics: Metrics::read(&file.csv, &request.style, check)? })
         };
         let runs = files.iter().map(run).collect::<Result<Vec<_>>>()?;
         let there = |quantity: &Quantity| {
@@ -73,21 +73,21 @@ impl Selection {
 }
 
 /// What of these quantities cannot be drawn, a line each.
-pub fn left_out(runs: &[Run], shown: &[Quantity]) -> Vec<String> {
+pub fn omitted(runs: &[Run], shown: &[Quantity]) -> Vec<String> {
     let of_run = |run: &Run| -> Vec<String> {
-        let all = LeftOut::of(&run.metrics).into_iter();
-        let those = all.filter(|left_out| shown.iter().any(|quantity| quantity.name() == left_out.quantity));
-        let name = |left_out: LeftOut| {
-            if runs.len() > 1 { format!("{}: {left_out}", run.name) } else { left_out.to_string() }
+        let all = OmittedValues::of(&run.metrics).into_iter();
+        let those = all.filter(|omitted| shown.iter().any(|quantity| quantity.name() == omitted.quantity));
+        let name = |omitted: OmittedValues| {
+            if runs.len() > 1 { format!("{}: {omitted}", run.name) } else { omitted.to_string() }
         };
         those.map(name).collect()
     };
     runs.iter().flat_map(of_run).collect()
 }
 
-/// The lines' looks: colours and dashes of the heads or runs, and how strong they are.
-struct Looks<'a> {
-    look: &'a Look,
+/// The lines' styles: colours and dashes of the heads or runs, and how strong they are.
+struct LineStyles<'a> {
+    style: &'a FigureStyle,
     colours: Vec<RGBColor>,
     opacity: f64,
     width: f64,
@@ -95,17 +95,17 @@ struct Looks<'a> {
 }
 
 /// Draws panels of the same width one below the other.
-pub fn figure(runs: &[Run], labels: Option<&Labels>, shown: &[Quantity], look: &Look) -> String {
+pub fn figure(runs: &[Run], labels: Option<&Labels>, shown: &[Quantity], style: &FigureStyle) -> String {
     let tokens = tokens(runs);
-    let looks = Looks::of(runs, look);
-    let legend = legend(runs, labels, shown, &looks);
-    let sheet = look.sheet_width();
+    let styles = LineStyles::of(runs, style);
+    let legend = legend(runs, labels, shown, &styles);
+    let sheet = style.sheet_width();
     let legend_width = sheet - 2.0 * theme::EDGE;
     let top = theme::EDGE + legend.height(legend_width) + theme::HEAD;
     let count = shown.len().max(1);
     let default = if count > 1 { theme::STACKED } else { theme::ALONE };
     let rest = top + theme::GAP * (count - 1) as f64 + theme::BOTTOM;
-    let height = look.panel_height(default, count, rest);
+    let height = style.panel_height(default, count, rest);
 
     let of = |quantity: Quantity| {
         let series = runs.iter().flat_map(|run| &run.metrics.series);
@@ -113,7 +113,7 @@ pub fn figure(runs: &[Run], labels: Option<&Labels>, shown: &[Quantity], look: &
     };
     let panels: Vec<_> = shown.iter().map(|&quantity| (quantity, of(quantity))).collect();
     let axes: Vec<_> =
-        panels.iter().map(|(quantity, series)| y_axis(*quantity, series, looks.several, look)).collect();
+        panels.iter().map(|(quantity, series)| y_axis(*quantity, series, styles.several, style)).collect();
     let bare = Axis::bare();
     let axes: Vec<_> = axes.into_iter().map(|axis| axis.map(|axis| fitted_y(axis, height))).collect();
     let titles: Vec<_> = shown.iter().map(|&quantity| title(quantity, height)).collect();
@@ -124,7 +124,7 @@ pub fn figure(runs: &[Run], labels: Option<&Labels>, shown: &[Quantity], look: &
     let x = fitted_x(Axis::tokens(&tokens), width);
 
     let all = top + height * count as f64 + theme::GAP * (count - 1) as f64 + theme::BOTTOM;
-    svg(look, all, |canvas| {
+    svg(style, all, |canvas| {
         legend.draw(canvas, theme::EDGE, theme::EDGE, legend_width);
         for (i, ((_, series), y)) in panels.iter().zip(&axes).enumerate() {
             let top = top + i as f64 * (height + theme::GAP);
@@ -141,7 +141,7 @@ pub fn figure(runs: &[Run], labels: Option<&Labels>, shown: &[Quantity], look: &
             if let Some(letter) = letter(i, panels.len()) {
                 draw_letter(canvas, letter, (theme::EDGE, top - theme::LETTER));
             }
-            looks.draw(canvas, &frame, series, y.is_some());
+            styles.draw(canvas, &frame, series, y.is_some());
         }
     })
 }
@@ -152,36 +152,36 @@ pub(super) fn tokens(runs: &[Run]) -> Range<u64> {
     tokens.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0)
 }
 
-impl<'a> Looks<'a> {
-    fn of(runs: &[Run], look: &'a Look) -> Self {
-        let theme = look.theme;
+impl<'a> LineStyles<'a> {
+    fn of(runs: &[Run], style: &'a FigureStyle) -> Self {
+        let theme = style.theme;
         if let [run] = runs {
             let metrics = &run.metrics;
             let binned =
                 metrics.series.iter().flat_map(|series| &series.heads).any(|line| line.bin_width() > 1);
             let (opacity, width) = match metrics.heads.len() {
-                ..=theme::TELLABLE_HEADS if binned => (0.5, 0.4),
+                ..=theme::MAX_DISTINCT_HEADS if binned => (0.5, 0.4),
                 _ if binned => (0.35, 0.4),
                 1 if metrics.smoothed.is_some() => (0.6, 0.5),
                 1 => (1.0, 0.9),
-                2..=theme::TELLABLE_HEADS => (0.75, 0.6),
+                2..=theme::MAX_DISTINCT_HEADS => (0.75, 0.6),
                 _ => (0.45, 0.5),
             };
             let colours = theme.head_colours(metrics.heads.len().max(1));
-            return Self { look, colours, opacity, width, several: false };
+            return Self { style, colours, opacity, width, several: false };
         }
         let colours = (0..runs.len()).map(|i| theme.category(i + 1)).collect();
-        Self { look, colours, opacity: 1.0, width: theme::SERIES, several: true }
+        Self { style, colours, opacity: 1.0, width: theme::SERIES, several: true }
     }
 
     /// What a long line shows, unless it is smooth already.
-    fn trend(&self, line: &Envelope) -> Option<(u64, Vec<Vec<Point>>)> {
-        if self.look.smoothed().is_some() { None } else { line.trend(TREND) }
+    fn trend(&self, line: &DownsampledLine) -> Option<(u64, Vec<Vec<Point>>)> {
+        if self.style.smoothed().is_some() { None } else { line.trend(TREND) }
     }
 
     /// Heads are too many and too dense for dashes, where their lines are binned.
-    fn dash(&self, i: usize, line: &Envelope) -> &'static [f64] {
-        if !self.several && line.bin_width() > 1 { &[] } else { self.look.theme.dash(i) }
+    fn dash(&self, i: usize, line: &DownsampledLine) -> &'static [f64] {
+        if !self.several && line.bin_width() > 1 { &[] } else { self.style.theme.dash(i) }
     }
 
     fn draw(&self, canvas: &mut Canvas, frame: &Frame, series: &[&Series], any: bool) {
@@ -195,8 +195,8 @@ impl<'a> Looks<'a> {
                 if let Some(bold) = series.bold() {
                     let trend = self.trend(bold).map(|(_, trend)| trend);
                     let line = trend.unwrap_or_else(|| bold.stretches());
-                    let look = (self.colours[i].to_rgba(), self.width, self.dash(i, bold));
-                    draw_line(canvas, frame, &line, look);
+                    let style = (self.colours[i].to_rgba(), self.width, self.dash(i, bold));
+                    draw_line(canvas, frame, &line, style);
                 }
                 continue;
             }
@@ -216,18 +216,18 @@ impl<'a> Looks<'a> {
     }
 }
 
-fn legend(runs: &[Run], labels: Option<&Labels>, shown: &[Quantity], looks: &Looks) -> Legend {
+fn legend(runs: &[Run], labels: Option<&Labels>, shown: &[Quantity], styles: &LineStyles) -> Legend {
     let mut legend = Legend::default();
     let all = || runs.iter().flat_map(|run| &run.metrics.series);
     let shown_series = || all().filter(|series| shown.contains(&series.quantity));
     let chunks =
-        shown_series().filter_map(|series| looks.trend(series.bold()?)).map(|(chunks, _)| chunks).max();
+        shown_series().filter_map(|series| styles.trend(series.bold()?)).map(|(chunks, _)| chunks).max();
     let smoothed = runs.iter().find_map(|run| run.metrics.smoothed);
     if let [run] = runs {
-        of_heads(&mut legend, &run.metrics, shown, looks, chunks.or(smoothed.map(|n| n as u64)));
+        of_heads(&mut legend, &run.metrics, shown, styles, chunks.or(smoothed.map(|n| n as u64)));
     } else {
         for (i, run) in runs.iter().enumerate() {
-            let swatch = Swatch::Pattern(looks.colours[i], theme::SERIES, looks.look.theme.dash(i));
+            let swatch = Swatch::Pattern(styles.colours[i], theme::SERIES, styles.style.theme.dash(i));
             legend.entries.push((swatch, font::plain(&run.name)));
         }
         if runs.iter().any(|run| run.metrics.heads.len() > 1) {
@@ -260,7 +260,8 @@ fn legend(runs: &[Run], labels: Option<&Labels>, shown: &[Quantity], looks: &Loo
         let what = if heads > 1 && runs.len() == 1 { "each head: " } else { "" };
         legend.notes.push(format!("{what}mean over {sequences} sequences"));
     }
-    let bin = shown_series().flat_map(|series| &series.heads).map(Envelope::bin_width).max().unwrap_or(1);
+    let bin =
+        shown_series().flat_map(|series| &series.heads).map(DownsampledLine::bin_width).max().unwrap_or(1);
     if bin > 1 && runs.len() == 1 {
         legend.notes.push(format!("faint lines: first, lowest, highest and last of every {bin} chunks"));
     }
@@ -276,7 +277,13 @@ fn legend(runs: &[Run], labels: Option<&Labels>, shown: &[Quantity], looks: &Loo
 }
 
 /// Entries of the only run's lines.
-fn of_heads(legend: &mut Legend, metrics: &Metrics, shown: &[Quantity], looks: &Looks, chunks: Option<u64>) {
+fn of_heads(
+    legend: &mut Legend,
+    metrics: &Metrics,
+    shown: &[Quantity],
+    styles: &LineStyles,
+    chunks: Option<u64>,
+) {
     let heads = &metrics.heads;
     let only_ratio = shown == [Quantity::LossRatio];
     let bold = match (heads.len() > 1, chunks) {
@@ -286,26 +293,31 @@ fn of_heads(legend: &mut Legend, metrics: &Metrics, shown: &[Quantity], looks: &
         (false, None) => None,
     };
     legend.entries.extend(bold.map(|text| (Swatch::Line(theme::BLACK, 1.0, theme::BOLD), text)));
-    if heads.len() > theme::TELLABLE_HEADS {
+    if heads.len() > theme::MAX_DISTINCT_HEADS {
         let text = format!("heads {} to {}", heads[0], heads[heads.len() - 1]);
-        legend.entries.push((Swatch::Fan(looks.colours.clone()), text));
+        legend.entries.push((Swatch::Fan(styles.colours.clone()), text));
     } else if heads.len() > 1 {
         let line = metrics.series.first().and_then(|series| series.heads.first());
-        legend.entries.extend(heads.iter().zip(&looks.colours).enumerate().map(|(i, (head, &colour))| {
-            let dash = line.map_or(&[][..], |line| looks.dash(i, line));
+        legend.entries.extend(heads.iter().zip(&styles.colours).enumerate().map(|(i, (head, &colour))| {
+            let dash = line.map_or(&[][..], |line| styles.dash(i, line));
             (Swatch::Pattern(colour, theme::SERIES, dash), format!("head {head}"))
         }));
     }
 }
 
 /// Around what is drawn of one run, or of several.
-pub(super) fn y_axis(quantity: Quantity, series: &[&Series], several: bool, look: &Look) -> Option<Axis> {
+pub(super) fn y_axis(
+    quantity: Quantity,
+    series: &[&Series],
+    several: bool,
+    style: &FigureStyle,
+) -> Option<Axis> {
     let range = |series: &&Series| {
-        if several { series.bold().and_then(Envelope::range) } else { series.range() }
+        if several { series.bold().and_then(DownsampledLine::range) } else { series.range() }
     };
     let (low, high) = series.iter().filter_map(range).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))?;
     // Near a divergence it grows by many powers of ten: a linear axis would flatten all before.
-    let wild = quantity == Quantity::LossRatio && look.log.is_none() && high > 100.0 * low;
+    let wild = quantity == Quantity::LossRatio && style.log.is_none() && high > 100.0 * low;
     let log = series.iter().any(|series| series.log) || wild;
     Some(match quantity {
         _ if log && low > 0.0 => Axis::log(low, high),

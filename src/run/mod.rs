@@ -448,10 +448,10 @@ fn draw(
         peak.sample_now();
         observe(RunEvent::Writing)
     };
-    let look = plot::Look::default();
-    let mut drawn = plot::timelines(&folder.join("metrics.csv"), labels, &look, &mut tick)?.0;
+    let style = plot::FigureStyle::default();
+    let mut drawn = plot::timelines(&folder.join("metrics.csv"), labels, &style, &mut tick)?.0;
     if config.retention.is_some() {
-        let retention = plot::retention(&folder.join("retention.csv"), &look, &mut tick)?;
+        let retention = plot::retention(&folder.join("retention.csv"), &style, &mut tick)?;
         drawn.figures.extend(retention.figures);
     }
     let request = plot::Request { labels: labels.cloned(), ..plot::Request::default() };

@@ -1,7 +1,7 @@
-//! Across channels: groups of them side by side on the threads, each walked from the first step to the last.
+//! Across channels: groups of them side by side on the threads, each scanned from the first step to the last.
 //!
-//! Steps × channels: a strip of neighbouring channels keeps its state in the cache and goes down the rows, vectorised
-//! across the strip. Strips are as wide as the threads allow: a row that is read in short pieces costs a page and the
+//! Steps × channels: a panel of neighbouring channels keeps its state in the cache and goes down the rows, vectorised
+//! across the panel. Panels are as wide as the threads allow: a row that is read in short pieces costs a page and the
 //! prefetcher's attention a piece (768-byte pieces ran at a quarter of the speed of whole rows).
 //!
 //! Not [`vectorised`](crate::simd::vectorised): these loops wait for memory, and with AVX-512 they waited longer. The pair took 13.8 ms on
@@ -17,14 +17,14 @@ use super::lanes::{LANES, Lane, Scratch};
 use super::linear::{Layout, Problem, Shape};
 use super::{Element, lanes, stream};
 
-/// The most bytes of a strip's row: half of a common L2. From DRAM, rows of 512 KB came at 23 GB/s, of 64 KB at 17, of
+/// The most bytes of a panel's row: half of a common L2. From DRAM, rows of 512 KB came at 23 GB/s, of 64 KB at 17, of
 /// 16 KB at 13 (S and U, two threads); why so wide a row is still better was not found out.
-const STRIP_BYTES: usize = 1 << 19;
+const MAX_PANEL_BYTES: usize = 1 << 19;
 /// The least: a few lines.
-const LEAST_STRIP_BYTES: usize = 256;
-/// Elements of a strip's row that are computed and then written, from L1.
+const MIN_PANEL_BYTES: usize = 256;
+/// Elements of a panel's row that are computed and then written, from L1.
 pub(super) const PIECE: usize = 512;
-/// Strips narrower than this are asked for a row ahead. In wider ones the hardware soon finds its way, and asking costs
+/// Panels narrower than this are asked for a row ahead. In wider ones the hardware soon finds its way, and asking costs
 /// more than it brings.
 const NARROW_BYTES: usize = 8192;
 /// Whether a row's piece ends before the hardware has found out that it goes on.
@@ -32,47 +32,49 @@ pub(super) fn is_narrow<T>(width: usize, channels: usize) -> bool {
     width < channels && width * size_of::<T>() < NARROW_BYTES
 }
 
-/// Channels of a strip. The results do not depend on it.
-pub(super) fn strip<T>(shape: Shape) -> usize {
-    let most = STRIP_BYTES / size_of::<T>();
-    let least = LEAST_STRIP_BYTES / size_of::<T>();
+/// Channels of a panel. The results do not depend on it.
+pub(super) fn panel_width<T>(shape: Shape) -> usize {
+    let most = MAX_PANEL_BYTES / size_of::<T>();
+    let least = MIN_PANEL_BYTES / size_of::<T>();
     let wanted =
         (shape.batch * shape.channels).div_ceil(rayon::current_num_threads()).next_multiple_of(least);
-    // Not a strip and a sliver.
+    // Not a panel and a sliver.
     let pieces = shape.channels.div_ceil(wanted.clamp(least, most));
     shape.channels.div_ceil(pieces).next_multiple_of(16).max(1)
 }
 
-/// Cuts `[batch, steps, channels]` into strips `[steps, width]`: sequence, first channel, the strip.
-pub(super) fn strips<T>(
+/// Cuts `[batch, steps, channels]` into column panels `[steps, width]`: sequence, first channel, the panel.
+pub(super) fn split_panels<T>(
     states: &mut [T],
     shape: Shape,
     width: usize,
 ) -> Vec<(usize, usize, ArrayViewMut2<'_, T>)> {
     let Shape { steps, channels, .. } = shape;
-    let mut strips = Vec::new();
+    let mut panels = Vec::new();
     for (sequence, states) in states.chunks_exact_mut(steps * channels).enumerate() {
         let mut rest = ArrayViewMut2::from_shape((steps, channels), states).expect("the states' shape");
         while rest.ncols() > 0 {
             let first = channels - rest.ncols();
             let width = width.min(rest.ncols());
-            let (strip, others) = rest.split_at(Axis(1), width);
-            strips.push((sequence, first, strip));
+            let (panel, others) = rest.split_at(Axis(1), width);
+            panels.push((sequence, first, panel));
             rest = others;
         }
     }
-    strips
+    panels
 }
 
 pub fn scan<T: Element>(problem: &Problem<T>, states: &mut [T]) {
     match problem.layout {
         Layout::StepsChannels => {
-            let width = strip::<T>(problem.shape);
-            strips(states, problem.shape, width).into_par_iter().for_each(|(sequence, first, mut states)| {
-                let width = states.ncols();
-                let mut state = start_of_strip(problem, sequence, first, width);
-                walk_strip(problem, sequence, (0, first), &mut state, &mut states);
-            });
+            let width = panel_width::<T>(problem.shape);
+            split_panels(states, problem.shape, width).into_par_iter().for_each(
+                |(sequence, first, mut states)| {
+                    let width = states.ncols();
+                    let mut state = initial_state(problem, sequence, first, width);
+                    scan_panel(problem, sequence, (0, first), &mut state, &mut states);
+                },
+            );
         }
         Layout::ChannelsSteps => {
             let steps = problem.shape.steps;
@@ -88,15 +90,15 @@ pub fn scan<T: Element>(problem: &Problem<T>, states: &mut [T]) {
                             Lane { gates, inputs, state: problem.start(row), states: Some(states) }
                         })
                         .collect();
-                    lanes::walk(&mut lanes, problem.stream, scratch);
+                    lanes::scan(&mut lanes, problem.stream, scratch);
                 },
             );
         }
     }
 }
 
-/// The states of a strip before the first step.
-pub(super) fn start_of_strip<T: Element>(
+/// The states of a panel before the first step.
+pub(super) fn initial_state<T: Element>(
     problem: &Problem<T>,
     sequence: usize,
     first: usize,
@@ -106,9 +108,9 @@ pub(super) fn start_of_strip<T: Element>(
     problem.initial.map_or_else(|| vec![T::zero(); width], |initial| initial[place..][..width].to_vec())
 }
 
-/// Takes a strip of channels from `state` through the steps of `states` `[steps, width]`, the first of which is
+/// Takes a panel of channels from `state` through the steps of `states` `[steps, width]`, the first of which is
 /// `step` of the sequence; leaves the last state in `state`.
-pub(super) fn walk_strip<'a, T: Element>(
+pub(super) fn scan_panel<'a, T: Element>(
     problem: &Problem<'a, T>,
     sequence: usize,
     (step, channel): (usize, usize),

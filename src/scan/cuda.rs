@@ -21,11 +21,11 @@ pub enum Gates<'a, 'd, T> {
 const CHANNELS: usize = 128;
 /// Steps of a thread of a block that takes a row, and most threads.
 const STEPS: usize = 4;
-const MOST_THREADS: usize = 256;
+const MAX_THREADS: usize = 256;
 /// Blocks that take rows: more go round.
-const MOST_BLOCKS: usize = 1 << 30;
+const MAX_BLOCKS: usize = 1 << 30;
 /// Most blocks in a grid's second dimension.
-const MOST_SEQUENCES: usize = 65_535;
+const MAX_SEQUENCES: usize = 65_535;
 
 fn optional<T: Real>(array: Option<&Array<T>>) -> Argument {
     array.map_or(Argument::Address(0), Array::argument)
@@ -80,17 +80,17 @@ pub fn scan<T: Real>(
         Argument::long(rows),
         steps_,
     ];
-    let threads = steps.div_ceil(STEPS).next_multiple_of(32).min(MOST_THREADS);
-    let launch = Launch { grid: [rows.min(MOST_BLOCKS) as u32, 1, 1], block: threads as u32, shared: 0 };
+    let threads = steps.div_ceil(STEPS).next_multiple_of(32).min(MAX_THREADS);
+    let launch = Launch { grid: [rows.min(MAX_BLOCKS) as u32, 1, 1], block: threads as u32, shared: 0 };
     device.launch(&kernel("scan_rows", T::TYPE), launch, &arguments)
 }
 
 /// Sequences are the second dimension of a grid.
 fn check_batch(batch: usize) -> Result<()> {
-    if batch <= MOST_SEQUENCES {
+    if batch <= MAX_SEQUENCES {
         return Ok(());
     }
-    Err(Error::setting("--batch", format!("at most {MOST_SEQUENCES} on a GPU"), batch.to_string()))
+    Err(Error::setting("--batch", format!("at most {MAX_SEQUENCES} on a GPU"), batch.to_string()))
 }
 
 /// A thread a channel.

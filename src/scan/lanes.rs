@@ -1,4 +1,4 @@
-//! Recurrences along contiguous time. One is a chain of dependent products and sums, so [`LANES`] of them are walked at
+//! Recurrences along contiguous time. One is a chain of dependent products and sums, so [`LANES`] of them are scanned at
 //! once: tiles of as many steps are turned so that a step of all lanes is a vector, computed, and turned back.
 //!
 //! Rows come and go by [`BLOCK`]s through a scratch in L1: the hardware follows stretches of memory, not single lines of
@@ -8,7 +8,7 @@
 use super::{Element, stream};
 use crate::simd::vectorised;
 
-/// Rows walked at once, and steps of a tile: two vectors of AVX2 in f32, one of AVX-512.
+/// Rows scanned at once, and steps of a tile: two vectors of AVX2 in f32, one of AVX-512.
 pub const LANES: usize = 16;
 /// Turned at once.
 const SQUARE: usize = 8;
@@ -47,9 +47,9 @@ impl<T: Element> Scratch<T> {
     }
 }
 
-/// Walks up to [`LANES`] recurrences of the same length at once. Returns the products of their gates, where no states
+/// Scans up to [`LANES`] recurrences of the same length at once. Returns the products of their gates, where no states
 /// are written.
-pub fn walk<T: Element>(lanes: &mut [Lane<T>], past_cache: bool, scratch: &mut Scratch<T>) -> [T; LANES] {
+pub fn scan<T: Element>(lanes: &mut [Lane<T>], past_cache: bool, scratch: &mut Scratch<T>) -> [T; LANES] {
     let Some(first) = lanes.first() else { return [T::one(); LANES] };
     let (length, writes) = (first.inputs.len(), first.states.is_some());
     let alike = |lane: &Lane<T>| {
@@ -58,7 +58,7 @@ pub fn walk<T: Element>(lanes: &mut [Lane<T>], past_cache: bool, scratch: &mut S
     };
     assert!(lanes.len() <= LANES && lanes.iter().all(alike), "lanes side by side");
     let shared = lanes.iter().all(|lane| std::ptr::eq(lane.gates, first.gates)).then_some(first.gates);
-    // Lanes that are not there walk what lies in the scratch; nobody asks for their results.
+    // Lanes that are not there scan what lies in the scratch; nobody asks for their results.
     let Scratch { gates, values } = scratch;
     let mut state = std::array::from_fn(|i| lanes.get(i).map_or(T::zero(), |lane| lane.state));
     let mut product = [T::one(); LANES];

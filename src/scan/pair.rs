@@ -12,7 +12,7 @@
 use ndarray::{ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3};
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
-use super::channels::{PIECE, is_narrow, strip, strips};
+use super::channels::{PIECE, is_narrow, panel_width, split_panels};
 use super::linear::{Shape, streams};
 use super::{Element, stream};
 
@@ -38,12 +38,12 @@ pub struct PairState<'a, T> {
     pub update: ArrayViewMut2<'a, T>,
 }
 
-/// Whether strips of channels are shared among the threads of the caller's rayon pool. The bits are the same.
+/// Whether panels of channels are shared among the threads of the caller's rayon pool. The bits are the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PairAlgorithm {
     /// All of it on one thread, row after row.
     Sequential,
-    /// Strips side by side.
+    /// Panels side by side.
     Channels,
 }
 
@@ -75,17 +75,17 @@ pub fn scan_pair<T: Element>(
     let past_cache = streams::<T>(2 * surprise.len());
     let width = match algorithm {
         PairAlgorithm::Sequential => channels,
-        PairAlgorithm::Channels => strip::<T>(shape),
+        PairAlgorithm::Channels => panel_width::<T>(shape),
     };
     let last = Shape { steps: 1, ..shape };
-    let momenta = strips(momentum.as_slice_mut().expect("contiguous S"), last, width);
-    let latest = strips(update.as_slice_mut().expect("contiguous U"), last, width);
+    let momenta = split_panels(momentum.as_slice_mut().expect("contiguous S"), last, width);
+    let latest = split_panels(update.as_slice_mut().expect("contiguous U"), last, width);
     let mut updates = updates;
     let updates: Vec<_> = match &mut updates {
         Some(updates) => {
             assert_eq!(updates.dim(), pair.surprise.dim(), "updates of the surprises' shape");
             let updates = updates.as_slice_mut().expect("contiguous updates");
-            strips(updates, shape, width).into_iter().map(|(.., strip)| Some(strip)).collect()
+            split_panels(updates, shape, width).into_iter().map(|(.., panel)| Some(panel)).collect()
         }
         None => momenta.iter().map(|_| None).collect(),
     };
@@ -101,12 +101,12 @@ pub fn scan_pair<T: Element>(
         })
         .collect();
     match algorithm {
-        PairAlgorithm::Sequential => tasks.into_iter().for_each(|task| task.walk(false)),
-        PairAlgorithm::Channels => tasks.into_par_iter().for_each(|task| task.walk(past_cache)),
+        PairAlgorithm::Sequential => tasks.into_iter().for_each(|task| task.run(false)),
+        PairAlgorithm::Channels => tasks.into_par_iter().for_each(|task| task.run(past_cache)),
     }
 }
 
-/// A strip of channels of one sequence.
+/// A panel of channels of one sequence.
 struct Task<'a, T> {
     /// θ, η, α
     gates: [Vec<T>; 3],
@@ -122,7 +122,7 @@ struct Task<'a, T> {
 }
 
 impl<T: Element> Task<'_, T> {
-    fn walk(self, past_cache: bool) {
+    fn run(self, past_cache: bool) {
         let Self { gates: [learning_rate, momenta, decay], surprise, channels, first, .. } = self;
         let (mut momentum, mut update, mut updates) = (self.momentum, self.update, self.updates);
         let s = momentum.as_slice_mut().expect("a contiguous row");

@@ -9,8 +9,8 @@ use super::Element;
 use super::linear::{Gates, Layout, Recurrence};
 use super::pair::Pair;
 
-/// Walks some channels of a sequence: `state(t, x_t)` for every step.
-pub fn walk<'a, T: Element>(
+/// Scans some channels of a sequence: `state(t, x_t)` for every step.
+pub fn scan<'a, T: Element>(
     recurrence: &Recurrence<'a, T>,
     sequence: usize,
     channels: Range<usize>,
@@ -41,8 +41,8 @@ pub fn walk<'a, T: Element>(
     }
 }
 
-/// Walks S and U of some channels from `start`, those of all: `state(t, S_t, U_t)` for every step.
-pub fn walk_pair<T: Element>(
+/// Scans S and U of some channels from `start`, those of all: `state(t, S_t, U_t)` for every step.
+pub fn scan_pair<T: Element>(
     pair: &Pair<T>,
     sequence: usize,
     channels: Range<usize>,

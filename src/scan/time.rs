@@ -4,7 +4,7 @@
 //!
 //! Its floor: the inputs (and gates per element) are read twice, 20 bytes an f32 element with gates per element against 12
 //! that must move, 12 against 8 with gates per step. Products serve as coefficients only: nothing is divided by them, so
-//! one that vanishes is right. Where one is not finite, its segment is walked from its true start instead.
+//! one that vanishes is right. Where one is not finite, its segment is scanned from its true start instead.
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
@@ -12,19 +12,19 @@ use rayon::slice::{ParallelSlice, ParallelSliceMut};
 use ndarray::{ArrayViewMut2, Axis};
 
 use super::Element;
-use super::channels::{start_of_strip, strip, strips, walk_strip};
+use super::channels::{initial_state, panel_width, scan_panel, split_panels};
 use super::lanes::{self, LANES, Lane, Scratch};
 use super::linear::{Layout, Problem, Shape};
 use crate::simd::vectorised;
 
 /// Segments are no shorter: each costs a task and a step of the serial combination.
-const LEAST: usize = 256;
+const MIN_SEGMENT: usize = 256;
 /// At most so many of them.
-const MOST_SEGMENTS: usize = 64;
+const MAX_SEGMENTS: usize = 64;
 
 /// Steps of a segment; the last may be shorter.
 fn segment(steps: usize) -> usize {
-    steps.div_ceil(MOST_SEGMENTS).max(LEAST)
+    steps.div_ceil(MAX_SEGMENTS).max(MIN_SEGMENT)
 }
 
 /// What a segment does to the state before it: x ↦ gate · x + end.
@@ -35,12 +35,12 @@ struct Effect<T> {
 }
 
 impl<T: Element> Effect<T> {
-    /// The state after the segment, `walk` being the way where the product of gates left the element type's range.
-    fn apply(self, start: T, walk: impl FnOnce() -> T) -> T {
+    /// The state after the segment, `sequential` being the way where the product of gates left the element type's range.
+    fn apply(self, start: T, sequential: impl FnOnce() -> T) -> T {
         if self.gate.is_finite() && self.end.is_finite() && start.is_finite() {
             self.gate * start + self.end
         } else {
-            walk()
+            sequential()
         }
     }
 }
@@ -76,8 +76,8 @@ fn channels_steps<T: Element>(problem: &Problem<T>, states: &mut [T]) {
         for (i, ((states, gates), inputs)) in segments.enumerate() {
             lanes.push(Lane { gates, inputs, state, states: Some(states) });
             if i < whole {
-                let walk = || gates.iter().zip(inputs).fold(state, |x, (&a, &b)| a * x + b);
-                state = effects[row * whole + i].apply(state, walk);
+                let sequential = || gates.iter().zip(inputs).fold(state, |x, (&a, &b)| a * x + b);
+                state = effects[row * whole + i].apply(state, sequential);
             }
         }
     }
@@ -86,7 +86,7 @@ fn channels_steps<T: Element>(problem: &Problem<T>, states: &mut [T]) {
         lanes.into_iter().partition(|lane| lane.inputs.len() < length);
     for lanes in [&mut others, &mut last] {
         lanes.par_chunks_mut(LANES).for_each_init(Scratch::new, |scratch, lanes| {
-            lanes::walk(lanes, problem.stream, scratch);
+            lanes::scan(lanes, problem.stream, scratch);
         });
     }
 }
@@ -95,11 +95,11 @@ fn channels_steps<T: Element>(problem: &Problem<T>, states: &mut [T]) {
 fn effects_of_lanes<T: Element>(scratch: &mut Scratch<T>, segments: &[(&[T], &[T])]) -> Vec<Effect<T>> {
     let lane = |&(gates, inputs)| Lane { gates, inputs, state: T::zero(), states: None };
     let mut lanes: Vec<_> = segments.iter().map(lane).collect();
-    let products = lanes::walk(&mut lanes, false, scratch);
+    let products = lanes::scan(&mut lanes, false, scratch);
     lanes.iter().zip(products).map(|(lane, gate)| Effect { gate, end: lane.state }).collect()
 }
 
-/// A strip of channels in one segment.
+/// A panel of channels in one segment.
 struct Piece<'a, T> {
     sequence: usize,
     /// First step and channel.
@@ -112,11 +112,11 @@ struct Piece<'a, T> {
 fn steps_channels<T: Element>(problem: &Problem<T>, states: &mut [T]) {
     let Shape { steps, .. } = problem.shape;
     let length = segment(steps);
-    let strips = strips(states, problem.shape, strip::<T>(problem.shape));
-    let places: Vec<_> = strips
+    let panels = split_panels(states, problem.shape, panel_width::<T>(problem.shape));
+    let places: Vec<_> = panels
         .iter()
-        .flat_map(|&(sequence, first, ref strip)| {
-            let width = strip.ncols();
+        .flat_map(|&(sequence, first, ref panel)| {
+            let width = panel.ncols();
             (0..steps - 1)
                 .step_by(length)
                 .filter(move |start| start + length < steps)
@@ -126,15 +126,15 @@ fn steps_channels<T: Element>(problem: &Problem<T>, states: &mut [T]) {
     let mut effects = places
         .into_par_iter()
         .map(|(sequence, first, width, start)| {
-            effect_of_strip(problem, sequence, (start, first), width, length)
+            effect_of_panel(problem, sequence, (start, first), width, length)
         })
         .collect::<Vec<_>>()
         .into_iter();
     let mut pieces = Vec::new();
-    for (sequence, first, strip) in strips {
-        let width = strip.ncols();
-        let mut state = start_of_strip(problem, sequence, first, width);
-        let mut rest = strip;
+    for (sequence, first, panel) in panels {
+        let width = panel.ncols();
+        let mut state = initial_state(problem, sequence, first, width);
+        let mut rest = panel;
         let mut start = 0;
         while rest.nrows() > length {
             let (states, others) = rest.split_at(Axis(0), length);
@@ -142,8 +142,8 @@ fn steps_channels<T: Element>(problem: &Problem<T>, states: &mut [T]) {
             let effect = effects.next().expect("one for every segment that has a successor");
             let mut after = Vec::with_capacity(width);
             for (i, (effect, &state)) in effect.into_iter().zip(&state).enumerate() {
-                let walk = || walk_one(problem, sequence, (start, first + i), length, state);
-                after.push(effect.apply(state, walk));
+                let sequential = || scan_channel(problem, sequence, (start, first + i), length, state);
+                after.push(effect.apply(state, sequential));
             }
             pieces.push(Piece { sequence, place, state: std::mem::replace(&mut state, after), states });
             (rest, start) = (others, start + length);
@@ -151,12 +151,12 @@ fn steps_channels<T: Element>(problem: &Problem<T>, states: &mut [T]) {
         pieces.push(Piece { sequence, place: (start, first), state, states: rest });
     }
     pieces.into_par_iter().for_each(|Piece { sequence, place, mut state, mut states }| {
-        walk_strip(problem, sequence, place, &mut state, &mut states);
+        scan_panel(problem, sequence, place, &mut state, &mut states);
     });
 }
 
 /// One channel through a segment, without writing.
-fn walk_one<T: Element>(
+fn scan_channel<T: Element>(
     problem: &Problem<T>,
     sequence: usize,
     (start, channel): (usize, usize),
@@ -171,7 +171,7 @@ fn walk_one<T: Element>(
     })
 }
 
-fn effect_of_strip<T: Element>(
+fn effect_of_panel<T: Element>(
     problem: &Problem<T>,
     sequence: usize,
     (start, channel): (usize, usize),

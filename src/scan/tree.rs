@@ -1,7 +1,7 @@
 //! The associative tree (Blelloch, "Prefix sums and their applications", 1990), as PyTorch's and JAX's
 //! `associative_scan` compute it: neighbouring pairs (a, b) are combined, (a₂ a₁, a₂ b₁ + b₂), the halved sequence is scanned
 //! by recursion, and the places between are filled in. It moves several times the bytes of the loop, and is here for
-//! comparison. Two things are kinder than there: a strip of channels is taken at a time, so that small ones stay
+//! comparison. Two things are kinder than there: a panel of channels is taken at a time, so that small ones stay
 //! in the cache, and products of gates that nothing reads are left out. Products
 //! that leave the element type's range make NaN of states within it, as they do there.
 
@@ -9,7 +9,7 @@ use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterato
 use rayon::slice::ParallelSliceMut;
 
 use super::Element;
-use super::channels::{start_of_strip, strip, strips};
+use super::channels::{initial_state, panel_width, split_panels};
 use super::linear::{Layout, Problem};
 use crate::simd::vectorised;
 
@@ -25,30 +25,32 @@ pub fn scan<T: Element>(problem: &Problem<T>, states: &mut [T]) {
         }
         Layout::StepsChannels => {
             let channels = problem.shape.channels;
-            let width = strip::<T>(problem.shape);
-            strips(states, problem.shape, width).into_par_iter().for_each(|(sequence, first, mut states)| {
-                let width = states.ncols();
-                let of_strip = |all: &[T]| -> Vec<T> {
-                    all.chunks_exact(channels).flat_map(|row| &row[first..][..width]).copied().collect()
-                };
-                let gates = problem.gates_of(sequence);
-                let gathered;
-                let (gates, gate_width) = if problem.gate_per_step {
-                    (gates, 1)
-                } else {
-                    gathered = of_strip(gates);
-                    (&gathered[..], width)
-                };
-                let mut values = of_strip(problem.inputs_of(sequence));
-                let start = start_of_strip(problem, sequence, first, width);
-                for (i, (x, &start)) in values.iter_mut().zip(&start).enumerate() {
-                    *x = gates[i % gate_width] * start + *x;
-                }
-                tree(gates, &mut values, gate_width, width);
-                for (mut to, from) in states.outer_iter_mut().zip(values.chunks_exact(width)) {
-                    to.as_slice_mut().expect("contiguous rows").copy_from_slice(from);
-                }
-            });
+            let width = panel_width::<T>(problem.shape);
+            split_panels(states, problem.shape, width).into_par_iter().for_each(
+                |(sequence, first, mut states)| {
+                    let width = states.ncols();
+                    let of_panel = |all: &[T]| -> Vec<T> {
+                        all.chunks_exact(channels).flat_map(|row| &row[first..][..width]).copied().collect()
+                    };
+                    let gates = problem.gates_of(sequence);
+                    let gathered;
+                    let (gates, gate_width) = if problem.gate_per_step {
+                        (gates, 1)
+                    } else {
+                        gathered = of_panel(gates);
+                        (&gathered[..], width)
+                    };
+                    let mut values = of_panel(problem.inputs_of(sequence));
+                    let start = initial_state(problem, sequence, first, width);
+                    for (i, (x, &start)) in values.iter_mut().zip(&start).enumerate() {
+                        *x = gates[i % gate_width] * start + *x;
+                    }
+                    tree(gates, &mut values, gate_width, width);
+                    for (mut to, from) in states.outer_iter_mut().zip(values.chunks_exact(width)) {
+                        to.as_slice_mut().expect("contiguous rows").copy_from_slice(from);
+                    }
+                },
+            );
         }
     }
 }

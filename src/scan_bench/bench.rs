@@ -10,7 +10,7 @@ use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterato
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
 use super::timing::{Effort, Timing, time};
-use super::{Algorithm, BenchEvent, BenchShape, Gate, Layout, Observer, Row};
+use super::{Algorithm, BenchEvent, BenchRow, BenchShape, Gate, Layout, Observer};
 use crate::error::{Error, Result};
 use crate::real::{ElementType, Real};
 use crate::scan::linear::{self, Gates, Recurrence, scan};
@@ -24,22 +24,22 @@ const LINE: usize = 64;
 /// Elements drawn from one stream of random numbers.
 const STRETCH: usize = 1 << 16;
 
-/// Channels that the oracle walks together: a few lines of a row.
+/// Channels that the oracle scans together: a few lines of a row.
 const ORACLE: usize = 256;
 
-/// Rows that it walks together: their lines stay in L1.
+/// Rows that it scans together: their lines stay in L1.
 const ORACLE_ROWS: usize = 16;
 
 /// Gates are uniform from here to 1: slow forgetting, so that errors can add up.
-const LEAST_GATE: f64 = 0.9;
+const MIN_GATE: f64 = 0.9;
 
 /// Memory of all arrays of a shape: taken once, grown as needed, touched before anything is timed.
 #[derive(Debug, Default)]
 pub struct Arena<T>(Vec<T>);
 
 impl<T: Real> Arena<T> {
-    /// Room for `elements`, on a page's start, never zero.
-    fn room(&mut self, elements: usize) -> &mut [T] {
+    /// Space for `elements`, on a page's start, never zero.
+    fn buffer(&mut self, elements: usize) -> &mut [T] {
         let needed = elements + PAGE / size_of::<T>();
         if self.0.len() < needed {
             // Dropped first: old and new together would be more than was allowed.
@@ -124,8 +124,8 @@ impl Case {
         copies: &mut Copies,
         work: &[(Algorithm, Vec<usize>)],
         observe: Observer,
-    ) -> Result<Vec<Row>> {
-        let room = self.room(arena);
+    ) -> Result<Vec<BenchRow>> {
+        let buffer = self.buffer(arena);
         let pools = work
             .iter()
             .flat_map(|(_, threads)| threads)
@@ -133,14 +133,14 @@ impl Case {
             .collect::<Result<Vec<_>>>()?;
         let pool = |threads: usize| &pools.iter().find(|pool| pool.0 == threads).expect("made above").1;
 
-        fill(room, 1.0, 2.0);
+        fill(buffer, 1.0, 2.0);
         for (algorithm, threads) in work {
             for &threads in threads {
                 let bytes = self.bytes::<T>(*algorithm);
                 if copies.of(bytes, threads).is_none() {
                     let check = &mut || observe(BenchEvent::Working);
                     let speed =
-                        copy_speed(&mut room[..bytes / size_of::<T>()], pool(threads), self.effort, check)?;
+                        copy_speed(&mut buffer[..bytes / size_of::<T>()], pool(threads), self.effort, check)?;
                     copies.add(bytes, threads, speed);
                 }
             }
@@ -183,19 +183,19 @@ impl Case {
         Ok(rows)
     }
 
-    fn room<T: Real>(self, arena: &mut Arena<T>) -> &mut [T] {
+    fn buffer<T: Real>(self, arena: &mut Arena<T>) -> &mut [T] {
         let [gates, elements] = sizes::<T>(self.shape, self.gate);
         // S and U of the pair lie elsewhere; the copy is given their bytes too.
         let state = 4 * self.shape.batch * self.shape.channels;
-        arena.room(gates + 2 * elements + state)
+        arena.buffer(gates + 2 * elements + state)
     }
 
-    /// Inputs, and room for states.
+    /// Inputs, and space for states.
     pub(super) fn data<T: Real>(self, arena: &mut Arena<T>) -> (Inputs<'_, T>, &mut [T]) {
         let [gates, elements] = sizes::<T>(self.shape, self.gate);
-        let (gates, rest) = self.room(arena).split_at_mut(gates);
+        let (gates, rest) = self.buffer(arena).split_at_mut(gates);
         let (inputs, states) = rest.split_at_mut(elements);
-        fill(gates, LEAST_GATE, 1.0);
+        fill(gates, MIN_GATE, 1.0);
         if self.gate == Gate::Step {
             // α, what is forgotten.
             let rows = self.shape.batch * self.shape.steps;
@@ -245,7 +245,7 @@ impl Case {
         copy_gb_per_s: Option<f64>,
         timing: Option<Timing>,
         (max_abs_error, sequential_max_abs_error, correct): (f64, f64, bool),
-    ) -> Row {
+    ) -> BenchRow {
         let BenchShape { batch, steps, channels } = self.shape;
         let gb_per_s = timing.map(|timing| bytes as f64 / timing.median / 1e9);
         let chosen = match algorithm {
@@ -258,7 +258,7 @@ impl Case {
             }
             other => other,
         };
-        Row {
+        BenchRow {
             algorithm,
             device: "cpu".to_owned(),
             dtype,
@@ -322,7 +322,7 @@ impl<'a, T: Real + Element> Inputs<'a, T> {
         Pair { learning_rate: gate(0), momentum: gate(1), decay: gate(2), surprise }
     }
 
-    /// Of the pair θ, η and α, of a scan a alone, without the room between arrays.
+    /// Of the pair θ, η and α, of a scan a alone, without the space between arrays.
     pub fn gates(&self, pair: bool) -> &'a [T] {
         let BenchShape { batch, steps, channels } = self.case.shape;
         match self.case.gate {
@@ -391,7 +391,7 @@ impl<'a, T: Real + Element> Inputs<'a, T> {
             let mut worst = Worst::default();
             if algorithm.is_pair() {
                 let starts = (start[0].view(), start[1].view());
-                reference::walk_pair(&self.pair(), sequence, part.clone(), starts, |t, s, u| {
+                reference::scan_pair(&self.pair(), sequence, part.clone(), starts, |t, s, u| {
                     for ((&s, &u), channel) in s.iter().zip(u).zip(part.clone()) {
                         if algorithm != Algorithm::PairLast {
                             worst.add(states[[sequence, t, channel]].to_f64(), u);
@@ -403,7 +403,7 @@ impl<'a, T: Real + Element> Inputs<'a, T> {
                     }
                 });
             } else {
-                reference::walk(&self.recurrence(), sequence, part.clone(), |t, x| {
+                reference::scan(&self.recurrence(), sequence, part.clone(), |t, x| {
                     for (&x, channel) in x.iter().zip(part.clone()) {
                         let place = match self.case.layout {
                             Layout::StepsChannels => [sequence, t, channel],
@@ -461,16 +461,16 @@ fn pool(threads: usize) -> Result<ThreadPool> {
     pool.map_err(|error| Error::setting("--threads", "as many as the system can start", error.to_string()))
 }
 
-/// 10⁹ bytes a second of the faster of an ordinary and a streaming copy, from one half of `room` to the other, a stretch
+/// 10⁹ bytes a second of the faster of an ordinary and a streaming copy, from one half of `buffer` to the other, a stretch
 /// a thread.
 fn copy_speed<T: Real + Element>(
-    room: &mut [T],
+    buffer: &mut [T],
     pool: &ThreadPool,
     effort: Effort,
     check: &mut dyn FnMut() -> Result<()>,
 ) -> Result<f64> {
-    let half = room.len() / 2;
-    let (from, to) = room.split_at_mut(half);
+    let half = buffer.len() / 2;
+    let (from, to) = buffer.split_at_mut(half);
     let to = &mut to[..half];
     let each = half.div_ceil(pool.current_num_threads()).next_multiple_of(LINE / size_of::<T>());
     let mut best = f64::INFINITY;

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::bench::{Arena, Case, Copies, Inputs, units};
 use super::timing::{Effort, Timing};
-use super::{Algorithm, BenchEvent, BenchShape, Gate, Layout, Observer, Row};
+use super::{Algorithm, BenchEvent, BenchRow, BenchShape, Gate, Layout, Observer};
 use crate::cuda::{Array, Device};
 use crate::error::Result;
 use crate::real::Real;
@@ -13,8 +13,8 @@ use crate::scan::{Element, cuda};
 
 /// Bytes that runs go round in, so that none finds its inputs in the cache: several times the largest L2, of 50 MB and more.
 const ROUND: usize = 256 << 20;
-/// Most lots, where they are small: taking memory costs more than it would show.
-const MOST_LOTS: usize = 128;
+/// Most array sets, where they are small: taking memory costs more than it would show.
+const MAX_ARRAY_SETS: usize = 128;
 /// Timed runs that are asked for before the first is waited for: the GPU is never idle between them.
 const AHEAD: usize = 32;
 
@@ -28,14 +28,14 @@ fn most(device: &dyn Device) -> Result<usize> {
     Ok(device.free_bytes()? / 10 * 9)
 }
 
-/// As many lots of so many bytes as are gone round in.
-fn lots(device: &dyn Device, bytes: usize) -> Result<usize> {
+/// As many array sets of so many bytes as runs go round in.
+fn array_sets(device: &dyn Device, bytes: usize) -> Result<usize> {
     let bytes = bytes.max(1);
-    Ok(ROUND.div_ceil(bytes).clamp(2, MOST_LOTS).min(most(device)? / bytes).max(1))
+    Ok(ROUND.div_ceil(bytes).clamp(2, MAX_ARRAY_SETS).min(most(device)? / bytes).max(1))
 }
 
-/// Arrays of a case; every run takes the next lot.
-struct Lot<'d, T> {
+/// Arrays of a case; every run takes the next set.
+struct ArraySet<'d, T> {
     gates: Array<'d, T>,
     inputs: Array<'d, T>,
     states: Array<'d, T>,
@@ -43,7 +43,7 @@ struct Lot<'d, T> {
     state: [Array<'d, T>; 2],
 }
 
-impl<'d, T: Real + Element> Lot<'d, T> {
+impl<'d, T: Real + Element> ArraySet<'d, T> {
     fn new(device: &'d dyn Device, data: &Inputs<T>, pair: bool) -> Result<Self> {
         let [momentum, update] = data.start();
         let state = |of: ndarray::Array2<T>| Array::of(device, of.as_slice().expect("a contiguous state"));
@@ -66,7 +66,7 @@ impl Case {
         copies: &mut Copies,
         algorithms: &[Algorithm],
         observe: Observer,
-    ) -> Result<Vec<Row>> {
+    ) -> Result<Vec<BenchRow>> {
         for &algorithm in algorithms {
             let bytes = self.bytes::<T>(algorithm);
             if copies.of(bytes, 0).is_none() {
@@ -83,14 +83,14 @@ impl Case {
             let plain = &mut plain[usize::from(algorithm.is_pair())];
             let (largest, allowed) = *plain.get_or_insert_with(|| data.error(sequential, states));
             observe(BenchEvent::Working)?;
-            let mut lot = Lot::new(device, &data, algorithm.is_pair())?;
-            lot.states.poison()?;
-            self.launch(device, algorithm, &mut lot)?;
+            let mut arrays = ArraySet::new(device, &data, algorithm.is_pair())?;
+            arrays.states.poison()?;
+            self.launch(device, algorithm, &mut arrays)?;
             if algorithm != Algorithm::PairLast {
-                lot.states.download(0, states)?;
+                arrays.states.download(0, states)?;
             }
             let mut last = data.start();
-            for (last, array) in last.iter_mut().zip(&lot.state) {
+            for (last, array) in last.iter_mut().zip(&arrays.state) {
                 array.download(0, last.as_slice_mut().expect("a contiguous state"))?;
             }
             let (_, error) = data.difference(algorithm, states, &last);
@@ -98,7 +98,7 @@ impl Case {
             let correct = error <= 2.0 * allowed + units::<T>() * T::EPS.to_f64() * largest;
             let timing = if correct {
                 let check = &mut || observe(BenchEvent::Working);
-                Some(self.time_on(device, &data, algorithm, lot, check)?)
+                Some(self.time_on(device, &data, algorithm, arrays, check)?)
             } else {
                 None
             };
@@ -119,16 +119,21 @@ impl Case {
                 Algorithm::Auto => Algorithm::Time,
                 other => other,
             };
-            rows.push(Row { device: label.to_owned(), chosen, ..row });
+            rows.push(BenchRow { device: label.to_owned(), chosen, ..row });
             observe(BenchEvent::Done)?;
         }
         Ok(rows)
     }
 
-    fn launch<T: Real>(self, device: &dyn Device, algorithm: Algorithm, lot: &mut Lot<T>) -> Result<()> {
+    fn launch<T: Real>(
+        self,
+        device: &dyn Device,
+        algorithm: Algorithm,
+        arrays: &mut ArraySet<T>,
+    ) -> Result<()> {
         let BenchShape { batch, steps, channels } = self.shape;
         let shape = Shape { batch, steps, channels };
-        let Lot { gates, inputs, states, state: [momentum, update] } = lot;
+        let ArraySet { gates, inputs, states, state: [momentum, update] } = arrays;
         match algorithm {
             Algorithm::Pair => cuda::scan_pair(device, shape, gates, inputs, momentum, update, Some(states)),
             Algorithm::PairLast => cuda::scan_pair(device, shape, gates, inputs, momentum, update, None),
@@ -147,20 +152,20 @@ impl Case {
         device: &dyn Device,
         data: &Inputs<T>,
         algorithm: Algorithm,
-        first: Lot<T>,
+        first: ArraySet<T>,
         check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Timing> {
-        let count = lots(device, self.bytes::<T>(algorithm))?;
+        let count = array_sets(device, self.bytes::<T>(algorithm))?;
         let mut all = vec![first];
         while all.len() < count {
-            all.push(Lot::new(device, data, algorithm.is_pair())?);
+            all.push(ArraySet::new(device, data, algorithm.is_pair())?);
         }
         time(device, self.effort, check, |run| self.launch(device, algorithm, &mut all[run % count]))
     }
 }
 
 /// Runs as often as `effort` says; `run` is told which one it is. Before each stretch it runs once untimed: that one begins while
-/// the GPU is idle, and its time would hold this side's. Marks are made beforehand, so that only their recording lies between runs.
+/// the GPU is idle, and its time would hold the CPU's. Marks are made beforehand, so that only their recording lies between runs.
 fn time(
     device: &dyn Device,
     effort: Effort,
@@ -196,12 +201,12 @@ fn copy_speed(
     check: &mut dyn FnMut() -> Result<()>,
 ) -> Result<f64> {
     let half = bytes / 2;
-    let lots = lots(device, bytes)?;
+    let array_sets = array_sets(device, bytes)?;
     let arrays =
-        (0..lots).map(|_| Ok([Array::<u8>::zeros(device, half)?, Array::<u8>::zeros(device, half)?]));
+        (0..array_sets).map(|_| Ok([Array::<u8>::zeros(device, half)?, Array::<u8>::zeros(device, half)?]));
     let arrays = arrays.collect::<Result<Vec<_>>>()?;
     let timing = time(device, effort, check, |run| {
-        let [from, to] = &arrays[run % lots];
+        let [from, to] = &arrays[run % array_sets];
         device.copy(to.address(0), from.address(0), half)
     })?;
     Ok((2 * half) as f64 / timing.median / 1e9)

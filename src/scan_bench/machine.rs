@@ -50,7 +50,7 @@ pub struct Cache {
 
 impl Machine {
     /// Asks the system.
-    pub fn look() -> Self {
+    pub fn detect() -> Self {
         let what = RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing());
         let system = System::new_with_specifics(what).ok();
         let cpu = system.as_ref().and_then(|system| Some(system.cpus().first()?.brand().trim().to_owned()));

@@ -187,7 +187,7 @@ pub fn steps_to(most: usize) -> impl Iterator<Item = usize> {
 
 /// A line of scan_bench.csv. What does not apply is `None`, an empty cell: timings of a wrong result, above all.
 #[derive(Clone, Debug, Serialize)]
-pub struct Row {
+pub struct BenchRow {
     /// As asked for.
     pub algorithm: Algorithm,
     /// Where it ran: "cpu", "cuda" (the first GPU), "cuda:1" (the second) and so on.
@@ -234,7 +234,7 @@ pub struct Row {
     pub correct: bool,
 }
 
-/// scan_bench.csv's header: the fields of [`Row`].
+/// scan_bench.csv's header: the fields of [`BenchRow`].
 const COLUMNS: [&str; 21] = [
     "algorithm",
     "device",
@@ -269,9 +269,10 @@ pub struct Report {
     /// GPUs that it ran on: "cuda:0" and a name.
     pub gpus: Vec<String>,
     /// scan_bench.csv.
-    pub rows: Vec<Row>,
+    pub rows: Vec<BenchRow>,
     /// Shapes that would have needed too much memory.
-    pub left_out: Vec<String>,
+    #[serde(rename = "left_out")]
+    pub skipped: Vec<String>,
     /// Disturbed timings, wrong results.
     pub warnings: Vec<String>,
     /// Seconds, all of it.
@@ -306,7 +307,7 @@ const UNKNOWN_MEMORY: u64 = 1 << 30;
 const MAX_RUNS: usize = 1 << 20;
 const MAX_CASES: usize = 1 << 12;
 /// More is a slip of the keyboard.
-const MOST_THREADS: usize = 1024;
+const MAX_THREADS: usize = 1024;
 
 impl Config {
     /// Checks what was typed.
@@ -330,8 +331,8 @@ impl Config {
             let expected = format!("lists of at most {MAX_CASES} combinations");
             return Err(Error::setting("--batch, --steps, --channels, --threads", expected, "more"));
         }
-        if let Some(&threads) = self.threads.iter().find(|&&threads| threads > MOST_THREADS) {
-            return Err(Error::setting("--threads", format!("at most {MOST_THREADS}"), threads.to_string()));
+        if let Some(&threads) = self.threads.iter().find(|&&threads| threads > MAX_THREADS) {
+            return Err(Error::setting("--threads", format!("at most {MAX_THREADS}"), threads.to_string()));
         }
         if !(0.0..=3600.0).contains(&self.seconds) {
             return Err(Error::setting("--seconds", "0 to 3600 seconds", self.seconds.to_string()));
@@ -378,10 +379,10 @@ pub fn execute(config: Config, devices: &[Chosen], replace: bool, observe: Obser
     let folder = ResultsDirectory::open(&config.out, replace)?;
     // No error: they are open already, and a device of the caller's own is in no list.
     let gpus = gpus.then(cuda::list).and_then(Result::ok).unwrap_or_default().usable;
-    let machine = Machine { gpus, ..Machine::look() };
+    let machine = Machine { gpus, ..Machine::detect() };
     let most =
         config.max_bytes.unwrap_or_else(|| machine.memory_bytes.map_or(UNKNOWN_MEMORY, |bytes| bytes / 4));
-    let mut left_out = Vec::new();
+    let mut skipped = Vec::new();
     let plan = config.plan();
     let mut tasks = Vec::new();
     for &dtype in &config.dtypes {
@@ -396,8 +397,8 @@ pub fn execute(config: Config, devices: &[Chosen], replace: bool, observe: Obser
                     let text = format!(
                         "{batch} × {steps} × {channels}, gates per {gate}, {dtype}: {needed}, at most {most} (--max-bytes)"
                     );
-                    if !left_out.contains(&text) {
-                        left_out.push(text);
+                    if !skipped.contains(&text) {
+                        skipped.push(text);
                     }
                 }
                 fits
@@ -414,7 +415,7 @@ pub fn execute(config: Config, devices: &[Chosen], replace: bool, observe: Obser
         cases.map(|&algorithm| devices.iter().map(|device| cases_of(device, algorithm)).sum::<usize>()).sum();
     if cases == 0 {
         let reason =
-            format!("nothing to time: {}", left_out.first().map_or("no algorithm runs there", |text| text));
+            format!("nothing to time: {}", skipped.first().map_or("no algorithm runs there", |text| text));
         return Err(Error::rejected("scan-bench", reason));
     }
     observe(BenchEvent::Starting(cases as u64))?;
@@ -439,7 +440,7 @@ pub fn execute(config: Config, devices: &[Chosen], replace: bool, observe: Obser
             if needed.map(|needed| gpu::fits(gpu, needed)).transpose()? != Some(true) {
                 let BenchShape { batch, steps, channels } = shape;
                 let gate = gate.name();
-                left_out.push(format!(
+                skipped.push(format!(
                     "{batch} × {steps} × {channels}, gates per {gate}, {dtype}: more than {device} has free"
                 ));
                 continue;
@@ -459,11 +460,11 @@ pub fn execute(config: Config, devices: &[Chosen], replace: bool, observe: Obser
     folder.publish()?;
     let warnings = warnings(&rows);
     let gpus = devices.iter().filter(|device| device.gpu().is_some()).map(Chosen::to_string).collect();
-    Ok(Report { config, machine, gpus, rows, left_out, warnings, wall_s: start.elapsed().as_secs_f64() })
+    Ok(Report { config, machine, gpus, rows, skipped, warnings, wall_s: start.elapsed().as_secs_f64() })
 }
 
 /// Wrong results one by one, disturbed timings together.
-fn warnings(rows: &[Row]) -> Vec<String> {
+fn warnings(rows: &[BenchRow]) -> Vec<String> {
     let mut warnings: Vec<_> = rows.iter().filter(|row| !row.correct).map(wrong).collect();
     // A few outliers in hundreds of runs do not move a median.
     let disturbed = rows.iter().filter(|row| row.outliers * 10 > row.runs).count();
@@ -478,8 +479,8 @@ fn warnings(rows: &[Row]) -> Vec<String> {
     warnings
 }
 
-fn wrong(row: &Row) -> String {
-    let Row { algorithm, batch, steps, channels, layout, gate, dtype, .. } = row;
+fn wrong(row: &BenchRow) -> String {
+    let BenchRow { algorithm, batch, steps, channels, layout, gate, dtype, .. } = row;
     let (algorithm, layout, gate) = (algorithm.name(), layout.name(), gate.name());
     let (error, plain) = (row.max_abs_error, row.sequential_max_abs_error);
     let on = if row.device == "cpu" { String::new() } else { format!(", on {}", row.device) };
@@ -494,7 +495,7 @@ fn write(
     directory: &Path,
     config: &Config,
     machine: &Machine,
-    rows: &[Row],
+    rows: &[BenchRow],
     observe: Observer,
 ) -> Result<()> {
     let csv = directory.join("scan_bench.csv");
@@ -512,7 +513,7 @@ fn write(
     let plots = directory.join("plots");
     storage::create_directory(&plots)?;
     let request = plot::Request::default();
-    let drawn = plot::scan_bench(&csv, &request.look)?;
+    let drawn = plot::scan_bench(&csv, &request.style)?;
     let to = (plots.as_path(), &config.figure_format[..]);
     let files = plot::files(&drawn, &csv, &request, to, &mut || observe(BenchEvent::Working))?;
     files.iter().try_for_each(|(path, bytes)| OutFile::write_new(path, bytes))

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Value};
 
-use super::row::{Row, Setting, check_key};
+use super::row::{GridRow, Setting, check_key};
 use super::values::{self, MAX_VALUES};
 use crate::error::{Error, Result};
 use crate::io::text::TextFile;
@@ -44,7 +44,7 @@ pub struct Experiment {
     product: bool,
 }
 
-/// Columns of equally many values that are walked together: one of `[grid]`, or all of `[zip]`.
+/// Columns of equally many values that advance together: one of `[grid]`, or all of `[zip]`.
 #[derive(Clone, Debug)]
 struct Axis {
     zip: bool,
@@ -72,14 +72,14 @@ const SETTING_BYTES: usize = 700;
 const TEXT_COPIES: usize = 6;
 
 /// A place in an experiment file, for messages.
-struct Source<'a> {
+struct ExperimentText<'a> {
     path: &'a Path,
     /// Directory that relative paths start from.
     folder: &'a Path,
     text: &'a str,
 }
 
-impl Source<'_> {
+impl ExperimentText<'_> {
     fn line(&self, at: usize) -> usize {
         self.text[..at].matches('\n').count() + 1
     }
@@ -164,7 +164,7 @@ impl Experiment {
     /// Parses an experiment file. Relative paths in it are relative to its [folder](TextFile::folder).
     pub fn read(file: &TextFile) -> Result<Self> {
         let (path, text) = (file.path(), file.text()?);
-        let source = Source { path, folder: file.folder(), text };
+        let source = ExperimentText { path, folder: file.folder(), text };
         let document = DeTable::parse(text).map_err(|error| {
             let at = error.span().map_or(0, |span| span.start);
             source.error(
@@ -210,7 +210,7 @@ impl Experiment {
         Ok(this)
     }
 
-    fn read_zip(&mut self, source: &Source, value: &Spanned<DeValue>) -> Result<()> {
+    fn read_zip(&mut self, source: &ExperimentText, value: &Spanned<DeValue>) -> Result<()> {
         let mut axis = Axis { zip: true, columns: Vec::new() };
         for (at, key, value) in source.table("zip", value)? {
             let column = source.column(key, value)?;
@@ -226,7 +226,7 @@ impl Experiment {
         Ok(())
     }
 
-    fn read_rows(&mut self, source: &Source, value: &Spanned<DeValue>) -> Result<()> {
+    fn read_rows(&mut self, source: &ExperimentText, value: &Spanned<DeValue>) -> Result<()> {
         for row in value.get_ref().as_array().into_iter().flat_map(|rows| rows.iter()) {
             let keys = source.table("[run]", row)?;
             let row = keys.into_iter().map(|(_, key, value)| source.setting(key, value));
@@ -301,7 +301,7 @@ impl Experiment {
     }
 
     /// All rows: the product, the first axis slowest, then the explicit ones.
-    pub fn expand(&self) -> Result<Vec<Row>> {
+    pub fn expand(&self) -> Result<Vec<GridRow>> {
         let count =
             |axes: &[Axis]| axes.iter().try_fold(1_usize, |count, axis| count.checked_mul(axis.len()));
         let products = count(&self.axes).zip(count(&self.row_axes));
@@ -316,10 +316,10 @@ impl Experiment {
         self.check_bytes(rows.unwrap_or_default(), &fixed)?;
         let mut rows = Vec::new();
         if self.product {
-            multiply(&self.axes, &mut |varied| rows.push(Row::new(&[&fixed, varied])));
+            multiply(&self.axes, &mut |varied| rows.push(GridRow::new(&[&fixed, varied])));
         }
         for explicit in &self.rows {
-            multiply(&self.row_axes, &mut |varied| rows.push(Row::new(&[&fixed, explicit, varied])));
+            multiply(&self.row_axes, &mut |varied| rows.push(GridRow::new(&[&fixed, explicit, varied])));
         }
         Ok(rows)
     }

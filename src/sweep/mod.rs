@@ -31,6 +31,6 @@ pub use folder::{Collected, Folder, InUse, collect};
 pub use plan::{Plan, PlanEntry, PlanFile, PlannedRun, Ready};
 pub use record::{Lags, Record, Records};
 pub use results::{Results, Status, UNTIMED};
-pub use row::{Parameters, Row};
+pub use row::{GridRow, Parameters};
 pub use schedule::{Observe, Options, SweepEvent, run};
 pub use shard::Shard;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::experiment::{Experiment, Kind};
-use super::row::{Parameters, Row};
+use super::row::{GridRow, Parameters};
 use crate::config::{Command, Config};
 use crate::cuda::DeviceChoice;
 use crate::error::{Error, Result};
@@ -38,7 +38,7 @@ pub struct PlannedRun {
     /// what the files hold, or the program, has changed since.
     pub resolved: Parameters,
     /// Its row of settings.
-    pub row: Row,
+    pub row: GridRow,
     /// What it takes to run it, or the reason why it cannot.
     pub ready: Result<Ready, String>,
 }
@@ -111,7 +111,7 @@ impl Plan {
     }
 }
 
-fn prepare(row: &Row, kind: Option<Kind>, cache: &InputCache, observe: Observer) -> Result<Ready> {
+fn prepare(row: &GridRow, kind: Option<Kind>, cache: &InputCache, observe: Observer) -> Result<Ready> {
     let (command, config) = row.config(kind)?;
     let inputs = ResolvedInputs::open(&config, false, cache, observe)?;
     Ok(Ready { command, config, inputs })

@@ -57,13 +57,13 @@ pub struct Lags {
 }
 
 /// More lags than a figure can show are thinned to every k-th, so that records stay short.
-const MOST_LAGS: usize = 256;
+const MAX_LAGS: usize = 256;
 
 impl Lags {
     /// Of a run that came to an end.
     pub fn of(statistics: &RunStatistics) -> Self {
         let lags = statistics.lags();
-        let stride = lags.len().div_ceil(MOST_LAGS).max(1);
+        let stride = lags.len().div_ceil(MAX_LAGS).max(1);
         let finite = |(lag, ratio): (usize, f64)| (lag, Some(ratio).filter(|ratio| ratio.is_finite()));
         let (lag, loss_ratio) = lags.step_by(stride).map(finite).unzip();
         Self { lag, loss_ratio }

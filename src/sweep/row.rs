@@ -122,14 +122,14 @@ fn check(key: &str, value: &Value) -> Result<(), String> {
 
 /// The settings of one run.
 #[derive(Clone, Debug, Default)]
-pub struct Row {
+pub struct GridRow {
     /// As written.
     pub parameters: Parameters,
     /// With paths as they are found from here.
     pub settings: Table,
 }
 
-impl Row {
+impl GridRow {
     /// What comes later wins.
     pub(super) fn new(layers: &[&[Setting]]) -> Self {
         let mut row = Self::default();

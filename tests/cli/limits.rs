@@ -59,23 +59,23 @@ fn gates_of_flags_files_and_memories() {
         ("decay", "1.0000000000000002", fraction.to_owned()),
     ] {
         let flag = format!("--{}", gate.replace('_', "-"));
-        let told = desk.refused(&format!("store seq.npy {flag} {value} --out out"));
-        assert_eq!(told, format!("{flag} {value} {problem}"));
+        let message = desk.refused(&format!("store seq.npy {flag} {value} --out out"));
+        assert_eq!(message, format!("{flag} {value} {problem}"));
         desk.file("settings.toml", format!("data = \"seq.npy\"\n{gate} = {value}\n"));
-        assert_eq!(desk.refused("store --config settings.toml --out out"), told);
+        assert_eq!(desk.refused("store --config settings.toml --out out"), message);
         let mut config = config(&desk);
         config[gate] = json!({ "pinned": serde_json::from_str::<Value>(value).unwrap() });
         with_config(&desk, &config.to_string());
         assert_eq!(desk.refused(STORE_CHANGED), format!("changed.safetensors: {gate} {value} {problem}"));
     }
     // Not in JSON, which has no such numbers.
-    for (flag, told) in [
+    for (flag, message) in [
         ("--momentum nan", "--momentum NaN is not finite; use a finite value of 0 or more"),
         ("--learning-rate inf", "--learning-rate inf is not finite; use a finite value of 0 or more"),
         ("--decay inf", "--decay inf is not finite; use a value from 0 to 1"),
         ("--decay-bias nan", "--decay-bias NaN is not finite; use a finite number"),
     ] {
-        assert_eq!(desk.refused(&format!("store seq.npy {flag} --out out")), told);
+        assert_eq!(desk.refused(&format!("store seq.npy {flag} --out out")), message);
     }
     for allowed in ["--decay 1 --momentum 0 --learning-rate 0", "--decay 0 --decay-bias 0 --decay learned"] {
         let ran = desk.run(&format!("store seq.npy {allowed} --out allowed --force -q"));
@@ -94,12 +94,12 @@ fn chunk_sizes_of_flags_files_and_memories() {
         for command in
             ["store seq.npy", "retrieve seq.npy", "retrieve seq.npy --online --heads 2 --retention 2"]
         {
-            let told = desk.refused(&format!("{command} --chunk-size {size} --out out"));
-            assert_eq!(told, format!("--chunk-size {size} {problem}"), "{command}");
+            let message = desk.refused(&format!("{command} --chunk-size {size} --out out"));
+            assert_eq!(message, format!("--chunk-size {size} {problem}"), "{command}");
         }
         desk.file("settings.toml", format!("data = \"seq.npy\"\nchunk_size = {size}\n"));
-        let told = desk.refused("store --config settings.toml --out out");
-        assert_eq!(told, format!("--chunk-size {size} {problem}"));
+        let message = desk.refused("store --config settings.toml --out out");
+        assert_eq!(message, format!("--chunk-size {size} {problem}"));
         let mut config = config(&desk);
         config["chunk_size"] = serde_json::from_str(size).unwrap();
         with_config(&desk, &config.to_string());
@@ -148,9 +148,12 @@ fn configurations_that_are_none() {
         ("[]".to_owned(), "invalid"),
     ] {
         with_config(&desk, &config);
-        let told = desk.refused(STORE_CHANGED);
+        let message = desk.refused(STORE_CHANGED);
         let expected = "changed.safetensors: expected a memory's configuration of format 1, got ";
-        assert!(told.starts_with(expected) && told.contains(part), "{config}\n{told}\nexpected: {part}");
+        assert!(
+            message.starts_with(expected) && message.contains(part),
+            "{config}\n{message}\nexpected: {part}"
+        );
     }
 }
 
@@ -185,11 +188,11 @@ fn more_memory_than_there_is() {
     bytes.extend(u16::try_from(header.len()).unwrap().to_le_bytes());
     bytes.extend(header.bytes());
     desk.file("many.npy", bytes);
-    let told = desk.refused("store many.npy --out out");
+    let message = desk.refused("store many.npy --out out");
     assert!(
-        told.starts_with("memory that the run needs: 512000.0 GB is more than the ")
-            && told.ends_with(" of this machine; use smaller chunks, fewer sequences, heads or threads"),
-        "{told}"
+        message.starts_with("memory that the run needs: 512000.0 GB is more than the ")
+            && message.ends_with(" of this machine; use smaller chunks, fewer sequences, heads or threads"),
+        "{message}"
     );
 }
 

@@ -236,22 +236,22 @@ fn sweeps_write_pdf() {
 #[test]
 fn flags_that_change_nothing_are_told() {
     let desk = with_run();
-    let told = |line: &str| desk.ok(&format!("plot {line} --out -")).err;
+    let message = |line: &str| desk.ok(&format!("plot {line} --out -")).err;
     assert_eq!(
-        told("run --kind heads --smooth 4 --x loss"),
+        message("run --kind heads --smooth 4 --x loss"),
         "note: --kind heads has no use for --x, --smooth\n"
     );
-    assert_eq!(told("run --smooth 4 --log=xy"), "note: --kind timeline has no use for --log=x\n");
-    assert_eq!(told("run --smooth 4 --y loss"), "note: --kind columns has no use for --smooth\n");
-    assert_eq!(told("run --smooth 4 --log --quiet"), "");
+    assert_eq!(message("run --smooth 4 --log=xy"), "note: --kind timeline has no use for --log=x\n");
+    assert_eq!(message("run --smooth 4 --y loss"), "note: --kind columns has no use for --smooth\n");
+    assert_eq!(message("run --smooth 4 --log --quiet"), "");
     // Heads are numbered from 0, chunks too.
     assert_eq!(
-        told("run --y loss,head --x chunk --log=xy"),
+        message("run --y loss,head --x chunk --log=xy"),
         "note: head: linear, not --log: some values are 0 or below\nnote: chunk: linear, not --log: some values are 0 or below\n"
     );
     let rows = "run,seed,decay,status,gain\nr0,0,0.1,ok,-1\nr1,0,0.2,ok,2\n";
     desk.file("results.csv", rows);
     let linear = "note: gain: linear, not --log: some values are 0 or below\n";
-    assert_eq!(told("results.csv --y gain --log"), linear);
+    assert_eq!(message("results.csv --y gain --log"), linear);
     assert!(desk.ok("plot results.csv --y gain --log --terminal").err.contains(linear));
 }

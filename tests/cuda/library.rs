@@ -65,8 +65,8 @@ pub fn library(kind: Kind) -> Result<PathBuf, String> {
         command.args(arguments).current_dir(folder.path());
         let ran =
             command.output().map_err(|error| format!("{compiler}: {error} (a C++ compiler is needed)"))?;
-        let told = String::from_utf8_lossy(&ran.stderr);
-        if ran.status.success() { Ok(()) } else { Err(format!("{compiler}: {}\n{told}", ran.status)) }
+        let message = String::from_utf8_lossy(&ran.stderr);
+        if ran.status.success() { Ok(()) } else { Err(format!("{compiler}: {}\n{message}", ran.status)) }
     };
     steps.iter().try_for_each(|step| run(step))?;
     std::fs::rename(folder.path().join("kernels.so"), &path).map_err(say)?;

@@ -105,7 +105,7 @@ impl<T: Real + Element> Case<T> {
         };
         let mut expected = vec![f64::NAN; self.shape.elements()];
         for sequence in 0..batch {
-            reference::walk(&recurrence, sequence, 0..channels, |t, x| {
+            reference::scan(&recurrence, sequence, 0..channels, |t, x| {
                 for (channel, &x) in x.iter().enumerate() {
                     let place = match self.layout {
                         Layout::StepsChannels => (sequence * steps + t) * channels + channel,
@@ -252,7 +252,7 @@ fn pair<T: Real + Element>(shape: Shape) {
         };
         for sequence in 0..batch {
             let start = (starts.index_axis(Axis(0), 0), starts.index_axis(Axis(0), 1));
-            reference::walk_pair(&pair, sequence, 0..channels, start, |t, s, u| {
+            reference::scan_pair(&pair, sequence, 0..channels, start, |t, s, u| {
                 all[(sequence * steps + t) * channels..][..channels].copy_from_slice(u);
                 last[sequence * channels..][..channels].copy_from_slice(s);
                 last[(batch + sequence) * channels..][..channels].copy_from_slice(u);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use nmem::cuda::Chosen;
 use nmem::real::ElementType;
-use nmem::scan_bench::{Algorithm, BenchShape, Config, Gate, Layout, Row, execute};
+use nmem::scan_bench::{Algorithm, BenchRow, BenchShape, Config, Gate, Layout, execute};
 
 use crate::device::devices;
 
@@ -28,7 +28,7 @@ fn config() -> Config {
     }
 }
 
-fn rows(config: Config, devices: &[Chosen]) -> Vec<Row> {
+fn rows(config: Config, devices: &[Chosen]) -> Vec<BenchRow> {
     let folder = tempfile::tempdir().unwrap();
     let config = Config { out: folder.path().join("out"), ..config };
     execute(config, devices, false, &mut |_| Ok(())).unwrap().rows

@@ -232,10 +232,10 @@ fn inside(test: &str, folder: &Path, variables: &[(&str, &str)]) -> String {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", test, "--ignored", "--nocapture"]).env("LD_LIBRARY_PATH", folder);
     let output = command.envs(variables.iter().copied()).output().unwrap();
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
     let out = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && out.contains("1 passed"), "{test}: {out}\n{told}");
-    told
+    assert!(output.status.success() && out.contains("1 passed"), "{test}: {out}\n{message}");
+    message
 }
 
 #[test]

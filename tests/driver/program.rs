@@ -143,9 +143,9 @@ fn store_then_retrieve_then_go_on() {
     let run = bench.desk.json("store-f32-cuda/run.json");
     assert_eq!(run["software"], "driver of CUDA 11.4, kernels from PTX 9.0");
     assert_eq!((&run["products"], &run["threads_used"]), (&Value::Null, &Value::from(1)), "none are large");
-    let told = bench.desk.ok("store data.npy --chunk-size 4 --device cuda -v --no-plots --out told");
-    assert!(told.out.contains(&format!("\ndevice           {GPU}\n")), "{}", told.out);
-    assert!(told.err.contains("\nengine: walk "), "{}", told.err);
+    let message = bench.desk.ok("store data.npy --chunk-size 4 --device cuda -v --no-plots --out told");
+    assert!(message.out.contains(&format!("\ndevice           {GPU}\n")), "{}", message.out);
+    assert!(message.err.contains("\nengine: walk "), "{}", message.err);
     // An event of driver.c comes 250 ms after the last.
     assert_eq!(phases["walk"], 0.5, "{phases}");
 }
@@ -291,10 +291,10 @@ fn a_gpu_that_fails_leaves_no_results() {
         data(&bench, &[200, 64]);
         let before = bench.desk.contents();
         let ran = bench.desk.run("store data.npy --device cuda --out out");
-        let told = ran.err.replace("left: 0\n", "");
-        assert_eq!((ran.code, &ran.out[..]), (Some(2), ""), "{name}={value}: {told}");
-        assert!(told.starts_with("error: ") && told.lines().count() == 1, "{name}={value}: {told}");
-        assert!(told.contains(expected), "{name}={value}: {told}");
+        let message = ran.err.replace("left: 0\n", "");
+        assert_eq!((ran.code, &ran.out[..]), (Some(2), ""), "{name}={value}: {message}");
+        assert!(message.starts_with("error: ") && message.lines().count() == 1, "{name}={value}: {message}");
+        assert!(message.contains(expected), "{name}={value}: {message}");
         assert_eq!(bench.desk.contents(), before, "{name}={value}: what is in the folder");
         assert!(ran.err.contains("left: 0\n"), "{name}={value}: given back: {}", ran.err);
     }

@@ -4,16 +4,19 @@
 
 use std::process::Command;
 
-use nmem::plot::{Drawn, FigureFormat, INCH, Kind, Look, Request, Source, draw};
+use nmem::plot::{CsvSource, FigureFormat, FigureStyle, Figures, INCH, Kind, Request, draw};
 
 use crate::{HEADER, run};
 
-fn timeline(width: f64) -> Drawn {
+fn timeline(width: f64) -> Figures {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let csv = folder.path().join("metrics.csv");
     std::fs::write(&csv, format!("{HEADER}\n{}", run(40, 3, true))).expect("a writable temporary folder");
-    let source = Source::find(&csv, Some(Kind::Timeline)).expect("a metrics.csv");
-    let request = Request { look: Look { width: width * INCH, ..Look::default() }, ..Request::default() };
+    let source = CsvSource::find(&csv, Some(Kind::Timeline)).expect("a metrics.csv");
+    let request = Request {
+        style: FigureStyle { width: width * INCH, ..FigureStyle::default() },
+        ..Request::default()
+    };
     draw(&[source], &request, &mut || Ok(())).expect("a figure")
 }
 

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::sync::{Arc, LazyLock};
 
 use nmem::io::labels::Labels;
-use nmem::plot::{INCH, Kind, Look, Request, Source, Theme, draw, font};
+use nmem::plot::{CsvSource, FigureStyle, INCH, Kind, Request, Theme, draw, font};
 use usvg::{Node, Options, Rect, Tree, fontdb};
 
 use crate::{HEADER, check_svg};
@@ -76,17 +76,24 @@ fn metrics(chunks: usize, heads: usize, value: impl Fn(usize, usize) -> f64) -> 
 }
 
 /// Narrow and wide, in each theme, titled and low.
-fn looks() -> Vec<Look> {
+fn styles() -> Vec<FigureStyle> {
     let widths = [2.5, 3.25, 5.5, 6.75];
     let themes = [Theme::Print, Theme::Screen, Theme::Mono];
-    let mut looks: Vec<_> = widths
+    let mut styles: Vec<_> = widths
         .into_iter()
-        .flat_map(|width| themes.map(|theme| Look { theme, width: width * INCH, ..Look::default() }))
+        .flat_map(|width| {
+            themes.map(|theme| FigureStyle { theme, width: width * INCH, ..FigureStyle::default() })
+        })
         .collect();
     let title =
         Some("A title that is rather long for a figure of a single column, {braces} and <tags>".to_owned());
-    looks.push(Look { title, height: Some(2.0 * INCH), width: 3.25 * INCH, ..Look::default() });
-    looks
+    styles.push(FigureStyle {
+        title,
+        height: Some(2.0 * INCH),
+        width: 3.25 * INCH,
+        ..FigureStyle::default()
+    });
+    styles
 }
 
 /// A value by chunk and head.
@@ -121,18 +128,18 @@ fn no_text_overlaps_or_leaves_the_sheet() {
     for (name, chunks, heads, value) in cases {
         for heads in heads {
             std::fs::write(&csv, metrics(chunks, heads, &value)).expect("a writable temporary folder");
-            for look in if chunks > 1000 { vec![Look::default()] } else { looks() } {
+            for style in if chunks > 1000 { vec![FigureStyle::default()] } else { styles() } {
                 for kind in [Kind::Timeline, Kind::Gates, Kind::Heads, Kind::Columns] {
-                    let source = Source::find(&csv, Some(kind)).expect("a metrics.csv");
-                    if kind == Kind::Columns && heads > 8 && look.width < 200.0 {
+                    let source = CsvSource::find(&csv, Some(kind)).expect("a metrics.csv");
+                    if kind == Kind::Columns && heads > 8 && style.width < 200.0 {
                         continue;
                     }
                     let request =
-                        Request { look: look.clone(), labels: Some(labels.clone()), ..Request::default() };
+                        Request { style: style.clone(), labels: Some(labels.clone()), ..Request::default() };
                     let drawn = draw(&[source], &request, &mut || Ok(())).expect("a figure");
                     for figure in drawn.figures {
-                        let inches = look.width / INCH;
-                        let theme = look.theme;
+                        let inches = style.width / INCH;
+                        let theme = style.theme;
                         let what =
                             format!("{name}, {heads} heads, {} of {inches} in, {theme:?}", figure.name);
                         check_layout(&what, &figure.svg);
@@ -154,16 +161,16 @@ fn several_runs_overlay() {
             std::fs::create_dir(&run).expect("a writable temporary folder");
             let csv = metrics(30 + 20 * i, 2, |chunk, head| (1 + chunk + head) as f64);
             std::fs::write(run.join("metrics.csv"), csv).expect("a writable temporary folder");
-            Source::find(&run, None).expect("a run")
+            CsvSource::find(&run, None).expect("a run")
         })
         .collect();
-    for look in looks() {
-        let request = Request { look, y: vec!["surprise".into()], ..Request::default() };
+    for style in styles() {
+        let request = Request { style, y: vec!["surprise".into()], ..Request::default() };
         let drawn = draw(&sources, &request, &mut || Ok(())).expect("a figure");
         let [figure] = &drawn.figures[..] else { panic!("one figure of all runs") };
         check_layout("several runs", &figure.svg);
         assert!(figure.svg.contains(">a run</text>"));
-        if request.look.theme != Theme::Mono {
+        if request.style.theme != Theme::Mono {
             assert_eq!(crate::data_lines(&figure.svg), [30, 50, 70], "a line a run");
         }
     }
@@ -235,17 +242,17 @@ fn sweeps_retention_and_scans_keep_the_sheet() {
     }
     files.push(file("scan.csv", rows));
     for path in files {
-        let kinds = match Source::find(&path, None).expect("a known file").kind {
+        let kinds = match CsvSource::find(&path, None).expect("a known file").kind {
             Kind::Sweep => vec![Kind::Sweep, Kind::Map],
             kind => vec![kind],
         };
-        for look in looks() {
+        for style in styles() {
             for &kind in &kinds {
-                let source = Source::find(&path, Some(kind)).expect("a known file");
-                let request = Request { look: look.clone(), ..Request::default() };
+                let source = CsvSource::find(&path, Some(kind)).expect("a known file");
+                let request = Request { style: style.clone(), ..Request::default() };
                 let drawn = draw(&[source], &request, &mut || Ok(())).expect("figures");
                 for figure in drawn.figures {
-                    let (inches, theme) = (look.width / INCH, look.theme);
+                    let (inches, theme) = (style.width / INCH, style.theme);
                     let what =
                         format!("{}: {} as {kind:?} of {inches} in, {theme:?}", path.display(), figure.name);
                     check_layout(&what, &figure.svg);

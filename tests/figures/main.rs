@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use nmem::io::labels::Labels;
-use nmem::plot::{FigureFormat, LeftOut, Look, timelines};
+use nmem::plot::{FigureFormat, FigureStyle, OmittedValues, timelines};
 
 const HEADER: &str = "sequence,chunk,head,start,end,loss,loss_before,loss_after,surprise,learning_rate,momentum,decay,\
                       surprise_norm,momentum_norm,update_norm,weight_norm,surprise.0";
@@ -32,18 +32,18 @@ fn run(chunks: usize, heads: usize, probe: bool) -> String {
 }
 
 /// The SVG files by name, and what was left out.
-fn draw(rows: &str, labels: Option<&Labels>) -> (BTreeMap<String, String>, Vec<LeftOut>) {
+fn draw(rows: &str, labels: Option<&Labels>) -> (BTreeMap<String, String>, Vec<OmittedValues>) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let csv = folder.path().join("metrics.csv");
     std::fs::write(&csv, format!("{HEADER}\n{rows}")).expect("a writable temporary folder");
-    let (drawn, left_out) = timelines(&csv, labels, &Look::default(), &mut || Ok(())).expect("figures");
+    let (drawn, omitted) = timelines(&csv, labels, &FigureStyle::default(), &mut || Ok(())).expect("figures");
     let files = drawn.write(folder.path(), &[FigureFormat::Svg]).expect("a writable temporary folder");
     let figures = files.iter().map(|path| {
         let svg = std::fs::read_to_string(path).expect("the file that was named");
         check_svg(&svg);
         (path.file_name().expect("a file").to_string_lossy().into_owned(), svg)
     });
-    (figures.collect(), left_out)
+    (figures.collect(), omitted)
 }
 
 /// Tags are balanced, attributes quoted, coordinates on the sheet.
@@ -93,7 +93,7 @@ fn data_lines(svg: &str) -> Vec<usize> {
 
 #[test]
 fn all_quantities_together_and_alone() {
-    let (figures, left_out) = draw(&run(40, 3, true), None);
+    let (figures, omitted) = draw(&run(40, 3, true), None);
     let names: Vec<_> = figures.keys().map(String::as_str).collect();
     assert_eq!(
         names,
@@ -107,7 +107,7 @@ fn all_quantities_together_and_alone() {
             "timeline.svg"
         ]
     );
-    assert_eq!(left_out, []);
+    assert_eq!(omitted, []);
     assert_eq!(data_lines(&figures["timeline.svg"]), [40; 5 * 4]);
     for name in ["surprise.svg", "loss_ratio.svg", "decay.svg"] {
         assert_eq!(data_lines(&figures[name]), [40; 4], "three heads and their mean in {name}");
@@ -154,12 +154,12 @@ fn what_is_not_finite_breaks_lines_and_is_told() {
         };
         rows += &row(chunk, 0, "1", surprise);
     }
-    let (figures, left_out) = draw(&rows, None);
+    let (figures, omitted) = draw(&rows, None);
     assert_eq!(data_lines(&figures["surprise.svg"]), [10, 9, 4, 4]);
     assert_eq!(figures["surprise.svg"].matches("<polygon").count(), 3 + 1, "three marks and the legend's");
-    assert_eq!(left_out, [LeftOut { quantity: "surprise", not_finite: 2, not_positive: 1 }]);
+    assert_eq!(omitted, [OmittedValues { quantity: "surprise", not_finite: 2, not_positive: 1 }]);
     assert_eq!(
-        left_out[0].to_string(),
+        omitted[0].to_string(),
         "surprise: values left out of the figure: 2 not finite, 1 not above 0 on a log axis"
     );
     assert_eq!(data_lines(&figures["decay.svg"]), [30]);
@@ -167,10 +167,10 @@ fn what_is_not_finite_breaks_lines_and_is_told() {
 
 #[test]
 fn nothing_to_draw_is_said() {
-    let (figures, left_out) = draw("", None);
+    let (figures, omitted) = draw("", None);
     assert_eq!(figures.len(), 5, "no ratio without a probe");
     assert_eq!(figures["timeline.svg"].matches(">no finite values</text>").count(), 4);
-    assert_eq!(left_out, []);
+    assert_eq!(omitted, []);
 
     let (figures, _) = draw(&row(0, 0, "NaN", "NaN"), None);
     assert!(figures["loss_ratio.svg"].contains(">no finite values</text>"));
@@ -190,8 +190,8 @@ fn extreme_ranges() {
     let rows = exponents
         .clone()
         .map(|(i, n)| row(i, 0, &format!("1e{}", n * 25 - 300), &format!("1e{}", n * 12 - 150)));
-    let (_, left_out) = draw(&rows.collect::<String>(), None);
-    assert_eq!(left_out, []);
+    let (_, omitted) = draw(&rows.collect::<String>(), None);
+    assert_eq!(omitted, []);
     let rows = exponents.map(|(i, n)| row(i, 0, "1.7e308", &format!("1e{}", n - 12)));
     let (figures, _) = draw(&rows.collect::<String>(), None);
     assert!(figures["surprise.svg"].contains(">10<tspan dy=\"-0.5em\" font-size=\"70%\">−12</tspan></text>"));
@@ -227,14 +227,14 @@ fn errors_name_the_file() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let csv = folder.path().join("metrics.csv");
     let message =
-        || timelines(&csv, None, &Look::default(), &mut || Ok(())).expect_err("an error").to_string();
+        || timelines(&csv, None, &FigureStyle::default(), &mut || Ok(())).expect_err("an error").to_string();
     assert_eq!(message(), format!("{}: cannot open", csv.display()));
     std::fs::write(&csv, "sequence,chunk\n0,0\n").expect("a writable temporary folder");
     let expected = format!("{}: expected a column \"head\", got the columns sequence, chunk", csv.display());
     assert_eq!(message(), expected);
     std::fs::write(&csv, format!("{HEADER}\n")).expect("a writable temporary folder");
     let absent = folder.path().join("absent");
-    let (drawn, _) = timelines(&csv, None, &Look::default(), &mut || Ok(())).expect("figures");
+    let (drawn, _) = timelines(&csv, None, &FigureStyle::default(), &mut || Ok(())).expect("figures");
     let message = drawn.write(&absent, &[FigureFormat::Svg]).expect_err("an error").to_string();
     assert_eq!(message, format!("{}: cannot write in", absent.display()));
 }

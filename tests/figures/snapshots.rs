@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use nmem::plot::sweep::{SweepFigure, figures};
-use nmem::plot::{INCH, Kind, Look, Request, Source, Theme, draw};
+use nmem::plot::{CsvSource, FigureStyle, INCH, Kind, Request, Theme, draw};
 
 use crate::{HEADER, run};
 
@@ -23,8 +23,9 @@ fn a_timeline_in_a_column() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let csv = folder.path().join("metrics.csv");
     std::fs::write(&csv, format!("{HEADER}\n{}", run(60, 2, true))).expect("a writable temporary folder");
-    let source = Source::find(&csv, Some(Kind::Timeline)).expect("a metrics.csv");
-    let request = Request { look: Look { width: 3.25 * INCH, ..Look::default() }, ..Request::default() };
+    let source = CsvSource::find(&csv, Some(Kind::Timeline)).expect("a metrics.csv");
+    let request =
+        Request { style: FigureStyle { width: 3.25 * INCH, ..FigureStyle::default() }, ..Request::default() };
     let drawn = draw(&[source], &request, &mut || Ok(())).expect("a figure");
     check("timeline.svg", &drawn.figures[0].svg);
 }
@@ -45,7 +46,7 @@ fn a_sweep_in_greys() {
         }
     }
     std::fs::write(&csv, rows).expect("a writable temporary folder");
-    let look = Look { theme: Theme::Mono, width: 3.25 * INCH, ..Look::default() };
-    let drawn = figures(&csv, &SweepFigure::default(), &look).expect("a figure");
+    let style = FigureStyle { theme: Theme::Mono, width: 3.25 * INCH, ..FigureStyle::default() };
+    let drawn = figures(&csv, &SweepFigure::default(), &style).expect("a figure");
     check("sweep.svg", &drawn.figures[0].svg);
 }

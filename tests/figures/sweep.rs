@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use nmem::plot::sweep::{SweepFigure, figures};
-use nmem::plot::{FigureFormat, Look};
+use nmem::plot::{FigureFormat, FigureStyle};
 
 use crate::{check_svg, data_lines};
 
@@ -51,7 +51,7 @@ impl Grid {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let csv = folder.path().join("results.csv");
         std::fs::write(&csv, &self.csv).expect("a writable temporary folder");
-        let drawn = figures(&csv, options, &Look::default()).map_err(|error| error.to_string())?;
+        let drawn = figures(&csv, options, &FigureStyle::default()).map_err(|error| error.to_string())?;
         let files = drawn.write(folder.path(), &[FigureFormat::Svg]).expect("a writable temporary folder");
         let figures = files.iter().map(|path| {
             let svg = std::fs::read_to_string(path).expect("the file that was named");
@@ -320,7 +320,7 @@ fn refused() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let csv = folder.path().join("results.csv");
     let message =
-        || figures(&csv, &SweepFigure::default(), &Look::default()).expect_err("an error").to_string();
+        || figures(&csv, &SweepFigure::default(), &FigureStyle::default()).expect_err("an error").to_string();
     assert_eq!(message(), format!("{}: cannot open", csv.display()));
     std::fs::write(&csv, "run,decay,loss\n").expect("a writable temporary folder");
     assert_eq!(

@@ -4,7 +4,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// More is not given: the process aborts, as it would where a machine has no more.
-const MOST: usize = 4 << 30;
+const MAX_LIVE_BYTES: usize = 4 << 30;
 
 static NOW: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
@@ -18,10 +18,10 @@ static COUNTING: Counting = Counting;
 fn take(bytes: usize) -> bool {
     let now = NOW.fetch_add(bytes, Relaxed) + bytes;
     PEAK.fetch_max(now, Relaxed);
-    if now > MOST {
+    if now > MAX_LIVE_BYTES {
         NOW.fetch_sub(bytes, Relaxed);
     }
-    now <= MOST
+    now <= MAX_LIVE_BYTES
 }
 
 // SAFETY: every call goes on to the system's allocator with the same layout, or fails with a null pointer.

@@ -10,7 +10,7 @@ use nmem::io::summary::summarise;
 use nmem::io::text::{MAX_TOML, TextFile};
 use nmem::io::{NpySequences, TensorFile};
 use nmem::plot::terminal::{Screen, view};
-use nmem::plot::{self, Kind, LogAxes, Look, Request, Source, Theme, pgfplots};
+use nmem::plot::{self, CsvSource, FigureStyle, Kind, LogAxes, Request, Theme, pgfplots};
 use nmem::real::ElementType;
 use nmem::sequence::Sequences;
 use nmem::sweep::Experiment;
@@ -148,15 +148,15 @@ fn figures(input: &[u8], folder: &Path, name: &str) -> Result<(), String> {
     let digest =
         input.iter().fold(7_u64, |all, &byte| (all ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     let nth = |of: u64, place: u32| (digest >> (place * 8)) % of;
-    let look = Look {
+    let style = FigureStyle {
         theme: [Theme::Print, Theme::Screen, Theme::Mono][nth(3, 1) as usize],
         title: (nth(4, 2) == 0).then(|| "{a}\x01 title".to_owned()),
         log: [None, None, Some(LogAxes::Xy), Some(LogAxes::None)][nth(4, 3) as usize],
         smooth: (nth(4, 4) == 0).then_some(3),
-        width: if nth(2, 5) == 0 { Look::default().width } else { 2.0 * plot::INCH },
+        width: if nth(2, 5) == 0 { FigureStyle::default().width } else { 2.0 * plot::INCH },
         height: (nth(4, 6) == 0).then_some(2.5 * plot::INCH),
     };
-    let request = Request { look, ..Request::default() };
+    let request = Request { style, ..Request::default() };
     let kinds: &[Option<Kind>] = match name {
         "metrics.csv" => &[None, Some(Kind::Gates), Some(Kind::Heads), Some(Kind::Columns)],
         "results.csv" => &[None, Some(Kind::Map)],
@@ -164,7 +164,7 @@ fn figures(input: &[u8], folder: &Path, name: &str) -> Result<(), String> {
     };
     for &kind in kinds {
         let paths = vec![path.clone(); 1 + nth(2, 7) as usize];
-        let Some(sources) = checked(Source::find_all(&paths, kind))? else { continue };
+        let Some(sources) = checked(CsvSource::find_all(&paths, kind))? else { continue };
         let mut requests = vec![request.clone()];
         if kind == Some(Kind::Columns) {
             let columns = Request {

@@ -10,19 +10,19 @@ use std::path::PathBuf;
 
 use plotters::style::RGBColor;
 
-use super::{Kind, Request, Source as File, sweep};
+use super::{CsvSource, Kind, Request, sweep};
 use crate::error::{Error, Result};
 use crate::io::labels::Labels;
 use crate::plot::axis::Axis;
 use crate::plot::colours::Colours;
-use crate::plot::envelope::Point;
+use crate::plot::downsample::Point;
 use crate::plot::sweep::SweepFigure;
 use crate::statistics::Estimate;
 
 /// What `nmem plot` draws of the files, all of one kind: the figures, and what a user should know. Timelines of several runs
 /// are laid over each other; figures of other kinds are named after their file where there are several.
 pub fn charts(
-    files: &[File],
+    files: &[CsvSource],
     request: &Request,
     check: &mut dyn FnMut() -> Result<()>,
 ) -> Result<(Vec<Chart>, Vec<String>)> {
@@ -33,7 +33,7 @@ pub fn charts(
     let (mut all, mut notes) = (Vec::new(), Vec::new());
     for file in files {
         check()?;
-        let (charts, told) = of_file(file, request, check)?;
+        let (charts, notes_of_file) = of_file(file, request, check)?;
         all.extend(charts.into_iter().map(|chart| Chart {
             name: if files.len() > 1 {
                 format!("{}-{}", file.name.replace('/', "-"), chart.name)
@@ -42,13 +42,13 @@ pub fn charts(
             },
             ..chart
         }));
-        notes.extend(told);
+        notes.extend(notes_of_file);
     }
     Ok((all, notes))
 }
 
 fn of_file(
-    file: &File,
+    file: &CsvSource,
     request: &Request,
     check: &mut dyn FnMut() -> Result<()>,
 ) -> Result<(Vec<Chart>, Vec<String>)> {
@@ -58,15 +58,15 @@ fn of_file(
         hue: request.hue.clone(),
         map: file.kind == Kind::Map,
     };
-    let look = &request.look;
+    let style = &request.style;
     match file.kind {
         Kind::Heads => Ok((timeline::heads(&file.csv, request, check)?, Vec::new())),
         Kind::Retention if !file.of_sweep => {
-            Ok((vec![retention::chart(&file.csv, look.theme, check)?], Vec::new()))
+            Ok((vec![retention::chart(&file.csv, style.theme, check)?], Vec::new()))
         }
-        Kind::Retention => sweep::retention_charts(&file.csv, &options(), look),
-        Kind::Sweep | Kind::Map => sweep::charts(&file.csv, &options(), look),
-        Kind::Scan => scan::charts(&file.csv, look.theme),
+        Kind::Retention => sweep::retention_charts(&file.csv, &options(), style),
+        Kind::Sweep | Kind::Map => sweep::charts(&file.csv, &options(), style),
+        Kind::Scan => scan::charts(&file.csv, style.theme),
         Kind::Columns | Kind::Timeline | Kind::Gates => Err(columns()),
     }
 }
@@ -91,7 +91,7 @@ pub struct Chart {
     /// What a caption should say.
     pub notes: Vec<String>,
     /// Values that no axis can show, or runs that were lost.
-    pub left_out: Vec<String>,
+    pub omitted: Vec<String>,
     /// Colours of the cells and what they stand for, where panels are maps.
     pub colours: Option<(Colours, String)>,
 }
@@ -99,12 +99,12 @@ pub struct Chart {
 /// An entry of the legend.
 pub struct Key {
     pub text: String,
-    pub style: Style,
+    pub style: LineStyle,
 }
 
 /// How a line is drawn.
 #[derive(Clone, Copy, Debug)]
-pub struct Style {
+pub struct LineStyle {
     pub colour: RGBColor,
     /// Of the line, in points.
     pub width: f64,
@@ -145,19 +145,19 @@ pub struct Panel {
 pub struct Line {
     /// As a column.
     pub name: String,
-    pub style: Style,
+    pub style: LineStyle,
     pub stretches: Vec<Vec<Point>>,
     /// Low and high end of the interval of each point, stretch by stretch; empty where a figure has none.
     pub intervals: Vec<Vec<Option<(f64, f64)>>>,
     /// Intervals are bands, not bars.
     pub band: bool,
     /// The same points in the CSV that the figure is made from.
-    pub source: Option<Source>,
+    pub source: Option<ColumnSource>,
 }
 
 /// Columns of a CSV, or expressions of columns in the syntax of pgfmath, and the rows that count.
 #[derive(Clone, Debug)]
-pub struct Source {
+pub struct ColumnSource {
     pub x: String,
     pub y: String,
     /// Columns that must have these texts.
@@ -209,12 +209,17 @@ impl Panel {
 }
 
 impl Line {
-    pub fn new(name: &str, style: Style, stretches: Vec<Vec<Point>>) -> Self {
+    pub fn new(name: &str, style: LineStyle, stretches: Vec<Vec<Point>>) -> Self {
         Self { name: name.to_owned(), style, stretches, intervals: Vec::new(), band: false, source: None }
     }
 
     /// Means with their intervals.
-    pub fn of_estimates(name: &str, style: Style, stretches: &[Vec<(f64, Estimate)>], band: bool) -> Self {
+    pub fn of_estimates(
+        name: &str,
+        style: LineStyle,
+        stretches: &[Vec<(f64, Estimate)>],
+        band: bool,
+    ) -> Self {
         let points = stretches.iter().map(|stretch| stretch.iter().map(|&(x, of)| (x, of.mean)).collect());
         let mut line = Self::new(name, style, points.collect());
         let ends = stretches.iter().map(|stretch| stretch.iter().map(|(_, of)| of.interval()).collect());
@@ -225,7 +230,7 @@ impl Line {
     }
 }
 
-impl Style {
+impl LineStyle {
     /// A plain line of this colour.
     pub fn line(colour: RGBColor, width: f64, opacity: f64, order: Option<usize>) -> Self {
         Self { colour, width, opacity, order, marked: false, dashes: &[], joined: true }

@@ -35,7 +35,7 @@ pub fn chart(csv: &Path, theme: Theme, check: &mut dyn FnMut() -> Result<()>) ->
         columns: 1,
         keys: Vec::new(),
         notes,
-        left_out: (lost > 0).then(|| format!("retention: {lost} cells not finite")).into_iter().collect(),
+        omitted: (lost > 0).then(|| format!("retention: {lost} cells not finite")).into_iter().collect(),
         colours: Some((sums.colours(theme).0, "loss ÷ loss at W".to_owned())),
     })
 }

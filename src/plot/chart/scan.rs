@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use super::{Chart, Key, Line, Panel, Source, Style};
+use super::{Chart, ColumnSource, Key, Line, LineStyle, Panel};
 use crate::error::Result;
 use crate::io::table::Table;
 use crate::plot::axis::Axis;
-use crate::plot::scan_bench::{self, Row, distinct, read};
+use crate::plot::scan_bench::{self, TimedRow, distinct, read};
 use crate::plot::{Theme, theme};
 
 /// Rows that TeX reads once a line in a second or so.
@@ -44,18 +44,20 @@ fn limits(values: impl Iterator<Item = f64>) -> (f64, f64) {
 }
 
 fn chart(
-    (csv, rows): (&Path, &[Row]),
+    (csv, rows): (&Path, &[TimedRow]),
     theme: Theme,
     name: &str,
     title: &str,
     column: &str,
     whole: bool,
-    value: impl Fn(&Row) -> f64,
+    value: impl Fn(&TimedRow) -> f64,
 ) -> Chart {
     let panels = distinct(rows.iter().map(|row| &row.panel[..]));
     let series = distinct(rows.iter().map(|row| &row.series[..]));
-    let style =
-        |i| Style { dashes: theme.dash(i), ..Style::marked(theme.category(i), theme::SERIES, i, true) };
+    let style = |i| LineStyle {
+        dashes: theme.dash(i),
+        ..LineStyle::marked(theme.category(i), theme::SERIES, i, true)
+    };
     let (low, high) = limits(rows.iter().map(|row| row.steps as f64));
     let x = Axis::log(10f64.powf(low.log10().floor()), 10f64.powf(high.log10().ceil()));
     let copies = rows.iter().filter_map(|row| row.copy);
@@ -73,7 +75,7 @@ fn chart(
             points.sort_by(|a, b| a.0.total_cmp(&b.0));
             let Some(first) = here.first() else { continue };
             let mut line = Line::new(name, style(i), vec![points]);
-            let source = || Source {
+            let source = || ColumnSource {
                 x: "\\thisrow{steps}".to_owned(),
                 y: format!("\\thisrow{{{column}}}"),
                 rows: first.cells.clone(),
@@ -97,15 +99,15 @@ fn chart(
             .map(|(i, name)| Key { text: (*name).to_owned(), style: style(i) })
             .collect(),
         notes: vec!["medians; panels: batch × channels, order of axes, gates".to_owned()],
-        left_out: Vec::new(),
+        omitted: Vec::new(),
         colours: None,
     }
 }
 
 /// What a copy of as many bytes reached.
-fn copies(rows: &[Row], chart: &mut Chart) {
+fn copies(rows: &[TimedRow], chart: &mut Chart) {
     let Some((rows, text)) = scan_bench::copies(rows) else { return };
-    let style = Style { dashes: &[3.0, 3.0], ..Style::line(theme::GREY, theme::SERIES, 1.0, None) };
+    let style = LineStyle { dashes: &[3.0, 3.0], ..LineStyle::line(theme::GREY, theme::SERIES, 1.0, None) };
     for panel in &mut chart.panels {
         let here = rows.iter().filter(|row| row.panel == panel.heading);
         let mut points: Vec<_> = here.filter_map(|row| Some((row.steps as f64, row.copy?))).collect();

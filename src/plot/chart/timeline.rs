@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use super::{Chart, Key, Line, Map, Panel, Source, Style, columns};
+use super::{Chart, ColumnSource, Key, Line, LineStyle, Map, Panel, columns};
 use crate::error::Result;
 use crate::plot::axis::Axis;
 use crate::plot::colours::Colours;
-use crate::plot::envelope::{Envelope, Unshown};
+use crate::plot::downsample::{DownsampledLine, Unshown};
 use crate::plot::series::{Metrics, Quantity, Series};
-use crate::plot::timeline::{Run, Selection, TREND, left_out, title, tokens, y_axis};
-use crate::plot::{LeftOut, Request, Source as File, theme};
+use crate::plot::timeline::{Run, Selection, TREND, omitted, title, tokens, y_axis};
+use crate::plot::{CsvSource, OmittedValues, Request, theme};
 
 /// Rows of a metrics.csv that TeX reads once a line in a second or so; of longer files it gets what is drawn alone.
 const ROWS_FOR_TEX: usize = 1024;
@@ -19,7 +19,7 @@ const CELLS: usize = 256;
 const TALL: f64 = 150.0;
 
 /// All quantities, the gates, or those that are asked for; of several runs the means.
-pub fn chart(files: &[File], request: &Request, check: &mut dyn FnMut() -> Result<()>) -> Result<Chart> {
+pub fn chart(files: &[CsvSource], request: &Request, check: &mut dyn FnMut() -> Result<()>) -> Result<Chart> {
     let selection = Selection::read(files, request, check)?.ok_or_else(columns)?;
     let Selection { runs, shown, name } = selection;
     let chart = Chart {
@@ -29,7 +29,7 @@ pub fn chart(files: &[File], request: &Request, check: &mut dyn FnMut() -> Resul
         columns: 1,
         keys: Vec::new(),
         notes: Vec::new(),
-        left_out: left_out(&runs, &shown),
+        omitted: omitted(&runs, &shown),
         colours: None,
     };
     Ok(Drawing { runs: &runs, shown: &shown, request }.complete(chart))
@@ -49,9 +49,10 @@ impl Drawing<'_> {
 
     fn complete(&self, mut chart: Chart) -> Chart {
         let all: Vec<_> = self.shown.iter().flat_map(|&quantity| self.series(quantity)).collect();
-        let bins = all.iter().flat_map(|series| &series.heads).map(Envelope::bin_width).max().unwrap_or(1);
+        let bins =
+            all.iter().flat_map(|series| &series.heads).map(DownsampledLine::bin_width).max().unwrap_or(1);
         let styles = self.styles(bins);
-        let bold = Style::line(theme::BLACK, theme::BOLD, 1.0, None);
+        let bold = LineStyle::line(theme::BLACK, theme::BOLD, 1.0, None);
         let trend =
             all.iter().filter_map(|series| series.bold()?.trend(TREND)).map(|(chunks, _)| chunks).max();
         if let [run] = self.runs {
@@ -65,7 +66,7 @@ impl Drawing<'_> {
         for &quantity in self.shown {
             let series = self.series(quantity);
             let several = self.runs.len() > 1;
-            let y = y_axis(quantity, &series, several, &self.request.look);
+            let y = y_axis(quantity, &series, several, &self.request.style);
             let title = title(quantity, TALL).join("\n");
             let axes = ((Axis::tokens(&tokens), "tokens"), (y.unwrap_or_else(Axis::bare), &title[..]));
             let mut panel = Panel::new(quantity.name(), axes.0, axes.1);
@@ -95,12 +96,12 @@ impl Drawing<'_> {
     }
 
     /// Of the heads, or of the runs.
-    fn styles(&self, bins: u64) -> Vec<Style> {
-        let theme = self.request.look.theme;
+    fn styles(&self, bins: u64) -> Vec<LineStyle> {
+        let theme = self.request.style.theme;
         let [run] = self.runs else {
-            let style = |i| Style {
+            let style = |i| LineStyle {
                 dashes: theme.dash(i),
-                ..Style::line(theme.category(i + 1), theme::SERIES, 1.0, Some(i))
+                ..LineStyle::line(theme.category(i + 1), theme::SERIES, 1.0, Some(i))
             };
             return (0..self.runs.len()).map(style).collect();
         };
@@ -109,19 +110,19 @@ impl Drawing<'_> {
             _ if bins > 1 => (0.4, 0.5),
             1 if run.metrics.smoothed.is_some() => (0.5, 0.6),
             0 | 1 => (0.9, 1.0),
-            2..=theme::TELLABLE_HEADS => (0.6, 0.75),
+            2..=theme::MAX_DISTINCT_HEADS => (0.6, 0.75),
             _ => (0.5, 0.45),
         };
         let colours = theme.head_colours(heads.max(1)).into_iter().enumerate();
-        let style = |(i, colour)| Style {
+        let style = |(i, colour)| LineStyle {
             // Heads are too many and too dense for dashes, where their lines are binned.
             dashes: if bins > 1 { &[] } else { theme.dash(i) },
-            ..Style::line(colour, width, opacity, (heads > 1).then_some(i))
+            ..LineStyle::line(colour, width, opacity, (heads > 1).then_some(i))
         };
         colours.map(style).collect()
     }
 
-    fn keys(&self, metrics: &Metrics, styles: &[Style], bold: Style, trend: Option<u64>) -> Vec<Key> {
+    fn keys(&self, metrics: &Metrics, styles: &[LineStyle], bold: LineStyle, trend: Option<u64>) -> Vec<Key> {
         let heads = &metrics.heads;
         let chunks = trend.or(metrics.smoothed.map(|chunks| chunks as u64));
         let text = match (heads.len() > 1, chunks) {
@@ -131,12 +132,12 @@ impl Drawing<'_> {
             (false, None) => None,
         };
         let mut keys: Vec<_> = text.into_iter().map(|text| Key { text, style: bold }).collect();
-        let told = match heads.len() {
+        let listed = match heads.len() {
             0 | 1 => Vec::new(),
-            ..=theme::TELLABLE_HEADS => (0..heads.len()).collect(),
+            ..=theme::MAX_DISTINCT_HEADS => (0..heads.len()).collect(),
             many => vec![0, many - 1],
         };
-        keys.extend(told.into_iter().map(|i| Key { text: format!("head {}", heads[i]), style: styles[i] }));
+        keys.extend(listed.into_iter().map(|i| Key { text: format!("head {}", heads[i]), style: styles[i] }));
         keys
     }
 
@@ -144,7 +145,7 @@ impl Drawing<'_> {
         let mut notes = Vec::new();
         let heads = self.runs.iter().map(|run| run.metrics.heads.len()).max().unwrap_or(0);
         let several = self.runs.len() > 1;
-        if let ([run], true) = (self.runs, heads > theme::TELLABLE_HEADS) {
+        if let ([run], true) = (self.runs, heads > theme::MAX_DISTINCT_HEADS) {
             let numbers = &run.metrics.heads;
             notes.push(format!("heads {} to {} from dark to bright", numbers[0], numbers[heads - 1]));
         }
@@ -181,7 +182,7 @@ impl Drawing<'_> {
 }
 
 /// Of the only run: its heads, and what stands for all of them.
-fn lines(panel: &mut Panel, series: &Series, metrics: &Metrics, styles: &[Style], bold: Style) {
+fn lines(panel: &mut Panel, series: &Series, metrics: &Metrics, styles: &[LineStyle], bold: LineStyle) {
     let lines = series.heads.iter().zip(&metrics.heads).zip(styles);
     panel.lines.extend(lines.map(|((line, head), &style)| {
         let several = metrics.heads.len() > 1;
@@ -196,12 +197,12 @@ fn lines(panel: &mut Panel, series: &Series, metrics: &Metrics, styles: &[Style]
 }
 
 /// A head's line as metrics.csv has it: one sequence, every chunk, all of them drawn.
-fn source(metrics: &Metrics, series: &Series, line: &Envelope, head: u64) -> Option<Source> {
+fn source(metrics: &Metrics, series: &Series, line: &DownsampledLine, head: u64) -> Option<ColumnSource> {
     let stretches = line.stretches();
     let [points] = &stretches[..] else { return None };
     let unshown = line.count(Unshown::NotFinite) + line.count(Unshown::NotPositive);
     let short = points.len() * metrics.heads.len() <= ROWS_FOR_TEX;
-    (metrics.sequences == 1 && line.bin_width() == 1 && unshown == 0 && short).then(|| Source {
+    (metrics.sequences == 1 && line.bin_width() == 1 && unshown == 0 && short).then(|| ColumnSource {
         x: "(\\thisrow{start}+\\thisrow{end})/2".to_owned(),
         y: match series.quantity {
             Quantity::LossRatio => "\\thisrow{loss_before}/\\thisrow{loss}".to_owned(),
@@ -213,7 +214,7 @@ fn source(metrics: &Metrics, series: &Series, line: &Envelope, head: u64) -> Opt
 
 /// Maps of surprise and learning rate, heads × chunks.
 pub fn heads(csv: &Path, request: &Request, check: &mut dyn FnMut() -> Result<()>) -> Result<Vec<Chart>> {
-    let metrics = Metrics::read(csv, &request.look, check)?;
+    let metrics = Metrics::read(csv, &request.style, check)?;
     let shown = [(Quantity::Surprise, "surprise ‖g‖"), (Quantity::LearningRate, "learning rate θ")];
     let charts = shown.into_iter().filter_map(|(quantity, title)| {
         let series = metrics.series.iter().find(|series| series.quantity == quantity)?;
@@ -231,8 +232,8 @@ fn map(metrics: &Metrics, series: &Series, title: &str, request: &Request) -> Ch
     let span = heads.iter().flatten().map(|(chunks, ..)| chunks.end - chunks.start).max().unwrap_or(1);
     let chunks = heads.iter().flatten().map(|(chunks, ..)| chunks.end).max().unwrap_or(1);
     let cells = heads.iter().enumerate().flat_map(|(head, cells)| {
-        let told = cells.iter().enumerate();
-        told.filter_map(move |(i, (_, mean, unshown))| {
+        let numbered = cells.iter().enumerate();
+        numbered.filter_map(move |(i, (_, mean, unshown))| {
             let value = mean.or_else(|| unshown.then_some(f64::NAN))?;
             Some((i, head, value))
         })
@@ -241,7 +242,7 @@ fn map(metrics: &Metrics, series: &Series, title: &str, request: &Request) -> Ch
     let finite = cells.iter().map(|cell| cell.2).filter(|value| value.is_finite());
     let (low, high) = finite.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), x| (a.min(x), b.max(x)));
     let (low, high) = if low > high { (0.0, 1.0) } else { (low, high) };
-    let log = low > 0.0 && request.look.log.is_none_or(crate::plot::LogAxes::y);
+    let log = low > 0.0 && request.style.log.is_none_or(crate::plot::LogAxes::y);
     let tokens = (metrics.tokens.end - metrics.tokens.start) as f64;
     let width = tokens * span as f64 / chunks as f64;
     panel.map = Some(Map {
@@ -258,7 +259,7 @@ fn map(metrics: &Metrics, series: &Series, title: &str, request: &Request) -> Ch
     if metrics.sequences > 1 {
         notes.push(format!("means over {} sequences", metrics.sequences));
     }
-    let left_out = LeftOut::of(metrics).into_iter().filter(|of| of.quantity == series.quantity.name());
+    let omitted = OmittedValues::of(metrics).into_iter().filter(|of| of.quantity == series.quantity.name());
     Chart {
         name: format!("heads-{}", series.quantity.name()),
         csv: None,
@@ -266,7 +267,7 @@ fn map(metrics: &Metrics, series: &Series, title: &str, request: &Request) -> Ch
         columns: 1,
         keys: Vec::new(),
         notes,
-        left_out: left_out.map(|left_out| left_out.to_string()).collect(),
-        colours: Some((Colours::sequential(low, high, log, request.look.theme), title.to_owned())),
+        omitted: omitted.map(|omitted| omitted.to_string()).collect(),
+        colours: Some((Colours::sequential(low, high, log, request.style.theme), title.to_owned())),
     }
 }

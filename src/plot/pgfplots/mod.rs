@@ -13,11 +13,11 @@ use std::path::{Path, PathBuf};
 
 use plotters::style::RGBColor;
 
-use super::chart::{self, Chart, Panel, Style};
-use super::{Request, Source};
+use super::chart::{self, Chart, LineStyle, Panel};
+use super::{CsvSource, Request};
 use crate::error::{Error, Result};
 use crate::escape::for_figure;
-use crate::plot::look::Look;
+use crate::plot::style::FigureStyle;
 use crate::plot::{font, theme};
 use panel::PanelText;
 use table::Table;
@@ -47,7 +47,7 @@ const MARKERS: [&str; 5] = ["*", "square*", "triangle*", "diamond*", "pentagon*"
 /// A .tex, and the data that it needs, for each figure of the sources, as files of a directory, which must exist. Figures of
 /// several sources are named after them.
 pub fn files(
-    sources: &[Source],
+    sources: &[CsvSource],
     request: &Request,
     folder: &Path,
     check: &mut dyn FnMut() -> Result<()>,
@@ -68,7 +68,7 @@ pub fn files(
             stem += "-again";
         }
         let csv = chart.csv.as_ref().and_then(|csv| relative(csv, folder));
-        let (tex, tables) = figure(&chart, &stem, &request.look, csv.as_deref());
+        let (tex, tables) = figure(&chart, &stem, &request.style, csv.as_deref());
         for (name, table) in tables {
             files.push((folder.join(name), table.text().into_bytes()));
         }
@@ -111,7 +111,7 @@ impl Names {
         format!("nmem{place}")
     }
 
-    fn style(&mut self, style: Style) -> String {
+    fn style(&mut self, style: LineStyle) -> String {
         let mut keys = vec![self.colour(style.colour), format!("line width={}pt", number(style.width))];
         if style.opacity < 1.0 {
             keys.push(format!("opacity={}", number(style.opacity)));
@@ -154,7 +154,7 @@ struct Sheet {
 }
 
 impl Sheet {
-    fn of(chart: &Chart, look: &Look) -> Self {
+    fn of(chart: &Chart, style: &FigureStyle) -> Self {
         let columns = chart.columns.max(1);
         let rows = chart.panels.len().div_ceil(columns).max(1);
         let labels =
@@ -162,9 +162,9 @@ impl Sheet {
         let labels = labels.map(|label| font::width(label, theme::TITLE)).fold(10.0, f64::max) + 8.0;
         let right = if chart.colours.is_some() { BAR } else { RIGHT };
         // TeX's points are 72.27 an inch.
-        let whole = look.width * 72.27 / 72.0;
+        let whole = style.width * 72.27 / 72.0;
         let across = whole - TITLE - labels - right - BETWEEN * (columns - 1) as f64;
-        let height = look.height.map_or_else(
+        let height = style.height.map_or_else(
             || default_height(chart, across / columns as f64, rows),
             |height| {
                 let between = vertical_gap(chart) * (rows - 1) as f64;
@@ -211,8 +211,13 @@ fn vertical_gap(chart: &Chart) -> f64 {
 }
 
 /// The .tex, and the tables that it reads by their names.
-fn figure(chart: &Chart, stem: &str, look: &Look, csv: Option<&str>) -> (String, Vec<(String, Table)>) {
-    let sheet = Sheet::of(chart, look);
+fn figure(
+    chart: &Chart,
+    stem: &str,
+    style: &FigureStyle,
+    csv: Option<&str>,
+) -> (String, Vec<(String, Table)>) {
+    let sheet = Sheet::of(chart, style);
     let mut names = Names::default();
     let mut tables = Vec::new();
     let mut reads_csv = false;
@@ -245,7 +250,7 @@ fn figure(chart: &Chart, stem: &str, look: &Look, csv: Option<&str>) -> (String,
         reads.join(", ")
     ));
     line("%   \\pgfplotsset{table/search path={FOLDER}}");
-    let caption = look.title.iter().chain(&chart.notes).chain(&chart.left_out);
+    let caption = style.title.iter().chain(&chart.notes).chain(&chart.omitted);
     for note in caption {
         line(&format!("% For the caption: {}", for_figure(note)));
     }
@@ -288,7 +293,7 @@ fn figure(chart: &Chart, stem: &str, look: &Look, csv: Option<&str>) -> (String,
         points(sheet.labels),
         points(sheet.height + 6.0),
     ));
-    let columns = legend_columns(chart, look.width - sheet.left);
+    let columns = legend_columns(chart, style.width - sheet.left);
     let above = if chart.panels.iter().any(|panel| !panel.heading.is_empty()) { 16 } else { 2 };
     line(&format!(
         "    legend columns={columns}, legend cell align=left, legend style={{draw=none, fill=none, font=\\scriptsize, at={{(0,1)}}, yshift={above}pt, anchor=south west, inner sep=1pt, /tikz/every even column/.append style={{column sep=6pt}}}},"

@@ -7,7 +7,7 @@ use super::table::Table;
 use super::text::{number, power, tex};
 use super::{Names, Sheet, shared_title, title};
 use crate::plot::axis::Axis;
-use crate::plot::chart::{Chart, Line, Panel, Source as Columns};
+use crate::plot::chart::{Chart, ColumnSource, Line, Panel};
 use crate::plot::theme;
 
 /// A panel of a chart, as a group of pgfplots commands.
@@ -242,13 +242,13 @@ impl PanelText<'_> {
 }
 
 /// Rows that count, as keys of a plot.
-fn rows(source: &Columns) -> String {
+fn rows(source: &ColumnSource) -> String {
     let rows = source.rows.iter().map(|(column, text)| format!(", nmem row={{{column}}}{{{text}}}"));
     let rows: String = rows.collect();
     if rows.is_empty() { rows } else { rows + ", unbounded coords=discard, filter discard warning=false" }
 }
 
-fn expressions(source: &Columns) -> String {
+fn expressions(source: &ColumnSource) -> String {
     let key = |axis: &str, text: &str| {
         let column = text.strip_prefix("\\thisrow{").and_then(|rest| rest.strip_suffix('}'));
         match column {

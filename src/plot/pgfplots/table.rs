@@ -2,7 +2,7 @@
 
 use super::text::number;
 use crate::plot::chart::Line;
-use crate::plot::envelope::Point;
+use crate::plot::downsample::Point;
 
 /// Columns by name, the shorter ones to be filled up with `nan`.
 #[derive(Debug, Default)]
@@ -124,11 +124,11 @@ mod tests {
     use plotters::style::RGBColor;
 
     use super::Table;
-    use crate::plot::chart::{Line, Style};
+    use crate::plot::chart::{Line, LineStyle};
 
     #[test]
     fn lines_share_x_or_have_their_own() {
-        let style = Style::line(RGBColor(0, 0, 0), 1.0, 1.0, None);
+        let style = LineStyle::line(RGBColor(0, 0, 0), 1.0, 1.0, None);
         let one = Line::new("a", style, vec![vec![(1.0, 2.0)], vec![(3.0, 4.0)]]);
         let same = Line::new("α = 0.1", style, vec![vec![(1.0, 5.0)], vec![(3.0, 6.0)]]);
         let other = Line::new("a", style, vec![vec![(1.0, 7.0)]]);

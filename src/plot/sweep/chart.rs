@@ -9,24 +9,24 @@ use super::{
 };
 use crate::error::Result;
 use crate::plot::axis::Axis;
-use crate::plot::chart::{Chart, Key, Line, Map, Panel, Style};
+use crate::plot::chart::{Chart, Key, Line, LineStyle, Map, Panel};
 use crate::plot::frame::left_of;
-use crate::plot::look::Look;
+use crate::plot::style::FigureStyle;
 use crate::plot::theme;
 
 /// More numbers in cells could not be read.
 const NUMBERS: usize = 12;
 
 /// Of a results.csv, one a metric.
-pub fn charts(csv: &Path, options: &SweepFigure, look: &Look) -> Result<(Vec<Chart>, Vec<String>)> {
+pub fn charts(csv: &Path, options: &SweepFigure, style: &FigureStyle) -> Result<(Vec<Chart>, Vec<String>)> {
     let results = Results::read(csv)?;
     let Some(layout) = Layout::choose(&results, options)? else {
         return Ok((Vec::new(), vec!["no figures: no parameter but the seed varies".to_owned()]));
     };
     let (mut charts, mut notes) = (Vec::new(), Vec::new());
     for (name, metric) in metrics(&results, options)? {
-        let grid = Grid::new(&results, &layout, &name, metric, look);
-        if grid.tells() || !options.y.is_empty() {
+        let grid = Grid::new(&results, &layout, &name, metric, style);
+        if grid.is_informative() || !options.y.is_empty() {
             notes.extend(panels_left_out(&grid, &file_name(&name)));
             notes.extend(grid.log_note(&file_name(&name)));
             charts.push(chart(&grid, file_name(&name), options.map));
@@ -39,7 +39,11 @@ pub fn charts(csv: &Path, options: &SweepFigure, look: &Look) -> Result<(Vec<Cha
 }
 
 /// Of a sweep's retention.csv.
-pub fn retention_charts(csv: &Path, options: &SweepFigure, look: &Look) -> Result<(Vec<Chart>, Vec<String>)> {
+pub fn retention_charts(
+    csv: &Path,
+    options: &SweepFigure,
+    style: &FigureStyle,
+) -> Result<(Vec<Chart>, Vec<String>)> {
     let results = Results::read(csv)?;
     let options =
         SweepFigure { x: Some("lag".to_owned()), y: Vec::new(), hue: options.hue.clone(), map: false };
@@ -47,15 +51,15 @@ pub fn retention_charts(csv: &Path, options: &SweepFigure, look: &Look) -> Resul
     let Some((layout, metric)) = layout.zip(results.metric("loss_ratio")) else {
         return Ok((Vec::new(), Vec::new()));
     };
-    let grid = Grid::new(&results, &layout, "loss_ratio", metric, look);
+    let grid = Grid::new(&results, &layout, "loss_ratio", metric, style);
     let notes = panels_left_out(&grid, "retention").into_iter().chain(grid.log_note("retention"));
     Ok((vec![chart(&grid, "retention".to_owned(), false)], notes.collect()))
 }
 
 fn panels_left_out(grid: &Grid, name: &str) -> Option<String> {
-    let left_out = grid.left_out;
-    (left_out > 0).then(|| {
-        format!("{name}: {left_out} more panels left out: choose other parameters with --x and --hue")
+    let omitted = grid.omitted;
+    (omitted > 0).then(|| {
+        format!("{name}: {omitted} more panels left out: choose other parameters with --x and --hue")
     })
 }
 
@@ -67,7 +71,7 @@ fn chart(grid: &Grid, name: String, as_map: bool) -> Chart {
         columns: grid.grid().0,
         keys: Vec::new(),
         notes: Vec::new(),
-        left_out: (lost > 0)
+        omitted: (lost > 0)
             .then(|| format!("{name}: {lost} of {} runs failed, diverged or not finite", grid.results.len()))
             .into_iter()
             .collect(),
@@ -110,15 +114,15 @@ fn lines_of(grid: &Grid, chart: &mut Chart) -> bool {
     if cut {
         chart.notes.push("intervals cut at the edge".to_owned());
     }
-    let width = panel_width(grid.look.width - left_of([&y], 1) - theme::RIGHT, chart.columns);
+    let width = panel_width(grid.style.width - left_of([&y], 1) - theme::RIGHT, chart.columns);
     let scale = Scale::of(grid.x());
     let (x, places) = parameter_axis(grid.x(), scale, width);
     let joined = grid.x().is_numeric();
-    let colours = lines::colours(hue, grid.look.theme);
+    let colours = lines::colours(hue, grid.style.theme);
     let bands = joined && colours.len() <= lines::BANDS;
-    let style = |i: usize| Style {
-        dashes: grid.look.theme.dash(i),
-        ..Style::marked(colours[i], theme::SERIES, i, joined)
+    let style = |i: usize| LineStyle {
+        dashes: grid.style.theme.dash(i),
+        ..LineStyle::marked(colours[i], theme::SERIES, i, joined)
     };
     let of_hue = hue.map(labels).unwrap_or_default();
     let text = |hue: &Parameter, i: usize| format!("{} {}", symbol(&hue.name), of_hue[i]);
@@ -147,22 +151,22 @@ fn lines_of(grid: &Grid, chart: &mut Chart) -> bool {
 
 fn map_of(grid: &Grid, hue: &Parameter, chart: &mut Chart) {
     let y = Axis::slots(&labels(hue), |_| 0.05);
-    let width = panel_width(grid.look.width - left_of([&y], 1) - 70.0, chart.columns);
+    let width = panel_width(grid.style.width - left_of([&y], 1) - 70.0, chart.columns);
     let (x, _) = parameter_axis(grid.x(), Scale::Slots, width);
     let size = (grid.x().values.len(), hue.values.len());
     for (i, cells) in grid.panels.iter().enumerate() {
         let mut panel = panel(grid, i, (&x, &y), &parameter_title(&hue.name));
-        let told = cells.cells.iter().filter_map(|(&(row, column), cell)| {
+        let shown = cells.cells.iter().filter_map(|(&(row, column), cell)| {
             if cell.lost > 0 && cell.estimate().is_none() {
                 return Some((column, row, f64::NAN));
             }
             Some((column, row, cell.estimate()?.mean))
         });
-        let told: Vec<_> = told.collect();
-        let texts = told.iter().filter(|_| size.0 * chart.columns <= NUMBERS);
+        let shown: Vec<_> = shown.collect();
+        let texts = shown.iter().filter(|_| size.0 * chart.columns <= NUMBERS);
         let texts =
             texts.map(|cell| if cell.2.is_finite() { short(cell.2) } else { String::new() }).collect();
-        panel.map = Some(Map { size, from: (0.0, 0.0), cell: (1.0, 1.0), cells: told, texts });
+        panel.map = Some(Map { size, from: (0.0, 0.0), cell: (1.0, 1.0), cells: shown, texts });
         chart.panels.push(panel);
     }
     chart.colours = Some((map::colours(grid), grid.title.clone()));

@@ -8,11 +8,11 @@ use super::results::Parameter;
 use super::{ALONE, AMONG, Grid, Panel, Scale, labels, panel_width, parameter_axis, symbol};
 use crate::plot::axis::Axis;
 use crate::plot::canvas::Canvas;
-use crate::plot::envelope::Point;
+use crate::plot::downsample::Point;
 use crate::plot::font;
 use crate::plot::frame::{Frame, fitted_y, left_of};
 use crate::plot::legend::{Legend, Swatch, mark, marker};
-use crate::plot::look::Theme;
+use crate::plot::style::Theme;
 use crate::plot::theme;
 use crate::statistics::Estimate;
 
@@ -28,7 +28,7 @@ const STACK: f64 = 5.0;
 
 pub fn draw(figure: &Grid) -> String {
     let lines = figure.hue().map_or(1, |hue| hue.values.len());
-    let theme = figure.look.theme;
+    let theme = figure.style.theme;
     let colours = colours(figure.hue(), theme);
     let mut legend = Legend::default();
     let name = |hue: &Parameter| -> Vec<_> {
@@ -56,18 +56,19 @@ pub fn draw(figure: &Grid) -> String {
     let titles = figure.y_title_lines(&figure.title, height);
     let ends = if numbers { line_ends(figure, &names, &y, height) } else { None };
     let widest = names.iter().map(|name| font::width(name, theme::SMALL)).fold(0.0, f64::max);
-    let ends = ends.filter(|_| widest < WIDEST * figure.look.sheet_width()).unwrap_or_default();
+    let ends = ends.filter(|_| widest < WIDEST * figure.style.sheet_width()).unwrap_or_default();
     let mut right = theme::RIGHT;
     if !ends.is_empty() {
         legend.entries.drain(..names.len());
         right = right.max(APART + widest + theme::EDGE);
     }
-    let width = panel_width(figure.look.sheet_width() - left_of([&y], titles.len()) - right, columns);
+    let width = panel_width(figure.style.sheet_width() - left_of([&y], titles.len()) - right, columns);
     let scale = Scale::of(figure.x());
     let (x, places) = parameter_axis(figure.x(), scale, width);
-    let looks = Looks { theme, colours, places, bands, joined: numbers, slots: scale == Scale::Slots };
+    let painter =
+        LinePainter { theme, colours, places, bands, joined: numbers, slots: scale == Scale::Slots };
     let draw = |canvas: &mut Canvas, frame: &Frame, panel: &Panel| {
-        looks.draw(canvas, frame, panel);
+        painter.draw(canvas, frame, panel);
         for (name, &share) in names.iter().zip(&ends) {
             let at = (frame.right() + APART, frame.bottom() - share * frame.height);
             canvas.text(name, at, theme::SMALL, theme::BLACK, HPos::Left);
@@ -124,7 +125,7 @@ pub(super) fn y_axis(figure: &Grid) -> (Axis, bool) {
 }
 
 /// How panels are drawn.
-struct Looks {
+struct LinePainter {
     theme: Theme,
     colours: Vec<RGBColor>,
     /// Of each value of x on its axis.
@@ -134,7 +135,7 @@ struct Looks {
     slots: bool,
 }
 
-impl Looks {
+impl LinePainter {
     fn draw(&self, canvas: &mut Canvas, frame: &Frame, panel: &Panel) {
         let means: Vec<_> = (0..self.colours.len()).map(|line| self.stretches(panel, line)).collect();
         for (line, stretches) in means.iter().enumerate() {

@@ -15,8 +15,8 @@ use crate::plot::{names, theme};
 
 /// Height of a slot, and the least and most of a panel.
 const SLOT: f64 = 16.0;
-const LEAST: f64 = 80.0;
-const MOST: f64 = 200.0;
+const MIN_HEIGHT: f64 = 80.0;
+const MAX_HEIGHT: f64 = 200.0;
 /// Room of a number in a cell.
 const NUMBER: (f64, f64) = (25.0, 9.0);
 /// A ratio beyond this either way has the colour of this one: what matters is near 1.
@@ -35,21 +35,27 @@ pub fn draw(figure: &Grid, hue: &Parameter) -> String {
             .notes
             .push(format!("colours end at 1/{FURTHEST} and {FURTHEST}; the highest is {}", short(high)));
     }
-    let height = figure.panel_height(&legend, (hue.values.len() as f64 * SLOT).clamp(LEAST, MOST));
+    let height = figure.panel_height(&legend, (hue.values.len() as f64 * SLOT).clamp(MIN_HEIGHT, MAX_HEIGHT));
     let room = |_: &str| (theme::SMALL + 2.0) / height;
     // Words may be longer than the sheet is wide.
-    let most = figure.look.sheet_width() / 5.0;
+    let most = figure.style.sheet_width() / 5.0;
     let y = Axis::slots(&names::shortened(&labels(hue), theme::SMALL, most), room);
     let titles = figure.y_title_lines(&parameter_title(&hue.name), height);
     let (columns, _) = figure.grid();
     let right = BAR_WITH_LABELS + 16.0;
-    let width = panel_width(figure.look.sheet_width() - left_of([&y], titles.len()) - right, columns);
+    let width = panel_width(figure.style.sheet_width() - left_of([&y], titles.len()) - right, columns);
     let (x, _) = super::parameter_axis(figure.x(), super::Scale::Slots, width);
     let slots = (figure.x().values.len(), hue.values.len());
     let draw =
         |canvas: &mut Canvas, frame: &Frame, panel: &Panel| draw_panel(canvas, frame, panel, &colours, slots);
     let bar = |canvas: &mut Canvas, whole: &Frame| {
-        colours.draw_bar(canvas, whole.right() + 14.0, whole.top, whole.height.min(MOST), &figure.title);
+        colours.draw_bar(
+            canvas,
+            whole.right() + 14.0,
+            whole.top,
+            whole.height.min(MAX_HEIGHT),
+            &figure.title,
+        );
     };
     figure.sheet(&legend, (&x, &y), &titles, (height, right), draw, bar)
 }
@@ -57,9 +63,9 @@ pub fn draw(figure: &Grid, hue: &Parameter) -> String {
 pub(super) fn colours(figure: &Grid) -> Colours {
     let (low, high) = figure.range().unwrap_or((0.0, 1.0));
     if figure.ratio && figure.is_log() {
-        Colours::about_one(low.max(1.0 / FURTHEST), high.min(FURTHEST), figure.look.theme)
+        Colours::about_one(low.max(1.0 / FURTHEST), high.min(FURTHEST), figure.style.theme)
     } else {
-        Colours::sequential(low, high, figure.is_log(), figure.look.theme)
+        Colours::sequential(low, high, figure.is_log(), figure.style.theme)
     }
 }
 

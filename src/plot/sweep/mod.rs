@@ -13,11 +13,11 @@ use crate::error::{Error, Result};
 use crate::escape::for_figure;
 use crate::plot::axis::Axis;
 use crate::plot::canvas::{Canvas, svg};
-use crate::plot::figure::{Drawn, Figure};
+use crate::plot::figure::{Figure, Figures};
 use crate::plot::frame::{Frame, left_of, letter, title_lines};
-use crate::plot::idle::stays_linear;
+use crate::plot::ignored_flags::stays_linear;
 use crate::plot::legend::{Legend, Swatch};
-use crate::plot::look::{LogAxes, Look};
+use crate::plot::style::{FigureStyle, LogAxes};
 use crate::plot::{font, names, theme};
 pub(super) use chart::{charts, retention_charts};
 use results::{Cell, Metric, Parameter, Results, Value};
@@ -27,7 +27,7 @@ const LINES: usize = 7;
 /// More panels would be too small to read.
 const PANELS: usize = 12;
 /// The least of a sheet's width for each column of panels.
-const LEAST_WIDTH: f64 = 112.0;
+const MIN_WIDTH: f64 = 112.0;
 /// Most letters of a column's name in titles and notes.
 const MAX_WORDS: usize = 60;
 /// Between panels, which share their axes.
@@ -55,9 +55,9 @@ pub struct SweepFigure {
 }
 
 /// Draws a sweep's figures, one a metric.
-pub fn figures(results_csv: &Path, options: &SweepFigure, look: &Look) -> Result<Drawn> {
+pub fn figures(results_csv: &Path, options: &SweepFigure, style: &FigureStyle) -> Result<Figures> {
     let results = Results::read(results_csv)?;
-    let mut drawn = Drawn::default();
+    let mut drawn = Figures::default();
     let Some(layout) = Layout::choose(&results, options)? else {
         drawn.notes.push("no figures: no parameter but the seed varies".to_owned());
         return Ok(drawn);
@@ -65,15 +65,15 @@ pub fn figures(results_csv: &Path, options: &SweepFigure, look: &Look) -> Result
     let metrics = metrics(&results, options)?;
     let asked = !options.y.is_empty();
     for (name, metric) in metrics {
-        let figure = Grid { map: options.map, ..Grid::new(&results, &layout, &name, metric, look) };
-        if !figure.tells() && !asked {
+        let figure = Grid { map: options.map, ..Grid::new(&results, &layout, &name, metric, style) };
+        if !figure.is_informative() && !asked {
             continue;
         }
         let name = file_name(&name);
-        if figure.left_out > 0 {
+        if figure.omitted > 0 {
             drawn.notes.push(format!(
                 "{name}: {} more panels left out: choose other parameters with --x and --hue",
-                figure.left_out
+                figure.omitted
             ));
         }
         drawn.notes.extend(figure.log_note(&name));
@@ -86,19 +86,19 @@ pub fn figures(results_csv: &Path, options: &SweepFigure, look: &Look) -> Result
 }
 
 /// Draws `retention`: loss ratio against lag, from the retention.csv of a sweep.
-pub fn retention(retention_csv: &Path, options: &SweepFigure, look: &Look) -> Result<Drawn> {
+pub fn retention(retention_csv: &Path, options: &SweepFigure, style: &FigureStyle) -> Result<Figures> {
     let results = Results::read(retention_csv)?;
     let options =
         SweepFigure { x: Some("lag".to_owned()), y: Vec::new(), hue: options.hue.clone(), map: false };
     let layout = Layout::choose(&results, &options)?;
-    let mut drawn = Drawn::default();
+    let mut drawn = Figures::default();
     let Some((layout, metric)) = layout.zip(results.metric("loss_ratio")) else { return Ok(drawn) };
-    let figure = Grid::new(&results, &layout, "loss_ratio", metric, look);
+    let figure = Grid::new(&results, &layout, "loss_ratio", metric, style);
     drawn.figures.push(Figure { name: "retention".to_owned(), svg: figure.draw() });
     drawn.notes.extend(figure.log_note("retention"));
     drawn.notes.extend(
-        (figure.left_out > 0)
-            .then(|| format!("retention: {} more panels left out: choose another --hue", figure.left_out)),
+        (figure.omitted > 0)
+            .then(|| format!("retention: {} more panels left out: choose another --hue", figure.omitted)),
     );
     Ok(drawn)
 }
@@ -178,7 +178,7 @@ impl Layout {
 
 /// One metric, ready to be drawn.
 struct Grid<'a> {
-    look: &'a Look,
+    style: &'a FigureStyle,
     results: &'a Results,
     layout: &'a Layout,
     title: String,
@@ -187,7 +187,7 @@ struct Grid<'a> {
     /// A map whatever the number of values.
     map: bool,
     panels: Vec<Panel>,
-    left_out: usize,
+    omitted: usize,
 }
 
 /// One panel's cells, by values of hue and x.
@@ -197,7 +197,13 @@ struct Panel {
 }
 
 impl<'a> Grid<'a> {
-    fn new(results: &'a Results, layout: &'a Layout, name: &str, metric: Metric, look: &'a Look) -> Self {
+    fn new(
+        results: &'a Results,
+        layout: &'a Layout,
+        name: &str,
+        metric: Metric,
+        style: &'a FigureStyle,
+    ) -> Self {
         let by: Vec<_> = layout.panels.iter().copied().chain(layout.hue).chain([layout.x]).collect();
         let of_panels: Vec<_> = layout.panels.iter().map(|&i| labels(&results.parameters[i])).collect();
         let mut panels = BTreeMap::<Vec<usize>, Panel>::new();
@@ -213,10 +219,10 @@ impl<'a> Grid<'a> {
             let hue = if layout.hue.is_some() { of_cell[0] } else { 0 };
             panel.cells.insert((hue, of_cell[of_cell.len() - 1]), cell);
         }
-        let left_out = panels.len().saturating_sub(PANELS);
+        let omitted = panels.len().saturating_sub(PANELS);
         let panels = panels.into_values().take(PANELS).collect();
         let ratio = matches!(metric, Metric::Quotient(..)) || matches!(name, "retained_ratio" | "loss_ratio");
-        Self { look, results, layout, title: metric_title(name), ratio, map: false, panels, left_out }
+        Self { style, results, layout, title: metric_title(name), ratio, map: false, panels, omitted }
     }
 
     fn cells(&self) -> impl Iterator<Item = &Cell> {
@@ -233,13 +239,13 @@ impl<'a> Grid<'a> {
     }
 
     /// Whether there is anything to see: finite values that are not all the same.
-    fn tells(&self) -> bool {
+    fn is_informative(&self) -> bool {
         let same = |(low, high): (f64, f64)| high - low <= 1e-9 * low.abs().max(high.abs());
         self.range().is_some_and(|range| !same(range) || self.cells().any(|cell| cell.lost > 0))
     }
 
     fn is_log(&self) -> bool {
-        if let Some(log) = self.look.log {
+        if let Some(log) = self.style.log {
             return log.y() && self.range().is_some_and(|(low, _)| low > 0.0);
         }
         // Thirty: chosen by eye.
@@ -247,7 +253,7 @@ impl<'a> Grid<'a> {
     }
 
     fn log_note(&self, name: &str) -> Option<String> {
-        let asked = self.look.log.is_some_and(LogAxes::y);
+        let asked = self.style.log.is_some_and(LogAxes::y);
         (asked && self.range().is_some_and(|(low, _)| low <= 0.0)).then(|| stays_linear(name))
     }
 
@@ -278,12 +284,12 @@ impl<'a> Grid<'a> {
     ) -> String {
         let (columns, rows) = self.grid();
         let left = left_of([axes.1], y_title.len());
-        let width = self.look.sheet_width() - left - right;
+        let width = self.style.sheet_width() - left - right;
         let panel_width = panel_width(width, columns);
         let headed = self.headed();
         let top = self.top(legend);
         let sheet = top + (headed + height + 6.0) * rows as f64 + theme::BOTTOM;
-        svg(self.look, sheet, |canvas| {
+        svg(self.style, sheet, |canvas| {
             legend.draw(canvas, theme::EDGE, theme::EDGE, self.legend_width());
             let place = |row: usize| top + headed + row as f64 * (headed + height + 6.0);
             for (i, panel) in self.panels.iter().enumerate() {
@@ -316,7 +322,7 @@ impl<'a> Grid<'a> {
     /// Columns and rows of panels.
     fn grid(&self) -> (usize, usize) {
         let fit =
-            (1..4).take_while(|&columns| f64::from(columns) * LEAST_WIDTH <= self.look.sheet_width()).count();
+            (1..4).take_while(|&columns| f64::from(columns) * MIN_WIDTH <= self.style.sheet_width()).count();
         let columns = match self.panels.len() {
             0 | 1 => 1,
             2 | 4 => 2,
@@ -331,7 +337,7 @@ impl<'a> Grid<'a> {
     }
 
     fn legend_width(&self) -> f64 {
-        self.look.sheet_width() - 2.0 * theme::EDGE
+        self.style.sheet_width() - 2.0 * theme::EDGE
     }
 
     /// Where the first panel's heading begins.
@@ -342,7 +348,7 @@ impl<'a> Grid<'a> {
     fn panel_height(&self, legend: &Legend, default: f64) -> f64 {
         let (_, rows) = self.grid();
         let rest = self.top(legend) + theme::BOTTOM + (self.headed() + 6.0) * rows as f64;
-        self.look.panel_height(default, rows, rest)
+        self.style.panel_height(default, rows, rest)
     }
 
     /// The title beside all rows of panels.

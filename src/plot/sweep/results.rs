@@ -15,7 +15,7 @@ pub struct Results {
     pub parameters: Vec<Parameter>,
     /// Names of the columns of results that hold a number somewhere.
     pub metrics: Vec<String>,
-    rows: Vec<Row>,
+    rows: Vec<RunRow>,
 }
 
 /// A parameter and the values that it takes: numbers ascending, words in the order of the file.
@@ -33,7 +33,7 @@ pub struct Value {
     pub number: Option<f64>,
 }
 
-struct Row {
+struct RunRow {
     /// Index into each parameter's values.
     values: Vec<usize>,
     /// Of each metric; empty where it does not apply.
@@ -128,7 +128,7 @@ impl Results {
         let mut parameters: Vec<_> =
             columns.iter().map(|(_, name)| Parameter { name: name.clone(), values: Vec::new() }).collect();
 
-        let mut rows = Vec::<Row>::new();
+        let mut rows = Vec::<RunRow>::new();
         let mut places: Vec<_> = parameters.iter().map(|_| HashMap::new()).collect();
         let mut seen = HashSet::new();
         while table.advance()? {
@@ -142,7 +142,7 @@ impl Results {
                 .collect();
             if seen.insert(values.clone()) {
                 let results = metrics.iter().map(|(column, _)| text(*column).parse().ok()).collect();
-                rows.push(Row { values, results, ok: table.text(status) == b"ok" });
+                rows.push(RunRow { values, results, ok: table.text(status) == b"ok" });
             }
         }
         let places: Vec<_> = parameters.iter_mut().map(Parameter::sort).collect();

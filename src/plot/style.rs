@@ -1,4 +1,4 @@
-//! How a figure shall look: theme, size, title, axes. Passed down to everything that draws.
+//! The style of a figure: theme, size, title, axes. Passed down to everything that draws.
 
 use std::str::FromStr;
 
@@ -8,8 +8,8 @@ use crate::plot::{font, theme};
 /// Points in an inch.
 pub const INCH: f64 = 72.0;
 /// Narrower sheets have no room for axes and legends, larger ones are a slip of the keyboard. In inches.
-const LEAST: f64 = 2.0;
-const MOST: f64 = 60.0;
+const MIN_INCHES: f64 = 2.0;
+const MAX_INCHES: f64 = 60.0;
 
 /// Most chunks of a moving mean, which are held in memory, fifty bytes each.
 const MAX_SMOOTH: usize = 1 << 20;
@@ -87,14 +87,14 @@ impl FromStr for Inches {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let inches = text.trim_end_matches("in").trim_end().parse().ok();
-        let inches = inches.filter(|inches| (LEAST..=MOST).contains(inches));
-        inches.map(Self).ok_or_else(|| format!("expected inches, from {LEAST} to {MOST}"))
+        let inches = inches.filter(|inches| (MIN_INCHES..=MAX_INCHES).contains(inches));
+        inches.map(Self).ok_or_else(|| format!("expected inches, from {MIN_INCHES} to {MAX_INCHES}"))
     }
 }
 
 /// Theme, size, title, axes.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Look {
+pub struct FigureStyle {
     /// What the figure is for.
     pub theme: Theme,
     /// Width of the figure, in points.
@@ -109,14 +109,14 @@ pub struct Look {
     pub smooth: Option<usize>,
 }
 
-impl Default for Look {
+impl Default for FigureStyle {
     /// In print, as wide as ICML's two columns.
     fn default() -> Self {
         Self { theme: Theme::Print, width: 6.75 * INCH, height: None, title: None, log: None, smooth: None }
     }
 }
 
-impl Look {
+impl FigureStyle {
     /// The same of so many chunks; 1 and less smooths nothing.
     pub fn smoothed(&self) -> Option<usize> {
         self.smooth.filter(|&chunks| chunks > 1)
@@ -139,7 +139,7 @@ impl Look {
     pub(super) fn panel_height(&self, default: f64, panels: usize, rest: f64) -> f64 {
         let title = self.title_lines().len() as f64 * theme::LINE;
         let asked = self.height.map(|height| (height / self.theme.scale() - title - rest) / panels as f64);
-        asked.map_or(default, |height| height.max(theme::LEAST_PANEL))
+        asked.map_or(default, |height| height.max(theme::MIN_PANEL))
     }
 
     /// Refuses what cannot be drawn.

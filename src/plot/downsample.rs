@@ -41,7 +41,7 @@ struct Bin {
 
 /// A line of any length in bounded memory.
 #[derive(Clone, Debug)]
-pub struct Envelope {
+pub struct DownsampledLine {
     log: bool,
     capacity: usize,
     width: u64,
@@ -50,7 +50,7 @@ pub struct Envelope {
     counts: [u64; 2],
 }
 
-impl Envelope {
+impl DownsampledLine {
     /// An empty line of at most `capacity` bins (even, at least 2), for a linear or a log axis.
     pub fn new(capacity: usize, log: bool) -> Self {
         debug_assert!(capacity >= 2 && capacity.is_multiple_of(2));
@@ -211,14 +211,14 @@ impl Extent {
 mod tests {
     use proptest::prelude::{Just, prop, prop_assert, prop_assert_eq, prop_oneof, proptest};
 
-    use super::{Envelope, Point, Unshown};
+    use super::{DownsampledLine, Point, Unshown};
 
-    fn envelope(capacity: usize, log: bool, values: &[f64]) -> Envelope {
-        let mut envelope = Envelope::new(capacity, log);
+    fn downsample(capacity: usize, log: bool, values: &[f64]) -> DownsampledLine {
+        let mut line = DownsampledLine::new(capacity, log);
         for (i, &value) in values.iter().enumerate() {
-            envelope.push(i as f64, Some(value));
+            line.push(i as f64, Some(value));
         }
-        envelope
+        line
     }
 
     fn points(values: &[f64]) -> Vec<Point> {
@@ -228,7 +228,7 @@ mod tests {
     #[test]
     fn exact_until_full() {
         let values = [3.0, 1.0, 2.0, 5.0];
-        let line = envelope(4, false, &values);
+        let line = downsample(4, false, &values);
         assert_eq!(line.bin_width(), 1);
         assert_eq!(line.stretches(), [points(&values)]);
     }
@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn no_spike_is_lost_and_size_is_flat() {
         let spikes = [17usize, 4_242, 65_536, 99_999];
-        let mut line = Envelope::new(64, false);
+        let mut line = DownsampledLine::new(64, false);
         for i in 0..100_000usize {
             line.push(i as f64, Some(if spikes.contains(&i) { 9.0 } else { 1.0 }));
         }
@@ -252,8 +252,8 @@ mod tests {
 
     #[test]
     fn the_trend_is_of_means() {
-        assert_eq!(envelope(4, false, &[1.0, 3.0]).trend(4), None);
-        let line = envelope(4, false, &[1.0, 3.0, 5.0, 5.0, f64::NAN, 8.0, 2.0, 4.0]);
+        assert_eq!(downsample(4, false, &[1.0, 3.0]).trend(4), None);
+        let line = downsample(4, false, &[1.0, 3.0, 5.0, 5.0, f64::NAN, 8.0, 2.0, 4.0]);
         let means = vec![vec![(0.5, 2.0), (2.5, 5.0)], vec![(5.0, 8.0)], vec![(6.5, 3.0)]];
         assert_eq!(line.trend(4), Some((2, means)));
         assert_eq!(line.trend(2), Some((4, vec![vec![(1.5, 3.5)], vec![(6.0, 14.0 / 3.0)]])));
@@ -261,16 +261,16 @@ mod tests {
 
     #[test]
     fn cells_are_means() {
-        let line = envelope(4, false, &[1.0, 3.0, 5.0, 5.0, f64::NAN]);
+        let line = downsample(4, false, &[1.0, 3.0, 5.0, 5.0, f64::NAN]);
         let expected = [(0..2, Some(2.0), false), (2..4, Some(5.0), false), (4..5, None, true)];
         assert_eq!(line.cells(4), expected);
         assert_eq!(line.cells(1), [(0..5, Some(3.5), true)]);
-        assert_eq!(Envelope::new(2, false).cells(8), []);
+        assert_eq!(DownsampledLine::new(2, false).cells(8), []);
     }
 
     #[test]
     fn breaks_at_what_is_not_finite() {
-        let line = envelope(8, false, &[1.0, 2.0, f64::NAN, 3.0, f64::INFINITY, -4.0, 0.0]);
+        let line = downsample(8, false, &[1.0, 2.0, f64::NAN, 3.0, f64::INFINITY, -4.0, 0.0]);
         assert_eq!(
             line.stretches(),
             [vec![(0.0, 1.0), (1.0, 2.0)], vec![(3.0, 3.0)], vec![(5.0, -4.0), (6.0, 0.0)]]
@@ -282,19 +282,19 @@ mod tests {
 
     #[test]
     fn breaks_at_what_a_log_axis_cannot_show() {
-        let line = envelope(8, true, &[1.0, 0.0, 2.0, -1.0, f64::NAN]);
+        let line = downsample(8, true, &[1.0, 0.0, 2.0, -1.0, f64::NAN]);
         assert_eq!(line.stretches(), [[(0.0, 1.0)], [(2.0, 2.0)]]);
         assert_eq!((line.count(Unshown::NotFinite), line.count(Unshown::NotPositive)), (1, 2));
     }
 
     #[test]
     fn a_missing_value_breaks_and_is_not_counted() {
-        let mut line = envelope(8, false, &[1.0]);
+        let mut line = downsample(8, false, &[1.0]);
         line.push(1.0, None);
         line.push(2.0, Some(2.0));
         assert_eq!(line.stretches(), [[(0.0, 1.0)], [(2.0, 2.0)]]);
         assert_eq!(line.count(Unshown::NotFinite), 0);
-        assert_eq!(Envelope::new(2, false).range(), None);
+        assert_eq!(DownsampledLine::new(2, false).range(), None);
     }
 
     proptest! {
@@ -302,7 +302,7 @@ mod tests {
         fn merges_are_exact(
             values in prop::collection::vec(prop_oneof![9 => -1e3..1e3f64, 1 => Just(f64::NAN)], 0..200),
         ) {
-            let line = envelope(8, false, &values);
+            let line = downsample(8, false, &values);
             let finite: Vec<_> = points(&values).into_iter().filter(|point| point.1.is_finite()).collect();
             let drawn: Vec<_> = line.stretches().concat();
             prop_assert!(line.bins.len() <= 8);

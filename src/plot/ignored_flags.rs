@@ -3,10 +3,10 @@
 use clap::ValueEnum as _;
 
 use super::series::Quantity;
-use super::{Kind, Request, Source};
+use super::{CsvSource, Kind, Request};
 
 /// One line about the flags that the sources' kind has no use for.
-pub fn idle(sources: &[Source], request: &Request) -> Option<String> {
+pub fn ignored_flags(sources: &[CsvSource], request: &Request) -> Option<String> {
     let first = sources.first()?;
     let timed = |name: &String| Quantity::ALL.iter().any(|quantity| quantity.name() == name);
     let others = request.x.is_some() || request.hue.is_some() || !request.y.iter().all(timed);
@@ -19,19 +19,19 @@ pub fn idle(sources: &[Source], request: &Request) -> Option<String> {
     let timeline = matches!(kind, Kind::Timeline | Kind::Gates);
     let lags = kind == Kind::Retention && first.of_sweep;
     let log = columns || of_sweep || timeline || lags || kind == Kind::Heads;
-    let asked = request.look.log;
+    let asked = request.style.log;
     let flags = [
         ("--x", request.x.is_some() && !columns && !of_sweep),
         ("--y", !request.y.is_empty() && !columns && !of_sweep && !timeline),
         ("--hue", request.hue.is_some() && !columns && !of_sweep && !lags),
         ("--labels", request.labels.is_some() && !timeline),
-        ("--smooth", request.look.smooth.is_some() && !timeline),
+        ("--smooth", request.style.smooth.is_some() && !timeline),
         ("--log", asked.is_some() && !log),
         ("--log=x", asked.is_some_and(super::LogAxes::x) && log && !columns),
     ];
-    let idle: Vec<_> = flags.iter().filter(|(_, idle)| *idle).map(|(flag, _)| *flag).collect();
+    let ignored: Vec<_> = flags.iter().filter(|(_, ignored)| *ignored).map(|(flag, _)| *flag).collect();
     let name = kind.to_possible_value()?;
-    (!idle.is_empty()).then(|| format!("--kind {} has no use for {}", name.get_name(), idle.join(", ")))
+    (!ignored.is_empty()).then(|| format!("--kind {} has no use for {}", name.get_name(), ignored.join(", ")))
 }
 
 /// That an axis is not logarithmic though it should be.
