@@ -40,12 +40,12 @@ const DIM: usize = 16;
 const CHUNK: usize = 16;
 
 /// The tokens `start ..` of an endless random sequence, uniform in ±1: each is a hash of its position.
-struct Stretch {
+struct HashedTokens {
     start: usize,
     tokens: usize,
 }
 
-impl<T: Real> Sequences<T> for Stretch {
+impl<T: Real> Sequences<T> for HashedTokens {
     fn shape(&self) -> Shape {
         Shape { sequences: 1, tokens: self.tokens, dim: DIM }
     }
@@ -64,20 +64,20 @@ impl<T: Real> Sequences<T> for Stretch {
     }
 }
 
-/// A memory on its way.
-struct Life<T: Real> {
+/// A memory with its state.
+struct RunningMemory<T: Real> {
     memory: Memory<T>,
     state: State<T>,
 }
 
-impl<T: Real> Life<T> {
+impl<T: Real> RunningMemory<T> {
     fn new(random: &RandomMemory) -> Self {
         let memory = random.memory::<T>();
         let state = memory.initial_state(1);
         Self { memory, state }
     }
 
-    fn store(&mut self, sequences: &Stretch) {
+    fn store(&mut self, sequences: &HashedTokens) {
         let work = Work::Store { sequences, probe: false };
         let outcome = Engine::new(&self.memory).run(&mut self.state, work, &mut Discard, &mut |_| Ok(()));
         assert_eq!(outcome.expect("nothing stops it").divergence, None);
@@ -102,12 +102,12 @@ fn difference(a: &Array3<f64>, b: &Array3<f64>) -> f64 {
 
 fn drift(name: &str, gates: Gates, tokens: usize) {
     let random = RandomMemory::new((DIM, 1, DIM), CHUNK, Init::Xavier, 1).gates(gates);
-    let (mut single, mut double) = (Life::<f32>::new(&random), Life::<f64>::new(&random));
+    let (mut single, mut double) = (RunningMemory::<f32>::new(&random), RunningMemory::<f64>::new(&random));
     let queries = uniform((1, 4 * CHUNK, DIM), 1.0, 2);
     println!("\n{name}\n{:>12} {:>10} {:>10} {:>10} {:>10}", "tokens", "U", "S", "reads", "norm of U");
     let mut stored = 0;
     for end in (2..).map(|power| 10_usize.pow(power)).take_while(|end| *end <= tokens) {
-        let stretch = Stretch { start: stored, tokens: end - stored };
+        let stretch = HashedTokens { start: stored, tokens: end - stored };
         single.store(&stretch);
         double.store(&stretch);
         stored = end;

@@ -48,7 +48,7 @@ mod tests {
     use super::{for_figure, for_terminal};
 
     #[test]
-    fn what_steers_is_escaped() {
+    fn control_characters_are_escaped() {
         assert_eq!(for_terminal("a/b θ.npy"), "a/b θ.npy");
         assert_eq!(for_terminal("\x1b[31mred\x07\n\u{9b}2J"), "\\u{1b}[31mred\\u{7}\\u{a}\\u{9b}2J");
         assert_eq!(for_terminal("a\u{202e}b"), "a\\u{202e}b");

@@ -31,7 +31,7 @@ fn tokens<T: Real>(tokens: usize, seed: u64) -> Array3<T> {
 }
 
 /// What a life of several calls has given so far.
-struct Life<T: Real> {
+struct RunningMemory<T: Real> {
     memory: Memory<T>,
     state: State<T>,
     /// By call, then sequence, chunk and head.
@@ -39,7 +39,7 @@ struct Life<T: Real> {
     retrieved: Vec<Array3<T>>,
 }
 
-impl<T: Real> Life<T> {
+impl<T: Real> RunningMemory<T> {
     fn new(memory: Memory<T>) -> Self {
         let state = memory.initial_state(SEQUENCES);
         Self { memory, state, rows: Vec::new(), retrieved: Vec::new() }
@@ -119,9 +119,9 @@ const PIECES: [&[usize]; 6] =
 fn online_in_pieces<T: Real>() {
     for lengths in PIECES {
         let all = tokens::<T>(lengths.iter().sum(), 3);
-        let mut whole = Life::new(random().memory::<T>());
+        let mut whole = RunningMemory::new(random().memory::<T>());
         whole.online(&all, &all);
-        let mut parts = Life::new(random().memory::<T>());
+        let mut parts = RunningMemory::new(random().memory::<T>());
         for part in cut(&all, lengths) {
             parts.online(&part, &part);
         }
@@ -196,7 +196,7 @@ fn online_cut_anywhere_f32() {
 fn pieces_against_the_oracle() {
     for lengths in PIECES {
         let all = tokens::<f64>(lengths.iter().sum(), 3);
-        let mut parts = Life::new(random().memory::<f64>());
+        let mut parts = RunningMemory::new(random().memory::<f64>());
         for part in cut(&all, lengths) {
             parts.online(&part, &part);
         }
@@ -223,9 +223,9 @@ fn two_sequences_in_pieces() {
     for (read_lengths, store_lengths) in cases {
         let read = tokens::<f64>(read_lengths.iter().sum(), 4);
         let store = tokens::<f64>(store_lengths.iter().sum(), 5);
-        let mut whole = Life::new(random().memory::<f64>());
+        let mut whole = RunningMemory::new(random().memory::<f64>());
         whole.online(&read, &store);
-        let mut parts = Life::new(random().memory::<f64>());
+        let mut parts = RunningMemory::new(random().memory::<f64>());
         for (read, store) in cut(&read, read_lengths).iter().zip(&cut(&store, store_lengths)) {
             parts.online(read, store);
         }
@@ -241,12 +241,12 @@ fn store_then_online_with_reads_between() {
         let all = tokens::<f64>(lengths.iter().sum(), 6);
         let queries = tokens::<f64>(12, 7);
         let [first, second] = <[_; 2]>::try_from(cut(&all, &lengths)).unwrap();
-        let mut whole = Life::new(random().memory::<f64>());
+        let mut whole = RunningMemory::new(random().memory::<f64>());
         whole.online(&all, &all);
         let mut reference = random().reference::<f64>(SEQUENCES);
         reference.store(&first);
 
-        let mut parts = Life::new(random().memory::<f64>());
+        let mut parts = RunningMemory::new(random().memory::<f64>());
         parts.store(&first);
         let read = parts.read(&queries);
         let expected = reference.read(&queries);
@@ -262,9 +262,9 @@ fn store_then_online_with_reads_between() {
 fn plain_stores_in_pieces() {
     for lengths in PIECES {
         let all = tokens::<f32>(lengths.iter().sum(), 8);
-        let mut whole = Life::new(random().memory::<f32>());
+        let mut whole = RunningMemory::new(random().memory::<f32>());
         whole.store(&all);
-        let mut parts = Life::new(random().memory::<f32>());
+        let mut parts = RunningMemory::new(random().memory::<f32>());
         for part in cut(&all, lengths) {
             parts.store(&part);
         }
@@ -277,11 +277,11 @@ fn plain_stores_in_pieces() {
 fn online_then_store() {
     let (read, store, more) = (tokens::<f64>(13, 9), tokens::<f64>(11, 10), tokens::<f64>(9, 11));
     let join = |a: &Array3<f64>, b: &Array3<f64>| concatenate(Axis(1), &[a.view(), b.view()]).unwrap();
-    let mut parts = Life::new(random().memory::<f64>());
+    let mut parts = RunningMemory::new(random().memory::<f64>());
     parts.online(&read, &store);
     parts.store(&more);
     let (all_read, all_stored) = (join(&read, &more), join(&store, &more));
-    let mut whole = Life::new(random().memory::<f64>());
+    let mut whole = RunningMemory::new(random().memory::<f64>());
     whole.online(&all_read, &all_stored);
     // A plain store reads nothing.
     whole.retrieved = vec![whole.retrieved().slice(s![.., ..13, ..]).to_owned()];
@@ -292,7 +292,7 @@ fn online_then_store() {
 #[test]
 fn sequences_do_not_touch_each_other() {
     let all = tokens::<f64>(37, 12);
-    let mut together = Life::new(random().memory::<f64>());
+    let mut together = RunningMemory::new(random().memory::<f64>());
     together.online(&all, &all);
     for sequence in 0..SEQUENCES {
         let alone = |of: &Array3<f64>| of.slice(s![sequence..=sequence, .., ..]).to_owned();
@@ -329,16 +329,16 @@ fn rows_of_a_side() {
 fn restarted_momentum() {
     let random = RandomMemory { past: None, ..random() }.gates(Gates::default());
     let (first, second) = (tokens::<f64>(4 * CHUNK, 13), tokens::<f64>(3 * CHUNK, 14));
-    let mut life = Life::new(random.memory::<f64>());
-    life.store(&first);
-    let before = life.state.update.clone();
-    assert!(life.state.momentum.iter().any(|&x| x != 0.0));
-    life.state.momentum.fill(0.0);
-    life.store(&second);
+    let mut running = RunningMemory::new(random.memory::<f64>());
+    running.store(&first);
+    let before = running.state.update.clone();
+    assert!(running.state.momentum.iter().any(|&x| x != 0.0));
+    running.state.momentum.fill(0.0);
+    running.store(&second);
 
     let mut reference = random.reference::<f64>(SEQUENCES);
     let rows = reference.store(&second);
-    let shapes = life.memory.weight_shapes();
+    let shapes = running.memory.weight_shapes();
     for sequence in 0..SEQUENCES {
         for head in 0..2 {
             let of_head = rows.iter().filter(|row| (row.sequence, row.head) == (sequence, head));
@@ -349,9 +349,9 @@ fn restarted_momentum() {
                 };
                 let expected = &reference.head(sequence, head).update[p] + &(kept * part(&before));
                 let what = format!("sequence {sequence}, head {head}, weight {p}");
-                assert_close_to_largest(&what, part(&life.state.update).view(), expected.view(), ORACLE);
+                assert_close_to_largest(&what, part(&running.state.update).view(), expected.view(), ORACLE);
                 let expected = reference.head(sequence, head).momentum[p].clone().into_dyn();
-                assert_close_to_largest(&what, part(&life.state.momentum).view(), expected.view(), ORACLE);
+                assert_close_to_largest(&what, part(&running.state.momentum).view(), expected.view(), ORACLE);
             }
         }
     }

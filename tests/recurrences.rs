@@ -37,7 +37,7 @@ fn norm_bound<T: Real>() -> f64 {
 
 /// How the elements lie in their weight: in one row, across panels, or in one column, down a panel.
 #[derive(Clone, Copy, Debug)]
-enum Lie {
+enum Orientation {
     Row,
     Column,
 }
@@ -45,7 +45,7 @@ enum Lie {
 /// One chunk of one token through the panels of a weight that holds the elements: its g is the outer product of a 1
 /// and the surprise.
 fn step_in<T: Real>(
-    lie: Lie,
+    orientation: Orientation,
     step: Step<T>,
     surprise: &[T],
     momentum: &mut [T],
@@ -55,9 +55,9 @@ fn step_in<T: Real>(
     let length = surprise.len();
     let one = Array2::from_elem((1, 1), T::one());
     let thin = ArrayView2::from_shape((1, length), surprise).unwrap();
-    let (shape, a, b) = match lie {
-        Lie::Row => ((1, length), one.view(), thin),
-        Lie::Column => ((length, 1), thin, one.view()),
+    let (shape, a, b) = match orientation {
+        Orientation::Row => ((1, length), one.view(), thin),
+        Orientation::Column => ((length, 1), thin, one.view()),
     };
     let mut norms = Vec::new();
     let mut start = 0;
@@ -125,7 +125,7 @@ fn assert_norms<T: Real>(norms: &Norms, g: &[T], s: &[T], u: &[T], w: &[T]) {
 
 /// Steps through all chunks beside the plain loop. The loop's own f64 rounding is far under f32's, and of the same
 /// size as f64's.
-fn against_the_loop<T: Real>(lie: Lie, length: usize, size: f64, chunks: &[Chunk]) {
+fn against_the_loop<T: Real>(orientation: Orientation, length: usize, size: f64, chunks: &[Chunk]) {
     let weights: Vec<T> = values(length, size, 1);
     let (mut s, mut u): (Vec<T>, Vec<T>) = (values(length, size, 2), values(length, size, 3));
     let (mut plain_s, mut plain_u) = (widen(&s), widen(&u));
@@ -135,7 +135,7 @@ fn against_the_loop<T: Real>(lie: Lie, length: usize, size: f64, chunks: &[Chunk
     for (i, &(gates, seed)) in chunks.iter().enumerate() {
         let step = coefficients::<T>(gates);
         let g: Vec<T> = values(length, size, seed);
-        let norms = step_in(lie, step, &g, &mut s, &mut u, &weights);
+        let norms = step_in(orientation, step, &g, &mut s, &mut u, &weights);
         let [theta, eta, alpha] = [step.learning_rate, step.momentum, step.decay].map(Real::to_f64);
         // Per chunk a term meets two roundings in S and three in U, and those of the step before.
         let rel = 5.0 * (i + 1) as f64 * T::EPS.to_f64();
@@ -155,11 +155,11 @@ fn against_the_loop<T: Real>(lie: Lie, length: usize, size: f64, chunks: &[Chunk
     }
 }
 
-fn one_step<T: Real>(lie: Lie, gates: [f64; 3], length: usize) -> [Vec<T>; 5] {
+fn one_step<T: Real>(orientation: Orientation, gates: [f64; 3], length: usize) -> [Vec<T>; 5] {
     let (g, weights): (Vec<T>, Vec<T>) = (values(length, 1.0, 4), values(length, 1.0, 5));
     let (s, u): (Vec<T>, Vec<T>) = (values(length, 1.0, 6), values(length, 1.0, 7));
     let (mut new_s, mut new_u) = (s.clone(), u.clone());
-    step_in(lie, coefficients(gates), &g, &mut new_s, &mut new_u, &weights);
+    step_in(orientation, coefficients(gates), &g, &mut new_s, &mut new_u, &weights);
     [g, s, u, new_s, new_u]
 }
 
@@ -173,27 +173,27 @@ fn assert_fused<T: Real>(got: &[T], expected: &dyn Fn(usize) -> (T, T, T)) {
 
 /// Forms that the recurrences take with gates at their ends, bit for bit: multiplying by 0 and 1 and adding 0 rounds
 /// nothing.
-fn known_forms<T: Real>(lie: Lie, length: usize, theta: f64, eta: f64, alpha: f64) {
+fn known_forms<T: Real>(orientation: Orientation, length: usize, theta: f64, eta: f64, alpha: f64) {
     let (rate, keep) = (T::from_f64(theta), T::one() - T::from_f64(alpha));
     let each = |of: &dyn Fn(usize) -> T| (0..length).map(of).collect::<Vec<T>>();
     // No momentum: plain gradient descent.
-    let [g, _, u, new_s, new_u] = one_step::<T>(lie, [theta, 0.0, alpha], length);
+    let [g, _, u, new_s, new_u] = one_step::<T>(orientation, [theta, 0.0, alpha], length);
     assert_eq!(new_s, each(&|i| -(rate * g[i])));
     assert_fused(&new_u, &|i| (keep, u[i], new_s[i]));
     // All is forgotten.
-    let [_, _, _, new_s, new_u] = one_step::<T>(lie, [theta, eta, 1.0], length);
+    let [_, _, _, new_s, new_u] = one_step::<T>(orientation, [theta, eta, 1.0], length);
     assert_eq!(new_u, new_s);
     // Nothing is learned: S only decays.
-    let [_, s, _, new_s, _] = one_step::<T>(lie, [0.0, eta, alpha], length);
+    let [_, s, _, new_s, _] = one_step::<T>(orientation, [0.0, eta, alpha], length);
     assert_eq!(new_s, each(&|i| T::from_f64(eta) * s[i]));
     // Nothing is forgotten.
-    let [_, _, u, new_s, new_u] = one_step::<T>(lie, [theta, eta, 0.0], length);
+    let [_, _, u, new_s, new_u] = one_step::<T>(orientation, [theta, eta, 0.0], length);
     assert_eq!(new_u, each(&|i| u[i] + new_s[i]));
     // Momentum is kept whole.
-    let [g, s, _, new_s, _] = one_step::<T>(lie, [theta, 1.0, alpha], length);
+    let [g, s, _, new_s, _] = one_step::<T>(orientation, [theta, 1.0, alpha], length);
     assert_fused(&new_s, &|i| (-rate, g[i], s[i]));
     // Nothing happens.
-    let [_, s, u, new_s, new_u] = one_step::<T>(lie, [0.0, 0.0, 0.0], length);
+    let [_, s, u, new_s, new_u] = one_step::<T>(orientation, [0.0, 0.0, 0.0], length);
     assert_eq!((new_s, new_u), (vec![T::zero(); s.len()], u));
 }
 
@@ -207,9 +207,9 @@ proptest! {
         size in prop_oneof![Just(1.0), Just(1e3), Just(1e-4)],
         chunks in chunks(),
     ) {
-        for lie in [Lie::Row, Lie::Column] {
-            against_the_loop::<f32>(lie, length, size, &chunks);
-            against_the_loop::<f64>(lie, length, size, &chunks);
+        for orientation in [Orientation::Row, Orientation::Column] {
+            against_the_loop::<f32>(orientation, length, size, &chunks);
+            against_the_loop::<f64>(orientation, length, size, &chunks);
         }
     }
 
@@ -217,9 +217,9 @@ proptest! {
     fn step_has_its_known_forms(
         length in 0_usize..70, theta in 0.0..=1.0, eta in 0.0..=1.0, alpha in 0.0..=1.0,
     ) {
-        for lie in [Lie::Row, Lie::Column] {
-            known_forms::<f32>(lie, length, theta, eta, alpha);
-            known_forms::<f64>(lie, length, theta, eta, alpha);
+        for orientation in [Orientation::Row, Orientation::Column] {
+            known_forms::<f32>(orientation, length, theta, eta, alpha);
+            known_forms::<f64>(orientation, length, theta, eta, alpha);
         }
     }
 }
@@ -254,15 +254,15 @@ fn norms_over_the_whole_range() {
 
 #[test]
 fn steps_over_the_whole_range() {
-    for lie in [Lie::Row, Lie::Column] {
+    for orientation in [Orientation::Row, Orientation::Column] {
         // g, S, U and W + U near 3e38, at 1e25 and among the smallest numbers, and zero.
         for size in [1e25, 1e-25, 1e-40] {
             let (g, weights): (Vec<f32>, Vec<f32>) = (values(1100, size, 1), values(1100, 1e-30, 2));
             let (mut s, mut u) = (vec![0.0; 1100], vec![0.0; 1100]);
-            let norms = step_in(lie, coefficients([1.0, 0.5, 0.5]), &g, &mut s, &mut u, &weights);
+            let norms = step_in(orientation, coefficients([1.0, 0.5, 0.5]), &g, &mut s, &mut u, &weights);
             assert_norms(&norms, &g, &s, &u, &weights);
             let (mut s, mut u) = (vec![0.0; 1100], vec![0.0; 1100]);
-            let norms = step_in(lie, coefficients([0.0, 0.5, 0.5]), &g, &mut s, &mut u, &weights);
+            let norms = step_in(orientation, coefficients([0.0, 0.5, 0.5]), &g, &mut s, &mut u, &weights);
             assert_eq!((norms.momentum, norms.update), (0.0, 0.0));
             assert_norms(&norms, &g, &s, &u, &weights);
         }
@@ -284,13 +284,13 @@ fn nan_and_infinity_go_through() {
                     assert!(norm(&all).is_nan());
                 }
 
-                for lie in [Lie::Row, Lie::Column] {
+                for orientation in [Orientation::Row, Orientation::Column] {
                     let mut g = values::<f32>(length, 1.0, 1);
                     g[place] = bad;
                     let weights = values::<f32>(length, 1.0, 2);
                     let (mut s, mut u) = (vec![0.0; length], vec![0.0; length]);
                     let gates = coefficients([0.1, 0.5, 0.5]);
-                    let norms = step_in(lie, gates, &g, &mut s, &mut u, &weights);
+                    let norms = step_in(orientation, gates, &g, &mut s, &mut u, &weights);
                     for of in [&s, &u] {
                         for (i, x) in of.iter().enumerate() {
                             assert_eq!(x.is_finite(), i != place, "element {i} of {length}");
@@ -301,7 +301,7 @@ fn nan_and_infinity_go_through() {
                     }
                     // A rate of zero does not hide it: 0 · NaN and 0 · ∞ are NaN.
                     let gates = coefficients([0.0, 0.5, 0.5]);
-                    let norms = step_in(lie, gates, &g, &mut s, &mut u, &weights);
+                    let norms = step_in(orientation, gates, &g, &mut s, &mut u, &weights);
                     assert!(s[place].is_nan() && norms.momentum.is_nan());
                 }
             }

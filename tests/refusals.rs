@@ -24,7 +24,7 @@ fn tokens(sequences: usize, tokens: usize, dim: usize) -> Array3<f64> {
 }
 
 #[test]
-fn online_from_sides_out_of_step() {
+fn online_from_streams_at_different_chunks() {
     let memory = RandomMemory::new((4, 1, 4), 5, Init::Xavier, 1).memory::<f64>();
     let (some, more) = (tokens(2, 3, 4), tokens(2, 12, 4));
     for (read, stored, got) in [
@@ -97,7 +97,7 @@ fn wrong_width() {
 }
 
 #[test]
-fn dimensions_that_cannot_be() {
+fn invalid_dimensions() {
     let check = |dim, heads, dim_head, pre_norm, chunk_size| {
         let dimensions = Dimensions { dim, heads, dim_head, pre_norm, post_norm: pre_norm };
         dimensions.check(chunk_size).map_err(|error| error.to_string())

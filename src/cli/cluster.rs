@@ -1,4 +1,4 @@
-//! What `sweep` takes to run on more than one machine: shares of a sweep, said or taken from an array's environment, and
+//! What `sweep` takes to run on more than one machine: shards of a sweep, said or taken from an array's environment, and
 //! its submission to Slurm.
 
 use std::path::Path;
@@ -49,7 +49,7 @@ pub struct ClusterArgs {
 }
 
 impl ClusterArgs {
-    /// The share that this process does, with a line on stderr where the environment says which.
+    /// The shard that this process does, with a line on stderr where the environment says which.
     pub fn shard(&self, quiet: bool) -> Result<Shard> {
         if let Some(shard) = self.shard {
             return Ok(shard);
@@ -82,10 +82,10 @@ impl ClusterArgs {
 
     /// Options of Slurm make no sense without it, and none does where only is `collected`.
     pub fn check(&self, collected: bool) -> Result<()> {
-        let shares = self.shard.is_some() || self.shards.is_some() || self.no_shard;
-        if collected && (shares || self.is_for_slurm()) {
+        let sharded = self.shard.is_some() || self.shards.is_some() || self.no_shard;
+        if collected && (sharded || self.is_for_slurm()) {
             let expected = "neither shares nor --slurm beside it";
-            return Err(Error::setting("--collect", expected, if shares { "a share" } else { "--slurm" }));
+            return Err(Error::setting("--collect", expected, if sharded { "a share" } else { "--slurm" }));
         }
         if self.is_for_slurm() {
             for (flag, number) in [

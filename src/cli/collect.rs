@@ -19,7 +19,7 @@ struct Collection<'a> {
     runs: usize,
     finished: usize,
     missing: Vec<Missing<'a>>,
-    failed: Vec<Unwell<'a>>,
+    failed: Vec<FailedRun<'a>>,
 }
 
 #[derive(Serialize)]
@@ -29,7 +29,7 @@ struct Missing<'a> {
 }
 
 #[derive(Serialize)]
-struct Unwell<'a> {
+struct FailedRun<'a> {
     run: &'a str,
     status: &'static str,
     parameters: &'a Parameters,
@@ -46,7 +46,7 @@ pub fn run(
 ) -> anyhow::Result<ExitCode> {
     let folder = Folder::check(out)?;
     let _in_use = if folder.exists()? { Some(folder.lock(false)?) } else { None };
-    folder.clear_remnants();
+    folder.clear_stale();
     let collected = sweep::collect(out, plan)?;
     if !quiet {
         collected.warnings.iter().for_each(|warning| note("warning: ", warning));
@@ -57,8 +57,8 @@ pub fn run(
     // Those of the plan; runs of older plans come after them.
     let finished = &collected.rows[..collected.planned - collected.missing.len()];
     let missing = collected.missing.iter().map(|run| Missing { run: &run.run, parameters: &run.parameters });
-    let unwell = |record: &&Record| record.status != Status::Ok;
-    let failed = finished.iter().filter(unwell).map(|record| Unwell {
+    let not_ok = |record: &&Record| record.status != Status::Ok;
+    let failed = finished.iter().filter(not_ok).map(|record| FailedRun {
         run: &record.run,
         status: record.status.name(),
         parameters: &record.parameters,

@@ -21,7 +21,7 @@ pub struct Args {
 
 /// What `--format json` prints.
 #[derive(Serialize)]
-struct Found {
+struct DeviceReport {
     cpu: Processor,
     /// Those that can be used, by index.
     cuda: Vec<Description>,
@@ -49,10 +49,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Err(error) => (Listed::default(), Some(error.to_string())),
     };
     let cpu = Processor { name: cpu, cores: logical_cores, vector_isa, memory_bytes };
-    let found = Found { cpu, cuda: usable, cuda_unusable: unusable, cuda_error };
+    let report = DeviceReport { cpu, cuda: usable, cuda_unusable: unusable, cuda_error };
     print(&match args.format {
-        Format::Json => format!("{}\n", serde_json::to_string_pretty(&found)?),
-        Format::Table => found.table(),
+        Format::Json => format!("{}\n", serde_json::to_string_pretty(&report)?),
+        Format::Table => report.table(),
     })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -62,7 +62,7 @@ const HEADINGS: [&str; 7] =
 /// Text to the left, numbers to the right.
 const LEFT: usize = 2;
 
-impl Found {
+impl DeviceReport {
     fn table(&self) -> String {
         let gib = |bytes: u64| format!("{:.1}", bytes as f64 / (1_u64 << 30) as f64);
         let dash = || "-".to_owned();

@@ -24,8 +24,8 @@ use crate::plot::{self, FigureFormat, Request};
 use crate::run::{Keep, UNSTABLE_RATIO};
 use crate::storage;
 use crate::sweep::{
-    self, Experiment, Folder, InUse, Options, Parameters, Plan, PlanFile, PlannedRun, Record, Records, Shard,
-    Status, SweepEvent,
+    self, DirectoryLock, Experiment, Folder, Options, Parameters, Plan, PlanFile, PlannedRun, Record,
+    Records, Shard, Status, SweepEvent,
 };
 
 /// Run the grid of an experiment, in parallel; finished runs are not run again
@@ -212,7 +212,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if !args.quiet {
         collected.warnings.iter().for_each(|warning| note("warning: ", warning));
     }
-    // Of a share alone there is little to see: whoever collects draws.
+    // Of a shard alone there is little to see: whoever collects draws.
     if !args.no_plots && ended.is_ok() && shard == Shard::WHOLE {
         draw(folder.path(), &args.figure, args.quiet)?;
     }
@@ -325,7 +325,13 @@ impl Args {
     }
 
     /// Prepares the sweep's directory, which is in use from then on.
-    fn begin(&self, folder: &Folder, file: &Path, plan: &Plan, plan_file: &PlanFile) -> crate::Result<InUse> {
+    fn begin(
+        &self,
+        folder: &Folder,
+        file: &Path,
+        plan: &Plan,
+        plan_file: &PlanFile,
+    ) -> crate::Result<DirectoryLock> {
         if self.cluster.is_for_slurm() && folder.path().to_str().is_none() {
             return Err(Error::rejected("--slurm", "its scripts are UTF-8; choose another --out"));
         }
@@ -335,7 +341,7 @@ impl Args {
             folder.clear()?;
         }
         let in_use = folder.lock(false)?;
-        folder.clear_remnants();
+        folder.clear_stale();
         folder.start(plan_file)?;
         Ok(in_use)
     }

@@ -29,13 +29,16 @@ impl DeviceChoice {
     }
 
     /// Opens it.
-    pub fn open(self) -> Result<Chosen> {
+    pub fn open(self) -> Result<OpenDevice> {
         match self {
-            Self::Cpu => Ok(Chosen::default()),
-            Self::Cuda(index) => Ok(Chosen::of(index, Arc::new(Gpu::open(index)?))),
+            Self::Cpu => Ok(OpenDevice::default()),
+            Self::Cuda(index) => Ok(OpenDevice::of(index, Arc::new(Gpu::open(index)?))),
             Self::Auto => Ok(Gpu::open(0).map_or_else(
-                |error| Chosen { note: Some(format!("--device auto: cpu ({error})")), ..Chosen::default() },
-                |gpu| Chosen::of(0, Arc::new(gpu)),
+                |error| OpenDevice {
+                    note: Some(format!("--device auto: cpu ({error})")),
+                    ..OpenDevice::default()
+                },
+                |gpu| OpenDevice::of(0, Arc::new(gpu)),
             )),
         }
     }
@@ -85,14 +88,14 @@ impl Serialize for DeviceChoice {
 
 /// Where runs compute: on the processor, or on a GPU, which is theirs in turns.
 #[derive(Default)]
-pub struct Chosen {
+pub struct OpenDevice {
     gpu: Option<(usize, Arc<dyn Device>)>,
     turn: Mutex<()>,
     /// Why it is the processor, where that was left to the program.
     pub note: Option<String>,
 }
 
-impl Chosen {
+impl OpenDevice {
     /// A device that is open, as the GPU of that number.
     pub fn of(index: usize, gpu: Arc<dyn Device>) -> Self {
         Self { gpu: Some((index, gpu)), ..Self::default() }
@@ -119,13 +122,13 @@ impl Chosen {
     }
 }
 
-impl fmt::Debug for Chosen {
+impl fmt::Debug for OpenDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Chosen({self})")
+        write!(f, "OpenDevice({self})")
     }
 }
 
-impl fmt::Display for Chosen {
+impl fmt::Display for OpenDevice {
     /// "cpu", or "cuda:0" and the GPU's name.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.gpu {
@@ -137,7 +140,7 @@ impl fmt::Display for Chosen {
 
 /// What many runs compute on, each opened once.
 #[derive(Debug, Default)]
-pub struct Devices(Vec<(DeviceChoice, Arc<Chosen>)>);
+pub struct Devices(Vec<(DeviceChoice, Arc<OpenDevice>)>);
 
 impl Devices {
     /// Opens what these choices name. An error where one of them cannot be.
@@ -149,30 +152,30 @@ impl Devices {
         Ok(this)
     }
 
-    fn add(&mut self, choice: DeviceChoice) -> Result<Arc<Chosen>> {
+    fn add(&mut self, choice: DeviceChoice) -> Result<Arc<OpenDevice>> {
         if let Some(known) = self.get(choice) {
             return Ok(known);
         }
-        let chosen = match choice {
+        let device = match choice {
             // The GPU that it may be is perhaps another's choice too.
             DeviceChoice::Auto => match self.add(DeviceChoice::Cuda(0)) {
-                Ok(chosen) => chosen,
+                Ok(device) => device,
                 Err(_) => Arc::new(choice.open()?),
             },
             _ => Arc::new(choice.open()?),
         };
-        self.0.push((choice, Arc::clone(&chosen)));
-        Ok(chosen)
+        self.0.push((choice, Arc::clone(&device)));
+        Ok(device)
     }
 
     /// What was opened for this choice.
-    pub fn get(&self, choice: DeviceChoice) -> Option<Arc<Chosen>> {
-        self.0.iter().find(|(known, _)| *known == choice).map(|(_, chosen)| Arc::clone(chosen))
+    pub fn get(&self, choice: DeviceChoice) -> Option<Arc<OpenDevice>> {
+        self.0.iter().find(|(known, _)| *known == choice).map(|(_, device)| Arc::clone(device))
     }
 
-    /// See [`Chosen::note`].
+    /// See [`OpenDevice::note`].
     pub fn notes(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().filter_map(|(_, chosen)| chosen.note.as_deref())
+        self.0.iter().filter_map(|(_, device)| device.note.as_deref())
     }
 }
 
@@ -210,9 +213,9 @@ mod tests {
     #[test]
     fn the_processor_has_no_turns_and_is_always_there() {
         let devices = Devices::open([DeviceChoice::Cpu, DeviceChoice::Cpu]).unwrap();
-        let chosen = devices.get(DeviceChoice::Cpu).unwrap();
-        assert!(chosen.gpu().is_none() && chosen.turn().is_none());
-        assert_eq!((chosen.to_string(), chosen.label()), ("cpu".to_owned(), "cpu".to_owned()));
+        let device = devices.get(DeviceChoice::Cpu).unwrap();
+        assert!(device.gpu().is_none() && device.turn().is_none());
+        assert_eq!((device.to_string(), device.label()), ("cpu".to_owned(), "cpu".to_owned()));
         assert!(devices.get(DeviceChoice::Auto).is_none() && devices.notes().next().is_none());
     }
 }

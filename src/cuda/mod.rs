@@ -22,7 +22,7 @@ pub use disabled::{Gpu, list};
 pub use enabled::{Gpu, list};
 
 pub use array::Array;
-pub use choice::{Chosen, DeviceChoice, Devices};
+pub use choice::{DeviceChoice, Devices, OpenDevice};
 pub(crate) use product::tile_bytes;
 pub use product::{Matrix, Product};
 

@@ -31,7 +31,7 @@ pub struct Labels {
 
 /// Labels of tokens that a sequence does not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Beyond {
+pub struct OutOfRangeLabels {
     /// Number of such positions.
     pub positions: u64,
     /// The last of them.
@@ -135,17 +135,17 @@ impl Labels {
     }
 
     /// Labels of positions from `tokens` on, if there are any.
-    pub fn beyond(&self, tokens: u64) -> Option<Beyond> {
+    pub fn beyond(&self, tokens: u64) -> Option<OutOfRangeLabels> {
         let last = self.named.last()?.end - 1;
         let positions =
             self.named.iter().map(|range| range.end.saturating_sub(range.start.max(tokens))).sum();
-        (positions > 0).then_some(Beyond { positions, last })
+        (positions > 0).then_some(OutOfRangeLabels { positions, last })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Beyond, Labels};
+    use super::{Labels, OutOfRangeLabels};
 
     fn read(csv: &[u8]) -> Result<Labels, String> {
         let folder = tempfile::tempdir().expect("a temporary folder");
@@ -186,11 +186,11 @@ mod tests {
     fn labels_of_more_tokens_than_there_are() {
         let labels = read(b"position,segment\n0,a\n1,a\n2,b\n7,a\n9,b\n").unwrap();
         assert_eq!(labels.beyond(10), None);
-        assert_eq!(labels.beyond(9), Some(Beyond { positions: 1, last: 9 }));
-        assert_eq!(labels.beyond(2), Some(Beyond { positions: 3, last: 9 }));
-        assert_eq!(labels.beyond(0), Some(Beyond { positions: 5, last: 9 }));
+        assert_eq!(labels.beyond(9), Some(OutOfRangeLabels { positions: 1, last: 9 }));
+        assert_eq!(labels.beyond(2), Some(OutOfRangeLabels { positions: 3, last: 9 }));
+        assert_eq!(labels.beyond(0), Some(OutOfRangeLabels { positions: 5, last: 9 }));
         assert_eq!(Labels::default().beyond(0), None);
-        assert_eq!(labels.shifted(5).beyond(9), Some(Beyond { positions: 2, last: 14 }));
+        assert_eq!(labels.shifted(5).beyond(9), Some(OutOfRangeLabels { positions: 2, last: 14 }));
     }
 
     #[test]

@@ -163,7 +163,7 @@ impl MemoryFile {
         let this = Self { path, sha256, dimensions, parameters, past, state, saved };
         for (name, tensor) in this.parameters.iter().chain(&this.past) {
             if !tensor.dtype().is_float() {
-                return Err(this.misfit(name, "type f16, bf16, f32 or f64", tensor.dtype().name()));
+                return Err(this.mismatch(name, "type f16, bf16, f32 or f64", tensor.dtype().name()));
             }
         }
         this.check_state()?;
@@ -357,13 +357,13 @@ impl MemoryFile {
         let counts = tokens.to_counters().filter(possible);
         let Some(counts) = counts else {
             let got = format!("{} {:?}", tokens.dtype().name(), tokens.shape());
-            return Err(self.misfit("state.tokens", "two counts below 2^53, u64 [2]", &got));
+            return Err(self.mismatch("state.tokens", "two counts below 2^53, u64 [2]", &got));
         };
         let first = self.state_tensor("update.0")?;
         let (sequences, dtype) = (first.shape().first().copied().unwrap_or(0), first.dtype());
         if !["f32", "f64"].contains(&dtype.name()) || sequences == 0 {
             let got = format!("{} {:?}", dtype.name(), first.shape());
-            return Err(self.misfit("state.update.0", "f32 or f64 of at least one sequence", &got));
+            return Err(self.mismatch("state.update.0", "f32 or f64 of at least one sequence", &got));
         }
         let mut expected = BTreeMap::from([("tokens".to_owned(), vec![2])]);
         for p in 0..MEMORY_WEIGHTS {
@@ -374,7 +374,7 @@ impl MemoryFile {
                 let past = self.past.get(&p.to_string()).map_or(&[][..], Tensor::shape);
                 if past != [dim_head, dim_head] {
                     let wanted = format!("shape {:?}", [dim_head, dim_head]);
-                    return Err(self.misfit(&format!("state.past.{p}"), &wanted, &format!("{past:?}")));
+                    return Err(self.mismatch(&format!("state.past.{p}"), &wanted, &format!("{past:?}")));
                 }
             }
         }
@@ -393,23 +393,23 @@ impl MemoryFile {
                     format!("{} {shape:?}", dtype.name()),
                     format!("{} {:?}", tensor.dtype().name(), tensor.shape()),
                 );
-                return Err(self.misfit(&format!("state.{name}"), &wanted, &got));
+                return Err(self.mismatch(&format!("state.{name}"), &wanted, &got));
             }
         }
         match self.state.keys().find(|name| !expected.contains_key(*name)) {
             None => Ok(()),
             Some(name) => {
-                Err(self.misfit(&format!("state.{name}"), "no tensor of this name in such a state", "one"))
+                Err(self.mismatch(&format!("state.{name}"), "no tensor of this name in such a state", "one"))
             }
         }
     }
 
     fn state_tensor(&self, name: &str) -> Result<&Tensor> {
-        let missing = || self.misfit(&format!("state.{name}"), "a tensor of this name", "none");
+        let missing = || self.mismatch(&format!("state.{name}"), "a tensor of this name", "none");
         self.state.get(name).ok_or_else(missing)
     }
 
-    fn misfit(&self, tensor: &str, expected: &str, got: &str) -> Error {
+    fn mismatch(&self, tensor: &str, expected: &str, got: &str) -> Error {
         let (expected, got) = (expected.to_owned(), got.to_owned());
         Error::Tensor { path: self.path.clone(), tensor: tensor.to_owned(), expected, got }
     }

@@ -23,12 +23,12 @@ const MAX_AXES: usize = 64;
 
 /// What was expected and what was found, before the file's name is known.
 #[derive(Debug)]
-pub(crate) struct Misfit {
+pub(crate) struct FormatMismatch {
     pub expected: String,
     pub got: String,
 }
 
-impl Misfit {
+impl FormatMismatch {
     pub fn new(expected: impl Into<String>, got: impl Into<String>) -> Self {
         Self { expected: expected.into(), got: got.into() }
     }
@@ -78,13 +78,13 @@ pub fn header_bytes(element: ElementType, shape: &[usize]) -> Vec<u8> {
 impl NpyHeader {
     /// Reads a header from the start of `len` bytes and checks that as many follow as it announces. Bytes beyond are
     /// refused: a second array saved to the same file would otherwise be lost in silence.
-    pub fn read(reader: &mut dyn Read, len: u64) -> Result<Self, Misfit> {
+    pub fn read(reader: &mut dyn Read, len: u64) -> Result<Self, FormatMismatch> {
         let head = read_head(reader, len)?;
         let Dictionary { descr, structured, fortran, shape } = Dictionary::parse(&head)?;
         let (dtype, item_bytes) =
             if structured { (Dtype::Other("structured"), None) } else { parse_descr(&descr) };
         let too_large =
-            || Misfit::new("an array that can be addressed", format!("shape {}", shape_text(&shape)));
+            || FormatMismatch::new("an array that can be addressed", format!("shape {}", shape_text(&shape)));
         let elements = element_count(&shape).ok_or_else(too_large)?;
         let data_bytes = match item_bytes {
             Some(item) => elements.checked_mul(item).ok_or_else(too_large)?,
@@ -104,7 +104,7 @@ impl NpyHeader {
         if all != len {
             let kind = if matches!(dtype, Dtype::Other(_)) { &this.descr } else { dtype.name() };
             let parts = format!("a header of {}, {kind} of shape {}", this.offset, shape_text(&this.shape));
-            return Err(Misfit::new(format!("{all} bytes ({parts})"), format!("{len}")));
+            return Err(FormatMismatch::new(format!("{all} bytes ({parts})"), format!("{len}")));
         }
         Ok(this)
     }
@@ -125,14 +125,15 @@ impl NpyHeader {
 }
 
 /// Magic, version, length and dictionary: the bytes before the data.
-fn read_head(reader: &mut dyn Read, len: u64) -> Result<Vec<u8>, Misfit> {
+fn read_head(reader: &mut dyn Read, len: u64) -> Result<Vec<u8>, FormatMismatch> {
     let mut head = Vec::new();
     read_up_to(reader, &mut head, 10)?;
     if !head.starts_with(b"\x93NUMPY") {
-        return Err(Misfit::new("a .npy file", guess_short(reader, head)));
+        return Err(FormatMismatch::new("a .npy file", guess_short(reader, head)));
     }
-    let truncated =
-        |got: &Vec<u8>| Misfit::new("a .npy header", format!("a file that ends after {} bytes", got.len()));
+    let truncated = |got: &Vec<u8>| {
+        FormatMismatch::new("a .npy header", format!("a file that ends after {} bytes", got.len()))
+    };
     if head.len() < 10 {
         return Err(truncated(&head));
     }
@@ -145,14 +146,19 @@ fn read_head(reader: &mut dyn Read, len: u64) -> Result<Vec<u8>, Misfit> {
                 _ => return Err(truncated(&head)),
             }
         }
-        major => return Err(Misfit::new(".npy format 1, 2 or 3", format!("version {major}.{}", head[7]))),
+        major => {
+            return Err(FormatMismatch::new(".npy format 1, 2 or 3", format!("version {major}.{}", head[7])));
+        }
     };
     let all = head.len() as u64 + text_bytes;
     if all > len {
-        return Err(Misfit::new(format!("a .npy header of {all} bytes"), format!("a file of {len}")));
+        return Err(FormatMismatch::new(format!("a .npy header of {all} bytes"), format!("a file of {len}")));
     }
     if text_bytes > MAX_HEADER {
-        return Err(Misfit::new(format!("a .npy header of at most {MAX_HEADER} bytes"), format!("{all}")));
+        return Err(FormatMismatch::new(
+            format!("a .npy header of at most {MAX_HEADER} bytes"),
+            format!("{all}"),
+        ));
     }
     read_up_to(reader, &mut head, text_bytes)?;
     if (head.len() as u64) < all {
@@ -162,11 +168,15 @@ fn read_head(reader: &mut dyn Read, len: u64) -> Result<Vec<u8>, Misfit> {
 }
 
 /// Appends up to `bytes` bytes, fewer at the end of the stream.
-pub(crate) fn read_up_to(reader: &mut dyn Read, into: &mut Vec<u8>, bytes: u64) -> Result<usize, Misfit> {
+pub(crate) fn read_up_to(
+    reader: &mut dyn Read,
+    into: &mut Vec<u8>,
+    bytes: u64,
+) -> Result<usize, FormatMismatch> {
     reader
         .take(bytes)
         .read_to_end(into)
-        .map_err(|error| Misfit::new("readable data", one_line(&error.to_string())))
+        .map_err(|error| FormatMismatch::new("readable data", one_line(&error.to_string())))
 }
 
 /// [`guess`] needs a few bytes more than the magic string.
@@ -221,7 +231,7 @@ struct Dictionary {
 
 impl Dictionary {
     /// Parses a header from its magic string to its end.
-    fn parse(head: &[u8]) -> Result<Self, Misfit> {
+    fn parse(head: &[u8]) -> Result<Self, FormatMismatch> {
         // The length takes two bytes in version 1 and four since.
         let text = &head[if head[6] == 1 { 10 } else { 12 }..];
         let mut rest = Literal(text);
@@ -236,7 +246,7 @@ impl Dictionary {
                 "shape" if shape.is_none() => shape = Some(rest.shape()?),
                 other => {
                     let got = format!("one with the key {:?} too many", one_line(other));
-                    return Err(Misfit::new("a .npy header", got));
+                    return Err(FormatMismatch::new("a .npy header", got));
                 }
             }
             if !rest.eat(b',') {
@@ -245,7 +255,7 @@ impl Dictionary {
             }
         }
         rest.end()?;
-        let missing = |key: &str| Misfit::new("a .npy header", format!("one without {key}"));
+        let missing = |key: &str| FormatMismatch::new("a .npy header", format!("one without {key}"));
         let (descr, structured) = descr.ok_or_else(|| missing("descr"))?;
         Ok(Self {
             descr,
@@ -260,8 +270,8 @@ impl Dictionary {
 struct Literal<'a>(&'a [u8]);
 
 impl Literal<'_> {
-    fn garbled() -> Misfit {
-        Misfit::new("a .npy header", "one that is no Python dictionary")
+    fn garbled() -> FormatMismatch {
+        FormatMismatch::new("a .npy header", "one that is no Python dictionary")
     }
 
     /// Takes this byte if it is the next one.
@@ -272,17 +282,17 @@ impl Literal<'_> {
         true
     }
 
-    fn expect(&mut self, byte: u8) -> Result<(), Misfit> {
+    fn expect(&mut self, byte: u8) -> Result<(), FormatMismatch> {
         if self.eat(byte) { Ok(()) } else { Err(Self::garbled()) }
     }
 
     /// Nothing but the padding may follow.
-    fn end(&self) -> Result<(), Misfit> {
+    fn end(&self) -> Result<(), FormatMismatch> {
         if self.0.trim_ascii().is_empty() { Ok(()) } else { Err(Self::garbled()) }
     }
 
     /// A string between quotes of either kind. Escapes stay as they are written.
-    fn string(&mut self) -> Result<String, Misfit> {
+    fn string(&mut self) -> Result<String, FormatMismatch> {
         let quote = if self.eat(b'\'') { b'\'' } else { self.expect(b'"').map(|()| b'"')? };
         let mut escaped = false;
         let end = self.0.iter().position(|&byte| {
@@ -295,7 +305,7 @@ impl Literal<'_> {
         Ok(String::from_utf8_lossy(text).into_owned())
     }
 
-    fn truth(&mut self) -> Result<bool, Misfit> {
+    fn truth(&mut self) -> Result<bool, FormatMismatch> {
         self.0 = self.0.trim_ascii_start();
         for (word, truth) in [(&b"True"[..], true), (b"False", false)] {
             if let Some(rest) = self.0.strip_prefix(word) {
@@ -307,7 +317,7 @@ impl Literal<'_> {
     }
 
     /// A type: its text, and whether that is the literal of a structured one.
-    fn descr(&mut self) -> Result<(String, bool), Misfit> {
+    fn descr(&mut self) -> Result<(String, bool), FormatMismatch> {
         self.0 = self.0.trim_ascii_start();
         if !matches!(self.0, [b'[' | b'(', ..]) {
             return Ok((self.string()?, false));
@@ -326,7 +336,7 @@ impl Literal<'_> {
                 _ => {}
             }
             if depth > MAX_NESTING {
-                return Err(Misfit::new("a .npy header", "brackets nested too deep"));
+                return Err(FormatMismatch::new("a .npy header", "brackets nested too deep"));
             }
             self.0 = &self.0[1..];
             if depth == 0 {
@@ -337,13 +347,14 @@ impl Literal<'_> {
     }
 
     /// A tuple of whole numbers.
-    fn shape(&mut self) -> Result<Vec<usize>, Misfit> {
+    fn shape(&mut self) -> Result<Vec<usize>, FormatMismatch> {
         self.expect(b'(')?;
         let end = self.0.iter().position(|&byte| byte == b')').ok_or_else(Self::garbled)?;
         let (text, rest) = self.0.split_at(end);
         self.0 = &rest[1..];
         let text = String::from_utf8_lossy(text);
-        let wrong = || Misfit::new("a .npy header", format!("one with the shape ({})", one_line(&text)));
+        let wrong =
+            || FormatMismatch::new("a .npy header", format!("one with the shape ({})", one_line(&text)));
         let mut axes: Vec<_> = text.split(',').map(str::trim).collect();
         // One axis has a comma after it; no axis has none.
         if axes.last() == Some(&"") {
@@ -374,11 +385,11 @@ mod tests {
 
     fn parse(dictionary: &str) -> Result<Dictionary, String> {
         let head = [b"\x93NUMPY\x01\0\0\0", dictionary.as_bytes()].concat();
-        Dictionary::parse(&head).map_err(|misfit| misfit.got)
+        Dictionary::parse(&head).map_err(|mismatch| mismatch.got)
     }
 
     #[test]
-    fn what_numpy_writes() {
+    fn headers_that_numpy_writes() {
         let of = |descr: &str, structured, fortran, shape: &[usize]| {
             Ok(Dictionary { descr: descr.to_owned(), structured, fortran, shape: shape.to_vec() })
         };
@@ -400,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn what_it_does_not_write() {
+    fn headers_that_numpy_does_not_write() {
         let dictionary =
             |shape: &str| format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}");
         for text in ["", "{", "}", "{'descr'", "{'descr': '<f4'} x", "{'descr': '<f4' 'shape': ()}", "{1: 2}"]
@@ -423,7 +434,7 @@ mod tests {
         let text = vec![b'{'; MAX_HEADER as usize + 1];
         let length = (text.len() as u32).to_le_bytes();
         let file = [b"\x93NUMPY\x02\0", &length[..], &text].concat();
-        let misfit = NpyHeader::read(&mut &file[..], file.len() as u64).unwrap_err();
-        assert_eq!(misfit.expected, "a .npy header of at most 65536 bytes");
+        let mismatch = NpyHeader::read(&mut &file[..], file.len() as u64).unwrap_err();
+        assert_eq!(mismatch.expected, "a .npy header of at most 65536 bytes");
     }
 }

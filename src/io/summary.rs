@@ -11,7 +11,7 @@ use serde_json::Number;
 use crate::error::{Error, Result};
 use crate::io::dtype::{Dtype, Element, Float, with_float};
 use crate::io::mapped::{Mapped, PIECE, Progress, guess, is_safetensors, is_zip};
-use crate::io::npy::{Misfit, NpyHeader, read_up_to};
+use crate::io::npy::{FormatMismatch, NpyHeader, read_up_to};
 use crate::io::tensors::{SafetensorsIndex, visit_npz};
 
 /// A file's form, by its content.
@@ -135,10 +135,12 @@ fn summarise_npy(
 ) -> Result<ArraySummary> {
     let bytes = header.data_bytes as u64;
     let ranges =
-        Ranges::of(header.dtype, header.big_endian, data, bytes, progress)?.map_err(|misfit| match name {
-            Some(name) => misfit.in_tensor(&file.name, name),
-            None => misfit.in_file(&file.name),
-        })?;
+        Ranges::of(header.dtype, header.big_endian, data, bytes, progress)?.map_err(
+            |mismatch| match name {
+                Some(name) => mismatch.in_tensor(&file.name, name),
+                None => mismatch.in_file(&file.name),
+            },
+        )?;
     Ok(ArraySummary {
         name: name.map(str::to_owned),
         dtype: header.dtype.to_string(),
@@ -160,7 +162,7 @@ impl Ranges {
         data: &mut dyn Read,
         bytes: u64,
         progress: Progress,
-    ) -> Result<Result<Self, Misfit>> {
+    ) -> Result<Result<Self, FormatMismatch>> {
         if dtype.item_bytes().is_none() {
             return Ok(Ok(Self::default()));
         }
@@ -170,7 +172,7 @@ impl Ranges {
         loop {
             piece.clear();
             match read_up_to(data, &mut piece, PIECE as u64) {
-                Err(misfit) => return Ok(Err(misfit)),
+                Err(mismatch) => return Ok(Err(mismatch)),
                 Ok(0) => break,
                 Ok(n) => seen += n as u64,
             }
@@ -182,7 +184,7 @@ impl Ranges {
             progress(piece.len() as u64)?;
         }
         if seen != bytes {
-            return Ok(Err(Misfit::new(format!("{bytes} bytes of data"), format!("{seen}"))));
+            return Ok(Err(FormatMismatch::new(format!("{bytes} bytes of data"), format!("{seen}"))));
         }
         Ok(Ok(running.finish()))
     }

@@ -16,7 +16,7 @@ use crate::io::dtype::{
     Dtype, Element, Float, all_beyond, beyond, element_count, largest_finite, shape_text, with_float,
 };
 use crate::io::mapped::{Mapped, Progress, guess, is_safetensors, is_zip};
-use crate::io::npy::{Misfit, NpyHeader, one_line, read_up_to};
+use crate::io::npy::{FormatMismatch, NpyHeader, one_line, read_up_to};
 use crate::real::{ElementType, Real};
 use crate::storage::OutFile;
 
@@ -174,8 +174,8 @@ impl TensorFile {
                     let data = index.data(&file, entry).to_vec();
                     let Some(tensor) = Tensor::new(entry.dtype, entry.shape.clone(), data) else {
                         let got = format!("shape {}", shape_text(&entry.shape));
-                        let misfit = Misfit::new("a tensor that can be addressed", got);
-                        return Err(misfit.in_tensor(&file.name, &entry.name));
+                        let mismatch = FormatMismatch::new("a tensor that can be addressed", got);
+                        return Err(mismatch.in_tensor(&file.name, &entry.name));
                     };
                     Ok((entry.name.clone(), tensor))
                 })
@@ -214,13 +214,15 @@ impl TensorFile {
 
     /// A tensor that must be there.
     pub fn get(&self, name: &str) -> Result<&Tensor> {
-        self.tensors.get(name).ok_or_else(|| self.misfit(name, "a tensor of this name", "none"))
+        self.tensors.get(name).ok_or_else(|| self.mismatch(name, "a tensor of this name", "none"))
     }
 
     /// A tensor that must be there, as numbers.
     pub fn array<T: Real>(&self, name: &str) -> Result<ArrayD<T>> {
         let tensor = self.get(name)?;
-        tensor.to_array().ok_or_else(|| self.misfit(name, "type f16, bf16, f32 or f64", tensor.dtype.name()))
+        tensor
+            .to_array()
+            .ok_or_else(|| self.mismatch(name, "type f16, bf16, f32 or f64", tensor.dtype.name()))
     }
 
     /// Refuses numbers that are not finite in the run's type, naming the first in the names' order.
@@ -235,8 +237,8 @@ impl TensorFile {
         }
     }
 
-    fn misfit(&self, tensor: &str, expected: &str, got: &str) -> Error {
-        Misfit::new(expected, got).in_tensor(&self.path, tensor)
+    fn mismatch(&self, tensor: &str, expected: &str, got: &str) -> Error {
+        FormatMismatch::new(expected, got).in_tensor(&self.path, tensor)
     }
 }
 
@@ -380,7 +382,7 @@ pub(crate) fn visit_npz(file: &Mapped, visit: VisitMember) -> Result<()> {
         let Some(name) = archive.name_for_index(index).map(str::to_owned) else { continue };
         let Some(array) = name.strip_suffix(".npy") else { continue };
         let mut member = archive.by_index(index).map_err(|e| {
-            Misfit::new("a readable member", one_line(&e.to_string())).in_tensor(&file.name, array)
+            FormatMismatch::new("a readable member", one_line(&e.to_string())).in_tensor(&file.name, array)
         })?;
         let len = member.size();
         let header = NpyHeader::read(&mut member, len).map_err(|m| m.in_tensor(&file.name, array))?;
@@ -420,15 +422,15 @@ fn members(bytes: &[u8]) -> u64 {
 }
 
 /// Reads a member's data and puts it into little-endian C order.
-fn npz_tensor(header: &NpyHeader, reader: &mut dyn Read) -> Result<Tensor, Misfit> {
+fn npz_tensor(header: &NpyHeader, reader: &mut dyn Read) -> Result<Tensor, FormatMismatch> {
     let Some(item) = header.dtype.item_bytes() else {
-        return Err(Misfit::new("numbers", format!("{} ({})", header.dtype, header.descr)));
+        return Err(FormatMismatch::new("numbers", format!("{} ({})", header.dtype, header.descr)));
     };
     let bytes = header.data_bytes;
     let mut data = Vec::new();
     read_up_to(reader, &mut data, bytes as u64)?;
     if data.len() < bytes {
-        return Err(Misfit::new(format!("{bytes} bytes of data"), format!("{}", data.len())));
+        return Err(FormatMismatch::new(format!("{bytes} bytes of data"), format!("{}", data.len())));
     }
     // The checksum is compared where the stream ends.
     read_up_to(reader, &mut Vec::new(), 1)?;

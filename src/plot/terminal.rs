@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn codes_are_where_colours_are() {
+    fn escape_codes_only_where_colours_are() {
         assert_eq!(nearest(RGBColor(255, 0, 0)).0, 196);
         assert_eq!(nearest(RGBColor(0, 0x72, 0xB2)).0, 16 + 6 + 3);
         let red = Color::Indexed(196);

@@ -20,15 +20,15 @@ use crate::real::{ElementType, Real};
 type Key = (PathBuf, ElementType, bool);
 
 /// What has been made of what, once.
-type Made<K, V> = Mutex<Vec<(K, Arc<V>)>>;
+type Cache<K, V> = Mutex<Vec<(K, Arc<V>)>>;
 
 /// Files that runs have opened. A file is taken to stay as it is as long as this lives.
 #[derive(Default)]
 pub struct InputCache {
-    sequences: Made<Key, NpySequences>,
-    memories: Made<Key, MemoryFile>,
+    sequences: Cache<Key, NpySequences>,
+    memories: Cache<Key, MemoryFile>,
     /// By memory and past weights: shifted, with the hash of the past weights.
-    shifted: Made<(String, Key), (Arc<MemoryFile>, String)>,
+    shifted: Cache<(String, Key), (Arc<MemoryFile>, String)>,
 }
 
 impl InputCache {
@@ -65,7 +65,7 @@ fn key(config: &Config, path: &Path) -> Key {
     (path.to_path_buf(), config.dtype, config.allow_nonfinite)
 }
 
-fn shared<K: PartialEq, V>(all: &Made<K, V>, key: K, make: impl FnOnce() -> Result<V>) -> Result<Arc<V>> {
+fn shared<K: PartialEq, V>(all: &Cache<K, V>, key: K, make: impl FnOnce() -> Result<V>) -> Result<Arc<V>> {
     let mut known = all.lock().expect("no thread panics with it");
     if let Some((_, value)) = known.iter().find(|(of, _)| *of == key) {
         return Ok(Arc::clone(value));

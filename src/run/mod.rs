@@ -14,11 +14,11 @@ use rayon::ThreadPool;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Command, Config, MemorySource, Mode};
-use crate::cuda::{Chosen, Device};
+use crate::cuda::{Device, OpenDevice};
 use crate::engine::cuda::CudaEngine;
 use crate::engine::{Discard, Engine, Memory, Outcome, Phases, Sink, Work};
 use crate::error::{Error, Result};
-use crate::io::labels::{Beyond, Labels};
+use crate::io::labels::{Labels, OutOfRangeLabels};
 use crate::memory::{Gate, State};
 use crate::peak::PeakMemory;
 use crate::plot;
@@ -64,7 +64,7 @@ pub fn commit() -> Option<&'static str> {
 pub fn execute(
     command: Command,
     config: &Config,
-    device: &Chosen,
+    device: &OpenDevice,
     command_line: Vec<String>,
     replace: bool,
     observe: Observer,
@@ -158,7 +158,7 @@ pub struct Run<'a> {
     /// What it shall do.
     pub config: &'a Config,
     /// What it computes on.
-    pub device: &'a Chosen,
+    pub device: &'a OpenDevice,
     /// For the report.
     pub command_line: Vec<String>,
     /// Threads that it may use.
@@ -372,7 +372,7 @@ enum AnyEngine<'a, T: Real> {
 }
 
 impl<'a, T: Real> AnyEngine<'a, T> {
-    fn new(memory: &'a Memory<T>, retention: Option<usize>, device: &'a Chosen) -> Result<Self> {
+    fn new(memory: &'a Memory<T>, retention: Option<usize>, device: &'a OpenDevice) -> Result<Self> {
         Ok(match device.gpu() {
             None => Self::Cpu(Box::new(Engine::new(memory).with_retention(retention))),
             Some(gpu) => Self::Cuda(Box::new(CudaEngine::new(memory, gpu)?)),
@@ -472,7 +472,7 @@ fn warnings_before(inputs: &ResolvedInputs) -> Vec<String> {
             .push(format!("momentum {momentum} is above 1: it grows from chunk to chunk instead of fading"));
     }
     let tokens = inputs.store().dims().tokens;
-    if let Some(Beyond { positions, last }) =
+    if let Some(OutOfRangeLabels { positions, last }) =
         inputs.labels.as_ref().and_then(|labels| labels.beyond(tokens as u64))
     {
         warnings.push(format!(

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::cuda::{self, Chosen};
+use crate::cuda::{self, OpenDevice};
 use crate::error::{Error, Result};
 use crate::plot::{self, FigureFormat};
 use crate::real::ElementType;
@@ -367,7 +367,7 @@ impl Config {
 }
 
 /// Runs `config` on each of `devices` and publishes its folder. `replace` allows an existing one to be replaced.
-pub fn execute(config: Config, devices: &[Chosen], replace: bool, observe: Observer) -> Result<Report> {
+pub fn execute(config: Config, devices: &[OpenDevice], replace: bool, observe: Observer) -> Result<Report> {
     let start = Instant::now();
     let gpus = devices.iter().any(|device| device.gpu().is_some());
     if devices.iter().all(|device| device.gpu().is_some())
@@ -407,7 +407,7 @@ pub fn execute(config: Config, devices: &[Chosen], replace: bool, observe: Obser
         }
     }
     let cases = tasks.iter().flat_map(|(.., (.., algorithms))| algorithms);
-    let cases_of = |device: &Chosen, algorithm: Algorithm| match device.gpu() {
+    let cases_of = |device: &OpenDevice, algorithm: Algorithm| match device.gpu() {
         Some(_) => usize::from(algorithm.is_on_gpus()),
         None => config.threads_of(algorithm).len(),
     };
@@ -459,7 +459,7 @@ pub fn execute(config: Config, devices: &[Chosen], replace: bool, observe: Obser
     observe(BenchEvent::Working)?;
     folder.publish()?;
     let warnings = warnings(&rows);
-    let gpus = devices.iter().filter(|device| device.gpu().is_some()).map(Chosen::to_string).collect();
+    let gpus = devices.iter().filter(|device| device.gpu().is_some()).map(OpenDevice::to_string).collect();
     Ok(Report { config, machine, gpus, rows, skipped, warnings, wall_s: start.elapsed().as_secs_f64() })
 }
 

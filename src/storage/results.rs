@@ -51,14 +51,14 @@ pub struct ResultsDirectory {
     replace: bool,
     hidden: Temporary,
     /// After `hidden`: fields are dropped in order.
-    made: MadeParents,
+    made: CreatedParents,
 }
 
 /// Directories that were made to hold the target. Those still empty go again: nothing is left of a run that failed.
 #[derive(Debug)]
-struct MadeParents(Vec<PathBuf>);
+struct CreatedParents(Vec<PathBuf>);
 
-impl Drop for MadeParents {
+impl Drop for CreatedParents {
     fn drop(&mut self) {
         for directory in &self.0 {
             // Fails where it holds something: results, or another run's.
@@ -68,13 +68,13 @@ impl Drop for MadeParents {
 }
 
 impl ResultsDirectory {
-    /// Prepares the directory `typed`, clearing the remnants of killed runs beside it. An existing target is rejected
+    /// Prepares the directory `typed`, clearing stale temporaries of killed runs beside it. An existing target is rejected
     /// unless `replace` and all that is in it was written by nmem.
     pub fn open(typed: &Path, replace: bool) -> Result<Self> {
         Self::prepare(typed, replace, |parent, name| clear(parent, Some(name)))
     }
 
-    /// Prepares one of many directories in one that has been cleared of remnants.
+    /// Prepares one of many directories in one that has been cleared of stale temporaries.
     pub fn open_among(typed: &Path, replace: bool) -> Result<Self> {
         Self::prepare(typed, replace, |_, _| ())
     }
@@ -96,7 +96,7 @@ impl ResultsDirectory {
         restore(&target)?;
         check_target(&target, typed, replace)?;
         let made = create_missing(parent).map_err(Error::io(parent, "make a directory (--out) there"))?;
-        let made = MadeParents(made);
+        let made = CreatedParents(made);
         clear(parent, name);
         let hidden = Temporary::directory(&target);
         let hidden = hidden.map_err(Error::io(parent, "make a directory (--out) there"))?;
@@ -130,7 +130,7 @@ impl ResultsDirectory {
     }
 
     /// Swaps or renames; what is dropped afterwards is the old directory, if any.
-    fn place(mut self) -> Result<(Temporary, MadeParents)> {
+    fn place(mut self) -> Result<(Temporary, CreatedParents)> {
         let exists = check_target(&self.target, &self.typed, self.replace)?;
         fault::reach().map_err(Error::io(&self.target, "create"))?;
         if exists {

@@ -3,8 +3,8 @@
 //!
 //! For a target NAME a file is called `.NAME.nmem-XXXXXX`; a directory likewise, and beside it lies a file
 //! `.NAME.nmem-XXXXXX.lock`. As long as the writer lives it holds a lock (`flock`) on the file, or on the directory's lock file.
-//! The system releases it with the process, so what can be locked is the remnant of a killed one. A process that clears
-//! remnants may lock a file between its creation and its writer's lock: it removes it then, and the writer, which finds that
+//! The system releases it with the process, so what can be locked is stale, left by a killed one. A process that clears
+//! stale temporaries may lock a file between its creation and its writer's lock: it removes it then, and the writer, which finds that
 //! its file has no name any more, starts again under another. On file systems without locks nothing is ever cleared.
 
 use std::ffi::{OsStr, OsString};
@@ -80,7 +80,7 @@ impl Drop for Temporary {
         if self.there {
             remove(&self.path);
         }
-        // After the directory: without its lock it would be taken for a remnant.
+        // After the directory: without its lock it would be taken for stale.
         if let Some(lock) = &self.lock_path {
             let _ = fs::remove_file(lock);
         }
@@ -97,7 +97,7 @@ fn remove(path: &Path) {
 
 /// Removes every temporary of this process, for an end without destructors. Whoever holds one must not go on.
 pub fn remove_all() {
-    // The thread that ends the process may itself hold the list: better a remnant than a deadlock.
+    // The thread that ends the process may itself hold the list: better a stale temporary than a deadlock.
     let mut alive = match ALIVE.try_lock() {
         Ok(alive) => alive,
         Err(TryLock::Poisoned(alive)) => alive.into_inner(),
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn the_living_stay_and_the_dead_go() {
+    fn only_stale_temporaries_are_cleared() {
         let directory = tempfile::tempdir().unwrap();
         let at = directory.path();
         let file = Temporary::file(&at.join("a.csv")).unwrap();

@@ -90,20 +90,21 @@ impl ExperimentText<'_> {
 
     fn setting(&self, key: &str, value: &Spanned<DeValue>) -> Result<Setting> {
         let at = value.span().start;
-        check_key(key).map_err(|wrong| self.error(at, wrong.expected, &wrong.got))?;
+        check_key(key).map_err(|invalid| self.error(at, invalid.expected, &invalid.got))?;
         let written = plain(value.get_ref()).ok_or_else(|| match value.get_ref() {
             DeValue::Integer(_) => {
                 self.error(at, "an integer from −2^63 to 2^64 − 1", &format!("another for `{key}`"))
             }
             _ => self.error(at, "one number, word or truth value", &format!("`{key}`, which is none")),
         })?;
-        Setting::new(key, written, self.folder).map_err(|wrong| self.error(at, wrong.expected, &wrong.got))
+        Setting::new(key, written, self.folder)
+            .map_err(|invalid| self.error(at, invalid.expected, &invalid.got))
     }
 
     /// The values of one key of `[grid]` or `[zip]`.
     fn column(&self, key: &str, value: &Spanned<DeValue>) -> Result<Vec<Setting>> {
         let at = value.span().start;
-        check_key(key).map_err(|wrong| self.error(at, wrong.expected, &wrong.got))?;
+        check_key(key).map_err(|invalid| self.error(at, invalid.expected, &invalid.got))?;
         let column: Vec<Setting> = match value.get_ref() {
             DeValue::Array(items) if items.len() > MAX_VALUES => {
                 let expected = format!("at most {MAX_VALUES} values for `{key}`");
@@ -116,7 +117,7 @@ impl ExperimentText<'_> {
                 let range = range.map_err(|got| self.error(at, format!("values for `{key}`"), &got))?;
                 let setting = |value| Setting::new(key, value, Path::new(""));
                 let column: Result<_, _> = range.into_iter().map(setting).collect();
-                column.map_err(|wrong| self.error(at, wrong.expected, &wrong.got))?
+                column.map_err(|invalid| self.error(at, invalid.expected, &invalid.got))?
             }
             _ => vec![self.setting(key, value)?],
         };
@@ -252,7 +253,7 @@ impl Experiment {
         let values = values.or_else(|got| refuse("values between commas", &got).map(|()| Vec::new()))?;
         let setting = |value| Setting::new(key, value, &PathBuf::new());
         let column: Result<Vec<Setting>, _> = values.into_iter().map(setting).collect();
-        let column = column.map_err(|wrong| Error::setting(argument, wrong.expected, wrong.got))?;
+        let column = column.map_err(|invalid| Error::setting(argument, invalid.expected, invalid.got))?;
 
         self.fixed.retain(|setting| setting.key != key);
         for row in &mut self.rows {

@@ -34,7 +34,7 @@ pub struct Collected {
 
 /// A sweep's directory in use by this process, until this is dropped.
 #[derive(Debug)]
-pub struct InUse(#[expect(dead_code, reason = "held for its lock")] File);
+pub struct DirectoryLock(#[expect(dead_code, reason = "held for its lock")] File);
 
 /// All that sweeps write into their folder.
 const FILES: [&str; 6] =
@@ -75,12 +75,12 @@ impl Folder {
 
     /// Marks the directory, which is created if need be, as in use. `alone` waits for nobody: another sweep there is an
     /// error.
-    pub fn lock(&self, alone: bool) -> Result<InUse> {
+    pub fn lock(&self, alone: bool) -> Result<DirectoryLock> {
         let plans = self.0.join("plans");
         storage::create_directories(&plans)?;
         let path = plans.join(LOCK);
         let locked = storage::lock(&path, alone).map_err(Error::io(&path, "lock"))?;
-        locked.map(InUse).ok_or_else(|| {
+        locked.map(DirectoryLock).ok_or_else(|| {
             let (flag, does) = if alone { ("--force", "running in") } else { ("--out", "clearing") };
             let out = self.0.display();
             Error::rejected(
@@ -90,8 +90,8 @@ impl Folder {
         })
     }
 
-    /// Removes what killed processes left in the directory.
-    pub fn clear_remnants(&self) {
+    /// Removes stale temporaries, which killed processes left in the directory.
+    pub fn clear_stale(&self) {
         storage::clear(&self.0, None);
         for folder in FOLDERS.map(|name| self.0.join(name)) {
             storage::clear(&folder, None);

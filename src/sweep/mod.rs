@@ -1,6 +1,6 @@
 //! Grids of runs: what an experiment file asks for ([`Experiment`]), as runs with identities ([`Plan`]), run side by side
 //! ([`run`]) into a folder that keeps each as it finishes ([`Folder`], [`Record`]), and tables of all that finished there
-//! ([`collect`]). Beyond one machine a process does a share of them ([`Shard`]), and [`slurm`] starts such processes.
+//! ([`collect`]). Beyond one machine a process does a shard of them ([`Shard`]), and [`slurm`] starts such processes.
 //!
 //! The folder:
 //!
@@ -27,7 +27,7 @@ mod values;
 
 pub use experiment::{Experiment, Kind};
 pub(crate) use folder::is_figure_of_sweep;
-pub use folder::{Collected, Folder, InUse, collect};
+pub use folder::{Collected, DirectoryLock, Folder, collect};
 pub use plan::{Plan, PlanEntry, PlanFile, PlannedRun, Ready};
 pub use record::{Lags, Record, Records};
 pub use results::{Results, Status, UNTIMED};

@@ -44,7 +44,7 @@ pub(super) struct Setting {
 
 /// Why a setting is none.
 #[derive(Debug)]
-pub(super) struct Wrong {
+pub(super) struct InvalidSetting {
     pub expected: String,
     pub got: String,
 }
@@ -61,29 +61,29 @@ fn is_note(key: &str) -> bool {
 }
 
 /// A key must be that of a setting that each run has for itself, or a note's.
-pub(super) fn check_key(key: &str) -> Result<(), Wrong> {
+pub(super) fn check_key(key: &str) -> Result<(), InvalidSetting> {
     if is_note(key) {
         return Ok(());
     }
     if !KNOWN.iter().any(|known| known == key) {
         let others = ["run", "fixed", "grid", "zip"];
         let near = nearest(key, KNOWN.iter().map(String::as_str).chain(others));
-        return Err(Wrong { expected: "a known setting".into(), got: format!("`{key}`{near}") });
+        return Err(InvalidSetting { expected: "a known setting".into(), got: format!("`{key}`{near}") });
     }
     match REFUSED.iter().find(|(refused, _)| *refused == key) {
         None => Ok(()),
         Some((_, why)) => {
-            Err(Wrong { expected: "a setting of each run".into(), got: format!("`{key}`, {why}") })
+            Err(InvalidSetting { expected: "a setting of each run".into(), got: format!("`{key}`, {why}") })
         }
     }
 }
 
 impl Setting {
-    pub fn new(key: &str, mut written: Value, folder: &Path) -> Result<Self, Wrong> {
+    pub fn new(key: &str, mut written: Value, folder: &Path) -> Result<Self, InvalidSetting> {
         check_key(key)?;
         if let Some(text) = written.as_str().filter(|text| text.len() > MAX_TEXT) {
             let expected = format!("a value of at most {MAX_TEXT} bytes for `{key}`");
-            return Err(Wrong { expected, got: format!("{} bytes", text.len()) });
+            return Err(InvalidSetting { expected, got: format!("{} bytes", text.len()) });
         }
         if !is_note(key)
             && let Err(error) = check(key, &written)
@@ -97,7 +97,7 @@ impl Setting {
                 digits?.parse().ok().map(Value::Float)
             });
             let message = ["usize", "u64"].iter().fold(error, |text, of| text.replace(of, "a whole number"));
-            written = other.filter(|other| check(key, other).is_ok()).ok_or_else(|| Wrong {
+            written = other.filter(|other| check(key, other).is_ok()).ok_or_else(|| InvalidSetting {
                 expected: format!("a value for `{key}`"),
                 got: format!("{} ({message})", text(&written)),
             })?;
@@ -106,7 +106,7 @@ impl Setting {
         if let Some(path) = written.as_str().filter(|_| PATHS.contains(&key)) {
             if path == "-" {
                 let expected = "a file (standard input comes but once)".to_owned();
-                return Err(Wrong { expected, got: format!("`-` for `{key}`") });
+                return Err(InvalidSetting { expected, got: format!("`-` for `{key}`") });
             }
             value = Value::String(folder.join(path).to_string_lossy().into_owned());
         }

@@ -77,7 +77,7 @@ struct Scheduler<'a> {
 }
 
 /// A run that has ended: what it wrote is neither in its place nor recorded.
-struct Ended {
+struct FinishedRun {
     place: usize,
     record: Record,
     directory: Option<ResultsDirectory>,
@@ -149,13 +149,13 @@ pub fn run(
 
 impl Scheduler<'_> {
     /// One worker: a run after the other, for as long as there are any.
-    fn work(&self, results: SyncSender<Ended>) {
+    fn work(&self, results: SyncSender<FinishedRun>) {
         let _ending = StopOnPanic(self);
         while let Some((place, threads)) = self.take() {
             let ended = self.pool(threads).and_then(|pool| {
                 let (record, directory) = self.one(&self.plan.runs[place], &pool)?;
                 self.check(&record);
-                Ok((pool, Ended { place, record, directory }))
+                Ok((pool, FinishedRun { place, record, directory }))
             });
             let mut state = self.state.lock().expect("no worker panics with it");
             state.free += threads;
@@ -195,7 +195,7 @@ impl Scheduler<'_> {
     /// Puts the results of runs in their places and records them, in the order in which they end. Those that end while the
     /// disk is busy go to it together: a run is on the disk as soon as it can be, and thousands of short ones do not wait for
     /// a sync each.
-    fn keep(&self, finished: Receiver<Ended>) {
+    fn keep(&self, finished: Receiver<FinishedRun>) {
         let _ending = StopOnPanic(self);
         let mut records = RecordWriter::new(&self.folder.path().join("records"));
         while let Ok(first) = finished.recv() {
@@ -218,7 +218,7 @@ impl Scheduler<'_> {
                 self.stop(error);
                 continue;
             }
-            for Ended { place, record, .. } in ended {
+            for FinishedRun { place, record, .. } in ended {
                 if let Err(error) = (self.observe)(SweepEvent::Finished(&self.plan.runs[place], &record)) {
                     self.stop(error);
                 }

@@ -1,4 +1,4 @@
-//! Which share of a sweep's runs one process does: said outright, or by the array environment of a scheduler. Shares are
+//! Which shard of a sweep's runs one process does: said outright, or by the array environment of a scheduler. Shards are
 //! made of the whole plan, finished runs included, so that they are the same whenever a process starts.
 
 use std::fmt;
@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use crate::error::{Error, Result};
 
-/// A share of a sweep: the runs I, I + N, I + 2 N … of it, I = 1 … N. Neighbours, which take alike long, are spread.
+/// A shard of a sweep: the runs I, I + N, I + 2 N … of it, I = 1 … N. Neighbours, which take alike long, are spread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard {
     /// I
@@ -16,7 +16,7 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// The whole, in one share.
+    /// The whole, in one shard.
     pub const WHOLE: Self = Self { index: 1, count: 1 };
 
     /// `None` unless 1 ≤ index ≤ count.
@@ -29,7 +29,7 @@ impl Shard {
         place % self.count == self.index - 1
     }
 
-    /// The share that the environment gives to this process, and a line to tell the user: a task of a Slurm array whose
+    /// The shard that the environment gives to this process, and a line to tell the user: a task of a Slurm array whose
     /// tasks are numbered without gaps, or, where the number of `shards` is said, a task of HyperQueue's from 1 on.
     pub fn of_environment(
         shards: Option<usize>,
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_are_a_partition() {
+    fn shards_are_a_partition() {
         for count in [1, 2, 3, 7, 20] {
             let shards: Vec<_> = (1..=count).map(|index| Shard::new(index, count).unwrap()).collect();
             for place in 0..10 {

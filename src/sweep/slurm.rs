@@ -1,4 +1,4 @@
-//! A sweep as a Slurm array: the scripts, which hold everything they need, and their submission. Each task does one share;
+//! A sweep as a Slurm array: the scripts, which hold everything they need, and their submission. Each task does one shard;
 //! a second job waits for all of them, however they end, and collects.
 
 use std::fmt::Write as _;
@@ -36,7 +36,7 @@ pub struct Job {
     pub folder: PathBuf,
     /// Of the sweep, for the queue.
     pub name: String,
-    /// Of `nmem sweep`, the folder, share and -j left out.
+    /// Of `nmem sweep`, the folder, shard and -j left out.
     pub arguments: Vec<String>,
     /// Of `nmem sweep --collect FOLDER`, further ones.
     pub collect_arguments: Vec<String>,

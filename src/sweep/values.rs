@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_gives_no_values_is_refused() {
+    fn empty_values_are_rejected() {
         for typed in [
             "",
             "1,,2",

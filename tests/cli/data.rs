@@ -7,7 +7,7 @@ use nmem::memory::Gates;
 use nmem::memory::reference::Reference;
 
 use crate::support::{self, assert_close};
-use crate::{Desk, Table, shipped};
+use crate::{Sandbox, Table, shipped};
 
 const MEMORY: &str = "--memory passages.safetensors --chunk-size 16 --no-plots -q --out out";
 
@@ -20,9 +20,9 @@ fn metrics_agree_with_the_trace_of_every_head() {
 }
 
 fn metrics_agree(dtype: &str, of_largest: f64, relative: f64) {
-    let desk = Desk::with_passages();
-    desk.ok(&format!("store passages.npy {MEMORY} --dtype {dtype}"));
-    let (got, expected) = (desk.csv("out/metrics.csv"), Table::read(&shipped("data/trace_heads.csv")));
+    let sandbox = Sandbox::with_passages();
+    sandbox.ok(&format!("store passages.npy {MEMORY} --dtype {dtype}"));
+    let (got, expected) = (sandbox.csv("out/metrics.csv"), Table::read(&shipped("data/trace_heads.csv")));
     assert_eq!(got.rows.len(), 512);
     for column in ["chunk", "head"] {
         assert_eq!(got.texts(column), expected.texts(column));
@@ -47,10 +47,10 @@ fn metrics_agree(dtype: &str, of_largest: f64, relative: f64) {
 
 #[test]
 fn online_reads_agree_with_the_module() {
-    let desk = Desk::with_passages();
+    let sandbox = Sandbox::with_passages();
     let head = read_npy::<_, ndarray::ArrayD<f64>>(shipped("data/reference_retrieved_head.npy")).unwrap();
-    desk.ok(&format!("retrieve passages.npy --online {MEMORY} --dtype f64"));
-    let got = desk.f64s("out/retrieved.npy");
+    sandbox.ok(&format!("retrieve passages.npy --online {MEMORY} --dtype f64"));
+    let got = sandbox.f64s("out/retrieved.npy");
     assert_close("first rows", got.slice(s![..64, ..]).into_dyn(), head.view(), 1e-12, 0.0);
     let text = std::fs::read_to_string(shipped("data/reference.json")).unwrap();
     let reference: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -70,12 +70,12 @@ fn online_reads_agree_with_the_module() {
 /// the oracle with that ε.
 #[test]
 fn online_reads_in_f32_agree_with_the_oracle_at_its_epsilon() {
-    let desk = Desk::with_passages();
-    desk.ok(&format!("retrieve passages.npy --online {MEMORY} --dtype f32"));
-    let got = read_npy::<_, Array2<f32>>(desk.path("out/retrieved.npy")).unwrap().mapv(f64::from);
-    let passages = read_npy::<_, Array2<f32>>(desk.path("passages.npy")).unwrap().mapv(f64::from);
+    let sandbox = Sandbox::with_passages();
+    sandbox.ok(&format!("retrieve passages.npy --online {MEMORY} --dtype f32"));
+    let got = read_npy::<_, Array2<f32>>(sandbox.path("out/retrieved.npy")).unwrap().mapv(f64::from);
+    let passages = read_npy::<_, Array2<f32>>(sandbox.path("passages.npy")).unwrap().mapv(f64::from);
     let beginning = passages.slice(s![..256, ..]).insert_axis(Axis(0)).to_owned();
-    let parameters = support::parameters(&desk.path("passages.safetensors"));
+    let parameters = support::parameters(&sandbox.path("passages.safetensors"));
     let mut oracle = Reference::new(parameters, 16, Gates::default(), f32::EPSILON.into(), None, 1);
     let expected = oracle.online(&beginning, &beginning).0.index_axis_move(Axis(0), 0).into_dyn();
     support::assert_close_to_largest("reads", got.slice(s![..256, ..]).into_dyn(), expected.view(), 1e-5);
@@ -101,10 +101,10 @@ fn area_under_roc(scores: &[f64], is_change: &[bool]) -> f64 {
 
 #[test]
 fn changes_of_topic_show_in_the_loss_before_storing_and_not_in_surprise() {
-    let desk = Desk::with_passages();
-    desk.ok(&format!("store passages.npy {MEMORY}"));
-    let table = desk.csv("out/metrics.csv");
-    let labels = desk.csv("passages_labels.csv");
+    let sandbox = Sandbox::with_passages();
+    sandbox.ok(&format!("store passages.npy {MEMORY}"));
+    let table = sandbox.csv("out/metrics.csv");
+    let labels = sandbox.csv("passages_labels.csv");
     let segments = labels.texts("segment");
     let differs = |token: usize| segments[token] != segments[token - 1];
     let changes: Vec<usize> = (1..segments.len()).filter(|&token| differs(token)).collect();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ndarray::{ArrayD, Axis, s};
 use sha2::{Digest, Sha256};
 
-use crate::Desk;
+use crate::Sandbox;
 
 fn sha256(bytes: &[u8]) -> String {
     let digits = |text: String, byte: &u8| text + &format!("{byte:02x}");
@@ -13,8 +13,8 @@ fn sha256(bytes: &[u8]) -> String {
 }
 
 /// By position: segment, repeat, item.
-fn labels(desk: &Desk, name: &str) -> Vec<(String, bool, Option<usize>)> {
-    let table = desk.csv(name);
+fn labels(sandbox: &Sandbox, name: &str) -> Vec<(String, bool, Option<usize>)> {
+    let table = sandbox.csv(name);
     assert_eq!(table.header, ["position", "segment", "repeat", "item"]);
     let positions: Vec<_> = (0..table.rows.len()).map(|i| i.to_string()).collect();
     assert_eq!(table.texts("position"), positions);
@@ -33,7 +33,7 @@ fn rows(array: &ArrayD<f32>) -> Vec<Vec<u32>> {
 /// The bytes are part of what is promised: the same on every platform and from version to version.
 #[test]
 fn bytes_are_those_of_the_seed() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     let expected = [
         (
             "recall --noise 0.25 --pairs 40",
@@ -53,8 +53,8 @@ fn bytes_are_those_of_the_seed() {
     let mut got = BTreeMap::new();
     for (task, _) in expected {
         let name = task.split(' ').next().unwrap();
-        desk.ok(&format!("generate {task} {size} --out {name}.npy --labels {name}.csv"));
-        let bytes = [desk.bytes(&format!("{name}.npy")), desk.bytes(&format!("{name}.csv"))].concat();
+        sandbox.ok(&format!("generate {task} {size} --out {name}.npy --labels {name}.csv"));
+        let bytes = [sandbox.bytes(&format!("{name}.npy")), sandbox.bytes(&format!("{name}.csv"))].concat();
         got.insert(task, sha256(&bytes));
     }
     assert_eq!(got, BTreeMap::from(expected.map(|(task, sha)| (task, sha.to_owned()))));
@@ -62,34 +62,34 @@ fn bytes_are_those_of_the_seed() {
 
 #[test]
 fn shapes_seeds_and_streams() {
-    let desk = Desk::new();
-    desk.ok("generate drift --tokens 40 --dim 6 --segment 10 --out one.npy");
-    assert_eq!(desk.f32s("one.npy").shape(), [40, 6]);
-    desk.ok("generate drift --tokens 40 --dim 6 --segment 10 --sequences 3 --out three.npy");
-    let three = desk.f32s("three.npy");
+    let sandbox = Sandbox::new();
+    sandbox.ok("generate drift --tokens 40 --dim 6 --segment 10 --out one.npy");
+    assert_eq!(sandbox.f32s("one.npy").shape(), [40, 6]);
+    sandbox.ok("generate drift --tokens 40 --dim 6 --segment 10 --sequences 3 --out three.npy");
+    let three = sandbox.f32s("three.npy");
     assert_eq!(three.shape(), [3, 40, 6]);
     assert_eq!(
         three.index_axis(Axis(0), 0),
-        desk.f32s("one.npy"),
+        sandbox.f32s("one.npy"),
         "sequences do not depend on how many there are"
     );
     assert_ne!(three.index_axis(Axis(0), 0), three.index_axis(Axis(0), 1));
-    desk.ok("generate drift --tokens 40 --dim 6 --segment 10 --seed 1 --out other.npy");
-    assert_ne!(desk.f32s("other.npy"), desk.f32s("one.npy"));
+    sandbox.ok("generate drift --tokens 40 --dim 6 --segment 10 --seed 1 --out other.npy");
+    assert_ne!(sandbox.f32s("other.npy"), sandbox.f32s("one.npy"));
 
-    let piped = desk.command("generate drift --tokens 40 --dim 6 --segment 10 --out -").output().unwrap();
-    assert_eq!(piped.stdout, desk.bytes("one.npy"));
+    let piped = sandbox.command("generate drift --tokens 40 --dim 6 --segment 10 --out -").output().unwrap();
+    assert_eq!(piped.stdout, sandbox.bytes("one.npy"));
     assert!(piped.stderr.is_empty());
 }
 
 #[test]
-fn what_repeats_is_the_same_and_nothing_else_is() {
-    let desk = Desk::new();
+fn repeated_passages_are_equal_and_no_others() {
+    let sandbox = Sandbox::new();
     let tasks = ["recall --pairs 30", "repeats --segment 16 --share 0.6", "needle --length 5 --needles 7"];
     for (i, task) in tasks.into_iter().enumerate() {
-        desk.ok(&format!("generate {task} --tokens 200 --dim 8 --out {i}.npy --labels {i}.csv"));
-        let rows = rows(&desk.f32s(&format!("{i}.npy")));
-        let labels = labels(&desk, &format!("{i}.csv"));
+        sandbox.ok(&format!("generate {task} --tokens 200 --dim 8 --out {i}.npy --labels {i}.csv"));
+        let rows = rows(&sandbox.f32s(&format!("{i}.npy")));
+        let labels = labels(&sandbox, &format!("{i}.csv"));
         assert_eq!(labels.len(), 200);
         let mut seen = BTreeMap::new();
         for (row, (_, repeat, item)) in rows.iter().zip(&labels) {
@@ -105,7 +105,7 @@ fn what_repeats_is_the_same_and_nothing_else_is() {
         assert!(fresh < 200, "{task}: something repeats");
     }
     // Each pair once a pass.
-    let recall = labels(&desk, "0.csv");
+    let recall = labels(&sandbox, "0.csv");
     for (pass, of_pass) in recall.chunks(30).enumerate() {
         assert!(of_pass.iter().all(|(segment, ..)| *segment == pass.to_string()));
         let mut items: Vec<_> = of_pass.iter().filter_map(|(.., item)| *item).collect();
@@ -113,21 +113,21 @@ fn what_repeats_is_the_same_and_nothing_else_is() {
         items.dedup();
         assert_eq!(items.len(), of_pass.len());
     }
-    let needles = labels(&desk, "2.csv");
+    let needles = labels(&sandbox, "2.csv");
     assert_eq!(needles.iter().filter(|(segment, ..)| segment == "1").count(), 35);
 }
 
 /// ν is a share of variance: content and content with noise correlate with √(1 − ν²), and all stay N(0, 1).
 #[test]
 fn noise_is_a_share() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     let size = "--tokens 2000 --dim 50";
     for (task, content) in [("needle --length 500 --needles 2", 0..0), ("recall --pairs 1000", 0..25)] {
-        desk.ok(&format!("generate {task} --noise 0.6 {size} --force --out noisy.npy --labels noisy.csv"));
-        let all = desk.f32s("noisy.npy").mapv(f64::from);
+        sandbox.ok(&format!("generate {task} --noise 0.6 {size} --force --out noisy.npy --labels noisy.csv"));
+        let all = sandbox.f32s("noisy.npy").mapv(f64::from);
         let mean_square = all.iter().map(|x| x * x).sum::<f64>() / all.len() as f64;
         assert!((mean_square - 1.0).abs() < 0.03, "{task}: mean square {mean_square}");
-        let labels = labels(&desk, "noisy.csv");
+        let labels = labels(&sandbox, "noisy.csv");
         let mut first = BTreeMap::new();
         let (mut sum, mut count) = (0.0, 0);
         let columns = if content.is_empty() { 0..50 } else { content };
@@ -148,11 +148,11 @@ fn noise_is_a_share() {
 
 #[test]
 fn topics_change_where_the_labels_say() {
-    let desk = Desk::new();
-    desk.ok("generate drift --tokens 96 --dim 400 --segment 32 --transition 7 --noise 0 --out a.npy --labels a.csv");
-    let tokens = desk.f32s("a.npy").mapv(f64::from);
+    let sandbox = Sandbox::new();
+    sandbox.ok("generate drift --tokens 96 --dim 400 --segment 32 --transition 7 --noise 0 --out a.npy --labels a.csv");
+    let tokens = sandbox.f32s("a.npy").mapv(f64::from);
     let alike = |a: usize, b: usize| (0..400).map(|i| tokens[[a, i]] * tokens[[b, i]]).sum::<f64>() / 400.0;
-    for (t, (segment, repeat, item)) in labels(&desk, "a.csv").into_iter().enumerate() {
+    for (t, (segment, repeat, item)) in labels(&sandbox, "a.csv").into_iter().enumerate() {
         assert_eq!((segment, repeat, item), ((t / 32).to_string(), false, None));
     }
     // Of N(0, 1) numbers the mean square is within 5 × √(2/400) of 1, the product of two topics within 5/√400 of 0.
@@ -167,27 +167,27 @@ fn topics_change_where_the_labels_say() {
 /// Pairs come back: what is read with the key alone is nearer to the value than without having stored.
 #[test]
 fn recall_parameters_recall() {
-    let desk = Desk::new();
-    desk.ok("generate recall --tokens 8 --dim 128 --out pairs.npy --labels pairs.csv --parameters recall.safetensors");
-    let inspected = desk.ok("inspect recall.safetensors").out;
+    let sandbox = Sandbox::new();
+    sandbox.ok("generate recall --tokens 8 --dim 128 --out pairs.npy --labels pairs.csv --parameters recall.safetensors");
+    let inspected = sandbox.ok("inspect recall.safetensors").out;
     assert!(inspected.contains("to_queries.weight"), "{inspected}");
-    desk.ok(
+    sandbox.ok(
         "store pairs.npy --memory recall.safetensors --chunk-size 2 --learning-rate 0.5 --momentum 0 --decay 0 \
          --labels pairs.csv --retention 1 --out stored",
     );
-    let report = desk.json("stored/run.json");
+    let report = sandbox.json("stored/run.json");
     assert_eq!(report["config"]["heads"], 2);
     assert_eq!(report["config"]["dim_head"], 32);
     let ratio = report["retained_ratio"].as_f64().unwrap();
     assert!(ratio < 0.9, "stored pairs have a smaller loss: {ratio}");
 
     // Queries hold keys alone; chunks as when stored, for tokens look back within them.
-    let pairs = desk.f32s("pairs.npy");
+    let pairs = sandbox.f32s("pairs.npy");
     let mut queries = pairs.clone();
     queries.slice_mut(s![.., 64..]).fill(0.0);
-    desk.npy("queries.npy", &queries);
-    desk.ok("retrieve queries.npy --memory stored/memory.safetensors --out read");
-    let read = desk.f32s("read/retrieved.npy");
+    sandbox.npy("queries.npy", &queries);
+    sandbox.ok("retrieve queries.npy --memory stored/memory.safetensors --out read");
+    let read = sandbox.f32s("read/retrieved.npy");
     assert!(read.slice(s![.., ..64]).iter().all(|x| *x == 0.0), "keys are not read");
     let (values, read) = (pairs.slice(s![.., 64..]), read.slice(s![.., 64..]));
     let product = |a: usize, b: usize| (&read.row(a) * &values.row(b)).sum();
@@ -199,25 +199,25 @@ fn recall_parameters_recall() {
 
 #[test]
 fn files_are_complete_or_absent() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     let small = "--tokens 10 --dim 4";
-    let ran =
-        desk.ok(&format!("generate recall {small} --out a.npy --labels a.csv --parameters a.safetensors"));
-    assert_eq!((&ran.out[..], &ran.err[..]), ("", "wrote a.npy, a.csv, a.safetensors\n"));
-    assert_eq!(desk.names("."), ["a.csv", "a.npy", "a.safetensors"]);
+    let output =
+        sandbox.ok(&format!("generate recall {small} --out a.npy --labels a.csv --parameters a.safetensors"));
+    assert_eq!((&output.out[..], &output.err[..]), ("", "wrote a.npy, a.csv, a.safetensors\n"));
+    assert_eq!(sandbox.names("."), ["a.csv", "a.npy", "a.safetensors"]);
     assert_eq!(
-        desk.refused(&format!("generate drift {small} --segment 5 --out b.npy --labels a.csv")),
+        sandbox.refused(&format!("generate drift {small} --segment 5 --out b.npy --labels a.csv")),
         "--labels: expected a file that does not exist yet (--force replaces it), got a.csv"
     );
-    let before = desk.bytes("a.csv");
-    desk.ok(&format!("generate drift {small} --segment 5 --out a.npy --labels a.csv --force --quiet"));
-    assert_ne!(desk.bytes("a.csv"), before);
-    assert_eq!(desk.names("."), ["a.csv", "a.npy", "a.safetensors"]);
+    let before = sandbox.bytes("a.csv");
+    sandbox.ok(&format!("generate drift {small} --segment 5 --out a.npy --labels a.csv --force --quiet"));
+    assert_ne!(sandbox.bytes("a.csv"), before);
+    assert_eq!(sandbox.names("."), ["a.csv", "a.npy", "a.safetensors"]);
 }
 
 #[test]
 fn refusals() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     for (line, message) in [
         (
             "recall --dim 7",
@@ -248,7 +248,7 @@ fn refusals() {
         ("recall --parameters x.npy", "--parameters: x.npy is the file of --out too; name another"),
     ] {
         let out = if line.contains("--out") { "" } else { "--out x.npy" };
-        assert_eq!(desk.refused(&format!("generate {line} {out}")), message, "{line}");
+        assert_eq!(sandbox.refused(&format!("generate {line} {out}")), message, "{line}");
     }
-    assert_eq!(desk.refused("generate drift --out no/such/x.npy").split(':').next(), Some("no/such"));
+    assert_eq!(sandbox.refused("generate drift --out no/such/x.npy").split(':').next(), Some("no/such"));
 }

@@ -6,7 +6,7 @@ use ndarray::{ArrayD, Axis};
 use ndarray_npy::NpzWriter;
 
 use crate::support::{Golden, assert_close_to_largest};
-use crate::{Desk, Table};
+use crate::{Sandbox, Table};
 
 /// What reads and stores a case, but for the element type.
 fn line(case: &Golden, weights: &str) -> String {
@@ -32,15 +32,15 @@ fn per_weight(table: &Table, name: &str, sequences: usize, heads: usize) -> Arra
 
 fn compare(dtype: &str, file: &str, tolerance: f64) {
     for case in Golden::all() {
-        let desk = Desk::with_golden(&case.name);
-        let ran = desk.ok(&format!("{} --dtype {dtype} --out out", line(&case, "weights.safetensors")));
-        assert_eq!((&ran.out[..], &ran.err[..]), ("", ""), "{}", case.name);
-        let (table, memory) = (desk.csv("out/metrics.csv"), desk.tensors("out/memory.safetensors"));
+        let sandbox = Sandbox::with_golden(&case.name);
+        let output = sandbox.ok(&format!("{} --dtype {dtype} --out out", line(&case, "weights.safetensors")));
+        assert_eq!((&output.out[..], &output.err[..]), ("", ""), "{}", case.name);
+        let (table, memory) = (sandbox.csv("out/metrics.csv"), sandbox.tensors("out/memory.safetensors"));
         let (sequences, heads) = (case.seq.dim().0, case.heads);
         let expected = case.expected(file);
         for (name, expected) in &expected {
             let got = match &name[..] {
-                "retrieved" => desk.floats("out/retrieved.npy"),
+                "retrieved" => sandbox.floats("out/retrieved.npy"),
                 "loss" | "learning_rate" => table.by_head(name, sequences, heads),
                 "momentum_gate" => table.by_head("momentum", sequences, heads),
                 "decay_gate" => table.by_head("decay", sequences, heads),
@@ -80,18 +80,19 @@ fn f32_agrees_with_the_module_at_its_epsilon() {
 #[test]
 fn parameters_as_npz_give_the_same_bits() {
     for case in Golden::all() {
-        let desk = Desk::with_golden(&case.name);
+        let sandbox = Sandbox::with_golden(&case.name);
         for compressed in [false, true] {
-            let file = File::create(desk.path("weights.npz")).unwrap();
+            let file = File::create(sandbox.path("weights.npz")).unwrap();
             let mut npz = if compressed { NpzWriter::new_compressed(file) } else { NpzWriter::new(file) };
-            for (name, tensor) in desk.tensors("weights.safetensors") {
+            for (name, tensor) in sandbox.tensors("weights.safetensors") {
                 npz.add_array(name, &tensor.floats().mapv(|x| x as f32)).unwrap();
             }
             npz.finish().unwrap();
-            desk.ok(&format!("{} --out from-npz --force", line(&case, "weights.npz")));
-            desk.ok(&format!("{} --out from-safetensors --force", line(&case, "weights.safetensors")));
+            sandbox.ok(&format!("{} --out from-npz --force", line(&case, "weights.npz")));
+            sandbox.ok(&format!("{} --out from-safetensors --force", line(&case, "weights.safetensors")));
             for file in ["metrics.csv", "retrieved.npy", "memory.safetensors"] {
-                let [a, b] = ["from-npz", "from-safetensors"].map(|out| desk.bytes(&format!("{out}/{file}")));
+                let [a, b] =
+                    ["from-npz", "from-safetensors"].map(|out| sandbox.bytes(&format!("{out}/{file}")));
                 assert!(a == b, "{}: {file}", case.name);
             }
         }

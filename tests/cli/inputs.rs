@@ -4,14 +4,14 @@ use std::fmt::Write as _;
 
 use sha2::{Digest, Sha256};
 
-use crate::{Desk, Ran, tokens};
+use crate::{CommandOutput, Sandbox, tokens};
 
 const LABELS: &str = "position,segment,repeat\n0,a,0\n8,b,0\n16,a,1\n";
 
-fn desk() -> Desk {
-    let desk = Desk::new();
-    desk.npy("d.npy", &tokens(&[24, 8], 1));
-    desk
+fn sandbox() -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.npy("d.npy", &tokens(&[24, 8], 1));
+    sandbox
 }
 
 fn sha256(text: &str) -> String {
@@ -22,19 +22,19 @@ fn sha256(text: &str) -> String {
 }
 
 /// The command with this text on a pipe.
-fn piped(desk: &Desk, line: &str, input: &str) -> Ran {
-    let mut command = desk.command(line);
+fn piped(sandbox: &Sandbox, line: &str, input: &str) -> CommandOutput {
+    let mut command = sandbox.command(line);
     command.write_stdin(input);
-    Desk::finish(command)
+    Sandbox::finish(command)
 }
 
 /// The one line of a command that is rejected.
-fn rejected(desk: &Desk, line: &str, input: &str) -> String {
-    desk.one_error(&piped(desk, line, input), 2, line)
+fn rejected(sandbox: &Sandbox, line: &str, input: &str) -> String {
+    sandbox.one_error(&piped(sandbox, line, input), 2, line)
 }
 
-fn input_hash(desk: &Desk, folder: &str, role: &str) -> String {
-    let run = desk.json(&format!("{folder}/run.json"));
+fn input_hash(sandbox: &Sandbox, folder: &str, role: &str) -> String {
+    let run = sandbox.json(&format!("{folder}/run.json"));
     let inputs = run["inputs"].as_array().unwrap();
     let input = inputs.iter().find(|input| input["role"] == role).unwrap();
     input["sha256"].as_str().unwrap().to_owned()
@@ -43,31 +43,31 @@ fn input_hash(desk: &Desk, folder: &str, role: &str) -> String {
 #[test]
 #[cfg(target_os = "linux")]
 fn text_from_a_pipe_is_read_once() {
-    let desk = desk();
-    let ran = piped(&desk, "store d.npy --labels /dev/stdin --chunk-size 4 --out l -q", LABELS);
-    assert_eq!(ran.code, Some(0), "{}", ran.err);
-    assert_eq!(input_hash(&desk, "l", "labels"), sha256(LABELS));
-    let svg = String::from_utf8(desk.bytes("l/plots/timeline.svg")).unwrap();
+    let sandbox = sandbox();
+    let output = piped(&sandbox, "store d.npy --labels /dev/stdin --chunk-size 4 --out l -q", LABELS);
+    assert_eq!(output.code, Some(0), "{}", output.err);
+    assert_eq!(input_hash(&sandbox, "l", "labels"), sha256(LABELS));
+    let svg = String::from_utf8(sandbox.bytes("l/plots/timeline.svg")).unwrap();
     assert!(svg.contains("segment change") && svg.contains("repeat"));
 
     // Paths in it are relative to where one is.
     let config = "data = \"d.npy\"\nchunk_size = 4\nno_plots = true\n";
-    let ran = piped(&desk, "store --config /dev/stdin --out c -q", config);
-    assert_eq!(ran.code, Some(0), "{}", ran.err);
-    assert_eq!(input_hash(&desk, "c", "config"), sha256(config));
+    let output = piped(&sandbox, "store --config /dev/stdin --out c -q", config);
+    assert_eq!(output.code, Some(0), "{}", output.err);
+    assert_eq!(input_hash(&sandbox, "c", "config"), sha256(config));
 
     let experiment = "data = \"d.npy\"\n[grid]\nseed = [0, 1]\n";
-    let ran = piped(&desk, "sweep /dev/stdin --out s --no-plots -q", experiment);
-    assert_eq!(ran.code, Some(0), "{}", ran.err);
-    assert_eq!(desk.csv("s/results.csv").rows.len(), 2);
-    let message = rejected(&desk, "sweep /dev/stdin --slurm --out t", experiment);
+    let output = piped(&sandbox, "sweep /dev/stdin --out s --no-plots -q", experiment);
+    assert_eq!(output.code, Some(0), "{}", output.err);
+    assert_eq!(sandbox.csv("s/results.csv").rows.len(), 2);
+    let message = rejected(&sandbox, "sweep /dev/stdin --slurm --out t", experiment);
     assert!(message.contains("expected a file that jobs can read too, with --slurm"), "{message}");
 
     // Drawn again with labels from a pipe; the table itself is read in passes.
-    let ran = piped(&desk, "plot c --labels /dev/stdin --out - --y surprise", LABELS);
-    assert!(ran.out.contains("segment change"), "{}", ran.err);
-    let metrics = String::from_utf8(desk.bytes("c/metrics.csv")).unwrap();
-    let message = rejected(&desk, "plot /dev/stdin", &metrics);
+    let output = piped(&sandbox, "plot c --labels /dev/stdin --out - --y surprise", LABELS);
+    assert!(output.out.contains("segment change"), "{}", output.err);
+    let metrics = String::from_utf8(sandbox.bytes("c/metrics.csv")).unwrap();
+    let message = rejected(&sandbox, "plot /dev/stdin", &metrics);
     assert_eq!(
         message,
         "/dev/stdin: expected a regular file (it is read more than once), got a pipe or device (save it to a file first)"
@@ -77,7 +77,7 @@ fn text_from_a_pipe_is_read_once() {
 #[test]
 #[cfg(target_os = "linux")]
 fn a_stream_named_twice_is_rejected() {
-    let desk = desk();
+    let sandbox = sandbox();
     for line in [
         "store - --labels /dev/stdin --out o",
         "store d.npy --memory /dev/fd/0 --labels /dev/stdin --out o",
@@ -85,7 +85,7 @@ fn a_stream_named_twice_is_rejected() {
         "inspect - /dev/stdin",
         "plot d.npy /dev/stdin --labels /proc/self/fd/0",
     ] {
-        let message = rejected(&desk, line, LABELS);
+        let message = rejected(&sandbox, line, LABELS);
         assert!(
             message.contains("expected an input of its own (a stream can be read only once)"),
             "{line}: {message}"
@@ -96,7 +96,7 @@ fn a_stream_named_twice_is_rejected() {
 #[test]
 #[cfg(target_os = "linux")]
 fn endless_text_is_rejected() {
-    let desk = desk();
+    let sandbox = sandbox();
     for (line, expected) in [
         (
             "store --config /dev/zero",
@@ -112,14 +112,14 @@ fn endless_text_is_rejected() {
             "/dev/zero: expected a regular file (it is read more than once), got a pipe or device (save it to a file first)",
         ),
     ] {
-        assert_eq!(desk.refused(line), expected);
+        assert_eq!(sandbox.refused(line), expected);
     }
 }
 
 #[test]
 fn sizes_that_flags_claim_are_checked_first() {
-    let desk = desk();
-    desk.file("d.csv", "algorithm,median_ms,gb_per_s\n");
+    let sandbox = sandbox();
+    sandbox.file("d.csv", "algorithm,median_ms,gb_per_s\n");
     let max = usize::MAX;
     for (line, expected) in [
         (
@@ -152,29 +152,29 @@ fn sizes_that_flags_claim_are_checked_first() {
         (format!("scan-bench --out o --runs {max}"), "--runs: expected at most 1048576"),
         (format!("plot d.csv --smooth {max}"), "--smooth: expected at most 1048576"),
     ] {
-        let message = desk.refused(&line);
+        let message = sandbox.refused(&line);
         assert!(message.contains(expected), "{line}: {message}");
     }
     let line = format!("scan-bench --steps {max} --channels {max} --batch {max} --out o --no-plots");
-    assert!(desk.refused(&line).contains("more than there can be"), "{line}");
+    assert!(sandbox.refused(&line).contains("more than there can be"), "{line}");
 }
 
 #[test]
 fn sizes_that_a_few_bytes_claim_are_checked_first() {
-    let desk = desk();
+    let sandbox = sandbox();
     let npy = |shape: &str| {
         let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}");
         let header = format!("{header:<117}\n");
         [b"\x93NUMPY\x01\0", &(header.len() as u16).to_le_bytes()[..], header.as_bytes()].concat()
     };
-    desk.file("many.npy", npy("(1000000000, 0, 64)"));
-    desk.file("wide.npy", npy("(0, 1000000000)"));
-    desk.file("read.npy", npy("(200000, 0, 64)"));
-    let message = desk.refused("store many.npy --out o");
+    sandbox.file("many.npy", npy("(1000000000, 0, 64)"));
+    sandbox.file("wide.npy", npy("(0, 1000000000)"));
+    sandbox.file("read.npy", npy("(200000, 0, 64)"));
+    let message = sandbox.refused("store many.npy --out o");
     assert!(message.starts_with("memory that the run needs: 131072.0 GB is more than"), "{message}");
-    desk.refused("store wide.npy --out o");
+    sandbox.refused("store wide.npy --out o");
     // As many sequences share one memory where nothing is stored.
-    desk.ok("retrieve read.npy --out read -q");
+    sandbox.ok("retrieve read.npy --out read -q");
 
     // Half a gigabyte of zeros in half a megabyte.
     let mut archive = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
@@ -189,54 +189,57 @@ fn sizes_that_a_few_bytes_claim_are_checked_first() {
         std::io::Write::write_all(&mut archive, &zeros[..bytes]).unwrap();
         left -= bytes;
     }
-    desk.file("bomb.npz", archive.finish().unwrap().into_inner());
-    let message = desk.refused("store d.npy --memory bomb.npz --chunk-size 4 --out o");
+    sandbox.file("bomb.npz", archive.finish().unwrap().into_inner());
+    let message = sandbox.refused("store d.npy --memory bomb.npz --chunk-size 4 --out o");
     assert!(message.contains("to_queries.weight: expected a tensor"), "names are looked at first: {message}");
 
     // A header of ten megabytes.
     let header = format!("{{\"__metadata__\":{{\"a\":\"{}\"}}}}", "x".repeat(10 << 20));
-    desk.file("long.safetensors", [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat());
-    let message = desk.refused("inspect long.safetensors");
+    sandbox.file("long.safetensors", [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat());
+    let message = sandbox.refused("inspect long.safetensors");
     assert!(message.contains("expected a header of at most 8388608 bytes"), "{message}");
 }
 
 #[test]
 fn large_grids_are_rejected_in_time() {
-    let desk = desk();
-    desk.file("grid.toml", "data = 'd.npy'\n[grid]\nseed = 'range(0, 65536)'\nheads = [1, 2]\n");
+    let sandbox = sandbox();
+    sandbox.file("grid.toml", "data = 'd.npy'\n[grid]\nseed = 'range(0, 65536)'\nheads = [1, 2]\n");
     assert_eq!(
-        desk.refused("sweep grid.toml --dry-run"),
+        sandbox.refused("sweep grid.toml --dry-run"),
         "the grid: expected at most 65536 rows, got 131072"
     );
     let list = |count: usize| (0..count).map(|i| i.to_string()).collect::<Vec<_>>().join(",");
-    desk.file("list.toml", format!("data = 'd.npy'\n[grid]\nseed = [{}]\n", list(65_537)));
-    assert!(desk.refused("sweep list.toml --dry-run").contains("expected at most 65536 values for `seed`"));
+    sandbox.file("list.toml", format!("data = 'd.npy'\n[grid]\nseed = [{}]\n", list(65_537)));
+    assert!(
+        sandbox.refused("sweep list.toml --dry-run").contains("expected at most 65536 values for `seed`")
+    );
     let notes: Vec<_> = (0..4000).map(|i| format!("_n{i} = '{}'\n", "x".repeat(500))).collect();
     let notes = notes.concat();
-    desk.file("notes.toml", format!("data = 'd.npy'\n{notes}[grid]\nseed = 'range(0, 65536)'\n"));
-    assert!(desk.refused("sweep notes.toml --dry-run").contains("expected rows that take at most"));
-    desk.file("text.toml", format!("data = 'd.npy'\n_n = '{}'\n", "x".repeat(5000)));
+    sandbox.file("notes.toml", format!("data = 'd.npy'\n{notes}[grid]\nseed = 'range(0, 65536)'\n"));
+    assert!(sandbox.refused("sweep notes.toml --dry-run").contains("expected rows that take at most"));
+    sandbox.file("text.toml", format!("data = 'd.npy'\n_n = '{}'\n", "x".repeat(5000)));
     assert!(
-        desk.refused("sweep text.toml --dry-run")
+        sandbox
+            .refused("sweep text.toml --dry-run")
             .contains("a value of at most 4096 bytes for `_n`, got 5000 bytes")
     );
 }
 
 #[test]
 fn whole_numbers_keep_their_digits() {
-    let desk = desk();
-    desk.file("seeds.toml", "data = 'd.npy'\n[grid]\nseed = [18446744073709551615, 9007199254740993]\n");
-    desk.ok("sweep seeds.toml --out s --no-plots -q");
-    assert_eq!(desk.csv("s/results.csv").texts("seed"), ["18446744073709551615", "9007199254740993"]);
-    desk.ok("store d.npy --seed 18446744073709551615 --no-plots --out one -q");
-    let run = desk.csv("s/results.csv").texts("run")[0].to_owned();
-    assert!(desk.bytes("one/metrics.csv") == desk.bytes(&format!("s/runs/{run}/metrics.csv")));
-    desk.ok("sweep seeds.toml seed=18446744073709551614,range(9007199254740993,9007199254740995) --out t --no-plots -q");
+    let sandbox = sandbox();
+    sandbox.file("seeds.toml", "data = 'd.npy'\n[grid]\nseed = [18446744073709551615, 9007199254740993]\n");
+    sandbox.ok("sweep seeds.toml --out s --no-plots -q");
+    assert_eq!(sandbox.csv("s/results.csv").texts("seed"), ["18446744073709551615", "9007199254740993"]);
+    sandbox.ok("store d.npy --seed 18446744073709551615 --no-plots --out one -q");
+    let run = sandbox.csv("s/results.csv").texts("run")[0].to_owned();
+    assert!(sandbox.bytes("one/metrics.csv") == sandbox.bytes(&format!("s/runs/{run}/metrics.csv")));
+    sandbox.ok("sweep seeds.toml seed=18446744073709551614,range(9007199254740993,9007199254740995) --out t --no-plots -q");
     let seeds = ["18446744073709551614", "9007199254740993", "9007199254740994"];
-    assert_eq!(desk.csv("t/results.csv").texts("seed"), seeds);
-    desk.file("run.toml", "data = 'd.npy'\nseed = 18446744073709551615\nno_plots = true\n");
-    desk.ok("store --config run.toml --out two -q");
-    assert!(desk.bytes("one/metrics.csv") == desk.bytes("two/metrics.csv"));
+    assert_eq!(sandbox.csv("t/results.csv").texts("seed"), seeds);
+    sandbox.file("run.toml", "data = 'd.npy'\nseed = 18446744073709551615\nno_plots = true\n");
+    sandbox.ok("store --config run.toml --out two -q");
+    assert!(sandbox.bytes("one/metrics.csv") == sandbox.bytes("two/metrics.csv"));
     for (text, expected) in [
         (
             "seed = [18446744073709551616]",
@@ -245,53 +248,53 @@ fn whole_numbers_keep_their_digits() {
         ("seed = [-1]", "expected a value for `seed`, got -1"),
         ("seed = ['5']", "expected a value for `seed`, got 5"),
     ] {
-        desk.file("wrong.toml", format!("data = 'd.npy'\n[grid]\n{text}\n"));
-        let message = desk.refused("sweep wrong.toml");
+        sandbox.file("wrong.toml", format!("data = 'd.npy'\n[grid]\n{text}\n"));
+        let message = sandbox.refused("sweep wrong.toml");
         assert!(message.contains(expected), "{text}: {message}");
     }
-    let message = desk.refused("sweep seeds.toml seed=18446744073709551616 --out u");
+    let message = sandbox.refused("sweep seeds.toml seed=18446744073709551616 --out u");
     assert!(message.contains("seed"), "{message}");
 }
 
 #[test]
 fn names_do_not_steer_a_terminal_or_break_a_figure() {
-    let desk = desk();
-    desk.file(
+    let sandbox = sandbox();
+    sandbox.file(
         "control.toml",
         "data = 'd.npy'\nheads = 2\nchunk_size = 8\n[grid]\ndecay = [0.1, 0.2, 0.3]\n[zip]\n\
          _n = [\"a\\u0001b\", \"a\\u0002b\", \"\\u001b[31md\\uFFFF\"]\nmomentum = [0, 0.5, 0.6]\n",
     );
-    let shown = desk.ok("sweep control.toml --dry-run --out s").out;
+    let shown = sandbox.ok("sweep control.toml --dry-run --out s").out;
     assert!(shown.contains("\\u{1b}[31m") && !shown.contains('\x1b'), "{shown:?}");
-    desk.ok("sweep control.toml --out s -q --x decay --hue _n");
-    for name in desk.names("s/plots") {
-        let svg = String::from_utf8(desk.bytes(&format!("s/plots/{name}"))).unwrap();
+    sandbox.ok("sweep control.toml --out s -q --x decay --hue _n");
+    for name in sandbox.names("s/plots") {
+        let svg = String::from_utf8(sandbox.bytes(&format!("s/plots/{name}"))).unwrap();
         usvg::roxmltree::Document::parse(&svg).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert!(["a\\x01b", "a\\x02b", "\\x1b[31md\\xffff"].iter().all(|name| svg.contains(name)), "{name}");
     }
-    let text = desk.ok("plot s --terminal --x decay --hue _n --quiet").out;
+    let text = sandbox.ok("plot s --terminal --x decay --hue _n --quiet").out;
     assert!(text.contains("a\\x01b") && !text.contains(['\x01', '\x1b']), "{text:?}");
-    let message = desk.refused("store \x1b[31md.npy");
+    let message = sandbox.refused("store \x1b[31md.npy");
     assert!(message.starts_with("\\u{1b}[31md.npy: "), "{message}");
     // Not in a file's name: it is an argument of clap's too.
-    assert!(!desk.run("store d.npy --no\x1bsuch").err.contains('\x1b'));
+    assert!(!sandbox.run("store d.npy --no\x1bsuch").err.contains('\x1b'));
 
-    desk.ok("store d.npy --chunk-size 8 --out a\x1b/run --no-plots -q");
-    let shown = desk.ok("inspect a\x1b/run/memory.safetensors").out;
+    sandbox.ok("store d.npy --chunk-size 8 --out a\x1b/run --no-plots -q");
+    let shown = sandbox.ok("inspect a\x1b/run/memory.safetensors").out;
     assert!(!shown.contains('\x1b'), "{shown:?}");
 }
 
 #[test]
 fn the_same_name_twice_is_told_apart() {
-    let desk = desk();
+    let sandbox = sandbox();
     for out in ["a/run", "b/run"] {
-        desk.ok(&format!("store d.npy --chunk-size 4 --out {out} --no-plots -q"));
+        sandbox.ok(&format!("store d.npy --chunk-size 4 --out {out} --no-plots -q"));
     }
-    let svg = desk.ok("plot a/run b/run --out - --y surprise").out;
+    let svg = sandbox.ok("plot a/run b/run --out - --y surprise").out;
     assert!(svg.contains("a/run") && svg.contains("b/run"));
-    let svg = desk.ok("plot a/run b/run --kind columns --out -").out;
+    let svg = sandbox.ok("plot a/run b/run --kind columns --out -").out;
     assert!(svg.contains("a/run, head 0") && svg.contains("b/run, head 0"));
-    let files = desk.ok("plot a/run b/run --kind heads --out both").out;
+    let files = sandbox.ok("plot a/run b/run --kind heads --out both").out;
     assert_eq!(files.lines().collect::<Vec<_>>(), ["both/a-run-heads.svg", "both/b-run-heads.svg"]);
 
     let header = "run,data,_note,status,loss_mean";
@@ -299,24 +302,24 @@ fn the_same_name_twice_is_told_apart() {
     let row = |i: usize, data: &str, note: &str| format!("r{i},{data},{note},ok,{i}");
     let rows =
         [row(1, "a/d.npy", &long("one")), row(2, "b/d.npy", &long("two")), row(3, "a/d.npy", &long("two"))];
-    desk.file("results.csv", format!("{header}\n{}\n", rows.join("\n")));
-    let svg = desk.ok("plot results.csv --out - --y loss_mean --x data --hue _note").out;
+    sandbox.file("results.csv", format!("{header}\n{}\n", rows.join("\n")));
+    let svg = sandbox.ok("plot results.csv --out - --y loss_mean --x data --hue _note").out;
     assert!(svg.contains("a/d.npy") && svg.contains("b/d.npy"), "{svg}");
     assert!(svg.contains("(1)") && svg.contains("(2)"), "{svg}");
 }
 
 #[test]
 fn text_that_a_spreadsheet_would_run_stays_as_it_is() {
-    let desk = desk();
+    let sandbox = sandbox();
     // As docs/reference/files.md has it: read back, the cells are what was written.
     let notes = ["=1+1", "@SUM(A1)", "-x", "+x", "a \\\"quote\\\", a comma", "two\\nlines", "\\ttab"];
     let list: Vec<_> = notes.iter().map(|note| format!("\"{note}\"")).collect();
     let seeds = (0..notes.len()).map(|i| i.to_string()).collect::<Vec<_>>().join(", ");
-    desk.file(
+    sandbox.file(
         "notes.toml",
         format!("data = 'd.npy'\n[zip]\n_note = [{}]\nseed = [{seeds}]\n", list.join(", ")),
     );
-    desk.ok("sweep notes.toml --out s --no-plots -q");
+    sandbox.ok("sweep notes.toml --out s --no-plots -q");
     let expected = ["=1+1", "@SUM(A1)", "-x", "+x", "a \"quote\", a comma", "two\nlines", "\ttab"];
-    assert_eq!(desk.csv("s/results.csv").texts("_note"), expected);
+    assert_eq!(sandbox.csv("s/results.csv").texts("_note"), expected);
 }

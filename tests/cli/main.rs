@@ -6,8 +6,6 @@
 mod cluster;
 mod config;
 mod data;
-#[path = "../support/desk.rs"]
-mod desk;
 mod devices;
 mod ends;
 mod faults;
@@ -22,10 +20,12 @@ mod plot;
 mod refusals;
 mod retention;
 mod retrieve;
+#[path = "../support/sandbox.rs"]
+mod sandbox;
 mod scan_bench;
 mod store;
 #[path = "../support/mod.rs"]
 mod support;
 mod sweep;
 
-use desk::{COUNTS, Desk, Ran, Raw, Table, shipped, tokens, write_tensors};
+use sandbox::{COUNTS, CommandOutput, Raw, Sandbox, Table, shipped, tokens, write_tensors};

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ndarray::{ArrayD, Axis, concatenate};
 use safetensors::Dtype;
 
-use crate::{Desk, Raw, Table, tokens, write_tensors};
+use crate::{Raw, Sandbox, Table, tokens, write_tensors};
 
 /// Ends of pieces of 34 tokens in chunks of 4: shorter than a chunk, single tokens, empty, on and off boundaries.
 const PIECES: [&[usize]; 3] = [&[17, 34], &[1, 7, 34], &[2, 3, 4, 13, 13, 29, 34]];
@@ -47,33 +47,33 @@ fn memory_of_piece(i: usize) -> String {
 
 #[test]
 fn stored_in_pieces() {
-    let desk = Desk::with_golden("heads");
-    let seq = desk.f32s("seq.npy");
+    let sandbox = Sandbox::with_golden("heads");
+    let seq = sandbox.f32s("seq.npy");
     for dtype in TYPES {
         let line = format!("--dtype {dtype} --no-plots -q --force --out");
-        desk.ok(&format!("store seq.npy {} {line} whole", memory_of_piece(0)));
+        sandbox.ok(&format!("store seq.npy {} {line} whole", memory_of_piece(0)));
         for ends in PIECES {
             let mut start = 0;
             for (i, &end) in ends.iter().enumerate() {
-                desk.npy("piece.npy", &piece(&seq, start, end));
-                let ran = desk.ok(&format!("store piece.npy {} {line} part{i}", memory_of_piece(i)));
-                assert_eq!((&ran.out[..], &ran.err[..]), ("", ""));
+                sandbox.npy("piece.npy", &piece(&seq, start, end));
+                let output = sandbox.ok(&format!("store piece.npy {} {line} part{i}", memory_of_piece(i)));
+                assert_eq!((&output.out[..], &output.err[..]), ("", ""));
                 start = end;
             }
             let what = format!("{dtype}, pieces to {ends:?}");
-            let parts = (0..ends.len()).map(|i| desk.csv(&format!("part{i}/metrics.csv"))).collect();
-            same_rows(&what, &joined(parts), &desk.csv("whole/metrics.csv"));
-            let last = desk.tensors(&format!("part{}/memory.safetensors", ends.len() - 1));
-            same_memory(&what, &last, &desk.tensors("whole/memory.safetensors"));
+            let parts = (0..ends.len()).map(|i| sandbox.csv(&format!("part{i}/metrics.csv"))).collect();
+            same_rows(&what, &joined(parts), &sandbox.csv("whole/metrics.csv"));
+            let last = sandbox.tensors(&format!("part{}/memory.safetensors", ends.len() - 1));
+            same_memory(&what, &last, &sandbox.tensors("whole/memory.safetensors"));
         }
     }
 }
 
 #[test]
 fn read_online_in_pieces() {
-    let desk = Desk::with_golden("heads");
-    desk.npy("store.npy", &tokens(&[2, 34, 16], 7));
-    let (seq, store) = (desk.f32s("seq.npy"), desk.f32s("store.npy"));
+    let sandbox = Sandbox::with_golden("heads");
+    sandbox.npy("store.npy", &tokens(&[2, 34, 16], 7));
+    let (seq, store) = (sandbox.f32s("seq.npy"), sandbox.f32s("store.npy"));
     // Cuts of the read stream and of the stored one: the same, or with the same number of complete chunks.
     let mut cuts: Vec<(&[usize], Option<&[usize]>)> = PIECES.iter().map(|&ends| (ends, None)).collect();
     cuts.extend(PIECES.iter().map(|&ends| (ends, Some(ends))));
@@ -84,77 +84,77 @@ fn read_online_in_pieces() {
         for &(read_ends, store_ends) in &cuts {
             let what = format!("{dtype}, read to {read_ends:?}, stored to {store_ends:?}");
             let stored = store_ends.map_or("", |ends| {
-                desk.npy("stored.npy", &piece(&store, 0, *ends.last().unwrap()));
+                sandbox.npy("stored.npy", &piece(&store, 0, *ends.last().unwrap()));
                 "--store-seq stored.npy"
             });
-            desk.ok(&format!("retrieve seq.npy {stored} {} {line} whole", memory_of_piece(0)));
+            sandbox.ok(&format!("retrieve seq.npy {stored} {} {line} whole", memory_of_piece(0)));
             let (mut read_start, mut store_start) = (0, 0);
             for (i, &end) in read_ends.iter().enumerate() {
-                desk.npy("piece.npy", &piece(&seq, read_start, end));
+                sandbox.npy("piece.npy", &piece(&seq, read_start, end));
                 read_start = end;
                 let stored = store_ends.map_or("", |ends| {
-                    desk.npy("stored.npy", &piece(&store, store_start, ends[i]));
+                    sandbox.npy("stored.npy", &piece(&store, store_start, ends[i]));
                     store_start = ends[i];
                     "--store-seq stored.npy"
                 });
-                desk.ok(&format!("retrieve piece.npy {stored} {} {line} part{i}", memory_of_piece(i)));
+                sandbox.ok(&format!("retrieve piece.npy {stored} {} {line} part{i}", memory_of_piece(i)));
             }
             let parts = 0..read_ends.len();
-            let tables = parts.clone().map(|i| desk.csv(&format!("part{i}/metrics.csv"))).collect();
-            same_rows(&what, &joined(tables), &desk.csv("whole/metrics.csv"));
-            let reads: Vec<_> = parts.map(|i| desk.floats(&format!("part{i}/retrieved.npy"))).collect();
+            let tables = parts.clone().map(|i| sandbox.csv(&format!("part{i}/metrics.csv"))).collect();
+            same_rows(&what, &joined(tables), &sandbox.csv("whole/metrics.csv"));
+            let reads: Vec<_> = parts.map(|i| sandbox.floats(&format!("part{i}/retrieved.npy"))).collect();
             let views: Vec<_> = reads.iter().map(|read| read.view()).collect();
             let reads = concatenate(Axis(1), &views).unwrap();
-            assert_eq!(reads, desk.floats("whole/retrieved.npy"), "{what}");
-            let last = desk.tensors(&format!("part{}/memory.safetensors", read_ends.len() - 1));
-            same_memory(&what, &last, &desk.tensors("whole/memory.safetensors"));
+            assert_eq!(reads, sandbox.floats("whole/retrieved.npy"), "{what}");
+            let last = sandbox.tensors(&format!("part{}/memory.safetensors", read_ends.len() - 1));
+            same_memory(&what, &last, &sandbox.tensors("whole/memory.safetensors"));
         }
     }
 }
 
 #[test]
 fn a_plain_store_can_be_followed_online() {
-    let desk = Desk::with_golden("heads");
-    let seq = desk.f32s("seq.npy");
+    let sandbox = Sandbox::with_golden("heads");
+    let seq = sandbox.f32s("seq.npy");
     let line = "--dtype f64 -q --no-plots --out";
-    desk.ok(&format!("retrieve seq.npy --online {} {line} whole", memory_of_piece(0)));
-    desk.npy("piece.npy", &piece(&seq, 0, 14));
-    desk.ok(&format!("store piece.npy {} {line} part0", memory_of_piece(0)));
-    desk.npy("piece.npy", &piece(&seq, 14, 34));
-    desk.ok(&format!("retrieve piece.npy --online {} {line} part1", memory_of_piece(1)));
-    let expected = desk.f64s("whole/retrieved.npy").slice_axis(Axis(1), (14..34).into()).to_owned();
-    assert_eq!(desk.f64s("part1/retrieved.npy"), expected);
+    sandbox.ok(&format!("retrieve seq.npy --online {} {line} whole", memory_of_piece(0)));
+    sandbox.npy("piece.npy", &piece(&seq, 0, 14));
+    sandbox.ok(&format!("store piece.npy {} {line} part0", memory_of_piece(0)));
+    sandbox.npy("piece.npy", &piece(&seq, 14, 34));
+    sandbox.ok(&format!("retrieve piece.npy --online {} {line} part1", memory_of_piece(1)));
+    let expected = sandbox.f64s("whole/retrieved.npy").slice_axis(Axis(1), (14..34).into()).to_owned();
+    assert_eq!(sandbox.f64s("part1/retrieved.npy"), expected);
 }
 
 #[test]
-fn past_weights_and_pins_are_kept_apart_and_go_on() {
-    let desk = Desk::with_golden("past_weights");
-    let seq = desk.f32s("seq.npy");
+fn past_weights_and_fixed_gates_are_saved_apart_and_resumed() {
+    let sandbox = Sandbox::with_golden("past_weights");
+    let seq = sandbox.f32s("seq.npy");
     let gates = "--learning-rate 0.5 --momentum-bias -1";
     let line = "--dtype f64 --no-plots -q --out";
     let first = format!("--memory weights.safetensors --chunk-size 4 --past past.safetensors {gates}");
-    desk.ok(&format!("store seq.npy {first} {line} whole"));
+    sandbox.ok(&format!("store seq.npy {first} {line} whole"));
     let n = seq.shape()[1];
     for (i, (start, end)) in [(0, 5), (5, n)].into_iter().enumerate() {
-        desk.npy("piece.npy", &piece(&seq, start, end));
+        sandbox.npy("piece.npy", &piece(&seq, start, end));
         let memory = if i == 0 { first.clone() } else { memory_of_piece(i) };
-        desk.ok(&format!("store piece.npy {memory} {line} part{i}"));
+        sandbox.ok(&format!("store piece.npy {memory} {line} part{i}"));
     }
-    let tables = vec![desk.csv("part0/metrics.csv"), desk.csv("part1/metrics.csv")];
-    same_rows("with past", &joined(tables), &desk.csv("whole/metrics.csv"));
-    let [whole, parts] = ["whole", "part1"].map(|out| desk.tensors(&format!("{out}/memory.safetensors")));
+    let tables = vec![sandbox.csv("part0/metrics.csv"), sandbox.csv("part1/metrics.csv")];
+    same_rows("with past", &joined(tables), &sandbox.csv("whole/metrics.csv"));
+    let [whole, parts] = ["whole", "part1"].map(|out| sandbox.tensors(&format!("{out}/memory.safetensors")));
     same_memory("with past", &parts, &whole);
-    let (given, weights) = (desk.tensors("past.safetensors"), desk.tensors("weights.safetensors"));
+    let (given, weights) = (sandbox.tensors("past.safetensors"), sandbox.tensors("weights.safetensors"));
     for p in 0..4 {
         assert_eq!(parts[&format!("state.past.{p}")], given[&format!("weights.{p}")]);
         let name = format!("memory_model.weights.{p}");
         assert_eq!(parts[&name], weights[&name], "never folded into the parameters");
     }
-    let config = desk.memory_config("part1/memory.safetensors");
+    let config = sandbox.memory_config("part1/memory.safetensors");
     assert_eq!(config["learning_rate"]["pinned"], 0.5);
     assert_eq!(config["momentum"]["learned"], -1.0);
     assert_eq!(
-        desk.refused(
+        sandbox.refused(
             "store seq.npy --memory part1/memory.safetensors --past past.safetensors --dtype f64 --out no"
         ),
         "--past: expected a memory without past weights (they shift W, and this one has some already), got part1/memory.safetensors"
@@ -162,10 +162,10 @@ fn past_weights_and_pins_are_kept_apart_and_go_on() {
 
     // A fixed value can be changed or freed, a bias replaced or taken back; what is not named stays.
     let gates_after = |flags: &str| {
-        desk.ok(&format!(
+        sandbox.ok(&format!(
             "store seq.npy --memory part1/memory.safetensors --dtype f64 -q --out on --force {flags}"
         ));
-        desk.memory_config("on/memory.safetensors")
+        sandbox.memory_config("on/memory.safetensors")
     };
     assert_eq!(gates_after("--learning-rate learned")["learning_rate"]["learned"], 0.0);
     assert_eq!(
@@ -176,7 +176,7 @@ fn past_weights_and_pins_are_kept_apart_and_go_on() {
     assert_eq!(gates_after("--momentum learned")["momentum"]["learned"], 0.0);
     assert_eq!(gates_after("--decay 1")["learning_rate"]["pinned"], 0.5);
     assert_eq!(
-        desk.refused(
+        sandbox.refused(
             "store seq.npy --memory part1/memory.safetensors --learning-rate-bias 1 --dtype f64 --out no"
         ),
         "--learning-rate-bias: expected a gate that is not pinned (--learning-rate learned frees it), got a memory that pins it at 0.5"
@@ -185,19 +185,19 @@ fn past_weights_and_pins_are_kept_apart_and_go_on() {
 
 #[test]
 fn saving_and_loading_loses_no_bit() {
-    let desk = Desk::with_golden("heads");
-    let parameters = desk.tensors("weights.safetensors");
+    let sandbox = Sandbox::with_golden("heads");
+    let parameters = sandbox.tensors("weights.safetensors");
     for parameter_type in [Dtype::F16, Dtype::BF16, Dtype::F32, Dtype::F64] {
         // A tenth more: f64 parameters that are no f32 numbers.
         let retyped: BTreeMap<_, _> = parameters
             .iter()
             .map(|(name, raw)| (name.clone(), Raw::new(parameter_type, &(raw.floats() * 1.1))))
             .collect();
-        write_tensors(&desk.path("typed.safetensors"), &retyped);
+        write_tensors(&sandbox.path("typed.safetensors"), &retyped);
         for (dtype, state_type) in [("f32", Dtype::F32), ("f64", Dtype::F64)] {
             let line = format!("--dtype {dtype} -q --no-plots --force --out");
-            desk.ok(&format!("store seq.npy --memory typed.safetensors --chunk-size 4 {line} first"));
-            let first = desk.tensors("first/memory.safetensors");
+            sandbox.ok(&format!("store seq.npy --memory typed.safetensors --chunk-size 4 {line} first"));
+            let first = sandbox.tensors("first/memory.safetensors");
             for (name, raw) in &retyped {
                 assert!(first[name] == *raw, "{name} as {parameter_type:?}");
             }
@@ -205,40 +205,42 @@ fn saving_and_loading_loses_no_bit() {
                 assert!(raw.dtype == state_type || name == "state.tokens", "{name}: {:?}", raw.dtype);
             }
             // Nothing stored on top: 34 tokens leave two over.
-            desk.npy("nothing.npy", &tokens(&[2, 0, 16], 0));
-            desk.ok(&format!("store nothing.npy --memory first/memory.safetensors {line} second"));
-            assert!(desk.bytes("second/memory.safetensors") == desk.bytes("first/memory.safetensors"));
+            sandbox.npy("nothing.npy", &tokens(&[2, 0, 16], 0));
+            sandbox.ok(&format!("store nothing.npy --memory first/memory.safetensors {line} second"));
+            assert!(sandbox.bytes("second/memory.safetensors") == sandbox.bytes("first/memory.safetensors"));
             assert!(first.contains_key("state.left_over"));
         }
     }
     assert_eq!(
-        desk.memory_config("second/memory.safetensors"),
-        desk.memory_config("first/memory.safetensors")
+        sandbox.memory_config("second/memory.safetensors"),
+        sandbox.memory_config("first/memory.safetensors")
     );
 }
 
 #[test]
 fn a_state_is_narrowed_only_when_asked() {
-    let desk = Desk::with_golden("heads");
+    let sandbox = Sandbox::with_golden("heads");
     let line = "--memory first/memory.safetensors -q --out";
-    desk.ok(&format!("store seq.npy {} --dtype f64 -q --out first", memory_of_piece(0)));
+    sandbox.ok(&format!("store seq.npy {} --dtype f64 -q --out first", memory_of_piece(0)));
     let message = "--dtype: expected f64, the type of the memory's state (--force narrows it), got f32";
-    assert_eq!(desk.refused(&format!("store seq.npy {line} second")), message);
-    assert_eq!(desk.refused(&format!("retrieve seq.npy {line} second --dtype f32")), message);
-    desk.ok(&format!("store seq.npy {line} second --force"));
-    assert_eq!(desk.tensors("second/memory.safetensors")["state.update.0"].dtype, Dtype::F32);
+    assert_eq!(sandbox.refused(&format!("store seq.npy {line} second")), message);
+    assert_eq!(sandbox.refused(&format!("retrieve seq.npy {line} second --dtype f32")), message);
+    sandbox.ok(&format!("store seq.npy {line} second --force"));
+    assert_eq!(sandbox.tensors("second/memory.safetensors")["state.update.0"].dtype, Dtype::F32);
     // Widening is exact.
-    desk.ok("store seq.npy --memory second/memory.safetensors -q --out third --dtype f64");
+    sandbox.ok("store seq.npy --memory second/memory.safetensors -q --out third --dtype f64");
 }
 
 #[test]
 fn restarting_momentum_forgets_it_alone() {
-    let desk = Desk::with_golden("heads");
+    let sandbox = Sandbox::with_golden("heads");
     let line = "--dtype f64 -q --no-plots --out";
-    desk.ok(&format!("store seq.npy {} {line} first", memory_of_piece(0)));
-    desk.npy("nothing.npy", &tokens(&[2, 0, 16], 0));
-    desk.ok(&format!("store nothing.npy --restart-momentum --memory first/memory.safetensors {line} second"));
-    let [first, second] = ["first", "second"].map(|out| desk.tensors(&format!("{out}/memory.safetensors")));
+    sandbox.ok(&format!("store seq.npy {} {line} first", memory_of_piece(0)));
+    sandbox.npy("nothing.npy", &tokens(&[2, 0, 16], 0));
+    sandbox
+        .ok(&format!("store nothing.npy --restart-momentum --memory first/memory.safetensors {line} second"));
+    let [first, second] =
+        ["first", "second"].map(|out| sandbox.tensors(&format!("{out}/memory.safetensors")));
     for (name, raw) in &second {
         if name.starts_with("state.momentum") {
             assert!(raw.floats().iter().all(|&x| x == 0.0) && first[name].floats().iter().any(|&x| x != 0.0));
@@ -249,13 +251,13 @@ fn restarting_momentum_forgets_it_alone() {
 }
 
 #[test]
-fn going_on_online_needs_both_sides_at_the_same_chunk() {
-    let desk = Desk::with_golden("heads");
-    desk.npy("longer.npy", &tokens(&[2, 40, 16], 8));
-    desk.ok(&format!("retrieve seq.npy --store-seq longer.npy {} -q --out first", memory_of_piece(0)));
-    let message = desk.refused("retrieve seq.npy --online --memory first/memory.safetensors --out second");
+fn resuming_online_needs_both_streams_at_the_same_chunk() {
+    let sandbox = Sandbox::with_golden("heads");
+    sandbox.npy("longer.npy", &tokens(&[2, 40, 16], 8));
+    sandbox.ok(&format!("retrieve seq.npy --store-seq longer.npy {} -q --out first", memory_of_piece(0)));
+    let message = sandbox.refused("retrieve seq.npy --online --memory first/memory.safetensors --out second");
     assert!(message.contains("40") && message.contains("34"), "both counts: {message}");
     // Storing on and plain reads are possible.
-    desk.ok("store seq.npy --memory first/memory.safetensors -q --out second");
-    desk.ok("retrieve seq.npy --memory first/memory.safetensors -q --out third");
+    sandbox.ok("store seq.npy --memory first/memory.safetensors -q --out second");
+    sandbox.ok("retrieve seq.npy --memory first/memory.safetensors -q --out third");
 }

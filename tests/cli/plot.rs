@@ -1,43 +1,43 @@
 //! `nmem plot`, and --figure-format of the commands that draw.
 
-use crate::{Desk, tokens};
+use crate::{Sandbox, tokens};
 
-/// A desk with a run of two heads in `run/`, and its metrics.csv.
-fn with_run() -> Desk {
-    let desk = Desk::with_golden("heads");
+/// A sandbox with a run of two heads in `run/`, and its metrics.csv.
+fn with_run() -> Sandbox {
+    let sandbox = Sandbox::with_golden("heads");
     let store = "store seq.npy --heads 2 --chunk-size 4 --seed 1 --no-plots";
-    desk.ok(&format!("{store} --out run"));
-    desk.ok(&format!("{store} --decay 0.5 --out other"));
-    desk
+    sandbox.ok(&format!("{store} --out run"));
+    sandbox.ok(&format!("{store} --decay 0.5 --out other"));
+    sandbox
 }
 
 #[test]
 fn beside_the_csv_by_default() {
-    let desk = with_run();
-    let ran = desk.ok("plot run");
-    assert_eq!(ran.out, "run/timeline.svg\n");
+    let sandbox = with_run();
+    let output = sandbox.ok("plot run");
+    assert_eq!(output.out, "run/timeline.svg\n");
     for (kind, file) in [("gates", "gates.svg"), ("heads", "heads.svg")] {
-        assert_eq!(desk.ok(&format!("plot run/metrics.csv --kind {kind}")).out, format!("run/{file}\n"));
+        assert_eq!(sandbox.ok(&format!("plot run/metrics.csv --kind {kind}")).out, format!("run/{file}\n"));
     }
-    let svg = String::from_utf8(desk.bytes("run/timeline.svg")).unwrap();
+    let svg = String::from_utf8(sandbox.bytes("run/timeline.svg")).unwrap();
     assert!(svg.starts_with("<svg") && svg.contains("width=\"486pt\""));
-    let drawn = desk.bytes("run/timeline.svg");
-    desk.ok("plot run");
-    assert_eq!(desk.bytes("run/timeline.svg"), drawn, "the same bytes every time");
+    let drawn = sandbox.bytes("run/timeline.svg");
+    sandbox.ok("plot run");
+    assert_eq!(sandbox.bytes("run/timeline.svg"), drawn, "the same bytes every time");
 }
 
 #[test]
 fn widths_titles_and_targets() {
-    let desk = with_run();
-    let ran = desk.ok("plot run --venue icml --title Shown --out - --quiet");
-    assert!(ran.out.contains("width=\"234pt\"") && ran.out.contains(">Shown</text>"));
-    assert!(desk.ok("plot run --venue nature --wide --out -").out.contains("width=\"518.4pt\""));
-    let ran = desk.ok("plot run --width 4 --height 6 --out figures/deep");
-    assert_eq!(ran.out, "figures/deep/timeline.svg\n");
-    let svg = String::from_utf8(desk.bytes("figures/deep/timeline.svg")).unwrap();
+    let sandbox = with_run();
+    let output = sandbox.ok("plot run --venue icml --title Shown --out - --quiet");
+    assert!(output.out.contains("width=\"234pt\"") && output.out.contains(">Shown</text>"));
+    assert!(sandbox.ok("plot run --venue nature --wide --out -").out.contains("width=\"518.4pt\""));
+    let output = sandbox.ok("plot run --width 4 --height 6 --out figures/deep");
+    assert_eq!(output.out, "figures/deep/timeline.svg\n");
+    let svg = String::from_utf8(sandbox.bytes("figures/deep/timeline.svg")).unwrap();
     assert!(svg.contains("width=\"288pt\" height=\"432pt\""), "{}", &svg[..200]);
-    assert_eq!(desk.ok("plot run --y surprise --out one.svg").out, "one.svg\n");
-    let mono = desk.ok("plot run --theme mono --out -").out;
+    assert_eq!(sandbox.ok("plot run --y surprise --out one.svg").out, "one.svg\n");
+    let mono = sandbox.ok("plot run --theme mono --out -").out;
     for colour in
         mono.split('#').skip(1).filter(|rest| rest.as_bytes()[..6].iter().all(u8::is_ascii_hexdigit))
     {
@@ -47,15 +47,15 @@ fn widths_titles_and_targets() {
 
 #[test]
 fn several_runs_and_any_columns() {
-    let desk = with_run();
-    let svg = desk.ok("plot run other --y surprise --smooth 3 --out -").out;
+    let sandbox = with_run();
+    let svg = sandbox.ok("plot run other --y surprise --smooth 3 --out -").out;
     for text in ["run", "other", "surprise ‖g‖", "tokens"] {
         assert!(svg.contains(&format!(">{text}</text>")), "{text}");
     }
     assert!(svg.contains("moving mean of 3 chunks"));
-    let ran = desk.ok("plot run --x weight_norm --y update_norm,loss --hue head --log=xy");
-    assert_eq!(ran.out, "run/update_norm-loss-weight_norm.svg\n");
-    let svg = String::from_utf8(desk.bytes("run/update_norm-loss-weight_norm.svg")).unwrap();
+    let output = sandbox.ok("plot run --x weight_norm --y update_norm,loss --hue head --log=xy");
+    assert_eq!(output.out, "run/update_norm-loss-weight_norm.svg\n");
+    let svg = String::from_utf8(sandbox.bytes("run/update_norm-loss-weight_norm.svg")).unwrap();
     for text in ["weight norm", "update norm", "loss", "head 0", "head 1"] {
         assert!(svg.contains(&format!(">{text}</text>")), "{text}");
     }
@@ -63,127 +63,132 @@ fn several_runs_and_any_columns() {
 
 #[test]
 fn unknown_columns_are_refused_with_those_there_are() {
-    let desk = with_run();
+    let sandbox = with_run();
     let there = "one of the columns sequence, chunk, head, start, end, loss, ";
     for (flags, flag, name) in [
         ("--y surprize", "--y", "surprize"),
         ("--x token", "--x", "token"),
         ("--hue heads", "--hue", "heads"),
     ] {
-        let message = desk.refused(&format!("plot run {flags}"));
+        let message = sandbox.refused(&format!("plot run {flags}"));
         assert!(message.starts_with(&format!("{flag}: expected {there}")), "{message}");
         assert!(message.ends_with(&format!("got {name}")), "{message}");
     }
-    let message = desk.refused("plot run --kind sweep");
+    let message = sandbox.refused("plot run --kind sweep");
     assert_eq!(message, "run: expected a folder with results.csv, got none of them");
-    let message = desk.refused("plot run/metrics.csv --kind scan");
+    let message = sandbox.refused("plot run/metrics.csv --kind scan");
     assert_eq!(message, "run/metrics.csv: expected a scan_bench.csv for --kind, got a metrics.csv");
-    desk.file("table.csv", "a,b\n1,2\n");
-    let message = desk.refused("plot table.csv");
+    sandbox.file("table.csv", "a,b\n1,2\n");
+    let message = sandbox.refused("plot table.csv");
     assert!(message.ends_with("got the columns a, b"), "{message}");
-    assert!(desk.refused("plot absent").contains("absent: cannot open"));
-    assert!(desk.refused("plot run --width 0.1").contains("expected inches, from 2 to 60"));
-    assert!(desk.refused("plot run --smooth 0").starts_with("--smooth: expected at least 1"));
-    assert!(desk.refused("plot run --y loss --out a.svg --figure-format png").starts_with("--figure-format"));
+    assert!(sandbox.refused("plot absent").contains("absent: cannot open"));
+    assert!(sandbox.refused("plot run --width 0.1").contains("expected inches, from 2 to 60"));
+    assert!(sandbox.refused("plot run --smooth 0").starts_with("--smooth: expected at least 1"));
+    assert!(
+        sandbox.refused("plot run --y loss --out a.svg --figure-format png").starts_with("--figure-format")
+    );
 }
 
 /// The run's metrics.csv with one surprise that is not finite.
-fn with_gap(desk: &Desk) {
-    let text = String::from_utf8(desk.bytes("run/metrics.csv")).unwrap();
+fn with_gap(sandbox: &Sandbox) {
+    let text = String::from_utf8(sandbox.bytes("run/metrics.csv")).unwrap();
     let mut rows: Vec<Vec<String>> =
         text.lines().map(|line| line.split(',').map(str::to_owned).collect()).collect();
     let surprise = rows[0].iter().position(|name| name == "surprise").unwrap();
     "NaN".clone_into(&mut rows[1][surprise]);
     let rows: Vec<_> = rows.iter().map(|row| row.join(",")).collect();
-    desk.file("metrics.csv", rows.join("\n") + "\n");
+    sandbox.file("metrics.csv", rows.join("\n") + "\n");
 }
 
 #[test]
 fn what_is_not_finite_is_counted() {
-    let desk = with_run();
-    with_gap(&desk);
-    let ran = desk.ok("plot metrics.csv");
-    assert_eq!(ran.err, "note: surprise: values left out of the figure: 1 not finite\n");
-    assert_eq!(ran.out, "./timeline.svg\n");
+    let sandbox = with_run();
+    with_gap(&sandbox);
+    let output = sandbox.ok("plot metrics.csv");
+    assert_eq!(output.err, "note: surprise: values left out of the figure: 1 not finite\n");
+    assert_eq!(output.out, "./timeline.svg\n");
 }
 
 #[cfg(feature = "pdf-png")]
 #[test]
 fn other_formats_only_where_they_are_asked_for() {
-    let desk = Desk::with_golden("heads");
-    desk.file("run.toml", "figure_format = [\"svg\", \"pdf\"]\n");
-    desk.ok("store seq.npy --heads 2 --chunk-size 4 --config run.toml --out run");
-    let files = desk.names("run/plots");
+    let sandbox = Sandbox::with_golden("heads");
+    sandbox.file("run.toml", "figure_format = [\"svg\", \"pdf\"]\n");
+    sandbox.ok("store seq.npy --heads 2 --chunk-size 4 --config run.toml --out run");
+    let files = sandbox.names("run/plots");
     let of = |ending: &str| files.iter().filter(|name| name.ends_with(ending)).count();
     assert_eq!((of(".svg"), of(".pdf"), of(".png")), (7, 7, 0), "{files:?}");
-    assert!(desk.bytes("run/plots/timeline.pdf").starts_with(b"%PDF-"));
-    desk.ok("plot run --figure-format svg,pdf,png --out figures");
-    assert_eq!(desk.names("figures"), ["timeline.pdf", "timeline.png", "timeline.svg"]);
-    assert_eq!(desk.bytes("figures/timeline.svg"), desk.bytes("run/plots/timeline.svg"));
-    desk.ok("scan-bench --batch 2 --steps 3,30 --channels 5 --seconds 0 --runs 1 --threads 1 --figure-format png --out scan");
-    assert_eq!(desk.names("scan/plots"), ["bandwidth.png", "time.png"]);
-    assert_eq!(desk.ok("plot scan").out, "scan/time.svg\nscan/bandwidth.svg\n");
-    assert!(desk.refused("plot scan --out -").starts_with("--out: expected a folder, or --y or --kind"));
+    assert!(sandbox.bytes("run/plots/timeline.pdf").starts_with(b"%PDF-"));
+    sandbox.ok("plot run --figure-format svg,pdf,png --out figures");
+    assert_eq!(sandbox.names("figures"), ["timeline.pdf", "timeline.png", "timeline.svg"]);
+    assert_eq!(sandbox.bytes("figures/timeline.svg"), sandbox.bytes("run/plots/timeline.svg"));
+    sandbox.ok("scan-bench --batch 2 --steps 3,30 --channels 5 --seconds 0 --runs 1 --threads 1 --figure-format png --out scan");
+    assert_eq!(sandbox.names("scan/plots"), ["bandwidth.png", "time.png"]);
+    assert_eq!(sandbox.ok("plot scan").out, "scan/time.svg\nscan/bandwidth.svg\n");
+    assert!(sandbox.refused("plot scan --out -").starts_with("--out: expected a folder, or --y or --kind"));
 }
 
 #[test]
 fn terminals_get_text_alone() {
-    let desk = with_run();
+    let sandbox = with_run();
     let of_width = |columns: &str, line: &str| {
-        let mut command = desk.command(line);
+        let mut command = sandbox.command(line);
         command.env("COLUMNS", columns).env_remove("NO_COLOR");
-        Desk::finish(command)
+        Sandbox::finish(command)
     };
     for (columns, most) in [("60", 60), ("100", 100), ("0", 80), ("wide", 80)] {
-        let ran = of_width(columns, "plot run --terminal");
-        assert_eq!(ran.code, Some(0), "{}", ran.err);
-        assert!(!ran.out.contains('\u{1b}'), "escape codes in a pipe");
-        let widest = ran.out.lines().map(|line| line.chars().count()).max();
+        let output = of_width(columns, "plot run --terminal");
+        assert_eq!(output.code, Some(0), "{}", output.err);
+        assert!(!output.out.contains('\u{1b}'), "escape codes in a pipe");
+        let widest = output.out.lines().map(|line| line.chars().count()).max();
         assert!(widest.is_some_and(|widest| widest <= most && widest > most - 12), "{columns}: {widest:?}");
-        assert!(ran.out.contains("surprise") && ran.out.contains("tokens"), "{}", ran.out);
+        assert!(output.out.contains("surprise") && output.out.contains("tokens"), "{}", output.out);
     }
-    with_gap(&desk);
-    let ran = desk.ok("plot metrics.csv --terminal");
-    assert!(ran.err.lines().any(|line| line == GAP), "{}", ran.err);
-    assert_eq!(desk.ok("plot metrics.csv --terminal --quiet").err, "");
-    assert!(desk.refused("plot run --terminal --out a.svg").contains("--terminal"));
-    assert!(desk.refused("plot run --terminal --x loss").starts_with("--kind"));
+    with_gap(&sandbox);
+    let output = sandbox.ok("plot metrics.csv --terminal");
+    assert!(output.err.lines().any(|line| line == GAP), "{}", output.err);
+    assert_eq!(sandbox.ok("plot metrics.csv --terminal --quiet").err, "");
+    assert!(sandbox.refused("plot run --terminal --out a.svg").contains("--terminal"));
+    assert!(sandbox.refused("plot run --terminal --x loss").starts_with("--kind"));
 }
 
 const GAP: &str = "note: surprise: values left out of the figure: 1 not finite";
 
 #[test]
 fn tex_reads_the_csv_from_where_it_lies() {
-    let desk = with_run();
+    let sandbox = with_run();
     // Of one sequence every point is a row.
-    desk.npy("one.npy", &tokens(&[40, 8], 1));
-    desk.ok("store one.npy --heads 2 --chunk-size 4 --no-plots --out single");
-    let ran = desk.ok("plot single --figure-format pgfplots --venue icml --title 50%_a&b --out figures/deep");
-    assert!(ran.out.lines().any(|file| file == "figures/deep/timeline.tex"), "{}", ran.out);
-    let tex = tex_of(&desk, "figures/deep/timeline.tex");
+    sandbox.npy("one.npy", &tokens(&[40, 8], 1));
+    sandbox.ok("store one.npy --heads 2 --chunk-size 4 --no-plots --out single");
+    let output =
+        sandbox.ok("plot single --figure-format pgfplots --venue icml --title 50%_a&b --out figures/deep");
+    assert!(output.out.lines().any(|file| file == "figures/deep/timeline.tex"), "{}", output.out);
+    let tex = tex_of(&sandbox, "figures/deep/timeline.tex");
     let count = |what: &str| tex.matches(what).count();
     assert_eq!((count("\\begin{groupplot}"), count("\\end{groupplot}"), count("\\nextgroupplot")), (1, 1, 5));
     assert_eq!(count("\\begin{"), count("\\end{"));
     assert!(tex.contains("../../single/metrics.csv") && !tex.contains("\\documentclass"), "{tex}");
 
-    desk.ok("plot run other --y surprise --figure-format pgfplots --out figures");
-    let tex = tex_of(&desk, "figures/surprise.tex");
+    sandbox.ok("plot run other --y surprise --figure-format pgfplots --out figures");
+    let tex = tex_of(&sandbox, "figures/surprise.tex");
     assert_eq!(tex.matches("\\nextgroupplot").count(), 1);
 
     // Names of runs are text, not TeX.
-    std::fs::rename(desk.path("other"), desk.path("a_b#50%&c")).unwrap();
-    desk.ok("plot run a_b#50%&c --y surprise --figure-format pgfplots --out figures");
-    let tex = tex_of(&desk, "figures/surprise.tex");
+    std::fs::rename(sandbox.path("other"), sandbox.path("a_b#50%&c")).unwrap();
+    sandbox.ok("plot run a_b#50%&c --y surprise --figure-format pgfplots --out figures");
+    let tex = tex_of(&sandbox, "figures/surprise.tex");
     assert!(tex.contains("a\\_b\\#50\\%\\&c"), "{tex}");
     assert!(
-        desk.refused("plot run --figure-format pgfplots --out a.tex").starts_with("--out: expected a folder")
+        sandbox
+            .refused("plot run --figure-format pgfplots --out a.tex")
+            .starts_with("--out: expected a folder")
     );
 }
 
 /// A .tex, after a look at whether everything that it says it reads is there.
-fn tex_of(desk: &Desk, file: &str) -> String {
-    let tex = String::from_utf8(desk.bytes(file)).unwrap();
-    let path = desk.path(file);
+fn tex_of(sandbox: &Sandbox, file: &str) -> String {
+    let tex = String::from_utf8(sandbox.bytes(file)).unwrap();
+    let path = sandbox.path(file);
     let folder = path.parent().unwrap();
     let reads = tex.lines().find_map(|line| line.strip_prefix("% Reads ")?.split_once(". Where"));
     for name in reads.expect("what it reads").0.split(", ") {
@@ -195,48 +200,48 @@ fn tex_of(desk: &Desk, file: &str) -> String {
 
 #[test]
 fn commands_that_draw_write_tex_beside_their_results() {
-    let desk = Desk::new();
-    desk.npy("seq.npy", &tokens(&[40, 8], 1));
+    let sandbox = Sandbox::new();
+    sandbox.npy("seq.npy", &tokens(&[40, 8], 1));
     let all_of = |folder: &str| {
-        let names = desk.names(&format!("{folder}/plots"));
+        let names = sandbox.names(&format!("{folder}/plots"));
         let figures: Vec<_> = names.iter().filter_map(|name| name.strip_suffix(".tex")).collect();
         assert!(!figures.is_empty(), "{folder}: {names:?}");
-        figures.iter().map(|name| tex_of(&desk, &format!("{folder}/plots/{name}.tex"))).collect::<String>()
+        figures.iter().map(|name| tex_of(&sandbox, &format!("{folder}/plots/{name}.tex"))).collect::<String>()
     };
     let line = "store seq.npy --heads 2 --chunk-size 4 --figure-format pgfplots --out deep/run";
-    desk.ok(line);
+    sandbox.ok(line);
     assert!(all_of("deep/run").contains("{../metrics.csv}"));
     // Once more over it: the old folder is replaced, the path is the same.
-    desk.ok(&format!("{line} --force"));
+    sandbox.ok(&format!("{line} --force"));
     assert!(all_of("deep/run").contains("{../metrics.csv}"));
-    desk.ok("scan-bench --batch 2 --steps 3,30 --channels 5 --seconds 0 --runs 1 --threads 1 --figure-format pgfplots --out scan");
+    sandbox.ok("scan-bench --batch 2 --steps 3,30 --channels 5 --seconds 0 --runs 1 --threads 1 --figure-format pgfplots --out scan");
     assert!(all_of("scan").contains("{../scan_bench.csv}"));
-    desk.file(
+    sandbox.file(
         "grid.toml",
         "data = 'seq.npy'\n[fixed]\nheads = 2\n[grid]\nchunk_size = [4, 8]\nseed = [0, 1]\n",
     );
-    desk.ok("sweep grid.toml --figure-format pgfplots --out sweep");
+    sandbox.ok("sweep grid.toml --figure-format pgfplots --out sweep");
     assert!(all_of("sweep").contains("chunk"));
 }
 
 #[cfg(feature = "pdf-png")]
 #[test]
 fn sweeps_write_pdf() {
-    let desk = Desk::with_golden("heads");
-    desk.file(
+    let sandbox = Sandbox::with_golden("heads");
+    sandbox.file(
         "grid.toml",
         "data = 'seq.npy'\n[fixed]\nheads = 2\n[grid]\nchunk_size = [4, 8]\nseed = [0, 1]\n",
     );
-    desk.ok("sweep grid.toml --figure-format pdf --out sweep");
-    let names = desk.names("sweep/plots");
+    sandbox.ok("sweep grid.toml --figure-format pdf --out sweep");
+    let names = sandbox.names("sweep/plots");
     assert!(!names.is_empty() && names.iter().all(|name| name.strip_suffix(".pdf").is_some()), "{names:?}");
-    assert!(names.iter().all(|name| desk.bytes(&format!("sweep/plots/{name}")).starts_with(b"%PDF-")));
+    assert!(names.iter().all(|name| sandbox.bytes(&format!("sweep/plots/{name}")).starts_with(b"%PDF-")));
 }
 
 #[test]
-fn flags_that_change_nothing_are_told() {
-    let desk = with_run();
-    let message = |line: &str| desk.ok(&format!("plot {line} --out -")).err;
+fn ignored_flags_are_reported() {
+    let sandbox = with_run();
+    let message = |line: &str| sandbox.ok(&format!("plot {line} --out -")).err;
     assert_eq!(
         message("run --kind heads --smooth 4 --x loss"),
         "note: --kind heads has no use for --x, --smooth\n"
@@ -250,8 +255,8 @@ fn flags_that_change_nothing_are_told() {
         "note: head: linear, not --log: some values are 0 or below\nnote: chunk: linear, not --log: some values are 0 or below\n"
     );
     let rows = "run,seed,decay,status,gain\nr0,0,0.1,ok,-1\nr1,0,0.2,ok,2\n";
-    desk.file("results.csv", rows);
+    sandbox.file("results.csv", rows);
     let linear = "note: gain: linear, not --log: some values are 0 or below\n";
     assert_eq!(message("results.csv --y gain --log"), linear);
-    assert!(desk.ok("plot results.csv --y gain --log --terminal").err.contains(linear));
+    assert!(sandbox.ok("plot results.csv --y gain --log --terminal").err.contains(linear));
 }

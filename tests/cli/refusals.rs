@@ -8,13 +8,13 @@ use ndarray::{Array1, Array2, Array4, ArrayD};
 use ndarray_npy::write_npy;
 use safetensors::Dtype;
 
-use crate::{Desk, Raw, tokens, write_tensors};
+use crate::{Raw, Sandbox, tokens, write_tensors};
 
 /// Runs every command line, in a folder that has what they name, and compares what it says.
-fn check(desk: &Desk, cases: &[(&str, &str)]) {
+fn check(sandbox: &Sandbox, cases: &[(&str, &str)]) {
     let wrong: Vec<_> = cases
         .iter()
-        .map(|&(line, expected)| (line, expected, desk.refused(line)))
+        .map(|&(line, expected)| (line, expected, sandbox.refused(line)))
         .filter(|(_, expected, got)| got != expected)
         .map(|(line, expected, got)| format!("nmem {line}\n  expected: {expected}\n  got:      {got}"))
         .collect();
@@ -22,24 +22,24 @@ fn check(desk: &Desk, cases: &[(&str, &str)]) {
 }
 
 /// seq.npy (7 tokens of dim 4) and weights.safetensors for dim 4, two heads of 2.
-fn desk() -> Desk {
-    let desk = Desk::new();
-    desk.npy("seq.npy", &tokens(&[7, 4], 1));
-    desk.ok("store seq.npy --heads 2 --chunk-size 4 --out made -q");
-    write_tensors(&desk.path("weights.safetensors"), &parameters(&desk));
-    desk
+fn sandbox() -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.npy("seq.npy", &tokens(&[7, 4], 1));
+    sandbox.ok("store seq.npy --heads 2 --chunk-size 4 --out made -q");
+    write_tensors(&sandbox.path("weights.safetensors"), &parameters(&sandbox));
+    sandbox
 }
 
-fn parameters(desk: &Desk) -> BTreeMap<String, Raw> {
-    let tensors = desk.tensors("made/memory.safetensors").into_iter();
+fn parameters(sandbox: &Sandbox) -> BTreeMap<String, Raw> {
+    let tensors = sandbox.tensors("made/memory.safetensors").into_iter();
     tensors.filter(|(name, _)| !name.starts_with("state.")).collect()
 }
 
 #[test]
 fn command_lines() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     check(
-        &desk,
+        &sandbox,
         &[
             ("frob", "unrecognized subcommand 'frob' (see --help)"),
             (
@@ -171,7 +171,7 @@ fn command_lines() {
 #[test]
 fn flags_without_effect() {
     check(
-        &Desk::new(),
+        &Sandbox::new(),
         &[
             (
                 "store seq.npy --online",
@@ -223,30 +223,30 @@ fn flags_without_effect() {
 
 #[test]
 fn sequences() {
-    let desk = desk();
-    let good = desk.bytes("seq.npy");
-    desk.file("cut-header.npy", &good[..40]);
-    desk.file("cut.npy", &good[..good.len() - 5]);
-    desk.file("long.npy", [&good[..], b"more"].concat());
-    desk.file("empty.npy", "");
-    desk.file("text.npy", "0.5,1.5\n");
-    write_npy(desk.path("one.npy"), &Array1::<f32>::zeros(4)).unwrap();
-    write_npy(desk.path("four.npy"), &Array4::<f32>::zeros((1, 1, 7, 4))).unwrap();
-    write_npy(desk.path("int.npy"), &Array2::<i64>::zeros((7, 4))).unwrap();
-    write_npy(desk.path("bool.npy"), &Array2::from_elem((7, 4), true)).unwrap();
-    write_npy(desk.path("none.npy"), &ndarray::Array3::<f32>::zeros((0, 7, 4))).unwrap();
+    let sandbox = sandbox();
+    let good = sandbox.bytes("seq.npy");
+    sandbox.file("cut-header.npy", &good[..40]);
+    sandbox.file("cut.npy", &good[..good.len() - 5]);
+    sandbox.file("long.npy", [&good[..], b"more"].concat());
+    sandbox.file("empty.npy", "");
+    sandbox.file("text.npy", "0.5,1.5\n");
+    write_npy(sandbox.path("one.npy"), &Array1::<f32>::zeros(4)).unwrap();
+    write_npy(sandbox.path("four.npy"), &Array4::<f32>::zeros((1, 1, 7, 4))).unwrap();
+    write_npy(sandbox.path("int.npy"), &Array2::<i64>::zeros((7, 4))).unwrap();
+    write_npy(sandbox.path("bool.npy"), &Array2::from_elem((7, 4), true)).unwrap();
+    write_npy(sandbox.path("none.npy"), &ndarray::Array3::<f32>::zeros((0, 7, 4))).unwrap();
     let mut nan = tokens(&[3, 7, 4], 2);
     nan[[2, 5, 1]] = f32::NAN;
     nan[[2, 6, 0]] = f32::INFINITY;
-    desk.npy("nan.npy", &nan);
+    sandbox.npy("nan.npy", &nan);
     let mut infinite = tokens(&[7, 4], 2);
     infinite[[6, 3]] = f32::NEG_INFINITY;
-    desk.npy("inf.npy", &infinite);
-    write_npy(desk.path("big.npy"), &Array2::from_elem((7, 4), 1e300)).unwrap();
-    desk.npy("wide.npy", &tokens(&[7, 6], 1));
-    desk.npy("three.npy", &tokens(&[3, 7, 4], 1));
+    sandbox.npy("inf.npy", &infinite);
+    write_npy(sandbox.path("big.npy"), &Array2::from_elem((7, 4), 1e300)).unwrap();
+    sandbox.npy("wide.npy", &tokens(&[7, 6], 1));
+    sandbox.npy("three.npy", &tokens(&[3, 7, 4], 1));
     check(
-        &desk,
+        &sandbox,
         &[
             ("store absent.npy", "absent.npy: cannot open: No such file or directory (os error 2)"),
             ("store made", "made: expected a .npy file, got a folder"),
@@ -327,20 +327,20 @@ fn sequences() {
             ),
         ],
     );
-    let mut piped = desk.command("store -");
+    let mut piped = sandbox.command("store -");
     piped.write_stdin(&good[..good.len() - 5]);
-    let message = desk.one_error(&Desk::finish(piped), 2, "store -");
+    let message = sandbox.one_error(&Sandbox::finish(piped), 2, "store -");
     assert_eq!(message, "standard input: expected 240 bytes (a header of 128, f32 of shape (7, 4)), got 235");
 }
 
 #[test]
 fn memories() {
-    let desk = desk();
-    let good = parameters(&desk);
+    let sandbox = sandbox();
+    let good = parameters(&sandbox);
     let write = |name: &str, change: &dyn Fn(&mut BTreeMap<String, Raw>)| {
         let mut tensors = good.clone();
         change(&mut tensors);
-        write_tensors(&desk.path(name), &tensors);
+        write_tensors(&sandbox.path(name), &tensors);
     };
     let zeros = |shape: &[usize]| Raw::new(Dtype::F32, &ArrayD::zeros(shape));
     write("missing.safetensors", &|tensors| {
@@ -378,23 +378,23 @@ fn memories() {
     });
     let past =
         |rows: usize| (0..4).map(|p| (format!("weights.{p}"), zeros(&[rows, 2]))).collect::<BTreeMap<_, _>>();
-    write_tensors(&desk.path("past.safetensors"), &past(2));
-    write_tensors(&desk.path("past-3.safetensors"), &past(3));
+    write_tensors(&sandbox.path("past.safetensors"), &past(2));
+    write_tensors(&sandbox.path("past-3.safetensors"), &past(3));
     let mut three = past(2);
     three.remove("weights.2");
-    write_tensors(&desk.path("past-few.safetensors"), &three);
+    write_tensors(&sandbox.path("past-few.safetensors"), &three);
     let mut five = past(2);
     five.insert("weights.4".into(), zeros(&[2, 2]));
-    write_tensors(&desk.path("past-many.safetensors"), &five);
-    let bytes = desk.bytes("made/memory.safetensors");
-    desk.file("cut.safetensors", &bytes[..bytes.len() - 1]);
+    write_tensors(&sandbox.path("past-many.safetensors"), &five);
+    let bytes = sandbox.bytes("made/memory.safetensors");
+    sandbox.file("cut.safetensors", &bytes[..bytes.len() - 1]);
     let text = String::from_utf8_lossy(&bytes).find("format").map(|at| at + 9).unwrap();
     let mut other = bytes.clone();
     // The version of the layout, in JSON within JSON.
     assert_eq!(other[text], b'1');
     other[text] = b'2';
-    desk.file("newer.safetensors", other);
-    desk.npy("wide.npy", &tokens(&[7, 6], 1));
+    sandbox.file("newer.safetensors", other);
+    sandbox.npy("wide.npy", &tokens(&[7, 6], 1));
     let with = |flags: &str| format!("store seq.npy --chunk-size 4 --memory {flags}");
     let cases = [
         ("absent.safetensors",
@@ -442,9 +442,9 @@ fn memories() {
     ]
     .map(|(flags, message)| (with(flags), message));
     let lines: Vec<_> = cases.iter().map(|(line, message)| (&line[..], *message)).collect();
-    check(&desk, &lines);
+    check(&sandbox, &lines);
     check(
-        &desk,
+        &sandbox,
         &[
             (
                 "store seq.npy --memory weights.safetensors",
@@ -464,15 +464,15 @@ fn memories() {
 
 #[test]
 fn labels() {
-    let desk = desk();
-    desk.file("position.csv", "segment,repeat\na,0\n");
-    desk.file("segment.csv", "position,repeat\n0,0\n");
-    desk.file("word.csv", "position,segment\n0,a\none,b\n");
-    desk.file("twice.csv", "position,segment\n0,a\n0,b\n");
-    desk.file("ragged.csv", "position,segment\n0,a\n1\n");
-    desk.file("empty.csv", "");
+    let sandbox = sandbox();
+    sandbox.file("position.csv", "segment,repeat\na,0\n");
+    sandbox.file("segment.csv", "position,repeat\n0,0\n");
+    sandbox.file("word.csv", "position,segment\n0,a\none,b\n");
+    sandbox.file("twice.csv", "position,segment\n0,a\n0,b\n");
+    sandbox.file("ragged.csv", "position,segment\n0,a\n1\n");
+    sandbox.file("empty.csv", "");
     check(
-        &desk,
+        &sandbox,
         &[
             (
                 "store seq.npy --labels absent.csv",
@@ -509,12 +509,12 @@ fn labels() {
 
 #[test]
 fn output_folders() {
-    let desk = desk();
-    desk.file("file", "");
-    std::fs::create_dir(desk.path("inputs")).unwrap();
-    std::fs::copy(desk.path("seq.npy"), desk.path("inputs/seq.npy")).unwrap();
+    let sandbox = sandbox();
+    sandbox.file("file", "");
+    std::fs::create_dir(sandbox.path("inputs")).unwrap();
+    std::fs::copy(sandbox.path("seq.npy"), sandbox.path("inputs/seq.npy")).unwrap();
     check(
-        &desk,
+        &sandbox,
         &[
             (
                 "store seq.npy --out made",
@@ -551,21 +551,21 @@ fn output_folders() {
 
 #[test]
 fn settings_files() {
-    let desk = desk();
-    desk.file("key.toml", "data = \"seq.npy\"\n\n# sizes\nchunk_sise = 4\n");
-    desk.file("flag.toml", "chunk-size = 4\n");
-    desk.file("table.toml", "[store]\ndata = \"seq.npy\"\n");
-    desk.file("type.toml", "data = \"seq.npy\"\nchunk_size = \"4\"\n");
-    desk.file("gate.toml", "learning_rate = true\n");
-    desk.file("negative.toml", "data = \"seq.npy\"\nlearning_rate = -1\n");
-    desk.file("minus.toml", "data = \"seq.npy\"\nthreads = -1\n");
-    desk.file("dtype.toml", "dtype = \"f16\"\n");
-    desk.file("syntax.toml", "data = \"seq.npy\n");
-    desk.file("latin.toml", b"data = \"\xe9.npy\"\n");
-    desk.file("twice.toml", "seed = 1\nseed = 2\n");
-    desk.file("none.toml", "chunk_size = 4\n");
+    let sandbox = sandbox();
+    sandbox.file("key.toml", "data = \"seq.npy\"\n\n# sizes\nchunk_sise = 4\n");
+    sandbox.file("flag.toml", "chunk-size = 4\n");
+    sandbox.file("table.toml", "[store]\ndata = \"seq.npy\"\n");
+    sandbox.file("type.toml", "data = \"seq.npy\"\nchunk_size = \"4\"\n");
+    sandbox.file("gate.toml", "learning_rate = true\n");
+    sandbox.file("negative.toml", "data = \"seq.npy\"\nlearning_rate = -1\n");
+    sandbox.file("minus.toml", "data = \"seq.npy\"\nthreads = -1\n");
+    sandbox.file("dtype.toml", "dtype = \"f16\"\n");
+    sandbox.file("syntax.toml", "data = \"seq.npy\n");
+    sandbox.file("latin.toml", b"data = \"\xe9.npy\"\n");
+    sandbox.file("twice.toml", "seed = 1\nseed = 2\n");
+    sandbox.file("none.toml", "chunk_size = 4\n");
     check(
-        &desk,
+        &sandbox,
         &[
             (
                 "store --config absent.toml",
@@ -624,10 +624,10 @@ fn settings_files() {
 /// What would need more memory than anyone has is refused by its size, not by an abort.
 #[test]
 fn sizes_beyond_reason() {
-    let desk = Desk::new();
-    desk.npy("seq.npy", &tokens(&[20_000, 2], 1));
+    let sandbox = Sandbox::new();
+    sandbox.npy("seq.npy", &tokens(&[20_000, 2], 1));
     check(
-        &desk,
+        &sandbox,
         &[
             (
                 "store seq.npy --chunk-size 20000",
@@ -644,26 +644,26 @@ fn sizes_beyond_reason() {
         ],
     );
     // A chunk longer than all tokens costs nothing: they wait for the rest of it.
-    desk.npy("short.npy", &tokens(&[10, 2], 7));
-    let ran = desk.ok("store short.npy --chunk-size 16384 --out long");
-    assert_eq!(ran.err, "warning: nothing stored yet: 10 of the 16384 tokens of a chunk\n");
-    assert_eq!(desk.tensors("long/memory.safetensors")["state.left_over"].shape, [1, 10, 2]);
+    sandbox.npy("short.npy", &tokens(&[10, 2], 7));
+    let output = sandbox.ok("store short.npy --chunk-size 16384 --out long");
+    assert_eq!(output.err, "warning: nothing stored yet: 10 of the 16384 tokens of a chunk\n");
+    assert_eq!(sandbox.tensors("long/memory.safetensors")["state.left_over"].shape, [1, 10, 2]);
     // Nor does reading one that is cut short: work and memory are those of the tokens there are.
-    desk.ok("retrieve short.npy --chunk-size 16384 --out plain -q");
-    desk.ok("retrieve short.npy --online --chunk-size 16384 --out online -q");
-    assert!(desk.floats("plain/retrieved.npy").iter().all(|x| x.is_finite()));
-    assert!(desk.floats("online/retrieved.npy").iter().all(|&x| x == 0.0));
+    sandbox.ok("retrieve short.npy --chunk-size 16384 --out plain -q");
+    sandbox.ok("retrieve short.npy --online --chunk-size 16384 --out online -q");
+    assert!(sandbox.floats("plain/retrieved.npy").iter().all(|x| x.is_finite()));
+    assert!(sandbox.floats("online/retrieved.npy").iter().all(|&x| x == 0.0));
 }
 
 #[test]
 fn numbers_too_large_for_f32() {
-    let desk = desk();
-    let mut weights = parameters(&desk);
+    let sandbox = sandbox();
+    let mut weights = parameters(&sandbox);
     let huge = Raw::new(Dtype::F64, &Array2::from_elem((2, 2), 1e300).into_dyn());
     weights.insert("memory_model.weights.2".into(), huge);
-    write_tensors(&desk.path("huge.safetensors"), &weights);
+    write_tensors(&sandbox.path("huge.safetensors"), &weights);
     check(
-        &desk,
+        &sandbox,
         &[(
             "store seq.npy --memory huge.safetensors --chunk-size 4 --out out",
             "huge.safetensors: expected numbers that f32 can hold, got 1e300 at tensor memory_model.weights.2, element [0, 0] (--dtype f64 holds it)",

@@ -2,18 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use crate::Desk;
+use crate::Sandbox;
 
 const RUN: &str = "--memory passages.safetensors --chunk-size 16";
 
 #[test]
 fn every_kth_chunk_under_every_later_memory() {
-    let desk = Desk::with_passages();
-    desk.ok(&format!("store passages.npy {RUN} --out plain"));
-    let shown = desk.ok(&format!("store passages.npy {RUN} --retention 10 --out kept"));
-    let (metrics, retention) = (desk.csv("kept/metrics.csv"), desk.csv("kept/retention.csv"));
-    assert_eq!(desk.bytes("kept/metrics.csv"), desk.bytes("plain/metrics.csv"));
-    assert_eq!(desk.bytes("kept/memory.safetensors"), desk.bytes("plain/memory.safetensors"));
+    let sandbox = Sandbox::with_passages();
+    sandbox.ok(&format!("store passages.npy {RUN} --out plain"));
+    let shown = sandbox.ok(&format!("store passages.npy {RUN} --retention 10 --out kept"));
+    let (metrics, retention) = (sandbox.csv("kept/metrics.csv"), sandbox.csv("kept/retention.csv"));
+    assert_eq!(sandbox.bytes("kept/metrics.csv"), sandbox.bytes("plain/metrics.csv"));
+    assert_eq!(sandbox.bytes("kept/memory.safetensors"), sandbox.bytes("plain/memory.safetensors"));
 
     // 2048 tokens: 128 chunks, of which 9, 19, … 119 are kept and read after each of them and after the last.
     assert_eq!(retention.header, ["sequence", "after", "chunk", "head", "loss", "loss_at_w"]);
@@ -37,7 +37,7 @@ fn every_kth_chunk_under_every_later_memory() {
         }
     }
 
-    let report = desk.json("kept/run.json");
+    let report = sandbox.json("kept/run.json");
     assert_eq!(report["config"]["retention"], 10);
     let last = retention.rows.iter().filter(|row| row[1] == "127");
     let sum = |column: usize| last.clone().map(|row| row[column].parse::<f64>().unwrap()).sum::<f64>();
@@ -46,76 +46,76 @@ fn every_kth_chunk_under_every_later_memory() {
     assert!(shown.out.contains(&format!("loss of kept chunks under the final memory ÷ at W: {ratio:.5}")));
     assert!(report["wall_s"]["engine_phases"]["retention"].as_f64().unwrap() > 0.0);
 
-    let figure = String::from_utf8(desk.bytes("kept/plots/retention.svg")).unwrap();
+    let figure = String::from_utf8(sandbox.bytes("kept/plots/retention.svg")).unwrap();
     for text in ["stored up to chunk", "chunk kept", "loss ÷ loss at W"] {
         assert!(figure.contains(text), "{text}");
     }
     // Of 13 × 12 cells the 12 · 13 / 2 on and above the diagonal, and the 12 after the last chunk; paper and bar apart.
     assert_eq!(figure.matches("<rect").count(), 12 * 13 / 2 + 12 + 1 + 64);
-    assert!(desk.json("plain/run.json")["retained_ratio"].is_null());
-    assert!(!desk.path("plain/retention.csv").exists());
+    assert!(sandbox.json("plain/run.json")["retained_ratio"].is_null());
+    assert!(!sandbox.path("plain/retention.csv").exists());
 }
 
 #[test]
 fn online_from_a_file_and_for_several_sequences() {
-    let desk = Desk::with_golden("batch");
-    desk.file(
+    let sandbox = Sandbox::with_golden("batch");
+    sandbox.file(
         "run.toml",
         "data = \"seq.npy\"\nmemory = \"weights.safetensors\"\nchunk_size = 4\nretention = 1\n",
     );
-    desk.ok("retrieve --online --config run.toml --out online");
-    let rows = desk.csv("online/retention.csv").rows;
+    sandbox.ok("retrieve --online --config run.toml --out online");
+    let rows = sandbox.csv("online/retention.csv").rows;
     let by: Vec<[usize; 4]> =
         rows.iter().map(|row| std::array::from_fn(|column| row[column].parse().unwrap())).collect();
     assert!(
         by.is_sorted() && by.last().unwrap()[0] > 0,
         "by sequence, moment, chunk and head, several sequences"
     );
-    desk.ok("retrieve --config run.toml --out read");
-    assert!(!desk.path("read/retention.csv").exists(), "a plain read stores nothing");
+    sandbox.ok("retrieve --config run.toml --out read");
+    assert!(!sandbox.path("read/retention.csv").exists(), "a plain read stores nothing");
 }
 
 #[test]
 fn refusals() {
-    let desk = Desk::with_passages();
-    desk.ok(&format!("store passages.npy {RUN} --no-plots --out first"));
+    let sandbox = Sandbox::with_passages();
+    sandbox.ok(&format!("store passages.npy {RUN} --no-plots --out first"));
     assert_eq!(
-        desk.refused("store passages.npy --memory first/memory.safetensors --retention 2 --out again"),
+        sandbox.refused("store passages.npy --memory first/memory.safetensors --retention 2 --out again"),
         "--retention: expected a memory in which no chunk has been stored (the keys and values of those are gone), got one \
          with 128 stored"
     );
     assert_eq!(
-        desk.refused(&format!("store passages.npy {RUN} --retention 0 --out x")),
+        sandbox.refused(&format!("store passages.npy {RUN} --retention 0 --out x")),
         "--retention: expected at least 1, got 0"
     );
     assert_eq!(
-        desk.refused("retrieve passages.npy --memory first/memory.safetensors --retention 2 --out x"),
+        sandbox.refused("retrieve passages.npy --memory first/memory.safetensors --retention 2 --out x"),
         "--retention: expected --online with it (a plain read stores nothing), got `nmem retrieve`"
     );
 }
 
 #[test]
 fn nothing_kept() {
-    let desk = Desk::with_passages();
-    desk.ok(&format!("store passages.npy {RUN} --retention 1000 --out none"));
-    assert!(desk.csv("none/retention.csv").rows.is_empty());
-    assert!(desk.json("none/run.json")["retained_ratio"].is_null());
-    let figure = String::from_utf8(desk.bytes("none/plots/retention.svg")).unwrap();
+    let sandbox = Sandbox::with_passages();
+    sandbox.ok(&format!("store passages.npy {RUN} --retention 1000 --out none"));
+    assert!(sandbox.csv("none/retention.csv").rows.is_empty());
+    assert!(sandbox.json("none/run.json")["retained_ratio"].is_null());
+    let figure = String::from_utf8(sandbox.bytes("none/plots/retention.svg")).unwrap();
     assert!(figure.contains("no chunk was kept"));
 }
 
 /// What diverges has rows up to there, and a figure; a loss that is not finite is marked, not a reason to stop.
 #[test]
 fn a_diverging_run_keeps_what_it_had() {
-    let desk = Desk::with_passages();
-    let ran = desk.run(&format!(
+    let sandbox = Sandbox::with_passages();
+    let output = sandbox.run(&format!(
         "store passages.npy {RUN} --learning-rate 1e3 --momentum 3 --decay 0 --retention 2 --no-probe --out wild"
     ));
-    assert_eq!(ran.code, Some(1), "{}", ran.err);
-    let report = desk.json("wild/run.json");
+    assert_eq!(output.code, Some(1), "{}", output.err);
+    let report = sandbox.json("wild/run.json");
     let chunk = report["diverged"]["chunk"].as_u64().unwrap() as usize;
     assert!(report["retained_ratio"].is_null());
-    let rows = desk.csv("wild/retention.csv").rows;
+    let rows = sandbox.csv("wild/retention.csv").rows;
     assert!(!rows.is_empty() && rows.iter().all(|row| row[1].parse::<usize>().unwrap() < chunk));
-    assert!(desk.path("wild/plots/retention.svg").exists());
+    assert!(sandbox.path("wild/plots/retention.svg").exists());
 }

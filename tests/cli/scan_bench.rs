@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::Desk;
+use crate::Sandbox;
 
 const COLUMNS: &str = "algorithm,device,dtype,threads,batch,steps,channels,gate,layout,median_ms,min_ms,bytes,gb_per_s,\
                        copy_fraction,max_abs_error,runs,copy_gb_per_s,sequential_max_abs_error,outliers,chosen,correct";
@@ -12,19 +12,19 @@ const SMALL: &str = "scan-bench --batch 2 --steps 3,300 --channels 5,40 --second
 
 #[test]
 fn small_shapes_and_every_column() {
-    let desk = Desk::new();
-    let ran = desk.ok(&format!("{SMALL} --dtype f32,f64"));
-    assert_eq!(desk.names("results"), ["scan-bench"]);
-    assert_eq!(desk.names("results/scan-bench"), ["machine.json", "plots", "scan_bench.csv"]);
-    assert_eq!(desk.names("results/scan-bench/plots"), ["bandwidth.svg", "time.svg"]);
-    let text = String::from_utf8(desk.bytes("results/scan-bench/scan_bench.csv")).unwrap();
+    let sandbox = Sandbox::new();
+    let output = sandbox.ok(&format!("{SMALL} --dtype f32,f64"));
+    assert_eq!(sandbox.names("results"), ["scan-bench"]);
+    assert_eq!(sandbox.names("results/scan-bench"), ["machine.json", "plots", "scan_bench.csv"]);
+    assert_eq!(sandbox.names("results/scan-bench/plots"), ["bandwidth.svg", "time.svg"]);
+    let text = String::from_utf8(sandbox.bytes("results/scan-bench/scan_bench.csv")).unwrap();
     assert_eq!(text.lines().next(), Some(COLUMNS));
 
     // 2 types × 4 shapes × (4 kinds of auto, channels, time, tree with 1 and 2 threads, sequential with 1; once the pair).
-    let table = desk.csv("results/scan-bench/scan_bench.csv");
+    let table = sandbox.csv("results/scan-bench/scan_bench.csv");
     let algorithms = table.texts("algorithm");
     assert_eq!(algorithms.len(), 2 * 4 * (4 * 9 + 5));
-    assert_eq!(ran.out.lines().filter(|line| line.starts_with("2 × ")).count(), algorithms.len());
+    assert_eq!(output.out.lines().filter(|line| line.starts_with("2 × ")).count(), algorithms.len());
     let [threads, steps, channels] = ["threads", "steps", "channels"].map(|name| table.numbers(name));
     let [median, min, bytes] = ["median_ms", "min_ms", "bytes"].map(|name| table.numbers(name));
     let [speed, fraction, copy] =
@@ -52,7 +52,7 @@ fn small_shapes_and_every_column() {
         // Few enough for one thread.
         assert!(algorithms[i] != "auto" || table.texts("chosen")[i] == "sequential", "{what}");
     }
-    let machine = desk.json("results/scan-bench/machine.json");
+    let machine = sandbox.json("results/scan-bench/machine.json");
     for key in
         ["cpu", "logical_cores", "caches", "memory_bytes", "os", "vector_isa", "nmem", "commit", "rustc"]
     {
@@ -63,10 +63,10 @@ fn small_shapes_and_every_column() {
 
 #[test]
 fn some_of_everything_as_json() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     let line = "scan-bench --algorithm channels,auto,channels --steps 300 --channels 20 --batch 1 --layout channels-steps \
                 --gate element --threads 1 --seconds 0 --format json --no-plots --out out -q";
-    let json: Value = serde_json::from_str(&desk.ok(line).out).unwrap();
+    let json: Value = serde_json::from_str(&sandbox.ok(line).out).unwrap();
     let rows = json["rows"].as_array().unwrap();
     let algorithms: Vec<_> = rows.iter().map(|row| row["algorithm"].as_str().unwrap()).collect();
     assert_eq!(algorithms, ["channels", "auto"]);
@@ -74,27 +74,27 @@ fn some_of_everything_as_json() {
     assert_eq!(keys, COLUMNS.split(',').collect());
     assert_eq!(json["left_out"], Value::Array(Vec::new()));
     assert!(json["wall_s"].as_f64().unwrap() > 0.0 && json["machine"]["nmem"].is_string());
-    assert_eq!(desk.names("out"), ["machine.json", "scan_bench.csv"]);
+    assert_eq!(sandbox.names("out"), ["machine.json", "scan_bench.csv"]);
     // Again only with --force.
-    assert!(desk.refused(line).contains("--force"));
-    desk.ok(&format!("{line} --force"));
+    assert!(sandbox.refused(line).contains("--force"));
+    sandbox.ok(&format!("{line} --force"));
 }
 
 #[test]
 fn shapes_that_need_too_much_are_named() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     let line = "scan-bench --steps 10,300 --channels 20 --batch 1 --gate element --threads 1 --seconds 0 --max-bytes 3000 --out out";
-    let ran = desk.ok(line);
+    let output = sandbox.ok(line);
     let expected = "1 × 300 × 20, gates per element, f32: 72320 bytes, at most 3000 (--max-bytes)";
-    assert!(ran.err.starts_with(&format!("left out: {expected}\n")), "{}", ran.err);
-    assert!(ran.out.contains(&format!("\nleft out  {expected}\n")), "{}", ran.out);
-    assert!(desk.csv("out/scan_bench.csv").numbers("steps").iter().all(|&steps| steps < 11.0));
+    assert!(output.err.starts_with(&format!("left out: {expected}\n")), "{}", output.err);
+    assert!(output.out.contains(&format!("\nleft out  {expected}\n")), "{}", output.out);
+    assert!(sandbox.csv("out/scan_bench.csv").numbers("steps").iter().all(|&steps| steps < 11.0));
     // With nothing to time there are no results. Also of a shape that no computer holds.
     for (line, expected) in [
         ("scan-bench --steps 10 --max-bytes 3 --out none", "1180608 bytes, at most 3 (--max-bytes)"),
         ("scan-bench --steps 18446744073709551615 --out none", "more than there can be"),
     ] {
-        let message = desk.refused(line);
+        let message = sandbox.refused(line);
         assert!(
             message.starts_with("scan-bench: nothing to time: 8 × 1") && message.contains(expected),
             "{message}"
@@ -104,7 +104,7 @@ fn shapes_that_need_too_much_are_named() {
 
 #[test]
 fn refused() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     for (arguments, expected) in [
         ("--threads 0", "--threads: expected whole numbers of at least 1, got 0"),
         ("--threads 2,5000", "--threads: expected at most 1024, got 5000"),
@@ -122,10 +122,10 @@ fn refused() {
         ("--steps 1.5", "invalid value '1.5' for '--steps <LIST>': expected a whole number (see --help)"),
         ("--full --steps 4", "the argument '--full' cannot be used with '--steps <LIST>' (see --help)"),
     ] {
-        assert_eq!(desk.refused(&format!("scan-bench {arguments}")), expected, "{arguments}");
+        assert_eq!(sandbox.refused(&format!("scan-bench {arguments}")), expected, "{arguments}");
     }
     for arguments in ["--algorithm fast", "--layout rows", "--gate none", "--dtype f16"] {
-        let message = desk.refused(&format!("scan-bench {arguments}"));
+        let message = sandbox.refused(&format!("scan-bench {arguments}"));
         assert!(message.starts_with("invalid value '"), "{message}");
         assert!(message.contains("possible values: "), "{message}");
     }
@@ -134,16 +134,16 @@ fn refused() {
 #[test]
 #[cfg(unix)]
 fn interrupted() {
-    let desk = Desk::new();
-    let before = desk.contents();
+    let sandbox = Sandbox::new();
+    let before = sandbox.contents();
     let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_nmem"))
         .args("scan-bench --steps 64 --channels 64 --seconds 3000 --out a/b".split(' '))
-        .current_dir(desk.path("."))
+        .current_dir(sandbox.path("."))
         .stderr(std::process::Stdio::piped())
         .spawn()
         .unwrap();
     let start = std::time::Instant::now();
-    while !desk.path("a").exists() {
+    while !sandbox.path("a").exists() {
         assert!(start.elapsed() < std::time::Duration::from_secs(30), "the run begins");
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
@@ -153,5 +153,5 @@ fn interrupted() {
     let status = child.wait().unwrap();
     let err = std::io::read_to_string(child.stderr.take().unwrap()).unwrap();
     assert_eq!((status.code(), &err[..]), (Some(130), "error: a/b was not made: interrupted\n"));
-    assert!(desk.contents() == before, "what is in the folder");
+    assert!(sandbox.contents() == before, "what is in the folder");
 }

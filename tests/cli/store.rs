@@ -8,7 +8,7 @@ use nmem::real::Real;
 use sha2::{Digest, Sha256};
 
 use crate::support::{self, Golden, assert_close};
-use crate::{COUNTS, Desk, tokens};
+use crate::{COUNTS, Sandbox, tokens};
 
 const HEADS: &str = "--memory weights.safetensors --chunk-size 4";
 
@@ -18,18 +18,21 @@ fn sha256(bytes: &[u8]) -> String {
 
 #[test]
 fn writes_its_files_and_no_others() {
-    let desk = Desk::with_golden("heads");
-    let ran = desk.ok(&format!("store seq.npy {HEADS}"));
-    assert_eq!(desk.names("results"), ["seq-store"], "the default folder");
-    assert_eq!(desk.names("results/seq-store"), ["memory.safetensors", "metrics.csv", "plots", "run.json"]);
-    let plots = desk.names("results/seq-store/plots");
+    let sandbox = Sandbox::with_golden("heads");
+    let output = sandbox.ok(&format!("store seq.npy {HEADS}"));
+    assert_eq!(sandbox.names("results"), ["seq-store"], "the default folder");
+    assert_eq!(
+        sandbox.names("results/seq-store"),
+        ["memory.safetensors", "metrics.csv", "plots", "run.json"]
+    );
+    let plots = sandbox.names("results/seq-store/plots");
     assert!(plots.contains(&"timeline.svg".to_owned()), "{plots:?}");
     for plot in plots {
-        let svg = String::from_utf8(desk.bytes(&format!("results/seq-store/plots/{plot}"))).unwrap();
+        let svg = String::from_utf8(sandbox.bytes(&format!("results/seq-store/plots/{plot}"))).unwrap();
         assert!(svg.trim_end().ends_with("</svg>") && svg.contains("<svg"), "{plot}");
     }
-    assert_eq!(ran.err, "");
-    let first: Vec<_> = ran.out.lines().take(2).collect();
+    assert_eq!(output.err, "");
+    let first: Vec<_> = output.out.lines().take(2).collect();
     assert_eq!(
         first,
         [
@@ -37,25 +40,25 @@ fn writes_its_files_and_no_others() {
             "memory           heads 4, dim_head 4, chunk_size 4, f32"
         ]
     );
-    assert_eq!(ran.out.lines().last(), Some("results          results/seq-store"));
+    assert_eq!(output.out.lines().last(), Some("results          results/seq-store"));
 }
 
 #[test]
 fn the_header_is_a_promise() {
-    let desk = Desk::with_golden("heads");
-    desk.ok(&format!("store seq.npy {HEADS} --out out"));
-    let text = String::from_utf8(desk.bytes("out/metrics.csv")).unwrap();
+    let sandbox = Sandbox::with_golden("heads");
+    sandbox.ok(&format!("store seq.npy {HEADS} --out out"));
+    let text = String::from_utf8(sandbox.bytes("out/metrics.csv")).unwrap();
     insta::assert_snapshot!(text.lines().next().unwrap(), @"sequence,chunk,head,start,end,loss,loss_before,loss_after,surprise,learning_rate,momentum,decay,surprise_norm,momentum_norm,update_norm,weight_norm,surprise.0,momentum_norm.0,update_norm.0,surprise.1,momentum_norm.1,update_norm.1,surprise.2,momentum_norm.2,update_norm.2,surprise.3,momentum_norm.3,update_norm.3");
     assert!(!text.contains('"') && !text.contains('\r'), "plain numbers and line feeds");
 }
 
 #[test]
 fn rows_are_by_sequence_chunk_and_head() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     // Two and a half blocks of the engine, sequences beyond one of its groups.
-    desk.npy("seq.npy", &tokens(&[35, 603, 4], 1));
-    desk.ok("store seq.npy --chunk-size 8 --heads 2 --out out -q --no-plots");
-    let table = desk.csv("out/metrics.csv");
+    sandbox.npy("seq.npy", &tokens(&[35, 603, 4], 1));
+    sandbox.ok("store seq.npy --chunk-size 8 --heads 2 --out out -q --no-plots");
+    let table = sandbox.csv("out/metrics.csv");
     let mut expected = Vec::<[usize; 5]>::new();
     for (sequence, chunk) in (0..35).flat_map(|s| (0..75).map(move |c| (s, c))) {
         expected.extend((0..2).map(|head| [sequence, chunk, head, 8 * chunk, 8 * chunk + 8]));
@@ -75,9 +78,9 @@ fn same_as_the_engine<T: Real + std::str::FromStr + std::fmt::Debug>(dtype: &str
     let work = Work::Online { read: &seq, store: &seq, probe: true };
     let (collected, _) = support::run(&memory, &mut state, work, seq.dim());
 
-    let desk = Desk::with_golden("heads");
-    desk.ok(&format!("retrieve seq.npy {HEADS} --online --probe --dtype {dtype} --out out -q --no-plots"));
-    let table = desk.csv("out/metrics.csv");
+    let sandbox = Sandbox::with_golden("heads");
+    sandbox.ok(&format!("retrieve seq.npy {HEADS} --online --probe --dtype {dtype} --out out -q --no-plots"));
+    let table = sandbox.csv("out/metrics.csv");
     assert_eq!(table.rows.len(), collected.rows.len());
     for (cells, row) in table.rows.iter().zip(&collected.rows) {
         let values = row.quantities().map(|(_, value)| value.unwrap());
@@ -86,7 +89,7 @@ fn same_as_the_engine<T: Real + std::str::FromStr + std::fmt::Debug>(dtype: &str
             assert!(cell.parse::<T>().is_ok_and(|read| read.to_f64() == value), "{cell} and {value:?}");
         }
     }
-    assert_eq!(desk.floats("out/retrieved.npy"), support::dyn3(&collected.retrieved));
+    assert_eq!(sandbox.floats("out/retrieved.npy"), support::dyn3(&collected.retrieved));
 }
 
 #[test]
@@ -97,10 +100,10 @@ fn numbers_read_back_as_they_were() {
 
 #[test]
 fn without_probe_the_cells_are_empty() {
-    let desk = Desk::with_golden("heads");
-    desk.ok(&format!("store seq.npy {HEADS} --out with -q"));
-    desk.ok(&format!("store seq.npy {HEADS} --out without --no-probe -q"));
-    let [with, without] = ["with", "without"].map(|out| desk.csv(&format!("{out}/metrics.csv")));
+    let sandbox = Sandbox::with_golden("heads");
+    sandbox.ok(&format!("store seq.npy {HEADS} --out with -q"));
+    sandbox.ok(&format!("store seq.npy {HEADS} --out without --no-probe -q"));
+    let [with, without] = ["with", "without"].map(|out| sandbox.csv(&format!("{out}/metrics.csv")));
     for name in &with.header {
         if name == "loss_before" || name == "loss_after" {
             assert!(without.texts(name).iter().all(|text| text.is_empty()), "{name}");
@@ -109,19 +112,19 @@ fn without_probe_the_cells_are_empty() {
             assert_eq!(with.texts(name), without.texts(name), "{name}");
         }
     }
-    assert!(desk.bytes("with/memory.safetensors") == desk.bytes("without/memory.safetensors"));
-    let summary = &desk.json("without/run.json")["summary"];
+    assert!(sandbox.bytes("with/memory.safetensors") == sandbox.bytes("without/memory.safetensors"));
+    let summary = &sandbox.json("without/run.json")["summary"];
     assert!(summary.get("loss").is_some() && summary.get("loss_before").is_none());
 }
 
 #[test]
 fn run_json_has_what_repeats_the_run() {
-    let desk = Desk::with_golden("past_weights");
-    desk.file("labels.csv", "position,segment\n0,a\n5,b\n");
+    let sandbox = Sandbox::with_golden("past_weights");
+    sandbox.file("labels.csv", "position,segment\n0,a\n5,b\n");
     let line = "store seq.npy --memory weights.safetensors --chunk-size 4 --past past.safetensors \
                 --labels labels.csv --learning-rate 0.125 --decay-bias -1.5 --threads 2 --dtype f64 --out out";
-    desk.ok(line);
-    let run = desk.json("out/run.json");
+    sandbox.ok(line);
+    let run = sandbox.json("out/run.json");
     assert_eq!(run["nmem"], env!("CARGO_PKG_VERSION"));
     let commit = &run["commit"];
     assert!(commit.is_null() || commit.as_str().is_some_and(|commit| commit.len() >= 40), "{commit}");
@@ -143,10 +146,10 @@ fn run_json_has_what_repeats_the_run() {
     roles.sort_unstable();
     assert_eq!(roles, ["data", "labels", "memory", "past"]);
     for input in inputs {
-        assert_eq!(input["sha256"], sha256(&desk.bytes(input["path"].as_str().unwrap())), "{input}");
+        assert_eq!(input["sha256"], sha256(&sandbox.bytes(input["path"].as_str().unwrap())), "{input}");
     }
     let data = inputs.iter().find(|input| input["role"] == "data").unwrap();
-    assert_eq!(data["shape"], serde_json::json!(desk.f32s("seq.npy").shape()));
+    assert_eq!(data["shape"], serde_json::json!(sandbox.f32s("seq.npy").shape()));
     assert_eq!(data["dtype"], "f32");
     for phase in ["load", "engine", "write", "plots"] {
         assert!(run["wall_s"][phase].as_f64().is_some_and(|seconds| seconds > 0.0), "{phase}");
@@ -160,11 +163,11 @@ fn run_json_has_what_repeats_the_run() {
 
 #[test]
 fn repeating_times_the_engine_and_changes_nothing_else() {
-    let desk = Desk::with_golden("heads");
-    desk.ok(&format!("store seq.npy {HEADS} --out once -q"));
+    let sandbox = Sandbox::with_golden("heads");
+    sandbox.ok(&format!("store seq.npy {HEADS} --out once -q"));
     for n in [3, 4] {
-        desk.ok(&format!("store seq.npy {HEADS} --out again --repeat {n} -q --force"));
-        let wall = desk.json("again/run.json")["wall_s"].clone();
+        sandbox.ok(&format!("store seq.npy {HEADS} --out again --repeat {n} -q --force"));
+        let wall = sandbox.json("again/run.json")["wall_s"].clone();
         let mut all: Vec<f64> =
             wall["engine_all"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
         assert_eq!(all.len(), n + 1);
@@ -172,37 +175,40 @@ fn repeating_times_the_engine_and_changes_nothing_else() {
         let median = f64::midpoint(all[n / 2], all[n.div_ceil(2)]);
         assert_eq!(wall["engine"], median, "{all:?}");
         for file in ["metrics.csv", "memory.safetensors", "plots/timeline.svg"] {
-            assert!(desk.bytes(&format!("once/{file}")) == desk.bytes(&format!("again/{file}")), "{file}");
+            assert!(
+                sandbox.bytes(&format!("once/{file}")) == sandbox.bytes(&format!("again/{file}")),
+                "{file}"
+            );
         }
     }
 }
 
 #[test]
 fn what_is_printed() {
-    let desk = Desk::with_golden("heads");
-    let quiet = desk.ok(&format!("store seq.npy {HEADS} --out quiet --no-plots -q"));
+    let sandbox = Sandbox::with_golden("heads");
+    let quiet = sandbox.ok(&format!("store seq.npy {HEADS} --out quiet --no-plots -q"));
     assert_eq!((quiet.out, quiet.err), (String::new(), String::new()));
-    assert_eq!(desk.names("quiet"), ["memory.safetensors", "metrics.csv", "run.json"]);
+    assert_eq!(sandbox.names("quiet"), ["memory.safetensors", "metrics.csv", "run.json"]);
     assert_eq!(
-        desk.json("quiet/run.json")["wall_s"]["plots"].as_f64().map(|seconds| seconds < 0.05),
+        sandbox.json("quiet/run.json")["wall_s"]["plots"].as_f64().map(|seconds| seconds < 0.05),
         Some(true)
     );
 
     // -q leaves out what nobody asked for; --format json asks.
     for flags in ["", "-q"] {
-        let json = desk.ok(&format!("store seq.npy {HEADS} --out json --format json --force {flags}"));
+        let json = sandbox.ok(&format!("store seq.npy {HEADS} --out json --format json --force {flags}"));
         assert_eq!(json.err, "");
         let printed: serde_json::Value = serde_json::from_str(&json.out).unwrap();
-        assert_eq!(printed, desk.json("json/run.json"));
+        assert_eq!(printed, sandbox.json("json/run.json"));
     }
 
-    let verbose = desk.ok(&format!("store seq.npy {HEADS} --out verbose -v"));
+    let verbose = sandbox.ok(&format!("store seq.npy {HEADS} --out verbose -v"));
     assert!(
         verbose.err.contains("\"chunk_size\":4") && verbose.err.contains("engine: walk "),
         "{}",
         verbose.err
     );
-    let plain = desk.ok(&format!("store seq.npy {HEADS} --out plain"));
+    let plain = sandbox.ok(&format!("store seq.npy {HEADS} --out plain"));
     let but_last_two = |text: &str| {
         text.lines().take_while(|l| !l.starts_with("time")).map(str::to_owned).collect::<Vec<_>>()
     };
@@ -213,25 +219,25 @@ fn what_is_printed() {
 #[test]
 #[cfg(unix)]
 fn a_reader_that_has_gone_is_no_error() {
-    let desk = Desk::with_golden("heads");
+    let sandbox = Sandbox::with_golden("heads");
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_nmem"));
-    command.current_dir(desk.path(".")).args(["store", "seq.npy", "--chunk-size", "4", "--out", "out"]);
+    command.current_dir(sandbox.path(".")).args(["store", "seq.npy", "--chunk-size", "4", "--out", "out"]);
     let output = command.stdout(writer).stderr(std::process::Stdio::piped()).spawn().unwrap();
     let output = output.wait_with_output().unwrap();
     assert_eq!((output.status.code(), &output.stderr[..]), (Some(0), &b""[..]));
-    assert_eq!(desk.names("out"), ["memory.safetensors", "metrics.csv", "plots", "run.json"]);
+    assert_eq!(sandbox.names("out"), ["memory.safetensors", "metrics.csv", "plots", "run.json"]);
 }
 
 #[test]
 fn labels_are_drawn_and_change_nothing_else() {
-    let desk = Desk::with_passages();
+    let sandbox = Sandbox::with_passages();
     let line = "store passages.npy --memory passages.safetensors --chunk-size 16 -q";
-    desk.ok(&format!("{line} --out with --labels passages_labels.csv"));
-    desk.ok(&format!("{line} --out without"));
-    assert!(desk.bytes("with/metrics.csv") == desk.bytes("without/metrics.csv"));
-    assert!(desk.bytes("with/plots/timeline.svg") != desk.bytes("without/plots/timeline.svg"));
+    sandbox.ok(&format!("{line} --out with --labels passages_labels.csv"));
+    sandbox.ok(&format!("{line} --out without"));
+    assert!(sandbox.bytes("with/metrics.csv") == sandbox.bytes("without/metrics.csv"));
+    assert!(sandbox.bytes("with/plots/timeline.svg") != sandbox.bytes("without/plots/timeline.svg"));
 }
 
 /// A `.npy` of the same numbers in another type, order or byte order.
@@ -262,19 +268,19 @@ fn encoded(values: &ArrayD<f32>, descr: &str, fortran: bool) -> Vec<u8> {
 
 #[test]
 fn every_type_and_order_gives_the_same_bits() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     for shape in [&[37, 6][..], &[3, 37, 6]] {
         let values = tokens(shape, 2);
-        desk.npy("seq.npy", &values);
+        sandbox.npy("seq.npy", &values);
         let line = "--chunk-size 5 --heads 2 -q --no-plots --force --probe --online";
-        desk.ok(&format!("retrieve seq.npy {line} --out expected"));
+        sandbox.ok(&format!("retrieve seq.npy {line} --out expected"));
         for (descr, fortran) in
             [("<f2", false), (">f2", true), ("<f4", true), (">f4", false), ("<f8", false), (">f8", true)]
         {
-            desk.file("other.npy", encoded(&values, descr, fortran));
-            desk.ok(&format!("retrieve other.npy {line} --out got"));
+            sandbox.file("other.npy", encoded(&values, descr, fortran));
+            sandbox.ok(&format!("retrieve other.npy {line} --out got"));
             for file in ["metrics.csv", "retrieved.npy", "memory.safetensors"] {
-                let [got, expected] = ["got", "expected"].map(|out| desk.bytes(&format!("{out}/{file}")));
+                let [got, expected] = ["got", "expected"].map(|out| sandbox.bytes(&format!("{out}/{file}")));
                 assert!(got == expected, "{descr}, fortran {fortran}, shape {shape:?}: {file}");
             }
         }
@@ -283,45 +289,47 @@ fn every_type_and_order_gives_the_same_bits() {
 
 #[test]
 fn standard_input_is_a_file() {
-    let desk = Desk::with_golden("heads");
-    desk.ok(&format!("store seq.npy {HEADS} --out file -q"));
+    let sandbox = Sandbox::with_golden("heads");
+    sandbox.ok(&format!("store seq.npy {HEADS} --out file -q"));
     let piped = |line: &str, bytes: Vec<u8>| {
-        let mut command = desk.command(line);
+        let mut command = sandbox.command(line);
         command.write_stdin(bytes);
-        Desk::finish(command)
+        Sandbox::finish(command)
     };
-    let ran = piped(&format!("store - {HEADS} -q"), desk.bytes("seq.npy"));
-    assert_eq!((ran.code, &ran.err[..]), (Some(0), ""));
-    assert_eq!(desk.names("results"), ["stdin-store"]);
+    let output = piped(&format!("store - {HEADS} -q"), sandbox.bytes("seq.npy"));
+    assert_eq!((output.code, &output.err[..]), (Some(0), ""));
+    assert_eq!(sandbox.names("results"), ["stdin-store"]);
     for file in ["metrics.csv", "memory.safetensors"] {
         assert!(
-            desk.bytes(&format!("file/{file}")) == desk.bytes(&format!("results/stdin-store/{file}")),
+            sandbox.bytes(&format!("file/{file}")) == sandbox.bytes(&format!("results/stdin-store/{file}")),
             "{file}"
         );
     }
-    let input = desk.json("results/stdin-store/run.json")["inputs"][0].clone();
-    assert_eq!((&input["path"], &input["sha256"]), (&"-".into(), &sha256(&desk.bytes("seq.npy")).into()));
-    let ran =
-        piped("store seq.npy --memory - --chunk-size 4 -q --out memory", desk.bytes("weights.safetensors"));
-    assert_eq!((ran.code, &ran.err[..]), (Some(0), ""));
-    assert!(desk.bytes("file/metrics.csv") == desk.bytes("memory/metrics.csv"));
+    let input = sandbox.json("results/stdin-store/run.json")["inputs"][0].clone();
+    assert_eq!((&input["path"], &input["sha256"]), (&"-".into(), &sha256(&sandbox.bytes("seq.npy")).into()));
+    let output = piped(
+        "store seq.npy --memory - --chunk-size 4 -q --out memory",
+        sandbox.bytes("weights.safetensors"),
+    );
+    assert_eq!((output.code, &output.err[..]), (Some(0), ""));
+    assert!(sandbox.bytes("file/metrics.csv") == sandbox.bytes("memory/metrics.csv"));
 }
 
 #[test]
 fn any_number_of_threads_gives_the_same_bytes() {
-    let desk = Desk::new();
-    desk.npy("seq.npy", &tokens(&[5, 203, 64], 3));
+    let sandbox = Sandbox::new();
+    sandbox.npy("seq.npy", &tokens(&[5, 203, 64], 3));
     for threads in [1, 2, 7] {
-        desk.ok(&format!(
+        sandbox.ok(&format!(
             "retrieve seq.npy --online --probe --heads 4 --threads {threads} --out threads{threads} -q"
         ));
     }
-    let plots = desk.names("threads1/plots").into_iter().map(|name| format!("plots/{name}"));
+    let plots = sandbox.names("threads1/plots").into_iter().map(|name| format!("plots/{name}"));
     let files = ["metrics.csv", "retrieved.npy", "memory.safetensors"].map(str::to_owned);
     for file in files.into_iter().chain(plots) {
         for other in ["threads2", "threads7"] {
             assert!(
-                desk.bytes(&format!("threads1/{file}")) == desk.bytes(&format!("{other}/{file}")),
+                sandbox.bytes(&format!("threads1/{file}")) == sandbox.bytes(&format!("{other}/{file}")),
                 "{other}/{file}"
             );
         }
@@ -329,12 +337,12 @@ fn any_number_of_threads_gives_the_same_bytes() {
 }
 
 #[test]
-fn a_drawn_memory_depends_on_its_seed_alone() {
-    let desk = Desk::new();
-    desk.npy("seq.npy", &tokens(&[40, 8], 4));
+fn a_random_memory_depends_on_its_seed_alone() {
+    let sandbox = Sandbox::new();
+    sandbox.npy("seq.npy", &tokens(&[40, 8], 4));
     let memory = |flags: &str| {
-        desk.ok(&format!("store seq.npy -q --no-plots --out out --force {flags}"));
-        desk.tensors("out/memory.safetensors")
+        sandbox.ok(&format!("store seq.npy -q --no-plots --out out --force {flags}"));
+        sandbox.tensors("out/memory.safetensors")
     };
     let first = memory("--seed 5");
     assert_eq!(first, memory("--seed 5 --init xavier --chunk-size 16 --heads 1 --dim-head 8 --no-probe"));
@@ -350,18 +358,18 @@ fn a_drawn_memory_depends_on_its_seed_alone() {
     // Written as drawn: using it as a file of parameters is the same run.
     let parameters: std::collections::BTreeMap<_, _> =
         first.into_iter().filter(|(name, _)| !name.starts_with("state.")).collect();
-    crate::write_tensors(&desk.path("drawn.safetensors"), &parameters);
-    desk.ok("store seq.npy -q --out drawn --seed 5");
-    desk.ok("store seq.npy -q --out file --memory drawn.safetensors --chunk-size 16");
-    assert!(desk.bytes("drawn/metrics.csv") == desk.bytes("file/metrics.csv"));
+    crate::write_tensors(&sandbox.path("drawn.safetensors"), &parameters);
+    sandbox.ok("store seq.npy -q --out drawn --seed 5");
+    sandbox.ok("store seq.npy -q --out file --memory drawn.safetensors --chunk-size 16");
+    assert!(sandbox.bytes("drawn/metrics.csv") == sandbox.bytes("file/metrics.csv"));
 }
 
 #[test]
-fn pins_and_biases_of_gates() {
-    let desk = Desk::with_golden("heads");
+fn fixed_values_and_biases_of_gates() {
+    let sandbox = Sandbox::with_golden("heads");
     let run = |flags: &str| {
-        desk.ok(&format!("store seq.npy {HEADS} -q --no-plots --dtype f64 --out out --force {flags}"));
-        desk.csv("out/metrics.csv")
+        sandbox.ok(&format!("store seq.npy {HEADS} -q --no-plots --dtype f64 --out out --force {flags}"));
+        sandbox.csv("out/metrics.csv")
     };
     let plain = run("");
     let fixed = run("--learning-rate 2.5 --momentum 0 --decay 1");
@@ -391,22 +399,22 @@ fn pins_and_biases_of_gates() {
 
 #[test]
 fn fewer_tokens_than_a_chunk_are_kept_and_said() {
-    let desk = Desk::new();
-    desk.npy("three.npy", &tokens(&[3, 4], 5));
-    let ran = desk.ok("store three.npy --chunk-size 4 --out out");
-    assert_eq!(ran.err, "warning: nothing stored yet: 3 of the 4 tokens of a chunk\n");
-    assert!(desk.csv("out/metrics.csv").rows.is_empty());
-    let kept = desk.tensors("out/memory.safetensors")["state.left_over"].floats();
-    assert_eq!(kept, desk.floats("three.npy").insert_axis(Axis(0)));
-    assert_eq!(desk.json("out/run.json")["life_tokens"], 3);
+    let sandbox = Sandbox::new();
+    sandbox.npy("three.npy", &tokens(&[3, 4], 5));
+    let output = sandbox.ok("store three.npy --chunk-size 4 --out out");
+    assert_eq!(output.err, "warning: nothing stored yet: 3 of the 4 tokens of a chunk\n");
+    assert!(sandbox.csv("out/metrics.csv").rows.is_empty());
+    let kept = sandbox.tensors("out/memory.safetensors")["state.left_over"].floats();
+    assert_eq!(kept, sandbox.floats("three.npy").insert_axis(Axis(0)));
+    assert_eq!(sandbox.json("out/run.json")["life_tokens"], 3);
     // A memory that has stored something says otherwise.
     for (out, warning) in
         [("five", ""), ("six", "warning: no chunk completed: 2 of the 4 tokens of a chunk\n")]
     {
-        desk.npy("some.npy", &tokens(&[if out == "five" { 2 } else { 1 }, 4], 6));
+        sandbox.npy("some.npy", &tokens(&[if out == "five" { 2 } else { 1 }, 4], 6));
         let from = if out == "five" { "out" } else { "five" };
-        let ran = desk.ok(&format!("store some.npy --memory {from}/memory.safetensors --out {out}"));
-        assert_eq!(ran.err, warning);
+        let output = sandbox.ok(&format!("store some.npy --memory {from}/memory.safetensors --out {out}"));
+        assert_eq!(output.err, warning);
     }
 }
 
@@ -414,14 +422,14 @@ fn fewer_tokens_than_a_chunk_are_kept_and_said() {
 #[test]
 #[cfg(target_os = "linux")]
 fn memory_use_is_flat_in_tokens() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     let all = tokens(&[200_000, 64], 6);
     let peak = |n: usize, dtype: &str| {
-        write_npy(desk.path("seq.npy"), &all.slice_axis(Axis(0), (0..n).into())).unwrap();
-        desk.ok(&format!(
+        write_npy(sandbox.path("seq.npy"), &all.slice_axis(Axis(0), (0..n).into())).unwrap();
+        sandbox.ok(&format!(
             "store seq.npy --heads 4 --chunk-size 16 --threads 2 --dtype {dtype} --out out --force -q"
         ));
-        desk.json("out/run.json")["peak_anon_bytes"].as_u64().unwrap()
+        sandbox.json("out/run.json")["peak_anon_bytes"].as_u64().unwrap()
     };
     let (short, long) = (peak(20_000, "f32"), peak(200_000, "f32"));
     assert!(long < 64 << 20, "{long} bytes");

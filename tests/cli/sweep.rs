@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::{Desk, Table, tokens};
+use crate::{Sandbox, Table, tokens};
 
 /// Columns that hold timings.
 const TIMED: [&str; 2] = ["tokens_per_s", "wall_s"];
@@ -18,11 +18,11 @@ chunk_size = [4, 8]
 seed = [0, 1, 2]
 ";
 
-fn desk(grid: &str) -> Desk {
-    let desk = Desk::new();
-    desk.npy("seq.npy", &tokens(&[40, 8], 1));
-    desk.file("grid.toml", grid);
-    desk
+fn sandbox(grid: &str) -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.npy("seq.npy", &tokens(&[40, 8], 1));
+    sandbox.file("grid.toml", grid);
+    sandbox
 }
 
 /// results.csv without its timings.
@@ -32,34 +32,40 @@ pub fn untimed(table: &Table) -> Vec<Vec<String>> {
     rows.map(|row| kept.iter().map(|&i| row[i].clone()).collect()).collect()
 }
 
-fn results(desk: &Desk, folder: &str) -> Table {
-    desk.csv(&format!("{folder}/results.csv"))
+fn results(sandbox: &Sandbox, folder: &str) -> Table {
+    sandbox.csv(&format!("{folder}/results.csv"))
 }
 
 /// Finished runs on record, those that were run twice counted twice.
-fn recorded(desk: &Desk, folder: &str) -> usize {
+fn recorded(sandbox: &Sandbox, folder: &str) -> usize {
     let records = format!("{folder}/records");
     let lines = |name: &String| {
-        let text = String::from_utf8(desk.bytes(&format!("{records}/{name}"))).unwrap();
+        let text = String::from_utf8(sandbox.bytes(&format!("{records}/{name}"))).unwrap();
         text.matches('\n').count()
     };
-    desk.names(&records).iter().map(lines).sum()
+    sandbox.names(&records).iter().map(lines).sum()
 }
 
 #[test]
 fn the_first_key_is_slowest_and_columns_are_a_promise() {
-    let desk = desk(GRID);
-    let ran = desk.ok("sweep grid.toml --no-plots");
-    assert_eq!(ran.out.lines().next(), Some("runs             6: 0 done before, 6 run now"));
+    let sandbox = sandbox(GRID);
+    let output = sandbox.ok("sweep grid.toml --no-plots");
+    assert_eq!(output.out.lines().next(), Some("runs             6: 0 done before, 6 run now"));
     let folder = "results/grid-sweep";
-    assert_eq!(desk.names(folder), ["joblog.tsv", "plans", "records", "results.csv", "runs", "summary.csv"]);
-    let table = results(&desk, folder);
+    assert_eq!(
+        sandbox.names(folder),
+        ["joblog.tsv", "plans", "records", "results.csv", "runs", "summary.csv"]
+    );
+    let table = results(&sandbox, folder);
     insta::assert_snapshot!(table.header.join(","), @"run,chunk_size,seed,data,heads,status,tokens,chunks,loss_final,loss_mean,loss_before_final,loss_before_mean,loss_after_final,loss_after_mean,surprise_mean,learning_rate_mean,momentum_mean,decay_mean,surprise_norm_final,momentum_norm_final,update_norm_final,weight_norm_final,first_unstable_chunk,diverged,retained_ratio,error,engine_bytes,tokens_per_s,wall_s");
     assert_eq!(table.texts("chunk_size"), ["4", "4", "4", "8", "8", "8"]);
     assert_eq!(table.texts("seed"), ["0", "1", "2", "0", "1", "2"]);
     assert_eq!(table.texts("chunks"), ["10", "10", "10", "5", "5", "5"]);
-    assert_eq!(desk.names(&format!("{folder}/runs/{}", table.texts("run")[0])), ["metrics.csv", "run.json"]);
-    let summary = desk.csv(&format!("{folder}/summary.csv"));
+    assert_eq!(
+        sandbox.names(&format!("{folder}/runs/{}", table.texts("run")[0])),
+        ["metrics.csv", "run.json"]
+    );
+    let summary = sandbox.csv(&format!("{folder}/summary.csv"));
     assert_eq!(summary.texts("chunk_size"), ["4", "8"]);
     assert_eq!(summary.texts("n"), ["3", "3"]);
     let losses = table.numbers("loss_mean");
@@ -67,7 +73,7 @@ fn the_first_key_is_slowest_and_columns_are_a_promise() {
     assert!((summary.numbers("loss_mean.mean")[0] - mean).abs() < 1e-12 * mean, "{losses:?}");
     let (low, high) = (summary.numbers("loss_mean.ci95_low")[0], summary.numbers("loss_mean.ci95_high")[0]);
     assert!(low < mean && mean < high, "{low} {high}");
-    let joblog = String::from_utf8(desk.bytes(&format!("{folder}/joblog.tsv"))).unwrap();
+    let joblog = String::from_utf8(sandbox.bytes(&format!("{folder}/joblog.tsv"))).unwrap();
     assert!(joblog.lines().all(|line| line.split('\t').count() == 9), "{joblog}");
     assert!(
         joblog.contains("\tnmem store seq.npy --chunk-size 4 --heads 2 --seed 0 --no-plots --out "),
@@ -77,23 +83,23 @@ fn the_first_key_is_slowest_and_columns_are_a_promise() {
 
 #[test]
 fn a_row_is_the_run_that_its_command_line_does() {
-    let desk = desk(GRID);
-    desk.ok("sweep grid.toml --keep all --no-plots --out sweep");
-    let joblog = String::from_utf8(desk.bytes("sweep/joblog.tsv")).unwrap();
+    let sandbox = sandbox(GRID);
+    sandbox.ok("sweep grid.toml --keep all --no-plots --out sweep");
+    let joblog = String::from_utf8(sandbox.bytes("sweep/joblog.tsv")).unwrap();
     let line =
         joblog.lines().find(|line| line.contains("--chunk-size 8") && line.contains("--seed 2")).unwrap();
     let command = line.split('\t').next_back().unwrap().strip_prefix("nmem ").unwrap();
-    desk.ok(command);
+    sandbox.ok(command);
     let id = command.split(' ').next_back().unwrap();
     for file in ["metrics.csv", "memory.safetensors"] {
         assert_eq!(
-            desk.bytes(&format!("{id}/{file}")),
-            desk.bytes(&format!("sweep/runs/{id}/{file}")),
+            sandbox.bytes(&format!("{id}/{file}")),
+            sandbox.bytes(&format!("sweep/runs/{id}/{file}")),
             "{file}"
         );
     }
     // The numbers of the row are those of its metrics.
-    let (metrics, table) = (desk.csv(&format!("{id}/metrics.csv")), results(&desk, "sweep"));
+    let (metrics, table) = (sandbox.csv(&format!("{id}/metrics.csv")), results(&sandbox, "sweep"));
     let row = table.texts("run").iter().position(|run| *run == id).unwrap();
     for (column, from, per_token) in [
         ("loss_final", "loss", 8.0),
@@ -112,52 +118,52 @@ fn a_row_is_the_run_that_its_command_line_does() {
 
 #[test]
 fn results_do_not_depend_on_how_many_run_at_once_nor_on_the_order() {
-    let desk = desk(GRID);
-    desk.ok("sweep grid.toml -j 1 --no-plots --out one");
-    desk.ok("sweep grid.toml -j 4 --no-plots --out four");
+    let sandbox = sandbox(GRID);
+    sandbox.ok("sweep grid.toml -j 1 --no-plots --out one");
+    sandbox.ok("sweep grid.toml -j 4 --no-plots --out four");
     // The other way round, and a part first.
-    desk.ok("sweep grid.toml seed=2,1 chunk_size=8,4 --no-plots --out parts");
-    desk.ok("sweep grid.toml --no-plots --out parts");
-    let one = untimed(&results(&desk, "one"));
-    assert_eq!(one, untimed(&results(&desk, "four")));
-    assert_eq!(one, untimed(&results(&desk, "parts")));
-    assert_eq!(recorded(&desk, "parts"), 6, "none was run twice");
-    for id in desk.names("one/runs") {
+    sandbox.ok("sweep grid.toml seed=2,1 chunk_size=8,4 --no-plots --out parts");
+    sandbox.ok("sweep grid.toml --no-plots --out parts");
+    let one = untimed(&results(&sandbox, "one"));
+    assert_eq!(one, untimed(&results(&sandbox, "four")));
+    assert_eq!(one, untimed(&results(&sandbox, "parts")));
+    assert_eq!(recorded(&sandbox, "parts"), 6, "none was run twice");
+    for id in sandbox.names("one/runs") {
         let file = format!("runs/{id}/metrics.csv");
-        assert_eq!(desk.bytes(&format!("one/{file}")), desk.bytes(&format!("four/{file}")));
+        assert_eq!(sandbox.bytes(&format!("one/{file}")), sandbox.bytes(&format!("four/{file}")));
     }
 }
 
 #[test]
 fn what_has_finished_is_not_run_again_unless_its_input_changed() {
-    let desk = desk(GRID);
-    desk.ok("sweep grid.toml --no-plots --out out");
-    let before = desk.contents();
-    let again = desk.ok("sweep grid.toml --no-plots --out out");
+    let sandbox = sandbox(GRID);
+    sandbox.ok("sweep grid.toml --no-plots --out out");
+    let before = sandbox.contents();
+    let again = sandbox.ok("sweep grid.toml --no-plots --out out");
     assert_eq!(again.out.lines().next(), Some("runs             6: 6 done before, 0 run now"));
-    assert_eq!(desk.contents(), before, "not a byte");
+    assert_eq!(sandbox.contents(), before, "not a byte");
     // More is wanted of one sweep than was kept.
-    desk.ok("sweep grid.toml --no-plots --out out --keep all");
-    assert_eq!(recorded(&desk, "out"), 12);
+    sandbox.ok("sweep grid.toml --no-plots --out out --keep all");
+    assert_eq!(recorded(&sandbox, "out"), 12);
 
-    desk.npy("seq.npy", &tokens(&[40, 8], 2));
-    let changed = desk.ok("sweep grid.toml --no-plots --out out");
+    sandbox.npy("seq.npy", &tokens(&[40, 8], 2));
+    let changed = sandbox.ok("sweep grid.toml --no-plots --out out");
     assert_eq!(changed.out.lines().next(), Some("runs             6: 0 done before, 6 run now"));
-    let table = results(&desk, "out");
+    let table = results(&sandbox, "out");
     assert_eq!(table.rows.len(), 6, "rows of the old input have given way");
-    desk.ok("sweep grid.toml --no-plots --out fresh");
-    assert_eq!(untimed(&table), untimed(&results(&desk, "fresh")));
+    sandbox.ok("sweep grid.toml --no-plots --out fresh");
+    assert_eq!(untimed(&table), untimed(&results(&sandbox, "fresh")));
 
-    desk.ok("sweep grid.toml --no-plots --out out --force");
-    assert_eq!(recorded(&desk, "out"), 6, "anew");
+    sandbox.ok("sweep grid.toml --no-plots --out out --force");
+    assert_eq!(recorded(&sandbox, "out"), 6, "anew");
 }
 
 #[test]
 fn a_second_sweep_into_the_folder_adds_to_it() {
-    let desk = desk(GRID);
-    desk.ok("sweep grid.toml --no-plots --out out");
-    desk.ok("sweep grid.toml chunk_size=16 --no-plots --out out");
-    let table = results(&desk, "out");
+    let sandbox = sandbox(GRID);
+    sandbox.ok("sweep grid.toml --no-plots --out out");
+    sandbox.ok("sweep grid.toml chunk_size=16 --no-plots --out out");
+    let table = results(&sandbox, "out");
     assert_eq!(table.texts("chunk_size")[..3], ["16"; 3], "the present plan first");
     let ids: BTreeSet<&str> = table.texts("run").into_iter().collect();
     assert_eq!((table.rows.len(), ids.len()), (9, 9));
@@ -165,80 +171,84 @@ fn a_second_sweep_into_the_folder_adds_to_it() {
 
 #[test]
 fn sweeps_of_other_files_and_other_work_keep_their_rows_apart() {
-    let desk = desk(GRID);
+    let sandbox = sandbox(GRID);
     for (folder, seed) in [("a", 2), ("b", 3)] {
-        std::fs::create_dir(desk.path(folder)).unwrap();
-        desk.npy(&format!("{folder}/seq.npy"), &tokens(&[40, 8], seed));
-        desk.file(&format!("{folder}/grid.toml"), "data = 'seq.npy'\n[grid]\nseed = [0, 1]\n");
-        desk.ok(&format!("sweep {folder}/grid.toml --out both --no-plots"));
+        std::fs::create_dir(sandbox.path(folder)).unwrap();
+        sandbox.npy(&format!("{folder}/seq.npy"), &tokens(&[40, 8], seed));
+        sandbox.file(&format!("{folder}/grid.toml"), "data = 'seq.npy'\n[grid]\nseed = [0, 1]\n");
+        sandbox.ok(&format!("sweep {folder}/grid.toml --out both --no-plots"));
     }
-    let table = results(&desk, "both");
+    let table = results(&sandbox, "both");
     let data = table.texts("data");
     assert_eq!(data[..2], ["seq.npy"; 2]);
     assert!(data.len() == 4 && data[2..].iter().all(|path| path.ends_with("a/seq.npy")), "{data:?}");
-    assert_eq!(desk.csv("both/summary.csv").texts("n"), ["2", "2"]);
+    assert_eq!(sandbox.csv("both/summary.csv").texts("n"), ["2", "2"]);
 
-    desk.ok("sweep a/grid.toml run=store --out kinds --no-plots");
-    desk.ok("sweep a/grid.toml run=retrieve-online --out kinds --no-plots");
-    assert_eq!(results(&desk, "kinds").texts("online"), ["true", "true", "", ""]);
-    assert_eq!(desk.csv("kinds/summary.csv").texts("n"), ["2", "2"]);
+    sandbox.ok("sweep a/grid.toml run=store --out kinds --no-plots");
+    sandbox.ok("sweep a/grid.toml run=retrieve-online --out kinds --no-plots");
+    assert_eq!(results(&sandbox, "kinds").texts("online"), ["true", "true", "", ""]);
+    assert_eq!(sandbox.csv("kinds/summary.csv").texts("n"), ["2", "2"]);
 }
 
 #[test]
-fn a_folder_that_another_process_has_just_made_is_gone_on_with() {
-    let desk = desk(GRID);
-    std::fs::create_dir_all(desk.path("out/plans")).unwrap();
-    desk.ok("sweep grid.toml --out out --no-plots");
-    assert_eq!(results(&desk, "out").rows.len(), 6);
+fn a_directory_that_another_process_just_created_is_resumed() {
+    let sandbox = sandbox(GRID);
+    std::fs::create_dir_all(sandbox.path("out/plans")).unwrap();
+    sandbox.ok("sweep grid.toml --out out --no-plots");
+    assert_eq!(results(&sandbox, "out").rows.len(), 6);
 }
 
 /// A record that cannot be read is a run that is missing: the others are kept, and the same command runs it again.
 #[test]
 fn records_that_cannot_be_read_cost_their_runs_alone() {
-    let desk = desk(GRID);
-    desk.ok("sweep grid.toml --out out --no-plots -q");
-    let whole = untimed(&results(&desk, "out"));
-    let name = format!("out/records/{}", desk.names("out/records")[0]);
+    let sandbox = sandbox(GRID);
+    sandbox.ok("sweep grid.toml --out out --no-plots -q");
+    let whole = untimed(&results(&sandbox, "out"));
+    let name = format!("out/records/{}", sandbox.names("out/records")[0]);
     let lines: Vec<String> =
-        String::from_utf8(desk.bytes(&name)).unwrap().lines().map(str::to_owned).collect();
+        String::from_utf8(sandbox.bytes(&name)).unwrap().lines().map(str::to_owned).collect();
     // The second is torn, with the third appended to it.
     let (half, rest) = (&lines[1][..lines[1].len() / 2], lines[2..].join("\n"));
-    desk.file(&name, format!("{}\n{half}{rest}\n", lines[0]));
-    let ran = desk.run("sweep --collect out --no-plots");
-    assert_eq!(ran.code, Some(1), "{}", ran.err);
-    let errors: Vec<_> = ran.err.lines().collect();
-    assert!(errors[0].starts_with("warning: out/records/") && errors[0].contains("line 2"), "{}", ran.err);
+    sandbox.file(&name, format!("{}\n{half}{rest}\n", lines[0]));
+    let output = sandbox.run("sweep --collect out --no-plots");
+    assert_eq!(output.code, Some(1), "{}", output.err);
+    let errors: Vec<_> = output.err.lines().collect();
+    assert!(errors[0].starts_with("warning: out/records/") && errors[0].contains("line 2"), "{}", output.err);
     assert!(
         errors.len() == 3 && errors[1..].iter().all(|line| line.starts_with("error: missing ")),
         "{}",
-        ran.err
+        output.err
     );
-    assert!(!ran.err.contains("--force"), "{}", ran.err);
-    let ran = desk.ok("sweep grid.toml --out out --no-plots");
-    assert!(ran.out.starts_with("runs             6: 4 done before, 2 run now\n"), "{}", ran.out);
-    assert_eq!(untimed(&results(&desk, "out")), whole);
+    assert!(!output.err.contains("--force"), "{}", output.err);
+    let output = sandbox.ok("sweep grid.toml --out out --no-plots");
+    assert!(output.out.starts_with("runs             6: 4 done before, 2 run now\n"), "{}", output.out);
+    assert_eq!(untimed(&results(&sandbox, "out")), whole);
 }
 
 /// Only the newest plan is damaged: the one before it is collected, with a warning.
 #[test]
 fn plans_that_cannot_be_read_are_skipped() {
-    let desk = desk(GRID);
-    desk.ok("sweep grid.toml --out out --no-plots -q");
-    desk.file("out/plans/0123456789ab.json", "{\"keys\":");
-    let ran = desk.ok("sweep --collect out --no-plots");
-    assert!(ran.err.contains("0123456789ab.json") && ran.err.contains("this plan is skipped"), "{}", ran.err);
-    desk.ok("sweep grid.toml --out out --no-plots -q");
+    let sandbox = sandbox(GRID);
+    sandbox.ok("sweep grid.toml --out out --no-plots -q");
+    sandbox.file("out/plans/0123456789ab.json", "{\"keys\":");
+    let output = sandbox.ok("sweep --collect out --no-plots");
+    assert!(
+        output.err.contains("0123456789ab.json") && output.err.contains("this plan is skipped"),
+        "{}",
+        output.err
+    );
+    sandbox.ok("sweep grid.toml --out out --no-plots -q");
 }
 
 #[test]
 fn failures_are_recorded_listed_and_tried_again() {
-    let desk = desk(
+    let sandbox = sandbox(
         "data = 'seq.npy'\n[grid]\nheads = [2, 3]\nseed = [0, 1]\n[[run]]\nheads = 2\nlearning_rate = 1e39\n",
     );
-    let ran = desk.run("sweep grid.toml --no-plots --out out");
-    assert_eq!(ran.code, Some(1), "{}", ran.err);
-    let errors: Vec<&str> = ran.err.lines().collect();
-    assert_eq!(errors.len(), 3, "{}", ran.err);
+    let output = sandbox.run("sweep grid.toml --no-plots --out out");
+    assert_eq!(output.code, Some(1), "{}", output.err);
+    let errors: Vec<&str> = output.err.lines().collect();
+    assert_eq!(errors.len(), 3, "{}", output.err);
     assert!(
         errors[0].starts_with("error: failed ")
             && errors[0].contains("(heads=3 seed=0): --heads: expected a number that divides dim 8"),
@@ -250,29 +260,29 @@ fn failures_are_recorded_listed_and_tried_again() {
         "{}",
         errors[2]
     );
-    let table = results(&desk, "out");
+    let table = results(&sandbox, "out");
     assert_eq!(table.texts("status"), ["ok", "ok", "failed", "failed", "diverged"]);
     assert_eq!(table.texts("diverged"), ["false", "false", "", "", "true"]);
     assert_eq!(table.texts("loss_mean")[2], "", "never 0 for none");
 
-    let again = desk.run("sweep grid.toml --no-plots --out out");
+    let again = sandbox.run("sweep grid.toml --no-plots --out out");
     assert_eq!(again.code, Some(1));
     assert_eq!(again.out.lines().next(), Some("runs             5: 3 done before, 2 run now"));
-    assert_eq!(untimed(&table), untimed(&results(&desk, "out")));
+    assert_eq!(untimed(&table), untimed(&results(&sandbox, "out")));
 
-    let fast = desk.run("sweep grid.toml heads=3,2 -j 1 --fail-fast --no-plots --out fast");
+    let fast = sandbox.run("sweep grid.toml heads=3,2 -j 1 --fail-fast --no-plots --out fast");
     assert_eq!(fast.code, Some(1), "{}", fast.err);
-    assert_eq!(results(&desk, "fast").texts("status"), ["failed"]);
+    assert_eq!(results(&sandbox, "fast").texts("status"), ["failed"]);
 }
 
 #[test]
 fn explicit_rows_zips_and_the_command_line() {
-    let desk = desk(
+    let sandbox = sandbox(
         "data = 'seq.npy'\n[zip]\nlearning_rate = [0.1, 0.2]\ndecay = [0.3, 0.4]\n[grid]\nseed = 'range(0, 2)'\n[[run]]\nlearning_rate = 0.5\n",
     );
     let rows = |arguments: &str| -> Vec<String> {
-        let ran = desk.ok(&format!("sweep grid.toml {arguments} --dry-run --format json"));
-        let runs: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+        let output = sandbox.ok(&format!("sweep grid.toml {arguments} --dry-run --format json"));
+        let runs: serde_json::Value = serde_json::from_str(&output.out).unwrap();
         let text = |run: &serde_json::Value| {
             let value = |key: &str| run["parameters"][key].as_str().unwrap_or("-").to_owned();
             ["learning_rate", "decay", "seed"].map(value).join(" ")
@@ -286,76 +296,76 @@ fn explicit_rows_zips_and_the_command_line() {
         ["0 0 7", "1 0 7"],
         "of the explicit row's two none is new"
     );
-    assert!(!desk.path("results").exists(), "a dry run writes nothing");
+    assert!(!sandbox.path("results").exists(), "a dry run writes nothing");
 }
 
 #[test]
 fn past_weights_are_those_of_a_store() {
-    let desk = Desk::with_golden("past_weights");
+    let sandbox = Sandbox::with_golden("past_weights");
     let settings =
         "data = 'seq.npy'\nmemory = 'weights.safetensors'\npast = 'past.safetensors'\nchunk_size = 4\n";
-    desk.file("grid.toml", format!("{settings}[grid]\ndecay = [0.1, 0.2]\n"));
-    desk.ok("sweep grid.toml --out swept --no-plots");
-    for (run, decay) in results(&desk, "swept").texts("run").into_iter().zip(["0.1", "0.2"]) {
-        desk.ok(&format!(
+    sandbox.file("grid.toml", format!("{settings}[grid]\ndecay = [0.1, 0.2]\n"));
+    sandbox.ok("sweep grid.toml --out swept --no-plots");
+    for (run, decay) in results(&sandbox, "swept").texts("run").into_iter().zip(["0.1", "0.2"]) {
+        sandbox.ok(&format!(
             "store seq.npy --memory weights.safetensors --past past.safetensors --chunk-size 4 --decay {decay} --out {run} --no-plots"
         ));
-        let of = |folder: &str| desk.bytes(&format!("{folder}/metrics.csv"));
+        let of = |folder: &str| sandbox.bytes(&format!("{folder}/metrics.csv"));
         assert!(of(run) == of(&format!("swept/runs/{run}")), "decay {decay}");
     }
 }
 
 #[test]
 fn notes_are_columns_and_nothing_else() {
-    let desk = desk("data = 'seq.npy'\n[zip]\n_width = [0.5, 'two']\nseed = [1, 2]\n");
-    desk.ok("sweep grid.toml --out a --no-plots");
-    let table = results(&desk, "a");
+    let sandbox = sandbox("data = 'seq.npy'\n[zip]\n_width = [0.5, 'two']\nseed = [1, 2]\n");
+    sandbox.ok("sweep grid.toml --out a --no-plots");
+    let table = results(&sandbox, "a");
     assert_eq!(table.texts("_width"), ["0.5", "two"]);
     // Another note is no other run.
-    let ran = desk.ok("sweep grid.toml _width=3,4 --out a --no-plots");
-    assert_eq!(ran.out.lines().next(), Some("runs             2: 2 done before, 0 run now"));
-    let again = results(&desk, "a");
+    let output = sandbox.ok("sweep grid.toml _width=3,4 --out a --no-plots");
+    assert_eq!(output.out.lines().next(), Some("runs             2: 2 done before, 0 run now"));
+    let again = results(&sandbox, "a");
     assert_eq!((again.texts("_width"), again.texts("run")), (vec!["3", "4"], table.texts("run")));
 }
 
 #[test]
 fn a_key_of_the_zip_stays_in_it() {
-    let desk = desk("data = 'seq.npy'\n[zip]\nlearning_rate = [0.1, 0.2]\ndecay = [0.3, 0.4]\n");
-    let message = desk.refused("sweep grid.toml decay=0.1,0.2,0.3");
+    let sandbox = sandbox("data = 'seq.npy'\n[zip]\nlearning_rate = [0.1, 0.2]\ndecay = [0.3, 0.4]\n");
+    let message = sandbox.refused("sweep grid.toml decay=0.1,0.2,0.3");
     assert!(message.contains("expected 2 values or one, as the others of [zip] have, got 3"), "{message}");
-    let ran = desk.ok("sweep grid.toml decay=0.7,0.8 --dry-run");
-    assert!(ran.out.contains("2 runs, 0 of them done"), "{}", ran.out);
+    let output = sandbox.ok("sweep grid.toml decay=0.7,0.8 --dry-run");
+    assert!(output.out.contains("2 runs, 0 of them done"), "{}", output.out);
 }
 
 #[test]
 fn paths_in_the_file_are_relative_to_it_and_online_runs_read() {
-    let desk = desk(GRID);
-    std::fs::create_dir(desk.path("deep")).unwrap();
-    desk.file(
+    let sandbox = sandbox(GRID);
+    std::fs::create_dir(sandbox.path("deep")).unwrap();
+    sandbox.file(
         "deep/sweep.toml",
         "run = 'retrieve-online'\ndata = '../seq.npy'\n[grid]\nprobe = [true, false]\n",
     );
-    desk.ok("sweep deep/sweep.toml --keep all --no-plots");
-    let table = results(&desk, "results/deep-sweep");
+    sandbox.ok("sweep deep/sweep.toml --keep all --no-plots");
+    let table = results(&sandbox, "results/deep-sweep");
     assert_eq!(table.texts("data"), ["../seq.npy"; 2], "as written");
     assert!(!table.texts("loss_before_mean")[0].is_empty());
     assert_eq!(table.texts("loss_before_mean")[1], "");
-    let files = desk.names(&format!("results/deep-sweep/runs/{}", table.texts("run")[0]));
+    let files = sandbox.names(&format!("results/deep-sweep/runs/{}", table.texts("run")[0]));
     assert_eq!(files, ["memory.safetensors", "metrics.csv", "retrieved.npy", "run.json"]);
     // On the command line they are relative to where one is.
-    desk.ok("sweep deep/sweep.toml data=seq.npy --no-plots --out here");
-    assert_eq!(results(&desk, "here").texts("run"), table.texts("run"), "the same runs, by content");
+    sandbox.ok("sweep deep/sweep.toml data=seq.npy --no-plots --out here");
+    assert_eq!(results(&sandbox, "here").texts("run"), table.texts("run"), "the same runs, by content");
 }
 
 #[test]
 fn the_first_unstable_chunk_is_where_writing_made_it_worse() {
-    let desk = desk(
+    let sandbox = sandbox(
         "data = 'seq.npy'\n[fixed]\nheads = 2\nchunk_size = 4\ndecay = 0.0\nmomentum = 0.9\n[grid]\nlearning_rate = [0.0, 3.0]\n",
     );
-    desk.ok("sweep grid.toml --no-plots --out out --unstable-ratio 2");
-    let table = results(&desk, "out");
+    sandbox.ok("sweep grid.toml --no-plots --out out --unstable-ratio 2");
+    let table = results(&sandbox, "out");
     assert_eq!(table.texts("first_unstable_chunk")[0], "", "nothing is written at a rate of 0");
-    let metrics = desk.csv(&format!("out/runs/{}/metrics.csv", table.texts("run")[1]));
+    let metrics = sandbox.csv(&format!("out/runs/{}/metrics.csv", table.texts("run")[1]));
     let sum = |name: &str| -> Vec<f64> {
         metrics.numbers(name).chunks(2).map(|heads| heads.iter().sum()).collect()
     };
@@ -365,7 +375,7 @@ fn the_first_unstable_chunk_is_where_writing_made_it_worse() {
 
 #[test]
 fn bad_experiments_and_folders_are_refused() {
-    let desk = desk(GRID);
+    let sandbox = sandbox(GRID);
     for (arguments, expected) in [
         (
             "learing_rate=1",
@@ -384,7 +394,7 @@ fn bad_experiments_and_folders_are_refused() {
         ("--out .", "--out: expected the folder of a sweep, or one that does not exist yet"),
         ("--out . --force", "--out: expected the folder of a sweep, or one that does not exist yet"),
     ] {
-        let message = desk.refused(&format!("sweep grid.toml {arguments}"));
+        let message = sandbox.refused(&format!("sweep grid.toml {arguments}"));
         assert!(message.contains(expected), "{arguments}: {message}");
     }
     for (text, expected) in [
@@ -403,8 +413,8 @@ fn bad_experiments_and_folders_are_refused() {
         ("run = 'retrieve'\n", "run = \"store\" or \"retrieve-online\""),
         ("[fixed\n", "in line 1"),
     ] {
-        desk.file("bad.toml", text);
-        let message = desk.refused("sweep bad.toml");
+        sandbox.file("bad.toml", text);
+        let message = sandbox.refused("sweep bad.toml");
         assert!(message.contains(expected), "{text}: {message}");
     }
 }
@@ -414,17 +424,27 @@ const ENDLESS: &str = "data = 'seq.npy'\nheads = 2\nchunk_size = 4\n[zip]\nseed 
     repeat = [0, 0, 0, 1000000000, 0, 0, 0, 0, 0, 0]\n";
 
 /// Starts a sweep and waits until it computes the run that does not end.
-fn started(desk: &Desk) -> std::process::Child {
+fn started(sandbox: &Sandbox) -> std::process::Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nmem"));
-    command.current_dir(desk.path("")).args(["sweep", "grid.toml", "--no-plots", "--out", "out", "-j", "1"]);
+    command.current_dir(sandbox.path("")).args([
+        "sweep",
+        "grid.toml",
+        "--no-plots",
+        "--out",
+        "out",
+        "-j",
+        "1",
+    ]);
     let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let begin = Instant::now();
     let computing = || {
-        let hidden =
-            desk.names("out/runs").into_iter().find(|name| name.starts_with('.') && !name.contains(".lock"));
-        hidden.is_some_and(|name| desk.path("out/runs").join(name).join("metrics.csv").exists())
+        let hidden = sandbox
+            .names("out/runs")
+            .into_iter()
+            .find(|name| name.starts_with('.') && !name.contains(".lock"));
+        hidden.is_some_and(|name| sandbox.path("out/runs").join(name).join("metrics.csv").exists())
     };
-    while !desk.path("out/runs").is_dir() || recorded(desk, "out") < 3 || !computing() {
+    while !sandbox.path("out/runs").is_dir() || recorded(sandbox, "out") < 3 || !computing() {
         assert!(begin.elapsed() < Duration::from_mins(2), "the run that does not end has not begun");
         std::thread::sleep(Duration::from_millis(2));
     }
@@ -432,15 +452,15 @@ fn started(desk: &Desk) -> std::process::Child {
 }
 
 /// Resumes a sweep that was ended, with an end to its fourth run, and compares with one that was not.
-fn resumes(desk: &Desk) {
-    let ran = desk.ok("sweep grid.toml repeat=0 --no-plots --out out");
-    assert!(ran.out.starts_with("runs             10: 3 done before, 7 run now\n"), "{}", ran.out);
-    assert_eq!(recorded(desk, "out"), 10, "each once");
-    desk.ok("sweep grid.toml repeat=0 --no-plots --out whole");
-    let rows = |name: &str| untimed(&results(desk, name));
+fn resumes(sandbox: &Sandbox) {
+    let output = sandbox.ok("sweep grid.toml repeat=0 --no-plots --out out");
+    assert!(output.out.starts_with("runs             10: 3 done before, 7 run now\n"), "{}", output.out);
+    assert_eq!(recorded(sandbox, "out"), 10, "each once");
+    sandbox.ok("sweep grid.toml repeat=0 --no-plots --out whole");
+    let rows = |name: &str| untimed(&results(sandbox, name));
     assert_eq!(rows("out"), rows("whole"));
     for directory in [".", "runs", "records"] {
-        let [out, whole] = ["out", "whole"].map(|name| desk.names(&format!("{name}/{directory}")));
+        let [out, whole] = ["out", "whole"].map(|name| sandbox.names(&format!("{name}/{directory}")));
         let hidden = out.iter().find(|name| name.starts_with('.'));
         assert_eq!(hidden, None, "in {directory}");
         assert!(directory == "records" || out == whole, "in {directory}: {out:?}");
@@ -449,115 +469,118 @@ fn resumes(desk: &Desk) {
 
 #[test]
 fn a_killed_sweep_resumes() {
-    let desk = desk(ENDLESS);
-    let mut child = started(&desk);
+    let sandbox = sandbox(ENDLESS);
+    let mut child = started(&sandbox);
     child.kill().unwrap();
     child.wait().unwrap();
     // As if it had been killed just between the making of a temporary and its lock.
-    std::fs::create_dir(desk.path("out/runs/.0123456789ab.nmem-AAAAAA")).unwrap();
-    desk.file("out/plans/.0123456789ab.json.nmem-BBBBBB", "");
-    desk.file("out/.results.csv.nmem-CCCCCC", "");
-    resumes(&desk);
+    std::fs::create_dir(sandbox.path("out/runs/.0123456789ab.nmem-AAAAAA")).unwrap();
+    sandbox.file("out/plans/.0123456789ab.json.nmem-BBBBBB", "");
+    sandbox.file("out/.results.csv.nmem-CCCCCC", "");
+    resumes(&sandbox);
 }
 
 #[cfg(unix)]
 #[test]
 fn an_interrupted_sweep_says_so_and_resumes() {
-    let desk = desk(ENDLESS);
-    let child = started(&desk);
+    let sandbox = sandbox(ENDLESS);
+    let child = started(&sandbox);
     let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     assert!(killed.success());
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130));
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.starts_with("error: interrupted: out keeps what has finished"), "{said}");
-    assert_eq!((results(&desk, "out").rows.len(), recorded(&desk, "out")), (3, 3));
-    resumes(&desk);
+    assert_eq!((results(&sandbox, "out").rows.len(), recorded(&sandbox, "out")), (3, 3));
+    resumes(&sandbox);
 }
 
 /// While a sweep is running its directory cannot be cleared, and shards can join it.
 #[cfg(unix)]
 #[test]
 fn force_leaves_a_running_sweep_alone() {
-    let desk = desk(ENDLESS);
-    let mut child = started(&desk);
-    let before = recorded(&desk, "out");
-    let ran = desk.run("sweep grid.toml --no-plots --out out --force");
+    let sandbox = sandbox(ENDLESS);
+    let mut child = started(&sandbox);
+    let before = recorded(&sandbox, "out");
+    let output = sandbox.run("sweep grid.toml --no-plots --out out --force");
     let expected = "--force: another sweep is running in out; wait until it has ended, or stop it";
-    assert_eq!((desk.one_error(&ran, 2, "--force"), recorded(&desk, "out")), (expected.to_owned(), before));
+    assert_eq!(
+        (sandbox.one_error(&output, 2, "--force"), recorded(&sandbox, "out")),
+        (expected.to_owned(), before)
+    );
     // Two of the last six.
-    desk.ok("sweep grid.toml seed=9 repeat=0 --no-plots --out out -q");
+    sandbox.ok("sweep grid.toml seed=9 repeat=0 --no-plots --out out -q");
     child.kill().unwrap();
     child.wait().unwrap();
-    desk.ok("sweep grid.toml repeat=0 --no-plots --out out --force -q");
-    assert_eq!(recorded(&desk, "out"), 10);
+    sandbox.ok("sweep grid.toml repeat=0 --no-plots --out out --force -q");
+    assert_eq!(recorded(&sandbox, "out"), 10);
 }
 
 /// What a sweep did not write is neither followed nor removed.
 #[cfg(unix)]
 #[test]
 fn force_removes_what_sweeps_wrote_and_nothing_else() {
-    let desk = desk(GRID);
-    desk.ok("sweep grid.toml --out out -q");
-    desk.file("out/notes.txt", "mine");
-    desk.ok("sweep grid.toml --out out -q --force");
-    assert_eq!(desk.bytes("out/notes.txt"), b"mine");
-    std::fs::create_dir(desk.path("precious")).unwrap();
-    desk.file("precious/thesis.txt", "mine");
-    let run = desk.names("out/runs")[0].clone();
+    let sandbox = sandbox(GRID);
+    sandbox.ok("sweep grid.toml --out out -q");
+    sandbox.file("out/notes.txt", "mine");
+    sandbox.ok("sweep grid.toml --out out -q --force");
+    assert_eq!(sandbox.bytes("out/notes.txt"), b"mine");
+    std::fs::create_dir(sandbox.path("precious")).unwrap();
+    sandbox.file("precious/thesis.txt", "mine");
+    let run = sandbox.names("out/runs")[0].clone();
     for name in
         [format!("out/runs/{run}/thesis.txt"), "out/plots/thesis.txt".into(), "out/records/thesis.txt".into()]
     {
-        desk.file(&name, "mine");
-        let message = desk.refused("sweep grid.toml --out out -q --force");
+        sandbox.file(&name, "mine");
+        let message = sandbox.refused("sweep grid.toml --out out -q --force");
         assert!(message.contains("was not written by a sweep; move it away"), "{message}");
-        std::fs::remove_file(desk.path(&name)).unwrap();
+        std::fs::remove_file(sandbox.path(&name)).unwrap();
     }
     // Nor are figures of others in plots/, with --force or without, and be it a link.
-    desk.file("out/plots/paper.tex", "mine");
-    desk.ok("sweep grid.toml --out out -q");
-    assert_eq!(desk.bytes("out/plots/paper.tex"), b"mine");
-    std::fs::remove_dir_all(desk.path("out/plots")).unwrap();
-    std::os::unix::fs::symlink(desk.path("precious"), desk.path("out/plots")).unwrap();
-    desk.file("precious/surprise_mean.svg", "mine");
-    desk.ok("sweep grid.toml --out out -q");
-    assert!(desk.names("precious").contains(&"surprise_mean.svg".to_owned()));
-    let message = desk.refused("sweep grid.toml --out out -q --force");
+    sandbox.file("out/plots/paper.tex", "mine");
+    sandbox.ok("sweep grid.toml --out out -q");
+    assert_eq!(sandbox.bytes("out/plots/paper.tex"), b"mine");
+    std::fs::remove_dir_all(sandbox.path("out/plots")).unwrap();
+    std::os::unix::fs::symlink(sandbox.path("precious"), sandbox.path("out/plots")).unwrap();
+    sandbox.file("precious/surprise_mean.svg", "mine");
+    sandbox.ok("sweep grid.toml --out out -q");
+    assert!(sandbox.names("precious").contains(&"surprise_mean.svg".to_owned()));
+    let message = sandbox.refused("sweep grid.toml --out out -q --force");
     assert!(message.contains("out/plots was not written by a sweep"), "{message}");
-    std::fs::remove_file(desk.path("out/plots")).unwrap();
-    std::fs::remove_dir_all(desk.path("precious")).unwrap();
-    std::fs::create_dir(desk.path("precious")).unwrap();
-    desk.file("precious/thesis.txt", "mine");
+    std::fs::remove_file(sandbox.path("out/plots")).unwrap();
+    std::fs::remove_dir_all(sandbox.path("precious")).unwrap();
+    std::fs::create_dir(sandbox.path("precious")).unwrap();
+    sandbox.file("precious/thesis.txt", "mine");
     // Nor what the sweep itself reads.
-    desk.ok("sweep grid.toml --out kept --keep all --no-plots -q");
+    sandbox.ok("sweep grid.toml --out kept --keep all --no-plots -q");
     let memory = format!("kept/runs/{run}/memory.safetensors");
-    desk.file("more.toml", format!("data = 'seq.npy'\nmemory = '{memory}'\n[grid]\ndecay = [0.1, 0.2]\n"));
-    let message = desk.refused("sweep more.toml --out kept --force -q");
+    sandbox.file("more.toml", format!("data = 'seq.npy'\nmemory = '{memory}'\n[grid]\ndecay = [0.1, 0.2]\n"));
+    let message = sandbox.refused("sweep more.toml --out kept --force -q");
     let expected = format!(
         "--force: kept holds {memory}, which this sweep reads; move it away, or choose another --out"
     );
     assert_eq!(message, expected);
     // A link in the place of a run: its run fails, and says why.
-    std::fs::rename(desk.path("out/runs").join(&run), desk.path("moved")).unwrap();
-    std::os::unix::fs::symlink(desk.path("precious"), desk.path("out/runs").join(&run)).unwrap();
-    let message = desk.refused("sweep grid.toml --out out -q --force");
+    std::fs::rename(sandbox.path("out/runs").join(&run), sandbox.path("moved")).unwrap();
+    std::os::unix::fs::symlink(sandbox.path("precious"), sandbox.path("out/runs").join(&run)).unwrap();
+    let message = sandbox.refused("sweep grid.toml --out out -q --force");
     assert!(message.contains(&run) && message.contains("was not written by a sweep"), "{message}");
-    let ran = desk.run("sweep grid.toml --out out -q --no-plots");
-    assert_eq!(ran.code, Some(1), "{}", ran.err);
-    assert!(ran.err.contains("is a symbolic link, which is not followed"), "{}", ran.err);
-    assert_eq!(desk.names("precious"), ["thesis.txt"]);
+    let output = sandbox.run("sweep grid.toml --out out -q --no-plots");
+    assert_eq!(output.code, Some(1), "{}", output.err);
+    assert!(output.err.contains("is a symbolic link, which is not followed"), "{}", output.err);
+    assert_eq!(sandbox.names("precious"), ["thesis.txt"]);
 }
 
 #[test]
 fn retention_by_lag_is_that_of_the_runs_own_rows() {
-    let desk = desk(GRID);
-    desk.ok("sweep grid.toml retention=2 chunk_size=4,8 -j 1 --out kept");
-    let table = desk.csv("kept/retention.csv");
+    let sandbox = sandbox(GRID);
+    sandbox.ok("sweep grid.toml retention=2 chunk_size=4,8 -j 1 --out kept");
+    let table = sandbox.csv("kept/retention.csv");
     insta::assert_snapshot!(table.header.join(","), @"run,chunk_size,seed,data,heads,retention,lag,status,loss_ratio");
     let rows = table.texts("run").into_iter().zip(table.texts("lag")).zip(table.numbers("loss_ratio"));
     let mut checked = 0;
     for ((run, lag), got) in rows {
-        let of_run = desk.csv(&format!("kept/runs/{run}/retention.csv"));
+        let of_run = sandbox.csv(&format!("kept/runs/{run}/retention.csv"));
         let lags = of_run.numbers("after").into_iter().zip(of_run.numbers("chunk")).map(|(a, b)| a - b);
         let losses = of_run.numbers("loss").into_iter().zip(of_run.numbers("loss_at_w"));
         let (mut loss, mut at_w) = (0.0, 0.0);
@@ -571,11 +594,11 @@ fn retention_by_lag_is_that_of_the_runs_own_rows() {
     }
     // Ten chunks: lags 0, 2, 4, 6 and 8; five: 0 and 2, and 1 and 3 under the last memory; three seeds of each.
     assert_eq!(checked, 3 * 5 + 3 * 4);
-    let figure = String::from_utf8(desk.bytes("kept/plots/retention.svg")).unwrap();
+    let figure = String::from_utf8(sandbox.bytes("kept/plots/retention.svg")).unwrap();
     assert!(figure.contains(">chunks stored since<"), "{figure}");
 
-    desk.ok("sweep grid.toml retention=2 chunk_size=4,8 -j 4 --keep none --no-plots --out none");
-    assert_eq!(desk.bytes("none/retention.csv"), desk.bytes("kept/retention.csv"));
-    desk.ok("sweep grid.toml --no-plots --out plain");
-    assert!(!desk.path("plain/retention.csv").exists(), "no run has retention");
+    sandbox.ok("sweep grid.toml retention=2 chunk_size=4,8 -j 4 --keep none --no-plots --out none");
+    assert_eq!(sandbox.bytes("none/retention.csv"), sandbox.bytes("kept/retention.csv"));
+    sandbox.ok("sweep grid.toml --no-plots --out plain");
+    assert!(!sandbox.path("plain/retention.csv").exists(), "no run has retention");
 }

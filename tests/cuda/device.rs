@@ -18,13 +18,13 @@ thread_local! {
 
 /// Runs a test on the processor alone, where two threads' accesses of shared memory with no barrier between are failures.
 pub fn watch(test: impl FnOnce()) {
-    struct Until;
-    impl Drop for Until {
+    struct StopWatching;
+    impl Drop for StopWatching {
         fn drop(&mut self) {
             WATCHING.set(false);
         }
     }
-    let _until = Until;
+    let _stop = StopWatching;
     WATCHING.set(true);
     test();
 }

@@ -63,10 +63,14 @@ pub fn library(kind: Kind) -> Result<PathBuf, String> {
     let run = |arguments: &[&str]| {
         let mut command = Command::new(&compiler);
         command.args(arguments).current_dir(folder.path());
-        let ran =
+        let output =
             command.output().map_err(|error| format!("{compiler}: {error} (a C++ compiler is needed)"))?;
-        let message = String::from_utf8_lossy(&ran.stderr);
-        if ran.status.success() { Ok(()) } else { Err(format!("{compiler}: {}\n{message}", ran.status)) }
+        let message = String::from_utf8_lossy(&output.stderr);
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(format!("{compiler}: {}\n{message}", output.status))
+        }
     };
     steps.iter().try_for_each(|step| run(step))?;
     std::fs::rename(folder.path().join("kernels.so"), &path).map_err(say)?;

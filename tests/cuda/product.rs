@@ -22,13 +22,13 @@ const SIZES: [[usize; 3]; 9] = [
 
 /// A matrix of each pair as the test lays it out: rows × cols as it lies in memory.
 #[derive(Clone, Copy)]
-struct Laid {
+struct MatrixLayout {
     rows: usize,
     row: usize,
     stride: usize,
 }
 
-impl Laid {
+impl MatrixLayout {
     fn new(rows: usize, cols: usize, gap: usize, shared: bool) -> Self {
         let row = cols + gap;
         Self { rows, row, stride: if shared { 0 } else { rows * row + gap } }
@@ -54,16 +54,16 @@ fn check<T: Real>(
     let [rows, cols, depth] = size;
     let turned = |transposed, (rows, cols)| if transposed { (cols, rows) } else { (rows, cols) };
     let [a_dim, b_dim] = [turned(transposed[0], (rows, depth)), turned(transposed[1], (depth, cols))];
-    let a = Laid::new(a_dim.0, a_dim.1, gap, false);
-    let b = Laid::new(b_dim.0, b_dim.1, gap, shared);
-    let c = Laid::new(rows, cols, gap, false);
-    let random = |laid: Laid, seed| -> Vec<T> {
-        uniform((1, 1, laid.elements(batch)), 1.0, seed).iter().map(|&x| T::from_f64(x)).collect()
+    let a = MatrixLayout::new(a_dim.0, a_dim.1, gap, false);
+    let b = MatrixLayout::new(b_dim.0, b_dim.1, gap, shared);
+    let c = MatrixLayout::new(rows, cols, gap, false);
+    let random = |layout: MatrixLayout, seed| -> Vec<T> {
+        uniform((1, 1, layout.elements(batch)), 1.0, seed).iter().map(|&x| T::from_f64(x)).collect()
     };
     let numbers = [random(a, 1), random(b, 2)];
-    let at = |numbers: &[T], laid: Laid, pair: usize, (i, j): (usize, usize), transposed: bool| {
+    let at = |numbers: &[T], layout: MatrixLayout, pair: usize, (i, j): (usize, usize), transposed: bool| {
         let (i, j) = if transposed { (j, i) } else { (i, j) };
-        numbers[pair * laid.stride + i * laid.row + j].to_f64()
+        numbers[pair * layout.stride + i * layout.row + j].to_f64()
     };
     let places: Vec<_> = (0..batch)
         .flat_map(|pair| (0..rows).flat_map(move |i| (0..cols).map(move |j| (pair, i, j))))

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use nmem::cuda::Chosen;
+use nmem::cuda::OpenDevice;
 use nmem::real::ElementType;
 use nmem::scan_bench::{Algorithm, BenchRow, BenchShape, Config, Gate, Layout, execute};
 
@@ -28,7 +28,7 @@ fn config() -> Config {
     }
 }
 
-fn rows(config: Config, devices: &[Chosen]) -> Vec<BenchRow> {
+fn rows(config: Config, devices: &[OpenDevice]) -> Vec<BenchRow> {
     let folder = tempfile::tempdir().unwrap();
     let config = Config { out: folder.path().join("out"), ..config };
     execute(config, devices, false, &mut |_| Ok(())).unwrap().rows
@@ -37,7 +37,7 @@ fn rows(config: Config, devices: &[Chosen]) -> Vec<BenchRow> {
 #[test]
 fn every_case_is_right_and_timed() {
     for (name, device) in devices() {
-        let rows = rows(config(), &[Chosen::of(0, Arc::clone(device))]);
+        let rows = rows(config(), &[OpenDevice::of(0, Arc::clone(device))]);
         // 2 types × 2 shapes × (auto in 4 kinds, the pair twice in one).
         assert_eq!(rows.len(), 2 * 2 * 6, "{name}");
         for row in &rows {
@@ -61,8 +61,8 @@ fn rows_tell_gpus_apart() {
             dtypes: vec![ElementType::F32],
             ..config()
         };
-        let gpu = |index| Chosen::of(index, Arc::clone(device));
-        let rows = rows(config, &[gpu(2), gpu(0), Chosen::default()]);
+        let gpu = |index| OpenDevice::of(index, Arc::clone(device));
+        let rows = rows(config, &[gpu(2), gpu(0), OpenDevice::default()]);
         let devices: Vec<_> = rows.iter().map(|row| &row.device[..]).collect();
         assert_eq!(devices, ["cuda:2", "cuda", "cpu"], "{name}");
     }

@@ -1,8 +1,8 @@
 //! Disks that lose power, fill up, or lose the process that writes to them, with the program from outside. Needs root for file
 //! systems of its own; tests are listed as ignored where it is not to be had. `just kills` runs those that take long.
 
-#[path = "../support/desk.rs"]
-mod desk;
+#[path = "../support/sandbox.rs"]
+mod sandbox;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -11,13 +11,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
-use desk::{Desk, Table, shipped, tokens};
 use libtest_mimic::{Arguments, Failed, Trial};
+use sandbox::{Sandbox, Table, shipped, tokens};
 
 fn main() -> ExitCode {
     let required = std::env::var_os("NMEM_REQUIRE_MOUNT").is_some();
     let can_mount = Mounted::tmpfs("1m").is_ok() || required;
-    let can_loop = Mounted::ext4(&Desk::new().path("image")).is_ok();
+    let can_loop = Mounted::ext4(&Sandbox::new().path("image")).is_ok();
     let test = |name: &str, run: fn() -> Result<(), Failed>, possible: bool| {
         Trial::test(name, run).with_ignored_flag(!possible)
     };
@@ -108,16 +108,16 @@ fn passages() -> String {
 
 /// A new directory, and one that is replaced.
 fn a_power_loss_after_the_end_loses_nothing() -> Result<(), Failed> {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     for replaced in [false, true] {
-        let image = desk.path(&format!("image-{replaced}"));
+        let image = sandbox.path(&format!("image-{replaced}"));
         let mounted = Mounted::ext4(&image)?;
         let line = format!("store {} --out {}/out -q", passages(), mounted.path().display());
         if replaced {
-            desk.ok(&format!("{line} --decay 0.1"));
+            sandbox.ok(&format!("{line} --decay 0.1"));
             command("sync", &[])?;
         }
-        desk.ok(&format!("{line} --decay 0.7 --force"));
+        sandbox.ok(&format!("{line} --decay 0.7 --force"));
         let expected = sizes(&mounted.path().join("out")).len();
         let before = fs::read(mounted.path().join("out/metrics.csv"))?;
         mounted.lose_power();
@@ -130,42 +130,46 @@ fn a_power_loss_after_the_end_loses_nothing() -> Result<(), Failed> {
 }
 
 fn a_power_loss_after_a_sweep_loses_nothing() -> Result<(), Failed> {
-    let desk = sweep_desk(20);
-    let image = desk.path("image");
+    let sandbox = sweep_sandbox(20);
+    let image = sandbox.path("image");
     let mounted = Mounted::ext4(&image)?;
-    desk.ok(&format!("sweep grid.toml --out {}/out -q", mounted.path().display()));
+    sandbox.ok(&format!("sweep grid.toml --out {}/out -q", mounted.path().display()));
     mounted.lose_power();
     let mounted = Mounted::ext4(&image)?;
     let out = mounted.path().join("out");
     let empty: Vec<_> =
         sizes(&out).into_iter().filter(|(path, size)| *size == 0 && !path.ends_with(".lock")).collect();
     assert!(empty.is_empty(), "{empty:?}");
-    let ran = desk.ok(&format!("sweep grid.toml --out {}", out.display()));
-    assert!(ran.out.starts_with("runs             20: 20 done before, 0 run now\n"), "{}", ran.out);
+    let output = sandbox.ok(&format!("sweep grid.toml --out {}", out.display()));
+    assert!(output.out.starts_with("runs             20: 20 done before, 0 run now\n"), "{}", output.out);
     Ok(())
 }
 
-fn sweep_desk(runs: usize) -> Desk {
-    let desk = Desk::new();
-    desk.npy("seq.npy", &tokens(&[40, 8], 1));
-    desk.file(
+fn sweep_sandbox(runs: usize) -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.npy("seq.npy", &tokens(&[40, 8], 1));
+    sandbox.file(
         "grid.toml",
         format!("data = 'seq.npy'\nheads = 2\nchunk_size = 4\n[grid]\nseed = 'range(0, {runs})'\n"),
     );
-    desk
+    sandbox
 }
 
 /// A disk that fills up at another moment each time, then room: the sweep resumes, whatever the disk did to its records.
 fn a_sweep_on_a_full_disk_resumes() -> Result<(), Failed> {
-    let desk = sweep_desk(40);
+    let sandbox = sweep_sandbox(40);
     for kilobytes in (40..240).step_by(10) {
         let mounted = Mounted::tmpfs(&format!("{kilobytes}k"))?;
         let line = format!("sweep grid.toml --out {}/out --no-plots -q -j", mounted.path().display());
-        let ran = desk.run(&format!("{line} 8"));
-        assert!(matches!(ran.code, Some(0..=2)) && !ran.err.contains("--force"), "{kilobytes}k: {}", ran.err);
+        let output = sandbox.run(&format!("{line} 8"));
+        assert!(
+            matches!(output.code, Some(0..=2)) && !output.err.contains("--force"),
+            "{kilobytes}k: {}",
+            output.err
+        );
         command("mount", &["-o", "remount,size=20m", &mounted.path().display().to_string()])?;
-        let ran = desk.ok(&format!("{line} 2"));
-        assert!(ran.err.is_empty(), "{kilobytes}k: {}", ran.err);
+        let output = sandbox.ok(&format!("{line} 2"));
+        assert!(output.err.is_empty(), "{kilobytes}k: {}", output.err);
         let hidden: Vec<_> = sizes(mounted.path())
             .into_iter()
             .filter(|(path, _)| path.display().to_string().contains(".nmem-"))
@@ -177,13 +181,13 @@ fn a_sweep_on_a_full_disk_resumes() -> Result<(), Failed> {
 
 /// 200 runs with 50 kills on the way: in the end every run is there once, and as if nobody had been killed.
 fn fifty_kills_lose_nothing() -> Result<(), Failed> {
-    let desk = sweep_desk(200);
+    let sandbox = sweep_sandbox(200);
     // Each run computes 21 times, so that 50 kills fall into them.
     let line = "sweep grid.toml repeat=20 --no-plots -q --out";
     let mut kills = 0;
     for n in 0..50_u64 {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nmem"));
-        command.args(line.split(' ')).arg("out").current_dir(desk.path(".")).stderr(Stdio::null());
+        command.args(line.split(' ')).arg("out").current_dir(sandbox.path(".")).stderr(Stdio::null());
         let mut child = command.spawn()?;
         std::thread::sleep(Duration::from_millis(20 + n * 7919 % 180));
         if child.try_wait()?.is_none() {
@@ -193,16 +197,16 @@ fn fifty_kills_lose_nothing() -> Result<(), Failed> {
         child.wait()?;
     }
     println!("{kills} of 50 were killed before their end");
-    desk.ok(&format!("{line} out"));
-    desk.ok(&format!("{line} whole"));
+    sandbox.ok(&format!("{line} out"));
+    sandbox.ok(&format!("{line} whole"));
     let rows = |name: &str| {
-        let Table { header, rows } = desk.csv(&format!("{name}/results.csv"));
+        let Table { header, rows } = sandbox.csv(&format!("{name}/results.csv"));
         let kept: Vec<_> =
             (0..header.len()).filter(|&i| !["tokens_per_s", "wall_s"].contains(&&*header[i])).collect();
         rows.iter().map(|row| kept.iter().map(|&i| row[i].clone()).collect::<Vec<_>>()).collect::<Vec<_>>()
     };
     assert!(rows("out").len() == 200 && rows("out") == rows("whole"));
-    assert_eq!(desk.names("out/runs"), desk.names("whole/runs"));
-    assert_eq!(desk.names("out"), desk.names("whole"));
+    assert_eq!(sandbox.names("out/runs"), sandbox.names("whole/runs"));
+    assert_eq!(sandbox.names("out"), sandbox.names("whole"));
     Ok(())
 }

@@ -5,11 +5,11 @@
 
 #![cfg(target_os = "linux")]
 
-#[path = "../support/desk.rs"]
-mod desk;
 #[path = "../cuda/library.rs"]
 mod library;
 mod program;
+#[path = "../support/sandbox.rs"]
+mod sandbox;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -197,7 +197,7 @@ fn a_device_that_is_broken_hides_no_other() {
 }
 
 #[test]
-fn left_to_the_program_it_is_the_processor_with_a_note() {
+fn device_auto_is_the_cpu_with_a_note() {
     let folder = driver(&["INIT=100"]);
     let out = tempfile::tempdir().unwrap();
     let out = out.path().join("out");
@@ -216,9 +216,9 @@ fn left_to_the_program_it_is_the_processor_with_a_note() {
         "auto",
         "--out",
     ];
-    let ran = nmem(folder.path(), &[&arguments[..], &[out.to_str().unwrap()]].concat(), &[]);
-    let text = String::from_utf8(ran.stderr).unwrap();
-    assert_eq!(ran.status.code(), Some(0), "{text}");
+    let output = nmem(folder.path(), &[&arguments[..], &[out.to_str().unwrap()]].concat(), &[]);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{text}");
     assert!(
         text.starts_with("note: --device auto: cpu (cuda: there is an NVIDIA driver but no device"),
         "{text}"

@@ -4,8 +4,8 @@ use ndarray::{Array1, ArrayD};
 use safetensors::Dtype;
 use serde_json::Value;
 
-use crate::desk::{COUNTS, Desk, Table, tokens};
 use crate::library::{Kind, library};
+use crate::sandbox::{COUNTS, Sandbox, Table, tokens};
 use crate::support::{assert_close, assert_close_to_largest};
 use crate::{driver, libraries};
 
@@ -17,7 +17,7 @@ const GPU: &str = "cuda:0 Make-believe 10";
 
 /// A folder to work in, whose commands find that driver and perhaps a libcublas.
 struct Bench {
-    desk: Desk,
+    sandbox: Sandbox,
     _libraries: tempfile::TempDir,
 }
 
@@ -27,30 +27,30 @@ impl Bench {
         let folder =
             if cublas { libraries(&[whole, ("blas.c", "libcublas.so", &[])]) } else { driver(whole.2) };
         let kernels = library(Kind::Forwards).expect("kernels compiled for the processor");
-        let desk = Desk::new().set("LD_LIBRARY_PATH", folder.path()).set("KERNELS", kernels);
-        Self { desk, _libraries: folder }
+        let sandbox = Sandbox::new().set("LD_LIBRARY_PATH", folder.path()).set("KERNELS", kernels);
+        Self { sandbox, _libraries: folder }
     }
 
     fn set(self, name: &'static str, value: &str) -> Self {
-        Self { desk: self.desk.set(name, value), ..self }
+        Self { sandbox: self.sandbox.set(name, value), ..self }
     }
 
     /// Must succeed and leave nothing on the GPU, and say nothing else on stderr.
     fn ok(&self, line: &str) -> String {
-        let ran = self.desk.ok(line);
-        assert_eq!(ran.err, "left: 0\n", "nmem {line}");
-        ran.out
+        let output = self.sandbox.ok(line);
+        assert_eq!(output.err, "left: 0\n", "nmem {line}");
+        output.out
     }
 
     /// Two folders of results agree: metrics, what was read, the memory.
     fn agree(&self, got: &str, expected: &str, rel: f64) {
-        let desk = &self.desk;
-        assert_eq!(desk.names(got), desk.names(expected), "{got}: files");
-        for name in desk.names(got) {
+        let sandbox = &self.sandbox;
+        assert_eq!(sandbox.names(got), sandbox.names(expected), "{got}: files");
+        for name in sandbox.names(got) {
             let [got, expected] = [got, expected].map(|folder| format!("{folder}/{name}"));
             match name.rsplit('.').next() {
                 Some("csv") => {
-                    let [got, expected] = [&got, &expected].map(|name| desk.csv(name));
+                    let [got, expected] = [&got, &expected].map(|name| sandbox.csv(name));
                     assert_eq!(got.header, expected.header);
                     for column in &expected.header {
                         let what = format!("{name}, {column}");
@@ -78,11 +78,11 @@ impl Bench {
                     }
                 }
                 Some("npy") => {
-                    let [got, expected] = [&got, &expected].map(|name| desk.floats(name));
+                    let [got, expected] = [&got, &expected].map(|name| sandbox.floats(name));
                     assert_close_to_largest(&name, got.view(), expected.view(), rel);
                 }
                 Some("safetensors") => {
-                    let [got, expected] = [&got, &expected].map(|name| desk.tensors(name));
+                    let [got, expected] = [&got, &expected].map(|name| sandbox.tensors(name));
                     assert!(got.keys().eq(expected.keys()), "{name}: names");
                     for (tensor, expected) in &expected {
                         let got = &got[tensor];
@@ -111,18 +111,18 @@ impl Bench {
             assert!(out.contains(&format!("results          {name}-{device}")), "{out}");
         }
         self.agree(&format!("{name}-cuda"), &format!("{name}-cpu"), rel);
-        assert_eq!(self.desk.json(&format!("{name}-cuda/run.json"))["device"], GPU);
-        assert_eq!(self.desk.json(&format!("{name}-cpu/run.json"))["device"], "cpu");
+        assert_eq!(self.sandbox.json(&format!("{name}-cuda/run.json"))["device"], GPU);
+        assert_eq!(self.sandbox.json(&format!("{name}-cpu/run.json"))["device"], "cpu");
     }
 
     fn ok_on(&self, device: &str, line: &str) -> String {
         let line = format!("{line} --device {device}");
-        if device == "cpu" { self.desk.ok(&line).out } else { self.ok(&line) }
+        if device == "cpu" { self.sandbox.ok(&line).out } else { self.ok(&line) }
     }
 }
 
 fn data(bench: &Bench, shape: &[usize]) {
-    bench.desk.npy("data.npy", &tokens(shape, 7));
+    bench.sandbox.npy("data.npy", &tokens(shape, 7));
 }
 
 #[test]
@@ -139,13 +139,13 @@ fn store_then_retrieve_then_go_on() {
         bench.same(&name("online"), &format!("retrieve data.npy --online --probe {drawn} --no-plots"), rel);
         bench.same(&name("on"), &format!("store data.npy {memory}"), rel);
     }
-    let phases = &bench.desk.json("store-f32-cuda/run.json")["wall_s"]["engine_phases"];
-    let run = bench.desk.json("store-f32-cuda/run.json");
+    let phases = &bench.sandbox.json("store-f32-cuda/run.json")["wall_s"]["engine_phases"];
+    let run = bench.sandbox.json("store-f32-cuda/run.json");
     assert_eq!(run["software"], "driver of CUDA 11.4, kernels from PTX 9.0");
     assert_eq!((&run["products"], &run["threads_used"]), (&Value::Null, &Value::from(1)), "none are large");
-    let message = bench.desk.ok("store data.npy --chunk-size 4 --device cuda -v --no-plots --out told");
-    assert!(message.out.contains(&format!("\ndevice           {GPU}\n")), "{}", message.out);
-    assert!(message.err.contains("\nengine: walk "), "{}", message.err);
+    let verbose = bench.sandbox.ok("store data.npy --chunk-size 4 --device cuda -v --no-plots --out told");
+    assert!(verbose.out.contains(&format!("\ndevice           {GPU}\n")), "{}", verbose.out);
+    assert!(verbose.err.contains("\nengine: walk "), "{}", verbose.err);
     // An event of driver.c comes 250 ms after the last.
     assert_eq!(phases["walk"], 0.5, "{phases}");
 }
@@ -162,8 +162,8 @@ fn a_gpu_of_many_multiprocessors() {
         let few = Bench::new(true).set("MULTIPROCESSORS", "1").set("SHARED", "232448");
         data(&few, &[tokens, dim]);
         few.ok(&format!("{line} --device cuda --out few"));
-        let many = bench.desk.bytes(&format!("{dim}-{chunk}-cuda/retrieved.npy"));
-        assert!(few.desk.bytes("few/retrieved.npy") != many, "{dim}, {chunk}: as many segments");
+        let many = bench.sandbox.bytes(&format!("{dim}-{chunk}-cuda/retrieved.npy"));
+        assert!(few.sandbox.bytes("few/retrieved.npy") != many, "{dim}, {chunk}: as many segments");
     }
 }
 
@@ -173,13 +173,13 @@ fn large_products_by_cublas_or_by_the_kernel() {
         let bench = Bench::new(cublas);
         data(&bench, &[23, 130]);
         bench.same("run", "retrieve data.npy --online --heads 2 --chunk-size 8 --no-plots", F32);
-        assert_eq!(bench.desk.json("run-cuda/run.json")["products"], products);
+        assert_eq!(bench.sandbox.json("run-cuda/run.json")["products"], products);
         // Whatever another run of the process had.
-        bench.desk.npy("small.npy", &tokens(&[20, 8], 1));
-        bench.desk.file("both.toml", "device = 'cuda'\n[grid]\ndata = ['data.npy', 'small.npy']\n");
-        bench.desk.ok("sweep both.toml -j 1 --keep metrics --out both");
-        let table = bench.desk.csv("both/results.csv");
-        let of = |run: &str| bench.desk.json(&format!("both/runs/{run}/run.json"))["products"].clone();
+        bench.sandbox.npy("small.npy", &tokens(&[20, 8], 1));
+        bench.sandbox.file("both.toml", "device = 'cuda'\n[grid]\ndata = ['data.npy', 'small.npy']\n");
+        bench.sandbox.ok("sweep both.toml -j 1 --keep metrics --out both");
+        let table = bench.sandbox.csv("both/results.csv");
+        let of = |run: &str| bench.sandbox.json(&format!("both/runs/{run}/run.json"))["products"].clone();
         let of_runs: Vec<_> = table.texts("run").into_iter().map(of).collect();
         let large = usize::from(table.texts("data")[0].contains("small"));
         assert_eq!((&of_runs[large], &of_runs[1 - large]), (&Value::from(products), &Value::Null));
@@ -192,12 +192,12 @@ fn a_sweep_whose_runs_share_the_gpu() {
     data(&bench, &[40, 8]);
     let experiment = "data = 'data.npy'\nchunk_size = 4\n[grid]\nlearning_rate = [0.01, 0.1]\n\
                       device = ['cpu', 'cuda:0', 'auto', 'cuda:1']\n";
-    bench.desk.file("experiment.toml", experiment);
-    let ran = bench.desk.ok("sweep experiment.toml --jobs 3 --out all");
-    assert!(ran.err.ends_with("left: 0\n"), "{}", ran.err);
-    let lines = |name: String| bench.desk.bytes(&format!("all/records/{name}"));
+    bench.sandbox.file("experiment.toml", experiment);
+    let output = bench.sandbox.ok("sweep experiment.toml --jobs 3 --out all");
+    assert!(output.err.ends_with("left: 0\n"), "{}", output.err);
+    let lines = |name: String| bench.sandbox.bytes(&format!("all/records/{name}"));
     let text =
-        String::from_utf8(bench.desk.names("all/records").into_iter().flat_map(lines).collect()).unwrap();
+        String::from_utf8(bench.sandbox.names("all/records").into_iter().flat_map(lines).collect()).unwrap();
     let records: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     // What it was that was left to the program.
     for (asked, device) in [("cpu", "cpu"), ("auto", GPU), ("cuda:1", "cuda:1 Make-believe 11")] {
@@ -205,7 +205,7 @@ fn a_sweep_whose_runs_share_the_gpu() {
         assert!(records.iter().filter(of).all(|record| record["device"] == device), "{records:?}");
         assert_eq!(records.iter().filter(of).count(), 2);
     }
-    let table = bench.desk.csv("all/results.csv");
+    let table = bench.sandbox.csv("all/results.csv");
     let (devices, rates) = (table.texts("device"), table.numbers("learning_rate"));
     let losses = table.numbers("loss_mean");
     assert_eq!(losses.len(), 8);
@@ -222,41 +222,44 @@ fn scan_bench_on_both() {
     let out = bench.ok(
         "scan-bench --batch 2 --steps 3,70 --channels 5,33 --seconds 0 --runs 2 --device cpu,cuda --dtype f32,f64 --out scans",
     );
-    let table = bench.desk.csv("scans/scan_bench.csv");
+    let table = bench.sandbox.csv("scans/scan_bench.csv");
     let devices = table.texts("device");
     assert!(devices.contains(&"cpu") && devices.contains(&"cuda"), "side by side: {devices:?}");
     assert!(table.texts("correct").iter().all(|&correct| correct == "true"), "{out}");
-    assert!(bench.desk.names("scans/plots").contains(&"bandwidth.svg".to_owned()));
+    assert!(bench.sandbox.names("scans/plots").contains(&"bandwidth.svg".to_owned()));
     assert!(out.contains(&format!("\n          {GPU}\n")), "{out}");
-    let gpu = &bench.desk.json("scans/machine.json")["gpus"][0];
+    let gpu = &bench.sandbox.json("scans/machine.json")["gpus"][0];
     assert_eq!((&gpu["name"], &gpu["driver"]), (&Value::from("Make-believe 10"), &Value::from("11.4")));
 
     // On GPUs alone there are more shapes, fewer algorithms and no threads, whatever they were called.
     for device in ["cuda", "auto"] {
         let line = "scan-bench --algorithm tree,pair --max-bytes 9000000 --threads 2 --seconds 0 --runs 1 --no-plots --force --out none";
-        let ran = bench.desk.ok(&format!("{line} --device {device}"));
-        assert!(ran.err.contains("\nleft out: 8 × 65536 × 1536"), "{}", ran.err);
+        let output = bench.sandbox.ok(&format!("{line} --device {device}"));
+        assert!(output.err.contains("\nleft out: 8 × 65536 × 1536"), "{}", output.err);
         let notes = "left out: tree: on a GPU there are auto, pair and pair-last alone\nnote: --threads is for the processor\n";
-        assert!(ran.err.starts_with(notes), "{}", ran.err);
+        assert!(output.err.starts_with(notes), "{}", output.err);
     }
 }
 
 #[test]
-fn left_to_the_program_it_is_the_gpu() {
+fn device_auto_is_the_gpu() {
     let bench = Bench::new(false);
     data(&bench, &[20, 6]);
     bench.ok("store data.npy --no-plots --device auto --out out");
-    assert_eq!(bench.desk.json("out/run.json")["device"], GPU);
+    assert_eq!(bench.sandbox.json("out/run.json")["device"], GPU);
     // Unless what is asked for is not there.
-    let ran = bench.desk.run("scan-bench --algorithm tree --device cuda --out none");
-    assert_eq!(ran.err, "left: 0\nerror: --algorithm: expected auto, pair or pair-last on a GPU, got tree\n");
-    let ran = bench.desk.ok("store data.npy --no-plots --retention 1 --device auto --out kept");
-    assert_eq!(ran.err, "note: --device auto: cpu (--retention is for the processor alone)\n");
-    assert_eq!(bench.desk.json("kept/run.json")["device"], "cpu");
+    let output = bench.sandbox.run("scan-bench --algorithm tree --device cuda --out none");
+    assert_eq!(
+        output.err,
+        "left: 0\nerror: --algorithm: expected auto, pair or pair-last on a GPU, got tree\n"
+    );
+    let output = bench.sandbox.ok("store data.npy --no-plots --retention 1 --device auto --out kept");
+    assert_eq!(output.err, "note: --device auto: cpu (--retention is for the processor alone)\n");
+    assert_eq!(bench.sandbox.json("kept/run.json")["device"], "cpu");
 }
 
 #[test]
-fn a_divergence_is_told_as_on_the_processor() {
+fn a_divergence_is_reported_as_on_the_cpu() {
     let bench = Bench::new(false);
     data(&bench, &[2, 60, 6]);
     // Reads leave f32 and the memory does not; both do.
@@ -264,17 +267,17 @@ fn a_divergence_is_told_as_on_the_processor() {
         ("--learning-rate 1e22", &["memory.safetensors", "metrics.csv", "run.json"][..]),
         ("--learning-rate 1e38 --momentum 1e30", &["metrics.csv", "run.json"]),
     ] {
-        let ran = |device: &str| {
+        let output = |device: &str| {
             let line = format!(
                 "retrieve data.npy --online {options} --no-plots --force --device {device} --out {device}"
             );
-            let ran = bench.desk.run(&line);
-            assert_eq!(ran.code, Some(1), "{}", ran.err);
-            assert_eq!(bench.desk.names(device), files);
-            let diverged = bench.desk.json(&format!("{device}/run.json"))["diverged"].clone();
-            (ran.err.replace("left: 0\n", "").replace(device, "DEVICE"), diverged)
+            let output = bench.sandbox.run(&line);
+            assert_eq!(output.code, Some(1), "{}", output.err);
+            assert_eq!(bench.sandbox.names(device), files);
+            let diverged = bench.sandbox.json(&format!("{device}/run.json"))["diverged"].clone();
+            (output.err.replace("left: 0\n", "").replace(device, "DEVICE"), diverged)
         };
-        assert_eq!(ran("cuda"), ran("cpu"));
+        assert_eq!(output("cuda"), output("cpu"));
     }
 }
 
@@ -289,13 +292,13 @@ fn a_gpu_that_fails_leaves_no_results() {
     ] {
         let bench = Bench::new(false).set(name, value);
         data(&bench, &[200, 64]);
-        let before = bench.desk.contents();
-        let ran = bench.desk.run("store data.npy --device cuda --out out");
-        let message = ran.err.replace("left: 0\n", "");
-        assert_eq!((ran.code, &ran.out[..]), (Some(2), ""), "{name}={value}: {message}");
+        let before = bench.sandbox.contents();
+        let output = bench.sandbox.run("store data.npy --device cuda --out out");
+        let message = output.err.replace("left: 0\n", "");
+        assert_eq!((output.code, &output.out[..]), (Some(2), ""), "{name}={value}: {message}");
         assert!(message.starts_with("error: ") && message.lines().count() == 1, "{name}={value}: {message}");
         assert!(message.contains(expected), "{name}={value}: {message}");
-        assert_eq!(bench.desk.contents(), before, "{name}={value}: what is in the folder");
-        assert!(ran.err.contains("left: 0\n"), "{name}={value}: given back: {}", ran.err);
+        assert_eq!(bench.sandbox.contents(), before, "{name}={value}: what is in the folder");
+        assert!(output.err.contains("left: 0\n"), "{name}={value}: given back: {}", output.err);
     }
 }

@@ -143,7 +143,7 @@ fn no_probe_no_ratio() {
 }
 
 #[test]
-fn what_is_not_finite_breaks_lines_and_is_told() {
+fn nonfinite_values_break_lines_and_are_reported() {
     let mut rows = String::new();
     for chunk in 0..30 {
         let surprise = match chunk {

@@ -62,7 +62,7 @@ fn safetensors_round_trip_bit_for_bit() {
 
 /// The bytes themselves: a change of order or layout would change every memory's hash.
 #[test]
-fn safetensors_bytes_are_pinned() {
+fn safetensors_bytes_stay_the_same() {
     let folder = Folder::new();
     let path = folder.path("x.safetensors");
     let tensors = BTreeMap::from([

@@ -37,21 +37,21 @@ fn main() -> ExitCode {
 }
 
 /// A folder with a sequence and an experiment of twelve runs.
-struct Desk {
+struct Sandbox {
     folder: TempDir,
     cluster: Cluster,
 }
 
-impl Desk {
+impl Sandbox {
     fn new(fixed: &str) -> Self {
-        let desk = Self { folder: tempfile::tempdir().unwrap(), cluster: Cluster::start() };
+        let sandbox = Self { folder: tempfile::tempdir().unwrap(), cluster: Cluster::start() };
         let tokens = Array2::from_shape_fn((203, 8), |(i, j)| ((i * 7 + j * 13) % 17) as f32 / 4.0 - 2.0);
-        ndarray_npy::write_npy(desk.path("tokens.npy"), &tokens).unwrap();
+        ndarray_npy::write_npy(sandbox.path("tokens.npy"), &tokens).unwrap();
         let text = format!(
             "[fixed]\ndata = \"tokens.npy\"\n{fixed}\n[grid]\nchunk_size = [4, 8, 16]\ndecay = [0.1, 0.5]\nseed = [1, 2]\n"
         );
-        std::fs::write(desk.path("grid.toml"), text).unwrap();
-        desk
+        std::fs::write(sandbox.path("grid.toml"), text).unwrap();
+        sandbox
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -142,49 +142,49 @@ fn untimed(path: &Path, timed: &[&str]) -> Vec<Vec<String>> {
 }
 
 fn an_array_does_what_one_machine_does() {
-    let desk = Desk::new("");
-    desk.ends("sweep grid.toml --out here", 0);
+    let sandbox = Sandbox::new("");
+    sandbox.ends("sweep grid.toml --out here", 0);
     let (array, collect) =
-        desk.submit("sweep grid.toml --out there --slurm --shards 4 --partition debug --time 5");
-    desk.cluster.wait_for_jobs();
+        sandbox.submit("sweep grid.toml --out there --slurm --shards 4 --partition debug --time 5");
+    sandbox.cluster.wait_for_jobs();
     for task in 1..=4 {
         assert_eq!(
-            desk.cluster.job(&format!("{array}_{task}"), "JobState"),
+            sandbox.cluster.job(&format!("{array}_{task}"), "JobState"),
             "COMPLETED",
             "{}",
-            desk.logs("there")
+            sandbox.logs("there")
         );
     }
-    assert_eq!(desk.cluster.job(&collect, "JobState"), "COMPLETED", "{}", desk.logs("there"));
-    desk.same("here", "there");
-    assert_eq!(std::fs::read_dir(desk.path("there/records")).unwrap().count(), 4, "a file a share");
-    assert!(desk.path("there/plots/loss_before_mean.svg").is_file());
-    desk.ends("sweep --collect there", 0);
-    desk.same("here", "there");
+    assert_eq!(sandbox.cluster.job(&collect, "JobState"), "COMPLETED", "{}", sandbox.logs("there"));
+    sandbox.same("here", "there");
+    assert_eq!(std::fs::read_dir(sandbox.path("there/records")).unwrap().count(), 4, "a file a shard");
+    assert!(sandbox.path("there/plots/loss_before_mean.svg").is_file());
+    sandbox.ends("sweep --collect there", 0);
+    sandbox.same("here", "there");
 }
 
 fn a_cancelled_task_is_missing_until_it_is_done_again() {
     // Long enough to be caught in the middle.
-    let desk = Desk::new("repeat = 1500");
-    desk.ends("sweep grid.toml --out here", 0);
+    let sandbox = Sandbox::new("repeat = 1500");
+    sandbox.ends("sweep grid.toml --out here", 0);
     let (array, collect) =
-        desk.submit("sweep grid.toml --out there --slurm --shards 4 --array-parallelism 1");
+        sandbox.submit("sweep grid.toml --out there --slurm --shards 4 --array-parallelism 1");
     let task = format!("{array}_3");
-    desk.cluster.wait("a running task", || desk.cluster.job(&task, "JobState") == "RUNNING");
-    desk.cluster.run("scancel", [&task]);
-    desk.cluster.wait_for_jobs();
-    assert_eq!(desk.cluster.job(&task, "JobState"), "CANCELLED");
+    sandbox.cluster.wait("a running task", || sandbox.cluster.job(&task, "JobState") == "RUNNING");
+    sandbox.cluster.run("scancel", [&task]);
+    sandbox.cluster.wait_for_jobs();
+    assert_eq!(sandbox.cluster.job(&task, "JobState"), "CANCELLED");
     // The last job says what is missing, and ends with 1.
-    assert_eq!(desk.cluster.job(&collect, "ExitCode"), "1:0", "{}", desk.logs("there"));
-    assert!(desk.logs("there").contains("missing"), "{}", desk.logs("there"));
-    let rows = untimed(&desk.path("there/results.csv"), &["tokens_per_s", "wall_s"]).len() - 1;
+    assert_eq!(sandbox.cluster.job(&collect, "ExitCode"), "1:0", "{}", sandbox.logs("there"));
+    assert!(sandbox.logs("there").contains("missing"), "{}", sandbox.logs("there"));
+    let rows = untimed(&sandbox.path("there/results.csv"), &["tokens_per_s", "wall_s"]).len() - 1;
     assert!((9..12).contains(&rows), "{rows} of 12 runs");
-    desk.ends("sweep --collect there", 1);
+    sandbox.ends("sweep --collect there", 1);
 
-    // That share alone once more: the script knows how many there are.
-    let script = desk.path("there/sweep.sbatch");
-    desk.cluster.run("sbatch", ["--array=3", script.to_str().unwrap()]);
-    desk.cluster.wait_for_jobs();
-    desk.ends("sweep --collect there", 0);
-    desk.same("here", "there");
+    // That shard alone once more: the script knows how many there are.
+    let script = sandbox.path("there/sweep.sbatch");
+    sandbox.cluster.run("sbatch", ["--array=3", script.to_str().unwrap()]);
+    sandbox.cluster.wait_for_jobs();
+    sandbox.ends("sweep --collect there", 0);
+    sandbox.same("here", "there");
 }

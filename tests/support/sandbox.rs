@@ -20,19 +20,19 @@ pub fn shipped(path: &str) -> PathBuf {
 }
 
 /// How a command ended.
-pub struct Ran {
+pub struct CommandOutput {
     pub code: Option<i32>,
     pub out: String,
     pub err: String,
 }
 
 /// A folder to work in. Commands are given as one line, words split at spaces.
-pub struct Desk {
+pub struct Sandbox {
     folder: TempDir,
     variables: Vec<(&'static str, OsString)>,
 }
 
-impl Desk {
+impl Sandbox {
     pub fn new() -> Self {
         Self { folder: tempfile::tempdir().unwrap(), variables: Vec::new() }
     }
@@ -51,21 +51,21 @@ impl Desk {
 
     /// With copies of a golden case's files.
     pub fn with_golden(case: &str) -> Self {
-        let desk = Self::new();
+        let sandbox = Self::new();
         for entry in std::fs::read_dir(shipped("tests/golden").join(case)).unwrap() {
             let path = entry.unwrap().path();
-            std::fs::copy(&path, desk.path(path.file_name().unwrap().to_str().unwrap())).unwrap();
+            std::fs::copy(&path, sandbox.path(path.file_name().unwrap().to_str().unwrap())).unwrap();
         }
-        desk
+        sandbox
     }
 
     /// With `data/passages.*`.
     pub fn with_passages() -> Self {
-        let desk = Self::new();
+        let sandbox = Self::new();
         for name in ["passages.npy", "passages.safetensors", "passages_labels.csv"] {
-            std::fs::copy(shipped("data").join(name), desk.path(name)).unwrap();
+            std::fs::copy(shipped("data").join(name), sandbox.path(name)).unwrap();
         }
-        desk
+        sandbox
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -87,21 +87,21 @@ impl Desk {
         command
     }
 
-    pub fn finish(mut command: assert_cmd::Command) -> Ran {
+    pub fn finish(mut command: assert_cmd::Command) -> CommandOutput {
         let output = command.output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
-        Ran { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+        CommandOutput { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
     }
 
-    pub fn run(&self, line: &str) -> Ran {
+    pub fn run(&self, line: &str) -> CommandOutput {
         Self::finish(self.command(line))
     }
 
     /// Must succeed.
-    pub fn ok(&self, line: &str) -> Ran {
-        let ran = self.run(line);
-        assert_eq!(ran.code, Some(0), "nmem {line}\n{}", ran.err);
-        ran
+    pub fn ok(&self, line: &str) -> CommandOutput {
+        let output = self.run(line);
+        assert_eq!(output.code, Some(0), "nmem {line}\n{}", output.err);
+        output
     }
 
     /// Must be refused: exit status 2, nothing on stdout, one line on stderr, nothing left behind. That line, without
@@ -118,8 +118,8 @@ impl Desk {
     }
 
     /// The one line on stderr of a command that ended with `code`.
-    pub fn one_error(&self, ran: &Ran, code: i32, line: &str) -> String {
-        let Ran { code: got, out, err } = ran;
+    pub fn one_error(&self, output: &CommandOutput, code: i32, line: &str) -> String {
+        let CommandOutput { code: got, out, err } = output;
         assert_eq!((*got, &out[..]), (Some(code), ""), "nmem {line}\n{err}");
         let message = err.strip_prefix("error: ").and_then(|rest| rest.strip_suffix('\n'));
         let message =
