@@ -20,7 +20,7 @@ pub struct Estimate {
 
 impl Estimate {
     /// `None` of no values.
-    pub fn of(values: &[f64]) -> Option<Self> {
+    pub fn from_values(values: &[f64]) -> Option<Self> {
         let n = values.len();
         if n == 0 {
             return None;
@@ -46,13 +46,13 @@ mod tests {
 
     #[test]
     fn of_few_values() {
-        assert_eq!(Estimate::of(&[]), None);
-        assert_eq!(Estimate::of(&[3.5]), Some(Estimate { n: 1, mean: 3.5, sd: None, half: None }));
+        assert_eq!(Estimate::from_values(&[]), None);
+        assert_eq!(Estimate::from_values(&[3.5]), Some(Estimate { n: 1, mean: 3.5, sd: None, half: None }));
         // t of 1 and of 4 degrees of freedom, from printed tables: 12.706 and 2.776.
-        let two = Estimate::of(&[1.0, 3.0]).unwrap();
+        let two = Estimate::from_values(&[1.0, 3.0]).unwrap();
         assert!((two.mean - 2.0).abs() < 1e-12 && (two.sd.unwrap() - 2f64.sqrt()).abs() < 1e-12);
         assert!((two.half.unwrap() - 12.706).abs() < 1e-3, "{two:?}");
-        let five = Estimate::of(&[1.0, 2.0, 3.0, 4.0, 5.0]).unwrap();
+        let five = Estimate::from_values(&[1.0, 2.0, 3.0, 4.0, 5.0]).unwrap();
         assert!((five.half.unwrap() - 2.776 * 2.5f64.sqrt() / 5f64.sqrt()).abs() < 1e-3, "{five:?}");
         let (low, high) = five.interval().unwrap();
         assert!((low + high - 6.0).abs() < 1e-12 && low < 2.0);
@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn of_equal_values() {
-        let same = Estimate::of(&[0.1; 3]).unwrap();
+        let same = Estimate::from_values(&[0.1; 3]).unwrap();
         assert!((same.mean - 0.1).abs() < 1e-15 && same.half.unwrap() < 1e-15);
     }
 }

@@ -220,7 +220,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let summary = Summary {
         done_before,
         wall_s: took,
-        ..Summary::of(folder.path(), &plan, &mine, &ran, &collected.rows)
+        ..Summary::new(folder.path(), &plan, &mine, &ran, &collected.rows)
     };
     match args.format {
         Format::Json => print(&format!("{}\n", serde_json::to_string_pretty(&summary)?)),
@@ -464,7 +464,7 @@ struct Failure {
 }
 
 impl Failure {
-    fn of(record: &Record, plan: &Plan) -> Self {
+    fn from_record(record: &Record, plan: &Plan) -> Self {
         Self {
             run: record.run.clone(),
             status: record.status.name(),
@@ -485,7 +485,7 @@ impl Failure {
 
 impl<'a> Summary<'a> {
     /// Outcome of the runs at `mine` of the plan: `ran` now, and on record.
-    fn of(out: &'a Path, plan: &Plan, mine: &[usize], ran: &[Record], recorded: &[Record]) -> Self {
+    fn new(out: &'a Path, plan: &Plan, mine: &[usize], ran: &[Record], recorded: &[Record]) -> Self {
         let ids: HashSet<&str> = mine.iter().map(|&place| &*plan.runs[place].id).collect();
         let recorded: Vec<&Record> = recorded.iter().filter(|record| ids.contains(&*record.run)).collect();
         // What came of a run now counts, though an older record with its results is kept.
@@ -499,7 +499,7 @@ impl<'a> Summary<'a> {
             missing: mine.len() - recorded.len(),
             failed: latest
                 .filter(|record| record.status != Status::Ok)
-                .map(|record| Failure::of(record, plan))
+                .map(|record| Failure::from_record(record, plan))
                 .collect(),
             wall_s: 0.0,
         }

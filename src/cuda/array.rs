@@ -29,7 +29,7 @@ impl<'d, T: bytemuck::Pod> Array<'d, T> {
     }
 
     /// A copy of these elements.
-    pub fn of(device: &'d dyn Device, elements: &[T]) -> Result<Self> {
+    pub fn from_slice(device: &'d dyn Device, elements: &[T]) -> Result<Self> {
         let mut array = Self::new(device, elements.len())?;
         array.upload(0, elements)?;
         Ok(array)

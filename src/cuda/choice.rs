@@ -32,13 +32,13 @@ impl DeviceChoice {
     pub fn open(self) -> Result<OpenDevice> {
         match self {
             Self::Cpu => Ok(OpenDevice::default()),
-            Self::Cuda(index) => Ok(OpenDevice::of(index, Arc::new(Gpu::open(index)?))),
+            Self::Cuda(index) => Ok(OpenDevice::from_gpu(index, Arc::new(Gpu::open(index)?))),
             Self::Auto => Ok(Gpu::open(0).map_or_else(
                 |error| OpenDevice {
                     note: Some(format!("--device auto: cpu ({error})")),
                     ..OpenDevice::default()
                 },
-                |gpu| OpenDevice::of(0, Arc::new(gpu)),
+                |gpu| OpenDevice::from_gpu(0, Arc::new(gpu)),
             )),
         }
     }
@@ -97,7 +97,7 @@ pub struct OpenDevice {
 
 impl OpenDevice {
     /// A device that is open, as the GPU of that number.
-    pub fn of(index: usize, gpu: Arc<dyn Device>) -> Self {
+    pub fn from_gpu(index: usize, gpu: Arc<dyn Device>) -> Self {
         Self { gpu: Some((index, gpu)), ..Self::default() }
     }
 

@@ -86,10 +86,10 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         let projections = &memory.projections;
         let upload = |packed: &Packed<T>| {
             let matrix = packed.to_matrix();
-            Array::of(device, matrix.as_slice().expect("standard layout"))
+            Array::from_slice(device, matrix.as_slice().expect("standard layout"))
         };
         let norm = |norm: &Option<ndarray::Array1<T>>| {
-            norm.as_ref().map(|norm| Array::of(device, &norm.to_vec())).transpose()
+            norm.as_ref().map(|norm| Array::from_slice(device, &norm.to_vec())).transpose()
         };
         let d = memory.dimensions.dim_head;
         let qkv: Vec<T> = (0..d)
@@ -100,8 +100,8 @@ impl<'m, T: Real> CudaEngine<'m, T> {
             memory,
             device,
             weights: Weights {
-                base: Array::of(device, &memory.base)?,
-                qkv: Array::of(device, &qkv)?,
+                base: Array::from_slice(device, &memory.base)?,
+                qkv: Array::from_slice(device, &qkv)?,
                 keys_values: upload(&projections.keys_values)?,
                 queries: upload(&projections.queries)?,
                 gates: upload(&projections.gates)?,

@@ -155,7 +155,7 @@ impl<T: Real> Head<T> {
         if let Some(storing) = &mut self.storing {
             storing.loss_and_gradient(context, inputs);
         }
-        let steps: Vec<Step<T>> = inputs.gates.iter().map(Step::of).collect();
+        let steps: Vec<Step<T>> = inputs.gates.iter().map(Step::from_gates).collect();
         let last = context.memory.model.layers().len() - 1;
         for layer in 0..last {
             self.fused_update(context, layer, inputs, &steps, None);

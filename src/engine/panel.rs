@@ -46,7 +46,7 @@ pub struct Step<T> {
 
 impl<T: Real> Step<T> {
     /// In the element type of a run.
-    pub fn of(gates: &GateValues) -> Self {
+    pub fn from_gates(gates: &GateValues) -> Self {
         Self {
             learning_rate: T::from_f64(gates.learning_rate),
             momentum: T::from_f64(gates.momentum),

@@ -54,7 +54,7 @@ impl Labels {
 
     /// Labels in the bytes of a CSV file.
     pub fn parse(file: &TextFile) -> Result<Self> {
-        let mut table = Table::of(file)?;
+        let mut table = Table::from_text(file)?;
         let (position, segment) = (table.column("position")?, table.column("segment")?);
         let repeat = table.optional_column("repeat");
         let mut segments = HashMap::<Vec<u8>, u32>::new();

@@ -44,7 +44,7 @@ struct Stamp {
 }
 
 impl Stamp {
-    fn of(metadata: &Metadata) -> Self {
+    fn from_metadata(metadata: &Metadata) -> Self {
         #[cfg(unix)]
         let (file, changed) = {
             use std::os::unix::fs::MetadataExt;
@@ -81,7 +81,7 @@ impl Mapped {
     }
 
     fn map(file: File, name: PathBuf, of_others: bool) -> Result<Self> {
-        let stamp = Stamp::of(&file.metadata().map_err(Error::io(&name, "read"))?);
+        let stamp = Stamp::from_metadata(&file.metadata().map_err(Error::io(&name, "read"))?);
         // SAFETY: the file must neither shrink nor be rewritten while it is mapped. A spooled copy has no name, so
         // nobody else can. For a file given by name `check_unchanged` finds out at the end whether somebody did: bytes are read as
         // plain numbers, so a rewrite gives wrong values; shrinking ends in SIGBUS, which the program turns into an error.
@@ -94,7 +94,7 @@ impl Mapped {
     pub fn check_unchanged(&self, sha256: &str, content: bool) -> Result<()> {
         let Some(stamp) = &self.of_others else { return Ok(()) };
         let now = match std::fs::metadata(&self.name) {
-            Ok(metadata) => Stamp::of(&metadata),
+            Ok(metadata) => Stamp::from_metadata(&metadata),
             // Gone from its name, the mapped file is as it was.
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(Error::io(&self.name, "read")(error)),

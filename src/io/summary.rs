@@ -105,7 +105,7 @@ pub fn summarise(path: impl AsRef<Path>, progress: Progress) -> Result<FileSumma
         for entry in &index.entries {
             let mut data = index.data(&file, entry);
             let bytes = data.len() as u64;
-            let ranges = Ranges::of(entry.dtype, false, &mut data, bytes, progress)?
+            let ranges = Ranges::read(entry.dtype, false, &mut data, bytes, progress)?
                 .map_err(|m| m.in_tensor(&file.name, &entry.name))?;
             arrays.push(ArraySummary {
                 name: Some(entry.name.clone()),
@@ -134,13 +134,12 @@ fn summarise_npy(
     progress: Progress,
 ) -> Result<ArraySummary> {
     let bytes = header.data_bytes as u64;
-    let ranges =
-        Ranges::of(header.dtype, header.big_endian, data, bytes, progress)?.map_err(
-            |mismatch| match name {
-                Some(name) => mismatch.in_tensor(&file.name, name),
-                None => mismatch.in_file(&file.name),
-            },
-        )?;
+    let ranges = Ranges::read(header.dtype, header.big_endian, data, bytes, progress)?.map_err(
+        |mismatch| match name {
+            Some(name) => mismatch.in_tensor(&file.name, name),
+            None => mismatch.in_file(&file.name),
+        },
+    )?;
     Ok(ArraySummary {
         name: name.map(str::to_owned),
         dtype: header.dtype.to_string(),
@@ -156,7 +155,7 @@ fn summarise_npy(
 impl Ranges {
     /// Reads `bytes` bytes of elements. (Two kinds of failure: the outer stops everything, the inner still wants the
     /// array's name.)
-    fn of(
+    fn read(
         dtype: Dtype,
         big: bool,
         data: &mut dyn Read,

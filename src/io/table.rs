@@ -45,7 +45,7 @@ impl<'a> Table<'a> {
     }
 
     /// Reads the header of a file in memory.
-    pub fn of(file: &'a TextFile) -> Result<Self> {
+    pub fn from_text(file: &'a TextFile) -> Result<Self> {
         Self::new(file.path(), Box::new(Cursor::new(file.bytes())))
     }
 

@@ -43,7 +43,7 @@ impl Colours {
         Self { axis, diverging: true, theme }
     }
 
-    pub fn of(&self, value: f64) -> RGBColor {
+    pub fn colour(&self, value: f64) -> RGBColor {
         self.at(self.axis.fraction(value))
     }
 

@@ -96,7 +96,7 @@ fn draw_map(canvas: &mut Canvas, frame: &Frame, map: &[Cells], title: &str, styl
         for (chunks, mean, unshown) in cells {
             let (from, to) = ((place(chunks.start), top), (place(chunks.end), top + row));
             if let Some(mean) = mean {
-                canvas.rectangle(from, to, colours.of(*mean).to_rgba());
+                canvas.rectangle(from, to, colours.colour(*mean).to_rgba());
             }
             if *unshown {
                 mark(canvas, (f64::midpoint(from.0, to.0), top + 0.5), 1.0);

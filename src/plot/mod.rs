@@ -155,7 +155,7 @@ fn heads(metrics_csv: &Path, style: &FigureStyle, check: &mut dyn FnMut() -> Res
     let metrics = Metrics::read(metrics_csv, style, check)?;
     let figure = Figure { name: "heads".to_owned(), svg: heads::figure(&metrics, style) };
     let shown = [Quantity::Surprise.name(), Quantity::LearningRate.name()];
-    let omitted = OmittedValues::of(&metrics).into_iter().filter(|of| shown.contains(&of.quantity));
+    let omitted = OmittedValues::from_metrics(&metrics).into_iter().filter(|of| shown.contains(&of.quantity));
     Ok(Figures { figures: vec![figure], notes: omitted.map(|of| of.to_string()).collect() })
 }
 
@@ -192,7 +192,7 @@ pub fn timelines(
     check: &mut dyn FnMut() -> Result<()>,
 ) -> Result<(Figures, Vec<OmittedValues>)> {
     let metrics = Metrics::read(metrics_csv, style, check)?;
-    let omitted = OmittedValues::of(&metrics);
+    let omitted = OmittedValues::from_metrics(&metrics);
     let runs = [timeline::Run { name: String::new(), metrics }];
     let metrics = &runs[0].metrics;
     let every: Vec<_> = metrics.series.iter().map(|series| series.quantity).collect();
@@ -212,7 +212,7 @@ pub fn timelines(
 }
 
 impl OmittedValues {
-    fn of(metrics: &Metrics) -> Vec<Self> {
+    fn from_metrics(metrics: &Metrics) -> Vec<Self> {
         let omitted = metrics.series.iter().map(|series| Self {
             quantity: series.quantity.name(),
             not_finite: series.count(Unshown::NotFinite),

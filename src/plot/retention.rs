@@ -133,7 +133,7 @@ impl Map {
             let from = frame.place((edge(after), edge(chunk + 1)));
             let to = frame.place((edge(after + 1), edge(chunk)));
             let colour =
-                if ratio.is_finite() { colours.of(ratio.max(f64::MIN_POSITIVE)) } else { theme::ALARM };
+                if ratio.is_finite() { colours.colour(ratio.max(f64::MIN_POSITIVE)) } else { theme::ALARM };
             canvas.rectangle(from, to, colour.to_rgba());
         }
         if self.sums.is_empty() {

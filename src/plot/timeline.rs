@@ -75,7 +75,7 @@ impl Selection {
 /// What of these quantities cannot be drawn, a line each.
 pub fn omitted(runs: &[Run], shown: &[Quantity]) -> Vec<String> {
     let of_run = |run: &Run| -> Vec<String> {
-        let all = OmittedValues::of(&run.metrics).into_iter();
+        let all = OmittedValues::from_metrics(&run.metrics).into_iter();
         let those = all.filter(|omitted| shown.iter().any(|quantity| quantity.name() == omitted.quantity));
         let name = |omitted: OmittedValues| {
             if runs.len() > 1 { format!("{}: {omitted}", run.name) } else { omitted.to_string() }
@@ -97,7 +97,7 @@ struct LineStyles<'a> {
 /// Draws panels of the same width one below the other.
 pub fn figure(runs: &[Run], labels: Option<&Labels>, shown: &[Quantity], style: &FigureStyle) -> String {
     let tokens = tokens(runs);
-    let styles = LineStyles::of(runs, style);
+    let styles = LineStyles::new(runs, style);
     let legend = legend(runs, labels, shown, &styles);
     let sheet = style.sheet_width();
     let legend_width = sheet - 2.0 * theme::EDGE;
@@ -153,7 +153,7 @@ pub(super) fn tokens(runs: &[Run]) -> Range<u64> {
 }
 
 impl<'a> LineStyles<'a> {
-    fn of(runs: &[Run], style: &'a FigureStyle) -> Self {
+    fn new(runs: &[Run], style: &'a FigureStyle) -> Self {
         let theme = style.theme;
         if let [run] = runs {
             let metrics = &run.metrics;

@@ -104,14 +104,14 @@ pub struct Inputs<'a, T> {
 
 /// What a copy of so many bytes with so many threads (0: on a GPU) reaches; measured once, of every number of bytes.
 #[derive(Debug, Default)]
-pub struct Copies(Vec<(usize, usize, f64)>);
+pub struct CopySpeeds(Vec<(usize, usize, f64)>);
 
-impl Copies {
+impl CopySpeeds {
     pub fn add(&mut self, bytes: usize, threads: usize, speed: f64) {
         self.0.push((bytes, threads, speed));
     }
 
-    pub fn of(&self, bytes: usize, threads: usize) -> Option<f64> {
+    pub fn speed(&self, bytes: usize, threads: usize) -> Option<f64> {
         self.0.iter().find(|copy| (copy.0, copy.1) == (bytes, threads)).map(|copy| copy.2)
     }
 }
@@ -121,7 +121,7 @@ impl Case {
     pub fn run<T: Real + Element>(
         self,
         arena: &mut Arena<T>,
-        copies: &mut Copies,
+        copies: &mut CopySpeeds,
         work: &[(Algorithm, Vec<usize>)],
         observe: Observer,
     ) -> Result<Vec<BenchRow>> {
@@ -137,7 +137,7 @@ impl Case {
         for (algorithm, threads) in work {
             for &threads in threads {
                 let bytes = self.bytes::<T>(*algorithm);
-                if copies.of(bytes, threads).is_none() {
+                if copies.speed(bytes, threads).is_none() {
                     let check = &mut || observe(BenchEvent::Working);
                     let speed =
                         copy_speed(&mut buffer[..bytes / size_of::<T>()], pool(threads), self.effort, check)?;
@@ -167,7 +167,7 @@ impl Case {
                     None
                 };
                 let bytes = self.bytes::<T>(*algorithm);
-                let copy = copies.of(bytes, threads);
+                let copy = copies.speed(bytes, threads);
                 rows.push(self.row(
                     *algorithm,
                     T::TYPE,

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::bench::{Arena, Case, Copies, Inputs, units};
+use super::bench::{Arena, Case, CopySpeeds, Inputs, units};
 use super::timing::{Effort, Timing};
 use super::{Algorithm, BenchEvent, BenchRow, BenchShape, Gate, Layout, Observer};
 use crate::cuda::{Array, Device};
@@ -46,10 +46,11 @@ struct ArraySet<'d, T> {
 impl<'d, T: Real + Element> ArraySet<'d, T> {
     fn new(device: &'d dyn Device, data: &Inputs<T>, pair: bool) -> Result<Self> {
         let [momentum, update] = data.start();
-        let state = |of: ndarray::Array2<T>| Array::of(device, of.as_slice().expect("a contiguous state"));
+        let state =
+            |of: ndarray::Array2<T>| Array::from_slice(device, of.as_slice().expect("a contiguous state"));
         Ok(Self {
-            gates: Array::of(device, data.gates(pair))?,
-            inputs: Array::of(device, data.values())?,
+            gates: Array::from_slice(device, data.gates(pair))?,
+            inputs: Array::from_slice(device, data.values())?,
             states: Array::new(device, data.values().len())?,
             state: [state(momentum)?, state(update)?],
         })
@@ -63,13 +64,13 @@ impl Case {
         device: &dyn Device,
         label: &str,
         arena: &mut Arena<T>,
-        copies: &mut Copies,
+        copies: &mut CopySpeeds,
         algorithms: &[Algorithm],
         observe: Observer,
     ) -> Result<Vec<BenchRow>> {
         for &algorithm in algorithms {
             let bytes = self.bytes::<T>(algorithm);
-            if copies.of(bytes, 0).is_none() {
+            if copies.speed(bytes, 0).is_none() {
                 let check = &mut || observe(BenchEvent::Working);
                 copies.add(bytes, 0, copy_speed(device, bytes, self.effort, check)?);
             }
@@ -108,7 +109,7 @@ impl Case {
                 T::TYPE,
                 0,
                 bytes,
-                copies.of(bytes, 0),
+                copies.speed(bytes, 0),
                 timing,
                 (error, allowed, correct),
             );
@@ -190,7 +191,7 @@ fn time(
             seconds.push(device.seconds(&pair[0], &pair[1])?);
         }
     }
-    Ok(Timing::of(&seconds))
+    Ok(Timing::from_seconds(&seconds))
 }
 
 /// 10⁹ bytes a second of the device's own copy, half of `bytes` read and half written.

@@ -19,7 +19,7 @@ use crate::plot::{self, FigureFormat};
 use crate::real::ElementType;
 use crate::scan::linear::{self, Shape};
 use crate::storage::{self, OutFile, ResultsDirectory};
-use bench::{Arena, Copies};
+use bench::{Arena, CopySpeeds};
 pub use machine::{Cache, Machine};
 use timing::Effort;
 
@@ -422,7 +422,7 @@ pub fn execute(config: Config, devices: &[OpenDevice], replace: bool, observe: O
 
     let effort = Effort { runs: config.runs, time: Duration::from_secs_f64(config.seconds) };
     let (mut of_f32, mut of_f64) = (Arena::<f32>::default(), Arena::<f64>::default());
-    let mut copies: Vec<_> = devices.iter().map(|_| Copies::default()).collect();
+    let mut copies: Vec<_> = devices.iter().map(|_| CopySpeeds::default()).collect();
     let mut rows = Vec::new();
     for &(dtype, shape, (layout, gate, algorithms)) in &tasks {
         let case = bench::Case { shape, layout: *layout, gate: *gate, effort };

@@ -44,12 +44,12 @@ pub fn time(effort: Effort, check: &mut dyn FnMut() -> Result<()>, mut run: impl
         run();
         seconds.push(one.elapsed().as_secs_f64());
     }
-    Ok(Timing::of(&seconds))
+    Ok(Timing::from_seconds(&seconds))
 }
 
 impl Timing {
     /// Of at least one run.
-    pub fn of(seconds: &[f64]) -> Self {
+    pub fn from_seconds(seconds: &[f64]) -> Self {
         let median = median(seconds.to_vec());
         let distance = |x: &f64| (x - median).abs();
         let spread = median_or_zero(seconds.iter().map(distance).collect());
@@ -74,11 +74,11 @@ mod tests {
 
     #[test]
     fn median_and_outliers() {
-        let odd = Timing::of(&[3.0, 1.0, 2.0]);
+        let odd = Timing::from_seconds(&[3.0, 1.0, 2.0]);
         assert_eq!(odd, Timing { median: 2.0, min: 1.0, runs: 3, outliers: 0 });
-        assert!((Timing::of(&[4.0, 1.0, 3.0, 2.0]).median - 2.5).abs() < 1e-12);
-        assert_eq!(Timing::of(&[1.0]), Timing { median: 1.0, min: 1.0, runs: 1, outliers: 0 });
-        let disturbed = Timing::of(&[1.0, 1.01, 0.99, 1.0, 1.02, 2.0]);
+        assert!((Timing::from_seconds(&[4.0, 1.0, 3.0, 2.0]).median - 2.5).abs() < 1e-12);
+        assert_eq!(Timing::from_seconds(&[1.0]), Timing { median: 1.0, min: 1.0, runs: 1, outliers: 0 });
+        let disturbed = Timing::from_seconds(&[1.0, 1.01, 0.99, 1.0, 1.02, 2.0]);
         assert_eq!(disturbed.outliers, 1);
     }
 }

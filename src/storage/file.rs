@@ -38,7 +38,7 @@ impl OutFile {
         tempfile::tempfile_in(directory).map(Self).map_err(|error| error.kind().into())
     }
 
-    pub(super) fn of(file: File) -> Self {
+    pub(super) fn from_file(file: File) -> Self {
         Self(file)
     }
 

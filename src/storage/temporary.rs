@@ -45,7 +45,7 @@ impl Temporary {
     pub fn file(target: &Path) -> io::Result<(Self, OutFile)> {
         let (path, file) = create_locked(target, "")?;
         let clone = file.try_clone()?;
-        Ok((Self::new(path, None, clone), OutFile::of(file)))
+        Ok((Self::new(path, None, clone), OutFile::from_file(file)))
     }
 
     /// An empty directory beside `target`.

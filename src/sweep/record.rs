@@ -61,7 +61,7 @@ const MAX_LAGS: usize = 256;
 
 impl Lags {
     /// Of a run that came to an end.
-    pub fn of(statistics: &RunStatistics) -> Self {
+    pub fn from_statistics(statistics: &RunStatistics) -> Self {
         let lags = statistics.lags();
         let stride = lags.len().div_ceil(MAX_LAGS).max(1);
         let finite = |(lag, ratio): (usize, f64)| (lag, Some(ratio).filter(|ratio| ratio.is_finite()));

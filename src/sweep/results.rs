@@ -99,7 +99,7 @@ pub const UNTIMED: usize = Results::NAMES.len() - 2;
 
 impl Results {
     /// Of a run that came to an end, well or not.
-    pub fn of(output: &RunOutput, wall_s: f64) -> Self {
+    pub fn from_output(output: &RunOutput, wall_s: f64) -> Self {
         let report = &output.report;
         let (all, last) = (&output.statistics.all(), &output.statistics.last());
         let mean = |of: &Summary, name: &str| {

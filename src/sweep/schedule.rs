@@ -278,7 +278,12 @@ impl Scheduler<'_> {
                 let status = if divergence.is_some() { Status::Diverged } else { Status::Ok };
                 device = Some(output.report.device.clone());
                 let wall_s = took - output.waited.as_secs_f64();
-                (status, divergence, Results::of(&output, wall_s), Lags::of(&output.statistics))
+                (
+                    status,
+                    divergence,
+                    Results::from_output(&output, wall_s),
+                    Lags::from_statistics(&output.statistics),
+                )
             }
         };
         let command = run.ready.as_ref().map_or(String::new(), |ready| {

@@ -113,7 +113,7 @@ pub fn summary(columns: &[String], rows: &[Record]) -> Vec<u8> {
 
 /// Mean, standard deviation, and ends of the 95 % interval of the mean. One value has only a mean, and none nothing.
 fn spread(values: &[f64]) -> [Option<f64>; 4] {
-    let Some(estimate) = Estimate::of(values) else { return [None; 4] };
+    let Some(estimate) = Estimate::from_values(values) else { return [None; 4] };
     let (low, high) = estimate.interval().unzip();
     [Some(estimate.mean), estimate.sd, low, high]
 }

@@ -88,7 +88,7 @@ fn check<T: Real>(
             name,
             T::TYPE
         );
-        let there = [0, 1].map(|i| Array::of(device, &numbers[i]).unwrap());
+        let there = [0, 1].map(|i| Array::from_slice(device, &numbers[i]).unwrap());
         let mut out = Array::<T>::new(device, c.elements(batch)).unwrap();
         out.poison().unwrap();
         let product = Product {

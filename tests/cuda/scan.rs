@@ -75,10 +75,10 @@ impl<T: Real + Element> Case<T> {
     }
 
     fn run(&self, device: &dyn Device) -> Vec<T> {
-        let gates = Array::of(device, &self.gates).unwrap();
+        let gates = Array::from_slice(device, &self.gates).unwrap();
         let gates = if self.per_step { cuda::Gates::Step(&gates) } else { cuda::Gates::Element(&gates) };
-        let inputs = Array::of(device, &self.inputs).unwrap();
-        let initial = self.initial.as_ref().map(|initial| Array::of(device, initial).unwrap());
+        let inputs = Array::from_slice(device, &self.inputs).unwrap();
+        let initial = self.initial.as_ref().map(|initial| Array::from_slice(device, initial).unwrap());
         let mut states = Array::new(device, self.shape.elements()).unwrap();
         states.poison().unwrap();
         cuda::scan(device, self.shape, self.layout, gates, &inputs, initial.as_ref(), &mut states).unwrap();
@@ -266,9 +266,10 @@ fn pair<T: Real + Element>(shape: Shape) {
             .iter()
             .map(|(name, device)| {
                 let device = device.as_ref();
-                let [on_gates, on_surprise] = [&gates, &surprise].map(|of| Array::of(device, of).unwrap());
+                let [on_gates, on_surprise] =
+                    [&gates, &surprise].map(|of| Array::from_slice(device, of).unwrap());
                 let (s, u) = start.split_at(batch * channels);
-                let [mut s, mut u] = [s, u].map(|of| Array::of(device, of).unwrap());
+                let [mut s, mut u] = [s, u].map(|of| Array::from_slice(device, of).unwrap());
                 let mut updates = Array::new(device, shape.elements()).unwrap();
                 updates.poison().unwrap();
                 let written = every_step.then_some(&mut updates);

@@ -37,7 +37,7 @@ fn rows(config: Config, devices: &[OpenDevice]) -> Vec<BenchRow> {
 #[test]
 fn every_case_is_right_and_timed() {
     for (name, device) in devices() {
-        let rows = rows(config(), &[OpenDevice::of(0, Arc::clone(device))]);
+        let rows = rows(config(), &[OpenDevice::from_gpu(0, Arc::clone(device))]);
         // 2 types × 2 shapes × (auto in 4 kinds, the pair twice in one).
         assert_eq!(rows.len(), 2 * 2 * 6, "{name}");
         for row in &rows {
@@ -61,7 +61,7 @@ fn rows_tell_gpus_apart() {
             dtypes: vec![ElementType::F32],
             ..config()
         };
-        let gpu = |index| OpenDevice::of(index, Arc::clone(device));
+        let gpu = |index| OpenDevice::from_gpu(index, Arc::clone(device));
         let rows = rows(config, &[gpu(2), gpu(0), OpenDevice::default()]);
         let devices: Vec<_> = rows.iter().map(|row| &row.device[..]).collect();
         assert_eq!(devices, ["cuda:2", "cuda", "cpu"], "{name}");

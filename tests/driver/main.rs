@@ -259,7 +259,7 @@ fn memory_and_kernels_inside() {
 
     // More than all pieces that an upload passes through, and a rest.
     let numbers: Vec<u32> = (0..(5 << 18) + 3).collect();
-    let mut array = Array::of(&gpu, &numbers).unwrap();
+    let mut array = Array::from_slice(&gpu, &numbers).unwrap();
     assert_eq!(array.to_vec().unwrap(), numbers);
     // In parts, of which some are larger and some smaller than a piece; what is beside them stays.
     let parts = [1, 0, (1 << 18) + 5, 7, 1 << 18, 3].map(|len| vec![len as u32; len]);
@@ -360,7 +360,8 @@ fn products_inside() {
                 let (mut a, mut b) = (of(ta, [rows, depth], 1), of(tb, [depth, cols], usize::from(!shared)));
                 let mut c = of(false, [rows, cols], 1);
                 let (in_a, in_b) = (numbers(2000, 1), numbers(2000, 4));
-                let (on_a, on_b) = (Array::of(&gpu, &in_a).unwrap(), Array::of(&gpu, &in_b).unwrap());
+                let (on_a, on_b) =
+                    (Array::from_slice(&gpu, &in_a).unwrap(), Array::from_slice(&gpu, &in_b).unwrap());
                 let on_c = Array::<f64>::zeros(&gpu, batch * rows * c.row).unwrap();
                 (a.address, b.address, c.address) = (on_a.address(0), on_b.address(0), on_c.address(0));
                 let size = [rows, cols, depth];

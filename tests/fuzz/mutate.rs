@@ -67,7 +67,7 @@ impl Random {
         (self.next() % n.max(1) as u64) as usize
     }
 
-    fn of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+    fn pick<'a, T>(&mut self, all: &'a [T]) -> &'a T {
         &all[self.below(all.len())]
     }
 
@@ -81,7 +81,7 @@ impl Random {
 
 /// Any bytes.
 pub fn bytes(inputs: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
-    let mut input = random.of(inputs).clone();
+    let mut input = random.pick(inputs).clone();
     for _ in 0..=random.below(4) {
         let piece = random.piece(input.len());
         match random.below(8) {
@@ -96,17 +96,17 @@ pub fn bytes(inputs: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
                 input.splice(at..at, copy);
             }
             3 => {
-                let other = random.of(inputs);
+                let other = random.pick(inputs);
                 let from = random.piece(other.len());
                 input.splice(piece, other[from].iter().copied());
             }
             4 if input.len() >= 8 => {
                 let (at, size) = (random.below(input.len() - 7), [1, 2, 4, 8][random.below(4)]);
-                let number = random.of(&NUMBERS).to_le_bytes();
+                let number = random.pick(&NUMBERS).to_le_bytes();
                 input[at..at + size].copy_from_slice(&number[..size]);
             }
             5 => {
-                let word = random.of(&WORDS);
+                let word = random.pick(&WORDS);
                 input.splice(piece, word.iter().copied());
             }
             _ => replace_word(&mut input, random),
@@ -121,7 +121,7 @@ fn replace_word(input: &mut Vec<u8>, random: &mut Random) {
     let at = random.below(input.len());
     let start = input[..at].iter().rposition(separator).map_or(0, |place| place + 1);
     let end = input[start..].iter().position(separator).map_or(input.len(), |length| start + length);
-    input.splice(start..end, random.of(&WORDS).iter().copied());
+    input.splice(start..end, random.pick(&WORDS).iter().copied());
 }
 
 /// Rows and cells of a CSV.
@@ -129,7 +129,7 @@ pub fn csv(inputs: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     if random.below(4) == 0 {
         return bytes(inputs, random);
     }
-    let input = random.of(inputs);
+    let input = random.pick(inputs);
     let lines =
         input.split(|&byte| byte == b'\n').map(|line| line.split(|&byte| byte == b',').map(<[u8]>::to_vec));
     let mut rows: Vec<Vec<Vec<u8>>> = lines.map(Iterator::collect).collect();
@@ -145,7 +145,7 @@ pub fn csv(inputs: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
             1 if rows.len() > 1 => drop(rows.remove(row)),
             2 => {
                 let column = random.below(rows[row].len());
-                let word = random.of(&WORDS).to_vec();
+                let word = random.pick(&WORDS).to_vec();
                 for row in rows.iter_mut().skip(1).filter(|row| row.len() > column) {
                     row[column].clone_from(&word);
                 }
@@ -153,7 +153,7 @@ pub fn csv(inputs: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
             _ => {
                 let column = random.below(rows[row].len());
                 if let Some(cell) = rows[row].get_mut(column) {
-                    *cell = random.of(&WORDS).to_vec();
+                    *cell = random.pick(&WORDS).to_vec();
                 }
             }
         }
@@ -189,7 +189,7 @@ pub fn safetensors(inputs: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
 
 /// Bytes of an archive, or an archive of other bytes.
 pub fn npz(inputs: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
-    let input = random.of(inputs).clone();
+    let input = random.pick(inputs).clone();
     let archive = ZipArchive::new(Cursor::new(&input)).ok().filter(|_| random.below(3) > 0);
     let Some(mut archive) = archive else { return bytes(inputs, random) };
     let mut out = ZipWriter::new(Cursor::new(Vec::new()));

@@ -65,7 +65,9 @@ impl Blas {
     /// Asks for the products; false where cuBLAS cannot do them. Its matrices are column-major, so that what it sees of each of
     /// ours is the transpose: Cᵀ = op(B)ᵀ op(A)ᵀ.
     pub fn multiply(&self, product: &Product) -> Result<bool> {
-        let Some(Sizes { rows, cols, depth, batch, a, b, c }) = Sizes::of(product) else { return Ok(false) };
+        let Some(Sizes { rows, cols, depth, batch, a, b, c }) = Sizes::from_product(product) else {
+            return Ok(false);
+        };
         let Product { a: of_a, b: of_b, c: of_c, scale, .. } = product;
         let transposed = |matrix: &Matrix| c_uint::from(matrix.transposed);
         let stride = |matrix: &Matrix| matrix.stride.cast_signed() as i64;
@@ -130,7 +132,7 @@ struct Sizes {
 
 impl Sizes {
     /// `None` where a number is too large for it, rows lie closer than they are long, or there is nothing to add up.
-    fn of(product: &Product) -> Option<Self> {
+    fn from_product(product: &Product) -> Option<Self> {
         let [rows, cols, depth] = product.size;
         let row = |matrix: &Matrix, [down, across]: [usize; 2]| {
             let length = if matrix.transposed { down } else { across };
@@ -174,7 +176,7 @@ mod tests {
             |size, a, b, c| Product { dtype: ElementType::F32, batch: 7, size, scale: 1.0, a, b, c };
         let ours = product([2, 3, 5], matrix(5, false), matrix(5, true), matrix(4, false));
         let sizes = Sizes { rows: 2, cols: 3, depth: 5, batch: 7, a: 5, b: 5, c: 4 };
-        assert_eq!(Sizes::of(&ours), Some(sizes));
+        assert_eq!(Sizes::from_product(&ours), Some(sizes));
         for (what, other) in [
             ("overlapping rows", Product { a: matrix(4, false), ..ours }),
             ("overlapping rows of a transposed one", Product { b: matrix(4, true), ..ours }),
@@ -182,7 +184,7 @@ mod tests {
             ("nothing to add up", Product { size: [2, 3, 0], ..ours }),
             ("too many", Product { batch: 1 << 31, ..ours }),
         ] {
-            assert_eq!(Sizes::of(&other), None, "{what}");
+            assert_eq!(Sizes::from_product(&other), None, "{what}");
         }
     }
 }

@@ -37,7 +37,7 @@ pub(super) struct Ring {
 
 impl Ring {
     /// As many buffers as let blocks of a multiprocessor be side by side.
-    fn of<T: Real>(device: &dyn Device) -> Result<Self> {
+    fn new<T: Real>(device: &dyn Device) -> Result<Self> {
         let all = device.shared_bytes();
         let most = (all / resident_blocks::<T>(device)).saturating_sub(STATIC_SHARED);
         let fits = |&buffers: &usize| fused_update_bytes::<T>(buffers) <= most;
@@ -61,7 +61,7 @@ impl TimeSegments {
     /// Of `chunks` of c tokens of each head, the number, up to `most`, with which the device is done soonest. A layer of three weights
     /// and one of one weight run, a block for each tile of a weight and segment; all segments but the last are gone through before, at
     /// half the cost. A segment has tokens enough that what it starts from is not much more than its factors are.
-    pub(super) fn of<T: Real>(
+    pub(super) fn fastest<T: Real>(
         device: &dyn Device,
         most: usize,
         chunks: usize,
@@ -169,7 +169,7 @@ impl<'d, T: Real> DeviceBuffers<'d, T> {
         let chunks = stored / c;
         let allocate = |elements: usize| Array::new(device, elements);
         let state = if sizes.storing { heads * memory.base.len() } else { 0 };
-        let segments = TimeSegments::of::<T>(device, usize::MAX, chunks / heads, [heads, c, d]).number;
+        let segments = TimeSegments::fastest::<T>(device, usize::MAX, chunks / heads, [heads, c, d]).number;
         let starts = if segments > 1 { heads * segments * memory.base.len() } else { 0 };
         let mut readers = vec![Reader::new(device, read, d)?];
         // In whose attention steps are kernels of their own.
@@ -180,7 +180,7 @@ impl<'d, T: Real> DeviceBuffers<'d, T> {
         Ok(Self {
             sizes,
             sequences,
-            ring: Ring::of::<T>(device)?,
+            ring: Ring::new::<T>(device)?,
             segments,
             starts: [allocate(starts)?, allocate(starts)?],
             transitions: allocate(heads * segments * 3)?,

@@ -374,7 +374,7 @@ impl<T: Real> Step<'_, T> {
     }
 
     fn segments(&self, buffers: &DeviceBuffers<'_, T>) -> TimeSegments {
-        TimeSegments::of::<T>(
+        TimeSegments::fastest::<T>(
             self.device,
             buffers.segments,
             self.chunks(),

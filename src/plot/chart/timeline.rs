@@ -259,7 +259,8 @@ fn map(metrics: &Metrics, series: &Series, title: &str, request: &Request) -> Ch
     if metrics.sequences > 1 {
         notes.push(format!("means over {} sequences", metrics.sequences));
     }
-    let omitted = OmittedValues::of(metrics).into_iter().filter(|of| of.quantity == series.quantity.name());
+    let omitted =
+        OmittedValues::from_metrics(metrics).into_iter().filter(|of| of.quantity == series.quantity.name());
     Chart {
         name: format!("heads-{}", series.quantity.name()),
         csv: None,

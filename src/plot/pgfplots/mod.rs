@@ -154,7 +154,7 @@ struct Sheet {
 }
 
 impl Sheet {
-    fn of(chart: &Chart, style: &FigureStyle) -> Self {
+    fn new(chart: &Chart, style: &FigureStyle) -> Self {
         let columns = chart.columns.max(1);
         let rows = chart.panels.len().div_ceil(columns).max(1);
         let labels =
@@ -217,7 +217,7 @@ fn figure(
     style: &FigureStyle,
     csv: Option<&str>,
 ) -> (String, Vec<(String, Table)>) {
-    let sheet = Sheet::of(chart, style);
+    let sheet = Sheet::new(chart, style);
     let mut names = Names::default();
     let mut tables = Vec::new();
     let mut reads_csv = false;

@@ -143,7 +143,7 @@ impl PanelText<'_> {
             self.file
         );
         for (&(x, y, value), text) in map.cells.iter().zip(&map.texts).filter(|(_, text)| !text.is_empty()) {
-            let grey = theme::grey(colours.of(value));
+            let grey = theme::grey(colours.colour(value));
             let ink = if grey > 128 { "black" } else { "white" };
             let _ = writeln!(
                 out,

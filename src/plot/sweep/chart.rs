@@ -115,7 +115,7 @@ fn lines_of(grid: &Grid, chart: &mut Chart) -> bool {
         chart.notes.push("intervals cut at the edge".to_owned());
     }
     let width = panel_width(grid.style.width - left_of([&y], 1) - theme::RIGHT, chart.columns);
-    let scale = Scale::of(grid.x());
+    let scale = Scale::from_parameter(grid.x());
     let (x, places) = parameter_axis(grid.x(), scale, width);
     let joined = grid.x().is_numeric();
     let colours = lines::colours(hue, grid.style.theme);

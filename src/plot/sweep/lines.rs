@@ -63,7 +63,7 @@ pub fn draw(figure: &Grid) -> String {
         right = right.max(APART + widest + theme::EDGE);
     }
     let width = panel_width(figure.style.sheet_width() - left_of([&y], titles.len()) - right, columns);
-    let scale = Scale::of(figure.x());
+    let scale = Scale::from_parameter(figure.x());
     let (x, places) = parameter_axis(figure.x(), scale, width);
     let painter =
         LinePainter { theme, colours, places, bands, joined: numbers, slots: scale == Scale::Slots };

@@ -76,7 +76,7 @@ fn draw_panel(canvas: &mut Canvas, frame: &Frame, panel: &Panel, colours: &Colou
         let to = (from.0 + size.0, from.1 + size.1);
         let centre = (from.0 + size.0 / 2.0, from.1 + size.1 / 2.0);
         if let Some(estimate) = cell.estimate() {
-            let colour = colours.of(estimate.mean);
+            let colour = colours.colour(estimate.mean);
             canvas.rectangle(from, to, colour.to_rgba());
             if size.0 >= NUMBER.0 && size.1 >= NUMBER.1 {
                 canvas.text(&short(estimate.mean), centre, 6.0, ink_on(colour), HPos::Center);

@@ -393,7 +393,7 @@ enum Scale {
 }
 
 impl Scale {
-    fn of(parameter: &Parameter) -> Self {
+    fn from_parameter(parameter: &Parameter) -> Self {
         if !parameter.is_numeric() {
             return Self::Slots;
         }
@@ -563,7 +563,7 @@ mod tests {
 
     #[test]
     fn scales() {
-        let scale = |values: &[&str]| Scale::of(&parameter(values));
+        let scale = |values: &[&str]| Scale::from_parameter(&parameter(values));
         assert_eq!(scale(&["2", "4", "8", "16", "32", "64", "128", "256"]), Scale::Log);
         assert_eq!(scale(&["0.001", "0.003", "0.01", "0.03", "0.1"]), Scale::Log);
         assert_eq!(scale(&["0", "0.25", "0.5", "0.75", "1"]), Scale::Linear);

@@ -63,7 +63,8 @@ impl Cell {
     /// `None` where no run has a value.
     pub fn estimate(&self) -> Option<Estimate> {
         // Mean and interval may overflow where the values do not.
-        let mut estimate = Estimate::of(&self.finite).filter(|estimate| estimate.mean.is_finite())?;
+        let mut estimate =
+            Estimate::from_values(&self.finite).filter(|estimate| estimate.mean.is_finite())?;
         if estimate.interval().is_some_and(|(low, high)| !low.is_finite() || !high.is_finite()) {
             estimate.half = None;
         }
