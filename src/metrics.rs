@@ -122,17 +122,17 @@ impl ChunkMetrics {
 }
 
 /// A measured number in a file: in the digits of T, which read back to the same T, or of f64 where T does not hold it.
-struct Written<T>(f64, PhantomData<T>);
+struct Digits<T>(f64, PhantomData<T>);
 
-impl<T: Real> Serialize for Written<T> {
+impl<T: Real> Serialize for Digits<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let near = T::from_f64(self.0);
         if near.is_finite() { near.serialize(serializer) } else { self.0.serialize(serializer) }
     }
 }
 
-fn written<T>(value: f64) -> Written<T> {
-    Written(value, PhantomData)
+fn digits<T>(value: f64) -> Digits<T> {
+    Digits(value, PhantomData)
 }
 
 /// A row of metrics.csv.
@@ -146,11 +146,11 @@ impl<T: Real> Serialize for MetricsRow<'_, T> {
             fields.serialize_element(&count)?;
         }
         for (_, value) in row.quantities() {
-            fields.serialize_element(&value.map(written::<T>))?;
+            fields.serialize_element(&value.map(digits::<T>))?;
         }
         for WeightMetrics { surprise, momentum_norm, update_norm } in &row.weights {
             for &value in [surprise, momentum_norm, update_norm] {
-                fields.serialize_element(&written::<T>(value))?;
+                fields.serialize_element(&digits::<T>(value))?;
             }
         }
         fields.end()
@@ -222,7 +222,7 @@ impl RetentionWriter {
         let Some(first) = rows.first() else { return Ok(()) };
         let row = |row: &Retained| {
             let &Retained { sequence, after, chunk, head, loss, loss_at_w } = row;
-            (sequence, after, chunk, head, written::<T>(loss), written::<T>(loss_at_w))
+            (sequence, after, chunk, head, digits::<T>(loss), digits::<T>(loss_at_w))
         };
         self.0.write(first.sequence, rows.iter().map(row))
     }

@@ -218,7 +218,7 @@ fn the_same_bits_for_any_number_of_threads() {
 
 /// Keys and values of what an earlier call stored are gone.
 #[test]
-fn going_on_is_refused_unless_no_chunk_was_stored() {
+fn resuming_is_rejected_unless_no_chunk_was_stored() {
     let random = RandomMemory::new((6, 2, 3), 4, Init::Xavier, 5);
     let memory = random.memory::<f64>();
     let tokens = uniform((1, 18, 6), 1.0, 15);
@@ -234,10 +234,10 @@ fn going_on_is_refused_unless_no_chunk_was_stored() {
     assert!(run(&part(0..3)).unwrap().0.is_empty());
     let (retained, _) = run(&part(3..18)).unwrap();
     assert_eq!(retained, whole.retained, "left-over tokens are no hindrance");
-    let refused = run(&part(0..3)).unwrap_err().to_string();
+    let rejected = run(&part(0..3)).unwrap_err().to_string();
     let expected = "--retention: expected a memory in which no chunk has been stored (the keys and values of those \
                     are gone), got one with 4 stored";
-    assert_eq!(refused, expected);
+    assert_eq!(rejected, expected);
 }
 
 /// What a kept chunk's loss becomes is reported, not a reason to stop.

@@ -42,7 +42,7 @@ if wanted memory; then
     export TORCHINDUCTOR_CACHE_DIR=$caches TORCHINDUCTOR_COMPILE_THREADS=1
     rows=${ROWS:-$(cd "$here/../vs-pytorch" && "$python" -c 'from cases import CASES; print(*range(1, len(CASES) + 1), sep=",")')}
     tr , '\n' <<< "$rows" | xargs -P $((($(nproc) + 1) / 2)) -I ROW "$python" "$here/memory.py" --warm ROW \
-        > "$caches/told.txt" 2>&1 &
+        > "$caches/warming.txt" 2>&1 &
     warming=$!
 fi
 
@@ -55,7 +55,7 @@ fi
 if wanted memory; then
     step 'waiting for compilations'
     wait "$warming" || echo 'not all rows were compiled: they are tried again'
-    sort -u "$caches/told.txt"
+    sort -u "$caches/warming.txt"
     step 'the memory'
     must "$python" "$here/memory.py" --nmem "$NMEM" --rows "$rows" --out "$record/memory.csv"
 fi

@@ -57,7 +57,7 @@ def warm(torch, worker, case):
             forward = compiled(torch, worker.module(shape, "eager").cuda())
             forward(torch.randn(case.batch, case.tokens, case.dim).cuda()).cpu()
     except Exception as reason:
-        sys.exit(f"{case.label}: not compiled: {told(reason)}")
+        sys.exit(f"{case.label}: not compiled: {one_line(reason)}")
     print(f"{case.label}: compiled in {time.perf_counter() - start:.0f} s")
 
 
@@ -65,7 +65,7 @@ def shape_of(case):
     return {"dim": case.dim, "tokens": case.tokens, "chunk": case.chunk, "heads": case.heads, "batch": case.batch}
 
 
-def told(reason):
+def one_line(reason):
     return f"{type(reason).__name__}: {str(reason).splitlines()[:1]}"
 
 
@@ -160,7 +160,7 @@ def main():
                     outputs[side] = output.reshape(-1).tolist()
                 except Exception as reason:
                     rows[:] = [row for row in rows if row[5] != side]
-                    print(f"{case.label}: {side}: {told(reason)}")
+                    print(f"{case.label}: {side}: {one_line(reason)}")
             expected = outputs["nmem cpu"]
             largest = max(map(abs, expected))
             for side, output in outputs.items():

@@ -43,11 +43,11 @@ def measured(torch, sides, steps, runs):
     rows = []
     shape = BATCH, CHANNELS, steps
     bytes_moved = 3 * 4 * BATCH * CHANNELS * steps
-    lots = max(2, min(128, -(-ROUND // bytes_moved)))
+    input_sets = max(2, min(128, -(-ROUND // bytes_moved)))
     torch.manual_seed(0)
-    inputs = [(torch.empty(shape, device="cuda").uniform_(0.9, 1), torch.empty(shape, device="cuda").uniform_(-1, 1)) for _ in range(lots)]
-    halves = [(torch.empty(bytes_moved // 2, dtype=torch.uint8, device="cuda").random_(), torch.empty(bytes_moved // 2, dtype=torch.uint8, device="cuda")) for _ in range(lots)]
-    times = milliseconds(torch, lambda i: halves[i % lots][1].copy_(halves[i % lots][0]), runs)
+    inputs = [(torch.empty(shape, device="cuda").uniform_(0.9, 1), torch.empty(shape, device="cuda").uniform_(-1, 1)) for _ in range(input_sets)]
+    halves = [(torch.empty(bytes_moved // 2, dtype=torch.uint8, device="cuda").random_(), torch.empty(bytes_moved // 2, dtype=torch.uint8, device="cuda")) for _ in range(input_sets)]
+    times = milliseconds(torch, lambda i: halves[i % input_sets][1].copy_(halves[i % input_sets][0]), runs)
     copy = bytes_moved / statistics.median(times) / 1e6
     del halves
     # Loops over steps from Python: long enough to be seen.
@@ -62,7 +62,7 @@ def measured(torch, sides, steps, runs):
                     if not error <= TOLERANCE * float(expected.abs().max()):
                         raise ValueError(f"wrong by {error}")
                 del got
-                times = milliseconds(torch, lambda i: scan(*inputs[i % lots]), runs)
+                times = milliseconds(torch, lambda i: scan(*inputs[i % input_sets]), runs)
             except Exception as reason:
                 print(f"{side} at {steps} steps: {type(reason).__name__}: {reason}")
                 continue

@@ -251,14 +251,14 @@ def table_row(chosen, case, raw, about, files):
         turns = [("gemm", chosen.threads), ("nmem", chosen.threads), ("nmem", 1)]
         turns = [*dict.fromkeys(turns), *((side, chosen.threads) for side in workers)]
         for round in range(1, chosen.rounds + 1):
-            told = []
+            timings = []
             # There and back again: no side always follows the same other.
             for side, threads in turns if round % 2 else reversed(turns):
                 time.sleep(PAUSE)
                 taken = turn(side, threads, round)
                 if taken is not None:
-                    told.append(f"{side} {taken:.3g}" + (f" ({threads})" if side == "nmem" else ""))
-            say(f"  round {round}, ms: {', '.join(told)}")
+                    timings.append(f"{side} {taken:.3g}" + (f" ({threads})" if side == "nmem" else ""))
+            say(f"  round {round}, ms: {', '.join(timings)}")
         return failures
 
 
@@ -278,7 +278,7 @@ def linear(chosen, raw, files):
     last = {}
     for round in range(chosen.rounds + 1):
         for work, words in works.items():
-            told = []
+            timings = []
             for case, path in sequences.items():
                 time.sleep(PAUSE)
                 command = [*words, path, "--chunk-size", case.chunk, "--threads", chosen.threads]
@@ -294,11 +294,11 @@ def linear(chosen, raw, files):
                 times = milliseconds(nmem(chosen.nmem, [*command, "--repeat", count], out))
                 last[case, work] = record.median(times[1:])
                 raw.times(case, work, "nmem", chosen.threads, round, times)
-                told.append(
+                timings.append(
                     f"{last[case, work] * 1e6 / case.tokens:.0f} ns a token at {case.tokens:,}"
                 )
-            if told:
-                say(f"  round {round}, {work}: {', '.join(told)}")
+            if timings:
+                say(f"  round {round}, {work}: {', '.join(timings)}")
 
 
 def say(line):

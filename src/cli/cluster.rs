@@ -76,7 +76,7 @@ impl ClusterArgs {
     }
 
     /// Whether nothing is submitted.
-    pub fn only_shows(&self) -> bool {
+    pub fn is_dry_run(&self) -> bool {
         self.slurm_dry_run
     }
 

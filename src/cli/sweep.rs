@@ -143,7 +143,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let mut experiment = Experiment::read(&text)?;
     for setting in &args.settings {
-        experiment.lay_over(setting)?;
+        experiment.override_setting(setting)?;
     }
     let folder = Folder::check(&args.out.clone().unwrap_or_else(|| default_out(&file)))?;
     let plan = Plan::new(&experiment, args.unstable_ratio, &mut |_| check_interrupt())?;
@@ -172,7 +172,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         print(&text)?;
         return Ok(ExitCode::SUCCESS);
     }
-    if args.cluster.only_shows() {
+    if args.cluster.is_dry_run() {
         print(&args.submit(&file, folder.path(), &plan)?)?;
         return Ok(ExitCode::SUCCESS);
     }

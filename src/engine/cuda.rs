@@ -163,13 +163,13 @@ impl<'m, T: Real> CudaEngine<'m, T> {
 
     /// Buffers for as many rows as pay and fit. Returns the sequences of a group.
     fn prepare_buffers(&mut self, plan: &mut Plan<'_, T>) -> Result<usize> {
-        let kept = |made: &Option<DeviceBuffers<'_, T>>, sizes: Sizes, group: usize| {
+        let fits = |made: &Option<DeviceBuffers<'_, T>>, sizes: Sizes, group: usize| {
             made.as_ref().is_some_and(|buffers| buffers.sizes == sizes && buffers.sequences == group)
         };
         // Asking what memory is free takes a tenth of the time that a short sequence does.
         if let Some(budget) = self.budget {
             let group = self.divide(plan, budget);
-            if kept(&self.buffers, plan.sizes(), group) {
+            if fits(&self.buffers, plan.sizes(), group) {
                 return Ok(group);
             }
         }
@@ -178,7 +178,7 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         self.budget = Some(budget);
         let group = self.divide(plan, budget);
         let sizes = plan.sizes();
-        if !kept(&self.buffers, sizes, group) {
+        if !fits(&self.buffers, sizes, group) {
             self.buffers = None;
             self.incoming = (0..group).map(|_| BlockTokens::new(sizes, self.memory.dimensions.dim)).collect();
             self.buffers = Some(DeviceBuffers::new(self.device, self.memory, sizes, group)?);
@@ -237,22 +237,22 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         }
         outcome.input += transfer.elapsed();
 
-        let mut going = group.len();
-        let mut rows = vec![0; going];
+        let mut active = group.len();
+        let mut rows = vec![0; active];
         while let Some(block) = blocks.next() {
             let sending = Instant::now();
             let parts =
-                |rows: fn(&BlockTokens<T>) -> &[T]| tokens[..going].iter().map(rows).collect::<Vec<_>>();
+                |rows: fn(&BlockTokens<T>) -> &[T]| tokens[..active].iter().map(rows).collect::<Vec<_>>();
             let [stored, read] = &mut buffers.tokens;
             stored.upload_parts(0, &parts(|tokens| tokens.store.elements()))?;
             read.upload_parts(0, &parts(|tokens| tokens.read.elements()))?;
             device.synchronize()?;
             outcome.input += sending.elapsed();
 
-            let step = Step { memory, device: *device, weights, plan, block, sequences: going, large };
+            let step = Step { memory, device: *device, weights, plan, block, sequences: active, large };
             step.compute(buffers, marks)?;
             let loading = match blocks.peek() {
-                Some(&next) => load(&mut tokens[..going], next)?,
+                Some(&next) => load(&mut tokens[..active], next)?,
                 None => std::time::Duration::ZERO,
             };
             device.synchronize()?;
@@ -266,7 +266,7 @@ impl<'m, T: Real> CudaEngine<'m, T> {
             step.rescale(buffers, &mut measured)?;
             let writing = Instant::now();
             let output = step.output(buffers, outgoing)?;
-            for (i, rows) in rows.iter_mut().enumerate().take(going) {
+            for (i, rows) in rows.iter_mut().enumerate().take(active) {
                 let (reported, [divergence, bad_read]) =
                     step.report(buffers, &measured, group.start + i, i)?;
                 sink.metrics(&reported)?;
@@ -277,7 +277,7 @@ impl<'m, T: Real> CudaEngine<'m, T> {
                     sink.retrieved(group.start + i, start.saturating_sub(plan.first_query), read)?;
                 }
                 if outcome.ends(divergence, bad_read, plan.store.is_some()) {
-                    going = i;
+                    active = i;
                     break;
                 }
             }
@@ -285,14 +285,14 @@ impl<'m, T: Real> CudaEngine<'m, T> {
             if block.store.len() > 0 {
                 buffers.state.swap(0, 1);
             }
-            tick(going * block.store.len().max(block.read.len()))?;
-            if going == 0 {
+            tick(active * block.store.len().max(block.read.len()))?;
+            if active == 0 {
                 break;
             }
         }
         if plan.store.is_some() {
             let receiving = Instant::now();
-            buffers.receive_state(state, group.start..group.start + going)?;
+            buffers.receive_state(state, group.start..group.start + active)?;
             outcome.output += receiving.elapsed();
         }
         let last = outcome.divergence.as_ref().map_or(group.end, |divergence| divergence.sequence + 1);

@@ -545,7 +545,7 @@ fn run_group<T: Real, M: MemoryModel<T>>(
         }
 
         let writing = Instant::now();
-        let mut going = runners.len();
+        let mut active = runners.len();
         for (i, runner) in runners.iter().enumerate() {
             sink.metrics(&runner.rows)?;
             rows[i] += runner.rows.len();
@@ -562,11 +562,11 @@ fn run_group<T: Real, M: MemoryModel<T>>(
                 }
             }
             if outcome.ends(runner.divergence.clone(), runner.bad_read.clone(), plan.store.is_some()) {
-                going = i;
+                active = i;
                 break;
             }
         }
-        runners = &mut runners[..going];
+        runners = &mut runners[..active];
         outcome.output += writing.elapsed();
         tick(runners.len() * block.store.len().max(block.read.len()))?;
         if runners.is_empty() {

@@ -10,7 +10,7 @@
 
 use std::io;
 
-use super::{Label, RandomNumbers, Token, check_length, check_share};
+use super::{Label, RandomNumbers, TokenSink, check_length, check_share};
 use crate::error::Result;
 
 /// What is generated.
@@ -40,7 +40,7 @@ impl Drift {
         labels: &[Label],
         dim: usize,
         random: &mut RandomNumbers,
-        token: Token,
+        token: TokenSink,
     ) -> io::Result<()> {
         let kept = (1.0 - self.noise * self.noise).sqrt();
         let mut old = Vec::new();

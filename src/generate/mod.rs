@@ -121,7 +121,7 @@ impl Generator {
         numbers
     }
 
-    fn each_token(&self, sequence: usize, token: Token) -> io::Result<()> {
+    fn each_token(&self, sequence: usize, token: TokenSink) -> io::Result<()> {
         let mut random = RandomNumbers::new(self.seed, 1 + sequence as u64);
         let (labels, dim) = (&self.labels[..], self.shape.dim);
         match self.task {
@@ -170,7 +170,7 @@ impl Generator {
 }
 
 /// Called with one token after the other.
-pub(crate) type Token<'a> = &'a mut dyn FnMut(&[f64]) -> io::Result<()>;
+pub(crate) type TokenSink<'a> = &'a mut dyn FnMut(&[f64]) -> io::Result<()>;
 
 /// One past the last item.
 fn items(labels: &[Label]) -> usize {
@@ -238,7 +238,7 @@ fn fill_items(
     dim: usize,
     noise: f64,
     random: &mut RandomNumbers,
-    token: Token,
+    token: TokenSink,
 ) -> io::Result<()> {
     let items = random.normals(items(labels) * dim);
     let kept = (1.0 - noise * noise).sqrt();

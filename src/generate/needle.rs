@@ -10,7 +10,7 @@
 
 use std::io;
 
-use super::{Label, RandomNumbers, Token, check_length, check_share, fill_items};
+use super::{Label, RandomNumbers, TokenSink, check_length, check_share, fill_items};
 use crate::error::Result;
 
 /// What is generated.
@@ -45,7 +45,7 @@ impl Needle {
         labels: &[Label],
         dim: usize,
         random: &mut RandomNumbers,
-        token: Token,
+        token: TokenSink,
     ) -> io::Result<()> {
         fill_items(labels, dim, self.noise, random, token)
     }

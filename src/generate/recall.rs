@@ -20,7 +20,7 @@ use std::io;
 
 use ndarray::{Array2, s};
 
-use super::{Label, RandomNumbers, Token, check_length, check_share, items};
+use super::{Label, RandomNumbers, TokenSink, check_length, check_share, items};
 use crate::error::{Error, Result};
 use crate::io::Tensor;
 use crate::memory::Dimensions;
@@ -62,7 +62,7 @@ impl Recall {
         labels: &[Label],
         dim: usize,
         random: &mut RandomNumbers,
-        token: Token,
+        token: TokenSink,
     ) -> io::Result<()> {
         let pairs = random.normals(items(labels) * dim);
         let kept = (1.0 - self.noise * self.noise).sqrt();

@@ -11,7 +11,7 @@
 
 use std::io;
 
-use super::{Label, RandomNumbers, Token, check_length, check_share, fill_items};
+use super::{Label, RandomNumbers, TokenSink, check_length, check_share, fill_items};
 use crate::error::Result;
 
 /// What is generated.
@@ -48,7 +48,7 @@ impl Repeats {
         labels: &[Label],
         dim: usize,
         random: &mut RandomNumbers,
-        token: Token,
+        token: TokenSink,
     ) -> io::Result<()> {
         fill_items(labels, dim, self.noise, random, token)
     }

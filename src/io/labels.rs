@@ -39,7 +39,7 @@ pub struct OutOfRangeLabels {
 }
 
 /// Consecutive positions with the same labels: a file of millions of tokens is kept as its few runs.
-struct Run {
+struct LabelRun {
     positions: Range<u64>,
     segment: u32,
     repeat: bool,
@@ -58,7 +58,7 @@ impl Labels {
         let (position, segment) = (table.column("position")?, table.column("segment")?);
         let repeat = table.optional_column("repeat");
         let mut segments = HashMap::<Vec<u8>, u32>::new();
-        let mut runs = Vec::<Run>::new();
+        let mut runs = Vec::<LabelRun>::new();
         while table.advance()? {
             let start = table.integer(position)?;
             let end = start + 1;
@@ -91,7 +91,12 @@ impl Labels {
                     let expected = format!("at most {MAX_RUNS} changes of segment or repeat");
                     return Err(Error::file(file.path(), expected, "more"));
                 }
-                _ => runs.push(Run { positions: start..end, segment, repeat, line: table.position().line() }),
+                _ => runs.push(LabelRun {
+                    positions: start..end,
+                    segment,
+                    repeat,
+                    line: table.position().line(),
+                }),
             }
         }
         runs.sort_by_key(|run| (run.positions.start, run.line));
@@ -103,7 +108,7 @@ impl Labels {
         Ok(Self::from_runs(&runs))
     }
 
-    fn from_runs(runs: &[Run]) -> Self {
+    fn from_runs(runs: &[LabelRun]) -> Self {
         let mut labels = Self::default();
         for (i, run) in runs.iter().enumerate() {
             if i > 0 && runs[i - 1].segment != run.segment {

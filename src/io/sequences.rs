@@ -37,21 +37,21 @@ impl NpySequences {
         let file = Mapped::open(path.as_ref(), "a .npy file", progress)?;
         let header = NpyHeader::read(&mut file.bytes(), file.bytes().len() as u64)
             .map_err(|m| m.in_file(&file.name))?;
-        let refuse = |expected: &str, got: String| Err(Error::file(&file.name, expected, got));
+        let reject = |expected: &str, got: String| Err(Error::file(&file.name, expected, got));
         if !matches!(header.dtype, Dtype::F16 | Dtype::F32 | Dtype::F64) {
-            return refuse("numbers of type f16, f32 or f64", format!("{} ({})", header.dtype, header.descr));
+            return reject("numbers of type f16, f32 or f64", format!("{} ({})", header.dtype, header.descr));
         }
         let shape = match header.shape[..] {
             [tokens, dim] => Shape { sequences: 1, tokens, dim },
             [sequences, tokens, dim] => Shape { sequences, tokens, dim },
             _ => {
                 let got = format!("shape {}", shape_text(&header.shape));
-                return refuse("shape (tokens, dim) or (sequences, tokens, dim)", got);
+                return reject("shape (tokens, dim) or (sequences, tokens, dim)", got);
             }
         };
         if shape.sequences == 0 || shape.dim == 0 {
             let what = if shape.dim == 0 { "a dim of at least 1" } else { "at least one sequence" };
-            return refuse(what, format!("shape {}", shape_text(&header.shape)));
+            return reject(what, format!("shape {}", shape_text(&header.shape)));
         }
 
         let limit = largest_finite(element_type);

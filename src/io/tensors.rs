@@ -319,21 +319,21 @@ impl SafetensorsIndex {
         }
         let (length, rest) = bytes.split_first_chunk::<8>().expect("nine bytes at least were looked at");
         let length = u64::from_le_bytes(*length) as usize;
-        let refuse = |expected: String, got: String| Error::file(&file.name, expected, got);
+        let reject = |expected: String, got: String| Error::file(&file.name, expected, got);
         let Some((header, data)) = rest.split_at_checked(length) else {
-            return Err(refuse(
+            return Err(reject(
                 format!("a header of {length} bytes"),
                 format!("{} bytes after its length", rest.len()),
             ));
         };
         if length > MAX_HEADER {
-            return Err(refuse(format!("a header of at most {MAX_HEADER} bytes"), length.to_string()));
+            return Err(reject(format!("a header of at most {MAX_HEADER} bytes"), length.to_string()));
         }
         let header: Metadata = serde_json::from_slice(header)
-            .map_err(|error| refuse("a .safetensors header".into(), one_line(&error.to_string())))?;
+            .map_err(|error| reject("a .safetensors header".into(), one_line(&error.to_string())))?;
         if header.data_len() != data.len() {
             let expected = format!("{} bytes of tensors after the header", header.data_len());
-            return Err(refuse(expected, format!("{}", data.len())));
+            return Err(reject(expected, format!("{}", data.len())));
         }
         let entries = header
             .offset_keys()

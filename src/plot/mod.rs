@@ -193,7 +193,7 @@ pub fn timelines(
 ) -> Result<(Figures, Vec<OmittedValues>)> {
     let metrics = Metrics::read(metrics_csv, style, check)?;
     let omitted = OmittedValues::from_metrics(&metrics);
-    let runs = [timeline::Run { name: String::new(), metrics }];
+    let runs = [timeline::RunMetrics { name: String::new(), metrics }];
     let metrics = &runs[0].metrics;
     let every: Vec<_> = metrics.series.iter().map(|series| series.quantity).collect();
     let mut shown = vec![("timeline", every.clone())];

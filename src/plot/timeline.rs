@@ -26,14 +26,14 @@ pub(super) const TREND: usize = 256;
 const LOW: f64 = 46.0;
 
 /// A run, as legends name it.
-pub struct Run {
+pub struct RunMetrics {
     pub name: String,
     pub metrics: Metrics,
 }
 
 /// What timelines of some files show.
 pub struct Selection {
-    pub runs: Vec<Run>,
+    pub runs: Vec<RunMetrics>,
     pub shown: Vec<Quantity>,
     /// Of the figure.
     pub name: &'static str,
@@ -52,7 +52,10 @@ impl Selection {
         let (Some(asked), None, None) = (asked, &request.x, &request.hue) else { return Ok(None) };
         let gates = files.iter().any(|file| file.kind == Kind::Gates);
         let run = |file: &CsvSource| {
-            Ok(Run { name: file.name.clone(), metrics: Metrics::read(&file.csv, &request.style, check)? })
+            Ok(RunMetrics {
+                name: file.name.clone(),
+                metrics: Metrics::read(&file.csv, &request.style, check)?,
+            })
         };
         let runs = files.iter().map(run).collect::<Result<Vec<_>>>()?;
         let there = |quantity: &Quantity| {
@@ -73,8 +76,8 @@ impl Selection {
 }
 
 /// What of these quantities cannot be drawn, a line each.
-pub fn omitted(runs: &[Run], shown: &[Quantity]) -> Vec<String> {
-    let of_run = |run: &Run| -> Vec<String> {
+pub fn omitted(runs: &[RunMetrics], shown: &[Quantity]) -> Vec<String> {
+    let of_run = |run: &RunMetrics| -> Vec<String> {
         let all = OmittedValues::from_metrics(&run.metrics).into_iter();
         let those = all.filter(|omitted| shown.iter().any(|quantity| quantity.name() == omitted.quantity));
         let name = |omitted: OmittedValues| {
@@ -95,7 +98,12 @@ struct LineStyles<'a> {
 }
 
 /// Draws panels of the same width one below the other.
-pub fn figure(runs: &[Run], labels: Option<&Labels>, shown: &[Quantity], style: &FigureStyle) -> String {
+pub fn figure(
+    runs: &[RunMetrics],
+    labels: Option<&Labels>,
+    shown: &[Quantity],
+    style: &FigureStyle,
+) -> String {
     let tokens = tokens(runs);
     let styles = LineStyles::new(runs, style);
     let legend = legend(runs, labels, shown, &styles);
@@ -147,13 +155,13 @@ pub fn figure(runs: &[Run], labels: Option<&Labels>, shown: &[Quantity], style: 
 }
 
 /// From the first token of any run to the last one.
-pub(super) fn tokens(runs: &[Run]) -> Range<u64> {
+pub(super) fn tokens(runs: &[RunMetrics]) -> Range<u64> {
     let tokens = runs.iter().map(|run| run.metrics.tokens.clone()).filter(|tokens| !tokens.is_empty());
     tokens.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0)
 }
 
 impl<'a> LineStyles<'a> {
-    fn new(runs: &[Run], style: &'a FigureStyle) -> Self {
+    fn new(runs: &[RunMetrics], style: &'a FigureStyle) -> Self {
         let theme = style.theme;
         if let [run] = runs {
             let metrics = &run.metrics;
@@ -216,7 +224,7 @@ impl<'a> LineStyles<'a> {
     }
 }
 
-fn legend(runs: &[Run], labels: Option<&Labels>, shown: &[Quantity], styles: &LineStyles) -> Legend {
+fn legend(runs: &[RunMetrics], labels: Option<&Labels>, shown: &[Quantity], styles: &LineStyles) -> Legend {
     let mut legend = Legend::default();
     let all = || runs.iter().flat_map(|run| &run.metrics.series);
     let shown_series = || all().filter(|series| shown.contains(&series.quantity));

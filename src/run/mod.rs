@@ -70,7 +70,7 @@ pub fn execute(
     observe: Observer,
 ) -> Result<Report> {
     let folder = ResultsDirectory::open(&config.out, replace)?;
-    refuse_inputs_inside(config, folder.target())?;
+    reject_inputs_inside(config, folder.target())?;
     let threads =
         config.threads.map_or_else(std::thread::available_parallelism, |n| Ok(n.try_into().expect("not 0")));
     let threads = threads.map_or(1, usize::from);
@@ -96,7 +96,7 @@ pub fn execute(
 }
 
 /// Replacing a folder must not take the run's own inputs with it.
-fn refuse_inputs_inside(config: &Config, target: &Path) -> Result<()> {
+fn reject_inputs_inside(config: &Config, target: &Path) -> Result<()> {
     let memory = match &config.memory {
         MemorySource::File { path, .. } => Some(path),
         MemorySource::Random { .. } => None,

@@ -238,19 +238,19 @@ impl Experiment {
 
     /// Lays `key=value` or `key=a,b,c` of the command line over the file, for every run of it. Relative paths are
     /// relative to the working directory.
-    pub fn lay_over(&mut self, argument: &str) -> Result<()> {
-        let refuse = |expected: &str, got: &str| Err(Error::setting(argument, expected, got));
+    pub fn override_setting(&mut self, argument: &str) -> Result<()> {
+        let reject = |expected: &str, got: &str| Err(Error::setting(argument, expected, got));
         let Some((key, list)) = argument.split_once('=') else {
-            return refuse("key=value or key=a,b,c", "no `=`");
+            return reject("key=value or key=a,b,c", "no `=`");
         };
         let key = key.trim();
         if key == "run" {
-            let Some(kind) = Kind::parse(list) else { return refuse("store or retrieve-online", list) };
+            let Some(kind) = Kind::parse(list) else { return reject("store or retrieve-online", list) };
             self.kind = Some(kind);
             return Ok(());
         }
         let values = values::list(list);
-        let values = values.or_else(|got| refuse("values between commas", &got).map(|()| Vec::new()))?;
+        let values = values.or_else(|got| reject("values between commas", &got).map(|()| Vec::new()))?;
         let setting = |value| Setting::new(key, value, &PathBuf::new());
         let column: Result<Vec<Setting>, _> = values.into_iter().map(setting).collect();
         let column = column.map_err(|invalid| Error::setting(argument, invalid.expected, invalid.got))?;
@@ -273,7 +273,7 @@ impl Experiment {
         match self.axes.iter_mut().find_map(|axis| Some((axis.zip, axis.len(), axis.column(key)?))) {
             Some((true, length, _)) if length != column.len() => {
                 let expected = format!("{length} values or one, as the others of [zip] have");
-                refuse(&expected, &column.len().to_string())
+                reject(&expected, &column.len().to_string())
             }
             Some((.., old)) => {
                 *old = column;

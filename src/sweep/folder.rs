@@ -46,7 +46,7 @@ const LOCK: &str = ".lock";
 impl Folder {
     /// A folder that is there already must be a sweep's, or empty.
     pub fn check(path: &Path) -> Result<Self> {
-        let refuse = |got: String| {
+        let reject = |got: String| {
             Err(Error::setting("--out", "the folder of a sweep, or one that does not exist yet", got))
         };
         let this = Self(storage::without_slash(path));
@@ -56,7 +56,7 @@ impl Folder {
                 for entry in entries {
                     let name = entry.map_err(Error::io(path, "read"))?.file_name();
                     if !is_temporary(&name) {
-                        return refuse(format!("{}, which holds something else", path.display()));
+                        return reject(format!("{}, which holds something else", path.display()));
                     }
                 }
                 Ok(this)
@@ -67,7 +67,7 @@ impl Folder {
                 Ok(this)
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
-                refuse(format!("{}, which is none that can be read", path.display()))
+                reject(format!("{}, which is none that can be read", path.display()))
             }
             Err(error) => Err(Error::io(path, "read")(error)),
         }

@@ -22,7 +22,7 @@ const MAX_TEXT: usize = 4096;
 const PATHS: [&str; 4] = ["data", "memory", "past", "store_seq"];
 
 /// Settings that make no sense for one run of many.
-const REFUSED: [(&str, &str); 4] = [
+const REJECTED: [(&str, &str); 4] = [
     ("out", "a setting of single runs (--out names the sweep's folder)"),
     ("no_plots", "a setting of single runs (they draw no figures in a sweep)"),
     (
@@ -70,7 +70,7 @@ pub(super) fn check_key(key: &str) -> Result<(), InvalidSetting> {
         let near = nearest(key, KNOWN.iter().map(String::as_str).chain(others));
         return Err(InvalidSetting { expected: "a known setting".into(), got: format!("`{key}`{near}") });
     }
-    match REFUSED.iter().find(|(refused, _)| *refused == key) {
+    match REJECTED.iter().find(|(rejected, _)| *rejected == key) {
         None => Ok(()),
         Some((_, why)) => {
             Err(InvalidSetting { expected: "a setting of each run".into(), got: format!("`{key}`, {why}") })

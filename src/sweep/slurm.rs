@@ -173,17 +173,17 @@ impl Job {
 
 /// The id of the submitted job.
 fn sbatch(options: &[String], script: &Path) -> Result<String> {
-    let refuse =
+    let reject =
         |got: String| Error::setting("--slurm", "sbatch to submit the job (--slurm-dry-run prints it)", got);
     let output = Command::new("sbatch").arg("--parsable").args(options).arg(script).output();
-    let output = output.map_err(|error| refuse(format!("{error} on running it")))?;
+    let output = output.map_err(|error| reject(format!("{error} on running it")))?;
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     // "ID" or "ID;CLUSTER".
     let id = out.trim().split(';').next().unwrap_or_default();
     if output.status.success() && !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit()) {
         Ok(id.to_owned())
     } else {
-        Err(refuse(format!("{}: {}", output.status, err.split_whitespace().collect::<Vec<_>>().join(" "))))
+        Err(reject(format!("{}: {}", output.status, err.split_whitespace().collect::<Vec<_>>().join(" "))))
     }
 }
 
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn what_sbatch_could_misread_is_refused() {
+    fn text_that_sbatch_could_misread_is_rejected() {
         let mut odd = job();
         odd.folder = "/home/o'hara".into();
         let message = odd.array_script(&request()).unwrap_err().to_string();

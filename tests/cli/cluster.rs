@@ -120,7 +120,7 @@ fn the_script_is_shown() {
 }
 
 #[test]
-fn refused() {
+fn rejected() {
     let sandbox = sandbox();
     for (arguments, expected) in [
         (
@@ -147,9 +147,9 @@ fn refused() {
             "--collect: expected neither shares nor --slurm beside it, got a share",
         ),
     ] {
-        assert_eq!(sandbox.refused(&format!("sweep {arguments}")), expected, "{arguments}");
+        assert_eq!(sandbox.rejected(&format!("sweep {arguments}")), expected, "{arguments}");
     }
-    let message = sandbox.refused("sweep --collect absent");
+    let message = sandbox.rejected("sweep --collect absent");
     assert!(message.starts_with("absent: expected the folder of a sweep"), "{message}");
     let mut command = sandbox.command("sweep grid.toml --out s --slurm");
     command.env("PATH", sandbox.path("."));

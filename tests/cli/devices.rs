@@ -24,10 +24,10 @@ fn a_build_without_the_feature_says_so() {
         "retrieve data.npy --online --device cuda",
         "scan-bench --device cuda",
     ] {
-        assert_eq!(sandbox.refused(line), expected, "{line}");
+        assert_eq!(sandbox.rejected(line), expected, "{line}");
     }
     sandbox.file("experiment.toml", "data = 'data.npy'\n[grid]\ndevice = ['cpu', 'cuda']\n");
-    assert_eq!(sandbox.refused("sweep experiment.toml"), expected);
+    assert_eq!(sandbox.rejected("sweep experiment.toml"), expected);
     let output = sandbox.ok("store data.npy --device auto --no-plots --out auto");
     assert_eq!(output.err, format!("note: --device auto: cpu ({expected})\n"));
     assert_eq!(sandbox.json("auto/run.json")["device"], "cpu");
@@ -55,20 +55,20 @@ fn the_processor_is_listed() {
 }
 
 #[test]
-fn refused_whatever_the_build() {
+fn rejected_by_any_build() {
     let sandbox = sandbox();
     for text in ["gpu", "cuda:x", "cuda:", "cuda:-1"] {
-        let message = sandbox.refused(&format!("store data.npy --device {text}"));
+        let message = sandbox.rejected(&format!("store data.npy --device {text}"));
         let expected = format!(
             "invalid value '{text}' for '--device <cpu|cuda|cuda:N|auto>': expected cpu, cuda, cuda:N"
         );
         assert!(message.starts_with(&expected), "{message}");
     }
     sandbox.file("settings.toml", "device = 'gpu'\n");
-    let message = sandbox.refused("store data.npy --config settings.toml");
+    let message = sandbox.rejected("store data.npy --config settings.toml");
     assert!(message.contains("line 1") && message.contains("expected cpu, cuda, cuda:N"), "{message}");
     assert_eq!(
-        sandbox.refused("store data.npy --device cuda:1 --retention 2"),
+        sandbox.rejected("store data.npy --device cuda:1 --retention 2"),
         "--retention: expected --device cpu with it (kept chunks are read again on the CPU only), got --device cuda:1"
     );
     // Left to the program, it is the processor.

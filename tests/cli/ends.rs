@@ -125,7 +125,7 @@ fn outputs_into_pipes_and_devices() {
     );
     fs::remove_file(sandbox.path("pipe")).unwrap();
     std::os::unix::fs::symlink("whole.npy", sandbox.path("link.npy")).unwrap();
-    let message = sandbox.refused(&format!("{line} link.npy --force"));
+    let message = sandbox.rejected(&format!("{line} link.npy --force"));
     assert_eq!(message, "--out: link.npy is a symbolic link, which is not followed; name the file itself");
     let output = sandbox.run("store seq.npy --out null --force");
     assert_eq!(
@@ -133,7 +133,7 @@ fn outputs_into_pipes_and_devices() {
         "--out: null is a symbolic link, which is not followed; name the directory itself"
     );
     // One file under two spellings.
-    let message = sandbox.refused(&format!("{line} ./one.npy --labels one.npy"));
+    let message = sandbox.rejected(&format!("{line} ./one.npy --labels one.npy"));
     assert_eq!(message, "--labels: one.npy is the file of --out too; name another");
 }
 

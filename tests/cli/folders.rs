@@ -75,7 +75,7 @@ fn force_replaces_the_whole_folder() {
     // As `nmem plot` writes them there.
     sandbox.ok("plot out --kind gates --figure-format svg,pgfplots -q");
     let line = "retrieve seq.npy --out out -q";
-    assert!(sandbox.refused(line).contains("--force"));
+    assert!(sandbox.rejected(line).contains("--force"));
     sandbox.ok(&format!("{line} --force"));
     assert_eq!(sandbox.names("out"), ["retrieved.npy", "run.json"]);
     // Without anything to replace it is an ordinary run, and makes the folders that it needs.
@@ -88,7 +88,7 @@ fn force_replaces_the_whole_folder() {
 fn a_run_can_replace_the_folder_of_its_memory_no_more_than_other_inputs() {
     let sandbox = sandbox();
     sandbox.ok("store seq.npy --out out -q");
-    let message = sandbox.refused("store seq.npy --memory out/memory.safetensors --out out --force");
+    let message = sandbox.rejected("store seq.npy --memory out/memory.safetensors --out out --force");
     assert_eq!(
         message,
         "--out: expected a folder without this run's inputs, got out, which holds out/memory.safetensors"
@@ -111,13 +111,13 @@ fn force_replaces_nothing_of_others() {
         }
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, "mine").unwrap();
-        let message = sandbox.refused(&format!("store seq.npy --out {directory} --force -q"));
+        let message = sandbox.rejected(&format!("store seq.npy --out {directory} --force -q"));
         assert!(message.contains("which nmem did not write; move it away"), "{name}: {message}");
     }
     // Names alone do not make results.
     std::fs::create_dir(sandbox.path("data")).unwrap();
     sandbox.file("data/metrics.csv", "mine");
-    assert!(sandbox.refused("store seq.npy --out data --force").contains("data holds metrics.csv"));
+    assert!(sandbox.rejected("store seq.npy --out data --force").contains("data holds metrics.csv"));
     // Links: to results, to a file, to nothing.
     sandbox.ok("store seq.npy --out real -q");
     for (link, to) in [("link", "real"), ("file-link", "seq.npy"), ("dangling", "nothing")] {
@@ -174,7 +174,7 @@ fn the_next_run_clears_what_a_killed_one_left() {
     assert_eq!(hidden(&sandbox), of_run, "of another folder");
     // Another folder's name that begins the same is not mistaken for it, nor are files of one's own.
     std::fs::create_dir(sandbox.path(".out.mine")).unwrap();
-    assert_eq!(sandbox.refused("store seq.npy --out out").split(':').next(), Some("--out"));
+    assert_eq!(sandbox.rejected("store seq.npy --out out").split(':').next(), Some("--out"));
     sandbox.ok("store seq.npy --out out -q --force");
     assert_eq!(hidden(&sandbox), [".out.mine"]);
 }

@@ -206,7 +206,7 @@ fn files_are_complete_or_absent() {
     assert_eq!((&output.out[..], &output.err[..]), ("", "wrote a.npy, a.csv, a.safetensors\n"));
     assert_eq!(sandbox.names("."), ["a.csv", "a.npy", "a.safetensors"]);
     assert_eq!(
-        sandbox.refused(&format!("generate drift {small} --segment 5 --out b.npy --labels a.csv")),
+        sandbox.rejected(&format!("generate drift {small} --segment 5 --out b.npy --labels a.csv")),
         "--labels: expected a file that does not exist yet (--force replaces it), got a.csv"
     );
     let before = sandbox.bytes("a.csv");
@@ -216,7 +216,7 @@ fn files_are_complete_or_absent() {
 }
 
 #[test]
-fn refusals() {
+fn rejections() {
     let sandbox = Sandbox::new();
     for (line, message) in [
         (
@@ -248,7 +248,7 @@ fn refusals() {
         ("recall --parameters x.npy", "--parameters: x.npy is the file of --out too; name another"),
     ] {
         let out = if line.contains("--out") { "" } else { "--out x.npy" };
-        assert_eq!(sandbox.refused(&format!("generate {line} {out}")), message, "{line}");
+        assert_eq!(sandbox.rejected(&format!("generate {line} {out}")), message, "{line}");
     }
-    assert_eq!(sandbox.refused("generate drift --out no/such/x.npy").split(':').next(), Some("no/such"));
+    assert_eq!(sandbox.rejected("generate drift --out no/such/x.npy").split(':').next(), Some("no/such"));
 }

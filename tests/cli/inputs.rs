@@ -112,7 +112,7 @@ fn endless_text_is_rejected() {
             "/dev/zero: expected a regular file (it is read more than once), got a pipe or device (save it to a file first)",
         ),
     ] {
-        assert_eq!(sandbox.refused(line), expected);
+        assert_eq!(sandbox.rejected(line), expected);
     }
 }
 
@@ -152,11 +152,11 @@ fn sizes_that_flags_claim_are_checked_first() {
         (format!("scan-bench --out o --runs {max}"), "--runs: expected at most 1048576"),
         (format!("plot d.csv --smooth {max}"), "--smooth: expected at most 1048576"),
     ] {
-        let message = sandbox.refused(&line);
+        let message = sandbox.rejected(&line);
         assert!(message.contains(expected), "{line}: {message}");
     }
     let line = format!("scan-bench --steps {max} --channels {max} --batch {max} --out o --no-plots");
-    assert!(sandbox.refused(&line).contains("more than there can be"), "{line}");
+    assert!(sandbox.rejected(&line).contains("more than there can be"), "{line}");
 }
 
 #[test]
@@ -170,9 +170,9 @@ fn sizes_that_a_few_bytes_claim_are_checked_first() {
     sandbox.file("many.npy", npy("(1000000000, 0, 64)"));
     sandbox.file("wide.npy", npy("(0, 1000000000)"));
     sandbox.file("read.npy", npy("(200000, 0, 64)"));
-    let message = sandbox.refused("store many.npy --out o");
+    let message = sandbox.rejected("store many.npy --out o");
     assert!(message.starts_with("memory that the run needs: 131072.0 GB is more than"), "{message}");
-    sandbox.refused("store wide.npy --out o");
+    sandbox.rejected("store wide.npy --out o");
     // As many sequences share one memory where nothing is stored.
     sandbox.ok("retrieve read.npy --out read -q");
 
@@ -190,13 +190,13 @@ fn sizes_that_a_few_bytes_claim_are_checked_first() {
         left -= bytes;
     }
     sandbox.file("bomb.npz", archive.finish().unwrap().into_inner());
-    let message = sandbox.refused("store d.npy --memory bomb.npz --chunk-size 4 --out o");
+    let message = sandbox.rejected("store d.npy --memory bomb.npz --chunk-size 4 --out o");
     assert!(message.contains("to_queries.weight: expected a tensor"), "names are looked at first: {message}");
 
     // A header of ten megabytes.
     let header = format!("{{\"__metadata__\":{{\"a\":\"{}\"}}}}", "x".repeat(10 << 20));
     sandbox.file("long.safetensors", [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat());
-    let message = sandbox.refused("inspect long.safetensors");
+    let message = sandbox.rejected("inspect long.safetensors");
     assert!(message.contains("expected a header of at most 8388608 bytes"), "{message}");
 }
 
@@ -205,22 +205,22 @@ fn large_grids_are_rejected_in_time() {
     let sandbox = sandbox();
     sandbox.file("grid.toml", "data = 'd.npy'\n[grid]\nseed = 'range(0, 65536)'\nheads = [1, 2]\n");
     assert_eq!(
-        sandbox.refused("sweep grid.toml --dry-run"),
+        sandbox.rejected("sweep grid.toml --dry-run"),
         "the grid: expected at most 65536 rows, got 131072"
     );
     let list = |count: usize| (0..count).map(|i| i.to_string()).collect::<Vec<_>>().join(",");
     sandbox.file("list.toml", format!("data = 'd.npy'\n[grid]\nseed = [{}]\n", list(65_537)));
     assert!(
-        sandbox.refused("sweep list.toml --dry-run").contains("expected at most 65536 values for `seed`")
+        sandbox.rejected("sweep list.toml --dry-run").contains("expected at most 65536 values for `seed`")
     );
     let notes: Vec<_> = (0..4000).map(|i| format!("_n{i} = '{}'\n", "x".repeat(500))).collect();
     let notes = notes.concat();
     sandbox.file("notes.toml", format!("data = 'd.npy'\n{notes}[grid]\nseed = 'range(0, 65536)'\n"));
-    assert!(sandbox.refused("sweep notes.toml --dry-run").contains("expected rows that take at most"));
+    assert!(sandbox.rejected("sweep notes.toml --dry-run").contains("expected rows that take at most"));
     sandbox.file("text.toml", format!("data = 'd.npy'\n_n = '{}'\n", "x".repeat(5000)));
     assert!(
         sandbox
-            .refused("sweep text.toml --dry-run")
+            .rejected("sweep text.toml --dry-run")
             .contains("a value of at most 4096 bytes for `_n`, got 5000 bytes")
     );
 }
@@ -249,10 +249,10 @@ fn whole_numbers_keep_their_digits() {
         ("seed = ['5']", "expected a value for `seed`, got 5"),
     ] {
         sandbox.file("wrong.toml", format!("data = 'd.npy'\n[grid]\n{text}\n"));
-        let message = sandbox.refused("sweep wrong.toml");
+        let message = sandbox.rejected("sweep wrong.toml");
         assert!(message.contains(expected), "{text}: {message}");
     }
-    let message = sandbox.refused("sweep seeds.toml seed=18446744073709551616 --out u");
+    let message = sandbox.rejected("sweep seeds.toml seed=18446744073709551616 --out u");
     assert!(message.contains("seed"), "{message}");
 }
 
@@ -274,7 +274,7 @@ fn names_do_not_steer_a_terminal_or_break_a_figure() {
     }
     let text = sandbox.ok("plot s --terminal --x decay --hue _n --quiet").out;
     assert!(text.contains("a\\x01b") && !text.contains(['\x01', '\x1b']), "{text:?}");
-    let message = sandbox.refused("store \x1b[31md.npy");
+    let message = sandbox.rejected("store \x1b[31md.npy");
     assert!(message.starts_with("\\u{1b}[31md.npy: "), "{message}");
     // Not in a file's name: it is an argument of clap's too.
     assert!(!sandbox.run("store d.npy --no\x1bsuch").err.contains('\x1b'));

@@ -81,7 +81,7 @@ fn some_files_can_fail() {
     assert!(some.out.contains("seq.npy: ") && some.out.contains("weights.safetensors: "));
     assert_eq!(some.err, "error: absent.npy: cannot open: No such file or directory (os error 2)\n");
     assert_eq!(
-        sandbox.refused("inspect absent.npy"),
+        sandbox.rejected("inspect absent.npy"),
         "absent.npy: cannot open: No such file or directory (os error 2)"
     );
 }

@@ -59,14 +59,14 @@ fn gates_of_flags_files_and_memories() {
         ("decay", "1.0000000000000002", fraction.to_owned()),
     ] {
         let flag = format!("--{}", gate.replace('_', "-"));
-        let message = sandbox.refused(&format!("store seq.npy {flag} {value} --out out"));
+        let message = sandbox.rejected(&format!("store seq.npy {flag} {value} --out out"));
         assert_eq!(message, format!("{flag} {value} {problem}"));
         sandbox.file("settings.toml", format!("data = \"seq.npy\"\n{gate} = {value}\n"));
-        assert_eq!(sandbox.refused("store --config settings.toml --out out"), message);
+        assert_eq!(sandbox.rejected("store --config settings.toml --out out"), message);
         let mut config = config(&sandbox);
         config[gate] = json!({ "pinned": serde_json::from_str::<Value>(value).unwrap() });
         with_config(&sandbox, &config.to_string());
-        assert_eq!(sandbox.refused(STORE_CHANGED), format!("changed.safetensors: {gate} {value} {problem}"));
+        assert_eq!(sandbox.rejected(STORE_CHANGED), format!("changed.safetensors: {gate} {value} {problem}"));
     }
     // Not in JSON, which has no such numbers.
     for (flag, message) in [
@@ -75,7 +75,7 @@ fn gates_of_flags_files_and_memories() {
         ("--decay inf", "--decay inf is not finite; use a value from 0 to 1"),
         ("--decay-bias nan", "--decay-bias NaN is not finite; use a finite number"),
     ] {
-        assert_eq!(sandbox.refused(&format!("store seq.npy {flag} --out out")), message);
+        assert_eq!(sandbox.rejected(&format!("store seq.npy {flag} --out out")), message);
     }
     for allowed in ["--decay 1 --momentum 0 --learning-rate 0", "--decay 0 --decay-bias 0 --decay learned"] {
         let output = sandbox.run(&format!("store seq.npy {allowed} --out allowed --force -q"));
@@ -94,17 +94,17 @@ fn chunk_sizes_of_flags_files_and_memories() {
         for command in
             ["store seq.npy", "retrieve seq.npy", "retrieve seq.npy --online --heads 2 --retention 2"]
         {
-            let message = sandbox.refused(&format!("{command} --chunk-size {size} --out out"));
+            let message = sandbox.rejected(&format!("{command} --chunk-size {size} --out out"));
             assert_eq!(message, format!("--chunk-size {size} {problem}"), "{command}");
         }
         sandbox.file("settings.toml", format!("data = \"seq.npy\"\nchunk_size = {size}\n"));
-        let message = sandbox.refused("store --config settings.toml --out out");
+        let message = sandbox.rejected("store --config settings.toml --out out");
         assert_eq!(message, format!("--chunk-size {size} {problem}"));
         let mut config = config(&sandbox);
         config["chunk_size"] = serde_json::from_str(size).unwrap();
         with_config(&sandbox, &config.to_string());
         assert_eq!(
-            sandbox.refused(STORE_CHANGED),
+            sandbox.rejected(STORE_CHANGED),
             format!("changed.safetensors: chunk_size {size} {problem}")
         );
     }
@@ -151,7 +151,7 @@ fn invalid_configurations() {
         ("[]".to_owned(), "invalid"),
     ] {
         with_config(&sandbox, &config);
-        let message = sandbox.refused(STORE_CHANGED);
+        let message = sandbox.rejected(STORE_CHANGED);
         let expected = "changed.safetensors: expected a memory's configuration of format 1, got ";
         assert!(
             message.starts_with(expected) && message.contains(part),
@@ -191,7 +191,7 @@ fn more_memory_than_there_is() {
     bytes.extend(u16::try_from(header.len()).unwrap().to_le_bytes());
     bytes.extend(header.bytes());
     sandbox.file("many.npy", bytes);
-    let message = sandbox.refused("store many.npy --out out");
+    let message = sandbox.rejected("store many.npy --out out");
     assert!(
         message.starts_with("memory that the run needs: 512000.0 GB is more than the ")
             && message.ends_with(" of this machine; use smaller chunks, fewer sequences, heads or threads"),

@@ -17,7 +17,7 @@ mod inspect;
 mod limits;
 mod parts;
 mod plot;
-mod refusals;
+mod rejections;
 mod retention;
 mod retrieve;
 #[path = "../support/sandbox.rs"]

@@ -154,7 +154,7 @@ fn past_weights_and_fixed_gates_are_saved_apart_and_resumed() {
     assert_eq!(config["learning_rate"]["pinned"], 0.5);
     assert_eq!(config["momentum"]["learned"], -1.0);
     assert_eq!(
-        sandbox.refused(
+        sandbox.rejected(
             "store seq.npy --memory part1/memory.safetensors --past past.safetensors --dtype f64 --out no"
         ),
         "--past: expected a memory without past weights (they shift W, and this one has some already), got part1/memory.safetensors"
@@ -176,7 +176,7 @@ fn past_weights_and_fixed_gates_are_saved_apart_and_resumed() {
     assert_eq!(gates_after("--momentum learned")["momentum"]["learned"], 0.0);
     assert_eq!(gates_after("--decay 1")["learning_rate"]["pinned"], 0.5);
     assert_eq!(
-        sandbox.refused(
+        sandbox.rejected(
             "store seq.npy --memory part1/memory.safetensors --learning-rate-bias 1 --dtype f64 --out no"
         ),
         "--learning-rate-bias: expected a gate that is not pinned (--learning-rate learned frees it), got a memory that pins it at 0.5"
@@ -223,8 +223,8 @@ fn a_state_is_narrowed_only_when_asked() {
     let line = "--memory first/memory.safetensors -q --out";
     sandbox.ok(&format!("store seq.npy {} --dtype f64 -q --out first", memory_of_piece(0)));
     let message = "--dtype: expected f64, the type of the memory's state (--force narrows it), got f32";
-    assert_eq!(sandbox.refused(&format!("store seq.npy {line} second")), message);
-    assert_eq!(sandbox.refused(&format!("retrieve seq.npy {line} second --dtype f32")), message);
+    assert_eq!(sandbox.rejected(&format!("store seq.npy {line} second")), message);
+    assert_eq!(sandbox.rejected(&format!("retrieve seq.npy {line} second --dtype f32")), message);
     sandbox.ok(&format!("store seq.npy {line} second --force"));
     assert_eq!(sandbox.tensors("second/memory.safetensors")["state.update.0"].dtype, Dtype::F32);
     // Widening is exact.
@@ -255,7 +255,8 @@ fn resuming_online_needs_both_streams_at_the_same_chunk() {
     let sandbox = Sandbox::with_golden("heads");
     sandbox.npy("longer.npy", &tokens(&[2, 40, 16], 8));
     sandbox.ok(&format!("retrieve seq.npy --store-seq longer.npy {} -q --out first", memory_of_piece(0)));
-    let message = sandbox.refused("retrieve seq.npy --online --memory first/memory.safetensors --out second");
+    let message =
+        sandbox.rejected("retrieve seq.npy --online --memory first/memory.safetensors --out second");
     assert!(message.contains("40") && message.contains("34"), "both counts: {message}");
     // Storing on and plain reads are possible.
     sandbox.ok("store seq.npy --memory first/memory.safetensors -q --out second");

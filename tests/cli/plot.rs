@@ -62,7 +62,7 @@ fn several_runs_and_any_columns() {
 }
 
 #[test]
-fn unknown_columns_are_refused_with_those_there_are() {
+fn unknown_columns_are_rejected_with_the_existing_ones() {
     let sandbox = with_run();
     let there = "one of the columns sequence, chunk, head, start, end, loss, ";
     for (flags, flag, name) in [
@@ -70,22 +70,22 @@ fn unknown_columns_are_refused_with_those_there_are() {
         ("--x token", "--x", "token"),
         ("--hue heads", "--hue", "heads"),
     ] {
-        let message = sandbox.refused(&format!("plot run {flags}"));
+        let message = sandbox.rejected(&format!("plot run {flags}"));
         assert!(message.starts_with(&format!("{flag}: expected {there}")), "{message}");
         assert!(message.ends_with(&format!("got {name}")), "{message}");
     }
-    let message = sandbox.refused("plot run --kind sweep");
+    let message = sandbox.rejected("plot run --kind sweep");
     assert_eq!(message, "run: expected a folder with results.csv, got none of them");
-    let message = sandbox.refused("plot run/metrics.csv --kind scan");
+    let message = sandbox.rejected("plot run/metrics.csv --kind scan");
     assert_eq!(message, "run/metrics.csv: expected a scan_bench.csv for --kind, got a metrics.csv");
     sandbox.file("table.csv", "a,b\n1,2\n");
-    let message = sandbox.refused("plot table.csv");
+    let message = sandbox.rejected("plot table.csv");
     assert!(message.ends_with("got the columns a, b"), "{message}");
-    assert!(sandbox.refused("plot absent").contains("absent: cannot open"));
-    assert!(sandbox.refused("plot run --width 0.1").contains("expected inches, from 2 to 60"));
-    assert!(sandbox.refused("plot run --smooth 0").starts_with("--smooth: expected at least 1"));
+    assert!(sandbox.rejected("plot absent").contains("absent: cannot open"));
+    assert!(sandbox.rejected("plot run --width 0.1").contains("expected inches, from 2 to 60"));
+    assert!(sandbox.rejected("plot run --smooth 0").starts_with("--smooth: expected at least 1"));
     assert!(
-        sandbox.refused("plot run --y loss --out a.svg --figure-format png").starts_with("--figure-format")
+        sandbox.rejected("plot run --y loss --out a.svg --figure-format png").starts_with("--figure-format")
     );
 }
 
@@ -125,7 +125,7 @@ fn other_formats_only_where_they_are_asked_for() {
     sandbox.ok("scan-bench --batch 2 --steps 3,30 --channels 5 --seconds 0 --runs 1 --threads 1 --figure-format png --out scan");
     assert_eq!(sandbox.names("scan/plots"), ["bandwidth.png", "time.png"]);
     assert_eq!(sandbox.ok("plot scan").out, "scan/time.svg\nscan/bandwidth.svg\n");
-    assert!(sandbox.refused("plot scan --out -").starts_with("--out: expected a folder, or --y or --kind"));
+    assert!(sandbox.rejected("plot scan --out -").starts_with("--out: expected a folder, or --y or --kind"));
 }
 
 #[test]
@@ -148,8 +148,8 @@ fn terminals_get_text_alone() {
     let output = sandbox.ok("plot metrics.csv --terminal");
     assert!(output.err.lines().any(|line| line == GAP), "{}", output.err);
     assert_eq!(sandbox.ok("plot metrics.csv --terminal --quiet").err, "");
-    assert!(sandbox.refused("plot run --terminal --out a.svg").contains("--terminal"));
-    assert!(sandbox.refused("plot run --terminal --x loss").starts_with("--kind"));
+    assert!(sandbox.rejected("plot run --terminal --out a.svg").contains("--terminal"));
+    assert!(sandbox.rejected("plot run --terminal --x loss").starts_with("--kind"));
 }
 
 const GAP: &str = "note: surprise: values left out of the figure: 1 not finite";
@@ -180,7 +180,7 @@ fn tex_reads_the_csv_from_where_it_lies() {
     assert!(tex.contains("a\\_b\\#50\\%\\&c"), "{tex}");
     assert!(
         sandbox
-            .refused("plot run --figure-format pgfplots --out a.tex")
+            .rejected("plot run --figure-format pgfplots --out a.tex")
             .starts_with("--out: expected a folder")
     );
 }

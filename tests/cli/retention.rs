@@ -76,20 +76,20 @@ fn online_from_a_file_and_for_several_sequences() {
 }
 
 #[test]
-fn refusals() {
+fn rejections() {
     let sandbox = Sandbox::with_passages();
     sandbox.ok(&format!("store passages.npy {RUN} --no-plots --out first"));
     assert_eq!(
-        sandbox.refused("store passages.npy --memory first/memory.safetensors --retention 2 --out again"),
+        sandbox.rejected("store passages.npy --memory first/memory.safetensors --retention 2 --out again"),
         "--retention: expected a memory in which no chunk has been stored (the keys and values of those are gone), got one \
          with 128 stored"
     );
     assert_eq!(
-        sandbox.refused(&format!("store passages.npy {RUN} --retention 0 --out x")),
+        sandbox.rejected(&format!("store passages.npy {RUN} --retention 0 --out x")),
         "--retention: expected at least 1, got 0"
     );
     assert_eq!(
-        sandbox.refused("retrieve passages.npy --memory first/memory.safetensors --retention 2 --out x"),
+        sandbox.rejected("retrieve passages.npy --memory first/memory.safetensors --retention 2 --out x"),
         "--retention: expected --online with it (a plain read stores nothing), got `nmem retrieve`"
     );
 }

@@ -76,7 +76,7 @@ fn some_of_everything_as_json() {
     assert!(json["wall_s"].as_f64().unwrap() > 0.0 && json["machine"]["nmem"].is_string());
     assert_eq!(sandbox.names("out"), ["machine.json", "scan_bench.csv"]);
     // Again only with --force.
-    assert!(sandbox.refused(line).contains("--force"));
+    assert!(sandbox.rejected(line).contains("--force"));
     sandbox.ok(&format!("{line} --force"));
 }
 
@@ -94,7 +94,7 @@ fn shapes_that_need_too_much_are_named() {
         ("scan-bench --steps 10 --max-bytes 3 --out none", "1180608 bytes, at most 3 (--max-bytes)"),
         ("scan-bench --steps 18446744073709551615 --out none", "more than there can be"),
     ] {
-        let message = sandbox.refused(line);
+        let message = sandbox.rejected(line);
         assert!(
             message.starts_with("scan-bench: nothing to time: 8 × 1") && message.contains(expected),
             "{message}"
@@ -103,7 +103,7 @@ fn shapes_that_need_too_much_are_named() {
 }
 
 #[test]
-fn refused() {
+fn rejected() {
     let sandbox = Sandbox::new();
     for (arguments, expected) in [
         ("--threads 0", "--threads: expected whole numbers of at least 1, got 0"),
@@ -122,10 +122,10 @@ fn refused() {
         ("--steps 1.5", "invalid value '1.5' for '--steps <LIST>': expected a whole number (see --help)"),
         ("--full --steps 4", "the argument '--full' cannot be used with '--steps <LIST>' (see --help)"),
     ] {
-        assert_eq!(sandbox.refused(&format!("scan-bench {arguments}")), expected, "{arguments}");
+        assert_eq!(sandbox.rejected(&format!("scan-bench {arguments}")), expected, "{arguments}");
     }
     for arguments in ["--algorithm fast", "--layout rows", "--gate none", "--dtype f16"] {
-        let message = sandbox.refused(&format!("scan-bench {arguments}"));
+        let message = sandbox.rejected(&format!("scan-bench {arguments}"));
         assert!(message.starts_with("invalid value '"), "{message}");
         assert!(message.contains("possible values: "), "{message}");
     }

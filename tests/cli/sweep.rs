@@ -331,7 +331,7 @@ fn notes_are_columns_and_nothing_else() {
 #[test]
 fn a_key_of_the_zip_stays_in_it() {
     let sandbox = sandbox("data = 'seq.npy'\n[zip]\nlearning_rate = [0.1, 0.2]\ndecay = [0.3, 0.4]\n");
-    let message = sandbox.refused("sweep grid.toml decay=0.1,0.2,0.3");
+    let message = sandbox.rejected("sweep grid.toml decay=0.1,0.2,0.3");
     assert!(message.contains("expected 2 values or one, as the others of [zip] have, got 3"), "{message}");
     let output = sandbox.ok("sweep grid.toml decay=0.7,0.8 --dry-run");
     assert!(output.out.contains("2 runs, 0 of them done"), "{}", output.out);
@@ -374,7 +374,7 @@ fn the_first_unstable_chunk_is_where_writing_made_it_worse() {
 }
 
 #[test]
-fn bad_experiments_and_folders_are_refused() {
+fn bad_experiments_and_directories_are_rejected() {
     let sandbox = sandbox(GRID);
     for (arguments, expected) in [
         (
@@ -394,7 +394,7 @@ fn bad_experiments_and_folders_are_refused() {
         ("--out .", "--out: expected the folder of a sweep, or one that does not exist yet"),
         ("--out . --force", "--out: expected the folder of a sweep, or one that does not exist yet"),
     ] {
-        let message = sandbox.refused(&format!("sweep grid.toml {arguments}"));
+        let message = sandbox.rejected(&format!("sweep grid.toml {arguments}"));
         assert!(message.contains(expected), "{arguments}: {message}");
     }
     for (text, expected) in [
@@ -414,7 +414,7 @@ fn bad_experiments_and_folders_are_refused() {
         ("[fixed\n", "in line 1"),
     ] {
         sandbox.file("bad.toml", text);
-        let message = sandbox.refused("sweep bad.toml");
+        let message = sandbox.rejected("sweep bad.toml");
         assert!(message.contains(expected), "{text}: {message}");
     }
 }
@@ -532,7 +532,7 @@ fn force_removes_what_sweeps_wrote_and_nothing_else() {
         [format!("out/runs/{run}/thesis.txt"), "out/plots/thesis.txt".into(), "out/records/thesis.txt".into()]
     {
         sandbox.file(&name, "mine");
-        let message = sandbox.refused("sweep grid.toml --out out -q --force");
+        let message = sandbox.rejected("sweep grid.toml --out out -q --force");
         assert!(message.contains("was not written by a sweep; move it away"), "{message}");
         std::fs::remove_file(sandbox.path(&name)).unwrap();
     }
@@ -545,7 +545,7 @@ fn force_removes_what_sweeps_wrote_and_nothing_else() {
     sandbox.file("precious/surprise_mean.svg", "mine");
     sandbox.ok("sweep grid.toml --out out -q");
     assert!(sandbox.names("precious").contains(&"surprise_mean.svg".to_owned()));
-    let message = sandbox.refused("sweep grid.toml --out out -q --force");
+    let message = sandbox.rejected("sweep grid.toml --out out -q --force");
     assert!(message.contains("out/plots was not written by a sweep"), "{message}");
     std::fs::remove_file(sandbox.path("out/plots")).unwrap();
     std::fs::remove_dir_all(sandbox.path("precious")).unwrap();
@@ -555,7 +555,7 @@ fn force_removes_what_sweeps_wrote_and_nothing_else() {
     sandbox.ok("sweep grid.toml --out kept --keep all --no-plots -q");
     let memory = format!("kept/runs/{run}/memory.safetensors");
     sandbox.file("more.toml", format!("data = 'seq.npy'\nmemory = '{memory}'\n[grid]\ndecay = [0.1, 0.2]\n"));
-    let message = sandbox.refused("sweep more.toml --out kept --force -q");
+    let message = sandbox.rejected("sweep more.toml --out kept --force -q");
     let expected = format!(
         "--force: kept holds {memory}, which this sweep reads; move it away, or choose another --out"
     );
@@ -563,7 +563,7 @@ fn force_removes_what_sweeps_wrote_and_nothing_else() {
     // A link in the place of a run: its run fails, and says why.
     std::fs::rename(sandbox.path("out/runs").join(&run), sandbox.path("moved")).unwrap();
     std::os::unix::fs::symlink(sandbox.path("precious"), sandbox.path("out/runs").join(&run)).unwrap();
-    let message = sandbox.refused("sweep grid.toml --out out -q --force");
+    let message = sandbox.rejected("sweep grid.toml --out out -q --force");
     assert!(message.contains(&run) && message.contains("was not written by a sweep"), "{message}");
     let output = sandbox.run("sweep grid.toml --out out -q --no-plots");
     assert_eq!(output.code, Some(1), "{}", output.err);

@@ -48,7 +48,7 @@ fn nmem(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Output
 }
 
 /// The one line on stderr of what could not run.
-fn refused(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> String {
+fn rejected(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> String {
     let output = nmem(folder, arguments, variables);
     let text = String::from_utf8(output.stderr).unwrap();
     // driver.c says what was not given back: nothing.
@@ -72,7 +72,7 @@ fn no_driver() {
     if text.contains("libcuda.so.1 is not found") {
         assert_eq!(listed.status.code(), Some(0));
         assert_eq!(
-            refused(empty.path(), &SCAN, &[]),
+            rejected(empty.path(), &SCAN, &[]),
             "error: cuda: no NVIDIA driver (libcuda.so.1 is not found): install one, or take --device cpu"
         );
     }
@@ -102,7 +102,7 @@ fn drivers_that_do_not_start() {
     ] {
         let folder = driver(definitions);
         let folder = folder.path();
-        let message = refused(folder, &SCAN, &[]);
+        let message = rejected(folder, &SCAN, &[]);
         assert!(message.starts_with(&format!("error: cuda: {expected}")), "{definitions:?}: {message}");
         let listed = nmem(folder, &["devices"], &[]);
         let text = String::from_utf8(listed.stdout).unwrap();
@@ -116,7 +116,7 @@ fn devices_that_cannot_be_used() {
     let folder = driver(&["INIT=0", "WHOLE"]);
     let folder = folder.path();
     let device = |name| ["scan-bench", "--device", name];
-    let message = refused(folder, &device("cuda:2"), &[]);
+    let message = rejected(folder, &device("cuda:2"), &[]);
     assert_eq!(
         message,
         "error: cuda: no GPU with index 2: the GPUs are cuda:0 to cuda:1 (see `nmem devices`)"
@@ -127,17 +127,17 @@ fn devices_that_cannot_be_used() {
         ("2", "out of memory on the GPU: loading the kernels"),
         ("999", "loading the kernels failed: CUDA_ERROR_SOME"),
     ] {
-        let message = refused(folder, &device("cuda:1"), &[("LOAD", code)]);
+        let message = rejected(folder, &device("cuda:1"), &[("LOAD", code)]);
         assert!(message.starts_with(&format!("error: cuda: {expected}")), "{code}: {message}");
     }
     // Of PTX for newer GPUs a driver says either.
     for code in ["209", "218"] {
-        let message = refused(folder, &device("cuda"), &[("LOAD", code), ("MAJOR", "7"), ("MINOR", "5")]);
+        let message = rejected(folder, &device("cuda"), &[("LOAD", code), ("MAJOR", "7"), ("MINOR", "5")]);
         let expected =
             "error: cuda: the GPU (compute capability 7.5) is too old for the kernels' PTX, of 8.0 and up ";
         assert!(message.starts_with(expected), "{code}: {message}");
     }
-    let message = refused(folder, &device("cuda"), &[("NMEM_NVRTC", "1")]);
+    let message = rejected(folder, &device("cuda"), &[("NMEM_NVRTC", "1")]);
     assert!(
         message.starts_with("error: cuda: NMEM_NVRTC=1, but there is no libnvrtc")
             || message.contains("NVRTC"),
@@ -190,9 +190,9 @@ fn a_device_that_is_broken_hides_no_other() {
         assert!(broken(unusable[0]).ends_with(found["cuda_unusable"][0]["error"].as_str().unwrap()));
     }
     // What can be opened is used: this driver has no such kernels.
-    let message = refused(folder, &SCAN, &[("BROKEN", "2")]);
+    let message = rejected(folder, &SCAN, &[("BROKEN", "2")]);
     assert!(message.starts_with("error: cuda: finding kernel "), "{message}");
-    let message = refused(folder, &SCAN, &[("BROKEN", "1")]);
+    let message = rejected(folder, &SCAN, &[("BROKEN", "1")]);
     assert!(message.starts_with("error: cuda: opening cuda:0 failed"), "{message}");
 }
 

@@ -305,7 +305,7 @@ fn the_same_bytes_every_time() {
 }
 
 #[test]
-fn refused() {
+fn rejected() {
     let grid = grid(&[("chunk_size", CHUNK_SIZES), ("decay", DECAYS)]);
     let message = |x, y, hue| grid.try_draw(&asked(x, y, hue)).expect_err("an error");
     let parameters = "one of the parameters chunk_size, decay, seed, heads";

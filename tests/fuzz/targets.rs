@@ -133,7 +133,7 @@ fn experiment(input: &[u8], folder: &Path) -> Result<(), String> {
     let Some(text) = checked(TextFile::read(&path, MAX_TOML))? else { return Ok(()) };
     let Some(mut experiment) = checked(Experiment::read(&text))? else { return Ok(()) };
     for setting in settings.lines() {
-        checked(experiment.lay_over(setting))?;
+        checked(experiment.override_setting(setting))?;
     }
     experiment.keys();
     for row in checked(experiment.expand())?.unwrap_or_default().iter().take(1000) {

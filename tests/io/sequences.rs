@@ -120,7 +120,7 @@ fn progress_adds_up_and_stops() {
 
 /// Each file and the whole message.
 #[test]
-fn refusals() {
+fn rejections() {
     let folder = Folder::new();
     let f4 = |shape: &str, bytes: usize| npy("'<f4'", false, shape, &vec![0; bytes]);
     let whole = f4("(2, 3)", 24);
@@ -273,7 +273,7 @@ fn a_nonfinite_number_far_into_the_file_is_found() {
 }
 
 #[test]
-fn numbers_too_large_for_f32_are_refused_only_there() {
+fn numbers_too_large_for_f32_are_rejected_only_there() {
     let folder = Folder::new();
     let largest = (f64::from(f32::MAX) + 2_f64.powi(103)).next_down();
     let one = |x: f64| folder.file("x.npy", &npy("'<f8'", false, "(1, 1)", &x.to_le_bytes()));

@@ -136,7 +136,7 @@ fn npz_big_endian_fortran_members() {
 }
 
 #[test]
-fn refusals() {
+fn rejections() {
     let folder = Folder::new();
     let message = |path: &std::path::Path| folder.message(open(path).err().unwrap());
 

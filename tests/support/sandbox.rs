@@ -106,7 +106,7 @@ impl Sandbox {
 
     /// Must be refused: exit status 2, nothing on stdout, one line on stderr, nothing left behind. That line, without
     /// this folder's path.
-    pub fn refused(&self, line: &str) -> String {
+    pub fn rejected(&self, line: &str) -> String {
         let before = self.contents();
         let message = self.one_error(&self.run(line), 2, line);
         assert!(

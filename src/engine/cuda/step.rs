@@ -15,8 +15,8 @@ use crate::real::Real;
 /// Threads of every block.
 const THREADS: u32 = 256;
 const WARPS: usize = THREADS as usize / 32;
-/// A pointer to nothing.
-const NOTHING: Argument = Argument::Address(0);
+/// A null pointer.
+const NULL: Argument = Argument::Address(0);
 /// Blocks of kernels that take an element a thread.
 const MAX_BLOCKS: usize = 4096;
 /// Parts of the chunks that are read side by side where nothing is stored.
@@ -252,7 +252,7 @@ impl<T: Real> Step<'_, T> {
         }
         let mut arguments = Vec::new();
         for RowBatch { weight, rows, number } in &batches {
-            let weight = weight.as_ref().map_or(NOTHING, Array::argument);
+            let weight = weight.as_ref().map_or(NULL, Array::argument);
             arguments.extend([rows.argument(), weight, Argument::long(*number)]);
         }
         arguments.extend([Argument::count(self.memory.dimensions.dim), Argument::F64(T::EPS.to_f64())]);
@@ -275,7 +275,7 @@ impl<T: Real> Step<'_, T> {
         let scale = 1.0 / (d as f64).sqrt();
         if self.in_tiles() {
             let kept =
-                [&buffers.scores, &buffers.hidden].map(|array| if keep { array.argument() } else { NOTHING });
+                [&buffers.scores, &buffers.hidden].map(|array| if keep { array.argument() } else { NULL });
             let arguments = [
                 qkv.argument(),
                 kept[0],
@@ -437,8 +437,8 @@ impl<T: Real> Step<'_, T> {
         let mut joined = Vec::new();
         for (i, keys) in inputs.into_iter().enumerate() {
             let Some(reader) = buffers.readers.get(i) else {
-                arguments.extend([NOTHING; 2]);
-                joined.extend([NOTHING; 2]);
+                arguments.extend([NULL; 2]);
+                joined.extend([NULL; 2]);
                 continue;
             };
             let (from, to) =

@@ -66,7 +66,7 @@ pub trait MemoryModel<T: Real>: Send + Sync {
     );
 }
 
-/// The thin factors of a block's gradients: see [`MemoryModel::surprise`]. Of owned matrices or of views of some of
+/// The thin factors of a block's gradients: see [`MemoryModel::loss_and_gradient`]. Of owned matrices or of views of some of
 /// their rows.
 #[derive(Clone, Debug)]
 pub struct Factors<M> {

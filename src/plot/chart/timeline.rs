@@ -8,7 +8,7 @@ use crate::plot::axis::Axis;
 use crate::plot::colours::Colours;
 use crate::plot::downsample::{DownsampledLine, Unshown};
 use crate::plot::series::{Metrics, Quantity, Series};
-use crate::plot::timeline::{Run, Selection, TREND, omitted, title, tokens, y_axis};
+use crate::plot::timeline::{RunMetrics, Selection, TREND, omitted, title, tokens, y_axis};
 use crate::plot::{CsvSource, OmittedValues, Request, theme};
 
 /// Rows of a metrics.csv that TeX reads once a line in a second or so; of longer files it gets what is drawn alone.
@@ -36,7 +36,7 @@ pub fn chart(files: &[CsvSource], request: &Request, check: &mut dyn FnMut() -> 
 }
 
 struct Drawing<'a> {
-    runs: &'a [Run],
+    runs: &'a [RunMetrics],
     shown: &'a [Quantity],
     request: &'a Request,
 }

@@ -30,14 +30,15 @@ pub fn pdf(svg: &str) -> Result<Vec<u8>> {
     // usvg's lengths are CSS pixels: 96 an inch.
     let points = |pixels: f32| pixels * 0.75;
     let size = krilla::geom::Size::from_wh(points(tree.size().width()), points(tree.size().height()));
-    let size = size.ok_or_else(|| refused("a page", "one without area"))?;
-    let page = PageSettings::from_wh(size.width(), size.height()).ok_or_else(|| refused("a page", "none"))?;
+    let size = size.ok_or_else(|| rejected("a page", "one without area"))?;
+    let page =
+        PageSettings::from_wh(size.width(), size.height()).ok_or_else(|| rejected("a page", "none"))?;
     let mut page = document.start_page_with(page);
     let mut surface = page.surface();
     surface.draw_svg(&tree, size, SvgSettings::default());
     surface.finish();
     page.finish();
-    document.finish().map_err(|error| refused("a PDF", format!("{error:?}")))
+    document.finish().map_err(|error| rejected("a PDF", format!("{error:?}")))
 }
 
 pub fn png(svg: &str) -> Result<Vec<u8>> {
@@ -47,10 +48,10 @@ pub fn png(svg: &str) -> Result<Vec<u8>> {
     let (width, height) = (pixels(tree.size().width()), pixels(tree.size().height()));
     if u64::from(width) * u64::from(height) > MAX_PIXELS {
         let expected = format!("pdf or svg for a figure of over {MAX_PIXELS} pixels");
-        return Err(refused(&expected, format!("png of {width} × {height}")));
+        return Err(rejected(&expected, format!("png of {width} × {height}")));
     }
     let pixmap = Pixmap::new(width, height);
-    let mut pixmap = pixmap.ok_or_else(|| refused("an image that fits memory", "a larger one"))?;
+    let mut pixmap = pixmap.ok_or_else(|| rejected("an image that fits memory", "a larger one"))?;
     resvg::render(&tree, Transform::from_scale(scale, scale), &mut pixmap.as_mut());
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, pixmap.width(), pixmap.height());
@@ -63,7 +64,7 @@ pub fn png(svg: &str) -> Result<Vec<u8>> {
         writer.write_image_data(pixmap.data())?;
         writer.finish()
     });
-    written.map_err(|error| refused("a PNG", error.to_string()))?;
+    written.map_err(|error| rejected("a PNG", error.to_string()))?;
     Ok(bytes)
 }
 
@@ -72,9 +73,9 @@ fn tree(svg: &str) -> Result<Tree> {
     for face in font::FILES {
         options.fontdb_mut().load_font_data(face.to_vec());
     }
-    Tree::from_str(svg, &options).map_err(|error| refused("an SVG", error.to_string()))
+    Tree::from_str(svg, &options).map_err(|error| rejected("an SVG", error.to_string()))
 }
 
-fn refused(expected: &str, got: impl Into<String>) -> Error {
+fn rejected(expected: &str, got: impl Into<String>) -> Error {
     Error::setting("--figure-format", expected, got)
 }

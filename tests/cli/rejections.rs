@@ -14,7 +14,7 @@ use crate::{Raw, Sandbox, tokens, write_tensors};
 fn check(sandbox: &Sandbox, cases: &[(&str, &str)]) {
     let wrong: Vec<_> = cases
         .iter()
-        .map(|&(line, expected)| (line, expected, sandbox.refused(line)))
+        .map(|&(line, expected)| (line, expected, sandbox.rejected(line)))
         .filter(|(_, expected, got)| got != expected)
         .map(|(line, expected, got)| format!("nmem {line}\n  expected: {expected}\n  got:      {got}"))
         .collect();

@@ -125,11 +125,11 @@ fn invalid_dimensions() {
     }
     // A memory is never made of them.
     let random = RandomMemory::new((4, 1, 4), 2, Init::Xavier, 1);
-    let refused = Memory::new(random.parameters::<f32>(), 1, Gates::default(), None).unwrap_err();
-    assert_eq!(refused.to_string(), short(1));
+    let rejected = Memory::new(random.parameters::<f32>(), 1, Gates::default(), None).unwrap_err();
+    assert_eq!(rejected.to_string(), short(1));
     let random = RandomMemory::new((4, 1, 3), 2, Init::Xavier, 1);
-    let refused = Memory::new(random.parameters::<f32>(), 2, Gates::default(), None).unwrap_err();
-    assert_eq!(refused.to_string(), format!("{one_head}, got 3"));
+    let rejected = Memory::new(random.parameters::<f32>(), 2, Gates::default(), None).unwrap_err();
+    assert_eq!(rejected.to_string(), format!("{one_head}, got 3"));
 }
 
 type Shapes = BTreeMap<String, Vec<usize>>;
