@@ -4,7 +4,7 @@ use assert_cmd::cargo::cargo_bin_cmd;
 use ndarray::array;
 use nmem::io::{Tensor, write_safetensors};
 use nmem::memory::Dimensions;
-use nmem::memory::parameters::{Init, draw};
+use nmem::memory::parameters::{Init, random_tensors};
 
 use crate::{Folder, npy};
 
@@ -15,16 +15,16 @@ fn inspect(folder: &Folder, args: &[&str]) -> (String, String, i32) {
     (text(output.stdout), text(output.stderr), output.status.code().unwrap())
 }
 
-/// A drawn memory of dim 6, 3 heads of 2, without the last norm, a NaN in one weight.
+/// A random memory of dim 6, 3 heads of 2, without the last norm, a NaN in one weight.
 fn memory(folder: &Folder) {
     let dimensions = Dimensions { dim: 6, heads: 3, dim_head: 2, pre_norm: true, post_norm: false };
-    let drawn = draw(&dimensions, Init::Xavier, 0).into_iter().map(|(name, mut tensor)| {
+    let random = random_tensors(&dimensions, Init::Xavier, 0).into_iter().map(|(name, mut tensor)| {
         if name == "store_norm.weight" {
             tensor[[2]] = f32::NAN;
         }
         (name, Tensor::from_array(&tensor.view()))
     });
-    let mut tensors: BTreeMap<_, _> = drawn.collect();
+    let mut tensors: BTreeMap<_, _> = random.collect();
     write_safetensors(folder.path("fresh.safetensors"), &tensors, "{}").unwrap();
     tensors.insert("state.counts".to_owned(), Tensor::from_counters(&[12, 18_000_000_000_000_000_000]));
     tensors.insert("state.update.0".to_owned(), Tensor::from_array(&array![[1e-9_f64, -1234.5678]].view()));
