@@ -1,4 +1,4 @@
-//! Element types of arrays in files, and their bytes: decoding either byte order, and finding what is not finite.
+//! Element types of arrays in files, and their bytes: decoding either byte order, and finding non-finite numbers.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use crate::error::Error;
 use crate::real::ElementType;
 
-/// Type of an array's elements.
+/// The type of an array's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
     /// IEEE half precision.
@@ -18,30 +18,30 @@ pub enum Dtype {
     F32,
     /// IEEE double precision.
     F64,
-    /// Signed integers.
+    /// Signed 8-bit integers.
     I8,
-    /// Signed integers.
+    /// Signed 16-bit integers.
     I16,
-    /// Signed integers.
+    /// Signed 32-bit integers.
     I32,
-    /// Signed integers.
+    /// Signed 64-bit integers.
     I64,
-    /// Unsigned integers.
+    /// Unsigned 8-bit integers.
     U8,
-    /// Unsigned integers.
+    /// Unsigned 16-bit integers.
     U16,
-    /// Unsigned integers.
+    /// Unsigned 32-bit integers.
     U32,
-    /// Unsigned integers: counters of a memory.
+    /// Unsigned 64-bit integers: counters of a memory.
     U64,
-    /// One byte each, 0 or 1.
+    /// Booleans of one byte each, 0 or 1.
     Bool,
-    /// Anything else, by a name for people: shown by `nmem inspect`, refused everywhere else.
+    /// Any other type, with a descriptive name. `nmem inspect` shows it; everything else rejects it.
     Other(&'static str),
 }
 
 impl Dtype {
-    /// "f32", "u64", "bool", "complex" …
+    /// Returns the name: "f32", "u64", "bool", "complex" …
     pub const fn name(self) -> &'static str {
         match self {
             Self::F16 => "f16",
@@ -61,7 +61,7 @@ impl Dtype {
         }
     }
 
-    /// Bytes per element, where the type says.
+    /// Returns the bytes per element, if the type determines them.
     pub const fn item_bytes(self) -> Option<usize> {
         match self {
             Self::I8 | Self::U8 | Self::Bool => Some(1),
@@ -72,7 +72,7 @@ impl Dtype {
         }
     }
 
-    /// f16, bf16, f32 or f64.
+    /// Returns whether the type is f16, bf16, f32 or f64.
     pub const fn is_float(self) -> bool {
         matches!(self, Self::F16 | Self::BF16 | Self::F32 | Self::F64)
     }
@@ -84,15 +84,15 @@ impl std::fmt::Display for Dtype {
     }
 }
 
-/// How many elements a shape holds; `None` where so many bytes could never be addressed. Axes of length 0 do not
-/// excuse the others: ndarray refuses such shapes too.
+/// Returns the number of elements of a shape; `None` if the array could not be addressed. An axis of length 0
+/// does not excuse the others: ndarray rejects such shapes too.
 pub(crate) fn element_count(shape: &[usize]) -> Option<usize> {
     let nonzero = shape.iter().filter(|&&n| n > 0).try_fold(1_usize, |count, &n| count.checked_mul(n))?;
-    // Eight bytes is the widest element.
+    // The widest element has eight bytes.
     (nonzero <= isize::MAX as usize / 8).then_some(if shape.contains(&0) { 0 } else { nonzero })
 }
 
-/// "(4, 64)", "(7,)", "()": as Python writes a shape.
+/// Formats a shape like Python: "(4, 64)", "(7,)", "()".
 pub(crate) fn shape_text(shape: &[usize]) -> String {
     match shape {
         [one] => format!("({one},)"),
@@ -100,19 +100,19 @@ pub(crate) fn shape_text(shape: &[usize]) -> String {
     }
 }
 
-/// A number as its bytes, which need not be aligned.
+/// A number stored as bytes, which need not be aligned.
 pub(crate) trait Element: Copy {
-    /// Bytes of one.
+    /// Bytes of one element.
     const BYTES: usize;
-    /// From exactly `BYTES` bytes, most significant byte first if `BIG`.
+    /// Reads a number from exactly `BYTES` bytes, most significant byte first if `BIG`.
     fn read<const BIG: bool>(bytes: &[u8]) -> Self;
 }
 
 /// A floating-point element.
 pub(crate) trait Float: Element {
-    /// Exact.
+    /// Converts to f64 exactly.
     fn to_f64(self) -> f64;
-    /// NaN, infinite or, in f64, larger than `limit`.
+    /// Returns whether the number is NaN, infinite or, in f64, larger than `limit`.
     fn beyond(self, limit: f64) -> bool;
 }
 
@@ -130,7 +130,7 @@ macro_rules! element {
 }
 element!(f16, bf16, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64);
 
-/// The floats whose every finite number is one in f32 and f64.
+/// Implements the floats whose finite numbers are all finite in f32 and f64.
 macro_rules! narrow {
     ($($float:ty),*) => {$(
         impl Float for $float {
@@ -158,7 +158,7 @@ impl Float for f64 {
     }
 }
 
-/// Runs `$body` with the type alias `$E` for a float [`Dtype`]; anything else is a bug of the caller.
+/// Runs `$body` with the type alias `$E` for a float [`Dtype`]. Any other type is a bug of the caller.
 macro_rules! with_float {
     ($dtype:expr, $E:ident => $body:expr) => {
         match $dtype {
@@ -184,7 +184,8 @@ macro_rules! with_float {
 }
 pub(crate) use with_float;
 
-/// Whether any of these elements is [`Float::beyond`] the limit. No branch per element, so that it vectorises.
+/// Returns whether any of these elements is [`Float::beyond`] the limit. It has no branch per element, so that
+/// it is vectorised.
 pub(crate) fn any_beyond(dtype: Dtype, big: bool, bytes: &[u8], limit: f64) -> bool {
     fn scan<E: Float, const BIG: bool>(bytes: &[u8], limit: f64) -> bool {
         bytes.chunks_exact(E::BYTES).fold(false, |found, x| found | E::read::<BIG>(x).beyond(limit))
@@ -192,7 +193,7 @@ pub(crate) fn any_beyond(dtype: Dtype, big: bool, bytes: &[u8], limit: f64) -> b
     with_float!(dtype, E => if big { scan::<E, true>(bytes, limit) } else { scan::<E, false>(bytes, limit) })
 }
 
-/// The error for a number that is not finite in the run's type.
+/// Returns the error for a number that is not finite in the run's type.
 pub(crate) fn beyond(path: &Path, value: f64, place: String) -> Error {
     if value.is_finite() {
         let got = format!("{value:e} at {place} (--dtype f64 holds it)");
@@ -201,16 +202,16 @@ pub(crate) fn beyond(path: &Path, value: f64, place: String) -> Error {
     Error::NonFinite { path: path.to_path_buf(), value, place }
 }
 
-/// The largest f64 that is a finite number of this type, rounding included.
+/// Returns the largest f64 that rounds to a finite number of this type.
 pub(crate) fn largest_finite(of: ElementType) -> f64 {
     match of {
-        // Just below half a step (2^103) above the largest f32.
+        // This is just below half a step (2^103) above the largest f32.
         ElementType::F32 => (f64::from(f32::MAX) + (1_u128 << 103) as f64).next_down(),
         ElementType::F64 => f64::MAX,
     }
 }
 
-/// Every element beyond the limit: its index in the order of the bytes, and its value.
+/// Returns every element beyond the limit: its index in the order of the bytes, and its value.
 pub(crate) fn all_beyond(
     dtype: Dtype,
     big: bool,

@@ -1,7 +1,7 @@
-//! Labels of a sequence's tokens: a CSV with the columns `position` (token), `segment` (what the token belongs to)
-//! and optionally `repeat` (1 where the text was seen before). Other columns are ignored, rows may come in any
-//! order. A row holds until the next one's position, the last row for one token, so that a file may name every
-//! token or only the places where something changes.
+//! Labels of a sequence's tokens: a CSV with the columns `position` (token), `segment` (the token's segment)
+//! and optionally `repeat` (1 where the text occurred before). Other columns are ignored, and rows may come in
+//! any order. A row is valid until the next one's position; the last row is valid for one token. A file may
+//! therefore name every token, or only the places of changes.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -11,34 +11,33 @@ use crate::error::{Error, Result};
 use crate::io::table::Table;
 use crate::io::text::TextFile;
 
-/// Most bytes of labels: a row a token for some twenty million tokens. Rows may name only the places where something
+/// Most bytes of labels: one row per token for some twenty million tokens. Rows may name only the places of
 /// changes, so longer sequences fit too.
 pub const MAX_LABELS: usize = 256 << 20;
-/// Most places where something changes: with their names they take half a gigabyte, and no figure shows a thousandth of
-/// them.
+/// Most places of changes. With their names they take half a gigabyte, and no figure shows a thousandth of them.
 const MAX_RUNS: usize = 1 << 22;
 
-/// Where the segment changes and what is a repeat, in tokens.
+/// Segment boundaries and repeated tokens of a sequence, in tokens.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Labels {
-    /// First tokens of the segments, ascending; not that of the first segment.
+    /// First tokens of all segments but the first, ascending.
     pub boundaries: Vec<u64>,
-    /// Tokens seen before: ascending, neither overlapping nor touching.
+    /// Repeated tokens: ascending ranges that neither overlap nor touch.
     pub repeats: Vec<Range<u64>>,
-    /// Tokens that a row names: ascending, neither overlapping nor touching.
+    /// Tokens with a row: ascending ranges that neither overlap nor touch.
     pub named: Vec<Range<u64>>,
 }
 
-/// Labels of tokens that a sequence does not have.
+/// Labels of tokens beyond the end of a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutOfRangeLabels {
     /// Number of such positions.
     pub positions: u64,
-    /// The last of them.
+    /// Last of these positions.
     pub last: u64,
 }
 
-/// Consecutive positions with the same labels: a file of millions of tokens is kept as its few runs.
+/// Consecutive positions with the same labels. A file of millions of tokens is kept as its few runs.
 struct LabelRun {
     positions: Range<u64>,
     segment: u32,
@@ -47,12 +46,12 @@ struct LabelRun {
 }
 
 impl Labels {
-    /// Reads a CSV file, or a pipe.
+    /// Reads a CSV file or a pipe.
     pub fn read(path: &Path) -> Result<Self> {
         Self::parse(&TextFile::read(path, MAX_LABELS)?)
     }
 
-    /// Labels in the bytes of a CSV file.
+    /// Parses the bytes of a CSV file.
     pub fn parse(file: &TextFile) -> Result<Self> {
         let mut table = Table::from_text(file)?;
         let (position, segment) = (table.column("position")?, table.column("segment")?);
@@ -77,7 +76,7 @@ impl Labels {
                 Some(text) => match (&text[..], text.parse::<f64>()) {
                     ("true", _) => true,
                     ("false" | "", _) => false,
-                    // As pandas writes a column with gaps: 1.0.
+                    // pandas writes a column with gaps as floats: 1.0.
                     (_, Ok(number)) => (number - 1.0).abs() < f64::EPSILON,
                     _ => return Err(table.bad_row("a repeat of 0 or 1", text)),
                 },
@@ -101,9 +100,9 @@ impl Labels {
         }
         runs.sort_by_key(|run| (run.positions.start, run.line));
         if let Some(pair) = runs.windows(2).find(|pair| pair[1].positions.start < pair[0].positions.end) {
-            let got = format!("{} again", pair[1].positions.start);
-            let expected = format!("each position once, on line {}", pair[1].line.max(pair[0].line));
-            return Err(Error::file(file.path(), expected, got));
+            let line = pair[1].line.max(pair[0].line);
+            let got = format!("{} again on line {line}", pair[1].positions.start);
+            return Err(Error::file(file.path(), "each position once", got));
         }
         Ok(Self::from_runs(&runs))
     }
@@ -129,7 +128,7 @@ impl Labels {
         labels
     }
 
-    /// The same labels for a sequence that starts at token `offset` of the memory's life.
+    /// Returns the labels of the same tokens in a sequence that starts at token `offset` of the memory's life.
     pub fn shifted(&self, offset: u64) -> Self {
         let shift = |position: u64| position.saturating_add(offset);
         Self {
@@ -139,7 +138,7 @@ impl Labels {
         }
     }
 
-    /// Labels of positions from `tokens` on, if there are any.
+    /// Returns labels of positions from `tokens` on, if there are any.
     pub fn beyond(&self, tokens: u64) -> Option<OutOfRangeLabels> {
         let last = self.named.last()?.end - 1;
         let positions =
@@ -153,13 +152,13 @@ mod tests {
     use super::{Labels, OutOfRangeLabels};
 
     fn read(csv: &[u8]) -> Result<Labels, String> {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let path = folder.path().join("labels.csv");
-        std::fs::write(&path, csv).expect("a writable temporary folder");
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("labels.csv");
+        std::fs::write(&path, csv).expect("a writable temporary directory");
         Labels::read(&path).map_err(|error| {
             error
                 .to_string()
-                .replace(&folder.path().display().to_string(), "")
+                .replace(&directory.path().display().to_string(), "")
                 .trim_start_matches('/')
                 .to_string()
         })
@@ -223,7 +222,7 @@ mod tests {
             (b"position,segment\n0,a\n1\n", "labels.csv: expected 2 fields on line 3, got 1"),
             (
                 b"position,segment\n0,a\n1,a\n1,b\n",
-                "labels.csv: expected each position once, on line 4, got 1 again",
+                "labels.csv: expected each position once, got 1 again on line 4",
             ),
         ];
         for (csv, message) in cases {

@@ -1,5 +1,5 @@
-//! A whole file as bytes without a copy on the heap: mapped, or, for standard input and pipes, spooled to an unnamed
-//! temporary file and mapped from there. With it the one pass over a file that takes its SHA-256.
+//! A whole file as bytes without a copy on the heap. Regular files are mapped; standard input and pipes are
+//! spooled to an unnamed temporary file, which is mapped. The SHA-256 is taken in one pass over the bytes.
 
 use std::fs::{File, Metadata};
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
@@ -11,35 +11,35 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
-/// Called every few hundred kilobytes with the bytes handled since the last call; an error stops the work.
-/// (For a progress bar, and for Ctrl-C.)
+/// A callback that receives the bytes processed since the last call, every few hundred kilobytes. An error
+/// stops the work. It serves progress bars and Ctrl-C.
 pub type Progress<'a> = &'a mut dyn FnMut(u64) -> Result<()>;
 
-/// Small enough to stay in the second-level cache between the check of its numbers and the hash; a multiple of
-/// every element's size.
+/// Bytes of a piece. It is small enough to stay in the second-level cache between the check of its numbers and
+/// the hash, and a multiple of every element's size.
 pub(crate) const PIECE: usize = 256 * 1024;
 
-/// Up to here a file's content is compared again after a run even where its size and times are as they were: a rewrite within
-/// the clock's step would go unseen. 16 MiB take about 10 ms.
+/// Most bytes of a file whose content is compared again after a run even if size and times are unchanged: a
+/// rewrite within the clock's resolution would go unnoticed. 16 MiB take about 10 ms.
 const CHEAP: usize = 16 << 20;
 
-/// A file's bytes.
+/// The bytes of a file.
 pub(crate) struct Mapped {
-    /// How messages call it.
+    /// Name in messages.
     pub name: PathBuf,
     map: Mmap,
-    /// State of a file that others can change, when it was mapped.
+    /// State at the time of mapping, for a file that others can change.
     of_others: Option<Stamp>,
 }
 
-/// State of a file, which a write to it changes.
+/// State of a file, which changes with every write.
 #[derive(Debug, PartialEq, Eq)]
 struct Stamp {
-    /// Device and number: another file under the same name has others.
+    /// Device and inode: another file of the same name differs in them.
     file: (u64, u64),
     bytes: u64,
     modified: Option<SystemTime>,
-    /// Seconds and nanoseconds of the last change of the file or of what is known of it.
+    /// Seconds and nanoseconds of the last change of the file's contents or metadata.
     changed: (i64, i64),
 }
 
@@ -62,14 +62,14 @@ impl Mapped {
         if path == Path::new("-") {
             let name = PathBuf::from("standard input");
             if io::stdin().is_terminal() {
-                return Err(Error::file(name, expected, "a terminal (pipe one in, or name a file)"));
+                return Err(Error::file(name, expected, "a terminal (pipe the data in, or pass a file)"));
             }
             return Self::map(spool(&name, io::stdin().lock(), progress)?, name, false);
         }
         let file = File::open(path).map_err(Error::io(path, "open"))?;
         let kind = file.metadata().map_err(Error::io(path, "read"))?.file_type();
         if kind.is_dir() {
-            return Err(Error::file(path, expected, "a folder"));
+            return Err(Error::file(path, expected, "a directory"));
         }
         if is_pipe(kind) {
             return Self::map(spool(path, file, progress)?, path.to_path_buf(), false);
@@ -82,20 +82,21 @@ impl Mapped {
 
     fn map(file: File, name: PathBuf, of_others: bool) -> Result<Self> {
         let stamp = Stamp::from_metadata(&file.metadata().map_err(Error::io(&name, "read"))?);
-        // SAFETY: the file must neither shrink nor be rewritten while it is mapped. A spooled copy has no name, so
-        // nobody else can. For a file given by name `check_unchanged` finds out at the end whether somebody did: bytes are read as
-        // plain numbers, so a rewrite gives wrong values; shrinking ends in SIGBUS, which the program turns into an error.
+        // SAFETY: the file must neither shrink nor be rewritten while it is mapped. A spooled copy has no name,
+        // so nobody else can do that. For a named file, `check_unchanged` detects it at the end. Bytes are read
+        // as plain numbers, so a rewrite gives wrong values; shrinking ends in SIGBUS, which the program turns
+        // into an error.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&name, "map"))?;
         Ok(Self { name, map, of_others: of_others.then_some(stamp) })
     }
 
-    /// An error where the file is not what it was when `sha256` was taken of it. Size and times are compared, and the content
-    /// where these differ or, if `content`, where that is cheap.
+    /// Returns an error if the file has changed since `sha256` was taken of it. Size and times are compared.
+    /// The content is compared if these differ or, if `content`, where that is cheap.
     pub fn check_unchanged(&self, sha256: &str, content: bool) -> Result<()> {
         let Some(stamp) = &self.of_others else { return Ok(()) };
         let now = match std::fs::metadata(&self.name) {
             Ok(metadata) => Stamp::from_metadata(&metadata),
-            // Gone from its name, the mapped file is as it was.
+            // The mapped file itself is unchanged if its name was removed.
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(Error::io(&self.name, "read")(error)),
         };
@@ -106,7 +107,7 @@ impl Mapped {
         if same || now.bytes == stamp.bytes && self.sha256(0, &mut |_| Ok(()), |_| {})? == sha256 {
             return Ok(());
         }
-        let reason = "it was changed while nmem was reading it; run again once it is complete";
+        let reason = "the file changed while nmem was reading it; run again once it is complete";
         Err(Error::rejected(self.name.display().to_string(), reason))
     }
 
@@ -114,8 +115,8 @@ impl Mapped {
         &self.map
     }
 
-    /// SHA-256 of the whole file in hexadecimal, as `sha256sum` prints it. `visit` sees the bytes from `start` on,
-    /// [`PIECE`] by piece, just before they are hashed.
+    /// Returns the SHA-256 of the whole file in hexadecimal, as `sha256sum` prints it. `visit` receives the
+    /// bytes from `start` on, [`PIECE`] by piece, just before they are hashed.
     pub fn sha256(&self, start: usize, progress: Progress, mut visit: impl FnMut(&[u8])) -> Result<String> {
         let (head, body) = self.bytes().split_at(start);
         let mut hash = Sha256::new_with_prefix(head);
@@ -145,9 +146,9 @@ fn is_pipe(_: std::fs::FileType) -> bool {
     false
 }
 
-/// Copies a stream to a temporary file without a name, so that memory stays flat and nothing needs cleaning up.
+/// Copies a stream to an unnamed temporary file, so that memory use stays flat and nothing needs cleaning up.
 fn spool(name: &Path, mut from: impl Read, progress: Progress) -> Result<File> {
-    let action = "hold a temporary copy of a piped input (TMPDIR names another place)";
+    let action = "store a temporary copy of a piped input (set TMPDIR to use another directory)";
     let mut file = tempfile::tempfile().map_err(Error::io(std::env::temp_dir(), action))?;
     let mut buffer = vec![0; PIECE];
     loop {
@@ -161,7 +162,7 @@ fn spool(name: &Path, mut from: impl Read, progress: Progress) -> Result<File> {
     }
 }
 
-/// What a file that is not what was wanted seems to be, by its first bytes.
+/// Guesses the type of an unexpected file from its first bytes.
 pub(crate) fn guess(bytes: &[u8]) -> &'static str {
     match bytes {
         [] => "an empty file",
@@ -175,13 +176,14 @@ pub(crate) fn guess(bytes: &[u8]) -> &'static str {
     }
 }
 
-/// Eight bytes of header length, then a JSON object.
+/// Returns whether the bytes start with eight bytes of header length and a JSON object.
 pub(crate) fn is_safetensors(bytes: &[u8]) -> bool {
-    // 100 MB is the format's own limit, so the upper bytes of the length are zero.
+    // The format's own limit is 100 MB, so the upper bytes of the length are zero.
     matches!(bytes, [_, _, _, 0..=5, 0, 0, 0, 0, b'{', ..])
 }
 
-/// Zip archives begin with a member, or, when empty, with the end of their directory.
+/// Returns whether the bytes are a zip archive, which begins with a member or, if empty, with the end of its
+/// directory.
 pub(crate) fn is_zip(bytes: &[u8]) -> bool {
     bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"PK\x05\x06")
 }

@@ -1,13 +1,14 @@
-//! Memories on disk. A file named by `--memory` holds either parameters (a `PyTorch` `state_dict`, `.safetensors` or
-//! `.npz`) or a saved memory: the same parameters under the same names, bit for bit as they came, plus
+//! Memories on disk. A file named by `--memory` holds either parameters (a `PyTorch` `state_dict`,
+//! `.safetensors` or `.npz`) or a saved memory. A saved memory has the same parameters under the same names,
+//! bit for bit as they were read, plus
 //!
 //! | tensor | shape |
 //! | --- | --- |
 //! | `state.tokens` | (2), u64: tokens stored and read since the start of the memory's life |
 //! | `state.update.p`, `state.momentum.p` | (sequences, heads, rows, cols): U and S of memory weight p |
 //! | `state.left_over` | (sequences, r, D): stored tokens of the incomplete last chunk; absent with r = 0 |
-//! | `state.read_left_over` | (sequences, r, D): the read ones, where they differ; absent with r = 0 |
-//! | `state.past.p` | (d, d): past weights; absent without |
+//! | `state.read_left_over` | (sequences, r, D): the same for the read stream, if it differs; absent with r = 0 |
+//! | `state.past.p` | (d, d): past weights; absent without them |
 //!
 //! and the configuration ([`SavedConfig`]) as JSON under the metadata key `nmem`.
 
@@ -26,25 +27,26 @@ use crate::memory::state::StreamPosition;
 use crate::memory::{Dimensions, Gate, Gates, Parameters, State};
 use crate::real::{ElementType, Real};
 
-/// Metadata of a saved memory: what its tensors do not tell.
+/// Metadata of a saved memory: everything that its tensors do not contain.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(from = "Keys", into = "Keys")]
 pub struct SavedConfig {
-    /// Of this layout.
+    /// Version of this layout.
     pub format: u32,
-    /// Version of the program that wrote it.
+    /// Version of nmem that wrote the file.
     pub nmem: String,
-    /// Which memory model the weights are those of.
+    /// Name of the memory model that the weights belong to.
     pub model: String,
     /// Tokens per chunk.
     pub chunk_size: usize,
-    /// Sizes and norms: what the tensors tell too, for readers of the header alone.
+    /// Sizes and norms. The tensors contain them too; this copy is for readers of the header alone.
     pub dimensions: Dimensions,
     /// Fixed values and biases of the three gates.
     pub gates: Gates,
 }
 
-/// The keys of a [`SavedConfig`] in JSON, all on one level: serde rejects unknown keys of a flat structure only.
+/// The keys of a [`SavedConfig`] in JSON, all on one level, because serde rejects unknown keys of flat
+/// structures only.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Keys {
@@ -99,7 +101,8 @@ impl From<SavedConfig> for Keys {
     }
 }
 
-/// Version of a configuration, read first: a file of another format is reported as one whatever its keys are.
+/// Version of a configuration. It is read first, so that a file of another format is reported as such whatever
+/// its keys are.
 #[derive(Deserialize)]
 struct Version {
     format: u32,
@@ -110,11 +113,11 @@ struct Version {
 const FORMAT: u32 = 1;
 const MODEL: &str = "attention";
 
-/// A memory as a file holds it, or a random one: parameters and past weights as they came, and the state of a saved
-/// one.
+/// The contents of a memory file, or of a random memory: parameters and past weights as read, and the state of
+/// a saved memory.
 #[derive(Clone, Debug)]
 pub struct MemoryFile {
-    /// For messages.
+    /// Path for messages.
     path: PathBuf,
     sha256: Option<String>,
     dimensions: Dimensions,
@@ -125,15 +128,15 @@ pub struct MemoryFile {
 }
 
 impl MemoryFile {
-    /// Reads parameters or a saved memory for a run in `element_type`. Numbers that are not finite in it are refused
-    /// unless `allow_nonfinite`.
+    /// Reads parameters or a saved memory for a run in `element_type`. Numbers that are not finite in that type
+    /// are rejected unless `allow_nonfinite`.
     pub fn open(
         path: &Path,
         element_type: ElementType,
         allow_nonfinite: bool,
         progress: Progress,
     ) -> Result<Self> {
-        // Of a saved memory also tensors of its state.
+        // The shapes of a saved memory include tensors of its state.
         let parameters = |shapes: &BTreeMap<String, Vec<usize>>| -> BTreeMap<_, _> {
             let parameters = shapes.iter().filter(|(name, _)| !name.starts_with("state."));
             parameters.map(|(name, shape)| (name.clone(), shape.clone())).collect()
@@ -170,16 +173,17 @@ impl MemoryFile {
         Ok(this)
     }
 
-    /// A random memory.
+    /// Creates a random memory.
     pub fn random(dimensions: Dimensions, init: Init, seed: u64) -> Self {
         let tensors = parameters::random_tensors(&dimensions, init, seed);
         let parameters =
             tensors.into_iter().map(|(name, tensor)| (name, Tensor::from_array(&tensor.view()))).collect();
         let (past, state) = (BTreeMap::new(), BTreeMap::new());
-        Self { path: "drawn memory".into(), sha256: None, dimensions, parameters, past, state, saved: None }
+        Self { path: "random memory".into(), sha256: None, dimensions, parameters, past, state, saved: None }
     }
 
-    /// Takes over the past weights of a file: `weights.0` … or `memory_model.weights.0` …, each (d, d). Its SHA-256.
+    /// Adds the past weights of a file: `weights.0` … or `memory_model.weights.0` …, each (d, d). Returns the
+    /// file's SHA-256.
     pub fn add_past(
         &mut self,
         path: &Path,
@@ -188,8 +192,11 @@ impl MemoryFile {
         progress: Progress,
     ) -> Result<String> {
         if !self.past.is_empty() {
-            let expected = "a memory without past weights (they shift W, and this one has some already)";
-            return Err(Error::setting("--past", expected, self.path.display().to_string()));
+            let reason = format!(
+                "{} already contains past weights; omit --past or use a memory without them",
+                self.path.display()
+            );
+            return Err(Error::rejected("--past", reason));
         }
         let d = self.dimensions.dim_head;
         let names = |shapes: &BTreeMap<String, Vec<usize>>| {
@@ -214,7 +221,7 @@ impl MemoryFile {
             match shapes.keys().find(|name| !names.contains(name)) {
                 Some(name) if names.iter().all(|name| shapes.contains_key(name)) => {
                     let expected = format!("only {} … {}", names[0], names[MEMORY_WEIGHTS - 1]);
-                    Err(wrong(name, expected, "a tensor of another name".to_owned()))
+                    Err(wrong(name, expected, "an additional tensor".to_owned()))
                 }
                 _ => Ok(()),
             }
@@ -235,22 +242,22 @@ impl MemoryFile {
         Ok(file.sha256().to_owned())
     }
 
-    /// Sizes and norms.
+    /// Returns sizes and norms.
     pub fn dimensions(&self) -> Dimensions {
         self.dimensions
     }
 
-    /// Configuration of a saved memory; `None` for parameters.
+    /// Returns the configuration of a saved memory; `None` for parameters.
     pub fn saved(&self) -> Option<&SavedConfig> {
         self.saved.as_ref()
     }
 
-    /// In hexadecimal; `None` for a random memory.
+    /// Returns the file's SHA-256 in hexadecimal; `None` for a random memory.
     pub fn sha256(&self) -> Option<&str> {
         self.sha256.as_deref()
     }
 
-    /// The element type of a saved memory's state.
+    /// Returns the element type of a saved memory's state.
     pub fn state_type(&self) -> Option<ElementType> {
         self.state.get("update.0").map(|tensor| match tensor.dtype().name() {
             "f64" => ElementType::F64,
@@ -258,19 +265,19 @@ impl MemoryFile {
         })
     }
 
-    /// Parameters in the run's type.
+    /// Returns the parameters in the run's type.
     pub fn parameters<T: Real>(&self) -> Parameters<T> {
         Parameters::collect(self.dimensions, |name| floats(&self.parameters[name]))
     }
 
-    /// Past weights in the run's type.
+    /// Returns past weights (d, d) in the run's type, one per memory weight.
     pub fn past<T: Real>(&self) -> Option<Vec<Array2<T>>> {
         let weight =
             |p: usize| floats(&self.past[&p.to_string()]).into_dimensionality::<Ix2>().expect("checked");
         (!self.past.is_empty()).then(|| (0..MEMORY_WEIGHTS).map(weight).collect())
     }
 
-    /// The state of a saved memory in the run's type; `None` for parameters.
+    /// Returns the state of a saved memory in the run's type; `None` for parameters.
     pub fn state<T: Real>(&self) -> Option<State<T>> {
         let d = self.dimensions.dim_head;
         let gather = |name: &str| -> Array3<T> {
@@ -343,7 +350,7 @@ impl MemoryFile {
         write_safetensors(path, &tensors, &serde_json::to_string(&config).expect("numbers and text"))
     }
 
-    /// The tensors of a saved state must fit the parameters and each other.
+    /// Checks that the tensors of a saved state fit the parameters and each other.
     fn check_state(&self) -> Result<()> {
         let Some(saved) = &self.saved else { return Ok(()) };
         if saved.dimensions != self.dimensions {
@@ -352,7 +359,7 @@ impl MemoryFile {
         }
         let Dimensions { dim, heads, dim_head, .. } = self.dimensions;
         let tokens = self.state_tensor("tokens")?;
-        // No count near overflow: 2⁵³ tokens are out of anyone's reach.
+        // Counts stay far from overflow: nobody reaches 2⁵³ tokens.
         let possible = |counts: &Vec<u64>| counts.len() == 2 && counts.iter().all(|&count| count < 1 << 53);
         let counts = tokens.to_counters().filter(possible);
         let Some(counts) = counts else {
@@ -398,9 +405,11 @@ impl MemoryFile {
         }
         match self.state.keys().find(|name| !expected.contains_key(*name)) {
             None => Ok(()),
-            Some(name) => {
-                Err(self.mismatch(&format!("state.{name}"), "no tensor of this name in such a state", "one"))
-            }
+            Some(name) => Err(self.mismatch(
+                &format!("state.{name}"),
+                "only tensors of its saved state",
+                "an additional tensor",
+            )),
         }
     }
 
@@ -453,7 +462,7 @@ fn floats<T: Real>(tensor: &Tensor) -> ArrayD<T> {
     tensor.to_array().expect("types were checked when the file was opened")
 }
 
-/// Equal as bytes: −0 and 0 differ, a NaN equals itself.
+/// Returns whether the arrays are equal as bytes: −0 and 0 differ, and a NaN equals itself.
 fn same_bits<T: Real>(a: &ArrayView3<T>, b: &ArrayView3<T>) -> bool {
     a.raw_dim().slice() == b.raw_dim().slice() && Tensor::from_array(a) == Tensor::from_array(b)
 }

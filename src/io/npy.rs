@@ -1,6 +1,6 @@
-//! The `.npy` header: what lies in the bytes after it. Shared by `.npy` files and the members of `.npz` archives.
-//! The dictionary is parsed here, in one pass: a general parser of Python literals takes exponential time for a few
-//! nested braces. Format: numpy.lib.format, versions 1 to 3.
+//! The `.npy` header, which describes the bytes after it. It serves `.npy` files and members of `.npz`
+//! archives. The dictionary is parsed here in one pass: a general parser of Python literals takes exponential
+//! time for a few nested braces. Format: numpy.lib.format, versions 1 to 3.
 
 use std::io::Read;
 use std::path::Path;
@@ -12,16 +12,17 @@ use crate::io::dtype::{Dtype, element_count, shape_text};
 use crate::io::mapped::guess;
 use crate::real::ElementType;
 
-/// Most bytes of a header: what format 1 can hold. Numpy itself reads no more than 10,000 unless it is asked to.
+/// Most bytes of a header: the most of format 1. Numpy itself reads at most 10,000 by default.
 const MAX_HEADER: u64 = 1 << 16;
 
-/// Deepest nesting of brackets: a structured type within a structured type takes two more, and few are deeper.
+/// Deepest nesting of brackets. A structured type within a structured type takes two more levels; deeper types
+/// are rare.
 const MAX_NESTING: usize = 16;
 
-/// Most axes: numpy's own limit.
+/// Most axes; this is numpy's own limit.
 const MAX_AXES: usize = 64;
 
-/// What was expected and what was found, before the file's name is known.
+/// The expected and the actual contents, before the file's name is known.
 #[derive(Debug)]
 pub(crate) struct FormatMismatch {
     pub expected: String,
@@ -47,24 +48,24 @@ impl FormatMismatch {
     }
 }
 
-/// A header: the array that follows it.
+/// A header and the array that it describes.
 #[derive(Clone, Debug)]
 pub(crate) struct NpyHeader {
     pub dtype: Dtype,
-    /// The type as the file writes it: "<f4".
+    /// Type in the file's notation: "<f4".
     pub descr: String,
-    /// Most significant byte first.
+    /// Whether the most significant byte comes first.
     pub big_endian: bool,
-    /// The first axis varies fastest.
+    /// Whether the first axis varies fastest.
     pub fortran: bool,
     pub shape: Vec<usize>,
-    /// Bytes before the data.
+    /// Number of bytes before the data.
     pub offset: usize,
-    /// Bytes after the header.
+    /// Number of bytes after the header.
     pub data_bytes: usize,
 }
 
-/// The header of an array in C order, little-endian: what stands before its bytes.
+/// Returns the header of a little-endian array in C order.
 pub fn header_bytes(element: ElementType, shape: &[usize]) -> Vec<u8> {
     let type_descriptor = match element {
         ElementType::F32 => "'<f4'",
@@ -76,8 +77,8 @@ pub fn header_bytes(element: ElementType, shape: &[usize]) -> Vec<u8> {
 }
 
 impl NpyHeader {
-    /// Reads a header from the start of `len` bytes and checks that as many follow as it announces. Bytes beyond are
-    /// refused: a second array saved to the same file would otherwise be lost in silence.
+    /// Reads a header from the start of `len` bytes and checks that exactly the announced bytes follow. Further
+    /// bytes are rejected: a second array saved to the same file would otherwise be lost silently.
     pub fn read(reader: &mut dyn Read, len: u64) -> Result<Self, FormatMismatch> {
         let head = read_head(reader, len)?;
         let Dictionary { descr, structured, fortran, shape } = Dictionary::parse(&head)?;
@@ -88,7 +89,7 @@ impl NpyHeader {
         let elements = element_count(&shape).ok_or_else(too_large)?;
         let data_bytes = match item_bytes {
             Some(item) => elements.checked_mul(item).ok_or_else(too_large)?,
-            // Objects and structures are not read, so their length need not be known.
+            // Objects and structures are not read, so their length is not needed.
             None => (len - head.len() as u64) as usize,
         };
         let this = Self {
@@ -109,7 +110,7 @@ impl NpyHeader {
         Ok(this)
     }
 
-    /// "f32", "f32 big-endian", "f32 Fortran" …: the type as a person would say it.
+    /// Describes the type for people: "f32", "f32 big-endian", "f32 Fortran" …
     pub fn describe(&self) -> String {
         let mut text = self.dtype.name().to_owned();
         if matches!(self.dtype, Dtype::Other(_)) {
@@ -124,7 +125,7 @@ impl NpyHeader {
     }
 }
 
-/// Magic, version, length and dictionary: the bytes before the data.
+/// Reads magic string, version, length and dictionary: the bytes before the data.
 fn read_head(reader: &mut dyn Read, len: u64) -> Result<Vec<u8>, FormatMismatch> {
     let mut head = Vec::new();
     read_up_to(reader, &mut head, 10)?;
@@ -167,7 +168,7 @@ fn read_head(reader: &mut dyn Read, len: u64) -> Result<Vec<u8>, FormatMismatch>
     Ok(head)
 }
 
-/// Appends up to `bytes` bytes, fewer at the end of the stream.
+/// Appends up to `bytes` bytes; fewer at the end of the stream.
 pub(crate) fn read_up_to(
     reader: &mut dyn Read,
     into: &mut Vec<u8>,
@@ -179,7 +180,7 @@ pub(crate) fn read_up_to(
         .map_err(|error| FormatMismatch::new("readable data", one_line(&error.to_string())))
 }
 
-/// [`guess`] needs a few bytes more than the magic string.
+/// Guesses the type of a short file. [`guess`] needs a few bytes more than the magic string.
 fn guess_short(reader: &mut dyn Read, mut head: Vec<u8>) -> &'static str {
     match read_up_to(reader, &mut head, 16) {
         Ok(_) => guess(&head),
@@ -187,12 +188,12 @@ fn guess_short(reader: &mut dyn Read, mut head: Vec<u8>) -> &'static str {
     }
 }
 
-/// "<f4" to f32 and 4. Digits count bytes, except for text ("U", four bytes a character).
+/// Converts "<f4" to f32 and 4. Digits count bytes, except for text ("U", four bytes a character).
 fn parse_descr(descr: &str) -> (Dtype, Option<usize>) {
     let bare = descr.trim_start_matches(['<', '>', '=', '|']);
     let mut letters = bare.chars();
     let letter = letters.next().unwrap_or_default();
-    // Units of dates follow in brackets: M8[ns].
+    // Dates have their unit in brackets: M8[ns].
     let size = letters.as_str().split('[').next().and_then(|digits| digits.parse::<usize>().ok());
     let dtype = match (letter, size) {
         ('f', Some(2)) => Dtype::F16,
@@ -219,10 +220,10 @@ fn parse_descr(descr: &str) -> (Dtype, Option<usize>) {
     (dtype, size)
 }
 
-/// Contents of a header's dictionary.
+/// The contents of a header's dictionary.
 #[derive(Debug, PartialEq, Eq)]
 struct Dictionary {
-    /// A type's text, or the literal of a structured type.
+    /// Text of a type, or the literal of a structured type.
     descr: String,
     structured: bool,
     fortran: bool,
@@ -232,7 +233,7 @@ struct Dictionary {
 impl Dictionary {
     /// Parses a header from its magic string to its end.
     fn parse(head: &[u8]) -> Result<Self, FormatMismatch> {
-        // The length takes two bytes in version 1 and four since.
+        // The length takes two bytes in version 1 and four in later ones.
         let text = &head[if head[6] == 1 { 10 } else { 12 }..];
         let mut rest = Literal(text);
         let (mut descr, mut fortran, mut shape) = (None, None, None);
@@ -245,7 +246,7 @@ impl Dictionary {
                 "fortran_order" if fortran.is_none() => fortran = Some(rest.truth()?),
                 "shape" if shape.is_none() => shape = Some(rest.shape()?),
                 other => {
-                    let got = format!("one with the key {:?} too many", one_line(other));
+                    let got = format!("an unknown or repeated key {:?}", one_line(other));
                     return Err(FormatMismatch::new("a .npy header", got));
                 }
             }
@@ -255,7 +256,8 @@ impl Dictionary {
             }
         }
         rest.end()?;
-        let missing = |key: &str| FormatMismatch::new("a .npy header", format!("one without {key}"));
+        let missing =
+            |key: &str| FormatMismatch::new("a .npy header", format!("one without the key {key:?}"));
         let (descr, structured) = descr.ok_or_else(|| missing("descr"))?;
         Ok(Self {
             descr,
@@ -266,15 +268,15 @@ impl Dictionary {
     }
 }
 
-/// The rest of a Python literal, with spaces between its parts.
+/// The remaining text of a Python literal, with spaces between its parts.
 struct Literal<'a>(&'a [u8]);
 
 impl Literal<'_> {
     fn garbled() -> FormatMismatch {
-        FormatMismatch::new("a .npy header", "one that is no Python dictionary")
+        FormatMismatch::new("a .npy header", "text that is not a Python dictionary")
     }
 
-    /// Takes this byte if it is the next one.
+    /// Consumes this byte if it is the next one.
     fn eat(&mut self, byte: u8) -> bool {
         self.0 = self.0.trim_ascii_start();
         let Some(rest) = self.0.strip_prefix(&[byte]) else { return false };
@@ -286,12 +288,12 @@ impl Literal<'_> {
         if self.eat(byte) { Ok(()) } else { Err(Self::garbled()) }
     }
 
-    /// Nothing but the padding may follow.
+    /// Checks that only padding follows.
     fn end(&self) -> Result<(), FormatMismatch> {
         if self.0.trim_ascii().is_empty() { Ok(()) } else { Err(Self::garbled()) }
     }
 
-    /// A string between quotes of either kind. Escapes stay as they are written.
+    /// Parses a string in quotes of either kind. Escapes are kept as written.
     fn string(&mut self) -> Result<String, FormatMismatch> {
         let quote = if self.eat(b'\'') { b'\'' } else { self.expect(b'"').map(|()| b'"')? };
         let mut escaped = false;
@@ -316,7 +318,7 @@ impl Literal<'_> {
         Err(Self::garbled())
     }
 
-    /// A type: its text, and whether that is the literal of a structured one.
+    /// Parses a type: its text, and whether it is the literal of a structured type.
     fn descr(&mut self) -> Result<(String, bool), FormatMismatch> {
         self.0 = self.0.trim_ascii_start();
         if !matches!(self.0, [b'[' | b'(', ..]) {
@@ -336,7 +338,7 @@ impl Literal<'_> {
                 _ => {}
             }
             if depth > MAX_NESTING {
-                return Err(FormatMismatch::new("a .npy header", "brackets nested too deep"));
+                return Err(FormatMismatch::new("a .npy header", "brackets nested too deeply"));
             }
             self.0 = &self.0[1..];
             if depth == 0 {
@@ -346,7 +348,7 @@ impl Literal<'_> {
         }
     }
 
-    /// A tuple of whole numbers.
+    /// Parses a tuple of integers.
     fn shape(&mut self) -> Result<Vec<usize>, FormatMismatch> {
         self.expect(b'(')?;
         let end = self.0.iter().position(|&byte| byte == b')').ok_or_else(Self::garbled)?;
@@ -354,9 +356,9 @@ impl Literal<'_> {
         self.0 = &rest[1..];
         let text = String::from_utf8_lossy(text);
         let wrong =
-            || FormatMismatch::new("a .npy header", format!("one with the shape ({})", one_line(&text)));
+            || FormatMismatch::new("a .npy header", format!("an invalid shape ({})", one_line(&text)));
         let mut axes: Vec<_> = text.split(',').map(str::trim).collect();
-        // One axis has a comma after it; no axis has none.
+        // A comma follows a single axis; without axes there is none.
         if axes.last() == Some(&"") {
             axes.pop();
         } else if axes.len() == 1 {
@@ -370,7 +372,7 @@ impl Literal<'_> {
     }
 }
 
-/// Text from a file or a library, fit for a one-line message.
+/// Converts text from a file or a library to one line, for messages.
 pub(crate) fn one_line(text: &str) -> String {
     let mut short: String = text.chars().take(80).map(|c| if c.is_control() { ' ' } else { c }).collect();
     if text.chars().nth(80).is_some() {
@@ -424,9 +426,9 @@ mod tests {
         let axes = |count: usize| dictionary(&format!("({})", "1,".repeat(count)));
         assert!(parse(&axes(64)).is_ok() && parse(&axes(65)).is_err());
         let twice = "{'shape': (), 'shape': (), 'descr': '<f4', 'fortran_order': False}";
-        assert_eq!(parse(twice).unwrap_err(), "one with the key \"shape\" too many");
+        assert_eq!(parse(twice).unwrap_err(), "an unknown or repeated key \"shape\"");
         let deep = format!("{{'descr': {}", "[".repeat(1000));
-        assert_eq!(parse(&deep).unwrap_err(), "brackets nested too deep");
+        assert_eq!(parse(&deep).unwrap_err(), "brackets nested too deeply");
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! What was read from a memory, written as `.npy` in C order while it is computed: rows of any sequence in any order.
-//! Plain positioned writes, not a mapping: on a full disk they fail, where a mapping would end the process.
+//! Tokens read from a memory, written as `.npy` in C order while they are computed: rows of any sequence in any
+//! order. Plain positioned writes are used instead of a mapping: on a full disk they return an error, while a
+//! mapping would end the process.
 
 use std::io::{Seek, SeekFrom, Write};
 use std::marker::PhantomData;
@@ -14,7 +15,7 @@ use crate::real::Real;
 use crate::sequence::Shape;
 use crate::storage::OutFile;
 
-/// A `.npy` file being written. Rows that are never written read as zeros.
+/// A `.npy` file that is being written. Rows that are never written contain zeros.
 pub struct RetrievedWriter<T> {
     file: OutFile,
     path: PathBuf,
@@ -25,7 +26,7 @@ pub struct RetrievedWriter<T> {
 }
 
 impl<T: Real> RetrievedWriter<T> {
-    /// Creates the file with its header and full length: two axes (tokens, dim) for rank 2, else three.
+    /// Creates the file with its header and full length. It has two axes (tokens, dim) for rank 2, else three.
     pub fn create(path: impl AsRef<Path>, shape: Shape, rank: usize) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
         let axes = match rank {
@@ -45,7 +46,7 @@ impl<T: Real> RetrievedWriter<T> {
         Ok(Self { file, path, shape, offset, buffer: Vec::new(), element: PhantomData })
     }
 
-    /// Writes the tokens `start .. start + rows.nrows()` of one sequence.
+    /// Writes the tokens `start .. start + rows.nrows()` of one sequence; `rows` is (tokens, dim).
     pub fn write_rows(&mut self, sequence: usize, start: usize, rows: &ArrayView2<T>) -> Result<()> {
         let Shape { sequences, tokens, dim } = self.shape;
         assert!(sequence < sequences && start + rows.nrows() <= tokens, "rows outside the file");

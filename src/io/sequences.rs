@@ -1,6 +1,6 @@
-//! Token sequences from a `.npy` file: (tokens, dim) or (sequences, tokens, dim) of f16, f32 or f64, in C or Fortran
-//! order and either byte order. The file is mapped, never copied: opening makes one pass over it (SHA-256, and no NaN
-//! or infinity), after which blocks of rows are converted as they are asked for.
+//! Token sequences from a `.npy` file: (tokens, dim) or (sequences, tokens, dim) of f16, f32 or f64, in C or
+//! Fortran order and either byte order. The file is mapped, never copied. Opening it makes one pass for the
+//! SHA-256 and the search for NaN and infinity. After that, blocks of rows are converted on request.
 
 use std::path::{Path, PathBuf};
 
@@ -25,9 +25,9 @@ pub struct NpySequences {
 }
 
 impl NpySequences {
-    /// Opens a file, or standard input for `-`, which is spooled to a temporary file first. `element_type` is what
-    /// the run will compute in. Unless `allow_nonfinite`, NaN, infinity, and f64 numbers that would become infinite
-    /// in f32 are refused with the place of the first one.
+    /// Opens a file, or standard input for `-`, which is spooled to a temporary file first. `element_type` is
+    /// that of the run. Unless `allow_nonfinite`, it rejects NaN, infinity, and f64 numbers that would become
+    /// infinite in f32. The error names the place of the first one.
     pub fn open(
         path: impl AsRef<Path>,
         element_type: ElementType,
@@ -65,43 +65,44 @@ impl NpySequences {
         if found { Err(this.first_beyond(limit)) } else { Ok(this) }
     }
 
-    /// 2 or 3: results come out with the input's rank.
+    /// Returns the number of axes, 2 or 3; results have the input's rank.
     pub fn rank(&self) -> usize {
         self.header.shape.len()
     }
 
-    /// The element type in the file.
+    /// Returns the element type in the file.
     pub fn dtype(&self) -> Dtype {
         self.header.dtype
     }
 
-    /// (sequences, tokens, dim), one sequence for rank 2. (The trait's [`Sequences::shape`] needs a type to be named.)
+    /// Returns (sequences, tokens, dim), with one sequence for rank 2. Unlike [`Sequences::shape`], it does not
+    /// need an element type.
     pub fn dims(&self) -> Shape {
         self.shape
     }
 
-    /// The file's axes as they are: two or three.
+    /// Returns the lengths of the file's two or three axes.
     pub fn file_shape(&self) -> &[usize] {
         &self.header.shape
     }
 
-    /// Of the whole file, in hexadecimal.
+    /// Returns the SHA-256 of the whole file in hexadecimal.
     pub fn sha256(&self) -> &str {
         &self.sha256
     }
 
-    /// As given: "-" for standard input.
+    /// Returns the path as given: "-" for standard input.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Of the whole file.
+    /// Returns the size of the whole file in bytes.
     pub fn bytes(&self) -> u64 {
         self.file.bytes().len() as u64
     }
 
-    /// An error where the file is no longer what it was when it was opened. Size and times are compared, and the content
-    /// where these differ or, if `content`, where that is cheap.
+    /// Returns an error if the file has changed since it was opened. Size and times are compared. The content
+    /// is compared if these differ or, if `content`, where that is cheap.
     pub fn check_unchanged(&self, content: bool) -> Result<()> {
         self.file.check_unchanged(&self.sha256, content)
     }
@@ -110,7 +111,7 @@ impl NpySequences {
         &self.file.bytes()[self.header.offset..]
     }
 
-    /// The first number in logical order that should not be there. Called when there is one.
+    /// Returns the error for the first number in logical order that is beyond the limit. There must be one.
     fn first_beyond(&self, limit: f64) -> Error {
         let Shape { sequences, tokens, dim } = self.shape;
         let ((sequence, token, coordinate), value) =
@@ -138,7 +139,7 @@ impl NpySequences {
         start: usize,
         mut out: ArrayViewMut2<T>,
     ) {
-        // For E = T this is a copy: the compiler folds the widening and the rounding back into nothing.
+        // For E = T this is a copy: the compiler removes the widening and the rounding.
         let convert = |bytes: &[u8]| T::from_f64(E::read::<BIG>(bytes).to_f64());
         let Shape { sequences, tokens, dim } = self.shape;
         let data = self.data();

@@ -1,5 +1,5 @@
-//! What is in a file, in one pass and flat memory: per array its type, shape, range, mean and counts of what is not
-//! finite. `.npy`, `.npz` and `.safetensors`, told apart by content.
+//! Summaries of files, in one pass and flat memory: type, shape, range, mean and counts of non-finite numbers
+//! for each array. It reads `.npy`, `.npz` and `.safetensors`, which are distinguished by content.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -14,7 +14,7 @@ use crate::io::mapped::{Mapped, PIECE, Progress, guess, is_safetensors, is_zip};
 use crate::io::npy::{FormatMismatch, NpyHeader, read_up_to};
 use crate::io::tensors::{SafetensorsIndex, visit_npz};
 
-/// A file's form, by its content.
+/// A file format, determined by content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FileFormat {
@@ -22,67 +22,67 @@ pub enum FileFormat {
     Npy,
     /// A zip archive of arrays.
     Npz,
-    /// Named tensors with metadata.
+    /// A file of named tensors with metadata.
     Safetensors,
 }
 
-/// One array.
+/// The summary of one array.
 #[derive(Clone, Debug, Serialize)]
 pub struct ArraySummary {
-    /// `None` for the one array of a `.npy` file.
+    /// Name; `None` for the one array of a `.npy` file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// "f32", "i64", "bool", "complex" …
+    /// Element type: "f32", "i64", "bool", "complex" …
     pub dtype: String,
-    /// The type as a person would say it: "f32 big-endian Fortran".
+    /// Description of the element type: "f32 big-endian Fortran".
     #[serde(skip)]
     pub described: String,
-    /// Most significant byte first.
+    /// Whether the most significant byte comes first.
     pub big_endian: bool,
-    /// The first axis varies fastest.
+    /// Whether the first axis varies fastest.
     pub fortran_order: bool,
-    /// Its axes; none for a scalar.
+    /// Lengths of its axes; none for a scalar.
     pub shape: Vec<usize>,
-    /// Of its data.
+    /// Size of its data in bytes.
     pub bytes: u64,
-    /// What its numbers are.
+    /// Statistics of its numbers.
     #[serde(flatten)]
     pub ranges: Ranges,
 }
 
-/// What the numbers of an array are. All `None` where the type is not understood.
+/// Statistics of an array's numbers. All are `None` if the type is not supported.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Ranges {
-    /// Smallest finite number; `None` where there is none.
+    /// Smallest finite number; `None` if there is none.
     pub min: Option<Number>,
-    /// Largest finite number.
+    /// Largest finite number; `None` if there is none.
     pub max: Option<Number>,
-    /// Of the finite numbers.
+    /// Mean of the finite numbers.
     pub mean: Option<f64>,
-    /// How many are NaN.
+    /// Number of NaNs.
     pub nan: Option<u64>,
-    /// How many are infinite.
+    /// Number of infinities.
     pub infinite: Option<u64>,
 }
 
-/// One file.
+/// The summary of one file.
 #[derive(Clone, Debug, Serialize)]
 pub struct FileSummary {
-    /// As given.
+    /// Path as given.
     #[serde(serialize_with = "crate::io::path_as_text")]
     pub file: PathBuf,
-    /// By content.
+    /// Format, determined by content.
     pub format: FileFormat,
-    /// Of the whole file.
+    /// Size of the whole file in bytes.
     pub bytes: u64,
-    /// Of `.safetensors`.
+    /// Metadata of `.safetensors`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
-    /// In the file's order.
+    /// Summaries of its arrays, in the file's order.
     pub arrays: Vec<ArraySummary>,
 }
 
-/// Reads a file through; `-` is standard input.
+/// Reads a whole file and summarises it; `-` is standard input.
 pub fn summarise(path: impl AsRef<Path>, progress: Progress) -> Result<FileSummary> {
     const EXPECTED: &str = "a .npy, .npz or .safetensors file";
     let file = Mapped::open(path.as_ref(), EXPECTED, progress)?;
@@ -153,8 +153,7 @@ fn summarise_npy(
 }
 
 impl Ranges {
-    /// Reads `bytes` bytes of elements. (Two kinds of failure: the outer stops everything, the inner still wants the
-    /// array's name.)
+    /// Reads `bytes` bytes of elements. The outer error stops all work; the inner one still needs the array's name.
     fn read(
         dtype: Dtype,
         big: bool,
@@ -189,7 +188,7 @@ impl Ranges {
     }
 }
 
-/// Running range and counts. Whole numbers are kept whole: 2^63 has no neighbour in f64.
+/// Running range and counts. Integers are kept as integers: in f64, 2^63 has no neighbour.
 #[derive(Default)]
 struct RunningRanges {
     float: Option<(f64, f64)>,
@@ -243,7 +242,7 @@ impl RunningRanges {
         if finite > 0 {
             self.float = Some(self.float.map_or((low, high), |(min, max)| (min.min(low), max.max(high))));
         }
-        // Sums of pieces, so that the error grows with their number and not with that of the elements.
+        // Sums of pieces are added, so that the error grows with the number of pieces rather than of elements.
         self.float_sum += sum;
         self.finite += finite;
     }
@@ -255,7 +254,7 @@ impl RunningRanges {
             (None, None) => (None, None),
         };
         let sum = if self.whole.is_some() { self.whole_sum as f64 } else { self.float_sum };
-        // Numbers near the end of f64's range may overflow the sum: no mean is better than a wrong one.
+        // Numbers near the end of f64's range may overflow the sum. No mean is better than a wrong one.
         let mean = Some(sum / self.finite as f64).filter(|mean| mean.is_finite());
         Ranges { min, max, mean, nan: Some(self.nan), infinite: Some(self.infinite) }
     }

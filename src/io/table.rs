@@ -1,5 +1,5 @@
-//! A CSV file read row by row through one reused record. Columns are found by name, other columns are ignored,
-//! and every error names the file, the line, the column, what was expected and what is there.
+//! A CSV file, read row by row through one reused record. Columns are found by name, and other columns are
+//! ignored. Every error names the file, line and column, and the expected and actual contents.
 
 use std::fs::File;
 use std::io::{self, Cursor, ErrorKind, Read, Seek, SeekFrom};
@@ -10,11 +10,11 @@ use csv::{ByteRecord, Position, Reader, ReaderBuilder, Trim};
 use crate::error::{Error, Result};
 use crate::io::text::TextFile;
 
-/// Most bytes of a row. The longest that nmem writes are those of failed runs, with an error of a few kilobytes.
+/// Most bytes of a row. The longest rows that nmem writes are those of failed runs, with an error of a few kilobytes.
 const MAX_ROW: usize = 1 << 20;
-/// Most columns. nmem writes some forty, of which sweeps add one a parameter.
+/// Most columns. nmem writes some forty, and sweeps add one per parameter.
 const MAX_COLUMNS: usize = 4096;
-/// Largest whole number that is read: floats hold every one up to here, and no count of tokens or chunks gets there.
+/// Largest integer that is read. Floats hold every integer up to here, and no count of tokens or chunks reaches it.
 pub(crate) const MAX_INTEGER: u64 = 1 << 53;
 
 /// An open CSV file and its current row.
@@ -25,7 +25,7 @@ pub(crate) struct Table<'a> {
     record: ByteRecord,
 }
 
-/// A column that is there.
+/// An existing column.
 #[derive(Clone, Copy)]
 pub(crate) struct Column {
     index: usize,
@@ -34,7 +34,7 @@ pub(crate) struct Column {
 impl<'a> Table<'a> {
     /// Opens the file and reads its header.
     pub fn open(path: &Path) -> Result<Self> {
-        // Before it is opened: a pipe would wait for its writer.
+        // This check precedes opening, because opening a pipe would wait for its writer.
         let kind = std::fs::metadata(path).map_err(Error::io(path, "open"))?.file_type();
         if !kind.is_file() && !kind.is_dir() {
             let expected = "a regular file (it is read more than once)";
@@ -61,7 +61,7 @@ impl<'a> Table<'a> {
         Ok(Self { path: path.to_path_buf(), reader, names, record: ByteRecord::new() })
     }
 
-    /// A column that must be there.
+    /// Returns a required column.
     pub fn column(&self, name: &str) -> Result<Column> {
         self.optional_column(name).ok_or_else(|| {
             let there = if self.names.is_empty() {
@@ -73,39 +73,39 @@ impl<'a> Table<'a> {
         })
     }
 
-    /// A column that may be there.
+    /// Returns an optional column.
     pub fn optional_column(&self, name: &str) -> Option<Column> {
         let index = self.names.iter().position(|other| other == name)?;
         Some(Column { index })
     }
 
-    /// All columns and their names, in the file's order.
+    /// Yields all columns and their names, in the file's order.
     pub fn columns(&self) -> impl Iterator<Item = (Column, &str)> {
         self.names.iter().enumerate().map(|(index, name)| (Column { index }, &name[..]))
     }
 
-    /// Reads the next row; false at the end of the file.
+    /// Reads the next row; returns false at the end of the file.
     pub fn advance(&mut self) -> Result<bool> {
         self.reader.get_mut().left = MAX_ROW;
         self.reader.read_byte_record(&mut self.record).map_err(|error| explain(&self.path, error))
     }
 
-    /// Where the current row begins.
+    /// Returns the start of the current row.
     pub fn position(&self) -> Position {
         self.record.position().cloned().unwrap_or_else(Position::new)
     }
 
-    /// Goes to a row, so that `advance` reads it next.
+    /// Moves to a row, so that `advance` reads it next.
     pub fn seek(&mut self, position: Position) -> Result<()> {
         self.reader.seek(position).map_err(|error| explain(&self.path, error))
     }
 
-    /// The cell without spaces around it.
+    /// Returns the cell without surrounding spaces.
     pub fn text(&self, column: Column) -> &[u8] {
         self.record.get(column.index).unwrap_or_default().trim_ascii()
     }
 
-    /// An integer from 0 to [`MAX_INTEGER`].
+    /// Parses an integer from 0 to [`MAX_INTEGER`].
     pub fn integer(&self, column: Column) -> Result<u64> {
         let number = self.parse(column).ok_or_else(|| self.bad_cell(column, "an integer ≥ 0"))?;
         if number > MAX_INTEGER {
@@ -114,7 +114,7 @@ impl<'a> Table<'a> {
         Ok(number)
     }
 
-    /// A number, NaN and infinities included, or `None` for an empty cell.
+    /// Parses a number, NaN and infinities included; `None` for an empty cell.
     pub fn number(&self, column: Column) -> Result<Option<f64>> {
         if self.text(column).is_empty() {
             return Ok(None);
@@ -131,12 +131,12 @@ impl<'a> Table<'a> {
         self.bad_row(format!("{expected} in column {:?}", self.names[column.index]), got)
     }
 
-    /// An error at the current row.
+    /// Returns an error at the current row.
     pub fn bad_row(&self, expected: impl std::fmt::Display, got: impl Into<String>) -> Error {
         Error::file(&self.path, format!("{expected} on line {}", self.position().line()), got)
     }
 
-    /// Rejects a file of which more than `most` cells would be kept, `kept` of them so far.
+    /// Rejects a file of which more than `most` cells would be kept. `kept` is the number so far.
     pub fn check_kept(&self, kept: usize, most: usize) -> Result<()> {
         if kept <= most {
             return Ok(());
@@ -160,11 +160,11 @@ fn explain(path: &Path, error: csv::Error) -> Error {
     }
 }
 
-/// Bytes that can be read again from any place.
+/// A source of bytes that can be read again from any place.
 trait ReadSeek: Read + Seek {}
 impl<S: Read + Seek> ReadSeek for S {}
 
-/// A file that fails where one row takes more than is left for it.
+/// A file that fails if one row takes more bytes than remain for it.
 struct Limited<'a> {
     inner: Box<dyn ReadSeek + 'a>,
     left: usize,
@@ -216,7 +216,7 @@ mod tests {
         }
         assert_eq!(read(",".repeat(MAX_COLUMNS - 1).as_bytes()), Ok(0));
         assert!(read(",".repeat(MAX_COLUMNS).as_bytes()).is_err());
-        // As many short rows as there are.
+        // As many short rows as possible.
         assert_eq!(read("a\n1\n".repeat(MAX_ROW).as_bytes()), Ok(2 * MAX_ROW - 1));
     }
 }

@@ -1,7 +1,7 @@
-//! Named tensors: parameters and memories. Read from `.safetensors` or `.npz` (told apart by content), written as
-//! `.safetensors` whose bytes depend on nothing but names, numbers and metadata. A tensor keeps the file's own bytes,
-//! so that reading and writing lose nothing, NaN payloads included; only `.npz` members in Fortran or big-endian
-//! order are rearranged.
+//! Named tensors: parameters and memories. They are read from `.safetensors` or `.npz` (distinguished by
+//! content) and written as `.safetensors`, whose bytes depend only on names, numbers and metadata. A tensor
+//! keeps the file's own bytes, so that reading and writing lose nothing, including NaN payloads. Only `.npz`
+//! members in Fortran or big-endian order are rearranged.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, BufWriter, Cursor, Read, Write};
@@ -20,24 +20,24 @@ use crate::io::npy::{FormatMismatch, NpyHeader, one_line, read_up_to};
 use crate::real::{ElementType, Real};
 use crate::storage::OutFile;
 
-/// The one key of a memory's metadata; its value is the configuration in JSON.
+/// The only key of a memory's metadata; its value is the configuration in JSON.
 pub const METADATA_KEY: &str = "nmem";
 
 const EXPECTED: &str = "a .safetensors or .npz file";
 
-/// Most bytes of a memory's configuration: nmem writes some five hundred.
+/// Most bytes of a memory's configuration; nmem writes some five hundred.
 pub(crate) const MAX_CONFIGURATION: usize = 16 << 10;
-/// Most bytes of a `.safetensors` header, of the 100 MB that the format allows: some eighty thousand tensors. Parsing takes
-/// seventeen times as much memory.
+/// Most bytes of a `.safetensors` header: enough for some eighty thousand tensors. The format allows 100 MB.
+/// Parsing takes seventeen times as much memory.
 const MAX_HEADER: usize = 8 << 20;
-/// Most members of a `.npz` archive: ten times the tensors of the largest language models, each half a kilobyte in the
-/// archive's index.
+/// Most members of a `.npz` archive: ten times the tensors of the largest language models. Each takes half a
+/// kilobyte in the archive's index.
 const MAX_MEMBERS: u64 = 1 << 14;
-/// Most bytes of tensors that a compressed archive may unpack to: half of a gigabyte of memory. Arrays that are stored as they
-/// are take no more than their file.
+/// Most bytes of the tensors in a compressed archive: half a gigabyte of memory. Uncompressed arrays take no
+/// more than their file.
 const MAX_UNPACKED: u64 = 512 << 20;
 
-/// An array as its file holds it: little-endian, C order.
+/// An array in its file's form: little-endian, C order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tensor {
     dtype: Dtype,
@@ -46,14 +46,14 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// `None` where the bytes are not as many as type and shape need.
+    /// Creates a tensor; `None` if the number of bytes does not match type and shape.
     pub fn new(dtype: Dtype, shape: Vec<usize>, data: Vec<u8>) -> Option<Self> {
         let count = element_count(&shape)?;
         let fits = dtype.item_bytes().is_none_or(|item| count * item == data.len());
         fits.then_some(Self { dtype, shape, data })
     }
 
-    /// Bit for bit.
+    /// Copies an array bit for bit.
     pub fn from_array<T: Real, D: Dimension>(array: &ArrayView<T, D>) -> Self {
         let dtype = match T::TYPE {
             ElementType::F32 => Dtype::F32,
@@ -64,28 +64,28 @@ impl Tensor {
         Self { dtype, shape: array.shape().to_vec(), data }
     }
 
-    /// Counters: shape (n), u64.
+    /// Creates a tensor of counters: shape (n), u64.
     pub fn from_counters(counters: &[u64]) -> Self {
         let data = counters.iter().flat_map(|n| n.to_le_bytes()).collect();
         Self { dtype: Dtype::U64, shape: vec![counters.len()], data }
     }
 
-    /// Its element type.
+    /// Returns the element type.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }
 
-    /// Its axes; none for a scalar.
+    /// Returns the lengths of its axes; none for a scalar.
     pub fn shape(&self) -> &[usize] {
         &self.shape
     }
 
-    /// Little-endian, C order.
+    /// Returns the bytes: little-endian, C order.
     pub fn data(&self) -> &[u8] {
         &self.data
     }
 
-    /// As numbers of a run; f64 is rounded for f32. `None` unless its type is f16, bf16, f32 or f64.
+    /// Converts to numbers of a run, rounding f64 for f32. `None` unless the type is f16, bf16, f32 or f64.
     pub fn to_array<T: Real>(&self) -> Option<ArrayD<T>> {
         fn convert<T: Real, E: Float>(data: &[u8]) -> Vec<T> {
             data.chunks_exact(E::BYTES).map(|x| T::from_f64(E::read::<false>(x).to_f64())).collect()
@@ -97,14 +97,14 @@ impl Tensor {
         })
     }
 
-    /// `None` unless its type is u64.
+    /// Converts to counters; `None` unless the type is u64.
     pub fn to_counters(&self) -> Option<Vec<u64>> {
         (self.dtype == Dtype::U64)
             .then(|| self.data.chunks_exact(8).map(<u64 as Element>::read::<false>).collect())
     }
 
-    /// Index and value of the first number that is not finite in the run's type: NaN, infinity, or f64 too large for
-    /// f32. `None` also for types that have none.
+    /// Returns index and value of the first number that is not finite in the run's type: NaN, infinity, or f64
+    /// too large for f32. `None` also for types without such numbers.
     pub fn first_nonfinite(&self, element_type: ElementType) -> Option<(Vec<usize>, f64)> {
         if !self.dtype.is_float() {
             return None;
@@ -120,10 +120,10 @@ impl Tensor {
     }
 }
 
-/// Callback that sees a file's name and its tensors' names and shapes.
+/// A callback that checks a file's name and its tensors' names and shapes.
 pub(crate) type Check<'a> = &'a dyn Fn(&Path, &BTreeMap<String, Vec<usize>>) -> Result<()>;
 
-/// The tensors of a file, and what came with them.
+/// The tensors of a file, with its metadata and hash.
 #[derive(Clone, Debug)]
 pub struct TensorFile {
     path: PathBuf,
@@ -133,13 +133,14 @@ pub struct TensorFile {
 }
 
 impl TensorFile {
-    /// Reads a whole `.safetensors` or `.npz` file into memory (weights are small beside what is done with them);
-    /// `-` is standard input.
+    /// Reads a whole `.safetensors` or `.npz` file into memory; `-` is standard input. Weights are small
+    /// compared with the memory that runs need.
     pub fn open(path: impl AsRef<Path>, progress: Progress) -> Result<Self> {
         Self::open_checked(path, progress, &|_, _| Ok(()))
     }
 
-    /// Likewise, where `check` sees all names and shapes before any data is copied or unpacked.
+    /// Opens a file like [`open`](Self::open). `check` receives all names and shapes before any data is copied
+    /// or unpacked.
     pub(crate) fn open_checked(path: impl AsRef<Path>, progress: Progress, check: Check) -> Result<Self> {
         let file = Mapped::open(path.as_ref(), EXPECTED, progress)?;
         let (tensors, metadata) = if is_zip(file.bytes()) {
@@ -153,7 +154,7 @@ impl TensorFile {
             check(&file.name, &shapes)?;
             if unpacked > MAX_UNPACKED.max(file.bytes().len() as u64) {
                 let expected = format!("arrays that unpack to at most {MAX_UNPACKED} bytes");
-                let got = format!("{unpacked} (numpy.savez stores them as they are, without a limit)");
+                let got = format!("{unpacked} (use numpy.savez, which stores them uncompressed)");
                 return Err(Error::file(&file.name, expected, got));
             }
             let mut tensors = BTreeMap::new();
@@ -187,37 +188,37 @@ impl TensorFile {
         Ok(Self { path: file.name, sha256, tensors, metadata })
     }
 
-    /// As messages name it.
+    /// Returns the name of the file in messages.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Of the whole file, in hexadecimal.
+    /// Returns the SHA-256 of the whole file in hexadecimal.
     pub fn sha256(&self) -> &str {
         &self.sha256
     }
 
-    /// By name, in the names' order.
+    /// Returns the tensors by name, sorted.
     pub fn tensors(&self) -> &BTreeMap<String, Tensor> {
         &self.tensors
     }
 
-    /// All of `.safetensors` metadata; empty for `.npz`.
+    /// Returns all metadata of `.safetensors`; empty for `.npz`.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
 
-    /// The configuration of a memory, in JSON; `None` for any other file.
+    /// Returns the configuration of a memory in JSON; `None` for any other file.
     pub fn memory_json(&self) -> Option<&str> {
         self.metadata.get(METADATA_KEY).map(String::as_str)
     }
 
-    /// A tensor that must be there.
+    /// Returns a tensor, or an error if it is missing.
     pub fn get(&self, name: &str) -> Result<&Tensor> {
         self.tensors.get(name).ok_or_else(|| self.mismatch(name, "a tensor of this name", "none"))
     }
 
-    /// A tensor that must be there, as numbers.
+    /// Returns a tensor as numbers, or an error if it is missing.
     pub fn array<T: Real>(&self, name: &str) -> Result<ArrayD<T>> {
         let tensor = self.get(name)?;
         tensor
@@ -225,7 +226,7 @@ impl TensorFile {
             .ok_or_else(|| self.mismatch(name, "type f16, bf16, f32 or f64", tensor.dtype.name()))
     }
 
-    /// Refuses numbers that are not finite in the run's type, naming the first in the names' order.
+    /// Rejects numbers that are not finite in the run's type. The error names the first one, by sorted names.
     pub fn check_finite(&self, element_type: ElementType) -> Result<()> {
         let first =
             |(name, tensor): (&String, &Tensor)| Some((name.clone(), tensor.first_nonfinite(element_type)?));
@@ -242,9 +243,10 @@ impl TensorFile {
     }
 }
 
-/// Writes tensors and a configuration in JSON. Widest elements first, then by name, so that every tensor is aligned;
-/// the same input gives the same bytes. (The crate's own writer takes a hash map of metadata, whose order varies when
-/// it has more than one key, and leaves files that only their owner can read.)
+/// Writes tensors and a configuration in JSON. Widest elements come first, then sorted names, so that every
+/// tensor is aligned and the same input gives the same bytes. The crate's own writer is not used. It takes a
+/// hash map of metadata, whose order varies with more than one key, and its files are readable only by their
+/// owner.
 pub fn write_safetensors(
     path: impl AsRef<Path>,
     tensors: &BTreeMap<String, Tensor>,
@@ -260,12 +262,13 @@ pub fn write_safetensors(
     write().map_err(Error::io(path, "write"))
 }
 
-/// Writes tensors alone, as a file of parameters has them.
+/// Writes tensors without configuration, as a file of parameters.
 pub fn write_parameters(out: &mut dyn Write, tensors: &BTreeMap<String, Tensor>) -> io::Result<()> {
     write(out, tensors, None)
 }
 
-/// Fails also for a type that .safetensors does not hold: such tensors are read by nobody, and so not written.
+/// Writes a file. It fails for a type that .safetensors does not support: such tensors are never read, and so
+/// never written.
 fn write(
     out: &mut dyn Write,
     tensors: &BTreeMap<String, Tensor>,
@@ -287,7 +290,7 @@ fn write(
     }
     let metadata = Metadata::new(metadata, infos).expect("offsets and shapes follow from the tensors");
     let mut header = serde_json::to_vec(&metadata).expect("text and numbers");
-    // The format pads with spaces; eight keeps the widest elements aligned.
+    // The format pads with spaces; a multiple of eight keeps the widest elements aligned.
     header.resize(header.len().next_multiple_of(8), b' ');
 
     out.write_all(&(header.len() as u64).to_le_bytes())?;
@@ -295,7 +298,7 @@ fn write(
     order.iter().try_for_each(|(_, tensor)| out.write_all(&tensor.data))
 }
 
-/// Where one tensor of a `.safetensors` file lies.
+/// The place of one tensor in a `.safetensors` file.
 pub(crate) struct Entry {
     pub name: String,
     pub dtype: Dtype,
@@ -304,7 +307,7 @@ pub(crate) struct Entry {
     end: usize,
 }
 
-/// The header of a `.safetensors` file, entries in the order of their data.
+/// The header of a `.safetensors` file, with entries in the order of their data.
 pub(crate) struct SafetensorsIndex {
     pub entries: Vec<Entry>,
     pub metadata: BTreeMap<String, String>,
@@ -317,7 +320,7 @@ impl SafetensorsIndex {
         if !is_safetensors(bytes) {
             return Err(Error::file(&file.name, EXPECTED, guess(bytes)));
         }
-        let (length, rest) = bytes.split_first_chunk::<8>().expect("nine bytes at least were looked at");
+        let (length, rest) = bytes.split_first_chunk::<8>().expect("at least nine bytes were checked");
         let length = u64::from_le_bytes(*length) as usize;
         let reject = |expected: String, got: String| Error::file(&file.name, expected, got);
         let Some((header, data)) = rest.split_at_checked(length) else {
@@ -353,11 +356,11 @@ impl SafetensorsIndex {
     }
 }
 
-/// What [`visit_npz`] calls: array name, header, and the stream of its data.
+/// A callback of [`visit_npz`]: it receives array name, header, and the stream of the data.
 pub(crate) type VisitMember<'a> = &'a mut dyn FnMut(&str, &NpyHeader, &mut dyn Read) -> Result<()>;
 
-/// Calls `visit` for each `.npy` member of a zip archive, in the archive's order, at the start of its data. Members
-/// of other kinds are passed over, as `NumPy` does until one is asked for.
+/// Calls `visit` for each `.npy` member of a zip archive, in the archive's order, at the start of its data.
+/// Other members are skipped, as in `NumPy`.
 pub(crate) fn visit_npz(file: &Mapped, visit: VisitMember) -> Result<()> {
     let damaged = |error: &zip::result::ZipError| {
         Error::file(
@@ -401,8 +404,8 @@ pub(crate) fn visit_npz(file: &Mapped, visit: VisitMember) -> Result<()> {
     Ok(())
 }
 
-/// Number of members that a zip archive has or claims to have: entries of its directory, and the count at the directory's end
-/// for which the reader takes memory in advance.
+/// Returns the number of members that a zip archive has or claims to have: the larger of the entries of its
+/// directory and the count at the directory's end. The zip reader allocates memory for that count in advance.
 fn members(bytes: &[u8]) -> u64 {
     let (mut entries, mut claimed) = (0, 0);
     let mut rest = bytes;
@@ -410,7 +413,7 @@ fn members(bytes: &[u8]) -> u64 {
         rest = &rest[at + 2..];
         match rest {
             [1, 2, ..] => entries += 1,
-            // Version, versions needed, disks and the count on this disk stand before the count of all.
+            // Version, needed version, disks and the count on this disk precede the total count.
             [6, 6, end @ ..] => {
                 let counts = [20, 28].map(|at| end.get(at..at + 8).and_then(|count| count.try_into().ok()));
                 claimed = counts.into_iter().flatten().map(u64::from_le_bytes).fold(claimed, u64::max);
@@ -421,7 +424,7 @@ fn members(bytes: &[u8]) -> u64 {
     entries.max(claimed)
 }
 
-/// Reads a member's data and puts it into little-endian C order.
+/// Reads a member's data and converts it to little-endian C order.
 fn npz_tensor(header: &NpyHeader, reader: &mut dyn Read) -> Result<Tensor, FormatMismatch> {
     let Some(item) = header.dtype.item_bytes() else {
         return Err(FormatMismatch::new("numbers", format!("{} ({})", header.dtype, header.descr)));
@@ -432,7 +435,7 @@ fn npz_tensor(header: &NpyHeader, reader: &mut dyn Read) -> Result<Tensor, Forma
     if data.len() < bytes {
         return Err(FormatMismatch::new(format!("{bytes} bytes of data"), format!("{}", data.len())));
     }
-    // The checksum is compared where the stream ends.
+    // The checksum is compared at the end of the stream.
     read_up_to(reader, &mut Vec::new(), 1)?;
     if header.big_endian {
         data.chunks_exact_mut(item).for_each(<[u8]>::reverse);

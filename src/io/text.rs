@@ -1,4 +1,4 @@
-//! Text files read once: a pipe gives its bytes only once, and what is hashed must be what was parsed.
+//! Text files that are read once: a pipe delivers its bytes only once, and the hash must be that of the parsed bytes.
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
@@ -9,11 +9,11 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
-/// Most bytes of a configuration or an experiment: a list of as many values as a sweep may have takes about one MiB, and
-/// the parser needs some fifty times the bytes of the text.
+/// Most bytes of a configuration or an experiment. A list of the most values of a sweep takes about one MiB,
+/// and the parser needs some fifty times the bytes of the text.
 pub const MAX_TOML: usize = 4 << 20;
 
-/// A file's bytes and where they came from.
+/// The bytes of a file and their origin.
 #[derive(Clone, Debug)]
 pub struct TextFile {
     path: PathBuf,
@@ -22,7 +22,7 @@ pub struct TextFile {
 }
 
 impl TextFile {
-    /// Reads a file, a pipe or a device to its end; more than `most` bytes are an error.
+    /// Reads a file, a pipe or a device to its end. More than `most` bytes are an error.
     pub fn read(path: &Path, most: usize) -> Result<Self> {
         let file = File::open(path).map_err(Error::io(path, "read"))?;
         let is_stream = !file.metadata().map_err(Error::io(path, "read"))?.is_file();
@@ -34,33 +34,34 @@ impl TextFile {
         Ok(Self { path: path.to_path_buf(), bytes, is_stream })
     }
 
-    /// Path as given.
+    /// Returns the path as given.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Directory that relative paths in it are relative to: its own, or of a pipe the working directory.
+    /// Returns the base directory of relative paths in the file: its own directory or, for a pipe, the working
+    /// directory.
     pub fn folder(&self) -> &Path {
         self.path.parent().filter(|_| !self.is_stream).unwrap_or(Path::new(""))
     }
 
-    /// Whether it is a pipe or a device, which cannot be read again.
+    /// Returns whether the file is a pipe or a device, which cannot be read again.
     pub fn is_stream(&self) -> bool {
         self.is_stream
     }
 
-    /// Contents.
+    /// Returns the contents.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Contents as UTF-8.
+    /// Returns the contents as UTF-8.
     pub fn text(&self) -> Result<&str> {
         let wrong = |_| io::Error::new(ErrorKind::InvalidData, "stream did not contain valid UTF-8");
         std::str::from_utf8(&self.bytes).map_err(wrong).map_err(Error::io(&self.path, "read"))
     }
 
-    /// SHA-256 of the contents in hexadecimal, as `sha256sum` prints it.
+    /// Returns the SHA-256 of the contents in hexadecimal, as `sha256sum` prints it.
     pub fn sha256(&self) -> String {
         use std::fmt::Write as _;
         let mut hex = String::with_capacity(64);
@@ -71,22 +72,25 @@ impl TextFile {
     }
 }
 
-/// Rejects inputs of which two are the same pipe, terminal or device under different names (`-`, `/dev/stdin`,
-/// `/dev/fd/0`): the first to be read would leave nothing for the second.
+/// Rejects inputs if two of them are the same pipe, terminal or device under different names (`-`,
+/// `/dev/stdin`, `/dev/fd/0`). Reading the first would leave nothing for the second.
 pub fn check_streams<'a>(inputs: impl IntoIterator<Item = &'a Path>) -> Result<()> {
     let mut seen = HashMap::new();
     for path in inputs {
         let metadata = std::fs::metadata(if path == Path::new("-") { Path::new("/dev/stdin") } else { path });
         let Some(stream) = metadata.ok().and_then(|metadata| stream(&metadata)) else { continue };
         if let Some(other) = seen.insert(stream, path) {
-            let got = format!("the pipe or device that is also {}", other.display());
-            return Err(Error::file(path, "an input of its own (a stream can be read only once)", got));
+            let reason = format!(
+                "this is the same pipe or device as {}, which can be read only once; save it to a file first",
+                other.display()
+            );
+            return Err(Error::rejected(path.display().to_string(), reason));
         }
     }
     Ok(())
 }
 
-/// Device and inode of a file that gives its bytes only once; `None` for a regular file.
+/// Returns device and inode of a file that delivers its bytes only once; `None` for a regular file.
 #[cfg(unix)]
 fn stream(metadata: &Metadata) -> Option<(u64, u64)> {
     use std::os::unix::fs::MetadataExt;
