@@ -1,4 +1,4 @@
-//! Typed memory of a device, given back when dropped.
+//! Typed memory of a device, freed when dropped.
 
 use std::marker::PhantomData;
 
@@ -6,7 +6,7 @@ use super::{Argument, Device};
 use crate::error::Result;
 use crate::real::Real;
 
-/// Elements on a device.
+/// An array of elements on a device.
 pub struct Array<'d, T> {
     device: &'d dyn Device,
     address: u64,
@@ -15,48 +15,48 @@ pub struct Array<'d, T> {
 }
 
 impl<'d, T: bytemuck::Pod> Array<'d, T> {
-    /// Room for `len` elements, which hold anything until they are written.
+    /// Allocates `len` elements. Their values are arbitrary until they are written.
     pub fn new(device: &'d dyn Device, len: usize) -> Result<Self> {
         let address = device.allocate((len * size_of::<T>()).max(1))?;
         Ok(Self { device, address, len, element: PhantomData })
     }
 
-    /// All bytes 0.
+    /// Allocates `len` elements with all bytes 0.
     pub fn zeros(device: &'d dyn Device, len: usize) -> Result<Self> {
         let array = Self::new(device, len)?;
         device.fill(array.address, 0, len * size_of::<T>())?;
         Ok(array)
     }
 
-    /// A copy of these elements.
+    /// Copies elements to the device.
     pub fn from_slice(device: &'d dyn Device, elements: &[T]) -> Result<Self> {
         let mut array = Self::new(device, elements.len())?;
         array.upload(0, elements)?;
         Ok(array)
     }
 
-    /// Elements.
+    /// Returns the number of elements.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Returns whether the array has no elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Bytes taken.
+    /// Returns the size in bytes.
     pub fn bytes(&self) -> usize {
         self.len * size_of::<T>()
     }
 
-    /// Where the element `from` is; one past the end is allowed.
+    /// Returns the device address of the element `from`; one past the end is allowed.
     pub fn address(&self, from: usize) -> u64 {
         assert!(from <= self.len, "within the array");
         self.address + (from * size_of::<T>()) as u64
     }
 
-    /// A kernel's argument: a pointer to the first element.
+    /// Returns a kernel argument: a pointer to the first element.
     pub fn argument(&self) -> Argument {
         Argument::Address(self.address)
     }
@@ -73,13 +73,13 @@ impl<'d, T: bytemuck::Pod> Array<'d, T> {
         self.device.upload(self.address(start), &parts)
     }
 
-    /// Reads elements from `start` on.
+    /// Copies elements from `start` on to the host.
     pub fn download(&self, start: usize, elements: &mut [T]) -> Result<()> {
         assert!(start + elements.len() <= self.len, "within the array");
         self.device.download(self.address(start), bytemuck::cast_slice_mut(elements))
     }
 
-    /// All of them.
+    /// Copies all elements to the host.
     pub fn to_vec(&self) -> Result<Vec<T>> {
         let mut elements = vec![T::zeroed(); self.len];
         self.download(0, &mut elements)?;
@@ -88,7 +88,7 @@ impl<'d, T: bytemuck::Pod> Array<'d, T> {
 }
 
 impl<T: Real> Array<'_, T> {
-    /// Every element NaN, so that one that is not written shows.
+    /// Sets every element to NaN, so that tests notice one that is never written.
     pub fn poison(&mut self) -> Result<()> {
         self.device.fill(self.address, 0xFF, self.len * size_of::<T>())
     }

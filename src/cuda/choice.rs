@@ -1,4 +1,4 @@
-//! `--device`: where a run shall compute, as typed; and what was found there.
+//! The values of `--device`, and the devices opened for them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,26 +9,26 @@ use serde::{Deserialize, Serialize, Serializer};
 use super::{Device, Gpu};
 use crate::error::Result;
 
-/// Where a run shall compute.
+/// The device that a run shall use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub enum DeviceChoice {
-    /// On the processor.
+    /// The CPU.
     #[default]
     Cpu,
-    /// On the GPU of that number.
+    /// The GPU with this index.
     Cuda(usize),
-    /// On the first GPU, or on the processor where none can be used.
+    /// The first GPU, or the CPU if no GPU can be used.
     Auto,
 }
 
 impl DeviceChoice {
-    /// Whether it is the processor, whatever there is.
+    /// Returns whether this is the CPU, whatever GPUs the machine has.
     pub fn is_cpu(&self) -> bool {
         *self == Self::Cpu
     }
 
-    /// Opens it.
+    /// Opens the device.
     pub fn open(self) -> Result<OpenDevice> {
         match self {
             Self::Cpu => Ok(OpenDevice::default()),
@@ -86,33 +86,33 @@ impl Serialize for DeviceChoice {
     }
 }
 
-/// Where runs compute: on the processor, or on a GPU, which is theirs in turns.
+/// An open device: the CPU, or a GPU that runs use in turns.
 #[derive(Default)]
 pub struct OpenDevice {
     gpu: Option<(usize, Arc<dyn Device>)>,
     turn: Mutex<()>,
-    /// Why it is the processor, where that was left to the program.
+    /// Reason why `auto` chose the CPU.
     pub note: Option<String>,
 }
 
 impl OpenDevice {
-    /// A device that is open, as the GPU of that number.
+    /// Creates the open device of a GPU with this index.
     pub fn from_gpu(index: usize, gpu: Arc<dyn Device>) -> Self {
         Self { gpu: Some((index, gpu)), ..Self::default() }
     }
 
-    /// The GPU, where it is one.
+    /// Returns the GPU; `None` for the CPU.
     pub fn gpu(&self) -> Option<&dyn Device> {
         self.gpu.as_ref().map(|(_, gpu)| gpu.as_ref())
     }
 
-    /// Waits until no other run has the GPU. The processor is everybody's.
+    /// Waits until no other run uses the GPU. Runs on the CPU do not wait.
     pub fn turn(&self) -> Option<MutexGuard<'_, ()>> {
-        // A run that panicked has left nothing there that the next one would see.
+        // A run that panicked leaves nothing behind that the next one would see.
         self.gpu.as_ref().map(|_| self.turn.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// As scan_bench.csv has it: "cpu", "cuda" of the first GPU, "cuda:1" of the second.
+    /// Returns the name in scan_bench.csv: "cpu", "cuda" for the first GPU, "cuda:1" for the second.
     pub fn label(&self) -> String {
         match self.gpu {
             None => "cpu".to_owned(),
@@ -129,7 +129,7 @@ impl fmt::Debug for OpenDevice {
 }
 
 impl fmt::Display for OpenDevice {
-    /// "cpu", or "cuda:0" and the GPU's name.
+    /// Writes "cpu", or "cuda:0" and the GPU's name.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.gpu {
             None => f.write_str("cpu"),
@@ -138,12 +138,12 @@ impl fmt::Display for OpenDevice {
     }
 }
 
-/// What many runs compute on, each opened once.
+/// The devices of many runs, each opened once.
 #[derive(Debug, Default)]
 pub struct Devices(Vec<(DeviceChoice, Arc<OpenDevice>)>);
 
 impl Devices {
-    /// Opens what these choices name. An error where one of them cannot be.
+    /// Opens the devices of these choices. It is an error if one of them cannot be opened.
     pub fn open(choices: impl IntoIterator<Item = DeviceChoice>) -> Result<Self> {
         let mut this = Self::default();
         for choice in choices {
@@ -157,7 +157,7 @@ impl Devices {
             return Ok(known);
         }
         let device = match choice {
-            // The GPU that it may be is perhaps another's choice too.
+            // The GPU that `auto` may choose may also be another choice.
             DeviceChoice::Auto => match self.add(DeviceChoice::Cuda(0)) {
                 Ok(device) => device,
                 Err(_) => Arc::new(choice.open()?),
@@ -168,12 +168,12 @@ impl Devices {
         Ok(device)
     }
 
-    /// What was opened for this choice.
+    /// Returns the device opened for this choice.
     pub fn get(&self, choice: DeviceChoice) -> Option<Arc<OpenDevice>> {
         self.0.iter().find(|(known, _)| *known == choice).map(|(_, device)| Arc::clone(device))
     }
 
-    /// See [`OpenDevice::note`].
+    /// Returns the notes of all devices: see [`OpenDevice::note`].
     pub fn notes(&self) -> impl Iterator<Item = &str> {
         self.0.iter().filter_map(|(_, device)| device.note.as_deref())
     }
@@ -184,7 +184,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn choices_are_read_as_they_are_written() {
+    fn choices_are_parsed_from_their_text() {
         for (text, choice, written) in [
             ("cpu", DeviceChoice::Cpu, "cpu"),
             ("cuda", DeviceChoice::Cuda(0), "cuda:0"),
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn the_processor_has_no_turns_and_is_always_there() {
+    fn the_cpu_is_always_available_without_turns() {
         let devices = Devices::open([DeviceChoice::Cpu, DeviceChoice::Cpu]).unwrap();
         let device = devices.get(DeviceChoice::Cpu).unwrap();
         assert!(device.gpu().is_none() && device.turn().is_none());

@@ -1,23 +1,23 @@
-//! What stands for a GPU in a build without the feature `cuda`: nothing, with the reason.
+//! The GPU of a build without the feature `cuda`: every use is an error that names the reason.
 
 use super::{Argument, Device, Launch, Listed, Mark};
 use crate::error::{Error, Result};
 
-/// A GPU. There is none.
+/// A GPU, which does not exist in this build.
 #[derive(Debug)]
 pub enum Gpu {}
 
 fn absent() -> Error {
-    Error::Cuda("this build is without CUDA: build with `--features cuda`".to_owned())
+    Error::Cuda("this build has no CUDA support; build with `--features cuda`".to_owned())
 }
 
-/// The GPUs that there are.
+/// Lists the GPUs of this machine.
 pub fn list() -> Result<Listed> {
     Err(absent())
 }
 
 impl Gpu {
-    /// The GPU of that number.
+    /// Opens the GPU with this index.
     pub fn open(_index: usize) -> Result<Self> {
         Err(absent())
     }

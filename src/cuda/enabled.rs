@@ -1,10 +1,11 @@
-//! An NVIDIA GPU, through its driver, which is loaded when it is asked for. Whatever is missing or fails is an error of one
-//! line; nothing here panics for what a machine lacks. Every call makes the GPU's context the calling thread's, so that any
-//! thread may call.
+//! An NVIDIA GPU, used through its driver, which is loaded on first use. Everything missing or failing is an
+//! error of one line; nothing here panics because a machine lacks something. Every call makes the GPU's context
+//! current on the calling thread, so that any thread may call.
 //!
-//! The kernels are the PTX in this build, or with `NMEM_NVRTC=1` their source, compiled for the GPU at hand. Large products of
-//! matrices are cuBLAS's where there is a libcublas, and a kernel's where there is none or `NMEM_CUBLAS=0`. The same GPU,
-//! driver and libraries give the same bits from run to run: one stream, one order, no atomic additions.
+//! The kernels are the PTX in this build, or with `NMEM_NVRTC=1` their source, compiled for the GPU at hand.
+//! Large matrix products use cuBLAS if there is a libcublas; without one, or with `NMEM_CUBLAS=0`, they use a
+//! kernel. The same GPU, driver and libraries give the same bits from run to run: there is one stream, one
+//! order, and no atomic additions.
 
 mod blas;
 mod compiler;
@@ -24,28 +25,29 @@ use blas::Blas;
 use context::{Context, MULTIPROCESSORS};
 use library::Handle;
 
-/// Of `CUdevice_attribute`.
+/// A value of `CUdevice_attribute`.
 const SHARED_BYTES_OPT_IN: c_uint = 97;
 const HAS_MEMORY_POOLS: c_uint = 115;
-/// Of `CUmemPool_attribute`.
+/// A value of `CUmemPool_attribute`.
 const RELEASE_THRESHOLD: c_uint = 4;
 const RESERVED_BYTES: c_uint = 5;
 const USED_BYTES: c_uint = 7;
-/// Of `CUfunction_attribute`.
+/// A value of `CUfunction_attribute`.
 const MAX_DYNAMIC_SHARED: c_uint = 8;
-/// `CU_STREAM_NON_BLOCKING`: does not wait for others' work.
+/// `CU_STREAM_NON_BLOCKING`: the stream does not wait for work of others.
 const NON_BLOCKING: c_uint = 1;
 const OUT_OF_MEMORY: c_uint = 2;
-/// `CU_EVENT_DISABLE_TIMING`
+/// `CU_EVENT_DISABLE_TIMING`: the event records no time.
 const UNTIMED: c_uint = 2;
-/// What is asked about is still under way.
+/// `CUDA_ERROR_NOT_READY`: the work is still running.
 const NOT_READY: c_uint = 600;
 
-/// Shared memory that a kernel may have without being asked for more.
+/// Shared memory that a kernel may use without an opt-in, in bytes.
 const SHARED_BYTES: u32 = 48 << 10;
 
-/// Uploads pass through page-locked memory, so many pieces of so many bytes: the driver would copy ordinary memory too, but on
-/// machines whose GPU reads that directly it need not have done so when it returns. (Sizes on a hunch, not measured.)
+/// Number of pieces of page-locked memory that uploads pass through; `PIECE` is their size in bytes. The driver
+/// would copy ordinary memory too. But on machines whose GPU reads it directly, the copy may not be complete
+/// when the call returns. (The sizes are guesses, not measured.)
 const PIECES: usize = 4;
 const PIECE: usize = 1 << 20;
 
@@ -57,7 +59,7 @@ pub struct Gpu {
     multiprocessors: usize,
     shared_bytes: usize,
     stream: Handle,
-    /// Where memory comes from in the order of the stream; without, from the driver at once.
+    /// Memory pool for allocations in stream order; without one, the driver allocates immediately.
     pool: Option<Handle>,
     module: Handle,
     kernels: Mutex<Kernels>,
@@ -65,10 +67,10 @@ pub struct Gpu {
     products: Mutex<Products>,
 }
 
-/// What products are made by.
+/// The implementation of large products.
 #[derive(Default)]
 enum Products {
-    /// Not known before the first: loading cuBLAS takes a while.
+    /// Unknown before the first large product: loading cuBLAS takes a while.
     #[default]
     Unknown,
     Kernel,
@@ -82,14 +84,14 @@ enum Products {
 #[derive(Default)]
 struct Kernels {
     known: HashMap<String, Kernel>,
-    /// The one launched last, for errors that come later.
+    /// Name of the last kernel launched, for errors that are reported later.
     last: Arc<str>,
 }
 
 struct Kernel {
     name: Arc<str>,
     function: Handle,
-    /// Dynamic shared memory that it was asked for.
+    /// Dynamic shared memory that the kernel may use, in bytes.
     shared: u32,
 }
 
@@ -101,9 +103,9 @@ struct Staging {
 }
 
 struct Piece {
-    /// An address on this side.
+    /// Host address.
     address: usize,
-    /// When it has been read.
+    /// Event after the copy from this piece.
     read: CudaEvent,
 }
 
@@ -114,7 +116,7 @@ impl std::fmt::Debug for Gpu {
 }
 
 impl Gpu {
-    /// The GPU of that number.
+    /// Opens the GPU with this index.
     pub fn open(index: usize) -> Result<Self> {
         let context = Context::open(index)?;
         let driver = context.enter()?;
@@ -131,9 +133,9 @@ impl Gpu {
             products: Mutex::default(),
             context: Arc::clone(&context),
         };
-        // SAFETY: a place for the stream.
+        // SAFETY: the pointer is valid for the stream handle.
         let code = unsafe { (driver.cuStreamCreate)(&raw mut this.stream, NON_BLOCKING) };
-        context.check(code, || "making a stream".into())?;
+        context.check(code, || "creating a stream".into())?;
         let kernels;
         (this.module, kernels) = module::load(&context)?;
         this.software = format!("driver of CUDA {}, kernels from {kernels}", context.loaded.version()?);
@@ -146,24 +148,21 @@ impl Gpu {
         let Kernels { known, last } = &mut *kernels;
         if !known.contains_key(name) {
             let text =
-                CString::new(name).map_err(|_| Error::Cuda(format!("no kernel is called {name:?}")))?;
+                CString::new(name).map_err(|_| Error::Cuda(format!("no kernel has the name {name:?}")))?;
             let mut function = 0;
-            // SAFETY: a place for the function, a module that is loaded, a text that ends in a zero.
+            // SAFETY: the pointer is valid for the function, the module is loaded, and the text ends in a zero.
             let code = unsafe { (driver.cuModuleGetFunction)(&raw mut function, self.module, text.as_ptr()) };
             self.context.check(code, || format!("finding kernel {name}"))?;
             known.insert(name.to_owned(), Kernel { name: name.into(), function, shared: 0 });
         }
         let kernel = known.get_mut(name).expect("looked up");
         if shared > kernel.shared {
-            // SAFETY: the function is the module's.
+            // SAFETY: the function belongs to the module.
             let code = unsafe {
                 (driver.cuFuncSetAttribute)(kernel.function, MAX_DYNAMIC_SHARED, shared.cast_signed())
             };
             self.context.check(code, || {
-                format!(
-                    "kernel {name} with {shared} bytes of shared memory, of {} that there are,",
-                    self.shared_bytes
-                )
+                format!("kernel {name} with {shared} of {} bytes of shared memory", self.shared_bytes)
             })?;
             kernel.shared = shared;
         }
@@ -171,15 +170,15 @@ impl Gpu {
         Ok(kernel.function)
     }
 
-    /// An error that may be a kernel's, which shows only when something waits for it.
+    /// Checks for an error that may be a kernel's, which appears only when something waits for the kernel.
     fn check(&self, code: c_uint, what: &str) -> Result<()> {
         self.context.check(code, || {
             let last = &held(&self.kernels).last;
-            if last.is_empty() { what.to_owned() } else { format!("{what}, after launching kernel {last},") }
+            if last.is_empty() { what.to_owned() } else { format!("{what} after launching kernel {last}") }
         })
     }
 
-    /// cuBLAS, where it is to be had.
+    /// Opens cuBLAS, if it is available.
     fn open_products(&self) -> Result<Products> {
         if std::env::var_os("NMEM_CUBLAS").is_some_and(|value| value == "0") || !Blas::is_present() {
             return Ok(Products::Kernel);
@@ -195,32 +194,32 @@ impl Gpu {
     }
 }
 
-/// The memory pool of a GPU that has one. What is given back to it stays with it.
+/// Returns the memory pool of a GPU that has one. Freed memory stays in the pool.
 fn pool(context: &Context) -> Result<Option<Handle>> {
     if context.attribute(HAS_MEMORY_POOLS)? == 0 {
         return Ok(None);
     }
     let driver = &context.loaded.driver;
     let (mut pool, mut most) = (0, u64::MAX);
-    // SAFETY: a place for the pool, and a number of the type that the attribute has.
+    // SAFETY: the pointers are valid for the pool and for a number of the attribute's type.
     unsafe {
         context.check((driver.cuDeviceGetDefaultMemPool)(&raw mut pool, context.device), || {
-            "asking for a pool of memory".into()
+            "querying the memory pool".into()
         })?;
         context
             .check((driver.cuMemPoolSetAttribute)(pool, RELEASE_THRESHOLD, (&raw mut most).cast()), || {
-                "setting up a pool of memory".into()
+                "configuring the memory pool".into()
             })?;
     }
     Ok(Some(pool))
 }
 
-/// A lock whose holder may have panicked: what it guards is whole after every step.
+/// Locks a mutex whose holder may have panicked. The data stays consistent after every step.
 fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// A moment in a stream.
+/// A CUDA event: a point in a stream.
 struct CudaEvent {
     context: Arc<Context>,
     handle: Handle,
@@ -229,20 +228,20 @@ struct CudaEvent {
 impl CudaEvent {
     fn new(context: &Arc<Context>, timed: bool) -> Result<Self> {
         let mut handle = 0;
-        // SAFETY: a place for the event.
+        // SAFETY: the pointer is valid for the event handle.
         let code =
             unsafe { (context.enter()?.cuEventCreate)(&raw mut handle, if timed { 0 } else { UNTIMED }) };
-        context.check(code, || "making an event".into())?;
+        context.check(code, || "creating an event".into())?;
         Ok(Self { context: Arc::clone(context), handle })
     }
 
     fn record(&self, stream: Handle) -> c_uint {
-        // SAFETY: both are the context's.
+        // SAFETY: event and stream belong to this context.
         unsafe { (self.context.loaded.driver.cuEventRecord)(self.handle, stream) }
     }
 
     fn wait(&self) -> c_uint {
-        // SAFETY: it is the context's.
+        // SAFETY: the event belongs to this context.
         unsafe { (self.context.loaded.driver.cuEventSynchronize)(self.handle) }
     }
 }
@@ -250,32 +249,32 @@ impl CudaEvent {
 impl Drop for CudaEvent {
     fn drop(&mut self) {
         if let Ok(driver) = self.context.enter() {
-            // SAFETY: nobody has it any more.
+            // SAFETY: nothing uses the event any more.
             unsafe { (driver.cuEventDestroy_v2)(self.handle) };
         }
     }
 }
 
 impl Staging {
-    /// The piece whose turn it is; made where there are too few.
+    /// Returns the next piece, allocating it if there are too few.
     fn piece(&mut self, context: &Arc<Context>) -> Result<&Piece> {
         let place = self.next;
         self.next = (place + 1) % PIECES;
         if self.pieces.len() <= place {
             let read = CudaEvent::new(context, false)?;
             let mut address: *mut c_void = std::ptr::null_mut();
-            // SAFETY: a place for the pointer.
+            // SAFETY: the pointer is valid for the address.
             let code = unsafe { (context.enter()?.cuMemHostAlloc)(&raw mut address, PIECE, 0) };
             if code == OUT_OF_MEMORY {
                 let text = format!(
-                    "no {PIECE} bytes of this machine's memory can be page-locked for a transfer: see `ulimit -l`"
+                    "cannot page-lock {PIECE} bytes of memory for a transfer; raise the limit shown by `ulimit -l`"
                 );
                 return Err(Error::Cuda(text));
             }
-            context.check(code, || "taking page-locked memory".into())?;
+            context.check(code, || "allocating page-locked memory".into())?;
             self.pieces.push(Piece { address: address.addr(), read });
         }
-        // After an error turns may have been skipped.
+        // After an error, turns may have been skipped.
         let place = place.min(self.pieces.len() - 1);
         Ok(&self.pieces[place])
     }
@@ -291,11 +290,11 @@ impl Device for Gpu {
         let Some(pool) = self.pool else { return Ok(free) };
         let ask = |attribute| {
             let mut bytes = 0_u64;
-            // SAFETY: a place for a number of the type that the attribute has.
+            // SAFETY: the pointer is valid for a number of the attribute's type.
             let code = unsafe {
                 (self.context.loaded.driver.cuMemPoolGetAttribute)(pool, attribute, (&raw mut bytes).cast())
             };
-            self.context.check(code, || "asking for the pool's memory".into())?;
+            self.context.check(code, || "querying the memory pool's size".into())?;
             Ok::<_, Error>(bytes)
         };
         Ok(free + ask(RESERVED_BYTES)?.saturating_sub(ask(USED_BYTES)?) as usize)
@@ -312,7 +311,7 @@ impl Device for Gpu {
     fn allocate(&self, bytes: usize) -> Result<u64> {
         let driver = self.context.enter()?;
         let mut address = 0;
-        // SAFETY: a place for the address.
+        // SAFETY: the pointer is valid for the address.
         let code = unsafe {
             match self.pool {
                 Some(_) => (driver.cuMemAllocAsync)(&raw mut address, bytes, self.stream),
@@ -320,15 +319,16 @@ impl Device for Gpu {
             }
         };
         self.context.check(code, || match self.free_bytes() {
-            Ok(free) => format!("{bytes} bytes asked for, {free} free"),
-            Err(_) => format!("{bytes} bytes asked for"),
+            Ok(free) => format!("{bytes} bytes requested, {free} free"),
+            Err(_) => format!("{bytes} bytes requested"),
         })?;
         Ok(address)
     }
 
     fn free(&self, address: u64) {
         let Ok(driver) = self.context.enter() else { return };
-        // SAFETY: it was allocated here, and what uses it was asked for before. Errors are those of earlier work.
+        // SAFETY: the memory was allocated here, and all work that uses it was queued before. Errors are those
+        // of earlier work.
         unsafe {
             if self.pool.is_some() {
                 (driver.cuMemFreeAsync)(address, self.stream);
@@ -343,7 +343,7 @@ impl Device for Gpu {
         if bytes == 0 {
             return Ok(());
         }
-        // SAFETY: the bytes are an allocation's.
+        // SAFETY: the bytes lie in an allocation.
         let code = unsafe { (self.context.enter()?.cuMemsetD8Async)(address, byte, bytes, self.stream) };
         self.check(code, "filling memory")
     }
@@ -362,12 +362,13 @@ impl Device for Gpu {
                 && filled < PIECE
             {
                 let (now, later) = rest.split_at(rest.len().min(PIECE - filled));
-                // SAFETY: there is room for so many in the piece, which is ours while the lock is held; nothing reads it any more.
+                // SAFETY: the piece has space for these bytes and belongs to this call while the lock is held;
+                // nothing reads it any more.
                 unsafe { std::ptr::copy_nonoverlapping(now.as_ptr(), staged.add(filled), now.len()) };
                 filled += now.len();
                 part = if later.is_empty() { parts.next() } else { Some(later) };
             }
-            // SAFETY: the bytes at `to` are an allocation's; the piece stays until its event.
+            // SAFETY: the bytes at `to` lie in an allocation, and the piece stays until its event.
             let code =
                 unsafe { (driver.cuMemcpyHtoDAsync_v2)(to, staged.cast_const().cast(), filled, self.stream) };
             self.check(code, "an upload")?;
@@ -380,11 +381,11 @@ impl Device for Gpu {
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
         if !bytes.is_empty() {
             let driver = self.context.enter()?;
-            // SAFETY: there is room for as many bytes, which nobody else has until they are there.
+            // SAFETY: there is space for the bytes, and nothing else uses it until they arrive.
             let code = unsafe {
                 (driver.cuMemcpyDtoHAsync_v2)(bytes.as_mut_ptr().cast(), address, bytes.len(), self.stream)
             };
-            // Waits even then: some of them may be under way.
+            // Waits even after an error, because some of the bytes may be in transfer.
             let waited = self.synchronize();
             self.check(code, "a download").and(waited)?;
         }
@@ -395,7 +396,7 @@ impl Device for Gpu {
         if bytes == 0 {
             return Ok(());
         }
-        // SAFETY: both are allocations' bytes.
+        // SAFETY: both ranges lie in allocations.
         let code = unsafe { (self.context.enter()?.cuMemcpyDtoDAsync_v2)(to, from, bytes, self.stream) };
         self.check(code, "a copy")
     }
@@ -409,7 +410,7 @@ impl Device for Gpu {
         let function = self.kernel(kernel, shared)?;
         let mut values: Vec<u64> = arguments.iter().map(value).collect();
         let mut places: Vec<*mut c_void> = values.iter_mut().map(|value| (&raw mut *value).cast()).collect();
-        // SAFETY: the arguments are the kernel's, by its contract, and are read before this returns.
+        // SAFETY: by its contract the arguments are the kernel's, and they are read before this returns.
         let code = unsafe {
             (driver.cuLaunchKernel)(
                 function,
@@ -431,7 +432,7 @@ impl Device for Gpu {
     }
 
     fn multiply(&self, product: &Product) -> Result<()> {
-        // cuBLAS took the host of an H200 11 to 21 µs a call, a launch 4 µs: a short sequence waits for that.
+        // On an H200 host a cuBLAS call took 11 to 21 µs and a launch 4 µs: a short sequence waits for that.
         if product.is_small() {
             return product.launch(self);
         }
@@ -450,7 +451,7 @@ impl Device for Gpu {
 
     fn products(&self) -> String {
         match &*held(&self.products) {
-            // Before there was a large one.
+            // No large product has run yet.
             Products::Unknown | Products::Kernel => "kernel".to_owned(),
             Products::Blas { blas, .. } => format!("cuBLAS {}", blas.version),
         }
@@ -461,7 +462,7 @@ impl Device for Gpu {
     }
 
     fn synchronize(&self) -> Result<()> {
-        // SAFETY: the stream is the context's.
+        // SAFETY: the stream belongs to this context.
         let code = unsafe { (self.context.enter()?.cuStreamSynchronize)(self.stream) };
         self.check(code, "waiting for the GPU")
     }
@@ -481,7 +482,7 @@ impl Device for Gpu {
         let (from, to) = (event(from)?, event(to)?);
         let driver = self.context.enter()?;
         let mut milliseconds = 0.0;
-        // SAFETY: a place for the number; both are recorded.
+        // SAFETY: the pointer is valid for the number, and both events are recorded.
         let mut ask =
             || unsafe { (driver.cuEventElapsedTime)(&raw mut milliseconds, from.handle, to.handle) };
         let mut code = ask();
@@ -495,10 +496,10 @@ impl Device for Gpu {
 }
 
 fn event(mark: &Mark) -> Result<&CudaEvent> {
-    mark.0.downcast_ref().ok_or_else(|| Error::Cuda("a moment of another device's time".to_owned()))
+    mark.0.downcast_ref().ok_or_else(|| Error::Cuda("the mark belongs to another device".to_owned()))
 }
 
-/// An argument as eight bytes, of which a kernel reads the first four or all.
+/// Returns an argument as eight bytes, of which a kernel reads the first four or all.
 fn value(argument: &Argument) -> u64 {
     let four = |[a, b, c, d]: [u8; 4]| u64::from_ne_bytes([a, b, c, d, 0, 0, 0, 0]);
     match *argument {
@@ -511,8 +512,8 @@ fn value(argument: &Argument) -> u64 {
 }
 
 impl Drop for Gpu {
-    /// In the reverse of the order in which they were made, after the last work: the context goes last, with `context`. Errors
-    /// are those of earlier work, and there is nobody to tell.
+    /// Frees everything in the reverse order of creation, after the last work; `context` goes last. Errors are
+    /// those of earlier work, and nobody can receive them here.
     fn drop(&mut self) {
         let _ = self.synchronize();
         if let Products::Blas { blas, workspace } = std::mem::take(&mut *held(&self.products)) {
@@ -522,10 +523,11 @@ impl Drop for Gpu {
         let Ok(driver) = self.context.enter() else { return };
         let pieces = std::mem::take(&mut held(&self.staging).pieces);
         for piece in &pieces {
-            // SAFETY: it was taken here, and nothing reads it any more.
+            // SAFETY: the memory was allocated here, and nothing reads it any more.
             unsafe { (driver.cuMemFreeHost)(std::ptr::with_exposed_provenance_mut(piece.address)) };
         }
-        // SAFETY: both are ours, and nothing runs any more. 0, of a GPU that was opened but half, is refused.
+        // SAFETY: both handles are owned here, and nothing runs any more. CUDA rejects 0, the handle of a
+        // partly opened GPU.
         unsafe {
             if self.module != 0 {
                 (driver.cuModuleUnload)(self.module);

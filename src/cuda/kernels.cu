@@ -1,8 +1,9 @@
-// Every kernel, in f32 and f64. No headers, so that NVRTC needs none; no half types or tensor cores, so that
-// a processor can run them too, thread by thread, in tests.
+// Every kernel, in f32 and f64. There are no headers, so that NVRTC needs none. There are no half types or
+// tensor cores, so that tests can run the kernels on a CPU, thread by thread.
 //
-// Letters are those of src/memory/mod.rs: θ η α the gates of a step, g S U W weights-shaped, d the width of a head, c the
-// tokens of a chunk. Matrices are row-major. Sums that end in a norm or a loss are joined in f64.
+// Letters are those of src/memory/mod.rs: θ η α are the gates of a step; g S U W have the shape of weights; d
+// is the width of a head; c is the tokens of a chunk. Matrices are row-major. Sums that end in a norm or a loss
+// are joined in f64.
 //
 //   scan_channels, scan_pair, scan_rows    the recurrences on their own (src/scan/cuda.rs)
 //   segment_ends, segment_starts,
@@ -17,7 +18,8 @@
     T* name = reinterpret_cast<T*>(shared_bytes)
 #endif
 
-// Both element types of a kernel: NAME_f32 and NAME_f64. Of 256 threads a block at most; of f32, RESIDENT blocks fit a multiprocessor.
+// Defines both element types of a kernel: NAME_f32 and NAME_f64. A block has at most 256 threads. In f32,
+// RESIDENT blocks fit a multiprocessor.
 #define BOTH(NAME, RESIDENT, PARAMETERS, ARGUMENTS) \
     namespace in_f32 { typedef float T; extern "C" __global__ void __launch_bounds__(256, RESIDENT) NAME##_f32 PARAMETERS { NAME<T> ARGUMENTS; } } \
     namespace in_f64 { typedef double T; extern "C" __global__ void __launch_bounds__(256, 1) NAME##_f64 PARAMETERS { NAME<T> ARGUMENTS; } }
@@ -30,7 +32,8 @@ template <class T> __device__ T warp_sum(T x) {
     return x;
 }
 
-// Of four numbers of each lane, the sum of the one that is lane ÷ 8: halves of a warp give each other what the other half adds up.
+// Sums four numbers over lanes: lane l gets the sum of number l ÷ 8. The halves of a warp exchange the numbers
+// that the other half adds up.
 template <class T> __device__ T warp_sums(const T (&x)[4]) {
     const bool upper = threadIdx.x & 16, right = threadIdx.x & 8;
     T a = (upper ? x[2] : x[0]) + __shfl_xor_sync(0xffffffffu, upper ? x[0] : x[2], 16);
@@ -44,7 +47,7 @@ template <class T> __device__ T sigmoid(T x) { return T(1) / (T(1) + exp(-x)); }
 __device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 __device__ inline float exponential(float x) { return expf(x); }
 __device__ inline double exponential(double x) { return exp(x); }
-// Of x sigmoid(x).
+// Computes the derivative of x sigmoid(x).
 template <class T> __device__ T silu_slope(T x) {
     const T s = sigmoid(x);
     return s * (T(1) + x * (T(1) - s));
@@ -53,10 +56,11 @@ template <class T> __device__ bool is_finite(T x) { return x - x == T(0); }
 
 // ---- The recurrences on their own -----------------------------------------------------------------------------------
 
-// Steps whose inputs are on their way before the first of them is used.
+// Steps whose inputs are loaded ahead of their use.
 enum { AHEAD = 16 };
 
-// x_t = a_t x_{t−1} + b_t, [batch, steps, channels]: a thread a channel, neighbours side by side. gridDim.y: sequences.
+// x_t = a_t x_{t−1} + b_t, [batch, steps, channels]: one thread per channel, with neighbours side by side.
+// gridDim.y: sequences.
 template <class T>
 __device__ void scan_channels(const T* gates, unsigned per_step, const T* inputs, const T* initial, T* states,
                               long long steps, long long channels) {
@@ -97,7 +101,8 @@ BOTH(scan_channels, 1,
      (const T* gates, unsigned per_step, const T* inputs, const T* initial, T* states, long long steps, long long channels),
      (gates, per_step, inputs, initial, states, steps, channels))
 
-// S ← η S − θ g, U ← (1 − α) U + S. Gates [3, batch, steps]; S and U [batch, channels] in place; every U written where asked for.
+// S ← η S − θ g, U ← (1 − α) U + S. Gates are [3, batch, steps]; S and U are [batch, channels], in place. Every
+// U is written if requested.
 template <class T>
 __device__ void scan_pair(const T* gates, const T* surprise, T* momentum, T* update, T* updates, long long steps,
                           long long channels) {
@@ -138,9 +143,10 @@ BOTH(scan_pair, 1,
      (const T* gates, const T* surprise, T* momentum, T* update, T* updates, long long steps, long long channels),
      (gates, surprise, momentum, update, updates, steps, channels))
 
-// x_t = a_t x_{t−1} + b_t along contiguous steps, a block a row: [rows, steps]. Every thread composes four steps into
-// x ↦ a x + b, warps and then the block compose these, and the block goes on from tile to tile with its last state. A row of
-// gates serves `rows_per_gates` rows. Where a product of gates overflows, the tile is scanned thread after thread instead.
+// x_t = a_t x_{t−1} + b_t along contiguous steps [rows, steps], one block per row. Every thread composes four
+// steps into x ↦ a x + b; warps and then the block compose these; the block continues from tile to tile with
+// its last state. One row of gates serves `rows_per_gates` rows. Where a product of gates overflows, the tile
+// is scanned thread after thread instead.
 template <class T>
 __device__ void scan_rows(const T* gates, unsigned rows_per_gates, const T* inputs, const T* initial, T* states,
                           long long rows, long long steps) {
@@ -161,7 +167,7 @@ __device__ void scan_rows(const T* gates, unsigned rows_per_gates, const T* inpu
                 next_a = *reinterpret_cast<const Quad<T>*>(a_row + t);
                 next_b = *reinterpret_cast<const Quad<T>*>(b_row + t);
             } else {
-                // Past the end steps leave the state as it is.
+                // Steps past the end do not change the state.
                 for (int i = 0; i < 4; ++i) {
                     next_a.v[i] = t + i < steps ? a_row[t + i] : T(1);
                     next_b.v[i] = t + i < steps ? b_row[t + i] : T(0);
@@ -237,8 +243,9 @@ BOTH(scan_rows, 1,
 
 // ---- Tiles -----------------------------------------------------------------------------------------------------------
 
-// What follows works on tiles of 64 × 64, a block of 16 × 16 threads each, 4 × 4 elements a thread: rows 4 ty to 4 ty + 3, columns
-// 4 tx to 4 tx + 3. In shared memory rows lie so far apart (PITCH) that neighbours are in different banks.
+// The kernels below work on tiles of 64 × 64, one block of 16 × 16 threads each, 4 × 4 elements per thread:
+// rows 4 ty to 4 ty + 3, columns 4 tx to 4 tx + 3. In shared memory, rows are PITCH apart, so that neighbours
+// are in different banks.
 enum { THREADS = 256, WARPS = 8, TILE = 64 };
 template <class T> struct Tiled { enum { VECTOR = 16 / sizeof(T), PITCH = TILE + VECTOR, ELEMENTS = TILE * PITCH }; };
 
@@ -251,7 +258,7 @@ template <class T> __device__ void clear(T (&x)[4][4]) {
 
 template <class T> __device__ const Quad<T>& quad_at(const T* from) { return *reinterpret_cast<const Quad<T>*>(from); }
 
-// sums ← sums + AᵀB over `depth` rows of both, LEFT and RIGHT elements apart.
+// sums ← sums + AᵀB over `depth` rows of both, whose rows are LEFT and RIGHT elements apart.
 template <int LEFT, int RIGHT, class T>
 __device__ void add_outer(T (&sums)[4][4], const T* a, const T* b, unsigned depth) {
 #pragma unroll 4
@@ -264,8 +271,9 @@ __device__ void add_outer(T (&sums)[4][4], const T* a, const T* b, unsigned dept
     }
 }
 
-// sums ← sums + op(A) op(B) over the depth `from` to `to`, in fours; rows LEFT and RIGHT elements apart. a: the first of four
-// rows of op(A); b: the first of four columns of op(B), which are neighbours, or 16 apart where B is transposed: in different banks.
+// sums ← sums + op(A) op(B) over the depth `from` to `to`, in fours; rows are LEFT and RIGHT elements apart. a:
+// the first of four rows of op(A). b: the first of four columns of op(B). These are neighbours, or 16 apart
+// where B is transposed, which puts them in different banks.
 template <bool A_TRANSPOSED, bool B_TRANSPOSED, int LEFT, int RIGHT, class T>
 __device__ void add_product(T (&sums)[4][4], const T* a, const T* b, unsigned from, unsigned to) {
 #pragma unroll 4
@@ -286,7 +294,7 @@ __device__ void add_product(T (&sums)[4][4], const T* a, const T* b, unsigned fr
     }
 }
 
-// Four neighbours of which `there` are there, zeros for the others.
+// Loads four neighbours, of which `there` exist; the others are zero.
 template <class T> __device__ Quad<T> quad_of(const T* from, unsigned there, bool vectors) {
     if (vectors && there >= 4) return quad_at(from);
     Quad<T> x;
@@ -306,19 +314,19 @@ template <class T> __device__ void write_quad(T* to, const T (&x)[4], unsigned t
 __device__ inline unsigned left_of(unsigned all, unsigned start) { return all > start ? all - start : 0; }
 
 #if !defined(__CUDA_ARCH__)
-// In tests.
+// Used in tests.
 template <int BYTES> void copy_async(void* to, const void* from) { __pipeline_memcpy_async(to, from, BYTES); }
 inline void end_piece() { __pipeline_commit(); }
 inline void await_piece(unsigned ahead) { __pipeline_wait_prior(ahead); }
 #elif __CUDA_ARCH__ >= 800
-// To shared memory, past the registers.
+// Copies to shared memory without registers.
 template <int BYTES> __device__ void copy_async(void* to, const void* from) {
     const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(to));
     if (BYTES == 16) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(place), "l"(from) : "memory");
     else asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(place), "l"(from), "n"(BYTES) : "memory");
 }
 __device__ inline void end_piece() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Until all but the last `ahead` pieces are there.
+// Waits for all but the last `ahead` pieces.
 __device__ inline void await_piece(unsigned ahead) {
     if (ahead >= 2) asm volatile("cp.async.wait_group 2;" ::: "memory");
     else if (ahead == 1) asm volatile("cp.async.wait_group 1;" ::: "memory");
@@ -332,14 +340,14 @@ __device__ inline void end_piece() {}
 __device__ inline void await_piece(unsigned) {}
 #endif
 
-// Asks for V neighbours, or zeros.
+// Starts loading V neighbours, or zeros.
 template <int V, class T> __device__ void ask(T* to, const T* from, bool there) {
     if (there) copy_async<V * sizeof(T)>(to, from);
     else
         for (int i = 0; i < V; ++i) to[i] = T(0);
 }
 
-// Asks for a tile: of its rows, `stride` elements apart, and columns those that are there, zeros for the others.
+// Starts loading a tile with rows `stride` elements apart: existing rows and columns, and zeros for the others.
 template <int V, class T>
 __device__ void ask_quads(T* to, const T* from, long long stride, unsigned rows, unsigned columns) {
     enum { APART = THREADS / (TILE / V) };
@@ -361,7 +369,7 @@ __device__ void ask_tile(T* to, const T* from, long long stride, unsigned rows, 
 
 // ---- The memory ------------------------------------------------------------------------------------------------------
 
-// A tile of a weight, in registers.
+// A tile of a weight in registers.
 template <class T> struct Weight {
     unsigned ty, tx;
     T g[4][4], s[4][4], u[4][4];
@@ -378,7 +386,7 @@ template <class T> struct Weight {
     }
 };
 
-// A sum of squares that all vanished is not zero, unless the 4 × 4 numbers are.
+// A sum of squares that all vanished counts as zero only if the 4 × 4 numbers are zero.
 template <class T, class F> __device__ void mark_vanished(T& sum, F number) {
     if (sum != T(0)) return;
     bool any = false;
@@ -387,9 +395,11 @@ template <class T, class F> __device__ void mark_vanished(T& sum, F number) {
     if (any) sum = T(sizeof(T) == 4 ? 1e-44 : 1e-322);
 }
 
-// Where all time segments but the last take S and U of a head, had they started from zero: in the place of what the next one starts from.
-// updates, momenta: [heads, segments, elements]. transitions [heads, segments, 3]: after a segment S is p S₀ and U is q U₀ + r S₀ more than
-// that. Factors as in `fused_update`; keys and d_qkv are those of the first `first` weights, which lie side by side.
+// Computes S and U of a head at the end of all time segments but the last, as if they had started from zero.
+// Each result is stored at the place of the next segment's start. updates, momenta: [heads, segments,
+// elements]. transitions is [heads, segments, 3]: the true S after a segment is larger by p S₀, and the true U
+// by q U₀ + r S₀. Factors are as in `fused_update`; keys and d_qkv are those of the first `first` weights,
+// which lie side by side.
 // grid: (weights × tiles, heads, segments − 1)
 template <class T>
 __device__ void segment_ends(const T* steps, const T* keys, const T* d_qkv, const T* activated, const T* d_output, T* updates,
@@ -463,7 +473,8 @@ BOTH(segment_ends, 2,
       T* transitions, unsigned elements, unsigned d, unsigned c, unsigned chunks, unsigned each, unsigned segments, unsigned first),
      (steps, keys, d_qkv, activated, d_output, updates, momenta, transitions, elements, d, c, chunks, each, segments, first))
 
-// What every time segment starts from: that of the first, [heads, elements], then segment by segment, in place. A thread an element.
+// Computes the start of every time segment, in place: from the first one's start, [heads, elements], segment by
+// segment. One thread per element.
 template <class T>
 __device__ void segment_starts(const T* update, const T* momentum, const T* transitions, T* updates, T* momenta,
                                unsigned elements, unsigned segments) {
@@ -477,7 +488,7 @@ __device__ void segment_starts(const T* update, const T* momentum, const T* tran
 #pragma unroll 4
     for (unsigned segment = 1; segment < segments; ++segment, of += 3) {
         const long long place = first + (long long)segment * elements;
-        // Products of gates may overflow where there is nothing that they could be of.
+        // Products of gates may overflow where the state they multiply is zero.
         const T of_s = s == T(0) ? T(0) : of[2] * s;
         u = (u == T(0) ? T(0) : of[1] * u) + (of_s + updates[place]);
         s = (s == T(0) ? T(0) : of[0] * s) + momenta[place];
@@ -489,24 +500,27 @@ BOTH(segment_starts, 1,
      (const T* update, const T* momentum, const T* transitions, T* updates, T* momenta, unsigned elements, unsigned segments),
      (update, momentum, transitions, updates, momenta, elements, segments))
 
-// The fused update of a layer of the memory through the chunks, a tile of a weight of a head a block, with S, U and W in registers
-// and W + U in shared memory. Per chunk it
-//   reads rows with W + U of that moment: queries, and keys where the loss before is asked for,
-//   forms g = AᵀB from the chunk's factors, moves S and U, sums the squares of g, S, U, W + U,
-//   reads keys once more where the loss after is asked for.
-// Traffic is factors and reads, and what is weights-shaped once a segment. What is computed with comes in pieces through
-// a ring of buffers, asked for some pieces ahead. What a tile reads are sums over its own rows: where a weight has several rows of
-// tiles, each writes a part of its own, `of_part` elements from the next (`join_reads`).
+// The fused update of a layer of the memory through the chunks. Each block has a tile of a weight of a head,
+// with S, U and W in registers and W + U in shared memory. Per chunk it
+//   reads rows with the current W + U: queries, and keys if the loss before is requested,
+//   forms g = AᵀB from the chunk's factors, updates S and U, sums the squares of g, S, U, W + U,
+//   reads keys again if the loss after is requested.
+// It transfers factors and reads, and matrices of weight shape once per segment. Operands come in pieces
+// through a ring of buffers, and loading starts some pieces ahead. A tile's reads are sums over its own rows.
+// Where a weight has several rows of tiles, each writes a part of its own, `of_part` elements after the
+// previous one (`join_reads`).
 //
-// Chunks are cut into time segments of `each`, which run side by side, the last one to the end: the recurrences are linear, so what
-// a segment starts from is known before it runs (segment_ends, segment_starts). Without steps segments are read with the same weights.
+// Chunks are divided into time segments of `each`, which run side by side; the last one runs to the end. The
+// recurrences are linear, so the start of a segment is known before it runs (segment_ends, segment_starts).
+// Without steps, segments are read with the same weights.
 //
 // grid: (weights × tiles, heads of all sequences, segments)
 //
-// `base`: W (weights, d, d) of all heads. update, momentum: [heads, segments, elements] before each segment, without steps [heads,
-// elements]; after the last one in new_update, new_momentum, [heads, elements]. first: the layer's first weight, its products
-// together `width` wide. steps: [heads, chunks, 3]. a: (heads, chunks c, d); b: (heads, chunks c, width); rows and reads likewise.
-// Of the queries there may be more chunks. norms: [heads, chunks, tiles of all weights, 4]. ring: 2 to 4.
+// `base`: W (weights, d, d) of all heads. update, momentum: [heads, segments, elements] before each segment;
+// without steps [heads, elements]. new_update, new_momentum: after the last segment, [heads, elements]. first:
+// the layer's first weight; its products are together `width` wide. steps: [heads, chunks, 3]. a: (heads,
+// chunks c, d); b: (heads, chunks c, width); rows and reads likewise. There may be more chunks of queries.
+// norms: [heads, chunks, tiles of all weights, 4]. ring: 2 to 4.
 //
 // Shared memory, in elements; as in src/engine/cuda/buffers.rs:  W + U: TILE²    ring × PIECE
 template <class T> struct FusedUpdate : Weight<T> {
@@ -517,7 +531,7 @@ template <class T> struct FusedUpdate : Weight<T> {
 
     const T *steps, *a, *b, *queries, *keys_before, *keys_after;
     T *query_reads, *reads_before, *reads_after, *norms;
-    // Of the tile, those that there are.
+    // Existing rows and columns of the tile.
     unsigned rows_there, columns_there;
     unsigned d, c, width, chunks, query_chunks, end, all_tiles;
     T scale;
@@ -530,7 +544,7 @@ template <class T> struct FusedUpdate : Weight<T> {
         return stored && (p.part == STORE || keys_after) ? c : 0;
     }
 
-    // To the next part that there is, unless here is one.
+    // Advances to the next existing part, unless the current one exists.
     __device__ void settle(Place& p) const {
         while (p.chunk < end && rows(p) == 0) {
             if (++p.part > AFTER) {
@@ -551,7 +565,7 @@ template <class T> struct FusedUpdate : Weight<T> {
         settle(p);
     }
 
-    // A row of what is read, and where its products go.
+    // A row to read, and the destination of its products.
     __device__ const T* input(const Place& p, unsigned row) const {
         if (p.part == AFTER) return keys_after + ((long long)p.chunk * c + row) * d;
         const unsigned of_queries = p.chunk < query_chunks ? c : 0;
@@ -577,7 +591,7 @@ template <class T> struct FusedUpdate : Weight<T> {
             }
             if (threadIdx.x < 3) ask<1>(staged + 2 * SLICE * TILE + threadIdx.x, steps + p.chunk * 3 + threadIdx.x, true);
         } else {
-            // Rows that are not there may hold anything: their products go nowhere.
+            // Rows that do not exist may hold anything, because their products are not stored.
             const unsigned number = left < TILE ? left : TILE;
             for (unsigned i = threadIdx.x; i < number * (TILE / V); i += THREADS) {
                 const unsigned row = i / (TILE / V), k = i % (TILE / V) * V;
@@ -586,9 +600,10 @@ template <class T> struct FusedUpdate : Weight<T> {
         }
     }
 
-    // Y ← X (W + U) for up to ROWS rows. Where they are few, groups of threads take a part of the depth each, and join them.
+    // Y ← X (W + U) for up to ROWS rows. If they are few, groups of threads take a part of the depth each and
+    // join the parts.
     template <int ROWS> __device__ void read(const Place& p, T* staged, unsigned number) {
-        // Free here: a chunk's pieces of gradients follow each other, with no read between them.
+        // This space is free here: a chunk's pieces of gradients follow each other, with no read between them.
         T(&sums)[4][4] = this->g;
         clear(sums);
         const unsigned row = this->ty % (ROWS / 4) * 4, part = this->ty / (ROWS / 4);
@@ -602,7 +617,7 @@ template <class T> struct FusedUpdate : Weight<T> {
             }
             return;
         }
-        // In the place of what was read.
+        // Overwrites the rows that were read.
         __syncthreads();
 #pragma unroll
         for (int i = 0; i < 4; ++i) write_quad(staged + (part * ROWS + row + i) * TILE + 4 * this->tx, sums[i], 4, true);
@@ -623,7 +638,7 @@ template <class T> struct FusedUpdate : Weight<T> {
         else read<4>(p, staged, left);
     }
 
-    // Returns whether the chunk is done. squares: of its warp.
+    // Returns whether the chunk is done. squares: those of the thread's warp.
     __device__ bool store(const Place& p, const T* staged, T* squares) {
         if (p.at == 0) clear(this->g);
         const unsigned left = c - p.at;
@@ -658,7 +673,7 @@ template <class T> struct FusedUpdate : Weight<T> {
     }
 
     __device__ void run(unsigned start, T* staged, unsigned ring) {
-        // Of the last two chunks: they are joined after the barrier that comes next.
+        // Sums of squares of the last two chunks, which are joined after the next barrier.
         __shared__ T squares[2][WARPS][4];
         const bool vectors = d % VECTOR == 0;
         const unsigned pieces_ahead = ring - 2, warp = threadIdx.x / 32;
@@ -685,7 +700,7 @@ template <class T> struct FusedUpdate : Weight<T> {
             done = chunks;
         };
         for (unsigned ahead = 0; here.chunk < end;) {
-            // Into the buffer of the piece before last, which all have left.
+            // Loads into the buffer of the piece before last, which all threads have finished.
             ask_next();
             if (ahead < pieces_ahead) {
                 ++ahead;
@@ -777,7 +792,7 @@ BOTH(fused_update, 2,
      (base, update, momentum, new_update, new_momentum, elements, d, first, width, c, chunks, steps, a, b, query_chunks, queries,
       query_reads, keys_before, reads_before, keys_after, reads_after, of_query_part, of_key_part, norms, scale, ring, each))
 
-// Sums of the parts that rows of tiles have read, [parts, count], of up to three readers (blockIdx.y).
+// Sums the parts [parts, count] that rows of tiles have read, for up to three readers (blockIdx.y).
 template <class T>
 __device__ void join_reads(const T* of_queries, T* query_reads, long long queries, const T* before, T* reads_before,
                            const T* after, T* reads_after, long long keys, unsigned parts) {
@@ -795,8 +810,9 @@ BOTH(join_reads, 1,
       long long keys, unsigned parts),
      (of_queries, query_reads, queries, before, reads_before, after, reads_after, keys, parts))
 
-// Norms by weight, of sums of squares of tiles: parts [count, tiles, 4] → norms [count, 4]. Where a sum is past the range of T, or
-// not above `least` and not zero, out_of_range[0] or [1] becomes 0.
+// Computes norms per weight from sums of squares of tiles: parts [count, tiles, 4] → norms [count, 4].
+// out_of_range[0] becomes 0 if a sum is past the range of T, and out_of_range[1] if a nonzero sum is not above
+// `least`.
 template <class T>
 __device__ void weight_norms(const T* parts, double* norms, unsigned* out_of_range, long long count, unsigned tiles, double least) {
     const long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
@@ -814,8 +830,9 @@ BOTH(weight_norms, 1,
 
 // ---- Attention within chunks of at most TILE tokens --------------------------------------------------------------------
 
-// A block has whole chunks, as many as a tile holds, and TILE of the d columns. Scores are in rows 4 ty + i and columns tx + 16 j.
-// grid: (chunks ÷ those of a tile, column tiles)
+// A block has as many whole chunks as a tile holds, and TILE of the d columns. Scores are in rows 4 ty + i and
+// columns tx + 16 j.
+// grid: (chunks ÷ chunks per tile, column tiles)
 template <class T> struct Chunks {
     enum { PITCH = Tiled<T>::PITCH };
     const T* qkv;
@@ -841,15 +858,16 @@ template <class T> struct Chunks {
     }
     __device__ unsigned row(int i) const { return 4 * ty + i; }
     __device__ unsigned key(int j) const { return tx + 16 * j; }
-    // Where a row's chunk starts, and past all keys for a row that is not there.
+    // Start of a row's chunk; past all keys for a row that does not exist.
     __device__ unsigned start(unsigned row) const { return row < rows ? row / c * c : TILE; }
     __device__ T* place(T* of, unsigned row) const { return of + (first_row + row) * d + column + 4 * tx; }
-    // Of its columns, those that there are.
+    // Existing columns of the tile.
     __device__ unsigned there(unsigned row) const { return row < rows ? left_of(d, column + 4 * tx) : 0; }
 };
 
-// Products over a tile, where some came out not finite, once more over the rows of their own chunks alone: what the weights of other
-// chunks' rows are, 0, times what is not finite is NaN. weight(row, k): of row k. Rare, and small: what a kernel has to load counts.
+// Recomputes products over a tile that came out non-finite, over the rows of their own chunks alone: the
+// weights of other chunks' rows are 0, and 0 times a non-finite value is NaN. weight(row, k): of row k. This is
+// rare, and kept small because a kernel's code must be loaded.
 template <class T, class F>
 __device__ void keep_apart(T (&sums)[4][4], const Chunks<T>& my, const T* rows, F weight) {
     bool finite = true;
@@ -875,7 +893,7 @@ __device__ void keep_apart(T (&sums)[4][4], const Chunks<T>& my, const T* rows, 
     }
 }
 
-// Of a row's scores, those of a thread and of the 15 beside it.
+// Reduces over a row's scores: those of a thread and of the 15 beside it.
 template <class T> __device__ T sum_of_row(T x) {
     for (int m = 8; m > 0; m /= 2) x += __shfl_xor_sync(0xffffffffu, x, m);
     return x;
@@ -888,8 +906,8 @@ template <class T> __device__ T largest_of_row(T x) {
     return x;
 }
 
-// silu(P v) with P = causal softmax(q kᵀ · scale), from [q k v] (chunks c, 3 d). P (chunks c, c) and P v (chunks c, d) are written
-// where they are asked for.
+// Computes silu(P v) with P = causal softmax(q kᵀ · scale), from [q k v] (chunks c, 3 d). P (chunks c, c) and P
+// v (chunks c, d) are written if requested.
 //
 // Shared memory: three tiles.
 template <class T>
@@ -913,7 +931,7 @@ __device__ void attend(const T* qkv, T* softmax, T* hidden, T* activated, long l
         __syncthreads();
         add_product<false, true, PITCH, PITCH>(sums, left + 4 * my.ty * PITCH, right + my.tx * PITCH, 0, TILE);
     }
-    // P in the place of q: of either a warp has whole rows to itself.
+    // P replaces q: a warp has whole rows of either to itself.
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -960,7 +978,7 @@ __device__ void attend(const T* qkv, T* softmax, T* hidden, T* activated, long l
 BOTH(attend, 2, (const T* qkv, T* softmax, T* hidden, T* activated, long long chunks, unsigned c, unsigned d, T scale),
      (qkv, softmax, hidden, activated, chunks, c, d, scale))
 
-// Cotangents of [q k v] from those of silu(P v), `d_activated`.
+// Computes cotangents of [q k v] from those of silu(P v), `d_activated`.
 //
 // Shared memory: five tiles.
 template <class T>
@@ -968,14 +986,14 @@ __device__ void attend_backward(const T* qkv, const T* softmax, const T* hidden,
                                 long long chunks, unsigned c, unsigned d, T scale) {
     SHARED_MEMORY(T, d_hidden);
     enum { PITCH = Tiled<T>::PITCH, ELEMENTS = Tiled<T>::ELEMENTS };
-    // d_scores in the place of v.
+    // d_scores replaces v.
     T *values = d_hidden + ELEMENTS, *d_scores = values, *keys = values + ELEMENTS, *queries = keys + ELEMENTS, *p = queries + ELEMENTS;
     const Chunks<T> my(qkv, chunks, c, d);
     const unsigned tiles = gridDim.y;
     T sums[4][4];
     clear(sums);
     for (unsigned tile = 1; tile <= tiles; ++tile) {
-        // The block's own columns last: of them d_hidden is needed once more.
+        // The block's own columns come last, because d_hidden is needed again for them.
         const unsigned k = (blockIdx.y + tile) % tiles * TILE;
         if (tile > 1) __syncthreads();
         my.ask(2, k, values);
@@ -1053,7 +1071,7 @@ BOTH(attend_backward, 2,
 
 __device__ inline long long my_row() { return blockIdx.x * (long long)(blockDim.x / 32) + threadIdx.x / 32; }
 
-// x ← x · rsqrt(mean(x²) + ε) · weight, of up to two row batches (blockIdx.y). Without a weight rows stay as they are.
+// x ← x · rsqrt(mean(x²) + ε) · weight, for up to two row batches (blockIdx.y). Rows without a weight do not change.
 template <class T>
 __device__ void rms_norm(T* rows, const T* weight, long long count, T* more_rows, const T* more_weight, long long more,
                          unsigned width, double epsilon) {
@@ -1071,8 +1089,9 @@ BOTH(rms_norm, 1,
      (T* rows, const T* weight, long long count, T* more_rows, const T* more_weight, long long more, unsigned width, double epsilon),
      (rows, weight, count, more_rows, more_weight, more, width, epsilon))
 
-// Gates of every chunk, a block each, from the mean of its normed tokens. tokens (sequences, chunks c, D), weights (D, 3 heads): θ, η
-// and α in turn. steps [sequences, heads, chunks, 3]. A fixed gate is its value; to others' logits theirs is added.
+// Computes the gates of every chunk, one block each, from the mean of its normed tokens. tokens (sequences,
+// chunks c, D), weights (D, 3 heads): θ, η, then α. steps [sequences, heads, chunks, 3]. A fixed gate is its
+// value; a learned gate's value is added to its logit.
 template <class T>
 __device__ void gate_values(const T* tokens, const T* weights, T* steps, unsigned chunks, unsigned c, unsigned width,
                             unsigned heads, unsigned fixed, double rate, double momentum, double decay) {
@@ -1106,7 +1125,7 @@ BOTH(gate_values, 1,
       double rate, double momentum, double decay),
      (tokens, weights, steps, chunks, c, width, heads, fixed, rate, momentum, decay))
 
-// Rows (c, c) of chunks: row r ← softmax of its first r + 1, zeros after them.
+// Rows (c, c) of chunks: row r ← softmax of its first r + 1 numbers, with zeros after them.
 template <class T> __device__ void causal_softmax(T* rows, long long count, unsigned c) {
     const unsigned lane = threadIdx.x % 32;
     const long long row = my_row();
@@ -1130,7 +1149,7 @@ template <class T> __device__ void causal_softmax(T* rows, long long count, unsi
 }
 BOTH(causal_softmax, 1, (T* rows, long long count, unsigned c), (rows, count, c))
 
-// From dP to the scores' cotangents, in place: p (dp − Σ dp p) · scale, zeros in the future.
+// Converts dP to the scores' cotangents, in place: p (dp − Σ dp p) · scale, with zeros in the future.
 template <class T>
 __device__ void softmax_backward(const T* softmax, T* cotangents, long long count, unsigned c, T scale) {
     const unsigned lane = threadIdx.x % 32;
@@ -1147,22 +1166,22 @@ __device__ void softmax_backward(const T* softmax, T* cotangents, long long coun
 BOTH(softmax_backward, 1, (const T* softmax, T* cotangents, long long count, unsigned c, T scale),
      (softmax, cotangents, count, c, scale))
 
-// An element a thread.
+// Uses one thread per element.
 template <class T> __device__ void silu(const T* hidden, T* activated, long long count) {
     for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < count; i += (long long)gridDim.x * blockDim.x)
         activated[i] = hidden[i] * sigmoid(hidden[i]);
 }
 BOTH(silu, 1, (const T* hidden, T* activated, long long count), (hidden, activated, count))
 
-// Cotangents of what silu was given.
+// Computes cotangents of silu's input.
 template <class T> __device__ void silu_backward(const T* hidden, T* cotangents, long long count) {
     for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < count; i += (long long)gridDim.x * blockDim.x)
         cotangents[i] *= silu_slope(hidden[i]);
 }
 BOTH(silu_backward, 1, (const T* hidden, T* cotangents, long long count), (hidden, cotangents, count))
 
-// Of every chunk, a block each, the sum over its c rows of the mean over d of (y − v)²; with `gradient`, y ← its cotangents,
-// 2 (y − v) ÷ d.
+// Computes for every chunk, one block each, the sum over its c rows of the mean over d of (y − v)². With
+// `gradient`, y ← its cotangents, 2 (y − v) ÷ d.
 template <class T>
 __device__ void chunk_losses(T* predicted, const T* values, T* losses, unsigned c, unsigned d, unsigned gradient) {
     __shared__ double parts[WARPS];
@@ -1171,7 +1190,7 @@ __device__ void chunk_losses(T* predicted, const T* values, T* losses, unsigned 
     const T *v = values + blockIdx.x * (long long)elements, slope = T(2) / T(d);
     const bool vectors = elements % 4 == 0;
     double squares = 0;
-    // Four quads are on their way before the first is used.
+    // Four quads are loaded ahead of the first use.
     for (unsigned start = 0; start < elements; start += 16 * THREADS) {
         Quad<T> of_y[4], of_v[4];
 #pragma unroll
@@ -1203,7 +1222,8 @@ __device__ void chunk_losses(T* predicted, const T* values, T* losses, unsigned 
 BOTH(chunk_losses, 1, (T* predicted, const T* values, T* losses, unsigned c, unsigned d, unsigned gradient),
      (predicted, values, losses, c, d, gradient))
 
-// Heads side by side: reads (sequences, heads, padded, d) → merged (sequences, rows, heads d), the first `unready` rows zero.
+// Puts heads side by side: reads (sequences, heads, padded, d) → merged (sequences, rows, heads d). The first
+// `unready` rows are zero.
 template <class T>
 __device__ void merge_heads(const T* reads, T* merged, unsigned heads, unsigned padded, unsigned rows, unsigned d,
                             unsigned unready) {
@@ -1218,8 +1238,9 @@ __device__ void merge_heads(const T* reads, T* merged, unsigned heads, unsigned 
 BOTH(merge_heads, 1, (const T* reads, T* merged, unsigned heads, unsigned padded, unsigned rows, unsigned d, unsigned unready),
      (reads, merged, heads, padded, rows, d, unready))
 
-// first[heads + sequences]: the least row, of those from `from` up to `to`, with a number that is not finite. Of each head's rows,
-// `of_head` elements, and then of each sequence's, `of_sequence`. Starts from what stands there.
+// first[heads + sequences] is the least row, from `from` up to `to`, with a non-finite number: first for each
+// head's rows of `of_head` elements, then for each sequence's of `of_sequence`. It is combined with the old
+// contents.
 template <class T>
 __device__ void first_nonfinite(const T* of_heads, unsigned heads, long long of_head, unsigned d, const T* of_sequences,
                                 long long of_sequence, unsigned dim, unsigned* first, unsigned from, unsigned to) {
@@ -1239,8 +1260,8 @@ BOTH(first_nonfinite, 1,
 
 // ---- Products ----------------------------------------------------------------------------------------------------------
 
-// C ← scale · op(A) op(B), `batch` pairs: a tile a block. As in src/cuda/product.rs. Made for depths of one or two tiles: nothing is
-// asked for ahead.
+// C ← scale · op(A) op(B), `batch` pairs, one tile per block, as in src/cuda/product.rs. It is made for depths
+// of one or two tiles, so nothing is loaded ahead.
 //
 // Shared memory: two tiles.
 template <class T>
@@ -1251,7 +1272,7 @@ __device__ void product(const T* a, long long a_row, long long a_stride, unsigne
     enum { PITCH = Tiled<T>::PITCH };
     T* right = left + Tiled<T>::ELEMENTS;
     const unsigned col0 = blockIdx.x * TILE, tx = threadIdx.x % 16, ty = threadIdx.x / 16;
-    // Whether quads of all rows are aligned, and there or not as a whole.
+    // Whether quads of all rows are aligned, and either all exist or none.
     auto in_quads = [](const T* of, long long row, long long stride, unsigned across) {
         return row % 4 == 0 && stride % 4 == 0 && across % 4 == 0 && (unsigned long long)of % sizeof(Quad<T>) == 0;
     };

@@ -1,11 +1,12 @@
-//! A GPU as the scans and the engine see it: memory by address, kernels by name. `enabled` reaches an NVIDIA GPU through
-//! the driver, which is loaded when it is asked for; in a build without the feature `cuda` its twin `disabled` stands there
-//! and says so. What runs on a [`Device`] knows of neither, so that tests can run the same kernels on the processor.
+//! The GPU interface of the scans and the engine: memory by address, kernels by name. `enabled` uses an NVIDIA
+//! GPU through its driver, which is loaded on first use. In a build without the feature `cuda` its twin
+//! `disabled` replaces it and reports that. Code that runs on a [`Device`] depends on neither, so that tests
+//! can run the same kernels on the CPU.
 //!
 //! - `kernels.cu`: every kernel, compiled ahead to `kernels.ptx`;
 //! - [`mod@array`]: typed memory of a device;
-//! - [`Product`]: matrix products, by kernel or by what a device has of its own;
-//! - [`DeviceChoice`]: `--device`, and what was found there.
+//! - [`Product`]: matrix products, by a kernel or by a library of the device;
+//! - [`DeviceChoice`]: the values of `--device`, and the devices opened for them.
 
 pub mod array;
 mod choice;
@@ -29,74 +30,77 @@ pub use product::{Matrix, Product};
 use crate::error::Result;
 use crate::real::{ElementType, Real};
 
-/// Memory and kernels. Work is done in the order in which it is asked for, but not at once: [`download`](Self::download),
-/// [`synchronize`](Self::synchronize) and [`seconds`](Self::seconds) wait for it, a long [`upload`](Self::upload) for the one before.
+/// Memory and kernels of a device. Work runs in the order in which it is queued, but not immediately.
+/// [`download`](Self::download), [`synchronize`](Self::synchronize) and [`seconds`](Self::seconds) wait for it;
+/// a long [`upload`](Self::upload) waits for the one before.
 pub trait Device: Send + Sync {
-    /// As the vendor calls it.
+    /// Returns the vendor's name of the device.
     fn name(&self) -> String;
-    /// Bytes that can still be had.
+    /// Returns the bytes that can still be allocated.
     fn free_bytes(&self) -> Result<usize>;
-    /// Parts that run blocks of threads side by side.
+    /// Returns the number of multiprocessors, which run blocks of threads side by side.
     fn multiprocessors(&self) -> usize;
-    /// Most bytes of shared memory that a block can be given, what its kernel has of its own included.
+    /// Returns the most bytes of shared memory of a block, including the kernel's own variables.
     fn shared_bytes(&self) -> usize;
-    /// Takes memory, holding anything, aligned to 256 bytes.
+    /// Allocates memory, aligned to 256 bytes, with arbitrary contents.
     fn allocate(&self, bytes: usize) -> Result<u64>;
-    /// Gives it back once what was asked for before is done.
+    /// Frees memory once the work queued before is done.
     fn free(&self, address: u64);
-    /// Sets every byte.
+    /// Sets every byte of a range.
     fn fill(&self, address: u64, byte: u8, bytes: usize) -> Result<()>;
-    /// To the device, one part after another. The bytes can be changed as soon as this returns.
+    /// Copies parts to the device, one after another. The source may change as soon as this returns.
     fn upload(&self, address: u64, parts: &[&[u8]]) -> Result<()>;
-    /// From the device, once all that was asked for before is done.
+    /// Copies from the device, once all work queued before is done.
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<()>;
-    /// From one place of the device to another, which do not overlap.
+    /// Copies within the device, between ranges that do not overlap.
     fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()>;
     /// Runs a kernel of `kernels.cu`.
     fn launch(&self, kernel: &str, launch: Launch, arguments: &[Argument]) -> Result<()>;
-    /// Products of many pairs of matrices. The kernel `product_*`, unless the device has something faster.
+    /// Multiplies many pairs of matrices, with the kernel `product_*` unless the device has something faster.
     fn multiply(&self, product: &Product) -> Result<()> {
         product.launch(self)
     }
-    /// What large products are made by, once there was one, as run.json says it: "kernel", or "cuBLAS 13.1.0".
+    /// Returns the implementation of large products, as in run.json: "kernel", or "cuBLAS 13.1.0". It is known
+    /// after the first large product.
     fn products(&self) -> String {
         "kernel".to_owned()
     }
-    /// What it runs by, as run.json says it: "driver of CUDA 13.0, kernels from PTX 9.0".
+    /// Returns the software of the device, as in run.json: "driver of CUDA 13.0, kernels from PTX 9.0".
     fn software(&self) -> Option<String> {
         None
     }
-    /// Waits until all is done.
+    /// Waits until all work is done.
     fn synchronize(&self) -> Result<()>;
-    /// Notes the time when all that was asked for before is done.
+    /// Marks the time at which all work queued before is done.
     fn mark(&self) -> Result<Mark>;
-    /// As [`mark`](Self::mark), in a mark whose moment is not needed any more: nothing has to be made.
+    /// Records a [`mark`](Self::mark) again in an existing one that is no longer needed, which saves creating a
+    /// new one.
     fn mark_anew(&self, mark: &mut Mark) -> Result<()> {
         *mark = self.mark()?;
         Ok(())
     }
-    /// Between two marks; waits for the second.
+    /// Returns the seconds between two marks, and waits for the second.
     fn seconds(&self, from: &Mark, to: &Mark) -> Result<f64>;
 }
 
-/// A moment of a device's time.
+/// A point in a device's time.
 pub struct Mark(pub Box<dyn std::any::Any + Send>);
 
-/// How many threads run a kernel.
+/// The size of a kernel launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Launch {
-    /// Blocks, in three dimensions.
+    /// Number of blocks, in three dimensions.
     pub grid: [u32; 3],
-    /// Threads of a block.
+    /// Threads per block.
     pub block: u32,
-    /// Bytes of dynamic shared memory of a block.
+    /// Bytes of dynamic shared memory per block.
     pub shared: u32,
 }
 
-/// What a kernel is given.
+/// A kernel argument.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Argument {
-    /// A pointer.
+    /// A device pointer.
     Address(u64),
     /// An `unsigned`.
     U32(u32),
@@ -108,55 +112,55 @@ pub enum Argument {
     F64(f64),
 }
 
-/// The GPUs that there are.
+/// The GPUs of this machine.
 #[derive(Clone, Debug, Default)]
 pub struct Listed {
-    /// By index.
+    /// Usable GPUs, by index.
     pub usable: Vec<Description>,
-    /// By index.
+    /// Unusable GPUs, by index.
     pub unusable: Vec<Unusable>,
 }
 
 /// A GPU that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Unusable {
-    /// N of `--device cuda:N`.
+    /// Index N of `--device cuda:N`.
     pub index: usize,
-    /// What is wrong with it.
+    /// Reason why it cannot be used.
     pub error: String,
 }
 
-/// What there is of a GPU, for people.
+/// A description of a GPU, for people.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Description {
-    /// N of `--device cuda:N`.
+    /// Index N of `--device cuda:N`.
     pub index: usize,
-    /// As the vendor calls it.
+    /// Name given by the vendor.
     pub name: String,
-    /// Version of CUDA that its driver has.
+    /// Version of CUDA that the driver supports.
     pub driver: String,
-    /// Major and minor.
+    /// Compute capability: major and minor version.
     pub compute_capability: (u32, u32),
-    /// Multiprocessors.
+    /// Number of multiprocessors.
     pub multiprocessors: usize,
-    /// Of memory.
+    /// Memory in bytes.
     pub bytes: u64,
-    /// Of them not in use.
+    /// Unused memory in bytes.
     pub free_bytes: u64,
 }
 
 impl Argument {
-    /// A number of things, as an `unsigned`.
+    /// Converts a count to an `unsigned` argument.
     pub fn count(n: usize) -> Self {
         Self::U32(u32::try_from(n).expect("sizes of a block of tokens"))
     }
 
-    /// A number of things, as a `long long`.
+    /// Converts a count to a `long long` argument.
     pub fn long(n: usize) -> Self {
         Self::I64(i64::try_from(n).expect("sizes of what fits a memory"))
     }
 
-    /// In the element type of a kernel.
+    /// Converts a number to an argument of a kernel's element type.
     pub fn number<T: Real>(value: f64) -> Self {
         match T::TYPE {
             ElementType::F32 => Self::F32(value as f32),
@@ -165,7 +169,7 @@ impl Argument {
     }
 }
 
-/// The kernel of that name for an element type.
+/// Returns the name of a kernel for an element type.
 pub fn kernel(name: &str, dtype: ElementType) -> String {
     format!("{name}_{dtype}")
 }

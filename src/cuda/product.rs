@@ -4,59 +4,59 @@ use super::{Argument, Device, Launch, kernel};
 use crate::error::Result;
 use crate::real::ElementType;
 
-/// A matrix of each pair, row-major.
+/// One matrix per pair of a product, row-major.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Matrix {
-    /// Of the first one.
+    /// Device address of the first matrix.
     pub address: u64,
-    /// Elements from a row to the next.
+    /// Elements from one row to the next.
     pub row: usize,
-    /// Elements from a pair's matrix to the next one's; 0 is the same for all.
+    /// Elements from one pair's matrix to the next; 0 shares one matrix among all pairs.
     pub stride: usize,
-    /// Whether it enters the product transposed.
+    /// Whether the matrix enters the product transposed.
     pub transposed: bool,
 }
 
-/// C ← α op(A) op(B) for `batch` pairs: op(A) (rows, depth), op(B) (depth, cols), C (rows, cols).
+/// The product C ← α op(A) op(B) for `batch` pairs: op(A) (rows, depth), op(B) (depth, cols), C (rows, cols).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Product {
-    /// Of all elements.
+    /// Element type of all three matrices.
     pub dtype: ElementType,
-    /// How many pairs.
+    /// Number of pairs.
     pub batch: usize,
-    /// (rows, cols, depth)
+    /// Sizes (rows, cols, depth).
     pub size: [usize; 3],
-    /// α
+    /// Factor α.
     pub scale: f64,
-    /// A
+    /// Matrix A.
     pub a: Matrix,
-    /// B
+    /// Matrix B.
     pub b: Matrix,
-    /// C, not transposed.
+    /// Matrix C, which is not transposed.
     pub c: Matrix,
 }
 
-/// Rows and columns of a block's tile, and threads: as in kernels.cu.
+/// Rows and columns of a block's tile, and its number of threads, as in kernels.cu.
 const TILE: usize = 64;
 const THREADS: u32 = 256;
 /// Most blocks in the second and third dimension of a grid.
 pub(crate) const MAX_BLOCKS: usize = 65_535;
 
-/// Of a tile in shared memory: rows lie further apart than they are long.
+/// Returns the bytes of a tile in shared memory, with padding between its rows.
 pub(crate) fn tile_bytes(dtype: ElementType) -> usize {
     TILE * (TILE * dtype.bytes() + 16)
 }
 
 impl Product {
-    /// Whether the kernel takes a few µs at most.
+    /// Returns whether the kernel takes a few µs at most.
     pub(crate) fn is_small(&self) -> bool {
         let [rows, cols, depth] = self.size;
-        // It takes whole tiles.
+        // The kernel computes whole tiles.
         let [rows, cols] = [rows, cols].map(|n| n.next_multiple_of(TILE));
         depth <= 128 && self.batch * rows * cols * depth <= 1 << 24
     }
 
-    /// By the kernel.
+    /// Runs the product with the kernel.
     pub(super) fn launch<D: Device + ?Sized>(&self, device: &D) -> Result<()> {
         let [rows, cols, depth] = self.size;
         if rows * cols * self.batch == 0 {

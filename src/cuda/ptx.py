@@ -29,7 +29,7 @@ class Failure(Exception):
 
 
 def installed():
-    """The folder of NVRTC and ptxas, installed first where they are not."""
+    """Return the directory of NVRTC and ptxas, after installing them if needed."""
     stamp = VENV / "packages.txt"
     if not stamp.exists() or stamp.read_text().split() != PACKAGES:
         venv.create(VENV, with_pip=True, clear=True)

@@ -7,15 +7,15 @@ use crate::cuda::{Matrix, Product};
 use crate::error::{Error, Result};
 use crate::real::ElementType;
 
-/// Bytes of scratch memory that cuBLAS is given: what its documentation recommends for the H100, ample before it.
-/// With memory of the caller's, one handle and one stream, it promises the same bits from run to run, on GPUs of the
-/// same kind and with the same version of the library.
+/// Bytes of scratch memory for cuBLAS: its documentation recommends this for the H100, and it is ample for older
+/// GPUs. With caller-provided memory, one handle and one stream, cuBLAS promises the same bits from run to run. The
+/// promise holds for GPUs of the same kind and the same version of the library.
 pub const WORKSPACE: usize = 32 << 20;
 
 /// `CUBLAS_DEFAULT_MATH`: products in the precision of their elements.
 const DEFAULT_MATH: c_uint = 0;
 
-/// Of `cublasStatus_t`: sizes that it does not take.
+/// `CUBLAS_STATUS_NOT_SUPPORTED`: sizes that cuBLAS does not accept.
 const NOT_SUPPORTED: c_uint = 15;
 
 /// Major, minor and patch of `libraryPropertyType`.
@@ -25,23 +25,24 @@ const VERSION: [c_uint; 3] = [0, 1, 2];
 pub struct Blas {
     library: Cublas,
     handle: Handle,
-    /// "13.1.0"
+    /// Version, like "13.1.0".
     pub version: String,
 }
 
 impl Blas {
-    /// Where it [`is_present`](Self::is_present). `workspace` has [`WORKSPACE`] bytes; the context must be the calling thread's.
+    /// Opens cuBLAS, which must be [present](Self::is_present). `workspace` has [`WORKSPACE`] bytes. The
+    /// context must be current on the calling thread.
     pub fn open(stream: Handle, workspace: u64) -> Result<Self> {
-        // SAFETY: the caller asked whether it is there.
+        // SAFETY: the caller checked that the library is present.
         let library = unsafe { Cublas::load() }.map_err(|missing| {
-            Error::Cuda(format!("libcublas is too old, it has no {missing}: update it, or set NMEM_CUBLAS=0"))
+            Error::Cuda(format!("libcublas is too old: it has no {missing}; update it, or set NMEM_CUBLAS=0"))
         })?;
         let mut handle = 0;
-        // SAFETY: a place for the handle.
+        // SAFETY: the pointer is valid for the handle.
         check(unsafe { (library.cublasCreate_v2)(&raw mut handle) }, "cublasCreate")?;
         let mut this = Self { library, handle, version: String::new() };
         let library = &this.library;
-        // SAFETY: the handle is the one just made. The stream goes first: setting it takes the workspace away.
+        // SAFETY: the handle was just created. The stream is set first, because setting it removes the workspace.
         unsafe {
             check((library.cublasSetStream_v2)(handle, stream), "cublasSetStream")?;
             check((library.cublasSetWorkspace_v2)(handle, workspace, WORKSPACE), "cublasSetWorkspace")?;
@@ -49,21 +50,21 @@ impl Blas {
         }
         let mut version = [0; VERSION.len()];
         for (part, number) in VERSION.into_iter().zip(&mut version) {
-            // SAFETY: a place for the number.
+            // SAFETY: the pointer is valid for the number.
             check(unsafe { (library.cublasGetProperty)(part, number) }, "cublasGetProperty")?;
         }
         this.version = version.map(|number| number.to_string()).join(".");
         Ok(this)
     }
 
-    /// Whether there is a libcublas.
+    /// Returns whether there is a libcublas.
     pub fn is_present() -> bool {
         // SAFETY: loads a library, which is NVIDIA's.
         unsafe { cudarc::cublas::sys::is_culib_present() }
     }
 
-    /// Asks for the products; false where cuBLAS cannot do them. Its matrices are column-major, so that what it sees of each of
-    /// ours is the transpose: Cᵀ = op(B)ᵀ op(A)ᵀ.
+    /// Queues the products; returns false if cuBLAS cannot compute them. Its matrices are column-major, so it
+    /// sees the transpose of each of ours: Cᵀ = op(B)ᵀ op(A)ᵀ.
     pub fn multiply(&self, product: &Product) -> Result<bool> {
         let Some(Sizes { rows, cols, depth, batch, a, b, c }) = Sizes::from_product(product) else {
             return Ok(false);
@@ -73,7 +74,7 @@ impl Blas {
         let stride = |matrix: &Matrix| matrix.stride.cast_signed() as i64;
         macro_rules! gemm {
             ($gemm:ident, $real:ty) => {
-                // SAFETY: sizes are checked, addresses are the device's, α and β are read before this returns.
+                // SAFETY: sizes are checked, addresses are the device's, and α and β are read before this returns.
                 unsafe {
                     (self.library.$gemm)(
                         self.handle,
@@ -110,15 +111,15 @@ impl Blas {
     }
 }
 
-/// The context must be the calling thread's.
+/// Destroys the handle. The context must be current on the calling thread.
 impl Drop for Blas {
     fn drop(&mut self) {
-        // SAFETY: nobody has the handle any more.
+        // SAFETY: nothing uses the handle any more.
         unsafe { (self.library.cublasDestroy_v2)(self.handle) };
     }
 }
 
-/// A product's sizes and the rows' lengths of its matrices, as cuBLAS takes them.
+/// Sizes of a product and row lengths of its matrices, in cuBLAS's types.
 #[derive(Debug, PartialEq, Eq)]
 struct Sizes {
     rows: c_int,
@@ -131,7 +132,7 @@ struct Sizes {
 }
 
 impl Sizes {
-    /// `None` where a number is too large for it, rows lie closer than they are long, or there is nothing to add up.
+    /// Converts a product; `None` if a number is too large for cuBLAS, rows overlap, or the depth is 0.
     fn from_product(product: &Product) -> Option<Self> {
         let [rows, cols, depth] = product.size;
         let row = |matrix: &Matrix, [down, across]: [usize; 2]| {
@@ -162,7 +163,7 @@ fn check(status: c_uint, what: &str) -> Result<()> {
         _ => "",
     };
     let text = format!("cuBLAS: {what} failed with status {status} {reason}");
-    Err(Error::Cuda(format!("{} (NMEM_CUBLAS=0 does without it)", text.trim_end())))
+    Err(Error::Cuda(format!("{} (NMEM_CUBLAS=0 disables cuBLAS)", text.trim_end())))
 }
 
 #[cfg(test)]
@@ -170,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_that_cublas_takes_and_those_it_does_not() {
+    fn sizes_that_cublas_accepts_and_rejects() {
         let matrix = |row, transposed| Matrix { address: 0, row, stride: 0, transposed };
         let product =
             |size, a, b, c| Product { dtype: ElementType::F32, batch: 7, size, scale: 1.0, a, b, c };

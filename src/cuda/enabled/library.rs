@@ -1,10 +1,11 @@
-//! The libraries of CUDA, loaded when asked for. cudarc finds them; its functions are not called, because they panic where
-//! one is missing, and give an enum that a library newer than cudarc could break. So the functions are looked up here,
-//! all of them at once, and their results stay numbers. Handles are pointers that nobody follows: `usize`.
+//! The libraries of CUDA, loaded on first use. cudarc finds them, but its functions are not called: they panic
+//! where one is missing, and return an enum that a library newer than cudarc could break. So the functions are
+//! looked up here, all of them at once, and their results stay numbers. Handles are pointers that are never
+//! dereferenced: `usize`.
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
 
-/// A pointer to something of the library's own.
+/// A pointer to an object of the library.
 pub type Handle = usize;
 
 macro_rules! library {
@@ -17,12 +18,12 @@ macro_rules! library {
         }
 
         impl $name {
-            /// Looks all functions up; an error is the name of one that is missing.
+            /// Looks up all functions. An error is the name of a missing one.
             ///
             /// # Safety
-            /// The library must be there: cudarc's `is_culib_present` said so.
+            /// The library must be present: cudarc's `is_culib_present` must have returned true.
             pub unsafe fn load() -> Result<Self, &'static str> {
-                // SAFETY: cudarc panics where there is no library, and the caller knows that there is one.
+                // SAFETY: cudarc panics if there is no library, and the caller guarantees that there is one.
                 let library = unsafe { $culib() };
                 Ok(Self {
                     // SAFETY: the types are those of the library's headers.
@@ -36,7 +37,7 @@ macro_rules! library {
 }
 
 library! {
-    /// Of the driver, what starts it and names its errors: in every version.
+    /// The driver functions that start it and name its errors, which every version has.
     Start, cudarc::driver::sys::culib {
         fn cuInit(c_uint);
         fn cuGetErrorName(c_uint, *mut *const c_char);
@@ -45,7 +46,7 @@ library! {
 }
 
 library! {
-    /// The rest of the driver that is used: of CUDA 11.2, the first with memory in the order of a stream.
+    /// The other driver functions, of CUDA 11.2: the first version with memory in stream order.
     Driver, cudarc::driver::sys::culib {
         fn cuDriverGetVersion(*mut c_int);
         fn cuDeviceGetCount(*mut c_int);
@@ -99,7 +100,7 @@ library! {
 }
 
 library! {
-    /// The compiler.
+    /// The functions of the run-time compiler, NVRTC.
     Nvrtc, cudarc::nvrtc::sys::culib {
         fn nvrtcVersion(*mut c_int, *mut c_int);
         fn nvrtcCreateProgram(
@@ -120,7 +121,7 @@ library! {
 }
 
 library! {
-    /// Matrix products.
+    /// The functions of cuBLAS for matrix products.
     Cublas, cudarc::cublas::sys::culib {
         fn cublasCreate_v2(*mut Handle);
         fn cublasDestroy_v2(Handle);
@@ -133,8 +134,9 @@ library! {
     }
 }
 
-/// Handle; whether A and B are transposed; rows, columns, depth; α; each matrix with its columns' distance and the stride from one
-/// product's to the next, β before C; how many products.
+/// The type of the GEMM functions. Arguments in order: the handle; whether A and B are transposed; rows,
+/// columns and depth; α; each matrix with its column distance and the stride between products, with β before C;
+/// the number of products.
 type Gemm<T> = unsafe extern "C" fn(
     Handle,
     c_uint,

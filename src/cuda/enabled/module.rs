@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 const PTX: &str = concat!(include_str!("../kernels.ptx"), "\0");
 const SOURCE: &str = include_str!("../kernels.cu");
 
-/// The module, and what it was made from.
+/// Loads the module and returns its handle, and a description of its source.
 pub fn load(context: &Context) -> Result<(Handle, String)> {
     let driver = context.enter()?;
     let capability @ (major, minor) = context.capability()?;
@@ -16,31 +16,32 @@ pub fn load(context: &Context) -> Result<(Handle, String)> {
     let code = compiled.then(|| compiler::compile(SOURCE, capability)).transpose()?;
     let image = code.as_ref().map_or(PTX.as_ptr(), |(code, _)| code.as_ptr());
     let mut module = 0;
-    // SAFETY: a place for the module; the image is machine code, which knows its size, or PTX, which ends in a zero.
+    // SAFETY: the pointer is valid for the module. The image is machine code, which contains its size, or PTX,
+    // which ends in a zero.
     let status = unsafe { (driver.cuModuleLoadData)(&raw mut module, image.cast()) };
     let name = || context.loaded.start.name(status);
     let ptx = header(".version");
-    // sm_80
+    // The form of the target is "sm_80".
     let target: u32 = header(".target").trim_start_matches("sm_").parse().unwrap_or(0);
     let reason = match status {
         0 => {
             let from = code.map_or_else(|| format!("PTX {ptx}"), |(_, version)| format!("NVRTC {version}"));
             return Ok((module, from));
         }
-        // Some drivers call PTX for other GPUs invalid.
+        // Some drivers report PTX for other GPUs as invalid.
         209 | 218 if code.is_none() && 10 * major + minor < target => {
             format!(
-                "the GPU (compute capability {major}.{minor}) is too old for the kernels' PTX, of {}.{} and up ({}): set NMEM_NVRTC=1 \
-                 (needs a libnvrtc that knows the GPU), or take --device cpu",
+                "the GPU (compute capability {major}.{minor}) is too old for the kernels' PTX, which needs {}.{} or later ({}); set \
+                 NMEM_NVRTC=1 (needs a libnvrtc that supports the GPU), or use --device cpu",
                 target / 10,
                 target % 10,
                 name()
             )
         }
-        // Invalid PTX, or a version of it or a compiler of it that the driver does not have.
+        // Invalid PTX, a PTX version that the driver does not support, or a missing PTX compiler.
         218 | 221 | 222 | 223 if code.is_none() => {
             format!(
-                "the NVIDIA driver (of CUDA {}) is too old for the kernels' PTX {ptx} ({}): update the NVIDIA driver, or set \
+                "the NVIDIA driver (of CUDA {}) is too old for the kernels' PTX {ptx} ({}); update the NVIDIA driver, or set \
                  NMEM_NVRTC=1 (needs libnvrtc, not newer than the driver)",
                 context.loaded.version()?,
                 name()
@@ -54,8 +55,8 @@ pub fn load(context: &Context) -> Result<(Handle, String)> {
     Err(Error::Cuda(reason))
 }
 
-/// What the PTX says of itself.
+/// Returns the value of a directive at the head of the PTX.
 fn header(name: &str) -> &'static str {
     let said = PTX.lines().find_map(|line| line.strip_prefix(name));
-    said.expect("every PTX says so").trim()
+    said.expect("every PTX has this directive").trim()
 }
