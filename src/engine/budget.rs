@@ -1,5 +1,5 @@
-//! Memory that a run needs, counted before any of it is taken: an allocation that fails would end the whole process, and with
-//! it a sweep's other runs.
+//! Counts the memory that a run needs before any of it is allocated. A failed allocation would abort the whole
+//! process, and with it the other runs of a sweep.
 
 use std::sync::OnceLock;
 
@@ -13,10 +13,10 @@ use crate::memory::model::MemoryModel;
 use crate::packed::PanelRow;
 use crate::real::Real;
 
-/// Most bytes of a run where the system does not report how much memory it has: 1 TiB, more than most servers have.
+/// Most bytes of a run where the system does not report its memory: 1 TiB, more than most servers have.
 const MAX_UNREPORTED: u64 = 1 << 40;
 
-/// Installed memory, or what a container is allowed of it; `None` where the system does not report it.
+/// Returns the installed memory in bytes, or a container's limit; `None` where the system reports neither.
 pub fn installed_bytes() -> Option<u64> {
     static INSTALLED: OnceLock<Option<u64>> = OnceLock::new();
     *INSTALLED.get_or_init(|| {
@@ -27,7 +27,7 @@ pub fn installed_bytes() -> Option<u64> {
     })
 }
 
-/// Rejects what cannot fit in this machine.
+/// Rejects a run that does not fit in this machine.
 pub fn check(bytes: u128) -> Result<()> {
     check_against(bytes, installed_bytes().unwrap_or(MAX_UNREPORTED))
 }
@@ -41,23 +41,24 @@ fn check_against(bytes: u128, limit: u64) -> Result<()> {
         "is more than the {} of this machine; use smaller chunks, fewer sequences, heads or threads",
         gigabytes(limit as f64)
     );
-    Err(Error::limit("memory that the run needs:")(OutOfRange::new(gigabytes(bytes as f64), problem)))
+    Err(Error::limit("memory for the run:")(OutOfRange::new(gigabytes(bytes as f64), problem)))
 }
 
 impl<T: Real, M: MemoryModel<T>> Memory<T, M> {
-    /// Bytes of U and S of so many sequences.
+    /// Returns the bytes of U and S for a number of sequences.
     pub fn state_bytes(&self, sequences: usize) -> u128 {
         let elements = self.dimensions.heads * self.base.len() * size_of::<T>();
         2 * sequences as u128 * elements as u128
     }
 
-    /// Bytes of everything else that the engine allocates for a plan: buffers of `runners` sequences side by side, with what
-    /// retention keeps of them, and scratch of each thread. At least what [`Engine::bytes`](super::Engine::bytes) reports later.
+    /// Returns the bytes of everything else that the engine allocates for a plan: the buffers of `runners`
+    /// sequences side by side, their kept chunks, and the scratch of each thread. The result is at least what
+    /// [`Engine::bytes`](super::Engine::bytes) returns later.
     pub(super) fn buffer_bytes(&self, plan: &Plan<'_, T>, runners: usize, threads: usize) -> u128 {
         let Sizes { stored, read, storing, probe, scratch } = plan.sizes();
         let [dim, inner, heads] = [self.dimensions.dim, self.dimensions.inner(), self.dimensions.heads];
         let shapes = self.model.shapes();
-        // Columns of all products and of all later layers' inputs, for each row of a head.
+        // Columns of all products and of the inputs of all later layers, for each row of a head.
         let products: usize = shapes.iter().map(|shape| shape.1).sum();
         let inputs: usize = self.model.layers()[1..].iter().map(|layer| shapes[layer.start].0).sum();
         let panel_rows: usize = self.base_panels.iter().map(Vec::len).sum();
@@ -90,9 +91,9 @@ mod tests {
     use crate::memory::parameters::{Init, random_tensors};
     use crate::memory::{Dimensions, Gates, Parameters};
 
-    /// The bytes counted beforehand are those taken, padding aside.
+    /// The bytes counted in advance equal those allocated, except for padding.
     #[test]
-    fn buffers_as_they_are_allocated() {
+    fn counted_bytes_match_allocated_buffers() {
         for (dim, heads, dim_head) in [(8, 1, 8), (12, 3, 40), (40, 12, 5)] {
             let dimensions = Dimensions { dim, heads, dim_head, pre_norm: true, post_norm: true };
             let tensors: BTreeMap<_, _> = random_tensors(&dimensions, Init::Xavier, 1).into_iter().collect();
@@ -119,11 +120,11 @@ mod tests {
     }
 
     #[test]
-    fn more_than_there_is() {
+    fn runs_beyond_the_machine_are_rejected() {
         check_against(8_000_000_000, 8_000_000_000).unwrap();
         assert_eq!(
             check_against(4_400_000_000_000, 8_000_000_000).unwrap_err().to_string(),
-            "memory that the run needs: 4400.0 GB is more than the 8.0 GB of this machine; use smaller chunks, fewer \
+            "memory for the run: 4400.0 GB is more than the 8.0 GB of this machine; use smaller chunks, fewer \
              sequences, heads or threads"
         );
         assert!(check_against(u128::MAX, u64::MAX).is_err());

@@ -1,17 +1,19 @@
-//! The engine on a GPU: the same blocks, with all sequences and heads of a group side by side. Products go through
-//! [`Device::multiply`], attention within a chunk is a kernel forward and one backward, and `fused_update` takes a layer of the memory
-//! through the block's chunks with S and U in registers, forming gradients from their thin factors: no gradient and no state of
-//! every chunk is ever there. Chunks are cut into time segments that run side by side: as the recurrences are linear,
-//! what each starts from follows from where the others end when they start from zero. A segment has tokens enough that these starts
-//! take about what the factors take. Host memory and the device's hold a block of tokens each: a sequence of any length streams
-//! through.
+//! The engine on a GPU. It uses the same blocks, with all sequences and heads of a group side by side. Products
+//! go through [`Device::multiply`], and attention within a chunk is one kernel forward and one backward.
+//! `fused_update` takes a layer of the memory through the block's chunks with S and U in registers and forms
+//! gradients from their thin factors. Gradients and states of every chunk are therefore never in memory.
+//!
+//! Chunks are divided into time segments that run side by side. The recurrences are linear, so the start of a
+//! segment follows from the ends of the others when those start from zero. A segment has enough tokens that
+//! computing these starts takes about as long as computing the factors. Host and device memory hold one block
+//! of tokens each, so a sequence of any length can stream through.
 //!
 //! Matrices of heads are (sequences, heads, rows, columns). Transfers count as input and output, not as computing.
 //!
-//! - here: blocks of tokens, one after another;
+//! - this file: blocks of tokens, one after another;
 //! - `buffers`: buffers of a block on the device, time segments;
-//! - `step`: what the device does of a block, kernel after kernel;
-//! - `report`: what came of it.
+//! - `step`: the computation of a block on the device, kernel after kernel;
+//! - `report`: the results of a block.
 
 mod buffers;
 mod report;
@@ -33,21 +35,21 @@ use crate::memory::State;
 use crate::packed::Packed;
 use crate::real::Real;
 
-/// Rows of a block, all sequences of a group together. Launches take some 5 µs each and there are about thirty a block; this many
-/// rows take milliseconds.
+/// Rows of a block, over all sequences of a group. A launch takes some 5 µs and a block has about thirty of
+/// them; this number of rows takes milliseconds.
 const BLOCK_ROWS: usize = 32_768;
-/// Sequences that advance together, at most.
+/// Most sequences that advance together.
 const GROUP: usize = 1024;
-/// Of the free memory, what a block's buffers may take.
+/// A block's buffers may take the free memory divided by this.
 const BUDGET_DIVISOR: usize = 2;
-/// Rows and columns of a weight that a block of threads has: as in kernels.cu.
+/// Rows and columns of the part of a weight that a block of threads processes, as in kernels.cu.
 const TILE: usize = 64;
 /// Most blocks in a grid's second dimension.
 const MAX_HEADS: usize = 65_535;
-/// Findings before those of heads.
+/// Number of findings before those of heads.
 const RANGES: usize = 2;
 
-/// Runs a memory on a device. Its buffers stay for the next run of the same kind and size.
+/// An engine that runs a memory on a device. Its buffers are reused by the next run of the same kind and size.
 pub struct CudaEngine<'m, T: Real> {
     memory: &'m Memory<T>,
     device: &'m dyn Device,
@@ -57,11 +59,11 @@ pub struct CudaEngine<'m, T: Real> {
     budget: Option<usize>,
     /// Each sequence's next block, in host memory.
     incoming: Vec<BlockTokens<T>>,
-    /// What was read of a block.
+    /// Retrieved rows of a block.
     outgoing: Vec<T>,
-    /// Between phases, for every block anew.
+    /// Marks between phases, reused for every block.
     marks: Marks,
-    /// Whether there was a large product.
+    /// Whether a large product ran.
     large: Cell<bool>,
 }
 
@@ -81,7 +83,7 @@ struct Weights<'d, T> {
 }
 
 impl<'m, T: Real> CudaEngine<'m, T> {
-    /// Takes the parameters to the device.
+    /// Uploads the parameters to the device.
     pub fn new(memory: &'m Memory<T>, device: &'m dyn Device) -> Result<Self> {
         let projections = &memory.projections;
         let upload = |packed: &Packed<T>| {
@@ -119,7 +121,7 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         })
     }
 
-    /// As [`Engine::run`](super::Engine::run), without retention.
+    /// Runs `work` like [`Engine::run`](super::Engine::run), without retention.
     pub fn run(
         &mut self,
         state: &mut State<T>,
@@ -146,12 +148,12 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         Ok(outcome)
     }
 
-    /// What large products were made by, if there were any.
+    /// Returns the implementation of large products, if any ran.
     pub fn products(&self) -> Option<String> {
         self.large.get().then(|| self.device.products())
     }
 
-    /// What parameters and buffers take on the device.
+    /// Returns the bytes of parameters and buffers on the device.
     pub fn bytes(&self) -> usize {
         let Weights { base, qkv, keys_values, queries, gates, combine, store_norm, retrieve_norm, post_norm } =
             &self.weights;
@@ -161,12 +163,12 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         weights.map(Array::bytes).sum::<usize>() + self.buffers.as_ref().map_or(0, DeviceBuffers::bytes)
     }
 
-    /// Buffers for as many rows as pay and fit. Returns the sequences of a group.
+    /// Allocates buffers for as many rows as are worthwhile and fit. Returns the number of sequences of a group.
     fn prepare_buffers(&mut self, plan: &mut Plan<'_, T>) -> Result<usize> {
         let fits = |made: &Option<DeviceBuffers<'_, T>>, sizes: Sizes, group: usize| {
             made.as_ref().is_some_and(|buffers| buffers.sizes == sizes && buffers.sequences == group)
         };
-        // Asking what memory is free takes a tenth of the time that a short sequence does.
+        // Querying the free memory takes a tenth of the time of a short sequence.
         if let Some(budget) = self.budget {
             let group = self.divide(plan, budget);
             if fits(&self.buffers, plan.sizes(), group) {
@@ -186,25 +188,27 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         Ok(group)
     }
 
-    /// How many rows a block has, so that its buffers take no more than `budget` bytes. Returns the sequences of a group.
+    /// Sets the rows of a block so that its buffers take at most `budget` bytes. Returns the number of
+    /// sequences of a group.
     fn divide(&self, plan: &mut Plan<'_, T>, budget: usize) -> usize {
         let c = plan.chunk_size;
         let dimensions = self.memory.dimensions;
         let (d, h) = (dimensions.dim_head, dimensions.heads);
         let elements = self.memory.base.len();
-        // What a row of one sequence takes in `DeviceBuffers`, and what a sequence takes whatever its rows.
+        // Bytes of one row of a sequence in `DeviceBuffers`, and bytes of a sequence whatever its rows.
         let tiles = d.div_ceil(TILE);
         let of_reader = 5 * d + if tiles > 1 { tiles * 3 * d } else { 0 };
-        // Factors and what is between them; segments' starts; scores; readers; sums, norms, gates and losses of chunks.
+        // Factors and intermediate results; starts of segments; scores; readers; sums, norms, gates and losses
+        // of chunks.
         let of_head = 13 * d + 16 * d + 2 * c + 3 * of_reader + 8 + (16 * tiles * tiles + 40).div_ceil(c);
         let of_row = (h * of_head + 2 * h * d + 4 * dimensions.dim) * size_of::<T>();
         let of_sequence = 6 * h * elements * size_of::<T>();
         let most = |bytes: usize| (bytes / of_row).min(BLOCK_ROWS);
         let longest = plan.read_end.max(plan.store_end).saturating_sub(plan.first_chunk * c).max(1);
-        // Sequences side by side while each still has a block worth its launches.
+        // Sequences run side by side while each block is still large enough to be worth its launches.
         let wanted = (most(budget) / longest.min(4096).next_multiple_of(c)).clamp(1, GROUP);
         let group = wanted.min(plan.sequences.max(1)).min((budget / 2 / of_sequence).max(1));
-        // Heads of all sequences, and these, are the second dimension of a grid.
+        // All heads of all sequences, and all sequences, are the second dimension of a grid.
         let group = group.min((MAX_HEADS / (h + 1)).max(1));
         let left = budget.saturating_sub(group * of_sequence);
         plan.block_rows = (most(left) / group / c).max(1) * c;
@@ -256,7 +260,7 @@ impl<'m, T: Real> CudaEngine<'m, T> {
                 None => std::time::Duration::ZERO,
             };
             device.synchronize()?;
-            // The device has worked meanwhile: what came in after it had ended was waited for.
+            // The device has worked meanwhile: input time after its end counts as waiting.
             let computed = step.add_phases(marks, outcome)?;
             outcome.input += loading.saturating_sub(computed);
 

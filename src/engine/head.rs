@@ -1,5 +1,5 @@
-//! One head of one sequence: all gradients of a block at W, then the layers of the memory one after the other, the
-//! column panels of each going through the block's chunks side by side.
+//! One head of one sequence: first all gradients of a block at W, then the layers of the memory in order. The
+//! column panels of a layer go through the block's chunks side by side.
 
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
@@ -13,7 +13,7 @@ use crate::memory::model::{Factors, MemoryModel};
 use crate::metrics::{ChunkMetrics, WeightMetrics, rounded};
 use crate::real::Real;
 
-/// What a head sees of a block.
+/// Inputs of a head for one block.
 pub struct Inputs<'a, T> {
     /// (rows, d)
     pub keys: ArrayView2<'a, T>,
@@ -21,7 +21,7 @@ pub struct Inputs<'a, T> {
     pub values: ArrayView2<'a, T>,
     /// (rows, d)
     pub queries: ArrayView2<'a, T>,
-    /// The head's gates, by chunk.
+    /// Gates of the head, by chunk.
     pub gates: Vec<GateValues>,
 }
 
@@ -34,34 +34,35 @@ pub struct Head<T: Real> {
     storing: Option<StoreBuffers<T>>,
     /// Empty without retention.
     pub kept: KeptChunks<T>,
-    /// The metrics of the block, up to a divergence.
+    /// Metrics of the block, up to a divergence.
     pub rows: Vec<ChunkMetrics>,
-    /// The first metric of the block that is not finite.
+    /// The first non-finite metric of the block.
     pub divergence: Option<Divergence>,
-    /// The first read of the block that is not finite.
+    /// The first non-finite value read in the block.
     pub bad_read: Option<Divergence>,
 }
 
-/// Rows on their way through the memory's layers.
+/// Rows that pass through the memory's layers.
 struct Reader<T> {
-    /// Products with the weights of each layer, (rows, out). Of the queries not the last one's: they are the output.
+    /// Products with the weights of each layer, (rows, out). For the queries the last layer's are missing: they
+    /// are the output.
     products: Vec<Array2<T>>,
     /// Input of each layer after the first, (rows, in).
     inputs: Vec<Array2<T>>,
 }
 
-/// What storing needs.
+/// Buffers for storing.
 struct StoreBuffers<T> {
     factors: Factors<Array2<T>>,
-    /// Loss at W of each row of the block.
+    /// Loss of each row of the block at W.
     losses: Vec<f64>,
-    /// The keys, read just before and just after their chunk is stored.
+    /// Readers of the keys, just before and just after their chunk is stored.
     probe: Option<[Reader<T>; 2]>,
 }
 
 impl<T: Real> Reader<T> {
     fn new(model: &impl MemoryModel<T>, rows: usize) -> Self {
-        // Products have the shapes of their own cotangents.
+        // Products have the shapes of their cotangents.
         let Factors { inputs, cotangents } = Factors::new(model, rows);
         Self { products: cotangents, inputs }
     }
@@ -76,7 +77,7 @@ impl<T: Real> Reader<T> {
         reader
     }
 
-    /// The input of each layer but the last to that of the next.
+    /// Computes the input of the next layer from the products of `layer`, for all layers but the last.
     fn activate<M: MemoryModel<T>>(&mut self, context: &Context<'_, T, M>, layer: usize, rows: usize) {
         let group = context.plan.group_rows;
         let products = self.products[layer].slice(s![..rows, ..]);
@@ -93,7 +94,7 @@ impl<T: Real> Reader<T> {
 }
 
 impl<T: Real> Head<T> {
-    /// Buffers for any head of `memory`.
+    /// Allocates buffers for any head of `memory`.
     pub fn new<M: MemoryModel<T>>(memory: &Memory<T, M>, sizes: Sizes, index: usize) -> Self {
         let model = &memory.model;
         let Sizes { stored, read, storing, probe, .. } = sizes;
@@ -113,7 +114,7 @@ impl<T: Real> Head<T> {
         }
     }
 
-    /// What the panels and buffers take.
+    /// Returns the bytes of panels and buffers.
     pub fn bytes(&self) -> usize {
         let storing = self.storing.as_ref().map_or(0, |storing| {
             let Factors { inputs, cotangents } = &storing.factors;
@@ -125,7 +126,7 @@ impl<T: Real> Head<T> {
         panels + self.kept.bytes() + storing + self.queries.len() * size_of::<T>()
     }
 
-    /// Starts from U and S, all memory weights in file order.
+    /// Loads U and S of all memory weights, in file order.
     pub fn load<M: MemoryModel<T>>(&mut self, memory: &Memory<T, M>, update: &[T], momentum: &[T]) {
         (self.divergence, self.bad_read) = (None, None);
         self.kept.clear();
@@ -136,7 +137,7 @@ impl<T: Real> Head<T> {
         });
     }
 
-    /// Puts U and S back.
+    /// Writes U and S back.
     pub fn save<M: MemoryModel<T>>(&self, memory: &Memory<T, M>, update: &mut [T], momentum: &mut [T]) {
         for (panel, columns) in self.panels.iter().zip(&memory.columns) {
             let place = memory.weight_elements[columns.weight].clone();
@@ -144,7 +145,7 @@ impl<T: Real> Head<T> {
         }
     }
 
-    /// Reads and stores the chunks of a block. `output` (rows, d): what was read.
+    /// Reads and stores the chunks of a block. `output` (rows, d) receives the retrieved rows.
     pub fn run<M: MemoryModel<T>>(
         &mut self,
         context: &Context<'_, T, M>,
@@ -175,12 +176,12 @@ impl<T: Real> Head<T> {
         }
     }
 
-    /// ℓ of each kept chunk under W + U.
+    /// Returns ℓ of each kept chunk under W + U.
     pub fn reread<M: MemoryModel<T>>(&self, context: &Context<'_, T, M>) -> Vec<f64> {
         self.kept.losses(context, &context.memory.read_weights(&self.panels))
     }
 
-    /// All panels of a layer, through all chunks. `output`: of the last layer, what it makes of the queries.
+    /// Updates all panels of a layer through all chunks. `output` receives the last layer's products with the queries.
     fn fused_update<M: MemoryModel<T>>(
         &mut self,
         context: &Context<'_, T, M>,
@@ -229,7 +230,8 @@ impl<T: Real> Head<T> {
             .for_each(|fused_update| context.timed(Phase::FusedUpdate, || fused_update.run()));
     }
 
-    /// Fills `rows`, `divergence` with the first metric that is not finite, and `bad_read` with the first such value that was read.
+    /// Fills `rows`, sets `divergence` to the first non-finite metric, and `bad_read` to the first non-finite
+    /// value read.
     fn report<M: MemoryModel<T>>(
         &mut self,
         memory: &Memory<T, M>,
@@ -257,7 +259,7 @@ impl<T: Real> Head<T> {
                     memory.weight_panels.iter().map(|place| of_weight(&panels[place.clone()])).collect();
                 metrics::<T>((sequence, first + chunk, *index), c, losses, gates, &norms)
             };
-            // A row is little work; they are many where chunks are short.
+            // A row is little work, and there are many where chunks are short.
             (0..inputs.gates.len()).into_par_iter().with_min_len(64).map(row).collect_into_vec(rows);
             let bad = rows.iter().enumerate().find_map(|(i, row)| Some((i, row.first_nonfinite()?)));
             if let Some((chunk, (quantity, value))) = bad {
@@ -269,7 +271,7 @@ impl<T: Real> Head<T> {
 }
 
 impl<T: Real> StoreBuffers<T> {
-    /// The gradients of the block at W, groups of rows side by side.
+    /// Computes the gradients of the block at W. Groups of rows run in parallel.
     fn loss_and_gradient<M: MemoryModel<T>>(&mut self, context: &Context<'_, T, M>, inputs: &Inputs<'_, T>) {
         let (memory, group) = (context.memory, context.plan.group_rows);
         let rows = inputs.keys.nrows();
@@ -294,7 +296,7 @@ impl<T: Real> StoreBuffers<T> {
         );
     }
 
-    /// ℓ of a chunk at W, and at W + U of just before and just after it was stored.
+    /// Returns ℓ of a chunk at W, and at W + U just before and just after it was stored.
     fn chunk_losses(&self, inputs: &Inputs<'_, T>, range: std::ops::Range<usize>) -> (f64, Option<[f64; 2]>) {
         let at_w = self.losses[range.clone()].iter().sum();
         let values = inputs.values.slice(s![range.clone(), ..]);
@@ -307,7 +309,7 @@ impl<T: Real> StoreBuffers<T> {
     }
 }
 
-/// ℓ of a chunk, from M(k) and v.
+/// Returns ℓ of a chunk from M(k) and v.
 pub fn chunk_loss<T: Real>(predicted: ArrayView2<T>, values: ArrayView2<T>) -> f64 {
     let rows = predicted.rows().into_iter().zip(values.rows());
     let squares = rows.map(|(predicted, value)| {
@@ -317,7 +319,7 @@ pub fn chunk_loss<T: Real>(predicted: ArrayView2<T>, values: ArrayView2<T>) -> f
     squares.sum::<f64>() / values.ncols() as f64
 }
 
-/// The rows that a layer multiplies: `first` (rows, in) in the first one, those made for it in a later one.
+/// Returns the rows that a layer multiplies: `first` (rows, in) for the first layer, and `made` for a later one.
 fn layer_input<'a, T>(layer: usize, first: ArrayView2<'a, T>, made: &'a [Array2<T>]) -> ArrayView2<'a, T> {
     match layer {
         0 => first,
@@ -325,7 +327,7 @@ fn layer_input<'a, T>(layer: usize, first: ArrayView2<'a, T>, made: &'a [Array2<
     }
 }
 
-/// The row of a (sequence, chunk, head). `losses`: at W and, of a probe, before and after.
+/// Builds the metrics row of a (sequence, chunk, head). `losses` are at W and, with a probe, before and after.
 pub fn metrics<T: Real>(
     (sequence, chunk, head): (usize, usize, usize),
     c: usize,
@@ -363,11 +365,11 @@ pub fn metrics<T: Real>(
     }
 }
 
-/// The first row that holds a NaN or infinity, and that value.
+/// Returns the index of the first row with a NaN or infinity, and that value.
 pub fn first_nonfinite<T: Real>(rows: ArrayView2<T>) -> Option<(usize, T)> {
     let mut bad = rows.rows().into_iter().enumerate();
     bad.find_map(|(i, row)| {
-        // No early way out, so that it runs in vectors: there is hardly ever one.
+        // There is no early exit, so that the loop is vectorised; hits are rare.
         let finite = row.iter().fold(true, |finite, x| finite & x.is_finite());
         if finite { None } else { row.iter().find(|x| !x.is_finite()).map(|&x| (i, x)) }
     })

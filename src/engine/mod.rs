@@ -1,10 +1,39 @@
-//! How the maths is run: in blocks of tokens, so that memory use is that of the weights and one block; in parallel
-//! wherever nothing has to wait, which are groups of rows before and after the memory's weights and columns of
-//! weights within; the same bits for any number of threads, because what a task computes depends on shapes only.
+//! The engine runs the mathematics of [`memory`](crate::memory) in blocks of tokens, so that memory use is that
+//! of the weights and one block. Groups of rows before and after the memory's weights run in parallel, and so
+//! do columns of the weights. Results have the same bits for any number of threads, because the work of a task
+//! depends on shapes only.
 //!
-//! Per block, `sequence_runner` norms and projects the tokens of one sequence. `head` takes all gradients of the block at once
-//! (they are all at the same W); then, layer by layer of the memory, column [`panel`]s go through the block's
-//! chunks: read chunk i with W + U, advance S and U by chunk i's surprise. Which tokens a block has, `plan` says.
+//! For each block, `sequence_runner` norms and projects the tokens of one sequence. `head` takes all gradients
+//! of the block at once, since they are all at the same W. Then, layer by layer of the memory, column
+//! [`panel`]s go through the block's chunks: read chunk i with W + U, then advance S and U by chunk i's
+//! surprise. `plan` divides the tokens into blocks.
+//!
+//! # Example
+//!
+//! Store one sequence in a memory with random parameters:
+//!
+//! ```
+//! use ndarray::Array3;
+//! use nmem::engine::{Discard, Engine, Memory, Work};
+//! use nmem::memory::{Dimensions, Gates, Parameters, parameters};
+//!
+//! let dimensions = Dimensions { dim: 8, heads: 2, dim_head: 4, pre_norm: true, post_norm: true };
+//! let random = parameters::random_tensors(&dimensions, parameters::Init::Xavier, 1);
+//! let parameters: Parameters<f32> = Parameters::collect(dimensions, |name| {
+//!     random.iter().find(|(of, _)| of == name).expect("all parameters are random").1.clone()
+//! });
+//! let memory = Memory::new(parameters, 4, Gates::default(), None)?;
+//!
+//! // One sequence of 10 tokens: two complete chunks of 4, and 2 left-over tokens.
+//! let tokens = Array3::from_shape_fn((1, 10, 8), |(_, t, i)| ((3 * t + i) as f32).sin());
+//! let mut state = memory.initial_state(1);
+//! let work = Work::Store { sequences: &tokens, probe: false };
+//! let outcome = Engine::new(&memory).run(&mut state, work, &mut Discard, &mut |_| Ok(()))?;
+//! assert_eq!(outcome.divergence, None);
+//! assert_eq!(state.stored.chunks(4), 2);
+//! assert_eq!(state.stored.left_over.dim(), (1, 2, 8));
+//! # Ok::<(), nmem::Error>(())
+//! ```
 
 pub mod budget;
 pub mod cuda;
@@ -37,31 +66,31 @@ use plan::{Block, Plan, Sizes, TokenRange};
 use sequence_runner::SequenceRunner;
 use tokens::BlockTokens;
 
-/// Heads, over all sequences, that advance together: each is many tasks, and each has buffers of its own.
+/// Heads, over all sequences, that advance together. Each head is many tasks and has its own buffers.
 const GROUP_HEADS: usize = 8;
 
-/// A memory ready to run: what is trained, in the element type of the run, and how it is used.
+/// A memory that is ready to run: trained parameters in the element type of the run, and the settings for using them.
 #[derive(Clone, Debug)]
 pub struct Memory<T: Real, M: MemoryModel<T> = Attention> {
     dimensions: Dimensions,
     projections: Projections<T>,
     chunk_size: usize,
     gates: Gates,
-    /// All that the engine knows of M is its trait.
+    /// The memory model. The engine uses only its trait.
     model: M,
     /// W: the memory weights plus past weights, all in file order.
     base: Vec<T>,
-    /// W as the model wants it.
+    /// W in the form that the model needs.
     weights: M::Weights,
-    /// The column panels of all memory weights, and W in them.
+    /// Column panels of all memory weights, and W in those panels.
     columns: Vec<PanelColumns>,
     base_panels: Vec<Vec<PanelRow<T>>>,
-    /// The panels of each memory weight, and its elements in file order.
+    /// Panels of each memory weight, and the place of its elements in file order.
     weight_panels: Vec<Range<usize>>,
     weight_elements: Vec<Range<usize>>,
 }
 
-/// What lies around the memory: see [`Parameters`].
+/// The parameters outside the memory weights: see [`Parameters`].
 #[derive(Clone, Debug)]
 struct Projections<T> {
     store_norm: Option<Array1<T>>,
@@ -74,7 +103,7 @@ struct Projections<T> {
 }
 
 impl<T: Real> Memory<T> {
-    /// `past`: one delta per memory weight that shifts W itself, (d, d) each.
+    /// Builds a memory. `past` holds one delta (d, d) per memory weight, which shifts W itself.
     pub fn new(
         parameters: Parameters<T>,
         chunk_size: usize,
@@ -123,18 +152,18 @@ impl<T: Real> Memory<T> {
 }
 
 impl<T: Real, M: MemoryModel<T>> Memory<T, M> {
-    /// The state in which nothing has been stored.
+    /// Returns the state before anything has been stored.
     pub fn initial_state(&self, sequences: usize) -> State<T> {
         let dimensions = self.dimensions;
         State::new(sequences, dimensions.heads, self.base.len(), dimensions.dim)
     }
 
-    /// (rows, cols) of each memory weight, in file order.
+    /// Returns the shape (rows, cols) of each memory weight, in file order.
     pub fn weight_shapes(&self) -> &[(usize, usize)] {
         self.model.shapes()
     }
 
-    /// W per memory weight: the trained ones plus past weights.
+    /// Returns W, one matrix (rows, cols) per memory weight: the trained weights plus past weights.
     pub fn weights(&self) -> Vec<ArrayView2<'_, T>> {
         let weights = self.weight_shapes().iter().zip(&self.weight_elements);
         let view = |(&shape, place): (&(usize, usize), &Range<usize>)| {
@@ -143,18 +172,18 @@ impl<T: Real, M: MemoryModel<T>> Memory<T, M> {
         weights.map(view).collect()
     }
 
-    /// Tokens per chunk.
+    /// Returns the number of tokens per chunk.
     pub fn chunk_size(&self) -> usize {
         self.chunk_size
     }
 
-    /// The panels of a layer's weights.
+    /// Returns the panels of a layer's weights.
     fn panels_of(&self, layer: usize) -> Range<usize> {
         let weights = &self.weight_panels[self.model.layers()[layer].clone()];
         weights[0].start..weights[weights.len() - 1].end
     }
 
-    /// W + U of a head, per memory weight.
+    /// Returns W + U of a head, one matrix per memory weight.
     fn read_weights(&self, panels: &[Panel<T>]) -> Vec<Packed<T>> {
         let weights = self.weight_shapes().iter().zip(&self.weight_panels);
         let of_weight = |(&(rows, cols), place): (&(usize, usize), &Range<usize>)| {
@@ -165,12 +194,13 @@ impl<T: Real, M: MemoryModel<T>> Memory<T, M> {
         weights.map(of_weight).collect()
     }
 
-    /// Panels that are updated at once for so many sequences, all layers': more threads than that would mostly wait.
+    /// Returns the number of panels, of all layers, that are updated at once for a number of sequences. More
+    /// threads than that would mostly wait.
     pub fn tasks(&self, sequences: usize) -> usize {
         self.group(sequences) * self.dimensions.heads * self.columns.len()
     }
 
-    /// What it takes, but for the form of the memory weights that the model has made for itself.
+    /// Returns the bytes of the memory, without the weights in the form that the model made for itself.
     pub fn bytes(&self) -> usize {
         let Projections { store_norm, retrieve_norm, post_norm, keys_values, queries, gates, combine } =
             &self.projections;
@@ -181,48 +211,49 @@ impl<T: Real, M: MemoryModel<T>> Memory<T, M> {
         plain * size_of::<T>() + packed.sum::<usize>() + panels.sum::<usize>()
     }
 
-    /// Sequences that advance together.
+    /// Returns the number of sequences that advance together.
     fn group(&self, sequences: usize) -> usize {
         (GROUP_HEADS / self.dimensions.heads).clamp(1, sequences.max(1))
     }
 }
 
-/// What to do with a memory.
+/// Work for a memory.
 #[derive(Clone, Copy)]
 pub enum Work<'a, T> {
-    /// Read every token with the weights as they stand, W + U; the state stays. Chunks count from the first query.
+    /// Reads every token with the current weights, W + U; the state does not change. Chunks count from the
+    /// first query.
     Read(&'a dyn Sequences<T>),
-    /// Store. `probe` computes `loss_before` and `loss_after`.
+    /// Stores sequences. `probe` computes `loss_before` and `loss_after`.
     Store {
-        /// What is stored.
+        /// Sequences to store.
         sequences: &'a dyn Sequences<T>,
-        /// Whether ℓ is also taken at W + U before and after each chunk.
+        /// Whether to also take ℓ at W + U before and after each chunk.
         probe: bool,
     },
-    /// Read chunk by chunk, one chunk behind what is stored: `forward(read, store)` of the module in PyTorch.
+    /// Reads chunk by chunk, one chunk behind the stored stream: `forward(read, store)` of the PyTorch module.
     Online {
         /// The queries.
         read: &'a dyn Sequences<T>,
-        /// What is stored: often the same.
+        /// Sequences to store; often the same as the queries.
         store: &'a dyn Sequences<T>,
-        /// As for a store.
+        /// Whether to also take ℓ at W + U before and after each chunk.
         probe: bool,
     },
 }
 
-/// Takes results as they come.
+/// Receiver of results while the run produces them.
 pub trait Sink<T>: Send {
-    /// Rows of one sequence, by chunk and head. Sequences of a group take turns; after a divergence those of
-    /// sequences that are never done do not count.
+    /// Receives metrics rows of one sequence, by chunk and head. Sequences of a group take turns. After a
+    /// divergence, rows of sequences that are never reported as done do not count.
     fn metrics(&mut self, rows: &[ChunkMetrics]) -> Result<()>;
-    /// What was read (rows, dim), from the token `start` of the given queries on.
+    /// Receives retrieved rows (rows, dim), starting at token `start` of the given queries.
     fn retrieved(&mut self, sequence: usize, start: usize, rows: ArrayView2<T>) -> Result<()>;
-    /// Of a run with retention, kept chunks under the memory of one moment: by sequence, then moment, chunk and head.
-    /// Turns and divergences as for [`metrics`](Self::metrics).
+    /// Receives losses of kept chunks in a run with retention, by sequence, then moment, chunk and head. Turns
+    /// and divergences follow the rules of [`metrics`](Self::metrics).
     fn retained(&mut self, _rows: &[Retained]) -> Result<()> {
         Ok(())
     }
-    /// All rows of this sequence have come. Called in the order of sequences.
+    /// Marks a sequence as complete. The engine calls this in the order of sequences.
     fn sequence_done(&mut self, sequence: usize) -> Result<()>;
 }
 
@@ -247,9 +278,9 @@ impl<T: Real> Sink<T> for Discard {
 pub struct Divergence {
     /// Index of the sequence.
     pub sequence: usize,
-    /// Chunk, counted from the start of the memory's life (of the queries in a plain read).
+    /// Chunk, counted from the start of the memory's life; in a plain read, from the start of the queries.
     pub chunk: usize,
-    /// Head; absent where heads are already combined.
+    /// Head; absent for a value after the heads are combined.
     pub head: Option<usize>,
     /// Column of metrics.csv, or `retrieved`.
     pub quantity: &'static str,
@@ -265,37 +296,38 @@ impl std::fmt::Display for Divergence {
     }
 }
 
-/// How a run ended.
+/// The result of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
-    /// The first non-finite value of what ended the run: of the memory or, in a plain read, of a read. The state is then of
-    /// no use, and what was read incomplete.
+    /// The first non-finite value that ended the run: one of the memory or, in a plain read, a retrieved one.
+    /// Afterwards the state is useless and the retrieved tokens are incomplete.
     pub divergence: Option<Divergence>,
-    /// The first read of an online run that is not finite. The memory may be all the same: the run goes on.
+    /// The first non-finite value read in an online run. The memory may still be intact, so the run continues.
     pub bad_read: Option<Divergence>,
-    /// Rows of the metrics of sequences that are done: all, or those that came before the divergence.
+    /// Number of metrics rows of complete sequences: all rows, or those before the divergence.
     pub rows: usize,
-    /// Queries of chunks past the end of what was stored, read with the last weights: the first such chunk.
+    /// The first chunk of queries past the end of the stored stream. Such chunks are read with the last weights.
     pub read_past_store: Option<usize>,
-    /// Over all sequences, heads and kept chunks: Σ ℓ under the final memory and Σ ℓ at W; zeros without any.
+    /// Σ ℓ under the final memory and Σ ℓ at W, over all sequences, heads and kept chunks; zeros without kept chunks.
     pub retained: [f64; 2],
-    /// From inputs to results, without `input` and `output`.
+    /// Time from inputs to results, without `input` and `output`.
     pub computing: Duration,
-    /// Where its time went, added up over threads.
+    /// Time by phase, summed over threads.
     pub phases: Phases,
-    /// Waiting for blocks of tokens: with several threads they come in while others are computed.
+    /// Time spent waiting for blocks of tokens. With several threads they are read while others are computed.
     pub input: Duration,
-    /// Handing results to the sink.
+    /// Time spent passing results to the sink.
     pub output: Duration,
 }
 
 impl Outcome {
-    /// The first value that is not finite, in the order of sequences and chunks. A chunk is read before it is stored.
+    /// Returns the first non-finite value, in the order of sequences and chunks. A chunk is read before it is stored.
     pub fn first_nonfinite(&self) -> Option<&Divergence> {
         self.bad_read.iter().chain(&self.divergence).min_by_key(|at| (at.sequence, at.chunk))
     }
 
-    /// Takes in what a sequence's block came to. Whether that ends the sequence: a read does only where nothing is stored.
+    /// Adds the findings of a sequence's block and returns whether they end the sequence. A non-finite read
+    /// ends it only where nothing is stored.
     fn ends(&mut self, divergence: Option<Divergence>, read: Option<Divergence>, storing: bool) -> bool {
         let divergence = if storing {
             self.bad_read =
@@ -311,15 +343,16 @@ impl Outcome {
         ends
     }
 
-    /// Σ ℓ under the final memory ÷ Σ ℓ at W of the kept chunks: 0 is all there, 1 as if nothing had been stored.
-    /// Absent where none was kept, after a divergence, and where it is not finite.
+    /// Returns Σ ℓ under the final memory ÷ Σ ℓ at W of the kept chunks. 0 means that everything is retained, 1
+    /// that the memory does no better than without storing. `None` without kept chunks, after a divergence, and
+    /// where the ratio is not finite.
     pub fn retained_ratio(&self) -> Option<f64> {
         let [loss, at_w] = self.retained;
         Some(loss / at_w).filter(|ratio| self.divergence.is_none() && ratio.is_finite())
     }
 }
 
-/// What the engine spends its time on.
+/// A phase of the engine's work.
 #[derive(Clone, Copy, Debug)]
 enum Phase {
     Project,
@@ -331,28 +364,28 @@ enum Phase {
     Retention,
 }
 
-/// Seconds that the threads together spent in each part of a run.
+/// Seconds in each phase of a run, summed over threads.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Phases {
     /// Norms, projections and gates of the tokens of both streams.
     pub project: f64,
     /// Losses and gradients at W.
     pub gradients: f64,
-    /// The fused updates of the panels: gradients formed, S and U moved, everything read with W + U.
+    /// Fused updates of the panels: forming gradients, advancing S and U, and reading with W + U.
     #[serde(rename = "walk")]
     pub fused_update: f64,
-    /// What a memory model does between its layers, of what is read.
+    /// The memory model's functions between layers, for everything that is read.
     pub activate: f64,
-    /// Heads combined, norm of what was read.
+    /// Combination of the heads, and the norm of the retrieved rows.
     pub combine: f64,
-    /// Rows of the metrics, and the search for values that are not finite.
+    /// Metrics rows, and the search for non-finite values.
     pub metrics: f64,
-    /// Kept chunks read again, where there is retention.
+    /// Reads of kept chunks, in a run with retention.
     pub retention: f64,
 }
 
 impl Phases {
-    /// By name, in order.
+    /// Returns the seconds of each phase with its name, in order.
     pub fn named(&self) -> [(&'static str, f64); 7] {
         let Self { project, gradients, fused_update, activate, combine, metrics, retention } = *self;
         [
@@ -367,13 +400,13 @@ impl Phases {
     }
 }
 
-/// What all tasks of a run share.
+/// State that all tasks of a run share.
 struct Context<'a, T: Real, M: MemoryModel<T>> {
     memory: &'a Memory<T, M>,
     plan: &'a Plan<'a, T>,
-    /// Buffers that no task is using.
+    /// Scratch buffers that no task is using.
     scratch: &'a Mutex<Vec<M::Scratch>>,
-    /// Nanoseconds by [`Phase`].
+    /// Nanoseconds in each [`Phase`].
     phases: [AtomicU64; 7],
 }
 
@@ -385,7 +418,7 @@ impl<T: Real, M: MemoryModel<T>> Context<'_, T, M> {
         result
     }
 
-    /// Lends the buffers for a group of rows: as many as tasks run at once are ever made.
+    /// Lends scratch buffers for a group of rows. At most as many exist as tasks run at once.
     fn with_scratch(&self, phase: Phase, work: impl FnOnce(&mut M::Scratch)) {
         let idle = self.scratch.lock().expect("no task panics with it").pop();
         let mut scratch = idle
@@ -408,19 +441,19 @@ impl<T: Real, M: MemoryModel<T>> Context<'_, T, M> {
     }
 }
 
-/// Runs a memory. Its large buffers stay for the next run of the same kind and size.
+/// An engine that runs a memory. Its large buffers are reused by the next run of the same kind and size.
 pub struct Engine<'m, T: Real, M: MemoryModel<T> = Attention> {
     memory: &'m Memory<T, M>,
     retention: Option<usize>,
     sizes: Option<Sizes>,
     runners: Vec<SequenceRunner<T>>,
-    /// The tokens of each runner's next block.
+    /// Tokens of each runner's next block.
     incoming: Vec<BlockTokens<T>>,
     scratch: Mutex<Vec<M::Scratch>>,
 }
 
 impl<'m, T: Real, M: MemoryModel<T>> Engine<'m, T, M> {
-    /// An engine that has not run yet.
+    /// Creates an engine for `memory`.
     pub fn new(memory: &'m Memory<T, M>) -> Self {
         Self {
             memory,
@@ -432,20 +465,24 @@ impl<'m, T: Real, M: MemoryModel<T>> Engine<'m, T, M> {
         }
     }
 
-    /// With `Some(K)`, chunks K − 1, 2K − 1, … stay, keys and values, and each is read again after every K-th chunk
-    /// that is stored later and after the last: [`Sink::retained`]. The run's own results stay the same, bit for bit.
-    /// For n chunks that is (n / K)² / 2 reads of a chunk by every head, in memory a K-th of the sequence's keys and
-    /// values; blocks are no longer than K chunks.
+    /// Enables retention. With `Some(K)`, the keys and values of chunks K − 1, 2K − 1, … are kept. Each kept
+    /// chunk is read again after every K-th chunk that is stored later, and after the last chunk: see
+    /// [`Sink::retained`]. The other results of the run stay the same, bit for bit.
+    ///
+    /// For n chunks this costs (n / K)² / 2 reads of a chunk by every head, and memory for one K-th of the
+    /// sequence's keys and values. Blocks are at most K chunks long.
     #[must_use]
     pub fn with_retention(self, every: Option<usize>) -> Self {
         Self { retention: every, ..self }
     }
 
-    /// Runs `work`. `tick` is told the tokens of each finished block (summed over sequences) and can stop the run.
+    /// Runs `work`. `tick` receives the number of tokens of each finished block, summed over sequences, and can
+    /// stop the run.
     ///
     /// # Errors
-    /// Settings that do not fit the state, failures of inputs and sink, and whatever `tick` returns; after any but the
-    /// first the state is of no use. A divergence is no error: see [`Outcome`].
+    /// Settings that do not fit the state, failures of the inputs and the sink, and any error that `tick`
+    /// returns. After any of these but the first the state is useless. A divergence is not an error: see
+    /// [`Outcome`].
     pub fn run(
         &mut self,
         state: &mut State<T>,
@@ -479,13 +516,13 @@ impl<'m, T: Real, M: MemoryModel<T>> Engine<'m, T, M> {
         Ok(outcome)
     }
 
-    /// What the buffers of sequences take. Scratch, of which each thread has its own, does not count.
+    /// Returns the bytes of the buffers for sequences. The scratch buffers of each thread are not counted.
     pub fn bytes(&self) -> usize {
         let runners = self.runners.iter().map(SequenceRunner::bytes).sum::<usize>();
         runners + self.incoming.iter().map(BlockTokens::bytes).sum::<usize>()
     }
 
-    /// Buffers for so many sequences side by side.
+    /// Allocates buffers for a number of sequences side by side.
     fn prepare_buffers(&mut self, sizes: Sizes, runners: usize) {
         if self.sizes.replace(sizes) != Some(sizes) {
             self.runners.clear();
@@ -499,8 +536,8 @@ impl<'m, T: Real, M: MemoryModel<T>> Engine<'m, T, M> {
     }
 }
 
-/// Advances the sequences `group` side by side. A sequence that diverges ends itself and all after it; those before
-/// it go on, so that what is reported is the first divergence in the order of sequences.
+/// Advances the sequences `group` side by side. A divergence ends its sequence and all later ones; earlier
+/// sequences continue. The first divergence in the order of sequences is therefore the one reported.
 fn run_group<T: Real, M: MemoryModel<T>>(
     context: &Context<'_, T, M>,
     (runners, incoming): (&mut [SequenceRunner<T>], &mut [BlockTokens<T>]),
@@ -538,7 +575,7 @@ fn run_group<T: Real, M: MemoryModel<T>>(
                 compute();
                 outcome.input += load(incoming, next)?;
             }
-            // The next block comes in meanwhile: a thread with nothing to do falls asleep, and is slow to wake.
+            // The next block is read meanwhile: a thread without work falls asleep and is slow to wake.
             Some(&next) => {
                 rayon::join(compute, || load(incoming, next)).1?;
             }

@@ -1,14 +1,15 @@
-//! Norms and squared distances that are right over the whole range of the element type: squares are summed fast in lanes
-//! of the element type, and once more, in f64 or scaled, in the rare case that they left its range.
+//! Norms and squared distances that are correct over the whole range of the element type. Squares are summed
+//! fast, in lanes of the element type. In the rare case that they leave its range, they are summed again in f64
+//! or scaled.
 //!
-//! A norm is infinite or NaN only where an element is: one that would overflow f64 is [`f64::MAX`].
+//! A norm is infinite or NaN only if an element is. One that would overflow f64 is [`f64::MAX`].
 
 use ndarray::NdFloat;
 
-/// Lanes that the compiler turns into vector registers; also what keeps an f32 sum accurate.
+/// Number of lanes, which the compiler turns into vector registers. They also keep an f32 sum accurate.
 const LANES: usize = 16;
 
-/// Σ x² with the lanes' sums in the element type: for at most a few thousand elements.
+/// Returns Σ x² with sums of lanes in the element type, for at most a few thousand elements.
 #[expect(clippy::inline_always, reason = "to be compiled with the caller's instruction set")]
 #[inline(always)]
 pub fn sum_of_squares<T: NdFloat + Into<f64>>(values: &[T]) -> f64 {
@@ -23,7 +24,7 @@ pub fn sum_of_squares<T: NdFloat + Into<f64>>(values: &[T]) -> f64 {
     lanes.iter().map(|&lane| -> f64 { lane.into() }).sum::<f64>() + rest
 }
 
-/// Σ (a − b)², in f64 where T's range is too small for it.
+/// Returns Σ (a − b)², in f64 where T's range is too small for it.
 #[expect(clippy::inline_always, reason = "to be compiled with the caller's instruction set")]
 #[inline(always)]
 pub fn squared_distance<T: NdFloat + Into<f64>>(a: &[T], b: &[T]) -> f64 {
@@ -46,19 +47,20 @@ fn wide_squared_distance<T: NdFloat + Into<f64>>(a: &[T], b: &[T]) -> f64 {
     a.iter().zip(b).map(|(&a, &b)| square(a.into() - b.into())).sum()
 }
 
-/// Whether a sum of squares that were formed in the element type can be believed. A NaN can: no other way to sum
-/// would find anything else. Squares under the smallest normal are rounded to multiples of it times ε: over 2²⁰
-/// elements that is less than one part in 10⁶ of a sum above this bound.
+/// Returns whether a sum of squares formed in the element type is accurate. A NaN is: every other way to sum
+/// also gives NaN. Squares below the smallest normal number are rounded to multiples of it times ε. Over 2²⁰
+/// elements this is less than one part in 10⁶ of a sum above the bound.
 pub fn trusted<T: NdFloat + Into<f64>>(sum: f64) -> bool {
     sum.is_nan() || (sum.is_finite() && sum > least_trusted::<T>())
 }
 
-/// The bound that sums of squares must be above.
+/// Returns the bound that sums of squares must exceed.
 pub fn least_trusted<T: NdFloat + Into<f64>>() -> f64 {
     T::min_positive_value().into() * f64::from(1 << 20)
 }
 
-/// The norm of `values` (given anew at each call), their squares summed in f64 relative to the largest.
+/// Returns the norm of `values`, with squares summed in f64 relative to the largest. `values` yields them at
+/// each call.
 pub fn scaled_norm<T: NdFloat + Into<f64>, I: Iterator<Item = T>>(values: impl Fn() -> I) -> f64 {
     let largest: f64 = values().fold(T::zero(), |largest, x| largest.max(x.abs())).into();
     if largest == 0.0 || !largest.is_finite() {
@@ -67,7 +69,8 @@ pub fn scaled_norm<T: NdFloat + Into<f64>, I: Iterator<Item = T>>(values: impl F
     saturated(largest * values().map(|x| square(x.into() / largest)).sum::<f64>().sqrt())
 }
 
-/// The norm of what has `parts` as norms. Their squares may leave f64's range where the parts do not.
+/// Returns the norm of a whole from the norms of its `parts`. Their squares may leave f64's range where the
+/// parts do not.
 pub fn joined(parts: impl Iterator<Item = f64> + Clone) -> f64 {
     let sum: f64 = parts.clone().map(square).sum();
     if trusted::<f64>(sum) {
@@ -78,7 +81,7 @@ pub fn joined(parts: impl Iterator<Item = f64> + Clone) -> f64 {
     if largest.is_finite() { saturated(joined) } else { joined }
 }
 
-/// The norm of finite numbers, which may have overflowed.
+/// Returns the norm of finite numbers, with an overflow replaced by [`f64::MAX`].
 pub fn saturated(norm: f64) -> f64 {
     if norm.is_infinite() { f64::MAX } else { norm }
 }
@@ -87,7 +90,7 @@ fn square(x: f64) -> f64 {
     x * x
 }
 
-/// The Frobenius norm of `values`.
+/// Returns the Frobenius norm of `values`.
 pub fn norm<T: NdFloat + Into<f64>>(values: &[T]) -> f64 {
     let sum = values.chunks(1024).map(sum_of_squares).sum();
     if trusted::<T>(sum) { f64::sqrt(sum) } else { scaled_norm(|| values.iter().copied()) }

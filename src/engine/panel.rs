@@ -1,24 +1,24 @@
-//! The fused update along the chunks, on a column panel of one memory weight: what makes storing and reading one stream.
+//! The fused update of a column panel of one memory weight along the chunks, which stores and reads one stream.
 //!
-//! For the columns J of a weight, S, U and W + U of a panel are (in, |J|), and chunk i does, in this order,
+//! For the columns J of a weight, S, U and W + U of a panel are (in, |J|). Chunk i does, in this order,
 //!
 //! ```text
-//! Y ← X (W + U)[:, J]        what is read before chunk i is stored: X (rows, in), Y (rows, |J|)
+//! Y ← X (W + U)[:, J]        read before chunk i is stored: X (rows, in), Y (rows, |J|)
 //! g ← Aᵀ B[:, J]             A (c, in), B (c, |J|)
 //! S ← η S − θ g,  U ← (1 − α) U + S,  ‖g‖², ‖S‖², ‖U‖², ‖W + U‖²
-//! Y ← X (W + U)[:, J]        what is read after it
+//! Y ← X (W + U)[:, J]        read after chunk i is stored
 //! ```
 //!
-//! A tile of g never leaves the registers: products, both recurrences, the read weights and the norms are one pass.
-//! No column needs another one's, so panels run side by side without meeting until all chunks of a block are done,
-//! and a panel stays in the nearest cache meanwhile. Threads share out columns rather than segments of time: segments
-//! would take S and U through every chunk twice.
+//! A tile of g never leaves the registers: products, both recurrences, the weights that are read and the norms
+//! are one pass. No column needs another one's, so panels run side by side until all chunks of a block are
+//! done. A panel stays in the nearest cache meanwhile. Threads divide columns rather than segments of time,
+//! because segments would take S and U through every chunk twice.
 //!
-//! Short chunks need no other form. The dual one, which reads through (Q Kᵀ ∘ coefficients) B within a stretch of 64
-//! tokens and moves S and U once per stretch, takes 24 d² + 384 d operations a token to read through four weights, 16 d²
-//! to move their S and U, and 16 d² for the inner products that each chunk's norms are made of. At d = 64 and the full
-//! rate of matrix products (115 GFLOP/s a core, AMD EPYC of family 25, model 17) that is 2.2 µs; the fused update measured
-//! 1.9 µs there with chunks of 2, the shortest there are, and 0.8 µs with chunks of 16.
+//! Short chunks need no other form. The dual form reads through (Q Kᵀ ∘ coefficients) B within a stretch of 64
+//! tokens and moves S and U once per stretch. Per token it takes 24 d² + 384 d operations to read through four
+//! weights, and 16 d² to move their S and U. The inner products of each chunk's norms take another 16 d². At d = 64
+//! and the full rate of matrix products (115 GFLOP/s a core, AMD EPYC of family 25, model 17) that is 2.2 µs. The
+//! fused update measured 1.9 µs there with chunks of 2, the shortest, and 0.8 µs with chunks of 16.
 
 #![expect(clippy::inline_always, reason = "compiled once per instruction set, as part of what is dispatched")]
 #![expect(clippy::needless_range_loop, reason = "tiles stay in registers where constants index them")]
@@ -36,16 +36,16 @@ use crate::real::Real;
 /// Coefficients of one chunk.
 #[derive(Clone, Copy, Debug)]
 pub struct Step<T> {
-    /// θ: how much of the surprise enters the momentum.
+    /// Learning rate θ: the factor of the surprise in the momentum.
     pub learning_rate: T,
-    /// η: how much of the momentum is kept.
+    /// Momentum η: the fraction of the momentum that is kept.
     pub momentum: T,
-    /// α: how much of the update is forgotten.
+    /// Decay α: the fraction of the update that is forgotten.
     pub decay: T,
 }
 
 impl<T: Real> Step<T> {
-    /// In the element type of a run.
+    /// Converts gate values to the element type of a run.
     pub fn from_gates(gates: &GateValues) -> Self {
         Self {
             learning_rate: T::from_f64(gates.learning_rate),
@@ -55,21 +55,21 @@ impl<T: Real> Step<T> {
     }
 }
 
-/// Frobenius norms of what one step touched.
+/// Frobenius norms of the matrices of one step.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Norms {
-    /// ‖g‖
+    /// Norm of the surprise, ‖g‖.
     pub surprise: f64,
-    /// ‖S‖
+    /// Norm of the momentum, ‖S‖.
     pub momentum: f64,
-    /// ‖U‖
+    /// Norm of the update, ‖U‖.
     pub update: f64,
-    /// ‖W + U‖
+    /// Norm of the weights, ‖W + U‖.
     pub weight: f64,
 }
 
 impl Norms {
-    /// Of several parts together.
+    /// Returns the norms of several parts together.
     pub fn joined(parts: impl Iterator<Item = Self> + Clone) -> Self {
         Self {
             surprise: joined(parts.clone().map(|part| part.surprise)),
@@ -80,33 +80,33 @@ impl Norms {
     }
 }
 
-/// A column panel: columns of one memory weight of one head, and what is stored in them.
+/// A column panel: U and S in some columns of one memory weight of one head.
 #[derive(Clone, Debug)]
 pub struct Panel<T> {
-    /// U and S, a row per row of the weight. W + U is formed where it is read: keeping it would push S, U and W of
-    /// a panel of 64 rows out of the nearest cache.
+    /// U and S, one panel row per row of the weight. W + U is formed where it is read: keeping it would push S,
+    /// U and W of a panel of 64 rows out of the nearest cache.
     update: Vec<PanelRow<T>>,
-    /// Empty where nothing will be stored.
+    /// Rows of S; empty if nothing is stored.
     momentum: Vec<PanelRow<T>>,
-    /// Of each chunk of the last fused update.
+    /// Norms of each chunk of the last fused update.
     pub norms: Vec<Norms>,
 }
 
-/// Where a column panel lies.
+/// The place of a column panel.
 #[derive(Clone, Copy, Debug)]
 pub struct PanelColumns {
-    /// The memory weight, in file order.
+    /// Index of the memory weight, in file order.
     pub weight: usize,
-    /// (rows, cols) of the weight.
+    /// Shape (rows, cols) of the weight.
     shape: (usize, usize),
-    /// First column.
+    /// Index of the first column.
     start: usize,
-    /// Columns, at most [`WIDTH`].
+    /// Number of columns, at most [`WIDTH`].
     pub width: usize,
 }
 
 impl PanelColumns {
-    /// The panels of all memory weights, in file order.
+    /// Returns the panels of all memory weights, in file order.
     pub fn all(shapes: &[(usize, usize)]) -> Vec<Self> {
         let of_weight = |(weight, &shape): (usize, &(usize, usize))| {
             let cols = shape.1;
@@ -116,7 +116,7 @@ impl PanelColumns {
         shapes.iter().enumerate().flat_map(of_weight).collect()
     }
 
-    /// These columns of the weight's `elements`, a panel of its own.
+    /// Copies these columns of the weight's `elements` into a new panel.
     pub fn panel<T: Real>(&self, elements: &[T]) -> Vec<PanelRow<T>> {
         let mut rows = vec![PanelRow::ZERO; self.shape.0];
         self.load(elements, &mut rows);
@@ -135,7 +135,7 @@ impl PanelColumns {
         }
     }
 
-    /// Where each row of these columns lies among the weight's elements.
+    /// Yields the place of each row of these columns among the weight's elements.
     fn places(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let ((rows, cols), start, width) = (self.shape, self.start, self.width);
         (0..rows).map(move |row| row * cols + start..row * cols + start + width)
@@ -143,7 +143,7 @@ impl PanelColumns {
 }
 
 impl<T: Real> Panel<T> {
-    /// Nothing, for panels of so many rows. S only where something will be stored.
+    /// Creates a panel of zeros. It has S only if `storing`.
     pub fn new(columns: &PanelColumns, storing: bool) -> Self {
         let rows = columns.shape.0;
         Self {
@@ -153,18 +153,18 @@ impl<T: Real> Panel<T> {
         }
     }
 
-    /// What U and S take.
+    /// Returns the bytes of U and S.
     pub fn bytes(&self) -> usize {
         size_of_val(&self.update[..]) + size_of_val(&self.momentum[..])
     }
 
-    /// Takes U, and S where it is kept, from a weight's elements.
+    /// Loads U, and S where it is kept, from a weight's elements.
     pub fn load(&mut self, columns: &PanelColumns, update: &[T], momentum: &[T]) {
         columns.load(update, &mut self.update);
         columns.load(momentum, &mut self.momentum);
     }
 
-    /// W + U, as it is read.
+    /// Yields the rows of W + U.
     pub fn weights<'a>(&'a self, base: &'a [PanelRow<T>]) -> impl Iterator<Item = PanelRow<T>> + use<'a, T> {
         base.iter().zip(&self.update).map(|(w, u)| {
             let mut sum = *w;
@@ -173,21 +173,21 @@ impl<T: Real> Panel<T> {
         })
     }
 
-    /// Puts U and S back where they were loaded from.
+    /// Writes U and S back to a weight's elements.
     pub fn save(&self, columns: &PanelColumns, update: &mut [T], momentum: &mut [T]) {
         columns.save(&self.update, update);
         columns.save(&self.momentum, momentum);
     }
 }
 
-/// Rows that are read with a panel while it is updated: chunk by chunk with the weights of that moment, and with the last
-/// ones from there on.
+/// Rows that are read with a panel during its update: chunk by chunk with the weights of that moment, and with
+/// the last weights after the last chunk.
 pub struct Reading<'a, T> {
-    /// X (rows, in)
+    /// Input rows X (rows, in).
     pub inputs: ArrayView2<'a, T>,
-    /// Y (rows, |J|)
+    /// Output rows Y (rows, |J|).
     pub outputs: ArrayViewMut2<'a, T>,
-    /// Whether chunk i is read once it is stored, or just before.
+    /// Whether chunk i is read after it is stored, rather than just before.
     pub after: bool,
 }
 
@@ -195,13 +195,13 @@ pub struct Reading<'a, T> {
 pub struct FusedUpdate<'a, T> {
     /// Tokens per chunk.
     pub chunk: usize,
-    /// W
+    /// Panel of W.
     pub base: &'a [PanelRow<T>],
-    /// What moves.
+    /// Panel to update.
     pub panel: &'a mut Panel<T>,
-    /// What is stored; absent in a plain read.
+    /// Chunks to store; absent in a plain read.
     pub stored: Option<StoredChunks<'a, T>>,
-    /// Who reads.
+    /// Rows to read.
     pub readings: Vec<Reading<'a, T>>,
 }
 
@@ -210,14 +210,14 @@ pub struct FusedUpdate<'a, T> {
 pub struct StoredChunks<'a, T> {
     /// Gates of each chunk.
     pub steps: &'a [Step<T>],
-    /// A (rows, in)
+    /// Factor A (rows, in) of the gradients.
     pub inputs: ArrayView2<'a, T>,
-    /// B (rows, |J|)
+    /// Factor B (rows, |J|) of the gradients.
     pub cotangents: ArrayView2<'a, T>,
 }
 
 impl<T: Real> FusedUpdate<'_, T> {
-    /// Runs on the best instruction set there is.
+    /// Runs on the best available instruction set.
     pub fn run(self) {
         Arch::new().dispatch(self);
     }
@@ -254,7 +254,7 @@ impl<T: Real> WithSimd for FusedUpdate<'_, T> {
     }
 }
 
-/// Y ← X (W + U) for the rows of `range` that there are.
+/// Computes Y ← X (W + U) for the rows of `range` that exist.
 #[inline(always)]
 fn read<T: Real, S: Simd>(
     simd: S,
@@ -272,7 +272,7 @@ fn read<T: Real, S: Simd>(
     });
 }
 
-/// Stores one chunk: moves S and U, forms W + U and adds the chunk's norms to the panel's.
+/// Stores one chunk: updates S and U, forms W + U and adds the chunk's norms to the panel's.
 #[inline(always)]
 fn advance<T: Real, S: Simd>(
     simd: S,
@@ -323,7 +323,7 @@ fn advance<T: Real, S: Simd>(
     let stored = |rows: &[PanelRow<T>]| scaled_norm(|| rows.iter().flat_map(|row| row.0));
     panel.norms.push(Norms {
         surprise: norm(squares[0], &|| {
-            // Nothing to learn from, as in padding: no sum to scale.
+            // There is nothing to learn, as in padding, and no sum to scale.
             if b.iter().all(|row| row.0.iter().all(T::is_zero)) {
                 return 0.0;
             }
@@ -338,7 +338,7 @@ fn advance<T: Real, S: Simd>(
     });
 }
 
-/// One row of Aᵀ B, for the norm of a surprise whose squares left the element type's range.
+/// Computes one row of Aᵀ B, for the norm of a surprise whose squares left the element type's range.
 fn surprise_row<T: Real>(
     inputs: ArrayView2<'_, T>,
     first: usize,

@@ -1,4 +1,4 @@
-//! What is asked of the engine, checked against memory and state and cut into blocks of tokens.
+//! A run's work, checked against memory and state and divided into blocks of tokens.
 
 use super::{Memory, Work};
 use crate::error::{Error, Result};
@@ -8,17 +8,18 @@ use crate::memory::state::StreamPosition;
 use crate::real::Real;
 use crate::sequence::Sequences;
 
-/// Tokens per block. More make each visit to a panel's S and U longer and the waits of threads for each other fewer,
-/// fewer keep a block's rows in cache and memory small. With one head (batches not tried) 1,024 measured
-/// 5 % faster than 512 at heads of 384 and the same at 64; with four heads of 64, 5 % slower.
+/// Tokens per block. Larger blocks mean longer visits to a panel's S and U and fewer waits between threads.
+/// Smaller blocks keep their rows in cache and memory use low. With one head (batches not tried), 1,024
+/// measured 5 % faster than 512 for heads of 384 and the same for heads of 64. With four heads of 64 it
+/// measured 5 % slower.
 const BLOCK_TOKENS: usize = 512;
 const BLOCK_TOKENS_OF_ONE_HEAD: usize = 1024;
 
-/// Tokens that are projected, and that a model takes, at once: their rows stay in L2 from one product to the next.
-/// 32 to 128 measured alike.
+/// Tokens that are projected, and passed to a model, at once. Their rows stay in L2 from one product to the
+/// next. 32 to 128 measured alike.
 const GROUP_TOKENS: usize = 64;
 
-/// A token range of one stream of a block, as positions in the memory's life. Starts at a chunk boundary.
+/// A token range of one stream of a block, as positions in the memory's life. It starts at a chunk boundary.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct TokenRange {
     pub(super) start: usize,
@@ -31,7 +32,7 @@ impl TokenRange {
     }
 }
 
-/// One step through time: what is read and what is stored, both from the same chunk boundary on.
+/// One step through time: the ranges read and stored, both from the same chunk boundary on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Block {
     pub(super) read: TokenRange,
@@ -44,7 +45,7 @@ impl Block {
     }
 }
 
-/// How large the buffers of a sequence runner are.
+/// Buffer sizes of a sequence runner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sizes {
     /// Most rows of a block in the stored and in the read stream.
@@ -52,7 +53,7 @@ pub(super) struct Sizes {
     pub(super) read: usize,
     pub(super) storing: bool,
     pub(super) probe: bool,
-    /// Rows that a model ever takes at once.
+    /// Most rows that a model processes at once.
     pub(super) scratch: usize,
 }
 
@@ -62,24 +63,24 @@ pub(super) struct Plan<'a, T> {
     pub(super) read: Option<&'a dyn Sequences<T>>,
     pub(super) store: Option<&'a dyn Sequences<T>>,
     pub(super) probe: bool,
-    /// K: every K-th chunk is kept, and the memory whole after it.
+    /// K: every K-th chunk is kept, and the memory is whole after it.
     pub(super) retention: Option<usize>,
-    /// The streams' positions before; a plain read starts its own count.
+    /// Positions of the streams before the run; a plain read counts from zero.
     pub(super) stored_before: StreamPosition<T>,
     pub(super) read_before: StreamPosition<T>,
     pub(super) chunk_size: usize,
-    /// Most rows of a block, and of a group: whole chunks.
+    /// Most rows of a block and of a group; both are whole chunks.
     pub(super) block_rows: usize,
     pub(super) group_rows: usize,
-    /// Positions whose multiples end a block, with retention.
+    /// Positions whose multiples end a block, in a run with retention.
     pub(super) kept_every: usize,
     /// Chunk at which both streams start.
     pub(super) first_chunk: usize,
-    /// One past the last position read.
+    /// Position after the last token read.
     pub(super) read_end: usize,
-    /// One past the last position of a complete stored chunk.
+    /// Position after the last token of a complete stored chunk.
     pub(super) store_end: usize,
-    /// Position of the first token of the queries: those before it are left over from an earlier call.
+    /// Position of the first token of the queries; earlier ones are left over from an earlier call.
     pub(super) first_query: usize,
     pub(super) read_past_store: Option<usize>,
 }
@@ -139,10 +140,12 @@ impl<'a, T: Real> Plan<'a, T> {
         state.check_sequences("sequences to store", store.shape().sequences)?;
         plan.first_chunk = state.stored.chunks(c);
         if retention.is_some() && plan.first_chunk > 0 {
-            let expected =
-                "a memory in which no chunk has been stored (the keys and values of those are gone)";
-            let got = format!("one with {} stored", plan.first_chunk);
-            return Err(Error::setting("--retention", expected, got));
+            let reason = format!(
+                "the memory already has {} stored chunks, whose keys and values are gone; \
+                 omit --retention or start from a memory without stored chunks",
+                plan.first_chunk
+            );
+            return Err(Error::rejected("--retention", reason));
         }
         plan.store_end = (state.stored.tokens + store.shape().tokens) / c * c;
         if read.is_some() {
@@ -151,14 +154,14 @@ impl<'a, T: Real> Plan<'a, T> {
             plan.read_before = state.read.clone();
             plan.first_query = state.read.tokens;
             plan.read_end += state.read.tokens;
-            // Chunk i wants U after i chunks; the last chunk read may be incomplete.
+            // Chunk i needs U after i chunks; the last chunk read may be incomplete.
             let last_read = plan.read_end.div_ceil(c).saturating_sub(1);
             plan.read_past_store = (last_read > plan.store_end / c).then_some(plan.store_end / c + 1);
         }
         Ok(plan)
     }
 
-    /// Rows that a model ever takes at once: a group, or all there are.
+    /// Returns the most rows that a model processes at once: a group, or all rows if they are fewer.
     pub(super) fn scratch_rows(&self) -> usize {
         let (stored, read) = self.rows();
         if self.retention.is_some() && stored > 0 {
@@ -172,26 +175,26 @@ impl<'a, T: Real> Plan<'a, T> {
         Sizes { stored, read, storing: self.store.is_some(), probe: self.probe, scratch: self.scratch_rows() }
     }
 
-    /// Rows that the longest block has in the stored and in the read stream.
+    /// Returns the rows of the longest block in the stored and in the read stream.
     fn rows(&self) -> (usize, usize) {
         let start = self.first_chunk * self.chunk_size;
         let longest = |end: usize| end.saturating_sub(start).min(self.block_rows);
         (longest(self.store_end), longest(self.read_end))
     }
 
-    /// Rows of a block's queries that come before anything has been stored: nothing is read there.
+    /// Returns the number of rows of a block's queries before anything is stored. Nothing is read there.
     pub(super) fn unready(&self, block: Block) -> usize {
         let until = match self.store {
             None => 0,
             Some(_) if self.first_chunk > 0 => 0,
-            // With no chunk stored at all, nothing is ever read.
+            // Without a stored chunk nothing is read.
             Some(_) if self.store_end == 0 => self.read_end,
             Some(_) => self.chunk_size,
         };
         until.clamp(block.read.start, block.read.end) - block.read.start
     }
 
-    /// Chunks of a sequence that are kept until its end.
+    /// Returns the number of chunks of a sequence that are kept until its end.
     pub(super) fn kept_chunks(&self) -> usize {
         self.store_end / self.kept_every
     }
@@ -209,21 +212,21 @@ impl<'a, T: Real> Plan<'a, T> {
         })
     }
 
-    /// Whether the last stored chunk of a block is kept.
+    /// Returns whether the last stored chunk of a block is kept.
     pub(super) fn keeps(&self, block: Block) -> bool {
         block.store.len() > 0 && block.store.end.is_multiple_of(self.kept_every)
     }
 
-    /// Whether the kept chunks are read again after a block.
+    /// Returns whether the kept chunks are read again after a block.
     pub(super) fn rereads(&self, block: Block) -> bool {
         let last = block.store.end == self.store_end;
         self.retention.is_some() && block.store.len() > 0 && (last || self.keeps(block))
     }
 
-    /// Moves the state's counts and left-over tokens on, once everything is stored.
+    /// Updates the state's counts and left-over tokens, once everything is stored.
     pub(super) fn finish(&self, state: &mut State<T>) -> Result<()> {
         if let Some(store) = self.store {
-            // A plain store takes its tokens as the read ones too.
+            // A plain store counts its tokens as read too.
             state.read = state.read.after(self.read.unwrap_or(store), self.chunk_size)?;
             state.stored = state.stored.after(store, self.chunk_size)?;
         }

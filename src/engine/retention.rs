@@ -1,11 +1,12 @@
-//! What the memory still knows: chunks of a head kept with their keys and values, and read again as it goes on.
+//! Retention: some chunks of a head are kept with their keys and values and read again later, to measure what
+//! the memory still knows.
 //!
 //! ```text
 //! ℓ(W + U) = Σ over the chunk's tokens of mean over d of (M_{W+U}(k) − v)²
 //! ```
 //!
-//! the loss that a probe takes just after a chunk is stored, taken later. Column panels go through a block on
-//! their own, so the memory is whole between blocks only: that is where this happens.
+//! This is the loss that a probe takes just after a chunk is stored, but taken later. Column panels go through
+//! a block independently, so the whole memory exists only between blocks; the kept chunks are read there.
 
 use ndarray::{Array2, ArrayView2, Axis, s};
 use rayon::prelude::*;
@@ -20,23 +21,23 @@ use crate::real::Real;
 /// The kept chunks of one head.
 #[derive(Debug, Default)]
 pub struct KeptChunks<T> {
-    /// (rows, d), chunk after chunk.
+    /// (rows, d), one chunk after another.
     keys: Vec<T>,
     /// (rows, d)
     values: Vec<T>,
-    /// ℓ at W of each.
+    /// ℓ of each chunk at W.
     at_w: Vec<f64>,
 }
 
 impl<T: Real> KeptChunks<T> {
-    /// Forgets all.
+    /// Discards all kept chunks.
     pub fn clear(&mut self) {
         self.keys.clear();
         self.values.clear();
         self.at_w.clear();
     }
 
-    /// What the kept chunks take.
+    /// Returns the bytes of the kept chunks.
     pub fn bytes(&self) -> usize {
         (self.keys.len() + self.values.len()) * size_of::<T>() + size_of_val(&self.at_w[..])
     }
@@ -48,12 +49,12 @@ impl<T: Real> KeptChunks<T> {
         self.at_w.push(at_w);
     }
 
-    /// ℓ at W of each kept chunk.
+    /// Returns ℓ at W of each kept chunk.
     pub fn at_w(&self) -> &[f64] {
         &self.at_w
     }
 
-    /// ℓ of each kept chunk at `weights`, one per memory weight: groups of chunks side by side.
+    /// Returns ℓ of each kept chunk at `weights`, one matrix per memory weight. Groups of chunks run in parallel.
     pub fn losses<M: MemoryModel<T>>(&self, context: &Context<'_, T, M>, weights: &[Packed<T>]) -> Vec<f64> {
         let memory = context.memory;
         let (c, d, group) = (memory.chunk_size, memory.dimensions.dim_head, context.plan.group_rows);
@@ -75,7 +76,7 @@ impl<T: Real> KeptChunks<T> {
     }
 }
 
-/// M(keys) for whole chunks of c rows.
+/// Returns M(keys) for whole chunks of c rows.
 fn read<T: Real, M: MemoryModel<T>>(
     model: &M,
     weights: &[Packed<T>],

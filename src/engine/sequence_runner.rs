@@ -1,5 +1,4 @@
-//! One sequence on its way through the engine: norms and projections of a block, its heads, and what they read
-//! combined.
+//! One sequence in the engine: norms and projections of a block, its heads, and the combination of their outputs.
 
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
@@ -16,31 +15,32 @@ use crate::real::Real;
 /// Buffers and heads of one sequence.
 pub struct SequenceRunner<T: Real> {
     pub sequence: usize,
-    /// Of the current block.
+    /// Tokens of the current block.
     pub tokens: BlockTokens<T>,
     /// (rows, 2hd)
     keys_values: Array2<T>,
     /// (rows, hd)
     queries: Array2<T>,
-    /// (chunks, 3h): logits of the gates.
+    /// Logits of the gates: (chunks, 3h)
     logits: Array2<T>,
     heads: Vec<Head<T>>,
-    /// What the heads read, side by side: (rows, hd)
+    /// Outputs of the heads, side by side: (rows, hd)
     merged: Array2<T>,
-    /// The same combined, with several heads: (rows, D)
+    /// Combined outputs, with several heads: (rows, D)
     combined: Option<Array2<T>>,
-    /// The metrics of the block, by chunk and head.
+    /// Metrics of the block, by chunk and head.
     pub rows: Vec<ChunkMetrics>,
-    /// Kept chunks under the memory at the end of the block, where they are read again: by chunk and head.
+    /// Losses of kept chunks under the memory at the end of the block, if they are read again there: by chunk
+    /// and head.
     pub retained: Vec<Retained>,
-    /// The first metric of the block that is not finite.
+    /// The first non-finite metric of the block.
     pub divergence: Option<Divergence>,
-    /// The first read of the block that is not finite.
+    /// The first non-finite value read in the block.
     pub bad_read: Option<Divergence>,
 }
 
 impl<T: Real> SequenceRunner<T> {
-    /// Buffers for any sequence.
+    /// Allocates buffers for any sequence.
     pub fn new<M: MemoryModel<T>>(memory: &Memory<T, M>, sizes: Sizes) -> Self {
         let dimensions = memory.dimensions;
         let Sizes { stored, read, .. } = sizes;
@@ -60,15 +60,15 @@ impl<T: Real> SequenceRunner<T> {
         }
     }
 
-    /// What all buffers take.
+    /// Returns the bytes of all buffers.
     pub fn bytes(&self) -> usize {
         let arrays = [&self.keys_values, &self.queries, &self.logits, &self.merged];
         let arrays = arrays.into_iter().chain(&self.combined).map(Array2::len).sum::<usize>();
         arrays * size_of::<T>() + self.tokens.bytes() + self.heads.iter().map(Head::bytes).sum::<usize>()
     }
 
-    /// Turns to a sequence, with the S and U that the state has for it. A plain read of many sequences against a
-    /// state of one shares that one.
+    /// Switches to a sequence and loads its S and U from the state. All sequences of a plain read share the S
+    /// and U of a state of one sequence.
     pub fn load<M: MemoryModel<T>>(&mut self, memory: &Memory<T, M>, state: &State<T>, sequence: usize) {
         self.sequence = sequence;
         (self.divergence, self.bad_read) = (None, None);
@@ -80,7 +80,7 @@ impl<T: Real> SequenceRunner<T> {
         }
     }
 
-    /// Puts S and U back: each (heads, elements).
+    /// Writes U and S back: each (heads, elements).
     pub fn save<M: MemoryModel<T>>(
         &self,
         memory: &Memory<T, M>,
@@ -96,7 +96,7 @@ impl<T: Real> SequenceRunner<T> {
         );
     }
 
-    /// Computes the loaded block: fills `rows`, what [`Self::retrieved`] gives, `divergence` and `bad_read`.
+    /// Computes the loaded block: fills `rows`, the rows of [`Self::retrieved`], `divergence` and `bad_read`.
     pub fn run<M: MemoryModel<T>>(&mut self, context: &Context<'_, T, M>, block: Block) {
         self.project(context);
         let (memory, sequence) = (context.memory, self.sequence);
@@ -127,7 +127,7 @@ impl<T: Real> SequenceRunner<T> {
         }
     }
 
-    /// Fills `retained` with the kept chunks' losses under the memory as it stands, at the end of `block`.
+    /// Fills `retained` with the kept chunks' losses under the memory at the end of `block`.
     fn reread<M: MemoryModel<T>>(&mut self, context: &Context<'_, T, M>, block: Block) {
         let c = context.memory.chunk_size;
         let heads: Vec<_> = self.heads.par_iter().map(|head| head.reread(context)).collect();
@@ -145,7 +145,7 @@ impl<T: Real> SequenceRunner<T> {
         }
     }
 
-    /// Norms and projects both streams, and computes the gates' logits by chunk: groups of rows side by side.
+    /// Norms and projects both streams, and computes the gates' logits by chunk. Groups of rows run in parallel.
     fn project<M: MemoryModel<T>>(&mut self, context: &Context<'_, T, M>) {
         let (projections, c) = (&context.memory.projections, context.memory.chunk_size);
         let stored = self.tokens.store.rows().nrows();
@@ -172,7 +172,7 @@ impl<T: Real> SequenceRunner<T> {
             .for_each(|task| context.timed(Phase::Project, || task.project(&projections.gates, c)));
     }
 
-    /// `post_norm(merged heads @ combine)`. Rows that were read from nothing are zero and stay zero.
+    /// Computes `post_norm(merged heads @ combine)`. Rows read before anything is stored are zero and stay zero.
     fn combine<M: MemoryModel<T>>(&mut self, context: &Context<'_, T, M>) {
         let projections = &context.memory.projections;
         let (read, group) = (self.tokens.read.rows().nrows(), context.plan.group_rows);
@@ -198,7 +198,7 @@ impl<T: Real> SequenceRunner<T> {
         }
     }
 
-    /// Interleaves the heads' metrics by chunk and finds the block's first divergence and first read that is not finite.
+    /// Interleaves the heads' metrics by chunk and finds the block's first divergence and first non-finite read.
     fn collect(&mut self, block: Block, c: usize) {
         let of_heads = self.heads.iter().filter_map(|head| head.divergence.clone());
         self.divergence = of_heads.min_by_key(|divergence| divergence.chunk);
@@ -210,7 +210,7 @@ impl<T: Real> SequenceRunner<T> {
             quantity: "retrieved",
             value: value.to_string(),
         });
-        // Heads come first, so that of several in one chunk the first head is named, and a head before the whole.
+        // Heads come first, so that the first head of a chunk is named, and a head before the combined output.
         let reads = self.heads.iter().filter_map(|head| head.bad_read.clone()).chain(of_output);
         self.bad_read = reads.min_by_key(|read| read.chunk);
 
@@ -227,14 +227,14 @@ impl<T: Real> SequenceRunner<T> {
         }
     }
 
-    /// (rows, D)
+    /// Returns the output rows: (rows, D)
     fn output(&self) -> ArrayView2<'_, T> {
         let output = self.combined.as_ref().unwrap_or(&self.merged);
         output.slice(s![..self.tokens.read.rows().nrows(), ..])
     }
 
-    /// What was read in this block, without what an earlier call has already given: the index of its first row in
-    /// the given queries, and the rows.
+    /// Returns the index of the first retrieved row in the given queries, and the retrieved rows of this block
+    /// (rows, D). Rows that an earlier call has already returned are skipped.
     pub fn retrieved(&self, block: Block, first_query: usize) -> (usize, ArrayView2<'_, T>) {
         let start = first_query.clamp(block.read.start, block.read.end);
         let rows = self.output().slice_move(s![start - block.read.start.., ..]);
@@ -242,18 +242,18 @@ impl<T: Real> SequenceRunner<T> {
     }
 }
 
-/// Tokens on their way to their projections.
+/// Tokens and the outputs of their projections.
 struct ProjectionTask<'a, T> {
     tokens: ArrayViewMut2<'a, T>,
     norm: Option<&'a Array1<T>>,
     weights: &'a Packed<T>,
     projected: ArrayViewMut2<'a, T>,
-    /// Of the gates, where there are any of this stream.
+    /// Logits of the gates, if this stream has any.
     logits: Option<ArrayViewMut2<'a, T>>,
 }
 
 impl<T: Real> ProjectionTask<'_, T> {
-    /// Groups of `group` rows, whole chunks of c.
+    /// Divides the task into groups of `group` rows, which are whole chunks of c.
     fn groups(self, group: usize, c: usize) -> Vec<Self> {
         let Self { mut tokens, norm, weights, mut projected, mut logits } = self;
         let mut groups = Vec::new();
@@ -279,7 +279,8 @@ impl<T: Real> ProjectionTask<'_, T> {
                 chunk.rows().into_iter().for_each(|token| mean += &token);
                 mean /= T::from_f64(c as f64);
             }
-            // Not the gemm crate, whose last digit may depend on the number of rows: blocks may end anywhere.
+            // The gemm crate's last digit may depend on the number of rows, and blocks may end anywhere. So it
+            // is not used here.
             gates.multiply(means.view(), logits);
         }
     }

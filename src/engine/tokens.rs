@@ -1,4 +1,4 @@
-//! One stream's tokens of a block: how they are filled from left-over and new ones, and their norm.
+//! Tokens of one stream in a block: filling the rows from left-over and new tokens, and the `RMSNorm`.
 
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, s};
 
@@ -10,7 +10,7 @@ use crate::real::Real;
 use crate::sequence::Sequences;
 use crate::simd::vectorised;
 
-/// Rows (tokens, D) of the current block, normed in place once they are projected from.
+/// Rows (tokens, D) of the current block. They are normed in place before they are projected.
 #[derive(Debug)]
 pub struct Tokens<T> {
     buffer: Array2<T>,
@@ -38,7 +38,7 @@ impl<T: Real> Tokens<T> {
         self.buffer.slice(s![..self.rows, ..])
     }
 
-    /// Of all rows.
+    /// Elements of all rows, row-major.
     pub fn elements(&self) -> &[T] {
         let elements = self.buffer.as_slice().expect("standard layout");
         &elements[..self.rows * self.buffer.ncols()]
@@ -49,7 +49,7 @@ impl<T: Real> Tokens<T> {
     }
 }
 
-/// Both streams' tokens of a sequence's block.
+/// Tokens of both streams in a sequence's block.
 #[derive(Debug)]
 pub struct BlockTokens<T> {
     pub store: Tokens<T>,
@@ -61,12 +61,12 @@ impl<T: Real> BlockTokens<T> {
         Self { store: Tokens::new(sizes.stored, dim), read: Tokens::new(sizes.read, dim) }
     }
 
-    /// What both take.
+    /// Returns the bytes of both buffers.
     pub fn bytes(&self) -> usize {
         (self.store.buffer.len() + self.read.buffer.len()) * size_of::<T>()
     }
 
-    /// Fills both with a block's tokens.
+    /// Fills both streams with the tokens of a block.
     pub fn load(&mut self, plan: &Plan<'_, T>, sequence: usize, block: Block) -> Result<()> {
         if let Some(sequences) = plan.store {
             self.store.load(&plan.stored_before, sequences, sequence, block.store)?;
@@ -78,7 +78,7 @@ impl<T: Real> BlockTokens<T> {
     }
 }
 
-/// `x ← x · rsqrt(mean(x²) + ε) · weight` for each row.
+/// Computes `x ← x · rsqrt(mean(x²) + ε) · weight` for each row.
 pub fn rms_norm<T: Real>(mut rows: ArrayViewMut2<T>, weight: &Array1<T>) {
     let weight = weight.as_slice().expect("contiguous");
     let width = (weight.len() as f64).sqrt();

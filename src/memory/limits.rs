@@ -1,10 +1,10 @@
-//! Limits of the numbers that a memory is used with. Flags, configuration files and the metadata of saved memories are
-//! all checked here.
+//! Limits of a memory's numeric settings. Flags, configuration files and the metadata of saved memories are all
+//! checked here.
 
 use super::{Gate, GateKind};
 
-/// Fewest tokens of a chunk: the first token of a chunk attends to itself alone, so chunks of one token would learn no
-/// attention.
+/// Fewest tokens of a chunk. The first token of a chunk attends only to itself, so chunks of one token would
+/// learn no attention.
 pub const MIN_CHUNK_SIZE: usize = 2;
 
 /// Most tokens of a chunk. Attention within a chunk takes (c, c) numbers in a few buffers per thread: 1 GiB each in f32.
@@ -13,7 +13,7 @@ pub const MAX_CHUNK_SIZE: usize = 1 << 14;
 /// Largest decay: a chunk cannot forget more than all of the update.
 pub const MAX_DECAY: f64 = 1.0;
 
-/// A value outside its limits: what it is, what is wrong with it and which values are right.
+/// A value outside its limits: the value, the problem, and the accepted values.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{value} {problem}")]
 pub struct OutOfRange {
@@ -22,7 +22,7 @@ pub struct OutOfRange {
 }
 
 impl OutOfRange {
-    /// `problem` follows the value: "is above 1; use …".
+    /// Creates an error. `problem` follows the value: "is above 1; use …".
     pub fn new(value: impl ToString, problem: impl Into<String>) -> Self {
         Self { value: value.to_string(), problem: problem.into() }
     }

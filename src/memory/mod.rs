@@ -1,4 +1,4 @@
-//! The memory's mathematics: start here. `docs/concepts/mathematics.md` has the derivation.
+//! The memory's mathematics; start reading here. `docs/concepts/mathematics.md` has the derivation.
 //!
 //! Row-vector convention: a linear map is `x @ W` with `W` of shape (in, out). One legend for the paper's letters,
 //! used in `memory/`, `scan/` and `engine/` only (*Titans: Learning to Memorize at Test Time*, arXiv 2501.00663):
@@ -14,8 +14,22 @@
 //! | `S`, `U` | momentum, and update (all that was written so far): `S ← η S − θ g`, `U ← (1 − α) U + S` |
 //!
 //! Reading order: [`parameters`] (what is trained), [`model`] (the network whose weights are the memory),
-//! [`state`] (what storing changes), [`reference`](mod@reference) (all of it in plain loops: the oracle), [`limits`] (which
-//! numbers are accepted).
+//! [`state`] (what storing changes), [`reference`](mod@reference) (the oracle in plain loops), [`limits`] (the
+//! accepted numbers).
+//!
+//! # Example
+//!
+//! Gates of a chunk, one of them fixed:
+//!
+//! ```
+//! use nmem::memory::{Gate, Gates};
+//!
+//! let gates = Gates { decay: Gate::Fixed(0.1), ..Gates::default() };
+//! let values = gates.values(0.0, 0.0, 5.0);
+//! assert_eq!(values.decay, 0.1);
+//! assert_eq!(values.momentum, 0.5);
+//! assert!((values.learning_rate - (-7.5_f64).exp()).abs() < 1e-12);
+//! ```
 
 pub mod limits;
 pub mod model;
@@ -28,13 +42,13 @@ pub use state::State;
 
 use serde::{Deserialize, Serialize};
 
-/// Where one of the three gates takes its value from.
+/// The source of the value of one of the three gates.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Gate {
-    /// Computed from the chunk by the trained gate layer, this bias added to its logit.
+    /// A value computed from the chunk by the trained gate layer, with this bias added to its logit.
     Learned(f64),
-    /// This value for every chunk, whatever the gate layer says.
+    /// This value for every chunk, whatever the gate layer computes.
     #[serde(rename = "pinned")]
     Fixed(f64),
 }
@@ -57,16 +71,16 @@ impl Gate {
 /// One of the three gates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GateKind {
-    /// θ
+    /// Learning rate θ.
     LearningRate,
-    /// η
+    /// Momentum η.
     Momentum,
-    /// α
+    /// Decay α.
     Decay,
 }
 
 impl GateKind {
-    /// Key in configuration files and metadata.
+    /// Returns the key in configuration files and metadata.
     pub fn key(self) -> &'static str {
         match self {
             Self::LearningRate => "learning_rate",
@@ -76,30 +90,30 @@ impl GateKind {
     }
 }
 
-/// The three gates' sources.
+/// The sources of the three gates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Gates {
-    /// θ, `exp(−15 · sigmoid(logit))`: a larger logit is a smaller rate.
+    /// Learning rate θ = `exp(−15 · sigmoid(logit))`: a larger logit is a smaller rate.
     pub learning_rate: Gate,
-    /// η, `sigmoid(logit)`.
+    /// Momentum η = `sigmoid(logit)`.
     pub momentum: Gate,
-    /// α, `sigmoid(logit)`.
+    /// Decay α = `sigmoid(logit)`.
     pub decay: Gate,
 }
 
 /// Values of the three gates for one chunk and head.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GateValues {
-    /// θ
+    /// Learning rate θ.
     pub learning_rate: f64,
-    /// η
+    /// Momentum η.
     pub momentum: f64,
-    /// α
+    /// Decay α.
     pub decay: f64,
 }
 
 impl Gates {
-    /// Each gate with its kind.
+    /// Returns each gate with its kind.
     pub fn each(&self) -> [(GateKind, Gate); 3] {
         [
             (GateKind::LearningRate, self.learning_rate),
@@ -108,7 +122,7 @@ impl Gates {
         ]
     }
 
-    /// The gates of a chunk from the logits of the three gate layers.
+    /// Returns the gates of a chunk from the logits of the three gate layers. `step` is that of θ.
     pub fn values(&self, step: f64, momentum: f64, decay: f64) -> GateValues {
         GateValues {
             learning_rate: self.learning_rate.resolve(step, |x| (-15.0 * sigmoid(x)).exp()),

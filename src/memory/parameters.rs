@@ -1,6 +1,6 @@
-//! What is trained outside: projections, gate layers, norms and the memory weights `W` that every sequence starts
-//! from. Names and (out, in) layout in files are those of titans-pytorch 0.0.17's `state_dict`; in memory every linear
-//! is (in, out).
+//! The trained parameters: projections, gate layers, norms, and the memory weights `W` that every sequence
+//! starts from. Names and the (out, in) layout in files are those of titans-pytorch 0.0.17's `state_dict`. In
+//! memory every linear is (in, out).
 
 use std::collections::BTreeMap;
 
@@ -17,25 +17,24 @@ use crate::real::Real;
 /// The memory weights of the attention memory, in file order: `W_q`, `W_k`, `W_v1`, `W_v2`.
 pub const MEMORY_WEIGHTS: usize = 4;
 
-/// Most numbers that the parameters, or S and U of one sequence, may have: 16 GiB in f32. Beyond that a size is a
-/// slip of the keyboard.
+/// Most numbers of the parameters, or of S and U of one sequence: 16 GiB in f32. A larger size is a typing error.
 const MAX_NUMBERS: u128 = 1 << 32;
 
-/// Likewise of a random memory: a width of 4096 with one head, which S and U take half a gigabyte for in f32.
+/// Most numbers of a random memory: a width of 4096 with one head, whose S and U take half a gigabyte in f32.
 const MAX_RANDOM_NUMBERS: u128 = 1 << 27;
 
-/// Everything that can be read off a weights file: all but the chunk size.
+/// Sizes and norms of a memory. A weights file determines all of them; only the chunk size is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dimensions {
-    /// D, the model width.
+    /// Model width D.
     pub dim: usize,
-    /// h
+    /// Number of heads, h.
     pub heads: usize,
-    /// d, the width of one head and of the memory.
+    /// Width d of one head and of the memory.
     pub dim_head: usize,
     /// `RMSNorm` before storing and before reading.
     pub pre_norm: bool,
-    /// `RMSNorm` of what was read.
+    /// `RMSNorm` of the retrieved rows.
     pub post_norm: bool,
 }
 
@@ -55,21 +54,21 @@ impl std::fmt::Display for Dimensions {
 /// A tensor that does not fit the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mismatch {
-    /// Its name in the file.
+    /// Name in the file.
     pub tensor: String,
-    /// Shape or presence that would have been right.
+    /// Expected shape or presence.
     pub expected: String,
-    /// What is there.
+    /// Shape or presence in the file.
     pub got: String,
 }
 
 impl Dimensions {
-    /// h · d
+    /// Returns the inner width h · d.
     pub fn inner(&self) -> usize {
         self.heads * self.dim_head
     }
 
-    /// Names and shapes of all parameters in file layout, in file order.
+    /// Returns the names and file shapes of all parameters, in file order.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let Self { dim, heads, dim_head, .. } = *self;
         let inner = self.inner();
@@ -96,7 +95,7 @@ impl Dimensions {
         tensors
     }
 
-    /// Reads the dimensions off the shapes of a file's parameters and checks every one of them.
+    /// Infers the dimensions from the shapes of a file's parameters, and checks every shape.
     pub fn infer(shapes: &BTreeMap<String, Vec<usize>>) -> Result<Self, Mismatch> {
         let mismatch = |tensor: &str, expected: String, got: String| Mismatch {
             tensor: tensor.to_owned(),
@@ -135,13 +134,13 @@ impl Dimensions {
         match shapes.keys().find(|name| !expected.contains_key(*name)) {
             Some(name) => {
                 let wanted = "only the parameters of an attention memory (MemoryAttention, no biases)";
-                Err(mismatch(name, wanted.into(), "a tensor of another name".into()))
+                Err(mismatch(name, wanted.into(), "an additional tensor".into()))
             }
             None => Ok(dimensions),
         }
     }
 
-    /// Refuses what the arithmetic cannot do. Called when a configuration is read, before any work.
+    /// Rejects sizes that the arithmetic cannot handle. This runs when a configuration is read, before any work.
     pub fn check(&self, chunk_size: usize) -> Result<()> {
         let Self { dim, heads, dim_head, .. } = *self;
         check_chunk_size(chunk_size).map_err(Error::limit("chunk_size"))?;
@@ -153,18 +152,18 @@ impl Dimensions {
         self.check_numbers(MAX_NUMBERS)?;
         if heads == 1 && dim_head != dim {
             let expected =
-                format!("dim_head = dim = {dim} with one head (nothing would map the output back to dim)");
+                format!("{dim}, equal to dim, with one head (no projection maps its output back to dim)");
             return Err(Error::setting("dim_head", expected, dim_head.to_string()));
         }
         Ok(())
     }
 
-    /// Refuses sizes of a random memory, which no file vouches for, that are a slip of the keyboard.
+    /// Rejects sizes of a random memory that must be typing errors, because no file confirms them.
     pub fn check_random(&self) -> Result<()> {
         self.check_numbers(MAX_RANDOM_NUMBERS)
     }
 
-    /// At most so many numbers in the parameters, and in S and U of one sequence.
+    /// Checks that the parameters, and S and U of one sequence, have at most `most` numbers each.
     fn check_numbers(&self, most: u128) -> Result<()> {
         let Self { dim, heads, dim_head, .. } = *self;
         let product =
@@ -189,12 +188,13 @@ pub enum Init {
     /// Memory weights uniform in ±√(6 / (rows + cols)).
     #[default]
     Xavier,
-    /// Memory weights from N(0, 1), as titans-pytorch draws them.
+    /// Memory weights from N(0, 1), as in titans-pytorch.
     Randn,
 }
 
-/// Random parameters: linears uniform in ±1/√(fan-in) (`PyTorch`'s `nn.Linear`), norm weights 1, memory weights by
-/// `init`. In f32 and file layout, as a trained file would hold them; the same for the same seed on any machine.
+/// Returns random parameters in f32 and file layout, like a trained file: linears uniform in ±1/√(fan-in)
+/// (`PyTorch`'s `nn.Linear`), norm weights 1, memory weights by `init`. The same seed gives the same numbers on
+/// any machine.
 pub fn random_tensors(dimensions: &Dimensions, init: Init, seed: u64) -> Vec<(String, ArrayD<f32>)> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let uniform = |rng: &mut ChaCha8Rng, bound: f64| (bound * (2.0 * rng.random::<f64>() - 1.0)) as f32;
@@ -224,29 +224,30 @@ fn normal(rng: &mut impl Rng) -> f32 {
 /// The parameters in the element type of a run, every linear as (in, out).
 #[derive(Clone, Debug)]
 pub struct Parameters<T> {
-    /// Their sizes.
+    /// Sizes and norms.
     pub dimensions: Dimensions,
-    /// (D), absent without pre-norm.
+    /// Norm weight (D) before storing; absent without pre-norm.
     pub store_norm: Option<Array1<T>>,
-    /// (D), absent without pre-norm.
+    /// Norm weight (D) before reading; absent without pre-norm.
     pub retrieve_norm: Option<Array1<T>>,
-    /// (D), absent without post-norm.
+    /// Norm weight (D) of the retrieved rows; absent without post-norm.
     pub post_norm: Option<Array1<T>>,
-    /// (D, 2hd): head j's keys in columns j·d .. (j+1)·d, its values hd columns further on.
+    /// Projection to keys and values (D, 2hd): head j's keys in columns j·d .. (j+1)·d, its values hd columns
+    /// further on.
     pub keys_values: Array2<T>,
-    /// (D, hd)
+    /// Projection to queries (D, hd).
     pub queries: Array2<T>,
-    /// (D, 3h): the logits of θ, then of η, then of α.
+    /// Gate layers (D, 3h): the logits of θ, then of η, then of α.
     pub gates: Array2<T>,
-    /// (hd, D), only with several heads.
+    /// Projection (hd, D) of the merged heads to the output; only with several heads.
     pub combine: Option<Array2<T>>,
-    /// `W_q`, `W_k`, `W_v1`, `W_v2`, each (d, d).
+    /// Memory weights `W_q`, `W_k`, `W_v1`, `W_v2`, each (d, d).
     pub memory: Vec<Array2<T>>,
 }
 
 impl<T: Real> Parameters<T> {
-    /// Collects them from `tensor`, which gives each named tensor in file layout. Shapes must be those of
-    /// `dimensions` (see [`Dimensions::infer`]).
+    /// Collects the parameters from `tensor`, which returns each named tensor in file layout. Shapes must be
+    /// those of `dimensions` (see [`Dimensions::infer`]).
     pub fn collect(dimensions: Dimensions, tensor: impl Fn(&str) -> ArrayD<T>) -> Self {
         let vector = |name: &str| tensor(name).into_dimensionality::<Ix1>().expect("checked by infer");
         let matrix = |name: &str| tensor(name).into_dimensionality::<Ix2>().expect("checked by infer");

@@ -1,9 +1,9 @@
-//! The oracle: the whole memory in plain loops, token by token, in f64, ε an argument. Never optimised; what it
-//! says is what the engine is held to. Derivation: `docs/concepts/mathematics.md`.
+//! The oracle: the whole memory in plain loops, token by token, in f64, with ε as an argument. It is never
+//! optimised, and the engine is tested against it. Derivation: `docs/concepts/mathematics.md`.
 //!
 //! A memory's life is a pass over token positions t = 0, 1, …: read token t (if there is a query), then store
-//! token t. A chunk is stored when its last token arrives, so that reads of chunk i see what chunks 0 .. i−1 left,
-//! and going on from a state continues the pass.
+//! token t. A chunk is stored when its last token arrives, so that reads of chunk i use the state after chunks
+//! 0 .. i−1. Continuing from a state continues the pass.
 
 use ndarray::{Array1, Array2, Array3, ArrayView1, ArrayView2, Axis};
 
@@ -25,29 +25,29 @@ pub struct Reference {
     sequences: Vec<Sequence>,
 }
 
-/// State of one sequence.
+/// The state of one sequence.
 #[derive(Clone, Debug)]
 struct Sequence {
     heads: Vec<Head>,
     /// Tokens stored and read since the start of the memory's life.
     stored: usize,
     read: usize,
-    /// Those of the incomplete last chunk, as given.
+    /// Tokens of the incomplete last chunk, before the norm.
     stored_left_over: Rows,
     read_left_over: Rows,
 }
 
-/// State of one head: U and S per memory weight.
+/// The state of one head: U and S per memory weight.
 #[derive(Clone, Debug)]
 pub struct Head {
-    /// U
+    /// U, one matrix per memory weight.
     pub update: Vec<Array2<f64>>,
-    /// S
+    /// S, one matrix per memory weight.
     pub momentum: Vec<Array2<f64>>,
 }
 
 impl Reference {
-    /// A memory in which nothing has been stored. `eps` is that of every `RMSNorm`; `past` shifts W.
+    /// Creates a memory in which nothing has been stored. `eps` is the ε of every `RMSNorm`; `past` shifts W.
     pub fn new(
         parameters: Parameters<f64>,
         chunk_size: usize,
@@ -72,19 +72,19 @@ impl Reference {
         Self { parameters, chunk_size, gates, eps, base, sequences: vec![sequence; sequences] }
     }
 
-    /// State of one head.
+    /// Returns the state of one head.
     pub fn head(&self, sequence: usize, head: usize) -> &Head {
         &self.sequences[sequence].heads[head]
     }
 
-    /// ℓ of one chunk of tokens (c, D) under a head's W + U as it stands.
+    /// Returns ℓ of one chunk of tokens (c, D) under a head's current W + U.
     pub fn loss_of(&self, sequence: usize, head: usize, tokens: ArrayView2<f64>) -> f64 {
         let (keys, values) = self.keys_and_values(&self.norm_stored(&to_rows(tokens)), head);
         attention_loss(&self.weights(self.head(sequence, head)), &keys, &values)
     }
 
-    /// Reads `queries` chunk by chunk while storing `store`, both (sequences, tokens, D): the retrieved tokens and
-    /// the metrics by sequence, chunk and head.
+    /// Reads `queries` chunk by chunk while storing `store`, both (sequences, tokens, D). Returns the retrieved
+    /// tokens (sequences, tokens, D), and the metrics by sequence, chunk and head.
     pub fn online(&mut self, queries: &Array3<f64>, store: &Array3<f64>) -> (Array3<f64>, Vec<ChunkMetrics>) {
         let mut retrieved = Array3::zeros(queries.dim());
         let mut metrics = Vec::new();
@@ -105,12 +105,12 @@ impl Reference {
         (retrieved, metrics)
     }
 
-    /// Stores `tokens` (sequences, tokens, D), counting them as read too.
+    /// Stores `tokens` (sequences, tokens, D), counts them as read too, and returns the metrics.
     pub fn store(&mut self, tokens: &Array3<f64>) -> Vec<ChunkMetrics> {
         self.online(tokens, tokens).1
     }
 
-    /// Reads `queries` (sequences, tokens, D) with the weights as they stand; nothing is counted.
+    /// Reads `queries` (sequences, tokens, D) with the current weights, without counting them.
     pub fn read(&self, queries: &Array3<f64>) -> Array3<f64> {
         let mut retrieved = Array3::zeros(queries.dim());
         for (i, queries) in queries.axis_iter(Axis(0)).enumerate() {
@@ -141,7 +141,7 @@ impl Reference {
         self.recall(state, &state.read_left_over)
     }
 
-    /// What the memory says of the last of `tokens`, which all lie in one chunk.
+    /// Returns the memory's output for the last of `tokens`, which all lie in one chunk.
     fn recall(&self, state: &Sequence, tokens: &[Vec<f64>]) -> Array1<f64> {
         let d = self.parameters.dimensions.dim_head;
         let normed: Rows =
@@ -159,7 +159,7 @@ impl Reference {
         Array1::from(self.rms_norm(&combined, self.parameters.post_norm.as_ref()))
     }
 
-    /// Stores the next token of a sequence; where it completes a chunk, the metrics of each head.
+    /// Stores the next token of a sequence. Returns the metrics of each head if the token completes a chunk.
     fn store_token(&mut self, sequence: usize, token: ArrayView1<f64>) -> Vec<ChunkMetrics> {
         let state = &mut self.sequences[sequence];
         state.stored += 1;
@@ -226,7 +226,7 @@ impl Reference {
         tokens.iter().map(|x| self.rms_norm(x, self.parameters.store_norm.as_ref())).collect()
     }
 
-    /// K and V of one head, from normed tokens.
+    /// Returns K and V of one head, from normed tokens.
     fn keys_and_values(&self, normed: &[Vec<f64>], head: usize) -> (Rows, Rows) {
         let (d, h) = (self.parameters.dimensions.dim_head, self.parameters.dimensions.heads);
         let keys_values: Rows = normed.iter().map(|x| times(x, &self.parameters.keys_values)).collect();
@@ -235,7 +235,7 @@ impl Reference {
         (part(head * d), part((h + head) * d))
     }
 
-    /// W + U
+    /// Returns W + U.
     fn weights(&self, head: &Head) -> Weights {
         self.base.iter().zip(&head.update).map(|(w, u)| w + u).collect()
     }
@@ -247,18 +247,18 @@ impl Reference {
     }
 }
 
-/// What the attention memory computes on its way, row by row.
+/// Intermediate results of the attention memory, row by row.
 struct Attended {
     q: Rows,
     k: Rows,
     v: Rows,
-    /// P: row r has r + 1 entries.
+    /// P, in which row r has r + 1 entries.
     attention: Rows,
     hidden: Rows,
     output: Rows,
 }
 
-/// M of the rows of one chunk, or of its beginning.
+/// Computes M for the rows of one chunk, or of its first part.
 fn attend(weights: &[Array2<f64>], rows: &[Vec<f64>]) -> Attended {
     let project = |p: usize| -> Rows { rows.iter().map(|x| times(x, &weights[p])).collect() };
     let (q, k, v) = (project(0), project(1), project(2));
@@ -279,14 +279,14 @@ fn attend(weights: &[Array2<f64>], rows: &[Vec<f64>]) -> Attended {
     Attended { q, k, v, attention, hidden, output }
 }
 
-/// ℓ: Σ over the chunk's tokens of mean over d of (M(k) − v)².
+/// Returns ℓ: Σ over the chunk's tokens of mean over d of (M(k) − v)².
 pub fn attention_loss(weights: &[Array2<f64>], keys: &[Vec<f64>], values: &[Vec<f64>]) -> f64 {
     let predicted = attend(weights, keys).output;
     let squares = predicted.iter().flatten().zip(values.iter().flatten()).map(|(p, v)| (p - v) * (p - v));
     squares.sum::<f64>() / values[0].len() as f64
 }
 
-/// ℓ and ∂ℓ/∂W of the attention memory, by hand, for one chunk.
+/// Returns ℓ and the hand-written ∂ℓ/∂W of the attention memory for one chunk.
 pub fn loss_and_gradient(weights: &[Array2<f64>], keys: &[Vec<f64>], values: &[Vec<f64>]) -> (f64, Weights) {
     let Attended { q, k, v, attention, hidden, output } = attend(weights, keys);
     let (c, d) = (keys.len(), keys[0].len());
@@ -334,7 +334,7 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// x @ W
+/// Returns x @ W.
 fn times(x: &[f64], w: &Array2<f64>) -> Vec<f64> {
     (0..w.ncols()).map(|j| x.iter().enumerate().map(|(i, x)| x * w[[i, j]]).sum()).collect()
 }
@@ -347,7 +347,8 @@ fn add_outer(into: &mut Array2<f64>, a: &[f64], b: &[f64]) {
     }
 }
 
-/// Relative to the largest element, so that squares stay in range. Infinite only where an element is.
+/// Returns the norm. Squares are relative to the largest element, so that they stay in range. The result is
+/// infinite only if an element is.
 fn norm(of: &[Array2<f64>]) -> f64 {
     let elements = || of.iter().flatten();
     if elements().any(|x| x.is_nan()) {

@@ -1,4 +1,4 @@
-//! What storing changes and a saved memory keeps: enough to go on exactly where a call ended.
+//! The state that storing changes and a saved memory keeps. It is enough to continue exactly from the end of a call.
 
 use ndarray::{Array3, ArrayViewMut2, s};
 
@@ -15,7 +15,8 @@ pub struct State<T> {
     pub momentum: Array3<T>,
     /// Tokens stored since the start of the memory's life, left-over ones included.
     pub stored: StreamPosition<T>,
-    /// Tokens read in step with storing, likewise. A plain store counts its tokens here too.
+    /// Tokens read in step with storing since the start of the memory's life, left-over ones included. A plain
+    /// store counts its tokens here too.
     pub read: StreamPosition<T>,
 }
 
@@ -24,23 +25,23 @@ pub struct State<T> {
 pub struct StreamPosition<T> {
     /// Tokens since the start of the memory's life.
     pub tokens: usize,
-    /// The tokens of the incomplete last chunk, as given (before the norm): (sequences, tokens % c, D).
+    /// The tokens of the incomplete last chunk, before the norm: (sequences, tokens % c, D).
     pub left_over: Array3<T>,
 }
 
 impl<T: Real> StreamPosition<T> {
-    /// The position before any token.
+    /// Creates the position before any token.
     pub fn new(sequences: usize, dim: usize) -> Self {
         Self { tokens: 0, left_over: Array3::default((sequences, 0, dim)) }
     }
 
-    /// Chunks that are complete.
+    /// Returns the number of complete chunks.
     pub fn chunks(&self, chunk_size: usize) -> usize {
         self.tokens / chunk_size
     }
 
-    /// Copies the tokens at the positions `start .. start + out.nrows()` of the memory's life: the left-over ones
-    /// from here, those after them from `sequences`.
+    /// Copies the tokens at the positions `start .. start + out.nrows()` of the memory's life into `out` (rows,
+    /// D). Left-over tokens come from this position, later ones from `sequences`.
     pub fn read_rows(
         &self,
         sequences: &dyn Sequences<T>,
@@ -63,7 +64,7 @@ impl<T: Real> StreamPosition<T> {
         sequences.read_rows(sequence, start + old - self.tokens, out.slice_mut(s![old.., ..]))
     }
 
-    /// The position once all tokens of `sequences` have followed.
+    /// Returns the position after all tokens of `sequences`.
     pub fn after(&self, sequences: &dyn Sequences<T>, chunk_size: usize) -> Result<Self> {
         let shape = sequences.shape();
         let tokens = self.tokens + shape.tokens;
@@ -77,7 +78,7 @@ impl<T: Real> StreamPosition<T> {
 }
 
 impl<T: Real> State<T> {
-    /// The state in which nothing has been stored. `elements`: of all memory weights together.
+    /// Creates the state before anything is stored. `elements` counts the elements of all memory weights together.
     pub fn new(sequences: usize, heads: usize, elements: usize, dim: usize) -> Self {
         Self {
             update: Array3::default((sequences, heads, elements)),
@@ -87,7 +88,7 @@ impl<T: Real> State<T> {
         }
     }
 
-    /// Brings U and S into standard layout, as engines want them.
+    /// Converts U and S to standard layout, which engines need.
     pub(crate) fn lay_out(&mut self) {
         for array in [&mut self.update, &mut self.momentum] {
             if !array.is_standard_layout() {
@@ -96,18 +97,18 @@ impl<T: Real> State<T> {
         }
     }
 
-    /// What it takes.
+    /// Returns the size in bytes.
     pub fn bytes(&self) -> usize {
         let kept = self.stored.left_over.len() + self.read.left_over.len();
         (self.update.len() + self.momentum.len() + kept) * size_of::<T>()
     }
 
-    /// Sequences that it holds.
+    /// Returns the number of sequences.
     pub fn sequences(&self) -> usize {
         self.update.dim().0
     }
 
-    /// Storing needs as many sequences as the state has.
+    /// Checks that a run has as many sequences as the state.
     pub fn check_sequences(&self, setting: &str, sequences: usize) -> Result<()> {
         if sequences == self.sequences() {
             return Ok(());
@@ -116,7 +117,7 @@ impl<T: Real> State<T> {
         Err(Error::setting(setting, expected, sequences.to_string()))
     }
 
-    /// Going on online needs both positions in step: U of earlier chunks is gone.
+    /// Checks that both positions are in step, as an online run needs: U of earlier chunks is gone.
     pub fn check_online(&self, chunk_size: usize) -> Result<()> {
         let (stored, read) = (self.stored.chunks(chunk_size), self.read.chunks(chunk_size));
         if stored == read {

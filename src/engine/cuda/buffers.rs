@@ -1,4 +1,4 @@
-//! What a block takes on the device, and how its chunks are divided among the device's multiprocessors.
+//! Device buffers of a block, and the division of its chunks among the device's multiprocessors.
 
 use std::ops::Range;
 
@@ -9,26 +9,27 @@ use crate::error::{Error, Result};
 use crate::memory::State;
 use crate::real::{ElementType, Real};
 
-/// Most tiles of a block's attention that are in shared memory.
+/// Most tiles of a block's attention in shared memory.
 pub(super) const TILES: usize = 5;
 
-/// Of what a block can be given, what is left for a kernel's own variables: `fused_update` has 256 bytes of them, in f64 512 (registers.txt).
+/// Bytes of a block's shared memory reserved for a kernel's own variables. `fused_update` has 256 bytes of
+/// them, in f64 512 (registers.txt).
 const STATIC_SHARED: usize = 1024;
 
-/// Shared memory of a fused update with so many buffers, in bytes, as laid out in kernels.cu.
+/// Returns the bytes of shared memory of a fused update with a number of buffers, in the layout of kernels.cu.
 fn fused_update_bytes<T: Real>(buffers: usize) -> usize {
     TILE * TILE * size_of::<T>() + buffers * tile_bytes(T::TYPE)
 }
 
-/// Blocks of a fused update that are on a multiprocessor at once: as many as their registers and shared memory let, of which a multiprocessor has
-/// little more than a block can be given.
+/// Returns the number of fused-update blocks that run on a multiprocessor at once. Their registers and shared
+/// memory limit it; a multiprocessor has little more shared memory than one block can use.
 fn resident_blocks<T: Real>(device: &dyn Device) -> usize {
     let two = T::TYPE == ElementType::F32
         && 2 * (fused_update_bytes::<T>(2) + STATIC_SHARED) <= device.shared_bytes();
     1 + usize::from(two)
 }
 
-/// Buffers that a fused update's inputs come through, and its shared memory in bytes.
+/// Number of buffers for a fused update's inputs, and its shared memory in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ring {
     pub(super) buffers: usize,
@@ -36,21 +37,25 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    /// As many buffers as let blocks of a multiprocessor be side by side.
+    /// Chooses as many buffers as still allow several blocks on a multiprocessor.
     fn new<T: Real>(device: &dyn Device) -> Result<Self> {
         let all = device.shared_bytes();
         let most = (all / resident_blocks::<T>(device)).saturating_sub(STATIC_SHARED);
         let fits = |&buffers: &usize| fused_update_bytes::<T>(buffers) <= most;
         let buffers = [4, 3, 2].into_iter().find(fits).ok_or_else(|| {
             let needed = fused_update_bytes::<T>(2) + STATIC_SHARED;
-            let expected = format!("a GPU whose blocks have {needed} bytes of shared memory, or cpu");
-            Error::setting("--device", expected, format!("{all} bytes on {}", device.name()))
+            let reason = format!(
+                "blocks on {} have {all} bytes of shared memory, but the engine needs {needed}; use --device cpu",
+                device.name()
+            );
+            Error::rejected("--device", reason)
         })?;
         Ok(Self { buffers, shared: fused_update_bytes::<T>(buffers) })
     }
 }
 
-/// Time segments: consecutive chunks that are stored one after another, side by side with other segments; the last may have fewer.
+/// Time segments: runs of consecutive chunks that are stored in order, side by side with other segments. The
+/// last may have fewer chunks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TimeSegments {
     pub(super) number: usize,
@@ -58,9 +63,10 @@ pub(super) struct TimeSegments {
 }
 
 impl TimeSegments {
-    /// Of `chunks` of c tokens of each head, the number, up to `most`, with which the device is done soonest. A layer of three weights
-    /// and one of one weight run, a block for each tile of a weight and segment; all segments but the last are gone through before, at
-    /// half the cost. A segment has tokens enough that what it starts from is not much more than its factors are.
+    /// Divides `chunks` chunks of c tokens per head into at most `most` segments, with the number for which the
+    /// device finishes soonest. A layer of three weights and one of one weight run, with a block of threads for
+    /// each tile of a weight and each segment. All segments but the last are processed once beforehand, at half
+    /// the cost. A segment has enough tokens that its start costs not much more than its factors.
     pub(super) fn fastest<T: Real>(
         device: &dyn Device,
         most: usize,
@@ -75,7 +81,7 @@ impl TimeSegments {
             let each = chunks.div_ceil(number).max(1);
             Self { number: chunks.div_ceil(each).max(1), each }
         });
-        // In halves of a chunk. To start a block takes about as long as one.
+        // Cost in halves of a chunk. Starting a block of threads takes about as long as one half.
         let cost = |segments: &Self| {
             let rounds = |weights: usize, segments: usize| (weights * blocks * segments).div_ceil(slots);
             2 * (rounds(3, segments.number) + rounds(1, segments.number)) * (segments.each + 1)
@@ -85,7 +91,7 @@ impl TimeSegments {
     }
 }
 
-/// Rows that are read while a layer is updated: those of the queries, or keys before or after their chunk is stored.
+/// Rows that are read while a layer is updated: the queries, or keys before or after their chunk is stored.
 pub(super) struct Reader<'d, T> {
     /// (…, 3d)
     pub(super) products: Array<'d, T>,
@@ -93,7 +99,7 @@ pub(super) struct Reader<'d, T> {
     pub(super) activated: Array<'d, T>,
     /// (…, d)
     pub(super) outputs: Array<'d, T>,
-    /// What rows of tiles make of either, where there are several: (tiles, …, 3d)
+    /// Partial results of rows of tiles, where there are several: (tiles, …, 3d)
     pub(super) parts: Option<Array<'d, T>>,
 }
 
@@ -109,14 +115,15 @@ impl<'d, T: Real> Reader<'d, T> {
     }
 }
 
-/// Buffers of a block: of `heads` heads over all sequences, `stored` and `read` rows each, the latter whole chunks.
+/// Device buffers of a block with `heads` heads over all sequences. `stored` and `read` count the rows of each;
+/// read rows are whole chunks.
 pub(super) struct DeviceBuffers<'d, T: Real> {
     pub(super) sizes: Sizes,
     pub(super) sequences: usize,
     pub(super) ring: Ring,
     /// (sequences, rows, D)
     pub(super) tokens: [Array<'d, T>; 2],
-    /// Of a block (sequences, heads, rows, d), followed by as many values.
+    /// Keys of a block (sequences, heads, rows, d), followed by its values in the same shape.
     pub(super) keys: Array<'d, T>,
     pub(super) queries: Array<'d, T>,
     /// θ, η, α: (…, chunks, 3)
@@ -132,26 +139,26 @@ pub(super) struct DeviceBuffers<'d, T: Real> {
     pub(super) d_hidden: Array<'d, T>,
     pub(super) activated: Array<'d, T>,
     pub(super) d_output: Array<'d, T>,
-    /// At W, before and after: [3][heads, chunks]
+    /// Losses at W, before and after: [3][heads, chunks]
     pub(super) chunk_losses: [Array<'d, T>; 3],
-    /// Of the queries, then of the probe.
+    /// Readers of the queries, then of the probe.
     pub(super) readers: Vec<Reader<'d, T>>,
     /// Sums of squares of tiles, and norms of weights: (heads, chunks, weights, 4)
     pub(super) parts: Array<'d, T>,
     pub(super) norms: Array<'d, f64>,
     /// U and S before and after the block: (heads, elements)
     pub(super) state: [[Array<'d, T>; 2]; 2],
-    /// Most time segments side by side.
+    /// Most time segments that run side by side.
     pub(super) segments: usize,
-    /// U and S before each of them: (heads, segments, elements)
+    /// U and S at the start of each segment: (heads, segments, elements)
     pub(super) starts: [Array<'d, T>; 2],
     /// (heads, segments, 3)
     pub(super) transitions: Array<'d, T>,
     /// (sequences, rows, hd) and (sequences, rows, D)
     pub(super) merged: Array<'d, T>,
     pub(super) combined: Option<Array<'d, T>>,
-    /// Whether a norm was too large, or too small: 0, else all ones. The first row that is not finite of each head and then of each
-    /// sequence; all ones where all are.
+    /// Two flags, for norms that were too large and too small: 0 if there was one, else all ones. The index of the
+    /// first non-finite row follows, for each head and then for each sequence; all ones if every row is finite.
     pub(super) findings: Array<'d, u32>,
 }
 
@@ -172,7 +179,7 @@ impl<'d, T: Real> DeviceBuffers<'d, T> {
         let segments = TimeSegments::fastest::<T>(device, usize::MAX, chunks / heads, [heads, c, d]).number;
         let starts = if segments > 1 { heads * segments * memory.base.len() } else { 0 };
         let mut readers = vec![Reader::new(device, read, d)?];
-        // In whose attention steps are kernels of their own.
+        // Rows whose attention steps are separate kernels.
         let apart = if in_tiles::<T>(device, c) { 0 } else { read };
         if sizes.probe {
             readers.extend([Reader::new(device, stored, d)?, Reader::new(device, stored, d)?]);
@@ -215,7 +222,7 @@ impl<'d, T: Real> DeviceBuffers<'d, T> {
         })
     }
 
-    /// S and U that these sequences begin with: their own, or one that all begin with.
+    /// Uploads S and U at the start of these sequences: their own, or one pair shared by all.
     pub(super) fn send_state(
         &mut self,
         device: &dyn Device,
@@ -227,7 +234,7 @@ impl<'d, T: Real> DeviceBuffers<'d, T> {
         for (array, to) in [&state.update, &state.momentum].into_iter().zip(&mut self.state[0]) {
             let elements = array.as_slice().expect("standard layout");
             to.upload(0, &elements[held.start * each..held.end * each])?;
-            // Twice as many from copy to copy.
+            // Each copy doubles the number of filled states.
             let mut there = held.len();
             while there < sequences.len() {
                 let more = there.min(sequences.len() - there);
@@ -238,7 +245,7 @@ impl<'d, T: Real> DeviceBuffers<'d, T> {
         Ok(())
     }
 
-    /// S and U that these sequences, the first ones here, have come to.
+    /// Downloads S and U of these sequences, which come first in the buffers.
     pub(super) fn receive_state(&self, state: &mut State<T>, sequences: Range<usize>) -> Result<()> {
         let each = state.update.len() / state.sequences();
         let [update, momentum] = &self.state[0];
@@ -264,12 +271,12 @@ impl<'d, T: Real> DeviceBuffers<'d, T> {
     }
 }
 
-/// Whether a chunk fits a tile, and a block's shared memory those of its attention.
+/// Returns whether a chunk fits a tile and the tiles of its attention fit a block's shared memory.
 pub(super) fn in_tiles<T: Real>(device: &dyn Device, c: usize) -> bool {
     c <= TILE && TILES * tile_bytes(T::TYPE) <= device.shared_bytes()
 }
 
-/// Rows of a padded stream, in whole chunks.
+/// Returns the rows of a stream padded to whole chunks.
 pub(super) fn padded(rows: usize, c: usize) -> usize {
     rows.next_multiple_of(c)
 }

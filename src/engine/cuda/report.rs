@@ -1,4 +1,4 @@
-//! What came of a block: metrics of chunks, and where something is not finite.
+//! Results of a block: metrics of chunks, and places of non-finite values.
 
 use ndarray::ArrayView3;
 
@@ -15,10 +15,10 @@ use crate::memory::GateValues;
 use crate::metrics::ChunkMetrics;
 use crate::real::{ElementType, Real};
 
-/// Nothing was found.
+/// Marks that nothing was found.
 const NONE: u32 = u32::MAX;
 
-/// What came of a block, for one run of the fused updates.
+/// Measurements of a block from one run of the fused updates.
 pub(super) struct Measurements<T> {
     steps: Vec<T>,
     losses: [Vec<T>; 3],
@@ -27,7 +27,7 @@ pub(super) struct Measurements<T> {
 }
 
 impl<T: Real> Step<'_, T> {
-    /// What `measure` and the fused updates found.
+    /// Returns the findings of `measure` and the fused updates.
     pub(super) fn measured(&self, buffers: &DeviceBuffers<'_, T>) -> Result<Measurements<T>> {
         let places = self.heads() * self.chunks();
         let take = |array: &Array<'_, T>, elements: usize| {
@@ -51,13 +51,13 @@ impl<T: Real> Step<'_, T> {
         Ok(norms)
     }
 
-    /// Norms whose squares left the range of T are taken from fused updates with other scales.
+    /// Recomputes norms whose squares left the range of T, by fused updates with other scales.
     pub(super) fn rescale(
         &self,
         buffers: &mut DeviceBuffers<'_, T>,
         measured: &mut Measurements<T>,
     ) -> Result<()> {
-        // Far enough for the smallest and the largest numbers, and their squares' sums, to come into range.
+        // Large enough to bring the smallest and the largest numbers, and the sums of their squares, into range.
         let exponent = match T::TYPE {
             ElementType::F32 => 80,
             ElementType::F64 => 560,
@@ -81,7 +81,7 @@ impl<T: Real> Step<'_, T> {
         Ok(())
     }
 
-    /// What was read: (sequences, rows, D), in `taken`.
+    /// Returns the retrieved rows (sequences, rows, D), stored in `taken`.
     pub(super) fn output<'t>(
         &self,
         buffers: &DeviceBuffers<'_, T>,
@@ -93,8 +93,9 @@ impl<T: Real> Step<'_, T> {
         Ok(ArrayView3::from_shape(shape, &*taken).expect("as many elements"))
     }
 
-    /// Rows of the metrics of sequence `i` of the group by chunk and head, up to its first divergence; that, and its first read that
-    /// is not finite: a head's before the whole's.
+    /// Returns the metrics rows of sequence `i` of the group, by chunk and head, up to its first divergence.
+    /// Also returns that divergence and the first non-finite read. A head's non-finite read comes before one of
+    /// the combined heads.
     pub(super) fn report(
         &self,
         buffers: &DeviceBuffers<'_, T>,
@@ -171,7 +172,7 @@ impl<T: Real> Step<'_, T> {
     }
 }
 
-/// The first number that is not finite among some.
+/// Returns the first non-finite number of a range.
 fn nonfinite<T: Real>(array: &Array<'_, T>, start: usize, number: usize) -> Result<f64> {
     let mut values = vec![T::zero(); number];
     array.download(start, &mut values)?;

@@ -1,4 +1,4 @@
-//! What the device does of a block, kernel after kernel.
+//! The computation of one block on the device, kernel after kernel.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -12,24 +12,24 @@ use crate::error::{Error, Result};
 use crate::memory::Gate;
 use crate::real::Real;
 
-/// Threads of every block.
+/// Threads of every block of threads.
 const THREADS: u32 = 256;
 const WARPS: usize = THREADS as usize / 32;
 /// A null pointer.
 const NULL: Argument = Argument::Address(0);
-/// Blocks of kernels that take an element a thread.
+/// Most blocks of kernels that process one element per thread.
 const MAX_BLOCKS: usize = 4096;
-/// Parts of the chunks that are read side by side where nothing is stored.
+/// Number of parts in which chunks are read side by side where nothing is stored.
 const READ_PARTS: usize = 256;
 
-/// Rows (…, D) and the weight of their norm, if they have one.
+/// Rows (…, D) and the weight of their norm, if any.
 struct RowBatch<'a, T> {
     weight: &'a Option<Array<'a, T>>,
     rows: &'a Array<'a, T>,
     number: usize,
 }
 
-/// A block of some sequences, on its way.
+/// The computation of a block of some sequences.
 pub(super) struct Step<'a, T: Real> {
     pub(super) memory: &'a Memory<T>,
     pub(super) device: &'a dyn Device,
@@ -37,11 +37,11 @@ pub(super) struct Step<'a, T: Real> {
     pub(super) plan: &'a Plan<'a, T>,
     pub(super) block: Block,
     pub(super) sequences: usize,
-    /// Whether there was a large product.
+    /// Whether the step contained a large product.
     pub(super) large: &'a Cell<bool>,
 }
 
-/// Moments between phases: the first, and what ended at each of the others.
+/// Marks between phases: the start, then the end of each phase.
 #[derive(Default)]
 pub(super) struct Marks {
     made: Vec<Mark>,
@@ -77,17 +77,17 @@ impl<T: Real> Step<'_, T> {
         self.memory.chunk_size
     }
 
-    /// Over all sequences.
+    /// Number of heads over all sequences.
     pub(super) fn heads(&self) -> usize {
         self.sequences * self.memory.dimensions.heads
     }
 
-    /// Stored of one head.
+    /// Number of stored chunks per head.
     pub(super) fn chunks(&self) -> usize {
         self.block.store.len() / self.c()
     }
 
-    /// Read of one head, the last perhaps incomplete.
+    /// Number of chunks read per head; the last may be incomplete.
     fn query_chunks(&self) -> usize {
         self.block.read.len().div_ceil(self.c())
     }
@@ -100,12 +100,12 @@ impl<T: Real> Step<'_, T> {
         self.device.launch(&kernel(name, T::TYPE), launch, arguments)
     }
 
-    /// A warp a row.
+    /// Launches a kernel with one warp per row.
     fn rows(&self, name: &str, rows: usize, arguments: &[Argument]) -> Result<()> {
         self.launch(name, [rows.div_ceil(WARPS), 1, 1], 0, arguments)
     }
 
-    /// A thread an element, or several.
+    /// Launches a kernel with one or more elements per thread.
     fn elements(&self, name: &str, elements: usize, arguments: &[Argument]) -> Result<()> {
         self.launch(name, [elements.div_ceil(THREADS as usize).min(MAX_BLOCKS), 1, 1], 0, arguments)
     }
@@ -119,11 +119,11 @@ impl<T: Real> Step<'_, T> {
         self.device.multiply(&product)
     }
 
-    /// Everything that the device does of a block, asked for in order.
+    /// Queues all computation of a block, in order.
     pub(super) fn compute(&self, buffers: &mut DeviceBuffers<'_, T>, marks: &mut Marks) -> Result<()> {
         marks.start(self.device)?;
         let mut done = |phase: Phase| marks.end(phase, self.device);
-        // Nothing found as yet.
+        // Nothing has been found yet.
         self.device.fill(buffers.findings.address(0), 0xFF, buffers.findings.bytes())?;
         self.project(buffers)?;
         done(Phase::Project)?;
@@ -143,7 +143,7 @@ impl<T: Real> Step<'_, T> {
         done(Phase::Metrics)
     }
 
-    /// Adds the time between marks to the phases; all of it together.
+    /// Adds the times between marks to the phases and returns their sum.
     pub(super) fn add_phases(&self, marks: &Marks, outcome: &mut Outcome) -> Result<Duration> {
         let mut all = 0.0;
         for (pair, phase) in marks.made.windows(2).zip(&marks.ended) {
@@ -163,7 +163,7 @@ impl<T: Real> Step<'_, T> {
         Ok(Duration::from_secs_f64(all))
     }
 
-    /// Norms, keys, values, queries, gates.
+    /// Computes norms, keys, values, queries and gates.
     fn project(&self, buffers: &mut DeviceBuffers<'_, T>) -> Result<()> {
         let dimensions = self.memory.dimensions;
         let (dim, d, h, c) = (dimensions.dim, self.d(), dimensions.heads, self.c());
@@ -178,14 +178,14 @@ impl<T: Real> Step<'_, T> {
         ])?;
         let read_rows = padded(read, c);
         if read_rows > read {
-            // Zeros follow the last token: no token sees them, and they are finite.
+            // Zeros follow the last token: no token attends to them, and they are finite.
             self.device.fill(buffers.queries.address(0), 0, self.heads() * read_rows * d * size_of::<T>())?;
         }
         let [of_store, of_read] =
             [(&buffers.tokens[0], [stored; 2]), (&buffers.tokens[1], [read, read_rows])];
         let (keys_values, to) = ((&weights.keys_values, 2 * inner), &buffers.keys);
         if self.sequences == 1 {
-            // Values follow keys: as if there were twice as many heads.
+            // Values follow keys, as if there were twice as many heads.
             self.split_heads(of_store, keys_values, 0, 2 * h, to.address(0))?;
         } else {
             self.split_heads(of_store, keys_values, 0, h, to.address(0))?;
@@ -209,18 +209,21 @@ impl<T: Real> Step<'_, T> {
         let shared = dim * size_of::<T>();
         if shared > self.device.shared_bytes() {
             let most = self.device.shared_bytes() / size_of::<T>();
-            return Err(Error::setting("--device", format!("cpu for tokens wider than {most}"), "cuda"));
+            let reason =
+                format!("tokens of {dim} numbers are wider than the GPU's limit of {most}; use --device cpu");
+            return Err(Error::rejected("--device", reason));
         }
         self.launch("gate_values", [self.chunks(), self.sequences, 1], shared, &arguments)
     }
 
-    /// Values of the block's chunks: they follow its keys.
+    /// Returns the address of the block's values, which follow its keys.
     fn values(&self, buffers: &DeviceBuffers<T>) -> u64 {
         buffers.keys.address(self.heads() * self.block.store.len() * self.d())
     }
 
-    /// Tokens of all sequences, (sequences, rows, D), times the columns of a projection from `first` on, d for each head: (sequences,
-    /// heads, rows, d), with space for more rows. Heads of one sequence are a call, or sequences of one head, whatever makes fewer.
+    /// Multiplies the tokens of all sequences (sequences, rows, D) by the columns of a projection, from `first`
+    /// on, d for each head. The result is (sequences, heads, rows, d), with space for more rows. Each call
+    /// covers the heads of one sequence or the sequences of one head, whichever needs fewer calls.
     fn split_heads(
         &self,
         (tokens, [rows, space]): (&Array<T>, [usize; 2]),
@@ -245,7 +248,7 @@ impl<T: Real> Step<'_, T> {
         Ok(())
     }
 
-    /// RMSNorm of two row batches, where these have weights.
+    /// Applies `RMSNorm` to two row batches, where they have weights.
     fn norm(&self, batches: [RowBatch<'_, T>; 2]) -> Result<()> {
         if batches.iter().all(|batch| batch.weight.is_none()) {
             return Ok(());
@@ -260,8 +263,8 @@ impl<T: Real> Step<'_, T> {
         self.launch("rms_norm", [most.div_ceil(WARPS), 2, 1], 0, &arguments)
     }
 
-    /// From q, k, v side by side of chunks, silu(P v) with P their causal attention. For the way back P and P v are kept in the
-    /// buffers.
+    /// Computes silu(P v) from q, k, v of chunks side by side, with P their causal attention. P and P v stay in
+    /// the buffers for the backward pass.
     fn attend(
         &self,
         buffers: &DeviceBuffers<T>,
@@ -299,7 +302,7 @@ impl<T: Real> Step<'_, T> {
         self.elements("silu", elements, &arguments)
     }
 
-    /// Cotangents of q, k, v from those of what `attend` made of them, in `d_hidden`.
+    /// Computes the cotangents of q, k, v from those of the output of `attend`, in `d_hidden`.
     fn attend_backward(&self, buffers: &DeviceBuffers<T>) -> Result<()> {
         let (d, c) = (self.d(), self.c());
         let batch = self.heads() * self.chunks();
@@ -327,18 +330,19 @@ impl<T: Real> Step<'_, T> {
         self.multiply(batch, [c, d, c], 1.0, [transposed(p), d_hidden, dv])
     }
 
-    /// Whether attention within a chunk is a kernel.
+    /// Returns whether attention within a chunk runs as one kernel.
     fn in_tiles(&self) -> bool {
         in_tiles::<T>(self.device, self.c())
     }
 
-    /// A block for whole chunks that fit a tile's rows and for a tile's columns, with so many tiles of shared memory.
+    /// Launches a kernel with one block for the whole chunks that fit a tile's rows and for a tile's columns.
+    /// Each block has `tiles` tiles of shared memory.
     fn tiles(&self, name: &str, chunks: usize, tiles: usize, arguments: &[Argument]) -> Result<()> {
         let grid = [chunks.div_ceil(TILE / self.c()), self.d().div_ceil(TILE), 1];
         self.launch(name, grid, tiles * tile_bytes(T::TYPE), arguments)
     }
 
-    /// Losses and gradients at W, as thin factors: see `memory/model/attention.rs`.
+    /// Computes losses and gradients at W as thin factors: see `memory/model/attention.rs`.
     fn loss_and_gradient(&self, buffers: &mut DeviceBuffers<'_, T>) -> Result<()> {
         let (d, c, chunks) = (self.d(), self.c(), self.chunks());
         if chunks == 0 {
@@ -358,7 +362,7 @@ impl<T: Real> Step<'_, T> {
         self.attend_backward(buffers)
     }
 
-    /// Of every chunk of keys, from what was made of them.
+    /// Computes the loss of every chunk of keys from the memory's output for them.
     fn losses(
         &self,
         predicted: &Array<T>,
@@ -382,7 +386,7 @@ impl<T: Real> Step<'_, T> {
         )
     }
 
-    /// What every time segment of the block starts from.
+    /// Computes S and U at the start of every time segment of the block.
     fn segment_starts(&self, buffers: &DeviceBuffers<'_, T>) -> Result<()> {
         let segments = self.segments(buffers);
         if segments.number == 1 {
@@ -404,7 +408,8 @@ impl<T: Real> Step<'_, T> {
         self.launch("segment_starts", [elements.div_ceil(THREADS as usize), self.heads(), 1], 0, &arguments)
     }
 
-    /// A layer through all chunks of the block, and the sums of squares of its weights. Squares are of numbers times `scale`.
+    /// Updates a layer through all chunks of the block and sums the squares of its weights. The squares are of
+    /// numbers times `scale`.
     pub(super) fn fused_update(
         &self,
         buffers: &mut DeviceBuffers<'_, T>,
@@ -433,7 +438,7 @@ impl<T: Real> Step<'_, T> {
         arguments.extend([&buffers.steps, a, b].map(Array::argument));
         arguments.push(Argument::count(self.query_chunks()));
         let inputs = [&buffers.queries, &buffers.keys, &buffers.keys];
-        // From parts where there are any, and what is read.
+        // The outputs are joined from parts where there are any.
         let mut joined = Vec::new();
         for (i, keys) in inputs.into_iter().enumerate() {
             let Some(reader) = buffers.readers.get(i) else {
@@ -464,7 +469,7 @@ impl<T: Real> Step<'_, T> {
         Ok(())
     }
 
-    /// Sums of squares of the weights, from those of tiles.
+    /// Sums the squares of the weights from those of tiles.
     pub(super) fn weight_norms(&self, buffers: &DeviceBuffers<'_, T>) -> Result<()> {
         let count = self.heads() * self.chunks() * 4;
         let arguments = [
@@ -478,7 +483,7 @@ impl<T: Real> Step<'_, T> {
         self.launch("weight_norms", [(count * 4).div_ceil(THREADS as usize), 1, 1], 0, &arguments)
     }
 
-    /// Between the layers, of all that is read.
+    /// Applies the function between the layers to everything that is read.
     fn activate(&self, buffers: &mut DeviceBuffers<'_, T>) -> Result<()> {
         for (i, reader) in buffers.readers.iter().enumerate() {
             let chunks = if i == 0 { self.query_chunks() } else { self.chunks() };
@@ -490,7 +495,7 @@ impl<T: Real> Step<'_, T> {
         Ok(())
     }
 
-    /// `post_norm(merged heads @ combine)`. Rows that were read from nothing are zero and stay zero.
+    /// Computes `post_norm(merged heads @ combine)`. Rows read before anything is stored are zero and stay zero.
     fn combine(&self, buffers: &mut DeviceBuffers<'_, T>) -> Result<()> {
         let dimensions = self.memory.dimensions;
         let (rows, inner) = (self.block.read.len(), dimensions.inner());
@@ -514,7 +519,7 @@ impl<T: Real> Step<'_, T> {
         self.norm([read, RowBatch { weight: &None, rows: output, number: 0 }])
     }
 
-    /// Losses of the probe, and where what was read is not finite.
+    /// Computes losses of the probe and finds non-finite rows among the retrieved ones.
     fn measure(&self, buffers: &mut DeviceBuffers<'_, T>) -> Result<()> {
         for (i, reader) in buffers.readers.iter().enumerate().skip(1) {
             self.losses(&reader.outputs, buffers, &buffers.chunk_losses[i], false)?;
@@ -539,7 +544,7 @@ impl<T: Real> Step<'_, T> {
     }
 }
 
-/// A matrix of each head, or of each chunk, `stride` elements apart.
+/// Describes one matrix per head or per chunk, `stride` elements apart.
 fn matrix(address: u64, row: usize, stride: usize) -> Matrix {
     Matrix { address, row, stride, transposed: false }
 }

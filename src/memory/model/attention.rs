@@ -1,4 +1,4 @@
-//! The attention memory, that of `titans_attn_memory` in titans-pytorch 0.0.17. For the rows x (c, d) of one chunk
+//! The attention memory, which is `titans_attn_memory` of titans-pytorch 0.0.17. For the rows x (c, d) of one chunk
 //!
 //! ```text
 //! q = x W_q,  k = x W_k,  v = x W_v1
@@ -6,8 +6,9 @@
 //! y = silu(H) W_v2
 //! ```
 //!
-//! Two layers: [W_q W_k W_v1] and W_v2. Its gradient by hand is derived in `docs/concepts/mathematics.md`; the names here are
-//! those there. Products run over all rows at once; only what lies inside the softmax is done chunk by chunk.
+//! It has two layers: [W_q W_k W_v1] and W_v2. Its hand-written gradient is derived in
+//! `docs/concepts/mathematics.md`, with the names used here. Products run over all rows at once; only the
+//! operations inside the softmax run chunk by chunk.
 
 use std::ops::Range;
 
@@ -31,7 +32,7 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// For heads of width `dim_head`.
+    /// Creates the model for heads of width `dim_head`.
     pub fn new(dim_head: usize) -> Self {
         Self { dim_head, shapes: [(dim_head, dim_head); MEMORY_WEIGHTS] }
     }
@@ -51,26 +52,26 @@ pub struct Weights<T> {
 pub struct Scratch<T> {
     /// q, k, v side by side: (rows, 3d)
     qkv: Array2<T>,
-    /// P, (rows, c): row r of a chunk in the columns 0 ..= r, zeros after it.
+    /// P, (rows, c): row r of a chunk fills the columns 0 ..= r, with zeros after them.
     attention: Array2<T>,
-    /// dA of one chunk: (c, c)
+    /// Cotangent dA of one chunk: (c, c)
     d_attention: Array2<T>,
     hidden: Array2<T>,
     sigmoid: Array2<T>,
     d_hidden: Array2<T>,
-    /// For products within a chunk.
+    /// Space for products within a chunk.
     panel: Vec<PanelRow<T>>,
 }
 
-/// Rows of a chunk whose dH vᵀ is taken at once: what lies after the last of them is skipped, a quarter of the
-/// products of a chunk of 64. Fewer rows skip more and cost more calls; 16 measured no faster.
+/// Rows of a chunk whose dH vᵀ is taken at once. Columns past the last of these rows are skipped, a quarter of
+/// the products of a chunk of 64. Fewer rows skip more and cost more calls; 16 measured no faster.
 const TILE: usize = 32;
 
-/// Longest chunk whose q kᵀ is taken pair by pair. Laying kᵀ out for the products takes as long as the products of some ten
-/// rows do.
+/// Longest chunk whose q kᵀ is taken pair by pair. Rearranging kᵀ for the products takes as long as the
+/// products of some ten rows.
 const PAIRWISE: usize = 8;
 
-/// `p ← scale · q kᵀ` on and below the diagonal.
+/// Computes `p ← scale · q kᵀ` on and below the diagonal.
 fn scores_pairwise<T: Real>(scale: T, q: ArrayView2<T>, k: ArrayView2<T>, mut p: ArrayViewMut2<T>) {
     vectorised(
         #[inline(always)]
@@ -85,12 +86,12 @@ fn scores_pairwise<T: Real>(scale: T, q: ArrayView2<T>, k: ArrayView2<T>, mut p:
     );
 }
 
-/// The tiles of a chunk.
+/// Yields the tiles of a chunk.
 fn tiles(rows: usize) -> impl Iterator<Item = Range<usize>> {
     (0..rows).step_by(TILE).map(move |start| start..rows.min(start + TILE))
 }
 
-/// q, k and v of some rows.
+/// Splits rows into q, k and v.
 fn split<T>(qkv: ArrayView2<'_, T>) -> [ArrayView2<'_, T>; 3] {
     let d = qkv.ncols() / 3;
     let (q, kv) = qkv.split_at(Axis(1), d);
@@ -98,7 +99,7 @@ fn split<T>(qkv: ArrayView2<'_, T>) -> [ArrayView2<'_, T>; 3] {
     [q, k, v]
 }
 
-/// P and `hidden ← P v` for the chunks of `qkv`. Each row of P holds `chunk` numbers.
+/// Computes P and `hidden ← P v` for the chunks of `qkv`. Each row of P holds `chunk` numbers.
 fn attend<T: Real>(
     qkv: ArrayView2<T>,
     chunk: usize,
@@ -113,7 +114,7 @@ fn attend<T: Real>(
     let chunks = qkv.axis_chunks_iter(Axis(0), chunk);
     for (qkv, mut p) in chunks.clone().zip(attention.axis_chunks_iter_mut(Axis(0), chunk)) {
         let [q, k, _] = split(qkv);
-        // By the length of whole chunks: a row must not depend on how many follow it.
+        // The length of whole chunks decides: a row must not depend on the number of rows that follow it.
         if chunk <= PAIRWISE {
             scores_pairwise(scale, q, k, p);
         } else {
@@ -128,7 +129,7 @@ fn attend<T: Real>(
     }
 }
 
-/// From dH of a chunk to dq, dk and dv side by side. `da`: room for (c, c).
+/// Computes dq, dk and dv, side by side, from dH of a chunk. `da` has space for (c, c).
 fn attend_backward<T: Real>(
     qkv: ArrayView2<T>,
     p: ArrayView2<T>,

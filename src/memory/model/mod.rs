@@ -1,5 +1,5 @@
-//! Memory models: the networks whose weights are the memory. One file a model; the engine knows a model through
-//! [`MemoryModel`] alone.
+//! Memory models: the networks whose weights are the memory. Each model is one file; the engine uses a model
+//! only through [`MemoryModel`].
 
 mod attention;
 
@@ -11,35 +11,36 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 
 use crate::real::Real;
 
-/// A small network M that maps rows (tokens, d) to rows (tokens, d) of the same chunk, in layers: a layer multiplies
-/// its input rows by one or more memory weights, whose products stand side by side, and the next layer's input is
-/// some function of these. The engine does the products that go with moving weights; the model all the rest.
+/// A small network M that maps rows (tokens, d) to rows (tokens, d) of the same chunk, in layers. A layer
+/// multiplies its input rows by one or more memory weights, whose products stand side by side. The input of the
+/// next layer is some function of these products. The engine computes the products with the moving weights, and
+/// the model everything else.
 ///
-/// Memory weights are one slice: all of them in file order, each row-major with the shape that
-/// [`shapes`](Self::shapes) tells. Rows come as whole chunks of `chunk` tokens, of which the last may be cut short:
-/// no row sees another chunk, nor a later row. All matrices have contiguous rows.
+/// Memory weights are one slice: all of them in file order, each row-major with the shape given by
+/// [`shapes`](Self::shapes). Rows come as whole chunks of `chunk` tokens, of which the last may be shorter. No
+/// row depends on another chunk or on a later row. All matrices have contiguous rows.
 pub trait MemoryModel<T: Real>: Send + Sync {
-    /// W, arranged for taking gradients at.
+    /// W in the form from which gradients are taken.
     type Weights: Clone + std::fmt::Debug + Send + Sync;
     /// Buffers that one task reuses from call to call.
     type Scratch: Send;
 
-    /// (rows, cols) of each memory weight, in file order. Those of a layer have the same rows.
+    /// Returns the shape (rows, cols) of each memory weight, in file order. Weights of a layer have the same rows.
     fn shapes(&self) -> &[(usize, usize)];
 
-    /// The memory weights of each layer, in file order.
+    /// Returns the range of memory weights of each layer, in file order.
     fn layers(&self) -> &[Range<usize>];
 
-    /// Arranges the weights, given as one slice.
+    /// Prepares the weights, given as one slice.
     fn prepare(&self, weights: &[T]) -> Self::Weights;
 
-    /// Buffers for up to `rows` rows in chunks of `chunk`.
+    /// Allocates buffers for up to `rows` rows in chunks of `chunk` tokens.
     fn scratch(&self, rows: usize, chunk: usize) -> Self::Scratch;
 
-    /// Numbers that such buffers hold, at most.
+    /// Returns the most numbers that such buffers hold.
     fn scratch_numbers(&self, rows: usize, chunk: usize) -> usize;
 
-    /// From the products (rows, out) of `layer` to the input (rows, in) of the layer after it.
+    /// Computes the input (rows, in) of the layer after `layer` from the products (rows, out) of `layer`.
     fn activate(
         &self,
         layer: usize,
@@ -49,10 +50,10 @@ pub trait MemoryModel<T: Real>: Send + Sync {
         scratch: &mut Self::Scratch,
     );
 
-    /// The associative loss and its gradient. `losses` (one per row) gets the mean over d of (M(k) − v)²; the loss
-    /// of a chunk is the sum over its rows. `factors` gets the gradient in low rank: with A the keys in the first
-    /// layer and `factors.inputs` (rows, in) after it, and B `factors.cotangents` (rows, out), the gradient of a
-    /// layer's weights, side by side, is `g = Aᵀ B` over the rows of each chunk.
+    /// Computes the associative loss and its gradient. `losses` (one per row) receives the mean over d of (M(k)
+    /// − v)²; the loss of a chunk is the sum over its rows. `factors` receives the gradient in low rank. A is
+    /// the keys in the first layer and `factors.inputs` (rows, in) in later ones; B is `factors.cotangents`
+    /// (rows, out). The gradient of a layer's weights, side by side, is `g = Aᵀ B` over the rows of each chunk.
     #[expect(clippy::too_many_arguments, reason = "what a gradient is made of and made into")]
     fn loss_and_gradient(
         &self,
@@ -66,18 +67,18 @@ pub trait MemoryModel<T: Real>: Send + Sync {
     );
 }
 
-/// The thin factors of a block's gradients: see [`MemoryModel::loss_and_gradient`]. Of owned matrices or of views of some of
-/// their rows.
+/// The thin factors of a block's gradients: see [`MemoryModel::loss_and_gradient`]. The matrices are owned, or
+/// views of some of their rows.
 #[derive(Clone, Debug)]
 pub struct Factors<M> {
-    /// A of each layer after the first: (rows, in)
+    /// Factor A (rows, in) of each layer after the first.
     pub inputs: Vec<M>,
-    /// B of each layer: (rows, out)
+    /// Factor B (rows, out) of each layer.
     pub cotangents: Vec<M>,
 }
 
 impl<T: Real> Factors<Array2<T>> {
-    /// Room for so many rows of `model`.
+    /// Allocates factors for a number of rows of `model`.
     pub fn new(model: &impl MemoryModel<T>, rows: usize) -> Self {
         let widths = |layer: &Range<usize>| {
             let shapes = &model.shapes()[layer.clone()];
@@ -89,7 +90,7 @@ impl<T: Real> Factors<Array2<T>> {
         }
     }
 
-    /// The first `rows` rows in views of `group` each, the last perhaps of fewer.
+    /// Returns the first `rows` rows in views of `group` rows each; the last may have fewer.
     pub fn groups(&mut self, rows: usize, group: usize) -> Vec<Factors<ArrayViewMut2<'_, T>>> {
         let mut groups: Vec<_> = (0..rows.div_ceil(group))
             .map(|_| Factors { inputs: Vec::new(), cotangents: Vec::new() })
@@ -106,7 +107,7 @@ impl<T: Real> Factors<Array2<T>> {
     }
 }
 
-/// The first `rows` rows of a matrix in groups.
+/// Yields the first `rows` rows of a matrix in groups.
 fn cut<T>(matrix: &mut Array2<T>, rows: usize, group: usize) -> impl Iterator<Item = ArrayViewMut2<'_, T>> {
     let mut rest = Some(matrix.slice_mut(s![..rows, ..]));
     std::iter::from_fn(move || {
