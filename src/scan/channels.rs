@@ -1,11 +1,14 @@
-//! Across channels: groups of them side by side on the threads, each scanned from the first step to the last.
+//! The scan across channels: groups of channels side by side on the threads, each scanned from the first step
+//! to the last.
 //!
-//! Steps × channels: a panel of neighbouring channels keeps its state in the cache and goes down the rows, vectorised
-//! across the panel. Panels are as wide as the threads allow: a row that is read in short pieces costs a page and the
-//! prefetcher's attention a piece (768-byte pieces ran at a quarter of the speed of whole rows).
+//! Steps × channels: a panel of neighbouring channels keeps its state in the cache and goes down the rows,
+//! vectorised across the panel. Panels are as wide as the number of threads allows. A row that is read in short
+//! pieces costs a page and the prefetcher's attention per piece. Pieces of 768 bytes ran at a quarter of the speed
+//! of whole rows.
 //!
-//! Not [`vectorised`](crate::simd::vectorised): these loops wait for memory, and with AVX-512 they waited longer. The pair took 13.8 ms on
-//! 8 × 4096 × 1536 with two threads, with AVX2 13.0, with SSE2 9.4 to 10.1 (a copy: 8.4), and in the cache all three the same.
+//! [`vectorised`](crate::simd::vectorised) is not used: these loops wait for memory, and with AVX-512 they
+//! waited longer. With two threads the pair on 8 × 4096 × 1536 took 13.8 ms with AVX-512, 13.0 with AVX2, and
+//! 9.4 to 10.1 with SSE2 (a copy: 8.4). In the cache all three took the same time.
 //!
 //! Channels × steps: groups of rows, in [`super::lanes`].
 
@@ -17,33 +20,33 @@ use super::lanes::{LANES, Lane, Scratch};
 use super::linear::{Layout, Problem, Shape};
 use super::{Element, lanes, stream};
 
-/// The most bytes of a panel's row: half of a common L2. From DRAM, rows of 512 KB came at 23 GB/s, of 64 KB at 17, of
-/// 16 KB at 13 (S and U, two threads); why so wide a row is still better was not found out.
+/// Most bytes of a panel's row: half of a common L2. From DRAM, rows of 512 KB ran at 23 GB/s, rows of 64 KB at
+/// 17, rows of 16 KB at 13 (S and U, two threads). Why such wide rows are still better is unknown.
 const MAX_PANEL_BYTES: usize = 1 << 19;
-/// The least: a few lines.
+/// Fewest bytes of a panel's row: a few cache lines.
 const MIN_PANEL_BYTES: usize = 256;
 /// Elements of a panel's row that are computed and then written, from L1.
 pub(super) const PIECE: usize = 512;
-/// Panels narrower than this are asked for a row ahead. In wider ones the hardware soon finds its way, and asking costs
-/// more than it brings.
+/// Panels with rows of fewer bytes than this are prefetched a row ahead. In wider ones the hardware soon
+/// prefetches by itself, and a prefetch costs more than it gains.
 const NARROW_BYTES: usize = 8192;
-/// Whether a row's piece ends before the hardware has found out that it goes on.
+/// Returns whether a row's piece ends before the hardware prefetcher recognises the stream.
 pub(super) fn is_narrow<T>(width: usize, channels: usize) -> bool {
     width < channels && width * size_of::<T>() < NARROW_BYTES
 }
 
-/// Channels of a panel. The results do not depend on it.
+/// Returns the number of channels of a panel. The results do not depend on it.
 pub(super) fn panel_width<T>(shape: Shape) -> usize {
     let most = MAX_PANEL_BYTES / size_of::<T>();
     let least = MIN_PANEL_BYTES / size_of::<T>();
     let wanted =
         (shape.batch * shape.channels).div_ceil(rayon::current_num_threads()).next_multiple_of(least);
-    // Not a panel and a sliver.
+    // Equal panels, rather than full ones and a narrow last one.
     let pieces = shape.channels.div_ceil(wanted.clamp(least, most));
     shape.channels.div_ceil(pieces).next_multiple_of(16).max(1)
 }
 
-/// Cuts `[batch, steps, channels]` into column panels `[steps, width]`: sequence, first channel, the panel.
+/// Divides `[batch, steps, channels]` into column panels `[steps, width]`: sequence, first channel, and the panel.
 pub(super) fn split_panels<T>(
     states: &mut [T],
     shape: Shape,
@@ -97,7 +100,7 @@ pub fn scan<T: Element>(problem: &Problem<T>, states: &mut [T]) {
     }
 }
 
-/// The states of a panel before the first step.
+/// Returns the states of a panel before the first step.
 pub(super) fn initial_state<T: Element>(
     problem: &Problem<T>,
     sequence: usize,
@@ -108,8 +111,8 @@ pub(super) fn initial_state<T: Element>(
     problem.initial.map_or_else(|| vec![T::zero(); width], |initial| initial[place..][..width].to_vec())
 }
 
-/// Takes a panel of channels from `state` through the steps of `states` `[steps, width]`, the first of which is
-/// `step` of the sequence; leaves the last state in `state`.
+/// Advances a panel of channels from `state` through the steps of `states` `[steps, width]`, the first of which
+/// is step `step` of the sequence. Leaves the last state in `state`.
 pub(super) fn scan_panel<'a, T: Element>(
     problem: &Problem<'a, T>,
     sequence: usize,

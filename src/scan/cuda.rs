@@ -1,7 +1,8 @@
-//! The recurrences on a GPU: arrays are on the device already, contiguous, with the contracts of [`super::linear`] and
-//! [`super::pair`]. Every state is written, none is read. Steps × channels: a thread a channel, neighbours side by side, so
-//! that there should be some hundred thousand channels. Channels × steps: a block a row, which composes the steps of a tile,
-//! warp by warp, and goes on from tile to tile.
+//! The recurrences on a GPU. Arrays are already on the device and contiguous, with the contracts of
+//! [`super::linear`] and [`super::pair`]. Every state is written and none is read. Steps × channels: one thread
+//! per channel, with neighbours side by side, so some hundred thousand channels are needed for full speed.
+//! Channels × steps: one block per row, which composes the steps of a tile, warp by warp, and continues from
+//! tile to tile.
 
 use super::linear::{Layout, Shape};
 use crate::cuda::{Argument, Array, Device, Launch, kernel};
@@ -17,12 +18,12 @@ pub enum Gates<'a, 'd, T> {
     Element(&'a Array<'d, T>),
 }
 
-/// Threads of a block where each takes a channel.
+/// Threads of a block in which each thread has one channel.
 const CHANNELS: usize = 128;
-/// Steps of a thread of a block that takes a row, and most threads.
+/// Steps of a thread in a block that has one row; `MAX_THREADS` is its most threads.
 const STEPS: usize = 4;
 const MAX_THREADS: usize = 256;
-/// Blocks that take rows: more go round.
+/// Most blocks that process rows; each then processes several.
 const MAX_BLOCKS: usize = 1 << 30;
 /// Most blocks in a grid's second dimension.
 const MAX_SEQUENCES: usize = 65_535;
@@ -31,10 +32,10 @@ fn optional<T: Real>(array: Option<&Array<T>>) -> Argument {
     array.map_or(Argument::Address(0), Array::argument)
 }
 
-/// x_t = a_t x_{t−1} + b_t for every channel. `initial` `[batch, channels]`, or zero.
+/// Computes x_t = a_t x_{t−1} + b_t for every channel. `initial` is `[batch, channels]`, or zero if absent.
 ///
 /// # Panics
-/// If an array does not have as many elements as `shape` tells.
+/// Panics if the length of an array does not match `shape`.
 pub fn scan<T: Real>(
     device: &dyn Device,
     shape: Shape,
@@ -69,7 +70,7 @@ pub fn scan<T: Real>(
         return device.launch(&kernel("scan_channels", T::TYPE), across(shape), &arguments);
     }
     let rows = batch * channels;
-    // A row of gates for all channels of a sequence, or one for each.
+    // One row of gates for all channels of a sequence, or one for each.
     let rows_per_gates = Argument::count(if per_step { channels } else { 1 });
     let arguments = [
         gates.argument(),
@@ -85,7 +86,7 @@ pub fn scan<T: Real>(
     device.launch(&kernel("scan_rows", T::TYPE), launch, &arguments)
 }
 
-/// Sequences are the second dimension of a grid.
+/// Checks the number of sequences, which are the second dimension of a grid.
 fn check_batch(batch: usize) -> Result<()> {
     if batch <= MAX_SEQUENCES {
         return Ok(());
@@ -93,17 +94,18 @@ fn check_batch(batch: usize) -> Result<()> {
     Err(Error::setting("--batch", format!("at most {MAX_SEQUENCES} on a GPU"), batch.to_string()))
 }
 
-/// A thread a channel.
+/// Returns a launch with one thread per channel.
 fn across(shape: Shape) -> Launch {
     let grid = [shape.channels.div_ceil(CHANNELS) as u32, shape.batch as u32, 1];
     Launch { grid, block: CHANNELS as u32, shared: 0 }
 }
 
-/// S and U fused. `gates` `[3, batch, steps]`: θ, η, α; `surprise` and `updates` `[batch, steps, channels]`; `momentum` and `update`
-/// `[batch, channels]`, before and after.
+/// Computes S and U in one kernel. `gates` is `[3, batch, steps]`: θ, η, α. `surprise` and `updates` are
+/// `[batch, steps, channels]`. `momentum` and `update`, `[batch, channels]`, hold the states before, and after
+/// the call the last ones.
 ///
 /// # Panics
-/// If an array does not have as many elements as `shape` tells.
+/// Panics if the length of an array does not match `shape`.
 pub fn scan_pair<T: Real>(
     device: &dyn Device,
     shape: Shape,

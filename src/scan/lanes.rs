@@ -1,34 +1,35 @@
-//! Recurrences along contiguous time. One is a chain of dependent products and sums, so [`LANES`] of them are scanned at
-//! once: tiles of as many steps are turned so that a step of all lanes is a vector, computed, and turned back.
+//! Recurrences along contiguous time. Each is a chain of dependent products and sums, so [`LANES`] of them are
+//! scanned at once. Tiles of as many steps are transposed so that one step of all lanes is a vector, computed,
+//! and transposed back.
 //!
-//! Rows come and go by [`BLOCK`]s through a scratch in L1: the hardware follows stretches of memory, not single lines of
-//! many rows (which took twice as long), stores past the cache want to go on where they were, and rows a power of two
-//! apart would evict each other.
+//! Rows pass by [`BLOCK`]s through a scratch in L1. The hardware prefetches stretches of memory, not single
+//! lines of many rows (which took twice as long). Stores past the cache should continue where they ended. And
+//! rows a power of two apart would evict each other.
 
 use super::{Element, stream};
 use crate::simd::vectorised;
 
 /// Rows scanned at once, and steps of a tile: two vectors of AVX2 in f32, one of AVX-512.
 pub const LANES: usize = 16;
-/// Turned at once.
+/// Rows and columns transposed at once.
 const SQUARE: usize = 8;
-/// Steps that pass through the scratch at once: in f32 gates and values are half of L1.
+/// Steps that pass through the scratch at once: in f32, gates and values take half of L1.
 const BLOCK: usize = 128;
-/// Keeps rows of the scratch apart in L1.
+/// Padding that separates rows of the scratch in L1.
 const PAD: usize = 16;
 
-/// A recurrence, or a stretch of it.
+/// A recurrence, or a segment of it.
 #[derive(Debug)]
 pub struct Lane<'a, T> {
     pub gates: &'a [T],
     pub inputs: &'a [T],
-    /// Before; afterwards the last.
+    /// State before the first step; after the scan, the last state.
     pub state: T,
-    /// Where states are written, if they are wanted.
+    /// Destination of the states, if they are needed.
     pub states: Option<&'a mut [T]>,
 }
 
-/// A block of all lanes.
+/// One block of all lanes.
 type Rows<T> = [[T; BLOCK + PAD]; LANES];
 
 /// [`LANES`] steps, each of all lanes.
@@ -47,8 +48,8 @@ impl<T: Element> Scratch<T> {
     }
 }
 
-/// Scans up to [`LANES`] recurrences of the same length at once. Returns the products of their gates, where no states
-/// are written.
+/// Scans up to [`LANES`] recurrences of the same length at once. Returns the products of their gates if no
+/// states are written.
 pub fn scan<T: Element>(lanes: &mut [Lane<T>], past_cache: bool, scratch: &mut Scratch<T>) -> [T; LANES] {
     let Some(first) = lanes.first() else { return [T::one(); LANES] };
     let (length, writes) = (first.inputs.len(), first.states.is_some());
@@ -58,7 +59,7 @@ pub fn scan<T: Element>(lanes: &mut [Lane<T>], past_cache: bool, scratch: &mut S
     };
     assert!(lanes.len() <= LANES && lanes.iter().all(alike), "lanes side by side");
     let shared = lanes.iter().all(|lane| std::ptr::eq(lane.gates, first.gates)).then_some(first.gates);
-    // Lanes that are not there scan what lies in the scratch; nobody asks for their results.
+    // Unused lanes scan the old contents of the scratch, and their results are ignored.
     let Scratch { gates, values } = scratch;
     let mut state = std::array::from_fn(|i| lanes.get(i).map_or(T::zero(), |lane| lane.state));
     let mut product = [T::one(); LANES];
@@ -121,7 +122,7 @@ pub fn scan<T: Element>(lanes: &mut [Lane<T>], past_cache: bool, scratch: &mut S
     product
 }
 
-/// A tile's steps, b in and x out, or what they do to the state before them.
+/// Computes a tile's steps: b in and x out, or their effect on the state before them.
 #[expect(clippy::inline_always, reason = "to be compiled with the caller's instruction set")]
 #[inline(always)]
 fn compute<T: Element>(
@@ -154,10 +155,10 @@ fn compute<T: Element>(
     *state = s;
 }
 
-/// The quarters of a tile: first lane and first step.
+/// Quarters of a tile: first lane and first step.
 const SQUARES: [(usize, usize); 4] = [(0, 0), (0, SQUARE), (SQUARE, 0), (SQUARE, SQUARE)];
 
-/// The tile from step `t` of a block on.
+/// Reads the tile at step `t` of a block.
 #[expect(clippy::inline_always, reason = "as above")]
 #[inline(always)]
 fn turn_rows<T: Element>(avx: bool, rows: &Rows<T>, t: usize, tile: &mut Tile<T>) {
@@ -166,13 +167,13 @@ fn turn_rows<T: Element>(avx: bool, rows: &Rows<T>, t: usize, tile: &mut Tile<T>
         let first = rows.as_flattened().as_ptr().wrapping_add(group * (BLOCK + PAD) + t + half);
         let from = std::array::from_fn(|i| first.wrapping_add(i * (BLOCK + PAD)));
         let to = tile.as_flattened_mut().as_mut_ptr().wrapping_add(half * LANES + group);
-        // SAFETY: steps t + half … + 7 of rows group … group + 7, as asserted; likewise within the 16 × 16 tile, whose
-        // rows lie LANES apart. `avx` is what was found.
+        // SAFETY: steps t + half … + 7 of rows group … group + 7, as asserted; likewise within the 16 × 16
+        // tile, whose rows are LANES apart. `avx` is the detected feature.
         unsafe { turn(avx, from, to, LANES) };
     }
 }
 
-/// The way back.
+/// Writes a tile back to step `t` of a block.
 #[expect(clippy::inline_always, reason = "as above")]
 #[inline(always)]
 fn turn_back<T: Element>(avx: bool, tile: &Tile<T>, rows: &mut Rows<T>, t: usize) {
@@ -181,7 +182,7 @@ fn turn_back<T: Element>(avx: bool, tile: &Tile<T>, rows: &mut Rows<T>, t: usize
         let first = tile.as_flattened().as_ptr().wrapping_add(half * LANES + group);
         let from = std::array::from_fn(|i| first.wrapping_add(i * LANES));
         let to = rows.as_flattened_mut().as_mut_ptr().wrapping_add(group * (BLOCK + PAD) + t + half);
-        // SAFETY: as above, the other way round; rows of the block lie BLOCK + PAD apart.
+        // SAFETY: as above, in the other direction; rows of the block are BLOCK + PAD apart.
         unsafe { turn(avx, from, to, BLOCK + PAD) };
     }
 }
@@ -197,26 +198,26 @@ fn has_avx() -> bool {
     }
 }
 
-/// Rows to columns: 8 rows of 8, to where `to` points and as many rows `stride` elements apart. Pointers, because slices of
-/// slices cost more checks than the work takes.
+/// Transposes 8 rows of 8 elements to `to`, whose rows are `stride` elements apart. It takes pointers, because
+/// slices of slices cost more checks than the work takes.
 ///
 /// # Safety
-/// All of that can be read and written and does not overlap; the processor has AVX if `avx`.
+/// Both ranges must be valid for reads and writes and must not overlap; the CPU must have AVX if `avx`.
 #[expect(clippy::inline_always, reason = "as above")]
 #[inline(always)]
 unsafe fn turn<T: Element>(avx: bool, from: [*const T; SQUARE], to: *mut T, stride: usize) {
     #[cfg(target_arch = "x86_64")]
     if avx && size_of::<T>() == size_of::<f32>() {
         let from = std::array::from_fn(|i| from[i].cast());
-        // SAFETY: as this function's; `Element` is sealed, so T is f32.
+        // SAFETY: the contract of this function; `Element` is sealed, so T is f32.
         unsafe { turn_f32(from, to.cast(), stride) };
         return;
     }
     let _ = avx;
-    // In quarters: for 4 × 4 compilers find shuffles, for 8 × 8 they went through memory, at a third of the speed.
+    // In quarters: compilers use shuffles for 4 × 4, but for 8 × 8 they went through memory, at a third of the speed.
     for (i, j) in [(0, 0), (0, 4), (4, 0), (4, 4)] {
-        // SAFETY: rows j … j + 3 and columns i … i + 3 of what can be read, columns j … j + 3 of rows i … i + 3 of what
-        // can be written.
+        // SAFETY: rows j … j + 3 and columns i … i + 3 of the readable range, columns j … j + 3 of rows i … i +
+        // 3 of the writable range.
         unsafe {
             let rows: [[T; 4]; 4] = std::array::from_fn(|k| from[j + k].add(i).cast::<[T; 4]>().read());
             let columns: [[T; 4]; 4] = std::array::from_fn(|k| std::array::from_fn(|l| rows[l][k]));
@@ -227,11 +228,11 @@ unsafe fn turn<T: Element>(avx: bool, from: [*const T; SQUARE], to: *mut T, stri
     }
 }
 
-/// By halves of rows, because inserting a half from memory costs no shuffle. With it the whole scan takes 0.26 ns an
-/// element within L1, with the loop above 0.56.
+/// Transposes by halves of rows, because inserting a half from memory costs no shuffle. The whole scan takes
+/// 0.26 ns an element within L1 with it, and 0.56 with the loop above.
 ///
 /// # Safety
-/// As that of [`turn`].
+/// The contract of [`turn`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx")]
 #[inline]
@@ -250,7 +251,7 @@ unsafe fn turn_f32(from: [*const f32; SQUARE], to: *mut f32, stride: usize) {
         let (r0, r1, r2, r3) = (rows(0), rows(1), rows(2), rows(3));
         let (a, b) = (_mm256_unpacklo_ps(r0, r1), _mm256_unpackhi_ps(r0, r1));
         let (c, d) = (_mm256_unpacklo_ps(r2, r3), _mm256_unpackhi_ps(r2, r3));
-        // SAFETY: rows half … half + 3 of what can be written, 8 elements each.
+        // SAFETY: rows half … half + 3 of the writable range, 8 elements each.
         unsafe {
             _mm256_storeu_ps(to.add(half * stride), _mm256_shuffle_ps::<0b01_00_01_00>(a, c));
             _mm256_storeu_ps(to.add((half + 1) * stride), _mm256_shuffle_ps::<0b11_10_11_10>(a, c));

@@ -1,24 +1,25 @@
-//! The recurrence on its own, over a whole sequence:
+//! The linear recurrence over a whole sequence:
 //!
 //! ```text
 //! x_t = a_t · x_{t−1} + b_t        t = 0 … steps − 1,  x_{−1} = initial, or 0
 //! ```
 //!
-//! independently for every sequence of a batch and every channel. Inputs b and states x are
-//! `[batch, steps, channels]` or `[batch, channels, steps]`, the gates a one per step `[batch, steps]` or one per
-//! element, of the inputs' shape. Nothing is assumed of the gates: 0, negative ones and ones above 1 are as good as
-//! others. Every state is written, none is read; without steps nothing is.
+//! It is independent for every sequence of a batch and every channel. Inputs b and states x are `[batch, steps,
+//! channels]` or `[batch, channels, steps]`. The gates a are one per step, `[batch, steps]`, or one per
+//! element, of the inputs' shape. Gates may have any value: 0, negative or above 1. Every state is written and
+//! none is read; without steps nothing is written.
 
 use ndarray::{ArrayView2, ArrayView3, ArrayViewMut3};
 
 use super::{Element, channels, sequential, time, tree};
 
-/// The order of the axes of inputs, states and gates per element. Arrays are contiguous, the last axis running fastest.
+/// The order of the axes of inputs, states and gates per element. Arrays are contiguous, and the last axis
+/// varies fastest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Layout {
-    /// `[batch, steps, channels]`
+    /// Steps before channels: `[batch, steps, channels]`.
     StepsChannels,
-    /// `[batch, channels, steps]`
+    /// Channels before steps: `[batch, channels, steps]`.
     ChannelsSteps,
 }
 
@@ -31,64 +32,67 @@ pub enum Gates<'a, T> {
     Element(ArrayView3<'a, T>),
 }
 
-/// What is to be computed.
+/// The inputs of a scan.
 #[derive(Clone, Copy, Debug)]
 pub struct Recurrence<'a, T> {
-    /// Of inputs, states and gates per element.
+    /// Axis order of inputs, states and gates per element.
     pub layout: Layout,
-    /// a
+    /// Gates a.
     pub gates: Gates<'a, T>,
-    /// b
+    /// Inputs b.
     pub inputs: ArrayView3<'a, T>,
-    /// x before the first step, `[batch, channels]`; zero where there is none.
+    /// States x before the first step, `[batch, channels]`; zero if absent.
     pub initial: Option<ArrayView2<'a, T>>,
 }
 
-/// How it is computed. All but [`Tree`](Self::Tree) and [`Time`](Self::Time) give the bits of the plain loop; none
-/// depends on the number of threads. Parallel work runs in the rayon pool of the caller.
+/// The way to compute a scan. All but [`Tree`](Self::Tree) and [`Time`](Self::Time) give the bits of the plain
+/// loop; none depends on the number of threads. Parallel work runs in the rayon pool of the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Algorithm {
-    /// One of the first three below, by shape and layout alone: see [`Algorithm::chosen`].
+    /// One of the next three, chosen by shape and layout alone: see [`Algorithm::chosen`].
     Auto,
     /// The plain loop on one thread.
     Sequential,
     /// Groups of channels side by side.
     Channels,
-    /// Stretches of time side by side, in two passes. Reads the inputs twice, so it is for sequences of few channels.
+    /// Segments of time side by side, in two passes. This reads the inputs twice, so it is for sequences of few
+    /// channels.
     Time,
     /// The associative tree of PyTorch's and JAX's `associative_scan`: for comparison.
     Tree,
 }
 
-/// Sizes of a problem.
+/// The sizes of a scan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
-    /// Sequences.
+    /// Number of sequences.
     pub batch: usize,
-    /// Steps of each.
+    /// Steps of each sequence.
     pub steps: usize,
-    /// Recurrences side by side.
+    /// Recurrences side by side in each sequence.
     pub channels: usize,
 }
 
 impl Shape {
-    /// Elements of the inputs.
+    /// Returns the number of elements of the inputs.
     pub fn elements(self) -> usize {
         self.batch * self.steps * self.channels
     }
 }
 
-/// Under this the work is done before other threads have woken: some 10 µs, in which one core takes this many steps.
+/// Below this number of steps the work is done before other threads wake up: some 10 µs, in which one core
+/// takes this many steps.
 const WORTH_THREADS: usize = 1 << 15;
 /// Fewer recurrences than this leave lanes or cores idle.
 const FEW: usize = 16;
-/// Steps from which a few recurrences are cut along time.
+/// Number of steps from which a few recurrences are divided along time.
 const LONG: usize = 4096;
 
 impl Algorithm {
-    /// What is run: itself, or what `Auto` stands for. It does not ask for the number of threads, so that neither do
-    /// the results' last digits. Cutting along time needs twice the reads and arithmetic; rows of one channel gain that back
-    /// even on one thread, because several stretches fill a pipeline that one recurrence leaves waiting.
+    /// Returns the algorithm that runs: itself, or the choice of `Auto`. It ignores the number of threads, so
+    /// that the results' last digits do not depend on it. Dividing along time needs twice the reads and
+    /// arithmetic. Rows of one channel regain that even on one thread, because several segments fill a pipeline
+    /// that one recurrence leaves waiting.
     pub fn chosen(self, shape: Shape, layout: Layout) -> Self {
         if self != Self::Auto {
             return self;
@@ -107,7 +111,7 @@ impl Algorithm {
     }
 }
 
-/// A problem as slices. With one channel both layouts are the same, and it is taken as rows of time.
+/// A scan's arrays as slices. With one channel both layouts are the same, and it is treated as rows of time.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Problem<'a, T> {
     pub shape: Shape,
@@ -116,23 +120,24 @@ pub(super) struct Problem<'a, T> {
     pub gate_per_step: bool,
     pub inputs: &'a [T],
     pub initial: Option<&'a [T]>,
-    /// Whether states bypass the cache.
+    /// Whether states are written past the cache.
     pub stream: bool,
 }
 
-/// Arrays of a problem that together have more bytes than this leave the cache anyway, and states are written past
-/// it: an ordinary store reads what it overwrites first. Where that begins to pay, found on one machine (32 MiB of L3, two cores):
-/// streaming copies ran at 0.6 of ordinary ones' speed with 8 and 34 MB in all, at 0.95 with 25, at 1.25 with 50 and 1.4 with 134.
+/// Arrays that together have more bytes than this do not fit the cache anyway, so states are written past it: an
+/// ordinary store first reads the line it overwrites. The limit was found on one machine (32 MiB of L3, two cores).
+/// With 8 and 34 MB in all, streaming copies ran at 0.6 of the speed of ordinary ones. With 25 MB they ran at 0.95,
+/// with 50 at 1.25 and with 134 at 1.4.
 const STREAM_FROM: usize = 32 << 20;
 
 pub(super) fn streams<T>(elements: usize) -> bool {
     elements * size_of::<T>() >= STREAM_FROM
 }
 
-/// Computes all states.
+/// Computes all states into `states`, of the inputs' shape.
 ///
 /// # Panics
-/// If shapes do not agree or an array is not contiguous.
+/// Panics if shapes do not agree or an array is not contiguous.
 pub fn scan<T: Element>(recurrence: &Recurrence<T>, algorithm: Algorithm, mut states: ArrayViewMut3<T>) {
     let Recurrence { layout, gates, inputs, initial } = recurrence;
     let (batch, second, third) = inputs.dim();
@@ -179,26 +184,26 @@ pub fn scan<T: Element>(recurrence: &Recurrence<T>, algorithm: Algorithm, mut st
 }
 
 impl<'a, T: Element> Problem<'a, T> {
-    /// The gates of a sequence of the batch.
+    /// Returns the gates of a sequence of the batch.
     pub fn gates_of(&self, sequence: usize) -> &'a [T] {
         let each = self.gates.len() / self.shape.batch;
         &self.gates[sequence * each..][..each]
     }
 
-    /// The inputs of a sequence of the batch.
+    /// Returns the inputs of a sequence of the batch.
     pub fn inputs_of(&self, sequence: usize) -> &'a [T] {
         let each = self.shape.steps * self.shape.channels;
         &self.inputs[sequence * each..][..each]
     }
 
-    /// Gates and inputs of one channel over time; only in the layout of rows.
+    /// Returns gates and inputs of one channel over time; only in the layout of rows.
     pub fn row(&self, row: usize) -> (&'a [T], &'a [T]) {
         let Shape { steps, channels, .. } = self.shape;
         let gates_row = if self.gate_per_step { row / channels } else { row };
         (&self.gates[gates_row * steps..][..steps], &self.inputs[row * steps..][..steps])
     }
 
-    /// What the recurrence of a channel, counted over the batch, starts from.
+    /// Returns the state of a channel, counted over the batch, before the first step.
     pub fn start(&self, recurrence: usize) -> T {
         self.initial.map_or(T::zero(), |initial| initial[recurrence])
     }

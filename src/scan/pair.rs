@@ -5,9 +5,9 @@
 //! U_t = (1 − α_t) U_{t−1} + S_t
 //! ```
 //!
-//! with scalar coefficients per step, all channels alike. Surprises g and updates U are `[batch, steps, channels]`. One
-//! read of g and one write of U, 8 bytes an f32 element, against 24 for two scans with gates per element; 4 where only
-//! the last S and U are asked for.
+//! The coefficients are scalars per step, the same for all channels. Surprises g and updates U are `[batch,
+//! steps, channels]`. This takes one read of g and one write of U, 8 bytes an f32 element, against 24 for two
+//! scans with gates per element. It takes 4 where only the last S and U are needed.
 
 use ndarray::{ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3};
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
@@ -16,41 +16,42 @@ use super::channels::{PIECE, is_narrow, panel_width, split_panels};
 use super::linear::{Shape, streams};
 use super::{Element, stream};
 
-/// What goes into the pair.
+/// The inputs of the pair.
 #[derive(Clone, Copy, Debug)]
 pub struct Pair<'a, T> {
-    /// θ `[batch, steps]`
+    /// Learning rate θ `[batch, steps]`.
     pub learning_rate: ArrayView2<'a, T>,
-    /// η `[batch, steps]`
+    /// Momentum η `[batch, steps]`.
     pub momentum: ArrayView2<'a, T>,
-    /// α `[batch, steps]`
+    /// Decay α `[batch, steps]`.
     pub decay: ArrayView2<'a, T>,
-    /// g `[batch, steps, channels]`
+    /// Surprise g `[batch, steps, channels]`.
     pub surprise: ArrayView3<'a, T>,
 }
 
 /// S and U of all channels, `[batch, channels]`.
 #[derive(Debug)]
 pub struct PairState<'a, T> {
-    /// S
+    /// Momentum S.
     pub momentum: ArrayViewMut2<'a, T>,
-    /// U
+    /// Update U.
     pub update: ArrayViewMut2<'a, T>,
 }
 
-/// Whether panels of channels are shared among the threads of the caller's rayon pool. The bits are the same.
+/// The threads of the pair: one, or those of the caller's rayon pool, which divide the panels of channels. The
+/// bits are the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PairAlgorithm {
-    /// All of it on one thread, row after row.
+    /// One thread, row after row.
     Sequential,
     /// Panels side by side.
     Channels,
 }
 
-/// Takes S and U through all steps, and writes U after each where `updates` are given.
+/// Advances S and U through all steps, and writes U after each step into `updates`, if given.
 ///
 /// # Panics
-/// If shapes do not agree or an array is not contiguous.
+/// Panics if shapes do not agree or an array is not contiguous.
 pub fn scan_pair<T: Element>(
     pair: &Pair<T>,
     algorithm: PairAlgorithm,
@@ -110,14 +111,14 @@ pub fn scan_pair<T: Element>(
 struct Task<'a, T> {
     /// θ, η, α
     gates: [Vec<T>; 3],
-    /// Of the whole sequence.
+    /// Surprises of the whole sequence.
     surprise: &'a [T],
     channels: usize,
     first: usize,
-    /// One row.
+    /// A single row.
     momentum: ArrayViewMut2<'a, T>,
     update: ArrayViewMut2<'a, T>,
-    /// A row a step.
+    /// One row per step.
     updates: Option<ArrayViewMut2<'a, T>>,
 }
 

@@ -1,5 +1,5 @@
-//! The oracle of the scans: plain loops in f64, never optimised. States are handed over step by step, so that nothing of
-//! their size is held.
+//! The oracle of the scans: plain loops in f64, never optimised. States are passed on step by step, so that
+//! nothing of their size is held.
 
 use std::ops::Range;
 
@@ -9,7 +9,7 @@ use super::Element;
 use super::linear::{Gates, Layout, Recurrence};
 use super::pair::Pair;
 
-/// Scans some channels of a sequence: `state(t, x_t)` for every step.
+/// Scans some channels of a sequence and calls `state(t, x_t)` for every step.
 pub fn scan<'a, T: Element>(
     recurrence: &Recurrence<'a, T>,
     sequence: usize,
@@ -41,7 +41,8 @@ pub fn scan<'a, T: Element>(
     }
 }
 
-/// Scans S and U of some channels from `start`, those of all: `state(t, S_t, U_t)` for every step.
+/// Scans S and U of some channels and calls `state(t, S_t, U_t)` for every step. `start` holds S and U of all
+/// channels before the first step.
 pub fn scan_pair<T: Element>(
     pair: &Pair<T>,
     sequence: usize,

@@ -1,5 +1,5 @@
-//! The plain loop on one thread: what the others are compared with. Its arithmetic, one product and one sum in this
-//! order, is also that of the scan across channels.
+//! The plain loop on one thread, with which the others are compared. The scan across channels uses the same
+//! arithmetic: one product and one sum, in this order.
 
 use super::Element;
 use super::linear::{Layout, Problem, Shape};

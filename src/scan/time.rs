@@ -1,10 +1,12 @@
-//! Across time in two passes: every segment's end from zero and the product of its gates; from these, one after the
-//! other, every segment's true start; then every segment again, written. Segments depend on the number of steps
-//! alone, so the results do not depend on the number of threads.
+//! The scan across time in two passes. The first computes every segment's end from zero and the product of its
+//! gates; from these follow, one after another, the true starts of the segments. The second scans every segment
+//! again and writes it. Segments depend on the number of steps alone, so the results do not depend on the
+//! number of threads.
 //!
-//! Its floor: the inputs (and gates per element) are read twice, 20 bytes an f32 element with gates per element against 12
-//! that must move, 12 against 8 with gates per step. Products serve as coefficients only: nothing is divided by them, so
-//! one that vanishes is right. Where one is not finite, its segment is scanned from its true start instead.
+//! The inputs (and gates per element) are read twice. That is 20 bytes an f32 element with gates per element,
+//! against 12 that must move, and 12 against 8 with gates per step. Products serve only as coefficients:
+//! nothing is divided by them, so a product that vanishes is correct. If one is not finite, its segment is
+//! scanned from its true start instead.
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
@@ -17,17 +19,17 @@ use super::lanes::{self, LANES, Lane, Scratch};
 use super::linear::{Layout, Problem, Shape};
 use crate::simd::vectorised;
 
-/// Segments are no shorter: each costs a task and a step of the serial combination.
+/// Fewest steps of a segment: each segment costs a task and a step of the serial combination.
 const MIN_SEGMENT: usize = 256;
-/// At most so many of them.
+/// Most segments.
 const MAX_SEGMENTS: usize = 64;
 
-/// Steps of a segment; the last may be shorter.
+/// Returns the steps of a segment; the last may be shorter.
 fn segment(steps: usize) -> usize {
     steps.div_ceil(MAX_SEGMENTS).max(MIN_SEGMENT)
 }
 
-/// What a segment does to the state before it: x ↦ gate · x + end.
+/// The effect of a segment on the state before it: x ↦ gate · x + end.
 #[derive(Clone, Copy, Debug)]
 struct Effect<T> {
     gate: T,
@@ -35,7 +37,8 @@ struct Effect<T> {
 }
 
 impl<T: Element> Effect<T> {
-    /// The state after the segment, `sequential` being the way where the product of gates left the element type's range.
+    /// Returns the state after the segment. `sequential` computes it where the product of gates left the
+    /// element type's range.
     fn apply(self, start: T, sequential: impl FnOnce() -> T) -> T {
         if self.gate.is_finite() && self.end.is_finite() && start.is_finite() {
             self.gate * start + self.end
@@ -81,7 +84,7 @@ fn channels_steps<T: Element>(problem: &Problem<T>, states: &mut [T]) {
             }
         }
     }
-    // Lanes side by side are equally long: each row's last segments are taken together.
+    // Lanes side by side have equal lengths, so the last segments of all rows are taken together.
     let (mut last, mut others): (Vec<_>, Vec<_>) =
         lanes.into_iter().partition(|lane| lane.inputs.len() < length);
     for lanes in [&mut others, &mut last] {
@@ -91,7 +94,7 @@ fn channels_steps<T: Element>(problem: &Problem<T>, states: &mut [T]) {
     }
 }
 
-/// The effects of up to [`LANES`] equally long segments.
+/// Returns the effects of up to [`LANES`] equally long segments.
 fn effects_of_lanes<T: Element>(scratch: &mut Scratch<T>, segments: &[(&[T], &[T])]) -> Vec<Effect<T>> {
     let lane = |&(gates, inputs)| Lane { gates, inputs, state: T::zero(), states: None };
     let mut lanes: Vec<_> = segments.iter().map(lane).collect();
@@ -102,9 +105,9 @@ fn effects_of_lanes<T: Element>(scratch: &mut Scratch<T>, segments: &[(&[T], &[T
 /// A panel of channels in one segment.
 struct Piece<'a, T> {
     sequence: usize,
-    /// First step and channel.
+    /// First step and first channel.
     place: (usize, usize),
-    /// Before it.
+    /// State before the segment.
     state: Vec<T>,
     states: ArrayViewMut2<'a, T>,
 }
@@ -155,7 +158,7 @@ fn steps_channels<T: Element>(problem: &Problem<T>, states: &mut [T]) {
     });
 }
 
-/// One channel through a segment, without writing.
+/// Scans one channel through a segment without writing states.
 fn scan_channel<T: Element>(
     problem: &Problem<T>,
     sequence: usize,

@@ -1,9 +1,9 @@
 //! The associative tree (Blelloch, "Prefix sums and their applications", 1990), as PyTorch's and JAX's
-//! `associative_scan` compute it: neighbouring pairs (a, b) are combined, (a₂ a₁, a₂ b₁ + b₂), the halved sequence is scanned
-//! by recursion, and the places between are filled in. It moves several times the bytes of the loop, and is here for
-//! comparison. Two things are kinder than there: a panel of channels is taken at a time, so that small ones stay
-//! in the cache, and products of gates that nothing reads are left out. Products
-//! that leave the element type's range make NaN of states within it, as they do there.
+//! `associative_scan` compute it. Neighbouring pairs (a, b) are combined, (a₂ a₁, a₂ b₁ + b₂), the halved
+//! sequence is scanned by recursion, and the places between are filled in. It moves several times the bytes of
+//! the loop, and is here for comparison. Two things favour it over the originals: it takes a panel of channels
+//! at a time, so that small ones stay in the cache, and it skips products of gates that nothing reads. Products
+//! that leave the element type's range turn states within the range into NaN, as in the originals.
 
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
@@ -55,7 +55,7 @@ pub fn scan<T: Element>(problem: &Problem<T>, states: &mut [T]) {
     }
 }
 
-/// Scans rows of `width` values in place; gates have rows of as many, or of one.
+/// Scans rows of `width` values in place; gates have rows of the same width, or of one.
 fn tree<T: Element>(gates: &[T], values: &mut [T], gate_width: usize, width: usize) {
     let half = values.len() / width / 2;
     if half == 0 {
@@ -68,7 +68,7 @@ fn tree<T: Element>(gates: &[T], values: &mut [T], gate_width: usize, width: usi
     spread(gates, values, &half_values, gate_width, width);
 }
 
-/// Pairs into halves.
+/// Combines pairs of rows into half as many.
 fn combine<T: Element>(
     gates: &[T],
     values: &[T],
@@ -113,7 +113,7 @@ fn combine<T: Element>(
     );
 }
 
-/// The scanned halves to the odd rows, and from them the even ones that follow.
+/// Copies the scanned halves to the odd rows, and computes the even rows that follow from them.
 fn spread<T: Element>(gates: &[T], values: &mut [T], half_values: &[T], gate_width: usize, width: usize) {
     vectorised(
         #[inline(always)]
@@ -136,7 +136,7 @@ fn spread<T: Element>(gates: &[T], values: &mut [T], half_values: &[T], gate_wid
             {
                 let (odd, even) = pair.split_at_mut(width);
                 odd.copy_from_slice(half);
-                // The last even row is not there where the number of rows is even.
+                // The last even row does not exist if the number of rows is even.
                 let gates = gates.get(gate_width..).unwrap_or_default();
                 if gate_width == width {
                     for ((x, &half), &a) in even.iter_mut().zip(half).zip(gates) {
