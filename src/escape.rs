@@ -1,17 +1,18 @@
-//! Names from files and arguments, fit to be shown: without what steers a terminal, and without what XML cannot hold.
+//! Escaping of names from files and arguments for display: removes terminal control sequences, and characters
+//! that XML does not allow.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Text for a terminal: control characters, and the marks that reverse the direction of writing, as `\u{1b}`.
+/// Escapes text for a terminal: control characters, and marks that reverse the writing direction, become `\u{1b}`.
 pub fn for_terminal(text: &str) -> Cow<'_, str> {
     escaped(text, steers, |out, letter| {
         let _ = write!(out, "{}", letter.escape_unicode());
     })
 }
 
-/// Text for a figure: in place of what [`for_terminal`] escapes and XML 1.0 forbids stands `\x1b`. Braces, which raise
-/// text on a sheet, are left to the caller.
+/// Escapes text for a figure. Characters that [`for_terminal`] escapes or XML 1.0 forbids become `\x1b`.
+/// Braces, which mark superscripts in figures, are left to the caller.
 pub fn for_figure(text: &str) -> Cow<'_, str> {
     escaped(
         text,
@@ -22,7 +23,7 @@ pub fn for_figure(text: &str) -> Cow<'_, str> {
     )
 }
 
-/// Whether an XML 1.0 document can hold this character.
+/// Returns whether an XML 1.0 document can contain this character.
 pub fn in_xml(letter: char) -> bool {
     !matches!(letter, '\0'..='\x08' | '\x0b' | '\x0c' | '\x0e'..='\x1f' | '\u{fffe}' | '\u{ffff}')
 }

@@ -1,23 +1,26 @@
 //! Titans-style neural memories from the command line: small networks whose weights are the memory. Storing a
-//! sequence is gradient descent chunk by chunk, with learned step size, momentum and forgetting; reading is a
+//! sequence is gradient descent chunk by chunk, with learned step size, momentum and forgetting. Reading is a
 //! forward pass.
 //!
 //! In reading order:
 //!
 //! - [`memory`]: the mathematics, with its legend of symbols and the oracle in plain loops;
-//! - [`engine`]: how the maths is run: blocks, column panels, streaming, threads;
-//! - [`scan`]: linear recurrences on their own, over whole sequences; [`scan_bench`] times them;
-//! - [`sequence`], [`real`]: what tokens and numbers are to all of these;
-//! - [`io`]: one file a format; [`metrics`]: the rows of metrics.csv; [`storage`]: all that is written to disk, whole or not at all;
-//! - [`plot`]: figures, made from the CSV alone;
-//! - [`config`]: settings as typed and as checked; [`run`]: one run, from configuration to published folder;
+//! - [`engine`]: runs the maths with blocks, column panels, streaming and threads;
+//! - [`scan`]: linear recurrences over whole sequences; [`scan_bench`] times them;
+//! - [`sequence`], [`real`]: the tokens and numbers that all of these use;
+//! - [`io`]: file formats, one file each; [`metrics`]: the rows of metrics.csv; [`storage`]: atomic writes of
+//! files and directories;
+//! - [`plot`]: figures, made from CSV files alone;
+//! - [`config`]: settings as typed and as checked; [`run`]: one run, from configuration to published directory;
 //! - [`sweep`]: grids of runs, resumable, and their tables;
 //! - [`generate`]: synthetic sequences;
 //! - [`cli`]: the subcommands.
 //!
-//! Besides: `matmul` (the gemm crate on array views), [`packed`] (products with weights that are cut up once), [`simd`]
-//! (vectors of either element type), [`statistics`] (means and their intervals), `peak` (memory used), `error`, `escape` (names
-//! fit to be shown).
+//! Further modules:
+//!
+//! - `matmul`: the gemm crate on array views; [`packed`]: products with weights in column panels;
+//! - [`simd`]: vectors of either element type; [`statistics`]: means and confidence intervals;
+//! - `peak`: memory used; `error`: the error type; `escape`: names for display.
 
 pub mod cli;
 pub mod config;

@@ -1,4 +1,4 @@
-//! The `nmem` program: all of it is [`nmem::cli`].
+//! The `nmem` program, which only calls [`nmem::cli`].
 
 use std::process::ExitCode;
 

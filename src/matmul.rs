@@ -1,12 +1,12 @@
-//! Matrix products: the gemm crate behind safe functions on `ndarray` views. Single-threaded on purpose: tasks are
-//! what runs in parallel, and a product's rounding must not depend on the number of threads.
+//! Matrix products: the gemm crate behind safe functions on `ndarray` views. They are single-threaded on
+//! purpose: tasks run in parallel instead, and a product's rounding must not depend on the number of threads.
 
 use gemm::Parallelism;
 use ndarray::{ArrayView2, ArrayViewMut2};
 
 use crate::real::Real;
 
-/// `out ← a b`, whatever was there
+/// Computes `out ← a b`, ignoring the old contents of `out`.
 pub fn matmul<T: Real>(mut out: ArrayViewMut2<T>, a: ArrayView2<T>, b: ArrayView2<T>) {
     let ((m, k), n) = (a.dim(), b.ncols());
     assert_eq!((b.nrows(), out.dim()), (k, (m, n)), "shapes of a product");

@@ -1,4 +1,4 @@
-//! What a stored chunk reports: the rows of metrics.csv. Field order is the header's order.
+//! Metrics of stored chunks: the rows of metrics.csv. The order of fields is the header's order.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -13,84 +13,85 @@ use crate::error::{Error, Result};
 use crate::real::Real;
 use crate::storage::OutFile;
 
-/// One stored chunk of one head of one sequence. Norms are Frobenius norms over all memory weights together.
+/// Metrics of one stored chunk of one head of one sequence. Norms are Frobenius norms over all memory weights
+/// together.
 ///
-/// Everything measured is rounded to the element type of the run where that can hold it: see [`rounded`].
+/// Every measured number is rounded to the element type of the run, if that can hold it: see [`rounded`].
 #[derive(Clone, Debug)]
 pub struct ChunkMetrics {
     /// Index of the sequence in the batch.
     pub sequence: usize,
-    /// Chunks since the start of the memory's life.
+    /// Index of the chunk since the start of the memory's life.
     pub chunk: usize,
-    /// Head.
+    /// Index of the head.
     pub head: usize,
     /// First token, counted from the start of the memory's life.
     pub start: usize,
-    /// One past the last token.
+    /// Position after the last token.
     pub end: usize,
-    /// ℓ at the weights of the start of the sequence, W: Σ over the chunk's tokens of mean over d of (M(k) − v)².
+    /// ℓ at W, the weights at the start of the sequence: Σ over the chunk's tokens of mean over d of (M(k) − v)².
     pub loss: f64,
-    /// ℓ at W + U of just before this chunk was stored; absent without a probe.
+    /// ℓ at W + U just before this chunk is stored; absent without a probe.
     pub loss_before: Option<f64>,
-    /// ℓ at W + U of just after.
+    /// ℓ at W + U just after it is stored; absent without a probe.
     pub loss_after: Option<f64>,
-    /// ‖g‖
+    /// Norm of the surprise, ‖g‖.
     pub surprise: f64,
-    /// θ
+    /// Learning rate θ.
     pub learning_rate: f64,
-    /// η
+    /// Momentum η.
     pub momentum: f64,
-    /// α
+    /// Decay α.
     pub decay: f64,
-    /// ‖θ g‖
+    /// Norm of the scaled surprise, ‖θ g‖.
     pub surprise_norm: f64,
-    /// ‖S‖
+    /// Norm of the momentum, ‖S‖.
     pub momentum_norm: f64,
-    /// ‖U‖
+    /// Norm of the update, ‖U‖.
     pub update_norm: f64,
-    /// ‖W + U‖
+    /// Norm of the weights, ‖W + U‖.
     pub weight_norm: f64,
-    /// The same per memory weight, in file order.
+    /// Norms per memory weight, in file order.
     pub weights: Vec<WeightMetrics>,
 }
 
-/// Norms of one memory weight.
+/// Norms of one memory weight p.
 #[derive(Clone, Copy, Debug)]
 pub struct WeightMetrics {
-    /// ‖g_p‖
+    /// Norm of the surprise, ‖g_p‖.
     pub surprise: f64,
-    /// ‖S_p‖
+    /// Norm of the momentum, ‖S_p‖.
     pub momentum_norm: f64,
-    /// ‖U_p‖
+    /// Norm of the update, ‖U_p‖.
     pub update_norm: f64,
 }
 
-/// A stored chunk that was kept, and what the memory made of it some chunks later: a row of retention.csv.
+/// A kept chunk and its loss some chunks after it was stored: a row of retention.csv.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Retained {
     /// Index of the sequence in the batch.
     pub sequence: usize,
-    /// The last chunk that the memory had stored.
+    /// Index of the last chunk that the memory had stored.
     pub after: usize,
-    /// The chunk that was kept.
+    /// Index of the kept chunk.
     pub chunk: usize,
-    /// Head.
+    /// Index of the head.
     pub head: usize,
-    /// ℓ of the kept chunk at W + U of that moment.
+    /// ℓ of the kept chunk at W + U at that time.
     pub loss: f64,
-    /// Its ℓ at W, as in [`ChunkMetrics::loss`].
+    /// ℓ of the kept chunk at W, as in [`ChunkMetrics::loss`].
     pub loss_at_w: f64,
 }
 
-/// The nearest number of type T, or `value` itself where T's range does not reach: squares leave f32 long before what is
-/// squared does.
+/// Returns the nearest number of type T, or `value` itself if T's range is too small: squares leave f32 long
+/// before the squared numbers do.
 pub fn rounded<T: Real>(value: f64) -> f64 {
     let near = T::from_f64(value);
     if near.is_finite() { near.to_f64() } else { value }
 }
 
 impl ChunkMetrics {
-    /// The columns that are measured, in header order, by name.
+    /// Returns the measured columns with their names, in header order.
     pub fn quantities(&self) -> [(&'static str, Option<f64>); 11] {
         let values = [
             Some(self.loss),
@@ -108,8 +109,9 @@ impl ChunkMetrics {
         std::array::from_fn(|i| (COLUMNS[COLUMNS.len() - values.len() + i], values[i]))
     }
 
-    /// The first norm, in header order, of an array that is not finite: the memory is lost. Norms of finite arrays are
-    /// finite. Losses do not count: they may overflow while the memory is intact, and some are there with a probe only.
+    /// Returns the first norm, in header order, that is not finite; the memory is then lost. Norms of finite
+    /// arrays are finite. Losses are not considered: they may overflow while the memory is intact, and some
+    /// exist only with a probe.
     pub fn first_nonfinite(&self) -> Option<(&'static str, f64)> {
         let norms = [
             ("surprise", self.surprise),
@@ -121,7 +123,8 @@ impl ChunkMetrics {
     }
 }
 
-/// A measured number in a file: in the digits of T, which read back to the same T, or of f64 where T does not hold it.
+/// A measured number in a file. It is written in the digits of T, which read back to the same T, or of f64 if T
+/// does not hold it.
 struct Digits<T>(f64, PhantomData<T>);
 
 impl<T: Real> Serialize for Digits<T> {
@@ -177,7 +180,7 @@ pub const COLUMNS: [&str; 16] = [
     "weight_norm",
 ];
 
-/// Writes metrics.csv, as rows come.
+/// A writer of metrics.csv that takes rows as they come.
 pub struct MetricsWriter(RowsWriter);
 
 impl MetricsWriter {
@@ -188,18 +191,18 @@ impl MetricsWriter {
         RowsWriter::create(path, COLUMNS.map(str::to_owned).into_iter().chain(per_weight)).map(Self)
     }
 
-    /// Rows of one sequence.
+    /// Adds rows of one sequence.
     pub fn write<T: Real>(&mut self, rows: &[ChunkMetrics]) -> Result<()> {
         let Some(first) = rows.first() else { return Ok(()) };
         self.0.write(first.sequence, rows.iter().map(|row| MetricsRow::<T>(row, PhantomData)))
     }
 
-    /// This sequence is complete: the next one's turn.
+    /// Marks a sequence as complete; the next one follows in the file.
     pub fn sequence_done(&mut self, sequence: usize) -> Result<()> {
         self.0.sequence_done(sequence)
     }
 
-    /// Flushes. Rows of sequences that never had their turn (after a divergence) are dropped.
+    /// Flushes the file. Rows of sequences whose turn never came, after a divergence, are dropped.
     pub fn finish(self) -> Result<()> {
         self.0.finish()
     }
@@ -208,7 +211,7 @@ impl MetricsWriter {
 /// Columns of retention.csv.
 pub const RETENTION_COLUMNS: [&str; 6] = ["sequence", "after", "chunk", "head", "loss", "loss_at_w"];
 
-/// Writes retention.csv, as rows come.
+/// A writer of retention.csv that takes rows as they come.
 pub struct RetentionWriter(RowsWriter);
 
 impl RetentionWriter {
@@ -217,7 +220,7 @@ impl RetentionWriter {
         RowsWriter::create(path, RETENTION_COLUMNS).map(Self)
     }
 
-    /// Rows of one sequence.
+    /// Adds rows of one sequence.
     pub fn write<T: Real>(&mut self, rows: &[Retained]) -> Result<()> {
         let Some(first) = rows.first() else { return Ok(()) };
         let row = |row: &Retained| {
@@ -227,25 +230,25 @@ impl RetentionWriter {
         self.0.write(first.sequence, rows.iter().map(row))
     }
 
-    /// As of [`MetricsWriter`].
+    /// Marks a sequence as complete, like [`MetricsWriter::sequence_done`].
     pub fn sequence_done(&mut self, sequence: usize) -> Result<()> {
         self.0.sequence_done(sequence)
     }
 
-    /// As of [`MetricsWriter`].
+    /// Flushes the file, like [`MetricsWriter::finish`].
     pub fn finish(self) -> Result<()> {
         self.0.finish()
     }
 }
 
-/// Writes a CSV by sequence. Sequences advance side by side but are written one after the other: rows of the one
-/// whose turn it is go straight to the file, those of later ones wait in unnamed temporary files.
+/// A writer of a CSV ordered by sequence. Sequences advance side by side but are written one after another.
+/// Rows of the current sequence go directly to the file; rows of later ones wait in unnamed temporary files.
 struct RowsWriter {
     path: PathBuf,
-    /// Of the file; the waiting rows lie there too, for a temporary folder may be in memory.
+    /// Directory of the file. Waiting rows are stored there too, because a temporary directory may be in memory.
     folder: PathBuf,
     file: csv::Writer<OutFile>,
-    /// The sequence whose turn it is.
+    /// The sequence that is currently written.
     current: usize,
     waiting: BTreeMap<usize, csv::Writer<OutFile>>,
 }
@@ -299,25 +302,25 @@ fn csv_error(path: &Path) -> impl FnOnce(csv::Error) -> Error {
     |source| error(source.into())
 }
 
-/// Mean, smallest and largest of a column over all rows.
+/// Mean, smallest and largest value of a column over all rows.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Spread {
     /// Arithmetic mean.
     pub mean: f64,
-    /// Smallest.
+    /// Smallest value.
     pub min: f64,
-    /// Largest.
+    /// Largest value.
     pub max: f64,
 }
 
-/// Columns of all rows of a run in brief.
+/// Spread of each column over all rows of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
     columns: Vec<(&'static str, u64, Spread)>,
 }
 
 impl Summary {
-    /// Takes in a row.
+    /// Adds a row.
     pub fn add(&mut self, row: &ChunkMetrics) {
         let quantities = row.quantities();
         if self.columns.is_empty() {
@@ -333,7 +336,7 @@ impl Summary {
         }
     }
 
-    /// Takes in all rows of another.
+    /// Adds all rows of another summary.
     pub fn merge(&mut self, other: Self) {
         if self.columns.is_empty() {
             *self = other;
@@ -349,7 +352,7 @@ impl Summary {
         }
     }
 
-    /// By column name, in header order; columns without values are left out.
+    /// Yields the spreads by column name, in header order; columns without values are skipped.
     pub fn columns(&self) -> impl Iterator<Item = (&'static str, Spread)> {
         self.columns.iter().filter(|(_, count, _)| *count > 0).map(|&(name, _, spread)| (name, spread))
     }

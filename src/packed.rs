@@ -1,8 +1,8 @@
-//! Matrices that are multiplied by again and again: weights, cut once into column panels as the products' inner
-//! loop wants them. The gemm crate arranges its right-hand side anew at every call, which at a few hundred rows
-//! (what stays in cache) was 8 % of a run with heads of 64; its own rate is no higher.
+//! Matrices for repeated products: weights, divided once into column panels in the layout of the inner loop.
+//! The gemm crate rearranges its right-hand side at every call. At a few hundred rows (what stays in cache)
+//! that was 8 % of a run with heads of 64, and its own rate is no higher.
 //!
-//! The inner loop is also that of the engine's panels, whose weights move.
+//! The engine's panels, whose weights move, use the same inner loop.
 
 #![expect(clippy::inline_always, reason = "compiled once per instruction set, as part of what is dispatched")]
 #![expect(clippy::needless_range_loop, reason = "tiles stay in registers where constants index them")]
@@ -16,8 +16,8 @@ use crate::real::Real;
 use crate::simd::Lanes;
 
 /// Columns of a panel: two AVX-512 registers of f32. With 8 rows that is 16 sums in flight, enough to hide the
-/// latency of a multiply-add, and 2 + 8 loads for 16 of them. AVX2 takes them in two pieces, 6 rows at a time: 12 sums,
-/// two weights and a broadcast fit its 16 registers.
+/// latency of a multiply-add, and 2 + 8 loads for 16 of them. AVX2 takes them in two pieces, 6 rows at a time:
+/// 12 sums, two weights and a broadcast fit its 16 registers.
 pub const WIDTH: usize = 32;
 
 /// A row of a column panel. Columns past the matrix's own are zero.
@@ -29,7 +29,7 @@ impl<T: Real> PanelRow<T> {
     /// All columns zero.
     pub const ZERO: Self = Self([T::ZERO; WIDTH]);
 
-    /// Takes the place of the first values.
+    /// Replaces the first values.
     #[inline(always)]
     pub fn fill_from(&mut self, values: &[T]) {
         match values.as_array() {
@@ -38,7 +38,7 @@ impl<T: Real> PanelRow<T> {
         }
     }
 
-    /// Up to [`WIDTH`] values, zeros after them.
+    /// Creates a row of up to [`WIDTH`] values, with zeros after them.
     pub fn padded(values: impl IntoIterator<Item = T>) -> Self {
         let mut row = Self::ZERO;
         row.0.iter_mut().zip(values).for_each(|(place, value)| *place = value);
@@ -56,12 +56,12 @@ pub struct Packed<T> {
 }
 
 impl<T: Real> Packed<T> {
-    /// What it takes, padding included.
+    /// Returns the size in bytes, padding included.
     pub fn bytes(&self) -> usize {
         size_of_val(&self.panels[..])
     }
 
-    /// Cuts up a matrix (in, out) of at least one row.
+    /// Divides a matrix (in, out) of at least one row into panels.
     pub fn new(matrix: ArrayView2<T>) -> Self {
         let (rows, cols) = matrix.dim();
         let panel = |start: usize| matrix.rows().into_iter().map(move |row| (start, row));
@@ -70,25 +70,25 @@ impl<T: Real> Packed<T> {
         Self { rows, cols, panels: panels.collect() }
     }
 
-    /// From its panels: `rows` rows of the first, then of the second, …
+    /// Creates a matrix (in, out) from its panels: `rows` rows of the first, then of the second, …
     pub fn from_panels(rows: usize, cols: usize, panels: Vec<PanelRow<T>>) -> Self {
         assert_eq!(panels.len(), rows * cols.div_ceil(WIDTH), "panels of ({rows}, {cols})");
         Self { rows, cols, panels }
     }
 
-    /// The matrix that was cut up.
+    /// Returns the original matrix (in, out).
     pub fn to_matrix(&self) -> Array2<T> {
         Array2::from_shape_fn((self.rows, self.cols), |(row, col)| {
             self.panels[col / WIDTH * self.rows + row].0[col % WIDTH]
         })
     }
 
-    /// Columns.
+    /// Returns the number of columns.
     pub fn cols(&self) -> usize {
         self.cols
     }
 
-    /// `out ← inputs W`: (rows, in) and (rows, out), rows contiguous.
+    /// Computes `out ← inputs W`: (rows, out) from (rows, in), with contiguous rows.
     pub fn multiply(&self, inputs: ArrayView2<T>, out: ArrayViewMut2<T>) {
         assert_eq!(
             (inputs.ncols(), out.dim()),
@@ -99,8 +99,8 @@ impl<T: Real> Packed<T> {
     }
 }
 
-/// `out ← lower V`: (rows, d) from a lower triangle (rows, rows) that has zeros above its diagonal, and V (rows, d).
-/// `panel` is space for V's.
+/// Computes `out ← lower V`, (rows, d), from a lower triangle (rows, rows) with zeros above its diagonal, and V
+/// (rows, d). `panel` is space for the panels of V.
 pub fn multiply_lower<T: Real>(
     lower: ArrayView2<T>,
     values: ArrayView2<T>,
@@ -110,7 +110,7 @@ pub fn multiply_lower<T: Real>(
     triangular(false, lower, values, out, panel);
 }
 
-/// `out ← lowerᵀ V`
+/// Computes `out ← lowerᵀ V`, with the shapes of [`multiply_lower`].
 pub fn multiply_lower_transposed<T: Real>(
     lower: ArrayView2<T>,
     values: ArrayView2<T>,
@@ -133,11 +133,11 @@ fn triangular<T: Real>(
     Arch::new().dispatch(Triangular { transposed, lower, values, out, panel });
 }
 
-/// `out ← factor · A Bᵀ` on and below the diagonal, for A and B (rows, in) and `out` (rows, rows). Above the diagonal some
-/// numbers are written, others left. `panel` is space for Bᵀ.
+/// Computes `out ← factor · A Bᵀ` on and below the diagonal, for A and B (rows, in) and `out` (rows, rows).
+/// Above the diagonal some numbers are written and others are not. `panel` is space for Bᵀ.
 ///
-/// Each number depends on its row of A and its row of B alone, whatever `rows` is: the gemm crate rounds by shape, and the
-/// rows of a chunk must not depend on how many follow.
+/// Each number depends only on its row of A and its row of B, whatever `rows` is. The gemm crate rounds by
+/// shape, but the rows of a chunk must not depend on the number of rows that follow.
 pub fn multiply_transposed_lower<T: Real>(
     factor: T,
     a: ArrayView2<T>,
@@ -151,7 +151,8 @@ pub fn multiply_transposed_lower<T: Real>(
     Arch::new().dispatch(TransposedLower { factor, a, b, out, panel });
 }
 
-/// Never shrinks: the products of a chunk take turns with panels of different lengths.
+/// Grows the panel if needed. It never shrinks, because the products of a chunk alternate between panels of
+/// different lengths.
 fn grow<T: Real>(panel: &mut Vec<PanelRow<T>>, rows: usize) {
     if panel.len() < rows {
         panel.resize(rows, PanelRow::ZERO);
@@ -240,7 +241,7 @@ impl<T: Real> WithSimd for Triangular<'_, T> {
             for piece in 0..width.div_ceil(lanes) {
                 let columns = start + piece * lanes..start + width.min((piece + 1) * lanes);
                 let weights = |k: usize| pair::<T, S>(&panel[k], piece);
-                // Past the end of a tile's rows the triangle is zero, before its start its transpose is.
+                // Past a tile's last row the triangle is zero; before its first row the transpose is.
                 in_tiles!(S, 0..rows, |first, ROWS| {
                     let tile = if transposed {
                         tile_transposed::<T, S, ROWS>(simd, lower, first..rows, first, weights)
@@ -257,20 +258,21 @@ impl<T: Real> WithSimd for Triangular<'_, T> {
 /// Sums of a tile: `ROWS` rows of two vectors.
 pub type Tile<T, S, const ROWS: usize> = [[<T as Lanes>::Vector<S>; 2]; ROWS];
 
-/// Pairs of vectors that a row of a panel has.
+/// Returns the number of vector pairs in a row of a panel.
 pub const fn pieces<T: Real, S: Simd>() -> usize {
     WIDTH * size_of::<T>() / (2 * size_of::<T::Vector<S>>())
 }
 
-/// One of the [`pieces`] of a row.
+/// Returns one of the [`pieces`] of a row.
 #[inline(always)]
 pub fn pair<T: Real, S: Simd>(row: &PanelRow<T>, piece: usize) -> [T::Vector<S>; 2] {
     let vectors = T::vectors::<S>(&row.0);
     [vectors[2 * piece], vectors[2 * piece + 1]]
 }
 
-/// Splits a range into tiles of as many rows as the registers of instruction set `$simd` hold, 8 rows in 32 of them and
-/// 6 in 16, and what is left into tiles of 4, 2 and 1. In each, `$first` is the first row and `$rows` a constant.
+/// Divides a range into tiles of as many rows as the registers of instruction set `$simd` hold: 8 rows with 32
+/// registers and 6 with 16. The remaining rows form tiles of 4, 2 and 1. In each tile, `$first` is the first
+/// row and `$rows` a constant.
 macro_rules! in_tiles {
     ($simd:ty, $range:expr, |$first:ident, $rows:ident| $call:expr) => {{
         let std::ops::Range { start: mut $first, end } = $range;
@@ -293,7 +295,7 @@ macro_rules! in_tiles {
 }
 pub(crate) use in_tiles;
 
-/// `outputs[range] ← inputs[range] W` for a panel W of `depth` rows, of which `weights` gives one at a time.
+/// Computes `outputs[range] ← inputs[range] W` for a panel W of `depth` rows, which `weights` yields one at a time.
 #[inline(always)]
 pub fn multiply<T: Real, S: Simd>(
     simd: S,
@@ -314,7 +316,7 @@ pub fn multiply<T: Real, S: Simd>(
     }
 }
 
-/// Puts a tile into the rows from `first` on.
+/// Writes a tile to the rows from `first` on.
 #[inline(always)]
 fn store<T: Real, S: Simd, const ROWS: usize>(
     simd: S,
@@ -337,7 +339,7 @@ fn store<T: Real, S: Simd, const ROWS: usize>(
     }
 }
 
-/// Rows of X W: X's from `first` on, their first `depth` numbers.
+/// Computes rows of X W, from the rows of X from `first` on and their first `depth` numbers.
 #[inline(always)]
 fn tile<T: Real, S: Simd, const ROWS: usize>(
     simd: S,
@@ -362,7 +364,8 @@ fn tile<T: Real, S: Simd, const ROWS: usize>(
     tile
 }
 
-/// Rows of Aᵀ B: A's columns from `first` on, summed over its rows `terms`, of which `weights` gives B's.
+/// Computes rows of Aᵀ B, from the columns of A from `first` on, summed over its rows `terms`. `weights` yields
+/// the rows of B.
 #[inline(always)]
 pub fn tile_transposed<T: Real, S: Simd, const ROWS: usize>(
     simd: S,
@@ -392,7 +395,7 @@ mod tests {
 
     use super::*;
 
-    /// The same on every instruction set that this machine has.
+    /// Runs the same check on every instruction set of this machine.
     macro_rules! everywhere {
         (|$name:ident, $simd:ident| $check:block) => {
             let ($name, $simd) = ("scalar", pulp::Scalar::new());
@@ -409,7 +412,7 @@ mod tests {
         };
     }
 
-    /// Sums of at most 100 products of halves; beyond `cols` nothing is written.
+    /// Checks sums of at most 100 products of halves, and that nothing is written beyond `cols`.
     fn assert_product(what: &str, out: ArrayView2<f32>, expected: ArrayView2<f64>) {
         let (within, beyond) = out.split_at(Axis(1), expected.ncols());
         for ((place, &expected), &got) in expected.indexed_iter().zip(&within) {
@@ -434,7 +437,7 @@ mod tests {
             ..ProptestConfig::default()
         })]
 
-        /// Every size of tile and of what is left over, strided inputs and outputs, outputs poisoned.
+        /// Every size of tile and of remainder, strided inputs and outputs, and outputs filled with NaN.
         #[test]
         fn products_are_those_of_plain_loops(
             rows in 0_usize..20, depth in 1_usize..70, cols in 0_usize..100, seed in any::<u32>(),
@@ -451,7 +454,7 @@ mod tests {
             });
         }
 
-        /// Above the diagonal anything may stand.
+        /// Numbers above the diagonal are not checked.
         #[test]
         fn products_below_the_diagonal_are_those_of_plain_loops(
             rows in 1_usize..70, depth in 1_usize..70, seed in any::<u32>(),
@@ -472,7 +475,7 @@ mod tests {
             });
         }
 
-        /// What lies above the diagonal is zero, as the products ask for.
+        /// Numbers above the diagonal are zero, as the products require.
         #[test]
         fn triangular_products_are_those_of_plain_loops(
             rows in 1_usize..70, cols in 1_usize..100, seed in any::<u32>(),
@@ -489,7 +492,7 @@ mod tests {
                 let expected = square.dot(&values.mapv(f64::from));
                 everywhere!(|name, simd| {
                     let mut out = Array2::from_elem((rows, cols + 5), f32::NAN);
-                    // Larger than need be, and what was there before.
+                    // Longer than needed, with old contents.
                     let mut panel = vec![PanelRow([f32::NAN; WIDTH]); rows];
                     let (lower, out_view) = (lower.view(), out.slice_mut(s![.., ..cols]));
                     let product = Triangular { transposed, lower, values, out: out_view, panel: &mut panel };

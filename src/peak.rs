@@ -1,9 +1,9 @@
-//! How much memory the process has used at most. Linux tells the largest resident set itself; its anonymous part
-//! (without mapped files) only as it is now, so that is sampled between blocks.
+//! The most memory that the process has used. Linux reports the peak of the resident set, but only the current
+//! size of its anonymous part (without mapped files). So that part is sampled between blocks.
 
 use std::time::{Duration, Instant};
 
-/// Reading the process's status takes some 20 µs: at most once in this long.
+/// Shortest time between two samples: reading the process's status takes some 20 µs.
 const INTERVAL: Duration = Duration::from_millis(10);
 
 /// Largest values seen.
@@ -15,14 +15,14 @@ pub struct PeakMemory {
 }
 
 impl PeakMemory {
-    /// Looks, unless it looked a moment ago.
+    /// Takes a sample, unless the last one is recent.
     pub fn sample(&mut self) {
         if self.sampled.is_none_or(|at| at.elapsed() >= INTERVAL) {
             self.sample_now();
         }
     }
 
-    /// Looks.
+    /// Takes a sample.
     #[cfg(target_os = "linux")]
     pub fn sample_now(&mut self) {
         let status = procfs::process::Process::myself().and_then(|process| process.status());
@@ -34,18 +34,18 @@ impl PeakMemory {
         self.sampled = Some(Instant::now());
     }
 
-    /// Other systems do not tell.
+    /// Does nothing: other systems do not report these values.
     #[cfg(not(target_os = "linux"))]
     pub fn sample_now(&mut self) {
         self.sampled = Some(Instant::now());
     }
 
-    /// Bytes without mapped files.
+    /// Returns the peak of memory without mapped files, in bytes.
     pub fn anonymous(&self) -> Option<u64> {
         self.anonymous
     }
 
-    /// Bytes altogether.
+    /// Returns the peak of the resident set, in bytes.
     pub fn resident(&self) -> Option<u64> {
         self.resident
     }

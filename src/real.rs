@@ -1,5 +1,5 @@
-//! The two element types, f32 and f64, and the vector functions that differ between them: f32 goes through
-//! rten-vecmath (AVX2 or AVX-512, chosen at run time), f64 through std, for golden cases and finite differences.
+//! The two element types, f32 and f64, and the vector functions that differ between them. f32 uses rten-vecmath
+//! (AVX2 or AVX-512, chosen at run time); f64 uses std, for golden cases and finite differences.
 
 use ndarray::NdFloat;
 use rten_simd::SimdUnaryOp;
@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::simd::{Lanes, vectorised};
 
-/// Element type of a run, named as users name it.
+/// The element type of a run, with the names that users type.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, serde::Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum ElementType {
@@ -20,7 +20,7 @@ pub enum ElementType {
 }
 
 impl ElementType {
-    /// Of an element.
+    /// Returns the bytes of one element.
     pub const fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -38,18 +38,18 @@ impl std::fmt::Display for ElementType {
     }
 }
 
-/// f32 or f64: everything the memory and the engine need of a number.
+/// A number of a run, f32 or f64, with all operations that the memory and the engine need.
 pub trait Real: NdFloat + Lanes + Into<f64> + Serialize + Default + bytemuck::Pod {
-    /// Which of the two.
+    /// The element type.
     const TYPE: ElementType;
     /// Machine epsilon: the ε of every `RMSNorm` (`PyTorch`'s default, `torch.finfo(dtype).eps`).
     const EPS: Self;
 
-    /// Rounds to nearest.
+    /// Converts from f64, rounding to nearest.
     fn from_f64(value: f64) -> Self;
-    /// Exact.
+    /// Converts to f64 exactly.
     fn to_f64(self) -> f64;
-    /// Little-endian bytes.
+    /// Returns the little-endian bytes.
     fn le_bytes(self) -> impl AsRef<[u8]>;
 
     /// Replaces each x by e^x.
@@ -59,9 +59,9 @@ pub trait Real: NdFloat + Lanes + Into<f64> + Serialize + Default + bytemuck::Po
     /// Replaces each x by x · sigmoid(x).
     fn silu(values: &mut [Self]);
 
-    /// Replaces each row of `length` numbers by the softmax of its first r + 1, r being the row's place within its
-    /// chunk of `length` rows, and by zeros after them. A NaN or +∞ among the first makes NaNs of them, as does
-    /// nothing but −∞; −∞ among others is a 0.
+    /// Replaces each row of `length` numbers by the softmax of its first r + 1 numbers and by zeros after them. r
+    /// is the row's index within its chunk of `length` rows. A NaN or +∞ among the first r + 1 turns them into NaN,
+    /// and so do only −∞. A −∞ among other numbers becomes 0.
     fn causal_softmax(rows: &mut [Self], length: usize) {
         let seen = |r: usize| r % length + 1;
         vectorised(
@@ -92,7 +92,7 @@ pub trait Real: NdFloat + Lanes + Into<f64> + Serialize + Default + bytemuck::Po
         );
     }
 
-    /// Σ aᵢ bᵢ, in lanes. To be called where the instruction set has been chosen.
+    /// Returns Σ aᵢ bᵢ, summed in lanes. Call it where the instruction set has been chosen.
     #[expect(clippy::inline_always, reason = "to be compiled with the caller's instruction set")]
     #[inline(always)]
     fn dot(a: &[Self], b: &[Self]) -> Self {
@@ -109,7 +109,7 @@ pub trait Real: NdFloat + Lanes + Into<f64> + Serialize + Default + bytemuck::Po
     }
 }
 
-/// Lanes that the compiler turns into vector registers.
+/// Number of lanes, which the compiler turns into vector registers.
 const LANES: usize = 16;
 
 #[expect(clippy::inline_always, reason = "to be compiled with the caller's instruction set")]
@@ -125,7 +125,7 @@ fn fold<T: Real>(values: &[T], start: T, join: impl Fn(T, T) -> T) -> T {
     lanes.iter().chain(rest).fold(start, |joined, &x| join(joined, x))
 }
 
-/// The largest, NaNs apart.
+/// Returns the largest number, ignoring NaNs.
 #[expect(clippy::inline_always, reason = "to be compiled with the caller's instruction set")]
 #[inline(always)]
 fn largest<T: Real>(values: &[T]) -> T {

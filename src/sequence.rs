@@ -1,14 +1,14 @@
-//! Where tokens come from: [`Sequences`], read block by block, so that a file larger than memory can be stored.
+//! Sources of tokens: [`Sequences`] are read block by block, so that a file larger than memory can be stored.
 
 use ndarray::{Array3, ArrayViewMut2, s};
 
 use crate::error::Result;
 use crate::real::Real;
 
-/// (sequences, tokens, dim) of an input.
+/// The shape (sequences, tokens, dim) of an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Shape {
-    /// Sequences side by side (the batch).
+    /// Number of sequences side by side (the batch).
     pub sequences: usize,
     /// Tokens of each sequence.
     pub tokens: usize,
@@ -18,7 +18,7 @@ pub struct Shape {
 
 /// Token sequences that can be read in blocks of rows.
 pub trait Sequences<T>: Sync {
-    /// Its shape.
+    /// Returns the shape.
     fn shape(&self) -> Shape;
 
     /// Copies the tokens `start .. start + out.nrows()` of one sequence into `out` (rows, dim).

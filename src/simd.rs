@@ -1,32 +1,32 @@
-//! Vectors of either element type on whatever instruction set runs: the few operations that our own kernels need, over
-//! pulp's, which are named by type, and loops left to the compiler. Everything here is inlined into the caller's
-//! instruction set.
+//! Vectors of either element type on any instruction set: the few operations that our own kernels need. They
+//! are pulp's, which are named by type, and loops left to the compiler. Everything here is inlined into the
+//! caller's instruction set.
 
 use pulp::{Arch, Simd, WithSimd};
 
-/// An element type that comes in vectors.
+/// An element type with vectors.
 #[expect(missing_docs, reason = "the operations are what their names say, lane by lane")]
 pub trait Lanes: Copy + Send + Sync + 'static {
-    /// A register full.
+    /// A full vector register.
     type Vector<S: Simd>: Copy;
     const ZERO: Self;
 
     fn splat<S: Simd>(simd: S, value: Self) -> Self::Vector<S>;
     fn add_vectors<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
     fn mul_vectors<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
-    /// a · b + c, fused where the instruction set can.
+    /// Returns a · b + c, fused if the instruction set supports it.
     fn mul_add_vectors<S: Simd>(
         simd: S,
         a: Self::Vector<S>,
         b: Self::Vector<S>,
         c: Self::Vector<S>,
     ) -> Self::Vector<S>;
-    /// Σ over the lanes.
+    /// Returns the sum over the lanes.
     fn sum_lanes<S: Simd>(simd: S, a: Self::Vector<S>) -> f64;
-    /// Fewer values than a vector holds, zeros after them.
+    /// Loads fewer values than a vector holds, with zeros after them.
     fn load_some<S: Simd>(simd: S, values: &[Self]) -> Self::Vector<S>;
     fn store_some<S: Simd>(simd: S, values: &mut [Self], vector: Self::Vector<S>);
-    /// The whole vectors of a slice.
+    /// Returns the whole vectors of a slice.
     fn vectors<S: Simd>(values: &[Self]) -> &[Self::Vector<S>];
     fn vectors_mut<S: Simd>(values: &mut [Self]) -> &mut [Self::Vector<S>];
 }
@@ -92,9 +92,10 @@ impl<R, F: FnMut() -> R> WithSimd for Work<F> {
     }
 }
 
-/// Runs `work`, a closure marked `#[inline(always)]`. As `FnMut` and not `FnOnce`, as pulp would take it: a closure that
-/// consumes nothing is called once through a shim without that mark, and large ones were left outside, compiled for the
-/// oldest instruction set. The same bits on all of them: nothing is fused or reassociated.
+/// Runs `work`, a closure marked `#[inline(always)]`, on the best available instruction set. It is `FnMut`
+/// rather than pulp's `FnOnce`: a closure that consumes nothing is called once through a shim without that
+/// mark, and large ones were not inlined but compiled for the oldest instruction set. All instruction sets give
+/// the same bits: nothing is fused or reassociated.
 pub fn vectorised<R>(work: impl FnMut() -> R) -> R {
     Arch::new().dispatch(Work(work))
 }
@@ -103,10 +104,10 @@ pub fn vectorised<R>(work: impl FnMut() -> R) -> R {
 mod tests {
     use super::Arch;
 
-    /// What is compiled in is chosen: without pulp's feature for it AVX2 is passed over in silence.
+    /// The best instruction set is compiled in: without the feature for it, pulp skips AVX2 silently.
     #[test]
     #[cfg(target_arch = "x86_64")]
-    fn vectors_are_used_where_there_are_any() {
+    fn vectors_are_used_if_the_cpu_has_them() {
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             assert!(!matches!(Arch::new(), Arch::Scalar), "scalar code on a machine with AVX2");
         }

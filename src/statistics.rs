@@ -1,25 +1,25 @@
-//! What repeated runs say of a quantity: mean, standard deviation, and the interval that holds the true mean with 95 %
-//! confidence if the values are independent and about normal: mean ± t · sd ÷ √n, t of Student's distribution with n − 1
-//! degrees of freedom.
+//! Statistics of repeated runs: mean, standard deviation, and the 95 % confidence interval of the true mean if
+//! the values are independent and about normal. The interval is mean ± t · sd ÷ √n, with t of Student's
+//! distribution with n − 1 degrees of freedom.
 
 use statrs::distribution::{ContinuousCDF, StudentsT};
 use statrs::statistics::Statistics;
 
-/// Of at least one value.
+/// Estimates from at least one value.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Estimate {
-    /// How many values.
+    /// Number of values.
     pub n: usize,
-    /// Their mean.
+    /// Mean of the values.
     pub mean: f64,
-    /// Their standard deviation, with n − 1; `None` for one value.
+    /// Standard deviation of the values, with n − 1; `None` for one value.
     pub sd: Option<f64>,
     /// Half the width of the 95 % interval; `None` for one value.
     pub half: Option<f64>,
 }
 
 impl Estimate {
-    /// `None` of no values.
+    /// Computes the estimates; `None` without values.
     pub fn from_values(values: &[f64]) -> Option<Self> {
         let n = values.len();
         if n == 0 {
@@ -34,7 +34,7 @@ impl Estimate {
         Some(Self { n, mean, sd, half })
     }
 
-    /// Low and high end of the 95 % interval.
+    /// Returns the low and high end of the 95 % interval.
     pub fn interval(self) -> Option<(f64, f64)> {
         self.half.map(|half| (self.mean - half, self.mean + half))
     }
@@ -45,10 +45,10 @@ mod tests {
     use super::Estimate;
 
     #[test]
-    fn of_few_values() {
+    fn estimates_of_few_values() {
         assert_eq!(Estimate::from_values(&[]), None);
         assert_eq!(Estimate::from_values(&[3.5]), Some(Estimate { n: 1, mean: 3.5, sd: None, half: None }));
-        // t of 1 and of 4 degrees of freedom, from printed tables: 12.706 and 2.776.
+        // Printed tables have t of 1 and of 4 degrees of freedom: 12.706 and 2.776.
         let two = Estimate::from_values(&[1.0, 3.0]).unwrap();
         assert!((two.mean - 2.0).abs() < 1e-12 && (two.sd.unwrap() - 2f64.sqrt()).abs() < 1e-12);
         assert!((two.half.unwrap() - 12.706).abs() < 1e-3, "{two:?}");
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn of_equal_values() {
+    fn estimates_of_equal_values() {
         let same = Estimate::from_values(&[0.1; 3]).unwrap();
         assert!((same.mean - 0.1).abs() < 1e-15 && same.half.unwrap() < 1e-15);
     }
