@@ -1,5 +1,5 @@
-//! The hot pieces of the engine, each on its own and on one thread: `cargo bench --bench engine`. Items are
-//! multiply-adds of the algorithm, so that a rate of 57 Gitem/s is 114 GFLOP/s.
+//! Benchmarks of the engine's hot parts, each alone and on one thread: `cargo bench --bench engine`. Items are
+//! multiply-adds of the algorithm, so a rate of 57 Gitem/s is 114 GFLOP/s.
 
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
@@ -18,7 +18,7 @@ fn main() {
     divan::main();
 }
 
-/// Rows that a model takes at once, and those of a block.
+/// Rows that a model processes at once, and rows of a block.
 const GROUP: usize = 64;
 const BLOCK: usize = 512;
 
@@ -30,7 +30,7 @@ fn uniform(rows: usize, cols: usize) -> Array2<f32> {
     Array2::from_shape_simple_fn((rows, cols), || rng.random::<f32>() - 0.5)
 }
 
-/// A product with a packed weight.
+/// Times a product with a packed weight.
 #[divan::bench(args = [64, 128, 384, 512])]
 fn packed(bencher: Bencher, d: usize) {
     let (weights, rows) = (Packed::new(uniform(d, d).view()), uniform(GROUP, d));
@@ -40,7 +40,7 @@ fn packed(bencher: Bencher, d: usize) {
         .bench_local(|| weights.multiply(black_box(rows.view()), out.view_mut()));
 }
 
-/// One column panel through a block: read, stored, or both.
+/// Times one column panel through a block: reading, storing, or both.
 fn fused_update(bencher: Bencher, (d, chunk): (usize, usize), reading: bool, storing: bool) {
     let (base, keys, cotangents) = (uniform(d, d), uniform(BLOCK, d), uniform(BLOCK, d));
     let columns = &PanelColumns::all(&[(d, d)])[0];
@@ -79,7 +79,7 @@ fn fused_update_both(bencher: Bencher, shape: (usize, usize)) {
     fused_update(bencher, shape, true, true);
 }
 
-/// Losses and gradients at W of a group of rows.
+/// Times losses and gradients at W of a group of rows.
 #[divan::bench(args = SHAPES)]
 fn gradients(bencher: Bencher, (d, chunk): (usize, usize)) {
     let model = Attention::new(d);
@@ -105,7 +105,7 @@ fn causal_softmax(bencher: Bencher, chunk: usize) {
     });
 }
 
-/// Store + read of 1,024 tokens with one head. Items are tokens.
+/// Times storing and reading 1,024 tokens with one head. Items are tokens.
 #[divan::bench(args = SHAPES)]
 fn online(bencher: Bencher, (d, chunk): (usize, usize)) {
     let dimensions = Dimensions { dim: d, heads: 1, dim_head: d, pre_norm: true, post_norm: true };
@@ -120,6 +120,6 @@ fn online(bencher: Bencher, (d, chunk): (usize, usize)) {
     bencher.counter(ItemsCount::new(1024_usize)).bench_local(|| {
         let mut state = memory.initial_state(1);
         let work = Work::Online { read: &tokens, store: &tokens, probe: false };
-        pool.install(|| engine.run(&mut state, work, &mut Discard, &mut |_| Ok(()))).expect("no refusal")
+        pool.install(|| engine.run(&mut state, work, &mut Discard, &mut |_| Ok(()))).expect("valid settings")
     });
 }

@@ -1,5 +1,6 @@
-//! The scans, each at a size in the cache and one past it: `cargo bench --bench scan`. `nmem scan-bench` is the one that
-//! checks, compares with a copy and writes tables; this is for looking at one piece while changing it.
+//! Benchmarks of the scans, each at a size in the cache and one past it: `cargo bench --bench scan`. `nmem
+//! scan-bench` verifies results, compares with a copy and writes tables; these benchmarks are for work on a
+//! single part.
 
 use divan::Bencher;
 use divan::counter::BytesCount;
@@ -48,7 +49,7 @@ fn time(bencher: Bencher, shape: (usize, usize, usize)) {
     linear(bencher, shape, Algorithm::Time);
 }
 
-/// S and U with every U written.
+/// Times S and U with every U written.
 #[divan::bench(args = SIZES)]
 fn pair(bencher: Bencher, shape: (usize, usize, usize)) {
     let surprise = ramp(shape);

@@ -1,13 +1,14 @@
-//! How fast this machine multiplies matrices in f32 with the gemm crate: the yardstick of `experiments/vs-pytorch`.
+//! Measures the rate of f32 matrix products with the gemm crate, the reference of `experiments/vs-pytorch`.
 //!
 //! ```sh
 //! cargo run --release --example gemm_rate -- --threads 2 64 384
 //! ```
 //!
-//! Products of (rows × d) by (d × d), one after another on each thread, all threads at once and each on matrices of its
-//! own: that is how the engine uses the crate. Operands stay in the cache as far as they fit, so the rate is one
-//! to measure against, not to be passed. JSON on stdout: per d the median rate of all threads together, in GFLOP/s, every pass
-//! behind it, and the largest error of a product against f64 relative to its largest magnitude.
+//! It multiplies (rows × d) by (d × d), one product after another on each thread. All threads run at once, each on
+//! its own matrices, as the engine uses the crate. Operands stay in the cache as far as they fit, so the rate is an
+//! upper reference that the engine does not exceed. It prints JSON with three results for each d: the median rate
+//! of all threads together in GFLOP/s, the rate of every pass, and the largest error. The error is that of a
+//! product against f64, relative to its largest magnitude.
 
 use std::hint::black_box;
 use std::sync::Barrier;
@@ -21,13 +22,13 @@ use serde::Serialize;
 /// Rate of f32 matrix products (rows × d) · (d × d)
 #[derive(Parser)]
 struct Args {
-    /// Threads, each with products of its own
+    /// Number of threads, each with its own products
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     threads: u16,
     /// Rows of the left factor
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     rows: u32,
-    /// Passes; the median is what counts
+    /// Number of passes; the reported rate is their median
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
     passes: u32,
     /// Widths d
@@ -56,7 +57,7 @@ struct Product {
 
 impl Product {
     fn new(rows: usize, d: usize) -> Self {
-        // Any values will do so long as none is subnormal: multiples of the golden ratio, wrapped to ±0.5.
+        // Any values will do if none is subnormal: multiples of the golden ratio, wrapped to ±0.5.
         let fill = |n: usize| (1..=n).map(|i| ((i as f64 * 0.618_033_988_75).fract() - 0.5) as f32).collect();
         Self { rows, d, left: fill(rows * d), right: fill(d * d), out: vec![f32::NAN; rows * d] }
     }
@@ -64,7 +65,8 @@ impl Product {
     fn run(&mut self) {
         let (m, d) = (self.rows, self.d);
         let row = d.cast_signed();
-        // SAFETY: `out` and `left` hold m · d elements and `right` d · d, rows d apart; `out` is borrowed mutably.
+        // SAFETY: `out` and `left` hold m · d elements and `right` d · d, with rows d apart; `out` is borrowed
+        // mutably.
         unsafe {
             gemm::gemm(
                 m,
@@ -91,7 +93,7 @@ impl Product {
         black_box(&mut self.out);
     }
 
-    /// The first and the last row against sums in f64.
+    /// Returns the largest error of the first and the last row against sums in f64.
     fn error(&self) -> f64 {
         let (mut worst, mut largest) = (0.0_f64, 0.0_f64);
         for row in [0, self.rows - 1] {
@@ -101,7 +103,7 @@ impl Product {
                 });
                 let expected: f64 = terms.sum();
                 let difference = (f64::from(self.out[row * self.d + column]) - expected).abs();
-                // `max` alone would let a NaN pass.
+                // `max` alone would ignore a NaN.
                 worst = if difference.is_nan() { f64::INFINITY } else { worst.max(difference) };
                 largest = largest.max(expected.abs());
             }
@@ -113,20 +115,20 @@ impl Product {
 fn main() {
     let args = Args::parse();
     let rates: Vec<Rate> = args.widths.iter().map(|&d| measure(&args, d as usize)).collect();
-    println!("{}", serde_json::to_string(&rates).expect("numbers and names only"));
+    println!("{}", serde_json::to_string(&rates).expect("only numbers and names"));
 }
 
 fn measure(args: &Args, d: usize) -> Rate {
     let (rows, threads) = (args.rows as usize, usize::from(args.threads));
     let flop = 2.0 * (rows * d * d) as f64;
     let mut probe = Product::new(rows, d);
-    // Twice: the first touches the memory.
+    // Runs twice, because the first run touches the memory.
     probe.run();
     let start = Instant::now();
     probe.run();
-    // Passes of some 20 ms: long against a barrier, short against a whole measurement.
+    // Passes of some 20 ms are long compared with a barrier and short compared with a whole measurement.
     let repeats = 20_000_000 / start.elapsed().as_nanos().max(1) + 1;
-    let repeats = u32::try_from(repeats).expect("20 million and one at most");
+    let repeats = u32::try_from(repeats).expect("at most 20 million and one");
     let barrier = Barrier::new(threads);
     let spans: Vec<Vec<(Instant, Instant)>> = thread::scope(|scope| {
         let timed = || {
@@ -145,8 +147,8 @@ fn measure(args: &Args, d: usize) -> Rate {
     });
     let done = flop * f64::from(repeats) * threads as f64;
     let rate = |pass: usize| {
-        let start = spans.iter().map(|thread| thread[pass].0).min().expect("one thread at least");
-        let end = spans.iter().map(|thread| thread[pass].1).max().expect("one thread at least");
+        let start = spans.iter().map(|thread| thread[pass].0).min().expect("at least one thread");
+        let end = spans.iter().map(|thread| thread[pass].1).max().expect("at least one thread");
         done / (end - start).as_secs_f64() / 1e9
     };
     let passes: Vec<f64> = (0..args.passes as usize).map(rate).collect();

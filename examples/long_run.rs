@@ -1,11 +1,11 @@
-//! Numerics over long runs and over many configurations: the numbers of docs/design/numerics.md.
+//! Measures numerical errors over long runs and many configurations: the numbers of docs/design/numerics.md.
 //!
 //! ```sh
 //! cargo run --release --example long_run -- --tokens 10000000 --configurations 200
 //! ```
 //!
-//! First one memory in f32 and in f64 over the same tokens, compared after each power of ten. Then random configurations,
-//! each in both types, against the oracle in plain loops.
+//! The first part runs one memory in f32 and in f64 over the same tokens and compares them after each power of
+//! ten. The second part runs random configurations in both types against the oracle in plain loops.
 
 #[path = "../tests/support/random.rs"]
 mod random;
@@ -24,13 +24,13 @@ use nmem::sequence::{Sequences, Shape};
 use random::Case;
 use support::{RandomMemory, run_through, uniform};
 
-/// f32 against f64 over many tokens, and random configurations against the oracle
+/// Compares f32 with f64 over many tokens, and random configurations with the oracle
 #[derive(Parser)]
 struct Args {
-    /// Tokens of the longest life
+    /// Number of tokens of the longest run
     #[arg(long, default_value_t = 10_000_000)]
     tokens: usize,
-    /// Random configurations
+    /// Number of random configurations
     #[arg(long, default_value_t = 200)]
     configurations: u64,
 }
@@ -39,7 +39,7 @@ struct Args {
 const DIM: usize = 16;
 const CHUNK: usize = 16;
 
-/// The tokens `start ..` of an endless random sequence, uniform in ±1: each is a hash of its position.
+/// The tokens `start ..` of an endless random sequence, uniform in ±1. Each number is a hash of its position.
 struct HashedTokens {
     start: usize,
     tokens: usize,
@@ -52,7 +52,7 @@ impl<T: Real> Sequences<T> for HashedTokens {
 
     fn read_rows(&self, _: usize, start: usize, mut out: ArrayViewMut2<T>) -> nmem::Result<()> {
         for ((row, column), x) in out.indexed_iter_mut() {
-            // SplitMix64.
+            // This is SplitMix64.
             let place = ((self.start + start + row) * DIM + column) as u64;
             let mut hash = place.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
             hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -80,7 +80,7 @@ impl<T: Real> RunningMemory<T> {
     fn store(&mut self, sequences: &HashedTokens) {
         let work = Work::Store { sequences, probe: false };
         let outcome = Engine::new(&self.memory).run(&mut self.state, work, &mut Discard, &mut |_| Ok(()));
-        assert_eq!(outcome.expect("nothing stops it").divergence, None);
+        assert_eq!(outcome.expect("nothing stops the run").divergence, None);
     }
 
     fn read(&mut self, queries: &Array3<f64>) -> Array3<f64> {
@@ -95,7 +95,7 @@ fn norm(of: &Array3<f64>) -> f64 {
     of.iter().map(|x| x * x).sum::<f64>().sqrt()
 }
 
-/// ‖a − b‖ ÷ ‖b‖
+/// Returns ‖a − b‖ ÷ ‖b‖.
 fn difference(a: &Array3<f64>, b: &Array3<f64>) -> f64 {
     norm(&(a - b)) / norm(b)
 }
