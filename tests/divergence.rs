@@ -1,5 +1,5 @@
-//! Values that leave the numbers: the run ends at the first of them in the order of sequences, chunks and heads,
-//! names it, and has delivered the rows of all chunks before it.
+//! Divergence: the run ends at the first non-finite value in the order of sequences, chunks and heads. It names
+//! that value, and has delivered the rows of all chunks before it.
 
 mod support;
 
@@ -34,7 +34,7 @@ fn store(random: &RandomMemory, sequences: &Array3<f32>, probe: bool) -> (Collec
     run(&memory, &mut state, Work::Store { sequences, probe }, (0, 0, 0))
 }
 
-/// The rows of `whole` up to a chunk of a sequence.
+/// Returns the rows of `whole` before a chunk of a sequence.
 fn rows_before(whole: &Collect<f32>, sequence: usize, chunk: usize) -> String {
     let before = whole.rows.iter().filter(|row| (row.sequence, row.chunk) < (sequence, chunk));
     format!("{:?}", before.collect::<Vec<_>>())
@@ -44,18 +44,18 @@ fn rows_before(whole: &Collect<f32>, sequence: usize, chunk: usize) -> String {
 fn huge_learning_rate() {
     let gates = Gates { learning_rate: Gate::Fixed(1e30), ..Gates::default() };
     let random = random().gates(gates);
-    // Logits of (1e30)² are infinite, and their softmax NaN: the probe says so, but U fits an f32.
+    // Logits of (1e30)² are infinite, and their softmax is NaN. The probe shows that, but U fits an f32.
     let (probed, outcome) = store(&random, &tokens(1), true);
     assert_eq!((outcome.divergence, probed.rows.len()), (None, CHUNKS * HEADS));
     assert!(probed.rows.iter().all(|row| row.loss_after.unwrap().is_nan()));
-    // The same without a probe.
+    // The same run without a probe.
     let (plain, outcome) = store(&random, &tokens(1), false);
     assert_eq!((outcome.divergence, plain.rows.len()), (None, CHUNKS * HEADS));
     for (plain, probed) in plain.rows.iter().zip(probed.rows) {
         let unprobed = ChunkMetrics { loss_before: None, loss_after: None, ..probed };
         assert_eq!(format!("{plain:?}"), format!("{unprobed:?}"));
     }
-    // Read online, reads are lost from the first chunk on that is read with it; the memory is not.
+    // In an online run, reads are non-finite from the first chunk on that is read with this state; the memory is not.
     let memory = random.memory::<f32>();
     let tokens = tokens(2);
     let work = Work::Online { read: &tokens, store: &tokens, probe: false };
@@ -64,18 +64,19 @@ fn huge_learning_rate() {
     assert_eq!(outcome.first_nonfinite(), Some(&at(0, 1, Some(0), "retrieved", "NaN")));
     assert_eq!((outcome.divergence, collected.rows.len()), (None, 2 * CHUNKS * HEADS));
     assert_eq!((collected.done, outcome.rows), (2, 2 * CHUNKS * HEADS));
-    // Bit for bit what a store leaves.
+    // The state equals that of a plain store, bit for bit.
     let mut stored = memory.initial_state(2);
     run_through(&memory, &mut stored, Work::Store { sequences: &tokens, probe: false }, (0, 0, 0));
     assert_eq!((state.update, state.momentum), (stored.update, stored.momentum));
 }
 
-/// Squares leave f32 where what is squared does not: metrics go on in f64, and nothing is lost.
+/// Squares leave f32 where the squared numbers do not: metrics continue in f64, and nothing is lost.
 #[test]
 fn losses_and_norms_beyond_f32() {
     let mut random = random().gates(Gates { learning_rate: Gate::Fixed(1.0), ..Gates::default() });
     let inner = random.dimensions.inner();
-    // Values of up to about 5e36: squared errors of 1e74, gradients of up to about 1e38, norms of several times that.
+    // Values of up to about 5e36 give squared errors of 1e74, gradients of up to about 1e38, and norms of
+    // several times that.
     let scale = 5e36;
     let mut values = random.tensors.get_mut("to_keys_values.weight").unwrap().slice_mut(s![inner.., ..]);
     values *= scale;
@@ -102,7 +103,7 @@ fn losses_and_norms_beyond_f32() {
     assert!(beyond_norm > 0, "some norm is beyond f32");
 }
 
-/// For every place of a NaN: what comes before is what a run without it gives, what comes after is absent.
+/// For every place of a NaN, the rows before it equal those of a run without it, and later rows are absent.
 #[test]
 fn nan_in_a_later_sequence_and_chunk() {
     let clean = tokens(4);
@@ -114,11 +115,11 @@ fn nan_in_a_later_sequence_and_chunk() {
         let (collected, outcome) = store(&random(), &tokens, true);
         assert_eq!(outcome.divergence, Some(at(sequence, chunk, Some(0), "surprise", "NaN")));
         assert_eq!(collected.rows_text(), rows_before(&whole, sequence, chunk));
-        assert_eq!(collected.done, sequence + 1, "no later sequence is done");
+        assert_eq!(collected.done, sequence + 1, "no later sequence is complete");
     }
 }
 
-/// Sequences advance side by side: a later one may diverge first, and is then not what is reported.
+/// Sequences advance side by side. A later one may diverge first, but is then not the one reported.
 #[test]
 fn earlier_sequence_diverges_later_in_time() {
     let clean = tokens(5);
@@ -133,7 +134,7 @@ fn earlier_sequence_diverges_later_in_time() {
     assert_eq!(outcome.rows, (CHUNKS + 6) * HEADS);
 }
 
-/// Groups of 8 heads, here 4 sequences: those before are complete, those after are never begun.
+/// Groups have 8 heads, here 4 sequences: earlier groups are complete, and later ones never start.
 #[test]
 fn divergence_in_a_later_group() {
     let mut tokens = tokens(40);
@@ -144,7 +145,7 @@ fn divergence_in_a_later_group() {
     assert_eq!((collected.done, collected.rows.len()), (21, (20 * CHUNKS + 3) * HEADS));
 }
 
-/// Overflow in one head alone. Without norms, coordinates that are zero elsewhere reach the values of one head each.
+/// One head alone overflows. Without norms, coordinates that are zero elsewhere reach the values of one head each.
 #[test]
 fn heads_diverge_one_by_one() {
     let mut random = random().norms(false, false);
@@ -152,7 +153,7 @@ fn heads_diverge_one_by_one() {
     let keys_values = random.tensors.get_mut("to_keys_values.weight").unwrap();
     for column in 0..2 * inner {
         for coordinate in 0..2 {
-            // Head j's values are the columns from inner + 3 j on; (out, in) in file layout.
+            // Head j's values are the columns from inner + 3 j on; file layout is (out, in).
             let of_head = column >= inner && (column - inner) / 3 == coordinate;
             keys_values[[column, coordinate]] = if of_head { 1e30 } else { 0.0 };
         }
@@ -160,20 +161,20 @@ fn heads_diverge_one_by_one() {
     let mut clean = tokens(1);
     clean.slice_mut(s![.., .., ..2]).fill(0.0);
     let (whole, _) = store(&random, &clean, false);
-    // (chunk that head 0 diverges at, head 1's, what is named)
+    // (chunk at which head 0 diverges, the same for head 1, reported chunk, reported head)
     for (of_0, of_1, chunk, head) in [(3, 2, 2, 1), (2, 3, 2, 0), (4, 4, 4, 0), (6, 1, 1, 1)] {
         let mut tokens = clean.clone();
         tokens[[0, of_0 * CHUNK + 5, 0]] = 1e10;
         tokens[[0, of_1 * CHUNK + 9, 1]] = 1e10;
         let (collected, outcome) = store(&random, &tokens, false);
         assert_eq!(outcome.divergence, Some(at(0, chunk, Some(head), "surprise", "NaN")));
-        // Whole chunks: a chunk that one head cannot store has no rows, of no head.
+        // Only whole chunks have rows: if one head cannot store a chunk, no head has a row for it.
         assert_eq!(collected.rows_text(), rows_before(&whole, 0, chunk));
     }
 }
 
 #[test]
-fn nan_in_what_is_read() {
+fn nan_in_retrieved_tokens() {
     let random = random();
     let memory = random.memory::<f32>();
     let stored = tokens(3);
@@ -184,7 +185,7 @@ fn nan_in_what_is_read() {
     let work = Work::Online { read: &queries, store: &stored, probe: false };
     let (online, outcome) = run(&memory, &mut state, work, queries.dim());
     assert_eq!(outcome.first_nonfinite(), Some(&at(1, 3, Some(0), "retrieved", "NaN")));
-    // All is stored all the same.
+    // Everything is stored nevertheless.
     assert_eq!((outcome.divergence, online.rows.len(), online.done), (None, 3 * CHUNKS * HEADS, 3));
     let mut without = memory.initial_state(3);
     run_through(&memory, &mut without, Work::Store { sequences: &stored, probe: false }, (0, 0, 0));
@@ -197,14 +198,14 @@ fn nan_in_what_is_read() {
     assert_eq!(plain.done, 2);
     assert!(plain.retrieved.index_axis(ndarray::Axis(0), 0).iter().all(|x| x.is_finite()));
 
-    // The first chunk is read from nothing, whatever is asked.
+    // The first chunk is read before anything is stored, whatever its queries.
     let mut queries = stored.clone();
     queries[[1, 1, 0]] = f32::NAN;
     let work = Work::Online { read: &queries, store: &stored, probe: false };
     run_through(&memory, &mut memory.initial_state(3), work, queries.dim());
 }
 
-/// Heads that are finite may not be once they are combined.
+/// Heads that are finite may overflow when they are combined.
 #[test]
 fn overflow_where_heads_are_combined() {
     let mut random = random().norms(false, false);
@@ -220,9 +221,9 @@ fn overflow_where_heads_are_combined() {
     assert_eq!(divergence.to_string(), expected);
 }
 
-/// Chunks of a state count on in what is named; those of a plain read start anew.
+/// Chunk numbers continue from the state; those of a plain read start at 0.
 #[test]
-fn chunks_of_a_longer_life() {
+fn chunk_numbers_continue_from_the_state() {
     let memory = random().memory::<f32>();
     let clean = tokens(1);
     let mut bad = clean.clone();

@@ -1,5 +1,5 @@
-//! Softmax, sigmoid and silu of both element types: f32's vectorised ones against plain f64, and what both make of values
-//! that are no numbers.
+//! Softmax, sigmoid and silu of both element types: the vectorised f32 functions against plain f64, and the
+//! results of both for NaN and infinity.
 
 mod support;
 
@@ -7,7 +7,7 @@ use ndarray::ArrayD;
 use nmem::real::Real;
 use support::{assert_close, uniform};
 
-/// Around whole vector registers of 4, 8 and 16 lanes.
+/// Lengths around whole vector registers of 4, 8 and 16 lanes.
 const LENGTHS: [usize; 10] = [1, 2, 5, 8, 15, 16, 17, 33, 128, 300];
 
 fn values<T: Real>(length: usize, size: f64) -> Vec<T> {
@@ -25,8 +25,8 @@ fn against_plain<T: Real>() {
         for size in [1.0, 30.0, 1e4] {
             let given = values::<T>(length, size);
             let what = format!("{length} values of {size}");
-            // An exponent's rounding is ε of the exponent, at most 2 · size, relative to the result; where results
-            // leave the normal numbers they may vanish.
+            // The rounding of an exponent, at most 2 · size, is ε of the exponent relative to the result.
+            // Results below the normal numbers may vanish.
             let (abs, exponents) = (T::min_positive_value().to_f64(), (8.0 + 2.0 * size) * T::EPS.to_f64());
 
             let plain = |&x: &T| 1.0 / (1.0 + (-x.to_f64()).exp());
@@ -45,7 +45,7 @@ fn against_plain<T: Real>() {
                 exponents,
             );
 
-            // A chunk whose rows are all the same values, of which row r sees r + 1. The others are no numbers.
+            // A chunk whose rows are all the same values; row r uses r + 1 of them. The others are NaN.
             let mut chunk = given.repeat(length);
             for (r, row) in chunk.chunks_exact_mut(length).enumerate() {
                 row[r + 1..].fill(T::nan());
@@ -65,7 +65,7 @@ fn against_plain<T: Real>() {
 }
 
 #[test]
-fn vectorised_is_plain() {
+fn vectorised_functions_equal_plain_ones() {
     against_plain::<f32>();
     against_plain::<f64>();
 }
@@ -86,7 +86,7 @@ fn no_numbers<T: Real>() {
             }
             let row = softmax_with(T::neg_infinity());
             if length == 1 {
-                assert!(row[0].is_nan(), "nothing but −∞");
+                assert!(row[0].is_nan(), "only −∞");
             } else {
                 assert!(row[place] == T::zero() && row.iter().all(|x| x.is_finite()), "−∞ at {place}");
             }

@@ -1,5 +1,6 @@
-//! The engine against the oracle on random parameters: every column of the metrics, what is read, U and S; over
-//! shapes, gates, norms, past weights, probes and element types. And the same bits for any number of threads.
+//! The engine against the oracle on random parameters: every column of the metrics, retrieved tokens, U and S.
+//! The cases cover shapes, gates, norms, past weights, probes and element types. Results have the same bits for
+//! any number of threads.
 
 mod support;
 
@@ -13,13 +14,15 @@ use support::{
     run_through, uniform,
 };
 
-/// ε 2.2e-16 times the length of the sums (hundreds) times what cancels in errors y − v and in softmax derivatives.
+/// Tolerance in f64: ε 2.2e-16 times the length of the sums (hundreds) times the cancellation in errors y − v
+/// and in softmax derivatives.
 const F64: f64 = 1e-10;
-/// ε 1.2e-7 times some tens: sums run in vector lanes, and what chunks add is damped by decay. The golden cases
-/// stay within 1e-5; here a probed loss may be what is left of two larger numbers.
+/// Tolerance in f32: ε 1.2e-7 times some tens. Sums run in vector lanes, and the contributions of chunks are
+/// damped by decay. The golden cases stay within 1e-5; here a probed loss may be the small difference of two
+/// larger numbers.
 const F32: f64 = 5e-5;
 
-/// Stores and reads online with `T` and with the oracle, everything compared within `rel` of its largest.
+/// Stores and reads online with `T` and with the oracle, and compares everything within `rel` of its largest value.
 fn online<T: Real>(
     what: &str,
     random: &RandomMemory,
@@ -70,8 +73,8 @@ fn dimensions_and_lengths() {
     }
 }
 
-/// More than one block of 512 tokens, blocks of one chunk, blocks that a chunk of 3 does not fill, groups of 64 rows
-/// that end with a block and such that do not.
+/// The cases have more than one block of 512 tokens, blocks of one chunk, and blocks that a chunk of 3 does not
+/// fill. Groups of 64 rows end with a block in some cases and within one in others.
 #[test]
 fn several_blocks() {
     let (xavier, randn) = (Init::Xavier, Init::Randn);
@@ -82,12 +85,12 @@ fn several_blocks() {
         let what = format!("chunks of {chunk}, {init:?}, {tokens} tokens");
         both(&what, &random, &uniform((1, tokens, 5), 2.0, 12));
     }
-    // With one head 1,024.
+    // With one head, blocks have 1,024 tokens.
     let random = RandomMemory::new((4, 1, 4), 16, xavier, 13);
     both("one head, 2,100 tokens", &random, &uniform((1, 2100, 4), 2.0, 14));
 }
 
-/// 11 sequences of one head are more than the engine advances together, and so are 5 of two.
+/// 11 sequences of one head are more than the engine advances together, and so are 5 sequences of two heads.
 #[test]
 fn batches() {
     for (sequences, dimensions) in [(3, (6, 2, 3)), (5, (6, 2, 3)), (11, (4, 1, 4)), (3, (9, 50, 2))] {
@@ -110,7 +113,7 @@ fn norms_and_past_weights() {
     }
 }
 
-/// Norm weights other than one, as trained ones are: each norm in its place.
+/// Norm weights differ from one, as in trained parameters, so each norm must be in its place.
 #[test]
 fn trained_norm_weights() {
     let mut random = RandomMemory::new((6, 2, 3), 4, Init::Xavier, 38);
@@ -140,7 +143,7 @@ fn gates() {
     }
 }
 
-/// Norms undo the scale but for ε: 1e-4 squared lies between the ε of the two element types.
+/// Norms remove the scale except for ε: 1e-4 squared lies between the ε of the two element types.
 #[test]
 fn large_and_small_inputs() {
     for size in [1e3, 1e-4] {
@@ -149,8 +152,9 @@ fn large_and_small_inputs() {
     }
     let random = RandomMemory::new((6, 2, 3), 4, Init::Xavier, 53).norms(false, false);
     both("inputs of 1e-4 without norms", &random, &uniform((2, 41, 6), 1e-4, 54));
-    // Unnormed, 1e3 makes logits of 1e6: ε of them is 1e-10 in f64, and an f32 cannot tell one softmax from another.
-    // The rate is fixed at a low value, as the gradient is of the order of the inputs' square.
+    // Without norms, inputs of 1e3 make logits of 1e6. Times ε that is 1e-10 in f64, and f32 cannot resolve
+    // such a softmax. The rate is fixed at a low value, because the gradient grows with the square of the
+    // inputs.
     let gates = Gates { learning_rate: Gate::Fixed(1e-12), ..Gates::default() };
     let tokens = uniform((2, 41, 6), 1e3, 55);
     online::<f64>("inputs of 1e3 without norms", &random.gates(gates), &tokens, &tokens, true, 1e-8);
@@ -175,7 +179,8 @@ fn probe_changes_nothing_else() {
     assert_eq!(with, without);
 }
 
-/// The losses around a stored chunk are those at the weights before and after it: before the first it is the loss.
+/// The losses around a stored chunk are those at the weights before and after it. For the first chunk the loss
+/// before is the loss.
 #[test]
 fn probe_starts_at_the_loss() {
     let random = RandomMemory::new((5, 2, 4), 4, Init::Xavier, 63);
@@ -190,12 +195,12 @@ fn probe_starts_at_the_loss() {
         if row.chunk == 0 {
             assert!((before - row.loss).abs() <= 1e-14 * row.loss, "{before} {}", row.loss);
         }
-        // One step down the slope; rates are near e^-7.5 here.
+        // One step of gradient descent; rates are near e^-7.5 here.
         assert!(row.chunk > 0 || row.loss_after.unwrap() < before, "{row:?}");
     }
 }
 
-/// Streams of their own: longer and shorter by less than a chunk, by chunks, by blocks, and none at all.
+/// Separate streams: longer and shorter by less than a chunk, by chunks, by blocks, and empty.
 #[test]
 fn read_and_stored_sequences_differ() {
     let random = RandomMemory::new((5, 2, 4), 8, Init::Xavier, 71).past(0.3, 72);
@@ -209,7 +214,8 @@ fn read_and_stored_sequences_differ() {
     }
 }
 
-/// Chunk i wants what i chunks left; the first that wants more is told, and reads with what there is.
+/// Chunk i needs the state after i chunks. The first chunk that needs more is reported, and it reads with the
+/// last state.
 #[test]
 fn read_past_store() {
     let random = RandomMemory::new((4, 1, 4), 4, Init::Xavier, 75);
@@ -226,9 +232,9 @@ fn read_past_store() {
     }
 }
 
-/// An engine that has run, diverged runs included, is as good as a new one: nothing of an earlier run shows.
+/// An engine that has run before, even with a divergence, behaves like a new one: nothing of an earlier run remains.
 #[test]
-fn an_engine_runs_again_as_a_new_one() {
+fn a_reused_engine_equals_a_new_one() {
     for dimensions in [(6, 2, 3), (40, 1, 40)] {
         let random = RandomMemory::new(dimensions, 4, Init::Xavier, 91);
         let memory = random.memory::<f32>();
@@ -259,7 +265,7 @@ fn an_engine_runs_again_as_a_new_one() {
 }
 
 #[test]
-fn first_chunk_and_reads_of_nothing_are_zero() {
+fn reads_before_anything_is_stored_are_zero() {
     let random = RandomMemory::new((5, 2, 4), 8, Init::Xavier, 78).past(1.0, 79);
     let memory = random.memory::<f32>();
     let tokens = uniform((2, 40, 5), 1.0, 80).mapv(|x| x as f32);
@@ -279,7 +285,7 @@ fn plain_reads() {
     let mut cases = Vec::new();
     for (chunk, init) in [(2, Init::Xavier), (7, Init::Randn)] {
         for stored in [0, chunk - 1, 2 * chunk + 1] {
-            // A state of one is read by any number.
+            // A state of one sequence serves reads of any number of sequences.
             for (of_state, sequences) in [(1, 1), (1, 3), (3, 3)] {
                 let lengths = [0, 1, chunk, chunk + 1, 311];
                 cases.extend(lengths.map(|tokens| (chunk, init, (of_state, stored), (sequences, tokens))));
@@ -298,7 +304,7 @@ fn plain_reads() {
         plain_read::<f64>(&what, &random, &store, &queries, F64);
         plain_read::<f32>(&what, &random, &store, &queries, F32);
     }
-    // Several groups of tasks, all of one state.
+    // Several groups of tasks share one state.
     let random = RandomMemory::new((5, 2, 4), 4, Init::Xavier, 85);
     let (store, queries) = (uniform((1, 9, 5), 1.0, 86), uniform((40, 6, 5), 1.0, 87));
     plain_read::<f64>("40 sequences of one state", &random, &store, &queries, F64);
@@ -319,7 +325,7 @@ fn plain_read<T: Real>(
     assert_rows_close(what, &stored.rows, &reference.store(store), rel);
     let before = state.clone();
     let read = run_through(&memory, &mut state, Work::Read(&queries.mapv(T::from_f64)), queries.dim());
-    assert_eq!(before, state, "{what}: a plain read leaves the state alone");
+    assert_eq!(before, state, "{what}: a plain read does not change the state");
     assert!(read.rows.is_empty(), "{what}: no metrics");
     let what = format!("{what}, {}, retrieved", T::TYPE);
     let expected = reference.read(queries);

@@ -1,5 +1,6 @@
-//! The own results of the module in titans-pytorch 0.0.17: oracle and engine agree with them within 1e-10 of each array's largest magnitude in f64,
-//! the engine within 1e-5 in f32 (`PyTorch` itself reaches 1e-6).
+//! Results of the original module in titans-pytorch 0.0.17. In f64, oracle and engine agree with them within
+//! 1e-10 of each array's largest magnitude. In f32 the engine agrees within 1e-5 (`PyTorch` itself reaches
+//! 1e-6).
 
 mod support;
 

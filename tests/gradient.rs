@@ -1,5 +1,5 @@
-//! The hand-written gradient of the attention memory, in the oracle and in the engine's model, against central
-//! differences of the loss in f64, and against each other.
+//! The hand-written gradient of the attention memory, in the oracle and in the engine's model. It is compared
+//! with central differences of the loss in f64, and the two with each other.
 
 mod support;
 
@@ -10,13 +10,13 @@ use nmem::memory::model::{Attention, Factors, MemoryModel};
 use nmem::memory::reference::{attention_loss, loss_and_gradient};
 use support::{assert_close, assert_close_to_largest, uniform};
 
-/// Half the distance of a central difference. Its error is about δ²/6 · ℓ''' from the cut and ε ℓ / δ from
-/// rounding, so that ∛ε balances the two.
+/// Half the distance of a central difference. Its truncation error is about δ²/6 · ℓ''' and its rounding error
+/// ε ℓ / δ, so ∛ε balances the two.
 const DELTA: f64 = 6e-6;
-/// δ² and ε/δ are both near 4e-11; third derivatives and losses exceed the largest gradient by two orders at most
-/// with the weights below. A wrong term shows at 1e-2 and more.
+/// Tolerance against differences: δ² and ε/δ are both near 4e-11. With the weights below, third derivatives and
+/// losses exceed the largest gradient by at most two orders. A wrong term causes 1e-2 and more.
 const DIFFERENCE: f64 = 1e-8;
-/// Two ways to the same sums of at most a few hundred products.
+/// Tolerance between two ways to compute the same sums of at most a few hundred products.
 const ROUNDING: f64 = 1e-13;
 
 struct Case {
@@ -28,11 +28,12 @@ struct Case {
 }
 
 impl Case {
-    /// Weights large enough that the softmax is far from uniform, small enough that it does not saturate.
+    /// Returns cases with weights large enough that the softmax is far from uniform, and small enough that it
+    /// does not saturate.
     fn all() -> Vec<Self> {
         let shapes = [2_usize, 5, 8].into_iter().flat_map(|d| [2_usize, 3, 7, 16].map(|chunk| (d, chunk)));
         let cases = shapes.flat_map(|(d, chunk)| {
-            // A single token, a whole chunk, one cut short, and several of which the last is cut short.
+            // One token, a whole chunk, a partial chunk, and several chunks of which the last is partial.
             [1, chunk, chunk - 1, 3 * chunk + chunk.div_ceil(2)].map(|rows| {
                 let seed = (100 * d + chunk + rows) as u64;
                 let keys = uniform((2, rows, d), 1.5, seed + 1);
@@ -57,7 +58,7 @@ impl Case {
         (0..rows).step_by(self.chunk).map(|start| start..rows.min(start + self.chunk)).collect()
     }
 
-    /// Rows of one chunk of keys or values, as the oracle takes them.
+    /// Returns rows of one chunk of keys or values in the oracle's form.
     fn rows(of: &Array2<f64>, range: Range<usize>) -> Vec<Vec<f64>> {
         of.slice(s![range, ..]).rows().into_iter().map(|row| row.to_vec()).collect()
     }
@@ -67,7 +68,7 @@ impl Case {
         parts.map(|part| Array2::from_shape_vec((self.d, self.d), part.to_vec()).unwrap()).collect()
     }
 
-    /// Per chunk: loss and gradient, by the oracle.
+    /// Returns loss and gradient per chunk, computed by the oracle.
     fn by_reference(&self) -> (Vec<f64>, ArrayD<f64>) {
         let weights = self.split(&self.weights);
         let mut gradients = Vec::new();
@@ -80,14 +81,14 @@ impl Case {
         (losses.collect(), self.shaped(gradients))
     }
 
-    /// The same by the engine's model, all chunks in one call.
+    /// Returns the same from the engine's model, with all chunks in one call.
     fn by_model(&self, weights: &[f64]) -> (Vec<f64>, ArrayD<f64>) {
         let model = Attention::new(self.d);
         let elements = MemoryModel::<f64>::shapes(&model).iter().map(|(rows, cols)| rows * cols);
         assert_eq!(elements.sum::<usize>(), weights.len());
         let rows = self.keys.nrows();
-        // Room for more rows than there are, as in a group at the end of a sequence; and what was there before must
-        // not matter.
+        // The buffers have space for more rows than exist, as in a group at the end of a sequence, and their
+        // old contents must not matter.
         let mut scratch = MemoryModel::<f64>::scratch(&model, 4 * self.chunk, self.chunk);
         let mut factors = Factors::new(&model, rows);
         for matrix in factors.inputs.iter_mut().chain(&mut factors.cotangents) {
@@ -113,7 +114,7 @@ impl Case {
         (losses, self.shaped(gradients))
     }
 
-    /// Per chunk: ∂ℓ/∂W by central differences of `losses`, which tells each chunk's.
+    /// Returns ∂ℓ/∂W per chunk by central differences of `losses`, which returns the loss of each chunk.
     fn by_differences(&self, losses: impl Fn(&[f64]) -> Vec<f64>) -> ArrayD<f64> {
         let chunks = self.chunks().len();
         let mut gradients = Array2::zeros((chunks, self.weights.len()));
@@ -132,18 +133,18 @@ impl Case {
         self.shaped(gradients.into_iter().collect())
     }
 
-    /// (chunks, weights, d, d)
+    /// Reshapes gradients to (chunks, weights, d, d).
     fn shaped(&self, gradients: Vec<f64>) -> ArrayD<f64> {
         ArrayD::from_shape_vec(vec![self.chunks().len(), 4, self.d, self.d], gradients).unwrap()
     }
 
-    /// Each chunk's gradient in each weight on its own, so that a small one cannot hide behind a large one.
+    /// Compares each chunk's gradient in each weight separately, so that a small one cannot hide behind a large one.
     fn assert_gradients(&self, who: &str, got: &ArrayD<f64>, expected: &ArrayD<f64>, rel: f64) {
         for (chunk, (got, expected)) in got.outer_iter().zip(expected.outer_iter()).enumerate() {
             let largest = expected.iter().fold(0.0_f64, |largest, x| largest.max(x.abs()));
             for (p, (got, expected)) in got.outer_iter().zip(expected.outer_iter()).enumerate() {
                 let what = format!("{}, chunk {chunk}, weight {p}", self.name(who));
-                // W_q's and W_k's are zero in a chunk of one token: its softmax is 1 whatever they are.
+                // The gradients of W_q and W_k are zero in a chunk of one token: its softmax is 1 for any weights.
                 assert_close(&what, got, expected, rel * largest, 0.0);
             }
         }

@@ -1,5 +1,5 @@
-//! Whole = parts: a life in several calls gives what one call gives. Chunks count on, a chunk cut by the end of a
-//! call is finished by the next, and what is left over is kept bit for bit.
+//! A life in several calls gives the same results as one call. Chunk numbers continue, a chunk cut by the end
+//! of a call is completed by the next, and left-over tokens are kept bit for bit.
 
 mod support;
 
@@ -19,7 +19,7 @@ const DIM: usize = 5;
 const CHUNK: usize = 5;
 const SEQUENCES: usize = 2;
 
-/// As in the comparison of the engine with the oracle.
+/// The tolerance of tests/engine.rs against the oracle.
 const ORACLE: f64 = 1e-10;
 
 fn random() -> RandomMemory {
@@ -30,11 +30,11 @@ fn tokens<T: Real>(tokens: usize, seed: u64) -> Array3<T> {
     uniform((SEQUENCES, tokens, DIM), 1.0, seed).mapv(T::from_f64)
 }
 
-/// What a life of several calls has given so far.
+/// A memory and its results over the calls so far.
 struct RunningMemory<T: Real> {
     memory: Memory<T>,
     state: State<T>,
-    /// By call, then sequence, chunk and head.
+    /// Metrics by call, then sequence, chunk and head.
     rows: Vec<ChunkMetrics>,
     retrieved: Vec<Array3<T>>,
 }
@@ -66,7 +66,7 @@ impl<T: Real> RunningMemory<T> {
         let before = self.state.clone();
         let work = Work::Read(queries);
         let retrieved = run_through(&self.memory, &mut self.state, work, queries.dim()).retrieved;
-        assert_eq!(self.state, before, "a plain read leaves the state alone");
+        assert_eq!(self.state, before, "a plain read does not change the state");
         retrieved
     }
 
@@ -75,7 +75,7 @@ impl<T: Real> RunningMemory<T> {
         concatenate(Axis(1), &parts).unwrap()
     }
 
-    /// Against a life in one call: metrics, the last tokens read and the state, all the same bits.
+    /// Compares with a life in one call, bit for bit: metrics, the last tokens read, and the state.
     fn assert_same(mut self, what: &str, whole: &Self) {
         self.rows.sort_by_key(|row| (row.sequence, row.chunk, row.head));
         assert_eq!(self.rows.len(), whole.rows.len(), "{what}: rows");
@@ -92,7 +92,7 @@ impl<T: Real> RunningMemory<T> {
     }
 }
 
-/// Names the first number whose bits differ.
+/// Fails and names the first number whose bits differ.
 fn assert_same_bits<T: Real>(what: &str, got: &Array3<T>, expected: &Array3<T>) {
     assert_eq!(got.dim(), expected.dim(), "{what}: shapes");
     for ((place, got), expected) in got.indexed_iter().zip(expected) {
@@ -101,9 +101,9 @@ fn assert_same_bits<T: Real>(what: &str, got: &Array3<T>, expected: &Array3<T>) 
     }
 }
 
-/// Consecutive parts of `of`, each as long as `lengths` say.
+/// Splits `of` into consecutive parts of these lengths.
 fn cut<T: Real>(of: &Array3<T>, lengths: &[usize]) -> Vec<Array3<T>> {
-    assert_eq!(lengths.iter().sum::<usize>(), of.dim().1, "the parts are the whole");
+    assert_eq!(lengths.iter().sum::<usize>(), of.dim().1, "the parts cover the whole");
     let mut start = 0;
     let parts = lengths.iter().map(|length| {
         start += length;
@@ -112,7 +112,8 @@ fn cut<T: Real>(of: &Array3<T>, lengths: &[usize]) -> Vec<Array3<T>> {
     parts.collect()
 }
 
-/// Two, three and seven pieces: within chunks, at their ends, single tokens, none; longer than a block.
+/// Two, three and seven pieces: cut within chunks, at their ends, into single tokens, into no tokens, and
+/// longer than a block.
 const PIECES: [&[usize]; 6] =
     [&[23, 14], &[5, 20], &[3, 30, 4], &[1, 0, 12, 2, 1, 20, 1], &[4, 1, 5, 1, 3, 1, 1], &[258, 3, 540]];
 
@@ -147,7 +148,8 @@ fn online_in_pieces_f32() {
     online_in_pieces::<f32>();
 }
 
-/// Chunks shorter than a register, as long as one, and longer; cut at every token. Shapes of partial chunks must not show.
+/// Chunks shorter than a register, as long as one, and longer, cut at every token. The shapes of partial chunks
+/// must not affect results.
 fn online_cut_anywhere<T: Real>() {
     for chunk in [7, 8, 9, 16, 17, 31, 64, 100] {
         for (dim, heads, dim_head) in [(19, 2, 33), (13, 1, 13)] {
@@ -191,7 +193,7 @@ fn online_cut_anywhere_f32() {
     online_cut_anywhere::<f32>();
 }
 
-/// The oracle in one call holds for the engine in several.
+/// The oracle in one call agrees with the engine in several.
 #[test]
 fn pieces_against_the_oracle() {
     for lengths in PIECES {
@@ -211,8 +213,8 @@ fn pieces_against_the_oracle() {
     }
 }
 
-/// A stored sequence of its own: at the end of each call both streams have as many complete chunks, and left-overs of
-/// their own.
+/// A separate stored sequence: at the end of each call both streams have the same number of complete chunks,
+/// and their own left-over tokens.
 #[test]
 fn two_sequences_in_pieces() {
     let cases: [(&[usize], &[usize]); 3] = [
@@ -234,7 +236,7 @@ fn two_sequences_in_pieces() {
     }
 }
 
-/// A plain store takes its tokens as read too; online work goes on from there, reads in between change nothing.
+/// A plain store counts its tokens as read too, so online work continues from there. Reads in between change nothing.
 #[test]
 fn store_then_online_with_reads_between() {
     for lengths in [[13, 24], [15, 8], [3, 40], [4, 1], [270, 300]] {
@@ -272,7 +274,7 @@ fn plain_stores_in_pieces() {
     }
 }
 
-/// Left-overs of both streams outlive a plain store: it follows each with the same tokens.
+/// Left-over tokens of both streams survive a plain store, which adds the same tokens to each.
 #[test]
 fn online_then_store() {
     let (read, store, more) = (tokens::<f64>(13, 9), tokens::<f64>(11, 10), tokens::<f64>(9, 11));
@@ -283,12 +285,12 @@ fn online_then_store() {
     let (all_read, all_stored) = (join(&read, &more), join(&store, &more));
     let mut whole = RunningMemory::new(random().memory::<f64>());
     whole.online(&all_read, &all_stored);
-    // A plain store reads nothing.
+    // A plain store retrieves nothing.
     whole.retrieved = vec![whole.retrieved().slice(s![.., ..13, ..]).to_owned()];
     parts.assert_same("online, then a plain store", &whole);
 }
 
-/// One sequence as its part of a batch.
+/// One sequence alone gives the bits of the same sequence in a batch.
 #[test]
 fn sequences_do_not_touch_each_other() {
     let all = tokens::<f64>(37, 12);
@@ -305,9 +307,9 @@ fn sequences_do_not_touch_each_other() {
     }
 }
 
-/// Any stretch of a stream: from what is left over, from what follows, and from both.
+/// Reads any range of a stream: left-over tokens, following tokens, and both.
 #[test]
-fn rows_of_a_side() {
+fn rows_of_a_stream() {
     let all = tokens::<f64>(20, 15);
     let (first, kept, before) = (10, 4, 14);
     let given = all.slice(s![.., before.., ..]).to_owned();
@@ -323,8 +325,8 @@ fn rows_of_a_side() {
     }
 }
 
-/// With S set to zero at a chunk's end the recurrences, being linear, are what the second part does from nothing
-/// plus what is left of U: S = S₂, U = U₂ + Π (1 − α) U₁.
+/// The recurrences are linear. With S set to zero at a chunk's end, the result is that of the second part from
+/// zero plus the rest of U: S = S₂, U = U₂ + Π (1 − α) U₁.
 #[test]
 fn restarted_momentum() {
     let random = RandomMemory { past: None, ..random() }.gates(Gates::default());

@@ -1,4 +1,4 @@
-//! Random configurations against the oracle: a few of those that `just long-run` tries.
+//! Random configurations against the oracle: a few of those that `just long-run` runs.
 
 #[path = "support/random.rs"]
 mod random;
@@ -6,7 +6,7 @@ mod support;
 
 use random::Case;
 
-/// docs/design/numerics.md has the distribution over 200: these bounds are some ten times the largest error there.
+/// Tolerance: some ten times the largest error of the 200 configurations in docs/design/numerics.md.
 const F64: f64 = 5e-12;
 const F32: f64 = 2e-3;
 

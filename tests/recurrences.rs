@@ -1,7 +1,7 @@
-//! The recurrences against a plain f64 loop over random coefficients, their known forms, their norms over the whole
-//! range of the element types; and any small shape of the whole engine against the oracle.
+//! The recurrences against a plain f64 loop over random coefficients, their known forms, and their norms over
+//! the whole range of the element types. Any small shape of the whole engine is tested against the oracle.
 //!
-//! Random, but the same on every run: a failure is one for everybody.
+//! Cases are random, but the same on every run, so that failures are reproducible.
 
 mod support;
 
@@ -29,21 +29,21 @@ fn config(cases: u32) -> ProptestConfig {
     }
 }
 
-/// Sums run in lanes of at most 128 squares (64 rows of two vectors) in the element type: 128 · ε/2 of the sum, half
-/// of that of its root. The other half of the bound is for squares that are rounded near the smallest number.
+/// Sums run in lanes of at most 128 squares (64 rows of two vectors) in the element type: 128 · ε/2 of the sum,
+/// half of that of its root. The other half of the bound is for squares rounded near the smallest number.
 fn norm_bound<T: Real>() -> f64 {
     64.0 * T::EPS.to_f64()
 }
 
-/// How the elements lie in their weight: in one row, across panels, or in one column, down a panel.
+/// The place of the elements in their weight: in one row, across panels, or in one column, down a panel.
 #[derive(Clone, Copy, Debug)]
 enum Orientation {
     Row,
     Column,
 }
 
-/// One chunk of one token through the panels of a weight that holds the elements: its g is the outer product of a 1
-/// and the surprise.
+/// Runs one chunk of one token through the panels of a weight that holds the elements. Its g is the outer
+/// product of a 1 and the surprise.
 fn step_in<T: Real>(
     orientation: Orientation,
     step: Step<T>,
@@ -75,11 +75,11 @@ fn step_in<T: Real>(
     Norms::joined(norms.into_iter())
 }
 
-/// One chunk's coefficients (θ, η, α), and the numbers that g is made of.
+/// Coefficients (θ, η, α) of one chunk, and the seed of its g.
 type Chunk = ([f64; 3], u64);
 
 fn chunks() -> impl Strategy<Value = Vec<Chunk>> {
-    // Gates are in 0 ..= 1, their ends included.
+    // Gates are in 0 ..= 1, ends included.
     let gate = prop_oneof![3 => 0.0..=1.0, 1 => Just(0.0), 1 => Just(1.0)];
     vec(([gate.clone(), gate.clone(), gate], any::<u64>()), 1..12)
 }
@@ -100,7 +100,7 @@ fn widen<T: Real>(values: &[T]) -> Vec<f64> {
     values.iter().map(|&x| x.to_f64()).collect()
 }
 
-/// Relative to the largest, so that nothing leaves f64's range.
+/// Returns the norm, with squares relative to the largest element, so that nothing leaves f64's range.
 fn plain_norm<T: Real>(values: &[T]) -> f64 {
     let largest = values.iter().fold(0.0_f64, |largest, &x| largest.max(x.to_f64().abs()));
     if largest == 0.0 {
@@ -123,13 +123,13 @@ fn assert_norms<T: Real>(norms: &Norms, g: &[T], s: &[T], u: &[T], w: &[T]) {
     assert_norm("‖W + U‖", norms.weight, plain_norm(&read), bound);
 }
 
-/// Steps through all chunks beside the plain loop. The loop's own f64 rounding is far under f32's, and of the same
-/// size as f64's.
+/// Steps through all chunks beside the plain loop. The loop's own f64 rounding is far below f32's, and as large
+/// as f64's.
 fn against_the_loop<T: Real>(orientation: Orientation, length: usize, size: f64, chunks: &[Chunk]) {
     let weights: Vec<T> = values(length, size, 1);
     let (mut s, mut u): (Vec<T>, Vec<T>) = (values(length, size, 2), values(length, size, 3));
     let (mut plain_s, mut plain_u) = (widen(&s), widen(&u));
-    // The same recurrences of magnitudes: what rounding is relative to.
+    // The same recurrences on magnitudes give the scale of rounding errors.
     let magnitudes = |of: &[f64]| of.iter().map(|x| x.abs()).collect::<Vec<_>>();
     let (mut size_s, mut size_u) = (magnitudes(&plain_s), magnitudes(&plain_u));
     for (i, &(gates, seed)) in chunks.iter().enumerate() {
@@ -137,7 +137,7 @@ fn against_the_loop<T: Real>(orientation: Orientation, length: usize, size: f64,
         let g: Vec<T> = values(length, size, seed);
         let norms = step_in(orientation, step, &g, &mut s, &mut u, &weights);
         let [theta, eta, alpha] = [step.learning_rate, step.momentum, step.decay].map(Real::to_f64);
-        // Per chunk a term meets two roundings in S and three in U, and those of the step before.
+        // Per chunk a term has two roundings in S and three in U, plus those of the step before.
         let rel = 5.0 * (i + 1) as f64 * T::EPS.to_f64();
         for e in 0..length {
             plain_s[e] = eta * plain_s[e] - theta * g[e].to_f64();
@@ -163,7 +163,7 @@ fn one_step<T: Real>(orientation: Orientation, gates: [f64; 3], length: usize) -
     [g, s, u, new_s, new_u]
 }
 
-/// a b + c, rounded once where the machine can fuse them, else twice.
+/// Checks for a b + c, rounded once if the machine can fuse them, else twice.
 fn assert_fused<T: Real>(got: &[T], expected: &dyn Fn(usize) -> (T, T, T)) {
     for (i, &got) in got.iter().enumerate() {
         let (a, b, c) = expected(i);
@@ -171,25 +171,25 @@ fn assert_fused<T: Real>(got: &[T], expected: &dyn Fn(usize) -> (T, T, T)) {
     }
 }
 
-/// Forms that the recurrences take with gates at their ends, bit for bit: multiplying by 0 and 1 and adding 0 rounds
-/// nothing.
+/// Checks special forms of the recurrences with gates at their limits, bit for bit: multiplying by 0 and 1 and
+/// adding 0 round nothing.
 fn known_forms<T: Real>(orientation: Orientation, length: usize, theta: f64, eta: f64, alpha: f64) {
     let (rate, keep) = (T::from_f64(theta), T::one() - T::from_f64(alpha));
     let each = |of: &dyn Fn(usize) -> T| (0..length).map(of).collect::<Vec<T>>();
-    // No momentum: plain gradient descent.
+    // Without momentum this is plain gradient descent.
     let [g, _, u, new_s, new_u] = one_step::<T>(orientation, [theta, 0.0, alpha], length);
     assert_eq!(new_s, each(&|i| -(rate * g[i])));
     assert_fused(&new_u, &|i| (keep, u[i], new_s[i]));
-    // All is forgotten.
+    // Everything is forgotten.
     let [_, _, _, new_s, new_u] = one_step::<T>(orientation, [theta, eta, 1.0], length);
     assert_eq!(new_u, new_s);
-    // Nothing is learned: S only decays.
+    // Nothing is learned, and S only decays.
     let [_, s, _, new_s, _] = one_step::<T>(orientation, [0.0, eta, alpha], length);
     assert_eq!(new_s, each(&|i| T::from_f64(eta) * s[i]));
     // Nothing is forgotten.
     let [_, _, u, new_s, new_u] = one_step::<T>(orientation, [theta, eta, 0.0], length);
     assert_eq!(new_u, each(&|i| u[i] + new_s[i]));
-    // Momentum is kept whole.
+    // All momentum is kept.
     let [g, s, _, new_s, _] = one_step::<T>(orientation, [theta, 1.0, alpha], length);
     assert_fused(&new_s, &|i| (-rate, g[i], s[i]));
     // Nothing happens.
@@ -200,9 +200,9 @@ fn known_forms<T: Real>(orientation: Orientation, length: usize, theta: f64, eta
 proptest! {
     #![proptest_config(config(64))]
 
-    /// Lengths around the lanes of 16 and the stretches of 1024.
+    /// Lengths around the lanes of 16 and the blocks of 1024.
     #[test]
-    fn step_is_the_plain_loop(
+    fn steps_equal_the_plain_loop(
         length in prop_oneof![0_usize..40, 1020_usize..1030, 2040_usize..2100],
         size in prop_oneof![Just(1.0), Just(1e3), Just(1e-4)],
         chunks in chunks(),
@@ -214,7 +214,7 @@ proptest! {
     }
 
     #[test]
-    fn step_has_its_known_forms(
+    fn steps_have_known_forms(
         length in 0_usize..70, theta in 0.0..=1.0, eta in 0.0..=1.0, alpha in 0.0..=1.0,
     ) {
         for orientation in [Orientation::Row, Orientation::Column] {
@@ -231,7 +231,8 @@ fn norm_at<T: Real>(length: usize, size: f64, seed: u64) {
     assert_norm(&what, norm(&values), plain_norm(&values), norm_bound::<T>());
 }
 
-/// 1e25 squared is infinite in f32, 1e-30 squared is 0; in between some squares are and some are not.
+/// 1e25 squared is infinite in f32, and 1e-30 squared is 0. In between, some squares leave the range and others
+/// do not.
 #[test]
 fn norms_over_the_whole_range() {
     for length in [0, 1, 15, 16, 17, 1023, 1024, 1025, 5000] {
@@ -242,7 +243,7 @@ fn norms_over_the_whole_range() {
             norm_at::<f64>(length, size, length as u64);
         }
     }
-    // One large among many small, and in the part that fills no lane.
+    // One large element among many small ones, and in the part that fills no lane.
     for place in [0, 16, 1030] {
         let mut values = vec![1e-30_f32; 1031];
         values[place] = 1e25;
@@ -255,7 +256,7 @@ fn norms_over_the_whole_range() {
 #[test]
 fn steps_over_the_whole_range() {
     for orientation in [Orientation::Row, Orientation::Column] {
-        // g, S, U and W + U near 3e38, at 1e25 and among the smallest numbers, and zero.
+        // g, S, U and W + U are near 3e38, at 1e25, among the smallest numbers, or zero.
         for size in [1e25, 1e-25, 1e-40] {
             let (g, weights): (Vec<f32>, Vec<f32>) = (values(1100, size, 1), values(1100, 1e-30, 2));
             let (mut s, mut u) = (vec![0.0; 1100], vec![0.0; 1100]);
@@ -270,7 +271,7 @@ fn steps_over_the_whole_range() {
 }
 
 #[test]
-fn nan_and_infinity_go_through() {
+fn nan_and_infinity_propagate() {
     for length in [1, 16, 17, 1025, 2049] {
         for place in [0, length / 2, length - 1] {
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
@@ -278,7 +279,7 @@ fn nan_and_infinity_go_through() {
                 all[place] = bad;
                 let of = norm(&all);
                 assert!(if bad.is_nan() { of.is_nan() } else { of == f64::INFINITY }, "{bad}: {of}");
-                // Both at once are NaN, wherever they are.
+                // The sum of both is NaN, wherever they are.
                 if length > 1 {
                     all[(place + 1) % length] = f32::NAN;
                     assert!(norm(&all).is_nan());
@@ -339,7 +340,7 @@ proptest! {
 
         let mut reference = random.reference::<f64>(sequences);
         let (retrieved, rows) = reference.online(&input, &input);
-        // As in tests/engine.rs.
+        // The tolerance of tests/engine.rs.
         let rel = 1e-10;
         assert_rows_close("shape", &collected.rows, &rows, rel);
         let retrieved = retrieved.view().into_dyn();
@@ -348,7 +349,7 @@ proptest! {
     }
 }
 
-/// A fused update that reads and stores, on one instruction set: what was read, U, S and the norms, in f64.
+/// Runs a fused update that reads and stores on one instruction set. Returns the outputs, U, S and the norms in f64.
 fn run_fused_update<T: Real>(run: impl FnOnce(FusedUpdate<'_, T>)) -> Vec<f64> {
     let (shape, chunk, tokens) = ((45, 37), 5, 23);
     let matrix = |rows: usize, cols: usize, seed: u64| {
@@ -382,7 +383,8 @@ fn run_fused_update<T: Real>(run: impl FnOnce(FusedUpdate<'_, T>)) -> Vec<f64> {
     before.iter().chain(&after).chain(&u).chain(&s).map(|&x| x.to_f64()).chain(norms).collect()
 }
 
-/// Tiles of 8, 4, 2 and 1 rows, columns that fill no register, a chunk cut short: the same on all instruction sets.
+/// Tiles of 8, 4, 2 and 1 rows, columns that fill no register, and a partial chunk give the same results on all
+/// instruction sets.
 #[test]
 fn instruction_sets_agree() {
     let expected = run_fused_update::<f64>(|fused_update| {

@@ -1,4 +1,4 @@
-//! Kept chunks read again: held to the oracle, to the probes of the same run, and to leaving that run alone.
+//! Retention against the oracle and against the probes of the same run; it must not change the rest of the run.
 
 mod support;
 
@@ -9,7 +9,7 @@ use nmem::memory::{Gate, Gates};
 use nmem::real::Real;
 use support::{Collect, RandomMemory, assert_close_to_largest, uniform};
 
-/// As in the comparison of the engine with the oracle.
+/// The tolerance of tests/engine.rs against the oracle.
 const F64: f64 = 1e-10;
 const F32: f64 = 5e-5;
 
@@ -25,7 +25,7 @@ fn store<T: Real>(
     let work = Work::Online { read: &tokens, store: &tokens, probe: true };
     let mut engine = Engine::new(&memory).with_retention(every);
     let outcome = engine.run(&mut state, work, &mut sink, &mut |_| Ok(())).unwrap();
-    // What is read and stored goes into the comparison of bits.
+    // Retrieved tokens and the state are part of the bitwise comparison.
     sink.retrieved = ndarray::concatenate![Axis(2), state.update, state.momentum]
         .iter()
         .chain(&sink.retrieved)
@@ -39,7 +39,8 @@ fn store<T: Real>(
 /// (sequence, after, chunk, head, loss, loss at W), in the order of the rows.
 type RetentionRow = (usize, usize, usize, usize, f64, f64);
 
-/// What the oracle says: it stores chunk by chunk and reads all kept ones after every K-th and after the last.
+/// Returns the rows that the oracle gives: it stores chunk by chunk, and reads all kept chunks after every K-th
+/// and after the last.
 fn expected<T: Real>(random: &RandomMemory, tokens: &Array3<f64>, every: usize) -> Vec<RetentionRow> {
     let (sequences, n, _) = tokens.dim();
     let (c, heads) = (random.chunk_size, random.dimensions.heads);
@@ -138,7 +139,7 @@ fn kept_chunks_are_read_as_the_oracle_reads_them() {
     }
 }
 
-/// Blocks are of 512 tokens, groups of 64 rows: K below and above both, and such that neither holds.
+/// Blocks have 512 tokens and groups 64 rows: K is below and above both, and in some cases neither holds.
 #[test]
 fn blocks_end_where_chunks_are_kept() {
     let random = RandomMemory::new((6, 2, 3), 16, Init::Xavier, 5).past(0.2, 6);
@@ -163,9 +164,9 @@ fn nothing_or_one_chunk_is_kept() {
     }
 }
 
-/// θ = 0 writes nothing: every ratio is 1. α = 1, η = 0 forgets all but the last chunk.
+/// θ = 0 writes nothing, so every ratio is 1. α = 1 and η = 0 forget all but the last chunk.
 #[test]
-fn gates_at_their_ends() {
+fn gates_at_their_limits() {
     let gates = |learning_rate: f64, decay: f64| Gates {
         learning_rate: Gate::Fixed(learning_rate),
         momentum: Gate::Fixed(0.0),
@@ -180,7 +181,7 @@ fn gates_at_their_ends() {
 
     let all = RandomMemory::gates(random, gates(0.05, 1.0));
     let (last, _) = store::<f64>(&all, &tokens, Some(1));
-    // With α = 1 the memory after chunk i is W − θ g_i, whatever came before.
+    // With α = 1 the memory after chunk i is W − θ g_i, whatever was stored before.
     for i in [3, 11] {
         let alone = tokens.slice(s![.., i * 4..(i + 1) * 4, ..]).to_owned();
         let (alone, _) = store::<f64>(&all, &alone, Some(1));
@@ -216,7 +217,7 @@ fn the_same_bits_for_any_number_of_threads() {
     }
 }
 
-/// Keys and values of what an earlier call stored are gone.
+/// Keys and values of chunks that an earlier call stored are gone.
 #[test]
 fn resuming_is_rejected_unless_no_chunk_was_stored() {
     let random = RandomMemory::new((6, 2, 3), 4, Init::Xavier, 5);
@@ -235,12 +236,12 @@ fn resuming_is_rejected_unless_no_chunk_was_stored() {
     let (retained, _) = run(&part(3..18)).unwrap();
     assert_eq!(retained, whole.retained, "left-over tokens are no hindrance");
     let rejected = run(&part(0..3)).unwrap_err().to_string();
-    let expected = "--retention: expected a memory in which no chunk has been stored (the keys and values of those \
-                    are gone), got one with 4 stored";
+    let expected = "--retention: the memory already has 4 stored chunks, whose keys and values are gone; \
+                    omit --retention or start from a memory without stored chunks";
     assert_eq!(rejected, expected);
 }
 
-/// What a kept chunk's loss becomes is reported, not a reason to stop.
+/// A non-finite loss of a kept chunk is reported, but does not end the run.
 #[test]
 fn a_diverged_run_has_no_ratio() {
     let gates =

@@ -1,5 +1,6 @@
-//! The scans against the f64 oracle: every way to compute them, both layouts, gates and element types, awkward lengths,
-//! gates of 0, 1, below 0 and above 1, states poisoned before; and that threads change no bit.
+//! The scans against the f64 oracle: every algorithm, both layouts, gates and element types, awkward lengths,
+//! and gates of 0, 1, below 0 and above 1. States are filled with NaN before each scan, and the number of
+//! threads must not change a bit.
 
 mod support;
 
@@ -13,7 +14,7 @@ use support::{assert_close, uniform};
 const ALGORITHMS: [Algorithm; 5] =
     [Algorithm::Auto, Algorithm::Sequential, Algorithm::Channels, Algorithm::Time, Algorithm::Tree];
 const LAYOUTS: [Layout; 2] = [Layout::StepsChannels, Layout::ChannelsSteps];
-/// None, one, around a vector and a block, a prime.
+/// Lengths: none, one, around a vector and a block, a prime.
 const LENGTHS: [usize; 9] = [0, 1, 2, 31, 32, 33, 257, 4099, 65_536];
 
 /// Data of one shape.
@@ -28,7 +29,7 @@ struct Case<T> {
 }
 
 impl<T: Real + Element> Case<T> {
-    /// Gates uniform between the two limits, inputs in ±1.
+    /// Creates a case with gates uniform between the two limits and inputs in ±1.
     fn new(
         shape: Shape,
         layout: Layout,
@@ -64,7 +65,7 @@ impl<T: Real + Element> Case<T> {
         Recurrence { layout: self.layout, gates, inputs: self.inputs.view(), initial }
     }
 
-    /// On NaN, so that a state that is not written, or read before it is, shows.
+    /// Scans into states filled with NaN, so that a state that is not written, or read before it is written, shows.
     fn run(&self, algorithm: Algorithm) -> Array3<T> {
         let mut states = Array3::from_elem(self.inputs.dim(), T::nan());
         scan(&self.recurrence(), algorithm, states.view_mut());
@@ -84,7 +85,7 @@ impl<T: Real + Element> Case<T> {
         expected.into_dyn()
     }
 
-    /// Every algorithm within `units` rounding errors of the largest state.
+    /// Checks every algorithm within `units` rounding errors of the largest state.
     fn check(&self, units: f64) {
         self.check_all(&ALGORITHMS, units);
     }
@@ -107,7 +108,8 @@ impl<T: Real + Element> Case<T> {
     }
 }
 
-/// Gates under 1 forget errors; 64 roundings of the largest state are what the least forgetting of these leaves.
+/// Tolerance for gates under 1, which forget errors: 64 roundings of the largest state remain at the weakest
+/// forgetting of these gates.
 const UNITS: f64 = 64.0;
 
 fn all_lengths<T: Real + Element>() {
@@ -157,8 +159,8 @@ fn gates_of_all_kinds() {
     }
 }
 
-/// Products of gates that leave the range of f32 although the states do not: 1.5²⁵⁶ is 10⁴⁵. The tree makes NaN of them,
-/// as it does in PyTorch and JAX.
+/// Products of gates leave the range of f32 although the states do not: 1.5²⁵⁶ is 10⁴⁵. The tree makes them
+/// NaN, as in PyTorch and JAX.
 #[test]
 fn products_of_gates_that_overflow_or_vanish() {
     for layout in LAYOUTS {
@@ -175,7 +177,7 @@ fn products_of_gates_that_overflow_or_vanish() {
 }
 
 #[test]
-fn what_is_not_finite_stays() {
+fn nonfinite_states_persist() {
     for layout in LAYOUTS {
         let shape = Shape { batch: 1, steps: 1000, channels: 2 };
         let mut case = Case::<f32>::new(shape, layout, false, false, (0.5, 1.0));
@@ -313,12 +315,12 @@ fn the_fused_pair() {
         }
     }
     pair_case::<f32>(1, 0, 0, UNITS, &[1]);
-    // Past the cache.
+    // This size is past the cache.
     pair_case::<f32>(1, 67, 70_001, UNITS, &[1, 2]);
 }
 
 #[test]
-fn auto_is_by_shape_alone() {
+fn auto_depends_on_shape_alone() {
     let chosen =
         |batch, steps, channels, layout| Algorithm::Auto.chosen(Shape { batch, steps, channels }, layout);
     assert_eq!(chosen(1, 64, 65_536, Layout::StepsChannels), Algorithm::Channels);

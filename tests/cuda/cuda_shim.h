@@ -1,13 +1,16 @@
-// CUDA C on the processor, for tests of what kernels compute: blocks one after another, the threads of a block as fibres that
-// take turns at __syncthreads and warp intrinsics alone, so that a run is deterministic. In the order of threads or backwards: a
-// barrier that is missing shows as a difference between the two. Asynchronous copies are there at once in the order of threads, and
-// backwards as late as they may be, when they are waited for.
+// CUDA C on the CPU, for tests of the kernels' results. Blocks run one after another. The threads of a block
+// are fibres that switch only at __syncthreads and warp intrinsics, so that a run is deterministic. Threads run
+// in forward or backward order, and a missing barrier shows as a difference between the two. Asynchronous
+// copies are done immediately in forward order; in backward order they are done as late as possible, when they
+// are waited for.
 //
-// With SHIM_RACES, and compiled with -fsanitize=thread but linked without its library, accesses of shared memory are watched as
-// compute-sanitizer's racecheck does: two threads', one of them a write, with no barrier between; any beside a copy that has not been
-// waited for. Accesses of global memory are not.
+// With SHIM_RACES, and compiled with -fsanitize=thread but linked without its library, accesses of shared
+// memory are checked like in compute-sanitizer's racecheck. It reports accesses of two threads, one of them a
+// write, with no barrier between, and any access beside a copy that has not been waited for. Accesses of global
+// memory are not checked.
 //
-// No half types, tensor cores or time; masks of warp intrinsics are taken to be full; one launch at a time.
+// There are no half types, tensor cores or clocks. Masks of warp intrinsics are assumed to be full, and only
+// one launch runs at a time.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -38,7 +41,7 @@ struct alignas(16) double2 { double x, y; };
 #define SHARED_MEMORY(T, name) T* name = reinterpret_cast<T*>(shim::shared)
 
 #ifdef SHIM_RACES
-// What is the shim's own is not watched.
+// The shim's own accesses are not checked.
 #define SHIM_PLAIN __attribute__((no_sanitize("thread")))
 #else
 #define SHIM_PLAIN
@@ -50,7 +53,7 @@ enum Wait { NOTHING, BLOCK, WARP };
 enum { STACK = 64 << 10 };
 
 #ifdef __x86_64__
-// Saves what a callee must and goes on at another stack.
+// Saves the registers that a callee must preserve, and continues on another stack.
 extern "C" __attribute__((visibility("hidden"))) void shim_switch(void** from, void* to);
 asm(".text\n.hidden shim_switch\n.globl shim_switch\n.type shim_switch, @function\nshim_switch:\n"
     "push %rbp\npush %rbx\npush %r12\npush %r13\npush %r14\npush %r15\n"
@@ -60,7 +63,8 @@ asm(".text\n.hidden shim_switch\n.globl shim_switch\n.type shim_switch, @functio
 struct Context {
   void* top;
   void start(char* stack, void (*entry)()) {
-    // As if shim_switch had been called at entry's first instruction: six registers, where to return to, and no caller.
+    // The stack looks as if shim_switch had been called at entry's first instruction: six registers, a return
+    // address, and no caller.
     void** top = reinterpret_cast<void**>(stack + STACK) - 2;
     *top-- = reinterpret_cast<void*>(entry);
     for (int i = 0; i < 6; ++i) *top-- = nullptr;
@@ -82,7 +86,7 @@ struct Context {
 };
 #endif
 
-// Bytes that are on their way, with others that are waited for together.
+// Bytes in transfer, with others that are waited for together.
 struct Copy {
   void* to;
   const void* from;
@@ -99,7 +103,7 @@ struct Fibre {
   bool done;
   Wait wait;
   uint64_t given;
-  // Barriers that it has passed: of the block, since the library was loaded; of its warp.
+  // Barriers that the thread has passed: of the block, since the library was loaded, and of its warp.
   uint64_t barriers, warp_barriers;
 };
 
@@ -128,25 +132,25 @@ SHIM_PLAIN inline void wait(Wait kind) {
 }
 
 #ifdef SHIM_RACES
-// The last write of a word, and who has read it since the last barrier of the block: a thread, whether others of its warp did at
-// the same time, and whether threads of other warps did.
+// The last write of a word, and its readers since the last barrier of the block: one thread, whether others of
+// its warp read too, and whether threads of other warps did.
 struct Word {
   uint64_t written = ~0ull, read = ~0ull;
   uint64_t written_in_warp, read_in_warp;
   unsigned writer, reader;
-  // Of the write: an atomic one, one of several threads' since the last barrier; of a copy on its way.
+  // Kind of the write: atomic; by several threads since the last barrier; by a copy in transfer.
   bool many, other_warps, atomic = false, several = false, pending = false;
 };
 inline std::vector<Word> dynamic_words, static_words;
-// As pointers: what is called here is not watched itself.
+// These are pointers, because functions called here are not checked.
 inline Word *of_dynamic, *of_statics;
 inline size_t dynamic_bytes;
 extern "C" __attribute__((visibility("hidden"))) char __bss_start, _end;
-// Where static variables are, in whole words.
+// Start of the static variables, in whole words.
 inline char* statics;
 #endif
 
-// One block, to its end. False where threads wait for each other at different barriers.
+// Runs one block to its end. Returns false if threads wait for each other at different barriers.
 SHIM_PLAIN inline bool run_block(unsigned threads, bool backwards) {
   for (unsigned i = 0; i < threads; ++i) {
     Fibre& fibre = fibres[i];
@@ -166,7 +170,7 @@ SHIM_PLAIN inline bool run_block(unsigned threads, bool backwards) {
     for (unsigned k = 0; k < warps; ++k) {
       const unsigned first = 32 * (backwards ? warps - 1 - k : k), end = first + 32 < threads ? first + 32 : threads;
       bool any = true, all_at_warp = true, at_block = true;
-      // A warp goes as far as it can before the next one goes on.
+      // A warp runs as far as it can before the next one continues.
       while (any && all_at_warp) {
         for (unsigned i = first; i < end; ++i) {
           Fibre& fibre = fibres[backwards ? first + end - 1 - i : i];
@@ -185,14 +189,14 @@ SHIM_PLAIN inline bool run_block(unsigned threads, bool backwards) {
       }
       all_at_block &= at_block;
     }
-    // All pass it together.
+    // All threads pass the barrier together.
     ++barriers;
     if (!live) return true;
     if (!all_at_block) return false;
   }
 }
 
-// All blocks. Dynamic shared memory holds NaN before each.
+// Runs all blocks. Dynamic shared memory holds NaN before each.
 SHIM_PLAIN inline bool launch(dim3 grid, dim3 block, size_t shared_bytes, bool backwards, void (*function)(void*), void* argument) {
   const unsigned threads = block.x * block.y * block.z;
   grid_size = grid;
@@ -234,7 +238,7 @@ template <class T> SHIM_PLAIN T exchange(T x, unsigned source) {
   static_assert(sizeof(T) <= 8, "at most 8 bytes");
   memcpy(&current->given, &x, sizeof x);
   wait(WARP);
-  // A GPU does not say what a lane that has returned would give.
+  // A GPU does not define the value of a lane that has returned.
   const unsigned first = current->number / 32 * 32, threads = block_size.x * block_size.y * block_size.z;
   for (unsigned i = first; i < first + 32 && i < threads; ++i)
     if (fibres[i].done) __builtin_trap();
@@ -246,7 +250,7 @@ template <class T> SHIM_PLAIN T exchange(T x, unsigned source) {
 SHIM_PLAIN inline unsigned lane() { return current->number % 32; }
 SHIM_PLAIN inline unsigned first_lane() { return current->number - lane(); }
 
-// Arguments by what they are, as nmem::cuda::Argument has them.
+// Kinds of arguments, as in nmem::cuda::Argument.
 template <class T> constexpr char kind_of() {
   if (std::is_pointer<T>::value) return 'p';
   if (std::is_same<T, float>::value) return 'f';
@@ -256,7 +260,7 @@ template <class T> constexpr char kind_of() {
   return '?';
 }
 
-// A kernel with its arguments still to be unpacked.
+// A kernel with packed arguments.
 struct Kernel {
   const char* name;
   const char* kinds;
@@ -336,7 +340,7 @@ SHIM_HOOKS(8)
 SHIM_HOOKS(16)
 SHIM_HOOK __tsan_read_range(void* p, size_t n) { shim::watch(p, n, shim::READ); }
 SHIM_HOOK __tsan_write_range(void* p, size_t n) { shim::watch(p, n, shim::WRITE); }
-// As clang calls them.
+// The names that clang calls.
 extern "C" __attribute__((visibility("hidden"), no_sanitize("thread"), used)) inline void* __tsan_memcpy(void* to, const void* from, size_t n) {
   shim::watch(from, n, shim::READ);
   shim::watch(to, n, shim::WRITE);
@@ -372,7 +376,7 @@ SHIM_PLAIN inline void __pipeline_memcpy_async(void* to, const void* from, size_
   else memcpy(to, from, bytes);
 }
 SHIM_PLAIN inline void __pipeline_commit() { ++shim::current->groups; }
-// Until all but the last so many groups are there.
+// Waits until all but the last `ahead` groups have arrived.
 SHIM_PLAIN inline void __pipeline_wait_prior(unsigned ahead) {
   std::vector<shim::Copy>& copies = shim::current->copies;
   size_t done = 0;

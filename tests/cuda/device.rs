@@ -1,4 +1,4 @@
-//! What kernels are tested on: [`devices`].
+//! The devices that kernels are tested on: [`devices`].
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ thread_local! {
     static WATCHING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs a test on the processor alone, where two threads' accesses of shared memory with no barrier between are failures.
+/// Runs a test on the CPU alone, where accesses of shared memory by two threads with no barrier between are failures.
 pub fn watch(test: impl FnOnce()) {
     struct StopWatching;
     impl Drop for StopWatching {
@@ -29,16 +29,16 @@ pub fn watch(test: impl FnOnce()) {
     test();
 }
 
-/// The kernels watched. None on a machine without a C++ compiler that must have a GPU.
+/// Returns the kernels with the race check. `None` on a machine without a C++ compiler that must have a GPU.
 fn watched() -> Option<&'static Arc<Shim>> {
     static WATCHED: OnceLock<Option<Arc<Shim>>> = OnceLock::new();
     let shim = WATCHED.get_or_init(|| match Shim::new(Kind::Watched) {
         Ok(shim) => Some(Arc::new(shim)),
         Err(why) if must_have_a_gpu() => {
-            eprintln!("not watched: {why}");
+            eprintln!("no race check: {why}");
             None
         }
-        Err(why) => panic!("the kernels cannot be watched on the processor: {why}"),
+        Err(why) => panic!("the kernels cannot be checked for races on the CPU: {why}"),
     });
     shim.as_ref()
 }
@@ -47,7 +47,7 @@ fn must_have_a_gpu() -> bool {
     std::env::var("NMEM_REQUIRE_CUDA").is_ok_and(|value| value == "1")
 }
 
-/// What the watch finds of a probe of shim.cpp: nothing, or who races.
+/// Returns the race that the check finds in a probe of shim.cpp, or an empty text.
 pub fn race_of(probe: &str) -> Option<String> {
     let shim = watched()?;
     let out = Array::<f32>::new(shim.as_ref(), 64).expect("memory");
@@ -55,31 +55,31 @@ pub fn race_of(probe: &str) -> Option<String> {
     Some(shim.run(probe, launch, &[out.argument()]).expect("a probe"))
 }
 
-/// Those that there are, and what they are called in messages. On a machine without a C++ compiler that must have a GPU, the GPU
-/// alone.
+/// Returns the available devices and their names in messages. On a machine without a C++ compiler that must
+/// have a GPU, this is the GPU alone.
 pub fn devices() -> &'static [(String, Arc<dyn Device>)] {
     static DEVICES: OnceLock<Vec<(String, Arc<dyn Device>)>> = OnceLock::new();
     static WATCHED: OnceLock<Vec<(String, Arc<dyn Device>)>> = OnceLock::new();
     if WATCHING.get() {
         return WATCHED.get_or_init(|| {
             let shim = watched().map(|shim| Arc::clone(shim) as Arc<dyn Device>);
-            shim.into_iter().map(|shim| ("processor, watched".to_owned(), shim)).collect()
+            shim.into_iter().map(|shim| ("CPU, race check".to_owned(), shim)).collect()
         });
     }
     DEVICES.get_or_init(|| {
         let required = must_have_a_gpu();
         let mut devices: Vec<(String, Arc<dyn Device>)> = Vec::new();
-        for (name, kind) in [("processor", Kind::Forwards), ("processor, backwards", Kind::Backwards)] {
+        for (name, kind) in [("CPU", Kind::Forwards), ("CPU, backwards", Kind::Backwards)] {
             match Shim::new(kind) {
                 Ok(shim) => devices.push((name.to_owned(), Arc::new(shim))),
-                Err(why) if required => eprintln!("not on the {name}: {why}"),
-                Err(why) => panic!("the kernels cannot be run on the processor: {why}"),
+                Err(why) if required => eprintln!("not tested on the {name}: {why}"),
+                Err(why) => panic!("the kernels cannot be run on the CPU: {why}"),
             }
         }
         match Gpu::open(0) {
             Ok(gpu) => devices.push((gpu.name(), Arc::new(gpu))),
             Err(error) if required => panic!("NMEM_REQUIRE_CUDA=1, but {error}"),
-            Err(error) => eprintln!("not on a GPU: {error}"),
+            Err(error) => eprintln!("not tested on a GPU: {error}"),
         }
         let names: Vec<_> = devices.iter().map(|(name, _)| &name[..]).collect();
         eprintln!("kernels run on: {}", names.join("; "));
@@ -87,8 +87,8 @@ pub fn devices() -> &'static [(String, Arc<dyn Device>)] {
     })
 }
 
-/// kernels.cu on the processor: an address is a pointer. What is taken holds NaN at first, and lies between fences that must
-/// stand when it is given back.
+/// The kernels of kernels.cu on the CPU: an address is a pointer. Allocated memory holds NaN at first, and is
+/// surrounded by guard bytes that must be intact when it is freed.
 struct Shim {
     backwards: bool,
     kinds: unsafe extern "C" fn(*const c_char) -> *const c_char,
@@ -96,23 +96,23 @@ struct Shim {
     race: unsafe extern "C" fn() -> *const c_char,
     /// The library has one set of threads.
     launching: Mutex<()>,
-    /// Bytes of what was taken, by address.
+    /// Bytes of each allocation, by address.
     taken: Mutex<BTreeMap<u64, usize>>,
 }
 
 type LaunchFunction =
     unsafe extern "C" fn(*const c_char, *const u32, u32, u32, *mut *mut c_void, c_int) -> c_int;
 
-/// Bytes of a fence, and what addresses are aligned to.
+/// Bytes of a guard, and the alignment of addresses.
 const FENCE: usize = 256;
-/// All that is not written: NaN in both element types.
+/// Value of unwritten bytes: NaN in both element types.
 const POISON: u8 = 0xFF;
 
 impl Shim {
     fn new(kind: Kind) -> std::result::Result<Self, String> {
         let path = library(kind)?;
         let say = |error: libloading::Error| format!("{}: {error}", path.display());
-        // SAFETY: the library was just compiled from shim.cpp, and does nothing when it is loaded. It stays loaded.
+        // SAFETY: the library was just compiled from shim.cpp, and loading it runs no code. It stays loaded.
         let library = Box::leak(Box::new(unsafe { libloading::Library::new(&path) }.map_err(say)?));
         // SAFETY: the types are those of shim.cpp.
         let (kinds, launch, race) = unsafe {
@@ -126,7 +126,7 @@ impl Shim {
         Ok(Self { backwards, kinds, launch, race, launching: Mutex::new(()), taken: Mutex::default() })
     }
 
-    /// Runs a kernel; who races, if that is watched.
+    /// Runs a kernel and returns the race, if the check is on.
     fn run(&self, kernel: &str, launch: Launch, arguments: &[Argument]) -> Result<String> {
         let Launch { grid, block, shared } = launch;
         assert!(
@@ -136,23 +136,23 @@ impl Shim {
         assert!((1..=1024).contains(&block), "{kernel}: {block} threads");
         assert!(shared as usize <= self.shared_bytes(), "{kernel}: {shared} bytes of shared memory");
         let name = CString::new(kernel).expect("a name");
-        // SAFETY: a name that ends.
+        // SAFETY: the name ends in a zero.
         let kinds = unsafe { (self.kinds)(name.as_ptr()) };
         if kinds.is_null() {
             return Err(Error::Cuda(format!("no kernel {kernel}")));
         }
-        // SAFETY: shim.cpp's own, for ever.
+        // SAFETY: shim.cpp returns a static text.
         let kinds = unsafe { CStr::from_ptr(kinds) }.to_bytes();
         let given: Vec<_> = arguments.iter().map(kind).collect();
         assert_eq!(
             String::from_utf8_lossy(&given),
             String::from_utf8_lossy(kinds),
-            "{kernel}: what arguments are"
+            "{kernel}: kinds of arguments"
         );
         let mut arguments = arguments.to_vec();
         let mut places: Vec<_> = arguments.iter_mut().map(place).collect();
         let _alone = self.launching.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: as many arguments as the kernel takes, of its types; what it does with them is what is tested.
+        // SAFETY: the arguments have the number and types that the kernel takes; its use of them is under test.
         let status = unsafe {
             (self.launch)(
                 name.as_ptr(),
@@ -164,11 +164,11 @@ impl Shim {
             )
         };
         assert_eq!(status, 0, "{kernel}: its threads wait at different barriers");
-        // SAFETY: a text of shim.cpp's that ends, read while nobody else launches.
+        // SAFETY: shim.cpp returns a terminated text, and nothing launches while it is read.
         Ok(unsafe { CStr::from_ptr((self.race)()) }.to_string_lossy().into_owned())
     }
 
-    /// Panics unless the bytes are some of those taken.
+    /// Panics unless the bytes lie in one allocation.
     fn check(&self, address: u64, bytes: usize) {
         if bytes == 0 {
             return;
@@ -176,11 +176,11 @@ impl Shim {
         let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let found = taken.range(..=address).next_back();
         let inside = found.is_some_and(|(start, length)| address + bytes as u64 <= start + *length as u64);
-        assert!(inside, "{bytes} bytes at {address:#x} were not taken");
+        assert!(inside, "{bytes} bytes at {address:#x} are not allocated");
     }
 }
 
-/// A letter of shim.cpp.
+/// Returns the letter of shim.cpp for an argument's kind.
 fn kind(argument: &Argument) -> u8 {
     match argument {
         Argument::Address(_) => b'p',
@@ -207,7 +207,7 @@ fn layout(bytes: usize) -> std::alloc::Layout {
 
 impl Device for Shim {
     fn name(&self) -> String {
-        "processor".to_owned()
+        "CPU".to_owned()
     }
     fn free_bytes(&self) -> Result<usize> {
         Ok(1 << 30)
@@ -216,12 +216,12 @@ impl Device for Shim {
         4
     }
     fn shared_bytes(&self) -> usize {
-        // Of compute capability 9.0.
+        // The value of compute capability 9.0.
         227 << 10
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64> {
-        // SAFETY: the size is not zero; all that is asked for is written.
+        // SAFETY: the size is not zero, and all bytes are written.
         let start = unsafe {
             let start = std::alloc::alloc(layout(bytes));
             assert!(!start.is_null(), "memory");
@@ -235,9 +235,9 @@ impl Device for Shim {
 
     fn free(&self, address: u64) {
         let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
-        let bytes = taken.expect("what is given back was taken");
+        let bytes = taken.expect("only allocations are freed");
         let start = (address as usize - FENCE) as *mut u8;
-        // SAFETY: as `allocate` took it, fences and all.
+        // SAFETY: the range is the one that `allocate` requested, guards included.
         let stand = unsafe {
             let fences = [start, start.add(FENCE + bytes)];
             let stand = fences
@@ -293,8 +293,8 @@ impl Device for Shim {
         Ok(Mark(Box::new(Instant::now())))
     }
     fn seconds(&self, from: &Mark, to: &Mark) -> Result<f64> {
-        let [from, to] =
-            [from, to].map(|mark| *mark.0.downcast_ref::<Instant>().expect("a mark of this device"));
+        let [from, to] = [from, to]
+            .map(|mark| *mark.0.downcast_ref::<Instant>().expect("the mark belongs to this device"));
         Ok((to - from).as_secs_f64())
     }
 }

@@ -1,4 +1,4 @@
-//! The engine on a device: golden cases, and the oracle where these do not reach.
+//! The engine on a device, tested on the golden cases and against the oracle.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -19,7 +19,7 @@ use crate::support::{
     compare, dyn3, golden_results, uniform,
 };
 
-/// Runs the engine on a device, as [`support::run`] runs the other.
+/// Runs the engine on a device, as [`support::run`] runs the CPU engine.
 fn run_on<T: Real>(
     device: &dyn Device,
     memory: &Memory<T>,
@@ -28,28 +28,28 @@ fn run_on<T: Real>(
     shape: (usize, usize, usize),
 ) -> (Collect<T>, Outcome) {
     let mut sink = Collect::new(shape);
-    let mut engine = CudaEngine::new(memory, device).expect("room for the parameters");
+    let mut engine = CudaEngine::new(memory, device).expect("space for the parameters");
     let outcome = engine.run(state, work, &mut sink, &mut |_| Ok(())).expect("a run");
-    assert_eq!(outcome.rows, sink.rows.len(), "rows that count are those of sequences that are done");
+    assert_eq!(outcome.rows, sink.rows.len(), "counted rows are those of complete sequences");
     (sink, outcome)
 }
 
-/// A device of another size: blocks of few tokens, more time segments side by side.
+/// A device of another size, which leads to blocks of few tokens and more time segments side by side.
 struct LimitedDevice<'a> {
     device: &'a dyn Device,
     free: usize,
     shared: usize,
-    /// Multiprocessors that it says it has.
+    /// Reported number of multiprocessors.
     multiprocessors: usize,
-    /// Launches, products, uploads and copies.
+    /// Number of launches, products, uploads and copies.
     calls: AtomicUsize,
-    /// Fused updates of a layer.
+    /// Number of fused updates of a layer.
     fused_updates: AtomicUsize,
-    /// Blocks of tokens that it has stored.
+    /// Number of stored blocks of tokens.
     blocks: AtomicUsize,
     /// Most time segments that have run side by side.
     segments: AtomicUsize,
-    /// The widest second dimension of a grid, where kernels are not run for it.
+    /// The widest second dimension of a grid, for a device that does not run kernels.
     widest: Option<AtomicUsize>,
 }
 
@@ -160,17 +160,18 @@ fn golden_cases() {
     }
 }
 
-/// Stored in two parts, read with another sequence, the first part probed: (dim, heads, d), chunk, sequences, tokens of the parts.
+/// A memory stored in two parts and read with another sequence, the first part with a probe: (dim, heads, d),
+/// chunk, sequences, tokens of the parts.
 type Case = ((usize, usize, usize), usize, usize, [usize; 2]);
 
-/// Widths around tiles, chunks around pieces of a fused update, cut chunks, several sequences.
+/// Widths around tiles, chunks around pieces of a fused update, partial chunks, several sequences.
 const CASES: [Case; 6] = [
     ((6, 2, 3), 5, 3, [23, 11]),
     ((20, 1, 20), 17, 1, [40, 30]),
     ((34, 2, 17), 33, 2, [70, 33]),
     ((70, 1, 70), 2, 1, [9, 8]),
     ((8, 2, 66), 40, 1, [41, 40]),
-    // Products that are cuBLAS's on a GPU.
+    // Products that use cuBLAS on a GPU.
     ((200, 1, 200), 9, 1, [20, 10]),
 ];
 
@@ -195,7 +196,7 @@ fn against_the_oracle<T: Real>(what: &str, device: &dyn Device, case: Case, rel:
         assert_close_to_largest(&what, retrieved.view(), expected.view().into_dyn(), rel);
     }
     assert_state_close(&what, &memory, &state, &reference, rel);
-    // As it stands: against the engine on the processor.
+    // A plain read, compared with the engine on the CPU.
     let queries = uniform((sequences, chunk + 3, dim), 1.0, 9).mapv(T::from_f64);
     let (got, _) = run_on(device, &memory, &mut state, Work::Read(&queries), queries.dim());
     let (expected, _) = support::run(&memory, &mut state, Work::Read(&queries), queries.dim());
@@ -223,10 +224,10 @@ fn little_memory_makes_many_blocks() {
         let few = small(1 << 15);
         against_the_oracle::<f32>(name, &few, ((6, 2, 3), 5, 3, [53, 30]), 2e-5);
         let blocks = few.blocks.load(Ordering::Relaxed);
-        assert!(blocks > 12, "{blocks} blocks of three sequences, two parts each, are no more than parts");
-        // The last block of a sequence by itself is shorter.
+        assert!(blocks > 12, "{blocks} blocks of three sequences are only their two parts each");
+        // The last block of a single sequence is shorter.
         against_the_oracle::<f32>(name, &small(1 << 16), ((6, 2, 3), 5, 1, [153, 30]), 2e-5);
-        // A divergence in a later block, of the second sequence: the first goes on.
+        // The second sequence diverges in a later block, and the first continues.
         let gates = Gates { learning_rate: Gate::Fixed(1e3), decay: Gate::Fixed(0.0), ..Gates::default() };
         let memory = RandomMemory::new((6, 2, 3), 8, Init::Xavier, 1).gates(gates).memory::<f32>();
         let tokens = uniform((2, 400, 6), 1.0, 2).mapv(|x| x as f32);
@@ -238,9 +239,9 @@ fn little_memory_makes_many_blocks() {
     }
 }
 
-/// Any shape, on devices of any size: blocks of tokens, time segments, tiles that are cut.
+/// Returns any shape, on devices of any size: blocks of tokens, time segments, partial tiles.
 fn shapes() -> impl Strategy<Value = (Case, usize, usize)> {
-    // Nothing maps the output of one head back to another width.
+    // One head needs dim_head = dim: nothing maps its output to another width.
     let heads = (1_usize..=40, 1_usize..=3, 1_usize..=70)
         .prop_map(|(dim, heads, d)| (if heads == 1 { d } else { dim }, heads, d));
     let parts = [0_usize..=130, 0..=70];
@@ -267,7 +268,8 @@ proptest! {
     }
 }
 
-/// Chunks of few tokens and of more than a piece of a fused update; the last segment shorter; several heads and sequences; tiles cut and whole.
+/// Chunks of few tokens and of more than a piece of a fused update; a shorter last segment; several heads and
+/// sequences; partial and whole tiles.
 const SEGMENTS: [(Case, usize); 4] = [
     (((6, 2, 3), 2, 2, [23, 30]), 15),
     (((68, 1, 68), 33, 1, [200, 100]), 3),
@@ -294,17 +296,17 @@ pub fn segments_side_by_side() {
 pub fn little_shared_memory() {
     for (name, device) in devices() {
         let small = |shared| LimitedDevice::new(device.as_ref(), 1 << 22, shared);
-        // What a block of compute capability 8.6 can be given.
+        // The shared memory of a block on compute capability 8.6.
         against_the_oracle::<f64>(name, &small(99 << 10), ((90, 1, 90), 3, 1, [8, 7]), 1e-10);
         let memory = RandomMemory::new((6, 2, 3), 5, Init::Xavier, 7).memory::<f32>();
         let none = small(1000);
-        let mut engine = CudaEngine::new(&memory, &none).expect("room for the parameters");
+        let mut engine = CudaEngine::new(&memory, &none).expect("space for the parameters");
         let tokens = uniform((1, 7, 6), 1.0, 5).mapv(|x| x as f32);
         let work = Work::Store { sequences: &tokens, probe: false };
         let state = &mut memory.initial_state(1);
         let error = engine.run(state, work, &mut Collect::new((0, 0, 0)), &mut |_| Ok(()));
         let error = error.expect_err("no shared memory for a fused update").to_string();
-        assert!(error.contains("1000 bytes") && error.contains("or cpu"), "{error}");
+        assert!(error.contains("1000 bytes") && error.contains("use --device cpu"), "{error}");
     }
 }
 
@@ -323,7 +325,7 @@ fn two_runs_give_the_same_bits() {
     }
 }
 
-/// Zeros are what they are: no fused update with other scales looks for them. Tokens of zeros, as at the ends of shorter sequences; θ = 0.
+/// Zeros need no fused update with other scales: tokens of zeros, as at the ends of shorter sequences, and θ = 0.
 #[test]
 fn norms_that_are_zero() {
     for (name, device) in devices() {
@@ -359,9 +361,9 @@ pub fn norms_whose_squares_leave_the_range() {
 }
 
 #[test]
-fn divergences_are_those_of_the_processor() {
+fn divergences_equal_those_on_the_cpu() {
     for (name, device) in devices() {
-        // Losses and reads beyond f32 lose no memory; weights do. (θ, probe, online, what is lost)
+        // Losses and reads beyond f32 do not lose the memory; weights beyond f32 do. (θ, probe, online, lost value)
         let [nothing, reads, memory_lost] = [(false, false), (true, false), (true, true)];
         for (rate, probe, online, lost) in [
             (1e30, true, false, nothing),
@@ -393,7 +395,7 @@ fn divergences_are_those_of_the_processor() {
 
 /// Chunks of few tokens share a tile of attention with those of other heads and sequences.
 #[test]
-pub fn what_is_not_finite_stays_in_its_chunk() {
+pub fn nonfinite_values_stay_in_their_chunk() {
     for (name, device) in devices() {
         for (value, online) in [(1e25, false), (f32::NAN, false), (f32::NAN, true)] {
             let memory = RandomMemory::new((6, 2, 3), 4, Init::Xavier, 1).norms(false, false).memory::<f32>();
@@ -414,7 +416,7 @@ pub fn what_is_not_finite_stays_in_its_chunk() {
     }
 }
 
-/// What a device is asked for, it is asked for all sequences together.
+/// Calls to a device cover all sequences together.
 #[test]
 fn sequences_side_by_side() {
     for (name, device) in devices() {
@@ -434,7 +436,7 @@ fn sequences_side_by_side() {
             compare(&got, &expected);
             let online = small.calls.swap(0, Ordering::Relaxed);
 
-            // All from the memory of one.
+            // All sequences start from the memory of one.
             let one = uniform((1, 20, 6), 1.0, 3).mapv(|x| x as f32);
             let mut stored = memory.initial_state(1);
             support::run(&memory, &mut stored, Work::Store { sequences: &one, probe: false }, (0, 0, 0));
@@ -445,12 +447,12 @@ fn sequences_side_by_side() {
         });
         let [[online, read], [online_of_many, read_of_many]] = calls;
         assert_eq!(online, online_of_many, "{name}");
-        // Of each of two arrays, 2, 3 sequences from the first against 2, 4, 8, 16, 32, 40.
+        // For each of two arrays, 2 copies spread the state: 3 sequences from the first, against 2, 4, 8, 16, 32, 40.
         assert_eq!(read + 2 * 4, read_of_many, "{name}");
     }
 }
 
-/// As many heads and sequences as do not fit one grid.
+/// The heads and sequences do not fit one grid.
 #[test]
 fn many_heads_of_many_sequences() {
     let (_, device) = &devices()[0];
@@ -459,6 +461,6 @@ fn many_heads_of_many_sequences() {
     let small = LimitedDevice::new(device.as_ref(), 1 << 36, device.shared_bytes());
     let roomy = LimitedDevice { widest: Some(AtomicUsize::new(0)), ..small };
     run_on(&roomy, &memory, &mut memory.initial_state(1), Work::Read(&tokens), tokens.dim());
-    let widest = roomy.widest.expect("as it was made").into_inner();
+    let widest = roomy.widest.expect("set at construction").into_inner();
     assert!((60_000..=65_535).contains(&widest), "{widest} of at most 65,535");
 }

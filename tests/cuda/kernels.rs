@@ -1,11 +1,11 @@
-//! kernels.ptx and what the tests run are the same kernels.
+//! kernels.ptx contains the kernels that the tests run.
 
 use std::collections::BTreeSet;
 
 use crate::library::names;
 
 #[test]
-fn every_kernel_that_was_compiled_is_one_that_tests_can_run() {
+fn tests_can_run_every_compiled_kernel() {
     let ptx = include_str!("../../src/cuda/kernels.ptx");
     let entry = |line: &str| Some(line.split(".entry ").nth(1)?.trim_end_matches('(').to_owned());
     let compiled: BTreeSet<_> = ptx.lines().filter_map(entry).collect();

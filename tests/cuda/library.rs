@@ -1,4 +1,4 @@
-//! kernels.cu compiled for the processor: a library that runs kernels by name, as shim.cpp says.
+//! Compiles kernels.cu for the CPU: a library that runs kernels by name, through shim.cpp.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,7 +12,7 @@ const FLAGS: [&str; 9] = [
     "-std=c++17",
     "-O2",
     "-ffp-contract=off",
-    // An address that a GPU would not take ends the program.
+    // An address that a GPU would reject ends the program.
     "-fsanitize=alignment",
     "-fsanitize-undefined-trap-on-error",
     "-Wall",
@@ -21,22 +21,23 @@ const FLAGS: [&str; 9] = [
     "-fvisibility=hidden",
 ];
 
-/// How threads run. A library each: it has one set of shared memory.
+/// The order of threads. Each has its own library, because a library has one set of shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(dead_code, reason = "each test binary has its own")]
 pub enum Kind {
-    /// In their order.
+    /// Forward order.
     Forwards,
-    /// In the reverse.
+    /// Backward order.
     Backwards,
-    /// In their order, their accesses of shared memory watched for races.
+    /// Forward order, with accesses of shared memory checked for races.
     Watched,
 }
 
-/// Where the library is, compiled if no process has done so.
+/// Returns the path of the library, and compiles it unless another process has done so.
 pub fn library(kind: Kind) -> Result<PathBuf, String> {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
-    // The calls that the compiler puts at every access are the shim's own: it is not linked with the sanitizer's library.
+    // The compiler inserts a call at every access, which the shim implements: it is not linked with the
+    // sanitizer's library.
     let watched: &[&str] =
         if kind == Kind::Watched { &["-DSHIM_RACES", "-fsanitize=thread", "-Wno-tsan"] } else { &[] };
     let steps = [
@@ -77,7 +78,7 @@ pub fn library(kind: Kind) -> Result<PathBuf, String> {
     Ok(path)
 }
 
-/// Kernels of kernels.cu, without the element types of their names.
+/// Yields the kernels of kernels.cu, without the element types in their names.
 pub fn names() -> impl Iterator<Item = &'static str> {
     let defined = |line: &'static str| {
         let rest = line.strip_prefix("BOTH(")?;

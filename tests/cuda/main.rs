@@ -1,5 +1,5 @@
-//! The kernels of `--device cuda`: on the processor, the threads of a block in order and backwards, and on a GPU where there is
-//! one. `NMEM_REQUIRE_CUDA=1` makes its absence a failure.
+//! The kernels of `--device cuda`: on the CPU, with the threads of a block in forward and backward order, and
+//! on a GPU if there is one. With `NMEM_REQUIRE_CUDA=1` a missing GPU is a failure.
 
 mod device;
 mod engine;

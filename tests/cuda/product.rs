@@ -1,4 +1,4 @@
-//! Products against plain loops in f64: all transposes, several pairs, rows and matrices with room between them.
+//! Products against plain loops in f64: all transposes, several pairs, and gaps between rows and matrices.
 
 use ndarray::Array1;
 use nmem::cuda::{Array, Matrix, Product};
@@ -7,7 +7,7 @@ use nmem::real::Real;
 use crate::device::devices;
 use crate::support::{assert_close, uniform};
 
-/// rows, cols, depth: one, around a tile of 64, thin ones, several tiles, in quads and not.
+/// Rows, cols and depth: one, around a tile of 64, thin ones, several tiles, multiples of four and not.
 const SIZES: [[usize; 3]; 9] = [
     [1, 1, 1],
     [64, 64, 16],
@@ -20,7 +20,7 @@ const SIZES: [[usize; 3]; 9] = [
     [132, 68, 200],
 ];
 
-/// A matrix of each pair as the test lays it out: rows × cols as it lies in memory.
+/// A matrix of each pair in the test's layout: rows × cols as stored in memory.
 #[derive(Clone, Copy)]
 struct MatrixLayout {
     rows: usize,
@@ -78,9 +78,9 @@ fn check<T: Real>(
             scale * terms.sum::<f64>()
         })
         .collect();
-    // Every term of at most 1 and every sum rounds once.
+    // Every term is at most 1, and every sum rounds once.
     let bound = 2.0 * T::EPS.to_f64() * (depth * depth) as f64 * scale.abs();
-    let mut on_processor: Option<Vec<T>> = None;
+    let mut on_cpu: Option<Vec<T>> = None;
     for (name, device) in devices() {
         let device = device.as_ref();
         let what = format!(
@@ -107,9 +107,9 @@ fn check<T: Real>(
         let wide: Array1<f64> = got.iter().map(|&x| x.to_f64()).collect();
         assert_close(&what, wide.view().into_dyn(), expected.view().into_dyn(), bound, 0.0);
         let written = all.iter().filter(|x| !x.is_nan()).count();
-        assert_eq!(written, places.len(), "{what}: what lies between is left alone");
-        if name.starts_with("processor") {
-            let same = on_processor.get_or_insert_with(|| got.clone()) == &got;
+        assert_eq!(written, places.len(), "{what}: gaps are not written");
+        if name.starts_with("CPU") {
+            let same = on_cpu.get_or_insert_with(|| got.clone()) == &got;
             assert!(same, "{what}: the order of threads changes bits");
         }
     }
@@ -142,7 +142,7 @@ fn no_pairs_rows_or_columns() {
     }
 }
 
-/// More pairs than a grid is deep.
+/// More pairs than the depth of a grid.
 #[test]
 fn many_pairs() {
     check::<f32>([2, 1, 3], 65_600, 0, false, [false, true], 1.0);

@@ -1,11 +1,11 @@
-//! What compute-sanitizer's racecheck says on a GPU, of these cases: of each kernel that has shared memory some.
+//! The findings of compute-sanitizer's racecheck on a GPU, for some cases of each kernel with shared memory.
 
 use crate::device::{race_of, watch};
 use crate::{engine, product, scan};
 
-/// The watch itself.
+/// The check itself finds races.
 #[test]
-fn what_races_is_found() {
+fn races_are_found() {
     for (probe, expected) in [
         ("clean", ""),
         ("writes", "two writes: thread 0 and thread 1 "),
@@ -21,18 +21,18 @@ fn what_races_is_found() {
 }
 
 #[test]
-fn of_the_engine() {
+fn engine_kernels_have_no_races() {
     watch(|| {
         engine::agrees_with_the_oracle();
         engine::segments_side_by_side();
         engine::little_shared_memory();
         engine::norms_whose_squares_leave_the_range();
-        engine::what_is_not_finite_stays_in_its_chunk();
+        engine::nonfinite_values_stay_in_their_chunk();
     });
 }
 
 #[test]
-fn of_scans_and_products() {
+fn scan_and_product_kernels_have_no_races() {
     watch(|| {
         scan::the_fused_pair();
         scan::scan_with_gates_of_all_kinds();

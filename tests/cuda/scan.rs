@@ -1,4 +1,4 @@
-//! The recurrences against the f64 oracle, as tests/scan.rs holds the processor's to it.
+//! The recurrences on a device against the f64 oracle, like tests/scan.rs on the CPU.
 
 use ndarray::{Array1, ArrayView2, ArrayView3, Axis};
 use nmem::cuda::{Array, Device};
@@ -11,11 +11,12 @@ use crate::device::devices;
 use crate::support::{assert_close, uniform};
 
 const LAYOUTS: [Layout; 2] = [Layout::StepsChannels, Layout::ChannelsSteps];
-/// None, one, around a warp and around the steps of a warp, of a block and of the next, a prime.
+/// Lengths: none, one, around a warp and around the steps of a warp, of a block and of the next, a prime.
 const LENGTHS: [usize; 13] = [0, 1, 3, 31, 32, 33, 127, 129, 512, 1009, 1024, 1028, 2051];
-/// One, around a warp, several blocks.
+/// Numbers of channels: one, around a warp, several blocks.
 const CHANNELS: [usize; 4] = [1, 31, 33, 300];
-/// As in tests/scan.rs: what the least forgetting of these gates leaves of rounding errors, in units of the largest state.
+/// Tolerance as in tests/scan.rs: the accumulated rounding errors at the weakest forgetting of these gates, in
+/// units of the largest state.
 const UNITS: f64 = 64.0;
 
 fn numbers<T: Real>(count: usize, (low, high): (f64, f64), seed: u64) -> Vec<T> {
@@ -36,11 +37,11 @@ fn largest(numbers: &[f64]) -> f64 {
     numbers.iter().fold(0.0, |largest, x| x.abs().max(largest))
 }
 
-/// What every device made, by name: those of the processor bit for bit the same.
+/// Checks results of every device, by name: those of the CPU must agree bit for bit.
 fn assert_one_result<T: Real>(what: &str, results: &[(&str, Vec<T>)]) {
     let bits = |numbers: &[T]| -> Vec<u64> { numbers.iter().map(|&x| x.to_f64().to_bits()).collect() };
-    let on_processor: Vec<_> = results.iter().filter(|(name, _)| name.starts_with("processor")).collect();
-    for pair in on_processor.windows(2) {
+    let on_cpu: Vec<_> = results.iter().filter(|(name, _)| name.starts_with("CPU")).collect();
+    for pair in on_cpu.windows(2) {
         assert!(bits(&pair[0].1) == bits(&pair[1].1), "{what}: the order of threads changes bits");
     }
 }
@@ -136,7 +137,7 @@ impl<T: Real + Element> Case<T> {
 
 fn all_lengths<T: Real + Element>() {
     for (steps, channels) in LENGTHS.iter().flat_map(|&steps| CHANNELS.map(|channels| (steps, channels))) {
-        // Long ones of many channels say nothing that others do not, and take the processor's time.
+        // Long scans of many channels test nothing new, and take the CPU's time.
         if steps * channels > 40_000 {
             continue;
         }
@@ -182,7 +183,7 @@ pub fn scan_with_gates_of_all_kinds() {
     }
 }
 
-/// Products of gates that leave the range of f32 although the states do not: 1.5²⁵⁶ is 10⁴⁵.
+/// Products of gates leave the range of f32 although the states do not: 1.5²⁵⁶ is 10⁴⁵.
 #[test]
 pub fn scan_where_products_of_gates_overflow_or_vanish() {
     for (layout, per_step) in [(LAYOUTS[0], false), (LAYOUTS[1], false), (LAYOUTS[1], true)] {
@@ -194,7 +195,8 @@ pub fn scan_where_products_of_gates_overflow_or_vanish() {
             case.check(UNITS);
         }
     }
-    // Neighbouring products overflow for one thread, of four steps each, and not for the one that has the product of all.
+    // Neighbouring products overflow for one thread of four steps each, and not for the thread that has the
+    // product of all.
     for per_step in [false, true] {
         let shape = Shape { batch: 1, steps: 512, channels: 2 };
         let mut case = Case::<f32>::new(shape, LAYOUTS[1], per_step, false, (1.0, 1.0));
@@ -214,7 +216,7 @@ pub fn scan_where_products_of_gates_overflow_or_vanish() {
 }
 
 #[test]
-fn what_is_not_finite_stays() {
+fn nonfinite_states_persist() {
     for layout in LAYOUTS {
         let shape = Shape { batch: 1, steps: 1500, channels: 2 };
         let mut case = Case::<f32>::new(shape, layout, false, false, (0.5, 1.0));
@@ -236,7 +238,7 @@ fn pair<T: Real + Element>(shape: Shape) {
     let Shape { batch, steps, channels } = shape;
     let gates: Vec<T> = numbers(3 * batch * steps, (0.0, 1.0), 1);
     let surprise: Vec<T> = numbers(shape.elements(), (-1.0, 1.0), 2);
-    // S and U before.
+    // S and U before the first step.
     let start: Vec<T> = numbers(2 * batch * channels, (-1.0, 1.0), 3);
 
     let mut last = wide(&start).to_vec();
@@ -282,7 +284,10 @@ fn pair<T: Real + Element>(shape: Shape) {
                     assert_numbers_close(&what, &updates, &all, bound);
                     got.extend(updates);
                 } else {
-                    assert!(updates.iter().all(|x| x.is_nan()), "{what}: written without being asked for");
+                    assert!(
+                        updates.iter().all(|x| x.is_nan()),
+                        "{what}: updates are written without a request"
+                    );
                 }
                 (&name[..], got)
             })

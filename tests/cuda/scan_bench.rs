@@ -1,4 +1,4 @@
-//! What `nmem scan-bench --device cuda` does with a device: right results, times, bytes.
+//! `nmem scan-bench --device cuda` on a device: correct results, times, bytes.
 
 use std::sync::Arc;
 
@@ -35,10 +35,10 @@ fn rows(config: Config, devices: &[OpenDevice]) -> Vec<BenchRow> {
 }
 
 #[test]
-fn every_case_is_right_and_timed() {
+fn every_case_is_correct_and_timed() {
     for (name, device) in devices() {
         let rows = rows(config(), &[OpenDevice::from_gpu(0, Arc::clone(device))]);
-        // 2 types × 2 shapes × (auto in 4 kinds, the pair twice in one).
+        // 2 types × 2 shapes × (auto in 4 kinds, and the pair twice in one).
         assert_eq!(rows.len(), 2 * 2 * 6, "{name}");
         for row in &rows {
             assert!(row.correct && row.device == "cuda" && row.threads == 0, "{name}: {row:?}");
@@ -53,7 +53,7 @@ fn every_case_is_right_and_timed() {
 }
 
 #[test]
-fn rows_tell_gpus_apart() {
+fn rows_distinguish_gpus() {
     for (name, device) in devices() {
         let config = Config {
             algorithms: vec![Algorithm::PairLast],

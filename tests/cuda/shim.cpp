@@ -1,4 +1,4 @@
-// The kernels on the processor, by name.
+// Runs the kernels on the CPU, by name.
 #include "cuda_shim.h"
 
 #include "kernels.cu"
@@ -6,7 +6,7 @@
 #define SHIM_BOTH(name) SHIM_KERNEL(in_f32::name##_f32), SHIM_KERNEL(in_f64::name##_f64)
 
 #ifdef SHIM_RACES
-// What must be found, and what must not, in two warps: tests/cuda/races.rs.
+// Races within and between warps that the check must find, and accesses that it must accept: tests/cuda/races.rs.
 namespace probes {
 __shared__ int shared_by_all;
 void clean(float* out) {
@@ -79,13 +79,13 @@ struct Call {
   void** arguments;
 };
 
-// What a kernel takes, a letter an argument, or nothing where there is none of that name.
+// Returns the kinds of a kernel's arguments, one letter each; null if there is no kernel of that name.
 extern "C" __attribute__((visibility("default"))) const char* shim_kinds(const char* name) {
   const shim::Kernel* kernel = found(name);
   return kernel ? kernel->kinds : nullptr;
 }
 
-// What was found of threads that race, once.
+// Returns the race found since the last call, if any.
 extern "C" __attribute__((visibility("default"))) const char* shim_race() {
   static char message[256];
   message[0] = 0;
@@ -96,7 +96,7 @@ extern "C" __attribute__((visibility("default"))) const char* shim_race() {
   return message;
 }
 
-// 0: done. 1: no such kernel. 2: threads wait at different barriers.
+// Returns 0 on success, 1 if there is no such kernel, and 2 if threads wait at different barriers.
 extern "C" __attribute__((visibility("default"))) int shim_launch(const char* name, const unsigned* grid, unsigned block,
                                                                   unsigned shared_bytes, void** arguments, int backwards) {
   const shim::Kernel* kernel = found(name);

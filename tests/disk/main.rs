@@ -1,5 +1,5 @@
-//! Disks that lose power, fill up, or lose the process that writes to them, with the program from outside. Needs root for file
-//! systems of its own; tests are listed as ignored where it is not to be had. `just kills` runs those that take long.
+//! Disks that lose power or fill up, and killed processes, tested on the program from outside. The tests need
+//! root to mount file systems; without it they are listed as ignored. `just kills` runs those that take long.
 
 #[path = "../support/sandbox.rs"]
 mod sandbox;
@@ -38,7 +38,7 @@ fn command(program: &str, words: &[&str]) -> Result<(), Failed> {
     Err(format!("{program} {words:?}: {}", String::from_utf8_lossy(&output.stderr)).into())
 }
 
-/// A mounted file system, unmounted in the end.
+/// A mounted file system, unmounted on drop.
 struct Mounted(tempfile::TempDir);
 
 impl Mounted {
@@ -52,7 +52,7 @@ impl Mounted {
         Self::mount(&["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
     }
 
-    /// Makes the image where there is none. Its journal is committed every second.
+    /// Creates the image if it does not exist. Its journal is committed every second.
     fn ext4(image: &Path) -> Result<Self, Failed> {
         let name = image.display().to_string();
         if !image.exists() {
@@ -66,11 +66,11 @@ impl Mounted {
         self.0.path()
     }
 
-    /// As by a loss of power, once the journal has had time for what was renamed.
+    /// Simulates a loss of power, after the journal has had time to commit renames.
     fn lose_power(self) {
         std::thread::sleep(Duration::from_millis(2500));
         let directory = fs::File::open(self.path()).unwrap();
-        // EXT4_IOC_SHUTDOWN (linux/fs/ext4/ext4.h), without a flush of the log.
+        // EXT4_IOC_SHUTDOWN (linux/fs/ext4/ext4.h), without flushing the log.
         let without_flush: u32 = 2;
         // SAFETY: the descriptor is open, and the argument is a u32 that lives as long as the call.
         let done = unsafe {
@@ -87,7 +87,7 @@ impl Drop for Mounted {
     }
 }
 
-/// Files below a directory with their sizes.
+/// Returns the files below a directory with their sizes.
 fn sizes(directory: &Path) -> Vec<(PathBuf, u64)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
@@ -106,7 +106,7 @@ fn passages() -> String {
     format!("{data} --memory {memory} --chunk-size 16")
 }
 
-/// A new directory, and one that is replaced.
+/// A loss of power after the end of a run loses neither a new directory nor a replaced one.
 fn a_power_loss_after_the_end_loses_nothing() -> Result<(), Failed> {
     let sandbox = Sandbox::new();
     for replaced in [false, true] {
@@ -155,7 +155,8 @@ fn sweep_sandbox(runs: usize) -> Sandbox {
     sandbox
 }
 
-/// A disk that fills up at another moment each time, then room: the sweep resumes, whatever the disk did to its records.
+/// The disk fills up at a different point each time and then has space again. The sweep resumes, whatever
+/// happened to its records.
 fn a_sweep_on_a_full_disk_resumes() -> Result<(), Failed> {
     let sandbox = sweep_sandbox(40);
     for kilobytes in (40..240).step_by(10) {
@@ -179,10 +180,10 @@ fn a_sweep_on_a_full_disk_resumes() -> Result<(), Failed> {
     Ok(())
 }
 
-/// 200 runs with 50 kills on the way: in the end every run is there once, and as if nobody had been killed.
+/// Runs 200 runs with 50 kills. In the end every run exists once, with the results of an uninterrupted sweep.
 fn fifty_kills_lose_nothing() -> Result<(), Failed> {
     let sandbox = sweep_sandbox(200);
-    // Each run computes 21 times, so that 50 kills fall into them.
+    // Each run computes 21 times, so that 50 kills hit runs.
     let line = "sweep grid.toml repeat=20 --no-plots -q --out";
     let mut kills = 0;
     for n in 0..50_u64 {

@@ -1,4 +1,4 @@
-// A libcublas that is none: its products are plain loops, over matrices in columns as in BLAS.
+// A fake libcublas. Its products are plain loops over column-major matrices, as in BLAS.
 
 typedef unsigned long long u64;
 static int set;

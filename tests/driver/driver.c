@@ -1,12 +1,13 @@
-// A libcuda that is none. INIT is what cuInit returns. With WHOLE its GPU is the processor's own memory: two devices, kernels
-// that only show what they were given, and a count of what was not given back, told by cuDevicePrimaryCtxRelease. Variables:
-//   BROKEN   a bit is a device that cannot be opened
-//   KERNELS  a library of ../cuda/shim.cpp: what is launched is computed, block after block
-//   FAILING  a kernel that fails
-//   BYTES    most that can be taken, whatever is said to be free
-//   LOAD     what loading the kernels comes to
-//   POOLS    0: memory comes from no pool
-//   MULTIPROCESSORS, SHARED (bytes), MAJOR, MINOR   of another GPU
+// A fake libcuda. INIT is the result of cuInit. With WHOLE, it has two devices whose memory is the CPU's.
+// Kernels only print their arguments. cuDevicePrimaryCtxRelease prints the number of objects that were not
+// freed. Environment variables:
+//   BROKEN   a bit set for each device that cannot be opened
+//   KERNELS  a library of ../cuda/shim.cpp, which computes launched kernels block after block
+//   FAILING  name of a kernel that fails
+//   BYTES    most bytes that can be allocated, whatever is reported as free
+//   LOAD     result of loading the kernels
+//   POOLS    0: there is no memory pool
+//   MULTIPROCESSORS, SHARED (bytes), MAJOR, MINOR   properties of another GPU
 
 #include <dlfcn.h>
 #include <pthread.h>
@@ -28,14 +29,14 @@ int cuGetErrorString(int error, const char **text) {
 
 #ifdef WHOLE
 typedef unsigned long long u64;
-// Handles are these and the number of the device.
+// Handles are these numbers plus the device's index.
 enum { CONTEXT = 0xC0, POOL = 0xD0, STREAM = 0xE0 };
 static __thread u64 current;
 static _Atomic int live, contexts, failed;
 static const char *text(const char *name) { return getenv(name) ? getenv(name) : ""; }
 static long setting(const char *name, long otherwise) { return getenv(name) ? atol(getenv(name)) : otherwise; }
 #define ENTERED if ((current & ~1) != CONTEXT) return 201
-// What is the present context's.
+// Fails unless the handle belongs to the current context.
 #define OURS(handle) if ((handle) - STREAM != current - CONTEXT) return 400
 #define ALIVE if (failed) return failed
 
@@ -96,7 +97,7 @@ int cuEventElapsedTime(float *ms, struct event *from, struct event *to) {
 int cuMemGetInfo_v2(u64 *unused, u64 *all) { ENTERED; *unused = 7ull << 30; *all = 8ull << 30; return 0; }
 int cuMemPoolSetAttribute(u64 pool, unsigned attribute, void *value) { return (pool & ~1) == POOL && attribute == 4 ? 0 : 1; }
 int cuMemPoolGetAttribute(u64 pool, unsigned attribute, void *value) { *(u64 *)value = attribute == 5 ? 1000 : 100; return 0; }
-// What is taken holds NaN at first, and lies behind its size, 0 for what is not the GPU's, and its context.
+// Allocated memory holds NaN at first. Before it are its size, 0 for memory that is not the GPU's, and its context.
 static _Atomic u64 used;
 static int take(u64 *address, u64 bytes, int of_gpu) {
     ENTERED;

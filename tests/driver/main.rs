@@ -1,7 +1,7 @@
-//! `--device cuda` and whatever is wrong with a machine: no driver, one without a device, one that is too old or breaks; in
-//! `program`, nothing: a driver whose kernels the processor runs. The drivers are made of driver.c by a C compiler, their
-//! kernels by a C++ compiler, without which these tests fail. Tests of [`Gpu`] itself run
-//! this program again, with such a driver in LD_LIBRARY_PATH.
+//! `--device cuda` on broken machines: no driver, a driver without a device, and drivers that are too old or
+//! fail. `program` tests a complete fake driver, whose kernels run on the CPU. A C compiler builds the drivers
+//! from driver.c and a C++ compiler their kernels; without these compilers the tests fail. Tests of [`Gpu`]
+//! itself run this program again, with such a driver in LD_LIBRARY_PATH.
 
 #![cfg(target_os = "linux")]
 
@@ -20,7 +20,7 @@ use nmem::cuda::{Argument, Array, Device, Gpu, Launch, Matrix, Product};
 use nmem::real::ElementType;
 use tempfile::TempDir;
 
-/// A folder with libraries, made with these definitions.
+/// Creates a directory with libraries built with these definitions.
 fn libraries(of: &[(&str, &str, &[&str])]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (source, library, definitions) in of {
@@ -47,11 +47,11 @@ fn nmem(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Output
     command.output().unwrap()
 }
 
-/// The one line on stderr of what could not run.
+/// Runs a command that must fail and returns its one line on stderr.
 fn rejected(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> String {
     let output = nmem(folder, arguments, variables);
     let text = String::from_utf8(output.stderr).unwrap();
-    // driver.c says what was not given back: nothing.
+    // driver.c reports that nothing is left allocated.
     let text = text.replace("left: 0\n", "");
     assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
     assert!(!text.contains("panicked") && text.lines().count() == 1, "{arguments:?}: {text}");
@@ -69,11 +69,11 @@ fn no_driver() {
         println!("not tested: this machine has a GPU");
         return;
     }
-    if text.contains("libcuda.so.1 is not found") {
+    if text.contains("libcuda.so.1 not found") {
         assert_eq!(listed.status.code(), Some(0));
         assert_eq!(
             rejected(empty.path(), &SCAN, &[]),
-            "error: cuda: no NVIDIA driver (libcuda.so.1 is not found): install one, or take --device cpu"
+            "error: cuda: no NVIDIA driver (libcuda.so.1 not found); install one, or use --device cpu"
         );
     }
 }
@@ -81,7 +81,7 @@ fn no_driver() {
 #[test]
 fn drivers_that_do_not_start() {
     for (definitions, expected) in [
-        (&["INIT=100"][..], "there is an NVIDIA driver but no device"),
+        (&["INIT=100"][..], "the NVIDIA driver finds no GPU"),
         (
             &["INIT=803"],
             "the NVIDIA driver is too old, or its kernel module is of another version (CUDA_ERROR_SYSTEM_DRIVER_MISMATCH: a meaning of two lines)",
@@ -89,7 +89,7 @@ fn drivers_that_do_not_start() {
         (&["INIT=36"], "the NVIDIA driver is too old, or its kernel module is of another version (error 36)"),
         (&["INIT=34"], "libcuda is the toolkit's stub, not a driver"),
         (&["INIT=999"], "the NVIDIA driver does not start (CUDA_ERROR_SOME: a meaning of two lines)"),
-        // Starts, and has nothing else.
+        // This driver starts and has no other functions.
         (&["INIT=0"], "the NVIDIA driver is too old (it has no cuDriverGetVersion, of CUDA 11.2)"),
         (
             &["INIT=0", "WHOLE", "cuMemAllocAsync=other"],
@@ -130,16 +130,15 @@ fn devices_that_cannot_be_used() {
         let message = rejected(folder, &device("cuda:1"), &[("LOAD", code)]);
         assert!(message.starts_with(&format!("error: cuda: {expected}")), "{code}: {message}");
     }
-    // Of PTX for newer GPUs a driver says either.
+    // A driver reports either code for PTX of newer GPUs.
     for code in ["209", "218"] {
         let message = rejected(folder, &device("cuda"), &[("LOAD", code), ("MAJOR", "7"), ("MINOR", "5")]);
-        let expected =
-            "error: cuda: the GPU (compute capability 7.5) is too old for the kernels' PTX, of 8.0 and up ";
+        let expected = "error: cuda: the GPU (compute capability 7.5) is too old for the kernels' PTX, which needs 8.0 or later ";
         assert!(message.starts_with(expected), "{code}: {message}");
     }
     let message = rejected(folder, &device("cuda"), &[("NMEM_NVRTC", "1")]);
     assert!(
-        message.starts_with("error: cuda: NMEM_NVRTC=1, but there is no libnvrtc")
+        message.starts_with("error: cuda: NMEM_NVRTC=1, but libnvrtc is not found")
             || message.contains("NVRTC"),
         "{message}"
     );
@@ -189,7 +188,7 @@ fn a_device_that_is_broken_hides_no_other() {
         assert_eq!(found["cuda_error"].is_string(), usable.is_empty());
         assert!(broken(unusable[0]).ends_with(found["cuda_unusable"][0]["error"].as_str().unwrap()));
     }
-    // What can be opened is used: this driver has no such kernels.
+    // The usable device is used, and its driver has no such kernels.
     let message = rejected(folder, &SCAN, &[("BROKEN", "2")]);
     assert!(message.starts_with("error: cuda: finding kernel "), "{message}");
     let message = rejected(folder, &SCAN, &[("BROKEN", "1")]);
@@ -219,15 +218,12 @@ fn device_auto_is_the_cpu_with_a_note() {
     let output = nmem(folder.path(), &[&arguments[..], &[out.to_str().unwrap()]].concat(), &[]);
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(0), "{text}");
-    assert!(
-        text.starts_with("note: --device auto: cpu (cuda: there is an NVIDIA driver but no device"),
-        "{text}"
-    );
+    assert!(text.starts_with("note: --device auto: cpu (cuda: the NVIDIA driver finds no GPU"), "{text}");
     let csv = std::fs::read_to_string(out.join("scan_bench.csv")).unwrap();
     assert!(csv.lines().skip(1).all(|line| line.contains(",cpu,")), "{csv}");
 }
 
-/// Runs a test of this program that is otherwise left out; its stderr.
+/// Runs an otherwise ignored test of this program, and returns its stderr.
 fn inside(test: &str, folder: &Path, variables: &[(&str, &str)]) -> String {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", test, "--ignored", "--nocapture"]).env("LD_LIBRARY_PATH", folder);
@@ -242,7 +238,7 @@ fn inside(test: &str, folder: &Path, variables: &[(&str, &str)]) -> String {
 fn memory_and_kernels() {
     let folder = driver(&["INIT=0", "WHOLE"]);
     for pools in ["1", "0"] {
-        // Everything is given back before the context.
+        // Everything is freed before the context.
         let text =
             inside("memory_and_kernels_inside", folder.path(), &[("POOLS", pools), ("NMEM_CUBLAS", "0")]);
         assert!(text.contains("left: 0\n"), "{text}");
@@ -257,11 +253,11 @@ fn memory_and_kernels_inside() {
     assert_eq!((&*gpu.name(), gpu.multiprocessors(), gpu.shared_bytes()), ("Make-believe 11", 4, 166_912));
     assert_eq!(gpu.free_bytes().unwrap(), (7 << 30) + if pooled { 900 } else { 0 });
 
-    // More than all pieces that an upload passes through, and a rest.
+    // More than all pieces of an upload, and a remainder.
     let numbers: Vec<u32> = (0..(5 << 18) + 3).collect();
     let mut array = Array::from_slice(&gpu, &numbers).unwrap();
     assert_eq!(array.to_vec().unwrap(), numbers);
-    // In parts, of which some are larger and some smaller than a piece; what is beside them stays.
+    // Parts larger and smaller than a piece; the surrounding bytes do not change.
     let parts = [1, 0, (1 << 18) + 5, 7, 1 << 18, 3].map(|len| vec![len as u32; len]);
     array.upload_parts(2, &parts.each_ref().map(Vec::as_slice)).unwrap();
     let mut expected = numbers.clone();
@@ -274,7 +270,7 @@ fn memory_and_kernels_inside() {
     other.upload(7, &[]).unwrap();
     other.download(7, &mut []).unwrap();
 
-    // From any thread, with arguments of every kind.
+    // Any thread may launch, with arguments of every kind.
     let shown = Array::<f64>::new(&gpu, 7).unwrap();
     let arguments = [
         shown.argument(),
@@ -293,13 +289,13 @@ fn memory_and_kernels_inside() {
     gpu.launch("show", Launch { grid: [0, 1, 1], block: 1, shared: 0 }, &[]).unwrap();
     let too_much =
         gpu.launch("show", Launch { grid: [1; 3], block: 1, shared: 200_000 }, &arguments).unwrap_err();
-    let expected = "cuda: kernel show with 200000 bytes of shared memory, of 166912 that there are, failed: ";
+    let expected = "cuda: kernel show with 200000 of 166912 bytes of shared memory failed: ";
     assert!(too_much.to_string().starts_with(expected), "{too_much}");
     let unknown = gpu.launch("absent", Launch { grid: [1; 3], block: 1, shared: 0 }, &[]).unwrap_err();
     assert!(unknown.to_string().starts_with("cuda: finding kernel absent failed: "), "{unknown}");
     let large = gpu.allocate(9 << 30).unwrap_err();
     assert!(
-        large.to_string().starts_with("cuda: out of memory on the GPU: 9663676416 bytes asked for, 75"),
+        large.to_string().starts_with("cuda: out of memory on the GPU: 9663676416 bytes requested, 75"),
         "{large}"
     );
 
@@ -308,7 +304,7 @@ fn memory_and_kernels_inside() {
     gpu.mark_anew(&mut from).unwrap();
     assert!((gpu.seconds(&to, &from).unwrap() - 0.25).abs() < 1e-6);
 
-    // NMEM_CUBLAS=0: a product is the kernel's.
+    // With NMEM_CUBLAS=0 the kernel computes the product.
     let results = Array::<f32>::zeros(&gpu, LARGE).unwrap();
     let matrix = |row| Matrix { address: results.address(0), row, stride: 0, transposed: false };
     let (a, b, c) = (matrix(LARGE), matrix(1), matrix(1));
@@ -317,19 +313,19 @@ fn memory_and_kernels_inside() {
     assert_eq!(results.to_vec().unwrap()[..1], [1234.0]);
     assert_eq!(gpu.products(), "kernel");
 
-    // A kernel's failure shows in what waits for it, and stays; what is left is given back without a panic.
+    // A kernel's failure appears in the call that waits for it, and persists. The remaining objects are freed
+    // without a panic.
     gpu.launch("fault", Launch { grid: [1; 3], block: 1, shared: 0 }, &[]).unwrap();
     for failed in [gpu.synchronize(), array.to_vec().map(drop), gpu.upload(other.address(0), &[&[1]])] {
         let failed = failed.unwrap_err().to_string();
         assert!(
-            failed.contains("after launching kernel fault, failed: CUDA_ERROR_SOME")
-                && !failed.contains('\n'),
+            failed.contains("after launching kernel fault failed: CUDA_ERROR_SOME") && !failed.contains('\n'),
             "{failed}"
         );
     }
 }
 
-/// A depth of products that are not left to the kernel.
+/// A depth of products that are too large for the kernel.
 const LARGE: usize = 129;
 
 #[test]
@@ -353,7 +349,7 @@ fn products_inside() {
             for shared in [false, true] {
                 let of = |transposed, [down, across]: [usize; 2], stride| {
                     let (down, across) = if transposed { (across, down) } else { (down, across) };
-                    // Rows that are longer than what is used of them.
+                    // Rows are longer than the part used.
                     let row = across + 2;
                     Matrix { address: 0, row, stride: stride * down * row, transposed }
                 };
@@ -383,13 +379,16 @@ fn products_inside() {
                         }
                     }
                 }
-                assert!(got.chunks(c.row).all(|row| row[cols..] == [0.0; 2]), "beside the results");
+                assert!(
+                    got.chunks(c.row).all(|row| row[cols..] == [0.0; 2]),
+                    "numbers beside the results change"
+                );
             }
         }
     }
     assert_eq!(gpu.products(), "cuBLAS 13.4.2");
 
-    // What it does not take is the kernel's.
+    // The kernel computes products that cuBLAS rejects.
     let results = Array::<f32>::zeros(&gpu, 1 << 16).unwrap();
     let one = Matrix { address: results.address(0), row: LARGE, stride: 0, transposed: false };
     let product = Product {

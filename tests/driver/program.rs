@@ -1,4 +1,4 @@
-//! The program with `--device cuda`, on a driver whose kernels the processor runs: everything but the GPU itself.
+//! The program with `--device cuda`, on a driver whose kernels run on the CPU: everything but the GPU itself.
 
 use ndarray::{Array1, ArrayD};
 use safetensors::Dtype;
@@ -9,13 +9,13 @@ use crate::sandbox::{COUNTS, Sandbox, Table, tokens};
 use crate::support::{assert_close, assert_close_to_largest};
 use crate::{driver, libraries};
 
-/// Of the largest number: f32, sums in another order.
+/// Tolerance in f32 relative to the largest number: the sums are in another order.
 const F32: f64 = 2e-5;
 const F64: f64 = 1e-10;
-/// What driver.c calls its first GPU.
+/// Name of the first GPU of driver.c.
 const GPU: &str = "cuda:0 Make-believe 10";
 
-/// A folder to work in, whose commands find that driver and perhaps a libcublas.
+/// A working directory whose commands find that driver and perhaps a libcublas.
 struct Bench {
     sandbox: Sandbox,
     _libraries: tempfile::TempDir,
@@ -26,7 +26,7 @@ impl Bench {
         let whole = ("driver.c", "libcuda.so", &["INIT=0", "WHOLE"][..]);
         let folder =
             if cublas { libraries(&[whole, ("blas.c", "libcublas.so", &[])]) } else { driver(whole.2) };
-        let kernels = library(Kind::Forwards).expect("kernels compiled for the processor");
+        let kernels = library(Kind::Forwards).expect("kernels compiled for the CPU");
         let sandbox = Sandbox::new().set("LD_LIBRARY_PATH", folder.path()).set("KERNELS", kernels);
         Self { sandbox, _libraries: folder }
     }
@@ -35,19 +35,19 @@ impl Bench {
         Self { sandbox: self.sandbox.set(name, value), ..self }
     }
 
-    /// Must succeed and leave nothing on the GPU, and say nothing else on stderr.
+    /// Runs a command that must succeed, leave nothing on the GPU, and print nothing else on stderr.
     fn ok(&self, line: &str) -> String {
         let output = self.sandbox.ok(line);
         assert_eq!(output.err, "left: 0\n", "nmem {line}");
         output.out
     }
 
-    /// Two folders of results agree: metrics, what was read, the memory.
+    /// Checks that two result directories agree: metrics, retrieved tokens, and the memory.
     fn agree(&self, got: &str, expected: &str, rel: f64) {
         let sandbox = &self.sandbox;
         assert_eq!(sandbox.names(got), sandbox.names(expected), "{got}: files");
         for name in sandbox.names(got) {
-            let [got, expected] = [got, expected].map(|folder| format!("{folder}/{name}"));
+            let [got, expected] = [got, expected].map(|directory| format!("{directory}/{name}"));
             match name.rsplit('.').next() {
                 Some("csv") => {
                     let [got, expected] = [&got, &expected].map(|name| sandbox.csv(name));
@@ -58,7 +58,7 @@ impl Bench {
                             assert_eq!(got.texts(column), expected.texts(column), "{what}");
                             continue;
                         }
-                        // Cells are empty where nothing was probed.
+                        // Cells are empty without a probe.
                         let numbers = |table: &Table| -> Vec<Option<f64>> {
                             let cells = table
                                 .texts(column)
@@ -104,7 +104,7 @@ impl Bench {
         }
     }
 
-    /// A command on either device; what is in the folders agrees.
+    /// Runs a command on either device and checks that the results agree.
     fn same(&self, name: &str, line: &str, rel: f64) {
         for device in ["cuda", "cpu"] {
             let out = self.ok_on(device, &format!("{line} --out {name}-{device}"));
@@ -126,31 +126,31 @@ fn data(bench: &Bench, shape: &[usize]) {
 }
 
 #[test]
-fn store_then_retrieve_then_go_on() {
+fn store_then_retrieve_then_continue() {
     let bench = Bench::new(false);
     data(&bench, &[2, 47, 12]);
     for (dtype, rel) in [("f32", F32), ("f64", F64)] {
         let name = |what: &str| format!("{what}-{dtype}");
-        let drawn = format!("--heads 2 --dim-head 5 --chunk-size 4 --dtype {dtype} --seed 3");
-        bench.same(&name("store"), &format!("store data.npy {drawn}"), rel);
-        // From what the processor has stored, so that both begin with the same.
+        let random = format!("--heads 2 --dim-head 5 --chunk-size 4 --dtype {dtype} --seed 3");
+        bench.same(&name("store"), &format!("store data.npy {random}"), rel);
+        // Both start from the state that the CPU has stored.
         let memory = format!("--memory store-{dtype}-cpu/memory.safetensors --dtype {dtype}");
         bench.same(&name("read"), &format!("retrieve data.npy {memory}"), rel);
-        bench.same(&name("online"), &format!("retrieve data.npy --online --probe {drawn} --no-plots"), rel);
+        bench.same(&name("online"), &format!("retrieve data.npy --online --probe {random} --no-plots"), rel);
         bench.same(&name("on"), &format!("store data.npy {memory}"), rel);
     }
     let phases = &bench.sandbox.json("store-f32-cuda/run.json")["wall_s"]["engine_phases"];
     let run = bench.sandbox.json("store-f32-cuda/run.json");
     assert_eq!(run["software"], "driver of CUDA 11.4, kernels from PTX 9.0");
     assert_eq!((&run["products"], &run["threads_used"]), (&Value::Null, &Value::from(1)), "none are large");
-    let verbose = bench.sandbox.ok("store data.npy --chunk-size 4 --device cuda -v --no-plots --out told");
+    let verbose = bench.sandbox.ok("store data.npy --chunk-size 4 --device cuda -v --no-plots --out verbose");
     assert!(verbose.out.contains(&format!("\ndevice           {GPU}\n")), "{}", verbose.out);
     assert!(verbose.err.contains("\nengine: walk "), "{}", verbose.err);
-    // An event of driver.c comes 250 ms after the last.
+    // Events of driver.c are 250 ms apart.
     assert_eq!(phases["walk"], 0.5, "{phases}");
 }
 
-/// Shapes that are measured, divided as among the multiprocessors of an H200: many time segments, whole tiles.
+/// Shapes that are measured elsewhere, divided as for the multiprocessors of an H200: many time segments, whole tiles.
 #[test]
 fn a_gpu_of_many_multiprocessors() {
     let bench = Bench::new(true).set("MULTIPROCESSORS", "132").set("SHARED", "232448");
@@ -158,7 +158,7 @@ fn a_gpu_of_many_multiprocessors() {
         data(&bench, &[tokens, dim]);
         let line = format!("retrieve data.npy --online --probe --chunk-size {chunk} --no-plots");
         bench.same(&format!("{dim}-{chunk}"), &line, F32);
-        // Few have fewer segments, whose starts are rounded elsewhere.
+        // Few multiprocessors have fewer segments, whose starts are rounded elsewhere.
         let few = Bench::new(true).set("MULTIPROCESSORS", "1").set("SHARED", "232448");
         data(&few, &[tokens, dim]);
         few.ok(&format!("{line} --device cuda --out few"));
@@ -174,7 +174,7 @@ fn large_products_by_cublas_or_by_the_kernel() {
         data(&bench, &[23, 130]);
         bench.same("run", "retrieve data.npy --online --heads 2 --chunk-size 8 --no-plots", F32);
         assert_eq!(bench.sandbox.json("run-cuda/run.json")["products"], products);
-        // Whatever another run of the process had.
+        // The result does not depend on another run of the process.
         bench.sandbox.npy("small.npy", &tokens(&[20, 8], 1));
         bench.sandbox.file("both.toml", "device = 'cuda'\n[grid]\ndata = ['data.npy', 'small.npy']\n");
         bench.sandbox.ok("sweep both.toml -j 1 --keep metrics --out both");
@@ -199,7 +199,7 @@ fn a_sweep_whose_runs_share_the_gpu() {
     let text =
         String::from_utf8(bench.sandbox.names("all/records").into_iter().flat_map(lines).collect()).unwrap();
     let records: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    // What it was that was left to the program.
+    // The choice that `auto` made.
     for (asked, device) in [("cpu", "cpu"), ("auto", GPU), ("cuda:1", "cuda:1 Make-believe 11")] {
         let of = |record: &&Value| record["parameters"]["device"] == asked;
         assert!(records.iter().filter(of).all(|record| record["device"] == device), "{records:?}");
@@ -231,7 +231,7 @@ fn scan_bench_on_both() {
     let gpu = &bench.sandbox.json("scans/machine.json")["gpus"][0];
     assert_eq!((&gpu["name"], &gpu["driver"]), (&Value::from("Make-believe 10"), &Value::from("11.4")));
 
-    // On GPUs alone there are more shapes, fewer algorithms and no threads, whatever they were called.
+    // On GPUs alone there are more shapes, fewer algorithms and no threads, whatever name selected the GPU.
     for device in ["cuda", "auto"] {
         let line = "scan-bench --algorithm tree,pair --max-bytes 9000000 --threads 2 --seconds 0 --runs 1 --no-plots --force --out none";
         let output = bench.sandbox.ok(&format!("{line} --device {device}"));
@@ -247,7 +247,7 @@ fn device_auto_is_the_gpu() {
     data(&bench, &[20, 6]);
     bench.ok("store data.npy --no-plots --device auto --out out");
     assert_eq!(bench.sandbox.json("out/run.json")["device"], GPU);
-    // Unless what is asked for is not there.
+    // An unsupported algorithm is an error.
     let output = bench.sandbox.run("scan-bench --algorithm tree --device cuda --out none");
     assert_eq!(
         output.err,
@@ -262,7 +262,7 @@ fn device_auto_is_the_gpu() {
 fn a_divergence_is_reported_as_on_the_cpu() {
     let bench = Bench::new(false);
     data(&bench, &[2, 60, 6]);
-    // Reads leave f32 and the memory does not; both do.
+    // In one case reads leave the range of f32 and the memory does not; in the other both do.
     for (options, files) in [
         ("--learning-rate 1e22", &["memory.safetensors", "metrics.csv", "run.json"][..]),
         ("--learning-rate 1e38 --momentum 1e30", &["metrics.csv", "run.json"]),
@@ -287,7 +287,7 @@ fn a_gpu_that_fails_leaves_no_results() {
         ("FAILING", "fused_update_f32", "after launching kernel "),
         ("FAILING", "gate_values_f32", "after launching kernel "),
         ("BYTES", "10000", "out of memory on the GPU: "),
-        // The parameters fit, the buffers do not.
+        // The parameters fit, but the buffers do not.
         ("BYTES", "300000", "out of memory on the GPU: "),
     ] {
         let bench = Bench::new(false).set(name, value);
@@ -298,7 +298,7 @@ fn a_gpu_that_fails_leaves_no_results() {
         assert_eq!((output.code, &output.out[..]), (Some(2), ""), "{name}={value}: {message}");
         assert!(message.starts_with("error: ") && message.lines().count() == 1, "{name}={value}: {message}");
         assert!(message.contains(expected), "{name}={value}: {message}");
-        assert_eq!(bench.sandbox.contents(), before, "{name}={value}: what is in the folder");
-        assert!(output.err.contains("left: 0\n"), "{name}={value}: given back: {}", output.err);
+        assert_eq!(bench.sandbox.contents(), before, "{name}={value}: files in the directory");
+        assert!(output.err.contains("left: 0\n"), "{name}={value}: not freed: {}", output.err);
     }
 }

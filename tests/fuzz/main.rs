@@ -1,9 +1,10 @@
-//! Fuzzing of everything that nmem reads, in this process. `cargo test --test fuzz` replays the corpus, fuzz/corpus/TARGET/*:
-//! inputs to start from, and those that were found to break something. `just fuzz [TARGET] [SECONDS]` mutates them for a
-//! while; what fails then is kept in target/fuzz and belongs into the corpus once it is fixed.
+//! Fuzzing of everything that nmem reads, within this process. `cargo test --test fuzz` replays the corpus in
+//! fuzz/corpus/TARGET/*: seed inputs, and inputs that once caused a fault. `just fuzz [TARGET] [SECONDS]`
+//! mutates them for a while. Inputs that fail are kept in target/fuzz; add them to the corpus once the fault is
+//! fixed.
 //!
-//! An input fails where a target panics, takes longer than [`MAX_SECONDS`] or more memory than [`MAX_BYTES`], or where a
-//! figure is no XML or has a coordinate that is not finite.
+//! An input fails if a target panics, or takes longer than [`MAX_SECONDS`] or more memory than [`MAX_BYTES`].
+//! It also fails if a figure is not XML or has a non-finite coordinate.
 
 mod memory;
 mod mutate;
@@ -18,11 +19,11 @@ use std::time::{Duration, Instant};
 use mutate::Random;
 use targets::{TARGETS, Target};
 
-/// A hundred times what any input of the corpus takes in an unoptimised build.
+/// A hundred times the duration of any input of the corpus in an unoptimised build.
 const MAX_SECONDS: u64 = 20;
-/// What every limit in the readers is chosen for.
+/// Every limit in the readers is chosen for this number of bytes.
 const MAX_BYTES: usize = 1 << 30;
-/// Longer inputs are not made: limits on lengths have tests of their own.
+/// Most bytes of an input; limits on lengths have tests of their own.
 const MAX_INPUT: usize = 64 << 10;
 
 /// Memory is counted for the whole process, so only one input runs at a time.
@@ -36,7 +37,7 @@ fn corpus(target: &Target) -> Vec<(PathBuf, Vec<u8>)> {
     paths.into_iter().map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
 }
 
-/// What is wrong with how a target takes an input.
+/// Returns the fault that a target shows on an input, if any.
 fn fault(target: &Target, input: &[u8], folder: &Path) -> Option<String> {
     memory::start();
     let start = Instant::now();
@@ -103,7 +104,7 @@ fn fuzz() {
     for target in TARGETS.iter().filter(|target| wanted.as_ref().is_none_or(|wanted| wanted == target.name)) {
         let inputs: Vec<_> = corpus(target).into_iter().map(|(_, input)| input).collect();
         let folder = tempfile::tempdir().unwrap();
-        // Where an abort or a hang ends the process, this is the input that did it.
+        // If an abort or a hang ends the process, this file holds the input that caused it.
         let current = kept.join(format!("{}-current", target.name));
         let mut random = Random::new(seed);
         let mut kinds = BTreeSet::new();
@@ -116,7 +117,7 @@ fn fuzz() {
             std::fs::write(&current, &input).unwrap();
             count += 1;
             let Some(fault) = fault(target, &input, folder.path()) else { continue };
-            // One of each kind: digits differ between inputs.
+            // Keeps one input of each kind; digits differ between inputs.
             let kind: String = fault.chars().filter(|letter| !letter.is_ascii_digit()).take(120).collect();
             if kinds.insert(kind) {
                 let path = kept.join(format!("{}-{seed}-{count}", target.name));

@@ -1,9 +1,9 @@
-//! Memory of this process, counted.
+//! A count of the memory that this process allocates.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// More is not given: the process aborts, as it would where a machine has no more.
+/// Most bytes that can be allocated. Beyond them the process aborts, as on a machine without more memory.
 const MAX_LIVE_BYTES: usize = 4 << 30;
 
 static NOW: AtomicUsize = AtomicUsize::new(0);
@@ -24,13 +24,13 @@ fn take(bytes: usize) -> bool {
     now <= MAX_LIVE_BYTES
 }
 
-// SAFETY: every call goes on to the system's allocator with the same layout, or fails with a null pointer.
+// SAFETY: every call is passed to the system's allocator with the same layout, or fails with a null pointer.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if !take(layout.size()) {
             return std::ptr::null_mut();
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller's contract.
         unsafe { System.alloc(layout) }
     }
 
@@ -38,25 +38,25 @@ unsafe impl GlobalAlloc for Counting {
         if !take(layout.size()) {
             return std::ptr::null_mut();
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller's contract.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         NOW.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller's contract.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
 
-/// Counts from here.
+/// Starts counting.
 pub fn start() {
     let now = NOW.load(Relaxed);
     START.store(now, Relaxed);
     PEAK.store(now, Relaxed);
 }
 
-/// Most bytes in use since the start, less those in use then.
+/// Returns the most bytes in use since the start, minus those in use then.
 pub fn peak() -> usize {
     PEAK.load(Relaxed).saturating_sub(START.load(Relaxed))
 }

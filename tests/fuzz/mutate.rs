@@ -1,11 +1,11 @@
-//! Inputs made of others: pieces moved, numbers and words replaced by those that break things.
+//! Mutated inputs: pieces are moved, and numbers and words are replaced by ones that tend to cause errors.
 
 use std::io::{Cursor, Read, Write};
 
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
-/// Words in the place of others.
+/// Words that replace others.
 const WORDS: [&[u8]; 34] = [
     b"",
     b"0",
@@ -42,11 +42,11 @@ const WORDS: [&[u8]; 34] = [
     b"10^{2}",
     b"\xef\xbf\xbf",
 ];
-/// Numbers in binary headers.
+/// Numbers that replace those in binary headers.
 const NUMBERS: [u64; 12] =
     [0, 1, 2, 255, 256, 0xffff, 0x10000, 0xffff_ffff, 1 << 32, 1 << 53, i64::MAX as u64, u64::MAX];
 
-/// splitmix64: the same inputs for the same seed.
+/// The splitmix64 generator: the same seed gives the same inputs.
 pub struct Random(u64);
 
 impl Random {
@@ -62,7 +62,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// In 0 .. n; 0 for n = 0.
+    /// Returns a number in 0 .. n; 0 for n = 0.
     pub fn below(&mut self, n: usize) -> usize {
         (self.next() % n.max(1) as u64) as usize
     }
@@ -71,7 +71,7 @@ impl Random {
         &all[self.below(all.len())]
     }
 
-    /// A piece of so many bytes at most, more often a short one.
+    /// Returns a range of at most `length` bytes; short ranges are more likely.
     fn piece(&mut self, length: usize) -> std::ops::Range<usize> {
         let start = self.below(length + 1);
         let most = if self.below(4) > 0 { 16 } else { length };
@@ -79,7 +79,7 @@ impl Random {
     }
 }
 
-/// Any bytes.
+/// Mutates arbitrary bytes.
 pub fn bytes(inputs: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     let mut input = random.pick(inputs).clone();
     for _ in 0..=random.below(4) {
@@ -115,7 +115,7 @@ pub fn bytes(inputs: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     input
 }
 
-/// Another word in the place of one between separators.
+/// Replaces one word between separators.
 fn replace_word(input: &mut Vec<u8>, random: &mut Random) {
     let separator = |byte: &u8| b" ,\n\t=:()[]{}'\"".contains(byte);
     let at = random.below(input.len());
@@ -124,7 +124,7 @@ fn replace_word(input: &mut Vec<u8>, random: &mut Random) {
     input.splice(start..end, random.pick(&WORDS).iter().copied());
 }
 
-/// Rows and cells of a CSV.
+/// Mutates rows and cells of a CSV.
 pub fn csv(inputs: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     if random.below(4) == 0 {
         return bytes(inputs, random);
@@ -134,7 +134,7 @@ pub fn csv(inputs: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
         input.split(|&byte| byte == b'\n').map(|line| line.split(|&byte| byte == b',').map(<[u8]>::to_vec));
     let mut rows: Vec<Vec<Vec<u8>>> = lines.map(Iterator::collect).collect();
     for _ in 0..=random.below(6) {
-        // The header is hit less often than its share.
+        // The header is mutated less often than other rows.
         let row = random.below(rows.len()).max(usize::from(rows.len() > 1 && random.below(8) > 0));
         match random.below(6) {
             0 => {
@@ -161,7 +161,7 @@ pub fn csv(inputs: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     rows.iter().map(|row| row.join(&b',')).collect::<Vec<_>>().join(&b'\n')
 }
 
-/// A .npy whose header says how long it is, more often than not.
+/// Makes a .npy whose header usually has the correct length.
 pub fn npy(inputs: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     let mut input = bytes(inputs, random);
     if random.below(3) > 0
@@ -175,7 +175,7 @@ pub fn npy(inputs: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     input
 }
 
-/// A .safetensors whose header says how long it is, more often than not.
+/// Makes a .safetensors whose header usually has the correct length.
 pub fn safetensors(inputs: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     let mut input = bytes(inputs, random);
     if random.below(3) > 0
@@ -187,7 +187,7 @@ pub fn safetensors(inputs: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     input
 }
 
-/// Bytes of an archive, or an archive of other bytes.
+/// Mutates the bytes of an archive, or makes an archive of other bytes.
 pub fn npz(inputs: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     let input = random.pick(inputs).clone();
     let archive = ZipArchive::new(Cursor::new(&input)).ok().filter(|_| random.below(3) > 0);

@@ -1,4 +1,4 @@
-//! What is fuzzed: each target takes an input's bytes as a file of its kind, through to the end of what is made of it.
+//! Fuzz targets: each treats an input's bytes as a file of its kind and processes it completely.
 
 use std::path::{Path, PathBuf};
 
@@ -18,10 +18,10 @@ use usvg::roxmltree::{Document, ParsingOptions};
 
 use crate::mutate::{self, Random};
 
-/// What takes an input, and how inputs are made.
+/// A function under test, and the mutation that makes its inputs.
 pub struct Target {
     pub name: &'static str,
-    /// An error is a wrong result. Whatever nmem rejects is right.
+    /// The function. Its error means a wrong result; an input that nmem rejects is not an error.
     pub run: fn(&[u8], &Path) -> Result<(), String>,
     pub mutate: fn(&[Vec<u8>], &mut Random) -> Vec<u8>,
 }
@@ -62,7 +62,7 @@ fn file(folder: &Path, name: &str, input: &[u8]) -> PathBuf {
     path
 }
 
-/// Errors are one line.
+/// Checks that an error is one line.
 fn checked<T>(result: nmem::Result<T>) -> Result<Option<T>, String> {
     match result {
         Ok(value) => Ok(Some(value)),
@@ -125,7 +125,7 @@ fn config(input: &[u8], folder: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// An experiment, and after a line of dashes settings of the command line.
+/// Reads an experiment and, after a line of dashes, command-line settings.
 fn experiment(input: &[u8], folder: &Path) -> Result<(), String> {
     let text = String::from_utf8_lossy(input);
     let (text, settings) = text.split_once("\n---\n").unwrap_or((&text, ""));
@@ -195,7 +195,7 @@ fn figures(input: &[u8], folder: &Path, name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// XML, and every number of a place or a size is finite.
+/// Checks that a figure is XML and that all its positions and sizes are finite.
 fn check_svg(svg: &str) -> Result<(), String> {
     let options = ParsingOptions { nodes_limit: u32::MAX, ..ParsingOptions::default() };
     let document = Document::parse_with_options(svg, options).map_err(|error| format!("no XML: {error}"))?;
@@ -209,7 +209,7 @@ fn check_svg(svg: &str) -> Result<(), String> {
             let numbers = attribute.value().split([',', ' ']).filter(|part| !part.is_empty());
             for number in numbers {
                 let number: Result<f64, _> = number.trim_end_matches("pt").parse();
-                // A sheet of a hundred panels is far shorter.
+                // A sheet of a hundred panels is far smaller.
                 if !number.as_ref().is_ok_and(|number| number.is_finite() && number.abs() < 1e7) {
                     return Err(format!(
                         "{} of {}: {}",

@@ -15,7 +15,7 @@ fn inspect(folder: &Folder, args: &[&str]) -> (String, String, i32) {
     (text(output.stdout), text(output.stderr), output.status.code().unwrap())
 }
 
-/// A random memory of dim 6, 3 heads of 2, without the last norm, a NaN in one weight.
+/// Writes a random memory of dim 6 with 3 heads of 2, without post-norm, and with a NaN in one weight.
 fn memory(folder: &Folder) {
     let dimensions = Dimensions { dim: 6, heads: 3, dim_head: 2, pre_norm: true, post_norm: false };
     let random = random_tensors(&dimensions, Init::Xavier, 0).into_iter().map(|(name, mut tensor)| {
@@ -148,10 +148,10 @@ fn standard_input_is_a_file_too() {
     );
 }
 
-/// `nmem inspect … | head -1`.
+/// The case of `nmem inspect … | head -1`.
 #[test]
 #[cfg(unix)]
-fn a_reader_that_leaves_is_no_failure() {
+fn a_closed_pipe_is_not_a_failure() {
     use std::process::{Command, Stdio};
     let folder = Folder::new();
     folder.file("x.npy", &npy("'<f4'", false, "(1, 2)", &[0; 8]));

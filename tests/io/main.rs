@@ -1,6 +1,6 @@
-//! Files in and out. Everything is built here byte by byte or with ndarray-npy; nothing needs Python.
+//! Input and output files. They are built here byte by byte or with ndarray-npy; nothing needs Python.
 
-// What a file holds is compared exactly.
+// File contents are compared exactly.
 #![allow(clippy::float_cmp)]
 
 mod inspect;
@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use tempfile::TempDir;
 
-/// A `.npy` file, version 1, as `NumPy` lays it out.
+/// Returns a `.npy` file of version 1 in `NumPy`'s layout.
 fn npy(descr: &str, fortran: bool, shape: &str, data: &[u8]) -> Vec<u8> {
     let order = if fortran { "True" } else { "False" };
     npy_of_header(&format!("{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}, }}"), data)
@@ -46,7 +46,7 @@ impl Folder {
         self.path(name)
     }
 
-    /// The message as the program prints it, without this folder's own path.
+    /// Returns the message as the program prints it, without the directory's path.
     fn message(&self, error: nmem::Error) -> String {
         let text = format!("{:#}", anyhow::Error::from(error));
         assert!(!text.contains('\n'), "{text}");
@@ -54,7 +54,7 @@ impl Folder {
     }
 }
 
-/// A progress callback that lets everything go on.
+/// A progress callback that never stops the work.
 #[allow(clippy::unnecessary_wraps)]
 fn go_on(_: u64) -> nmem::Result<()> {
     Ok(())

@@ -24,7 +24,7 @@ fn read_all<T: Real>(file: &NpySequences) -> Array3<T> {
 
 const TYPES: [(&str, Dtype); 3] = [("f2", Dtype::F16), ("f4", Dtype::F32), ("f8", Dtype::F64)];
 
-/// The numbers of `values` in the file's order, as the file's type.
+/// Returns the numbers of `values` as bytes in the file's order and type.
 fn encode(values: &ArrayD<f64>, dtype: Dtype, fortran: bool, big: bool) -> Vec<u8> {
     let values = if fortran { values.t() } else { values.view() };
     let mut data = Vec::new();
@@ -93,10 +93,10 @@ fn other_header_versions_and_unprefixed_types() {
 #[test]
 fn sha256_is_that_of_the_whole_file() {
     let folder = Folder::new();
-    // Longer than one piece of the pass, and no multiple of it.
+    // Longer than one piece of the pass, and not a multiple of it.
     let data = vec![0; 300_000 * 4];
     let file = open(&folder.file("x.npy", &npy("'<f4'", false, "(100000, 3)", &data))).unwrap();
-    // sha256sum of the same bytes.
+    // This is the output of sha256sum for the same bytes.
     assert_eq!(file.sha256(), "c4549ce121300ad5d4d415a2a3c919c7a6725cd99d95a5ed5511f1531531a1a2");
 }
 
@@ -118,7 +118,7 @@ fn progress_adds_up_and_stops() {
     assert!(matches!(stopped, Err(Error::Interrupted)));
 }
 
-/// Each file and the whole message.
+/// Each malformed file and its whole message.
 #[test]
 fn rejections() {
     let folder = Folder::new();
@@ -170,20 +170,20 @@ fn rejections() {
         (
             "garbled",
             npy_of_header("{'descr': <f4}", b""),
-            "expected a .npy header, got one that is no Python dictionary".into(),
+            "expected a .npy header, got text that is not a Python dictionary".into(),
         ),
         (
             "list",
             npy_of_header("[1, 2]", b""),
-            "expected a .npy header, got one that is no Python dictionary".into(),
+            "expected a .npy header, got text that is not a Python dictionary".into(),
         ),
-        ("deep", npy_of_header(&deep, b""), "expected a .npy header, got brackets nested too deep".into()),
+        ("deep", npy_of_header(&deep, b""), "expected a .npy header, got brackets nested too deeply".into()),
         (
             "keys",
             npy_of_header("{'descr': '<f4', 'fortran_order': False}", b""),
-            "expected a .npy header, got one without shape".into(),
+            "expected a .npy header, got one without the key \"shape\"".into(),
         ),
-        ("negative", f4("(2, -3)", 24), "expected a .npy header, got one with the shape (2, -3)".into()),
+        ("negative", f4("(2, -3)", 24), "expected a .npy header, got an invalid shape (2, -3)".into()),
         (
             "overflow",
             f4("(4294967296, 4294967296, 4)", 0),
@@ -214,9 +214,9 @@ fn rejections() {
     }
     let error = open(&folder.path("absent.npy")).err().unwrap();
     assert_eq!(folder.message(error), "absent.npy: cannot open: No such file or directory (os error 2)");
-    std::fs::create_dir(folder.path("folder.npy")).unwrap();
-    let error = open(&folder.path("folder.npy")).err().unwrap();
-    assert_eq!(folder.message(error), "folder.npy: expected a .npy file, got a folder");
+    std::fs::create_dir(folder.path("directory.npy")).unwrap();
+    let error = open(&folder.path("directory.npy")).err().unwrap();
+    assert_eq!(folder.message(error), "directory.npy: expected a .npy file, got a directory");
 }
 
 #[test]
@@ -235,7 +235,7 @@ fn the_first_nonfinite_number_is_named_in_logical_order() {
         for (fortran, big) in [(false, false), (false, true), (true, false), (true, true)] {
             let descr = format!("'{}{code}'", if big { '>' } else { '<' });
             let mut values = ArrayD::zeros(IxDyn(&[2, 20, 5]));
-            // In Fortran order the second comes first in the file.
+            // In Fortran order the second one comes first in the file.
             values[[0, 17, 3]] = f64::NAN;
             values[[1, 0, 0]] = f64::NEG_INFINITY;
             let path = folder
@@ -310,7 +310,7 @@ fn retrieved_rows_in_any_order() {
     let shape = Shape { sequences: 1, tokens: 5, dim: 2 };
     let mut writer = RetrievedWriter::<f64>::create(&path, shape, 2).unwrap();
     let rows = all.slice(s![1, .., ..]).mapv(f64::from);
-    // A view whose rows are not contiguous.
+    // A view with rows that are not contiguous.
     let columns = Array2::from_shape_fn((2, 5), |(d, t)| rows[[t, d]]);
     writer.write_rows(0, 0, &columns.t()).unwrap();
     writer.finish().unwrap();
@@ -347,7 +347,7 @@ proptest! {
         let mut state = u64::from(seed);
         let values = Array3::from_shape_simple_fn((sequences, tokens, dim), || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            // Halves up to 1000: exact in f16.
+            // Halves up to 1000 are exact in f16.
             f64::from((state >> 33) as u32 % 2000) / 2.0 - 500.0
         });
         let start = start % tokens;

@@ -47,7 +47,7 @@ fn safetensors_round_trip_bit_for_bit() {
     assert_eq!(file.array::<f32>("scalar").unwrap()[[]], 3.0);
     assert_eq!(file.array::<f32>("empty").unwrap().shape(), [0, 4]);
     assert_eq!(file.array::<f64>("brain").unwrap()[[2]], 1.0);
-    // Again, byte by byte, and from what was read.
+    // Written again, and rewritten from the read file, the bytes are the same.
     let first = std::fs::read(&path).unwrap();
     for _ in 0..5 {
         write_safetensors(&path, file.tensors(), json).unwrap();
@@ -60,7 +60,7 @@ fn safetensors_round_trip_bit_for_bit() {
     assert_eq!(read.names().len(), 8);
 }
 
-/// The bytes themselves: a change of order or layout would change every memory's hash.
+/// The exact bytes: a change of order or layout would change every memory's hash.
 #[test]
 fn safetensors_bytes_stay_the_same() {
     let folder = Folder::new();
@@ -158,7 +158,7 @@ fn rejections() {
         message(&zip(&folder, &[("notes.txt", b"")])),
         "x.npz: expected a .safetensors or .npz file, got a zip archive without .npy members"
     );
-    // One bit of the data flipped: the archive's checksum tells.
+    // With one bit of the data flipped, the archive's checksum fails.
     let path = zip(&folder, &[("w.npy", &npy("'<f4'", false, "(200,)", &[7; 800]))]);
     let mut bytes = std::fs::read(&path).unwrap();
     let stored = npz(&folder, "stored.npz", false);

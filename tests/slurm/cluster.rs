@@ -1,5 +1,5 @@
-//! A Slurm of one node, started for a test and stopped with it: munged, slurmctld and slurmd on loopback, with all that
-//! they write in a folder of their own.
+//! A Slurm of one node, started for a test and stopped with it: munged, slurmctld and slurmd on loopback, with
+//! all their files in one directory.
 
 use std::ffi::OsStr;
 use std::net::TcpListener;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-/// Why there is none here; `None` where one can be started.
+/// Returns the reason why Slurm cannot be started here; `None` if it can.
 pub fn missing() -> Option<String> {
     let programs = ["munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "sinfo"];
     let paths: Vec<PathBuf> = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
@@ -74,11 +74,11 @@ impl Cluster {
     }
 
     fn text(&self, name: &str) -> &'static str {
-        // A handful of short names a test.
+        // A test leaks only a handful of short names.
         self.path(name).to_str().unwrap().to_owned().leak()
     }
 
-    /// What commands need to talk to it.
+    /// Returns the configuration file for commands.
     pub fn conf(&self) -> PathBuf {
         self.path("slurm.conf")
     }
@@ -87,7 +87,7 @@ impl Cluster {
         Command::new(program).args(arguments).env("SLURM_CONF", self.conf()).output().unwrap()
     }
 
-    /// Must succeed; its stdout.
+    /// Runs a command that must succeed, and returns its stdout.
     pub fn run<S: AsRef<OsStr>>(&self, program: &str, arguments: impl IntoIterator<Item = S>) -> String {
         let output = self.try_run(program, arguments);
         let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
@@ -95,7 +95,7 @@ impl Cluster {
         text(&output.stdout)
     }
 
-    /// Polls, for two minutes at most.
+    /// Polls for at most two minutes.
     pub fn wait(&self, what: &str, mut done: impl FnMut() -> bool) {
         let start = Instant::now();
         while !done() {
@@ -104,12 +104,12 @@ impl Cluster {
         }
     }
 
-    /// Until no job waits or runs.
+    /// Waits until no job is queued or running.
     pub fn wait_for_jobs(&self) {
         self.wait("an empty queue", || self.run("squeue", ["-h"]).is_empty());
     }
 
-    /// The state of a job or a task of an array, as scontrol names it.
+    /// Returns a field of a job or of an array task, as scontrol prints it.
     pub fn job(&self, id: &str, field: &str) -> String {
         let shown = self.run("scontrol", ["-o", "show", "job", id]);
         let value = shown.split_whitespace().find_map(|word| word.strip_prefix(field)?.strip_prefix('='));
@@ -133,7 +133,7 @@ impl Cluster {
 }
 
 impl Drop for Cluster {
-    /// By their pid files: they would outlive the test otherwise.
+    /// Stops the daemons by their pid files; they would outlive the test otherwise.
     fn drop(&mut self) {
         let gone = |pid: &String| !Path::new("/proc").join(pid).exists();
         let pause = || std::thread::sleep(Duration::from_millis(50));
@@ -158,7 +158,7 @@ impl Drop for Cluster {
     }
 }
 
-/// Two that nothing listens on.
+/// Returns two ports on which nothing listens.
 fn free_ports() -> [u16; 2] {
     let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
     listeners.map(|listener| listener.local_addr().unwrap().port())

@@ -1,5 +1,5 @@
-//! Sweeps on a real Slurm of one node. Where none can be started, the tests are listed as ignored, with the reason on
-//! stderr; with `NMEM_REQUIRE_SLURM=1` they fail there instead.
+//! Sweeps on a real Slurm of one node. If none can be started, the tests are listed as ignored, with the reason
+//! on stderr. With `NMEM_REQUIRE_SLURM=1` they fail instead.
 
 mod cluster;
 
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// A folder with a sequence and an experiment of twelve runs.
+/// A directory with a sequence and an experiment of twelve runs.
 struct Sandbox {
     folder: TempDir,
     cluster: Cluster,
@@ -63,13 +63,13 @@ impl Sandbox {
             .args(line.split(' '))
             .current_dir(self.folder.path())
             .env("SLURM_CONF", self.cluster.conf())
-            // As sbatch --export=NONE: jobs see nothing of this environment.
+            // Like sbatch --export=NONE: jobs inherit nothing of this environment.
             .env("SBATCH_EXPORT", "NONE")
             .output()
             .unwrap()
     }
 
-    /// Must end with this status; its stdout and stderr.
+    /// Runs a command that must end with this status, and returns its stdout and stderr.
     fn ends(&self, line: &str, code: i32) -> String {
         let output = self.nmem(line);
         let text =
@@ -78,7 +78,7 @@ impl Sandbox {
         text
     }
 
-    /// Submits; ids of the array and of the job that collects.
+    /// Submits a sweep. Returns the ids of the array and of the collecting job.
     fn submit(&self, line: &str) -> (String, String) {
         let text = self.ends(line, 0);
         let ids: Vec<_> = text
@@ -99,14 +99,14 @@ impl Sandbox {
         (array, collect)
     }
 
-    /// What the jobs printed.
+    /// Returns the output of the jobs.
     fn logs(&self, folder: &str) -> String {
         let logs = std::fs::read_dir(self.path(folder).join("slurm")).unwrap();
         let texts = logs.map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap());
         texts.collect()
     }
 
-    /// Both folders tell the same, timings aside: the tables and the runs' own files.
+    /// Checks that both directories have the same tables and files of runs, apart from timings.
     fn same(&self, one: &str, other: &str) {
         for (name, timed) in
             [("results.csv", ["tokens_per_s", "wall_s"]), ("summary.csv", ["tokens_per_s.", "wall_s."])]
@@ -131,7 +131,7 @@ impl Sandbox {
     }
 }
 
-/// Rows without the columns that begin so.
+/// Returns the rows without columns whose names start with these prefixes.
 fn untimed(path: &Path, timed: &[&str]) -> Vec<Vec<String>> {
     let mut reader = csv::ReaderBuilder::new().has_headers(false).from_path(path).unwrap();
     let rows: Vec<csv::StringRecord> = reader.records().map(Result::unwrap).collect();
@@ -157,14 +157,14 @@ fn an_array_does_what_one_machine_does() {
     }
     assert_eq!(sandbox.cluster.job(&collect, "JobState"), "COMPLETED", "{}", sandbox.logs("there"));
     sandbox.same("here", "there");
-    assert_eq!(std::fs::read_dir(sandbox.path("there/records")).unwrap().count(), 4, "a file a shard");
+    assert_eq!(std::fs::read_dir(sandbox.path("there/records")).unwrap().count(), 4, "one file per shard");
     assert!(sandbox.path("there/plots/loss_before_mean.svg").is_file());
     sandbox.ends("sweep --collect there", 0);
     sandbox.same("here", "there");
 }
 
 fn a_cancelled_task_is_missing_until_it_is_done_again() {
-    // Long enough to be caught in the middle.
+    // Long enough that the runs can be interrupted.
     let sandbox = Sandbox::new("repeat = 1500");
     sandbox.ends("sweep grid.toml --out here", 0);
     let (array, collect) =
@@ -174,14 +174,14 @@ fn a_cancelled_task_is_missing_until_it_is_done_again() {
     sandbox.cluster.run("scancel", [&task]);
     sandbox.cluster.wait_for_jobs();
     assert_eq!(sandbox.cluster.job(&task, "JobState"), "CANCELLED");
-    // The last job says what is missing, and ends with 1.
+    // The last job reports the missing runs and exits with 1.
     assert_eq!(sandbox.cluster.job(&collect, "ExitCode"), "1:0", "{}", sandbox.logs("there"));
     assert!(sandbox.logs("there").contains("missing"), "{}", sandbox.logs("there"));
     let rows = untimed(&sandbox.path("there/results.csv"), &["tokens_per_s", "wall_s"]).len() - 1;
     assert!((9..12).contains(&rows), "{rows} of 12 runs");
     sandbox.ends("sweep --collect there", 1);
 
-    // That shard alone once more: the script knows how many there are.
+    // Only that shard runs again; the script contains the number of shards.
     let script = sandbox.path("there/sweep.sbatch");
     sandbox.cluster.run("sbatch", ["--array=3", script.to_str().unwrap()]);
     sandbox.cluster.wait_for_jobs();

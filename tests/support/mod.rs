@@ -1,4 +1,4 @@
-//! What several test files share: the one closeness check, golden cases, and collecting what the engine delivers.
+//! Code that several test files share: the closeness check, golden cases, and a collector of the engine's results.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 #![allow(clippy::needless_pass_by_value, reason = "views are passed by value, as ndarray does")]
 
@@ -41,7 +41,7 @@ pub fn assert_close(what: &str, got: ArrayViewD<f64>, expected: ArrayViewD<f64>,
     }
 }
 
-/// The golden tolerance: `rel` of the array's largest magnitude.
+/// Checks closeness with the golden tolerance: `rel` of the array's largest magnitude.
 pub fn assert_close_to_largest(what: &str, got: ArrayViewD<f64>, expected: ArrayViewD<f64>, rel: f64) {
     let abs = rel * largest(expected.view());
     assert_close(what, got, expected, abs, 0.0);
@@ -51,10 +51,10 @@ pub fn largest(of: ArrayViewD<f64>) -> f64 {
     of.iter().fold(0.0_f64, |largest, x| largest.max(x.abs()))
 }
 
-/// Norms under this are zero to the oracle, whose squares vanish: gradients of a saturated softmax.
+/// Norms below this are zero in the oracle, whose squares vanish: gradients of a saturated softmax.
 const VANISHING: f64 = 1e-150;
 
-/// One folder of tests/golden.
+/// One directory of tests/golden.
 pub struct Golden {
     pub name: String,
     pub folder: PathBuf,
@@ -71,7 +71,7 @@ impl Golden {
             std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
         folders.sort();
         let cases: Vec<_> = folders.into_iter().filter(|path| path.is_dir()).map(Self::open).collect();
-        assert_eq!(cases.len(), 14, "all golden cases are there");
+        assert_eq!(cases.len(), 14, "all golden cases exist");
         cases
     }
 
@@ -113,7 +113,7 @@ impl Golden {
         })
     }
 
-    /// Arrays of `expected.npz` or `expected_f32eps.npz`.
+    /// Returns the arrays of `expected.npz` or `expected_f32eps.npz`.
     pub fn expected(&self, file: &str) -> BTreeMap<String, ArrayD<f64>> {
         let mut npz = NpzReader::new(File::open(self.folder.join(file)).unwrap()).unwrap();
         let names = npz.names().unwrap();
@@ -121,7 +121,7 @@ impl Golden {
     }
 }
 
-/// All float32 tensors of a .safetensors file.
+/// Returns all float32 tensors of a .safetensors file.
 pub fn tensors(path: &Path) -> BTreeMap<String, ArrayD<f64>> {
     let bytes = std::fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -144,17 +144,17 @@ pub fn to_type<T: Real>(array: ArrayD<f64>) -> ArrayD<T> {
     array.mapv(T::from_f64)
 }
 
-/// Keeps what the engine delivers of sequences that it says are done, and holds it to its contract: sequences are
-/// done in their order, rows of a sequence come by chunk and head, and no token is delivered twice.
+/// Collects the engine's results for complete sequences and checks the engine's contract. Sequences are
+/// completed in order, rows of a sequence come by chunk and head, and no token is delivered twice.
 #[derive(Default)]
 pub struct Collect<T> {
-    /// By sequence, chunk and head.
+    /// Metrics by sequence, chunk and head.
     pub rows: Vec<ChunkMetrics>,
-    /// NaN where nothing was delivered.
+    /// Retrieved tokens; NaN where nothing was delivered.
     pub retrieved: Array3<T>,
-    /// By sequence, then when it was read again, chunk and head.
+    /// Losses of kept chunks by sequence, then time of reading, chunk and head.
     pub retained: Vec<Retained>,
-    /// Sequences that are done.
+    /// Number of complete sequences.
     pub done: usize,
     pending: BTreeMap<usize, Vec<ChunkMetrics>>,
 }
@@ -165,7 +165,7 @@ impl<T: Real> Collect<T> {
         Self { rows: Vec::new(), retrieved, retained: Vec::new(), done: 0, pending: BTreeMap::new() }
     }
 
-    /// The rows as text that shows every bit of every number (but for what kind of NaN).
+    /// Returns the rows as text that shows every bit of every number, except for the kind of a NaN.
     pub fn rows_text(&self) -> String {
         format!("{:?}", self.rows)
     }
@@ -192,7 +192,7 @@ impl<T: Real> Sink<T> for Collect<T> {
         let of_sequence = self.retained.iter().filter(|row| row.sequence == sequence);
         let by_moment = |row: &Retained| (row.after, row.chunk, row.head);
         assert!(of_sequence.is_sorted_by_key(by_moment), "kept chunks by moment, chunk and head");
-        assert_eq!(sequence, self.done, "sequences are done in order");
+        assert_eq!(sequence, self.done, "sequences are completed in order");
         self.done += 1;
         let rows = self.pending.remove(&sequence).unwrap_or_default();
         assert!(rows.is_sorted_by_key(|row| (row.chunk, row.head)), "rows by chunk and head");
@@ -201,7 +201,7 @@ impl<T: Real> Sink<T> for Collect<T> {
     }
 }
 
-/// Runs the engine on arrays; `shape` is that of what is read.
+/// Runs the engine on arrays; `shape` is that of the queries.
 pub fn run<T: Real>(
     memory: &Memory<T>,
     state: &mut State<T>,
@@ -210,11 +210,11 @@ pub fn run<T: Real>(
 ) -> (Collect<T>, Outcome) {
     let mut sink = Collect::new(shape);
     let outcome = Engine::new(memory).run(state, work, &mut sink, &mut |_| Ok(())).unwrap();
-    assert_eq!(outcome.rows, sink.rows.len(), "rows that count are those of sequences that are done");
+    assert_eq!(outcome.rows, sink.rows.len(), "counted rows are those of complete sequences");
     (sink, outcome)
 }
 
-/// Runs the engine where it is to come to an end of its own.
+/// Runs the engine and expects no divergence.
 pub fn run_through<T: Real>(
     memory: &Memory<T>,
     state: &mut State<T>,
@@ -226,7 +226,7 @@ pub fn run_through<T: Real>(
     collected
 }
 
-/// Random parameters and how they are used, in either element type and for the oracle.
+/// Random parameters with their settings, for either element type and for the oracle.
 #[derive(Clone, Debug)]
 pub struct RandomMemory {
     pub dimensions: Dimensions,
@@ -237,7 +237,7 @@ pub struct RandomMemory {
 }
 
 impl RandomMemory {
-    /// With all norms, learned gates and no past weights.
+    /// Creates a memory with all norms, learned gates and no past weights.
     pub fn new(
         (dim, heads, dim_head): (usize, usize, usize),
         chunk_size: usize,
@@ -258,7 +258,7 @@ impl RandomMemory {
         Self { gates, ..self }
     }
 
-    /// Past weights uniform in ±`size`.
+    /// Adds past weights uniform in ±`size`.
     pub fn past(mut self, size: f64, seed: u64) -> Self {
         let d = self.dimensions.dim_head;
         let all = uniform((4, d, d), size, seed);
@@ -276,20 +276,20 @@ impl RandomMemory {
         Memory::new(self.parameters(), self.chunk_size, self.gates, past.as_deref()).unwrap()
     }
 
-    /// The oracle, at the ε that `T` has.
+    /// Returns the oracle, with the ε of `T`.
     pub fn reference<T: Real>(&self, sequences: usize) -> Reference {
         let past = self.past.as_deref();
         Reference::new(self.parameters(), self.chunk_size, self.gates, T::EPS.to_f64(), past, sequences)
     }
 }
 
-/// Numbers uniform in ±`size` that an f32 holds exactly, so that every element type gets the same.
+/// Returns numbers uniform in ±`size` that f32 holds exactly, so that every element type gets the same numbers.
 pub fn uniform(shape: (usize, usize, usize), size: f64, seed: u64) -> Array3<f64> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     Array3::from_shape_simple_fn(shape, || f64::from((size * (2.0 * rng.random::<f64>() - 1.0)) as f32))
 }
 
-/// Every column of the metrics, each within `rel` of its largest magnitude; probes where there are any.
+/// Compares every column of the metrics within `rel` of its largest magnitude, and probes where they exist.
 pub fn assert_rows_close(what: &str, got: &[ChunkMetrics], expected: &[ChunkMetrics], rel: f64) {
     assert_eq!(places(got), places(expected), "{what}: sequence, chunk, head, start, end");
     let (got, expected) = (columns(got), columns(expected));
@@ -304,7 +304,7 @@ fn places(rows: &[ChunkMetrics]) -> Vec<[usize; 5]> {
     rows.iter().map(|row| [row.sequence, row.chunk, row.head, row.start, row.end]).collect()
 }
 
-/// The columns of metrics by name, those of probes where all rows have them.
+/// Returns the columns of metrics by name; those of probes if all rows have them.
 pub fn columns(rows: &[ChunkMetrics]) -> BTreeMap<String, Array1<f64>> {
     let mut columns = BTreeMap::new();
     let mut add = |name: &str, of: &dyn Fn(&ChunkMetrics) -> Option<f64>| {
@@ -330,7 +330,7 @@ pub fn columns(rows: &[ChunkMetrics]) -> BTreeMap<String, Array1<f64>> {
     columns
 }
 
-/// U and S of every sequence and head against the oracle's, per memory weight.
+/// Compares U and S of every sequence and head with the oracle's, per memory weight.
 pub fn assert_state_close<T: Real>(
     what: &str,
     memory: &Memory<T>,
@@ -358,7 +358,7 @@ pub fn assert_state_close<T: Real>(
     }
 }
 
-/// The arrays of expected.npz that metrics rows hold.
+/// Returns the arrays of expected.npz that metrics rows contain.
 pub fn from_rows(rows: &[ChunkMetrics], sequences: usize, heads: usize) -> BTreeMap<String, ArrayD<f64>> {
     let per_weight = |of: fn(&ChunkMetrics, usize) -> f64| {
         let parts: Vec<_> = (0..4).map(|p| column(rows, sequences, heads, |row| of(row, p))).collect();
@@ -377,7 +377,7 @@ pub fn from_rows(rows: &[ChunkMetrics], sequences: usize, heads: usize) -> BTree
     arrays
 }
 
-/// Holds results to a file of a golden case.
+/// Compares results with a file of a golden case.
 pub fn compare(who: &str, case: &Golden, file: &str, got: &BTreeMap<String, ArrayD<f64>>, tolerance: f64) {
     for (name, expected) in case.expected(file) {
         let what = format!("{who}, {}, {name}", case.name);
@@ -386,7 +386,7 @@ pub fn compare(who: &str, case: &Golden, file: &str, got: &BTreeMap<String, Arra
     }
 }
 
-/// What an engine, run by `run`, makes of a golden case, under the names of expected.npz.
+/// Returns the results of an engine, run by `run`, on a golden case, with the names of expected.npz.
 pub fn golden_results<T: Real>(
     case: &Golden,
     run: impl FnOnce(&Memory<T>, &mut State<T>, Work<'_, T>, (usize, usize, usize)) -> (Collect<T>, Outcome),
@@ -409,12 +409,12 @@ pub fn golden_results<T: Real>(
     results
 }
 
-/// A memory of the golden case, in T.
+/// Returns a memory of the golden case in T.
 pub fn memory<T: Real>(case: &Golden) -> Memory<T> {
     Memory::new(case.parameters(), case.chunk_size, Gates::default(), case.past().as_deref()).unwrap()
 }
 
-/// A column of metrics as (sequences, heads, chunks).
+/// Returns a column of metrics as (sequences, heads, chunks).
 pub fn column(
     rows: &[ChunkMetrics],
     sequences: usize,
@@ -427,7 +427,7 @@ pub fn column(
     array.permuted_axes([0, 2, 1]).as_standard_layout().into_owned().into_dyn()
 }
 
-/// One memory weight's part of U or S, as (sequences, heads, rows, cols).
+/// Returns one memory weight's part of U or S as (sequences, heads, rows, cols).
 pub fn weight<T: Real>(of: &Array3<T>, shapes: &[(usize, usize)], p: usize) -> ArrayD<f64> {
     let offset: usize = shapes[..p].iter().map(|(rows, cols)| rows * cols).sum();
     let (rows, cols) = shapes[p];

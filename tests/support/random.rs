@@ -1,4 +1,4 @@
-//! Random configurations of a memory, and how far the engine is from the oracle on each.
+//! Random configurations of a memory, and the engine's error against the oracle for each.
 
 use std::collections::BTreeMap;
 
@@ -12,18 +12,18 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::support::{RandomMemory, columns, largest, run_through, uniform, weight};
 
-/// A memory, what it reads and stores, and where its life is cut into calls.
+/// A memory, its input tokens, and the positions at which its life is divided into calls.
 pub struct Case {
     random: RandomMemory,
     probe: bool,
     read: Array3<f64>,
     store: Array3<f64>,
-    /// Ends of the calls, of both streams; the last call takes what is left of each.
+    /// Ends of the calls, in both streams; the last call takes the remaining tokens of each.
     cuts: Vec<usize>,
 }
 
 impl Case {
-    /// The case number `seed`.
+    /// Creates the case of a seed.
     pub fn new(seed: u64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let heads = rng.random_range(1..=4);
@@ -56,7 +56,8 @@ impl Case {
         Self { random, probe: rng.random_bool(0.5), read, store, cuts }
     }
 
-    /// The largest error of each group of results, relative to the largest magnitude of each array in the group.
+    /// Returns the largest error of each group of results, relative to the largest magnitude of each array in
+    /// the group.
     pub fn errors<T: Real>(&self) -> BTreeMap<&'static str, f64> {
         let (sequences, _, dim) = self.read.dim();
         let memory = self.random.memory::<T>();
@@ -105,7 +106,7 @@ impl Case {
     }
 }
 
-/// Learned with a bias, or fixed at up to `most`.
+/// Returns a gate: learned with a bias, or fixed at up to `most`.
 fn gate(rng: &mut ChaCha8Rng, most: f64) -> Gate {
     if rng.random_bool(0.5) {
         Gate::Learned(rng.random_range(-2.0..2.0))
@@ -114,7 +115,7 @@ fn gate(rng: &mut ChaCha8Rng, most: f64) -> Gate {
     }
 }
 
-/// The largest difference, relative to the largest expected magnitude. 0 where both are zero, NaN where one is.
+/// Returns the largest difference relative to the largest expected magnitude: 0 if both are zero, NaN if one is.
 fn error(got: &ArrayD<f64>, expected: &ArrayD<f64>) -> f64 {
     assert_eq!(got.shape(), expected.shape(), "shapes");
     let difference =

@@ -1,4 +1,5 @@
-//! The program from outside: run in a folder of its own, its files read back with the formats' own libraries.
+//! The program from outside: it runs in a temporary directory, and its files are read back with the formats'
+//! own libraries.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,19 +15,19 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A repository file.
+/// Returns the path of a file in the repository.
 pub fn shipped(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// How a command ended.
+/// The status and output of a command.
 pub struct CommandOutput {
     pub code: Option<i32>,
     pub out: String,
     pub err: String,
 }
 
-/// A folder to work in. Commands are given as one line, words split at spaces.
+/// A temporary working directory. A command is one line, split into words at spaces.
 pub struct Sandbox {
     folder: TempDir,
     variables: Vec<(&'static str, OsString)>,
@@ -37,19 +38,19 @@ impl Sandbox {
         Self { folder: tempfile::tempdir().unwrap(), variables: Vec::new() }
     }
 
-    /// On a file system in memory where there is one: thousands of synced files are not kept waiting by the disk.
+    /// Creates it in a memory file system if there is one, so that thousands of synced files do not wait for the disk.
     pub fn in_memory() -> Self {
         let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         Self { folder, variables: Vec::new() }
     }
 
-    /// With a variable in the environment of its commands.
+    /// Sets a variable in the environment of its commands.
     pub fn set(mut self, name: &'static str, value: impl Into<OsString>) -> Self {
         self.variables.push((name, value.into()));
         self
     }
 
-    /// With copies of a golden case's files.
+    /// Creates it with copies of a golden case's files.
     pub fn with_golden(case: &str) -> Self {
         let sandbox = Self::new();
         for entry in std::fs::read_dir(shipped("tests/golden").join(case)).unwrap() {
@@ -59,7 +60,7 @@ impl Sandbox {
         sandbox
     }
 
-    /// With `data/passages.*`.
+    /// Creates it with copies of `data/passages.*`.
     pub fn with_passages() -> Self {
         let sandbox = Self::new();
         for name in ["passages.npy", "passages.safetensors", "passages_labels.csv"] {
@@ -97,27 +98,27 @@ impl Sandbox {
         Self::finish(self.command(line))
     }
 
-    /// Must succeed.
+    /// Runs a command that must succeed.
     pub fn ok(&self, line: &str) -> CommandOutput {
         let output = self.run(line);
         assert_eq!(output.code, Some(0), "nmem {line}\n{}", output.err);
         output
     }
 
-    /// Must be refused: exit status 2, nothing on stdout, one line on stderr, nothing left behind. That line, without
-    /// this folder's path.
+    /// Runs a command that must be rejected: exit status 2, nothing on stdout, one line on stderr, no files
+    /// left. Returns that line without the directory's path.
     pub fn rejected(&self, line: &str) -> String {
         let before = self.contents();
         let message = self.one_error(&self.run(line), 2, line);
         assert!(
             self.contents() == before,
-            "nmem {line}: what is in the folder: {:?}",
+            "nmem {line}: files in the directory: {:?}",
             self.contents().keys()
         );
         message
     }
 
-    /// The one line on stderr of a command that ended with `code`.
+    /// Returns the one line on stderr of a command that ended with `code`.
     pub fn one_error(&self, output: &CommandOutput, code: i32, line: &str) -> String {
         let CommandOutput { code: got, out, err } = output;
         assert_eq!((*got, &out[..]), (Some(code), ""), "nmem {line}\n{err}");
@@ -128,7 +129,7 @@ impl Sandbox {
         message.replace(&format!("{}/", own.display()), "").replace(&own.display().to_string(), "HERE")
     }
 
-    /// Everything in this folder, hidden entries too: paths, and the bytes of files.
+    /// Returns everything in the directory, hidden entries too: paths, and the bytes of files.
     pub fn contents(&self) -> BTreeMap<String, Option<Vec<u8>>> {
         let mut found = BTreeMap::new();
         let mut folders = vec![self.folder.path().to_path_buf()];
@@ -146,10 +147,10 @@ impl Sandbox {
         found
     }
 
-    /// Names in one folder, hidden ones too, sorted.
-    pub fn names(&self, folder: &str) -> Vec<String> {
+    /// Returns the names in one directory, hidden ones too, sorted.
+    pub fn names(&self, directory: &str) -> Vec<String> {
         let entries =
-            std::fs::read_dir(self.path(folder)).unwrap_or_else(|error| panic!("{folder}: {error}"));
+            std::fs::read_dir(self.path(directory)).unwrap_or_else(|error| panic!("{directory}: {error}"));
         let names: BTreeSet<_> =
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.into_iter().collect()
@@ -171,7 +172,7 @@ impl Sandbox {
         read_npy(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
-    /// Of either type, by what the file says.
+    /// Reads an array of f32 or f64, depending on the file.
     pub fn floats(&self, name: &str) -> ArrayD<f64> {
         read_npy::<_, ArrayD<f32>>(self.path(name))
             .map_or_else(|_| self.f64s(name), |array| array.mapv(f64::from))
@@ -185,7 +186,7 @@ impl Sandbox {
         read_tensors(&self.path(name))
     }
 
-    /// The JSON in a memory's metadata.
+    /// Returns the JSON in a memory's metadata.
     pub fn memory_config(&self, name: &str) -> Value {
         let bytes = self.bytes(name);
         let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
@@ -193,7 +194,7 @@ impl Sandbox {
     }
 }
 
-/// A .csv as text, by column name.
+/// The text of a CSV file, by column name.
 pub struct Table {
     pub header: Vec<String>,
     pub rows: Vec<Vec<String>>,
@@ -223,7 +224,7 @@ impl Table {
             .collect()
     }
 
-    /// Rows by chunk and head as (sequences, heads, chunks).
+    /// Returns a column, in rows by chunk and head, as (sequences, heads, chunks).
     pub fn by_head(&self, name: &str, sequences: usize, heads: usize) -> ArrayD<f64> {
         let shape = IxDyn(&[sequences, self.rows.len() / (sequences * heads), heads]);
         let array = ArrayD::from_shape_vec(shape, self.numbers(name)).unwrap();
@@ -231,10 +232,10 @@ impl Table {
     }
 }
 
-/// Columns of whole numbers; the others are measured.
+/// Columns of integers; the others are measured.
 pub const COUNTS: [&str; 5] = ["sequence", "chunk", "head", "start", "end"];
 
-/// A tensor as a file holds it.
+/// A tensor in its file's form.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Raw {
     pub dtype: Dtype,
@@ -287,11 +288,11 @@ pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, Raw>) {
     safetensors::serialize_to_file(views, None, path).unwrap();
 }
 
-/// Made-up tokens: quarters between −2 and 2, exact in every type, without a pattern.
+/// Returns generated tokens: quarters between −2 and 2, exact in every type, without a pattern.
 pub fn tokens(shape: &[usize], seed: u64) -> ArrayD<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     ArrayD::from_shape_simple_fn(shape, || {
-        // xorshift64: any generator will do.
+        // This is xorshift64; any generator will do.
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
