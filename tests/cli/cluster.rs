@@ -1,7 +1,7 @@
 //! `nmem sweep` on more than one machine, as far as no Slurm is needed: shards, what an array's environment may say, the
 //! script, `--collect`.
 
-use super::{CommandOutput, Sandbox, tokens};
+use super::{CommandOutput, Sandbox, Transcript, counts, tokens, without_runs};
 
 const GRID: &str = "[fixed]\ndata = \"tokens.npy\"\n[grid]\nchunk_size = [2, 4]\nseed = [1, 2, 3]\n";
 
@@ -40,14 +40,11 @@ fn shards_make_the_whole() {
     assert_eq!(runs(&sandbox, "shares"), 3);
     let output = sandbox.run("sweep --collect shares");
     assert_eq!(output.code, Some(1));
-    assert_eq!(
-        output.err.lines().filter(|line| line.starts_with("error: missing ")).count(),
-        3,
-        "{}",
-        output.err
-    );
-    assert!(output.err.contains("(chunk_size=2 seed=1)"), "{}", output.err);
-    assert!(output.out.contains("6: 3 finished, 3 missing, 0 failed or diverged"), "{}", output.out);
+    assert_eq!(output.err.lines().count(), 3, "{}", output.err);
+    let mut said = Transcript::new();
+    said.entry("sweep --collect shares", output.code, &without_runs(&output.err));
+    insta::assert_snapshot!(said);
+    assert_eq!(counts(output.out.lines().next().unwrap()), [6, 3, 3, 0], "{}", output.out);
     let json = sandbox.run("sweep --collect shares --no-plots --format json");
     let json: serde_json::Value = serde_json::from_str(&json.out).unwrap();
     assert_eq!(json["missing"].as_array().unwrap().len(), 3);
@@ -65,9 +62,11 @@ fn shards_make_the_whole() {
 #[test]
 fn an_array_task_runs_its_shard() {
     let sandbox = sandbox();
+    let mut said = Transcript::new();
     let output = task(&sandbox, "sweep grid.toml --out a", &slurm("1", "0", "1", "2"));
     assert_eq!((output.code, runs(&sandbox, "a")), (Some(0), 3), "{}", output.err);
-    assert_eq!(output.err, "note: share 2/2: SLURM_ARRAY_TASK_ID is 1 (--no-shard does all runs)\n");
+    said.given("SLURM_ARRAY_TASK_ID=1 of 0-1");
+    said.ran(&sandbox, "sweep grid.toml --out a", &output);
     // What is said outright counts.
     let output = task(&sandbox, "sweep grid.toml --out b --shard 1/6", &slurm("3", "3", "7", "2"));
     assert_eq!((output.code, &output.err[..], runs(&sandbox, "b")), (Some(0), "", 1));
@@ -77,24 +76,24 @@ fn an_array_task_runs_its_shard() {
     assert_eq!((output.code, runs(&sandbox, "d")), (Some(0), 2), "{}", output.err);
     let output = task(&sandbox, "sweep grid.toml --out e", &[("HQ_TASK_ID", "3")]);
     assert_eq!((output.code, runs(&sandbox, "e")), (Some(0), 6));
-    assert_eq!(output.err, "note: HQ_TASK_ID is set, but not --shards N: this task does all runs\n");
+    said.given("HQ_TASK_ID=3");
+    said.ran(&sandbox, "sweep grid.toml --out e", &output);
 
     // HyperQueue's workers in a Slurm array: their tasks inherit its variables.
     let both: Vec<_> = slurm("1", "1", "4", "4").into_iter().chain([("HQ_TASK_ID", "2")]).collect();
     let output = task(&sandbox, "sweep grid.toml --out g --shards 3", &both);
-    assert_eq!(output.err, "note: share 2/3: HQ_TASK_ID is 2 (--no-shard does all runs)\n");
+    said.given("HQ_TASK_ID=2 SLURM_ARRAY_TASK_ID=1 of 1-4");
+    said.ran(&sandbox, "sweep grid.toml --out g --shards 3", &output);
     let output = sandbox.ok("sweep grid.toml --shard 1/3 --dry-run");
-    assert!(output.out.ends_with("2 runs, 0 of them done\n"), "{}", output.out);
+    assert_eq!(counts(output.out.lines().last().unwrap()), [2, 0], "{}", output.out);
 
     // --array=3,7
     let before = sandbox.contents();
     let output = task(&sandbox, "sweep grid.toml --out f", &slurm("3", "3", "7", "2"));
-    assert_eq!(
-        sandbox.one_error(&output, 2, "--array=3,7"),
-        "SLURM_ARRAY_TASK_ID: expected an array without gaps, whose tasks are the shares, got task 3 of 2 between 3 and 7: \
-         say --shard I/N, or --no-shard for all runs"
-    );
+    said.given("SLURM_ARRAY_TASK_ID=3 of 3,7");
+    said.error("sweep grid.toml --out f", 2, &sandbox.one_error(&output, 2, "--array=3,7"));
     assert!(sandbox.contents() == before);
+    insta::assert_snapshot!(said);
 }
 
 #[test]
@@ -122,40 +121,23 @@ fn the_script_is_shown() {
 #[test]
 fn rejected() {
     let sandbox = sandbox();
-    for (arguments, expected) in [
-        (
-            "grid.toml --shards 3",
-            "--shards: expected a task of an array, or --slurm, got no SLURM_ARRAY_TASK_ID and no HQ_TASK_ID (say --shard I/N)",
-        ),
-        ("grid.toml --time 3", "--time: expected --slurm or --slurm-dry-run beside it, got neither"),
-        (
-            "grid.toml --shard 1/2 --force",
-            "--force: share 1/2 would remove the results of the others; use --force without shares",
-        ),
-        (
-            "grid.toml --slurm-dry-run --sbatch-arg=-a1-9",
-            "--sbatch-arg: expected an option of sbatch that is not this command's own, as --mem=4G, got -a1-9",
-        ),
-        ("grid.toml --slurm-dry-run --shards 0", "--shards: expected at least 1, got 0"),
-        ("grid.toml --slurm-dry-run -j 2", "--jobs: expected --cpus-per-task beside --slurm, got --jobs"),
-        (
-            "grid.toml --shard 3/2",
-            "invalid value '3/2' for '--shard <I/N>': expected I/N with I from 1 to N (see --help)",
-        ),
-        (
-            "--collect absent --shard 1/2",
-            "--collect: expected neither shares nor --slurm beside it, got a share",
-        ),
+    let mut said = Transcript::new();
+    for arguments in [
+        "grid.toml --shards 3",
+        "grid.toml --time 3",
+        "grid.toml --shard 1/2 --force",
+        "grid.toml --slurm-dry-run --sbatch-arg=-a1-9",
+        "grid.toml --slurm-dry-run --shards 0",
+        "grid.toml --slurm-dry-run -j 2",
+        "grid.toml --shard 3/2",
+        "--collect absent --shard 1/2",
+        "--collect absent",
     ] {
-        assert_eq!(sandbox.rejected(&format!("sweep {arguments}")), expected, "{arguments}");
+        said.reject(&sandbox, &format!("sweep {arguments}"));
     }
-    let message = sandbox.rejected("sweep --collect absent");
-    assert!(message.starts_with("absent: expected the folder of a sweep"), "{message}");
     let mut command = sandbox.command("sweep grid.toml --out s --slurm");
     command.env("PATH", sandbox.path("."));
     let message = sandbox.one_error(&Sandbox::finish(command), 2, "--slurm");
-    assert!(
-        message.starts_with("--slurm: expected sbatch to submit the job (--slurm-dry-run prints it), got "),
-        "{message}"
-    );
+    said.error("sweep grid.toml --out s --slurm", 2, &message);
+    insta::assert_snapshot!(said);
 }

@@ -1,9 +1,9 @@
-//! `--device` and `nmem devices` on a machine of any kind and in a build of either kind: what is read, what is refused,
+//! `--device` and `nmem devices` on a machine of any kind and in a build of either kind: what is read, what is rejected,
 //! and that the processor is what it was. What a driver does to it is in tests/driver.
 
 use serde_json::Value;
 
-use crate::Sandbox;
+use crate::{Sandbox, Transcript};
 
 fn sandbox() -> Sandbox {
     let sandbox = Sandbox::new();
@@ -17,27 +17,24 @@ fn a_build_without_the_feature_says_so() {
         return;
     }
     let sandbox = sandbox();
-    let expected = "cuda: this build is without CUDA: build with `--features cuda`";
+    let mut said = Transcript::new();
     for line in [
         "store data.npy --device cuda",
         "store data.npy --device cuda:3",
         "retrieve data.npy --online --device cuda",
         "scan-bench --device cuda",
     ] {
-        assert_eq!(sandbox.rejected(line), expected, "{line}");
+        said.reject(&sandbox, line);
     }
     sandbox.file("experiment.toml", "data = 'data.npy'\n[grid]\ndevice = ['cpu', 'cuda']\n");
-    assert_eq!(sandbox.rejected("sweep experiment.toml"), expected);
-    let output = sandbox.ok("store data.npy --device auto --no-plots --out auto");
-    assert_eq!(output.err, format!("note: --device auto: cpu ({expected})\n"));
+    said.reject(&sandbox, "sweep experiment.toml");
+    let line = "store data.npy --device auto --no-plots --out auto";
+    said.ran(&sandbox, line, &sandbox.ok(line));
     assert_eq!(sandbox.json("auto/run.json")["device"], "cpu");
     assert_eq!(sandbox.ok("store data.npy --device auto --no-plots --out quiet -q").err, "");
     let output = sandbox.ok("devices");
-    assert!(
-        output.out.ends_with("\nno GPU: this build is without CUDA: build with `--features cuda`\n"),
-        "{}",
-        output.out
-    );
+    said.entry("devices", output.code, output.out.lines().last().unwrap());
+    insta::assert_snapshot!(said);
 }
 
 #[test]
@@ -45,10 +42,11 @@ fn the_processor_is_listed() {
     let sandbox = Sandbox::new();
     let output = sandbox.ok("devices");
     let lines: Vec<_> = output.out.lines().collect();
-    assert!(lines[0].starts_with("device  name"), "{}", output.out);
-    assert!(lines[1].starts_with("cpu     ") && lines[1].contains(" cores, "), "{}", output.out);
     let found: Value = serde_json::from_str(&sandbox.ok("devices --format json").out).unwrap();
-    assert!(found["cpu"]["cores"].as_u64().unwrap() > 0);
+    let cores = found["cpu"]["cores"].as_u64().unwrap();
+    assert!(cores > 0);
+    // Below the names of the columns.
+    assert!(lines[1].starts_with("cpu     ") && lines[1].contains(&format!(" {cores} ")), "{}", output.out);
     // Either GPUs or the reason why there are none, on one line.
     assert_eq!(found["cuda"].as_array().unwrap().is_empty(), found["cuda_error"].is_string());
     assert!(!found["cuda_error"].as_str().unwrap_or_default().contains('\n'));
@@ -57,20 +55,15 @@ fn the_processor_is_listed() {
 #[test]
 fn rejected_by_any_build() {
     let sandbox = sandbox();
+    let mut said = Transcript::new();
     for text in ["gpu", "cuda:x", "cuda:", "cuda:-1"] {
-        let message = sandbox.rejected(&format!("store data.npy --device {text}"));
-        let expected = format!(
-            "invalid value '{text}' for '--device <cpu|cuda|cuda:N|auto>': expected cpu, cuda, cuda:N"
-        );
-        assert!(message.starts_with(&expected), "{message}");
+        said.reject(&sandbox, &format!("store data.npy --device {text}"));
     }
     sandbox.file("settings.toml", "device = 'gpu'\n");
-    let message = sandbox.rejected("store data.npy --config settings.toml");
-    assert!(message.contains("line 1") && message.contains("expected cpu, cuda, cuda:N"), "{message}");
-    assert_eq!(
-        sandbox.rejected("store data.npy --device cuda:1 --retention 2"),
-        "--retention: expected --device cpu with it (kept chunks are read again on the CPU only), got --device cuda:1"
-    );
+    said.given("settings.toml: device = 'gpu'");
+    said.reject(&sandbox, "store data.npy --config settings.toml");
+    said.reject(&sandbox, "store data.npy --device cuda:1 --retention 2");
+    insta::assert_snapshot!(said);
     // Left to the program, it is the processor.
     sandbox.ok("store data.npy --device auto --retention 2 --chunk-size 4 --no-plots -q --out kept");
     assert_eq!(sandbox.json("kept/run.json")["device"], "cpu");

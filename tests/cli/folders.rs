@@ -3,7 +3,7 @@
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::{Sandbox, tokens};
+use crate::{Sandbox, Transcript, counts, tokens};
 
 /// Runs until it is stopped.
 const ENDLESS: &str = "store seq.npy --chunk-size 8 --repeat 1000000000 --no-plots";
@@ -88,11 +88,9 @@ fn force_replaces_the_whole_folder() {
 fn a_run_can_replace_the_folder_of_its_memory_no_more_than_other_inputs() {
     let sandbox = sandbox();
     sandbox.ok("store seq.npy --out out -q");
-    let message = sandbox.rejected("store seq.npy --memory out/memory.safetensors --out out --force");
-    assert_eq!(
-        message,
-        "--out: expected a folder without this run's inputs, got out, which holds out/memory.safetensors"
-    );
+    let line = "store seq.npy --memory out/memory.safetensors --out out --force";
+    let said = Transcript::of_rejected(&sandbox, &[line]);
+    insta::assert_snapshot!(said);
 }
 
 /// What nmem did not write is never replaced, and no link is followed.
@@ -100,6 +98,7 @@ fn a_run_can_replace_the_folder_of_its_memory_no_more_than_other_inputs() {
 #[cfg(unix)]
 fn force_replaces_nothing_of_others() {
     let sandbox = sandbox();
+    let mut said = Transcript::new();
     for name in
         ["notes.txt", "thesis.pdf", ".git/HEAD", "plots/mine.svg", "plots/deep/timeline.svg", "metrics.csv/x"]
     {
@@ -111,23 +110,21 @@ fn force_replaces_nothing_of_others() {
         }
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, "mine").unwrap();
-        let message = sandbox.rejected(&format!("store seq.npy --out {directory} --force -q"));
-        assert!(message.contains("which nmem did not write; move it away"), "{name}: {message}");
+        said.reject(&sandbox, &format!("store seq.npy --out {directory} --force -q"));
     }
     // Names alone do not make results.
     std::fs::create_dir(sandbox.path("data")).unwrap();
     sandbox.file("data/metrics.csv", "mine");
-    assert!(sandbox.rejected("store seq.npy --out data --force").contains("data holds metrics.csv"));
+    said.reject(&sandbox, "store seq.npy --out data --force");
     // Links: to results, to a file, to nothing.
     sandbox.ok("store seq.npy --out real -q");
     for (link, to) in [("link", "real"), ("file-link", "seq.npy"), ("dangling", "nothing")] {
         std::os::unix::fs::symlink(sandbox.path(to), sandbox.path(link)).unwrap();
         for line in ["", "/"].map(|end| format!("store seq.npy --out {link}{end} --force")) {
-            let message = sandbox.one_error(&sandbox.run(&line), 2, &line);
-            let expected = "is a symbolic link, which is not followed; name the directory itself";
-            assert!(message.ends_with(expected), "{message}");
+            said.error(&line, 2, &sandbox.one_error(&sandbox.run(&line), 2, &line));
         }
     }
+    insta::assert_snapshot!(said);
     // In a directory that is reached through a link, results are as anywhere.
     std::fs::create_dir(sandbox.path("scratch")).unwrap();
     std::os::unix::fs::symlink(sandbox.path("scratch"), sandbox.path("results")).unwrap();
@@ -142,19 +139,22 @@ fn force_replaces_nothing_of_others() {
 #[cfg(unix)]
 fn interrupted() {
     let sandbox = sandbox();
+    let mut said = Transcript::new();
     for (signal, force) in [("INT", false), ("TERM", false), ("INT", true), ("HUP", true)] {
         if force && !sandbox.path("out").exists() {
             sandbox.ok("store seq.npy --out out -q");
         }
         let before = sandbox.contents();
         let force = if force { "--force" } else { "" };
-        let run = Background::start(&sandbox, &format!("{ENDLESS} --out out {force}"));
+        let line = format!("{ENDLESS} --out out {force}");
+        let run = Background::start(&sandbox, &line);
         let (status, out, err) = run.stop(signal);
         assert_eq!((status.code(), &out[..]), (Some(130), ""), "{signal}");
-        let left = if force.is_empty() { "was not made" } else { "is as it was" };
-        assert_eq!(err, format!("error: out {left}: interrupted\n"));
+        said.given(&format!("SIG{signal}"));
+        said.entry(line.trim_end(), status.code(), &err);
         assert!(sandbox.contents() == before, "what is in the folder");
     }
+    insta::assert_snapshot!(said);
 }
 
 #[test]
@@ -183,8 +183,8 @@ fn the_next_run_clears_what_a_killed_one_left() {
 #[cfg(unix)]
 fn the_first_of_two_runs_into_one_directory_wins() {
     let sandbox = sandbox();
-    let mut first =
-        Background::start(&sandbox, "store seq.npy --chunk-size 8 --repeat 200 --no-plots -q --out out");
+    let line = "store seq.npy --chunk-size 8 --repeat 200 --no-plots -q --out out";
+    let mut first = Background::start(&sandbox, line);
     let signal = |signal: &str, child: &Child| {
         let kill = format!("kill -{signal} {}", child.id());
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
@@ -196,7 +196,10 @@ fn the_first_of_two_runs_into_one_directory_wins() {
     let status = first.0.wait().unwrap();
     assert_eq!(status.code(), Some(2));
     let err = std::io::read_to_string(first.0.stderr.take().unwrap()).unwrap();
-    assert!(err.starts_with("error: --out: expected a folder that does not exist yet"), "{err}");
+    let mut said = Transcript::new();
+    said.given("overtaken by another");
+    said.entry(line, status.code(), &err);
+    insta::assert_snapshot!(said);
     assert_eq!(sandbox.names("."), ["out", "seq.npy"]);
     assert!(sandbox.path("out/plots").exists(), "the second run's");
 }
@@ -207,21 +210,21 @@ fn a_full_disk_leaves_nothing() {
     let sandbox = sandbox();
     // A limit on file sizes stands in for the disk; its signal does not end the program.
     let script = "ulimit -f 8; exec \"$0\" \"$@\"";
-    let run = |line: &str| {
+    let mut said = Transcript::new();
+    for line in [
+        "store seq.npy --out out --chunk-size 2",
+        "retrieve seq.npy --out out",
+        "store seq.npy --out out --chunk-size 400 --no-plots",
+    ] {
         let before = sandbox.contents();
         let mut command = assert_cmd::Command::new("sh");
         command.current_dir(sandbox.path(".")).args(["-c", script, env!("CARGO_BIN_EXE_nmem")]);
         command.args(line.split_whitespace());
         let message = sandbox.one_error(&Sandbox::finish(command), 2, line);
         assert!(sandbox.contents() == before, "nmem {line}: what is in the folder");
-        message
-    };
-    let full = "File too large (os error 27)";
-    let metrics = run("store seq.npy --out out --chunk-size 2");
-    assert_eq!(metrics, format!("out/metrics.csv: cannot write: {full}"));
-    assert_eq!(run("retrieve seq.npy --out out"), format!("out/retrieved.npy: cannot write: {full}"));
-    let memory = run("store seq.npy --out out --chunk-size 400 --no-plots");
-    assert_eq!(memory, format!("out/memory.safetensors: cannot write: {full}"));
+        said.error(line, 2, &message);
+    }
+    insta::assert_snapshot!(said);
 }
 
 /// Each diverging run: its flags, and where it says that it diverged.
@@ -233,6 +236,7 @@ fn a_diverged_run_is_published_up_to_there() {
     nan[[1, 21, 3]] = f32::NAN;
     nan[[2, 1, 0]] = f32::INFINITY;
     sandbox.npy("nan.npy", &nan);
+    let mut said = Transcript::new();
     for command in ["store", "retrieve --online", "retrieve --online --probe"] {
         let published = |line: &str| {
             let output =
@@ -251,19 +255,11 @@ fn a_diverged_run_is_published_up_to_there() {
         let (err, diverged, table) = published("nan.npy --allow-nonfinite");
         let place = [&diverged["sequence"], &diverged["chunk"], &diverged["value"]];
         assert_eq!(place, [&serde_json::json!(1), &5.into(), &"NaN".into()], "{command}");
-        let head =
-            diverged["head"].as_u64().map_or("heads combined".to_owned(), |head| format!("head {head}"));
         let quantity = diverged["quantity"].as_str().unwrap();
-        assert_eq!(
-            err,
-            format!(
-                "error: out: diverged at sequence 1, {head}, chunk 5: {quantity} is NaN; results go up to there, {} left out\n",
-                match command {
-                    "store" => "memory.safetensors is",
-                    _ => "memory.safetensors and retrieved.npy are",
-                }
-            )
-        );
+        let place = [&diverged["sequence"], &diverged["head"], &diverged["chunk"]];
+        let place: Vec<_> = place.into_iter().filter_map(|at| Some(at.as_u64()? as usize)).collect();
+        assert!(counts(&err).starts_with(&place) && err.contains(quantity), "{diverged}: {err}");
+        said.entry(&format!("{command} nan.npy --allow-nonfinite"), Some(1), &err);
         // All of the first sequence, five chunks of the second, nothing of the third.
         let count = |sequence: &str| table.texts("sequence").iter().filter(|text| **text == sequence).count();
         assert_eq!(["0", "1", "2"].map(count), [20, 10, 0], "{command}");
@@ -271,16 +267,16 @@ fn a_diverged_run_is_published_up_to_there() {
         assert_eq!(table.rows[..30], sandbox.csv("finite/metrics.csv").rows[..30], "{command}");
 
         let (err, diverged, _) = published("seq.npy --learning-rate 1e39");
-        assert!(err.starts_with("error: out: diverged at sequence 0, "), "{err}");
+        assert!(err.contains(diverged["quantity"].as_str().unwrap()), "{err}");
         assert_eq!(diverged["sequence"], 0);
     }
     // A plain read has neither metrics nor figures.
-    let output = sandbox.run("retrieve nan.npy --allow-nonfinite --chunk-size 4 --out read -q");
+    let line = "retrieve nan.npy --allow-nonfinite --chunk-size 4 --out read -q";
+    let output = sandbox.run(line);
     assert_eq!(output.code, Some(1), "{}", output.err);
     assert_eq!(sandbox.names("read"), ["run.json"]);
-    let expected =
-        "error: read: diverged at sequence 1, head 0, chunk 5: retrieved is NaN; retrieved.npy is left out\n";
-    assert_eq!(output.err, expected);
+    said.ran(&sandbox, line, &output);
+    insta::assert_snapshot!(said);
 }
 
 /// A result that cannot be printed: the folder is there all the same.
@@ -295,7 +291,9 @@ fn a_full_standard_output_does_not_undo_the_run() {
         .output()
         .unwrap();
     let err = String::from_utf8(output.stderr).unwrap();
-    let expected = "error: standard output: No space left on device (os error 28); the results are in out\n";
-    assert_eq!((output.status.code(), &err[..]), (Some(1), expected));
+    assert_eq!(output.status.code(), Some(1), "{err}");
+    let mut said = Transcript::new();
+    said.entry(&format!("{line} > /dev/full"), Some(1), &err);
+    insta::assert_snapshot!(said);
     assert!(sandbox.path("out/metrics.csv").exists());
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ndarray::{ArrayD, Axis, s};
 use sha2::{Digest, Sha256};
 
-use crate::Sandbox;
+use crate::{Sandbox, Transcript};
 
 fn sha256(bytes: &[u8]) -> String {
     let digits = |text: String, byte: &u8| text + &format!("{byte:02x}");
@@ -201,14 +201,14 @@ fn recall_parameters_recall() {
 fn files_are_complete_or_absent() {
     let sandbox = Sandbox::new();
     let small = "--tokens 10 --dim 4";
-    let output =
-        sandbox.ok(&format!("generate recall {small} --out a.npy --labels a.csv --parameters a.safetensors"));
-    assert_eq!((&output.out[..], &output.err[..]), ("", "wrote a.npy, a.csv, a.safetensors\n"));
+    let line = format!("generate recall {small} --out a.npy --labels a.csv --parameters a.safetensors");
+    let output = sandbox.ok(&line);
+    assert_eq!(output.out, "");
+    let mut said = Transcript::new();
+    said.ran(&sandbox, &line, &output);
     assert_eq!(sandbox.names("."), ["a.csv", "a.npy", "a.safetensors"]);
-    assert_eq!(
-        sandbox.rejected(&format!("generate drift {small} --segment 5 --out b.npy --labels a.csv")),
-        "--labels: expected a file that does not exist yet (--force replaces it), got a.csv"
-    );
+    said.reject(&sandbox, &format!("generate drift {small} --segment 5 --out b.npy --labels a.csv"));
+    insta::assert_snapshot!(said);
     let before = sandbox.bytes("a.csv");
     sandbox.ok(&format!("generate drift {small} --segment 5 --out a.npy --labels a.csv --force --quiet"));
     assert_ne!(sandbox.bytes("a.csv"), before);
@@ -218,37 +218,27 @@ fn files_are_complete_or_absent() {
 #[test]
 fn rejections() {
     let sandbox = Sandbox::new();
-    for (line, message) in [
-        (
-            "recall --dim 7",
-            "--dim: expected an even number (half of a token is the key, half the value), got 7",
-        ),
-        ("recall --tokens 5 --pairs 6", "--pairs: expected 1 to 5, got 6"),
-        ("recall --noise 1.5", "--noise: expected a number from 0 to 1, got 1.5"),
-        ("recall --noise nan", "--noise: expected a number from 0 to 1, got NaN"),
-        (
-            "recall --dim 64 --heads 3 --parameters p.safetensors",
-            "--heads: expected 2 or more, of which twice as many divide dim 64, got 3",
-        ),
-        (
-            "recall --heads 1 --parameters p.safetensors",
-            "--heads: expected 2 or more, of which twice as many divide dim 64, got 1",
-        ),
-        ("drift --tokens 0", "--tokens: expected at least 1, got 0"),
-        ("drift --sequences 0", "--sequences: expected at least 1, got 0"),
-        ("drift --segment 0", "--segment: expected 1 to 1024, got 0"),
-        ("drift --segment 8 --transition 8", "--transition: expected 1 to 7, got 8"),
-        ("repeats --share -1", "--share: expected a number from 0 to 1, got -1"),
-        ("needle --needles 100 --length 16", "--length: expected 1 to 10, got 16"),
-        (
-            "drift --tokens 4000000000 --dim 4000000000",
-            "--sequences, --tokens, --dim: expected at most 4294967296 numbers, got 1 × 4000000000 × 4000000000",
-        ),
-        ("drift --out .", "--out: . is a directory; name a file in it"),
-        ("recall --parameters x.npy", "--parameters: x.npy is the file of --out too; name another"),
+    let mut said = Transcript::new();
+    for line in [
+        "recall --dim 7",
+        "recall --tokens 5 --pairs 6",
+        "recall --noise 1.5",
+        "recall --noise nan",
+        "recall --dim 64 --heads 3 --parameters p.safetensors",
+        "recall --heads 1 --parameters p.safetensors",
+        "drift --tokens 0",
+        "drift --sequences 0",
+        "drift --segment 0",
+        "drift --segment 8 --transition 8",
+        "repeats --share -1",
+        "needle --needles 100 --length 16",
+        "drift --tokens 4000000000 --dim 4000000000",
+        "drift --out .",
+        "recall --parameters x.npy",
     ] {
         let out = if line.contains("--out") { "" } else { "--out x.npy" };
-        assert_eq!(sandbox.rejected(&format!("generate {line} {out}")), message, "{line}");
+        said.reject(&sandbox, format!("generate {line} {out}").trim_end());
     }
-    assert_eq!(sandbox.rejected("generate drift --out no/such/x.npy").split(':').next(), Some("no/such"));
+    said.reject(&sandbox, "generate drift --out no/such/x.npy");
+    insta::assert_snapshot!(said);
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ndarray::{ArrayD, Axis, concatenate};
 use safetensors::Dtype;
 
-use crate::{Raw, Sandbox, Table, tokens, write_tensors};
+use crate::{Raw, Sandbox, Table, Transcript, tokens, write_tensors};
 
 /// Ends of pieces of 34 tokens in chunks of 4: shorter than a chunk, single tokens, empty, on and off boundaries.
 const PIECES: [&[usize]; 3] = [&[17, 34], &[1, 7, 34], &[2, 3, 4, 13, 13, 29, 34]];
@@ -153,12 +153,9 @@ fn past_weights_and_fixed_gates_are_saved_apart_and_resumed() {
     let config = sandbox.memory_config("part1/memory.safetensors");
     assert_eq!(config["learning_rate"]["pinned"], 0.5);
     assert_eq!(config["momentum"]["learned"], -1.0);
-    assert_eq!(
-        sandbox.rejected(
-            "store seq.npy --memory part1/memory.safetensors --past past.safetensors --dtype f64 --out no"
-        ),
-        "--past: expected a memory without past weights (they shift W, and this one has some already), got part1/memory.safetensors"
-    );
+    let memory = "store seq.npy --memory part1/memory.safetensors --dtype f64 --out no";
+    let mut said = Transcript::new();
+    said.reject(&sandbox, &format!("{memory} --past past.safetensors"));
 
     // A fixed value can be changed or freed, a bias replaced or taken back; what is not named stays.
     let gates_after = |flags: &str| {
@@ -175,12 +172,8 @@ fn past_weights_and_fixed_gates_are_saved_apart_and_resumed() {
     assert_eq!(gates_after("--learning-rate 0.25")["momentum"]["learned"], -1.0);
     assert_eq!(gates_after("--momentum learned")["momentum"]["learned"], 0.0);
     assert_eq!(gates_after("--decay 1")["learning_rate"]["pinned"], 0.5);
-    assert_eq!(
-        sandbox.rejected(
-            "store seq.npy --memory part1/memory.safetensors --learning-rate-bias 1 --dtype f64 --out no"
-        ),
-        "--learning-rate-bias: expected a gate that is not pinned (--learning-rate learned frees it), got a memory that pins it at 0.5"
-    );
+    said.reject(&sandbox, &format!("{memory} --learning-rate-bias 1"));
+    insta::assert_snapshot!(said);
 }
 
 #[test]
@@ -222,9 +215,10 @@ fn a_state_is_narrowed_only_when_asked() {
     let sandbox = Sandbox::with_golden("heads");
     let line = "--memory first/memory.safetensors -q --out";
     sandbox.ok(&format!("store seq.npy {} --dtype f64 -q --out first", memory_of_piece(0)));
-    let message = "--dtype: expected f64, the type of the memory's state (--force narrows it), got f32";
-    assert_eq!(sandbox.rejected(&format!("store seq.npy {line} second")), message);
-    assert_eq!(sandbox.rejected(&format!("retrieve seq.npy {line} second --dtype f32")), message);
+    let mut said = Transcript::new();
+    said.reject(&sandbox, &format!("store seq.npy {line} second"));
+    said.reject(&sandbox, &format!("retrieve seq.npy {line} second --dtype f32"));
+    insta::assert_snapshot!(said);
     sandbox.ok(&format!("store seq.npy {line} second --force"));
     assert_eq!(sandbox.tensors("second/memory.safetensors")["state.update.0"].dtype, Dtype::F32);
     // Widening is exact.
@@ -255,9 +249,9 @@ fn resuming_online_needs_both_streams_at_the_same_chunk() {
     let sandbox = Sandbox::with_golden("heads");
     sandbox.npy("longer.npy", &tokens(&[2, 40, 16], 8));
     sandbox.ok(&format!("retrieve seq.npy --store-seq longer.npy {} -q --out first", memory_of_piece(0)));
-    let message =
-        sandbox.rejected("retrieve seq.npy --online --memory first/memory.safetensors --out second");
-    assert!(message.contains("40") && message.contains("34"), "both counts: {message}");
+    let line = "retrieve seq.npy --online --memory first/memory.safetensors --out second";
+    let said = Transcript::of_rejected(&sandbox, &[line]);
+    insta::assert_snapshot!(said);
     // Storing on and plain reads are possible.
     sandbox.ok("store seq.npy --memory first/memory.safetensors -q --out second");
     sandbox.ok("retrieve seq.npy --memory first/memory.safetensors -q --out third");

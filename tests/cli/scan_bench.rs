@@ -1,10 +1,10 @@
-//! `nmem scan-bench`: small shapes, every column, what is left out, what is refused.
+//! `nmem scan-bench`: small shapes, every column, what is left out, what is rejected.
 
 use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::Sandbox;
+use crate::{CommandOutput, Sandbox, Transcript};
 
 const COLUMNS: &str = "algorithm,device,dtype,threads,batch,steps,channels,gate,layout,median_ms,min_ms,bytes,gb_per_s,\
                        copy_fraction,max_abs_error,runs,copy_gb_per_s,sequential_max_abs_error,outliers,chosen,correct";
@@ -85,50 +85,42 @@ fn shapes_that_need_too_much_are_named() {
     let sandbox = Sandbox::new();
     let line = "scan-bench --steps 10,300 --channels 20 --batch 1 --gate element --threads 1 --seconds 0 --max-bytes 3000 --out out";
     let output = sandbox.ok(line);
-    let expected = "1 × 300 × 20, gates per element, f32: 72320 bytes, at most 3000 (--max-bytes)";
-    assert!(output.err.starts_with(&format!("left out: {expected}\n")), "{}", output.err);
-    assert!(output.out.contains(&format!("\nleft out  {expected}\n")), "{}", output.out);
+    let mut said = Transcript::new();
+    let first = output.err.lines().next().unwrap();
+    said.entry(line, output.code, first);
+    let (_, shape) = first.split_once(": ").unwrap();
+    assert!(output.out.lines().any(|line| line.ends_with(shape)), "{shape}: {}", output.out);
     assert!(sandbox.csv("out/scan_bench.csv").numbers("steps").iter().all(|&steps| steps < 11.0));
     // With nothing to time there are no results. Also of a shape that no computer holds.
-    for (line, expected) in [
-        ("scan-bench --steps 10 --max-bytes 3 --out none", "1180608 bytes, at most 3 (--max-bytes)"),
-        ("scan-bench --steps 18446744073709551615 --out none", "more than there can be"),
-    ] {
-        let message = sandbox.rejected(line);
-        assert!(
-            message.starts_with("scan-bench: nothing to time: 8 × 1") && message.contains(expected),
-            "{message}"
-        );
-    }
+    said.reject(&sandbox, "scan-bench --steps 10 --max-bytes 3 --out none");
+    said.reject(&sandbox, "scan-bench --steps 18446744073709551615 --out none");
+    insta::assert_snapshot!(said);
 }
 
 #[test]
 fn rejected() {
     let sandbox = Sandbox::new();
-    for (arguments, expected) in [
-        ("--threads 0", "--threads: expected whole numbers of at least 1, got 0"),
-        ("--threads 2,5000", "--threads: expected at most 1024, got 5000"),
-        ("--steps 4,0", "--steps: expected whole numbers of at least 1, got 0"),
-        ("--channels 0", "--channels: expected whole numbers of at least 1, got 0"),
-        ("--batch 0", "--batch: expected whole numbers of at least 1, got 0"),
-        ("--runs 0", "--runs: expected whole numbers of at least 1, got 0"),
-        ("--seconds -1", "--seconds: expected 0 to 3600 seconds, got -1"),
-        ("--seconds nan", "--seconds: expected 0 to 3600 seconds, got NaN"),
-        (
-            "--algorithm pair --gate element",
-            "--algorithm: expected steps-channels and step among --layout and --gate, for the fused pair is of that kind, \
-             got neither a scan nor such a pair",
-        ),
-        ("--steps 1.5", "invalid value '1.5' for '--steps <LIST>': expected a whole number (see --help)"),
-        ("--full --steps 4", "the argument '--full' cannot be used with '--steps <LIST>' (see --help)"),
+    let mut said = Transcript::new();
+    for arguments in [
+        "--threads 0",
+        "--threads 2,5000",
+        "--steps 4,0",
+        "--channels 0",
+        "--batch 0",
+        "--runs 0",
+        "--seconds -1",
+        "--seconds nan",
+        "--algorithm pair --gate element",
+        "--steps 1.5",
+        "--full --steps 4",
+        "--algorithm fast",
+        "--layout rows",
+        "--gate none",
+        "--dtype f16",
     ] {
-        assert_eq!(sandbox.rejected(&format!("scan-bench {arguments}")), expected, "{arguments}");
+        said.reject(&sandbox, &format!("scan-bench {arguments}"));
     }
-    for arguments in ["--algorithm fast", "--layout rows", "--gate none", "--dtype f16"] {
-        let message = sandbox.rejected(&format!("scan-bench {arguments}"));
-        assert!(message.starts_with("invalid value '"), "{message}");
-        assert!(message.contains("possible values: "), "{message}");
-    }
+    insta::assert_snapshot!(said);
 }
 
 #[test]
@@ -136,8 +128,9 @@ fn rejected() {
 fn interrupted() {
     let sandbox = Sandbox::new();
     let before = sandbox.contents();
+    let line = "scan-bench --steps 64 --channels 64 --seconds 3000 --out a/b";
     let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_nmem"))
-        .args("scan-bench --steps 64 --channels 64 --seconds 3000 --out a/b".split(' '))
+        .args(line.split(' '))
         .current_dir(sandbox.path("."))
         .stderr(std::process::Stdio::piped())
         .spawn()
@@ -152,6 +145,11 @@ fn interrupted() {
     assert!(std::process::Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     let status = child.wait().unwrap();
     let err = std::io::read_to_string(child.stderr.take().unwrap()).unwrap();
-    assert_eq!((status.code(), &err[..]), (Some(130), "error: a/b was not made: interrupted\n"));
+    assert_eq!(status.code(), Some(130), "{err}");
+    let output = CommandOutput { code: status.code(), out: String::new(), err };
+    let mut said = Transcript::new();
+    said.given("SIGINT");
+    said.ran(&sandbox, line, &output);
+    insta::assert_snapshot!(said);
     assert!(sandbox.contents() == before, "what is in the folder");
 }

@@ -8,7 +8,7 @@ use nmem::real::Real;
 use sha2::{Digest, Sha256};
 
 use crate::support::{self, Golden, assert_close};
-use crate::{COUNTS, Sandbox, tokens};
+use crate::{COUNTS, Sandbox, Transcript, tokens};
 
 const HEADS: &str = "--memory weights.safetensors --chunk-size 4";
 
@@ -19,7 +19,8 @@ fn sha256(bytes: &[u8]) -> String {
 #[test]
 fn writes_its_files_and_no_others() {
     let sandbox = Sandbox::with_golden("heads");
-    let output = sandbox.ok(&format!("store seq.npy {HEADS}"));
+    let line = format!("store seq.npy {HEADS}");
+    let output = sandbox.ok(&line);
     assert_eq!(sandbox.names("results"), ["seq-store"], "the default folder");
     assert_eq!(
         sandbox.names("results/seq-store"),
@@ -32,15 +33,11 @@ fn writes_its_files_and_no_others() {
         assert!(svg.trim_end().ends_with("</svg>") && svg.contains("<svg"), "{plot}");
     }
     assert_eq!(output.err, "");
-    let first: Vec<_> = output.out.lines().take(2).collect();
-    assert_eq!(
-        first,
-        [
-            "stored           2 sequences of 34 tokens, dim 16",
-            "memory           heads 4, dim_head 4, chunk_size 4, f32"
-        ]
-    );
-    assert_eq!(output.out.lines().last(), Some("results          results/seq-store"));
+    // Between them are times.
+    let shown: Vec<_> = output.out.lines().take(2).chain(output.out.lines().last()).collect();
+    let mut said = Transcript::new();
+    said.entry(&line, output.code, &shown.join("\n"));
+    insta::assert_snapshot!(said);
 }
 
 #[test]
@@ -204,8 +201,8 @@ fn what_is_printed() {
 
     let verbose = sandbox.ok(&format!("store seq.npy {HEADS} --out verbose -v"));
     assert!(
-        verbose.err.contains("\"chunk_size\":4") && verbose.err.contains("engine: walk "),
-        "{}",
+        verbose.err.contains("\"chunk_size\":4") && verbose.err.contains(" walk "),
+        "configuration and phases of the engine: {}",
         verbose.err
     );
     let plain = sandbox.ok(&format!("store seq.npy {HEADS} --out plain"));
@@ -402,20 +399,19 @@ fn fewer_tokens_than_a_chunk_are_kept_and_said() {
     let sandbox = Sandbox::new();
     sandbox.npy("three.npy", &tokens(&[3, 4], 5));
     let output = sandbox.ok("store three.npy --chunk-size 4 --out out");
-    assert_eq!(output.err, "warning: nothing stored yet: 3 of the 4 tokens of a chunk\n");
+    let mut said = Transcript::new();
+    said.ran(&sandbox, "store three.npy --chunk-size 4 --out out", &output);
     assert!(sandbox.csv("out/metrics.csv").rows.is_empty());
     let kept = sandbox.tensors("out/memory.safetensors")["state.left_over"].floats();
     assert_eq!(kept, sandbox.floats("three.npy").insert_axis(Axis(0)));
     assert_eq!(sandbox.json("out/run.json")["life_tokens"], 3);
     // A memory that has stored something says otherwise.
-    for (out, warning) in
-        [("five", ""), ("six", "warning: no chunk completed: 2 of the 4 tokens of a chunk\n")]
-    {
-        sandbox.npy("some.npy", &tokens(&[if out == "five" { 2 } else { 1 }, 4], 6));
-        let from = if out == "five" { "out" } else { "five" };
-        let output = sandbox.ok(&format!("store some.npy --memory {from}/memory.safetensors --out {out}"));
-        assert_eq!(output.err, warning);
+    for (out, from, more) in [("five", "out", 2), ("six", "five", 1)] {
+        sandbox.npy("some.npy", &tokens(&[more, 4], 6));
+        let line = format!("store some.npy --memory {from}/memory.safetensors --out {out}");
+        said.ran(&sandbox, &line, &sandbox.ok(&line));
     }
+    insta::assert_snapshot!(said);
 }
 
 /// In anonymous memory the length of the sequence must not show: inputs are mapped, results streamed.

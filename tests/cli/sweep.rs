@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::{Sandbox, Table, tokens};
+use crate::{CommandOutput, Sandbox, Table, Transcript, counts, tokens, without_runs};
 
 /// Columns that hold timings.
 const TIMED: [&str; 2] = ["tokens_per_s", "wall_s"];
@@ -36,6 +36,11 @@ fn results(sandbox: &Sandbox, folder: &str) -> Table {
     sandbox.csv(&format!("{folder}/results.csv"))
 }
 
+/// What a sweep says first: runs in all, done before, run now.
+fn runs(output: &CommandOutput) -> Vec<usize> {
+    counts(output.out.lines().next().unwrap_or_default())
+}
+
 /// Finished runs on record, those that were run twice counted twice.
 fn recorded(sandbox: &Sandbox, folder: &str) -> usize {
     let records = format!("{folder}/records");
@@ -50,7 +55,7 @@ fn recorded(sandbox: &Sandbox, folder: &str) -> usize {
 fn the_first_key_is_slowest_and_columns_are_a_promise() {
     let sandbox = sandbox(GRID);
     let output = sandbox.ok("sweep grid.toml --no-plots");
-    assert_eq!(output.out.lines().next(), Some("runs             6: 0 done before, 6 run now"));
+    assert_eq!(runs(&output), [6, 0, 6]);
     let folder = "results/grid-sweep";
     assert_eq!(
         sandbox.names(folder),
@@ -140,7 +145,7 @@ fn what_has_finished_is_not_run_again_unless_its_input_changed() {
     sandbox.ok("sweep grid.toml --no-plots --out out");
     let before = sandbox.contents();
     let again = sandbox.ok("sweep grid.toml --no-plots --out out");
-    assert_eq!(again.out.lines().next(), Some("runs             6: 6 done before, 0 run now"));
+    assert_eq!(runs(&again), [6, 6, 0]);
     assert_eq!(sandbox.contents(), before, "not a byte");
     // More is wanted of one sweep than was kept.
     sandbox.ok("sweep grid.toml --no-plots --out out --keep all");
@@ -148,7 +153,7 @@ fn what_has_finished_is_not_run_again_unless_its_input_changed() {
 
     sandbox.npy("seq.npy", &tokens(&[40, 8], 2));
     let changed = sandbox.ok("sweep grid.toml --no-plots --out out");
-    assert_eq!(changed.out.lines().next(), Some("runs             6: 0 done before, 6 run now"));
+    assert_eq!(runs(&changed), [6, 0, 6]);
     let table = results(&sandbox, "out");
     assert_eq!(table.rows.len(), 6, "rows of the old input have given way");
     sandbox.ok("sweep grid.toml --no-plots --out fresh");
@@ -213,15 +218,13 @@ fn records_that_cannot_be_read_cost_their_runs_alone() {
     let output = sandbox.run("sweep --collect out --no-plots");
     assert_eq!(output.code, Some(1), "{}", output.err);
     let errors: Vec<_> = output.err.lines().collect();
-    assert!(errors[0].starts_with("warning: out/records/") && errors[0].contains("line 2"), "{}", output.err);
-    assert!(
-        errors.len() == 3 && errors[1..].iter().all(|line| line.starts_with("error: missing ")),
-        "{}",
-        output.err
-    );
-    assert!(!output.err.contains("--force"), "{}", output.err);
+    assert!(errors.len() == 3 && errors[0].contains(&name), "{}", output.err);
+    let mut said = Transcript::new();
+    let err = without_runs(&output.err.replace(&name, "out/records/RECORD"));
+    said.entry("sweep --collect out --no-plots", output.code, &err);
+    insta::assert_snapshot!(said);
     let output = sandbox.ok("sweep grid.toml --out out --no-plots");
-    assert!(output.out.starts_with("runs             6: 4 done before, 2 run now\n"), "{}", output.out);
+    assert_eq!(runs(&output), [6, 4, 2]);
     assert_eq!(untimed(&results(&sandbox, "out")), whole);
 }
 
@@ -232,11 +235,9 @@ fn plans_that_cannot_be_read_are_skipped() {
     sandbox.ok("sweep grid.toml --out out --no-plots -q");
     sandbox.file("out/plans/0123456789ab.json", "{\"keys\":");
     let output = sandbox.ok("sweep --collect out --no-plots");
-    assert!(
-        output.err.contains("0123456789ab.json") && output.err.contains("this plan is skipped"),
-        "{}",
-        output.err
-    );
+    let mut said = Transcript::new();
+    said.ran(&sandbox, "sweep --collect out --no-plots", &output);
+    insta::assert_snapshot!(said);
     sandbox.ok("sweep grid.toml --out out --no-plots -q");
 }
 
@@ -249,17 +250,9 @@ fn failures_are_recorded_listed_and_tried_again() {
     assert_eq!(output.code, Some(1), "{}", output.err);
     let errors: Vec<&str> = output.err.lines().collect();
     assert_eq!(errors.len(), 3, "{}", output.err);
-    assert!(
-        errors[0].starts_with("error: failed ")
-            && errors[0].contains("(heads=3 seed=0): --heads: expected a number that divides dim 8"),
-        "{}",
-        errors[0]
-    );
-    assert!(
-        errors[2].starts_with("error: diverged ") && errors[2].contains("learning_rate=1e39"),
-        "{}",
-        errors[2]
-    );
+    let mut said = Transcript::new();
+    said.entry("sweep grid.toml --no-plots --out out", output.code, &without_runs(&output.err));
+    insta::assert_snapshot!(said);
     let table = results(&sandbox, "out");
     assert_eq!(table.texts("status"), ["ok", "ok", "failed", "failed", "diverged"]);
     assert_eq!(table.texts("diverged"), ["false", "false", "", "", "true"]);
@@ -267,7 +260,7 @@ fn failures_are_recorded_listed_and_tried_again() {
 
     let again = sandbox.run("sweep grid.toml --no-plots --out out");
     assert_eq!(again.code, Some(1));
-    assert_eq!(again.out.lines().next(), Some("runs             5: 3 done before, 2 run now"));
+    assert_eq!(runs(&again), [5, 3, 2]);
     assert_eq!(untimed(&table), untimed(&results(&sandbox, "out")));
 
     let fast = sandbox.run("sweep grid.toml heads=3,2 -j 1 --fail-fast --no-plots --out fast");
@@ -323,7 +316,7 @@ fn notes_are_columns_and_nothing_else() {
     assert_eq!(table.texts("_width"), ["0.5", "two"]);
     // Another note is no other run.
     let output = sandbox.ok("sweep grid.toml _width=3,4 --out a --no-plots");
-    assert_eq!(output.out.lines().next(), Some("runs             2: 2 done before, 0 run now"));
+    assert_eq!(runs(&output), [2, 2, 0]);
     let again = results(&sandbox, "a");
     assert_eq!((again.texts("_width"), again.texts("run")), (vec!["3", "4"], table.texts("run")));
 }
@@ -331,10 +324,10 @@ fn notes_are_columns_and_nothing_else() {
 #[test]
 fn a_key_of_the_zip_stays_in_it() {
     let sandbox = sandbox("data = 'seq.npy'\n[zip]\nlearning_rate = [0.1, 0.2]\ndecay = [0.3, 0.4]\n");
-    let message = sandbox.rejected("sweep grid.toml decay=0.1,0.2,0.3");
-    assert!(message.contains("expected 2 values or one, as the others of [zip] have, got 3"), "{message}");
+    let said = Transcript::of_rejected(&sandbox, &["sweep grid.toml decay=0.1,0.2,0.3"]);
+    insta::assert_snapshot!(said);
     let output = sandbox.ok("sweep grid.toml decay=0.7,0.8 --dry-run");
-    assert!(output.out.contains("2 runs, 0 of them done"), "{}", output.out);
+    assert_eq!(counts(output.out.lines().last().unwrap()), [2, 0], "{}", output.out);
 }
 
 #[test]
@@ -376,65 +369,51 @@ fn the_first_unstable_chunk_is_where_writing_made_it_worse() {
 #[test]
 fn bad_experiments_and_directories_are_rejected() {
     let sandbox = sandbox(GRID);
-    for (arguments, expected) in [
-        (
-            "learing_rate=1",
-            "learing_rate=1: expected a known setting, got `learing_rate` (did you mean `learning_rate`?)",
-        ),
-        ("out=x", "`out`, a setting of single runs"),
-        ("labels=x", "`labels`, a setting of single runs"),
-        ("seed", "seed: expected key=value or key=a,b,c, got no `=`"),
-        ("seed=range(3,0)", "which gives no values"),
-        ("seed=x", "expected a value for `seed`, got x"),
-        ("data=-", "expected a file (standard input comes but once)"),
-        ("chunk_size=1", "--chunk-size 1 is below 2"),
-        ("run=stor", "expected store or retrieve-online, got stor"),
-        ("-j 0", "--jobs: expected at least 1, got 0"),
-        ("--unstable-ratio 0", "--unstable-ratio: expected a number above 0"),
-        ("--out .", "--out: expected the folder of a sweep, or one that does not exist yet"),
-        ("--out . --force", "--out: expected the folder of a sweep, or one that does not exist yet"),
+    let mut said = Transcript::new();
+    for arguments in [
+        "learing_rate=1",
+        "out=x",
+        "labels=x",
+        "seed",
+        "seed=range(3,0)",
+        "seed=x",
+        "data=-",
+        "chunk_size=1",
+        "run=stor",
+        "-j 0",
+        "--unstable-ratio 0",
+        "--out .",
+        "--out . --force",
     ] {
-        let message = sandbox.rejected(&format!("sweep grid.toml {arguments}"));
-        assert!(message.contains(expected), "{arguments}: {message}");
+        said.reject(&sandbox, &format!("sweep grid.toml {arguments}"));
     }
-    for (text, expected) in [
-        (
-            "[grid]\nsed = [1]\n",
-            "bad.toml: expected a known setting, got `sed` (did you mean `seed`?) in line 2",
-        ),
-        ("[grids]\nseed = [1]\n", "`grids` (did you mean `grid`?) in line 1"),
-        ("[grid]\nseed = []\n", "expected at least one value for `seed`, got none in line 2"),
-        ("[fixed]\nseed = [1]\n", "got `seed`, which is none in line 2"),
-        ("[fixed]\nseed = 1\n[grid]\nseed = [1]\n", "`seed` twice"),
-        (
-            "[zip]\nseed = [1, 2]\nheads = [1]\n",
-            "as many values as `seed` of [zip] has, 2, got 1 of `heads` in line 3",
-        ),
-        ("run = 'retrieve'\n", "run = \"store\" or \"retrieve-online\""),
-        ("[fixed\n", "in line 1"),
+    for text in [
+        "[grid]\nsed = [1]\n",
+        "[grids]\nseed = [1]\n",
+        "[grid]\nseed = []\n",
+        "[fixed]\nseed = [1]\n",
+        "[fixed]\nseed = 1\n[grid]\nseed = [1]\n",
+        "[zip]\nseed = [1, 2]\nheads = [1]\n",
+        "run = 'retrieve'\n",
+        "[fixed\n",
     ] {
         sandbox.file("bad.toml", text);
-        let message = sandbox.rejected("sweep bad.toml");
-        assert!(message.contains(expected), "{text}: {message}");
+        said.given(text);
+        said.reject(&sandbox, "sweep bad.toml");
     }
+    insta::assert_snapshot!(said);
 }
 
 /// Ten runs, the fourth of which never ends by itself.
 const ENDLESS: &str = "data = 'seq.npy'\nheads = 2\nchunk_size = 4\n[zip]\nseed = 'range(0, 10)'\n\
     repeat = [0, 0, 0, 1000000000, 0, 0, 0, 0, 0, 0]\n";
 
+const LINE: &str = "sweep grid.toml --no-plots --out out -j 1";
+
 /// Starts a sweep and waits until it computes the run that does not end.
 fn started(sandbox: &Sandbox) -> std::process::Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nmem"));
-    command.current_dir(sandbox.path("")).args([
-        "sweep",
-        "grid.toml",
-        "--no-plots",
-        "--out",
-        "out",
-        "-j",
-        "1",
-    ]);
+    command.current_dir(sandbox.path("")).args(LINE.split(' '));
     let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let begin = Instant::now();
     let computing = || {
@@ -454,7 +433,7 @@ fn started(sandbox: &Sandbox) -> std::process::Child {
 /// Resumes a sweep that was ended, with an end to its fourth run, and compares with one that was not.
 fn resumes(sandbox: &Sandbox) {
     let output = sandbox.ok("sweep grid.toml repeat=0 --no-plots --out out");
-    assert!(output.out.starts_with("runs             10: 3 done before, 7 run now\n"), "{}", output.out);
+    assert_eq!(runs(&output), [10, 3, 7]);
     assert_eq!(recorded(sandbox, "out"), 10, "each once");
     sandbox.ok("sweep grid.toml repeat=0 --no-plots --out whole");
     let rows = |name: &str| untimed(&results(sandbox, name));
@@ -489,8 +468,10 @@ fn an_interrupted_sweep_says_so_and_resumes() {
     assert!(killed.success());
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130));
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.starts_with("error: interrupted: out keeps what has finished"), "{said}");
+    let mut said = Transcript::new();
+    said.given("SIGINT");
+    said.entry(LINE, output.status.code(), &String::from_utf8(output.stderr).unwrap());
+    insta::assert_snapshot!(said);
     assert_eq!((results(&sandbox, "out").rows.len(), recorded(&sandbox, "out")), (3, 3));
     resumes(&sandbox);
 }
@@ -502,18 +483,17 @@ fn force_leaves_a_running_sweep_alone() {
     let sandbox = sandbox(ENDLESS);
     let mut child = started(&sandbox);
     let before = recorded(&sandbox, "out");
-    let output = sandbox.run("sweep grid.toml --no-plots --out out --force");
-    let expected = "--force: another sweep is running in out; wait until it has ended, or stop it";
-    assert_eq!(
-        (sandbox.one_error(&output, 2, "--force"), recorded(&sandbox, "out")),
-        (expected.to_owned(), before)
-    );
+    let line = "sweep grid.toml --no-plots --out out --force";
+    let mut said = Transcript::new();
+    said.error(line, 2, &sandbox.one_error(&sandbox.run(line), 2, line));
+    assert_eq!(recorded(&sandbox, "out"), before);
     // Two of the last six.
     sandbox.ok("sweep grid.toml seed=9 repeat=0 --no-plots --out out -q");
     child.kill().unwrap();
     child.wait().unwrap();
     sandbox.ok("sweep grid.toml repeat=0 --no-plots --out out --force -q");
     assert_eq!(recorded(&sandbox, "out"), 10);
+    insta::assert_snapshot!(said);
 }
 
 /// What a sweep did not write is neither followed nor removed.
@@ -528,12 +508,13 @@ fn force_removes_what_sweeps_wrote_and_nothing_else() {
     std::fs::create_dir(sandbox.path("precious")).unwrap();
     sandbox.file("precious/thesis.txt", "mine");
     let run = sandbox.names("out/runs")[0].clone();
+    let mut said = Transcript::new();
+    let mut reject = |line: &str| said.error(line, 2, &without_runs(&sandbox.rejected(line)));
     for name in
         [format!("out/runs/{run}/thesis.txt"), "out/plots/thesis.txt".into(), "out/records/thesis.txt".into()]
     {
         sandbox.file(&name, "mine");
-        let message = sandbox.rejected("sweep grid.toml --out out -q --force");
-        assert!(message.contains("was not written by a sweep; move it away"), "{message}");
+        reject("sweep grid.toml --out out -q --force");
         std::fs::remove_file(sandbox.path(&name)).unwrap();
     }
     // Nor are figures of others in plots/, with --force or without, and be it a link.
@@ -545,8 +526,7 @@ fn force_removes_what_sweeps_wrote_and_nothing_else() {
     sandbox.file("precious/surprise_mean.svg", "mine");
     sandbox.ok("sweep grid.toml --out out -q");
     assert!(sandbox.names("precious").contains(&"surprise_mean.svg".to_owned()));
-    let message = sandbox.rejected("sweep grid.toml --out out -q --force");
-    assert!(message.contains("out/plots was not written by a sweep"), "{message}");
+    reject("sweep grid.toml --out out -q --force");
     std::fs::remove_file(sandbox.path("out/plots")).unwrap();
     std::fs::remove_dir_all(sandbox.path("precious")).unwrap();
     std::fs::create_dir(sandbox.path("precious")).unwrap();
@@ -555,19 +535,16 @@ fn force_removes_what_sweeps_wrote_and_nothing_else() {
     sandbox.ok("sweep grid.toml --out kept --keep all --no-plots -q");
     let memory = format!("kept/runs/{run}/memory.safetensors");
     sandbox.file("more.toml", format!("data = 'seq.npy'\nmemory = '{memory}'\n[grid]\ndecay = [0.1, 0.2]\n"));
-    let message = sandbox.rejected("sweep more.toml --out kept --force -q");
-    let expected = format!(
-        "--force: kept holds {memory}, which this sweep reads; move it away, or choose another --out"
-    );
-    assert_eq!(message, expected);
+    reject("sweep more.toml --out kept --force -q");
     // A link in the place of a run: its run fails, and says why.
     std::fs::rename(sandbox.path("out/runs").join(&run), sandbox.path("moved")).unwrap();
     std::os::unix::fs::symlink(sandbox.path("precious"), sandbox.path("out/runs").join(&run)).unwrap();
-    let message = sandbox.rejected("sweep grid.toml --out out -q --force");
-    assert!(message.contains(&run) && message.contains("was not written by a sweep"), "{message}");
-    let output = sandbox.run("sweep grid.toml --out out -q --no-plots");
+    reject("sweep grid.toml --out out -q --force");
+    let line = "sweep grid.toml --out out -q --no-plots";
+    let output = sandbox.run(line);
     assert_eq!(output.code, Some(1), "{}", output.err);
-    assert!(output.err.contains("is a symbolic link, which is not followed"), "{}", output.err);
+    said.entry(line, output.code, &without_runs(&sandbox.without_own_path(&output.err)));
+    insta::assert_snapshot!(said);
     assert_eq!(sandbox.names("precious"), ["thesis.txt"]);
 }
 

@@ -125,8 +125,13 @@ impl Sandbox {
         let message = err.strip_prefix("error: ").and_then(|rest| rest.strip_suffix('\n'));
         let message =
             message.filter(|text| !text.contains('\n')).unwrap_or_else(|| panic!("nmem {line}: {err}"));
+        self.without_own_path(message)
+    }
+
+    /// Removes this directory's path from text; the directory itself becomes HERE.
+    pub fn without_own_path(&self, text: &str) -> String {
         let own = self.folder.path().canonicalize().unwrap();
-        message.replace(&format!("{}/", own.display()), "").replace(&own.display().to_string(), "HERE")
+        text.replace(&format!("{}/", own.display()), "").replace(&own.display().to_string(), "HERE")
     }
 
     /// Returns everything in the directory, hidden entries too: paths, and the bytes of files.
