@@ -259,7 +259,9 @@ fn a_diverged_run_is_published_up_to_there() {
         let place = [&diverged["sequence"], &diverged["head"], &diverged["chunk"]];
         let place: Vec<_> = place.into_iter().filter_map(|at| Some(at.as_u64()? as usize)).collect();
         assert!(counts(&err).starts_with(&place) && err.contains(quantity), "{diverged}: {err}");
-        said.entry(&format!("{command} nan.npy --allow-nonfinite"), Some(1), &err);
+        let line =
+            format!("{command} nan.npy --allow-nonfinite --heads 2 --chunk-size 4 --out out --force -q");
+        said.entry(&line, Some(1), &err);
         // All of the first sequence, five chunks of the second, nothing of the third.
         let count = |sequence: &str| table.texts("sequence").iter().filter(|text| **text == sequence).count();
         assert_eq!(["0", "1", "2"].map(count), [20, 10, 0], "{command}");

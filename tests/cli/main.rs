@@ -1,8 +1,8 @@
 //! The program from outside: run in a folder of its own, its files read back with the formats' own libraries.
 //!
 //! What it says is in snapshots/: command lines, each followed by its exit status and stderr. After a change of wording,
-//! `INSTA_UPDATE=always cargo test --test cli` or `cargo insta test --review` accepts it, and `git diff` is the review.
-//! With CI set nothing is written: what differs fails.
+//! `INSTA_UPDATE=always cargo test --test cli --test rejections` or `cargo insta test --review` accepts it, and `git diff`
+//! is the review. With CI=true nothing is written: what differs fails.
 
 // What a file holds is compared exactly, to the bit where that is promised.
 #![allow(clippy::float_cmp)]
@@ -34,4 +34,4 @@ mod sweep;
 mod transcript;
 
 use sandbox::{COUNTS, CommandOutput, Raw, Sandbox, Table, shipped, tokens, write_tensors};
-use transcript::{Transcript, counts, without_numbers, without_runs};
+use transcript::{Transcript, counts, without_max_bytes, without_numbers, without_runs};

@@ -74,6 +74,12 @@ pub fn without_numbers(text: &str) -> String {
     masked.replace("N.N", "N")
 }
 
+/// Replaces the limit by N where --max-bytes is not given: it is a share of the machine's memory.
+pub fn without_max_bytes(text: &str) -> String {
+    let Some((before, after)) = text.rsplit_once(" (--max-bytes)") else { return text.to_owned() };
+    format!("{}N (--max-bytes){after}", before.trim_end_matches(|c: char| c.is_ascii_digit()))
+}
+
 /// Replaces every identity of a run by RUN: it depends on the version.
 pub fn without_runs(text: &str) -> String {
     let is_run = |word: &str| word.len() == 12 && word.bytes().all(|b| b.is_ascii_hexdigit());
