@@ -25,7 +25,7 @@ struct Messages(String);
 
 impl Messages {
     fn add(&mut self, case: &str, message: &str) {
-        self.0 += &format!("{case}\n  {message}\n");
+        self.0.extend([case, "\n  ", message, "\n"]);
     }
 }
 

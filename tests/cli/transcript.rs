@@ -44,13 +44,13 @@ impl Transcript {
         let code = code.map_or_else(|| "signal".to_owned(), |code| code.to_string());
         let text = text.replace(env!("CARGO_PKG_VERSION"), "VERSION");
         let entry = format!("$ nmem {line}\n{code} {text}");
-        self.0 += &format!("{}\n\n", entry.trim_end());
+        self.0.extend([entry.trim_end(), "\n\n"]);
     }
 
     /// Adds a comment on the next line: a signal, a file, a variable.
     pub fn given(&mut self, text: &str) {
         for line in text.lines() {
-            self.0 += &format!("# {line}\n");
+            self.0.extend(["# ", line, "\n"]);
         }
     }
 }
