@@ -174,7 +174,7 @@ fn the_next_run_clears_what_a_killed_one_left() {
     assert_eq!(hidden(&sandbox), of_run, "of another folder");
     // Another folder's name that begins the same is not mistaken for it, nor are files of one's own.
     std::fs::create_dir(sandbox.path(".out.mine")).unwrap();
-    assert_eq!(sandbox.rejected("store seq.npy --out out").split(':').next(), Some("--out"));
+    assert!(sandbox.rejected("store seq.npy --out out").starts_with("--out"));
     sandbox.ok("store seq.npy --out out -q --force");
     assert_eq!(hidden(&sandbox), [".out.mine"]);
 }
