@@ -1,6 +1,6 @@
-//! Settings in two layers: [`Settings`] as typed, on the command line or in a TOML file, everything optional; and
-//! [`Config`], checked against each other, of which a run is made. Keys of a file are the flags' names with
-//! underscores; flags win.
+//! Settings in two layers. [`Settings`] holds optional values from the command line or a TOML file. [`Config`] holds
+//! the same values, checked against each other, and describes a run. Keys in a file are the flags' names with
+//! underscores; flags override the file.
 
 mod settings;
 
@@ -18,7 +18,7 @@ use crate::real::ElementType;
 pub use settings::{GateSetting, Settings};
 pub(crate) use settings::{nearest, whole};
 
-/// The command that is to run.
+/// The command to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Command {
@@ -29,7 +29,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// As typed.
+    /// Returns the name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Store => "store",
@@ -38,7 +38,7 @@ impl Command {
     }
 }
 
-/// What is done with the sequences.
+/// The operation on the sequences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
@@ -50,7 +50,7 @@ pub enum Mode {
     Online,
 }
 
-/// Settings that have been checked against each other; what only files can tell is still open.
+/// Settings checked against each other. Values that depend on the content of files are still open.
 #[derive(Clone, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "independent switches")]
 pub struct Config {
@@ -58,25 +58,25 @@ pub struct Config {
     pub mode: Mode,
     /// The sequences.
     pub data: PathBuf,
-    /// What is stored while `data` is read, where it is not the same.
+    /// A separate sequence to store while `data` is read.
     pub store_seq: Option<PathBuf>,
-    /// Where the memory comes from.
+    /// The source of the memory.
     pub memory: MemorySource,
-    /// As given; a saved memory has its own.
+    /// Tokens per chunk, if given. A saved memory has its own.
     pub chunk_size: Option<usize>,
     /// Past weights.
     pub past: Option<PathBuf>,
     /// Whether momentum starts from zero.
     pub restart_momentum: bool,
-    /// Gates as given, over those of a saved memory.
+    /// Gate settings, which override those of a saved memory.
     gates: [GateLayer; 3],
-    /// Whether ℓ is also taken before and after each chunk.
+    /// Whether ℓ is also computed before and after each chunk.
     pub probe: bool,
-    /// K, where every K-th chunk is kept and read again.
+    /// K, if every K-th chunk is kept and read again.
     pub retention: Option<usize>,
-    /// Where it is computed.
+    /// The compute device.
     pub device: DeviceChoice,
-    /// Why that is not what was asked for.
+    /// The reason why the device differs from the requested one.
     pub device_note: Option<&'static str>,
     /// Element type.
     pub dtype: ElementType,
@@ -86,50 +86,50 @@ pub struct Config {
     pub allow_nonfinite: bool,
     /// Further runs of the engine, for timing.
     pub repeat: usize,
-    /// Folder for the results.
+    /// Directory for the results.
     pub out: PathBuf,
     /// Labels of the tokens.
     pub labels: Option<PathBuf>,
-    /// The TOML file that settings came from, so that replacing `out` does not take it along.
+    /// The TOML file with the settings. Replacing `out` must not delete it.
     pub file: Option<PathBuf>,
-    /// SHA-256 of that file as it was read.
+    /// SHA-256 of that file when it was read.
     pub file_sha256: String,
     /// Whether figures are drawn.
     pub plots: bool,
-    /// What they are written as.
+    /// File formats of the figures.
     pub figure_format: Vec<FigureFormat>,
 }
 
-/// Where a memory comes from.
+/// The source of a memory.
 #[derive(Clone, Debug)]
 pub enum MemorySource {
     /// A file: parameters or a saved memory.
     File {
         /// The file.
         path: PathBuf,
-        /// Given although the file tells: must agree.
+        /// Number of heads, if given. It must agree with the file.
         heads: Option<usize>,
-        /// Likewise.
+        /// Width of a head, if given. It must agree with the file.
         dim_head: Option<usize>,
     },
-    /// Random, made once the width of the tokens is known.
+    /// A random memory, made once the width of the tokens is known.
     Random {
         /// Heads.
         heads: usize,
         /// Width of a head; `None` is dim / heads.
         dim_head: Option<usize>,
-        /// Norms before storing and reading.
+        /// Whether there are norms before storing and reading.
         pre_norm: bool,
-        /// Norm of what was read.
+        /// Whether there is a norm after reading.
         post_norm: bool,
         /// Distribution of the memory weights.
         init: Init,
-        /// Of the random numbers.
+        /// Seed of the random numbers.
         seed: u64,
     },
 }
 
-/// What was said of one gate.
+/// The settings of one gate.
 #[derive(Clone, Copy, Debug)]
 struct GateLayer {
     kind: GateKind,
@@ -138,42 +138,38 @@ struct GateLayer {
     bias: Option<f64>,
 }
 
-/// More is a slip of the keyboard.
+/// Most threads; a larger number is taken for a typing error.
 const MAX_THREADS: usize = 1024;
 
-/// Most repeats: enough for a run that is meant to be stopped, and few enough to be counted in tokens.
+/// Most repeats: enough for a run that is meant to be stopped, and few enough for the count of tokens to fit.
 const MAX_REPEAT: usize = 1 << 30;
 
-/// Chunk size of a random memory without one.
+/// Default chunk size of a random memory.
 const RANDOM_CHUNK_SIZE: usize = 16;
 
 impl Settings {
-    /// Refuses flags that have no effect in this command, so that nobody believes they had one. (A configuration
-    /// file may serve several commands, so its keys are not held to this.)
+    /// Rejects flags that have no effect in this command. Keys of a configuration file are exempt, because one file may
+    /// serve several commands.
     pub fn check_flags(&self, command: Command, merged: &Self) -> Result<()> {
         let online = command == Command::Retrieve && merged.is_online();
-        let unused = |flag: &str, given: bool, expected: &str| {
+        let unused = |flag: &str, given: bool, reason: &str| {
             if given {
-                Err(Error::setting(flag, expected, format!("`nmem {}`", command.name())))
+                Err(Error::rejected(flag, format!("no effect in `nmem {}`{reason}", command.name())))
             } else {
                 Ok(())
             }
         };
         if command == Command::Store {
-            unused("--online", self.online == Some(true), "`nmem retrieve` (a store reads nothing)")?;
-            unused("--store-seq", self.store_seq.is_some(), "`nmem retrieve` (a store stores SEQ itself)")?;
-            return unused(
-                "--probe",
-                self.probe == Some(true),
-                "`nmem retrieve --online` (a store probes anyway)",
-            );
+            unused("--online", self.online == Some(true), ", which reads nothing; use `nmem retrieve`")?;
+            unused(
+                "--store-seq",
+                self.store_seq.is_some(),
+                ", which stores SEQ itself; use `nmem retrieve`",
+            )?;
+            return unused("--probe", self.probe == Some(true), ", which probes by default; omit it");
         }
-        unused(
-            "--no-probe",
-            self.no_probe == Some(true),
-            "`nmem store` (retrieving probes only with --probe)",
-        )?;
-        let with = "--online with it (a plain read stores nothing)";
+        unused("--no-probe", self.no_probe == Some(true), ", which probes only with --probe; omit it")?;
+        let with = " without --online, because a plain read stores nothing; add --online";
         unused("--probe", !online && self.probe == Some(true), with)?;
         unused("--retention", !online && self.retention.is_some(), with)?;
         unused("--labels", !online && self.labels.is_some(), with)?;
@@ -215,15 +211,24 @@ impl Settings {
             Command::Retrieve => Mode::Read,
         };
         let Some(data) = self.data.clone() else {
-            return Err(Error::setting("SEQ.npy", "a sequence to work on (or `data` in --config)", "none"));
+            return Err(Error::rejected(
+                "SEQ.npy",
+                "no sequence; pass one, or set `data` in the --config file",
+            ));
         };
         if self.online == Some(false) && self.store_seq.is_some() {
-            return Err(Error::setting("--store-seq", "--online (which it implies)", "--online=false"));
+            return Err(Error::rejected(
+                "--store-seq",
+                "cannot be combined with --online=false; omit one of the two",
+            ));
         }
         let dash = Path::new("-");
         let inputs = [Some(&data), self.store_seq.as_ref(), self.memory.as_ref(), self.past.as_ref()];
         if inputs.into_iter().flatten().filter(|path| **path == dash).count() > 1 {
-            return Err(Error::setting("-", "standard input in one place", "more than one"));
+            return Err(Error::rejected(
+                "-",
+                "more than one input is standard input; pass files for the others",
+            ));
         }
         if let Some(threads) = self.threads.filter(|threads| *threads > MAX_THREADS) {
             return Err(Error::setting("--threads", format!("at most {MAX_THREADS}"), threads.to_string()));
@@ -249,12 +254,12 @@ impl Settings {
         let mut device_note = None;
         let device = match (self.device.unwrap_or_default(), retention) {
             (DeviceChoice::Auto, Some(_)) => {
-                device_note = Some("--device auto: cpu (--retention is for the processor alone)");
+                device_note = Some("--device auto: cpu, because --retention runs on the CPU only");
                 DeviceChoice::Cpu
             }
             (choice @ DeviceChoice::Cuda(_), Some(_)) => {
-                let expected = "--device cpu with it (kept chunks are read again on the CPU only)";
-                return Err(Error::setting("--retention", expected, format!("--device {choice}")));
+                let reason = format!("cannot be combined with --device {choice}; use --device cpu");
+                return Err(Error::rejected("--retention", reason));
             }
             (choice, _) => choice,
         };
@@ -315,8 +320,9 @@ impl Settings {
         ];
         match drawn_only.into_iter().find(|(_, given)| *given) {
             Some((flag, _)) => {
-                let got = format!("--memory {}, which is not drawn", path.display());
-                Err(Error::setting(flag, "a memory drawn at random", got))
+                let path = path.display();
+                let reason = format!("applies to a random memory only; omit it or --memory {path}");
+                Err(Error::rejected(flag, reason))
             }
             None => Ok(MemorySource::File { path, heads: self.heads, dim_head: self.dim_head }),
         }
@@ -329,23 +335,23 @@ impl GateLayer {
         if let Some(GateSetting::Fixed(value)) = fixed {
             Gate::Fixed(value).check(kind).map_err(Error::limit(flag))?;
             if bias.is_some() {
-                let expected = format!("a gate that is not pinned ({flag} learned frees it)");
-                return Err(Error::setting(format!("{flag}-bias"), expected, format!("{flag} {value}")));
+                let reason = format!("cannot be combined with {flag} {value}; omit one of the two");
+                return Err(Error::rejected(format!("{flag}-bias"), reason));
             }
         }
         let bias = bias.map_or(Ok(()), |bias| Gate::Learned(bias).check(kind));
         bias.map_err(Error::limit(format!("{flag}-bias")))
     }
 
-    /// This layer over a saved memory's gate.
+    /// Overrides a saved memory's gate with this layer.
     fn over(&self, saved: Gate) -> Result<Gate> {
         Ok(match (self.fixed, self.bias, saved) {
             (Some(GateSetting::Fixed(value)), ..) => Gate::Fixed(value),
             (Some(GateSetting::Learned), bias, _) => Gate::Learned(bias.unwrap_or(0.0)),
             (None, Some(_), Gate::Fixed(value)) => {
-                let expected = format!("a gate that is not pinned ({} learned frees it)", self.flag);
-                let got = format!("a memory that pins it at {value}");
-                return Err(Error::setting(format!("{}-bias", self.flag), expected, got));
+                let flag = self.flag;
+                let reason = format!("the memory fixes this gate at {value}; add {flag} learned to free it");
+                return Err(Error::rejected(format!("{flag}-bias"), reason));
             }
             (None, Some(bias), Gate::Learned(_)) => Gate::Learned(bias),
             (None, None, saved) => saved,
@@ -354,7 +360,7 @@ impl GateLayer {
 }
 
 impl Config {
-    /// The gates, given those of a saved memory.
+    /// Returns the gates: these settings over those of a saved memory.
     pub fn gates(&self, saved: Gates) -> Result<Gates> {
         let [learning_rate, momentum, decay] = &self.gates;
         Ok(Gates {
@@ -364,26 +370,26 @@ impl Config {
         })
     }
 
-    /// The chunk size, given that of a saved memory.
+    /// Returns the chunk size, given that of a saved memory.
     pub fn chunk_size(&self, saved: Option<usize>) -> Result<usize> {
         match (self.chunk_size, saved, &self.memory) {
             (Some(given), Some(saved), _) if given != saved => {
-                let expected = format!("{saved}, with which the memory was stored");
+                let expected = format!("{saved}, the chunk size of the saved memory");
                 Err(Error::setting("--chunk-size", expected, given.to_string()))
             }
             (Some(size), ..) | (None, Some(size), _) => Ok(size),
             (None, None, MemorySource::Random { .. }) => Ok(RANDOM_CHUNK_SIZE),
             (None, None, MemorySource::File { path, .. }) => {
-                let expected =
-                    "the chunk size that the parameters were trained with (no file of parameters tells)";
-                Err(Error::setting("--chunk-size", expected, format!("none for {}", path.display())))
+                let reason =
+                    "does not record a chunk size; pass --chunk-size with the value used in training";
+                Err(Error::rejected(path.display().to_string(), reason))
             }
         }
     }
 }
 
 impl MemorySource {
-    /// Sizes of a random memory for tokens of width `dim`; `None` for a file.
+    /// Returns the sizes of a random memory for tokens of width `dim`, or `None` for a file.
     pub fn random(&self, dim: usize) -> Result<Option<(Dimensions, Init, u64)>> {
         let &Self::Random { heads, dim_head, pre_norm, post_norm, init, seed } = self else {
             return Ok(None);
@@ -392,21 +398,21 @@ impl MemorySource {
             Some(dim_head) => dim_head,
             None if dim.is_multiple_of(heads) => dim / heads,
             None => {
-                let expected = format!("a number that divides dim {dim} (or --dim-head)");
-                return Err(Error::setting("--heads", expected, heads.to_string()));
+                let reason = format!("{heads} does not divide dim {dim}; pass a divisor, or set --dim-head");
+                return Err(Error::rejected("--heads", reason));
             }
         };
         Ok(Some((Dimensions { dim, heads, dim_head, pre_norm, post_norm }, init, seed)))
     }
 
-    /// What was said besides a file must agree with it.
+    /// Checks that the settings given beside a file agree with it.
     pub fn check(&self, of_file: &Dimensions) -> Result<()> {
         let &Self::File { ref path, heads, dim_head } = self else { return Ok(()) };
         let pairs = [("--heads", heads, of_file.heads), ("--dim-head", dim_head, of_file.dim_head)];
         match pairs.into_iter().find(|(_, given, own)| given.is_some_and(|given| given != *own)) {
             None => Ok(()),
             Some((flag, given, own)) => {
-                let expected = format!("{own}, as in {} (or leave it out)", path.display());
+                let expected = format!("{own}, as in {}", path.display());
                 Err(Error::setting(flag, expected, given.unwrap_or(own).to_string()))
             }
         }

@@ -1,4 +1,4 @@
-//! Settings as typed, on the command line or in a TOML file: everything optional, nothing checked against the rest.
+//! Settings from the command line or a TOML file. All are optional, and none is checked against the others.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::memory::parameters::Init;
 use crate::plot::FigureFormat;
 use crate::real::ElementType;
 
-/// What can be said about a run, as typed.
+/// Settings of a run before validation.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
@@ -23,20 +23,20 @@ pub struct Settings {
     #[arg(value_name = "SEQ.npy")]
     pub data: Option<PathBuf>,
 
-    /// Parameters (a PyTorch state_dict as .safetensors or .npz) or a memory that `store` wrote; without it one is
-    /// drawn at random
+    /// Parameters (a PyTorch state_dict as .safetensors or .npz) or a memory that `store` wrote [default: a random
+    /// memory]
     #[arg(long, value_name = "FILE", help_heading = "Memory")]
     pub memory: Option<PathBuf>,
-    /// Tokens per chunk, 2 to 16384: needed with parameters; 16 for a random memory
+    /// Tokens per chunk, 2 to 16384; required with parameters [default: 16 for a random memory]
     #[arg(long, value_name = "N", help_heading = "Memory", value_parser = whole::<usize>, allow_negative_numbers = true)]
     pub chunk_size: Option<usize>,
-    /// Heads of a drawn memory [default: 1]
+    /// Number of heads of a random memory [default: 1]
     #[arg(long, value_name = "N", help_heading = "Memory", value_parser = whole::<usize>, allow_negative_numbers = true)]
     pub heads: Option<usize>,
-    /// Width of a head of a drawn memory [default: dim / heads]
+    /// Width of each head of a random memory [default: dim / heads]
     #[arg(long, value_name = "N", help_heading = "Memory", value_parser = whole::<usize>, allow_negative_numbers = true)]
     pub dim_head: Option<usize>,
-    /// How a memory is drawn: memory weights uniform (xavier) or from N(0, 1) (randn, as titans-pytorch does)
+    /// Distribution of a random memory's weights: uniform (xavier) or N(0, 1) (randn, as in titans-pytorch)
     /// [default: xavier]
     #[arg(
         long,
@@ -46,86 +46,86 @@ pub struct Settings {
         value_name = "xavier|randn"
     )]
     pub init: Option<Init>,
-    /// Seed of a drawn memory [default: 0]
+    /// Seed of a random memory [default: 0]
     #[arg(long, value_name = "N", help_heading = "Memory", value_parser = whole::<u64>, allow_negative_numbers = true)]
     #[serde(default, deserialize_with = "seed")]
     pub seed: Option<u64>,
-    /// Draw a memory without the norms before storing and reading
+    /// Make the random memory without the norms before storing and reading
     #[arg(long, help_heading = "Memory", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub no_pre_norm: Option<bool>,
-    /// Draw a memory without the norm of what was read
+    /// Make the random memory without the norm after reading
     #[arg(long, help_heading = "Memory", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub no_post_norm: Option<bool>,
-    /// Past weights: weights.0 … weights.3, each (dim_head, dim_head), that shift the memory weights themselves
+    /// Past weights, which shift the memory weights themselves: weights.0 … weights.3, each (dim_head, dim_head)
     #[arg(long, value_name = "FILE", help_heading = "Memory")]
     pub past: Option<PathBuf>,
-    /// Go on from a saved memory with its momentum set to zero
+    /// Continue from a saved memory with its momentum set to zero
     #[arg(long, help_heading = "Memory", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub restart_momentum: Option<bool>,
 
-    /// Pin the learning rate θ of every chunk (0 or more), or `learned` to free a saved memory's pin
+    /// Fix the learning rate θ of every chunk (0 or more); `learned` frees a gate that a saved memory fixes
     #[arg(long, value_name = "X", help_heading = "Gates", allow_negative_numbers = true)]
     pub learning_rate: Option<GateSetting>,
-    /// Pin the momentum η (0 or more; above 1 it grows without end), or `learned`
+    /// Fix the momentum η (0 or more; above 1 updates grow without bound), or `learned`
     #[arg(long, value_name = "X", help_heading = "Gates", allow_negative_numbers = true)]
     pub momentum: Option<GateSetting>,
-    /// Pin the decay α (0 to 1), the fraction of the update that each chunk forgets, or `learned`
+    /// Fix the decay α (0 to 1), the fraction of the update that each chunk forgets, or `learned`
     #[arg(long, value_name = "X", help_heading = "Gates", allow_negative_numbers = true)]
     pub decay: Option<GateSetting>,
-    /// Added to the logit of θ = exp(−15 · sigmoid(logit)): a larger logit is a SMALLER rate
+    /// Bias added to the logit of θ = exp(−15 · sigmoid(logit)); a larger logit gives a SMALLER rate
     #[arg(long, value_name = "B", help_heading = "Gates", allow_negative_numbers = true)]
     pub learning_rate_bias: Option<f64>,
-    /// Added to the logit of η = sigmoid(logit)
+    /// Bias added to the logit of η = sigmoid(logit)
     #[arg(long, value_name = "B", help_heading = "Gates", allow_negative_numbers = true)]
     pub momentum_bias: Option<f64>,
-    /// Added to the logit of α = sigmoid(logit)
+    /// Bias added to the logit of α = sigmoid(logit)
     #[arg(long, value_name = "B", help_heading = "Gates", allow_negative_numbers = true)]
     pub decay_bias: Option<f64>,
 
-    /// Read chunk by chunk, one chunk behind, while storing the same sequence: forward(seq) of the module in PyTorch
+    /// Read chunk by chunk, one chunk behind, while storing the same sequence (forward(seq) of the PyTorch module)
     #[arg(long, help_heading = "Online", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub online: Option<bool>,
-    /// Store this sequence while reading SEQ: forward(seq, store_seq); implies --online
+    /// Store this sequence while reading SEQ (forward(seq, store_seq)); implies --online
     #[arg(long, value_name = "STORE.npy", help_heading = "Online")]
     pub store_seq: Option<PathBuf>,
-    /// Also compute loss_before and loss_after (two more reads a chunk)
+    /// Also compute loss_before and loss_after (two more reads per chunk)
     #[arg(long, help_heading = "Online", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub probe: Option<bool>,
 
-    /// Leave loss_before and loss_after out (two reads a chunk less)
+    /// Skip loss_before and loss_after (two fewer reads per chunk)
     #[arg(long, help_heading = "Run", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub no_probe: Option<bool>,
-    /// Keep every K-th chunk and read it again after every K-th later one: retention.csv, what the memory still knows
-    /// (memory for a K-th of the keys and values; time for half of (chunks / K)² reads of a chunk)
+    /// Keep every K-th chunk and reread it after every K-th later one, to measure what the memory still knows
+    /// (retention.csv). Holds one K-th of the keys and values in memory and adds (chunks / K)² / 2 chunk reads
     #[arg(long, value_name = "K", help_heading = "Run", value_parser = whole::<usize>, allow_negative_numbers = true)]
     pub retention: Option<usize>,
-    /// Where it is computed: cpu, cuda (the first GPU) or cuda:N of `nmem devices`, auto (a GPU where one can be used);
-    /// a GPU needs a build with the feature cuda and a driver [default: cpu]
+    /// Compute device: cpu, cuda (the first GPU), cuda:N (as listed by `nmem devices`) or auto (a GPU if one is usable).
+    /// A GPU needs a driver and a build with the feature cuda [default: cpu]
     #[arg(long, help_heading = "Run", value_name = "cpu|cuda|cuda:N|auto")]
     pub device: Option<DeviceChoice>,
-    /// Element type of computation and results [default: f32]
+    /// Element type of the computation and the results [default: f32]
     #[arg(long, value_enum, help_heading = "Run", hide_possible_values = true, value_name = "f32|f64")]
     pub dtype: Option<ElementType>,
-    /// Threads; results are the same for any number [default: one per core]
+    /// Number of threads; does not change the results [default: one per core]
     #[arg(long, value_name = "N", help_heading = "Run", value_parser = whole::<usize>, allow_negative_numbers = true)]
     pub threads: Option<usize>,
-    /// Let NaN and infinity in inputs through to the divergence check
+    /// Accept NaN and infinity in inputs and leave them to the divergence check
     #[arg(long, help_heading = "Run", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub allow_nonfinite: Option<bool>,
-    /// Run the engine N more times for timing: wall_s.engine of run.json is then the median
+    /// Run the engine N more times for timing; wall_s.engine of run.json is then the median
     #[arg(long, value_name = "N", help_heading = "Run", value_parser = whole::<usize>, allow_negative_numbers = true)]
     pub repeat: Option<usize>,
 
-    /// Folder for the results; must not exist [default: results/INPUT-COMMAND, of the input's stem]
+    /// Directory for the results; must not exist [default: results/STEM-COMMAND, with the input's file stem]
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub out: Option<PathBuf>,
-    /// Mark changes of topic and repeats in the figures: columns position, segment, optionally repeat
+    /// Mark topic changes and repeats in the figures, from the columns position, segment and (optionally) repeat
     #[arg(long, value_name = "FILE.csv", help_heading = "Output")]
     pub labels: Option<PathBuf>,
-    /// Draw no figures
+    /// Skip the figures
     #[arg(long, help_heading = "Output", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub no_plots: Option<bool>,
-    /// What figures are written as, separated by commas: svg, pdf, png, pgfplots [default: svg]
+    /// File formats of the figures, separated by commas: svg, pdf, png, pgfplots [default: svg]
     #[arg(
         long,
         value_enum,
@@ -137,12 +137,12 @@ pub struct Settings {
     pub figure_format: Option<Vec<FigureFormat>>,
 }
 
-/// Negative numbers come here too, for a better message than that of an unknown flag.
+/// Parses a whole number. Flags also pass negative numbers, for a better message than that of an unknown flag.
 pub(crate) fn whole<N: FromStr>(text: &str) -> Result<N, String> {
     text.parse().map_err(|_| "expected a whole number".to_owned())
 }
 
-/// A whole number, or the digits of one beyond TOML's own integers, which end at 2^63 − 1.
+/// Deserializes a whole number, or the digits of one above 2^63 − 1, TOML's largest integer.
 fn seed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     struct Seed;
 
@@ -170,13 +170,13 @@ fn seed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Er
     deserializer.deserialize_any(Seed).map(Some)
 }
 
-/// A gate as typed: a number fixes it, `learned` leaves it to its layer.
+/// A gate setting: a number fixes the gate, `learned` leaves it to its layer.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(try_from = "toml::Value")]
 pub enum GateSetting {
-    /// By the gate layer.
+    /// Computed by the gate layer.
     Learned,
-    /// To this value.
+    /// Fixed at this value.
     Fixed(f64),
 }
 
@@ -205,7 +205,7 @@ impl TryFrom<toml::Value> for GateSetting {
 }
 
 impl Settings {
-    /// Settings of a TOML file. Relative paths in it are relative to its [folder](TextFile::folder).
+    /// Reads settings from a TOML file. Its relative paths start from the file's [directory](TextFile::folder).
     pub fn from_toml(file: &TextFile) -> Result<Self> {
         let (path, text) = (file.path(), file.text()?);
         let mut settings: Self = toml::from_str(text).map_err(|error| explain_toml(path, text, &error))?;
@@ -224,8 +224,8 @@ impl Settings {
         Ok(settings)
     }
 
-    /// These settings, with those of `other` where these say nothing. A fixed value here also overrides a bias there, and the
-    /// reverse; a memory here makes what is said there of drawing one void.
+    /// Returns these settings, completed by those of `other`. A fixed value here also overrides a bias there, and the
+    /// reverse. A memory here discards the settings of a random memory there.
     #[must_use]
     pub fn or(self, mut other: Self) -> Self {
         for (fixed, bias, other_fixed, other_bias) in [
@@ -288,20 +288,20 @@ impl Settings {
     }
 }
 
-/// One line: file, line, what is wrong, and for an unknown key the nearest known one.
+/// Explains a TOML error on one line: the file, the line, the problem and the known key nearest to an unknown one.
 fn explain_toml(path: &Path, text: &str, error: &toml::de::Error) -> Error {
     let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
     let message = error.message().replace('\n', ", ");
     let unknown = message.strip_prefix("unknown field `").and_then(|rest| rest.split_once('`'));
     let Some((key, rest)) = unknown else {
         let message = ["usize", "u64"].iter().fold(message, |text, of| text.replace(of, "a whole number"));
-        return Error::file(path, "settings in TOML", format!("this in line {line}: {message}"));
+        return Error::rejected(path.display().to_string(), format!("line {line}: {message}"));
     };
     let near = nearest(key, rest.split('`').skip(1).step_by(2));
-    Error::file(path, "a known setting", format!("`{key}` in line {line}{near}"))
+    Error::rejected(path.display().to_string(), format!("line {line}: unknown setting `{key}`{near}"))
 }
 
-/// A hint at the known name most like an unknown one; nothing where none is like it.
+/// Returns a hint with the known name most similar to an unknown one, or an empty text if none is similar.
 pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     known
         .into_iter()
