@@ -1,26 +1,26 @@
-//! Topic drift: tokens around a topic that changes every L tokens, at once or over W tokens: the abrupt and the
-//! incremental drift of Gama et al. (*A survey on concept drift adaptation*, 2014).
+//! Topic drift: tokens around a topic that changes every L tokens, at once or over W tokens. These are the abrupt and
+//! the incremental drift of Gama et al. (*A survey on concept drift adaptation*, 2014).
 //!
 //! ```text
 //! m_t = ((1 − w) μ_{s−1} + w μ_s) / √((1 − w)² + w²),  w = min(1, (t − s·L + 1) / (W + 1)),  μ_s ~ N(0, I)
 //! x_t = √(1 − ν²) m_t + ν ε_t,                          s = ⌊t / L⌋,  ε_t ~ N(0, I)
 //! ```
 //!
-//! The first topic is there from the start. ν = 0: nothing but topics; ν = 1: nothing but noise.
+//! The first topic has no transition. ν = 0 gives topics only, ν = 1 noise only.
 
 use std::io;
 
 use super::{Label, RandomNumbers, TokenSink, check_length, check_share};
 use crate::error::Result;
 
-/// What is generated.
+/// Parameters of the task.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Drift {
-    /// L, tokens of a topic.
+    /// L, tokens per topic.
     pub segment: usize,
-    /// W, tokens over which a topic takes the place of the one before; below L.
+    /// W, tokens over which a topic replaces the previous one; below L.
     pub transition: usize,
-    /// ν, 0 to 1.
+    /// ν, the noise, 0 to 1.
     pub noise: f64,
 }
 

@@ -1,12 +1,11 @@
-//! Synthetic sequences that make a memory's behaviour visible, the same bytes for the same seed on every platform.
+//! Synthetic sequences that make a memory's behaviour visible. A seed gives the same bytes on every platform.
 //!
-//! In reading order: [`Task`] says what there is, one file each: [`recall`] (associative recall pairs), [`drift`]
-//! (changing topics), [`repeats`] (repeated passages), [`needle`] (a needle among noise); [`Generator`] samples them.
+//! In reading order: [`Task`] lists the tasks, one file each. They are [`recall`] (associative recall pairs), [`drift`]
+//! (changing topics), [`repeats`] (repeated passages) and [`needle`] (a needle in noise). [`Generator`] samples them.
 //!
-//! Numbers are sampled from N(0, 1) by Marsaglia's polar method with `libm`'s logarithm, because a system's own may differ in the
-//! last digit, and in f64 until they are rounded to f32. What stands where (the labels) comes from a random stream of its
-//! own, so that all sequences of a file share it; each sequence has another stream, so that it does not depend on how
-//! many there are.
+//! Numbers are sampled from N(0, 1) by Marsaglia's polar method, in f64, and then rounded to f32. The logarithm is
+//! `libm`'s, because a system's own may differ in the last digit. The labels have a random stream of their own, so that all
+//! sequences of a file share them. Each sequence has another stream, so that it does not depend on the number of sequences.
 
 pub mod drift;
 pub mod needle;
@@ -27,40 +26,40 @@ pub use needle::Needle;
 pub use recall::Recall;
 pub use repeats::Repeats;
 
-/// Numbers of a file beyond which a size is a slip of the keyboard: 16 GiB in f32.
+/// Most numbers in a file, 16 GiB in f32; a larger size is taken for a typing error.
 const MAX_NUMBERS: usize = 1 << 32;
-/// Most tokens of a sequence, whose labels are held, forty bytes each.
+/// Most tokens of a sequence. Their labels are held in memory, forty bytes each.
 const MAX_TOKENS: usize = 1 << 23;
-/// Widest token: one is held at a time.
+/// Largest width of a token; one token is held at a time.
 const MAX_DIM: usize = 1 << 20;
-/// Most numbers of pairs, passages or needles, which are held because they come again: half a gigabyte in f64.
+/// Most numbers in pairs, passages or needles. They are held because they repeat: half a gigabyte in f64.
 const MAX_ITEM_NUMBERS: usize = 1 << 26;
 
-/// What is generated.
+/// A task and its parameters.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Task {
     /// Pairs of a key and a value.
     Recall(Recall),
     /// Topics that change.
     Drift(Drift),
-    /// Passages of which some come again.
+    /// Passages of which some repeat.
     Repeats(Repeats),
-    /// The same few tokens here and there among noise.
+    /// The same few tokens at several places in noise.
     Needle(Needle),
 }
 
-/// What a token is.
+/// The label of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Label {
-    /// What it belongs to: pass, topic, passage, or 1 in a needle and 0 outside.
+    /// Number of the pass, topic or passage; with needles, 1 inside and 0 outside.
     pub segment: usize,
-    /// Whether its content was there before.
+    /// Whether the content occurred before.
     pub repeat: bool,
-    /// Tokens with the same item have the same content but for noise; `None`: nothing that could come again.
+    /// Identity of the content: tokens of the same item differ only by noise. `None` is content that never repeats.
     pub item: Option<usize>,
 }
 
-/// A task with sizes, seed and the labels that follow from them.
+/// A task with its sizes, its seed and the labels that follow from them.
 #[derive(Clone, Debug)]
 pub struct Generator {
     task: Task,
@@ -96,28 +95,28 @@ impl Generator {
             Task::Repeats(repeats) => repeats.labels(tokens, &mut random),
             Task::Needle(needle) => needle.labels(tokens, &mut random),
         }?;
-        // Within the limits on both, so no overflow.
+        // Both are within their limits, so the product does not overflow.
         let items = items(&labels) * dim;
         if items > MAX_ITEM_NUMBERS {
-            let expected = format!("content that comes again of at most {MAX_ITEM_NUMBERS} numbers");
+            let expected = format!("at most {MAX_ITEM_NUMBERS} numbers of repeated content");
             return Err(Error::setting("--tokens, --dim", expected, items.to_string()));
         }
         Ok(Self { task, shape, seed, labels })
     }
 
-    /// Of the tokens of any of the sequences.
+    /// Returns the labels of the tokens, which all sequences share.
     pub fn labels(&self) -> &[Label] {
         &self.labels
     }
 
-    /// The tokens of one sequence, (tokens, dim).
+    /// Returns the tokens of one sequence, (tokens, dim).
     pub fn sequence(&self, sequence: usize) -> Vec<f32> {
         let mut numbers = Vec::with_capacity(self.shape.tokens * self.shape.dim);
         let all = self.each_token(sequence, &mut |token| {
             numbers.extend(token.iter().map(|&x| x as f32));
             Ok(())
         });
-        all.expect("memory takes every token");
+        all.expect("pushing to a Vec cannot fail");
         numbers
     }
 
@@ -132,8 +131,8 @@ impl Generator {
         }
     }
 
-    /// Writes all as .npy: f32, little-endian, C order, of shape (tokens, dim) for rank 2 and one sequence, else
-    /// (sequences, tokens, dim). `check` is asked after every token and can stop the work.
+    /// Writes all sequences as .npy: f32, little-endian, C order. The shape is (tokens, dim) for rank 2, which needs a single
+    /// sequence, and otherwise (sequences, tokens, dim). `check` runs after every token and can stop the work.
     pub fn write_npy(
         &self,
         rank: usize,
@@ -169,15 +168,15 @@ impl Generator {
     }
 }
 
-/// Called with one token after the other.
+/// Receives one token after the other.
 pub(crate) type TokenSink<'a> = &'a mut dyn FnMut(&[f64]) -> io::Result<()>;
 
-/// One past the last item.
+/// Returns one past the last item.
 fn items(labels: &[Label]) -> usize {
     labels.iter().filter_map(|label| label.item).max().map_or(0, |last| last + 1)
 }
 
-/// Random numbers.
+/// A stream of random numbers.
 pub(crate) struct RandomNumbers {
     rng: ChaCha8Rng,
     /// The second normal number of a pair.
@@ -191,17 +190,17 @@ impl RandomNumbers {
         Self { rng, spare: None }
     }
 
-    /// In [0, 1).
+    /// Samples a number from [0, 1).
     fn uniform(&mut self) -> f64 {
         self.rng.random()
     }
 
-    /// In 0 .. n.
+    /// Samples a whole number from 0 .. n.
     fn below(&mut self, n: usize) -> usize {
         self.rng.random_range(0..n as u64) as usize
     }
 
-    /// From N(0, 1).
+    /// Samples a number from N(0, 1).
     fn normal(&mut self) -> f64 {
         if let Some(spare) = self.spare.take() {
             return spare;
@@ -217,12 +216,12 @@ impl RandomNumbers {
         }
     }
 
-    /// So many from N(0, 1).
+    /// Samples `count` numbers from N(0, 1).
     fn normals(&mut self, count: usize) -> Vec<f64> {
         (0..count).map(|_| self.normal()).collect()
     }
 
-    /// 0 .. n in an order of chance.
+    /// Returns 0 .. n in a random order.
     fn order(&mut self, n: usize) -> Vec<usize> {
         let mut order: Vec<usize> = (0..n).collect();
         for i in (1..n).rev() {
@@ -232,7 +231,7 @@ impl RandomNumbers {
     }
 }
 
-/// Tokens of items sampled once: `x = √(1 − ν²) item + ν ε`, and ε alone where there is no item; all N(0, 1).
+/// Emits `x = √(1 − ν²) item + ν ε` for each token, and ε alone without an item. Items are sampled once; all are N(0, 1).
 fn fill_items(
     labels: &[Label],
     dim: usize,
@@ -254,7 +253,7 @@ fn fill_items(
     Ok(())
 }
 
-/// A share of 0 to 1.
+/// Checks a share, 0 to 1.
 fn check_share(flag: &str, share: f64) -> Result<()> {
     if (0.0..=1.0).contains(&share) {
         return Ok(());
@@ -262,7 +261,7 @@ fn check_share(flag: &str, share: f64) -> Result<()> {
     Err(Error::setting(flag, "a number from 0 to 1", share.to_string()))
 }
 
-/// A length of 1 to `most` tokens.
+/// Checks a length, 1 to `most` tokens.
 fn check_length(flag: &str, length: usize, most: usize) -> Result<()> {
     if (1..=most).contains(&length) {
         return Ok(());
@@ -279,7 +278,7 @@ mod tests {
         let n = 200_000;
         let all = RandomNumbers::new(1, 0).normals(n);
         let moment = |k: i32| all.iter().map(|x| x.powi(k)).sum::<f64>() / f64::from(n as u32);
-        // Five standard errors: of x 1/√n, x² √2/√n, x³ √15/√n, x⁴ √96/√n.
+        // The bound is five standard errors: 1/√n for x, √2/√n for x², √15/√n for x³, √96/√n for x⁴.
         for (k, expected, deviation) in [(1, 0.0, 1.0), (2, 1.0, 2.0), (3, 0.0, 15.0), (4, 3.0, 96.0)] {
             let error = (moment(k) - expected).abs();
             assert!(error < 5.0 * f64::sqrt(deviation / f64::from(n as u32)), "moment {k}: off by {error}");

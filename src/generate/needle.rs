@@ -1,26 +1,26 @@
-//! A needle among noise: the same L tokens now and then in tokens that never come again. Nothing but having been there
-//! before tells a needle from noise. After the test of long contexts of that name (Kamradt, *Needle in a haystack*, 2023).
+//! A needle in noise: the same L tokens at several places in tokens that never repeat. Only the repetition distinguishes
+//! a needle from noise. The name is that of the long-context test (Kamradt, *Needle in a haystack*, 2023).
 //!
 //! ```text
 //! x_t = √(1 − ν²) y_i + ν ε_t in a needle (i = 0 … L − 1),  ε_t elsewhere;  y_i, ε_t ~ N(0, I)
 //! ```
 //!
-//! The sequence is cut into as many stretches as there are needles, ⌊tokens / needles⌋ each; one starts at a uniformly
-//! random token of each stretch from which it fits.
+//! The sequence is cut into one stretch per needle, of ⌊tokens / needles⌋ tokens each. The needle starts at a uniformly
+//! random token of its stretch, among those from which it fits.
 
 use std::io;
 
 use super::{Label, RandomNumbers, TokenSink, check_length, check_share, fill_items};
 use crate::error::Result;
 
-/// What is generated.
+/// Parameters of the task.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Needle {
-    /// L, tokens of a needle.
+    /// L, tokens per needle.
     pub length: usize,
-    /// How often it is there.
+    /// Number of times that the needle occurs.
     pub needles: usize,
-    /// ν, 0 to 1.
+    /// ν, the noise, 0 to 1.
     pub noise: f64,
 }
 

@@ -1,19 +1,21 @@
-//! Associative recall: each token is a pair of a key and a value, to be stored so that the key brings back the value.
-//! Storing pairs and asking for them is the oldest test of associative memories (Kohonen's correlation matrices, 1972);
-//! it came back with fast weight programmers (Schlag et al., 2021) and as MQAR (Arora et al., 2023).
+//! Associative recall: each token is a pair of a key and a value. A memory that stores the pair can return the value for
+//! the key. This is the oldest test of associative memories (Kohonen's correlation matrices, 1972). It returned with fast
+//! weight programmers (Schlag et al., 2021) and as MQAR (Arora et al., 2023).
 //!
 //! ```text
 //! x_t = [k_p | v_p],  k_p, v_p ~ N(0, I) of width D / 2,  p = the pair of token t
 //! k ← √(1 − ν²) k_p + ν ε                                  with noise ν
 //! ```
 //!
-//! P pairs come once each, in a random order; from token P on they come again, each pass in another order.
+//! The P pairs occur once each, in a random order. From token P on they repeat, each pass in another order.
 //!
-//! [`parameters`] makes keys and queries of the key half and values of the value half: no norms, h heads of width
-//! d = D / (2h), so that head j associates columns j·d .. (j+1)·d of both halves, each a task of its own; what is read
-//! returns to the value half. (One head would be as wide as D: see `Dimensions::check`.) Memory weights are random like those
-//! of any memory, but W_v2 = 0: at W the memory says nothing, ℓ is the size of the values, and a ratio to it below 1 is
-//! recall and nothing else. Gates have no bias, and zero weights leave them at θ = e^−7.5, η = α = ½: fix them.
+//! [`parameters`] takes keys and queries from the key half and values from the value half. It has no norms and h heads of
+//! width d = D / (2h), so that head j associates columns j·d .. (j+1)·d of both halves, each a task of its own. Reads
+//! return to the value half. One head would be as wide as D: see `Dimensions::check`.
+//!
+//! Memory weights are random like those of any memory, except that W_v2 = 0. At W the memory therefore returns zero and ℓ
+//! is the size of the values, so that a ratio to it below 1 measures recall alone. Gates have no bias, and their zero
+//! weights give θ = e^−7.5 and η = α = ½; fix them for experiments.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -27,12 +29,12 @@ use crate::memory::Dimensions;
 use crate::memory::parameters::{Init, random_tensors};
 use crate::sequence::Shape;
 
-/// What is generated.
+/// Parameters of the task.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Recall {
-    /// P; `None`: as many as tokens.
+    /// P, the number of pairs; `None` is one per token.
     pub pairs: Option<usize>,
-    /// ν, 0 to 1.
+    /// ν, the noise, 0 to 1.
     pub noise: f64,
 }
 
@@ -82,13 +84,13 @@ impl Recall {
     }
 }
 
-/// Widest tokens that parameters are made for: their matrices of dim × dim take some 300 MB while they are made.
+/// Largest width for which parameters are made: their dim × dim matrices take about 300 MB in the process.
 const MAX_PARAMETERS_DIM: usize = 4096;
 
-/// Parameters for tokens of width `dim` that make the task meaningful, in file layout.
+/// Returns parameters, in file layout, that make the task meaningful for tokens of width `dim`.
 pub fn parameters(dim: usize, heads: usize, seed: u64) -> Result<BTreeMap<String, Tensor>> {
     if heads < 2 || !heads.checked_mul(2).is_some_and(|twice| dim.is_multiple_of(twice)) {
-        let expected = format!("2 or more, of which twice as many divide dim {dim}");
+        let expected = format!("h of at least 2 such that 2h divides dim {dim}");
         return Err(Error::setting("--heads", expected, heads.to_string()));
     }
     if dim > MAX_PARAMETERS_DIM {

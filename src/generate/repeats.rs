@@ -1,27 +1,27 @@
-//! Repeated passages: random tokens in passages of L, some of which come again: what is a memory's gain on text that it
-//! has seen? Repeated random tokens are how induction heads are found (Olsson et al., *In-context learning and induction
-//! heads*, 2022).
+//! Repeated passages: random tokens in passages of L, some of which repeat. The task measures a memory's gain on text
+//! that it has seen. Repeated random tokens are used to find induction heads (Olsson et al., *In-context learning and
+//! induction heads*, 2022).
 //!
 //! ```text
 //! x_t = √(1 − ν²) y_i + ν ε_t,  y_i ~ N(0, I),  i = the token of a passage where it was new
 //! ```
 //!
-//! Each passage after the first is, with probability `share`, one of those that were new before, else new. The last one may
-//! be cut short.
+//! Each passage after the first repeats an earlier new passage with probability `share`; otherwise it is new. The last
+//! one may be cut short.
 
 use std::io;
 
 use super::{Label, RandomNumbers, TokenSink, check_length, check_share, fill_items};
 use crate::error::Result;
 
-/// What is generated.
+/// Parameters of the task.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Repeats {
-    /// L, tokens of a passage.
+    /// L, tokens per passage.
     pub segment: usize,
-    /// Probability that a passage is one of those before, 0 to 1.
+    /// Probability that a passage repeats an earlier one, 0 to 1.
     pub share: f64,
-    /// ν, 0 to 1.
+    /// ν, the noise, 0 to 1.
     pub noise: f64,
 }
 
