@@ -1,4 +1,4 @@
-//! One shape: its arrays, the copy that sets the limit, and every algorithm, first checked and then timed.
+//! One shape on the CPU: its arrays, the copy that sets the limit, and every algorithm, checked before it is timed.
 
 use std::ops::Range;
 
@@ -17,32 +17,32 @@ use crate::scan::linear::{self, Gates, Recurrence, scan};
 use crate::scan::pair::{Pair, PairAlgorithm, PairState, scan_pair};
 use crate::scan::{Element, reference, stream};
 
-/// Bytes of a page, to which the arena is aligned, and of a line, to which every array is.
+/// Size of a page, to which the arena is aligned, and of a cache line, to which every array is aligned.
 const PAGE: usize = 4096;
 const LINE: usize = 64;
 
-/// Elements drawn from one stream of random numbers.
+/// Elements sampled from one stream of random numbers.
 const STRETCH: usize = 1 << 16;
 
-/// Channels that the oracle scans together: a few lines of a row.
+/// Channels that the oracle scans together: a few cache lines of a row.
 const ORACLE: usize = 256;
 
-/// Rows that it scans together: their lines stay in L1.
+/// Rows that the oracle scans together: their cache lines stay in L1.
 const ORACLE_ROWS: usize = 16;
 
-/// Gates are uniform from here to 1: slow forgetting, so that errors can add up.
+/// Lower end of the uniform gates, whose upper end is 1. Such gates forget slowly, so that errors can add up.
 const MIN_GATE: f64 = 0.9;
 
-/// Memory of all arrays of a shape: taken once, grown as needed, touched before anything is timed.
+/// Memory for all arrays of a shape. It is allocated once, grows as needed and is touched before anything is timed.
 #[derive(Debug, Default)]
 pub struct Arena<T>(Vec<T>);
 
 impl<T: Real> Arena<T> {
-    /// Space for `elements`, on a page's start, never zero.
+    /// Returns space for `elements`, aligned to a page and never empty.
     fn buffer(&mut self, elements: usize) -> &mut [T] {
         let needed = elements + PAGE / size_of::<T>();
         if self.0.len() < needed {
-            // Dropped first: old and new together would be more than was allowed.
+            // The old buffer is dropped first, because both together would exceed the limit.
             self.0 = Vec::new();
             self.0 = vec![T::one(); needed];
         }
@@ -51,7 +51,7 @@ impl<T: Real> Arena<T> {
     }
 }
 
-/// Elements of gates and of an array of the inputs' shape, rounded up to lines.
+/// Returns the elements of the gates and of an array of the inputs' shape, rounded up to cache lines.
 fn sizes<T>(shape: BenchShape, gate: Gate) -> [usize; 2] {
     let line = LINE / size_of::<T>();
     let elements = shape.of_library().elements();
@@ -63,7 +63,7 @@ fn sizes<T>(shape: BenchShape, gate: Gate) -> [usize; 2] {
     [gates.next_multiple_of(line), elements.next_multiple_of(line)]
 }
 
-/// Of all arrays; `None` where that is no number of bytes.
+/// Returns the bytes of all arrays, or `None` if the number overflows.
 pub fn bytes_needed(shape: BenchShape, gate: Gate, dtype: ElementType) -> Option<u64> {
     let [batch, steps, channels] = [shape.batch, shape.steps, shape.channels].map(|n| n as u64);
     let rows = batch.checked_mul(steps)?;
@@ -73,11 +73,11 @@ pub fn bytes_needed(shape: BenchShape, gate: Gate, dtype: ElementType) -> Option
     gates.checked_add(elements.checked_mul(2)?)?.checked_add(state)?.checked_mul(dtype.bytes() as u64)
 }
 
-/// In f64 the plain loop does what the oracle does, so its error of 0 says nothing about roundings; other
-/// orders were seen to differ from it by up to 3 units in the last place of the largest state.
+/// Allowed error in f64, in units in the last place of the largest state. The plain loop is the oracle there, so its
+/// error of 0 says nothing about rounding. Other orders were seen to differ from it by up to 3 units.
 const UNITS_OF_F64: f64 = 16.0;
 
-/// Of the last place of the largest state that an algorithm may be wrong by besides.
+/// Returns the additional allowed error, in units in the last place of the largest state.
 pub fn units<T: Real>() -> f64 {
     match T::TYPE {
         ElementType::F32 => 1.0,
@@ -85,7 +85,7 @@ pub fn units<T: Real>() -> f64 {
     }
 }
 
-/// A shape, and how it is timed.
+/// A shape and the way to time it.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
     pub shape: BenchShape,
@@ -102,7 +102,7 @@ pub struct Inputs<'a, T> {
     values: &'a [T],
 }
 
-/// What a copy of so many bytes with so many threads (0: on a GPU) reaches; measured once, of every number of bytes.
+/// Bandwidths of copies by bytes and threads (0 is a GPU), each measured once.
 #[derive(Debug, Default)]
 pub struct CopySpeeds(Vec<(usize, usize, f64)>);
 
@@ -117,7 +117,7 @@ impl CopySpeeds {
 }
 
 impl Case {
-    /// Runs `work`: algorithms and the threads each is to be timed with.
+    /// Runs `work`, a list of algorithms and the numbers of threads to time each with.
     pub fn run<T: Real + Element>(
         self,
         arena: &mut Arena<T>,
@@ -150,7 +150,7 @@ impl Case {
         let mut plain = [None; 2];
         let mut rows = Vec::new();
         for (algorithm, threads) in work {
-            // What the plain loop of the same kind makes of it.
+            // The error of the plain loop of the same kind.
             let sequential =
                 if algorithm.is_pair() { Algorithm::PairSequential } else { Algorithm::Sequential };
             let plain = &mut plain[usize::from(algorithm.is_pair())];
@@ -158,7 +158,7 @@ impl Case {
             for &threads in threads {
                 observe(BenchEvent::Working)?;
                 let (_, error) = pool(threads).install(|| data.error(*algorithm, states));
-                // NaN is wrong.
+                // A NaN error compares as incorrect.
                 let correct = error <= 2.0 * allowed + units::<T>() * T::EPS.to_f64() * largest;
                 let timing = if correct {
                     let check = &mut || observe(BenchEvent::Working);
@@ -185,12 +185,12 @@ impl Case {
 
     fn buffer<T: Real>(self, arena: &mut Arena<T>) -> &mut [T] {
         let [gates, elements] = sizes::<T>(self.shape, self.gate);
-        // S and U of the pair lie elsewhere; the copy is given their bytes too.
+        // S and U of the pair are stored elsewhere; the copy includes their bytes too.
         let state = 4 * self.shape.batch * self.shape.channels;
         arena.buffer(gates + 2 * elements + state)
     }
 
-    /// Inputs, and space for states.
+    /// Returns the inputs and space for states.
     pub(super) fn data<T: Real>(self, arena: &mut Arena<T>) -> (Inputs<'_, T>, &mut [T]) {
         let [gates, elements] = sizes::<T>(self.shape, self.gate);
         let (gates, rest) = self.buffer(arena).split_at_mut(gates);
@@ -215,11 +215,11 @@ impl Case {
         check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Timing> {
         let mut pair = data.start();
-        // From outside the pool each time: waking its threads is part of the work.
+        // Each run enters the pool from outside, because waking its threads is part of the work.
         time(self.effort, check, || pool.install(|| data.compute(algorithm, states, &mut pair)))
     }
 
-    /// Compulsory traffic.
+    /// Returns the compulsory traffic in bytes.
     pub(super) fn bytes<T>(self, algorithm: Algorithm) -> usize {
         let BenchShape { batch, steps, channels } = self.shape;
         let (rows, elements) = (batch * steps, batch * steps * channels);
@@ -322,7 +322,7 @@ impl<'a, T: Real + Element> Inputs<'a, T> {
         Pair { learning_rate: gate(0), momentum: gate(1), decay: gate(2), surprise }
     }
 
-    /// Of the pair θ, η and α, of a scan a alone, without the space between arrays.
+    /// Returns the gates without the padding between arrays: θ, η and α for the pair, a for a scan.
     pub fn gates(&self, pair: bool) -> &'a [T] {
         let BenchShape { batch, steps, channels } = self.case.shape;
         match self.case.gate {
@@ -331,12 +331,12 @@ impl<'a, T: Real + Element> Inputs<'a, T> {
         }
     }
 
-    /// b, or g.
+    /// Returns the values: b of a scan, g of the pair.
     pub fn values(&self) -> &'a [T] {
         self.values
     }
 
-    /// S and U before the first step.
+    /// Returns S and U before the first step.
     pub fn start(&self) -> State<T> {
         let BenchShape { batch, channels, .. } = self.case.shape;
         let state =
@@ -369,8 +369,8 @@ impl<'a, T: Real + Element> Inputs<'a, T> {
         scan(&self.recurrence(), plain, states);
     }
 
-    /// Largest magnitude of the oracle's states, and the largest difference from them. States begin as NaN, so that one
-    /// that is not written shows.
+    /// Returns the largest magnitude of the oracle's states and the largest difference from them. States are filled with NaN
+    /// first, so that an unwritten one shows.
     pub fn error(&self, algorithm: Algorithm, states: &mut [T]) -> (f64, f64) {
         states.par_chunks_mut(STRETCH).for_each(|states| states.fill(T::nan()));
         let mut last = self.start();
@@ -378,7 +378,7 @@ impl<'a, T: Real + Element> Inputs<'a, T> {
         self.difference(algorithm, states, &last)
     }
 
-    /// As [`error`](Self::error), of states that are there.
+    /// Returns the same as [`error`](Self::error) for states that are already computed.
     pub fn difference(&self, algorithm: Algorithm, states: &[T], last: &State<T>) -> (f64, f64) {
         let start = self.start();
         let states = ArrayView3::from_shape(self.dim(), states).expect("as many states as inputs");
@@ -420,7 +420,7 @@ impl<'a, T: Real + Element> Inputs<'a, T> {
     }
 }
 
-/// The largest magnitude expected, and the largest difference from what was expected.
+/// The largest expected magnitude and the largest difference from an expected value.
 #[derive(Clone, Copy, Debug, Default)]
 struct Worst {
     largest: f64,
@@ -432,7 +432,7 @@ impl Worst {
     fn add(&mut self, got: f64, expected: f64) {
         self.largest = self.largest.max(expected.abs());
         let error = (got - expected).abs();
-        // A NaN stays: nothing is larger.
+        // A NaN stays, because no number compares as larger.
         if error > self.error || error.is_nan() {
             self.error = error;
         }
@@ -445,7 +445,7 @@ impl Worst {
     }
 }
 
-/// Uniform numbers, the same on every run.
+/// Fills an array with uniform random numbers, the same on every run.
 fn fill<T: Real>(values: &mut [T], low: f64, high: f64) {
     values.par_chunks_mut(STRETCH).enumerate().for_each(|(stream, values)| {
         let mut rng = ChaCha8Rng::seed_from_u64(0);
@@ -458,11 +458,16 @@ fn fill<T: Real>(values: &mut [T], low: f64, high: f64) {
 
 fn pool(threads: usize) -> Result<ThreadPool> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-    pool.map_err(|error| Error::setting("--threads", "as many as the system can start", error.to_string()))
+    pool.map_err(|error| {
+        Error::rejected(
+            "--threads",
+            format!("cannot start {threads} threads ({error}); pass a smaller number"),
+        )
+    })
 }
 
-/// 10⁹ bytes a second of the faster of an ordinary and a streaming copy, from one half of `buffer` to the other, a stretch
-/// a thread.
+/// Measures the faster of an ordinary and a streaming copy from one half of `buffer` to the other, in 10⁹ bytes per
+/// second. Each thread copies one contiguous part.
 fn copy_speed<T: Real + Element>(
     buffer: &mut [T],
     pool: &ThreadPool,

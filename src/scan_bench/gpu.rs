@@ -1,4 +1,4 @@
-//! One shape on a GPU: what src/scan/cuda.rs computes, first checked against the oracle and then timed by the GPU's own clock.
+//! One shape on a GPU: checks the results of src/scan/cuda.rs against the oracle, then times them by the GPU's own clock.
 
 use std::time::Instant;
 
@@ -11,30 +11,31 @@ use crate::real::Real;
 use crate::scan::linear::Shape;
 use crate::scan::{Element, cuda};
 
-/// Bytes that runs go round in, so that none finds its inputs in the cache: several times the largest L2, of 50 MB and more.
+/// Total bytes of the array sets that runs cycle through, so that no run finds its inputs in the cache. It is several times
+/// the largest L2, of 50 MB and more.
 const ROUND: usize = 256 << 20;
-/// Most array sets, where they are small: taking memory costs more than it would show.
+/// Most array sets. With small sets, allocating more would cost more than it would show.
 const MAX_ARRAY_SETS: usize = 128;
-/// Timed runs that are asked for before the first is waited for: the GPU is never idle between them.
+/// Timed runs queued before the first is waited for, so that the GPU is never idle between them.
 const AHEAD: usize = 32;
 
-/// Whether a shape's arrays fit a GPU once.
+/// Whether one set of a shape's arrays fits on a GPU.
 pub fn fits(device: &dyn Device, needed: u64) -> Result<bool> {
     Ok(needed <= most(device)? as u64)
 }
 
-/// Bytes that may be taken.
+/// Returns the number of bytes that may be allocated.
 fn most(device: &dyn Device) -> Result<usize> {
     Ok(device.free_bytes()? / 10 * 9)
 }
 
-/// As many array sets of so many bytes as runs go round in.
+/// Returns the number of array sets of `bytes` bytes that runs cycle through.
 fn array_sets(device: &dyn Device, bytes: usize) -> Result<usize> {
     let bytes = bytes.max(1);
     Ok(ROUND.div_ceil(bytes).clamp(2, MAX_ARRAY_SETS).min(most(device)? / bytes).max(1))
 }
 
-/// Arrays of a case; every run takes the next set.
+/// Arrays of a case; every run uses the next set.
 struct ArraySet<'d, T> {
     gates: Array<'d, T>,
     inputs: Array<'d, T>,
@@ -58,7 +59,7 @@ impl<'d, T: Real + Element> ArraySet<'d, T> {
 }
 
 impl Case {
-    /// Runs those of `algorithms` that there are on a GPU; rows have `label` as their device.
+    /// Runs those of `algorithms` that exist on a GPU; rows have `label` as their device.
     pub fn run_on<T: Real + Element>(
         self,
         device: &dyn Device,
@@ -95,7 +96,7 @@ impl Case {
                 array.download(0, last.as_slice_mut().expect("a contiguous state"))?;
             }
             let (_, error) = data.difference(algorithm, states, &last);
-            // NaN is wrong.
+            // A NaN error compares as incorrect.
             let correct = error <= 2.0 * allowed + units::<T>() * T::EPS.to_f64() * largest;
             let timing = if correct {
                 let check = &mut || observe(BenchEvent::Working);
@@ -165,8 +166,9 @@ impl Case {
     }
 }
 
-/// Runs as often as `effort` says; `run` is told which one it is. Before each stretch it runs once untimed: that one begins while
-/// the GPU is idle, and its time would hold the CPU's. Marks are made beforehand, so that only their recording lies between runs.
+/// Runs as often as `effort` requires; `run` receives the number of the run. Each batch starts with one untimed run,
+/// because that one starts while the GPU is idle and its time would include the CPU's. Events are created beforehand, so
+/// that only their recording lies between runs.
 fn time(
     device: &dyn Device,
     effort: Effort,
@@ -194,7 +196,7 @@ fn time(
     Ok(Timing::from_seconds(&seconds))
 }
 
-/// 10⁹ bytes a second of the device's own copy, half of `bytes` read and half written.
+/// Measures the device's own copy, with half of `bytes` read and half written, in 10⁹ bytes per second.
 fn copy_speed(
     device: &dyn Device,
     bytes: usize,

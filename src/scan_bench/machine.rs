@@ -1,4 +1,4 @@
-//! machine.json: what a benchmark ran on.
+//! machine.json: the machine and the build that ran a benchmark.
 
 use pulp::Arch;
 use serde::Serialize;
@@ -8,48 +8,48 @@ use crate::cuda::Description;
 use crate::engine::budget::installed_bytes;
 use crate::run::commit;
 
-/// The machine and the build. What the system does not tell is `None`.
+/// The machine and the build. Values that the system does not report are `None`.
 #[derive(Clone, Debug, Serialize)]
 pub struct Machine {
-    /// Model of the processor.
+    /// Model of the CPU.
     pub cpu: Option<String>,
-    /// Cores, without their second threads.
+    /// Physical cores.
     pub physical_cores: Option<usize>,
-    /// What the operating system schedules on.
+    /// Logical cores, on which the operating system schedules threads.
     pub logical_cores: usize,
-    /// Of the first core (Linux).
+    /// Caches of the first core (Linux only).
     pub caches: Vec<Cache>,
-    /// Installed memory, or what a container is allowed of it.
+    /// Installed memory in bytes, or a container's limit if that is lower.
     pub memory_bytes: Option<u64>,
     /// Operating system and version.
     pub os: Option<String>,
-    /// Its kernel.
+    /// Version of the kernel.
     pub kernel: Option<String>,
-    /// Vector instructions chosen at run time.
+    /// Vector instruction set chosen at run time.
     pub vector_isa: String,
-    /// GPUs, where one of them was used.
+    /// GPUs, if one of them was used.
     pub gpus: Vec<Description>,
     /// Version of the program.
     pub nmem: &'static str,
-    /// Commit that it was built from.
+    /// Commit that the program was built from.
     pub commit: Option<&'static str>,
-    /// Compiler that built it.
+    /// Compiler that built the program.
     pub rustc: &'static str,
 }
 
 /// One cache.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Cache {
-    /// 1, 2, 3
+    /// Level: 1, 2 or 3.
     pub level: u8,
-    /// "Data", "Instruction" or "Unified".
+    /// Kind: "Data", "Instruction" or "Unified".
     pub kind: String,
-    /// Size.
+    /// Size in bytes.
     pub bytes: u64,
 }
 
 impl Machine {
-    /// Asks the system.
+    /// Queries the system.
     pub fn detect() -> Self {
         let what = RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing());
         let system = System::new_with_specifics(what).ok();
@@ -71,7 +71,7 @@ impl Machine {
     }
 }
 
-/// What pulp chose, by its customary name.
+/// Returns the usual name of the instruction set that pulp chose.
 fn isa() -> String {
     let arch = format!("{:?}", Arch::new());
     match arch.split('(').next().unwrap_or_default() {
@@ -81,7 +81,7 @@ fn isa() -> String {
     }
 }
 
-/// Linux tells in files, other systems are not asked.
+/// Reads the caches from files of Linux; returns none on other systems.
 fn caches() -> Vec<Cache> {
     let folders = (0..).map(|i| format!("/sys/devices/system/cpu/cpu0/cache/index{i}"));
     folders

@@ -1,7 +1,9 @@
-//! `nmem scan-bench`: the scans timed against each other and against a copy, each checked against the f64 oracle before.
+//! `nmem scan-bench`: times the scans against each other and against a copy, after checking each against the f64 oracle.
 //!
-//! - [`Config`]: shapes and what is run on them; [`execute`]: from there to a published folder.
-//! - `bench`: one shape's arrays, checks and timings; `gpu`: those on a GPU. `timing`: medians and outliers. `machine`: machine.json.
+//! - [`Config`]: shapes and the algorithms to run on them.
+//! - [`execute`]: runs a configuration and publishes the results directory.
+//! - `bench`: arrays, checks and timings of one shape on the CPU; `gpu`: the same on a GPU.
+//! - `timing`: medians and outliers. `machine`: machine.json.
 
 mod bench;
 mod gpu;
@@ -23,25 +25,25 @@ use bench::{Arena, CopySpeeds};
 pub use machine::{Cache, Machine};
 use timing::Effort;
 
-/// What is timed.
+/// An algorithm to time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Algorithm {
-    /// What the library chooses for the shape.
+    /// The library's choice for the shape.
     Auto,
-    /// The plain loop, one thread.
+    /// The plain loop on one thread.
     Sequential,
-    /// Across channels.
+    /// Parallel across channels.
     Channels,
-    /// Across time, in two passes.
+    /// Parallel across time, in two passes.
     Time,
     /// The associative tree of PyTorch and JAX.
     Tree,
-    /// Momentum and update fused: the plain loop, one thread.
+    /// Momentum and update fused: the plain loop on one thread.
     PairSequential,
-    /// Momentum and update fused, every update written.
+    /// Momentum and update fused, writing every update.
     Pair,
-    /// Momentum and update fused, only the last state.
+    /// Momentum and update fused, writing only the last state.
     PairLast,
 }
 
@@ -55,18 +57,18 @@ pub enum Layout {
     ChannelsSteps,
 }
 
-/// Gates one per step or one per element.
+/// The shape of the gates: one per step or one per element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Gate {
     /// (batch, steps)
     Step,
-    /// As the inputs.
+    /// The inputs' shape.
     Element,
 }
 
 impl Gate {
-    /// As typed.
+    /// Returns the name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Step => "step",
@@ -76,12 +78,12 @@ impl Gate {
 }
 
 impl Algorithm {
-    /// Whether it is one of a GPU too.
+    /// Whether the algorithm also runs on GPUs.
     pub fn is_on_gpus(&self) -> bool {
         matches!(self, Self::Auto | Self::Pair | Self::PairLast)
     }
 
-    /// As typed.
+    /// Returns the name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -99,14 +101,14 @@ impl Algorithm {
         matches!(self, Self::PairSequential | Self::Pair | Self::PairLast)
     }
 
-    /// However many it is given.
+    /// Whether the algorithm uses one thread only.
     fn has_one_thread(self) -> bool {
         matches!(self, Self::Sequential | Self::PairSequential)
     }
 }
 
 impl Layout {
-    /// As typed.
+    /// Returns the name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::StepsChannels => "steps-channels",
@@ -122,12 +124,12 @@ impl Layout {
     }
 }
 
-/// What is to be timed, checked.
+/// A validated benchmark configuration.
 #[derive(Clone, Debug, Serialize)]
 pub struct Config {
-    /// Those timed.
+    /// Algorithms to time.
     pub algorithms: Vec<Algorithm>,
-    /// On these shapes.
+    /// Shapes to time them on.
     pub shapes: Vec<BenchShape>,
     /// Numbers of threads.
     pub threads: Vec<usize>,
@@ -137,30 +139,30 @@ pub struct Config {
     pub gates: Vec<Gate>,
     /// Element types.
     pub dtypes: Vec<ElementType>,
-    /// Least runs of each.
+    /// Minimum runs per case.
     pub runs: usize,
-    /// Least seconds of each.
+    /// Minimum seconds per case.
     pub seconds: f64,
-    /// Shapes whose arrays need more are left out; `None` is a quarter of the machine's memory.
+    /// Limit on the bytes of a shape's arrays; larger shapes are skipped. `None` is a quarter of the machine's memory.
     pub max_bytes: Option<u64>,
-    /// Folder for the results.
+    /// Directory for the results.
     #[serde(serialize_with = "crate::io::path_as_text")]
     pub out: PathBuf,
     /// Whether figures are drawn.
     pub plots: bool,
-    /// What they are written as.
+    /// File formats of the figures.
     #[serde(skip)]
     pub figure_format: Vec<FigureFormat>,
 }
 
-/// Sizes of a problem, as written in results.
+/// Sizes of a problem, as the results record them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct BenchShape {
     /// Sequences.
     pub batch: usize,
-    /// Steps of each.
+    /// Steps per sequence.
     pub steps: usize,
-    /// Recurrences side by side.
+    /// Independent recurrences per sequence.
     pub channels: usize,
 }
 
@@ -169,72 +171,72 @@ impl BenchShape {
         Shape { batch: self.batch, steps: self.steps, channels: self.channels }
     }
 
-    /// The memory's own: 64 chunks, four weights of d × d with d = 64, 128, 256.
+    /// Returns the memory's own shapes: 64 chunks and four weights of d × d, with d = 64, 128, 256.
     pub fn of_memory() -> impl Iterator<Item = Self> {
         [64, 128, 256].into_iter().map(|d| Self { batch: 1, steps: 64, channels: 4 * d * d })
     }
 
-    /// accelerated-scan's: 8 × 1536 channels, 128 steps to `most`, doubled.
+    /// Returns accelerated-scan's shapes: 8 × 1536 channels, with steps doubling from 128 to `most`.
     pub fn of_accelerated_scan(most: usize) -> impl Iterator<Item = Self> {
         steps_to(most).map(|steps| Self { batch: 8, steps, channels: 1536 })
     }
 }
 
-/// Steps to `most` from 128 on, doubled.
+/// Returns numbers of steps, doubling from 128 to `most`.
 pub fn steps_to(most: usize) -> impl Iterator<Item = usize> {
     std::iter::successors(Some(128), |steps| Some(steps * 2)).take_while(move |&steps| steps <= most)
 }
 
-/// A line of scan_bench.csv. What does not apply is `None`, an empty cell: timings of a wrong result, above all.
+/// A row of scan_bench.csv. Values that do not apply, such as timings of a wrong result, are `None` and empty cells.
 #[derive(Clone, Debug, Serialize)]
 pub struct BenchRow {
-    /// As asked for.
+    /// The requested algorithm.
     pub algorithm: Algorithm,
-    /// Where it ran: "cpu", "cuda" (the first GPU), "cuda:1" (the second) and so on.
+    /// The device: "cpu", "cuda" (the first GPU), "cuda:1" (the second) and so on.
     pub device: String,
     /// Element type.
     pub dtype: ElementType,
-    /// Threads it could use; 0 on a GPU.
+    /// Threads available to it; 0 on a GPU.
     pub threads: usize,
     /// Sequences.
     pub batch: usize,
     /// Steps.
     pub steps: usize,
-    /// Recurrences side by side.
+    /// Independent recurrences per sequence.
     pub channels: usize,
     /// Kind of gates.
     pub gate: Gate,
     /// Order of axes.
     pub layout: Layout,
-    /// Milliseconds.
+    /// Median time in milliseconds.
     pub median_ms: Option<f64>,
-    /// Milliseconds.
+    /// Shortest time in milliseconds.
     pub min_ms: Option<f64>,
-    /// Compulsory traffic: each input read once, each output written once.
+    /// Compulsory traffic in bytes: each input read once, each output written once.
     pub bytes: usize,
-    /// 10⁹ of these bytes a second, at the median.
+    /// Bandwidth at the median time, in 10⁹ of these bytes per second.
     pub gb_per_s: Option<f64>,
-    /// Of the bandwidth of a copy.
+    /// That bandwidth as a fraction of a copy's.
     pub copy_fraction: Option<f64>,
     /// Largest difference from the f64 oracle.
     pub max_abs_error: f64,
-    /// Timed runs.
+    /// Number of timed runs.
     pub runs: usize,
-    /// What a copy reaches on as many bytes (half of them read, half written) with the same threads: the faster of an
-    /// ordinary and a streaming one.
+    /// Bandwidth of a copy of the same number of bytes (half read, half written) with the same threads. This is the faster
+    /// of an ordinary and a streaming copy.
     pub copy_gb_per_s: Option<f64>,
-    /// Error of the plain loop in the same element type.
+    /// Largest error of the plain loop in the same element type.
     pub sequential_max_abs_error: f64,
-    /// Timed runs that something disturbed.
+    /// Number of timed runs that something disturbed.
     pub outliers: usize,
-    /// What `auto` stood for; else the algorithm itself.
+    /// The algorithm that ran: the choice of `auto`, or the requested one.
     pub chosen: Algorithm,
-    /// Whether the error is at most twice the plain loop's and one unit in the last place of the largest state (16 units
-    /// in f64, where the plain loop is the oracle itself).
+    /// Whether the error is at most twice the plain loop's plus one unit in the last place of the largest state. In f64,
+    /// where the plain loop is the oracle itself, 16 units are allowed.
     pub correct: bool,
 }
 
-/// scan_bench.csv's header: the fields of [`BenchRow`].
+/// Header of scan_bench.csv: the fields of [`BenchRow`].
 const COLUMNS: [&str; 21] = [
     "algorithm",
     "device",
@@ -259,62 +261,63 @@ const COLUMNS: [&str; 21] = [
     "correct",
 ];
 
-/// What came of it.
+/// The outcome of a benchmark.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// As run.
+    /// The configuration that ran.
     pub config: Config,
-    /// Where.
+    /// The machine that it ran on.
     pub machine: Machine,
-    /// GPUs that it ran on: "cuda:0" and a name.
+    /// GPUs that it ran on, each as "cuda:0" and a name.
     pub gpus: Vec<String>,
-    /// scan_bench.csv.
+    /// Rows of scan_bench.csv.
     pub rows: Vec<BenchRow>,
-    /// Shapes that would have needed too much memory.
+    /// Shapes that were skipped because they need too much memory.
     #[serde(rename = "left_out")]
     pub skipped: Vec<String>,
-    /// Disturbed timings, wrong results.
+    /// Warnings about disturbed timings and wrong results.
     pub warnings: Vec<String>,
-    /// Seconds, all of it.
+    /// Total time in seconds.
     pub wall_s: f64,
 }
 
 impl Report {
-    /// Whether every result was right.
+    /// Whether every result was correct.
     pub fn all_correct(&self) -> bool {
         self.rows.iter().all(|row| row.correct)
     }
 }
 
-/// Told as the work goes on. Returning an error stops it and leaves nothing behind.
+/// A progress event. If the observer returns an error, the benchmark stops and leaves no files behind.
 #[derive(Clone, Debug)]
 pub enum BenchEvent {
-    /// So many cases to come.
+    /// The benchmark starts, with this number of cases.
     Starting(u64),
-    /// One is begun, or goes on.
+    /// A case starts or continues.
     Working,
-    /// One is done.
+    /// A case has ended.
     Done,
 }
 
-/// Told of every [`BenchEvent`].
+/// A callback for every [`BenchEvent`].
 pub type Observer<'a> = &'a mut dyn FnMut(BenchEvent) -> Result<()>;
 
-/// For the arrays of a shape where the system does not tell how much memory there is.
+/// Default limit on the bytes of a shape's arrays if the system does not report its memory.
 const UNKNOWN_MEMORY: u64 = 1 << 30;
 
-/// Most runs of a case, whose times are held, and most shapes, types and numbers of threads: more would run for days.
+/// Most runs of a case, whose times are held in memory.
 const MAX_RUNS: usize = 1 << 20;
+/// Most combinations of shapes, types and numbers of threads; more would run for days.
 const MAX_CASES: usize = 1 << 12;
-/// More is a slip of the keyboard.
+/// Most threads; a larger number is taken for a typing error.
 const MAX_THREADS: usize = 1024;
 
 impl Config {
-    /// Checks what was typed.
+    /// Checks the settings.
     pub fn check(&self) -> Result<()> {
         self.figure_format.iter().try_for_each(|format| format.check())?;
         let whole = |flag: &str, zero: bool| {
-            if zero { Err(Error::setting(flag, "whole numbers of at least 1", "0")) } else { Ok(()) }
+            if zero { Err(Error::setting(flag, "at least 1", "0")) } else { Ok(()) }
         };
         whole("--threads", self.threads.contains(&0))?;
         whole("--steps", self.shapes.iter().any(|shape| shape.steps == 0))?;
@@ -328,8 +331,8 @@ impl Config {
             .iter()
             .try_fold(1_usize, |all, &n| all.checked_mul(n));
         if cases.is_none_or(|cases| cases > MAX_CASES) {
-            let expected = format!("lists of at most {MAX_CASES} combinations");
-            return Err(Error::setting("--batch, --steps, --channels, --threads", expected, "more"));
+            let reason = format!("more than {MAX_CASES} combinations; shorten the lists");
+            return Err(Error::rejected("--batch, --steps, --channels, --threads", reason));
         }
         if let Some(&threads) = self.threads.iter().find(|&&threads| threads > MAX_THREADS) {
             return Err(Error::setting("--threads", format!("at most {MAX_THREADS}"), threads.to_string()));
@@ -338,15 +341,14 @@ impl Config {
             return Err(Error::setting("--seconds", "0 to 3600 seconds", self.seconds.to_string()));
         }
         if self.plan().is_empty() {
-            let expected =
-                "steps-channels and step among --layout and --gate, for the fused pair is of that kind";
-            let got = "neither a scan nor such a pair";
-            return Err(Error::setting("--algorithm", expected, got));
+            let reason =
+                "the fused pair needs --layout steps-channels and --gate step; add them, or choose a scan";
+            return Err(Error::rejected("--algorithm", reason));
         }
         Ok(())
     }
 
-    /// What runs on one shape: layouts and gates, and the algorithms on each.
+    /// Returns the layouts and gates to run on one shape, and the algorithms for each.
     fn plan(&self) -> Vec<(Layout, Gate, Vec<Algorithm>)> {
         let kinds =
             self.layouts.iter().flat_map(|&layout| self.gates.iter().map(move |&gate| (layout, gate)));
@@ -360,13 +362,13 @@ impl Config {
             .collect()
     }
 
-    /// Threads that an algorithm is timed with.
+    /// Returns the numbers of threads to time an algorithm with.
     fn threads_of(&self, algorithm: Algorithm) -> Vec<usize> {
         if algorithm.has_one_thread() { vec![1] } else { self.threads.clone() }
     }
 }
 
-/// Runs `config` on each of `devices` and publishes its folder. `replace` allows an existing one to be replaced.
+/// Runs `config` on each of `devices` and publishes the results directory. `replace` allows replacing an existing one.
 pub fn execute(config: Config, devices: &[OpenDevice], replace: bool, observe: Observer) -> Result<Report> {
     let start = Instant::now();
     let gpus = devices.iter().any(|device| device.gpu().is_some());
@@ -377,7 +379,7 @@ pub fn execute(config: Config, devices: &[OpenDevice], replace: bool, observe: O
         return Err(Error::setting("--algorithm", "auto, pair or pair-last on a GPU", names.join(", ")));
     }
     let folder = ResultsDirectory::open(&config.out, replace)?;
-    // No error: they are open already, and a device of the caller's own is in no list.
+    // A failure is ignored: the devices are open already, and a device that the caller made is in no list.
     let gpus = gpus.then(cuda::list).and_then(Result::ok).unwrap_or_default().usable;
     let machine = Machine { gpus, ..Machine::detect() };
     let most =
@@ -392,10 +394,11 @@ pub fn execute(config: Config, devices: &[OpenDevice], replace: bool, observe: O
                 let fits = bytes.is_some_and(|bytes| bytes <= most);
                 if !fits {
                     let BenchShape { batch, steps, channels } = shape;
-                    let needed = bytes.map_or("more than there can be".to_owned(), |bytes| format!("{bytes} bytes"));
+                    let needed =
+                        bytes.map_or("needs more bytes than fit in 64 bits".to_owned(), |bytes| format!("needs {bytes} bytes"));
                     let gate = gate.name();
                     let text = format!(
-                        "{batch} × {steps} × {channels}, gates per {gate}, {dtype}: {needed}, at most {most} (--max-bytes)"
+                        "{batch} × {steps} × {channels}, gates per {gate}, {dtype}: {needed}, the limit is {most} (--max-bytes)"
                     );
                     if !skipped.contains(&text) {
                         skipped.push(text);
@@ -414,8 +417,10 @@ pub fn execute(config: Config, devices: &[OpenDevice], replace: bool, observe: O
     let cases: usize =
         cases.map(|&algorithm| devices.iter().map(|device| cases_of(device, algorithm)).sum::<usize>()).sum();
     if cases == 0 {
-        let reason =
-            format!("nothing to time: {}", skipped.first().map_or("no algorithm runs there", |text| text));
+        let reason = format!(
+            "nothing to time: {}",
+            skipped.first().map_or("no algorithm runs on these devices", |text| text)
+        );
         return Err(Error::rejected("scan-bench", reason));
     }
     observe(BenchEvent::Starting(cases as u64))?;
@@ -441,7 +446,7 @@ pub fn execute(config: Config, devices: &[OpenDevice], replace: bool, observe: O
                 let BenchShape { batch, steps, channels } = shape;
                 let gate = gate.name();
                 skipped.push(format!(
-                    "{batch} × {steps} × {channels}, gates per {gate}, {dtype}: more than {device} has free"
+                    "{batch} × {steps} × {channels}, gates per {gate}, {dtype}: needs more memory than {device} has free"
                 ));
                 continue;
             }
@@ -463,7 +468,7 @@ pub fn execute(config: Config, devices: &[OpenDevice], replace: bool, observe: O
     Ok(Report { config, machine, gpus, rows, skipped, warnings, wall_s: start.elapsed().as_secs_f64() })
 }
 
-/// Wrong results one by one, disturbed timings together.
+/// Returns the warnings: one for each wrong result and one for all disturbed timings.
 fn warnings(rows: &[BenchRow]) -> Vec<String> {
     let mut warnings: Vec<_> = rows.iter().filter(|row| !row.correct).map(wrong).collect();
     // A few outliers in hundreds of runs do not move a median.
@@ -471,8 +476,8 @@ fn warnings(rows: &[BenchRow]) -> Vec<String> {
     if disturbed > 0 {
         let all = rows.len();
         let text = format!(
-            "{disturbed} of {all} timings had outliers in more than a tenth of their runs (column `outliers`): is the \
-             machine busy?"
+            "{disturbed} of {all} timings had outliers in more than a tenth of their runs (column `outliers`); the \
+             machine may be busy"
         );
         warnings.push(text);
     }
@@ -485,8 +490,8 @@ fn wrong(row: &BenchRow) -> String {
     let (error, plain) = (row.max_abs_error, row.sequential_max_abs_error);
     let on = if row.device == "cpu" { String::new() } else { format!(", on {}", row.device) };
     format!(
-        "{algorithm} on {batch} × {steps} × {channels}, {layout}, gates per {gate}, {dtype}{on}: wrong, not timed: error \
-         {error:e}, the plain loop's {plain:e}"
+        "{algorithm} on {batch} × {steps} × {channels}, {layout}, gates per {gate}, {dtype}{on}: wrong result, not timed; \
+         its error is {error:e}, the plain loop's {plain:e}"
     )
 }
 
@@ -500,11 +505,11 @@ fn write(
 ) -> Result<()> {
     let csv = directory.join("scan_bench.csv");
     let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
-    writer.write_record(COLUMNS).expect("memory takes it");
+    writer.write_record(COLUMNS).expect("writing to memory cannot fail");
     for row in rows {
         writer.serialize(row).expect("numbers and words");
     }
-    OutFile::write_new(&csv, &writer.into_inner().expect("memory takes it"))?;
+    OutFile::write_new(&csv, &writer.into_inner().expect("writing to memory cannot fail"))?;
     let json = serde_json::to_string_pretty(machine).expect("text and numbers") + "\n";
     OutFile::write_new(&directory.join("machine.json"), json.as_bytes())?;
     if !config.plots {

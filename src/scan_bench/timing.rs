@@ -1,4 +1,4 @@
-//! Repeated timing, and what is said of it.
+//! Repeated timing and its statistics.
 
 use std::time::{Duration, Instant};
 
@@ -6,34 +6,34 @@ use statrs::statistics::{Data, OrderStatistics};
 
 use crate::error::Result;
 
-/// How often something is timed.
+/// The effort spent on timing one thing.
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
-    /// At least so many times.
+    /// Minimum number of runs.
     pub runs: usize,
-    /// And for at least so long.
+    /// Minimum total time.
     pub time: Duration,
 }
 
-/// What so many runs took.
+/// Statistics of the times of some runs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Timing {
-    /// Seconds.
+    /// Median time in seconds.
     pub median: f64,
-    /// Seconds.
+    /// Shortest time in seconds.
     pub min: f64,
-    /// How many.
+    /// Number of runs.
     pub runs: usize,
-    /// Of them, those that something else disturbed.
+    /// Number of runs that something else disturbed.
     pub outliers: usize,
 }
 
-/// A run further than this from the median, in units of the median distance from it, is an outlier: ten standard deviations
-/// of a normal distribution. hyperfine's threshold for its modified Z-score (Iglewicz and Hoaglin, "How to detect and
-/// handle outliers", 1993).
+/// Distance from the median beyond which a run is an outlier, in units of the median distance from it. It is ten standard
+/// deviations of a normal distribution, hyperfine's threshold for its modified Z-score (Iglewicz and Hoaglin, "How to
+/// detect and handle outliers", 1993).
 const OUTLIER: f64 = 1.4826 * 10.0;
 
-/// Runs once for nothing, then as often as `effort` says. `check` is asked between runs and can stop it.
+/// Runs once untimed, then as often as `effort` requires. `check` runs between the runs and can stop the timing.
 pub fn time(effort: Effort, check: &mut dyn FnMut() -> Result<()>, mut run: impl FnMut()) -> Result<Timing> {
     run();
     let start = Instant::now();
@@ -48,7 +48,7 @@ pub fn time(effort: Effort, check: &mut dyn FnMut() -> Result<()>, mut run: impl
 }
 
 impl Timing {
-    /// Of at least one run.
+    /// Computes the statistics of at least one run.
     pub fn from_seconds(seconds: &[f64]) -> Self {
         let median = median(seconds.to_vec());
         let distance = |x: &f64| (x - median).abs();
