@@ -1,5 +1,5 @@
-//! Axes: limits, ticks, labels. Linear limits are rounded outwards to ticks, log ones leave a little room. A log axis
-//! works in log₁₀ throughout, so that it holds for every positive float.
+//! Axes: limits, ticks and labels. Linear limits are rounded outwards to ticks; log limits have a small margin. A log axis
+//! works in log₁₀ throughout, so that it holds every positive float.
 
 use std::ops::Range;
 
@@ -7,36 +7,36 @@ use std::ops::Range;
 #[derive(Clone, Debug)]
 pub struct Axis {
     log: bool,
-    /// In log₁₀ on a log axis.
+    /// Ends of the axis, in log₁₀ on a log axis.
     low: f64,
     high: f64,
-    /// In the order of the axis, minor ones after the labelled ones.
+    /// Ticks in the order of the axis, minor ones after the labelled ones.
     pub ticks: Vec<Tick>,
 }
 
 /// A mark on an axis.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tick {
-    /// From 0 (low end) to 1 (high end).
+    /// Position from 0 (low end) to 1 (high end).
     pub at: f64,
-    /// None on minor ticks. `10^{2}` is a superscript.
+    /// Label; `None` on minor ticks. `10^{2}` is a superscript.
     pub label: Option<String>,
 }
 
-/// Most ticks of a step: steps are chosen for a dozen, and rounding may add a few.
+/// Most ticks. Steps are chosen for a dozen, and rounding may add a few.
 const MAX_TICKS: usize = 64;
-/// The least room of a y label, as a share of the axis: 10 pt on a panel of 86 pt.
+/// Minimum room for a y label, as a fraction of the axis: 10 pt on a panel of 86 pt.
 const LABEL_SHARE: f64 = 0.115;
 
 impl Axis {
-    /// From 0 to 1, or further where values are.
+    /// Returns a linear axis from 0 to 1, extended to the values.
     pub fn share(low: f64, high: f64) -> Self {
         Self::linear(low.min(0.0), high.max(1.0))
     }
 
-    /// A linear axis around finite values, low ≤ high.
+    /// Returns a linear axis around finite values, low ≤ high.
     pub fn linear(low: f64, high: f64) -> Self {
-        // Nearly constant values lie mid-axis; below a thousandth, labels would be longer than the margin.
+        // Nearly constant values lie mid-axis. Below a thousandth, labels would be longer than the margin.
         let largest = low.abs().max(high.abs());
         let (low, high) = if largest < 1e-290 {
             (0.0, 1.0)
@@ -50,13 +50,13 @@ impl Axis {
         let (low, high) = ((first * step).max(f64::MIN), (last * step).min(f64::MAX));
         let mut axis = Self { log: false, low, high, ticks: Vec::new() };
         let largest = low.abs().max(high.abs());
-        // Beyond the largest float there is no tick.
+        // No tick lies beyond the largest float.
         let places = multiples(first, last).filter(|i| (i * step).is_finite());
         axis.ticks = places.map(|i| axis.tick(i * step, decimal(i, step, largest))).collect();
         axis
     }
 
-    /// The x axis: exactly these tokens, bare if there are none.
+    /// Returns an x axis over exactly these tokens; it is bare without tokens.
     pub fn tokens(tokens: &Range<u64>) -> Self {
         if tokens.is_empty() {
             return Self::bare();
@@ -70,7 +70,7 @@ impl Axis {
         axis
     }
 
-    /// A log axis around positive finite values, low ≤ high.
+    /// Returns a log axis around positive finite values, low ≤ high.
     pub fn log(low: f64, high: f64) -> Self {
         let (low, high) = (low.log10(), high.log10());
         let room = ((high - low) * 0.04).max(if high - low < 0.02 { 0.18 } else { 0.0 });
@@ -91,13 +91,13 @@ impl Axis {
         axis
     }
 
-    /// Ticks at these ascending values and nowhere else, with a little room at both ends. Each has its label, or every k-th
-    /// where they would touch: `room` tells a label's share of the axis.
+    /// Returns an axis with ticks at these ascending values only and a small margin at both ends. If labels would touch, only
+    /// every k-th has one. `room` returns the fraction of the axis that a label needs.
     pub fn of_values(values: &[(f64, String)], log: bool, room: impl Fn(&str) -> f64) -> Self {
         let place = |value: f64| if log { value.log10() } else { value };
         let ends = values.first().zip(values.last());
         let (low, high) = ends.map_or((0.0, 1.0), |(first, last)| (place(first.0), place(last.0)));
-        // Neither a difference nor an end may leave the range of floats.
+        // Neither a difference nor an end may overflow.
         let margin = if high > low { high * 0.04 - low * 0.04 } else { low.abs().max(1.0) / 2.0 };
         let (low, high) = ((low - margin).max(f64::MIN), (high + margin).min(f64::MAX));
         let mut axis = Self { log, low, high, ticks: Vec::new() };
@@ -106,7 +106,7 @@ impl Axis {
         axis
     }
 
-    /// Slots of the same width, the i-th from i to i + 1, with their labels in the middle.
+    /// Returns an axis of slots of the same width, the i-th from i to i + 1, with labels in the middle.
     pub fn slots(labels: &[String], room: impl Fn(&str) -> f64) -> Self {
         let mut axis = Self { log: false, low: 0.0, high: labels.len().max(1) as f64, ticks: Vec::new() };
         let ticks = labels.iter().enumerate();
@@ -115,12 +115,12 @@ impl Axis {
         axis
     }
 
-    /// Without anything on it, from 0 to 1.
+    /// Returns an axis from 0 to 1 without ticks.
     pub fn bare() -> Self {
         Self { log: false, low: 0.0, high: 1.0, ticks: Vec::new() }
     }
 
-    /// With fewer labels where they would touch: `room` tells a label's share of the axis. Ticks stay.
+    /// Removes labels that would touch and keeps the ticks. `room` returns the fraction of the axis that a label needs.
     pub fn fitted(mut self, room: impl Fn(&str) -> f64) -> Self {
         let (mut labelled, minor): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.ticks).into_iter().partition(|tick| tick.label.is_some());
@@ -130,29 +130,29 @@ impl Axis {
         self
     }
 
-    /// Its labels, with their places from 0 to 1.
+    /// Returns the labels with their positions from 0 to 1.
     pub fn labels(&self) -> impl Iterator<Item = (f64, &str)> {
         self.ticks.iter().filter_map(|tick| Some((tick.at, tick.label.as_deref()?)))
     }
 
-    /// Is it logarithmic?
+    /// Whether the axis is logarithmic.
     pub fn is_log(&self) -> bool {
         self.log
     }
 
-    /// Its ends, in log₁₀ on a log axis.
+    /// Returns the ends, in log₁₀ on a log axis.
     pub fn ends(&self) -> (f64, f64) {
         (self.low, self.high)
     }
 
-    /// Where a value lies, from 0 (low end) to 1 (high end). It must not be NaN; what lies beyond an end, as 0 does on a log
-    /// axis, is put there.
+    /// Returns the position of a value from 0 (low end) to 1 (high end). Values beyond an end, such as 0 on a log axis, are
+    /// clamped to it. The value must not be NaN.
     pub fn fraction(&self, value: f64) -> f64 {
         self.at(if self.log { value.max(0.0).log10() } else { value }).clamp(0.0, 1.0)
     }
 
     fn at(&self, place: f64) -> f64 {
-        // Halved first: the limits may be the largest floats.
+        // Halving first avoids an overflow, because the limits may be the largest floats.
         (place / 2.0 - self.low / 2.0) / (self.high / 2.0 - self.low / 2.0)
     }
 
@@ -160,7 +160,7 @@ impl Axis {
         Tick { at: self.at(place), label: Some(label) }
     }
 
-    /// Every k-th decade, for the least k whose labels do not touch.
+    /// Selects every k-th decade for labels, with the smallest k whose labels do not touch.
     fn labelled_decades(&self) -> Box<dyn Fn(i32, i32) -> bool> {
         let room = LABEL_SHARE * (self.high - self.low);
         let strides = [1, 2, 3, 4, 5, 6, 10, 20, 50, 100];
@@ -168,7 +168,7 @@ impl Axis {
         Box::new(move |n, m| m == 1 && n % stride == 0)
     }
 
-    /// Within a decade or so: the most digits whose labels do not touch.
+    /// Selects the digits to label on an axis of about a decade: as many as fit without touching.
     fn labelled_digits(&self, grid: &[(i32, i32, f64)]) -> Box<dyn Fn(i32, i32) -> bool> {
         let room = LABEL_SHARE * (self.high - self.low);
         let sets: [&[i32]; 5] =
@@ -183,7 +183,7 @@ impl Axis {
     }
 }
 
-/// Keeps every k-th label, for the least k whose labels do not touch.
+/// Keeps every k-th label, with the smallest k whose labels do not touch.
 fn thinned(mut ticks: Vec<Tick>, room: impl Fn(&str) -> f64) -> Vec<Tick> {
     let half = |tick: &Tick| tick.label.as_deref().map_or(0.0, |label| room(label) / 2.0);
     let apart = |stride: usize| {
@@ -199,7 +199,7 @@ fn thinned(mut ticks: Vec<Tick>, room: impl Fn(&str) -> f64) -> Vec<Tick> {
     ticks
 }
 
-/// Every m·10ⁿ within limits given in log₁₀, as (n, m, log₁₀).
+/// Returns every m·10ⁿ within limits given in log₁₀, as (n, m, log₁₀).
 fn grid(low: f64, high: f64) -> Vec<(i32, i32, f64)> {
     (low.floor() as i32..=high.ceil() as i32)
         .flat_map(|n| (1..=9).map(move |m| (n, m, f64::from(n) + f64::from(m).log10())))
@@ -207,7 +207,8 @@ fn grid(low: f64, high: f64) -> Vec<(i32, i32, f64)> {
         .collect()
 }
 
-/// The least of 1, 2, 5 × 10ⁿ that cuts the range, its ends rounded outwards, into at most `most` pieces.
+/// Returns the smallest of 1, 2, 5 × 10ⁿ that divides the range, with its ends rounded outwards, into at most `most`
+/// pieces.
 fn round_step(low: f64, high: f64, most: f64) -> f64 {
     let rough = high / most - low / most;
     let decade = 10f64.powf(rough.log10().floor());
@@ -219,7 +220,7 @@ fn multiples(first: f64, last: f64) -> impl Iterator<Item = f64> {
     (0..=(last - first) as i64).take(MAX_TICKS).map(move |i| first + i as f64)
 }
 
-/// `i × step` with the digits that the step needs; in powers of ten where plain digits would be long.
+/// Formats `i × step` with the digits that the step needs, or in powers of ten if plain digits would be long.
 fn decimal(i: f64, step: f64, largest: f64) -> String {
     let (step_decade, largest_decade) = (decade(step), decade(largest));
     let text = if i == 0.0 {
@@ -242,13 +243,13 @@ fn decade(value: f64) -> i32 {
     (value.log10() + 1e-9).floor() as i32
 }
 
-/// m·10ⁿ in powers of ten.
+/// Formats m·10ⁿ in powers of ten.
 fn power(m: i32, n: i32) -> String {
     let power = format!("10^{{{n}}}").replace('-', "−");
     if m == 1 { power } else { format!("{m}·{power}") }
 }
 
-/// m·10ⁿ in plain digits where they are few.
+/// Formats m·10ⁿ, in plain digits if they are few.
 fn digit(m: i32, n: i32) -> String {
     match n {
         0..=4 => format!("{m}{}", "0".repeat(n.unsigned_abs() as usize)),
@@ -257,7 +258,7 @@ fn digit(m: i32, n: i32) -> String {
     }
 }
 
-/// Thousands set apart by thin spaces.
+/// Formats a number with thin spaces between thousands.
 fn grouped(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut text = String::new();

@@ -1,5 +1,5 @@
-//! A sheet measured in points, drawn by plotters as SVG. plotters' coordinates and strokes are integers, so it draws
-//! 20 units a point and the root element gets its true size afterwards. Coordinates must be finite.
+//! A sheet measured in points, drawn by plotters as SVG. plotters' coordinates and strokes are integers, so it draws at
+//! 20 units per point, and the root element gets its true size afterwards. Coordinates must be finite.
 
 use std::borrow::Cow;
 
@@ -14,16 +14,16 @@ use crate::plot::downsample::Point;
 use crate::plot::style::{FigureStyle, Theme};
 use crate::plot::{font, theme};
 
-/// plotters units a point: strokes and coordinates to 1/1440 in.
+/// plotters units per point, which give strokes and coordinates a resolution of 1/1440 in.
 const UNITS: f64 = 20.0;
-/// plotters writes a font size divided by this.
+/// Divisor that plotters applies to font sizes.
 const PLOTTERS_FONT_RATIO: f64 = 1.24;
 
 /// A sheet being drawn.
 pub struct Canvas<'a> {
     backend: SVGBackend<'a>,
     grey: bool,
-    /// Below the title, where everything begins.
+    /// Height of the title, below which everything else begins.
     lift: f64,
 }
 
@@ -52,12 +52,12 @@ fn unit(points: f64) -> i32 {
     (points * UNITS).round() as i32
 }
 
-/// plotters' errors are those of the file it writes; here it writes into a string.
+/// Unwraps a result of plotters. Its errors concern the file that it writes, and here it writes into a string.
 fn into_string<E: std::fmt::Debug>(result: Result<(), E>) {
     result.expect("drawing into a string cannot fail");
 }
 
-/// Gives the document its true size and fonts, and `10^{2}` its superscript.
+/// Sets the document's true size and fonts, and turns `10^{2}` into a superscript.
 fn finish(document: &str, (width, height): (u32, u32), scale: f64) -> String {
     let (_, body) = document.split_once('>').expect("plotters begins with the root element");
     let body = body
@@ -76,7 +76,7 @@ fn finish(document: &str, (width, height): (u32, u32), scale: f64) -> String {
     )
 }
 
-/// Raises what stands in `^{…}`, and lowers again what follows it: a shift holds for the rest of a text.
+/// Raises the text in `^{…}` and lowers the text after it, because a shift holds for the rest of a text.
 fn with_superscripts(text: &str) -> Cow<'_, str> {
     let Some((before, _)) = text.split_once("^{") else { return Cow::Borrowed(text) };
     let (raise, size) = (0.5, theme::SUPERSCRIPT);
@@ -97,7 +97,7 @@ impl Canvas<'_> {
         (unit(point.0), unit(point.1 + self.lift))
     }
 
-    /// On a sheet of greys the grey that is as bright.
+    /// Returns the grey of the same brightness on a monochrome sheet, otherwise the colour itself.
     fn ink(&self, colour: RGBAColor) -> RGBAColor {
         if !self.grey {
             return colour;
@@ -106,7 +106,7 @@ impl Canvas<'_> {
         RGBAColor(grey, grey, grey, colour.3)
     }
 
-    /// An open line through points.
+    /// Draws an open line through points.
     pub fn line(&mut self, points: &[Point], colour: RGBAColor, width: f64) {
         let mut path: Vec<_> = points.iter().map(|&point| self.units(point)).collect();
         path.dedup();
@@ -115,7 +115,7 @@ impl Canvas<'_> {
         into_string(self.backend.draw_path(path, &style));
     }
 
-    /// An open line in dashes: lengths of dash, gap, dash and so on, in turn; solid without any.
+    /// Draws an open dashed line. `dashes` holds lengths of dash, gap, dash and so on; an empty list is a solid line.
     pub fn dashed_line(&mut self, points: &[Point], dashes: &[f64], colour: RGBAColor, width: f64) {
         if dashes.is_empty() {
             return self.line(points, colour, width);
@@ -147,41 +147,41 @@ impl Canvas<'_> {
         }
     }
 
-    /// A straight dashed line.
+    /// Draws a straight dashed line.
     pub fn dashes(&mut self, from: Point, to: Point, colour: RGBAColor, width: f64) {
         self.dashed_line(&[from, to], &[3.0, 2.0], colour, width);
     }
 
-    /// A filled rectangle between two corners: upper left and lower right.
+    /// Draws a filled rectangle between its upper left and lower right corners.
     pub fn rectangle(&mut self, from: Point, to: Point, colour: RGBAColor) {
         let (from, to, ink) = (self.units(from), self.units(to), self.ink(colour));
         into_string(self.backend.draw_rect(from, to, &ink.filled(), true));
     }
 
-    /// A filled polygon.
+    /// Draws a filled polygon.
     pub fn polygon(&mut self, corners: &[Point], colour: RGBAColor) {
         let corners: Vec<_> = corners.iter().map(|&corner| self.units(corner)).collect();
         let ink = self.ink(colour);
         into_string(self.backend.fill_polygon(corners, &ink.filled()));
     }
 
-    /// A filled circle.
+    /// Draws a filled circle.
     pub fn dot(&mut self, centre: Point, radius: f64, colour: RGBAColor) {
         let (centre, ink) = (self.units(centre), self.ink(colour));
         into_string(self.backend.draw_circle(centre, unit(radius).unsigned_abs(), &ink.filled(), true));
     }
 
-    /// A line of text, centred vertically on `at`; `^{…}` in it is a superscript.
+    /// Draws a line of text, centred vertically on `at`; `^{…}` in it is a superscript.
     pub fn text(&mut self, text: &str, at: Point, size: f64, colour: RGBColor, anchor: HPos) {
         self.styled_text(text, at, (size, FontStyle::Normal), colour, anchor, FontTransform::None);
     }
 
-    /// A line of bold text that begins at `at`.
+    /// Draws a line of bold text that begins at `at`.
     pub fn bold_text(&mut self, text: &str, at: Point, size: f64, colour: RGBColor) {
         self.styled_text(text, at, (size, FontStyle::Bold), colour, HPos::Left, FontTransform::None);
     }
 
-    /// A line of text that reads upwards, centred on `at`.
+    /// Draws a line of text that reads upwards, centred on `at`.
     pub fn upward_text(&mut self, text: &str, at: Point, size: f64, colour: RGBColor) {
         let turn = FontTransform::Rotate270;
         self.styled_text(text, at, (size, FontStyle::Normal), colour, HPos::Center, turn);
@@ -200,7 +200,7 @@ impl Canvas<'_> {
         let ink = self.ink(colour.to_rgba());
         let style = TextStyle::from(font).color(&ink).pos(Pos::new(anchor, VPos::Center));
         let at = self.units(at);
-        // A document with a single one of these letters is no XML.
+        // A single character that XML forbids would make the document invalid.
         let text = &text.replace(|letter| !in_xml(letter), "\u{fffd}");
         into_string(self.backend.draw_text(text, &style, at));
     }

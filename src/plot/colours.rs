@@ -1,4 +1,4 @@
-//! Colours that stand for numbers, and the bar that says which.
+//! Colour scales for numbers, and the colour bar.
 
 use plotters::style::text_anchor::HPos;
 use plotters::style::{Color, RGBColor};
@@ -9,11 +9,11 @@ use crate::plot::frame::{fitted_y, title_lines};
 use crate::plot::style::Theme;
 use crate::plot::{font, theme};
 
-/// Width of the bar, and of the bar with its labels and title.
+/// Width of the bar; below, the width with its labels and title.
 const BAR: f64 = 8.0;
 pub const BAR_WITH_LABELS: f64 = 58.0;
 
-/// What stands for which number.
+/// A mapping from numbers to colours.
 pub struct Colours {
     axis: Axis,
     diverging: bool,
@@ -21,16 +21,16 @@ pub struct Colours {
 }
 
 impl Colours {
-    /// Dark to bright, over exactly the values from `low` to `high`.
+    /// Returns a scale from dark to bright over exactly the values from `low` to `high`.
     pub fn sequential(low: f64, high: f64, log: bool, theme: Theme) -> Self {
         let axis = if log { Axis::log(low, high) } else { Axis::linear(low, high) };
         Self { axis, diverging: false, theme }
     }
 
-    /// For ratios from `low` to `high`: blue below 1, white at 1, red above, as far either way.
+    /// Returns a scale for ratios from `low` to `high`, symmetric about 1: blue below 1, white at 1, red above.
     pub fn about_one(low: f64, high: f64, theme: Theme) -> Self {
         let most = high.max(1.0 / low).max(1.1);
-        // Within a factor of three, digits alone would leave the side above 1 without a label.
+        // Within a factor of three, whole digits alone would leave the side above 1 without a label.
         let end = [1.1, 1.2, 1.5, 2.0, 3.0].into_iter().find(|&end| most <= end);
         let axis = end.map_or_else(
             || Axis::log(1.0 / most, most),
@@ -47,12 +47,12 @@ impl Colours {
         self.at(self.axis.fraction(value))
     }
 
-    /// What is written beside the bar.
+    /// Returns the axis beside the bar.
     pub fn axis(&self) -> &Axis {
         &self.axis
     }
 
-    /// Where a finite value lies in the scale, from 0 to 1.
+    /// Returns the position of a finite value in the scale, from 0 to 1.
     pub fn share(&self, value: f64) -> f64 {
         self.axis.fraction(value)
     }
@@ -61,13 +61,13 @@ impl Colours {
         if self.diverging { self.theme.diverging(share) } else { self.theme.sequential(share) }
     }
 
-    /// The bar, its axis to the right, and its title, which reads upwards.
+    /// Draws the bar, its axis to the right, and its title, which reads upwards.
     pub fn draw_bar(&self, canvas: &mut Canvas, left: f64, top: f64, height: f64, title: &str) {
         const STEPS: usize = 64;
         let (right, bottom) = (left + BAR, top + height);
         for i in 0..STEPS {
             let (low, high) = (i as f64 / STEPS as f64, (i + 1) as f64 / STEPS as f64);
-            // Each up to the top, so that no seam shows between them.
+            // Each step reaches the top, so that no seam shows between steps.
             let from = (left, top);
             canvas.rectangle(
                 from,

@@ -1,5 +1,5 @@
-//! Any columns of a metrics.csv against any other: a panel a column, a colour a value of another column. Where x ascends
-//! from row to row of a line, points are joined; else they are dots, of those that fall on the same spot one.
+//! Any columns of a metrics.csv against any other, with a panel per column and a colour per value of another column.
+//! Points are joined if x ascends from row to row of a line. Otherwise they are dots, one for each spot on the paper.
 
 use std::collections::HashSet;
 
@@ -19,16 +19,20 @@ use crate::plot::legend::{Legend, Swatch, mark, marker};
 use crate::plot::source::CsvSource;
 use crate::plot::{LogAxes, Request, font, theme};
 
-/// Most numbers that are held, sixteen bytes each. Timelines, which are read in passes, have no such limit.
+/// Most numbers held in memory, sixteen bytes each. Timelines are read in passes and have no such limit.
 const MAX_CELLS: usize = 1 << 25;
-/// More lines could not be told apart.
+/// Most lines that a reader can distinguish.
 const LINES: usize = 16;
-/// Bins of a joined line, of up to four points each.
+/// Bins of a joined line, each with up to four points.
 const BINS: usize = 512;
-/// Dots closer than this, in points of paper, are one.
+/// Distance in points of paper below which dots become one.
 const SPOT: f64 = 0.5;
 
-/// What is drawn of one value of the hue, of one sequence and file: x and every y, row by row.
+fn too_many_hues(column: &str) -> Error {
+    Error::rejected("--hue", format!("{column} has more than {LINES} values; choose another column"))
+}
+
+/// The data of one value of the hue, one sequence and one file: x and every y, row by row.
 #[derive(Default)]
 struct Line {
     hue: usize,
@@ -36,15 +40,15 @@ struct Line {
     y: Vec<Vec<Option<f64>>>,
 }
 
-/// The lines, and what their colours stand for.
+/// The lines and the values of their colours.
 struct Lines {
     all: Vec<Line>,
     hues: Vec<String>,
-    /// Numbers held, of all lines.
+    /// Count of the numbers held by all lines.
     cells: usize,
 }
 
-/// Draws one figure of all sources, which are metrics.csv.
+/// Draws one figure of all sources, which must be metrics.csv files.
 pub fn columns(
     sources: &[CsvSource],
     request: &Request,
@@ -58,13 +62,12 @@ pub fn columns(
         all.read(source, sources.len() > 1, x, shown, request.hue.as_deref(), check)?;
     }
     if all.hues.len() > LINES {
-        let expected = format!("a column of at most {LINES} values");
-        return Err(Error::setting("--hue", expected, all.hues.len().to_string()));
+        return Err(too_many_hues(request.hue.as_deref().unwrap_or_default()));
     }
     let mut drawn = Figures::default();
     let unshown: Vec<_> = (0..shown.len()).map(|y| all.count_unshown(y)).collect();
     for (name, count) in shown.iter().zip(&unshown).filter(|(_, count)| **count > 0) {
-        drawn.notes.push(format!("{name}: values left out of the figure: {count} not finite"));
+        drawn.notes.push(format!("{name}: values not drawn: {count} not finite"));
     }
     let log = request.style.log;
     let low = |y: usize| all.points(y).any(|point| point.1 <= 0.0);
@@ -96,7 +99,9 @@ impl Lines {
         let find = |flag: &str, name: &str| {
             let known = || table.columns().map(|(_, name)| name).collect::<Vec<_>>().join(", ");
             let found = table.optional_column(name);
-            found.ok_or_else(|| Error::setting(flag, format!("one of the columns {}", known()), name))
+            found.ok_or_else(|| {
+                Error::rejected(flag, format!("no column {name}; the columns are {}", known()))
+            })
         };
         let x = find("--x", x)?;
         let shown: Vec<_> = shown.iter().map(|name| find("--y", name)).collect::<Result<_>>()?;
@@ -104,7 +109,7 @@ impl Lines {
         let hue = find("--hue", hue_name)?;
         let sequence = table.column("sequence")?;
         let mut rows = 0_u64;
-        // Lines of this file by hue and sequence.
+        // Index of each line of this file by hue and sequence.
         let mut places = std::collections::HashMap::<(Vec<u8>, Vec<u8>), usize>::new();
         let text = |table: &Table, column: Column| table.text(column).to_vec();
         while table.advance()? {
@@ -125,8 +130,7 @@ impl Lines {
                     self.hues.len() - 1
                 });
                 if self.hues.len() > LINES {
-                    let expected = format!("a column of at most {LINES} values");
-                    return Err(Error::setting("--hue", expected, format!("{hue_name} with more")));
+                    return Err(too_many_hues(hue_name));
                 }
                 self.all.push(Line { hue, y: vec![Vec::new(); shown.len()], ..Line::default() });
                 places.insert(key, self.all.len() - 1);
@@ -149,7 +153,7 @@ impl Lines {
         points.filter(|(x, y)| y.is_some_and(|y| !y.is_finite()) || !x.is_finite()).count() as u64
     }
 
-    /// All points of a panel that can be drawn.
+    /// Returns all points of a panel that can be drawn.
     fn points(&self, y: usize) -> impl Iterator<Item = Point> {
         let points = self.all.iter().flat_map(move |line| line.x.iter().zip(&line.y[y]));
         let points = points.filter_map(|(&x, &y)| Some((x, y?)));

@@ -1,16 +1,17 @@
-//! A line of any length in bounded memory. Points fall into bins of equally many points; when all bins are full,
-//! neighbours are merged and the bin width doubles. Each bin keeps its first, lowest, highest and last point (the
-//! "M4" aggregation: Jugel et al., VLDB 2014), so every point drawn is a point of the data and no spike is lost;
-//! until the first merge the line is exact.
+//! A line of any length in bounded memory. All bins hold the same number of points. When all bins are full, neighbours
+//! are merged and the bin width doubles. Each bin keeps its first, lowest, highest and last point (the "M4" aggregation:
+//! Jugel et al., VLDB 2014). Every point drawn is therefore a point of the data, and no spike is lost. The line is exact
+//! until the first merge.
 //!
-//! Values that an axis cannot show (NaN, infinities, on a log axis also ≤ 0) break the line and are kept as places.
+//! Values that an axis cannot show break the line, and their places are kept. These are NaN, infinities and, on a log
+//! axis, values ≤ 0.
 
 use std::ops::{Range, RangeInclusive};
 
-/// (x, y).
+/// A point (x, y).
 pub type Point = (f64, f64);
 
-/// Why a value cannot be drawn.
+/// The reason why a value cannot be drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unshown {
     /// NaN or an infinity.
@@ -31,11 +32,11 @@ struct Extent {
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Bin {
     extent: Option<Extent>,
-    /// Sums of x and y over what is drawn, and its count.
+    /// Sums of x and y over the points drawn, and their count.
     sums: (f64, f64, u64),
-    /// Something in here is missing: the line goes on neither to nor from this bin.
+    /// Whether a value in this bin is missing, so that the line continues neither to nor from it.
     breaks: bool,
-    /// x of the first and last values of each kind that cannot be drawn: not finite, not positive.
+    /// x of the first and last values that cannot be drawn, by reason: not finite, not positive.
     unshown: [Option<(f64, f64)>; 2],
 }
 
@@ -51,13 +52,13 @@ pub struct DownsampledLine {
 }
 
 impl DownsampledLine {
-    /// An empty line of at most `capacity` bins (even, at least 2), for a linear or a log axis.
+    /// Returns an empty line of at most `capacity` bins (even, at least 2), for a linear or a log axis.
     pub fn new(capacity: usize, log: bool) -> Self {
         debug_assert!(capacity >= 2 && capacity.is_multiple_of(2));
         Self { log, capacity, width: 1, in_last: 0, bins: Vec::new(), counts: [0; 2] }
     }
 
-    /// Adds the next point; `None` where the value does not apply, which breaks the line and is no defect.
+    /// Adds the next point. `None` is a value that does not apply; it breaks the line but is not reported.
     pub fn push(&mut self, x: f64, y: Option<f64>) {
         let mut bin = Bin { breaks: true, ..Bin::default() };
         match y {
@@ -77,7 +78,7 @@ impl DownsampledLine {
         if self.in_last == self.width && self.bins.len() == self.capacity {
             self.bins = self.bins.chunks(2).map(|pair| pair[0].clone().merged(&pair[1])).collect();
             self.width *= 2;
-            // The last bin is full again: two full ones went into it.
+            // The last bin is full again, because two full ones were merged into it.
             self.in_last = self.width;
         }
         match self.bins.last_mut() {
@@ -92,33 +93,34 @@ impl DownsampledLine {
         }
     }
 
-    /// Points per bin.
+    /// Returns the number of points per bin.
     pub fn bin_width(&self) -> u64 {
         self.width
     }
 
-    /// How many values could not be drawn, for this reason.
+    /// Returns the number of values that could not be drawn for this reason.
     pub fn count(&self, reason: Unshown) -> u64 {
         self.counts[reason as usize]
     }
 
-    /// The x ranges of what could not be drawn, one a bin.
+    /// Returns the x ranges of values that could not be drawn, one per bin.
     pub fn places(&self, reason: Unshown) -> impl Iterator<Item = RangeInclusive<f64>> {
         self.bins.iter().filter_map(move |bin| bin.unshown[reason as usize]).map(|(start, end)| start..=end)
     }
 
-    /// Lowest and highest y drawn.
+    /// Returns the lowest and highest y drawn.
     pub fn range(&self) -> Option<(f64, f64)> {
         let extents = self.bins.iter().filter_map(|bin| bin.extent);
         extents.map(|extent| (extent.lowest.1, extent.highest.1)).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
     }
 
-    /// The unbroken stretches, each of one point or more.
+    /// Returns the unbroken stretches, each of at least one point.
     pub fn stretches(&self) -> Vec<Vec<Point>> {
         stretches(&self.bins, |bin| bin.extent.map(Extent::points).unwrap_or_default())
     }
 
-    /// The line in at most `most` cells: which points each spans, counted from 0, their mean, and whether some cannot be drawn.
+    /// Returns the line in at most `most` cells: the points that each spans, counted from 0, their mean, and whether some
+    /// cannot be drawn.
     pub fn cells(&self, most: usize) -> Vec<(Range<u64>, Option<f64>, bool)> {
         let group = self.bins.len().div_ceil(most.max(1)).max(1);
         let end = (self.bins.len().max(1) as u64 - 1) * self.width + self.in_last;
@@ -132,8 +134,8 @@ impl DownsampledLine {
         self.bins.chunks(group).enumerate().map(cell).collect()
     }
 
-    /// The trend of a line of more points than bins, as (points per mean, unbroken stretches of at most `most`
-    /// means); None for a line that is exact as it is.
+    /// Returns the trend of a line of more points than bins, as (points per mean, unbroken stretches of at most `most`
+    /// means). Returns `None` for a line that is already exact.
     pub fn trend(&self, most: usize) -> Option<(u64, Vec<Vec<Point>>)> {
         if self.width == 1 {
             return None;
@@ -194,7 +196,7 @@ impl Extent {
         }
     }
 
-    /// In the order of x, each once.
+    /// Returns the points in the order of x, each once.
     fn points(self) -> Vec<Point> {
         let (a, b) = if self.lowest.0 <= self.highest.0 {
             (self.lowest, self.highest)

@@ -1,4 +1,4 @@
-//! A drawn figure. Its SVG is what is drawn; all other formats are made of that.
+//! A drawn figure. It is drawn as SVG, and all other formats except pgfplots are made from that.
 
 use std::path::{Path, PathBuf};
 
@@ -8,23 +8,23 @@ use crate::error::{Error, Result};
 use crate::plot::pages;
 use crate::storage;
 
-/// What a figure is written as.
+/// A file format of figures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum FigureFormat {
-    /// Vectors, text as text.
+    /// Vector graphics with text as text.
     #[default]
     Svg,
-    /// Vectors, fonts embedded.
+    /// Vector graphics with embedded fonts.
     Pdf,
-    /// Pixels, 600 an inch.
+    /// Pixels, 600 per inch.
     Png,
     /// TeX that reads the CSV.
     Pgfplots,
 }
 
 impl FigureFormat {
-    /// Of file names.
+    /// Returns the extension of file names.
     pub fn ending(self) -> &'static str {
         match self {
             Self::Svg => "svg",
@@ -34,7 +34,7 @@ impl FigureFormat {
         }
     }
 
-    /// Whether this build can write it: an error that tells how to build one that can.
+    /// Returns an error if this build cannot write the format. The error says how to build one that can.
     pub fn check(self) -> Result<()> {
         match self {
             Self::Pdf | Self::Png => pages::check(),
@@ -46,14 +46,14 @@ impl FigureFormat {
 /// A figure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Figure {
-    /// Of its file, without an ending: "timeline".
+    /// Name of the file without its extension: "timeline".
     pub name: String,
-    /// The document.
+    /// The SVG document.
     pub svg: String,
 }
 
 impl Figure {
-    /// The figure in a format other than pgfplots, which is not made of the SVG.
+    /// Encodes the figure in a format other than pgfplots, which is not made from the SVG.
     pub fn encode(&self, format: FigureFormat) -> Result<Vec<u8>> {
         match format {
             FigureFormat::Svg => Ok(self.svg.clone().into_bytes()),
@@ -63,7 +63,7 @@ impl Figure {
         }
     }
 
-    /// Its files in a directory: one for each format but pgfplots.
+    /// Returns the figure's files in a directory, one for each format except pgfplots.
     pub fn files(
         &self,
         directory: &Path,
@@ -71,24 +71,24 @@ impl Figure {
     ) -> impl Iterator<Item = Result<(PathBuf, Vec<u8>)>> {
         let formats = formats.iter().filter(|&&format| format != FigureFormat::Pgfplots);
         formats.map(|&format| {
-            // Not `with_extension`: names may have dots.
+            // `with_extension` would cut names at a dot.
             let path = directory.join(format!("{}.{}", self.name, format.ending()));
             Ok((path, self.encode(format)?))
         })
     }
 }
 
-/// What was drawn, and what a user should know of it.
+/// The figures drawn, and notes for the user.
 #[derive(Clone, Debug, Default)]
 pub struct Figures {
-    /// In the order in which they were drawn.
+    /// Figures in the order in which they were drawn.
     pub figures: Vec<Figure>,
-    /// Values left out, panels left out, nothing to draw.
+    /// Notes on skipped values, on skipped panels and on the absence of figures.
     pub notes: Vec<String>,
 }
 
 impl Figures {
-    /// Files of all figures in a directory, in each format but pgfplots.
+    /// Returns the files of all figures in a directory, in each format except pgfplots.
     pub fn files(
         &self,
         directory: &Path,

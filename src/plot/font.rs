@@ -1,4 +1,4 @@
-//! The font of all figures, and how wide a text is in it.
+//! The font of all figures, and the width of texts in it.
 
 use std::sync::LazyLock;
 
@@ -7,28 +7,27 @@ use ttf_parser::Face;
 use crate::escape::for_figure;
 use crate::plot::theme::SUPERSCRIPT;
 
-/// The name that usvg knows it by.
+/// Name of the font in usvg.
 pub const FAMILY: &str = "Liberation Sans";
-/// Arial's metrics under three names: the layout is the same wherever one of them is installed.
+/// Fonts with Arial's metrics. The layout is the same on every machine that has one of them.
 pub const FAMILIES: &str = "Liberation Sans, Arial, Helvetica, sans-serif";
 
 const REGULAR: &[u8] = include_bytes!("fonts/LiberationSans-Regular.ttf");
 const BOLD: &[u8] = include_bytes!("fonts/LiberationSans-Bold.ttf");
-/// More letters of a text that is cut are not looked at: the widest sheet has room for three thousand narrow ones.
+/// Most letters considered of a text that is cut. The widest sheet has room for three thousand narrow ones.
 const MAX_LETTERS: usize = 4096;
-/// Whole font files, regular and bold.
+/// Font files, regular and bold.
 pub const FILES: [&[u8]; 2] = [REGULAR, BOLD];
 
-static FACES: LazyLock<[Face; 2]> = LazyLock::new(|| {
-    FILES.map(|file| Face::parse(file, 0).expect("the font that this program brings along"))
-});
+static FACES: LazyLock<[Face; 2]> =
+    LazyLock::new(|| FILES.map(|file| Face::parse(file, 0).expect("the embedded font is valid")));
 
-/// Width of a text in points, without kerning, which would only narrow it. Superscripts are written `^{…}`.
+/// Returns the width of a text in points, without kerning, which would only narrow it. Superscripts are written `^{…}`.
 pub fn width(text: &str, size: f64) -> f64 {
     measured(&FACES[0], text, size)
 }
 
-/// Of bold text.
+/// Returns the width of a bold text in points.
 pub fn bold_width(text: &str, size: f64) -> f64 {
     measured(&FACES[1], text, size)
 }
@@ -45,7 +44,7 @@ fn measured(face: &Face, text: &str, size: f64) -> f64 {
             scale = 1.0;
             0.0
         }
-        // What the font lacks is drawn in another one: as wide as an m, to be safe.
+        // Another font draws letters that this one lacks; the width of an m is a safe estimate.
         _ => {
             scale
                 * face
@@ -57,17 +56,17 @@ fn measured(face: &Face, text: &str, size: f64) -> f64 {
     advances.sum::<f64>() * size
 }
 
-/// Text of the user's, without what has a meaning on the sheet.
+/// Returns a user's text without the markup of superscripts.
 pub fn plain(text: &str) -> String {
     for_figure(text).replace('{', "(").replace('}', ")")
 }
 
-/// Cut to fit, with an ellipsis where something is missing.
+/// Cuts a text to fit and adds an ellipsis if something is missing.
 pub fn shortened(text: &str, size: f64, most: f64) -> String {
     if width(text, size) <= most {
         return text.to_owned();
     }
-    // Half a superscript would be none. Letters without width would make a line of any length.
+    // Half a superscript would not be a superscript. Letters without width could make a line of any length.
     let plain = text.replace("^{", "^").replace(['{', '}'], "");
     let plain: String = plain.chars().take(MAX_LETTERS).collect();
     let mut kept = String::new();
@@ -80,7 +79,7 @@ pub fn shortened(text: &str, size: f64, most: f64) -> String {
     kept.trim_end().to_owned() + "…"
 }
 
-/// Broken at spaces into lines that fit; a word that is longer stays whole.
+/// Breaks a text at spaces into lines that fit; a longer word stays whole.
 pub fn wrapped(text: &str, size: f64, most: f64) -> Vec<String> {
     let mut lines = Vec::<String>::new();
     for word in text.split(' ') {

@@ -32,12 +32,12 @@ impl Frame<'_> {
         (self.left + self.width / 2.0, self.top + self.height / 2.0)
     }
 
-    /// Where a point of the data lies on the sheet.
+    /// Returns the position on the sheet of a point of the data.
     pub fn place(&self, (x, y): Point) -> Point {
         (self.left + self.x.fraction(x) * self.width, self.bottom() - self.y.fraction(y) * self.height)
     }
 
-    /// Left and lower spine and the ticks; their labels where panels do not share them.
+    /// Draws the left and lower spines and the ticks, with labels unless panels share them.
     pub fn draw_axes(&self, canvas: &mut Canvas, x_labels: bool, y_labels: bool) {
         let ink = theme::BLACK.to_rgba();
         let (left, bottom) = (self.left, self.bottom());
@@ -60,13 +60,13 @@ impl Frame<'_> {
         }
     }
 
-    /// Below the x axis' labels.
+    /// Draws the title below the x axis' labels.
     pub fn draw_x_title(&self, canvas: &mut Canvas, title: &str) {
         let at = (self.centre().0, self.bottom() + theme::BOTTOM - 7.0);
         canvas.text(title, at, theme::TITLE, theme::BLACK, HPos::Center);
     }
 
-    /// Reading upwards, left of the tick labels, a line each.
+    /// Draws the lines of the y title, which read upwards, left of the tick labels.
     pub fn draw_y_title(&self, canvas: &mut Canvas, lines: &[String], left: f64) {
         for (i, line) in lines.iter().enumerate() {
             let x = left + theme::TITLES / 2.0 + i as f64 * TITLE_LINE;
@@ -74,7 +74,7 @@ impl Frame<'_> {
         }
     }
 
-    /// Above the panel, after its letter where it has one.
+    /// Draws the heading above the panel, after its letter if it has one.
     pub fn draw_heading(&self, canvas: &mut Canvas, heading: &str, letter: Option<char>) {
         let mut x = self.left;
         if let Some(letter) = letter {
@@ -85,7 +85,7 @@ impl Frame<'_> {
         canvas.text(&heading, (x, self.top - 7.0), theme::SMALL, theme::BLACK, HPos::Left);
     }
 
-    /// In its middle, where there is nothing else.
+    /// Draws a message in the middle of an otherwise empty panel.
     pub fn draw_message(&self, canvas: &mut Canvas, text: &str) {
         let (x, y) = self.centre();
         let (half, tall) = (font::width(text, theme::TITLE) / 2.0 + 4.0, theme::TITLE);
@@ -94,49 +94,49 @@ impl Frame<'_> {
     }
 }
 
-/// Lines of a title that reads upwards.
+/// Distance between the lines of a title that reads upwards.
 const TITLE_LINE: f64 = theme::TITLE + 1.0;
 
-/// The title of a y axis in lines that fit beside a panel, or panels, of this height.
+/// Breaks the title of a y axis into lines that fit beside a panel, or panels, of this height.
 pub fn title_lines(title: &str, height: f64) -> Vec<String> {
     let lines = font::wrapped(title, theme::TITLE, height).into_iter();
     lines.map(|line| font::shortened(&line, theme::TITLE, height)).collect()
 }
 
-/// Where a title of fewer lines begins in a column for `most`: beside the labels.
+/// Returns the left edge of a title in a column with room for `most` lines, so that the title lies beside the labels.
 pub fn title_left(most: usize, title: &[String]) -> f64 {
     most.saturating_sub(title.len()) as f64 * TITLE_LINE
 }
 
-/// Room left of a panel for the lines of its y axis' title, the labels and the ticks.
+/// Returns the room left of a panel for the lines of its y axis' title, the labels and the ticks.
 pub fn left_of<'a>(axes: impl IntoIterator<Item = &'a Axis>, title_lines: usize) -> f64 {
     let labels = axes.into_iter().flat_map(Axis::labels);
     let widest = labels.map(|(_, label)| font::width(label, theme::SMALL)).fold(10.0, f64::max);
     theme::TITLES + title_lines.saturating_sub(1) as f64 * TITLE_LINE + widest + theme::TICK + 5.0
 }
 
-/// Room right of a panel: its last tick label may reach beyond it.
+/// Returns the room right of a panel, because its last tick label may reach beyond it.
 pub fn right_of(axis: &Axis, width: f64) -> f64 {
     let beyond = |(at, label): (f64, &str)| font::width(label, theme::SMALL) / 2.0 - (1.0 - at) * width;
     axis.labels().map(beyond).fold(theme::RIGHT, |most, beyond| most.max(beyond + theme::EDGE))
 }
 
-/// A y axis with no more labels than a panel of this height has room for.
+/// Returns a y axis with only as many labels as fit a panel of this height.
 pub fn fitted_y(axis: Axis, height: f64) -> Axis {
     axis.fitted(|_| (theme::SMALL + 1.5) / height)
 }
 
-/// An x axis with no more labels than a panel of this width has room for.
+/// Returns an x axis with only as many labels as fit a panel of this width.
 pub fn fitted_x(axis: Axis, width: f64) -> Axis {
     axis.fitted(|label| (font::width(label, theme::SMALL) + 5.0) / width)
 }
 
-/// By which a text can speak of a panel.
+/// Draws the letter by which a text can refer to a panel.
 pub fn draw_letter(canvas: &mut Canvas, letter: char, at: Point) {
     canvas.bold_text(&letter.to_string(), at, theme::TITLE, theme::BLACK);
 }
 
-/// The letters of panels: a, b, c …; none where there is but one.
+/// Returns the letter of a panel (a, b, c …), or `None` if there is only one panel.
 pub fn letter(panel: usize, panels: usize) -> Option<char> {
     ('a'..='z').nth(panel).filter(|_| panels > 1)
 }

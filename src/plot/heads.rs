@@ -1,5 +1,5 @@
-//! Maps of heads × chunks: surprise and learning rate as colours, each with its bar. A cell that spans several chunks has
-//! their mean; where some of them are not finite, or not above 0, it is marked.
+//! Maps of heads × chunks: surprise and learning rate as colours, each with its bar. A cell that spans several chunks
+//! shows their mean. It is marked if some of them are not finite or not above 0.
 
 use plotters::style::Color;
 
@@ -12,19 +12,19 @@ use crate::plot::series::{Metrics, Quantity, Series};
 use crate::plot::style::FigureStyle;
 use crate::plot::theme;
 
-/// What is drawn, and the bars' titles.
+/// Quantities drawn, and the titles of their bars.
 const SHOWN: [(Quantity, &str); 2] =
     [(Quantity::Surprise, "surprise ‖g‖"), (Quantity::LearningRate, "learning rate θ")];
-/// Height of a head, and the least and most of a map.
+/// Height of a head; below, the minimum and maximum height of a map.
 const ROW: f64 = 12.0;
 const MIN_HEIGHT: f64 = 60.0;
 const MAX_HEIGHT: f64 = 180.0;
-/// Points of paper a cell has at least.
+/// Minimum width of a cell in points of paper.
 const CELL: f64 = 1.0;
-/// Between the map and its bar.
+/// Distance between the map and its bar.
 const BESIDE: f64 = 12.0;
 
-/// Draws a map for each of surprise and learning rate, one below the other.
+/// Draws maps of surprise and learning rate, one below the other.
 pub fn figure(metrics: &Metrics, style: &FigureStyle) -> String {
     let sheet = style.sheet_width();
     let names: Vec<_> = metrics.heads.iter().map(ToString::to_string).collect();
@@ -77,7 +77,7 @@ pub fn figure(metrics: &Metrics, style: &FigureStyle) -> String {
     })
 }
 
-/// A head's cells: the chunks, counted from the first; their mean; whether some cannot be drawn.
+/// Cells of a head: the chunks, counted from the first, their mean, and whether some cannot be drawn.
 type Cells = Vec<(std::ops::Range<u64>, Option<f64>, bool)>;
 
 fn draw_map(canvas: &mut Canvas, frame: &Frame, map: &[Cells], title: &str, style: &FigureStyle) {

@@ -1,16 +1,16 @@
-//! Flags that change nothing of what is drawn: told, because a figure that ignores one looks as if it had obeyed.
+//! Notes on flags without effect on a figure. Without a note, the figure would look as if it obeyed them.
 
 use clap::ValueEnum as _;
 
 use super::series::Quantity;
 use super::{CsvSource, Kind, Request};
 
-/// One line about the flags that the sources' kind has no use for.
+/// Returns a line about the flags without effect on the sources' kind.
 pub fn ignored_flags(sources: &[CsvSource], request: &Request) -> Option<String> {
     let first = sources.first()?;
     let timed = |name: &String| Quantity::ALL.iter().any(|quantity| quantity.name() == name);
     let others = request.x.is_some() || request.hue.is_some() || !request.y.iter().all(timed);
-    // As `draw` has it: other columns, or another x.
+    // `draw` draws other columns, or another x, as `Kind::Columns`.
     let kind = match first.kind {
         Kind::Timeline | Kind::Gates if others => Kind::Columns,
         kind => kind,
@@ -31,10 +31,11 @@ pub fn ignored_flags(sources: &[CsvSource], request: &Request) -> Option<String>
     ];
     let ignored: Vec<_> = flags.iter().filter(|(_, ignored)| *ignored).map(|(flag, _)| *flag).collect();
     let name = kind.to_possible_value()?;
-    (!ignored.is_empty()).then(|| format!("--kind {} has no use for {}", name.get_name(), ignored.join(", ")))
+    (!ignored.is_empty())
+        .then(|| format!("no effect with --kind {}: {}", name.get_name(), ignored.join(", ")))
 }
 
-/// That an axis is not logarithmic though it should be.
+/// Returns the note on an axis that stays linear although --log was given.
 pub fn stays_linear(name: &str) -> String {
-    format!("{name}: linear, not --log: some values are 0 or below")
+    format!("{name}: the axis stays linear despite --log, because some values are 0 or below")
 }

@@ -1,4 +1,4 @@
-//! The legend above the panels: entries side by side, in as many rows as they need, and notes below them.
+//! The legend above the panels: entries side by side in as many rows as needed, and notes below them.
 
 use plotters::style::text_anchor::HPos;
 use plotters::style::{Color, RGBColor};
@@ -6,11 +6,11 @@ use plotters::style::{Color, RGBColor};
 use crate::plot::canvas::Canvas;
 use crate::plot::{font, names, theme};
 
-/// A row of entries or notes.
+/// Height of a row of entries or notes.
 const ROW: f64 = theme::LINE;
-/// A swatch.
+/// Width of a swatch.
 const SWATCH: f64 = 14.0;
-/// Between a swatch and its text, and between entries.
+/// Distance between a swatch and its text; below, between entries.
 const SPACE: f64 = 4.0;
 const BETWEEN: f64 = 12.0;
 
@@ -37,17 +37,17 @@ pub enum Swatch {
     Mark,
 }
 
-/// What stands above the panels.
+/// A legend.
 #[derive(Debug, Default)]
 pub struct Legend {
     /// Swatches and their texts.
     pub entries: Vec<(Swatch, String)>,
-    /// Small print, in as many lines as it needs.
+    /// Notes in small print, in as many lines as needed.
     pub notes: Vec<String>,
 }
 
 impl Legend {
-    /// Places of the entries: row and distance from the left.
+    /// Returns the places of the entries: row and distance from the left.
     fn places(&self, width: f64) -> Vec<(usize, f64)> {
         let (mut row, mut x) = (0, 0.0);
         let mut places = Vec::new();
@@ -62,13 +62,13 @@ impl Legend {
         places
     }
 
-    /// Texts of the entries that fit in a line and differ.
+    /// Returns the texts of the entries, cut to fit a line and still distinct.
     fn texts(&self, width: f64) -> Vec<String> {
         let texts: Vec<_> = self.entries.iter().map(|(_, text)| text.clone()).collect();
         names::shortened(&texts, theme::SMALL, width - SWATCH - SPACE)
     }
 
-    /// One after the other, broken at spaces where they are longer than a line.
+    /// Returns the lines of the notes, broken at spaces if they are longer than a line.
     fn note_lines(&self, width: f64) -> Vec<String> {
         let mut lines = Vec::<String>::new();
         for note in &self.notes {
@@ -83,13 +83,13 @@ impl Legend {
         lines.into_iter().map(|line| font::shortened(&line, theme::SMALL, width)).collect()
     }
 
-    /// Height when laid out at this width.
+    /// Returns the height at this width.
     pub fn height(&self, width: f64) -> f64 {
         let rows = self.places(width).last().map_or(0, |(row, _)| row + 1);
         (rows + self.note_lines(width).len()) as f64 * ROW
     }
 
-    /// Draws it with its upper left corner at `left`, `top`.
+    /// Draws the legend with its upper left corner at `left`, `top`.
     pub fn draw(&self, canvas: &mut Canvas, left: f64, top: f64, width: f64) {
         let places = self.places(width);
         for (((swatch, _), text), (row, x)) in self.entries.iter().zip(self.texts(width)).zip(&places) {
@@ -127,7 +127,7 @@ impl Swatch {
                 let width = SWATCH / colours.len() as f64;
                 for (i, colour) in colours.iter().enumerate() {
                     let from = (x + i as f64 * width, y - 1.5);
-                    // To the end of the swatch each, so that no seam shows between them.
+                    // Each reaches the end of the swatch, so that no seam shows between them.
                     canvas.rectangle(from, (x + SWATCH, y + 1.5), colour.to_rgba());
                 }
             }
@@ -141,13 +141,13 @@ impl Swatch {
     }
 }
 
-/// A small triangle whose base lies on the edge of a panel: `inwards` is 1 at the upper edge, −1 at the lower one.
+/// Draws a small triangle whose base lies on the edge of a panel. `inwards` is 1 at the upper edge, −1 at the lower one.
 pub fn mark(canvas: &mut Canvas, (x, y): (f64, f64), inwards: f64) {
     let corners = [(x - 2.2, y), (x + 2.2, y), (x, y + 3.8 * inwards)];
     canvas.polygon(&corners, theme::ALARM.to_rgba());
 }
 
-/// A filled marker; shapes repeat after the fifth.
+/// Draws a filled marker; shapes repeat after the fifth.
 pub fn marker(canvas: &mut Canvas, (x, y): (f64, f64), shape: usize, colour: RGBColor) {
     let ink = colour.to_rgba();
     let at = |dx: f64, dy: f64| (x + dx, y + dy);

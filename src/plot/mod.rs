@@ -1,19 +1,20 @@
-//! Figures, made from metrics.csv (and labels), scan_bench.csv or results.csv alone, so that they can be drawn again at any time.
+//! Figures, made only from metrics.csv (and labels), retention.csv, scan_bench.csv or results.csv, so that they can be
+//! redrawn at any time.
 //!
-//! In the order to read:
+//! In reading order:
 //! - [`downsample`]: a line of any length in bounded memory, every spike kept.
 //! - [`series`]: metrics.csv → such lines, means over heads and sequences.
 //! - `axis`: limits, ticks and labels. `theme`: sizes and colours. `canvas`: a sheet in points, written as SVG.
-//! - `timeline` and `legend`: where all of it goes on the sheet.
-//! - `frame`: a panel's spines, ticks and titles. `colours`: colours that stand for numbers, and their bar.
+//! - `timeline` and `legend`: the layout of the sheet.
+//! - `frame`: a panel's spines, ticks and titles. `colours`: colour scales for numbers, and the colour bar.
 //! - `heads`: maps of heads × chunks. `columns`: any columns against any other.
-//! - `style`: theme and size, as asked for. `source`: which file is drawn as what. `figure`: what comes out, and `pages` its PDF
-//!   and PNG. `font`: what text is set in.
-//! - `names`: names that can be told apart.
-//! - `ignored_flags`: flags that change nothing.
-//! - `retention`: retention.csv → a map of chunks stored × stored up to.
+//! - `style`: theme and size. `source`: input files and their kinds. `figure`: drawn figures, and `pages` their PDF and
+//!   PNG. `font`: the font and text widths.
+//! - `names`: distinct short names.
+//! - `ignored_flags`: flags without effect.
+//! - `retention`: retention.csv → a map of the kept chunk against the last stored chunk.
 //! - `scan_bench`: scan_bench.csv → time and bandwidth against steps.
-//! - [`sweep`]: results.csv of a sweep → a figure a metric.
+//! - [`sweep`]: results.csv of a sweep → a figure per metric.
 //! - `chart`: the same figures as data, for [`terminal`] and [`pgfplots`].
 
 mod axis;
@@ -54,23 +55,24 @@ pub use source::{CsvSource, Kind};
 pub use style::{FigureStyle, INCH, Inches, LogAxes, Theme, Venue};
 use sweep::SweepFigure;
 
-/// What shall be drawn, and how.
+/// A request for figures.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
     /// Theme, size, title and axes.
     pub style: FigureStyle,
-    /// Marked in timelines.
+    /// Labels to mark in timelines.
     pub labels: Option<Labels>,
-    /// The column along the x axis.
+    /// Column along the x axis.
     pub x: Option<String>,
-    /// Columns drawn, a figure or a panel each.
+    /// Columns to draw, with a figure or a panel each.
     pub y: Vec<String>,
-    /// The column whose values are lines, or rows of a map.
+    /// Column whose values become lines, or rows of a map.
     pub hue: Option<String>,
 }
 
-/// Draws what `nmem plot` draws. All sources must be of one kind; several timelines overlay, of other kinds each has figures of
-/// its own, named after it. `check` is asked every few thousand rows and with each figure, and can stop the work.
+/// Draws the figures of `nmem plot`. All sources must be of one kind. Several timelines share one figure; each source of
+/// another kind has its own figures, named after it. `check` runs every few thousand rows and with each figure, and can
+/// stop the work.
 pub fn draw(
     sources: &[CsvSource],
     request: &Request,
@@ -79,8 +81,10 @@ pub fn draw(
     request.style.check()?;
     let Some(first) = sources.first() else { return Ok(Figures::default()) };
     if let Some(other) = sources.iter().find(|source| source.kind != first.kind) {
-        let expected = format!("files of one kind ({} is drawn as {:?})", first.csv.display(), first.kind);
-        return Err(Error::file(&other.csv, expected, format!("{:?}", other.kind)));
+        let (kind, first_kind) = (other.kind.cli_name(), first.kind.cli_name());
+        let reason =
+            format!("is of kind {kind}, {} of kind {first_kind}; plot them separately", first.csv.display());
+        return Err(Error::rejected(other.csv.display().to_string(), reason));
     }
     match first.kind {
         Kind::Columns => return columns::columns(sources, request, check),
@@ -88,7 +92,7 @@ pub fn draw(
         _ => {}
     }
     let mut all = Figures::default();
-    // Parts of file names: a source may be named after its directory and that one's parent.
+    // These become parts of file names. A source may be named after its directory and its parent directory.
     let prefixes = names::numbered(sources.iter().map(|source| source.name.replace('/', "-")).collect());
     for (source, prefix) in sources.iter().zip(&prefixes) {
         check()?;
@@ -101,7 +105,7 @@ pub fn draw(
     Ok(all)
 }
 
-/// Hands out the files of what a subcommand drew of a CSV file, in all formats; `folder` must exist.
+/// Returns the files, in all formats, of the figures that a subcommand drew from a CSV file. `folder` must exist.
 pub fn files(
     drawn: &Figures,
     csv: &Path,
@@ -133,8 +137,8 @@ fn draw_one(source: &CsvSource, request: &Request, check: &mut dyn FnMut() -> Re
     }
 }
 
-/// Draws `timeline` or `gates` of all sources, or the only quantity that is asked for. Other columns, or another x, are those
-/// of [`Kind::Columns`].
+/// Draws `timeline` or `gates` of all sources, or the single requested quantity. Other columns, or another x, are drawn as
+/// [`Kind::Columns`].
 fn draw_timelines(
     sources: &[CsvSource],
     request: &Request,
@@ -162,14 +166,14 @@ fn heads(metrics_csv: &Path, style: &FigureStyle, check: &mut dyn FnMut() -> Res
 pub use retention::retention;
 pub use scan_bench::scan_bench;
 
-/// Values of one quantity that an axis cannot show, counted per chunk and head (after the mean over sequences).
+/// Number of values of one quantity that an axis cannot show, by chunk and head, after the mean over sequences.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OmittedValues {
-    /// As the file without its ending: "surprise".
+    /// Name of the quantity and of its file: "surprise".
     pub quantity: &'static str,
-    /// NaN or infinite.
+    /// Number of NaN and infinite values.
     pub not_finite: u64,
-    /// Zero or below, on a log axis.
+    /// Number of values of zero or below on a log axis.
     pub not_positive: u64,
 }
 
@@ -178,13 +182,13 @@ impl fmt::Display for OmittedValues {
         let reasons = [(self.not_finite, "not finite"), (self.not_positive, "not above 0 on a log axis")];
         let reasons = reasons.iter().filter(|(count, _)| *count > 0);
         let reasons: Vec<_> = reasons.map(|(count, reason)| format!("{count} {reason}")).collect();
-        write!(f, "{}: values left out of the figure: {}", self.quantity, reasons.join(", "))
+        write!(f, "{}: values not drawn: {}", self.quantity, reasons.join(", "))
     }
 }
 
-/// Draws a run: `timeline`, all quantities on a shared axis of tokens, and each quantity alone: `surprise`, `loss_ratio` (only
-/// where the losses were probed), `learning_rate`, `decay`, `momentum`; and of several heads `heads`, their maps. `check` is asked every few thousand rows and with each
-/// figure, and can stop the work.
+/// Draws a run. `timeline` shows all quantities on a shared axis of tokens. Each quantity also has its own figure:
+/// `surprise`, `loss_ratio` (only if the losses were probed), `learning_rate`, `decay` and `momentum`. A run of several
+/// heads also has their maps, `heads`. `check` runs every few thousand rows and with each figure, and can stop the work.
 pub fn timelines(
     metrics_csv: &Path,
     labels: Option<&Labels>,

@@ -1,4 +1,4 @@
-//! Names in figures that can be told apart: what shortens them must not make two of them the same.
+//! Distinct names in figures: shortening must not make two of them the same.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -8,7 +8,7 @@ use crate::plot::font;
 /// Room for a number after a shortened name.
 const NUMBER: &str = " (99)";
 
-/// Numbers names that are the same: "run (1)", "run (2)".
+/// Numbers equal names: "run (1)", "run (2)".
 pub fn numbered(mut names: Vec<String>) -> Vec<String> {
     let mut counts = HashMap::<String, usize>::new();
     for name in &names {
@@ -29,7 +29,7 @@ pub fn numbered(mut names: Vec<String>) -> Vec<String> {
     names
 }
 
-/// Names cut to fit, numbered where that makes them the same.
+/// Cuts names to fit, and numbers those that become equal.
 pub fn shortened(names: &[String], size: f64, most: f64) -> Vec<String> {
     let short: Vec<_> = names.iter().map(|name| font::shortened(name, size, most)).collect();
     let mut counts = HashMap::<&str, usize>::new();
@@ -42,7 +42,7 @@ pub fn shortened(names: &[String], size: f64, most: f64) -> Vec<String> {
     numbered(short.iter().map(shorter).collect())
 }
 
-/// Names of files: the last parts of their paths, as many as it takes to tell those of the same name apart, then numbers.
+/// Returns distinct names of files: as many of the last parts of their paths as needed, then numbers.
 pub fn of_paths(names: Vec<String>, paths: &[&Path]) -> Vec<String> {
     let same = |names: &[String], name: &String| names.iter().filter(|other| *other == name).count() > 1;
     let with_parents = |(name, path): (&String, &&Path)| {

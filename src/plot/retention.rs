@@ -1,5 +1,5 @@
-//! retention.csv → a map of colours: the chunk that was kept upwards, how far the memory had stored to the right, and as
-//! colour Σ loss ÷ Σ ℓ at W over sequences and heads. Left of the diagonal nothing had been kept yet.
+//! retention.csv → a colour map. The kept chunk runs upwards and the last stored chunk to the right. The colour is
+//! Σ loss ÷ Σ ℓ at W over sequences and heads. Cells left of the diagonal are empty, because their chunk was not kept yet.
 
 use std::path::Path;
 
@@ -16,16 +16,16 @@ use crate::plot::legend::{Legend, Swatch};
 use crate::plot::style::{FigureStyle, Theme};
 use crate::plot::{font, theme};
 
-/// Most cells along an axis, 2.4 pt each: more moments are joined in cells of several.
+/// Most cells along an axis, 2.4 pt each. A cell spans several moments if there are more.
 const CELLS: usize = 128;
-/// The map's side, where there is room for it.
+/// Side of the map, if there is room.
 const SIDE: f64 = 300.0;
-/// Between the map and the bar, and right of the bar.
+/// Distance between the map and the bar, and right of the bar.
 const BESIDE: f64 = 12.0;
-/// A ratio beyond this either way has this one's colour.
+/// Largest ratio, either way, with a colour of its own.
 const FURTHEST: f64 = 1e4;
 
-/// Sums of loss and ℓ at W by kept chunk and moment, several of them in one cell where there are many.
+/// Sums of loss and ℓ at W by kept chunk and moment. A cell joins several of them if there are many.
 pub(super) struct Map {
     /// Chunks that a cell spans.
     pub(super) span: u64,
@@ -33,11 +33,11 @@ pub(super) struct Map {
     pub(super) cells: usize,
     /// One past the last chunk.
     pub(super) end: u64,
-    /// By kept chunk, then moment.
+    /// Sums of loss and ℓ at W, by kept chunk, then moment.
     sums: Vec<[f64; 2]>,
 }
 
-/// Draws the map of a run's retention.csv. `check` is asked every few thousand rows.
+/// Draws the map of a run's retention.csv. `check` runs every few thousand rows.
 pub fn retention(
     retention_csv: &Path,
     style: &FigureStyle,
@@ -49,14 +49,14 @@ pub fn retention(
 }
 
 impl Map {
-    /// Two passes: how far chunks go, then the sums, so that files of any length fit.
+    /// Reads the file in two passes, first the range of chunks, then the sums, so that files of any length fit in memory.
     pub(super) fn read(path: &Path, check: &mut dyn FnMut() -> Result<()>) -> Result<Self> {
         let (mut end, mut first) = (0, u64::MAX);
         each(path, check, |_, after, _, _| {
             end = end.max(after + 1);
             first = first.min(after + 1);
         })?;
-        // Moments are `first` chunks apart, but for the last: whole numbers of them to a cell.
+        // Moments are `first` chunks apart, except for the last. A cell spans a whole number of them.
         let step = first.min(end).max(1);
         let span = step * end.div_ceil(step).div_ceil(CELLS as u64).max(1);
         let cells = end.div_ceil(span) as usize;
@@ -70,13 +70,13 @@ impl Map {
         Ok(Self { span, cells, end, sums })
     }
 
-    /// Chunk kept, moment and ratio of each cell that has one.
+    /// Returns the kept chunk, the moment and the ratio of each cell that has one.
     pub(super) fn ratios(&self) -> impl Iterator<Item = (usize, usize, f64)> {
         let places = self.sums.iter().enumerate().filter(|(_, [_, at_w])| *at_w > 0.0);
         places.map(|(i, [loss, at_w])| (i / self.cells, i % self.cells, loss / at_w))
     }
 
-    /// Of the ratios, and the lowest and highest of these.
+    /// Returns the colours of the ratios, and the lowest and highest ratio.
     pub(super) fn colours(&self, theme: Theme) -> (Colours, (f64, f64)) {
         let finite = self.ratios().map(|(.., ratio)| ratio).filter(|ratio| ratio.is_finite() && *ratio > 0.0);
         let (low, high) =
@@ -112,7 +112,7 @@ impl Map {
         let top = theme::EDGE + legend.height(legend_width) + 6.0;
         let side = style.panel_height(side, 1, top + theme::BOTTOM).min(side);
         let (x, y) = (fitted_x(axis.clone(), side), fitted_y(axis, side));
-        // As wide as it need be, and in the middle of what it shall be.
+        // The map is as wide as needed and centred in the requested width.
         let aside = (sheet - (left + side + BESIDE + BAR_WITH_LABELS + theme::EDGE)).max(0.0) / 2.0;
         let frame = Frame { left: aside + left, top, width: side, height: side, x: &x, y: &y };
         svg(style, top + side + theme::BOTTOM, |canvas| {
@@ -142,7 +142,7 @@ impl Map {
     }
 }
 
-/// Tells `row` chunk, after, loss and ℓ at W of every row.
+/// Calls `row` with the chunk, after, the loss and ℓ at W of every row.
 fn each(
     path: &Path,
     check: &mut dyn FnMut() -> Result<()>,
@@ -156,8 +156,7 @@ fn each(
         let number = |column| table.number(column).map(|number| number.unwrap_or(f64::NAN));
         let (chunk, after) = (table.integer(chunk)?, table.integer(after)?);
         if chunk > after {
-            return Err(table
-                .bad_row("a chunk that was kept by then, chunk ≤ after,", format!("{chunk} and {after}")));
+            return Err(table.bad_row("chunk ≤ after", format!("{chunk} and {after}")));
         }
         row(chunk, after, number(loss)?, number(at_w)?);
         rows += 1;

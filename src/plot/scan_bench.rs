@@ -1,5 +1,5 @@
-//! scan_bench.csv → `time.svg` and `bandwidth.svg`: against steps, both axes logarithmic, a panel for each layout and
-//! kind of gates, a line an algorithm; in the second also the bandwidth of a copy.
+//! scan_bench.csv → `time.svg` and `bandwidth.svg`, against steps on logarithmic axes. Each layout and kind of gates has a
+//! panel, and each algorithm a line. The second figure also shows the bandwidth of a copy.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
@@ -16,14 +16,14 @@ use crate::plot::legend::{Legend, Swatch, marker};
 use crate::plot::style::{FigureStyle, Theme};
 use crate::plot::{font, theme};
 
-/// Most rows that are held: a thousand shapes times all algorithms take half of them.
+/// Most rows held in memory; a thousand shapes times all algorithms take half of them.
 const MAX_ROWS: usize = 1 << 16;
-/// Most panels, which have letters, and lines, which have small and capital ones in the terminal.
+/// Most panels, one per letter; below, most lines, which have small and capital letters in the terminal.
 const MAX_PANELS: usize = 26;
 const MAX_SERIES: usize = 52;
 /// Height of a panel.
 const PANEL: f64 = 125.0;
-/// Narrower sheets have one panel a row.
+/// Minimum width of a sheet with two panels per row.
 const TWO_COLUMNS: f64 = 330.0;
 /// Room for a panel's heading.
 const HEADING: f64 = 12.0;
@@ -31,30 +31,30 @@ const HEADING: f64 = 12.0;
 /// A row that was timed.
 #[derive(Clone, Debug)]
 pub(super) struct TimedRow {
-    /// Algorithm, and its threads where a file has several numbers of them.
+    /// Algorithm, with its threads if the file has several numbers of them.
     pub(super) series: String,
-    /// Batch, channels and element type where a file has several, layout, gates.
+    /// Batch, channels, layout and gates, with the element type if the file has several.
     pub(super) panel: String,
     pub(super) steps: u64,
     pub(super) milliseconds: f64,
     pub(super) gb_per_s: f64,
-    /// What a copy reached there.
+    /// Bandwidth of the copy in that row.
     pub(super) copy: Option<f64>,
     device: String,
-    /// 0 on a GPU.
+    /// Number of threads; 0 on a GPU.
     threads: u64,
-    /// Its columns that tell it from others of the file.
+    /// Columns that distinguish this line from others of the file.
     pub(super) cells: Vec<(&'static str, String)>,
 }
 
-/// What is drawn.
+/// The quantity drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Quantity {
     Time,
     Bandwidth,
 }
 
-/// Draws `time` and `bandwidth` of a scan_bench.csv; nothing where no row was timed.
+/// Draws `time` and `bandwidth` of a scan_bench.csv, or nothing if no row was timed.
 pub fn scan_bench(csv: &Path, style: &FigureStyle) -> Result<Figures> {
     let (rows, notes) = read(csv)?;
     if rows.is_empty() {
@@ -66,8 +66,8 @@ pub fn scan_bench(csv: &Path, style: &FigureStyle) -> Result<Figures> {
     Ok(Figures { figures: figures.into(), notes })
 }
 
-/// Rows with a time, those of shapes that were run with one number of steps left out: a line of one point says nothing.
-/// (All of them where there are no others.) And what a user should know.
+/// Reads the rows with a time, and notes for the user. Shapes with a single number of steps are skipped, because a line of
+/// one point shows no trend, unless there are no others.
 pub(super) fn read(csv: &Path) -> Result<(Vec<TimedRow>, Vec<String>)> {
     let mut table = Table::open(csv)?;
     let [algorithm, dtype, layout, gate] =
@@ -171,7 +171,8 @@ pub(super) fn read(csv: &Path) -> Result<(Vec<TimedRow>, Vec<String>)> {
     Ok((rows, notes))
 }
 
-/// Rows whose copy is drawn, and what it is called: a GPU's, the first of the file, or else that with the most threads.
+/// Returns the rows whose copy is drawn, and its name. It is the first GPU's in the file, or else the one with the most
+/// threads.
 pub(super) fn copies(rows: &[TimedRow]) -> Option<(Vec<&TimedRow>, String)> {
     let copied = || rows.iter().filter(|row| row.copy.is_some());
     let gpu = copied().find(|row| row.threads == 0);
@@ -186,13 +187,13 @@ pub(super) fn copies(rows: &[TimedRow]) -> Option<(Vec<&TimedRow>, String)> {
     Some((rows.collect(), format!("copy of as many bytes, {on}")))
 }
 
-/// In the order of the file.
+/// Returns the distinct names in the order of the file.
 pub(super) fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let mut seen = HashSet::new();
     names.filter(|&name| seen.insert(name)).collect()
 }
 
-/// `copy`: what the copy that is drawn is called.
+/// Returns the legend; `copy` is the name of the copy drawn.
 fn legend(series: &[&str], copy: Option<String>, quantity: Quantity, theme: Theme) -> Legend {
     let mut legend = Legend::default();
     let entries = series.iter().enumerate();
@@ -227,7 +228,7 @@ fn figure(rows: &[TimedRow], quantity: Quantity, style: &FigureStyle) -> String 
     let limits = |values: &mut dyn Iterator<Item = f64>| {
         values.fold((f64::INFINITY, 0.0_f64), |(low, high), x| (low.min(x), high.max(x)))
     };
-    // Ticks where something was timed: the numbers of steps are powers of two, which no tick of a log axis hits.
+    // Ticks lie at the timed numbers of steps. These are powers of two, which a log axis' own ticks miss.
     let steps: BTreeSet<_> = rows.iter().map(|row| row.steps).collect();
     let steps: Vec<_> = steps.iter().map(|&steps| (steps as f64, steps.to_string())).collect();
     let of_copies = copies.iter().filter_map(|row| row.copy);
@@ -274,7 +275,7 @@ fn figure(rows: &[TimedRow], quantity: Quantity, style: &FigureStyle) -> String 
             frame.draw_heading(canvas, &font::plain(panel), letter(i, panels.len()));
             let of_panel = |row: &&TimedRow| row.panel == *panel;
             if quantity == Quantity::Bandwidth {
-                // A copy of as many bytes: of those with the most, where algorithms differ in bytes.
+                // If algorithms differ in bytes, the copy of the most bytes is drawn.
                 let mut points: Vec<_> = copies.iter().copied().filter(of_panel).collect();
                 points.sort_by_key(|row| row.steps);
                 points.dedup_by_key(|row| row.steps);

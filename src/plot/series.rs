@@ -1,10 +1,9 @@
-//! metrics.csv → bounded lines. The file is read twice: once to find where each sequence begins and which heads
-//! there are, once to sum over sequences, a block of chunks at a time, so that memory is O(sequences + heads)
-//! however many chunks there are.
+//! metrics.csv → bounded lines. The file is read twice: once to find the start of each sequence and the heads, once to
+//! sum over sequences, a block of chunks at a time. Memory is therefore O(sequences + heads) for any number of chunks.
 //!
-//! Each head's line is its mean over sequences, the bold one the mean of these over heads. The loss ratio is a
-//! ratio of sums, Σ `loss_before` ÷ Σ `loss`, over sequences and, for the bold line, over heads: a mean of ratios
-//! would be ruled by the heads with the smallest losses.
+//! Each head's line is its mean over sequences; the bold line is the mean of these over heads. The loss ratio is a ratio of
+//! sums, Σ `loss_before` ÷ Σ `loss`, over sequences and, for the bold line, over heads. A mean of ratios would be dominated
+//! by the heads with the smallest losses.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::binary_heap::PeekMut;
@@ -19,23 +18,23 @@ use crate::io::table::{Column, Table};
 use crate::plot::downsample::{DownsampledLine, Unshown};
 use crate::plot::style::{FigureStyle, LogAxes};
 
-/// Bins of the bold lines, and of each head's up to `BINS_OF_ALL_HEADS / BINS` heads: one a point of paper, of up to
-/// four values each.
+/// Bins of the bold lines, and of each head's line up to `BINS_OF_ALL_HEADS / BINS` heads. That is one per point of paper,
+/// with up to four values each.
 const BINS: usize = 512;
-/// Bounds the size of a figure with many heads.
+/// Bins of all heads together, which bounds the size of a figure with many heads.
 const BINS_OF_ALL_HEADS: usize = 4096;
-/// Most heads: each has its lines, some 50 kB once they are full.
+/// Most heads; the lines of each take about 50 kB when full.
 const MAX_HEADS: usize = 1024;
-/// Chunks of one sequence that are read before turning to the next.
+/// Chunks of one sequence to read before the next sequence.
 const BLOCK: u64 = 64;
 
-/// What a panel shows.
+/// A quantity shown in a panel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quantity {
     /// ‖g‖ over all memory weights.
     Surprise,
-    /// `loss_before` ÷ `loss`: what is left of the loss at W once the memory's updates are added, so high where the
-    /// chunk is new to the memory.
+    /// `loss_before` ÷ `loss`, the fraction of the loss at W that remains with the memory's updates. It is high for chunks
+    /// that are new to the memory.
     LossRatio,
     /// θ.
     LearningRate,
@@ -46,11 +45,11 @@ pub enum Quantity {
 }
 
 impl Quantity {
-    /// All, in the order of the panels.
+    /// All quantities, in the order of the panels.
     pub const ALL: [Self; 5] =
         [Self::Surprise, Self::LossRatio, Self::LearningRate, Self::Decay, Self::Momentum];
 
-    /// As columns and files are named.
+    /// Returns the name in columns and files.
     pub fn name(self) -> &'static str {
         match self {
             Self::Surprise => "surprise",
@@ -61,7 +60,7 @@ impl Quantity {
         }
     }
 
-    /// Drawn on a log axis?
+    /// Whether the quantity is drawn on a log axis.
     pub fn is_log(self) -> bool {
         matches!(self, Self::Surprise | Self::LearningRate)
     }
@@ -70,28 +69,28 @@ impl Quantity {
 /// One quantity over tokens.
 #[derive(Debug)]
 pub struct Series {
-    /// What it is.
+    /// The quantity.
     pub quantity: Quantity,
-    /// One line a head.
+    /// One line per head.
     pub heads: Vec<DownsampledLine>,
-    /// Mean or ratio of sums over heads, or their moving mean; none with one head that is not smoothed.
+    /// Mean or ratio of sums over heads, or their moving mean; `None` for a single head without smoothing.
     pub all: Option<DownsampledLine>,
-    /// For a log axis.
+    /// Whether the axis is logarithmic.
     pub log: bool,
 }
 
-/// All that the figures show of a metrics.csv.
+/// All data of a metrics.csv that figures show.
 #[derive(Debug)]
 pub struct Metrics {
-    /// How many sequences each head's line is the mean of.
+    /// Number of sequences in the mean of each head's line.
     pub sequences: usize,
-    /// The heads' numbers, ascending.
+    /// Numbers of the heads, ascending.
     pub heads: Vec<u64>,
-    /// From the first chunk's start to the last one's end; empty without rows.
+    /// Tokens from the first chunk's start to the last one's end; empty without rows.
     pub tokens: Range<u64>,
     /// The quantities that apply.
     pub series: Vec<Series>,
-    /// Chunks that each point of a bold line is the mean of, where it is smoothed.
+    /// Chunks in the mean of each point of a bold line, if it is smoothed.
     pub smoothed: Option<usize>,
 }
 
@@ -109,7 +108,7 @@ struct Columns {
     momentum: Column,
 }
 
-/// Where to go on reading a sequence: its next row, and that row's chunk.
+/// The position at which to resume a sequence: its next row, and that row's chunk.
 struct Cursor {
     sequence: u64,
     position: Position,
@@ -162,13 +161,13 @@ struct Cell {
 
 impl Metrics {
     /// Reads a metrics.csv, sorted by sequence, chunk and head as `nmem` writes it.
-    /// `check` is asked every few thousand rows and can stop it.
+    /// `check` runs every few thousand rows and can stop it.
     pub fn read(path: &Path, style: &FigureStyle, check: &mut dyn FnMut() -> Result<()>) -> Result<Self> {
         let mut table = Table::open(path)?;
         let columns = Columns::find(&table)?;
         let (cursors, heads) = survey(&mut table, &columns, check)?;
         let sequences = cursors.len();
-        // By the chunk of the next row, then as the file has them.
+        // Cursors are sorted by the chunk of the next row, then in the order of the file.
         let mut cursors: BinaryHeap<_> = cursors.into_iter().map(Reverse).collect();
         let smoothed = style.smoothed();
         let series = Series::empty(heads.len(), style);
@@ -191,7 +190,7 @@ impl Metrics {
             while let Some(next) = cursors.peek_mut().filter(|next| next.0.chunk - first < BLOCK) {
                 here.push(PeekMut::pop(next).0);
             }
-            // Sums of floats depend on their order.
+            // The order is fixed because sums of floats depend on it.
             here.sort_by_key(|cursor| cursor.sequence);
             for cursor in here {
                 let open =
@@ -213,7 +212,7 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// Adds the rows of one sequence and chunks `first .. first + BLOCK`; returns where to go on, if anywhere.
+    /// Adds the rows of one sequence and chunks `first .. first + BLOCK`. Returns the position to resume at, if rows remain.
     fn read_block(
         &mut self,
         table: &mut Table,
@@ -226,9 +225,12 @@ impl Metrics {
         table.seek(cursor.position)?;
         while table.advance()? && table.integer(columns.sequence)? == cursor.sequence {
             let (chunk, head) = (table.integer(columns.chunk)?, table.integer(columns.head)?);
-            // Both were seen by `survey`: otherwise the file changed in between.
+            // `survey` has seen both unless the file changed in between.
             let (Some(row), Ok(head)) = (chunk.checked_sub(first), self.heads.binary_search(&head)) else {
-                return Err(table.bad_row("an unchanging file", format!("chunk {chunk}, head {head}")));
+                return Err(table.bad_row(
+                    "the rows of the first pass (the file changed)",
+                    format!("chunk {chunk}, head {head}"),
+                ));
             };
             if row >= BLOCK {
                 return Ok(Some(Cursor { position: table.position(), chunk, ..cursor }));
@@ -262,7 +264,7 @@ impl Metrics {
     }
 }
 
-/// Finds where each sequence begins and which heads there are, and checks the order of the rows.
+/// Finds the start of each sequence and the heads, and checks the order of the rows.
 fn survey(
     table: &mut Table,
     columns: &Columns,
@@ -325,12 +327,12 @@ impl Series {
         Quantity::ALL.map(series).into()
     }
 
-    /// The line over all heads.
+    /// Returns the line over all heads.
     pub fn bold(&self) -> Option<&DownsampledLine> {
         self.all.as_ref().or(self.heads.first())
     }
 
-    /// Lowest and highest value drawn.
+    /// Returns the lowest and highest value drawn.
     pub fn range(&self) -> Option<(f64, f64)> {
         self.heads
             .iter()
@@ -339,19 +341,19 @@ impl Series {
             .reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
     }
 
-    /// How many of the heads' values cannot be drawn for this reason.
+    /// Returns the number of the heads' values that cannot be drawn for this reason.
     pub fn count(&self, reason: Unshown) -> u64 {
         self.heads.iter().map(|line| line.count(reason)).sum()
     }
 
-    /// Has it any value, be it one that cannot be drawn?
+    /// Whether the series has any value, including values that cannot be drawn.
     fn applies(&self) -> bool {
         self.range().is_some() || self.count(Unshown::NotFinite) + self.count(Unshown::NotPositive) > 0
     }
 }
 
-/// Sum and count of the values in a queue, in constant time for each: of the older ones sums up to the newest of them are
-/// kept, so that nothing is ever subtracted and no large value leaves its rounding behind.
+/// Sum and count of the values in a queue, in constant time for each value. For older values it keeps sums up to the newest
+/// of them. Nothing is ever subtracted, so that no large value leaves a rounding error behind.
 #[derive(Default)]
 struct Window {
     /// Sums from each older value to the newest of them, the oldest last.
@@ -386,12 +388,13 @@ impl Window {
     }
 }
 
-/// The mean of as many points about each, fewer at the ends; what is not finite stays as it is and is left out of others' means.
+/// A centred moving mean over a fixed number of points, fewer at the ends. Values that are not finite stay unchanged and
+/// are excluded from other points' means.
 struct MovingMean {
     half: usize,
     window: VecDeque<(f64, Option<f64>)>,
     sums: Window,
-    /// Place in the window of the next point to be emitted.
+    /// Place in the window of the next point to emit.
     next: usize,
 }
 
@@ -496,9 +499,9 @@ mod tests {
         "sequence,chunk,head,start,end,loss,loss_before,surprise,learning_rate,momentum,decay";
 
     fn read(rows: &str) -> Result<Metrics, String> {
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        let folder = tempfile::tempdir().expect("a temporary directory");
         let path = folder.path().join("metrics.csv");
-        std::fs::write(&path, format!("{HEADER}\n{rows}")).expect("a writable temporary folder");
+        std::fs::write(&path, format!("{HEADER}\n{rows}")).expect("a writable temporary directory");
         Metrics::read(&path, &FigureStyle::default(), &mut || Ok(()))
             .map_err(|error| error.to_string().split_once("metrics.csv: ").unwrap().1.to_string())
     }

@@ -1,4 +1,4 @@
-//! A path as typed → the CSV file and what it is drawn as.
+//! Resolves a path from the command line to its CSV file and the kind of its figures.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use crate::io::table::Table;
 use crate::plot::names;
 use crate::storage;
 
-/// What is drawn of a file.
+/// A kind of figures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Kind {
     /// metrics.csv: surprise, loss ratio, learning rate, decay and momentum against tokens.
@@ -18,18 +18,24 @@ pub enum Kind {
     Heads,
     /// metrics.csv: any columns against any other.
     Columns,
-    /// retention.csv: of a run a map of chunks kept × stored up to, of a sweep lines against the lag.
+    /// retention.csv: for a run, a map of kept chunk against last stored chunk; for a sweep, lines against the lag.
     Retention,
     /// results.csv: means over seeds with their 95 % intervals, lines or a map.
     Sweep,
-    /// results.csv: a map whatever the number of values.
+    /// results.csv: a map for any number of values.
     Map,
     /// scan_bench.csv: time and bandwidth against steps.
     Scan,
 }
 
 impl Kind {
-    /// The name of the file that holds it in a folder of results.
+    /// Returns the name on the command line.
+    pub(super) fn cli_name(self) -> String {
+        clap::ValueEnum::to_possible_value(&self)
+            .map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    /// Returns the name of its file in a results directory.
     fn file(self) -> &'static str {
         match self {
             Self::Timeline | Self::Gates | Self::Heads | Self::Columns => "metrics.csv",
@@ -39,7 +45,7 @@ impl Kind {
         }
     }
 
-    /// Columns by which a file is recognised, and what it is drawn as.
+    /// Columns that identify a file, and its default kind.
     const SIGNATURES: [(&'static [&'static str], Self); 4] = [
         (&["algorithm", "median_ms", "gb_per_s"], Self::Scan),
         (&["chunk", "head", "surprise"], Self::Timeline),
@@ -47,27 +53,27 @@ impl Kind {
         (&["run", "status"], Self::Sweep),
     ];
 
-    /// Kinds that are drawn of the same files as this one.
+    /// Whether files detected as `detected` can be drawn as this kind.
     fn is_of(self, detected: Self) -> bool {
         self.file() == detected.file()
     }
 }
 
-/// A CSV file and what it is drawn as.
+/// A CSV file and the kind of its figures.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CsvSource {
     /// The file.
     pub csv: PathBuf,
-    /// What it is drawn as.
+    /// The kind of its figures.
     pub kind: Kind,
-    /// For legends: the folder's name, or the file's where that tells more.
+    /// Name in legends: the directory's name, or the file's if that is more specific.
     pub name: String,
-    /// Whether it is the table of a sweep: a retention.csv may be a run's.
+    /// Whether the file belongs to a sweep; a retention.csv may also belong to a run.
     pub of_sweep: bool,
 }
 
 impl CsvSource {
-    /// Finds each path's file. Those that would have the same name in legends and files are named after their parents too.
+    /// Finds each path's file. Files that would have the same name are named after their parent directories too.
     pub fn find_all(paths: &[PathBuf], kind: Option<Kind>) -> Result<Vec<Self>> {
         let mut sources = paths.iter().map(|path| Self::find(path, kind)).collect::<Result<Vec<_>>>()?;
         let named: Vec<_> = sources.iter().map(|source| named(&source.csv).1).collect();
@@ -79,8 +85,8 @@ impl CsvSource {
         Ok(sources)
     }
 
-    /// Finds the file of a folder (a run's, a sweep's, a benchmark's), or takes the file itself; and what kind it is, where
-    /// that is not said.
+    /// Finds the file in a directory (a run's, a sweep's or a benchmark's), or takes the file itself. Detects the kind unless
+    /// it is given.
     pub fn find(path: &Path, kind: Option<Kind>) -> Result<Self> {
         let csv = if storage::is_directory(path)? { in_folder(path, kind)? } else { path.to_path_buf() };
         let table = Table::open(&csv)?;
@@ -115,10 +121,13 @@ fn in_folder(folder: &Path, kind: Option<Kind>) -> Result<PathBuf> {
             return Ok(path);
         }
     }
-    Err(Error::file(folder, format!("a folder with {}", wanted.join(" or ")), "none of them"))
+    Err(Error::rejected(
+        folder.display().to_string(),
+        format!("the directory has no {}", wanted.join(" or ")),
+    ))
 }
 
-/// The folder's name where the file is called as every such file is, else the file's; and the path that ends in it.
+/// Returns the name of the directory if the file has its usual name, otherwise the file's, and the path that ends in it.
 fn named(csv: &Path) -> (String, PathBuf) {
     let stem = csv.file_stem().unwrap_or_default();
     let usual = ["metrics", "results", "scan_bench", "retention"].iter().any(|&usual| stem == usual);

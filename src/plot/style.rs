@@ -1,4 +1,4 @@
-//! The style of a figure: theme, size, title, axes. Passed down to everything that draws.
+//! The style of a figure: theme, size, title and axes. All drawing code receives it.
 
 use std::str::FromStr;
 
@@ -7,26 +7,27 @@ use crate::plot::{font, theme};
 
 /// Points in an inch.
 pub const INCH: f64 = 72.0;
-/// Narrower sheets have no room for axes and legends, larger ones are a slip of the keyboard. In inches.
+/// Minimum width in inches; narrower sheets have no room for axes and legends. A size above the maximum is taken for a
+/// typing error.
 const MIN_INCHES: f64 = 2.0;
 const MAX_INCHES: f64 = 60.0;
 
-/// Most chunks of a moving mean, which are held in memory, fifty bytes each.
+/// Most chunks of a moving mean. They are held in memory, fifty bytes each.
 const MAX_SMOOTH: usize = 1 << 20;
 
-/// What the figure is for.
+/// The medium of the figure.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Theme {
-    /// Papers: text of 7 and 8 pt, colours that the colour-blind tell apart.
+    /// Papers: text of 7 and 8 pt, colours that colour-blind readers can distinguish.
     #[default]
     Print,
-    /// Slides and web pages: all of it larger by a quarter.
+    /// Slides and web pages: everything is a quarter larger.
     Screen,
-    /// Greys, dashes and markers: nothing is told by colour alone.
+    /// Greys, dashes and markers: nothing depends on colour alone.
     Mono,
 }
 
-/// Whose columns the figure shall fit.
+/// The venue whose columns the figure fits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Venue {
     /// 3.25 in, two columns 6.75 in.
@@ -42,7 +43,7 @@ pub enum Venue {
 }
 
 impl Venue {
-    /// Width of a column and of the whole text, in inches, as the style files of 2025 have them.
+    /// Returns the width of a column and of the whole text in inches, from the style files of 2025.
     pub fn widths(self) -> (f64, f64) {
         match self {
             Self::Icml => (3.25, 6.75),
@@ -53,7 +54,7 @@ impl Venue {
     }
 }
 
-/// Which axes are logarithmic.
+/// The choice of logarithmic axes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogAxes {
     /// Neither.
@@ -67,18 +68,18 @@ pub enum LogAxes {
 }
 
 impl LogAxes {
-    /// Whether the horizontal axis is one.
+    /// Whether the horizontal axis is logarithmic.
     pub fn x(self) -> bool {
         matches!(self, Self::X | Self::Xy)
     }
 
-    /// Whether the vertical axis is one.
+    /// Whether the vertical axis is logarithmic.
     pub fn y(self) -> bool {
         matches!(self, Self::Y | Self::Xy)
     }
 }
 
-/// A length in inches, of a sheet.
+/// A length of a sheet in inches.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Inches(pub f64);
 
@@ -92,42 +93,42 @@ impl FromStr for Inches {
     }
 }
 
-/// Theme, size, title, axes.
+/// Theme, size, title and axes of a figure.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FigureStyle {
-    /// What the figure is for.
+    /// The medium of the figure.
     pub theme: Theme,
     /// Width of the figure, in points.
     pub width: f64,
-    /// Height, in points; by default what the panels need.
+    /// Height in points; `None` is the height that the panels need.
     pub height: Option<f64>,
-    /// Above all else.
+    /// Title above everything else.
     pub title: Option<String>,
-    /// By default as the data ask for.
+    /// Logarithmic axes; `None` lets the data decide.
     pub log: Option<LogAxes>,
-    /// Chunks (or rows) of the moving mean that bold lines are.
+    /// Chunks (or rows) of the moving mean shown by bold lines.
     pub smooth: Option<usize>,
 }
 
 impl Default for FigureStyle {
-    /// In print, as wide as ICML's two columns.
+    /// Returns the style for print, as wide as ICML's two columns.
     fn default() -> Self {
         Self { theme: Theme::Print, width: 6.75 * INCH, height: None, title: None, log: None, smooth: None }
     }
 }
 
 impl FigureStyle {
-    /// The same of so many chunks; 1 and less smooths nothing.
+    /// Returns the number of chunks to smooth over; 1 or less means no smoothing.
     pub fn smoothed(&self) -> Option<usize> {
         self.smooth.filter(|&chunks| chunks > 1)
     }
 
-    /// Width of the sheet that is drawn on.
+    /// Returns the width of the sheet.
     pub(super) fn sheet_width(&self) -> f64 {
         self.width / self.theme.scale()
     }
 
-    /// The title in lines that fit the sheet.
+    /// Returns the title in lines that fit the sheet.
     pub(super) fn title_lines(&self) -> Vec<String> {
         let wrap = |title: &str| {
             font::wrapped(&font::plain(title), theme::TITLE, self.sheet_width() - 2.0 * theme::EDGE)
@@ -135,14 +136,14 @@ impl FigureStyle {
         self.title.as_deref().filter(|title| !title.trim().is_empty()).map_or(Vec::new(), wrap)
     }
 
-    /// Height of one of `panels` rows of panels, where all but the panels takes `rest`.
+    /// Returns the height of one of `panels` rows of panels if everything else takes `rest`.
     pub(super) fn panel_height(&self, default: f64, panels: usize, rest: f64) -> f64 {
         let title = self.title_lines().len() as f64 * theme::LINE;
         let asked = self.height.map(|height| (height / self.theme.scale() - title - rest) / panels as f64);
         asked.map_or(default, |height| height.max(theme::MIN_PANEL))
     }
 
-    /// Refuses what cannot be drawn.
+    /// Rejects values that cannot be drawn.
     pub fn check(&self) -> Result<()> {
         if self.smooth == Some(0) {
             return Err(Error::setting("--smooth", "at least 1", "0"));

@@ -1,9 +1,9 @@
-//! Figures as text, for work over ssh: lines in braille, eight dots a character, maps in shades. The series, axes and
-//! ticks are those of the SVG. Lines with markers carry a letter at each point, so that they can be told apart without
-//! colour; thin lines of heads cannot and are drawn in colour alone, their mean always.
+//! Figures as text, for work over ssh: lines in braille, eight dots per character, and maps in shades. The series, axes and
+//! ticks are those of the SVG. Lines with markers carry a letter at each point, so that they differ without colour. Thin
+//! lines of heads need colour and are drawn only with it; their mean is always drawn.
 //!
-//! The braille is ratatui's, drawn into a buffer. Of the others, textplots and drawille know no colour of single lines and no
-//! log ticks of ours, and rasciigraph takes evenly spaced values alone.
+//! ratatui draws the braille into a buffer. Among the alternatives, textplots and drawille support neither colours of
+//! single lines nor our log ticks, and rasciigraph takes only evenly spaced values.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
@@ -26,37 +26,37 @@ use crate::plot::axis::{Axis, Tick};
 use crate::plot::colours::Colours;
 use crate::plot::{names, theme};
 
-/// Lines of a panel alone, and among others.
+/// Text lines of a single panel; below, of each of several.
 const ALONE: usize = 16;
 const AMONG: usize = 8;
-/// Most lines of a map; more rows are joined.
+/// Most text lines of a map; more rows are joined.
 const MAP: usize = 48;
-/// A narrower cell has no room for a number.
+/// Minimum width of a cell with a number.
 const NUMBER: usize = 7;
-/// Fewer columns leave no room for a line.
+/// Minimum number of columns; fewer leave no room for a line.
 const MIN_COLUMNS: usize = 24;
-/// From low to high, without colour.
+/// Shades without colour, from low to high.
 const SHADES: [char; 5] = ['·', '░', '▒', '▓', '█'];
 
-/// What is drawn on.
+/// The terminal to draw on.
 #[derive(Clone, Copy, Debug)]
 pub struct Screen {
-    /// Characters a line.
+    /// Characters per line.
     pub columns: usize,
-    /// Whether it knows colours.
+    /// Whether the terminal supports colours.
     pub colours: bool,
 }
 
-/// Text for stdout, and what a user should know.
+/// Text for stdout, and notes for the user.
 #[derive(Clone, Debug, Default)]
 pub struct View {
     /// Lines of at most the screen's columns.
     pub text: String,
-    /// Captions, and what was left out.
+    /// Captions, and notes on skipped values.
     pub notes: Vec<String>,
 }
 
-/// The series of the sources as text.
+/// Draws the series of the sources as text.
 pub fn view(
     sources: &[CsvSource],
     request: &Request,
@@ -65,7 +65,7 @@ pub fn view(
 ) -> Result<View> {
     let screen = &Screen { columns: screen.columns.max(MIN_COLUMNS), ..*screen };
     let mut view = View::default();
-    // Greys would be lost on a dark ground.
+    // Greys would be invisible on a dark background.
     let style = FigureStyle { theme: Theme::Print, ..request.style.clone() };
     let (charts, notes) = chart::charts(sources, &Request { style, ..request.clone() }, check)?;
     view.notes.extend(notes);
@@ -107,13 +107,13 @@ fn draw(chart: &Chart, screen: &Screen, view: &mut View) {
     draw_keys(chart, screen, &mut view.text);
     let hidden = chart.panels.iter().any(|panel| hides(panel, screen));
     if hidden {
-        view.notes.push("lines of single heads are drawn in colour, on a terminal".to_owned());
+        view.notes.push("lines of single heads need a terminal with colours and are not drawn".to_owned());
     }
     view.notes.extend(chart.notes.iter().map(|note| format!("{}: {}", chart.name, raised(note))));
     view.notes.extend(chart.omitted.iter().cloned());
 }
 
-/// Without colour, lines that only colour tells apart would be noise about the one that stands out.
+/// Whether lines are hidden. Without colour, lines that differ only in colour would be noise around the main one.
 fn hides(panel: &Panel, screen: &Screen) -> bool {
     let plain = |style: LineStyle| style.order.is_some() && !style.marked;
     !screen.colours
@@ -179,7 +179,7 @@ fn draw_lines(panel: &Panel, height: usize, screen: &Screen, out: &mut String) {
     draw_x_axis(panel, gutter, width, out);
 }
 
-/// Spine, ticks, labels, and the title where there is room.
+/// Draws the spine, ticks, labels and, if there is room, the title.
 fn draw_x_axis(panel: &Panel, gutter: usize, width: usize, out: &mut String) {
     let mut spine = vec!['─'; width];
     let mut labels = vec![' '; width];
@@ -203,13 +203,13 @@ fn draw_x_axis(panel: &Panel, gutter: usize, width: usize, out: &mut String) {
     let _ = writeln!(out, "{:gutter$} {:middle$}{}", "", "", cut(&title, width));
 }
 
-/// Room for labels of the y axis.
+/// Returns the room for labels of the y axis.
 fn gutter(axis: &Axis) -> usize {
     let labels = axis.ticks.iter().filter_map(|tick| tick.label.as_deref());
     labels.map(|label| raised(label).chars().count()).max().unwrap_or(0).clamp(4, 10)
 }
 
-/// Labels by row, from above.
+/// Returns the labels by row, counted from the top.
 fn beside(ticks: &[Tick], height: usize) -> BTreeMap<usize, String> {
     let mut labels = BTreeMap::new();
     for tick in ticks {
@@ -225,7 +225,7 @@ fn draw_map(panel: &Panel, map: &Map, colours: &Colours, screen: &Screen, out: &
     let gutter = gutter(&panel.y);
     let room = screen.columns - gutter - 1;
     let (columns, rows) = (map.size.0.max(1), map.size.1.max(1));
-    // Cells a character, or characters a cell.
+    // A character spans several cells, or a cell several characters.
     let (joined, joined_rows) = (columns.div_ceil(room), rows.div_ceil(MAP));
     let (across, up) = (columns.div_ceil(joined), rows.div_ceil(joined_rows));
     let cell = (room / across).clamp(1, NUMBER + 2);
@@ -257,7 +257,7 @@ fn draw_map(panel: &Panel, map: &Map, colours: &Colours, screen: &Screen, out: &
     draw_x_axis(panel, gutter, across * cell, out);
 }
 
-/// A cell of a map: its shade, and a number where there is room for it.
+/// Draws a cell of a map: its shade, and a number if there is room.
 fn shaded(
     values: &[f64],
     share: f64,
@@ -281,7 +281,7 @@ fn shaded(
     if number.is_empty() { shade(share).to_string().repeat(width) } else { format!("{number:^width$}") }
 }
 
-/// Of a number that is not negative, its whole part.
+/// Returns the whole part of a non-negative number.
 fn place(at: f64) -> usize {
     (at as i32).unsigned_abs() as usize
 }
@@ -290,7 +290,7 @@ fn shade(share: f64) -> char {
     SHADES[place(share * SHADES.len() as f64).min(SHADES.len() - 1)]
 }
 
-/// What shades stand for.
+/// Draws the scale of the shades.
 fn draw_scale(colours: &Colours, screen: &Screen, out: &mut String) {
     let ticks = colours.axis().ticks.iter().filter_map(|tick| Some((tick.at, tick.label.as_deref()?)));
     let entry = |(at, label): (f64, &str)| {
@@ -304,12 +304,12 @@ fn draw_scale(colours: &Colours, screen: &Screen, out: &mut String) {
     let _ = writeln!(out, "{}   ! not finite\n", ticks.map(entry).collect::<Vec<_>>().join("   "));
 }
 
-/// The legend, in as many lines as it needs.
+/// Draws the legend, in as many lines as needed.
 fn draw_keys(chart: &Chart, screen: &Screen, out: &mut String) {
     let hides = chart.panels.iter().any(|panel| hides(panel, screen));
     let shown = chart.keys.iter().filter(|key| !(hides && key.style.order.is_some() && !key.style.marked));
     let shown: Vec<_> = shown.collect();
-    // Room for the longest swatch, a space, and a number.
+    // This leaves room for the longest swatch, a space and a number.
     let most = screen.columns.saturating_sub(8);
     let texts = cut_apart(shown.iter().map(|key| &key.text[..]), most);
     let mut used = 0;
@@ -337,7 +337,7 @@ fn draw_keys(chart: &Chart, screen: &Screen, out: &mut String) {
     }
 }
 
-/// a … z, A … Z, then again.
+/// Returns a letter: a … z, A … Z, then from the start.
 fn letter(order: usize) -> char {
     let letters = ('a'..='z').chain('A'..='Z');
     letters.cycle().nth(order % 52).unwrap_or('a')
@@ -347,7 +347,7 @@ fn ink_of(style: LineStyle, screen: &Screen) -> Color {
     if screen.colours { ink(style) } else { Color::Reset }
 }
 
-/// What stands out has the terminal's own colour, dark or bright; so have black lines.
+/// Returns the colour of a line. The line that stands out and black lines have the terminal's own colour.
 fn ink(style: LineStyle) -> Color {
     let RGBColor(red, green, blue) = style.colour;
     if style.order.is_none() || red.max(green).max(blue) < 0x30 {
@@ -356,7 +356,7 @@ fn ink(style: LineStyle) -> Color {
     Color::Indexed(nearest(style.colour).0)
 }
 
-/// The nearest of the 6 × 6 × 6 colours that terminals of 256 colours have.
+/// Returns the nearest of the 6 × 6 × 6 colours of a terminal with 256 colours.
 fn nearest(colour: RGBColor) -> Ansi256Color {
     let level = |value: u8| match value {
         0..48 => 0,
@@ -366,7 +366,7 @@ fn nearest(colour: RGBColor) -> Ansi256Color {
     Ansi256Color(16 + 36 * level(colour.0) + 6 * level(colour.1) + level(colour.2))
 }
 
-/// Cells as text, without spaces at the end; escape codes only where there is a colour.
+/// Returns cells as text without trailing spaces, and with escape codes only for colours.
 fn coloured(cells: &[(&str, Color)]) -> String {
     let end = cells.iter().rposition(|(symbol, _)| *symbol != " ").map_or(0, |last| last + 1);
     let mut out = String::new();
@@ -383,7 +383,7 @@ fn coloured(cells: &[(&str, Color)]) -> String {
     out
 }
 
-/// `10^{−4}` → 10⁻⁴.
+/// Converts superscripts: `10^{−4}` → 10⁻⁴.
 fn raised(text: &str) -> String {
     let mut out = String::new();
     let mut raised = false;
@@ -403,14 +403,14 @@ fn raised(text: &str) -> String {
     out
 }
 
-/// Texts as [`raised`], cut to so many columns, numbered where that makes two of them the same.
+/// Returns texts as [`raised`] makes them, cut to `columns`, and numbered if that makes two of them equal.
 fn cut_apart<'a>(texts: impl Iterator<Item = &'a str>, columns: usize) -> Vec<String> {
     let whole: Vec<_> = texts.map(raised).collect();
     let short: Vec<_> = whole.iter().map(|text| cut(text, columns)).collect();
     if short.iter().collect::<HashSet<_>>().len() == short.len() {
         return short;
     }
-    // Room for a number of two digits.
+    // This leaves room for a number of two digits.
     names::numbered(whole.iter().map(|text| cut(text, columns.saturating_sub(5))).collect())
 }
 

@@ -1,5 +1,5 @@
-//! Sizes and colours, in one place. Lengths are points (1/72 in) of the sheet: at final size, but for the screen, where the
-//! sheet is shown larger.
+//! Sizes and colours of all figures. Lengths are points (1/72 in) of the sheet at its final size. The screen theme shows
+//! the sheet larger.
 
 use plotters::style::{RGBAColor, RGBColor};
 
@@ -11,55 +11,55 @@ pub const TITLES: f64 = 14.0;
 pub const RIGHT: f64 = 12.0;
 /// Room for the x axis' tick labels and title.
 pub const BOTTOM: f64 = 28.0;
-/// Between all that is drawn and the edge of the sheet.
+/// Margin at the edge of the sheet.
 pub const EDGE: f64 = 4.0;
-/// A line of text, of titles and legends.
+/// Height of a line of text in titles and legends.
 pub const LINE: f64 = 11.0;
-/// Between the legend and the first panel, where the panel's letter stands.
+/// Distance between the legend and the first panel, with the panel's letter.
 pub const HEAD: f64 = 11.0;
-/// From the top of a panel up to the middle of its letter.
+/// Distance from the top of a panel up to the middle of its letter.
 pub const LETTER: f64 = 5.5;
-/// Between stacked panels.
+/// Distance between stacked panels.
 pub const GAP: f64 = 13.0;
-/// Height of a panel among others.
+/// Height of each of several panels.
 pub const STACKED: f64 = 86.0;
-/// Flatter panels would show nothing, however low the figure shall be.
+/// Minimum height of a panel, whatever height was requested; flatter panels would show nothing.
 pub const MIN_PANEL: f64 = 24.0;
-/// Height of a panel alone.
+/// Height of a single panel.
 pub const ALONE: f64 = 150.0;
 
-/// Axis titles.
+/// Font size of axis titles.
 pub const TITLE: f64 = 8.0;
-/// Tick labels, legend and notes.
+/// Font size of tick labels, legend and notes.
 pub const SMALL: f64 = 7.0;
 
-/// Size of a superscript, as a share of its text's.
+/// Size of a superscript as a fraction of its text's.
 pub const SUPERSCRIPT: f64 = 0.7;
 
-/// Spines and ticks.
+/// Width of spines and ticks.
 pub const SPINE: f64 = 0.6;
-/// Means over heads.
+/// Width of means over heads.
 pub const BOLD: f64 = 1.2;
-/// Lines of measurements, with their markers.
+/// Width of lines of measurements with markers.
 pub const SERIES: f64 = 0.9;
-/// Length of a tick; minor ones have half of it.
+/// Length of a tick; minor ticks have half of it.
 pub const TICK: f64 = 3.0;
 
-/// Behind everything.
+/// Background.
 pub const PAPER: RGBColor = RGBColor(0xFF, 0xFF, 0xFF);
-/// Text, spines, bold lines.
+/// Text, spines and bold lines.
 pub const BLACK: RGBColor = RGBColor(0x1A, 0x1A, 0x1A);
 /// Notes.
 pub const GREY: RGBColor = RGBColor(0x59, 0x59, 0x59);
-/// Where the segment changes.
+/// Lines at segment changes.
 pub const RULE: RGBColor = RGBColor(0xBD, 0xBD, 0xBD);
-/// Behind repeats.
+/// Background of repeats.
 pub const SHADE: RGBColor = RGBColor(0xEE, 0xEE, 0xEE);
 /// Marks of values that cannot be drawn.
 pub const ALARM: RGBColor = RGBColor(0xCC, 0x00, 0x00);
 
-/// Okabe and Ito's colours, ordered so that the first ones differ most; black is left to the mean, and yellow, faint
-/// on white, comes last.
+/// Okabe and Ito's colours, ordered so that the first ones differ most. Black is reserved for the mean. Yellow, which is
+/// faint on white, comes last.
 const OKABE_ITO: [RGBColor; 7] = [
     RGBColor(0x00, 0x72, 0xB2),
     RGBColor(0xE6, 0x9F, 0x00),
@@ -70,7 +70,7 @@ const OKABE_ITO: [RGBColor; 7] = [
     RGBColor(0xF0, 0xE4, 0x42),
 ];
 
-/// Viridis at every eighth, without its pale end.
+/// Viridis in steps of an eighth, without its pale end.
 const VIRIDIS: [RGBColor; 8] = [
     RGBColor(0x44, 0x01, 0x54),
     RGBColor(0x47, 0x2D, 0x7B),
@@ -82,10 +82,10 @@ const VIRIDIS: [RGBColor; 8] = [
     RGBColor(0xAD, 0xDC, 0x30),
 ];
 
-/// Up to so many heads are told apart.
+/// Most heads that have distinct colours.
 pub const MAX_DISTINCT_HEADS: usize = OKABE_ITO.len();
 
-/// Greys that differ most from their neighbours; dashes tell the rest.
+/// Greys that differ most from their neighbours; dashes distinguish the rest.
 const GREYS: [u8; 4] = [0x1A, 0x8C, 0x55, 0xA8];
 
 /// Lengths of dashes and gaps; the first is a solid line.
@@ -100,12 +100,13 @@ const DASHES: [&[f64]; 7] = [
 ];
 
 impl Theme {
-    /// How much larger than the sheet it is shown.
+    /// Returns the factor by which the sheet is shown larger.
     pub fn scale(self) -> f64 {
         if self == Self::Screen { 1.25 } else { 1.0 }
     }
 
-    /// Colours of categories: black, Okabe and Ito's but for yellow, and viridis' dark end; they repeat after the eighth.
+    /// Returns the i-th colour of categories: black, Okabe and Ito's without yellow, and viridis' dark end. Colours repeat
+    /// after the eighth.
     pub fn category(self, i: usize) -> RGBColor {
         if self == Self::Mono {
             let grey = GREYS[i % GREYS.len()];
@@ -115,12 +116,12 @@ impl Theme {
         [BLACK, a, b, c, d, e, f, VIRIDIS[0]][i % 8]
     }
 
-    /// The pattern of the i-th line: where there are no colours, all differ.
+    /// Returns the dash pattern of the i-th line. Patterns differ in the theme without colours.
     pub fn dash(self, i: usize) -> &'static [f64] {
         if self == Self::Mono { DASHES[i % DASHES.len()] } else { &[] }
     }
 
-    /// Colours of the heads' lines: categories while they can be told apart, then an ordered scale.
+    /// Returns the colours of the heads' lines: categories while those are distinct, then an ordered scale.
     pub fn head_colours(self, heads: usize) -> Vec<RGBColor> {
         match heads {
             n if n > MAX_DISTINCT_HEADS => {
@@ -131,12 +132,12 @@ impl Theme {
         }
     }
 
-    /// Viridis without its pale end, from 0 (dark) to 1 (bright).
+    /// Returns a colour of viridis without its pale end, from 0 (dark) to 1 (bright).
     pub fn sequential(self, at: f64) -> RGBColor {
         if self == Self::Mono { between(&BLACK_TO_PALE, at) } else { between(&VIRIDIS, at) }
     }
 
-    /// From 0 (blue) by white to 1 (red). Greys have but two ends: from pale to black.
+    /// Returns a colour from 0 (blue) through white to 1 (red). Greys run from pale to black only.
     pub fn diverging(self, at: f64) -> RGBColor {
         if self == Self::Mono { between(&BLACK_TO_PALE, 1.0 - at) } else { between(&BLUE_TO_RED, at) }
     }
@@ -144,7 +145,7 @@ impl Theme {
 
 const BLACK_TO_PALE: [RGBColor; 2] = [RGBColor(0x20, 0x20, 0x20), RGBColor(0xF4, 0xF4, 0xF4)];
 
-/// ColorBrewer's RdBu turned about, which the colour-blind can read too.
+/// ColorBrewer's RdBu reversed, which colour-blind readers can read too.
 const BLUE_TO_RED: [RGBColor; 7] = [
     RGBColor(0x21, 0x66, 0xAC),
     RGBColor(0x67, 0xA9, 0xCF),
@@ -166,12 +167,12 @@ fn between(scale: &[RGBColor], at: f64) -> RGBColor {
     RGBColor(mix(a.0, b.0), mix(a.1, b.1), mix(a.2, b.2))
 }
 
-/// A colour that lets through what is behind it.
+/// Returns a colour with this opacity.
 pub fn faint(colour: RGBColor, opacity: f64) -> RGBAColor {
     RGBAColor(colour.0, colour.1, colour.2, opacity)
 }
 
-/// The grey that is as bright: Rec. 709's luma.
+/// Returns the grey of the same brightness, by Rec. 709's luma.
 pub fn grey(colour: RGBColor) -> u8 {
     let [red, green, blue] = [colour.0, colour.1, colour.2].map(u32::from);
     ((2126 * red + 7152 * green + 722 * blue + 5000) / 10_000).min(255) as u8

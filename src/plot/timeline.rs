@@ -1,5 +1,5 @@
-//! Timelines: panels over tokens, one below the other on a shared x axis, or one alone. Of one run the heads, faint, and
-//! their mean; of several runs the means alone.
+//! Timelines: panels over tokens, one below the other on a shared x axis, or a single one. For one run they show the heads,
+//! faint, and their mean; for several runs the means only.
 
 use std::ops::Range;
 
@@ -18,30 +18,30 @@ use crate::plot::series::{Metrics, Quantity, Series};
 use crate::plot::style::FigureStyle;
 use crate::plot::{CsvSource, Kind, OmittedValues, Request, font, theme};
 
-/// Marks closer than this would overlap: they become one with a bar.
+/// Distance below which marks would overlap and become one with a bar.
 const MARK_SPACE: f64 = 5.0;
-/// Points of the bold line where it shows means of many chunks: about one to 2 pt.
+/// Points of a bold line that shows means of many chunks: about one per 2 pt.
 pub(super) const TREND: usize = 256;
-/// Lower panels have symbols for titles.
+/// Minimum height of a panel with a full title; lower panels have symbols.
 const LOW: f64 = 46.0;
 
-/// A run, as legends name it.
+/// A run and its name in legends.
 pub struct RunMetrics {
     pub name: String,
     pub metrics: Metrics,
 }
 
-/// What timelines of some files show.
+/// The content of the timelines of some files.
 pub struct Selection {
     pub runs: Vec<RunMetrics>,
     pub shown: Vec<Quantity>,
-    /// Of the figure.
+    /// Name of the figure.
     pub name: &'static str,
 }
 
 impl Selection {
-    /// All quantities, the gates, or those that are asked for. `None` where other columns are, or another x: they are no
-    /// timelines.
+    /// Reads all quantities, the gates or the requested quantities. Returns `None` for other columns or another x, which are
+    /// not timelines.
     pub fn read(
         files: &[CsvSource],
         request: &Request,
@@ -75,7 +75,7 @@ impl Selection {
     }
 }
 
-/// What of these quantities cannot be drawn, a line each.
+/// Returns a line for each of these quantities about the values that cannot be drawn.
 pub fn omitted(runs: &[RunMetrics], shown: &[Quantity]) -> Vec<String> {
     let of_run = |run: &RunMetrics| -> Vec<String> {
         let all = OmittedValues::from_metrics(&run.metrics).into_iter();
@@ -88,7 +88,7 @@ pub fn omitted(runs: &[RunMetrics], shown: &[Quantity]) -> Vec<String> {
     runs.iter().flat_map(of_run).collect()
 }
 
-/// The lines' styles: colours and dashes of the heads or runs, and how strong they are.
+/// Styles of the lines: colours, dashes and strengths of the heads or runs.
 struct LineStyles<'a> {
     style: &'a FigureStyle,
     colours: Vec<RGBColor>,
@@ -154,7 +154,7 @@ pub fn figure(
     })
 }
 
-/// From the first token of any run to the last one.
+/// Returns the tokens from the first of any run to the last.
 pub(super) fn tokens(runs: &[RunMetrics]) -> Range<u64> {
     let tokens = runs.iter().map(|run| run.metrics.tokens.clone()).filter(|tokens| !tokens.is_empty());
     tokens.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0)
@@ -182,12 +182,12 @@ impl<'a> LineStyles<'a> {
         Self { style, colours, opacity: 1.0, width: theme::SERIES, several: true }
     }
 
-    /// What a long line shows, unless it is smooth already.
+    /// Returns the trend of a long line, unless the line is already smoothed.
     fn trend(&self, line: &DownsampledLine) -> Option<(u64, Vec<Vec<Point>>)> {
         if self.style.smoothed().is_some() { None } else { line.trend(TREND) }
     }
 
-    /// Heads are too many and too dense for dashes, where their lines are binned.
+    /// Returns the dashes of a line. Binned lines of heads are too many and too dense for dashes.
     fn dash(&self, i: usize, line: &DownsampledLine) -> &'static [f64] {
         if !self.several && line.bin_width() > 1 { &[] } else { self.style.theme.dash(i) }
     }
@@ -284,7 +284,7 @@ fn legend(runs: &[RunMetrics], labels: Option<&Labels>, shown: &[Quantity], styl
     legend
 }
 
-/// Entries of the only run's lines.
+/// Adds the entries of a single run's lines.
 fn of_heads(
     legend: &mut Legend,
     metrics: &Metrics,
@@ -313,7 +313,7 @@ fn of_heads(
     }
 }
 
-/// Around what is drawn of one run, or of several.
+/// Returns an axis around the values drawn of all runs.
 pub(super) fn y_axis(
     quantity: Quantity,
     series: &[&Series],
@@ -324,7 +324,7 @@ pub(super) fn y_axis(
         if several { series.bold().and_then(DownsampledLine::range) } else { series.range() }
     };
     let (low, high) = series.iter().filter_map(range).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))?;
-    // Near a divergence it grows by many powers of ten: a linear axis would flatten all before.
+    // The ratio grows by many powers of ten near a divergence, and a linear axis would flatten everything before.
     let wild = quantity == Quantity::LossRatio && style.log.is_none() && high > 100.0 * low;
     let log = series.iter().any(|series| series.log) || wild;
     Some(match quantity {
@@ -334,7 +334,7 @@ pub(super) fn y_axis(
     })
 }
 
-/// The axis title, in lines that fit beside a panel of this height.
+/// Returns the axis title, in lines that fit beside a panel of this height.
 pub(super) fn title(quantity: Quantity, height: f64) -> Vec<String> {
     let (title, symbol) = match quantity {
         Quantity::Surprise => ("surprise ‖g‖", "‖g‖"),
@@ -354,7 +354,7 @@ fn overlap(a: &Range<u64>, b: &Range<u64>) -> Option<Range<u64>> {
     (!both.is_empty()).then_some(both)
 }
 
-/// Ascending intervals, those closer than `space` joined.
+/// Joins ascending intervals that are closer than `space`.
 fn joined(intervals: impl Iterator<Item = (f64, f64)>, space: f64) -> Vec<(f64, f64)> {
     let mut joined = Vec::<(f64, f64)>::new();
     for (start, end) in intervals {
@@ -371,7 +371,7 @@ impl Frame<'_> {
         self.left + self.x.fraction(token) * self.width
     }
 
-    /// Joined where they are closer than can be seen: a file with a segment a token stays a small figure.
+    /// Draws the labels and joins those too close to distinguish, so that a file with a segment per token stays a small figure.
     fn draw_labels(&self, canvas: &mut Canvas, labels: &Labels, tokens: &Range<u64>) {
         let repeats = labels.repeats.iter().filter_map(|range| overlap(range, tokens));
         let repeats = repeats.map(|range| (self.token(range.start as f64), self.token(range.end as f64)));
@@ -406,7 +406,7 @@ fn draw_line(
     }
 }
 
-/// Marks on the edge where values are missing from any line: above for NaN and infinities, below for ≤ 0.
+/// Draws marks on the edge where any line lacks values: above for NaN and infinities, below for ≤ 0.
 fn draw_unshown(canvas: &mut Canvas, frame: &Frame, series: &[&Series], reason: Unshown) {
     let (edge, inwards) = match reason {
         Unshown::NotFinite => (frame.top, 1.0),

@@ -1,5 +1,5 @@
-//! PDF and PNG: the same bytes every time, fonts embedded as TrueType, text that can be selected. Where poppler's tools are not
-//! installed their checks are passed over with a note; NMEM_REQUIRE_PDFFONTS=1 makes that a failure.
+//! PDF and PNG: the same bytes every time, fonts embedded as TrueType, selectable text. Without poppler's tools, their
+//! checks are skipped with a note; NMEM_REQUIRE_PDFFONTS=1 makes that a failure.
 #![cfg(feature = "pdf-png")]
 
 use std::process::Command;
@@ -9,9 +9,9 @@ use nmem::plot::{CsvSource, FigureFormat, FigureStyle, Figures, INCH, Kind, Requ
 use crate::{HEADER, run};
 
 fn timeline(width: f64) -> Figures {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = tempfile::tempdir().expect("a temporary directory");
     let csv = folder.path().join("metrics.csv");
-    std::fs::write(&csv, format!("{HEADER}\n{}", run(40, 3, true))).expect("a writable temporary folder");
+    std::fs::write(&csv, format!("{HEADER}\n{}", run(40, 3, true))).expect("a writable temporary directory");
     let source = CsvSource::find(&csv, Some(Kind::Timeline)).expect("a metrics.csv");
     let request = Request {
         style: FigureStyle { width: width * INCH, ..FigureStyle::default() },
@@ -20,14 +20,14 @@ fn timeline(width: f64) -> Figures {
     draw(&[source], &request, &mut || Ok(())).expect("a figure")
 }
 
-/// What a tool of poppler says of the figure as PDF; nothing where it is not installed.
+/// Returns the output of a poppler tool for the figure as PDF, or `None` if the tool is not installed.
 fn of_poppler(tool: &str, arguments: &[&str]) -> Option<String> {
     if Command::new(tool).arg("-v").output().is_err() {
         assert!(std::env::var_os("NMEM_REQUIRE_PDFFONTS").is_none(), "{tool} is required, and not installed");
-        eprintln!("passed over: {tool} (poppler-utils) is not installed");
+        eprintln!("skipped: {tool} (poppler-utils) is not installed");
         return None;
     }
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = tempfile::tempdir().expect("a temporary directory");
     let files = timeline(3.25).write(folder.path(), &[FigureFormat::Pdf]).expect("a PDF");
     let said = Command::new(tool).args(arguments).arg(&files[0]).arg("-").output();
     let said = if tool == "pdftotext" { said } else { Command::new(tool).arg(&files[0]).output() };

@@ -1,5 +1,5 @@
-//! What stands where on the sheet: every text's outline is found with usvg, as the PDF has it. No two may overlap, none may
-//! leave the sheet, whatever the data, the width and the theme.
+//! Layout of the sheet. usvg returns every text's outline as in the PDF. No two may overlap and none may leave the sheet,
+//! for any data, width and theme.
 
 use std::fmt::Write as _;
 use std::sync::{Arc, LazyLock};
@@ -18,7 +18,7 @@ static FONTS: LazyLock<Arc<fontdb::Database>> = LazyLock::new(|| {
     Arc::new(fonts)
 });
 
-/// The texts and their outlines.
+/// Returns the texts and their outlines.
 fn texts(svg: &str) -> (Vec<(String, Rect)>, usvg::Size) {
     let options = Options { fontdb: FONTS.clone(), font_family: font::FAMILY.into(), ..Options::default() };
     let tree = Tree::from_str(svg, &options).expect("an SVG");
@@ -61,7 +61,7 @@ pub fn check_layout(what: &str, svg: &str) {
     }
 }
 
-/// A metrics.csv of so many chunks and heads, whose values are told by chunk and head.
+/// Returns a metrics.csv with these numbers of chunks and heads, whose values depend on chunk and head.
 fn metrics(chunks: usize, heads: usize, value: impl Fn(usize, usize) -> f64) -> String {
     let mut csv = format!("{HEADER}\n");
     for chunk in 0..chunks {
@@ -75,7 +75,7 @@ fn metrics(chunks: usize, heads: usize, value: impl Fn(usize, usize) -> f64) -> 
     csv
 }
 
-/// Narrow and wide, in each theme, titled and low.
+/// Returns narrow and wide styles in each theme, with titles and low heights.
 fn styles() -> Vec<FigureStyle> {
     let widths = [2.5, 3.25, 5.5, 6.75];
     let themes = [Theme::Print, Theme::Screen, Theme::Mono];
@@ -101,7 +101,7 @@ type Values = Box<dyn Fn(usize, usize) -> f64>;
 
 #[test]
 fn no_text_overlaps_or_leaves_the_sheet() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = tempfile::tempdir().expect("a temporary directory");
     let csv = folder.path().join("metrics.csv");
     let powers = |chunk: usize, _: usize| (0..chunk).fold(1e-12, |value, _| value * 10.0);
     let cases: Vec<(&str, usize, Vec<usize>, Values)> = vec![
@@ -127,7 +127,7 @@ fn no_text_overlaps_or_leaves_the_sheet() {
     let labels = Labels { boundaries: vec![80, 160], repeats: vec![200..300, 400..432], ..Labels::default() };
     for (name, chunks, heads, value) in cases {
         for heads in heads {
-            std::fs::write(&csv, metrics(chunks, heads, &value)).expect("a writable temporary folder");
+            std::fs::write(&csv, metrics(chunks, heads, &value)).expect("a writable temporary directory");
             for style in if chunks > 1000 { vec![FigureStyle::default()] } else { styles() } {
                 for kind in [Kind::Timeline, Kind::Gates, Kind::Heads, Kind::Columns] {
                     let source = CsvSource::find(&csv, Some(kind)).expect("a metrics.csv");
@@ -152,15 +152,15 @@ fn no_text_overlaps_or_leaves_the_sheet() {
 
 #[test]
 fn several_runs_overlay() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = tempfile::tempdir().expect("a temporary directory");
     let sources: Vec<_> = ["a run", "another <run>", "and {one} with a name that is longer than others"]
         .iter()
         .enumerate()
         .map(|(i, name)| {
             let run = folder.path().join(name);
-            std::fs::create_dir(&run).expect("a writable temporary folder");
+            std::fs::create_dir(&run).expect("a writable temporary directory");
             let csv = metrics(30 + 20 * i, 2, |chunk, head| (1 + chunk + head) as f64);
-            std::fs::write(run.join("metrics.csv"), csv).expect("a writable temporary folder");
+            std::fs::write(run.join("metrics.csv"), csv).expect("a writable temporary directory");
             CsvSource::find(&run, None).expect("a run")
         })
         .collect();
@@ -178,10 +178,10 @@ fn several_runs_overlay() {
 
 #[test]
 fn sweeps_retention_and_scans_keep_the_sheet() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = tempfile::tempdir().expect("a temporary directory");
     let file = |name: &str, text: String| {
         let path = folder.path().join(name);
-        std::fs::write(&path, text).expect("a writable temporary folder");
+        std::fs::write(&path, text).expect("a writable temporary directory");
         path
     };
     let mut files = Vec::new();

@@ -1,5 +1,4 @@
-//! Figures drawn from metrics.csv, and in `sweep` from results.csv: which files, and that their SVG holds what it should
-//! and nothing else.
+//! Figures drawn from metrics.csv, and in `sweep` from results.csv: the files written and the content of their SVG.
 
 mod formats;
 mod layout;
@@ -15,7 +14,7 @@ use nmem::plot::{FigureFormat, FigureStyle, OmittedValues, timelines};
 const HEADER: &str = "sequence,chunk,head,start,end,loss,loss_before,loss_after,surprise,learning_rate,momentum,decay,\
                       surprise_norm,momentum_norm,update_norm,weight_norm,surprise.0";
 
-/// One row of metrics.csv; what the figures do not read is empty or 1.
+/// Returns one row of metrics.csv; columns that the figures do not read are empty or 1.
 fn row(chunk: usize, head: usize, loss_before: &str, surprise: &str) -> String {
     let (start, end) = (chunk * 4, chunk * 4 + 4);
     format!("0,{chunk},{head},{start},{end},2,{loss_before},,{surprise},0.01,0.5,0.9,1,1,1,1,1\n")
@@ -31,13 +30,13 @@ fn run(chunks: usize, heads: usize, probe: bool) -> String {
     })
 }
 
-/// The SVG files by name, and what was left out.
+/// Returns the SVG files by name, and the omitted values.
 fn draw(rows: &str, labels: Option<&Labels>) -> (BTreeMap<String, String>, Vec<OmittedValues>) {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = tempfile::tempdir().expect("a temporary directory");
     let csv = folder.path().join("metrics.csv");
-    std::fs::write(&csv, format!("{HEADER}\n{rows}")).expect("a writable temporary folder");
+    std::fs::write(&csv, format!("{HEADER}\n{rows}")).expect("a writable temporary directory");
     let (drawn, omitted) = timelines(&csv, labels, &FigureStyle::default(), &mut || Ok(())).expect("figures");
-    let files = drawn.write(folder.path(), &[FigureFormat::Svg]).expect("a writable temporary folder");
+    let files = drawn.write(folder.path(), &[FigureFormat::Svg]).expect("a writable temporary directory");
     let figures = files.iter().map(|path| {
         let svg = std::fs::read_to_string(path).expect("the file that was named");
         check_svg(&svg);
@@ -46,7 +45,7 @@ fn draw(rows: &str, labels: Option<&Labels>) -> (BTreeMap<String, String>, Vec<O
     (figures.collect(), omitted)
 }
 
-/// Tags are balanced, attributes quoted, coordinates on the sheet.
+/// Checks that tags are balanced, attributes quoted and coordinates on the sheet.
 fn check_svg(svg: &str) {
     let mut open = Vec::new();
     let (mut width, mut height) = (0.0, 0.0);
@@ -84,7 +83,7 @@ fn check_svg(svg: &str) {
     assert!(!svg.contains("NaN") && !svg.contains("inf"), "no such numbers");
 }
 
-/// Numbers of points of the polylines that are data: axes and rules have two or three.
+/// Returns the numbers of points of the polylines that are data; axes and rules have two or three.
 fn data_lines(svg: &str) -> Vec<usize> {
     let points =
         svg.split("<polyline").skip(1).filter_map(|tag| tag.split("points=\"").nth(1)?.split('"').next());
@@ -160,13 +159,13 @@ fn nonfinite_values_break_lines_and_are_reported() {
     assert_eq!(omitted, [OmittedValues { quantity: "surprise", not_finite: 2, not_positive: 1 }]);
     assert_eq!(
         omitted[0].to_string(),
-        "surprise: values left out of the figure: 2 not finite, 1 not above 0 on a log axis"
+        "surprise: values not drawn: 2 not finite, 1 not above 0 on a log axis"
     );
     assert_eq!(data_lines(&figures["decay.svg"]), [30]);
 }
 
 #[test]
-fn nothing_to_draw_is_said() {
+fn empty_panels_have_a_message() {
     let (figures, omitted) = draw("", None);
     assert_eq!(figures.len(), 5, "no ratio without a probe");
     assert_eq!(figures["timeline.svg"].matches(">no finite values</text>").count(), 4);
@@ -224,15 +223,15 @@ fn size_is_bounded_and_bytes_are_the_same_every_time() {
 
 #[test]
 fn errors_name_the_file() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = tempfile::tempdir().expect("a temporary directory");
     let csv = folder.path().join("metrics.csv");
     let message =
         || timelines(&csv, None, &FigureStyle::default(), &mut || Ok(())).expect_err("an error").to_string();
     assert_eq!(message(), format!("{}: cannot open", csv.display()));
-    std::fs::write(&csv, "sequence,chunk\n0,0\n").expect("a writable temporary folder");
+    std::fs::write(&csv, "sequence,chunk\n0,0\n").expect("a writable temporary directory");
     let expected = format!("{}: expected a column \"head\", got the columns sequence, chunk", csv.display());
     assert_eq!(message(), expected);
-    std::fs::write(&csv, format!("{HEADER}\n")).expect("a writable temporary folder");
+    std::fs::write(&csv, format!("{HEADER}\n")).expect("a writable temporary directory");
     let absent = folder.path().join("absent");
     let (drawn, _) = timelines(&csv, None, &FigureStyle::default(), &mut || Ok(())).expect("figures");
     let message = drawn.write(&absent, &[FigureFormat::Svg]).expect_err("an error").to_string();

@@ -1,5 +1,5 @@
-//! Two figures to the last byte: of the shipped passages, whose layout a change would alter, and of a sweep. After an intended
-//! change NMEM_RENEW=1 writes them anew; look at them before they are committed.
+//! Two figures compared byte by byte: a timeline and a sweep. After an intended change, NMEM_RENEW=1 regenerates them; look
+//! at them before committing.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -20,9 +20,9 @@ fn check(name: &str, svg: &str) {
 
 #[test]
 fn a_timeline_in_a_column() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = tempfile::tempdir().expect("a temporary directory");
     let csv = folder.path().join("metrics.csv");
-    std::fs::write(&csv, format!("{HEADER}\n{}", run(60, 2, true))).expect("a writable temporary folder");
+    std::fs::write(&csv, format!("{HEADER}\n{}", run(60, 2, true))).expect("a writable temporary directory");
     let source = CsvSource::find(&csv, Some(Kind::Timeline)).expect("a metrics.csv");
     let request =
         Request { style: FigureStyle { width: 3.25 * INCH, ..FigureStyle::default() }, ..Request::default() };
@@ -32,7 +32,7 @@ fn a_timeline_in_a_column() {
 
 #[test]
 fn a_sweep_in_greys() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = tempfile::tempdir().expect("a temporary directory");
     let csv = folder.path().join("results.csv");
     let mut rows = "run,chunk_size,decay,seed,status,loss_before_mean\n".to_owned();
     for (i, chunk_size) in [4, 8, 16, 32, 64].into_iter().enumerate() {
@@ -45,7 +45,7 @@ fn a_sweep_in_greys() {
             }
         }
     }
-    std::fs::write(&csv, rows).expect("a writable temporary folder");
+    std::fs::write(&csv, rows).expect("a writable temporary directory");
     let style = FigureStyle { theme: Theme::Mono, width: 3.25 * INCH, ..FigureStyle::default() };
     let drawn = figures(&csv, &SweepFigure::default(), &style).expect("a figure");
     check("sweep.svg", &drawn.figures[0].svg);

@@ -1,4 +1,4 @@
-//! Figures of sweeps: what is chosen for which grid, what can be asked for, and what must never be drawn as a number.
+//! Figures of sweeps: the choices for each grid, the options, and results that must never be drawn as numbers.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -8,21 +8,21 @@ use nmem::plot::{FigureFormat, FigureStyle};
 
 use crate::{check_svg, data_lines};
 
-/// Columns of results; those left out here are not drawn unless asked for.
+/// Columns of results; the others are not drawn unless requested.
 const RESULTS: &str =
     "status,tokens,loss_mean,loss_before_mean,surprise_mean,first_unstable_chunk,diverged,error,tokens_per_s";
 
-/// A results.csv in the making.
+/// A results.csv under construction.
 struct Grid {
     csv: String,
     runs: usize,
 }
 
-/// How a made-up run ended.
+/// The outcome of a made-up run.
 enum End {
-    /// With this loss before storing, at W, surprise.
+    /// Success with this loss before storing, loss at W and surprise.
     Ok(f64, f64, f64),
-    /// With infinite losses, but said to have ended well.
+    /// Infinite losses with the status of a success.
     Infinite,
     Diverged,
     Failed,
@@ -40,7 +40,7 @@ impl Grid {
                 format!("ok,2048,{loss},{before},{surprise},,false,,{}", 1000.0 + before)
             }
             End::Infinite => "ok,2048,inf,NaN,inf,,false,,1000".to_owned(),
-            // What a diverged run reports up to there is finite, and still not to be drawn.
+            // A diverged run reports finite values up to its divergence, which must not be drawn.
             End::Diverged => "diverged,2048,77,77,77,77,true,,77".to_owned(),
             End::Failed => "failed,,,,,,,\"weights.npz: cannot open\",".to_owned(),
         };
@@ -48,11 +48,11 @@ impl Grid {
     }
 
     fn try_draw(&self, options: &SweepFigure) -> Result<(BTreeMap<String, String>, Vec<String>), String> {
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        let folder = tempfile::tempdir().expect("a temporary directory");
         let csv = folder.path().join("results.csv");
-        std::fs::write(&csv, &self.csv).expect("a writable temporary folder");
+        std::fs::write(&csv, &self.csv).expect("a writable temporary directory");
         let drawn = figures(&csv, options, &FigureStyle::default()).map_err(|error| error.to_string())?;
-        let files = drawn.write(folder.path(), &[FigureFormat::Svg]).expect("a writable temporary folder");
+        let files = drawn.write(folder.path(), &[FigureFormat::Svg]).expect("a writable temporary directory");
         let figures = files.iter().map(|path| {
             let svg = std::fs::read_to_string(path).expect("the file that was named");
             check_svg(&svg);
@@ -61,7 +61,7 @@ impl Grid {
         Ok((figures.collect(), drawn.notes))
     }
 
-    /// The SVG files by name, and the notes.
+    /// Returns the SVG files by name, and the notes.
     fn draw(&self, options: &SweepFigure) -> (BTreeMap<String, String>, Vec<String>) {
         self.try_draw(options).expect("figures")
     }
@@ -72,7 +72,7 @@ fn asked(x: &str, y: &str, hue: &str) -> SweepFigure {
     SweepFigure { x: some(x), y: some(y).into_iter().collect(), hue: some(hue), map: false }
 }
 
-/// A full grid of these values with three seeds, `heads` fixed; losses that vary with everything.
+/// Returns a full grid of these values with three seeds, fixed `heads`, and losses that depend on every parameter.
 fn grid(parameters: &[(&str, &[&str])]) -> Grid {
     let names: Vec<_> = parameters.iter().map(|(name, _)| *name).collect();
     let mut grid = Grid::new(&format!("{},seed,heads", names.join(",")));
@@ -101,7 +101,7 @@ const CHUNK_SIZES: &[&str] = &["2", "4", "8", "16", "32", "64", "128", "256"];
 const DECAYS: &[&str] = &["0", "0.1", "0.5", "0.9"];
 const RATES: &[&str] = &["0.001", "0.002", "0.005", "0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1"];
 
-/// Bands, and marks of what was lost, the legend's included.
+/// Counts the bands and the marks of lost runs, including the legend's.
 fn polygons(svg: &str) -> usize {
     svg.matches("<polygon").count()
 }
@@ -179,7 +179,7 @@ fn three_parameters_are_panels() {
     let four: [(&str, &[&str]); 4] =
         [("decay", DECAYS), ("momentum", DECAYS), ("chunk_size", CHUNK_SIZES), ("init", DECAYS)];
     let (_, notes) = grid(&four).draw(&asked("momentum", "loss_mean", "decay"));
-    assert_eq!(notes, ["loss_mean: 20 more panels left out: choose other parameters with --x and --hue"]);
+    assert_eq!(notes, ["loss_mean: 20 more panels not drawn; choose other parameters with --x and --hue"]);
 }
 
 #[test]
@@ -308,21 +308,21 @@ fn the_same_bytes_every_time() {
 fn rejected() {
     let grid = grid(&[("chunk_size", CHUNK_SIZES), ("decay", DECAYS)]);
     let message = |x, y, hue| grid.try_draw(&asked(x, y, hue)).expect_err("an error");
-    let parameters = "one of the parameters chunk_size, decay, seed, heads";
-    assert_eq!(message("chunk", "", ""), format!("--x: expected {parameters}, got chunk"));
-    assert_eq!(message("", "", "loss_mean"), format!("--hue: expected {parameters}, got loss_mean"));
-    assert_eq!(message("decay", "", "decay"), "--hue: expected another parameter than --x, got decay");
+    let parameters = "the parameters are chunk_size, decay, seed, heads";
+    assert_eq!(message("chunk", "", ""), format!("--x: no parameter chunk; {parameters}"));
+    assert_eq!(message("", "", "loss_mean"), format!("--hue: no parameter loss_mean; {parameters}"));
+    assert_eq!(message("decay", "", "decay"), "--hue: decay is also --x; choose another parameter");
     let metrics = "tokens, loss_mean, loss_before_mean, surprise_mean, tokens_per_s";
     assert_eq!(
         message("", "error", ""),
-        format!("--y: expected columns with numbers, or two as a/b, of {metrics}, got error")
+        format!("--y: no numeric column error; pass a column, or two as a/b, of {metrics}")
     );
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = tempfile::tempdir().expect("a temporary directory");
     let csv = folder.path().join("results.csv");
     let message =
         || figures(&csv, &SweepFigure::default(), &FigureStyle::default()).expect_err("an error").to_string();
     assert_eq!(message(), format!("{}: cannot open", csv.display()));
-    std::fs::write(&csv, "run,decay,loss\n").expect("a writable temporary folder");
+    std::fs::write(&csv, "run,decay,loss\n").expect("a writable temporary directory");
     assert_eq!(
         message(),
         format!("{}: expected a column \"status\", got the columns run, decay, loss", csv.display())

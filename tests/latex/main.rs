@@ -1,6 +1,6 @@
-//! Figures as TeX, compiled by pdfTeX: each kind goes into a document of nothing but the preamble that its comment asks for,
-//! and is as wide as was asked for. Where pdflatex or pgfplots is missing, the tests are listed as ignored, with the reason
-//! on stderr; with `NMEM_REQUIRE_LATEX=1` they fail there instead.
+//! Figures as TeX, compiled by pdfTeX. Each kind goes into a document with only the preamble that its comment requires, and
+//! has the requested width. Without pdflatex or pgfplots, the tests are listed as ignored, with the reason on stderr; with
+//! `NMEM_REQUIRE_LATEX=1` they fail instead.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode};
 
 use libtest_mimic::{Arguments, Trial};
 
-/// Name, arguments of `nmem plot`, and what writes its data into a folder.
+/// Name, arguments of `nmem plot`, and the function that writes its data into a directory.
 type Case = (&'static str, &'static str, fn(&Path));
 
 fn main() -> ExitCode {
@@ -42,7 +42,7 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials.into()).exit_code()
 }
 
-/// Why nothing can be compiled here.
+/// Returns the reason why nothing can be compiled here.
 fn missing() -> Option<String> {
     match Command::new("kpsewhich").arg("pgfplots.sty").output() {
         Ok(output) if output.status.success() => {}
@@ -52,7 +52,7 @@ fn missing() -> Option<String> {
     Command::new("pdflatex").arg("-version").output().err().map(|error| format!("pdflatex: {error}"))
 }
 
-/// Draws and compiles, from the folder of the document: the figures lie in another one.
+/// Draws and compiles in the document's directory; the figures are in another directory.
 fn compiles(line: &str, data: fn(&Path)) {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
@@ -141,7 +141,7 @@ fn lags(folder: &Path) {
     std::fs::write(folder.join("retention.csv"), rows).unwrap();
 }
 
-/// Names that TeX would trip over, a run that was lost, and so many values of momentum.
+/// Writes results with names that need escaping in TeX, a lost run, and `values` values of momentum.
 fn results(folder: &Path, values: i32) {
     let mut rows = "run,momentum,decay,_50%_of #1 & {x}^\\y~$,seed,status,loss_mean\n".to_owned();
     let mut count = 0;

@@ -1,5 +1,5 @@
-//! A figure as data: panels with their axes, lines, cells and marks in the data's own units. What draws without a sheet of
-//! its own, the terminal and pgfplots, draws from this; each kind of figure makes it from the series of its SVG.
+//! A figure as data: panels with their axes, lines, cells and marks in the data's own units. The terminal and pgfplots
+//! back ends draw from it. Each kind of figure makes it from the series of its SVG.
 
 mod retention;
 mod scan;
@@ -19,8 +19,8 @@ use crate::plot::downsample::Point;
 use crate::plot::sweep::SweepFigure;
 use crate::statistics::Estimate;
 
-/// What `nmem plot` draws of the files, all of one kind: the figures, and what a user should know. Timelines of several runs
-/// are laid over each other; figures of other kinds are named after their file where there are several.
+/// Returns the figures that `nmem plot` draws of files of one kind, and notes for the user. Timelines of several runs share
+/// one figure. Figures of other kinds are named after their file if there are several files.
 pub fn charts(
     files: &[CsvSource],
     request: &Request,
@@ -72,27 +72,27 @@ fn of_file(
 }
 
 fn columns() -> Error {
-    let expected = "timeline, gates, heads, retention, sweep, map or scan, in the terminal and as pgfplots";
-    Error::setting("--kind", expected, "columns")
+    let reason = "columns cannot be drawn in the terminal or as pgfplots; write svg, pdf or png instead";
+    Error::rejected("--kind", reason)
 }
 
 /// A figure.
 pub struct Chart {
-    /// As its file without the ending: "surprise".
+    /// Name of the file without its extension: "surprise".
     pub name: String,
-    /// What its lines' sources are columns of.
+    /// The CSV file whose columns are the sources of the lines.
     pub csv: Option<PathBuf>,
-    /// Row by row.
+    /// Panels, row by row.
     pub panels: Vec<Panel>,
-    /// Of panels.
+    /// Number of columns of panels.
     pub columns: usize,
-    /// What the legend says, in its order.
+    /// Entries of the legend, in order.
     pub keys: Vec<Key>,
-    /// What a caption should say.
+    /// Remarks for the caption.
     pub notes: Vec<String>,
-    /// Values that no axis can show, or runs that were lost.
+    /// Notes on values that no axis can show and on lost runs.
     pub omitted: Vec<String>,
-    /// Colours of the cells and what they stand for, where panels are maps.
+    /// Colours of the cells and their title, if panels are maps.
     pub colours: Option<(Colours, String)>,
 }
 
@@ -102,79 +102,79 @@ pub struct Key {
     pub style: LineStyle,
 }
 
-/// How a line is drawn.
+/// The style of a line.
 #[derive(Clone, Copy, Debug)]
 pub struct LineStyle {
     pub colour: RGBColor,
-    /// Of the line, in points.
+    /// Width of the line in points.
     pub width: f64,
     pub opacity: f64,
-    /// Which number it has among the lines that must be told apart: its marker, its letter. None
-    /// for the line that stands out, a mean over the others.
+    /// Number among the lines to distinguish, which selects the marker and the letter. `None` is
+    /// the line that stands out, a mean over the others.
     pub order: Option<usize>,
     pub marked: bool,
-    /// Lengths of dashes and gaps.
+    /// Lengths of dashes and gaps; empty for a solid line.
     pub dashes: &'static [f64],
     pub joined: bool,
 }
 
 /// One pair of axes.
 pub struct Panel {
-    /// Of the panel within its figure, as part of a file name.
+    /// Name of the panel within its figure, for use in file names.
     pub name: String,
-    /// Above it; empty with one panel.
+    /// Heading above the panel; empty with one panel.
     pub heading: String,
     pub x: Axis,
     pub y: Axis,
     pub x_title: String,
-    /// With line breaks where it may be broken.
+    /// Title of the y axis, with line breaks where it may be broken.
     pub y_title: String,
     pub lines: Vec<Line>,
     pub map: Option<Map>,
-    /// Thin vertical lines.
+    /// x of thin vertical lines.
     pub rules: Vec<f64>,
-    /// Shaded from … to.
+    /// Ranges of x that are shaded.
     pub shades: Vec<(f64, f64)>,
-    /// x of marks on the upper edge, of what is not finite or was lost.
+    /// x of marks on the upper edge, for values that are not finite and for lost runs.
     pub above: Vec<f64>,
-    /// x of marks on the lower edge, of what is not above 0.
+    /// x of marks on the lower edge, for values that are not above 0.
     pub below: Vec<f64>,
 }
 
 /// A line: unbroken stretches of points.
 pub struct Line {
-    /// As a column.
+    /// Name of the line, used as a column name.
     pub name: String,
     pub style: LineStyle,
     pub stretches: Vec<Vec<Point>>,
-    /// Low and high end of the interval of each point, stretch by stretch; empty where a figure has none.
+    /// Low and high end of each point's interval, stretch by stretch; empty in figures without intervals.
     pub intervals: Vec<Vec<Option<(f64, f64)>>>,
-    /// Intervals are bands, not bars.
+    /// Whether intervals are drawn as bands rather than bars.
     pub band: bool,
-    /// The same points in the CSV that the figure is made from.
+    /// The same points as columns of the CSV that the figure is made from.
     pub source: Option<ColumnSource>,
 }
 
-/// Columns of a CSV, or expressions of columns in the syntax of pgfmath, and the rows that count.
+/// Columns of a CSV, or expressions of columns in pgfmath syntax, and the rows to use.
 #[derive(Clone, Debug)]
 pub struct ColumnSource {
     pub x: String,
     pub y: String,
-    /// Columns that must have these texts.
+    /// Columns and the texts that they must have.
     pub rows: Vec<(&'static str, String)>,
 }
 
 /// A grid of cells of the same size.
 pub struct Map {
-    /// How many cells along x and y.
+    /// Number of cells along x and y.
     pub size: (usize, usize),
     /// x and y of the lower left corner.
     pub from: (f64, f64),
     /// Width and height of a cell.
     pub cell: (f64, f64),
-    /// Column, row, value.
+    /// Cells, each as column, row and value.
     pub cells: Vec<(usize, usize, f64)>,
-    /// As `cells`: numbers to be written in them, where they are few.
+    /// Numbers to write in the cells, in the order of `cells`, if there are few.
     pub texts: Vec<String>,
 }
 
@@ -196,7 +196,7 @@ impl Panel {
         }
     }
 
-    /// Segments and repeats within these tokens.
+    /// Marks the segments and repeats within these tokens.
     pub fn mark_labels(&mut self, labels: &Labels, tokens: &Range<u64>) {
         let within = |place: &&u64| tokens.contains(place);
         self.rules = labels.boundaries.iter().filter(within).map(|&place| place as f64).collect();
@@ -213,7 +213,7 @@ impl Line {
         Self { name: name.to_owned(), style, stretches, intervals: Vec::new(), band: false, source: None }
     }
 
-    /// Means with their intervals.
+    /// Returns a line of means with their intervals.
     pub fn of_estimates(
         name: &str,
         style: LineStyle,
@@ -231,12 +231,12 @@ impl Line {
 }
 
 impl LineStyle {
-    /// A plain line of this colour.
+    /// Returns the style of a plain line.
     pub fn line(colour: RGBColor, width: f64, opacity: f64, order: Option<usize>) -> Self {
         Self { colour, width, opacity, order, marked: false, dashes: &[], joined: true }
     }
 
-    /// Measurements with their markers.
+    /// Returns the style of measurements with markers.
     pub fn marked(colour: RGBColor, width: f64, order: usize, joined: bool) -> Self {
         Self { colour, width, opacity: 1.0, order: Some(order), marked: true, dashes: &[], joined }
     }

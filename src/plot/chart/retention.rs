@@ -1,4 +1,4 @@
-//! retention.csv of a run: a map of chunks kept × stored up to.
+//! retention.csv of a run as a map: the kept chunk against the last stored chunk.
 
 use std::path::Path;
 

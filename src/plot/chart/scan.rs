@@ -9,7 +9,7 @@ use crate::plot::axis::Axis;
 use crate::plot::scan_bench::{self, TimedRow, distinct, read};
 use crate::plot::{Theme, theme};
 
-/// Rows that TeX reads once a line in a second or so.
+/// Most rows that TeX reads for each line of a figure within about a second.
 const ROWS_FOR_TEX: usize = 1024;
 
 pub fn charts(csv: &Path, theme: Theme) -> Result<(Vec<Chart>, Vec<String>)> {
@@ -17,7 +17,7 @@ pub fn charts(csv: &Path, theme: Theme) -> Result<(Vec<Chart>, Vec<String>)> {
     if rows.is_empty() {
         return Ok((Vec::new(), notes));
     }
-    // TeX cannot pass over a row without a time.
+    // TeX cannot skip a row without a time.
     let whole = rows.len() <= ROWS_FOR_TEX && all_timed(csv)?;
     let time = chart((csv, &rows), theme, "time", "time (ms)", "median_ms", whole, |row| row.milliseconds);
     let mut speed =
@@ -80,7 +80,7 @@ fn chart(
                 y: format!("\\thisrow{{{column}}}"),
                 rows: first.cells.clone(),
             };
-            // Text that TeX would not read as it is.
+            // TeX would misread other characters.
             let plain = |letter: char| letter.is_ascii_alphanumeric() || " .:-".contains(letter);
             let plain = first.cells.iter().all(|(_, text)| text.chars().all(plain));
             line.source = (whole && ascending && plain).then(source);
@@ -104,7 +104,7 @@ fn chart(
     }
 }
 
-/// What a copy of as many bytes reached.
+/// Adds the bandwidth of a copy of the same number of bytes.
 fn copies(rows: &[TimedRow], chart: &mut Chart) {
     let Some((rows, text)) = scan_bench::copies(rows) else { return };
     let style = LineStyle { dashes: &[3.0, 3.0], ..LineStyle::line(theme::GREY, theme::SERIES, 1.0, None) };
@@ -122,7 +122,7 @@ fn copies(rows: &[TimedRow], chart: &mut Chart) {
     );
 }
 
-/// a, b, c …
+/// Returns the i-th letter: a, b, c …
 fn letter(i: usize) -> String {
     char::from_digit(i as u32 + 10, 36).map_or_else(|| i.to_string(), String::from)
 }

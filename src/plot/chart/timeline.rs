@@ -1,4 +1,4 @@
-//! metrics.csv: panels over tokens, and maps of heads × chunks.
+//! metrics.csv as panels over tokens, and as maps of heads × chunks.
 
 use std::path::Path;
 
@@ -11,14 +11,15 @@ use crate::plot::series::{Metrics, Quantity, Series};
 use crate::plot::timeline::{RunMetrics, Selection, TREND, omitted, title, tokens, y_axis};
 use crate::plot::{CsvSource, OmittedValues, Request, theme};
 
-/// Rows of a metrics.csv that TeX reads once a line in a second or so; of longer files it gets what is drawn alone.
+/// Most rows of a metrics.csv that TeX reads for each line within about a second. For longer files it reads only the
+/// points drawn.
 const ROWS_FOR_TEX: usize = 1024;
-/// Cells of a map along the tokens: TeX draws each.
+/// Cells of a map along the tokens, each of which TeX draws.
 const CELLS: usize = 256;
-/// Titles need not be shortened.
+/// Panel height at which titles need not be shortened.
 const TALL: f64 = 150.0;
 
-/// All quantities, the gates, or those that are asked for; of several runs the means.
+/// Returns a chart of all quantities, the gates or the requested quantities. Several runs are shown by their means.
 pub fn chart(files: &[CsvSource], request: &Request, check: &mut dyn FnMut() -> Result<()>) -> Result<Chart> {
     let selection = Selection::read(files, request, check)?.ok_or_else(columns)?;
     let Selection { runs, shown, name } = selection;
@@ -95,7 +96,7 @@ impl Drawing<'_> {
         chart
     }
 
-    /// Of the heads, or of the runs.
+    /// Returns the line styles of the heads, or of the runs.
     fn styles(&self, bins: u64) -> Vec<LineStyle> {
         let theme = self.request.style.theme;
         let [run] = self.runs else {
@@ -115,7 +116,7 @@ impl Drawing<'_> {
         };
         let colours = theme.head_colours(heads.max(1)).into_iter().enumerate();
         let style = |(i, colour)| LineStyle {
-            // Heads are too many and too dense for dashes, where their lines are binned.
+            // Binned lines of heads are too many and too dense for dashes.
             dashes: if bins > 1 { &[] } else { theme.dash(i) },
             ..LineStyle::line(colour, width, opacity, (heads > 1).then_some(i))
         };
@@ -181,7 +182,7 @@ impl Drawing<'_> {
     }
 }
 
-/// Of the only run: its heads, and what stands for all of them.
+/// Adds the lines of a single run: its heads and the line for all of them.
 fn lines(panel: &mut Panel, series: &Series, metrics: &Metrics, styles: &[LineStyle], bold: LineStyle) {
     let lines = series.heads.iter().zip(&metrics.heads).zip(styles);
     panel.lines.extend(lines.map(|((line, head), &style)| {
@@ -196,7 +197,7 @@ fn lines(panel: &mut Panel, series: &Series, metrics: &Metrics, styles: &[LineSt
     }
 }
 
-/// A head's line as metrics.csv has it: one sequence, every chunk, all of them drawn.
+/// Returns the source of a head's line in metrics.csv, if that has one sequence and every chunk is drawn.
 fn source(metrics: &Metrics, series: &Series, line: &DownsampledLine, head: u64) -> Option<ColumnSource> {
     let stretches = line.stretches();
     let [points] = &stretches[..] else { return None };
@@ -212,7 +213,7 @@ fn source(metrics: &Metrics, series: &Series, line: &DownsampledLine, head: u64)
     })
 }
 
-/// Maps of surprise and learning rate, heads × chunks.
+/// Returns maps of surprise and learning rate, heads × chunks.
 pub fn heads(csv: &Path, request: &Request, check: &mut dyn FnMut() -> Result<()>) -> Result<Vec<Chart>> {
     let metrics = Metrics::read(csv, &request.style, check)?;
     let shown = [(Quantity::Surprise, "surprise ‖g‖"), (Quantity::LearningRate, "learning rate θ")];

@@ -3,13 +3,14 @@
 use crate::error::{Error, Result};
 
 pub fn check() -> Result<()> {
-    Err(Error::setting("--figure-format", "a build with the feature pdf-png, for pdf and png", "one without"))
+    let reason = "this build cannot write pdf or png; build nmem with the feature pdf-png, or choose svg";
+    Err(Error::rejected("--figure-format", reason))
 }
 
 pub fn pdf(_svg: &str) -> Result<Vec<u8>> {
-    Err(check().expect_err("this build has neither"))
+    Err(check().expect_err("this build can write neither"))
 }
 
 pub fn png(_svg: &str) -> Result<Vec<u8>> {
-    Err(check().expect_err("this build has neither"))
+    Err(check().expect_err("this build can write neither"))
 }

@@ -1,5 +1,5 @@
-//! A build with PDF and PNG: usvg reads the SVG, with the fonts of this crate alone; krilla writes the PDF, resvg draws the
-//! PNG. Neither takes anything from the machine: the bytes depend on the SVG alone.
+//! A build with PDF and PNG. usvg reads the SVG with this crate's fonts only, krilla writes the PDF and resvg draws the
+//! PNG. Nothing comes from the machine, so the bytes depend only on the SVG.
 
 use krilla::page::PageSettings;
 use krilla_svg::{SurfaceExt, SvgSettings};
@@ -9,13 +9,13 @@ use resvg::usvg::{Options, Tree};
 use crate::error::{Error, Result};
 use crate::plot::font;
 
-/// Pixels an inch, and a metre.
+/// Pixels per inch; below, per metre.
 const DPI: f32 = 600.0;
 const DPM: u32 = 23_622;
-/// Most pixels of a PNG, four bytes each and as many again while it is written: 19 inches squared.
+/// Most pixels of a PNG, 19 inches squared. Each takes four bytes, and four more while the file is written.
 const MAX_PIXELS: u64 = 1 << 27;
 
-#[expect(clippy::unnecessary_wraps, reason = "the twin refuses")]
+#[expect(clippy::unnecessary_wraps, reason = "the version without the feature returns an error")]
 pub fn check() -> Result<()> {
     Ok(())
 }
@@ -23,22 +23,22 @@ pub fn check() -> Result<()> {
 pub fn pdf(svg: &str) -> Result<Vec<u8>> {
     let tree = tree(svg)?;
     let mut document = krilla::Document::new_with(krilla::SerializeSettings {
-        // Nothing to navigate, and no dates.
+        // A figure has nothing to navigate, and dates would change the bytes.
         enable_tagging: false,
         ..Default::default()
     });
-    // usvg's lengths are CSS pixels: 96 an inch.
+    // usvg's lengths are CSS pixels, 96 per inch.
     let points = |pixels: f32| pixels * 0.75;
     let size = krilla::geom::Size::from_wh(points(tree.size().width()), points(tree.size().height()));
-    let size = size.ok_or_else(|| rejected("a page", "one without area"))?;
-    let page =
-        PageSettings::from_wh(size.width(), size.height()).ok_or_else(|| rejected("a page", "none"))?;
+    let size = size.ok_or_else(|| failed("PDF", "the page has no area"))?;
+    let page = PageSettings::from_wh(size.width(), size.height())
+        .ok_or_else(|| failed("PDF", "the page has no area"))?;
     let mut page = document.start_page_with(page);
     let mut surface = page.surface();
     surface.draw_svg(&tree, size, SvgSettings::default());
     surface.finish();
     page.finish();
-    document.finish().map_err(|error| rejected("a PDF", format!("{error:?}")))
+    document.finish().map_err(|error| failed("PDF", format!("{error:?}")))
 }
 
 pub fn png(svg: &str) -> Result<Vec<u8>> {
@@ -47,11 +47,11 @@ pub fn png(svg: &str) -> Result<Vec<u8>> {
     let pixels = |length: f32| ((length * scale).round() as i32).unsigned_abs().max(1);
     let (width, height) = (pixels(tree.size().width()), pixels(tree.size().height()));
     if u64::from(width) * u64::from(height) > MAX_PIXELS {
-        let expected = format!("pdf or svg for a figure of over {MAX_PIXELS} pixels");
-        return Err(rejected(&expected, format!("png of {width} × {height}")));
+        let reason = format!("a png of {width} × {height} exceeds {MAX_PIXELS} pixels; choose svg or pdf");
+        return Err(Error::rejected("--figure-format", reason));
     }
     let pixmap = Pixmap::new(width, height);
-    let mut pixmap = pixmap.ok_or_else(|| rejected("an image that fits memory", "a larger one"))?;
+    let mut pixmap = pixmap.ok_or_else(|| failed("PNG", "the image does not fit in memory"))?;
     resvg::render(&tree, Transform::from_scale(scale, scale), &mut pixmap.as_mut());
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, pixmap.width(), pixmap.height());
@@ -60,11 +60,11 @@ pub fn png(svg: &str) -> Result<Vec<u8>> {
     let unit = png::Unit::Meter;
     encoder.set_pixel_dims(Some(png::PixelDimensions { xppu: DPM, yppu: DPM, unit }));
     let written = encoder.write_header().and_then(|mut writer| {
-        // The paper is opaque: premultiplied and plain colours are the same.
+        // The paper is opaque, so premultiplied and plain colours are the same.
         writer.write_image_data(pixmap.data())?;
         writer.finish()
     });
-    written.map_err(|error| rejected("a PNG", error.to_string()))?;
+    written.map_err(|error| failed("PNG", error.to_string()))?;
     Ok(bytes)
 }
 
@@ -73,9 +73,10 @@ fn tree(svg: &str) -> Result<Tree> {
     for face in font::FILES {
         options.fontdb_mut().load_font_data(face.to_vec());
     }
-    Tree::from_str(svg, &options).map_err(|error| rejected("an SVG", error.to_string()))
+    Tree::from_str(svg, &options)
+        .map_err(|error| failed("PDF or PNG", format!("its SVG is invalid: {error}")))
 }
 
-fn rejected(expected: &str, got: impl Into<String>) -> Error {
-    Error::setting("--figure-format", expected, got)
+fn failed(format: &str, reason: impl std::fmt::Display) -> Error {
+    Error::rejected("--figure-format", format!("cannot write {format}: {reason}; choose svg"))
 }

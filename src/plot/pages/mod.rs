@@ -1,4 +1,4 @@
-//! An SVG as PDF and PNG. The only place that knows of the feature: with it the work is done, without it refused.
+//! Conversion of an SVG to PDF and PNG. Only this module depends on the feature; without it, conversion is an error.
 
 #[cfg_attr(feature = "pdf-png", path = "enabled.rs")]
 #[cfg_attr(not(feature = "pdf-png"), path = "disabled.rs")]

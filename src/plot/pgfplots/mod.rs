@@ -1,7 +1,7 @@
-//! Figures as TeX for \input into a paper, in its fonts: `NAME.tex` reads its points with \addplot table, from the CSV that
-//! the figure is made of where every point is a row of it, else from a table beside it whose columns are the figure's
-//! lines, `NAME-data.csv` or, of several panels, `NAME-data-PANEL.csv`. Values that are not finite are `nan` there and
-//! break the line (`unbounded coords=jump`).
+//! Figures as TeX for \input into a paper, in its fonts. `NAME.tex` reads its points with \addplot table. It reads the
+//! original CSV if every point is a row of that. Otherwise it reads a table beside it whose columns are the figure's lines:
+//! `NAME-data.csv` or, with several panels, `NAME-data-PANEL.csv`. Values that are not finite are `nan` there and break the
+//! line (`unbounded coords=jump`).
 
 mod panel;
 mod table;
@@ -23,28 +23,28 @@ use panel::PanelText;
 use table::Table;
 use text::{number, tex};
 
-/// Of a panel alone, among others, and side by side.
+/// Height of a single panel; below, of each of several, and of panels side by side.
 const ALONE: f64 = 140.0;
 const STACKED: f64 = 62.0;
 const AMONG: f64 = 90.0;
-/// Between panels, and above those that have a heading.
+/// Distance between panels; below, the distance above panels with a heading.
 const BETWEEN: f64 = 14.0;
 const HEADED: f64 = 24.0;
-/// A title that reads upwards.
+/// Room for a title that reads upwards.
 const TITLE: f64 = 14.0;
-/// Another line of it.
+/// Room for each further line of the title.
 const LINE: f64 = 10.0;
-/// Right of the last panel: alone, and with a bar of colours.
+/// Room right of the last panel; below, with a colour bar.
 const RIGHT: f64 = 6.0;
 const BAR: f64 = 58.0;
-/// Colours of a bar; TeX blends between them.
+/// Colours of a colour bar; TeX blends between them.
 const STOPS: usize = 17;
-/// Most cells of a map: TeX takes a millisecond or so for each.
+/// Most cells of a map; TeX takes about a millisecond for each.
 const MAX_CELLS: usize = 1 << 16;
-/// Markers as `legend::marker` has them.
+/// Markers in the order of `legend::marker`.
 const MARKERS: [&str; 5] = ["*", "square*", "triangle*", "diamond*", "pentagon*"];
 
-/// A .tex, and the data that it needs, for each figure of the sources, as files of a directory, which must exist. Figures of
+/// Returns a .tex file and its data for each figure of the sources, as files of a directory, which must exist. Figures of
 /// several sources are named after them.
 pub fn files(
     sources: &[CsvSource],
@@ -60,8 +60,9 @@ pub fn files(
         let most = chart.panels.iter().filter_map(|panel| panel.map.as_ref());
         let most = most.map(|map| map.size.0.saturating_mul(map.size.1)).max().unwrap_or(0);
         if most > MAX_CELLS {
-            let expected = format!("a format other than pgfplots for maps of over {MAX_CELLS} cells");
-            return Err(Error::setting("--figure-format", expected, format!("{most} cells")));
+            let reason =
+                format!("pgfplots maps have at most {MAX_CELLS} cells, this one {most}; choose svg or pdf");
+            return Err(Error::rejected("--figure-format", reason));
         }
         let mut stem = file_stem(&chart.name);
         while !stems.insert(stem.clone()) {
@@ -77,7 +78,7 @@ pub fn files(
     Ok(files)
 }
 
-/// Names that TeX reads as they are.
+/// Whether TeX reads a letter of a name literally.
 fn plain(letter: char) -> bool {
     letter.is_ascii_alphanumeric() || matches!(letter, '.' | '-' | '_')
 }
@@ -86,7 +87,7 @@ fn file_stem(name: &str) -> String {
     name.chars().map(|letter| if plain(letter) { letter } else { '-' }).collect()
 }
 
-/// From the folder to the CSV, where TeX can read such a path.
+/// Returns the path from the directory to the CSV, if TeX can read it.
 fn relative(csv: &Path, folder: &Path) -> Option<String> {
     let (csv, folder) = (csv.canonicalize().ok()?, folder.canonicalize().ok()?);
     let path = pathdiff::diff_paths(csv, folder)?;
@@ -94,7 +95,7 @@ fn relative(csv: &Path, folder: &Path) -> Option<String> {
     path.chars().all(|letter| plain(letter) || letter == '/').then_some(path)
 }
 
-/// Colours and styles by name, each defined once.
+/// Names of colours and styles, each defined once.
 #[derive(Default)]
 struct Names {
     colours: Vec<RGBColor>,
@@ -142,9 +143,9 @@ impl Names {
     }
 }
 
-/// Where things go, in points.
+/// The layout, in points.
 struct Sheet {
-    /// Of the labels of the y axis.
+    /// Width of the labels of the y axis.
     labels: f64,
     left: f64,
     right: f64,
@@ -161,7 +162,7 @@ impl Sheet {
             chart.panels.iter().flat_map(|panel| &panel.y.ticks).filter_map(|tick| tick.label.as_deref());
         let labels = labels.map(|label| font::width(label, theme::TITLE)).fold(10.0, f64::max) + 8.0;
         let right = if chart.colours.is_some() { BAR } else { RIGHT };
-        // TeX's points are 72.27 an inch.
+        // TeX has 72.27 points per inch.
         let whole = style.width * 72.27 / 72.0;
         let across = whole - TITLE - labels - right - BETWEEN * (columns - 1) as f64;
         let height = style.height.map_or_else(
@@ -184,7 +185,7 @@ fn is_long(title: &str, room: f64) -> bool {
     font::width(&title.replace('\n', " "), theme::TITLE) > room
 }
 
-/// On one line where there is room for it.
+/// Returns the title, on one line if there is room.
 fn title(title: &str, room: f64) -> String {
     let lines: Vec<_> = title.split('\n').map(tex).collect();
     lines.join(if is_long(title, room) { "\\\\" } else { " " })
@@ -201,7 +202,7 @@ fn default_height(chart: &Chart, width: f64, rows: usize) -> f64 {
     }
 }
 
-/// In points: a thousandth is more than enough.
+/// Formats a length in points, to a thousandth.
 fn points(length: f64) -> String {
     number((length * 1e3).round() / 1e3)
 }
@@ -210,7 +211,7 @@ fn vertical_gap(chart: &Chart) -> f64 {
     if chart.panels.iter().any(|panel| !panel.heading.is_empty()) { HEADED } else { BETWEEN }
 }
 
-/// The .tex, and the tables that it reads by their names.
+/// Returns the .tex file and the tables that it reads, by name.
 fn figure(
     chart: &Chart,
     stem: &str,
@@ -241,15 +242,15 @@ fn figure(
     let reads = tables.iter().map(|(name, _)| &name[..]).chain(csv.filter(|_| reads_csv));
     let reads: Vec<_> = reads.collect();
     line(&format!(
-        "% {stem}, drawn by nmem {}: \\input this file where the figure shall be.",
+        "% {stem}, drawn by nmem {}: \\input this file in place of the figure.",
         env!("CARGO_PKG_VERSION")
     ));
     line("% Preamble: \\usepackage{pgfplots} \\pgfplotsset{compat=1.16} \\usepgfplotslibrary{groupplots}");
     line(&format!(
-        "% Reads {}. Where this file is in another folder than the document, add",
+        "% Reads {}. If this file and the document are in different directories, add",
         reads.join(", ")
     ));
-    line("%   \\pgfplotsset{table/search path={FOLDER}}");
+    line("%   \\pgfplotsset{table/search path={DIRECTORY}}");
     let caption = style.title.iter().chain(&chart.notes).chain(&chart.omitted);
     for note in caption {
         line(&format!("% For the caption: {}", for_figure(note)));
@@ -316,7 +317,7 @@ fn figure(
     (out, tables)
 }
 
-/// The most in which the entries, row by row, are no wider than this.
+/// Returns the largest number of columns of entries that fit this width.
 fn legend_columns(chart: &Chart, width: f64) -> usize {
     let entries = chart.keys.iter().map(|key| font::width(&key.text, theme::TITLE) + 28.0);
     let entries: Vec<_> = entries.collect();
@@ -327,7 +328,7 @@ fn legend_columns(chart: &Chart, width: f64) -> usize {
     (1..=entries.len()).rev().find(|&columns| takes(columns) <= width).unwrap_or(1)
 }
 
-/// The title that all panels share, and the figure's width.
+/// Writes the title that all panels share, and the figure's width.
 fn finish(out: &mut String, chart: &Chart, sheet: &Sheet) {
     if let Some(title) = shared_title(chart, sheet.rows) {
         let _ = writeln!(
@@ -342,7 +343,7 @@ fn finish(out: &mut String, chart: &Chart, sheet: &Sheet) {
     let columns = chart.columns.max(1);
     let _ = write!(
         out,
-        "  % As wide as was asked for, whatever the labels take.\n  \\path ([xshift=-{}pt]nmem c1r1.west |- current bounding box.south) coordinate (nmem a)\n    \
+        "  % The requested width, whatever room the labels need.\n  \\path ([xshift=-{}pt]nmem c1r1.west |- current bounding box.south) coordinate (nmem a)\n    \
          ([xshift={}pt]nmem c{columns}r1.east |- current bounding box.north) coordinate (nmem b);\n  \
          \\pgfresetboundingbox\n  \\path[use as bounding box] (nmem a) rectangle (nmem b);\n\\end{{tikzpicture}}%\n",
         points(sheet.left),
@@ -350,7 +351,7 @@ fn finish(out: &mut String, chart: &Chart, sheet: &Sheet) {
     );
 }
 
-/// Of the y axes, where there are rows of panels side by side.
+/// Returns the shared title of the y axes, if there are rows of panels side by side.
 fn shared_title(chart: &Chart, rows: usize) -> Option<&str> {
     let first = chart.panels.first().map(|panel| &panel.y_title[..])?;
     (chart.columns > 1 && rows > 1 && chart.panels.iter().all(|panel| panel.y_title == first))

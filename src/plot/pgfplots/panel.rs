@@ -18,12 +18,12 @@ pub(super) struct PanelText<'a> {
     pub(super) sheet: &'a Sheet,
     /// The table beside the .tex.
     pub(super) file: &'a str,
-    /// What the figure is made from.
+    /// The CSV file that the figure is made from.
     pub(super) csv: Option<&'a str>,
 }
 
 impl PanelText<'_> {
-    /// Whether it reads the CSV that the figure is made from.
+    /// Writes the panel and returns whether it reads the CSV that the figure is made from.
     pub(super) fn write(&self, out: &mut String, names: &mut Names, table: &mut Table) -> bool {
         let (columns, panel) = (self.chart.columns.max(1), self.panel);
         let mut keys = Vec::new();
@@ -63,7 +63,7 @@ impl PanelText<'_> {
         reads_csv
     }
 
-    /// The bar of colours.
+    /// Returns the keys of the colour bar.
     fn bar(&self) -> Option<String> {
         let (colours, title) = self.chart.colours.as_ref()?;
         let labelled = colours.axis().ticks.iter().filter_map(|tick| Some((tick.at, tick.label.as_deref()?)));
@@ -78,7 +78,7 @@ impl PanelText<'_> {
         ))
     }
 
-    /// A place on the x axis, at the foot of the panel.
+    /// Returns a place on the x axis, at the foot of the panel.
     fn place(&self, x: f64) -> String {
         let foot = limit(&self.panel.y, 0.0);
         format!("{{axis cs:{},{foot}}}", number(x))
@@ -86,7 +86,7 @@ impl PanelText<'_> {
 
     fn shades(&self, out: &mut String, names: &mut Names) {
         let (from, to) = self.panel.x.ends();
-        // What is closer than can be seen becomes one.
+        // Ranges too close to distinguish become one.
         let near = (to - from) / self.sheet.width;
         let mut shades = Vec::<(f64, f64)>::new();
         for &(start, end) in &self.panel.shades {
@@ -153,7 +153,7 @@ impl PanelText<'_> {
                 tex(text)
             );
         }
-        // TeX: a cell without a value is no cell; one whose value is not finite has a mark.
+        // TeX draws no cell without a value; a cell whose value is not finite has a mark.
         for &(x, y, _) in map.cells.iter().filter(|cell| !cell.2.is_finite()) {
             let _ = writeln!(
                 out,
@@ -241,7 +241,7 @@ impl PanelText<'_> {
     }
 }
 
-/// Rows that count, as keys of a plot.
+/// Returns the rows to use, as keys of a plot.
 fn rows(source: &ColumnSource) -> String {
     let rows = source.rows.iter().map(|(column, text)| format!(", nmem row={{{column}}}{{{text}}}"));
     let rows: String = rows.collect();
@@ -259,14 +259,14 @@ fn expressions(source: &ColumnSource) -> String {
     format!("{}, {}", key("x", &source.x), key("y", &source.y))
 }
 
-/// The value at this share of an axis.
+/// Returns the value at this fraction of an axis.
 fn limit(axis: &Axis, at: f64) -> String {
     let (low, high) = axis.ends();
     let place = low * (1.0 - at) + high * at;
     if axis.is_log() { power(place) } else { number(place) }
 }
 
-/// Limits and ticks.
+/// Returns the keys of an axis' limits and ticks.
 fn ticks(name: &str, axis: &Axis, labels: bool) -> String {
     let major: Vec<_> =
         axis.ticks.iter().filter_map(|tick| Some((tick.at, tick.label.as_deref()?))).collect();

@@ -4,13 +4,13 @@ use super::text::number;
 use crate::plot::chart::Line;
 use crate::plot::downsample::Point;
 
-/// Columns by name, the shorter ones to be filled up with `nan`.
+/// Columns by name; shorter ones are padded with `nan`.
 #[derive(Debug, Default)]
 pub struct Table {
     columns: Vec<(String, Vec<f64>)>,
 }
 
-/// Where a line is.
+/// The columns of a line.
 #[derive(Debug)]
 pub struct Columns {
     pub x: String,
@@ -26,7 +26,7 @@ impl Table {
         self.columns.is_empty()
     }
 
-    /// Adds a column; its name, which is a new one.
+    /// Adds a column and returns its unique name.
     pub fn push(&mut self, name: &str, values: Vec<f64>) -> String {
         let letter = |letter: char| if letter.is_alphanumeric() || letter == '.' { letter } else { '_' };
         let plain: String = name
@@ -49,7 +49,7 @@ impl Table {
         unique
     }
 
-    /// Adds lines, on one column of x where they share it. Between stretches is a row of `nan`.
+    /// Adds lines, which share one column of x if possible. A row of `nan` separates stretches.
     pub fn push_lines(&mut self, x: &str, lines: &[&Line]) -> Vec<Columns> {
         let xs = |line: &Line| broken(&line.stretches, |point: &Point| point.0);
         let bits = |values: &[f64]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
@@ -78,7 +78,7 @@ impl Table {
         columns.collect()
     }
 
-    /// The table as CSV.
+    /// Returns the table as CSV.
     pub fn text(&self) -> String {
         let rows = self.columns.iter().map(|(_, values)| values.len()).max().unwrap_or(0);
         let row = |i: usize| {
@@ -91,7 +91,7 @@ impl Table {
     }
 }
 
-/// A `nan` between stretches.
+/// Joins stretches with a `nan` between them.
 fn broken<T>(stretches: &[Vec<T>], value: impl Fn(&T) -> f64) -> Vec<f64> {
     let mut values = Vec::new();
     for (i, stretch) in stretches.iter().enumerate() {
@@ -103,7 +103,7 @@ fn broken<T>(stretches: &[Vec<T>], value: impl Fn(&T) -> f64) -> Vec<f64> {
     values
 }
 
-/// Along the high ends and back along the low ones, of stretches with two intervals or more.
+/// Returns outlines along the high ends and back along the low ones, for stretches with at least two intervals.
 fn outlines(line: &Line) -> Vec<Vec<Point>> {
     let of_stretch = |(points, ends): (&Vec<Point>, &Vec<_>)| {
         let ends: Vec<_> = points

@@ -1,8 +1,8 @@
-//! Text and numbers as TeX takes them.
+//! Text and numbers in TeX syntax.
 
 use crate::escape::for_figure;
 
-/// What ASCII has no letter for, and what TeX's first fonts lack.
+/// TeX for characters outside ASCII and characters that TeX's original fonts lack.
 const SIGNS: [(char, &str); 54] = [
     ('\\', "\\textbackslash{}"),
     ('~', "\\textasciitilde{}"),
@@ -60,7 +60,7 @@ const SIGNS: [(char, &str); 54] = [
     ('ℓ', "$\\ell$"),
 ];
 
-/// Text of a figure, `^{…}` raised, as TeX. Letters beyond Greek stay as they are: pdfTeX sets those of Latin scripts alone.
+/// Converts text of a figure to TeX and raises `^{…}`. Letters beyond Greek stay unchanged; pdfTeX sets only Latin ones.
 pub fn tex(text: &str) -> String {
     let mut out = String::new();
     let text = for_figure(text);
@@ -97,7 +97,7 @@ fn sign(letter: char) -> String {
     }
 }
 
-/// A number that reads back to the same float; `nan` where it is not finite.
+/// Formats a number so that it reads back as the same float, or as `nan` if it is not finite.
 pub fn number(value: f64) -> String {
     if !value.is_finite() {
         return "nan".to_owned();
@@ -106,7 +106,7 @@ pub fn number(value: f64) -> String {
     text.strip_suffix(".0").map_or(text.clone(), str::to_owned)
 }
 
-/// Ten to this power, beyond the range of floats too.
+/// Formats ten to this power, also beyond the range of floats.
 pub fn power(exponent: f64) -> String {
     let whole = exponent.floor();
     format!("{}e{whole}", number((10f64.powf(exponent - whole) * 1e9).round() / 1e9))

@@ -14,10 +14,10 @@ use crate::plot::frame::left_of;
 use crate::plot::style::FigureStyle;
 use crate::plot::theme;
 
-/// More numbers in cells could not be read.
+/// Most cells along an axis with readable numbers.
 const NUMBERS: usize = 12;
 
-/// Of a results.csv, one a metric.
+/// Returns the charts of a results.csv, one per metric.
 pub fn charts(csv: &Path, options: &SweepFigure, style: &FigureStyle) -> Result<(Vec<Chart>, Vec<String>)> {
     let results = Results::read(csv)?;
     let Some(layout) = Layout::choose(&results, options)? else {
@@ -38,7 +38,7 @@ pub fn charts(csv: &Path, options: &SweepFigure, style: &FigureStyle) -> Result<
     Ok((charts, notes))
 }
 
-/// Of a sweep's retention.csv.
+/// Returns the charts of a sweep's retention.csv.
 pub fn retention_charts(
     csv: &Path,
     options: &SweepFigure,
@@ -59,7 +59,7 @@ pub fn retention_charts(
 fn panels_left_out(grid: &Grid, name: &str) -> Option<String> {
     let omitted = grid.omitted;
     (omitted > 0).then(|| {
-        format!("{name}: {omitted} more panels left out: choose other parameters with --x and --hue")
+        format!("{name}: {omitted} more panels not drawn; choose other parameters with --x and --hue")
     })
 }
 

@@ -1,5 +1,5 @@
-//! Means against a parameter, a line for each value of another, with their intervals: bands while few lines can overlap,
-//! bars else. Words are no scale: their means are not joined.
+//! Means against a parameter with their intervals, and a line for each value of another parameter. Intervals are bands for
+//! few lines, otherwise bars. Means at words are not joined, because words have no scale.
 
 use plotters::style::text_anchor::HPos;
 use plotters::style::{Color, RGBColor};
@@ -16,14 +16,14 @@ use crate::plot::style::Theme;
 use crate::plot::theme;
 use crate::statistics::Estimate;
 
-/// More bands could not be told apart where they overlap.
+/// Most bands that stay distinct where they overlap.
 pub(super) const BANDS: usize = 3;
 /// Half the width of a bar's ends.
 const CAP: f64 = 1.8;
-/// Between a line's end, its marker too, and its name; and the most of the sheet's width that names may take.
+/// Distance between a line's end, with its marker, and its name; below, the largest fraction of the sheet for names.
 const APART: f64 = 5.0;
 const WIDEST: f64 = 0.2;
-/// Between the marks of lines that lost a run at the same place.
+/// Distance between the marks of lines that lost a run at the same place.
 const STACK: f64 = 5.0;
 
 pub fn draw(figure: &Grid) -> String {
@@ -77,8 +77,8 @@ pub fn draw(figure: &Grid) -> String {
     figure.sheet(&legend, (&x, &y), &titles, (height, right), draw, |_, _| ())
 }
 
-/// Where each line ends, as a share of the axis: where one panel has lines that all end at the last value of x, far enough apart
-/// for their names to stand beside them.
+/// Returns the ends of the lines as fractions of the axis, if names fit beside them. That needs a single panel whose lines
+/// all end at the last value of x, far enough apart.
 fn line_ends(figure: &Grid, names: &[String], y: &Axis, height: f64) -> Option<Vec<f64>> {
     let ([panel], 2..) = (&figure.panels[..], names.len()) else { return None };
     let last = figure.x().values.len() - 1;
@@ -90,11 +90,11 @@ fn line_ends(figure: &Grid, names: &[String], y: &Axis, height: f64) -> Option<V
     apart.then_some(ends)
 }
 
-/// In order where the values are numbers, as different as can be where they are words.
+/// Returns the colours of the lines: ordered for numbers, as different as possible for words.
 pub(super) fn colours(hue: Option<&Parameter>, theme: Theme) -> Vec<RGBColor> {
     let Some(hue) = hue else { return vec![theme.category(1)] };
     let n = hue.values.len();
-    // Greys in order are too pale to be lines: dashes tell them.
+    // Ordered greys are too pale for lines, which dashes distinguish instead.
     if hue.is_numeric() && n > 2 && theme != Theme::Mono {
         (0..n).map(|i| theme.sequential(i as f64 / (n - 1) as f64)).collect()
     } else {
@@ -102,8 +102,8 @@ pub(super) fn colours(hue: Option<&Parameter>, theme: Theme) -> Vec<RGBColor> {
     }
 }
 
-/// Around all means and their intervals, but for those that are wider than three times the range of the means; and
-/// whether there are such.
+/// Returns an axis around all means and their intervals, and whether it cuts any. Intervals wider than three times the
+/// range of the means are cut.
 pub(super) fn y_axis(figure: &Grid) -> (Axis, bool) {
     let Some((low, high)) = figure.range() else { return (Axis::share(0.0, 1.0), false) };
     let log = figure.is_log();
@@ -124,11 +124,11 @@ pub(super) fn y_axis(figure: &Grid) -> (Axis, bool) {
     (if log { Axis::log(from, to) } else { Axis::linear(from, to) }, cut)
 }
 
-/// How panels are drawn.
+/// Draws panels of lines.
 struct LinePainter {
     theme: Theme,
     colours: Vec<RGBColor>,
-    /// Of each value of x on its axis.
+    /// Position of each value of x on its axis.
     places: Vec<f64>,
     bands: bool,
     joined: bool,
@@ -172,7 +172,7 @@ impl LinePainter {
         stretches(panel, line, &self.places)
     }
 
-    /// Side by side in slots that are not joined, so that bars do not hide each other.
+    /// Returns the position of a point. Lines lie side by side in unjoined slots, so that bars do not hide each other.
     fn place(&self, frame: &Frame, line: usize, (x, y): Point) -> Point {
         let lines = self.colours.len() as f64;
         let aside =
@@ -199,7 +199,7 @@ impl LinePainter {
             let (from, to) = (self.place(frame, line, (x, low)), self.place(frame, line, (x, high)));
             canvas.line(&[from, to], ink, theme::SPINE);
             for (x, y) in [from, to] {
-                // What is cut at the edge has no end there.
+                // A bar that is cut at the edge has no cap there.
                 if y > frame.top && y < frame.bottom() {
                     canvas.line(&[(x - CAP, y), (x + CAP, y)], ink, theme::SPINE);
                 }
@@ -207,7 +207,7 @@ impl LinePainter {
         }
     }
 
-    /// A mark on the upper edge where runs were lost; with several lines, below it the markers of those that lost some.
+    /// Draws a mark on the upper edge where runs were lost. With several lines, the markers of the affected ones follow below.
     fn draw_lost(&self, canvas: &mut Canvas, frame: &Frame, panel: &Panel) {
         for (value, &x) in self.places.iter().enumerate() {
             let lines = 0..self.colours.len();
@@ -227,7 +227,7 @@ impl LinePainter {
     }
 }
 
-/// A line's means by value of x, broken where all runs were lost.
+/// Returns a line's means by value of x, broken where all runs were lost.
 pub(super) fn stretches(panel: &Panel, line: usize, places: &[f64]) -> Vec<Vec<(f64, Estimate)>> {
     let cells = panel.cells.range((line, 0)..(line + 1, 0));
     let mut stretches = vec![Vec::new()];

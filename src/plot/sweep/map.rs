@@ -1,5 +1,5 @@
-//! A map of colours: a parameter along each axis, a slot a value, the mean of the runs as colour and, where there is room,
-//! as a number.
+//! A colour map with a parameter along each axis and a slot per value. Each cell shows the mean of its runs as colour and,
+//! if there is room, as a number.
 
 use plotters::style::text_anchor::HPos;
 use plotters::style::{Color, RGBColor};
@@ -13,13 +13,13 @@ use crate::plot::frame::{Frame, left_of};
 use crate::plot::legend::{Legend, Swatch, mark};
 use crate::plot::{names, theme};
 
-/// Height of a slot, and the least and most of a panel.
+/// Height of a slot; below, the minimum and maximum height of a panel.
 const SLOT: f64 = 16.0;
 const MIN_HEIGHT: f64 = 80.0;
 const MAX_HEIGHT: f64 = 200.0;
-/// Room of a number in a cell.
+/// Width and height of a number in a cell.
 const NUMBER: (f64, f64) = (25.0, 9.0);
-/// A ratio beyond this either way has the colour of this one: what matters is near 1.
+/// Largest ratio, either way, with a colour of its own, because the interesting ratios are near 1.
 const FURTHEST: f64 = 10.0;
 
 pub fn draw(figure: &Grid, hue: &Parameter) -> String {
@@ -88,7 +88,7 @@ fn draw_panel(canvas: &mut Canvas, frame: &Frame, panel: &Panel, colours: &Colou
     }
 }
 
-/// A mark on the upper edge of a cell that lost runs: in its middle where it lost all.
+/// Draws a mark on the upper edge of a cell that lost some runs, or in its middle if it lost all.
 fn draw_lost(canvas: &mut Canvas, cell: &Cell, from: (f64, f64), to: (f64, f64)) {
     if cell.lost > 0 {
         let all = cell.estimate().is_none() && cell.absent == 0;
@@ -98,7 +98,7 @@ fn draw_lost(canvas: &mut Canvas, cell: &Cell, from: (f64, f64), to: (f64, f64))
     }
 }
 
-/// Black on bright, white on dark.
+/// Returns the colour of text: black on bright colours, white on dark ones.
 fn ink_on(colour: RGBColor) -> RGBColor {
     if theme::grey(colour) > 128 { theme::BLACK } else { theme::PAPER }
 }

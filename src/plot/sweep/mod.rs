@@ -1,5 +1,5 @@
-//! results.csv of a sweep → a figure a metric: means over seeds with their 95 % interval against one parameter, a line for
-//! each value of a second, or a map of colours where that takes many values; panels for all others.
+//! results.csv of a sweep → a figure per metric: means over seeds with their 95 % interval against one parameter. Each
+//! value of a second parameter has a line; many values make a colour map instead. All other parameters have panels.
 
 mod chart;
 mod lines;
@@ -22,39 +22,39 @@ use crate::plot::{font, names, theme};
 pub(super) use chart::{charts, retention_charts};
 use results::{Cell, Metric, Parameter, Results, Value};
 
-/// Up to so many lines are told apart in one panel; more values make a map of colours.
+/// Most lines in one panel; more values make a colour map.
 const LINES: usize = 7;
-/// More panels would be too small to read.
+/// Most panels; more would be too small to read.
 const PANELS: usize = 12;
-/// The least of a sheet's width for each column of panels.
+/// Minimum width of each column of panels.
 const MIN_WIDTH: f64 = 112.0;
 /// Most letters of a column's name in titles and notes.
 const MAX_WORDS: usize = 60;
-/// Between panels, which share their axes.
+/// Distance between panels, which share their axes.
 const BETWEEN: f64 = 12.0;
 /// Room for a panel's heading.
 const HEADING: f64 = 14.0;
-/// A panel's height: alone, and among others.
+/// Height of a single panel; below, of each of several.
 const ALONE: f64 = 170.0;
 const AMONG: f64 = 105.0;
 
-/// The quotient that tells how far writing helped (below 1) or made the memory worse.
+/// The quotient that shows how far storing helped (below 1) or made the memory worse.
 const RATIO: &str = "loss_before_mean/loss_mean";
 
-/// What goes where; what is not said is chosen by the data.
+/// The assignment of parameters and metrics to a figure. The data decide what is not set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SweepFigure {
-    /// The parameter along the x axis.
+    /// Parameter along the x axis.
     pub x: Option<String>,
-    /// A figure for each of these columns; `a/b` divides one by another.
+    /// Columns with a figure each; `a/b` divides one by another.
     pub y: Vec<String>,
-    /// The parameter whose values are lines, or rows of a map.
+    /// Parameter whose values become lines, or rows of a map.
     pub hue: Option<String>,
-    /// A map, however few values `hue` has.
+    /// Whether to draw a map for any number of values of `hue`.
     pub map: bool,
 }
 
-/// Draws a sweep's figures, one a metric.
+/// Draws a sweep's figures, one per metric.
 pub fn figures(results_csv: &Path, options: &SweepFigure, style: &FigureStyle) -> Result<Figures> {
     let results = Results::read(results_csv)?;
     let mut drawn = Figures::default();
@@ -72,7 +72,7 @@ pub fn figures(results_csv: &Path, options: &SweepFigure, style: &FigureStyle) -
         let name = file_name(&name);
         if figure.omitted > 0 {
             drawn.notes.push(format!(
-                "{name}: {} more panels left out: choose other parameters with --x and --hue",
+                "{name}: {} more panels not drawn; choose other parameters with --x and --hue",
                 figure.omitted
             ));
         }
@@ -98,7 +98,7 @@ pub fn retention(retention_csv: &Path, options: &SweepFigure, style: &FigureStyl
     drawn.notes.extend(figure.log_note("retention"));
     drawn.notes.extend(
         (figure.omitted > 0)
-            .then(|| format!("retention: {} more panels left out: choose another --hue", figure.omitted)),
+            .then(|| format!("retention: {} more panels not drawn; choose another --hue", figure.omitted)),
     );
     Ok(drawn)
 }
@@ -107,7 +107,7 @@ fn file_name(metric: &str) -> String {
     if metric == RATIO { "loss_ratio".to_owned() } else { metric.replace('/', "_per_") }
 }
 
-/// Those asked for, or the few that tell most.
+/// Returns the requested metrics, or the most informative ones.
 fn metrics(results: &Results, options: &SweepFigure) -> Result<Vec<(String, Metric)>> {
     let named = |name: &String| Some((name.clone(), results.metric(name)?));
     if options.y.is_empty() {
@@ -116,38 +116,38 @@ fn metrics(results: &Results, options: &SweepFigure) -> Result<Vec<(String, Metr
         let few = [loss, RATIO, "surprise_mean", "retained_ratio", "first_unstable_chunk", "tokens_per_s"];
         return Ok(few.into_iter().filter_map(|name| named(&name.to_owned())).collect());
     }
-    let known = || format!("columns with numbers, or two as a/b, of {}", results.metrics.join(", "));
-    let found = options.y.iter().map(|name| named(name).ok_or_else(|| Error::setting("--y", known(), name)));
+    let unknown = |name: &String| {
+        let known = results.metrics.join(", ");
+        Error::rejected("--y", format!("no numeric column {name}; pass a column, or two as a/b, of {known}"))
+    };
+    let found = options.y.iter().map(|name| named(name).ok_or_else(|| unknown(name)));
     found.collect()
 }
 
-/// Which parameter goes where, by index.
+/// The roles of the parameters, by index.
 struct Layout {
     x: usize,
     hue: Option<usize>,
     panels: Vec<usize>,
-    /// Parameters that vary with another one, and are not drawn for that.
+    /// Parameters that are not drawn because they vary with another one.
     along: Vec<(usize, usize)>,
 }
 
 impl Layout {
-    /// `None` where nothing but the seed varies and nothing was asked for.
+    /// Chooses the layout. Returns `None` if only the seed varies and no parameter was requested.
     fn choose(results: &Results, options: &SweepFigure) -> Result<Option<Self>> {
         let parameters = &results.parameters;
         let find = |flag: &str, name: &Option<String>| {
             let Some(name) = name else { return Ok(None) };
             let found = parameters.iter().position(|parameter| parameter.name == *name);
             let names: Vec<_> = parameters.iter().map(|parameter| &parameter.name[..]).collect();
-            let expected = || format!("one of the parameters {}", names.join(", "));
-            found.map(Some).ok_or_else(|| Error::setting(flag, expected(), name))
+            let reason = || format!("no parameter {name}; the parameters are {}", names.join(", "));
+            found.map(Some).ok_or_else(|| Error::rejected(flag, reason()))
         };
         let (x, hue) = (find("--x", &options.x)?, find("--hue", &options.hue)?);
         if x.is_some() && x == hue {
-            return Err(Error::setting(
-                "--hue",
-                "another parameter than --x",
-                &parameters[x.unwrap_or_default()].name,
-            ));
+            let name = &parameters[x.unwrap_or_default()].name;
+            return Err(Error::rejected("--hue", format!("{name} is also --x; choose another parameter")));
         }
         let chosen: Vec<_> = x.into_iter().chain(hue).collect();
         let varying = (0..parameters.len())
@@ -159,7 +159,7 @@ impl Layout {
                 None => free.push(i),
             }
         }
-        // Numbers before words, many values before few, else as the file has them.
+        // Numbers come before words and many values before few; ties keep the order of the file.
         let fitness = |i: &usize| {
             let parameter = &parameters[*i];
             std::cmp::Reverse((parameter.is_numeric(), parameter.values.len()))
@@ -176,21 +176,21 @@ impl Layout {
     }
 }
 
-/// One metric, ready to be drawn.
+/// One metric, ready for drawing.
 struct Grid<'a> {
     style: &'a FigureStyle,
     results: &'a Results,
     layout: &'a Layout,
     title: String,
-    /// Ratios are drawn on log axes and with colours about 1.
+    /// Whether the metric is a ratio, which has a log axis and colours about 1.
     ratio: bool,
-    /// A map whatever the number of values.
+    /// Whether to draw a map for any number of values.
     map: bool,
     panels: Vec<Panel>,
     omitted: usize,
 }
 
-/// One panel's cells, by values of hue and x.
+/// Cells of one panel, by values of hue and x.
 struct Panel {
     heading: String,
     cells: BTreeMap<(usize, usize), Cell>,
@@ -233,12 +233,12 @@ impl<'a> Grid<'a> {
         self.cells().filter_map(Cell::estimate).map(|estimate| estimate.mean)
     }
 
-    /// Lowest and highest mean.
+    /// Returns the lowest and highest mean.
     fn range(&self) -> Option<(f64, f64)> {
         self.means().map(|mean| (mean, mean)).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
     }
 
-    /// Whether there is anything to see: finite values that are not all the same.
+    /// Whether the metric has finite values that are not all the same.
     fn is_informative(&self) -> bool {
         let same = |(low, high): (f64, f64)| high - low <= 1e-9 * low.abs().max(high.abs());
         self.range().is_some_and(|range| !same(range) || self.cells().any(|cell| cell.lost > 0))
@@ -248,7 +248,7 @@ impl<'a> Grid<'a> {
         if let Some(log) = self.style.log {
             return log.y() && self.range().is_some_and(|(low, _)| low > 0.0);
         }
-        // Thirty: chosen by eye.
+        // The factor of thirty was chosen by eye.
         self.range().is_some_and(|(low, high)| low > 0.0 && (self.ratio || high > 30.0 * low))
     }
 
@@ -272,7 +272,7 @@ impl<'a> Grid<'a> {
         }
     }
 
-    /// Draws the sheet: the legend, then every panel by `draw`, with room for `right` beside the last column.
+    /// Draws the sheet: the legend, then every panel with `draw`. `right` is the room beside the last column.
     fn sheet(
         &self,
         legend: &Legend,
@@ -319,7 +319,7 @@ impl<'a> Grid<'a> {
         })
     }
 
-    /// Columns and rows of panels.
+    /// Returns the numbers of columns and rows of panels.
     fn grid(&self) -> (usize, usize) {
         let fit =
             (1..4).take_while(|&columns| f64::from(columns) * MIN_WIDTH <= self.style.sheet_width()).count();
@@ -340,7 +340,7 @@ impl<'a> Grid<'a> {
         self.style.sheet_width() - 2.0 * theme::EDGE
     }
 
-    /// Where the first panel's heading begins.
+    /// Returns the top of the first panel's heading.
     fn top(&self, legend: &Legend) -> f64 {
         theme::EDGE + legend.height(self.legend_width()) + 4.0
     }
@@ -351,13 +351,13 @@ impl<'a> Grid<'a> {
         self.style.panel_height(default, rows, rest)
     }
 
-    /// The title beside all rows of panels.
+    /// Returns the title beside all rows of panels.
     fn y_title_lines(&self, title: &str, height: f64) -> Vec<String> {
         let (_, rows) = self.grid();
         title_lines(title, rows as f64 * (height + 6.0 + self.headed()) - self.headed())
     }
 
-    /// What is said below the entries, whatever the form.
+    /// Adds the notes that lines and maps share.
     fn notes(&self, legend: &mut Legend, spread: &str) {
         let counts = self.cells().filter_map(Cell::estimate).map(|estimate| estimate.n);
         let (few, most) = counts.fold((usize::MAX, 0), |(few, most), n| (few.min(n), most.max(n)));
@@ -383,12 +383,12 @@ fn panel_width(width: f64, columns: usize) -> f64 {
     (width - BETWEEN * (columns - 1) as f64) / columns as f64
 }
 
-/// What the axis of a parameter is, by its values.
+/// The scale of a parameter's axis, which depends on its values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scale {
     Linear,
     Log,
-    /// A slot a value: words, and numbers that neither scale can hold apart, such as 0, 0.01, 0.1, 1.
+    /// A slot per value, for words and for numbers that neither scale separates, such as 0, 0.01, 0.1, 1.
     Slots,
 }
 
@@ -405,7 +405,7 @@ impl Scale {
             least / most
         };
         let logs: Vec<_> = positive.iter().map(|x| x.log10()).collect();
-        // A decade or more, and evener in log: the grids that people write, 1, 3, 10 as well as 2, 4, 8, 16, 32.
+        // Log if the values span a decade or more and are more even in log, as in 1, 3, 10 or 2, 4, 8, 16, 32.
         let decades = logs.first().zip(logs.last()).map_or(0.0, |(first, last)| last - first);
         let log = logs.len() > 2 && decades >= 1.0 && evenness(&logs) > evenness(&positive);
         match (log, positive.len() == numbers.len()) {
@@ -416,12 +416,12 @@ impl Scale {
     }
 }
 
-/// The x axis of a parameter in a panel of this width, and the place of each value on it.
+/// Returns the x axis of a parameter in a panel of this width, and the place of each value on it.
 fn parameter_axis(parameter: &Parameter, scale: Scale, width: f64) -> (Axis, Vec<f64>) {
     let room = |text: &str| (font::width(text, theme::SMALL) + 5.0) / width;
     let labels = labels(parameter);
     let numbers = || parameter.values.iter().filter_map(|value| value.number);
-    // Words are cut to their slot, so that each has its label; numbers that do not fit have none.
+    // Words are cut to their slot, so that each has a label. Numbers that do not fit have no label.
     let slot = (width / labels.len().max(1) as f64 - 6.0).max(12.0);
     let log = scale == Scale::Log;
     let (axis, places): (_, Vec<f64>) = match scale {
@@ -433,7 +433,7 @@ fn parameter_axis(parameter: &Parameter, scale: Scale, width: f64) -> (Axis, Vec
             },
             (0..labels.len()).map(|i| i as f64 + 0.5).collect(),
         ),
-        // Ticks at the values where they are few, round ones where they are many.
+        // Ticks lie at the values if there are few, otherwise at round numbers.
         _ if labels.len() <= 11 => {
             (Axis::of_values(&numbers().zip(labels).collect::<Vec<_>>(), log, room), numbers().collect())
         }
@@ -446,7 +446,7 @@ fn parameter_axis(parameter: &Parameter, scale: Scale, width: f64) -> (Axis, Vec
     (axis, places)
 }
 
-/// The values of a parameter as axes and legends name them: as short as tells them apart.
+/// Returns the names of a parameter's values in axes and legends, as short as they can be and still distinct.
 fn labels(parameter: &Parameter) -> Vec<String> {
     let short: Vec<_> = parameter.values.iter().map(label).collect();
     let mut counts = HashMap::<&str, usize>::new();
@@ -465,25 +465,25 @@ fn labels(parameter: &Parameter) -> Vec<String> {
     names::numbered(parameter.values.iter().zip(&short).map(longer).collect())
 }
 
-/// At most 24 letters.
+/// Cuts a text to at most 24 letters.
 fn cut(text: &str) -> String {
     if text.chars().count() > 24 { text.chars().take(23).chain(['…']).collect() } else { text.to_owned() }
 }
 
-/// A value's usual name: short, and without what text on the sheet gives a meaning to.
+/// Returns a value's usual name: short and without markup.
 fn label(value: &Value) -> String {
     let text = match value.number {
         Some(number) if value.text.len() > 6 || value.text.contains(['e', 'E']) => short(number),
         Some(_) => value.text.clone(),
         None if value.text.is_empty() => "none".to_owned(),
-        // Of a path, the file.
+        // A path is shortened to its file name.
         None => value.text.rsplit('/').next().unwrap_or_default().to_owned(),
     };
     let of_text = || for_figure(&text).replace(['{', '}'], "|");
     cut(&if value.number.is_some() { text.replace('-', "−") } else { of_text() })
 }
 
-/// Three significant digits, without zeros at the end, in powers of ten where plain digits would be long.
+/// Formats a number with three significant digits, without trailing zeros, in powers of ten if plain digits would be long.
 pub(super) fn short(number: f64) -> String {
     let size = number.abs();
     if size != 0.0 && !(1e-3..1e5).contains(&size) {
@@ -509,7 +509,7 @@ fn words(name: &str) -> String {
     words.into_owned()
 }
 
-/// Short, for headings and legends.
+/// Returns a short name of a parameter for headings and legends.
 fn symbol(name: &str) -> String {
     match name {
         "learning_rate" => "θ =".to_owned(),

@@ -1,4 +1,4 @@
-//! results.csv → what varied, what was measured, and cells: the runs that differ in nothing but what is averaged over.
+//! results.csv → parameters, metrics and cells. A cell holds the runs that differ only in the parameters averaged over.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
@@ -7,18 +7,18 @@ use crate::error::{Error, Result};
 use crate::io::table::{Column, Table};
 use crate::statistics::Estimate;
 
-/// Most cells that are held, some forty bytes each: a sweep's retention.csv of 25 columns and 640,000 rows.
+/// Most cells held in memory, about forty bytes each: a sweep's retention.csv of 25 columns and 640,000 rows.
 const MAX_CELLS: usize = 1 << 24;
 
-/// A results.csv, its runs without doubles.
+/// The content of a results.csv, without duplicate runs.
 pub struct Results {
     pub parameters: Vec<Parameter>,
-    /// Names of the columns of results that hold a number somewhere.
+    /// Names of the result columns that hold at least one number.
     pub metrics: Vec<String>,
     rows: Vec<RunRow>,
 }
 
-/// A parameter and the values that it takes: numbers ascending, words in the order of the file.
+/// A parameter and its values: numbers ascending, words in the order of the file.
 #[derive(Clone, Debug)]
 pub struct Parameter {
     pub name: String,
@@ -29,14 +29,14 @@ pub struct Parameter {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Value {
     pub text: String,
-    /// Finite.
+    /// The value as a finite number, if it is one.
     pub number: Option<f64>,
 }
 
 struct RunRow {
     /// Index into each parameter's values.
     values: Vec<usize>,
-    /// Of each metric; empty where it does not apply.
+    /// Result of each metric; `None` if it does not apply.
     results: Vec<Option<f64>>,
     ok: bool,
 }
@@ -51,18 +51,18 @@ pub enum Metric {
 /// Runs that share their values of some parameters.
 #[derive(Clone, Debug, Default)]
 pub struct Cell {
-    /// Finite values of runs that ended well.
+    /// Finite values of successful runs.
     finite: Vec<f64>,
-    /// Runs that failed or diverged, or whose value is not finite.
+    /// Number of runs that failed or diverged, or whose value is not finite.
     pub lost: usize,
-    /// Runs that ended well and to which it does not apply.
+    /// Number of successful runs to which the metric does not apply.
     pub absent: usize,
 }
 
 impl Cell {
-    /// `None` where no run has a value.
+    /// Returns the mean and its interval, or `None` if no run has a value.
     pub fn estimate(&self) -> Option<Estimate> {
-        // Mean and interval may overflow where the values do not.
+        // Mean and interval may overflow although the values do not.
         let mut estimate =
             Estimate::from_values(&self.finite).filter(|estimate| estimate.mean.is_finite())?;
         if estimate.interval().is_some_and(|(low, high)| !low.is_finite() || !high.is_finite()) {
@@ -73,7 +73,7 @@ impl Cell {
 }
 
 impl Parameter {
-    /// Finite numbers throughout.
+    /// Whether all values are finite numbers.
     pub fn is_numeric(&self) -> bool {
         self.values.iter().all(|value| value.number.is_some())
     }
@@ -92,7 +92,7 @@ impl Parameter {
         })
     }
 
-    /// Sorts values that are all numbers; returns each one's new place.
+    /// Sorts the values if all are numbers, and returns each one's new place.
     fn sort(&mut self) -> Vec<usize> {
         let mut order: Vec<_> = (0..self.values.len()).collect();
         if self.is_numeric() {
@@ -106,7 +106,7 @@ impl Parameter {
     }
 }
 
-/// By which values are the same.
+/// The key by which values are equal.
 #[derive(PartialEq, Eq, Hash)]
 enum Same {
     /// Its bits.
@@ -115,14 +115,18 @@ enum Same {
 }
 
 impl Results {
-    /// Of runs with the same parameters the first one counts: those of the present plan stand before older ones.
+    /// Reads a results.csv. The first of several runs with the same parameters counts, because runs of the present plan precede
+    /// older ones.
     pub fn read(csv: &Path) -> Result<Self> {
         let mut table = Table::open(csv)?;
         let status = table.column("status")?;
         let mut columns: Vec<(Column, String)> =
             table.columns().skip(1).map(|(column, name)| (column, name.to_owned())).collect();
         let Some(split) = columns.iter().position(|(_, name)| name == "status") else {
-            return Err(Error::file(csv, "a column before \"status\"", "none"));
+            return Err(Error::rejected(
+                csv.display().to_string(),
+                "no parameter column precedes \"status\"",
+            ));
         };
         let metrics = columns.split_off(split + 1);
         columns.pop();
@@ -150,7 +154,7 @@ impl Results {
         for row in &mut rows {
             row.values.iter_mut().zip(&places).for_each(|(value, places)| *value = places[*value]);
         }
-        // Columns of words and empty ones are nothing to draw.
+        // Columns without numbers cannot be drawn.
         let numeric: Vec<_> =
             (0..metrics.len()).filter(|&i| rows.iter().any(|row| row.results[i].is_some())).collect();
         for row in &mut rows {
@@ -160,7 +164,7 @@ impl Results {
         Ok(Self { parameters, metrics, rows })
     }
 
-    /// A metric by its column's name, or by two with a slash between them.
+    /// Finds a metric by its column's name, or by two names with a slash between them.
     pub fn metric(&self, name: &str) -> Option<Metric> {
         let column = |name: &str| self.metrics.iter().position(|metric| metric == name.trim());
         column(name).map(Metric::Column).or_else(|| {
@@ -169,7 +173,7 @@ impl Results {
         })
     }
 
-    /// Whether a parameter tells nothing that `other` does not: each value of one goes with one of the other.
+    /// Whether a parameter is redundant beside `other`: each value of one occurs with a single value of the other.
     pub fn goes_with(&self, parameter: usize, other: usize) -> bool {
         let [values, others] = [parameter, other].map(|i| self.parameters[i].values.len());
         let (mut there, mut back) = (vec![None; values], vec![None; others]);
@@ -180,7 +184,7 @@ impl Results {
             })
     }
 
-    /// The cells of a metric, by their values of the parameters `by`.
+    /// Returns the cells of a metric, by their values of the parameters `by`.
     pub fn cells(&self, metric: Metric, by: &[usize]) -> BTreeMap<Vec<usize>, Cell> {
         let mut cells = BTreeMap::<_, Cell>::new();
         for row in &self.rows {
@@ -202,7 +206,7 @@ impl Results {
         cells
     }
 
-    /// How many runs.
+    /// Returns the number of runs.
     pub fn len(&self) -> usize {
         self.rows.len()
     }
