@@ -62,7 +62,7 @@ pub fn columns(
         all.read(source, sources.len() > 1, x, shown, request.hue.as_deref(), check)?;
     }
     if all.hues.len() > LINES {
-        return Err(too_many_hues(request.hue.as_deref().unwrap_or_default()));
+        return Err(too_many_hues(request.hue.as_deref().unwrap_or("head")));
     }
     let mut drawn = Figures::default();
     let unshown: Vec<_> = (0..shown.len()).map(|y| all.count_unshown(y)).collect();
