@@ -1,4 +1,4 @@
-//! Tells the program which compiler built it: timings are worth nothing without.
+//! Passes the compiler's version to the program, because timings mean little without it.
 
 use std::process::Command;
 

@@ -1,38 +1,39 @@
-//! The library's one error type. Each message is one line: what, in which file or setting, expected, got, and
-//! where it helps how to repair it. Causes are chained, so print with `{:#}` through `anyhow`.
+//! The library's error type. Each message is one line: the file or setting, the problem and, if it helps, the fix.
+//! Causes are chained, so print errors with `{:#}` through `anyhow`.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::memory::limits::OutOfRange;
 
-/// What the library's functions return.
+/// Result of the library's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Everything that an input, a setting, the file system or the user can do to stop a run before its result.
-/// (A run that diverges is a result: see [`crate::engine::Divergence`].)
+/// Reasons in an input, a setting, the file system or the user's wishes that keep a run from its result.
+///
+/// A run that diverges is a result, not an error: see [`crate::engine::Divergence`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The operating system refused.
+    /// An operation failed in the operating system.
     #[error("{}: cannot {action}", path.display())]
     Io {
-        /// The file or folder.
+        /// The file or directory.
         path: PathBuf,
-        /// What was tried: "open", "write" …
+        /// The attempted operation: "open", "write" …
         action: &'static str,
         /// The system's reason.
         #[source]
         source: io::Error,
     },
-    /// A file does not hold what it should.
+    /// A file does not have the expected content.
     #[error("{}: expected {expected}, got {got}", path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// What would have been right.
+        /// The expected value.
         expected: String,
-        /// What is there.
+        /// The value found.
         got: String,
     },
     /// A tensor of a weights file is absent or has the wrong shape or type.
@@ -42,32 +43,32 @@ pub enum Error {
         path: PathBuf,
         /// The tensor's name.
         tensor: String,
-        /// What would have been right.
+        /// The expected value.
         expected: String,
-        /// What is there.
+        /// The value found.
         got: String,
     },
-    /// NaN or infinity in an input.
+    /// An input contains NaN or infinity.
     #[error("{}: expected finite numbers, got {value} at {place} (--allow-nonfinite lets it through)", path.display())]
     NonFinite {
         /// The file.
         path: PathBuf,
         /// The value found.
         value: f64,
-        /// Where: "sequence 0, token 17, coordinate 3" or "tensor `memory_model.weights.0`, element [2, 5]".
+        /// The place: "sequence 0, token 17, coordinate 3" or "tensor `memory_model.weights.0`, element [2, 5]".
         place: String,
     },
-    /// A setting that cannot be, alone or with the others. `setting` names flag or key.
+    /// A setting has an invalid value. `setting` names the flag or key.
     #[error("{setting}: expected {expected}, got {got}")]
     Setting {
         /// The flag or key.
         setting: String,
-        /// What would have been right.
+        /// The expected value.
         expected: String,
-        /// What was given.
+        /// The value given.
         got: String,
     },
-    /// A flag, key or file that is rejected, in words: what is wrong, then what to do.
+    /// A flag, key or file is rejected for a reason given in words.
     #[error("{subject}: {reason}")]
     Rejected {
         /// The flag, key or file.
@@ -75,45 +76,45 @@ pub enum Error {
         /// The problem, then the fix.
         reason: String,
     },
-    /// A number outside its limits.
+    /// A number is outside its limits.
     #[error("{name} {outside}")]
     Limit {
-        /// The flag or key, after the file where it is in one: "--decay", "m.safetensors: decay".
+        /// The flag or key, after the name of its file if it comes from one: "--decay", "m.safetensors: decay".
         name: String,
         /// The value and its limits.
         outside: OutOfRange,
     },
-    /// No GPU can be used, or it failed: why, and what to do.
+    /// No GPU can be used, or a GPU failed. The text gives the reason and the fix.
     #[error("cuda: {0}")]
     Cuda(String),
-    /// Ctrl-C or a termination signal.
+    /// The user pressed Ctrl-C, or a termination signal arrived.
     #[error("interrupted")]
     Interrupted,
 }
 
 impl Error {
-    /// For `map_err`: attaches path and action to an I/O error.
+    /// Attaches a path and an action to an I/O error; for `map_err`.
     pub fn io(path: impl AsRef<Path>, action: &'static str) -> impl FnOnce(io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
         move |source| Self::Io { path, action, source }
     }
 
-    /// A file that is not what it should be.
+    /// Creates an error for a file with unexpected content.
     pub fn file(path: impl AsRef<Path>, expected: impl Into<String>, got: impl Into<String>) -> Self {
         Self::File { path: path.as_ref().to_path_buf(), expected: expected.into(), got: got.into() }
     }
 
-    /// A rejected flag, key or file.
+    /// Creates an error for a rejected flag, key or file.
     pub fn rejected(subject: impl Into<String>, reason: impl Into<String>) -> Self {
         Self::Rejected { subject: subject.into(), reason: reason.into() }
     }
 
-    /// For `map_err`: names the number that is outside its limits.
+    /// Names the number that is outside its limits; for `map_err`.
     pub fn limit(name: impl Into<String>) -> impl FnOnce(OutOfRange) -> Self {
         move |outside| Self::Limit { name: name.into(), outside }
     }
 
-    /// A setting that cannot be.
+    /// Creates an error for a setting with an invalid value.
     pub fn setting(setting: impl Into<String>, expected: impl Into<String>, got: impl Into<String>) -> Self {
         Self::Setting { setting: setting.into(), expected: expected.into(), got: got.into() }
     }

@@ -1,5 +1,5 @@
-//! What `sweep` takes to run on more than one machine: shards of a sweep, said or taken from an array's environment, and
-//! its submission to Slurm.
+//! Options of `sweep` for more than one machine. A process runs one shard, named by a flag or by an array's environment.
+//! A sweep can also be submitted to Slurm.
 
 use std::path::Path;
 
@@ -9,47 +9,47 @@ use crate::error::{Error, Result};
 use crate::sweep::Shard;
 use crate::sweep::slurm::{ARRAY_SCRIPT, Job, Request};
 
-/// More tasks than that are rarely wanted, and each has to start; a hunch.
+/// Default limit of tasks in an array. Each task has a start-up cost, and more are rarely useful. The value is a guess.
 const SHARDS: usize = 16;
 
-/// Shares and Slurm.
+/// Options for shards and Slurm.
 #[derive(clap::Args, Debug)]
 pub struct ClusterArgs {
-    /// Do share I of N only, I from 1 to N: the same runs each time
-    #[arg(long, value_name = "I/N", conflicts_with = "no_shard", help_heading = "Shares and Slurm")]
+    /// Run only shard I of N, with I from 1 to N. A shard always has the same runs
+    #[arg(long, value_name = "I/N", conflicts_with = "no_shard", help_heading = "Shards and Slurm")]
     shard: Option<Shard>,
-    /// Do all runs, even in a task of an array
-    #[arg(long, help_heading = "Shares and Slurm")]
+    /// Run everything, even in a task of an array
+    #[arg(long, help_heading = "Shards and Slurm")]
     no_shard: bool,
-    /// Number of shares: of the array that --slurm submits [default: 16, or as many as runs], or of HyperQueue's, whose
-    /// HQ_TASK_ID, from 1 on, is then the share
-    #[arg(long, value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true, conflicts_with = "shard", help_heading = "Shares and Slurm")]
+    /// Number of shards. With --slurm, the size of the array [default: 16, or the number of runs if that is smaller]. In
+    /// a HyperQueue task, HQ_TASK_ID (1 to N) selects the shard
+    #[arg(long, value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true, conflicts_with = "shard", help_heading = "Shards and Slurm")]
     shards: Option<usize>,
-    /// Submit the sweep to Slurm: an array with a share each task, and a job that collects after it
-    #[arg(long, conflicts_with_all = ["shard", "no_shard"], help_heading = "Shares and Slurm")]
+    /// Submit the sweep to Slurm: an array with one shard per task, then a job that collects the results
+    #[arg(long, conflicts_with_all = ["shard", "no_shard"], help_heading = "Shards and Slurm")]
     slurm: bool,
-    /// Print the array's script and submit nothing
-    #[arg(long, conflicts_with_all = ["shard", "no_shard"], help_heading = "Shares and Slurm")]
+    /// Print the array's script without submitting it
+    #[arg(long, conflicts_with_all = ["shard", "no_shard"], help_heading = "Shards and Slurm")]
     slurm_dry_run: bool,
-    /// Partition of both jobs
-    #[arg(long, value_name = "NAME", help_heading = "Shares and Slurm")]
+    /// Slurm partition of both jobs
+    #[arg(long, value_name = "NAME", help_heading = "Shards and Slurm")]
     partition: Option<String>,
-    /// Cores of each task, and runs at once on it [default: 1]
-    #[arg(long, value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Shares and Slurm")]
+    /// Number of cores per task, and of runs at once in it [default: 1]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Shards and Slurm")]
     cpus_per_task: Option<usize>,
-    /// Limit of each task, as sbatch takes it: 30, 2:00:00, 1-12
-    #[arg(long, value_name = "TIME", help_heading = "Shares and Slurm")]
+    /// Time limit of each task in the format of sbatch: 30, 2:00:00, 1-12
+    #[arg(long, value_name = "TIME", help_heading = "Shards and Slurm")]
     time: Option<String>,
-    /// Tasks at once [default: all]
-    #[arg(long, value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Shares and Slurm")]
+    /// Number of tasks that run at once [default: all]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Shards and Slurm")]
     array_parallelism: Option<usize>,
-    /// Another option of sbatch for both jobs, as --sbatch-arg=--account=me; may be given several times
-    #[arg(long, value_name = "ARG", allow_hyphen_values = true, help_heading = "Shares and Slurm")]
+    /// Additional sbatch option for both jobs, for example --sbatch-arg=--account=me. Can be repeated
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true, help_heading = "Shards and Slurm")]
     sbatch_arg: Vec<String>,
 }
 
 impl ClusterArgs {
-    /// The shard that this process does, with a line on stderr where the environment says which.
+    /// Returns the shard that this process runs. Prints a note on stderr if the environment selects it.
     pub fn shard(&self, quiet: bool) -> Result<Shard> {
         if let Some(shard) = self.shard {
             return Ok(shard);
@@ -60,7 +60,7 @@ impl ClusterArgs {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let found = Shard::of_environment(self.shards, variable)?;
         if found.is_none() && !quiet && variable("HQ_TASK_ID").is_some() {
-            note("note: ", "HQ_TASK_ID is set, but not --shards N: this task does all runs");
+            note("note: ", "HQ_TASK_ID is set without --shards N, so this task runs the whole sweep");
         }
         Ok(found.map_or(Shard::WHOLE, |(shard, notice)| {
             if !quiet {
@@ -70,22 +70,22 @@ impl ClusterArgs {
         }))
     }
 
-    /// Whether the sweep is for Slurm, not for this machine.
+    /// Returns whether the sweep is meant for Slurm instead of this machine.
     pub fn is_for_slurm(&self) -> bool {
         self.slurm || self.slurm_dry_run
     }
 
-    /// Whether nothing is submitted.
+    /// Returns whether the submission is only printed.
     pub fn is_dry_run(&self) -> bool {
         self.slurm_dry_run
     }
 
-    /// Options of Slurm make no sense without it, and none does where only is `collected`.
+    /// Rejects Slurm's options without `--slurm`, and all options of this group if results are only `collected`.
     pub fn check(&self, collected: bool) -> Result<()> {
         let sharded = self.shard.is_some() || self.shards.is_some() || self.no_shard;
         if collected && (sharded || self.is_for_slurm()) {
-            let expected = "neither shares nor --slurm beside it";
-            return Err(Error::setting("--collect", expected, if sharded { "a share" } else { "--slurm" }));
+            let other = if sharded { "the options of a shard" } else { "--slurm" };
+            return Err(Error::rejected("--collect", format!("cannot be combined with {other}")));
         }
         if self.is_for_slurm() {
             for (flag, number) in [
@@ -107,13 +107,15 @@ impl ClusterArgs {
             ("--sbatch-arg", !self.sbatch_arg.is_empty()),
         ];
         match given.into_iter().find(|(_, given)| *given) {
-            Some((flag, _)) => Err(Error::setting(flag, "--slurm or --slurm-dry-run beside it", "neither")),
+            Some((flag, _)) => Err(Error::rejected(flag, "needs --slurm or --slurm-dry-run")),
             None => Ok(()),
         }
     }
 
-    /// Submits a sweep of so many runs, or only shows what would be; returns what to print. `arguments` are those of
-    /// `nmem sweep` that say what is run; `folder` must be a sweep's already, unless only shown.
+    /// Submits a sweep of `runs` runs, or only renders its script. Returns the text to print.
+    ///
+    /// `arguments` are the arguments of `nmem sweep` that select the runs. Unless the script is only rendered, `folder`
+    /// must already be a sweep's directory.
     pub fn submit(
         &self,
         folder: &Path,
@@ -144,7 +146,7 @@ impl ClusterArgs {
         }
         let submitted = job.submit(&request)?;
         Ok(format!(
-            "array     job {}, {} shares of {runs} runs\ncollect   job {}, after it\nscripts   {}\n",
+            "array     job {}, {} shards of {runs} runs\ncollect   job {}, after it\nscripts   {}\n",
             submitted.array,
             request.shards,
             submitted.collect,
@@ -153,7 +155,7 @@ impl ClusterArgs {
     }
 }
 
-/// Cores that this process may use: those of the Slurm task that it is, or all of the machine that are open to it.
+/// Returns the number of cores this process may use: those of its Slurm task, or all that the machine allows it.
 pub fn cores() -> usize {
     let of_machine = std::thread::available_parallelism().map_or(1, usize::from);
     let of_task = std::env::var("SLURM_CPUS_PER_TASK").ok().and_then(|text| text.parse().ok());

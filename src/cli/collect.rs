@@ -1,4 +1,4 @@
-//! `nmem sweep --collect`: tables and figures of what has finished in a sweep's folder, and what is missing.
+//! `nmem sweep --collect`: tables and figures of a sweep's finished runs, and a list of the missing ones.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -11,7 +11,7 @@ use super::{FAILED, Format, note, print, print_error};
 use crate::escape::for_terminal;
 use crate::sweep::{self, Folder, Parameters, Record, Status};
 
-/// What `--format json` prints.
+/// Output of `--format json`.
 #[derive(Serialize)]
 struct Collection<'a> {
     #[serde(serialize_with = "crate::io::path_as_text")]
@@ -36,7 +36,8 @@ struct FailedRun<'a> {
     reason: &'a str,
 }
 
-/// Merges, draws where `figure` says how, and tells. Exit status 1 where runs are missing or did not end well.
+/// Merges the records, draws figures if `figure` is given, and prints the result. Exits with status 1 if a run is
+/// missing, failed or diverged.
 pub fn run(
     out: &Path,
     plan: Option<&str>,
@@ -54,7 +55,7 @@ pub fn run(
     if let Some(figure) = figure {
         draw(out, figure, quiet)?;
     }
-    // Those of the plan; runs of older plans come after them.
+    // The rows of this plan come first, those of older plans after them.
     let finished = &collected.rows[..collected.planned - collected.missing.len()];
     let missing = collected.missing.iter().map(|run| Missing { run: &run.run, parameters: &run.parameters });
     let not_ok = |record: &&Record| record.status != Status::Ok;
@@ -102,7 +103,7 @@ impl Collection<'_> {
         text
     }
 
-    /// Names of the parameters that differ between runs.
+    /// Returns the names of the parameters that differ between runs.
     fn varying(&self, finished: &[Record]) -> Vec<String> {
         let missing = self.missing.iter().map(|run| run.parameters);
         let all: Vec<_> = finished.iter().map(|record| &record.parameters).chain(missing).collect();

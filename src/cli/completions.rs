@@ -4,10 +4,10 @@ use std::process::ExitCode;
 
 use clap_complete::Shell;
 
-/// Print completions for a shell
+/// Print a completion script for a shell
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// The shell
+    /// Shell to print completions for
     shell: Shell,
 }
 

@@ -1,4 +1,4 @@
-//! `nmem devices`: what `--device` can name here.
+//! `nmem devices`: the devices of this machine that `--device` accepts.
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -11,30 +11,30 @@ use crate::cuda::{self, Description, Listed, Unusable};
 use crate::error::Error;
 use crate::scan_bench::Machine;
 
-/// List what --device can name: the processor, and the GPUs or why there are none
+/// List the devices that --device accepts: the CPU, and the GPUs or the reason why none can be used
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// A table for people, or JSON for programs, on stdout
+    /// Output on stdout: a table for people, or JSON for programs
     #[arg(long, value_enum, default_value_t, hide_possible_values = true, value_name = "table|json")]
     format: Format,
 }
 
-/// What `--format json` prints.
+/// Output of `--format json`.
 #[derive(Serialize)]
 struct DeviceReport {
     cpu: Processor,
-    /// Those that can be used, by index.
+    /// Usable GPUs, by index.
     cuda: Vec<Description>,
-    /// The others.
+    /// Unusable GPUs, with the reason.
     cuda_unusable: Vec<Unusable>,
-    /// Why there are none.
+    /// Reason why no GPU can be used.
     cuda_error: Option<String>,
 }
 
 #[derive(Serialize)]
 struct Processor {
     name: Option<String>,
-    /// What the operating system schedules on.
+    /// Number of logical cores, on which the operating system schedules.
     cores: usize,
     vector_isa: String,
     memory_bytes: Option<u64>,
@@ -59,7 +59,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 const HEADINGS: [&str; 7] =
     ["device", "name", "capability", "multiprocessors", "free GiB", "all GiB", "driver's CUDA"];
-/// Text to the left, numbers to the right.
+/// Number of left-aligned text columns; numbers are aligned to the right.
 const LEFT: usize = 2;
 
 impl DeviceReport {
@@ -67,7 +67,7 @@ impl DeviceReport {
         let gib = |bytes: u64| format!("{:.1}", bytes as f64 / (1_u64 << 30) as f64);
         let dash = || "-".to_owned();
         let Processor { name, cores, vector_isa, memory_bytes } = &self.cpu;
-        let name = name.as_deref().unwrap_or("unknown processor");
+        let name = name.as_deref().unwrap_or("unknown CPU");
         let cpu = [
             "cpu".to_owned(),
             format!("{name}, {cores} cores, {vector_isa}"),

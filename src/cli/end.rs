@@ -1,5 +1,5 @@
-//! Early ends of the program: by a signal, a panic, or for lack of memory. Each is one line on stderr, and leaves nothing
-//! behind of what it was writing.
+//! Early ends of the program: by a signal, by a panic or by lack of memory. Each prints one line on stderr and removes
+//! the output that was being written.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -16,25 +16,25 @@ use crate::storage;
 
 /// Whether the user wants to stop.
 static INTERRUPT: AtomicBool = AtomicBool::new(false);
-/// Whether there is work that ends itself when it is asked to.
+/// Whether work is running that checks for interrupts and ends itself.
 static WORKING: AtomicBool = AtomicBool::new(false);
 /// Whether another thread is ending the process.
 static ENDING: AtomicBool = AtomicBool::new(false);
-/// Given back where memory runs out, so that there is enough to remove files with. The removal takes some kilobytes.
+/// Memory that is freed when the system has no more, so that files can be removed. The removal takes some kilobytes.
 static RESERVE: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 const RESERVED: usize = 1 << 20;
 
-/// Takes over what the system and the library would do on signals and panics.
+/// Installs the handlers of signals and panics.
 pub fn install() {
     panic::set_hook(Box::new(report_panic));
     if let Ok(mut reserve) = RESERVE.lock() {
         reserve.reserve_exact(RESERVED);
     }
-    // Ctrl-C, SIGTERM or SIGHUP. A program that only reads is ended by the first one; work is asked to stop and clean up, and a
-    // second one does not wait for that. Without a thread for this the signals do what they do to any program.
+    // Ctrl-C, SIGTERM or SIGHUP. The first signal ends a program that only reads, and asks running work to stop and clean
+    // up. A second signal does not wait for that. If no thread can be started, signals have their default effect.
     let _ = ctrlc::set_handler(|| {
         if INTERRUPT.swap(true, Ordering::Relaxed) {
-            at_once("", "interrupted again: stopped at once", INTERRUPTED);
+            at_once("", "interrupted again; stopped without waiting for the current work", INTERRUPTED);
         }
         if !WORKING.load(Ordering::Relaxed) {
             at_once("error: ", "interrupted", INTERRUPTED);
@@ -44,17 +44,17 @@ pub fn install() {
     signals::install();
 }
 
-/// From here on the first signal only asks: see [`check_interrupt`].
+/// Marks the start of interruptible work: from now on the first signal only sets the flag of [`check_interrupt`].
 pub fn begin_work() {
     WORKING.store(true, Ordering::Relaxed);
 }
 
-/// Whether the user wants to stop.
+/// Returns an error if the user wants to stop.
 pub fn check_interrupt() -> Result<()> {
     if INTERRUPT.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
 }
 
-/// Ends the process from another thread than the one that works.
+/// Ends the process from a thread other than the working one.
 fn at_once(kind: &str, message: &str, status: u8) -> ! {
     ENDING.store(true, Ordering::Relaxed);
     storage::remove_all();
@@ -62,7 +62,7 @@ fn at_once(kind: &str, message: &str, status: u8) -> ! {
     std::process::exit(status.into());
 }
 
-/// Waits for the end where another thread is about to end the process: errors that come of that are nobody's business.
+/// Blocks if another thread is ending the process, so that errors caused by the end are not printed.
 pub fn wait_if_ending() {
     while ENDING.load(Ordering::Relaxed) {
         std::thread::park();
@@ -86,29 +86,30 @@ fn report_panic(panic: &PanicHookInfo) {
     }
 }
 
-/// The system's allocator. Where memory is not to be had the program ends with one line and status 2 instead of an abort.
+/// System allocator that ends the program with one line and status 2, instead of an abort, if memory runs out.
 #[derive(Debug)]
 pub struct Allocator;
 
-// SAFETY: every method is the system's own, with its arguments as they are; a null pointer is not returned, as the process ends.
+// SAFETY: every method passes its arguments unchanged to the system's allocator. A null pointer is never returned, because
+// the process ends instead.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: as the caller has promised.
+        // SAFETY: the caller guarantees the conditions of `GlobalAlloc`.
         or_end(unsafe { System.alloc(layout) }, layout.size())
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: as the caller has promised.
+        // SAFETY: the caller guarantees the conditions of `GlobalAlloc`.
         or_end(unsafe { System.alloc_zeroed(layout) }, layout.size())
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
-        // SAFETY: as the caller has promised.
+        // SAFETY: the caller guarantees the conditions of `GlobalAlloc`.
         or_end(unsafe { System.realloc(pointer, layout, bytes) }, bytes)
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: as the caller has promised.
+        // SAFETY: the caller guarantees the conditions of `GlobalAlloc`.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -124,14 +125,14 @@ fn or_end(pointer: *mut u8, bytes: usize) -> *mut u8 {
 #[cold]
 fn out_of_memory(bytes: usize) -> ! {
     thread_local!(static ENDS: Cell<bool> = const { Cell::new(false) });
-    // Where even the removal runs out of memory, the next run does it.
+    // If even the removal runs out of memory, the next run removes the files.
     if !ENDING.swap(true, Ordering::Relaxed) {
         ENDS.set(true);
-        // On the stack, and not through a lock that this thread may hold.
+        // The text is built on the stack and written without a lock, which this thread may already hold.
         let mut text = [0_u8; 160];
         let size = text.len();
         let mut rest = &mut text[..];
-        let _ = writeln!(rest, "error: out of memory: {bytes} bytes more are not to be had");
+        let _ = writeln!(rest, "error: out of memory: cannot allocate {bytes} more bytes");
         let written = size - rest.len();
         write_to_stderr(&text[..written]);
         if let Ok(mut reserve) = RESERVE.try_lock() {
@@ -139,7 +140,7 @@ fn out_of_memory(bytes: usize) -> ! {
         }
         storage::remove_all();
     } else if !ENDS.get() {
-        // Another thread is at it.
+        // Another thread is already ending the process.
         loop {
             std::thread::sleep(Duration::from_secs(1));
         }
@@ -149,7 +150,7 @@ fn out_of_memory(bytes: usize) -> ! {
 
 #[cfg(unix)]
 fn write_to_stderr(text: &[u8]) {
-    // SAFETY: the bytes are there for as long as the call takes.
+    // SAFETY: the bytes outlive the call.
     unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
 }
 
@@ -160,7 +161,7 @@ fn write_to_stderr(text: &[u8]) {
 
 #[cfg(unix)]
 fn exit_at_once(status: u8) -> ! {
-    // SAFETY: it has no conditions; destructors are not run, which is what is wanted.
+    // SAFETY: the call has no conditions. It intentionally skips destructors.
     unsafe { libc::_exit(status.into()) }
 }
 
@@ -179,11 +180,11 @@ mod signals {
     use super::{COULD_NOT_RUN, exit_at_once, write_to_stderr};
     use crate::storage;
 
-    /// A file that grows beyond a limit is an error of writing it (SIGXFSZ), an input that is cut while it is mapped one of
-    /// reading it (SIGBUS).
+    /// Turns two signals into errors: SIGXFSZ, when an output exceeds the limit of file sizes, into an error of writing,
+    /// and SIGBUS, when a mapped input is truncated, into an error of reading.
     pub fn install() {
         let handler: extern "C" fn(c_int) = truncated;
-        // SAFETY: an all-zero sigaction is a valid one; its fields are set before use, and the handler ends the process.
+        // SAFETY: an all-zero sigaction is valid. Its handler is set before use and ends the process.
         unsafe {
             libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
             let mut action: libc::sigaction = zeroed();
@@ -192,17 +193,17 @@ mod signals {
         }
     }
 
-    /// The thread was reading a mapped file, so it holds neither the allocator's lock nor ours.
+    /// Handles SIGBUS. The thread was reading a mapped file, so it holds neither the allocator's lock nor one of nmem's.
     extern "C" fn truncated(_: c_int) {
         static FIRST: AtomicBool = AtomicBool::new(true);
         if !FIRST.swap(false, Ordering::Relaxed) {
-            // Another thread, which reads the same file, is at it.
+            // Another thread that reads the same file is already ending the process.
             loop {
-                // SAFETY: it has no conditions.
+                // SAFETY: the call has no conditions.
                 unsafe { libc::pause() };
             }
         }
-        write_to_stderr(b"error: an input file was cut short while nmem was reading it, or its disk failed; run again once it is complete\n");
+        write_to_stderr(b"error: an input file was truncated while nmem was reading it, or its disk failed; run again once the file is complete\n");
         storage::remove_all();
         exit_at_once(COULD_NOT_RUN);
     }

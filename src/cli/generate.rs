@@ -1,4 +1,4 @@
-//! `nmem generate`: synthetic sequences, their labels, and parameters for recall.
+//! `nmem generate`: synthetic sequences, their labels, and parameters for associative recall.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,8 +14,8 @@ use crate::storage::WholeFile;
 
 /// Generate a synthetic sequence as .npy (f32): the same bytes for the same seed on every platform
 ///
-/// Tokens of width --dim, all numbers N(0, 1). --labels also writes what stands where, for --labels of `store` and
-/// `retrieve`; all sequences of a file share it.
+/// All numbers of a token are N(0, 1). --labels also writes a label per position, for --labels of `store` and `retrieve`.
+/// All sequences of a file share the labels.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(subcommand)]
@@ -24,75 +24,75 @@ pub struct Args {
 
 #[derive(clap::Subcommand, Debug)]
 enum TaskArgs {
-    /// Associative recall: each token is a pair, its first half the key, its second half the value
+    /// Associative recall: the first half of each token is a key, the second half its value
     ///
-    /// Pairs come once each, and from there on again, each pass in another order. --parameters writes a memory that takes the
-    /// key half as keys and queries and the value half as values, without norms; store with its gates pinned, say
+    /// Every pass over the pairs shows each pair once, in a new order. --parameters writes a memory without norms that
+    /// uses the key half as keys and queries, and the value half as values. Store with fixed gates, for example
     /// --learning-rate 0.5 --momentum 0 --decay 0.
     Recall {
         #[command(flatten)]
         common: Common,
-        /// Different pairs [default: as many as tokens]
+        /// Number of different pairs [default: the number of tokens]
         #[arg(long, value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true)]
         pairs: Option<usize>,
-        /// Share of noise in the keys: √(1 − X²) key + X noise, 0 to 1
+        /// Amount of noise in the keys, 0 to 1: √(1 − X²) key + X noise
         #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
         noise: f64,
         /// Also write parameters for --memory of `store` and `retrieve` (.safetensors)
         #[arg(long, value_name = "FILE")]
         parameters: Option<PathBuf>,
-        /// Heads of these parameters, at least 2: each takes its part of key and value, dim / (2 heads) wide
+        /// Number of heads of these parameters, at least 2. Each head takes dim / (2 heads) of the key and of the value
         #[arg(long, value_name = "N", default_value_t = 2, value_parser = whole::<usize>, allow_negative_numbers = true)]
         heads: usize,
     },
-    /// Topic drift: tokens around a topic that changes, at once or gradually
+    /// Topic drift: tokens scatter around a topic that changes abruptly or gradually
     Drift {
         #[command(flatten)]
         common: Common,
-        /// Tokens of a topic
+        /// Number of tokens per topic
         #[arg(long, value_name = "N", default_value_t = 128, value_parser = whole::<usize>, allow_negative_numbers = true)]
         segment: usize,
-        /// Tokens over which a topic takes the place of the one before
+        /// Number of tokens over which one topic blends into the next
         #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole::<usize>, allow_negative_numbers = true)]
         transition: usize,
-        /// Share of noise in tokens: √(1 − X²) topic + X noise, 0 to 1
+        /// Amount of noise in the tokens, 0 to 1: √(1 − X²) topic + X noise
         #[arg(long, value_name = "X", default_value_t = 0.5, allow_negative_numbers = true)]
         noise: f64,
     },
-    /// Repeated passages: random tokens in passages, some of which come again
+    /// Repeated passages: passages of random tokens, some of which are repeated
     Repeats {
         #[command(flatten)]
         common: Common,
-        /// Tokens of a passage
+        /// Number of tokens per passage
         #[arg(long, value_name = "N", default_value_t = 64, value_parser = whole::<usize>, allow_negative_numbers = true)]
         segment: usize,
-        /// Probability that a passage is one of those before, 0 to 1
+        /// Probability that a passage repeats an earlier one, 0 to 1
         #[arg(long, value_name = "X", default_value_t = 0.5, allow_negative_numbers = true)]
         share: f64,
-        /// Share of noise in tokens: √(1 − X²) passage + X noise, 0 to 1
+        /// Amount of noise in the tokens, 0 to 1: √(1 − X²) passage + X noise
         #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
         noise: f64,
     },
-    /// A needle among noise: the same few tokens now and then in tokens that never come again
+    /// A needle in noise: the same few tokens appear several times among tokens that never repeat
     Needle {
         #[command(flatten)]
         common: Common,
-        /// Tokens of the needle
+        /// Number of tokens in the needle
         #[arg(long, value_name = "N", default_value_t = 16, value_parser = whole::<usize>, allow_negative_numbers = true)]
         length: usize,
-        /// How often it is there
+        /// Number of times the needle appears
         #[arg(long, value_name = "N", default_value_t = 4, value_parser = whole::<usize>, allow_negative_numbers = true)]
         needles: usize,
-        /// Share of noise in the needle: √(1 − X²) needle + X noise, 0 to 1
+        /// Amount of noise in the needle, 0 to 1: √(1 − X²) needle + X noise
         #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
         noise: f64,
     },
 }
 
-/// What every task has.
+/// Options of every task.
 #[derive(clap::Args, Debug)]
 struct Common {
-    /// File for the sequence; `-` is standard output
+    /// Output file for the sequence; `-` is standard output
     #[arg(long, value_name = "FILE.npy", help_heading = "Output")]
     out: PathBuf,
     /// Also write the labels: position, segment, repeat, item
@@ -104,13 +104,13 @@ struct Common {
     /// Print nothing but errors
     #[arg(short, long, help_heading = "Output")]
     quiet: bool,
-    /// Tokens of a sequence
+    /// Number of tokens per sequence
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Size")]
     tokens: usize,
     /// Width of a token
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Size")]
     dim: usize,
-    /// Sequences, in a file of three axes [default: one, in a file of two]
+    /// Number of sequences, in a file with three axes [default: one, in a file with two]
     #[arg(long, value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Size")]
     sequences: Option<usize>,
     /// Seed of the random numbers
@@ -151,7 +151,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut files: Vec<_> = files.collect::<crate::Result<_>>()?;
     for (i, (flag, path, file)) in files.iter().enumerate() {
         if let Some((other, ..)) = files[..i].iter().find(|(.., other)| other.is_same_as(file)) {
-            let reason = format!("{} is the file of {other} too; name another", path.display());
+            let reason = format!("{} is also the file of {other}; choose another name", path.display());
             return Err(Error::rejected(*flag, reason).into());
         }
     }
@@ -173,7 +173,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             return Ok(());
         }
         match generator.write_npy(rank, &mut io::stdout().lock(), &mut check) {
-            // The reader has seen enough.
+            // The reader has closed the pipe.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             done => done.map_err(Error::io("-", "write")),
         }

@@ -1,4 +1,4 @@
-//! `nmem inspect`: what is in a file, as a table for people or JSON for programs.
+//! `nmem inspect`: the content of files, as a table for people or JSON for programs.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -20,25 +20,26 @@ use crate::memory::Dimensions;
 
 const FIRST_WEIGHT: &str = "memory_model.weights.0";
 
-/// Show what is in a .npy, .npz or .safetensors file: shapes, types, ranges, non-finite values;
-/// for parameters their dimensions, for a memory its configuration and state
+/// Show the content of .npy, .npz and .safetensors files: shapes, types, ranges and non-finite values
+///
+/// Also shows the dimensions of parameters, and the configuration and state of a memory.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Files; `-` is standard input
+    /// Files to inspect; `-` is standard input
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
-    /// A table for people or JSON for programs
+    /// Output on stdout: a table for people, or JSON for programs
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
 }
 
-/// What a file is to nmem.
+/// Role of a file for nmem.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 enum Kind {
-    /// Neither of the others.
+    /// Arrays without a meaning known to nmem.
     Arrays,
-    /// `None` where the shapes do not agree.
+    /// Parameters of a memory; `None` if the shapes do not agree.
     Parameters {
         parameters: Option<Dimensions>,
     },
@@ -56,8 +57,8 @@ struct Report {
     kind: Kind,
 }
 
-/// Prints what can be read, one error line for each file that cannot. Exit status 0, 1 if some could not be read, 2 if
-/// none could.
+/// Prints every file that can be read, and one error line for each that cannot. Exits with status 0, with 1 if some
+/// files could not be read, or with 2 if none could.
 pub fn run(args: &Args, progress: Progress) -> anyhow::Result<ExitCode> {
     check_streams(args.files.iter().map(PathBuf::as_path))?;
     let mut reports = Vec::new();
@@ -96,11 +97,11 @@ pub fn run(args: &Args, progress: Progress) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Takes a memory's configuration out of the metadata.
+/// Determines the role of a file. Moves a memory's configuration out of the metadata.
 fn classify(file: &mut FileSummary) -> Kind {
     let parameters = dimensions(&file.arrays);
     if let Some(json) = file.metadata.remove(METADATA_KEY) {
-        // Shown as it is where it is not JSON: inspect is for finding out what is wrong.
+        // Text that is not JSON is shown as it is, because inspect is a tool for finding out what is wrong.
         let parsed = (json.len() <= MAX_CONFIGURATION).then(|| serde_json::from_str(&json).ok()).flatten();
         let configuration = parsed.unwrap_or(Value::String(json));
         return Kind::Memory { parameters, configuration };
@@ -111,13 +112,13 @@ fn classify(file: &mut FileSummary) -> Kind {
     Kind::Arrays
 }
 
-/// `None` where shapes are missing or do not agree.
+/// Infers the dimensions of a memory; `None` if shapes are missing or do not agree.
 fn dimensions(arrays: &[ArraySummary]) -> Option<Dimensions> {
     let named = arrays.iter().filter_map(|array| Some((array.name.clone()?, array.shape.clone())));
     Dimensions::infer(&named.filter(|(name, _)| !name.starts_with("state.")).collect()).ok()
 }
 
-/// The report of one file for people, with a newline at its end.
+/// Formats the report of one file for people. Ends with a newline.
 fn table(report: &Report) -> String {
     let Report { file, kind } = report;
     let format = match file.format {
@@ -182,7 +183,7 @@ fn table(report: &Report) -> String {
     text
 }
 
-/// Nested objects as dotted keys, everything else in JSON on one line.
+/// Flattens nested objects into dotted keys. Everything else becomes JSON on one line.
 fn flatten(prefix: &str, value: &Value, lines: &mut Vec<Vec<String>>) {
     match value {
         Value::Object(map) if !map.is_empty() => {
@@ -198,7 +199,7 @@ fn flatten(prefix: &str, value: &Value, lines: &mut Vec<Vec<String>>) {
 }
 
 const HEADINGS: [&str; 9] = ["name", "type", "shape", "min", "max", "mean", "nan", "inf", "bytes"];
-/// Text to the left, numbers to the right.
+/// Number of left-aligned text columns; numbers are aligned to the right.
 const LEFT: usize = 3;
 
 fn cells(array: &ArraySummary) -> [String; 9] {
@@ -230,7 +231,7 @@ fn number(number: &Number) -> String {
     }
 }
 
-/// Six significant digits, trailing zeros dropped: enough to compare by eye; JSON has them all.
+/// Formats six significant digits without trailing zeros, enough to compare by eye. JSON has all digits.
 fn six_digits(x: f64) -> String {
     let scientific = format!("{x:.5e}");
     let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));

@@ -8,12 +8,12 @@ use clap_mangen::Man;
 /// Print a manual page (roff)
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// The subcommand; without one, the page of nmem itself
+    /// Subcommand to print the page of [default: the page of nmem itself]
     subcommand: Option<String>,
 }
 
 pub fn run(args: &Args, command: &mut clap::Command) -> anyhow::Result<ExitCode> {
-    // Gives the subcommands their whole names: nmem-store.
+    // Gives the subcommands their full names, such as nmem-store.
     command.build();
     let page = match &args.subcommand {
         Some(name) => command

@@ -1,7 +1,14 @@
-//! The subcommands, one file each, and what they share: printing, exit status, interruption.
+//! The subcommands, one file each, and their shared code: printing, exit status, interruption.
 //!
-//! Exit status: 0 all done; 1 it ran, but something in it failed (a diverged run); 2 it could not run; 130
-//! interrupted; 101 a mistake in the program. An error is one line on stderr. Results are all that goes to stdout.
+//! | status | meaning |
+//! | ---: | --- |
+//! | 0 | everything succeeded |
+//! | 1 | the command ran, but something in it failed (for example, a run diverged) |
+//! | 2 | the command could not run |
+//! | 101 | a bug in the program |
+//! | 130 | interrupted |
+//!
+//! An error is one line on stderr. Only results go to stdout.
 
 mod cluster;
 mod collect;
@@ -57,33 +64,33 @@ enum Command {
     Man(man::Args),
 }
 
-/// How the result is printed.
+/// Output format of a result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
     /// Aligned columns.
     #[default]
     Table,
-    /// JSON, as in run.json.
+    /// JSON in the format of run.json.
     Json,
 }
 
 /// Exit status of a run in which something failed.
 const FAILED: u8 = 1;
-/// Exit status of what could not run.
+/// Exit status of a command that could not run.
 const COULD_NOT_RUN: u8 = 2;
 /// Exit status after Ctrl-C: 128 + SIGINT.
 const INTERRUPTED: u8 = 130;
-/// Exit status after a mistake in the program: Rust's own.
+/// Exit status after a bug in the program; Rust's own.
 const PANICKED: u8 = 101;
 
-/// Parses, runs, reports: the whole program.
+/// Runs the whole program: parses the command line, executes it and reports errors.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     end::install();
     let args: Vec<OsString> = args.into_iter().collect();
     let status = std::panic::catch_unwind(|| run(&args));
     end::wait_if_ending();
     status.unwrap_or_else(|_| {
-        // Said already.
+        // The panic hook has already printed the message.
         storage::remove_all();
         PANICKED.into()
     })
@@ -114,7 +121,7 @@ fn run(args: &[OsString]) -> ExitCode {
     })
 }
 
-/// The command line's definition: each subcommand shows only the settings that it uses.
+/// Returns the definition of the command line. Each subcommand shows only the settings that it uses.
 fn command() -> clap::Command {
     Cli::command()
         .mut_subcommand("store", |store| {
@@ -129,7 +136,7 @@ fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
     Cli::from_arg_matches_mut(&mut command().try_get_matches_from(args)?)
 }
 
-/// Help and version as clap prints them; an error as one line.
+/// Prints help and version as clap does, and an error as one line.
 fn usage(error: &clap::Error) -> ExitCode {
     if matches!(
         error.kind(),
@@ -150,15 +157,15 @@ fn usage(error: &clap::Error) -> ExitCode {
     COULD_NOT_RUN.into()
 }
 
-/// An error, on one line of stderr.
+/// Prints an error as one line on stderr.
 fn print_error(message: &str) {
     note("error: ", message);
 }
 
-/// Most letters of a line on stderr: names and cells of files may be of any length.
+/// Maximum number of characters in a line on stderr. Names and cells of files may be of any length.
 const MAX_LINE: usize = 8192;
 
-/// One line of stderr. Where that is closed there is nobody to tell.
+/// Prints one line on stderr. Ignores errors, because there is no other place to report them.
 fn note(kind: &str, message: &str) {
     let mut line: String = message.replace('\n', " ").chars().take(MAX_LINE + 1).collect();
     if line.chars().count() > MAX_LINE {
@@ -168,7 +175,7 @@ fn note(kind: &str, message: &str) {
     let _ = writeln!(io::stderr(), "{kind}{}", for_terminal(&line));
 }
 
-/// Writes a result to stdout. False where the reader has gone (`| head`): nothing more to do, and nothing went wrong.
+/// Writes a result to stdout. Returns false if the reader has closed the pipe (`| head`), which is not an error.
 fn print(text: &str) -> anyhow::Result<bool> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

@@ -1,4 +1,4 @@
-//! `nmem plot`: figures again, from the CSV files alone.
+//! `nmem plot`: figures drawn again from the CSV files alone.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -19,38 +19,38 @@ use crate::plot::{
 };
 use crate::storage;
 
-/// Draw again from CSV: another format, width, columns
+/// Draw figures again from CSV, with another format, width or columns
 ///
-/// PATH is a folder of a run, a sweep or a scan-bench, or one of their files: metrics.csv, retention.csv, results.csv,
-/// scan_bench.csv. Several runs are laid over each other; of other kinds each has figures of its own. Prints the files that
-/// it writes.
+/// PATH is the directory of a run, a sweep or a scan-bench, or one of their files: metrics.csv, retention.csv, results.csv,
+/// scan_bench.csv. Several runs are overlaid in one figure; other results get separate figures. Prints the names of
+/// the files written.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Folders of results, or their CSV files
+    /// Result directories, or their CSV files
     #[arg(value_name = "PATH", required = true)]
     paths: Vec<PathBuf>,
 
-    /// timeline, gates, heads or columns (of metrics.csv), retention, sweep or map (of results.csv), scan [default: guessed
-    /// from the file]
+    /// Kind of figure: timeline, gates, heads or columns (of metrics.csv), retention, sweep or map (of results.csv), scan
+    /// [default: chosen by the file]
     #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true, help_heading = "What")]
     kind: Option<Kind>,
     /// Column along the x axis
     #[arg(long, value_name = "COLUMN", help_heading = "What")]
     x: Option<String>,
-    /// Columns drawn; of results.csv a figure each, and a/b divides one by another
+    /// Columns to draw. Each column of results.csv gets its own figure; a/b divides one column by another
     #[arg(long, value_name = "COLUMN,…", value_delimiter = ',', help_heading = "What")]
     y: Vec<String>,
-    /// Column whose values are lines, or rows of a map
+    /// Column whose values become separate lines, or the rows of a map
     #[arg(long, value_name = "COLUMN", help_heading = "What")]
     hue: Option<String>,
-    /// Mark changes of topic and repeats: columns position, segment, optionally repeat
+    /// Labels that mark changes of topic and repeats: columns position, segment and optionally repeat
     #[arg(long, value_name = "FILE.csv", help_heading = "What")]
     labels: Option<PathBuf>,
-    /// Draw the moving mean of so many chunks as the bold line
+    /// Draw the moving mean over N chunks as the bold line
     #[arg(long, value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "What")]
     smooth: Option<usize>,
-    /// Logarithmic axes: none, x, y (also --log alone), xy [default: as the values ask for]
+    /// Logarithmic axes: none, x, y (also --log alone), xy [default: chosen by the values]
     #[arg(
         long,
         value_enum,
@@ -63,10 +63,10 @@ pub struct Args {
     )]
     log: Option<LogAxes>,
 
-    /// Width of a column: icml, neurips, iclr, acl, nature
+    /// Venue whose column width is used: icml, neurips, iclr, acl, nature
     #[arg(long, value_enum, value_name = "VENUE", hide_possible_values = true, help_heading = "Look")]
     venue: Option<Venue>,
-    /// Both columns of the venue
+    /// Use the width of both columns of the venue
     #[arg(long, requires = "venue", help_heading = "Look")]
     wide: bool,
     /// Width in inches [default: 6.75]
@@ -78,10 +78,10 @@ pub struct Args {
         help_heading = "Look"
     )]
     width: Option<Inches>,
-    /// Height in inches [default: what the panels need]
+    /// Height in inches [default: chosen by the number of panels]
     #[arg(long, value_name = "IN", allow_negative_numbers = true, help_heading = "Look")]
     height: Option<Inches>,
-    /// print; screen, larger by a quarter; mono, greys and dashes
+    /// Theme: print, screen (larger by a quarter) or mono (greys and dashes)
     #[arg(
         long,
         value_enum,
@@ -91,15 +91,15 @@ pub struct Args {
         help_heading = "Look"
     )]
     theme: Theme,
-    /// A title above the figure
+    /// Title above the figure
     #[arg(long, value_name = "TEXT", help_heading = "Look")]
     title: Option<String>,
 
-    /// Folder for the figures, or with one figure its file, or - for stdout [default: beside the CSV]
+    /// Directory for the figures, file for a single figure, or - for stdout [default: beside the CSV]
     #[arg(long, value_name = "PATH", help_heading = "Output")]
     out: Option<PathBuf>,
-    /// What figures are written as, separated by commas: svg, pdf, png, pgfplots (TeX for \input, and its data) [default: by the
-    /// ending of --out, else svg]
+    /// Formats of the figures, separated by commas: svg, pdf, png, pgfplots (TeX for \input, with its data) [default: the
+    /// extension of --out, or svg]
     #[arg(
         long,
         value_enum,
@@ -109,8 +109,8 @@ pub struct Args {
         help_heading = "Output"
     )]
     figure_format: Vec<FigureFormat>,
-    /// Draw with characters, on stdout: as wide as the terminal (or COLUMNS, or 80), coloured on a terminal unless NO_COLOR is
-    /// set; values that cannot be drawn are counted on stderr
+    /// Draw with characters on stdout, as wide as the terminal (or COLUMNS, or 80). Colours are used on a terminal unless
+    /// NO_COLOR is set. The number of values that cannot be drawn is reported on stderr
     #[arg(long, conflicts_with_all = ["out", "figure_format"], help_heading = "Output")]
     terminal: bool,
     /// Print nothing but errors
@@ -128,10 +128,10 @@ Examples:
   nmem plot results/passages-store/metrics.csv --x loss --y update_norm,surprise --log=xy
   nmem plot results/chunk-size-sweep --y loss_before_mean --theme mono --out figure.pdf";
 
-/// Where figures go.
+/// Destination of the figures.
 enum Target {
     Stdout,
-    /// This one file.
+    /// A single file.
     File(PathBuf),
     Folder(PathBuf),
 }
@@ -191,10 +191,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Wider screens leave nothing to see better: COLUMNS may say anything.
+/// Maximum width in characters, because COLUMNS may hold any number. A wider figure shows no more.
 const MAX_COLUMNS: usize = 1000;
 
-/// As wide as COLUMNS says, or the terminal is, or 80; colours on a terminal alone, and not where NO_COLOR is set.
+/// Returns the width (COLUMNS, the terminal's, or 80) and whether to use colours: only on a terminal, without NO_COLOR.
 fn screen() -> Screen {
     let out = std::io::stdout();
     let said = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
@@ -205,14 +205,17 @@ fn screen() -> Screen {
     Screen { columns, colours: out.is_terminal() && !set("NO_COLOR") && !dumb }
 }
 
-/// The only figure.
+/// Returns the only figure, or an error if there are several.
 fn one<'a>(drawn: &'a Figures, out: &str) -> crate::Result<&'a Figure> {
     match &drawn.figures[..] {
         [figure] => Ok(figure),
         figures => {
             let names: Vec<_> = figures.iter().map(|figure| &figure.name[..]).collect();
-            let got = format!("{out} for {} ({})", names.len(), names.join(", "));
-            Err(Error::setting("--out", "a folder, or --y or --kind with one figure", got))
+            let (number, names) = (names.len(), names.join(", "));
+            let reason = format!(
+                "{out} cannot hold {number} figures ({names}); name a directory, or choose one figure with --y or --kind"
+            );
+            Err(Error::rejected("--out", reason))
         }
     }
 }
@@ -259,7 +262,7 @@ impl Args {
         })
     }
 
-    /// At least one; only one where there is only one file.
+    /// Returns the formats to write: at least one, and exactly one for a single file.
     fn formats(&self, target: &Target) -> crate::Result<Vec<FigureFormat>> {
         let mut formats = self.figure_format.clone();
         formats.dedup();
@@ -270,10 +273,13 @@ impl Args {
         let is_one = !matches!(target, Target::Folder(_));
         if is_one && (formats.len() > 1 || of_file.is_some_and(|format| format != formats[0])) {
             let names: Vec<_> = formats.iter().map(|format| format.ending()).collect();
-            return Err(Error::setting("--figure-format", "the format of --out alone", names.join(",")));
+            let reason =
+                format!("{} does not fit the single file of --out; name a directory", names.join(","));
+            return Err(Error::rejected("--figure-format", reason));
         }
         if is_one && formats[0] == FigureFormat::Pgfplots {
-            return Err(Error::setting("--out", "a folder (the .tex lies beside its data)", "one file"));
+            let reason = "pgfplots writes a .tex and its data; name a directory instead of a file";
+            return Err(Error::rejected("--out", reason));
         }
         formats.iter().try_for_each(|format| format.check())?;
         Ok(formats)

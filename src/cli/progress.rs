@@ -1,4 +1,4 @@
-//! Progress bars on stderr, where that is a terminal.
+//! Progress bars on stderr, shown only on a terminal.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -10,13 +10,13 @@ use crate::escape::for_terminal;
 use crate::run::RunEvent;
 use crate::sweep::{Status, SweepEvent};
 
-/// One bar: bytes while inputs are read, tokens while the engine runs.
+/// Progress bar of one run: bytes while inputs are read, tokens while the engine runs.
 pub struct Progress {
     bar: ProgressBar,
 }
 
 impl Progress {
-    /// `quiet` shows nothing.
+    /// Creates a bar, hidden if `quiet`.
     pub fn new(quiet: bool) -> Self {
         let bar = ProgressBar::no_length();
         bar.set_draw_target(if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() });
@@ -25,7 +25,7 @@ impl Progress {
         Self { bar }
     }
 
-    /// Shows what a run is doing.
+    /// Shows an event of a run.
     pub fn show(&self, event: RunEvent) {
         match event {
             RunEvent::Loaded(bytes) => self.bar.inc(bytes),
@@ -47,11 +47,11 @@ impl Drop for Progress {
     }
 }
 
-/// A bar that counts things.
+/// Progress bar that counts things.
 pub struct Bar(ProgressBar);
 
 impl Bar {
-    /// `quiet` shows nothing.
+    /// Creates a bar, hidden if `quiet`.
     pub fn new(quiet: bool, things: &str) -> Self {
         let bar = ProgressBar::no_length();
         bar.set_draw_target(if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() });
@@ -59,13 +59,13 @@ impl Bar {
         Self(bar)
     }
 
-    /// So many there are.
+    /// Starts counting from zero, up to `count`.
     pub fn start(&self, count: u64) {
         self.0.set_length(count);
         self.0.set_position(0);
     }
 
-    /// One is done.
+    /// Counts one more as done.
     pub fn done(&self) {
         self.0.inc(1);
     }
@@ -77,14 +77,14 @@ impl Drop for Bar {
     }
 }
 
-/// One bar for a sweep: runs, how many failed, and which are running.
+/// Progress bar of a sweep: the number of finished and failed runs, and the names of those that are running.
 pub struct SweepProgress {
     bar: ProgressBar,
     state: Mutex<(usize, Vec<String>)>,
 }
 
 impl SweepProgress {
-    /// `quiet` shows nothing.
+    /// Creates a bar, hidden if `quiet`.
     pub fn new(quiet: bool, runs: usize) -> Self {
         let bar = ProgressBar::new(runs as u64);
         bar.set_draw_target(if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() });
@@ -93,7 +93,7 @@ impl SweepProgress {
         Self { bar, state: Mutex::default() }
     }
 
-    /// Shows what a sweep is doing, naming runs by some of their parameters.
+    /// Shows an event of a sweep. Runs are named by the parameters in `keys`.
     pub fn show(&self, event: SweepEvent, keys: &[String]) {
         let (run, finished) = match event {
             SweepEvent::Working => return,
@@ -131,14 +131,14 @@ fn style(template: &str) -> ProgressStyle {
     })
 }
 
-/// In whole things a second: 468,193/s.
+/// Formats a rate as a whole number per second: 468,193/s.
 #[expect(clippy::cast_sign_loss, reason = "not below 0")]
 fn rate(per_second: f64) -> String {
-    // Infinite, or not a number, before the first step.
+    // The rate is infinite or NaN before the first step.
     format!("{}/s", HumanCount(per_second.round().max(0.0) as u64))
 }
 
-/// Moves a bar that is shown, where the system allows a thread for that.
+/// Animates a visible bar, if the system allows another thread.
 fn tick(bar: &ProgressBar) {
     if !bar.is_hidden() && std::thread::Builder::new().spawn(|| ()).is_ok() {
         bar.enable_steady_tick(Duration::from_millis(100));

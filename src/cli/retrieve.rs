@@ -1,13 +1,13 @@
-//! `nmem retrieve`: read the memory with a sequence of queries, as it stands or online.
+//! `nmem retrieve`: read a memory with a sequence of queries, unchanged or while storing.
 
 use std::process::ExitCode;
 
 use super::run::RunArgs;
 use crate::config::Command;
 
-/// Read the memory with a sequence of queries, as it stands or (--online) while storing
+/// Read a memory with a sequence of queries, unchanged or (--online) while storing
 ///
-/// Writes retrieved.npy and run.json to --out; online also all that store writes.
+/// Writes retrieved.npy and run.json to --out. With --online it also writes the files of `nmem store`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(flatten)]

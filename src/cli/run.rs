@@ -1,4 +1,4 @@
-//! What `store` and `retrieve` share: settings from flags and file, the run, its short table on stdout.
+//! Shared code of `store` and `retrieve`: settings from flags and a file, the run, and its short table on stdout.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -14,19 +14,19 @@ use crate::metrics::COLUMNS;
 use crate::run::{Report, RunEvent, execute};
 use crate::storage;
 
-/// Settings, and how results are shown.
+/// Settings of a run, and the form of its output.
 #[derive(clap::Args, Debug)]
 pub struct RunArgs {
     #[command(flatten)]
     settings: Settings,
 
-    /// Settings from a TOML file: the names of these flags with underscores; flags win
+    /// TOML file with settings, named like these flags with underscores. Flags override the file
     #[arg(long, value_name = "FILE.toml", help_heading = "Run")]
     config: Option<PathBuf>,
-    /// Replace an existing output directory that nmem wrote and that holds nothing else; also: narrow a memory's f64 state to f32
+    /// Replace an existing output directory if nmem wrote everything in it. Also narrow a memory's f64 state to f32
     #[arg(long, help_heading = "Output")]
     force: bool,
-    /// A short table for people, or run.json for programs, on stdout
+    /// Output on stdout: a short table for people, or run.json for programs
     #[arg(
         long,
         value_enum,
@@ -36,10 +36,10 @@ pub struct RunArgs {
         value_name = "table|json"
     )]
     format: Format,
-    /// Print nothing but errors (and what --format json asks for)
+    /// Print only errors, and the output of --format json
     #[arg(short, long, conflicts_with = "verbose", help_heading = "Output")]
     quiet: bool,
-    /// Also tell the settings and where the time went, on stderr
+    /// Also print the settings and a time profile on stderr
     #[arg(short, long, help_heading = "Output")]
     verbose: bool,
 }
@@ -73,7 +73,7 @@ impl RunArgs {
         let report = report.map_err(|error| match error {
             Error::Interrupted => {
                 let absent = storage::kind_of(&config.out).is_ok_and(|kind| kind.is_none());
-                let left = if absent { "was not made" } else { "is as it was" };
+                let left = if absent { "was not created" } else { "is unchanged" };
                 anyhow::Error::new(error).context(format!("{} {left}", config.out.display()))
             }
             error => error.into(),
@@ -99,10 +99,10 @@ impl RunArgs {
         }
         if let Some(divergence) = &report.diverged {
             let there = match report.config.mode {
-                Mode::Store => "results go up to there, memory.safetensors is left out",
-                Mode::Read => "retrieved.npy is left out",
-                Mode::Online if !report.memory_lost => "the memory is kept, retrieved.npy is left out",
-                Mode::Online => "results go up to there, memory.safetensors and retrieved.npy are left out",
+                Mode::Store => "results end there, and memory.safetensors is not written",
+                Mode::Read => "retrieved.npy is not written",
+                Mode::Online if !report.memory_lost => "the memory is kept, and retrieved.npy is not written",
+                Mode::Online => "results end there, and memory.safetensors and retrieved.npy are not written",
             };
             print_error(&format!("{out}: diverged at {divergence}; {there}"));
         }
@@ -110,7 +110,7 @@ impl RunArgs {
     }
 }
 
-/// What a person wants to know at a glance.
+/// Formats the short table of a run for people.
 fn table(report: &Report) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
@@ -172,7 +172,7 @@ fn table(report: &Report) -> String {
     text
 }
 
-/// Where the engine's last run spent its threads' time, a line a part.
+/// Formats the time profile of the engine's last run over all threads, one line per phase.
 fn phases(report: &Report) -> Vec<String> {
     let phases = report.wall_s.engine_phases.named();
     let run = report.wall_s.engine_all.last().copied().unwrap_or_default() * report.threads_used as f64;

@@ -1,4 +1,4 @@
-//! `nmem scan-bench`: the scans, checked and timed; a table on stdout.
+//! `nmem scan-bench`: checks and times the scans, and prints a table on stdout.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -18,17 +18,17 @@ use crate::scan_bench::{
 };
 use crate::storage;
 
-/// Time and check the scans x_t = a_t x_{t−1} + b_t, and the memory's fused pair S, U
+/// Check and time the scans x_t = a_t x_{t−1} + b_t, and the memory's fused pair S, U
 ///
-/// Every algorithm is first held to an f64 loop on the same data; a wrong one is reported, not timed. Bandwidth counts the
-/// bytes that must move (each input read once, each output written once) and is compared with the faster of an
-/// ordinary and a streaming copy of as many bytes. Lists are separated by commas. Writes scan_bench.csv, machine.json
-/// and plots/*.svg to --out.
+/// Every algorithm is first compared with an f64 loop on the same data. A wrong one is reported and not timed. Bandwidth
+/// counts the bytes that must move (each input read once, each output written once). It is compared with a copy of the
+/// same number of bytes, ordinary or streaming, whichever is faster. Lists are separated by commas. Writes
+/// scan_bench.csv, machine.json and plots/*.svg to --out.
 #[derive(clap::Args, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "independent switches")]
 pub struct Args {
-    /// What is timed: auto (the library's choice), sequential, channels, time, tree; of the fused pair pair-sequential,
-    /// pair (every update written), pair-last (the last state only) [default: all]
+    /// Algorithms to time: auto (the library's choice), sequential, channels, time, tree. For the fused pair:
+    /// pair-sequential, pair (writes every update), pair-last (writes the last state only) [default: all]
     #[arg(
         long,
         value_name = "LIST",
@@ -38,7 +38,7 @@ pub struct Args {
         help_heading = "What"
     )]
     algorithm: Vec<Algorithm>,
-    /// Order of axes: steps-channels, channels-steps; the pair has the first alone [default: both]
+    /// Order of axes: steps-channels, channels-steps. The pair has only the first [default: both]
     #[arg(
         long,
         value_name = "LIST",
@@ -48,7 +48,7 @@ pub struct Args {
         help_heading = "What"
     )]
     layout: Vec<Layout>,
-    /// Gates one per step or one per element: step, element; the pair has the first alone [default: both]
+    /// Gates per step or per element: step, element. The pair has only the first [default: both]
     #[arg(
         long,
         value_name = "LIST",
@@ -69,34 +69,34 @@ pub struct Args {
     )]
     dtype: Vec<ElementType>,
 
-    /// Steps [default: 128,256,…,4096 (65536 on GPUs alone), and without --channels and --batch also the memory's own shapes: 1 × 64 steps ×
-    /// 16384, 65536 and 262144 channels]
+    /// Numbers of steps [default: 128,256,…,4096, or up to 65536 if every device is a GPU. Without --channels and --batch
+    /// also the memory's own shapes: 1 × 64 steps × 16384, 65536 and 262144 channels]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Shapes")]
     steps: Vec<usize>,
-    /// Channels of each sequence [default: 1536]
+    /// Numbers of channels per sequence [default: 1536]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Shapes")]
     channels: Vec<usize>,
-    /// Sequences [default: 8]
+    /// Numbers of sequences [default: 8]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Shapes")]
     batch: Vec<usize>,
-    /// Steps up to 65536
+    /// Run all numbers of steps up to 65536
     #[arg(long, conflicts_with = "steps", help_heading = "Shapes")]
     full: bool,
-    /// Leave out shapes whose arrays take more bytes [default: a quarter of the machine's memory]
+    /// Skip shapes whose arrays need more bytes [default: a quarter of the machine's memory]
     #[arg(long, value_name = "BYTES", value_parser = whole::<u64>, allow_negative_numbers = true, help_heading = "Shapes")]
     max_bytes: Option<u64>,
 
-    /// Numbers of threads; sequential ones have 1 [default: one per core]
+    /// Numbers of threads. Sequential algorithms always use 1 [default: one per core]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Run")]
     threads: Vec<usize>,
-    /// Where it runs: cpu, cuda (the first GPU) or cuda:N of `nmem devices`, auto (a GPU where one can be used); on a GPU
-    /// auto, pair and pair-last alone [default: cpu]
+    /// Devices: cpu, cuda (the first GPU), cuda:N as listed by `nmem devices`, auto (a GPU if one can be used). A GPU runs
+    /// only auto, pair and pair-last [default: cpu]
     #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "Run")]
     device: Vec<DeviceChoice>,
-    /// Time each at least so often
+    /// Minimum number of timed runs per case
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Run")]
     runs: usize,
-    /// And for at least so many seconds
+    /// Minimum number of seconds per case
     #[arg(
         long,
         value_name = "SECONDS",
@@ -106,16 +106,16 @@ pub struct Args {
     )]
     seconds: f64,
 
-    /// Folder for the results; must not exist
+    /// Directory for the results; must not exist
     #[arg(long, value_name = "DIR", default_value = "results/scan-bench", help_heading = "Output")]
     out: PathBuf,
-    /// Replace an existing output directory that nmem wrote and that holds nothing else
+    /// Replace an existing output directory if nmem wrote everything in it
     #[arg(long, help_heading = "Output")]
     force: bool,
     /// Draw no figures
     #[arg(long, help_heading = "Output")]
     no_plots: bool,
-    /// What figures are written as, separated by commas: svg, pdf, png
+    /// Formats of the figures, separated by commas: svg, pdf, png
     #[arg(
         long,
         value_enum,
@@ -126,7 +126,7 @@ pub struct Args {
         help_heading = "Output"
     )]
     figure_format: Vec<FigureFormat>,
-    /// A table for people, or everything in JSON for programs, on stdout
+    /// Output on stdout: a table for people, or all results as JSON for programs
     #[arg(
         long,
         value_enum,
@@ -136,12 +136,12 @@ pub struct Args {
         value_name = "table|json"
     )]
     format: Format,
-    /// Print nothing but errors (and what --format json asks for)
+    /// Print only errors, and the output of --format json
     #[arg(short, long, help_heading = "Output")]
     quiet: bool,
 }
 
-/// Most values of a list; of all combinations there may be fewer still.
+/// Maximum number of values in a list. The limit on all combinations may be lower.
 const MAX_LIST: usize = 128;
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -160,7 +160,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     for text in devices.iter().filter_map(|device| device.note.as_deref()).filter(|_| !quiet) {
         note("note: ", text);
     }
-    // What `auto` turned out to be may be another's choice too.
+    // `auto` may resolve to a device that is also named explicitly.
     let mut seen = Vec::new();
     devices.retain(|device| {
         let name = device.to_string();
@@ -187,7 +187,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let report = report.map_err(|error| match error {
         Error::Interrupted => {
             let absent = storage::kind_of(&out).is_ok_and(|kind| kind.is_none());
-            let left = if absent { "was not made" } else { "is as it was" };
+            let left = if absent { "was not created" } else { "is unchanged" };
             anyhow::Error::new(error).context(format!("{} {left}", out.display()))
         }
         error => error.into(),
@@ -196,15 +196,15 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let others = args.algorithm.iter().filter(|algorithm| !algorithm.is_on_gpus()).map(|of| of.name());
         let others: Vec<_> = others.collect();
         if !others.is_empty() {
-            let text = format!("{}: on a GPU there are auto, pair and pair-last alone", others.join(", "));
-            note("left out: ", &text);
+            let text = format!("{}: a GPU runs only auto, pair and pair-last", others.join(", "));
+            note("skipped: ", &text);
         }
         if !args.threads.is_empty() {
-            note("note: ", "--threads is for the processor");
+            note("note: ", "--threads has no effect on a GPU");
         }
     }
     if !quiet {
-        report.skipped.iter().for_each(|shape| note("left out: ", shape));
+        report.skipped.iter().for_each(|shape| note("skipped: ", shape));
         report.warnings.iter().for_each(|warning| note("warning: ", warning));
     }
     let shown = match format {
@@ -217,13 +217,13 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     if !report.all_correct() {
         let wrong = report.rows.iter().filter(|row| !row.correct).count();
-        print_error(&format!("{}: {wrong} wrong results, which were not timed", out.display()));
+        print_error(&format!("{}: {wrong} results are wrong and were not timed", out.display()));
     }
     Ok(if shown.is_err() || !report.all_correct() { FAILED.into() } else { ExitCode::SUCCESS })
 }
 
 impl Args {
-    /// `on_gpus`: on nothing else.
+    /// Returns the configuration. `on_gpus` means that every device is a GPU.
     fn config(&self, on_gpus: bool) -> Config {
         let most = if self.full || on_gpus { 65_536 } else { 4096 };
         let own = self.steps.is_empty() && self.channels.is_empty() && self.batch.is_empty();
@@ -267,7 +267,7 @@ impl Args {
     }
 }
 
-/// A list as typed, doubles dropped, or what stands for none.
+/// Returns a typed list without duplicates, or the default for an empty one.
 fn or<T: Clone + PartialEq>(typed: &[T], default: impl FnOnce() -> Vec<T>) -> Vec<T> {
     let mut list = Vec::new();
     for item in if typed.is_empty() { default() } else { typed.to_vec() } {
@@ -280,7 +280,7 @@ fn or<T: Clone + PartialEq>(typed: &[T], default: impl FnOnce() -> Vec<T>) -> Ve
 
 const HEADINGS: [&str; 9] =
     ["batch × steps × channels", "layout", "gate", "algorithm", "threads", "ms", "GB/s", "of copy", "error"];
-/// Text to the left, numbers to the right.
+/// Number of left-aligned text columns; numbers are aligned to the right.
 const LEFT: usize = 4;
 
 fn table(report: &Report) -> String {
@@ -293,10 +293,10 @@ fn table(report: &Report) -> String {
         let _ = writeln!(text, "{line}");
     }
     for shape in &report.skipped {
-        let _ = writeln!(text, "left out  {shape}");
+        let _ = writeln!(text, "skipped   {shape}");
     }
     let machine = &report.machine;
-    let cpu = machine.cpu.as_deref().unwrap_or("unknown processor");
+    let cpu = machine.cpu.as_deref().unwrap_or("unknown CPU");
     let _ = writeln!(text, "machine   {cpu}, {} cores, {}", machine.logical_cores, machine.vector_isa);
     for gpu in &report.gpus {
         let _ = writeln!(text, "          {gpu}");

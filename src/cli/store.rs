@@ -1,11 +1,11 @@
-//! `nmem store`: store a sequence, report surprise, gates and decay per chunk.
+//! `nmem store`: store a sequence, and report surprise, gates and decay per chunk.
 
 use std::process::ExitCode;
 
 use super::run::RunArgs;
 use crate::config::Command;
 
-/// Store a sequence in the memory; report surprise, gates and decay per chunk
+/// Store a sequence in a memory and report surprise, gates and decay per chunk
 ///
 /// Writes metrics.csv, memory.safetensors, run.json and plots/*.svg to --out.
 #[derive(clap::Args, Debug)]

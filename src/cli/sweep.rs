@@ -1,4 +1,4 @@
-//! `nmem sweep`: the grid of an experiment, in parallel, resumable.
+//! `nmem sweep`: runs the grid of an experiment in parallel, and can be resumed.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt::Write as _;
@@ -28,42 +28,42 @@ use crate::sweep::{
     Records, Shard, Status, SweepEvent,
 };
 
-/// Run the grid of an experiment, in parallel; finished runs are not run again
+/// Run the grid of an experiment in parallel; finished runs are not repeated
 ///
-/// Writes results.csv, summary.csv, joblog.tsv and runs/ to --out. KEY=VALUES lays over the file for every run: a list
-/// 0.1,0.2, range(start,end) or range(start,end,step) without its end, linspace(first,last,count), logspace(first,last,count) whose
-/// ends are values.
+/// Writes results.csv, summary.csv, joblog.tsv and runs/ to --out. KEY=VALUES overrides the file for every run. VALUES is
+/// a list such as 0.1,0.2, a range(start,end) or range(start,end,step) that excludes its end, a
+/// linspace(first,last,count), or a logspace(first,last,count) between two values.
 #[derive(clap::Args, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "independent switches")]
 pub struct Args {
-    /// What to run
+    /// Experiment to run
     #[arg(
-        help = "What to run: run, [fixed], [grid], [zip], [[run]]",
+        help = "Experiment file: run, [fixed], [grid], [zip], [[run]]",
         value_name = "EXPERIMENT.toml",
         required_unless_present = "collect"
     )]
     experiment: Option<PathBuf>,
-    /// Settings by their names in a configuration: seed='range(0,5)'
+    /// Settings that override the experiment file, named as in a configuration: seed='range(0,5)'
     #[arg(value_name = "KEY=VALUES")]
     settings: Vec<String>,
 
-    /// Runs at once; they share the cores out [default: as many as cores]
+    /// Number of runs at once, which divide the cores among them [default: the number of cores]
     #[arg(short, long, value_name = "N", value_parser = whole::<usize>, help_heading = "Run")]
     jobs: Option<usize>,
-    /// Print the runs with their ids, and which are done; run nothing
+    /// Print the runs with their ids and states without running them
     #[arg(long, help_heading = "Run")]
     dry_run: bool,
     /// Stop at the first run that fails or diverges
     #[arg(long, help_heading = "Run")]
     fail_fast: bool,
-    /// A chunk is unstable where loss_before exceeds R times loss
+    /// Ratio above which a chunk is unstable: loss_before > R × loss
     #[arg(long, value_name = "R", default_value_t = UNSTABLE_RATIO, help_heading = "Run")]
     unstable_ratio: f64,
 
-    /// Folder of the sweep; one that is there is gone on with [default: results/EXPERIMENT-sweep]
+    /// Sweep directory; an existing one is resumed [default: results/EXPERIMENT-sweep]
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     out: Option<PathBuf>,
-    /// Files of each run: metrics.csv and run.json, all, or none
+    /// Files to keep of each run: metrics.csv and run.json, all, or none
     #[arg(
         long,
         value_enum,
@@ -73,14 +73,14 @@ pub struct Args {
         help_heading = "Output"
     )]
     keep: Keep,
-    /// Start anew: remove what earlier sweeps wrote to the folder
+    /// Start over: remove the files that earlier sweeps wrote to the directory
     #[arg(long, help_heading = "Output")]
     force: bool,
-    /// Run nothing: make tables and figures of what has finished in a sweep's folder, and say what is missing
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["experiment", "settings", "jobs", "dry_run", "fail_fast", "unstable_ratio", "out", "keep", "force"], help_heading = "Shares and Slurm")]
+    /// Run nothing. Write tables and figures of the finished runs in a sweep's directory, and list the missing runs
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["experiment", "settings", "jobs", "dry_run", "fail_fast", "unstable_ratio", "out", "keep", "force"], help_heading = "Shards and Slurm")]
     collect: Option<PathBuf>,
-    /// Of which sweep, by the name of its file in plans/ [default: the one that was started last]
-    #[arg(long, value_name = "HASH", requires = "collect", help_heading = "Shares and Slurm")]
+    /// Plan to collect, by the name of its file in plans/ [default: the one started last]
+    #[arg(long, value_name = "HASH", requires = "collect", help_heading = "Shards and Slurm")]
     plan: Option<String>,
     #[command(flatten)]
     cluster: ClusterArgs,
@@ -89,7 +89,7 @@ pub struct Args {
     /// Draw no figures
     #[arg(long, help_heading = "Figures")]
     no_plots: bool,
-    /// A short table for people, or JSON for programs, on stdout
+    /// Output on stdout: a short table for people, or JSON for programs
     #[arg(
         long,
         value_enum,
@@ -99,24 +99,24 @@ pub struct Args {
         help_heading = "Output"
     )]
     format: Format,
-    /// Print nothing but errors (and what --format json asks for)
+    /// Print only errors, and the output of --format json
     #[arg(short, long, help_heading = "Output")]
     quiet: bool,
 }
 
-/// What goes where in the figures.
+/// Choice of columns and formats of the figures.
 #[derive(clap::Args, Debug)]
 pub struct FigureArgs {
-    /// Parameter along the x axis [default: chosen by the data, as for all of these]
+    /// Parameter along the x axis [default: chosen by the data, as for --y and --hue]
     #[arg(long, value_name = "COLUMN", help_heading = "Figures")]
     x: Option<String>,
-    /// A figure for each of these columns of results.csv; a/b divides one by another
+    /// Columns of results.csv to draw, each in its own figure; a/b divides one column by another
     #[arg(long, value_name = "COLUMN,…", value_delimiter = ',', help_heading = "Figures")]
     y: Vec<String>,
-    /// Parameter whose values are lines, or rows of a map
+    /// Parameter whose values become separate lines, or the rows of a map
     #[arg(long, value_name = "COLUMN", help_heading = "Figures")]
     hue: Option<String>,
-    /// What figures are written as, separated by commas: svg, pdf, png
+    /// Formats of the figures, separated by commas: svg, pdf, png
     #[arg(
         long,
         value_enum,
@@ -138,8 +138,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let file = args.experiment.clone().unwrap_or_default();
     let text = TextFile::read(&file, MAX_TOML)?;
     if text.is_stream() && args.cluster.is_for_slurm() {
-        let expected = "a file that jobs can read too, with --slurm";
-        return Err(Error::file(&file, expected, "a pipe or device").into());
+        let reason = format!("{} is a pipe or device; name a file that the jobs can read", file.display());
+        return Err(Error::rejected("--slurm", reason).into());
     }
     let mut experiment = Experiment::read(&text)?;
     for setting in &args.settings {
@@ -151,12 +151,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let shard = if for_slurm { Shard::WHOLE } else { args.cluster.shard(args.quiet)? };
     if args.force && shard != Shard::WHOLE && !args.dry_run {
         let reason =
-            format!("share {shard} would remove the results of the others; use --force without shares");
+            format!("shard {shard} would remove the results of the other shards; use --force without shards");
         return Err(Error::rejected("--force", reason).into());
     }
     if plan.repeated > 0 && !args.quiet {
         let (rows, s) = (plan.repeated, if plan.repeated == 1 { "" } else { "s" });
-        note("note: ", &format!("{rows} row{s} left out that ask for the same run as another"));
+        note("note: ", &format!("skipped {rows} row{s} with the same run as another row"));
     }
 
     let known = if args.force { Records::default() } else { folder.records()? };
@@ -177,7 +177,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let todo: Vec<usize> = mine.iter().copied().filter(|&place| !done(&plan.runs[place])).collect();
-    // Where runs are only handed to others, those have the GPUs.
+    // If Slurm's jobs do the runs, this process needs no GPU.
     let devices = if for_slurm { Devices::default() } else { open_devices(&plan, &todo, args.quiet)? };
     let plan_file = plan.file();
     let _in_use = args.begin(&folder, &file, &plan, &plan_file)?;
@@ -207,12 +207,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     drop(progress);
     let took = begin.elapsed().as_secs_f64();
 
-    // What has finished is kept and told of, whatever ended the sweep.
+    // Finished runs are kept and reported, whatever ended the sweep.
     let collected = sweep::collect(folder.path(), Some(&plan_file.hash()))?;
     if !args.quiet {
         collected.warnings.iter().for_each(|warning| note("warning: ", warning));
     }
-    // Of a shard alone there is little to see: whoever collects draws.
+    // A single shard shows little, so only --collect draws the figures of shards.
     if !args.no_plots && ended.is_ok() && shard == Shard::WHOLE {
         draw(folder.path(), &args.figure, args.quiet)?;
     }
@@ -233,9 +233,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     status(ended, args.fail_fast, &summary)
 }
 
-/// Clearing a directory must not take the sweep's own inputs with it.
+/// Rejects a directory to clear that holds an input of this sweep.
 fn reject_inputs_inside(folder: &Folder, experiment: &Path, plan: &Plan) -> crate::Result<()> {
-    // Nothing there: nothing is in it.
+    // A directory that does not exist holds nothing.
     let Ok(directory) = std::fs::canonicalize(folder.path()) else { return Ok(()) };
     let ready = plan.runs.iter().filter_map(|run| run.ready.as_ref().ok());
     let inputs = ready.flat_map(|ready| ready.inputs.files.iter().map(|input| &*input.path));
@@ -243,14 +243,14 @@ fn reject_inputs_inside(folder: &Folder, experiment: &Path, plan: &Plan) -> crat
         if std::fs::canonicalize(input).is_ok_and(|input| input.starts_with(&directory)) {
             let (out, input) = (folder.path().display(), input.display());
             let reason =
-                format!("{out} holds {input}, which this sweep reads; move it away, or choose another --out");
+                format!("{out} holds {input}, which this sweep reads; move it away or choose another --out");
             return Err(Error::rejected("--force", reason));
         }
     }
     Ok(())
 }
 
-/// Runs that need not be run again, by identity.
+/// Returns the identities of the runs that need not be repeated.
 fn done_before<'a>(
     folder: &Folder,
     known: &Records,
@@ -264,7 +264,7 @@ fn done_before<'a>(
     runs.filter_map(is_done).collect()
 }
 
-/// What the runs that are to be compute on.
+/// Opens the devices of the runs that are still to be done.
 fn open_devices(plan: &Plan, todo: &[usize], quiet: bool) -> crate::Result<Devices> {
     let ready = todo.iter().filter_map(|&place| plan.runs[place].ready.as_ref().ok());
     let devices = Devices::open(ready.clone().map(|ready| ready.config.device))?;
@@ -278,14 +278,14 @@ fn open_devices(plan: &Plan, todo: &[usize], quiet: bool) -> crate::Result<Devic
     Ok(devices)
 }
 
-/// How the program ends after a sweep that ended so.
+/// Prints how the sweep ended and returns the exit status.
 fn status(ended: crate::Result<()>, fail_fast: bool, summary: &Summary) -> anyhow::Result<ExitCode> {
     match ended {
         Ok(()) => {
             if summary.missing > 0 {
                 let (missing, out) = (summary.missing, summary.out.display());
                 print_error(&format!(
-                    "{missing} runs have no record in {out}; the same command runs them again"
+                    "{missing} runs have no record in {out}; repeat the command to run them"
                 ));
             }
             let all_well = summary.failed.is_empty() && summary.missing == 0;
@@ -294,7 +294,7 @@ fn status(ended: crate::Result<()>, fail_fast: bool, summary: &Summary) -> anyho
         Err(Error::Interrupted) => {
             let missing = summary.missing;
             print_error(&format!(
-                "interrupted: {} keeps what has finished, the same command runs the other {missing}",
+                "interrupted: {} keeps the finished runs; repeat the command to do the other {missing}",
                 summary.out.display()
             ));
             Ok(INTERRUPTED.into())
@@ -308,7 +308,7 @@ fn status(ended: crate::Result<()>, fail_fast: bool, summary: &Summary) -> anyho
 }
 
 impl Args {
-    /// What clap cannot tell.
+    /// Checks the arguments that clap cannot check.
     fn check(&self) -> crate::Result<()> {
         if self.unstable_ratio.is_nan() || self.unstable_ratio <= 0.0 {
             let expected = "a number above 0";
@@ -318,13 +318,13 @@ impl Args {
             return Err(Error::setting("--jobs", "at least 1", "0"));
         }
         if self.jobs.is_some() && self.cluster.is_for_slurm() {
-            return Err(Error::setting("--jobs", "--cpus-per-task beside --slurm", "--jobs"));
+            return Err(Error::rejected("--jobs", "cannot be combined with --slurm; use --cpus-per-task"));
         }
         self.figure.figure_format.iter().try_for_each(|format| format.check())?;
         self.cluster.check(self.collect.is_some())
     }
 
-    /// Prepares the sweep's directory, which is in use from then on.
+    /// Prepares the sweep's directory and locks it.
     fn begin(
         &self,
         folder: &Folder,
@@ -333,7 +333,7 @@ impl Args {
         plan_file: &PlanFile,
     ) -> crate::Result<DirectoryLock> {
         if self.cluster.is_for_slurm() && folder.path().to_str().is_none() {
-            return Err(Error::rejected("--slurm", "its scripts are UTF-8; choose another --out"));
+            return Err(Error::rejected("--slurm", "its scripts need paths in UTF-8; choose another --out"));
         }
         if self.force {
             reject_inputs_inside(folder, file, plan)?;
@@ -346,7 +346,7 @@ impl Args {
         Ok(in_use)
     }
 
-    /// Submits the sweep, or shows how; what to print.
+    /// Submits the sweep, or only renders its script. Returns the text to print.
     fn submit(&self, file: &Path, folder: &Path, plan: &Plan) -> crate::Result<String> {
         let file = std::path::absolute(file).map_err(Error::io(file, "find"))?;
         let mut arguments = vec![file.to_string_lossy().into_owned()];
@@ -390,7 +390,7 @@ pub(super) fn draw(folder: &Path, figure: &FigureArgs, quiet: bool) -> anyhow::R
     }
     let new: HashSet<_> = files.iter().map(|(path, _)| path.clone()).collect();
     storage::replace_all(files.into_iter().map(Ok))?;
-    // Figures of columns that are no longer drawn would be those of older results.
+    // A figure of a column that is no longer drawn would show older results.
     let is_own = storage::kind_of(&plots)?.is_some_and(|kind| kind.is_dir());
     if y.is_empty() && is_own {
         for entry in std::fs::read_dir(&plots).map_err(Error::io(&plots, "read"))? {
@@ -406,7 +406,7 @@ pub(super) fn draw(folder: &Path, figure: &FigureArgs, quiet: bool) -> anyhow::R
     Ok(())
 }
 
-/// results/STEM-sweep: of the file, or of its folder where every experiment's file has the same name.
+/// Returns results/STEM-sweep. STEM is the file's, or that of its directory if the file is called sweep.toml.
 fn default_out(experiment: &Path) -> PathBuf {
     let stem = experiment.file_stem().unwrap_or_default();
     let folder = std::path::absolute(experiment).ok();
@@ -417,18 +417,20 @@ fn default_out(experiment: &Path) -> PathBuf {
     Path::new("results").join(name)
 }
 
-/// A run gets no more threads than there are cores, whatever it asks for.
+/// Warns if a run asks for more threads than cores, because it does not get them.
 fn warn_threads(plan: &Plan, cores: usize, quiet: bool) {
     let asked = plan.runs.iter().filter_map(|run| run.ready.as_ref().ok()?.config.threads).max();
     if let Some(asked) = asked.filter(|&asked| asked > cores && !quiet) {
         note(
             "warning: ",
-            &format!("threads: {asked} asked for, {cores} cores: no run uses more than {cores}"),
+            &format!(
+                "threads: {asked} requested, but only {cores} cores are available; no run uses more than {cores}"
+            ),
         );
     }
 }
 
-/// Names of the parameters that differ between runs.
+/// Returns the names of the parameters that differ between runs.
 fn varying(plan: &Plan) -> Vec<String> {
     let differs = |key: &&String| {
         plan.runs.windows(2).any(|pair| pair[0].parameters.get(*key) != pair[1].parameters.get(*key))
@@ -436,13 +438,13 @@ fn varying(plan: &Plan) -> Vec<String> {
     plan.keys.iter().filter(differs).cloned().collect()
 }
 
-/// Some parameters, in one line.
+/// Formats the parameters in `keys` on one line.
 pub(super) fn one_line(parameters: &Parameters, keys: &[String]) -> String {
     let pairs = keys.iter().filter_map(|key| Some(format!("{key}={}", parameters.get(key)?)));
     pairs.collect::<Vec<_>>().join(" ")
 }
 
-/// What `--format json` prints at the end.
+/// Output of `--format json` at the end.
 #[derive(Serialize)]
 struct Summary<'a> {
     #[serde(serialize_with = "crate::io::path_as_text")]
@@ -484,11 +486,11 @@ impl Failure {
 }
 
 impl<'a> Summary<'a> {
-    /// Outcome of the runs at `mine` of the plan: `ran` now, and on record.
+    /// Summarises the runs at the places `mine` of the plan from those that `ran` now and those on record.
     fn new(out: &'a Path, plan: &Plan, mine: &[usize], ran: &[Record], recorded: &[Record]) -> Self {
         let ids: HashSet<&str> = mine.iter().map(|&place| &*plan.runs[place].id).collect();
         let recorded: Vec<&Record> = recorded.iter().filter(|record| ids.contains(&*record.run)).collect();
-        // What came of a run now counts, though an older record with its results is kept.
+        // The outcome of a run now counts, even if an older record with its results is kept.
         let now: HashMap<&str, &Record> = ran.iter().map(|record| (&*record.run, record)).collect();
         let latest = recorded.iter().map(|record| now.get(&*record.run).unwrap_or(record));
         Self {
@@ -518,7 +520,7 @@ impl<'a> Summary<'a> {
             line("", format!("{failed} failed, {diverged} diverged, {} not run", self.missing));
         }
         if self.ran > 0 {
-            line("time", format!("{:.2} s, {each:.1} ms a run", self.wall_s));
+            line("time", format!("{:.2} s, {each:.1} ms per run", self.wall_s));
         }
         line("results", for_terminal(&self.out.join("results.csv").display().to_string()).into_owned());
         text
@@ -543,7 +545,7 @@ fn planned<'a>(plan: &'a Plan, mine: &[usize], done: &dyn Fn(&PlannedRun) -> boo
     mine.iter().map(|&place| planned(&plan.runs[place])).collect()
 }
 
-/// Ids, the parameters that differ, and what would become of each run.
+/// Formats a table of run ids, of the parameters that differ, and of each run's state.
 fn dry_table(plan: &Plan, mine: &[usize], done: &dyn Fn(&PlannedRun) -> bool) -> String {
     let keys = varying(plan);
     let mut rows = vec![["run".to_owned()].into_iter().chain(keys.iter().cloned()).collect::<Vec<_>>()];

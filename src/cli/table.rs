@@ -1,14 +1,14 @@
-//! Cells in aligned columns, for people. Text from files and arguments is shown without what steers a terminal.
+//! Cells in aligned columns, for people. Control characters in text from files and arguments are escaped.
 
 use std::borrow::Cow;
 
 use crate::escape::for_terminal;
 
-/// Widest column that others are aligned to: a longer cell, a path or an error, stands out over it, so that one long name
-/// does not fill every row with spaces.
+/// Maximum width of a column. A longer cell, such as a path or an error, exceeds it, so that one long name does not fill
+/// every row with spaces.
 const MAX_WIDTH: usize = 100;
 
-/// Lines of rows whose first `left` columns are aligned to the left and the others to the right.
+/// Formats rows as lines. The first `left` columns are aligned to the left and the others to the right.
 pub fn aligned<S: AsRef<str>>(rows: &[Vec<S>], left: usize) -> Vec<String> {
     let rows: Vec<Vec<_>> =
         rows.iter().map(|row| row.iter().map(|cell| for_terminal(cell.as_ref())).collect()).collect();

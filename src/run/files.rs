@@ -1,4 +1,4 @@
-//! The files that the engine's results stream into, and what is counted on the way.
+//! The files that the engine's results stream into, and the statistics collected on the way.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ use crate::metrics::{ChunkMetrics, MetricsWriter, Retained, RetentionWriter};
 use crate::real::Real;
 use crate::storage;
 
-/// Takes the engine's results: rows into the statistics, and into files where there is a folder for them.
+/// Receives the engine's results. Adds rows to the statistics, and writes them to files if there is a directory.
 pub(super) struct Files<T> {
     metrics: Option<MetricsWriter>,
     retention: Option<RetentionWriter>,
@@ -24,7 +24,7 @@ pub(super) struct Files<T> {
 }
 
 impl<T: Real> Files<T> {
-    /// `weights`: memory weights, each with columns of its own.
+    /// Creates the files. Each of the `weights` memory weights has its own columns.
     pub fn create(
         folder: Option<(&Path, Keep)>,
         config: &Config,
@@ -49,7 +49,7 @@ impl<T: Real> Files<T> {
         Ok(files)
     }
 
-    /// Completes the files; what was read before a divergence goes.
+    /// Completes the files. Removes retrieved.npy after a divergence.
     pub fn finish(self, diverged: bool) -> Result<RunStatistics> {
         if let Some(metrics) = self.metrics {
             metrics.finish()?;

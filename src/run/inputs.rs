@@ -1,4 +1,4 @@
-//! Inputs of runs: files opened, hashed and checked once, however many runs share them; and what a run makes of them.
+//! Inputs of runs. Each file is opened, hashed and checked once, even if many runs share it.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -16,18 +16,18 @@ use crate::memory::parameters::Init;
 use crate::memory::{Dimensions, Gates, State};
 use crate::real::{ElementType, Real};
 
-/// How a file was checked: the same file may be too large in f32 and fine in f64.
+/// Path and checks of a file. The element type matters because a value can be too large for f32 and fine in f64.
 type Key = (PathBuf, ElementType, bool);
 
-/// What has been made of what, once.
+/// Values by key, each created once.
 type Cache<K, V> = Mutex<Vec<(K, Arc<V>)>>;
 
-/// Files that runs have opened. A file is taken to stay as it is as long as this lives.
+/// Files that runs have opened. Files are assumed not to change during its lifetime.
 #[derive(Default)]
 pub struct InputCache {
     sequences: Cache<Key, NpySequences>,
     memories: Cache<Key, MemoryFile>,
-    /// By memory and past weights: shifted, with the hash of the past weights.
+    /// Memories with past weights added, and the hash of these weights. The key is the memory and the weights' file.
     shifted: Cache<(String, Key), (Arc<MemoryFile>, String)>,
 }
 
@@ -44,7 +44,7 @@ impl InputCache {
         })
     }
 
-    /// `memory` with the past weights at `path`.
+    /// Returns `memory` with the past weights at `path` added.
     fn shifted(
         &self,
         config: &Config,
@@ -81,13 +81,13 @@ pub struct ResolvedInputs {
     pub(super) store_seq: Option<Arc<NpySequences>>,
     memory: ResolvedMemory,
     pub(super) labels: Option<Labels>,
-    /// What was read.
+    /// Files that were read.
     pub files: Vec<InputFile>,
     pub(super) chunk_size: usize,
     pub(super) gates: Gates,
 }
 
-/// A random memory is made when it is needed: a sweep has many.
+/// Memory of a run. A random one is created only when needed, because a sweep has many.
 enum ResolvedMemory {
     File(Arc<MemoryFile>),
     Random(Dimensions, Init, u64),
@@ -110,7 +110,7 @@ impl ResolvedMemory {
 }
 
 impl ResolvedInputs {
-    /// Opens what `config` names, or finds it in `cache`. `narrow` lets a memory's f64 state into a run in f32.
+    /// Opens the inputs named by `config`, or finds them in `cache`. `narrow` allows a memory's f64 state in an f32 run.
     pub fn open(config: &Config, narrow: bool, cache: &InputCache, observe: Observer) -> Result<Self> {
         let mut progress = |bytes: u64| observe(RunEvent::Loaded(bytes));
         let mut files = Vec::new();
@@ -185,7 +185,7 @@ impl ResolvedInputs {
         for sequences in std::iter::once(&data).chain(&store_seq) {
             let got = sequences.dims().dim;
             if got != dim {
-                let expected = format!("tokens of dim {dim}, as the memory's");
+                let expected = format!("tokens of dim {dim}, as in the memory");
                 return Err(Error::file(sequences.path(), expected, format!("dim {got}")));
             }
         }
@@ -204,17 +204,17 @@ impl ResolvedInputs {
             let expected = format!("as many sequences as {}, {sequences}", data.path().display());
             return Err(Error::file(store.path(), expected, store.dims().sequences.to_string()));
         }
-        // A plain read has one memory for all sequences.
+        // A plain read uses one memory for all sequences, so its state is checked in `load`.
         Ok(Self { data, store_seq, memory, labels: None, files: Vec::new(), chunk_size, gates })
     }
 
-    /// An error where a sequence is no longer what it was when it was opened: results are then of neither. (All else is read
-    /// into memory at once.)
+    /// Returns an error if a sequence file has changed since it was opened, because results then match neither version.
+    /// All other files are read into memory at once.
     pub fn check_unchanged(&self, content: bool) -> Result<()> {
         std::iter::once(&self.data).chain(&self.store_seq).try_for_each(|file| file.check_unchanged(content))
     }
 
-    /// What is stored, where anything is.
+    /// Returns the sequences that are stored, if the run stores any.
     pub(super) fn store(&self) -> &NpySequences {
         self.store_seq.as_ref().unwrap_or(&self.data)
     }
@@ -227,7 +227,7 @@ impl ResolvedInputs {
         }
     }
 
-    /// The configuration with everything filled in.
+    /// Returns the configuration with all values filled in.
     pub fn resolved(&self, config: &Config) -> Resolved {
         let random = config.memory.random(self.data.dims().dim).ok().flatten();
         Resolved {
@@ -246,7 +246,7 @@ impl ResolvedInputs {
         }
     }
 
-    /// The memory and the state to start from.
+    /// Returns the memory and its initial state.
     pub(super) fn load<T: Real>(&self, config: &Config) -> Result<Loaded<T>> {
         let file = self.memory.get();
         let memory =

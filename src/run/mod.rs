@@ -1,6 +1,7 @@
-//! One run, from a checked configuration to a published folder of results: load, run the engine, write, draw.
-//! [`execute`] is all of it, once. A sweep takes the parts: inputs [`ResolvedInputs`] once for all runs, and [`Run`], which
-//! needs threads from elsewhere and perhaps no folder.
+//! One run, from a checked configuration to a published directory of results: load, run the engine, write, draw.
+//!
+//! [`execute`] does all of it once. A sweep uses the parts. It opens [`ResolvedInputs`] once for all runs, and gives each
+//! [`Run`] its threads and, if files are kept, a directory.
 
 mod files;
 mod inputs;
@@ -30,23 +31,23 @@ pub use inputs::{InputCache, ResolvedInputs};
 pub use report::{InputFile, Report, Resolved, WallSeconds};
 pub use statistics::{RunStatistics, UNSTABLE_RATIO};
 
-/// What a run is doing, told as it goes on. Returning an error stops it and leaves nothing behind.
+/// Progress event of a run. If the observer returns an error, the run stops and leaves nothing behind.
 #[derive(Clone, Copy, Debug)]
 pub enum RunEvent {
-    /// So many bytes of input have been read.
+    /// A number of input bytes has been read.
     Loaded(u64),
-    /// The engine has so many tokens before it, `repeat` and several sequences included.
+    /// The engine starts. The number of tokens includes all sequences and repeats.
     Starting(u64),
-    /// So many tokens are done.
+    /// A number of tokens is done.
     Computed(u64),
-    /// Results are being written and drawn; told several times.
+    /// Results are being written and drawn. Reported several times.
     Writing,
 }
 
-/// Told of every [`RunEvent`].
+/// Callback for every [`RunEvent`].
 pub type Observer<'a> = &'a mut (dyn FnMut(RunEvent) -> Result<()> + Send);
 
-/// Where this build comes from.
+/// Returns the commit of this build, with "-modified" if the tree was not clean.
 pub fn commit() -> Option<&'static str> {
     let describe = git_version::git_version!(
         args = ["--always", "--dirty=-modified", "--abbrev=40", "--exclude=*"],
@@ -55,12 +56,12 @@ pub fn commit() -> Option<&'static str> {
     (!describe.is_empty()).then_some(describe)
 }
 
-/// Runs `config` on `device`, which is what it names, opened, and publishes its folder. `replace` allows an existing one to
-/// be replaced.
+/// Runs `config` on `device`, the opened device that it names, and publishes the results. `replace` allows replacing an
+/// existing directory.
 ///
 /// # Errors
-/// Whatever keeps the run from its results; nothing is left behind then. A divergence is no error: it is published,
-/// and the report tells.
+/// Any failure that keeps the run from its results. Nothing is left behind then. A divergence is not an error: it is
+/// published and reported.
 pub fn execute(
     command: Command,
     config: &Config,
@@ -95,7 +96,7 @@ pub fn execute(
     Ok(output.report)
 }
 
-/// Replacing a folder must not take the run's own inputs with it.
+/// Rejects a directory to replace that holds an input of this run.
 fn reject_inputs_inside(config: &Config, target: &Path) -> Result<()> {
     let memory = match &config.memory {
         MemorySource::File { path, .. } => Some(path),
@@ -103,33 +104,34 @@ fn reject_inputs_inside(config: &Config, target: &Path) -> Result<()> {
     };
     let others = [&config.store_seq, &config.past, &config.labels, &config.file].map(Option::as_ref);
     let inputs = std::iter::once(&config.data).chain(others.into_iter().chain([memory]).flatten());
-    // Nothing there: nothing is in it.
+    // A directory that does not exist holds nothing.
     let Ok(target) = std::fs::canonicalize(target) else { return Ok(()) };
     for input in inputs.filter_map(|input| std::fs::canonicalize(input).ok()) {
         if input.starts_with(&target) {
-            let got = format!("{}, which holds {}", target.display(), input.display());
-            return Err(Error::setting("--out", "a folder without this run's inputs", got));
+            let (target, input) = (target.display(), input.display());
+            let reason = format!("{target} holds {input}, which this run reads; choose another directory");
+            return Err(Error::rejected("--out", reason));
         }
     }
     Ok(())
 }
 
-/// Which files of a run are written.
+/// Files of a run that are written.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum,
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Keep {
-    /// None at all.
+    /// No files.
     None,
-    /// metrics.csv, run.json, and retention.csv where it is asked for.
+    /// metrics.csv, run.json and, with retention, retention.csv.
     #[default]
     Metrics,
-    /// All of them, memory.safetensors and retrieved.npy too.
+    /// All files, including memory.safetensors and retrieved.npy.
     All,
 }
 
-/// How a run went.
+/// Outcome of a run for its report.
 struct Results {
     outcome: Outcome,
     products: Option<String>,
@@ -139,40 +141,40 @@ struct Results {
     wall_s: WallSeconds,
 }
 
-/// What a run leaves besides files.
+/// Outcome of a run besides its files.
 pub struct RunOutput {
-    /// As run.json has it.
+    /// Content of run.json.
     pub report: Report,
-    /// Its rows in a few numbers.
+    /// Statistics over the run's rows.
     pub statistics: RunStatistics,
-    /// What the engine allocated: weights, state and buffers, a GPU's too. (Each thread has a scratch buffer besides.)
+    /// Bytes allocated by the engine for weights, state and buffers, including a GPU's. Excludes a scratch buffer per thread.
     pub engine_bytes: usize,
-    /// For other runs to be done with the GPU.
+    /// Time spent waiting for other runs to finish with the GPU.
     pub waited: Duration,
 }
 
-/// A run about to be.
+/// A run that is ready to execute.
 pub struct Run<'a> {
     /// Subcommand.
     pub command: Command,
-    /// What it shall do.
+    /// Configuration of the run.
     pub config: &'a Config,
-    /// What it computes on.
+    /// Device to compute on.
     pub device: &'a OpenDevice,
-    /// For the report.
+    /// Command line for the report.
     pub command_line: Vec<String>,
-    /// Threads that it may use.
+    /// Maximum number of threads.
     pub threads: usize,
-    /// Where they come from; without, they are started for it.
+    /// Pool that provides the threads. If `None`, the run starts its own.
     pub pool: Option<&'a ThreadPool>,
     /// See [`RunStatistics::new`].
     pub unstable_ratio: f64,
-    /// Seconds that its inputs took to open, for the report.
+    /// Seconds spent on opening the inputs, for the report.
     pub opening: f64,
 }
 
 impl Run<'_> {
-    /// Runs, and writes what `keep` says into the folder.
+    /// Executes the run and writes the files selected by [`Keep`] into `folder`.
     pub fn execute(
         &self,
         inputs: &ResolvedInputs,
@@ -267,7 +269,7 @@ impl Run<'_> {
         warnings
     }
 
-    /// The run itself, and its repeats.
+    /// Runs the engine once, then `repeat` more times for timing.
     fn compute<T: Real>(
         &self,
         inputs: &ResolvedInputs,
@@ -315,7 +317,7 @@ impl Run<'_> {
         Ok(Computed { outcome, engine_all, engine_phases, engine_bytes, products, waited, threads })
     }
 
-    /// Threads without a task would only look for one, at the cost of those that have.
+    /// Returns the number of threads to use. A thread without a task would slow down the others by looking for one.
     fn threads_used<T: Real>(&self, memory: &Memory<T>, inputs: &ResolvedInputs) -> usize {
         if self.device.gpu().is_some() {
             return 1;
@@ -365,7 +367,7 @@ impl Run<'_> {
     }
 }
 
-/// The processor's engine or the GPU's.
+/// The CPU's engine or the GPU's.
 enum AnyEngine<'a, T: Real> {
     Cpu(Box<Engine<'a, T>>),
     Cuda(Box<CudaEngine<'a, T>>),
@@ -407,20 +409,20 @@ impl<'a, T: Real> AnyEngine<'a, T> {
     }
 }
 
-/// What the engine made of a run.
+/// Result of the engine for one run.
 struct Computed {
     outcome: Outcome,
-    /// Seconds of every run.
+    /// Seconds of each engine run.
     engine_all: Vec<f64>,
     engine_phases: Phases,
     engine_bytes: usize,
     products: Option<String>,
     waited: Duration,
-    /// Those of the pool.
+    /// Number of threads in the pool.
     threads: usize,
 }
 
-/// A pool of so many threads, or of as many as the system allows: results are the same.
+/// Starts a pool of `threads` threads. Halves the number until the system allows it, because results do not depend on it.
 pub fn start_threads(threads: usize) -> Result<ThreadPool> {
     let mut fewer = threads.max(1);
     loop {
@@ -434,7 +436,7 @@ pub fn start_threads(threads: usize) -> Result<ThreadPool> {
     }
 }
 
-/// Draws the figures from metrics.csv and retention.csv; what they had to leave out.
+/// Draws the figures from metrics.csv and retention.csv. Returns notes about anything they omit.
 fn draw(
     folder: &Path,
     config: &Config,
@@ -462,14 +464,15 @@ fn draw(
     Ok(drawn.notes)
 }
 
-/// Warnings about a run's settings and inputs.
+/// Returns warnings about a run's settings and inputs.
 fn warnings_before(inputs: &ResolvedInputs) -> Vec<String> {
     let mut warnings = Vec::new();
     if let Gate::Fixed(momentum) = inputs.gates.momentum
         && momentum > 1.0
     {
-        warnings
-            .push(format!("momentum {momentum} is above 1: it grows from chunk to chunk instead of fading"));
+        warnings.push(format!(
+            "momentum {momentum} is above 1: past surprise grows from chunk to chunk instead of fading"
+        ));
     }
     let tokens = inputs.store().dims().tokens;
     if let Some(OutOfRangeLabels { positions, last }) =
@@ -482,7 +485,7 @@ fn warnings_before(inputs: &ResolvedInputs) -> Vec<String> {
     warnings
 }
 
-/// Whether storing made the memory much worse than it was: at some chunk, or by what was written last.
+/// Returns a warning if storing made the memory much worse, at some chunk or after the last one.
 fn warning_of_instability(statistics: &RunStatistics, ratio: f64) -> Option<String> {
     let worse = format!("more than {ratio} times the loss at the initial weights");
     let advice = "a smaller learning rate or momentum, or a larger decay, may help";
@@ -521,7 +524,7 @@ fn warnings_after<T: Real>(outcome: &Outcome, c: usize, state: &State<T>, mode: 
     warnings
 }
 
-/// Median of timings: the mean of the middle two where they are even in number.
+/// Median of timings; for an even number of them the mean of the middle two.
 fn median(seconds: &[f64]) -> f64 {
     let mut sorted = seconds.to_vec();
     sorted.sort_by(f64::total_cmp);

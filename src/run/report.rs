@@ -1,4 +1,4 @@
-//! run.json: what a run was and how it went.
+//! run.json: the configuration, inputs and outcome of a run.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,69 +12,71 @@ use crate::memory::{Dimensions, Gates};
 use crate::metrics::Spread;
 use crate::real::ElementType;
 
-/// run.json: everything needed to repeat a run, and how it went.
+/// Content of run.json: everything needed to repeat a run, and its outcome.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// Version of the program.
     pub nmem: &'static str,
-    /// Commit that it was built from, with "-modified" where the tree was not clean; `None` outside a checkout.
+    /// Commit of the build, with "-modified" if the tree was not clean; `None` outside a checkout.
     pub commit: Option<&'static str>,
     /// Subcommand.
     pub command: Command,
-    /// As typed.
+    /// Command line as typed.
     pub command_line: Vec<String>,
-    /// The results' folder.
+    /// Directory of the results.
     #[serde(serialize_with = "crate::io::path_as_text")]
     pub out: PathBuf,
-    /// The configuration with everything filled in.
+    /// Configuration with all values filled in.
     pub config: Resolved,
     /// Files that were read.
     pub inputs: Vec<InputFile>,
-    /// Where the engine ran: "cpu", or "cuda:0" and the GPU's name.
+    /// Device of the engine: "cpu", or "cuda:0" and the GPU's name.
     pub device: String,
-    /// What its large matrix products were made by on a GPU: "kernel", nmem's own, or "cuBLAS 13.1.0", the library that was found
-    /// (which leaves sizes that it does not take to the kernel); `None` on the processor, and where there were none.
+    /// Implementation of a GPU's large matrix products: "kernel" (nmem's own) or a library such as "cuBLAS 13.1.0". The
+    /// kernel also computes sizes that the library does not support. `None` on the CPU, and in runs without such products.
     pub products: Option<String>,
-    /// Of a GPU: versions of the driver and of what the kernels were compiled from.
+    /// Versions of a GPU's driver and of the source of its kernels.
     pub software: Option<String>,
-    /// Threads it could use, as asked for or one per core.
+    /// Maximum number of threads, as requested or one per core.
     pub threads: usize,
-    /// Those it used: no more than column panels of memory weights that can be updated at once; with a GPU, one.
+    /// Number of threads used. At most the number of column panels of memory weights that can be updated at once; 1 with a
+    /// GPU.
     pub threads_used: usize,
     /// Element type of computation and results.
     pub dtype: ElementType,
-    /// Sequences side by side.
+    /// Number of parallel sequences.
     pub sequences: usize,
-    /// Tokens of each: of those read where another sequence was stored.
+    /// Number of tokens per sequence. Counts the sequence read if another one was stored.
     pub tokens: usize,
-    /// Tokens of each sequence that was stored; `None` in a plain read.
+    /// Number of tokens per stored sequence; `None` in a plain read.
     pub tokens_stored: Option<usize>,
-    /// Rows of metrics.csv.
+    /// Number of rows in metrics.csv.
     pub rows: usize,
-    /// Tokens stored since the start of the memory's life, per sequence, left-over ones included.
+    /// Number of tokens per sequence stored in the memory's life, including those of an incomplete chunk.
     pub life_tokens: Option<usize>,
     /// Spread of each column of metrics.csv.
     pub summary: BTreeMap<&'static str, Spread>,
-    /// With retention, Σ loss of the kept chunks under the final memory ÷ Σ their ℓ at W; `None` where none was kept,
-    /// where it is not finite, and after a divergence.
+    /// With retention, Σ loss of the kept chunks under the final memory ÷ Σ their ℓ at W. `None` if no chunk was kept, if
+    /// the ratio is not finite, and after a divergence.
     pub retained_ratio: Option<f64>,
-    /// First value that is not finite: the run diverged there. In an online run that may be of a read, and the memory kept.
+    /// First non-finite value, where the run diverged. In an online run it may be a value read, and the memory is kept.
     pub diverged: Option<Divergence>,
-    /// Whether the memory itself was not finite, which ended the run.
+    /// Whether the memory itself became non-finite, which ended the run.
     #[serde(skip)]
     pub memory_lost: bool,
-    /// What a user should know although nothing failed.
+    /// Warnings for the user, although nothing failed.
     pub warnings: Vec<String>,
-    /// Largest resident memory of the process, where the system tells (Linux).
+    /// Peak resident memory of the process in bytes; only known on Linux.
     pub peak_bytes: Option<u64>,
-    /// Largest resident memory without mapped files as far as seen: sampled after blocks of tokens (at most every 10 ms), of rows
-    /// drawn, and with every figure. What is taken and given back in between goes unseen: up to 2 MB in a figure's text.
+    /// Largest sample of resident memory without mapped files, in bytes. Samples are taken after blocks of tokens (at most
+    /// every 10 ms), after blocks of drawn rows, and with every figure. Shorter peaks are missed: up to 2 MB for a figure's
+    /// text.
     pub peak_anon_bytes: Option<u64>,
     /// Seconds per phase.
     pub wall_s: WallSeconds,
 }
 
-/// The configuration of a run with everything filled in.
+/// Configuration of a run with all values filled in.
 #[derive(Clone, Debug, Serialize)]
 #[expect(clippy::struct_excessive_bools, reason = "independent switches")]
 pub struct Resolved {
@@ -85,22 +87,22 @@ pub struct Resolved {
     pub dimensions: Dimensions,
     /// Tokens per chunk.
     pub chunk_size: usize,
-    /// Distribution and seed of a random memory; `None` where it came from a file.
+    /// Distribution of a random memory; `None` if it came from a file.
     pub init: Option<Init>,
-    /// Likewise.
+    /// Seed of a random memory; `None` if it came from a file.
     pub seed: Option<u64>,
     /// Fixed values and biases of the gates.
     #[serde(flatten)]
     pub gates: Gates,
     /// Whether momentum started from zero.
     pub restart_momentum: bool,
-    /// Whether ℓ was also taken before and after each chunk.
+    /// Whether ℓ was also measured before and after each chunk.
     pub probe: bool,
-    /// K, where every K-th chunk was kept and read again.
+    /// K, if every K-th chunk was kept and read again.
     pub retention: Option<usize>,
-    /// Whether inputs could hold NaN and infinity.
+    /// Whether NaN and infinity were accepted in inputs.
     pub allow_nonfinite: bool,
-    /// Further runs of the engine, for timing.
+    /// Number of additional engine runs for timing.
     pub repeat: usize,
     /// Whether figures were drawn.
     pub plots: bool,
@@ -111,27 +113,27 @@ pub struct Resolved {
 pub struct InputFile {
     /// Flag or argument that named it.
     pub role: &'static str,
-    /// As given.
+    /// Path as given.
     #[serde(serialize_with = "crate::io::path_as_text")]
     pub path: PathBuf,
-    /// Of an array.
+    /// Shape of an array; `None` for other files.
     pub shape: Option<Vec<usize>>,
-    /// Of an array.
+    /// Element type of an array; `None` for other files.
     pub dtype: Option<&'static str>,
-    /// Of the whole file, as `sha256sum` prints it.
+    /// SHA-256 of the whole file, as printed by `sha256sum`.
     pub sha256: String,
 }
 
 /// Seconds of each phase.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct WallSeconds {
-    /// Reading and checking inputs, and blocks of tokens on the way.
+    /// Reading and checking inputs, including blocks of tokens read during the run.
     pub load: f64,
-    /// Everything computed, from inputs to results. With `--repeat` the median of `engine_all`.
+    /// All computation from inputs to results. With `--repeat`, the median of `engine_all`.
     pub engine: f64,
-    /// Every run of the engine, the first included.
+    /// Each run of the engine, including the first.
     pub engine_all: Vec<f64>,
-    /// Where the time of the engine's last run went, added up over its threads.
+    /// Phases of the engine's last run, summed over its threads.
     pub engine_phases: Phases,
     /// Writing results.
     pub write: f64,

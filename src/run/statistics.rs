@@ -1,24 +1,23 @@
-//! A run in a few numbers, taken from its rows as they come: means over all rows, means over the last chunk, and the
-//! chunk from which on writing makes the memory worse.
+//! Statistics of a run, updated with each row: means over all rows, means over the last chunk, and the first chunk at
+//! which storing has made the memory worse.
 
 use std::collections::BTreeMap;
 
 use crate::metrics::{ChunkMetrics, Retained, Summary};
 
-/// Loss just before a chunk is stored, as a multiple of the loss at the initial weights, from which on a memory counts
-/// as unstable.
+/// Ratio above which a memory counts as unstable: loss just before a chunk is stored ÷ loss at the initial weights.
 pub const UNSTABLE_RATIO: f64 = 10.0;
 
-/// What the rows of a run add up to. The same whatever turns its sequences take.
+/// Statistics over the rows of a run. They do not depend on the order in which sequences are processed.
 #[derive(Clone, Debug)]
 pub struct RunStatistics {
     unstable_ratio: f64,
     done: Sums,
-    /// Of sequences that are not done: after a divergence some never are.
+    /// Sums of unfinished sequences. After a divergence some sequences never finish.
     pending: BTreeMap<usize, Sums>,
 }
 
-/// Of one sequence, or of all that are done.
+/// Sums over one sequence, or over all finished ones.
 #[derive(Clone, Debug, Default)]
 struct Sums {
     all: Summary,
@@ -27,15 +26,15 @@ struct Sums {
     /// Σ over heads of loss and loss_before of `chunk`.
     losses: [f64; 2],
     first_unstable: Option<usize>,
-    /// Σ loss and ℓ at W of kept chunks, by the chunks stored since.
+    /// Σ loss and Σ ℓ at W of kept chunks, by the number of chunks stored since.
     retained: BTreeMap<usize, [f64; 2]>,
 }
 
 impl Sums {
-    /// The chunk is complete.
+    /// Completes the current chunk.
     fn close(&mut self, unstable_ratio: f64) {
         let [loss, before] = std::mem::take(&mut self.losses);
-        // NaN where reading through the memory overflowed.
+        // The loss is NaN if reading through the memory overflowed.
         if before.is_nan() || before > unstable_ratio * loss {
             self.first_unstable = self.first_unstable.or(self.chunk);
         }
@@ -43,12 +42,12 @@ impl Sums {
 }
 
 impl RunStatistics {
-    /// Nothing yet. A chunk is unstable where Σ loss_before > `unstable_ratio` × Σ loss, both over heads.
+    /// Creates empty statistics. A chunk is unstable if Σ loss_before > `unstable_ratio` × Σ loss, both over heads.
     pub fn new(unstable_ratio: f64) -> Self {
         Self { unstable_ratio, done: Sums::default(), pending: BTreeMap::new() }
     }
 
-    /// Takes in a row; those of a sequence come by chunk and head.
+    /// Adds a row. The rows of a sequence must come in order of chunk and head.
     pub fn add(&mut self, row: &ChunkMetrics) {
         let sums = self.pending.entry(row.sequence).or_default();
         if sums.chunk != Some(row.chunk) {
@@ -62,7 +61,7 @@ impl RunStatistics {
         sums.losses[1] += row.loss_before.unwrap_or(0.0);
     }
 
-    /// Takes in a kept chunk as it was read again.
+    /// Adds the result of reading a kept chunk again.
     pub fn add_retained(&mut self, row: &Retained) {
         let sums = self.pending.entry(row.sequence).or_default();
         let [loss, at_w] = sums.retained.entry(row.after - row.chunk).or_default();
@@ -70,7 +69,7 @@ impl RunStatistics {
         *at_w += row.loss_at_w;
     }
 
-    /// All rows of this sequence have come. Called in the order of sequences.
+    /// Completes a sequence. Must be called in the order of sequences.
     pub fn sequence_done(&mut self, sequence: usize) {
         let Some(mut sums) = self.pending.remove(&sequence) else { return };
         sums.close(self.unstable_ratio);
@@ -85,22 +84,23 @@ impl RunStatistics {
         self.done.first_unstable = first;
     }
 
-    /// With retention: chunks stored since a chunk was kept, ascending, and Σ loss ÷ Σ ℓ at W over sequences and heads.
+    /// Returns, with retention, the number of chunks stored since a chunk was kept (ascending) and the Σ loss ÷ Σ ℓ at W over
+    /// sequences and heads.
     pub fn lags(&self) -> impl ExactSizeIterator<Item = (usize, f64)> {
         self.done.retained.iter().map(|(&lag, [loss, at_w])| (lag, loss / at_w))
     }
 
-    /// Over all rows.
+    /// Returns the summary over all rows.
     pub fn all(&self) -> &Summary {
         &self.done.all
     }
 
-    /// Over the heads and sequences of each sequence's last chunk.
+    /// Returns the summary over the last chunk of each sequence, with all heads.
     pub fn last(&self) -> &Summary {
         &self.done.last
     }
 
-    /// The first unstable chunk of any sequence.
+    /// Returns the first unstable chunk of any sequence.
     pub fn first_unstable_chunk(&self) -> Option<usize> {
         self.done.first_unstable
     }

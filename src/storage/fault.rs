@@ -1,12 +1,13 @@
-//! Faults on demand. A debug build whose environment has `NMEM_FAULT=KIND:N:MARKER` counts its operations on the disk, and
+//! Faults injected by tests. A debug build with `NMEM_FAULT=KIND:N:MARKER` in its environment counts its disk operations.
+//! KIND selects the fault:
 //!
-//! - `fail`: the N-th fails as by a defect of the disk;
-//! - `full`: from the N-th on every write fails as on a full disk, the first one half done;
-//! - `stop`: the process ends before the N-th as if it were killed;
-//! - `panic`: the N-th panics;
-//! - `noswap`: swaps of two directories are unknown to the system, and the process ends before the N-th operation.
+//! - `fail`: the N-th operation fails like on a defective disk.
+//! - `full`: every write from the N-th on fails like on a full disk. The first of them writes half of its bytes.
+//! - `stop`: the process ends before the N-th operation as if it were killed.
+//! - `panic`: the N-th operation panics.
+//! - `noswap`: the system cannot swap two directories, and the process ends before the N-th operation.
 //!
-//! A file MARKER is created when that happens, so that a test knows when it has tried every N. Release builds have none of this.
+//! The file MARKER is created at the fault, so that a test knows when it has tried every N. Release builds inject no faults.
 
 use std::io;
 
@@ -48,13 +49,13 @@ mod plan {
     static REACHED: AtomicU64 = AtomicU64::new(0);
 
     impl Plan {
-        /// Counts an operation; its number and the plan where there is one.
+        /// Counts an operation. Returns its number and the plan, if there is one.
         pub fn count() -> Option<(u64, &'static Self)> {
             let plan = PLAN.as_ref()?;
             Some((REACHED.fetch_add(1, Ordering::SeqCst) + 1, plan))
         }
 
-        /// Whether this operation is the one; or, of a full disk, one after it.
+        /// Returns whether the fault hits this operation: the N-th, or on a full disk any later one.
         pub fn strikes(&self, number: u64) -> bool {
             if number == self.at {
                 let _ = std::fs::write(&self.marker, "");
@@ -77,7 +78,7 @@ mod plan {
     }
 }
 
-/// Passes an operation other than a write.
+/// Counts an operation other than a write, and fails it if the plan says so.
 #[cfg(debug_assertions)]
 pub fn reach() -> io::Result<()> {
     let Some((number, plan)) = plan::Plan::count() else { return Ok(()) };
@@ -87,7 +88,7 @@ pub fn reach() -> io::Result<()> {
     Ok(())
 }
 
-/// Passes a write: how many of its `bytes` may be written.
+/// Counts a write. Returns how many of its `bytes` may be written.
 #[cfg(debug_assertions)]
 pub fn reach_write(bytes: usize) -> io::Result<usize> {
     let Some((number, plan)) = plan::Plan::count() else { return Ok(bytes) };
@@ -99,20 +100,20 @@ pub fn reach_write(bytes: usize) -> io::Result<usize> {
     }
 }
 
-/// Error of a file system that cannot swap two directories, where a test wants one.
+/// Returns the error of a file system that cannot swap two directories, if a test injects it.
 #[cfg(all(debug_assertions, target_os = "linux"))]
 pub fn reach_exchange() -> Option<rustix::io::Result<()>> {
     plan::Plan::has_no_swap().then_some(Err(rustix::io::Errno::INVAL))
 }
 
-/// None in a release build.
+/// Returns no error in a release build.
 #[cfg(all(not(debug_assertions), target_os = "linux"))]
 #[inline]
 pub fn reach_exchange() -> Option<rustix::io::Result<()>> {
     None
 }
 
-/// Passes an operation other than a write.
+/// Counts an operation other than a write, and fails it if the plan says so.
 #[cfg(not(debug_assertions))]
 #[expect(clippy::unnecessary_wraps, reason = "as in debug builds")]
 #[inline]
@@ -120,7 +121,7 @@ pub fn reach() -> io::Result<()> {
     Ok(())
 }
 
-/// Passes a write: how many of its `bytes` may be written.
+/// Counts a write. Returns how many of its `bytes` may be written.
 #[cfg(not(debug_assertions))]
 #[expect(clippy::unnecessary_wraps, reason = "as in debug builds")]
 #[inline]

@@ -7,8 +7,9 @@ use std::path::Path;
 use super::fault;
 use crate::error::{Error, Result};
 
-/// A file being written, every operation of which a test can make fail. Closed by [`finish`](Self::finish), which reports what
-/// a drop would swallow.
+/// A file being written. Tests can make each of its operations fail.
+///
+/// Close it with [`finish`](Self::finish), which reports the errors that a drop would ignore.
 #[derive(Debug)]
 pub struct OutFile(File);
 
@@ -19,22 +20,22 @@ impl OutFile {
         File::create(path).map(Self)
     }
 
-    /// Creates a file that does not exist, to append to.
+    /// Creates a new file to append to.
     pub fn create_for_append(path: &Path) -> io::Result<Self> {
         fault::reach()?;
         OpenOptions::new().append(true).create_new(true).open(path).map(Self)
     }
 
-    /// Opens what is there to write into: a pipe or a device.
+    /// Opens an existing pipe or device for writing.
     pub fn open_existing(path: &Path) -> io::Result<Self> {
         fault::reach()?;
         OpenOptions::new().write(true).open(path).map(Self)
     }
 
-    /// Creates a file without a name in a directory: it goes when it is closed, however the process ends.
+    /// Creates an unnamed file in a directory. It disappears when it is closed or the process ends.
     pub fn unnamed_in(directory: &Path) -> io::Result<Self> {
         fault::reach()?;
-        // The error's own text would name a file that no longer exists.
+        // The error's text would name a file that no longer exists.
         tempfile::tempfile_in(directory).map(Self).map_err(|error| error.kind().into())
     }
 
@@ -42,7 +43,7 @@ impl OutFile {
         Self(file)
     }
 
-    /// Writes a file that does not exist yet.
+    /// Writes a new file.
     pub fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
         let write = || {
             let mut file = Self::create(path)?;
@@ -52,24 +53,24 @@ impl OutFile {
         write().map_err(Error::io(path, "write"))
     }
 
-    /// Length in bytes.
+    /// Returns the length in bytes.
     pub fn length(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
     }
 
-    /// Cuts the file, or lengthens it by zeros.
+    /// Truncates the file, or extends it with zeros.
     pub fn set_length(&self, bytes: u64) -> io::Result<()> {
         fault::reach()?;
         self.0.set_len(bytes)
     }
 
-    /// Waits until all of it is on the disk.
+    /// Waits until the whole file is on the disk.
     pub fn sync(&self) -> io::Result<()> {
         fault::reach()?;
         self.0.sync_all()
     }
 
-    /// Closes the file. Network file systems report only here that a quota was exceeded.
+    /// Closes the file. Network file systems may report an exceeded quota only here.
     pub fn finish(self) -> io::Result<()> {
         fault::reach()?;
         close(self.0)
@@ -79,7 +80,7 @@ impl OutFile {
 #[cfg(unix)]
 fn close(file: File) -> io::Result<()> {
     use std::os::fd::IntoRawFd;
-    // SAFETY: the descriptor is this file's own, given up here, so nobody else can use it afterwards.
+    // SAFETY: the file gives up ownership of its descriptor here, so nothing else can use it afterwards.
     match unsafe { libc::close(file.into_raw_fd()) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),

@@ -1,13 +1,13 @@
-//! All that nmem writes to disk, so that what it promises holds in one place:
+//! Every write to disk. Keeping them in one place makes these guarantees hold:
 //!
-//! - an output is there whole, or as it was before, whatever fails or is killed on the way, a power loss included: it is written
-//!   under a hidden name beside its target, synced, renamed into place, and the directory synced ([`WholeFile`],
-//!   [`replace_all`], [`ResultsDirectory`]);
-//! - `--force` replaces what nmem wrote and nothing else, and no symbolic link is followed to it;
-//! - what a killed process left behind is removed by a later one, what a living process is writing never is ([`clear`]);
-//! - an error of the operating system is never taken for "does not exist" ([`kind_of`]).
+//! - An output is complete or unchanged after any failure, kill or power loss. It is written under a hidden name beside
+//!   its target, synced and renamed into place. Then the directory is synced ([`WholeFile`], [`replace_all`],
+//!   [`ResultsDirectory`]).
+//! - `--force` replaces only files that nmem wrote, and follows no symbolic link to them.
+//! - A later process removes the files left by a killed process, but never those of a living one ([`clear`]).
+//! - An error of the operating system is never mistaken for "does not exist" ([`kind_of`]).
 //!
-//! Every operation passes a point where a test can make it fail or end the process (`fault`).
+//! Tests can make every operation fail or end the process (`fault`).
 
 mod fault;
 mod file;
@@ -28,7 +28,7 @@ pub use temporary::{clear, remove_all};
 pub(crate) use temporary::{is_temporary, lock};
 pub use whole_file::{WholeFile, replace, replace_all};
 
-/// Kind of the file at `path`, a symbolic link as itself; `None` where nothing is.
+/// Returns the kind of the file at `path` without following a symbolic link; `None` if it does not exist.
 pub fn kind_of(path: &Path) -> Result<Option<FileType>> {
     match fs::symlink_metadata(path) {
         Ok(metadata) => Ok(Some(metadata.file_type())),
@@ -37,7 +37,7 @@ pub fn kind_of(path: &Path) -> Result<Option<FileType>> {
     }
 }
 
-/// Whether a directory is at `path`, or where a symbolic link there points.
+/// Returns whether `path` is a directory, following symbolic links.
 pub fn is_directory(path: &Path) -> Result<bool> {
     match fs::metadata(path) {
         Ok(metadata) => Ok(metadata.is_dir()),
@@ -46,22 +46,22 @@ pub fn is_directory(path: &Path) -> Result<bool> {
     }
 }
 
-/// Whether anything is at `path`, or where a symbolic link there points.
+/// Returns whether `path` exists, following symbolic links.
 pub fn exists(path: &Path) -> Result<bool> {
     fs::exists(path).map_err(Error::io(path, "look at"))
 }
 
-/// Creates a directory in one that is being written.
+/// Creates a directory inside a directory that is being written.
 pub fn create_directory(path: &Path) -> Result<()> {
     fault::reach().and_then(|()| fs::create_dir(path)).map_err(Error::io(path, "create"))
 }
 
-/// Creates a directory and its parents, durable as soon as it exists.
+/// Creates a directory and its parents, and syncs them to disk.
 pub fn create_directories(path: &Path) -> Result<()> {
     create_missing(path).map(drop).map_err(Error::io(path, "create"))
 }
 
-/// Creates a directory and its parents; returns those that did not exist, innermost first.
+/// Creates a directory and its parents. Returns the ones that did not exist, innermost first.
 fn create_missing(path: &Path) -> io::Result<Vec<std::path::PathBuf>> {
     let mut missing = Vec::new();
     for directory in path.ancestors().filter(|directory| !directory.as_os_str().is_empty()) {
@@ -75,7 +75,7 @@ fn create_missing(path: &Path) -> io::Result<Vec<std::path::PathBuf>> {
     fs::create_dir_all(path)?;
     let synced = missing.iter().try_for_each(|directory| sync_directory(parent_of(directory)));
     if let Err(error) = synced {
-        // Nothing is left of what failed.
+        // A failed call leaves nothing behind.
         for directory in &missing {
             let _ = fs::remove_dir(directory);
         }
@@ -84,17 +84,17 @@ fn create_missing(path: &Path) -> io::Result<Vec<std::path::PathBuf>> {
     Ok(missing)
 }
 
-/// A path without a slash at its end, which would make the system follow a link there.
+/// Removes a slash at the end of a path, which would make the system follow a symbolic link.
 pub(crate) fn without_slash(path: &Path) -> std::path::PathBuf {
     path.components().collect()
 }
 
-/// The directory that holds `path`.
+/// Returns the directory that holds `path`.
 pub(crate) fn parent_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Makes the names in a directory durable. File systems that cannot sync a directory say so, and are left alone.
+/// Makes the names in a directory durable. Ignores the error of a file system that cannot sync directories.
 pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
     fault::reach()?;
     if cfg!(unix) {
@@ -106,7 +106,7 @@ pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes a file; nothing there is fine.
+/// Removes a file, if it exists.
 pub fn remove_file(path: &Path) -> Result<()> {
     match fault::reach().and_then(|()| fs::remove_file(path)) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(path, "remove")(error)),
@@ -114,7 +114,7 @@ pub fn remove_file(path: &Path) -> Result<()> {
     }
 }
 
-/// Removes a directory and all in it, or a symbolic link itself; nothing there is fine.
+/// Removes a directory with its content, or a symbolic link itself, if it exists.
 pub fn remove_directory(path: &Path) -> Result<()> {
     match fault::reach().and_then(|()| fs::remove_dir_all(path)) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(path, "remove")(error)),

@@ -1,5 +1,5 @@
-//! Directories of results. Opened before the work, so that a bad path fails in the first second; written under a hidden name
-//! beside the target and renamed into place, so that results are complete or absent.
+//! Result directories. They are opened before the work, so that a bad path fails within the first second. They are written
+//! under a hidden name beside the target and renamed into place, so that results are complete or absent.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -11,7 +11,7 @@ use super::temporary::{Temporary, clear};
 use super::{create_missing, fault, kind_of, parent_of, sync_directory, without_slash};
 use crate::error::{Error, Result};
 
-/// Files that a run or a benchmark writes at the top of its directory, besides figures.
+/// Names of the files, other than figures, that a run or a benchmark writes at the top of its directory.
 const FILES: [&str; 7] = [
     "metrics.csv",
     "retention.csv",
@@ -21,9 +21,9 @@ const FILES: [&str; 7] = [
     "scan_bench.csv",
     "machine.json",
 ];
-/// One of these is in every such directory.
+/// Files that identify a result directory. Every one holds one of them.
 const MARKERS: [&str; 2] = ["run.json", "machine.json"];
-/// Directory of figures.
+/// Name of the directory with figures.
 const PLOTS: &str = "plots";
 /// Names of the figures of runs and benchmarks.
 const FIGURES: [&str; 11] = [
@@ -39,48 +39,48 @@ const FIGURES: [&str; 11] = [
     "time",
     "bandwidth",
 ];
-/// Endings of figures and of their data.
+/// File extensions of figures and of their data.
 const ENDINGS: [&str; 5] = ["svg", "pdf", "png", "tex", "csv"];
 
-/// A directory of results in the making. Dropped without [`publish`](Self::publish), it leaves nothing.
+/// A result directory that is being written. It leaves nothing behind if it is dropped without [`publish`](Self::publish).
 #[derive(Debug)]
 pub struct ResultsDirectory {
-    /// For messages.
+    /// Path as typed, for messages.
     typed: PathBuf,
     target: PathBuf,
     replace: bool,
     hidden: Temporary,
-    /// After `hidden`: fields are dropped in order.
+    /// Declared after `hidden`, because fields are dropped in order.
     made: CreatedParents,
 }
 
-/// Directories that were made to hold the target. Those still empty go again: nothing is left of a run that failed.
+/// Directories created to hold the target. On drop the empty ones are removed, so that a failed run leaves nothing.
 #[derive(Debug)]
 struct CreatedParents(Vec<PathBuf>);
 
 impl Drop for CreatedParents {
     fn drop(&mut self) {
         for directory in &self.0 {
-            // Fails where it holds something: results, or another run's.
+            // Fails if the directory holds anything: these results, or another run's.
             let _ = fs::remove_dir(directory);
         }
     }
 }
 
 impl ResultsDirectory {
-    /// Prepares the directory `typed`, clearing stale temporaries of killed runs beside it. An existing target is rejected
-    /// unless `replace` and all that is in it was written by nmem.
+    /// Prepares the directory `typed`, and removes stale temporaries of killed runs beside it. Rejects an existing target
+    /// unless `replace` is set and nmem wrote everything in it.
     pub fn open(typed: &Path, replace: bool) -> Result<Self> {
         Self::prepare(typed, replace, |parent, name| clear(parent, Some(name)))
     }
 
-    /// Prepares one of many directories in one that has been cleared of stale temporaries.
+    /// Prepares one of many directories in a parent that is already free of stale temporaries.
     pub fn open_among(typed: &Path, replace: bool) -> Result<Self> {
         Self::prepare(typed, replace, |_, _| ())
     }
 
     fn prepare(typed: &Path, replace: bool, clear: impl FnOnce(&Path, &OsStr)) -> Result<Self> {
-        // "." and ".." end in no name.
+        // Paths that end in "." or ".." have no file name.
         let named = |path: &Path| path.file_name().is_some();
         let target = if named(typed) {
             without_slash(typed)
@@ -103,17 +103,17 @@ impl ResultsDirectory {
         Ok(Self { typed: typed.to_path_buf(), target, replace, hidden, made })
     }
 
-    /// Hidden directory to write in.
+    /// Returns the hidden directory to write in.
     pub fn path(&self) -> &Path {
         self.hidden.path()
     }
 
-    /// Directory that it will be.
+    /// Returns the final directory.
     pub fn target(&self) -> &Path {
         &self.target
     }
 
-    /// An error of writing here, with the path that the user knows: the hidden one is gone when it is read.
+    /// Replaces the hidden path in an error by the path as typed. The hidden one no longer exists when the user reads it.
     pub fn explain(&self, error: Error) -> Error {
         match error {
             Error::Io { path, action, source } => {
@@ -124,12 +124,12 @@ impl ResultsDirectory {
         }
     }
 
-    /// Puts the finished directory in its place, all of it on the disk.
+    /// Syncs the finished directory to disk and moves it into place.
     pub fn publish(self) -> Result<()> {
         publish_all(vec![self]).pop().unwrap_or(Ok(()))
     }
 
-    /// Swaps or renames; what is dropped afterwards is the old directory, if any.
+    /// Swaps or renames the directory into place. The returned values remove the old directory, if any, when dropped.
     fn place(mut self) -> Result<(Temporary, CreatedParents)> {
         let exists = check_target(&self.target, &self.typed, self.replace)?;
         fault::reach().map_err(Error::io(&self.target, "create"))?;
@@ -143,8 +143,8 @@ impl ResultsDirectory {
     }
 }
 
-/// Puts finished directories in their places: all of them on the disk first, then renamed, then the renames on the disk. One
-/// result each, in order.
+/// Moves finished directories into place: syncs all of them, renames them, then syncs the renames. Returns one result
+/// per directory, in order.
 pub fn publish_all(directories: Vec<ResultsDirectory>) -> Vec<Result<()>> {
     let synced = sync_trees(&directories);
     let placed: Vec<_> = directories
@@ -158,11 +158,11 @@ pub fn publish_all(directories: Vec<ResultsDirectory>) -> Vec<Result<()>> {
         .collect();
     let parents = placed.iter().flatten().map(|(parent, _)| parent.clone()).collect();
     let failed = first_failure(parents, sync_directory);
-    // What they replaced goes last, once the new ones cannot be lost.
+    // The replaced directories are removed last, when the new ones can no longer be lost.
     placed.into_iter().map(|placed| placed.map(drop).and_then(|()| shared(failed.as_ref()))).collect()
 }
 
-/// The first of several directories that cannot be synced.
+/// Syncs directories and returns the first failure.
 fn first_failure(
     directories: BTreeSet<PathBuf>,
     sync: impl Fn(&Path) -> io::Result<()>,
@@ -170,18 +170,18 @@ fn first_failure(
     directories.into_iter().find_map(|directory| sync(&directory).err().map(|error| (directory, error)))
 }
 
-/// Outcome of a sync that several outputs share.
+/// Returns the outcome of a sync that several outputs share.
 fn shared(failed: Option<&(PathBuf, io::Error)>) -> Result<()> {
     failed.map_or(Ok(()), |(path, error)| Err(Error::io(path, "sync")(error.kind().into())))
 }
 
-/// Most directories that are synced file by file: for more, one sync of the whole file system costs less, and more runs end
-/// meanwhile that go with the next one. Measured on a busy ext4: 1.1 ms a file, of which a run has four with its directories, and
-/// 7 ms the file system.
+/// Maximum number of directories that are synced file by file. For more, one sync of the whole file system is cheaper, and
+/// runs that end meanwhile share the next one. Measured on a busy ext4: 1.1 ms per file, of which a run has four including
+/// its directories, and 7 ms per file system.
 #[cfg(target_os = "linux")]
 const MAX_SYNCED_SINGLY: usize = 2;
 
-/// Waits until directories and all in them are on the disk.
+/// Waits until directories and their content are on the disk.
 fn sync_trees(directories: &[ResultsDirectory]) -> Vec<Result<()>> {
     #[cfg(target_os = "linux")]
     if directories.len() > MAX_SYNCED_SINGLY {
@@ -210,22 +210,23 @@ fn sync_tree(directory: &Path) -> io::Result<()> {
     sync_directory(directory)
 }
 
-/// Whether there is something to replace; rejects what must not be.
+/// Returns whether there is a directory to replace. Rejects a target that must not be replaced.
 fn check_target(target: &Path, typed: &Path, replace: bool) -> Result<bool> {
     let display = typed.display();
     let reject = |reason: String| Err(Error::rejected("--out", reason));
     let Some(kind) = kind_of(target)? else { return Ok(false) };
     if kind.is_symlink() {
         return reject(format!(
-            "{display} is a symbolic link, which is not followed; name the directory itself"
+            "{display} is a symbolic link, which nmem does not follow; name the directory itself"
         ));
     }
     if !kind.is_dir() {
         return reject(format!("{display} is not a directory; choose another name"));
     }
     if !replace {
-        let expected = "a folder that does not exist yet (--force replaces it whole)";
-        return Err(Error::setting("--out", expected, format!("{display}")));
+        return reject(format!(
+            "{display} already exists; use --force to replace it, or choose another directory"
+        ));
     }
     let whole = fs::canonicalize(target).map_err(Error::io(typed, "look at"))?;
     let inside = |place: io::Result<PathBuf>| place.is_ok_and(|place| place.starts_with(&whole));
@@ -236,18 +237,18 @@ fn check_target(target: &Path, typed: &Path, replace: bool) -> Result<bool> {
     match foreign(target).map_err(Error::io(typed, "read"))? {
         None => Ok(true),
         Some(name) => reject(format!(
-            "{display} holds {}, which nmem did not write; move it away, or choose another directory",
+            "{display} holds {}, which nmem did not write; move it away or choose another directory",
             name.display()
         )),
     }
 }
 
-/// Whether a directory holds what nmem wrote and nothing else.
+/// Returns whether nmem wrote everything in a directory.
 pub(crate) fn is_results(directory: &Path) -> io::Result<bool> {
     Ok(foreign(directory)?.is_none())
 }
 
-/// The first thing in a directory of results that nmem did not write there, by its path inside.
+/// Returns the relative path of the first entry in a result directory that nmem did not write.
 fn foreign(directory: &Path) -> io::Result<Option<PathBuf>> {
     let (mut first, mut marked) = (None, false);
     for entry in fs::read_dir(directory)? {
@@ -272,19 +273,19 @@ fn foreign(directory: &Path) -> io::Result<Option<PathBuf>> {
     Ok(first.filter(|_| !marked))
 }
 
-/// Whether a name is that of a figure, or of the data of one, of a run or benchmark.
+/// Returns whether a name is that of a run's or benchmark's figure, or of a figure's data.
 fn is_known_figure(name: &OsStr) -> bool {
     let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy();
     let stem = stem.split_once("-data").map_or(&*stem, |(stem, _)| stem);
     is_figure(name) && FIGURES.contains(&stem)
 }
 
-/// Whether a name has the ending of a figure or of the data of one.
+/// Returns whether a name has the extension of a figure or of a figure's data.
 pub(crate) fn is_figure(name: &OsStr) -> bool {
     Path::new(name).extension().is_some_and(|ending| ENDINGS.iter().any(|known| ending == *known))
 }
 
-/// Name of a directory for a moment where two cannot be swapped at once.
+/// Returns the temporary name of a directory that is being replaced on a system that cannot swap two directories.
 fn set_aside(target: &Path) -> PathBuf {
     let mut name = std::ffi::OsString::from(".");
     name.push(target.file_name().unwrap_or_default());
@@ -292,7 +293,7 @@ fn set_aside(target: &Path) -> PathBuf {
     target.with_file_name(name)
 }
 
-/// Puts a directory back that a run was killed in replacing, or removes one that it had replaced already.
+/// Restores a directory if a run was killed while replacing it. Removes the old one if it was already replaced.
 fn restore(target: &Path) -> Result<()> {
     let (there, aside) = (kind_of(target)?, set_aside(target));
     if kind_of(&aside)?.is_none() {
@@ -308,7 +309,7 @@ fn restore(target: &Path) -> Result<()> {
     }
 }
 
-/// Swaps two directories, at once where the system can.
+/// Swaps two directories, atomically if the system can.
 fn exchange(a: &Path, b: &Path) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     {
@@ -322,11 +323,11 @@ fn exchange(a: &Path, b: &Path) -> io::Result<()> {
     let aside = set_aside(b);
     fs::rename(b, &aside)?;
     fault::reach()?;
-    // Killed here, the old directory is restored by the next run: see `restore`.
+    // If the process is killed here, the next run restores the old directory: see `restore`.
     fs::rename(a, b).or_else(|error| fs::rename(&aside, b).and(Err(error)))?;
     fault::reach()?;
     match fs::rename(&aside, a) {
-        // Another run has removed it.
+        // Another run has already removed it.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         renamed => renamed,
     }

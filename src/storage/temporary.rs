@@ -1,11 +1,11 @@
-//! Hidden names under which outputs are written before they are renamed into place, and what becomes of those whose process
-//! was killed.
+//! Hidden names under which outputs are written before they are renamed into place, and the removal of stale ones.
 //!
-//! For a target NAME a file is called `.NAME.nmem-XXXXXX`; a directory likewise, and beside it lies a file
-//! `.NAME.nmem-XXXXXX.lock`. As long as the writer lives it holds a lock (`flock`) on the file, or on the directory's lock file.
-//! The system releases it with the process, so what can be locked is stale, left by a killed one. A process that clears
-//! stale temporaries may lock a file between its creation and its writer's lock: it removes it then, and the writer, which finds that
-//! its file has no name any more, starts again under another. On file systems without locks nothing is ever cleared.
+//! The temporary of a target NAME is called `.NAME.nmem-XXXXXX`. A directory has a lock file `.NAME.nmem-XXXXXX.lock` beside
+//! it. A living writer holds a lock (`flock`) on its file, or on its directory's lock file.
+//! The system releases the lock with the process. So a temporary that can be locked is stale, left by a killed process.
+//!
+//! A process that clears stale temporaries may lock a file just before its writer does, and remove it. The writer then finds
+//! that its file has no name, and starts again under another one. On file systems without locks nothing is ever cleared.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, TryLockError};
@@ -16,13 +16,14 @@ use std::sync::{Mutex, PoisonError, TryLockError as TryLock};
 use super::file::OutFile;
 use super::{fault, parent_of};
 
-/// Between the target's name and the random letters.
+/// Text between the target's name and the random letters.
 const INFIX: &str = ".nmem-";
 const LETTERS: usize = 6;
 const LOCK: &str = ".lock";
-/// Longest target name that is kept whole: most file systems end names at 255 bytes, and ours have 18 more than their target's.
+/// Maximum length of a target name that is used in full. Most file systems limit names to 255 bytes, and a temporary's name
+/// is 18 bytes longer than its target's.
 const MAX_NAME: usize = 230;
-/// Most attempts at a name that nobody takes away: one is taken away only in the moment between its making and its lock.
+/// Maximum number of attempts at a name. An attempt fails only if another process removes the file before it is locked.
 const MAX_ATTEMPTS: usize = 100;
 
 /// Paths of the temporaries of this process.
@@ -34,21 +35,21 @@ pub struct Temporary {
     path: PathBuf,
     /// Lock file of a directory.
     lock_path: Option<PathBuf>,
-    /// Held as long as this lives.
+    /// Lock, held until this is dropped.
     _lock: Option<File>,
-    /// Whether something is, or may be, at `path`.
+    /// Whether something exists, or may exist, at `path`.
     there: bool,
 }
 
 impl Temporary {
-    /// An empty file beside `target`, and the same file to write to.
+    /// Creates an empty file beside `target`. Returns it together with a handle to write to it.
     pub fn file(target: &Path) -> io::Result<(Self, OutFile)> {
         let (path, file) = create_locked(target, "")?;
         let clone = file.try_clone()?;
         Ok((Self::new(path, None, clone), OutFile::from_file(file)))
     }
 
-    /// An empty directory beside `target`.
+    /// Creates an empty directory beside `target`.
     pub fn directory(target: &Path) -> io::Result<Self> {
         let (lock_path, lock) = create_locked(target, LOCK)?;
         let path = lock_path.with_extension("");
@@ -69,7 +70,7 @@ impl Temporary {
         &self.path
     }
 
-    /// It has been renamed: nothing is left to remove at its hidden name.
+    /// Records that the temporary was renamed, so that nothing is left to remove at its hidden name.
     pub fn renamed(&mut self) {
         self.there = false;
     }
@@ -80,7 +81,7 @@ impl Drop for Temporary {
         if self.there {
             remove(&self.path);
         }
-        // After the directory: without its lock it would be taken for stale.
+        // The lock goes after the directory, which would look stale without it.
         if let Some(lock) = &self.lock_path {
             let _ = fs::remove_file(lock);
         }
@@ -89,15 +90,15 @@ impl Drop for Temporary {
     }
 }
 
-/// Removes a file, a directory with all in it, or a symbolic link itself. What cannot be removed is left to a later process.
+/// Removes a file, a directory with its content, or a symbolic link itself. Leaves the rest to a later process if that fails.
 fn remove(path: &Path) {
     let is_directory = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
     let _ = if is_directory { fs::remove_dir_all(path) } else { fs::remove_file(path) };
 }
 
-/// Removes every temporary of this process, for an end without destructors. Whoever holds one must not go on.
+/// Removes every temporary of this process before an end without destructors. Their holders must not continue.
 pub fn remove_all() {
-    // The thread that ends the process may itself hold the list: better a stale temporary than a deadlock.
+    // The thread that ends the process may itself hold the list. A stale temporary is better than a deadlock.
     let mut alive = match ALIVE.try_lock() {
         Ok(alive) => alive,
         Err(TryLock::Poisoned(alive)) => alive.into_inner(),
@@ -117,7 +118,7 @@ fn create_locked(target: &Path, ending: &str) -> io::Result<(PathBuf, File)> {
     builder.prefix(&prefix).rand_bytes(LETTERS).suffix(ending);
     for _ in 0..MAX_ATTEMPTS {
         fault::reach()?;
-        // As any file: the process's umask decides who may read it. The error's own text would name the hidden file.
+        // Created like any file, so that the umask decides who may read it. The error's text would name the hidden file.
         let made = builder.make_in(directory, |path| File::create_new(path));
         let (file, path) = made.map_err(plain)?.into_parts();
         let path = path.keep().map_err(|error| plain(error.error))?;
@@ -136,7 +137,7 @@ fn create_locked(target: &Path, ending: &str) -> io::Result<(PathBuf, File)> {
     Err(io::Error::other("temporary files are removed as soon as they are created"))
 }
 
-/// Without a path that is nobody's business.
+/// Removes the hidden path from an error.
 fn plain(error: io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(code) => io::Error::from_raw_os_error(code),
@@ -155,7 +156,7 @@ fn has_name(_: &File, path: &Path) -> bool {
     path.exists()
 }
 
-/// ".NAME.nmem-"; of a NAME that leaves no room for it a part.
+/// Returns ".NAME.nmem-", with a part of NAME if the whole is too long.
 fn prefix(name: &OsStr) -> OsString {
     let mut prefix = OsString::from(".");
     if name.len() <= MAX_NAME {
@@ -167,12 +168,12 @@ fn prefix(name: &OsStr) -> OsString {
     prefix
 }
 
-/// Whether a name is that of a temporary or of its lock.
+/// Returns whether a name is that of a temporary or of its lock.
 pub(crate) fn is_temporary(name: &OsStr) -> bool {
     split(name.as_encoded_bytes()).is_some()
 }
 
-/// Part of a temporary's name before its random letters, and whether it is a lock's.
+/// Returns the part of a temporary's name before its random letters, and whether the name is a lock's.
 fn split(name: &[u8]) -> Option<(&[u8], bool)> {
     let (bare, is_lock) = match name.strip_suffix(LOCK.as_bytes()) {
         Some(bare) => (bare, true),
@@ -185,8 +186,8 @@ fn split(name: &[u8]) -> Option<(&[u8], bool)> {
     ours.then_some((before, is_lock))
 }
 
-/// Removes from a directory what killed processes left of the output called `name`, or of any output where the directory
-/// is nmem's own. What cannot be removed is left to a later process.
+/// Removes stale temporaries, left by killed processes, from a directory. `name` selects those of one output; `None` selects
+/// all, for a directory that belongs to nmem. Temporaries that cannot be removed are left to a later process.
 pub fn clear(directory: &Path, name: Option<&OsStr>) {
     let wanted = name.map(prefix);
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
@@ -200,7 +201,7 @@ pub fn clear(directory: &Path, name: Option<&OsStr>) {
             Ok(kind) if kind.is_dir() => {
                 let mut lock = path.clone().into_os_string();
                 lock.push(LOCK);
-                // Its lock file is, or was, in this directory too, and tells.
+                // The state of its lock file in the same directory decides.
                 let without_lock =
                     matches!(fs::symlink_metadata(&lock), Err(error) if error.kind() == ErrorKind::NotFound);
                 if without_lock {
@@ -221,8 +222,8 @@ pub fn clear(directory: &Path, name: Option<&OsStr>) {
     }
 }
 
-/// Tries to lock a file that several processes know, and that one who has it alone may remove; creates it where it does not
-/// exist. `None` where another process has it; file systems without locks count as free.
+/// Tries to lock a file shared by several processes, and creates it if necessary. A process with the exclusive lock
+/// (`alone`) may remove the file. Returns `None` if another process holds it. File systems without locks count as free.
 pub(crate) fn lock(path: &Path, alone: bool) -> io::Result<Option<File>> {
     for _ in 0..MAX_ATTEMPTS {
         fault::reach()?;
@@ -238,7 +239,7 @@ pub(crate) fn lock(path: &Path, alone: bool) -> io::Result<Option<File>> {
     Err(io::Error::other("it is removed as soon as it is locked"))
 }
 
-/// Whether an error of locking says that the file system has no locks, or that its lock server is not there.
+/// Returns whether a locking error means that the file system has no locks or no lock server.
 fn has_no_locks(error: &io::Error) -> bool {
     #[cfg(unix)]
     if error.raw_os_error() == Some(libc::ENOLCK) {
@@ -268,14 +269,14 @@ mod tests {
         let folder = Temporary::directory(&at.join("a")).unwrap();
         let alive = names(at);
         assert_eq!(alive.len(), 3, "{alive:?}");
-        // As killed processes leave them: a file, a directory with its lock, one whose lock went first, a lock alone.
+        // Leftovers of killed processes: a file, a directory with its lock, a directory without, and a lock alone.
         fs::write(at.join(".a.csv.nmem-AAAAAA"), "half").unwrap();
         fs::create_dir(at.join(".a.nmem-BBBBBB")).unwrap();
         fs::write(at.join(".a.nmem-BBBBBB/metrics.csv"), "half").unwrap();
         fs::write(at.join(".a.nmem-BBBBBB.lock"), "").unwrap();
         fs::create_dir(at.join(".a.nmem-CCCCCC")).unwrap();
         fs::write(at.join(".b.nmem-DDDDDD.lock"), "").unwrap();
-        // What others own.
+        // Files that nmem does not own.
         for name in [".a.nmem-old", ".a.mine", "a.nmem-EEEEEE", ".a.nmem-12345"] {
             fs::write(at.join(name), "").unwrap();
         }
@@ -299,7 +300,7 @@ mod tests {
 
     #[test]
     fn a_name_taken_away_before_its_lock_is_replaced_by_another() {
-        // Writers and clearers at once: no writer may lose what it is writing.
+        // Writing and clearing at once must not remove a file that is being written.
         let directory = tempfile::tempdir().unwrap();
         let at = directory.path();
         let done = std::sync::atomic::AtomicBool::new(false);

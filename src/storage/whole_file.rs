@@ -1,5 +1,5 @@
-//! Single files that are there whole, or as they were before: written beside their place under a hidden name, synced, then
-//! renamed into it.
+//! Single files that are complete or unchanged: written beside their target under a hidden name, synced, then renamed into
+//! place.
 
 use std::collections::BTreeSet;
 use std::fs::{self, FileType};
@@ -10,7 +10,7 @@ use super::temporary::{Temporary, clear};
 use super::{OutFile, fault, kind_of, parent_of, sync_directory, without_slash};
 use crate::error::{Error, Result};
 
-/// A file in the making. Dropped without [`publish`](Self::publish), it leaves nothing.
+/// A file that is being written. It leaves nothing behind if it is dropped without [`publish`](Self::publish).
 #[derive(Debug)]
 pub struct WholeFile {
     target: PathBuf,
@@ -21,22 +21,22 @@ pub struct WholeFile {
 #[derive(Debug)]
 enum Way {
     Aside(Temporary, Option<OutFile>),
-    /// Into a pipe or a device, where nothing is replaced.
+    /// Written directly into a pipe or a device, which is not replaced.
     Direct,
 }
 
-/// State of the place where a file's content goes.
+/// State of the path that a file is written to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
     Free,
-    /// An existing file.
+    /// A file exists.
     Taken,
     PipeOrDevice,
 }
 
 impl WholeFile {
-    /// Prepares the file `target`, named by `flag`. An existing one is rejected unless `replace`; a pipe or a character device
-    /// is written into; whatever else is there is rejected.
+    /// Prepares the file `target`, named by `flag`. Writes into a pipe or a character device. Rejects an existing file unless
+    /// `replace` is set, and anything else.
     pub fn open(flag: &str, target: &Path, replace: bool) -> Result<Self> {
         let target = without_slash(target);
         let place = place_of(flag, &target)?;
@@ -50,7 +50,7 @@ impl WholeFile {
         Ok(Self { target, replace, way: Way::Aside(temporary, Some(file)) })
     }
 
-    /// Whether both are to be the same file, however their paths are spelled.
+    /// Returns whether both will be the same file, even if their paths are spelled differently.
     pub fn is_same_as(&self, other: &Self) -> bool {
         let place = |file: &Self| {
             let directory = fs::canonicalize(parent_of(&file.target));
@@ -59,7 +59,7 @@ impl WholeFile {
         self.target == other.target || place(self).is_some_and(|own| Some(own) == place(other))
     }
 
-    /// Writes all of it, and waits until it is on the disk.
+    /// Writes the whole content and waits until it is on the disk.
     pub fn write(&mut self, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
         let write = || {
             let file = match &mut self.way {
@@ -79,7 +79,7 @@ impl WholeFile {
         write().map_err(Error::io(&self.target, "write"))
     }
 
-    /// Puts the finished file in its place.
+    /// Moves the finished file into place.
     pub fn publish(self, flag: &str) -> Result<()> {
         let Way::Aside(temporary, _) = self.way else { return Ok(()) };
         let place = place_of(flag, &self.target)?;
@@ -94,14 +94,14 @@ impl WholeFile {
     }
 }
 
-/// Takes the place of what is there only if it is to `replace` it, also where that has come in the last moment.
+/// Renames a temporary to its target. Without `replace` this fails if the target exists, even if it has just been created.
 fn rename(mut temporary: Temporary, target: &Path, replace: bool) -> io::Result<()> {
     fault::reach()?;
     #[cfg(target_os = "linux")]
     if !replace {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
         match renameat_with(CWD, temporary.path(), CWD, target, RenameFlags::NOREPLACE) {
-            // Some file systems do not know it.
+            // Some file systems do not support the flag.
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {}
             renamed => {
                 renamed?;
@@ -120,8 +120,9 @@ fn reject_taken(flag: &str, target: &Path, place: Place, replace: bool) -> Resul
     if replace || place != Place::Taken {
         return Ok(());
     }
-    let expected = "a file that does not exist yet (--force replaces it)";
-    Err(Error::setting(flag, expected, target.display().to_string()))
+    let reason =
+        format!("{} already exists; use --force to replace it, or choose another name", target.display());
+    Err(Error::rejected(flag, reason))
 }
 
 fn place_of(flag: &str, target: &Path) -> Result<Place> {
@@ -138,10 +139,10 @@ fn place_of(flag: &str, target: &Path) -> Result<Place> {
             _ => reject("neither a file nor a pipe; choose another name"),
         };
     }
-    // /dev/stdout is one.
+    // /dev/stdout is a symbolic link to a pipe or device.
     match fs::metadata(target) {
         Ok(metadata) if is_pipe_or_device(metadata.file_type()) => Ok(Place::PipeOrDevice),
-        _ => reject("a symbolic link, which is not followed; name the file itself"),
+        _ => reject("a symbolic link, which nmem does not follow; name the file itself"),
     }
 }
 
@@ -156,13 +157,13 @@ fn is_pipe_or_device(_: FileType) -> bool {
     false
 }
 
-/// Writes a file whole, replacing what is there.
+/// Writes a whole file, replacing an existing one.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     replace_all([Ok((path.to_path_buf(), bytes.to_vec()))]).map(drop)
 }
 
-/// Writes files whole, replacing what is there. None takes its place before all are on the disk, so that a full disk
-/// leaves the old ones. Returns their paths.
+/// Writes whole files, replacing existing ones, and returns their paths. All files are on the disk before the first is
+/// renamed, so that a full disk leaves the old ones.
 pub fn replace_all(files: impl IntoIterator<Item = Result<(PathBuf, Vec<u8>)>>) -> Result<Vec<PathBuf>> {
     let mut written = Vec::new();
     for file in files {

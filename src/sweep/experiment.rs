@@ -1,5 +1,5 @@
-//! An experiment file and what the command line lays over it: from settings, lists and explicit rows to the rows of
-//! the grid, in order.
+//! An experiment file and the settings on the command line that override it. Settings, lists and explicit rows become the
+//! ordered rows of the grid.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use super::values::{self, MAX_VALUES};
 use crate::error::{Error, Result};
 use crate::io::text::TextFile;
 
-/// What is run in each row.
+/// Command that each row runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// `nmem store`
@@ -31,20 +31,20 @@ impl Kind {
     }
 }
 
-/// Rows of the grid, not yet multiplied out.
+/// An experiment before its grid is expanded into rows.
 #[derive(Clone, Debug, Default)]
 pub struct Experiment {
     kind: Option<Kind>,
     fixed: Vec<Setting>,
     axes: Vec<Axis>,
     rows: Vec<Vec<Setting>>,
-    /// Axes from the command line, for the explicit rows.
+    /// Axes from the command line that apply to the explicit rows.
     row_axes: Vec<Axis>,
-    /// False where there are only explicit rows.
+    /// Whether the axes form rows. False if there are only explicit rows.
     product: bool,
 }
 
-/// Columns of equally many values that advance together: one of `[grid]`, or all of `[zip]`.
+/// Columns of equal length that advance together: one of `[grid]`, or all of `[zip]`.
 #[derive(Clone, Debug)]
 struct Axis {
     zip: bool,
@@ -61,17 +61,18 @@ impl Axis {
     }
 }
 
-/// Most rows of a grid: with a dozen settings each they take half a gigabyte until their runs are done.
+/// Maximum number of rows of a grid. With a dozen settings each they need half a gigabyte until their runs are done.
 const MAX_ROWS: usize = 1 << 16;
-/// Most bytes of all rows of a grid, by estimate.
+/// Maximum estimated size of all rows of a grid in bytes.
 const MAX_GRID_BYTES: usize = 768 << 20;
-/// Measured: bytes that a row takes without its settings, and with each setting besides its text.
+/// Bytes of a row without its settings (measured).
 const ROW_BYTES: usize = 3000;
+/// Bytes of a setting without its text (measured).
 const SETTING_BYTES: usize = 700;
-/// Copies of a setting's text: as written and as resolved, in the plan and in its file.
+/// Number of copies of a setting's text: as written and as resolved, in the plan and in its file.
 const TEXT_COPIES: usize = 6;
 
-/// A place in an experiment file, for messages.
+/// Text of an experiment file, for parsing values and locating errors.
 struct ExperimentText<'a> {
     path: &'a Path,
     /// Directory that relative paths start from.
@@ -93,15 +94,15 @@ impl ExperimentText<'_> {
         check_key(key).map_err(|invalid| self.error(at, invalid.expected, &invalid.got))?;
         let written = plain(value.get_ref()).ok_or_else(|| match value.get_ref() {
             DeValue::Integer(_) => {
-                self.error(at, "an integer from −2^63 to 2^64 − 1", &format!("another for `{key}`"))
+                self.error(at, "an integer from −2^63 to 2^64 − 1", &format!("one outside for `{key}`"))
             }
-            _ => self.error(at, "one number, word or truth value", &format!("`{key}`, which is none")),
+            _ => self.error(at, "one number, string or boolean", &format!("another type for `{key}`")),
         })?;
         Setting::new(key, written, self.folder)
             .map_err(|invalid| self.error(at, invalid.expected, &invalid.got))
     }
 
-    /// The values of one key of `[grid]` or `[zip]`.
+    /// Parses the values of one key of `[grid]` or `[zip]`.
     fn column(&self, key: &str, value: &Spanned<DeValue>) -> Result<Vec<Setting>> {
         let at = value.span().start;
         check_key(key).map_err(|invalid| self.error(at, invalid.expected, &invalid.got))?;
@@ -137,7 +138,7 @@ impl ExperimentText<'_> {
 
 type Keys<'t, 'i> = Vec<(usize, &'t str, &'t Spanned<DeValue<'i>>)>;
 
-/// The keys of a table as the file has them, with their places.
+/// Returns the keys and values of a table in the order of the file, with their places.
 fn in_order<'t, 'i>(table: &'t DeTable<'i>) -> Keys<'t, 'i> {
     let mut keys: Vec<_> =
         table.iter().map(|(key, value)| (key.span().start, &**key.get_ref(), value)).collect();
@@ -145,12 +146,12 @@ fn in_order<'t, 'i>(table: &'t DeTable<'i>) -> Keys<'t, 'i> {
     keys
 }
 
-/// A value that is neither a list nor a table nor a date.
+/// Converts a string, a boolean or a number; `None` for a list, a table or a date.
 fn plain(value: &DeValue) -> Option<Value> {
     match value {
         DeValue::String(text) => Some(Value::String(text.to_string())),
         DeValue::Boolean(truth) => Some(Value::Boolean(*truth)),
-        // TOML's own end at 2^63 − 1; a seed may go further.
+        // TOML's integers end at 2^63 − 1, but a seed may be larger.
         DeValue::Integer(number) => {
             let small = i64::from_str_radix(number.as_str(), number.radix()).map(Value::Integer);
             let large = || u64::from_str_radix(number.as_str(), number.radix());
@@ -162,7 +163,7 @@ fn plain(value: &DeValue) -> Option<Value> {
 }
 
 impl Experiment {
-    /// Parses an experiment file. Relative paths in it are relative to its [folder](TextFile::folder).
+    /// Parses an experiment file. Relative paths in it are relative to its [directory](TextFile::folder).
     pub fn read(file: &TextFile) -> Result<Self> {
         let (path, text) = (file.path(), file.text()?);
         let source = ExperimentText { path, folder: file.folder(), text };
@@ -171,7 +172,7 @@ impl Experiment {
             source.error(
                 at,
                 "an experiment in TOML",
-                &format!("this: {},", error.message().replace('\n', ", ")),
+                &format!("a syntax error ({})", error.message().replace('\n', ", ")),
             )
         })?;
         let mut this = Self::default();
@@ -181,7 +182,8 @@ impl Experiment {
                 "run" => {
                     let kind = value.get_ref().as_str().and_then(Kind::parse);
                     let expected = "run = \"store\" or \"retrieve-online\", or tables [[run]]";
-                    this.kind = Some(kind.ok_or_else(|| source.error(at, expected, "another `run`"))?);
+                    this.kind =
+                        Some(kind.ok_or_else(|| source.error(at, expected, "another value of `run`"))?);
                 }
                 "fixed" => {
                     for (_, key, value) in source.table(name, value)? {
@@ -203,8 +205,8 @@ impl Experiment {
         let varied = this.axes.iter().flat_map(|axis| &axis.columns).map(|column| &column[0].key);
         for key in this.fixed.iter().map(|setting| &setting.key).chain(varied) {
             if !seen.insert(key) {
-                let got = format!("`{key}` twice (in [fixed], [grid] or [zip])");
-                return Err(Error::file(path, "each key in one place", got));
+                let reason = format!("`{key}` is set twice; set it once in [fixed], [grid] or [zip]");
+                return Err(Error::rejected(path.display().to_string(), reason));
             }
         }
         this.product = !this.axes.is_empty() || this.rows.is_empty();
@@ -216,8 +218,9 @@ impl Experiment {
         for (at, key, value) in source.table("zip", value)? {
             let column = source.column(key, value)?;
             if let Some(first) = axis.columns.first().filter(|first| first.len() != column.len()) {
-                let expected = format!("as many values as `{}` of [zip] has, {}", first[0].key, first.len());
-                return Err(source.error(at, expected, &format!("{} of `{key}`", column.len())));
+                let expected =
+                    format!("{} values for `{key}`, as for `{}` in [zip]", first.len(), first[0].key);
+                return Err(source.error(at, expected, &column.len().to_string()));
             }
             axis.columns.push(column);
         }
@@ -236,8 +239,8 @@ impl Experiment {
         Ok(())
     }
 
-    /// Lays `key=value` or `key=a,b,c` of the command line over the file, for every run of it. Relative paths are
-    /// relative to the working directory.
+    /// Overrides a setting of the file in every run, by `key=value` or `key=a,b,c` from the command line. Relative paths
+    /// are relative to the working directory.
     pub fn override_setting(&mut self, argument: &str) -> Result<()> {
         let reject = |expected: &str, got: &str| Err(Error::setting(argument, expected, got));
         let Some((key, list)) = argument.split_once('=') else {
@@ -272,7 +275,7 @@ impl Experiment {
         self.row_axes.push(axis.clone());
         match self.axes.iter_mut().find_map(|axis| Some((axis.zip, axis.len(), axis.column(key)?))) {
             Some((true, length, _)) if length != column.len() => {
-                let expected = format!("{length} values or one, as the others of [zip] have");
+                let expected = format!("one value, or {length} as for the other keys of [zip]");
                 reject(&expected, &column.len().to_string())
             }
             Some((.., old)) => {
@@ -286,12 +289,12 @@ impl Experiment {
         }
     }
 
-    /// What is run, as far as was said.
+    /// Returns the command to run, if the experiment names one.
     pub fn kind(&self) -> Option<Kind> {
         self.kind
     }
 
-    /// Settings of every row, what is run among them.
+    /// Returns the settings of every row, including `online` if the command needs it.
     fn fixed(&self) -> Vec<Setting> {
         let mut fixed = self.fixed.clone();
         if self.kind == Some(Kind::RetrieveOnline) && fixed.iter().all(|setting| setting.key != "online") {
@@ -301,7 +304,7 @@ impl Experiment {
         fixed
     }
 
-    /// All rows: the product, the first axis slowest, then the explicit ones.
+    /// Returns all rows: the product of the axes, the first one slowest, then the explicit rows.
     pub fn expand(&self) -> Result<Vec<GridRow>> {
         let count =
             |axes: &[Axis]| axes.iter().try_fold(1_usize, |count, axis| count.checked_mul(axis.len()));
@@ -310,7 +313,7 @@ impl Experiment {
             (self.rows.len().checked_mul(each)?).checked_add(if self.product { all } else { 0 })
         });
         if rows.is_none_or(|rows| rows > MAX_ROWS) {
-            let got = rows.map_or("more than can be counted".to_owned(), |rows| rows.to_string());
+            let got = rows.map_or("too many to count".to_owned(), |rows| rows.to_string());
             return Err(Error::setting("the grid", format!("at most {MAX_ROWS} rows"), got));
         }
         let fixed = self.fixed();
@@ -325,7 +328,7 @@ impl Experiment {
         Ok(rows)
     }
 
-    /// Refuses rows that would take more memory than most machines have to spare.
+    /// Rejects rows that need more memory than most machines can spare.
     fn check_bytes(&self, rows: usize, fixed: &[Setting]) -> Result<()> {
         let bytes =
             |setting: &Setting| SETTING_BYTES + TEXT_COPIES * setting.written.as_str().map_or(0, str::len);
@@ -338,11 +341,11 @@ impl Experiment {
         if all <= MAX_GRID_BYTES {
             return Ok(());
         }
-        let expected = format!("rows that take at most {MAX_GRID_BYTES} bytes of memory");
-        Err(Error::setting("the grid", expected, format!("{rows} rows that take some {all}")))
+        let expected = format!("rows that need at most {MAX_GRID_BYTES} bytes of memory");
+        Err(Error::setting("the grid", expected, format!("{rows} rows that need about {all}")))
     }
 
-    /// All keys, those that may vary first.
+    /// Returns all keys, those that may vary first.
     pub fn keys(&self) -> Vec<String> {
         let axes = self.axes.iter().flat_map(|axis| axis.columns.iter().map(|column| &column[0]));
         let rows = self.rows.iter().flatten();
@@ -353,7 +356,7 @@ impl Experiment {
     }
 }
 
-/// Every combination of the axes' values, the first axis slowest.
+/// Calls `each` with every combination of the axes' values, the first axis slowest.
 fn multiply(axes: &[Axis], each: &mut dyn FnMut(&[Setting])) {
     fn descend(all: &[Axis], chosen: &mut Vec<Setting>, each: &mut dyn FnMut(&[Setting])) {
         let Some((axis, rest)) = all.split_first() else { return each(chosen) };

@@ -1,4 +1,4 @@
-//! The folder of a sweep, and what is made from the records in it.
+//! The directory of a sweep, and the tables made from its records.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -15,40 +15,39 @@ use crate::error::{Error, Result};
 use crate::run::Keep;
 use crate::storage::{self, is_figure, is_results, is_temporary};
 
-/// A folder that holds a sweep, or will.
+/// Directory of a sweep, which may not exist yet.
 #[derive(Clone, Debug)]
 pub struct Folder(PathBuf);
 
-/// What a sweep's folder comes to.
+/// Result of collecting a sweep.
 #[derive(Debug)]
 pub struct Collected {
-    /// The runs of results.csv, in its order.
+    /// Runs of results.csv, in its order.
     pub rows: Vec<Record>,
     /// Runs of the plan that have not finished.
     pub missing: Vec<PlanEntry>,
-    /// Runs of the plan.
+    /// Number of runs in the plan.
     pub planned: usize,
-    /// Messages about what could not be read, and so counts as missing.
+    /// Messages about records and plans that could not be read. Their runs count as missing.
     pub warnings: Vec<String>,
 }
 
-/// A sweep's directory in use by this process, until this is dropped.
+/// Lock on a sweep's directory, held until it is dropped.
 #[derive(Debug)]
 pub struct DirectoryLock(#[expect(dead_code, reason = "held for its lock")] File);
 
-/// All that sweeps write into their folder.
+/// Files that sweeps write into their directory.
 const FILES: [&str; 6] =
     ["results.csv", "retention.csv", "summary.csv", "joblog.tsv", ARRAY_SCRIPT, COLLECT_SCRIPT];
+/// Directories that sweeps write into theirs.
 const FOLDERS: [&str; 5] = ["records", "runs", "plots", LOGS, "plans"];
-/// In plans/, locked while a sweep is in the directory: shared, so that shards can run side by side, but not beside `--force`.
+/// Lock file in plans/. Sweeps hold it shared, so that shards can run in parallel, and `--force` holds it exclusively.
 const LOCK: &str = ".lock";
 
 impl Folder {
-    /// A folder that is there already must be a sweep's, or empty.
+    /// Checks a directory. An existing one must be a sweep's or empty.
     pub fn check(path: &Path) -> Result<Self> {
-        let reject = |got: String| {
-            Err(Error::setting("--out", "the folder of a sweep, or one that does not exist yet", got))
-        };
+        let reject = |reason: String| Err(Error::rejected("--out", reason));
         let this = Self(storage::without_slash(path));
         match fs::read_dir(path) {
             Ok(_) if this.exists()? => Ok(this),
@@ -56,7 +55,11 @@ impl Folder {
                 for entry in entries {
                     let name = entry.map_err(Error::io(path, "read"))?.file_name();
                     if !is_temporary(&name) {
-                        return reject(format!("{}, which holds something else", path.display()));
+                        return reject(format!(
+                            "{} holds {}, which no sweep wrote; choose another directory",
+                            path.display(),
+                            name.display()
+                        ));
                     }
                 }
                 Ok(this)
@@ -67,14 +70,14 @@ impl Folder {
                 Ok(this)
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
-                reject(format!("{}, which is none that can be read", path.display()))
+                reject(format!("{} is not a directory", path.display()))
             }
             Err(error) => Err(Error::io(path, "read")(error)),
         }
     }
 
-    /// Marks the directory, which is created if need be, as in use. `alone` waits for nobody: another sweep there is an
-    /// error.
+    /// Locks the directory, creating it if necessary. `alone` takes an exclusive lock. Returns an error instead of waiting if
+    /// another sweep uses the directory.
     pub fn lock(&self, alone: bool) -> Result<DirectoryLock> {
         let plans = self.0.join("plans");
         storage::create_directories(&plans)?;
@@ -90,7 +93,7 @@ impl Folder {
         })
     }
 
-    /// Removes stale temporaries, which killed processes left in the directory.
+    /// Removes stale temporaries that killed processes left in the directory.
     pub fn clear_stale(&self) {
         storage::clear(&self.0, None);
         for folder in FOLDERS.map(|name| self.0.join(name)) {
@@ -98,40 +101,39 @@ impl Folder {
         }
     }
 
-    /// Where it is.
+    /// Returns the directory's path.
     pub fn path(&self) -> &Path {
         &self.0
     }
 
-    /// Files of one run.
+    /// Returns the directory of one run's files.
     pub fn run(&self, id: &str) -> PathBuf {
         self.0.join("runs").join(id)
     }
 
-    /// Whether a sweep has been started in it.
+    /// Returns whether a sweep has been started in the directory.
     pub fn exists(&self) -> Result<bool> {
         storage::is_directory(&self.0.join("plans"))
     }
 
-    /// Removes all that sweeps have written there, and nothing else: where something of others lies among it, nothing is
-    /// removed.
+    /// Removes all files that sweeps wrote. Removes nothing if another program's file is among them.
     pub fn clear(&self) -> Result<()> {
         for name in FOLDERS {
             let path = self.0.join(name);
             if let Some(foreign) = foreign(name, &path)? {
                 let reason = format!(
-                    "{} was not written by a sweep; move it away, or choose another --out",
+                    "{} was not written by a sweep; move it away or choose another --out",
                     foreign.display()
                 );
                 return Err(Error::rejected("--force", reason));
             }
         }
         FILES.iter().try_for_each(|name| storage::remove_file(&self.0.join(name)))?;
-        // plans/ last: a folder without is no longer known as a sweep's.
+        // plans/ goes last, because it identifies the directory as a sweep's.
         FOLDERS.iter().try_for_each(|name| storage::remove_directory(&self.0.join(name)))
     }
 
-    /// Makes the folder where it does not exist yet and puts the plan down in it, as its newest.
+    /// Creates the directory if necessary, and writes the plan into it as the newest one.
     pub fn start(&self, plan: &PlanFile) -> Result<()> {
         for folder in ["plans", "records", "runs"].map(|name| self.0.join(name)) {
             storage::create_directories(&folder)?;
@@ -145,23 +147,23 @@ impl Folder {
         self.0.join("plans").join(format!("{hash}.json"))
     }
 
-    /// Runs that are known to have finished, by identity.
+    /// Returns the records of finished runs, by identity.
     pub fn records(&self) -> Result<Records> {
         if self.exists()? { read_all(&self.0.join("records")) } else { Ok(Records::default()) }
     }
 
-    /// Whether a run need not be run again: it has finished, and what shall be kept of it is there.
+    /// Returns whether a run need not be repeated: it has finished, and the files to `keep` exist.
     pub fn is_done(&self, record: Option<&Record>, keep: Keep) -> Result<bool> {
         match record.filter(|record| record.is_final()) {
             None => Ok(false),
             Some(_) if keep == Keep::None => Ok(true),
             Some(record) if record.keep < keep => Ok(false),
-            // The last file to be written.
+            // run.json is the last file of a run to be written.
             Some(record) => Ok(storage::kind_of(&self.run(&record.run).join("run.json"))?.is_some()),
         }
     }
 
-    /// The plan that was started last. One that cannot be read is reported, and the one before it taken.
+    /// Reads the plan that was started last. A plan that cannot be read is reported, and the one before it is used.
     fn newest_plan(&self, warnings: &mut Vec<String>) -> Result<PlanFile> {
         let folder = self.0.join("plans");
         let mut all: Vec<(SystemTime, PathBuf)> = Vec::new();
@@ -181,11 +183,11 @@ impl Folder {
                 Err(error) => return Err(error),
             }
         }
-        Err(Error::rejected(folder.display().to_string(), "no plan here can be read; start the sweep again"))
+        Err(Error::rejected(folder.display().to_string(), "no plan can be read; start the sweep again"))
     }
 }
 
-/// Whether a name is that of a figure of results.csv, or of the data of one.
+/// Returns whether a name is that of a figure of results.csv, or of a figure's data.
 pub(crate) fn is_figure_of_sweep(name: &OsStr) -> bool {
     let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy();
     let stem = stem.split_once("-data").map_or(&*stem, |(stem, _)| stem);
@@ -193,7 +195,7 @@ pub(crate) fn is_figure_of_sweep(name: &OsStr) -> bool {
     is_figure(name) && stem.split("_per_").all(|part| known(part) || stem == "tokens_per_s")
 }
 
-/// The first thing in a directory of a sweep's, called `name`, that no sweep writes there.
+/// Returns the first entry that no sweep writes in a sweep's directory called `name`.
 fn foreign(name: &str, directory: &Path) -> Result<Option<PathBuf>> {
     let error = || Error::io(directory, "read");
     match storage::kind_of(directory)? {
@@ -220,15 +222,17 @@ fn foreign(name: &str, directory: &Path) -> Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// Makes results.csv, summary.csv, joblog.tsv and, where runs have it, retention.csv of the runs recorded in a sweep's folder: those of the plan in its
-/// order, then what else finished there, by identity. `plan` names one by its hash; without, it is the newest.
+/// Writes the tables of the runs recorded in a sweep's directory: results.csv, summary.csv, joblog.tsv and, if runs have
+/// it, retention.csv. The runs of the plan come first in its order, then other finished runs by identity. `plan` is the
+/// hash of a plan; `None` is the newest.
 ///
-/// A run with the settings of another one, and files of the same names, gives way to it, as an input or the program has
-/// changed since: to the plan's, or to the later.
+/// Two runs with the same settings and file names differ if an input or the program has changed in between. Then the
+/// plan's run replaces the other one, or the later run the earlier one.
 pub fn collect(folder: &Path, plan: Option<&str>) -> Result<Collected> {
     let folder = Folder::check(folder)?;
     if !folder.exists()? {
-        return Err(Error::file(folder.path(), "the folder of a sweep", "none (it has no plans/)"));
+        let path = folder.path().display().to_string();
+        return Err(Error::rejected(path, "not the directory of a sweep (it has no plans/)"));
     }
     let mut warnings = Vec::new();
     let plan = match plan {
@@ -242,7 +246,7 @@ pub fn collect(folder: &Path, plan: Option<&str>) -> Result<Collected> {
     for run in &plan.runs {
         taken.insert(run.resolved.clone());
         match records.remove(&run.run) {
-            // Another plan's record may have been written another way: a path, say.
+            // The record of another plan may spell a parameter differently, for example a path.
             Some(record) => rows.push(Record { parameters: run.parameters.clone(), ..record }),
             None => missing.push(run.clone()),
         }
@@ -252,7 +256,7 @@ pub fn collect(folder: &Path, plan: Option<&str>) -> Result<Collected> {
     others.retain(|record| taken.insert(record.resolved.clone()));
     others.sort_by(|a, b| a.run.cmp(&b.run));
     for mut record in others {
-        // Written alike, but of other files: two experiments in different folders.
+        // The same text can name different files, in experiments from different directories.
         if rows.iter().any(|row| row.parameters == record.parameters) {
             for (key, text) in &mut record.parameters {
                 if let Some(resolved) = record.resolved.get(key) {

@@ -1,16 +1,16 @@
-//! Grids of runs: what an experiment file asks for ([`Experiment`]), as runs with identities ([`Plan`]), run side by side
-//! ([`run`]) into a folder that keeps each as it finishes ([`Folder`], [`Record`]), and tables of all that finished there
-//! ([`collect`]). Beyond one machine a process does a shard of them ([`Shard`]), and [`slurm`] starts such processes.
+//! Grids of runs. An experiment file ([`Experiment`]) becomes a list of runs with identities ([`Plan`]). They run in parallel
+//! ([`run`]), and a directory records each as it finishes ([`Folder`], [`Record`]). [`collect`] makes tables of them.
+//! On several machines each process runs one shard ([`Shard`]), and [`slurm`] starts such processes.
 //!
-//! The folder:
+//! Layout of the directory:
 //!
 //! ```text
-//! results.csv summary.csv joblog.tsv   (and retention.csv) made anew from the records, whole, whenever a sweep ends or is collected
+//! results.csv summary.csv joblog.tsv   tables (and retention.csv), rebuilt from the records when a sweep ends or is collected
 //! plans/HASH.json                      the runs of each sweep that was started there
-//! records/HOST-PID-….jsonl             finished runs, one line each: a file a process, only ever appended to
-//! runs/ID/                             a run's own files
+//! records/HOST-PID-….jsonl             finished runs, one per line; one append-only file per process
+//! runs/ID/                             the files of one run
 //! plots/                               figures of results.csv
-//! sweep.sbatch collect.sbatch slurm/   where it was submitted to Slurm: the jobs' scripts and what they printed
+//! sweep.sbatch collect.sbatch slurm/   job scripts and their output, if the sweep was submitted to Slurm
 //! ```
 
 mod experiment;

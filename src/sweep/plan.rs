@@ -1,5 +1,5 @@
-//! The runs of a sweep with their identities. What is not the same run must not have the same identity, and what is
-//! must: it is the SHA-256 of the resolved configuration, the content of the inputs and the version of the program.
+//! The runs of a sweep with their identities. Two runs have the same identity if and only if they are the same run. The
+//! identity is the SHA-256 of the resolved configuration, the content of the inputs and the version of the program.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -15,45 +15,45 @@ use crate::cuda::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::run::{InputCache, Observer, Resolved, ResolvedInputs, commit};
 
-/// Hexadecimal digits of an identity that name a run.
+/// Number of hexadecimal digits of an identity that name a run.
 const DIGITS: usize = 12;
 
 /// All runs of a sweep, in order.
 pub struct Plan {
     /// Names of the parameters, those that may vary first.
     pub keys: Vec<String>,
-    /// No two of the same identity.
+    /// Runs with distinct identities.
     pub runs: Vec<PlannedRun>,
-    /// Rows that asked for a run that another row had asked for already.
+    /// Number of rows that repeat the run of an earlier row.
     pub repeated: usize,
 }
 
-/// A run that is to be.
+/// A run that a plan asks for.
 pub struct PlannedRun {
     /// Start of the identity.
     pub id: String,
-    /// As written, by name.
+    /// Parameters by name, as written.
     pub parameters: Parameters,
-    /// Its settings, files as absolute paths: a later run of the same ones takes an older one's place in the tables, as
-    /// what the files hold, or the program, has changed since.
+    /// Settings with files as absolute paths. In the tables, a later run with the same ones replaces an older run, because a
+    /// file or the program has changed since.
     pub resolved: Parameters,
-    /// Its row of settings.
+    /// Settings of the row.
     pub row: GridRow,
-    /// What it takes to run it, or the reason why it cannot.
+    /// Everything needed to execute the run, or the reason why it cannot run.
     pub ready: Result<Ready, String>,
 }
 
 /// A checked configuration with its inputs, opened.
 pub struct Ready {
-    /// Subcommand that does it.
+    /// Subcommand to run.
     pub command: Command,
-    /// Its configuration.
+    /// Configuration of the run.
     pub config: Config,
-    /// Its inputs, which it shares with other runs.
+    /// Inputs, shared with other runs.
     pub inputs: ResolvedInputs,
 }
 
-/// What an identity is the hash of.
+/// Content that is hashed into an identity.
 #[derive(Serialize)]
 struct Identity<'a> {
     program: &'a str,
@@ -61,7 +61,7 @@ struct Identity<'a> {
     config: Resolved,
     dtype: crate::real::ElementType,
     threads: Option<usize>,
-    /// Not of the processor: runs there have the identity that they had before there was a choice.
+    /// Device, omitted for the CPU, so that runs keep the identity they had before devices could be chosen.
     #[serde(skip_serializing_if = "DeviceChoice::is_cpu")]
     device: DeviceChoice,
     unstable_ratio: f64,
@@ -69,8 +69,8 @@ struct Identity<'a> {
 }
 
 impl Plan {
-    /// Multiplies the experiment out and opens all inputs, each once. A row that cannot run is a run that fails; where
-    /// none can, the first one's reason is the error.
+    /// Expands the experiment and opens each input once. A row that cannot run becomes a run that fails. If no row can run,
+    /// returns the error of the first.
     pub fn new(experiment: &Experiment, unstable_ratio: f64, observe: Observer) -> Result<Self> {
         let inputs = InputCache::default();
         let (mut runs, mut seen, mut repeated) = (Vec::new(), BTreeSet::new(), 0);
@@ -100,7 +100,7 @@ impl Plan {
         }
     }
 
-    /// As plans/ keeps it.
+    /// Returns the content of the plan's file in plans/.
     pub fn file(&self) -> PlanFile {
         let runs = self.runs.iter().map(|run| PlanEntry {
             run: run.id.clone(),
@@ -131,8 +131,8 @@ fn identity(ready: &Ready, unstable_ratio: f64) -> Result<String> {
     }))
 }
 
-/// Version and commit of the program; where its source was not all in a commit, also the hash of the executable, which
-/// tells one edit from another.
+/// Returns the version and commit of the program. If its source was not fully committed, adds the hash of the executable,
+/// which distinguishes one edit from another.
 fn program() -> Result<&'static str> {
     static PROGRAM: LazyLock<std::io::Result<String>> = LazyLock::new(|| {
         let (version, commit) = (env!("CARGO_PKG_VERSION"), commit());
@@ -144,13 +144,14 @@ fn program() -> Result<&'static str> {
     });
     match &*PROGRAM {
         Ok(program) => Ok(program),
-        Err(error) => {
-            Err(Error::io("nmem", "read its own executable, which names runs")(error.kind().into()))
-        }
+        Err(error) => Err(Error::io(
+            "nmem",
+            "read its own executable, which is part of the identity of runs",
+        )(error.kind().into())),
     }
 }
 
-/// The first digits of the SHA-256 of something as JSON.
+/// Returns the first digits of the SHA-256 of a value's JSON.
 fn hash(of: &impl Serialize) -> String {
     let json = serde_json::to_vec(of).expect("text and numbers");
     let first =
@@ -158,39 +159,39 @@ fn hash(of: &impl Serialize) -> String {
     format!("{first:0DIGITS$x}")
 }
 
-/// An error with its causes, on one line.
+/// Formats an error with its causes on one line.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ").replace('\n', " ")
 }
 
-/// plans/HASH.json: what a sweep was to run.
+/// Content of plans/HASH.json: the runs that a sweep asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlanFile {
     /// Names of the parameters, those that may vary first.
     pub keys: Vec<String>,
-    /// Its runs, in order.
+    /// Runs, in order.
     pub runs: Vec<PlanEntry>,
 }
 
 /// A run of a plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlanEntry {
-    /// Start of its identity.
+    /// Start of the identity.
     pub run: String,
-    /// By name.
+    /// Parameters by name.
     pub parameters: Parameters,
     /// See [`PlannedRun::resolved`].
     pub resolved: Parameters,
 }
 
 impl PlanFile {
-    /// Names the plan.
+    /// Returns the hash that names the plan.
     pub fn hash(&self) -> String {
         hash(self)
     }
 
-    /// Reads one.
+    /// Reads a plan.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read(path).map_err(Error::io(path, "read"))?;
         serde_json::from_slice(&text)

@@ -1,5 +1,5 @@
-//! What is known of finished runs: records/, a line of JSON a run and a file a process, so that shards share a folder on
-//! any file system without locks. A line that cannot be read, wherever it stands, is a run that is missing.
+//! Records of finished runs, in records/. Each run is a line of JSON, and each process has its own file. So shards can share
+//! a directory on any file system without locks. The run of a line that cannot be read counts as missing.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -17,50 +17,50 @@ use crate::storage::{self, OutFile};
 /// A finished run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
-    /// Start of its identity.
+    /// Start of the identity.
     pub run: String,
-    /// By name.
+    /// Parameters by name.
     pub parameters: Parameters,
     /// See [`PlannedRun::resolved`](super::PlannedRun::resolved).
     pub resolved: Parameters,
-    /// How it ended.
+    /// Status at the end of the run.
     pub status: Status,
-    /// Why not well.
+    /// Reason if the run failed or diverged.
     pub error: Option<String>,
-    /// Its numbers.
+    /// Numbers of the run.
     pub results: Results,
-    /// With retention.
+    /// Loss ratios of kept chunks, with retention.
     #[serde(default)]
     pub lags: Lags,
-    /// Which of its files were written to runs/.
+    /// Files of the run that were kept in runs/.
     pub keep: Keep,
-    /// Machine.
+    /// Name of the machine.
     pub host: String,
-    /// What computed it: "cpu", or "cuda:0" and the GPU's name.
+    /// Device that computed the run: "cpu", or "cuda:0" and the GPU's name.
     #[serde(default)]
     pub device: Option<String>,
-    /// Seconds since 1970.
+    /// Start of the run in seconds since 1970.
     pub started: f64,
-    /// Seconds it took, waiting for a GPU included.
+    /// Duration in seconds, including the wait for a GPU.
     pub took: f64,
-    /// The command line that does the same.
+    /// Command line of an equivalent single run.
     pub command: String,
 }
 
-/// How the loss of kept chunks grew: a row of the sweep's retention.csv each.
+/// Growth of the loss of kept chunks. Each lag is a row of the sweep's retention.csv.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Lags {
-    /// Chunks stored since a chunk was kept, ascending.
+    /// Number of chunks stored since a chunk was kept, ascending.
     pub lag: Vec<usize>,
-    /// Σ loss ÷ Σ ℓ at W at that lag; `None` where it is not finite.
+    /// Σ loss ÷ Σ ℓ at W at each lag; `None` if it is not finite.
     pub loss_ratio: Vec<Option<f64>>,
 }
 
-/// More lags than a figure can show are thinned to every k-th, so that records stay short.
+/// Maximum number of lags in a record. More than a figure can show are thinned to every k-th.
 const MAX_LAGS: usize = 256;
 
 impl Lags {
-    /// Of a run that came to an end.
+    /// Returns the lags of a run that ended normally or diverged.
     pub fn from_statistics(statistics: &RunStatistics) -> Self {
         let lags = statistics.lags();
         let stride = lags.len().div_ceil(MAX_LAGS).max(1);
@@ -71,7 +71,7 @@ impl Lags {
 }
 
 impl Record {
-    /// A run that ended well, but whose files could not be put in their place.
+    /// Marks a run as failed because its files could not be moved into place.
     pub(super) fn fail(&mut self, reason: String) {
         self.status = Status::Failed;
         self.error = Some(reason);
@@ -79,24 +79,25 @@ impl Record {
         self.lags = Lags::default();
     }
 
-    /// A failed run is tried again: its reason may be gone. A diverged one would diverge again.
+    /// Returns whether the run need not be tried again. A failed run is, because its reason may be gone. A diverged one would
+    /// diverge again.
     pub fn is_final(&self) -> bool {
         self.status != Status::Failed
     }
 }
 
-/// Seconds since 1970.
+/// Returns the seconds since 1970.
 pub(super) fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
-/// Name of this machine, as a file's name can hold it.
+/// Returns the name of this machine in characters that file names allow.
 pub(super) fn host() -> String {
     let name = sysinfo::System::host_name().unwrap_or_else(|_| "localhost".to_owned());
     name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect()
 }
 
-/// Appends records to a file of its own, which the first one makes.
+/// Writer that appends records to its own file, created by the first write.
 pub(super) struct RecordWriter {
     folder: PathBuf,
     file: Option<(PathBuf, OutFile)>,
@@ -107,8 +108,8 @@ impl RecordWriter {
         Self { folder: folder.to_path_buf(), file: None }
     }
 
-    /// Appends records and waits until they are on the disk. Where that fails none of them is there, and later ones go
-    /// to another file.
+    /// Appends records and waits until they are on the disk. If that fails, none of them is kept, and later records go to
+    /// another file.
     pub fn write<'a>(&mut self, records: impl IntoIterator<Item = &'a Record>) -> Result<()> {
         let mut lines = Vec::new();
         for record in records {
@@ -123,7 +124,7 @@ impl RecordWriter {
             let before = file.length()?;
             let written = file.write_all(&lines).and_then(|()| file.sync());
             if written.is_err() {
-                // Where even that fails the file is left as it is, and never appended to again.
+                // If even that fails, the file stays as it is and is never appended to again.
                 file.set_length(before)?;
             }
             written
@@ -147,16 +148,16 @@ impl RecordWriter {
 pub struct Records {
     /// Finished runs, by identity.
     pub runs: BTreeMap<String, Record>,
-    /// Lines that cannot be read, one message each.
+    /// Messages about lines that cannot be read.
     pub unreadable: Vec<String>,
 }
 
-/// All finished runs of records/, by identity; the last record of each, a failed one only where there is no other.
+/// Reads records/: the last record of each run, by identity. A failed record counts only if the run has no other.
 pub(super) fn read_all(folder: &Path) -> Result<Records> {
     let Records { runs: mut records, mut unreadable } = Records::default();
     let mut files = Vec::new();
     let entries = match std::fs::read_dir(folder) {
-        // Another process has only just begun here.
+        // Another process has just created the sweep's directory.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Records::default()),
         entries => entries.map_err(Error::io(folder, "read"))?,
     };
@@ -174,7 +175,7 @@ pub(super) fn read_all(folder: &Path) -> Result<Records> {
                 Err(_) if line.is_empty() => continue,
                 Err(error) => {
                     unreadable.push(format!(
-                        "{}, line {}: not the whole record of a run ({error}); that run counts as missing",
+                        "{}, line {}: not a complete record of a run ({error}); that run counts as missing",
                         path.display(),
                         number + 1
                     ));
@@ -221,7 +222,7 @@ mod tests {
         let mut first = RecordWriter::new(folder.path());
         first.write([&record("a", Status::Ok, 1.0), &record("b", Status::Failed, 2.0)]).unwrap();
         let line = serde_json::to_string(&record("c", Status::Ok, 3.0)).unwrap();
-        // Torn within a letter.
+        // A line truncated within a character.
         let torn = [&line.as_bytes()[..40], &"é".as_bytes()[..1]].concat();
         first.file.as_mut().unwrap().1.write_all(&torn).unwrap();
         let mut second = RecordWriter::new(folder.path());
@@ -238,7 +239,7 @@ mod tests {
     fn broken_lines_are_named_and_the_others_read() {
         let folder = tempfile::tempdir().unwrap();
         let line = serde_json::to_vec(&record("a", Status::Ok, 1.0)).unwrap();
-        // Torn, with another worker's line behind it; not JSON; not a record; not UTF-8; then whole, without a line's end.
+        // Truncated with another worker's line behind it; not JSON; not a record; not UTF-8; complete without a newline.
         let lines = [&line[..40], &line, b"\n]\n\n{}\n\xff\n", &line].concat();
         std::fs::write(folder.path().join("x.jsonl"), lines).unwrap();
         let Records { runs, unreadable } = read_all(folder.path()).unwrap();

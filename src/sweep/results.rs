@@ -1,4 +1,4 @@
-//! What a run comes to: the columns of results.csv after the parameters.
+//! Results of a run: the columns of results.csv after the parameters.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,20 +7,20 @@ use crate::config::Mode;
 use crate::metrics::Summary;
 use crate::run::RunOutput;
 
-/// How a run ended.
+/// Status of a run at its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// Well.
+    /// The run ended normally.
     Ok,
-    /// With a value that is not finite: results are those up to there.
+    /// The run met a non-finite value. Results are those up to there.
     Diverged,
-    /// Not at all.
+    /// The run could not finish.
     Failed,
 }
 
 impl Status {
-    /// As results.csv has it.
+    /// Returns the name used in results.csv.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -32,16 +32,16 @@ impl Status {
 
 macro_rules! results {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
-        /// The numbers of a run, in the order of results.csv; `None` is what does not apply.
+        /// Numbers of a run, in the order of results.csv; `None` if one does not apply.
         #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
         #[serde(default)]
         pub struct Results { $($(#[$doc])* pub $name: Option<f64>),* }
 
         impl Results {
-            /// Their names.
+            /// Names of the numbers.
             pub const NAMES: &[&str] = &[$(stringify!($name)),*];
 
-            /// Their values.
+            /// Returns the values of the numbers.
             pub fn values(&self) -> impl Iterator<Item = Option<f64>> {
                 [$(self.$name),*].into_iter()
             }
@@ -50,29 +50,29 @@ macro_rules! results {
 }
 
 results! {
-    /// Tokens stored, over all sequences; of a run that diverged those of the chunks up to there.
+    /// Number of tokens stored, over all sequences. For a diverged run, those of the chunks before the divergence.
     tokens,
-    /// Chunks stored, over all sequences.
+    /// Number of chunks stored, over all sequences.
     chunks,
     /// ℓ at W per token, mean over heads and sequences of the last chunk.
     loss_final,
-    /// Likewise over all chunks.
+    /// ℓ at W per token, mean over all chunks.
     loss_mean,
-    /// ℓ at W + U of just before the chunk was stored.
+    /// ℓ at W + U just before the last chunk was stored.
     loss_before_final,
-    /// Likewise over all chunks.
+    /// ℓ at W + U just before a chunk was stored, mean over all chunks.
     loss_before_mean,
-    /// ℓ at W + U of just after.
+    /// ℓ at W + U just after the last chunk was stored.
     loss_after_final,
-    /// Likewise over all chunks.
+    /// ℓ at W + U just after a chunk was stored, mean over all chunks.
     loss_after_mean,
-    /// ‖g‖
+    /// ‖g‖, mean over all chunks.
     surprise_mean,
-    /// θ
+    /// θ, mean over all chunks.
     learning_rate_mean,
-    /// η
+    /// η, mean over all chunks.
     momentum_mean,
-    /// α
+    /// α, mean over all chunks.
     decay_mean,
     /// ‖θ g‖ of the last chunk.
     surprise_norm_final,
@@ -82,23 +82,23 @@ results! {
     update_norm_final,
     /// ‖W + U‖ after the last chunk.
     weight_norm_final,
-    /// See [`crate::run::RunStatistics`].
+    /// First unstable chunk: see [`crate::run::RunStatistics`].
     first_unstable_chunk,
-    /// With retention: see [`crate::run::Report::retained_ratio`].
+    /// Loss ratio of kept chunks, with retention: see [`crate::run::Report::retained_ratio`].
     retained_ratio,
-    /// Bytes that the engine allocated.
+    /// Bytes allocated by the engine.
     engine_bytes,
-    /// Tokens through the engine, in all sequences, per second of it.
+    /// Tokens per second of the engine, over all sequences.
     tokens_per_s,
     /// Seconds of the whole run.
     wall_s,
 }
 
-/// Columns that are the same for the same run.
+/// Number of leading columns that do not depend on timing.
 pub const UNTIMED: usize = Results::NAMES.len() - 2;
 
 impl Results {
-    /// Of a run that came to an end, well or not.
+    /// Returns the results of a run that ended normally or diverged.
     pub fn from_output(output: &RunOutput, wall_s: f64) -> Self {
         let report = &output.report;
         let (all, last) = (&output.statistics.all(), &output.statistics.last());
@@ -140,7 +140,7 @@ impl Results {
         }
     }
 
-    /// Cells of results.csv.
+    /// Returns the cells of results.csv.
     pub fn cells(&self) -> impl Iterator<Item = String> {
         self.values().map(|value| value.map_or(String::new(), number))
     }

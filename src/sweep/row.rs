@@ -1,4 +1,4 @@
-//! One row of a grid: settings by their names in a configuration, each checked on its own when it is read.
+//! One row of a grid: settings named as in a configuration, each checked separately when it is read.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,23 +12,20 @@ use super::values::text;
 use crate::config::{Command, Config, Settings, nearest};
 use crate::error::{Error, Result};
 
-/// Parameters by name, as results.csv has them.
+/// Parameters by name, as in results.csv.
 pub type Parameters = BTreeMap<String, String>;
 
-/// Most bytes of a value: those of a path on Linux.
+/// Maximum length of a value in bytes, the same as for a path on Linux.
 const MAX_TEXT: usize = 4096;
 
 /// Settings that are paths.
 const PATHS: [&str; 4] = ["data", "memory", "past", "store_seq"];
 
-/// Settings that make no sense for one run of many.
+/// Settings that only apply to single runs, with the reason.
 const REJECTED: [(&str, &str); 4] = [
-    ("out", "a setting of single runs (--out names the sweep's folder)"),
+    ("out", "a setting of single runs (--out names the sweep's directory)"),
     ("no_plots", "a setting of single runs (they draw no figures in a sweep)"),
-    (
-        "figure_format",
-        "a setting of single runs (--figure-format is what the sweep's figures are written as)",
-    ),
+    ("figure_format", "a setting of single runs (--figure-format sets the format of the sweep's figures)"),
     ("labels", "a setting of single runs (labels mark figures, which runs of a sweep do not draw)"),
 ];
 
@@ -36,13 +33,13 @@ const REJECTED: [(&str, &str); 4] = [
 #[derive(Clone, Debug)]
 pub(super) struct Setting {
     pub key: String,
-    /// As written: what results.csv says.
+    /// Value as written, for results.csv.
     pub written: Value,
-    /// With the folder that a relative path is relative to.
+    /// Value with the directory that a relative path starts from.
     pub value: Value,
 }
 
-/// Why a setting is none.
+/// Reason why a setting is invalid.
 #[derive(Debug)]
 pub(super) struct InvalidSetting {
     pub expected: String,
@@ -55,12 +52,12 @@ static KNOWN: LazyLock<Vec<String>> = LazyLock::new(|| {
     command.get_arguments().map(|argument| argument.get_id().to_string()).collect()
 });
 
-/// Notes are columns of results.csv that no run sees: what a file's name stands for, say.
+/// Returns whether a key is a note: a column of results.csv that runs ignore, such as the meaning of a file name.
 fn is_note(key: &str) -> bool {
     key.starts_with('_')
 }
 
-/// A key must be that of a setting that each run has for itself, or a note's.
+/// Rejects a key unless it is a note or a setting that each run has for itself.
 pub(super) fn check_key(key: &str) -> Result<(), InvalidSetting> {
     if is_note(key) {
         return Ok(());
@@ -88,7 +85,7 @@ impl Setting {
         if !is_note(key)
             && let Err(error) = check(key, &written)
         {
-            // What a range gives may be a whole number all the same, and digits may be those of a float.
+            // A number from a range may be meant as an integer, and digits may be meant as a float.
             let whole = written.as_float().filter(|x| x.fract() == 0.0 && x.abs() < 2_f64.powi(53));
             let whole = whole.map(|x| Value::Integer(x as i64));
             let other = whole.or_else(|| {
@@ -105,7 +102,7 @@ impl Setting {
         let mut value = written.clone();
         if let Some(path) = written.as_str().filter(|_| PATHS.contains(&key)) {
             if path == "-" {
-                let expected = "a file (standard input comes but once)".to_owned();
+                let expected = "a file (standard input can be read only once)".to_owned();
                 return Err(InvalidSetting { expected, got: format!("`-` for `{key}`") });
             }
             value = Value::String(folder.join(path).to_string_lossy().into_owned());
@@ -120,17 +117,17 @@ fn check(key: &str, value: &Value) -> Result<(), String> {
     settings.map(drop).map_err(|error: toml::de::Error| error.message().replace('\n', ", "))
 }
 
-/// The settings of one run.
+/// Settings of one run.
 #[derive(Clone, Debug, Default)]
 pub struct GridRow {
-    /// As written.
+    /// Parameters as written.
     pub parameters: Parameters,
-    /// With paths as they are found from here.
+    /// Settings with paths relative to the working directory.
     pub settings: Table,
 }
 
 impl GridRow {
-    /// What comes later wins.
+    /// Merges layers of settings. Later layers override earlier ones.
     pub(super) fn new(layers: &[&[Setting]]) -> Self {
         let mut row = Self::default();
         for setting in layers.iter().copied().flatten() {
@@ -142,7 +139,7 @@ impl GridRow {
         row
     }
 
-    /// All settings, files as absolute paths.
+    /// Returns all settings, with files as absolute paths.
     pub(super) fn resolved(&self) -> Parameters {
         let resolve = |(key, value): (&String, &Value)| {
             let text = text(value);
@@ -152,7 +149,7 @@ impl GridRow {
         self.settings.iter().map(resolve).collect()
     }
 
-    /// The run's configuration, checked as any run's.
+    /// Returns the run's configuration, checked like that of a single run.
     pub fn config(&self, kind: Option<Kind>) -> Result<(Command, Config)> {
         let settings: Result<Settings, toml::de::Error> = self.settings.clone().try_into();
         let mut settings = settings.expect("each was checked when it was read");
@@ -174,7 +171,7 @@ impl GridRow {
         Ok((command, settings.validate(command)?))
     }
 
-    /// The command line that does the same, into the folder `out`.
+    /// Returns the command line of an equivalent single run into the directory `out`.
     pub fn command_line(&self, command: Command, out: &str) -> Vec<String> {
         let mut line = vec!["nmem".to_owned(), command.name().to_owned()];
         line.extend(self.settings.get("data").map(text));

@@ -1,4 +1,4 @@
-//! Runs side by side, never with more threads between them than there are cores.
+//! Parallel execution of runs. Together they never use more threads than there are cores.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -16,23 +16,23 @@ use crate::error::{Error, Result};
 use crate::run::{Keep, Run, RunOutput, start_threads};
 use crate::storage::{ResultsDirectory, publish_all};
 
-/// How runs are run.
+/// Options of a sweep's execution.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Runs at once.
+    /// Number of runs at once.
     pub jobs: usize,
-    /// Threads that all runs together may use.
+    /// Number of threads that all runs together may use.
     pub cores: usize,
-    /// Which files of each are written.
+    /// Files of each run that are kept.
     pub keep: Keep,
-    /// Whether the first failure ends the sweep.
+    /// Whether the first run that fails or diverges ends the sweep.
     pub fail_fast: bool,
     /// See [`crate::run::RunStatistics::new`].
     pub unstable_ratio: f64,
 }
 
 impl Options {
-    /// Threads of a run that asks for `threads`, or for none in particular.
+    /// Returns the number of threads of a run: those that it requests, or an equal part of the cores.
     fn threads(&self, run: &PlannedRun) -> usize {
         let asked = run.ready.as_ref().ok().and_then(|ready| ready.config.threads);
         let cores = self.cores.max(1);
@@ -40,24 +40,24 @@ impl Options {
     }
 }
 
-/// What a sweep is doing.
+/// Progress event of a sweep.
 #[derive(Clone, Copy)]
 pub enum SweepEvent<'a> {
-    /// This run has begun.
+    /// A run has started.
     Started(&'a PlannedRun),
-    /// It has finished, well or not.
+    /// A run has finished, failed or diverged.
     Finished(&'a PlannedRun, &'a Record),
-    /// A run goes on.
+    /// A run is in progress.
     Working,
 }
 
-/// Told of every [`SweepEvent`], from any thread. An error ends the sweep: runs that are not finished leave nothing.
+/// Callback for every [`SweepEvent`], called from any thread. An error ends the sweep, and unfinished runs leave nothing.
 pub type Observe<'a> = &'a (dyn Fn(SweepEvent) -> Result<()> + Sync);
 
-/// What the workers share.
+/// State shared by the workers.
 struct State<'a> {
     waiting: std::slice::Iter<'a, usize>,
-    /// The run whose turn it is, until there are threads for it.
+    /// Next run, while it waits for threads.
     next: Option<usize>,
     free: usize,
     idle: Vec<ThreadPool>,
@@ -76,18 +76,18 @@ struct Scheduler<'a> {
     changed: Condvar,
 }
 
-/// A run that has ended: what it wrote is neither in its place nor recorded.
+/// A run that has ended, but is not yet published or recorded.
 struct FinishedRun {
     place: usize,
     record: Record,
     directory: Option<ResultsDirectory>,
 }
 
-/// Most runs that have ended and are not yet on the disk: beyond, runs wait for the disk. Each holds a file open, and as many more
-/// are on their way to the disk; some systems allow a process 256.
+/// Maximum number of ended runs that wait for the disk; further runs block. Each holds a file open, and up to the same
+/// number is being written. Some systems allow a process 256 open files.
 const MAX_WAITING: usize = 64;
 
-/// Ends the sweep where the thread that holds it panics: the others would wait for ever.
+/// Guard that ends the sweep if its thread panics, because the other threads would wait forever.
 struct StopOnPanic<'s, 'a>(&'s Scheduler<'a>);
 
 impl Drop for StopOnPanic<'_, '_> {
@@ -98,9 +98,10 @@ impl Drop for StopOnPanic<'_, '_> {
     }
 }
 
-/// Runs those of the plan's runs whose places are given, several at once, and records each as it finishes. `devices` are those
-/// that they name; runs on the same GPU share it, one computing after the other. How the sweep
-/// ended is beside the records, in the plan's order: an error where it was ended early.
+/// Executes the runs at the given places of the plan in parallel, and records each as it finishes.
+///
+/// `devices` holds the devices that they name. Runs on the same GPU compute one after the other. Returns the records in the
+/// plan's order, and an error if the sweep ended early.
 pub fn run(
     folder: &Folder,
     plan: &Plan,
@@ -132,7 +133,7 @@ pub fn run(
             let results = results.clone();
             let spawned = std::thread::Builder::new().spawn_scoped(scope, || scheduler.work(results));
             if let Err(error) = spawned {
-                // Fewer threads than asked for do the same work.
+                // Fewer workers than requested do the same work.
                 if worker == 0 {
                     scheduler.stop(Error::rejected("--jobs", format!("no thread can be started ({error})")));
                 }
@@ -148,7 +149,7 @@ pub fn run(
 }
 
 impl Scheduler<'_> {
-    /// One worker: a run after the other, for as long as there are any.
+    /// Runs one worker, which executes one run after the other until none is left.
     fn work(&self, results: SyncSender<FinishedRun>) {
         let _ending = StopOnPanic(self);
         while let Some((place, threads)) = self.take() {
@@ -172,7 +173,7 @@ impl Scheduler<'_> {
             drop(state);
             self.changed.notify_all();
             if ended.is_some_and(|ended| results.send(ended).is_err()) {
-                // Nobody records them any more: that thread has panicked, and says so.
+                // The recording thread has panicked and has printed its own message.
                 self.stop(Error::Interrupted);
             }
         }
@@ -183,18 +184,17 @@ impl Scheduler<'_> {
         self.changed.notify_all();
     }
 
-    /// Ends the sweep where this run's end shall do that.
+    /// Ends the sweep if `fail_fast` is set and the run did not end normally.
     fn check(&self, record: &Record) {
         if self.options.fail_fast && record.status != Status::Ok {
             let reason = record.error.clone().unwrap_or_default();
-            let got = format!("run {}: {reason}", record.run);
-            self.stop(Error::setting("--fail-fast", "runs that end well", got));
+            let reason = format!("stopped at run {}: {reason}", record.run);
+            self.stop(Error::rejected("--fail-fast", reason));
         }
     }
 
-    /// Puts the results of runs in their places and records them, in the order in which they end. Those that end while the
-    /// disk is busy go to it together: a run is on the disk as soon as it can be, and thousands of short ones do not wait for
-    /// a sync each.
+    /// Publishes and records runs in the order in which they end. Runs that end while the disk is busy are published together.
+    /// So a run is on the disk as early as possible, and thousands of short runs do not wait for one sync each.
     fn keep(&self, finished: Receiver<FinishedRun>) {
         let _ending = StopOnPanic(self);
         let mut records = RecordWriter::new(&self.folder.path().join("records"));
@@ -227,7 +227,7 @@ impl Scheduler<'_> {
         }
     }
 
-    /// The next run, once there are threads for it.
+    /// Returns the place and threads of the next run, as soon as enough threads are free.
     fn take(&self) -> Option<(usize, usize)> {
         let mut state = self.state.lock().expect("no worker panics with it");
         loop {
@@ -249,7 +249,7 @@ impl Scheduler<'_> {
         }
     }
 
-    /// Threads that another run has left, or new ones.
+    /// Returns the idle pool of an earlier run, or a new one.
     fn pool(&self, threads: usize) -> Result<ThreadPool> {
         let mut state = self.state.lock().expect("no worker panics with it");
         let idle = state.idle.iter().position(|pool| pool.current_num_threads() == threads);
@@ -288,7 +288,7 @@ impl Scheduler<'_> {
         };
         let command = run.ready.as_ref().map_or(String::new(), |ready| {
             let line = run.row.command_line(ready.command, &run.id);
-            // Refused is only what no command line can hold.
+            // Only text that no command line can hold is an error.
             shlex::try_join(line.iter().map(String::as_str)).unwrap_or_default()
         });
         let record = Record {
@@ -309,7 +309,7 @@ impl Scheduler<'_> {
         Ok((record, directory))
     }
 
-    /// A panic, our own mistake, costs its run and no other.
+    /// Executes a run. A panic, a bug of nmem, fails this run but no other.
     fn execute_or_fail(
         &self,
         run: &PlannedRun,
@@ -320,7 +320,10 @@ impl Scheduler<'_> {
         catch_unwind(execute).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-            Err(Error::setting("nmem", "a run without a mistake in the program", text.to_owned()))
+            Err(Error::rejected(
+                "nmem",
+                format!("internal error: {text}; please report it with the command line"),
+            ))
         })
     }
 

@@ -1,36 +1,37 @@
-//! Which shard of a sweep's runs one process does: said outright, or by the array environment of a scheduler. Shards are
-//! made of the whole plan, finished runs included, so that they are the same whenever a process starts.
+//! Shards of a sweep. A process runs one shard, named by a flag or by the array environment of a scheduler. Shards divide the
+//! whole plan, including finished runs, so that they do not depend on when a process starts.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
 
-/// A shard of a sweep: the runs I, I + N, I + 2 N … of it, I = 1 … N. Neighbours, which take alike long, are spread.
+/// A shard of a sweep: the runs I, I + N, I + 2 N …, with I = 1 … N. Neighbouring runs, which take similar times, go to
+/// different shards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard {
-    /// I
+    /// Index I, from 1 to N.
     pub index: usize,
-    /// N
+    /// Number N of shards.
     pub count: usize,
 }
 
 impl Shard {
-    /// The whole, in one shard.
+    /// The whole sweep as one shard.
     pub const WHOLE: Self = Self { index: 1, count: 1 };
 
-    /// `None` unless 1 ≤ index ≤ count.
+    /// Creates a shard; `None` unless 1 ≤ index ≤ count.
     pub fn new(index: usize, count: usize) -> Option<Self> {
         (1..=count).contains(&index).then_some(Self { index, count })
     }
 
-    /// Whether the run at this place of the plan (from 0) belongs to it.
+    /// Returns whether the run at this place of the plan (from 0) belongs to the shard.
     pub fn holds(self, place: usize) -> bool {
         place % self.count == self.index - 1
     }
 
-    /// The shard that the environment gives to this process, and a line to tell the user: a task of a Slurm array whose
-    /// tasks are numbered without gaps, or, where the number of `shards` is said, a task of HyperQueue's from 1 on.
+    /// Returns the shard that the environment selects for this process, and a note for the user. The environment is that of
+    /// a task in a Slurm array numbered without gaps or, if `shards` is given, of a HyperQueue task numbered from 1.
     pub fn of_environment(
         shards: Option<usize>,
         variable: impl Fn(&str) -> Option<String>,
@@ -44,18 +45,18 @@ impl Shard {
             return Ok(None);
         }
         let Some((count, task)) = of_hyper_queue else {
-            let got = "no SLURM_ARRAY_TASK_ID and no HQ_TASK_ID (say --shard I/N)";
-            return Err(Error::setting("--shards", "a task of an array, or --slurm", got));
+            let reason = "needs --slurm or a task of an array (SLURM_ARRAY_TASK_ID or HQ_TASK_ID); pass --shard I/N instead";
+            return Err(Error::rejected("--shards", reason));
         };
         let shard = task.parse().ok().and_then(|index| Self::new(index, count)).ok_or_else(|| {
-            let expected = format!("1 to {count} (hq submit --array 1-{count}), as --shards says");
+            let expected = format!("1 to {count}, the number of --shards (hq submit --array 1-{count})");
             Error::setting(
                 "HQ_TASK_ID",
                 expected,
-                format!("{task}: say --shard I/N, or --no-shard for all runs"),
+                format!("{task}; pass --shard I/N, or --no-shard for all runs"),
             )
         })?;
-        Ok(Some((shard, format!("share {shard}: HQ_TASK_ID is {task} (--no-shard does all runs)"))))
+        Ok(Some((shard, format!("shard {shard}: HQ_TASK_ID is {task} (--no-shard runs the whole sweep)"))))
     }
 
     fn of_slurm(
@@ -75,19 +76,19 @@ impl Shard {
             _ => None,
         };
         let [min, max, count] = said;
-        let way_out = "say --shard I/N, or --no-shard for all runs";
+        let way_out = "pass --shard I/N, or --no-shard for all runs";
         let shard = shard.ok_or_else(|| {
-            let got = format!("task {task} of {count} between {min} and {max}: {way_out}");
-            Error::setting("SLURM_ARRAY_TASK_ID", "an array without gaps, whose tasks are the shares", got)
+            let got = format!("task {task} of {count} between {min} and {max}; {way_out}");
+            Error::setting("SLURM_ARRAY_TASK_ID", "an array without gaps, with one task per shard", got)
         })?;
         match shards {
             Some(shards) if shards != shard.count => {
-                let expected = format!("{} as SLURM_ARRAY_TASK_COUNT", shard.count);
-                Err(Error::setting("--shards", expected, format!("{shards}: {way_out}")))
+                let expected = format!("{}, the value of SLURM_ARRAY_TASK_COUNT", shard.count);
+                Err(Error::setting("--shards", expected, format!("{shards}; {way_out}")))
             }
             _ => Ok((
                 shard,
-                format!("share {shard}: SLURM_ARRAY_TASK_ID is {task} (--no-shard does all runs)"),
+                format!("shard {shard}: SLURM_ARRAY_TASK_ID is {task} (--no-shard runs the whole sweep)"),
             )),
         }
     }
@@ -115,7 +116,7 @@ impl fmt::Display for Shard {
 mod tests {
     use super::Shard;
 
-    /// SLURM_ARRAY_TASK_ID, _MIN, _MAX, _COUNT.
+    /// Returns the shard of a task with these SLURM_ARRAY_TASK_ID, _MIN, _MAX and _COUNT.
     fn slurm(values: [&str; 4], shards: Option<usize>) -> Result<String, String> {
         let names =
             ["SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_COUNT"];
@@ -156,7 +157,7 @@ mod tests {
         assert_eq!(slurm(["4", "1", "4", "4"], Some(4)).unwrap(), "4/4");
         assert_eq!(slurm(["0", "0", "3", "4"], None).unwrap(), "1/4");
         assert_eq!(slurm(["8", "7", "8", "2"], None).unwrap(), "2/2");
-        // --array=3,7, --array=1-7:2, and what no Slurm sets.
+        // --array=3,7, --array=1-7:2, and values that Slurm never sets.
         for values in [
             ["3", "3", "7", "2"],
             ["5", "1", "7", "4"],
@@ -167,16 +168,16 @@ mod tests {
         ] {
             let message = slurm(values, None).unwrap_err();
             assert!(message.starts_with("SLURM_ARRAY_TASK_ID: expected an array without gaps"), "{message}");
-            assert!(message.ends_with(": say --shard I/N, or --no-shard for all runs"), "{message}");
+            assert!(message.ends_with("; pass --shard I/N, or --no-shard for all runs"), "{message}");
         }
         assert_eq!(
             slurm(["3", "3", "7", "2"], None).unwrap_err(),
-            "SLURM_ARRAY_TASK_ID: expected an array without gaps, whose tasks are the shares, got task 3 of 2 between 3 and 7: \
-             say --shard I/N, or --no-shard for all runs"
+            "SLURM_ARRAY_TASK_ID: expected an array without gaps, with one task per shard, got task 3 of 2 between 3 and 7; \
+             pass --shard I/N, or --no-shard for all runs"
         );
         assert_eq!(
             slurm(["1", "1", "4", "4"], Some(8)).unwrap_err(),
-            "--shards: expected 4 as SLURM_ARRAY_TASK_COUNT, got 8: say --shard I/N, or --no-shard for all runs"
+            "--shards: expected 4, the value of SLURM_ARRAY_TASK_COUNT, got 8; pass --shard I/N, or --no-shard for all runs"
         );
     }
 
@@ -185,13 +186,13 @@ mod tests {
         assert_eq!(hyper_queue("3", None).unwrap(), None);
         let (shard, notice) = hyper_queue("3", Some(4)).unwrap().unwrap();
         assert_eq!(shard, Shard { index: 3, count: 4 });
-        assert_eq!(notice, "share 3/4: HQ_TASK_ID is 3 (--no-shard does all runs)");
+        assert_eq!(notice, "shard 3/4: HQ_TASK_ID is 3 (--no-shard runs the whole sweep)");
         for task in ["0", "5", "x"] {
             assert!(hyper_queue(task, Some(4)).unwrap_err().contains("expected 1 to 4"), "{task}");
         }
         assert_eq!(
             hyper_queue("", Some(4)).unwrap_err(),
-            "--shards: expected a task of an array, or --slurm, got no SLURM_ARRAY_TASK_ID and no HQ_TASK_ID (say --shard I/N)"
+            "--shards: needs --slurm or a task of an array (SLURM_ARRAY_TASK_ID or HQ_TASK_ID); pass --shard I/N instead"
         );
         assert_eq!(hyper_queue("", None).unwrap(), None);
     }

@@ -1,5 +1,5 @@
-//! A sweep as a Slurm array: the scripts, which hold everything they need, and their submission. Each task does one shard;
-//! a second job waits for all of them, however they end, and collects.
+//! A sweep as a Slurm array: its self-contained scripts and their submission. Each task runs one shard. A second job waits
+//! for all tasks, even failed ones, and collects the results.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -8,57 +8,57 @@ use std::process::Command;
 use crate::error::{Error, Result};
 use crate::storage;
 
-/// What Slurm is asked for.
+/// Resources requested from Slurm.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// Tasks of the array.
+    /// Number of tasks in the array.
     pub shards: usize,
-    /// Tasks at once; all of them if `None`.
+    /// Number of tasks at once; all if `None`.
     pub parallelism: Option<usize>,
-    /// Cores of a task, and runs at once on it.
+    /// Number of cores per task, and of runs at once in it.
     pub cpus_per_task: usize,
-    /// As sbatch knows it; the site's default if `None`.
+    /// Partition; the site's default if `None`.
     pub partition: Option<String>,
-    /// Limit of a task, as sbatch knows it.
+    /// Time limit of a task, in the format of sbatch.
     pub time: Option<String>,
-    /// Further options of sbatch, for both jobs.
+    /// Additional options of sbatch for both jobs.
     pub sbatch_args: Vec<String>,
 }
 
-/// What is run.
+/// Program and arguments of the jobs.
 #[derive(Clone, Debug)]
 pub struct Job {
-    /// This program.
+    /// Path of this program.
     pub program: PathBuf,
-    /// Where paths on the command line are relative to.
+    /// Directory that paths on the command line are relative to.
     pub working_folder: PathBuf,
-    /// The sweep's folder; must exist when the job is submitted.
+    /// Directory of the sweep; must exist when the job is submitted.
     pub folder: PathBuf,
-    /// Of the sweep, for the queue.
+    /// Name of the sweep, shown in the queue.
     pub name: String,
-    /// Of `nmem sweep`, the folder, shard and -j left out.
+    /// Arguments of `nmem sweep`, without the directory, the shard and -j.
     pub arguments: Vec<String>,
-    /// Of `nmem sweep --collect FOLDER`, further ones.
+    /// Additional arguments of `nmem sweep --collect DIR`.
     pub collect_arguments: Vec<String>,
 }
 
-/// Ids of the jobs.
+/// Ids of the submitted jobs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Submitted {
-    /// The array's.
+    /// Id of the array.
     pub array: String,
-    /// The one that collects.
+    /// Id of the job that collects.
     pub collect: String,
 }
 
-/// The scripts' names in the sweep's folder.
+/// Name of the array's script in the sweep's directory.
 pub const ARRAY_SCRIPT: &str = "sweep.sbatch";
-/// The second job's.
+/// Name of the second job's script.
 pub const COLLECT_SCRIPT: &str = "collect.sbatch";
-/// Where the jobs' outputs go, in the sweep's folder.
+/// Name of the directory for the jobs' output, in the sweep's directory.
 pub const LOGS: &str = "slurm";
 
-/// Where a script begins, and the line that runs.
+/// Text of a script that is being written.
 struct Script(String);
 
 impl Script {
@@ -66,7 +66,7 @@ impl Script {
         Self(format!("#!/bin/sh\n# {title}\n"))
     }
 
-    /// sbatch reads quotes as a shell does.
+    /// Appends an option for sbatch, which reads quotes like a shell.
     fn directive(&mut self, option: &str, value: &str) -> Result<()> {
         let value = quoted(value)?;
         let _ = writeln!(self.0, "#SBATCH --{option}={value}");
@@ -79,13 +79,13 @@ impl Script {
         }
         for argument in &request.sbatch_args {
             let name = argument.split('=').next().unwrap_or_default();
-            // sbatch also takes the beginnings of its options for them.
+            // sbatch also accepts abbreviations of its options.
             let own =
                 ["--array", "--dependency", "--wrap", "--parsable"].iter().any(|own| own.starts_with(name))
                     || ["-a", "-d"].iter().any(|short| name.starts_with(short));
-            // Two words would be read as one.
+            // sbatch would read a name with spaces as one word.
             if !argument.starts_with('-') || own || name.contains(char::is_whitespace) {
-                let expected = "an option of sbatch that is not this command's own, as --mem=4G";
+                let expected = "an option of sbatch that nmem does not set itself, such as --mem=4G";
                 return Err(Error::setting("--sbatch-arg", expected, argument));
             }
             let _ = writeln!(self.0, "#SBATCH {}", quoted(argument)?);
@@ -95,10 +95,10 @@ impl Script {
 }
 
 impl Job {
-    /// The script of the array.
+    /// Returns the script of the array.
     pub fn array_script(&self, request: &Request) -> Result<String> {
         let mut script = Script::new(
-            "A share of a sweep each task. Submitted again, it does what is missing; --array picks shares.",
+            "Each task runs one shard of a sweep. Submit again to do missing runs; --array selects shards.",
         );
         script.directive("job-name", &format!("nmem-{}", self.name))?;
         let at_once = request.parallelism.map_or_else(String::new, |tasks| format!("%{tasks}"));
@@ -119,9 +119,9 @@ impl Job {
         self.finish(script, &line)
     }
 
-    /// The script of the job that collects.
+    /// Returns the script of the job that collects.
     pub fn collect_script(&self, request: &Request) -> Result<String> {
-        let mut script = Script::new("Merges the shares of a sweep, draws, and says what is missing.");
+        let mut script = Script::new("Merges the shards of a sweep, draws figures, and lists missing runs.");
         script.directive("job-name", &format!("nmem-{}-collect", self.name))?;
         script.directive("output", &self.log("%j_collect.log")?)?;
         script.directives(request)?;
@@ -130,7 +130,7 @@ impl Job {
         self.finish(script, &line)
     }
 
-    /// Slurm replaces what begins with % in the name of a log.
+    /// Returns the path of a log, with % escaped, because Slurm replaces patterns that begin with it.
     fn log(&self, name: &str) -> Result<String> {
         let folder = utf8(&self.folder)?.replace('%', "%%");
         Ok(format!("{folder}/{LOGS}/{name}"))
@@ -149,7 +149,7 @@ impl Job {
         Ok(text)
     }
 
-    /// Writes both scripts into the folder and submits them.
+    /// Writes both scripts into the directory and submits them.
     pub fn submit(&self, request: &Request) -> Result<Submitted> {
         let logs = self.folder.join(LOGS);
         storage::create_directories(&logs)?;
@@ -163,20 +163,25 @@ impl Job {
         let array = sbatch(&[], &scripts[0].0)?;
         let collect =
             sbatch(&[format!("--dependency=afterany:{array}")], &scripts[1].0).map_err(|error| {
-                let got =
-                    format!("job {array} without it ({error}): collect by hand with nmem sweep --collect");
-                Error::setting("--slurm", "a second job that collects", got)
+                let reason = format!(
+                    "submitted job {array}, but not the job that collects ({error}); run nmem sweep --collect by hand"
+                );
+                Error::rejected("--slurm", reason)
             })?;
         Ok(Submitted { array, collect })
     }
 }
 
-/// The id of the submitted job.
+/// Submits a script and returns the id of its job.
 fn sbatch(options: &[String], script: &Path) -> Result<String> {
-    let reject =
-        |got: String| Error::setting("--slurm", "sbatch to submit the job (--slurm-dry-run prints it)", got);
+    let reject = |problem: String| {
+        Error::rejected(
+            "--slurm",
+            format!("sbatch failed: {problem} (--slurm-dry-run only prints the script)"),
+        )
+    };
     let output = Command::new("sbatch").arg("--parsable").args(options).arg(script).output();
-    let output = output.map_err(|error| reject(format!("{error} on running it")))?;
+    let output = output.map_err(|error| reject(error.to_string()))?;
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     // "ID" or "ID;CLUSTER".
     let id = out.trim().split(';').next().unwrap_or_default();
@@ -188,17 +193,18 @@ fn sbatch(options: &[String], script: &Path) -> Result<String> {
 }
 
 fn utf8(path: &Path) -> Result<&str> {
-    path.to_str().ok_or_else(|| Error::setting("--slurm", "paths in UTF-8", path.display().to_string()))
+    path.to_str()
+        .ok_or_else(|| Error::rejected("--slurm", format!("{} is not UTF-8; rename it", path.display())))
 }
 
 fn path(path: &Path) -> Result<String> {
     quoted(utf8(path)?)
 }
 
-/// For a shell, and for sbatch's own reading of its options, which knows quotes but not every rule of a shell.
+/// Quotes text for a shell and for sbatch, whose parser of options knows quotes but not every rule of a shell.
 fn quoted(text: &str) -> Result<String> {
     if text.contains(['\'', '"', '\\', '\n', '\r', '\0']) {
-        let expected = "paths and arguments without quotes, backslashes and line breaks";
+        let expected = "paths and arguments without quotes, backslashes or line breaks";
         return Err(Error::setting("--slurm", expected, text));
     }
     let plain = |c: char| c.is_ascii_alphanumeric() || "_@%+=:,./-".contains(c);
@@ -238,7 +244,7 @@ mod tests {
         assert_eq!(
             script,
             "#!/bin/sh\n\
-             # A share of a sweep each task. Submitted again, it does what is missing; --array picks shares.\n\
+             # Each task runs one shard of a sweep. Submit again to do missing runs; --array selects shards.\n\
              #SBATCH --job-name=nmem-chunk-size\n\
              #SBATCH --array=1-4%2\n\
              #SBATCH --cpus-per-task=8\n\
@@ -267,7 +273,7 @@ mod tests {
         let message = odd.array_script(&request()).unwrap_err().to_string();
         assert_eq!(
             message,
-            "--slurm: expected paths and arguments without quotes, backslashes and line breaks, got /home/o'hara/slurm/%A_%a.log"
+            "--slurm: expected paths and arguments without quotes, backslashes or line breaks, got /home/o'hara/slurm/%A_%a.log"
         );
         for argument in [
             "mem=4G",

@@ -1,4 +1,4 @@
-//! results.csv, summary.csv and joblog.tsv, as bytes.
+//! Tables of a sweep as bytes: results.csv, retention.csv, summary.csv and joblog.tsv.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -9,10 +9,10 @@ use super::row::Parameters;
 use super::values::number;
 use crate::statistics::Estimate;
 
-/// The parameter over whose values summary.csv takes means.
+/// Parameter over whose values summary.csv takes means.
 const SEED: &str = "seed";
 
-/// Names of the parameters: those that vary, as the plan orders them, then the others.
+/// Returns the names of the parameters: first those that vary, in the plan's order, then the others.
 pub fn parameter_columns(plan: &PlanFile, rows: &[Record]) -> Vec<String> {
     let planned = plan.runs.iter().map(|run| &run.parameters);
     let all: Vec<&Parameters> = planned.chain(rows.iter().map(|row| &row.parameters)).collect();
@@ -30,11 +30,13 @@ fn cells<'a>(columns: &'a [String], row: &'a Record) -> impl Iterator<Item = &'a
 
 fn write(rows: impl Iterator<Item = Vec<String>>) -> Vec<u8> {
     let mut csv = csv::Writer::from_writer(Vec::new());
-    rows.for_each(|row| csv.write_record(row).expect("memory takes it, rows are equally long"));
-    csv.into_inner().expect("memory takes it")
+    rows.for_each(|row| {
+        csv.write_record(row).expect("writing to memory cannot fail, and rows have equal lengths")
+    });
+    csv.into_inner().expect("writing to memory cannot fail")
 }
 
-/// One row a run.
+/// Formats results.csv, with one row per run.
 pub fn results(columns: &[String], rows: &[Record]) -> Vec<u8> {
     let header = std::iter::once("run").chain(columns.iter().map(String::as_str)).chain(["status"]);
     let words = ["diverged".to_owned(), "error".to_owned()];
@@ -53,7 +55,7 @@ pub fn results(columns: &[String], rows: &[Record]) -> Vec<u8> {
     write(std::iter::once(header.collect()).chain(rows.iter().map(row)))
 }
 
-/// One row a run and lag, of the runs that have such; `None` where none has.
+/// Formats retention.csv, with one row per run and lag; `None` if no run has lags.
 pub fn retention(columns: &[String], rows: &[Record]) -> Option<Vec<u8>> {
     rows.iter().find(|row| !row.lags.lag.is_empty())?;
     let header = std::iter::once("run").chain(columns.iter().map(String::as_str));
@@ -70,7 +72,7 @@ pub fn retention(columns: &[String], rows: &[Record]) -> Option<Vec<u8>> {
     Some(write(std::iter::once(header).chain(rows.iter().flat_map(of_run))))
 }
 
-/// The columns `diverged` and `error` in their places between the numbers.
+/// Inserts the columns `diverged` and `error` into their places between the numbers.
 fn with_words(numbers: impl Iterator<Item = String>, [diverged, error]: [String; 2]) -> Vec<String> {
     let mut cells = Vec::new();
     let (mut diverged, mut error) = (Some(diverged), Some(error));
@@ -82,7 +84,7 @@ fn with_words(numbers: impl Iterator<Item = String>, [diverged, error]: [String;
     cells
 }
 
-/// One row a combination of the parameters other than the seed, over the runs that ended well.
+/// Formats summary.csv, with one row per combination of parameters except the seed, over the runs that ended normally.
 pub fn summary(columns: &[String], rows: &[Record]) -> Vec<u8> {
     let columns: Vec<String> = columns.iter().filter(|key| *key != SEED).cloned().collect();
     let mut groups: Vec<(Vec<&str>, Vec<&Record>)> = Vec::new();
@@ -111,21 +113,21 @@ pub fn summary(columns: &[String], rows: &[Record]) -> Vec<u8> {
     write(std::iter::once(header).chain(groups.iter().map(row)))
 }
 
-/// Mean, standard deviation, and ends of the 95 % interval of the mean. One value has only a mean, and none nothing.
+/// Returns the mean, the standard deviation, and the ends of the 95 % interval of the mean. A single value has only a mean.
 fn spread(values: &[f64]) -> [Option<f64>; 4] {
     let Some(estimate) = Estimate::from_values(values) else { return [None; 4] };
     let (low, high) = estimate.interval().unzip();
     [Some(estimate.mean), estimate.sd, low, high]
 }
 
-/// As GNU parallel's --joblog has it. Seq is the run's place in the plan.
+/// Formats joblog.tsv like the --joblog of GNU parallel. Seq is the run's place in the plan.
 pub fn joblog(plan: &PlanFile, rows: &[Record]) -> Vec<u8> {
     let mut text = "Seq\tHost\tStarttime\tJobRuntime\tSend\tReceive\tExitval\tSignal\tCommand\n".to_owned();
     let places: HashMap<&str, usize> =
         plan.runs.iter().enumerate().map(|(place, run)| (&*run.run, place)).collect();
     let mut lines: Vec<(f64, String)> = Vec::new();
     for (place, row) in rows.iter().enumerate() {
-        // Runs of other plans come after this one's.
+        // Runs of other plans come after the runs of this one.
         let seq = places.get(&*row.run).copied().unwrap_or(plan.runs.len() + place) + 1;
         let exit = match row.status {
             Status::Ok => 0,
@@ -133,7 +135,7 @@ pub fn joblog(plan: &PlanFile, rows: &[Record]) -> Vec<u8> {
             Status::Failed => 2,
         };
         let (Record { host, started, took, command, .. }, tab) = (row, '\t');
-        // The format has no escape for what separates its fields and lines.
+        // The format cannot escape the characters that separate its fields and lines.
         let command = command.replace(['\t', '\n', '\r'], " ");
         let line = format!(
             "{seq}{tab}{host}{tab}{started:.3}{tab}{took:.3}{tab}0{tab}0{tab}{exit}{tab}0{tab}{command}\n"

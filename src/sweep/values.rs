@@ -1,12 +1,12 @@
-//! Values of a key as typed: `a,b,c`, and ranges of numbers by name.
+//! Values of a key as typed: lists `a,b,c` and named ranges of numbers.
 
 use toml::Value;
 
-/// Most values of one key: as many as a sweep may have rows.
+/// Maximum number of values of one key, equal to the maximum number of rows of a sweep.
 pub(super) const MAX_VALUES: usize = 1 << 16;
 
-/// A comma-separated list; each of its items is a number, true or false, a range by name, or text (in quotes where it
-/// holds a comma or would be something else).
+/// Parses a comma-separated list. Each item is a number, true or false, a named range, or text. Text is quoted if it holds a
+/// comma or could be read as another kind.
 pub(super) fn list(text: &str) -> Result<Vec<Value>, String> {
     let mut values = Vec::new();
     for item in split(text) {
@@ -23,7 +23,7 @@ pub(super) fn list(text: &str) -> Result<Vec<Value>, String> {
     Ok(values)
 }
 
-/// At commas outside quotes and parentheses.
+/// Splits text at commas outside quotes and parentheses.
 fn split(text: &str) -> Vec<&str> {
     let (mut depth, mut quote, mut start, mut items) = (0_usize, None, 0, Vec::new());
     for (at, c) in text.char_indices() {
@@ -50,13 +50,13 @@ fn scalar(item: &str) -> Value {
     if let Some(text) = quoted {
         return Value::String(text);
     }
-    // What TOML's integers cannot hold, a seed or a note, keeps its digits as text.
+    // An integer too large for TOML, such as a seed or a note, keeps its digits as text.
     let digits = item.strip_prefix(['+', '-']).unwrap_or(item);
     if digits.bytes().all(|byte| byte.is_ascii_digit()) && !digits.is_empty() && item.parse::<i64>().is_err()
     {
         return Value::String(item.strip_prefix('+').unwrap_or(item).to_owned());
     }
-    // f64's parser also takes words such as inf.
+    // The parser of f64 also accepts words such as inf.
     let number = item.starts_with(|c: char| c.is_ascii_digit() || "+-.".contains(c));
     match (item, item.parse(), item.parse()) {
         ("true" | "false", ..) => Value::Boolean(item == "true"),
@@ -66,7 +66,7 @@ fn scalar(item: &str) -> Value {
     }
 }
 
-/// `range(a, b[, step])`, `linspace(lo, hi, n)`, `logspace(lo, hi, n)`; `None` where the text is none of them.
+/// Expands `range(a, b[, step])`, `linspace(lo, hi, n)` or `logspace(lo, hi, n)`; `None` for any other text.
 pub(super) fn range(item: &str) -> Option<Result<Vec<Value>, String>> {
     let (name, arguments) = item.strip_suffix(')')?.split_once('(')?;
     let arguments: Vec<Value> = arguments.split(',').map(|argument| scalar(argument.trim())).collect();
@@ -75,9 +75,9 @@ pub(super) fn range(item: &str) -> Option<Result<Vec<Value>, String>> {
     let numbers: Option<Vec<f64>> = arguments.iter().map(real).collect();
     let finite = numbers.filter(|numbers| numbers.iter().all(|number| number.is_finite()));
     let usage = match name.trim() {
-        "range" => "range(start, end) or range(start, end, step), the end left out",
+        "range" => "range(start, end) or range(start, end, step), which exclude the end",
         "linspace" => "linspace(first, last, count)",
-        "logspace" => "logspace(first, last, count), with values above 0, not their logarithms",
+        "logspace" => "logspace(first, last, count), with values above 0 instead of their logarithms",
         _ => return None,
     };
     let values = match (name.trim(), finite.as_deref(), whole.as_deref()) {
@@ -87,7 +87,7 @@ pub(super) fn range(item: &str) -> Option<Result<Vec<Value>, String>> {
         ("range", Some(&[start, end, step]), None) => steps(start, end, step),
         ("linspace", Some(&[first, last, count]), _) => spaced(count, |t| {
             let span = last - first;
-            // Where the span is beyond the range of floats, its ends are weighted instead.
+            // If the span exceeds the range of floats, its ends are weighted instead.
             match t < 1.0 {
                 true if span.is_finite() => first + span * t,
                 true => first * (1.0 - t) + last * t,
@@ -106,11 +106,11 @@ pub(super) fn range(item: &str) -> Option<Result<Vec<Value>, String>> {
     };
     Some(match values {
         Some(values) if !values.is_empty() => Ok(values),
-        _ => Err(format!("{item}, which gives no values (it is {usage})")),
+        _ => Err(format!("{item}, which has no values (usage: {usage})")),
     })
 }
 
-/// Whole numbers are never rounded, as floats beyond 2^53 would be.
+/// Returns the integers of a range. They are never rounded, unlike floats beyond 2^53.
 fn whole_steps(start: i64, end: i64, step: i64) -> Option<Vec<Value>> {
     let (start, end, step) = (i128::from(start), i128::from(end), i128::from(step));
     let span = (end - start) * step.signum();
@@ -120,9 +120,9 @@ fn whole_steps(start: i64, end: i64, step: i64) -> Option<Vec<Value>> {
 }
 
 fn steps(start: f64, end: f64, step: f64) -> Option<Vec<Value>> {
-    // The end is left out, also where steps do not meet it in binary: (1.3 − 1) ÷ 0.1 is a little above 3.
+    // The end is excluded, even if steps miss it in binary: (1.3 − 1) ÷ 0.1 is slightly above 3.
     let count = ((end - start) / step - 1e-9).ceil();
-    // Also where step is 0.
+    // Also covers a step of 0, where the count is infinite or NaN.
     if !(count >= 1.0 && count <= MAX_VALUES as f64) {
         return None;
     }
@@ -130,25 +130,25 @@ fn steps(start: f64, end: f64, step: f64) -> Option<Vec<Value>> {
     Some((0..count as i64).map(|i| Value::Float(rounded(value(i)))).collect())
 }
 
-/// Values at `count` points from 0 to 1.
+/// Returns the values at `count` equally spaced points from 0 to 1.
 fn spaced(count: f64, value: impl Fn(f64) -> f64) -> Option<Vec<Value>> {
     let fits = count.fract() == 0.0 && count >= 1.0 && count <= MAX_VALUES as f64;
     let last = (count - 1.0).max(1.0);
     fits.then(|| (0..count as i64).map(|i| Value::Float(rounded(value(i as f64 / last)))).collect())
 }
 
-/// To twelve digits, so that steps of 0.1 read as such and machines agree.
+/// Rounds to twelve digits, so that steps of 0.1 look exact and machines agree.
 fn rounded(x: f64) -> f64 {
     format!("{x:.11e}").parse().expect("a number")
 }
 
-/// A number as short as it can be without losing a digit.
+/// Formats a number with as few digits as possible without losing precision.
 pub(super) fn number(x: f64) -> String {
     let text = format!("{x:?}");
     text.strip_suffix(".0").map_or(text.clone(), str::to_owned)
 }
 
-/// A value as a cell of results.csv.
+/// Formats a value as a cell of results.csv.
 pub(super) fn text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
