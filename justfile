@@ -1,7 +1,7 @@
-# `just` alone lists what there is. Everything here is also a plain command: read on.
+# `just` alone lists the recipes. Each one runs a plain command, shown below.
 set positional-arguments
 
-# What there is
+# List the recipes
 default:
     @"{{ just_executable() }}" --list --unsorted
 
@@ -13,39 +13,39 @@ build:
 run *ARGS:
     cargo run --release --quiet -- "$@"
 
-# The README's first command: store the shipped passages, draw surprise, rates and decay
+# Run the README's first command: store the shipped passages and draw surprise, rates and decay
 demo:
     cargo run --release -- store data/passages.npy --memory data/passages.safetensors --chunk-size 16 --labels data/passages_labels.csv --force
 
-# Check and time the scans: results/scan-bench; `just scan-bench --full` goes to 65,536 steps
+# Check and time the scans into results/scan-bench; `just scan-bench --full` goes up to 65,536 steps
 scan-bench *ARGS:
     cargo run --release --locked --quiet -- scan-bench --force "$@"
 
-# All tests; `just test golden` runs those whose name holds "golden"
+# Run all tests; `just test golden` runs those with "golden" in their names
 test *FILTER:
     cargo test --locked {{ FILTER }}
 
-# Mutate inputs for a while: `just fuzz npy 600`, or each target for a minute; the targets are in tests/fuzz/targets.rs
+# Fuzz each target of tests/fuzz/targets.rs for a minute; `just fuzz npy 600` fuzzes one for ten
 fuzz TARGET='' SECONDS='60' SEED='1':
     FUZZ_TARGET={{ TARGET }} FUZZ_SECONDS={{ SECONDS }} FUZZ_SEED={{ SEED }} cargo test --locked --test fuzz -- --ignored --nocapture
 
-# Where the engine spends its time: one head on the shipped passages unless told otherwise (flags of retrieve)
+# Profile the engine's phases, by default with one head on the shipped passages (accepts flags of retrieve)
 profile *ARGS='--heads 1 --chunk-size 16':
     cargo run --release --quiet -- retrieve data/passages.npy --online {{ ARGS }} --repeat 200 --no-plots --verbose --force --out results/profile
 
-# Loss, surprise and speed against chunk size: experiments/chunk-size
+# Measure loss, surprise and speed against chunk size: experiments/chunk-size
 chunk-size *ARGS:
     cargo run --release --locked --quiet -- sweep experiments/chunk-size/sweep.toml "$@"
 
-# Where storing makes the memory worse: experiments/stability
+# Find the settings with which storing makes the memory worse: experiments/stability
 stability *SETTINGS:
     cargo run --release --locked --quiet -- sweep experiments/stability/sweep.toml --x learning_rate --hue decay --y loss_before_mean/loss_mean,first_unstable_chunk "$@"
 
-# How the loss of what was stored early grows, for several decays: experiments/forgetting
+# Measure how the loss of early chunks grows, for several decays: experiments/forgetting
 forgetting *ARGS:
     cargo run --release --locked --quiet -- sweep experiments/forgetting/sweep.toml "$@"
 
-# Recall against the number of pairs ÷ dim_head: experiments/capacity
+# Measure recall against the number of pairs ÷ dim_head: experiments/capacity
 capacity *ARGS:
     mkdir -p results/capacity-data
     for pairs in 0.0625:2 0.25:8 1:32 2:64 4:128 8:256; do cargo run --release --locked --quiet -- generate recall --tokens ${pairs#*:} --seed ${pairs#*:} --dim 128 --sequences 8 --out results/capacity-data/${pairs%:*}.npy --force --quiet; done
@@ -56,50 +56,50 @@ capacity *ARGS:
 fmt:
     cargo fmt
 
-# Formatting and clippy, warnings denied
+# Check formatting and run clippy, with warnings denied
 lint:
     cargo fmt --check
     cargo clippy --all-targets --locked -- --deny warnings
 
-# Licences, duplicate versions, sources and advisories of the dependencies: deny.toml (cargo install cargo-deny)
+# Check licences, duplicate versions, sources and advisories of dependencies: deny.toml (cargo install cargo-deny)
 deny:
     cargo deny --locked check
 
-# The library's documentation, warnings denied; `just doc --open` shows it
+# Build the library's documentation with warnings denied; `just doc --open` shows it
 doc *ARGS:
     RUSTDOCFLAGS="--deny warnings" cargo doc --no-deps --locked --document-private-items {{ ARGS }}
 
-# The book as a site: target/book (cargo install mdbook)
+# Build the book as a site in target/book (cargo install mdbook)
 book:
     mdbook build
 
-# Run every command of the README and the book, and check their links and the page of settings
+# Run every command of the README and the book, and check their links and the settings page
 check-book *ARGS:
     cargo build --release --locked
     scripts/settings-page target/release/nmem --check
     scripts/check-book target/release/nmem "$@"
 
-# What CI runs, all of it
+# Run everything that CI runs
 ci:
     .ci/run
 
-# Time nmem against titans-pytorch, ten minutes and more; `just vs-pytorch --quick` tries it
+# Time nmem against titans-pytorch for ten minutes or more; `just vs-pytorch --quick` is a short trial
 vs-pytorch *ARGS:
     experiments/vs-pytorch/compare.py "$@"
 
-# f32 against f64 over 10,000,000 tokens, and 200 random configurations against the oracle: docs/design/numerics.md
+# Compare f32 with f64 over 10,000,000 tokens, and 200 random configurations with the oracle: docs/design/numerics.md
 long-run *ARGS:
     cargo run --release --locked --quiet --example long_run -- {{ ARGS }}
 
-# What only a GPU can tell: tests, sanitizers, scans and forwards beside PyTorch's, in a record
+# Run the checks that need a GPU (tests, sanitizers, scans and forwards beside PyTorch's) and write a record
 gpu-check:
     experiments/vs-pytorch-cuda/check.sh
 
-# Compile src/cuda/kernels.cu: kernels.ptx and registers.txt beside it; `just ptx --check` says whether they are stale
+# Compile src/cuda/kernels.cu into kernels.ptx and registers.txt beside it; `just ptx --check` reports stale ones
 ptx *ARGS:
     src/cuda/ptx.py "$@"
 
-# Remake the README's pictures from the shipped data
+# Regenerate the README's pictures from the shipped data
 picture:
     rm -rf results/picture
     cargo run --release --locked --quiet -- store data/passages.npy --memory data/passages.safetensors --chunk-size 16 --labels data/passages_labels.csv --out results/picture --quiet
@@ -110,26 +110,26 @@ picture:
     cp $(find target/book-run -name surprise-and-ratio.svg -o -name no-decay.svg) docs/concepts/
 
 
-# Draw again from CSV: just plot results/passages-store --venue icml --figure-format pdf
+# Draw figures again from CSV: just plot results/passages-store --venue icml --figure-format pdf
 plot *ARGS:
     cargo run --release --locked --quiet -- plot "$@"
 
-# Kill a sweep of 200 runs 50 times and compare it with one that was not
+# Kill a sweep of 200 runs 50 times and compare it with an undisturbed one
 kills:
     cargo test --locked --test disk -- --ignored fifty_kills --nocapture
 
-# The library's tests under a sanitizer: just sanitize address, just sanitize thread (which needs the rust-src component)
+# Run the library's tests under a sanitizer: just sanitize address, or just sanitize thread (needs the rust-src component)
 sanitize KIND *FILTER:
     RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer={{ KIND }}" cargo test --locked --target x86_64-unknown-linux-gnu {{ if KIND == "thread" { "-Zbuild-std" } else { "" } }} --lib --target-dir target/sanitize {{ FILTER }}
 
-# The unsafe code's fallbacks under Miri (a nightly toolchain with Miri)
+# Run the fallbacks of unsafe code under Miri (needs a nightly toolchain with Miri)
 miri:
     MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test --lib -- scan:: packed:: matmul::
 
-# Mutants that no test notices (cargo install cargo-mutants): just mutants src/sweep/record.rs
+# Find mutants that no test notices: just mutants src/sweep/record.rs (cargo install cargo-mutants)
 mutants *FILES='src/io src/storage src/sweep src/memory src/scan':
     cargo mutants --timeout 300 $(for file in {{ FILES }}; do find "$file" -name '*.rs' -printf '--file %p '; done) -- --lib --test cli --test io --test golden --test scan
 
-# Lines of the library that tests reach (cargo install cargo-llvm-cov, and the component llvm-tools)
+# Measure the lines of the library that tests reach (cargo install cargo-llvm-cov, and the component llvm-tools)
 coverage:
     cargo llvm-cov --locked --ignore-filename-regex 'src/cuda|src/engine/cuda' --summary-only

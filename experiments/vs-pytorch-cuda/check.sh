@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# All that only a GPU can tell, in one record: results/records/DATE-GPU-cuda.
+# Runs every check that needs a GPU, and writes one record: results/records/DATE-GPU-cuda.
 #
 #     just gpu-check
-#     NMEM=/path/nmem CUDA_TESTS=/path/cuda-test experiments/vs-pytorch-cuda/check.sh    programs that are built already
+#     NMEM=/path/nmem CUDA_TESTS=/path/cuda-test experiments/vs-pytorch-cuda/check.sh    # with finished programs
 #
-#   STEPS    numbers of steps of the scans, (8, 1536, T) [128,…,65536]
-#   ROWS     rows of ../vs-pytorch/cases.py, from 1 [all]
-#   SKIP     words among: tests sanitizer scans memory
+#   STEPS    numbers of steps T of the scans, (8, 1536, T) [128,…,65536]
+#   ROWS     rows of ../vs-pytorch/cases.py, counted from 1 [all]
+#   SKIP     parts to skip: tests sanitizer scans memory
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/../.."
@@ -36,7 +36,7 @@ mkdir -p "$record"
 nvidia-smi > "$record/nvidia-smi.txt" 2>&1
 
 if wanted memory; then
-    # PyTorch compiles in half of the cores while the tests run, before anything is timed: a row takes it most of a minute.
+    # PyTorch compiles on half of the cores while the tests run, before anything is timed. A row takes most of a minute.
     caches=$(mktemp -d)
     trap 'rm -rf "$caches"' EXIT
     export TORCHINDUCTOR_CACHE_DIR=$caches TORCHINDUCTOR_COMPILE_THREADS=1
@@ -54,7 +54,7 @@ fi
 
 if wanted memory; then
     step 'waiting for compilations'
-    wait "$warming" || echo 'not all rows were compiled: they are tried again'
+    wait "$warming" || echo 'some rows were not compiled and are tried again'
     sort -u "$caches/warming.txt"
     step 'the memory'
     must "$python" "$here/memory.py" --nmem "$NMEM" --rows "$rows" --out "$record/memory.csv"
@@ -73,7 +73,7 @@ if wanted scans; then
 fi
 
 if wanted sanitizer && command -v compute-sanitizer >/dev/null; then
-    # Some of everything: the whole takes hours under it. Last, for it is what takes longest.
+    # Some tests of each kind, because all of them take hours. Last, because it takes longest.
     short=(the_fused_pair scan_with_gates_of_all_kinds products_in_f32 norms_whose_squares_leave_the_range
         spans_side_by_side)
     for tool in memcheck racecheck synccheck; do
@@ -88,15 +88,15 @@ fi
     printf '# On a GPU: %s\n\n' "$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | head -1)"
     printf 'Made by `just gpu-check` with %s on %s, in %s s.\n\n' "$("$NMEM" --version)" "$(date +%F)" "$SECONDS"
     printf '| file | holds |\n| --- | --- |\n'
-    printf '| `tests.txt` | the kernels and the engine against their oracles, on the GPU and the processor |\n'
+    printf '| `tests.txt` | the kernels and the engine against their oracles, on the GPU and the CPU |\n'
     printf '| `memcheck.txt`, `racecheck.txt`, `synccheck.txt` | compute-sanitizer, where it is installed |\n'
-    printf '| `scans*/scan_bench.csv` | the recurrences by the GPU'"'"'s clock, each checked before, and a copy of as many bytes |\n'
+    printf '| `scans*/scan_bench.csv` | the recurrences by the GPU'"'"'s clock, each checked before, and a copy of the same number of bytes |\n'
     printf '| `scans_pytorch.csv` | accelerated-scan and a copy in PyTorch, where they are installed |\n'
     printf '| `memory.csv` | store and read of the memory: nmem, and titans-pytorch where it is installed (ms, medians) |\n'
-    printf '| `machine.json` | processor, GPU, versions |\n\n'
-    [ -z "${SKIP:-}" ] || printf 'Left out: %s.\n\n' "$SKIP"
-    command -v compute-sanitizer >/dev/null || printf 'Left out: compute-sanitizer, which is not installed.\n\n'
-    if [ ${#failed[@]} -eq 0 ]; then echo 'What was checked passed.'; else printf 'Failed: %s\n' "${failed[@]}"; fi
+    printf '| `machine.json` | CPU, GPU, versions |\n\n'
+    [ -z "${SKIP:-}" ] || printf 'Skipped: %s.\n\n' "$SKIP"
+    command -v compute-sanitizer >/dev/null || printf 'Skipped: compute-sanitizer, which is not installed.\n\n'
+    if [ ${#failed[@]} -eq 0 ]; then echo 'All checks passed.'; else printf 'Failed: %s\n' "${failed[@]}"; fi
 } > "$record/README.md"
 [ -e "$record/scans/machine.json" ] && cp "$record/scans/machine.json" "$record/machine.json"
 

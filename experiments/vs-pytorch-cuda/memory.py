@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """One forward, store and read, on a GPU: nmem, and titans-pytorch 0.0.17 eager and compiled where it is installed.
 
-Rows, weights and inputs are those of ../vs-pytorch. nmem's time is wall_s.engine of `retrieve --online --device cuda --repeat`,
-its first run dropped, which leaves transfers out: to be held against PyTorch's with sequence and output on the GPU, by CUDA
-events. PyTorch's is taken once more from host to host.
+Rows, weights and inputs are those of ../vs-pytorch. nmem's time is wall_s.engine of `retrieve --online --device cuda --repeat`
+without the first run. It excludes transfers, so it compares with PyTorch's time with sequence and output on the GPU, measured
+by CUDA events. PyTorch is also timed from host to host.
 
-torch.compile takes most of a minute a row. `--warm ROW` does no more than that, into TORCHINDUCTOR_CACHE_DIR: several rows can
-be compiled side by side before a run that finds them there.
+torch.compile takes most of a minute per row. `--warm ROW` only compiles, into TORCHINDUCTOR_CACHE_DIR. So several rows can be
+compiled in parallel before a run that finds them there.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from cases import CASES  # noqa: E402
 
 
 def nmem(program, arguments, out):
-    """run.json."""
+    """Runs nmem and returns its run.json."""
     fixed = ["--no-plots", "--quiet", "--force", "--out", out]
     command = [str(part) for part in [program, *arguments, *fixed]]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -37,19 +37,19 @@ def nmem(program, arguments, out):
 
 
 def elements(npy):
-    """Of an f32 .npy file of version 1, as nmem writes it."""
+    """Returns the elements of an f32 .npy file of version 1, the format that nmem writes."""
     header = 10 + int.from_bytes(npy[8:10], "little")
     return array.array("f", npy[header:])
 
 
 def compiled(torch, module):
-    # Forgets the rows before: with them sizes would become variables, in other code than a row's own.
+    # Forgets earlier rows. Otherwise sizes would become variables, in code that differs from a single row's.
     torch.compiler.reset()
     return torch.compile(module)
 
 
 def warm(torch, worker, case):
-    """Weights and tokens of any value: the code is the same."""
+    """Compiles a row with arbitrary weights and tokens, because the code does not depend on them."""
     start = time.perf_counter()
     shape = shape_of(case)
     try:
@@ -70,7 +70,7 @@ def one_line(reason):
 
 
 def of_pytorch(torch, worker, case, weights, sequence, side, runs, add):
-    """Its output; its times go to `add`."""
+    """Returns PyTorch's output and passes its times to `add`."""
     import numpy as np
     from safetensors.torch import load_file
 
@@ -103,20 +103,20 @@ def of_pytorch(torch, worker, case, weights, sequence, side, runs, add):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--nmem", help="the program")
-    parser.add_argument("--rows", help="from 1, separated by commas")
+    parser.add_argument("--nmem", help="path of nmem")
+    parser.add_argument("--rows", help="rows, counted from 1, separated by commas")
     parser.add_argument("--runs", type=int, default=10)
-    parser.add_argument("--out", help="the CSV")
+    parser.add_argument("--out", help="output file (CSV)")
     parser.add_argument("--warm", type=int, metavar="ROW", help="only compile that row")
     chosen = parser.parse_args()
     if chosen.warm is None and not (chosen.nmem and chosen.out):
-        parser.error("--nmem and --out are needed, or --warm")
+        parser.error("pass --nmem and --out, or --warm")
     try:
         import torch
         import titans_pytorch  # noqa: F401
         import worker
     except ImportError as missing:
-        print(f"nmem alone: {missing}")
+        print(f"only nmem is timed: {missing}")
         torch = None
     if chosen.warm is not None:
         if torch:
@@ -151,7 +151,7 @@ def main():
                 times = [seconds * 1e3 for seconds in report["wall_s"]["engine_all"]]
                 add(f"nmem {device}", "engine", times[1:] or times)
                 outputs[f"nmem {device}"] = elements((out / "retrieved.npy").read_bytes())
-            # A compilation that failed is tried once more.
+            # A failed compilation is tried once more.
             for side in ("eager", "compiled", "compiled") if torch else ():
                 if side in outputs:
                     continue
@@ -164,13 +164,13 @@ def main():
             expected = outputs["nmem cpu"]
             largest = max(map(abs, expected))
             for side, output in outputs.items():
-                # f32, sums in another order: with TF32 nmem's would differ by more than this. A NaN is within no bound.
+                # Bounds for f32 sums in a different order. TF32 in nmem would exceed them. A NaN is within no bound.
                 bound = 2e-5 if side.startswith("nmem") else 1e-3
                 if not all(abs(a - b) <= bound * largest for a, b in zip(output, expected, strict=True)):
-                    wrong.append(f"{case.label}: {side} differs from nmem on the processor by more than {bound} of the largest")
+                    wrong.append(f"{case.label}: {side} differs from nmem on the CPU by more than {bound} of the largest")
             line = ", ".join(f"{row[5]} {row[6]} {row[7]:.3g}" for row in rows)
             print(f"{case.label}: ms: {line}", flush=True)
-            # Whatever stops the next row, this one is there.
+            # Written now, so that a failure in the next row does not lose this one.
             writer.writerows(rows)
             file.flush()
     if wrong:

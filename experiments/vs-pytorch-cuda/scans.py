@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Scans with gates per element in PyTorch, (8, 1536, T) f32 by CUDA events, beside a copy of as many bytes.
+"""Times scans with gates per element in PyTorch, (8, 1536, T) f32 by CUDA events, beside a copy of the same number of bytes.
 
-accelerated_scan's kernels take (batch, channels, steps), powers of two. Inputs go round in 256 MB and more, as those of `nmem
-scan-bench` do. What cannot be imported is told and left out.
+accelerated_scan's kernels take (batch, channels, steps), with powers of two. Inputs rotate through 256 MB or more, as in `nmem
+scan-bench`. Modules that cannot be imported are reported and skipped.
 """
 
 import argparse
@@ -17,7 +17,7 @@ TOLERANCE = 1e-4
 
 
 def milliseconds(torch, run, runs):
-    """Of each run, asked for before the first is waited for."""
+    """Returns the time of each run. All runs are queued before the first result is awaited."""
     run(0)
     torch.cuda.synchronize()
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(runs + 1)]
@@ -39,7 +39,7 @@ def oracle(torch, gates, inputs):
 
 
 def measured(torch, sides, steps, runs):
-    """Rows of one number of steps: each side that there is, and a copy of as many bytes."""
+    """Returns the rows of one number of steps: each side, and a copy of the same number of bytes."""
     rows = []
     shape = BATCH, CHANNELS, steps
     bytes_moved = 3 * 4 * BATCH * CHANNELS * steps
@@ -50,7 +50,7 @@ def measured(torch, sides, steps, runs):
     times = milliseconds(torch, lambda i: halves[i % input_sets][1].copy_(halves[i % input_sets][0]), runs)
     copy = bytes_moved / statistics.median(times) / 1e6
     del halves
-    # Loops over steps from Python: long enough to be seen.
+    # The oracle loops over steps in Python, so it runs only for moderate numbers of steps.
     expected = oracle(torch, *inputs[0]) if steps <= 4096 else None
     with torch.no_grad():
         for side, scan in sides.items():
@@ -83,21 +83,21 @@ def main():
     try:
         import torch
     except ImportError:
-        print("left out: torch is not installed")
+        print("skipped: torch is not installed")
         return
     sides = {}
     for name in ("warp", "scalar", "triton"):
         try:
             sides[f"accelerated_scan.{name}"] = importlib.import_module(f"accelerated_scan.{name}").scan
         except Exception as error:  # an extension that cannot be compiled says so in many ways
-            print(f"left out: accelerated_scan.{name}: {type(error).__name__}: {str(error).splitlines()[:1]}")
+            print(f"skipped: accelerated_scan.{name}: {type(error).__name__}: {str(error).splitlines()[:1]}")
     with open(chosen.out, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow("algorithm,batch,steps,channels,median_ms,min_ms,bytes,gb_per_s,copy_fraction,max_abs_error,copy_gb_per_s".split(","))
         for steps in map(int, chosen.steps.split(",")):
             rows = measured(torch, sides, steps, chosen.runs)
             print(f"{steps} steps: " + ", ".join(f"{row[0]} {row[4]:.3f} ms" for row in rows), flush=True)
-            # Whatever stops the next shape, this one is there.
+            # Written now, so that a failure in the next shape does not lose this one.
             writer.writerows(rows)
             file.flush()
 

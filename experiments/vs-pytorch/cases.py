@@ -1,11 +1,11 @@
-"""What is compared: the rows of the table, and the sides that take their turns at each."""
+"""Rows of the table, and the sides that take turns at each row."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row: shapes of the memory and of what is stored in it and read back, chunk by chunk."""
+    """One row: the shapes of the memory and of the sequence that is stored and read, chunk by chunk."""
 
     dim: int
     tokens: int
@@ -24,7 +24,7 @@ class Case:
 
     @property
     def flop(self):
-        """What the algorithm needs for one forward, not what anyone spends on it.
+        """Operations that the algorithm needs for one forward; an implementation may spend more.
 
         Per token and head, d = dim_head, c = chunk: projections and combination 8 h d² (6 d² with
         one head, which has none to combine), gradient, update and read 26 d², causal attention
@@ -52,8 +52,8 @@ CASES = [
 LINEAR = Case(64, 10_000, 16), Case(64, 1_000_000, 16)
 LINEAR_QUICK = Case(64, 10_000, 16), Case(64, 100_000, 16)
 
-# PyTorch's sides, in the order of their turns: as installed; with an allocator that keeps what it
-# has been given; under torch.compile; and another, later model, for orientation.
+# PyTorch's sides, in the order of their turns: as installed, with an allocator that keeps freed
+# memory, under torch.compile, and a different, later model for orientation.
 PYTORCH = {
     "eager": "eager",
     "kept": "eager, memory kept",
@@ -61,9 +61,9 @@ PYTORCH = {
     "latest": "0.5.5, eager",
 }
 
-# Where each side's titans_pytorch lies, beside the venv's own packages: both have the same name.
+# Version of titans_pytorch for each side. Both have the same name, so each is installed in its own directory.
 TITANS = {"eager": "0.0.17", "kept": "0.0.17", "compiled": "0.0.17", "latest": "0.5.5"}
 
 
 class Failure(Exception):
-    """What keeps the comparison from its results, in one line."""
+    """Reason on one line why the comparison has no results."""

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Times nmem against titans-pytorch on the CPU, in turns, and writes a record. See README.md.
 
-Needs Python and, unless --nmem and --gemm-rate name the two programs, cargo. The first call makes a
-venv beside this file with every version pinned, and runs itself again inside.
+Needs Python, and also cargo unless --nmem and --gemm-rate name the two programs. The first call makes
+a venv beside this file with a fixed version of every package, and runs itself again inside.
 """
 
 import argparse
@@ -57,21 +57,21 @@ def arguments():
     option("--rounds", type=positive(int), metavar="N", help="turns of every side (default: 5)")
     option("--seconds", type=positive(float), metavar="S", help="length of a turn (default: 0.7)")
     option("--rows", type=rows, metavar="N,…", help="rows of the table by number (default: all)")
-    option("--quick", action="store_true", help="2 short rounds of rows 1 and 6: does it work?")
+    option("--quick", action="store_true", help="2 short rounds of rows 1 and 6, as a trial")
     option(
         "--only",
         type=some_of(["table", "threads", "linear"]),
         metavar="PART,…",
         help="table (nmem against PyTorch), threads (nmem alone, one thread against several), "
-        "linear (time and memory by number of tokens); table holds threads (default: table,linear)",
+        "linear (time and memory by number of tokens); table includes threads (default: table,linear)",
     )
     option(
         "--sides",
         type=some_of(list(PYTORCH)),
         metavar="SIDE,…",
-        help=f"PyTorch's: {', '.join(PYTORCH)} (default: all)",
+        help=f"sides of PyTorch: {', '.join(PYTORCH)} (default: all)",
     )
-    option("--threads", type=positive(int), default=2, metavar="N", help="(default: 2)")
+    option("--threads", type=positive(int), default=2, metavar="N", help="threads of both sides (default: 2)")
     option(
         "--compile-limit",
         type=positive(float),
@@ -79,20 +79,21 @@ def arguments():
         metavar="S",
         help="seconds that torch.compile may take for a row (default: 600)",
     )
-    option("--nmem", type=Path, metavar="PATH", help="the program (default: build it)")
-    option("--gemm-rate", type=Path, metavar="PATH", help="that example (default: build it)")
+    option("--nmem", type=Path, metavar="PATH", help="path of nmem (default: build it)")
+    option("--gemm-rate", type=Path, metavar="PATH", help="path of the example gemm_rate (default: build it)")
     option(
         "--out",
         type=Path,
         metavar="DIR",
-        help="(default: results/records/DATE-MACHINE-vs-pytorch; --quick: results/vs-pytorch)",
+        help="directory of the record "
+        "(default: results/records/DATE-MACHINE-vs-pytorch; --quick: results/vs-pytorch)",
     )
     option("--force", action="store_true", help="replace an existing --out")
     option(
         "--redraw",
         type=Path,
         metavar="DIR",
-        help="a record's texts and plot again, from its raw.csv",
+        help="write a record's texts and plot again from its raw.csv",
     )
     chosen = parser.parse_args()
     quick = chosen.quick
@@ -105,7 +106,7 @@ def arguments():
 
 
 def environment():
-    """The venv's Python; made, or made anew, where it is not what requirements.txt asks for."""
+    """Returns the venv's Python. Makes the venv if it does not match requirements.txt."""
     if sys.version_info < OLDEST_PYTHON:
         raise Failure(f"needs Python {'.'.join(map(str, OLDEST_PYTHON))} or newer")
     requirements = HERE / "requirements.txt"
@@ -114,13 +115,13 @@ def environment():
     python, finished = VENV / "bin" / "python", VENV / "finished"
     if finished.is_file() and finished.read_text() == wanted:
         return python
-    print(f"making {VENV}: torch and what else requirements.txt pins, once", file=sys.stderr)
+    print(f"making {VENV} with torch and the other packages of requirements.txt; this happens once", file=sys.stderr)
     shutil.rmtree(VENV, ignore_errors=True)
     run("making a venv", [sys.executable, "-m", "venv", VENV])
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     run("installing requirements.txt", [*pip, "--requirement", requirements])
     for version in versions:
-        # Apart, for they have the same name; what they need is in requirements.txt already.
+        # In separate directories, because both have the same name. requirements.txt has their dependencies.
         target = VENV / f"titans-{version}"
         package = f"titans-pytorch=={version}"
         run(f"installing {package}", [*pip, "--no-deps", "--target", target, package])
@@ -138,11 +139,11 @@ def run(what, command):
 
 
 def program(named, kind, name):
-    """The program that was named, or else one built here."""
+    """Returns the named program, or builds it."""
     if named is None:
         built = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
         command = ["cargo", "build", "--release", "--locked", kind, name]
-        run(f"building {name} (a flag names a finished one: --help)", command)
+        run(f"building {name} (a flag can name a finished one, see --help)", command)
         named = built / ("examples" if kind == "--example" else "") / name
     if not os.access(named, os.X_OK):
         raise Failure(f"{named}: no such program")
@@ -166,7 +167,7 @@ def main():
         name = f"{machine.today()}-{machine.slug()}-vs-pytorch"
         chosen.out = results / "vs-pytorch" if chosen.quick else results / "records" / name
     if chosen.out.exists() and not chosen.force:
-        raise Failure(f"{chosen.out} exists: --force replaces it, --out names another")
+        raise Failure(f"{chosen.out} already exists; use --force to replace it, or choose another --out")
     chosen.nmem = program(chosen.nmem, "--bin", "nmem")
     chosen.gemm_rate = program(chosen.gemm_rate, "--example", "gemm_rate")
     import measure

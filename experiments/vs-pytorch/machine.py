@@ -1,4 +1,4 @@
-"""What the measurements were taken on."""
+"""Description of the machine that measurements are taken on."""
 
 import datetime
 import os
@@ -13,7 +13,7 @@ def today():
 
 
 def slug():
-    """A short name for folders, as `amd-epyc-2-cores`."""
+    """Returns a short name for directories, such as `amd-epyc-2-cores`."""
     model = cpu().get("model name", platform.machine()).lower()
     model = re.sub(r"\(.*?\)|@.*|\b(cpu|processor)\b", " ", model)
     return "-".join(re.findall(r"[a-z0-9]+", model)[:4] + [str(cores()), "cores"])
@@ -24,7 +24,7 @@ def cores():
 
 
 def cpu():
-    """The first block of /proc/cpuinfo; elsewhere the model from sysctl, if it tells."""
+    """Returns the first block of /proc/cpuinfo. On other systems, the model from sysctl, if known."""
     try:
         block = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     except OSError:
@@ -35,7 +35,7 @@ def cpu():
 
 
 def caches():
-    """Caches that the first core sees."""
+    """Returns the sizes of the first core's caches."""
     found = {}
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         level, kind, size = (
@@ -46,7 +46,7 @@ def caches():
 
 
 def said(command):
-    """The first line that a program prints, or nothing where there is no such program."""
+    """Returns the first line that a program prints; None if the program does not exist."""
     try:
         lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Takes the measurements: every side in turn, round after round, all written down as they are."""
+"""Takes the measurements: every side in turn, in several rounds. Keeps all raw values."""
 
 import contextlib
 import csv
@@ -24,13 +24,13 @@ from cases import LINEAR, LINEAR_QUICK, PYTORCH, TITANS, Failure
 HERE = Path(__file__).resolve().parent
 VENV = HERE / ".venv"
 
-# Between turns, in seconds. OpenMP's threads spin for a while after their last work; after this
-# pause they were asleep: an idle process used no time at all in three seconds.
+# Pause between turns in seconds. OpenMP's threads spin for a while after their last work. After this
+# pause they were asleep: an idle process used no CPU time in three seconds.
 PAUSE = 0.3
-# Forwards a turn whatever its length, and iterations that a turn of nmem is limited to.
+# Minimum number of forwards per turn, and maximum number of iterations in a turn of nmem.
 AT_LEAST, AT_MOST = 3, 1000
 
-# An allocator that gives nothing back to the system: no mmap for large blocks, no trimming (glibc).
+# Settings of glibc that keep freed memory: no mmap for large blocks, no trimming.
 KEPT = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
@@ -39,11 +39,11 @@ KEPT = {
 
 
 class DidNotRun(Exception):
-    """Why a side has no times for a row; the others go on."""
+    """Reason why a side has no times for a row. The other sides continue."""
 
 
 class Raw:
-    """raw.csv: one line a measurement."""
+    """Content of raw.csv: one line per measurement."""
 
     def __init__(self):
         self.lines = []
@@ -58,7 +58,7 @@ class Raw:
         self.lines.append(line)
 
     def times(self, case, work, side, threads, round, milliseconds):
-        """Iteration 0 is each turn's warm-up: kept here, left out of all that is computed."""
+        """Adds a turn's times. Iteration 0 is the warm-up: kept here, but not used in any result."""
         for iteration, value in enumerate(milliseconds):
             self.add(case, work, side, threads, "time_ms", value, round, iteration)
 
@@ -70,7 +70,7 @@ class Raw:
 
 
 class Worker:
-    """A PyTorch process: see worker.py."""
+    """PyTorch process that runs worker.py."""
 
     def __init__(self, side, files):
         self.log = files / f"{side}.log"
@@ -89,7 +89,7 @@ class Worker:
                 stderr=log,
                 env=environment,
                 text=True,
-                start_new_session=True,  # to be ended with its compilers
+                start_new_session=True,  # so that it can be ended together with its compilers
             )
 
     def ask(self, do, limit=600, **request):
@@ -106,7 +106,7 @@ class Worker:
             timer.cancel()
         if not line:
             said = self.log.read_text().strip().splitlines()
-            ended = f"ended: {said[-1]}" if said else "ended without a word"
+            ended = f"ended: {said[-1]}" if said else "ended without a message"
             raise DidNotRun(f"no answer within {limit:g} s" if over else ended)
         answer = json.loads(line)
         if "error" in answer:
@@ -153,14 +153,14 @@ def gemm_rates(chosen, widths):
 
 
 def distance(output, reference):
-    """Largest difference relative to the reference's largest magnitude."""
+    """Returns the largest difference, relative to the reference's largest magnitude."""
     if output.shape != reference.shape:
         raise Failure(f"outputs of shapes {output.shape} and {reference.shape}")
     return float(np.abs(output - reference).max() / np.abs(reference).max())
 
 
 def table_row(chosen, case, raw, about, files):
-    """All sides on one row of the table. Returns why some did not run."""
+    """Measures all sides on one row of the table. Returns the reasons why some did not run."""
     with contextlib.ExitStack() as stack:
         weights, sequence = files / "weights.safetensors", files / "sequence.npy"
         shared = {"case": asdict(case), "weights": str(weights), "sequence": str(sequence)}
@@ -183,7 +183,7 @@ def table_row(chosen, case, raw, about, files):
             paths = {name: str(path) for name, path in exact.items()}
             about |= drawer.ask("prepare", **shared, **paths)
         except DidNotRun as reason:
-            raise Failure(f"{case.label}: PyTorch could not draw the weights: {reason}") from None
+            raise Failure(f"{case.label}: PyTorch could not sample the weights: {reason}") from None
         drawer.close()
         exact = {name: np.load(path) for name, path in exact.items()}
 
@@ -252,7 +252,7 @@ def table_row(chosen, case, raw, about, files):
         turns = [*dict.fromkeys(turns), *((side, chosen.threads) for side in workers)]
         for round in range(1, chosen.rounds + 1):
             timings = []
-            # There and back again: no side always follows the same other.
+            # The order alternates, so that no side always follows the same other one.
             for side, threads in turns if round % 2 else reversed(turns):
                 time.sleep(PAUSE)
                 taken = turn(side, threads, round)
@@ -263,7 +263,7 @@ def table_row(chosen, case, raw, about, files):
 
 
 def linear(chosen, raw, files):
-    """Time and memory of nmem by number of tokens, one head of a memory drawn by nmem itself."""
+    """Measures time and memory of nmem by number of tokens, with one head of a random memory."""
     cases = LINEAR_QUICK if chosen.quick else LINEAR
     sequences = {case: files / f"{case.tokens}.npy" for case in cases}
     random = np.random.default_rng(0)
@@ -288,7 +288,7 @@ def linear(chosen, raw, files):
                     for quantity in ("peak_bytes", "peak_anon_bytes"):
                         raw.add(case, work, "nmem", chosen.threads, quantity, report[quantity])
                     continue
-                # Once and once more is enough where a run is longer than a turn.
+                # Two runs are enough if a run is longer than a turn.
                 count = repeats(chosen.seconds, last[case, work])
                 count = 1 if last[case, work] > chosen.seconds * 1e3 else count
                 times = milliseconds(nmem(chosen.nmem, [*command, "--repeat", count], out))
@@ -310,7 +310,7 @@ def measure(chosen):
     before = machine.describe()
     if before["load_average_before"][0] > 0.5:
         busy = f"load average {before['load_average_before'][0]:.1f}"
-        say(f"warning: {busy}: something else runs, and times will tell of that")
+        say(f"warning: {busy}: other programs are running and will affect the times")
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="vs-pytorch-") as temporary:
         for case in chosen.rows if {"table", "threads"} & set(chosen.only) else []:
@@ -339,7 +339,7 @@ def measure(chosen):
         "minutes": round((time.monotonic() - started) / 60, 1),
         "did_not_run": did_not_run,
     }
-    # Beside its place and then renamed: complete or absent.
+    # Written beside its target and then renamed, so that the record is complete or absent.
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     hidden = chosen.out.with_name(f".{chosen.out.name}.part")
     shutil.rmtree(hidden, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""From raw.csv and machine.json of a record to its summary.csv, README.md, times.csv and the figure of these."""
+"""Makes summary.csv, README.md, times.csv and the figure of a record from its raw.csv and machine.json."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ def divide(a, b):
 
 
 class Measured:
-    """raw.csv, asked by row, side and quantity. Warm-ups are left out."""
+    """Content of raw.csv by row, side and quantity, without warm-ups."""
 
     def __init__(self, path):
         self.values = {}
@@ -43,7 +43,7 @@ class Measured:
         return median(values) if values else None
 
     def ratios(self, case, threads, side):
-        """One a round: the side's median by nmem's."""
+        """Returns the ratio of the side's median to nmem's for each round."""
         theirs, ours = (
             self.rounds.get((case, "forward", name, threads, "time_ms"), {})
             for name in (side, "nmem")
@@ -51,13 +51,13 @@ class Measured:
         return [median(theirs[round]) / median(ours[round]) for round in theirs if round in ours]
 
     def cases(self, works):
-        """In the table's order, then as measured."""
+        """Returns the cases in the table's order, then in the order of measurement."""
         found = dict.fromkeys(key[0] for key in self.values if key[1] in works)
         return sorted(found, key=lambda case: CASES.index(case) if case in CASES else len(CASES))
 
 
 def summarise(measured, threads):
-    """One dictionary a row of the table; what was not measured is None."""
+    """Returns one dictionary per row of the table. Values that were not measured are None."""
     rows = []
     for case in measured.cases({"forward"}):
         row = {name: getattr(case, name) for name in ("dim", "tokens", "chunk", "heads", "batch")}
@@ -106,7 +106,7 @@ def case_of(row):
 
 
 def number(value, suffix=""):
-    """Three digits, no exponent; a dash where there is nothing."""
+    """Formats three digits without an exponent, or a dash for None."""
     if value is None:
         return "–"
     digits = 2 - math.floor(math.log10(abs(value))) if value else 0
@@ -131,7 +131,7 @@ def markdown(header, rows):
 
 
 def means(rows, key):
-    """The geometric mean over the rows that have the number, and how many of all these are."""
+    """Formats the geometric mean over the rows with the number, and how many rows these are."""
     values = [row[key] for row in rows if row[key] is not None]
     if not values:
         return "–"
@@ -198,8 +198,10 @@ def checks_table(rows):
 
 
 def linear_table(measured, threads):
-    """Means, because a long run is itself a mean over its blocks, interruptions and all: the median of
-    short runs leaves interruptions out. Medians and least times beside them.
+    """Formats the table by number of tokens, with means, medians and least times.
+
+    Means are compared, because a long run is itself a mean over its blocks, including interruptions. The
+    median of short runs excludes interruptions.
     """
     header = ["nmem", "tokens", "runs", "mean, ns a token", "÷ first", "median", "÷ first", "least", "÷ first"]
     header += ["peak, MB", "of it not files, MB"]
@@ -235,7 +237,7 @@ def compile_notes(rows, failures):
     return "".join(f"- {note}\n" for note in notes)
 
 
-# In the order of their lines, and as the figure names them.
+# Sides in the order of their lines, with their names in the figure.
 SIDES = {
     "nmem": "nmem",
     "compiled": "torch.compile",
@@ -245,7 +247,7 @@ SIDES = {
 
 
 def plot(rows, nmem, folder):
-    """times.csv, the medians as a sweep's results are written; and `nmem plot` of it."""
+    """Writes the medians to times.csv in the format of a sweep's results, and draws them with `nmem plot`."""
     times = folder / "times.csv"
     with open(times, "w", newline="") as file:
         writer = csv.writer(file)
@@ -287,38 +289,41 @@ def sentence_of_machine(about):
 
 
 TIMES = """\
-Medians over all rounds; same weights, same inputs, in turns. PyTorch's sides: titans-pytorch
-0.0.17 as installed (eager), with freed memory kept by the allocator, under `torch.compile`; and,
-a different model, 0.5.5.
+Medians over all rounds, with the same weights and inputs, in turns. PyTorch's sides are titans-pytorch
+0.0.17 as installed (eager), with freed memory kept by the allocator, and under `torch.compile`. The last
+side is a different model, version 0.5.5.
 """
 
 RATES = """\
-GFLOP is what the algorithm needs, per token and head (26 + 8h)·d² + 8(c + 1)·d with h heads of
-width d and chunks of c, and 32·d² + 8(c + 1)·d with one head; GFLOP/s is that by nmem's median
-time. The gemm crate's rate is that of {threads} threads, each with products 1024 × d × d of its
-own, measured in every round; d is the width of a head, or of the model.
+GFLOP counts the operations that the algorithm needs. Per token and head these are (26 + 8h)·d² +
+8(c + 1)·d with h heads of width d and chunks of c, and 32·d² + 8(c + 1)·d with one head. GFLOP/s is
+GFLOP divided by nmem's median time. The gemm crate's rate is that of {threads} threads, each with its own
+products 1024 × d × d, measured in every round. d is the width of a head, or of the model.
 """
 
 CHECKS = """\
-Errors: the largest difference by the largest magnitude of the output. First nmem's from eager
-PyTorch's; then each side's from the module's own result in f64 with the ε that its norms have in
-f32; last, nmem's with `--dtype f64` from the module's in f64, ε and all. Memory: nmem's whole
-process at its peak, and what of that is not mapped files; the PyTorch process at its peak, and
-its peak before the first forward, with module and sequence loaded.
+Errors are the largest difference divided by the largest magnitude of the output. The first column
+compares nmem with eager PyTorch. The next ones compare each side with the module's own result in f64,
+computed with the ε that its norms have in f32. The last one compares nmem's `--dtype f64` with the
+module's f64 result, including the ε of f64. Memory is the peak of nmem's whole process, and its part
+that is not mapped files. For PyTorch it is the peak of the process, and the peak before the first
+forward, with module and sequence loaded.
 """
 
 LINEAR = """\
-Over all runs after each turn's first. A long run is itself a mean over its blocks, whatever else the
-machine did meanwhile, so means are compared; the median of short runs leaves interruptions out.
+The numbers are over all runs after each turn's first. A long run is itself a mean over its blocks,
+including interruptions by other programs, so means are compared. The median of short runs excludes
+interruptions.
 """
 
 FILES = """\
 ## Files
 
-`raw.csv` has a line a measurement; `iteration` 0 is each turn's warm-up, which nothing here is
-computed from. `summary.csv` holds the tables' numbers in full, with quartiles and the rounds'
-least and greatest ratios; `times.csv` what the figure is drawn of. `machine.json` is the machine, versions and settings. All but `raw.csv`
-and `machine.json` follows from these two: `experiments/vs-pytorch/compare.py --redraw DIR`.
+`raw.csv` has one line per measurement. Its `iteration` 0 is each turn's warm-up, which no result uses.
+`summary.csv` holds the tables' numbers with all digits, with quartiles and the least and greatest ratios
+of the rounds. `times.csv` holds the data of the figure. `machine.json` describes the machine, versions and
+settings. `experiments/vs-pytorch/compare.py --redraw DIR` makes all other files from `raw.csv` and
+`machine.json`.
 """
 
 

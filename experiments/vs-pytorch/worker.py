@@ -1,6 +1,6 @@
-"""One PyTorch process: holds one module and one sequence, and times forwards when told to.
+"""A PyTorch process that holds one module and one sequence, and times forwards on request.
 
-Requests and answers are JSON, one a line. Between them the process sleeps in a read.
+Requests and answers are lines of JSON. Between requests the process sleeps in a read.
 """
 
 import json
@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 
 
 def draw(case, weights, sequence):
-    """A module's parameters as nmem reads them, and a sequence, both from a fixed random state."""
+    """Saves a module's parameters in nmem's format, and a sequence, both from a fixed random state."""
     torch.manual_seed(0)
     state = module(case, "eager").state_dict()
     for name, tensor in state.items():
         if name.startswith("memory_model."):
-            # The module draws N(0, 1), with which float32 outputs have few digits in common
-            # whatever computes them. This is `nmem --init xavier`.
+            # The module samples N(0, 1). With such weights, float32 outputs of any two
+            # implementations have few digits in common. This is `nmem --init xavier`.
             bound = (6 / sum(tensor.shape)) ** 0.5
             tensor.uniform_(-bound, bound)
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, weights)
@@ -37,7 +37,7 @@ def module(case, side):
 
 
 def peak():
-    """Largest resident memory of this process in bytes, where the system tells (Linux)."""
+    """Returns the peak resident memory of this process in bytes; None except on Linux."""
     try:
         with open("/proc/self/status") as status:
             line = next(line for line in status if line.startswith("VmHWM:"))
@@ -47,8 +47,10 @@ def peak():
 
 
 def prepare(case, weights, sequence, exact, exact_eps32):
-    """Draws a row's weights and sequence, and saves what the module makes of them in f64: as it is,
-    and with the ε that its norms have in f32, which is what f32 outputs can be held to.
+    """Samples a row's weights and sequence, and saves the module's output in f64.
+
+    Saves it twice: with the module's own ε, and with the ε that its norms have in f32. The second one
+    is the reference for f32 outputs.
     """
     draw(case, weights, sequence)
     double = module(case, "eager").double()
@@ -75,7 +77,7 @@ class Worker:
     def load(self, side, threads, case, weights, sequence):
         torch.set_num_threads(threads)
         self.side = side
-        torch.manual_seed(0)  # 0.5.5 keeps the parameters that it draws: it has others
+        torch.manual_seed(0)  # 0.5.5 keeps its sampled parameters, because it has different ones
         self.module = module(case, side)
         if side != "latest":
             self.module.load_state_dict(load_file(weights))
@@ -84,14 +86,14 @@ class Worker:
         return {"peak_bytes": peak()}
 
     def once(self):
-        # The module takes its gradients with torch.func, which no_grad leaves alone; inference_mode
-        # was slower in a short trial. No graph of the forward itself is kept, as nmem keeps none.
+        # no_grad does not affect the module's gradients, which use torch.func. inference_mode was
+        # slower in a short trial. Like nmem, this keeps no graph of the forward itself.
         with torch.no_grad():
             output = self.forward(self.sequence)
         return output[0] if self.side == "latest" else output
 
     def first(self, output):
-        """The first forward, compiled if it is to be, and what came out."""
+        """Runs the first forward, with its compilation if any, and saves the output."""
         retrieved = self.once().numpy()
         if not np.isfinite(retrieved).all():
             raise ValueError("the output is not finite")
@@ -105,7 +107,7 @@ class Worker:
         }
 
     def run(self, seconds, at_least):
-        """Times of forwards in ms, the first of which is to be dropped: threads wake up in it."""
+        """Returns times of forwards in ms. The first one must be dropped, because threads wake up in it."""
         times = []
         until = time.perf_counter() + seconds
         while len(times) <= at_least or time.perf_counter() < until:
@@ -117,7 +119,7 @@ class Worker:
 
 def main():
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever else prints goes to the log
+    os.dup2(2, 1)  # all other output goes to the log
     worker = Worker()
     for line in sys.stdin:
         request = json.loads(line)

@@ -163,7 +163,7 @@ fn plain(value: &DeValue) -> Option<Value> {
 }
 
 impl Experiment {
-    /// Parses an experiment file. Relative paths in it are relative to its [directory](TextFile::folder).
+    /// Parses an experiment file. Relative paths in it start from [`TextFile::folder`].
     pub fn read(file: &TextFile) -> Result<Self> {
         let (path, text) = (file.path(), file.text()?);
         let source = ExperimentText { path, folder: file.folder(), text };

@@ -132,8 +132,8 @@ impl Job {
 
     /// Returns the path of a log, with % escaped, because Slurm replaces patterns that begin with it.
     fn log(&self, name: &str) -> Result<String> {
-        let folder = utf8(&self.folder)?.replace('%', "%%");
-        Ok(format!("{folder}/{LOGS}/{name}"))
+        let directory = utf8(&self.folder)?.replace('%', "%%");
+        Ok(format!("{directory}/{LOGS}/{name}"))
     }
 
     fn line(&self, arguments: &[String]) -> Result<String> {
