@@ -94,9 +94,9 @@ impl ExperimentText<'_> {
         check_key(key).map_err(|invalid| self.error(at, invalid.expected, &invalid.got))?;
         let written = plain(value.get_ref()).ok_or_else(|| match value.get_ref() {
             DeValue::Integer(_) => {
-                self.error(at, "an integer from −2^63 to 2^64 − 1", &format!("one outside for `{key}`"))
+                self.error(at, format!("an integer from −2^63 to 2^64 − 1 for `{key}`"), "one outside")
             }
-            _ => self.error(at, "one number, string or boolean", &format!("another type for `{key}`")),
+            _ => self.error(at, format!("a number, string or boolean for `{key}`"), "another type"),
         })?;
         Setting::new(key, written, self.folder)
             .map_err(|invalid| self.error(at, invalid.expected, &invalid.got))
