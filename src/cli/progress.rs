@@ -102,7 +102,7 @@ impl SweepProgress {
             SweepEvent::Finished(run, record) => (run, Some(record)),
         };
         let name = one_line(&run.parameters, keys);
-        let mut state = self.state.lock().expect("no thread panics with it");
+        let mut state = self.state.lock().expect("no thread panics while it holds the lock");
         if let Some(record) = finished {
             state.0 += usize::from(record.status != Status::Ok);
             if let Some(at) = state.1.iter().position(|running| *running == name) {

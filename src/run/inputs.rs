@@ -66,7 +66,7 @@ fn key(config: &Config, path: &Path) -> Key {
 }
 
 fn shared<K: PartialEq, V>(all: &Cache<K, V>, key: K, make: impl FnOnce() -> Result<V>) -> Result<Arc<V>> {
-    let mut known = all.lock().expect("no thread panics with it");
+    let mut known = all.lock().expect("no thread panics while it holds the lock");
     if let Some((_, value)) = known.iter().find(|(of, _)| *of == key) {
         return Ok(Arc::clone(value));
     }

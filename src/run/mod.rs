@@ -243,7 +243,7 @@ impl Run<'_> {
         let threads_used = self.threads_used(&memory, inputs).min(threads);
         let (report, statistics) = self.report(inputs, &state, threads_used, results);
         if let Some((folder, _)) = folder {
-            let mut json = serde_json::to_string_pretty(&report).expect("text and numbers");
+            let mut json = serde_json::to_string_pretty(&report).expect("text and numbers can be serialized");
             json.push('\n');
             OutFile::write_new(&folder.join("run.json"), json.as_bytes())?;
         }

@@ -84,8 +84,8 @@ impl RunStatistics {
         self.done.first_unstable = first;
     }
 
-    /// Returns, with retention, the number of chunks stored since a chunk was kept (ascending) and the Σ loss ÷ Σ ℓ at W over
-    /// sequences and heads.
+    /// Returns the loss ratio by lag, with retention. The lag is the number of chunks stored since a chunk was kept, ascending.
+    /// The ratio is Σ loss ÷ Σ ℓ at W over sequences and heads.
     pub fn lags(&self) -> impl ExactSizeIterator<Item = (usize, f64)> {
         self.done.retained.iter().map(|(&lag, [loss, at_w])| (lag, loss / at_w))
     }

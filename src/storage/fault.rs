@@ -115,7 +115,7 @@ pub fn reach_exchange() -> Option<rustix::io::Result<()>> {
 
 /// Counts an operation other than a write, and fails it if the plan says so.
 #[cfg(not(debug_assertions))]
-#[expect(clippy::unnecessary_wraps, reason = "as in debug builds")]
+#[expect(clippy::unnecessary_wraps, reason = "same signature as in debug builds")]
 #[inline]
 pub fn reach() -> io::Result<()> {
     Ok(())
@@ -123,7 +123,7 @@ pub fn reach() -> io::Result<()> {
 
 /// Counts a write. Returns how many of its `bytes` may be written.
 #[cfg(not(debug_assertions))]
-#[expect(clippy::unnecessary_wraps, reason = "as in debug builds")]
+#[expect(clippy::unnecessary_wraps, reason = "same signature as in debug builds")]
 #[inline]
 pub fn reach_write(bytes: usize) -> io::Result<usize> {
     Ok(bytes)

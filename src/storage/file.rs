@@ -88,7 +88,7 @@ fn close(file: File) -> io::Result<()> {
 }
 
 #[cfg(not(unix))]
-#[expect(clippy::unnecessary_wraps, reason = "as on Unix")]
+#[expect(clippy::unnecessary_wraps, reason = "same signature as on Unix")]
 fn close(file: File) -> io::Result<()> {
     drop(file);
     Ok(())

@@ -153,7 +153,7 @@ fn program() -> Result<&'static str> {
 
 /// Returns the first digits of the SHA-256 of a value's JSON.
 fn hash(of: &impl Serialize) -> String {
-    let json = serde_json::to_vec(of).expect("text and numbers");
+    let json = serde_json::to_vec(of).expect("text and numbers can be serialized");
     let first =
         Sha256::digest(json)[..DIGITS / 2].iter().fold(0_u64, |all, &byte| all << 8 | u64::from(byte));
     format!("{first:0DIGITS$x}")

@@ -113,7 +113,7 @@ impl RecordWriter {
     pub fn write<'a>(&mut self, records: impl IntoIterator<Item = &'a Record>) -> Result<()> {
         let mut lines = Vec::new();
         for record in records {
-            serde_json::to_writer(&mut lines, record).expect("text and numbers");
+            serde_json::to_writer(&mut lines, record).expect("text and numbers can be serialized");
             lines.push(b'\n');
         }
         if lines.is_empty() {

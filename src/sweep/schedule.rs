@@ -158,7 +158,7 @@ impl Scheduler<'_> {
                 self.check(&record);
                 Ok((pool, FinishedRun { place, record, directory }))
             });
-            let mut state = self.state.lock().expect("no worker panics with it");
+            let mut state = self.state.lock().expect("no worker panics while it holds the lock");
             state.free += threads;
             let ended = match ended {
                 Ok((pool, ended)) => {
@@ -222,14 +222,18 @@ impl Scheduler<'_> {
                 if let Err(error) = (self.observe)(SweepEvent::Finished(&self.plan.runs[place], &record)) {
                     self.stop(error);
                 }
-                self.state.lock().expect("no worker panics with it").finished.push((place, record));
+                self.state
+                    .lock()
+                    .expect("no worker panics while it holds the lock")
+                    .finished
+                    .push((place, record));
             }
         }
     }
 
     /// Returns the place and threads of the next run, as soon as enough threads are free.
     fn take(&self) -> Option<(usize, usize)> {
-        let mut state = self.state.lock().expect("no worker panics with it");
+        let mut state = self.state.lock().expect("no worker panics while it holds the lock");
         loop {
             if state.stopped.is_some() {
                 return None;
@@ -245,13 +249,13 @@ impl Scheduler<'_> {
                 return Some((place, threads));
             }
             state.next = Some(place);
-            state = self.changed.wait(state).expect("no worker panics with it");
+            state = self.changed.wait(state).expect("no worker panics while it holds the lock");
         }
     }
 
     /// Returns the idle pool of an earlier run, or a new one.
     fn pool(&self, threads: usize) -> Result<ThreadPool> {
-        let mut state = self.state.lock().expect("no worker panics with it");
+        let mut state = self.state.lock().expect("no worker panics while it holds the lock");
         let idle = state.idle.iter().position(|pool| pool.current_num_threads() == threads);
         let pool = idle.map(|idle| state.idle.swap_remove(idle));
         drop(state);
@@ -334,7 +338,7 @@ impl Scheduler<'_> {
         pool: &ThreadPool,
     ) -> Result<(RunOutput, Option<ResultsDirectory>)> {
         let mut observe = |_| {
-            if self.state.lock().expect("no worker panics with it").stopped.is_some() {
+            if self.state.lock().expect("no worker panics while it holds the lock").stopped.is_some() {
                 return Err(Error::Interrupted);
             }
             (self.observe)(SweepEvent::Working)
