@@ -9,7 +9,7 @@
 //! - [`scan`]: linear recurrences over whole sequences; [`scan_bench`] times them;
 //! - [`sequence`], [`real`]: the tokens and numbers that all of these use;
 //! - [`io`]: file formats, one file each; [`metrics`]: the rows of metrics.csv; [`storage`]: atomic writes of
-//! files and directories;
+//!   files and directories;
 //! - [`plot`]: figures, made from CSV files alone;
 //! - [`config`]: settings as typed and as checked; [`run`]: one run, from configuration to published directory;
 //! - [`sweep`]: grids of runs, resumable, and their tables;

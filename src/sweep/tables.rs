@@ -31,7 +31,7 @@ fn cells<'a>(columns: &'a [String], row: &'a Record) -> impl Iterator<Item = &'a
 fn write(rows: impl Iterator<Item = Vec<String>>) -> Vec<u8> {
     let mut csv = csv::Writer::from_writer(Vec::new());
     rows.for_each(|row| {
-        csv.write_record(row).expect("writing to memory cannot fail, and rows have equal lengths")
+        csv.write_record(row).expect("writing to memory cannot fail, and rows have equal lengths");
     });
     csv.into_inner().expect("writing to memory cannot fail")
 }

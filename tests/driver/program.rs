@@ -235,8 +235,8 @@ fn scan_bench_on_both() {
     for device in ["cuda", "auto"] {
         let line = "scan-bench --algorithm tree,pair --max-bytes 9000000 --threads 2 --seconds 0 --runs 1 --no-plots --force --out none";
         let output = bench.sandbox.ok(&format!("{line} --device {device}"));
-        assert!(output.err.contains("\nleft out: 8 × 65536 × 1536"), "{}", output.err);
-        let notes = "left out: tree: on a GPU there are auto, pair and pair-last alone\nnote: --threads is for the processor\n";
+        assert!(output.err.contains("\nskipped: 8 × 65536 × 1536"), "{}", output.err);
+        let notes = "skipped: tree: a GPU runs only auto, pair and pair-last\nnote: --threads has no effect on a GPU\n";
         assert!(output.err.starts_with(notes), "{}", output.err);
     }
 }
@@ -254,7 +254,7 @@ fn device_auto_is_the_gpu() {
         "left: 0\nerror: --algorithm: expected auto, pair or pair-last on a GPU, got tree\n"
     );
     let output = bench.sandbox.ok("store data.npy --no-plots --retention 1 --device auto --out kept");
-    assert_eq!(output.err, "note: --device auto: cpu (--retention is for the processor alone)\n");
+    assert_eq!(output.err, "note: --device auto: cpu, because --retention runs on the CPU only\n");
     assert_eq!(bench.sandbox.json("kept/run.json")["device"], "cpu");
 }
 
