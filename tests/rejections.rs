@@ -1,4 +1,4 @@
-//! What the library rejects, and that it says what would have been right: cases with the messages, as snapshots.
+//! Errors of the library, each with the accepted values: cases with their messages, as snapshots.
 
 mod support;
 
@@ -78,7 +78,7 @@ fn wrong_number_of_sequences() {
         messages.add(&format!("{sequences} to read from a state of 2"), &to_read);
         assert_eq!(message(Work::Read(given), &memory, &mut state), to_read);
     }
-    // A state of one can be read by any number, but not stored into, nor gone on from online.
+    // A state of one can be read by any number, but it cannot store, and it cannot continue online.
     let mut state = memory.initial_state(1);
     let work = Work::Store { sequences: &three, probe: false };
     messages.add("3 to store into a state of 1", &message(work, &memory, &mut state));

@@ -1,5 +1,5 @@
 //! `--device` and `nmem devices` on a machine of any kind and in a build of either kind: what is read, what is rejected,
-//! and that the processor is what it was. What a driver does to it is in tests/driver.
+//! and that the CPU is used as before. The effects of a driver are tested in tests/driver.
 
 use serde_json::Value;
 
@@ -64,7 +64,7 @@ fn rejected_by_any_build() {
     said.reject(&sandbox, "store data.npy --config settings.toml");
     said.reject(&sandbox, "store data.npy --device cuda:1 --retention 2");
     insta::assert_snapshot!(said);
-    // Left to the program, it is the processor.
+    // With `auto`, the CPU is used.
     sandbox.ok("store data.npy --device auto --retention 2 --chunk-size 4 --no-plots -q --out kept");
     assert_eq!(sandbox.json("kept/run.json")["device"], "cpu");
 }

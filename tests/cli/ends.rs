@@ -1,5 +1,5 @@
-//! How the program ends where something is unusual: names, pipes, inputs that change, signals, limits. One line, the right
-//! status, nothing left behind.
+//! Ends of the program in unusual cases: names, pipes, inputs that change, signals, limits. Each end is one line, the
+//! right status, and no files left.
 #![cfg(unix)]
 
 use std::ffi::OsStr;
@@ -228,7 +228,7 @@ fn out_of_memory_is_one_line() {
     let (status, err) = limited(&sandbox, "ulimit -v 500000", line);
     assert_eq!(status, Some(2), "{err}");
     assert!(err.starts_with("error: ") && err.lines().count() == 1, "{err}");
-    assert!(sandbox.contents() == before, "what is in the folder");
+    assert!(sandbox.contents() == before, "what is in the directory");
 }
 
 /// Root may start as many threads as it likes, so this needs another user.
@@ -293,7 +293,7 @@ fn a_panic_is_one_line() {
         let digits: String = place.chars().take_while(|c| c.is_ascii_digit() || *c == ':').collect();
         assert!(output.err.lines().count() == 1, "{}", output.err);
         said.entry(line, output.code, &output.err.replace(&digits, "LINE"));
-        assert!(sandbox.contents() == before, "what is in the folder");
+        assert!(sandbox.contents() == before, "what is in the directory");
     }
     insta::assert_snapshot!(said);
     // Of a sweep it costs its run alone.

@@ -1,4 +1,4 @@
-//! Output folders are complete or absent: replaced whole, untouched by what fails, cleared of what was killed.
+//! Output directories are complete or absent: replaced whole, untouched by what fails, cleared of what was killed.
 
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -78,7 +78,7 @@ fn force_replaces_the_whole_folder() {
     assert!(sandbox.rejected(line).contains("--force"));
     sandbox.ok(&format!("{line} --force"));
     assert_eq!(sandbox.names("out"), ["retrieved.npy", "run.json"]);
-    // Without anything to replace it is an ordinary run, and makes the folders that it needs.
+    // Without anything to replace it is an ordinary run, and makes the directories that it needs.
     sandbox.ok("store seq.npy --out a/b/c --force -q --no-plots");
     assert_eq!(sandbox.names("a/b/c"), ["memory.safetensors", "metrics.csv", "run.json"]);
     assert_eq!(sandbox.names("."), ["a", "out", "seq.npy"]);
@@ -93,7 +93,7 @@ fn a_run_can_replace_the_folder_of_its_memory_no_more_than_other_inputs() {
     insta::assert_snapshot!(said);
 }
 
-/// What nmem did not write is never replaced, and no link is followed.
+/// Never replaces files that nmem did not write, and follows no link.
 #[test]
 #[cfg(unix)]
 fn force_replaces_nothing_of_others() {
@@ -152,7 +152,7 @@ fn interrupted() {
         assert_eq!((status.code(), &out[..]), (Some(130), ""), "{signal}");
         said.given(&format!("SIG{signal}"));
         said.entry(line.trim_end(), status.code(), &err);
-        assert!(sandbox.contents() == before, "what is in the folder");
+        assert!(sandbox.contents() == before, "what is in the directory");
     }
     insta::assert_snapshot!(said);
 }
@@ -162,7 +162,7 @@ fn interrupted() {
 fn the_next_run_clears_what_a_killed_one_left() {
     let sandbox = sandbox();
     let run = Background::start(&sandbox, &format!("{ENDLESS} --out out"));
-    // A live run's folder is nobody else's business.
+    // A live run's directory is nobody else's business.
     sandbox.ok("store seq.npy --out out -q");
     sandbox.ok("store seq.npy --out out -q --force");
     let of_run = hidden(&sandbox);
@@ -171,8 +171,8 @@ fn the_next_run_clears_what_a_killed_one_left() {
     assert_eq!(status.code(), None);
     assert_eq!(hidden(&sandbox), of_run, "the killed run's");
     sandbox.ok("store seq.npy --out other -q");
-    assert_eq!(hidden(&sandbox), of_run, "of another folder");
-    // Another folder's name that begins the same is not mistaken for it, nor are files of one's own.
+    assert_eq!(hidden(&sandbox), of_run, "of another directory");
+    // Another directory's name that begins the same is not mistaken for it, nor are files of one's own.
     std::fs::create_dir(sandbox.path(".out.mine")).unwrap();
     assert!(sandbox.rejected("store seq.npy --out out").starts_with("--out"));
     sandbox.ok("store seq.npy --out out -q --force");
@@ -221,7 +221,7 @@ fn a_full_disk_leaves_nothing() {
         command.current_dir(sandbox.path(".")).args(["-c", script, env!("CARGO_BIN_EXE_nmem")]);
         command.args(line.split_whitespace());
         let message = sandbox.one_error(&Sandbox::finish(command), 2, line);
-        assert!(sandbox.contents() == before, "nmem {line}: what is in the folder");
+        assert!(sandbox.contents() == before, "nmem {line}: contents of the directory");
         said.error(line, 2, &message);
     }
     insta::assert_snapshot!(said);
@@ -281,7 +281,7 @@ fn a_diverged_run_is_published_up_to_there() {
     insta::assert_snapshot!(said);
 }
 
-/// A result that cannot be printed: the folder is there all the same.
+/// A result that cannot be printed: the directory is there all the same.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_full_standard_output_does_not_undo_the_run() {

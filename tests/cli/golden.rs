@@ -8,7 +8,7 @@ use ndarray_npy::NpzWriter;
 use crate::support::{Golden, assert_close_to_largest};
 use crate::{Sandbox, Table};
 
-/// What reads and stores a case, but for the element type.
+/// Returns the command line that reads and stores a case, without the element type.
 fn line(case: &Golden, weights: &str) -> String {
     let mut line = format!(
         "retrieve seq.npy --online --memory {weights} --chunk-size {} --no-plots -q",

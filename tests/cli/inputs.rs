@@ -1,4 +1,4 @@
-//! What is read, in whatever form it comes: pipes, sizes that a few bytes claim, names that steer a terminal.
+//! Inputs in unusual forms: pipes, sizes that a few bytes claim, names that steer a terminal.
 
 use std::fmt::Write as _;
 

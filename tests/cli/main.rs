@@ -1,10 +1,10 @@
-//! The program from outside: run in a folder of its own, its files read back with the formats' own libraries.
+//! The program from outside. It runs in a directory of its own, and the formats' own libraries read its files back.
 //!
-//! What it says is in snapshots/: command lines, each followed by its exit status and stderr. After a change of wording,
+//! Its messages are in snapshots/: command lines, each followed by its exit status and stderr. After a change of wording,
 //! `INSTA_UPDATE=always cargo test --test cli --test rejections` or `cargo insta test --review` accepts it, and `git diff`
-//! is the review. With CI=true nothing is written: what differs fails.
+//! is the review. With CI=true nothing is written, and a difference fails.
 
-// What a file holds is compared exactly, to the bit where that is promised.
+// Contents of files are compared exactly, to the bit where that is promised.
 #![allow(clippy::float_cmp)]
 
 mod cluster;

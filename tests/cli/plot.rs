@@ -208,7 +208,7 @@ fn commands_that_draw_write_tex_beside_their_results() {
     let line = "store seq.npy --heads 2 --chunk-size 4 --figure-format pgfplots --out deep/run";
     sandbox.ok(line);
     assert!(all_of("deep/run").contains("{../metrics.csv}"));
-    // Once more over it: the old folder is replaced, the path is the same.
+    // Once more over it: the old directory is replaced, the path is the same.
     sandbox.ok(&format!("{line} --force"));
     assert!(all_of("deep/run").contains("{../metrics.csv}"));
     sandbox.ok("scan-bench --batch 2 --steps 3,30 --channels 5 --seconds 0 --runs 1 --threads 1 --figure-format pgfplots --out scan");

@@ -1,4 +1,4 @@
-//! What cannot run: exit status 2, one line that says what, in which file or flag, expected, got; nothing left behind.
+//! Commands that cannot run: exit status 2, one line that names the file or flag and the problem, and no files left.
 
 #![allow(clippy::too_many_lines, reason = "tables of cases")]
 
@@ -347,7 +347,7 @@ fn settings_files() {
     insta::assert_snapshot!(said);
 }
 
-/// What would need more memory than anyone has is rejected by its size, not by an abort.
+/// Requests beyond any memory are rejected by their size, not by an abort.
 #[test]
 fn sizes_beyond_reason() {
     let sandbox = Sandbox::new();

@@ -100,7 +100,7 @@ fn nothing_kept() {
     assert!(figure.contains("no chunk was kept"));
 }
 
-/// What diverges has rows up to there, and a figure; a loss that is not finite is marked, not a reason to stop.
+/// A diverged run keeps its rows up to the divergence and a figure. A loss that is not finite is marked and does not stop the run.
 #[test]
 fn a_diverging_run_keeps_what_it_had() {
     let sandbox = Sandbox::with_passages();

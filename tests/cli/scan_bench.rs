@@ -1,4 +1,4 @@
-//! `nmem scan-bench`: small shapes, every column, what is left out, what is rejected.
+//! `nmem scan-bench`: small shapes, every column, skipped shapes, rejected flags.
 
 use std::collections::BTreeSet;
 
@@ -152,5 +152,5 @@ fn interrupted() {
     said.given("SIGINT");
     said.ran(&sandbox, line, &output);
     insta::assert_snapshot!(said);
-    assert!(sandbox.contents() == before, "what is in the folder");
+    assert!(sandbox.contents() == before, "what is in the directory");
 }

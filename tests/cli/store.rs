@@ -21,7 +21,7 @@ fn writes_its_files_and_no_others() {
     let sandbox = Sandbox::with_golden("heads");
     let line = format!("store seq.npy {HEADS}");
     let output = sandbox.ok(&line);
-    assert_eq!(sandbox.names("results"), ["seq-store"], "the default folder");
+    assert_eq!(sandbox.names("results"), ["seq-store"], "the default directory");
     assert_eq!(
         sandbox.names("results/seq-store"),
         ["memory.safetensors", "metrics.csv", "plots", "run.json"]
@@ -191,7 +191,7 @@ fn what_is_printed() {
         Some(true)
     );
 
-    // -q leaves out what nobody asked for; --format json asks.
+    // -q omits the table, unless --format json requests it.
     for flags in ["", "-q"] {
         let json = sandbox.ok(&format!("store seq.npy {HEADS} --out json --format json --force {flags}"));
         assert_eq!(json.err, "");

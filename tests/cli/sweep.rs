@@ -36,7 +36,7 @@ fn results(sandbox: &Sandbox, folder: &str) -> Table {
     sandbox.csv(&format!("{folder}/results.csv"))
 }
 
-/// What a sweep says first: runs in all, done before, run now.
+/// Counts that a sweep prints first: runs in all, done before, to do now.
 fn runs(output: &CommandOutput) -> Vec<usize> {
     counts(output.out.lines().next().unwrap_or_default())
 }
@@ -155,7 +155,7 @@ fn what_has_finished_is_not_run_again_unless_its_input_changed() {
     let changed = sandbox.ok("sweep grid.toml --no-plots --out out");
     assert_eq!(runs(&changed), [6, 0, 6]);
     let table = results(&sandbox, "out");
-    assert_eq!(table.rows.len(), 6, "rows of the old input have given way");
+    assert_eq!(table.rows.len(), 6, "rows of the old input are replaced");
     sandbox.ok("sweep grid.toml --no-plots --out fresh");
     assert_eq!(untimed(&table), untimed(&results(&sandbox, "fresh")));
 
@@ -501,7 +501,7 @@ fn force_leaves_a_running_sweep_alone() {
     insta::assert_snapshot!(said);
 }
 
-/// What a sweep did not write is neither followed nor removed.
+/// Files that no sweep wrote are neither followed nor removed.
 #[cfg(unix)]
 #[test]
 fn force_removes_what_sweeps_wrote_and_nothing_else() {
