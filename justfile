@@ -69,6 +69,10 @@ deny:
 doc *ARGS:
     RUSTDOCFLAGS="--deny warnings" cargo doc --no-deps --locked --document-private-items {{ ARGS }}
 
+# Build a Python wheel and a tarball of the program in target/dist (pip install maturin)
+dist:
+    scripts/dist
+
 # Build the book as a site in target/book (cargo install mdbook)
 book:
     mdbook build
