@@ -4,6 +4,7 @@
 //! - `fail`: the N-th operation fails like on a defective disk.
 //! - `full`: every write from the N-th on fails like on a full disk. The first of them writes half of its bytes.
 //! - `stop`: the process ends before the N-th operation as if it were killed.
+//! - `pause`: the process stops itself with SIGSTOP before the N-th operation, which then succeeds.
 //! - `panic`: the N-th operation panics.
 //! - `noswap`: the system cannot swap two directories, and the process ends before the N-th operation.
 //!
@@ -22,6 +23,7 @@ mod plan {
         Fail,
         Full,
         Stop,
+        Pause,
         Panic,
         NoSwap,
     }
@@ -40,6 +42,7 @@ mod plan {
             "fail" => Kind::Fail,
             "full" => Kind::Full,
             "stop" => Kind::Stop,
+            "pause" => Kind::Pause,
             "panic" => Kind::Panic,
             "noswap" => Kind::NoSwap,
             _ => return None,
@@ -47,6 +50,14 @@ mod plan {
         Some(Plan { kind, at: at.parse().ok()?, marker: marker.into() })
     });
     static REACHED: AtomicU64 = AtomicU64::new(0);
+
+    fn pause() {
+        #[cfg(unix)]
+        // SAFETY: raise has no preconditions, and SIGSTOP runs no handler.
+        unsafe {
+            libc::raise(libc::SIGSTOP);
+        }
+    }
 
     impl Plan {
         /// Counts an operation. Returns its number and the plan, if there is one.
@@ -62,10 +73,11 @@ mod plan {
                 match self.kind {
                     Kind::Stop | Kind::NoSwap => std::process::abort(),
                     Kind::Panic => panic!("injected by a test"),
+                    Kind::Pause => pause(),
                     Kind::Fail | Kind::Full => {}
                 }
             }
-            number == self.at || self.kind == Kind::Full && number > self.at
+            self.kind != Kind::Pause && number == self.at || self.kind == Kind::Full && number > self.at
         }
 
         pub fn has_no_swap() -> bool {

@@ -8,7 +8,6 @@ use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use crate::{Sandbox, Transcript, tokens};
 
@@ -16,14 +15,6 @@ fn sandbox() -> Sandbox {
     let sandbox = Sandbox::new();
     sandbox.npy("seq.npy", &tokens(&[40, 8], 1));
     sandbox
-}
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < Duration::from_mins(1), "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 fn start(sandbox: &Sandbox, line: &str, stdin: Stdio) -> Child {
@@ -154,18 +145,22 @@ fn the_first_signal_ends_a_program_that_only_reads() {
     insta::assert_snapshot!(said);
 }
 
-const COMPUTING: &str = "store long.npy --heads 2 --chunk-size 8 --repeat 40 --no-plots --out out -q";
+const COMPUTING: &str = "store long.npy --heads 2 --chunk-size 8 --no-plots --out out -q";
 
-/// Starts a long run, which reads its sequence block by block, and stops it with SIGSTOP once it computes.
+/// Starts a run that stops itself once its hidden directory exists. It has opened its inputs by then, and still has to read them.
 fn computing(sandbox: &Sandbox) -> Child {
     sandbox.npy("long.npy", &tokens(&[4000, 16], 3));
-    let child = start(sandbox, COMPUTING, Stdio::null());
-    until("a run to compute", || {
-        let hidden =
-            sandbox.names(".").into_iter().find(|name| name.starts_with(".out") && !name.contains(".lock"));
-        hidden.is_some_and(|name| sandbox.path(&name).join("metrics.csv").exists())
-    });
-    signal(&child, "STOP");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nmem"));
+    command.args(COMPUTING.split(' '));
+    command.current_dir(sandbox.path(".")).env("NMEM_FAULT", "pause:4:/dev/null");
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let id = child.id().cast_signed();
+    let mut status = 0;
+    // SAFETY: the process is a child of this one, and `status` outlives the call.
+    let stopped = unsafe { libc::waitpid(id, &raw mut status, libc::WUNTRACED) };
+    assert_eq!((stopped, libc::WIFSTOPPED(status)), (id, true), "the run has stopped");
+    let names = sandbox.names(".");
+    assert!(names.iter().any(|name| name.starts_with(".out") && !name.contains(".lock")), "{names:?}");
     child
 }
 
