@@ -4,11 +4,12 @@
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use ndarray::{Array2, Array3, s};
+use nmem::engine::gradient::{Examples, Factors, GradientPoint, GradientScratch, loss_and_gradient};
 use nmem::engine::panel::{FusedUpdate, Panel, PanelColumns, Reading, Step, StoredChunks};
 use nmem::engine::{Discard, Engine, Memory, Work};
-use nmem::memory::model::{Attention, Factors, MemoryModel};
+use nmem::memory::operators::buffers as operator_buffers;
 use nmem::memory::parameters::{Init, random_tensors};
-use nmem::memory::{Dimensions, Gates, Parameters};
+use nmem::memory::{Dimensions, Gates, Parameters, Program};
 use nmem::packed::Packed;
 use nmem::real::Real;
 use rand::{RngExt, SeedableRng};
@@ -43,9 +44,10 @@ fn packed(bencher: Bencher, d: usize) {
 /// Times one column panel through a block: reading, storing, or both.
 fn fused_update(bencher: Bencher, (d, chunk): (usize, usize), reading: bool, storing: bool) {
     let (base, keys, cotangents) = (uniform(d, d), uniform(BLOCK, d), uniform(BLOCK, d));
+    let program = Program::titans_0_0_17(chunk);
     let columns = &PanelColumns::all(&[(d, d)])[0];
     let base = columns.panel(base.as_slice().expect("contiguous"));
-    let mut panel = Panel::new(columns, true);
+    let mut panel = Panel::new(columns, program.rule.arrays().len());
     let mut out = Array2::zeros((BLOCK, columns.width));
     let steps = vec![Step { learning_rate: 1e-3, momentum: 0.5, decay: 0.5 }; BLOCK / chunk];
     let cotangents = cotangents.slice(s![.., ..columns.width]);
@@ -54,6 +56,7 @@ fn fused_update(bencher: Bencher, (d, chunk): (usize, usize), reading: bool, sto
         let stored = StoredChunks { steps: &steps, inputs: keys.view(), cotangents };
         let queries = Reading { inputs: keys.view(), outputs: out.view_mut(), after: false };
         FusedUpdate {
+            rule: program.rule,
             chunk,
             base: &base,
             panel: &mut panel,
@@ -82,16 +85,19 @@ fn fused_update_both(bencher: Bencher, shape: (usize, usize)) {
 /// Times losses and gradients at W of a group of rows.
 #[divan::bench(args = SHAPES)]
 fn gradients(bencher: Bencher, (d, chunk): (usize, usize)) {
-    let model = Attention::new(d);
-    let weights = model.prepare(uniform(4 * d, d).as_slice().expect("contiguous"));
+    let program = Program::titans_0_0_17(chunk);
+    let graph = program.model.graph(d);
+    let point = GradientPoint::new(&graph, uniform(4 * d, d).as_slice().expect("contiguous"));
     let (keys, values) = (uniform(GROUP, d), uniform(GROUP, d + 1));
-    let values = values.slice(s![.., 1..]);
-    let mut factors = Factors::new(&model, GROUP);
-    let mut scratch = model.scratch(GROUP, chunk);
+    let examples = Examples { keys: keys.view(), values: values.slice(s![.., 1..]), weights: None, chunk };
+    let mut factors = Factors::new(&graph, GROUP);
+    let mut scratch = GradientScratch::new(&graph, GROUP);
+    let mut works = operator_buffers(&graph, GROUP, chunk);
     let mut losses = vec![0.0; GROUP];
     bencher.counter(ItemsCount::new(GROUP * (5 * d * d + 3 * (chunk + 1) * d))).bench_local(|| {
-        let mut group = factors.groups(GROUP, GROUP).remove(0);
-        model.loss_and_gradient(&weights, keys.view(), values, chunk, &mut losses, &mut group, &mut scratch);
+        let group = factors.groups(0..GROUP, GROUP).remove(0);
+        let model = (&graph, program.loss);
+        loss_and_gradient(model, &point, examples, &mut losses, group, (&mut scratch, &mut works));
     });
 }
 
@@ -109,10 +115,11 @@ fn causal_softmax(bencher: Bencher, chunk: usize) {
 #[divan::bench(args = SHAPES)]
 fn online(bencher: Bencher, (d, chunk): (usize, usize)) {
     let dimensions = Dimensions { dim: d, heads: 1, dim_head: d, pre_norm: true, post_norm: true };
+    let program = Program::titans_0_0_17(chunk);
     let tensors: std::collections::BTreeMap<_, _> =
-        random_tensors(&dimensions, Init::Xavier, 1).into_iter().collect();
-    let parameters = Parameters::<f32>::collect(dimensions, |name| tensors[name].clone());
-    let memory = Memory::new(parameters, chunk, Gates::default(), None).expect("sizes that fit");
+        random_tensors(&dimensions, &program, Init::Xavier, 1).into_iter().collect();
+    let parameters = Parameters::<f32>::collect(dimensions, &program, |name| tensors[name].clone());
+    let memory = Memory::new(parameters, program, Gates::default(), None).expect("sizes that fit");
     let tokens = uniform(1024, d).into_shape_with_order((1, 1024, d)).expect("as many");
     let tokens: Array3<f32> = tokens;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("one thread");

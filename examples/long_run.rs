@@ -112,10 +112,10 @@ fn drift(name: &str, gates: Gates, tokens: usize) {
         double.store(&stretch);
         stored = end;
         let wide = |of: &Array3<f32>| of.mapv(f64::from);
-        let update = difference(&wide(&single.state.update), &double.state.update);
-        let momentum = difference(&wide(&single.state.momentum), &double.state.momentum);
+        let update = difference(&wide(&single.state.arrays[0]), &double.state.arrays[0]);
+        let momentum = difference(&wide(&single.state.arrays[1]), &double.state.arrays[1]);
         let reads = difference(&single.read(&queries), &double.read(&queries));
-        let size = norm(&double.state.update);
+        let size = norm(&double.state.arrays[0]);
         println!("{end:>12} {update:>10.1e} {momentum:>10.1e} {reads:>10.1e} {size:>10.3}");
     }
 }

@@ -15,7 +15,7 @@ use ndarray::{Array3, ArrayView2};
 use nmem::engine::{Engine, Memory, Sink, Work};
 use nmem::io::NpySequences;
 use nmem::memory::parameters::{Init, random_tensors};
-use nmem::memory::{Dimensions, Gates, Parameters};
+use nmem::memory::{Dimensions, Gates, Parameters, Program};
 use nmem::metrics::ChunkMetrics;
 use nmem::real::ElementType;
 use nmem::sequence::Sequences;
@@ -63,12 +63,13 @@ fn main() -> anyhow::Result<()> {
     let shape = tokens.shape();
     let dimensions =
         Dimensions { dim: shape.dim, heads: 1, dim_head: shape.dim, pre_norm: true, post_norm: true };
-    let random = random_tensors(&dimensions, Init::Xavier, seed);
-    let parameters = Parameters::collect(dimensions, |name| {
+    let program = Program::titans_0_0_17(chunk_size);
+    let random = random_tensors(&dimensions, &program, Init::Xavier, seed);
+    let parameters = Parameters::collect(dimensions, &program, |name| {
         let found = random.iter().find(|(of, _)| of == name);
         found.expect("random parameters of every name").1.clone()
     });
-    let memory = Memory::new(parameters, chunk_size, Gates::default(), None)?;
+    let memory = Memory::new(parameters, program, Gates::default(), None)?;
     let mut state = memory.initial_state(shape.sequences);
 
     println!("{:>8} {:>8} {:>4} {:>12} {:>12}", "sequence", "chunk", "head", "loss", "norm");

@@ -1,9 +1,9 @@
 //! The two element types, f32 and f64, and the vector functions that differ between them. f32 uses rten-vecmath
 //! (AVX2 or AVX-512, chosen at run time); f64 uses std, for golden cases and finite differences.
 
-use ndarray::NdFloat;
+use ndarray::{ArrayView2, ArrayViewMut2, NdFloat};
 use rten_simd::SimdUnaryOp;
-use rten_vecmath::{Exp, Sigmoid, Silu};
+use rten_vecmath::{Erf, Exp, Gelu, Sigmoid, Silu};
 use serde::Serialize;
 
 use crate::simd::{Lanes, vectorised};
@@ -58,6 +58,45 @@ pub trait Real: NdFloat + Lanes + Into<f64> + Serialize + Default + bytemuck::Po
     fn sigmoid(values: &mut [Self]);
     /// Replaces each x by x · sigmoid(x).
     fn silu(values: &mut [Self]);
+
+    /// Replaces each x by x · Φ(x), where Φ is the distribution function of N(0, 1).
+    fn gelu(values: &mut [Self]);
+    /// Replaces each x by Φ(x).
+    fn normal_distribution(values: &mut [Self]);
+
+    /// Turns Φ(x) into the derivative of gelu, `Φ(x) + x φ(x)`, for rows of x. φ is the density of N(0, 1).
+    fn gelu_slope(x: ArrayView2<Self>, mut below: ArrayViewMut2<Self>) {
+        let mut density = vec![Self::zero(); x.ncols()];
+        let root = Self::from_f64((2.0 * std::f64::consts::PI).sqrt().recip());
+        for (x, mut below) in x.rows().into_iter().zip(below.rows_mut()) {
+            let x = x.to_slice().expect("contiguous rows");
+            let below = below.as_slice_mut().expect("contiguous rows");
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (density, &x) in density.iter_mut().zip(x) {
+                        *density = Self::from_f64(-0.5) * x * x;
+                    }
+                },
+            );
+            Self::exp_all(&mut density);
+            vectorised(
+                #[inline(always)]
+                || {
+                    for ((below, &density), &x) in below.iter_mut().zip(&density).zip(x) {
+                        *below += x * density * root;
+                    }
+                },
+            );
+        }
+    }
+
+    /// Returns Σ xᵢ, summed in lanes. Call it where the instruction set has been chosen.
+    #[expect(clippy::inline_always, reason = "to be compiled with the caller's instruction set")]
+    #[inline(always)]
+    fn total(values: &[Self]) -> Self {
+        total(values)
+    }
 
     /// Replaces each row of `length` numbers by the softmax of its first r + 1 numbers and by zeros after them. r
     /// is the row's index within its chunk of `length` rows. A NaN or +∞ among the first r + 1 turns them into NaN,
@@ -160,6 +199,18 @@ impl Real for f32 {
     fn silu(values: &mut [Self]) {
         Silu {}.map_mut(values);
     }
+    fn gelu(values: &mut [Self]) {
+        Gelu {}.map_mut(values);
+    }
+    fn normal_distribution(values: &mut [Self]) {
+        for x in &mut *values {
+            *x *= std::f32::consts::FRAC_1_SQRT_2;
+        }
+        Erf {}.map_mut(values);
+        for x in values {
+            *x = 0.5 * (1.0 + *x);
+        }
+    }
 }
 
 impl Real for f64 {
@@ -188,6 +239,16 @@ impl Real for f64 {
     fn silu(values: &mut [Self]) {
         for x in values {
             *x /= 1.0 + (-*x).exp();
+        }
+    }
+    fn gelu(values: &mut [Self]) {
+        for x in values {
+            *x *= 0.5 * (1.0 + libm::erf(*x * std::f64::consts::FRAC_1_SQRT_2));
+        }
+    }
+    fn normal_distribution(values: &mut [Self]) {
+        for x in values {
+            *x = 0.5 * (1.0 + libm::erf(*x * std::f64::consts::FRAC_1_SQRT_2));
         }
     }
 }

@@ -347,7 +347,7 @@ fn any_number_of_threads_gives_the_same_bits() {
             let plain = run_through(&memory, &mut state, Work::Read(&read), read.dim());
             let bits = |of: &Array3<f32>| of.mapv(f32::to_bits);
             let reads = [bits(&online.retrieved), bits(&plain.retrieved)];
-            (online.rows_text(), reads, bits(&state.update), bits(&state.momentum))
+            (online.rows_text(), reads, bits(&state.arrays[0]), bits(&state.arrays[1]))
         })
     };
     let one = with_threads(1);

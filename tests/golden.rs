@@ -6,9 +6,9 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use ndarray::{Array4, ArrayD, s};
-use nmem::memory::Gates;
+use ndarray::{Array4, ArrayD, Axis, s};
 use nmem::memory::reference::Reference;
+use nmem::memory::{Gates, Program};
 use support::{Golden, compare, from_rows, golden_results, run};
 
 fn reference_results(case: &Golden, eps: f64) -> BTreeMap<String, ArrayD<f64>> {
@@ -18,12 +18,13 @@ fn reference_results(case: &Golden, eps: f64) -> BTreeMap<String, ArrayD<f64>> {
     let past = case.past();
     let base: Vec<_> = (0..4)
         .map(|p| {
-            &parameters.memory[p]
-                + &past.as_ref().map_or_else(|| 0.0 * &parameters.memory[p], |past| past[p].clone())
+            let weight = parameters.memory[p].index_axis(Axis(0), 0).to_owned();
+            past.as_ref().map_or_else(|| weight.clone(), |past| &weight + &past[p])
         })
         .collect();
+    let program = Program::titans_0_0_17(case.chunk_size);
     let mut reference =
-        Reference::new(parameters, case.chunk_size, Gates::default(), eps, past.as_deref(), sequences);
+        Reference::new(parameters, program, Gates::default(), eps, past.as_deref(), sequences);
     let (retrieved, rows) = reference.online(&case.seq, case.stored());
     let mut results = from_rows(&rows, sequences, heads);
     results.insert("retrieved".into(), retrieved.into_dyn());

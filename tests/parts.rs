@@ -87,8 +87,8 @@ impl<T: Real> RunningMemory<T> {
         assert_same_bits(&format!("{what}, retrieved"), &got, &expected);
         assert_eq!(self.state.stored, whole.state.stored, "{what}: tokens stored");
         assert_eq!(self.state.read, whole.state.read, "{what}: tokens read");
-        assert_same_bits(&format!("{what}, U"), &self.state.update, &whole.state.update);
-        assert_same_bits(&format!("{what}, S"), &self.state.momentum, &whole.state.momentum);
+        assert_same_bits(&format!("{what}, U"), &self.state.arrays[0], &whole.state.arrays[0]);
+        assert_same_bits(&format!("{what}, S"), &self.state.arrays[1], &whole.state.arrays[1]);
     }
 }
 
@@ -174,8 +174,8 @@ fn online_cut_anywhere<T: Real>() {
                 let parts = parts.map(|part| online(&mut state, &part));
                 let retrieved = concatenate![Axis(1), parts[0].retrieved, parts[1].retrieved];
                 assert_same_bits(&format!("{what}, retrieved"), &retrieved, &whole.retrieved);
-                assert_same_bits(&format!("{what}, U"), &state.update, &state_of_whole.update);
-                assert_same_bits(&format!("{what}, S"), &state.momentum, &state_of_whole.momentum);
+                assert_same_bits(&format!("{what}, U"), &state.arrays[0], &state_of_whole.arrays[0]);
+                assert_same_bits(&format!("{what}, S"), &state.arrays[1], &state_of_whole.arrays[1]);
                 let rows: Vec<_> = parts.iter().flat_map(|part| &part.rows).collect();
                 assert_eq!(format!("{rows:?}"), whole.rows_text(), "{what}");
             }
@@ -303,7 +303,7 @@ fn sequences_do_not_touch_each_other() {
         let work = Work::Online { read: &one, store: &one, probe: false };
         let collected = run_through(&memory, &mut state, work, one.dim());
         assert_eq!(collected.retrieved, alone(&together.retrieved()), "sequence {sequence}: the same bits");
-        assert_eq!(state.update, alone(&together.state.update), "sequence {sequence}: the same bits");
+        assert_eq!(state.arrays[0], alone(&together.state.arrays[0]), "sequence {sequence}: the same bits");
     }
 }
 
@@ -333,9 +333,9 @@ fn restarted_momentum() {
     let (first, second) = (tokens::<f64>(4 * CHUNK, 13), tokens::<f64>(3 * CHUNK, 14));
     let mut running = RunningMemory::new(random.memory::<f64>());
     running.store(&first);
-    let before = running.state.update.clone();
-    assert!(running.state.momentum.iter().any(|&x| x != 0.0));
-    running.state.momentum.fill(0.0);
+    let before = running.state.arrays[0].clone();
+    assert!(running.state.arrays[1].iter().any(|&x| x != 0.0));
+    running.state.arrays[1].fill(0.0);
     running.store(&second);
 
     let mut reference = random.reference::<f64>(SEQUENCES);
@@ -347,13 +347,23 @@ fn restarted_momentum() {
             let kept: f64 = of_head.map(|row| 1.0 - row.decay).product();
             for p in 0..shapes.len() {
                 let part = |of: &Array3<f64>| {
-                    weight(of, shapes, p).index_axis(Axis(0), sequence).index_axis(Axis(0), head).to_owned()
+                    weight(of, &shapes, p).index_axis(Axis(0), sequence).index_axis(Axis(0), head).to_owned()
                 };
                 let expected = &reference.head(sequence, head).update[p] + &(kept * part(&before));
                 let what = format!("sequence {sequence}, head {head}, weight {p}");
-                assert_close_to_largest(&what, part(&running.state.update).view(), expected.view(), ORACLE);
+                assert_close_to_largest(
+                    &what,
+                    part(&running.state.arrays[0]).view(),
+                    expected.view(),
+                    ORACLE,
+                );
                 let expected = reference.head(sequence, head).momentum[p].clone().into_dyn();
-                assert_close_to_largest(&what, part(&running.state.momentum).view(), expected.view(), ORACLE);
+                assert_close_to_largest(
+                    &what,
+                    part(&running.state.arrays[1]).view(),
+                    expected.view(),
+                    ORACLE,
+                );
             }
         }
     }

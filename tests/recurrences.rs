@@ -9,6 +9,7 @@ use ndarray::{Array2, ArrayView2, s};
 use nmem::engine::Work;
 use nmem::engine::norm::norm;
 use nmem::engine::panel::{FusedUpdate, Norms, Panel, PanelColumns, Reading, Step, StoredChunks};
+use nmem::memory::Program;
 use nmem::memory::parameters::Init;
 use nmem::real::Real;
 use proptest::collection::vec;
@@ -63,14 +64,15 @@ fn step_in<T: Real>(
     let mut start = 0;
     for columns in PanelColumns::all(&[shape]) {
         let base = columns.panel(weights);
-        let mut panel = Panel::new(&columns, true);
-        panel.load(&columns, update, momentum);
+        let mut panel = Panel::new(&columns, 2);
+        panel.load(&columns, &[&*update, &*momentum]);
         let cotangents = b.slice(s![.., start..start + columns.width]);
         start += columns.width;
         let stored = Some(StoredChunks { steps: &[step], inputs: a, cotangents });
-        FusedUpdate { chunk: 1, base: &base, panel: &mut panel, stored, readings: Vec::new() }.run();
+        let rule = Program::titans_0_0_17(2).rule;
+        FusedUpdate { rule, chunk: 1, base: &base, panel: &mut panel, stored, readings: Vec::new() }.run();
         norms.extend_from_slice(&panel.norms);
-        panel.save(&columns, update, momentum);
+        panel.save(&columns, &mut [update, momentum]);
     }
     Norms::joined(norms.into_iter())
 }
@@ -360,14 +362,15 @@ fn run_fused_update<T: Real>(run: impl FnOnce(FusedUpdate<'_, T>)) -> Vec<f64> {
         (values::<T>(elements, 1.0, 1), values::<T>(elements, 1.0, 2), values::<T>(elements, 1.0, 3));
     let columns = PanelColumns::all(&[shape])[1];
     let base = columns.panel(&weights);
-    let mut panel = Panel::new(&columns, true);
-    panel.load(&columns, &update, &momentum);
+    let mut panel = Panel::new(&columns, 2);
+    panel.load(&columns, &[&update, &momentum]);
     let (queries, keys) = (matrix(tokens, shape.0, 4), matrix(tokens, shape.0, 5));
     let cotangents = matrix(tokens, columns.width, 6);
     let steps = [coefficients([0.1, 0.7, 0.2]); 4];
     let [mut before, mut after] = [(); 2].map(|()| Array2::from_elem((tokens, columns.width), T::nan()));
     let reading = |inputs, outputs, after| Reading { inputs, outputs, after };
     run(FusedUpdate {
+        rule: Program::titans_0_0_17(2).rule,
         chunk,
         base: &base,
         panel: &mut panel,
@@ -378,7 +381,7 @@ fn run_fused_update<T: Real>(run: impl FnOnce(FusedUpdate<'_, T>)) -> Vec<f64> {
         ],
     });
     let [mut u, mut s] = [(); 2].map(|()| vec![T::zero(); elements]);
-    panel.save(&columns, &mut u, &mut s);
+    panel.save(&columns, &mut [&mut u, &mut s]);
     let norms = panel.norms.iter().flat_map(|n| [n.surprise, n.momentum, n.update, n.weight]);
     before.iter().chain(&after).chain(&u).chain(&s).map(|&x| x.to_f64()).chain(norms).collect()
 }

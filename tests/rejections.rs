@@ -8,7 +8,7 @@ use ndarray::Array3;
 use nmem::Error;
 use nmem::engine::{Discard, Engine, Memory, Work};
 use nmem::memory::parameters::{Init, Mismatch};
-use nmem::memory::{Dimensions, Gates, State};
+use nmem::memory::{Dimensions, Gates, Program, State};
 use support::{RandomMemory, run_through, uniform};
 
 fn message(work: Work<'_, f64>, memory: &Memory<f64>, state: &mut State<f64>) -> String {
@@ -108,7 +108,7 @@ fn wrong_width() {
 fn invalid_dimensions() {
     let check = |dim, heads, dim_head, pre_norm, chunk_size| {
         let dimensions = Dimensions { dim, heads, dim_head, pre_norm, post_norm: pre_norm };
-        dimensions.check(chunk_size).map_err(|error| error.to_string())
+        dimensions.check(&Program::titans_0_0_17(chunk_size)).map_err(|error| error.to_string())
     };
     let mut messages = Messages::default();
     for (dim, heads, dim_head, chunk_size) in [
@@ -129,7 +129,10 @@ fn invalid_dimensions() {
         // A memory is never made of them.
         if (dim, heads, chunk_size) == (4, 1, 1) || (dim, heads, dim_head) == (4, 1, 3) {
             let random = RandomMemory::new((dim, heads, dim_head), 2, Init::Xavier, 1);
-            let memory = Memory::new(random.parameters::<f32>(), chunk_size, Gates::default(), None);
+            let memory = {
+                let program = Program::titans_0_0_17(chunk_size);
+                Memory::new(random.parameters::<f32>(), program, Gates::default(), None)
+            };
             assert_eq!(memory.unwrap_err().to_string(), error);
         }
     }
@@ -142,16 +145,21 @@ fn invalid_dimensions() {
 
 type Shapes = BTreeMap<String, Vec<usize>>;
 
+fn infer(shapes: &Shapes) -> Result<Dimensions, Mismatch> {
+    Dimensions::infer(shapes, &Program::titans_0_0_17(2))
+}
+
 const SEVERAL_HEADS: Dimensions =
     Dimensions { dim: 5, heads: 2, dim_head: 3, pre_norm: true, post_norm: true };
 
 fn shapes(dimensions: &Dimensions) -> Shapes {
-    dimensions.tensors().into_iter().collect()
+    let tensors = dimensions.tensors(&Program::titans_0_0_17(2)).into_iter();
+    tensors.map(|tensor| (tensor.name, tensor.shape)).collect()
 }
 
 /// The tensor that a mismatch names, and the whole message.
 fn mismatch(shapes: &Shapes) -> (String, String) {
-    let Mismatch { tensor, expected, got } = Dimensions::infer(shapes).expect_err("a mismatch");
+    let Mismatch { tensor, expected, got } = infer(shapes).expect_err("a mismatch");
     let message = format!("{tensor}: expected {expected}, got {got}");
     (tensor, message)
 }
@@ -161,7 +169,7 @@ fn dimensions_are_read_off_shapes() {
     for (pre_norm, post_norm) in [(false, false), (false, true), (true, false), (true, true)] {
         for (dim, heads, dim_head) in [(5, 2, 3), (4, 1, 4), (1, 1, 1), (6, 6, 1), (1, 3, 7)] {
             let dimensions = Dimensions { dim, heads, dim_head, pre_norm, post_norm };
-            assert_eq!(Dimensions::infer(&shapes(&dimensions)), Ok(dimensions));
+            assert_eq!(infer(&shapes(&dimensions)), Ok(dimensions));
         }
     }
 }
@@ -176,7 +184,7 @@ fn tensors_that_are_missing() {
         if name == "post_rmsnorm.weight" {
             // Off is off: without it there is no norm of what was read.
             let expected = Dimensions { post_norm: false, ..SEVERAL_HEADS };
-            assert_eq!(Dimensions::infer(&without), Ok(expected));
+            assert_eq!(infer(&without), Ok(expected));
             continue;
         }
         let (tensor, message) = mismatch(&without);
@@ -244,7 +252,7 @@ fn tensors_of_another_name() {
     };
     unknown(&SEVERAL_HEADS, "to_queries.bias", &[6]);
     unknown(&SEVERAL_HEADS, "memory_model.weights.4", &[3, 3]);
-    unknown(&SEVERAL_HEADS, "state.update.0", &[1, 2, 3, 3]);
+    unknown(&SEVERAL_HEADS, "state.arrays[0].0", &[1, 2, 3, 3]);
     // With one head there is nothing to combine.
     unknown(&one_head, "combine_heads.weight", &[4, 4]);
     insta::assert_snapshot!(messages.0);

@@ -26,12 +26,12 @@ fn store<T: Real>(
     let mut engine = Engine::new(&memory).with_retention(every);
     let outcome = engine.run(&mut state, work, &mut sink, &mut |_| Ok(())).unwrap();
     // Retrieved tokens and the state are part of the bitwise comparison.
-    sink.retrieved = ndarray::concatenate![Axis(2), state.update, state.momentum]
+    sink.retrieved = ndarray::concatenate![Axis(2), state.arrays[0], state.arrays[1]]
         .iter()
         .chain(&sink.retrieved)
         .copied()
         .collect::<Array1<T>>()
-        .into_shape_with_order((1, 1, state.update.len() * 2 + sink.retrieved.len()))
+        .into_shape_with_order((1, 1, state.arrays[0].len() * 2 + sink.retrieved.len()))
         .unwrap();
     (sink, outcome)
 }
@@ -43,7 +43,7 @@ type RetentionRow = (usize, usize, usize, usize, f64, f64);
 /// and after the last.
 fn expected<T: Real>(random: &RandomMemory, tokens: &Array3<f64>, every: usize) -> Vec<RetentionRow> {
     let (sequences, n, _) = tokens.dim();
-    let (c, heads) = (random.chunk_size, random.dimensions.heads);
+    let (c, heads) = (random.program.chunk_size(), random.dimensions.heads);
     let mut reference = random.reference::<T>(sequences);
     let mut rows = Vec::new();
     let mut at_w = Vec::new();

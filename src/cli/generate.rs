@@ -9,6 +9,7 @@ use crate::config::whole;
 use crate::error::Error;
 use crate::generate::{Drift, Generator, Needle, Recall, Repeats, Task, recall};
 use crate::io::tensors::write_parameters;
+use crate::memory::model::ModelKind;
 use crate::sequence::Shape;
 use crate::storage::WholeFile;
 
@@ -166,7 +167,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let written = files.iter_mut().try_for_each(|(flag, _, file)| match *flag {
         "--out" => file.write(|out| generator.write_npy(rank, out, &mut check)),
         "--labels" => file.write(|out| generator.write_labels(out)),
-        _ => parameters.as_ref().map_or(Ok(()), |tensors| file.write(|out| write_parameters(out, tensors))),
+        _ => parameters.as_ref().map_or(Ok(()), |tensors| {
+            file.write(|out| write_parameters(out, tensors, ModelKind::Attention.name()))
+        }),
     });
     let written = written.and_then(|()| {
         if !to_stdout {

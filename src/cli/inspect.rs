@@ -13,10 +13,11 @@ use crate::error::Error;
 use crate::escape::for_terminal;
 use crate::io::Progress;
 use crate::io::dtype::shape_text;
+use crate::io::memory_file::{layout, read_config};
 use crate::io::summary::{ArraySummary, FileFormat, FileSummary, summarise};
 use crate::io::tensors::{MAX_CONFIGURATION, METADATA_KEY};
 use crate::io::text::check_streams;
-use crate::memory::Dimensions;
+use crate::memory::{Dimensions, Program};
 
 const FIRST_WEIGHT: &str = "memory_model.weights.0";
 
@@ -99,23 +100,27 @@ pub fn run(args: &Args, progress: Progress) -> anyhow::Result<ExitCode> {
 
 /// Determines the role of a file. Moves a memory's configuration out of the metadata.
 fn classify(file: &mut FileSummary) -> Kind {
-    let parameters = dimensions(&file.arrays);
     if let Some(json) = file.metadata.remove(METADATA_KEY) {
         // Text that is not JSON is shown as it is, because inspect is a tool for finding out what is wrong.
         let parsed = (json.len() <= MAX_CONFIGURATION).then(|| serde_json::from_str(&json).ok()).flatten();
+        let program = read_config(&file.file, &json).ok().map(|config| config.program);
+        let parameters = dimensions(&file.arrays, program.as_ref());
         let configuration = parsed.unwrap_or(Value::String(json));
         return Kind::Memory { parameters, configuration };
     }
     if file.arrays.iter().any(|array| array.name.as_deref() == Some(FIRST_WEIGHT)) {
-        return Kind::Parameters { parameters };
+        return Kind::Parameters { parameters: dimensions(&file.arrays, None) };
     }
     Kind::Arrays
 }
 
-/// Infers the dimensions of a memory; `None` if shapes are missing or do not agree.
-fn dimensions(arrays: &[ArraySummary]) -> Option<Dimensions> {
+/// Infers the dimensions of a memory; `None` if shapes are missing or do not agree. Parameters have the layout of
+/// titans-pytorch 0.0.17.
+fn dimensions(arrays: &[ArraySummary], program: Option<&Program>) -> Option<Dimensions> {
     let named = arrays.iter().filter_map(|array| Some((array.name.clone()?, array.shape.clone())));
-    Dimensions::infer(&named.filter(|(name, _)| !name.starts_with("state.")).collect()).ok()
+    let shapes = named.filter(|(name, _)| !name.starts_with("state.")).collect();
+    let program = program.copied().unwrap_or_else(|| layout(&shapes));
+    Dimensions::infer(&shapes, &program).ok()
 }
 
 /// Formats the report of one file for people. Ends with a newline.

@@ -16,6 +16,7 @@ mod completions;
 mod devices;
 mod end;
 mod generate;
+mod import;
 pub mod inspect;
 mod man;
 mod plot;
@@ -58,6 +59,7 @@ enum Command {
     Generate(generate::Args),
     ScanBench(scan_bench::Args),
     Plot(plot::Args),
+    Import(import::Args),
     Inspect(inspect::Args),
     Devices(devices::Args),
     Completions(completions::Args),
@@ -108,6 +110,7 @@ fn run(args: &[OsString]) -> ExitCode {
         Command::Generate(args) => generate::run(args),
         Command::ScanBench(args) => scan_bench::run(&args),
         Command::Plot(args) => plot::run(args),
+        Command::Import(args) => import::run(args),
         Command::Inspect(args) => inspect::run(&args, &mut |_| check_interrupt()),
         Command::Devices(args) => devices::run(&args),
         Command::Completions(args) => completions::run(args, &mut command()),

@@ -10,9 +10,12 @@ use serde::Serialize;
 
 use crate::cuda::DeviceChoice;
 use crate::error::{Error, Result};
+use crate::io::memory_file::MemoryFile;
 use crate::memory::limits::check_chunk_size;
+use crate::memory::model::ModelKind;
 use crate::memory::parameters::Init;
-use crate::memory::{Dimensions, Gate, GateKind, Gates};
+use crate::memory::program::{Choices, Preset};
+use crate::memory::{Dimensions, Gate, GateKind, Gates, Program};
 use crate::plot::FigureFormat;
 use crate::real::ElementType;
 pub use settings::{GateSetting, Settings};
@@ -68,6 +71,8 @@ pub struct Config {
     pub past: Option<PathBuf>,
     /// Whether momentum starts from zero.
     pub restart_momentum: bool,
+    /// Chosen parts of the program.
+    choices: Choices,
     /// Gate settings, which override those of a saved memory.
     gates: [GateLayer; 3],
     /// Whether ℓ is also computed before and after each chunk.
@@ -122,6 +127,8 @@ pub enum MemorySource {
         pre_norm: bool,
         /// Whether there is a norm after reading.
         post_norm: bool,
+        /// Program that the choices start from.
+        preset: Preset,
         /// Distribution of the memory weights.
         init: Init,
         /// Seed of the random numbers.
@@ -246,7 +253,14 @@ impl Settings {
                 return Err(Error::setting(flag, "at least 1", "0"));
             }
         }
-        self.chunk_size.map_or(Ok(()), check_chunk_size).map_err(Error::limit("--chunk-size"))?;
+        // A file may hold any model; its limits are checked when it has been read.
+        let preset = self.preset.unwrap_or_default();
+        let model = self.model.unwrap_or(match self.memory {
+            Some(_) => ModelKind::Mlp,
+            None => preset.program(RANDOM_CHUNK_SIZE, 1).model.kind,
+        });
+        let in_limits = |chunk_size: usize| check_chunk_size(chunk_size, model);
+        self.chunk_size.map_or(Ok(()), in_limits).map_err(Error::limit("--chunk-size"))?;
         for layer in self.gates() {
             layer.check()?;
         }
@@ -274,6 +288,7 @@ impl Settings {
         Ok(Config {
             mode,
             gates: self.gates(),
+            choices: self.choices(),
             memory: self.memory_source()?,
             chunk_size: self.chunk_size,
             past: self.past,
@@ -307,12 +322,17 @@ impl Settings {
                 heads: self.heads.unwrap_or(1),
                 dim_head: self.dim_head,
                 pre_norm: !self.no_pre_norm.unwrap_or(false),
-                post_norm: !self.no_post_norm.unwrap_or(false),
+                post_norm: match self.no_post_norm {
+                    Some(without) => !without,
+                    None => self.preset.unwrap_or_default() == Preset::Titans0017,
+                },
+                preset: self.preset.unwrap_or_default(),
                 init: self.init.unwrap_or_default(),
                 seed: self.seed.unwrap_or(0),
             });
         };
         let drawn_only = [
+            ("--preset", self.preset.is_some()),
             ("--init", self.init.is_some()),
             ("--seed", self.seed.is_some()),
             ("--no-pre-norm", self.no_pre_norm == Some(true)),
@@ -370,6 +390,42 @@ impl Config {
         })
     }
 
+    /// Returns the program of the run: that of a saved memory, with which all choices must agree, or these choices over those
+    /// of a preset or of a file of parameters.
+    pub fn program(&self, file: Option<&MemoryFile>) -> Result<Program> {
+        let saved = file.and_then(MemoryFile::saved).map(|saved| saved.program);
+        let chunk_size = self.chunk_size(saved.map(|saved| saved.chunk_size()))?;
+        let base = match (&self.memory, file, saved) {
+            (.., Some(saved)) => saved,
+            (_, Some(file), None) => file.raw_program(self.choices.model, chunk_size)?,
+            (MemorySource::Random { heads, preset, .. }, None, None) => preset.program(chunk_size, *heads),
+            (MemorySource::File { .. }, None, None) => unreachable!("a file has been opened"),
+        };
+        let program = self.choices.over(base).and_then(|program| program.check(None).map(|()| program));
+        let program = program.map_err(with_flag)?;
+        let Some(file) = file else { return Ok(program) };
+        let path = file.path().display();
+        if let Some(saved) = saved.filter(|saved| *saved != program) {
+            let of_saved: Vec<_> = Choices::from(&saved).made();
+            let differs = |(name, value): &(String, serde_json::Value)| {
+                !of_saved.iter().any(|(known, saved)| known == name && saved == value)
+            };
+            let (name, value) = self.choices.made().into_iter().find(differs).expect("a choice that differs");
+            let known = of_saved.iter().find(|(known, _)| *known == name);
+            let known = known.map_or("none".to_owned(), |(_, value)| plain(value));
+            return Err(Error::setting(flag(&name), format!("{known}, as in {path}"), plain(&value)));
+        }
+        if file.dimensions().tensors(&program) != file.dimensions().tensors(&base) {
+            let made = self.choices.made().into_iter();
+            let flags: Vec<_> = made.map(|(name, _)| flag(&name)).filter(|name| name != "--model").collect();
+            let reason = format!(
+                "the parameters in {path} do not belong to such a memory; omit what adds or removes some"
+            );
+            return Err(Error::rejected(flags.join(", "), reason));
+        }
+        Ok(program)
+    }
+
     /// Returns the chunk size, given that of a saved memory.
     pub fn chunk_size(&self, saved: Option<usize>) -> Result<usize> {
         match (self.chunk_size, saved, &self.memory) {
@@ -388,10 +444,29 @@ impl Config {
     }
 }
 
+/// Returns the flag of a setting.
+fn flag(name: &str) -> String {
+    format!("--{}", name.replace('_', "-"))
+}
+
+/// Formats a value without quotes.
+fn plain(value: &serde_json::Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// Names the flag of a setting that the library rejects.
+fn with_flag(error: Error) -> Error {
+    match error {
+        Error::Limit { name, outside } => Error::Limit { name: flag(&name), outside },
+        Error::Rejected { subject, reason } => Error::Rejected { subject: flag(&subject), reason },
+        error => error,
+    }
+}
+
 impl MemorySource {
     /// Returns the sizes of a random memory for tokens of width `dim`, or `None` for a file.
     pub fn random(&self, dim: usize) -> Result<Option<(Dimensions, Init, u64)>> {
-        let &Self::Random { heads, dim_head, pre_norm, post_norm, init, seed } = self else {
+        let &Self::Random { heads, dim_head, pre_norm, post_norm, init, seed, .. } = self else {
             return Ok(None);
         };
         let dim_head = match dim_head {

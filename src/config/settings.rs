@@ -11,7 +11,12 @@ use serde::de::{self, Deserializer, Unexpected, Visitor};
 use crate::cuda::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::io::text::TextFile;
+use crate::memory::loss::LossKind;
+use crate::memory::model::ModelKind;
+use crate::memory::operators::Activation;
 use crate::memory::parameters::Init;
+use crate::memory::program::{Choices, Preset, ProjectionActivation, Reads};
+use crate::memory::rule::{DecayOf, RateForm, RatePer};
 use crate::plot::FigureFormat;
 use crate::real::ElementType;
 
@@ -27,7 +32,7 @@ pub struct Settings {
     /// memory]
     #[arg(long, value_name = "FILE", help_heading = "Memory")]
     pub memory: Option<PathBuf>,
-    /// Tokens per chunk, 2 to 16384; required with parameters [default: 16 for a random memory]
+    /// Tokens per chunk, 1 (2 with attention) to 16384; required with parameters [default: 16 for a random memory]
     #[arg(long, value_name = "N", help_heading = "Memory", value_parser = whole::<usize>, allow_negative_numbers = true)]
     pub chunk_size: Option<usize>,
     /// Number of heads of a random memory [default: 1]
@@ -56,12 +61,136 @@ pub struct Settings {
     /// Make the random memory without the norm after reading
     #[arg(long, help_heading = "Memory", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub no_post_norm: Option<bool>,
-    /// Past weights, which shift the memory weights themselves: weights.0 … weights.3, each (dim_head, dim_head)
+    /// Past weights, which shift the memory weights themselves: weights.0, weights.1, …, each shaped like its weight
     #[arg(long, value_name = "FILE", help_heading = "Memory")]
     pub past: Option<PathBuf>,
     /// Continue from a saved memory with its momentum set to zero
     #[arg(long, help_heading = "Memory", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub restart_momentum: Option<bool>,
+
+    /// Memory program to start from; the settings below change parts of it [default: titans-0.0.17]
+    #[arg(
+        long,
+        value_enum,
+        help_heading = "Program",
+        hide_possible_values = true,
+        value_name = "titans-0.0.17|titans-0.5.5|titans-paper"
+    )]
+    pub preset: Option<Preset>,
+    /// Network whose weights are the memory. A file of parameters that could be `attention` or `mlp` needs it
+    #[arg(
+        long,
+        value_enum,
+        help_heading = "Program",
+        hide_possible_values = true,
+        value_name = "attention|attention-cosine|mlp|linear|swiglu|gated-residual|factorized"
+    )]
+    pub model: Option<ModelKind>,
+    /// Layers of the model [default: 2; swiglu: 1]
+    #[arg(long, value_name = "N", help_heading = "Program", value_parser = whole::<usize>, allow_negative_numbers = true)]
+    pub depth: Option<usize>,
+    /// Width of the model's hidden rows, as a multiple of dim_head [default: 4; attention-cosine: 2]
+    #[arg(long, value_name = "X", help_heading = "Program", allow_negative_numbers = true)]
+    pub expansion: Option<f64>,
+    /// Inner width of the matrices of `factorized` [default: 32]
+    #[arg(long, value_name = "N", help_heading = "Program", value_parser = whole::<usize>, allow_negative_numbers = true)]
+    pub rank: Option<usize>,
+    /// Factor of the scores of `attention-cosine` [default: 8]
+    #[arg(long, value_name = "X", help_heading = "Program", allow_negative_numbers = true)]
+    pub scale: Option<f64>,
+    /// Function between the model's matrices [default: gelu]
+    #[arg(long, value_enum, help_heading = "Program", hide_possible_values = true, value_name = "gelu|silu")]
+    pub model_activation: Option<Activation>,
+    /// Wrap the model: LayerNorm(M(x)) ∘ (γ + 1) + x, with γ among the memory weights
+    #[arg(long, help_heading = "Program", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
+    pub residual_norm: Option<bool>,
+    /// What storing minimises, with e = M(k) − v: Σ e²/d, Σ e²/2, −⟨M(k), v⟩, Huber's loss or Σ |e|^p [default: mean-square]
+    #[arg(
+        long,
+        value_enum,
+        help_heading = "Program",
+        hide_possible_values = true,
+        value_name = "mean-square|half-square|inner-product|huber|p-norm"
+    )]
+    pub loss: Option<LossKind>,
+    /// Error above which Huber's loss is linear [default: 1]
+    #[arg(long, value_name = "X", help_heading = "Program", allow_negative_numbers = true)]
+    pub huber_delta: Option<f64>,
+    /// Exponent p of the loss p-norm, above 1 [default: 3]
+    #[arg(long, value_name = "P", help_heading = "Program", allow_negative_numbers = true)]
+    pub loss_power: Option<f64>,
+    /// θ as a function of its logit: exp(−15 · sigmoid) or max_rate · sigmoid
+    #[arg(
+        long,
+        value_enum,
+        help_heading = "Program",
+        hide_possible_values = true,
+        value_name = "exp|sigmoid"
+    )]
+    pub rate_form: Option<RateForm>,
+    /// Largest θ of the rate form `sigmoid` [default: 1]
+    #[arg(long, value_name = "X", help_heading = "Program", allow_negative_numbers = true)]
+    pub max_rate: Option<f64>,
+    /// Tokens that share a θ: those of a chunk, or none; the θ of a token weighs its loss
+    #[arg(
+        long,
+        value_enum,
+        help_heading = "Program",
+        hide_possible_values = true,
+        value_name = "chunk|token"
+    )]
+    pub rate_per: Option<RatePer>,
+    /// Store without momentum
+    #[arg(long, help_heading = "Program", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
+    pub no_momentum: Option<bool>,
+    /// What decays: the update alone, or whole weights with the initial ones
+    #[arg(
+        long,
+        value_enum,
+        help_heading = "Program",
+        hide_possible_values = true,
+        value_name = "update|weights"
+    )]
+    pub decay_of: Option<DecayOf>,
+    /// Take gradients at the weights of every N-th token, a multiple of the chunk size; 0: at the initial weights for ever
+    #[arg(long, value_name = "N", help_heading = "Program", value_parser = whole::<usize>, allow_negative_numbers = true)]
+    pub refresh: Option<usize>,
+    /// Pass each refresh through a learned gate: U ← W + sigmoid(g) (U − W)
+    #[arg(long, help_heading = "Program", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
+    pub gated_transition: Option<bool>,
+    /// What an online token reads: the memory after all chunks before its own (behind), or after all that are complete with it (complete)
+    #[arg(
+        long,
+        value_enum,
+        help_heading = "Program",
+        hide_possible_values = true,
+        value_name = "behind|complete"
+    )]
+    pub reads: Option<Reads>,
+    /// Function of keys, values and queries after their projection
+    #[arg(
+        long,
+        value_enum,
+        help_heading = "Program",
+        hide_possible_values = true,
+        value_name = "none|gelu|silu"
+    )]
+    pub activation: Option<ProjectionActivation>,
+    /// Norm keys and queries in each head
+    #[arg(long, help_heading = "Program", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
+    pub qk_norm: Option<bool>,
+    /// Norm what each head retrieves
+    #[arg(long, help_heading = "Program", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
+    pub head_norm: Option<bool>,
+    /// Gate what each head retrieves, token by token
+    #[arg(long, help_heading = "Program", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
+    pub read_gate: Option<bool>,
+    /// Give the gate layers biases
+    #[arg(long, help_heading = "Program", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
+    pub gate_biases: Option<bool>,
+    /// Give each head initial weights of its own
+    #[arg(long, help_heading = "Program", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
+    pub per_head: Option<bool>,
 
     /// Fix the learning rate θ of every chunk (0 or more); `learned` frees a gate that a saved memory fixes
     #[arg(long, value_name = "X", help_heading = "Gates", allow_negative_numbers = true)]
@@ -224,6 +353,39 @@ impl Settings {
         Ok(settings)
     }
 
+    /// Returns the choices of a program.
+    pub fn choices(&self) -> Choices {
+        macro_rules! each {
+            ($($field:ident),*) => { Choices { $($field: self.$field),* } };
+        }
+        each!(
+            model,
+            depth,
+            expansion,
+            rank,
+            scale,
+            model_activation,
+            residual_norm,
+            loss,
+            huber_delta,
+            loss_power,
+            rate_form,
+            max_rate,
+            rate_per,
+            no_momentum,
+            decay_of,
+            refresh,
+            gated_transition,
+            reads,
+            activation,
+            qk_norm,
+            head_norm,
+            read_gate,
+            gate_biases,
+            per_head
+        )
+    }
+
     /// Returns these settings, completed by those of `other`. A fixed value here also overrides a bias there, and the
     /// reverse. A memory here discards the settings of a random memory there.
     #[must_use]
@@ -247,7 +409,7 @@ impl Settings {
         }
         if self.memory.is_some() && other.memory.is_none() {
             (other.heads, other.dim_head, other.init, other.seed) = (None, None, None, None);
-            (other.no_pre_norm, other.no_post_norm) = (None, None);
+            (other.no_pre_norm, other.no_post_norm, other.preset) = (None, None, None);
         }
         macro_rules! each {
             ($($field:ident),* $(,)?) => { Self { $($field: self.$field.or(other.$field)),* } };
@@ -262,6 +424,31 @@ impl Settings {
             seed,
             no_pre_norm,
             no_post_norm,
+            preset,
+            model,
+            depth,
+            expansion,
+            rank,
+            scale,
+            model_activation,
+            residual_norm,
+            loss,
+            huber_delta,
+            loss_power,
+            rate_form,
+            max_rate,
+            rate_per,
+            no_momentum,
+            decay_of,
+            refresh,
+            gated_transition,
+            reads,
+            activation,
+            qk_norm,
+            head_norm,
+            read_gate,
+            gate_biases,
+            per_head,
             past,
             restart_momentum,
             learning_rate,

@@ -5,11 +5,11 @@ use std::sync::OnceLock;
 
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
+use super::gradient::Factors;
 use super::plan::Plan;
-use super::{Memory, Sizes};
+use super::{Memory, Scratch, Sizes};
 use crate::error::{Error, Result};
 use crate::memory::limits::OutOfRange;
-use crate::memory::model::MemoryModel;
 use crate::packed::PanelRow;
 use crate::real::Real;
 
@@ -44,11 +44,12 @@ fn check_against(bytes: u128, limit: u64) -> Result<()> {
     Err(Error::limit("memory for the run:")(OutOfRange::new(gigabytes(bytes as f64), problem)))
 }
 
-impl<T: Real, M: MemoryModel<T>> Memory<T, M> {
-    /// Returns the bytes of U and S for a number of sequences.
+impl<T: Real> Memory<T> {
+    /// Returns the bytes of the state of a number of sequences.
     pub fn state_bytes(&self, sequences: usize) -> u128 {
-        let elements = self.dimensions.heads * self.base.len() * size_of::<T>();
-        2 * sequences as u128 * elements as u128
+        let elements = self.dimensions.heads * self.graph.elements() * size_of::<T>();
+        let point = usize::from(self.program.schedule.refresh.is_some());
+        (self.program.rule.arrays().len() + point) as u128 * sequences as u128 * elements as u128
     }
 
     /// Returns the bytes of everything else that the engine allocates for a plan: the buffers of `runners`
@@ -57,24 +58,30 @@ impl<T: Real, M: MemoryModel<T>> Memory<T, M> {
     pub(super) fn buffer_bytes(&self, plan: &Plan<'_, T>, runners: usize, threads: usize) -> u128 {
         let Sizes { stored, read, storing, probe, scratch } = plan.sizes();
         let [dim, inner, heads] = [self.dimensions.dim, self.dimensions.inner(), self.dimensions.heads];
-        let shapes = self.model.shapes();
-        // Columns of all products and of the inputs of all later layers, for each row of a head.
-        let products: usize = shapes.iter().map(|shape| shape.1).sum();
-        let inputs: usize = self.model.layers()[1..].iter().map(|layer| shapes[layer.start].0).sum();
-        let panel_rows: usize = self.base_panels.iter().map(Vec::len).sum();
+        let d = self.dimensions.dim_head;
+        // Columns of a head's matrices for each row that is read, and for each row that is stored.
+        let columns = self.places.block_columns();
+        let factors = Factors::<ndarray::Array2<T>>::columns(&self.graph);
+        let panel_rows: usize = self.base_panels(0).iter().map(Vec::len).sum();
+        let arrays = if storing { self.program.rule.arrays().len() } else { 1 };
 
-        let stored_row =
-            2 * dim + 2 * inner + 3 * heads + heads * (1 + 2 * usize::from(probe)) * (products + inputs);
-        let read_row = 3 * dim + 2 * inner + heads * (products + inputs);
+        let rates = if self.projections.token_rates.is_some() { heads } else { 0 };
+        let read_gates = if self.projections.read_gate.is_some() { heads } else { 0 };
+        let probes = 2 * usize::from(probe) * (columns + d);
+        let stored_row = 2 * dim + 2 * inner + 3 * heads + rates + heads * (factors + probes);
+        let read_row = 3 * dim + 2 * inner + read_gates + heads * columns;
         let numbers = stored as u128 * stored_row as u128 + read as u128 * read_row as u128;
         let losses = stored as u128 * heads as u128 * size_of::<f64>() as u128;
-        let panels = heads * panel_rows * (1 + usize::from(storing)) * size_of::<PanelRow<T>>();
+        let panels = heads * panel_rows * arrays * size_of::<PanelRow<T>>();
+        // A point of gradients of its own, plain, in panels, and transposed.
+        let refreshes = storing && self.program.schedule.refresh.is_some();
+        let point = if refreshes { 4 * heads * panel_rows * size_of::<PanelRow<T>>() } else { 0 };
         let kept = plan.kept_chunks() as u128;
-        let kept_chunk =
-            heads * (2 * self.chunk_size * self.dimensions.dim_head * size_of::<T>() + size_of::<f64>());
-        let runner = numbers * size_of::<T>() as u128 + losses + panels as u128 + kept * kept_chunk as u128;
+        let kept_chunk = heads * (2 * self.chunk_size() * d * size_of::<T>() + size_of::<f64>());
+        let runner =
+            numbers * size_of::<T>() as u128 + losses + (panels + point) as u128 + kept * kept_chunk as u128;
 
-        let scratch = self.model.scratch_numbers(scratch, self.chunk_size) * size_of::<T>();
+        let scratch = Scratch::numbers(self, scratch, storing) * size_of::<T>();
         runners as u128 * runner + threads as u128 * scratch as u128
     }
 }
@@ -89,16 +96,18 @@ mod tests {
     use crate::engine::plan::Plan;
     use crate::engine::{Discard, Engine, Memory, Work};
     use crate::memory::parameters::{Init, random_tensors};
-    use crate::memory::{Dimensions, Gates, Parameters};
+    use crate::memory::{Dimensions, Gates, Parameters, Program};
 
     /// The bytes counted in advance equal those allocated, except for padding.
     #[test]
     fn counted_bytes_match_allocated_buffers() {
         for (dim, heads, dim_head) in [(8, 1, 8), (12, 3, 40), (40, 12, 5)] {
             let dimensions = Dimensions { dim, heads, dim_head, pre_norm: true, post_norm: true };
-            let tensors: BTreeMap<_, _> = random_tensors(&dimensions, Init::Xavier, 1).into_iter().collect();
-            let parameters = Parameters::<f32>::collect(dimensions, |name| tensors[name].clone());
-            let memory = Memory::new(parameters, 16, Gates::default(), None).unwrap();
+            let program = Program::titans_0_0_17(16);
+            let tensors: BTreeMap<_, _> =
+                random_tensors(&dimensions, &program, Init::Xavier, 1).into_iter().collect();
+            let parameters = Parameters::<f32>::collect(dimensions, &program, |name| tensors[name].clone());
+            let memory = Memory::new(parameters, program, Gates::default(), None).unwrap();
             let tokens = Array3::<f32>::zeros((3, 700, dim));
             for (work, retention) in [
                 (Work::Read(&tokens), None),
@@ -107,7 +116,7 @@ mod tests {
                 (Work::Online { read: &tokens, store: &tokens, probe: true }, Some(100)),
             ] {
                 let mut state = memory.initial_state(3);
-                let state_bytes = 2 * state.update.len() * size_of::<f32>();
+                let state_bytes = 2 * state.update().len() * size_of::<f32>();
                 assert_eq!(memory.state_bytes(3), state_bytes as u128);
                 let plan = Plan::new(&memory, &state, work, retention).unwrap();
                 let counted = memory.buffer_bytes(&plan, memory.group(3), 0);

@@ -1,15 +1,20 @@
-//! One head of one sequence: first all gradients of a block at W, then the layers of the memory in order. The
-//! column panels of a layer go through the block's chunks side by side.
+//! One head of one sequence. For each stretch between refreshes: first all gradients at W, then the layers of the memory
+//! model in order. The column panels of a layer go through the chunks side by side.
+
+use std::ops::Range;
 
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
-use super::norm::{joined, squared_distance};
+use super::gradient::{Examples, Factors, GradientPoint, loss_and_gradient};
+use super::norm::joined;
 use super::panel::{FusedUpdate, Norms, Panel, Reading, Step, StoredChunks};
+use super::plan::Stretch;
+use super::reader::Reader;
 use super::retention::KeptChunks;
 use super::{Block, Context, Divergence, Memory, Phase, Sizes};
-use crate::memory::GateValues;
-use crate::memory::model::{Factors, MemoryModel};
+use crate::memory::graph::Value;
+use crate::memory::{GateValues, Loss};
 use crate::metrics::{ChunkMetrics, WeightMetrics, rounded};
 use crate::real::Real;
 
@@ -23,6 +28,8 @@ pub struct Inputs<'a, T> {
     pub queries: ArrayView2<'a, T>,
     /// Gates of the head, by chunk.
     pub gates: Vec<GateValues>,
+    /// θ of each stored token, where tokens have their own.
+    pub rates: Option<Vec<T>>,
 }
 
 /// Column panels and buffers of one head.
@@ -42,15 +49,6 @@ pub struct Head<T: Real> {
     pub bad_read: Option<Divergence>,
 }
 
-/// Rows that pass through the memory's layers.
-struct Reader<T> {
-    /// Products with the weights of each layer, (rows, out). For the queries the last layer's are missing: they
-    /// are the output.
-    products: Vec<Array2<T>>,
-    /// Input of each layer after the first, (rows, in).
-    inputs: Vec<Array2<T>>,
-}
-
 /// Buffers for storing.
 struct StoreBuffers<T> {
     factors: Factors<Array2<T>>,
@@ -58,54 +56,26 @@ struct StoreBuffers<T> {
     losses: Vec<f64>,
     /// Readers of the keys, just before and just after their chunk is stored.
     probe: Option<[Reader<T>; 2]>,
-}
-
-impl<T: Real> Reader<T> {
-    fn new(model: &impl MemoryModel<T>, rows: usize) -> Self {
-        // Products have the shapes of their cotangents.
-        let Factors { inputs, cotangents } = Factors::new(model, rows);
-        Self { products: cotangents, inputs }
-    }
-
-    fn len(&self) -> usize {
-        self.products.iter().chain(&self.inputs).map(Array2::len).sum()
-    }
-
-    fn of_queries(model: &impl MemoryModel<T>, rows: usize) -> Self {
-        let mut reader = Self::new(model, rows);
-        reader.products.pop();
-        reader
-    }
-
-    /// Computes the input of the next layer from the products of `layer`, for all layers but the last.
-    fn activate<M: MemoryModel<T>>(&mut self, context: &Context<'_, T, M>, layer: usize, rows: usize) {
-        let group = context.plan.group_rows;
-        let products = self.products[layer].slice(s![..rows, ..]);
-        let mut inputs = self.inputs[layer].slice_mut(s![..rows, ..]);
-        let parts =
-            products.axis_chunks_iter(Axis(0), group).zip(inputs.axis_chunks_iter_mut(Axis(0), group));
-        parts.collect::<Vec<_>>().into_par_iter().for_each(|(products, inputs)| {
-            let memory = context.memory;
-            context.with_scratch(Phase::Activate, |scratch| {
-                memory.model.activate(layer, memory.chunk_size, products, inputs, scratch);
-            });
-        });
-    }
+    /// The weights of the last refresh, in file order and prepared for gradients; absent without refreshes.
+    point: Option<(Vec<T>, GradientPoint<T>)>,
 }
 
 impl<T: Real> Head<T> {
     /// Allocates buffers for any head of `memory`.
-    pub fn new<M: MemoryModel<T>>(memory: &Memory<T, M>, sizes: Sizes, index: usize) -> Self {
-        let model = &memory.model;
+    pub fn new(memory: &Memory<T>, sizes: Sizes, index: usize) -> Self {
+        let (graph, places) = (&memory.graph, &memory.places);
         let Sizes { stored, read, storing, probe, .. } = sizes;
+        let arrays = if storing { memory.program.rule.arrays().len() } else { 1 };
+        let refreshes = memory.program.schedule.refresh.is_some();
         Self {
             index,
-            panels: memory.columns.iter().map(|columns| Panel::new(columns, storing)).collect(),
-            queries: Reader::of_queries(model, read),
+            panels: memory.columns.iter().map(|columns| Panel::new(columns, arrays)).collect(),
+            queries: Reader::new(graph, places, read, false),
             storing: storing.then(|| StoreBuffers {
-                factors: Factors::new(model, stored),
+                factors: Factors::new(graph, stored),
                 losses: vec![0.0; stored],
-                probe: probe.then(|| [(); 2].map(|()| Reader::new(model, stored))),
+                probe: probe.then(|| [(); 2].map(|()| Reader::new(graph, places, stored, true))),
+                point: refreshes.then(|| (vec![T::zero(); graph.elements()], memory.point(index).clone())),
             }),
             kept: KeptChunks::default(),
             rows: Vec::new(),
@@ -117,129 +87,206 @@ impl<T: Real> Head<T> {
     /// Returns the bytes of panels and buffers.
     pub fn bytes(&self) -> usize {
         let storing = self.storing.as_ref().map_or(0, |storing| {
-            let Factors { inputs, cotangents } = &storing.factors;
-            let factors = inputs.iter().chain(cotangents).map(Array2::len).sum::<usize>();
             let probe = storing.probe.iter().flatten().map(Reader::len).sum::<usize>();
-            (factors + probe) * size_of::<T>() + size_of_val(&storing.losses[..])
+            let point = storing.point.as_ref();
+            let numbers = storing.factors.len() + probe + point.map_or(0, |(weights, _)| weights.len());
+            let prepared = point.map_or(0, |(_, point)| point.bytes());
+            numbers * size_of::<T>() + prepared + size_of_val(&storing.losses[..])
         });
         let panels = self.panels.iter().map(Panel::bytes).sum::<usize>();
         panels + self.kept.bytes() + storing + self.queries.len() * size_of::<T>()
     }
 
-    /// Loads U and S of all memory weights, in file order.
-    pub fn load<M: MemoryModel<T>>(&mut self, memory: &Memory<T, M>, update: &[T], momentum: &[T]) {
+    /// Loads the state's arrays, and the weights of the last refresh after them, in file order.
+    pub fn load(&mut self, memory: &Memory<T>, arrays: &[&[T]]) {
         (self.divergence, self.bad_read) = (None, None);
         self.kept.clear();
         let panels = self.panels.par_iter_mut().zip(&memory.columns);
         panels.for_each(|(panel, columns)| {
             let place = memory.weight_elements[columns.weight].clone();
-            panel.load(columns, &update[place.clone()], &momentum[place]);
+            let parts: Vec<_> = arrays.iter().map(|array| &array[place.clone()]).collect();
+            panel.load(columns, &parts);
         });
+        if let Some((weights, point)) = self.storing.as_mut().and_then(|storing| storing.point.as_mut()) {
+            weights.copy_from_slice(arrays[memory.program.rule.arrays().len()]);
+            *point = GradientPoint::new(&memory.graph, weights);
+        }
     }
 
-    /// Writes U and S back.
-    pub fn save<M: MemoryModel<T>>(&self, memory: &Memory<T, M>, update: &mut [T], momentum: &mut [T]) {
+    /// Writes the same arrays back.
+    pub fn save(&self, memory: &Memory<T>, arrays: &mut [&mut [T]]) {
+        let (of_rule, of_point) = arrays.split_at_mut(memory.program.rule.arrays().len());
         for (panel, columns) in self.panels.iter().zip(&memory.columns) {
             let place = memory.weight_elements[columns.weight].clone();
-            panel.save(columns, &mut update[place.clone()], &mut momentum[place]);
+            let mut parts: Vec<_> = of_rule.iter_mut().map(|array| &mut array[place.clone()]).collect();
+            panel.save(columns, &mut parts);
+        }
+        let point = self.storing.as_ref().and_then(|storing| storing.point.as_ref());
+        if let (Some(to), Some((weights, _))) = (of_point.first_mut(), point) {
+            to.copy_from_slice(weights);
         }
     }
 
     /// Reads and stores the chunks of a block. `output` (rows, d) receives the retrieved rows.
-    pub fn run<M: MemoryModel<T>>(
+    pub fn run(
         &mut self,
-        context: &Context<'_, T, M>,
+        context: &Context<'_, T>,
         (sequence, block): (usize, Block),
         inputs: &Inputs<'_, T>,
         mut output: ArrayViewMut2<'_, T>,
     ) {
-        if let Some(storing) = &mut self.storing {
-            storing.loss_and_gradient(context, inputs);
+        let memory = context.memory;
+        let mut steps: Vec<Step<T>> = inputs.gates.iter().map(Step::from_gates).collect();
+        if inputs.rates.is_some() {
+            // The rates of tokens are part of the gradient.
+            steps.iter_mut().for_each(|step| step.learning_rate = T::one());
         }
-        let steps: Vec<Step<T>> = inputs.gates.iter().map(Step::from_gates).collect();
-        let last = context.memory.model.layers().len() - 1;
-        for layer in 0..last {
-            self.fused_update(context, layer, inputs, &steps, None);
-            self.queries.activate(context, layer, inputs.queries.nrows());
-            let probes = self.storing.iter_mut().flat_map(|storing| storing.probe.iter_mut().flatten());
-            probes.for_each(|probe| probe.activate(context, layer, inputs.keys.nrows()));
+        self.panels.iter_mut().for_each(|panel| panel.norms.clear());
+        for stretch in context.plan.stretches(block) {
+            self.advance(context, &stretch, inputs, &steps, output.view_mut());
+            if stretch.refresh {
+                self.refresh(memory);
+            }
         }
-        self.fused_update(context, last, inputs, &steps, Some(output.view_mut()));
         output.slice_mut(s![..context.plan.unready(block), ..]).fill(T::zero());
-        context
-            .timed(Phase::Metrics, || self.report(context.memory, (sequence, block), inputs, output.view()));
+        context.timed(Phase::Metrics, || self.report(memory, (sequence, block), inputs, output.view()));
         if self.divergence.is_none() && context.plan.keeps(block) {
-            let chunk = inputs.keys.nrows() - context.memory.chunk_size..;
+            let chunk = inputs.keys.nrows() - memory.chunk_size()..;
             let [keys, values] =
                 [inputs.keys, inputs.values].map(|rows| rows.slice_move(s![chunk.clone(), ..]));
             self.kept.keep(keys, values, self.rows.last().expect("a row a stored chunk").loss);
         }
     }
 
-    /// Returns ℓ of each kept chunk under W + U.
-    pub fn reread<M: MemoryModel<T>>(&self, context: &Context<'_, T, M>) -> Vec<f64> {
-        self.kept.losses(context, &context.memory.read_weights(&self.panels))
+    /// Returns ℓ of each kept chunk under the weights that are read.
+    pub fn reread(&self, context: &Context<'_, T>) -> Vec<f64> {
+        self.kept.losses(context, &context.memory.read_weights(self.index, &self.panels))
     }
 
-    /// Updates all panels of a layer through all chunks. `output` receives the last layer's products with the queries.
-    fn fused_update<M: MemoryModel<T>>(
+    /// Takes gradients at the weights of this moment from here on.
+    fn refresh(&mut self, memory: &Memory<T>) {
+        let Self { index, panels, storing, .. } = self;
+        let (weights, point) =
+            storing.as_mut().and_then(|storing| storing.point.as_mut()).expect("a point of its own");
+        let base = memory.base_panels(*index);
+        for ((panel, columns), base) in panels.iter_mut().zip(&memory.columns).zip(base) {
+            let place = memory.weight_elements[columns.weight].clone();
+            let rule = &memory.program.rule;
+            if let Some(gate) = memory.projections.transition {
+                let old = columns.panel(&weights[place.clone()]);
+                panel.replace_weights(rule, (base, &old), |new, old| old + gate * (new - old));
+            }
+            columns.save(panel.weights(rule, base), &mut weights[place]);
+        }
+        *point = GradientPoint::new(&memory.graph, weights);
+    }
+
+    /// Reads and stores a stretch of the block.
+    fn advance(
         &mut self,
-        context: &Context<'_, T, M>,
-        layer: usize,
+        context: &Context<'_, T>,
+        stretch: &Stretch,
         inputs: &Inputs<'_, T>,
         steps: &[Step<T>],
-        output: Option<ArrayViewMut2<'_, T>>,
+        output: ArrayViewMut2<'_, T>,
     ) {
         let memory = context.memory;
-        let place = memory.panels_of(layer);
-        let columns = &memory.columns[place.clone()];
-        let panels = self.panels[place.clone()].iter_mut().zip(&memory.base_panels[place]);
-        let mut fused_updates: Vec<_> = panels
-            .map(|(panel, base)| FusedUpdate {
-                chunk: memory.chunk_size,
-                base,
-                panel,
-                stored: None,
-                readings: Vec::new(),
-            })
-            .collect();
-        let Self { queries, storing, .. } = self;
-        let mut readers = vec![(queries, inputs.queries, output, false)];
-        if let Some(StoreBuffers { factors, probe, .. }) = storing {
-            let a = layer_input(layer, inputs.keys, &factors.inputs);
-            let mut b = factors.cotangents[layer].slice(s![..a.nrows(), ..]);
-            for (fused_update, columns) in fused_updates.iter_mut().zip(columns) {
-                let (cotangents, rest) = b.split_at(Axis(1), columns.width);
-                fused_update.stored = Some(StoredChunks { steps, inputs: a, cotangents });
-                b = rest;
-            }
-            let probes = probe.iter_mut().flatten().zip([false, true]);
-            readers.extend(probes.map(|(probe, after)| (probe, inputs.keys, None, after)));
+        let model = (&memory.graph, &memory.places);
+        let c = memory.chunk_size();
+        let Stretch { store, read, .. } = stretch;
+        let Self { index, panels, queries, storing, .. } = self;
+        if let Some(storing) = storing {
+            storing.loss_and_gradient(context, *index, store, inputs);
         }
-        for (Reader { products, inputs }, first, output, after) in readers {
-            let inputs = layer_input(layer, first, inputs);
-            let mut products = output.unwrap_or_else(|| products[layer].slice_mut(s![..first.nrows(), ..]));
-            for (fused_update, columns) in fused_updates.iter_mut().zip(columns) {
-                let (outputs, rest) = products.split_at(Axis(1), columns.width);
-                fused_update.readings.push(Reading { inputs, outputs, after });
-                products = rest;
+        let keys = inputs.keys.slice(s![store.clone(), ..]);
+        let output = output.slice_move(s![read.clone(), ..]);
+        let one = memory.one.view();
+        let mut passages = vec![queries.passage(
+            inputs.queries.slice(s![read.clone(), ..]),
+            read.clone(),
+            Some(output),
+            one,
+        )];
+        let mut factors = None;
+        if let Some(StoreBuffers { factors: of_block, probe, .. }) = storing {
+            factors = Some(&*of_block);
+            for (reader, after) in probe.iter_mut().flatten().zip([false, true]) {
+                let mut passage = reader.passage(keys, store.clone(), None, one);
+                passage.after = after;
+                passages.push(passage);
             }
         }
-        fused_updates
-            .into_par_iter()
-            .for_each(|fused_update| context.timed(Phase::FusedUpdate, || fused_update.run()));
+        let stored = factors.map(|factors| (factors, &steps[store.start / c..store.end / c]));
+        for layer in 0..=memory.graph.layers() {
+            let mut products: Vec<_> =
+                passages.iter_mut().map(|passage| passage.take(model, layer)).collect();
+            let mut outputs: Vec<Vec<_>> = products
+                .iter_mut()
+                .map(|of_passage| of_passage.iter_mut().map(|product| Some(product.view_mut())).collect())
+                .collect();
+            let mut updates = Vec::new();
+            let mut rest = &mut panels[..];
+            let mut done = 0;
+            let mut by_linear: Vec<_> = memory.graph.linears(layer).enumerate().collect();
+            by_linear.sort_by_key(|(_, (_, _, weights))| weights.start);
+            for (place, (node, input, weights)) in by_linear {
+                let range =
+                    memory.weight_panels[weights.start].start..memory.weight_panels[weights.end - 1].end;
+                let (of_linear, later) =
+                    std::mem::take(&mut rest).split_at_mut(range.start - done).1.split_at_mut(range.len());
+                (rest, done) = (later, range.end);
+                let bases = &memory.base_panels(*index)[range.clone()];
+                let columns = &memory.columns[range];
+                let first = updates.len();
+                updates.extend(of_linear.iter_mut().zip(bases).map(|(panel, base)| FusedUpdate {
+                    rule: memory.program.rule,
+                    chunk: c,
+                    base,
+                    panel,
+                    stored: None,
+                    readings: Vec::with_capacity(passages.len()),
+                }));
+                if let Some((factors, steps)) = stored {
+                    let a = match input {
+                        Value::Rows => keys,
+                        Value::Ones => one.broadcast((keys.nrows(), 1)).expect("one column"),
+                        Value::Node(node) => of_stretch(&factors.inputs[node], store),
+                    };
+                    let mut b = of_stretch(&factors.cotangents[node], store);
+                    for (update, columns) in updates[first..].iter_mut().zip(columns) {
+                        let (cotangents, rest) = b.split_at(Axis(1), columns.width);
+                        update.stored = Some(StoredChunks { steps, inputs: a, cotangents });
+                        b = rest;
+                    }
+                }
+                for (passage, outputs) in passages.iter().zip(&mut outputs) {
+                    let inputs = passage.input(&memory.places, input);
+                    let mut outputs = outputs[place].take().expect("one product for each linear map");
+                    for (update, columns) in updates[first..].iter_mut().zip(columns) {
+                        let (of_panel, rest) = outputs.split_at(Axis(1), columns.width);
+                        update.readings.push(Reading { inputs, outputs: of_panel, after: passage.after });
+                        outputs = rest;
+                    }
+                }
+            }
+            updates.into_par_iter().for_each(|update| context.timed(Phase::FusedUpdate, || update.run()));
+            for (passage, products) in passages.iter_mut().zip(products) {
+                passage.put(model, layer, products);
+                passage.operate(context, layer);
+            }
+        }
     }
 
     /// Fills `rows`, sets `divergence` to the first non-finite metric, and `bad_read` to the first non-finite
     /// value read.
-    fn report<M: MemoryModel<T>>(
+    fn report(
         &mut self,
-        memory: &Memory<T, M>,
+        memory: &Memory<T>,
         (sequence, block): (usize, Block),
         inputs: &Inputs<'_, T>,
         output: ArrayView2<'_, T>,
     ) {
-        let c = memory.chunk_size;
+        let c = memory.chunk_size();
         let first = block.start() / c;
         let Self { index, panels, storing, rows, divergence, bad_read, .. } = self;
         let diverged = |chunk: usize, quantity: &'static str, value: f64| {
@@ -252,12 +299,13 @@ impl<T: Real> Head<T> {
         if let Some(storing) = storing {
             let row = |chunk: usize| {
                 let gates = inputs.gates[chunk];
-                let losses = storing.chunk_losses(inputs, chunk * c..(chunk + 1) * c);
+                let losses = storing.chunk_losses(memory.program.loss, inputs, chunk * c..(chunk + 1) * c);
                 let of_weight =
                     |panels: &[Panel<T>]| Norms::joined(panels.iter().map(|panel| panel.norms[chunk]));
                 let norms: Vec<_> =
                     memory.weight_panels.iter().map(|place| of_weight(&panels[place.clone()])).collect();
-                metrics::<T>((sequence, first + chunk, *index), c, losses, gates, &norms)
+                let weighted = inputs.rates.is_some();
+                metrics::<T>((sequence, first + chunk, *index), c, losses, (gates, weighted), &norms)
             };
             // A row is little work, and there are many where chunks are short.
             (0..inputs.gates.len()).into_par_iter().with_min_len(64).map(row).collect_into_vec(rows);
@@ -270,69 +318,81 @@ impl<T: Real> Head<T> {
     }
 }
 
+/// Returns the rows of a stretch of a factor.
+fn of_stretch<'a, T>(factor: &'a Option<Array2<T>>, rows: &Range<usize>) -> ArrayView2<'a, T> {
+    factor.as_ref().expect("a factor of a linear map").slice(s![rows.clone(), ..])
+}
+
 impl<T: Real> StoreBuffers<T> {
-    /// Computes the gradients of the block at W. Groups of rows run in parallel.
-    fn loss_and_gradient<M: MemoryModel<T>>(&mut self, context: &Context<'_, T, M>, inputs: &Inputs<'_, T>) {
+    /// Computes the gradients of some rows of the block at W. Groups of rows run in parallel.
+    fn loss_and_gradient(
+        &mut self,
+        context: &Context<'_, T>,
+        head: usize,
+        rows: &Range<usize>,
+        inputs: &Inputs<'_, T>,
+    ) {
         let (memory, group) = (context.memory, context.plan.group_rows);
-        let rows = inputs.keys.nrows();
-        let groups = self.factors.groups(rows, group).into_iter().zip(self.losses[..rows].chunks_mut(group));
-        let tokens =
-            inputs.keys.axis_chunks_iter(Axis(0), group).zip(inputs.values.axis_chunks_iter(Axis(0), group));
-        groups.zip(tokens).collect::<Vec<_>>().into_par_iter().for_each(
-            |((mut factors, losses), (keys, values))| {
+        let Self { factors, losses, point, .. } = self;
+        let point = point.as_ref().map_or(memory.point(head), |(_, point)| point);
+        let groups =
+            factors.groups(rows.clone(), group).into_iter().zip(losses[rows.clone()].chunks_mut(group));
+        let [keys, values] = [inputs.keys, inputs.values].map(|all| all.slice_move(s![rows.clone(), ..]));
+        let tokens = keys.axis_chunks_iter(Axis(0), group).zip(values.axis_chunks_iter(Axis(0), group));
+        let weights = inputs.rates.as_ref().map(|rates| &rates[rows.clone()]);
+        groups.zip(tokens).enumerate().collect::<Vec<_>>().into_par_iter().for_each(
+            |(i, ((factors, losses), (keys, values)))| {
                 context.with_scratch(Phase::Gradients, |scratch| {
-                    let c = memory.chunk_size;
-                    memory.model.loss_and_gradient(
-                        &memory.weights,
-                        keys,
-                        values,
-                        c,
+                    let weights = weights.map(|weights| &weights[i * group..][..keys.nrows()]);
+                    let examples = Examples { keys, values, weights, chunk: memory.chunk_size() };
+                    let gradient = scratch.gradient.as_mut().expect("a run that stores");
+                    let model = (&memory.graph, memory.program.loss);
+                    loss_and_gradient(
+                        model,
+                        point,
+                        examples,
                         losses,
-                        &mut factors,
-                        scratch,
+                        factors,
+                        (gradient, &mut scratch.works),
                     );
                 });
             },
         );
     }
 
-    /// Returns ℓ of a chunk at W, and at W + U just before and just after it was stored.
-    fn chunk_losses(&self, inputs: &Inputs<'_, T>, range: std::ops::Range<usize>) -> (f64, Option<[f64; 2]>) {
+    /// Returns ℓ of a chunk at W, and at the weights that are read just before and just after it was stored.
+    fn chunk_losses(
+        &self,
+        loss: Loss,
+        inputs: &Inputs<'_, T>,
+        range: Range<usize>,
+    ) -> (f64, Option<[f64; 2]>) {
         let at_w = self.losses[range.clone()].iter().sum();
         let values = inputs.values.slice(s![range.clone(), ..]);
-        let probed = |reader: &Reader<T>| {
-            let predicted = reader.products.last().expect("a memory has layers");
-            chunk_loss(predicted.slice(s![range.clone(), ..]), values)
-        };
+        let probed =
+            |reader: &Reader<T>| chunk_loss(loss, reader.output().slice(s![range.clone(), ..]), values);
         let probe = self.probe.as_ref().map(|readers| readers.each_ref().map(probed));
         (at_w, probe)
     }
 }
 
 /// Returns ℓ of a chunk from M(k) and v.
-pub fn chunk_loss<T: Real>(predicted: ArrayView2<T>, values: ArrayView2<T>) -> f64 {
+pub fn chunk_loss<T: Real>(loss: Loss, predicted: ArrayView2<T>, values: ArrayView2<T>) -> f64 {
     let rows = predicted.rows().into_iter().zip(values.rows());
-    let squares = rows.map(|(predicted, value)| {
+    let sums = rows.map(|(predicted, value)| {
         let [predicted, value] = [predicted, value].map(|row| row.to_slice().expect("contiguous rows"));
-        squared_distance(predicted, value)
+        loss.sum(predicted, value)
     });
-    squares.sum::<f64>() / values.ncols() as f64
+    sums.sum::<f64>() / loss.divisor(values.ncols())
 }
 
-/// Returns the rows that a layer multiplies: `first` (rows, in) for the first layer, and `made` for a later one.
-fn layer_input<'a, T>(layer: usize, first: ArrayView2<'a, T>, made: &'a [Array2<T>]) -> ArrayView2<'a, T> {
-    match layer {
-        0 => first,
-        _ => made[layer - 1].slice(s![..first.nrows(), ..]),
-    }
-}
-
-/// Builds the metrics row of a (sequence, chunk, head). `losses` are at W and, with a probe, before and after.
+/// Builds the metrics row of a (sequence, chunk, head). `losses` are at W and, with a probe, before and after. `gates` come
+/// with whether the learning rate is already part of the gradient.
 pub fn metrics<T: Real>(
     (sequence, chunk, head): (usize, usize, usize),
     c: usize,
     losses: (f64, Option<[f64; 2]>),
-    gates: GateValues,
+    (gates, weighted): (GateValues, bool),
     norms: &[Norms],
 ) -> ChunkMetrics {
     let total = |of: fn(&Norms) -> f64| rounded::<T>(joined(norms.iter().map(of)));
@@ -357,7 +417,7 @@ pub fn metrics<T: Real>(
         learning_rate: rounded::<T>(gates.learning_rate),
         momentum: rounded::<T>(gates.momentum),
         decay: rounded::<T>(gates.decay),
-        surprise_norm: rounded::<T>(gates.learning_rate * surprise),
+        surprise_norm: rounded::<T>(if weighted { surprise } else { gates.learning_rate * surprise }),
         momentum_norm: total(|norms| norms.momentum),
         update_norm: total(|norms| norms.update),
         weight_norm: total(|norms| norms.weight),

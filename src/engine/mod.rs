@@ -3,10 +3,10 @@
 //! do columns of the weights. Results have the same bits for any number of threads, because the work of a task
 //! depends on shapes only.
 //!
-//! For each block, `sequence_runner` norms and projects the tokens of one sequence. `head` takes all gradients
-//! of the block at once, since they are all at the same W. Then, layer by layer of the memory, column
-//! [`panel`]s go through the block's chunks: read chunk i with W + U, then advance S and U by chunk i's
-//! surprise. `plan` divides the tokens into blocks.
+//! For each block, `sequence_runner` norms and projects the tokens of one sequence. `head` takes all [`gradient`]s
+//! up to the next refresh at once, since they are all at the same W. Then, layer by layer of the memory model, column
+//! [`panel`]s go through the chunks: read chunk i with the weights of that moment, then advance the state by chunk
+//! i's surprise. `reader` evaluates the model's operators between layers. `plan` divides the tokens into blocks.
 //!
 //! # Example
 //!
@@ -15,14 +15,15 @@
 //! ```
 //! use ndarray::Array3;
 //! use nmem::engine::{Discard, Engine, Memory, Work};
-//! use nmem::memory::{Dimensions, Gates, Parameters, parameters};
+//! use nmem::memory::{Dimensions, Gates, Parameters, Program, parameters};
 //!
+//! let program = Program::titans_0_0_17(4);
 //! let dimensions = Dimensions { dim: 8, heads: 2, dim_head: 4, pre_norm: true, post_norm: true };
-//! let random = parameters::random_tensors(&dimensions, parameters::Init::Xavier, 1);
-//! let parameters: Parameters<f32> = Parameters::collect(dimensions, |name| {
+//! let random = parameters::random_tensors(&dimensions, &program, parameters::Init::Xavier, 1);
+//! let parameters: Parameters<f32> = Parameters::collect(dimensions, &program, |name| {
 //!     random.iter().find(|(of, _)| of == name).expect("all parameters are random").1.clone()
 //! });
-//! let memory = Memory::new(parameters, 4, Gates::default(), None)?;
+//! let memory = Memory::new(parameters, program, Gates::default(), None)?;
 //!
 //! // One sequence of 10 tokens: two complete chunks of 4, and 2 left-over tokens.
 //! let tokens = Array3::from_shape_fn((1, 10, 8), |(_, t, i)| ((3 * t + i) as f32).sin());
@@ -37,10 +38,13 @@
 
 pub mod budget;
 pub mod cuda;
+pub mod gradient;
 mod head;
+mod memory;
 pub mod norm;
 pub mod panel;
 mod plan;
+mod reader;
 mod retention;
 mod sequence_runner;
 mod tokens;
@@ -50,172 +54,22 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use ndarray::{Array1, Array2, ArrayView2, s};
+use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::error::Result;
-use crate::memory::model::{Attention, MemoryModel};
-use crate::memory::{Dimensions, Gates, Parameters, State};
+use crate::memory::State;
+use crate::memory::graph::{Node, NodeKind};
+use crate::memory::operators::{Work as OperatorBuffers, buffers};
 use crate::metrics::{ChunkMetrics, Retained};
-use crate::packed::{Packed, PanelRow};
 use crate::real::Real;
 use crate::sequence::Sequences;
-use panel::{Panel, PanelColumns};
+use gradient::GradientScratch;
+pub use memory::Memory;
 use plan::{Block, Plan, Sizes, TokenRange};
 use sequence_runner::SequenceRunner;
 use tokens::BlockTokens;
-
-/// Heads, over all sequences, that advance together. Each head is many tasks and has its own buffers.
-const GROUP_HEADS: usize = 8;
-
-/// A memory that is ready to run: trained parameters in the element type of the run, and the settings for using them.
-#[derive(Clone, Debug)]
-pub struct Memory<T: Real, M: MemoryModel<T> = Attention> {
-    dimensions: Dimensions,
-    projections: Projections<T>,
-    chunk_size: usize,
-    gates: Gates,
-    /// The memory model. The engine uses only its trait.
-    model: M,
-    /// W: the memory weights plus past weights, all in file order.
-    base: Vec<T>,
-    /// W in the form that the model needs.
-    weights: M::Weights,
-    /// Column panels of all memory weights, and W in those panels.
-    columns: Vec<PanelColumns>,
-    base_panels: Vec<Vec<PanelRow<T>>>,
-    /// Panels of each memory weight, and the place of its elements in file order.
-    weight_panels: Vec<Range<usize>>,
-    weight_elements: Vec<Range<usize>>,
-}
-
-/// The parameters outside the memory weights: see [`Parameters`].
-#[derive(Clone, Debug)]
-struct Projections<T> {
-    store_norm: Option<Array1<T>>,
-    retrieve_norm: Option<Array1<T>>,
-    post_norm: Option<Array1<T>>,
-    keys_values: Packed<T>,
-    queries: Packed<T>,
-    gates: Packed<T>,
-    combine: Option<Packed<T>>,
-}
-
-impl<T: Real> Memory<T> {
-    /// Builds a memory. `past` holds one delta (d, d) per memory weight, which shifts W itself.
-    pub fn new(
-        parameters: Parameters<T>,
-        chunk_size: usize,
-        gates: Gates,
-        past: Option<&[Array2<T>]>,
-    ) -> Result<Self> {
-        parameters.dimensions.check(chunk_size)?;
-        let model = Attention::new(parameters.dimensions.dim_head);
-        let mut base: Vec<T> = parameters.memory.iter().flatten().copied().collect();
-        for (w, &delta) in base.iter_mut().zip(past.into_iter().flatten().flatten()) {
-            *w += delta;
-        }
-        let shapes = MemoryModel::<T>::shapes(&model);
-        let ends = shapes.iter().scan(0, |end, (rows, cols)| {
-            *end += rows * cols;
-            Some(*end - rows * cols..*end)
-        });
-        let weight_elements: Vec<_> = ends.collect();
-        let columns = PanelColumns::all(shapes);
-        let panel = |columns: &PanelColumns| columns.panel(&base[weight_elements[columns.weight].clone()]);
-        let base_panels = columns.iter().map(panel).collect();
-        let place = |weight: usize| columns.partition_point(|columns| columns.weight < weight);
-        let weight_panels = (0..parameters.memory.len()).map(|p| place(p)..place(p + 1)).collect();
-        Ok(Self {
-            weights: model.prepare(&base),
-            dimensions: parameters.dimensions,
-            projections: Projections {
-                keys_values: Packed::new(parameters.keys_values.view()),
-                queries: Packed::new(parameters.queries.view()),
-                combine: parameters.combine.map(|combine| Packed::new(combine.view())),
-                store_norm: parameters.store_norm,
-                retrieve_norm: parameters.retrieve_norm,
-                post_norm: parameters.post_norm,
-                gates: Packed::new(parameters.gates.view()),
-            },
-            chunk_size,
-            gates,
-            model,
-            base,
-            columns,
-            base_panels,
-            weight_panels,
-            weight_elements,
-        })
-    }
-}
-
-impl<T: Real, M: MemoryModel<T>> Memory<T, M> {
-    /// Returns the state before anything has been stored.
-    pub fn initial_state(&self, sequences: usize) -> State<T> {
-        let dimensions = self.dimensions;
-        State::new(sequences, dimensions.heads, self.base.len(), dimensions.dim)
-    }
-
-    /// Returns the shape (rows, cols) of each memory weight, in file order.
-    pub fn weight_shapes(&self) -> &[(usize, usize)] {
-        self.model.shapes()
-    }
-
-    /// Returns W, one matrix (rows, cols) per memory weight: the trained weights plus past weights.
-    pub fn weights(&self) -> Vec<ArrayView2<'_, T>> {
-        let weights = self.weight_shapes().iter().zip(&self.weight_elements);
-        let view = |(&shape, place): (&(usize, usize), &Range<usize>)| {
-            ArrayView2::from_shape(shape, &self.base[place.clone()]).expect("rows × cols elements")
-        };
-        weights.map(view).collect()
-    }
-
-    /// Returns the number of tokens per chunk.
-    pub fn chunk_size(&self) -> usize {
-        self.chunk_size
-    }
-
-    /// Returns the panels of a layer's weights.
-    fn panels_of(&self, layer: usize) -> Range<usize> {
-        let weights = &self.weight_panels[self.model.layers()[layer].clone()];
-        weights[0].start..weights[weights.len() - 1].end
-    }
-
-    /// Returns W + U of a head, one matrix per memory weight.
-    fn read_weights(&self, panels: &[Panel<T>]) -> Vec<Packed<T>> {
-        let weights = self.weight_shapes().iter().zip(&self.weight_panels);
-        let of_weight = |(&(rows, cols), place): (&(usize, usize), &Range<usize>)| {
-            let panels = panels[place.clone()].iter().zip(&self.base_panels[place.clone()]);
-            let panels = panels.flat_map(|(panel, base)| panel.weights(base)).collect();
-            Packed::from_panels(rows, cols, panels)
-        };
-        weights.map(of_weight).collect()
-    }
-
-    /// Returns the number of panels, of all layers, that are updated at once for a number of sequences. More
-    /// threads than that would mostly wait.
-    pub fn tasks(&self, sequences: usize) -> usize {
-        self.group(sequences) * self.dimensions.heads * self.columns.len()
-    }
-
-    /// Returns the bytes of the memory, without the weights in the form that the model made for itself.
-    pub fn bytes(&self) -> usize {
-        let Projections { store_norm, retrieve_norm, post_norm, keys_values, queries, gates, combine } =
-            &self.projections;
-        let norms = [store_norm, retrieve_norm, post_norm].into_iter().flatten().map(Array1::len);
-        let packed = [keys_values, queries, gates].into_iter().chain(combine).map(Packed::bytes);
-        let panels = self.base_panels.iter().map(|panel| size_of_val(&panel[..]));
-        let plain = self.base.len() + norms.sum::<usize>();
-        plain * size_of::<T>() + packed.sum::<usize>() + panels.sum::<usize>()
-    }
-
-    /// Returns the number of sequences that advance together.
-    fn group(&self, sequences: usize) -> usize {
-        (GROUP_HEADS / self.dimensions.heads).clamp(1, sequences.max(1))
-    }
-}
 
 /// Work for a memory.
 #[derive(Clone, Copy)]
@@ -401,16 +255,16 @@ impl Phases {
 }
 
 /// State that all tasks of a run share.
-struct Context<'a, T: Real, M: MemoryModel<T>> {
-    memory: &'a Memory<T, M>,
+struct Context<'a, T: Real> {
+    memory: &'a Memory<T>,
     plan: &'a Plan<'a, T>,
     /// Scratch buffers that no task is using.
-    scratch: &'a Mutex<Vec<M::Scratch>>,
+    scratch: &'a Mutex<Vec<Scratch<T>>>,
     /// Nanoseconds in each [`Phase`].
     phases: [AtomicU64; 7],
 }
 
-impl<T: Real, M: MemoryModel<T>> Context<'_, T, M> {
+impl<T: Real> Context<'_, T> {
     fn timed<R>(&self, phase: Phase, work: impl FnOnce() -> R) -> R {
         let start = Instant::now();
         let result = work();
@@ -419,10 +273,11 @@ impl<T: Real, M: MemoryModel<T>> Context<'_, T, M> {
     }
 
     /// Lends scratch buffers for a group of rows. At most as many exist as tasks run at once.
-    fn with_scratch(&self, phase: Phase, work: impl FnOnce(&mut M::Scratch)) {
+    fn with_scratch(&self, phase: Phase, work: impl FnOnce(&mut Scratch<T>)) {
         let idle = self.scratch.lock().expect("no task panics with it").pop();
-        let mut scratch = idle
-            .unwrap_or_else(|| self.memory.model.scratch(self.plan.scratch_rows(), self.memory.chunk_size));
+        let mut scratch = idle.unwrap_or_else(|| {
+            Scratch::new(self.memory, self.plan.scratch_rows(), self.plan.store.is_some())
+        });
         self.timed(phase, || work(&mut scratch));
         self.scratch.lock().expect("no task panics with it").push(scratch);
     }
@@ -441,20 +296,56 @@ impl<T: Real, M: MemoryModel<T>> Context<'_, T, M> {
     }
 }
 
+/// Buffers of one task for a group of rows, reused from call to call.
+struct Scratch<T> {
+    /// Rows that pass through operators: see [`reader`].
+    groups: Vec<Array2<T>>,
+    /// Absent in a plain read.
+    gradient: Option<GradientScratch<T>>,
+    /// Buffers of each node of the model that is an operator.
+    works: Vec<Option<OperatorBuffers<T>>>,
+}
+
+impl<T: Real> Scratch<T> {
+    fn new(memory: &Memory<T>, rows: usize, storing: bool) -> Self {
+        let graph = &memory.graph;
+        Self {
+            groups: memory.places.group_matrices(rows),
+            gradient: storing.then(|| GradientScratch::new(graph, rows)),
+            works: buffers(graph, rows, memory.chunk_size()),
+        }
+    }
+
+    /// Returns the most numbers that such buffers hold.
+    fn numbers(memory: &Memory<T>, rows: usize, storing: bool) -> usize {
+        let (graph, chunk) = (&memory.graph, memory.chunk_size().min(rows));
+        let work = |node: &Node| match node.kind {
+            NodeKind::Linear(_) => 0,
+            NodeKind::Operator(op) => {
+                let shapes = op.operator::<T>().kept(rows, chunk, &graph.input_widths(node));
+                shapes.iter().map(|(rows, cols)| rows * cols).sum::<usize>() + chunk * crate::packed::WIDTH
+            }
+        };
+        let of_rows = memory.places.group_columns()
+            + if storing { GradientScratch::<T>::numbers_per_row(graph) } else { 0 };
+        rows * of_rows + graph.nodes.iter().map(work).sum::<usize>()
+    }
+}
+
 /// An engine that runs a memory. Its large buffers are reused by the next run of the same kind and size.
-pub struct Engine<'m, T: Real, M: MemoryModel<T> = Attention> {
-    memory: &'m Memory<T, M>,
+pub struct Engine<'m, T: Real> {
+    memory: &'m Memory<T>,
     retention: Option<usize>,
     sizes: Option<Sizes>,
     runners: Vec<SequenceRunner<T>>,
     /// Tokens of each runner's next block.
     incoming: Vec<BlockTokens<T>>,
-    scratch: Mutex<Vec<M::Scratch>>,
+    scratch: Mutex<Vec<Scratch<T>>>,
 }
 
-impl<'m, T: Real, M: MemoryModel<T>> Engine<'m, T, M> {
+impl<'m, T: Real> Engine<'m, T> {
     /// Creates an engine for `memory`.
-    pub fn new(memory: &'m Memory<T, M>) -> Self {
+    pub fn new(memory: &'m Memory<T>) -> Self {
         Self {
             memory,
             retention: None,
@@ -538,8 +429,8 @@ impl<'m, T: Real, M: MemoryModel<T>> Engine<'m, T, M> {
 
 /// Advances the sequences `group` side by side. A divergence ends its sequence and all later ones; earlier
 /// sequences continue. The first divergence in the order of sequences is therefore the one reported.
-fn run_group<T: Real, M: MemoryModel<T>>(
-    context: &Context<'_, T, M>,
+fn run_group<T: Real>(
+    context: &Context<'_, T>,
     (runners, incoming): (&mut [SequenceRunner<T>], &mut [BlockTokens<T>]),
     state: &mut State<T>,
     group: Range<usize>,
@@ -611,15 +502,13 @@ fn run_group<T: Real, M: MemoryModel<T>>(
         }
     }
     if plan.store.is_some() {
-        let [update, momentum] = [&mut state.update, &mut state.momentum]
-            .map(|array| array.slice_mut(s![group.start..group.start + runners.len(), .., ..]));
-        let states = update.into_outer_iter_mut().zip(momentum.into_outer_iter_mut());
-        runners
-            .iter()
-            .zip(states)
-            .collect::<Vec<_>>()
-            .into_par_iter()
-            .for_each(|(runner, (update, momentum))| runner.save(context.memory, update, momentum));
+        let of_group = group.start..group.start + runners.len();
+        let mut states: Vec<_> = runners.iter().map(|runner| (runner, Vec::new())).collect();
+        for array in state.arrays.iter_mut().chain(&mut state.gradient_point) {
+            let parts = array.slice_mut(s![of_group.clone(), .., ..]).into_outer_iter_mut();
+            states.iter_mut().zip(parts).for_each(|((_, arrays), part)| arrays.push(part));
+        }
+        states.into_par_iter().for_each(|(runner, arrays)| runner.save(context.memory, arrays));
     }
     let last = outcome.divergence.as_ref().map_or(group.end, |divergence| divergence.sequence + 1);
     outcome.rows += rows[..last - group.start].iter().sum::<usize>();

@@ -1,12 +1,13 @@
 //! The fused update of a column panel of one memory weight along the chunks, which stores and reads one stream.
 //!
-//! For the columns J of a weight, S, U and W + U of a panel are (in, |J|). Chunk i does, in this order,
+//! For the columns J of a weight, the state's arrays and the weights M that are read are (in, |J|). Chunk i does, in this
+//! order,
 //!
 //! ```text
-//! Y ← X (W + U)[:, J]        read before chunk i is stored: X (rows, in), Y (rows, |J|)
+//! Y ← X M[:, J]              read before chunk i is stored: X (rows, in), Y (rows, |J|)
 //! g ← Aᵀ B[:, J]             A (c, in), B (c, |J|)
-//! S ← η S − θ g,  U ← (1 − α) U + S,  ‖g‖², ‖S‖², ‖U‖², ‖W + U‖²
-//! Y ← X (W + U)[:, J]        read after chunk i is stored
+//! S, U ← rule(S, U, g)       for example S ← η S − θ g, U ← (1 − α) U + S, M = W + U;  ‖g‖², ‖S‖², ‖U‖², ‖M‖²
+//! Y ← X M[:, J]              read after chunk i is stored
 //! ```
 //!
 //! A tile of g never leaves the registers: products, both recurrences, the weights that are read and the norms
@@ -23,6 +24,7 @@
 #![expect(clippy::inline_always, reason = "compiled once per instruction set, as part of what is dispatched")]
 #![expect(clippy::needless_range_loop, reason = "tiles stay in registers where constants index them")]
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use ndarray::{ArrayView2, ArrayViewMut2};
@@ -30,6 +32,7 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::norm::{joined, scaled_norm, trusted};
 use crate::memory::GateValues;
+use crate::memory::rule::{Coefficients, Rule, UpdateRule, with_rule};
 use crate::packed::{PanelRow, WIDTH, in_tiles, multiply, pair, pieces, tile_transposed};
 use crate::real::Real;
 
@@ -80,15 +83,15 @@ impl Norms {
     }
 }
 
-/// A column panel: U and S in some columns of one memory weight of one head.
+/// A column panel: the state's arrays in some columns of one memory weight of one head.
 #[derive(Clone, Debug)]
 pub struct Panel<T> {
-    /// U and S, one panel row per row of the weight. W + U is formed where it is read: keeping it would push S,
-    /// U and W of a panel of 64 rows out of the nearest cache.
-    update: Vec<PanelRow<T>>,
-    /// Rows of S; empty if nothing is stored.
-    momentum: Vec<PanelRow<T>>,
-    /// Norms of each chunk of the last fused update.
+    /// Number of arrays: all of the rule's, or U alone if nothing is stored.
+    arrays: usize,
+    /// For each row of the weight, a panel row of each array; U is the first. W + U is formed where it is read: keeping
+    /// it would push S, U and W of a panel of 64 rows out of the nearest cache.
+    state: Vec<PanelRow<T>>,
+    /// Norms of each chunk since they were last cleared.
     pub norms: Vec<Norms>,
 }
 
@@ -119,18 +122,19 @@ impl PanelColumns {
     /// Copies these columns of the weight's `elements` into a new panel.
     pub fn panel<T: Real>(&self, elements: &[T]) -> Vec<PanelRow<T>> {
         let mut rows = vec![PanelRow::ZERO; self.shape.0];
-        self.load(elements, &mut rows);
+        self.load(elements, rows.iter_mut());
         rows
     }
 
-    fn load<T: Real>(&self, elements: &[T], rows: &mut [PanelRow<T>]) {
-        for (row, place) in rows.iter_mut().zip(self.places()) {
+    fn load<'a, T: Real>(&self, elements: &[T], rows: impl IntoIterator<Item = &'a mut PanelRow<T>>) {
+        for (row, place) in rows.into_iter().zip(self.places()) {
             *row = PanelRow::padded(elements[place].iter().copied());
         }
     }
 
-    fn save<T: Real>(&self, rows: &[PanelRow<T>], elements: &mut [T]) {
-        for (row, place) in rows.iter().zip(self.places()) {
+    /// Writes panel rows to these columns of the weight's elements.
+    pub fn save<T: Real>(&self, rows: impl Iterator<Item = PanelRow<T>>, elements: &mut [T]) {
+        for (row, place) in rows.zip(self.places()) {
             elements[place].copy_from_slice(&row.0[..self.width]);
         }
     }
@@ -143,40 +147,60 @@ impl PanelColumns {
 }
 
 impl<T: Real> Panel<T> {
-    /// Creates a panel of zeros. It has S only if `storing`.
-    pub fn new(columns: &PanelColumns, storing: bool) -> Self {
-        let rows = columns.shape.0;
-        Self {
-            update: vec![PanelRow::ZERO; rows],
-            momentum: vec![PanelRow::ZERO; if storing { rows } else { 0 }],
-            norms: Vec::new(),
+    /// Creates a panel of zeros with a number of arrays.
+    pub fn new(columns: &PanelColumns, arrays: usize) -> Self {
+        Self { arrays, state: vec![PanelRow::ZERO; columns.shape.0 * arrays], norms: Vec::new() }
+    }
+
+    /// Returns the bytes of the state.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&self.state[..])
+    }
+
+    /// Loads the arrays that the panel has from a weight's elements.
+    pub fn load(&mut self, columns: &PanelColumns, arrays: &[&[T]]) {
+        for (i, elements) in arrays.iter().enumerate().take(self.arrays) {
+            columns.load(elements, self.state.iter_mut().skip(i).step_by(self.arrays));
         }
     }
 
-    /// Returns the bytes of U and S.
-    pub fn bytes(&self) -> usize {
-        size_of_val(&self.update[..]) + size_of_val(&self.momentum[..])
-    }
-
-    /// Loads U, and S where it is kept, from a weight's elements.
-    pub fn load(&mut self, columns: &PanelColumns, update: &[T], momentum: &[T]) {
-        columns.load(update, &mut self.update);
-        columns.load(momentum, &mut self.momentum);
-    }
-
-    /// Yields the rows of W + U.
-    pub fn weights<'a>(&'a self, base: &'a [PanelRow<T>]) -> impl Iterator<Item = PanelRow<T>> + use<'a, T> {
-        base.iter().zip(&self.update).map(|(w, u)| {
-            let mut sum = *w;
-            sum.0.iter_mut().zip(u.0).for_each(|(w, u)| *w += u);
+    /// Yields the rows of the weights that are read, given those of W.
+    pub fn weights<'a>(
+        &'a self,
+        rule: &Rule,
+        base: &'a [PanelRow<T>],
+    ) -> impl Iterator<Item = PanelRow<T>> + use<'a, T> {
+        let whole = rule.holds_weights();
+        base.iter().zip(self.state.iter().step_by(self.arrays)).map(move |(w, u)| {
+            let mut sum = *u;
+            if !whole {
+                sum.0.iter_mut().zip(w.0).for_each(|(u, w)| *u = w + *u);
+            }
             sum
         })
     }
 
-    /// Writes U and S back to a weight's elements.
-    pub fn save(&self, columns: &PanelColumns, update: &mut [T], momentum: &mut [T]) {
-        columns.save(&self.update, update);
-        columns.save(&self.momentum, momentum);
+    /// Replaces the weights that are read by `f` of them and of the rows of `point`.
+    pub fn replace_weights(
+        &mut self,
+        rule: &Rule,
+        (base, point): (&[PanelRow<T>], &[PanelRow<T>]),
+        f: impl Fn(T, T) -> T,
+    ) {
+        let whole = rule.holds_weights();
+        let arrays = self.arrays;
+        for ((u, w), p) in self.state.iter_mut().step_by(arrays).zip(base).zip(point) {
+            for ((u, &w), &p) in u.0.iter_mut().zip(&w.0).zip(&p.0) {
+                *u = if whole { f(*u, p) } else { f(w + *u, p) - w };
+            }
+        }
+    }
+
+    /// Writes the arrays back to a weight's elements.
+    pub fn save(&self, columns: &PanelColumns, arrays: &mut [&mut [T]]) {
+        for (i, elements) in arrays.iter_mut().enumerate() {
+            columns.save(self.state.iter().skip(i).step_by(self.arrays).copied(), elements);
+        }
     }
 }
 
@@ -193,6 +217,8 @@ pub struct Reading<'a, T> {
 
 /// One panel's fused update through a block. Rows of A, B, X and Y are contiguous.
 pub struct FusedUpdate<'a, T> {
+    /// Rule by which the panel is updated.
+    pub rule: Rule,
     /// Tokens per chunk.
     pub chunk: usize,
     /// Panel of W.
@@ -223,58 +249,92 @@ impl<T: Real> FusedUpdate<'_, T> {
     }
 }
 
+impl<T: Real> WithSimd for FusedUpdate<'_, T> {
+    type Output = ();
+
+    fn with_simd<S: Simd>(self, simd: S) {
+        with_rule!(&self.rule, Named => simd.vectorize(ByRule::<T, Named>(self, PhantomData)));
+    }
+}
+
+/// A fused update whose rule is known when it is compiled.
+struct ByRule<'a, T, R>(FusedUpdate<'a, T>, PhantomData<R>);
+
 /// Rows of weights whose squares are summed in the element type before they join the f64 sum.
 const SUMMED: usize = 64;
 
-impl<T: Real> WithSimd for FusedUpdate<'_, T> {
+impl<T: Real, R: UpdateRule> WithSimd for ByRule<'_, T, R> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { chunk, base, panel, stored, mut readings } = self;
+        let FusedUpdate { chunk, base, panel, stored, mut readings, .. } = self.0;
         let steps = stored.map_or(&[][..], |stored| stored.steps);
         let mut b = vec![PanelRow::ZERO; if steps.is_empty() { 0 } else { chunk }];
-        panel.norms.clear();
         let longest = readings.iter().map(|reading| reading.inputs.nrows()).max().unwrap_or(0);
         for i in 0..steps.len().max(longest.div_ceil(chunk)) {
             let range = i * chunk..(i + 1) * chunk;
             for reading in readings.iter_mut().filter(|reading| !reading.after) {
-                read(simd, reading, range.clone(), base, &panel.update);
+                read::<T, R, S>(simd, (&mut *reading, range.clone()), base, panel);
             }
             if let (Some(&step), Some(StoredChunks { inputs, cotangents, .. })) = (steps.get(i), stored) {
                 for (b, row) in b.iter_mut().zip(range.clone()) {
                     b.fill_from(cotangents.row(row).to_slice().expect("contiguous rows"));
                 }
-                advance(simd, step, panel, base, inputs, range.start, &b);
+                advance::<T, R, S>(simd, step, panel, base, inputs, range.start, &b);
             }
             for reading in readings.iter_mut().filter(|reading| reading.after) {
-                read(simd, reading, range.clone(), base, &panel.update);
+                read::<T, R, S>(simd, (&mut *reading, range.clone()), base, panel);
             }
         }
     }
 }
 
-/// Computes Y ← X (W + U) for the rows of `range` that exist.
+/// Computes Y ← X M for the rows of a range that exist. Compiled apart from the rules, of which it needs one property.
 #[inline(always)]
-fn read<T: Real, S: Simd>(
+fn read<T: Real, R: UpdateRule, S: Simd>(
     simd: S,
-    reading: &mut Reading<'_, T>,
-    range: Range<usize>,
+    (reading, range): (&mut Reading<'_, T>, Range<usize>),
     base: &[PanelRow<T>],
-    update: &[PanelRow<T>],
+    panel: &Panel<T>,
 ) {
-    let end = range.end.min(reading.inputs.nrows());
-    let range = range.start.min(end)..end;
-    let depth = base.len().min(update.len());
-    multiply(simd, reading.inputs, range, depth, &mut reading.outputs, |k, piece| {
-        let ([w0, w1], [u0, u1]) = (pair::<T, S>(&base[k], piece), pair::<T, S>(&update[k], piece));
-        [T::add_vectors(simd, w0, u0), T::add_vectors(simd, w1, u1)]
-    });
+    if R::WEIGHTS {
+        simd.vectorize(Read::<T, true> { reading, range, base, panel });
+    } else {
+        simd.vectorize(Read::<T, false> { reading, range, base, panel });
+    }
 }
 
-/// Stores one chunk: updates S and U, forms W + U and adds the chunk's norms to the panel's.
+/// A read of some rows with a panel. `WEIGHTS`: U holds whole weights.
+struct Read<'r, 'a, T, const WEIGHTS: bool> {
+    reading: &'r mut Reading<'a, T>,
+    range: Range<usize>,
+    base: &'r [PanelRow<T>],
+    panel: &'r Panel<T>,
+}
+
+impl<T: Real, const WEIGHTS: bool> WithSimd for Read<'_, '_, T, WEIGHTS> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { reading, range, base, panel: Panel { arrays, state, .. } } = self;
+        let end = range.end.min(reading.inputs.nrows());
+        let range = range.start.min(end)..end;
+        multiply(simd, reading.inputs, range, base.len(), &mut reading.outputs, |k, piece| {
+            let u = pair::<T, S>(&state[k * arrays], piece);
+            if WEIGHTS {
+                return u;
+            }
+            let w = pair::<T, S>(&base[k], piece);
+            [T::add_vectors(simd, w[0], u[0]), T::add_vectors(simd, w[1], u[1])]
+        });
+    }
+}
+
+/// Stores one chunk: updates the state, forms the weights that are read, and adds the chunk's norms to the panel's.
 #[inline(always)]
-fn advance<T: Real, S: Simd>(
+fn advance<T: Real, R: UpdateRule, S: Simd>(
     simd: S,
     step: Step<T>,
     panel: &mut Panel<T>,
@@ -283,8 +343,12 @@ fn advance<T: Real, S: Simd>(
     first: usize,
     b: &[PanelRow<T>],
 ) {
-    let [minus_rate, keep_momentum, keep] =
+    let [minus_rate, momentum, keep] =
         [-step.learning_rate, step.momentum, T::one() - step.decay].map(|x| T::splat(simd, x));
+    let by = Coefficients::<T, S> { minus_rate, momentum, keep };
+    let minus = T::splat(simd, -T::one());
+    let arrays = R::load(|_| ()).as_ref().len();
+    debug_assert_eq!(arrays, panel.arrays, "all arrays of the rule");
     let mut squares = [0.0; 4];
     for block in (0..base.len()).step_by(SUMMED) {
         for piece in 0..pieces::<T, S>() {
@@ -295,20 +359,21 @@ fn advance<T: Real, S: Simd>(
                     tile_transposed::<T, S, ROWS>(simd, inputs, first..first + b.len(), first_row, of_chunk);
                 let rows = first_row..first_row + ROWS;
                 let w: &[PanelRow<T>; ROWS] = base[rows.clone()].as_array().expect("ROWS of them");
-                let s: &mut [PanelRow<T>; ROWS] =
-                    panel.momentum[rows.clone()].as_mut_array().expect("ROWS of them");
-                let u: &mut [PanelRow<T>; ROWS] = panel.update[rows].as_mut_array().expect("ROWS of them");
+                let state = &mut panel.state[rows.start * arrays..rows.end * arrays];
                 for r in 0..ROWS {
                     for j in 0..2 {
                         let at = 2 * piece + j;
                         let g = tile[r][j];
                         let w = T::vectors::<S>(&w[r].0)[at];
-                        let s = &mut T::vectors_mut::<S>(&mut s[r].0)[at];
-                        let u = &mut T::vectors_mut::<S>(&mut u[r].0)[at];
-                        *s = T::mul_add_vectors(simd, minus_rate, g, T::mul_vectors(simd, keep_momentum, *s));
-                        *u = T::mul_add_vectors(simd, keep, *u, *s);
-                        let read = T::add_vectors(simd, w, *u);
-                        for (sum, x) in sums.iter_mut().zip([g, *s, *u, read]) {
+                        let mut of_row = R::load(|i| T::vectors::<S>(&state[r * arrays + i].0)[at]);
+                        let s = R::step::<T, S>(simd, by, g, &mut of_row);
+                        for (i, &vector) in of_row.as_ref().iter().enumerate() {
+                            T::vectors_mut::<S>(&mut state[r * arrays + i].0)[at] = vector;
+                        }
+                        let u = of_row.as_ref()[0];
+                        let read = if R::WEIGHTS { u } else { T::add_vectors(simd, w, u) };
+                        let written = if R::WEIGHTS { T::mul_add_vectors(simd, minus, w, u) } else { u };
+                        for (sum, x) in sums.iter_mut().zip([g, s, written, read]) {
                             *sum = T::mul_add_vectors(simd, x, x, *sum);
                         }
                     }
@@ -319,23 +384,43 @@ fn advance<T: Real, S: Simd>(
             }
         }
     }
+    let norms = slow_norms::<T, R>(step, panel, base, inputs, first, b, squares);
+    panel.norms.push(norms);
+}
+
+/// Returns the norms of a chunk from the sums of squares, or from the elements where a sum left the element type's range.
+fn slow_norms<T: Real, R: UpdateRule>(
+    step: Step<T>,
+    panel: &Panel<T>,
+    base: &[PanelRow<T>],
+    inputs: ArrayView2<'_, T>,
+    first: usize,
+    b: &[PanelRow<T>],
+    squares: [f64; 4],
+) -> Norms {
     let norm = |sum: f64, rows: &dyn Fn() -> f64| if trusted::<T>(sum) { sum.sqrt() } else { rows() };
-    let stored = |rows: &[PanelRow<T>]| scaled_norm(|| rows.iter().flat_map(|row| row.0));
-    panel.norms.push(Norms {
-        surprise: norm(squares[0], &|| {
-            // There is nothing to learn, as in padding, and no sum to scale.
-            if b.iter().all(|row| row.0.iter().all(T::is_zero)) {
-                return 0.0;
-            }
-            scaled_norm(|| (0..base.len()).flat_map(|row| surprise_row(inputs, first, row, b).0))
-        }),
-        momentum: norm(squares[1], &|| stored(&panel.momentum)),
-        update: norm(squares[2], &|| stored(&panel.update)),
-        weight: norm(squares[3], &|| {
-            let rows = base.iter().zip(&panel.update);
-            scaled_norm(|| rows.clone().flat_map(|(w, u)| w.0.into_iter().zip(u.0).map(|(w, u)| w + u)))
-        }),
+    let array = |i: usize| panel.state.iter().skip(i).step_by(panel.arrays);
+    let of_pairs = |f: fn(T, T) -> T| {
+        let rows = base.iter().zip(array(0));
+        scaled_norm(|| rows.clone().flat_map(|(w, u)| w.0.into_iter().zip(u.0).map(move |(w, u)| f(w, u))))
+    };
+    let surprise = norm(squares[0], &|| {
+        // There is nothing to learn, as in padding, and no sum to scale.
+        if b.iter().all(|row| row.0.iter().all(T::is_zero)) {
+            return 0.0;
+        }
+        scaled_norm(|| (0..base.len()).flat_map(|row| surprise_row(inputs, first, row, b).0))
     });
+    let whole = |i: usize| scaled_norm(|| array(i).flat_map(|row| row.0));
+    Norms {
+        surprise,
+        momentum: norm(squares[1], &|| match panel.arrays {
+            1 => step.learning_rate.to_f64() * surprise,
+            _ => whole(1),
+        }),
+        update: norm(squares[2], &|| if R::WEIGHTS { of_pairs(|w, u| u - w) } else { whole(0) }),
+        weight: norm(squares[3], &|| if R::WEIGHTS { whole(0) } else { of_pairs(|w, u| w + u) }),
+    }
 }
 
 /// Computes one row of Aᵀ B, for the norm of a surprise whose squares left the element type's range.

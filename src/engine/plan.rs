@@ -1,9 +1,11 @@
 //! A run's work, checked against memory and state and divided into blocks of tokens.
 
+use std::ops::Range;
+
 use super::{Memory, Work};
 use crate::error::{Error, Result};
 use crate::memory::State;
-use crate::memory::model::MemoryModel;
+use crate::memory::program::Reads;
 use crate::memory::state::StreamPosition;
 use crate::real::Real;
 use crate::sequence::Sequences;
@@ -45,6 +47,15 @@ impl Block {
     }
 }
 
+/// Rows of a block, in both streams, whose gradients are taken at the same weights.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Stretch {
+    pub(super) store: Range<usize>,
+    pub(super) read: Range<usize>,
+    /// Whether gradients are taken at new weights afterwards.
+    pub(super) refresh: bool,
+}
+
 /// Buffer sizes of a sequence runner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sizes {
@@ -82,17 +93,21 @@ pub(super) struct Plan<'a, T> {
     pub(super) store_end: usize,
     /// Position of the first token of the queries; earlier ones are left over from an earlier call.
     pub(super) first_query: usize,
+    /// Weights that tokens read, in a run that also stores.
+    reads: Reads,
+    /// Positions whose multiples end a stretch of gradients at the same weights.
+    refresh: Option<usize>,
     pub(super) read_past_store: Option<usize>,
 }
 
 impl<'a, T: Real> Plan<'a, T> {
     pub(super) fn new(
-        memory: &Memory<T, impl MemoryModel<T>>,
+        memory: &Memory<T>,
         state: &State<T>,
         work: Work<'a, T>,
         retention: Option<usize>,
     ) -> Result<Self> {
-        let c = memory.chunk_size;
+        let c = memory.chunk_size();
         let (read, store, probe) = match work {
             Work::Read(queries) => (Some(queries), None, false),
             Work::Store { sequences, probe } => (None, Some(sequences), probe),
@@ -129,6 +144,8 @@ impl<'a, T: Real> Plan<'a, T> {
             read_end: read.map_or(0, |queries| queries.shape().tokens),
             store_end: 0,
             first_query: 0,
+            reads: memory.program.schedule.reads,
+            refresh: memory.program.schedule.refresh,
             read_past_store: None,
         };
         let Some(store) = store else {
@@ -150,7 +167,7 @@ impl<'a, T: Real> Plan<'a, T> {
         plan.store_end = (state.stored.tokens + store.shape().tokens) / c * c;
         if read.is_some() {
             state.check_sequences("sequences to read", plan.sequences)?;
-            state.check_online(c)?;
+            state.check_online(c, memory.program.read_offset())?;
             plan.read_before = state.read.clone();
             plan.first_query = state.read.tokens;
             plan.read_end += state.read.tokens;
@@ -186,12 +203,27 @@ impl<'a, T: Real> Plan<'a, T> {
     pub(super) fn unready(&self, block: Block) -> usize {
         let until = match self.store {
             None => 0,
-            Some(_) if self.first_chunk > 0 => 0,
+            Some(_) if self.first_chunk > 0 || self.reads == Reads::Complete => 0,
             // Without a stored chunk nothing is read.
             Some(_) if self.store_end == 0 => self.read_end,
             Some(_) => self.chunk_size,
         };
         until.clamp(block.read.start, block.read.end) - block.read.start
+    }
+
+    /// Divides a block where gradients are refreshed.
+    pub(super) fn stretches(&self, block: Block) -> impl Iterator<Item = Stretch> + use<T> {
+        let Block { read, store } = block;
+        let (start, end) = (block.start(), read.end.max(store.end));
+        let every = self.refresh.filter(|_| store.len() > 0).unwrap_or(usize::MAX);
+        let mut next = start;
+        std::iter::from_fn(move || {
+            let from = next;
+            next = (from / every + 1).saturating_mul(every).min(end);
+            let rows = |of: TokenRange| from.min(of.end) - start..next.min(of.end) - start;
+            let refresh = every < usize::MAX && next.is_multiple_of(every) && store.end >= next;
+            (from < end).then(|| Stretch { store: rows(store), read: rows(read), refresh })
+        })
     }
 
     /// Returns the number of chunks of a sequence that are kept until its end.

@@ -1,6 +1,6 @@
 //! Tokens of one stream in a block: filling the rows from left-over and new tokens, and the `RMSNorm`.
 
-use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 
 use super::norm::norm;
 use super::{Block, Plan, Sizes, TokenRange};
@@ -79,8 +79,7 @@ impl<T: Real> BlockTokens<T> {
 }
 
 /// Computes `x ← x · rsqrt(mean(x²) + ε) · weight` for each row.
-pub fn rms_norm<T: Real>(mut rows: ArrayViewMut2<T>, weight: &Array1<T>) {
-    let weight = weight.as_slice().expect("contiguous");
+pub fn rms_norm<T: Real>(mut rows: ArrayViewMut2<T>, weight: &[T]) {
     let width = (weight.len() as f64).sqrt();
     vectorised(
         #[inline(always)]
@@ -96,4 +95,11 @@ pub fn rms_norm<T: Real>(mut rows: ArrayViewMut2<T>, weight: &Array1<T>) {
             }
         },
     );
+}
+
+/// Computes the [`rms_norm`] of each head's part of each row, with the heads' weights (h·d) side by side.
+pub fn rms_norm_heads<T: Real>(mut rows: ArrayViewMut2<T>, weights: &[T], d: usize) {
+    for (head, weight) in rows.axis_chunks_iter_mut(Axis(1), d).zip(weights.chunks_exact(d)) {
+        rms_norm(head, weight);
+    }
 }

@@ -25,8 +25,8 @@ use ndarray::{Array2, s};
 use super::{Label, RandomNumbers, TokenSink, check_length, check_share, items};
 use crate::error::{Error, Result};
 use crate::io::Tensor;
-use crate::memory::Dimensions;
 use crate::memory::parameters::{Init, random_tensors};
+use crate::memory::{Dimensions, Program};
 use crate::sequence::Shape;
 
 /// Parameters of the task.
@@ -99,24 +99,27 @@ pub fn parameters(dim: usize, heads: usize, seed: u64) -> Result<BTreeMap<String
     }
     let half = dim / 2;
     let dimensions = Dimensions { dim, heads, dim_head: half / heads, pre_norm: false, post_norm: false };
-    dimensions.check(2)?;
+    // The task needs attention within a chunk; nothing but the chunk size depends on the program's schedule.
+    let program = Program::titans_0_0_17(2);
+    dimensions.check(&program)?;
     let key: Array2<f32> = Array2::from_shape_fn((half, dim), |(i, j)| f32::from(i == j));
     let mut keys_values = Array2::zeros((dim, dim));
     keys_values.slice_mut(s![..half, ..]).assign(&key);
     keys_values.slice_mut(s![half.., half..]).assign(&Array2::<f32>::eye(half));
     let mut combine = Array2::zeros((dim, half));
     combine.slice_mut(s![half.., ..]).assign(&Array2::<f32>::eye(half));
-    let tensors = random_tensors(&dimensions, Init::Xavier, seed).into_iter().map(|(name, mut tensor)| {
-        match &name[..] {
-            "to_keys_values.weight" => tensor.assign(&keys_values),
-            "to_queries.weight" => tensor.assign(&key),
-            "combine_heads.weight" => tensor.assign(&combine),
-            // M_W = 0.
-            "memory_model.weights.3" => tensor.fill(0.0),
-            gate if gate.starts_with("to_") => tensor.fill(0.0),
-            _ => {}
-        }
-        (name, Tensor::from_array(&tensor.view()))
-    });
+    let tensors =
+        random_tensors(&dimensions, &program, Init::Xavier, seed).into_iter().map(|(name, mut tensor)| {
+            match &name[..] {
+                "to_keys_values.weight" => tensor.assign(&keys_values),
+                "to_queries.weight" => tensor.assign(&key),
+                "combine_heads.weight" => tensor.assign(&combine),
+                // M_W = 0.
+                "memory_model.weights.3" => tensor.fill(0.0),
+                gate if gate.starts_with("to_") => tensor.fill(0.0),
+                _ => {}
+            }
+            (name, Tensor::from_array(&tensor.view()))
+        });
     Ok(tensors.collect())
 }

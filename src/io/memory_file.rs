@@ -1,44 +1,49 @@
 //! Memories on disk. A file named by `--memory` holds either parameters (a `PyTorch` `state_dict`,
-//! `.safetensors` or `.npz`) or a saved memory. A saved memory has the same parameters under the same names,
-//! bit for bit as they were read, plus
+//! `.safetensors` or `.npz`) or a memory. A memory has parameters of the names of
+//! [`Dimensions::tensors`], bit for bit as they were read, the configuration ([`SavedConfig`]) as JSON under the metadata key
+//! `nmem` and, once something was stored,
 //!
 //! | tensor | shape |
 //! | --- | --- |
 //! | `state.tokens` | (2), u64: tokens stored and read since the start of the memory's life |
-//! | `state.update.p`, `state.momentum.p` | (sequences, heads, rows, cols): U and S of memory weight p |
+//! | `state.update.p`, `state.momentum.p` | (sequences, heads, …): U and S of memory weight p, with the weight's own shape |
+//! | `state.weights.p` | in place of `state.update.p` where U holds whole weights |
+//! | `state.gradient_point.p` | the weights of the last refresh; absent without refreshes |
 //! | `state.left_over` | (sequences, r, D): stored tokens of the incomplete last chunk; absent with r = 0 |
 //! | `state.read_left_over` | (sequences, r, D): the same for the read stream, if it differs; absent with r = 0 |
-//! | `state.past.p` | (d, d): past weights; absent without them |
-//!
-//! and the configuration ([`SavedConfig`]) as JSON under the metadata key `nmem`.
+//! | `state.past.p` | the weight's own shape: past weights; absent without them |
 
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use ndarray::{Array2, Array3, Array4, ArrayD, ArrayView3, Dimension, Ix2, s};
+use ndarray::{Array2, Array3, ArrayD, ArrayView3, Dimension, s};
 use serde::{Deserialize, Serialize};
 
 use super::mapped::Progress;
-use super::tensors::{MAX_CONFIGURATION, Tensor, TensorFile, write_safetensors};
+use super::tensors::{
+    MAX_CONFIGURATION, METADATA_KEY, MODEL_KEY, Tensor, TensorFile, write_memory, write_safetensors,
+};
 use crate::error::{Error, Result};
+use crate::memory::graph::{Graph, WeightSpec};
 use crate::memory::limits::check_chunk_size;
-use crate::memory::parameters::{self, Init, MEMORY_WEIGHTS, Mismatch};
+use crate::memory::loss::LossKind;
+use crate::memory::model::ModelKind;
+use crate::memory::operators::Activation;
+use crate::memory::parameters::{self, Init, Mismatch};
+use crate::memory::program::{Choices, ProjectionActivation, Reads};
+use crate::memory::rule::{DecayOf, RateForm, RatePer};
 use crate::memory::state::StreamPosition;
-use crate::memory::{Dimensions, Gate, Gates, Parameters, State};
+use crate::memory::{Dimensions, Gate, Gates, Parameters, Program, State};
 use crate::real::{ElementType, Real};
 
-/// Metadata of a saved memory: everything that its tensors do not contain.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(from = "Keys", into = "Keys")]
+/// Metadata of a memory: everything that its tensors do not contain.
+#[derive(Clone, Debug, PartialEq)]
 pub struct SavedConfig {
-    /// Version of this layout.
-    pub format: u32,
     /// Version of nmem that wrote the file.
     pub nmem: String,
-    /// Name of the memory model that the weights belong to.
-    pub model: String,
-    /// Tokens per chunk.
-    pub chunk_size: usize,
+    /// Model, loss, rule and schedule.
+    pub program: Program,
     /// Sizes and norms. The tensors contain them too; this copy is for readers of the header alone.
     pub dimensions: Dimensions,
     /// Fixed values and biases of the three gates.
@@ -46,13 +51,13 @@ pub struct SavedConfig {
 }
 
 /// The keys of a [`SavedConfig`] in JSON, all on one level, because serde rejects unknown keys of flat
-/// structures only.
+/// structures only. Format 1 has those up to `decay` and means the memory of titans-pytorch 0.0.17.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Keys {
     format: u32,
     nmem: String,
-    model: String,
+    model: ModelKind,
     chunk_size: usize,
     dim: usize,
     heads: usize,
@@ -62,42 +67,129 @@ struct Keys {
     learning_rate: Gate,
     momentum: Gate,
     decay: Gate,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    depth: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    expansion: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rank: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    scale: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    model_activation: Option<Activation>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    residual_norm: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    loss: Option<LossKind>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    huber_delta: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    loss_power: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rate_form: Option<RateForm>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    max_rate: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rate_per: Option<RatePer>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    no_momentum: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    decay_of: Option<DecayOf>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    refresh: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    gated_transition: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reads: Option<Reads>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    activation: Option<ProjectionActivation>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    qk_norm: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    head_norm: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    read_gate: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    gate_biases: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    per_head: Option<bool>,
 }
 
-impl From<Keys> for SavedConfig {
-    fn from(keys: Keys) -> Self {
-        let Keys { format, nmem, model, chunk_size, dim, heads, dim_head, pre_norm, post_norm, .. } = keys;
-        let Keys { learning_rate, momentum, decay, .. } = keys;
-        Self {
-            format,
-            nmem,
-            model,
-            chunk_size,
-            dimensions: Dimensions { dim, heads, dim_head, pre_norm, post_norm },
-            gates: Gates { learning_rate, momentum, decay },
+impl Keys {
+    /// Returns the choices beyond those of format 1.
+    fn choices(&self) -> Choices {
+        macro_rules! each {
+            ($($field:ident),*) => { Choices { model: Some(self.model), $($field: self.$field),* } };
         }
+        each!(
+            depth,
+            expansion,
+            rank,
+            scale,
+            model_activation,
+            residual_norm,
+            loss,
+            huber_delta,
+            loss_power,
+            rate_form,
+            max_rate,
+            rate_per,
+            no_momentum,
+            decay_of,
+            refresh,
+            gated_transition,
+            reads,
+            activation,
+            qk_norm,
+            head_norm,
+            read_gate,
+            gate_biases,
+            per_head
+        )
     }
-}
 
-impl From<SavedConfig> for Keys {
-    fn from(config: SavedConfig) -> Self {
-        let SavedConfig { format, nmem, model, chunk_size, dimensions, gates } = config;
-        let Dimensions { dim, heads, dim_head, pre_norm, post_norm } = dimensions;
-        let Gates { learning_rate, momentum, decay } = gates;
-        Self {
-            format,
-            nmem,
-            model,
-            chunk_size,
-            dim,
-            heads,
-            dim_head,
-            pre_norm,
-            post_norm,
-            learning_rate,
-            momentum,
-            decay,
+    fn new(config: &SavedConfig) -> Self {
+        let Dimensions { dim, heads, dim_head, pre_norm, post_norm } = config.dimensions;
+        let Gates { learning_rate, momentum, decay } = config.gates;
+        let first = config.program.is_titans_0_0_17();
+        let choices = if first { Choices::default() } else { Choices::from(&config.program) };
+        macro_rules! each {
+            ($($field:ident),*) => {
+                Self {
+                    format: if first { 1 } else { FORMAT },
+                    nmem: config.nmem.clone(),
+                    model: config.program.model.kind,
+                    chunk_size: config.program.chunk_size(),
+                    dim, heads, dim_head, pre_norm, post_norm, learning_rate, momentum, decay,
+                    $($field: choices.$field),*
+                }
+            };
         }
+        each!(
+            depth,
+            expansion,
+            rank,
+            scale,
+            model_activation,
+            residual_norm,
+            loss,
+            huber_delta,
+            loss_power,
+            rate_form,
+            max_rate,
+            rate_per,
+            no_momentum,
+            decay_of,
+            refresh,
+            gated_transition,
+            reads,
+            activation,
+            qk_norm,
+            head_norm,
+            read_gate,
+            gate_biases,
+            per_head
+        )
     }
 }
 
@@ -110,8 +202,8 @@ struct Version {
     nmem: String,
 }
 
-const FORMAT: u32 = 1;
-const MODEL: &str = "attention";
+/// Newest format. Memories that format 1 can describe are written in it, for older versions of nmem.
+const FORMAT: u32 = 2;
 
 /// The contents of a memory file, or of a random memory: parameters and past weights as read, and the state of
 /// a saved memory.
@@ -121,6 +213,10 @@ pub struct MemoryFile {
     path: PathBuf,
     sha256: Option<String>,
     dimensions: Dimensions,
+    /// The saved program, or one whose parameters have this layout.
+    program: Program,
+    /// Model named by the metadata of a file of parameters.
+    named_model: Option<String>,
     parameters: BTreeMap<String, Tensor>,
     past: BTreeMap<String, Tensor>,
     state: BTreeMap<String, Tensor>,
@@ -141,7 +237,16 @@ impl MemoryFile {
             let parameters = shapes.iter().filter(|(name, _)| !name.starts_with("state."));
             parameters.map(|(name, shape)| (name.clone(), shape.clone())).collect()
         };
-        let check = |name: &Path, shapes: &_| infer(name, &parameters(shapes)).map(drop);
+        // The layout of a file with a configuration is checked when that has been read.
+        let check =
+            |name: &Path, shapes: &BTreeMap<String, Vec<usize>>, metadata: &BTreeMap<String, String>| {
+                let shapes = parameters(shapes);
+                let program = match metadata.get(METADATA_KEY) {
+                    Some(json) => read_config(name, json)?.program,
+                    None => layout(&shapes),
+                };
+                infer(name, &shapes, &program).map(drop)
+            };
         let file = TensorFile::open_checked(path, progress, &check)?;
         if !allow_nonfinite {
             file.check_finite(element_type)?;
@@ -161,9 +266,11 @@ impl MemoryFile {
         }
         let shapes =
             parameters.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect();
-        let dimensions = infer(&path, &shapes)?;
+        let program = saved.as_ref().map_or_else(|| layout(&shapes), |saved| saved.program);
+        let dimensions = infer(&path, &shapes, &program)?;
+        let named_model = file.metadata().get(MODEL_KEY).cloned();
         let sha256 = Some(file.sha256().to_owned());
-        let this = Self { path, sha256, dimensions, parameters, past, state, saved };
+        let this = Self { path, sha256, dimensions, program, named_model, parameters, past, state, saved };
         for (name, tensor) in this.parameters.iter().chain(&this.past) {
             if !tensor.dtype().is_float() {
                 return Err(this.mismatch(name, "type f16, bf16, f32 or f64", tensor.dtype().name()));
@@ -174,12 +281,72 @@ impl MemoryFile {
     }
 
     /// Creates a random memory.
-    pub fn random(dimensions: Dimensions, init: Init, seed: u64) -> Self {
-        let tensors = parameters::random_tensors(&dimensions, init, seed);
-        let parameters =
-            tensors.into_iter().map(|(name, tensor)| (name, Tensor::from_array(&tensor.view()))).collect();
+    pub fn random(dimensions: Dimensions, program: &Program, init: Init, seed: u64) -> Self {
+        let tensors = parameters::random_tensors(&dimensions, program, init, seed);
+        let tensors = tensors.into_iter().map(|(name, tensor)| (name, Tensor::from_array(&tensor.view())));
+        Self::from_parts("random memory".into(), dimensions, *program, tensors.collect())
+    }
+
+    /// Creates a memory without state from parameters of a program.
+    pub fn from_parts(
+        path: PathBuf,
+        dimensions: Dimensions,
+        program: Program,
+        parameters: BTreeMap<String, Tensor>,
+    ) -> Self {
         let (past, state) = (BTreeMap::new(), BTreeMap::new());
-        Self { path: "random memory".into(), sha256: None, dimensions, parameters, past, state, saved: None }
+        Self {
+            path,
+            sha256: None,
+            dimensions,
+            program,
+            named_model: None,
+            parameters,
+            past,
+            state,
+            saved: None,
+        }
+    }
+
+    /// Returns the program of a file of parameters for chunks of `chunk_size` tokens. `model` is the user's choice of the
+    /// model; otherwise the metadata key `model` counts.
+    ///
+    /// # Errors
+    /// A file that could hold two models, and neither is named; a name that does not fit.
+    pub fn raw_program(&self, model: Option<ModelKind>, chunk_size: usize) -> Result<Program> {
+        let path = self.path.display();
+        let named = match &self.named_model {
+            Some(name) => Some(<ModelKind as clap::ValueEnum>::from_str(name, false).map_err(|_| {
+                let reason = format!("metadata key {MODEL_KEY} is {name:?}; use attention or mlp");
+                Error::rejected(path.to_string(), reason)
+            })?),
+            None => None,
+        };
+        let depth = self.program.model.graph(self.dimensions.dim_head).weights.len();
+        match model.or(named) {
+            Some(ModelKind::Mlp) => Ok(Program::titans_0_0_17_mlp(chunk_size, depth)),
+            Some(ModelKind::Attention) if depth == ATTENTION_WEIGHTS => {
+                Ok(Program::titans_0_0_17(chunk_size))
+            }
+            Some(ModelKind::Attention) => {
+                let expected = format!("{ATTENTION_WEIGHTS} memory weights, as the model attention has");
+                Err(Error::file(&self.path, expected, depth.to_string()))
+            }
+            Some(other) => {
+                let reason = format!(
+                    "files of parameters hold the models attention and mlp of titans-pytorch 0.0.17, not {}; import                      other models with `nmem import`",
+                    other.name()
+                );
+                Err(Error::rejected(path.to_string(), reason))
+            }
+            None if depth == ATTENTION_WEIGHTS => {
+                let reason = format!(
+                    "the parameters of the models attention and mlp have the same names and shapes; pass --model                      attention or --model mlp, or save the file with the metadata key {MODEL_KEY}"
+                );
+                Err(Error::rejected(path.to_string(), reason))
+            }
+            None => Ok(Program::titans_0_0_17_mlp(chunk_size, depth)),
+        }
     }
 
     /// Adds the past weights of a file: `weights.0` … or `memory_model.weights.0` …, each (d, d). Returns the
@@ -198,11 +365,13 @@ impl MemoryFile {
             );
             return Err(Error::rejected("--past", reason));
         }
-        let d = self.dimensions.dim_head;
+        let weights = self.graph().weights;
+        let shape = |p: usize| weights[p].shape();
+        let last = weights.len() - 1;
         let names = |shapes: &BTreeMap<String, Vec<usize>>| {
             let bare = shapes.contains_key("weights.0");
             let prefix = if bare { "weights" } else { "memory_model.weights" };
-            (0..MEMORY_WEIGHTS).map(|p| format!("{prefix}.{p}")).collect::<Vec<_>>()
+            (0..=last).map(|p| format!("{prefix}.{p}")).collect::<Vec<_>>()
         };
         let wrong = |tensor: &str, expected: String, got: String| Error::Tensor {
             path: path.into(),
@@ -210,17 +379,17 @@ impl MemoryFile {
             expected,
             got,
         };
-        let file = TensorFile::open_checked(path, progress, &|_, shapes| {
+        let file = TensorFile::open_checked(path, progress, &|_, shapes, _| {
             let names = names(shapes);
-            if let Some((name, shape)) =
-                shapes.iter().find(|(name, shape)| names.contains(name) && shape[..] != [d, d])
-            {
-                let expected = format!("floating-point numbers of shape {:?}", [d, d]);
-                return Err(wrong(name, expected, format!("{shape:?}")));
+            for (p, name) in names.iter().enumerate() {
+                if let Some(got) = shapes.get(name).filter(|got| **got != shape(p)) {
+                    let expected = format!("floating-point numbers of shape {:?}", shape(p));
+                    return Err(wrong(name, expected, format!("{got:?}")));
+                }
             }
             match shapes.keys().find(|name| !names.contains(name)) {
                 Some(name) if names.iter().all(|name| shapes.contains_key(name)) => {
-                    let expected = format!("only {} … {}", names[0], names[MEMORY_WEIGHTS - 1]);
+                    let expected = format!("only {} … {}", names[0], names[last]);
                     Err(wrong(name, expected, "an additional tensor".to_owned()))
                 }
                 _ => Ok(()),
@@ -233,7 +402,7 @@ impl MemoryFile {
         for (p, name) in names(&shapes.collect()).iter().enumerate() {
             let tensor = file.get(name)?;
             if !tensor.dtype().is_float() {
-                let expected = format!("floating-point numbers of shape {:?}", [d, d]);
+                let expected = format!("floating-point numbers of shape {:?}", shape(p));
                 let got = format!("{} {:?}", tensor.dtype().name(), tensor.shape());
                 return Err(wrong(name, expected, got));
             }
@@ -242,9 +411,19 @@ impl MemoryFile {
         Ok(file.sha256().to_owned())
     }
 
+    /// Returns the path for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Returns sizes and norms.
     pub fn dimensions(&self) -> Dimensions {
         self.dimensions
+    }
+
+    /// Returns the saved program, or one whose parameters have this file's layout.
+    pub fn program(&self) -> &Program {
+        &self.program
     }
 
     /// Returns the configuration of a saved memory; `None` for parameters.
@@ -259,95 +438,115 @@ impl MemoryFile {
 
     /// Returns the element type of a saved memory's state.
     pub fn state_type(&self) -> Option<ElementType> {
-        self.state.get("update.0").map(|tensor| match tensor.dtype().name() {
+        let first = format!("{}.0", self.program.rule.arrays()[0]);
+        self.state.get(&first).map(|tensor| match tensor.dtype().name() {
             "f64" => ElementType::F64,
             _ => ElementType::F32,
         })
     }
 
-    /// Returns the parameters in the run's type.
-    pub fn parameters<T: Real>(&self) -> Parameters<T> {
-        Parameters::collect(self.dimensions, |name| floats(&self.parameters[name]))
+    fn graph(&self) -> Graph {
+        self.program.model.graph(self.dimensions.dim_head)
     }
 
-    /// Returns past weights (d, d) in the run's type, one per memory weight.
+    /// Returns the parameters in the run's type, for a program of their layout.
+    pub fn parameters<T: Real>(&self, program: &Program) -> Parameters<T> {
+        Parameters::collect(self.dimensions, program, |name| floats(&self.parameters[name]))
+    }
+
+    /// Returns past weights (rows, cols) in the run's type, one per memory weight.
     pub fn past<T: Real>(&self) -> Option<Vec<Array2<T>>> {
-        let weight =
-            |p: usize| floats(&self.past[&p.to_string()]).into_dimensionality::<Ix2>().expect("checked");
-        (!self.past.is_empty()).then(|| (0..MEMORY_WEIGHTS).map(weight).collect())
+        let weight = |(p, weight): (usize, &WeightSpec)| {
+            let past = floats(&self.past[&p.to_string()]);
+            past.into_shape_with_order((weight.rows, weight.cols)).expect("checked")
+        };
+        (!self.past.is_empty()).then(|| self.graph().weights.iter().enumerate().map(weight).collect())
     }
 
-    /// Returns the state of a saved memory in the run's type; `None` for parameters.
+    /// Returns the state of a saved memory in the run's type; `None` where nothing was stored.
     pub fn state<T: Real>(&self) -> Option<State<T>> {
-        let d = self.dimensions.dim_head;
+        let counts = self.state.get("tokens")?.to_counters()?;
+        let (graph, program) = (self.graph(), &self.program);
+        let (arrays, places) = (program.rule.arrays(), graph.places());
+        let (dim, heads) = (self.dimensions.dim, self.dimensions.heads);
+        let sequences = self.state[&format!("{}.0", arrays[0])].shape()[0];
         let gather = |name: &str| -> Array3<T> {
-            let sequences = self.state["update.0"].shape()[0];
-            let mut all = Array3::default((sequences, self.dimensions.heads, MEMORY_WEIGHTS * d * d));
-            for p in 0..MEMORY_WEIGHTS {
+            let mut all = Array3::default((sequences, heads, graph.elements()));
+            for (p, place) in places.iter().enumerate() {
                 let weight = floats(&self.state[&format!("{name}.{p}")]);
-                let shape = (sequences, self.dimensions.heads, d * d);
+                let shape = (sequences, heads, place.len());
                 let weight = weight.into_shape_with_order(shape).expect("shapes were checked");
-                all.slice_mut(s![.., .., p * d * d..(p + 1) * d * d]).assign(&weight);
+                all.slice_mut(s![.., .., place.clone()]).assign(&weight);
             }
             all
         };
-        let counts = self.state.get("tokens")?.to_counters()?;
-        let update = gather("update");
         let left_over = |name: &str| -> Array3<T> {
-            let none = || Array3::default((update.dim().0, 0, self.dimensions.dim));
+            let none = || Array3::default((sequences, 0, dim));
             self.state
                 .get(name)
                 .map_or_else(none, |kept| floats(kept).into_dimensionality().expect("checked"))
         };
         let stored = StreamPosition { tokens: counts[0] as usize, left_over: left_over("left_over") };
         let of_read = if self.state.contains_key("read_left_over") { "read_left_over" } else { "left_over" };
-        let read_kept = counts[1] as usize % self.saved.as_ref()?.chunk_size;
+        let read = counts[1] as usize + program.read_offset();
+        let read_kept = read % program.chunk_size();
         let read_left_over = left_over(if read_kept == 0 { "none" } else { of_read });
-        let read = StreamPosition { tokens: counts[1] as usize, left_over: read_left_over };
-        Some(State { momentum: gather("momentum"), update, stored, read })
+        Some(State {
+            arrays: arrays.iter().map(|name| gather(name)).collect(),
+            gradient_point: program.schedule.refresh.map(|_| gather(GRADIENT_POINT)),
+            stored,
+            read: StreamPosition { tokens: read, left_over: read_left_over },
+        })
     }
 
-    /// Writes a memory: these parameters and past weights, bit for bit, with a new state and configuration.
+    /// Writes a memory: these parameters and past weights, bit for bit, with a configuration and, if there is one, a state.
     pub fn save<T: Real>(
         &self,
         path: &Path,
-        state: &State<T>,
-        chunk_size: usize,
+        state: Option<&State<T>>,
+        program: &Program,
         gates: Gates,
     ) -> Result<()> {
         let mut tensors = self.parameters.clone();
         let mut add = |name: String, tensor: Tensor| tensors.insert(format!("state.{name}"), tensor);
-        let counts = [state.stored.tokens as u64, state.read.tokens as u64];
-        add("tokens".into(), Tensor::from_counters(&counts));
-        let d = self.dimensions.dim_head;
-        for (name, of) in [("update", &state.update), ("momentum", &state.momentum)] {
-            let (sequences, heads, _) = of.dim();
-            for p in 0..MEMORY_WEIGHTS {
-                let part = of.slice(s![.., .., p * d * d..(p + 1) * d * d]).to_owned();
-                let weight: Array4<T> =
-                    part.into_shape_with_order((sequences, heads, d, d)).expect("same elements");
-                add(format!("{name}.{p}"), Tensor::from_array(&weight.view()));
+        if let Some(state) = state {
+            let counts = [state.stored.tokens as u64, (state.read.tokens - program.read_offset()) as u64];
+            add("tokens".into(), Tensor::from_counters(&counts));
+            let graph = program.model.graph(self.dimensions.dim_head);
+            let arrays = program.rule.arrays().iter().copied().zip(&state.arrays);
+            for (name, of) in arrays.chain(state.gradient_point.as_ref().map(|of| (GRADIENT_POINT, of))) {
+                let (sequences, heads, _) = of.dim();
+                for ((p, weight), place) in graph.weights.iter().enumerate().zip(graph.places()) {
+                    let part: ArrayD<T> = of.slice(s![.., .., place]).to_owned().into_dyn();
+                    let shape = [vec![sequences, heads], weight.shape()].concat();
+                    let part = part.into_shape_with_order(shape).expect("same elements");
+                    add(format!("{name}.{p}"), Tensor::from_array(&part.view()));
+                }
             }
-        }
-        let kept = |position: &StreamPosition<T>| position.left_over.dim().1 > 0;
-        if kept(&state.stored) {
-            add("left_over".into(), Tensor::from_array(&state.stored.left_over.view()));
-        }
-        if kept(&state.read) && !same_bits(&state.read.left_over.view(), &state.stored.left_over.view()) {
-            add("read_left_over".into(), Tensor::from_array(&state.read.left_over.view()));
+            let kept = |position: &StreamPosition<T>| position.left_over.dim().1 > 0;
+            if kept(&state.stored) {
+                add("left_over".into(), Tensor::from_array(&state.stored.left_over.view()));
+            }
+            if kept(&state.read) && !same_bits(&state.read.left_over.view(), &state.stored.left_over.view()) {
+                add("read_left_over".into(), Tensor::from_array(&state.read.left_over.view()));
+            }
         }
         for (p, tensor) in &self.past {
             add(format!("past.{p}"), tensor.clone());
         }
-        let config = SavedConfig {
-            format: FORMAT,
-            nmem: env!("CARGO_PKG_VERSION").to_owned(),
-            model: MODEL.to_owned(),
-            chunk_size,
-            dimensions: self.dimensions,
-            gates,
-        };
-        write_safetensors(path, &tensors, &serde_json::to_string(&config).expect("numbers and text"))
+        write_safetensors(path, &tensors, &self.configuration(program, gates))
+    }
+
+    /// Writes a memory in which nothing is stored.
+    pub fn write_fresh(&self, out: &mut dyn Write, gates: Gates) -> io::Result<()> {
+        write_memory(out, &self.parameters, &self.configuration(&self.program, gates))
+    }
+
+    /// Returns the metadata of a memory as JSON.
+    fn configuration(&self, program: &Program, gates: Gates) -> String {
+        let nmem = env!("CARGO_PKG_VERSION").to_owned();
+        let config = SavedConfig { nmem, program: *program, dimensions: self.dimensions, gates };
+        serde_json::to_string(&Keys::new(&config)).expect("numbers and text")
     }
 
     /// Checks that the tensors of a saved state fit the parameters and each other.
@@ -357,7 +556,20 @@ impl MemoryFile {
             let expected = format!("a configuration that fits its tensors ({})", self.dimensions);
             return Err(Error::file(&self.path, expected, saved.dimensions.to_string()));
         }
-        let Dimensions { dim, heads, dim_head, .. } = self.dimensions;
+        let Dimensions { dim, heads, .. } = self.dimensions;
+        let weights = self.graph().weights;
+        if !self.past.is_empty() {
+            for (p, weight) in weights.iter().enumerate() {
+                let past = self.past.get(&p.to_string()).map_or(&[][..], Tensor::shape);
+                if past != weight.shape() {
+                    let wanted = format!("shape {:?}", weight.shape());
+                    return Err(self.mismatch(&format!("state.past.{p}"), &wanted, &format!("{past:?}")));
+                }
+            }
+        }
+        if self.state.is_empty() {
+            return Ok(());
+        }
         let tokens = self.state_tensor("tokens")?;
         // Counts stay far from overflow: nobody reaches 2⁵³ tokens.
         let possible = |counts: &Vec<u64>| counts.len() == 2 && counts.iter().all(|&count| count < 1 << 53);
@@ -366,26 +578,25 @@ impl MemoryFile {
             let got = format!("{} {:?}", tokens.dtype().name(), tokens.shape());
             return Err(self.mismatch("state.tokens", "two counts below 2^53, u64 [2]", &got));
         };
-        let first = self.state_tensor("update.0")?;
+        let program = &self.program;
+        let first_name = format!("{}.0", program.rule.arrays()[0]);
+        let first = self.state_tensor(&first_name)?;
         let (sequences, dtype) = (first.shape().first().copied().unwrap_or(0), first.dtype());
         if !["f32", "f64"].contains(&dtype.name()) || sequences == 0 {
             let got = format!("{} {:?}", dtype.name(), first.shape());
-            return Err(self.mismatch("state.update.0", "f32 or f64 of at least one sequence", &got));
+            let expected = "f32 or f64 of at least one sequence";
+            return Err(self.mismatch(&format!("state.{first_name}"), expected, &got));
         }
         let mut expected = BTreeMap::from([("tokens".to_owned(), vec![2])]);
-        for p in 0..MEMORY_WEIGHTS {
-            for name in ["update", "momentum"] {
-                expected.insert(format!("{name}.{p}"), vec![sequences, heads, dim_head, dim_head]);
-            }
-            if !self.past.is_empty() {
-                let past = self.past.get(&p.to_string()).map_or(&[][..], Tensor::shape);
-                if past != [dim_head, dim_head] {
-                    let wanted = format!("shape {:?}", [dim_head, dim_head]);
-                    return Err(self.mismatch(&format!("state.past.{p}"), &wanted, &format!("{past:?}")));
-                }
+        let arrays = program.rule.arrays().iter().copied();
+        for name in arrays.chain(program.schedule.refresh.map(|_| GRADIENT_POINT)) {
+            for (p, weight) in weights.iter().enumerate() {
+                let shape = [vec![sequences, heads], weight.shape()].concat();
+                expected.insert(format!("{name}.{p}"), shape);
             }
         }
-        let kept = [counts[0], counts[1]].map(|tokens| tokens as usize % saved.chunk_size);
+        let kept = [counts[0] as usize, counts[1] as usize + program.read_offset()];
+        let kept = kept.map(|tokens| tokens % program.chunk_size());
         if kept[0] > 0 {
             expected.insert("left_over".into(), vec![sequences, kept[0], dim]);
         }
@@ -424,8 +635,24 @@ impl MemoryFile {
     }
 }
 
-fn infer(path: &Path, shapes: &BTreeMap<String, Vec<usize>>) -> Result<Dimensions> {
-    Dimensions::infer(shapes).map_err(|Mismatch { tensor, expected, got }| Error::Tensor {
+/// Number of memory weights of the model attention.
+const ATTENTION_WEIGHTS: usize = 4;
+
+/// Name of the weights of the last refresh among a state's tensors.
+const GRADIENT_POINT: &str = "gradient_point";
+
+/// Returns a program with the layout of a file of parameters: that of titans-pytorch 0.0.17, whose MLP of four matrices has
+/// the names and shapes of its attention memory.
+pub fn layout(shapes: &BTreeMap<String, Vec<usize>>) -> Program {
+    let weights = shapes.keys().filter(|name| name.starts_with("memory_model.weights.")).count();
+    match weights {
+        0 | ATTENTION_WEIGHTS => Program::titans_0_0_17(2),
+        depth => Program::titans_0_0_17_mlp(2, depth),
+    }
+}
+
+fn infer(path: &Path, shapes: &BTreeMap<String, Vec<usize>>, program: &Program) -> Result<Dimensions> {
+    Dimensions::infer(shapes, program).map_err(|Mismatch { tensor, expected, got }| Error::Tensor {
         path: path.to_path_buf(),
         tensor,
         expected,
@@ -433,29 +660,48 @@ fn infer(path: &Path, shapes: &BTreeMap<String, Vec<usize>>) -> Result<Dimension
     })
 }
 
-fn read_config(path: &Path, json: &str) -> Result<SavedConfig> {
-    let bad = |got: String| Error::file(path, format!("a memory's configuration of format {FORMAT}"), got);
+/// Reads the configuration of a memory.
+pub fn read_config(path: &Path, json: &str) -> Result<SavedConfig> {
+    let bad =
+        |got: String| Error::file(path, format!("a memory's configuration of format 1 to {FORMAT}"), got);
     if json.len() > MAX_CONFIGURATION {
         return Err(bad(format!("{} bytes", json.len())));
     }
     let Version { format, nmem } = serde_json::from_str(json).map_err(|error| bad(error.to_string()))?;
-    if format != FORMAT {
+    if !(1..=FORMAT).contains(&format) {
         return Err(bad(format!("format {format}, written by nmem {nmem:?}")));
     }
-    let config: SavedConfig = serde_json::from_str(json).map_err(|error| bad(error.to_string()))?;
-    if config.model != MODEL {
-        return Err(bad(format!("model {:?}, written by nmem {nmem:?}", config.model)));
+    let keys: Keys = serde_json::from_str(json).map_err(|error| bad(error.to_string()))?;
+    let Keys { model, chunk_size, dim, heads, dim_head, pre_norm, post_norm, .. } = keys;
+    let Keys { learning_rate, momentum, decay, .. } = keys;
+    if format == 1 && model != ModelKind::Attention {
+        return Err(bad(format!("model {} in format 1, written by nmem {nmem:?}", model.name())));
     }
     let outside = |key: &str| Error::limit(format!("{}: {key}", path.display()));
-    check_chunk_size(config.chunk_size).map_err(outside("chunk_size"))?;
-    for (kind, gate) in config.gates.each() {
+    check_chunk_size(chunk_size, model).map_err(outside("chunk_size"))?;
+    let program = keys.choices().over(Program::titans_0_0_17(chunk_size)).and_then(|program| {
+        program.check(Some(dim_head))?;
+        Ok(program)
+    });
+    let program = program.map_err(|error| match error {
+        Error::Limit { name, outside } => {
+            Error::Limit { name: format!("{}: {name}", path.display()), outside }
+        }
+        Error::Rejected { subject, reason } => {
+            Error::Rejected { subject: format!("{}: {subject}", path.display()), reason }
+        }
+        error => error,
+    })?;
+    let gates = Gates { learning_rate, momentum, decay };
+    for (kind, gate) in gates.each() {
         let key = match gate {
             Gate::Fixed(_) => kind.key().to_owned(),
             Gate::Learned(_) => format!("{} bias", kind.key()),
         };
         gate.check(kind).map_err(outside(&key))?;
     }
-    Ok(config)
+    let dimensions = Dimensions { dim, heads, dim_head, pre_norm, post_norm };
+    Ok(SavedConfig { nmem, program, dimensions, gates })
 }
 
 fn floats<T: Real>(tensor: &Tensor) -> ArrayD<T> {

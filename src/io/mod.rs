@@ -35,6 +35,7 @@
 //! ```
 
 pub mod dtype;
+pub mod import;
 pub mod labels;
 pub(crate) mod mapped;
 pub mod memory_file;

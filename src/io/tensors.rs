@@ -23,6 +23,9 @@ use crate::storage::OutFile;
 /// The only key of a memory's metadata; its value is the configuration in JSON.
 pub const METADATA_KEY: &str = "nmem";
 
+/// Metadata key that names the model of a file of parameters.
+pub const MODEL_KEY: &str = "model";
+
 const EXPECTED: &str = "a .safetensors or .npz file";
 
 /// Most bytes of a memory's configuration; nmem writes some five hundred.
@@ -120,8 +123,9 @@ impl Tensor {
     }
 }
 
-/// A callback that checks a file's name and its tensors' names and shapes.
-pub(crate) type Check<'a> = &'a dyn Fn(&Path, &BTreeMap<String, Vec<usize>>) -> Result<()>;
+/// A callback that checks a file's name, its tensors' names and shapes, and its metadata.
+pub(crate) type Check<'a> =
+    &'a dyn Fn(&Path, &BTreeMap<String, Vec<usize>>, &BTreeMap<String, String>) -> Result<()>;
 
 /// The tensors of a file, with its metadata and hash.
 #[derive(Clone, Debug)]
@@ -136,7 +140,7 @@ impl TensorFile {
     /// Reads a whole `.safetensors` or `.npz` file into memory; `-` is standard input. Weights are small
     /// compared with the memory that runs need.
     pub fn open(path: impl AsRef<Path>, progress: Progress) -> Result<Self> {
-        Self::open_checked(path, progress, &|_, _| Ok(()))
+        Self::open_checked(path, progress, &|_, _, _| Ok(()))
     }
 
     /// Opens a file like [`open`](Self::open). `check` receives all names and shapes before any data is copied
@@ -151,7 +155,7 @@ impl TensorFile {
                 unpacked = unpacked.saturating_add(header.data_bytes as u64);
                 Ok(())
             })?;
-            check(&file.name, &shapes)?;
+            check(&file.name, &shapes, &BTreeMap::new())?;
             if unpacked > MAX_UNPACKED.max(file.bytes().len() as u64) {
                 let expected = format!("arrays that unpack to at most {MAX_UNPACKED} bytes");
                 let got = format!("{unpacked} (use numpy.savez, which stores them uncompressed)");
@@ -167,7 +171,7 @@ impl TensorFile {
         } else {
             let index = SafetensorsIndex::read(&file)?;
             let shapes = index.entries.iter().map(|entry| (entry.name.clone(), entry.shape.clone()));
-            check(&file.name, &shapes.collect())?;
+            check(&file.name, &shapes.collect(), &index.metadata)?;
             let tensors = index
                 .entries
                 .iter()
@@ -253,18 +257,30 @@ pub fn write_safetensors(
     metadata_json: &str,
 ) -> Result<()> {
     let path = path.as_ref();
-    let metadata = HashMap::from([(METADATA_KEY.to_owned(), metadata_json.to_owned())]);
     let write = || {
         let mut out = BufWriter::new(OutFile::create(path)?);
-        write(&mut out, tensors, Some(metadata))?;
+        write_memory(&mut out, tensors, metadata_json)?;
         out.into_inner()?.finish()
     };
     write().map_err(Error::io(path, "write"))
 }
 
-/// Writes tensors without configuration, as a file of parameters.
-pub fn write_parameters(out: &mut dyn Write, tensors: &BTreeMap<String, Tensor>) -> io::Result<()> {
-    write(out, tensors, None)
+/// Writes tensors and a memory's configuration in JSON, like [`write_safetensors`].
+pub fn write_memory(
+    out: &mut dyn Write,
+    tensors: &BTreeMap<String, Tensor>,
+    metadata_json: &str,
+) -> io::Result<()> {
+    write(out, tensors, HashMap::from([(METADATA_KEY.to_owned(), metadata_json.to_owned())]))
+}
+
+/// Writes tensors as a file of parameters, with the name of their model.
+pub fn write_parameters(
+    out: &mut dyn Write,
+    tensors: &BTreeMap<String, Tensor>,
+    model: &str,
+) -> io::Result<()> {
+    write(out, tensors, HashMap::from([(MODEL_KEY.to_owned(), model.to_owned())]))
 }
 
 /// Writes a file. It fails for a type that .safetensors does not support: such tensors are never read, and so
@@ -272,7 +288,7 @@ pub fn write_parameters(out: &mut dyn Write, tensors: &BTreeMap<String, Tensor>)
 fn write(
     out: &mut dyn Write,
     tensors: &BTreeMap<String, Tensor>,
-    metadata: Option<HashMap<String, String>>,
+    metadata: HashMap<String, String>,
 ) -> io::Result<()> {
     let mut order: Vec<_> = tensors.iter().collect();
     order.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.dtype.item_bytes()));
@@ -288,7 +304,7 @@ fn write(
         ));
         offset = end;
     }
-    let metadata = Metadata::new(metadata, infos).expect("offsets and shapes follow from the tensors");
+    let metadata = Metadata::new(Some(metadata), infos).expect("offsets and shapes follow from the tensors");
     let mut header = serde_json::to_vec(&metadata).expect("text and numbers");
     // The format pads with spaces; a multiple of eight keeps the widest elements aligned.
     header.resize(header.len().next_multiple_of(8), b' ');

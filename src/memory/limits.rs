@@ -1,11 +1,12 @@
 //! Limits of a memory's numeric settings. Flags, configuration files and the metadata of saved memories are all
 //! checked here.
 
+use super::model::ModelKind;
 use super::{Gate, GateKind};
 
-/// Fewest tokens of a chunk. The first token of a chunk attends only to itself, so chunks of one token would
-/// learn no attention.
-pub const MIN_CHUNK_SIZE: usize = 2;
+/// Fewest tokens of a chunk of the model `attention`. The first token of a chunk attends only to itself, so chunks of one
+/// token would learn no attention.
+pub const MIN_ATTENTION_CHUNK: usize = 2;
 
 /// Most tokens of a chunk. Attention within a chunk takes (c, c) numbers in a few buffers per thread: 1 GiB each in f32.
 pub const MAX_CHUNK_SIZE: usize = 1 << 14;
@@ -28,16 +29,19 @@ impl OutOfRange {
     }
 }
 
-/// Checks a number of tokens per chunk.
-pub fn check_chunk_size(chunk_size: usize) -> Result<(), OutOfRange> {
-    let why = if chunk_size < MIN_CHUNK_SIZE {
-        format!("is below {MIN_CHUNK_SIZE}: a token of the attention memory looks back within its chunk")
+/// Checks a number of tokens per chunk of a model.
+pub fn check_chunk_size(chunk_size: usize, model: ModelKind) -> Result<(), OutOfRange> {
+    let fewest = if model == ModelKind::Attention { MIN_ATTENTION_CHUNK } else { 1 };
+    let why = if chunk_size == 0 {
+        "is below 1".to_owned()
+    } else if chunk_size < fewest {
+        format!("is below {fewest}: a token of the attention memory looks back within its chunk")
     } else if chunk_size > MAX_CHUNK_SIZE {
         format!("is above {MAX_CHUNK_SIZE}: attention within a chunk takes the square of its size in memory")
     } else {
         return Ok(());
     };
-    Err(OutOfRange::new(chunk_size, format!("{why}; use {MIN_CHUNK_SIZE} to {MAX_CHUNK_SIZE}")))
+    Err(OutOfRange::new(chunk_size, format!("{why}; use {fewest} to {MAX_CHUNK_SIZE}")))
 }
 
 impl Gate {
@@ -80,11 +84,13 @@ mod tests {
 
     #[test]
     fn chunk_sizes() {
-        for size in [MIN_CHUNK_SIZE, 3, MAX_CHUNK_SIZE] {
-            assert_eq!(check_chunk_size(size), Ok(()));
+        for size in [MIN_ATTENTION_CHUNK, 3, MAX_CHUNK_SIZE] {
+            assert_eq!(check_chunk_size(size, ModelKind::Attention), Ok(()));
         }
+        assert_eq!(check_chunk_size(1, ModelKind::Mlp), Ok(()));
         for size in [0, 1, MAX_CHUNK_SIZE + 1, usize::MAX] {
-            assert!(check_chunk_size(size).unwrap_err().to_string().starts_with(&format!("{size} is ")));
+            let error = check_chunk_size(size, ModelKind::Attention).unwrap_err();
+            assert!(error.to_string().starts_with(&format!("{size} is ")));
         }
     }
 

@@ -8,39 +8,50 @@
 //! | `b`, `n`, `D` | sequences, tokens, model width `dim` |
 //! | `h`, `d` | heads, `dim_head`; inner width `h·d` |
 //! | `c`, `N` | chunk size, number of complete chunks |
-//! | `W` | memory weights, shared by all sequences and heads (past weights included) |
+//! | `W` | memory weights at which gradients are taken (past weights included): the initial ones, or those of the last refresh |
 //! | `g` | gradient of a chunk's loss in `W`: the momentary surprise |
 //! | `θ`, `η`, `α` | learning rate, momentum, decay of a chunk. α is what is *forgotten*, as in Titans (MIRAS and ATLAS call α what is kept, and η what is θ here) |
 //! | `S`, `U` | momentum, and update (all that was written so far): `S ← η S − θ g`, `U ← (1 − α) U + S` |
 //!
-//! Reading order: [`parameters`] (what is trained), [`model`] (the network whose weights are the memory),
-//! [`state`] (what storing changes), [`reference`](mod@reference) (the oracle in plain loops), [`limits`] (the
-//! accepted numbers).
+//! A memory is a [`program`]: independent choices of model, loss, rule and schedule. Reading order: [`program`];
+//! [`model`] (the networks whose weights are the memory), as a [`graph`] of linear maps and [`operators`]; [`loss`]; [`rule`]
+//! (what a gradient does to the state); [`parameters`] (what is trained); [`state`] (what storing changes);
+//! [`reference`](mod@reference) (the oracle in plain loops); [`limits`] (the accepted numbers).
 //!
 //! # Example
 //!
 //! Gates of a chunk, one of them fixed:
 //!
 //! ```
-//! use nmem::memory::{Gate, Gates};
+//! use nmem::memory::{Gate, Gates, Program};
 //!
+//! let rule = Program::titans_0_0_17(16).rule;
 //! let gates = Gates { decay: Gate::Fixed(0.1), ..Gates::default() };
-//! let values = gates.values(0.0, 0.0, 5.0);
+//! let values = gates.values(&rule, 0.0, 0.0, 5.0);
 //! assert_eq!(values.decay, 0.1);
 //! assert_eq!(values.momentum, 0.5);
 //! assert!((values.learning_rate - (-7.5_f64).exp()).abs() < 1e-12);
 //! ```
 
+pub mod graph;
 pub mod limits;
+pub mod loss;
 pub mod model;
+pub mod operators;
 pub mod parameters;
+pub mod program;
 pub mod reference;
+pub mod rule;
 pub mod state;
 
+pub use loss::Loss;
 pub use parameters::{Dimensions, Parameters};
+pub use program::Program;
 pub use state::State;
 
 use serde::{Deserialize, Serialize};
+
+use rule::Rule;
 
 /// The source of the value of one of the three gates.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -93,7 +104,7 @@ impl GateKind {
 /// The sources of the three gates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Gates {
-    /// Learning rate θ = `exp(−15 · sigmoid(logit))`: a larger logit is a smaller rate.
+    /// Learning rate θ, a function of its logit that the [rule](Rule::rate) chooses.
     pub learning_rate: Gate,
     /// Momentum η = `sigmoid(logit)`.
     pub momentum: Gate,
@@ -123,12 +134,17 @@ impl Gates {
     }
 
     /// Returns the gates of a chunk from the logits of the three gate layers. `step` is that of θ.
-    pub fn values(&self, step: f64, momentum: f64, decay: f64) -> GateValues {
+    pub fn values(&self, rule: &Rule, step: f64, momentum: f64, decay: f64) -> GateValues {
         GateValues {
-            learning_rate: self.learning_rate.resolve(step, |x| (-15.0 * sigmoid(x)).exp()),
-            momentum: self.momentum.resolve(momentum, sigmoid),
+            learning_rate: self.rate(rule, step),
+            momentum: if rule.momentum { self.momentum.resolve(momentum, sigmoid) } else { 0.0 },
             decay: self.decay.resolve(decay, sigmoid),
         }
+    }
+
+    /// Returns θ of a logit.
+    pub fn rate(&self, rule: &Rule, logit: f64) -> f64 {
+        self.learning_rate.resolve(logit, |x| rule.rate(x))
     }
 }
 

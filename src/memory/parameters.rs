@@ -1,21 +1,20 @@
 //! The trained parameters: projections, gate layers, norms, and the memory weights `W` that every sequence
-//! starts from. Names and the (out, in) layout in files are those of titans-pytorch 0.0.17's `state_dict`. In
-//! memory every linear is (in, out).
+//! starts from. Names and the (out, in) layout in files are those of titans-pytorch 0.0.17's `state_dict`, with further
+//! tensors for what other [programs](super::program) have. In memory every linear is (in, out).
 
 use std::collections::BTreeMap;
 
-use ndarray::{Array1, Array2, ArrayD, Axis, Ix1, Ix2, concatenate};
+use ndarray::{Array1, Array2, Array3, ArrayD, Axis, Ix1, Ix2, Ix3, concatenate};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 use serde::{Deserialize, Serialize};
 
-use super::limits::check_chunk_size;
+use super::graph::WeightInit;
+use super::program::Program;
+use super::rule::RatePer;
 use crate::error::{Error, Result};
 use crate::real::Real;
-
-/// The memory weights of the attention memory, in file order: `W_q`, `W_k`, `W_v1`, `W_v2`.
-pub const MEMORY_WEIGHTS: usize = 4;
 
 /// Most numbers of the parameters, or of S and U of one sequence: 16 GiB in f32. A larger size is a typing error.
 const MAX_NUMBERS: u128 = 1 << 32;
@@ -68,47 +67,83 @@ impl Dimensions {
         self.heads * self.dim_head
     }
 
-    /// Returns the names and file shapes of all parameters, in file order.
-    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+    /// Returns all parameters of a program, in file order.
+    pub fn tensors(&self, program: &Program) -> Vec<TensorSpec> {
         let Self { dim, heads, dim_head, .. } = *self;
-        let inner = self.inner();
-        let mut tensors: Vec<(String, Vec<usize>)> = Vec::new();
-        let mut add = |name: &str, shape: &[usize]| tensors.push((name.to_owned(), shape.to_vec()));
+        let (inner, frame) = (self.inner(), program.frame);
+        let mut tensors: Vec<TensorSpec> = Vec::new();
+        let mut add = |name: &str, shape: &[usize], init: TensorInit| {
+            tensors.push(TensorSpec { name: name.to_owned(), shape: shape.to_vec(), init });
+        };
+        let linear = TensorInit::Linear(dim);
         if self.pre_norm {
-            add("store_norm.weight", &[dim]);
-            add("retrieve_norm.weight", &[dim]);
+            add("store_norm.weight", &[dim], TensorInit::Fill(1.0));
+            add("retrieve_norm.weight", &[dim], TensorInit::Fill(1.0));
         }
         if self.post_norm {
-            add("post_rmsnorm.weight", &[dim]);
+            add("post_rmsnorm.weight", &[dim], TensorInit::Fill(1.0));
         }
-        add("to_keys_values.weight", &[2 * inner, dim]);
-        add("to_queries.weight", &[inner, dim]);
-        add("to_adaptive_step.1.weight", &[heads, dim]);
-        add("to_momentum.1.weight", &[heads, dim]);
-        add("to_decay_factor.1.weight", &[heads, dim]);
+        add("to_keys_values.weight", &[2 * inner, dim], linear);
+        add("to_queries.weight", &[inner, dim], linear);
+        if frame.qk_norm {
+            add("k_norm.gamma", &[heads, dim_head], TensorInit::Fill(0.0));
+            add("q_norm.gamma", &[heads, dim_head], TensorInit::Fill(0.0));
+        }
+        let gates =
+            [("to_adaptive_step", true), ("to_momentum", program.rule.momentum), ("to_decay_factor", true)];
+        for (name, _) in gates.into_iter().filter(|(_, exists)| *exists) {
+            add(&format!("{name}.1.weight"), &[heads, dim], linear);
+            if frame.gate_biases {
+                add(&format!("{name}.1.bias"), &[heads], linear);
+            }
+        }
+        if frame.head_norm {
+            add("multihead_rmsnorm.gamma", &[heads, dim_head], TensorInit::Fill(0.0));
+        }
+        if frame.read_gate {
+            add("retrieve_gate.weight", &[heads, dim], linear);
+        }
         if heads > 1 {
-            add("combine_heads.weight", &[dim, inner]);
+            add("combine_heads.weight", &[dim, inner], TensorInit::Linear(inner));
         }
-        for p in 0..MEMORY_WEIGHTS {
-            add(&format!("memory_model.weights.{p}"), &[dim_head, dim_head]);
+        if program.schedule.gated_transition {
+            add("transition_gate", &[], TensorInit::Fill(FRESH_TRANSITION));
+        }
+        for (p, weight) in program.model.graph(dim_head).weights.into_iter().enumerate() {
+            let mut shape = weight.shape();
+            if frame.per_head {
+                shape.insert(0, heads);
+            }
+            add(&format!("memory_model.weights.{p}"), &shape, TensorInit::Memory(weight.init));
         }
         tensors
     }
 
-    /// Infers the dimensions from the shapes of a file's parameters, and checks every shape.
-    pub fn infer(shapes: &BTreeMap<String, Vec<usize>>) -> Result<Self, Mismatch> {
+    /// Infers the dimensions of a program from the shapes of a file's parameters, and checks every shape.
+    pub fn infer(shapes: &BTreeMap<String, Vec<usize>>, program: &Program) -> Result<Self, Mismatch> {
         let mismatch = |tensor: &str, expected: String, got: String| Mismatch {
             tensor: tensor.to_owned(),
             expected,
             got,
         };
-        let matrix = |name: &str, meaning: &str| match shapes.get(name).map(Vec::as_slice) {
+        let matrix = |name: &str, meaning: &str, given: Option<&[usize]>| match given {
             Some(&[rows, cols]) if rows > 0 && cols > 0 => Ok((rows, cols)),
             Some(shape) => Err(mismatch(name, format!("shape {meaning}"), format!("{shape:?}"))),
             None => Err(mismatch(name, format!("a tensor of shape {meaning}"), "no such tensor".into())),
         };
-        let (inner, dim) = matrix("to_queries.weight", "[heads * dim_head, dim]")?;
-        let (dim_head, _) = matrix("memory_model.weights.0", "[dim_head, dim_head]")?;
+        let given = |name: &str| shapes.get(name).map(Vec::as_slice);
+        let (inner, dim) =
+            matrix("to_queries.weight", "[heads * dim_head, dim]", given("to_queries.weight"))?;
+        // In every model the first memory weight takes rows of width d, or is a gain of width d.
+        let first = given("memory_model.weights.0");
+        let heads_axis = usize::from(program.frame.per_head);
+        let dim_head = match first {
+            Some(shape) if shape.len() == heads_axis + 1 && shape[heads_axis] > 0 => shape[heads_axis],
+            shape => {
+                let without_heads = shape.map(|shape| shape.get(heads_axis..).unwrap_or(shape));
+                matrix("memory_model.weights.0", "[dim_head, dim_head]", without_heads)?.0
+            }
+        };
         if inner % dim_head != 0 {
             let expected = format!("rows that are a multiple of dim_head {dim_head}");
             return Err(mismatch("to_queries.weight", expected, format!("{inner} rows")));
@@ -120,7 +155,9 @@ impl Dimensions {
             pre_norm: shapes.contains_key("store_norm.weight") || shapes.contains_key("retrieve_norm.weight"),
             post_norm: shapes.contains_key("post_rmsnorm.weight"),
         };
-        let expected: BTreeMap<_, _> = dimensions.tensors().into_iter().collect();
+        let tensors = dimensions.tensors(program);
+        let expected: BTreeMap<_, _> =
+            tensors.into_iter().map(|tensor| (tensor.name, tensor.shape)).collect();
         for (name, shape) in &expected {
             match shapes.get(name) {
                 Some(got) if got == shape => {}
@@ -133,23 +170,23 @@ impl Dimensions {
         }
         match shapes.keys().find(|name| !expected.contains_key(*name)) {
             Some(name) => {
-                let wanted = "only the parameters of an attention memory (MemoryAttention, no biases)";
-                Err(mismatch(name, wanted.into(), "an additional tensor".into()))
+                let wanted = format!("only the parameters of the model {}", program.model.kind.name());
+                Err(mismatch(name, wanted, "an additional tensor".into()))
             }
             None => Ok(dimensions),
         }
     }
 
     /// Rejects sizes that the arithmetic cannot handle. This runs when a configuration is read, before any work.
-    pub fn check(&self, chunk_size: usize) -> Result<()> {
+    pub fn check(&self, program: &Program) -> Result<()> {
         let Self { dim, heads, dim_head, .. } = *self;
-        check_chunk_size(chunk_size).map_err(Error::limit("chunk_size"))?;
+        program.check(Some(dim_head))?;
         for (name, value) in [("dim", dim), ("heads", heads), ("dim_head", dim_head)] {
             if value == 0 {
                 return Err(Error::setting(name, "at least 1", "0"));
             }
         }
-        self.check_numbers(MAX_NUMBERS)?;
+        self.check_numbers(program, MAX_NUMBERS)?;
         if heads == 1 && dim_head != dim {
             let expected =
                 format!("{dim}, equal to dim, with one head (no projection maps its output back to dim)");
@@ -159,17 +196,23 @@ impl Dimensions {
     }
 
     /// Rejects sizes of a random memory that must be typing errors, because no file confirms them.
-    pub fn check_random(&self) -> Result<()> {
-        self.check_numbers(MAX_RANDOM_NUMBERS)
+    pub fn check_random(&self, program: &Program) -> Result<()> {
+        self.check_numbers(program, MAX_RANDOM_NUMBERS)
     }
 
-    /// Checks that the parameters, and S and U of one sequence, have at most `most` numbers each.
-    fn check_numbers(&self, most: u128) -> Result<()> {
+    /// Checks that the parameters, and the state of one sequence, have at most `most` numbers each.
+    fn check_numbers(&self, program: &Program, most: u128) -> Result<()> {
         let Self { dim, heads, dim_head, .. } = *self;
         let product =
             |sizes: &[usize]| sizes.iter().try_fold(1_u128, |all, &size| all.checked_mul(size as u128));
         let parameters = product(&[4, heads, dim_head, dim.saturating_add(1)]);
-        let state = product(&[2 * MEMORY_WEIGHTS, heads, dim_head, dim_head]);
+        // Models are built for widths whose squares can be counted.
+        let elements = (dim_head as u128 <= MAX_NUMBERS).then(|| program.model.graph(dim_head).weights);
+        let elements = elements.map(|weights| {
+            weights.iter().map(|weight| weight.rows as u128 * weight.cols as u128).sum::<u128>()
+        });
+        let arrays = program.rule.arrays().len() + usize::from(program.schedule.refresh.is_some());
+        let state = elements.and_then(|elements| elements.checked_mul((arrays * heads.min(1 << 40)) as u128));
         let numbers = parameters.zip(state).map(|(parameters, state)| parameters.max(state));
         if numbers.is_some_and(|numbers| numbers <= most) {
             return Ok(());
@@ -180,6 +223,31 @@ impl Dimensions {
         Err(Error::setting("--heads, --dim-head", expected, got))
     }
 }
+
+/// Name, shape in the file, and values in a new memory of one parameter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TensorSpec {
+    /// Name in the file.
+    pub name: String,
+    /// Shape in the file.
+    pub shape: Vec<usize>,
+    /// Values in a new memory.
+    pub init: TensorInit,
+}
+
+/// Values of a parameter in a new memory.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum TensorInit {
+    /// This value everywhere.
+    Fill(f32),
+    /// Uniform in ±1/√(fan-in), as in `PyTorch`'s `nn.Linear`.
+    Linear(usize),
+    /// A memory weight.
+    Memory(WeightInit),
+}
+
+/// Logit of a fresh transition gate, as in titans-pytorch.
+const FRESH_TRANSITION: f32 = -5.0;
 
 /// Distribution of the weights of a random memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -195,24 +263,36 @@ pub enum Init {
 /// Returns random parameters in f32 and file layout, like a trained file: linears uniform in ±1/√(fan-in)
 /// (`PyTorch`'s `nn.Linear`), norm weights 1, memory weights by `init`. The same seed gives the same numbers on
 /// any machine.
-pub fn random_tensors(dimensions: &Dimensions, init: Init, seed: u64) -> Vec<(String, ArrayD<f32>)> {
+pub fn random_tensors(
+    dimensions: &Dimensions,
+    program: &Program,
+    init: Init,
+    seed: u64,
+) -> Vec<(String, ArrayD<f32>)> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let uniform = |rng: &mut ChaCha8Rng, bound: f64| (bound * (2.0 * rng.random::<f64>() - 1.0)) as f32;
-    let tensors = dimensions.tensors().into_iter().map(|(name, shape)| {
-        let tensor = if shape.len() == 1 {
-            ArrayD::ones(shape)
-        } else if name.starts_with("memory_model") {
-            let bound = (6.0 / (shape[0] + shape[1]) as f64).sqrt();
-            ArrayD::from_shape_simple_fn(shape, || match init {
-                Init::Xavier => uniform(&mut rng, bound),
-                Init::Randn => normal(&mut rng),
-            })
-        } else {
-            let bound = 1.0 / (shape[1] as f64).sqrt();
-            ArrayD::from_shape_simple_fn(shape, || uniform(&mut rng, bound))
-        };
-        (name, tensor)
-    });
+    let tensors =
+        dimensions.tensors(program).into_iter().map(|TensorSpec { name, shape, init: of_tensor }| {
+            let tensor = match of_tensor {
+                TensorInit::Fill(value) => ArrayD::from_elem(shape, value),
+                TensorInit::Linear(fan_in) => {
+                    let bound = 1.0 / (fan_in as f64).sqrt();
+                    ArrayD::from_shape_simple_fn(shape, || uniform(&mut rng, bound))
+                }
+                TensorInit::Memory(of_weight) => {
+                    // Heads with weights of their own start alike.
+                    let of_head = &shape[usize::from(program.frame.per_head)..];
+                    let bound = (6.0 / of_head.iter().sum::<usize>() as f64).sqrt();
+                    let weight = ArrayD::from_shape_simple_fn(of_head, || match (of_weight, init) {
+                        (WeightInit::Zero, _) => 0.0,
+                        (WeightInit::Normal, _) | (WeightInit::Matrix, Init::Randn) => normal(&mut rng),
+                        (WeightInit::Matrix, Init::Xavier) => uniform(&mut rng, bound),
+                    });
+                    weight.broadcast(shape).expect("heads before the weight's own axes").to_owned()
+                }
+            };
+            (name, tensor)
+        });
     tensors.collect()
 }
 
@@ -237,23 +317,52 @@ pub struct Parameters<T> {
     pub keys_values: Array2<T>,
     /// Projection to queries (D, hd).
     pub queries: Array2<T>,
-    /// Gate layers (D, 3h): the logits of θ, then of η, then of α.
+    /// Gains γ (h, d) of the norms of keys and of queries, applied as γ + 1.
+    pub qk_norm: Option<[Array2<T>; 2]>,
+    /// Gate layers (D, 3h): the logits of θ, then of η, then of α; zeros for a gate that the program lacks.
     pub gates: Array2<T>,
+    /// Biases (3h) of these logits.
+    pub gate_biases: Option<Array1<T>>,
+    /// Gains γ (h, d) of the norm of what each head retrieves, applied as γ + 1.
+    pub head_norm: Option<Array2<T>>,
+    /// Layer (D, h) of the gates of what is retrieved.
+    pub read_gate: Option<Array2<T>>,
     /// Projection (hd, D) of the merged heads to the output; only with several heads.
     pub combine: Option<Array2<T>>,
-    /// Memory weights `W_q`, `W_k`, `W_v1`, `W_v2`, each (d, d).
-    pub memory: Vec<Array2<T>>,
+    /// Logit of the gate of a refresh.
+    pub transition: Option<T>,
+    /// Initial memory weights in file order, each (1, rows, cols), or (h, rows, cols) where each head has its own.
+    pub memory: Vec<Array3<T>>,
 }
 
 impl<T: Real> Parameters<T> {
-    /// Collects the parameters from `tensor`, which returns each named tensor in file layout. Shapes must be
+    /// Collects the parameters of a program from `tensor`, which returns each named tensor in file layout. Shapes must be
     /// those of `dimensions` (see [`Dimensions::infer`]).
-    pub fn collect(dimensions: Dimensions, tensor: impl Fn(&str) -> ArrayD<T>) -> Self {
+    pub fn collect(dimensions: Dimensions, program: &Program, tensor: impl Fn(&str) -> ArrayD<T>) -> Self {
         let vector = |name: &str| tensor(name).into_dimensionality::<Ix1>().expect("checked by infer");
         let matrix = |name: &str| tensor(name).into_dimensionality::<Ix2>().expect("checked by infer");
         let linear = |name: &str| matrix(name).t().as_standard_layout().into_owned();
-        let gates =
-            ["to_adaptive_step.1.weight", "to_momentum.1.weight", "to_decay_factor.1.weight"].map(linear);
+        let Dimensions { dim, heads, .. } = dimensions;
+        let frame = program.frame;
+        let names = ["to_adaptive_step.1", "to_momentum.1", "to_decay_factor.1"];
+        let exists = |name: &str| program.rule.momentum || name != names[1];
+        let gates = names.map(|name| match exists(name) {
+            true => linear(&format!("{name}.weight")),
+            false => Array2::zeros((dim, heads)),
+        });
+        let gate_biases = frame.gate_biases.then(|| {
+            names.map(|name| match exists(name) {
+                true => vector(&format!("{name}.bias")),
+                false => Array1::zeros(heads),
+            })
+        });
+        let memory = |(p, weight): (usize, &super::graph::WeightSpec)| {
+            let tensor = tensor(&format!("memory_model.weights.{p}"));
+            let heads = if frame.per_head { heads } else { 1 };
+            let shape = Ix3(heads, weight.rows, weight.cols);
+            let tensor = tensor.as_standard_layout().into_owned();
+            tensor.into_shape_with_order(shape).expect("checked by infer")
+        };
         Self {
             dimensions,
             store_norm: dimensions.pre_norm.then(|| vector("store_norm.weight")),
@@ -261,9 +370,26 @@ impl<T: Real> Parameters<T> {
             post_norm: dimensions.post_norm.then(|| vector("post_rmsnorm.weight")),
             keys_values: linear("to_keys_values.weight"),
             queries: linear("to_queries.weight"),
+            qk_norm: frame.qk_norm.then(|| ["k_norm.gamma", "q_norm.gamma"].map(matrix)),
             gates: concatenate(Axis(1), &gates.each_ref().map(|gate| gate.view())).expect("same rows"),
-            combine: (dimensions.heads > 1).then(|| linear("combine_heads.weight")),
-            memory: (0..MEMORY_WEIGHTS).map(|p| matrix(&format!("memory_model.weights.{p}"))).collect(),
+            gate_biases: gate_biases.map(|biases| {
+                concatenate(Axis(0), &biases.each_ref().map(|bias| bias.view())).expect("vectors")
+            }),
+            head_norm: frame.head_norm.then(|| matrix("multihead_rmsnorm.gamma")),
+            read_gate: frame.read_gate.then(|| linear("retrieve_gate.weight")),
+            combine: (heads > 1).then(|| linear("combine_heads.weight")),
+            transition: program
+                .schedule
+                .gated_transition
+                .then(|| *tensor("transition_gate").first().expect("a scalar")),
+            memory: program.model.graph(dimensions.dim_head).weights.iter().enumerate().map(memory).collect(),
         }
+    }
+
+    /// Returns the layer (D, h) of the logits of θ, where each token has its own rate.
+    pub fn token_rates(&self, program: &Program) -> Option<Array2<T>> {
+        let heads = self.dimensions.heads;
+        (program.rule.rate_per == RatePer::Token)
+            .then(|| self.gates.slice(ndarray::s![.., ..heads]).to_owned())
     }
 }

@@ -9,14 +9,17 @@ use crate::sequence::Sequences;
 /// The state of a memory after some tokens, per sequence and head.
 #[derive(Clone, Debug, PartialEq)]
 pub struct State<T> {
-    /// U after the last stored chunk: (sequences, heads, elements of all memory weights in file order).
-    pub update: Array3<T>,
-    /// S after the last stored chunk, shaped like `update`.
-    pub momentum: Array3<T>,
+    /// The arrays of the update rule after the last stored chunk, in the order of
+    /// [`Rule::arrays`](super::rule::Rule::arrays): each (sequences, heads, elements of all memory weights in file order).
+    /// U is the first.
+    pub arrays: Vec<Array3<T>>,
+    /// The weights at which gradients are taken, shaped like the arrays; absent where they are the initial ones for ever.
+    pub gradient_point: Option<Array3<T>>,
     /// Tokens stored since the start of the memory's life, left-over ones included.
     pub stored: StreamPosition<T>,
     /// Tokens read in step with storing since the start of the memory's life, left-over ones included. A plain
-    /// store counts its tokens here too.
+    /// store counts its tokens here too. It starts after the row of zeros that precedes the first token where the program
+    /// has one ([`Program::read_offset`](super::program::Program::read_offset)).
     pub read: StreamPosition<T>,
 }
 
@@ -40,8 +43,14 @@ impl<T: Real> StreamPosition<T> {
         self.tokens / chunk_size
     }
 
+    /// Creates the position after `rows` rows of zeros.
+    pub fn after_zeros(rows: usize, chunk_size: usize, sequences: usize, dim: usize) -> Self {
+        Self { tokens: rows, left_over: Array3::default((sequences, rows % chunk_size, dim)) }
+    }
+
     /// Copies the tokens at the positions `start .. start + out.nrows()` of the memory's life into `out` (rows,
-    /// D). Left-over tokens come from this position, later ones from `sequences`.
+    /// D). Left-over tokens come from this position, later ones from `sequences`. Tokens of complete chunks are gone: zeros
+    /// stand for them.
     pub fn read_rows(
         &self,
         sequences: &dyn Sequences<T>,
@@ -51,13 +60,13 @@ impl<T: Real> StreamPosition<T> {
     ) -> Result<()> {
         let kept = self.left_over.dim().1;
         let first = self.tokens - kept;
+        let gone = first.saturating_sub(start).min(out.nrows());
+        out.slice_mut(s![..gone, ..]).fill(T::zero());
+        let start = start + gone;
+        let mut out = out.slice_mut(s![gone.., ..]);
         let old = self.tokens.saturating_sub(start).min(out.nrows());
-        let from = start - first.min(start);
-        out.slice_mut(s![..old, ..]).assign(&self.left_over.slice(s![
-            sequence,
-            from.min(kept)..from.min(kept) + old,
-            ..
-        ]));
+        let from = (start - first.min(start)).min(kept);
+        out.slice_mut(s![..old, ..]).assign(&self.left_over.slice(s![sequence, from..from + old, ..]));
         if old == out.nrows() {
             return Ok(());
         }
@@ -78,34 +87,35 @@ impl<T: Real> StreamPosition<T> {
 }
 
 impl<T: Real> State<T> {
-    /// Creates the state before anything is stored. `elements` counts the elements of all memory weights together.
-    pub fn new(sequences: usize, heads: usize, elements: usize, dim: usize) -> Self {
-        Self {
-            update: Array3::default((sequences, heads, elements)),
-            momentum: Array3::default((sequences, heads, elements)),
-            stored: StreamPosition::new(sequences, dim),
-            read: StreamPosition::new(sequences, dim),
-        }
-    }
-
-    /// Converts U and S to standard layout, which engines need.
+    /// Converts all arrays to standard layout, which engines need.
     pub(crate) fn lay_out(&mut self) {
-        for array in [&mut self.update, &mut self.momentum] {
+        for array in self.arrays.iter_mut().chain(&mut self.gradient_point) {
             if !array.is_standard_layout() {
                 *array = array.as_standard_layout().into_owned();
             }
         }
     }
 
+    /// Returns U: what is added to the initial weights, or whole weights.
+    pub fn update(&self) -> &Array3<T> {
+        &self.arrays[0]
+    }
+
+    /// Returns S, where the rule has momentum.
+    pub fn momentum(&self) -> Option<&Array3<T>> {
+        self.arrays.get(1)
+    }
+
     /// Returns the size in bytes.
     pub fn bytes(&self) -> usize {
         let kept = self.stored.left_over.len() + self.read.left_over.len();
-        (self.update.len() + self.momentum.len() + kept) * size_of::<T>()
+        let arrays = self.arrays.iter().chain(&self.gradient_point).map(Array3::len).sum::<usize>();
+        (arrays + kept) * size_of::<T>()
     }
 
     /// Returns the number of sequences.
     pub fn sequences(&self) -> usize {
-        self.update.dim().0
+        self.arrays[0].dim().0
     }
 
     /// Checks that a run has as many sequences as the state.
@@ -118,9 +128,12 @@ impl<T: Real> State<T> {
     }
 
     /// Checks that both positions are in step, as an online run needs: U of earlier chunks is gone.
-    pub fn check_online(&self, chunk_size: usize) -> Result<()> {
+    pub fn check_online(&self, chunk_size: usize, read_offset: usize) -> Result<()> {
         let (stored, read) = (self.stored.chunks(chunk_size), self.read.chunks(chunk_size));
-        if stored == read {
+        // Where reads are a row ahead, the next one may need the chunk that is stored next.
+        let starts_next =
+            read_offset > 0 && read == stored + 1 && self.read.tokens.is_multiple_of(chunk_size);
+        if stored == read || starts_next {
             return Ok(());
         }
         let got = format!(

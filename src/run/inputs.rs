@@ -13,7 +13,8 @@ use crate::io::memory_file::MemoryFile;
 use crate::io::text::{TextFile, check_streams};
 use crate::io::{NpySequences, Progress};
 use crate::memory::parameters::Init;
-use crate::memory::{Dimensions, Gates, State};
+use crate::memory::program::Choices;
+use crate::memory::{Dimensions, Gates, Program, State};
 use crate::real::{ElementType, Real};
 
 /// Path and checks of a file. The element type matters because a value can be too large for f32 and fine in f64.
@@ -48,13 +49,13 @@ impl InputCache {
     fn shifted(
         &self,
         config: &Config,
-        memory: &ResolvedMemory,
+        (memory, program): (&ResolvedMemory, &Program),
         path: &Path,
         progress: Progress,
     ) -> Result<Arc<(Arc<MemoryFile>, String)>> {
-        let name = format!("{:?} {:?}", config.memory, memory.dimensions());
+        let name = format!("{:?} {:?} {program:?}", config.memory, memory.dimensions());
         shared(&self.shifted, (name, key(config, path)), || {
-            let mut file = MemoryFile::clone(&memory.get());
+            let mut file = MemoryFile::clone(&memory.get(program));
             let sha256 = file.add_past(path, config.dtype, config.allow_nonfinite, progress)?;
             Ok((Arc::new(file), sha256))
         })
@@ -83,7 +84,7 @@ pub struct ResolvedInputs {
     pub(super) labels: Option<Labels>,
     /// Files that were read.
     pub files: Vec<InputFile>,
-    pub(super) chunk_size: usize,
+    pub(super) program: Program,
     pub(super) gates: Gates,
 }
 
@@ -94,10 +95,12 @@ enum ResolvedMemory {
 }
 
 impl ResolvedMemory {
-    fn get(&self) -> Arc<MemoryFile> {
+    fn get(&self, program: &Program) -> Arc<MemoryFile> {
         match self {
             Self::File(file) => Arc::clone(file),
-            &Self::Random(dimensions, init, seed) => Arc::new(MemoryFile::random(dimensions, init, seed)),
+            &Self::Random(dimensions, init, seed) => {
+                Arc::new(MemoryFile::random(dimensions, program, init, seed))
+            }
         }
     }
 
@@ -140,29 +143,30 @@ impl ResolvedInputs {
         let mut other = |role: &'static str, path: &Path, sha256: String| {
             files.push(InputFile { role, path: path.to_path_buf(), shape: None, dtype: None, sha256 });
         };
-        let mut memory = match (&config.memory, config.memory.random(data.dims().dim)?) {
+        let (mut memory, program) = match (&config.memory, config.memory.random(data.dims().dim)?) {
             (_, Some((dimensions, init, seed))) => {
-                dimensions.check(config.chunk_size(None)?)?;
-                dimensions.check_random()?;
-                ResolvedMemory::Random(dimensions, init, seed)
+                let program = config.program(None)?;
+                dimensions.check(&program)?;
+                dimensions.check_random(&program)?;
+                (ResolvedMemory::Random(dimensions, init, seed), program)
             }
             (MemorySource::File { path, .. }, None) => {
                 let file = cache.memory(config, path, &mut progress)?;
                 config.memory.check(&file.dimensions())?;
-                let saved = file.saved().map(|saved| saved.chunk_size);
-                file.dimensions().check(config.chunk_size(saved)?).map_err(|error| match error {
+                let program = config.program(Some(&file))?;
+                file.dimensions().check(&program).map_err(|error| match error {
                     Error::Setting { setting, expected, got } => {
                         Error::file(path, format!("{setting} of {expected}"), got)
                     }
                     error => error,
                 })?;
                 other("memory", path, file.sha256().unwrap_or_default().to_owned());
-                ResolvedMemory::File(file)
+                (ResolvedMemory::File(file), program)
             }
             (MemorySource::Random { .. }, None) => unreachable!("a random memory has sizes"),
         };
         if let Some(path) = &config.past {
-            let shifted = cache.shifted(config, &memory, path, &mut progress)?;
+            let shifted = cache.shifted(config, (&memory, &program), path, &mut progress)?;
             other("past", path, shifted.1.clone());
             memory = ResolvedMemory::File(Arc::clone(&shifted.0));
         }
@@ -172,13 +176,14 @@ impl ResolvedInputs {
         if let Some(path) = &config.file {
             other("config", path, config.file_sha256.clone());
         }
-        let this = Self::checked(config, narrow, (data, store_seq, memory))?;
+        let this = Self::checked(config, narrow, program, (data, store_seq, memory))?;
         Ok(Self { labels, files, ..this })
     }
 
     fn checked(
         config: &Config,
         narrow: bool,
+        program: Program,
         (data, store_seq, memory): (Arc<NpySequences>, Option<Arc<NpySequences>>, ResolvedMemory),
     ) -> Result<Self> {
         let dim = memory.dimensions().dim;
@@ -193,7 +198,6 @@ impl ResolvedInputs {
             ResolvedMemory::File(file) => (file.saved(), file.state_type()),
             ResolvedMemory::Random(..) => (None, None),
         };
-        let chunk_size = config.chunk_size(saved.map(|saved| saved.chunk_size))?;
         let gates = config.gates(saved.map(|saved| saved.gates).unwrap_or_default())?;
         if state_type == Some(ElementType::F64) && config.dtype == ElementType::F32 && !narrow {
             let expected = "f64, the type of the memory's state (--force narrows it)";
@@ -205,7 +209,7 @@ impl ResolvedInputs {
             return Err(Error::file(store.path(), expected, store.dims().sequences.to_string()));
         }
         // A plain read uses one memory for all sequences, so its state is checked in `load`.
-        Ok(Self { data, store_seq, memory, labels: None, files: Vec::new(), chunk_size, gates })
+        Ok(Self { data, store_seq, memory, labels: None, files: Vec::new(), program, gates })
     }
 
     /// Returns an error if a sequence file has changed since it was opened, because results then match neither version.
@@ -233,7 +237,8 @@ impl ResolvedInputs {
         Resolved {
             mode: config.mode,
             dimensions: self.memory.dimensions(),
-            chunk_size: self.chunk_size,
+            chunk_size: self.program.chunk_size(),
+            program: Choices::from(&self.program),
             init: random.map(|(_, init, _)| init),
             seed: random.map(|(_, _, seed)| seed),
             gates: self.gates,
@@ -248,9 +253,9 @@ impl ResolvedInputs {
 
     /// Returns the memory and its initial state.
     pub(super) fn load<T: Real>(&self, config: &Config) -> Result<Loaded<T>> {
-        let file = self.memory.get();
-        let memory =
-            Memory::<T>::new(file.parameters(), self.chunk_size, self.gates, file.past().as_deref())?;
+        let file = self.memory.get(&self.program);
+        let parameters = file.parameters(&self.program);
+        let memory = Memory::<T>::new(parameters, self.program, self.gates, file.past().as_deref())?;
         let sequences = self.data.dims().sequences;
         let known = file.state::<T>();
         let of_state = known.as_ref().map_or(sequences, State::sequences);
@@ -264,7 +269,7 @@ impl ResolvedInputs {
         }
         let mut state = known.unwrap_or_else(|| memory.initial_state(states));
         if config.restart_momentum {
-            state.momentum.fill(T::zero());
+            state.arrays.iter_mut().skip(1).for_each(|array| array.fill(T::zero()));
         }
         Ok(Loaded { file, memory, state })
     }

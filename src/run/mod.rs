@@ -20,7 +20,8 @@ use crate::engine::cuda::CudaEngine;
 use crate::engine::{Discard, Engine, Memory, Outcome, Phases, Sink, Work};
 use crate::error::{Error, Result};
 use crate::io::labels::{Labels, OutOfRangeLabels};
-use crate::memory::{Gate, State};
+use crate::memory::program::Reads;
+use crate::memory::{Gate, Program, State};
 use crate::peak::PeakMemory;
 use crate::plot;
 use crate::real::{ElementType, Real};
@@ -212,7 +213,7 @@ impl Run<'_> {
         let folder = folder.filter(|(_, keep)| *keep > Keep::None);
         let all = folder.filter(|(_, keep)| *keep == Keep::All && config.mode != Mode::Read);
         if let Some((folder, _)) = all.filter(|_| outcome.divergence.is_none()) {
-            file.save(&folder.join("memory.safetensors"), &state, inputs.chunk_size, inputs.gates)?;
+            file.save(&folder.join("memory.safetensors"), Some(&state), &inputs.program, inputs.gates)?;
         }
         let write = outcome.output + writing.elapsed();
 
@@ -263,7 +264,7 @@ impl Run<'_> {
         }
         let mut warnings = warnings_before(inputs);
         if outcome.divergence.is_none() {
-            warnings.extend(warnings_after(outcome, inputs.chunk_size, state, mode));
+            warnings.extend(warnings_after(outcome, &inputs.program, state, mode));
             warnings.extend(warning_of_instability(statistics, self.unstable_ratio));
         }
         warnings
@@ -502,11 +503,17 @@ fn warning_of_instability(statistics: &RunStatistics, ratio: f64) -> Option<Stri
         .then(|| format!("storing made the memory worse: loss_after of the last chunk is {worse}; {advice}"))
 }
 
-fn warnings_after<T: Real>(outcome: &Outcome, c: usize, state: &State<T>, mode: Mode) -> Vec<String> {
+fn warnings_after<T: Real>(
+    outcome: &Outcome,
+    program: &Program,
+    state: &State<T>,
+    mode: Mode,
+) -> Vec<String> {
+    let c = program.chunk_size();
     let stored = state.stored.tokens;
     let mut warnings = Vec::new();
     if let Some(chunk) = outcome.read_past_store.filter(|_| stored >= c) {
-        let read = state.read.tokens;
+        let read = state.read.tokens - program.read_offset();
         warnings.push(format!(
             "{stored} tokens stored and {read} read so far: from chunk {chunk} on, reads used the last weights"
         ));
@@ -516,7 +523,11 @@ fn warnings_after<T: Real>(outcome: &Outcome, c: usize, state: &State<T>, mode: 
         warnings.push(match mode {
             _ if stored >= c => format!("no chunk completed: {kept} of the {c} tokens of a chunk"),
             Mode::Online => {
-                format!("nothing stored yet, all reads are zeros: {kept} of the {c} tokens of a chunk")
+                let reads = match program.schedule.reads {
+                    Reads::Behind => "all reads are zeros",
+                    Reads::Complete => "reads used the initial weights",
+                };
+                format!("nothing stored yet, {reads}: {kept} of the {c} tokens of a chunk")
             }
             _ => format!("nothing stored yet: {kept} of the {c} tokens of a chunk"),
         });

@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::config::{Command, Mode};
 use crate::engine::{Divergence, Phases};
 use crate::memory::parameters::Init;
+use crate::memory::program::Choices;
 use crate::memory::{Dimensions, Gates};
 use crate::metrics::Spread;
 use crate::real::ElementType;
@@ -87,6 +88,9 @@ pub struct Resolved {
     pub dimensions: Dimensions,
     /// Tokens per chunk.
     pub chunk_size: usize,
+    /// Model, loss, rule and schedule; `None` for options that the parts do not have.
+    #[serde(flatten)]
+    pub program: Choices,
     /// Distribution of a random memory; `None` if it came from a file.
     pub init: Option<Init>,
     /// Seed of a random memory; `None` if it came from a file.

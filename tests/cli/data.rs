@@ -3,8 +3,8 @@
 
 use ndarray::{Array2, Axis, s};
 use ndarray_npy::read_npy;
-use nmem::memory::Gates;
 use nmem::memory::reference::Reference;
+use nmem::memory::{Gates, Program};
 
 use crate::support::{self, assert_close};
 use crate::{Sandbox, Table, shipped};
@@ -76,7 +76,14 @@ fn online_reads_in_f32_agree_with_the_oracle_at_its_epsilon() {
     let passages = read_npy::<_, Array2<f32>>(sandbox.path("passages.npy")).unwrap().mapv(f64::from);
     let beginning = passages.slice(s![..256, ..]).insert_axis(Axis(0)).to_owned();
     let parameters = support::parameters(&sandbox.path("passages.safetensors"));
-    let mut oracle = Reference::new(parameters, 16, Gates::default(), f32::EPSILON.into(), None, 1);
+    let mut oracle = Reference::new(
+        parameters,
+        Program::titans_0_0_17(16),
+        Gates::default(),
+        f32::EPSILON.into(),
+        None,
+        1,
+    );
     let expected = oracle.online(&beginning, &beginning).0.index_axis_move(Axis(0), 0).into_dyn();
     support::assert_close_to_largest("reads", got.slice(s![..256, ..]).into_dyn(), expected.view(), 1e-5);
 }

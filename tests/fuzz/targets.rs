@@ -90,8 +90,8 @@ fn tensors(input: &[u8], folder: &Path) -> Result<(), String> {
     checked(TensorFile::open(&path, &mut |_| Ok(())))?;
     let opened = checked(MemoryFile::open(&path, ElementType::F32, true, &mut |_| Ok(())))?;
     let Some(memory) = opened else { return Ok(()) };
-    if checked(memory.dimensions().check(16))?.is_some() {
-        memory.parameters::<f32>();
+    if checked(memory.dimensions().check(memory.program()))?.is_some() {
+        memory.parameters::<f32>(memory.program());
         memory.past::<f64>();
         memory.state::<f64>();
     }
@@ -116,8 +116,9 @@ fn config(input: &[u8], folder: &Path) -> Result<(), String> {
         if let Some(config) = checked(settings.clone().validate(command))? {
             for dim in [1, 64, usize::MAX] {
                 if let Some(Some((dimensions, ..))) = checked(config.memory.random(dim))? {
-                    checked(dimensions.check(2))?;
-                    checked(dimensions.check_random())?;
+                    let Some(program) = checked(config.program(None))? else { continue };
+                    checked(dimensions.check(&program))?;
+                    checked(dimensions.check_random(&program))?;
                 }
             }
         }

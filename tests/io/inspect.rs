@@ -3,8 +3,8 @@ use std::collections::BTreeMap;
 use assert_cmd::cargo::cargo_bin_cmd;
 use ndarray::array;
 use nmem::io::{Tensor, write_safetensors};
-use nmem::memory::Dimensions;
 use nmem::memory::parameters::{Init, random_tensors};
+use nmem::memory::{Dimensions, Program};
 
 use crate::{Folder, npy};
 
@@ -18,12 +18,14 @@ fn inspect(folder: &Folder, args: &[&str]) -> (String, String, i32) {
 /// Writes a random memory of dim 6 with 3 heads of 2, without post-norm, and with a NaN in one weight.
 fn memory(folder: &Folder) {
     let dimensions = Dimensions { dim: 6, heads: 3, dim_head: 2, pre_norm: true, post_norm: false };
-    let random = random_tensors(&dimensions, Init::Xavier, 0).into_iter().map(|(name, mut tensor)| {
-        if name == "store_norm.weight" {
-            tensor[[2]] = f32::NAN;
-        }
-        (name, Tensor::from_array(&tensor.view()))
-    });
+    let random = random_tensors(&dimensions, &Program::titans_0_0_17(2), Init::Xavier, 0).into_iter().map(
+        |(name, mut tensor)| {
+            if name == "store_norm.weight" {
+                tensor[[2]] = f32::NAN;
+            }
+            (name, Tensor::from_array(&tensor.view()))
+        },
+    );
     let mut tensors: BTreeMap<_, _> = random.collect();
     write_safetensors(folder.path("fresh.safetensors"), &tensors, "{}").unwrap();
     tensors.insert("state.counts".to_owned(), Tensor::from_counters(&[12, 18_000_000_000_000_000_000]));

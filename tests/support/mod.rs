@@ -11,7 +11,7 @@ use ndarray_npy::{NpzReader, ReadNpyExt};
 use nmem::engine::{Engine, Memory, Outcome, Sink, Work};
 use nmem::memory::parameters::{Init, random_tensors};
 use nmem::memory::reference::Reference;
-use nmem::memory::{Dimensions, Gates, Parameters, State};
+use nmem::memory::{Dimensions, Gates, Parameters, Program, State};
 use nmem::metrics::{ChunkMetrics, Retained};
 use nmem::real::Real;
 use rand::{RngExt, SeedableRng};
@@ -137,7 +137,9 @@ pub fn tensors(path: &Path) -> BTreeMap<String, ArrayD<f64>> {
 pub fn parameters<T: Real>(path: &Path) -> Parameters<T> {
     let tensors = tensors(path);
     let shapes = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect();
-    Parameters::collect(Dimensions::infer(&shapes).unwrap(), |name| to_type(tensors[name].clone()))
+    let program = Program::titans_0_0_17(2);
+    let dimensions = Dimensions::infer(&shapes, &program).unwrap();
+    Parameters::collect(dimensions, &program, |name| to_type(tensors[name].clone()))
 }
 
 pub fn to_type<T: Real>(array: ArrayD<f64>) -> ArrayD<T> {
@@ -230,7 +232,7 @@ pub fn run_through<T: Real>(
 #[derive(Clone, Debug)]
 pub struct RandomMemory {
     pub dimensions: Dimensions,
-    pub chunk_size: usize,
+    pub program: Program,
     pub gates: Gates,
     pub past: Option<Vec<Array2<f64>>>,
     pub tensors: BTreeMap<String, ArrayD<f32>>,
@@ -245,8 +247,13 @@ impl RandomMemory {
         seed: u64,
     ) -> Self {
         let dimensions = Dimensions { dim, heads, dim_head, pre_norm: true, post_norm: true };
-        let tensors = random_tensors(&dimensions, init, seed).into_iter().collect();
-        Self { dimensions, chunk_size, gates: Gates::default(), past: None, tensors }
+        Self::of_program(Program::titans_0_0_17(chunk_size), dimensions, init, seed)
+    }
+
+    /// Creates a memory of any program.
+    pub fn of_program(program: Program, dimensions: Dimensions, init: Init, seed: u64) -> Self {
+        let tensors = random_tensors(&dimensions, &program, init, seed).into_iter().collect();
+        Self { dimensions, program, gates: Gates::default(), past: None, tensors }
     }
 
     pub fn norms(mut self, pre_norm: bool, post_norm: bool) -> Self {
@@ -267,19 +274,21 @@ impl RandomMemory {
     }
 
     pub fn parameters<T: Real>(&self) -> Parameters<T> {
-        Parameters::collect(self.dimensions, |name| self.tensors[name].mapv(|x| T::from_f64(f64::from(x))))
+        Parameters::collect(self.dimensions, &self.program, |name| {
+            self.tensors[name].mapv(|x| T::from_f64(f64::from(x)))
+        })
     }
 
     pub fn memory<T: Real>(&self) -> Memory<T> {
         let past: Option<Vec<_>> =
             self.past.as_ref().map(|past| past.iter().map(|w| w.mapv(T::from_f64)).collect());
-        Memory::new(self.parameters(), self.chunk_size, self.gates, past.as_deref()).unwrap()
+        Memory::new(self.parameters(), self.program, self.gates, past.as_deref()).unwrap()
     }
 
     /// Returns the oracle, with the ε of `T`.
     pub fn reference<T: Real>(&self, sequences: usize) -> Reference {
         let past = self.past.as_deref();
-        Reference::new(self.parameters(), self.chunk_size, self.gates, T::EPS.to_f64(), past, sequences)
+        Reference::new(self.parameters(), self.program, self.gates, T::EPS.to_f64(), past, sequences)
     }
 }
 
@@ -338,16 +347,17 @@ pub fn assert_state_close<T: Real>(
     expected: &Reference,
     rel: f64,
 ) {
-    let (sequences, heads, _) = state.update.dim();
-    for (p, &(rows, cols)) in memory.weight_shapes().iter().enumerate() {
+    let (sequences, heads, _) = state.arrays[0].dim();
+    let shapes = memory.weight_shapes();
+    for (p, &(rows, cols)) in shapes.iter().enumerate() {
         let (mut update, mut momentum) =
             (Array4::zeros((sequences, heads, rows, cols)), Array4::zeros((sequences, heads, rows, cols)));
         for (i, j) in (0..sequences).flat_map(|i| (0..heads).map(move |j| (i, j))) {
             update.slice_mut(s![i, j, .., ..]).assign(&expected.head(i, j).update[p]);
             momentum.slice_mut(s![i, j, .., ..]).assign(&expected.head(i, j).momentum[p]);
         }
-        for (name, got, expected) in [("U", &state.update, update), ("S", &state.momentum, momentum)] {
-            let got = weight(got, memory.weight_shapes(), p);
+        for (name, got, expected) in [("U", &state.arrays[0], update), ("S", &state.arrays[1], momentum)] {
+            let got = weight(got, &shapes, p);
             assert_close_to_largest(
                 &format!("{what}, {name} of weight {p}"),
                 got.view(),
@@ -400,18 +410,20 @@ pub fn golden_results<T: Real>(
     assert_eq!((outcome.divergence, outcome.read_past_store), (None, None));
     let mut results = from_rows(&collected.rows, sequences, case.heads);
     results.insert("retrieved".into(), dyn3(&collected.retrieved));
-    for (p, w) in memory.weights().iter().enumerate() {
-        let update = weight(&state.update, memory.weight_shapes(), p);
+    let shapes = memory.weight_shapes();
+    for (p, w) in memory.weights(0).iter().enumerate() {
+        let update = weight(&state.arrays[0], &shapes, p);
         results.insert(format!("next_weights_{p}"), &update + &w.mapv(Real::to_f64));
         results.insert(format!("last_update_{p}"), update);
-        results.insert(format!("last_momentum_{p}"), weight(&state.momentum, memory.weight_shapes(), p));
+        results.insert(format!("last_momentum_{p}"), weight(&state.arrays[1], &shapes, p));
     }
     results
 }
 
 /// Returns a memory of the golden case in T.
 pub fn memory<T: Real>(case: &Golden) -> Memory<T> {
-    Memory::new(case.parameters(), case.chunk_size, Gates::default(), case.past().as_deref()).unwrap()
+    let program = Program::titans_0_0_17(case.chunk_size);
+    Memory::new(case.parameters(), program, Gates::default(), case.past().as_deref()).unwrap()
 }
 
 /// Returns a column of metrics as (sequences, heads, chunks).

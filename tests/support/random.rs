@@ -86,10 +86,11 @@ impl Case {
             ("metrics", of_columns.fold(0.0, f64::max)),
             ("read", error(&read.into_dyn(), &expected_read.into_dyn())),
         ]);
-        for (name, got, is_update) in [("U", &state.update, true), ("S", &state.momentum, false)] {
+        for (name, got, is_update) in [("U", &state.arrays[0], true), ("S", &state.arrays[1], false)] {
             let mut worst = 0.0_f64;
-            for p in 0..memory.weight_shapes().len() {
-                let got = weight(got, memory.weight_shapes(), p);
+            let shapes = memory.weight_shapes();
+            for p in 0..shapes.len() {
+                let got = weight(got, &shapes, p);
                 let mut expected = ArrayD::zeros(got.raw_dim());
                 for i in 0..sequences {
                     for j in 0..self.random.dimensions.heads {

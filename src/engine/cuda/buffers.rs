@@ -170,7 +170,7 @@ impl<'d, T: Real> DeviceBuffers<'d, T> {
         sequences: usize,
     ) -> Result<Self> {
         let dimensions = memory.dimensions;
-        let (d, c) = (dimensions.dim_head, memory.chunk_size);
+        let (d, c) = (dimensions.dim_head, memory.chunk_size());
         let heads = sequences * dimensions.heads;
         let (stored, read) = (heads * sizes.stored, heads * padded(sizes.read, c));
         let chunks = stored / c;
@@ -229,9 +229,9 @@ impl<'d, T: Real> DeviceBuffers<'d, T> {
         state: &State<T>,
         sequences: Range<usize>,
     ) -> Result<()> {
-        let each = state.update.len() / state.sequences();
+        let each = state.update().len() / state.sequences();
         let held = if state.sequences() == 1 { 0..1 } else { sequences.clone() };
-        for (array, to) in [&state.update, &state.momentum].into_iter().zip(&mut self.state[0]) {
+        for (array, to) in state.arrays.iter().zip(&mut self.state[0]) {
             let elements = array.as_slice().expect("standard layout");
             to.upload(0, &elements[held.start * each..held.end * each])?;
             // Each copy doubles the number of filled states.
@@ -247,9 +247,9 @@ impl<'d, T: Real> DeviceBuffers<'d, T> {
 
     /// Downloads S and U of these sequences, which come first in the buffers.
     pub(super) fn receive_state(&self, state: &mut State<T>, sequences: Range<usize>) -> Result<()> {
-        let each = state.update.len() / state.sequences();
+        let each = state.update().len() / state.sequences();
         let [update, momentum] = &self.state[0];
-        for (array, from) in [(&mut state.update, update), (&mut state.momentum, momentum)] {
+        for (array, from) in state.arrays.iter_mut().zip([update, momentum]) {
             let elements = array.as_slice_mut().expect("standard layout");
             from.download(0, &mut elements[sequences.start * each..sequences.end * each])?;
         }

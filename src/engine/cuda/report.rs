@@ -168,7 +168,7 @@ impl<T: Real> Step<'_, T> {
             weight: norms[3],
         };
         let norms: Vec<_> = measured.norms[place * 16..][..16].chunks(4).map(of_weight).collect();
-        metrics::<T>(of, self.c(), (at_w[place].to_f64(), probed), gates, &norms)
+        metrics::<T>(of, self.c(), (at_w[place].to_f64(), probed), (gates, false), &norms)
     }
 }
 

@@ -74,7 +74,7 @@ impl<T: Real> Step<'_, T> {
     }
 
     pub(super) fn c(&self) -> usize {
-        self.memory.chunk_size
+        self.memory.chunk_size()
     }
 
     /// Number of heads over all sequences.

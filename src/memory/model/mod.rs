@@ -1,120 +1,213 @@
-//! Memory models: the networks whose weights are the memory. Each model is one file; the engine uses a model
-//! only through [`MemoryModel`].
+//! Memory models: networks whose weights are the memory. Each is one file that builds a [`Graph`], and one line of the
+//! list below. Everything else follows from the graph: engine, oracle, files, metrics.
+//!
+//! Formulas: titans-pytorch 0.0.17 for `attention` (`titans_attn_memory.py`), 0.5.5 for the others (`memory_models.py`).
 
-mod attention;
+use serde::{Deserialize, Serialize};
 
-pub use attention::Attention;
+use super::graph::{Graph, GraphBuilder, Value};
+use super::limits::OutOfRange;
+use super::operators::{Activation, Op};
 
-use std::ops::Range;
+/// Declares the files of models and lists them: one line each.
+macro_rules! models {
+    ($($(#[$doc:meta])+ $name:ident = $file:ident,)+) => {
+        $(mod $file;)+
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
+        /// A kind of memory model.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+        #[serde(rename_all = "kebab-case")]
+        pub enum ModelKind {
+            $($(#[$doc])+ $name,)+
+        }
 
-use crate::real::Real;
+        impl ModelKind {
+            /// All kinds.
+            pub const ALL: &[Self] = &[$(Self::$name),+];
 
-/// A small network M that maps rows (tokens, d) to rows (tokens, d) of the same chunk, in layers. A layer
-/// multiplies its input rows by one or more memory weights, whose products stand side by side. The input of the
-/// next layer is some function of these products. The engine computes the products with the moving weights, and
-/// the model everything else.
-///
-/// Memory weights are one slice: all of them in file order, each row-major with the shape given by
-/// [`shapes`](Self::shapes). Rows come as whole chunks of `chunk` tokens, of which the last may be shorter. No
-/// row depends on another chunk or on a later row. All matrices have contiguous rows.
-pub trait MemoryModel<T: Real>: Send + Sync {
-    /// W in the form from which gradients are taken.
-    type Weights: Clone + std::fmt::Debug + Send + Sync;
-    /// Buffers that one task reuses from call to call.
-    type Scratch: Send;
+            /// Returns the options that the model has, with their defaults.
+            pub fn options(self) -> Options {
+                match self {
+                    $(Self::$name => $file::OPTIONS,)+
+                }
+            }
 
-    /// Returns the shape (rows, cols) of each memory weight, in file order. Weights of a layer have the same rows.
-    fn shapes(&self) -> &[(usize, usize)];
-
-    /// Returns the range of memory weights of each layer, in file order.
-    fn layers(&self) -> &[Range<usize>];
-
-    /// Prepares the weights, given as one slice.
-    fn prepare(&self, weights: &[T]) -> Self::Weights;
-
-    /// Allocates buffers for up to `rows` rows in chunks of `chunk` tokens.
-    fn scratch(&self, rows: usize, chunk: usize) -> Self::Scratch;
-
-    /// Returns the most numbers that such buffers hold.
-    fn scratch_numbers(&self, rows: usize, chunk: usize) -> usize;
-
-    /// Computes the input (rows, in) of the layer after `layer` from the products (rows, out) of `layer`.
-    fn activate(
-        &self,
-        layer: usize,
-        chunk: usize,
-        products: ArrayView2<T>,
-        inputs: ArrayViewMut2<T>,
-        scratch: &mut Self::Scratch,
-    );
-
-    /// Computes the associative loss and its gradient. `losses` (one per row) receives the mean over d of (M(k)
-    /// − v)²; the loss of a chunk is the sum over its rows. `factors` receives the gradient in low rank. A is
-    /// the keys in the first layer and `factors.inputs` (rows, in) in later ones; B is `factors.cotangents`
-    /// (rows, out). The gradient of a layer's weights, side by side, is `g = Aᵀ B` over the rows of each chunk.
-    #[expect(clippy::too_many_arguments, reason = "what a gradient is made of and made into")]
-    fn loss_and_gradient(
-        &self,
-        weights: &Self::Weights,
-        keys: ArrayView2<T>,
-        values: ArrayView2<T>,
-        chunk: usize,
-        losses: &mut [f64],
-        factors: &mut Factors<ArrayViewMut2<T>>,
-        scratch: &mut Self::Scratch,
-    );
+            fn build(self, graph: &mut GraphBuilder, options: &Options, d: usize) -> Value {
+                match self {
+                    $(Self::$name => $file::build(graph, options, d),)+
+                }
+            }
+        }
+    };
 }
 
-/// The thin factors of a block's gradients: see [`MemoryModel::loss_and_gradient`]. The matrices are owned, or
-/// views of some of their rows.
-#[derive(Clone, Debug)]
-pub struct Factors<M> {
-    /// Factor A (rows, in) of each layer after the first.
-    pub inputs: Vec<M>,
-    /// Factor B (rows, out) of each layer.
-    pub cotangents: Vec<M>,
+models! {
+    /// silu(causal attention of x W_q, x W_k, x W_v1) W_v2
+    Attention = attention,
+    /// Causal attention with cosine scores, plus an MLP beside it
+    AttentionCosine = attention_cosine,
+    /// Matrices with an activation between them
+    Mlp = mlp,
+    /// One matrix
+    Linear = linear,
+    /// Layers x + (a ∘ gelu(z)) W_2 with [a z] = x W_1, then a LayerNorm
+    Swiglu = swiglu,
+    /// Two-layer MLPs, each with a learned gate on its residual, then one matrix
+    GatedResidual = gated_residual,
+    /// An MLP whose matrices are products of two thin ones
+    Factorized = factorized,
 }
 
-impl<T: Real> Factors<Array2<T>> {
-    /// Allocates factors for a number of rows of `model`.
-    pub fn new(model: &impl MemoryModel<T>, rows: usize) -> Self {
-        let widths = |layer: &Range<usize>| {
-            let shapes = &model.shapes()[layer.clone()];
-            (shapes[0].0, shapes.iter().map(|shape| shape.1).sum())
-        };
+impl ModelKind {
+    /// Returns the name in flags, files and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Attention => "attention",
+            Self::AttentionCosine => "attention-cosine",
+            Self::Mlp => "mlp",
+            Self::Linear => "linear",
+            Self::Swiglu => "swiglu",
+            Self::GatedResidual => "gated-residual",
+            Self::Factorized => "factorized",
+        }
+    }
+}
+
+/// Options of a model; those that it does not have are absent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Options {
+    /// Number of layers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub depth: Option<usize>,
+    /// Width of hidden rows, as a multiple of d.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expansion: Option<f64>,
+    /// Inner width of a factorized matrix.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rank: Option<usize>,
+    /// Factor of cosine scores.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale: Option<f64>,
+    /// Function between the matrices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_activation: Option<Activation>,
+}
+
+impl Options {
+    /// No options.
+    pub const NONE: Self =
+        Self { depth: None, expansion: None, rank: None, scale: None, model_activation: None };
+
+    /// Returns these options, completed by `defaults`.
+    #[must_use]
+    pub fn or(self, defaults: Self) -> Self {
         Self {
-            inputs: model.layers()[1..].iter().map(|layer| Array2::zeros((rows, widths(layer).0))).collect(),
-            cotangents: model.layers().iter().map(|layer| Array2::zeros((rows, widths(layer).1))).collect(),
+            depth: self.depth.or(defaults.depth),
+            expansion: self.expansion.or(defaults.expansion),
+            rank: self.rank.or(defaults.rank),
+            scale: self.scale.or(defaults.scale),
+            model_activation: self.model_activation.or(defaults.model_activation),
         }
     }
 
-    /// Returns the first `rows` rows in views of `group` rows each; the last may have fewer.
-    pub fn groups(&mut self, rows: usize, group: usize) -> Vec<Factors<ArrayViewMut2<'_, T>>> {
-        let mut groups: Vec<_> = (0..rows.div_ceil(group))
-            .map(|_| Factors { inputs: Vec::new(), cotangents: Vec::new() })
-            .collect();
-        let Self { inputs, cotangents } = self;
-        for matrix in inputs {
-            groups.iter_mut().zip(cut(matrix, rows, group)).for_each(|(group, part)| group.inputs.push(part));
-        }
-        for matrix in cotangents {
-            let parts = groups.iter_mut().zip(cut(matrix, rows, group));
-            parts.for_each(|(group, part)| group.cotangents.push(part));
-        }
-        groups
+    /// Returns each option's name and whether it is present.
+    fn named(&self) -> [(&'static str, bool); 5] {
+        [
+            ("depth", self.depth.is_some()),
+            ("expansion", self.expansion.is_some()),
+            ("rank", self.rank.is_some()),
+            ("scale", self.scale.is_some()),
+            ("model_activation", self.model_activation.is_some()),
+        ]
+    }
+
+    fn depth(&self) -> usize {
+        self.depth.expect("models with a depth have a default")
+    }
+
+    /// Returns a hidden width: ⌊d · expansion · factor⌋.
+    fn hidden(&self, d: usize, factor: f64) -> usize {
+        (d as f64 * self.expansion.expect("models with an expansion have a default") * factor) as usize
     }
 }
 
-/// Yields the first `rows` rows of a matrix in groups.
-fn cut<T>(matrix: &mut Array2<T>, rows: usize, group: usize) -> impl Iterator<Item = ArrayViewMut2<'_, T>> {
-    let mut rest = Some(matrix.slice_mut(s![..rows, ..]));
-    std::iter::from_fn(move || {
-        let all = rest.take()?;
-        let rows = group.min(all.nrows());
-        let (part, later) = all.split_at(Axis(0), rows);
-        rest = (later.nrows() > 0).then_some(later);
-        Some(part)
-    })
+/// Most layers of a model; a larger number is taken for a typing error.
+const MAX_DEPTH: usize = 64;
+/// Largest expansion, and largest rank as a multiple of d.
+const MAX_EXPANSION: f64 = 64.0;
+
+/// A model with all options set.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Model {
+    /// Kind of the model.
+    pub kind: ModelKind,
+    /// Options that the kind has.
+    pub options: Options,
+    /// Whether the model is wrapped: y = LayerNorm(M(x)) ∘ (γ + 1) + x.
+    pub residual_norm: bool,
+}
+
+impl Model {
+    /// Returns a model with default options.
+    pub fn new(kind: ModelKind, residual_norm: bool) -> Self {
+        Self { kind, options: kind.options(), residual_norm }
+    }
+
+    /// Returns the model as operators, for heads of width d.
+    pub fn graph(&self, d: usize) -> Graph {
+        let mut graph = GraphBuilder::new(d);
+        let gain = self.residual_norm.then(|| graph.gain("residual_norm.gamma", d));
+        let output = self.kind.build(&mut graph, &self.options, d);
+        if let Some(gain) = gain {
+            let normed = graph.layer_norm(output, gain);
+            graph.apply(Op::add(), &[normed, Value::Rows]);
+        }
+        graph.finish()
+    }
+
+    /// Checks the options: the name of one that the model lacks or that is out of range, and the problem.
+    pub fn check(&self, d: Option<usize>) -> Result<(), (&'static str, OutOfRange)> {
+        let Self { kind, options, .. } = self;
+        for ((name, given), (_, has)) in options.named().into_iter().zip(kind.options().named()) {
+            if given && !has {
+                let problem = format!("is not an option of the model {}; omit it", kind.name());
+                return Err((name, OutOfRange::new(self.text_of(name), problem)));
+            }
+        }
+        if let Some(depth) = options.depth.filter(|depth| !(1..=MAX_DEPTH).contains(depth)) {
+            return Err(("depth", OutOfRange::new(depth, format!("is out of range; use 1 to {MAX_DEPTH}"))));
+        }
+        if let Some(rank) = options.rank.filter(|&rank| rank == 0) {
+            return Err(("rank", OutOfRange::new(rank, "is below 1; use 1 or more")));
+        }
+        if let Some(scale) = options.scale.filter(|scale| !scale.is_finite()) {
+            return Err(("scale", OutOfRange::new(scale, "is not finite; use a finite number")));
+        }
+        if let Some(expansion) = options.expansion {
+            let hidden =
+                d.map(|d| expansion * d as f64 * if kind == &ModelKind::Swiglu { 2.0 / 3.0 } else { 1.0 });
+            if !(expansion > 0.0 && expansion <= MAX_EXPANSION) {
+                let problem = format!("is out of range; use a number above 0, up to {MAX_EXPANSION}");
+                return Err(("expansion", OutOfRange::new(expansion, problem)));
+            }
+            if hidden.is_some_and(|hidden| hidden < 1.0) {
+                let problem = "leaves hidden rows without a number; use a larger expansion";
+                return Err(("expansion", OutOfRange::new(expansion, problem)));
+            }
+        }
+        Ok(())
+    }
+
+    fn text_of(&self, option: &str) -> String {
+        let Options { depth, expansion, rank, scale, model_activation } = self.options;
+        let text = match option {
+            "depth" => depth.map(|x| x.to_string()),
+            "expansion" => expansion.map(|x| x.to_string()),
+            "rank" => rank.map(|x| x.to_string()),
+            "scale" => scale.map(|x| x.to_string()),
+            _ => model_activation.map(|x| format!("{x:?}").to_lowercase()),
+        };
+        text.unwrap_or_default()
+    }
 }

@@ -1,0 +1,153 @@
+//! Elementwise activations: `gelu(x) = x Φ(x)` with the exact Φ, and `silu(x) = x σ(x)`.
+
+use ndarray::{ArrayView2, ArrayViewMut2, s};
+use serde::{Deserialize, Serialize};
+
+use super::{Operator, Rows, Work, each_row};
+use crate::real::Real;
+use crate::simd::vectorised;
+
+/// An elementwise function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Activation {
+    /// x · Φ(x), Φ the distribution function of N(0, 1).
+    Gelu,
+    /// x · sigmoid(x)
+    Silu,
+}
+
+impl Activation {
+    /// Replaces each value by its activation.
+    pub fn apply<T: Real>(self, values: &mut [T]) {
+        match self {
+            Self::Gelu => T::gelu(values),
+            Self::Silu => T::silu(values),
+        }
+    }
+
+    /// Returns the activation of one value and its derivative there.
+    fn naive_pair(self, x: f64) -> (f64, f64) {
+        match self {
+            Self::Gelu => {
+                let below = 0.5 * (1.0 + libm::erf(x / std::f64::consts::SQRT_2));
+                let density = (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
+                (x * below, below + x * density)
+            }
+            Self::Silu => {
+                let s = 1.0 / (1.0 + (-x).exp());
+                (x / (1.0 + (-x).exp()), s * (1.0 + x * (1.0 - s)))
+            }
+        }
+    }
+
+    /// Computes the activation of one value in plain arithmetic.
+    pub fn naive_value(self, x: f64) -> f64 {
+        self.naive_pair(x).0
+    }
+
+    pub(super) fn naive(self, rows: &Rows) -> Rows {
+        rows.iter().map(|row| row.iter().map(|&x| self.naive_pair(x).0).collect()).collect()
+    }
+
+    pub(super) fn naive_vjp(self, rows: &Rows, cotangent: &Rows) -> Rows {
+        each_row(rows, cotangent, |row, d| {
+            row.iter().zip(d).map(|(&x, d)| d * self.naive_pair(x).1).collect()
+        })
+    }
+}
+
+impl<T: Real> Operator<T> for Activation {
+    /// What the derivative needs: σ(x) of silu; the derivative itself of gelu.
+    fn kept(&self, rows: usize, _: usize, inputs: &[usize]) -> Vec<(usize, usize)> {
+        vec![(rows, inputs[0])]
+    }
+
+    fn forward(&self, _: usize, inputs: &[ArrayView2<T>], mut output: ArrayViewMut2<T>, _: &mut Work<T>) {
+        output.assign(&inputs[0]);
+        Operator::<T>::forward_in_place(self, &mut output);
+    }
+
+    fn forward_in_place(&self, rows: &mut ArrayViewMut2<T>) -> bool {
+        match rows.as_slice_mut() {
+            Some(all) => self.apply(all),
+            None => {
+                for mut row in rows.rows_mut() {
+                    self.apply(row.as_slice_mut().expect("contiguous rows"));
+                }
+            }
+        }
+        true
+    }
+
+    fn forward_for_vjp(
+        &self,
+        _: usize,
+        inputs: &[ArrayView2<T>],
+        mut output: ArrayViewMut2<T>,
+        work: &mut Work<T>,
+    ) {
+        let x = inputs[0];
+        let mut kept = work.kept[0].slice_mut(s![..x.nrows(), ..]);
+        kept.assign(&x);
+        let all = kept.as_slice_mut().expect("whole rows");
+        match self {
+            Self::Silu => T::sigmoid(all),
+            Self::Gelu => T::normal_distribution(all),
+        }
+        vectorised(
+            #[inline(always)]
+            || {
+                for ((mut y, x), kept) in output.rows_mut().into_iter().zip(x.rows()).zip(kept.rows()) {
+                    let [x, kept] = [x, kept].map(|row| row.to_slice().expect("contiguous rows"));
+                    let y = y.as_slice_mut().expect("contiguous rows");
+                    for ((y, &x), &k) in y.iter_mut().zip(x).zip(kept) {
+                        *y = x * k;
+                    }
+                }
+            },
+        );
+        if *self == Self::Gelu {
+            T::gelu_slope(x, kept);
+        }
+    }
+
+    fn vjp(
+        &self,
+        _: usize,
+        inputs: &[ArrayView2<T>],
+        cotangent: ArrayView2<T>,
+        d_inputs: &mut [Option<ArrayViewMut2<T>>],
+        work: &mut Work<T>,
+    ) {
+        let Some(dx) = &mut d_inputs[0] else { return };
+        let kept = work.kept[0].slice(s![..cotangent.nrows(), ..]);
+        let rows = dx
+            .rows_mut()
+            .into_iter()
+            .zip(cotangent.rows())
+            .zip(inputs[0].rows().into_iter().zip(kept.rows()));
+        let mut rows: Vec<_> = rows.collect();
+        vectorised(
+            #[inline(always)]
+            || {
+                for ((dx, dy), (x, kept)) in &mut rows {
+                    let dx = dx.as_slice_mut().expect("contiguous rows");
+                    let [dy, x, kept] = [*dy, *x, *kept].map(|row| row.to_slice().expect("contiguous rows"));
+                    match self {
+                        Self::Silu => {
+                            for ((dx, &dy), (&x, &s)) in dx.iter_mut().zip(dy).zip(x.iter().zip(kept)) {
+                                *dx = dy * (s * (T::one() + x * (T::one() - s)));
+                            }
+                        }
+                        Self::Gelu => {
+                            for ((dx, &dy), &slope) in dx.iter_mut().zip(dy).zip(kept) {
+                                *dx = dy * slope;
+                            }
+                        }
+                    }
+                }
+            },
+        );
+    }
+}

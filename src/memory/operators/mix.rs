@@ -1,0 +1,71 @@
+//! A gated mixture: `y = x + sigmoid(s) ∘ (v − x)`, the learned residual of gated-residual memories.
+
+use ndarray::{ArrayView2, ArrayViewMut2, Zip, s};
+
+use super::{Operator, Rows, Work};
+use crate::real::Real;
+
+/// x + sigmoid(s) ∘ (v − x) of the inputs x, v and s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mix;
+
+impl<T: Real> Operator<T> for Mix {
+    /// sigmoid(s)
+    fn kept(&self, rows: usize, _: usize, inputs: &[usize]) -> Vec<(usize, usize)> {
+        vec![(rows, inputs[0])]
+    }
+
+    fn forward(&self, _: usize, inputs: &[ArrayView2<T>], output: ArrayViewMut2<T>, work: &mut Work<T>) {
+        let mut gate = work.kept[0].slice_mut(s![..output.nrows(), ..]);
+        gate.assign(&inputs[2]);
+        T::sigmoid(gate.as_slice_mut().expect("whole rows"));
+        let y = Zip::from(output).and(inputs[0]).and(inputs[1]).and(&gate);
+        y.for_each(|y, &x, &v, &gate| *y = x + gate * (v - x));
+    }
+
+    fn vjp(
+        &self,
+        _: usize,
+        inputs: &[ArrayView2<T>],
+        cotangent: ArrayView2<T>,
+        d_inputs: &mut [Option<ArrayViewMut2<T>>],
+        work: &mut Work<T>,
+    ) {
+        let gate = work.kept[0].slice(s![..cotangent.nrows(), ..]);
+        let [dx, dv, ds] = d_inputs else { unreachable!("three inputs") };
+        if let Some(dx) = dx {
+            Zip::from(dx).and(cotangent).and(gate).for_each(|dx, &d, &g| *dx = d * (T::one() - g));
+        }
+        if let Some(dv) = dv {
+            Zip::from(dv).and(cotangent).and(gate).for_each(|dv, &d, &g| *dv = d * g);
+        }
+        if let Some(ds) = ds {
+            let all = Zip::from(ds).and(cotangent).and(gate).and(inputs[0]).and(inputs[1]);
+            all.for_each(|ds, &d, &g, &x, &v| *ds = d * (v - x) * g * (T::one() - g));
+        }
+    }
+}
+
+fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+fn rows_of(inputs: &[&Rows], f: impl Fn(f64, f64, f64, usize, usize) -> f64) -> Rows {
+    let row = |r: usize| {
+        let [x, v, s] = [0, 1, 2].map(|i| &inputs[i][r]);
+        (0..x.len()).map(|e| f(x[e], v[e], sigmoid(s[e]), r, e)).collect()
+    };
+    (0..inputs[0].len()).map(row).collect()
+}
+
+pub(super) fn naive(inputs: &[&Rows]) -> Rows {
+    rows_of(inputs, |x, v, gate, _, _| x + gate * (v - x))
+}
+
+pub(super) fn naive_vjp(inputs: &[&Rows], d: &Rows) -> Vec<Rows> {
+    vec![
+        rows_of(inputs, |_, _, gate, r, e| d[r][e] * (1.0 - gate)),
+        rows_of(inputs, |_, _, gate, r, e| d[r][e] * gate),
+        rows_of(inputs, |x, v, gate, r, e| d[r][e] * (v - x) * gate * (1.0 - gate)),
+    ]
+}
