@@ -158,13 +158,13 @@ pub struct Settings {
     /// Pass each refresh through a learned gate: U ← W + sigmoid(g) (U − W)
     #[arg(long, help_heading = "Program", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub gated_transition: Option<bool>,
-    /// What an online token reads: the memory after all chunks before its own (behind), or after all that are complete with it (complete)
+    /// What an online token reads: the memory after all chunks before its own (behind), or after all that are complete with it (complete; complete-or-zeros reads zeros before the first)
     #[arg(
         long,
         value_enum,
         help_heading = "Program",
         hide_possible_values = true,
-        value_name = "behind|complete"
+        value_name = "behind|complete|complete-or-zeros"
     )]
     pub reads: Option<Reads>,
     /// Function of keys, values and queries after their projection

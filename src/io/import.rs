@@ -153,7 +153,8 @@ enum ChunkSizes {
 #[serde(deny_unknown_fields)]
 struct ModelKeywords {
     class: Option<String>,
-    dim: Option<usize>,
+    #[serde(rename = "dim")]
+    _dim: Option<usize>,
     depth: Option<usize>,
     expansion_factor: Option<f64>,
     k: Option<usize>,
@@ -522,7 +523,7 @@ fn reject_options(keywords: &Keywords) -> Result<()> {
 fn model_0_5_5(keywords: &Keywords) -> Result<Model> {
     let default = ModelKeywords { depth: Some(2), expansion_factor: Some(4.0), ..ModelKeywords::default() };
     let given = keywords.model.as_ref().or(keywords.default_model_kwargs.as_ref()).unwrap_or(&default);
-    let ModelKeywords { class, dim: _, depth, expansion_factor: expansion, k: rank, scale } = given.clone();
+    let ModelKeywords { class, depth, expansion_factor: expansion, k: rank, scale, .. } = given.clone();
     let class = class.as_deref().unwrap_or("MemoryMLP");
     let (kind, own) = match class {
         "MemoryMLP" => (ModelKind::Mlp, Options { expansion: Some(2.0), ..Options::NONE }),

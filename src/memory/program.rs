@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 
 /// Weights that the tokens of a chunk read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Reads {
     /// Tokens of chunk i read the memory after chunks 0 .. i−1; those of chunk 0 are zeros (titans-pytorch 0.0.17)
     #[default]
@@ -20,6 +20,8 @@ pub enum Reads {
     /// Each token reads the memory after all chunks that are complete with it: the last token of a chunk reads what was
     /// just stored. Before that, the initial weights (titans-pytorch 0.5.5)
     Complete,
+    /// As `complete`, but zeros before the first chunk is complete (the MLP of titans-pytorch 0.0.17)
+    CompleteOrZeros,
 }
 
 /// When the memory changes, and what reads see of it.
@@ -326,7 +328,8 @@ impl Program {
             ..Options::NONE
         };
         let model = Model { kind: ModelKind::Mlp, options, residual_norm: false };
-        Self { model, ..Self::titans_0_0_17(chunk_size) }
+        let base = Self::titans_0_0_17(chunk_size);
+        Self { model, schedule: Schedule { reads: Reads::CompleteOrZeros, ..base.schedule }, ..base }
     }
 
     /// Returns the tokens per chunk.
@@ -345,7 +348,7 @@ impl Program {
     pub fn read_offset(&self) -> usize {
         match self.schedule.reads {
             Reads::Behind => 0,
-            Reads::Complete => 1,
+            Reads::Complete | Reads::CompleteOrZeros => 1,
         }
     }
 

@@ -121,7 +121,7 @@ impl Reference {
                         metrics.extend(this.store_token(sequence, store.row(position - stored)));
                     }
                 };
-                if self.program.schedule.reads == Reads::Complete {
+                if self.program.schedule.reads != Reads::Behind {
                     keep(self);
                 }
                 if (read..read + queries.nrows()).contains(&position) {
@@ -160,7 +160,7 @@ impl Reference {
 
     /// Reads the next token of a sequence online.
     fn read_token(&mut self, sequence: usize, token: ArrayView1<f64>) -> Array1<f64> {
-        let (c, behind) = (self.program.chunk_size(), self.program.schedule.reads == Reads::Behind);
+        let (c, zeros) = (self.program.chunk_size(), self.program.schedule.reads != Reads::Complete);
         let state = &mut self.sequences[sequence];
         if state.read.is_multiple_of(c) {
             state.read_left_over.clear();
@@ -168,7 +168,7 @@ impl Reference {
         state.read += 1;
         state.read_left_over.push(token.to_vec());
         let state = &self.sequences[sequence];
-        if behind && state.stored < c {
+        if zeros && state.stored < c {
             return Array1::zeros(token.len());
         }
         self.recall(state, &state.read_left_over)

@@ -524,7 +524,7 @@ fn warnings_after<T: Real>(
             _ if stored >= c => format!("no chunk completed: {kept} of the {c} tokens of a chunk"),
             Mode::Online => {
                 let reads = match program.schedule.reads {
-                    Reads::Behind => "all reads are zeros",
+                    Reads::Behind | Reads::CompleteOrZeros => "all reads are zeros",
                     Reads::Complete => "reads used the initial weights",
                 };
                 format!("nothing stored yet, {reads}: {kept} of the {c} tokens of a chunk")
