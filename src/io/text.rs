@@ -41,7 +41,7 @@ impl TextFile {
 
     /// Returns the base directory of relative paths in the file: its own directory or, for a pipe, the working
     /// directory.
-    pub fn folder(&self) -> &Path {
+    pub fn directory(&self) -> &Path {
         self.path.parent().filter(|_| !self.is_stream).unwrap_or(Path::new(""))
     }
 
@@ -111,8 +111,8 @@ mod tests {
 
     #[test]
     fn the_limit_is_in_bytes() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.toml");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.toml");
         std::fs::write(&path, "abc").unwrap();
         let file = TextFile::read(&path, 3).unwrap();
         assert_eq!(file.text().unwrap(), "abc");

@@ -185,11 +185,11 @@ fn tex_reads_the_csv_from_where_it_lies() {
 fn tex_of(sandbox: &Sandbox, file: &str) -> String {
     let tex = String::from_utf8(sandbox.bytes(file)).unwrap();
     let path = sandbox.path(file);
-    let folder = path.parent().unwrap();
+    let directory = path.parent().unwrap();
     let reads = tex.lines().find(|line| line.starts_with('%') && line.contains(".csv"));
     let words = reads.expect("what it reads").split(' ').map(|word| word.trim_end_matches([',', '.']));
     for name in words.filter(|word| word.contains(".csv")) {
-        assert!(folder.join(name).is_file(), "{file}: no {name}");
+        assert!(directory.join(name).is_file(), "{file}: no {name}");
         assert!(tex.contains(&format!("{{{name}}}")), "{file} does not read {name}");
     }
     tex
@@ -199,11 +199,14 @@ fn tex_of(sandbox: &Sandbox, file: &str) -> String {
 fn commands_that_draw_write_tex_beside_their_results() {
     let sandbox = Sandbox::new();
     sandbox.npy("seq.npy", &tokens(&[40, 8], 1));
-    let all_of = |folder: &str| {
-        let names = sandbox.names(&format!("{folder}/plots"));
+    let all_of = |directory: &str| {
+        let names = sandbox.names(&format!("{directory}/plots"));
         let figures: Vec<_> = names.iter().filter_map(|name| name.strip_suffix(".tex")).collect();
-        assert!(!figures.is_empty(), "{folder}: {names:?}");
-        figures.iter().map(|name| tex_of(&sandbox, &format!("{folder}/plots/{name}.tex"))).collect::<String>()
+        assert!(!figures.is_empty(), "{directory}: {names:?}");
+        figures
+            .iter()
+            .map(|name| tex_of(&sandbox, &format!("{directory}/plots/{name}.tex")))
+            .collect::<String>()
     };
     let line = "store seq.npy --heads 2 --chunk-size 4 --figure-format pgfplots --out deep/run";
     sandbox.ok(line);

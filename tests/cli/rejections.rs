@@ -286,7 +286,7 @@ fn labels() {
 }
 
 #[test]
-fn output_folders() {
+fn output_directories() {
     let sandbox = sandbox();
     sandbox.file("file", "");
     std::fs::create_dir(sandbox.path("inputs")).unwrap();
