@@ -64,7 +64,14 @@ pub struct Args {
     log: Option<LogAxes>,
 
     /// Venue whose column width is used: icml, neurips, iclr, acl, nature
-    #[arg(long, value_enum, value_name = "VENUE", hide_possible_values = true, help_heading = "Look")]
+    #[arg(
+        long,
+        value_enum,
+        ignore_case = true,
+        value_name = "VENUE",
+        hide_possible_values = true,
+        help_heading = "Look"
+    )]
     venue: Option<Venue>,
     /// Use the width of both columns of the venue
     #[arg(long, requires = "venue", help_heading = "Look")]

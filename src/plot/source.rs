@@ -96,11 +96,12 @@ impl CsvSource {
         let detected = Kind::SIGNATURES.into_iter().find(|(columns, _)| has(columns)).map(|(_, kind)| kind);
         let detected = if of_sweep && has(&["lag", "loss_ratio"]) { Some(Kind::Retention) } else { detected };
         let Some(detected) = detected else {
-            return Err(Error::rejected(csv.display().to_string(), not_a_table(&csv, &names)));
+            return Err(Error::rejected(csv.display().to_string(), not_a_table(&names)));
         };
         let kind = kind.unwrap_or(detected);
         if !kind.is_of(detected) {
-            let reason = format!("--kind {} needs a {}; this is a {}", kind.cli_name(), kind.file(), detected.file());
+            let reason =
+                format!("this is a {}; --kind {} needs a {}", detected.file(), kind.cli_name(), kind.file());
             return Err(Error::rejected(csv.display().to_string(), reason));
         }
         let (name, _) = named(&csv);
@@ -118,7 +119,7 @@ fn in_directory(directory: &Path, kind: Option<Kind>) -> Result<PathBuf> {
         }
     }
     let reason = match kind {
-        Some(kind) => format!("the directory has no {}, which --kind {} needs", kind.file(), kind.cli_name()),
+        Some(kind) => format!("the directory has no {}; pass one that has, or omit --kind {}", kind.file(), kind.cli_name()),
         None => {
             "the directory holds no results; pass the directory of a run, a sweep or scan-bench, or a CSV file of one".to_owned()
         }
@@ -127,15 +128,15 @@ fn in_directory(directory: &Path, kind: Option<Kind>) -> Result<PathBuf> {
 }
 
 /// Explains why a file with these columns is not drawn, and names what can be.
-fn not_a_table(path: &Path, columns: &[&str]) -> String {
+fn not_a_table(columns: &[&str]) -> String {
     const FIX: &str = "pass a metrics.csv, retention.csv, results.csv or scan_bench.csv that nmem wrote";
-    let is_text = columns.iter().all(|name| !name.contains(|c: char| c.is_control() || c == char::REPLACEMENT_CHARACTER));
+    let is_text = columns
+        .iter()
+        .all(|name| !name.contains(|c: char| c.is_control() || c == char::REPLACEMENT_CHARACTER));
     match columns {
         [] => format!("the file is empty; {FIX}"),
-        _ if path.extension().is_some_and(|extension| extension == "csv") && is_text => {
-            format!("no figure shows the columns {}; {FIX}", columns.join(", "))
-        }
-        _ => format!("not a CSV file of results; {FIX}"),
+        _ if is_text => format!("no figure shows the columns {}; {FIX}", columns.join(", ")),
+        _ => format!("this is not a CSV file; {FIX}"),
     }
 }
 

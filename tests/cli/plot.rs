@@ -65,6 +65,8 @@ fn several_runs_and_any_columns() {
 fn unknown_columns_are_rejected_with_the_existing_ones() {
     let sandbox = with_run();
     sandbox.file("table.csv", "a,b\n1,2\n");
+    sandbox.file("empty.csv", "");
+    std::fs::create_dir(sandbox.path("nothing")).unwrap();
     let said = Transcript::of_rejected(
         &sandbox,
         &[
@@ -74,7 +76,11 @@ fn unknown_columns_are_rejected_with_the_existing_ones() {
             "plot run --kind sweep",
             "plot run/metrics.csv --kind scan",
             "plot table.csv",
+            "plot empty.csv",
+            "plot seq.npy",
+            "plot nothing",
             "plot absent",
+            "plot run --format pdf",
             "plot run --width 0.1",
             "plot run --smooth 0",
         ],

@@ -198,7 +198,8 @@ fn rejections() {
         (
             "zip",
             b"PK\x03\x04rest of an archive".to_vec(),
-            "expected a .npy file, got a zip archive (.npz?)".into(),
+            "expected a .npy file, got a zip archive, as of numpy.savez and torch.save (use numpy.save)"
+                .into(),
         ),
         (
             "safetensors",
