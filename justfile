@@ -75,7 +75,7 @@ dist:
 
 # Build the book as a site in target/book (cargo install mdbook)
 book:
-    mdbook build
+    scripts/book
 
 # Run every command of the README and the book, and check their links and the settings page
 check-book *ARGS:

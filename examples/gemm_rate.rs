@@ -16,7 +16,8 @@ use std::thread;
 use std::time::Instant;
 
 use clap::Parser;
-use gemm::Parallelism;
+use ndarray::{ArrayView2, ArrayViewMut2};
+use nmem::matmul::matmul;
 use serde::Serialize;
 
 /// Rate of f32 matrix products (rows × d) · (d × d)
@@ -64,32 +65,9 @@ impl Product {
 
     fn run(&mut self) {
         let (m, d) = (self.rows, self.d);
-        let row = d.cast_signed();
-        // SAFETY: `out` and `left` hold m · d elements and `right` d · d, with rows d apart; `out` is borrowed
-        // mutably.
-        unsafe {
-            gemm::gemm(
-                m,
-                d,
-                d,
-                self.out.as_mut_ptr(),
-                1,
-                row,
-                false,
-                self.left.as_ptr(),
-                1,
-                row,
-                self.right.as_ptr(),
-                1,
-                row,
-                0.0,
-                1.0,
-                false,
-                false,
-                false,
-                Parallelism::None,
-            );
-        }
+        let left = ArrayView2::from_shape((m, d), &self.left).expect("m · d numbers");
+        let right = ArrayView2::from_shape((d, d), &self.right).expect("d · d numbers");
+        matmul(ArrayViewMut2::from_shape((m, d), &mut self.out).expect("m · d numbers"), left, right);
         black_box(&mut self.out);
     }
 

@@ -18,7 +18,7 @@
 //!
 //! Further modules:
 //!
-//! - `matmul`: the gemm crate on array views; [`packed`]: products with weights in column panels;
+//! - `matmul`: the kernels of the gemm crate on array views; [`packed`]: products with weights in column panels;
 //! - [`simd`]: vectors of either element type; [`statistics`]: means and confidence intervals;
 //! - `peak`: memory used; `error`: the error type; `escape`: names for display.
 
@@ -30,7 +30,7 @@ mod error;
 mod escape;
 pub mod generate;
 pub mod io;
-mod matmul;
+pub mod matmul;
 pub mod memory;
 pub mod metrics;
 pub mod packed;

@@ -246,7 +246,7 @@ impl RetentionWriter {
 struct RowsWriter {
     path: PathBuf,
     /// Directory of the file. Waiting rows are stored there too, because a temporary directory may be in memory.
-    folder: PathBuf,
+    directory: PathBuf,
     file: csv::Writer<OutFile>,
     /// The sequence that is currently written.
     current: usize,
@@ -257,8 +257,8 @@ impl RowsWriter {
     fn create(path: &Path, header: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Result<Self> {
         let mut file = writer(OutFile::create(path).map_err(Error::io(path, "create"))?);
         file.write_record(header).map_err(csv_error(path))?;
-        let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
-        Ok(Self { path: path.to_path_buf(), folder, file, current: 0, waiting: BTreeMap::new() })
+        let directory = path.parent().unwrap_or(Path::new("")).to_path_buf();
+        Ok(Self { path: path.to_path_buf(), directory, file, current: 0, waiting: BTreeMap::new() })
     }
 
     fn write(&mut self, sequence: usize, mut rows: impl Iterator<Item = impl Serialize>) -> Result<()> {
@@ -268,7 +268,7 @@ impl RowsWriter {
             match self.waiting.entry(sequence) {
                 Entry::Occupied(entry) => entry.into_mut(),
                 Entry::Vacant(entry) => entry.insert(writer(
-                    OutFile::unnamed_in(&self.folder).map_err(Error::io(&self.folder, "write in"))?,
+                    OutFile::unnamed_in(&self.directory).map_err(Error::io(&self.directory, "write in"))?,
                 )),
             }
         };

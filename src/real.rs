@@ -6,6 +6,7 @@ use rten_simd::SimdUnaryOp;
 use rten_vecmath::{Erf, Exp, Gelu, Sigmoid, Silu};
 use serde::Serialize;
 
+use crate::matmul::Multiply;
 use crate::simd::{Lanes, vectorised};
 
 /// The element type of a run, with the names that users type.
@@ -39,7 +40,7 @@ impl std::fmt::Display for ElementType {
 }
 
 /// A number of a run, f32 or f64, with all operations that the memory and the engine need.
-pub trait Real: NdFloat + Lanes + Into<f64> + Serialize + Default + bytemuck::Pod {
+pub trait Real: NdFloat + Lanes + Multiply + Into<f64> + Serialize + Default + bytemuck::Pod {
     /// The element type.
     const TYPE: ElementType;
     /// Machine epsilon: the ε of every `RMSNorm` (`PyTorch`'s default, `torch.finfo(dtype).eps`).

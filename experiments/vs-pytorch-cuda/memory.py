@@ -124,12 +124,12 @@ def main():
         return
     numbers = [int(row) for row in chosen.rows.split(",")] if chosen.rows else range(1, len(CASES) + 1)
     wrong = []
-    with tempfile.TemporaryDirectory() as folder, open(chosen.out, "w", newline="") as file:
-        folder = pathlib.Path(folder)
+    with tempfile.TemporaryDirectory() as directory, open(chosen.out, "w", newline="") as file:
+        directory = pathlib.Path(directory)
         writer = csv.writer(file)
         writer.writerow("dim,tokens,chunk,heads,batch,side,what,median_ms,min_ms,runs".split(","))
         for case in (CASES[number - 1] for number in numbers):
-            weights, sequence, out = folder / "weights.safetensors", folder / "sequence.npy", folder / "out"
+            weights, sequence, out = directory / "weights.safetensors", directory / "sequence.npy", directory / "out"
             shape = shape_of(case)
             rows = []
             if torch:

@@ -246,9 +246,9 @@ SIDES = {
 }
 
 
-def plot(rows, nmem, folder):
+def plot(rows, nmem, directory):
     """Writes the medians to times.csv in the format of a sweep's results, and draws them with `nmem plot`."""
-    times = folder / "times.csv"
+    times = directory / "times.csv"
     with open(times, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["run", "dim_tokens_chunk_heads", "by", "status", "ms_a_forward"])
@@ -258,7 +258,7 @@ def plot(rows, nmem, folder):
                 if row[f"{side}_ms"] is not None:
                     writer.writerow([f"{label} {side}", label, name, "ok", row[f"{side}_ms"]])
     command = [nmem, "plot", times, "--kind", "sweep", "--x", "dim_tokens_chunk_heads", "--hue", "by"]
-    command += ["--y", "ms_a_forward", "--log=y", "--width", "7.8", "--quiet", "--out", folder / "times.svg"]
+    command += ["--y", "ms_a_forward", "--log=y", "--width", "7.8", "--quiet", "--out", directory / "times.svg"]
     try:
         failed = subprocess.run(command).returncode
     except OSError as error:
@@ -327,24 +327,24 @@ settings. `experiments/vs-pytorch/compare.py --redraw DIR` makes all other files
 """
 
 
-def write(folder, nmem):
+def write(directory, nmem):
     """Writes everything that follows from raw.csv and machine.json; returns the tables."""
     try:
-        about = json.loads((folder / "machine.json").read_text())
-        measured = Measured(folder / "raw.csv")
+        about = json.loads((directory / "machine.json").read_text())
+        measured = Measured(directory / "raw.csv")
     except OSError as error:
         raise Failure(f"{error.filename}: {error.strerror}") from None
     threads = about["threads"]
     rows = summarise(measured, threads)
     parts = [f"# nmem and titans-pytorch, {about['cpu']}\n", sentence_of_machine(about) + "\n"]
     if rows:
-        with open(folder / "summary.csv", "w", newline="") as file:
+        with open(directory / "summary.csv", "w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)
         timed = any(row[f"{side}_ms"] for row in rows for side in PYTORCH)
         if timed:
-            plot(rows, nmem, folder)
+            plot(rows, nmem, directory)
             parts += [
                 f"## One forward: store a sequence and read it back, f32, {threads} threads\n",
                 "![Median times of a forward, by dim·tokens·chunk·heads](times.svg)\n",
@@ -365,5 +365,5 @@ def write(folder, nmem):
         parts += ["## By number of tokens: dim 64, chunk 16, one head\n", LINEAR, tokens + "\n"]
     text = "\n".join(part for part in parts if part)
     readme = f"{text}\n{(HERE / 'fair.md').read_text()}\n{FILES}"
-    (folder / "README.md").write_text(readme)
+    (directory / "README.md").write_text(readme)
     return text

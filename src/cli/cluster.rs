@@ -114,11 +114,11 @@ impl ClusterArgs {
 
     /// Submits a sweep of `runs` runs, or only renders its script. Returns the text to print.
     ///
-    /// `arguments` are the arguments of `nmem sweep` that select the runs. Unless the script is only rendered, `folder`
+    /// `arguments` are the arguments of `nmem sweep` that select the runs. Unless the script is only rendered, `directory`
     /// must already be a sweep's directory.
     pub fn submit(
         &self,
-        folder: &Path,
+        directory: &Path,
         runs: usize,
         arguments: Vec<String>,
         collect_arguments: Vec<String>,
@@ -132,12 +132,12 @@ impl ClusterArgs {
             sbatch_args: self.sbatch_arg.clone(),
         };
         let absolute = |path: &Path| std::path::absolute(path).map_err(Error::io(path, "find"));
-        let folder = absolute(folder)?;
+        let directory = absolute(directory)?;
         let job = Job {
             program: std::env::current_exe().map_err(Error::io("nmem", "find"))?,
-            working_folder: absolute(Path::new("."))?,
-            name: folder.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
-            folder,
+            working_directory: absolute(Path::new("."))?,
+            name: directory.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
+            directory,
             arguments,
             collect_arguments,
         };
@@ -150,7 +150,7 @@ impl ClusterArgs {
             submitted.array,
             request.shards,
             submitted.collect,
-            job.folder.join(ARRAY_SCRIPT).display(),
+            job.directory.join(ARRAY_SCRIPT).display(),
         ))
     }
 }

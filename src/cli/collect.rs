@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::sweep::{FigureArgs, draw, one_line};
 use super::{FAILED, Format, note, print, print_error};
 use crate::escape::for_terminal;
-use crate::sweep::{self, Folder, Parameters, Record, Status};
+use crate::sweep::{self, Parameters, Record, Status, SweepDirectory};
 
 /// Output of `--format json`.
 #[derive(Serialize)]
@@ -45,9 +45,9 @@ pub fn run(
     format: Format,
     quiet: bool,
 ) -> anyhow::Result<ExitCode> {
-    let folder = Folder::check(out)?;
-    let _in_use = if folder.exists()? { Some(folder.lock(false)?) } else { None };
-    folder.clear_stale();
+    let directory = SweepDirectory::check(out)?;
+    let _in_use = if directory.exists()? { Some(directory.lock(false)?) } else { None };
+    directory.clear_stale();
     let collected = sweep::collect(out, plan)?;
     if !quiet {
         collected.warnings.iter().for_each(|warning| note("warning: ", warning));

@@ -154,6 +154,8 @@ fn usage(error: &clap::Error) -> ExitCode {
     let paragraphs = rendered
         .split("\n\n")
         .take_while(|text| !text.starts_with("Usage:") && !text.starts_with("For more information"))
+        // This advice suits no command of nmem.
+        .filter(|text| !text.trim_start().starts_with("tip: to pass"))
         .map(|text| text.split_whitespace().collect::<Vec<_>>().join(" "));
     let line = paragraphs.collect::<Vec<_>>().join("; ");
     print_error(&format!("{} (see --help)", line.strip_prefix("error: ").unwrap_or(&line)));

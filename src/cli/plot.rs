@@ -64,7 +64,14 @@ pub struct Args {
     log: Option<LogAxes>,
 
     /// Venue whose column width is used: icml, neurips, iclr, acl, nature
-    #[arg(long, value_enum, value_name = "VENUE", hide_possible_values = true, help_heading = "Look")]
+    #[arg(
+        long,
+        value_enum,
+        ignore_case = true,
+        value_name = "VENUE",
+        hide_possible_values = true,
+        help_heading = "Look"
+    )]
     venue: Option<Venue>,
     /// Use the width of both columns of the venue
     #[arg(long, requires = "venue", help_heading = "Look")]
@@ -133,7 +140,7 @@ enum Target {
     Stdout,
     /// A single file.
     File(PathBuf),
-    Folder(PathBuf),
+    Directory(PathBuf),
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
@@ -173,14 +180,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             storage::replace(&path, &bytes)?;
             vec![path]
         }
-        Target::Folder(folder) => {
-            storage::create_directories(&folder)?;
+        Target::Directory(directory) => {
+            storage::create_directories(&directory)?;
             let of_pgfplots = if formats.contains(&FigureFormat::Pgfplots) {
-                plot::pgfplots::files(&sources, &request, &folder, &mut check_interrupt)?
+                plot::pgfplots::files(&sources, &request, &directory, &mut check_interrupt)?
             } else {
                 Vec::new()
             };
-            storage::replace_all(drawn.files(&folder, &formats).chain(of_pgfplots.into_iter().map(Ok)))?
+            storage::replace_all(drawn.files(&directory, &formats).chain(of_pgfplots.into_iter().map(Ok)))?
         }
     };
     if !args.quiet {
@@ -252,11 +259,11 @@ impl Args {
             Some(out) if of_ending(out).is_some() && !storage::is_directory(out)? => {
                 Target::File(out.clone())
             }
-            Some(out) => Target::Folder(out.clone()),
+            Some(out) => Target::Directory(out.clone()),
             None => {
                 let beside = sources.first().and_then(|source| source.csv.parent());
-                Target::Folder(
-                    beside.filter(|folder| *folder != Path::new("")).unwrap_or(Path::new(".")).into(),
+                Target::Directory(
+                    beside.filter(|directory| *directory != Path::new("")).unwrap_or(Path::new(".")).into(),
                 )
             }
         })
@@ -270,7 +277,7 @@ impl Args {
         if formats.is_empty() {
             formats.push(of_file.unwrap_or_default());
         }
-        let is_one = !matches!(target, Target::Folder(_));
+        let is_one = !matches!(target, Target::Directory(_));
         if is_one && (formats.len() > 1 || of_file.is_some_and(|format| format != formats[0])) {
             let names: Vec<_> = formats.iter().map(|format| format.ending()).collect();
             let reason =

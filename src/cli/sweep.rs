@@ -24,8 +24,8 @@ use crate::plot::{self, FigureFormat, Request};
 use crate::run::{Keep, UNSTABLE_RATIO};
 use crate::storage;
 use crate::sweep::{
-    self, DirectoryLock, Experiment, Folder, Options, Parameters, Plan, PlanFile, PlannedRun, Record,
-    Records, Shard, Status, SweepEvent,
+    self, DirectoryLock, Experiment, Options, Parameters, Plan, PlanFile, PlannedRun, Record, Records, Shard,
+    Status, SweepDirectory, SweepEvent,
 };
 
 /// Run the grid of an experiment in parallel; finished runs are not repeated
@@ -131,9 +131,9 @@ pub struct FigureArgs {
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     args.check()?;
-    if let Some(folder) = &args.collect {
+    if let Some(directory) = &args.collect {
         let figure = (!args.no_plots).then_some(&args.figure);
-        return collect::run(folder, args.plan.as_deref(), figure, args.format, args.quiet);
+        return collect::run(directory, args.plan.as_deref(), figure, args.format, args.quiet);
     }
     let file = args.experiment.clone().unwrap_or_default();
     let text = TextFile::read(&file, MAX_TOML)?;
@@ -145,7 +145,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     for setting in &args.settings {
         experiment.override_setting(setting)?;
     }
-    let folder = Folder::check(&args.out.clone().unwrap_or_else(|| default_out(&file)))?;
+    let directory = SweepDirectory::check(&args.out.clone().unwrap_or_else(|| default_out(&file)))?;
     let plan = Plan::new(&experiment, args.unstable_ratio, &mut |_| check_interrupt())?;
     let for_slurm = args.cluster.is_for_slurm();
     let shard = if for_slurm { Shard::WHOLE } else { args.cluster.shard(args.quiet)? };
@@ -159,10 +159,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         note("note: ", &format!("skipped {rows} row{s} with the same run as another row"));
     }
 
-    let known = if args.force { Records::default() } else { folder.records()? };
+    let known = if args.force { Records::default() } else { directory.records()? };
     let mine: Vec<usize> = (0..plan.runs.len()).filter(|&place| shard.holds(place)).collect();
     let runs = mine.iter().map(|&place| &plan.runs[place]);
-    let finished = done_before(&folder, &known, runs, args.keep)?;
+    let finished = done_before(&directory, &known, runs, args.keep)?;
     let done = |run: &PlannedRun| finished.contains(&*run.id);
     if args.dry_run {
         let text = match args.format {
@@ -173,16 +173,16 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if args.cluster.is_dry_run() {
-        print(&args.submit(&file, folder.path(), &plan)?)?;
+        print(&args.submit(&file, directory.path(), &plan)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let todo: Vec<usize> = mine.iter().copied().filter(|&place| !done(&plan.runs[place])).collect();
     // If Slurm's jobs do the runs, this process needs no GPU.
     let devices = if for_slurm { Devices::default() } else { open_devices(&plan, &todo, args.quiet)? };
     let plan_file = plan.file();
-    let _in_use = args.begin(&folder, &file, &plan, &plan_file)?;
+    let _in_use = args.begin(&directory, &file, &plan, &plan_file)?;
     if for_slurm {
-        print(&args.submit(&file, folder.path(), &plan)?)?;
+        print(&args.submit(&file, directory.path(), &plan)?)?;
         return Ok(ExitCode::SUCCESS);
     }
 
@@ -203,24 +203,24 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         progress.show(event, &keys);
         check_interrupt()
     };
-    let (ran, ended) = sweep::run(&folder, &plan, &todo, &options, &devices, &observe);
+    let (ran, ended) = sweep::run(&directory, &plan, &todo, &options, &devices, &observe);
     drop(progress);
     let took = begin.elapsed().as_secs_f64();
 
     // Finished runs are kept and reported, whatever ended the sweep.
-    let collected = sweep::collect(folder.path(), Some(&plan_file.hash()))?;
+    let collected = sweep::collect(directory.path(), Some(&plan_file.hash()))?;
     if !args.quiet {
         collected.warnings.iter().for_each(|warning| note("warning: ", warning));
     }
     // A single shard shows little, so only --collect draws the figures of shards.
     if !args.no_plots && ended.is_ok() && shard == Shard::WHOLE {
-        draw(folder.path(), &args.figure, args.quiet)?;
+        draw(directory.path(), &args.figure, args.quiet)?;
     }
     let done_before = mine.len() - todo.len();
     let summary = Summary {
         done_before,
         wall_s: took,
-        ..Summary::new(folder.path(), &plan, &mine, &ran, &collected.rows)
+        ..Summary::new(directory.path(), &plan, &mine, &ran, &collected.rows)
     };
     match args.format {
         Format::Json => print(&format!("{}\n", serde_json::to_string_pretty(&summary)?)),
@@ -234,14 +234,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Rejects a directory to clear that holds an input of this sweep.
-fn reject_inputs_inside(folder: &Folder, experiment: &Path, plan: &Plan) -> crate::Result<()> {
+fn reject_inputs_inside(directory: &SweepDirectory, experiment: &Path, plan: &Plan) -> crate::Result<()> {
     // A directory that does not exist holds nothing.
-    let Ok(directory) = std::fs::canonicalize(folder.path()) else { return Ok(()) };
+    let Ok(canonical) = std::fs::canonicalize(directory.path()) else { return Ok(()) };
     let ready = plan.runs.iter().filter_map(|run| run.ready.as_ref().ok());
     let inputs = ready.flat_map(|ready| ready.inputs.files.iter().map(|input| &*input.path));
     for input in inputs.chain([experiment]).collect::<BTreeSet<_>>() {
-        if std::fs::canonicalize(input).is_ok_and(|input| input.starts_with(&directory)) {
-            let (out, input) = (folder.path().display(), input.display());
+        if std::fs::canonicalize(input).is_ok_and(|input| input.starts_with(&canonical)) {
+            let (out, input) = (directory.path().display(), input.display());
             let reason =
                 format!("{out} holds {input}, which this sweep reads; move it away or choose another --out");
             return Err(Error::rejected("--force", reason));
@@ -252,13 +252,13 @@ fn reject_inputs_inside(folder: &Folder, experiment: &Path, plan: &Plan) -> crat
 
 /// Returns the identities of the runs that need not be repeated.
 fn done_before<'a>(
-    folder: &Folder,
+    directory: &SweepDirectory,
     known: &Records,
     runs: impl Iterator<Item = &'a PlannedRun>,
     keep: Keep,
 ) -> crate::Result<HashSet<&'a str>> {
     let is_done = |run: &'a PlannedRun| {
-        let is_done = folder.is_done(known.runs.get(&run.id), keep);
+        let is_done = directory.is_done(known.runs.get(&run.id), keep);
         is_done.map(|is_done| is_done.then_some(&*run.id)).transpose()
     };
     runs.filter_map(is_done).collect()
@@ -327,27 +327,27 @@ impl Args {
     /// Prepares the sweep's directory and locks it.
     fn begin(
         &self,
-        folder: &Folder,
+        directory: &SweepDirectory,
         file: &Path,
         plan: &Plan,
         plan_file: &PlanFile,
     ) -> crate::Result<DirectoryLock> {
-        if self.cluster.is_for_slurm() && folder.path().to_str().is_none() {
+        if self.cluster.is_for_slurm() && directory.path().to_str().is_none() {
             return Err(Error::rejected("--slurm", "its scripts need paths in UTF-8; choose another --out"));
         }
         if self.force {
-            reject_inputs_inside(folder, file, plan)?;
-            let _alone = folder.lock(true)?;
-            folder.clear()?;
+            reject_inputs_inside(directory, file, plan)?;
+            let _alone = directory.lock(true)?;
+            directory.clear()?;
         }
-        let in_use = folder.lock(false)?;
-        folder.clear_stale();
-        folder.start(plan_file)?;
+        let in_use = directory.lock(false)?;
+        directory.clear_stale();
+        directory.start(plan_file)?;
         Ok(in_use)
     }
 
     /// Submits the sweep, or only renders its script. Returns the text to print.
-    fn submit(&self, file: &Path, folder: &Path, plan: &Plan) -> crate::Result<String> {
+    fn submit(&self, file: &Path, directory: &Path, plan: &Plan) -> crate::Result<String> {
         let file = std::path::absolute(file).map_err(Error::io(file, "find"))?;
         let mut arguments = vec![file.to_string_lossy().into_owned()];
         arguments.extend(self.settings.iter().cloned());
@@ -367,22 +367,22 @@ impl Args {
         );
         collect_arguments.extend(self.no_plots.then(|| "--no-plots".to_owned()));
         collect_arguments.push(format!("--plan={}", plan.file().hash()));
-        self.cluster.submit(folder, plan.runs.len(), arguments, collect_arguments)
+        self.cluster.submit(directory, plan.runs.len(), arguments, collect_arguments)
     }
 }
 
 /// Draws a sweep's figures from its results.csv.
-pub(super) fn draw(folder: &Path, figure: &FigureArgs, quiet: bool) -> anyhow::Result<()> {
-    let plots = folder.join("plots");
+pub(super) fn draw(directory: &Path, figure: &FigureArgs, quiet: bool) -> anyhow::Result<()> {
+    let plots = directory.join("plots");
     let FigureArgs { x, y, hue, figure_format } = figure;
     storage::create_directories(&plots)?;
     let options = SweepFigure { x: x.clone(), y: y.clone(), hue: hue.clone(), map: false };
     let request = Request { x: x.clone(), y: y.clone(), hue: hue.clone(), ..Request::default() };
     let to = (plots.as_path(), &figure_format[..]);
-    let results = folder.join("results.csv");
+    let results = directory.join("results.csv");
     let mut drawn = plot::sweep::figures(&results, &options, &request.style)?;
     let mut files = plot::files(&drawn, &results, &request, to, &mut check_interrupt)?;
-    let retention = folder.join("retention.csv");
+    let retention = directory.join("retention.csv");
     if storage::kind_of(&retention)?.is_some() {
         let of_retention = plot::sweep::retention(&retention, &options, &request.style)?;
         files.extend(plot::files(&of_retention, &retention, &request, to, &mut check_interrupt)?);
@@ -409,9 +409,9 @@ pub(super) fn draw(folder: &Path, figure: &FigureArgs, quiet: bool) -> anyhow::R
 /// Returns results/STEM-sweep. STEM is the file's, or that of its directory if the file is called sweep.toml.
 fn default_out(experiment: &Path) -> PathBuf {
     let stem = experiment.file_stem().unwrap_or_default();
-    let folder = std::path::absolute(experiment).ok();
-    let folder = folder.as_deref().and_then(Path::parent).and_then(Path::file_name);
-    let stem = folder.filter(|_| stem == "sweep").unwrap_or(stem);
+    let directory = std::path::absolute(experiment).ok();
+    let directory = directory.as_deref().and_then(Path::parent).and_then(Path::file_name);
+    let stem = directory.filter(|_| stem == "sweep").unwrap_or(stem);
     let mut name = stem.to_os_string();
     name.push("-sweep");
     Path::new("results").join(name)

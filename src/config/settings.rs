@@ -334,11 +334,11 @@ impl TryFrom<toml::Value> for GateSetting {
 }
 
 impl Settings {
-    /// Reads settings from a TOML file. Its relative paths start from the file's [directory](TextFile::folder).
+    /// Reads settings from a TOML file. Its relative paths start from the file's [directory](TextFile::directory).
     pub fn from_toml(file: &TextFile) -> Result<Self> {
         let (path, text) = (file.path(), file.text()?);
         let mut settings: Self = toml::from_str(text).map_err(|error| explain_toml(path, text, &error))?;
-        let folder = file.folder();
+        let directory = file.directory();
         let files = [
             &mut settings.data,
             &mut settings.memory,
@@ -348,7 +348,7 @@ impl Settings {
             &mut settings.labels,
         ];
         for file in files.into_iter().flatten().filter(|file| **file != Path::new("-")) {
-            *file = folder.join(&*file);
+            *file = directory.join(&*file);
         }
         Ok(settings)
     }

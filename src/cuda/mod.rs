@@ -9,6 +9,8 @@
 //! - [`DeviceChoice`]: the values of `--device`, and the devices opened for them.
 
 pub mod array;
+#[cfg(any(feature = "cuda", test))]
+mod blas_sizes;
 mod choice;
 mod product;
 

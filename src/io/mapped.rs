@@ -69,7 +69,9 @@ impl Mapped {
         let file = File::open(path).map_err(Error::io(path, "open"))?;
         let kind = file.metadata().map_err(Error::io(path, "read"))?.file_type();
         if kind.is_dir() {
-            return Err(Error::file(path, expected, "a directory"));
+            let memory = expected.contains("safetensors") && path.join("memory.safetensors").is_file();
+            let got = if memory { "a directory (pass the memory.safetensors in it)" } else { "a directory" };
+            return Err(Error::file(path, expected, got));
         }
         if is_pipe(kind) {
             return Self::map(spool(path, file, progress)?, path.to_path_buf(), false);
@@ -162,17 +164,22 @@ fn spool(name: &Path, mut from: impl Read, progress: Progress) -> Result<File> {
     }
 }
 
+/// The guess about a file of unknown type.
+pub(crate) const UNRECOGNISED: &str = "unrecognised content";
+
 /// Guesses the type of an unexpected file from its first bytes.
 pub(crate) fn guess(bytes: &[u8]) -> &'static str {
     match bytes {
         [] => "an empty file",
         [0x93, b'N', b'U', b'M', b'P', b'Y', ..] => "a .npy file",
-        [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] => "a zip archive (.npz?)",
+        [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] => {
+            "a zip archive, as of numpy.savez and torch.save (use numpy.save)"
+        }
         [0x1f, 0x8b, ..] => "a gzip file (unpack it first)",
         [0x89, b'H', b'D', b'F', ..] => "an HDF5 file",
         [0x80, 2..=5, ..] => "a Python pickle",
         _ if is_safetensors(bytes) => "a .safetensors file",
-        _ => "unrecognised content",
+        _ => UNRECOGNISED,
     }
 }
 

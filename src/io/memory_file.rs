@@ -652,12 +652,26 @@ pub fn layout(shapes: &BTreeMap<String, Vec<usize>>) -> Program {
 }
 
 fn infer(path: &Path, shapes: &BTreeMap<String, Vec<usize>>, program: &Program) -> Result<Dimensions> {
+    if let Some(prefix) = prefix(shapes) {
+        let reason = format!(
+            "the names begin with {prefix:?}, as in the state_dict of a larger model; use `nmem import`, which takes the \
+             memory out of it"
+        );
+        return Err(Error::rejected(path.display().to_string(), reason));
+    }
     Dimensions::infer(shapes, program).map_err(|Mismatch { tensor, expected, got }| Error::Tensor {
         path: path.to_path_buf(),
         tensor,
         expected,
         got,
     })
+}
+
+/// Returns what precedes the names of the parameters in a file of a larger model.
+fn prefix(shapes: &BTreeMap<String, Vec<usize>>) -> Option<&str> {
+    const NAME: &str = "to_queries.weight";
+    let mut prefixes = shapes.keys().filter_map(|name| name.strip_suffix(NAME));
+    prefixes.next().filter(|prefix| prefix.ends_with('.') && !shapes.contains_key(NAME))
 }
 
 /// Reads the configuration of a memory.

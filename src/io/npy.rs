@@ -9,7 +9,7 @@ use ndarray_npy::npy::header::{Header, Layout};
 
 use crate::error::Error;
 use crate::io::dtype::{Dtype, element_count, shape_text};
-use crate::io::mapped::guess;
+use crate::io::mapped::{UNRECOGNISED, guess};
 use crate::real::ElementType;
 
 /// Most bytes of a header: the most of format 1. Numpy itself reads at most 10,000 by default.
@@ -184,7 +184,7 @@ pub(crate) fn read_up_to(
 fn guess_short(reader: &mut dyn Read, mut head: Vec<u8>) -> &'static str {
     match read_up_to(reader, &mut head, 16) {
         Ok(_) => guess(&head),
-        Err(_) => "unrecognised content",
+        Err(_) => UNRECOGNISED,
     }
 }
 

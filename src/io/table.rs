@@ -192,8 +192,8 @@ mod tests {
     use super::{MAX_COLUMNS, MAX_ROW, Table};
 
     fn read(csv: &[u8]) -> Result<usize, String> {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.csv");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.csv");
         std::fs::write(&path, csv).unwrap();
         let mut rows = 0;
         let mut table = Table::open(&path).map_err(|error| error.to_string())?;

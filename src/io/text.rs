@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
-use std::io::{self, ErrorKind, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::io::mapped::{UNRECOGNISED, guess};
 
 /// Most bytes of a configuration or an experiment. A list of the most values of a sweep takes about one MiB,
 /// and the parser needs some fifty times the bytes of the text.
@@ -41,7 +42,7 @@ impl TextFile {
 
     /// Returns the base directory of relative paths in the file: its own directory or, for a pipe, the working
     /// directory.
-    pub fn folder(&self) -> &Path {
+    pub fn directory(&self) -> &Path {
         self.path.parent().filter(|_| !self.is_stream).unwrap_or(Path::new(""))
     }
 
@@ -57,8 +58,13 @@ impl TextFile {
 
     /// Returns the contents as UTF-8.
     pub fn text(&self) -> Result<&str> {
-        let wrong = |_| io::Error::new(ErrorKind::InvalidData, "stream did not contain valid UTF-8");
-        std::str::from_utf8(&self.bytes).map_err(wrong).map_err(Error::io(&self.path, "read"))
+        std::str::from_utf8(&self.bytes).map_err(|error| {
+            let got = match guess(&self.bytes) {
+                UNRECOGNISED => format!("other bytes at offset {}", error.valid_up_to()),
+                known => known.to_owned(),
+            };
+            Error::file(&self.path, "a text file in UTF-8", got)
+        })
     }
 
     /// Returns the SHA-256 of the contents in hexadecimal, as `sha256sum` prints it.
@@ -111,8 +117,8 @@ mod tests {
 
     #[test]
     fn the_limit_is_in_bytes() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.toml");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.toml");
         std::fs::write(&path, "abc").unwrap();
         let file = TextFile::read(&path, 3).unwrap();
         assert_eq!(file.text().unwrap(), "abc");

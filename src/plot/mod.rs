@@ -105,17 +105,17 @@ pub fn draw(
     Ok(all)
 }
 
-/// Returns the files, in all formats, of the figures that a subcommand drew from a CSV file. `folder` must exist.
+/// Returns the files, in all formats, of the figures that a subcommand drew from a CSV file. `directory` must exist.
 pub fn files(
     drawn: &Figures,
     csv: &Path,
     request: &Request,
-    (folder, formats): (&Path, &[FigureFormat]),
+    (directory, formats): (&Path, &[FigureFormat]),
     check: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Vec<(PathBuf, Vec<u8>)>> {
-    let mut files = drawn.files(folder, formats).collect::<Result<Vec<_>>>()?;
+    let mut files = drawn.files(directory, formats).collect::<Result<Vec<_>>>()?;
     if formats.contains(&FigureFormat::Pgfplots) {
-        files.extend(pgfplots::files(&[CsvSource::find(csv, None)?], request, folder, check)?);
+        files.extend(pgfplots::files(&[CsvSource::find(csv, None)?], request, directory, check)?);
     }
     Ok(files)
 }

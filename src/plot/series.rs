@@ -499,8 +499,8 @@ mod tests {
         "sequence,chunk,head,start,end,loss,loss_before,surprise,learning_rate,momentum,decay";
 
     fn read(rows: &str) -> Result<Metrics, String> {
-        let folder = tempfile::tempdir().expect("a temporary directory");
-        let path = folder.path().join("metrics.csv");
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("metrics.csv");
         std::fs::write(&path, format!("{HEADER}\n{rows}")).expect("a writable temporary directory");
         Metrics::read(&path, &FigureStyle::default(), &mut || Ok(()))
             .map_err(|error| error.to_string().split_once("metrics.csv: ").unwrap().1.to_string())

@@ -88,7 +88,7 @@ impl CsvSource {
     /// Finds the file in a directory (a run's, a sweep's or a benchmark's), or takes the file itself. Detects the kind unless
     /// it is given.
     pub fn find(path: &Path, kind: Option<Kind>) -> Result<Self> {
-        let csv = if storage::is_directory(path)? { in_folder(path, kind)? } else { path.to_path_buf() };
+        let csv = if storage::is_directory(path)? { in_directory(path, kind)? } else { path.to_path_buf() };
         let table = Table::open(&csv)?;
         let names: Vec<_> = table.columns().map(|(_, name)| name).collect();
         let has = |columns: &[&str]| columns.iter().all(|column| names.contains(column));
@@ -96,35 +96,48 @@ impl CsvSource {
         let detected = Kind::SIGNATURES.into_iter().find(|(columns, _)| has(columns)).map(|(_, kind)| kind);
         let detected = if of_sweep && has(&["lag", "loss_ratio"]) { Some(Kind::Retention) } else { detected };
         let Some(detected) = detected else {
-            let expected = "a metrics.csv, retention.csv, results.csv or scan_bench.csv";
-            return Err(Error::file(&csv, expected, format!("the columns {}", names.join(", "))));
+            return Err(Error::rejected(csv.display().to_string(), not_a_table(&names)));
         };
         let kind = kind.unwrap_or(detected);
         if !kind.is_of(detected) {
-            return Err(Error::file(
-                &csv,
-                format!("a {} for --kind", kind.file()),
-                format!("a {}", detected.file()),
-            ));
+            let reason =
+                format!("this is a {}; --kind {} needs a {}", detected.file(), kind.cli_name(), kind.file());
+            return Err(Error::rejected(csv.display().to_string(), reason));
         }
         let (name, _) = named(&csv);
         Ok(Self { csv, kind, name, of_sweep })
     }
 }
 
-fn in_folder(folder: &Path, kind: Option<Kind>) -> Result<PathBuf> {
+fn in_directory(directory: &Path, kind: Option<Kind>) -> Result<PathBuf> {
     let all = ["metrics.csv", "results.csv", "scan_bench.csv", "retention.csv"];
     let wanted = kind.map_or(all.to_vec(), |kind| vec![kind.file()]);
     for name in &wanted {
-        let path = folder.join(name);
+        let path = directory.join(name);
         if storage::exists(&path)? {
             return Ok(path);
         }
     }
-    Err(Error::rejected(
-        folder.display().to_string(),
-        format!("the directory has no {}", wanted.join(" or ")),
-    ))
+    let reason = match kind {
+        Some(kind) => format!("the directory has no {}; pass one that has, or omit --kind {}", kind.file(), kind.cli_name()),
+        None => {
+            "the directory holds no results; pass the directory of a run, a sweep or scan-bench, or a CSV file of one".to_owned()
+        }
+    };
+    Err(Error::rejected(directory.display().to_string(), reason))
+}
+
+/// Explains why a file with these columns is not drawn, and names what can be.
+fn not_a_table(columns: &[&str]) -> String {
+    const FIX: &str = "pass a metrics.csv, retention.csv, results.csv or scan_bench.csv that nmem wrote";
+    let is_text = columns
+        .iter()
+        .all(|name| !name.contains(|c: char| c.is_control() || c == char::REPLACEMENT_CHARACTER));
+    match columns {
+        [] => format!("the file is empty; {FIX}"),
+        _ if is_text => format!("no figure shows the columns {}; {FIX}", columns.join(", ")),
+        _ => format!("this is not a CSV file; {FIX}"),
+    }
 }
 
 /// Returns the name of the directory if the file has its usual name, otherwise the file's, and the path that ends in it.
@@ -132,8 +145,8 @@ fn named(csv: &Path) -> (String, PathBuf) {
     let stem = csv.file_stem().unwrap_or_default();
     let usual = ["metrics", "results", "scan_bench", "retention"].iter().any(|&usual| stem == usual);
     let absolute = std::path::absolute(csv).unwrap_or_else(|_| csv.to_path_buf());
-    let folder = absolute.parent().filter(|folder| usual && folder.file_name().is_some());
-    let named = folder.unwrap_or(&absolute);
-    let name = if folder.is_some() { named.file_name().unwrap_or_default() } else { stem };
+    let directory = absolute.parent().filter(|directory| usual && directory.file_name().is_some());
+    let named = directory.unwrap_or(&absolute);
+    let name = if directory.is_some() { named.file_name().unwrap_or_default() } else { stem };
     (name.to_string_lossy().into_owned(), named.to_path_buf())
 }

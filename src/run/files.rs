@@ -26,23 +26,23 @@ pub(super) struct Files<T> {
 impl<T: Real> Files<T> {
     /// Creates the files. Each of the `weights` memory weights has its own columns.
     pub fn create(
-        folder: Option<(&Path, Keep)>,
+        directory: Option<(&Path, Keep)>,
         config: &Config,
         inputs: &ResolvedInputs,
         weights: usize,
         statistics: RunStatistics,
     ) -> Result<Self> {
         let mut files = Self { metrics: None, retention: None, retrieved: None, statistics };
-        let Some((folder, keep)) = folder else { return Ok(files) };
+        let Some((directory, keep)) = directory else { return Ok(files) };
         let mode = config.mode;
         if mode != Mode::Read && keep >= Keep::Metrics {
-            files.metrics = Some(MetricsWriter::create(&folder.join("metrics.csv"), weights)?);
+            files.metrics = Some(MetricsWriter::create(&directory.join("metrics.csv"), weights)?);
         }
         if config.retention.is_some() && keep >= Keep::Metrics {
-            files.retention = Some(RetentionWriter::create(&folder.join("retention.csv"))?);
+            files.retention = Some(RetentionWriter::create(&directory.join("retention.csv"))?);
         }
         if mode != Mode::Store && keep >= Keep::All {
-            let path = folder.join("retrieved.npy");
+            let path = directory.join("retrieved.npy");
             let writer = RetrievedWriter::create(&path, inputs.data.dims(), inputs.data.rank())?;
             files.retrieved = Some((path, writer));
         }

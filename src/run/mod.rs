@@ -71,8 +71,8 @@ pub fn execute(
     replace: bool,
     observe: Observer,
 ) -> Result<Report> {
-    let folder = ResultsDirectory::open(&config.out, replace)?;
-    reject_inputs_inside(config, folder.target())?;
+    let directory = ResultsDirectory::open(&config.out, replace)?;
+    reject_inputs_inside(config, directory.target())?;
     let threads =
         config.threads.map_or_else(std::thread::available_parallelism, |n| Ok(n.try_into().expect("not 0")));
     let threads = threads.map_or(1, usize::from);
@@ -89,11 +89,11 @@ pub fn execute(
         unstable_ratio: UNSTABLE_RATIO,
         opening,
     };
-    let output = run.execute(&inputs, Some((folder.path(), Keep::All)), observe);
-    let output = output.map_err(|error| folder.explain(error))?;
+    let output = run.execute(&inputs, Some((directory.path(), Keep::All)), observe);
+    let output = output.map_err(|error| directory.explain(error))?;
     inputs.check_unchanged(true)?;
     observe(RunEvent::Writing)?;
-    folder.publish()?;
+    directory.publish()?;
     Ok(output.report)
 }
 
@@ -175,23 +175,23 @@ pub struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Executes the run and writes the files selected by [`Keep`] into `folder`.
+    /// Executes the run and writes the files selected by [`Keep`] into `directory`.
     pub fn execute(
         &self,
         inputs: &ResolvedInputs,
-        folder: Option<(&Path, Keep)>,
+        directory: Option<(&Path, Keep)>,
         observe: Observer,
     ) -> Result<RunOutput> {
         match self.config.dtype {
-            ElementType::F32 => self.in_type::<f32>(inputs, folder, observe),
-            ElementType::F64 => self.in_type::<f64>(inputs, folder, observe),
+            ElementType::F32 => self.in_type::<f32>(inputs, directory, observe),
+            ElementType::F64 => self.in_type::<f64>(inputs, directory, observe),
         }
     }
 
     fn in_type<T: Real>(
         &self,
         inputs: &ResolvedInputs,
-        folder: Option<(&Path, Keep)>,
+        directory: Option<(&Path, Keep)>,
         observe: Observer,
     ) -> Result<RunOutput> {
         let config = self.config;
@@ -203,25 +203,25 @@ impl Run<'_> {
 
         let weights = memory.weight_shapes().len();
         let mut files =
-            Files::create(folder, config, inputs, weights, RunStatistics::new(self.unstable_ratio))?;
+            Files::create(directory, config, inputs, weights, RunStatistics::new(self.unstable_ratio))?;
         let Computed { outcome, engine_all, engine_phases, engine_bytes, products, waited, threads } =
             self.compute(inputs, &memory, &mut state, &mut files, &mut peak, observe)?;
         observe(RunEvent::Writing)?;
 
         let writing = Instant::now();
         let statistics = files.finish(outcome.first_nonfinite().is_some())?;
-        let folder = folder.filter(|(_, keep)| *keep > Keep::None);
-        let all = folder.filter(|(_, keep)| *keep == Keep::All && config.mode != Mode::Read);
-        if let Some((folder, _)) = all.filter(|_| outcome.divergence.is_none()) {
-            file.save(&folder.join("memory.safetensors"), Some(&state), &inputs.program, inputs.gates)?;
+        let directory = directory.filter(|(_, keep)| *keep > Keep::None);
+        let all = directory.filter(|(_, keep)| *keep == Keep::All && config.mode != Mode::Read);
+        if let Some((directory, _)) = all.filter(|_| outcome.divergence.is_none()) {
+            file.save(&directory.join("memory.safetensors"), Some(&state), &inputs.program, inputs.gates)?;
         }
         let write = outcome.output + writing.elapsed();
 
         let drawing = Instant::now();
         let mut warnings = self.warnings(&outcome, inputs, &state, &statistics);
-        if let Some((folder, _)) = folder.filter(|_| config.plots) {
+        if let Some((directory, _)) = directory.filter(|_| config.plots) {
             let labels = inputs.labels.as_ref().map(|labels| labels.shifted(first_token as u64));
-            warnings.extend(draw(folder, config, labels.as_ref(), &mut peak, observe)?);
+            warnings.extend(draw(directory, config, labels.as_ref(), &mut peak, observe)?);
         }
         let plots = drawing.elapsed();
         peak.sample_now();
@@ -243,10 +243,10 @@ impl Run<'_> {
         };
         let threads_used = self.threads_used(&memory, inputs).min(threads);
         let (report, statistics) = self.report(inputs, &state, threads_used, results);
-        if let Some((folder, _)) = folder {
+        if let Some((directory, _)) = directory {
             let mut json = serde_json::to_string_pretty(&report).expect("text and numbers can be serialized");
             json.push('\n');
-            OutFile::write_new(&folder.join("run.json"), json.as_bytes())?;
+            OutFile::write_new(&directory.join("run.json"), json.as_bytes())?;
         }
         Ok(RunOutput { report, statistics, engine_bytes, waited })
     }
@@ -439,27 +439,27 @@ pub fn start_threads(threads: usize) -> Result<ThreadPool> {
 
 /// Draws the figures from metrics.csv and retention.csv. Returns notes about anything they omit.
 fn draw(
-    folder: &Path,
+    directory: &Path,
     config: &Config,
     labels: Option<&Labels>,
     peak: &mut PeakMemory,
     observe: Observer,
 ) -> Result<Vec<String>> {
-    let plots = folder.join("plots");
+    let plots = directory.join("plots");
     storage::create_directory(&plots)?;
     let mut tick = || {
         peak.sample_now();
         observe(RunEvent::Writing)
     };
     let style = plot::FigureStyle::default();
-    let mut drawn = plot::timelines(&folder.join("metrics.csv"), labels, &style, &mut tick)?.0;
+    let mut drawn = plot::timelines(&directory.join("metrics.csv"), labels, &style, &mut tick)?.0;
     if config.retention.is_some() {
-        let retention = plot::retention(&folder.join("retention.csv"), &style, &mut tick)?;
+        let retention = plot::retention(&directory.join("retention.csv"), &style, &mut tick)?;
         drawn.figures.extend(retention.figures);
     }
     let request = plot::Request { labels: labels.cloned(), ..plot::Request::default() };
     let to = (plots.as_path(), &config.figure_format[..]);
-    for (path, bytes) in plot::files(&drawn, &folder.join("metrics.csv"), &request, to, &mut tick)? {
+    for (path, bytes) in plot::files(&drawn, &directory.join("metrics.csv"), &request, to, &mut tick)? {
         OutFile::write_new(&path, &bytes)?;
     }
     Ok(drawn.notes)

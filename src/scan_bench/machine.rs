@@ -83,10 +83,10 @@ fn isa() -> String {
 
 /// Reads the caches from files of Linux; returns none on other systems.
 fn caches() -> Vec<Cache> {
-    let folders = (0..).map(|i| format!("/sys/devices/system/cpu/cpu0/cache/index{i}"));
-    folders
-        .map_while(|folder| {
-            let read = |name: &str| std::fs::read_to_string(format!("{folder}/{name}")).ok();
+    let directories = (0..).map(|i| format!("/sys/devices/system/cpu/cpu0/cache/index{i}"));
+    directories
+        .map_while(|directory| {
+            let read = |name: &str| std::fs::read_to_string(format!("{directory}/{name}")).ok();
             let size = read("size")?;
             let kibibytes: u64 = size.trim().strip_suffix('K')?.parse().ok()?;
             let level = read("level")?.trim().parse().ok()?;

@@ -378,7 +378,7 @@ pub fn execute(config: Config, devices: &[OpenDevice], replace: bool, observe: O
         let names: Vec<_> = config.algorithms.iter().map(|algorithm| algorithm.name()).collect();
         return Err(Error::setting("--algorithm", "auto, pair or pair-last on a GPU", names.join(", ")));
     }
-    let folder = ResultsDirectory::open(&config.out, replace)?;
+    let directory = ResultsDirectory::open(&config.out, replace)?;
     // A failure is ignored: the devices are open already, and a device that the caller made is in no list.
     let gpus = gpus.then(cuda::list).and_then(Result::ok).unwrap_or_default().usable;
     let machine = Machine { gpus, ..Machine::detect() };
@@ -460,9 +460,9 @@ pub fn execute(config: Config, devices: &[OpenDevice], replace: bool, observe: O
     }
     drop((of_f32, of_f64));
 
-    write(folder.path(), &config, &machine, &rows, observe).map_err(|error| folder.explain(error))?;
+    write(directory.path(), &config, &machine, &rows, observe).map_err(|error| directory.explain(error))?;
     observe(BenchEvent::Working)?;
-    folder.publish()?;
+    directory.publish()?;
     let warnings = warnings(&rows);
     let gpus = devices.iter().filter(|device| device.gpu().is_some()).map(OpenDevice::to_string).collect();
     Ok(Report { config, machine, gpus, rows, skipped, warnings, wall_s: start.elapsed().as_secs_f64() })

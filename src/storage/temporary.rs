@@ -263,10 +263,10 @@ mod tests {
 
     #[test]
     fn only_stale_temporaries_are_cleared() {
-        let directory = tempfile::tempdir().unwrap();
-        let at = directory.path();
+        let parent = tempfile::tempdir().unwrap();
+        let at = parent.path();
         let file = Temporary::file(&at.join("a.csv")).unwrap();
-        let folder = Temporary::directory(&at.join("a")).unwrap();
+        let directory = Temporary::directory(&at.join("a")).unwrap();
         let alive = names(at);
         assert_eq!(alive.len(), 3, "{alive:?}");
         // Leftovers of killed processes: a file, a directory with its lock, a directory without, and a lock alone.
@@ -294,15 +294,15 @@ mod tests {
         clear(at, None);
         let left: Vec<_> = names(at).into_iter().filter(|name| !alive.contains(name)).collect();
         assert_eq!(left, mine);
-        drop((file, folder));
+        drop((file, directory));
         assert_eq!(names(at), mine);
     }
 
     #[test]
     fn a_name_taken_away_before_its_lock_is_replaced_by_another() {
         // Writing and clearing at once must not remove a file that is being written.
-        let directory = tempfile::tempdir().unwrap();
-        let at = directory.path();
+        let parent = tempfile::tempdir().unwrap();
+        let at = parent.path();
         let done = std::sync::atomic::AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -311,9 +311,9 @@ mod tests {
                 }
             });
             for _ in 0..300 {
-                let folder = Temporary::directory(&at.join("a")).unwrap();
-                fs::write(folder.path().join("metrics.csv"), "whole").unwrap();
-                assert_eq!(fs::read(folder.path().join("metrics.csv")).unwrap(), b"whole");
+                let directory = Temporary::directory(&at.join("a")).unwrap();
+                fs::write(directory.path().join("metrics.csv"), "whole").unwrap();
+                assert_eq!(fs::read(directory.path().join("metrics.csv")).unwrap(), b"whole");
             }
             done.store(true, std::sync::atomic::Ordering::Relaxed);
         });
@@ -322,9 +322,9 @@ mod tests {
 
     #[test]
     fn long_names_have_temporaries() {
-        let directory = tempfile::tempdir().unwrap();
+        let parent = tempfile::tempdir().unwrap();
         for name in ["x".repeat(255), "é".repeat(127)] {
-            Temporary::directory(&directory.path().join(name)).unwrap();
+            Temporary::directory(&parent.path().join(name)).unwrap();
         }
     }
 }

@@ -76,7 +76,7 @@ const TEXT_COPIES: usize = 6;
 struct ExperimentText<'a> {
     path: &'a Path,
     /// Directory that relative paths start from.
-    folder: &'a Path,
+    directory: &'a Path,
     text: &'a str,
 }
 
@@ -98,7 +98,7 @@ impl ExperimentText<'_> {
             }
             _ => self.error(at, format!("a number, string or boolean for `{key}`"), "another type"),
         })?;
-        Setting::new(key, written, self.folder)
+        Setting::new(key, written, self.directory)
             .map_err(|invalid| self.error(at, invalid.expected, &invalid.got))
     }
 
@@ -163,10 +163,10 @@ fn plain(value: &DeValue) -> Option<Value> {
 }
 
 impl Experiment {
-    /// Parses an experiment file. Relative paths in it start from [`TextFile::folder`].
+    /// Parses an experiment file. Relative paths in it start from [`TextFile::directory`].
     pub fn read(file: &TextFile) -> Result<Self> {
         let (path, text) = (file.path(), file.text()?);
-        let source = ExperimentText { path, folder: file.folder(), text };
+        let source = ExperimentText { path, directory: file.directory(), text };
         let document = DeTable::parse(text).map_err(|error| {
             let at = error.span().map_or(0, |span| span.start);
             source.error(

@@ -1,5 +1,5 @@
 //! Grids of runs. An experiment file ([`Experiment`]) becomes a list of runs with identities ([`Plan`]). They run in parallel
-//! ([`run`]), and a directory records each as it finishes ([`Folder`], [`Record`]). [`collect`] makes tables of them.
+//! ([`run`]), and a directory records each as it finishes ([`SweepDirectory`], [`Record`]). [`collect`] makes tables of them.
 //! On several machines each process runs one shard ([`Shard`]), and [`slurm`] starts such processes.
 //!
 //! Layout of the directory:
@@ -13,8 +13,8 @@
 //! sweep.sbatch collect.sbatch slurm/   job scripts and their output, if the sweep was submitted to Slurm
 //! ```
 
+mod directory;
 mod experiment;
-mod folder;
 mod plan;
 mod record;
 mod results;
@@ -25,9 +25,9 @@ pub mod slurm;
 mod tables;
 mod values;
 
+pub(crate) use directory::is_figure_of_sweep;
+pub use directory::{Collected, DirectoryLock, SweepDirectory, collect};
 pub use experiment::{Experiment, Kind};
-pub(crate) use folder::is_figure_of_sweep;
-pub use folder::{Collected, DirectoryLock, Folder, collect};
 pub use plan::{Plan, PlanEntry, PlanFile, PlannedRun, Ready};
 pub use record::{Lags, Record, Records};
 pub use results::{Results, Status, UNTIMED};

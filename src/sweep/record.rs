@@ -99,13 +99,13 @@ pub(super) fn host() -> String {
 
 /// Writer that appends records to its own file, created by the first write.
 pub(super) struct RecordWriter {
-    folder: PathBuf,
+    directory: PathBuf,
     file: Option<(PathBuf, OutFile)>,
 }
 
 impl RecordWriter {
-    pub fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_path_buf(), file: None }
+    pub fn new(directory: &Path) -> Self {
+        Self { directory: directory.to_path_buf(), file: None }
     }
 
     /// Appends records and waits until they are on the disk. If that fails, none of them is kept, and later records go to
@@ -136,9 +136,9 @@ impl RecordWriter {
 
     fn new_file(&self) -> Result<(PathBuf, OutFile)> {
         let name = format!("{}-{}-{:.0}.jsonl", host(), std::process::id(), now() * 1e6);
-        let path = self.folder.join(name);
+        let path = self.directory.join(name);
         let file = OutFile::create_for_append(&path).map_err(Error::io(&path, "create"))?;
-        storage::sync_directory(&self.folder).map_err(Error::io(&self.folder, "sync"))?;
+        storage::sync_directory(&self.directory).map_err(Error::io(&self.directory, "sync"))?;
         Ok((path, file))
     }
 }
@@ -153,16 +153,16 @@ pub struct Records {
 }
 
 /// Reads records/: the last record of each run, by identity. A failed record counts only if the run has no other.
-pub(super) fn read_all(folder: &Path) -> Result<Records> {
+pub(super) fn read_all(directory: &Path) -> Result<Records> {
     let Records { runs: mut records, mut unreadable } = Records::default();
     let mut files = Vec::new();
-    let entries = match std::fs::read_dir(folder) {
+    let entries = match std::fs::read_dir(directory) {
         // Another process has just created the sweep's directory.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Records::default()),
-        entries => entries.map_err(Error::io(folder, "read"))?,
+        entries => entries.map_err(Error::io(directory, "read"))?,
     };
     for entry in entries {
-        files.push(entry.map_err(Error::io(folder, "read"))?.path());
+        files.push(entry.map_err(Error::io(directory, "read"))?.path());
     }
     files.retain(|path| path.extension().is_some_and(|extension| extension == "jsonl"));
     files.sort();
@@ -218,17 +218,17 @@ mod tests {
 
     #[test]
     fn a_torn_line_is_skipped_and_a_failure_is_replaced() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut first = RecordWriter::new(folder.path());
+        let directory = tempfile::tempdir().unwrap();
+        let mut first = RecordWriter::new(directory.path());
         first.write([&record("a", Status::Ok, 1.0), &record("b", Status::Failed, 2.0)]).unwrap();
         let line = serde_json::to_string(&record("c", Status::Ok, 3.0)).unwrap();
         // A line truncated within a character.
         let torn = [&line.as_bytes()[..40], &"é".as_bytes()[..1]].concat();
         first.file.as_mut().unwrap().1.write_all(&torn).unwrap();
-        let mut second = RecordWriter::new(folder.path());
+        let mut second = RecordWriter::new(directory.path());
         second.write([&record("a", Status::Failed, 4.0)]).unwrap();
         second.write([&record("b", Status::Ok, 5.0)]).unwrap();
-        let Records { runs: records, unreadable } = read_all(folder.path()).unwrap();
+        let Records { runs: records, unreadable } = read_all(directory.path()).unwrap();
         assert_eq!(unreadable.len(), 1, "{unreadable:?}");
         let found: Vec<_> = records.values().map(|record| (&*record.run, record.started)).collect();
         assert_eq!(found, [("a", 1.0), ("b", 5.0)]);
@@ -237,12 +237,12 @@ mod tests {
 
     #[test]
     fn broken_lines_are_named_and_the_others_read() {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let line = serde_json::to_vec(&record("a", Status::Ok, 1.0)).unwrap();
         // Truncated with another worker's line behind it; not JSON; not a record; not UTF-8; complete without a newline.
         let lines = [&line[..40], &line, b"\n]\n\n{}\n\xff\n", &line].concat();
-        std::fs::write(folder.path().join("x.jsonl"), lines).unwrap();
-        let Records { runs, unreadable } = read_all(folder.path()).unwrap();
+        std::fs::write(directory.path().join("x.jsonl"), lines).unwrap();
+        let Records { runs, unreadable } = read_all(directory.path()).unwrap();
         assert_eq!(runs.keys().collect::<Vec<_>>(), ["a"]);
         let places: Vec<_> = unreadable.iter().map(|text| text.split([' ', ':']).nth(2).unwrap()).collect();
         assert_eq!(places, ["1", "2", "4", "5"], "{unreadable:?}");

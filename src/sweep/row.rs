@@ -76,7 +76,7 @@ pub(super) fn check_key(key: &str) -> Result<(), InvalidSetting> {
 }
 
 impl Setting {
-    pub fn new(key: &str, mut written: Value, folder: &Path) -> Result<Self, InvalidSetting> {
+    pub fn new(key: &str, mut written: Value, directory: &Path) -> Result<Self, InvalidSetting> {
         check_key(key)?;
         if let Some(text) = written.as_str().filter(|text| text.len() > MAX_TEXT) {
             let expected = format!("a value of at most {MAX_TEXT} bytes for `{key}`");
@@ -105,7 +105,7 @@ impl Setting {
                 let expected = "a file (standard input can be read only once)".to_owned();
                 return Err(InvalidSetting { expected, got: format!("`-` for `{key}`") });
             }
-            value = Value::String(folder.join(path).to_string_lossy().into_owned());
+            value = Value::String(directory.join(path).to_string_lossy().into_owned());
         }
         Ok(Self { key: key.to_owned(), written, value })
     }

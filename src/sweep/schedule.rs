@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use rayon::ThreadPool;
 
-use super::folder::Folder;
+use super::directory::SweepDirectory;
 use super::plan::{Plan, PlannedRun, Ready, chain};
 use super::record::{Lags, Record, RecordWriter, host, now};
 use super::results::{Results, Status};
@@ -66,7 +66,7 @@ struct State<'a> {
 }
 
 struct Scheduler<'a> {
-    folder: &'a Folder,
+    directory: &'a SweepDirectory,
     plan: &'a Plan,
     options: &'a Options,
     devices: &'a Devices,
@@ -103,7 +103,7 @@ impl Drop for StopOnPanic<'_, '_> {
 /// `devices` holds the devices that they name. Runs on the same GPU compute one after the other. Returns the records in the
 /// plan's order, and an error if the sweep ended early.
 pub fn run(
-    folder: &Folder,
+    directory: &SweepDirectory,
     plan: &Plan,
     places: &[usize],
     options: &Options,
@@ -111,7 +111,7 @@ pub fn run(
     observe: Observe,
 ) -> (Vec<Record>, Result<()>) {
     let scheduler = Scheduler {
-        folder,
+        directory,
         plan,
         options,
         devices,
@@ -197,7 +197,7 @@ impl Scheduler<'_> {
     /// So a run is on the disk as early as possible, and thousands of short runs do not wait for one sync each.
     fn keep(&self, finished: Receiver<FinishedRun>) {
         let _ending = StopOnPanic(self);
-        let mut records = RecordWriter::new(&self.folder.path().join("records"));
+        let mut records = RecordWriter::new(&self.directory.path().join("records"));
         while let Ok(first) = finished.recv() {
             let mut ended: Vec<_> =
                 std::iter::once(first).chain(finished.try_iter().take(MAX_WAITING)).collect();
@@ -344,7 +344,7 @@ impl Scheduler<'_> {
             (self.observe)(SweepEvent::Working)
         };
         let keep = self.options.keep;
-        let out = self.folder.run(&run.id);
+        let out = self.directory.run(&run.id);
         let directory = (keep > Keep::None).then(|| ResultsDirectory::open_among(&out, true)).transpose()?;
         let mut config = ready.config.clone();
         config.out = out;

@@ -31,9 +31,9 @@ pub struct Job {
     /// Path of this program.
     pub program: PathBuf,
     /// Directory that paths on the command line are relative to.
-    pub working_folder: PathBuf,
+    pub working_directory: PathBuf,
     /// Directory of the sweep; must exist when the job is submitted.
-    pub folder: PathBuf,
+    pub directory: PathBuf,
     /// Name of the sweep, shown in the queue.
     pub name: String,
     /// Arguments of `nmem sweep`, without the directory, the shard and -j.
@@ -110,7 +110,7 @@ impl Job {
         script.directive("output", &self.log("%A_%a.log")?)?;
         script.directives(request)?;
         let mut line = self.line(&self.arguments)?;
-        let _ = write!(line, " --out {}", path(&self.folder)?);
+        let _ = write!(line, " --out {}", path(&self.directory)?);
         let _ = write!(
             line,
             " --shard \"$SLURM_ARRAY_TASK_ID/{}\" -j \"${{SLURM_CPUS_PER_TASK:-1}}\"",
@@ -126,13 +126,13 @@ impl Job {
         script.directive("output", &self.log("%j_collect.log")?)?;
         script.directives(request)?;
         let mut line = self.line(&self.collect_arguments)?;
-        let _ = write!(line, " --collect {}", path(&self.folder)?);
+        let _ = write!(line, " --collect {}", path(&self.directory)?);
         self.finish(script, &line)
     }
 
     /// Returns the path of a log, with % escaped, because Slurm replaces patterns that begin with it.
     fn log(&self, name: &str) -> Result<String> {
-        let directory = utf8(&self.folder)?.replace('%', "%%");
+        let directory = utf8(&self.directory)?.replace('%', "%%");
         Ok(format!("{directory}/{LOGS}/{name}"))
     }
 
@@ -145,17 +145,17 @@ impl Job {
     }
 
     fn finish(&self, Script(mut text): Script, line: &str) -> Result<String> {
-        let _ = writeln!(text, "\ncd -- {} || exit 2\n{line}", path(&self.working_folder)?);
+        let _ = writeln!(text, "\ncd -- {} || exit 2\n{line}", path(&self.working_directory)?);
         Ok(text)
     }
 
     /// Writes both scripts into the directory and submits them.
     pub fn submit(&self, request: &Request) -> Result<Submitted> {
-        let logs = self.folder.join(LOGS);
+        let logs = self.directory.join(LOGS);
         storage::create_directories(&logs)?;
         let scripts = [
-            (self.folder.join(ARRAY_SCRIPT), self.array_script(request)?),
-            (self.folder.join(COLLECT_SCRIPT), self.collect_script(request)?),
+            (self.directory.join(ARRAY_SCRIPT), self.array_script(request)?),
+            (self.directory.join(COLLECT_SCRIPT), self.collect_script(request)?),
         ];
         for (path, text) in &scripts {
             storage::replace(path, text.as_bytes())?;
@@ -219,8 +219,8 @@ mod tests {
     fn job() -> Job {
         Job {
             program: "/opt/nmem 1/nmem".into(),
-            working_folder: "/home/a".into(),
-            folder: "/scratch/100%/sweep".into(),
+            working_directory: "/home/a".into(),
+            directory: "/scratch/100%/sweep".into(),
             name: "chunk-size".to_owned(),
             arguments: ["/home/a/sweep.toml", "decay=range(0,3)"].map(str::to_owned).to_vec(),
             collect_arguments: ["--x", "decay"].map(str::to_owned).to_vec(),
@@ -269,7 +269,7 @@ mod tests {
     #[test]
     fn text_that_sbatch_could_misread_is_rejected() {
         let mut odd = job();
-        odd.folder = "/home/o'hara".into();
+        odd.directory = "/home/o'hara".into();
         let message = odd.array_script(&request()).unwrap_err().to_string();
         assert_eq!(
             message,

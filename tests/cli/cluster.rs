@@ -28,8 +28,8 @@ fn slurm<'a>(id: &'a str, min: &'a str, max: &'a str, count: &'a str) -> [(&'sta
     ]
 }
 
-fn runs(sandbox: &Sandbox, folder: &str) -> usize {
-    sandbox.csv(&format!("{folder}/results.csv")).rows.len()
+fn runs(sandbox: &Sandbox, directory: &str) -> usize {
+    sandbox.csv(&format!("{directory}/results.csv")).rows.len()
 }
 
 #[test]
@@ -52,7 +52,8 @@ fn shards_make_the_whole() {
     sandbox.ok("sweep grid.toml --out shares --shard 1/2");
     sandbox.ok("sweep --collect shares");
     assert!(sandbox.path("shares/plots/loss_before_mean.svg").is_file());
-    let [whole, sharded] = ["whole", "shares"].map(|folder| sandbox.csv(&format!("{folder}/results.csv")));
+    let [whole, sharded] =
+        ["whole", "shares"].map(|directory| sandbox.csv(&format!("{directory}/results.csv")));
     assert_eq!(whole.header, sharded.header);
     for column in whole.header.iter().filter(|name| !["tokens_per_s", "wall_s"].contains(&&name[..])) {
         assert_eq!(whole.texts(column), sharded.texts(column), "{column}");

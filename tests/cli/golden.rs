@@ -17,7 +17,7 @@ fn line(case: &Golden, weights: &str) -> String {
     if case.store_seq.is_some() {
         line += " --store-seq store_seq.npy";
     }
-    if case.folder.join("past.safetensors").exists() {
+    if case.directory.join("past.safetensors").exists() {
         line += " --past past.safetensors";
     }
     line

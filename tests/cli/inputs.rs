@@ -33,8 +33,8 @@ fn reject(said: &mut Transcript, sandbox: &Sandbox, line: &str, input: &str) {
     said.error(line, 2, &sandbox.one_error(&piped(sandbox, line, input), 2, line));
 }
 
-fn input_hash(sandbox: &Sandbox, folder: &str, role: &str) -> String {
-    let run = sandbox.json(&format!("{folder}/run.json"));
+fn input_hash(sandbox: &Sandbox, directory: &str, role: &str) -> String {
+    let run = sandbox.json(&format!("{directory}/run.json"));
     let inputs = run["inputs"].as_array().unwrap();
     let input = inputs.iter().find(|input| input["role"] == role).unwrap();
     input["sha256"].as_str().unwrap().to_owned()

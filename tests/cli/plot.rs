@@ -65,6 +65,8 @@ fn several_runs_and_any_columns() {
 fn unknown_columns_are_rejected_with_the_existing_ones() {
     let sandbox = with_run();
     sandbox.file("table.csv", "a,b\n1,2\n");
+    sandbox.file("empty.csv", "");
+    std::fs::create_dir(sandbox.path("nothing")).unwrap();
     let said = Transcript::of_rejected(
         &sandbox,
         &[
@@ -74,7 +76,11 @@ fn unknown_columns_are_rejected_with_the_existing_ones() {
             "plot run --kind sweep",
             "plot run/metrics.csv --kind scan",
             "plot table.csv",
+            "plot empty.csv",
+            "plot seq.npy",
+            "plot nothing",
             "plot absent",
+            "plot run --format pdf",
             "plot run --width 0.1",
             "plot run --smooth 0",
         ],
@@ -185,11 +191,11 @@ fn tex_reads_the_csv_from_where_it_lies() {
 fn tex_of(sandbox: &Sandbox, file: &str) -> String {
     let tex = String::from_utf8(sandbox.bytes(file)).unwrap();
     let path = sandbox.path(file);
-    let folder = path.parent().unwrap();
+    let directory = path.parent().unwrap();
     let reads = tex.lines().find(|line| line.starts_with('%') && line.contains(".csv"));
     let words = reads.expect("what it reads").split(' ').map(|word| word.trim_end_matches([',', '.']));
     for name in words.filter(|word| word.contains(".csv")) {
-        assert!(folder.join(name).is_file(), "{file}: no {name}");
+        assert!(directory.join(name).is_file(), "{file}: no {name}");
         assert!(tex.contains(&format!("{{{name}}}")), "{file} does not read {name}");
     }
     tex
@@ -199,11 +205,14 @@ fn tex_of(sandbox: &Sandbox, file: &str) -> String {
 fn commands_that_draw_write_tex_beside_their_results() {
     let sandbox = Sandbox::new();
     sandbox.npy("seq.npy", &tokens(&[40, 8], 1));
-    let all_of = |folder: &str| {
-        let names = sandbox.names(&format!("{folder}/plots"));
+    let all_of = |directory: &str| {
+        let names = sandbox.names(&format!("{directory}/plots"));
         let figures: Vec<_> = names.iter().filter_map(|name| name.strip_suffix(".tex")).collect();
-        assert!(!figures.is_empty(), "{folder}: {names:?}");
-        figures.iter().map(|name| tex_of(&sandbox, &format!("{folder}/plots/{name}.tex"))).collect::<String>()
+        assert!(!figures.is_empty(), "{directory}: {names:?}");
+        figures
+            .iter()
+            .map(|name| tex_of(&sandbox, &format!("{directory}/plots/{name}.tex")))
+            .collect::<String>()
     };
     let line = "store seq.npy --heads 2 --chunk-size 4 --figure-format pgfplots --out deep/run";
     sandbox.ok(line);

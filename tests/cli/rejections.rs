@@ -222,6 +222,11 @@ fn memories() {
     other[text] = b'2';
     sandbox.file("newer.safetensors", other);
     sandbox.npy("wide.npy", &tokens(&[7, 6], 1));
+    let of_a_model = |(name, tensor)| (format!("layers.3.memory.{name}"), tensor);
+    write_tensors(
+        &sandbox.path("model.safetensors"),
+        &parameters(&sandbox).into_iter().map(of_a_model).collect(),
+    );
     let cases = [
         "absent.safetensors",
         "seq.npy",
@@ -234,6 +239,7 @@ fn memories() {
         "gate.safetensors",
         "weight.safetensors",
         "extra.safetensors",
+        "model.safetensors",
         "nan.safetensors",
         "int.safetensors",
         "cut.safetensors",
@@ -286,7 +292,7 @@ fn labels() {
 }
 
 #[test]
-fn output_folders() {
+fn output_directories() {
     let sandbox = sandbox();
     sandbox.file("file", "");
     std::fs::create_dir(sandbox.path("inputs")).unwrap();

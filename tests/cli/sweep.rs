@@ -32,8 +32,8 @@ pub fn untimed(table: &Table) -> Vec<Vec<String>> {
     rows.map(|row| kept.iter().map(|&i| row[i].clone()).collect()).collect()
 }
 
-fn results(sandbox: &Sandbox, folder: &str) -> Table {
-    sandbox.csv(&format!("{folder}/results.csv"))
+fn results(sandbox: &Sandbox, directory: &str) -> Table {
+    sandbox.csv(&format!("{directory}/results.csv"))
 }
 
 /// Counts that a sweep prints first: runs in all, done before, to do now.
@@ -42,8 +42,8 @@ fn runs(output: &CommandOutput) -> Vec<usize> {
 }
 
 /// Finished runs on record, those that were run twice counted twice.
-fn recorded(sandbox: &Sandbox, folder: &str) -> usize {
-    let records = format!("{folder}/records");
+fn recorded(sandbox: &Sandbox, directory: &str) -> usize {
+    let records = format!("{directory}/records");
     let lines = |name: &String| {
         let text = String::from_utf8(sandbox.bytes(&format!("{records}/{name}"))).unwrap();
         text.matches('\n').count()
@@ -56,21 +56,21 @@ fn the_first_key_is_slowest_and_columns_are_a_promise() {
     let sandbox = sandbox(GRID);
     let output = sandbox.ok("sweep grid.toml --no-plots");
     assert_eq!(runs(&output), [6, 0, 6]);
-    let folder = "results/grid-sweep";
+    let directory = "results/grid-sweep";
     assert_eq!(
-        sandbox.names(folder),
+        sandbox.names(directory),
         ["joblog.tsv", "plans", "records", "results.csv", "runs", "summary.csv"]
     );
-    let table = results(&sandbox, folder);
+    let table = results(&sandbox, directory);
     insta::assert_snapshot!(table.header.join(","), @"run,chunk_size,seed,data,heads,status,tokens,chunks,loss_final,loss_mean,loss_before_final,loss_before_mean,loss_after_final,loss_after_mean,surprise_mean,learning_rate_mean,momentum_mean,decay_mean,surprise_norm_final,momentum_norm_final,update_norm_final,weight_norm_final,first_unstable_chunk,diverged,retained_ratio,error,engine_bytes,tokens_per_s,wall_s");
     assert_eq!(table.texts("chunk_size"), ["4", "4", "4", "8", "8", "8"]);
     assert_eq!(table.texts("seed"), ["0", "1", "2", "0", "1", "2"]);
     assert_eq!(table.texts("chunks"), ["10", "10", "10", "5", "5", "5"]);
     assert_eq!(
-        sandbox.names(&format!("{folder}/runs/{}", table.texts("run")[0])),
+        sandbox.names(&format!("{directory}/runs/{}", table.texts("run")[0])),
         ["metrics.csv", "run.json"]
     );
-    let summary = sandbox.csv(&format!("{folder}/summary.csv"));
+    let summary = sandbox.csv(&format!("{directory}/summary.csv"));
     assert_eq!(summary.texts("chunk_size"), ["4", "8"]);
     assert_eq!(summary.texts("n"), ["3", "3"]);
     let losses = table.numbers("loss_mean");
@@ -78,7 +78,7 @@ fn the_first_key_is_slowest_and_columns_are_a_promise() {
     assert!((summary.numbers("loss_mean.mean")[0] - mean).abs() < 1e-12 * mean, "{losses:?}");
     let (low, high) = (summary.numbers("loss_mean.ci95_low")[0], summary.numbers("loss_mean.ci95_high")[0]);
     assert!(low < mean && mean < high, "{low} {high}");
-    let joblog = String::from_utf8(sandbox.bytes(&format!("{folder}/joblog.tsv"))).unwrap();
+    let joblog = String::from_utf8(sandbox.bytes(&format!("{directory}/joblog.tsv"))).unwrap();
     assert!(joblog.lines().all(|line| line.split('\t').count() == 9), "{joblog}");
     assert!(
         joblog.contains("\tnmem store seq.npy --chunk-size 4 --heads 2 --seed 0 --no-plots --out "),
@@ -164,7 +164,7 @@ fn what_has_finished_is_not_run_again_unless_its_input_changed() {
 }
 
 #[test]
-fn a_second_sweep_into_the_folder_adds_to_it() {
+fn a_second_sweep_into_the_directory_adds_to_it() {
     let sandbox = sandbox(GRID);
     sandbox.ok("sweep grid.toml --no-plots --out out");
     sandbox.ok("sweep grid.toml chunk_size=16 --no-plots --out out");
@@ -177,11 +177,11 @@ fn a_second_sweep_into_the_folder_adds_to_it() {
 #[test]
 fn sweeps_of_other_files_and_other_work_keep_their_rows_apart() {
     let sandbox = sandbox(GRID);
-    for (folder, seed) in [("a", 2), ("b", 3)] {
-        std::fs::create_dir(sandbox.path(folder)).unwrap();
-        sandbox.npy(&format!("{folder}/seq.npy"), &tokens(&[40, 8], seed));
-        sandbox.file(&format!("{folder}/grid.toml"), "data = 'seq.npy'\n[grid]\nseed = [0, 1]\n");
-        sandbox.ok(&format!("sweep {folder}/grid.toml --out both --no-plots"));
+    for (directory, seed) in [("a", 2), ("b", 3)] {
+        std::fs::create_dir(sandbox.path(directory)).unwrap();
+        sandbox.npy(&format!("{directory}/seq.npy"), &tokens(&[40, 8], seed));
+        sandbox.file(&format!("{directory}/grid.toml"), "data = 'seq.npy'\n[grid]\nseed = [0, 1]\n");
+        sandbox.ok(&format!("sweep {directory}/grid.toml --out both --no-plots"));
     }
     let table = results(&sandbox, "both");
     let data = table.texts("data");
@@ -308,7 +308,7 @@ fn past_weights_are_those_of_a_store() {
         sandbox.ok(&format!(
             "store seq.npy --memory weights.safetensors --past past.safetensors --chunk-size 4 --decay {decay} --out {run} --no-plots"
         ));
-        let of = |folder: &str| sandbox.bytes(&format!("{folder}/metrics.csv"));
+        let of = |directory: &str| sandbox.bytes(&format!("{directory}/metrics.csv"));
         assert!(of(run) == of(&format!("swept/runs/{run}")), "decay {decay}");
     }
 }

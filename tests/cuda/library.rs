@@ -54,8 +54,8 @@ pub fn library(kind: Kind) -> Result<PathBuf, String> {
         return Ok(path);
     }
     let say = |error: std::io::Error| error.to_string();
-    let folder = tempfile::tempdir_in(&within).map_err(say)?;
-    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).map_err(say);
+    let directory = tempfile::tempdir_in(&within).map_err(say)?;
+    let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).map_err(say);
     write("cuda_shim.h", HEADER)?;
     write("shim.cpp", SHIM)?;
     write("kernels.cu", KERNELS)?;
@@ -63,7 +63,7 @@ pub fn library(kind: Kind) -> Result<PathBuf, String> {
     write("kernels.inc", &names.collect::<String>())?;
     let run = |arguments: &[&str]| {
         let mut command = Command::new(&compiler);
-        command.args(arguments).current_dir(folder.path());
+        command.args(arguments).current_dir(directory.path());
         let output =
             command.output().map_err(|error| format!("{compiler}: {error} (a C++ compiler is needed)"))?;
         let message = String::from_utf8_lossy(&output.stderr);
@@ -74,7 +74,7 @@ pub fn library(kind: Kind) -> Result<PathBuf, String> {
         }
     };
     steps.iter().try_for_each(|step| run(step))?;
-    std::fs::rename(folder.path().join("kernels.so"), &path).map_err(say)?;
+    std::fs::rename(directory.path().join("kernels.so"), &path).map_err(say)?;
     Ok(path)
 }
 

@@ -29,8 +29,8 @@ fn config() -> Config {
 }
 
 fn rows(config: Config, devices: &[OpenDevice]) -> Vec<BenchRow> {
-    let folder = tempfile::tempdir().unwrap();
-    let config = Config { out: folder.path().join("out"), ..config };
+    let directory = tempfile::tempdir().unwrap();
+    let config = Config { out: directory.path().join("out"), ..config };
     execute(config, devices, false, &mut |_| Ok(())).unwrap().rows
 }
 

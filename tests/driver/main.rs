@@ -22,34 +22,34 @@ use tempfile::TempDir;
 
 /// Creates a directory with libraries built with these definitions.
 fn libraries(of: &[(&str, &str, &[&str])]) -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     for (source, library, definitions) in of {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/driver").join(source);
         let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
         let mut command = Command::new(&compiler);
-        command.args(["-shared", "-fPIC", "-O1", "-w", "-o"]).arg(folder.path().join(library)).arg(source);
+        command.args(["-shared", "-fPIC", "-O1", "-w", "-o"]).arg(directory.path().join(library)).arg(source);
         let made = command.args(definitions.iter().map(|definition| format!("-D{definition}"))).output();
         let made = made.unwrap_or_else(|error| {
             panic!("no driver to test with: {}: {error} (a C compiler is needed)", compiler.display())
         });
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     }
-    folder
+    directory
 }
 
 fn driver(definitions: &[&str]) -> TempDir {
     libraries(&[("driver.c", "libcuda.so", definitions)])
 }
 
-fn nmem(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+fn nmem(directory: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nmem"));
-    command.args(arguments).env("LD_LIBRARY_PATH", folder).envs(variables.iter().copied());
+    command.args(arguments).env("LD_LIBRARY_PATH", directory).envs(variables.iter().copied());
     command.output().unwrap()
 }
 
 /// Runs a command that must fail and returns its one line on stderr.
-fn rejected(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> String {
-    let output = nmem(folder, arguments, variables);
+fn rejected(directory: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> String {
+    let output = nmem(directory, arguments, variables);
     let text = String::from_utf8(output.stderr).unwrap();
     // driver.c reports that nothing is left allocated.
     let text = text.replace("left: 0\n", "");
@@ -100,11 +100,11 @@ fn drivers_that_do_not_start() {
             "the NVIDIA driver is too old (it has no cuGetErrorName, of CUDA 11.2)",
         ),
     ] {
-        let folder = driver(definitions);
-        let folder = folder.path();
-        let message = rejected(folder, &SCAN, &[]);
+        let directory = driver(definitions);
+        let directory = directory.path();
+        let message = rejected(directory, &SCAN, &[]);
         assert!(message.starts_with(&format!("error: cuda: {expected}")), "{definitions:?}: {message}");
-        let listed = nmem(folder, &["devices"], &[]);
+        let listed = nmem(directory, &["devices"], &[]);
         let text = String::from_utf8(listed.stdout).unwrap();
         assert_eq!(listed.status.code(), Some(0), "{definitions:?}");
         assert!(text.contains(&format!("\nno GPU: {expected}")), "{definitions:?}: {text}");
@@ -113,10 +113,10 @@ fn drivers_that_do_not_start() {
 
 #[test]
 fn devices_that_cannot_be_used() {
-    let folder = driver(&["INIT=0", "WHOLE"]);
-    let folder = folder.path();
+    let directory = driver(&["INIT=0", "WHOLE"]);
+    let directory = directory.path();
     let device = |name| ["scan-bench", "--device", name];
-    let message = rejected(folder, &device("cuda:2"), &[]);
+    let message = rejected(directory, &device("cuda:2"), &[]);
     assert_eq!(
         message,
         "error: cuda: no GPU with index 2: the GPUs are cuda:0 to cuda:1 (see `nmem devices`)"
@@ -127,23 +127,23 @@ fn devices_that_cannot_be_used() {
         ("2", "out of memory on the GPU: loading the kernels"),
         ("999", "loading the kernels failed: CUDA_ERROR_SOME"),
     ] {
-        let message = rejected(folder, &device("cuda:1"), &[("LOAD", code)]);
+        let message = rejected(directory, &device("cuda:1"), &[("LOAD", code)]);
         assert!(message.starts_with(&format!("error: cuda: {expected}")), "{code}: {message}");
     }
     // A driver reports either code for PTX of newer GPUs.
     for code in ["209", "218"] {
-        let message = rejected(folder, &device("cuda"), &[("LOAD", code), ("MAJOR", "7"), ("MINOR", "5")]);
+        let message = rejected(directory, &device("cuda"), &[("LOAD", code), ("MAJOR", "7"), ("MINOR", "5")]);
         let expected = "error: cuda: the GPU (compute capability 7.5) is too old for the kernels' PTX, which needs 8.0 or later ";
         assert!(message.starts_with(expected), "{code}: {message}");
     }
-    let message = rejected(folder, &device("cuda"), &[("NMEM_NVRTC", "1")]);
+    let message = rejected(directory, &device("cuda"), &[("NMEM_NVRTC", "1")]);
     assert!(
         message.starts_with("error: cuda: NMEM_NVRTC=1, but libnvrtc is not found")
             || message.contains("NVRTC"),
         "{message}"
     );
 
-    let listed = nmem(folder, &["devices"], &[]);
+    let listed = nmem(directory, &["devices"], &[]);
     let text = String::from_utf8(listed.stdout).unwrap();
     let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(rows[2], ["cuda:0", "Make-believe", "10", "8.0", "4", "7.0", "8.0", "11.4"], "{text}");
@@ -153,14 +153,14 @@ fn devices_that_cannot_be_used() {
 
 #[test]
 fn a_device_that_is_broken_hides_no_other() {
-    let folder = driver(&["INIT=0", "WHOLE"]);
-    let folder = folder.path();
+    let directory = driver(&["INIT=0", "WHOLE"]);
+    let directory = directory.path();
     let broken = |index: usize| {
         format!("no cuda:{index}: opening cuda:{index} failed: CUDA_ERROR_SOME: a meaning of two lines")
     };
     for (which, usable, unusable) in [("1", &[1][..], &[0][..]), ("2", &[0], &[1]), ("3", &[], &[0, 1])] {
         let variables = [("BROKEN", which)];
-        let listed = nmem(folder, &["devices"], &variables);
+        let listed = nmem(directory, &["devices"], &variables);
         let text = String::from_utf8(listed.stdout).unwrap();
         let lines: Vec<_> = text.lines().skip(2).collect();
         assert_eq!(listed.status.code(), Some(0), "{text}");
@@ -174,7 +174,7 @@ fn a_device_that_is_broken_hides_no_other() {
             assert!(line.starts_with(expected), "{expected}: {text}");
         }
 
-        let listed = nmem(folder, &["devices", "--format", "json"], &variables);
+        let listed = nmem(directory, &["devices", "--format", "json"], &variables);
         let found: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
         let indices = |name: &str| -> Vec<_> {
             found[name]
@@ -189,15 +189,15 @@ fn a_device_that_is_broken_hides_no_other() {
         assert!(broken(unusable[0]).ends_with(found["cuda_unusable"][0]["error"].as_str().unwrap()));
     }
     // The usable device is used, and its driver has no such kernels.
-    let message = rejected(folder, &SCAN, &[("BROKEN", "2")]);
+    let message = rejected(directory, &SCAN, &[("BROKEN", "2")]);
     assert!(message.starts_with("error: cuda: finding kernel "), "{message}");
-    let message = rejected(folder, &SCAN, &[("BROKEN", "1")]);
+    let message = rejected(directory, &SCAN, &[("BROKEN", "1")]);
     assert!(message.starts_with("error: cuda: opening cuda:0 failed"), "{message}");
 }
 
 #[test]
 fn device_auto_is_the_cpu_with_a_note() {
-    let folder = driver(&["INIT=100"]);
+    let directory = driver(&["INIT=100"]);
     let out = tempfile::tempdir().unwrap();
     let out = out.path().join("out");
     let arguments = [
@@ -215,7 +215,7 @@ fn device_auto_is_the_cpu_with_a_note() {
         "auto",
         "--out",
     ];
-    let output = nmem(folder.path(), &[&arguments[..], &[out.to_str().unwrap()]].concat(), &[]);
+    let output = nmem(directory.path(), &[&arguments[..], &[out.to_str().unwrap()]].concat(), &[]);
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(0), "{text}");
     assert!(text.starts_with("note: --device auto: cpu (cuda: the NVIDIA driver finds no GPU"), "{text}");
@@ -224,9 +224,9 @@ fn device_auto_is_the_cpu_with_a_note() {
 }
 
 /// Runs an otherwise ignored test of this program, and returns its stderr.
-fn inside(test: &str, folder: &Path, variables: &[(&str, &str)]) -> String {
+fn inside(test: &str, directory: &Path, variables: &[(&str, &str)]) -> String {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", test, "--ignored", "--nocapture"]).env("LD_LIBRARY_PATH", folder);
+    command.args(["--exact", test, "--ignored", "--nocapture"]).env("LD_LIBRARY_PATH", directory);
     let output = command.envs(variables.iter().copied()).output().unwrap();
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     let out = String::from_utf8_lossy(&output.stdout);
@@ -236,11 +236,11 @@ fn inside(test: &str, folder: &Path, variables: &[(&str, &str)]) -> String {
 
 #[test]
 fn memory_and_kernels() {
-    let folder = driver(&["INIT=0", "WHOLE"]);
+    let directory = driver(&["INIT=0", "WHOLE"]);
     for pools in ["1", "0"] {
         // Everything is freed before the context.
         let text =
-            inside("memory_and_kernels_inside", folder.path(), &[("POOLS", pools), ("NMEM_CUBLAS", "0")]);
+            inside("memory_and_kernels_inside", directory.path(), &[("POOLS", pools), ("NMEM_CUBLAS", "0")]);
         assert!(text.contains("left: 0\n"), "{text}");
     }
 }
@@ -330,9 +330,9 @@ const LARGE: usize = 129;
 
 #[test]
 fn products_in_rows_are_products_in_columns() {
-    let folder =
+    let directory =
         libraries(&[("driver.c", "libcuda.so", &["INIT=0", "WHOLE"]), ("blas.c", "libcublas.so", &[])]);
-    let text = inside("products_inside", folder.path(), &[]);
+    let text = inside("products_inside", directory.path(), &[]);
     assert!(text.contains("left: 0\n"), "{text}");
 }
 

@@ -24,11 +24,11 @@ struct Bench {
 impl Bench {
     fn new(cublas: bool) -> Self {
         let whole = ("driver.c", "libcuda.so", &["INIT=0", "WHOLE"][..]);
-        let folder =
+        let directory =
             if cublas { libraries(&[whole, ("blas.c", "libcublas.so", &[])]) } else { driver(whole.2) };
         let kernels = library(Kind::Forwards).expect("kernels compiled for the CPU");
-        let sandbox = Sandbox::new().set("LD_LIBRARY_PATH", folder.path()).set("KERNELS", kernels);
-        Self { sandbox, _libraries: folder }
+        let sandbox = Sandbox::new().set("LD_LIBRARY_PATH", directory.path()).set("KERNELS", kernels);
+        Self { sandbox, _libraries: directory }
     }
 
     fn set(self, name: &'static str, value: &str) -> Self {

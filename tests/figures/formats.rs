@@ -9,8 +9,8 @@ use nmem::plot::{CsvSource, FigureFormat, FigureStyle, Figures, INCH, Kind, Requ
 use crate::{HEADER, run};
 
 fn timeline(width: f64) -> Figures {
-    let folder = tempfile::tempdir().expect("a temporary directory");
-    let csv = folder.path().join("metrics.csv");
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let csv = directory.path().join("metrics.csv");
     std::fs::write(&csv, format!("{HEADER}\n{}", run(40, 3, true))).expect("a writable temporary directory");
     let source = CsvSource::find(&csv, Some(Kind::Timeline)).expect("a metrics.csv");
     let request = Request {
@@ -27,8 +27,8 @@ fn of_poppler(tool: &str, arguments: &[&str]) -> Option<String> {
         eprintln!("skipped: {tool} (poppler-utils) is not installed");
         return None;
     }
-    let folder = tempfile::tempdir().expect("a temporary directory");
-    let files = timeline(3.25).write(folder.path(), &[FigureFormat::Pdf]).expect("a PDF");
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let files = timeline(3.25).write(directory.path(), &[FigureFormat::Pdf]).expect("a PDF");
     let said = Command::new(tool).args(arguments).arg(&files[0]).arg("-").output();
     let said = if tool == "pdftotext" { said } else { Command::new(tool).arg(&files[0]).output() };
     let said = said.expect("a tool that runs");

@@ -101,8 +101,8 @@ type Values = Box<dyn Fn(usize, usize) -> f64>;
 
 #[test]
 fn no_text_overlaps_or_leaves_the_sheet() {
-    let folder = tempfile::tempdir().expect("a temporary directory");
-    let csv = folder.path().join("metrics.csv");
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let csv = directory.path().join("metrics.csv");
     let powers = |chunk: usize, _: usize| (0..chunk).fold(1e-12, |value, _| value * 10.0);
     let cases: Vec<(&str, usize, Vec<usize>, Values)> = vec![
         (
@@ -152,12 +152,12 @@ fn no_text_overlaps_or_leaves_the_sheet() {
 
 #[test]
 fn several_runs_overlay() {
-    let folder = tempfile::tempdir().expect("a temporary directory");
+    let directory = tempfile::tempdir().expect("a temporary directory");
     let sources: Vec<_> = ["a run", "another <run>", "and {one} with a name that is longer than others"]
         .iter()
         .enumerate()
         .map(|(i, name)| {
-            let run = folder.path().join(name);
+            let run = directory.path().join(name);
             std::fs::create_dir(&run).expect("a writable temporary directory");
             let csv = metrics(30 + 20 * i, 2, |chunk, head| (1 + chunk + head) as f64);
             std::fs::write(run.join("metrics.csv"), csv).expect("a writable temporary directory");
@@ -178,9 +178,9 @@ fn several_runs_overlay() {
 
 #[test]
 fn sweeps_retention_and_scans_keep_the_sheet() {
-    let folder = tempfile::tempdir().expect("a temporary directory");
+    let directory = tempfile::tempdir().expect("a temporary directory");
     let file = |name: &str, text: String| {
-        let path = folder.path().join(name);
+        let path = directory.path().join(name);
         std::fs::write(&path, text).expect("a writable temporary directory");
         path
     };

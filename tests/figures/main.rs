@@ -32,11 +32,11 @@ fn run(chunks: usize, heads: usize, probe: bool) -> String {
 
 /// Returns the SVG files by name, and the omitted values.
 fn draw(rows: &str, labels: Option<&Labels>) -> (BTreeMap<String, String>, Vec<OmittedValues>) {
-    let folder = tempfile::tempdir().expect("a temporary directory");
-    let csv = folder.path().join("metrics.csv");
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let csv = directory.path().join("metrics.csv");
     std::fs::write(&csv, format!("{HEADER}\n{rows}")).expect("a writable temporary directory");
     let (drawn, omitted) = timelines(&csv, labels, &FigureStyle::default(), &mut || Ok(())).expect("figures");
-    let files = drawn.write(folder.path(), &[FigureFormat::Svg]).expect("a writable temporary directory");
+    let files = drawn.write(directory.path(), &[FigureFormat::Svg]).expect("a writable temporary directory");
     let figures = files.iter().map(|path| {
         let svg = std::fs::read_to_string(path).expect("the file that was named");
         check_svg(&svg);
@@ -223,8 +223,8 @@ fn size_is_bounded_and_bytes_are_the_same_every_time() {
 
 #[test]
 fn errors_name_the_file() {
-    let folder = tempfile::tempdir().expect("a temporary directory");
-    let csv = folder.path().join("metrics.csv");
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let csv = directory.path().join("metrics.csv");
     let message =
         || timelines(&csv, None, &FigureStyle::default(), &mut || Ok(())).expect_err("an error").to_string();
     assert_eq!(message(), format!("{}: cannot open", csv.display()));
@@ -232,7 +232,7 @@ fn errors_name_the_file() {
     let expected = format!("{}: expected a column \"head\", got the columns sequence, chunk", csv.display());
     assert_eq!(message(), expected);
     std::fs::write(&csv, format!("{HEADER}\n")).expect("a writable temporary directory");
-    let absent = folder.path().join("absent");
+    let absent = directory.path().join("absent");
     let (drawn, _) = timelines(&csv, None, &FigureStyle::default(), &mut || Ok(())).expect("figures");
     let message = drawn.write(&absent, &[FigureFormat::Svg]).expect_err("an error").to_string();
     assert_eq!(message, format!("{}: cannot write in", absent.display()));

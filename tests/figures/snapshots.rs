@@ -20,8 +20,8 @@ fn check(name: &str, svg: &str) {
 
 #[test]
 fn a_timeline_in_a_column() {
-    let folder = tempfile::tempdir().expect("a temporary directory");
-    let csv = folder.path().join("metrics.csv");
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let csv = directory.path().join("metrics.csv");
     std::fs::write(&csv, format!("{HEADER}\n{}", run(60, 2, true))).expect("a writable temporary directory");
     let source = CsvSource::find(&csv, Some(Kind::Timeline)).expect("a metrics.csv");
     let request =
@@ -32,8 +32,8 @@ fn a_timeline_in_a_column() {
 
 #[test]
 fn a_sweep_in_greys() {
-    let folder = tempfile::tempdir().expect("a temporary directory");
-    let csv = folder.path().join("results.csv");
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let csv = directory.path().join("results.csv");
     let mut rows = "run,chunk_size,decay,seed,status,loss_before_mean\n".to_owned();
     for (i, chunk_size) in [4, 8, 16, 32, 64].into_iter().enumerate() {
         for (j, decay) in [0.0, 0.5, 0.9].into_iter().enumerate() {

@@ -48,11 +48,12 @@ impl Grid {
     }
 
     fn try_draw(&self, options: &SweepFigure) -> Result<(BTreeMap<String, String>, Vec<String>), String> {
-        let folder = tempfile::tempdir().expect("a temporary directory");
-        let csv = folder.path().join("results.csv");
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let csv = directory.path().join("results.csv");
         std::fs::write(&csv, &self.csv).expect("a writable temporary directory");
         let drawn = figures(&csv, options, &FigureStyle::default()).map_err(|error| error.to_string())?;
-        let files = drawn.write(folder.path(), &[FigureFormat::Svg]).expect("a writable temporary directory");
+        let files =
+            drawn.write(directory.path(), &[FigureFormat::Svg]).expect("a writable temporary directory");
         let figures = files.iter().map(|path| {
             let svg = std::fs::read_to_string(path).expect("the file that was named");
             check_svg(&svg);
@@ -317,8 +318,8 @@ fn rejected() {
         message("", "error", ""),
         format!("--y: no numeric column error; pass a column, or two as a/b, of {metrics}")
     );
-    let folder = tempfile::tempdir().expect("a temporary directory");
-    let csv = folder.path().join("results.csv");
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let csv = directory.path().join("results.csv");
     let message =
         || figures(&csv, &SweepFigure::default(), &FigureStyle::default()).expect_err("an error").to_string();
     assert_eq!(message(), format!("{}: cannot open", csv.display()));

@@ -30,18 +30,19 @@ const MAX_INPUT: usize = 64 << 10;
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn corpus(target: &Target) -> Vec<(PathBuf, Vec<u8>)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target.name);
-    let entries = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target.name);
+    let entries =
+        std::fs::read_dir(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
     let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
     paths.sort();
     paths.into_iter().map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
 }
 
 /// Returns the fault that a target shows on an input, if any.
-fn fault(target: &Target, input: &[u8], folder: &Path) -> Option<String> {
+fn fault(target: &Target, input: &[u8], directory: &Path) -> Option<String> {
     memory::start();
     let start = Instant::now();
-    let ended = catch_unwind(AssertUnwindSafe(|| (target.run)(input, folder)));
+    let ended = catch_unwind(AssertUnwindSafe(|| (target.run)(input, directory)));
     let (took, peak) = (start.elapsed(), memory::peak());
     match ended {
         Err(panic) => {
@@ -59,11 +60,11 @@ fn fault(target: &Target, input: &[u8], folder: &Path) -> Option<String> {
 fn replay(name: &str) {
     let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let target = TARGETS.iter().find(|target| target.name == name).unwrap();
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let inputs = corpus(target);
     assert!(!inputs.is_empty(), "{name}: no corpus");
     for (path, input) in inputs {
-        if let Some(fault) = fault(target, &input, folder.path()) {
+        if let Some(fault) = fault(target, &input, directory.path()) {
             panic!("{}: {fault}", path.display());
         }
     }
@@ -103,7 +104,7 @@ fn fuzz() {
     let mut failed = 0;
     for target in TARGETS.iter().filter(|target| wanted.as_ref().is_none_or(|wanted| wanted == target.name)) {
         let inputs: Vec<_> = corpus(target).into_iter().map(|(_, input)| input).collect();
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         // If an abort or a hang ends the process, this file holds the input that caused it.
         let current = kept.join(format!("{}-current", target.name));
         let mut random = Random::new(seed);
@@ -116,7 +117,7 @@ fn fuzz() {
             }
             std::fs::write(&current, &input).unwrap();
             count += 1;
-            let Some(fault) = fault(target, &input, folder.path()) else { continue };
+            let Some(fault) = fault(target, &input, directory.path()) else { continue };
             // Keeps one input of each kind; digits differ between inputs.
             let kind: String = fault.chars().filter(|letter| !letter.is_ascii_digit()).take(120).collect();
             if kinds.insert(kind) {

@@ -36,28 +36,28 @@ pub const TARGETS: [Target; 11] = [
     Target { name: "experiment", run: experiment, mutate: mutate::bytes },
     Target {
         name: "metrics",
-        run: |input, folder| figures(input, folder, "metrics.csv"),
+        run: |input, directory| figures(input, directory, "metrics.csv"),
         mutate: mutate::csv,
     },
     Target {
         name: "retention",
-        run: |input, folder| figures(input, folder, "retention.csv"),
+        run: |input, directory| figures(input, directory, "retention.csv"),
         mutate: mutate::csv,
     },
     Target {
         name: "results",
-        run: |input, folder| figures(input, folder, "results.csv"),
+        run: |input, directory| figures(input, directory, "results.csv"),
         mutate: mutate::csv,
     },
     Target {
         name: "scan_bench",
-        run: |input, folder| figures(input, folder, "scan_bench.csv"),
+        run: |input, directory| figures(input, directory, "scan_bench.csv"),
         mutate: mutate::csv,
     },
 ];
 
-fn file(folder: &Path, name: &str, input: &[u8]) -> PathBuf {
-    let path = folder.join(name);
+fn file(directory: &Path, name: &str, input: &[u8]) -> PathBuf {
+    let path = directory.join(name);
     std::fs::write(&path, input).unwrap();
     path
 }
@@ -71,8 +71,8 @@ fn checked<T>(result: nmem::Result<T>) -> Result<Option<T>, String> {
     }
 }
 
-fn npy(input: &[u8], folder: &Path) -> Result<(), String> {
-    let path = file(folder, "a.npy", input);
+fn npy(input: &[u8], directory: &Path) -> Result<(), String> {
+    let path = file(directory, "a.npy", input);
     checked(summarise(&path, &mut |_| Ok(())))?;
     checked(NpySequences::open(&path, ElementType::F32, false, &mut |_| Ok(())))?;
     let opened = checked(NpySequences::open(&path, ElementType::F64, true, &mut |_| Ok(())))?;
@@ -84,8 +84,8 @@ fn npy(input: &[u8], folder: &Path) -> Result<(), String> {
     Ok(())
 }
 
-fn tensors(input: &[u8], folder: &Path) -> Result<(), String> {
-    let path = file(folder, "a", input);
+fn tensors(input: &[u8], directory: &Path) -> Result<(), String> {
+    let path = file(directory, "a", input);
     checked(summarise(&path, &mut |_| Ok(())))?;
     checked(TensorFile::open(&path, &mut |_| Ok(())))?;
     let opened = checked(MemoryFile::open(&path, ElementType::F32, true, &mut |_| Ok(())))?;
@@ -98,8 +98,8 @@ fn tensors(input: &[u8], folder: &Path) -> Result<(), String> {
     Ok(())
 }
 
-fn labels(input: &[u8], folder: &Path) -> Result<(), String> {
-    let path = file(folder, "labels.csv", input);
+fn labels(input: &[u8], directory: &Path) -> Result<(), String> {
+    let path = file(directory, "labels.csv", input);
     let Some(labels) = checked(Labels::read(&path))? else { return Ok(()) };
     labels.shifted(u64::MAX);
     let ascending = labels.boundaries.is_sorted_by(|a, b| a < b)
@@ -108,8 +108,8 @@ fn labels(input: &[u8], folder: &Path) -> Result<(), String> {
     if ascending { Ok(()) } else { Err(format!("labels out of order: {labels:?}")) }
 }
 
-fn config(input: &[u8], folder: &Path) -> Result<(), String> {
-    let path = file(folder, "run.toml", input);
+fn config(input: &[u8], directory: &Path) -> Result<(), String> {
+    let path = file(directory, "run.toml", input);
     let Some(text) = checked(TextFile::read(&path, MAX_TOML))? else { return Ok(()) };
     let Some(settings) = checked(Settings::from_toml(&text))? else { return Ok(()) };
     for command in [Command::Store, Command::Retrieve] {
@@ -127,10 +127,10 @@ fn config(input: &[u8], folder: &Path) -> Result<(), String> {
 }
 
 /// Reads an experiment and, after a line of dashes, command-line settings.
-fn experiment(input: &[u8], folder: &Path) -> Result<(), String> {
+fn experiment(input: &[u8], directory: &Path) -> Result<(), String> {
     let text = String::from_utf8_lossy(input);
     let (text, settings) = text.split_once("\n---\n").unwrap_or((&text, ""));
-    let path = file(folder, "sweep.toml", text.as_bytes());
+    let path = file(directory, "sweep.toml", text.as_bytes());
     let Some(text) = checked(TextFile::read(&path, MAX_TOML))? else { return Ok(()) };
     let Some(mut experiment) = checked(Experiment::read(&text))? else { return Ok(()) };
     for setting in settings.lines() {
@@ -143,8 +143,8 @@ fn experiment(input: &[u8], folder: &Path) -> Result<(), String> {
     Ok(())
 }
 
-fn figures(input: &[u8], folder: &Path, name: &str) -> Result<(), String> {
-    let path = file(folder, name, input);
+fn figures(input: &[u8], directory: &Path, name: &str) -> Result<(), String> {
+    let path = file(directory, name, input);
     let mut check = || Ok(());
     let digest =
         input.iter().fold(7_u64, |all, &byte| (all ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
@@ -189,7 +189,7 @@ fn figures(input: &[u8], folder: &Path, name: &str) -> Result<(), String> {
                     return Err(format!("a control character in the terminal: {:?}", view.text));
                 }
             }
-            let out = tempfile::tempdir_in(folder).unwrap();
+            let out = tempfile::tempdir_in(directory).unwrap();
             checked(pgfplots::files(&sources, request, out.path(), &mut check))?;
         }
     }

@@ -6,17 +6,17 @@ use nmem::io::{Tensor, write_safetensors};
 use nmem::memory::parameters::{Init, random_tensors};
 use nmem::memory::{Dimensions, Program};
 
-use crate::{Folder, npy};
+use crate::{TestDirectory, npy};
 
-fn inspect(folder: &Folder, args: &[&str]) -> (String, String, i32) {
+fn inspect(directory: &TestDirectory, args: &[&str]) -> (String, String, i32) {
     let output =
-        cargo_bin_cmd!("nmem").current_dir(folder.path("")).arg("inspect").args(args).output().unwrap();
+        cargo_bin_cmd!("nmem").current_dir(directory.path("")).arg("inspect").args(args).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (text(output.stdout), text(output.stderr), output.status.code().unwrap())
 }
 
 /// Writes a random memory of dim 6 with 3 heads of 2, without post-norm, and with a NaN in one weight.
-fn memory(folder: &Folder) {
+fn memory(directory: &TestDirectory) {
     let dimensions = Dimensions { dim: 6, heads: 3, dim_head: 2, pre_norm: true, post_norm: false };
     let random = random_tensors(&dimensions, &Program::titans_0_0_17(2), Init::Xavier, 0).into_iter().map(
         |(name, mut tensor)| {
@@ -27,18 +27,18 @@ fn memory(folder: &Folder) {
         },
     );
     let mut tensors: BTreeMap<_, _> = random.collect();
-    write_safetensors(folder.path("fresh.safetensors"), &tensors, "{}").unwrap();
+    write_safetensors(directory.path("fresh.safetensors"), &tensors, "{}").unwrap();
     tensors.insert("state.counts".to_owned(), Tensor::from_counters(&[12, 18_000_000_000_000_000_000]));
     tensors.insert("state.update.0".to_owned(), Tensor::from_array(&array![[1e-9_f64, -1234.5678]].view()));
     let json = "{\"chunk_size\": 16, \"gates\": {\"decay\": 0.25, \"momentum\": null}, \"shape\": [1, 2]}";
-    write_safetensors(folder.path("memory.safetensors"), &tensors, json).unwrap();
+    write_safetensors(directory.path("memory.safetensors"), &tensors, json).unwrap();
 }
 
 #[test]
 fn a_memory_as_a_table() {
-    let folder = Folder::new();
-    memory(&folder);
-    let (out, err, code) = inspect(&folder, &["memory.safetensors"]);
+    let directory = TestDirectory::new();
+    memory(&directory);
+    let (out, err, code) = inspect(&directory, &["memory.safetensors"]);
     assert_eq!((&err[..], code), ("", 0));
     insta::assert_snapshot!(out, @r"
     memory.safetensors: a memory, .safetensors, 2144 bytes
@@ -70,20 +70,20 @@ fn a_memory_as_a_table() {
         state.counts               u64   (2,)            12  18000000000000000000         9e18    0    0     16
         state.update.0             f64   (1, 2)    -1234.57                  1e-9     -617.284    0    0     16
     ");
-    let (out, _, code) = inspect(&folder, &["fresh.safetensors"]);
+    let (out, _, code) = inspect(&directory, &["fresh.safetensors"]);
     assert!(out.ends_with("  state\n    none: nothing has been stored\n"), "{out}");
     assert_eq!(code, 0);
 }
 
 #[test]
 fn sequences_as_a_table() {
-    let folder = Folder::new();
+    let directory = TestDirectory::new();
     let data: Vec<u8> =
         [1.5_f64, f64::NAN, -2.0, f64::INFINITY].iter().flat_map(|x| x.to_be_bytes()).collect();
-    folder.file("x.npy", &npy("'>f8'", true, "(2, 2)", &data));
-    folder.file("i.npy", &npy("'<i8'", false, "()", &i64::MIN.to_le_bytes()));
-    folder.file("o.npy", &npy("'|O'", false, "(1,)", b"pickle"));
-    let (out, err, code) = inspect(&folder, &["x.npy", "i.npy", "o.npy"]);
+    directory.file("x.npy", &npy("'>f8'", true, "(2, 2)", &data));
+    directory.file("i.npy", &npy("'<i8'", false, "()", &i64::MIN.to_le_bytes()));
+    directory.file("o.npy", &npy("'|O'", false, "(1,)", b"pickle"));
+    let (out, err, code) = inspect(&directory, &["x.npy", "i.npy", "o.npy"]);
     assert_eq!((&err[..], code), ("", 0));
     insta::assert_snapshot!(out, @r"
     x.npy: .npy, 160 bytes
@@ -105,10 +105,10 @@ fn sequences_as_a_table() {
 
 #[test]
 fn json_for_programs() {
-    let folder = Folder::new();
-    memory(&folder);
-    folder.file("x.npy", &npy("'<f4'", false, "(1, 2)", &[0, 0, 128, 63, 0, 0, 192, 127]));
-    let (out, _, code) = inspect(&folder, &["--format", "json", "memory.safetensors", "absent", "x.npy"]);
+    let directory = TestDirectory::new();
+    memory(&directory);
+    directory.file("x.npy", &npy("'<f4'", false, "(1, 2)", &[0, 0, 128, 63, 0, 0, 192, 127]));
+    let (out, _, code) = inspect(&directory, &["--format", "json", "memory.safetensors", "absent", "x.npy"]);
     assert_eq!(code, 1);
     let json: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!(json.as_array().unwrap().len(), 2);
@@ -125,16 +125,16 @@ fn json_for_programs() {
 
 #[test]
 fn exit_status_and_messages() {
-    let folder = Folder::new();
-    folder.file("x.npy", &npy("'<f4'", false, "(1, 2)", &[0; 8]));
-    folder.file("bad.npy", b"\x93NUMPY");
+    let directory = TestDirectory::new();
+    directory.file("x.npy", &npy("'<f4'", false, "(1, 2)", &[0; 8]));
+    directory.file("bad.npy", b"\x93NUMPY");
     let bad = "error: bad.npy: expected a .npy header, got a file that ends after 6 bytes\n";
-    let (out, err, code) = inspect(&folder, &["bad.npy", "x.npy"]);
+    let (out, err, code) = inspect(&directory, &["bad.npy", "x.npy"]);
     assert_eq!((&err[..], code), (bad, 1));
     assert!(out.starts_with("x.npy: .npy, 136 bytes\n"), "{out}");
-    let (out, err, code) = inspect(&folder, &["bad.npy"]);
+    let (out, err, code) = inspect(&directory, &["bad.npy"]);
     assert_eq!((&out[..], &err[..], code), ("", bad, 2));
-    let (out, _, code) = inspect(&folder, &["--format", "json", "bad.npy"]);
+    let (out, _, code) = inspect(&directory, &["--format", "json", "bad.npy"]);
     assert_eq!((&out[..], code), ("[]\n", 2));
 }
 
@@ -155,10 +155,10 @@ fn standard_input_is_a_file_too() {
 #[cfg(unix)]
 fn a_closed_pipe_is_not_a_failure() {
     use std::process::{Command, Stdio};
-    let folder = Folder::new();
-    folder.file("x.npy", &npy("'<f4'", false, "(1, 2)", &[0; 8]));
+    let directory = TestDirectory::new();
+    directory.file("x.npy", &npy("'<f4'", false, "(1, 2)", &[0; 8]));
     let mut child = Command::new(assert_cmd::cargo::cargo_bin!("nmem"))
-        .current_dir(folder.path(""))
+        .current_dir(directory.path(""))
         .arg("inspect")
         .args(["x.npy"; 500])
         .stdout(Stdio::piped())

@@ -30,9 +30,9 @@ fn npy_of_header(dictionary: &str, data: &[u8]) -> Vec<u8> {
     bytes
 }
 
-struct Folder(TempDir);
+struct TestDirectory(TempDir);
 
-impl Folder {
+impl TestDirectory {
     fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }

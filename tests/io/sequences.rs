@@ -7,7 +7,7 @@ use nmem::real::{ElementType, Real};
 use nmem::sequence::{Sequences, Shape};
 use proptest::prelude::*;
 
-use crate::{Folder, go_on, npy, npy_of_header};
+use crate::{TestDirectory, go_on, npy, npy_of_header};
 
 fn open(path: &std::path::Path) -> nmem::Result<NpySequences> {
     NpySequences::open(path, ElementType::F64, false, &mut go_on)
@@ -44,7 +44,7 @@ fn encode(values: &ArrayD<f64>, dtype: Dtype, fortran: bool, big: bool) -> Vec<u
 
 #[test]
 fn every_accepted_form_reads_the_same_numbers() {
-    let folder = Folder::new();
+    let directory = TestDirectory::new();
     // Eighths are exact in all three types.
     for shape in [vec![7, 3], vec![2, 7, 3], vec![1, 1, 1], vec![3, 0, 2], vec![0, 4]] {
         let mut next = -9.0;
@@ -62,7 +62,7 @@ fn every_accepted_form_reads_the_same_numbers() {
                     let descr = format!("'{}{code}'", if big { '>' } else { '<' });
                     let text = format!("{shape:?}").replace('[', "(").replace(']', ",)");
                     let bytes = npy(&descr, fortran, &text, &encode(&values, dtype, fortran, big));
-                    let file = open(&folder.file("x.npy", &bytes)).unwrap();
+                    let file = open(&directory.file("x.npy", &bytes)).unwrap();
                     assert_eq!(
                         (file.rank(), file.dtype(), file.file_shape()),
                         (shape.len(), dtype, &shape[..])
@@ -78,32 +78,32 @@ fn every_accepted_form_reads_the_same_numbers() {
 
 #[test]
 fn other_header_versions_and_unprefixed_types() {
-    let folder = Folder::new();
+    let directory = TestDirectory::new();
     let v1 = npy("'f4'", false, "(1, 2)", &[0, 0, 128, 63, 0, 0, 0, 64]);
     for version in [2, 3] {
         let mut bytes = v1[..10].to_vec();
         bytes[6] = version;
         bytes.extend([0, 0]);
         bytes.extend(&v1[10..]);
-        let file = open(&folder.file("x.npy", &bytes)).unwrap();
+        let file = open(&directory.file("x.npy", &bytes)).unwrap();
         assert_eq!(read_all::<f32>(&file).into_raw_vec_and_offset().0, [1.0, 2.0]);
     }
 }
 
 #[test]
 fn sha256_is_that_of_the_whole_file() {
-    let folder = Folder::new();
+    let directory = TestDirectory::new();
     // Longer than one piece of the pass, and not a multiple of it.
     let data = vec![0; 300_000 * 4];
-    let file = open(&folder.file("x.npy", &npy("'<f4'", false, "(100000, 3)", &data))).unwrap();
+    let file = open(&directory.file("x.npy", &npy("'<f4'", false, "(100000, 3)", &data))).unwrap();
     // This is the output of sha256sum for the same bytes.
     assert_eq!(file.sha256(), "c4549ce121300ad5d4d415a2a3c919c7a6725cd99d95a5ed5511f1531531a1a2");
 }
 
 #[test]
 fn progress_adds_up_and_stops() {
-    let folder = Folder::new();
-    let path = folder.file("x.npy", &npy("'<f8'", false, "(100000, 1)", &vec![0; 800_000]));
+    let directory = TestDirectory::new();
+    let path = directory.file("x.npy", &npy("'<f8'", false, "(100000, 1)", &vec![0; 800_000]));
     let mut seen = 0;
     let mut calls = 0;
     let file = NpySequences::open(&path, ElementType::F32, false, &mut |n| {
@@ -121,7 +121,7 @@ fn progress_adds_up_and_stops() {
 /// Each malformed file and its whole message.
 #[test]
 fn rejections() {
-    let folder = Folder::new();
+    let directory = TestDirectory::new();
     let f4 = |shape: &str, bytes: usize| npy("'<f4'", false, shape, &vec![0; bytes]);
     let whole = f4("(2, 3)", 24);
     let mut future = whole.clone();
@@ -198,7 +198,8 @@ fn rejections() {
         (
             "zip",
             b"PK\x03\x04rest of an archive".to_vec(),
-            "expected a .npy file, got a zip archive (.npz?)".into(),
+            "expected a .npy file, got a zip archive, as of numpy.savez and torch.save (use numpy.save)"
+                .into(),
         ),
         (
             "safetensors",
@@ -209,28 +210,29 @@ fn rejections() {
         ("csv", b"1,2,3\n4,5,6\n".to_vec(), "expected a .npy file, got unrecognised content".into()),
     ];
     for (name, bytes, expected) in cases {
-        let error = open(&folder.file(name, &bytes)).err().unwrap_or_else(|| panic!("{name} was accepted"));
-        assert_eq!(folder.message(error), format!("{name}: {expected}"));
+        let error =
+            open(&directory.file(name, &bytes)).err().unwrap_or_else(|| panic!("{name} was accepted"));
+        assert_eq!(directory.message(error), format!("{name}: {expected}"));
     }
-    let error = open(&folder.path("absent.npy")).err().unwrap();
-    assert_eq!(folder.message(error), "absent.npy: cannot open: No such file or directory (os error 2)");
-    std::fs::create_dir(folder.path("directory.npy")).unwrap();
-    let error = open(&folder.path("directory.npy")).err().unwrap();
-    assert_eq!(folder.message(error), "directory.npy: expected a .npy file, got a directory");
+    let error = open(&directory.path("absent.npy")).err().unwrap();
+    assert_eq!(directory.message(error), "absent.npy: cannot open: No such file or directory (os error 2)");
+    std::fs::create_dir(directory.path("directory.npy")).unwrap();
+    let error = open(&directory.path("directory.npy")).err().unwrap();
+    assert_eq!(directory.message(error), "directory.npy: expected a .npy file, got a directory");
 }
 
 #[test]
 fn every_truncation_is_an_error() {
-    let folder = Folder::new();
+    let directory = TestDirectory::new();
     let whole = npy("'<f8'", true, "(2, 2, 1)", &[0; 32]);
     for length in 0..whole.len() {
-        assert!(open(&folder.file("x.npy", &whole[..length])).is_err(), "{length} bytes");
+        assert!(open(&directory.file("x.npy", &whole[..length])).is_err(), "{length} bytes");
     }
 }
 
 #[test]
 fn the_first_nonfinite_number_is_named_in_logical_order() {
-    let folder = Folder::new();
+    let directory = TestDirectory::new();
     for (code, dtype) in TYPES {
         for (fortran, big) in [(false, false), (false, true), (true, false), (true, true)] {
             let descr = format!("'{}{code}'", if big { '>' } else { '<' });
@@ -238,10 +240,10 @@ fn the_first_nonfinite_number_is_named_in_logical_order() {
             // In Fortran order the second one comes first in the file.
             values[[0, 17, 3]] = f64::NAN;
             values[[1, 0, 0]] = f64::NEG_INFINITY;
-            let path = folder
+            let path = directory
                 .file("x.npy", &npy(&descr, fortran, "(2, 20, 5)", &encode(&values, dtype, fortran, big)));
             assert_eq!(
-                folder.message(open(&path).err().unwrap()),
+                directory.message(open(&path).err().unwrap()),
                 "x.npy: expected finite numbers, got NaN at sequence 0, token 17, coordinate 3 \
                  (--allow-nonfinite lets it through)"
             );
@@ -251,10 +253,10 @@ fn the_first_nonfinite_number_is_named_in_logical_order() {
 
             let mut values = ArrayD::zeros(IxDyn(&[20, 5]));
             values[[19, 4]] = f64::INFINITY;
-            let path =
-                folder.file("x.npy", &npy(&descr, fortran, "(20, 5)", &encode(&values, dtype, fortran, big)));
+            let path = directory
+                .file("x.npy", &npy(&descr, fortran, "(20, 5)", &encode(&values, dtype, fortran, big)));
             assert_eq!(
-                folder.message(open(&path).err().unwrap()),
+                directory.message(open(&path).err().unwrap()),
                 "x.npy: expected finite numbers, got inf at token 19, coordinate 4 (--allow-nonfinite lets it through)"
             );
         }
@@ -263,10 +265,10 @@ fn the_first_nonfinite_number_is_named_in_logical_order() {
 
 #[test]
 fn a_nonfinite_number_far_into_the_file_is_found() {
-    let folder = Folder::new();
+    let directory = TestDirectory::new();
     let mut data = vec![0; 4 * 200_000];
     data[4 * 199_999..].copy_from_slice(&f32::NAN.to_le_bytes());
-    let path = folder.file("x.npy", &npy("'<f4'", false, "(200, 1000)", &data));
+    let path = directory.file("x.npy", &npy("'<f4'", false, "(200, 1000)", &data));
     assert!(
         matches!(open(&path), Err(Error::NonFinite { place, .. }) if place == "token 199, coordinate 999")
     );
@@ -274,15 +276,15 @@ fn a_nonfinite_number_far_into_the_file_is_found() {
 
 #[test]
 fn numbers_too_large_for_f32_are_rejected_only_there() {
-    let folder = Folder::new();
+    let directory = TestDirectory::new();
     let largest = (f64::from(f32::MAX) + 2_f64.powi(103)).next_down();
-    let one = |x: f64| folder.file("x.npy", &npy("'<f8'", false, "(1, 1)", &x.to_le_bytes()));
+    let one = |x: f64| directory.file("x.npy", &npy("'<f8'", false, "(1, 1)", &x.to_le_bytes()));
     let file = NpySequences::open(one(-largest), ElementType::F32, false, &mut go_on).unwrap();
     assert_eq!(read_all::<f32>(&file)[[0, 0, 0]], -f32::MAX);
     let error =
         NpySequences::open(one(largest.next_up()), ElementType::F32, false, &mut go_on).err().unwrap();
     assert_eq!(
-        folder.message(error),
+        directory.message(error),
         "x.npy: expected numbers that f32 can hold, got 3.4028235677973366e38 at token 0, coordinate 0 \
          (--dtype f64 holds it)"
     );
@@ -293,8 +295,8 @@ fn numbers_too_large_for_f32_are_rejected_only_there() {
 
 #[test]
 fn retrieved_rows_in_any_order() {
-    let folder = Folder::new();
-    let path = folder.path("out.npy");
+    let directory = TestDirectory::new();
+    let path = directory.path("out.npy");
     let all = Array3::from_shape_fn((3, 5, 2), |(s, t, d)| (s * 100 + t * 10 + d) as f32);
     let shape = Shape { sequences: 3, tokens: 5, dim: 2 };
     let mut writer = RetrievedWriter::<f32>::create(&path, shape, 3).unwrap();
@@ -355,8 +357,8 @@ proptest! {
         let (code, dtype) = TYPES[kind];
         let descr = format!("'{}{code}'", if big { '>' } else { '<' });
         let data = encode(&values.clone().into_dyn(), dtype, fortran, big);
-        let folder = Folder::new();
-        let path = folder.file("x.npy", &npy(&descr, fortran, &format!("({sequences}, {tokens}, {dim})"), &data));
+        let directory = TestDirectory::new();
+        let path = directory.file("x.npy", &npy(&descr, fortran, &format!("({sequences}, {tokens}, {dim})"), &data));
         let file = open(&path).unwrap();
         for sequence in 0..sequences {
             let mut out = Array2::from_elem((rows, dim).set_f(transposed), f32::NAN);

@@ -7,7 +7,7 @@ use ndarray_npy::NpzWriter;
 use nmem::io::{Dtype, METADATA_KEY, Tensor, TensorFile, write_safetensors};
 use nmem::real::ElementType;
 
-use crate::{Folder, go_on, npy};
+use crate::{TestDirectory, go_on, npy};
 
 fn open(path: &std::path::Path) -> nmem::Result<TensorFile> {
     TensorFile::open(path, &mut go_on)
@@ -34,8 +34,8 @@ fn sample() -> BTreeMap<String, Tensor> {
 
 #[test]
 fn safetensors_round_trip_bit_for_bit() {
-    let folder = Folder::new();
-    let path = folder.path("memory.safetensors");
+    let directory = TestDirectory::new();
+    let path = directory.path("memory.safetensors");
     let json = "{\"chunk_size\": 16, \"text\": \"zwölf \\\"\"}";
     write_safetensors(&path, &sample(), json).unwrap();
     let file = open(&path).unwrap();
@@ -63,8 +63,8 @@ fn safetensors_round_trip_bit_for_bit() {
 /// The exact bytes: a change of order or layout would change every memory's hash.
 #[test]
 fn safetensors_bytes_stay_the_same() {
-    let folder = Folder::new();
-    let path = folder.path("x.safetensors");
+    let directory = TestDirectory::new();
+    let path = directory.path("x.safetensors");
     let tensors = BTreeMap::from([
         ("b".to_owned(), Tensor::new(Dtype::F16, vec![1], vec![1, 2]).unwrap()),
         ("z".to_owned(), Tensor::from_counters(&[5])),
@@ -82,8 +82,8 @@ fn safetensors_bytes_stay_the_same() {
     assert_eq!(bytes[8 + padded..], [5, 0, 0, 0, 0, 0, 0, 0, 3, 4, 1, 2]);
 }
 
-fn npz(folder: &Folder, name: &str, compressed: bool) -> std::path::PathBuf {
-    let path = folder.path(name);
+fn npz(directory: &TestDirectory, name: &str, compressed: bool) -> std::path::PathBuf {
+    let path = directory.path(name);
     let file = std::fs::File::create(&path).unwrap();
     let mut writer = if compressed { NpzWriter::new_compressed(file) } else { NpzWriter::new(file) };
     let c = Array2::from_shape_fn((3, 4), |(i, j)| (10 * i + j) as f32);
@@ -98,9 +98,9 @@ fn npz(folder: &Folder, name: &str, compressed: bool) -> std::path::PathBuf {
 
 #[test]
 fn npz_stored_and_deflated_in_either_order() {
-    let folder = Folder::new();
+    let directory = TestDirectory::new();
     for compressed in [false, true] {
-        let file = open(&npz(&folder, "weights.any", compressed)).unwrap();
+        let file = open(&npz(&directory, "weights.any", compressed)).unwrap();
         assert_eq!(file.tensors().keys().collect::<Vec<_>>(), ["c", "count", "fortran"]);
         assert_eq!(file.array::<f64>("c").unwrap(), file.array::<f64>("fortran").unwrap());
         assert_eq!(file.array::<f32>("fortran").unwrap()[[2, 1]], 21.0);
@@ -109,8 +109,8 @@ fn npz_stored_and_deflated_in_either_order() {
     }
 }
 
-fn zip(folder: &Folder, members: &[(&str, &[u8])]) -> std::path::PathBuf {
-    let path = folder.path("x.npz");
+fn zip(directory: &TestDirectory, members: &[(&str, &[u8])]) -> std::path::PathBuf {
+    let path = directory.path("x.npz");
     let mut zip = zip::ZipWriter::new(std::fs::File::create(&path).unwrap());
     for (name, bytes) in members {
         zip.start_file(*name, zip::write::SimpleFileOptions::default()).unwrap();
@@ -122,13 +122,13 @@ fn zip(folder: &Folder, members: &[(&str, &[u8])]) -> std::path::PathBuf {
 
 #[test]
 fn npz_big_endian_fortran_members() {
-    let folder = Folder::new();
+    let directory = TestDirectory::new();
     let mut data = Vec::new();
     for x in [1_i16, 4, 2, 5, 3, 6] {
         data.extend(f16::from_f32(f32::from(x)).to_be_bytes());
     }
     let path =
-        zip(&folder, &[("a/b.npy", &npy("'>f2'", true, "(2, 3)", &data)), ("README", b"not an array")]);
+        zip(&directory, &[("a/b.npy", &npy("'>f2'", true, "(2, 3)", &data)), ("README", b"not an array")]);
     let file = open(&path).unwrap();
     assert_eq!(file.array::<f32>("a/b").unwrap(), array![[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]].into_dyn());
     assert_eq!(file.get("a/b").unwrap().dtype(), Dtype::F16);
@@ -137,82 +137,82 @@ fn npz_big_endian_fortran_members() {
 
 #[test]
 fn rejections() {
-    let folder = Folder::new();
-    let message = |path: &std::path::Path| folder.message(open(path).err().unwrap());
+    let directory = TestDirectory::new();
+    let message = |path: &std::path::Path| directory.message(open(path).err().unwrap());
 
     let good = npy("'<f4'", false, "(2,)", &[0; 8]);
     assert_eq!(
-        message(&zip(&folder, &[("w.npy", &good[..good.len() - 2])])),
+        message(&zip(&directory, &[("w.npy", &good[..good.len() - 2])])),
         "x.npz: w: expected 136 bytes (a header of 128, f32 of shape (2,)), got 134"
     );
     assert_eq!(
-        message(&zip(&folder, &[("ok.npy", &good), ("o.npy", &npy("'|O'", false, "(1,)", b"pickle"))])),
+        message(&zip(&directory, &[("ok.npy", &good), ("o.npy", &npy("'|O'", false, "(1,)", b"pickle"))])),
         "x.npz: o: expected numbers, got object (|O)"
     );
     assert_eq!(
-        message(&zip(&folder, &[("archive/data.pkl", b"")])),
+        message(&zip(&directory, &[("archive/data.pkl", b"")])),
         "x.npz: expected a .safetensors or .npz file, got a PyTorch checkpoint \
          (save its state_dict with safetensors.torch.save_file)"
     );
     assert_eq!(
-        message(&zip(&folder, &[("notes.txt", b"")])),
+        message(&zip(&directory, &[("notes.txt", b"")])),
         "x.npz: expected a .safetensors or .npz file, got a zip archive without .npy members"
     );
     // With one bit of the data flipped, the archive's checksum fails.
-    let path = zip(&folder, &[("w.npy", &npy("'<f4'", false, "(200,)", &[7; 800]))]);
+    let path = zip(&directory, &[("w.npy", &npy("'<f4'", false, "(200,)", &[7; 800]))]);
     let mut bytes = std::fs::read(&path).unwrap();
-    let stored = npz(&folder, "stored.npz", false);
+    let stored = npz(&directory, "stored.npz", false);
     let mut stored_bytes = std::fs::read(&stored).unwrap();
     let at = stored_bytes.windows(4).position(|w| w == 11_f32.to_le_bytes()).unwrap();
     stored_bytes[at] ^= 1;
     assert_eq!(
-        message(&folder.file("stored.npz", &stored_bytes)),
+        message(&directory.file("stored.npz", &stored_bytes)),
         "stored.npz: c: expected readable data, got Invalid checksum"
     );
     bytes.truncate(bytes.len() / 2);
-    let text = message(&folder.file("cut.npz", &bytes));
+    let text = message(&directory.file("cut.npz", &bytes));
     assert!(text.starts_with("cut.npz: expected an intact .npz archive, got a damaged one ("), "{text}");
 
     assert_eq!(
-        message(&folder.file("x.npy", &good)),
+        message(&directory.file("x.npy", &good)),
         "x.npy: expected a .safetensors or .npz file, got a .npy file"
     );
     assert_eq!(
-        message(&folder.file("x.txt", b"text")),
+        message(&directory.file("x.txt", b"text")),
         "x.txt: expected a .safetensors or .npz file, got unrecognised content"
     );
 
-    let path = folder.path("m.safetensors");
+    let path = directory.path("m.safetensors");
     write_safetensors(&path, &sample(), "{}").unwrap();
     let bytes = std::fs::read(&path).unwrap();
     let header = u64::from_le_bytes(bytes[..8].try_into().unwrap());
     assert_eq!(
-        message(&folder.file("m.safetensors", &bytes[..bytes.len() - 1])),
+        message(&directory.file("m.safetensors", &bytes[..bytes.len() - 1])),
         "m.safetensors: expected 91 bytes of tensors after the header, got 90"
     );
     assert_eq!(
-        message(&folder.file("m.safetensors", &bytes[..100])),
+        message(&directory.file("m.safetensors", &bytes[..100])),
         format!("m.safetensors: expected a header of {header} bytes, got 92 bytes after its length")
     );
     let mut garbled = bytes.clone();
     garbled[20] = b'{';
-    let text = message(&folder.file("m.safetensors", &garbled));
+    let text = message(&directory.file("m.safetensors", &garbled));
     assert!(text.starts_with("m.safetensors: expected a .safetensors header, got "), "{text}");
     for length in 0..bytes.len() {
-        assert!(open(&folder.file("m.safetensors", &bytes[..length])).is_err(), "{length} bytes");
+        assert!(open(&directory.file("m.safetensors", &bytes[..length])).is_err(), "{length} bytes");
     }
 
-    let file = open(&folder.file("m.safetensors", &bytes)).unwrap();
+    let file = open(&directory.file("m.safetensors", &bytes)).unwrap();
     assert_eq!(
-        folder.message(file.get("absent").unwrap_err()),
+        directory.message(file.get("absent").unwrap_err()),
         "m.safetensors: absent: expected a tensor of this name, got none"
     );
     assert_eq!(
-        folder.message(file.array::<f32>("state.counts").unwrap_err()),
+        directory.message(file.array::<f32>("state.counts").unwrap_err()),
         "m.safetensors: state.counts: expected type f16, bf16, f32 or f64, got u64"
     );
     assert_eq!(
-        folder.message(file.check_finite(ElementType::F64).unwrap_err()),
+        directory.message(file.check_finite(ElementType::F64).unwrap_err()),
         "m.safetensors: expected finite numbers, got NaN at tensor brain, element [0] (--allow-nonfinite lets it through)"
     );
     assert_eq!(file.get("state.update.0").unwrap().first_nonfinite(ElementType::F64).unwrap().0, [0, 1]);

@@ -27,9 +27,11 @@ fn main() -> ExitCode {
         ("two_runs", "a b --y surprise", runs),
         ("retention", "a/retention.csv", retention),
         ("retention_of_a_sweep", "retention.csv", lags),
-        ("sweep_with_bands", "results.csv --x decay --hue momentum", |folder| results(folder, 2)),
-        ("sweep_with_bars", "results.csv --x decay --hue momentum --theme mono", |folder| results(folder, 5)),
-        ("map", "results.csv --kind map --x decay --hue momentum", |folder| results(folder, 9)),
+        ("sweep_with_bands", "results.csv --x decay --hue momentum", |directory| results(directory, 2)),
+        ("sweep_with_bars", "results.csv --x decay --hue momentum --theme mono", |directory| {
+            results(directory, 5);
+        }),
+        ("map", "results.csv --kind map --x decay --hue momentum", |directory| results(directory, 9)),
         ("scan", "scan_bench.csv", scan),
     ];
     let trials = cases.map(|(name, line, data)| {
@@ -54,14 +56,14 @@ fn missing() -> Option<String> {
 
 /// Draws and compiles in the document's directory; the figures are in another directory.
 fn compiles(line: &str, data: fn(&Path)) {
-    let folder = tempfile::tempdir().unwrap();
-    let folder = folder.path();
-    data(folder);
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    data(directory);
     let drawn = Command::new(env!("CARGO_BIN_EXE_nmem"))
         .arg("plot")
         .args(line.split(' '))
         .args(["--figure-format", "pgfplots", "--venue", "icml", "--out", "figures"])
-        .current_dir(folder)
+        .current_dir(directory)
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&drawn.stderr);
@@ -73,17 +75,17 @@ fn compiles(line: &str, data: fn(&Path)) {
         .collect();
     assert!(!figures.is_empty(), "{files}");
     for figure in figures {
-        let tex = std::fs::read_to_string(folder.join(figure)).unwrap();
+        let tex = std::fs::read_to_string(directory.join(figure)).unwrap();
         assert!(!tex.contains("\\documentclass") && !tex.contains("NaN"), "{tex}");
         let document = format!(
             "\\documentclass{{article}}\n\\usepackage{{pgfplots}}\n\\pgfplotsset{{compat=1.16, table/search path={{figures}}}}\n\
              \\usepgfplotslibrary{{groupplots}}\n\\begin{{document}}\n\\setbox0=\\hbox{{\\input{{{figure}}}}}\n\
              \\typeout{{width \\the\\wd0}}\n\\noindent\\box0\n\\end{{document}}\n"
         );
-        std::fs::write(folder.join("paper.tex"), document).unwrap();
+        std::fs::write(directory.join("paper.tex"), document).unwrap();
         let compiled = Command::new("pdflatex")
             .args(["-interaction=nonstopmode", "-halt-on-error", "paper.tex"])
-            .current_dir(folder)
+            .current_dir(directory)
             .output()
             .unwrap();
         let log = String::from_utf8_lossy(&compiled.stdout);
@@ -96,7 +98,7 @@ fn compiles(line: &str, data: fn(&Path)) {
 }
 
 /// Two runs of two heads, the second one with values that cannot be drawn.
-fn runs(folder: &Path) {
+fn runs(directory: &Path) {
     let header = "sequence,chunk,head,start,end,loss,loss_before,surprise,learning_rate,momentum,decay\n";
     for (name, bad) in [("a", false), ("b", true)] {
         let mut rows = header.to_owned();
@@ -110,27 +112,27 @@ fn runs(folder: &Path) {
             writeln!(rows, "0,{chunk},{head},{start},{end},2,1.5,{surprise},0.0{},0.5,0.9", head + 1)
                 .unwrap();
         }
-        std::fs::create_dir(folder.join(name)).unwrap();
-        std::fs::write(folder.join(name).join("metrics.csv"), rows).unwrap();
+        std::fs::create_dir(directory.join(name)).unwrap();
+        std::fs::write(directory.join(name).join("metrics.csv"), rows).unwrap();
     }
     let mut labels = "position,segment,repeat\n".to_owned();
     for i in 0..120 {
         writeln!(labels, "{i},{},{}", i / 40, i32::from(i > 90)).unwrap();
     }
-    std::fs::write(folder.join("labels.csv"), labels).unwrap();
+    std::fs::write(directory.join("labels.csv"), labels).unwrap();
 }
 
-fn retention(folder: &Path) {
+fn retention(directory: &Path) {
     let mut rows = "sequence,chunk,head,after,loss,loss_at_w\n".to_owned();
     for (after, chunk) in (0..12).flat_map(|after| (0..=after).map(move |chunk| (after, chunk))) {
         let loss = if (after, chunk) == (9, 3) { f64::NAN } else { 0.5 + 0.1 * f64::from(after - chunk) };
         writeln!(rows, "0,{chunk},0,{after},{loss},1").unwrap();
     }
-    std::fs::create_dir(folder.join("a")).unwrap();
-    std::fs::write(folder.join("a/retention.csv"), rows).unwrap();
+    std::fs::create_dir(directory.join("a")).unwrap();
+    std::fs::write(directory.join("a/retention.csv"), rows).unwrap();
 }
 
-fn lags(folder: &Path) {
+fn lags(directory: &Path) {
     let mut rows = "run,decay,seed,lag,status,loss_ratio\n".to_owned();
     for (i, (decay, seed)) in [(0.0, 1), (0.0, 2), (0.1, 1), (0.1, 2)].into_iter().enumerate() {
         for lag in 0..6 {
@@ -138,11 +140,11 @@ fn lags(folder: &Path) {
                 .unwrap();
         }
     }
-    std::fs::write(folder.join("retention.csv"), rows).unwrap();
+    std::fs::write(directory.join("retention.csv"), rows).unwrap();
 }
 
 /// Writes results with names that need escaping in TeX, a lost run, and `values` values of momentum.
-fn results(folder: &Path, values: i32) {
+fn results(directory: &Path, values: i32) {
     let mut rows = "run,momentum,decay,_50%_of #1 & {x}^\\y~$,seed,status,loss_mean\n".to_owned();
     let mut count = 0;
     for (i, j) in (0..values).flat_map(|i| (0..4).map(move |j| (i, j))) {
@@ -159,10 +161,10 @@ fn results(folder: &Path, values: i32) {
             .unwrap();
         }
     }
-    std::fs::write(folder.join("results.csv"), rows).unwrap();
+    std::fs::write(directory.join("results.csv"), rows).unwrap();
 }
 
-fn scan(folder: &Path) {
+fn scan(directory: &Path) {
     let mut rows =
         "algorithm,device,dtype,threads,batch,steps,channels,gate,layout,median_ms,gb_per_s,copy_gb_per_s\n"
             .to_owned();
@@ -180,5 +182,5 @@ fn scan(folder: &Path) {
                 .unwrap();
         }
     }
-    std::fs::write(folder.join("scan_bench.csv"), rows).unwrap();
+    std::fs::write(directory.join("scan_bench.csv"), rows).unwrap();
 }

@@ -26,12 +26,12 @@ pub fn missing() -> Option<String> {
 
 /// Daemons that run until this is dropped.
 pub struct Cluster {
-    folder: TempDir,
+    directory: TempDir,
 }
 
 impl Cluster {
     pub fn start() -> Self {
-        let this = Self { folder: tempfile::Builder::new().prefix("nmem-slurm-").tempdir().unwrap() };
+        let this = Self { directory: tempfile::Builder::new().prefix("nmem-slurm-").tempdir().unwrap() };
         this.run("chmod", ["755", this.text(".")]);
         for name in ["state", "spool", "log", "munge"] {
             std::fs::create_dir(this.path(name)).unwrap();
@@ -70,7 +70,7 @@ impl Cluster {
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.directory.path().join(name)
     }
 
     fn text(&self, name: &str) -> &'static str {

@@ -38,13 +38,13 @@ fn main() -> ExitCode {
 
 /// A directory with a sequence and an experiment of twelve runs.
 struct Sandbox {
-    folder: TempDir,
+    directory: TempDir,
     cluster: Cluster,
 }
 
 impl Sandbox {
     fn new(fixed: &str) -> Self {
-        let sandbox = Self { folder: tempfile::tempdir().unwrap(), cluster: Cluster::start() };
+        let sandbox = Self { directory: tempfile::tempdir().unwrap(), cluster: Cluster::start() };
         let tokens = Array2::from_shape_fn((203, 8), |(i, j)| ((i * 7 + j * 13) % 17) as f32 / 4.0 - 2.0);
         ndarray_npy::write_npy(sandbox.path("tokens.npy"), &tokens).unwrap();
         let text = format!(
@@ -55,13 +55,13 @@ impl Sandbox {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.directory.path().join(name)
     }
 
     fn nmem(&self, line: &str) -> Output {
         Command::new(env!("CARGO_BIN_EXE_nmem"))
             .args(line.split(' '))
-            .current_dir(self.folder.path())
+            .current_dir(self.directory.path())
             .env("SLURM_CONF", self.cluster.conf())
             // Like sbatch --export=NONE: jobs inherit nothing of this environment.
             .env("SBATCH_EXPORT", "NONE")
@@ -100,8 +100,8 @@ impl Sandbox {
     }
 
     /// Returns the output of the jobs.
-    fn logs(&self, folder: &str) -> String {
-        let logs = std::fs::read_dir(self.path(folder).join("slurm")).unwrap();
+    fn logs(&self, directory: &str) -> String {
+        let logs = std::fs::read_dir(self.path(directory).join("slurm")).unwrap();
         let texts = logs.map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap());
         texts.collect()
     }
@@ -111,12 +111,12 @@ impl Sandbox {
         for (name, timed) in
             [("results.csv", ["tokens_per_s", "wall_s"]), ("summary.csv", ["tokens_per_s.", "wall_s."])]
         {
-            let [a, b] = [one, other].map(|folder| untimed(&self.path(folder).join(name), &timed));
+            let [a, b] = [one, other].map(|directory| untimed(&self.path(directory).join(name), &timed));
             assert!(a.len() > 6, "{name}");
             assert_eq!(a, b, "{name}");
         }
-        let runs = |folder: &str| {
-            let runs = std::fs::read_dir(self.path(folder).join("runs")).unwrap();
+        let runs = |directory: &str| {
+            let runs = std::fs::read_dir(self.path(directory).join("runs")).unwrap();
             let mut runs: Vec<_> = runs.map(|entry| entry.unwrap().path()).collect();
             runs.sort();
             runs

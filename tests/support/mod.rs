@@ -57,7 +57,7 @@ const VANISHING: f64 = 1e-150;
 /// One directory of tests/golden.
 pub struct Golden {
     pub name: String,
-    pub folder: PathBuf,
+    pub directory: PathBuf,
     pub chunk_size: usize,
     pub heads: usize,
     pub seq: Array3<f64>,
@@ -67,20 +67,20 @@ pub struct Golden {
 impl Golden {
     pub fn all() -> Vec<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-        let mut folders: Vec<_> =
+        let mut directories: Vec<_> =
             std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
-        folders.sort();
-        let cases: Vec<_> = folders.into_iter().filter(|path| path.is_dir()).map(Self::open).collect();
+        directories.sort();
+        let cases: Vec<_> = directories.into_iter().filter(|path| path.is_dir()).map(Self::open).collect();
         assert_eq!(cases.len(), 14, "all golden cases exist");
         cases
     }
 
-    fn open(folder: PathBuf) -> Self {
+    fn open(directory: PathBuf) -> Self {
         let case: serde_json::Value =
-            serde_json::from_reader(File::open(folder.join("case.json")).unwrap()).unwrap();
+            serde_json::from_reader(File::open(directory.join("case.json")).unwrap()).unwrap();
         let number = |key: &str| usize::try_from(case[key].as_u64().unwrap()).unwrap();
         let sequence = |name: &str| {
-            let file = File::open(folder.join(name)).ok()?;
+            let file = File::open(directory.join(name)).ok()?;
             Some(Array3::<f32>::read_npy(file).unwrap().mapv(f64::from))
         };
         Self {
@@ -89,7 +89,7 @@ impl Golden {
             heads: number("heads"),
             seq: sequence("seq.npy").unwrap(),
             store_seq: sequence("store_seq.npy"),
-            folder,
+            directory,
         }
     }
 
@@ -98,11 +98,11 @@ impl Golden {
     }
 
     pub fn parameters<T: Real>(&self) -> Parameters<T> {
-        parameters(&self.folder.join("weights.safetensors"))
+        parameters(&self.directory.join("weights.safetensors"))
     }
 
     pub fn past<T: Real>(&self) -> Option<Vec<Array2<T>>> {
-        let path = self.folder.join("past.safetensors");
+        let path = self.directory.join("past.safetensors");
         path.exists().then(|| {
             let tensors = tensors(&path);
             (0..4)
@@ -115,7 +115,7 @@ impl Golden {
 
     /// Returns the arrays of `expected.npz` or `expected_f32eps.npz`.
     pub fn expected(&self, file: &str) -> BTreeMap<String, ArrayD<f64>> {
-        let mut npz = NpzReader::new(File::open(self.folder.join(file)).unwrap()).unwrap();
+        let mut npz = NpzReader::new(File::open(self.directory.join(file)).unwrap()).unwrap();
         let names = npz.names().unwrap();
         names.into_iter().map(|name| (name.clone(), npz.by_name(&name).unwrap())).collect()
     }

@@ -29,19 +29,19 @@ pub struct CommandOutput {
 
 /// A temporary working directory. A command is one line, split into words at spaces.
 pub struct Sandbox {
-    folder: TempDir,
+    directory: TempDir,
     variables: Vec<(&'static str, OsString)>,
 }
 
 impl Sandbox {
     pub fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap(), variables: Vec::new() }
+        Self { directory: tempfile::tempdir().unwrap(), variables: Vec::new() }
     }
 
     /// Creates it in a memory file system if there is one, so that thousands of synced files do not wait for the disk.
     pub fn in_memory() -> Self {
-        let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
-        Self { folder, variables: Vec::new() }
+        let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        Self { directory, variables: Vec::new() }
     }
 
     /// Sets a variable in the environment of its commands.
@@ -70,7 +70,7 @@ impl Sandbox {
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.directory.path().join(name)
     }
 
     pub fn file(&self, name: &str, bytes: impl AsRef<[u8]>) {
@@ -83,7 +83,10 @@ impl Sandbox {
 
     pub fn command(&self, line: &str) -> assert_cmd::Command {
         let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_nmem"));
-        command.current_dir(self.folder.path()).args(line.split_whitespace()).timeout(Duration::from_mins(2));
+        command
+            .current_dir(self.directory.path())
+            .args(line.split_whitespace())
+            .timeout(Duration::from_mins(2));
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
     }
@@ -130,21 +133,21 @@ impl Sandbox {
 
     /// Removes this directory's path from text; the directory itself becomes HERE.
     pub fn without_own_path(&self, text: &str) -> String {
-        let own = self.folder.path().canonicalize().unwrap();
+        let own = self.directory.path().canonicalize().unwrap();
         text.replace(&format!("{}/", own.display()), "").replace(&own.display().to_string(), "HERE")
     }
 
     /// Returns everything in the directory, hidden entries too: paths, and the bytes of files.
     pub fn contents(&self) -> BTreeMap<String, Option<Vec<u8>>> {
         let mut found = BTreeMap::new();
-        let mut folders = vec![self.folder.path().to_path_buf()];
-        while let Some(folder) = folders.pop() {
-            for entry in std::fs::read_dir(folder).unwrap() {
+        let mut directories = vec![self.directory.path().to_path_buf()];
+        while let Some(directory) = directories.pop() {
+            for entry in std::fs::read_dir(directory).unwrap() {
                 let path = entry.unwrap().path();
-                let name = path.strip_prefix(self.folder.path()).unwrap().to_str().unwrap().to_owned();
+                let name = path.strip_prefix(self.directory.path()).unwrap().to_str().unwrap().to_owned();
                 let bytes = if path.is_dir() { None } else { Some(std::fs::read(&path).unwrap()) };
                 if bytes.is_none() {
-                    folders.push(path);
+                    directories.push(path);
                 }
                 found.insert(name, bytes);
             }

@@ -49,7 +49,7 @@ const MARKERS: [&str; 5] = ["*", "square*", "triangle*", "diamond*", "pentagon*"
 pub fn files(
     sources: &[CsvSource],
     request: &Request,
-    folder: &Path,
+    directory: &Path,
     check: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Vec<(PathBuf, Vec<u8>)>> {
     let (charts, _) = chart::charts(sources, request, check)?;
@@ -68,12 +68,12 @@ pub fn files(
         while !stems.insert(stem.clone()) {
             stem += "-again";
         }
-        let csv = chart.csv.as_ref().and_then(|csv| relative(csv, folder));
+        let csv = chart.csv.as_ref().and_then(|csv| relative(csv, directory));
         let (tex, tables) = figure(&chart, &stem, &request.style, csv.as_deref());
         for (name, table) in tables {
-            files.push((folder.join(name), table.text().into_bytes()));
+            files.push((directory.join(name), table.text().into_bytes()));
         }
-        files.push((folder.join(format!("{stem}.tex")), tex.into_bytes()));
+        files.push((directory.join(format!("{stem}.tex")), tex.into_bytes()));
     }
     Ok(files)
 }
@@ -88,9 +88,9 @@ fn file_stem(name: &str) -> String {
 }
 
 /// Returns the path from the directory to the CSV, if TeX can read it.
-fn relative(csv: &Path, folder: &Path) -> Option<String> {
-    let (csv, folder) = (csv.canonicalize().ok()?, folder.canonicalize().ok()?);
-    let path = pathdiff::diff_paths(csv, folder)?;
+fn relative(csv: &Path, directory: &Path) -> Option<String> {
+    let (csv, directory) = (csv.canonicalize().ok()?, directory.canonicalize().ok()?);
+    let path = pathdiff::diff_paths(csv, directory)?;
     let path = path.to_str()?.replace(std::path::MAIN_SEPARATOR, "/");
     path.chars().all(|letter| plain(letter) || letter == '/').then_some(path)
 }

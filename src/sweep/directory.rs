@@ -17,7 +17,7 @@ use crate::storage::{self, is_figure, is_results, is_temporary};
 
 /// Directory of a sweep, which may not exist yet.
 #[derive(Clone, Debug)]
-pub struct Folder(PathBuf);
+pub struct SweepDirectory(PathBuf);
 
 /// Result of collecting a sweep.
 #[derive(Debug)]
@@ -40,11 +40,11 @@ pub struct DirectoryLock(#[expect(dead_code, reason = "held for its lock")] File
 const FILES: [&str; 6] =
     ["results.csv", "retention.csv", "summary.csv", "joblog.tsv", ARRAY_SCRIPT, COLLECT_SCRIPT];
 /// Directories that sweeps write into theirs.
-const FOLDERS: [&str; 5] = ["records", "runs", "plots", LOGS, "plans"];
+const DIRECTORIES: [&str; 5] = ["records", "runs", "plots", LOGS, "plans"];
 /// Lock file in plans/. Sweeps hold it shared, so that shards can run in parallel, and `--force` holds it exclusively.
 const LOCK: &str = ".lock";
 
-impl Folder {
+impl SweepDirectory {
     /// Checks a directory. An existing one must be a sweep's or empty.
     pub fn check(path: &Path) -> Result<Self> {
         let reject = |reason: String| Err(Error::rejected("--out", reason));
@@ -96,8 +96,8 @@ impl Folder {
     /// Removes stale temporaries that killed processes left in the directory.
     pub fn clear_stale(&self) {
         storage::clear(&self.0, None);
-        for folder in FOLDERS.map(|name| self.0.join(name)) {
-            storage::clear(&folder, None);
+        for directory in DIRECTORIES.map(|name| self.0.join(name)) {
+            storage::clear(&directory, None);
         }
     }
 
@@ -118,7 +118,7 @@ impl Folder {
 
     /// Removes all files that sweeps wrote. Removes nothing if another program's file is among them.
     pub fn clear(&self) -> Result<()> {
-        for name in FOLDERS {
+        for name in DIRECTORIES {
             let path = self.0.join(name);
             if let Some(foreign) = foreign(name, &path)? {
                 let reason = format!(
@@ -130,13 +130,13 @@ impl Folder {
         }
         FILES.iter().try_for_each(|name| storage::remove_file(&self.0.join(name)))?;
         // plans/ goes last, because it identifies the directory as a sweep's.
-        FOLDERS.iter().try_for_each(|name| storage::remove_directory(&self.0.join(name)))
+        DIRECTORIES.iter().try_for_each(|name| storage::remove_directory(&self.0.join(name)))
     }
 
     /// Creates the directory if necessary, and writes the plan into it as the newest one.
     pub fn start(&self, plan: &PlanFile) -> Result<()> {
-        for folder in ["plans", "records", "runs"].map(|name| self.0.join(name)) {
-            storage::create_directories(&folder)?;
+        for directory in ["plans", "records", "runs"].map(|name| self.0.join(name)) {
+            storage::create_directories(&directory)?;
         }
         let mut json = serde_json::to_vec_pretty(plan).expect("text");
         json.push(b'\n');
@@ -165,10 +165,10 @@ impl Folder {
 
     /// Reads the plan that was started last. A plan that cannot be read is reported, and the one before it is used.
     fn newest_plan(&self, warnings: &mut Vec<String>) -> Result<PlanFile> {
-        let folder = self.0.join("plans");
+        let directory = self.0.join("plans");
         let mut all: Vec<(SystemTime, PathBuf)> = Vec::new();
-        for entry in fs::read_dir(&folder).map_err(Error::io(&folder, "read"))? {
-            let entry = entry.map_err(Error::io(&folder, "read"))?;
+        for entry in fs::read_dir(&directory).map_err(Error::io(&directory, "read"))? {
+            let entry = entry.map_err(Error::io(&directory, "read"))?;
             let path = entry.path();
             if path.extension().is_some_and(|extension| extension == "json") {
                 let at = entry.metadata().and_then(|metadata| metadata.modified());
@@ -183,7 +183,7 @@ impl Folder {
                 Err(error) => return Err(error),
             }
         }
-        Err(Error::rejected(folder.display().to_string(), "no plan can be read; start the sweep again"))
+        Err(Error::rejected(directory.display().to_string(), "no plan can be read; start the sweep again"))
     }
 }
 
@@ -228,18 +228,18 @@ fn foreign(name: &str, directory: &Path) -> Result<Option<PathBuf>> {
 ///
 /// Two runs with the same settings and file names differ if an input or the program has changed in between. Then the
 /// plan's run replaces the other one, or the later run the earlier one.
-pub fn collect(folder: &Path, plan: Option<&str>) -> Result<Collected> {
-    let folder = Folder::check(folder)?;
-    if !folder.exists()? {
-        let path = folder.path().display().to_string();
+pub fn collect(directory: &Path, plan: Option<&str>) -> Result<Collected> {
+    let directory = SweepDirectory::check(directory)?;
+    if !directory.exists()? {
+        let path = directory.path().display().to_string();
         return Err(Error::rejected(path, "not the directory of a sweep (it has no plans/)"));
     }
     let mut warnings = Vec::new();
     let plan = match plan {
-        Some(hash) => PlanFile::read(&folder.plan_path(hash))?,
-        None => folder.newest_plan(&mut warnings)?,
+        Some(hash) => PlanFile::read(&directory.plan_path(hash))?,
+        None => directory.newest_plan(&mut warnings)?,
     };
-    let Records { runs: mut records, unreadable } = folder.records()?;
+    let Records { runs: mut records, unreadable } = directory.records()?;
     warnings.extend(unreadable);
     let (mut rows, mut missing) = (Vec::new(), Vec::new());
     let mut taken = BTreeSet::new();
@@ -274,7 +274,8 @@ pub fn collect(folder: &Path, plan: Option<&str>) -> Result<Collected> {
         ("retention.csv", tables::retention(&columns, &rows)),
         ("joblog.tsv", Some(tables::joblog(&plan, &rows))),
     ];
-    let tables = tables.into_iter().filter_map(|(name, table)| Some(Ok((folder.path().join(name), table?))));
+    let tables =
+        tables.into_iter().filter_map(|(name, table)| Some(Ok((directory.path().join(name), table?))));
     storage::replace_all(tables)?;
     Ok(Collected { rows, missing, planned: plan.runs.len(), warnings })
 }

@@ -69,7 +69,7 @@ impl Drop for Background {
 }
 
 #[test]
-fn force_replaces_the_whole_folder() {
+fn force_replaces_the_whole_directory() {
     let sandbox = sandbox();
     sandbox.ok("store seq.npy --out out -q");
     // As `nmem plot` writes them there.
@@ -85,7 +85,7 @@ fn force_replaces_the_whole_folder() {
 }
 
 #[test]
-fn a_run_can_replace_the_folder_of_its_memory_no_more_than_other_inputs() {
+fn a_run_can_replace_the_directory_of_its_memory_no_more_than_other_inputs() {
     let sandbox = sandbox();
     sandbox.ok("store seq.npy --out out -q");
     let line = "store seq.npy --memory out/memory.safetensors --out out --force";
