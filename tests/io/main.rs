@@ -4,6 +4,7 @@
 #![allow(clippy::float_cmp)]
 
 mod inspect;
+mod labels;
 mod sequences;
 mod tensors;
 
