@@ -5,6 +5,7 @@
 
 mod inspect;
 mod labels;
+mod memories;
 mod sequences;
 mod tensors;
 
