@@ -21,7 +21,7 @@ use support::{assert_close_to_largest, run_through, weight};
 
 struct Case {
     name: String,
-    folder: PathBuf,
+    directory: PathBuf,
     case: serde_json::Value,
     seq: Array3<f64>,
     store_seq: Option<Array3<f64>>,
@@ -32,28 +32,28 @@ impl Case {
     fn all() -> Vec<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden-0.5.5");
         let entries = std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path());
-        let mut folders: Vec<_> = entries.filter(|path| path.is_dir()).collect();
-        folders.sort();
-        assert_eq!(folders.len(), 40, "all golden cases exist");
-        folders.into_iter().map(Self::open).collect()
+        let mut directories: Vec<_> = entries.filter(|path| path.is_dir()).collect();
+        directories.sort();
+        assert_eq!(directories.len(), 40, "all golden cases exist");
+        directories.into_iter().map(Self::open).collect()
     }
 
-    fn open(folder: PathBuf) -> Self {
+    fn open(directory: PathBuf) -> Self {
         let case: serde_json::Value =
-            serde_json::from_reader(File::open(folder.join("case.json")).unwrap()).unwrap();
+            serde_json::from_reader(File::open(directory.join("case.json")).unwrap()).unwrap();
         let sequence = |name: &str| {
-            let file = File::open(folder.join(name)).ok()?;
+            let file = File::open(directory.join(name)).ok()?;
             Some(Array3::<f32>::read_npy(file).unwrap().mapv(f64::from))
         };
         let (seq, store_seq) = (sequence("seq.npy").unwrap(), sequence("store_seq.npy"));
         let name = case["name"].as_str().unwrap().to_owned();
-        let program = Self::parameters::<f64>(&folder).1;
-        Self { name, case, seq, store_seq, program, folder }
+        let program = Self::parameters::<f64>(&directory).1;
+        Self { name, case, seq, store_seq, program, directory }
     }
 
-    fn parameters<T: Real>(folder: &Path) -> (Parameters<T>, Program) {
-        let file = TensorFile::open(folder.join("weights.safetensors"), &mut |_| Ok(())).unwrap();
-        let json = std::fs::read_to_string(folder.join("args.json")).unwrap();
+    fn parameters<T: Real>(directory: &Path) -> (Parameters<T>, Program) {
+        let file = TensorFile::open(directory.join("weights.safetensors"), &mut |_| Ok(())).unwrap();
+        let json = std::fs::read_to_string(directory.join("args.json")).unwrap();
         let arguments = Arguments { json: Some(json), ..Arguments::default() };
         let memory = import(&file, Library::Titans055, &arguments).unwrap().memory;
         (memory.parameters(memory.program()), *memory.program())
@@ -65,7 +65,7 @@ impl Case {
     }
 
     fn expected(&self) -> BTreeMap<String, ArrayD<f64>> {
-        let mut npz = NpzReader::new(File::open(self.folder.join("expected.npz")).unwrap()).unwrap();
+        let mut npz = NpzReader::new(File::open(self.directory.join("expected.npz")).unwrap()).unwrap();
         let names = npz.names().unwrap();
         let mut all: BTreeMap<_, _> =
             names.into_iter().map(|name| (name.clone(), npz.by_name(&name).unwrap())).collect();
@@ -88,7 +88,7 @@ impl Case {
 
     /// Returns the engine's results, with the names of expected.npz.
     fn by_engine<T: Real>(&self) -> BTreeMap<String, ArrayD<f64>> {
-        let (parameters, program) = Self::parameters::<T>(&self.folder);
+        let (parameters, program) = Self::parameters::<T>(&self.directory);
         let memory = Memory::new(parameters, program, Gates::default(), None).unwrap();
         let (sequences, _, dim) = self.seq.dim();
         let mut state = memory.initial_state(sequences);
@@ -129,7 +129,7 @@ impl Case {
 
     /// Returns the oracle's results, with the names of expected.npz.
     fn by_reference(&self) -> BTreeMap<String, ArrayD<f64>> {
-        let (parameters, program) = Self::parameters::<f64>(&self.folder);
+        let (parameters, program) = Self::parameters::<f64>(&self.directory);
         let (sequences, heads) = (self.seq.dim().0, parameters.dimensions.heads);
         let mut reference =
             Reference::new(parameters, program, Gates::default(), f64::EPSILON, None, sequences);
@@ -270,17 +270,17 @@ fn engine_agrees_with_the_library() {
 fn mlp_of_0_0_17_agrees_with_the_library() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden-0.0.17-mlp");
     for name in ["depth1", "depth2_heads", "depth4"] {
-        let folder = root.join(name);
+        let directory = root.join(name);
         let case: serde_json::Value =
-            serde_json::from_reader(File::open(folder.join("case.json")).unwrap()).unwrap();
-        let file = TensorFile::open(folder.join("weights.safetensors"), &mut |_| Ok(())).unwrap();
+            serde_json::from_reader(File::open(directory.join("case.json")).unwrap()).unwrap();
+        let file = TensorFile::open(directory.join("weights.safetensors"), &mut |_| Ok(())).unwrap();
         let chunk_size = usize::try_from(case["keywords"]["chunk_size"].as_u64().unwrap()).unwrap();
         let model = Some(nmem::memory::model::ModelKind::Mlp);
         let arguments = Arguments { model, chunk_size: Some(chunk_size), ..Arguments::default() };
         let memory = import(&file, Library::Titans0017, &arguments).unwrap().memory;
         let seq =
-            Array3::<f32>::read_npy(File::open(folder.join("seq.npy")).unwrap()).unwrap().mapv(f64::from);
-        let mut npz = NpzReader::new(File::open(folder.join("expected.npz")).unwrap()).unwrap();
+            Array3::<f32>::read_npy(File::open(directory.join("seq.npy")).unwrap()).unwrap().mapv(f64::from);
+        let mut npz = NpzReader::new(File::open(directory.join("expected.npz")).unwrap()).unwrap();
         let expected: Array3<f64> = npz.by_name("retrieved").unwrap();
 
         let program = *memory.program();

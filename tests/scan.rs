@@ -329,6 +329,13 @@ fn auto_depends_on_shape_alone() {
     assert_eq!(chosen(1, 65_536, 3, Layout::ChannelsSteps), Algorithm::Time);
     assert_eq!(chosen(1, 65_536, 3, Layout::StepsChannels), Algorithm::Sequential);
     assert_eq!(chosen(1, 64, 64, Layout::StepsChannels), Algorithm::Sequential);
+    // Just below and at each limit: 2^15 steps in all, 16 recurrences, 4096 steps of each.
+    let rows = Layout::ChannelsSteps;
+    assert_eq!(chosen(1, 2047, 16, rows), Algorithm::Sequential);
+    assert_eq!(chosen(1, 2048, 16, rows), Algorithm::Channels);
+    assert_eq!(chosen(4, 2048, 4, rows), Algorithm::Channels);
+    assert_eq!(chosen(3, 4096, 5, rows), Algorithm::Time);
+    assert_eq!(chosen(3, 4095, 5, rows), Algorithm::Sequential);
     assert_eq!(
         Algorithm::Tree.chosen(Shape { batch: 1, steps: 1, channels: 1 }, LAYOUTS[0]),
         Algorithm::Tree

@@ -271,10 +271,10 @@ impl MemoryFile {
         let named_model = file.metadata().get(MODEL_KEY).cloned();
         let sha256 = Some(file.sha256().to_owned());
         let this = Self { path, sha256, dimensions, program, named_model, parameters, past, state, saved };
-        for (name, tensor) in this.parameters.iter().chain(&this.past) {
-            if !tensor.dtype().is_float() {
-                return Err(this.mismatch(name, "type f16, bf16, f32 or f64", tensor.dtype().name()));
-            }
+        let parameters = this.parameters.iter().map(|(name, tensor)| (name.clone(), tensor));
+        let past = this.past.iter().map(|(p, tensor)| (format!("state.past.{p}"), tensor));
+        if let Some((name, tensor)) = parameters.chain(past).find(|(_, tensor)| !tensor.dtype().is_float()) {
+            return Err(this.mismatch(&name, "type f16, bf16, f32 or f64", tensor.dtype().name()));
         }
         this.check_state()?;
         Ok(this)

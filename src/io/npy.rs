@@ -425,8 +425,10 @@ mod tests {
         }
         let axes = |count: usize| dictionary(&format!("({})", "1,".repeat(count)));
         assert!(parse(&axes(64)).is_ok() && parse(&axes(65)).is_err());
-        let twice = "{'shape': (), 'shape': (), 'descr': '<f4', 'fortran_order': False}";
-        assert_eq!(parse(twice).unwrap_err(), "an unknown or repeated key \"shape\"");
+        for (key, again) in [("shape", "()"), ("descr", "'<f4'"), ("fortran_order", "True"), ("other", "1")] {
+            let twice = format!("{{'shape': (), 'descr': '<f4', 'fortran_order': False, '{key}': {again}}}");
+            assert_eq!(parse(&twice).unwrap_err(), format!("an unknown or repeated key {key:?}"));
+        }
         let deep = format!("{{'descr': {}", "[".repeat(1000));
         assert_eq!(parse(&deep).unwrap_err(), "brackets nested too deeply");
     }

@@ -204,6 +204,37 @@ mod tests {
     }
 
     #[test]
+    fn cells_of_numbers() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "x, y\n1.5, \nNaN,inf\nx,1\n").unwrap();
+        let mut table = Table::open(file.path()).unwrap();
+        let [x, y] = ["x", "y"].map(|name| table.column(name).unwrap());
+        assert!(table.advance().unwrap());
+        assert_eq!((table.number(x).unwrap(), table.number(y).unwrap()), (Some(1.5), None));
+        let second = table.position();
+        assert!(table.advance().unwrap());
+        assert!(table.number(x).unwrap().unwrap().is_nan());
+        assert_eq!(table.number(y).unwrap(), Some(f64::INFINITY));
+        assert!(table.advance().unwrap());
+        let message = table.number(x).unwrap_err().to_string();
+        assert!(
+            message.ends_with("expected a number or nothing in column \"x\" on line 4, got \"x\""),
+            "{message}"
+        );
+        assert!(!table.advance().unwrap());
+        table.seek(second).unwrap();
+        assert!(table.advance().unwrap());
+        assert_eq!(table.number(x).unwrap(), Some(1.5));
+        // The number of cells that are kept may reach its limit.
+        table.check_kept(3, 3).unwrap();
+        let message = table.check_kept(4, 3).unwrap_err().to_string();
+        assert!(
+            message.ends_with("expected at most 3 cells to be held in memory, got more on line 2"),
+            "{message}"
+        );
+    }
+
+    #[test]
     fn rows_and_columns_are_limited() {
         let long = |bytes: usize| format!("a\n\"{}\"\n", "x\n".repeat(bytes / 2));
         assert_eq!(read(long(MAX_ROW / 2).as_bytes()), Ok(1));

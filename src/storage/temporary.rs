@@ -321,6 +321,55 @@ mod tests {
     }
 
     #[test]
+    #[cfg(unix)]
+    fn a_file_system_without_locks_is_recognised() {
+        for (code, without) in [(libc::ENOLCK, true), (libc::EOPNOTSUPP, true), (libc::EIO, false)] {
+            assert_eq!(has_no_locks(&io::Error::from_raw_os_error(code)), without, "{code}");
+        }
+    }
+
+    /// Two processes may share a lock; the exclusive one excludes both.
+    #[test]
+    fn shared_and_exclusive_locks() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        let first = lock(&path, false).unwrap().unwrap();
+        let second = lock(&path, false).unwrap().unwrap();
+        assert!(lock(&path, true).unwrap().is_none());
+        drop((first, second));
+        let alone = lock(&path, true).unwrap().unwrap();
+        assert!(lock(&path, false).unwrap().is_none() && lock(&path, true).unwrap().is_none());
+        // The holder may remove the file; others then lock a new one.
+        fs::remove_file(&path).unwrap();
+        assert!(lock(&path, true).unwrap().is_some());
+        drop(alone);
+    }
+
+    #[test]
+    fn remove_all_leaves_no_temporary_of_this_process() {
+        // Runs alone in a process of its own, because other tests hold temporaries.
+        const SELF: &str = "storage::temporary::tests::remove_all_leaves_no_temporary_of_this_process";
+        if std::env::var_os("NMEM_TEST_REMOVE_ALL").is_none() {
+            let this = std::env::current_exe().unwrap();
+            let mut child = std::process::Command::new(this);
+            let status =
+                child.args(["--exact", SELF]).env("NMEM_TEST_REMOVE_ALL", "1").output().unwrap().status;
+            assert!(status.success());
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let at = directory.path();
+        let held = (Temporary::file(&at.join("a")).unwrap(), Temporary::directory(&at.join("b")).unwrap());
+        fs::write(held.1.path().join("metrics.csv"), "half").unwrap();
+        drop(Temporary::file(&at.join("c")).unwrap());
+        assert_eq!(ALIVE.lock().unwrap().len(), 3);
+        assert_eq!(names(at).len(), 3);
+        remove_all();
+        assert_eq!(names(at), [""; 0]);
+        assert!(ALIVE.lock().unwrap().is_empty());
+    }
+
+    #[test]
     fn long_names_have_temporaries() {
         let parent = tempfile::tempdir().unwrap();
         for name in ["x".repeat(255), "é".repeat(127)] {

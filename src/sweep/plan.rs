@@ -198,3 +198,19 @@ impl PlanFile {
             .map_err(|error| Error::file(path, "the plan of a sweep", error.to_string()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Another version or an edit of the program makes other runs.
+    #[test]
+    fn the_program_is_part_of_the_identity() {
+        let text = program().unwrap();
+        let (version, source) = text.split_once(' ').unwrap();
+        assert_eq!(version, env!("CARGO_PKG_VERSION"));
+        let committed = commit().is_some_and(|commit| !commit.ends_with("-modified"));
+        // The commit alone, or with the hash of the executable: 32 bytes between brackets.
+        assert_eq!(source.contains('['), !committed, "{text}");
+    }
+}

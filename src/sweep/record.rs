@@ -94,6 +94,11 @@ pub(super) fn now() -> f64 {
 /// Returns the name of this machine in characters that file names allow.
 pub(super) fn host() -> String {
     let name = sysinfo::System::host_name().unwrap_or_else(|_| "localhost".to_owned());
+    in_file_names(&name)
+}
+
+/// Replaces characters that are not letters, digits or hyphens of ASCII.
+fn in_file_names(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect()
 }
 
@@ -214,6 +219,12 @@ mod tests {
             took: 0.5,
             command: String::new(),
         }
+    }
+
+    #[test]
+    fn names_of_machines_fit_into_file_names() {
+        assert_eq!(in_file_names("gpu-07.cluster/ä b"), "gpu-07_cluster___b");
+        assert_eq!(host(), in_file_names(&sysinfo::System::host_name().unwrap()));
     }
 
     #[test]

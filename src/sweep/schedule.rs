@@ -369,3 +369,27 @@ impl Scheduler<'_> {
         Ok((output, directory))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sweep::{GridRow, Parameters};
+
+    #[test]
+    fn runs_share_the_cores() {
+        let run = PlannedRun {
+            id: String::new(),
+            parameters: Parameters::new(),
+            resolved: Parameters::new(),
+            row: GridRow::default(),
+            ready: Err(String::new()),
+        };
+        for (cores, jobs, threads) in
+            [(8, 1, 8), (8, 2, 4), (8, 3, 2), (8, 8, 1), (8, 9, 1), (1, 4, 1), (0, 4, 1), (8, 0, 8)]
+        {
+            let options =
+                Options { jobs, cores, keep: Keep::None, fail_fast: false, unstable_ratio: f64::INFINITY };
+            assert_eq!(options.threads(&run), threads, "{jobs} runs on {cores} cores");
+        }
+    }
+}

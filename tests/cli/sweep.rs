@@ -119,6 +119,13 @@ fn a_row_is_the_run_that_its_command_line_does() {
     }
     let mean = metrics.numbers("loss_before").iter().sum::<f64>() / metrics.rows.len() as f64 / 8.0;
     assert!((table.numbers("loss_before_mean")[row] - mean).abs() <= 1e-6 * mean);
+    // Tokens of one sequence per second of the engine.
+    let engine = sandbox.json(&format!("sweep/runs/{id}/run.json"))["wall_s"]["engine"].as_f64().unwrap();
+    let rate = table.numbers("tokens_per_s")[row];
+    assert!((rate * engine - 40.0).abs() < 1e-6 * 40.0, "{rate} tokens per second for {engine} s");
+    // Nothing waits for a GPU here, so that the time of the row is that of joblog.tsv, which has milliseconds.
+    let took: f64 = line.split('\t').nth(3).unwrap().parse().unwrap();
+    assert!((table.numbers("wall_s")[row] - took).abs() < 1e-3, "{took} s");
 }
 
 #[test]
@@ -172,6 +179,11 @@ fn a_second_sweep_into_the_directory_adds_to_it() {
     assert_eq!(table.texts("chunk_size")[..3], ["16"; 3], "the present plan first");
     let ids: BTreeSet<&str> = table.texts("run").into_iter().collect();
     assert_eq!((table.rows.len(), ids.len()), (9, 9));
+    // Each plan has its own file. The same plan again has the same one.
+    let plans = || sandbox.names("out/plans").into_iter().filter(|name| name != ".lock").count();
+    assert_eq!(plans(), 2);
+    sandbox.ok("sweep grid.toml --no-plots --out out");
+    assert_eq!(plans(), 2);
 }
 
 #[test]

@@ -2,11 +2,12 @@ use std::collections::BTreeMap;
 
 use assert_cmd::cargo::cargo_bin_cmd;
 use ndarray::array;
+use nmem::io::summary::{Ranges, summarise};
 use nmem::io::{Tensor, write_safetensors};
 use nmem::memory::parameters::{Init, random_tensors};
 use nmem::memory::{Dimensions, Program};
 
-use crate::{TestDirectory, npy};
+use crate::{TestDirectory, go_on, npy};
 
 fn inspect(directory: &TestDirectory, args: &[&str]) -> (String, String, i32) {
     let output =
@@ -101,6 +102,103 @@ fn sequences_as_a_table() {
       type       shape  min  max  mean  nan  inf  bytes
       object |O  (1,)     -    -     -    -    -      6
     ");
+}
+
+/// Type, byte order, range and counts of arrays of every type.
+#[test]
+fn summaries_of_every_type() {
+    let directory = TestDirectory::new();
+    let summary =
+        |bytes: &[u8]| summarise(directory.file("x.npy", bytes), &mut go_on).unwrap().arrays.remove(0);
+    // The code in files, the name, the bytes of an element, and the bit pattern of 1.
+    for (code, name, width, one) in [
+        ("i1", "i8", 1, 1_u64),
+        ("i2", "i16", 2, 1),
+        ("i4", "i32", 4, 1),
+        ("i8", "i64", 8, 1),
+        ("u1", "u8", 1, 1),
+        ("u2", "u16", 2, 1),
+        ("u4", "u32", 4, 1),
+        ("u8", "u64", 8, 1),
+        ("b1", "bool", 1, 1),
+        ("f2", "f16", 2, 0x3c00),
+        ("f4", "f32", 4, 0x3f80_0000),
+        ("f8", "f64", 8, 0x3ff0_0000_0000_0000),
+    ] {
+        for big in [false, true] {
+            // Zero, one, one.
+            let data: Vec<u8> = [0, one, one]
+                .iter()
+                .flat_map(|x| {
+                    let mut bytes = x.to_le_bytes()[..width].to_vec();
+                    if big {
+                        bytes.reverse();
+                    }
+                    bytes
+                })
+                .collect();
+            let prefix = if big { '>' } else { '<' };
+            let array = summary(&npy(&format!("'{prefix}{code}'"), false, "(3,)", &data));
+            let is_big = big && width > 1;
+            assert_eq!((&array.dtype[..], array.big_endian), (name, is_big), "{prefix}{code}");
+            assert_eq!(array.described, if is_big { format!("{name} big-endian") } else { name.to_owned() });
+            let Ranges { min, max, mean, nan, infinite } = array.ranges;
+            let number = |number: Option<serde_json::Number>| number.unwrap().as_f64();
+            assert_eq!((number(min), number(max)), (Some(0.0), Some(1.0)), "{prefix}{code}");
+            assert!((mean.unwrap() - 2.0 / 3.0).abs() < 1e-12, "{prefix}{code}");
+            assert_eq!((nan, infinite), (Some(0), Some(0)));
+        }
+    }
+}
+
+/// More than one piece of a quarter of a mebibyte: range, sum and counts span them.
+#[test]
+fn summaries_of_long_arrays() {
+    let directory = TestDirectory::new();
+    let numbers = 100_000_usize;
+    let mut floats: Vec<f64> = (0..numbers).map(|i| i as f64).collect();
+    (floats[0], floats[70_000], floats[99_998]) = (f64::NAN, f64::NEG_INFINITY, f64::INFINITY);
+    floats[99_999] = f64::NAN;
+    let data: Vec<u8> = floats.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let mut seen = 0;
+    let path = directory.file("f.npy", &npy("'<f8'", false, "(100000,)", &data));
+    let summary = summarise(&path, &mut |bytes| {
+        seen += bytes;
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(seen, data.len() as u64);
+    let ranges = &summary.arrays[0].ranges;
+    assert_eq!((ranges.nan, ranges.infinite), (Some(2), Some(2)));
+    assert_eq!(ranges.min.as_ref().unwrap().as_f64(), Some(1.0));
+    assert_eq!(ranges.max.as_ref().unwrap().as_f64(), Some(99_997.0));
+    let sum: f64 = floats.iter().filter(|x| x.is_finite()).sum();
+    assert!((ranges.mean.unwrap() - sum / 99_996.0).abs() < 1e-6);
+
+    let data: Vec<u8> = (0..100_000_i64).flat_map(|i| (7 - i).to_le_bytes()).collect();
+    let path = directory.file("i.npy", &npy("'<i8'", false, "(100000,)", &data));
+    let summary = summarise(&path, &mut go_on).unwrap();
+    let ranges = &summary.arrays[0].ranges;
+    assert_eq!(ranges.min.as_ref().unwrap().as_i64(), Some(7 - 99_999));
+    assert_eq!(ranges.max.as_ref().unwrap().as_i64(), Some(7));
+    assert!((ranges.mean.unwrap() - (7.0 - 49_999.5)).abs() < 1e-6);
+}
+
+/// No mean is shown where the sum overflows, and no numbers where the array has none.
+#[test]
+fn summaries_without_a_mean() {
+    let directory = TestDirectory::new();
+    let ranges = |shape: &str, numbers: &[f64]| {
+        let data: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let path = directory.file("x.npy", &npy("'<f8'", false, shape, &data));
+        summarise(&path, &mut go_on).unwrap().arrays.remove(0).ranges
+    };
+    let huge = ranges("(2,)", &[f64::MAX, f64::MAX]);
+    assert_eq!((huge.mean, huge.max.unwrap().as_f64()), (None, Some(f64::MAX)));
+    for (shape, numbers, nan) in [("(0,)", &[][..], 0), ("(1,)", &[f64::NAN][..], 1)] {
+        let none = ranges(shape, numbers);
+        assert_eq!((none.min, none.max, none.mean, none.nan), (None, None, None, Some(nan)));
+    }
 }
 
 #[test]

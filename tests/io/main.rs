@@ -4,6 +4,8 @@
 #![allow(clippy::float_cmp)]
 
 mod inspect;
+mod labels;
+mod memories;
 mod sequences;
 mod tensors;
 

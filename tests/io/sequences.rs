@@ -221,6 +221,23 @@ fn rejections() {
     assert_eq!(directory.message(error), "directory.npy: expected a .npy file, got a directory");
 }
 
+/// Other types of arrays, and other files that are recognised by their first bytes.
+#[test]
+fn other_types_and_files() {
+    let directory = TestDirectory::new();
+    let numbers = "numbers of type f16, f32 or f64, got";
+    for (name, bytes, expected) in [
+        ("bytes", npy("'|S3'", false, "(2, 3)", &[0; 18]), format!("{numbers} bytes (|S3)")),
+        ("void", npy("'|V3'", false, "(2, 3)", &[0; 18]), format!("{numbers} void (|V3)")),
+        ("empty zip", b"PK\x05\x06rest".to_vec(), "a .npy file, got a zip archive (.npz?)".to_owned()),
+        ("hdf5", b"\x89HDF\r\n\x1a\n".to_vec(), "a .npy file, got an HDF5 file".to_owned()),
+        ("pickle", b"\x80\x04K\x01.".to_vec(), "a .npy file, got a Python pickle".to_owned()),
+    ] {
+        let error = open(&directory.file(name, &bytes)).err().unwrap();
+        assert_eq!(directory.message(error), format!("{name}: expected {expected}"));
+    }
+}
+
 #[test]
 fn every_truncation_is_an_error() {
     let directory = TestDirectory::new();
@@ -332,6 +349,55 @@ fn a_full_disk_is_an_error() {
         format!("{:#}", anyhow::Error::from(error)),
         "/dev/full: cannot write: No space left on device (os error 28)"
     );
+}
+
+/// A rewrite through a mapping changes neither size nor times while its page is dirty. Small files are read again.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_rewrite_that_leaves_size_and_times_is_found() {
+    let directory = TestDirectory::new();
+    let path = directory.file("x.npy", &npy("'<f4'", false, "(1, 2)", &[0; 8]));
+    let writable = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+    // SAFETY: only this test has the file, and it is not cut short.
+    let mut map = unsafe { memmap2::MmapMut::map_mut(&writable) }.unwrap();
+    let last = map.len() - 1;
+    map[last] = 1;
+    let file = open(&path).unwrap();
+    file.check_unchanged(false).unwrap();
+    file.check_unchanged(true).unwrap();
+    map[last] = 2;
+    let error = directory.message(file.check_unchanged(true).unwrap_err());
+    assert_eq!(error, "x.npy: the file changed while nmem was reading it; run again once it is complete");
+    // The same bytes again are the same file. So is one that has lost its name, or has given it to another.
+    map[last] = 1;
+    file.check_unchanged(true).unwrap();
+    map[last] = 2;
+    std::fs::rename(&path, directory.path("y.npy")).unwrap();
+    file.check_unchanged(true).unwrap();
+    directory.file("x.npy", b"another");
+    file.check_unchanged(true).unwrap();
+}
+
+/// Longer or shorter than it was, or other bytes with another time.
+#[test]
+fn a_file_that_changed_after_it_was_opened_is_an_error() {
+    let directory = TestDirectory::new();
+    let path = directory.file("x.npy", &npy("'<f4'", false, "(1, 2)", &[0; 8]));
+    let file = open(&path).unwrap();
+    let append = |bytes: &[u8]| {
+        use std::io::Write as _;
+        std::fs::File::options().append(true).open(&path).unwrap().write_all(bytes).unwrap();
+    };
+    append(&[0]);
+    assert!(file.check_unchanged(false).is_err());
+    let writable = std::fs::File::options().write(true).open(&path).unwrap();
+    writable.set_len(file.bytes()).unwrap();
+    // Other times and the same bytes.
+    writable.set_modified(std::time::UNIX_EPOCH).unwrap();
+    file.check_unchanged(false).unwrap();
+    writable.set_len(file.bytes() - 1).unwrap();
+    append(&[1]);
+    assert!(file.check_unchanged(false).is_err());
 }
 
 proptest! {

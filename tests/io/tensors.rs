@@ -82,6 +82,70 @@ fn safetensors_bytes_stay_the_same() {
     assert_eq!(bytes[8 + padded..], [5, 0, 0, 0, 0, 0, 0, 0, 3, 4, 1, 2]);
 }
 
+/// Every type that nmem writes, each with the numbers 0, 1, 2 … as bytes.
+#[test]
+fn safetensors_of_every_type() {
+    let types = [
+        (Dtype::F16, 2),
+        (Dtype::BF16, 2),
+        (Dtype::F32, 4),
+        (Dtype::F64, 8),
+        (Dtype::I8, 1),
+        (Dtype::I16, 2),
+        (Dtype::I32, 4),
+        (Dtype::I64, 8),
+        (Dtype::U8, 1),
+        (Dtype::U16, 2),
+        (Dtype::U32, 4),
+        (Dtype::U64, 8),
+        (Dtype::Bool, 1),
+    ];
+    let tensors: BTreeMap<_, _> = types
+        .map(|(dtype, bytes)| {
+            let data = (0..3 * bytes).collect();
+            (dtype.name().to_owned(), Tensor::new(dtype, vec![3, 1], data).unwrap())
+        })
+        .into();
+    let directory = TestDirectory::new();
+    let path = directory.path("x.safetensors");
+    write_safetensors(&path, &tensors, "{}").unwrap();
+    assert_eq!(open(&path).unwrap().tensors(), &tensors);
+    // The format's own reader agrees on the names of types.
+    let bytes = std::fs::read(&path).unwrap();
+    for (name, tensor) in safetensors::SafeTensors::deserialize(&bytes).unwrap().tensors() {
+        assert_eq!(tensor.dtype().to_string().to_lowercase(), name);
+    }
+}
+
+/// Types that only other programs write can be inspected, and cannot be written.
+#[test]
+fn safetensors_of_other_types() {
+    let directory = TestDirectory::new();
+    for (code, name, bytes) in [
+        ("C64", "complex", 8),
+        ("F4", "f4", 1),
+        ("F6_E2M3", "f6", 3),
+        ("F6_E3M2", "f6", 3),
+        ("F8_E5M2", "f8", 1),
+        ("F8_E4M3", "f8", 1),
+        ("F8_E8M0", "f8", 1),
+        ("F8_E4M3FNUZ", "f8", 1),
+        ("F8_E5M2FNUZ", "f8", 1),
+    ] {
+        let count = match code.get(..2) {
+            Some("F4") => 2,
+            Some("F6") => 4,
+            _ => 1,
+        };
+        let header = format!(r#"{{"a":{{"dtype":"{code}","shape":[{count}],"data_offsets":[0,{bytes}]}}}}"#);
+        let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &vec![0; bytes]].concat();
+        let file = open(&directory.file("x.safetensors", &file)).unwrap();
+        assert_eq!(file.get("a").unwrap().dtype(), Dtype::Other(name), "{code}");
+        let error = write_safetensors(directory.path("y"), file.tensors(), "{}").unwrap_err();
+        assert_eq!(directory.message(error), format!("y: cannot write: a has the type {name}"));
+    }
+}
+
 fn npz(directory: &TestDirectory, name: &str, compressed: bool) -> std::path::PathBuf {
     let path = directory.path(name);
     let file = std::fs::File::create(&path).unwrap();
@@ -121,6 +185,49 @@ fn zip(directory: &TestDirectory, members: &[(&str, &[u8])]) -> std::path::PathB
 }
 
 #[test]
+fn npz_archives_have_a_limit_of_members() {
+    let directory = TestDirectory::new();
+    let array = npy("'|u1'", false, "(1,)", &[7]);
+    let names: Vec<String> = (0..1 << 14).map(|i| format!("{i}")).collect();
+    let mut members: Vec<(&str, &[u8])> = names[1..].iter().map(|name| (&name[..], &b""[..])).collect();
+    members.push(("a.npy", &array));
+    assert_eq!(open(&zip(&directory, &members)).unwrap().get("a").unwrap().data(), [7]);
+    members.push((&names[0], b""));
+    assert_eq!(
+        directory.message(open(&zip(&directory, &members)).unwrap_err()),
+        "x.npz: expected a .npz archive of at most 16384 members, got more"
+    );
+}
+
+/// Counts in the end of an archive's directory are checked before memory is allocated for them.
+#[test]
+fn npz_archives_that_claim_too_many_members() {
+    let directory = TestDirectory::new();
+    for place in [20, 28] {
+        let mut end = [0; 36];
+        end[place + 2] = 1;
+        let path = directory.file("x.npz", &[b"PK\x03\x04PK\x06\x06", &end[..]].concat());
+        assert_eq!(
+            directory.message(open(&path).unwrap_err()),
+            "x.npz: expected a .npz archive of at most 16384 members, got more"
+        );
+    }
+}
+
+#[test]
+fn safetensors_headers_have_a_limit() {
+    let directory = TestDirectory::new();
+    let read = |length: usize| {
+        let header = "{}".to_owned() + &" ".repeat(length - 2);
+        let bytes = [&(length as u64).to_le_bytes()[..], header.as_bytes()].concat();
+        open(&directory.file("x.safetensors", &bytes)).map(drop).map_err(|error| directory.message(error))
+    };
+    assert_eq!(read(8 << 20), Ok(()));
+    let expected = "x.safetensors: expected a header of at most 8388608 bytes, got 8388609";
+    assert_eq!(read((8 << 20) + 1), Err(expected.to_owned()));
+}
+
+#[test]
 fn npz_big_endian_fortran_members() {
     let directory = TestDirectory::new();
     let mut data = Vec::new();
@@ -133,6 +240,33 @@ fn npz_big_endian_fortran_members() {
     assert_eq!(file.array::<f32>("a/b").unwrap(), array![[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]].into_dyn());
     assert_eq!(file.get("a/b").unwrap().dtype(), Dtype::F16);
     assert_eq!(file.tensors().len(), 1);
+}
+
+/// Members in Fortran order whose elements have 1, 2, 4 and 8 bytes, of no to three axes.
+#[test]
+fn npz_fortran_members_of_every_width() {
+    let directory = TestDirectory::new();
+    let little: Vec<u8> = (1..=24).collect();
+    for (descr, width) in [("'|u1'", 1_usize), ("'<u2'", 2), ("'<u4'", 4), ("'<u8'", 8)] {
+        // The element with index (i, j, k) of shape (2, 3, 4) is stored at i + 2·j + 6·k in Fortran order.
+        let element = |n: usize| [&little[n..=n], &vec![0; width - 1]].concat();
+        let fortran: Vec<u8> = (0..24).flat_map(element).collect();
+        let c_order: Vec<u8> =
+            (0..24).flat_map(|at| element(at / 12 + 2 * (at / 4 % 3) + 6 * (at % 4))).collect();
+        let file = open(&zip(
+            &directory,
+            &[
+                ("cube.npy", &npy(descr, true, "(2, 3, 4)", &fortran)),
+                ("row.npy", &npy(descr, true, "(24,)", &fortran)),
+                ("one.npy", &npy(descr, true, "()", &element(0))),
+            ],
+        ))
+        .unwrap();
+        assert_eq!(file.get("cube").unwrap().data(), c_order, "{descr}");
+        assert_eq!(file.get("cube").unwrap().shape(), [2, 3, 4], "{descr}");
+        assert_eq!(file.get("row").unwrap().data(), fortran, "{descr}");
+        assert_eq!(file.get("one").unwrap().data(), element(0), "{descr}");
+    }
 }
 
 #[test]
