@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use super::{Format, check_interrupt, print};
+use super::{Format, check_interrupt, note, print};
 use crate::config::whole;
 use crate::error::Error;
 use crate::escape::for_terminal;
@@ -68,6 +68,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         return Err(Error::rejected("--model", reason).into());
     }
     let json = args.args.as_deref().map(read_arguments).transpose()?;
+    if json.is_none() && args.chunk_size.is_none() && !args.quiet {
+        note(
+            "note: ",
+            "chunk_size 1, the library's default; pass --args or --chunk-size if the memory has another",
+        );
+    }
     let mut out = WholeFile::open("--out", &args.out, args.force)?;
     let file = TensorFile::open(&args.state, &mut |_| check_interrupt())?;
     let arguments = Arguments { json, prefix: args.prefix, model: args.model, chunk_size: args.chunk_size };

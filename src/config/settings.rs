@@ -15,7 +15,7 @@ use crate::memory::loss::LossKind;
 use crate::memory::model::ModelKind;
 use crate::memory::operators::Activation;
 use crate::memory::parameters::Init;
-use crate::memory::program::{Choices, Preset, ProjectionActivation, Reads};
+use crate::memory::program::{Choices, Preset, ProjectionActivation, Reads, with_choices};
 use crate::memory::rule::{DecayOf, RateForm, RatePer};
 use crate::plot::FigureFormat;
 use crate::real::ElementType;
@@ -104,7 +104,7 @@ pub struct Settings {
     /// Wrap the model: LayerNorm(M(x)) ∘ (γ + 1) + x, with γ among the memory weights
     #[arg(long, help_heading = "Program", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub residual_norm: Option<bool>,
-    /// What storing minimises, with e = M(k) − v: Σ e²/d, Σ e²/2, −⟨M(k), v⟩, Huber's loss or Σ |e|^p [default: mean-square]
+    /// Loss that storing minimises, with e = M(k) − v: Σ e²/d, Σ e²/2, −⟨M(k), v⟩, Huber's loss or Σ |e|^p [default: mean-square]
     #[arg(
         long,
         value_enum,
@@ -143,7 +143,7 @@ pub struct Settings {
     /// Store without momentum
     #[arg(long, help_heading = "Program", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub no_momentum: Option<bool>,
-    /// What decays: the update alone, or whole weights with the initial ones
+    /// Part of the weights that decays: the update alone, or all of them with the initial ones
     #[arg(
         long,
         value_enum,
@@ -158,7 +158,8 @@ pub struct Settings {
     /// Pass each refresh through a learned gate: U ← W + sigmoid(g) (U − W)
     #[arg(long, help_heading = "Program", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub gated_transition: Option<bool>,
-    /// What an online token reads: the memory after all chunks before its own (behind), or after all that are complete with it (complete; complete-or-zeros reads zeros before the first)
+    /// Memory that an online token reads: after all chunks before its own (behind), or after all that are complete with it
+    /// (complete; complete-or-zeros reads zeros before the first)
     #[arg(
         long,
         value_enum,
@@ -198,10 +199,11 @@ pub struct Settings {
     /// Fix the momentum η (0 or more; above 1 updates grow without bound), or `learned`
     #[arg(long, value_name = "X", help_heading = "Gates", allow_negative_numbers = true)]
     pub momentum: Option<GateSetting>,
-    /// Fix the decay α (0 to 1), the fraction of the update that each chunk forgets, or `learned`
+    /// Fix the decay α (0 to 1), the fraction that each chunk forgets, or `learned`
     #[arg(long, value_name = "X", help_heading = "Gates", allow_negative_numbers = true)]
     pub decay: Option<GateSetting>,
-    /// Bias added to the logit of θ = exp(−15 · sigmoid(logit)); a larger logit gives a SMALLER rate
+    /// Bias added to the logit of θ. With the rate form `exp`, θ = exp(−15 · sigmoid(logit)), a larger logit gives a SMALLER
+    /// rate
     #[arg(long, value_name = "B", help_heading = "Gates", allow_negative_numbers = true)]
     pub learning_rate_bias: Option<f64>,
     /// Bias added to the logit of η = sigmoid(logit)
@@ -356,34 +358,9 @@ impl Settings {
     /// Returns the choices of a program.
     pub fn choices(&self) -> Choices {
         macro_rules! each {
-            ($($field:ident),*) => { Choices { $($field: self.$field),* } };
+            ($($field:ident: $type:ty,)*) => { Choices { $($field: self.$field,)* } };
         }
-        each!(
-            model,
-            depth,
-            expansion,
-            rank,
-            scale,
-            model_activation,
-            residual_norm,
-            loss,
-            huber_delta,
-            loss_power,
-            rate_form,
-            max_rate,
-            rate_per,
-            no_momentum,
-            decay_of,
-            refresh,
-            gated_transition,
-            reads,
-            activation,
-            qk_norm,
-            head_norm,
-            read_gate,
-            gate_biases,
-            per_head
-        )
+        with_choices!(each!())
     }
 
     /// Returns these settings, completed by those of `other`. A fixed value here also overrides a bias there, and the
@@ -412,66 +389,16 @@ impl Settings {
             (other.no_pre_norm, other.no_post_norm, other.preset) = (None, None, None);
         }
         macro_rules! each {
-            ($($field:ident),* $(,)?) => { Self { $($field: self.$field.or(other.$field)),* } };
+            ($($other:ident,)*; $($field:ident: $type:ty,)*) => {
+                Self {
+                    $($other: self.$other.or(other.$other),)*
+                    $($field: self.$field.or(other.$field),)*
+                }
+            };
         }
-        each!(
-            data,
-            memory,
-            chunk_size,
-            heads,
-            dim_head,
-            init,
-            seed,
-            no_pre_norm,
-            no_post_norm,
-            preset,
-            model,
-            depth,
-            expansion,
-            rank,
-            scale,
-            model_activation,
-            residual_norm,
-            loss,
-            huber_delta,
-            loss_power,
-            rate_form,
-            max_rate,
-            rate_per,
-            no_momentum,
-            decay_of,
-            refresh,
-            gated_transition,
-            reads,
-            activation,
-            qk_norm,
-            head_norm,
-            read_gate,
-            gate_biases,
-            per_head,
-            past,
-            restart_momentum,
-            learning_rate,
-            momentum,
-            decay,
-            learning_rate_bias,
-            momentum_bias,
-            decay_bias,
-            online,
-            store_seq,
-            probe,
-            no_probe,
-            retention,
-            device,
-            dtype,
-            threads,
-            allow_nonfinite,
-            repeat,
-            out,
-            labels,
-            no_plots,
-            figure_format,
-        )
+        with_choices!(each!(
+            data, memory, chunk_size, heads, dim_head, init, seed, no_pre_norm, no_post_norm, preset, past, restart_momentum, learning_rate, momentum, decay, learning_rate_bias, momentum_bias, decay_bias, online, store_seq, probe, no_probe, retention, device, dtype, threads, allow_nonfinite, repeat, out, labels, no_plots, figure_format,;
+        ))
     }
 }
 

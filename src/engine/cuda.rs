@@ -84,7 +84,13 @@ struct Weights<'d, T> {
 
 impl<'m, T: Real> CudaEngine<'m, T> {
     /// Uploads the parameters to the device.
+    ///
+    /// # Errors
+    /// A program whose parts have no kernels, and failures of the device.
     pub fn new(memory: &'m Memory<T>, device: &'m dyn Device) -> Result<Self> {
+        if let Some(reason) = memory.program.needs_cpu() {
+            return Err(Error::Cuda(format!("{reason}; use --device cpu")));
+        }
         let projections = &memory.projections;
         let upload = |packed: &Packed<T>| {
             let matrix = packed.to_matrix();

@@ -61,7 +61,7 @@ pub(super) struct Projections<T> {
     /// Layer (D, h) of the gates of what is retrieved.
     pub(super) read_gate: Option<Packed<T>>,
     pub(super) combine: Option<Packed<T>>,
-    /// How much of its change a refresh keeps; absent without a gate.
+    /// Fraction of its change that a refresh keeps; absent without a gate.
     pub(super) transition: Option<T>,
 }
 

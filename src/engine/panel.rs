@@ -180,7 +180,8 @@ impl<T: Real> Panel<T> {
         })
     }
 
-    /// Replaces the weights that are read by `f` of them and of the rows of `point`.
+    /// Replaces the weights that are read by `f` of them and of the rows of `point`. `f` commutes with adding the same
+    /// number to both: where U is added to W, it is computed without W.
     pub fn replace_weights(
         &mut self,
         rule: &Rule,
@@ -191,7 +192,7 @@ impl<T: Real> Panel<T> {
         let arrays = self.arrays;
         for ((u, w), p) in self.state.iter_mut().step_by(arrays).zip(base).zip(point) {
             for ((u, &w), &p) in u.0.iter_mut().zip(&w.0).zip(&p.0) {
-                *u = if whole { f(*u, p) } else { f(w + *u, p) - w };
+                *u = if whole { f(*u, p) } else { f(*u, p - w) };
             }
         }
     }

@@ -12,7 +12,7 @@ use crate::memory::operators::Work;
 use crate::packed::Packed;
 use crate::real::Real;
 
-/// Where the output of a node is kept while rows are read.
+/// Matrix that holds the output of a node while rows are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     /// A matrix of the whole block.

@@ -31,7 +31,7 @@ use crate::memory::loss::LossKind;
 use crate::memory::model::ModelKind;
 use crate::memory::operators::Activation;
 use crate::memory::parameters::{self, Init, Mismatch};
-use crate::memory::program::{Choices, ProjectionActivation, Reads};
+use crate::memory::program::{Choices, ProjectionActivation, Reads, with_choices};
 use crate::memory::rule::{DecayOf, RateForm, RatePer};
 use crate::memory::state::StreamPosition;
 use crate::memory::{Dimensions, Gate, Gates, Parameters, Program, State};
@@ -50,148 +50,52 @@ pub struct SavedConfig {
     pub gates: Gates,
 }
 
-/// The keys of a [`SavedConfig`] in JSON, all on one level, because serde rejects unknown keys of flat
-/// structures only. Format 1 has those up to `decay` and means the memory of titans-pytorch 0.0.17.
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Keys {
-    format: u32,
-    nmem: String,
-    model: ModelKind,
-    chunk_size: usize,
-    dim: usize,
-    heads: usize,
-    dim_head: usize,
-    pre_norm: bool,
-    post_norm: bool,
-    learning_rate: Gate,
-    momentum: Gate,
-    decay: Gate,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    depth: Option<usize>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    expansion: Option<f64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    rank: Option<usize>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    scale: Option<f64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    model_activation: Option<Activation>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    residual_norm: Option<bool>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    loss: Option<LossKind>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    huber_delta: Option<f64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    loss_power: Option<f64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    rate_form: Option<RateForm>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    max_rate: Option<f64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    rate_per: Option<RatePer>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    no_momentum: Option<bool>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    decay_of: Option<DecayOf>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    refresh: Option<usize>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    gated_transition: Option<bool>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    reads: Option<Reads>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    activation: Option<ProjectionActivation>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    qk_norm: Option<bool>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    head_norm: Option<bool>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    read_gate: Option<bool>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    gate_biases: Option<bool>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    per_head: Option<bool>,
-}
-
-impl Keys {
-    /// Returns the choices beyond those of format 1.
-    fn choices(&self) -> Choices {
-        macro_rules! each {
-            ($($field:ident),*) => { Choices { model: Some(self.model), $($field: self.$field),* } };
+/// Declares the keys of a [`SavedConfig`] in JSON and their conversions.
+macro_rules! declare_keys {
+    (model: $model:ty, $($field:ident: $type:ty,)*) => {
+        /// The keys of a [`SavedConfig`] in JSON, all on one level, because serde rejects unknown keys of flat structures
+        /// only. Format 1 has those up to `decay` and means the memory of titans-pytorch 0.0.17.
+        #[derive(Clone, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Keys {
+            format: u32,
+            nmem: String,
+            model: $model,
+            chunk_size: usize,
+            dim: usize,
+            heads: usize,
+            dim_head: usize,
+            pre_norm: bool,
+            post_norm: bool,
+            learning_rate: Gate,
+            momentum: Gate,
+            decay: Gate,
+            $(#[serde(default, skip_serializing_if = "Option::is_none")] $field: Option<$type>,)*
         }
-        each!(
-            depth,
-            expansion,
-            rank,
-            scale,
-            model_activation,
-            residual_norm,
-            loss,
-            huber_delta,
-            loss_power,
-            rate_form,
-            max_rate,
-            rate_per,
-            no_momentum,
-            decay_of,
-            refresh,
-            gated_transition,
-            reads,
-            activation,
-            qk_norm,
-            head_norm,
-            read_gate,
-            gate_biases,
-            per_head
-        )
-    }
 
-    fn new(config: &SavedConfig) -> Self {
-        let Dimensions { dim, heads, dim_head, pre_norm, post_norm } = config.dimensions;
-        let Gates { learning_rate, momentum, decay } = config.gates;
-        let first = config.program.is_titans_0_0_17();
-        let choices = if first { Choices::default() } else { Choices::from(&config.program) };
-        macro_rules! each {
-            ($($field:ident),*) => {
+        impl Keys {
+            fn choices(&self) -> Choices {
+                Choices { model: Some(self.model), $($field: self.$field,)* }
+            }
+
+            fn new(config: &SavedConfig) -> Self {
+                let Dimensions { dim, heads, dim_head, pre_norm, post_norm } = config.dimensions;
+                let Gates { learning_rate, momentum, decay } = config.gates;
+                let first = config.program.is_titans_0_0_17();
+                let choices = if first { Choices::default() } else { Choices::from(&config.program) };
                 Self {
                     format: if first { 1 } else { FORMAT },
                     nmem: config.nmem.clone(),
                     model: config.program.model.kind,
                     chunk_size: config.program.chunk_size(),
                     dim, heads, dim_head, pre_norm, post_norm, learning_rate, momentum, decay,
-                    $($field: choices.$field),*
+                    $($field: choices.$field,)*
                 }
-            };
+            }
         }
-        each!(
-            depth,
-            expansion,
-            rank,
-            scale,
-            model_activation,
-            residual_norm,
-            loss,
-            huber_delta,
-            loss_power,
-            rate_form,
-            max_rate,
-            rate_per,
-            no_momentum,
-            decay_of,
-            refresh,
-            gated_transition,
-            reads,
-            activation,
-            qk_norm,
-            head_norm,
-            read_gate,
-            gate_biases,
-            per_head
-        )
-    }
+    };
 }
+with_choices!(declare_keys!());
 
 /// Version of a configuration. It is read first, so that a file of another format is reported as such whatever
 /// its keys are.
@@ -334,14 +238,16 @@ impl MemoryFile {
             }
             Some(other) => {
                 let reason = format!(
-                    "files of parameters hold the models attention and mlp of titans-pytorch 0.0.17, not {}; import                      other models with `nmem import`",
+                    "files of parameters hold the models attention and mlp of titans-pytorch 0.0.17, not {}; import \
+                     other models with `nmem import`",
                     other.name()
                 );
                 Err(Error::rejected(path.to_string(), reason))
             }
             None if depth == ATTENTION_WEIGHTS => {
                 let reason = format!(
-                    "the parameters of the models attention and mlp have the same names and shapes; pass --model                      attention or --model mlp, or save the file with the metadata key {MODEL_KEY}"
+                    "the parameters of the models attention and mlp have the same names and shapes; pass --model \
+                     attention or --model mlp, or save the file with the metadata key {MODEL_KEY}"
                 );
                 Err(Error::rejected(path.to_string(), reason))
             }

@@ -20,7 +20,7 @@ pub enum Reads {
     /// Each token reads the memory after all chunks that are complete with it: the last token of a chunk reads what was
     /// just stored. Before that, the initial weights (titans-pytorch 0.5.5)
     Complete,
-    /// As `complete`, but zeros before the first chunk is complete (the MLP of titans-pytorch 0.0.17)
+    /// Like `complete`, but zeros before the first chunk is complete (the MLP of titans-pytorch 0.0.17)
     CompleteOrZeros,
 }
 
@@ -62,7 +62,7 @@ impl ProjectionActivation {
     }
 }
 
-/// What surrounds the memory: activations, norms and gates of the projections.
+/// Projections around the memory: their activations, norms and gates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "independent switches")]
 pub struct Frame {
@@ -85,46 +85,62 @@ pub struct Frame {
 pub struct Program {
     /// The network whose weights are the memory.
     pub model: Model,
-    /// What storing minimises.
+    /// Loss that storing minimises.
     pub loss: Loss,
-    /// What a gradient does to the state.
+    /// Effect of a gradient on the state.
     pub rule: Rule,
     /// When, and what reads see.
     pub schedule: Schedule,
-    /// What surrounds the memory.
+    /// Projections around the memory.
     pub frame: Frame,
 }
 
-/// Choices of a program by their names in flags, files and messages; absent ones are not chosen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-#[expect(missing_docs, reason = "the fields of the program's parts document them")]
-pub struct Choices {
-    pub model: Option<ModelKind>,
-    pub depth: Option<usize>,
-    pub expansion: Option<f64>,
-    pub rank: Option<usize>,
-    pub scale: Option<f64>,
-    pub model_activation: Option<Activation>,
-    pub residual_norm: Option<bool>,
-    pub loss: Option<LossKind>,
-    pub huber_delta: Option<f64>,
-    pub loss_power: Option<f64>,
-    pub rate_form: Option<RateForm>,
-    pub max_rate: Option<f64>,
-    pub rate_per: Option<RatePer>,
-    pub no_momentum: Option<bool>,
-    pub decay_of: Option<DecayOf>,
-    /// Tokens between refreshes; 0 is never.
-    pub refresh: Option<usize>,
-    pub gated_transition: Option<bool>,
-    pub reads: Option<Reads>,
-    pub activation: Option<ProjectionActivation>,
-    pub qk_norm: Option<bool>,
-    pub head_norm: Option<bool>,
-    pub read_gate: Option<bool>,
-    pub gate_biases: Option<bool>,
-    pub per_head: Option<bool>,
+/// Passes the names and types of all choices to a macro, so that they are listed once. `refresh` counts tokens, and 0 is
+/// never.
+macro_rules! with_choices {
+    ($callback:ident!($($before:tt)*)) => {
+        $callback! {
+            $($before)*
+            model: ModelKind,
+            depth: usize,
+            expansion: f64,
+            rank: usize,
+            scale: f64,
+            model_activation: Activation,
+            residual_norm: bool,
+            loss: LossKind,
+            huber_delta: f64,
+            loss_power: f64,
+            rate_form: RateForm,
+            max_rate: f64,
+            rate_per: RatePer,
+            no_momentum: bool,
+            decay_of: DecayOf,
+            refresh: usize,
+            gated_transition: bool,
+            reads: Reads,
+            activation: ProjectionActivation,
+            qk_norm: bool,
+            head_norm: bool,
+            read_gate: bool,
+            gate_biases: bool,
+            per_head: bool,
+        }
+    };
 }
+pub(crate) use with_choices;
+
+macro_rules! declare_choices {
+    ($($field:ident: $type:ty,)*) => {
+        /// Choices of a program by their names in flags, files and messages; absent ones are not chosen.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+        #[expect(missing_docs, reason = "the fields of the program's parts document them")]
+        pub struct Choices {
+            $(pub $field: Option<$type>,)*
+        }
+    };
+}
+with_choices!(declare_choices!());
 
 impl From<&Program> for Choices {
     /// Returns all choices of a program that apply to its parts.
@@ -251,6 +267,9 @@ pub enum Preset {
     TitansPaper,
 }
 
+/// Largest rate of the preset titans-paper. The paper states none; with random weights 0.01 diverges and 0.001 does not.
+const PAPER_MAX_RATE: f64 = 1e-3;
+
 impl Preset {
     /// Returns the program of the preset for chunks of `chunk_size` tokens and a number of heads.
     pub fn program(self, chunk_size: usize, heads: usize) -> Program {
@@ -279,7 +298,7 @@ impl Preset {
                 loss: Loss::PNorm { p: 2.0 },
                 rule: Rule {
                     rate_form: RateForm::Sigmoid,
-                    max_rate: 1.0,
+                    max_rate: PAPER_MAX_RATE,
                     rate_per: RatePer::Token,
                     momentum: true,
                     decay_of: DecayOf::Weights,

@@ -15,7 +15,7 @@ use rayon::ThreadPool;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Command, Config, MemorySource, Mode};
-use crate::cuda::{Device, OpenDevice};
+use crate::cuda::{Device, DeviceChoice, OpenDevice};
 use crate::engine::cuda::CudaEngine;
 use crate::engine::{Discard, Engine, Memory, Outcome, Phases, Sink, Work};
 use crate::error::{Error, Result};
@@ -88,6 +88,7 @@ pub fn execute(
         pool: None,
         unstable_ratio: UNSTABLE_RATIO,
         opening,
+        note: None,
     };
     let output = run.execute(&inputs, Some((directory.path(), Keep::All)), observe);
     let output = output.map_err(|error| directory.explain(error))?;
@@ -172,6 +173,8 @@ pub struct Run<'a> {
     pub unstable_ratio: f64,
     /// Seconds spent on opening the inputs, for the report.
     pub opening: f64,
+    /// Note about the device for the report's warnings.
+    pub note: Option<String>,
 }
 
 impl Run<'_> {
@@ -182,6 +185,16 @@ impl Run<'_> {
         directory: Option<(&Path, Keep)>,
         observe: Observer,
     ) -> Result<RunOutput> {
+        // `auto` was decided before the program of the memory was known.
+        let needs_cpu = inputs.program.needs_cpu();
+        if let (DeviceChoice::Auto, Some(_), Some(reason)) =
+            (self.config.device, self.device.gpu(), needs_cpu)
+        {
+            let cpu = OpenDevice::default();
+            let note = Some(format!("--device auto: cpu, because {reason}"));
+            let run = Run { device: &cpu, note, command_line: self.command_line.clone(), ..*self };
+            return run.execute(inputs, directory, observe);
+        }
         match self.config.dtype {
             ElementType::F32 => self.in_type::<f32>(inputs, directory, observe),
             ElementType::F64 => self.in_type::<f64>(inputs, directory, observe),
@@ -219,6 +232,7 @@ impl Run<'_> {
 
         let drawing = Instant::now();
         let mut warnings = self.warnings(&outcome, inputs, &state, &statistics);
+        warnings.extend(self.note.clone());
         if let Some((directory, _)) = directory.filter(|_| config.plots) {
             let labels = inputs.labels.as_ref().map(|labels| labels.shifted(first_token as u64));
             warnings.extend(draw(directory, config, labels.as_ref(), &mut peak, observe)?);

@@ -358,6 +358,7 @@ impl Scheduler<'_> {
             pool: Some(pool),
             unstable_ratio: self.options.unstable_ratio,
             opening: 0.0,
+            note: None,
         };
         let into = directory.as_ref().map(|directory| (directory.path(), keep));
         let output = engine_run.execute(&ready.inputs, into, &mut observe);

@@ -58,7 +58,7 @@ impl Activation {
 }
 
 impl<T: Real> Operator<T> for Activation {
-    /// What the derivative needs: σ(x) of silu; the derivative itself of gelu.
+    /// Numbers for the derivative: σ(x) of silu; the derivative itself of gelu.
     fn kept(&self, rows: usize, _: usize, inputs: &[usize]) -> Vec<(usize, usize)> {
         vec![(rows, inputs[0])]
     }

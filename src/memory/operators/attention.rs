@@ -30,7 +30,7 @@ pub enum Scores {
 /// Causal attention within a chunk, of rows [q k v].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Attention {
-    /// How scores are computed.
+    /// Form of the scores.
     pub scores: Scores,
 }
 

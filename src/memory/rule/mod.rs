@@ -70,7 +70,7 @@ macro_rules! with_rule {
 }
 pub(crate) use with_rule;
 
-/// How a learning rate follows from the logit of its gate layer.
+/// Learning rate as a function of the logit of its gate layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum RateForm {
@@ -92,7 +92,7 @@ pub enum RatePer {
     Token,
 }
 
-/// What decays.
+/// Part of the weights that decays.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum DecayOf {
@@ -106,7 +106,7 @@ pub enum DecayOf {
 /// A rule with its choices.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rule {
-    /// How a rate follows from its logit.
+    /// Rate as a function of its logit.
     pub rate_form: RateForm,
     /// Factor of a rate in the form [`RateForm::Sigmoid`].
     pub max_rate: f64,
@@ -114,7 +114,7 @@ pub struct Rule {
     pub rate_per: RatePer,
     /// Whether there is momentum S.
     pub momentum: bool,
-    /// What decays.
+    /// Part of the weights that decays.
     pub decay_of: DecayOf,
 }
 
