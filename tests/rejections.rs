@@ -252,7 +252,7 @@ fn tensors_of_another_name() {
     };
     unknown(&SEVERAL_HEADS, "to_queries.bias", &[6]);
     unknown(&SEVERAL_HEADS, "memory_model.weights.4", &[3, 3]);
-    unknown(&SEVERAL_HEADS, "state.arrays[0].0", &[1, 2, 3, 3]);
+    unknown(&SEVERAL_HEADS, "state.update.0", &[1, 2, 3, 3]);
     // With one head there is nothing to combine.
     unknown(&one_head, "combine_heads.weight", &[4, 4]);
     insta::assert_snapshot!(messages.0);

@@ -13,9 +13,10 @@ use crate::error::Error;
 use crate::escape::for_terminal;
 use crate::io::Progress;
 use crate::io::dtype::shape_text;
-use crate::io::memory_file::{layout, read_config};
+use crate::io::memory_file::{ATTENTION_WEIGHTS, layout, read_config};
 use crate::io::summary::{ArraySummary, FileFormat, FileSummary, summarise};
-use crate::io::tensors::{MAX_CONFIGURATION, METADATA_KEY};
+use crate::io::tensors::{MAX_CONFIGURATION, METADATA_KEY, MODEL_KEY};
+use crate::memory::program::Choices;
 use crate::io::text::check_streams;
 use crate::memory::{Dimensions, Program};
 
@@ -43,9 +44,15 @@ enum Kind {
     /// Parameters of a memory; `None` if the shapes do not agree.
     Parameters {
         parameters: Option<Dimensions>,
+        /// Model that the file names, or those that it may hold.
+        model: String,
     },
     Memory {
         parameters: Option<Dimensions>,
+        /// Every choice of the memory's program; `None` if the configuration cannot be read.
+        program: Option<Choices>,
+        /// Name of each memory weight, in file order.
+        weights: Vec<String>,
         configuration: Value,
     },
 }
@@ -105,11 +112,21 @@ fn classify(file: &mut FileSummary) -> Kind {
         let parsed = (json.len() <= MAX_CONFIGURATION).then(|| serde_json::from_str(&json).ok()).flatten();
         let program = read_config(&file.file, &json).ok().map(|config| config.program);
         let parameters = dimensions(&file.arrays, program.as_ref());
+        let named = program.zip(parameters).map(|(program, of)| program.model.graph(of.dim_head).weights);
+        let weights = named.into_iter().flatten().map(|weight| weight.name).collect();
+        let program = program.as_ref().map(Choices::from);
         let configuration = parsed.unwrap_or(Value::String(json));
-        return Kind::Memory { parameters, configuration };
+        return Kind::Memory { parameters, program, weights, configuration };
     }
     if file.arrays.iter().any(|array| array.name.as_deref() == Some(FIRST_WEIGHT)) {
-        return Kind::Parameters { parameters: dimensions(&file.arrays, None) };
+        let weights = file.arrays.iter().filter_map(|array| array.name.as_ref());
+        let weights = weights.filter(|name| name.starts_with("memory_model.weights.")).count();
+        let model = match file.metadata.get(MODEL_KEY) {
+            Some(model) => model.clone(),
+            None if weights == ATTENTION_WEIGHTS => "attention or mlp: ambiguous, pass --model".to_owned(),
+            None => "mlp: pass --model mlp".to_owned(),
+        };
+        return Kind::Parameters { parameters: dimensions(&file.arrays, None), model };
     }
     Kind::Arrays
 }
@@ -138,17 +155,31 @@ fn table(report: &Report) -> String {
     };
     let path = file.file.display().to_string();
     let mut text = format!("{}: {what}{format}, {} bytes\n", for_terminal(&path), file.bytes);
-    if let Kind::Parameters { parameters } | Kind::Memory { parameters, .. } = kind {
+    if let Kind::Parameters { parameters, .. } | Kind::Memory { parameters, .. } = kind {
         let _ = match parameters {
             Some(dimensions) => writeln!(text, "  {dimensions}"),
             None => writeln!(text, "  dimensions unknown: shapes are missing or do not agree"),
         };
     }
+    if let Kind::Parameters { model, .. } = kind {
+        let _ = writeln!(text, "  model {}", for_terminal(model));
+    }
     let pairs = file.metadata.iter().map(|(key, value)| vec![key.clone(), value.escape_debug().to_string()]);
     for line in aligned(&pairs.collect::<Vec<_>>(), 2) {
         let _ = writeln!(text, "  {}", line.trim_end());
     }
-    if let Kind::Memory { configuration, .. } = kind {
+    if let Kind::Memory { configuration, program, weights, .. } = kind {
+        if let Some(program) = program {
+            text += "\n  program\n";
+            let value = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            let mut lines: Vec<_> =
+                program.made().iter().map(|(name, choice)| vec![name.clone(), value(choice)]).collect();
+            let weights = weights.iter().enumerate().map(|(p, name)| vec![format!("weight {p}"), name.clone()]);
+            lines.extend(weights);
+            for line in aligned(&lines, 2) {
+                let _ = writeln!(text, "    {}", line.trim_end());
+            }
+        }
         text += "\n  configuration\n";
         let mut lines = Vec::new();
         flatten("", configuration, &mut lines);

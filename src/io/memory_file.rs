@@ -251,7 +251,14 @@ impl MemoryFile {
                 );
                 Err(Error::rejected(path.to_string(), reason))
             }
-            None => Ok(Program::titans_0_0_17_mlp(chunk_size, depth)),
+            // Perhaps an attention memory that lost a weight, which must not be computed as another model.
+            None => {
+                let reason = format!(
+                    "{depth} memory weights, as an MLP of titans-pytorch 0.0.17 may have, and not the {ATTENTION_WEIGHTS} \
+                     of the model attention; pass --model mlp, or save the file with the metadata key {MODEL_KEY}"
+                );
+                Err(Error::rejected(path.to_string(), reason))
+            }
         }
     }
 
@@ -542,7 +549,7 @@ impl MemoryFile {
 }
 
 /// Number of memory weights of the model attention.
-const ATTENTION_WEIGHTS: usize = 4;
+pub const ATTENTION_WEIGHTS: usize = 4;
 
 /// Name of the weights of the last refresh among a state's tensors.
 const GRADIENT_POINT: &str = "gradient_point";

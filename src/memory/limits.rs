@@ -32,10 +32,10 @@ impl OutOfRange {
 /// Checks a number of tokens per chunk of a model.
 pub fn check_chunk_size(chunk_size: usize, model: ModelKind) -> Result<(), OutOfRange> {
     let fewest = if model == ModelKind::Attention { MIN_ATTENTION_CHUNK } else { 1 };
-    let why = if chunk_size == 0 {
-        "is below 1".to_owned()
-    } else if chunk_size < fewest {
+    let why = if chunk_size < fewest && fewest == MIN_ATTENTION_CHUNK {
         format!("is below {fewest}: a token of the attention memory looks back within its chunk")
+    } else if chunk_size < fewest {
+        format!("is below {fewest}")
     } else if chunk_size > MAX_CHUNK_SIZE {
         format!("is above {MAX_CHUNK_SIZE}: attention within a chunk takes the square of its size in memory")
     } else {

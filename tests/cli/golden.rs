@@ -88,7 +88,7 @@ fn parameters_as_npz_give_the_same_bits() {
                 npz.add_array(name, &tensor.floats().mapv(|x| x as f32)).unwrap();
             }
             npz.finish().unwrap();
-            sandbox.ok(&format!("{} --out from-npz --force", line(&case, "weights.npz")));
+            sandbox.ok(&format!("{} --out from-npz --force", line(&case, "weights.npz --model attention")));
             sandbox.ok(&format!("{} --out from-safetensors --force", line(&case, "weights.safetensors")));
             for file in ["metrics.csv", "retrieved.npy", "memory.safetensors"] {
                 let [a, b] =

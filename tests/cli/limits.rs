@@ -132,7 +132,7 @@ fn invalid_configurations() {
         ("decay", json!({ "pinned": 0.5, "learned": 0.0 })),
         ("decay", json!({ "fixed": 0.5 })),
         ("decay", json!(null)),
-        ("format", json!(2)),
+        ("format", json!(3)),
         ("model", json!("mlp")),
     ] {
         let mut config = config(&sandbox);

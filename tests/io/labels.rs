@@ -87,5 +87,5 @@ fn text_of_files_and_devices() {
     assert_eq!((null.directory(), null.is_stream()), (std::path::Path::new(""), true));
     let file = TextFile::read(&directory.file("b.toml", b"\xff"), 6).unwrap();
     let text = directory.message(file.text().unwrap_err());
-    assert_eq!(text, "b.toml: cannot read: stream did not contain valid UTF-8");
+    assert_eq!(text, "b.toml: expected a text file in UTF-8, got other bytes at offset 0");
 }

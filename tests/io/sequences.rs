@@ -229,7 +229,11 @@ fn other_types_and_files() {
     for (name, bytes, expected) in [
         ("bytes", npy("'|S3'", false, "(2, 3)", &[0; 18]), format!("{numbers} bytes (|S3)")),
         ("void", npy("'|V3'", false, "(2, 3)", &[0; 18]), format!("{numbers} void (|V3)")),
-        ("empty zip", b"PK\x05\x06rest".to_vec(), "a .npy file, got a zip archive (.npz?)".to_owned()),
+        (
+            "empty zip",
+            b"PK\x05\x06rest".to_vec(),
+            "a .npy file, got a zip archive, as of numpy.savez and torch.save (use numpy.save)".to_owned(),
+        ),
         ("hdf5", b"\x89HDF\r\n\x1a\n".to_vec(), "a .npy file, got an HDF5 file".to_owned()),
         ("pickle", b"\x80\x04K\x01.".to_vec(), "a .npy file, got a Python pickle".to_owned()),
     ] {

@@ -2,7 +2,7 @@
 //! own libraries.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -290,10 +290,11 @@ pub fn read_tensors(path: &Path) -> BTreeMap<String, Raw> {
 }
 
 pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, Raw>) {
+    let model = HashMap::from([("model".to_owned(), "attention".to_owned())]);
     let views = tensors
         .iter()
         .map(|(name, raw)| (name, TensorView::new(raw.dtype, raw.shape.clone(), &raw.data).unwrap()));
-    safetensors::serialize_to_file(views, None, path).unwrap();
+    safetensors::serialize_to_file(views, Some(model), path).unwrap();
 }
 
 /// Returns generated tokens: quarters between −2 and 2, exact in every type, without a pattern.

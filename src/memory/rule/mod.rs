@@ -26,12 +26,12 @@ pub struct Coefficients<T: Real, S: Simd> {
 /// A rule's arithmetic on one vector of each array.
 pub trait UpdateRule: Copy + Send + Sync + 'static {
     /// One value per array: `[V; N]`.
-    type State<V: Copy>: Copy + AsRef<[V]> + AsMut<[V]>;
+    type State<V>: AsRef<[V]> + AsMut<[V]>;
     /// Whether U holds whole weights, rather than what is added to the initial ones.
     const WEIGHTS: bool;
 
     /// Creates a state from the value of each array.
-    fn load<V: Copy>(of: impl FnMut(usize) -> V) -> Self::State<V>;
+    fn load<V>(of: impl FnMut(usize) -> V) -> Self::State<V>;
 
     /// Advances the state by the gradient g of a chunk. Returns S, what was added to U.
     fn step<T: Real, S: Simd>(

@@ -21,11 +21,11 @@ pub struct WithMomentum<const WEIGHTS: bool>;
 pub struct WithoutMomentum<const WEIGHTS: bool>;
 
 impl<const WEIGHTS: bool> UpdateRule for WithMomentum<WEIGHTS> {
-    type State<V: Copy> = [V; 2];
+    type State<V> = [V; 2];
     const WEIGHTS: bool = WEIGHTS;
 
     #[inline(always)]
-    fn load<V: Copy>(of: impl FnMut(usize) -> V) -> [V; 2] {
+    fn load<V>(of: impl FnMut(usize) -> V) -> [V; 2] {
         std::array::from_fn(of)
     }
 
@@ -43,11 +43,11 @@ impl<const WEIGHTS: bool> UpdateRule for WithMomentum<WEIGHTS> {
 }
 
 impl<const WEIGHTS: bool> UpdateRule for WithoutMomentum<WEIGHTS> {
-    type State<V: Copy> = [V; 1];
+    type State<V> = [V; 1];
     const WEIGHTS: bool = WEIGHTS;
 
     #[inline(always)]
-    fn load<V: Copy>(of: impl FnMut(usize) -> V) -> [V; 1] {
+    fn load<V>(of: impl FnMut(usize) -> V) -> [V; 1] {
         std::array::from_fn(of)
     }
 
