@@ -1,8 +1,9 @@
 //! The two element types, f32 and f64, and the vector functions that differ between them. f32 uses rten-vecmath
 //! (AVX2 or AVX-512, chosen at run time); f64 uses std, for golden cases and finite differences.
 
-use ndarray::{ArrayView2, ArrayViewMut2, NdFloat};
-use rten_simd::SimdUnaryOp;
+use ndarray::NdFloat;
+use rten_simd::ops::{BitOps, NumOps};
+use rten_simd::{Isa, SimdUnaryOp};
 use rten_vecmath::{Erf, Exp, Gelu, Sigmoid, Silu};
 use serde::Serialize;
 
@@ -62,35 +63,8 @@ pub trait Real: NdFloat + Lanes + Multiply + Into<f64> + Serialize + Default + b
 
     /// Replaces each x by x · Φ(x), where Φ is the distribution function of N(0, 1).
     fn gelu(values: &mut [Self]);
-    /// Replaces each x by Φ(x).
-    fn normal_distribution(values: &mut [Self]);
-
-    /// Turns Φ(x) into the derivative of gelu, `Φ(x) + x φ(x)`, for rows of x. φ is the density of N(0, 1).
-    fn gelu_slope(x: ArrayView2<Self>, mut below: ArrayViewMut2<Self>) {
-        let mut density = vec![Self::zero(); x.ncols()];
-        let root = Self::from_f64((2.0 * std::f64::consts::PI).sqrt().recip());
-        for (x, mut below) in x.rows().into_iter().zip(below.rows_mut()) {
-            let x = x.to_slice().expect("contiguous rows");
-            let below = below.as_slice_mut().expect("contiguous rows");
-            vectorised(
-                #[inline(always)]
-                || {
-                    for (density, &x) in density.iter_mut().zip(x) {
-                        *density = Self::from_f64(-0.5) * x * x;
-                    }
-                },
-            );
-            Self::exp_all(&mut density);
-            vectorised(
-                #[inline(always)]
-                || {
-                    for ((below, &density), &x) in below.iter_mut().zip(&density).zip(x) {
-                        *below += x * density * root;
-                    }
-                },
-            );
-        }
-    }
+    /// Replaces each x by the derivative of gelu there, `Φ(x) + x φ(x)`. φ is the density of N(0, 1).
+    fn gelu_slope(values: &mut [Self]);
 
     /// Returns Σ xᵢ, summed in lanes. Call it where the instruction set has been chosen.
     #[expect(clippy::inline_always, reason = "to be compiled with the caller's instruction set")]
@@ -203,14 +177,8 @@ impl Real for f32 {
     fn gelu(values: &mut [Self]) {
         Gelu {}.map_mut(values);
     }
-    fn normal_distribution(values: &mut [Self]) {
-        for x in &mut *values {
-            *x *= std::f32::consts::FRAC_1_SQRT_2;
-        }
-        Erf {}.map_mut(values);
-        for x in values {
-            *x = 0.5 * (1.0 + *x);
-        }
+    fn gelu_slope(values: &mut [Self]) {
+        GeluSlope {}.map_mut(values);
     }
 }
 
@@ -247,9 +215,30 @@ impl Real for f64 {
             *x *= 0.5 * (1.0 + libm::erf(*x * std::f64::consts::FRAC_1_SQRT_2));
         }
     }
-    fn normal_distribution(values: &mut [Self]) {
+    fn gelu_slope(values: &mut [Self]) {
         for x in values {
-            *x = 0.5 * (1.0 + libm::erf(*x * std::f64::consts::FRAC_1_SQRT_2));
+            let below = 0.5 * (1.0 + libm::erf(*x * std::f64::consts::FRAC_1_SQRT_2));
+            *x = below + *x * (-0.5 * *x * *x).exp() / (2.0 * std::f64::consts::PI).sqrt();
         }
     }
 }
+
+/// The derivative of gelu in one pass: erf and exp in registers.
+struct GeluSlope {}
+
+impl SimdUnaryOp<f32> for GeluSlope {
+    #[expect(clippy::inline_always, reason = "to be compiled with the instruction set of the caller")]
+    #[inline(always)]
+    fn eval<I: Isa>(&self, isa: I, x: I::F32) -> I::F32 {
+        let ops = isa.f32();
+        let half = ops.splat(0.5);
+        let error = Erf::apply(isa, ops.mul(x, ops.splat(std::f32::consts::FRAC_1_SQRT_2)));
+        let below = ops.mul_add(error, half, half);
+        let square = ops.mul(ops.mul(x, x), ops.splat(-0.5));
+        let density = ops.mul(Exp::apply(isa, square), ops.splat(INVERSE_ROOT_OF_TWO_PI));
+        ops.mul_add(x, density, below)
+    }
+}
+
+/// (2π)^−½
+const INVERSE_ROOT_OF_TWO_PI: f32 = 0.398_942_3;

@@ -4,7 +4,7 @@
 mod support;
 
 use ndarray::ArrayD;
-use nmem::real::Real;
+use nmem::real::{ElementType, Real};
 use support::{assert_close, uniform};
 
 /// Lengths around whole vector registers of 4, 8 and 16 lanes.
@@ -44,6 +44,22 @@ fn against_plain<T: Real>() {
                 size * abs,
                 exponents,
             );
+
+            // The approximation of erf is within 6.7e-7 in f32, absolutely.
+            let abs = size * if T::TYPE == ElementType::F32 { 1e-6 } else { 1e-14 };
+            let both = |x: f64| {
+                let below = 0.5 * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2));
+                let density = (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
+                (x * below, below + x * density)
+            };
+            let mut got = given.clone();
+            T::gelu(&mut got);
+            let expected = given.iter().map(|&x| both(Real::to_f64(x)).0).collect();
+            compare(&format!("gelu of {what}"), &got, expected, abs, exponents);
+            let mut got = given.clone();
+            T::gelu_slope(&mut got);
+            let expected = given.iter().map(|&x| both(Real::to_f64(x)).1).collect();
+            compare(&format!("slope of gelu of {what}"), &got, expected, abs, exponents);
 
             // A chunk whose rows are all the same values; row r uses r + 1 of them. The others are NaN.
             let mut chunk = given.repeat(length);

@@ -22,7 +22,7 @@ use support::{assert_close_to_largest, run_through, weight};
 struct Case {
     name: String,
     directory: PathBuf,
-    case: serde_json::Value,
+    description: serde_json::Value,
     seq: Array3<f64>,
     store_seq: Option<Array3<f64>>,
     program: Program,
@@ -48,7 +48,7 @@ impl Case {
         let (seq, store_seq) = (sequence("seq.npy").unwrap(), sequence("store_seq.npy"));
         let name = case["name"].as_str().unwrap().to_owned();
         let program = Self::parameters::<f64>(&directory).1;
-        Self { name, case, seq, store_seq, program, directory }
+        Self { name, directory, description: case, seq, store_seq, program }
     }
 
     fn parameters<T: Real>(directory: &Path) -> (Parameters<T>, Program) {
@@ -69,7 +69,7 @@ impl Case {
         let names = npz.names().unwrap();
         let mut all: BTreeMap<_, _> =
             names.into_iter().map(|name| (name.clone(), npz.by_name(&name).unwrap())).collect();
-        if self.case["reads_equal_one_go"] == serde_json::Value::Bool(false) {
+        if self.description["reads_equal_one_go"] == serde_json::Value::Bool(false) {
             let one_go = all["retrieved_one_go"].clone();
             all.insert("retrieved".into(), one_go);
         }
@@ -78,7 +78,7 @@ impl Case {
 
     /// Ends of the calls.
     fn ends(&self) -> Vec<usize> {
-        let pieces = self.case["pieces"].as_array().unwrap().iter();
+        let pieces = self.description["pieces"].as_array().unwrap().iter();
         let ends = pieces.scan(0, |end, piece| {
             *end += usize::try_from(piece.as_u64().unwrap()).unwrap();
             Some(*end)
@@ -171,7 +171,7 @@ impl Case {
     fn of_rows(&self, mut rows: Vec<ChunkMetrics>) -> BTreeMap<String, ArrayD<f64>> {
         rows.sort_by_key(|row| (row.sequence, row.head, row.chunk));
         let sequences = self.seq.dim().0;
-        let heads = usize::try_from(self.case["heads"].as_u64().unwrap()).unwrap();
+        let heads = usize::try_from(self.description["heads"].as_u64().unwrap()).unwrap();
         let chunks = rows.len() / (sequences * heads);
         let column = |of: &dyn Fn(&ChunkMetrics) -> f64| -> ArrayD<f64> {
             let values = rows.iter().map(of).collect();

@@ -23,7 +23,8 @@ def draw(case, weights, sequence):
             # implementations have few digits in common. This is `nmem --init xavier`.
             bound = (6 / sum(tensor.shape)) ** 0.5
             tensor.uniform_(-bound, bound)
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, weights)
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    save_file(tensors, weights, metadata={"model": "attention"})
     np.save(sequence, torch.randn(case["batch"], case["tokens"], case["dim"]).numpy())
 
 

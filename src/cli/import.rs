@@ -36,8 +36,8 @@ pub struct Args {
     from: Library,
     /// Constructor arguments as JSON, by their names in the library; `model` as its class and arguments, `activation` as its
     /// class [default: the library's defaults]
-    #[arg(long, value_name = "ARGS.json")]
-    args: Option<PathBuf>,
+    #[arg(long = "args", value_name = "ARGS.json")]
+    constructor: Option<PathBuf>,
     /// Part of the tensors' names before those of the memory, such as `layers.2.mem.` [default: the only one that fits]
     #[arg(long, value_name = "PREFIX")]
     prefix: Option<String>,
@@ -62,18 +62,13 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    check_streams([Some(args.state.as_path()), args.args.as_deref()].into_iter().flatten())?;
+    check_streams([Some(args.state.as_path()), args.constructor.as_deref()].into_iter().flatten())?;
     if args.model.is_some() && args.from != Library::Titans0017 {
         let reason = "applies to checkpoints of 0.0.17 only; give the model in --args";
         return Err(Error::rejected("--model", reason).into());
     }
-    let json = args.args.as_deref().map(read_arguments).transpose()?;
-    if json.is_none() && args.chunk_size.is_none() && !args.quiet {
-        note(
-            "note: ",
-            "chunk_size 1, the library's default; pass --args or --chunk-size if the memory has another",
-        );
-    }
+    let default_chunks = args.constructor.is_none() && args.chunk_size.is_none();
+    let json = args.constructor.as_deref().map(read_arguments).transpose()?;
     let mut out = WholeFile::open("--out", &args.out, args.force)?;
     let file = TensorFile::open(&args.state, &mut |_| check_interrupt())?;
     let arguments = Arguments { json, prefix: args.prefix, model: args.model, chunk_size: args.chunk_size };
@@ -81,6 +76,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let Imported { memory, prefix, taken, ignored } = &imported;
     out.write(|to| memory.write_fresh(to, Gates::default()))?;
     out.publish("--out")?;
+    if default_chunks && !args.quiet {
+        note(
+            "note: ",
+            "chunk_size 1, the library's default; pass --args or --chunk-size if the memory has another",
+        );
+    }
     let program = memory.program();
     let dimensions = memory.dimensions();
     let shown = match args.format {

@@ -16,8 +16,8 @@ use crate::io::dtype::shape_text;
 use crate::io::memory_file::{ATTENTION_WEIGHTS, layout, read_config};
 use crate::io::summary::{ArraySummary, FileFormat, FileSummary, summarise};
 use crate::io::tensors::{MAX_CONFIGURATION, METADATA_KEY, MODEL_KEY};
-use crate::memory::program::Choices;
 use crate::io::text::check_streams;
+use crate::memory::program::Choices;
 use crate::memory::{Dimensions, Program};
 
 const FIRST_WEIGHT: &str = "memory_model.weights.0";
@@ -174,7 +174,8 @@ fn table(report: &Report) -> String {
             let value = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             let mut lines: Vec<_> =
                 program.made().iter().map(|(name, choice)| vec![name.clone(), value(choice)]).collect();
-            let weights = weights.iter().enumerate().map(|(p, name)| vec![format!("weight {p}"), name.clone()]);
+            let weights =
+                weights.iter().enumerate().map(|(p, name)| vec![format!("weight {p}"), name.clone()]);
             lines.extend(weights);
             for line in aligned(&lines, 2) {
                 let _ = writeln!(text, "    {}", line.trim_end());

@@ -253,13 +253,7 @@ impl Settings {
                 return Err(Error::setting(flag, "at least 1", "0"));
             }
         }
-        // A file may hold any model; its limits are checked when it has been read.
-        let preset = self.preset.unwrap_or_default();
-        let model = self.model.unwrap_or(match self.memory {
-            Some(_) => ModelKind::Mlp,
-            None => preset.program(RANDOM_CHUNK_SIZE, 1).model.kind,
-        });
-        let in_limits = |chunk_size: usize| check_chunk_size(chunk_size, model);
+        let in_limits = |chunk_size: usize| check_chunk_size(chunk_size, self.likely_model());
         self.chunk_size.map_or(Ok(()), in_limits).map_err(Error::limit("--chunk-size"))?;
         for layer in self.gates() {
             layer.check()?;
@@ -313,6 +307,15 @@ impl Settings {
             store_seq: self.store_seq.filter(|_| mode == Mode::Online),
             data,
             out,
+        })
+    }
+
+    /// Returns the model whose limits hold before a file has been read: of a file, the one with the fewest.
+    fn likely_model(&self) -> ModelKind {
+        let preset = self.preset.unwrap_or_default();
+        self.model.unwrap_or(match self.memory {
+            Some(_) => ModelKind::Mlp,
+            None => preset.program(RANDOM_CHUNK_SIZE, 1).model.kind,
         })
     }
 
@@ -455,7 +458,7 @@ fn plain(value: &serde_json::Value) -> String {
 }
 
 /// Names the flag of a setting that the library rejects.
-fn with_flag(error: Error) -> Error {
+pub(crate) fn with_flag(error: Error) -> Error {
     match error {
         Error::Limit { name, outside } => Error::Limit { name: flag(&name), outside },
         Error::Rejected { subject, reason } => Error::Rejected { subject: flag(&subject), reason },

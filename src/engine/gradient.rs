@@ -18,9 +18,17 @@ use crate::simd::vectorised;
 /// The weights at which gradients are taken, in column panels.
 #[derive(Clone, Debug)]
 pub struct GradientPoint<T> {
-    /// For each node of the model that is a linear map: its weights side by side, (in, out), and their transpose where the
-    /// cotangent of the input is needed.
-    linears: Vec<Option<(Packed<T>, Option<Packed<T>>)>>,
+    /// Weights of each node of the model that is a linear map.
+    linears: Vec<Option<LinearWeights<T>>>,
+}
+
+/// Weights of one linear map.
+#[derive(Clone, Debug)]
+struct LinearWeights<T> {
+    /// (in, out), side by side.
+    weights: Packed<T>,
+    /// (out, in), where the cotangent of the input is needed.
+    transposed: Option<Packed<T>>,
 }
 
 impl<T: Real> GradientPoint<T> {
@@ -37,7 +45,7 @@ impl<T: Real> GradientPoint<T> {
                 let matrices: Vec<_> = of.clone().map(matrix).collect();
                 let side_by_side = concatenate(Axis(1), &matrices).expect("weights of one input");
                 let transposed = graph.is_learned(node.inputs[0]).then(|| Packed::new(side_by_side.t()));
-                Some((Packed::new(side_by_side.view()), transposed))
+                Some(LinearWeights { weights: Packed::new(side_by_side.view()), transposed })
             }
         };
         Self { linears: graph.nodes.iter().map(linear).collect() }
@@ -45,7 +53,7 @@ impl<T: Real> GradientPoint<T> {
 
     /// Returns the size in bytes.
     pub fn bytes(&self) -> usize {
-        let both = |(weights, transposed): &(Packed<T>, Option<Packed<T>>)| {
+        let both = |LinearWeights { weights, transposed }: &LinearWeights<T>| {
             weights.bytes() + transposed.as_ref().map_or(0, Packed::bytes)
         };
         self.linears.iter().flatten().map(both).sum()
@@ -189,43 +197,55 @@ pub fn loss_and_gradient<T: Real>(
     factors: Factors<ArrayViewMut2<T>>,
     (scratch, works): (&mut GradientScratch<T>, &mut [Option<Work<T>>]),
 ) {
-    let Examples { keys, values: targets, weights, chunk } = examples;
-    let rows = keys.nrows();
+    let rows = examples.keys.nrows();
     let one = Array2::ones((1, 1));
     let ones = one.broadcast((rows, 1)).expect("one column");
-    let GradientScratch { values: kept_values, cotangents: kept_cotangents } = scratch;
-    let mut cotangents: Vec<Option<ArrayViewMut2<T>>> = kept_cotangents
-        .iter_mut()
-        .zip(factors.cotangents)
-        .map(|(kept, factor)| factor.or_else(|| kept.as_mut().map(|kept| kept.slice_mut(s![..rows, ..]))))
-        .collect();
-    let mut values: Vec<Option<ArrayViewMut2<T>>> = kept_values
-        .iter_mut()
-        .zip(factors.inputs)
-        .map(|(kept, factor)| factor.or_else(|| kept.as_mut().map(|kept| kept.slice_mut(s![..rows, ..]))))
-        .collect();
-    // The output is turned into its cotangent in place.
+    let mut walk = Walk {
+        graph,
+        point,
+        chunk: examples.chunk,
+        keys: examples.keys,
+        ones,
+        values: places(&mut scratch.values, factors.inputs, rows),
+        cotangents: places(&mut scratch.cotangents, factors.cotangents, rows),
+        reached: vec![false; graph.nodes.len()],
+        works,
+    };
     let last = graph.output();
-    values[last] = cotangents[last].take();
-
-    for (i, node) in graph.nodes.iter().enumerate() {
-        let mut output = values[i].take().expect("every node has a place");
-        let inputs = node.inputs.iter().map(|&input| view(input, keys, ones, &values));
-        match &node.kind {
-            NodeKind::Linear(_) => {
-                let (weights, _) = point.linears[i].as_ref().expect("weights of a linear map");
-                weights.multiply(inputs.last().expect("one input"), output.view_mut());
-            }
-            NodeKind::Operator(op) => {
-                let inputs: Vec<_> = inputs.collect();
-                let work = works[i].as_mut().expect("buffers of an operator");
-                op.operator().forward_for_vjp(chunk, &inputs, output.view_mut(), work);
-            }
-        }
-        values[i] = Some(output);
+    // The output is turned into its cotangent in place.
+    walk.values[last] = walk.cotangents[last].take();
+    for i in 0..graph.nodes.len() {
+        walk.forward(i);
     }
+    let mut predicted = walk.values[last].take().expect("the output");
+    replace_by_gradient(loss, &examples, losses, &mut predicted);
+    walk.cotangents[last] = Some(predicted);
+    walk.reached[last] = true;
+    for i in (0..graph.nodes.len()).rev() {
+        walk.backward(i);
+    }
+}
 
-    let mut predicted = values[last].take().expect("the output");
+/// Returns the place of each node's rows: a factor, or scratch.
+fn places<'a, T>(
+    scratch: &'a mut [Option<Array2<T>>],
+    factors: Vec<Option<ArrayViewMut2<'a, T>>>,
+    rows: usize,
+) -> Vec<Option<ArrayViewMut2<'a, T>>> {
+    let place = |(scratch, factor): (&'a mut Option<Array2<T>>, Option<ArrayViewMut2<'a, T>>)| {
+        factor.or_else(|| scratch.as_mut().map(|scratch| scratch.slice_mut(s![..rows, ..])))
+    };
+    scratch.iter_mut().zip(factors).map(place).collect()
+}
+
+/// Computes the loss of each row, and replaces predicted rows by the gradient in them.
+fn replace_by_gradient<T: Real>(
+    loss: Loss,
+    examples: &Examples<'_, T>,
+    losses: &mut [f64],
+    predicted: &mut ArrayViewMut2<'_, T>,
+) {
+    let Examples { values: targets, weights, .. } = *examples;
     let divisor = loss.divisor(targets.ncols());
     vectorised(
         #[inline(always)]
@@ -239,30 +259,69 @@ pub fn loss_and_gradient<T: Real>(
             }
         },
     );
-    cotangents[last] = Some(predicted);
+}
 
-    let mut reached = vec![false; graph.nodes.len()];
-    reached[last] = true;
-    for (i, node) in graph.nodes.iter().enumerate().rev() {
-        if !reached[i] {
-            // Without a path to the output: nothing is learned there.
-            if let Some(cotangent) = &mut cotangents[i] {
+/// A walk forward and back over a model's nodes.
+struct Walk<'a, T: Real> {
+    graph: &'a Graph,
+    point: &'a GradientPoint<T>,
+    chunk: usize,
+    keys: ArrayView2<'a, T>,
+    ones: ArrayView2<'a, T>,
+    /// Output rows of each node, and their cotangents.
+    values: Vec<Option<ArrayViewMut2<'a, T>>>,
+    cotangents: Vec<Option<ArrayViewMut2<'a, T>>>,
+    /// Whether the cotangent of a node has been written.
+    reached: Vec<bool>,
+    works: &'a mut [Option<Work<T>>],
+}
+
+impl<T: Real> Walk<'_, T> {
+    /// Computes the output of a node.
+    fn forward(&mut self, i: usize) {
+        let node = &self.graph.nodes[i];
+        let mut output = self.values[i].take().expect("every node has a place");
+        let inputs: Vec<_> =
+            node.inputs.iter().map(|&input| view(input, self.keys, self.ones, &self.values)).collect();
+        match &node.kind {
+            NodeKind::Linear(_) => {
+                let of_node = self.point.linears[i].as_ref().expect("weights of a linear map");
+                of_node.weights.multiply(inputs[0], output.view_mut());
+            }
+            NodeKind::Operator(op) => {
+                let work = self.works[i].as_mut().expect("buffers of an operator");
+                op.operator().forward_for_vjp(self.chunk, &inputs, output.view_mut(), work);
+            }
+        }
+        self.values[i] = Some(output);
+    }
+
+    /// Passes the cotangent of a node to its inputs. A first contribution is written in place; later ones are added.
+    fn backward(&mut self, i: usize) {
+        let (graph, node) = (self.graph, &self.graph.nodes[i]);
+        if !self.reached[i] {
+            // Without a path to the output nothing is learned there.
+            if let Some(cotangent) = &mut self.cotangents[i] {
                 cotangent.fill(T::zero());
             }
-            continue;
+            return;
         }
-        let cotangent = cotangents[i].take().expect("every node has a place");
-        let needed = |input: Value| match input {
+        let cotangent = self.cotangents[i].take().expect("every node has a place");
+        let rows = cotangent.nrows();
+        let of_input = |&input: &Value| match input {
             Value::Node(j) if graph.nodes[j].learned => Some(j),
             _ => None,
         };
-        // A first contribution is written in place; later ones are added.
-        let places = node.inputs.iter().map(|&input| needed(input)).collect::<Vec<_>>();
-        let mut first: Vec<_> =
-            places.iter().map(|j| j.filter(|&j| !reached[j]).and_then(|j| cotangents[j].take())).collect();
-        let mut later: Vec<_> = places
+        let inputs: Vec<_> = node.inputs.iter().map(of_input).collect();
+        let written = |j: &usize| self.reached[*j];
+        let added = |j: &Option<usize>| {
+            let j = j.filter(written)?;
+            Some(Array2::zeros((rows, graph.nodes[j].width)))
+        };
+        let mut later: Vec<_> = inputs.iter().map(added).collect();
+        let mut first: Vec<_> = inputs
             .iter()
-            .map(|j| j.filter(|&j| reached[j]).map(|j| Array2::zeros((rows, graph.nodes[j].width))))
+            .map(|j| j.filter(|j| !self.reached[*j]).and_then(|j| self.cotangents[j].take()))
             .collect();
         let mut d_inputs: Vec<_> = first
             .iter_mut()
@@ -276,28 +335,31 @@ pub fn loss_and_gradient<T: Real>(
         match &node.kind {
             NodeKind::Linear(_) => {
                 if let Some(d_input) = &mut d_inputs[0] {
-                    let (_, transposed) = point.linears[i].as_ref().expect("weights of a linear map");
-                    let transposed = transposed.as_ref().expect("transposed where a gradient passes");
+                    let of_node = self.point.linears[i].as_ref().expect("weights of a linear map");
+                    let transposed = of_node.transposed.as_ref().expect("transposed where a gradient passes");
                     transposed.multiply(cotangent.view(), d_input.view_mut());
                 }
             }
             NodeKind::Operator(op) => {
-                let inputs: Vec<_> =
-                    node.inputs.iter().map(|&input| view(input, keys, ones, &values)).collect();
-                let work = works[i].as_mut().expect("buffers of an operator");
-                op.operator().vjp(chunk, &inputs, cotangent.view(), &mut d_inputs, work);
+                let inputs: Vec<_> = node
+                    .inputs
+                    .iter()
+                    .map(|&input| view(input, self.keys, self.ones, &self.values))
+                    .collect();
+                let work = self.works[i].as_mut().expect("buffers of an operator");
+                op.operator().vjp(self.chunk, &inputs, cotangent.view(), &mut d_inputs, work);
             }
         }
-        for (j, (first, later)) in places.into_iter().zip(first.into_iter().zip(later)) {
+        for (j, (first, later)) in inputs.into_iter().zip(first.into_iter().zip(later)) {
             let Some(j) = j else { continue };
             if let Some(later) = later {
-                *cotangents[j].as_mut().expect("written before") += &later;
+                *self.cotangents[j].as_mut().expect("written before") += &later;
             } else {
-                cotangents[j] = first;
-                reached[j] = true;
+                self.cotangents[j] = first;
+                self.reached[j] = true;
             }
         }
-        cotangents[i] = Some(cotangent);
+        self.cotangents[i] = Some(cotangent);
     }
 }
 

@@ -139,7 +139,9 @@ impl<T: Real> Head<T> {
         let mut steps: Vec<Step<T>> = inputs.gates.iter().map(Step::from_gates).collect();
         if inputs.rates.is_some() {
             // The rates of tokens are part of the gradient.
-            steps.iter_mut().for_each(|step| step.learning_rate = T::one());
+            for step in &mut steps {
+                step.learning_rate = T::one();
+            }
         }
         self.panels.iter_mut().for_each(|panel| panel.norms.clear());
         for stretch in context.plan.stretches(block) {
@@ -250,9 +252,9 @@ impl<T: Real> Head<T> {
                     let a = match input {
                         Value::Rows => keys,
                         Value::Ones => one.broadcast((keys.nrows(), 1)).expect("one column"),
-                        Value::Node(node) => of_stretch(&factors.inputs[node], store),
+                        Value::Node(node) => of_stretch(factors.inputs[node].as_ref(), store),
                     };
-                    let mut b = of_stretch(&factors.cotangents[node], store);
+                    let mut b = of_stretch(factors.cotangents[node].as_ref(), store);
                     for (update, columns) in updates[first..].iter_mut().zip(columns) {
                         let (cotangents, rest) = b.split_at(Axis(1), columns.width);
                         update.stored = Some(StoredChunks { steps, inputs: a, cotangents });
@@ -319,8 +321,8 @@ impl<T: Real> Head<T> {
 }
 
 /// Returns the rows of a stretch of a factor.
-fn of_stretch<'a, T>(factor: &'a Option<Array2<T>>, rows: &Range<usize>) -> ArrayView2<'a, T> {
-    factor.as_ref().expect("a factor of a linear map").slice(s![rows.clone(), ..])
+fn of_stretch<'a, T>(factor: Option<&'a Array2<T>>, rows: &Range<usize>) -> ArrayView2<'a, T> {
+    factor.expect("a factor of a linear map").slice(s![rows.clone(), ..])
 }
 
 impl<T: Real> StoreBuffers<T> {

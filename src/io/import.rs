@@ -64,6 +64,7 @@ pub struct Imported {
 /// Constructor keywords. Unknown ones are rejected, since they may change what is computed.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[expect(clippy::struct_excessive_bools, reason = "the library's own keywords")]
 struct Keywords {
     dim: Option<usize>,
     chunk_size: ChunkSizes,
@@ -297,10 +298,8 @@ impl Checkpoint<'_> {
 
     fn import_0_0_17(mut self, keywords: &Keywords, arguments: &Arguments) -> Result<Imported> {
         let chunk_size = chunk_size(keywords, arguments)?;
-        let count = |this: &Self| {
-            (0..).take_while(|p| this.find(&format!("memory_model.weights.{p}")).is_some()).count()
-        };
-        let depth = count(&self);
+        let weight = |p: &usize| self.find(&format!("memory_model.weights.{p}")).is_some();
+        let depth = (0..self.file.tensors().len()).take_while(weight).count();
         let of_class = keywords.model.as_ref().and_then(|model| model.class.as_deref());
         let of_class = match of_class {
             None => None,
@@ -405,7 +404,7 @@ impl Checkpoint<'_> {
             self.taken.insert(format!("{}transition_gate", self.prefix));
         }
         for (p, weight) in
-            program.model.graph(self.dim_head(keywords, &parameters)).weights.iter().enumerate()
+            program.model.graph(Self::dim_head(keywords, &parameters)).weights.iter().enumerate()
         {
             // Where heads share the weights, checkpoints that drop repeated tensors may keep either name.
             let wrapped = program.model.residual_norm;
@@ -425,7 +424,7 @@ impl Checkpoint<'_> {
     }
 
     /// Returns the width of a head, which may follow from the queries.
-    fn dim_head(&self, keywords: &Keywords, parameters: &BTreeMap<String, Tensor>) -> usize {
+    fn dim_head(keywords: &Keywords, parameters: &BTreeMap<String, Tensor>) -> usize {
         let inner = parameters["to_queries.weight"].shape().first().copied().unwrap_or(0);
         keywords.dim_head.unwrap_or(inner / keywords.heads.max(1))
     }

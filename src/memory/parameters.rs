@@ -346,15 +346,15 @@ impl<T: Real> Parameters<T> {
         let frame = program.frame;
         let names = ["to_adaptive_step.1", "to_momentum.1", "to_decay_factor.1"];
         let exists = |name: &str| program.rule.momentum || name != names[1];
-        let gates = names.map(|name| match exists(name) {
-            true => linear(&format!("{name}.weight")),
-            false => Array2::zeros((dim, heads)),
+        let gates = names.map(|name| {
+            if exists(name) { linear(&format!("{name}.weight")) } else { Array2::zeros((dim, heads)) }
         });
         let gate_biases = frame.gate_biases.then(|| {
-            names.map(|name| match exists(name) {
-                true => vector(&format!("{name}.bias")),
-                false => Array1::zeros(heads),
-            })
+            names.map(
+                |name| {
+                    if exists(name) { vector(&format!("{name}.bias")) } else { Array1::zeros(heads) }
+                },
+            )
         });
         let memory = |(p, weight): (usize, &super::graph::WeightSpec)| {
             let tensor = tensor(&format!("memory_model.weights.{p}"));

@@ -193,7 +193,9 @@ impl Reference {
             let mut output = self.head_norm(output, self.parameters.head_norm.as_ref(), j);
             if let Some(gate) = &self.parameters.read_gate {
                 let gate = super::sigmoid(times(last, gate)[j]);
-                output.iter_mut().for_each(|x| *x *= gate);
+                for x in &mut output {
+                    *x *= gate;
+                }
             }
             merged.extend(output);
         }

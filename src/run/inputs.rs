@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use super::report::{InputFile, Resolved};
 use super::{Observer, RunEvent};
-use crate::config::{Config, MemorySource, Mode};
+use crate::config::{Config, MemorySource, Mode, with_flag};
 use crate::engine::{Memory, Work, budget};
 use crate::error::{Error, Result};
 use crate::io::labels::{Labels, MAX_LABELS};
@@ -146,7 +146,7 @@ impl ResolvedInputs {
         let (mut memory, program) = match (&config.memory, config.memory.random(data.dims().dim)?) {
             (_, Some((dimensions, init, seed))) => {
                 let program = config.program(None)?;
-                dimensions.check(&program)?;
+                dimensions.check(&program).map_err(with_flag)?;
                 dimensions.check_random(&program)?;
                 (ResolvedMemory::Random(dimensions, init, seed), program)
             }

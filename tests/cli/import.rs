@@ -25,7 +25,8 @@ fn with_case(name: &str) -> Sandbox {
     sandbox
 }
 
-const IMPORT: &str = "import weights.safetensors --from titans-pytorch-0.5.5 --args args.json --out m.safetensors";
+const IMPORT: &str =
+    "import weights.safetensors --from titans-pytorch-0.5.5 --args args.json --out m.safetensors";
 
 fn sequence(path: &Path) -> Array3<f32> {
     Array3::read_npy(File::open(path).unwrap()).unwrap()
@@ -41,7 +42,9 @@ fn retrieved(sandbox: &Sandbox, name: &str, dtype: &str) -> (Array3<f64>, Array3
     let flags = format!("--dtype {dtype} --no-plots -q --force");
     if name == "single_token_read" {
         sandbox.ok(&format!("store store_seq.npy --memory m.safetensors --out stored {flags}"));
-        sandbox.ok(&format!("retrieve seq.npy --memory stored/memory.safetensors --out read --dtype {dtype} -q --force"));
+        sandbox.ok(&format!(
+            "retrieve seq.npy --memory stored/memory.safetensors --out read --dtype {dtype} -q --force"
+        ));
         return (sandbox.floats("read/retrieved.npy").into_dimensionality().unwrap(), expected);
     }
     let seq = sequence(&sandbox.path("seq.npy"));
@@ -55,7 +58,7 @@ fn retrieved(sandbox: &Sandbox, name: &str, dtype: &str) -> (Array3<f64>, Array3
         parts.push(sandbox.floats(&format!("out-{i}/retrieved.npy")).into_dimensionality().unwrap());
         (memory, start) = (format!("out-{i}/memory.safetensors"), end);
     }
-    let views: Vec<_> = parts.iter().map(Array3::view).collect();
+    let views: Vec<_> = parts.iter().map(|part: &Array3<f64>| part.view()).collect();
     (concatenate(Axis(1), &views).unwrap(), expected)
 }
 
@@ -90,10 +93,12 @@ fn memories_inside_larger_models() {
     larger.insert("layers.2.attn.to_keys.weight".into(), other.clone());
     larger.insert("embedding.weight".into(), other.clone());
     write_tensors(&sandbox.path("model.safetensors"), &larger);
-    let line = "import model.safetensors --from titans-pytorch-0.5.5 --args args.json --out found.safetensors";
+    let line =
+        "import model.safetensors --from titans-pytorch-0.5.5 --args args.json --out found.safetensors";
     let report: Value = serde_json::from_str(&sandbox.ok(&format!("{line} --format json")).out).unwrap();
     assert_eq!(report["prefix"], "layers.2.mem.");
-    let ignored: Vec<_> = report["ignored"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+    let ignored: Vec<_> =
+        report["ignored"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
     assert!(ignored.contains(&"embedding.weight") && ignored.contains(&"layers.2.attn.to_keys.weight"));
     assert!(ignored.contains(&"layers.2.mem.memory_model.norm.gamma"), "templates are not used: {ignored:?}");
     assert_eq!(report["program"]["model"], "mlp");
@@ -182,7 +187,10 @@ fn either_model_of_0_0_17() {
     }
     let mut said = Transcript::new();
     said.reject(&sandbox, "retrieve seq.npy --online --memory weights.safetensors --chunk-size 4");
-    said.reject(&sandbox, "import weights.safetensors --from titans-pytorch-0.0.17 --chunk-size 4 --out m.safetensors");
+    said.reject(
+        &sandbox,
+        "import weights.safetensors --from titans-pytorch-0.0.17 --chunk-size 4 --out m.safetensors",
+    );
     said.reject(&sandbox, "store seq.npy --memory weights.safetensors --chunk-size 4 --model swiglu");
     let inspected = sandbox.ok("inspect weights.safetensors").out;
     said.entry("inspect weights.safetensors", Some(0), inspected.lines().nth(2).unwrap());
@@ -191,14 +199,17 @@ fn either_model_of_0_0_17() {
     let mut npz = NpzReader::new(File::open(sandbox.path("expected.npz")).unwrap()).unwrap();
     let expected: Array3<f64> = npz.by_name("retrieved").unwrap();
     let flags = "--chunk-size 4 --dtype f64 --no-plots -q";
-    sandbox.ok(&format!("retrieve seq.npy --online --memory weights.safetensors --model mlp --out mlp {flags}"));
+    sandbox
+        .ok(&format!("retrieve seq.npy --online --memory weights.safetensors --model mlp --out mlp {flags}"));
     sandbox.ok("import weights.safetensors --from titans-pytorch-0.0.17 --model mlp --chunk-size 4 --out m.safetensors -q");
     sandbox.ok("retrieve seq.npy --online --memory m.safetensors --out imported --dtype f64 --no-plots -q");
     for out in ["mlp", "imported"] {
         let got = sandbox.floats(&format!("{out}/retrieved.npy"));
         assert_close_to_largest(out, got.view(), expected.view().into_dyn(), 1e-10);
     }
-    sandbox.ok(&format!("retrieve seq.npy --online --memory weights.safetensors --model attention --out other {flags}"));
+    sandbox.ok(&format!(
+        "retrieve seq.npy --online --memory weights.safetensors --model attention --out other {flags}"
+    ));
     assert_ne!(sandbox.bytes("other/retrieved.npy"), sandbox.bytes("mlp/retrieved.npy"));
 }
 
@@ -206,8 +217,12 @@ fn either_model_of_0_0_17() {
 #[test]
 fn choices_are_resolved_and_saved() {
     let sandbox = with_case("default");
-    sandbox.file("run.toml", "data = \"seq.npy\"\npreset = \"titans-0.5.5\"\nmodel = \"swiglu\"\nloss = \"huber\"\n");
-    sandbox.ok("store --config run.toml --huber-delta 0.5 --chunk-size 4 --refresh 8 --out out --no-plots -q");
+    sandbox.file(
+        "run.toml",
+        "data = \"seq.npy\"\npreset = \"titans-0.5.5\"\nmodel = \"swiglu\"\nloss = \"huber\"\n",
+    );
+    sandbox
+        .ok("store --config run.toml --huber-delta 0.5 --chunk-size 4 --refresh 8 --out out --no-plots -q");
     let run: Value = serde_json::from_slice(&sandbox.bytes("out/run.json")).unwrap();
     let expected = [
         ("model", serde_json::json!("swiglu")),

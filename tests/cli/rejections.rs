@@ -219,7 +219,7 @@ fn memories() {
     let mut other = bytes.clone();
     // The version of the layout, in JSON within JSON.
     assert_eq!(other[text], b'1');
-    other[text] = b'2';
+    other[text] = b'3';
     sandbox.file("newer.safetensors", other);
     sandbox.npy("wide.npy", &tokens(&[7, 6], 1));
     let of_a_model = |(name, tensor)| (format!("layers.3.memory.{name}"), tensor);

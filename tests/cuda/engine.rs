@@ -7,7 +7,8 @@ use nmem::cuda::{Argument, Device, Launch, Mark, Product};
 use nmem::engine::cuda::CudaEngine;
 use nmem::engine::{Memory, Outcome, Work};
 use nmem::memory::parameters::Init;
-use nmem::memory::{Gate, Gates, State};
+use nmem::memory::program::Preset;
+use nmem::memory::{Dimensions, Gate, Gates, State};
 use nmem::real::Real;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -463,4 +464,16 @@ fn many_heads_of_many_sequences() {
     run_on(&roomy, &memory, &mut memory.initial_state(1), Work::Read(&tokens), tokens.dim());
     let widest = roomy.widest.expect("set at construction").into_inner();
     assert!((60_000..=65_535).contains(&widest), "{widest} of at most 65,535");
+}
+
+/// Kernels exist for the memory of titans-pytorch 0.0.17 only.
+#[test]
+fn other_programs_are_rejected() {
+    for (name, device) in devices() {
+        let program = Preset::Titans055.program(4, 1);
+        let dimensions = Dimensions { dim: 6, heads: 1, dim_head: 6, pre_norm: true, post_norm: false };
+        let memory = RandomMemory::of_program(program, dimensions, Init::Xavier, 1).memory::<f32>();
+        let error = CudaEngine::new(&memory, device.as_ref()).err().expect(name);
+        assert_eq!(error.to_string(), "cuda: the model mlp runs on the CPU only; use --device cpu", "{name}");
+    }
 }

@@ -128,7 +128,10 @@ impl Options {
 
     /// Returns a hidden width: ⌊d · expansion · factor⌋.
     fn hidden(&self, d: usize, factor: f64) -> usize {
-        (d as f64 * self.expansion.expect("models with an expansion have a default") * factor) as usize
+        #[expect(clippy::cast_sign_loss, reason = "expansions are above 0")]
+        let hidden =
+            (d as f64 * self.expansion.expect("models with an expansion have a default") * factor) as usize;
+        hidden
     }
 }
 

@@ -91,25 +91,25 @@ impl<T: Real> Operator<T> for Activation {
         let mut kept = work.kept[0].slice_mut(s![..x.nrows(), ..]);
         kept.assign(&x);
         let all = kept.as_slice_mut().expect("whole rows");
-        match self {
-            Self::Silu => T::sigmoid(all),
-            Self::Gelu => T::normal_distribution(all),
+        if *self == Self::Gelu {
+            T::gelu_slope(all);
+            output.assign(&x);
+            Operator::<T>::forward_in_place(self, &mut output);
+            return;
         }
+        T::sigmoid(all);
         vectorised(
             #[inline(always)]
             || {
                 for ((mut y, x), kept) in output.rows_mut().into_iter().zip(x.rows()).zip(kept.rows()) {
                     let [x, kept] = [x, kept].map(|row| row.to_slice().expect("contiguous rows"));
                     let y = y.as_slice_mut().expect("contiguous rows");
-                    for ((y, &x), &k) in y.iter_mut().zip(x).zip(kept) {
-                        *y = x * k;
+                    for ((y, &x), &s) in y.iter_mut().zip(x).zip(kept) {
+                        *y = x * s;
                     }
                 }
             },
         );
-        if *self == Self::Gelu {
-            T::gelu_slope(x, kept);
-        }
     }
 
     fn vjp(

@@ -270,7 +270,9 @@ impl Attention {
         if matches!(self.scores, Scores::Cosine(_)) {
             for row in q.iter_mut().chain(&mut k) {
                 let norm = naive_norm(row);
-                row.iter_mut().for_each(|x| *x /= norm);
+                for x in row {
+                    *x /= norm;
+                }
             }
         }
         let row = |r: usize| {

@@ -35,9 +35,9 @@ impl<T: Real> Operator<T> for Glu {
         let mut gate = gate.slice_mut(s![..a.nrows(), ..]);
         let mut slope = slope.slice_mut(s![..a.nrows(), ..]);
         slope.assign(&z);
-        T::normal_distribution(slope.as_slice_mut().expect("whole rows"));
-        Zip::from(&mut gate).and(z).and(&slope).for_each(|gate, &z, &below| *gate = z * below);
-        T::gelu_slope(z, slope);
+        T::gelu_slope(slope.as_slice_mut().expect("whole rows"));
+        gate.assign(&z);
+        T::gelu(gate.as_slice_mut().expect("whole rows"));
         Zip::from(output).and(a).and(&gate).for_each(|y, &a, &gate| *y = a * gate);
     }
 
