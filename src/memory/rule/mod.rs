@@ -1,5 +1,5 @@
 //! Update rules: what the gradient of a chunk does to the state of a memory. A rule is one file with its arithmetic on
-//! vectors ([`UpdateRule`]), a name for each array of its state, and an arm in [`with_rule!`].
+//! vectors ([`UpdateRule`]), a name for each array of its state, and an arm in `with_rule!`.
 //!
 //! The state is a list of named arrays, each with one number per element of the memory weights. The first array is U: the
 //! weights that are read, or what is added to the initial ones.
