@@ -406,6 +406,7 @@ impl Config {
         };
         let program = self.choices.over(base).and_then(|program| program.check(None).map(|()| program));
         let program = program.map_err(with_flag)?;
+        self.check_momentum(&program)?;
         let Some(file) = file else { return Ok(program) };
         let path = file.path().display();
         if let Some(saved) = saved.filter(|saved| *saved != program) {
@@ -427,6 +428,26 @@ impl Config {
             return Err(Error::rejected(flags.join(", "), reason));
         }
         Ok(program)
+    }
+
+    /// Rejects settings of the momentum of a memory that has none.
+    fn check_momentum(&self, program: &Program) -> Result<()> {
+        if program.rule.momentum {
+            return Ok(());
+        }
+        let set = |layer: &&GateLayer| {
+            layer.kind == GateKind::Momentum && (layer.fixed.is_some() || layer.bias.is_some())
+        };
+        let flag = self.gates.iter().find(set).map(|layer| match layer.fixed {
+            Some(_) => layer.flag.to_owned(),
+            None => format!("{}-bias", layer.flag),
+        });
+        match flag.or_else(|| self.restart_momentum.then(|| "--restart-momentum".to_owned())) {
+            Some(flag) => {
+                Err(Error::rejected(flag, "the memory has no momentum (--no-momentum); omit one of the two"))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Returns the chunk size, given that of a saved memory.

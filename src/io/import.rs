@@ -70,7 +70,7 @@ struct Keywords {
     chunk_size: ChunkSizes,
     batch_size: Option<usize>,
     dim_head: Option<usize>,
-    heads: usize,
+    heads: Option<usize>,
     model: Option<ModelKeywords>,
     default_step_transform_max_lr: f64,
     per_parameter_lr_modulation: bool,
@@ -108,7 +108,7 @@ impl Default for Keywords {
             chunk_size: ChunkSizes::One(1),
             batch_size: None,
             dim_head: None,
-            heads: 1,
+            heads: None,
             model: None,
             default_step_transform_max_lr: 1.0,
             per_parameter_lr_modulation: false,
@@ -275,9 +275,11 @@ impl Checkpoint<'_> {
         };
         let dimensions = Dimensions::infer(&shapes, &program).map_err(of_mismatch)?;
         dimensions.check(&program)?;
-        for (name, given, own) in
-            [("dim", keywords.dim, dimensions.dim), ("dim_head", keywords.dim_head, dimensions.dim_head)]
-        {
+        for (name, given, own) in [
+            ("dim", keywords.dim, dimensions.dim),
+            ("heads", keywords.heads, dimensions.heads),
+            ("dim_head", keywords.dim_head, dimensions.dim_head),
+        ] {
             if let Some(given) = given.filter(|given| *given != own) {
                 let expected = format!("{own}, as in {}", path.display());
                 return Err(Error::setting(format!("--args: {name}"), expected, given.to_string()));
@@ -336,7 +338,7 @@ impl Checkpoint<'_> {
     fn import_0_5_5(mut self, keywords: &Keywords, arguments: &Arguments) -> Result<Imported> {
         reject_options(keywords)?;
         let chunk_size = chunk_size(keywords, arguments)?;
-        let heads = keywords.heads;
+        let heads = keywords.heads.unwrap_or(1);
         let base = Preset::Titans055.program(chunk_size, heads);
         let activation = match keywords.activation.as_deref() {
             None => ProjectionActivation::None,
@@ -426,7 +428,7 @@ impl Checkpoint<'_> {
     /// Returns the width of a head, which may follow from the queries.
     fn dim_head(keywords: &Keywords, parameters: &BTreeMap<String, Tensor>) -> usize {
         let inner = parameters["to_queries.weight"].shape().first().copied().unwrap_or(0);
-        keywords.dim_head.unwrap_or(inner / keywords.heads.max(1))
+        keywords.dim_head.unwrap_or(inner / keywords.heads.unwrap_or(1).max(1))
     }
 
     /// Rejects tensors of options that the keywords do not name: then the keywords are not those of the checkpoint.
@@ -437,7 +439,7 @@ impl Checkpoint<'_> {
             ("store_norm.weight", "pre_rmsnorm", keywords.pre_rmsnorm),
             ("q_norm.gamma", "qk_rmsnorm", keywords.qk_rmsnorm),
             ("multihead_rmsnorm.gamma", "post_rmsnorm", program.frame.head_norm),
-            ("retrieve_gate.0.weight", "heads above 1", keywords.heads > 1),
+            ("retrieve_gate.0.weight", "heads above 1", keywords.heads.is_some_and(|heads| heads > 1)),
             ("to_queries.0.weight", "activation", activated),
             ("transition_gate", "gated_transition", keywords.gated_transition),
             ("to_learned_momentum_combine.0.weight", "learned_momentum_combine", false),

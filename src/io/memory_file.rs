@@ -18,96 +18,17 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use ndarray::{Array2, Array3, ArrayD, ArrayView3, Dimension, s};
-use serde::{Deserialize, Serialize};
 
 use super::mapped::Progress;
-use super::tensors::{
-    MAX_CONFIGURATION, METADATA_KEY, MODEL_KEY, Tensor, TensorFile, write_memory, write_safetensors,
-};
+use super::memory_config::{SavedConfig, read_config};
+use super::tensors::{METADATA_KEY, MODEL_KEY, Tensor, TensorFile, write_memory, write_safetensors};
 use crate::error::{Error, Result};
 use crate::memory::graph::{Graph, WeightSpec};
-use crate::memory::limits::check_chunk_size;
-use crate::memory::loss::LossKind;
 use crate::memory::model::ModelKind;
-use crate::memory::operators::Activation;
 use crate::memory::parameters::{self, Init, Mismatch};
-use crate::memory::program::{Choices, ProjectionActivation, Reads, with_choices};
-use crate::memory::rule::{DecayOf, RateForm, RatePer};
 use crate::memory::state::StreamPosition;
-use crate::memory::{Dimensions, Gate, Gates, Parameters, Program, State};
+use crate::memory::{Dimensions, Gates, Parameters, Program, State};
 use crate::real::{ElementType, Real};
-
-/// Metadata of a memory: everything that its tensors do not contain.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SavedConfig {
-    /// Version of nmem that wrote the file.
-    pub nmem: String,
-    /// Model, loss, rule and schedule.
-    pub program: Program,
-    /// Sizes and norms. The tensors contain them too; this copy is for readers of the header alone.
-    pub dimensions: Dimensions,
-    /// Fixed values and biases of the three gates.
-    pub gates: Gates,
-}
-
-/// Declares the keys of a [`SavedConfig`] in JSON and their conversions.
-macro_rules! declare_keys {
-    (model: $model:ty, $($field:ident: $type:ty,)*) => {
-        /// The keys of a [`SavedConfig`] in JSON, all on one level, because serde rejects unknown keys of flat structures
-        /// only. Format 1 has those up to `decay` and means the memory of titans-pytorch 0.0.17.
-        #[derive(Clone, Serialize, Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Keys {
-            format: u32,
-            nmem: String,
-            model: $model,
-            chunk_size: usize,
-            dim: usize,
-            heads: usize,
-            dim_head: usize,
-            pre_norm: bool,
-            post_norm: bool,
-            learning_rate: Gate,
-            momentum: Gate,
-            decay: Gate,
-            $(#[serde(default, skip_serializing_if = "Option::is_none")] $field: Option<$type>,)*
-        }
-
-        impl Keys {
-            fn choices(&self) -> Choices {
-                Choices { model: Some(self.model), $($field: self.$field,)* }
-            }
-
-            fn new(config: &SavedConfig) -> Self {
-                let Dimensions { dim, heads, dim_head, pre_norm, post_norm } = config.dimensions;
-                let Gates { learning_rate, momentum, decay } = config.gates;
-                let first = config.program.is_titans_0_0_17();
-                let choices = if first { Choices::default() } else { Choices::from(&config.program) };
-                Self {
-                    format: if first { 1 } else { FORMAT },
-                    nmem: config.nmem.clone(),
-                    model: config.program.model.kind,
-                    chunk_size: config.program.chunk_size(),
-                    dim, heads, dim_head, pre_norm, post_norm, learning_rate, momentum, decay,
-                    $($field: choices.$field,)*
-                }
-            }
-        }
-    };
-}
-with_choices!(declare_keys!());
-
-/// Version of a configuration. It is read first, so that a file of another format is reported as such whatever
-/// its keys are.
-#[derive(Deserialize)]
-struct Version {
-    format: u32,
-    #[serde(default)]
-    nmem: String,
-}
-
-/// Newest format. Memories that format 1 can describe are written in it, for older versions of nmem.
-const FORMAT: u32 = 2;
 
 /// The contents of a memory file, or of a random memory: parameters and past weights as read, and the state of
 /// a saved memory.
@@ -459,7 +380,7 @@ impl MemoryFile {
     fn configuration(&self, program: &Program, gates: Gates) -> String {
         let nmem = env!("CARGO_PKG_VERSION").to_owned();
         let config = SavedConfig { nmem, program: *program, dimensions: self.dimensions, gates };
-        serde_json::to_string(&Keys::new(&config)).expect("numbers and text")
+        config.to_json()
     }
 
     /// Checks that the tensors of a saved state fit the parameters and each other.
@@ -585,50 +506,6 @@ fn prefix(shapes: &BTreeMap<String, Vec<usize>>) -> Option<&str> {
     const NAME: &str = "to_queries.weight";
     let mut prefixes = shapes.keys().filter_map(|name| name.strip_suffix(NAME));
     prefixes.next().filter(|prefix| prefix.ends_with('.') && !shapes.contains_key(NAME))
-}
-
-/// Reads the configuration of a memory.
-pub fn read_config(path: &Path, json: &str) -> Result<SavedConfig> {
-    let bad =
-        |got: String| Error::file(path, format!("a memory's configuration of format 1 to {FORMAT}"), got);
-    if json.len() > MAX_CONFIGURATION {
-        return Err(bad(format!("{} bytes", json.len())));
-    }
-    let Version { format, nmem } = serde_json::from_str(json).map_err(|error| bad(error.to_string()))?;
-    if !(1..=FORMAT).contains(&format) {
-        return Err(bad(format!("format {format}, written by nmem {nmem:?}")));
-    }
-    let keys: Keys = serde_json::from_str(json).map_err(|error| bad(error.to_string()))?;
-    let Keys { model, chunk_size, dim, heads, dim_head, pre_norm, post_norm, .. } = keys;
-    let Keys { learning_rate, momentum, decay, .. } = keys;
-    if format == 1 && model != ModelKind::Attention {
-        return Err(bad(format!("model {} in format 1, written by nmem {nmem:?}", model.name())));
-    }
-    let outside = |key: &str| Error::limit(format!("{}: {key}", path.display()));
-    check_chunk_size(chunk_size, model).map_err(outside("chunk_size"))?;
-    let program = keys.choices().over(Program::titans_0_0_17(chunk_size)).and_then(|program| {
-        program.check(Some(dim_head))?;
-        Ok(program)
-    });
-    let program = program.map_err(|error| match error {
-        Error::Limit { name, outside } => {
-            Error::Limit { name: format!("{}: {name}", path.display()), outside }
-        }
-        Error::Rejected { subject, reason } => {
-            Error::Rejected { subject: format!("{}: {subject}", path.display()), reason }
-        }
-        error => error,
-    })?;
-    let gates = Gates { learning_rate, momentum, decay };
-    for (kind, gate) in gates.each() {
-        let key = match gate {
-            Gate::Fixed(_) => kind.key().to_owned(),
-            Gate::Learned(_) => format!("{} bias", kind.key()),
-        };
-        gate.check(kind).map_err(outside(&key))?;
-    }
-    let dimensions = Dimensions { dim, heads, dim_head, pre_norm, post_norm };
-    Ok(SavedConfig { nmem, program, dimensions, gates })
 }
 
 fn floats<T: Real>(tensor: &Tensor) -> ArrayD<T> {

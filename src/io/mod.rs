@@ -38,6 +38,7 @@ pub mod dtype;
 pub mod import;
 pub mod labels;
 pub(crate) mod mapped;
+pub mod memory_config;
 pub mod memory_file;
 pub mod npy;
 pub mod retrieved;

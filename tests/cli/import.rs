@@ -147,6 +147,7 @@ fn rejected_imports() {
         ("batch_size", 6.into()),
         ("qk_rmsnorm", true.into()),
         ("momentum", false.into()),
+        ("heads", 0.into()),
         ("heads", 3.into()),
         ("dim", 7.into()),
         ("model", serde_json::json!({"class": "MemoryMLP", "depth": 3})),
@@ -269,6 +270,9 @@ fn choices_are_resolved_and_saved() {
         "store seq.npy --memory out/memory.safetensors --model mlp",
         "store seq.npy --memory out/memory.safetensors --preset titans-0.5.5",
         "store seq.npy --preset titans",
+        "store seq.npy --no-momentum --momentum 0.5",
+        "store seq.npy --no-momentum --momentum-bias 1",
+        "store seq.npy --no-momentum --restart-momentum",
     ] {
         said.reject(&sandbox, line);
     }
