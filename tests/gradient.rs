@@ -64,7 +64,8 @@ impl Case {
             for depth in [1, 3] {
                 let mut model = Model::new(kind, true);
                 model.options.depth = Some(depth);
-                cases.push(Self::new(model, Loss::MeanSquare, (4, 5, 8)));
+                // An odd number of rows has no weights, so that differences apply.
+                cases.push(Self::new(model, Loss::MeanSquare, (4, 5, 7)));
             }
         }
         cases

@@ -141,15 +141,18 @@ fn check<T: Real>(random: &RandomMemory, read: &Array3<f64>, store: &Array3<f64>
     assert_eq!(parts_state, state, "{what}: state after parts");
 
     // And so does any number of threads.
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-    let mut threads_state = memory.initial_state(sequences);
-    let mut sink = Collect::new(read.dim());
-    pool.install(|| {
-        Engine::new(&memory).run(&mut threads_state, work_of(&read_as, &store_as), &mut sink, &mut |_| Ok(()))
-    })
-    .unwrap();
-    assert_eq!(threads_state, state, "{what}: state of three threads");
-    assert_eq!(sink.rows_text(), whole.rows_text(), "{what}: metrics of three threads");
+    for threads in [1, 3] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let mut threads_state = memory.initial_state(sequences);
+        let mut sink = Collect::new(read.dim());
+        pool.install(|| {
+            Engine::new(&memory)
+                .run(&mut threads_state, work_of(&read_as, &store_as), &mut sink, &mut |_| Ok(()))
+        })
+        .unwrap();
+        assert_eq!(threads_state, state, "{what}: state of {threads} threads");
+        assert_eq!(sink.rows_text(), whole.rows_text(), "{what}: metrics of {threads} threads");
+    }
 }
 
 fn work_of<'a, T: Real>(read: &'a Array3<T>, store: &'a Array3<T>) -> Work<'a, T> {

@@ -128,10 +128,10 @@ pub struct Settings {
         value_name = "exp|sigmoid"
     )]
     pub rate_form: Option<RateForm>,
-    /// Largest θ of the rate form `sigmoid` [default: 1]
+    /// Largest θ of the rate form `sigmoid` [default: 1; titans-paper: 0.001]
     #[arg(long, value_name = "X", help_heading = "Program", allow_negative_numbers = true)]
     pub max_rate: Option<f64>,
-    /// Tokens that share a θ: those of a chunk, or none; the θ of a token weighs its loss
+    /// One θ for each chunk, or one for each token, which weighs that token's loss
     #[arg(
         long,
         value_enum,
@@ -152,7 +152,7 @@ pub struct Settings {
         value_name = "update|weights"
     )]
     pub decay_of: Option<DecayOf>,
-    /// Take gradients at the weights of every N-th token, a multiple of the chunk size; 0: at the initial weights for ever
+    /// Take gradients at the weights of every N-th token, a multiple of the chunk size; 0 never refreshes
     #[arg(long, value_name = "N", help_heading = "Program", value_parser = whole::<usize>, allow_negative_numbers = true)]
     pub refresh: Option<usize>,
     /// Pass each refresh through a learned gate: U ← W + sigmoid(g) (U − W)

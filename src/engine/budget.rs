@@ -96,14 +96,19 @@ mod tests {
     use crate::engine::plan::Plan;
     use crate::engine::{Discard, Engine, Memory, Work};
     use crate::memory::parameters::{Init, random_tensors};
-    use crate::memory::{Dimensions, Gates, Parameters, Program};
+    use crate::memory::program::Preset;
+    use crate::memory::{Dimensions, Gates, Parameters};
 
     /// The bytes counted in advance equal those allocated, except for padding.
     #[test]
     fn counted_bytes_match_allocated_buffers() {
-        for (dim, heads, dim_head) in [(8, 1, 8), (12, 3, 40), (40, 12, 5)] {
+        let sizes = [(8, 1, 8), (12, 3, 40), (40, 12, 5)];
+        let presets = [Preset::Titans0017, Preset::Titans055, Preset::TitansPaper];
+        for ((dim, heads, dim_head), preset) in
+            sizes.into_iter().flat_map(|sizes| presets.map(|of| (sizes, of)))
+        {
             let dimensions = Dimensions { dim, heads, dim_head, pre_norm: true, post_norm: true };
-            let program = Program::titans_0_0_17(16);
+            let program = preset.program(16, heads);
             let tensors: BTreeMap<_, _> =
                 random_tensors(&dimensions, &program, Init::Xavier, 1).into_iter().collect();
             let parameters = Parameters::<f32>::collect(dimensions, &program, |name| tensors[name].clone());
@@ -116,14 +121,17 @@ mod tests {
                 (Work::Online { read: &tokens, store: &tokens, probe: true }, Some(100)),
             ] {
                 let mut state = memory.initial_state(3);
-                let state_bytes = 2 * state.update().len() * size_of::<f32>();
-                assert_eq!(memory.state_bytes(3), state_bytes as u128);
+                let arrays = state.arrays.iter().chain(&state.gradient_point).map(Array3::len).sum::<usize>();
+                assert_eq!(memory.state_bytes(3), (arrays * size_of::<f32>()) as u128);
                 let plan = Plan::new(&memory, &state, work, retention).unwrap();
                 let counted = memory.buffer_bytes(&plan, memory.group(3), 0);
                 let mut engine = Engine::new(&memory).with_retention(retention);
                 engine.run(&mut state, work, &mut Discard, &mut |_| Ok(())).unwrap();
                 let taken = engine.bytes() as u128;
-                assert!((taken..=taken * 5 / 4).contains(&counted), "{dimensions}: {counted}, took {taken}");
+                assert!(
+                    (taken..=taken * 5 / 4).contains(&counted),
+                    "{dimensions}, {preset:?}: {counted}, took {taken}"
+                );
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Gradients of a memory model: the loss of rows and its gradient as thin factors, by one walk forward and one back over the
+//! Gradients of a memory model: the loss of rows and its gradient as thin factors, by one pass forward and one back over the
 //! model's operators.
 //!
 //! For each linear map, `g = Aᵀ B` over the rows of a chunk, with A (rows, in) its input rows and B (rows, out) the
@@ -143,7 +143,7 @@ fn is_linear(graph: &Graph, node: usize) -> bool {
     matches!(graph.nodes[node].kind, NodeKind::Linear(_))
 }
 
-/// Rows of a group that no factor keeps, and the operators' buffers. One task reuses them from call to call.
+/// Rows of a group that no factor keeps. One task reuses them from call to call.
 #[derive(Debug)]
 pub struct GradientScratch<T> {
     /// Output of each node that is neither a factor nor the model's output.
@@ -200,7 +200,7 @@ pub fn loss_and_gradient<T: Real>(
     let rows = examples.keys.nrows();
     let one = Array2::ones((1, 1));
     let ones = one.broadcast((rows, 1)).expect("one column");
-    let mut walk = Walk {
+    let mut pass = Pass {
         graph,
         point,
         chunk: examples.chunk,
@@ -213,16 +213,16 @@ pub fn loss_and_gradient<T: Real>(
     };
     let last = graph.output();
     // The output is turned into its cotangent in place.
-    walk.values[last] = walk.cotangents[last].take();
+    pass.values[last] = pass.cotangents[last].take();
     for i in 0..graph.nodes.len() {
-        walk.forward(i);
+        pass.forward(i);
     }
-    let mut predicted = walk.values[last].take().expect("the output");
+    let mut predicted = pass.values[last].take().expect("the output");
     replace_by_gradient(loss, &examples, losses, &mut predicted);
-    walk.cotangents[last] = Some(predicted);
-    walk.reached[last] = true;
+    pass.cotangents[last] = Some(predicted);
+    pass.reached[last] = true;
     for i in (0..graph.nodes.len()).rev() {
-        walk.backward(i);
+        pass.backward(i);
     }
 }
 
@@ -261,8 +261,8 @@ fn replace_by_gradient<T: Real>(
     );
 }
 
-/// A walk forward and back over a model's nodes.
-struct Walk<'a, T: Real> {
+/// A pass forward and back over a model's nodes.
+struct Pass<'a, T: Real> {
     graph: &'a Graph,
     point: &'a GradientPoint<T>,
     chunk: usize,
@@ -276,7 +276,7 @@ struct Walk<'a, T: Real> {
     works: &'a mut [Option<Work<T>>],
 }
 
-impl<T: Real> Walk<'_, T> {
+impl<T: Real> Pass<'_, T> {
     /// Computes the output of a node.
     fn forward(&mut self, i: usize) {
         let node = &self.graph.nodes[i];

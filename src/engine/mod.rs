@@ -198,11 +198,11 @@ impl Outcome {
     }
 
     /// Returns Σ ℓ under the final memory ÷ Σ ℓ at W of the kept chunks. 0 means that everything is retained, 1
-    /// that the memory does no better than without storing. `None` without kept chunks, after a divergence, and
-    /// where the ratio is not finite.
+    /// that the memory does no better than without storing. `None` without kept chunks, after a divergence, where
+    /// the ratio is not finite, and where the loss at W is negative, as an inner product may be.
     pub fn retained_ratio(&self) -> Option<f64> {
         let [loss, at_w] = self.retained;
-        Some(loss / at_w).filter(|ratio| self.divergence.is_none() && ratio.is_finite())
+        Some(loss / at_w).filter(|ratio| self.divergence.is_none() && ratio.is_finite() && at_w > 0.0)
     }
 }
 

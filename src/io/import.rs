@@ -12,10 +12,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use clap::ValueEnum;
 use serde::Deserialize;
 
 use super::memory_file::MemoryFile;
-use super::tensors::{Tensor, TensorFile};
+use super::tensors::{MODEL_KEY, Tensor, TensorFile};
 use crate::error::{Error, Result};
 use crate::memory::loss::Loss;
 use crate::memory::model::{Model, ModelKind, Options};
@@ -27,7 +28,7 @@ use crate::memory::{Dimensions, Program};
 /// A version of titans-pytorch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Library {
-    /// 0.0.17, whose memories nmem has always run.
+    /// 0.0.17: the attention memory and the MLP.
     #[value(name = "titans-pytorch-0.0.17")]
     Titans0017,
     /// 0.5.5
@@ -143,7 +144,7 @@ impl Default for Keywords {
 
 /// One chunk size, or the pair (retrieve, store).
 #[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "chunk_size is not a whole number or a pair of them")]
 enum ChunkSizes {
     One(usize),
     Pair(usize, usize),
@@ -299,26 +300,38 @@ impl Checkpoint<'_> {
     }
 
     fn import_0_0_17(mut self, keywords: &Keywords, arguments: &Arguments) -> Result<Imported> {
+        reject_options(keywords)?;
+        reject_later_options(keywords)?;
         let chunk_size = chunk_size(keywords, arguments)?;
         let weight = |p: &usize| self.find(&format!("memory_model.weights.{p}")).is_some();
         let depth = (0..self.file.tensors().len()).take_while(weight).count();
-        let of_class = keywords.model.as_ref().and_then(|model| model.class.as_deref());
-        let of_class = match of_class {
-            None => None,
-            Some("MemoryMLP") => Some(ModelKind::Mlp),
-            Some("MemoryAttention" | "TitansAttentionMemory") => Some(ModelKind::Attention),
-            Some(other) => return Err(unsupported("model", &format!("{other:?}"))),
-        };
-        let program = match arguments.model.or(of_class) {
+        let path = self.file.path().display().to_string();
+        let of_keywords = keywords.model.as_ref().or(keywords.default_mlp_kwargs.as_ref());
+        if let Some(given) = of_keywords.and_then(|model| model.depth).filter(|&given| given != depth) {
+            let expected = format!("{depth}, the number of memory weights in {path}");
+            return Err(Error::setting("--args: depth", expected, given.to_string()));
+        }
+        for (name, option, given) in [
+            ("store_norm.weight", "pre_rmsnorm", arguments.json.as_ref().map(|_| keywords.pre_rmsnorm)),
+            ("post_rmsnorm.weight", "post_rmsnorm", keywords.post_rmsnorm),
+        ] {
+            let has = self.find(name).is_some();
+            if given.is_some_and(|given| given != has) {
+                let expected = format!("{has}, as in {path}");
+                return Err(Error::setting(format!("--args: {option}"), expected, (!has).to_string()));
+            }
+        }
+        let of_metadata =
+            self.file.metadata().get(MODEL_KEY).and_then(|name| ModelKind::from_str(name, false).ok());
+        let program = match model_0_0_17(keywords, arguments)?.or(of_metadata) {
             Some(ModelKind::Mlp) => Program::titans_0_0_17_mlp(chunk_size, depth),
             Some(ModelKind::Attention) => Program::titans_0_0_17(chunk_size),
             Some(other) => return Err(unsupported("--model", other.name())),
-            None if depth == 4 => {
-                let reason = "the attention memory and the MLP of depth 4 have the same names and shapes; pass \
-                              --model attention, or --model mlp for titans-pytorch's default";
-                return Err(Error::rejected(self.file.path().display().to_string(), reason));
+            None => {
+                let reason = "the attention memory and the MLP have the same names and, with a depth of 4, the same \
+                              shapes; pass --model attention, or --model mlp for titans-pytorch's default";
+                return Err(Error::rejected(path, reason));
             }
-            None => Program::titans_0_0_17_mlp(chunk_size, depth),
         };
         let mut parameters = BTreeMap::new();
         let required = ["to_keys_values.weight", "to_queries.weight", "to_adaptive_step.1.weight"];
@@ -327,16 +340,21 @@ impl Checkpoint<'_> {
             ["store_norm.weight", "retrieve_norm.weight", "post_rmsnorm.weight", "combine_heads.weight"];
         let optional = optional.into_iter().filter(|name| self.find(name).is_some());
         let names: Vec<_> = required.chain(optional).map(str::to_owned).collect();
-        let weights = (0..depth.max(1)).map(|p| format!("memory_model.weights.{p}"));
+        let weights = (0..depth).map(|p| format!("memory_model.weights.{p}"));
         for name in names.into_iter().chain(weights) {
             let tensor = self.take(&[&name])?;
             parameters.insert(name, tensor);
         }
+        self.reject_further_weights("memory_model.weights")?;
         self.finish(program, parameters, keywords)
     }
 
     fn import_0_5_5(mut self, keywords: &Keywords, arguments: &Arguments) -> Result<Imported> {
         reject_options(keywords)?;
+        if keywords.default_mlp_kwargs.is_some() {
+            let reason = "default_mlp_kwargs is not an argument of titans-pytorch 0.5.5; check --from";
+            return Err(Error::rejected("--args", reason));
+        }
         let chunk_size = chunk_size(keywords, arguments)?;
         let heads = keywords.heads.unwrap_or(1);
         let base = Preset::Titans055.program(chunk_size, heads);
@@ -405,9 +423,9 @@ impl Checkpoint<'_> {
             // Without refreshes the library never uses it.
             self.taken.insert(format!("{}transition_gate", self.prefix));
         }
-        for (p, weight) in
-            program.model.graph(Self::dim_head(keywords, &parameters)).weights.iter().enumerate()
-        {
+        // Keywords are compared with the tensors later; models are built for widths that exist.
+        let inner = parameters["to_queries.weight"].shape().first().copied().unwrap_or(0);
+        for (p, weight) in program.model.graph(inner / heads.max(1)).weights.iter().enumerate() {
             // Where heads share the weights, checkpoints that drop repeated tensors may keep either name.
             let wrapped = program.model.residual_norm;
             let template = match weight.name.as_str() {
@@ -422,13 +440,20 @@ impl Checkpoint<'_> {
             let tensor = self.take(&names.iter().map(String::as_str).collect::<Vec<_>>())?;
             parameters.insert(format!("memory_model.weights.{p}"), tensor);
         }
+        self.reject_further_weights("memory_model_parameters")?;
         self.finish(program, parameters, keywords)
     }
 
-    /// Returns the width of a head, which may follow from the queries.
-    fn dim_head(keywords: &Keywords, parameters: &BTreeMap<String, Tensor>) -> usize {
-        let inner = parameters["to_queries.weight"].shape().first().copied().unwrap_or(0);
-        keywords.dim_head.unwrap_or(inner / keywords.heads.unwrap_or(1).max(1))
+    /// Rejects a checkpoint with more memory weights than its model has.
+    fn reject_further_weights(&self, prefix: &str) -> Result<()> {
+        let start = format!("{}{prefix}.", self.prefix);
+        let mut further = self.file.tensors().keys().filter(|name| name.starts_with(&start));
+        let Some(name) = further.find(|name| !self.taken.contains(*name)) else { return Ok(()) };
+        let reason = format!(
+            "the checkpoint has the tensor {name}, which the model of these arguments lacks; pass the arguments that the \
+             memory was made with"
+        );
+        Err(Error::rejected("--args", reason))
     }
 
     /// Rejects tensors of options that the keywords do not name: then the keywords are not those of the checkpoint.
@@ -470,7 +495,7 @@ impl Checkpoint<'_> {
         let ([rows, cols], [more, same]) = (above.shape(), below.shape()) else {
             return Err(Error::file(self.file.path(), "matrices to_keys and to_values", shape(above)));
         };
-        if cols != same || above.dtype() != below.dtype() {
+        if (rows, cols) != (more, same) || above.dtype() != below.dtype() {
             let expected = format!("to_values like to_keys, {}", shape(above));
             return Err(Error::file(self.file.path(), expected, shape(below)));
         }
@@ -518,6 +543,42 @@ fn reject_options(keywords: &Keywords) -> Result<()> {
         return Err(unsupported("num_kv_per_token", &num_kv_per_token.to_string()));
     }
     keywords.max_grad_norm.map_or(Ok(()), |norm| Err(unsupported("max_grad_norm", &norm.to_string())))
+}
+
+/// Rejects options that 0.0.17 does not have.
+fn reject_later_options(keywords: &Keywords) -> Result<()> {
+    for (option, on) in [
+        ("batch_size", keywords.batch_size.is_some()),
+        ("qk_rmsnorm", keywords.qk_rmsnorm),
+        ("gated_transition", keywords.gated_transition),
+        ("activation", keywords.activation.is_some()),
+        ("momentum", !keywords.momentum),
+        ("default_model_kwargs", keywords.default_model_kwargs.is_some()),
+    ] {
+        if on {
+            let reason = format!("{option} is not an argument of titans-pytorch 0.0.17; check --from");
+            return Err(Error::rejected("--args", reason));
+        }
+    }
+    Ok(())
+}
+
+/// Returns the model of 0.0.17's arguments, if they name one.
+fn model_0_0_17(keywords: &Keywords, arguments: &Arguments) -> Result<Option<ModelKind>> {
+    let class = keywords.model.as_ref().and_then(|model| model.class.as_deref());
+    let of_class = match class {
+        None => keywords.default_mlp_kwargs.as_ref().map(|_| ModelKind::Mlp),
+        Some("MemoryMLP") => Some(ModelKind::Mlp),
+        Some("MemoryAttention" | "TitansAttentionMemory") => Some(ModelKind::Attention),
+        Some(other) => return Err(unsupported("model", &format!("{other:?}"))),
+    };
+    match (arguments.model, of_class) {
+        (Some(model), Some(of_class)) if model != of_class => {
+            let reason = format!("{} contradicts the model of --args; omit one of the two", model.name());
+            Err(Error::rejected("--model", reason))
+        }
+        (model, of_class) => Ok(model.or(of_class)),
+    }
 }
 
 /// Returns the model of 0.5.5's arguments, with the defaults of its classes.

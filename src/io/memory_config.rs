@@ -113,6 +113,9 @@ pub fn read_config(path: &Path, json: &str) -> Result<SavedConfig> {
     if format == 1 && model != ModelKind::Attention {
         return Err(bad(format!("model {} in format 1, written by nmem {nmem:?}", model.name())));
     }
+    if format == 1 && keys.choices() != (Choices { model: Some(model), ..Choices::default() }) {
+        return Err(bad("choices of a program in format 1".to_owned()));
+    }
     let outside = |key: &str| Error::limit(format!("{}: {key}", path.display()));
     check_chunk_size(chunk_size, model).map_err(outside("chunk_size"))?;
     let program = keys.choices().over(Program::titans_0_0_17(chunk_size)).and_then(|program| {

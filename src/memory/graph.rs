@@ -208,6 +208,8 @@ impl GraphBuilder {
 
     /// Adds an operator.
     pub fn apply(&mut self, op: Op, inputs: &[Value]) -> Value {
+        // The pass back writes one cotangent for each input.
+        assert!((1..inputs.len()).all(|i| !inputs[..i].contains(&inputs[i])), "distinct inputs");
         let widths: Vec<_> = inputs.iter().map(|&input| self.width_of(input)).collect();
         let layer = inputs.iter().map(|&input| self.layer_of(input)).max().unwrap_or(0);
         let learned =

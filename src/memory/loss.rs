@@ -165,8 +165,9 @@ impl Loss {
                 let power = e.abs().powf(p - 1.0);
                 (power * e.abs(), if e == 0.0 { 0.0 } else { p * e.signum() * power })
             }
-            Self::MeanSquare | Self::HalfSquare => (e * e, 2.0 * e),
-            Self::InnerProduct => unreachable!("depends on the prediction, not on the error"),
+            Self::MeanSquare | Self::HalfSquare | Self::InnerProduct => {
+                unreachable!("computed for whole rows")
+            }
         }
     }
 }

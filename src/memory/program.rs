@@ -80,7 +80,7 @@ pub struct Frame {
     pub per_head: bool,
 }
 
-/// All choices that make a memory, but for its sizes and numbers.
+/// All choices that make a memory, except its sizes and numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Program {
     /// The network whose weights are the memory.
@@ -219,7 +219,11 @@ impl Choices {
             loss,
             rule: Rule {
                 rate_form,
-                max_rate: self.max_rate.unwrap_or(base.rule.max_rate),
+                // Without a factor the form has none to remember.
+                max_rate: match rate_form {
+                    RateForm::Exp => 1.0,
+                    RateForm::Sigmoid => self.max_rate.unwrap_or(base.rule.max_rate),
+                },
                 rate_per: self.rate_per.unwrap_or(base.rule.rate_per),
                 momentum: self.no_momentum.map_or(base.rule.momentum, |without| !without),
                 decay_of: self.decay_of.unwrap_or(base.rule.decay_of),
@@ -403,8 +407,10 @@ impl Program {
     /// only.
     pub fn needs_cpu(&self) -> Option<String> {
         let only = Self::titans_0_0_17(self.chunk_size());
-        let what = if self.model != only.model {
+        let what = if self.model.kind != only.model.kind {
             format!("the model {}", self.model.kind.name())
+        } else if self.model != only.model {
+            "residual_norm".to_owned()
         } else if self.loss != only.loss {
             "this loss".to_owned()
         } else if self.rule != only.rule {

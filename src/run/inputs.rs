@@ -166,6 +166,18 @@ impl ResolvedInputs {
             (MemorySource::Random { .. }, None) => unreachable!("a random memory has sizes"),
         };
         if let Some(path) = &config.past {
+            // The state of such a memory holds whole weights, which past weights would not reach.
+            let whole = program.rule.holds_weights() || program.schedule.refresh.is_some();
+            if let ResolvedMemory::File(file) = &memory
+                && whole
+                && file.state_type().is_some()
+            {
+                let reason = format!(
+                    "the state in {} holds whole weights; add past weights before anything is stored",
+                    file.path().display()
+                );
+                return Err(Error::rejected("--past", reason));
+            }
             let shifted = cache.shifted(config, (&memory, &program), path, &mut progress)?;
             other("past", path, shifted.1.clone());
             memory = ResolvedMemory::File(Arc::clone(&shifted.0));

@@ -502,7 +502,7 @@ fn warnings_before(inputs: &ResolvedInputs) -> Vec<String> {
 
 /// Returns a warning if storing made the memory much worse, at some chunk or after the last one.
 fn warning_of_instability(statistics: &RunStatistics, ratio: f64) -> Option<String> {
-    let worse = format!("more than {ratio} times the loss at the initial weights");
+    let worse = format!("more than {ratio} times the loss at the weights of the gradients");
     let advice = "a smaller learning rate or momentum, or a larger decay, may help";
     if let Some(chunk) = statistics.first_unstable_chunk() {
         return Some(format!(
@@ -512,7 +512,7 @@ fn warning_of_instability(statistics: &RunStatistics, ratio: f64) -> Option<Stri
     let mean =
         |name: &str| statistics.last().columns().find(|(column, _)| *column == name).map(|(_, of)| of.mean);
     let (after, loss) = mean("loss_after").zip(mean("loss"))?;
-    let unstable = after.is_nan() || after > ratio * loss;
+    let unstable = after.is_nan() || (loss >= 0.0 && after > ratio * loss);
     unstable
         .then(|| format!("storing made the memory worse: loss_after of the last chunk is {worse}; {advice}"))
 }

@@ -34,8 +34,8 @@ impl Sums {
     /// Completes the current chunk.
     fn close(&mut self, unstable_ratio: f64) {
         let [loss, before] = std::mem::take(&mut self.losses);
-        // The loss is NaN if reading through the memory overflowed.
-        if before.is_nan() || before > unstable_ratio * loss {
+        // The loss is NaN if reading through the memory overflowed. A multiple of a negative loss means nothing.
+        if before.is_nan() || (loss >= 0.0 && before > unstable_ratio * loss) {
             self.first_unstable = self.first_unstable.or(self.chunk);
         }
     }

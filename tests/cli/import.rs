@@ -151,7 +151,11 @@ fn rejected_imports() {
         ("heads", 3.into()),
         ("dim", 7.into()),
         ("model", serde_json::json!({"class": "MemoryMLP", "depth": 3})),
+        ("model", serde_json::json!({"class": "MemoryMLP", "depth": 1})),
         ("model", serde_json::json!({"class": "MyMemory"})),
+        ("dim_head", serde_json::json!(u64::MAX)),
+        ("chunk_size", "4".into()),
+        ("default_mlp_kwargs", serde_json::json!({"depth": 2})),
         ("activation", "ReLU".into()),
         ("unknown", 1.into()),
     ] {
@@ -161,7 +165,9 @@ fn rejected_imports() {
         said.given(&format!("{key}: {value}"));
         said.reject(&sandbox, IMPORT);
         match old {
-            Value::Null if key == "unknown" => drop(args.as_object_mut().unwrap().remove(key)),
+            Value::Null if !["activation", "max_grad_norm", "batch_size"].contains(&key) => {
+                drop(args.as_object_mut().unwrap().remove(key));
+            }
             old => args[key] = old,
         }
     }
@@ -288,4 +294,7 @@ fn programs_in_sweeps() {
     sandbox.ok("sweep grid.toml --out swept -q --no-plots");
     let table = sandbox.csv("swept/results.csv");
     assert_eq!(table.rows.len(), 4);
+    let losses: std::collections::BTreeSet<_> =
+        table.numbers("loss_before").into_iter().map(f64::to_bits).collect();
+    assert_eq!(losses.len(), 4, "each model and schedule has its own losses");
 }

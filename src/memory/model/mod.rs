@@ -137,8 +137,12 @@ impl Options {
 
 /// Most layers of a model; a larger number is taken for a typing error.
 const MAX_DEPTH: usize = 64;
-/// Largest expansion, and largest rank as a multiple of d.
+/// Largest width for which a model is built to be checked.
+const MAX_WIDTH: usize = 1 << 32;
+/// Largest expansion.
 const MAX_EXPANSION: f64 = 64.0;
+/// Largest rank; a larger number is taken for a typing error.
+const MAX_RANK: usize = 1 << 16;
 
 /// A model with all options set.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -181,23 +185,22 @@ impl Model {
         if let Some(depth) = options.depth.filter(|depth| !(1..=MAX_DEPTH).contains(depth)) {
             return Err(("depth", OutOfRange::new(depth, format!("is out of range; use 1 to {MAX_DEPTH}"))));
         }
-        if let Some(rank) = options.rank.filter(|&rank| rank == 0) {
-            return Err(("rank", OutOfRange::new(rank, "is below 1; use 1 or more")));
+        if let Some(rank) = options.rank.filter(|rank| !(1..=MAX_RANK).contains(rank)) {
+            return Err(("rank", OutOfRange::new(rank, format!("is out of range; use 1 to {MAX_RANK}"))));
         }
         if let Some(scale) = options.scale.filter(|scale| !scale.is_finite()) {
             return Err(("scale", OutOfRange::new(scale, "is not finite; use a finite number")));
         }
-        if let Some(expansion) = options.expansion {
-            let hidden =
-                d.map(|d| expansion * d as f64 * if kind == &ModelKind::Swiglu { 2.0 / 3.0 } else { 1.0 });
-            if !(expansion > 0.0 && expansion <= MAX_EXPANSION) {
-                let problem = format!("is out of range; use a number above 0, up to {MAX_EXPANSION}");
-                return Err(("expansion", OutOfRange::new(expansion, problem)));
-            }
-            if hidden.is_some_and(|hidden| hidden < 1.0) {
-                let problem = "leaves hidden rows without a number; use a larger expansion";
-                return Err(("expansion", OutOfRange::new(expansion, problem)));
-            }
+        let expands = |x: &f64| *x > 0.0 && *x <= MAX_EXPANSION;
+        if let Some(expansion) = options.expansion.filter(|expansion| !expands(expansion)) {
+            let problem = format!("is out of range; use a number above 0, up to {MAX_EXPANSION}");
+            return Err(("expansion", OutOfRange::new(expansion, problem)));
+        }
+        // Widths that nothing can be multiplied with, from an expansion that is too small.
+        let weights = d.filter(|d| (1..=MAX_WIDTH).contains(d)).map(|d| self.graph(d).weights);
+        if weights.iter().flatten().any(|weight| weight.rows == 0 || weight.cols == 0) {
+            let problem = "gives hidden rows of width 0; use a larger expansion";
+            return Err(("expansion", OutOfRange::new(options.expansion.unwrap_or_default(), problem)));
         }
         Ok(())
     }
