@@ -193,7 +193,7 @@ pub struct Settings {
     #[arg(long, help_heading = "Program", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub per_head: Option<bool>,
 
-    /// Fix the learning rate θ of every chunk (0 or more); `learned` frees a gate that a saved memory fixes
+    /// Fix the learning rate θ of every chunk or token (0 or more); `learned` frees a gate that a saved memory fixes
     #[arg(long, value_name = "X", help_heading = "Gates", allow_negative_numbers = true)]
     pub learning_rate: Option<GateSetting>,
     /// Fix the momentum η (0 or more; above 1 updates grow without bound), or `learned`
@@ -213,7 +213,7 @@ pub struct Settings {
     #[arg(long, value_name = "B", help_heading = "Gates", allow_negative_numbers = true)]
     pub decay_bias: Option<f64>,
 
-    /// Read chunk by chunk, one chunk behind, while storing the same sequence (forward(seq) of the PyTorch module)
+    /// Read while storing the same sequence, with the weights that `reads` selects (forward(seq) of the PyTorch module)
     #[arg(long, help_heading = "Online", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub online: Option<bool>,
     /// Store this sequence while reading SEQ (forward(seq, store_seq)); implies --online

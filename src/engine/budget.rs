@@ -73,9 +73,10 @@ impl<T: Real> Memory<T> {
         let numbers = stored as u128 * stored_row as u128 + read as u128 * read_row as u128;
         let losses = stored as u128 * heads as u128 * size_of::<f64>() as u128;
         let panels = heads * panel_rows * arrays * size_of::<PanelRow<T>>();
-        // A point of gradients of its own, plain, in panels, and transposed.
+        // A point of gradients of its own, plain and prepared.
         let refreshes = storing && self.program.schedule.refresh.is_some();
-        let point = if refreshes { 4 * heads * panel_rows * size_of::<PanelRow<T>>() } else { 0 };
+        let of_point = self.graph.elements() * size_of::<T>() + self.point(0).bytes();
+        let point = if refreshes { heads * of_point } else { 0 };
         let kept = plan.kept_chunks() as u128;
         let kept_chunk = heads * (2 * self.chunk_size() * d * size_of::<T>() + size_of::<f64>());
         let runner =

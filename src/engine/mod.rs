@@ -74,23 +74,24 @@ use tokens::BlockTokens;
 /// Work for a memory.
 #[derive(Clone, Copy)]
 pub enum Work<'a, T> {
-    /// Reads every token with the current weights, W + U; the state does not change. Chunks count from the
+    /// Reads every token with the current weights; the state does not change. Chunks count from the
     /// first query.
     Read(&'a dyn Sequences<T>),
     /// Stores sequences. `probe` computes `loss_before` and `loss_after`.
     Store {
         /// Sequences to store.
         sequences: &'a dyn Sequences<T>,
-        /// Whether to also take ℓ at W + U before and after each chunk.
+        /// Whether to also take ℓ at the weights that are read, before and after each chunk.
         probe: bool,
     },
-    /// Reads chunk by chunk, one chunk behind the stored stream: `forward(read, store)` of the PyTorch module.
+    /// Reads while storing, with the weights that the [schedule](crate::memory::program::Reads) selects:
+    /// `forward(read, store)` of the PyTorch module.
     Online {
         /// The queries.
         read: &'a dyn Sequences<T>,
         /// Sequences to store; often the same as the queries.
         store: &'a dyn Sequences<T>,
-        /// Whether to also take ℓ at W + U before and after each chunk.
+        /// Whether to also take ℓ at the weights that are read, before and after each chunk.
         probe: bool,
     },
 }

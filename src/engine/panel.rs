@@ -65,9 +65,9 @@ pub struct Norms {
     pub surprise: f64,
     /// Norm of the momentum, ‖S‖.
     pub momentum: f64,
-    /// Norm of the update, ‖U‖.
+    /// Norm of the update: what storing has added to the initial weights.
     pub update: f64,
-    /// Norm of the weights, ‖W + U‖.
+    /// Norm of the weights that are read.
     pub weight: f64,
 }
 

@@ -214,6 +214,10 @@ impl Run<'_> {
         let first_token = state.stored.tokens;
         let load = loading.elapsed();
 
+        // From here on an interrupted run ends by itself, so that it removes what it has written.
+        let tokens =
+            inputs.data.dims().tokens.max(inputs.store().dims().tokens) * inputs.data.dims().sequences;
+        observe(RunEvent::Starting((tokens as u64).saturating_mul(config.repeat as u64 + 1)))?;
         let weights = memory.weight_shapes().len();
         let mut files =
             Files::create(directory, config, inputs, weights, RunStatistics::new(self.unstable_ratio))?;
@@ -295,9 +299,6 @@ impl Run<'_> {
         observe: Observer,
     ) -> Result<Computed> {
         let repeat = self.config.repeat;
-        let tokens =
-            inputs.data.dims().tokens.max(inputs.store().dims().tokens) * inputs.data.dims().sequences;
-        observe(RunEvent::Starting((tokens as u64).saturating_mul(repeat as u64 + 1)))?;
         let mut tick = |tokens: usize| {
             peak.sample();
             observe(RunEvent::Computed(tokens as u64))

@@ -295,6 +295,6 @@ fn programs_in_sweeps() {
     let table = sandbox.csv("swept/results.csv");
     assert_eq!(table.rows.len(), 4);
     let losses: std::collections::BTreeSet<_> =
-        table.numbers("loss_before").into_iter().map(f64::to_bits).collect();
+        table.numbers("loss_before_mean").into_iter().map(f64::to_bits).collect();
     assert_eq!(losses.len(), 4, "each model and schedule has its own losses");
 }
