@@ -19,7 +19,8 @@
 //! Further modules:
 //!
 //! - `matmul`: the kernels of the gemm crate on array views; [`packed`]: products with weights in column panels;
-//! - [`simd`]: vectors of either element type; [`statistics`]: means and confidence intervals;
+//! - [`simd`]: vectors of either element type; [`norm`]: sums of squares over the whole range of numbers;
+//! - [`statistics`]: means and confidence intervals;
 //! - `peak`: memory used; `error`: the error type; `escape`: names for display.
 
 pub mod cli;
@@ -33,6 +34,7 @@ pub mod io;
 pub mod matmul;
 pub mod memory;
 pub mod metrics;
+pub mod norm;
 pub mod packed;
 mod peak;
 pub mod plot;

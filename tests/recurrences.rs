@@ -7,10 +7,10 @@ mod support;
 
 use ndarray::{Array2, ArrayView2, s};
 use nmem::engine::Work;
-use nmem::engine::norm::norm;
 use nmem::engine::panel::{FusedUpdate, Norms, Panel, PanelColumns, Reading, Step, StoredChunks};
 use nmem::memory::Program;
 use nmem::memory::parameters::Init;
+use nmem::norm::norm;
 use nmem::real::Real;
 use proptest::collection::vec;
 use proptest::prelude::*;

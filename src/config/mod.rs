@@ -334,14 +334,14 @@ impl Settings {
                 seed: self.seed.unwrap_or(0),
             });
         };
-        let drawn_only = [
+        let random_only = [
             ("--preset", self.preset.is_some()),
             ("--init", self.init.is_some()),
             ("--seed", self.seed.is_some()),
             ("--no-pre-norm", self.no_pre_norm == Some(true)),
             ("--no-post-norm", self.no_post_norm == Some(true)),
         ];
-        match drawn_only.into_iter().find(|(_, given)| *given) {
+        match random_only.into_iter().find(|(_, given)| *given) {
             Some((flag, _)) => {
                 let path = path.display();
                 let reason = format!("applies to a random memory only; omit it or --memory {path}");
@@ -444,7 +444,7 @@ impl Config {
         });
         match flag.or_else(|| self.restart_momentum.then(|| "--restart-momentum".to_owned())) {
             Some(flag) => {
-                Err(Error::rejected(flag, "the memory has no momentum (--no-momentum); omit one of the two"))
+                Err(Error::rejected(flag, "the memory has no momentum; omit this or --no-momentum"))
             }
             None => Ok(()),
         }

@@ -5,9 +5,10 @@ use std::sync::OnceLock;
 
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
+use super::Memory;
+use super::cpu::Scratch;
 use super::gradient::Factors;
-use super::plan::Plan;
-use super::{Memory, Scratch, Sizes};
+use super::plan::{Plan, Sizes};
 use crate::error::{Error, Result};
 use crate::memory::limits::OutOfRange;
 use crate::packed::PanelRow;

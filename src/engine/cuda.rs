@@ -10,8 +10,8 @@
 //!
 //! Matrices of heads are (sequences, heads, rows, columns). Transfers count as input and output, not as computing.
 //!
-//! - this file: blocks of tokens, one after another;
-//! - `buffers`: buffers of a block on the device, time segments;
+//! - this file: the executor, which computes a block;
+//! - `buffers`: buffers of a block and states of sequences on the device, time segments;
 //! - `step`: the computation of a block on the device, kernel after kernel;
 //! - `report`: the results of a block.
 
@@ -21,14 +21,14 @@ mod step;
 
 use std::cell::Cell;
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use ndarray::s;
-
-use self::buffers::DeviceBuffers;
-use self::step::{Marks, Step};
+use self::buffers::{DeviceBuffers, DeviceState};
+use self::step::Step;
+use super::driver::{BlockResults, BlockStep, Buffers, Executor, Waits};
+use super::plan::Plan;
 use super::tokens::BlockTokens;
-use super::{Block, Memory, Outcome, Plan, Sink, Sizes, Work};
+use super::{Engine, Memory};
 use crate::cuda::{Array, Device};
 use crate::error::{Error, Result};
 use crate::memory::State;
@@ -49,20 +49,13 @@ const MAX_HEADS: usize = 65_535;
 /// Number of findings before those of heads.
 const RANGES: usize = 2;
 
-/// An engine that runs a memory on a device. Its buffers are reused by the next run of the same kind and size.
-pub struct CudaEngine<'m, T: Real> {
+/// Computes blocks on a GPU.
+pub struct CudaExecutor<'m, T: Real> {
     memory: &'m Memory<T>,
     device: &'m dyn Device,
     weights: Weights<'m, T>,
-    buffers: Option<DeviceBuffers<'m, T>>,
     /// Bytes that the buffers of a block may take.
     budget: Option<usize>,
-    /// Each sequence's next block, in host memory.
-    incoming: Vec<BlockTokens<T>>,
-    /// Retrieved rows of a block.
-    outgoing: Vec<T>,
-    /// Marks between phases, reused for every block.
-    marks: Marks,
     /// Whether a large product ran.
     large: Cell<bool>,
 }
@@ -82,12 +75,23 @@ struct Weights<'d, T> {
     post_norm: Option<Array<'d, T>>,
 }
 
-impl<'m, T: Real> CudaEngine<'m, T> {
-    /// Uploads the parameters to the device.
+impl<'m, T: Real> Engine<CudaExecutor<'m, T>> {
+    /// Creates an engine that runs `memory` on a device, and uploads the parameters. It has no retention.
     ///
     /// # Errors
     /// A program whose parts have no kernels, and failures of the device.
-    pub fn new(memory: &'m Memory<T>, device: &'m dyn Device) -> Result<Self> {
+    pub fn on_gpu(memory: &'m Memory<T>, device: &'m dyn Device) -> Result<Self> {
+        Ok(Self::driving(CudaExecutor::new(memory, device)?))
+    }
+
+    /// Returns the implementation of large products, if any ran.
+    pub fn products(&self) -> Option<String> {
+        self.executor.large.get().then(|| self.executor.device.products())
+    }
+}
+
+impl<'m, T: Real> CudaExecutor<'m, T> {
+    fn new(memory: &'m Memory<T>, device: &'m dyn Device) -> Result<Self> {
         if let Some(reason) = memory.program.needs_cpu() {
             return Err(Error::Cuda(format!("{reason}; use --device cpu")));
         }
@@ -118,85 +122,14 @@ impl<'m, T: Real> CudaEngine<'m, T> {
                 retrieve_norm: norm(&projections.retrieve_norm)?,
                 post_norm: norm(&projections.post_norm)?,
             },
-            buffers: None,
             budget: None,
-            incoming: Vec::new(),
-            outgoing: Vec::new(),
-            marks: Marks::default(),
             large: Cell::default(),
         })
     }
 
-    /// Runs `work` like [`Engine::run`](super::Engine::run), without retention.
-    pub fn run(
-        &mut self,
-        state: &mut State<T>,
-        work: Work<'_, T>,
-        sink: &mut dyn Sink<T>,
-        tick: &mut (dyn FnMut(usize) -> Result<()> + Send),
-    ) -> Result<Outcome> {
-        let begin = Instant::now();
-        state.lay_out();
-        let mut plan = Plan::new(self.memory, state, work, None)?;
-        let group = self.prepare_buffers(&mut plan)?;
-        let mut outcome = Outcome { read_past_store: plan.read_past_store, ..Outcome::default() };
-        for first in (0..plan.sequences).step_by(group) {
-            let sequences = first..plan.sequences.min(first + group);
-            self.run_group(&plan, state, sequences, sink, tick, &mut outcome)?;
-            if outcome.divergence.is_some() {
-                break;
-            }
-        }
-        if outcome.divergence.is_none() {
-            plan.finish(state)?;
-        }
-        outcome.computing = begin.elapsed().saturating_sub(outcome.input + outcome.output);
-        Ok(outcome)
-    }
-
-    /// Returns the implementation of large products, if any ran.
-    pub fn products(&self) -> Option<String> {
-        self.large.get().then(|| self.device.products())
-    }
-
-    /// Returns the bytes of parameters and buffers on the device.
-    pub fn bytes(&self) -> usize {
-        let Weights { base, qkv, keys_values, queries, gates, combine, store_norm, retrieve_norm, post_norm } =
-            &self.weights;
-        let always = [base, qkv, keys_values, queries, gates];
-        let weights =
-            always.into_iter().chain(combine).chain(store_norm).chain(retrieve_norm).chain(post_norm);
-        weights.map(Array::bytes).sum::<usize>() + self.buffers.as_ref().map_or(0, DeviceBuffers::bytes)
-    }
-
-    /// Allocates buffers for as many rows as are worthwhile and fit. Returns the number of sequences of a group.
-    fn prepare_buffers(&mut self, plan: &mut Plan<'_, T>) -> Result<usize> {
-        let fits = |made: &Option<DeviceBuffers<'_, T>>, sizes: Sizes, group: usize| {
-            made.as_ref().is_some_and(|buffers| buffers.sizes == sizes && buffers.sequences == group)
-        };
-        // Querying the free memory takes a tenth of the time of a short sequence.
-        if let Some(budget) = self.budget {
-            let group = self.divide(plan, budget);
-            if fits(&self.buffers, plan.sizes(), group) {
-                return Ok(group);
-            }
-        }
-        let taken = self.buffers.as_ref().map_or(0, DeviceBuffers::bytes);
-        let budget = (self.device.free_bytes()? + taken) / BUDGET_DIVISOR;
-        self.budget = Some(budget);
-        let group = self.divide(plan, budget);
-        let sizes = plan.sizes();
-        if !fits(&self.buffers, sizes, group) {
-            self.buffers = None;
-            self.incoming = (0..group).map(|_| BlockTokens::new(sizes, self.memory.dimensions.dim)).collect();
-            self.buffers = Some(DeviceBuffers::new(self.device, self.memory, sizes, group)?);
-        }
-        Ok(group)
-    }
-
     /// Sets the rows of a block so that its buffers take at most `budget` bytes. Returns the number of
     /// sequences of a group.
-    fn divide(&self, plan: &mut Plan<'_, T>, budget: usize) -> usize {
+    fn divide_by(&self, plan: &mut Plan<'_, T>, budget: usize) -> usize {
         let c = plan.chunk_size;
         let dimensions = self.memory.dimensions;
         let (d, h) = (dimensions.dim_head, dimensions.heads);
@@ -221,92 +154,138 @@ impl<'m, T: Real> CudaEngine<'m, T> {
         group
     }
 
-    fn run_group(
+    fn step<'a>(&'a self, step: &BlockStep<'a, T>) -> Step<'a, T> {
+        Step {
+            memory: self.memory,
+            device: self.device,
+            weights: &self.weights,
+            plan: step.plan,
+            block: step.block,
+            sequences: step.sequences.len(),
+            large: &self.large,
+        }
+    }
+}
+
+impl<'m, T: Real> Executor for CudaExecutor<'m, T> {
+    type Number = T;
+    type Prepared = DeviceBuffers<'m, T>;
+    type Running = DeviceState<'m, T>;
+
+    fn memory(&self) -> &Memory<T> {
+        self.memory
+    }
+
+    /// Chooses as many rows as are worthwhile and fit the device.
+    fn divide(
         &mut self,
-        plan: &Plan<'_, T>,
+        plan: &mut Plan<'_, T>,
+        _: &State<T>,
+        held: Option<&Buffers<Self>>,
+    ) -> Result<usize> {
+        if plan.retention.is_some() {
+            let reason = "chunks are kept by the CPU's engine only; use --device cpu".to_owned();
+            return Err(Error::rejected("--retention", reason));
+        }
+        // Querying the free memory takes a tenth of the time of a short sequence.
+        if let Some(budget) = self.budget {
+            let group = self.divide_by(plan, budget);
+            if held.is_some_and(|held| held.sizes == plan.sizes() && held.sequences == group) {
+                return Ok(group);
+            }
+        }
+        let taken = held.map_or(0, |held| held.prepared.bytes() + held.running.bytes());
+        let budget = (self.device.free_bytes()? + taken) / BUDGET_DIVISOR;
+        self.budget = Some(budget);
+        Ok(self.divide_by(plan, budget))
+    }
+
+    fn allocate(&mut self, plan: &Plan<'_, T>, sequences: usize) -> Result<(Self::Prepared, Self::Running)> {
+        let (memory, sizes) = (self.memory, plan.sizes());
+        let buffers = DeviceBuffers::new(self.device, memory, sizes, sequences)?;
+        Ok((buffers, DeviceState::new(self.device, memory, sizes, sequences)?))
+    }
+
+    fn bytes(&self, buffers: Option<&Buffers<Self>>) -> usize {
+        let Weights { base, qkv, keys_values, queries, gates, combine, store_norm, retrieve_norm, post_norm } =
+            &self.weights;
+        let always = [base, qkv, keys_values, queries, gates];
+        let weights =
+            always.into_iter().chain(combine).chain(store_norm).chain(retrieve_norm).chain(post_norm);
+        let of_buffers = buffers.map_or(0, |held| held.prepared.bytes() + held.running.bytes());
+        weights.map(Array::bytes).sum::<usize>() + of_buffers
+    }
+
+    fn load(
+        &self,
+        running: &mut Self::Running,
+        state: &State<T>,
+        sequences: Range<usize>,
+    ) -> Result<Duration> {
+        let sending = Instant::now();
+        running.send(self.device, state, sequences)?;
+        Ok(sending.elapsed())
+    }
+
+    fn take(&self, prepared: &mut Self::Prepared, tokens: &mut [BlockTokens<T>]) -> Result<Duration> {
+        let sending = Instant::now();
+        let parts = |rows: fn(&BlockTokens<T>) -> &[T]| tokens.iter().map(rows).collect::<Vec<_>>();
+        let [stored, read] = &mut prepared.tokens;
+        stored.upload_parts(0, &parts(|tokens| tokens.store.elements()))?;
+        read.upload_parts(0, &parts(|tokens| tokens.read.elements()))?;
+        self.device.synchronize()?;
+        Ok(sending.elapsed())
+    }
+
+    fn prepare(&self, step: &BlockStep<'_, T>, prepared: &mut Self::Prepared) -> Result<()> {
+        self.step(step).prepare(prepared)
+    }
+
+    fn advance(
+        &self,
+        step: &BlockStep<'_, T>,
+        prepared: &mut Self::Prepared,
+        running: &mut Self::Running,
+        read_ahead: &mut (dyn FnMut() -> Result<Duration> + Send),
+    ) -> Result<Waits> {
+        let of_block = self.step(step);
+        of_block.advance(prepared, running)?;
+        let loading = read_ahead()?;
+        self.device.synchronize()?;
+        // The device has worked meanwhile: input time after its end counts as waiting.
+        let computed = prepared.marks.add_phases(self.device, step.clock)?;
+        let receiving = Instant::now();
+        let mut measured = of_block.measured(prepared)?;
+        let mut output = receiving.elapsed();
+        of_block.rescale(prepared, running, &mut measured)?;
+        let receiving = Instant::now();
+        of_block.receive_output(prepared)?;
+        output += receiving.elapsed();
+        prepared.measured = measured;
+        if step.block.store.len() > 0 {
+            running.arrays.swap(0, 1);
+        }
+        Ok(Waits { input: loading.saturating_sub(computed), output })
+    }
+
+    fn results<'a>(
+        &self,
+        step: &BlockStep<'_, T>,
+        prepared: &'a Self::Prepared,
+        _: &'a Self::Running,
+        i: usize,
+    ) -> Result<BlockResults<'a, T>> {
+        self.step(step).results(prepared, step.sequences.start + i, i)
+    }
+
+    fn save(
+        &self,
+        running: &Self::Running,
         state: &mut State<T>,
-        group: Range<usize>,
-        sink: &mut dyn Sink<T>,
-        tick: &mut (dyn FnMut(usize) -> Result<()> + Send),
-        outcome: &mut Outcome,
-    ) -> Result<()> {
-        let Self { memory, device, weights, buffers, incoming, outgoing, marks, large, .. } = self;
-        let buffers = buffers.as_mut().expect("made before");
-        let tokens = &mut incoming[..group.len()];
-        let load = |tokens: &mut [BlockTokens<T>], block: Block| {
-            let begin = Instant::now();
-            let mut sequences = tokens.iter_mut().zip(group.clone());
-            sequences.try_for_each(|(tokens, sequence)| tokens.load(plan, sequence, block))?;
-            Ok::<_, Error>(begin.elapsed())
-        };
-        let transfer = Instant::now();
-        buffers.send_state(*device, state, group.clone())?;
-        let mut blocks = plan.blocks().peekable();
-        if let Some(&first) = blocks.peek() {
-            load(tokens, first)?;
-        }
-        outcome.input += transfer.elapsed();
-
-        let mut active = group.len();
-        let mut rows = vec![0; active];
-        while let Some(block) = blocks.next() {
-            let sending = Instant::now();
-            let parts =
-                |rows: fn(&BlockTokens<T>) -> &[T]| tokens[..active].iter().map(rows).collect::<Vec<_>>();
-            let [stored, read] = &mut buffers.tokens;
-            stored.upload_parts(0, &parts(|tokens| tokens.store.elements()))?;
-            read.upload_parts(0, &parts(|tokens| tokens.read.elements()))?;
-            device.synchronize()?;
-            outcome.input += sending.elapsed();
-
-            let step = Step { memory, device: *device, weights, plan, block, sequences: active, large };
-            step.compute(buffers, marks)?;
-            let loading = match blocks.peek() {
-                Some(&next) => load(&mut tokens[..active], next)?,
-                None => std::time::Duration::ZERO,
-            };
-            device.synchronize()?;
-            // The device has worked meanwhile: input time after its end counts as waiting.
-            let computed = step.add_phases(marks, outcome)?;
-            outcome.input += loading.saturating_sub(computed);
-
-            let receiving = Instant::now();
-            let mut measured = step.measured(buffers)?;
-            outcome.output += receiving.elapsed();
-            step.rescale(buffers, &mut measured)?;
-            let writing = Instant::now();
-            let output = step.output(buffers, outgoing)?;
-            for (i, rows) in rows.iter_mut().enumerate().take(active) {
-                let (reported, [divergence, bad_read]) =
-                    step.report(buffers, &measured, group.start + i, i)?;
-                sink.metrics(&reported)?;
-                *rows += reported.len();
-                let start = plan.first_query.clamp(block.read.start, block.read.end);
-                let read = output.slice(s![i, start - block.read.start.., ..]);
-                if read.nrows() > 0 && divergence.is_none() && bad_read.is_none() {
-                    sink.retrieved(group.start + i, start.saturating_sub(plan.first_query), read)?;
-                }
-                if outcome.ends(divergence, bad_read, plan.store.is_some()) {
-                    active = i;
-                    break;
-                }
-            }
-            outcome.output += writing.elapsed();
-            if block.store.len() > 0 {
-                buffers.state.swap(0, 1);
-            }
-            tick(active * block.store.len().max(block.read.len()))?;
-            if active == 0 {
-                break;
-            }
-        }
-        if plan.store.is_some() {
-            let receiving = Instant::now();
-            buffers.receive_state(state, group.start..group.start + active)?;
-            outcome.output += receiving.elapsed();
-        }
-        let last = outcome.divergence.as_ref().map_or(group.end, |divergence| divergence.sequence + 1);
-        outcome.rows += rows[..last - group.start].iter().sum::<usize>();
-        (group.start..last).try_for_each(|sequence| sink.sequence_done(sequence))
+        sequences: Range<usize>,
+    ) -> Result<Duration> {
+        let receiving = Instant::now();
+        running.receive(state, sequences)?;
+        Ok(receiving.elapsed())
     }
 }

@@ -6,39 +6,30 @@ use std::ops::Range;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
-use super::gradient::{Examples, Factors, GradientPoint, loss_and_gradient};
-use super::norm::joined;
+use super::Memory;
+use super::block_inputs::HeadBlock;
+use super::cpu::Context;
+use super::gradient::GradientPoint;
+use super::outcome::{Divergence, Phase};
 use super::panel::{FusedUpdate, Norms, Panel, Reading, Step, StoredChunks};
-use super::plan::Stretch;
+use super::plan::{Block, Sizes, Stretch};
 use super::reader::Reader;
 use super::retention::KeptChunks;
-use super::{Block, Context, Divergence, Memory, Phase, Sizes};
 use crate::memory::graph::Value;
 use crate::memory::{GateValues, Loss};
 use crate::metrics::{ChunkMetrics, WeightMetrics, rounded};
+use crate::norm::joined;
 use crate::real::Real;
-
-/// Inputs of a head for one block.
-pub struct Inputs<'a, T> {
-    /// (rows, d)
-    pub keys: ArrayView2<'a, T>,
-    /// (rows, d)
-    pub values: ArrayView2<'a, T>,
-    /// (rows, d)
-    pub queries: ArrayView2<'a, T>,
-    /// Gates of the head, by chunk.
-    pub gates: Vec<GateValues>,
-    /// θ of each stored token, where tokens have their own.
-    pub rates: Option<Vec<T>>,
-}
 
 /// Column panels and buffers of one head.
 pub struct Head<T: Real> {
     index: usize,
     panels: Vec<Panel<T>>,
     queries: Reader<T>,
-    /// Absent in a plain read.
-    storing: Option<StoreBuffers<T>>,
+    /// Readers of the keys, just before and just after their chunk is stored.
+    probe: Option<[Reader<T>; 2]>,
+    /// The weights of the last refresh, in file order and prepared for gradients; absent without refreshes.
+    point: Option<(Vec<T>, GradientPoint<T>)>,
     /// Empty without retention.
     pub kept: KeptChunks<T>,
     /// Metrics of the block, up to a divergence.
@@ -47,17 +38,6 @@ pub struct Head<T: Real> {
     pub divergence: Option<Divergence>,
     /// The first non-finite value read in the block.
     pub bad_read: Option<Divergence>,
-}
-
-/// Buffers for storing.
-struct StoreBuffers<T> {
-    factors: Factors<Array2<T>>,
-    /// Loss of each row of the block at W.
-    losses: Vec<f64>,
-    /// Readers of the keys, just before and just after their chunk is stored.
-    probe: Option<[Reader<T>; 2]>,
-    /// The weights of the last refresh, in file order and prepared for gradients; absent without refreshes.
-    point: Option<(Vec<T>, GradientPoint<T>)>,
 }
 
 impl<T: Real> Head<T> {
@@ -71,12 +51,9 @@ impl<T: Real> Head<T> {
             index,
             panels: memory.columns.iter().map(|columns| Panel::new(columns, arrays)).collect(),
             queries: Reader::new(graph, places, read, false),
-            storing: storing.then(|| StoreBuffers {
-                factors: Factors::new(graph, stored),
-                losses: vec![0.0; stored],
-                probe: probe.then(|| [(); 2].map(|()| Reader::new(graph, places, stored, true))),
-                point: refreshes.then(|| (vec![T::zero(); graph.elements()], memory.point(index).clone())),
-            }),
+            probe: probe.then(|| [(); 2].map(|()| Reader::new(graph, places, stored, true))),
+            point: (storing && refreshes)
+                .then(|| (vec![T::zero(); graph.elements()], memory.point(index).clone())),
             kept: KeptChunks::default(),
             rows: Vec::new(),
             divergence: None,
@@ -86,15 +63,12 @@ impl<T: Real> Head<T> {
 
     /// Returns the bytes of panels and buffers.
     pub fn bytes(&self) -> usize {
-        let storing = self.storing.as_ref().map_or(0, |storing| {
-            let probe = storing.probe.iter().flatten().map(Reader::len).sum::<usize>();
-            let point = storing.point.as_ref();
-            let numbers = storing.factors.len() + probe + point.map_or(0, |(weights, _)| weights.len());
-            let prepared = point.map_or(0, |(_, point)| point.bytes());
-            numbers * size_of::<T>() + prepared + size_of_val(&storing.losses[..])
-        });
+        let readers = self.probe.iter().flatten().chain([&self.queries]).map(Reader::len).sum::<usize>();
+        let point = self.point.as_ref();
+        let numbers = readers + point.map_or(0, |(weights, _)| weights.len());
+        let prepared = point.map_or(0, |(_, point)| point.bytes());
         let panels = self.panels.iter().map(Panel::bytes).sum::<usize>();
-        panels + self.kept.bytes() + storing + self.queries.len() * size_of::<T>()
+        panels + self.kept.bytes() + numbers * size_of::<T>() + prepared
     }
 
     /// Loads the state's arrays, and the weights of the last refresh after them, in file order.
@@ -107,7 +81,7 @@ impl<T: Real> Head<T> {
             let parts: Vec<_> = arrays.iter().map(|array| &array[place.clone()]).collect();
             panel.load(columns, &parts);
         });
-        if let Some((weights, point)) = self.storing.as_mut().and_then(|storing| storing.point.as_mut()) {
+        if let Some((weights, point)) = &mut self.point {
             weights.copy_from_slice(arrays[memory.program.rule.arrays().len()]);
             *point = GradientPoint::new(&memory.graph, weights);
         }
@@ -121,8 +95,7 @@ impl<T: Real> Head<T> {
             let mut parts: Vec<_> = of_rule.iter_mut().map(|array| &mut array[place.clone()]).collect();
             panel.save(columns, &mut parts);
         }
-        let point = self.storing.as_ref().and_then(|storing| storing.point.as_ref());
-        if let (Some(to), Some((weights, _))) = (of_point.first_mut(), point) {
+        if let (Some(to), Some((weights, _))) = (of_point.first_mut(), &self.point) {
             to.copy_from_slice(weights);
         }
     }
@@ -132,7 +105,7 @@ impl<T: Real> Head<T> {
         &mut self,
         context: &Context<'_, T>,
         (sequence, block): (usize, Block),
-        inputs: &Inputs<'_, T>,
+        mut inputs: HeadBlock<'_, T>,
         mut output: ArrayViewMut2<'_, T>,
     ) {
         let memory = context.memory;
@@ -145,13 +118,15 @@ impl<T: Real> Head<T> {
         }
         self.panels.iter_mut().for_each(|panel| panel.norms.clear());
         for stretch in context.plan.stretches(block) {
-            self.advance(context, &stretch, inputs, &steps, output.view_mut());
+            self.advance(context, &stretch, &mut inputs, &steps, output.view_mut());
             if stretch.refresh {
                 self.refresh(memory);
             }
         }
         output.slice_mut(s![..context.plan.unready(block), ..]).fill(T::zero());
-        context.timed(Phase::Metrics, || self.report(memory, (sequence, block), inputs, output.view()));
+        context
+            .clock
+            .timed(Phase::Metrics, || self.report(memory, (sequence, block), &inputs, output.view()));
         if self.divergence.is_none() && context.plan.keeps(block) {
             let chunk = inputs.keys.nrows() - memory.chunk_size()..;
             let [keys, values] =
@@ -167,9 +142,8 @@ impl<T: Real> Head<T> {
 
     /// Takes gradients at the weights of this moment from here on.
     fn refresh(&mut self, memory: &Memory<T>) {
-        let Self { index, panels, storing, .. } = self;
-        let (weights, point) =
-            storing.as_mut().and_then(|storing| storing.point.as_mut()).expect("a point of its own");
+        let Self { index, panels, point, .. } = self;
+        let (weights, point) = point.as_mut().expect("a point of its own");
         let base = memory.base_panels(*index);
         for ((panel, columns), base) in panels.iter_mut().zip(&memory.columns).zip(base) {
             let place = memory.weight_elements[columns.weight].clone();
@@ -188,7 +162,7 @@ impl<T: Real> Head<T> {
         &mut self,
         context: &Context<'_, T>,
         stretch: &Stretch,
-        inputs: &Inputs<'_, T>,
+        inputs: &mut HeadBlock<'_, T>,
         steps: &[Step<T>],
         output: ArrayViewMut2<'_, T>,
     ) {
@@ -196,9 +170,9 @@ impl<T: Real> Head<T> {
         let model = (&memory.graph, &memory.places);
         let c = memory.chunk_size();
         let Stretch { store, read, .. } = stretch;
-        let Self { index, panels, queries, storing, .. } = self;
-        if let Some(storing) = storing {
-            storing.loss_and_gradient(context, *index, store, inputs);
+        let Self { index, panels, queries, probe, point, .. } = self;
+        if let Some((_, point)) = point {
+            inputs.take_gradients(context, point, store.clone());
         }
         let keys = inputs.keys.slice(s![store.clone(), ..]);
         let output = output.slice_move(s![read.clone(), ..]);
@@ -209,16 +183,13 @@ impl<T: Real> Head<T> {
             Some(output),
             one,
         )];
-        let mut factors = None;
-        if let Some(StoreBuffers { factors: of_block, probe, .. }) = storing {
-            factors = Some(&*of_block);
-            for (reader, after) in probe.iter_mut().flatten().zip([false, true]) {
-                let mut passage = reader.passage(keys, store.clone(), None, one);
-                passage.after = after;
-                passages.push(passage);
-            }
+        for (reader, after) in probe.iter_mut().flatten().zip([false, true]) {
+            let mut passage = reader.passage(keys, store.clone(), None, one);
+            passage.after = after;
+            passages.push(passage);
         }
-        let stored = factors.map(|factors| (factors, &steps[store.start / c..store.end / c]));
+        let of_chunks = &steps[store.start / c..store.end / c];
+        let stored = inputs.gradients.as_deref().map(|gradients| (&gradients.factors, of_chunks));
         for layer in 0..=memory.graph.layers() {
             let mut products: Vec<_> =
                 passages.iter_mut().map(|passage| passage.take(model, layer)).collect();
@@ -271,7 +242,9 @@ impl<T: Real> Head<T> {
                     }
                 }
             }
-            updates.into_par_iter().for_each(|update| context.timed(Phase::FusedUpdate, || update.run()));
+            updates
+                .into_par_iter()
+                .for_each(|update| context.clock.timed(Phase::FusedUpdate, || update.run()));
             for (passage, products) in passages.iter_mut().zip(products) {
                 passage.put(model, layer, products);
                 passage.operate(context, layer);
@@ -285,12 +258,12 @@ impl<T: Real> Head<T> {
         &mut self,
         memory: &Memory<T>,
         (sequence, block): (usize, Block),
-        inputs: &Inputs<'_, T>,
+        inputs: &HeadBlock<'_, T>,
         output: ArrayView2<'_, T>,
     ) {
         let c = memory.chunk_size();
         let first = block.start() / c;
-        let Self { index, panels, storing, rows, divergence, bad_read, .. } = self;
+        let Self { index, panels, probe, rows, divergence, bad_read, .. } = self;
         let diverged = |chunk: usize, quantity: &'static str, value: f64| {
             let value = value.to_string();
             Some(Divergence { sequence, chunk: first + chunk, head: Some(*index), quantity, value })
@@ -298,10 +271,16 @@ impl<T: Real> Head<T> {
         rows.clear();
         *bad_read =
             first_nonfinite(output).and_then(|(row, value)| diverged(row / c, "retrieved", value.to_f64()));
-        if let Some(storing) = storing {
+        if let Some(gradients) = inputs.gradients.as_deref() {
             let row = |chunk: usize| {
                 let gates = inputs.gates[chunk];
-                let losses = storing.chunk_losses(memory.program.loss, inputs, chunk * c..(chunk + 1) * c);
+                let range = chunk * c..(chunk + 1) * c;
+                let at_w = gradients.losses[range.clone()].iter().sum();
+                let values = inputs.values.slice(s![range.clone(), ..]);
+                let read = |reader: &Reader<T>| {
+                    chunk_loss(memory.program.loss, reader.output().slice(s![range.clone(), ..]), values)
+                };
+                let losses = (at_w, probe.as_ref().map(|readers| readers.each_ref().map(read)));
                 let of_weight =
                     |panels: &[Panel<T>]| Norms::joined(panels.iter().map(|panel| panel.norms[chunk]));
                 let norms: Vec<_> =
@@ -323,59 +302,6 @@ impl<T: Real> Head<T> {
 /// Returns the rows of a stretch of a factor.
 fn of_stretch<'a, T>(factor: Option<&'a Array2<T>>, rows: &Range<usize>) -> ArrayView2<'a, T> {
     factor.expect("a factor of a linear map").slice(s![rows.clone(), ..])
-}
-
-impl<T: Real> StoreBuffers<T> {
-    /// Computes the gradients of some rows of the block at W. Groups of rows run in parallel.
-    fn loss_and_gradient(
-        &mut self,
-        context: &Context<'_, T>,
-        head: usize,
-        rows: &Range<usize>,
-        inputs: &Inputs<'_, T>,
-    ) {
-        let (memory, group) = (context.memory, context.plan.group_rows);
-        let Self { factors, losses, point, .. } = self;
-        let point = point.as_ref().map_or(memory.point(head), |(_, point)| point);
-        let groups =
-            factors.groups(rows.clone(), group).into_iter().zip(losses[rows.clone()].chunks_mut(group));
-        let [keys, values] = [inputs.keys, inputs.values].map(|all| all.slice_move(s![rows.clone(), ..]));
-        let tokens = keys.axis_chunks_iter(Axis(0), group).zip(values.axis_chunks_iter(Axis(0), group));
-        let weights = inputs.rates.as_ref().map(|rates| &rates[rows.clone()]);
-        groups.zip(tokens).enumerate().collect::<Vec<_>>().into_par_iter().for_each(
-            |(i, ((factors, losses), (keys, values)))| {
-                context.with_scratch(Phase::Gradients, |scratch| {
-                    let weights = weights.map(|weights| &weights[i * group..][..keys.nrows()]);
-                    let examples = Examples { keys, values, weights, chunk: memory.chunk_size() };
-                    let gradient = scratch.gradient.as_mut().expect("a run that stores");
-                    let model = (&memory.graph, memory.program.loss);
-                    loss_and_gradient(
-                        model,
-                        point,
-                        examples,
-                        losses,
-                        factors,
-                        (gradient, &mut scratch.works),
-                    );
-                });
-            },
-        );
-    }
-
-    /// Returns ℓ of a chunk at W, and at the weights that are read just before and just after it was stored.
-    fn chunk_losses(
-        &self,
-        loss: Loss,
-        inputs: &Inputs<'_, T>,
-        range: Range<usize>,
-    ) -> (f64, Option<[f64; 2]>) {
-        let at_w = self.losses[range.clone()].iter().sum();
-        let values = inputs.values.slice(s![range.clone(), ..]);
-        let probed =
-            |reader: &Reader<T>| chunk_loss(loss, reader.output().slice(s![range.clone(), ..]), values);
-        let probe = self.probe.as_ref().map(|readers| readers.each_ref().map(probed));
-        (at_w, probe)
-    }
 }
 
 /// Returns ℓ of a chunk from M(k) and v.

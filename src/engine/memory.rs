@@ -10,7 +10,7 @@ use super::reader::Places;
 use crate::error::Result;
 use crate::memory::graph::{Graph, WeightSpec};
 use crate::memory::state::StreamPosition;
-use crate::memory::{Dimensions, Gates, Parameters, Program, State};
+use crate::memory::{Dimensions, Gates, Parameters, Program, State, sigmoid};
 use crate::packed::{Packed, PanelRow};
 use crate::real::Real;
 
@@ -118,9 +118,7 @@ impl<T: Real> Memory<T> {
                 token_rates,
                 head_norm: parameters.head_norm.as_ref().map(factors),
                 read_gate: parameters.read_gate.map(|gate| Packed::new(gate.view())),
-                transition: parameters
-                    .transition
-                    .map(|logit| T::from_f64(1.0 / (1.0 + (-logit.to_f64()).exp()))),
+                transition: parameters.transition.map(|logit| T::from_f64(sigmoid(logit.to_f64()))),
             },
             gates,
             graph,

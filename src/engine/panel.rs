@@ -30,9 +30,9 @@ use std::ops::Range;
 use ndarray::{ArrayView2, ArrayViewMut2};
 use pulp::{Arch, Simd, WithSimd};
 
-use super::norm::{joined, scaled_norm, trusted};
 use crate::memory::GateValues;
 use crate::memory::rule::{Coefficients, Rule, UpdateRule, with_rule};
+use crate::norm::{joined, scaled_norm, trusted};
 use crate::packed::{PanelRow, WIDTH, in_tiles, multiply, pair, pieces, tile_transposed};
 use crate::real::Real;
 

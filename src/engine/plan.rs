@@ -23,85 +23,85 @@ const GROUP_TOKENS: usize = 64;
 
 /// A token range of one stream of a block, as positions in the memory's life. It starts at a chunk boundary.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct TokenRange {
-    pub(super) start: usize,
-    pub(super) end: usize,
+pub struct TokenRange {
+    pub start: usize,
+    pub end: usize,
 }
 
 impl TokenRange {
-    pub(super) fn len(self) -> usize {
+    pub fn len(self) -> usize {
         self.end - self.start
     }
 }
 
 /// One step through time: the ranges read and stored, both from the same chunk boundary on.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Block {
-    pub(super) read: TokenRange,
-    pub(super) store: TokenRange,
+pub struct Block {
+    pub read: TokenRange,
+    pub store: TokenRange,
 }
 
 impl Block {
-    pub(super) fn start(&self) -> usize {
+    pub fn start(&self) -> usize {
         self.read.start
     }
 }
 
 /// Rows of a block, in both streams, whose gradients are taken at the same weights.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Stretch {
-    pub(super) store: Range<usize>,
-    pub(super) read: Range<usize>,
+pub struct Stretch {
+    pub store: Range<usize>,
+    pub read: Range<usize>,
     /// Whether gradients are taken at new weights afterwards.
-    pub(super) refresh: bool,
+    pub refresh: bool,
 }
 
 /// Buffer sizes of a sequence runner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Sizes {
+pub struct Sizes {
     /// Most rows of a block in the stored and in the read stream.
-    pub(super) stored: usize,
-    pub(super) read: usize,
-    pub(super) storing: bool,
-    pub(super) probe: bool,
+    pub stored: usize,
+    pub read: usize,
+    pub storing: bool,
+    pub probe: bool,
     /// Most rows that a model processes at once.
-    pub(super) scratch: usize,
+    pub scratch: usize,
 }
 
 /// `work` checked against memory and state, as positions in the memory's life.
-pub(super) struct Plan<'a, T> {
-    pub(super) sequences: usize,
-    pub(super) read: Option<&'a dyn Sequences<T>>,
-    pub(super) store: Option<&'a dyn Sequences<T>>,
-    pub(super) probe: bool,
+pub struct Plan<'a, T> {
+    pub sequences: usize,
+    pub read: Option<&'a dyn Sequences<T>>,
+    pub store: Option<&'a dyn Sequences<T>>,
+    pub probe: bool,
     /// K: every K-th chunk is kept, and the memory is whole after it.
-    pub(super) retention: Option<usize>,
+    pub retention: Option<usize>,
     /// Positions of the streams before the run; a plain read counts from zero.
-    pub(super) stored_before: StreamPosition<T>,
-    pub(super) read_before: StreamPosition<T>,
-    pub(super) chunk_size: usize,
+    pub stored_before: StreamPosition<T>,
+    pub read_before: StreamPosition<T>,
+    pub chunk_size: usize,
     /// Most rows of a block and of a group; both are whole chunks.
-    pub(super) block_rows: usize,
-    pub(super) group_rows: usize,
+    pub block_rows: usize,
+    pub group_rows: usize,
     /// Positions whose multiples end a block, in a run with retention.
-    pub(super) kept_every: usize,
+    pub kept_every: usize,
     /// Chunk at which both streams start.
-    pub(super) first_chunk: usize,
+    pub first_chunk: usize,
     /// Position after the last token read.
-    pub(super) read_end: usize,
+    pub read_end: usize,
     /// Position after the last token of a complete stored chunk.
-    pub(super) store_end: usize,
+    pub store_end: usize,
     /// Position of the first token of the queries; earlier ones are left over from an earlier call.
-    pub(super) first_query: usize,
+    pub first_query: usize,
     /// Weights that tokens read, in a run that also stores.
     reads: Reads,
     /// Positions whose multiples end a stretch of gradients at the same weights.
     refresh: Option<usize>,
-    pub(super) read_past_store: Option<usize>,
+    pub read_past_store: Option<usize>,
 }
 
 impl<'a, T: Real> Plan<'a, T> {
-    pub(super) fn new(
+    pub fn new(
         memory: &Memory<T>,
         state: &State<T>,
         work: Work<'a, T>,
@@ -179,7 +179,7 @@ impl<'a, T: Real> Plan<'a, T> {
     }
 
     /// Returns the most rows that a model processes at once: a group, or all rows if they are fewer.
-    pub(super) fn scratch_rows(&self) -> usize {
+    pub fn scratch_rows(&self) -> usize {
         let (stored, read) = self.rows();
         if self.retention.is_some() && stored > 0 {
             return self.group_rows;
@@ -187,7 +187,7 @@ impl<'a, T: Real> Plan<'a, T> {
         self.group_rows.min(stored.max(read))
     }
 
-    pub(super) fn sizes(&self) -> Sizes {
+    pub fn sizes(&self) -> Sizes {
         let (stored, read) = self.rows();
         Sizes { stored, read, storing: self.store.is_some(), probe: self.probe, scratch: self.scratch_rows() }
     }
@@ -200,7 +200,7 @@ impl<'a, T: Real> Plan<'a, T> {
     }
 
     /// Returns the number of rows of a block's queries before anything is stored. Nothing is read there.
-    pub(super) fn unready(&self, block: Block) -> usize {
+    pub fn unready(&self, block: Block) -> usize {
         let until = match self.store {
             None => 0,
             Some(_) if self.first_chunk > 0 || self.reads == Reads::Complete => 0,
@@ -212,7 +212,7 @@ impl<'a, T: Real> Plan<'a, T> {
     }
 
     /// Divides a block where gradients are refreshed.
-    pub(super) fn stretches(&self, block: Block) -> impl Iterator<Item = Stretch> + use<T> {
+    pub fn stretches(&self, block: Block) -> impl Iterator<Item = Stretch> + use<T> {
         let Block { read, store } = block;
         let (start, end) = (block.start(), read.end.max(store.end));
         let every = self.refresh.filter(|_| store.len() > 0).unwrap_or(usize::MAX);
@@ -227,11 +227,11 @@ impl<'a, T: Real> Plan<'a, T> {
     }
 
     /// Returns the number of chunks of a sequence that are kept until its end.
-    pub(super) fn kept_chunks(&self) -> usize {
+    pub fn kept_chunks(&self) -> usize {
         self.store_end / self.kept_every
     }
 
-    pub(super) fn blocks(&self) -> impl Iterator<Item = Block> + use<'a, T> {
+    pub fn blocks(&self) -> impl Iterator<Item = Block> + use<'a, T> {
         let (length, kept_every) = (self.block_rows, self.kept_every);
         let (read_end, store_end) = (self.read_end, self.store_end);
         let mut next = self.first_chunk * self.chunk_size;
@@ -245,18 +245,18 @@ impl<'a, T: Real> Plan<'a, T> {
     }
 
     /// Returns whether the last stored chunk of a block is kept.
-    pub(super) fn keeps(&self, block: Block) -> bool {
+    pub fn keeps(&self, block: Block) -> bool {
         block.store.len() > 0 && block.store.end.is_multiple_of(self.kept_every)
     }
 
     /// Returns whether the kept chunks are read again after a block.
-    pub(super) fn rereads(&self, block: Block) -> bool {
+    pub fn rereads(&self, block: Block) -> bool {
         let last = block.store.end == self.store_end;
         self.retention.is_some() && block.store.len() > 0 && (last || self.keeps(block))
     }
 
     /// Updates the state's counts and left-over tokens, once everything is stored.
-    pub(super) fn finish(&self, state: &mut State<T>) -> Result<()> {
+    pub fn finish(&self, state: &mut State<T>) -> Result<()> {
         if let Some(store) = self.store {
             // A plain store counts its tokens as read too.
             state.read = state.read.after(self.read.unwrap_or(store), self.chunk_size)?;

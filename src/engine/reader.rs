@@ -6,7 +6,8 @@ use std::ops::Range;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
-use super::{Context, Phase};
+use super::cpu::Context;
+use super::outcome::Phase;
 use crate::memory::graph::{Graph, Node, NodeKind, Value};
 use crate::memory::operators::Work;
 use crate::packed::Packed;

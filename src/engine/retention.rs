@@ -11,9 +11,10 @@
 use ndarray::{ArrayView2, Axis};
 use rayon::prelude::*;
 
+use super::cpu::Context;
 use super::head::chunk_loss;
+use super::outcome::Phase;
 use super::reader::evaluate;
-use super::{Context, Phase};
 use crate::metrics::rounded;
 use crate::packed::Packed;
 use crate::real::Real;

@@ -2,10 +2,10 @@
 
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 
-use super::norm::norm;
-use super::{Block, Plan, Sizes, TokenRange};
+use super::plan::{Block, Plan, Sizes, TokenRange};
 use crate::error::Result;
 use crate::memory::state::StreamPosition;
+use crate::norm::norm;
 use crate::real::Real;
 use crate::sequence::Sequences;
 use crate::simd::vectorised;

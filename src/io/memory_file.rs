@@ -314,17 +314,15 @@ impl MemoryFile {
             }
             all
         };
-        let left_over = |name: &str| -> Array3<T> {
+        let left_over = |kept: Option<&Tensor>| -> Array3<T> {
             let none = || Array3::default((sequences, 0, dim));
-            self.state
-                .get(name)
-                .map_or_else(none, |kept| floats(kept).into_dimensionality().expect("checked"))
+            kept.map_or_else(none, |kept| floats(kept).into_dimensionality().expect("checked"))
         };
-        let stored = StreamPosition { tokens: counts[0] as usize, left_over: left_over("left_over") };
-        let of_read = if self.state.contains_key("read_left_over") { "read_left_over" } else { "left_over" };
+        let of_store = self.state.get("left_over");
+        let stored = StreamPosition { tokens: counts[0] as usize, left_over: left_over(of_store) };
         let read = counts[1] as usize + program.read_offset();
-        let read_kept = read % program.chunk_size();
-        let read_left_over = left_over(if read_kept == 0 { "none" } else { of_read });
+        let of_read = self.state.get("read_left_over").or(of_store);
+        let read_left_over = left_over(of_read.filter(|_| !read.is_multiple_of(program.chunk_size())));
         Some(State {
             arrays: arrays.iter().map(|name| gather(name)).collect(),
             gradient_point: program.schedule.refresh.map(|_| gather(GRADIENT_POINT)),

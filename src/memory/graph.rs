@@ -161,15 +161,13 @@ impl Graph {
 /// Builds a [`Graph`] node by node.
 #[derive(Debug)]
 pub struct GraphBuilder {
-    width: usize,
-    weights: Vec<WeightSpec>,
-    nodes: Vec<Node>,
+    graph: Graph,
 }
 
 impl GraphBuilder {
     /// Starts a model of rows of width `width`.
     pub fn new(width: usize) -> Self {
-        Self { width, weights: Vec::new(), nodes: Vec::new() }
+        Self { graph: Graph { width, weights: Vec::new(), nodes: Vec::new() } }
     }
 
     /// Declares the next memory weight in file order.
@@ -188,41 +186,40 @@ impl GraphBuilder {
     }
 
     fn declare(&mut self, name: impl Into<String>, (rows, cols): (usize, usize), init: WeightInit) -> usize {
-        self.weights.push(WeightSpec { name: name.into(), rows, cols, init });
-        self.weights.len() - 1
+        self.graph.weights.push(WeightSpec { name: name.into(), rows, cols, init });
+        self.graph.weights.len() - 1
     }
 
     /// Adds products of `input` with the weights of a range, side by side.
     pub fn linear(&mut self, input: Value, weights: Range<usize>) -> Value {
-        let width = self.weights[weights.clone()].iter().map(|weight| weight.cols).sum();
+        let width = self.graph.weights[weights.clone()].iter().map(|weight| weight.cols).sum();
         let layer = 1 + self.layer_of(input);
-        self.nodes.push(Node {
+        self.graph.nodes.push(Node {
             kind: NodeKind::Linear(weights),
             inputs: vec![input],
             width,
             layer,
             learned: true,
         });
-        Value::Node(self.nodes.len() - 1)
+        Value::Node(self.graph.nodes.len() - 1)
     }
 
     /// Adds an operator.
     pub fn apply(&mut self, op: Op, inputs: &[Value]) -> Value {
         // The pass back writes one cotangent for each input.
         assert!((1..inputs.len()).all(|i| !inputs[..i].contains(&inputs[i])), "distinct inputs");
-        let widths: Vec<_> = inputs.iter().map(|&input| self.width_of(input)).collect();
+        let widths: Vec<_> = inputs.iter().map(|&input| self.graph.width_of(input)).collect();
         let layer = inputs.iter().map(|&input| self.layer_of(input)).max().unwrap_or(0);
-        let learned =
-            inputs.iter().any(|&input| matches!(input, Value::Node(node) if self.nodes[node].learned));
+        let learned = inputs.iter().any(|&input| self.graph.is_learned(input));
         let width = op.width(&widths);
-        self.nodes.push(Node {
+        self.graph.nodes.push(Node {
             kind: NodeKind::Operator(op),
             inputs: inputs.to_vec(),
             width,
             layer,
             learned,
         });
-        Value::Node(self.nodes.len() - 1)
+        Value::Node(self.graph.nodes.len() - 1)
     }
 
     /// Adds a LayerNorm with the gain `gain`: `LN(x) ∘ (γ + 1)`.
@@ -235,26 +232,15 @@ impl GraphBuilder {
     fn layer_of(&self, value: Value) -> usize {
         match value {
             Value::Rows | Value::Ones => 0,
-            Value::Node(node) => self.nodes[node].layer,
-        }
-    }
-
-    fn width_of(&self, value: Value) -> usize {
-        match value {
-            Value::Rows => self.width,
-            Value::Ones => 1,
-            Value::Node(node) => self.nodes[node].width,
+            Value::Node(node) => self.graph.nodes[node].layer,
         }
     }
 
     /// Completes the model. The last node is its output.
     pub fn finish(self) -> Graph {
-        let Self { width, weights, nodes } = self;
-        assert_eq!(
-            nodes.last().map(|node| node.width),
-            Some(width),
-            "a model maps rows to rows of its width"
-        );
-        Graph { width, weights, nodes }
+        let Graph { width, nodes, .. } = &self.graph;
+        let output = nodes.last().map(|node| node.width);
+        assert_eq!(output, Some(*width), "a model maps rows to rows of its width");
+        self.graph
     }
 }

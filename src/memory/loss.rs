@@ -14,7 +14,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::limits::OutOfRange;
-use crate::engine::norm::squared_distance;
+use crate::norm::squared_distance;
 use crate::real::Real;
 
 /// An associative loss.

@@ -148,6 +148,7 @@ impl Gates {
     }
 }
 
-fn sigmoid(x: f64) -> f64 {
+/// The logistic function, 1 / (1 + e^−x).
+pub(crate) fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }

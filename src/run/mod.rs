@@ -16,8 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Command, Config, MemorySource, Mode};
 use crate::cuda::{Device, DeviceChoice, OpenDevice};
-use crate::engine::cuda::CudaEngine;
-use crate::engine::{Discard, Engine, Memory, Outcome, Phases, Sink, Work};
+use crate::engine::{CpuExecutor, CudaExecutor, Discard, Engine, Memory, Outcome, Phases, Sink, Work};
 use crate::error::{Error, Result};
 use crate::io::labels::{Labels, OutOfRangeLabels};
 use crate::memory::program::Reads;
@@ -385,15 +384,15 @@ impl Run<'_> {
 
 /// The CPU's engine or the GPU's.
 enum AnyEngine<'a, T: Real> {
-    Cpu(Box<Engine<'a, T>>),
-    Cuda(Box<CudaEngine<'a, T>>),
+    Cpu(Box<Engine<CpuExecutor<'a, T>>>),
+    Cuda(Box<Engine<CudaExecutor<'a, T>>>),
 }
 
 impl<'a, T: Real> AnyEngine<'a, T> {
     fn new(memory: &'a Memory<T>, retention: Option<usize>, device: &'a OpenDevice) -> Result<Self> {
         Ok(match device.gpu() {
             None => Self::Cpu(Box::new(Engine::new(memory).with_retention(retention))),
-            Some(gpu) => Self::Cuda(Box::new(CudaEngine::new(memory, gpu)?)),
+            Some(gpu) => Self::Cuda(Box::new(Engine::on_gpu(memory, gpu)?)),
         })
     }
 

@@ -4,8 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ndarray::s;
 use nmem::cuda::{Argument, Device, Launch, Mark, Product};
-use nmem::engine::cuda::CudaEngine;
-use nmem::engine::{Memory, Outcome, Work};
+use nmem::engine::{Engine, Memory, Outcome, Work};
 use nmem::memory::parameters::Init;
 use nmem::memory::program::Preset;
 use nmem::memory::{Dimensions, Gate, Gates, State};
@@ -29,7 +28,7 @@ fn run_on<T: Real>(
     shape: (usize, usize, usize),
 ) -> (Collect<T>, Outcome) {
     let mut sink = Collect::new(shape);
-    let mut engine = CudaEngine::new(memory, device).expect("space for the parameters");
+    let mut engine = Engine::on_gpu(memory, device).expect("space for the parameters");
     let outcome = engine.run(state, work, &mut sink, &mut |_| Ok(())).expect("a run");
     assert_eq!(outcome.rows, sink.rows.len(), "counted rows are those of complete sequences");
     (sink, outcome)
@@ -301,7 +300,7 @@ pub fn little_shared_memory() {
         against_the_oracle::<f64>(name, &small(99 << 10), ((90, 1, 90), 3, 1, [8, 7]), 1e-10);
         let memory = RandomMemory::new((6, 2, 3), 5, Init::Xavier, 7).memory::<f32>();
         let none = small(1000);
-        let mut engine = CudaEngine::new(&memory, &none).expect("space for the parameters");
+        let mut engine = Engine::on_gpu(&memory, &none).expect("space for the parameters");
         let tokens = uniform((1, 7, 6), 1.0, 5).mapv(|x| x as f32);
         let work = Work::Store { sequences: &tokens, probe: false };
         let state = &mut memory.initial_state(1);
@@ -473,7 +472,7 @@ fn other_programs_are_rejected() {
         let program = Preset::Titans055.program(4, 1);
         let dimensions = Dimensions { dim: 6, heads: 1, dim_head: 6, pre_norm: true, post_norm: false };
         let memory = RandomMemory::of_program(program, dimensions, Init::Xavier, 1).memory::<f32>();
-        let error = CudaEngine::new(&memory, device.as_ref()).err().expect(name);
+        let error = Engine::on_gpu(&memory, device.as_ref()).err().expect(name);
         assert_eq!(error.to_string(), "cuda: the model mlp runs on the CPU only; use --device cpu", "{name}");
     }
 }

@@ -2,9 +2,12 @@
 
 use std::ops::Range;
 
+use super::report::Measurements;
+use super::step::Marks;
 use super::{RANGES, TILE};
 use crate::cuda::{Array, Device, tile_bytes};
-use crate::engine::{Memory, Sizes};
+use crate::engine::Memory;
+use crate::engine::plan::Sizes;
 use crate::error::{Error, Result};
 use crate::memory::State;
 use crate::real::{ElementType, Real};
@@ -117,9 +120,8 @@ impl<'d, T: Real> Reader<'d, T> {
 
 /// Device buffers of a block with `heads` heads over all sequences. `stored` and `read` count the rows of each;
 /// read rows are whole chunks.
-pub(super) struct DeviceBuffers<'d, T: Real> {
+pub struct DeviceBuffers<'d, T: Real> {
     pub(super) sizes: Sizes,
-    pub(super) sequences: usize,
     pub(super) ring: Ring,
     /// (sequences, rows, D)
     pub(super) tokens: [Array<'d, T>; 2],
@@ -146,8 +148,6 @@ pub(super) struct DeviceBuffers<'d, T: Real> {
     /// Sums of squares of tiles, and norms of weights: (heads, chunks, weights, 4)
     pub(super) parts: Array<'d, T>,
     pub(super) norms: Array<'d, f64>,
-    /// U and S before and after the block: (heads, elements)
-    pub(super) state: [[Array<'d, T>; 2]; 2],
     /// Most time segments that run side by side.
     pub(super) segments: usize,
     /// U and S at the start of each segment: (heads, segments, elements)
@@ -160,6 +160,12 @@ pub(super) struct DeviceBuffers<'d, T: Real> {
     /// Two flags, for norms that were too large and too small: 0 if there was one, else all ones. The index of the
     /// first non-finite row follows, for each head and then for each sequence; all ones if every row is finite.
     pub(super) findings: Array<'d, u32>,
+    /// Marks between phases, reused for every block.
+    pub(super) marks: Marks,
+    /// Measurements of the block, in host memory.
+    pub(super) measured: Measurements<T>,
+    /// Output rows of the block in host memory: (sequences, rows, D)
+    pub(super) output: Vec<T>,
 }
 
 impl<'d, T: Real> DeviceBuffers<'d, T> {
@@ -175,7 +181,6 @@ impl<'d, T: Real> DeviceBuffers<'d, T> {
         let (stored, read) = (heads * sizes.stored, heads * padded(sizes.read, c));
         let chunks = stored / c;
         let allocate = |elements: usize| Array::new(device, elements);
-        let state = if sizes.storing { heads * memory.base.len() } else { 0 };
         let segments = TimeSegments::fastest::<T>(device, usize::MAX, chunks / heads, [heads, c, d]).number;
         let starts = if segments > 1 { heads * segments * memory.base.len() } else { 0 };
         let mut readers = vec![Reader::new(device, read, d)?];
@@ -186,7 +191,6 @@ impl<'d, T: Real> DeviceBuffers<'d, T> {
         }
         Ok(Self {
             sizes,
-            sequences,
             ring: Ring::new::<T>(device)?,
             segments,
             starts: [allocate(starts)?, allocate(starts)?],
@@ -210,20 +214,51 @@ impl<'d, T: Real> DeviceBuffers<'d, T> {
             readers,
             parts: allocate(chunks * 4 * d.div_ceil(TILE).pow(2) * 4)?,
             norms: Array::new(device, chunks * 16)?,
-            state: [
-                [allocate(heads * memory.base.len())?, allocate(heads * memory.base.len())?],
-                [allocate(state)?, allocate(state)?],
-            ],
             merged: allocate(sequences * sizes.read * dimensions.inner())?,
             combined: (dimensions.heads > 1)
                 .then(|| allocate(sequences * sizes.read * dimensions.dim))
                 .transpose()?,
             findings: Array::new(device, RANGES + heads + sequences)?,
+            marks: Marks::default(),
+            measured: Measurements::default(),
+            output: Vec::new(),
         })
     }
 
+    pub(super) fn bytes(&self) -> usize {
+        let Self { tokens, keys, queries, steps, qkv, d_qkv, scores, d_scores, hidden, .. } = self;
+        let Self { d_hidden, activated, d_output, chunk_losses, readers, parts, starts, .. } = self;
+        let single = [keys, queries, steps, qkv, d_qkv, scores, d_scores, hidden, d_hidden];
+        let others = [activated, d_output, parts, &self.merged];
+        let read = readers.iter().flat_map(|reader| {
+            [&reader.products, &reader.activated, &reader.outputs].into_iter().chain(&reader.parts)
+        });
+        let all = single.into_iter().chain(others).chain(tokens).chain(chunk_losses).chain(read);
+        let all = all.chain(starts).chain([&self.transitions]).chain(&self.combined);
+        all.map(Array::bytes).sum::<usize>() + self.norms.bytes() + self.findings.bytes()
+    }
+}
+
+/// U and S of a group's sequences, before and after a block: (heads, elements)
+pub struct DeviceState<'d, T> {
+    pub(super) arrays: [[Array<'d, T>; 2]; 2],
+}
+
+impl<'d, T: Real> DeviceState<'d, T> {
+    pub(super) fn new(
+        device: &'d dyn Device,
+        memory: &Memory<T>,
+        sizes: Sizes,
+        sequences: usize,
+    ) -> Result<Self> {
+        let before = sequences * memory.dimensions.heads * memory.base.len();
+        let after = if sizes.storing { before } else { 0 };
+        let pair = |elements| Ok::<_, Error>([Array::new(device, elements)?, Array::new(device, elements)?]);
+        Ok(Self { arrays: [pair(before)?, pair(after)?] })
+    }
+
     /// Uploads S and U at the start of these sequences: their own, or one pair shared by all.
-    pub(super) fn send_state(
+    pub(super) fn send(
         &mut self,
         device: &dyn Device,
         state: &State<T>,
@@ -231,7 +266,7 @@ impl<'d, T: Real> DeviceBuffers<'d, T> {
     ) -> Result<()> {
         let each = state.update().len() / state.sequences();
         let held = if state.sequences() == 1 { 0..1 } else { sequences.clone() };
-        for (array, to) in state.arrays.iter().zip(&mut self.state[0]) {
+        for (array, to) in state.arrays.iter().zip(&mut self.arrays[0]) {
             let elements = array.as_slice().expect("standard layout");
             to.upload(0, &elements[held.start * each..held.end * each])?;
             // Each copy doubles the number of filled states.
@@ -246,9 +281,9 @@ impl<'d, T: Real> DeviceBuffers<'d, T> {
     }
 
     /// Downloads S and U of these sequences, which come first in the buffers.
-    pub(super) fn receive_state(&self, state: &mut State<T>, sequences: Range<usize>) -> Result<()> {
+    pub(super) fn receive(&self, state: &mut State<T>, sequences: Range<usize>) -> Result<()> {
         let each = state.update().len() / state.sequences();
-        let [update, momentum] = &self.state[0];
+        let [update, momentum] = &self.arrays[0];
         for (array, from) in state.arrays.iter_mut().zip([update, momentum]) {
             let elements = array.as_slice_mut().expect("standard layout");
             from.download(0, &mut elements[sequences.start * each..sequences.end * each])?;
@@ -257,17 +292,7 @@ impl<'d, T: Real> DeviceBuffers<'d, T> {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        let Self { tokens, keys, queries, steps, qkv, d_qkv, scores, d_scores, hidden, .. } = self;
-        let Self { d_hidden, activated, d_output, chunk_losses, readers, parts, state, starts, .. } = self;
-        let single = [keys, queries, steps, qkv, d_qkv, scores, d_scores, hidden, d_hidden];
-        let others = [activated, d_output, parts, &self.merged];
-        let read = readers.iter().flat_map(|reader| {
-            [&reader.products, &reader.activated, &reader.outputs].into_iter().chain(&reader.parts)
-        });
-        let all = single.into_iter().chain(others).chain(tokens).chain(chunk_losses).chain(read);
-        let all =
-            all.chain(state.iter().flatten()).chain(starts).chain([&self.transitions]).chain(&self.combined);
-        all.map(Array::bytes).sum::<usize>() + self.norms.bytes() + self.findings.bytes()
+        self.arrays.iter().flatten().map(Array::bytes).sum()
     }
 }
 

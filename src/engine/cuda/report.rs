@@ -1,25 +1,29 @@
 //! Results of a block: metrics of chunks, and places of non-finite values.
 
-use ndarray::ArrayView3;
+use std::borrow::Cow;
+
+use ndarray::ArrayView2;
 
 use super::RANGES;
-use super::buffers::{DeviceBuffers, padded};
+use super::buffers::{DeviceBuffers, DeviceState, padded};
 use super::step::Step;
 use crate::cuda::Array;
 use crate::engine::Divergence;
+use crate::engine::driver::BlockResults;
 use crate::engine::head::metrics;
-use crate::engine::norm::{saturated, trusted};
 use crate::engine::panel::Norms;
 use crate::error::{Error, Result};
 use crate::memory::GateValues;
 use crate::metrics::ChunkMetrics;
+use crate::norm::{saturated, trusted};
 use crate::real::{ElementType, Real};
 
 /// Marks that nothing was found.
 const NONE: u32 = u32::MAX;
 
 /// Measurements of a block from one run of the fused updates.
-pub(super) struct Measurements<T> {
+#[derive(Default)]
+pub struct Measurements<T> {
     steps: Vec<T>,
     losses: [Vec<T>; 3],
     norms: Vec<f64>,
@@ -55,6 +59,7 @@ impl<T: Real> Step<'_, T> {
     pub(super) fn rescale(
         &self,
         buffers: &mut DeviceBuffers<'_, T>,
+        state: &mut DeviceState<'_, T>,
         measured: &mut Measurements<T>,
     ) -> Result<()> {
         // Large enough to bring the smallest and the largest numbers, and the sums of their squares, into range.
@@ -67,7 +72,7 @@ impl<T: Real> Step<'_, T> {
                 continue;
             }
             for layer in 0..2 {
-                self.fused_update(buffers, layer, scale)?;
+                self.fused_update(buffers, state, layer, scale)?;
             }
             self.weight_norms(buffers)?;
             let large = range == 0;
@@ -81,28 +86,21 @@ impl<T: Real> Step<'_, T> {
         Ok(())
     }
 
-    /// Returns the retrieved rows (sequences, rows, D), stored in `taken`.
-    pub(super) fn output<'t>(
-        &self,
-        buffers: &DeviceBuffers<'_, T>,
-        taken: &'t mut Vec<T>,
-    ) -> Result<ArrayView3<'t, T>> {
-        let shape = (self.sequences, self.block.read.len(), self.memory.dimensions.dim);
-        taken.resize(shape.0 * shape.1 * shape.2, T::zero());
-        buffers.combined.as_ref().unwrap_or(&buffers.merged).download(0, taken)?;
-        Ok(ArrayView3::from_shape(shape, &*taken).expect("as many elements"))
+    /// Downloads the output rows of the block.
+    pub(super) fn receive_output(&self, buffers: &mut DeviceBuffers<'_, T>) -> Result<()> {
+        let elements = self.sequences * self.block.read.len() * self.memory.dimensions.dim;
+        buffers.output.resize(elements, T::zero());
+        let output = buffers.combined.as_ref().unwrap_or(&buffers.merged);
+        output.download(0, &mut buffers.output)
     }
 
-    /// Returns the metrics rows of sequence `i` of the group, by chunk and head, up to its first divergence.
-    /// Also returns that divergence and the first non-finite read. A head's non-finite read comes before one of
-    /// the combined heads.
-    pub(super) fn report(
+    /// Returns the results of sequence `i` of the group. A head's non-finite read comes before one of the combined heads.
+    pub(super) fn results<'a>(
         &self,
-        buffers: &DeviceBuffers<'_, T>,
-        measured: &Measurements<T>,
+        buffers: &'a DeviceBuffers<'_, T>,
         sequence: usize,
         i: usize,
-    ) -> Result<(Vec<ChunkMetrics>, [Option<Divergence>; 2])> {
+    ) -> Result<BlockResults<'a, T>> {
         let (h, c, chunks) = (self.memory.dimensions.heads, self.c(), self.chunks());
         let first = self.block.start() / c;
         let [mut divergence, mut bad_read]: [Option<Divergence>; 2] = [None, None];
@@ -115,10 +113,12 @@ impl<T: Real> Step<'_, T> {
         let mut of_heads = Vec::new();
         for head in 0..h {
             let place = i * h + head;
-            let retrieved =
-                Some(measured.findings[RANGES + place]).filter(|&row| row != NONE).map(|row| row as usize);
-            let row =
-                |chunk: usize| self.row(measured, (sequence, first + chunk, head), place * chunks + chunk);
+            let retrieved = Some(buffers.measured.findings[RANGES + place])
+                .filter(|&row| row != NONE)
+                .map(|row| row as usize);
+            let row = |chunk: usize| {
+                self.row(&buffers.measured, (sequence, first + chunk, head), place * chunks + chunk)
+            };
             let mut rows: Vec<_> = (0..chunks).map(row).collect();
             let bad = rows.iter().enumerate().find_map(|(chunk, row)| Some((chunk, row.first_nonfinite()?)));
             if let Some((chunk, (quantity, value))) = bad {
@@ -137,7 +137,7 @@ impl<T: Real> Step<'_, T> {
             }
             of_heads.push(rows.into_iter());
         }
-        let row = measured.findings[RANGES + self.heads() + i];
+        let row = buffers.measured.findings[RANGES + self.heads() + i];
         if row != NONE {
             let dim = self.memory.dimensions.dim;
             let output = buffers.combined.as_ref().unwrap_or(&buffers.merged);
@@ -149,7 +149,16 @@ impl<T: Real> Step<'_, T> {
         for _ in 0..chunks {
             reported.extend(of_heads.iter_mut().filter_map(Iterator::next).filter(|row| row.chunk < end));
         }
-        Ok((reported, [divergence, bad_read]))
+        let rows = self.block.read.len();
+        let shape = (rows, self.memory.dimensions.dim);
+        let output = &buffers.output[i * rows * shape.1..][..rows * shape.1];
+        Ok(BlockResults {
+            metrics: Cow::Owned(reported),
+            output: ArrayView2::from_shape(shape, output).expect("as many elements"),
+            retained: &[],
+            divergence,
+            bad_read,
+        })
     }
 
     fn row(&self, measured: &Measurements<T>, of: (usize, usize, usize), place: usize) -> ChunkMetrics {

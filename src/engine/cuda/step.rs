@@ -3,13 +3,15 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use super::buffers::{DeviceBuffers, TILES, TimeSegments, in_tiles, padded};
+use super::buffers::{DeviceBuffers, DeviceState, TILES, TimeSegments, in_tiles, padded};
 use super::{RANGES, TILE, Weights};
 use crate::cuda::{Argument, Array, Device, Launch, Mark, Matrix, Product, kernel, tile_bytes};
-use crate::engine::norm::least_trusted;
-use crate::engine::{Block, Memory, Outcome, Phase, Plan};
+use crate::engine::Memory;
+use crate::engine::outcome::{Phase, PhaseClock};
+use crate::engine::plan::{Block, Plan};
 use crate::error::{Error, Result};
 use crate::memory::Gate;
+use crate::norm::least_trusted;
 use crate::real::Real;
 
 /// Threads of every block of threads.
@@ -66,6 +68,17 @@ impl Marks {
         self.made.push(device.mark()?);
         Ok(())
     }
+
+    /// Adds the times between marks to the phases and returns their sum.
+    pub(super) fn add_phases(&self, device: &dyn Device, clock: &PhaseClock) -> Result<Duration> {
+        let mut all = Duration::ZERO;
+        for (pair, &phase) in self.made.windows(2).zip(&self.ended) {
+            let time = Duration::from_secs_f64(device.seconds(&pair[0], &pair[1])?);
+            clock.add(phase, time);
+            all += time;
+        }
+        Ok(all)
+    }
 }
 
 impl<T: Real> Step<'_, T> {
@@ -119,48 +132,35 @@ impl<T: Real> Step<'_, T> {
         self.device.multiply(&product)
     }
 
-    /// Queues all computation of a block, in order.
-    pub(super) fn compute(&self, buffers: &mut DeviceBuffers<'_, T>, marks: &mut Marks) -> Result<()> {
-        marks.start(self.device)?;
-        let mut done = |phase: Phase| marks.end(phase, self.device);
+    /// Queues what depends on the tokens alone.
+    pub(super) fn prepare(&self, buffers: &mut DeviceBuffers<'_, T>) -> Result<()> {
+        buffers.marks.start(self.device)?;
         // Nothing has been found yet.
         self.device.fill(buffers.findings.address(0), 0xFF, buffers.findings.bytes())?;
         self.project(buffers)?;
-        done(Phase::Project)?;
+        buffers.marks.end(Phase::Project, self.device)?;
         self.loss_and_gradient(buffers)?;
-        done(Phase::Gradients)?;
-        self.segment_starts(buffers)?;
-        self.fused_update(buffers, 0, 1.0)?;
-        done(Phase::FusedUpdate)?;
-        self.activate(buffers)?;
-        done(Phase::Activate)?;
-        self.fused_update(buffers, 1, 1.0)?;
-        self.weight_norms(buffers)?;
-        done(Phase::FusedUpdate)?;
-        self.combine(buffers)?;
-        done(Phase::Combine)?;
-        self.measure(buffers)?;
-        done(Phase::Metrics)
+        buffers.marks.end(Phase::Gradients, self.device)
     }
 
-    /// Adds the times between marks to the phases and returns their sum.
-    pub(super) fn add_phases(&self, marks: &Marks, outcome: &mut Outcome) -> Result<Duration> {
-        let mut all = 0.0;
-        for (pair, phase) in marks.made.windows(2).zip(&marks.ended) {
-            let seconds = self.device.seconds(&pair[0], &pair[1])?;
-            all += seconds;
-            let phases = &mut outcome.phases;
-            match phase {
-                Phase::Project => phases.project += seconds,
-                Phase::Gradients => phases.gradients += seconds,
-                Phase::FusedUpdate => phases.fused_update += seconds,
-                Phase::Activate => phases.activate += seconds,
-                Phase::Combine => phases.combine += seconds,
-                Phase::Metrics => phases.metrics += seconds,
-                Phase::Retention => {}
-            }
-        }
-        Ok(Duration::from_secs_f64(all))
+    /// Queues everything else.
+    pub(super) fn advance(
+        &self,
+        buffers: &mut DeviceBuffers<'_, T>,
+        state: &mut DeviceState<'_, T>,
+    ) -> Result<()> {
+        self.segment_starts(buffers, state)?;
+        self.fused_update(buffers, state, 0, 1.0)?;
+        buffers.marks.end(Phase::FusedUpdate, self.device)?;
+        self.activate(buffers)?;
+        buffers.marks.end(Phase::Activate, self.device)?;
+        self.fused_update(buffers, state, 1, 1.0)?;
+        self.weight_norms(buffers)?;
+        buffers.marks.end(Phase::FusedUpdate, self.device)?;
+        self.combine(buffers)?;
+        buffers.marks.end(Phase::Combine, self.device)?;
+        self.measure(buffers)?;
+        buffers.marks.end(Phase::Metrics, self.device)
     }
 
     /// Computes norms, keys, values, queries and gates.
@@ -387,7 +387,7 @@ impl<T: Real> Step<'_, T> {
     }
 
     /// Computes S and U at the start of every time segment of the block.
-    fn segment_starts(&self, buffers: &DeviceBuffers<'_, T>) -> Result<()> {
+    fn segment_starts(&self, buffers: &DeviceBuffers<'_, T>, state: &DeviceState<'_, T>) -> Result<()> {
         let segments = self.segments(buffers);
         if segments.number == 1 {
             return Ok(());
@@ -401,7 +401,7 @@ impl<T: Real> Step<'_, T> {
         arguments.extend(sizes.map(Argument::count));
         let tiles = self.d().div_ceil(TILE).pow(2);
         self.launch("segment_ends", [4 * tiles, self.heads(), segments.number - 1], 0, &arguments)?;
-        let [update, momentum] = &buffers.state[0];
+        let [update, momentum] = &state.arrays[0];
         let arrays = [update, momentum, &buffers.transitions, updates, momenta];
         let mut arguments = arrays.map(Array::argument).to_vec();
         arguments.extend([elements, segments.number].map(Argument::count));
@@ -413,6 +413,7 @@ impl<T: Real> Step<'_, T> {
     pub(super) fn fused_update(
         &self,
         buffers: &mut DeviceBuffers<'_, T>,
+        state: &mut DeviceState<'_, T>,
         layer: usize,
         scale: f64,
     ) -> Result<()> {
@@ -425,7 +426,7 @@ impl<T: Real> Step<'_, T> {
             let each = self.query_chunks().div_ceil(READ_PARTS).max(1);
             TimeSegments { number: self.query_chunks().div_ceil(each), each }
         };
-        let [before, after] = &buffers.state;
+        let [before, after] = &state.arrays;
         let before = if chunks > 0 && segments.number > 1 { &buffers.starts } else { before };
         let (a, b) = if layer == 0 {
             (&buffers.keys, &buffers.d_qkv)

@@ -4,6 +4,7 @@ use ndarray::{ArrayView2, ArrayViewMut2, s};
 use serde::{Deserialize, Serialize};
 
 use super::{Operator, Rows, Work, each_row};
+use crate::memory::sigmoid;
 use crate::real::Real;
 use crate::simd::vectorised;
 
@@ -35,8 +36,8 @@ impl Activation {
                 (x * below, below + x * density)
             }
             Self::Silu => {
-                let s = 1.0 / (1.0 + (-x).exp());
-                (x / (1.0 + (-x).exp()), s * (1.0 + x * (1.0 - s)))
+                let s = sigmoid(x);
+                (x * s, s * (1.0 + x * (1.0 - s)))
             }
         }
     }

@@ -3,6 +3,7 @@
 use ndarray::{ArrayView2, ArrayViewMut2, Zip, s};
 
 use super::{Operator, Rows, Work};
+use crate::memory::sigmoid;
 use crate::real::Real;
 
 /// x + sigmoid(s) ∘ (v − x) of the inputs x, v and s.
@@ -44,10 +45,6 @@ impl<T: Real> Operator<T> for Mix {
             all.for_each(|ds, &d, &g, &x, &v| *ds = d * (v - x) * g * (T::one() - g));
         }
     }
-}
-
-fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
 }
 
 fn rows_of(inputs: &[&Rows], f: impl Fn(f64, f64, f64, usize, usize) -> f64) -> Rows {
