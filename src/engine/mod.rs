@@ -36,6 +36,7 @@
 //! # Ok::<(), nmem::Error>(())
 //! ```
 
+pub mod backward;
 pub mod budget;
 pub mod cuda;
 pub mod gradient;
