@@ -54,7 +54,18 @@ impl Multiply for f64 {
 }
 
 /// Computes `out ← a b`, ignoring the old contents of `out`.
-pub fn matmul<'a, T: Real>(mut out: ArrayViewMut2<T>, mut a: ArrayView2<'a, T>, mut b: ArrayView2<'a, T>) {
+pub fn matmul<'a, T: Real>(out: ArrayViewMut2<T>, a: ArrayView2<'a, T>, b: ArrayView2<'a, T>) {
+    multiply_add(out, T::zero(), T::one(), a, b);
+}
+
+/// Computes `out ← keep · out + factor · a b`. With a `keep` of zero the old contents of `out` are ignored.
+pub fn multiply_add<'a, T: Real>(
+    mut out: ArrayViewMut2<T>,
+    keep: T,
+    factor: T,
+    mut a: ArrayView2<'a, T>,
+    mut b: ArrayView2<'a, T>,
+) {
     assert_eq!((b.nrows(), out.dim()), (a.ncols(), (a.nrows(), b.ncols())), "shapes of a product");
     // The kernels prefer columns of `out` to be contiguous: outᵀ = bᵀ aᵀ.
     if out.strides()[1].abs() < out.strides()[0].abs() {
@@ -86,15 +97,15 @@ pub fn matmul<'a, T: Real>(mut out: ArrayViewMut2<T>, mut a: ArrayView2<'a, T>, 
             out.as_mut_ptr(),
             out.strides()[1],
             out.strides()[0],
-            false,
+            keep != T::zero(),
             a.as_ptr(),
             a.strides()[1],
             a.strides()[0],
             b.as_ptr(),
             b.strides()[1],
             b.strides()[0],
-            T::zero(),
-            T::one(),
+            keep,
+            factor,
             false,
             false,
             false,

@@ -16,6 +16,7 @@ mod completions;
 mod devices;
 mod end;
 mod generate;
+mod gradients;
 mod import;
 pub mod inspect;
 mod man;
@@ -56,6 +57,7 @@ enum Command {
     Store(store::Args),
     Retrieve(retrieve::Args),
     Sweep(sweep::Args),
+    Gradients(gradients::Args),
     Generate(generate::Args),
     ScanBench(scan_bench::Args),
     Plot(plot::Args),
@@ -107,6 +109,7 @@ fn run(args: &[OsString]) -> ExitCode {
         Command::Store(args) => store::run(args),
         Command::Retrieve(args) => retrieve::run(args),
         Command::Sweep(args) => sweep::run(args),
+        Command::Gradients(args) => gradients::run(args),
         Command::Generate(args) => generate::run(args),
         Command::ScanBench(args) => scan_bench::run(&args),
         Command::Plot(args) => plot::run(args),

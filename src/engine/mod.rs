@@ -38,6 +38,7 @@
 //! # Ok::<(), nmem::Error>(())
 //! ```
 
+pub mod backward;
 mod block_inputs;
 pub mod budget;
 mod cpu;

@@ -3,7 +3,8 @@
 //!
 //! - [`dtype`]: element types and their bytes;
 //! - `mapped`: a file's bytes and SHA-256;
-//! - [`npy`]: the `.npy` header;
+//! - [`npy`]: the `.npy` header; [`npz`]: archives that are written;
+//! - [`export`](mod@export): names of titans-pytorch;
 //! - [`sequences`] and [`retrieved`]: input and output tokens of a run;
 //! - [`tensors`]: named tensors;
 //! - [`summary`]: ranges and counts;
@@ -35,12 +36,14 @@
 //! ```
 
 pub mod dtype;
+pub mod export;
 pub mod import;
 pub mod labels;
 pub(crate) mod mapped;
 pub mod memory_config;
 pub mod memory_file;
 pub mod npy;
+pub mod npz;
 pub mod retrieved;
 pub mod sequences;
 pub mod summary;

@@ -156,6 +156,51 @@ impl Loss {
         }
     }
 
+    /// Differentiates [`gradient`](Self::gradient): with `tangent` the cotangent of the gradient that it returns, writes the
+    /// cotangents of the predicted row, over `predicted`, and of the value. Returns the cotangent of the weight.
+    pub fn gradient_vjp<T: Real>(
+        self,
+        predicted: &mut [T],
+        value: &[T],
+        weight: Option<T>,
+        tangent: &[T],
+        d_value: &mut [T],
+    ) -> f64 {
+        let d = predicted.len();
+        let factor = weight.unwrap_or(T::one());
+        let mut of_weight = 0.0;
+        for (((y, &v), &t), d_value) in predicted.iter_mut().zip(value).zip(tangent).zip(d_value) {
+            let (slope, bend) = self.slope_and_bend((*y).to_f64() - v.to_f64(), v.to_f64(), d);
+            of_weight += slope * t.to_f64();
+            let along = factor * t;
+            *y = along * T::from_f64(bend);
+            *d_value = if self == Self::InnerProduct { -along } else { -*y };
+        }
+        of_weight
+    }
+
+    /// Returns the first and the second derivative of the loss in one prediction, at the error e = y − v in rows of width d.
+    fn slope_and_bend(self, e: f64, v: f64, d: usize) -> (f64, f64) {
+        match self {
+            Self::MeanSquare => (2.0 * e / d as f64, 2.0 / d as f64),
+            Self::HalfSquare => (e, 1.0),
+            Self::InnerProduct => (-v, 0.0),
+            Self::Huber { delta } => (self.of_error(e).1, if e.abs() > delta { 0.0 } else { 1.0 }),
+            Self::PNorm { p } => (self.of_error(e).1, p * (p - 1.0) * e.abs().powf(p - 2.0)),
+        }
+    }
+
+    /// Rejects a loss whose gradient cannot be differentiated.
+    pub fn check_differentiable(self) -> Result<(), (&'static str, OutOfRange)> {
+        match self {
+            Self::PNorm { p } if p < 2.0 => {
+                let problem = "is below 2, where the second derivative is infinite at an exact prediction; use 2 or more";
+                Err(("loss_power", OutOfRange::new(p, problem)))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Returns the loss and its slope at one error of a loss that depends on single errors.
     fn of_error(self, e: f64) -> (f64, f64) {
         match self {

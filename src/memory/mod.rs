@@ -77,6 +77,13 @@ impl Gate {
             Self::Fixed(value) => value,
         }
     }
+
+    fn slope(self, logit: f64, slope: impl Fn(f64) -> f64) -> f64 {
+        match self {
+            Self::Learned(bias) => slope(logit + bias),
+            Self::Fixed(_) => 0.0,
+        }
+    }
 }
 
 /// One of the three gates.
@@ -140,6 +147,21 @@ impl Gates {
             momentum: if rule.momentum { self.momentum.resolve(momentum, sigmoid) } else { 0.0 },
             decay: self.decay.resolve(decay, sigmoid),
         }
+    }
+
+    /// Returns the derivative of each gate in its logit; zero where the gate is fixed.
+    pub fn slopes(&self, rule: &Rule, step: f64, momentum: f64, decay: f64) -> GateValues {
+        let of_sigmoid = |logit: f64| sigmoid(logit) * (1.0 - sigmoid(logit));
+        GateValues {
+            learning_rate: self.rate_slope(rule, step),
+            momentum: if rule.momentum { self.momentum.slope(momentum, of_sigmoid) } else { 0.0 },
+            decay: self.decay.slope(decay, of_sigmoid),
+        }
+    }
+
+    /// Returns the derivative of θ in its logit.
+    pub fn rate_slope(&self, rule: &Rule, logit: f64) -> f64 {
+        self.learning_rate.slope(logit, |x| rule.rate_slope(x))
     }
 
     /// Returns θ of a logit.

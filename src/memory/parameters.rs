@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use ndarray::{Array1, Array2, Array3, ArrayD, Axis, Ix1, Ix2, Ix3, concatenate};
+use ndarray::{Array1, Array2, Array3, ArrayD, ArrayView2, Axis, Ix1, Ix2, Ix3, concatenate};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
@@ -301,6 +301,19 @@ fn normal(rng: &mut impl Rng) -> f32 {
     value as f32
 }
 
+/// Kind of a parameter, by which an optimiser may treat it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ParameterKind {
+    /// Weights and gains of norms.
+    Norm,
+    /// Projections to keys, values and queries, and of the heads to the output.
+    Projection,
+    /// Gate layers, their biases, and the gate of a refresh.
+    Gate,
+    /// Initial weights of the memory.
+    Memory,
+}
+
 /// The parameters in the element type of a run, every linear as (in, out).
 #[derive(Clone, Debug)]
 pub struct Parameters<T> {
@@ -371,7 +384,10 @@ impl<T: Real> Parameters<T> {
             keys_values: linear("to_keys_values.weight"),
             queries: linear("to_queries.weight"),
             qk_norm: frame.qk_norm.then(|| ["k_norm.gamma", "q_norm.gamma"].map(matrix)),
-            gates: concatenate(Axis(1), &gates.each_ref().map(|gate| gate.view())).expect("same rows"),
+            gates: concatenate(Axis(1), &gates.each_ref().map(|gate| gate.view()))
+                .expect("same rows")
+                .as_standard_layout()
+                .into_owned(),
             gate_biases: gate_biases.map(|biases| {
                 concatenate(Axis(0), &biases.each_ref().map(|bias| bias.view())).expect("vectors")
             }),
@@ -384,6 +400,116 @@ impl<T: Real> Parameters<T> {
                 .then(|| *tensor("transition_gate").first().expect("a scalar")),
             memory: program.model.graph(dimensions.dim_head).weights.iter().enumerate().map(memory).collect(),
         }
+    }
+
+    /// Returns parameters of the same shapes whose numbers are all zero.
+    #[must_use]
+    pub fn zeros(&self) -> Self {
+        let mut zeros = self.clone();
+        zeros.each_mut().into_iter().for_each(|(_, values)| values.fill(T::zero()));
+        zeros
+    }
+
+    /// Adds other parameters of the same shapes.
+    pub fn add(&mut self, other: &Self) {
+        for ((_, sum), (_, more)) in self.each_mut().into_iter().zip(other.each()) {
+            sum.iter_mut().zip(more).for_each(|(sum, &x)| *sum += x);
+        }
+    }
+
+    /// Returns the numbers of each parameter, with the name of its field here.
+    pub fn each(&self) -> Vec<(ParameterKind, &[T])> {
+        let Self {
+            dimensions: _, store_norm, retrieve_norm, post_norm, keys_values, queries, qk_norm, ..
+        } = self;
+        let Self { gates, gate_biases, head_norm, read_gate, combine, transition, memory, .. } = self;
+        let mut all: Vec<(ParameterKind, &[T])> = Vec::new();
+        macro_rules! add {
+            ($kind:ident: $($field:expr),*) => {
+                $(all.extend($field.into_iter().map(|of| (ParameterKind::$kind, of.as_slice().expect("standard layout"))));)*
+            };
+        }
+        add!(Norm: store_norm, retrieve_norm, post_norm, head_norm);
+        add!(Norm: qk_norm.iter().flatten());
+        add!(Projection: [keys_values, queries], combine);
+        add!(Gate: [gates], gate_biases, read_gate);
+        all.extend(transition.as_ref().map(|of| (ParameterKind::Gate, std::slice::from_ref(of))));
+        add!(Memory: memory);
+        all
+    }
+
+    /// Returns the numbers of each parameter to be changed, in the order of [`each`](Self::each).
+    pub fn each_mut(&mut self) -> Vec<(ParameterKind, &mut [T])> {
+        let Self {
+            dimensions: _,
+            store_norm,
+            retrieve_norm,
+            post_norm,
+            keys_values,
+            queries,
+            qk_norm,
+            gates,
+            gate_biases,
+            head_norm,
+            read_gate,
+            combine,
+            transition,
+            memory,
+        } = self;
+        let mut all: Vec<(ParameterKind, &mut [T])> = Vec::new();
+        macro_rules! add {
+            ($kind:ident: $($field:expr),*) => {
+                $(all.extend($field.into_iter().map(|of| (ParameterKind::$kind, of.as_slice_mut().expect("standard layout"))));)*
+            };
+        }
+        add!(Norm: store_norm, retrieve_norm, post_norm, head_norm);
+        add!(Norm: qk_norm.iter_mut().flatten());
+        add!(Projection: [keys_values, queries], combine);
+        add!(Gate: [gates], gate_biases, read_gate);
+        all.extend(transition.as_mut().map(|of| (ParameterKind::Gate, std::slice::from_mut(of))));
+        add!(Memory: memory);
+        all
+    }
+
+    /// Returns each tensor of a program in file order and layout: the inverse of [`collect`](Self::collect).
+    pub fn tensors(&self, program: &Program) -> Vec<(String, ArrayD<T>)> {
+        let heads = self.dimensions.heads;
+        let tensor = |TensorSpec { name, shape, .. }: TensorSpec| {
+            let gate = |i: usize| ndarray::s![.., i * heads..(i + 1) * heads];
+            let bias = |i: usize| {
+                let biases = self.gate_biases.as_ref().expect("a program with biases");
+                biases.slice(ndarray::s![i * heads..(i + 1) * heads]).to_owned().into_dyn()
+            };
+            let linear = |of: ArrayView2<T>| of.t().as_standard_layout().into_owned().into_dyn();
+            let has = "parameters of the program";
+            let values = match name.as_str() {
+                "store_norm.weight" => self.store_norm.clone().expect(has).into_dyn(),
+                "retrieve_norm.weight" => self.retrieve_norm.clone().expect(has).into_dyn(),
+                "post_rmsnorm.weight" => self.post_norm.clone().expect(has).into_dyn(),
+                "to_keys_values.weight" => linear(self.keys_values.view()),
+                "to_queries.weight" => linear(self.queries.view()),
+                "k_norm.gamma" => self.qk_norm.as_ref().expect(has)[0].clone().into_dyn(),
+                "q_norm.gamma" => self.qk_norm.as_ref().expect(has)[1].clone().into_dyn(),
+                "to_adaptive_step.1.weight" => linear(self.gates.slice(gate(0))),
+                "to_momentum.1.weight" => linear(self.gates.slice(gate(1))),
+                "to_decay_factor.1.weight" => linear(self.gates.slice(gate(2))),
+                "to_adaptive_step.1.bias" => bias(0),
+                "to_momentum.1.bias" => bias(1),
+                "to_decay_factor.1.bias" => bias(2),
+                "multihead_rmsnorm.gamma" => self.head_norm.clone().expect(has).into_dyn(),
+                "retrieve_gate.weight" => linear(self.read_gate.as_ref().expect(has).view()),
+                "combine_heads.weight" => linear(self.combine.as_ref().expect(has).view()),
+                "transition_gate" => ndarray::arr0(self.transition.expect(has)).into_dyn(),
+                memory => {
+                    let p =
+                        memory.strip_prefix("memory_model.weights.").and_then(|p| p.parse::<usize>().ok());
+                    self.memory[p.expect("a memory weight")].clone().into_dyn()
+                }
+            };
+            let values = values.into_shape_with_order(shape).expect("same elements");
+            (name, values)
+        };
+        self.dimensions.tensors(program).into_iter().map(tensor).collect()
     }
 
     /// Returns the layer (D, h) of the logits of θ, where each token has its own rate.

@@ -403,6 +403,11 @@ impl Program {
         Ok(())
     }
 
+    /// Rejects a program through which no gradient passes, because a part has no second derivative.
+    pub fn check_differentiable(&self) -> Result<()> {
+        self.loss.check_differentiable().map_err(|(name, problem)| Error::limit(name)(problem))
+    }
+
     /// Returns the reason why this program cannot run on a GPU, whose kernels compute the memory of titans-pytorch 0.0.17
     /// only.
     pub fn needs_cpu(&self) -> Option<String> {

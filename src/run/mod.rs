@@ -4,6 +4,7 @@
 //! [`Run`] its threads and, if files are kept, a directory.
 
 mod files;
+mod gradients;
 mod inputs;
 mod report;
 mod statistics;
@@ -26,6 +27,7 @@ use crate::plot;
 use crate::real::{ElementType, Real};
 use crate::storage::{self, OutFile, ResultsDirectory};
 use files::Files;
+pub use gradients::{GradientArray, GradientReport, Request as GradientRequest, gradients};
 use inputs::Loaded;
 pub use inputs::{InputCache, ResolvedInputs};
 pub use report::{InputFile, Report, Resolved, WallSeconds};

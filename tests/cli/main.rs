@@ -16,6 +16,7 @@ mod ends;
 mod faults;
 mod generate;
 mod golden;
+mod gradients;
 mod import;
 mod inputs;
 mod inspect;

@@ -1,9 +1,9 @@
 //! Elementwise activations: `gelu(x) = x Φ(x)` with the exact Φ, and `silu(x) = x σ(x)`.
 
-use ndarray::{ArrayView2, ArrayViewMut2, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Zip, s};
 use serde::{Deserialize, Serialize};
 
-use super::{Operator, Rows, Work, each_row};
+use super::{Operator, Rows, Second, SecondResults, Work, each_row};
 use crate::memory::sigmoid;
 use crate::real::Real;
 use crate::simd::vectorised;
@@ -150,5 +150,49 @@ impl<T: Real> Operator<T> for Activation {
                 }
             },
         );
+    }
+
+    /// ∂φ/∂cotangent = t ∘ f′(x), ∂φ/∂x = t ∘ cotangent ∘ f″(x), with gelu″(x) = φ(x) (2 − x²) and silu″(x) = σ (1 − σ)
+    /// (2 + x (1 − 2σ)).
+    fn vjp_of_vjp(&self, given: &Second<'_, T>, results: SecondResults<'_, T>, work: &mut Work<T>) {
+        let (x, Some(t)) = (given.inputs[0], given.tangents[0]) else { unreachable!("the only input's") };
+        let SecondResults { mut d_cotangent, d_inputs } = results;
+        let rows = x.nrows();
+        let kept = work.kept[0].slice(s![..rows, ..]);
+        let mut bend = Array2::zeros(x.dim());
+        if *self == Self::Gelu {
+            Zip::from(&mut bend).and(x).for_each(|b, &x| *b = x * x * T::from_f64(-0.5));
+            T::exp_all(bend.as_slice_mut().expect("standard layout"));
+        }
+        let density = T::from_f64((2.0 * std::f64::consts::PI).sqrt().recip());
+        let two = T::one() + T::one();
+        vectorised(
+            #[inline(always)]
+            || {
+                let rows = bend.rows_mut().into_iter().zip(x.rows()).zip(kept.rows());
+                for (r, ((mut bend, x), kept)) in rows.enumerate() {
+                    let bend = bend.as_slice_mut().expect("contiguous rows");
+                    let [x, kept, t, c] = [x, kept, t.row(r), given.cotangent.row(r)]
+                        .map(|row| row.to_slice().expect("contiguous rows"));
+                    let mut d_cotangent = d_cotangent.row_mut(r);
+                    let d_cotangent = d_cotangent.as_slice_mut().expect("contiguous rows");
+                    for i in 0..x.len() {
+                        let (slope, second) = match self {
+                            Self::Gelu => (kept[i], density * bend[i] * (two - x[i] * x[i])),
+                            Self::Silu => {
+                                let s = kept[i];
+                                let slope = s * (T::one() - s);
+                                (s + x[i] * slope, slope * (two + x[i] * (T::one() - two * s)))
+                            }
+                        };
+                        d_cotangent[i] = t[i] * slope;
+                        bend[i] = t[i] * c[i] * second;
+                    }
+                }
+            },
+        );
+        if let Some(d_input) = &mut d_inputs[0] {
+            d_input.assign(&bend);
+        }
     }
 }

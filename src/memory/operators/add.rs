@@ -2,7 +2,7 @@
 
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 
-use super::{Operator, Rows, Work, each_row};
+use super::{Operator, Rows, Second, SecondResults, Work, each_row};
 use crate::real::Real;
 
 /// a + b
@@ -28,6 +28,13 @@ impl<T: Real> Operator<T> for Add {
         _: &mut Work<T>,
     ) {
         d_inputs.iter_mut().flatten().for_each(|d_input| d_input.assign(&cotangent));
+    }
+
+    fn vjp_of_vjp(&self, given: &Second<'_, T>, results: SecondResults<'_, T>, _: &mut Work<T>) {
+        let SecondResults { mut d_cotangent, d_inputs } = results;
+        d_cotangent.fill(T::zero());
+        given.tangents.iter().flatten().for_each(|tangent| d_cotangent += tangent);
+        d_inputs.iter_mut().flatten().for_each(|d_input| d_input.fill(T::zero()));
     }
 }
 
@@ -60,6 +67,18 @@ impl<T: Real> Operator<T> for Concat {
                 d_input.assign(&part);
             }
         }
+    }
+
+    fn vjp_of_vjp(&self, given: &Second<'_, T>, results: SecondResults<'_, T>, _: &mut Work<T>) {
+        let SecondResults { mut d_cotangent, d_inputs } = results;
+        d_cotangent.fill(T::zero());
+        let (left, right) = d_cotangent.split_at(Axis(1), given.inputs[0].ncols());
+        for (mut part, tangent) in [left, right].into_iter().zip(given.tangents) {
+            if let Some(tangent) = tangent {
+                part.assign(tangent);
+            }
+        }
+        d_inputs.iter_mut().flatten().for_each(|d_input| d_input.fill(T::zero()));
     }
 }
 

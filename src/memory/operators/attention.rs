@@ -10,10 +10,10 @@
 
 use std::ops::Range;
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
+use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis, s};
 
-use super::{Operator, Rows, Work, each_row};
-use crate::matmul::matmul;
+use super::{Operator, Rows, Second, SecondResults, Work, each_row};
+use crate::matmul::{matmul, multiply_add};
 use crate::packed::{PanelRow, multiply_lower, multiply_lower_transposed, multiply_transposed_lower};
 use crate::real::Real;
 use crate::simd::vectorised;
@@ -247,6 +247,149 @@ impl<T: Real> Operator<T> for Attention {
         }
         if let [unit, norms] = rest {
             normalise_backward(unit.slice(s![..rows, ..]), norms.slice(s![..rows, ..]), d_qkv.view_mut());
+        }
+    }
+
+    fn vjp_of_vjp(&self, given: &Second<'_, T>, results: SecondResults<'_, T>, work: &mut Work<T>) {
+        let SecondResults { d_cotangent, d_inputs } = results;
+        let tangent = given.tangents[0].expect("the only input's");
+        let (rows, d) = given.cotangent.dim();
+        let scale = T::from_f64(self.scale(d));
+        let (p, rest) = (&work.kept[0], &work.kept[2..]);
+        let mut d_qkv = Array2::zeros(tangent.dim());
+        if let [unit, norms] = rest {
+            // The tangent passes through the normalisation, the cotangents back through it.
+            let [unit, norms] = [unit, norms].map(|kept| kept.slice(s![..rows, ..]));
+            let mut along = tangent.to_owned();
+            normalise_backward(unit, norms, along.view_mut());
+            let mut d_unit = Array2::zeros(tangent.dim());
+            let of_chunks =
+                SecondAttention { qkv: unit, p, cotangent: given.cotangent, tangent: along.view(), scale };
+            of_chunks.run(given.chunk, d_cotangent, d_qkv.view_mut(), Some(d_unit.view_mut()));
+            normalise_backward(unit, norms, d_qkv.view_mut());
+            normalise_second(unit, norms, (tangent, along.view()), d_unit.view(), d_qkv.view_mut());
+        } else {
+            let qkv = given.inputs[0];
+            let of_chunks = SecondAttention { qkv, p, cotangent: given.cotangent, tangent, scale };
+            of_chunks.run(given.chunk, d_cotangent, d_qkv.view_mut(), None);
+        }
+        if let Some(d_input) = &mut d_inputs[0] {
+            d_input.assign(&d_qkv);
+        }
+    }
+}
+
+/// The second pass of attention over chunks. With the tangents [t u w] of [q k v], C the cotangent of H = P v, D = C vᵀ,
+/// G = scale · (t kᵀ + q uᵀ) on and below the diagonal, and row sums δ of P ∘ D and γ of P ∘ G:
+///
+/// ```text
+/// E = P ∘ (D − δ)                     so that dA = scale · E: the cotangent of scores
+/// F = P ∘ (G − γ)                     the derivative of P along the tangent
+/// ∂φ/∂C = F v + P w
+/// ∂φ/∂v = Fᵀ C
+/// Y = D ∘ G − γ D − δ G + C wᵀ        ∂φ/∂P
+/// Z = P ∘ (Y − rowsum(P ∘ Y))         ∂φ/∂scores through P
+/// ∂φ/∂q = scale · (Z k + E u),  ∂φ/∂k = scale · (Zᵀ q + Eᵀ t)
+/// ```
+struct SecondAttention<'a, T> {
+    qkv: ArrayView2<'a, T>,
+    p: &'a Array2<T>,
+    cotangent: ArrayView2<'a, T>,
+    tangent: ArrayView2<'a, T>,
+    scale: T,
+}
+
+impl<T: Real> SecondAttention<'_, T> {
+    /// Computes all chunks. `d_unit`, if given, receives the cotangents [scale · E k, scale · Eᵀ q, ·] of q and k.
+    fn run(
+        &self,
+        chunk: usize,
+        mut d_cotangent: ArrayViewMut2<T>,
+        mut d_qkv: ArrayViewMut2<T>,
+        mut d_unit: Option<ArrayViewMut2<T>>,
+    ) {
+        let Self { p, scale, .. } = *self;
+        let (total, d) = self.cotangent.dim();
+        let zeros = || Array2::zeros((chunk, chunk));
+        let (mut e, mut f, mut z) = (zeros(), zeros(), zeros());
+        for start in (0..total).step_by(chunk) {
+            let rows = start..total.min(start + chunk);
+            let c = rows.len();
+            let [q, k, v] = split(self.qkv.slice(s![rows.clone(), ..]));
+            let [t, u, w] = split(self.tangent.slice(s![rows.clone(), ..]));
+            let p = p.slice(s![rows.clone(), ..c]);
+            let cotangent = self.cotangent.slice(s![rows.clone(), ..]);
+            let [mut e, mut f, mut z] = [&mut e, &mut f, &mut z].map(|square| square.slice_mut(s![..c, ..c]));
+            matmul(e.view_mut(), cotangent, v.t());
+            multiply_add(f.view_mut(), T::zero(), scale, t, k.t());
+            multiply_add(f.view_mut(), T::one(), scale, q, u.t());
+            matmul(z.view_mut(), cotangent, w.t());
+            for r in 0..c {
+                second_row(r, p.row(r), (e.row_mut(r), f.row_mut(r), z.row_mut(r)));
+            }
+            let mut d_c = d_cotangent.slice_mut(s![rows.clone(), ..]);
+            matmul(d_c.view_mut(), f.view(), v);
+            multiply_add(d_c, T::one(), T::one(), p, w);
+            let (mut dq, dkv) = d_qkv.slice_mut(s![rows.clone(), ..]).split_at(Axis(1), d);
+            let (mut dk, dv) = dkv.split_at(Axis(1), d);
+            multiply_add(dq.view_mut(), T::zero(), scale, z.view(), k);
+            multiply_add(dq, T::one(), scale, e.view(), u);
+            multiply_add(dk.view_mut(), T::zero(), scale, z.t(), q);
+            multiply_add(dk, T::one(), scale, e.t(), t);
+            matmul(dv, f.t(), cotangent);
+            if let Some(d_unit) = &mut d_unit {
+                let (dq, dkv) = d_unit.slice_mut(s![rows, ..]).split_at(Axis(1), d);
+                multiply_add(dq, T::zero(), scale, e.view(), k);
+                multiply_add(dkv.split_at(Axis(1), d).0, T::zero(), scale, e.t(), q);
+            }
+        }
+    }
+}
+
+/// Replaces row r of D, G and C wᵀ by E, F and Z, which are zero after the diagonal.
+fn second_row<T: Real>(
+    r: usize,
+    p: ArrayView1<T>,
+    (mut e, mut f, mut z): (ArrayViewMut1<T>, ArrayViewMut1<T>, ArrayViewMut1<T>),
+) {
+    let sum = |values: &mut dyn Iterator<Item = T>| values.fold(T::zero(), |sum, x| sum + x);
+    let delta = sum(&mut (0..=r).map(|j| p[j] * e[j]));
+    let gamma = sum(&mut (0..=r).map(|j| p[j] * f[j]));
+    for j in 0..=r {
+        z[j] = e[j] * f[j] - gamma * e[j] - delta * f[j] + z[j];
+        e[j] = p[j] * (e[j] - delta);
+        f[j] = p[j] * (f[j] - gamma);
+    }
+    let mean = sum(&mut (0..=r).map(|j| p[j] * z[j]));
+    for j in 0..=r {
+        z[j] = p[j] * (z[j] - mean);
+    }
+    [e, f, z].into_iter().for_each(|mut row| row.slice_mut(s![r + 1..]).fill(T::zero()));
+}
+
+/// Adds the derivative of ψ(x) = ⟨t, J d⟩ for q and k of each row, where J = (I − x̂ x̂ᵀ) / ‖x‖ is the Jacobian of the
+/// normalisation, d the cotangent of x̂, and `along` is J t: `−(x̂ ψ + ⟨x̂, d⟩ J t + ⟨x̂, t⟩ J d) / ‖x‖`.
+fn normalise_second<T: Real>(
+    unit: ArrayView2<T>,
+    norms: ArrayView2<T>,
+    (tangent, along): (ArrayView2<T>, ArrayView2<T>),
+    d_unit: ArrayView2<T>,
+    mut d_qkv: ArrayViewMut2<T>,
+) {
+    let d = d_qkv.ncols() / 3;
+    for (r, mut row) in d_qkv.rows_mut().into_iter().enumerate() {
+        for of in 0..2 {
+            let norm = norms[[r, of]];
+            if norm.to_f64() <= MIN_NORM {
+                continue;
+            }
+            let part = |matrix: &ArrayView2<'_, T>| matrix.slice(s![r, of * d..(of + 1) * d]).to_vec();
+            let [x, t, jt, d_x] = [&unit, &tangent, &along, &d_unit].map(part);
+            let [xd, xt, td] = [(&x, &d_x), (&x, &t), (&jt, &d_x)].map(|(a, b)| T::dot(a, b));
+            for (e, out) in row.slice_mut(s![of * d..(of + 1) * d]).iter_mut().enumerate() {
+                let jd = (d_x[e] - x[e] * xd) / norm;
+                *out -= (x[e] * td + xd * jt[e] + xt * jd) / norm;
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use ndarray::{ArrayView2, ArrayViewMut2, Zip};
 
-use super::{Operator, Rows, Work, each_row};
+use super::{Operator, Rows, Second, SecondResults, Work, each_row};
 use crate::real::Real;
 
 /// x ∘ (γ + 1) of the inputs x and γ.
@@ -35,6 +35,26 @@ impl<T: Real> Operator<T> for Gain {
         }
         if let Some(d_gamma) = d_gamma {
             Zip::from(d_gamma).and(cotangent).and(inputs[0]).for_each(|dg, &d, &x| *dg = d * x);
+        }
+    }
+
+    fn vjp_of_vjp(&self, given: &Second<'_, T>, results: SecondResults<'_, T>, _: &mut Work<T>) {
+        let SecondResults { mut d_cotangent, d_inputs } = results;
+        let (x, gamma, c) = (given.inputs[0], given.inputs[1], given.cotangent);
+        let [dx, d_gamma] = d_inputs else { unreachable!("two inputs") };
+        d_cotangent.fill(T::zero());
+        // Each input's tangent meets the other input.
+        let terms = [(given.tangents[0], gamma, T::one(), d_gamma), (given.tangents[1], x, T::zero(), dx)];
+        for (tangent, other, offset, d_other) in terms {
+            if let Some(tangent) = tangent {
+                let sum = Zip::from(&mut d_cotangent).and(tangent).and(other);
+                sum.for_each(|d, &t, &other| *d += t * (other + offset));
+            }
+            match (d_other, tangent) {
+                (Some(d), Some(t)) => Zip::from(d).and(t).and(c).for_each(|d, &t, &c| *d = t * c),
+                (Some(d), None) => d.fill(T::zero()),
+                (None, _) => {}
+            }
         }
     }
 }

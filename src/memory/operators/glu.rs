@@ -2,7 +2,7 @@
 
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, Zip, s};
 
-use super::{Activation, Operator, Rows, Work};
+use super::{Activation, Operator, Rows, Second, SecondResults, Work};
 use crate::real::Real;
 
 /// a ∘ gelu(z) of rows [a z].
@@ -57,6 +57,39 @@ impl<T: Real> Operator<T> for Glu {
         Zip::from(da).and(cotangent).and(gate).for_each(|da, &d, &gate| *da = d * gate);
         let a = inputs[0].split_at(Axis(1), half).0;
         Zip::from(dz).and(cotangent).and(a).and(slope).for_each(|dz, &d, &a, &slope| *dz = d * a * slope);
+    }
+
+    /// With the halves t and u of the tangent, c the cotangent and g = gelu:
+    ///
+    /// ```text
+    /// ∂φ/∂c = t g(z) + u a g′(z)
+    /// ∂φ/∂a = u c g′(z)
+    /// ∂φ/∂z = t c g′(z) + u c a g″(z)      g″(z) = φ(z) (2 − z²)
+    /// ```
+    fn vjp_of_vjp(&self, given: &Second<'_, T>, results: SecondResults<'_, T>, work: &mut Work<T>) {
+        let SecondResults { mut d_cotangent, d_inputs } = results;
+        let (c, tangent) = (given.cotangent, given.tangents[0].expect("the only input's"));
+        let half = c.ncols();
+        let [gate, slope] = [&work.kept[0], &work.kept[1]].map(|kept| kept.slice(s![..c.nrows(), ..]));
+        let (t, u) = tangent.split_at(Axis(1), half);
+        let (a, z) = given.inputs[0].split_at(Axis(1), half);
+        Zip::from(&mut d_cotangent).and(t).and(gate).for_each(|d, &t, &gate| *d = t * gate);
+        Zip::from(&mut d_cotangent)
+            .and(u)
+            .and(a)
+            .and(slope)
+            .for_each(|d, &u, &a, &slope| *d += u * a * slope);
+        let Some(d_input) = &mut d_inputs[0] else { return };
+        let (mut da, mut dz) = d_input.view_mut().split_at(Axis(1), half);
+        let mut density = z.mapv(|z| z * z * T::from_f64(-0.5));
+        T::exp_all(density.as_slice_mut().expect("standard layout"));
+        let scale = T::from_f64((2.0 * std::f64::consts::PI).sqrt().recip());
+        let two = T::one() + T::one();
+        Zip::from(&mut density).and(z).for_each(|bend, &z| *bend = *bend * scale * (two - z * z));
+        Zip::from(&mut da).and(u).and(c).and(slope).for_each(|d, &u, &c, &slope| *d = u * c * slope);
+        Zip::from(&mut dz).and(t).and(c).and(slope).for_each(|d, &t, &c, &slope| *d = t * c * slope);
+        let bent = Zip::from(&mut dz).and(u).and(c).and(a).and(&density);
+        bent.for_each(|d, &u, &c, &a, &bend| *d += u * c * a * bend);
     }
 }
 

@@ -3,7 +3,7 @@
 
 use ndarray::{ArrayView2, ArrayViewMut2, s};
 
-use super::{Operator, Rows, Work, each_row};
+use super::{Operator, Rows, Second, SecondResults, Work, each_row};
 use crate::real::Real;
 use crate::simd::vectorised;
 
@@ -95,6 +95,45 @@ impl<T: Real> Operator<T> for LayerNorm {
                     let (mean, along) = (T::total(dy) / count, T::dot(dy, y) / count);
                     for ((dx, &dy), &y) in dx.iter_mut().zip(dy).zip(y) {
                         *dx = scale * (dy - mean - y * along);
+                    }
+                }
+            },
+        );
+    }
+
+    /// The Jacobian J = scale · (I − 1 1ᵀ/n − y yᵀ/n) is symmetric, and is that of y too. With ⟨a b⟩ = mean(a ∘ b):
+    ///
+    /// ```text
+    /// ∂φ/∂c = J t
+    /// ∂φ/∂x = −scale² y (⟨t c⟩ − ⟨t⟩⟨c⟩ − ⟨t y⟩⟨c y⟩) − scale (⟨c y⟩ J t + ⟨t y⟩ J c)
+    /// ```
+    fn vjp_of_vjp(&self, given: &Second<'_, T>, results: SecondResults<'_, T>, work: &mut Work<T>) {
+        let SecondResults { mut d_cotangent, d_inputs } = results;
+        let [normed, scales] = &work.kept[..] else { unreachable!("two buffers") };
+        let tangent = given.tangents[0].expect("the only input's");
+        let count = T::from_f64(tangent.ncols() as f64);
+        let mut d_input = d_inputs[0].as_mut();
+        vectorised(
+            #[inline(always)]
+            || {
+                for (r, mut along_tangent) in d_cotangent.rows_mut().into_iter().enumerate() {
+                    let along_tangent = along_tangent.as_slice_mut().expect("contiguous rows");
+                    let [t, c, y] = [tangent.row(r), given.cotangent.row(r), normed.row(r)]
+                        .map(|row| row.to_slice().expect("contiguous rows"));
+                    let scale = scales[[r, 0]];
+                    let [mean_t, mean_c] = [t, c].map(|row| T::total(row) / count);
+                    let [ty, cy] = [t, c].map(|row| T::dot(row, y) / count);
+                    for i in 0..t.len() {
+                        along_tangent[i] = scale * (t[i] - mean_t - y[i] * ty);
+                    }
+                    if let Some(d_input) = &mut d_input {
+                        let mut dx = d_input.row_mut(r);
+                        let dx = dx.as_slice_mut().expect("contiguous rows");
+                        let bracket = scale * scale * (T::dot(t, c) / count - mean_t * mean_c - ty * cy);
+                        for i in 0..t.len() {
+                            let along_cotangent = scale * (c[i] - mean_c - y[i] * cy);
+                            dx[i] = -y[i] * bracket - scale * (cy * along_tangent[i] + ty * along_cotangent);
+                        }
                     }
                 }
             },

@@ -2,7 +2,7 @@
 
 use ndarray::{ArrayView2, ArrayViewMut2, Zip, s};
 
-use super::{Operator, Rows, Work};
+use super::{Operator, Rows, Second, SecondResults, Work};
 use crate::memory::sigmoid;
 use crate::real::Real;
 
@@ -43,6 +43,32 @@ impl<T: Real> Operator<T> for Mix {
         if let Some(ds) = ds {
             let all = Zip::from(ds).and(cotangent).and(gate).and(inputs[0]).and(inputs[1]);
             all.for_each(|ds, &d, &g, &x, &v| *ds = d * (v - x) * g * (T::one() - g));
+        }
+    }
+
+    /// With the tangents t, u, w of x, v, s, c the cotangent, and g = sigmoid(s), g′ = g (1 − g):
+    ///
+    /// ```text
+    /// ∂φ/∂c = t (1 − g) + u g + w (v − x) g′
+    /// ∂φ/∂v = −∂φ/∂x = w c g′
+    /// ∂φ/∂s = c g′ (u − t + w (v − x) (1 − 2g))
+    /// ```
+    fn vjp_of_vjp(&self, given: &Second<'_, T>, results: SecondResults<'_, T>, work: &mut Work<T>) {
+        let SecondResults { mut d_cotangent, d_inputs } = results;
+        let gates = work.kept[0].slice(s![..d_cotangent.nrows(), ..]);
+        let two = T::one() + T::one();
+        for ((r, e), d) in d_cotangent.indexed_iter_mut() {
+            let [x, v] = [0, 1].map(|i| given.inputs[i][[r, e]]);
+            let [t, u, w] = [0, 1, 2].map(|i| given.tangents[i].map_or(T::zero(), |tangent| tangent[[r, e]]));
+            let (g, c) = (gates[[r, e]], given.cotangent[[r, e]]);
+            let slope = g * (T::one() - g);
+            *d = t * (T::one() - g) + u * g + w * (v - x) * slope;
+            let ds = c * slope * (u - t + w * (v - x) * (T::one() - two * g));
+            for (d_input, value) in d_inputs.iter_mut().zip([-w * c * slope, w * c * slope, ds]) {
+                if let Some(d_input) = d_input {
+                    d_input[[r, e]] = value;
+                }
+            }
         }
     }
 }

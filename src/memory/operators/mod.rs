@@ -1,5 +1,5 @@
 //! Operators: the functions between a model's linear maps. Each is one file with its forward pass, its vector-Jacobian
-//! product and its naive twin in plain loops, which is the oracle for both.
+//! product, the vector-Jacobian product of that product, and its naive twin in plain loops, which is the oracle for all.
 //!
 //! Rows of a call are whole chunks of `chunk` rows, of which the last may be shorter. No row depends on another chunk or
 //! on a later row. All matrices have contiguous rows.
@@ -55,6 +55,27 @@ pub fn buffers<T: Real>(graph: &Graph, rows: usize, chunk: usize) -> Vec<Option<
     graph.nodes.iter().map(work).collect()
 }
 
+/// Arguments of [`Operator::vjp_of_vjp`].
+#[derive(Clone, Copy)]
+pub struct Second<'a, T> {
+    /// Rows of a chunk.
+    pub chunk: usize,
+    /// Input rows.
+    pub inputs: &'a [ArrayView2<'a, T>],
+    /// Cotangent of the output, as given to [`Operator::vjp`].
+    pub cotangent: ArrayView2<'a, T>,
+    /// Cotangents of the results of [`Operator::vjp`]; zero where absent.
+    pub tangents: &'a [Option<ArrayView2<'a, T>>],
+}
+
+/// Places for the results of [`Operator::vjp_of_vjp`].
+pub struct SecondResults<'a, T> {
+    /// Receives ∂φ/∂cotangent.
+    pub d_cotangent: ArrayViewMut2<'a, T>,
+    /// Receive ∂φ/∂input.
+    pub d_inputs: &'a mut [Option<ArrayViewMut2<'a, T>>],
+}
+
 /// A function of rows without weights.
 pub trait Operator<T: Real> {
     /// Returns the shapes of the buffers for a number of rows in chunks of `chunk`, whose inputs have these widths.
@@ -84,6 +105,13 @@ pub trait Operator<T: Real> {
         d_inputs: &mut [Option<ArrayViewMut2<T>>],
         work: &mut Work<T>,
     );
+
+    /// Computes the vector-Jacobian product of [`vjp`](Self::vjp), which the gradient of a stored chunk needs to be
+    /// differentiated again. With `tangents`, the cotangents of what `vjp` writes for each input (absent ones are zero), let
+    /// φ = Σ ⟨tangent, `vjp` of the input⟩. Writes ∂φ/∂cotangent to `d_cotangent`, which is the derivative of the output
+    /// along the tangents, and ∂φ/∂input for each input that has a place in `d_inputs`. Follows
+    /// [`forward_for_vjp`](Self::forward_for_vjp) with the same inputs.
+    fn vjp_of_vjp(&self, given: &Second<'_, T>, results: SecondResults<'_, T>, work: &mut Work<T>);
 
     /// Replaces the rows of the only input by the output, if the operator can. Returns whether it did.
     fn forward_in_place(&self, _rows: &mut ArrayViewMut2<T>) -> bool {
@@ -202,6 +230,55 @@ impl Op {
         }
     }
 }
+
+impl Op {
+    /// Computes what [`Operator::vjp_of_vjp`] computes, from [`naive_vjp`](Self::naive_vjp) alone: that product is linear in
+    /// the cotangent, so its derivative there is exact; the derivative in the inputs is a central difference. Returns
+    /// ∂φ/∂cotangent, and ∂φ/∂input for each input.
+    pub fn naive_vjp_of_vjp(
+        &self,
+        inputs: &[&Rows],
+        cotangent: &Rows,
+        tangents: &[Option<&Rows>],
+    ) -> (Rows, Vec<Rows>) {
+        let phi = |inputs: &[&Rows], cotangent: &Rows| -> f64 {
+            let products = self.naive_vjp(inputs, cotangent);
+            let pairs =
+                products.iter().zip(tangents).filter_map(|(product, tangent)| Some((product, (*tangent)?)));
+            pairs
+                .map(|(a, b)| a.iter().flatten().zip(b.iter().flatten()).map(|(a, b)| a * b).sum::<f64>())
+                .sum()
+        };
+        let places = |rows: &Rows| -> Vec<(usize, usize)> {
+            rows.iter().enumerate().flat_map(|(r, row)| (0..row.len()).map(move |e| (r, e))).collect()
+        };
+        let zeros = |rows: &Rows| -> Rows { rows.iter().map(|row| vec![0.0; row.len()]).collect() };
+        let mut d_cotangent = zeros(cotangent);
+        for (r, e) in places(cotangent) {
+            let mut unit = zeros(cotangent);
+            unit[r][e] = 1.0;
+            d_cotangent[r][e] = phi(inputs, &unit);
+        }
+        let d_input = |i: usize| {
+            let mut slopes = zeros(inputs[i]);
+            for (r, e) in places(inputs[i]) {
+                let at = |step: f64| {
+                    let mut moved = inputs[i].clone();
+                    moved[r][e] += step;
+                    let mut inputs = inputs.to_vec();
+                    inputs[i] = &moved;
+                    phi(&inputs, cotangent)
+                };
+                slopes[r][e] = (at(DIFFERENCE_STEP) - at(-DIFFERENCE_STEP)) / (2.0 * DIFFERENCE_STEP);
+            }
+            slopes
+        };
+        (d_cotangent, (0..inputs.len()).map(d_input).collect())
+    }
+}
+
+/// Step of central differences: errors of about 1e-10 from both rounding (ε / step) and curvature (step²).
+const DIFFERENCE_STEP: f64 = 1e-5;
 
 /// Applies `f` to each pair of rows.
 fn each_row(rows: &Rows, others: &Rows, f: impl Fn(&[f64], &[f64]) -> Vec<f64>) -> Rows {

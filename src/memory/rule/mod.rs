@@ -141,4 +141,14 @@ impl Rule {
             RateForm::Sigmoid => self.max_rate * sigmoid(logit),
         }
     }
+
+    /// Returns the derivative of θ in its logit.
+    pub fn rate_slope(&self, logit: f64) -> f64 {
+        let s = sigmoid(logit);
+        let slope = s * (1.0 - s);
+        match self.rate_form {
+            RateForm::Exp => -15.0 * slope * self.rate(logit),
+            RateForm::Sigmoid => self.max_rate * slope,
+        }
+    }
 }

@@ -1,0 +1,583 @@
+//! One head of one sequence through time: forward with states kept at segment starts, and back through the recurrences.
+//!
+//! Backwards, with Ū and S̄ the cotangents of U and S and g = Aᵀ B the gradient of a chunk:
+//!
+//! ```text
+//! S̄_n = Ū_n + η_{n+1} S̄_{n+1}          ᾱ_n = −⟨Ū_n, U_{n−1}⟩     η̄_n = ⟨S̄_n, S_{n−1}⟩
+//! Ū_{n−1} = D_{n−1} + (1 − α_n) Ū_n     θ̄_n = −⟨S̄_n, g_n⟩         ḡ_n = −θ_n S̄_n
+//! ```
+//!
+//! D_n comes from the reads of the weights after n chunks. A refresh P ← P + γ (M − P), with M the weights that are read,
+//! passes the cotangents of P and of U on to M and to the old P. A recurrence is never inverted, which would divide by 1 − α:
+//! a segment of about √N chunks is computed again from the state at its start.
+
+use std::ops::Range;
+
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
+use rayon::prelude::*;
+
+use super::Order;
+use super::walk::{Examples, Inner, Walk};
+use crate::engine::panel::Step;
+use crate::memory::program::{Program, Reads};
+use crate::real::Real;
+use crate::simd::vectorised;
+
+/// Fewest chunks of a segment. Its arrays are small beside the rows of so few chunks.
+pub const MIN_SEGMENT: usize = 8;
+/// Fewest rows whose gradients are taken in one task: enough for products at full speed.
+const TASK_ROWS: usize = 64;
+/// Most tasks of a segment. Each has a gradient of the weights of its own until they are summed.
+pub const MAX_TASKS: usize = 8;
+/// Elements of a state that one task takes through a segment. Its rows of six arrays fit L2.
+const TASK_ELEMENTS: usize = 2048;
+/// Fewest multiplications of a task that another thread takes, about 10 µs.
+const MIN_TASK_WORK: usize = 1 << 18;
+
+/// What a head does in a call.
+#[derive(Debug)]
+pub struct Course<'a, T> {
+    pub walk: &'a Walk,
+    pub program: &'a Program,
+    /// Initial weights, past weights included.
+    pub base: &'a [T],
+    /// State that an earlier call left, with the chunks stored before.
+    pub start: State<T>,
+    pub order: Order,
+    pub first_chunk: usize,
+    /// Whether `start` is that of a new memory, which depends on the initial weights.
+    pub fresh: bool,
+    /// Complete chunks: (rows, d).
+    pub keys: ArrayView2<'a, T>,
+    pub values: ArrayView2<'a, T>,
+    /// Chunks by which the first query is ahead of the first key: 1 where it reads what is stored first.
+    pub ahead: usize,
+    /// From the first row of a chunk on: (rows, d).
+    pub queries: ArrayView2<'a, T>,
+    /// Gates of each chunk. A rate that tokens have of their own is 1.
+    pub steps: Vec<Step<T>>,
+    pub rates: Option<Vec<T>>,
+    /// Fraction of its change that a refresh keeps.
+    pub transition: Option<T>,
+    /// Chunks after whose multiples gradients are cut off.
+    pub truncate: Option<usize>,
+}
+
+/// State of a head between two chunks.
+#[derive(Clone, Debug)]
+pub struct State<T> {
+    pub update: Vec<T>,
+    /// Zeros without momentum.
+    pub momentum: Vec<T>,
+    /// Weights at which gradients are taken; empty where they are the initial ones for ever.
+    pub point: Vec<T>,
+}
+
+/// What the pass back needs of the pass forward.
+#[derive(Debug)]
+pub struct Tape<T> {
+    /// State at the start of each segment.
+    starts: Vec<State<T>>,
+    last: Option<Segment<T>>,
+    end: State<T>,
+}
+
+/// Cotangents of a head's inputs and parameters.
+#[derive(Debug)]
+pub struct HeadCotangents<T> {
+    pub keys: Array2<T>,
+    pub values: Array2<T>,
+    pub queries: Array2<T>,
+    /// Cotangents of θ, η and α of each chunk.
+    pub gates: Vec<[f64; 3]>,
+    pub rates: Option<Vec<T>>,
+    pub base: Vec<T>,
+    /// Cotangent of the fraction that a refresh keeps.
+    pub transition: f64,
+}
+
+/// The states of some chunks one after another.
+#[derive(Debug)]
+struct Segment<T> {
+    chunks: Range<usize>,
+    pieces: Vec<Piece<T>>,
+    /// U before each chunk and after the last, refreshed: (chunks + 1, elements).
+    updates: Array2<T>,
+    /// S in the same order. A pass back replaces them by their cotangents.
+    momenta: Array2<T>,
+}
+
+/// Chunks of a segment whose gradients are at the same point.
+#[derive(Debug)]
+struct Piece<T> {
+    chunks: Range<usize>,
+    /// Empty where it is the initial weights.
+    point: Vec<T>,
+    groups: Vec<(Range<usize>, Inner<T>)>,
+    refresh: bool,
+}
+
+/// Cotangents that pass from a chunk to the one before.
+struct Carried<T> {
+    update: Vec<T>,
+    momentum: Vec<T>,
+    point: Vec<T>,
+    base: Vec<T>,
+    transition: f64,
+}
+
+impl<T: Real> Course<'_, T> {
+    fn chunks(&self) -> usize {
+        self.steps.len()
+    }
+
+    fn chunk(&self) -> usize {
+        self.walk.chunk
+    }
+
+    fn elements(&self) -> usize {
+        self.base.len()
+    }
+
+    fn segments(&self) -> Vec<Range<usize>> {
+        let chunks = self.chunks();
+        let length = chunks.isqrt().max(MIN_SEGMENT);
+        (0..chunks).step_by(length).map(|start| start..chunks.min(start + length)).collect()
+    }
+
+    /// Returns whether gradients are cut off before a chunk.
+    fn is_cut(&self, chunk: usize) -> bool {
+        chunk > 0 && self.truncate.is_some_and(|every| (self.first_chunk + chunk).is_multiple_of(every))
+    }
+
+    /// Returns the number of tasks of a size that one thread takes at once.
+    fn batch(work: usize) -> usize {
+        (MIN_TASK_WORK / work.max(1)).max(1)
+    }
+
+    /// Returns the rows of queries that read the weights before a chunk, or after the last.
+    fn reads(&self, chunk: usize) -> Range<usize> {
+        let (c, rows) = (self.chunk(), self.queries.nrows());
+        if self.order == Order::After {
+            return if chunk == self.chunks() { 0..rows } else { 0..0 };
+        }
+        let zeros = self.program.schedule.reads != Reads::Complete && self.first_chunk + chunk == 0;
+        let start = (chunk.saturating_sub(self.ahead) * c).min(rows);
+        let end = if chunk == self.chunks() {
+            rows
+        } else {
+            ((chunk + 1 - self.ahead.min(chunk + 1)) * c).min(rows)
+        };
+        if zeros { start..start } else { start..end }
+    }
+
+    /// Returns the rows in groups of whole chunks.
+    fn groups(&self, rows: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<T> {
+        let step = self.chunk() * TASK_ROWS.div_ceil(self.chunk());
+        let end = rows.end;
+        rows.step_by(step).map(move |start| start..end.min(start + step))
+    }
+
+    /// Returns the weights that are read in a state.
+    fn weights(&self, update: &[T]) -> Vec<T> {
+        if self.program.rule.holds_weights() {
+            return update.to_vec();
+        }
+        update.iter().zip(self.base).map(|(&u, &w)| w + u).collect()
+    }
+
+    /// Computes the output rows (rows, d), which are zero where nothing is read.
+    pub fn forward(&self, mut output: ArrayViewMut2<'_, T>) -> Tape<T> {
+        let mut state = self.start.clone();
+        let mut starts = Vec::new();
+        let mut last = None;
+        for chunks in self.segments() {
+            starts.push(state.clone());
+            let segment = self.segment(&state, chunks.clone());
+            let read = |chunk: usize| {
+                let rows = self.reads(chunk);
+                let weights = self.weights(segment.update(chunk));
+                let read = self.walk.forward(&weights, self.queries.slice(s![rows.clone(), ..]));
+                (rows, read.output().to_owned())
+            };
+            let many = Self::batch(self.chunk() * self.elements());
+            let outputs: Vec<_> = chunks
+                .into_par_iter()
+                .with_min_len(many)
+                .filter(|&chunk| !self.reads(chunk).is_empty())
+                .map(read)
+                .collect();
+            for (rows, read) in outputs {
+                output.slice_mut(s![rows, ..]).assign(&read);
+            }
+            state = self.end(&segment);
+            last = Some(segment);
+        }
+        let weights = self.weights(&state.update);
+        let groups: Vec<_> = self.groups(self.reads(self.chunks())).collect();
+        let read = |rows: Range<usize>| {
+            let read = self.walk.forward(&weights, self.queries.slice(s![rows.clone(), ..]));
+            (rows, read.output().to_owned())
+        };
+        let outputs: Vec<_> = groups.into_par_iter().map(read).collect();
+        for (rows, read) in outputs {
+            output.slice_mut(s![rows, ..]).assign(&read);
+        }
+        Tape { starts, last, end: state }
+    }
+
+    /// Computes the states of a segment from that at its start.
+    fn segment(&self, start: &State<T>, chunks: Range<usize>) -> Segment<T> {
+        let shape = (chunks.len() + 1, self.elements());
+        let mut segment = Segment {
+            chunks: chunks.clone(),
+            pieces: Vec::new(),
+            updates: Array2::zeros(shape),
+            momenta: Array2::zeros(shape),
+        };
+        segment.updates.row_mut(0).iter_mut().zip(&start.update).for_each(|(to, &x)| *to = x);
+        segment.momenta.row_mut(0).iter_mut().zip(&start.momentum).for_each(|(to, &x)| *to = x);
+        let next = |from: usize, every: Option<usize>| {
+            every.map_or(usize::MAX, |every| {
+                ((self.first_chunk + from) / every + 1) * every - self.first_chunk
+            })
+        };
+        let every = self.program.schedule.refresh.map(|tokens| tokens / self.chunk());
+        let mut from = chunks.start;
+        while from < chunks.end {
+            let refresh = next(from, every);
+            let to = refresh.min(next(from, self.truncate)).min(chunks.end);
+            let point = match segment.pieces.last() {
+                // After a refresh, gradients are taken at the weights that are read.
+                Some(before) if before.refresh => self.weights(segment.update(from)),
+                Some(before) => before.point.clone(),
+                None => start.point.clone(),
+            };
+            segment.pieces.push(self.piece(from..to, point, refresh == to));
+            self.advance(&mut segment);
+            from = to;
+        }
+        segment
+    }
+
+    /// Returns the state after the last chunk of a segment.
+    fn end(&self, segment: &Segment<T>) -> State<T> {
+        let n = segment.chunks.len();
+        let (update, momentum) = (segment.updates.row(n).to_vec(), segment.momenta.row(n).to_vec());
+        let last = segment.pieces.last().expect("a segment has chunks");
+        let point = if last.refresh { self.weights(&update) } else { last.point.clone() };
+        State { update, momentum, point }
+    }
+
+    /// Takes the gradients of some chunks.
+    fn piece(&self, chunks: Range<usize>, point: Vec<T>, refresh: bool) -> Piece<T> {
+        let c = self.chunk();
+        let step = chunks.len().div_ceil(MAX_TASKS).max(TASK_ROWS.div_ceil(c));
+        let end = chunks.end;
+        let groups: Vec<_> = chunks.clone().step_by(step).map(|start| start..end.min(start + step)).collect();
+        let at = if point.is_empty() { self.base } else { &point };
+        let inner = |chunks: Range<usize>| {
+            let inner = self.walk.inner(self.program.loss, at, self.examples(&chunks));
+            (chunks, inner)
+        };
+        let many = Self::batch(step * c * self.elements());
+        let groups = groups.into_par_iter().with_min_len(many).map(inner).collect();
+        Piece { chunks, point, groups, refresh }
+    }
+
+    fn examples(&self, chunks: &Range<usize>) -> Examples<'_, T> {
+        let rows = chunks.start * self.chunk()..chunks.end * self.chunk();
+        Examples {
+            keys: self.keys.slice(s![rows.clone(), ..]),
+            values: self.values.slice(s![rows.clone(), ..]),
+            rates: self.rates.as_ref().map(|rates| &rates[rows]),
+        }
+    }
+
+    /// Advances the states by the last piece of a segment.
+    fn advance(&self, segment: &mut Segment<T>) {
+        let Segment { chunks: of_segment, pieces, updates, momenta } = segment;
+        let Piece { chunks, point, groups, refresh } = pieces.last().expect("a piece");
+        let (first, c) = (chunks.start - of_segment.start, self.chunk());
+        // Gradients take the places of S.
+        let mut gradients: Vec<_> = momenta.outer_iter_mut().skip(first + 1).collect();
+        let mut tasks = Vec::new();
+        let mut rest = &mut gradients[..];
+        for (chunks, inner) in groups {
+            let (of_group, later) = std::mem::take(&mut rest).split_at_mut(chunks.len());
+            rest = later;
+            let keys = self.examples(chunks).keys;
+            tasks
+                .extend(of_group.iter_mut().enumerate().map(|(i, to)| (inner, keys, i * c..(i + 1) * c, to)));
+        }
+        let many = Self::batch(c * self.elements());
+        tasks.into_par_iter().with_min_len(many).for_each(|(inner, keys, rows, to)| {
+            self.walk.gradient(inner, keys, rows, to.as_slice_mut().expect("standard layout"));
+        });
+        let steps = &self.steps[chunks.clone()];
+        let whole = self.program.rule.holds_weights();
+        let gate = refresh.then(|| self.transition.unwrap_or(T::one()));
+        let blocks = updates
+            .axis_chunks_iter_mut(Axis(1), TASK_ELEMENTS)
+            .zip(momenta.axis_chunks_iter_mut(Axis(1), TASK_ELEMENTS))
+            .enumerate();
+        let blocks: Vec<_> = blocks.collect();
+        let many = Self::batch(TASK_ELEMENTS.min(self.elements()) * steps.len());
+        blocks.into_par_iter().with_min_len(many).for_each(|(block, (mut updates, mut momenta))| {
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (i, step) in steps.iter().enumerate() {
+                        let n = first + i;
+                        let (u, mut next_u) = updates.multi_slice_mut((s![n, ..], s![n + 1, ..]));
+                        let (s, mut next_s) = momenta.multi_slice_mut((s![n, ..], s![n + 1, ..]));
+                        let [u, s] = [&u, &s].map(|row| row.as_slice().expect("standard layout"));
+                        let next_u = next_u.as_slice_mut().expect("standard layout");
+                        let next_s = next_s.as_slice_mut().expect("standard layout");
+                        let (theta, eta, keep) = (step.learning_rate, step.momentum, T::one() - step.decay);
+                        for e in 0..u.len() {
+                            let momentum = eta * s[e] - theta * next_s[e];
+                            next_s[e] = momentum;
+                            next_u[e] = keep * u[e] + momentum;
+                        }
+                    }
+                },
+            );
+            let Some(gate) = gate.filter(|gate| *gate != T::one()) else { return };
+            let place = block * TASK_ELEMENTS..;
+            let mut u = updates.row_mut(first + steps.len());
+            for ((u, &p), &w) in u.iter_mut().zip(&point[place.clone()]).zip(&self.base[place]) {
+                let offset = if whole { T::zero() } else { w };
+                *u = p + gate * (*u + offset - p) - offset;
+            }
+        });
+    }
+
+    /// Passes the cotangent of the output rows (rows, d) back.
+    pub fn backward(&self, tape: Tape<T>, d_output: ArrayView2<'_, T>) -> HeadCotangents<T> {
+        let zeros = || vec![T::zero(); self.elements()];
+        let Tape { starts, mut last, end } = tape;
+        let mut carried =
+            Carried { update: zeros(), momentum: zeros(), point: zeros(), base: zeros(), transition: 0.0 };
+        let mut results = HeadCotangents {
+            keys: Array2::zeros(self.keys.dim()),
+            values: Array2::zeros(self.values.dim()),
+            queries: Array2::zeros(self.queries.dim()),
+            gates: vec![[0.0; 3]; self.chunks()],
+            rates: self.rates.as_ref().map(|rates| vec![T::zero(); rates.len()]),
+            base: Vec::new(),
+            transition: 0.0,
+        };
+        let weights = self.weights(&end.update);
+        for rows in self.groups(self.reads(self.chunks())) {
+            let d_queries = self.read_vjp(&weights, rows.clone(), d_output, &mut carried.update);
+            results.queries.slice_mut(s![rows, ..]).assign(&d_queries);
+        }
+        if !self.program.rule.holds_weights() {
+            carried.base.copy_from_slice(&carried.update);
+        }
+        for (start, chunks) in starts.iter().zip(self.segments()).rev() {
+            let segment = last.take().unwrap_or_else(|| self.segment(start, chunks));
+            self.segment_vjp(segment, d_output, &mut carried, &mut results);
+        }
+        // The state of a new memory is the initial weights, and so is a point without refreshes.
+        let mut parts = Vec::new();
+        if self.fresh && self.program.rule.holds_weights() {
+            parts.push(&carried.update);
+        }
+        if self.fresh || self.program.schedule.refresh.is_none() {
+            parts.push(&carried.point);
+        }
+        for part in parts {
+            carried.base.iter_mut().zip(part).for_each(|(sum, &x)| *sum += x);
+        }
+        HeadCotangents { base: carried.base, transition: carried.transition, ..results }
+    }
+
+    /// Reads some rows again and passes their cotangent back. Adds the cotangent of the weights to `d_weights`.
+    fn read_vjp(
+        &self,
+        weights: &[T],
+        rows: Range<usize>,
+        d_output: ArrayView2<'_, T>,
+        d_weights: &mut [T],
+    ) -> Array2<T> {
+        let queries = self.queries.slice(s![rows.clone(), ..]);
+        let read = self.walk.forward(weights, queries);
+        self.walk.vjp(weights, queries, read, d_output.slice(s![rows, ..]).to_owned(), d_weights)
+    }
+
+    fn segment_vjp(
+        &self,
+        mut segment: Segment<T>,
+        d_output: ArrayView2<'_, T>,
+        carried: &mut Carried<T>,
+        results: &mut HeadCotangents<T>,
+    ) {
+        let chunks = segment.chunks.clone();
+        let mut d_reads = Array2::zeros((chunks.len(), self.elements()));
+        let tasks: Vec<_> = d_reads.outer_iter_mut().zip(chunks.clone()).collect();
+        let many = Self::batch(self.chunk() * self.elements());
+        let tasks = tasks.into_par_iter().with_min_len(many);
+        let reads = tasks.filter(|(_, chunk)| !self.reads(*chunk).is_empty()).map(|(mut d_read, chunk)| {
+            let weights = self.weights(segment.update(chunk));
+            let rows = self.reads(chunk);
+            let d_read = d_read.as_slice_mut().expect("standard layout");
+            (rows.clone(), self.read_vjp(&weights, rows, d_output, d_read))
+        });
+        for (rows, d_queries) in reads.collect::<Vec<_>>() {
+            results.queries.slice_mut(s![rows, ..]).assign(&d_queries);
+        }
+        for piece in std::mem::take(&mut segment.pieces).into_iter().rev() {
+            if piece.refresh {
+                self.refresh_vjp(&segment, &piece, carried);
+            }
+            self.recurrences_vjp(&mut segment, &piece, &d_reads, carried, results);
+            self.piece_vjp(&segment, piece, carried, results);
+        }
+    }
+
+    /// Passes the cotangents of U and P after a refresh back to those before.
+    fn refresh_vjp(&self, segment: &Segment<T>, piece: &Piece<T>, carried: &mut Carried<T>) {
+        let last = piece.chunks.end - 1;
+        let n = last - segment.chunks.start;
+        let step = &self.steps[last];
+        let gate = self.transition.unwrap_or(T::one());
+        let whole = self.program.rule.holds_weights();
+        let (u, s) = (segment.updates.row(n), segment.momenta.row(n + 1));
+        let mut of_gate = 0.0;
+        for e in 0..self.elements() {
+            let offset = if whole { T::zero() } else { self.base[e] };
+            let changed = (T::one() - step.decay) * u[e] + s[e] + offset - piece.point[e];
+            if !whole {
+                carried.base[e] -= carried.update[e];
+            }
+            let next = carried.update[e] + carried.point[e];
+            of_gate += next.to_f64() * changed.to_f64();
+            carried.update[e] = gate * next;
+            if !whole {
+                carried.base[e] += gate * next;
+            }
+            carried.point[e] = (T::one() - gate) * next;
+        }
+        carried.transition += of_gate;
+    }
+
+    /// Passes the cotangents of U and S back through the chunks of a piece. Replaces each S by its cotangent.
+    fn recurrences_vjp(
+        &self,
+        segment: &mut Segment<T>,
+        piece: &Piece<T>,
+        d_reads: &Array2<T>,
+        carried: &mut Carried<T>,
+        results: &mut HeadCotangents<T>,
+    ) {
+        let Segment { chunks: of_segment, updates, momenta, .. } = segment;
+        let first = piece.chunks.start - of_segment.start;
+        let steps = &self.steps[piece.chunks.clone()];
+        let whole = self.program.rule.holds_weights();
+        let cut = self.is_cut(piece.chunks.start);
+        let Carried { update, momentum, base, .. } = carried;
+        let blocks = momenta.axis_chunks_iter_mut(Axis(1), TASK_ELEMENTS).zip(
+            update
+                .chunks_mut(TASK_ELEMENTS)
+                .zip(momentum.chunks_mut(TASK_ELEMENTS))
+                .zip(base.chunks_mut(TASK_ELEMENTS)),
+        );
+        let blocks: Vec<_> = blocks.enumerate().collect();
+        let many = Self::batch(TASK_ELEMENTS.min(self.elements()) * steps.len());
+        let of_block = |(block, (mut momenta, ((u_bar, s_bar), d_base))): (usize, (ArrayViewMut2<T>, _))| {
+            let (u_bar, s_bar, d_base): (&mut [T], &mut [T], &mut [T]) = (u_bar, s_bar, d_base);
+            let place = block * TASK_ELEMENTS..block * TASK_ELEMENTS + u_bar.len();
+            let mut sums = vec![[0.0; 2]; steps.len()];
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (i, step) in steps.iter().enumerate().rev() {
+                        let n = first + i;
+                        let [u, d_read] =
+                            [updates.slice(s![n, place.clone()]), d_reads.slice(s![n, place.clone()])]
+                                .map(|row| row.to_slice().expect("standard layout"));
+                        let (s, mut next_s) = momenta.multi_slice_mut((s![n, ..], s![n + 1, ..]));
+                        let s = s.as_slice().expect("standard layout");
+                        let next_s = next_s.as_slice_mut().expect("standard layout");
+                        let (eta, keep) = (step.momentum, T::one() - step.decay);
+                        sums[i][1] = -T::dot(u_bar, u).to_f64();
+                        for e in 0..u_bar.len() {
+                            let cotangent = u_bar[e] + s_bar[e];
+                            next_s[e] = cotangent;
+                            s_bar[e] = eta * cotangent;
+                            u_bar[e] = d_read[e] + keep * u_bar[e];
+                        }
+                        sums[i][0] = T::dot(next_s, s).to_f64();
+                        if !whole {
+                            d_base.iter_mut().zip(d_read).for_each(|(sum, &x)| *sum += x);
+                        }
+                        if cut && i == 0 {
+                            u_bar.fill(T::zero());
+                            s_bar.fill(T::zero());
+                        }
+                    }
+                },
+            );
+            sums
+        };
+        let sums: Vec<_> = blocks.into_par_iter().with_min_len(many).map(of_block).collect();
+        for of_block in sums {
+            for (gates, [eta, alpha]) in results.gates[piece.chunks.clone()].iter_mut().zip(of_block) {
+                gates[1] += eta;
+                gates[2] += alpha;
+            }
+        }
+    }
+
+    /// Passes the cotangents of a piece's gradients back to keys, values, rates and the point.
+    fn piece_vjp(
+        &self,
+        segment: &Segment<T>,
+        piece: Piece<T>,
+        carried: &mut Carried<T>,
+        results: &mut HeadCotangents<T>,
+    ) {
+        let c = self.chunk();
+        let Piece { chunks: of_piece, point, groups, .. } = piece;
+        let at = if point.is_empty() { self.base } else { &point };
+        let largest = groups.iter().map(|(chunks, _)| chunks.len()).max().unwrap_or(0);
+        let many = Self::batch(largest * c * self.elements());
+        let of_group = |(chunks, inner): (Range<usize>, Inner<T>)| {
+            let mut d_point = vec![T::zero(); self.elements()];
+            let steps = chunks.clone().map(|chunk| {
+                let s_bar = segment.momenta.row(chunk - segment.chunks.start + 1);
+                (self.steps[chunk].learning_rate, s_bar.to_slice().expect("standard layout"))
+            });
+            let examples = self.examples(&chunks);
+            let (d_examples, d_rates) =
+                self.walk.inner_vjp(self.program.loss, at, examples, inner, steps, &mut d_point);
+            (chunks, d_examples, d_rates, d_point)
+        };
+        let of_groups: Vec<_> = groups.into_par_iter().with_min_len(many).map(of_group).collect();
+        for (chunks, d_examples, d_rates, d_point) in of_groups {
+            let rows = chunks.start * c..chunks.end * c;
+            results.keys.slice_mut(s![rows.clone(), ..]).assign(&d_examples.keys);
+            results.values.slice_mut(s![rows.clone(), ..]).assign(&d_examples.values);
+            if let (Some(to), Some(rates)) = (&mut results.rates, d_examples.rates) {
+                to[rows].copy_from_slice(&rates);
+            }
+            for (gates, rate) in results.gates[chunks].iter_mut().zip(d_rates) {
+                gates[0] += rate;
+            }
+            carried.point.iter_mut().zip(&d_point).for_each(|(sum, &x)| *sum += x);
+        }
+        let refreshed = |every: usize| (self.first_chunk + of_piece.start) * c >= every;
+        if self.is_cut(of_piece.start) && self.program.schedule.refresh.is_some_and(refreshed) {
+            carried.point.fill(T::zero());
+        }
+    }
+}
+
+impl<T: Real> Segment<T> {
+    /// Returns U before a chunk.
+    fn update(&self, chunk: usize) -> &[T] {
+        self.updates.row(chunk - self.chunks.start).to_slice().expect("standard layout")
+    }
+}

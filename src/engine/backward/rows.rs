@@ -1,0 +1,133 @@
+//! Products and functions of many rows, in parallel. What a task computes depends on shapes only.
+
+use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, s};
+use rayon::prelude::*;
+
+use crate::matmul::matmul;
+use crate::memory::operators::{Activation, Op, Work};
+use crate::real::Real;
+use crate::simd::vectorised;
+
+/// Rows, or columns of a weight, of one task.
+const TASK_ROWS: usize = 64;
+
+/// Applies `work` to groups of rows of `to` in parallel. It receives the first row of its group.
+fn by_groups<T: Real>(to: &mut Array2<T>, work: impl Fn(usize, ArrayViewMut2<'_, T>) + Sync) {
+    let groups: Vec<_> = to.axis_chunks_iter_mut(Axis(0), TASK_ROWS).enumerate().collect();
+    groups.into_par_iter().for_each(|(i, group)| work(i * TASK_ROWS, group));
+}
+
+/// Returns X W.
+pub fn product<T: Real>(x: ArrayView2<T>, w: ArrayView2<T>) -> Array2<T> {
+    let mut out = Array2::zeros((x.nrows(), w.ncols()));
+    by_groups(&mut out, |start, group| {
+        let rows = start..start + group.nrows();
+        matmul(group, x.slice(s![rows, ..]), w);
+    });
+    out
+}
+
+/// Returns Xᵀ Y, the gradient of a weight.
+pub fn product_of_columns<T: Real>(x: ArrayView2<T>, y: ArrayView2<T>) -> Array2<T> {
+    let mut out = Array2::zeros((x.ncols(), y.ncols()));
+    by_groups(&mut out, |start, group| {
+        let columns = start..start + group.nrows();
+        matmul(group, x.slice(s![.., columns]).t(), y);
+    });
+    out
+}
+
+/// Returns the activation of each number, or the rows themselves.
+pub fn activated<T: Real>(activation: Option<Activation>, mut rows: Array2<T>) -> Array2<T> {
+    if let Some(activation) = activation {
+        by_groups(&mut rows, |_, mut group| activation.apply(group.as_slice_mut().expect("standard layout")));
+    }
+    rows
+}
+
+/// Replaces the cotangent of activated rows by that of the rows themselves.
+pub fn activated_vjp<T: Real>(activation: Option<Activation>, before: &Array2<T>, cotangent: &mut Array2<T>) {
+    let Some(activation) = activation else { return };
+    let width = before.ncols();
+    by_groups(cotangent, |start, mut group| {
+        let rows = group.nrows();
+        let inputs = [before.slice(s![start..start + rows, ..])];
+        let mut work = Work::new(Op::Activation(activation), rows, rows, &[width]);
+        let operator = Op::Activation(activation);
+        let mut scratch = Array2::zeros((rows, width));
+        operator.operator().forward_for_vjp(rows, &inputs, scratch.view_mut(), &mut work);
+        let of_output = group.to_owned();
+        operator.operator().vjp(rows, &inputs, of_output.view(), &mut [Some(group.view_mut())], &mut work);
+    });
+}
+
+/// Returns `x · rsqrt(mean(x²) + ε)` of each part of `weights.len()` columns, times the weights. Several parts have
+/// weights one after another.
+pub fn rms_normed<T: Real>(rows: ArrayView2<T>, weights: &[T], width: usize) -> Array2<T> {
+    let mut normed = rows.to_owned();
+    by_groups(&mut normed, |_, mut group| {
+        vectorised(
+            #[inline(always)]
+            || {
+                for mut row in group.rows_mut() {
+                    let row = row.as_slice_mut().expect("standard layout");
+                    for (part, weights) in row.chunks_exact_mut(width).zip(weights.chunks_exact(width)) {
+                        let scale = rms_scale(part);
+                        part.iter_mut().zip(weights).for_each(|(x, &w)| *x = *x * scale * w);
+                    }
+                }
+            },
+        );
+    });
+    normed
+}
+
+/// Returns rsqrt(mean(x²) + ε).
+#[expect(clippy::inline_always, reason = "to be compiled with the caller's instruction set")]
+#[inline(always)]
+fn rms_scale<T: Real>(x: &[T]) -> T {
+    let mean_square = T::dot(x, x).to_f64() / x.len() as f64;
+    T::from_f64((mean_square + T::EPS.to_f64()).sqrt().recip())
+}
+
+/// Replaces the cotangents of [`rms_normed`] rows by those of the rows themselves, and returns the gradient of the weights.
+/// With r the factor of a row: dx = r (w ∘ dy) − x r³ mean(x ∘ w ∘ dy), dw = Σ r x ∘ dy.
+pub fn rms_normed_vjp<T: Real>(
+    before: ArrayView2<T>,
+    weights: &[T],
+    width: usize,
+    cotangent: &mut Array2<T>,
+) -> Array1<T> {
+    let groups: Vec<_> = cotangent.axis_chunks_iter_mut(Axis(0), TASK_ROWS).enumerate().collect();
+    let of_group = |(i, mut group): (usize, ArrayViewMut2<T>)| {
+        let mut d_weights = vec![T::zero(); weights.len()];
+        vectorised(
+            #[inline(always)]
+            || {
+                for (r, mut d_row) in group.rows_mut().into_iter().enumerate() {
+                    let row = before.row(i * TASK_ROWS + r);
+                    let row = row.to_slice().expect("contiguous rows");
+                    let parts = row.chunks_exact(width).zip(weights.chunks_exact(width));
+                    let d_row = d_row.as_slice_mut().expect("standard layout");
+                    let places = d_row.chunks_exact_mut(width).zip(d_weights.chunks_exact_mut(width));
+                    for ((x, w), (d, d_w)) in parts.zip(places) {
+                        let scale = rms_scale(x);
+                        for e in 0..width {
+                            d_w[e] += scale * x[e] * d[e];
+                            d[e] *= w[e];
+                        }
+                        let along = T::dot(x, d) * scale * scale / T::from_f64(width as f64);
+                        for e in 0..width {
+                            d[e] = scale * (d[e] - x[e] * along);
+                        }
+                    }
+                }
+            },
+        );
+        d_weights
+    };
+    let of_groups: Vec<_> = groups.into_par_iter().map(of_group).collect();
+    let mut sum = Array1::zeros(weights.len());
+    of_groups.into_iter().for_each(|part| sum += &Array1::from(part));
+    sum
+}

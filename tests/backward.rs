@@ -1,0 +1,529 @@
+//! Outer gradients: PyTorch's autograd through titans-pytorch 0.0.17 and 0.5.5, and central differences of the oracle.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use ndarray::{Array2, Array3, ArrayD, ArrayView2, Axis, s};
+use ndarray_npy::{NpzReader, ReadNpyExt};
+use nmem::engine::backward::{Backward, Order, TokenGradients, Tokens};
+use nmem::engine::{Memory, Work};
+use nmem::io::TensorFile;
+use nmem::io::export::{exported, library_of};
+use nmem::io::import::{Arguments, Library, import};
+use nmem::memory::loss::Loss;
+use nmem::memory::model::{Model, ModelKind};
+use nmem::memory::operators::{Activation, Attention, Op, Rows, Scores, Second, SecondResults};
+use nmem::memory::parameters::{Init, random_tensors};
+use nmem::memory::program::{Frame, ProjectionActivation, Reads, Schedule};
+use nmem::memory::rule::{DecayOf, RateForm, RatePer, Rule};
+use nmem::memory::{Dimensions, Gate, Gates, Parameters, Program, State};
+use nmem::real::Real;
+use support::{Golden, assert_close, assert_close_to_largest, largest, run_through, uniform};
+
+/// Largest difference from autograd in f64, relative to an array's largest magnitude.
+const F64: f64 = 1e-8;
+/// The same in f32, whose gradients are sums of many rounded terms.
+const F32: f64 = 1e-3;
+
+/// A case of golden-train.
+struct Case {
+    name: String,
+    directory: PathBuf,
+    seq: Array3<f64>,
+    store_seq: Option<Array3<f64>>,
+    program: Program,
+}
+
+fn npy(path: &Path) -> Option<Array3<f64>> {
+    let file = File::open(path).ok()?;
+    Array3::<f64>::read_npy(&file)
+        .or_else(|_| Array3::<f32>::read_npy(File::open(path).unwrap()).map(|array| array.mapv(f64::from)))
+        .ok()
+}
+
+fn root(of: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(of)
+}
+
+impl Case {
+    /// Compares the gradients of every parameter and of the tokens, which are all that the file has.
+    fn compare<T: Real>(&self, parameters: &Parameters<T>, past: Option<Vec<Array2<T>>>, rel: f64) {
+        let mut npz = NpzReader::new(File::open(self.directory.join("gradients.npz")).unwrap()).unwrap();
+        let names = npz.names().unwrap();
+        let expected: BTreeMap<String, ArrayD<f64>> =
+            names.into_iter().map(|name| (name.clone(), npz.by_name(&name).unwrap())).collect();
+        let cotangent = npy(&self.directory.join("cotangent.npy")).unwrap().mapv(T::from_f64);
+        let backward =
+            Backward::new(parameters, self.program, Gates::default(), past.as_deref(), None).unwrap();
+        let read = self.seq.mapv(T::from_f64);
+        let store = self.store_seq.as_ref().map(|store| store.mapv(T::from_f64));
+        // One read token in a call of its own reads the memory after everything was stored.
+        let order = if self.name == "single_token_read" { Order::After } else { Order::Online };
+        let stored = store.as_ref().unwrap_or(&read);
+        let tokens: Vec<_> = read
+            .outer_iter()
+            .zip(stored.outer_iter())
+            .map(|(read, store)| Tokens { read, store, order })
+            .collect();
+        let objective = |i: usize, _: ArrayView2<T>| ((), cotangent.index_axis(Axis(0), i).to_owned());
+        let (of_sequences, sum) = backward.sequences(None, &tokens, objective).unwrap();
+        let (of_read, of_store): (Vec<_>, Vec<_>) =
+            of_sequences.into_iter().map(|(_, TokenGradients { read, store })| (read, store)).unzip();
+        let stacked = |parts: &[Array2<T>]| {
+            let views: Vec<_> = parts.iter().map(|part| part.view()).collect();
+            ndarray::stack(Axis(0), &views).unwrap().mapv(Real::to_f64).into_dyn()
+        };
+        let named = sum.tensors(&self.program);
+        let library = library_of(&self.program, &parameters.dimensions).unwrap();
+        let named = exported(library, &self.program, &parameters.dimensions, named);
+        let mut got: BTreeMap<String, ArrayD<f64>> =
+            named.into_iter().map(|(name, array)| (name, array.mapv(Real::to_f64))).collect();
+        if store.is_some() {
+            got.insert("seq".into(), stacked(&of_read));
+            got.insert("store_seq".into(), stacked(&of_store));
+        } else {
+            got.insert("seq".into(), stacked(&of_read) + stacked(&of_store));
+        }
+        for (name, expected) in &expected {
+            let got = got.remove(name).unwrap_or_else(|| panic!("{}: no gradient of {name}", self.name));
+            assert_close_to_largest(&format!("{}, {name}", self.name), got.view(), expected.view(), rel);
+        }
+        for (name, got) in got {
+            assert!(got.iter().all(|x| *x == 0.0), "{}: {name} has no gradient in the library", self.name);
+        }
+    }
+}
+
+#[test]
+fn seed_gradients_agree_with_autograd() {
+    let mut compared = 0;
+    for golden in Golden::all() {
+        let directory = root("golden-train/seed").join(&golden.name);
+        if !directory.is_dir() {
+            continue;
+        }
+        let case = Case {
+            name: golden.name.clone(),
+            directory,
+            seq: golden.seq.clone(),
+            store_seq: golden.store_seq.clone(),
+            program: Program::titans_0_0_17(golden.chunk_size),
+        };
+        case.compare::<f64>(&golden.parameters(), golden.past(), F64);
+        case.compare::<f32>(&golden.parameters(), golden.past(), F32);
+        compared += 1;
+    }
+    assert_eq!(compared, 10, "all cases");
+}
+
+#[test]
+fn gradients_of_0_5_5_agree_with_autograd() {
+    let mut compared = 0;
+    let mut directories: Vec<_> =
+        std::fs::read_dir(root("golden-train/0.5.5")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    directories.sort();
+    for directory in directories {
+        let name = directory.file_name().unwrap().to_str().unwrap().to_owned();
+        let of_case = root("golden-0.5.5").join(&name);
+        let file = TensorFile::open(of_case.join("weights.safetensors"), &mut |_| Ok(())).unwrap();
+        let json = std::fs::read_to_string(of_case.join("args.json")).unwrap();
+        let arguments = Arguments { json: Some(json), ..Arguments::default() };
+        let memory = import(&file, Library::Titans055, &arguments).unwrap().memory;
+        let case = Case {
+            name,
+            directory,
+            seq: npy(&of_case.join("seq.npy")).unwrap(),
+            store_seq: npy(&of_case.join("store_seq.npy")),
+            program: *memory.program(),
+        };
+        case.compare::<f64>(&memory.parameters(memory.program()), None, F64);
+        case.compare::<f32>(&memory.parameters(memory.program()), None, F32);
+        compared += 1;
+    }
+    assert_eq!(compared, 29, "all cases");
+}
+
+/// Step of central differences, whose rounding is about 1e-10 of the objective.
+const STEP: f64 = 1e-5;
+/// Largest difference from central differences, relative to the largest slope of an array.
+const DIFFERENCE: f64 = 1e-6;
+
+/// A program with parameters, a state to start from, tokens and the cotangent of what is read.
+struct Trial {
+    name: String,
+    program: Program,
+    parameters: Parameters<f64>,
+    gates: Gates,
+    past: Option<Vec<Array2<f64>>>,
+    state: Option<State<f64>>,
+    read: Array3<f64>,
+    store: Array3<f64>,
+    cotangent: Array3<f64>,
+}
+
+/// Numbers of an array that are compared: every one of a short array, some of a long one.
+fn sample(length: usize) -> impl Iterator<Item = usize> {
+    (0..length).step_by(length.div_ceil(20).max(1))
+}
+
+/// Choices of a trial, by turns.
+fn pick<T: Copy>(all: &[T], i: usize) -> T {
+    all[i % all.len()]
+}
+
+impl Trial {
+    /// Returns two trials for each model and depth. All other choices take turns.
+    fn all() -> Vec<Self> {
+        let mut trials = Vec::new();
+        for &kind in ModelKind::ALL {
+            let depths: &[usize] = if kind.options().depth.is_some() { &[1, 2, 3] } else { &[0] };
+            for &depth in depths {
+                for _ in 0..2 {
+                    trials.push(Self::new(kind, depth, trials.len()));
+                }
+            }
+        }
+        trials
+    }
+
+    fn new(kind: ModelKind, depth: usize, i: usize) -> Self {
+        let mut model = Model::new(kind, i % 2 == 1);
+        model.options.depth = model.options.depth.map(|_| depth);
+        model.options.expansion = model.options.expansion.map(|_| 1.7);
+        model.options.rank = model.options.rank.map(|_| 2);
+        model.options.model_activation =
+            model.options.model_activation.map(|_| pick(&[Activation::Gelu, Activation::Silu], i / 2));
+        // Chunk 1, chunks that are shorter than any tile, and a chunk that the tokens do not fill.
+        let chunk_size =
+            if kind == ModelKind::Attention { pick(&[2, 3, 5, 4], i) } else { pick(&[1, 3, 5, 4], i / 2) };
+        let refresh = pick(&[None, Some(chunk_size), None, Some(2 * chunk_size), Some(3 * chunk_size)], i);
+        let losses = [
+            Loss::MeanSquare,
+            Loss::HalfSquare,
+            Loss::InnerProduct,
+            Loss::Huber { delta: 0.4 },
+            Loss::PNorm { p: 3.0 },
+            Loss::PNorm { p: 2.0 },
+        ];
+        let heads = pick(&[1, 2], i / 3);
+        let program = Program {
+            model,
+            loss: pick(&losses, i),
+            rule: Rule {
+                rate_form: pick(&[RateForm::Sigmoid, RateForm::Exp], i / 2),
+                max_rate: if i / 2 % 2 == 0 { 0.3 } else { 1.0 },
+                rate_per: pick(&[RatePer::Token, RatePer::Chunk], i / 3),
+                momentum: i % 5 != 4,
+                decay_of: pick(&[DecayOf::Weights, DecayOf::Update], i),
+            },
+            schedule: Schedule {
+                chunk_size,
+                refresh,
+                gated_transition: refresh.is_some() && i % 3 != 0,
+                reads: pick(&[Reads::Complete, Reads::Behind, Reads::CompleteOrZeros], i / 2),
+            },
+            frame: Frame {
+                activation: pick(
+                    &[ProjectionActivation::None, ProjectionActivation::Silu, ProjectionActivation::Gelu],
+                    i,
+                ),
+                qk_norm: i / 2 % 2 == 0,
+                head_norm: i % 3 == 1,
+                read_gate: i % 4 == 1,
+                gate_biases: i % 2 == 0,
+                per_head: i % 3 != 2,
+            },
+        };
+        let (dim, dim_head) = if heads == 1 { (4, 4) } else { (5, 3) };
+        let dimensions = Dimensions { dim, heads, dim_head, pre_norm: i % 5 != 0, post_norm: i % 4 == 2 };
+        let seed = 100 + i as u64;
+        let random: BTreeMap<_, _> =
+            random_tensors(&dimensions, &program, Init::Xavier, seed).into_iter().collect();
+        let parameters = Parameters::collect(dimensions, &program, |name| {
+            // Off their constant start, so that no term vanishes; heads differ.
+            let tensor = random[name].mapv(f64::from);
+            let noise = uniform((1, 1, tensor.len()), 0.3, seed + name.len() as u64);
+            let mut moved = tensor;
+            moved.iter_mut().zip(&noise).for_each(|(x, &noise)| *x += noise);
+            if name == "transition_gate" { moved + 4.0 } else { moved }
+        });
+        let gates = match i % 7 {
+            2 => Gates { decay: Gate::Fixed(0.2), ..Gates::default() },
+            4 => Gates { momentum: Gate::Fixed(0.7), learning_rate: Gate::Learned(-1.0), ..Gates::default() },
+            _ => Gates { decay: Gate::Learned(-1.0), ..Gates::default() },
+        };
+        let past = (i % 6 == 5).then(|| {
+            let shapes = program.model.graph(dim_head).shapes();
+            let weight = |(p, &(rows, cols)): (usize, &(usize, usize))| {
+                uniform((1, rows, cols), 0.2, seed + 50 + p as u64).index_axis_move(Axis(0), 0)
+            };
+            shapes.iter().enumerate().map(weight).collect()
+        });
+        let tokens = 4 * chunk_size + 2;
+        let read = uniform((1, tokens, dim), 1.0, seed + 1);
+        let store = if i % 4 == 3 { uniform((1, tokens + 1, dim), 1.0, seed + 2) } else { read.clone() };
+        let cotangent = uniform((1, tokens, dim), 1.0, seed + 3);
+        let name = format!("{i}: {} of depth {depth}, {:?}", kind.name(), program.schedule);
+        let mut trial = Self { name, program, parameters, gates, past, state: None, read, store, cotangent };
+        if i % 3 == 1 {
+            trial.carry();
+        }
+        trial
+    }
+
+    /// Starts from the state that other tokens left, in the middle of a chunk.
+    fn carry(&mut self) {
+        let memory = self.memory(&self.parameters);
+        let mut state = memory.initial_state(1);
+        let tokens = self.program.chunk_size() + 1;
+        let earlier = uniform((1, tokens, self.read.dim().2), 1.0, 7);
+        let work = Work::Online { read: &earlier, store: &earlier, probe: false };
+        run_through(&memory, &mut state, work, earlier.dim());
+        self.state = Some(state);
+    }
+
+    fn memory(&self, parameters: &Parameters<f64>) -> Memory<f64> {
+        Memory::new(parameters.clone(), self.program, self.gates, self.past.as_deref()).unwrap()
+    }
+
+    /// Returns Σ cotangent ∘ retrieved, by the engine.
+    fn objective(&self, parameters: &Parameters<f64>, read: &Array3<f64>, store: &Array3<f64>) -> f64 {
+        let memory = self.memory(parameters);
+        let mut state = self.state.clone().unwrap_or_else(|| memory.initial_state(1));
+        let work = Work::Online { read, store, probe: false };
+        let retrieved = run_through(&memory, &mut state, work, read.dim()).retrieved;
+        (&retrieved * &self.cotangent).sum()
+    }
+
+    fn tokens(&self) -> Tokens<'_, f64> {
+        let [read, store] = [&self.read, &self.store].map(|of| of.index_axis(Axis(0), 0));
+        Tokens { read, store, order: Order::Online }
+    }
+
+    /// Returns Σ cotangent ∘ retrieved and the gradients: of each parameter, of what is read and of what is stored.
+    fn gradients(&self, truncate: Option<usize>) -> (f64, Vec<ArrayD<f64>>) {
+        let past = self.past.as_deref();
+        let backward = Backward::new(&self.parameters, self.program, self.gates, past, truncate).unwrap();
+        let cotangent = self.cotangent.index_axis(Axis(0), 0);
+        let objective = |_: usize, read: ArrayView2<f64>| ((&read * &cotangent).sum(), cotangent.to_owned());
+        let (mut of_tokens, sum) =
+            backward.sequences(self.state.as_ref(), &[self.tokens()], objective).unwrap();
+        let (loss, TokenGradients { read, store }) = of_tokens.pop().unwrap();
+        let parameters = sum.each().into_iter().map(|(_, values)| values.to_vec());
+        let tokens = [read, store].map(|of| of.into_iter().collect());
+        (
+            loss,
+            parameters
+                .chain(tokens)
+                .map(|all| ArrayD::from_shape_vec(vec![all.len()], all).unwrap())
+                .collect(),
+        )
+    }
+
+    /// Returns the same gradients by central differences, and half of what the slopes on both sides differ by: a step may
+    /// cross the kink of Huber's slope.
+    fn differences(&self) -> Vec<(ArrayD<f64>, ArrayD<f64>)> {
+        let here = self.objective(&self.parameters, &self.read, &self.store);
+        let huber = matches!(self.program.loss, Loss::Huber { .. });
+        let slope = |at: &dyn Fn(f64) -> f64| {
+            let central = |step: f64| (at(step) - at(-step)) / (2.0 * step);
+            if huber {
+                let (above, below) = (at(STEP), at(-STEP));
+                ((above - below) / (2.0 * STEP), (above - 2.0 * here + below).abs() / (2.0 * STEP))
+            } else {
+                // Without the term of step², which is large where losses grow from chunk to chunk.
+                ((4.0 * central(STEP) - central(2.0 * STEP)) / 3.0, 0.0)
+            }
+        };
+        let mut all = Vec::new();
+        for (field, (_, values)) in self.parameters.each().into_iter().enumerate() {
+            let of_number = |i: usize| {
+                slope(&|step| {
+                    let mut moved = self.parameters.clone();
+                    moved.each_mut()[field].1[i] += step;
+                    self.objective(&moved, &self.read, &self.store)
+                })
+            };
+            all.push(sample(values.len()).map(of_number).collect::<Vec<_>>());
+        }
+        for of_read in [true, false] {
+            let of = if of_read { &self.read } else { &self.store };
+            let of_number = |i: usize| {
+                slope(&|step| {
+                    let mut moved = of.clone();
+                    moved.as_slice_mut().unwrap()[i] += step;
+                    let (read, store) = if of_read { (&moved, &self.store) } else { (&self.read, &moved) };
+                    self.objective(&self.parameters, read, store)
+                })
+            };
+            all.push(sample(of.len()).map(of_number).collect());
+        }
+        let array = |all: Vec<f64>| ArrayD::from_shape_vec(vec![all.len()], all).unwrap();
+        let both = |all: Vec<(f64, f64)>| all.into_iter().unzip::<f64, f64, Vec<_>, Vec<_>>();
+        all.into_iter().map(both).map(|(slopes, gaps)| (array(slopes), array(gaps))).collect()
+    }
+}
+
+/// Numbers of every parameter, each weight of each depth by itself, and of the tokens of both streams.
+#[test]
+fn gradients_are_slopes() {
+    for trial in Trial::all() {
+        let (loss, gradients) = trial.gradients(None);
+        let expected = trial.objective(&trial.parameters, &trial.read, &trial.store);
+        assert!(
+            (loss - expected).abs() < 1e-9 * expected.abs().max(1.0),
+            "{}: {loss} for {expected}",
+            trial.name
+        );
+        let slopes = trial.differences();
+        assert_eq!(gradients.len(), slopes.len());
+        for (field, (got, (expected, gaps))) in gradients.iter().zip(slopes).enumerate() {
+            let got: Vec<_> = sample(got.len()).map(|i| got[i]).collect();
+            let got = ArrayD::from_shape_vec(vec![got.len()], got).unwrap();
+            let mut abs = DIFFERENCE * largest(expected.view()).max(1e-2);
+            let mut expected = expected;
+            if matches!(trial.program.loss, Loss::Huber { .. }) {
+                // Between the slopes of both sides, where these differ; kinks of two errors may cancel in the difference.
+                abs *= 100.0;
+                for ((expected, &got), &gap) in expected.iter_mut().zip(&got).zip(&gaps) {
+                    if gap > abs {
+                        *expected = got.clamp(*expected - gap, *expected + gap);
+                    }
+                }
+            }
+            assert_close(&format!("{}, array {field}", trial.name), got.view(), expected.view(), abs, 0.0);
+        }
+    }
+}
+
+/// The comparison can fail: a gradient that is cut off between chunks lacks terms, in most arrays visibly.
+#[test]
+fn a_gradient_without_its_terms_is_not_the_slope() {
+    let mut worst = Vec::new();
+    for trial in Trial::all() {
+        let (_, gradients) = trial.gradients(Some(trial.program.chunk_size()));
+        let (_, whole) = trial.gradients(None);
+        let differs = |(cut, whole): (&ArrayD<f64>, &ArrayD<f64>)| {
+            largest((cut - whole).view()) / largest(whole.view()).max(1e-2)
+        };
+        worst.push(gradients.iter().zip(&whole).map(differs).fold(0.0, f64::max));
+    }
+    let failing = worst.iter().filter(|difference| **difference > 100.0 * DIFFERENCE).count();
+    assert!(failing * 10 > worst.len() * 9, "{failing} of {} trials notice", worst.len());
+}
+
+/// Without a cut within the tokens, truncation changes nothing; with one, tokens before it get their own gradient only.
+#[test]
+fn truncation_cuts_between_chunks() {
+    for trial in Trial::all().into_iter().filter(|trial| trial.state.is_none()).take(8) {
+        let (c, (_, whole)) = (trial.program.chunk_size(), trial.gradients(None));
+        let (_, same) = trial.gradients(Some(64 * c));
+        assert_eq!(whole, same, "{}", trial.name);
+    }
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    for trial in Trial::all().into_iter().step_by(5) {
+        let with = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| trial.gradients(None))
+        };
+        assert_eq!(with(1), with(3), "{}", trial.name);
+    }
+}
+
+#[test]
+fn a_program_without_second_derivative_is_rejected() {
+    let mut trial = Trial::new(ModelKind::Linear, 0, 2);
+    trial.program.loss = Loss::PNorm { p: 1.5 };
+    let error = Backward::new(&trial.parameters, trial.program, trial.gates, None, None).unwrap_err();
+    let expected = "loss_power 1.5 is below 2, where the second derivative is infinite at an exact prediction; use 2 or more";
+    assert_eq!(error.to_string(), expected);
+    trial.program.loss = Loss::MeanSquare;
+    let error = Backward::new(&trial.parameters, trial.program, trial.gates, None, Some(4)).unwrap_err();
+    let expected =
+        "truncate: expected a multiple of the chunk size 3; gradients are cut off between chunks, got 4";
+    assert_eq!(error.to_string(), expected);
+}
+
+/// The product of each operator against its naive twin, over chunks of which the last is shorter.
+#[test]
+fn second_products_of_operators_are_those_of_their_naive_twins() {
+    let attention = |scores| Op::Attention(Attention { scores });
+    let ops = [
+        (Op::Activation(Activation::Gelu), vec![5]),
+        (Op::Activation(Activation::Silu), vec![5]),
+        (attention(Scores::Plain), vec![6]),
+        (attention(Scores::Cosine(1.3)), vec![6]),
+        (Op::layer_norm(), vec![5]),
+        (Op::gain(), vec![4, 4]),
+        (Op::add(), vec![4, 4]),
+        (Op::glu(), vec![6]),
+        (Op::mix(), vec![4, 4, 4]),
+        (Op::concat(), vec![2, 3]),
+    ];
+    for (op, widths) in ops {
+        for chunk in [1, 2, 3, 5] {
+            compare_second(op, &widths, chunk);
+        }
+    }
+}
+
+fn compare_second(op: Op, widths: &[usize], chunk: usize) {
+    let count = 7;
+    let random = |width: usize, seed: u64| uniform((1, count, width), 1.0, seed).index_axis_move(Axis(0), 0);
+    let inputs: Vec<_> = widths.iter().enumerate().map(|(i, &width)| random(width, i as u64)).collect();
+    let views: Vec<_> = inputs.iter().map(|input| input.view()).collect();
+    let width = op.width(widths);
+    let cotangent = random(width, 10);
+    let tangents: Vec<_> =
+        widths.iter().enumerate().map(|(i, &width)| random(width, 20 + i as u64)).collect();
+    // The last input of several has no tangent.
+    let given = |i: usize| widths.len() == 1 || i + 1 < widths.len();
+    let views_of_tangents: Vec<_> =
+        tangents.iter().enumerate().map(|(i, tangent)| given(i).then(|| tangent.view())).collect();
+    let mut work = nmem::memory::operators::Work::new(op, count, chunk, widths);
+    let operator = op.operator::<f64>();
+    let mut output = Array2::from_elem((count, width), f64::NAN);
+    operator.forward_for_vjp(chunk, &views, output.view_mut(), &mut work);
+    let mut d_cotangent = Array2::from_elem((count, width), f64::NAN);
+    let mut d_inputs: Vec<_> = inputs.iter().map(|input| Array2::from_elem(input.dim(), f64::NAN)).collect();
+    let mut places: Vec<_> = d_inputs.iter_mut().map(|d_input| Some(d_input.view_mut())).collect();
+    let second = Second { chunk, inputs: &views, cotangent: cotangent.view(), tangents: &views_of_tangents };
+    let results = SecondResults { d_cotangent: d_cotangent.view_mut(), d_inputs: &mut places };
+    operator.vjp_of_vjp(&second, results, &mut work);
+    for start in (0..count).step_by(chunk) {
+        let end = count.min(start + chunk);
+        let rows = |of: &Array2<f64>| -> Rows {
+            of.slice(s![start..end, ..]).rows().into_iter().map(|row| row.to_vec()).collect()
+        };
+        let of_inputs: Vec<_> = inputs.iter().map(rows).collect();
+        let of_tangents: Vec<_> = tangents.iter().map(rows).collect();
+        let some: Vec<_> =
+            of_tangents.iter().enumerate().map(|(i, tangent)| given(i).then_some(tangent)).collect();
+        let all: Vec<_> = of_inputs.iter().collect();
+        let (expected, of_expected) = op.naive_vjp_of_vjp(&all, &rows(&cotangent), &some);
+        let array = |rows: Rows| {
+            let width = rows[0].len();
+            let all: Vec<_> = rows.into_iter().flatten().collect();
+            ArrayD::from_shape_vec(vec![end - start, width], all).unwrap()
+        };
+        let got = |of: &Array2<f64>| of.slice(s![start..end, ..]).to_owned().into_dyn();
+        let what = format!("{op:?}, chunk {chunk}, rows {start} to {end}");
+        assert_close(&what, got(&d_cotangent).view(), array(expected).view(), 1e-12, 1e-12);
+        for (i, (d_input, expected)) in d_inputs.iter().zip(of_expected).enumerate() {
+            // Central differences with a step of 1e-5.
+            assert_close(
+                &format!("{what}, input {i}"),
+                got(d_input).view(),
+                array(expected).view(),
+                1e-8,
+                1e-8,
+            );
+        }
+    }
+}
