@@ -90,6 +90,16 @@ pub enum Error {
     /// The user pressed Ctrl-C, or a termination signal arrived.
     #[error("interrupted")]
     Interrupted,
+    /// A signal ended a run that had saved its state.
+    #[error("interrupted after {stored} of {tokens} tokens; {} keeps them, and the same command resumes there", checkpoint.display())]
+    Preempted {
+        /// Directory with the state.
+        checkpoint: PathBuf,
+        /// Tokens that the state holds.
+        stored: usize,
+        /// Tokens of the run.
+        tokens: usize,
+    },
 }
 
 impl Error {

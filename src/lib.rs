@@ -12,7 +12,7 @@
 //!   files and directories;
 //! - [`plot`]: figures, made from CSV files alone;
 //! - [`config`]: settings as typed and as checked; [`run`]: one run, from configuration to published directory;
-//! - [`sweep`]: grids of runs, resumable, and their tables;
+//! - [`sweep`]: grids of runs, resumable, and their tables; [`condition`]: comparisons that select, exclude and stop runs;
 //! - [`generate`]: synthetic sequences;
 //! - [`cli`]: the subcommands.
 //!
@@ -24,6 +24,7 @@
 //! - `peak`: memory used; `error`: the error type; `escape`: names for display.
 
 pub mod cli;
+pub mod condition;
 pub mod config;
 pub mod cuda;
 pub mod engine;

@@ -10,7 +10,7 @@ use serde::ser::SerializeSeq;
 use serde::{Serialize, Serializer};
 
 use crate::error::{Error, Result};
-use crate::real::Real;
+use crate::real::{ElementType, Real};
 use crate::storage::OutFile;
 
 /// Metrics of one stored chunk of one head of one sequence. Norms are Frobenius norms over all memory weights
@@ -206,6 +206,61 @@ impl MetricsWriter {
     pub fn finish(self) -> Result<()> {
         self.0.finish()
     }
+}
+
+/// Reads the rows of a metrics.csv written by a run in `element_type`, with the bits that they had.
+pub fn read_metrics(
+    path: &Path,
+    element_type: ElementType,
+    each: &mut dyn FnMut(ChunkMetrics) -> Result<()>,
+) -> Result<()> {
+    let mut reader = csv::Reader::from_path(path).map_err(|error| Error::io(path, "open")(error.into()))?;
+    let wrong = |got: String| Error::file(path, "rows of a metrics.csv", got);
+    let header = reader.headers().map_err(|error| wrong(error.to_string()))?;
+    if !header.iter().take(COLUMNS.len()).eq(COLUMNS) || !(header.len() - COLUMNS.len()).is_multiple_of(3) {
+        return Err(wrong("other columns".to_owned()));
+    }
+    // Digits of an f32 are read as such: a second rounding could change the last bit.
+    let number = |text: &str| match element_type {
+        ElementType::F32 => match text.parse::<f32>() {
+            Ok(near) if near.is_finite() => Ok(f64::from(near)),
+            _ => text.parse(),
+        },
+        ElementType::F64 => text.parse(),
+    };
+    let mut record = csv::StringRecord::new();
+    while reader.read_record(&mut record).map_err(|error| wrong(error.to_string()))? {
+        let number = |i: usize| number(&record[i]).map_err(|_| wrong(format!("{:?}", &record[i])));
+        let count = |i: usize| record[i].parse().map_err(|_| wrong(format!("{:?}", &record[i])));
+        let optional = |i: usize| if record[i].is_empty() { Ok(None) } else { number(i).map(Some) };
+        let weight = |i: usize| {
+            Ok::<_, Error>(WeightMetrics {
+                surprise: number(i)?,
+                momentum_norm: number(i + 1)?,
+                update_norm: number(i + 2)?,
+            })
+        };
+        each(ChunkMetrics {
+            sequence: count(0)?,
+            chunk: count(1)?,
+            head: count(2)?,
+            start: count(3)?,
+            end: count(4)?,
+            loss: number(5)?,
+            loss_before: optional(6)?,
+            loss_after: optional(7)?,
+            surprise: number(8)?,
+            learning_rate: number(9)?,
+            momentum: number(10)?,
+            decay: number(11)?,
+            surprise_norm: number(12)?,
+            momentum_norm: number(13)?,
+            update_norm: number(14)?,
+            weight_norm: number(15)?,
+            weights: (COLUMNS.len()..record.len()).step_by(3).map(weight).collect::<Result<_>>()?,
+        })?;
+    }
+    Ok(())
 }
 
 /// Columns of retention.csv.

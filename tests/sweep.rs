@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use nmem::cuda::{DeviceChoice, Devices};
 use nmem::io::text::TextFile;
-use nmem::run::Keep;
+use nmem::run::{Build, Keep};
 use nmem::sweep::{
-    self, Collected, Experiment, Lags, Options, Parameters, Plan, PlanEntry, PlanFile, Record, Results,
-    Status, SweepDirectory, SweepEvent, collect,
+    self, Collected, Experiment, GridRow, Lags, Options, Parameters, Plan, PlanEntry, PlanFile, PlannedRun,
+    Record, Records, Results, Status, SweepDirectory, SweepEvent, collect,
 };
 use tempfile::TempDir;
 
@@ -276,6 +276,8 @@ fn record(id: &str, seed: &str, started: f64, loss: f64) -> Record {
         started,
         took: 0.25,
         command: format!("nmem store seq.npy\t--seed {seed}"),
+        build: Build::current().unwrap().clone(),
+        inputs: BTreeMap::new(),
     }
 }
 
@@ -383,17 +385,35 @@ fn failures_and_divergence_in_tables() {
         ["0", "1", "2"]
     );
     // A failed run is tried again; the others are done if their files are there.
-    let records = opened.records().unwrap().runs;
-    let done = |id: &str, keep| opened.is_done(records.get(id), keep).unwrap();
-    assert!(done("a", Keep::None) && done("b", Keep::None) && !done("c", Keep::None));
-    assert!(!done("a", Keep::Metrics) && !done("absent", Keep::None));
-    let mut kept = records["a"].clone();
-    kept.keep = Keep::Metrics;
-    assert!(!opened.is_done(Some(&kept), Keep::Metrics).unwrap(), "its files are gone");
+    let known = opened.records().unwrap();
+    let state = |id: &str, known: &Records, keep| {
+        let run = PlannedRun {
+            id: id.to_owned(),
+            parameters: Parameters::new(),
+            resolved: Parameters::new(),
+            row: GridRow::default(),
+            ready: Err("no such file".to_owned()),
+        };
+        let states = opened.states(&[&run], known, keep, None).unwrap();
+        format!("{}: {}", states[0].name(), states[0].reason())
+    };
+    let build = Build::current().unwrap();
+    for (id, expected) in [
+        ("a", format!("current: ok by {build}")),
+        ("b", format!("current: diverged by {build}")),
+        ("c", "missing: failed: disk full".to_owned()),
+        ("absent", "missing: cannot run: no such file".to_owned()),
+    ] {
+        assert_eq!(state(id, &known, Keep::None), expected);
+    }
+    assert_eq!(state("a", &known, Keep::Metrics), "missing: has finished, but not all files were kept");
+    let mut kept = opened.records().unwrap();
+    kept.runs.get_mut("a").unwrap().keep = Keep::Metrics;
+    assert_eq!(state("a", &kept, Keep::Metrics), "missing: has finished, but its files are gone");
     fs::create_dir(opened.run("a")).unwrap();
     fs::write(opened.run("a").join("run.json"), "{}").unwrap();
-    assert!(opened.is_done(Some(&kept), Keep::Metrics).unwrap());
-    assert!(!opened.is_done(Some(&kept), Keep::All).unwrap());
+    assert!(state("a", &kept, Keep::Metrics).starts_with("current"));
+    assert!(state("a", &kept, Keep::All).starts_with("missing"));
 }
 
 /// Runs with the same settings: the plan's replaces others, and a later one an earlier one.
@@ -590,8 +610,14 @@ fn runs_wait_for_their_threads() {
     let opened = SweepDirectory::check(&directory.path("out")).unwrap();
     opened.start(&plan.file()).unwrap();
     let devices = Devices::open([DeviceChoice::default()]).unwrap();
-    let options =
-        Options { jobs: 8, cores: 3, keep: Keep::Metrics, fail_fast: false, unstable_ratio: f64::INFINITY };
+    let options = Options {
+        jobs: 8,
+        cores: 3,
+        keep: Keep::Metrics,
+        fail_fast: false,
+        unstable_ratio: f64::INFINITY,
+        timeout: None,
+    };
     // A run announces its start while it holds its threads.
     let (busy, most) = (Mutex::new(0), Mutex::new(0));
     let observe = |event: SweepEvent| {
@@ -643,8 +669,14 @@ fn a_run_whose_place_is_taken_fails_alone() {
     let opened = SweepDirectory::check(&directory.path("out")).unwrap();
     opened.start(&plan.file()).unwrap();
     let devices = Devices::open([DeviceChoice::default()]).unwrap();
-    let options =
-        Options { jobs: 1, cores: 1, keep: Keep::Metrics, fail_fast: false, unstable_ratio: f64::INFINITY };
+    let options = Options {
+        jobs: 1,
+        cores: 1,
+        keep: Keep::Metrics,
+        fail_fast: false,
+        unstable_ratio: f64::INFINITY,
+        timeout: None,
+    };
     let current = Mutex::new(String::new());
     let taken = opened.run(&plan.runs[2].id);
     let observe = |event: SweepEvent| {

@@ -16,6 +16,8 @@ use crate::storage;
 
 /// Whether the user wants to stop.
 static INTERRUPT: AtomicBool = AtomicBool::new(false);
+/// Whether the signal was SIGTERM, with which schedulers end a job.
+static TERMINATED: AtomicBool = AtomicBool::new(false);
 /// Whether work is running that checks for interrupts and ends itself.
 static WORKING: AtomicBool = AtomicBool::new(false);
 /// Whether another thread is ending the process.
@@ -52,6 +54,11 @@ pub fn begin_work() {
 /// Returns an error if the user wants to stop.
 pub fn check_interrupt() -> Result<()> {
     if INTERRUPT.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+}
+
+/// Returns whether the process was asked to end by SIGTERM, so that work that can be resumed should save its state.
+pub fn is_preempted() -> bool {
+    TERMINATED.load(Ordering::Relaxed)
 }
 
 /// Ends the process from a thread other than the working one.
@@ -175,13 +182,16 @@ mod signals {
     use std::ffi::c_int;
     use std::mem::zeroed;
     use std::ptr;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-    use super::{COULD_NOT_RUN, exit_at_once, write_to_stderr};
+    use super::{COULD_NOT_RUN, TERMINATED, exit_at_once, write_to_stderr};
     use crate::storage;
 
-    /// Turns two signals into errors: SIGXFSZ, when an output exceeds the limit of file sizes, into an error of writing,
-    /// and SIGBUS, when a mapped input is truncated, into an error of reading.
+    /// Handler of SIGTERM that the crate ctrlc has installed. Its handlers do not say which signal arrived.
+    static OF_CTRLC: AtomicUsize = AtomicUsize::new(0);
+
+    /// Notes the arrival of SIGTERM, and turns two signals into errors: SIGXFSZ, when an output exceeds the limit of file
+    /// sizes, into an error of writing, and SIGBUS, when a mapped input is truncated, into an error of reading.
     pub fn install() {
         let handler: extern "C" fn(c_int) = truncated;
         // SAFETY: an all-zero sigaction is valid. Its handler is set before use and ends the process.
@@ -190,7 +200,27 @@ mod signals {
             let mut action: libc::sigaction = zeroed();
             action.sa_sigaction = handler as libc::sighandler_t;
             libc::sigaction(libc::SIGBUS, &raw const action, ptr::null_mut());
+
+            // A second signal must still reach the handler of ctrlc, so it is called, not replaced.
+            let handler: extern "C" fn(c_int) = terminated;
+            let mut before: libc::sigaction = zeroed();
+            libc::sigaction(libc::SIGTERM, ptr::null(), &raw mut before);
+            if ![libc::SIG_DFL, libc::SIG_IGN].contains(&before.sa_sigaction)
+                && before.sa_flags & libc::SA_SIGINFO == 0
+            {
+                OF_CTRLC.store(before.sa_sigaction, Ordering::Relaxed);
+                before.sa_sigaction = handler as libc::sighandler_t;
+                libc::sigaction(libc::SIGTERM, &raw const before, ptr::null_mut());
+            }
         }
+    }
+
+    /// Handles SIGTERM: notes it, then passes it on.
+    extern "C" fn terminated(signal: c_int) {
+        TERMINATED.store(true, Ordering::Relaxed);
+        let handler = OF_CTRLC.load(Ordering::Relaxed);
+        // SAFETY: `install` has stored the address of a handler without SA_SIGINFO, which has this type.
+        unsafe { std::mem::transmute::<usize, extern "C" fn(c_int)>(handler)(signal) };
     }
 
     /// Handles SIGBUS. The thread was reading a mapped file, so it holds neither the allocator's lock nor one of nmem's.

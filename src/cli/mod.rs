@@ -22,11 +22,15 @@ pub mod inspect;
 mod man;
 mod plot;
 mod progress;
+mod repeat;
+mod results_table;
 mod retrieve;
 mod run;
 mod scan_bench;
 mod store;
+mod store_many;
 mod sweep;
+mod sweep_status;
 mod table;
 
 use std::ffi::OsString;
@@ -38,7 +42,7 @@ use clap::error::ErrorKind as ClapError;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use end::Allocator;
-use end::{begin_work, check_interrupt};
+use end::{begin_work, check_interrupt, is_preempted};
 
 use crate::error::Error;
 use crate::escape::for_terminal;
@@ -56,6 +60,7 @@ struct Cli {
 enum Command {
     Store(store::Args),
     Retrieve(retrieve::Args),
+    Repeat(repeat::Args),
     Sweep(sweep::Args),
     Gradients(gradients::Args),
     Generate(generate::Args),
@@ -108,6 +113,7 @@ fn run(args: &[OsString]) -> ExitCode {
     let result = match cli.command {
         Command::Store(args) => store::run(args),
         Command::Retrieve(args) => retrieve::run(args),
+        Command::Repeat(args) => repeat::run(&args),
         Command::Sweep(args) => sweep::run(args),
         Command::Gradients(args) => gradients::run(args),
         Command::Generate(args) => generate::run(args),
@@ -121,7 +127,7 @@ fn run(args: &[OsString]) -> ExitCode {
     };
     result.unwrap_or_else(|error| {
         end::wait_if_ending();
-        let interrupted = matches!(error.downcast_ref(), Some(Error::Interrupted));
+        let interrupted = matches!(error.downcast_ref(), Some(Error::Interrupted | Error::Preempted { .. }));
         print_error(&format!("{error:#}"));
         if interrupted { INTERRUPTED } else { COULD_NOT_RUN }.into()
     })

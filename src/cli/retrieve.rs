@@ -11,7 +11,7 @@ use crate::config::Command;
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(flatten)]
-    run: RunArgs,
+    pub(super) run: RunArgs,
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::progress::Progress;
-use super::{FAILED, Format, begin_work, check_interrupt, note, print, print_error};
-use crate::config::{Command, Mode, Settings};
+use super::{FAILED, Format, begin_work, check_interrupt, is_preempted, note, print, print_error};
+use crate::config::{Command, Config, Mode, Settings};
 use crate::error::Error;
 use crate::escape::for_terminal;
 use crate::io::text::{MAX_TOML, TextFile};
@@ -45,43 +45,46 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
-    /// Runs `command`.
+    /// Runs `command` as typed.
     pub fn execute(self, command: Command) -> anyhow::Result<ExitCode> {
+        self.execute_as(command, command_line())
+    }
+
+    /// Replaces the sequence and the output directory, for a repetition.
+    pub fn redirect(&mut self, data: PathBuf, out: PathBuf, force: bool, quiet: bool) {
+        self.settings.data = Some(data);
+        self.settings.out = Some(out);
+        (self.force, self.quiet, self.verbose) = (force, quiet, false);
+        self.format = Format::Table;
+    }
+
+    /// Returns the settings of the flags and the file.
+    pub fn merged(&self, command: Command) -> crate::Result<(Settings, Option<TextFile>)> {
         let file = self.config.as_deref().map(|path| TextFile::read(path, MAX_TOML)).transpose()?;
         let of_file = file.as_ref().map(Settings::from_toml).transpose()?.unwrap_or_default();
         let merged = self.settings.clone().or(of_file);
         self.settings.check_flags(command, &merged)?;
-        let mut config = merged.validate(command)?;
+        Ok((merged, file))
+    }
+
+    /// Returns the checked form of settings that [`merged`](Self::merged) returned.
+    pub fn config(
+        &self,
+        settings: Settings,
+        file: Option<&TextFile>,
+        command: Command,
+    ) -> crate::Result<Config> {
+        let mut config = settings.validate(command)?;
         config.file.clone_from(&self.config);
-        config.file_sha256 = file.as_ref().map(TextFile::sha256).unwrap_or_default();
-        let device = config.device.open()?;
-        for text in config.device_note.into_iter().chain(device.note.as_deref()).filter(|_| !self.quiet) {
-            note("note: ", text);
-        }
-        let command_line = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
+        config.file_sha256 = file.map(TextFile::sha256).unwrap_or_default();
+        Ok(config)
+    }
 
-        let progress = Progress::new(self.quiet);
-        let mut observe = |event| {
-            progress.show(event);
-            if matches!(event, RunEvent::Starting(_)) {
-                begin_work();
-            }
-            check_interrupt()
-        };
-        let report = execute(command, &config, &device, command_line, self.force, &mut observe);
-        drop(progress);
-        let report = report.map_err(|error| match error {
-            Error::Interrupted => {
-                let absent = storage::kind_of(&config.out).is_ok_and(|kind| kind.is_none());
-                let left = if absent { "was not created" } else { "is unchanged" };
-                anyhow::Error::new(error).context(format!("{} {left}", config.out.display()))
-            }
-            error => error.into(),
-        })?;
-
-        if !self.quiet {
-            report.warnings.iter().for_each(|warning| note("warning: ", warning));
-        }
+    /// Runs `command`. run.json has the given command line.
+    pub fn execute_as(self, command: Command, command_line: Vec<String>) -> anyhow::Result<ExitCode> {
+        let (merged, file) = self.merged(command)?;
+        let config = self.config(merged, file.as_ref(), command)?;
+        let report = self.run(command, &config, command_line)?;
         if self.verbose {
             note("config: ", &serde_json::to_string(&report.config)?);
             for line in phases(&report) {
@@ -93,21 +96,80 @@ impl RunArgs {
             Format::Table if self.quiet => Ok(true),
             Format::Table => print(&table(&report)),
         };
-        let out = config.out.display();
         if let Err(error) = &shown {
-            print_error(&format!("{error:#}; the results are in {out}"));
+            print_error(&format!("{error:#}; the results are in {}", config.out.display()));
         }
-        if let Some(divergence) = &report.diverged {
-            let there = match report.config.mode {
-                Mode::Store => "results end there, and memory.safetensors is not written",
-                Mode::Read => "retrieved.npy is not written",
-                Mode::Online if !report.memory_lost => "the memory is kept, and retrieved.npy is not written",
-                Mode::Online => "results end there, and memory.safetensors and retrieved.npy are not written",
-            };
-            print_error(&format!("{out}: diverged at {divergence}; {there}"));
-        }
+        print_divergence(&report);
         Ok(if shown.is_err() || report.diverged.is_some() { FAILED.into() } else { ExitCode::SUCCESS })
     }
+
+    /// Runs a configuration with progress, notes and warnings on stderr.
+    pub fn run(
+        &self,
+        command: Command,
+        config: &Config,
+        command_line: Vec<String>,
+    ) -> anyhow::Result<Report> {
+        let device = config.device.open()?;
+        for text in config.device_note.into_iter().chain(device.note.as_deref()).filter(|_| !self.quiet) {
+            note("note: ", text);
+        }
+        let progress = Progress::new(self.quiet);
+        let mut observe = |event| {
+            progress.show(event);
+            if matches!(event, RunEvent::Starting(_)) {
+                begin_work();
+            }
+            check_interrupt()
+        };
+        let report = execute(command, config, &device, command_line, self.force, &mut observe, &is_preempted);
+        drop(progress);
+        let report = report.map_err(|error| match error {
+            Error::Interrupted => {
+                let absent = storage::kind_of(&config.out).is_ok_and(|kind| kind.is_none());
+                let left = if absent { "was not created" } else { "is unchanged" };
+                anyhow::Error::new(error).context(format!("{} {left}", config.out.display()))
+            }
+            error => error.into(),
+        })?;
+        let report = report.report;
+        if !self.quiet {
+            report.warnings.iter().for_each(|warning| note("warning: ", warning));
+        }
+        Ok(report)
+    }
+
+    /// Returns the output format.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Returns whether only errors are printed.
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
+    /// Returns whether existing results are replaced.
+    pub fn is_forced(&self) -> bool {
+        self.force
+    }
+}
+
+/// Returns the command line of this process.
+pub fn command_line() -> Vec<String> {
+    std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect()
+}
+
+/// Prints an error if a run has diverged.
+pub fn print_divergence(report: &Report) {
+    let Some(divergence) = &report.diverged else { return };
+    let there = match report.config.mode {
+        Mode::Store => "results end there, and memory.safetensors is not written",
+        Mode::Read => "retrieved.npy is not written",
+        Mode::Online if !report.memory_lost => "the memory is kept, and retrieved.npy is not written",
+        Mode::Online => "results end there, and memory.safetensors and retrieved.npy are not written",
+    };
+    print_error(&format!("{}: diverged at {divergence}; {there}", report.out.display()));
 }
 
 /// Formats the short table of a run for people.

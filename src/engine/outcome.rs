@@ -121,6 +121,18 @@ pub struct Phases {
     pub retention: f64,
 }
 
+impl std::ops::AddAssign for Phases {
+    fn add_assign(&mut self, other: Self) {
+        self.project += other.project;
+        self.gradients += other.gradients;
+        self.fused_update += other.fused_update;
+        self.activate += other.activate;
+        self.combine += other.combine;
+        self.metrics += other.metrics;
+        self.retention += other.retention;
+    }
+}
+
 impl Phases {
     /// Returns the seconds of each phase with its name, in order.
     pub fn named(&self) -> [(&'static str, f64); 7] {

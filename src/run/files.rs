@@ -7,23 +7,25 @@ use ndarray::ArrayView2;
 use super::Keep;
 use super::inputs::ResolvedInputs;
 use super::statistics::RunStatistics;
+use super::stop::StopRule;
 use crate::config::{Config, Mode};
 use crate::engine::Sink;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::io::RetrievedWriter;
 use crate::metrics::{ChunkMetrics, MetricsWriter, Retained, RetentionWriter};
 use crate::real::Real;
 use crate::storage;
 
 /// Receives the engine's results. Adds rows to the statistics, and writes them to files if there is a directory.
-pub(super) struct Files<T> {
+pub(super) struct Files<'a, T> {
     metrics: Option<MetricsWriter>,
     retention: Option<RetentionWriter>,
     retrieved: Option<(PathBuf, RetrievedWriter<T>)>,
-    pub statistics: RunStatistics,
+    statistics: RunStatistics,
+    pub stop: Option<StopRule<'a>>,
 }
 
-impl<T: Real> Files<T> {
+impl<'a, T: Real> Files<'a, T> {
     /// Creates the files. Each of the `weights` memory weights has its own columns.
     pub fn create(
         directory: Option<(&Path, Keep)>,
@@ -31,8 +33,9 @@ impl<T: Real> Files<T> {
         inputs: &ResolvedInputs,
         weights: usize,
         statistics: RunStatistics,
+        stop: Option<StopRule<'a>>,
     ) -> Result<Self> {
-        let mut files = Self { metrics: None, retention: None, retrieved: None, statistics };
+        let mut files = Self { metrics: None, retention: None, retrieved: None, statistics, stop };
         let Some((directory, keep)) = directory else { return Ok(files) };
         let mode = config.mode;
         if mode != Mode::Read && keep >= Keep::Metrics {
@@ -49,8 +52,8 @@ impl<T: Real> Files<T> {
         Ok(files)
     }
 
-    /// Completes the files. Removes retrieved.npy after a divergence.
-    pub fn finish(self, diverged: bool) -> Result<RunStatistics> {
+    /// Completes the files. Removes retrieved.npy if it is not `whole`.
+    pub fn finish(self, whole: bool) -> Result<RunStatistics> {
         if let Some(metrics) = self.metrics {
             metrics.finish()?;
         }
@@ -59,7 +62,7 @@ impl<T: Real> Files<T> {
         }
         if let Some((path, retrieved)) = self.retrieved {
             retrieved.finish()?;
-            if diverged {
+            if !whole {
                 storage::remove_file(&path)?;
             }
         }
@@ -67,12 +70,18 @@ impl<T: Real> Files<T> {
     }
 }
 
-impl<T: Real> Sink<T> for Files<T> {
+impl<T: Real> Sink<T> for Files<'_, T> {
     fn metrics(&mut self, rows: &[ChunkMetrics]) -> Result<()> {
+        let rows = self.stop.as_mut().map_or(rows, |stop| stop.rows(rows));
         for row in rows {
             self.statistics.add(row);
         }
-        self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.write::<T>(rows))
+        self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.write::<T>(rows))?;
+        match &self.stop {
+            // Ends the engine: nothing that it would still compute counts.
+            Some(stop) if stop.is_everywhere() => Err(Error::Interrupted),
+            _ => Ok(()),
+        }
     }
 
     fn retrieved(&mut self, sequence: usize, start: usize, rows: ArrayView2<T>) -> Result<()> {
@@ -80,6 +89,7 @@ impl<T: Real> Sink<T> for Files<T> {
     }
 
     fn retained(&mut self, rows: &[Retained]) -> Result<()> {
+        let rows = self.stop.as_ref().map_or(rows, |stop| stop.retained(rows));
         for row in rows {
             self.statistics.add_retained(row);
         }
@@ -87,6 +97,9 @@ impl<T: Real> Sink<T> for Files<T> {
     }
 
     fn sequence_done(&mut self, sequence: usize) -> Result<()> {
+        if let Some(stop) = &mut self.stop {
+            stop.sequence_done(sequence);
+        }
         self.statistics.sequence_done(sequence);
         if let Some(retention) = &mut self.retention {
             retention.sequence_done(sequence)?;

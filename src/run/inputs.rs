@@ -15,6 +15,7 @@ use crate::io::{NpySequences, Progress};
 use crate::memory::parameters::Init;
 use crate::memory::program::Choices;
 use crate::memory::{Dimensions, Gates, Program, State};
+use crate::metrics::COLUMNS;
 use crate::real::{ElementType, Real};
 
 /// Path and checks of a file. The element type matters because a value can be too large for f32 and fine in f64.
@@ -241,6 +242,15 @@ impl ResolvedInputs {
             Mode::Read => Work::Read(&*self.data),
             Mode::Online => Work::Online { read: &*self.data, store: self.store(), probe: config.probe },
         }
+    }
+
+    /// Returns the number of cells of metrics.csv, if the run ends normally.
+    pub fn metric_cells(&self) -> usize {
+        let (shape, dimensions) = (self.store().dims(), self.memory.dimensions());
+        let chunks = shape.tokens / self.program.chunk_size();
+        let weights = self.program.model.graph(dimensions.dim_head).weights.len();
+        // Each memory weight has three columns.
+        shape.sequences * chunks * dimensions.heads * (COLUMNS.len() + 3 * weights)
     }
 
     /// Returns the configuration with all values filled in.

@@ -3,18 +3,23 @@
 //! [`execute`] does all of it once. A sweep uses the parts. It opens [`ResolvedInputs`] once for all runs, and gives each
 //! [`Run`] its threads and, if files are kept, a directory.
 
+mod checkpoint;
 mod files;
 mod gradients;
+mod identity;
 mod inputs;
 mod report;
 mod statistics;
+mod stop;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use ndarray::ArrayView2;
 use rayon::ThreadPool;
 use serde::{Deserialize, Serialize};
 
+use crate::condition::Condition;
 use crate::config::{Command, Config, MemorySource, Mode};
 use crate::cuda::{Device, DeviceChoice, OpenDevice};
 use crate::engine::{CpuExecutor, CudaExecutor, Discard, Engine, Memory, Outcome, Phases, Sink, Work};
@@ -22,16 +27,22 @@ use crate::error::{Error, Result};
 use crate::io::labels::{Labels, OutOfRangeLabels};
 use crate::memory::program::Reads;
 use crate::memory::{Gate, Program, State};
+use crate::metrics::{ChunkMetrics, read_metrics};
 use crate::peak::PeakMemory;
 use crate::plot;
 use crate::real::{ElementType, Real};
+use crate::sequence::Sequences;
 use crate::storage::{self, OutFile, ResultsDirectory};
+use checkpoint::{Checkpoint, Pace, Part};
 use files::Files;
 pub use gradients::{GradientArray, GradientReport, Request as GradientRequest, gradients};
+pub use identity::{Build, RunIdentity, changed_input, hexadecimal, read_json};
 use inputs::Loaded;
 pub use inputs::{InputCache, ResolvedInputs};
 pub use report::{InputFile, Report, Resolved, WallSeconds};
 pub use statistics::{RunStatistics, UNSTABLE_RATIO};
+use stop::StopRule;
+pub use stop::stop_names;
 
 /// Progress event of a run. If the observer returns an error, the run stops and leaves nothing behind.
 #[derive(Clone, Copy, Debug)]
@@ -59,11 +70,12 @@ pub fn commit() -> Option<&'static str> {
 }
 
 /// Runs `config` on `device`, the opened device that it names, and publishes the results. `replace` allows replacing an
-/// existing directory.
+/// existing directory. `preempted` returns whether the run should save its state and end, if it can: a store of one sequence
+/// on the CPU, without retention and repeats.
 ///
 /// # Errors
-/// Any failure that keeps the run from its results. Nothing is left behind then. A divergence is not an error: it is
-/// published and reported.
+/// Any failure that keeps the run from its results. Nothing is left behind then, except the state of a preempted run. A
+/// divergence is not an error: it is published and reported.
 pub fn execute(
     command: Command,
     config: &Config,
@@ -71,7 +83,8 @@ pub fn execute(
     command_line: Vec<String>,
     replace: bool,
     observe: Observer,
-) -> Result<Report> {
+    preempted: &(dyn Fn() -> bool + Sync),
+) -> Result<RunOutput> {
     let directory = ResultsDirectory::open(&config.out, replace)?;
     reject_inputs_inside(config, directory.target())?;
     let threads =
@@ -80,6 +93,14 @@ pub fn execute(
     let loading = Instant::now();
     let inputs = ResolvedInputs::open(config, replace, &InputCache::default(), observe)?;
     let opening = loading.elapsed().as_secs_f64();
+    let resumable = config.mode == Mode::Store
+        && device.gpu().is_none()
+        && config.retention.is_none()
+        && config.repeat == 0
+        && inputs.data.dims().sequences == 1;
+    let identity = RunIdentity::new(command, config, &inputs);
+    let checkpoint = resumable.then(|| Checkpoint::open(directory.target(), &identity, replace, preempted));
+    let checkpoint = checkpoint.transpose()?;
     let run = Run {
         command,
         config,
@@ -90,13 +111,16 @@ pub fn execute(
         unstable_ratio: UNSTABLE_RATIO,
         opening,
         note: None,
+        stop_when: None,
+        checkpoint: checkpoint.as_ref().map(CheckpointOf),
     };
     let output = run.execute(&inputs, Some((directory.path(), Keep::All)), observe);
     let output = output.map_err(|error| directory.explain(error))?;
     inputs.check_unchanged(true)?;
     observe(RunEvent::Writing)?;
     directory.publish()?;
-    Ok(output.report)
+    checkpoint.map_or(Ok(()), |checkpoint| checkpoint.remove())?;
+    Ok(output)
 }
 
 /// Rejects a directory to replace that holds an input of this run.
@@ -140,6 +164,7 @@ struct Results {
     products: Option<String>,
     statistics: RunStatistics,
     warnings: Vec<String>,
+    stopped: Option<String>,
     peak: PeakMemory,
     wall_s: WallSeconds,
 }
@@ -176,7 +201,15 @@ pub struct Run<'a> {
     pub opening: f64,
     /// Note about the device for the report's warnings.
     pub note: Option<String>,
+    /// Condition on the metrics of a chunk that ends its sequence: see [`stop_names`].
+    pub stop_when: Option<&'a Condition>,
+    /// Place of the state that is saved if the run is preempted.
+    pub checkpoint: Option<CheckpointOf<'a>>,
 }
+
+/// Place of the state of a preempted run, known to [`execute`] alone.
+#[derive(Clone, Copy)]
+pub struct CheckpointOf<'a>(&'a Checkpoint<'a>);
 
 impl Run<'_> {
     /// Executes the run and writes the files selected by [`Keep`] into `directory`.
@@ -213,6 +246,11 @@ impl Run<'_> {
         let loading = Instant::now();
         let Loaded { file, memory, mut state } = inputs.load::<T>(config)?;
         let first_token = state.stored.tokens;
+        let checkpoint = self.checkpoint.map(|CheckpointOf(checkpoint)| checkpoint);
+        if let Some(saved) = checkpoint.map_or(Ok(None), Checkpoint::state)? {
+            state = saved;
+        }
+        let stored = state.stored.tokens - first_token;
         let load = loading.elapsed();
 
         // From here on an interrupted run ends by itself, so that it removes what it has written.
@@ -220,23 +258,48 @@ impl Run<'_> {
             inputs.data.dims().tokens.max(inputs.store().dims().tokens) * inputs.data.dims().sequences;
         observe(RunEvent::Starting((tokens as u64).saturating_mul(config.repeat as u64 + 1)))?;
         let weights = memory.weight_shapes().len();
-        let mut files =
-            Files::create(directory, config, inputs, weights, RunStatistics::new(self.unstable_ratio))?;
-        let Computed { outcome, engine_all, engine_phases, engine_bytes, products, waited, threads } =
-            self.compute(inputs, &memory, &mut state, &mut files, &mut peak, observe)?;
+        let sequences = inputs.data.dims().sequences;
+        let stop = self.stop_when.map(|condition| StopRule::new(condition, sequences));
+        let statistics = RunStatistics::new(self.unstable_ratio);
+        let mut files = Files::create(directory, config, inputs, weights, statistics, stop)?;
+        let mut rows = 0;
+        if let Some(from) = checkpoint.and_then(Checkpoint::found) {
+            observe(RunEvent::Computed(stored as u64))?;
+            read_metrics(&from.join("metrics.csv"), T::TYPE, &mut |row| {
+                rows += 1;
+                files.metrics(&[row])
+            })?;
+        }
+        let Computed { mut outcome, engine_all, engine_phases, engine_bytes, products, waited, threads } =
+            self.compute(inputs, &memory, &mut state, &mut files, &mut peak, stored, observe)?;
+        outcome.rows += rows;
+        if let Some((checkpoint, (directory, _))) = checkpoint.filter(|of| of.is_preempted()).zip(directory)
+            && outcome.divergence.is_none()
+        {
+            files.finish(true)?;
+            let stored = state.stored.tokens - first_token;
+            let checkpoint = checkpoint
+                .save(directory, |path| file.save(path, Some(&state), &inputs.program, inputs.gates))?;
+            return Err(Error::Preempted { checkpoint, stored, tokens: inputs.data.dims().tokens });
+        }
         observe(RunEvent::Writing)?;
 
         let writing = Instant::now();
-        let statistics = files.finish(outcome.first_nonfinite().is_some())?;
+        let stopped = files.stop.as_ref().and_then(StopRule::place);
+        let whole = outcome.first_nonfinite().is_none() && stopped.is_none();
+        let statistics = files.finish(whole)?;
         let directory = directory.filter(|(_, keep)| *keep > Keep::None);
         let all = directory.filter(|(_, keep)| *keep == Keep::All && config.mode != Mode::Read);
-        if let Some((directory, _)) = all.filter(|_| outcome.divergence.is_none()) {
+        if let Some((directory, _)) = all.filter(|_| outcome.divergence.is_none() && stopped.is_none()) {
             file.save(&directory.join("memory.safetensors"), Some(&state), &inputs.program, inputs.gates)?;
         }
         let write = outcome.output + writing.elapsed();
 
         let drawing = Instant::now();
-        let mut warnings = self.warnings(&outcome, inputs, &state, &statistics);
+        let mut warnings = match stopped {
+            None => self.warnings(&outcome, inputs, &state, &statistics),
+            Some(_) => warnings_before(inputs),
+        };
         warnings.extend(self.note.clone());
         if let Some((directory, _)) = directory.filter(|_| config.plots) {
             let labels = inputs.labels.as_ref().map(|labels| labels.shifted(first_token as u64));
@@ -258,6 +321,7 @@ impl Run<'_> {
             products,
             statistics,
             warnings,
+            stopped,
             peak,
         };
         let threads_used = self.threads_used(&memory, inputs).min(threads);
@@ -289,7 +353,8 @@ impl Run<'_> {
         warnings
     }
 
-    /// Runs the engine once, then `repeat` more times for timing.
+    /// Runs the engine once, then `repeat` more times for timing. The first `stored` tokens are in the state already.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one run")]
     fn compute<T: Real>(
         &self,
         inputs: &ResolvedInputs,
@@ -297,12 +362,18 @@ impl Run<'_> {
         state: &mut State<T>,
         files: &mut Files<T>,
         peak: &mut PeakMemory,
+        stored: usize,
         observe: Observer,
     ) -> Result<Computed> {
         let repeat = self.config.repeat;
+        let checkpoint = self.checkpoint.map(|CheckpointOf(checkpoint)| checkpoint);
         let mut tick = |tokens: usize| {
             peak.sample();
-            observe(RunEvent::Computed(tokens as u64))
+            match observe(RunEvent::Computed(tokens as u64)) {
+                // The segment in progress is finished, so that the state can be saved.
+                Err(Error::Interrupted) if checkpoint.is_some_and(Checkpoint::is_preempted) => Ok(()),
+                done => done,
+            }
         };
         let work = inputs.work(self.config);
         let own;
@@ -317,14 +388,36 @@ impl Run<'_> {
         let waited = waiting.elapsed();
         let mut engine = AnyEngine::new(memory, self.config.retention, self.device)?;
         let before = (repeat > 0).then(|| state.clone());
-        let mut run = |state: &mut State<T>, sink: &mut dyn Sink<T>| {
+        let mut run = |state: &mut State<T>, work: Work<'_, T>, sink: &mut dyn Sink<T>| {
             pool.install(|| engine.run(state, work, sink, &mut tick))
         };
-        let outcome = run(state, files)?;
+        let outcome = if let Some(checkpoint) = checkpoint {
+            let run = |state: &mut State<T>, part: &Part<'_, T>, sink: &mut Unfinished<'_, '_, T>| {
+                run(state, Work::Store { sequences: part, probe: self.config.probe }, sink)
+            };
+            in_segments(&*inputs.data, stored, checkpoint, state, files, run)?
+        } else {
+            let begin = Instant::now();
+            let outcome = run(state, work, files);
+            match &files.stop {
+                // The sink has ended the engine.
+                Some(stop) if stop.is_everywhere() && matches!(outcome, Err(Error::Interrupted)) => {
+                    stop.left().try_for_each(|sequence| files.sequence_done(sequence))?;
+                    Outcome { computing: begin.elapsed(), ..Outcome::default() }
+                }
+                _ => outcome?,
+            }
+        };
+        let outcome = match &files.stop {
+            Some(stop) if stop.place().is_some() => {
+                Outcome { rows: stop.row_count(), retained: [0.0; 2], ..outcome }
+            }
+            _ => outcome,
+        };
         let mut engine_all = vec![outcome.computing.as_secs_f64()];
         let mut engine_phases = outcome.phases;
         for mut state in before.into_iter().flat_map(|before| std::iter::repeat_n(before, repeat)) {
-            let outcome = run(&mut state, &mut Discard)?;
+            let outcome = run(&mut state, work, &mut Discard)?;
             engine_all.push(outcome.computing.as_secs_f64());
             engine_phases = outcome.phases;
         }
@@ -349,7 +442,7 @@ impl Run<'_> {
         threads_used: usize,
         results: Results,
     ) -> (Report, RunStatistics) {
-        let Results { outcome, products, statistics, warnings, peak, wall_s } = results;
+        let Results { outcome, products, statistics, warnings, stopped, peak, wall_s } = results;
         let config = self.config;
         let shape = inputs.data.dims();
         let report = Report {
@@ -373,6 +466,7 @@ impl Run<'_> {
             life_tokens: (config.mode != Mode::Read).then_some(state.stored.tokens),
             summary: statistics.all().columns().collect(),
             retained_ratio: outcome.retained_ratio(),
+            stopped,
             memory_lost: outcome.divergence.is_some(),
             diverged: outcome.first_nonfinite().cloned(),
             warnings,
@@ -381,6 +475,56 @@ impl Run<'_> {
             wall_s,
         };
         (report, statistics)
+    }
+}
+
+/// Stores the tokens of one sequence from `stored` on in segments, until the run is preempted. `run` stores a segment.
+fn in_segments<T: Real>(
+    sequences: &dyn Sequences<T>,
+    stored: usize,
+    checkpoint: &Checkpoint,
+    state: &mut State<T>,
+    files: &mut Files<T>,
+    mut run: impl FnMut(&mut State<T>, &Part<'_, T>, &mut Unfinished<'_, '_, T>) -> Result<Outcome>,
+) -> Result<Outcome> {
+    let (end, mut at, mut pace) = (sequences.shape().tokens, stored, Pace::new());
+    let mut whole = Outcome::default();
+    loop {
+        let part = Part { whole: sequences, start: at, tokens: pace.tokens().min(end - at) };
+        at += part.tokens;
+        let begin = Instant::now();
+        let outcome = run(state, &part, &mut Unfinished(files))?;
+        pace.took(begin.elapsed());
+        whole.divergence = outcome.divergence;
+        whole.rows += outcome.rows;
+        whole.computing += outcome.computing;
+        whole.input += outcome.input;
+        whole.output += outcome.output;
+        whole.phases += outcome.phases;
+        if at == end || whole.divergence.is_some() {
+            files.sequence_done(0)?;
+            return Ok(whole);
+        }
+        if checkpoint.is_preempted() {
+            return Ok(whole);
+        }
+    }
+}
+
+/// Passes on the results of a segment, which is not the end of its sequence.
+struct Unfinished<'f, 'a, T>(&'f mut Files<'a, T>);
+
+impl<T: Real> Sink<T> for Unfinished<'_, '_, T> {
+    fn metrics(&mut self, rows: &[ChunkMetrics]) -> Result<()> {
+        self.0.metrics(rows)
+    }
+
+    fn retrieved(&mut self, sequence: usize, start: usize, rows: ArrayView2<T>) -> Result<()> {
+        self.0.retrieved(sequence, start, rows)
+    }
+
+    fn sequence_done(&mut self, _: usize) -> Result<()> {
+        Ok(())
     }
 }
 

@@ -62,6 +62,9 @@ pub struct Report {
     pub retained_ratio: Option<f64>,
     /// First non-finite value, where the run diverged. In an online run it may be a value read, and the memory is kept.
     pub diverged: Option<Divergence>,
+    /// Sequence, chunk and condition at which the run was stopped, in a sweep with `stop_when`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<String>,
     /// Whether the memory itself became non-finite, which ended the run.
     #[serde(skip)]
     pub memory_lost: bool,

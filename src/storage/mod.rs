@@ -106,6 +106,11 @@ pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Moves a file between two directories that are being written.
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
+    fault::reach().and_then(|()| fs::rename(from, to)).map_err(Error::io(to, "create"))
+}
+
 /// Removes a file, if it exists.
 pub fn remove_file(path: &Path) -> Result<()> {
     match fault::reach().and_then(|()| fs::remove_file(path)) {

@@ -12,7 +12,7 @@ use super::{create_missing, fault, kind_of, parent_of, sync_directory, without_s
 use crate::error::{Error, Result};
 
 /// Names of the files, other than figures, that a run or a benchmark writes at the top of its directory.
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "metrics.csv",
     "retention.csv",
     "retrieved.npy",
@@ -20,9 +20,10 @@ const FILES: [&str; 7] = [
     "run.json",
     "scan_bench.csv",
     "machine.json",
+    "checkpoint.json",
 ];
 /// Files that identify a result directory. Every one holds one of them.
-const MARKERS: [&str; 2] = ["run.json", "machine.json"];
+const MARKERS: [&str; 3] = ["run.json", "machine.json", "checkpoint.json"];
 /// Name of the directory with figures.
 const PLOTS: &str = "plots";
 /// Names of the figures of runs and benchmarks.

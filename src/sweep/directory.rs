@@ -1,18 +1,20 @@
 //! The directory of a sweep, and the tables made from its records.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::plan::{PlanEntry, PlanFile};
+use super::plan::{PlanEntry, PlanFile, PlannedRun, Ready};
 use super::record::{Record, Records, read_all};
 use super::results::Results;
+use super::row::Parameters;
 use super::slurm::{ARRAY_SCRIPT, COLLECT_SCRIPT, LOGS};
+use super::state::{RerunIf, RunState};
 use super::tables;
 use crate::error::{Error, Result};
-use crate::run::Keep;
+use crate::run::{Build, Keep, changed_input, read_json};
 use crate::storage::{self, is_figure, is_results, is_temporary};
 
 /// Directory of a sweep, which may not exist yet.
@@ -26,6 +28,9 @@ pub struct Collected {
     pub rows: Vec<Record>,
     /// Runs of the plan that have not finished.
     pub missing: Vec<PlanEntry>,
+    /// Runs of the plan that have not finished, but of which another version has results with the same settings. Their inputs
+    /// may have changed since.
+    pub other_version: Vec<(PlanEntry, Record)>,
     /// Number of runs in the plan.
     pub planned: usize,
     /// Messages about records and plans that could not be read. Their runs count as missing.
@@ -147,20 +152,66 @@ impl SweepDirectory {
         self.0.join("plans").join(format!("{hash}.json"))
     }
 
-    /// Returns the records of finished runs, by identity.
+    /// Returns the records of finished runs, by identity. Records of nmem 0.2 have no version. It is that of run.json, if that
+    /// was kept.
     pub fn records(&self) -> Result<Records> {
-        if self.exists()? { read_all(&self.0.join("records")) } else { Ok(Records::default()) }
+        if !self.exists()? {
+            return Ok(Records::default());
+        }
+        let mut records = read_all(&self.0.join("records"))?;
+        for record in records.runs.values_mut().filter(|record| record.build.version.is_none()) {
+            let json = read_json(&self.run(&record.run).join("run.json"))?.unwrap_or_default();
+            let text = |key: &str| json[key].as_str().map(str::to_owned);
+            record.build = Build { version: text("nmem"), commit: text("commit"), executable: None };
+        }
+        Ok(records)
     }
 
-    /// Returns whether a run need not be repeated: it has finished, and the files to `keep` exist.
-    pub fn is_done(&self, record: Option<&Record>, keep: Keep) -> Result<bool> {
-        match record.filter(|record| record.is_final()) {
-            None => Ok(false),
-            Some(_) if keep == Keep::None => Ok(true),
-            Some(record) if record.keep < keep => Ok(false),
-            // run.json is the last file of a run to be written.
-            Some(record) => Ok(storage::kind_of(&self.run(&record.run).join("run.json"))?.is_some()),
+    /// Returns the states of runs, in order: whether each has finished with the files to `keep`, and why not.
+    pub fn states<'r>(
+        &self,
+        runs: &[&PlannedRun],
+        known: &'r Records,
+        keep: Keep,
+        rerun_if: Option<RerunIf>,
+    ) -> Result<Vec<RunState<'r>>> {
+        let current = Build::current()?;
+        let mut by_settings: HashMap<&Parameters, &Record> = HashMap::new();
+        for record in known.runs.values().filter(|record| record.is_final()) {
+            let latest = by_settings.entry(&record.resolved).or_insert(record);
+            if record.started > latest.started {
+                *latest = record;
+            }
         }
+        let state = |run: &&PlannedRun| {
+            let Some(record) = known.runs.get(&run.id) else {
+                return Ok(match (&run.ready, by_settings.get(&run.resolved)) {
+                    (Err(reason), _) => RunState::Missing(format!("cannot run: {reason}")),
+                    (Ok(_), None) => RunState::Missing("never run".to_owned()),
+                    (Ok(ready), Some(record)) => RunState::Stale(record, why_stale(ready, record)),
+                });
+            };
+            if !record.is_final() {
+                let reason = record.error.clone().unwrap_or_default();
+                return Ok(RunState::Missing(format!("failed: {reason}")));
+            }
+            if record.keep < keep {
+                return Ok(RunState::Missing("has finished, but not all files were kept".to_owned()));
+            }
+            // run.json is the last file of a run to be written.
+            if keep > Keep::None && storage::kind_of(&self.run(&record.run).join("run.json"))?.is_none() {
+                return Ok(RunState::Missing("has finished, but its files are gone".to_owned()));
+            }
+            if rerun_if.is_some_and(|rerun_if| rerun_if.differs(&record.build, current)) {
+                return Ok(RunState::Stale(record, format!("computed by {}", record.build)));
+            }
+            Ok(if record.build == *current {
+                RunState::Current(record)
+            } else {
+                RunState::OtherVersion(record)
+            })
+        };
+        runs.iter().map(state).collect()
     }
 
     /// Reads the plan that was started last. A plan that cannot be read is reported, and the one before it is used.
@@ -184,6 +235,21 @@ impl SweepDirectory {
             }
         }
         Err(Error::rejected(directory.display().to_string(), "no plan can be read; start the sweep again"))
+    }
+}
+
+/// Says why a finished run with the same settings is not the planned one.
+fn why_stale(ready: &Ready, record: &Record) -> String {
+    let id = &record.run;
+    if record.inputs.is_empty() {
+        return format!(
+            "{} computed {id}, which has another input or ratio, or no files to compare",
+            record.build
+        );
+    }
+    match changed_input(&record.inputs, ready.identity.inputs()) {
+        Some(change) => format!("{change} since {id}"),
+        None => format!("a default or --unstable-ratio has changed since {id}"),
     }
 }
 
@@ -226,8 +292,9 @@ fn foreign(name: &str, directory: &Path) -> Result<Option<PathBuf>> {
 /// it, retention.csv. The runs of the plan come first in its order, then other finished runs by identity. `plan` is the
 /// hash of a plan; `None` is the newest.
 ///
-/// Two runs with the same settings and file names differ if an input or the program has changed in between. Then the
-/// plan's run replaces the other one, or the later run the earlier one.
+/// Two runs with the same settings and file names differ if an input has changed in between, or nmem's own defaults. Then the
+/// plan's run replaces the other one, or the later run the earlier one. Results of another version stay until the plan's run
+/// has finished.
 pub fn collect(directory: &Path, plan: Option<&str>) -> Result<Collected> {
     let directory = SweepDirectory::check(directory)?;
     if !directory.exists()? {
@@ -241,16 +308,32 @@ pub fn collect(directory: &Path, plan: Option<&str>) -> Result<Collected> {
     };
     let Records { runs: mut records, unreadable } = directory.records()?;
     warnings.extend(unreadable);
-    let (mut rows, mut missing) = (Vec::new(), Vec::new());
+    let (mut rows, mut missing, mut other_version) = (Vec::new(), Vec::new(), Vec::new());
     let mut taken = BTreeSet::new();
+    let mut absent = Vec::new();
     for run in &plan.runs {
-        taken.insert(run.resolved.clone());
         match records.remove(&run.run) {
             // The record of another plan may spell a parameter differently, for example a path.
             Some(record) => rows.push(Record { parameters: run.parameters.clone(), ..record }),
+            None => absent.push(run),
+        }
+    }
+    let current = Build::current()?;
+    let mut of_others: HashMap<&Parameters, &Record> = HashMap::new();
+    for record in records.values().filter(|record| record.is_final() && record.build != *current) {
+        let latest = of_others.entry(&record.resolved).or_insert(record);
+        if record.started > latest.started {
+            *latest = record;
+        }
+    }
+    for run in absent {
+        match of_others.get(&run.resolved) {
+            Some(record) => other_version.push((run.clone(), Record::clone(record))),
             None => missing.push(run.clone()),
         }
     }
+    let is_kept = |run: &PlanEntry| other_version.iter().any(|(kept, _)| kept.run == run.run);
+    taken.extend(plan.runs.iter().filter(|run| !is_kept(run)).map(|run| run.resolved.clone()));
     let mut others: Vec<Record> = records.into_values().collect();
     others.sort_by(|a, b| b.started.total_cmp(&a.started).then_with(|| a.run.cmp(&b.run)));
     others.retain(|record| taken.insert(record.resolved.clone()));
@@ -277,5 +360,5 @@ pub fn collect(directory: &Path, plan: Option<&str>) -> Result<Collected> {
     let tables =
         tables.into_iter().filter_map(|(name, table)| Some(Ok((directory.path().join(name), table?))));
     storage::replace_all(tables)?;
-    Ok(Collected { rows, missing, planned: plan.runs.len(), warnings })
+    Ok(Collected { rows, missing, other_version, planned: plan.runs.len(), warnings })
 }

@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Value};
 
-use super::row::{GridRow, Setting, check_key};
+use super::row::{GridRow, Setting, check_key, known};
 use super::values::{self, MAX_VALUES};
+use crate::condition::Condition;
 use crate::error::{Error, Result};
 use crate::io::text::TextFile;
+use crate::run::stop_names;
 
 /// Command that each row runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +44,11 @@ pub struct Experiment {
     row_axes: Vec<Axis>,
     /// Whether the axes form rows. False if there are only explicit rows.
     product: bool,
+    /// Axes that apply to the rows at which a condition holds.
+    conditional: Vec<(Condition, Vec<Axis>)>,
+    /// Conditions of rows that are omitted.
+    exclude: Vec<Condition>,
+    stop_when: Option<Condition>,
 }
 
 /// Columns of equal length that advance together: one of `[grid]`, or all of `[zip]`.
@@ -87,6 +94,18 @@ impl ExperimentText<'_> {
 
     fn error(&self, at: usize, expected: impl Into<String>, got: &str) -> Error {
         Error::file(self.path, expected, format!("{got} in line {}", self.line(at)))
+    }
+
+    fn rejected(&self, at: usize, key: &str, reason: &str) -> Error {
+        Error::rejected(self.path.display().to_string(), format!("{key}: {reason} in line {}", self.line(at)))
+    }
+
+    fn condition(&self, key: &str, value: &Spanned<DeValue>, names: &[&str]) -> Result<Condition> {
+        let at = value.span().start;
+        let Some(text) = value.get_ref().as_str() else {
+            return Err(self.error(at, format!("a text for `{key}`, such as \"seed < 3\""), "another type"));
+        };
+        Condition::parse(text, names).map_err(|reason| self.rejected(at, key, &reason))
     }
 
     fn setting(&self, key: &str, value: &Spanned<DeValue>) -> Result<Setting> {
@@ -163,6 +182,11 @@ fn plain(value: &DeValue) -> Option<Value> {
 }
 
 impl Experiment {
+    /// Creates an experiment without a file. It has one row until settings are added.
+    pub fn empty() -> Self {
+        Self { product: true, ..Self::default() }
+    }
+
     /// Parses an experiment file. Relative paths in it start from [`TextFile::directory`].
     pub fn read(file: &TextFile) -> Result<Self> {
         let (path, text) = (file.path(), file.text()?);
@@ -197,6 +221,20 @@ impl Experiment {
                     }
                 }
                 "zip" => this.read_zip(&source, value)?,
+                "when" => this.read_conditional(&source, value)?,
+                "exclude" => {
+                    let items = value
+                        .get_ref()
+                        .as_array()
+                        .map_or_else(|| vec![value], |items| items.iter().collect());
+                    for item in items {
+                        this.exclude.push(source.condition(name, item, &setting_names())?);
+                    }
+                }
+                "stop_when" => {
+                    this.stop_when =
+                        Some(source.condition(name, value, &stop_names().collect::<Vec<_>>())?);
+                }
                 // A setting before the first table counts as fixed.
                 key => this.fixed.push(source.setting(key, value)?),
             }
@@ -230,6 +268,20 @@ impl Experiment {
         Ok(())
     }
 
+    fn read_conditional(&mut self, source: &ExperimentText, value: &Spanned<DeValue>) -> Result<()> {
+        let names = setting_names();
+        for (at, condition, table) in source.table("when", value)? {
+            let condition =
+                Condition::parse(condition, &names).map_err(|reason| source.rejected(at, "when", &reason))?;
+            let mut axes = Vec::new();
+            for (_, key, value) in source.table("when.\"…\"", table)? {
+                axes.push(Axis { zip: false, columns: vec![source.column(key, value)?] });
+            }
+            self.conditional.push((condition, axes));
+        }
+        Ok(())
+    }
+
     fn read_rows(&mut self, source: &ExperimentText, value: &Spanned<DeValue>) -> Result<()> {
         for row in value.get_ref().as_array().into_iter().flat_map(|rows| rows.iter()) {
             let keys = source.table("[run]", row)?;
@@ -243,10 +295,19 @@ impl Experiment {
     /// are relative to the working directory.
     pub fn override_setting(&mut self, argument: &str) -> Result<()> {
         let reject = |expected: &str, got: &str| Err(Error::setting(argument, expected, got));
+        if is_broken_range(argument) {
+            let reason = "the shell has taken a range apart; quote it: seed='range(0,5)'";
+            return Err(Error::rejected(argument, reason));
+        }
         let Some((key, list)) = argument.split_once('=') else {
             return reject("key=value or key=a,b,c", "no `=`");
         };
         let key = key.trim();
+        if key == "stop_when" {
+            let condition = Condition::parse(list, &stop_names().collect::<Vec<_>>());
+            self.stop_when = Some(condition.map_err(|reason| Error::rejected(key, reason))?);
+            return Ok(());
+        }
         if key == "run" {
             let Some(kind) = Kind::parse(list) else { return reject("store or retrieve-online", list) };
             self.kind = Some(kind);
@@ -263,6 +324,9 @@ impl Experiment {
             row.retain(|setting| setting.key != key);
         }
         self.row_axes.retain(|axis| axis.columns[0][0].key != key);
+        for (_, axes) in &mut self.conditional {
+            axes.retain(|axis| axis.columns[0][0].key != key);
+        }
         if let [setting] = &column[..] {
             for axis in &mut self.axes {
                 axis.columns.retain(|column| column[0].key != key);
@@ -287,6 +351,18 @@ impl Experiment {
                 Ok(())
             }
         }
+    }
+
+    /// Returns the first sequence, as written.
+    pub fn data(&self) -> Option<&str> {
+        let axes = self.axes.iter().flat_map(|axis| axis.columns.iter().map(|column| &column[0]));
+        let mut settings = self.fixed.iter().chain(axes).chain(self.rows.iter().flatten());
+        settings.find(|setting| setting.key == "data")?.written.as_str()
+    }
+
+    /// Returns the condition that stops a run.
+    pub fn stop_when(&self) -> Option<&Condition> {
+        self.stop_when.as_ref()
     }
 
     /// Returns the command to run, if the experiment names one.
@@ -325,7 +401,42 @@ impl Experiment {
         for explicit in &self.rows {
             multiply(&self.row_axes, &mut |varied| rows.push(GridRow::new(&[&fixed, explicit, varied])));
         }
+        for (condition, axes) in &self.conditional {
+            rows = self.extend(rows, condition, axes)?;
+        }
+        let excluded = |row: &GridRow| self.exclude.iter().any(|of| of.holds(&|name| row.value(name)));
+        rows.retain(|row| !excluded(row));
+        if rows.is_empty() {
+            return Err(Error::rejected("exclude", "no row is left; narrow the conditions"));
+        }
         Ok(rows)
+    }
+
+    /// Multiplies the rows at which a condition holds by axes.
+    fn extend(&self, rows: Vec<GridRow>, condition: &Condition, axes: &[Axis]) -> Result<Vec<GridRow>> {
+        let more = axes.iter().try_fold(1_usize, |count, axis| count.checked_mul(axis.len()));
+        let holds: Vec<bool> = rows.iter().map(|row| condition.holds(&|name| row.value(name))).collect();
+        let held = holds.iter().filter(|holds| **holds).count();
+        let all = more.and_then(|more| held.checked_mul(more)?.checked_add(rows.len() - held));
+        let Some(all) = all.filter(|all| *all <= MAX_ROWS) else {
+            let got = all.map_or("too many to count".to_owned(), |rows| rows.to_string());
+            return Err(Error::setting("the grid", format!("at most {MAX_ROWS} rows"), got));
+        };
+        let fixed = self.fixed();
+        let settings: Vec<Setting> = fixed
+            .into_iter()
+            .chain(axes.iter().flat_map(|axis| axis.columns.iter().map(|column| column[0].clone())))
+            .collect();
+        self.check_bytes(all, &settings)?;
+        let mut extended = Vec::new();
+        for (row, holds) in rows.into_iter().zip(holds) {
+            if holds {
+                multiply(axes, &mut |varied| extended.push(row.with(varied)));
+            } else {
+                extended.push(row);
+            }
+        }
+        Ok(extended)
     }
 
     /// Rejects rows that need more memory than most machines can spare.
@@ -347,13 +458,30 @@ impl Experiment {
 
     /// Returns all keys, those that may vary first.
     pub fn keys(&self) -> Vec<String> {
-        let axes = self.axes.iter().flat_map(|axis| axis.columns.iter().map(|column| &column[0]));
+        let conditional = self.conditional.iter().flat_map(|(_, axes)| axes);
+        let axes = self.axes.iter().chain(conditional);
+        let axes = axes.flat_map(|axis| axis.columns.iter().map(|column| &column[0]));
         let rows = self.rows.iter().flatten();
         let fixed = self.fixed();
         let mut seen = HashSet::new();
         let keys = axes.chain(rows).chain(&fixed).filter(|setting| seen.insert(&setting.key));
         keys.map(|setting| setting.key.clone()).collect()
     }
+}
+
+/// Returns the names that a condition on a row may have.
+pub(super) fn setting_names() -> Vec<&'static str> {
+    known().collect()
+}
+
+/// Returns whether an argument is a piece of a range with parentheses that no quotes kept together.
+fn is_broken_range(argument: &str) -> bool {
+    let Some((_, value)) = argument.split_once('=') else {
+        return argument.starts_with('(') || argument.ends_with(')');
+    };
+    let is_cut =
+        |name: &str| value == name || (value.starts_with(&format!("{name}(")) && !value.contains(')'));
+    ["range", "linspace", "logspace"].into_iter().any(is_cut)
 }
 
 /// Calls `each` with every combination of the axes' values, the first axis slowest.

@@ -22,6 +22,7 @@ mod row;
 mod schedule;
 mod shard;
 pub mod slurm;
+mod state;
 mod tables;
 mod values;
 
@@ -31,6 +32,8 @@ pub use experiment::{Experiment, Kind};
 pub use plan::{Plan, PlanEntry, PlanFile, PlannedRun, Ready};
 pub use record::{Lags, Record, Records};
 pub use results::{Results, Status, UNTIMED};
-pub use row::{GridRow, Parameters};
+pub use row::{GridRow, Parameters, condition_on_row};
 pub use schedule::{Observe, Options, SweepEvent, run};
 pub use shard::Shard;
+pub use state::{RerunIf, RunState};
+pub use tables::{Means, TableRow};

@@ -1,19 +1,27 @@
 //! The runs of a sweep with their identities. Two runs have the same identity if and only if they are the same run. The
-//! identity is the SHA-256 of the resolved configuration, the content of the inputs and the version of the program.
+//! identity is the SHA-256 of the resolved configuration and the content of the inputs. The version of the program is not
+//! part of it: records name the version that computed them, and results stay after an upgrade.
+//!
+//! nmem 0.2 had its version and commit in the identity. [`Plan::adopt`] finds such runs by what their run.json says, and
+//! keeps the identity that they have.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
-use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::directory::SweepDirectory;
 use super::experiment::{Experiment, Kind};
+use super::record::{Record, Records};
+use super::results::Status;
 use super::row::{GridRow, Parameters};
+use crate::condition::Condition;
 use crate::config::{Command, Config};
 use crate::cuda::DeviceChoice;
 use crate::error::{Error, Result};
-use crate::run::{InputCache, Observer, Resolved, ResolvedInputs, commit};
+use crate::metrics::read_metrics;
+use crate::run::{InputCache, Keep, Observer, ResolvedInputs, RunIdentity, RunStatistics, read_json};
 
 /// Number of hexadecimal digits of an identity that name a run.
 const DIGITS: usize = 12;
@@ -26,6 +34,10 @@ pub struct Plan {
     pub runs: Vec<PlannedRun>,
     /// Number of rows that repeat the run of an earlier row.
     pub repeated: usize,
+    /// Condition that stops a run.
+    pub stop_when: Option<Condition>,
+    /// See [`crate::run::RunStatistics::new`].
+    unstable_ratio: f64,
 }
 
 /// A run that a plan asks for.
@@ -51,21 +63,24 @@ pub struct Ready {
     pub config: Config,
     /// Inputs, shared with other runs.
     pub inputs: ResolvedInputs,
+    /// Settings and input content.
+    pub identity: RunIdentity,
 }
 
-/// Content that is hashed into an identity.
+/// Content that is hashed into an identity. A part that a later version adds must be omitted at its default.
 #[derive(Serialize)]
 struct Identity<'a> {
-    program: &'a str,
     command: Command,
-    config: Resolved,
+    config: BTreeMap<&'a String, &'a serde_json::Value>,
     dtype: crate::real::ElementType,
     threads: Option<usize>,
     /// Device, omitted for the CPU, so that runs keep the identity they had before devices could be chosen.
     #[serde(skip_serializing_if = "DeviceChoice::is_cpu")]
     device: DeviceChoice,
     unstable_ratio: f64,
-    inputs: Vec<(&'a str, &'a str)>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_when: Option<String>,
+    inputs: &'a BTreeMap<String, String>,
 }
 
 impl Plan {
@@ -78,9 +93,9 @@ impl Plan {
         for row in experiment.expand()? {
             let ready = prepare(&row, experiment.kind(), &inputs, observe);
             let id = match &ready {
-                Ok(ready) => identity(ready, unstable_ratio)?,
+                Ok(ready) => identity(ready, unstable_ratio, experiment.stop_when()),
                 Err(Error::Interrupted) => return Err(Error::Interrupted),
-                Err(_) => hash(&(program()?, &row.resolved())),
+                Err(_) => hash(&row.resolved()),
             };
             if !seen.insert(id.clone()) {
                 repeated += 1;
@@ -96,8 +111,49 @@ impl Plan {
         }
         match first_error {
             Some(error) if runs.iter().all(|run| run.ready.is_err()) => Err(error),
-            _ => Ok(Self { keys: experiment.keys(), runs, repeated }),
+            _ => Ok(Self {
+                keys: experiment.keys(),
+                runs,
+                repeated,
+                stop_when: experiment.stop_when().cloned(),
+                unstable_ratio,
+            }),
         }
+    }
+
+    /// Removes the runs whose parameters do not satisfy a condition.
+    pub fn select(&mut self, condition: &Condition) {
+        self.runs.retain(|run| condition.holds(&|name| run.row.value(name)));
+    }
+
+    /// Finds the runs to which nmem 0.2 has given identities in the directory, and keeps these. Their settings, the content of
+    /// their inputs and their first unstable chunk must be the same. run.json says so, and metrics.csv.
+    pub fn adopt(&mut self, directory: &SweepDirectory, records: &Records) -> Result<()> {
+        let mut with_files: HashMap<&Parameters, Vec<&Record>> = HashMap::new();
+        for record in records.runs.values() {
+            let is_whole = matches!(record.status, Status::Ok | Status::Diverged);
+            if is_whole && record.keep > Keep::None && self.stop_when.is_none() {
+                with_files.entry(&record.resolved).or_default().push(record);
+            }
+        }
+        for run in &mut self.runs {
+            let Ok(ready) = &run.ready else { continue };
+            if records.runs.contains_key(&run.id) {
+                continue;
+            }
+            for record in with_files.get(&run.resolved).into_iter().flatten() {
+                let files = directory.run(&record.run);
+                let Some(json) = read_json(&files.join("run.json"))? else { continue };
+                let unstable = first_unstable_chunk(&files, ready, self.unstable_ratio)?;
+                if ready.identity.difference(&json, true).is_none()
+                    && record.results.first_unstable_chunk == unstable.map(|chunk| chunk as f64)
+                {
+                    run.id.clone_from(&record.run);
+                    break;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Returns the content of the plan's file in plans/.
@@ -111,44 +167,37 @@ impl Plan {
     }
 }
 
+/// Returns the first unstable chunk of a finished run by its metrics.csv.
+fn first_unstable_chunk(files: &Path, ready: &Ready, ratio: f64) -> Result<Option<usize>> {
+    let (mut statistics, mut sequences) = (RunStatistics::new(ratio), 0);
+    read_metrics(&files.join("metrics.csv"), ready.config.dtype, &mut |row| {
+        sequences = row.sequence + 1;
+        statistics.add(&row);
+        Ok(())
+    })?;
+    (0..sequences).for_each(|sequence| statistics.sequence_done(sequence));
+    Ok(statistics.first_unstable_chunk())
+}
+
 fn prepare(row: &GridRow, kind: Option<Kind>, cache: &InputCache, observe: Observer) -> Result<Ready> {
     let (command, config) = row.config(kind)?;
     let inputs = ResolvedInputs::open(&config, false, cache, observe)?;
-    Ok(Ready { command, config, inputs })
+    let identity = RunIdentity::new(command, &config, &inputs);
+    Ok(Ready { command, config, inputs, identity })
 }
 
-fn identity(ready: &Ready, unstable_ratio: f64) -> Result<String> {
-    let Ready { command, config, inputs } = ready;
-    Ok(hash(&Identity {
-        program: program()?,
+fn identity(ready: &Ready, unstable_ratio: f64, stop_when: Option<&Condition>) -> String {
+    let Ready { command, config, identity, .. } = ready;
+    hash(&Identity {
         command: *command,
-        config: inputs.resolved(config),
+        config: identity.config().iter().collect(),
         dtype: config.dtype,
         threads: config.threads,
         device: config.device,
         unstable_ratio,
-        inputs: inputs.files.iter().map(|input| (input.role, &*input.sha256)).collect(),
-    }))
-}
-
-/// Returns the version and commit of the program. If its source was not fully committed, adds the hash of the executable,
-/// which distinguishes one edit from another.
-fn program() -> Result<&'static str> {
-    static PROGRAM: LazyLock<std::io::Result<String>> = LazyLock::new(|| {
-        let (version, commit) = (env!("CARGO_PKG_VERSION"), commit());
-        if let Some(commit) = commit.filter(|commit| !commit.ends_with("-modified")) {
-            return Ok(format!("{version} {commit}"));
-        }
-        let executable = std::env::current_exe().and_then(std::fs::read)?;
-        Ok(format!("{version} {} {:x?}", commit.unwrap_or("no commit"), Sha256::digest(executable)))
-    });
-    match &*PROGRAM {
-        Ok(program) => Ok(program),
-        Err(error) => Err(Error::io(
-            "nmem",
-            "read its own executable, which is part of the identity of runs",
-        )(error.kind().into())),
-    }
+        stop_when: stop_when.map(ToString::to_string),
+        inputs: identity.inputs(),
+    })
 }
 
 /// Returns the first digits of the SHA-256 of a value's JSON.
@@ -196,21 +245,5 @@ impl PlanFile {
         let text = std::fs::read(path).map_err(Error::io(path, "read"))?;
         serde_json::from_slice(&text)
             .map_err(|error| Error::file(path, "the plan of a sweep", error.to_string()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Another version or an edit of the program makes other runs.
-    #[test]
-    fn the_program_is_part_of_the_identity() {
-        let text = program().unwrap();
-        let (version, source) = text.split_once(' ').unwrap();
-        assert_eq!(version, env!("CARGO_PKG_VERSION"));
-        let committed = commit().is_some_and(|commit| !commit.ends_with("-modified"));
-        // The commit alone, or with the hash of the executable: 32 bytes between brackets.
-        assert_eq!(source.contains('['), !committed, "{text}");
     }
 }

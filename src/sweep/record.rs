@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::results::{Results, Status};
 use super::row::Parameters;
+use crate::condition::Value;
 use crate::error::{Error, Result};
-use crate::run::{Keep, RunStatistics};
+use crate::run::{Build, Keep, RunStatistics};
 use crate::storage::{self, OutFile};
 
 /// A finished run.
@@ -45,6 +46,12 @@ pub struct Record {
     pub took: f64,
     /// Command line of an equivalent single run.
     pub command: String,
+    /// Program that computed the run.
+    #[serde(flatten)]
+    pub build: Build,
+    /// SHA-256 of each input by role; empty in records of nmem 0.2 and earlier.
+    #[serde(default)]
+    pub inputs: BTreeMap<String, String>,
 }
 
 /// Growth of the loss of kept chunks. Each lag is a row of the sweep's retention.csv.
@@ -77,6 +84,17 @@ impl Record {
         self.error = Some(reason);
         self.results = Results::default();
         self.lags = Lags::default();
+    }
+
+    /// Returns a parameter or a result, for a condition.
+    pub fn value(&self, name: &str) -> Option<Value<'_>> {
+        let text = match name {
+            "status" => Some(self.status.name()),
+            "version" => self.build.version.as_deref(),
+            "commit" => self.build.commit.as_deref(),
+            name => self.parameters.get(name).map(String::as_str),
+        };
+        text.map(Value::Text).or_else(|| self.results.get(name).map(Value::Number))
     }
 
     /// Returns whether the run need not be tried again. A failed run is, because its reason may be gone. A diverged one would
@@ -218,6 +236,8 @@ mod tests {
             started,
             took: 0.5,
             command: String::new(),
+            build: Build::default(),
+            inputs: BTreeMap::new(),
         }
     }
 

@@ -15,6 +15,8 @@ pub enum Status {
     Ok,
     /// The run met a non-finite value. Results are those up to there.
     Diverged,
+    /// The run met the condition that stops it. Results are those up to there.
+    Stopped,
     /// The run could not finish.
     Failed,
 }
@@ -25,6 +27,7 @@ impl Status {
         match self {
             Self::Ok => "ok",
             Self::Diverged => "diverged",
+            Self::Stopped => "stopped",
             Self::Failed => "failed",
         }
     }
@@ -110,9 +113,10 @@ impl Results {
         let chunks = report.rows / report.config.dimensions.heads;
         let through = report.sequences * report.tokens.max(report.tokens_stored.unwrap_or(0));
         let rate = through as f64 / report.wall_s.engine.max(f64::MIN_POSITIVE);
-        let went_through = report.diverged.is_none() && report.config.mode != Mode::Read;
+        let whole = report.diverged.is_none() && report.stopped.is_none();
+        let went_through = whole && report.config.mode != Mode::Read;
         Self {
-            tokens: Some(if report.memory_lost {
+            tokens: Some(if report.memory_lost || report.stopped.is_some() {
                 chunks * report.config.chunk_size
             } else {
                 report.sequences * report.tokens_stored.unwrap_or(0)
@@ -138,6 +142,14 @@ impl Results {
             tokens_per_s: went_through.then_some(rate),
             wall_s: Some(wall_s),
         }
+    }
+
+    /// Returns a number by its name, or the quotient of two by `a/b`. `None` if one does not apply.
+    pub fn get(&self, name: &str) -> Option<f64> {
+        if let Some((over, under)) = name.split_once('/') {
+            return Some(self.get(over.trim())? / self.get(under.trim())?);
+        }
+        self.values().nth(Self::NAMES.iter().position(|known| *known == name)?)?
     }
 
     /// Returns the cells of results.csv.

@@ -8,7 +8,9 @@ use clap::Args;
 use toml::{Table, Value};
 
 use super::experiment::Kind;
+use super::results::Results;
 use super::values::text;
+use crate::condition::{Condition, Value as Operand};
 use crate::config::{Command, Config, Settings, nearest};
 use crate::error::{Error, Result};
 
@@ -52,6 +54,18 @@ static KNOWN: LazyLock<Vec<String>> = LazyLock::new(|| {
     command.get_arguments().map(|argument| argument.get_id().to_string()).collect()
 });
 
+/// Parses a condition on the settings and notes of a run and, if `results` exist, on its results.
+pub fn condition_on_row(text: &str, results: bool) -> Result<Condition, String> {
+    let of_results = Results::NAMES.iter().copied().chain(["status", "version", "commit"]);
+    let names: Vec<&str> = known().chain(of_results.filter(|_| results)).collect();
+    Condition::parse(text, &names)
+}
+
+/// Returns the names of all settings.
+pub(super) fn known() -> impl Iterator<Item = &'static str> {
+    KNOWN.iter().map(String::as_str)
+}
+
 /// Returns whether a key is a note: a column of results.csv that runs ignore, such as the meaning of a file name.
 fn is_note(key: &str) -> bool {
     key.starts_with('_')
@@ -63,7 +77,7 @@ pub(super) fn check_key(key: &str) -> Result<(), InvalidSetting> {
         return Ok(());
     }
     if !KNOWN.iter().any(|known| known == key) {
-        let others = ["run", "fixed", "grid", "zip"];
+        let others = ["run", "fixed", "grid", "zip", "when", "exclude", "stop_when"];
         let near = nearest(key, KNOWN.iter().map(String::as_str).chain(others));
         return Err(InvalidSetting { expected: "a known setting".into(), got: format!("`{key}`{near}") });
     }
@@ -136,6 +150,20 @@ impl GridRow {
                 row.settings.insert(setting.key.clone(), setting.value.clone());
             }
         }
+        row
+    }
+
+    /// Returns the value of a parameter, for a condition.
+    pub(super) fn value(&self, name: &str) -> Option<Operand<'_>> {
+        self.parameters.get(name).map(|text| Operand::Text(text))
+    }
+
+    /// Adds settings, which override earlier ones.
+    pub(super) fn with(&self, settings: &[Setting]) -> Self {
+        let mut row = self.clone();
+        let more = Self::new(&[settings]);
+        row.parameters.extend(more.parameters);
+        row.settings.extend(more.settings);
         row
     }
 

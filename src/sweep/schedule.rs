@@ -1,9 +1,10 @@
 //! Parallel execution of runs. Together they never use more threads than there are cores.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rayon::ThreadPool;
 
@@ -13,7 +14,7 @@ use super::record::{Lags, Record, RecordWriter, host, now};
 use super::results::{Results, Status};
 use crate::cuda::Devices;
 use crate::error::{Error, Result};
-use crate::run::{Keep, Run, RunOutput, start_threads};
+use crate::run::{Build, Keep, Run, RunOutput, start_threads};
 use crate::storage::{ResultsDirectory, publish_all};
 
 /// Options of a sweep's execution.
@@ -29,6 +30,8 @@ pub struct Options {
     pub fail_fast: bool,
     /// See [`crate::run::RunStatistics::new`].
     pub unstable_ratio: f64,
+    /// Time after which a run fails.
+    pub timeout: Option<Duration>,
 }
 
 impl Options {
@@ -186,7 +189,7 @@ impl Scheduler<'_> {
 
     /// Ends the sweep if `fail_fast` is set and the run did not end normally.
     fn check(&self, record: &Record) {
-        if self.options.fail_fast && record.status != Status::Ok {
+        if self.options.fail_fast && matches!(record.status, Status::Failed | Status::Diverged) {
             let reason = record.error.clone().unwrap_or_default();
             let reason = format!("stopped at run {}: {reason}", record.run);
             self.stop(Error::rejected("--fail-fast", reason));
@@ -279,12 +282,17 @@ impl Scheduler<'_> {
             Ok((output, written)) => {
                 directory = written;
                 let divergence = output.report.diverged.as_ref().map(|at| format!("diverged at {at}"));
-                let status = if divergence.is_some() { Status::Diverged } else { Status::Ok };
+                let stop = output.report.stopped.as_ref().map(|at| format!("stopped at {at}"));
+                let status = match (&divergence, &stop) {
+                    (Some(_), _) => Status::Diverged,
+                    (None, Some(_)) => Status::Stopped,
+                    (None, None) => Status::Ok,
+                };
                 device = Some(output.report.device.clone());
                 let wall_s = took - output.waited.as_secs_f64();
                 (
                     status,
-                    divergence,
+                    divergence.or(stop),
                     Results::from_output(&output, wall_s),
                     Lags::from_statistics(&output.statistics),
                 )
@@ -309,6 +317,11 @@ impl Scheduler<'_> {
             started,
             took,
             command,
+            build: Build::current()?.clone(),
+            inputs: run
+                .ready
+                .as_ref()
+                .map_or_else(|_| BTreeMap::new(), |ready| ready.identity.inputs().clone()),
         };
         Ok((record, directory))
     }
@@ -337,7 +350,12 @@ impl Scheduler<'_> {
         ready: &Ready,
         pool: &ThreadPool,
     ) -> Result<(RunOutput, Option<ResultsDirectory>)> {
+        let begin = Instant::now();
         let mut observe = |_| {
+            if let Some(timeout) = self.options.timeout.filter(|timeout| begin.elapsed() > *timeout) {
+                let reason = format!("the run had not ended after {} s", timeout.as_secs_f64());
+                return Err(Error::rejected("--timeout", reason));
+            }
             if self.state.lock().expect("no worker panics while it holds the lock").stopped.is_some() {
                 return Err(Error::Interrupted);
             }
@@ -359,6 +377,8 @@ impl Scheduler<'_> {
             unstable_ratio: self.options.unstable_ratio,
             opening: 0.0,
             note: None,
+            stop_when: self.plan.stop_when.as_ref(),
+            checkpoint: None,
         };
         let into = directory.as_ref().map(|directory| (directory.path(), keep));
         let output = engine_run.execute(&ready.inputs, into, &mut observe);
@@ -388,8 +408,14 @@ mod tests {
         for (cores, jobs, threads) in
             [(8, 1, 8), (8, 2, 4), (8, 3, 2), (8, 8, 1), (8, 9, 1), (1, 4, 1), (0, 4, 1), (8, 0, 8)]
         {
-            let options =
-                Options { jobs, cores, keep: Keep::None, fail_fast: false, unstable_ratio: f64::INFINITY };
+            let options = Options {
+                jobs,
+                cores,
+                keep: Keep::None,
+                fail_fast: false,
+                unstable_ratio: f64::INFINITY,
+                timeout: None,
+            };
             assert_eq!(options.threads(&run), threads, "{jobs} runs on {cores} cores");
         }
     }

@@ -39,17 +39,19 @@ fn write(rows: impl Iterator<Item = Vec<String>>) -> Vec<u8> {
 /// Formats results.csv, with one row per run.
 pub fn results(columns: &[String], rows: &[Record]) -> Vec<u8> {
     let header = std::iter::once("run").chain(columns.iter().map(String::as_str)).chain(["status"]);
-    let words = ["diverged".to_owned(), "error".to_owned()];
+    let words = ["diverged", "error", "version", "commit"].map(str::to_owned);
     let names = Results::NAMES.iter().map(|&name| name.to_owned());
     let header = header.map(str::to_owned).chain(with_words(names, words));
     let row = |row: &Record| {
         let start = std::iter::once(&*row.run).chain(cells(columns, row)).chain([row.status.name()]);
         let diverged = match row.status {
-            Status::Ok => "false",
+            Status::Ok | Status::Stopped => "false",
             Status::Diverged => "true",
             Status::Failed => "",
         };
-        let words = [diverged.to_owned(), row.error.clone().unwrap_or_default()];
+        let text = |text: &Option<String>| text.clone().unwrap_or_default();
+        let (version, commit) = (text(&row.build.version), text(&row.build.commit));
+        let words = [diverged.to_owned(), text(&row.error), version, commit];
         start.map(str::to_owned).chain(with_words(row.results.cells(), words)).collect()
     };
     write(std::iter::once(header.collect()).chain(rows.iter().map(row)))
@@ -72,37 +74,46 @@ pub fn retention(columns: &[String], rows: &[Record]) -> Option<Vec<u8>> {
     Some(write(std::iter::once(header).chain(rows.iter().flat_map(of_run))))
 }
 
-/// Inserts the columns `diverged` and `error` into their places between the numbers.
-fn with_words(numbers: impl Iterator<Item = String>, [diverged, error]: [String; 2]) -> Vec<String> {
+/// Inserts the columns `diverged`, `error`, `version` and `commit` into their places between the numbers.
+fn with_words(numbers: impl Iterator<Item = String>, [diverged, others @ ..]: [String; 4]) -> Vec<String> {
     let mut cells = Vec::new();
-    let (mut diverged, mut error) = (Some(diverged), Some(error));
+    let (mut diverged, mut others) = (Some(diverged), Some(others));
     for (name, number) in Results::NAMES.iter().zip(numbers) {
-        cells.extend(error.take_if(|_| *name == "engine_bytes"));
+        cells.extend(others.take_if(|_| *name == "engine_bytes").into_iter().flatten());
         cells.push(number);
         cells.extend(diverged.take_if(|_| *name == "first_unstable_chunk"));
     }
     cells
 }
 
-/// Formats summary.csv, with one row per combination of parameters except the seed, over the runs that ended normally.
-pub fn summary(columns: &[String], rows: &[Record]) -> Vec<u8> {
-    let columns: Vec<String> = columns.iter().filter(|key| *key != SEED).cloned().collect();
-    let mut groups: Vec<(Vec<&str>, Vec<&Record>)> = Vec::new();
+/// Groups runs by their parameters except the seed, in the order of the first run of each.
+fn groups<'a>(
+    columns: &[String],
+    rows: impl Iterator<Item = &'a Record>,
+) -> Vec<(Vec<String>, Vec<&'a Record>)> {
+    let mut groups: Vec<(Vec<String>, Vec<&Record>)> = Vec::new();
     let mut places = HashMap::new();
     for row in rows {
-        let key: Vec<&str> = cells(&columns, row).collect();
+        let key: Vec<String> = cells(columns, row).map(str::to_owned).collect();
         let place = *places.entry(key.clone()).or_insert(groups.len());
         if place == groups.len() {
             groups.push((key, Vec::new()));
         }
         groups[place].1.push(row);
     }
+    groups
+}
+
+/// Formats summary.csv, with one row per combination of parameters except the seed, over the runs that ended normally.
+pub fn summary(columns: &[String], rows: &[Record]) -> Vec<u8> {
+    let columns: Vec<String> = columns.iter().filter(|key| *key != SEED).cloned().collect();
+    let groups = groups(&columns, rows.iter());
     let of_name = |name: &&str| ["mean", "sd", "ci95_low", "ci95_high"].map(|what| format!("{name}.{what}"));
     let header = columns.iter().cloned().chain(["n".to_owned()]);
     let header = header.chain(Results::NAMES.iter().flat_map(of_name)).collect();
-    let row = |(key, group): &(Vec<&str>, Vec<&Record>)| {
+    let row = |(key, group): &(Vec<String>, Vec<&Record>)| {
         let well: Vec<_> = group.iter().filter(|row| row.status == Status::Ok).collect();
-        let mut cells: Vec<String> = key.iter().map(|text| (*text).to_owned()).collect();
+        let mut cells = key.clone();
         cells.push(well.len().to_string());
         for place in 0..Results::NAMES.len() {
             let values: Option<Vec<f64>> = well.iter().map(|row| row.results.values().nth(place)?).collect();
@@ -111,6 +122,73 @@ pub fn summary(columns: &[String], rows: &[Record]) -> Vec<u8> {
         cells
     };
     write(std::iter::once(header).chain(groups.iter().map(row)))
+}
+
+/// Means of some results over the runs that differ in nothing but the seed.
+#[derive(Debug)]
+pub struct Means {
+    /// Names of the parameters that differ between the rows.
+    pub keys: Vec<String>,
+    /// Names of the results.
+    pub metrics: Vec<String>,
+    /// Rows, in the order of the runs.
+    pub rows: Vec<TableRow>,
+    /// Row with the best mean of the first result.
+    pub best: Option<usize>,
+}
+
+/// One row of [`Means`].
+#[derive(Debug)]
+pub struct TableRow {
+    /// Values of the parameters that differ.
+    pub parameters: Vec<String>,
+    /// Number of runs that ended normally.
+    pub n: usize,
+    /// Number of the other runs.
+    pub lost: usize,
+    /// Estimate of each result; `None` unless all runs have it.
+    pub estimates: Vec<Option<Estimate>>,
+}
+
+/// Results that are shown unless others are chosen, as far as runs have them.
+const SHOWN: [&str; 3] = ["loss_before_mean", "loss_mean", "retained_ratio"];
+/// The only result of which more is better.
+const RATE: &str = "tokens_per_s";
+
+impl Means {
+    /// Computes the means of the results `metrics`, or of those that are shown by default. `a/b` is a ratio of two.
+    pub fn new(rows: &[&Record], metrics: &[String]) -> Self {
+        let names: BTreeSet<&String> = rows.iter().flat_map(|row| row.parameters.keys()).collect();
+        let differs = |key: &str| {
+            rows.windows(2).any(|pair| pair[0].parameters.get(key) != pair[1].parameters.get(key))
+        };
+        let keys: Vec<String> =
+            names.into_iter().filter(|key| *key != SEED && differs(key)).cloned().collect();
+        let shown = || SHOWN.iter().filter(|name| rows.iter().any(|row| row.results.get(name).is_some()));
+        let metrics = if metrics.is_empty() {
+            shown().map(|&name| name.to_owned()).collect()
+        } else {
+            metrics.to_vec()
+        };
+        let of_group = |(parameters, group): (Vec<String>, Vec<&Record>)| {
+            let well: Vec<_> = group.iter().filter(|row| row.status == Status::Ok).collect();
+            let estimate = |metric: &String| {
+                let values: Option<Vec<f64>> = well.iter().map(|row| row.results.get(metric)).collect();
+                Estimate::from_values(&values?)
+            };
+            let estimates = metrics.iter().map(estimate).collect();
+            TableRow { parameters, n: well.len(), lost: group.len() - well.len(), estimates }
+        };
+        let rows: Vec<_> = groups(&keys, rows.iter().copied()).into_iter().map(of_group).collect();
+        let more_is_better = metrics.first().is_some_and(|metric| metric == RATE);
+        let rank = |row: &TableRow| {
+            let mean = row.estimates.first().copied().flatten()?.mean;
+            mean.is_finite().then_some(if more_is_better { -mean } else { mean })
+        };
+        let ranks = rows.iter().enumerate().filter_map(|(place, row)| Some((rank(row)?, place)));
+        let best = ranks.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, place)| place);
+        Self { keys, metrics, best: best.filter(|_| rows.len() > 1), rows }
+    }
 }
 
 /// Returns the mean, the standard deviation, and the ends of the 95 % interval of the mean. A single value has only a mean.
@@ -130,7 +208,7 @@ pub fn joblog(plan: &PlanFile, rows: &[Record]) -> Vec<u8> {
         // Runs of other plans come after the runs of this one.
         let seq = places.get(&*row.run).copied().unwrap_or(plan.runs.len() + place) + 1;
         let exit = match row.status {
-            Status::Ok => 0,
+            Status::Ok | Status::Stopped => 0,
             Status::Diverged => 1,
             Status::Failed => 2,
         };

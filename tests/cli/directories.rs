@@ -157,6 +157,38 @@ fn interrupted() {
     insta::assert_snapshot!(said);
 }
 
+/// SIGTERM, with which schedulers end jobs: the state is kept, and the same command resumes there.
+#[test]
+#[cfg(unix)]
+fn a_preempted_store_resumes() {
+    let sandbox = Sandbox::new();
+    // More than any machine stores while the test waits.
+    sandbox.npy("seq.npy", &ndarray::ArrayD::zeros(ndarray::IxDyn(&[20_000_000, 1])));
+    let line = "store seq.npy --no-plots --out out";
+    let mut rows = 0;
+    for _ in 0..2 {
+        let (status, out, err) = Background::start(&sandbox, line).stop("TERM");
+        assert_eq!((status.code(), &out[..]), (Some(130), ""), "{err}");
+        let stored = counts(&err)[0];
+        assert_eq!(
+            err,
+            format!(
+                "error: interrupted after {stored} of 20000000 tokens; out.checkpoint keeps them, and the same command resumes there\n"
+            )
+        );
+        assert_eq!(hidden(&sandbox), [""; 0]);
+        assert_eq!(sandbox.names("."), ["out.checkpoint", "seq.npy"]);
+        let now = sandbox.csv("out.checkpoint/metrics.csv").rows.len();
+        assert!(now == stored / 16 && now > rows, "{now} rows of {stored} tokens, {rows} before");
+        rows = now;
+    }
+    // Ctrl-C leaves the state as it is.
+    let before = sandbox.contents();
+    let (status, _, err) = Background::start(&sandbox, line).stop("INT");
+    assert_eq!((status.code(), &err[..]), (Some(130), "error: out was not created: interrupted\n"));
+    assert!(sandbox.contents() == before);
+}
+
 #[test]
 #[cfg(unix)]
 fn the_next_run_clears_what_a_killed_one_left() {

@@ -434,3 +434,101 @@ fn memory_use_is_flat_in_tokens() {
     // What the allocator keeps varies by some hundred kilobytes from run to run.
     assert!(long.saturating_sub(short) < 1 << 20, "{short} bytes with 20,000 tokens, {long} with 200,000");
 }
+
+/// Files of different lengths: each has the results that it has alone, and one summary.
+#[test]
+fn several_sequences_are_runs_of_their_own() {
+    let sandbox = Sandbox::new();
+    std::fs::create_dir(sandbox.path("all")).unwrap();
+    for (name, length) in [("all/a.npy", 40), ("all/b.npy", 57), ("c.npy", 16)] {
+        sandbox.npy(name, &tokens(&[length, 8], length as u64));
+    }
+    let output = sandbox.ok("store all c.npy --heads 2 --chunk-size 4 --no-plots");
+    assert_eq!(sandbox.names("results/all-store"), ["a", "b", "c", "summary.csv"]);
+    for (name, file) in [("a", "all/a.npy"), ("b", "all/b.npy"), ("c", "c.npy")] {
+        sandbox.ok(&format!("store {file} --heads 2 --chunk-size 4 --no-plots --out alone-{name}"));
+        for result in ["metrics.csv", "memory.safetensors"] {
+            let [got, expected] =
+                ["results/all-store/", "alone-"].map(|at| sandbox.bytes(&format!("{at}{name}/{result}")));
+            assert!(got == expected, "{name}/{result}");
+        }
+    }
+    let summary = sandbox.csv("results/all-store/summary.csv");
+    insta::assert_snapshot!(summary.header.join(","), @"data,status,sequences,tokens,rows,loss,loss_before,loss_after,surprise,learning_rate,momentum,decay,surprise_norm,momentum_norm,update_norm,weight_norm");
+    assert_eq!(summary.texts("data"), ["all/a.npy", "all/b.npy", "c.npy"]);
+    assert_eq!(summary.texts("tokens"), ["40", "57", "16"]);
+    for (name, got) in ["a", "b", "c"].into_iter().zip(summary.numbers("loss")) {
+        assert_eq!(
+            got,
+            sandbox.json(&format!("alone-{name}/run.json"))["summary"]["loss"]["mean"].as_f64().unwrap()
+        );
+    }
+    let lines: Vec<_> = output.out.lines().collect();
+    assert_eq!(lines.len(), 1 + 3 + 1 + 2, "{}", output.out);
+    assert!(lines[4].starts_with("mean ± 95 %"), "{}", output.out);
+    assert_eq!(lines[5], "3 of 3 sequences stored, 0 of them before");
+    // The same command again stores nothing, and one more file costs only itself.
+    let before = sandbox.bytes("results/all-store/a/run.json");
+    sandbox.npy("all/d.npy", &tokens(&[8, 8], 1));
+    let again = sandbox.ok("store all c.npy --heads 2 --chunk-size 4 --no-plots");
+    assert!(again.out.contains("4 of 4 sequences stored, 3 of them before"), "{}", again.out);
+    assert_eq!(sandbox.bytes("results/all-store/a/run.json"), before);
+    // A sequence that cannot be stored costs itself alone.
+    sandbox.npy("odd.npy", &tokens(&[8, 3], 1));
+    let line = "store c.npy odd.npy --heads 2 --chunk-size 4 --no-plots --out some --format json";
+    let output = sandbox.run(line);
+    assert_eq!(output.code, Some(1));
+    let json: serde_json::Value = serde_json::from_str(&output.out).unwrap();
+    assert_eq!((json["sequences"].as_u64(), json["runs"].as_array().unwrap().len()), (Some(2), 1));
+    let mut said = Transcript::new();
+    said.ran(&sandbox, line, &output);
+    std::fs::create_dir(sandbox.path("none")).unwrap();
+    for line in [
+        "store none",
+        "store c.npy all/c.npy -",
+        "store c.npy all --labels x.csv",
+        "store c.npy results/../c.npy",
+        "store c.npy absent.npy --out some --seed 5",
+    ] {
+        let output = sandbox.run(line);
+        said.ran(&sandbox, line, &output);
+    }
+    insta::assert_snapshot!(said);
+}
+
+#[test]
+fn a_run_is_repeated_from_its_run_json() {
+    let sandbox = Sandbox::with_golden("heads");
+    sandbox.file("some.toml", "chunk_size = 4\nseed = 3\n");
+    sandbox.ok("store seq.npy --config some.toml --heads 2 --no-plots -q --out run");
+    insta::assert_snapshot!(sandbox.ok("repeat run").out, @"
+    metrics.csv          same bits
+    memory.safetensors   same bits
+    results              run-repeat
+    ");
+    assert_eq!(sandbox.json("run-repeat/run.json")["config"], sandbox.json("run/run.json")["config"]);
+    // A repetition can be repeated, and a run of a sweep, and a read.
+    sandbox.ok("repeat run-repeat/run.json --out third");
+    sandbox.ok("sweep data=seq.npy chunk_size=4 seed=1,2 --no-plots --out swept -q");
+    let id = sandbox.names("swept/runs")[0].clone();
+    let output = sandbox.ok(&format!("repeat swept/runs/{id} --out fourth"));
+    assert!(output.out.starts_with("metrics.csv          same bits\n"), "{}", output.out);
+    sandbox.ok("retrieve seq.npy --memory run/memory.safetensors --out read -q");
+    assert!(sandbox.ok("repeat read").out.starts_with("retrieved.npy        same bits\n"));
+    // One of several.
+    sandbox.npy("other.npy", &tokens(&[24, 8], 1));
+    sandbox.ok("store seq.npy other.npy --chunk-size 4 --out many -q --no-plots");
+    assert!(sandbox.ok("repeat many/other").out.ends_with("results              many/other-repeat\n"));
+    let mut said = Transcript::new();
+    let text = String::from_utf8(sandbox.bytes("run/metrics.csv")).unwrap();
+    sandbox.file("run/metrics.csv", text.replacen('1', "2", 1));
+    let output = sandbox.run("repeat run --out fifth");
+    said.entry("repeat run --out fifth", output.code, &output.out);
+    sandbox.npy("seq.npy", &tokens(&[8, 8], 1));
+    for line in ["repeat run --out sixth", "repeat absent", "repeat swept"] {
+        said.reject(&sandbox, line);
+    }
+    std::fs::remove_file(sandbox.path("seq.npy")).unwrap();
+    said.reject(&sandbox, "repeat run --out sixth");
+    insta::assert_snapshot!(said);
+}

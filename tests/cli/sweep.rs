@@ -1,6 +1,7 @@
 //! `nmem sweep`: the rows of a grid, what is kept of them, and that nothing is run twice or lost.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -62,7 +63,7 @@ fn the_first_key_is_slowest_and_columns_are_a_promise() {
         ["joblog.tsv", "plans", "records", "results.csv", "runs", "summary.csv"]
     );
     let table = results(&sandbox, directory);
-    insta::assert_snapshot!(table.header.join(","), @"run,chunk_size,seed,data,heads,status,tokens,chunks,loss_final,loss_mean,loss_before_final,loss_before_mean,loss_after_final,loss_after_mean,surprise_mean,learning_rate_mean,momentum_mean,decay_mean,surprise_norm_final,momentum_norm_final,update_norm_final,weight_norm_final,first_unstable_chunk,diverged,retained_ratio,error,engine_bytes,tokens_per_s,wall_s");
+    insta::assert_snapshot!(table.header.join(","), @"run,chunk_size,seed,data,heads,status,tokens,chunks,loss_final,loss_mean,loss_before_final,loss_before_mean,loss_after_final,loss_after_mean,surprise_mean,learning_rate_mean,momentum_mean,decay_mean,surprise_norm_final,momentum_norm_final,update_norm_final,weight_norm_final,first_unstable_chunk,diverged,retained_ratio,error,version,commit,engine_bytes,tokens_per_s,wall_s");
     assert_eq!(table.texts("chunk_size"), ["4", "4", "4", "8", "8", "8"]);
     assert_eq!(table.texts("seed"), ["0", "1", "2", "0", "1", "2"]);
     assert_eq!(table.texts("chunks"), ["10", "10", "10", "5", "5", "5"]);
@@ -168,6 +169,356 @@ fn what_has_finished_is_not_run_again_unless_its_input_changed() {
 
     sandbox.ok("sweep grid.toml --no-plots --out out --force");
     assert_eq!(recorded(&sandbox, "out"), 6, "anew");
+}
+
+/// A directory that nmem wrote when its version was part of a run's identity, with its files at /home/user.
+fn of_an_older_version(without_program: bool) -> Sandbox {
+    let sandbox = Sandbox::new();
+    let from = crate::shipped("tests/cli/sweep-before");
+    let here = sandbox.path("").canonicalize().unwrap();
+    let mut directories = vec![String::new()];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(from.join(&directory)).unwrap() {
+            let entry = entry.unwrap();
+            let name = Path::new(&directory).join(entry.file_name()).to_str().unwrap().to_owned();
+            if entry.file_type().unwrap().is_dir() {
+                std::fs::create_dir(sandbox.path(&name)).unwrap();
+                directories.push(name);
+                continue;
+            }
+            let mut bytes = std::fs::read(entry.path()).unwrap();
+            if let Ok(text) = String::from_utf8(bytes.clone()) {
+                bytes = text.replace("/home/user", here.to_str().unwrap()).into_bytes();
+            }
+            sandbox.file(&name, bytes);
+            if without_program && name.ends_with("run.json") {
+                let mut json = sandbox.json(&name);
+                let config = json["config"].as_object_mut().unwrap();
+                // The settings of nmem 0.2.0, which had one program.
+                let known = [
+                    "mode",
+                    "dim",
+                    "heads",
+                    "dim_head",
+                    "pre_norm",
+                    "post_norm",
+                    "chunk_size",
+                    "init",
+                    "seed",
+                    "learning_rate",
+                    "momentum",
+                    "decay",
+                    "restart_momentum",
+                    "probe",
+                    "retention",
+                    "allow_nonfinite",
+                    "repeat",
+                    "plots",
+                ];
+                config.retain(|name, _| known.contains(&&**name));
+                sandbox.file(&name, json.to_string());
+            }
+        }
+    }
+    sandbox
+}
+
+#[test]
+fn results_of_an_older_version_stay() {
+    for without_program in [false, true] {
+        let sandbox = of_an_older_version(without_program);
+        let before = sandbox.contents();
+        let output = sandbox.ok("sweep grid.toml --out out --status");
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(output.out, @"
+            run           parameters         state          reason
+            dd80fdff49f3  learning_rate=0.1  other version  ok by nmem 0.2.0 (a95723a1)
+            7411dd2bd095  learning_rate=3    other version  ok by nmem 0.2.0 (a95723a1)
+            2 runs: 0 current, 2 by another version, 0 stale, 0 missing
+            ");
+        }
+        assert!(sandbox.contents() == before, "the state alone is printed");
+        let output = sandbox.ok("sweep grid.toml --out out --no-plots");
+        assert_eq!(runs(&output), [2, 2, 0]);
+        let table = results(&sandbox, "out");
+        assert_eq!(table.texts("version"), ["0.2.0"; 2]);
+        assert_eq!(table.texts("commit"), ["a95723a1b0e10f95bd98a4f7a0f1777ccb369118"; 2]);
+        sandbox.ok("sweep --collect out --no-plots");
+        // More of the same grid costs only itself.
+        let output = sandbox.ok("sweep grid.toml --out out --no-plots learning_rate=0.1,0.2,3");
+        assert_eq!(runs(&output), [3, 2, 1]);
+        let all = untimed(&results(&sandbox, "out"));
+        sandbox.ok("sweep grid.toml --out new --no-plots learning_rate=0.1,0.2,3");
+        let new = untimed(&results(&sandbox, "new"));
+        // The numbers are the same; ids, versions and commits are not.
+        let skipped =
+            ["run", "version", "commit"].map(|name| all[0].iter().position(|column| column == name));
+        for (a, b) in all.iter().zip(&new) {
+            for (i, (a, b)) in a.iter().zip(b).enumerate().filter(|(i, _)| !skipped.contains(&Some(*i))) {
+                assert_eq!(a, b, "{}", all[0][i]);
+            }
+        }
+        // Everything is repeated if that is wanted, and nothing recorded is lost.
+        let output = sandbox.ok("sweep grid.toml --out out --no-plots --rerun-if commit");
+        assert_eq!(runs(&output), [2, 0, 2]);
+        assert_eq!(recorded(&sandbox, "out"), 2 + 1 + 2);
+        let output = sandbox.ok("sweep grid.toml --out out --no-plots --rerun-if commit");
+        assert_eq!(runs(&output), [2, 2, 0]);
+    }
+}
+
+#[test]
+fn results_of_an_older_version_with_other_inputs_are_not_taken() {
+    let sandbox = of_an_older_version(false);
+    // At this ratio one run of the grid has an unstable chunk, and at that of the records it has none.
+    let status = |line: &str| {
+        let output = sandbox.ok(&format!("sweep grid.toml --out out --status --format json {line}"));
+        let json: serde_json::Value = serde_json::from_str(&output.out).unwrap();
+        let states: Vec<_> =
+            json.as_array().unwrap().iter().map(|run| run["state"].as_str().unwrap().to_owned()).collect();
+        states
+    };
+    assert_eq!(status("--unstable-ratio 1.05"), ["other version", "stale"]);
+    assert_eq!(status("--keep all"), ["missing", "missing"]);
+    assert_eq!(status("learning_rate=0.1,0.2"), ["other version", "missing"]);
+    sandbox.npy("seq.npy", &tokens(&[40, 8], 2));
+    assert_eq!(status(""), ["stale", "stale"]);
+    // A plan is made, but its runs have not ended.
+    let line = "sweep grid.toml --out out --no-plots repeat=1000000000 learning_rate=0.1 --timeout 0.01";
+    assert_eq!(sandbox.run(line).code, Some(1));
+    sandbox.npy("seq.npy", &tokens(&[40, 8], 2));
+    let plan = sandbox.run("sweep grid.toml --out out --no-plots --slurm");
+    assert!(plan.err.contains("sbatch failed"), "{}", plan.err);
+    let output = sandbox.run("sweep --collect out --no-plots");
+    assert_eq!(output.code, Some(1));
+    let lines: Vec<_> = output.err.lines().collect();
+    assert!(
+        lines.len() == 2 && lines.iter().all(|line| line.starts_with("error: other version ")),
+        "{lines:?}"
+    );
+    assert!(lines[0].contains("nmem 0.2.0 (a95723a1) computed it as dd80fdff49f3"), "{lines:?}");
+    let table = results(&sandbox, "out");
+    let of_before = table.texts("commit").into_iter();
+    let of_before = of_before.filter(|text| text.starts_with("a95723a1b0e1") && !text.ends_with("modified"));
+    assert_eq!(of_before.count(), 2);
+}
+
+#[test]
+fn states_say_why() {
+    let sandbox = sandbox(GRID);
+    sandbox.ok("sweep grid.toml --out out --no-plots chunk_size=4");
+    sandbox.npy("seq.npy", &tokens(&[40, 8], 2));
+    sandbox.ok("sweep grid.toml --out out --no-plots chunk_size=4 seed=0");
+    let output = sandbox.ok("sweep grid.toml --out out --status seed=0,1");
+    let text = without_runs(&output.out);
+    let build = text.lines().nth(1).unwrap().split(" by ").nth(1).unwrap().to_owned();
+    assert!(build.starts_with("nmem "), "{text}");
+    insta::assert_snapshot!(text.replace(&build, "BUILD"), @"
+    run           parameters           state    reason
+    RUN  chunk_size=4 seed=0  current  ok by BUILD
+    RUN  chunk_size=4 seed=1  stale    the content of data has changed since RUN
+    RUN  chunk_size=8 seed=0  missing  never run
+    RUN  chunk_size=8 seed=1  missing  never run
+    4 runs: 1 current, 0 by another version, 1 stale, 2 missing
+    ");
+}
+
+#[test]
+fn a_table_of_means_with_the_best_row() {
+    let sandbox = sandbox("data = 'seq.npy'\n[grid]\nlearning_rate = [0.0, 3.0]\nseed = [0, 1]\n");
+    let output = sandbox
+        .ok("sweep grid.toml --out out --no-plots chunk_size=4 --y loss_mean,loss_before_mean/loss_mean");
+    let table: Vec<_> = output.out.lines().skip_while(|line| !line.is_empty()).skip(1).collect();
+    let summary = sandbox.csv("out/summary.csv");
+    let mean = summary.numbers("loss_mean.mean")[0];
+    let half = summary.numbers("loss_mean.ci95_high")[0] - mean;
+    assert_eq!(table.len(), 4, "{table:?}");
+    assert_eq!(
+        table[0].split_whitespace().collect::<Vec<_>>().join(" "),
+        "learning_rate n loss_mean ± 95 % loss_before_mean/loss_mean ± 95 %"
+    );
+    let first: Vec<_> = table[1].split_whitespace().collect();
+    assert_eq!(first[..3], ["*", "0", "2"]);
+    assert_eq!(first[3..6], [format!("{mean:.5}").as_str(), "±", format!("{half:.5}").as_str()]);
+    // Nothing is stored at a rate of 0.
+    assert_eq!(first[6..8], ["1.00000", "±"]);
+    assert!(first[8].parse::<f64>().unwrap() < 1e-6, "{first:?}");
+    assert_eq!(table[3], "* best mean of loss_mean");
+    let json = sandbox.ok("sweep grid.toml --out out --no-plots chunk_size=4 --format json");
+    let json: serde_json::Value = serde_json::from_str(&json.out).unwrap();
+    let rows = json["rows"].as_array().unwrap();
+    let of_rows: Vec<f64> = rows.iter().map(|row| row["results"]["loss_mean"].as_f64().unwrap()).collect();
+    assert_eq!(of_rows, results(&sandbox, "out").numbers("loss_mean"));
+    assert_eq!(rows[3]["parameters"]["learning_rate"], "3");
+    assert_eq!(rows[3]["version"], env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn conditions_select_exclude_and_add_rows() {
+    let sandbox = sandbox(
+        "data = 'seq.npy'\nexclude = ['seed = 1 and heads > 1', 'chunk_size = 8']\n[grid]\nloss = ['huber', 'p-norm']\n\
+         heads = [1, 2]\nseed = [0, 1]\nchunk_size = [4, 8]\n[when.\"loss = huber\"]\nhuber_delta = [0.5, 1.0]\n",
+    );
+    let rows = |arguments: &str| -> Vec<String> {
+        let output = sandbox.ok(&format!("sweep grid.toml {arguments} --dry-run --format json"));
+        let runs: serde_json::Value = serde_json::from_str(&output.out).unwrap();
+        let text = |run: &serde_json::Value| {
+            let value = |key: &str| run["parameters"][key].as_str().unwrap_or("-").to_owned();
+            ["loss", "heads", "seed", "huber_delta"].map(value).join(" ")
+        };
+        runs.as_array().unwrap().iter().map(text).collect()
+    };
+    let all = [
+        "huber 1 0 0.5",
+        "huber 1 0 1",
+        "huber 1 1 0.5",
+        "huber 1 1 1",
+        "huber 2 0 0.5",
+        "huber 2 0 1",
+        "p-norm 1 0 -",
+        "p-norm 1 1 -",
+        "p-norm 2 0 -",
+    ];
+    assert_eq!(rows(""), all);
+    assert_eq!(rows("huber_delta=2")[0], "huber 1 0 2", "the command line overrides it, for all rows");
+    let selected = |condition: &str| {
+        let mut command = sandbox.command("sweep grid.toml --dry-run --where");
+        command.arg(condition);
+        let output = Sandbox::finish(command);
+        assert_eq!(output.code, Some(0), "{}", output.err);
+        counts(output.out.lines().last().unwrap())[0]
+    };
+    assert_eq!(selected("loss = huber and huber_delta < 1"), 3);
+    assert_eq!(selected("huber_delta != 1"), 6);
+    assert_eq!(selected("heads=2"), 3);
+    let mut said = Transcript::new();
+    for line in ["--where seeds=1", "--where seed=7", "--where loss_mean<1", "--where seed"] {
+        said.reject(&sandbox, &format!("sweep grid.toml {line}"));
+    }
+    for text in [
+        "exclude = 'sed = 1'\n",
+        "exclude = 1\n",
+        "exclude = 'heads = 1'\nheads = 1\n",
+        "stop_when = 'loss_befor > loss'\n",
+        "[when.'seed']\nheads = 1\n",
+        "when = 1\n",
+    ] {
+        sandbox.file("bad.toml", text);
+        said.given(text);
+        said.reject(&sandbox, "sweep bad.toml data=seq.npy");
+    }
+    insta::assert_snapshot!(said);
+    // Collected runs are selected by their results too.
+    sandbox.ok("sweep grid.toml --out out --no-plots -q");
+    let losses = results(&sandbox, "out").numbers("loss_mean");
+    let mut command = sandbox.command("sweep --collect out --no-plots --format json --where");
+    command.arg(format!("loss_mean <= {} and status = ok", losses[3]));
+    let json: serde_json::Value = serde_json::from_str(&Sandbox::finish(command).out).unwrap();
+    let expected = losses.iter().filter(|loss| **loss <= losses[3]).count();
+    assert_eq!(json["rows"].as_array().unwrap().len(), expected);
+    assert_eq!(results(&sandbox, "out").rows.len(), 9, "the table has all");
+}
+
+#[test]
+fn a_run_stops_at_the_chunk_where_its_condition_holds() {
+    let sandbox = Sandbox::new();
+    sandbox.npy("seq.npy", &tokens(&[3, 40, 8], 1));
+    let text = "data = 'seq.npy'\nheads = 2\nchunk_size = 4\ndecay = 0.0\nmomentum = 0.9\n[grid]\nlearning_rate = [0.0, 3.0]\n";
+    sandbox.file("grid.toml", text);
+    let stop = "stop_when = 'loss_before > 2 * loss'\n";
+    sandbox.file("stop.toml", format!("{stop}{text}"));
+    sandbox.ok("sweep grid.toml --no-plots --out whole --unstable-ratio 2");
+    sandbox.ok("sweep stop.toml --no-plots --out out --unstable-ratio 2 --keep all");
+    let (whole, table) = (results(&sandbox, "whole"), results(&sandbox, "out"));
+    assert_eq!(table.texts("status"), ["ok", "stopped"]);
+    assert_eq!(table.texts("diverged"), ["false", "false"]);
+    assert_eq!(table.texts("first_unstable_chunk"), whole.texts("first_unstable_chunk"));
+    assert_ne!(table.texts("run")[0], whole.texts("run")[0], "the rule is part of the identity");
+    // The rows are those of the whole run, up to the first chunk of each sequence that is unstable.
+    let [all, cut] = [("whole", &whole), ("out", &table)]
+        .map(|(name, table)| sandbox.csv(&format!("{name}/runs/{}/metrics.csv", table.texts("run")[1])));
+    let mut expected = Vec::new();
+    for sequence in ["0", "1", "2"] {
+        let rows: Vec<_> = all.rows.iter().filter(|row| row[0] == sequence).collect();
+        for chunk in rows.chunks(2) {
+            expected.extend(chunk.iter().copied().cloned());
+            let sum =
+                |column: usize| chunk.iter().map(|row| row[column].parse::<f64>().unwrap()).sum::<f64>();
+            if sum(6) > 2.0 * sum(5) {
+                break;
+            }
+        }
+    }
+    assert!(expected.len() < all.rows.len());
+    assert_eq!(cut.rows, expected);
+    assert_eq!(table.numbers("chunks")[1], expected.len() as f64 / 2.0);
+    assert_eq!(table.numbers("tokens")[1], expected.len() as f64 / 2.0 * 4.0);
+    let run = format!("out/runs/{}", table.texts("run")[1]);
+    assert_eq!(sandbox.names(&run), ["metrics.csv", "run.json"], "the memory is not one of the sequence");
+    let reason = table.texts("error")[1];
+    assert!(
+        reason.starts_with("stopped at sequence 0, chunk ") && reason.ends_with(": loss_before > 2 * loss"),
+        "{reason}"
+    );
+    // A stopped run has ended. The rule can be given on the command line, and one thread gives the same.
+    let mut command =
+        sandbox.command("sweep grid.toml --no-plots --out out --unstable-ratio 2 --keep all threads=1");
+    command.arg("stop_when=loss_before>2.0*loss");
+    assert_eq!(Sandbox::finish(command).code, Some(0));
+    assert_eq!(results(&sandbox, "out").numbers("loss_mean")[..2], table.numbers("loss_mean")[..2]);
+    let again = sandbox.ok("sweep stop.toml --no-plots --out out --unstable-ratio 2 --keep all");
+    assert_eq!(runs(&again), [2, 2, 0]);
+}
+
+#[test]
+fn a_run_that_takes_too_long_fails_alone() {
+    let sandbox = sandbox(
+        "data = 'seq.npy'\nheads = 2\nchunk_size = 4\n[zip]\nseed = [0, 1]\nrepeat = [1000000000, 0]\n",
+    );
+    let output = sandbox.run("sweep grid.toml --no-plots --out out -j 1 --timeout 1.5s");
+    assert_eq!(output.code, Some(1), "{}", output.err);
+    let table = results(&sandbox, "out");
+    assert_eq!(table.texts("status"), ["failed", "ok"]);
+    assert_eq!(table.texts("error")[0], "--timeout: the run had not ended after 1.5 s");
+    assert_eq!(sandbox.names("out/runs").len(), 1);
+    let said =
+        Transcript::of_rejected(&sandbox, &["sweep grid.toml --timeout 0", "sweep grid.toml --timeout 5d"]);
+    insta::assert_snapshot!(said);
+}
+
+#[test]
+fn a_sweep_without_a_file() {
+    let sandbox = sandbox(GRID);
+    sandbox.ok("sweep data=seq.npy heads=2 chunk_size=4,8 seed=0,1,2 --no-plots");
+    let table = results(&sandbox, "results/seq-sweep");
+    sandbox.ok("sweep grid.toml --no-plots --out out");
+    assert_eq!(table.texts("run"), results(&sandbox, "out").texts("run"), "the same runs");
+    let script = sandbox.ok("sweep data=seq.npy seed=0,1 --where seed=1 --slurm-dry-run").out;
+    assert!(
+        script.contains(" sweep data=seq.npy seed=0,1 --keep=metrics") && script.contains(" --where=seed=1"),
+        "{script}"
+    );
+    let mut said = Transcript::new();
+    for line in
+        ["seq.npy", "seed=0,1", "grid.toml seed=range(0, 5)", "grid.toml seed=range (0,5)", "grid.toml (0,5)"]
+    {
+        said.reject(&sandbox, &format!("sweep {line}"));
+    }
+    insta::assert_snapshot!(said);
+}
+
+#[test]
+fn the_size_of_many_metrics_is_announced() {
+    let sandbox = Sandbox::new();
+    sandbox.npy("seq.npy", &ndarray::ArrayD::zeros(ndarray::IxDyn(&[200_000, 2])));
+    let line = "sweep data=seq.npy chunk_size=2 seed=range(0,100) --dry-run --out out";
+    let output = sandbox.ok(line);
+    let mut said = Transcript::new();
+    said.ran(&sandbox, line, &output);
+    let line = format!("{line} --keep none");
+    let output = sandbox.ok(&line);
+    said.ran(&sandbox, &line, &output);
+    insta::assert_snapshot!(said);
 }
 
 #[test]

@@ -1,0 +1,170 @@
+//! The state of a long store that a signal ends, so that the same command resumes there with the same bits.
+//!
+//! Tokens are stored in segments of about half a second. Between two of them the memory is whole, and a life in several calls
+//! gives the same bits as one call. After SIGTERM the segment in progress is finished, and `OUT.checkpoint` is written:
+//! memory.safetensors with the state, metrics.csv with the rows so far, and checkpoint.json with the settings and inputs.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ndarray::ArrayViewMut2;
+use serde_json::Value;
+
+use super::{RunIdentity, commit, read_json};
+use crate::error::{Error, Result};
+use crate::io::memory_file::MemoryFile;
+use crate::memory::State;
+use crate::real::Real;
+use crate::sequence::{Sequences, Shape};
+use crate::storage::{self, OutFile, ResultsDirectory};
+
+const DESCRIPTION: &str = "checkpoint.json";
+
+/// Place where a run saves its state if it is ended early.
+pub(super) struct Checkpoint<'a> {
+    path: PathBuf,
+    /// Whether a state from which this run resumes is there.
+    exists: bool,
+    description: Value,
+    preempted: &'a (dyn Fn() -> bool + Sync),
+}
+
+impl<'a> Checkpoint<'a> {
+    /// Looks for the state of an earlier start of the run `identity` beside its directory `out`.
+    ///
+    /// # Errors
+    /// The state of another run, unless `replace`.
+    pub fn open(
+        out: &Path,
+        identity: &RunIdentity,
+        replace: bool,
+        preempted: &'a (dyn Fn() -> bool + Sync),
+    ) -> Result<Self> {
+        let mut name = storage::without_slash(out).into_os_string();
+        name.push(".checkpoint");
+        let path = PathBuf::from(name);
+        let found = read_json(&path.join(DESCRIPTION))?;
+        let description = identity.description();
+        let difference = found.as_ref().and_then(|found| {
+            let build = ["nmem", "commit"].into_iter().find(|key| found[*key] != description[*key]);
+            let build = build.map(|key| format!("{key} was {}", found[key]));
+            build.or_else(|| identity.difference(found, false))
+        });
+        match difference {
+            Some(difference) if !replace => {
+                let reason = format!(
+                    "{} holds the state of an interrupted run that differs from this one ({difference}); use --force to start \
+                     anew, or choose another directory",
+                    path.display()
+                );
+                Err(Error::rejected("--out", reason))
+            }
+            difference => {
+                Ok(Self { path, exists: found.is_some() && difference.is_none(), description, preempted })
+            }
+        }
+    }
+
+    /// Returns whether the run should save its state and end.
+    pub fn is_preempted(&self) -> bool {
+        (self.preempted)()
+    }
+
+    /// Returns the directory with the state to resume from.
+    pub fn found(&self) -> Option<&Path> {
+        self.exists.then_some(&*self.path)
+    }
+
+    /// Reads the state to resume from.
+    pub fn state<T: Real>(&self) -> Result<Option<State<T>>> {
+        let Some(path) = self.found() else { return Ok(None) };
+        MemoryFile::open(&path.join("memory.safetensors"), T::TYPE, true, &mut |_| Ok(()))
+            .map(|file| file.state())
+    }
+
+    /// Writes the checkpoint. `memory` writes memory.safetensors; metrics.csv is moved from the directory `from`.
+    pub fn save(&self, from: &Path, memory: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+        let directory = ResultsDirectory::open(&self.path, true)?;
+        let write = || {
+            memory(&directory.path().join("memory.safetensors"))?;
+            storage::rename(&from.join("metrics.csv"), &directory.path().join("metrics.csv"))?;
+            let mut json =
+                serde_json::to_string_pretty(&self.description).expect("text and numbers can be serialized");
+            json.push('\n');
+            OutFile::write_new(&directory.path().join(DESCRIPTION), json.as_bytes())
+        };
+        write().map_err(|error| directory.explain(error))?;
+        directory.publish()?;
+        Ok(self.path.clone())
+    }
+
+    /// Removes the checkpoint once the run's results are in place.
+    pub fn remove(&self) -> Result<()> {
+        let is_own = storage::kind_of(&self.path.join(DESCRIPTION))?.is_some();
+        if is_own { storage::remove_directory(&self.path) } else { Ok(()) }
+    }
+}
+
+impl RunIdentity {
+    /// Returns the content of checkpoint.json.
+    fn description(&self) -> Value {
+        let inputs: Vec<_> = self
+            .inputs()
+            .iter()
+            .map(|(role, sha256)| serde_json::json!({ "role": role, "sha256": sha256 }))
+            .collect();
+        serde_json::json!({
+            "nmem": env!("CARGO_PKG_VERSION"),
+            "commit": commit(),
+            "command": self.command().name(),
+            "dtype": self.dtype().to_string(),
+            "config": self.config(),
+            "inputs": inputs,
+        })
+    }
+}
+
+/// Tokens of the first segment: tens of milliseconds for small memories, seconds for the largest.
+const FIRST_TOKENS: usize = 16_384;
+/// Time of a segment that the number of tokens is adapted to. A scheduler waits some 30 s after SIGTERM. Beginning a segment
+/// costs some copies of the state, which is well below 1 % of this.
+const SEGMENT: Duration = Duration::from_millis(500);
+
+/// Number of tokens of the next segment. It affects no bit of the results.
+pub(super) struct Pace(usize);
+
+impl Pace {
+    pub fn new() -> Self {
+        Self(FIRST_TOKENS)
+    }
+
+    pub fn tokens(&self) -> usize {
+        self.0
+    }
+
+    /// Adapts to the time that the last segment took.
+    pub fn took(&mut self, time: Duration) {
+        if time < SEGMENT / 2 {
+            self.0 = self.0.saturating_mul(2);
+        } else if time > SEGMENT * 2 {
+            self.0 = (self.0 / 2).max(1);
+        }
+    }
+}
+
+/// Some consecutive tokens of each sequence.
+pub(super) struct Part<'a, T> {
+    pub whole: &'a dyn Sequences<T>,
+    pub start: usize,
+    pub tokens: usize,
+}
+
+impl<T: Real> Sequences<T> for Part<'_, T> {
+    fn shape(&self) -> Shape {
+        Shape { tokens: self.tokens, ..self.whole.shape() }
+    }
+
+    fn read_rows(&self, sequence: usize, start: usize, out: ArrayViewMut2<T>) -> Result<()> {
+        self.whole.read_rows(sequence, self.start + start, out)
+    }
+}
