@@ -12,6 +12,7 @@ use super::panel::{FusedUpdate, Norms, Panel, Reading, Step, StoredChunks};
 use super::plan::Stretch;
 use super::reader::Reader;
 use super::retention::KeptChunks;
+use super::telemetry::{key_cosine, probe};
 use super::{Block, Context, Divergence, Memory, Phase, Sizes};
 use crate::memory::graph::Value;
 use crate::memory::{GateValues, Loss};
@@ -41,6 +42,8 @@ pub struct Head<T: Real> {
     storing: Option<StoreBuffers<T>>,
     /// Empty without retention.
     pub kept: KeptChunks<T>,
+    /// ℓ of the block's last chunk under the memory before the block, if that chunk is kept and the memory holds others.
+    pub unstored: Option<f64>,
     /// Metrics of the block, up to a divergence.
     pub rows: Vec<ChunkMetrics>,
     /// The first non-finite metric of the block.
@@ -54,6 +57,8 @@ struct StoreBuffers<T> {
     factors: Factors<Array2<T>>,
     /// Loss of each row of the block at W.
     losses: Vec<f64>,
+    /// (1, d), an answer of zeros.
+    zeros: Array2<T>,
     /// Readers of the keys, just before and just after their chunk is stored.
     probe: Option<[Reader<T>; 2]>,
     /// The weights of the last refresh, in file order and prepared for gradients; absent without refreshes.
@@ -74,10 +79,12 @@ impl<T: Real> Head<T> {
             storing: storing.then(|| StoreBuffers {
                 factors: Factors::new(graph, stored),
                 losses: vec![0.0; stored],
+                zeros: Array2::zeros((1, graph.width)),
                 probe: probe.then(|| [(); 2].map(|()| Reader::new(graph, places, stored, true))),
                 point: refreshes.then(|| (vec![T::zero(); graph.elements()], memory.point(index).clone())),
             }),
             kept: KeptChunks::default(),
+            unstored: None,
             rows: Vec::new(),
             divergence: None,
             bad_read: None,
@@ -135,7 +142,7 @@ impl<T: Real> Head<T> {
         inputs: &Inputs<'_, T>,
         mut output: ArrayViewMut2<'_, T>,
     ) {
-        let memory = context.memory;
+        let (memory, c) = (context.memory, context.memory.chunk_size());
         let mut steps: Vec<Step<T>> = inputs.gates.iter().map(Step::from_gates).collect();
         if inputs.rates.is_some() {
             // The rates of tokens are part of the gradient.
@@ -144,6 +151,13 @@ impl<T: Real> Head<T> {
             }
         }
         self.panels.iter_mut().for_each(|panel| panel.norms.clear());
+        self.unstored = (context.plan.keeps(block) && block.start() > 0).then(|| {
+            let chunk = inputs.keys.nrows() - c..;
+            let [keys, values] =
+                [inputs.keys, inputs.values].map(|rows| rows.slice_move(s![chunk.clone(), ..]));
+            KeptChunks::loss_of(context, &memory.read_weights(self.index, &self.panels), keys, values)
+        });
+        let probed = probe(context, (self.index, &self.panels), inputs);
         for stretch in context.plan.stretches(block) {
             self.advance(context, &stretch, inputs, &steps, output.view_mut());
             if stretch.refresh {
@@ -152,6 +166,11 @@ impl<T: Real> Head<T> {
         }
         output.slice_mut(s![..context.plan.unready(block), ..]).fill(T::zero());
         context.timed(Phase::Metrics, || self.report(memory, (sequence, block), inputs, output.view()));
+        for (chunk, row) in self.rows.iter_mut().enumerate() {
+            (row.surprise_now, row.read_shift) = (probed.surprise_now, probed.read_shift);
+            let keys = context.plan.probes.keys.then(|| s![chunk * c..(chunk + 1) * c, ..]);
+            row.key_cosine = keys.and_then(|keys| key_cosine(inputs.keys.slice(keys)));
+        }
         if self.divergence.is_none() && context.plan.keeps(block) {
             let chunk = inputs.keys.nrows() - memory.chunk_size()..;
             let [keys, values] =
@@ -307,7 +326,12 @@ impl<T: Real> Head<T> {
                 let norms: Vec<_> =
                     memory.weight_panels.iter().map(|place| of_weight(&panels[place.clone()])).collect();
                 let weighted = inputs.rates.is_some();
-                metrics::<T>((sequence, first + chunk, *index), c, losses, (gates, weighted), &norms)
+                let row =
+                    metrics::<T>((sequence, first + chunk, *index), c, losses, (gates, weighted), &norms);
+                let values = inputs.values.slice(s![chunk * c..(chunk + 1) * c, ..]);
+                let zeros = storing.zeros.broadcast(values.dim()).expect("a row of zeros");
+                let loss_zero = rounded::<T>(chunk_loss(memory.program.loss, zeros, values) + 0.0);
+                ChunkMetrics { loss_zero: Some(loss_zero), ..row }
             };
             // A row is little work, and there are many where chunks are short.
             (0..inputs.gates.len()).into_par_iter().with_min_len(64).map(row).collect_into_vec(rows);
@@ -423,6 +447,10 @@ pub fn metrics<T: Real>(
         momentum_norm: total(|norms| norms.momentum),
         update_norm: total(|norms| norms.update),
         weight_norm: total(|norms| norms.weight),
+        loss_zero: None,
+        surprise_now: None,
+        read_shift: None,
+        key_cosine: None,
         weights: norms.iter().map(of_weight).collect(),
     }
 }

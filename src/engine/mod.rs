@@ -47,6 +47,7 @@ mod plan;
 mod reader;
 mod retention;
 mod sequence_runner;
+mod telemetry;
 mod tokens;
 
 use std::ops::Range;
@@ -69,6 +70,7 @@ use gradient::GradientScratch;
 pub use memory::Memory;
 use plan::{Block, Plan, Sizes, TokenRange};
 use sequence_runner::SequenceRunner;
+pub use telemetry::Probes;
 use tokens::BlockTokens;
 
 /// Work for a memory.
@@ -106,6 +108,11 @@ pub trait Sink<T>: Send {
     /// Receives losses of kept chunks in a run with retention, by sequence, then moment, chunk and head. Turns
     /// and divergences follow the rules of [`metrics`](Self::metrics).
     fn retained(&mut self, _rows: &[Retained]) -> Result<()> {
+        Ok(())
+    }
+    /// Receives losses of chunks that the memory had not stored, in a run with retention: for each kept chunk but the first,
+    /// under the memory before its block. Turns and divergences follow the rules of [`metrics`](Self::metrics).
+    fn unstored(&mut self, _rows: &[Retained]) -> Result<()> {
         Ok(())
     }
     /// Marks a sequence as complete. The engine calls this in the order of sequences.
@@ -165,6 +172,8 @@ pub struct Outcome {
     pub read_past_store: Option<usize>,
     /// Σ ℓ under the final memory and Σ ℓ at W, over all sequences, heads and kept chunks; zeros without kept chunks.
     pub retained: [f64; 2],
+    /// Σ ℓ of chunks that were not stored yet and Σ their ℓ at W: see [`Sink::unstored`].
+    pub unstored: [f64; 2],
     /// Time from inputs to results, without `input` and `output`.
     pub computing: Duration,
     /// Time by phase, summed over threads.
@@ -198,11 +207,32 @@ impl Outcome {
         ends
     }
 
+    /// Adds the outcome of a plain read that followed. What is not finite there leaves the memory as it is.
+    #[must_use]
+    pub fn then_read(self, read: Self) -> Self {
+        Self {
+            bad_read: read.divergence,
+            computing: self.computing + read.computing,
+            input: self.input + read.input,
+            output: self.output + read.output,
+            phases: self.phases.plus(&read.phases),
+            ..self
+        }
+    }
+
     /// Returns Σ ℓ under the final memory ÷ Σ ℓ at W of the kept chunks. 0 means that everything is retained, 1
     /// that the memory does no better than without storing. `None` without kept chunks, after a divergence, where
     /// the ratio is not finite, and where the loss at W is negative, as an inner product may be.
     pub fn retained_ratio(&self) -> Option<f64> {
-        let [loss, at_w] = self.retained;
+        self.ratio(self.retained)
+    }
+
+    /// Returns the same ratio of chunks that were not stored yet. The difference is what is kept of a chunk.
+    pub fn unstored_ratio(&self) -> Option<f64> {
+        self.ratio(self.unstored)
+    }
+
+    fn ratio(&self, [loss, at_w]: [f64; 2]) -> Option<f64> {
         Some(loss / at_w).filter(|ratio| self.divergence.is_none() && ratio.is_finite() && at_w > 0.0)
     }
 }
@@ -240,6 +270,18 @@ pub struct Phases {
 }
 
 impl Phases {
+    fn plus(&self, other: &Self) -> Self {
+        Self {
+            project: self.project + other.project,
+            gradients: self.gradients + other.gradients,
+            fused_update: self.fused_update + other.fused_update,
+            activate: self.activate + other.activate,
+            combine: self.combine + other.combine,
+            metrics: self.metrics + other.metrics,
+            retention: self.retention + other.retention,
+        }
+    }
+
     /// Returns the seconds of each phase with its name, in order.
     pub fn named(&self) -> [(&'static str, f64); 7] {
         let Self { project, gradients, fused_update, activate, combine, metrics, retention } = *self;
@@ -337,6 +379,7 @@ impl<T: Real> Scratch<T> {
 pub struct Engine<'m, T: Real> {
     memory: &'m Memory<T>,
     retention: Option<usize>,
+    probes: Probes,
     sizes: Option<Sizes>,
     runners: Vec<SequenceRunner<T>>,
     /// Tokens of each runner's next block.
@@ -350,6 +393,7 @@ impl<'m, T: Real> Engine<'m, T> {
         Self {
             memory,
             retention: None,
+            probes: Probes::default(),
             sizes: None,
             runners: Vec::new(),
             incoming: Vec::new(),
@@ -368,6 +412,12 @@ impl<'m, T: Real> Engine<'m, T> {
         Self { retention: every, ..self }
     }
 
+    /// Takes further probes of each chunk. The other results of the run stay the same, bit for bit.
+    #[must_use]
+    pub fn with_probes(self, probes: Probes) -> Self {
+        Self { probes, ..self }
+    }
+
     /// Runs `work`. `tick` receives the number of tokens of each finished block, summed over sequences, and can
     /// stop the run.
     ///
@@ -384,7 +434,7 @@ impl<'m, T: Real> Engine<'m, T> {
     ) -> Result<Outcome> {
         let begin = Instant::now();
         state.lay_out();
-        let plan = Plan::new(self.memory, state, work, self.retention)?;
+        let plan = Plan::new(self.memory, state, work, self.retention)?.with_probes(self.probes);
         let group = self.memory.group(plan.sequences);
         let buffers = self.memory.buffer_bytes(&plan, group, rayon::current_num_threads());
         budget::check(buffers + state.bytes() as u128)?;
@@ -481,6 +531,12 @@ fn run_group<T: Real>(
             let (start, retrieved) = runner.retrieved(block, plan.first_query);
             if retrieved.nrows() > 0 && runner.divergence.is_none() && runner.bad_read.is_none() {
                 sink.retrieved(runner.sequence, start, retrieved)?;
+            }
+            if !runner.unstored.is_empty() {
+                sink.unstored(&runner.unstored)?;
+                let [loss, at_w] = &mut outcome.unstored;
+                *loss += runner.unstored.iter().map(|of| of.loss).sum::<f64>();
+                *at_w += runner.unstored.iter().map(|of| of.loss_at_w).sum::<f64>();
             }
             if !runner.retained.is_empty() {
                 sink.retained(&runner.retained)?;

@@ -37,6 +37,8 @@ pub struct SequenceRunner<T: Real> {
     /// Losses of kept chunks under the memory at the end of the block, if they are read again there: by chunk
     /// and head.
     pub retained: Vec<Retained>,
+    /// Losses of the block's last chunk under the memory before the block, if it is kept: by head.
+    pub unstored: Vec<Retained>,
     /// The first non-finite metric of the block.
     pub divergence: Option<Divergence>,
     /// The first non-finite value read in the block.
@@ -65,6 +67,7 @@ impl<T: Real> SequenceRunner<T> {
             combined: (dimensions.heads > 1).then(|| Array2::zeros((read, dimensions.dim))),
             rows: Vec::new(),
             retained: Vec::new(),
+            unstored: Vec::new(),
             divergence: None,
             bad_read: None,
         }
@@ -141,6 +144,14 @@ impl<T: Real> SequenceRunner<T> {
         });
         self.combine(context);
         context.timed(Phase::Metrics, || self.collect(block, c));
+        self.unstored.clear();
+        if self.divergence.is_none() {
+            self.unstored.extend(self.heads.iter().enumerate().filter_map(|(j, head)| {
+                let (loss, &loss_at_w) = head.unstored.zip(head.kept.at_w().last())?;
+                let (after, chunk) = (block.start() / c - 1, block.store.end / c - 1);
+                Some(Retained { sequence: self.sequence, after, chunk, head: j, loss, loss_at_w })
+            }));
+        }
         self.retained.clear();
         if self.divergence.is_none() && context.plan.rereads(block) {
             self.reread(context, block);

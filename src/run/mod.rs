@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Command, Config, MemorySource, Mode};
 use crate::cuda::{Device, DeviceChoice, OpenDevice};
 use crate::engine::cuda::CudaEngine;
-use crate::engine::{Discard, Engine, Memory, Outcome, Phases, Sink, Work};
+use crate::engine::{Discard, Engine, Memory, Outcome, Phases, Probes, Sink, Work};
 use crate::error::{Error, Result};
 use crate::io::labels::{Labels, OutOfRangeLabels};
 use crate::memory::program::Reads;
@@ -25,11 +25,12 @@ use crate::memory::{Gate, Program, State};
 use crate::peak::PeakMemory;
 use crate::plot;
 use crate::real::{ElementType, Real};
+use crate::recall::{RecallReport, Repeated};
 use crate::storage::{self, OutFile, ResultsDirectory};
-use files::Files;
+use files::{Files, Part};
 use inputs::Loaded;
 pub use inputs::{InputCache, ResolvedInputs};
-pub use report::{InputFile, Report, Resolved, WallSeconds};
+pub use report::{InputFile, RETRIEVED_NORM, Report, Resolved, WallSeconds};
 pub use statistics::{RunStatistics, UNSTABLE_RATIO};
 
 /// Progress event of a run. If the observer returns an error, the run stops and leaves nothing behind.
@@ -105,7 +106,9 @@ fn reject_inputs_inside(config: &Config, target: &Path) -> Result<()> {
         MemorySource::Random { .. } => None,
     };
     let others = [&config.store_seq, &config.past, &config.labels, &config.file].map(Option::as_ref);
+    let compared = config.recall.iter().flat_map(|recall| recall.paths().map(|(_, path)| path));
     let inputs = std::iter::once(&config.data).chain(others.into_iter().chain([memory]).flatten());
+    let inputs = inputs.chain(compared);
     // A directory that does not exist holds nothing.
     let Ok(target) = std::fs::canonicalize(target) else { return Ok(()) };
     for input in inputs.filter_map(|input| std::fs::canonicalize(input).ok()) {
@@ -138,6 +141,7 @@ struct Results {
     outcome: Outcome,
     products: Option<String>,
     statistics: RunStatistics,
+    recall: Option<RecallReport>,
     warnings: Vec<String>,
     peak: PeakMemory,
     wall_s: WallSeconds,
@@ -226,7 +230,7 @@ impl Run<'_> {
         observe(RunEvent::Writing)?;
 
         let writing = Instant::now();
-        let statistics = files.finish(outcome.first_nonfinite().is_some())?;
+        let (statistics, recall) = files.finish(outcome.first_nonfinite().is_some(), config.cue)?;
         let directory = directory.filter(|(_, keep)| *keep > Keep::None);
         let all = directory.filter(|(_, keep)| *keep == Keep::All && config.mode != Mode::Read);
         if let Some((directory, _)) = all.filter(|_| outcome.divergence.is_none()) {
@@ -256,6 +260,7 @@ impl Run<'_> {
             outcome,
             products,
             statistics,
+            recall,
             warnings,
             peak,
         };
@@ -303,7 +308,8 @@ impl Run<'_> {
             peak.sample();
             observe(RunEvent::Computed(tokens as u64))
         };
-        let work = inputs.work(self.config);
+        let queries = Repeated { queries: &*inputs.data, times: inputs.repeats(self.config) };
+        let work = inputs.work(self.config, &queries);
         let own;
         let pool = if let Some(pool) = self.pool {
             pool
@@ -314,16 +320,32 @@ impl Run<'_> {
         let waiting = Instant::now();
         let _turn = self.device.turn();
         let waited = waiting.elapsed();
-        let mut engine = AnyEngine::new(memory, self.config.retention, self.device)?;
+        let mut engine = AnyEngine::new(memory, (self.config.retention, self.config.probes), self.device)?;
         let before = (repeat > 0).then(|| state.clone());
-        let mut run = |state: &mut State<T>, sink: &mut dyn Sink<T>| {
+        let mut run = |state: &mut State<T>, work: Work<T>, sink: &mut dyn Sink<T>| {
             pool.install(|| engine.run(state, work, sink, &mut tick))
         };
-        let outcome = run(state, files)?;
+        let mut outcome = Outcome::default();
+        for (place, &part) in work.iter().enumerate() {
+            files.part = match part {
+                Work::Store { .. } => Part::Store,
+                Work::Read(_) => Part::Reads,
+                Work::Online { .. } => Part::Both,
+            };
+            let of_part = run(state, part, files)?;
+            outcome = if place == 0 { of_part } else { outcome.then_read(of_part) };
+            if outcome.divergence.is_some() {
+                break;
+            }
+        }
         let mut engine_all = vec![outcome.computing.as_secs_f64()];
         let mut engine_phases = outcome.phases;
         for mut state in before.into_iter().flat_map(|before| std::iter::repeat_n(before, repeat)) {
-            let outcome = run(&mut state, &mut Discard)?;
+            let mut outcome = Outcome::default();
+            for (place, &part) in work.iter().enumerate() {
+                let of_part = run(&mut state, part, &mut Discard)?;
+                outcome = if place == 0 { of_part } else { outcome.then_read(of_part) };
+            }
             engine_all.push(outcome.computing.as_secs_f64());
             engine_phases = outcome.phases;
         }
@@ -348,7 +370,7 @@ impl Run<'_> {
         threads_used: usize,
         results: Results,
     ) -> (Report, RunStatistics) {
-        let Results { outcome, products, statistics, warnings, peak, wall_s } = results;
+        let Results { outcome, products, statistics, recall, warnings, peak, wall_s } = results;
         let config = self.config;
         let shape = inputs.data.dims();
         let report = Report {
@@ -370,8 +392,14 @@ impl Run<'_> {
             tokens_stored: (config.mode != Mode::Read).then_some(inputs.store().dims().tokens),
             rows: outcome.rows,
             life_tokens: (config.mode != Mode::Read).then_some(state.stored.tokens),
-            summary: statistics.all().columns().collect(),
+            summary: statistics
+                .all()
+                .columns()
+                .chain(statistics.retrieved_norm().map(|norm| (RETRIEVED_NORM, norm)))
+                .collect(),
             retained_ratio: outcome.retained_ratio(),
+            unstored_ratio: outcome.unstored_ratio(),
+            recall,
             memory_lost: outcome.divergence.is_some(),
             diverged: outcome.first_nonfinite().cloned(),
             warnings,
@@ -390,9 +418,13 @@ enum AnyEngine<'a, T: Real> {
 }
 
 impl<'a, T: Real> AnyEngine<'a, T> {
-    fn new(memory: &'a Memory<T>, retention: Option<usize>, device: &'a OpenDevice) -> Result<Self> {
+    fn new(
+        memory: &'a Memory<T>,
+        (retention, probes): (Option<usize>, Probes),
+        device: &'a OpenDevice,
+    ) -> Result<Self> {
         Ok(match device.gpu() {
-            None => Self::Cpu(Box::new(Engine::new(memory).with_retention(retention))),
+            None => Self::Cpu(Box::new(Engine::new(memory).with_retention(retention).with_probes(probes))),
             Some(gpu) => Self::Cuda(Box::new(CudaEngine::new(memory, gpu)?)),
         })
     }
