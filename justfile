@@ -35,7 +35,7 @@ profile *ARGS='--heads 1 --chunk-size 16':
 
 # Measure loss, surprise and speed against chunk size: experiments/chunk-size
 chunk-size *ARGS:
-    cargo run --release --locked --quiet -- sweep experiments/chunk-size/sweep.toml "$@"
+    cargo run --release --locked --quiet -- sweep experiments/chunk-size/sweep.toml --y loss_before_mean/loss_zero_mean,loss_before_mean/loss_mean,surprise_mean,tokens_per_s "$@"
 
 # Find the settings with which storing makes the memory worse: experiments/stability
 stability *SETTINGS:
@@ -47,10 +47,8 @@ forgetting *ARGS:
 
 # Measure recall against the number of pairs ÷ dim_head: experiments/capacity
 capacity *ARGS:
-    mkdir -p results/capacity-data
-    for pairs in 0.0625:2 0.25:8 1:32 2:64 4:128 8:256; do cargo run --release --locked --quiet -- generate recall --tokens ${pairs#*:} --seed ${pairs#*:} --dim 128 --sequences 8 --out results/capacity-data/${pairs%:*}.npy --force --quiet; done
-    cargo run --release --locked --quiet -- generate recall --tokens 2 --dim 128 --out results/capacity-data/two.npy --parameters results/capacity-data/recall.safetensors --force --quiet
-    cargo run --release --locked --quiet -- sweep experiments/capacity/sweep.toml --x _pairs_per_dim_head --hue learning_rate "$@"
+    cargo build --release --locked --quiet --bin nmem --example least_squares
+    experiments/capacity/run.py "$@"
 
 # Format the code
 fmt:

@@ -11,6 +11,7 @@ use serde::{Serialize, Serializer};
 
 use crate::error::{Error, Result};
 use crate::real::{ElementType, Real};
+use crate::recall::TokenScore;
 use crate::storage::OutFile;
 
 /// Metrics of one stored chunk of one head of one sequence. Norms are Frobenius norms over all memory weights
@@ -51,6 +52,15 @@ pub struct ChunkMetrics {
     pub update_norm: f64,
     /// Norm of the weights, ‖W + U‖.
     pub weight_norm: f64,
+    /// ℓ of an answer of zeros, the baseline that costs nothing; not measured on a GPU.
+    pub loss_zero: Option<f64>,
+    /// Norm of the gradient at the weights that are read, W + U, just before the chunk is stored: the surprise of the Titans
+    /// paper. `surprise` is taken at W. Only with that probe, as the two below.
+    pub surprise_now: Option<f64>,
+    /// Norm of M_{W+U}(q) − M_W(q) over the chunk's queries, divided by that of M_W(q).
+    pub read_shift: Option<f64>,
+    /// Mean cosine over pairs of the chunk's keys; absent for a single key.
+    pub key_cosine: Option<f64>,
     /// Norms per memory weight, in file order.
     pub weights: Vec<WeightMetrics>,
 }
@@ -73,7 +83,7 @@ pub struct Retained {
     pub sequence: usize,
     /// Index of the last chunk that the memory had stored.
     pub after: usize,
-    /// Index of the kept chunk.
+    /// Index of the kept chunk, or of the control: one that the memory had not stored.
     pub chunk: usize,
     /// Index of the head.
     pub head: usize,
@@ -92,7 +102,7 @@ pub fn rounded<T: Real>(value: f64) -> f64 {
 
 impl ChunkMetrics {
     /// Returns the measured columns with their names, in header order.
-    pub fn quantities(&self) -> [(&'static str, Option<f64>); 11] {
+    pub fn quantities(&self) -> [(&'static str, Option<f64>); 15] {
         let values = [
             Some(self.loss),
             self.loss_before,
@@ -105,6 +115,10 @@ impl ChunkMetrics {
             Some(self.momentum_norm),
             Some(self.update_norm),
             Some(self.weight_norm),
+            self.loss_zero,
+            self.surprise_now,
+            self.read_shift,
+            self.key_cosine,
         ];
         std::array::from_fn(|i| (COLUMNS[COLUMNS.len() - values.len() + i], values[i]))
     }
@@ -161,7 +175,7 @@ impl<T: Real> Serialize for MetricsRow<'_, T> {
 }
 
 /// Columns before those per memory weight, in order.
-pub const COLUMNS: [&str; 16] = [
+pub const COLUMNS: [&str; 20] = [
     "sequence",
     "chunk",
     "head",
@@ -178,6 +192,10 @@ pub const COLUMNS: [&str; 16] = [
     "momentum_norm",
     "update_norm",
     "weight_norm",
+    "loss_zero",
+    "surprise_now",
+    "read_shift",
+    "key_cosine",
 ];
 
 /// A writer of metrics.csv that takes rows as they come.
@@ -257,6 +275,10 @@ pub fn read_metrics(
             momentum_norm: number(13)?,
             update_norm: number(14)?,
             weight_norm: number(15)?,
+            loss_zero: optional(16)?,
+            surprise_now: optional(17)?,
+            read_shift: optional(18)?,
+            key_cosine: optional(19)?,
             weights: (COLUMNS.len()..record.len()).step_by(3).map(weight).collect::<Result<_>>()?,
         })?;
     }
@@ -283,6 +305,52 @@ impl RetentionWriter {
             (sequence, after, chunk, head, digits::<T>(loss), digits::<T>(loss_at_w))
         };
         self.0.write(first.sequence, rows.iter().map(row))
+    }
+
+    /// Marks a sequence as complete, like [`MetricsWriter::sequence_done`].
+    pub fn sequence_done(&mut self, sequence: usize) -> Result<()> {
+        self.0.sequence_done(sequence)
+    }
+
+    /// Flushes the file, like [`MetricsWriter::finish`].
+    pub fn finish(self) -> Result<()> {
+        self.0.finish()
+    }
+}
+
+/// Columns of recall.csv.
+pub const RECALL_COLUMNS: [&str; 11] = [
+    "sequence",
+    "token",
+    "mean_square",
+    "mean_square_zero",
+    "cosine",
+    "target",
+    "answer",
+    "rank",
+    "in_set_rank",
+    "updated",
+    "stale",
+];
+
+/// A writer of recall.csv that takes rows as they come.
+pub struct RecallWriter(RowsWriter);
+
+impl RecallWriter {
+    /// Creates the file with its header.
+    pub fn create(path: &Path) -> Result<Self> {
+        RowsWriter::create(path, RECALL_COLUMNS).map(Self)
+    }
+
+    /// Adds the row of one token.
+    pub fn write<T: Real>(&mut self, sequence: usize, token: usize, score: &TokenScore) -> Result<()> {
+        let TokenScore { mean_square, mean_square_zero, cosine, target, answer, rank, in_set_rank, .. } =
+            *score;
+        let [mean_square, mean_square_zero, cosine] =
+            [mean_square, mean_square_zero, cosine].map(digits::<T>);
+        let [updated, stale] = [score.updated, score.stale].map(|of| of.map(u8::from));
+        let row = (sequence, token, mean_square, mean_square_zero, cosine, target, answer, rank);
+        self.0.write(sequence, std::iter::once((row, in_set_rank, updated, stale)))
     }
 
     /// Marks a sequence as complete, like [`MetricsWriter::sequence_done`].
@@ -368,6 +436,18 @@ pub struct Spread {
     pub max: f64,
 }
 
+impl Spread {
+    /// The spread of no values.
+    pub(crate) const EMPTY: Self = Self { mean: 0.0, min: f64::INFINITY, max: f64::NEG_INFINITY };
+
+    /// Adds the value that is number `count`, from 1.
+    pub(crate) fn add(&mut self, value: f64, count: u64) {
+        self.mean += (value - self.mean) / count as f64;
+        self.min = self.min.min(value);
+        self.max = self.max.max(value);
+    }
+}
+
 /// Spread of each column over all rows of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
@@ -379,15 +459,12 @@ impl Summary {
     pub fn add(&mut self, row: &ChunkMetrics) {
         let quantities = row.quantities();
         if self.columns.is_empty() {
-            let empty = Spread { mean: 0.0, min: f64::INFINITY, max: f64::NEG_INFINITY };
-            self.columns = quantities.iter().map(|&(name, _)| (name, 0, empty)).collect();
+            self.columns = quantities.iter().map(|&(name, _)| (name, 0, Spread::EMPTY)).collect();
         }
         for ((_, count, spread), (_, value)) in self.columns.iter_mut().zip(quantities) {
             let Some(value) = value else { continue };
             *count += 1;
-            spread.mean += (value - spread.mean) / *count as f64;
-            spread.min = spread.min.min(value);
-            spread.max = spread.max.max(value);
+            spread.add(value, *count);
         }
     }
 

@@ -7,11 +7,12 @@ use std::process::ExitCode;
 use super::{check_interrupt, note};
 use crate::config::whole;
 use crate::error::Error;
+use crate::generate::mqar::{Keys, Mapping, Mqar, MqarGenerator, memories};
 use crate::generate::{Drift, Generator, Needle, Recall, Repeats, Task, recall};
 use crate::io::tensors::write_parameters;
 use crate::memory::model::ModelKind;
 use crate::sequence::Shape;
-use crate::storage::WholeFile;
+use crate::storage::{self, WholeFile};
 
 /// Generate a synthetic sequence as .npy (f32): the same bytes for the same seed on every platform
 ///
@@ -46,6 +47,12 @@ enum TaskArgs {
         #[arg(long, value_name = "N", default_value_t = 2, value_parser = whole::<usize>, allow_negative_numbers = true)]
         heads: usize,
     },
+    /// Multi-query recall: pairs to store, keys to ask for, and the values that must come back
+    ///
+    /// Writes pairs.npy, queries.npy, targets.npy, values.npy and labels.csv, and old_targets.npy with --updates. Two
+    /// memories for the task come with them: delta.safetensors takes each gradient at the weights of the moment,
+    /// sum.safetensors all of them at zero. Both have one matrix, and a learning rate that --learning-rate changes.
+    Mqar(MqarArgs),
     /// Topic drift: tokens scatter around a topic that changes abruptly or gradually
     Drift {
         #[command(flatten)]
@@ -90,7 +97,57 @@ enum TaskArgs {
     },
 }
 
-/// Options of every task.
+/// Options of `mqar`.
+#[derive(clap::Args, Debug)]
+struct MqarArgs {
+    /// Directory for the files; it is made if it does not exist
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    out: PathBuf,
+    /// Replace existing files
+    #[arg(long, help_heading = "Output")]
+    force: bool,
+    /// Print nothing but errors
+    #[arg(short, long, help_heading = "Output")]
+    quiet: bool,
+    /// Number of pairs in a sequence
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = whole::<usize>, allow_negative_numbers = true)]
+    pairs: usize,
+    /// Number of passes over the pairs, each in a new order
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole::<usize>, allow_negative_numbers = true)]
+    passes: usize,
+    /// Number of keys that get another value after the first pairs; the last one counts
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole::<usize>, allow_negative_numbers = true)]
+    updates: usize,
+    /// Number of other pairs that are stored before the queries and never asked for
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole::<usize>, allow_negative_numbers = true)]
+    gap: usize,
+    /// Number of values among which the right one must be found, and of keys to choose from
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = whole::<usize>, allow_negative_numbers = true)]
+    values: usize,
+    /// Distribution of the keys: random directions, or a random orthonormal basis
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        hide_possible_values = true,
+        value_name = "spherical|orthonormal"
+    )]
+    keys: Keys,
+    /// New keys, values and matching in every sequence, or the same in all
+    #[arg(long, value_enum, default_value_t, hide_possible_values = true, value_name = "sequence|shared")]
+    mapping: Mapping,
+    /// Width of a token: half key, half value
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Size")]
+    dim: usize,
+    /// Number of sequences
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Size")]
+    sequences: usize,
+    /// Seed of the random numbers
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole::<u64>, allow_negative_numbers = true, help_heading = "Size")]
+    seed: u64,
+}
+
+/// Options of every other task.
 #[derive(clap::Args, Debug)]
 struct Common {
     /// Output file for the sequence; `-` is standard output
@@ -121,6 +178,7 @@ struct Common {
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (common, task, memory) = match args.task {
+        TaskArgs::Mqar(args) => return mqar(args),
         TaskArgs::Recall { common, pairs, noise, parameters, heads } => {
             let memory = parameters.map(|path| (path, heads));
             (common, Task::Recall(Recall { pairs, noise }), memory)
@@ -189,6 +247,58 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     files.into_iter().try_for_each(|(flag, _, file)| file.publish(flag))?;
     if !quiet && !paths.is_empty() {
         note("wrote ", &paths.join(", "));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes the files of `mqar`. All are complete before the first is published.
+fn mqar(args: MqarArgs) -> anyhow::Result<ExitCode> {
+    let MqarArgs {
+        out,
+        force,
+        quiet,
+        pairs,
+        passes,
+        updates,
+        gap,
+        values,
+        keys,
+        mapping,
+        dim,
+        sequences,
+        seed,
+    } = args;
+    let task = Mqar { sequences, dim, pairs, passes, updates, gap, values, keys, mapping, seed };
+    let generator = MqarGenerator::new(task)?;
+    let memories = memories(dim)?;
+    storage::create_directories(&out)?;
+    let named = ["pairs.npy", "queries.npy", "targets.npy", "values.npy", "labels.csv"];
+    let named = named.into_iter().chain((updates > 0).then_some("old_targets.npy"));
+    let named = named.chain(memories.iter().map(|(name, ..)| *name));
+    let files = named.map(|name| Ok((name, WholeFile::open("--out", &out.join(name), force)?)));
+    let mut files: Vec<_> = files.collect::<crate::Result<_>>()?;
+    let mut check = || check_interrupt().map_err(|_| io::ErrorKind::Interrupted.into());
+    let written = files.iter_mut().try_for_each(|(name, file)| {
+        file.write(|out| match *name {
+            "pairs.npy" => generator.write_pairs(out, &mut check),
+            "queries.npy" => generator.write_queries(out),
+            "targets.npy" => generator.write_targets(out),
+            "old_targets.npy" => generator.write_old_targets(out),
+            "values.npy" => generator.write_values(out),
+            "labels.csv" => generator.write_labels(out),
+            memory => {
+                let (_, file, gates) =
+                    memories.iter().find(|(name, ..)| *name == memory).expect("listed above");
+                file.write_fresh(out, *gates)
+            }
+        })
+    });
+    check_interrupt()?;
+    written?;
+    let listed: Vec<_> = files.iter().map(|(name, _)| *name).collect();
+    files.into_iter().try_for_each(|(_, file)| file.publish("--out"))?;
+    if !quiet {
+        note("wrote ", &format!("{}: {}", out.display(), listed.join(", ")));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -10,8 +10,10 @@
 //!
 //! An error is one line on stderr. Only results go to stdout.
 
+mod check;
 mod cluster;
 mod collect;
+mod compare;
 mod completions;
 mod devices;
 mod end;
@@ -66,6 +68,8 @@ enum Command {
     Generate(generate::Args),
     ScanBench(scan_bench::Args),
     Plot(plot::Args),
+    Compare(compare::Args),
+    Check(check::Args),
     Import(import::Args),
     Inspect(inspect::Args),
     Devices(devices::Args),
@@ -119,6 +123,8 @@ fn run(args: &[OsString]) -> ExitCode {
         Command::Generate(args) => generate::run(args),
         Command::ScanBench(args) => scan_bench::run(&args),
         Command::Plot(args) => plot::run(args),
+        Command::Compare(args) => compare::run(&args),
+        Command::Check(args) => check::run(&args),
         Command::Import(args) => import::run(args),
         Command::Inspect(args) => inspect::run(&args, &mut |_| check_interrupt()),
         Command::Devices(args) => devices::run(&args),
@@ -137,9 +143,9 @@ fn run(args: &[OsString]) -> ExitCode {
 fn command() -> clap::Command {
     Cli::command()
         .mut_subcommand("store", |store| {
-            ["online", "store_seq", "probe"]
-                .into_iter()
-                .fold(store, |store, id| store.mut_arg(id, |arg| arg.hide(true)))
+            let of_reads = ["read_after", "target", "candidates", "old_target", "top_k", "cue"];
+            let hidden = ["online", "store_seq"].into_iter().chain(of_reads);
+            hidden.fold(store, |store, id| store.mut_arg(id, |arg| arg.hide(true)))
         })
         .mut_subcommand("retrieve", |retrieve| retrieve.mut_arg("no_probe", |arg| arg.hide(true)))
 }

@@ -11,7 +11,8 @@ use crate::error::Error;
 use crate::escape::for_terminal;
 use crate::io::text::{MAX_TOML, TextFile};
 use crate::metrics::COLUMNS;
-use crate::run::{Report, RunEvent, execute};
+use crate::recall::{Cue, Interval, RecallReport};
+use crate::run::{RETRIEVED_NORM, Report, RunEvent, execute};
 use crate::storage;
 
 /// Settings of a run, and the form of its output.
@@ -172,6 +173,9 @@ pub fn print_divergence(report: &Report) {
     print_error(&format!("{}: diverged at {divergence}; {there}", report.out.display()));
 }
 
+/// Column of the loss of an answer of zeros.
+const LOSS_ZERO: &str = "loss_zero";
+
 /// Formats the short table of a run for people.
 fn table(report: &Report) -> String {
     let mut text = String::new();
@@ -205,7 +209,12 @@ fn table(report: &Report) -> String {
     }
     if !report.summary.is_empty() {
         line("", format!("{:>12} {:>12} {:>12}", "mean", "min", "max"));
-        for (name, spread) in COLUMNS.iter().filter_map(|name| Some((name, report.summary.get(name)?))) {
+        // The loss of an answer of zeros stands beside the others.
+        let (losses, others) =
+            COLUMNS.split_at(COLUMNS.iter().position(|name| *name == "surprise").unwrap_or(0));
+        let others = others.iter().filter(|name| **name != LOSS_ZERO);
+        let names = losses.iter().chain([&LOSS_ZERO]).chain(others).chain([&RETRIEVED_NORM]);
+        for (name, spread) in names.filter_map(|name| Some((name, report.summary.get(name)?))) {
             let number = |x: f64| {
                 if x == 0.0 || (1e-3..1e6).contains(&x.abs()) {
                     format!("{x:.5}")
@@ -219,8 +228,14 @@ fn table(report: &Report) -> String {
             );
         }
     }
+    if let Some(recall) = &report.recall {
+        recall_lines(recall, &mut line);
+    }
     if let Some(ratio) = report.retained_ratio {
         line("retained", format!("loss of kept chunks under the final memory ÷ at W: {ratio:.5}"));
+    }
+    if let Some(ratio) = report.unstored_ratio {
+        line("never stored", format!("loss of the next kept chunk before its block ÷ at W: {ratio:.5}"));
     }
     let wall = &report.wall_s;
     let mut times = format!("load {}, engine {}", seconds(wall.load), seconds(wall.engine));
@@ -232,6 +247,47 @@ fn table(report: &Report) -> String {
     line("time", times);
     line("results", for_terminal(&report.out.display().to_string()).into_owned());
     text
+}
+
+/// Formats the quality of what was read: each measure with its interval over sequences, and what it must beat.
+fn recall_lines(recall: &RecallReport, line: &mut dyn FnMut(&str, String)) {
+    let interval = |of: &Interval| match of.ci95 {
+        Some([low, high]) => format!("{:.4} [{low:.4}, {high:.4}]", of.mean),
+        None => format!("{:.4}", of.mean),
+    };
+    let (sequences, tokens, width) = (recall.sequences, recall.tokens, recall.width);
+    let alone = if recall.cue == Cue::Single { ", each read alone" } else { "" };
+    let s = if sequences == 1 { "" } else { "s" };
+    line("recall", format!("{tokens} tokens of {sequences} sequence{s}, the last {width} columns{alone}"));
+    let zero = recall.mean_square_zero.as_ref().map(|zero| format!(" (all zeros: {:.4})", zero.mean));
+    let own = recall.in_set_accuracy.is_none();
+    let constant = recall.constant.map(|constant| format!("one answer for all: {constant:.4}"));
+    let chance = recall.chance.map(|chance| match constant.as_ref().filter(|_| own) {
+        Some(constant) => format!(" (chance: {chance:.4}, {constant})"),
+        None => format!(" (chance: {chance:.4})"),
+    });
+    let constant = constant.map(|constant| format!(" ({constant})"));
+    let answers = recall.distinct_targets.as_ref().map(|targets| format!(" (targets: {:.4})", targets.mean));
+    let top_k = format!("  top {}", recall.top_k);
+    for (name, of, against) in [
+        ("  mean square", &recall.mean_square, zero),
+        ("  cosine", &recall.cosine, None),
+        ("  R²", &recall.r2, None),
+        ("  accuracy", &recall.accuracy, chance),
+        (&top_k, &recall.top_k_accuracy, None),
+        ("  in own set", &recall.in_set_accuracy, constant),
+        ("  kept", &recall.kept_accuracy, None),
+        ("  updated", &recall.updated_accuracy, None),
+        ("  stale", &recall.stale, None),
+        ("  answers", &recall.distinct_answers, answers),
+    ] {
+        if let Some(of) = of {
+            line(name, format!("{:<28}{}", interval(of), against.unwrap_or_default()).trim_end().to_owned());
+        }
+    }
+    if recall.zero_reads > 0 {
+        line("  zero reads", format!("{} tokens, never right", recall.zero_reads));
+    }
 }
 
 /// Formats the time profile of the engine's last run over all threads, one line per phase.

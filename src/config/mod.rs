@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::cuda::DeviceChoice;
+use crate::engine::Probes;
 use crate::error::{Error, Result};
 use crate::io::memory_file::MemoryFile;
 use crate::memory::limits::check_chunk_size;
@@ -18,7 +19,8 @@ use crate::memory::program::{Choices, Preset};
 use crate::memory::{Dimensions, Gate, GateKind, Gates, Program};
 use crate::plot::FigureFormat;
 use crate::real::ElementType;
-pub use settings::{GateSetting, Settings};
+use crate::recall::{Cue, DEFAULT_TOP_K};
+pub use settings::{GateSetting, ProbeSetting, Settings};
 pub(crate) use settings::{nearest, whole};
 
 /// The command to run.
@@ -63,6 +65,12 @@ pub struct Config {
     pub data: PathBuf,
     /// A separate sequence to store while `data` is read.
     pub store_seq: Option<PathBuf>,
+    /// Whether `data` is read after everything is stored.
+    pub read_after: bool,
+    /// Files that say what should be read.
+    pub recall: Option<RecallFiles>,
+    /// Presentation of the tokens of a plain read.
+    pub cue: Cue,
     /// The source of the memory.
     pub memory: MemorySource,
     /// Tokens per chunk, if given. A saved memory has its own.
@@ -77,6 +85,8 @@ pub struct Config {
     gates: [GateLayer; 3],
     /// Whether ℓ is also computed before and after each chunk.
     pub probe: bool,
+    /// Further probes of each chunk.
+    pub probes: Probes,
     /// K, if every K-th chunk is kept and read again.
     pub retention: Option<usize>,
     /// The compute device.
@@ -103,6 +113,28 @@ pub struct Config {
     pub plots: bool,
     /// File formats of the figures.
     pub figure_format: Vec<FigureFormat>,
+}
+
+/// Files that what is read is compared with.
+#[derive(Clone, Debug)]
+pub struct RecallFiles {
+    /// The targets.
+    pub target: PathBuf,
+    /// The candidates.
+    pub candidates: Option<PathBuf>,
+    /// Values that the targets replaced.
+    pub old_target: Option<PathBuf>,
+    /// k of the top-k accuracy.
+    pub top_k: usize,
+}
+
+impl RecallFiles {
+    /// Yields the files with their roles.
+    pub fn paths(&self) -> impl Iterator<Item = (&'static str, &PathBuf)> {
+        let optional = [("candidates", &self.candidates), ("old_target", &self.old_target)];
+        let optional = optional.into_iter().filter_map(|(role, path)| Some((role, path.as_ref()?)));
+        std::iter::once(("target", &self.target)).chain(optional)
+    }
 }
 
 /// The source of a memory.
@@ -173,11 +205,21 @@ impl Settings {
                 self.store_seq.is_some(),
                 ", which stores SEQ itself; use `nmem retrieve`",
             )?;
-            return unused("--probe", self.probe == Some(true), ", which probes by default; omit it");
+            for (flag, given) in self.recall_flags() {
+                unused(flag, given, ", which reads nothing; use `nmem retrieve`")?;
+            }
+            let probe = self.probe.unwrap_or_default();
+            if probe.others.read {
+                let reason = "no effect in `nmem store`, which reads nothing; use `nmem retrieve --online`";
+                return Err(Error::rejected("--probe=read", reason));
+            }
+            let only_losses = probe.losses && !probe.has_others();
+            return unused("--probe", only_losses, ", which probes losses by default; omit it");
         }
         unused("--no-probe", self.no_probe == Some(true), ", which probes only with --probe; omit it")?;
         let with = " without --online, because a plain read stores nothing; add --online";
-        unused("--probe", !online && self.probe == Some(true), with)?;
+        let probes = self.probe.is_some_and(|probe| probe.losses || probe.has_others());
+        unused("--probe", !online && probes, with)?;
         unused("--retention", !online && self.retention.is_some(), with)?;
         unused("--labels", !online && self.labels.is_some(), with)?;
         unused("--restart-momentum", !online && self.restart_momentum == Some(true), with)?;
@@ -186,6 +228,51 @@ impl Settings {
             unused(&format!("{}-bias", layer.flag), !online && layer.bias.is_some(), with)?;
         }
         Ok(())
+    }
+
+    /// Returns the flags of `nmem retrieve` about what is read, and whether each is given.
+    fn recall_flags(&self) -> [(&'static str, bool); 6] {
+        [
+            ("--read-after", self.read_after == Some(true)),
+            ("--target", self.target.is_some()),
+            ("--candidates", self.candidates.is_some()),
+            ("--old-target", self.old_target.is_some()),
+            ("--top-k", self.top_k.is_some()),
+            ("--cue", self.cue.is_some()),
+        ]
+    }
+
+    /// Returns the files that what is read is compared with, and how it is read.
+    fn recall(&self, mode: Mode) -> Result<(Option<RecallFiles>, Cue)> {
+        let read_after = self.read_after == Some(true);
+        if read_after && self.store_seq.is_none() {
+            let reason = "needs a sequence to store first; add --store-seq STORE.npy";
+            return Err(Error::rejected("--read-after", reason));
+        }
+        let of_target = &self.recall_flags()[2..5];
+        if let Some((flag, _)) = of_target.iter().find(|(_, given)| *given && self.target.is_none()) {
+            return Err(Error::rejected(
+                *flag,
+                "needs the values that should be read; add --target FILE.npy",
+            ));
+        }
+        if self.top_k == Some(0) {
+            return Err(Error::setting("--top-k", "at least 1", "0"));
+        }
+        let in_step = mode == Mode::Online && !read_after;
+        if in_step && self.cue == Some(Cue::Single) {
+            let reason = "tokens that are read while they are stored belong to a chunk; omit --cue, or store \
+                          first (--store-seq with --read-after, or `nmem store`)";
+            return Err(Error::rejected("--cue single", reason));
+        }
+        let default = if self.target.is_some() && !in_step { Cue::Single } else { Cue::Chunk };
+        let files = self.target.clone().map(|target| RecallFiles {
+            target,
+            candidates: self.candidates.clone(),
+            old_target: self.old_target.clone(),
+            top_k: self.top_k.unwrap_or(DEFAULT_TOP_K),
+        });
+        Ok((files, self.cue.unwrap_or(default)))
     }
 
     fn is_online(&self) -> bool {
@@ -230,8 +317,11 @@ impl Settings {
             ));
         }
         let dash = Path::new("-");
+        let (recall, cue) = if mode == Mode::Store { (None, Cue::default()) } else { self.recall(mode)? };
+        let compared = [self.target.as_ref(), self.candidates.as_ref(), self.old_target.as_ref()];
         let inputs = [Some(&data), self.store_seq.as_ref(), self.memory.as_ref(), self.past.as_ref()];
-        if inputs.into_iter().flatten().filter(|path| **path == dash).count() > 1 {
+        let inputs = inputs.into_iter().chain(compared);
+        if inputs.flatten().filter(|path| **path == dash).count() > 1 {
             return Err(Error::rejected(
                 "-",
                 "more than one input is standard input; pass files for the others",
@@ -259,26 +349,11 @@ impl Settings {
             layer.check()?;
         }
         let retention = self.retention.filter(|_| mode != Mode::Read);
-        let mut device_note = None;
-        let device = match (self.device.unwrap_or_default(), retention) {
-            (DeviceChoice::Auto, Some(_)) => {
-                device_note = Some("--device auto: cpu, because --retention runs on the CPU only");
-                DeviceChoice::Cpu
-            }
-            (choice @ DeviceChoice::Cuda(_), Some(_)) => {
-                let reason = format!("cannot be combined with --device {choice}; use --device cpu");
-                return Err(Error::rejected("--retention", reason));
-            }
-            (choice, _) => choice,
-        };
+        let probe = self.probe.unwrap_or_default();
+        let probes = if mode == Mode::Read { Probes::default() } else { probe.others };
+        let (device, device_note) = self.device(retention.is_some(), probes != Probes::default())?;
         self.figure_format.iter().flatten().try_for_each(|format| format.check())?;
-        let out = self.out.clone().unwrap_or_else(|| {
-            let stem =
-                if data == dash { "stdin".as_ref() } else { data.file_stem().unwrap_or(data.as_os_str()) };
-            let mut name = stem.to_os_string();
-            name.push(format!("-{}", command.name()));
-            Path::new("results").join(name)
-        });
+        let out = self.out.clone().unwrap_or_else(|| default_out(&data, command));
         Ok(Config {
             mode,
             gates: self.gates(),
@@ -290,8 +365,9 @@ impl Settings {
             probe: match mode {
                 Mode::Store => !self.no_probe.unwrap_or(false),
                 Mode::Read => false,
-                Mode::Online => self.probe.unwrap_or(false),
+                Mode::Online => probe.losses,
             },
+            probes,
             retention,
             device,
             device_note,
@@ -304,10 +380,35 @@ impl Settings {
             file_sha256: String::new(),
             figure_format: self.figure_format.unwrap_or_else(|| vec![FigureFormat::default()]),
             plots: mode != Mode::Read && !self.no_plots.unwrap_or(false),
+            read_after: mode == Mode::Online && self.read_after.unwrap_or(false),
+            recall,
+            cue,
             store_seq: self.store_seq.filter(|_| mode == Mode::Online),
             data,
             out,
         })
+    }
+
+    /// Returns the device, and the reason why it differs from the requested one.
+    fn device(&self, retention: bool, probes: bool) -> Result<(DeviceChoice, Option<&'static str>)> {
+        let mut device_note = None;
+        let on_cpu = [
+            ("--retention", retention, "--device auto: cpu, because --retention runs on the CPU only"),
+            ("--probe", probes, "--device auto: cpu, because these probes run on the CPU only"),
+        ];
+        let device = match (self.device.unwrap_or_default(), on_cpu.into_iter().find(|(_, asked, _)| *asked))
+        {
+            (DeviceChoice::Auto, Some((.., note))) => {
+                device_note = Some(note);
+                DeviceChoice::Cpu
+            }
+            (choice @ DeviceChoice::Cuda(_), Some((flag, ..))) => {
+                let reason = format!("cannot be combined with --device {choice}; use --device cpu");
+                return Err(Error::rejected(flag, reason));
+            }
+            (choice, _) => choice,
+        };
+        Ok((device, device_note))
     }
 
     /// Returns the model whose limits hold before a file has been read: of a file, the one with the fewest.
@@ -350,6 +451,15 @@ impl Settings {
             None => Ok(MemorySource::File { path, heads: self.heads, dim_head: self.dim_head }),
         }
     }
+}
+
+/// Returns the default directory of a run's results.
+fn default_out(data: &Path, command: Command) -> PathBuf {
+    let stem =
+        if data == Path::new("-") { "stdin".as_ref() } else { data.file_stem().unwrap_or(data.as_os_str()) };
+    let mut name = stem.to_os_string();
+    name.push(format!("-{}", command.name()));
+    Path::new("results").join(name)
 }
 
 impl GateLayer {

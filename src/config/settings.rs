@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, Unexpected, Visitor};
 
 use crate::cuda::DeviceChoice;
+use crate::engine::Probes;
 use crate::error::{Error, Result};
 use crate::io::text::TextFile;
 use crate::memory::loss::LossKind;
@@ -19,6 +20,7 @@ use crate::memory::program::{Choices, Preset, ProjectionActivation, Reads, with_
 use crate::memory::rule::{DecayOf, RateForm, RatePer};
 use crate::plot::FigureFormat;
 use crate::real::ElementType;
+use crate::recall::Cue;
 
 /// Settings of a run before validation.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
@@ -219,9 +221,38 @@ pub struct Settings {
     /// Store this sequence while reading SEQ (forward(seq, store_seq)); implies --online
     #[arg(long, value_name = "STORE.npy", help_heading = "Online")]
     pub store_seq: Option<PathBuf>,
-    /// Also compute loss_before and loss_after (two more reads per chunk)
+    /// Read SEQ after all of --store-seq is stored, rather than in step with it
     #[arg(long, help_heading = "Online", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
-    pub probe: Option<bool>,
+    pub read_after: Option<bool>,
+    /// Right answers: a .npy with a row for each token of SEQ, compared with the last columns of what is read.
+    /// Reports mean square, cosine, R² and accuracy, and writes recall.csv
+    #[arg(long, value_name = "FILE.npy", help_heading = "Recall")]
+    pub target: Option<PathBuf>,
+    /// Rows among which the right answer must be found, (candidates, width) [default: the targets of each sequence]
+    #[arg(long, value_name = "FILE.npy", help_heading = "Recall")]
+    pub candidates: Option<PathBuf>,
+    /// Values that the targets replaced, shaped like them. Rows that differ count as updated: accuracy of kept and of
+    /// updated ones, and the share that is stale
+    #[arg(long, value_name = "FILE.npy", help_heading = "Recall")]
+    pub old_target: Option<PathBuf>,
+    /// k of the top-k accuracy [default: 5]
+    #[arg(long, value_name = "K", help_heading = "Recall", value_parser = whole::<usize>, allow_negative_numbers = true)]
+    pub top_k: Option<usize>,
+    /// Read each token alone, or together with the earlier ones of its chunk [default: single with --target, unless the
+    /// run stores in step with its reads]
+    #[arg(
+        long,
+        value_enum,
+        help_heading = "Recall",
+        hide_possible_values = true,
+        value_name = "single|chunk"
+    )]
+    pub cue: Option<Cue>,
+    /// Further columns of metrics.csv, separated by commas: losses (before and after storing; `store` has them anyway),
+    /// gradient (its norm at the weights of the moment), read (how far storing moves what is read; online), keys (their
+    /// mean cosine). Without a list: losses
+    #[arg(long, help_heading = "Probes", num_args = 0..=1, require_equals = true, default_missing_value = "losses", value_name = "LIST")]
+    pub probe: Option<ProbeSetting>,
 
     /// Skip loss_before and loss_after (two fewer reads per chunk)
     #[arg(long, help_heading = "Run", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
@@ -301,6 +332,58 @@ fn seed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Er
     deserializer.deserialize_any(Seed).map(Some)
 }
 
+/// Probes beside the default metrics: of losses, or further ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "toml::Value")]
+pub struct ProbeSetting {
+    /// Whether losses before and after storing are taken in an online run.
+    pub losses: bool,
+    /// Further probes.
+    pub others: Probes,
+}
+
+impl ProbeSetting {
+    /// Losses alone.
+    pub const LOSSES: Self =
+        Self { losses: true, others: Probes { gradient: false, read: false, keys: false } };
+
+    /// Returns whether any probe beyond the losses is chosen.
+    pub fn has_others(self) -> bool {
+        self.others != Probes::default()
+    }
+}
+
+impl FromStr for ProbeSetting {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut probes = Self::default();
+        for name in text.split(',') {
+            match name.trim() {
+                "true" | "losses" => probes.losses = true,
+                "false" if text == "false" => {}
+                "gradient" => probes.others.gradient = true,
+                "read" => probes.others.read = true,
+                "keys" => probes.others.keys = true,
+                _ => return Err("expected losses, gradient, read or keys, separated by commas".into()),
+            }
+        }
+        Ok(probes)
+    }
+}
+
+impl TryFrom<toml::Value> for ProbeSetting {
+    type Error = String;
+
+    fn try_from(value: toml::Value) -> Result<Self, String> {
+        match value {
+            toml::Value::Boolean(losses) => Ok(Self { losses, ..Self::default() }),
+            toml::Value::String(text) => text.parse(),
+            _ => Err("expected true, false or a text such as \"gradient,keys\"".into()),
+        }
+    }
+}
+
 /// A gate setting: a number fixes the gate, `learned` leaves it to its layer.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(try_from = "toml::Value")]
@@ -346,6 +429,9 @@ impl Settings {
             &mut settings.memory,
             &mut settings.past,
             &mut settings.store_seq,
+            &mut settings.target,
+            &mut settings.candidates,
+            &mut settings.old_target,
             &mut settings.out,
             &mut settings.labels,
         ];
@@ -397,7 +483,7 @@ impl Settings {
             };
         }
         with_choices!(each!(
-            data, memory, chunk_size, heads, dim_head, init, seed, no_pre_norm, no_post_norm, preset, past, restart_momentum, learning_rate, momentum, decay, learning_rate_bias, momentum_bias, decay_bias, online, store_seq, probe, no_probe, retention, device, dtype, threads, allow_nonfinite, repeat, out, labels, no_plots, figure_format,;
+            data, memory, chunk_size, heads, dim_head, init, seed, no_pre_norm, no_post_norm, preset, past, restart_momentum, learning_rate, momentum, decay, learning_rate_bias, momentum_bias, decay_bias, online, store_seq, read_after, target, candidates, old_target, top_k, cue, probe, no_probe, retention, device, dtype, threads, allow_nonfinite, repeat, out, labels, no_plots, figure_format,;
         ))
     }
 }

@@ -11,7 +11,7 @@ use ndarray::{ArrayView2, s};
 use super::outcome::{Divergence, Outcome, PhaseClock};
 use super::plan::{Block, Plan, Sizes};
 use super::tokens::BlockTokens;
-use super::{Memory, Sink, Work};
+use super::{Memory, Probes, Sink, Work};
 use crate::error::Result;
 use crate::memory::State;
 use crate::metrics::{ChunkMetrics, Retained};
@@ -149,6 +149,8 @@ pub struct BlockResults<'a, T> {
     pub output: ArrayView2<'a, T>,
     /// Losses of kept chunks under the memory at the end of the block, if they are read again there: by chunk and head.
     pub retained: &'a [Retained],
+    /// Losses of the block's last chunk under the memory before the block, if it is kept: by head.
+    pub unstored: &'a [Retained],
     /// The first non-finite metric.
     pub divergence: Option<Divergence>,
     /// The first non-finite value read.
@@ -171,13 +173,14 @@ pub struct Buffers<E: Executor + ?Sized> {
 pub struct Engine<E: Executor> {
     pub(super) executor: E,
     pub(super) retention: Option<usize>,
+    pub(super) probes: Probes,
     pub(super) buffers: Option<Buffers<E>>,
 }
 
 impl<E: Executor> Engine<E> {
     /// Creates a driver of an executor.
     pub(super) fn driving(executor: E) -> Self {
-        Self { executor, retention: None, buffers: None }
+        Self { executor, retention: None, probes: Probes::default(), buffers: None }
     }
 
     /// Enables retention. With `Some(K)`, the keys and values of chunks K − 1, 2K − 1, … are kept. Each kept
@@ -189,6 +192,12 @@ impl<E: Executor> Engine<E> {
     #[must_use]
     pub fn with_retention(self, every: Option<usize>) -> Self {
         Self { retention: every, ..self }
+    }
+
+    /// Takes further probes of each chunk, on the CPU. The other results of the run stay the same, bit for bit.
+    #[must_use]
+    pub fn with_probes(self, probes: Probes) -> Self {
+        Self { probes, ..self }
     }
 
     /// Runs `work`. `tick` receives the number of tokens of each finished block, summed over sequences, and can
@@ -207,7 +216,8 @@ impl<E: Executor> Engine<E> {
     ) -> Result<Outcome> {
         let begin = Instant::now();
         state.lay_out();
-        let mut plan = Plan::new(self.executor.memory(), state, work, self.retention)?;
+        let mut plan =
+            Plan::new(self.executor.memory(), state, work, self.retention)?.with_probes(self.probes);
         let group = self.executor.divide(&mut plan, state, self.buffers.as_ref())?;
         let sizes = plan.sizes();
         if self.buffers.as_ref().is_none_or(|held| held.sizes != sizes || held.sequences != group) {
@@ -287,6 +297,12 @@ impl<E: Executor> Engine<E> {
                 let retrieved = results.output.slice_move(s![first_new - block.read.start.., ..]);
                 if retrieved.nrows() > 0 && results.divergence.is_none() && results.bad_read.is_none() {
                     sink.retrieved(sequence, first_new.saturating_sub(plan.first_query), retrieved)?;
+                }
+                if !results.unstored.is_empty() {
+                    sink.unstored(results.unstored)?;
+                    let [loss, at_w] = &mut outcome.unstored;
+                    *loss += results.unstored.iter().map(|of| of.loss).sum::<f64>();
+                    *at_w += results.unstored.iter().map(|of| of.loss_at_w).sum::<f64>();
                 }
                 if !results.retained.is_empty() {
                     sink.retained(results.retained)?;

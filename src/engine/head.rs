@@ -15,6 +15,7 @@ use super::panel::{FusedUpdate, Norms, Panel, Reading, Step, StoredChunks};
 use super::plan::{Block, Sizes, Stretch};
 use super::reader::Reader;
 use super::retention::KeptChunks;
+use super::telemetry::{key_cosine, probe};
 use crate::memory::graph::Value;
 use crate::memory::{GateValues, Loss};
 use crate::metrics::{ChunkMetrics, WeightMetrics, rounded};
@@ -32,6 +33,8 @@ pub struct Head<T: Real> {
     point: Option<(Vec<T>, GradientPoint<T>)>,
     /// Empty without retention.
     pub kept: KeptChunks<T>,
+    /// ℓ of the block's last chunk under the memory before the block, if that chunk is kept and the memory holds others.
+    pub unstored: Option<f64>,
     /// Metrics of the block, up to a divergence.
     pub rows: Vec<ChunkMetrics>,
     /// The first non-finite metric of the block.
@@ -55,6 +58,7 @@ impl<T: Real> Head<T> {
             point: (storing && refreshes)
                 .then(|| (vec![T::zero(); graph.elements()], memory.point(index).clone())),
             kept: KeptChunks::default(),
+            unstored: None,
             rows: Vec::new(),
             divergence: None,
             bad_read: None,
@@ -108,7 +112,7 @@ impl<T: Real> Head<T> {
         mut inputs: HeadBlock<'_, T>,
         mut output: ArrayViewMut2<'_, T>,
     ) {
-        let memory = context.memory;
+        let (memory, c) = (context.memory, context.memory.chunk_size());
         let mut steps: Vec<Step<T>> = inputs.gates.iter().map(Step::from_gates).collect();
         if inputs.rates.is_some() {
             // The rates of tokens are part of the gradient.
@@ -117,6 +121,13 @@ impl<T: Real> Head<T> {
             }
         }
         self.panels.iter_mut().for_each(|panel| panel.norms.clear());
+        self.unstored = (context.plan.keeps(block) && block.start() > 0).then(|| {
+            let chunk = inputs.keys.nrows() - c..;
+            let [keys, values] =
+                [inputs.keys, inputs.values].map(|rows| rows.slice_move(s![chunk.clone(), ..]));
+            KeptChunks::loss_of(context, &memory.read_weights(self.index, &self.panels), keys, values)
+        });
+        let probed = probe(context, (self.index, &self.panels), &inputs);
         for stretch in context.plan.stretches(block) {
             self.advance(context, &stretch, &mut inputs, &steps, output.view_mut());
             if stretch.refresh {
@@ -127,6 +138,11 @@ impl<T: Real> Head<T> {
         context
             .clock
             .timed(Phase::Metrics, || self.report(memory, (sequence, block), &inputs, output.view()));
+        for (chunk, row) in self.rows.iter_mut().enumerate() {
+            (row.surprise_now, row.read_shift) = (probed.surprise_now, probed.read_shift);
+            let keys = context.plan.probes.keys.then(|| s![chunk * c..(chunk + 1) * c, ..]);
+            row.key_cosine = keys.and_then(|keys| key_cosine(inputs.keys.slice(keys)));
+        }
         if self.divergence.is_none() && context.plan.keeps(block) {
             let chunk = inputs.keys.nrows() - memory.chunk_size()..;
             let [keys, values] =
@@ -272,6 +288,7 @@ impl<T: Real> Head<T> {
         *bad_read =
             first_nonfinite(output).and_then(|(row, value)| diverged(row / c, "retrieved", value.to_f64()));
         if let Some(gradients) = inputs.gradients.as_deref() {
+            let zeros = Array2::<T>::zeros((1, inputs.values.ncols()));
             let row = |chunk: usize| {
                 let gates = inputs.gates[chunk];
                 let range = chunk * c..(chunk + 1) * c;
@@ -286,7 +303,11 @@ impl<T: Real> Head<T> {
                 let norms: Vec<_> =
                     memory.weight_panels.iter().map(|place| of_weight(&panels[place.clone()])).collect();
                 let weighted = inputs.rates.is_some();
-                metrics::<T>((sequence, first + chunk, *index), c, losses, (gates, weighted), &norms)
+                let row =
+                    metrics::<T>((sequence, first + chunk, *index), c, losses, (gates, weighted), &norms);
+                let zeros = zeros.broadcast(values.dim()).expect("a row of zeros");
+                let loss_zero = rounded::<T>(chunk_loss(memory.program.loss, zeros, values) + 0.0);
+                ChunkMetrics { loss_zero: Some(loss_zero), ..row }
             };
             // A row is little work, and there are many where chunks are short.
             (0..inputs.gates.len()).into_par_iter().with_min_len(64).map(row).collect_into_vec(rows);
@@ -349,6 +370,10 @@ pub fn metrics<T: Real>(
         momentum_norm: total(|norms| norms.momentum),
         update_norm: total(|norms| norms.update),
         weight_norm: total(|norms| norms.weight),
+        loss_zero: None,
+        surprise_now: None,
+        read_shift: None,
+        key_cosine: None,
         weights: norms.iter().map(of_weight).collect(),
     }
 }

@@ -53,6 +53,7 @@ mod plan;
 mod reader;
 mod retention;
 mod sequence_runner;
+mod telemetry;
 mod tokens;
 
 use ndarray::ArrayView2;
@@ -66,6 +67,7 @@ pub use cuda::CudaExecutor;
 pub use driver::Engine;
 pub use memory::Memory;
 pub use outcome::{Divergence, Outcome, Phases};
+pub use telemetry::Probes;
 
 /// Work for a memory.
 #[derive(Clone, Copy)]
@@ -102,6 +104,11 @@ pub trait Sink<T>: Send {
     /// Receives losses of kept chunks in a run with retention, by sequence, then moment, chunk and head. Turns
     /// and divergences follow the rules of [`metrics`](Self::metrics).
     fn retained(&mut self, _rows: &[Retained]) -> Result<()> {
+        Ok(())
+    }
+    /// Receives losses of chunks that the memory had not stored, in a run with retention: for each kept chunk but the first,
+    /// under the memory before its block. Turns and divergences follow the rules of [`metrics`](Self::metrics).
+    fn unstored(&mut self, _rows: &[Retained]) -> Result<()> {
         Ok(())
     }
     /// Marks a sequence as complete. The engine calls this in the order of sequences.

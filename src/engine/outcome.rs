@@ -42,6 +42,8 @@ pub struct Outcome {
     pub read_past_store: Option<usize>,
     /// Σ ℓ under the final memory and Σ ℓ at W, over all sequences, heads and kept chunks; zeros without kept chunks.
     pub retained: [f64; 2],
+    /// Σ ℓ of chunks that were not stored yet and Σ their ℓ at W: see [`Sink::unstored`](super::Sink::unstored).
+    pub unstored: [f64; 2],
     /// Time from inputs to results, without `input` and `output`.
     pub computing: Duration,
     /// Time by phase, summed over threads.
@@ -80,11 +82,30 @@ impl Outcome {
         ends
     }
 
+    /// Adds the outcome of a plain read that followed. What is not finite there leaves the memory as it is.
+    #[must_use]
+    pub fn then_read(mut self, read: Self) -> Self {
+        self.bad_read = read.divergence;
+        self.computing += read.computing;
+        self.input += read.input;
+        self.output += read.output;
+        self.phases += read.phases;
+        self
+    }
+
     /// Returns Σ ℓ under the final memory ÷ Σ ℓ at W of the kept chunks. 0 means that everything is retained, 1
     /// that the memory does no better than without storing. `None` without kept chunks, after a divergence, where
     /// the ratio is not finite, and where the loss at W is negative, as an inner product may be.
     pub fn retained_ratio(&self) -> Option<f64> {
-        let [loss, at_w] = self.retained;
+        self.ratio(self.retained)
+    }
+
+    /// Returns the same ratio of chunks that were not stored yet. The difference is what is kept of a chunk.
+    pub fn unstored_ratio(&self) -> Option<f64> {
+        self.ratio(self.unstored)
+    }
+
+    fn ratio(&self, [loss, at_w]: [f64; 2]) -> Option<f64> {
         Some(loss / at_w).filter(|ratio| self.divergence.is_none() && ratio.is_finite() && at_w > 0.0)
     }
 }

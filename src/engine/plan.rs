@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Memory, Work};
+use super::{Memory, Probes, Work};
 use crate::error::{Error, Result};
 use crate::memory::State;
 use crate::memory::program::Reads;
@@ -76,6 +76,8 @@ pub struct Plan<'a, T> {
     pub probe: bool,
     /// K: every K-th chunk is kept, and the memory is whole after it.
     pub retention: Option<usize>,
+    /// Further probes of each chunk.
+    pub probes: Probes,
     /// Positions of the streams before the run; a plain read counts from zero.
     pub stored_before: StreamPosition<T>,
     pub read_before: StreamPosition<T>,
@@ -134,6 +136,7 @@ impl<'a, T: Real> Plan<'a, T> {
             store,
             probe,
             retention,
+            probes: Probes::default(),
             chunk_size: c,
             block_rows: whole(longest).min(kept_every),
             kept_every,
@@ -176,6 +179,13 @@ impl<'a, T: Real> Plan<'a, T> {
             plan.read_past_store = (last_read > plan.store_end / c).then_some(plan.store_end / c + 1);
         }
         Ok(plan)
+    }
+
+    /// Adds probes of each chunk. Blocks have one chunk where the weights must exist as a whole before it.
+    pub fn with_probes(self, probes: Probes) -> Self {
+        let one_chunk = self.store.is_some() && probes.need_weights();
+        let block_rows = if one_chunk { self.chunk_size } else { self.block_rows };
+        Self { probes, block_rows, ..self }
     }
 
     /// Returns the most rows that a model processes at once: a group, or all rows if they are fewer.

@@ -5,6 +5,9 @@
 //! ℓ(W + U) = Σ over the chunk's tokens of ℓ(M_{W+U}(k), v)        for example mean over d of (M_{W+U}(k) − v)²
 //! ```
 //!
+//! The control is a chunk that has not been stored: the next one to be kept, under the memory before its block. What the
+//! memory has learned about tokens in general lowers that loss too, so what is kept of a chunk is the difference.
+//!
 //! This is the loss that a probe takes just after a chunk is stored, but taken later. Column panels go through
 //! a block independently, so the whole memory exists only between blocks; the kept chunks are read there.
 
@@ -53,6 +56,18 @@ impl<T: Real> KeptChunks<T> {
     /// Returns ℓ at W of each kept chunk.
     pub fn at_w(&self) -> &[f64] {
         &self.at_w
+    }
+
+    /// Returns ℓ at `weights` of a chunk (c, d) that is not stored yet.
+    pub fn loss_of(
+        context: &Context<'_, T>,
+        weights: &[Packed<T>],
+        keys: ArrayView2<T>,
+        values: ArrayView2<T>,
+    ) -> f64 {
+        let mut chunk = Self { keys: Vec::new(), values: Vec::new(), at_w: Vec::new() };
+        chunk.keep(keys, values, 0.0);
+        chunk.losses(context, weights)[0]
     }
 
     /// Returns ℓ of each kept chunk at `weights`, one matrix per memory weight. Groups of chunks run in parallel.

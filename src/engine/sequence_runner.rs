@@ -32,6 +32,8 @@ pub struct SequenceRunner<T: Real> {
     /// Losses of kept chunks under the memory at the end of the block, if they are read again there: by chunk
     /// and head.
     retained: Vec<Retained>,
+    /// Losses of the block's last chunk under the memory before the block, if it is kept: by head.
+    unstored: Vec<Retained>,
     /// The first non-finite metric of the block.
     divergence: Option<Divergence>,
     /// The first non-finite value read in the block.
@@ -50,6 +52,7 @@ impl<T: Real> SequenceRunner<T> {
             combined: (dimensions.heads > 1).then(|| Array2::zeros((sizes.read, dimensions.dim))),
             rows: Vec::new(),
             retained: Vec::new(),
+            unstored: Vec::new(),
             divergence: None,
             bad_read: None,
         }
@@ -98,6 +101,15 @@ impl<T: Real> SequenceRunner<T> {
         });
         self.combine(context, inputs.read_gates());
         context.clock.timed(Phase::Metrics, || self.collect(block, memory.chunk_size()));
+        self.unstored.clear();
+        if self.divergence.is_none() {
+            let c = memory.chunk_size();
+            self.unstored.extend(self.heads.iter().enumerate().filter_map(|(j, head)| {
+                let (loss, &loss_at_w) = head.unstored.zip(head.kept.at_w().last())?;
+                let (after, chunk) = (block.start() / c - 1, block.store.end / c - 1);
+                Some(Retained { sequence: self.sequence, after, chunk, head: j, loss, loss_at_w })
+            }));
+        }
         self.retained.clear();
         if self.divergence.is_none() && context.plan.rereads(block) {
             self.reread(context, block);
@@ -110,6 +122,7 @@ impl<T: Real> SequenceRunner<T> {
             metrics: Cow::Borrowed(&self.rows),
             output: self.output(),
             retained: &self.retained,
+            unstored: &self.unstored,
             divergence: self.divergence.clone(),
             bad_read: self.bad_read.clone(),
         }

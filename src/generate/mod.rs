@@ -2,12 +2,14 @@
 //!
 //! In reading order: [`Task`] lists the tasks, one file each. They are [`recall`] (associative recall pairs), [`drift`]
 //! (changing topics), [`repeats`] (repeated passages) and [`needle`] (a needle in noise). [`Generator`] samples them.
+//! [`mqar`] (multi-query recall) has files of its own: pairs, queries and their right answers.
 //!
 //! Numbers are sampled from N(0, 1) by Marsaglia's polar method, in f64, and then rounded to f32. The logarithm is
 //! `libm`'s, because a system's own may differ in the last digit. The labels have a random stream of their own, so that all
 //! sequences of a file share them. Each sequence has another stream, so that it does not depend on the number of sequences.
 
 pub mod drift;
+pub mod mqar;
 pub mod needle;
 pub mod recall;
 pub mod repeats;

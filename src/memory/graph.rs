@@ -132,6 +132,11 @@ impl Graph {
         self.nodes.len() - 1
     }
 
+    /// Returns whether the output of a row depends on earlier rows of its chunk.
+    pub fn mixes_tokens(&self) -> bool {
+        self.nodes.iter().any(|node| matches!(node.kind, NodeKind::Operator(Op::Attention(_))))
+    }
+
     /// Returns the number of layers: linear maps on the longest path.
     pub fn layers(&self) -> usize {
         self.nodes.iter().map(|node| node.layer).max().unwrap_or(0)

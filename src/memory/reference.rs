@@ -100,6 +100,11 @@ impl Reference {
         self.loss(&self.weights(self.head(sequence, head)), &keys, &values)
     }
 
+    /// Returns the keys and values of tokens (tokens, D), as one head stores them.
+    pub fn pairs_of(&self, head: usize, tokens: ArrayView2<f64>) -> (Rows, Rows) {
+        self.keys_and_values(&self.norm_stored(&to_rows(tokens)), head)
+    }
+
     fn loss(&self, weights: &[Array2<f64>], keys: &Rows, values: &Rows) -> f64 {
         model_loss(&self.graph, self.program.loss, weights, keys, values)
     }
@@ -252,6 +257,13 @@ impl Reference {
                 rates.as_deref(),
             );
             let loss_before = self.loss(&self.weights(&head), &keys, &values);
+            let (_, now) = loss_and_gradient(
+                (&self.graph, self.program.loss),
+                &self.weights(&head),
+                &keys,
+                &values,
+                rates.as_deref(),
+            );
             for (p, g) in gradient.iter().enumerate() {
                 head.momentum[p] = gates.momentum * &head.momentum[p] - rate * g;
                 head.update[p] = (1.0 - gates.decay) * &head.update[p] + &head.momentum[p];
@@ -275,6 +287,12 @@ impl Reference {
                 momentum_norm: norm(&head.momentum),
                 update_norm: norm(&written),
                 weight_norm: norm(&self.weights(&head)),
+                loss_zero: Some(
+                    values.iter().map(|v| naive_loss(self.program.loss, &vec![0.0; v.len()], v).0).sum(),
+                ),
+                surprise_now: Some(norm(&now)),
+                read_shift: None,
+                key_cosine: mean_cosine(&keys),
                 weights: (0..gradient.len())
                     .map(|p| WeightMetrics {
                         surprise: norm(&gradient[p..=p]),
@@ -353,6 +371,19 @@ impl Reference {
         let weight = gains.map(|gains| gains.row(head).mapv(|gamma| gamma + 1.0));
         self.rms_norm(x, weight.as_ref())
     }
+}
+
+/// Returns the outputs of a model for the keys of one chunk, and the directions in which the loss of each row falls.
+pub fn outputs_and_errors(
+    (graph, loss): (&Graph, Loss),
+    weights: &[Array2<f64>],
+    keys: &Rows,
+    values: &Rows,
+) -> (Rows, Rows) {
+    let outputs = evaluate(graph, weights, keys).pop().expect("nodes");
+    let error = |(y, v): (&Vec<f64>, &Vec<f64>)| naive_loss(loss, y, v).1.iter().map(|g| -g).collect();
+    let errors = outputs.iter().zip(values).map(error).collect();
+    (outputs, errors)
 }
 
 /// Evaluates a model on the rows of one chunk, or of its first part. Returns the output rows of every node.
@@ -463,6 +494,14 @@ pub fn loss_and_gradient(
         }
     }
     (total, gradient)
+}
+
+/// Returns the mean cosine over pairs of rows, none of which is zero; `None` for a single row.
+fn mean_cosine(rows: &Rows) -> Option<f64> {
+    let cosine = |a: &Vec<f64>, b: &Vec<f64>| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
+    let pairs = (1..rows.len()).flat_map(|i| (0..i).map(move |j| (i, j)));
+    let cosines: Vec<f64> = pairs.map(|(i, j)| cosine(&rows[i], &rows[j])).collect();
+    (!cosines.is_empty()).then(|| cosines.iter().sum::<f64>() / cosines.len() as f64)
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {

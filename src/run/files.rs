@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ndarray::ArrayView2;
+use ndarray::{ArrayView2, s};
 
 use super::Keep;
 use super::inputs::ResolvedInputs;
@@ -12,16 +12,31 @@ use crate::config::{Config, Mode};
 use crate::engine::Sink;
 use crate::error::{Error, Result};
 use crate::io::RetrievedWriter;
-use crate::metrics::{ChunkMetrics, MetricsWriter, Retained, RetentionWriter};
+use crate::metrics::{ChunkMetrics, MetricsWriter, Retained, RetentionWriter, rounded};
 use crate::real::Real;
+use crate::recall::{Cue, Recall, RecallReport};
 use crate::storage;
 
+/// Part of a run that the engine does. A run that stores before it reads has two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    Store,
+    Reads,
+    Both,
+}
+
 /// Receives the engine's results. Adds rows to the statistics, and writes them to files if there is a directory.
-pub(super) struct Files<'a, T> {
+pub(super) struct Files<'a, T: Real> {
     metrics: Option<MetricsWriter>,
     retention: Option<RetentionWriter>,
+    unstored: Option<RetentionWriter>,
     retrieved: Option<(PathBuf, RetrievedWriter<T>)>,
-    statistics: RunStatistics,
+    recall: Option<(Option<PathBuf>, Recall<T>)>,
+    /// The part that the engine runs.
+    pub stage: Stage,
+    /// Number of times that each query is presented. The first row of each is its answer.
+    repeats: usize,
+    pub statistics: RunStatistics,
     pub stop: Option<StopRule<'a>>,
 }
 
@@ -35,7 +50,23 @@ impl<'a, T: Real> Files<'a, T> {
         statistics: RunStatistics,
         stop: Option<StopRule<'a>>,
     ) -> Result<Self> {
-        let mut files = Self { metrics: None, retention: None, retrieved: None, statistics, stop };
+        let recall = inputs.targets.clone().map(|targets| {
+            let csv = directory.filter(|(_, keep)| *keep >= Keep::Metrics);
+            let csv = csv.map(|(directory, _)| directory.join("recall.csv"));
+            let recall = Recall::new(targets, csv.as_deref());
+            recall.map(|recall| (csv, recall))
+        });
+        let mut files = Self {
+            metrics: None,
+            retention: None,
+            unstored: None,
+            retrieved: None,
+            recall: recall.transpose()?,
+            stage: Stage::Both,
+            repeats: inputs.repeats(config),
+            statistics,
+            stop,
+        };
         let Some((directory, keep)) = directory else { return Ok(files) };
         let mode = config.mode;
         if mode != Mode::Read && keep >= Keep::Metrics {
@@ -43,6 +74,7 @@ impl<'a, T: Real> Files<'a, T> {
         }
         if config.retention.is_some() && keep >= Keep::Metrics {
             files.retention = Some(RetentionWriter::create(&directory.join("retention.csv"))?);
+            files.unstored = Some(RetentionWriter::create(&directory.join("unstored.csv"))?);
         }
         if mode != Mode::Store && keep >= Keep::All {
             let path = directory.join("retrieved.npy");
@@ -52,12 +84,18 @@ impl<'a, T: Real> Files<'a, T> {
         Ok(files)
     }
 
-    /// Completes the files. Removes retrieved.npy if it is not `whole`.
-    pub fn finish(self, whole: bool) -> Result<RunStatistics> {
+    /// Completes the files. Removes retrieved.npy and recall.csv if they are not `whole`. Returns the statistics, and the
+    /// quality of what was read.
+    pub fn finish(self, whole: bool, cue: Cue) -> Result<(RunStatistics, Option<RecallReport>)> {
+        let mut report = None;
+        if let Some((path, recall)) = self.recall {
+            report = recall.finish(cue)?.filter(|_| whole);
+            path.filter(|_| !whole).map_or(Ok(()), |path| storage::remove_file(&path))?;
+        }
         if let Some(metrics) = self.metrics {
             metrics.finish()?;
         }
-        if let Some(retention) = self.retention {
+        for retention in [self.retention, self.unstored].into_iter().flatten() {
             retention.finish()?;
         }
         if let Some((path, retrieved)) = self.retrieved {
@@ -66,7 +104,7 @@ impl<'a, T: Real> Files<'a, T> {
                 storage::remove_file(&path)?;
             }
         }
-        Ok(self.statistics)
+        Ok((self.statistics, report))
     }
 }
 
@@ -85,6 +123,19 @@ impl<T: Real> Sink<T> for Files<'_, T> {
     }
 
     fn retrieved(&mut self, sequence: usize, start: usize, rows: ArrayView2<T>) -> Result<()> {
+        let first = start.next_multiple_of(self.repeats);
+        let rows = rows.slice(s![(first - start).min(rows.nrows())..; self.repeats, ..]);
+        let start = first / self.repeats;
+        if rows.nrows() == 0 {
+            return Ok(());
+        }
+        for row in rows.rows() {
+            let squares = row.iter().map(|&x| Real::to_f64(x).powi(2)).sum::<f64>();
+            self.statistics.add_read(rounded::<T>(squares.sqrt()));
+        }
+        if let Some((_, recall)) = &mut self.recall {
+            recall.add(sequence, start, &rows)?;
+        }
         self.retrieved.as_mut().map_or(Ok(()), |(_, retrieved)| retrieved.write_rows(sequence, start, &rows))
     }
 
@@ -96,14 +147,26 @@ impl<T: Real> Sink<T> for Files<'_, T> {
         self.retention.as_mut().map_or(Ok(()), |retention| retention.write::<T>(rows))
     }
 
+    fn unstored(&mut self, rows: &[Retained]) -> Result<()> {
+        self.unstored.as_mut().map_or(Ok(()), |unstored| unstored.write::<T>(rows))
+    }
+
     fn sequence_done(&mut self, sequence: usize) -> Result<()> {
-        if let Some(stop) = &mut self.stop {
-            stop.sequence_done(sequence);
+        if self.stage != Stage::Reads {
+            if let Some(stop) = &mut self.stop {
+                stop.sequence_done(sequence);
+            }
+            self.statistics.sequence_done(sequence);
+            for retention in [&mut self.retention, &mut self.unstored].into_iter().flatten() {
+                retention.sequence_done(sequence)?;
+            }
+            self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.sequence_done(sequence))?;
         }
-        self.statistics.sequence_done(sequence);
-        if let Some(retention) = &mut self.retention {
-            retention.sequence_done(sequence)?;
+        if self.stage != Stage::Store
+            && let Some((_, recall)) = &mut self.recall
+        {
+            recall.sequence_done(sequence)?;
         }
-        self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.sequence_done(sequence))
+        Ok(())
     }
 }

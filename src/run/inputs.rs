@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use super::report::{InputFile, Resolved};
 use super::{Observer, RunEvent};
-use crate::config::{Config, MemorySource, Mode, with_flag};
+use crate::config::{Config, MemorySource, Mode, RecallFiles, with_flag};
 use crate::engine::{Memory, Work, budget};
 use crate::error::{Error, Result};
 use crate::io::labels::{Labels, MAX_LABELS};
@@ -17,6 +17,8 @@ use crate::memory::program::Choices;
 use crate::memory::{Dimensions, Gates, Program, State};
 use crate::metrics::COLUMNS;
 use crate::real::{ElementType, Real};
+use crate::recall::{Cue, Targets};
+use crate::sequence::Sequences;
 
 /// Path and checks of a file. The element type matters because a value can be too large for f32 and fine in f64.
 type Key = (PathBuf, ElementType, bool);
@@ -83,6 +85,8 @@ pub struct ResolvedInputs {
     pub(super) store_seq: Option<Arc<NpySequences>>,
     memory: ResolvedMemory,
     pub(super) labels: Option<Labels>,
+    /// Files that say what should be read.
+    pub(super) targets: Option<Targets>,
     /// Files that were read.
     pub files: Vec<InputFile>,
     pub(super) program: Program,
@@ -123,7 +127,8 @@ impl ResolvedInputs {
             MemorySource::File { path, .. } => Some(path),
             MemorySource::Random { .. } => None,
         };
-        let named = named.into_iter().flatten().chain(memory).chain([&config.data]);
+        let compared = config.recall.iter().flat_map(|recall| recall.paths().map(|(_, path)| path));
+        let named = named.into_iter().flatten().chain(memory).chain([&config.data]).chain(compared);
         check_streams(named.map(PathBuf::as_path))?;
         let label_file = config.labels.as_deref().map(|path| TextFile::read(path, MAX_LABELS)).transpose()?;
         let labels = label_file.as_ref().map(Labels::parse).transpose()?;
@@ -140,6 +145,21 @@ impl ResolvedInputs {
         };
         let data = open("data", &config.data)?;
         let store_seq = config.store_seq.as_deref().map(|path| open("store_seq", path)).transpose()?;
+        let mut opened = Vec::new();
+        for (role, path) in config.recall.iter().flat_map(RecallFiles::paths) {
+            opened.push((role, open(role, path)?));
+        }
+        let targets = config.recall.as_ref().map(|recall| {
+            let of =
+                |role: &str| opened.iter().find(|(name, _)| *name == role).map(|(_, file)| Arc::clone(file));
+            Targets {
+                target: of("target").expect("recall has targets"),
+                candidates: of("candidates"),
+                old_target: of("old_target"),
+                top_k: recall.top_k,
+            }
+        });
+        targets.as_ref().map_or(Ok(()), |targets| targets.check(data.dims()))?;
 
         let mut other = |role: &'static str, path: &Path, sha256: String| {
             files.push(InputFile { role, path: path.to_path_buf(), shape: None, dtype: None, sha256 });
@@ -190,7 +210,7 @@ impl ResolvedInputs {
             other("config", path, config.file_sha256.clone());
         }
         let this = Self::checked(config, narrow, program, (data, store_seq, memory))?;
-        Ok(Self { labels, files, ..this })
+        Ok(Self { labels, targets, files, ..this })
     }
 
     fn checked(
@@ -222,13 +242,15 @@ impl ResolvedInputs {
             return Err(Error::file(store.path(), expected, store.dims().sequences.to_string()));
         }
         // A plain read uses one memory for all sequences, so its state is checked in `load`.
-        Ok(Self { data, store_seq, memory, labels: None, files: Vec::new(), program, gates })
+        Ok(Self { data, store_seq, memory, labels: None, targets: None, files: Vec::new(), program, gates })
     }
 
     /// Returns an error if a sequence file has changed since it was opened, because results then match neither version.
     /// All other files are read into memory at once.
     pub fn check_unchanged(&self, content: bool) -> Result<()> {
-        std::iter::once(&self.data).chain(&self.store_seq).try_for_each(|file| file.check_unchanged(content))
+        let compared = self.targets.iter().flat_map(Targets::files);
+        let files = std::iter::once(&self.data).chain(&self.store_seq).chain(compared);
+        files.into_iter().try_for_each(|file| file.check_unchanged(content))
     }
 
     /// Returns the sequences that are stored, if the run stores any.
@@ -236,11 +258,18 @@ impl ResolvedInputs {
         self.store_seq.as_ref().unwrap_or(&self.data)
     }
 
-    pub(super) fn work<T: Real>(&self, config: &Config) -> Work<'_, T> {
+    /// Returns the work of a run whose queries are `queries`: one part, or storing and then reading.
+    pub(super) fn work<'a, T: Real>(
+        &'a self,
+        config: &Config,
+        queries: &'a dyn Sequences<T>,
+    ) -> Vec<Work<'a, T>> {
+        let store = Work::Store { sequences: self.store(), probe: config.probe };
         match config.mode {
-            Mode::Store => Work::Store { sequences: &*self.data, probe: config.probe },
-            Mode::Read => Work::Read(&*self.data),
-            Mode::Online => Work::Online { read: &*self.data, store: self.store(), probe: config.probe },
+            Mode::Store => vec![store],
+            Mode::Read => vec![Work::Read(queries)],
+            Mode::Online if config.read_after => vec![store, Work::Read(queries)],
+            Mode::Online => vec![Work::Online { read: queries, store: self.store(), probe: config.probe }],
         }
     }
 
@@ -251,6 +280,14 @@ impl ResolvedInputs {
         let weights = self.program.model.graph(dimensions.dim_head).weights.len();
         // Each memory weight has three columns.
         shape.sequences * chunks * dimensions.heads * (COLUMNS.len() + 3 * weights)
+    }
+
+    /// Returns how many times each query is presented: once, or as often as fills a chunk where a model would mix it with
+    /// other queries.
+    pub(super) fn repeats(&self, config: &Config) -> usize {
+        let alone = config.cue == Cue::Single
+            && self.program.model.graph(self.memory.dimensions().dim_head).mixes_tokens();
+        if alone { self.program.chunk_size() } else { 1 }
     }
 
     /// Returns the configuration with all values filled in.
@@ -265,7 +302,11 @@ impl ResolvedInputs {
             seed: random.map(|(_, _, seed)| seed),
             gates: self.gates,
             restart_momentum: config.restart_momentum,
+            read_after: config.read_after,
+            cue: config.cue,
+            top_k: config.recall.as_ref().map(|recall| recall.top_k),
             probe: config.probe,
+            probes: config.probes.names(),
             retention: config.retention,
             allow_nonfinite: config.allow_nonfinite,
             repeat: config.repeat,

@@ -22,7 +22,9 @@ use serde::{Deserialize, Serialize};
 use crate::condition::Condition;
 use crate::config::{Command, Config, MemorySource, Mode};
 use crate::cuda::{Device, DeviceChoice, OpenDevice};
-use crate::engine::{CpuExecutor, CudaExecutor, Discard, Engine, Memory, Outcome, Phases, Sink, Work};
+use crate::engine::{
+    CpuExecutor, CudaExecutor, Discard, Engine, Memory, Outcome, Phases, Probes, Sink, Work,
+};
 use crate::error::{Error, Result};
 use crate::io::labels::{Labels, OutOfRangeLabels};
 use crate::memory::program::Reads;
@@ -31,15 +33,16 @@ use crate::metrics::{ChunkMetrics, read_metrics};
 use crate::peak::PeakMemory;
 use crate::plot;
 use crate::real::{ElementType, Real};
+use crate::recall::{RecallReport, Repeated};
 use crate::sequence::Sequences;
 use crate::storage::{self, OutFile, ResultsDirectory};
 use checkpoint::{Checkpoint, Pace, Part};
-use files::Files;
+use files::{Files, Stage};
 pub use gradients::{GradientArray, GradientReport, Request as GradientRequest, gradients};
 pub use identity::{Build, RunIdentity, changed_input, hexadecimal, read_json};
 use inputs::Loaded;
 pub use inputs::{InputCache, ResolvedInputs};
-pub use report::{InputFile, Report, Resolved, WallSeconds};
+pub use report::{InputFile, RETRIEVED_NORM, Report, Resolved, WallSeconds};
 pub use statistics::{RunStatistics, UNSTABLE_RATIO};
 use stop::StopRule;
 pub use stop::stop_names;
@@ -130,7 +133,9 @@ fn reject_inputs_inside(config: &Config, target: &Path) -> Result<()> {
         MemorySource::Random { .. } => None,
     };
     let others = [&config.store_seq, &config.past, &config.labels, &config.file].map(Option::as_ref);
+    let compared = config.recall.iter().flat_map(|recall| recall.paths().map(|(_, path)| path));
     let inputs = std::iter::once(&config.data).chain(others.into_iter().chain([memory]).flatten());
+    let inputs = inputs.chain(compared);
     // A directory that does not exist holds nothing.
     let Ok(target) = std::fs::canonicalize(target) else { return Ok(()) };
     for input in inputs.filter_map(|input| std::fs::canonicalize(input).ok()) {
@@ -163,6 +168,7 @@ struct Results {
     outcome: Outcome,
     products: Option<String>,
     statistics: RunStatistics,
+    recall: Option<RecallReport>,
     warnings: Vec<String>,
     stopped: Option<String>,
     peak: PeakMemory,
@@ -276,7 +282,7 @@ impl Run<'_> {
         if let Some((checkpoint, (directory, _))) = checkpoint.filter(|of| of.is_preempted()).zip(directory)
             && outcome.divergence.is_none()
         {
-            files.finish(true)?;
+            files.finish(true, config.cue)?;
             let stored = state.stored.tokens - first_token;
             let checkpoint = checkpoint
                 .save(directory, |path| file.save(path, Some(&state), &inputs.program, inputs.gates))?;
@@ -287,7 +293,7 @@ impl Run<'_> {
         let writing = Instant::now();
         let stopped = files.stop.as_ref().and_then(StopRule::place);
         let whole = outcome.first_nonfinite().is_none() && stopped.is_none();
-        let statistics = files.finish(whole)?;
+        let (statistics, recall) = files.finish(whole, config.cue)?;
         let directory = directory.filter(|(_, keep)| *keep > Keep::None);
         let all = directory.filter(|(_, keep)| *keep == Keep::All && config.mode != Mode::Read);
         if let Some((directory, _)) = all.filter(|_| outcome.divergence.is_none() && stopped.is_none()) {
@@ -320,6 +326,7 @@ impl Run<'_> {
             outcome,
             products,
             statistics,
+            recall,
             warnings,
             stopped,
             peak,
@@ -375,7 +382,8 @@ impl Run<'_> {
                 done => done,
             }
         };
-        let work = inputs.work(self.config);
+        let queries = Repeated { queries: &*inputs.data, times: inputs.repeats(self.config) };
+        let work = inputs.work(self.config, &queries);
         let own;
         let pool = if let Some(pool) = self.pool {
             pool
@@ -386,38 +394,57 @@ impl Run<'_> {
         let waiting = Instant::now();
         let _turn = self.device.turn();
         let waited = waiting.elapsed();
-        let mut engine = AnyEngine::new(memory, self.config.retention, self.device)?;
+        let mut engine = AnyEngine::new(memory, (self.config.retention, self.config.probes), self.device)?;
         let before = (repeat > 0).then(|| state.clone());
         let mut run = |state: &mut State<T>, work: Work<'_, T>, sink: &mut dyn Sink<T>| {
             pool.install(|| engine.run(state, work, sink, &mut tick))
         };
         let outcome = if let Some(checkpoint) = checkpoint {
+            files.stage = Stage::Store;
             let run = |state: &mut State<T>, part: &Part<'_, T>, sink: &mut Unfinished<'_, '_, T>| {
                 run(state, Work::Store { sequences: part, probe: self.config.probe }, sink)
             };
             in_segments(&*inputs.data, stored, checkpoint, state, files, run)?
         } else {
             let begin = Instant::now();
-            let outcome = run(state, work, files);
-            match &files.stop {
-                // The sink has ended the engine.
-                Some(stop) if stop.is_everywhere() && matches!(outcome, Err(Error::Interrupted)) => {
-                    stop.left().try_for_each(|sequence| files.sequence_done(sequence))?;
-                    Outcome { computing: begin.elapsed(), ..Outcome::default() }
+            let mut outcome = Outcome::default();
+            for (place, &part) in work.iter().enumerate() {
+                files.stage = match part {
+                    Work::Store { .. } => Stage::Store,
+                    Work::Read(_) => Stage::Reads,
+                    Work::Online { .. } => Stage::Both,
+                };
+                let of_part = run(state, part, files);
+                let of_part = match &files.stop {
+                    // The sink has ended the engine.
+                    Some(stop) if stop.is_everywhere() && matches!(of_part, Err(Error::Interrupted)) => {
+                        stop.left().try_for_each(|sequence| files.sequence_done(sequence))?;
+                        outcome = Outcome { computing: begin.elapsed(), ..Outcome::default() };
+                        break;
+                    }
+                    _ => of_part?,
+                };
+                outcome = if place == 0 { of_part } else { outcome.then_read(of_part) };
+                if outcome.divergence.is_some() {
+                    break;
                 }
-                _ => outcome?,
             }
+            outcome
         };
         let outcome = match &files.stop {
             Some(stop) if stop.place().is_some() => {
-                Outcome { rows: stop.row_count(), retained: [0.0; 2], ..outcome }
+                Outcome { rows: stop.row_count(), retained: [0.0; 2], unstored: [0.0; 2], ..outcome }
             }
             _ => outcome,
         };
         let mut engine_all = vec![outcome.computing.as_secs_f64()];
         let mut engine_phases = outcome.phases;
         for mut state in before.into_iter().flat_map(|before| std::iter::repeat_n(before, repeat)) {
-            let outcome = run(&mut state, work, &mut Discard)?;
+            let mut outcome = Outcome::default();
+            for (place, &part) in work.iter().enumerate() {
+                let of_part = run(&mut state, part, &mut Discard)?;
+                outcome = if place == 0 { of_part } else { outcome.then_read(of_part) };
+            }
             engine_all.push(outcome.computing.as_secs_f64());
             engine_phases = outcome.phases;
         }
@@ -442,7 +469,7 @@ impl Run<'_> {
         threads_used: usize,
         results: Results,
     ) -> (Report, RunStatistics) {
-        let Results { outcome, products, statistics, warnings, stopped, peak, wall_s } = results;
+        let Results { outcome, products, statistics, recall, warnings, stopped, peak, wall_s } = results;
         let config = self.config;
         let shape = inputs.data.dims();
         let report = Report {
@@ -464,8 +491,14 @@ impl Run<'_> {
             tokens_stored: (config.mode != Mode::Read).then_some(inputs.store().dims().tokens),
             rows: outcome.rows,
             life_tokens: (config.mode != Mode::Read).then_some(state.stored.tokens),
-            summary: statistics.all().columns().collect(),
+            summary: statistics
+                .all()
+                .columns()
+                .chain(statistics.retrieved_norm().map(|norm| (RETRIEVED_NORM, norm)))
+                .collect(),
             retained_ratio: outcome.retained_ratio(),
+            unstored_ratio: outcome.unstored_ratio(),
+            recall,
             stopped,
             memory_lost: outcome.divergence.is_some(),
             diverged: outcome.first_nonfinite().cloned(),
@@ -512,7 +545,7 @@ fn in_segments<T: Real>(
 }
 
 /// Passes on the results of a segment, which is not the end of its sequence.
-struct Unfinished<'f, 'a, T>(&'f mut Files<'a, T>);
+struct Unfinished<'f, 'a, T: Real>(&'f mut Files<'a, T>);
 
 impl<T: Real> Sink<T> for Unfinished<'_, '_, T> {
     fn metrics(&mut self, rows: &[ChunkMetrics]) -> Result<()> {
@@ -535,9 +568,13 @@ enum AnyEngine<'a, T: Real> {
 }
 
 impl<'a, T: Real> AnyEngine<'a, T> {
-    fn new(memory: &'a Memory<T>, retention: Option<usize>, device: &'a OpenDevice) -> Result<Self> {
+    fn new(
+        memory: &'a Memory<T>,
+        (retention, probes): (Option<usize>, Probes),
+        device: &'a OpenDevice,
+    ) -> Result<Self> {
         Ok(match device.gpu() {
-            None => Self::Cpu(Box::new(Engine::new(memory).with_retention(retention))),
+            None => Self::Cpu(Box::new(Engine::new(memory).with_retention(retention).with_probes(probes))),
             Some(gpu) => Self::Cuda(Box::new(Engine::on_gpu(memory, gpu)?)),
         })
     }

@@ -12,6 +12,10 @@ use crate::memory::program::Choices;
 use crate::memory::{Dimensions, Gates};
 use crate::metrics::Spread;
 use crate::real::ElementType;
+use crate::recall::{Cue, RecallReport};
+
+/// Key in the summary of the norms of retrieved rows.
+pub const RETRIEVED_NORM: &str = "retrieved_norm";
 
 /// Content of run.json: everything needed to repeat a run, and its outcome.
 #[derive(Clone, Debug, Serialize)]
@@ -55,11 +59,16 @@ pub struct Report {
     pub rows: usize,
     /// Number of tokens per sequence stored in the memory's life, including those of an incomplete chunk.
     pub life_tokens: Option<usize>,
-    /// Spread of each column of metrics.csv.
+    /// Spread of each column of metrics.csv, and of the norms of what was read ([`RETRIEVED_NORM`]).
     pub summary: BTreeMap<&'static str, Spread>,
     /// With retention, Σ loss of the kept chunks under the final memory ÷ Σ their ℓ at W. `None` if no chunk was kept, if
     /// the ratio is not finite, and after a divergence.
     pub retained_ratio: Option<f64>,
+    /// The same ratio of chunks that the memory had not stored: the next kept chunk under the memory before its block. What
+    /// is kept of a chunk is the difference.
+    pub unstored_ratio: Option<f64>,
+    /// Quality of what was read; `None` without targets.
+    pub recall: Option<RecallReport>,
     /// First non-finite value, where the run diverged. In an online run it may be a value read, and the memory is kept.
     pub diverged: Option<Divergence>,
     /// Sequence, chunk and condition at which the run was stopped, in a sweep with `stop_when`.
@@ -103,8 +112,16 @@ pub struct Resolved {
     pub gates: Gates,
     /// Whether momentum started from zero.
     pub restart_momentum: bool,
+    /// Whether everything was stored before the first read.
+    pub read_after: bool,
+    /// Presentation of the tokens of a plain read.
+    pub cue: Cue,
+    /// k of the top-k accuracy, with targets.
+    pub top_k: Option<usize>,
     /// Whether ℓ was also measured before and after each chunk.
     pub probe: bool,
+    /// Further probes of each chunk.
+    pub probes: Vec<&'static str>,
     /// K, if every K-th chunk was kept and read again.
     pub retention: Option<usize>,
     /// Whether NaN and infinity were accepted in inputs.

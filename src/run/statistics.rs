@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::metrics::{ChunkMetrics, Retained, Summary};
+use crate::metrics::{ChunkMetrics, Retained, Spread, Summary};
 
 /// Ratio above which a memory counts as unstable: loss just before a chunk is stored ÷ loss at the initial weights.
 pub const UNSTABLE_RATIO: f64 = 10.0;
@@ -13,6 +13,8 @@ pub const UNSTABLE_RATIO: f64 = 10.0;
 pub struct RunStatistics {
     unstable_ratio: f64,
     done: Sums,
+    /// Number and spread of the norms of retrieved rows.
+    reads: (u64, Spread),
     /// Sums of unfinished sequences. After a divergence some sequences never finish.
     pending: BTreeMap<usize, Sums>,
 }
@@ -44,7 +46,7 @@ impl Sums {
 impl RunStatistics {
     /// Creates empty statistics. A chunk is unstable if Σ loss_before > `unstable_ratio` × Σ loss, both over heads.
     pub fn new(unstable_ratio: f64) -> Self {
-        Self { unstable_ratio, done: Sums::default(), pending: BTreeMap::new() }
+        Self { unstable_ratio, done: Sums::default(), reads: (0, Spread::EMPTY), pending: BTreeMap::new() }
     }
 
     /// Adds a row. The rows of a sequence must come in order of chunk and head.
@@ -67,6 +69,19 @@ impl RunStatistics {
         let [loss, at_w] = sums.retained.entry(row.after - row.chunk).or_default();
         *loss += row.loss;
         *at_w += row.loss_at_w;
+    }
+
+    /// Adds the norm of a retrieved row.
+    pub fn add_read(&mut self, norm: f64) {
+        let (count, spread) = &mut self.reads;
+        *count += 1;
+        spread.add(norm, *count);
+    }
+
+    /// Returns the spread of the norms of retrieved rows; `None` if nothing was read.
+    pub fn retrieved_norm(&self) -> Option<Spread> {
+        let (count, spread) = self.reads;
+        (count > 0).then_some(spread)
     }
 
     /// Completes a sequence. Must be called in the order of sequences.

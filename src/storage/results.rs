@@ -12,9 +12,11 @@ use super::{create_missing, fault, kind_of, parent_of, sync_directory, without_s
 use crate::error::{Error, Result};
 
 /// Names of the files, other than figures, that a run or a benchmark writes at the top of its directory.
-const FILES: [&str; 8] = [
+const FILES: [&str; 10] = [
     "metrics.csv",
     "retention.csv",
+    "unstored.csv",
+    "recall.csv",
     "retrieved.npy",
     "memory.safetensors",
     "run.json",

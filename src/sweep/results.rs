@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::values::number;
 use crate::config::Mode;
 use crate::metrics::Summary;
+use crate::recall::{Interval, RecallReport};
 use crate::run::RunOutput;
 
 /// Status of a run at its end.
@@ -89,6 +90,34 @@ results! {
     first_unstable_chunk,
     /// Loss ratio of kept chunks, with retention: see [`crate::run::Report::retained_ratio`].
     retained_ratio,
+    /// Loss ratio of chunks that were not stored: see [`crate::run::Report::unstored_ratio`].
+    unstored_ratio,
+    /// ℓ of an answer of zeros per token, mean over all chunks; not measured on a GPU.
+    loss_zero_mean,
+    /// Mean square of the error of what was read, with targets: see [`crate::recall::RecallReport`].
+    recall_mean_square,
+    /// Mean square of the error ÷ that of an all-zero answer.
+    recall_ratio,
+    /// Cosine of what was read and its target.
+    recall_cosine,
+    /// Explained fraction of the variance of the targets.
+    recall_r2,
+    /// Share of right answers among the candidates.
+    recall_accuracy,
+    /// Share of tokens whose right candidate is among the k nearest.
+    recall_top_k_accuracy,
+    /// Share of right answers among the sequence's own targets.
+    recall_in_set_accuracy,
+    /// Number of different answers in a sequence.
+    recall_distinct_answers,
+    /// Accuracy of a guess among the candidates.
+    recall_chance,
+    /// Accuracy where the target did not replace another value.
+    recall_kept_accuracy,
+    /// Accuracy where the target replaced another value.
+    recall_updated_accuracy,
+    /// Share of replaced values among the answers where the target replaced one.
+    recall_stale,
     /// Bytes allocated by the engine.
     engine_bytes,
     /// Tokens per second of the engine, over all sequences.
@@ -110,6 +139,8 @@ impl Results {
         };
         let per_token =
             |of: &Summary, name: &str| mean(of, name).map(|sum| sum / report.config.chunk_size as f64);
+        let recall = report.recall.as_ref();
+        let of_recall = |of: fn(&RecallReport) -> Option<Interval>| recall.and_then(of).map(|of| of.mean);
         let chunks = report.rows / report.config.dimensions.heads;
         let through = report.sequences * report.tokens.max(report.tokens_stored.unwrap_or(0));
         let rate = through as f64 / report.wall_s.engine.max(f64::MIN_POSITIVE);
@@ -138,6 +169,20 @@ impl Results {
             weight_norm_final: mean(last, "weight_norm"),
             first_unstable_chunk: output.statistics.first_unstable_chunk().map(|chunk| chunk as f64),
             retained_ratio: report.retained_ratio,
+            unstored_ratio: report.unstored_ratio,
+            loss_zero_mean: per_token(all, "loss_zero"),
+            recall_mean_square: of_recall(|of| of.mean_square),
+            recall_ratio: recall.and_then(|of| of.ratio),
+            recall_cosine: of_recall(|of| of.cosine),
+            recall_r2: of_recall(|of| of.r2),
+            recall_accuracy: of_recall(|of| of.accuracy),
+            recall_top_k_accuracy: of_recall(|of| of.top_k_accuracy),
+            recall_in_set_accuracy: of_recall(|of| of.in_set_accuracy),
+            recall_distinct_answers: of_recall(|of| of.distinct_answers),
+            recall_chance: recall.and_then(|of| of.chance),
+            recall_kept_accuracy: of_recall(|of| of.kept_accuracy),
+            recall_updated_accuracy: of_recall(|of| of.updated_accuracy),
+            recall_stale: of_recall(|of| of.stale),
             engine_bytes: Some(output.engine_bytes as f64),
             tokens_per_s: went_through.then_some(rate),
             wall_s: Some(wall_s),

@@ -21,7 +21,7 @@ pub type Parameters = BTreeMap<String, String>;
 const MAX_TEXT: usize = 4096;
 
 /// Settings that are paths.
-const PATHS: [&str; 4] = ["data", "memory", "past", "store_seq"];
+const PATHS: [&str; 7] = ["data", "memory", "past", "store_seq", "target", "candidates", "old_target"];
 
 /// Settings that only apply to single runs, with the reason.
 const REJECTED: [(&str, &str); 4] = [

@@ -6,6 +6,7 @@ use ndarray_npy::read_npy;
 use nmem::memory::reference::Reference;
 use nmem::memory::{Gates, Program};
 
+use crate::sandbox::read_tensors;
 use crate::support::{self, assert_close};
 use crate::{Sandbox, Table, shipped};
 
@@ -131,4 +132,59 @@ fn changes_of_topic_show_in_the_loss_before_storing_and_not_in_surprise() {
     assert!((area - 0.986).abs() < 5e-4, "reported 0.986, got {area}");
     let area = area_under_roc(&summed("surprise")[1..], &is_change);
     assert!(area < 0.6, "surprise at W depends on the chunk's own text alone: {area}");
+
+    // Baselines without a memory: the means of successive chunks.
+    let tokens = read_npy::<_, Array2<f32>>(sandbox.path("passages.npy")).unwrap().mapv(f64::from);
+    let means: Vec<_> =
+        tokens.axis_chunks_iter(Axis(0), 16).map(|chunk| chunk.mean_axis(Axis(0)).unwrap()).collect();
+    let norm = |x: &ndarray::Array1<f64>| x.dot(x).sqrt();
+    let pairs = || means.windows(2);
+    let distance: Vec<f64> = pairs().map(|pair| norm(&(&pair[1] - &pair[0]))).collect();
+    let angle: Vec<f64> =
+        pairs().map(|pair| -pair[1].dot(&pair[0]) / (norm(&pair[1]) * norm(&pair[0]))).collect();
+    for (scores, reported) in [(angle, 0.992), (distance, 0.987)] {
+        let area = area_under_roc(&scores, &is_change);
+        assert!((area - reported).abs() < 5e-4, "reported {reported}, got {area}");
+    }
+
+    // Repeats by passage: lower ratios in 8 of 12, and in 10 without the first chunk of each.
+    let ratio: Vec<f64> = std::iter::once(1.0).chain(ratio).collect();
+    let of_chunk = |column: &str, chunk: usize| labels.texts(column)[16 * chunk].parse::<usize>();
+    for (skip, reported) in [(0, 8), (1, 10)] {
+        let mut differences = std::collections::BTreeMap::<&str, Vec<f64>>::new();
+        for chunk in (0..128).filter(|&chunk| labels.texts("repeat")[16 * chunk] == "1") {
+            if of_chunk("index_in_passage", chunk).unwrap() >= 16 * skip {
+                let first = of_chunk("first_seen_at", chunk).unwrap() / 16;
+                let passage = labels.texts("passage")[16 * chunk];
+                differences.entry(passage).or_default().push(ratio[chunk] - ratio[first]);
+            }
+        }
+        let lower = differences.values().filter(|of| of.iter().sum::<f64>() < 0.0).count();
+        assert_eq!((lower, differences.len()), (reported, 12));
+    }
+}
+
+/// The error table: the shipped head on what is read, with updates and without.
+#[test]
+fn the_head_predicts_hidden_coordinates() {
+    let sandbox = Sandbox::with_passages();
+    let head = read_tensors(&shipped("data/passages_head.safetensors"));
+    let [weight, bias] = ["weight", "bias"].map(|name| head[name].floats());
+    let tokens = read_npy::<_, Array2<f32>>(sandbox.path("passages.npy")).unwrap().mapv(f64::from);
+    let weight = weight.into_dimensionality::<ndarray::Ix2>().unwrap();
+    for (mode, reported) in [("--online", 0.8013), ("", 0.8283)] {
+        sandbox.ok(&format!("retrieve passages.npy {mode} {MEMORY} --force").replace("--no-plots ", ""));
+        let read = read_npy::<_, Array2<f32>>(sandbox.path("out/retrieved.npy")).unwrap().mapv(f64::from);
+        let predicted = read.dot(&weight.t());
+        let hidden: Vec<usize> = (0..64).filter(|i| i % 4 != 3).collect();
+        let mut error = 0.0;
+        // The first chunk is read before anything is stored.
+        for t in 16..2048 {
+            for (j, &i) in hidden.iter().enumerate() {
+                error += (predicted[[t, j]] + bias[j] - tokens[[t, i]]).powi(2);
+            }
+        }
+        let error = error / (2032.0 * 48.0);
+        assert!((error - reported).abs() < 5e-5, "{mode}: reported {reported}, got {error}");
+    }
 }

@@ -7,7 +7,9 @@
 // Contents of files are compared exactly, to the bit where that is promised.
 #![allow(clippy::float_cmp)]
 
+mod check;
 mod cluster;
+mod compare;
 mod config;
 mod data;
 mod devices;
@@ -23,6 +25,8 @@ mod inspect;
 mod limits;
 mod parts;
 mod plot;
+mod probes;
+mod recall;
 mod rejections;
 mod retention;
 mod retrieve;

@@ -27,6 +27,24 @@ fn every_kth_chunk_under_every_later_memory() {
     let places: Vec<_> = retention.rows.iter().map(|row| &row[..4]).collect();
     assert_eq!(places, expected);
 
+    // The control of each kept chunk but the first: the memory ten chunks before it was stored.
+    let unstored = sandbox.csv("kept/unstored.csv");
+    assert_eq!(unstored.header, retention.header);
+    let mut expected = Vec::new();
+    for chunk in (19..128).step_by(10) {
+        expected.extend((0..heads).map(|head| [0, chunk - 10, chunk, head].map(|n: usize| n.to_string())));
+    }
+    assert_eq!(unstored.rows.iter().map(|row| &row[..4]).collect::<Vec<_>>(), expected);
+    let sum = |column: &str| unstored.numbers(column).iter().sum::<f64>();
+    let ratio = sandbox.json("kept/run.json")["unstored_ratio"].as_f64().unwrap();
+    assert!((ratio - sum("loss") / sum("loss_at_w")).abs() < 1e-6);
+    // A chunk before the control's memory has been stored, so with --retention 1 it is what a probe finds before storing.
+    sandbox.ok(&format!("store passages.npy {RUN} --retention 1 --out each --no-plots"));
+    let (each, before) = (sandbox.csv("each/unstored.csv"), metrics.numbers("loss_before"));
+    for (got, expected) in each.numbers("loss").iter().zip(&before[heads..]) {
+        assert!((got - expected).abs() <= 1e-5 * expected, "{got} for {expected}");
+    }
+
     // At once it is what a probe finds after storing; ℓ at W is that of metrics.csv.
     let of_metrics: BTreeMap<_, _> = metrics.rows.iter().map(|row| ((&row[1], &row[2]), row)).collect();
     for row in &retention.rows {

@@ -331,6 +331,9 @@ pub fn columns(rows: &[ChunkMetrics]) -> BTreeMap<String, Array1<f64>> {
     add("momentum_norm", &|row| Some(row.momentum_norm));
     add("update_norm", &|row| Some(row.update_norm));
     add("weight_norm", &|row| Some(row.weight_norm));
+    add("loss_zero", &|row| row.loss_zero);
+    add("surprise_now", &|row| row.surprise_now);
+    add("key_cosine", &|row| row.key_cosine);
     for p in 0..rows.first().map_or(0, |row| row.weights.len()) {
         add(&format!("weight {p}, surprise"), &|row| Some(row.weights[p].surprise));
         add(&format!("weight {p}, momentum_norm"), &|row| Some(row.weights[p].momentum_norm));

@@ -156,6 +156,7 @@ impl<T: Real> Step<'_, T> {
             metrics: Cow::Owned(reported),
             output: ArrayView2::from_shape(shape, output).expect("as many elements"),
             retained: &[],
+            unstored: &[],
             divergence,
             bad_read,
         })

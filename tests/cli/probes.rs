@@ -1,0 +1,78 @@
+//! `--probe`: further columns of metrics.csv, against the oracle, beside results that they leave alone.
+
+use ndarray::{Array2, Axis, s};
+use ndarray_npy::read_npy;
+use nmem::memory::reference::Reference;
+use nmem::memory::{Gates, Program};
+
+use crate::support::{self, assert_close_to_largest};
+use crate::{Sandbox, Transcript, tokens};
+
+const MEMORY: &str = "--memory passages.safetensors --chunk-size 16 --no-plots -q --dtype f64";
+
+#[test]
+fn gradients_and_keys_are_those_of_the_oracle() {
+    let sandbox = Sandbox::with_passages();
+    let passages = read_npy::<_, Array2<f32>>(sandbox.path("passages.npy")).unwrap();
+    let beginning = passages.slice(s![..160, ..]).to_owned();
+    sandbox.npy("seq.npy", &beginning.clone().into_dyn());
+    sandbox.ok(&format!("store seq.npy {MEMORY} --out plain"));
+    sandbox.ok(&format!("store seq.npy {MEMORY} --probe=gradient,keys --out probed"));
+    assert_eq!(sandbox.bytes("plain/memory.safetensors"), sandbox.bytes("probed/memory.safetensors"));
+    let (plain, probed) = (sandbox.csv("plain/metrics.csv"), sandbox.csv("probed/metrics.csv"));
+    for column in plain.header.iter().filter(|name| !["surprise_now", "key_cosine"].contains(&&***name)) {
+        assert_eq!(plain.texts(column), probed.texts(column), "{column}");
+    }
+    assert!(plain.texts("surprise_now").iter().all(|text| text.is_empty()));
+    assert!(probed.texts("read_shift").iter().all(|text| text.is_empty()));
+
+    let parameters = support::parameters(&sandbox.path("passages.safetensors"));
+    let program = Program::titans_0_0_17(16);
+    let mut oracle = Reference::new(parameters, program, Gates::default(), f64::EPSILON, None, 1);
+    let rows = oracle.store(&beginning.mapv(f64::from).insert_axis(Axis(0)));
+    let expected = support::columns(&rows);
+    for column in ["surprise_now", "key_cosine", "loss_zero"] {
+        let got = ndarray::Array1::from(probed.numbers(column)).into_dyn();
+        assert_close_to_largest(column, got.view(), expected[column].view().into_dyn(), 1e-10);
+    }
+    // In the first chunk nothing is stored, so both gradients are at W.
+    let (now, at_w) = (probed.numbers("surprise_now"), probed.numbers("surprise"));
+    assert!(now[..4].iter().zip(&at_w).all(|(now, at_w)| (now - at_w).abs() < 1e-12 * at_w));
+    assert!(now[4..].iter().zip(&at_w[4..]).all(|(now, at_w)| (now - at_w).abs() > 1e-6 * at_w));
+}
+
+#[test]
+fn the_shift_of_reads_is_that_of_two_memories() {
+    let sandbox = Sandbox::new();
+    let seq = tokens(&[20, 8], 4);
+    sandbox.npy("seq.npy", &seq);
+    sandbox.npy("first.npy", &seq.slice(s![..12, ..]).to_owned().into_dyn());
+    sandbox.npy("next.npy", &seq.slice(s![12..16, ..]).to_owned().into_dyn());
+    let settings = "--model mlp --no-post-norm --chunk-size 4 --learning-rate 0.05 --dtype f64 -q";
+    sandbox.ok(&format!("retrieve seq.npy --online --probe=read {settings} --no-plots --out online"));
+    sandbox.ok(&format!("store first.npy {settings} --no-plots --out stored"));
+    sandbox.ok("retrieve next.npy --memory stored/memory.safetensors --dtype f64 --out now -q");
+    sandbox.ok("retrieve next.npy --model mlp --no-post-norm --chunk-size 4 --dtype f64 --out at_w -q");
+    let (now, at_w) = (sandbox.f64s("now/retrieved.npy"), sandbox.f64s("at_w/retrieved.npy"));
+    let norm = |of: &ndarray::ArrayD<f64>| of.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let expected = norm(&(&now - &at_w)) / norm(&at_w);
+    let shifts = sandbox.csv("online/metrics.csv").numbers("read_shift");
+    assert_eq!(shifts[0], 0.0, "nothing is stored before the first chunk");
+    assert!((shifts[3] - expected).abs() < 1e-12 * expected, "{} for {expected}", shifts[3]);
+}
+
+#[test]
+fn lists_and_rejections() {
+    let sandbox = Sandbox::new();
+    sandbox.npy("seq.npy", &tokens(&[8, 4], 4));
+    sandbox.file("a.toml", "probe = \"keys\"\nchunk_size = 4\n");
+    sandbox.ok("store seq.npy --config a.toml --out run -q --no-plots");
+    assert_eq!(sandbox.json("run/run.json")["config"]["probes"], serde_json::json!(["keys"]));
+    assert!(sandbox.csv("run/metrics.csv").texts("key_cosine").iter().all(|text| !text.is_empty()));
+    // Losses are not among the probes of this list.
+    sandbox.ok("retrieve seq.npy --online --probe=keys --chunk-size 4 --out read -q --no-plots");
+    assert!(sandbox.csv("read/metrics.csv").texts("loss_before").iter().all(|text| text.is_empty()));
+    let lines =
+        ["store seq.npy --probe=read", "store seq.npy --probe=surprise", "retrieve seq.npy --probe=keys"];
+    insta::assert_snapshot!(Transcript::of_rejected(&sandbox, &lines));
+}
