@@ -43,7 +43,7 @@ impl PairedDifference {
         let n = pairs.len();
         let mean = |of: fn(&(f64, f64)) -> f64| pairs.iter().map(of).sum::<f64>() / n as f64;
         let p = estimate.sd.filter(|sd| *sd > 0.0 && sd.is_finite()).map(|sd| {
-            let t = estimate.mean / (sd / (n as f64).sqrt());
+            let t = estimate.center / (sd / (n as f64).sqrt());
             let student = StudentsT::new(0.0, 1.0, (n - 1) as f64).expect("at least one degree of freedom");
             2.0 * student.cdf(-t.abs())
         });
@@ -51,8 +51,8 @@ impl PairedDifference {
             n,
             mean_a: mean(|pair| pair.0),
             mean_b: mean(|pair| pair.1),
-            difference: estimate.mean,
-            ci95_t: estimate.interval().map(|(low, high)| [low, high]),
+            difference: estimate.center,
+            ci95_t: estimate.interval.map(|(low, high)| [low, high]),
             ci95_bootstrap: (n > 1).then(|| bootstrap(&differences)),
             p,
         })

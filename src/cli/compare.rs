@@ -12,8 +12,7 @@ use crate::config::{Command, ProbeSetting, Settings, whole};
 use crate::error::Error;
 use crate::io::text::{MAX_TOML, TextFile};
 use crate::paired::PairedDifference;
-use crate::plot::sweep::SweepFigure;
-use crate::plot::{self, FigureFormat, FigureStyle};
+use crate::plot::{self, CsvSource, FigureFormat, Kind, Request};
 use crate::run::execute;
 use crate::storage;
 
@@ -202,8 +201,9 @@ impl Args {
             return Ok(());
         }
         let y = y.iter().map(|name| compare::difference_column(name)).collect();
-        let figure = SweepFigure { x: Some("chunk".to_owned()), y, ..SweepFigure::default() };
-        let drawn = plot::sweep::figures(&csv, &figure, &FigureStyle::default())?;
+        let request = Request { x: Some("chunk".to_owned()), y, ..Request::default() };
+        let source = CsvSource::find(&csv, Some(Kind::Sweep))?;
+        let drawn = plot::draw(&[source], &request, &mut || check_interrupt())?;
         if !self.quiet {
             drawn.notes.iter().for_each(|text| note("note: ", text));
         }

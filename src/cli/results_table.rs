@@ -56,13 +56,13 @@ pub fn results_table(runs: &[&Record], metrics: &[String]) -> String {
 }
 
 fn estimate(estimate: Option<Estimate>) -> String {
-    let Some(Estimate { mean, half, .. }) = estimate else { return String::new() };
+    let Some(Estimate { center, interval, .. }) = estimate else { return String::new() };
     let number = |x: f64| {
         if x == 0.0 || (1e-3..1e6).contains(&x.abs()) { format!("{x:.5}") } else { format!("{x:.4e}") }
     };
-    match half {
-        Some(half) => format!("{} ± {}", number(mean), number(half)),
-        None => number(mean),
+    match interval {
+        Some((low, high)) => format!("{} ± {}", number(center), number(0.5 * (high - low))),
+        None => number(center),
     }
 }
 

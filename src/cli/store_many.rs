@@ -213,7 +213,8 @@ fn table(stored: &[Stored], all: usize, out: &Path) -> String {
             let values: Option<Vec<f64>> = well.iter().map(|run| run.mean(column)).collect();
             let estimate = values.and_then(|values| Estimate::from_values(&values));
             estimate.map_or(String::new(), |of| {
-                format!("{} ± {}", number(of.mean), number(of.half.unwrap_or_default()))
+                let half = of.interval.map_or(0.0, |(low, high)| 0.5 * (high - low));
+                format!("{} ± {}", number(of.center), number(half))
             })
         };
         rows.push(["mean ± 95 %".to_owned(), String::new()].into_iter().chain(shown().map(mean)).collect());

@@ -21,8 +21,7 @@ use crate::cuda::Devices;
 use crate::error::Error;
 use crate::escape::for_terminal;
 use crate::io::text::{MAX_TOML, TextFile};
-use crate::plot::sweep::SweepFigure;
-use crate::plot::{self, FigureFormat, Request};
+use crate::plot::{self, CsvSource, FigureFormat, Request};
 use crate::real::ElementType;
 use crate::run::{Keep, UNSTABLE_RATIO};
 use crate::storage;
@@ -139,7 +138,7 @@ pub struct FigureArgs {
     /// Parameter whose values become separate lines, or the rows of a map
     #[arg(long, value_name = "COLUMN", help_heading = "Figures")]
     hue: Option<String>,
-    /// Formats of the figures, separated by commas: svg, pdf, png
+    /// Formats of the figures, separated by commas: svg, pdf, png, pgfplots, csv
     #[arg(
         long,
         value_enum,
@@ -461,18 +460,22 @@ pub(super) fn draw(directory: &Path, figure: &FigureArgs, quiet: bool) -> anyhow
     let plots = directory.join("plots");
     let FigureArgs { x, y, hue, figure_format } = figure;
     storage::create_directories(&plots)?;
-    let options = SweepFigure { x: x.clone(), y: y.clone(), hue: hue.clone(), map: false };
-    let request = Request { x: x.clone(), y: y.clone(), hue: hue.clone(), ..Request::default() };
-    let to = (plots.as_path(), &figure_format[..]);
-    let results = directory.join("results.csv");
-    let mut drawn = plot::sweep::figures(&results, &options, &request.style)?;
-    let mut files = plot::files(&drawn, &results, &request, to, &mut check_interrupt)?;
+    let command = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).skip(1);
+    let command: Vec<_> = std::iter::once("nmem".to_owned()).chain(command).collect();
+    let origin = shlex::try_join(command.iter().map(String::as_str)).ok();
+    let request = Request { x: x.clone(), y: y.clone(), hue: hue.clone(), origin, ..Request::default() };
+    let of = |csv: &Path| -> crate::Result<_> {
+        plot::draw(&[CsvSource::find(csv, None)?], &request, &mut check_interrupt)
+    };
+    let mut drawn = of(&directory.join("results.csv"))?;
     let retention = directory.join("retention.csv");
     if storage::kind_of(&retention)?.is_some() {
-        let of_retention = plot::sweep::retention(&retention, &options, &request.style)?;
-        files.extend(plot::files(&of_retention, &retention, &request, to, &mut check_interrupt)?);
+        // The x and y of results.csv are no columns of retention.csv.
+        let of_retention = of(&retention)?;
+        drawn.figures.extend(of_retention.figures);
         drawn.notes.extend(of_retention.notes);
     }
+    let files = drawn.files(&plots, figure_format).collect::<crate::Result<Vec<_>>>()?;
     let new: HashSet<_> = files.iter().map(|(path, _)| path.clone()).collect();
     storage::replace_all(files.into_iter().map(Ok))?;
     // A figure of a column that is no longer drawn would show older results.

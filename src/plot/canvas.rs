@@ -11,8 +11,9 @@ use plotters::style::{
 
 use crate::escape::in_xml;
 use crate::plot::downsample::Point;
+use crate::plot::font::Font;
 use crate::plot::style::{FigureStyle, Theme};
-use crate::plot::{font, theme};
+use crate::plot::theme;
 
 /// plotters units per point, which give strokes and coordinates a resolution of 1/1440 in.
 const UNITS: f64 = 20.0;
@@ -23,6 +24,7 @@ const PLOTTERS_FONT_RATIO: f64 = 1.24;
 pub struct Canvas<'a> {
     backend: SVGBackend<'a>,
     grey: bool,
+    font: Font,
     /// Height of the title, below which everything else begins.
     lift: f64,
 }
@@ -34,7 +36,8 @@ pub fn svg(style: &FigureStyle, height: f64, draw: impl FnOnce(&mut Canvas)) -> 
     let lift = title.len() as f64 * theme::LINE;
     let size = (unit(width).unsigned_abs(), unit(height + lift).unsigned_abs());
     let grey = style.theme == Theme::Mono;
-    let mut canvas = Canvas { backend: SVGBackend::with_string(&mut document, size), grey, lift: 0.0 };
+    let mut canvas =
+        Canvas { backend: SVGBackend::with_string(&mut document, size), grey, font: style.font, lift: 0.0 };
     canvas.rectangle((0.0, 0.0), (width, height + lift), theme::PAPER.to_rgba());
     for (i, line) in title.iter().enumerate() {
         let at = (width / 2.0, theme::EDGE + (i as f64 + 0.5) * theme::LINE);
@@ -44,7 +47,7 @@ pub fn svg(style: &FigureStyle, height: f64, draw: impl FnOnce(&mut Canvas)) -> 
     draw(&mut canvas);
     into_string(canvas.backend.present());
     drop(canvas);
-    finish(&document, size, style.theme.scale())
+    finish(&document, size, style)
 }
 
 fn unit(points: f64) -> i32 {
@@ -58,20 +61,20 @@ fn into_string<E: std::fmt::Debug>(result: Result<(), E>) {
 }
 
 /// Sets the document's true size and fonts, and turns `10^{2}` into a superscript.
-fn finish(document: &str, (width, height): (u32, u32), scale: f64) -> String {
+fn finish(document: &str, (width, height): (u32, u32), style: &FigureStyle) -> String {
+    let (scale, families) = (style.theme.scale(), style.font.families());
     let (_, body) = document.split_once('>').expect("plotters begins with the root element");
     let body = body
         .replace("dy=\"0.5ex\"", "dy=\"0.35em\"")
-        .replace(&format!(" font-family=\"{}\"", font::FAMILIES), "")
+        .replace(&format!(" font-family=\"{families}\""), "")
         .replace("\">\n", "\">")
         .replace("\n</text>", "</text>");
     let body: Vec<_> = body.split("</text>").map(with_superscripts).collect();
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{}pt\" height=\"{}pt\" viewBox=\"0 0 {width} {height}\" \
-         font-family=\"{}\" stroke-linejoin=\"round\">{}",
+         font-family=\"{families}\" stroke-linejoin=\"round\">{}",
         f64::from(width) * scale / UNITS,
         f64::from(height) * scale / UNITS,
-        font::FAMILIES,
         body.join("</text>"),
     )
 }
@@ -147,11 +150,6 @@ impl Canvas<'_> {
         }
     }
 
-    /// Draws a straight dashed line.
-    pub fn dashes(&mut self, from: Point, to: Point, colour: RGBAColor, width: f64) {
-        self.dashed_line(&[from, to], &[3.0, 2.0], colour, width);
-    }
-
     /// Draws a filled rectangle between its upper left and lower right corners.
     pub fn rectangle(&mut self, from: Point, to: Point, colour: RGBAColor) {
         let (from, to, ink) = (self.units(from), self.units(to), self.ink(colour));
@@ -196,7 +194,8 @@ impl Canvas<'_> {
         anchor: HPos,
         turn: FontTransform,
     ) {
-        let font = (font::FAMILIES, size * UNITS * PLOTTERS_FONT_RATIO, style).into_font().transform(turn);
+        let font =
+            (self.font.families(), size * UNITS * PLOTTERS_FONT_RATIO, style).into_font().transform(turn);
         let ink = self.ink(colour.to_rgba());
         let style = TextStyle::from(font).color(&ink).pos(Pos::new(anchor, VPos::Center));
         let at = self.units(at);

@@ -1,284 +1,398 @@
-//! Any columns of a metrics.csv against any other, with a panel per column and a colour per value of another column.
-//! Points are joined if x ascends from row to row of a line. Otherwise they are dots, one for each spot on the paper.
+//! Any columns of a metrics.csv against any other, with a panel per column and a colour per value of another column. Rows
+//! that agree in x and the colour are averaged if x numbers the rows. Otherwise points are joined if x ascends from row to
+//! row of a line, or else are dots. Columns against the head or the sequence are boxes.
 
-use std::collections::HashSet;
-
-use plotters::style::{Color, RGBColor};
+use std::collections::{BTreeMap, HashMap};
 
 use crate::error::{Error, Result};
+use crate::io::labels::Labels;
 use crate::io::table::{Column, Table};
 use crate::plot::axis::Axis;
-use crate::plot::canvas::{Canvas, svg};
-use crate::plot::downsample::{DownsampledLine, Point};
-use crate::plot::figure::{Figure, Figures};
-use crate::plot::frame::{
-    Frame, draw_letter, fitted_x, fitted_y, left_of, letter, right_of, title_left, title_lines,
-};
+use crate::plot::chart::{BoxMark, Chart, Key, Line, LineStyle, Panel, Swatch};
+use crate::plot::colours::range;
+use crate::plot::downsample::{DownsampledLine, Point, Unshown};
+use crate::plot::filter::Filter;
 use crate::plot::ignored_flags::stays_linear;
-use crate::plot::legend::{Legend, Swatch, mark, marker};
-use crate::plot::source::CsvSource;
-use crate::plot::{LogAxes, Request, font, theme};
+use crate::plot::source::{CsvSource, Kind};
+use crate::plot::style::{FigureStyle, LogAxes};
+use crate::plot::{Request, font, theme};
+use crate::statistics::{Center, Estimate, Interval, MIN_FOR_INTERVAL, quantile};
 
 /// Most numbers held in memory, sixteen bytes each. Timelines are read in passes and have no such limit.
 const MAX_CELLS: usize = 1 << 25;
 /// Most lines that a reader can distinguish.
 const LINES: usize = 16;
+/// Most boxes side by side.
+const BOXES: usize = 64;
 /// Bins of a joined line, each with up to four points.
 const BINS: usize = 512;
-/// Distance in points of paper below which dots become one.
-const SPOT: f64 = 0.5;
+/// Width of all boxes at a place, of which the space between two places is 1.
+const WIDTH: f64 = 0.7;
+/// Chunks before and after a change of topic that are shown.
+const AROUND: usize = 16;
+/// Columns that number the rows; others are measured.
+const INDEX: [&str; 5] = ["sequence", "chunk", "head", "start", "end"];
+/// Columns whose values have no order that a line could follow.
+const GROUPS: [&str; 2] = ["head", "sequence"];
 
-fn too_many_hues(column: &str) -> Error {
-    Error::rejected("--hue", format!("{column} has more than {LINES} values; choose another column"))
+/// A column, or one divided by another.
+#[derive(Clone, Copy)]
+enum Value {
+    Column(Column),
+    Quotient(Column, Column),
 }
 
-/// The data of one value of the hue, one sequence and one file: x and every y, row by row.
+impl Value {
+    fn find(table: &Table, flag: &str, name: &str) -> Result<Self> {
+        let column = |name: &str| table.optional_column(name.trim());
+        let quotient = |name: &str| {
+            let (over, under) = name.split_once('/')?;
+            Some(Self::Quotient(column(over)?, column(under)?))
+        };
+        let found = column(name).map(Self::Column);
+        found.or_else(|| quotient(if name == "loss_ratio" { "loss_before/loss" } else { name })).ok_or_else(
+            || {
+                let known = table.columns().map(|(_, name)| name).collect::<Vec<_>>().join(", ");
+                Error::rejected(flag, format!("no column {name}; the columns are {known}"))
+            },
+        )
+    }
+
+    /// Returns numerator and denominator, so that a mean of quotients is a quotient of sums.
+    fn read(self, table: &Table) -> Result<Option<[f64; 2]>> {
+        Ok(match self {
+            Self::Column(column) => table.number(column)?.map(|value| [value, 1.0]),
+            Self::Quotient(over, under) => match (table.number(over)?, table.number(under)?) {
+                (Some(over), Some(under)) => Some([over, under]),
+                _ => None,
+            },
+        })
+    }
+}
+
+/// The data of one value of the hue and, unless rows are averaged, one sequence: x and every y, row by row.
 #[derive(Default)]
-struct Line {
+struct Series {
     hue: usize,
     x: Vec<f64>,
-    y: Vec<Vec<Option<f64>>>,
+    y: Vec<Vec<Option<[f64; 2]>>>,
+    /// Place of each x, if rows are averaged.
+    places: HashMap<u64, usize>,
 }
 
-/// The lines and the values of their colours.
-struct Lines {
-    all: Vec<Line>,
+/// All data of a figure.
+struct Data {
+    all: Vec<Series>,
     hues: Vec<String>,
-    /// Count of the numbers held by all lines.
+    averaged: bool,
+    /// Count of the numbers held by all series.
     cells: usize,
 }
 
-/// Draws one figure of all sources, which must be metrics.csv files.
-pub fn columns(
+/// Returns one chart of all sources, which must be metrics.csv files, and notes for the user.
+pub fn chart(
     sources: &[CsvSource],
     request: &Request,
     check: &mut dyn FnMut() -> Result<()>,
-) -> Result<Figures> {
-    let x = request.x.as_deref().unwrap_or("end");
+) -> Result<(Chart, Vec<String>)> {
+    let boxes = sources.iter().any(|source| source.kind == Kind::Boxes);
+    let x = request.x.as_deref().unwrap_or(if boxes { "head" } else { "end" });
+    let boxes = boxes || GROUPS.contains(&x);
     let default = ["surprise".to_owned()];
     let shown = if request.y.is_empty() { &default[..] } else { &request.y[..] };
-    let mut all = Lines { all: Vec::new(), hues: Vec::new(), cells: 0 };
+    let averaged = !boxes && INDEX.contains(&x);
+    let mut data = Data { all: Vec::new(), hues: Vec::new(), averaged, cells: 0 };
     for source in sources {
-        all.read(source, sources.len() > 1, x, shown, request.hue.as_deref(), check)?;
+        // Boxes are of all rows, unless a colour was asked for.
+        let hue = request.hue.as_deref().or(if boxes { None } else { Some("head") });
+        data.read(source, sources.len() > 1, (x, shown, hue), request, check)?;
     }
-    if all.hues.len() > LINES {
-        return Err(too_many_hues(request.hue.as_deref().unwrap_or("head")));
-    }
-    let mut drawn = Figures::default();
-    let unshown: Vec<_> = (0..shown.len()).map(|y| all.count_unshown(y)).collect();
+    let mut notes = Vec::new();
+    let unshown: Vec<_> = (0..shown.len()).map(|y| data.count_unshown(y)).collect();
     for (name, count) in shown.iter().zip(&unshown).filter(|(_, count)| **count > 0) {
-        drawn.notes.push(format!("{name}: values not drawn: {count} not finite"));
+        notes.push(format!("{name}: values not drawn: {count} not finite"));
     }
     let log = request.style.log;
-    let low = |y: usize| all.points(y).any(|point| point.1 <= 0.0);
     if log.is_some_and(LogAxes::y) {
-        let linear = shown.iter().enumerate().filter(|(y, _)| low(*y));
-        drawn.notes.extend(linear.map(|(_, name)| stays_linear(name)));
+        let linear = shown.iter().enumerate().filter(|(y, _)| data.points(*y).any(|point| point.1 <= 0.0));
+        notes.extend(linear.map(|(_, name)| stays_linear(name)));
     }
-    if log.is_some_and(LogAxes::x) && (0..shown.len()).flat_map(|y| all.points(y)).any(|point| point.0 <= 0.0)
+    if log.is_some_and(LogAxes::x)
+        && (0..shown.len()).flat_map(|y| data.points(y)).any(|point| point.0 <= 0.0)
     {
-        drawn.notes.push(stays_linear(x));
+        notes.push(stays_linear(x));
     }
-    let name = format!("{}-{x}", shown.join("-"));
-    let svg = all.draw(x, shown, unshown.iter().sum(), request);
-    drawn.figures.push(Figure { name: name.replace('/', "_per_"), svg });
-    Ok(drawn)
+    let name = format!("{}-{x}", shown.join("-")).replace('/', "_per_");
+    let mut chart = Chart::new(&name, 1, if shown.len() > 1 { theme::STACKED } else { theme::ALONE });
+    if boxes {
+        data.boxes(x, shown, request, &mut chart)?;
+    } else {
+        data.lines(x, shown, request, &mut chart);
+    }
+    let unshown: u64 = unshown.iter().sum();
+    if unshown > 0 {
+        chart.keys.push(Key::new(&format!("not finite: {unshown}"), Swatch::Mark));
+    }
+    Ok((chart.finished(&request.style, &request.references), notes))
 }
 
-impl Lines {
+impl Data {
     fn read(
         &mut self,
         source: &CsvSource,
         several: bool,
-        x: &str,
-        shown: &[String],
-        hue: Option<&str>,
+        (x, shown, hue): (&str, &[String], Option<&str>),
+        request: &Request,
         check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
         let mut table = Table::open(&source.csv)?;
-        let find = |flag: &str, name: &str| {
-            let known = || table.columns().map(|(_, name)| name).collect::<Vec<_>>().join(", ");
-            let found = table.optional_column(name);
-            found.ok_or_else(|| {
-                Error::rejected(flag, format!("no column {name}; the columns are {}", known()))
-            })
+        let x = Value::find(&table, "--x", x)?;
+        let shown: Vec<_> =
+            shown.iter().map(|name| Value::find(&table, "--y", name)).collect::<Result<_>>()?;
+        let find = |name: &str| Value::find(&table, "--hue", name);
+        let hue_column = match hue.map(find).transpose()? {
+            Some(Value::Quotient(..)) => {
+                return Err(Error::rejected("--hue", "expected a single column, not a quotient"));
+            }
+            Some(Value::Column(column)) => Some(column),
+            None => None,
         };
-        let x = find("--x", x)?;
-        let shown: Vec<_> = shown.iter().map(|name| find("--y", name)).collect::<Result<_>>()?;
-        let hue_name = hue.unwrap_or("head");
-        let hue = find("--hue", hue_name)?;
-        let sequence = table.column("sequence")?;
+        let filter = Filter::new(&request.filter, &table)?;
+        let (sequence, head) = (table.column("sequence")?, table.column("head")?);
+        let (start, end) = (table.column("start")?, table.column("end")?);
         let mut rows = 0_u64;
-        // Index of each line of this file by hue and sequence.
-        let mut places = std::collections::HashMap::<(Vec<u8>, Vec<u8>), usize>::new();
-        let text = |table: &Table, column: Column| table.text(column).to_vec();
+        // Index of each series of this file by hue and sequence.
+        let mut places = HashMap::<(Vec<u8>, Vec<u8>), usize>::new();
         while table.advance()? {
             rows += 1;
             if rows.is_multiple_of(4096) {
                 check()?;
             }
-            let key = (text(&table, hue), text(&table, sequence));
+            let tokens = table.integer(start)?..table.integer(end)?;
+            let wanted = request.part.has_head(table.integer(head)?) && request.part.has_tokens(&tokens);
+            if !wanted || !filter.passes(&table) {
+                continue;
+            }
+            let of_hue = hue_column.map(|column| table.text(column).to_vec()).unwrap_or_default();
+            let of_sequence = if self.averaged { Vec::new() } else { table.text(sequence).to_vec() };
+            let key = (of_hue, of_sequence);
             let place = if let Some(&place) = places.get(&key) {
                 place
             } else {
-                let value = String::from_utf8_lossy(&key.0).into_owned();
-                let value = format!("{} {}", hue_name.replace('_', " "), font::plain(&value));
-                let name = if several { format!("{}, {value}", font::plain(&source.name)) } else { value };
-                let known = self.hues.iter().position(|hue| *hue == name);
-                let hue = known.unwrap_or_else(|| {
-                    self.hues.push(name);
-                    self.hues.len() - 1
-                });
-                if self.hues.len() > LINES {
-                    return Err(too_many_hues(hue_name));
-                }
-                self.all.push(Line { hue, y: vec![Vec::new(); shown.len()], ..Line::default() });
+                let hue = self.hue(source, several, hue, &key.0)?;
+                self.all.push(Series { hue, y: vec![Vec::new(); shown.len()], ..Series::default() });
                 places.insert(key, self.all.len() - 1);
                 self.all.len() - 1
             };
-            let Some(at) = table.number(x)? else { continue };
-            self.cells += 1 + shown.len();
-            table.check_kept(self.cells, MAX_CELLS)?;
-            let line = &mut self.all[place];
-            line.x.push(at);
-            for (values, &column) in line.y.iter_mut().zip(&shown) {
-                values.push(table.number(column)?);
+            let Some([over, under]) = x.read(&table)? else { continue };
+            let at = over / under;
+            let series = &mut self.all[place];
+            let known = series.places.get(&at.to_bits()).copied().filter(|_| self.averaged);
+            if known.is_none() {
+                self.cells += 1 + shown.len();
+                table.check_kept(self.cells, MAX_CELLS)?;
+                if self.averaged {
+                    series.places.insert(at.to_bits(), series.x.len());
+                }
+                series.x.push(at);
+            }
+            for (values, value) in series.y.iter_mut().zip(&shown) {
+                let value = value.read(&table)?;
+                match known {
+                    None => values.push(value),
+                    Some(place) => match (&mut values[place], value) {
+                        (Some(sums), Some([over, under])) => {
+                            sums[0] += over;
+                            sums[1] += under;
+                        }
+                        (sums, value) => *sums = sums.or(value),
+                    },
+                }
             }
         }
         Ok(())
     }
 
+    /// Returns the place of the name of a hue's value.
+    fn hue(&mut self, source: &CsvSource, several: bool, hue: Option<&str>, value: &[u8]) -> Result<usize> {
+        let value = hue
+            .map(|hue| format!("{} {}", hue.replace('_', " "), font::plain(&String::from_utf8_lossy(value))));
+        let run = several.then(|| font::plain(&source.name));
+        let name = run.into_iter().chain(value).collect::<Vec<_>>().join(", ");
+        if let Some(place) = self.hues.iter().position(|hue| *hue == name) {
+            return Ok(place);
+        }
+        self.hues.push(name);
+        if self.hues.len() > LINES {
+            let column = hue.unwrap_or("head");
+            let reason = format!(
+                "{column} has more than {LINES} values; choose another column, or some values with --where"
+            );
+            return Err(Error::rejected("--hue", reason));
+        }
+        Ok(self.hues.len() - 1)
+    }
+
     fn count_unshown(&self, y: usize) -> u64 {
-        let points = self.all.iter().flat_map(|line| line.x.iter().zip(&line.y[y]));
+        let points = self.all.iter().flat_map(|series| series.points(y));
         points.filter(|(x, y)| y.is_some_and(|y| !y.is_finite()) || !x.is_finite()).count() as u64
     }
 
     /// Returns all points of a panel that can be drawn.
     fn points(&self, y: usize) -> impl Iterator<Item = Point> {
-        let points = self.all.iter().flat_map(move |line| line.x.iter().zip(&line.y[y]));
-        let points = points.filter_map(|(&x, &y)| Some((x, y?)));
+        let points = self.all.iter().flat_map(move |series| series.points(y));
+        let points = points.filter_map(|(x, y)| Some((x, y?)));
         points.filter(|(x, y)| x.is_finite() && y.is_finite())
     }
 
-    fn draw(&self, x_name: &str, shown: &[String], unshown: u64, request: &Request) -> String {
-        let style = &request.style;
-        let joined = self.all.iter().all(|line| line.x.is_sorted());
-        let log = style.log.map_or((false, None), |log| (log.x(), Some(log.y())));
-        let n = self.hues.len();
-        let colours: Vec<RGBColor> = (0..n).map(|i| style.theme.category(i + usize::from(n > 1))).collect();
-        let mut legend = Legend::default();
-        if n > 1 {
-            let swatch = |i: usize| {
-                if joined {
-                    Swatch::Pattern(colours[i], theme::SERIES, style.theme.dash(i))
-                } else {
-                    Swatch::Dot(colours[i], i)
-                }
-            };
-            legend.entries.extend(self.hues.iter().enumerate().map(|(i, name)| (swatch(i), name.clone())));
-        }
-        if unshown > 0 {
-            legend.entries.push((Swatch::Mark, format!("not finite: {unshown}")));
-        }
-        let sheet = style.sheet_width();
-        let legend_width = sheet - 2.0 * theme::EDGE;
-        let top = theme::EDGE + legend.height(legend_width) + theme::HEAD;
-        let default = if shown.len() > 1 { theme::STACKED } else { theme::ALONE };
-        let rest = top + theme::GAP * (shown.len() - 1) as f64 + theme::BOTTOM;
-        let height = style.panel_height(default, shown.len(), rest);
-        let axis = |values: &mut dyn Iterator<Item = f64>, log: Option<bool>| {
-            let range = values.map(|v| (v, v)).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
-            range.map(|(low, high)| match log {
-                Some(true) if low > 0.0 => Axis::log(low, high),
-                None if low > 0.0 && high > 100.0 * low => Axis::log(low, high),
-                _ => Axis::linear(low, high),
-            })
-        };
-        let y_axes: Vec<_> = (0..shown.len())
-            .map(|y| axis(&mut self.points(y).map(|point| point.1), log.1))
-            .map(|axis| axis.map_or_else(Axis::bare, |axis| fitted_y(axis, height)))
-            .collect();
-        let y_titles: Vec<_> =
-            shown.iter().map(|name| title_lines(&name.replace('_', " "), height)).collect();
-        let lines = y_titles.iter().map(Vec::len).max().unwrap_or(1);
-        let left = left_of(&y_axes, lines);
-        let mut of_all = (0..shown.len()).flat_map(|y| self.points(y)).map(|point| point.0);
-        let x = axis(&mut of_all, Some(log.0)).unwrap_or_else(Axis::bare);
-        let right = right_of(&x, sheet - left - theme::RIGHT);
-        let width = sheet - left - right;
-        let x = fitted_x(x, width);
-        svg(style, rest + height * shown.len() as f64, |canvas| {
-            legend.draw(canvas, theme::EDGE, theme::EDGE, legend_width);
-            for (i, y) in y_axes.iter().enumerate() {
-                let top = top + i as f64 * (height + theme::GAP);
-                let frame = Frame { left, top, width, height, x: &x, y };
-                let lowest = i + 1 == y_axes.len();
-                frame.draw_axes(canvas, lowest, true);
-                frame.draw_y_title(canvas, &y_titles[i], title_left(lines, &y_titles[i]));
-                if lowest {
-                    frame.draw_x_title(canvas, &x_title(x_name));
-                }
-                if let Some(letter) = letter(i, y_axes.len()) {
-                    draw_letter(canvas, letter, (theme::EDGE, top - theme::LETTER));
-                }
-                if self.points(i).next().is_none() {
-                    frame.draw_message(canvas, "no finite values");
-                    continue;
-                }
-                if joined {
-                    self.draw_lines(canvas, &frame, i, &colours, request);
-                } else {
-                    self.draw_dots(canvas, &frame, i, &colours);
-                }
-            }
+    fn y_axis(&self, y: usize, name: &str, style: &FigureStyle) -> Axis {
+        let values: Vec<_> = self.points(y).map(|point| point.1).collect();
+        range(&values).map_or_else(Axis::bare, |range| {
+            style.y_axis(range, style.is_log(range, name == "loss_ratio" || name.contains('/')))
         })
     }
 
-    fn draw_lines(
-        &self,
-        canvas: &mut Canvas,
-        frame: &Frame,
-        y: usize,
-        colours: &[RGBColor],
-        request: &Request,
-    ) {
-        for line in &self.all {
-            let mut downsampled = DownsampledLine::new(BINS, false);
-            for (&x, &value) in line.x.iter().zip(&line.y[y]) {
-                if x.is_finite() {
-                    downsampled.push(x, value);
-                }
+    fn lines(&mut self, x_name: &str, shown: &[String], request: &Request, chart: &mut Chart) {
+        let style = &request.style;
+        if self.averaged {
+            self.all.iter_mut().for_each(Series::sort);
+        }
+        let joined = self.averaged || self.all.iter().all(|series| series.x.is_sorted());
+        let colours = style.colours(self.hues.len());
+        let line_style = |i: usize| {
+            let dashes = if joined { style.theme.dash(i) } else { &[] };
+            let marked = LineStyle { joined, ..LineStyle::marked(colours[i], i, dashes) };
+            if joined { LineStyle { marker: None, width: 0.75 * theme::SERIES, ..marked } } else { marked }
+        };
+        if self.hues.len() > 1 {
+            let hues = self.hues.iter().enumerate();
+            chart.keys.extend(hues.map(|(i, name)| Key::line(name, line_style(i))));
+        }
+        let xs: Vec<_> = (0..shown.len()).flat_map(|y| self.points(y)).map(|point| point.0).collect();
+        let x = range(&xs).map_or_else(Axis::bare, |range| {
+            style.x_axis(range, range.0 > 0.0 && style.log.is_some_and(LogAxes::x))
+        });
+        for (y, name) in shown.iter().enumerate() {
+            let mut panel = Panel::new(
+                (x.clone(), &x_title(x_name)),
+                (self.y_axis(y, name, style), &name.replace('_', " ")),
+            );
+            if self.points(y).next().is_none() {
+                panel.message = Some("no finite values");
             }
-            let (ink, dash) = (colours[line.hue].to_rgba(), request.style.theme.dash(line.hue));
-            for stretch in downsampled.stretches() {
-                let points: Vec<_> = stretch.iter().map(|&point| frame.place(point)).collect();
-                match points[..] {
-                    [point] => canvas.dot(point, 1.0, ink),
-                    _ => canvas.dashed_line(&points, dash, ink, 0.75 * theme::SERIES),
-                }
+            for series in &self.all {
+                let stretches = if joined {
+                    let mut line = DownsampledLine::new(BINS, false);
+                    series
+                        .points(y)
+                        .filter(|(x, _)| x.is_finite())
+                        .for_each(|(x, value)| line.push(x, value));
+                    let lost = line.places(Unshown::NotFinite);
+                    panel.above.extend(lost.map(|range| (*range.start(), *range.end())));
+                    line.stretches()
+                } else {
+                    let points =
+                        series.points(y).filter_map(|(x, y)| Some((x, y.filter(|y| y.is_finite())?)));
+                    vec![points.filter(|(x, _)| x.is_finite()).collect()]
+                };
+                panel.lines.push(Line::new(&self.hues[series.hue], line_style(series.hue), stretches));
             }
-            let mut last = f64::NEG_INFINITY;
-            for place in downsampled.places(super::downsample::Unshown::NotFinite) {
-                let x = frame.place((*place.start(), 0.0)).0;
-                if x - last > 5.0 {
-                    mark(canvas, (x, frame.top), 1.0);
-                    last = x;
-                }
-            }
+            chart.panels.push(panel);
+        }
+        if self.averaged && self.all.iter().any(Series::averaged) {
+            chart.notes.push("means over rows of the same x and line".to_owned());
         }
     }
 
-    fn draw_dots(&self, canvas: &mut Canvas, frame: &Frame, y: usize, colours: &[RGBColor]) {
-        let mut seen = HashSet::new();
-        for line in &self.all {
-            for (&x, &value) in line.x.iter().zip(&line.y[y]) {
-                let Some(value) = value.filter(|value| value.is_finite() && x.is_finite()) else { continue };
-                let (x, y) = frame.place((x, value));
-                if seen.insert((line.hue, (x / SPOT) as i64, (y / SPOT) as i64)) {
-                    marker(canvas, (x, y), line.hue, colours[line.hue]);
+    fn boxes(&self, x_name: &str, shown: &[String], request: &Request, chart: &mut Chart) -> Result<()> {
+        let style = &request.style;
+        let mut places: Vec<_> = self.all.iter().flat_map(|series| series.x.iter().copied()).collect();
+        places.sort_by(f64::total_cmp);
+        places.dedup();
+        let n = self.hues.len().max(1);
+        if places.len() * n > BOXES {
+            let reason = format!(
+                "{} boxes are too many (at most {BOXES}); choose some with --where or --heads",
+                places.len() * n
+            );
+            return Err(Error::rejected("--kind boxes", reason));
+        }
+        let colours = style.colours(n);
+        if n > 1 {
+            chart.keys.extend(
+                self.hues.iter().zip(&colours).map(|(name, &colour)| Key::new(name, Swatch::Area(colour))),
+            );
+        }
+        let names: Vec<_> = places.iter().map(ToString::to_string).collect();
+        let width = WIDTH / n as f64;
+        let mut few = false;
+        for (y, name) in shown.iter().enumerate() {
+            let axes = (Axis::slots(&names), self.y_axis(y, name, style));
+            let mut panel = Panel::new((axes.0, &x_title(x_name)), (axes.1, &name.replace('_', " ")));
+            let mut groups = BTreeMap::<(usize, usize), Vec<f64>>::new();
+            for series in &self.all {
+                for (x, value) in series.points(y) {
+                    let place = places.binary_search_by(|other| other.total_cmp(&x)).unwrap_or(0);
+                    groups
+                        .entry((place, series.hue))
+                        .or_default()
+                        .extend(value.filter(|value| value.is_finite()));
                 }
             }
+            groups.retain(|_, values| !values.is_empty());
+            if groups.is_empty() {
+                panel.message = Some("no finite values");
+            }
+            for ((place, hue), values) in groups {
+                let at = place as f64 + 0.5 + (hue as f64 - (n as f64 - 1.0) / 2.0) * width;
+                let line_style = LineStyle::line(colours[hue], theme::SERIES, 1.0, Some(hue));
+                let name = [Some(names[place].clone()), self.hues.get(hue).cloned()];
+                let name =
+                    name.into_iter().flatten().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ");
+                if values.len() < MIN_FOR_INTERVAL {
+                    few = true;
+                    let points = values.iter().map(|&value| (at, value)).collect();
+                    panel.lines.push(Line::new(&name, line_style.of_values(), vec![points]));
+                    continue;
+                }
+                let quantiles = [0.0, 0.25, 0.5, 0.75, 1.0].map(|at| quantile(&values, at));
+                panel.boxes.push(BoxMark {
+                    name,
+                    style: line_style,
+                    x: at,
+                    width: width * 0.9,
+                    n: values.len(),
+                    values: quantiles,
+                });
+            }
+            chart.panels.push(panel);
         }
+        chart.notes.push("boxes: quartiles and median; whiskers: lowest and highest".to_owned());
+        if few {
+            chart.notes.push("dots: the values, where there are few".to_owned());
+        }
+        Ok(())
+    }
+}
+
+impl Series {
+    fn points(&self, y: usize) -> impl Iterator<Item = (f64, Option<f64>)> {
+        self.x.iter().zip(&self.y[y]).map(|(&x, value)| (x, value.map(|[over, under]| over / under)))
+    }
+
+    /// Sorts averaged rows by x.
+    fn sort(&mut self) {
+        let mut order: Vec<_> = (0..self.x.len()).collect();
+        order.sort_by(|&a, &b| self.x[a].total_cmp(&self.x[b]));
+        self.x = order.iter().map(|&i| self.x[i]).collect();
+        for values in &mut self.y {
+            *values = order.iter().map(|&i| values[i]).collect();
+        }
+    }
+
+    /// Whether any point is a mean of several rows.
+    fn averaged(&self) -> bool {
+        self.y.iter().flatten().flatten().any(|[_, under]| (*under - 1.0).abs() > 1e-9)
     }
 }
 
@@ -286,5 +400,111 @@ fn x_title(name: &str) -> String {
     match name {
         "start" | "end" => "tokens".to_owned(),
         name => name.replace('_', " "),
+    }
+}
+
+/// Returns the loss ratio, or another column, around changes of topic: the mean over the changes and its interval. A chunk
+/// beyond the next or previous change is skipped.
+pub fn topics(
+    sources: &[CsvSource],
+    request: &Request,
+    check: &mut dyn FnMut() -> Result<()>,
+) -> Result<Chart> {
+    let Some(labels) = &request.labels else {
+        return Err(Error::rejected("--kind topics", "needs the changes of topic; add --labels FILE.csv"));
+    };
+    let style = &request.style;
+    let name = request.y.first().map_or("loss_ratio", |name| name);
+    let mut chart = Chart::new(&format!("topics-{}", name.replace('/', "_per_")), 1, theme::ALONE);
+    let colours = style.colours(sources.len());
+    let log = style.log.is_some_and(LogAxes::y);
+    let center = request.center.unwrap_or(if log { Center::Geomean } else { Center::Mean });
+    let interval = request.interval.unwrap_or(Interval::Ci95);
+    let (mut lines, mut changes, mut ends) = (Vec::new(), 0, Vec::new());
+    for (i, source) in sources.iter().enumerate() {
+        let mut data = Data { all: Vec::new(), hues: Vec::new(), averaged: true, cells: 0 };
+        data.read(source, false, ("start", &[name.to_owned()], None), request, check)?;
+        let mut series = data.all.pop().unwrap_or_default();
+        series.sort();
+        let values: Vec<_> = if series.y.is_empty() { Vec::new() } else { series.points(0).collect() };
+        let (by_offset, count) = around(&values, labels);
+        changes = changes.max(count);
+        let points = by_offset
+            .iter()
+            .filter_map(|(&offset, values)| Some((offset as f64, Estimate::new(values, center, interval)?)));
+        let points: Vec<_> = points.collect();
+        ends.extend(points.iter().flat_map(|(_, of)| {
+            let (low, high) = of.interval.unwrap_or((of.center, of.center));
+            [low, high]
+        }));
+        let line_style = LineStyle::marked(colours[i], i, style.theme.dash(i));
+        let run = font::plain(&source.name);
+        if sources.len() > 1 {
+            chart.keys.push(Key::line(&run, line_style));
+        }
+        lines.push(Line::of_estimates(&run, line_style, &[points], sources.len() <= 3));
+    }
+    let y = range(&ends).unwrap_or((0.0, 1.0));
+    let title =
+        if name == "loss_ratio" { "loss ratio (before ÷ at W)".to_owned() } else { name.replace('_', " ") };
+    let offsets: Vec<_> =
+        lines.iter().flat_map(|line| line.stretches.iter().flatten()).map(|point| point.0).collect();
+    let x = style.x_axis(range(&offsets).unwrap_or((-1.0, 1.0)), false);
+    let mut panel =
+        Panel::new((x, "chunks since a change of topic"), (style.y_axis(y, log && y.0 > 0.0), &title));
+    panel.rules.push(-0.5);
+    if ends.is_empty() {
+        panel.message = Some("no change of topic");
+    }
+    panel.lines = lines;
+    chart.notes.push(format!("mean over {changes} changes, bands: 95 % interval (Student’s t)"));
+    if request.center.is_some() || request.interval.is_some() {
+        chart.notes = vec![format!("over {changes} changes of topic")];
+    }
+    chart.panels.push(panel);
+    Ok(chart.finished(style, &request.references))
+}
+
+/// Values by their distance in chunks from a change of topic.
+type ByOffset = BTreeMap<i64, Vec<f64>>;
+
+/// Returns the values by their distance in chunks from a change, and the number of changes. The first token of a chunk is
+/// its x.
+fn around(values: &[(f64, Option<f64>)], labels: &Labels) -> (ByOffset, usize) {
+    let chunk = |token: u64| values.partition_point(|(start, _)| *start <= token as f64).checked_sub(1);
+    let mut changes: Vec<_> = labels.boundaries.iter().filter_map(|&token| chunk(token)).collect();
+    changes.dedup();
+    // The last chunk may end before tokens that have labels.
+    changes.retain(|&chunk| chunk + 1 < values.len());
+    let mut by_offset = ByOffset::new();
+    for (i, &change) in changes.iter().enumerate() {
+        let first = if i > 0 { changes[i - 1] } else { 0 }.max(change.saturating_sub(AROUND));
+        let last = changes.get(i + 1).copied().unwrap_or(values.len()).min(change + AROUND + 1);
+        for (chunk, (_, value)) in values.iter().enumerate().take(last).skip(first) {
+            if let Some(value) = value.filter(|value| value.is_finite()) {
+                by_offset
+                    .entry(chunk.cast_signed() as i64 - change.cast_signed() as i64)
+                    .or_default()
+                    .push(value);
+            }
+        }
+    }
+    (by_offset, changes.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Labels, around};
+
+    #[test]
+    fn chunks_are_aligned_on_changes() {
+        let values: Vec<_> = (0..8).map(|i| (f64::from(4 * i), Some(f64::from(i)))).collect();
+        let labels = Labels { boundaries: vec![8, 21, 400], ..Labels::default() };
+        let (by_offset, changes) = around(&values, &labels);
+        assert_eq!(changes, 2);
+        // Changes lie in chunks 2 and 5.
+        assert_eq!((&by_offset[&0][..], &by_offset[&-1][..]), (&[2.0, 5.0][..], &[1.0, 4.0][..]));
+        assert_eq!((&by_offset[&2][..], &by_offset[&-3][..]), (&[4.0, 7.0][..], &[2.0][..]));
+        assert!(!by_offset.contains_key(&3), "chunk 5 belongs to the next topic");
     }
 }

@@ -1,11 +1,14 @@
-//! A drawn figure. It is drawn as SVG, and all other formats except pgfplots are made from that.
+//! A drawn figure and its files. PDF and PNG are made from its SVG, TeX and CSV from its chart.
 
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::error::{Error, Result};
-use crate::plot::pages;
+use crate::error::Result;
+use crate::escape::for_figure;
+use crate::plot::chart::Chart;
+use crate::plot::style::FigureStyle;
+use crate::plot::{pages, pgfplots, sheet, table};
 use crate::storage;
 
 /// A file format of figures.
@@ -19,11 +22,16 @@ pub enum FigureFormat {
     Pdf,
     /// Pixels, 600 per inch.
     Png,
-    /// TeX that reads the CSV.
+    /// TeX with the data in it.
     Pgfplots,
+    /// The data drawn, as a table.
+    Csv,
 }
 
 impl FigureFormat {
+    /// All formats.
+    pub const ALL: [Self; 5] = [Self::Svg, Self::Pdf, Self::Png, Self::Pgfplots, Self::Csv];
+
     /// Returns the extension of file names.
     pub fn ending(self) -> &'static str {
         match self {
@@ -31,6 +39,7 @@ impl FigureFormat {
             Self::Pdf => "pdf",
             Self::Png => "png",
             Self::Pgfplots => "tex",
+            Self::Csv => "csv",
         }
     }
 
@@ -38,48 +47,74 @@ impl FigureFormat {
     pub fn check(self) -> Result<()> {
         match self {
             Self::Pdf | Self::Png => pages::check(),
-            Self::Svg | Self::Pgfplots => Ok(()),
+            Self::Svg | Self::Pgfplots | Self::Csv => Ok(()),
+        }
+    }
+
+    /// Returns the name of a figure's file. TeX reads only plain letters, and the data of `retention` must not replace
+    /// `retention.csv`.
+    fn file(self, name: &str) -> String {
+        match self {
+            Self::Pgfplots => format!("{}.tex", pgfplots::file_stem(name)),
+            Self::Csv => format!("{name}-data.csv"),
+            // `with_extension` would cut names at a dot.
+            _ => format!("{name}.{}", self.ending()),
         }
     }
 }
 
 /// A figure.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Figure {
     /// Name of the file without its extension: "timeline".
     pub name: String,
     /// The SVG document.
     pub svg: String,
+    chart: Chart,
+    style: FigureStyle,
+    origin: Option<String>,
 }
 
 impl Figure {
-    /// Encodes the figure in a format other than pgfplots, which is not made from the SVG.
+    /// Draws a chart. `origin` is the command that does, which SVG and PDF keep.
+    pub(super) fn new(chart: Chart, style: &FigureStyle, origin: Option<&str>) -> Self {
+        let svg = sheet::draw(&chart, style);
+        let origin = origin.map(|command| format!("nmem {}: {command}", env!("CARGO_PKG_VERSION")));
+        Self { name: chart.name.clone(), svg, chart, style: style.clone(), origin }
+    }
+
+    /// Returns the figure in a format.
     pub fn encode(&self, format: FigureFormat) -> Result<Vec<u8>> {
+        let origin = self.origin.as_deref();
         match format {
-            FigureFormat::Svg => Ok(self.svg.clone().into_bytes()),
-            FigureFormat::Pdf => pages::pdf(&self.svg),
+            FigureFormat::Svg => Ok(self.svg_with_origin().into_bytes()),
+            FigureFormat::Pdf => pages::pdf(&self.svg, self.style.title.as_deref(), origin),
             FigureFormat::Png => pages::png(&self.svg),
-            FigureFormat::Pgfplots => Err(Error::setting("--figure-format", "svg, pdf or png", "pgfplots")),
+            FigureFormat::Pgfplots => Ok(pgfplots::tex(&self.chart, &self.style, origin)?.into_bytes()),
+            FigureFormat::Csv => Ok(table::csv(&self.chart)),
         }
     }
 
-    /// Returns the figure's files in a directory, one for each format except pgfplots.
+    fn svg_with_origin(&self) -> String {
+        let (Some(origin), Some((root, rest))) = (&self.origin, self.svg.split_once('>')) else {
+            return self.svg.clone();
+        };
+        let origin = for_figure(origin).replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+        format!("{root}><desc id=\"origin\">{origin}</desc>{rest}")
+    }
+
+    /// Returns the figure's files in a directory, one for each format.
     pub fn files(
         &self,
         directory: &Path,
         formats: &[FigureFormat],
     ) -> impl Iterator<Item = Result<(PathBuf, Vec<u8>)>> {
-        let formats = formats.iter().filter(|&&format| format != FigureFormat::Pgfplots);
-        formats.map(|&format| {
-            // `with_extension` would cut names at a dot.
-            let path = directory.join(format!("{}.{}", self.name, format.ending()));
-            Ok((path, self.encode(format)?))
-        })
+        formats.iter().map(|&format| Ok((directory.join(format.file(&self.name)), self.encode(format)?)))
     }
 }
 
 /// The figures drawn, and notes for the user.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Figures {
     /// Figures in the order in which they were drawn.
     pub figures: Vec<Figure>,
@@ -88,7 +123,7 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// Returns the files of all figures in a directory, in each format except pgfplots.
+    /// Returns the files of all figures in a directory, in each format.
     pub fn files(
         &self,
         directory: &Path,

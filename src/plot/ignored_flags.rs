@@ -9,25 +9,50 @@ use super::{CsvSource, Kind, Request};
 pub fn ignored_flags(sources: &[CsvSource], request: &Request) -> Option<String> {
     let first = sources.first()?;
     let timed = |name: &String| Quantity::ALL.iter().any(|quantity| quantity.name() == name);
-    let others = request.x.is_some() || request.hue.is_some() || !request.y.iter().all(timed);
+    let filtered = !request.filter.is_empty();
+    let others = request.x.is_some() || request.hue.is_some() || filtered || !request.y.iter().all(timed);
     // `draw` draws other columns, or another x, as `Kind::Columns`.
     let kind = match first.kind {
         Kind::Timeline | Kind::Gates if others => Kind::Columns,
         kind => kind,
     };
-    let (columns, of_sweep) = (kind == Kind::Columns, matches!(kind, Kind::Sweep | Kind::Map));
     let timeline = matches!(kind, Kind::Timeline | Kind::Gates);
+    let columns = matches!(kind, Kind::Columns | Kind::Boxes);
+    let rows = timeline || columns || matches!(kind, Kind::Heads | Kind::Topics);
     let lags = kind == Kind::Retention && first.of_sweep;
-    let log = columns || of_sweep || timeline || lags || kind == Kind::Heads;
+    let map = kind == Kind::Retention && !first.of_sweep;
+    let scan = matches!(kind, Kind::Scan | Kind::Speedup);
+    let of_sweep = matches!(kind, Kind::Sweep | Kind::Map | Kind::Ablation | Kind::Pareto);
+    let curves = kind == Kind::Curves;
+    let cells = matches!(kind, Kind::Sweep | Kind::Map | Kind::Ablation) || lags;
     let asked = request.style.log;
+    let heads = !request.part.heads.is_empty();
     let flags = [
-        ("--x", request.x.is_some() && !columns && !of_sweep),
-        ("--y", !request.y.is_empty() && !columns && !of_sweep && !timeline),
-        ("--hue", request.hue.is_some() && !columns && !of_sweep && !lags),
-        ("--labels", request.labels.is_some() && !timeline),
-        ("--smooth", request.style.smooth.is_some() && !timeline),
-        ("--log", asked.is_some() && !log),
-        ("--log=x", asked.is_some_and(super::LogAxes::x) && log && !columns),
+        ("--x", request.x.is_some() && !columns && !of_sweep && kind != Kind::Lags && !lags),
+        (
+            "--y",
+            !request.y.is_empty() && !columns && !of_sweep && !timeline && !curves && kind != Kind::Topics,
+        ),
+        ("--hue", request.hue.is_some() && !columns && !of_sweep && !lags && !curves),
+        ("--rows", request.rows.is_some() && !cells),
+        ("--cols", request.cols.is_some() && !cells),
+        ("--panels", request.panels && !cells),
+        ("--where", filtered && !columns && !of_sweep && !lags && !scan && !curves && kind != Kind::Topics),
+        ("--heads", heads && !rows && !map && kind != Kind::Lags && !curves),
+        ("--tokens", request.part.tokens.is_some() && !rows && !curves),
+        ("--baseline", !request.baseline.is_empty() && !cells && kind != Kind::Speedup),
+        ("--center", request.center.is_some() && !of_sweep && !lags && !curves && kind != Kind::Topics),
+        ("--interval", request.interval.is_some() && !cells && !curves && kind != Kind::Topics),
+        ("--labels", request.labels.is_some() && !timeline && !curves && kind != Kind::Topics),
+        ("--smooth", request.style.smooth.is_some() && !timeline && !curves),
+        ("--log", asked.is_some() && map),
+        (
+            "--log=x",
+            asked.is_some_and(super::LogAxes::x)
+                && (timeline
+                    || curves
+                    || matches!(kind, Kind::Heads | Kind::Topics | Kind::Lags | Kind::Boxes)),
+        ),
     ];
     let ignored: Vec<_> = flags.iter().filter(|(_, ignored)| *ignored).map(|(flag, _)| *flag).collect();
     let name = kind.to_possible_value()?;

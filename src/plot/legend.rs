@@ -1,59 +1,40 @@
-//! The legend above the panels: entries side by side in as many rows as needed, and notes below them.
+//! The legend: entries side by side in as many rows as needed, or one below the other, and notes below them.
 
+use plotters::style::Color;
 use plotters::style::text_anchor::HPos;
-use plotters::style::{Color, RGBColor};
 
 use crate::plot::canvas::Canvas;
-use crate::plot::{font, names, theme};
+use crate::plot::chart::{Key, LineStyle, Marker, Swatch};
+use crate::plot::font::Font;
+use crate::plot::{names, theme};
 
 /// Height of a row of entries or notes.
-const ROW: f64 = theme::LINE;
+pub const ROW: f64 = theme::LINE;
 /// Width of a swatch.
 const SWATCH: f64 = 14.0;
 /// Distance between a swatch and its text; below, between entries.
 const SPACE: f64 = 4.0;
 const BETWEEN: f64 = 12.0;
 
-/// The picture of an entry.
-#[derive(Clone, Debug)]
-pub enum Swatch {
-    /// A line of this colour, opacity and width.
-    Line(RGBColor, f64, f64),
-    /// A line with a marker of the shape of this number, in these dashes.
-    Marked(RGBColor, usize, &'static [f64]),
-    /// A line of this colour and width in these dashes.
-    Pattern(RGBColor, f64, &'static [f64]),
-    /// The marker of this number alone.
-    Dot(RGBColor, usize),
-    /// A dashed line.
-    Dashes(RGBColor),
-    /// Many lines, in the order of their colours.
-    Fan(Vec<RGBColor>),
-    /// A thin vertical line.
-    Rule,
-    /// A shaded area.
-    Shade,
-    /// The mark of values that cannot be drawn.
-    Mark,
-}
-
-/// A legend.
-#[derive(Debug, Default)]
-pub struct Legend {
-    /// Swatches and their texts.
-    pub entries: Vec<(Swatch, String)>,
+/// A legend of entries and notes.
+#[derive(Debug)]
+pub struct Legend<'a> {
+    pub keys: &'a [Key],
     /// Notes in small print, in as many lines as needed.
-    pub notes: Vec<String>,
+    pub notes: &'a [String],
+    pub font: Font,
+    /// Whether entries lie one below the other.
+    pub stacked: bool,
 }
 
-impl Legend {
+impl Legend<'_> {
     /// Returns the places of the entries: row and distance from the left.
     fn places(&self, width: f64) -> Vec<(usize, f64)> {
         let (mut row, mut x) = (0, 0.0);
         let mut places = Vec::new();
-        for text in self.texts(width) {
-            let entry = SWATCH + SPACE + font::width(&text, theme::SMALL);
-            if x > 0.0 && x + entry > width {
+        for text in &self.texts(width) {
+            let entry = SWATCH + SPACE + self.font.width(text, theme::SMALL);
+            if x > 0.0 && (x + entry > width || self.stacked) {
                 (row, x) = (row + 1, 0.0);
             }
             places.push((row, x));
@@ -64,23 +45,29 @@ impl Legend {
 
     /// Returns the texts of the entries, cut to fit a line and still distinct.
     fn texts(&self, width: f64) -> Vec<String> {
-        let texts: Vec<_> = self.entries.iter().map(|(_, text)| text.clone()).collect();
-        names::shortened(&texts, theme::SMALL, width - SWATCH - SPACE)
+        let texts: Vec<_> = self.keys.iter().map(|key| key.text.clone()).collect();
+        names::shortened(&texts, self.font, theme::SMALL, width - SWATCH - SPACE)
     }
 
     /// Returns the lines of the notes, broken at spaces if they are longer than a line.
     fn note_lines(&self, width: f64) -> Vec<String> {
         let mut lines = Vec::<String>::new();
-        for note in &self.notes {
+        for note in self.notes {
             match lines.last_mut() {
-                Some(line) if font::width(&format!("{line}; {note}"), theme::SMALL) <= width => {
+                Some(line) if self.font.width(&format!("{line}; {note}"), theme::SMALL) <= width => {
                     *line += "; ";
                     *line += note;
                 }
-                _ => lines.extend(font::wrapped(note, theme::SMALL, width)),
+                _ => lines.extend(self.font.wrapped(note, theme::SMALL, width)),
             }
         }
-        lines.into_iter().map(|line| font::shortened(&line, theme::SMALL, width)).collect()
+        lines.into_iter().map(|line| self.font.shortened(&line, theme::SMALL, width)).collect()
+    }
+
+    /// Returns the width of the widest entry, at most this width.
+    pub fn width(&self, most: f64) -> f64 {
+        let texts = self.texts(most);
+        SWATCH + SPACE + self.font.widest(texts.iter().map(String::as_str), theme::SMALL)
     }
 
     /// Returns the height at this width.
@@ -92,9 +79,9 @@ impl Legend {
     /// Draws the legend with its upper left corner at `left`, `top`.
     pub fn draw(&self, canvas: &mut Canvas, left: f64, top: f64, width: f64) {
         let places = self.places(width);
-        for (((swatch, _), text), (row, x)) in self.entries.iter().zip(self.texts(width)).zip(&places) {
+        for ((key, text), (row, x)) in self.keys.iter().zip(self.texts(width)).zip(&places) {
             let (x, y) = (left + x, top + (*row as f64 + 0.5) * ROW);
-            swatch.draw(canvas, x, y);
+            key.swatch.draw(canvas, x, y);
             canvas.text(&text, (x + SWATCH + SPACE, y), theme::SMALL, theme::BLACK, HPos::Left);
         }
         let rows = places.last().map_or(0, |(row, _)| row + 1);
@@ -109,19 +96,18 @@ impl Swatch {
     fn draw(&self, canvas: &mut Canvas, x: f64, y: f64) {
         let half = 3.5;
         match self {
-            Self::Line(colour, opacity, width) => {
-                canvas.line(&[(x, y), (x + SWATCH, y)], theme::faint(*colour, *opacity), *width);
-            }
-            Self::Pattern(colour, width, dashes) => {
-                canvas.dashed_line(&[(x, y), (x + SWATCH, y)], dashes, colour.to_rgba(), *width);
-            }
-            Self::Marked(colour, shape, dashes) => {
-                canvas.dashed_line(&[(x, y), (x + SWATCH, y)], dashes, colour.to_rgba(), theme::SERIES);
-                marker(canvas, (x + SWATCH / 2.0, y), *shape, *colour);
-            }
-            Self::Dot(colour, shape) => marker(canvas, (x + SWATCH / 2.0, y), *shape, *colour),
-            Self::Dashes(colour) => {
-                canvas.dashes((x, y), (x + SWATCH, y), colour.to_rgba(), theme::SERIES);
+            Self::Line(style) => {
+                if style.joined {
+                    let width = style.width.max(theme::SERIES);
+                    canvas.dashed_line(
+                        &[(x, y), (x + SWATCH, y)],
+                        style.dashes,
+                        style.colour.to_rgba(),
+                        width,
+                    );
+                }
+                let solid = LineStyle { opacity: 1.0, ..*style };
+                marker(canvas, (x + SWATCH / 2.0, y), solid);
             }
             Self::Fan(colours) => {
                 let width = SWATCH / colours.len() as f64;
@@ -135,7 +121,7 @@ impl Swatch {
                 let x = x + SWATCH / 2.0;
                 canvas.line(&[(x, y - half), (x, y + half)], theme::RULE.to_rgba(), theme::SPINE);
             }
-            Self::Shade => canvas.rectangle((x, y - half), (x + SWATCH, y + half), theme::SHADE.to_rgba()),
+            Self::Area(colour) => canvas.rectangle((x, y - half), (x + SWATCH, y + half), colour.to_rgba()),
             Self::Mark => mark(canvas, (x + SWATCH / 2.0, y - 2.0), 1.0),
         }
     }
@@ -147,31 +133,37 @@ pub fn mark(canvas: &mut Canvas, (x, y): (f64, f64), inwards: f64) {
     canvas.polygon(&corners, theme::ALARM.to_rgba());
 }
 
-/// Draws a filled marker; shapes repeat after the fifth.
-pub fn marker(canvas: &mut Canvas, (x, y): (f64, f64), shape: usize, colour: RGBColor) {
-    let ink = colour.to_rgba();
+/// Draws the marker of a line; shapes repeat after the fifth.
+pub fn marker(canvas: &mut Canvas, (x, y): (f64, f64), style: LineStyle) {
+    let ink = theme::faint(style.colour, style.opacity);
     let at = |dx: f64, dy: f64| (x + dx, y + dy);
-    match shape % 5 {
-        0 => canvas.dot((x, y), 1.8, ink),
-        1 => canvas.rectangle(at(-1.6, -1.6), at(1.6, 1.6), ink),
-        2 => canvas.polygon(&[at(-2.0, 1.6), at(2.0, 1.6), at(0.0, -2.0)], ink),
-        3 => canvas.polygon(&[at(0.0, -2.3), at(2.3, 0.0), at(0.0, 2.3), at(-2.3, 0.0)], ink),
+    match (style.marker, style.order.unwrap_or(0) % 5) {
+        (None, _) => {}
+        (Some(Marker::Dot), _) => canvas.dot((x, y), 0.9, ink),
+        (_, 0) => canvas.dot((x, y), 1.8, ink),
+        (_, 1) => canvas.rectangle(at(-1.6, -1.6), at(1.6, 1.6), ink),
+        (_, 2) => canvas.polygon(&[at(-2.0, 1.6), at(2.0, 1.6), at(0.0, -2.0)], ink),
+        (_, 3) => canvas.polygon(&[at(0.0, -2.3), at(2.3, 0.0), at(0.0, 2.3), at(-2.3, 0.0)], ink),
         _ => canvas.polygon(&[at(-2.0, -1.6), at(2.0, -1.6), at(0.0, 2.0)], ink),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Legend, ROW, Swatch};
+    use super::{Font, Key, Legend, ROW, Swatch};
 
     #[test]
     fn entries_and_notes_wrap() {
-        let mut legend =
-            Legend { entries: vec![(Swatch::Rule, "0123456789".to_string()); 3], ..Legend::default() };
-        let rows = |legend: &Legend, width: f64| (legend.height(width) / ROW).round() as i64;
-        assert_eq!([rows(&legend, 300.0), rows(&legend, 150.0), rows(&legend, 20.0)], [1, 2, 3]);
-        legend.notes = vec!["0123456789".to_string(); 4];
-        assert_eq!(legend.note_lines(100.0), ["0123456789; 0123456789", "0123456789; 0123456789"]);
-        assert_eq!(rows(&legend, 300.0), 2);
+        let keys: Vec<_> =
+            ["0123456780", "0123456781", "0123456782"].map(|text| Key::new(text, Swatch::Rule)).into();
+        let rows = |keys: &[Key], notes: &[String], width: f64, stacked: bool| {
+            let legend = Legend { keys, notes, font: Font::Sans, stacked };
+            (legend.height(width) / ROW).round() as i64
+        };
+        assert_eq!([300.0, 150.0, 20.0].map(|width| rows(&keys, &[], width, false)), [1, 2, 3]);
+        assert_eq!(rows(&keys, &[], 300.0, true), 3);
+        let notes = vec!["0123456789".to_string(); 4];
+        assert_eq!(rows(&[], &notes, 100.0, false), 2);
+        assert_eq!(rows(&keys, &notes, 300.0, false), 2);
     }
 }

@@ -1,59 +1,62 @@
 //! Figures, made only from metrics.csv (and labels), retention.csv, scan_bench.csv or results.csv, so that they can be
-//! redrawn at any time.
+//! redrawn at any time. A kind of figure makes a [`chart`], the one description that all formats are drawn from.
 //!
 //! In reading order:
 //! - [`downsample`]: a line of any length in bounded memory, every spike kept.
 //! - [`series`]: metrics.csv → such lines, means over heads and sequences.
-//! - `axis`: limits, ticks and labels. `theme`: sizes and colours. `canvas`: a sheet in points, written as SVG.
-//! - `timeline` and `legend`: the layout of the sheet.
-//! - `frame`: a panel's spines, ticks and titles. `colours`: colour scales for numbers, and the colour bar.
-//! - `heads`: maps of heads × chunks. `columns`: any columns against any other.
-//! - `style`: theme and size. `source`: input files and their kinds. `figure`: drawn figures, and `pages` their PDF and
-//!   PNG. `font`: the font and text widths.
-//! - `names`: distinct short names.
-//! - `ignored_flags`: flags without effect.
-//! - `retention`: retention.csv → a map of the kept chunk against the last stored chunk.
-//! - `scan_bench`: scan_bench.csv → time and bandwidth against steps.
-//! - [`sweep`]: results.csv of a sweep → a figure per metric.
-//! - `chart`: the same figures as data, for [`terminal`] and [`pgfplots`].
+//! - `chart`: the description of a figure. `axis`: limits, ticks and labels. `colours`: colour scales for numbers.
+//! - Kinds: `timeline` (and maps of heads), `columns` (any columns, boxes, changes of topic), `retention`, `scan_bench`, and
+//!   `sweep` (lines, maps, differences, one result against another, curves over tokens).
+//! - Back ends: `sheet` lays a chart out and draws it on a `canvas`, as SVG, with its `legend`; `pages` makes PDF and PNG of
+//!   that. `pgfplots` writes TeX, [`terminal`] characters, and `table` the data as CSV.
+//! - `style`: what an author can choose. `theme`: sizes and colours. `font`: fonts and text widths. `clip`: edges of panels.
+//! - `source`: input files and their kinds. `filter`: conditions on rows. `figure`: drawn figures and their files.
+//! - `names`: distinct short names. `ignored_flags`: flags without effect.
 
 mod axis;
 mod canvas;
 mod chart;
+mod clip;
 mod colours;
 mod columns;
 pub mod downsample;
 mod figure;
+mod filter;
 pub mod font;
-mod frame;
-mod heads;
 mod ignored_flags;
 mod legend;
 mod names;
 mod pages;
-pub mod pgfplots;
+mod pgfplots;
 mod retention;
 mod scan_bench;
 pub mod series;
+mod sheet;
 mod source;
 mod style;
-pub mod sweep;
+mod sweep;
+mod table;
 pub mod terminal;
 mod theme;
 mod timeline;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::io::labels::Labels;
+use crate::statistics::{Center, Interval};
+use chart::Chart;
+pub use chart::Reference;
 use downsample::Unshown;
 pub use figure::{Figure, FigureFormat, Figures};
+pub use filter::Condition;
+pub use font::Font;
 pub use ignored_flags::ignored_flags;
-use series::{Metrics, Quantity};
-pub use source::{CsvSource, Kind};
-pub use style::{FigureStyle, INCH, Inches, LogAxes, Theme, Venue};
-use sweep::SweepFigure;
+use series::Metrics;
+pub use series::{Part, Quantity};
+pub use source::{CsvSource, Kind, Run};
+pub use style::{FigureStyle, INCH, Inches, LegendPlace, Limits, LogAxes, Palette, Theme, Venue};
 
 /// A request for figures.
 #[derive(Clone, Debug, Default)]
@@ -68,6 +71,28 @@ pub struct Request {
     pub y: Vec<String>,
     /// Column whose values become lines, or rows of a map.
     pub hue: Option<String>,
+    /// Parameter whose values become rows of panels.
+    pub rows: Option<String>,
+    /// Parameter whose values become columns of panels.
+    pub cols: Option<String>,
+    /// Whether several columns are panels of one figure.
+    pub panels: bool,
+    /// Conditions that rows must pass.
+    pub filter: Vec<Condition>,
+    /// Heads and tokens to draw.
+    pub part: Part,
+    /// Centre of repeated values; `None` lets the axis decide.
+    pub center: Option<Center>,
+    /// Interval of repeated values; `None` is the 95 % interval, and the values themselves if they are few.
+    pub interval: Option<Interval>,
+    /// Settings of the runs to which others are compared, as parameter and value.
+    pub baseline: Vec<(String, String)>,
+    /// New names of lines, in the order of the legend.
+    pub names: Vec<(String, String)>,
+    /// Lines across all panels.
+    pub references: Vec<Reference>,
+    /// The command that draws, for the metadata of SVG and PDF.
+    pub origin: Option<String>,
 }
 
 /// Draws the figures of `nmem plot`. All sources must be of one kind. Several timelines share one figure; each source of
@@ -79,92 +104,116 @@ pub fn draw(
     check: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Figures> {
     request.style.check()?;
-    let Some(first) = sources.first() else { return Ok(Figures::default()) };
+    let (charts, notes) = charts(sources, request, check)?;
+    drawn(charts, request, notes, check)
+}
+
+fn drawn(
+    charts: Vec<Chart>,
+    request: &Request,
+    notes: Vec<String>,
+    check: &mut dyn FnMut() -> Result<()>,
+) -> Result<Figures> {
+    let mut all = Figures { figures: Vec::new(), notes };
+    for chart in charts {
+        check()?;
+        all.figures.push(Figure::new(chart, &request.style, request.origin.as_deref()));
+    }
+    Ok(all)
+}
+
+/// Returns the charts of all sources and notes for the user.
+fn charts(
+    sources: &[CsvSource],
+    request: &Request,
+    check: &mut dyn FnMut() -> Result<()>,
+) -> Result<(Vec<Chart>, Vec<String>)> {
+    let Some(first) = sources.first() else { return Ok((Vec::new(), Vec::new())) };
     if let Some(other) = sources.iter().find(|source| source.kind != first.kind) {
         let (kind, first_kind) = (other.kind.cli_name(), first.kind.cli_name());
         let reason =
             format!("is of kind {kind}, {} of kind {first_kind}; plot them separately", first.csv.display());
         return Err(Error::rejected(other.csv.display().to_string(), reason));
     }
-    match first.kind {
-        Kind::Columns => return columns::columns(sources, request, check),
-        Kind::Timeline | Kind::Gates => return draw_timelines(sources, request, check),
-        _ => {}
+    let roles = [&request.x, &request.hue, &request.rows, &request.cols];
+    let together = roles.into_iter().flatten().any(|name| name == sweep::SWEEP);
+    let (mut charts, notes) = match first.kind {
+        Kind::Timeline | Kind::Gates => timelines_or_columns(sources, request, check)?,
+        Kind::Columns | Kind::Boxes => one(columns::chart(sources, request, check)?),
+        Kind::Topics => (vec![columns::topics(sources, request, check)?], Vec::new()),
+        Kind::Lags => (vec![retention::lags(sources, request, check)?], Vec::new()),
+        _ if together && first.of_sweep => sweep::charts(sources, request, check)?,
+        _ => each(sources, request, check)?,
+    };
+    let lines = charts.iter().map(Chart::distinct).max().unwrap_or(0);
+    if request.style.theme == Theme::Mono && lines > theme::MAX_MONO {
+        let reason = format!(
+            "mono tells at most {} lines apart, not {lines}; choose fewer, or another theme",
+            theme::MAX_MONO
+        );
+        return Err(Error::rejected("--theme", reason));
     }
-    let mut all = Figures::default();
+    let unknown = request.names.iter().find(|(old, _)| charts.iter().all(|chart| !chart.has_name(old)));
+    if let Some((old, new)) = unknown.filter(|_| !charts.is_empty()) {
+        let known: Vec<_> = charts.iter().flat_map(Chart::names).collect();
+        let reason = format!("no line {old} to become {new}; the lines are {}", known.join("; "));
+        return Err(Error::rejected("--rename", reason));
+    }
+    for chart in &mut charts {
+        chart.rename(&request.names);
+    }
+    Ok((charts, notes))
+}
+
+fn one((chart, notes): (Chart, Vec<String>)) -> (Vec<Chart>, Vec<String>) {
+    (vec![chart], notes)
+}
+
+/// Draws `timeline` or `gates` of all sources, or the requested quantities. Other columns, or another x, are drawn as
+/// [`Kind::Columns`].
+fn timelines_or_columns(
+    sources: &[CsvSource],
+    request: &Request,
+    check: &mut dyn FnMut() -> Result<()>,
+) -> Result<(Vec<Chart>, Vec<String>)> {
+    let Some(selection) = timeline::Selection::read(sources, request, check)? else {
+        return Ok(one(columns::chart(sources, request, check)?));
+    };
+    let notes = timeline::omitted(&selection.runs, &selection.shown);
+    Ok((vec![selection.chart(request)], notes))
+}
+
+/// Draws each source alone. Figures of several sources are named after them.
+fn each(
+    sources: &[CsvSource],
+    request: &Request,
+    check: &mut dyn FnMut() -> Result<()>,
+) -> Result<(Vec<Chart>, Vec<String>)> {
+    let (mut all, mut notes) = (Vec::new(), Vec::new());
     // These become parts of file names. A source may be named after its directory and its parent directory.
     let prefixes = names::numbered(sources.iter().map(|source| source.name.replace('/', "-")).collect());
     for (source, prefix) in sources.iter().zip(&prefixes) {
         check()?;
-        let drawn = draw_one(source, request, check)?;
+        let (charts, of_source) = match source.kind {
+            Kind::Scan => scan_bench::charts(&source.csv, request)?,
+            Kind::Speedup => scan_bench::speedup(&source.csv, request)?,
+            Kind::Retention if !source.of_sweep => {
+                (vec![retention::map(&source.csv, request, check)?], Vec::new())
+            }
+            Kind::Heads => {
+                let metrics = Metrics::read(&source.csv, &request.style, &request.part, check)?;
+                let chart = timeline::heads(&metrics, request);
+                let notes = chart.omitted.clone();
+                (vec![chart], notes)
+            }
+            _ => sweep::charts(std::slice::from_ref(source), request, check)?,
+        };
         let named = |name: String| if sources.len() > 1 { format!("{prefix}-{name}") } else { name };
-        all.notes.extend(drawn.notes);
-        let figures = drawn.figures.into_iter();
-        all.figures.extend(figures.map(|figure| Figure { name: named(figure.name), ..figure }));
+        all.extend(charts.into_iter().map(|chart| Chart { name: named(chart.name), ..chart }));
+        notes.extend(of_source);
     }
-    Ok(all)
+    Ok((all, notes))
 }
-
-/// Returns the files, in all formats, of the figures that a subcommand drew from a CSV file. `directory` must exist.
-pub fn files(
-    drawn: &Figures,
-    csv: &Path,
-    request: &Request,
-    (directory, formats): (&Path, &[FigureFormat]),
-    check: &mut dyn FnMut() -> Result<()>,
-) -> Result<Vec<(PathBuf, Vec<u8>)>> {
-    let mut files = drawn.files(directory, formats).collect::<Result<Vec<_>>>()?;
-    if formats.contains(&FigureFormat::Pgfplots) {
-        files.extend(pgfplots::files(&[CsvSource::find(csv, None)?], request, directory, check)?);
-    }
-    Ok(files)
-}
-
-fn draw_one(source: &CsvSource, request: &Request, check: &mut dyn FnMut() -> Result<()>) -> Result<Figures> {
-    let options = || SweepFigure {
-        x: request.x.clone(),
-        y: request.y.clone(),
-        hue: request.hue.clone(),
-        map: source.kind == Kind::Map,
-    };
-    match source.kind {
-        Kind::Scan => scan_bench(&source.csv, &request.style),
-        Kind::Retention if source.of_sweep => sweep::retention(&source.csv, &options(), &request.style),
-        Kind::Retention => retention(&source.csv, &request.style, check),
-        Kind::Sweep | Kind::Map => sweep::figures(&source.csv, &options(), &request.style),
-        Kind::Heads => heads(&source.csv, &request.style, check),
-        Kind::Timeline | Kind::Gates | Kind::Columns => unreachable!("drawn of all sources at once"),
-    }
-}
-
-/// Draws `timeline` or `gates` of all sources, or the single requested quantity. Other columns, or another x, are drawn as
-/// [`Kind::Columns`].
-fn draw_timelines(
-    sources: &[CsvSource],
-    request: &Request,
-    check: &mut dyn FnMut() -> Result<()>,
-) -> Result<Figures> {
-    let Some(timeline::Selection { runs, shown, name }) = timeline::Selection::read(sources, request, check)?
-    else {
-        return columns::columns(sources, request, check);
-    };
-    check()?;
-    let notes = timeline::omitted(&runs, &shown);
-    let svg = timeline::figure(&runs, request.labels.as_ref(), &shown, &request.style);
-    Ok(Figures { figures: vec![Figure { name: name.to_owned(), svg }], notes })
-}
-
-/// Draws `heads`: maps of heads × chunks.
-fn heads(metrics_csv: &Path, style: &FigureStyle, check: &mut dyn FnMut() -> Result<()>) -> Result<Figures> {
-    let metrics = Metrics::read(metrics_csv, style, check)?;
-    let figure = Figure { name: "heads".to_owned(), svg: heads::figure(&metrics, style) };
-    let shown = [Quantity::Surprise.name(), Quantity::LearningRate.name()];
-    let omitted = OmittedValues::from_metrics(&metrics).into_iter().filter(|of| shown.contains(&of.quantity));
-    Ok(Figures { figures: vec![figure], notes: omitted.map(|of| of.to_string()).collect() })
-}
-
-pub use retention::retention;
-pub use scan_bench::scan_bench;
 
 /// Number of values of one quantity that an axis cannot show, by chunk and head, after the mean over sequences.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -191,28 +240,23 @@ impl fmt::Display for OmittedValues {
 /// heads also has their maps, `heads`. `check` runs every few thousand rows and with each figure, and can stop the work.
 pub fn timelines(
     metrics_csv: &Path,
-    labels: Option<&Labels>,
-    style: &FigureStyle,
+    request: &Request,
     check: &mut dyn FnMut() -> Result<()>,
 ) -> Result<(Figures, Vec<OmittedValues>)> {
-    let metrics = Metrics::read(metrics_csv, style, check)?;
+    let metrics = Metrics::read(metrics_csv, &request.style, &request.part, check)?;
     let omitted = OmittedValues::from_metrics(&metrics);
-    let runs = [timeline::RunMetrics { name: String::new(), metrics }];
+    let runs = [timeline::RunMetrics { name: String::new(), metrics, run: Run::default() }];
     let metrics = &runs[0].metrics;
     let every: Vec<_> = metrics.series.iter().map(|series| series.quantity).collect();
-    let mut shown = vec![("timeline", every.clone())];
-    shown.extend(every.iter().map(|&quantity| (quantity.name(), vec![quantity])));
-
-    let mut figures = Vec::new();
-    for (name, shown) in shown {
-        check()?;
-        figures.push(Figure { name: name.to_owned(), svg: timeline::figure(&runs, labels, &shown, style) });
-    }
+    let mut charts = vec![timeline::chart("timeline", &runs, &every, false, request)];
+    charts.extend(
+        every.iter().map(|&quantity| timeline::chart(quantity.name(), &runs, &[quantity], true, request)),
+    );
     if metrics.heads.len() > 1 {
-        figures.push(Figure { name: "heads".to_owned(), svg: heads::figure(metrics, style) });
+        charts.push(timeline::heads(metrics, request));
     }
     let notes = omitted.iter().map(ToString::to_string).collect();
-    Ok((Figures { figures, notes }, omitted))
+    Ok((drawn(charts, request, notes, check)?, omitted))
 }
 
 impl OmittedValues {

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
-use crate::plot::font;
+use crate::plot::font::Font;
 
 /// Room for a number after a shortened name.
 const NUMBER: &str = " (99)";
@@ -29,17 +29,38 @@ pub fn numbered(mut names: Vec<String>) -> Vec<String> {
     names
 }
 
-/// Cuts names to fit, and numbers those that become equal.
-pub fn shortened(names: &[String], size: f64, most: f64) -> Vec<String> {
-    let short: Vec<_> = names.iter().map(|name| font::shortened(name, size, most)).collect();
-    let mut counts = HashMap::<&str, usize>::new();
-    for name in &short {
-        *counts.entry(name).or_default() += 1;
+/// Cuts names to fit. If that makes two of them equal, what all begin with is dropped; the rest is numbered if need be.
+pub fn shortened(names: &[String], font: Font, size: f64, most: f64) -> Vec<String> {
+    let cut = |names: &[String], most: f64| -> Vec<_> {
+        names.iter().map(|name| font.shortened(name, size, most)).collect()
+    };
+    let distinct = |names: &[String]| names.iter().collect::<HashSet<_>>().len() == names.len();
+    let short = cut(names, most);
+    if distinct(&short) {
+        return short;
     }
-    let room = most - font::width(NUMBER, size);
-    let shorter =
-        |name: &String| if counts[&name[..]] > 1 { font::shortened(name, size, room) } else { name.clone() };
-    numbered(short.iter().map(shorter).collect())
+    let differing = without_prefix(names);
+    let short = cut(&differing, most);
+    if distinct(&short) {
+        return short;
+    }
+    let room = most - font.width(NUMBER, size);
+    let same = |name: &String| short.iter().filter(|other| *other == name).count() > 1;
+    let cut = |(name, short): (&String, &String)| {
+        if same(short) { font.shortened(name, size, room) } else { short.clone() }
+    };
+    numbered(differing.iter().zip(&short).map(cut).collect())
+}
+
+/// Replaces what all names begin with by an ellipsis.
+pub fn without_prefix(names: &[String]) -> Vec<String> {
+    let Some(first) = names.first() else { return Vec::new() };
+    let same = |place: usize, letter: char| names.iter().all(|name| name[place..].starts_with(letter));
+    let end = first.char_indices().find(|&(place, letter)| !same(place, letter));
+    // A word is cut before it begins, if it begins within the prefix.
+    let end =
+        end.map_or(0, |(end, _)| first[..end].rfind([' ', '-', '_', '/', '.']).map_or(end, |at| at + 1));
+    names.iter().map(|name| if end > 1 { format!("…{}", &name[end..]) } else { name.clone() }).collect()
 }
 
 /// Returns distinct names of files: as many of the last parts of their paths as needed, then numbers.
@@ -57,7 +78,8 @@ pub fn of_paths(names: Vec<String>, paths: &[&Path]) -> Vec<String> {
 mod tests {
     use std::path::Path;
 
-    use super::{numbered, of_paths, shortened};
+    use super::{numbered, of_paths, shortened, without_prefix};
+    use crate::plot::font::Font;
 
     fn strings(names: &[&str]) -> Vec<String> {
         names.iter().map(|&name| name.to_owned()).collect()
@@ -68,8 +90,17 @@ mod tests {
         assert_eq!(numbered(strings(&["a", "b"])), ["a", "b"]);
         assert_eq!(numbered(strings(&["a", "a", "b", "a (1)"])), ["a (2)", "a (3)", "b", "a (1)"]);
         let long = strings(&["a long name, the first", "a long name, the second", "short"]);
-        let short = shortened(&long, 10.0, 70.0);
+        let short = shortened(&long, Font::Sans, 10.0, 70.0);
         assert!(short[0] != short[1] && short[0].starts_with('a') && short[2] == "short", "{short:?}");
+    }
+
+    #[test]
+    fn what_all_names_begin_with_is_dropped() {
+        let names = strings(&["decay-0.1-of-the-update", "decay-0.3-of-the-update"]);
+        assert_eq!(without_prefix(&names), ["…0.1-of-the-update", "…0.3-of-the-update"]);
+        assert_eq!(shortened(&names, Font::Sans, 10.0, 40.0), ["…0.1-…", "…0.3-…"]);
+        assert_eq!(without_prefix(&strings(&["é", "è"])), ["é", "è"]);
+        assert_eq!(without_prefix(&strings(&["same", "same"])), ["same", "same"]);
     }
 
     #[test]

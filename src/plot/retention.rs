@@ -1,155 +1,178 @@
-//! retention.csv → a colour map. The kept chunk runs upwards and the last stored chunk to the right. The colour is
+//! retention.csv of a run → a colour map: the kept chunk runs upwards and the last stored chunk to the right. The colour is
 //! Σ loss ÷ Σ ℓ at W over sequences and heads. Cells left of the diagonal are empty, because their chunk was not kept yet.
+//! Or a line: the same ratio by the number of chunks stored since.
 
+use std::collections::BTreeMap;
 use std::path::Path;
-
-use plotters::style::Color;
 
 use crate::error::Result;
 use crate::io::table::Table;
 use crate::plot::axis::Axis;
-use crate::plot::canvas::{Canvas, svg};
-use crate::plot::colours::{BAR_WITH_LABELS, Colours};
-use crate::plot::figure::{Figure, Figures};
-use crate::plot::frame::{Frame, fitted_x, fitted_y, left_of, title_lines};
-use crate::plot::legend::{Legend, Swatch};
-use crate::plot::style::{FigureStyle, Theme};
-use crate::plot::{font, theme};
+use crate::plot::chart::{Cell, Chart, Key, Line, LineStyle, Map, Panel, Swatch};
+use crate::plot::colours::{Colours, range};
+use crate::plot::source::CsvSource;
+use crate::plot::sweep::short;
+use crate::plot::{Request, font, theme};
 
 /// Most cells along an axis, 2.4 pt each. A cell spans several moments if there are more.
 const CELLS: usize = 128;
 /// Side of the map, if there is room.
 const SIDE: f64 = 300.0;
-/// Distance between the map and the bar, and right of the bar.
-const BESIDE: f64 = 12.0;
-/// Largest ratio, either way, with a colour of its own.
-const FURTHEST: f64 = 1e4;
+/// Most lags of a line, of which each holds two sums.
+const MAX_LAGS: usize = 1 << 20;
 
-/// Sums of loss and ℓ at W by kept chunk and moment. A cell joins several of them if there are many.
-pub(super) struct Map {
-    /// Chunks that a cell spans.
-    pub(super) span: u64,
-    /// Cells along an axis.
-    pub(super) cells: usize,
-    /// One past the last chunk.
-    pub(super) end: u64,
-    /// Sums of loss and ℓ at W, by kept chunk, then moment.
-    sums: Vec<[f64; 2]>,
+/// Sums of loss and ℓ at W.
+type Sums = [f64; 2];
+
+/// Returns the map of a run's retention.csv. `check` runs every few thousand rows.
+pub fn map(csv: &Path, request: &Request, check: &mut dyn FnMut() -> Result<()>) -> Result<Chart> {
+    // Two passes, first the range of chunks, then the sums, so that files of any length fit in memory.
+    let (mut end, mut first) = (0, u64::MAX);
+    each(csv, request, check, |_, after, _| {
+        end = end.max(after + 1);
+        first = first.min(after + 1);
+    })?;
+    // Moments are `first` chunks apart, except for the last. A cell spans a whole number of them.
+    let step = first.min(end).max(1);
+    let span = step * end.div_ceil(step).div_ceil(CELLS as u64).max(1);
+    let cells = end.div_ceil(span) as usize;
+    let mut sums = vec![[0.0; 2]; cells * cells];
+    each(csv, request, check, |chunk, after, [loss, at_w]| {
+        let [chunk, after] = [chunk, after].map(|chunk| (chunk / span) as usize);
+        let sums: &mut Sums = &mut sums[chunk * cells + after];
+        sums[0] += loss;
+        sums[1] += at_w;
+    })?;
+    let places = sums.iter().enumerate().filter(|(_, [_, at_w])| *at_w > 0.0);
+    let cell = |(i, [loss, at_w]): (usize, &Sums)| Cell {
+        column: i % cells,
+        row: i / cells,
+        value: Some(loss / at_w),
+        text: String::new(),
+        lost: false,
+    };
+    let shown: Vec<_> = places.map(cell).collect();
+    let lost = shown.iter().filter_map(|cell| cell.value).filter(|value| !value.is_finite()).count();
+    let ratios: Vec<_> =
+        shown.iter().filter_map(|cell| cell.value).filter(|value| value.is_finite()).collect();
+    let colours = Colours::about_one(&ratios, &request.style);
+    let axis = request.style.x_within(Axis::tokens(&(0..end)));
+    let mut panel = Panel::new((axis.clone(), "stored up to chunk"), (axis, "chunk kept"));
+    let mut chart = Chart::new("retention", 1, SIDE);
+    chart.notes.push(
+        "loss under the memory as it was then ÷ loss at the initial weights, Σ over heads and sequences"
+            .to_owned(),
+    );
+    if lost > 0 {
+        chart.keys.push(Key::new("not finite", Swatch::Area(theme::ALARM)));
+        chart.omitted.push(format!("retention: {lost} cells not finite"));
+    }
+    if let Some((low, high)) = range(&ratios) {
+        let ends = colours.axis().range();
+        for (cut, end, what, most) in
+            [(colours.cut.0, ends.0, "lowest", low), (colours.cut.1, ends.1, "highest", high)]
+        {
+            if cut {
+                chart.notes.push(format!("colours end at {}, the {what} is {}", short(end), short(most)));
+            }
+        }
+    }
+    if span > 1 && cells > 1 {
+        chart.notes.push(format!("a cell is {span} × {span} chunks"));
+    }
+    if shown.is_empty() {
+        panel.message = Some("no chunk was kept");
+    }
+    panel.map = Some(Map {
+        size: (cells.max(1), cells.max(1)),
+        from: (0.0, 0.0),
+        cell: (span as f64, span as f64),
+        cells: shown,
+        colours,
+        title: "loss ÷ loss at W".to_owned(),
+        best: None,
+        square: true,
+    });
+    chart.panels.push(panel);
+    Ok(chart.finished(&request.style, &request.references))
 }
 
-/// Draws the map of a run's retention.csv. `check` runs every few thousand rows.
-pub fn retention(
-    retention_csv: &Path,
-    style: &FigureStyle,
-    check: &mut dyn FnMut() -> Result<()>,
-) -> Result<Figures> {
-    let map = Map::read(retention_csv, check)?;
-    let figure = Figure { name: "retention".to_owned(), svg: map.draw(style) };
-    Ok(Figures { figures: vec![figure], notes: Vec::new() })
-}
-
-impl Map {
-    /// Reads the file in two passes, first the range of chunks, then the sums, so that files of any length fit in memory.
-    pub(super) fn read(path: &Path, check: &mut dyn FnMut() -> Result<()>) -> Result<Self> {
-        let (mut end, mut first) = (0, u64::MAX);
-        each(path, check, |_, after, _, _| {
-            end = end.max(after + 1);
-            first = first.min(after + 1);
+/// Returns the lines of some runs: the loss ratio of kept chunks by the number of chunks stored since.
+pub fn lags(files: &[CsvSource], request: &Request, check: &mut dyn FnMut() -> Result<()>) -> Result<Chart> {
+    let style = &request.style;
+    let mut chart = Chart::new("lags", 1, theme::ALONE);
+    let colours = style.colours(files.len());
+    let mut lines = Vec::new();
+    for (i, file) in files.iter().enumerate() {
+        let mut by_lag = BTreeMap::<u64, Sums>::new();
+        let mut full = false;
+        each(&file.csv, request, check, |chunk, after, [loss, at_w]| {
+            full |= by_lag.len() == MAX_LAGS;
+            if !full {
+                let sums = by_lag.entry(after - chunk).or_default();
+                sums[0] += loss;
+                sums[1] += at_w;
+            }
         })?;
-        // Moments are `first` chunks apart, except for the last. A cell spans a whole number of them.
-        let step = first.min(end).max(1);
-        let span = step * end.div_ceil(step).div_ceil(CELLS as u64).max(1);
-        let cells = end.div_ceil(span) as usize;
-        let mut sums = vec![[0.0; 2]; cells * cells];
-        each(path, check, |chunk, after, loss, at_w| {
-            let [chunk, after] = [chunk, after].map(|chunk| (chunk / span) as usize);
-            let [sum, sum_at_w] = &mut sums[chunk * cells + after];
-            *sum += loss;
-            *sum_at_w += at_w;
-        })?;
-        Ok(Self { span, cells, end, sums })
-    }
-
-    /// Returns the kept chunk, the moment and the ratio of each cell that has one.
-    pub(super) fn ratios(&self) -> impl Iterator<Item = (usize, usize, f64)> {
-        let places = self.sums.iter().enumerate().filter(|(_, [_, at_w])| *at_w > 0.0);
-        places.map(|(i, [loss, at_w])| (i / self.cells, i % self.cells, loss / at_w))
-    }
-
-    /// Returns the colours of the ratios, and the lowest and highest ratio.
-    pub(super) fn colours(&self, theme: Theme) -> (Colours, (f64, f64)) {
-        let finite = self.ratios().map(|(.., ratio)| ratio).filter(|ratio| ratio.is_finite() && *ratio > 0.0);
-        let (low, high) =
-            finite.fold((f64::INFINITY, 0.0_f64), |(low, high), ratio| (low.min(ratio), high.max(ratio)));
-        let (low, high) = if low > high { (1.0, 1.0) } else { (low, high) };
-        let colours = Colours::about_one(low.clamp(1.0 / FURTHEST, 1.0), high.clamp(1.0, FURTHEST), theme);
-        (colours, (low, high))
-    }
-
-    fn draw(&self, style: &FigureStyle) -> String {
-        let (colours, (low, high)) = self.colours(style.theme);
-
-        let mut legend = Legend::default();
-        legend.notes.push(
-            "loss under the memory as it was then ÷ loss at the initial weights, Σ over heads and sequences"
-                .to_owned(),
-        );
-        if self.ratios().any(|(.., ratio)| !ratio.is_finite()) {
-            legend.entries.push((Swatch::Mark, "not finite".to_owned()));
+        if full {
+            let expected = format!("at most {MAX_LAGS} lags");
+            return Err(crate::error::Error::file(&file.csv, expected, "more"));
         }
-        if high > FURTHEST || low < 1.0 / FURTHEST {
-            legend.notes.push("colours end at 10^{4} and 10^{−4}".to_owned());
+        let mut line = crate::plot::downsample::DownsampledLine::new(CELLS, false);
+        for (&lag, [loss, at_w]) in &by_lag {
+            line.push(lag as f64, Some(loss / at_w));
         }
-        if self.span > 1 && self.cells > 1 {
-            legend.notes.push(format!("a cell is {} × {} chunks", self.span, self.span));
+        let marked = by_lag.len() <= CELLS / 2;
+        let line_style = LineStyle {
+            dashes: style.theme.dash(i),
+            ..if marked {
+                LineStyle::marked(colours[i], i, &[])
+            } else {
+                LineStyle::line(colours[i], theme::SERIES, 1.0, Some(i))
+            }
+        };
+        let name = font::plain(&file.name);
+        if files.len() > 1 {
+            chart.keys.push(Key::line(&name, line_style));
         }
-        let sheet = style.sheet_width();
-        let axis = Axis::tokens(&(0..self.end));
-        let left = left_of([&axis], 1);
-        let side = (sheet - left - BESIDE - BAR_WITH_LABELS - theme::EDGE).min(SIDE);
-        let legend_width =
-            (left + side + BESIDE + BAR_WITH_LABELS - theme::EDGE).min(sheet - 2.0 * theme::EDGE);
-        let top = theme::EDGE + legend.height(legend_width) + 6.0;
-        let side = style.panel_height(side, 1, top + theme::BOTTOM).min(side);
-        let (x, y) = (fitted_x(axis.clone(), side), fitted_y(axis, side));
-        // The map is as wide as needed and centred in the requested width.
-        let aside = (sheet - (left + side + BESIDE + BAR_WITH_LABELS + theme::EDGE)).max(0.0) / 2.0;
-        let frame = Frame { left: aside + left, top, width: side, height: side, x: &x, y: &y };
-        svg(style, top + side + theme::BOTTOM, |canvas| {
-            let legend_left = aside.min(sheet - theme::EDGE - legend_width).max(theme::EDGE);
-            legend.draw(canvas, legend_left, theme::EDGE, legend_width);
-            self.draw_cells(canvas, &frame, &colours);
-            frame.draw_axes(canvas, true, true);
-            frame.draw_x_title(canvas, "stored up to chunk");
-            let title = if font::width("chunk kept", theme::TITLE) > side { "kept" } else { "chunk kept" };
-            frame.draw_y_title(canvas, &title_lines(title, side), aside);
-            colours.draw_bar(canvas, frame.right() + BESIDE, top, side, "loss ÷ loss at W");
-        })
+        lines.push((Line::new(&name, line_style, line.stretches()), line));
     }
-
-    fn draw_cells(&self, canvas: &mut Canvas, frame: &Frame, colours: &Colours) {
-        let edge = |cell: usize| (cell as u64 * self.span).min(self.end) as f64;
-        for (chunk, after, ratio) in self.ratios() {
-            let from = frame.place((edge(after), edge(chunk + 1)));
-            let to = frame.place((edge(after + 1), edge(chunk)));
-            let colour =
-                if ratio.is_finite() { colours.colour(ratio.max(f64::MIN_POSITIVE)) } else { theme::ALARM };
-            canvas.rectangle(from, to, colour.to_rgba());
-        }
-        if self.sums.is_empty() {
-            frame.draw_message(canvas, "no chunk was kept");
-        }
+    let ends: Vec<_> =
+        lines.iter().filter_map(|(_, line)| line.range()).flat_map(|(low, high)| [low, high]).collect();
+    let ratios = range(&ends).unwrap_or((0.0, 1.0));
+    let last = lines
+        .iter()
+        .flat_map(|(line, _)| line.stretches.iter().flatten())
+        .map(|point| point.0)
+        .fold(1.0, f64::max);
+    let y = style.y_axis(ratios, style.is_log(ratios, true));
+    let mut panel = Panel::new(
+        (style.x_axis((0.0, last), false), "chunks stored since"),
+        (y, "loss of kept chunks ÷ at W"),
+    );
+    panel.above = lines
+        .iter()
+        .flat_map(|(_, line)| line.places(crate::plot::downsample::Unshown::NotFinite))
+        .map(|range| (*range.start(), *range.end()))
+        .collect();
+    if ends.is_empty() {
+        panel.message = Some("no chunk was kept");
     }
+    panel.lines = lines.into_iter().map(|(line, _)| line).collect();
+    chart.notes.push("Σ over kept chunks, heads and sequences".to_owned());
+    chart.panels.push(panel);
+    Ok(chart.finished(style, &request.references))
 }
 
 /// Calls `row` with the chunk, after, the loss and ℓ at W of every row.
 fn each(
     path: &Path,
+    request: &Request,
     check: &mut dyn FnMut() -> Result<()>,
-    mut row: impl FnMut(u64, u64, f64, f64),
+    mut row: impl FnMut(u64, u64, Sums),
 ) -> Result<()> {
     let mut table = Table::open(path)?;
-    let (chunk, after) = (table.column("chunk")?, table.column("after")?);
+    let (chunk, after, head) = (table.column("chunk")?, table.column("after")?, table.column("head")?);
     let (loss, at_w) = (table.column("loss")?, table.column("loss_at_w")?);
     let mut rows = 0_u64;
     while table.advance()? {
@@ -158,7 +181,9 @@ fn each(
         if chunk > after {
             return Err(table.bad_row("chunk ≤ after", format!("{chunk} and {after}")));
         }
-        row(chunk, after, number(loss)?, number(at_w)?);
+        if request.part.heads.is_empty() || request.part.has_head(table.integer(head)?) {
+            row(chunk, after, [number(loss)?, number(at_w)?]);
+        }
         rows += 1;
         if rows.is_multiple_of(4096) {
             check()?;

@@ -1,20 +1,18 @@
-//! scan_bench.csv → `time.svg` and `bandwidth.svg`, against steps on logarithmic axes. Each layout and kind of gates has a
+//! scan_bench.csv → `time` and `bandwidth`, or `speedup`, against steps on logarithmic axes. Each layout and kind of gates has a
 //! panel, and each algorithm a line. The second figure also shows the bandwidth of a copy.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 
-use plotters::style::Color;
-
 use crate::error::{Error, Result};
 use crate::io::table::Table;
 use crate::plot::axis::Axis;
-use crate::plot::canvas::svg;
-use crate::plot::figure::{Figure, Figures};
-use crate::plot::frame::{Frame, fitted_y, left_of, letter};
-use crate::plot::legend::{Legend, Swatch, marker};
-use crate::plot::style::{FigureStyle, Theme};
-use crate::plot::{font, theme};
+use crate::plot::chart::{Chart, Key, Line, LineStyle, Panel};
+use crate::plot::colours::range;
+use crate::plot::downsample::Point;
+use crate::plot::filter::Filter;
+use crate::plot::style::LogAxes;
+use crate::plot::{Request, font, theme};
 
 /// Most rows held in memory; a thousand shapes times all algorithms take half of them.
 const MAX_ROWS: usize = 1 << 16;
@@ -23,28 +21,24 @@ const MAX_PANELS: usize = 26;
 const MAX_SERIES: usize = 52;
 /// Height of a panel.
 const PANEL: f64 = 125.0;
-/// Minimum width of a sheet with two panels per row.
-const TWO_COLUMNS: f64 = 330.0;
-/// Room for a panel's heading.
-const HEADING: f64 = 12.0;
-
 /// A row that was timed.
 #[derive(Clone, Debug)]
-pub(super) struct TimedRow {
+struct TimedRow {
     /// Algorithm, with its threads if the file has several numbers of them.
-    pub(super) series: String,
+    series: String,
     /// Batch, channels, layout and gates, with the element type if the file has several.
-    pub(super) panel: String,
-    pub(super) steps: u64,
-    pub(super) milliseconds: f64,
-    pub(super) gb_per_s: f64,
+    panel: String,
+    steps: u64,
+    milliseconds: f64,
+    gb_per_s: f64,
     /// Bandwidth of the copy in that row.
-    pub(super) copy: Option<f64>,
+    copy: Option<f64>,
     device: String,
     /// Number of threads; 0 on a GPU.
     threads: u64,
-    /// Columns that distinguish this line from others of the file.
-    pub(super) cells: Vec<(&'static str, String)>,
+    algorithm: String,
+    /// Time of another algorithm ÷ this time.
+    speedup: f64,
 }
 
 /// The quantity drawn.
@@ -52,45 +46,78 @@ pub(super) struct TimedRow {
 enum Quantity {
     Time,
     Bandwidth,
+    Speedup,
 }
 
-/// Draws `time` and `bandwidth` of a scan_bench.csv, or nothing if no row was timed.
-pub fn scan_bench(csv: &Path, style: &FigureStyle) -> Result<Figures> {
-    let (rows, notes) = read(csv)?;
+/// Returns the charts `time` and `bandwidth` of a scan_bench.csv, or nothing if no row was timed; and notes for the user.
+pub fn charts(csv: &Path, request: &Request) -> Result<(Vec<Chart>, Vec<String>)> {
+    let (rows, notes) = read(csv, request)?;
     if rows.is_empty() {
-        return Ok(Figures { figures: Vec::new(), notes });
+        return Ok((Vec::new(), notes));
     }
-    let figures = [("time", Quantity::Time), ("bandwidth", Quantity::Bandwidth)];
-    let figures =
-        figures.map(|(name, quantity)| Figure { name: name.to_owned(), svg: figure(&rows, quantity, style) });
-    Ok(Figures { figures: figures.into(), notes })
+    let chart = |quantity| chart(&rows, quantity, request);
+    Ok((vec![chart(Quantity::Time), chart(Quantity::Bandwidth)], notes))
+}
+
+/// Returns the chart `speedup`: time of the slowest algorithm ÷ time.
+pub fn speedup(csv: &Path, request: &Request) -> Result<(Vec<Chart>, Vec<String>)> {
+    let (mut rows, notes) = read(csv, request)?;
+    let base = match request.baseline.first() {
+        Some((_, name)) => name.clone(),
+        None => ["sequential", "pair-sequential"]
+            .iter()
+            .find(|name| rows.iter().any(|row| row.series.starts_with(*name)))
+            .map_or_else(
+                || rows.first().map(|row| row.series.clone()).unwrap_or_default(),
+                |name| (*name).to_owned(),
+            ),
+    };
+    let of_base: Vec<_> =
+        rows.iter().filter(|row| row.series == base || row.algorithm == base).cloned().collect();
+    if of_base.is_empty() {
+        let known: Vec<_> =
+            distinct(rows.iter().map(|row| &row.algorithm[..])).into_iter().map(str::to_owned).collect();
+        return Err(Error::rejected(
+            "--baseline",
+            format!("no algorithm {base}; the algorithms are {}", known.join(", ")),
+        ));
+    }
+    let time = |row: &TimedRow| {
+        let same = of_base.iter().find(|other| other.panel == row.panel && other.steps == row.steps)?;
+        Some(same.milliseconds / row.milliseconds)
+    };
+    let speeds: Vec<_> = rows.iter().map(time).collect();
+    let mut speeds = speeds.into_iter();
+    rows.retain_mut(|row| {
+        let speed = speeds.next().flatten();
+        row.speedup = speed.unwrap_or(1.0);
+        speed.is_some()
+    });
+    let mut chart = chart(&rows, Quantity::Speedup, request);
+    chart.notes.insert(0, format!("median time of {base} ÷ median time"));
+    Ok((vec![chart], notes))
 }
 
 /// Reads the rows with a time, and notes for the user. Shapes with a single number of steps are skipped, because a line of
 /// one point shows no trend, unless there are no others.
-pub(super) fn read(csv: &Path) -> Result<(Vec<TimedRow>, Vec<String>)> {
+fn read(csv: &Path, request: &Request) -> Result<(Vec<TimedRow>, Vec<String>)> {
     let mut table = Table::open(csv)?;
+    let filter = Filter::new(&request.filter, &table)?;
     let [algorithm, dtype, layout, gate] =
         ["algorithm", "dtype", "layout", "gate"].map(|name| table.column(name));
     let (algorithm, dtype, layout, gate) = (algorithm?, dtype?, layout?, gate?);
     let device = table.column("device")?;
     let (threads, batch) = (table.column("threads")?, table.column("batch")?);
-    let distinguishing = ["algorithm", "dtype", "layout", "gate", "threads", "batch", "channels", "device"];
-    let distinguishing =
-        distinguishing.into_iter().map(|name| Ok((name, table.column(name)?))).collect::<Result<Vec<_>>>()?;
     let (steps, channels) = (table.column("steps")?, table.column("channels")?);
     let (median, speed) = (table.column("median_ms")?, table.column("gb_per_s")?);
     let copy = table.column("copy_gb_per_s")?;
-    let named = |table: &Table| {
-        distinguishing
-            .iter()
-            .map(|&(name, column)| (name, String::from_utf8_lossy(table.text(column)).into_owned()))
-            .collect()
-    };
     let mut cells = Vec::new();
     let mut skipped = 0_u64;
     let drawable = |x: &f64| x.is_finite() && *x > 0.0;
     while table.advance()? {
+        if !filter.passes(&table) {
+            continue;
+        }
         table.check_kept(cells.len() + 1, MAX_ROWS)?;
         let text = |column| String::from_utf8_lossy(table.text(column)).into_owned();
         let (Some(milliseconds), Some(gb_per_s)) = (table.number(median)?, table.number(speed)?) else {
@@ -109,7 +136,8 @@ pub(super) fn read(csv: &Path) -> Result<(Vec<TimedRow>, Vec<String>)> {
             copy: table.number(copy)?.filter(drawable),
             device: text(device),
             threads,
-            cells: named(&table),
+            algorithm: text(algorithm),
+            speedup: 1.0,
         };
         let shape = (table.integer(batch)?, table.integer(channels)?);
         if drawable(&milliseconds) && drawable(&gb_per_s) && row.steps > 0 {
@@ -173,7 +201,7 @@ pub(super) fn read(csv: &Path) -> Result<(Vec<TimedRow>, Vec<String>)> {
 
 /// Returns the rows whose copy is drawn, and its name. It is the first GPU's in the file, or else the one with the most
 /// threads.
-pub(super) fn copies(rows: &[TimedRow]) -> Option<(Vec<&TimedRow>, String)> {
+fn copies(rows: &[TimedRow]) -> Option<(Vec<&TimedRow>, String)> {
     let copied = || rows.iter().filter(|row| row.copy.is_some());
     let gpu = copied().find(|row| row.threads == 0);
     let of = gpu.or(copied().max_by_key(|row| row.threads))?;
@@ -188,120 +216,75 @@ pub(super) fn copies(rows: &[TimedRow]) -> Option<(Vec<&TimedRow>, String)> {
 }
 
 /// Returns the distinct names in the order of the file.
-pub(super) fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let mut seen = HashSet::new();
     names.filter(|&name| seen.insert(name)).collect()
 }
 
-/// Returns the legend; `copy` is the name of the copy drawn.
-fn legend(series: &[&str], copy: Option<String>, quantity: Quantity, theme: Theme) -> Legend {
-    let mut legend = Legend::default();
-    let entries = series.iter().enumerate();
-    legend.entries.extend(
-        entries.map(|(i, name)| (Swatch::Marked(theme.category(i), i, theme.dash(i)), font::plain(name))),
-    );
-    if quantity == Quantity::Bandwidth {
-        legend.entries.extend(copy.map(|text| (Swatch::Dashes(theme::GREY), text)));
-        legend.notes.push(
-            "bytes that must move, each input read once and each output written once, over the median time"
-                .to_owned(),
-        );
-    } else {
-        legend.notes.push("medians".to_owned());
-    }
-    legend.notes.push("panels: batch × channels, order of axes, gates".to_owned());
-    legend
-}
-
-fn figure(rows: &[TimedRow], quantity: Quantity, style: &FigureStyle) -> String {
+fn chart(rows: &[TimedRow], quantity: Quantity, request: &Request) -> Chart {
+    let style = &request.style;
     let panels = distinct(rows.iter().map(|row| &row.panel[..]));
     let series = distinct(rows.iter().map(|row| &row.series[..]));
+    let (name, title) = match quantity {
+        Quantity::Time => ("time", "time (ms)"),
+        Quantity::Bandwidth => ("bandwidth", "bandwidth (GB/s)"),
+        Quantity::Speedup => ("speedup", "speed-up"),
+    };
     let value = |row: &TimedRow| match quantity {
         Quantity::Time => row.milliseconds,
         Quantity::Bandwidth => row.gb_per_s,
+        Quantity::Speedup => row.speedup,
     };
-    let (copies, copy) = copies(rows).unzip();
-    let copies = copies.unwrap_or_default();
-
-    let legend = legend(&series, copy, quantity, style.theme);
-
-    let limits = |values: &mut dyn Iterator<Item = f64>| {
-        values.fold((f64::INFINITY, 0.0_f64), |(low, high), x| (low.min(x), high.max(x)))
-    };
+    let copies = copies(rows).filter(|_| quantity == Quantity::Bandwidth);
+    let of_copies = copies.iter().flat_map(|(rows, _)| rows).filter_map(|row| row.copy);
+    let all: Vec<_> = rows.iter().map(value).chain(of_copies).collect();
+    let (low, high) = range(&all).unwrap_or((1.0, 1.0));
+    // Times and bandwidths are compared by factors.
+    let log = style.log.map_or(quantity != Quantity::Speedup || high > 10.0 * low, LogAxes::y);
+    let y = if log { style.y_axis((low, high), true) } else { style.y_axis((low.min(0.0), high), false) };
     // Ticks lie at the timed numbers of steps. These are powers of two, which a log axis' own ticks miss.
     let steps: BTreeSet<_> = rows.iter().map(|row| row.steps).collect();
     let steps: Vec<_> = steps.iter().map(|&steps| (steps as f64, steps.to_string())).collect();
-    let of_copies = copies.iter().filter_map(|row| row.copy);
-    let of_copies = of_copies.filter(|_| quantity == Quantity::Bandwidth);
-    let (low, high) = limits(&mut rows.iter().map(value).chain(of_copies));
-    let y = Axis::log(low, high);
+    let x = style.x_within(Axis::of_values(&steps, style.log.is_none_or(|log| log.x() || log == LogAxes::Y)));
 
-    let sheet = style.sheet_width();
-    let columns = if sheet < TWO_COLUMNS { 1 } else { panels.len().min(2) };
-    let rows_of_panels = panels.len().div_ceil(columns);
-    let title = match quantity {
-        Quantity::Time => "time (ms)",
-        Quantity::Bandwidth => "bandwidth (GB/s)",
-    };
-    let legend_width = sheet - 2.0 * theme::EDGE;
-    let top = theme::EDGE + legend.height(legend_width) + 4.0;
-    let rest = top + (HEADING + theme::BOTTOM + 6.0) * rows_of_panels as f64;
-    let panel_height = style.panel_height(PANEL, rows_of_panels, rest);
-    let y = fitted_y(y, panel_height);
-    let left = left_of([&y], 1);
-    let panel_width = (sheet - theme::RIGHT) / columns as f64 - left;
-    let room = |label: &str| (font::width(label, theme::SMALL) + 5.0) / panel_width;
-    let x = Axis::of_values(&steps, true, room);
-    let row_height = HEADING + panel_height + theme::BOTTOM + 6.0;
-    svg(style, top + row_height * rows_of_panels as f64, |canvas| {
-        legend.draw(canvas, theme::EDGE, theme::EDGE, legend_width);
-        for (i, panel) in panels.iter().enumerate() {
-            let aside = (i % columns) as f64 * (panel_width + left);
-            let frame = Frame {
-                left: left + aside,
-                top: top + HEADING + (i / columns) as f64 * row_height,
-                width: panel_width,
-                height: panel_height,
-                x: &x,
-                y: &y,
-            };
-            frame.draw_axes(canvas, true, true);
-            frame.draw_y_title(
-                canvas,
-                &[font::shortened(title, theme::TITLE, panel_height + HEADING)],
-                aside,
-            );
-            frame.draw_x_title(canvas, "steps");
-            frame.draw_heading(canvas, &font::plain(panel), letter(i, panels.len()));
-            let of_panel = |row: &&TimedRow| row.panel == *panel;
-            if quantity == Quantity::Bandwidth {
-                // If algorithms differ in bytes, the copy of the most bytes is drawn.
-                let mut points: Vec<_> = copies.iter().copied().filter(of_panel).collect();
-                points.sort_by_key(|row| row.steps);
-                points.dedup_by_key(|row| row.steps);
-                let places = points.iter().filter_map(|row| Some((row.steps as f64, row.copy?)));
-                let places: Vec<_> = places.map(|point| frame.place(point)).collect();
-                for pair in places.windows(2) {
-                    canvas.dashes(pair[0], pair[1], theme::GREY.to_rgba(), theme::SERIES);
-                }
-            }
-            for (i, name) in series.iter().enumerate() {
-                let points = rows.iter().filter(of_panel).filter(|row| row.series == *name);
-                let mut points: Vec<_> = points.map(|row| (row.steps as f64, value(row))).collect();
-                points.sort_by(|a, b| a.0.total_cmp(&b.0));
-                let places: Vec<_> = points.into_iter().map(|point| frame.place(point)).collect();
-                if places.len() > 1 {
-                    canvas.dashed_line(
-                        &places,
-                        style.theme.dash(i),
-                        style.theme.category(i).to_rgba(),
-                        theme::SERIES,
-                    );
-                }
-                for place in places {
-                    marker(canvas, place, i, style.theme.category(i));
-                }
+    let mut chart = Chart::new(name, panels.len().min(2), PANEL);
+    let colours = style.colours(series.len());
+    let line_style = |i: usize| LineStyle::marked(colours[i], i, style.theme.dash(i));
+    let names: Vec<_> = series.iter().map(|name| font::plain(name)).collect();
+    chart.keys = names.iter().enumerate().map(|(i, name)| Key::line(name, line_style(i))).collect();
+    let dashed = LineStyle { dashes: &[3.0, 2.0], ..LineStyle::line(theme::GREY, theme::SERIES, 1.0, None) };
+    if let Some((_, text)) = &copies {
+        chart.keys.push(Key::line(text, dashed));
+        chart.notes.push(
+            "bytes that must move, each input read once and each output written once, over the median time"
+                .to_owned(),
+        );
+    } else if quantity == Quantity::Time {
+        chart.notes.push("medians".to_owned());
+    }
+    chart.notes.push("panels: batch × channels, order of axes, gates".to_owned());
+    for heading in &panels {
+        let mut panel = Panel::new((x.clone(), "steps"), (y.clone(), title));
+        panel.heading = font::plain(heading);
+        let sorted = |mut points: Vec<Point>| {
+            points.sort_by(|a, b| a.0.total_cmp(&b.0));
+            points
+        };
+        if let Some((rows, _)) = &copies {
+            // If algorithms differ in bytes, the copy of the most bytes is drawn.
+            let here = rows.iter().filter(|row| row.panel == *heading);
+            let mut points = sorted(here.filter_map(|row| Some((row.steps as f64, row.copy?))).collect());
+            points.dedup_by_key(|point| point.0.to_bits());
+            panel.lines.push(Line::new("copy", dashed, vec![points]));
+        }
+        for (i, name) in series.iter().enumerate() {
+            let here = rows.iter().filter(|row| row.panel == *heading && row.series == *name);
+            let points = sorted(here.map(|row| (row.steps as f64, value(row))).collect());
+            if !points.is_empty() {
+                panel.lines.push(Line::new(&names[i], line_style(i), vec![points]));
             }
         }
-    })
+        chart.panels.push(panel);
+    }
+    chart.finished(style, &request.references)
 }

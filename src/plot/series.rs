@@ -8,12 +8,12 @@
 use std::cmp::{Ordering, Reverse};
 use std::collections::binary_heap::PeekMut;
 use std::collections::{BTreeSet, BinaryHeap, VecDeque};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::Path;
 
 use csv::Position;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::io::table::{Column, Table};
 use crate::plot::downsample::{DownsampledLine, Unshown};
 use crate::plot::style::{FigureStyle, LogAxes};
@@ -77,6 +77,27 @@ pub struct Series {
     pub all: Option<DownsampledLine>,
     /// Whether the axis is logarithmic.
     pub log: bool,
+}
+
+/// The part of a metrics.csv to draw.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Part {
+    /// Ranges of heads; all if empty.
+    pub heads: Vec<RangeInclusive<u64>>,
+    /// Tokens; chunks that overlap them are drawn.
+    pub tokens: Option<Range<u64>>,
+}
+
+impl Part {
+    /// Whether the head is drawn.
+    pub fn has_head(&self, head: u64) -> bool {
+        self.heads.is_empty() || self.heads.iter().any(|heads| heads.contains(&head))
+    }
+
+    /// Whether a chunk of these tokens is drawn.
+    pub fn has_tokens(&self, tokens: &Range<u64>) -> bool {
+        self.tokens.as_ref().is_none_or(|part| tokens.start < part.end && tokens.end > part.start)
+    }
 }
 
 /// All data of a metrics.csv that figures show.
@@ -162,10 +183,20 @@ struct Cell {
 impl Metrics {
     /// Reads a metrics.csv, sorted by sequence, chunk and head as `nmem` writes it.
     /// `check` runs every few thousand rows and can stop it.
-    pub fn read(path: &Path, style: &FigureStyle, check: &mut dyn FnMut() -> Result<()>) -> Result<Self> {
+    pub fn read(
+        path: &Path,
+        style: &FigureStyle,
+        part: &Part,
+        check: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Self> {
         let mut table = Table::open(path)?;
         let columns = Columns::find(&table)?;
-        let (cursors, heads) = survey(&mut table, &columns, check)?;
+        let (cursors, mut heads) = survey(&mut table, &columns, check)?;
+        let known = heads.len();
+        heads.retain(|&head| part.has_head(head));
+        if known > 0 && heads.is_empty() {
+            return Err(Error::rejected("--heads", format!("{} has none of these heads", path.display())));
+        }
         let sequences = cursors.len();
         // Cursors are sorted by the chunk of the next row, then in the order of the file.
         let mut cursors: BinaryHeap<_> = cursors.into_iter().map(Reverse).collect();
@@ -193,8 +224,8 @@ impl Metrics {
             // The order is fixed because sums of floats depend on it.
             here.sort_by_key(|cursor| cursor.sequence);
             for cursor in here {
-                let open =
-                    metrics.read_block(&mut table, &columns, cursor, first, &mut cells, &mut places)?;
+                let rows = (&mut cells[..], &mut places[..]);
+                let open = metrics.read_block(&mut table, &columns, part, cursor, first, rows)?;
                 cursors.extend(open.map(Reverse));
             }
             for (place, cells) in places.iter().zip(cells.chunks(metrics.heads.len().max(1))) {
@@ -217,27 +248,33 @@ impl Metrics {
         &mut self,
         table: &mut Table,
         columns: &Columns,
+        part: &Part,
         cursor: Cursor,
         first: u64,
-        cells: &mut [Cell],
-        places: &mut [Option<Range<u64>>],
+        (cells, places): (&mut [Cell], &mut [Option<Range<u64>>]),
     ) -> Result<Option<Cursor>> {
         table.seek(cursor.position)?;
         while table.advance()? && table.integer(columns.sequence)? == cursor.sequence {
             let (chunk, head) = (table.integer(columns.chunk)?, table.integer(columns.head)?);
-            // `survey` has seen both unless the file changed in between.
-            let (Some(row), Ok(head)) = (chunk.checked_sub(first), self.heads.binary_search(&head)) else {
-                return Err(table.bad_row(
-                    "the rows of the first pass (the file changed)",
-                    format!("chunk {chunk}, head {head}"),
-                ));
+            let changed = || {
+                let got = format!("chunk {chunk}, head {head}");
+                table.bad_row("the rows of the first pass (the file changed)", got)
             };
+            let row = chunk.checked_sub(first).ok_or_else(changed)?;
             if row >= BLOCK {
                 return Ok(Some(Cursor { position: table.position(), chunk, ..cursor }));
             }
+            if !part.has_head(head) {
+                continue;
+            }
+            // `survey` has seen the head unless the file changed in between.
+            let head = self.heads.binary_search(&head).map_err(|_| changed())?;
             let tokens = table.integer(columns.start)?..table.integer(columns.end)?;
             if tokens.is_empty() {
                 return Err(table.bad_row("start < end", format!("{} and {}", tokens.start, tokens.end)));
+            }
+            if !part.has_tokens(&tokens) {
+                continue;
             }
             self.tokens = if self.tokens.is_empty() {
                 tokens.clone()
@@ -339,6 +376,14 @@ impl Series {
             .chain(&self.all)
             .filter_map(DownsampledLine::range)
             .reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
+    }
+
+    /// Returns the value if all are the same.
+    pub fn constant(&self) -> Option<f64> {
+        let unshown = self.count(Unshown::NotFinite) + self.count(Unshown::NotPositive);
+        let (low, high) = self.range().filter(|_| unshown == 0)?;
+        // Means over heads of the same value may differ in the last digit.
+        (high - low <= 1e-9 * high.abs()).then_some(high)
     }
 
     /// Returns the number of the heads' values that cannot be drawn for this reason.
@@ -492,7 +537,7 @@ fn over_heads(cells: &[Cell], quantity: Quantity) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{BINS, FigureStyle, Metrics, MovingMean, Quantity};
+    use super::{BINS, FigureStyle, Metrics, MovingMean, Part, Quantity};
     use crate::plot::downsample::Point;
 
     const HEADER: &str =
@@ -502,7 +547,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path().join("metrics.csv");
         std::fs::write(&path, format!("{HEADER}\n{rows}")).expect("a writable temporary directory");
-        Metrics::read(&path, &FigureStyle::default(), &mut || Ok(()))
+        Metrics::read(&path, &FigureStyle::default(), &Part::default(), &mut || Ok(()))
             .map_err(|error| error.to_string().split_once("metrics.csv: ").unwrap().1.to_string())
     }
 

@@ -1,10 +1,13 @@
 //! Resolves a path from the command line to its CSV file and the kind of its figures.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::io::table::Table;
+use crate::io::text::TextFile;
 use crate::plot::names;
+use crate::plot::sweep::setting_text;
 use crate::storage;
 
 /// A kind of figures.
@@ -18,14 +21,28 @@ pub enum Kind {
     Heads,
     /// metrics.csv: any columns against any other.
     Columns,
+    /// metrics.csv: boxes of a column by head, or by another column of few values.
+    Boxes,
+    /// metrics.csv with labels: the loss ratio around changes of topic.
+    Topics,
     /// retention.csv: for a run, a map of kept chunk against last stored chunk; for a sweep, lines against the lag.
     Retention,
-    /// results.csv: means over seeds with their 95 % intervals, lines or a map.
+    /// retention.csv of a run: loss ratio against the number of chunks stored since.
+    Lags,
+    /// results.csv: centres over seeds with their intervals, lines or a map.
     Sweep,
     /// results.csv: a map for any number of values.
     Map,
+    /// results.csv: bars of the differences to a baseline, paired by seed.
+    Ablation,
+    /// results.csv: one result against another, with the settings that no other beats in both.
+    Pareto,
+    /// results.csv and the runs that it lists: a quantity over tokens, mean and band over seeds for each setting.
+    Curves,
     /// scan_bench.csv: time and bandwidth against steps.
     Scan,
+    /// scan_bench.csv: time of one algorithm over that of the others.
+    Speedup,
 }
 
 impl Kind {
@@ -38,10 +55,12 @@ impl Kind {
     /// Returns the name of its file in a results directory.
     fn file(self) -> &'static str {
         match self {
-            Self::Timeline | Self::Gates | Self::Heads | Self::Columns => "metrics.csv",
-            Self::Retention => "retention.csv",
-            Self::Sweep | Self::Map => "results.csv",
-            Self::Scan => "scan_bench.csv",
+            Self::Timeline | Self::Gates | Self::Heads | Self::Columns | Self::Boxes | Self::Topics => {
+                "metrics.csv"
+            }
+            Self::Retention | Self::Lags => "retention.csv",
+            Self::Sweep | Self::Map | Self::Ablation | Self::Pareto | Self::Curves => "results.csv",
+            Self::Scan | Self::Speedup => "scan_bench.csv",
         }
     }
 
@@ -59,6 +78,42 @@ impl Kind {
     }
 }
 
+/// Most bytes of a run.json; nmem writes a few kilobytes.
+const MAX_RUN_JSON: usize = 1 << 20;
+
+/// The part of a run's run.json that figures use.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Run {
+    /// File of labels.
+    pub labels: Option<PathBuf>,
+    /// First token that the run stored, counted from the start of the memory's life; labels count from it.
+    pub first_token: u64,
+    /// Chunk in which the run diverged.
+    pub diverged: Option<u64>,
+}
+
+impl Run {
+    /// Reads the run.json beside a CSV file. Without one, or with one that nmem did not write, nothing is known.
+    fn beside(csv: &Path) -> Self {
+        let read = || -> Option<serde_json::Value> {
+            let path = csv.parent()?.join("run.json");
+            storage::kind_of(&path).ok()?.filter(std::fs::FileType::is_file)?;
+            serde_json::from_slice(TextFile::read(&path, MAX_RUN_JSON).ok()?.bytes()).ok()
+        };
+        let Some(run) = read() else { return Self::default() };
+        let inputs = run["inputs"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let labels = inputs.iter().find(|input| input["role"] == "labels");
+        Self {
+            labels: labels.and_then(|input| input["path"].as_str()).map(PathBuf::from),
+            first_token: run["life_tokens"]
+                .as_u64()
+                .zip(run["tokens_stored"].as_u64())
+                .map_or(0, |(life, stored)| life.saturating_sub(stored)),
+            diverged: run["diverged"]["chunk"].as_u64(),
+        }
+    }
+}
+
 /// A CSV file and the kind of its figures.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CsvSource {
@@ -70,15 +125,27 @@ pub struct CsvSource {
     pub name: String,
     /// Whether the file belongs to a sweep; a retention.csv may also belong to a run.
     pub of_sweep: bool,
+    /// Facts of the run.json beside the file.
+    pub run: Run,
 }
 
 impl CsvSource {
-    /// Finds each path's file. Files that would have the same name are named after their parent directories too.
-    pub fn find_all(paths: &[PathBuf], kind: Option<Kind>) -> Result<Vec<Self>> {
-        let mut sources = paths.iter().map(|path| Self::find(path, kind)).collect::<Result<Vec<_>>>()?;
-        let named: Vec<_> = sources.iter().map(|source| named(&source.csv).1).collect();
-        let named: Vec<_> = named.iter().map(PathBuf::as_path).collect();
-        let distinct = names::of_paths(sources.iter().map(|source| source.name.clone()).collect(), &named);
+    /// Finds each path's file. Runs of a sweep are named by the settings in which they differ. Other files that would have
+    /// the same name are named after their parent directories too.
+    pub fn find_all(paths: &[PathBuf], kind: Option<Kind>, x: Option<&str>) -> Result<Vec<Self>> {
+        // With several lags, the question is how much is forgotten.
+        let lags = kind.is_none() && x == Some("lag");
+        let find = |path: &PathBuf| {
+            let source = Self::find(path, if lags { Some(Kind::Retention) } else { kind })?;
+            Ok(if lags && !source.of_sweep { Self { kind: Kind::Lags, ..source } } else { source })
+        };
+        let mut sources = paths.iter().map(find).collect::<Result<Vec<_>>>()?;
+        let directories: Vec<_> = sources.iter().map(|source| named(&source.csv).1).collect();
+        let directories: Vec<_> = directories.iter().map(PathBuf::as_path).collect();
+        let distinct = match settings_of_runs(&directories) {
+            Some(settings) => names::numbered(settings),
+            None => names::of_paths(sources.iter().map(|source| source.name.clone()).collect(), &directories),
+        };
         for (source, name) in sources.iter_mut().zip(distinct) {
             source.name = name;
         }
@@ -105,8 +172,42 @@ impl CsvSource {
             return Err(Error::rejected(csv.display().to_string(), reason));
         }
         let (name, _) = named(&csv);
-        Ok(Self { csv, kind, name, of_sweep })
+        let run = Run::beside(&csv);
+        Ok(Self { csv, kind, name, of_sweep, run })
     }
+}
+
+/// Returns the names of runs of one sweep, in the same order, by the settings in which they differ: "decay 0.1, seed 2".
+/// Returns `None` for a single run, and unless all directories are runs that a results.csv lists.
+fn settings_of_runs(directories: &[&Path]) -> Option<Vec<String>> {
+    let [first, _, ..] = directories else { return None };
+    let runs = first.parent().filter(|runs| runs.ends_with("runs"))?;
+    if directories.iter().any(|directory| directory.parent() != Some(runs)) {
+        return None;
+    }
+    let mut table = Table::open(&runs.parent()?.join("results.csv")).ok()?;
+    let run = table.optional_column("run")?;
+    let parameters: Vec<_> = table.columns().map(|(column, name)| (column, name.to_owned())).collect();
+    let parameters: Vec<_> =
+        parameters.into_iter().skip(1).take_while(|(_, name)| name != "status").collect();
+    let mut rows = HashMap::new();
+    while table.advance().ok()? {
+        let texts =
+            parameters.iter().map(|(column, _)| String::from_utf8_lossy(table.text(*column)).into_owned());
+        rows.insert(table.text(run).to_vec(), texts.collect::<Vec<_>>());
+    }
+    let id = |directory: &&Path| rows.get(directory.file_name()?.as_encoded_bytes());
+    let rows = directories.iter().map(id).collect::<Option<Vec<_>>>()?;
+    let differs = |i: &usize| rows.windows(2).any(|pair| pair[0][*i] != pair[1][*i]);
+    let differing: Vec<_> = (0..parameters.len()).filter(differs).collect();
+    if differing.is_empty() {
+        return None;
+    }
+    let name = |row: &&Vec<String>| {
+        let parts = differing.iter().map(|&i| setting_text(&parameters[i].1, &row[i]));
+        parts.collect::<Vec<_>>().join(", ")
+    };
+    Some(rows.iter().map(name).collect())
 }
 
 fn in_directory(directory: &Path, kind: Option<Kind>) -> Result<PathBuf> {

@@ -18,12 +18,14 @@ use ratatui_core::text;
 use ratatui_core::widgets::Widget;
 use ratatui_widgets::canvas::{Canvas, Context, Line as Stroke, Points};
 
-use super::chart::{self, Chart, LineStyle, Map, Panel};
-use super::{CsvSource, FigureStyle, Request, Theme};
+use super::chart::{self, Chart, LineStyle, Map, Panel, Swatch};
+use super::{CsvSource, FigureStyle, Request, Theme, charts};
 use crate::error::Result;
 use crate::escape::for_figure;
 use crate::plot::axis::{Axis, Tick};
+use crate::plot::chart::Reference;
 use crate::plot::colours::Colours;
+use crate::plot::downsample::Point;
 use crate::plot::{names, theme};
 
 /// Text lines of a single panel; below, of each of several.
@@ -67,7 +69,7 @@ pub fn view(
     let mut view = View::default();
     // Greys would be invisible on a dark background.
     let style = FigureStyle { theme: Theme::Print, ..request.style.clone() };
-    let (charts, notes) = chart::charts(sources, &Request { style, ..request.clone() }, check)?;
+    let (charts, notes) = charts(sources, &Request { style, ..request.clone() }, check)?;
     view.notes.extend(notes);
     for chart in &charts {
         if sources.len() > 1 && charts.len() > 1 {
@@ -86,22 +88,23 @@ pub fn view(
 fn draw(chart: &Chart, screen: &Screen, view: &mut View) {
     let height = if chart.panels.len() > 1 { AMONG } else { ALONE };
     for panel in &chart.panels {
-        let title = panel.y_title.replace('\n', " ");
-        let of = chart
-            .colours
-            .as_ref()
-            .map_or_else(|| title.clone(), |(_, of)| format!("{of} (upwards: {title})"));
+        let title = panel.y.titled(&panel.y_title).replace('\n', " ");
+        let of = panel.map.as_ref().map_or_else(
+            || title.clone(),
+            |map| format!("{} (upwards: {title})", map.title.replace('\n', " ")),
+        );
         let heading = if panel.heading.is_empty() { of } else { format!("{of}: {}", panel.heading) };
         let _ = writeln!(view.text, "{}", cut(&raised(&heading), screen.columns));
-        match (&panel.map, &chart.colours) {
-            (Some(map), Some((colours, _))) => {
-                draw_map(panel, map, colours, screen, &mut view.text);
-            }
-            _ => draw_lines(panel, height, screen, &mut view.text),
+        match &panel.map {
+            Some(map) => draw_map(panel, map, screen, &mut view.text),
+            None => draw_lines(panel, height, screen, &mut view.text),
         }
         view.text.push('\n');
+        if let Some(map) = panel.map.as_ref().filter(|_| chart.shared_colours().is_none()) {
+            draw_scale(&map.colours, screen, &mut view.text);
+        }
     }
-    if let Some((colours, _)) = &chart.colours {
+    if let Some((colours, _)) = chart.shared_colours() {
         draw_scale(colours, screen, &mut view.text);
     }
     draw_keys(chart, screen, &mut view.text);
@@ -115,47 +118,56 @@ fn draw(chart: &Chart, screen: &Screen, view: &mut View) {
 
 /// Whether lines are hidden. Without colour, lines that differ only in colour would be noise around the main one.
 fn hides(panel: &Panel, screen: &Screen) -> bool {
-    let plain = |style: LineStyle| style.order.is_some() && !style.marked;
     !screen.colours
-        && panel.lines.iter().filter(|line| plain(line.style)).count() > 1
+        && panel.lines.iter().filter(|line| is_plain(line.style)).count() > 1
         && panel.lines.iter().any(|line| line.style.order.is_none())
+}
+
+/// Whether a line differs from others in its colour alone.
+fn is_plain(style: LineStyle) -> bool {
+    style.order.is_some() && style.marker.is_none()
 }
 
 fn draw_lines(panel: &Panel, height: usize, screen: &Screen, out: &mut String) {
     let gutter = gutter(&panel.y);
     let width = screen.columns - gutter - 1;
     let hides = hides(panel, screen);
-    let shown = |style: LineStyle| !(hides && style.order.is_some() && !style.marked);
+    let shown = |style: LineStyle| !(hides && is_plain(style));
+    let stroke = |context: &mut Context, (x1, y1): Point, (x2, y2): Point, color: Color| {
+        context.draw(&Stroke { x1, y1, x2, y2, color });
+    };
     let paint = |context: &mut Context| {
+        for area in areas(panel) {
+            let colour = if screen.colours { ink(area.1) } else { Color::Reset };
+            area.0.iter().for_each(|(from, to)| stroke(context, *from, *to, colour));
+        }
         for line in panel.lines.iter().filter(|line| shown(line.style)) {
             let colour = if screen.colours { ink(line.style) } else { Color::Reset };
             for stretch in &line.stretches {
-                let points = stretch.iter().map(|&(x, y)| (panel.x.fraction(x), panel.y.fraction(y)));
-                let points: Vec<_> = points.collect();
+                let on_panel = stretch.iter().filter(|(x, y)| panel.x.holds(*x) && panel.y.holds(*y));
+                let points: Vec<_> =
+                    on_panel.map(|&(x, y)| (panel.x.fraction(x), panel.y.fraction(y))).collect();
                 if line.style.joined {
                     for pair in points.windows(2) {
-                        context.draw(&Stroke {
-                            x1: pair[0].0,
-                            y1: pair[0].1,
-                            x2: pair[1].0,
-                            y2: pair[1].1,
-                            color: colour,
-                        });
+                        stroke(context, pair[0], pair[1], colour);
                     }
                 }
                 context.draw(&Points { coords: &points, color: colour });
             }
             context.layer();
         }
-        for line in panel.lines.iter().filter(|line| line.style.marked) {
+        for line in panel.lines.iter().filter(|line| line.style.marker == Some(chart::Marker::Shape)) {
             let Some(order) = line.style.order else { continue };
-            for &(x, y) in line.stretches.iter().flatten() {
+            let on_panel = |&&(x, y): &&Point| panel.x.holds(x) && panel.y.holds(y);
+            for &(x, y) in line.stretches.iter().flatten().filter(on_panel) {
                 let letter = text::Line::styled(letter(order).to_string(), ink_of(line.style, screen));
                 context.print(panel.x.fraction(x), panel.y.fraction(y), letter);
             }
         }
-        for (places, y, mark) in [(&panel.above, 1.0, "▾"), (&panel.below, 0.0, "▴")] {
-            for &x in places {
+        let lost: Vec<_> = panel.lost.iter().map(|(x, _)| (*x, *x)).collect();
+        for (places, y, mark) in [(&panel.above, 1.0, "▾"), (&lost, 1.0, "▾"), (&panel.below, 0.0, "▴")]
+        {
+            for &(x, _) in places {
                 context.print(panel.x.fraction(x), y, mark);
             }
         }
@@ -179,6 +191,33 @@ fn draw_lines(panel: &Panel, height: usize, screen: &Screen, out: &mut String) {
     draw_x_axis(panel, gutter, width, out);
 }
 
+/// Returns the outlines of boxes and bars, and the reference lines, as strokes between fractions of the axes.
+fn areas(panel: &Panel) -> Vec<(Vec<(Point, Point)>, LineStyle)> {
+    let place = |x: f64, y: f64| (panel.x.fraction(x), panel.y.fraction(y));
+    let outline = |x: f64, width: f64, (low, high): (f64, f64)| {
+        let (a, b) = (x - width / 2.0, x + width / 2.0);
+        let corners = [place(a, low), place(a, high), place(b, high), place(b, low), place(a, low)];
+        corners.windows(2).map(|pair| (pair[0], pair[1])).collect::<Vec<_>>()
+    };
+    let boxes = panel.boxes.iter().map(|of| {
+        let [low, first, median, third, high] = of.values;
+        let mut strokes = outline(of.x, of.width, (first, third));
+        strokes.push((place(of.x - of.width / 2.0, median), place(of.x + of.width / 2.0, median)));
+        strokes.extend([(low, first), (third, high)].map(|(a, b)| (place(of.x, a), place(of.x, b))));
+        (strokes, of.style)
+    });
+    let bars = panel
+        .bars
+        .iter()
+        .map(|bar| (outline(bar.x, bar.width, (bar.value.min(0.0), bar.value.max(0.0))), bar.style));
+    let lines = panel.references.iter().filter_map(|reference| match *reference {
+        Reference::X(x) => panel.x.holds(x).then(|| ((panel.x.fraction(x), 0.0), (panel.x.fraction(x), 1.0))),
+        Reference::Y(y) => panel.y.holds(y).then(|| ((0.0, panel.y.fraction(y)), (1.0, panel.y.fraction(y)))),
+    });
+    let grey = LineStyle::line(theme::GREY, 1.0, 1.0, None);
+    boxes.chain(bars).chain(lines.map(|line| (vec![line], grey))).collect()
+}
+
 /// Draws the spine, ticks, labels and, if there is room, the title.
 fn draw_x_axis(panel: &Panel, gutter: usize, width: usize, out: &mut String) {
     let mut spine = vec!['─'; width];
@@ -198,7 +237,7 @@ fn draw_x_axis(panel: &Panel, gutter: usize, width: usize, out: &mut String) {
     let line = |cells: Vec<char>| cells.into_iter().collect::<String>();
     let _ = writeln!(out, "{:gutter$}└{}", "", line(spine));
     let _ = writeln!(out, "{:gutter$} {}", "", line(labels).trim_end());
-    let title = raised(&panel.x_title);
+    let title = raised(&panel.x.titled(&panel.x_title));
     let middle = width.saturating_sub(title.chars().count()) / 2;
     let _ = writeln!(out, "{:gutter$} {:middle$}{}", "", "", cut(&title, width));
 }
@@ -221,7 +260,8 @@ fn beside(ticks: &[Tick], height: usize) -> BTreeMap<usize, String> {
     labels
 }
 
-fn draw_map(panel: &Panel, map: &Map, colours: &Colours, screen: &Screen, out: &mut String) {
+fn draw_map(panel: &Panel, map: &Map, screen: &Screen, out: &mut String) {
+    let colours = &map.colours;
     let gutter = gutter(&panel.y);
     let room = screen.columns - gutter - 1;
     let (columns, rows) = (map.size.0.max(1), map.size.1.max(1));
@@ -230,8 +270,9 @@ fn draw_map(panel: &Panel, map: &Map, colours: &Colours, screen: &Screen, out: &
     let (across, up) = (columns.div_ceil(joined), rows.div_ceil(joined_rows));
     let cell = (room / across).clamp(1, NUMBER + 2);
     let mut values = BTreeMap::<(usize, usize), Vec<f64>>::new();
-    for &(x, y, value) in &map.cells {
-        values.entry((y / joined_rows, x / joined)).or_default().push(value);
+    for cell in map.cells.iter().filter(|cell| cell.value.is_some() || cell.lost) {
+        let value = cell.value.unwrap_or(f64::NAN);
+        values.entry((cell.row / joined_rows, cell.column / joined)).or_default().push(value);
     }
     let labels = {
         let ticks = panel.y.ticks.iter().filter_map(|tick| Some((tick.at, tick.label.as_deref()?)));
@@ -307,17 +348,26 @@ fn draw_scale(colours: &Colours, screen: &Screen, out: &mut String) {
 /// Draws the legend, in as many lines as needed.
 fn draw_keys(chart: &Chart, screen: &Screen, out: &mut String) {
     let hides = chart.panels.iter().any(|panel| hides(panel, screen));
-    let shown = chart.keys.iter().filter(|key| !(hides && key.style.order.is_some() && !key.style.marked));
+    let shown = chart.keys.iter().filter_map(|key| match &key.swatch {
+        Swatch::Line(style) => Some((&key.text[..], *style)),
+        Swatch::Area(colour)
+            if chart.panels.iter().all(|panel| panel.map.is_none() && panel.shades.is_empty()) =>
+        {
+            Some((&key.text[..], LineStyle::line(*colour, 1.0, 1.0, Some(0))))
+        }
+        _ => None,
+    });
+    let shown = shown.filter(|(_, style)| !(hides && is_plain(*style)));
     let shown: Vec<_> = shown.collect();
     // This leaves room for the longest swatch, a space and a number.
     let most = screen.columns.saturating_sub(8);
-    let texts = cut_apart(shown.iter().map(|key| &key.text[..]), most);
+    let texts = cut_apart(shown.iter().map(|key| key.0), most);
     let mut used = 0;
     let mut any = false;
-    for (key, text) in shown.into_iter().zip(texts) {
-        let swatch = match key.style.order {
-            Some(order) if key.style.marked => letter(order).to_string(),
-            _ if !key.style.dashes.is_empty() => "╌╌".to_owned(),
+    for ((_, style), text) in shown.into_iter().zip(texts) {
+        let swatch = match style.order {
+            Some(order) if style.marker.is_some() => letter(order).to_string(),
+            _ if !style.dashes.is_empty() => "╌╌".to_owned(),
             _ => "──".to_owned(),
         };
         let size = swatch.chars().count() + 1 + text.chars().count();
@@ -330,7 +380,7 @@ fn draw_keys(chart: &Chart, screen: &Screen, out: &mut String) {
         }
         used += size;
         any = true;
-        let _ = write!(out, "{} {text}", coloured(&[(&swatch, ink_of(key.style, screen))]));
+        let _ = write!(out, "{} {text}", coloured(&[(&swatch, ink_of(style, screen))]));
     }
     if any {
         *out += "\n\n";

@@ -3,7 +3,7 @@
 
 use plotters::style::{RGBAColor, RGBColor};
 
-use crate::plot::style::Theme;
+use crate::plot::style::{Palette, Theme};
 
 /// Room for the axis titles, left of the tick labels.
 pub const TITLES: f64 = 14.0;
@@ -19,14 +19,13 @@ pub const LINE: f64 = 11.0;
 pub const HEAD: f64 = 11.0;
 /// Distance from the top of a panel up to the middle of its letter.
 pub const LETTER: f64 = 5.5;
-/// Distance between stacked panels.
-pub const GAP: f64 = 13.0;
 /// Height of each of several panels.
 pub const STACKED: f64 = 86.0;
 /// Minimum height of a panel, whatever height was requested; flatter panels would show nothing.
 pub const MIN_PANEL: f64 = 24.0;
-/// Height of a single panel.
+/// Height of a single panel; below, of each of several side by side.
 pub const ALONE: f64 = 150.0;
+pub const AMONG: f64 = 105.0;
 
 /// Font size of axis titles.
 pub const TITLE: f64 = 8.0;
@@ -58,8 +57,8 @@ pub const SHADE: RGBColor = RGBColor(0xEE, 0xEE, 0xEE);
 /// Marks of values that cannot be drawn.
 pub const ALARM: RGBColor = RGBColor(0xCC, 0x00, 0x00);
 
-/// Okabe and Ito's colours, ordered so that the first ones differ most. Black is reserved for the mean. Yellow, which is
-/// faint on white, comes last.
+/// Okabe and Ito's colours, ordered so that the first ones differ most, and the dark end of viridis. Black is reserved for
+/// means. Yellow, which is faint on white, is missing.
 const OKABE_ITO: [RGBColor; 7] = [
     RGBColor(0x00, 0x72, 0xB2),
     RGBColor(0xE6, 0x9F, 0x00),
@@ -67,7 +66,17 @@ const OKABE_ITO: [RGBColor; 7] = [
     RGBColor(0xCC, 0x79, 0xA7),
     RGBColor(0x56, 0xB4, 0xE9),
     RGBColor(0xD5, 0x5E, 0x00),
-    RGBColor(0xF0, 0xE4, 0x42),
+    RGBColor(0x44, 0x01, 0x54),
+];
+
+/// Paul Tol's bright scheme, without its grey.
+const TOL: [RGBColor; 6] = [
+    RGBColor(0x44, 0x77, 0xAA),
+    RGBColor(0xEE, 0x66, 0x77),
+    RGBColor(0x22, 0x88, 0x33),
+    RGBColor(0xCC, 0xBB, 0x44),
+    RGBColor(0x66, 0xCC, 0xEE),
+    RGBColor(0xAA, 0x33, 0x77),
 ];
 
 /// Viridis in steps of an eighth, without its pale end.
@@ -82,8 +91,10 @@ const VIRIDIS: [RGBColor; 8] = [
     RGBColor(0xAD, 0xDC, 0x30),
 ];
 
-/// Most heads that have distinct colours.
-pub const MAX_DISTINCT_HEADS: usize = OKABE_ITO.len();
+/// Most lines whose colours are categories; more have an ordered scale.
+pub const MAX_DISTINCT: usize = OKABE_ITO.len();
+/// Most lines that greys and dashes together tell apart.
+pub const MAX_MONO: usize = GREYS.len() * DASHES.len();
 
 /// Greys that differ most from their neighbours; dashes distinguish the rest.
 const GREYS: [u8; 4] = [0x1A, 0x8C, 0x55, 0xA8];
@@ -105,31 +116,9 @@ impl Theme {
         if self == Self::Screen { 1.25 } else { 1.0 }
     }
 
-    /// Returns the i-th colour of categories: black, Okabe and Ito's without yellow, and viridis' dark end. Colours repeat
-    /// after the eighth.
-    pub fn category(self, i: usize) -> RGBColor {
-        if self == Self::Mono {
-            let grey = GREYS[i % GREYS.len()];
-            return RGBColor(grey, grey, grey);
-        }
-        let [a, b, c, d, e, f, _] = OKABE_ITO;
-        [BLACK, a, b, c, d, e, f, VIRIDIS[0]][i % 8]
-    }
-
     /// Returns the dash pattern of the i-th line. Patterns differ in the theme without colours.
     pub fn dash(self, i: usize) -> &'static [f64] {
         if self == Self::Mono { DASHES[i % DASHES.len()] } else { &[] }
-    }
-
-    /// Returns the colours of the heads' lines: categories while those are distinct, then an ordered scale.
-    pub fn head_colours(self, heads: usize) -> Vec<RGBColor> {
-        match heads {
-            n if n > MAX_DISTINCT_HEADS => {
-                (0..n).map(|i| self.sequential(i as f64 / (n - 1) as f64)).collect()
-            }
-            n if self == Self::Mono => (0..n).map(|i| self.category(i + 1)).collect(),
-            n => OKABE_ITO[..n].to_vec(),
-        }
     }
 
     /// Returns a colour of viridis without its pale end, from 0 (dark) to 1 (bright).
@@ -137,13 +126,35 @@ impl Theme {
         if self == Self::Mono { between(&BLACK_TO_PALE, at) } else { between(&VIRIDIS, at) }
     }
 
-    /// Returns a colour from 0 (blue) through white to 1 (red). Greys run from pale to black only.
+    /// Returns a colour from 0 (blue) through white to 1 (red). Greys are palest in the middle.
     pub fn diverging(self, at: f64) -> RGBColor {
-        if self == Self::Mono { between(&BLACK_TO_PALE, 1.0 - at) } else { between(&BLUE_TO_RED, at) }
+        if self == Self::Mono {
+            between(&MID_TO_PALE, 1.0 - (2.0 * at - 1.0).abs())
+        } else {
+            between(&BLUE_TO_RED, at)
+        }
     }
 }
 
+/// Returns the colours of `n` lines.
+pub fn colours(theme: Theme, palette: Palette, n: usize) -> Vec<RGBColor> {
+    let of = |scheme: &[RGBColor]| (n <= scheme.len()).then(|| scheme[..n].to_vec());
+    let categories = match (palette, theme) {
+        (_, Theme::Mono) | (Palette::Viridis, _) => None,
+        (Palette::OkabeIto, _) => of(&OKABE_ITO),
+        (Palette::Tol, _) => of(&TOL),
+    };
+    let at = |i: usize| if n > 1 { i as f64 / (n - 1) as f64 } else { 0.0 };
+    categories.unwrap_or_else(|| match theme {
+        Theme::Mono => GREYS.iter().cycle().take(n).map(|&grey| RGBColor(grey, grey, grey)).collect(),
+        Theme::Print | Theme::Screen => (0..n).map(|i| between(&VIRIDIS, at(i))).collect(),
+    })
+}
+
 const BLACK_TO_PALE: [RGBColor; 2] = [RGBColor(0x20, 0x20, 0x20), RGBColor(0xF4, 0xF4, 0xF4)];
+
+/// Greys of diverging maps, light enough for hatching in black.
+const MID_TO_PALE: [RGBColor; 2] = [RGBColor(0x60, 0x60, 0x60), RGBColor(0xFA, 0xFA, 0xFA)];
 
 /// ColorBrewer's RdBu reversed, which colour-blind readers can read too.
 const BLUE_TO_RED: [RGBColor; 7] = [
@@ -182,19 +193,28 @@ pub fn grey(colour: RGBColor) -> u8 {
 mod tests {
     use plotters::style::RGBColor;
 
-    use super::{DASHES, GREYS, Theme};
+    use super::{DASHES, GREYS, MAX_MONO, Palette, Theme, colours};
 
     #[test]
-    fn colours_of_heads() {
-        for heads in [1, 2, 7, 8, 16, 64] {
-            let mut colours = Theme::Print.head_colours(heads);
-            assert_eq!(colours.len(), heads);
-            colours.sort_by_key(|colour| (colour.0, colour.1, colour.2));
-            colours.dedup();
-            assert_eq!(colours.len(), heads, "{heads} heads in as many colours");
+    fn colours_never_repeat() {
+        for palette in [Palette::OkabeIto, Palette::Tol, Palette::Viridis] {
+            for n in [1, 2, 7, 8, 9, 16, 64] {
+                let mut all = colours(Theme::Print, palette, n);
+                assert_eq!(all.len(), n);
+                all.sort_by_key(|colour| (colour.0, colour.1, colour.2));
+                all.dedup();
+                assert_eq!(all.len(), n, "{n} lines in as many colours");
+            }
         }
-        let ordered = Theme::Print.head_colours(8);
-        assert_eq!((ordered[0], ordered[7]), (RGBColor(0x44, 0x01, 0x54), RGBColor(0xAD, 0xDC, 0x30)));
+        let ordered = colours(Theme::Print, Palette::OkabeIto, 9);
+        assert_eq!((ordered[0], ordered[8]), (RGBColor(0x44, 0x01, 0x54), RGBColor(0xAD, 0xDC, 0x30)));
+    }
+
+    #[test]
+    fn greys_and_dashes_together_never_repeat() {
+        let greys = colours(Theme::Mono, Palette::OkabeIto, MAX_MONO);
+        let pair = |i: usize| (greys[i], Theme::Mono.dash(i));
+        assert!((1..MAX_MONO).all(|i| (0..i).all(|j| pair(i) != pair(j))));
     }
 
     #[test]

@@ -188,7 +188,7 @@ pub struct Interval {
 impl Interval {
     fn new(values: &[f64]) -> Option<Self> {
         let estimate = Estimate::from_values(values)?;
-        Some(Self { mean: estimate.mean, ci95: estimate.interval().map(|(low, high)| [low, high]) })
+        Some(Self { mean: estimate.center, ci95: estimate.interval.map(|(low, high)| [low, high]) })
     }
 }
 

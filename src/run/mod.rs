@@ -309,7 +309,14 @@ impl Run<'_> {
         warnings.extend(self.note.clone());
         if let Some((directory, _)) = directory.filter(|_| config.plots) {
             let labels = inputs.labels.as_ref().map(|labels| labels.shifted(first_token as u64));
-            warnings.extend(draw(directory, config, labels.as_ref(), &mut peak, observe)?);
+            warnings.extend(draw(
+                directory,
+                config,
+                &self.command_line,
+                labels.as_ref(),
+                &mut peak,
+                observe,
+            )?);
         }
         let plots = drawing.elapsed();
         peak.sample_now();
@@ -638,6 +645,7 @@ pub fn start_threads(threads: usize) -> Result<ThreadPool> {
 fn draw(
     directory: &Path,
     config: &Config,
+    command_line: &[String],
     labels: Option<&Labels>,
     peak: &mut PeakMemory,
     observe: Observer,
@@ -648,15 +656,16 @@ fn draw(
         peak.sample_now();
         observe(RunEvent::Writing)
     };
-    let style = plot::FigureStyle::default();
-    let mut drawn = plot::timelines(&directory.join("metrics.csv"), labels, &style, &mut tick)?.0;
+    // run.json beside has the whole command line. Flags such as --threads change no byte of a figure.
+    let origin = command_line.get(1).map(|command| format!("nmem {command}"));
+    let request = plot::Request { labels: labels.cloned(), origin, ..plot::Request::default() };
+    let mut drawn = plot::timelines(&directory.join("metrics.csv"), &request, &mut tick)?.0;
     if config.retention.is_some() {
-        let retention = plot::retention(&directory.join("retention.csv"), &style, &mut tick)?;
-        drawn.figures.extend(retention.figures);
+        let retention = plot::CsvSource::find(&directory.join("retention.csv"), None)?;
+        drawn.figures.extend(plot::draw(&[retention], &request, &mut tick)?.figures);
     }
-    let request = plot::Request { labels: labels.cloned(), ..plot::Request::default() };
-    let to = (plots.as_path(), &config.figure_format[..]);
-    for (path, bytes) in plot::files(&drawn, &directory.join("metrics.csv"), &request, to, &mut tick)? {
+    for file in drawn.files(&plots, &config.figure_format) {
+        let (path, bytes) = file?;
         OutFile::write_new(&path, &bytes)?;
     }
     Ok(drawn.notes)

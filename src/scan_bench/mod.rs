@@ -518,8 +518,10 @@ fn write(
     let plots = directory.join("plots");
     storage::create_directory(&plots)?;
     let request = plot::Request::default();
-    let drawn = plot::scan_bench(&csv, &request.style)?;
-    let to = (plots.as_path(), &config.figure_format[..]);
-    let files = plot::files(&drawn, &csv, &request, to, &mut || observe(BenchEvent::Working))?;
-    files.iter().try_for_each(|(path, bytes)| OutFile::write_new(path, bytes))
+    let source = plot::CsvSource::find(&csv, Some(plot::Kind::Scan))?;
+    let drawn = plot::draw(&[source], &request, &mut || observe(BenchEvent::Working))?;
+    drawn.files(&plots, &config.figure_format).try_for_each(|file| {
+        let (path, bytes) = file?;
+        OutFile::write_new(&path, &bytes)
+    })
 }

@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 
 pub use file::OutFile;
 pub use results::{ResultsDirectory, publish_all};
-pub(crate) use results::{is_figure, is_results};
+pub(crate) use results::{is_figure, is_results, reject_stdout};
 pub use temporary::{clear, remove_all};
 pub(crate) use temporary::{is_temporary, lock};
 pub use whole_file::{WholeFile, replace, replace_all};

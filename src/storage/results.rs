@@ -29,7 +29,7 @@ const MARKERS: [&str; 3] = ["run.json", "machine.json", "checkpoint.json"];
 /// Name of the directory with figures.
 const PLOTS: &str = "plots";
 /// Names of the figures of runs and benchmarks.
-const FIGURES: [&str; 11] = [
+const FIGURES: [&str; 14] = [
     "timeline",
     "surprise",
     "loss_ratio",
@@ -41,6 +41,9 @@ const FIGURES: [&str; 11] = [
     "retention",
     "time",
     "bandwidth",
+    "lags",
+    "speedup",
+    "topics-loss_ratio",
 ];
 /// File extensions of figures and of their data.
 const ENDINGS: [&str; 5] = ["svg", "pdf", "png", "tex", "csv"];
@@ -83,6 +86,7 @@ impl ResultsDirectory {
     }
 
     fn prepare(typed: &Path, replace: bool, clear: impl FnOnce(&Path, &OsStr)) -> Result<Self> {
+        reject_stdout(typed)?;
         // Paths that end in "." or ".." have no file name.
         let named = |path: &Path| path.file_name().is_some();
         let target = if named(typed) {
@@ -211,6 +215,15 @@ fn sync_tree(directory: &Path) -> io::Result<()> {
         }
     }
     sync_directory(directory)
+}
+
+/// Rejects `-`, which means stdout elsewhere. Results are a directory, and one called `-` would surprise.
+pub(crate) fn reject_stdout(typed: &Path) -> Result<()> {
+    if typed == Path::new("-") {
+        let reason = "results are a directory, which stdout cannot be; name one (./- for one of this name)";
+        return Err(Error::rejected("--out", reason));
+    }
+    Ok(())
 }
 
 /// Returns whether there is a directory to replace. Rejects a target that must not be replaced.

@@ -52,6 +52,7 @@ const LOCK: &str = ".lock";
 impl SweepDirectory {
     /// Checks a directory. An existing one must be a sweep's or empty.
     pub fn check(path: &Path) -> Result<Self> {
+        storage::reject_stdout(path)?;
         let reject = |reason: String| Err(Error::rejected("--out", reason));
         let this = Self(storage::without_slash(path));
         match fs::read_dir(path) {

@@ -7,8 +7,10 @@ use super::record::Record;
 use super::results::{Results, Status};
 use super::row::Parameters;
 use super::values::number;
-use crate::statistics::Estimate;
+use crate::statistics::{Censored, Estimate};
 
+/// The result that runs may never have.
+const CENSORED: &str = "first_unstable_chunk";
 /// Parameter over whose values summary.csv takes means.
 const SEED: &str = "seed";
 
@@ -110,7 +112,8 @@ pub fn summary(columns: &[String], rows: &[Record]) -> Vec<u8> {
     let groups = groups(&columns, rows.iter());
     let of_name = |name: &&str| ["mean", "sd", "ci95_low", "ci95_high"].map(|what| format!("{name}.{what}"));
     let header = columns.iter().cloned().chain(["n".to_owned()]);
-    let header = header.chain(Results::NAMES.iter().flat_map(of_name)).collect();
+    let header = header.chain(Results::NAMES.iter().flat_map(of_name));
+    let header = header.chain(["n", "median"].map(|what| format!("{CENSORED}.{what}"))).collect();
     let row = |(key, group): &(Vec<String>, Vec<&Record>)| {
         let well: Vec<_> = group.iter().filter(|row| row.status == Status::Ok).collect();
         let mut cells = key.clone();
@@ -119,6 +122,12 @@ pub fn summary(columns: &[String], rows: &[Record]) -> Vec<u8> {
             let values: Option<Vec<f64>> = well.iter().map(|row| row.results.values().nth(place)?).collect();
             cells.extend(spread(&values.unwrap_or_default()).map(|x| x.map_or(String::new(), number)));
         }
+        let times: Vec<_> = well.iter().map(|row| row.results.first_unstable_chunk).collect();
+        // Without a probe nobody knows.
+        let probed = well.iter().any(|row| row.results.loss_before_mean.is_some());
+        let censored = Censored::from_times(&times).filter(|_| probed);
+        cells.push(censored.map_or(String::new(), |of| of.events.to_string()));
+        cells.push(censored.and_then(|of| of.median).map_or(String::new(), number));
         cells
     };
     write(std::iter::once(header).chain(groups.iter().map(row)))
@@ -182,7 +191,7 @@ impl Means {
         let rows: Vec<_> = groups(&keys, rows.iter().copied()).into_iter().map(of_group).collect();
         let more_is_better = metrics.first().is_some_and(|metric| metric == RATE);
         let rank = |row: &TableRow| {
-            let mean = row.estimates.first().copied().flatten()?.mean;
+            let mean = row.estimates.first().copied().flatten()?.center;
             mean.is_finite().then_some(if more_is_better { -mean } else { mean })
         };
         let ranks = rows.iter().enumerate().filter_map(|(place, row)| Some((rank(row)?, place)));
@@ -194,8 +203,8 @@ impl Means {
 /// Returns the mean, the standard deviation, and the ends of the 95 % interval of the mean. A single value has only a mean.
 fn spread(values: &[f64]) -> [Option<f64>; 4] {
     let Some(estimate) = Estimate::from_values(values) else { return [None; 4] };
-    let (low, high) = estimate.interval().unzip();
-    [Some(estimate.mean), estimate.sd, low, high]
+    let (low, high) = estimate.interval.unzip();
+    [Some(estimate.center), estimate.sd, low, high]
 }
 
 /// Formats joblog.tsv like the --joblog of GNU parallel. Seq is the run's place in the plan.

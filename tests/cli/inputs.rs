@@ -67,7 +67,18 @@ fn text_from_a_pipe_is_read_once() {
     let output = piped(&sandbox, "plot c --labels /dev/stdin --out - --y surprise", LABELS);
     assert!(output.out.contains("segment change"), "{}", output.err);
     let metrics = String::from_utf8(sandbox.bytes("c/metrics.csv")).unwrap();
-    reject(&mut said, &sandbox, "plot /dev/stdin", &metrics);
+    for name in ["-", "/dev/stdin"] {
+        let output = piped(&sandbox, &format!("plot {name} --y surprise --out drawn"), &metrics);
+        assert_eq!((output.code, &output.out[..]), (Some(0), "drawn/surprise.svg\n"), "{}", output.err);
+    }
+    for line in [
+        "store d.npy --out -",
+        "retrieve d.npy --online --out -",
+        "scan-bench --out -",
+        "sweep /dev/stdin --out -",
+    ] {
+        reject(&mut said, &sandbox, line, experiment);
+    }
     insta::assert_snapshot!(said);
 }
 

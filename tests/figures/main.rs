@@ -2,6 +2,7 @@
 
 mod formats;
 mod layout;
+mod paper;
 mod snapshots;
 mod sweep;
 
@@ -9,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use nmem::io::labels::Labels;
-use nmem::plot::{FigureFormat, FigureStyle, OmittedValues, timelines};
+use nmem::plot::{FigureFormat, OmittedValues, Request, timelines};
 
 const HEADER: &str = "sequence,chunk,head,start,end,loss,loss_before,loss_after,surprise,learning_rate,momentum,decay,\
                       surprise_norm,momentum_norm,update_norm,weight_norm,surprise.0";
@@ -35,7 +36,8 @@ fn draw(rows: &str, labels: Option<&Labels>) -> (BTreeMap<String, String>, Vec<O
     let directory = tempfile::tempdir().expect("a temporary directory");
     let csv = directory.path().join("metrics.csv");
     std::fs::write(&csv, format!("{HEADER}\n{rows}")).expect("a writable temporary directory");
-    let (drawn, omitted) = timelines(&csv, labels, &FigureStyle::default(), &mut || Ok(())).expect("figures");
+    let request = Request { labels: labels.cloned(), ..Request::default() };
+    let (drawn, omitted) = timelines(&csv, &request, &mut || Ok(())).expect("figures");
     let files = drawn.write(directory.path(), &[FigureFormat::Svg]).expect("a writable temporary directory");
     let figures = files.iter().map(|path| {
         let svg = std::fs::read_to_string(path).expect("the file that was named");
@@ -107,22 +109,17 @@ fn all_quantities_together_and_alone() {
         ]
     );
     assert_eq!(omitted, []);
-    assert_eq!(data_lines(&figures["timeline.svg"]), [40; 5 * 4]);
+    // The gates never change, which a note says instead of three panels.
+    assert_eq!(data_lines(&figures["timeline.svg"]), [40; 2 * 4]);
     for name in ["surprise.svg", "loss_ratio.svg", "decay.svg"] {
         assert_eq!(data_lines(&figures[name]), [40; 4], "three heads and their mean in {name}");
     }
     let timeline = &figures["timeline.svg"];
-    for text in [
-        "surprise ‖g‖",
-        "loss ratio",
-        "learning rate θ",
-        "decay α",
-        "momentum η",
-        "tokens",
-        "mean over heads",
-    ] {
+    for text in ["surprise", "(gradient norm)", "loss ratio", "tokens", "mean over heads"] {
         assert!(timeline.contains(&format!(">{text}</text>")), "{text}");
     }
+    let fixed = "fixed: learning rate θ = 0.01, decay α = 0.9, momentum η = 0.5";
+    assert!(timeline.contains(fixed), "{timeline}");
     assert!(timeline.contains("width=\"486pt\""));
 }
 
@@ -138,7 +135,7 @@ fn no_probe_no_ratio() {
     let (figures, _) = draw(&run(40, 2, false), None);
     assert!(!figures.contains_key("loss_ratio.svg"));
     assert!(!figures["timeline.svg"].contains("loss ratio"));
-    assert_eq!(data_lines(&figures["timeline.svg"]).len(), 4 * 3);
+    assert_eq!(data_lines(&figures["timeline.svg"]).len(), 3);
 }
 
 #[test]
@@ -180,7 +177,7 @@ fn empty_panels_have_a_message() {
 #[test]
 fn one_chunk_is_a_dot() {
     let (figures, _) = draw(&run(1, 2, true), None);
-    assert_eq!(figures["timeline.svg"].matches("<circle").count(), 5 * 3);
+    assert_eq!(figures["timeline.svg"].matches("<circle").count(), 2 * 3);
 }
 
 #[test]
@@ -225,15 +222,14 @@ fn size_is_bounded_and_bytes_are_the_same_every_time() {
 fn errors_name_the_file() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let csv = directory.path().join("metrics.csv");
-    let message =
-        || timelines(&csv, None, &FigureStyle::default(), &mut || Ok(())).expect_err("an error").to_string();
+    let message = || timelines(&csv, &Request::default(), &mut || Ok(())).expect_err("an error").to_string();
     assert_eq!(message(), format!("{}: cannot open", csv.display()));
     std::fs::write(&csv, "sequence,chunk\n0,0\n").expect("a writable temporary directory");
     let expected = format!("{}: expected a column \"head\", got the columns sequence, chunk", csv.display());
     assert_eq!(message(), expected);
     std::fs::write(&csv, format!("{HEADER}\n")).expect("a writable temporary directory");
     let absent = directory.path().join("absent");
-    let (drawn, _) = timelines(&csv, None, &FigureStyle::default(), &mut || Ok(())).expect("figures");
+    let (drawn, _) = timelines(&csv, &Request::default(), &mut || Ok(())).expect("figures");
     let message = drawn.write(&absent, &[FigureFormat::Svg]).expect_err("an error").to_string();
     assert_eq!(message, format!("{}: cannot write in", absent.display()));
 }

@@ -4,7 +4,6 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use nmem::plot::sweep::{SweepFigure, figures};
 use nmem::plot::{CsvSource, FigureStyle, INCH, Kind, Request, Theme, draw};
 
 use crate::{HEADER, run};
@@ -47,6 +46,7 @@ fn a_sweep_in_greys() {
     }
     std::fs::write(&csv, rows).expect("a writable temporary directory");
     let style = FigureStyle { theme: Theme::Mono, width: 3.25 * INCH, ..FigureStyle::default() };
-    let drawn = figures(&csv, &SweepFigure::default(), &style).expect("a figure");
+    let source = CsvSource::find(&csv, None).expect("a results.csv");
+    let drawn = draw(&[source], &Request { style, ..Request::default() }, &mut || Ok(())).expect("a figure");
     check("sweep.svg", &drawn.figures[0].svg);
 }

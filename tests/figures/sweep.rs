@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use nmem::plot::sweep::{SweepFigure, figures};
-use nmem::plot::{FigureFormat, FigureStyle};
+use nmem::plot::{CsvSource, FigureFormat, Kind, Request, draw};
 
 use crate::{check_svg, data_lines};
 
@@ -47,11 +46,11 @@ impl Grid {
         writeln!(self.csv, "{:012x},{parameters},{results}", self.runs).expect("a string takes all");
     }
 
-    fn try_draw(&self, options: &SweepFigure) -> Result<(BTreeMap<String, String>, Vec<String>), String> {
+    fn try_draw(&self, request: &Request) -> Result<(BTreeMap<String, String>, Vec<String>), String> {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let csv = directory.path().join("results.csv");
         std::fs::write(&csv, &self.csv).expect("a writable temporary directory");
-        let drawn = figures(&csv, options, &FigureStyle::default()).map_err(|error| error.to_string())?;
+        let drawn = figures(&csv, request)?;
         let files =
             drawn.write(directory.path(), &[FigureFormat::Svg]).expect("a writable temporary directory");
         let figures = files.iter().map(|path| {
@@ -63,18 +62,28 @@ impl Grid {
     }
 
     /// Returns the SVG files by name, and the notes.
-    fn draw(&self, options: &SweepFigure) -> (BTreeMap<String, String>, Vec<String>) {
-        self.try_draw(options).expect("figures")
+    fn draw(&self, request: &Request) -> (BTreeMap<String, String>, Vec<String>) {
+        self.try_draw(request).expect("figures")
     }
 }
 
-fn asked(x: &str, y: &str, hue: &str) -> SweepFigure {
+fn asked(x: &str, y: &str, hue: &str) -> Request {
     let some = |name: &str| (!name.is_empty()).then(|| name.to_owned());
-    SweepFigure { x: some(x), y: some(y).into_iter().collect(), hue: some(hue), map: false }
+    Request { x: some(x), y: some(y).into_iter().collect(), hue: some(hue), ..Request::default() }
+}
+
+fn figures(csv: &std::path::Path, request: &Request) -> Result<nmem::plot::Figures, String> {
+    let source = CsvSource::find(csv, Some(Kind::Sweep)).map_err(|error| error.to_string())?;
+    draw(&[source], request, &mut || Ok(())).map_err(|error| error.to_string())
 }
 
 /// Returns a full grid of these values with three seeds, fixed `heads`, and losses that depend on every parameter.
 fn grid(parameters: &[(&str, &[&str])]) -> Grid {
+    grid_of(parameters, 3)
+}
+
+/// Returns the same with this number of seeds.
+fn grid_of(parameters: &[(&str, &[&str])], seeds: u8) -> Grid {
     let names: Vec<_> = parameters.iter().map(|(name, _)| *name).collect();
     let mut grid = Grid::new(&format!("{},seed,heads", names.join(",")));
     let mut rows = vec![(String::new(), 1.0)];
@@ -90,7 +99,7 @@ fn grid(parameters: &[(&str, &[&str])]) -> Grid {
             .collect();
     }
     for (row, loss) in rows {
-        for seed in 0..3 {
+        for seed in 0..seeds {
             let loss = loss + f64::from(seed) / 50.0;
             grid.run(&format!("{row}{seed},4"), End::Ok(loss / 2.0, 1.5, loss * 3.0));
         }
@@ -113,7 +122,7 @@ fn marks(svg: &str) -> usize {
 
 #[test]
 fn one_parameter_is_a_line_with_its_band() {
-    let (figures, notes) = grid(&[("chunk_size", CHUNK_SIZES)]).draw(&SweepFigure::default());
+    let (figures, notes) = grid_of(&[("chunk_size", CHUNK_SIZES)], 5).draw(&Request::default());
     let names: Vec<_> = figures.keys().map(String::as_str).collect();
     assert_eq!(names, ["loss_before_mean.svg", "loss_ratio.svg", "surprise_mean.svg", "tokens_per_s.svg"]);
     assert_eq!(notes, [""; 0]);
@@ -121,7 +130,7 @@ fn one_parameter_is_a_line_with_its_band() {
         assert_eq!(data_lines(svg), [8], "{name}");
         assert_eq!(polygons(svg), 1, "one band in {name}");
         assert_eq!(svg.matches("<circle").count(), 8, "a marker a value in {name}");
-        for text in ["chunk size (tokens)", "256", "means of 3 runs, bands: 95 % interval (Student’s t)"] {
+        for text in ["chunk size (tokens)", "256", "means of 5 runs, bands: 95 % interval (Student’s t)"] {
             assert!(svg.contains(&format!(">{text}</text>")), "{text} in {name}");
         }
     }
@@ -135,7 +144,7 @@ fn one_seed_has_no_interval() {
         .iter()
         .zip(1_u8..)
         .for_each(|(decay, loss)| grid.run(&format!("{decay},0"), End::Ok(f64::from(loss), 1.0, 2.0)));
-    let (figures, _) = grid.draw(&SweepFigure::default());
+    let (figures, _) = grid.draw(&Request::default());
     assert!(!figures.contains_key("surprise_mean.svg"), "the same everywhere: nothing to see");
     let svg = &figures["loss_before_mean.svg"];
     assert_eq!((data_lines(svg), polygons(svg)), (vec![4], 0));
@@ -145,11 +154,11 @@ fn one_seed_has_no_interval() {
 
 #[test]
 fn two_parameters_are_lines_or_a_map() {
-    let options = SweepFigure::default();
+    let options = Request::default();
     let (figures, _) = grid(&[("decay", DECAYS), ("chunk_size", CHUNK_SIZES)]).draw(&options);
     let svg = &figures["loss_before_mean.svg"];
     assert_eq!(data_lines(svg), [8; 4], "a line a decay");
-    assert!(svg.contains(">α = 0.9</text>") && svg.contains("bars: 95 % interval"));
+    assert!(svg.contains(">α = 0.9</text>") && svg.contains("means of 3 runs, dots: the runs"));
 
     let (figures, _) = grid(&[("learning_rate", RATES), ("chunk_size", CHUNK_SIZES)]).draw(&options);
     let svg = &figures["loss_before_mean.svg"];
@@ -165,11 +174,11 @@ fn two_parameters_are_lines_or_a_map() {
 fn three_parameters_are_panels() {
     let values: [(&str, &[&str]); 3] =
         [("decay", DECAYS), ("momentum", &["0", "0.9"]), ("chunk_size", CHUNK_SIZES)];
-    let (figures, _) = grid(&values).draw(&SweepFigure::default());
+    let (figures, _) = grid(&values).draw(&Request::default());
     let svg = &figures["surprise_mean.svg"];
     assert_eq!(data_lines(svg), [8; 4 * 2]);
     assert!(svg.contains(">η = 0</text>") && svg.contains(">η = 0.9</text>"), "a heading a panel");
-    assert_eq!(svg.matches(">surprise ‖g‖</text>").count(), 1, "shared axes");
+    assert_eq!(svg.matches(">surprise (gradient norm)</text>").count(), 1, "shared axes");
 
     let (figures, _) = grid(&values).draw(&asked("decay", "surprise_mean", "momentum"));
     let svg = &figures["surprise_mean.svg"];
@@ -180,7 +189,12 @@ fn three_parameters_are_panels() {
     let four: [(&str, &[&str]); 4] =
         [("decay", DECAYS), ("momentum", DECAYS), ("chunk_size", CHUNK_SIZES), ("init", DECAYS)];
     let (_, notes) = grid(&four).draw(&asked("momentum", "loss_mean", "decay"));
-    assert_eq!(notes, ["loss_mean: 20 more panels not drawn; choose other parameters with --x and --hue"]);
+    assert_eq!(
+        notes,
+        [
+            "loss_mean: 20 more panels not drawn; choose other parameters with --x and --hue, or a part with --where"
+        ]
+    );
 }
 
 #[test]
@@ -197,14 +211,14 @@ fn words_are_categories_and_what_goes_together_is_one() {
             }
         }
     }
-    let (figures, _) = words.draw(&SweepFigure::default());
+    let (figures, _) = words.draw(&Request::default());
     let svg = &figures["loss_before_mean.svg"];
     assert_eq!(data_lines(svg), [0; 0], "nothing lies between two words");
     for text in [
         "xavier",
         "a&lt;b&amp;c|",
         "data recall.npy",
-        "means of 3 runs, bars: 95 % interval (Student’s t); memory goes with data",
+        "means of 3 runs, dots: the runs; memory goes with data",
     ] {
         assert!(svg.contains(&format!(">{text}</text>")), "{text}");
     }
@@ -224,9 +238,10 @@ fn what_failed_is_marked_and_never_a_number() {
             grid.run(&format!("{size},{seed}"), end);
         }
     }
-    let (figures, _) = grid.draw(&SweepFigure::default());
+    let (figures, _) = grid.draw(&Request::default());
     let svg = &figures["loss_before_mean.svg"];
-    assert_eq!(svg.matches("<circle").count(), 7, "no mean where all runs are lost");
+    // Four values of x have three runs, three have two, and each has its mean.
+    assert_eq!(svg.matches("<circle").count(), 7 + 4 * 3 + 3 * 2, "no mean where all runs are lost");
     assert_eq!(data_lines(svg), [4], "broken there: three points before, four after");
     assert_eq!(marks(svg), 4 + 1, "four places and the legend's");
     assert!(svg.contains(">failed, diverged or not finite: 6 of 24 runs</text>"));
@@ -246,7 +261,7 @@ fn what_failed_is_marked_and_never_a_number() {
             }
         }
     }
-    let (figures, _) = map.draw(&SweepFigure::default());
+    let (figures, _) = map.draw(&Request::default());
     let svg = &figures["loss_ratio.svg"];
     assert_eq!(svg.matches("<rect").count(), 1 + (100 - 6) + 64);
     assert_eq!(marks(svg), 6 + 4 + 1);
@@ -256,7 +271,7 @@ fn what_failed_is_marked_and_never_a_number() {
 fn nothing_to_draw_is_said() {
     let mut seeds = Grid::new("decay,seed");
     (0..3).for_each(|seed| seeds.run(&format!("0.5,{seed}"), End::Ok(1.0, 2.0, 3.0)));
-    let (figures, notes) = seeds.draw(&SweepFigure::default());
+    let (figures, notes) = seeds.draw(&Request::default());
     assert!(figures.is_empty());
     assert_eq!(notes, ["no figures: no parameter but the seed varies"]);
     let (figures, _) = seeds.draw(&asked("seed", "loss_mean", ""));
@@ -266,11 +281,11 @@ fn nothing_to_draw_is_said() {
     for decay in DECAYS {
         lost.run(&format!("{decay},0"), End::Diverged);
     }
-    let (figures, notes) = lost.draw(&SweepFigure::default());
+    let (figures, notes) = lost.draw(&Request::default());
     assert_eq!((figures.len(), &notes[..]), (0, &["no figures: no result is finite".to_owned()][..]));
     let (figures, _) = lost.draw(&asked("", "loss_mean", ""));
     assert!(figures["loss_mean.svg"].contains(">no finite values</text>"));
-    assert!(Grid::new("decay,seed").draw(&SweepFigure::default()).0.is_empty());
+    assert!(Grid::new("decay,seed").draw(&Request::default()).0.is_empty());
 }
 
 #[test]
@@ -282,7 +297,7 @@ fn the_first_of_equal_runs_counts() {
             .zip(1_u8..)
             .for_each(|(decay, i)| twice.run(&format!("{decay},0"), End::Ok(loss * f64::from(i), 1.0, 1.0)));
     }
-    let svg = &twice.draw(&SweepFigure::default()).0["loss_before_mean.svg"];
+    let svg = &twice.draw(&Request::default()).0["loss_before_mean.svg"];
     assert!(!svg.contains("means of") && svg.contains(">4</text>"), "the later runs are older inputs'");
 }
 
@@ -294,14 +309,14 @@ fn extreme_values_stay_on_the_sheet() {
             grid.run(&format!("1e{},{seed}", 100 * i), End::Ok(size / f64::from(1 + seed), 1.0, -size));
         }
     }
-    let (figures, _) = grid.draw(&SweepFigure::default());
+    let (figures, _) = grid.draw(&Request::default());
     assert!(figures.contains_key("loss_before_mean.svg"));
 }
 
 #[test]
 fn the_same_bytes_every_time() {
     let values: [(&str, &[&str]); 2] = [("decay", DECAYS), ("chunk_size", CHUNK_SIZES)];
-    let draw = || grid(&values).draw(&SweepFigure::default()).0;
+    let draw = || grid(&values).draw(&Request::default()).0;
     assert_eq!(draw(), draw());
 }
 
@@ -320,12 +335,15 @@ fn rejected() {
     );
     let directory = tempfile::tempdir().expect("a temporary directory");
     let csv = directory.path().join("results.csv");
-    let message =
-        || figures(&csv, &SweepFigure::default(), &FigureStyle::default()).expect_err("an error").to_string();
+    let message = || figures(&csv, &Request::default()).expect_err("an error");
     assert_eq!(message(), format!("{}: cannot open", csv.display()));
     std::fs::write(&csv, "run,decay,loss\n").expect("a writable temporary directory");
     assert_eq!(
         message(),
-        format!("{}: expected a column \"status\", got the columns run, decay, loss", csv.display())
+        format!(
+            "{}: no figure shows the columns run, decay, loss; pass a metrics.csv, retention.csv, results.csv or \
+             scan_bench.csv that nmem wrote",
+            csv.display()
+        )
     );
 }

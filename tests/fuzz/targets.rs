@@ -10,7 +10,9 @@ use nmem::io::summary::summarise;
 use nmem::io::text::{MAX_TOML, TextFile};
 use nmem::io::{NpySequences, TensorFile};
 use nmem::plot::terminal::{Screen, view};
-use nmem::plot::{self, CsvSource, FigureStyle, Kind, LogAxes, Request, Theme, pgfplots};
+use nmem::plot::{
+    self, CsvSource, FigureFormat, FigureStyle, Kind, LegendPlace, Limits, LogAxes, Request, Theme,
+};
 use nmem::real::ElementType;
 use nmem::sequence::Sequences;
 use nmem::sweep::Experiment;
@@ -156,16 +158,24 @@ fn figures(input: &[u8], directory: &Path, name: &str) -> Result<(), String> {
         smooth: (nth(4, 4) == 0).then_some(3),
         width: if nth(2, 5) == 0 { FigureStyle::default().width } else { 2.0 * plot::INCH },
         height: (nth(4, 6) == 0).then_some(2.5 * plot::INCH),
+        ylim: if nth(5, 0) == 0 { Limits { low: Some(0.5), high: None } } else { Limits::default() },
+        legend: [LegendPlace::Top, LegendPlace::Inside, LegendPlace::Right][nth(3, 3) as usize],
+        ..FigureStyle::default()
     };
-    let request = Request { style, ..Request::default() };
+    let baseline = if nth(4, 5) == 0 { vec![("decay".to_owned(), "0".to_owned())] } else { Vec::new() };
+    let request = Request { style, baseline, ..Request::default() };
     let kinds: &[Option<Kind>] = match name {
-        "metrics.csv" => &[None, Some(Kind::Gates), Some(Kind::Heads), Some(Kind::Columns)],
-        "results.csv" => &[None, Some(Kind::Map)],
+        "metrics.csv" => {
+            &[None, Some(Kind::Gates), Some(Kind::Heads), Some(Kind::Columns), Some(Kind::Boxes)]
+        }
+        "results.csv" => &[None, Some(Kind::Map), Some(Kind::Ablation), Some(Kind::Pareto)],
+        "retention.csv" => &[None, Some(Kind::Lags)],
+        "scan_bench.csv" => &[None, Some(Kind::Speedup)],
         _ => &[None],
     };
     for &kind in kinds {
         let paths = vec![path.clone(); 1 + nth(2, 7) as usize];
-        let Some(sources) = checked(CsvSource::find_all(&paths, kind))? else { continue };
+        let Some(sources) = checked(CsvSource::find_all(&paths, kind, None))? else { continue };
         let mut requests = vec![request.clone()];
         if kind == Some(Kind::Columns) {
             let columns = Request {
@@ -180,7 +190,11 @@ fn figures(input: &[u8], directory: &Path, name: &str) -> Result<(), String> {
         }
         for request in &requests {
             if let Some(drawn) = checked(plot::draw(&sources, request, &mut check))? {
-                drawn.figures.iter().try_for_each(|figure| check_svg(&figure.svg))?;
+                for figure in &drawn.figures {
+                    check_svg(&figure.svg)?;
+                    checked(figure.encode(FigureFormat::Pgfplots))?;
+                    checked(figure.encode(FigureFormat::Csv))?;
+                }
             }
             let screen = Screen { columns: 40 + nth(60, 0) as usize, colours: false };
             if let Some(view) = checked(view(&sources, request, &screen, &mut check))? {
@@ -189,8 +203,6 @@ fn figures(input: &[u8], directory: &Path, name: &str) -> Result<(), String> {
                     return Err(format!("a control character in the terminal: {:?}", view.text));
                 }
             }
-            let out = tempfile::tempdir_in(directory).unwrap();
-            checked(pgfplots::files(&sources, request, out.path(), &mut check))?;
         }
     }
     Ok(())

@@ -19,7 +19,7 @@ fn main() -> ExitCode {
         eprintln!("tests with LaTeX: {}: {reason}", if required { "failing" } else { "skipped" });
     }
     let skipped = missing.is_some() && !required;
-    let cases: [Case; 11] = [
+    let cases: [Case; 18] = [
         ("timeline", "a --labels labels.csv", runs),
         ("timeline_with_gaps", "b", runs),
         ("gates_without_colour", "a --kind gates --theme mono", runs),
@@ -33,6 +33,23 @@ fn main() -> ExitCode {
         }),
         ("map", "results.csv --kind map --x decay --hue momentum", |directory| results(directory, 9)),
         ("scan", "scan_bench.csv", scan),
+        ("speedup", "scan_bench.csv --kind speedup --baseline algorithm=tree", scan),
+        ("columns", "a --x loss --y surprise --title Any_columns", runs),
+        ("boxes", "a --kind boxes --y surprise,decay --legend right", runs),
+        ("lags", "a/retention.csv --kind lags", retention),
+        ("ablation", "results.csv --kind ablation --baseline decay=0 --hue momentum", |directory| {
+            results(directory, 2)
+        }),
+        ("pareto", "results.csv --x decay_mean --y loss_mean --legend inside", |directory| {
+            results(directory, 3)
+        }),
+        (
+            "wide_intervals_on_a_log_axis",
+            "results.csv --x decay --hue momentum --log --interval sd --center mean",
+            |directory| {
+                results(directory, 2);
+            },
+        ),
     ];
     let trials = cases.map(|(name, line, data)| {
         let trial = Trial::test(name, move || {
@@ -78,7 +95,7 @@ fn compiles(line: &str, data: fn(&Path)) {
         let tex = std::fs::read_to_string(directory.join(figure)).unwrap();
         assert!(!tex.contains("\\documentclass") && !tex.contains("NaN"), "{tex}");
         let document = format!(
-            "\\documentclass{{article}}\n\\usepackage{{pgfplots}}\n\\pgfplotsset{{compat=1.16, table/search path={{figures}}}}\n\
+            "\\documentclass{{article}}\n\\usepackage{{pgfplots}}\n\\pgfplotsset{{compat=1.16}}\n\
              \\usepgfplotslibrary{{groupplots}}\n\\begin{{document}}\n\\setbox0=\\hbox{{\\input{{{figure}}}}}\n\
              \\typeout{{width \\the\\wd0}}\n\\noindent\\box0\n\\end{{document}}\n"
         );
@@ -145,7 +162,7 @@ fn lags(directory: &Path) {
 
 /// Writes results with names that need escaping in TeX, a lost run, and `values` values of momentum.
 fn results(directory: &Path, values: i32) {
-    let mut rows = "run,momentum,decay,_50%_of #1 & {x}^\\y~$,seed,status,loss_mean\n".to_owned();
+    let mut rows = "run,momentum,decay,_50%_of #1 & {x}^\\y~$,seed,status,loss_mean,decay_mean\n".to_owned();
     let mut count = 0;
     for (i, j) in (0..values).flat_map(|i| (0..4).map(move |j| (i, j))) {
         for (note, seed) in [("a_b%", 1), ("a_b%", 2), ("\\end", 1), ("\\end", 2)] {
@@ -154,9 +171,10 @@ fn results(directory: &Path, values: i32) {
             count += 1;
             writeln!(
                 rows,
-                "r{count},{},{},{note},{seed},{status},{loss}",
+                "r{count},{},{},{note},{seed},{status},{loss},{}",
                 f64::from(i) / 10.0,
-                f64::from(j) / 10.0
+                f64::from(j) / 10.0,
+                f64::from(i + j)
             )
             .unwrap();
         }

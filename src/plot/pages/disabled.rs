@@ -7,7 +7,7 @@ pub fn check() -> Result<()> {
     Err(Error::rejected("--figure-format", reason))
 }
 
-pub fn pdf(_svg: &str) -> Result<Vec<u8>> {
+pub fn pdf(_svg: &str, _title: Option<&str>, _origin: Option<&str>) -> Result<Vec<u8>> {
     Err(check().expect_err("this build can write neither"))
 }
 

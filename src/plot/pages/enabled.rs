@@ -1,6 +1,7 @@
 //! A build with PDF and PNG. usvg reads the SVG with this crate's fonts only, krilla writes the PDF and resvg draws the
 //! PNG. Nothing comes from the machine, so the bytes depend only on the SVG.
 
+use krilla::metadata::Metadata;
 use krilla::page::PageSettings;
 use krilla_svg::{SurfaceExt, SvgSettings};
 use resvg::tiny_skia::{Pixmap, Transform};
@@ -20,13 +21,22 @@ pub fn check() -> Result<()> {
     Ok(())
 }
 
-pub fn pdf(svg: &str) -> Result<Vec<u8>> {
+/// Converts an SVG. `title` and `origin`, the command that drew it, become the document's metadata.
+pub fn pdf(svg: &str, title: Option<&str>, origin: Option<&str>) -> Result<Vec<u8>> {
     let tree = tree(svg)?;
     let mut document = krilla::Document::new_with(krilla::SerializeSettings {
         // A figure has nothing to navigate, and dates would change the bytes.
         enable_tagging: false,
         ..Default::default()
     });
+    let mut metadata = Metadata::new().creator(format!("nmem {}", env!("CARGO_PKG_VERSION")));
+    if let Some(title) = title {
+        metadata = metadata.title(title.to_owned());
+    }
+    if let Some(origin) = origin {
+        metadata = metadata.description(origin.to_owned());
+    }
+    document.set_metadata(metadata);
     // usvg's lengths are CSS pixels, 96 per inch.
     let points = |pixels: f32| pixels * 0.75;
     let size = krilla::geom::Size::from_wh(points(tree.size().width()), points(tree.size().height()));

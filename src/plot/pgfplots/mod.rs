@@ -1,35 +1,30 @@
-//! Figures as TeX for \input into a paper, in its fonts. `NAME.tex` reads its points with \addplot table. It reads the
-//! original CSV if every point is a row of that. Otherwise it reads a table beside it whose columns are the figure's lines:
-//! `NAME-data.csv` or, with several panels, `NAME-data-PANEL.csv`. Values that are not finite are `nan` there and break the
-//! line (`unbounded coords=jump`).
+//! Figures as TeX for \input into a paper, in its fonts. The data are in the file, so that it compiles wherever it is
+//! copied to. Values that are not finite are `nan` there and break the line (`unbounded coords=jump`).
 
 mod panel;
-mod table;
 mod text;
 
-use std::collections::HashSet;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
 
 use plotters::style::RGBColor;
 
-use super::chart::{self, Chart, LineStyle, Panel};
-use super::{CsvSource, Request};
+use super::chart::{Chart, LineStyle, Marker, Panel, Swatch};
 use crate::error::{Error, Result};
 use crate::escape::for_figure;
-use crate::plot::style::FigureStyle;
-use crate::plot::{font, theme};
+use crate::plot::font::Font;
+use crate::plot::style::{FigureStyle, LegendPlace};
+use crate::plot::theme;
 use panel::PanelText;
-use table::Table;
-use text::{number, tex};
+use text::{number, tex as escaped};
 
 /// Height of a single panel; below, of each of several, and of panels side by side.
 const ALONE: f64 = 140.0;
 const STACKED: f64 = 62.0;
 const AMONG: f64 = 90.0;
-/// Distance between panels; below, the distance above panels with a heading.
+/// Distance between panels; below, the distance above panels with a heading, and below panels with an x axis of their own.
 const BETWEEN: f64 = 14.0;
 const HEADED: f64 = 24.0;
+const LABELLED: f64 = 40.0;
 /// Room for a title that reads upwards.
 const TITLE: f64 = 14.0;
 /// Room for each further line of the title.
@@ -37,62 +32,21 @@ const LINE: f64 = 10.0;
 /// Room right of the last panel; below, with a colour bar.
 const RIGHT: f64 = 6.0;
 const BAR: f64 = 58.0;
-/// Colours of a colour bar; TeX blends between them.
-const STOPS: usize = 17;
-/// Most cells of a map; TeX takes about a millisecond for each.
-const MAX_CELLS: usize = 1 << 16;
+/// Most cells of a map; TeX takes about a millisecond for each, and holds all in its main memory.
+const MAX_CELLS: usize = 1 << 15;
 /// Markers in the order of `legend::marker`.
 const MARKERS: [&str; 5] = ["*", "square*", "triangle*", "diamond*", "pentagon*"];
-
-/// Returns a .tex file and its data for each figure of the sources, as files of a directory, which must exist. Figures of
-/// several sources are named after them.
-pub fn files(
-    sources: &[CsvSource],
-    request: &Request,
-    directory: &Path,
-    check: &mut dyn FnMut() -> Result<()>,
-) -> Result<Vec<(PathBuf, Vec<u8>)>> {
-    let (charts, _) = chart::charts(sources, request, check)?;
-    let mut files = Vec::new();
-    let mut stems = HashSet::new();
-    for chart in charts {
-        check()?;
-        let most = chart.panels.iter().filter_map(|panel| panel.map.as_ref());
-        let most = most.map(|map| map.size.0.saturating_mul(map.size.1)).max().unwrap_or(0);
-        if most > MAX_CELLS {
-            let reason =
-                format!("pgfplots maps have at most {MAX_CELLS} cells, this one {most}; choose svg or pdf");
-            return Err(Error::rejected("--figure-format", reason));
-        }
-        let mut stem = file_stem(&chart.name);
-        while !stems.insert(stem.clone()) {
-            stem += "-again";
-        }
-        let csv = chart.csv.as_ref().and_then(|csv| relative(csv, directory));
-        let (tex, tables) = figure(&chart, &stem, &request.style, csv.as_deref());
-        for (name, table) in tables {
-            files.push((directory.join(name), table.text().into_bytes()));
-        }
-        files.push((directory.join(format!("{stem}.tex")), tex.into_bytes()));
-    }
-    Ok(files)
-}
+/// Width of TeX's own fonts relative to the one that measures.
+const FONT: Font = Font::Sans;
 
 /// Whether TeX reads a letter of a name literally.
 fn plain(letter: char) -> bool {
     letter.is_ascii_alphanumeric() || matches!(letter, '.' | '-' | '_')
 }
 
-fn file_stem(name: &str) -> String {
+/// Returns the name of the .tex file, without its extension.
+pub fn file_stem(name: &str) -> String {
     name.chars().map(|letter| if plain(letter) { letter } else { '-' }).collect()
-}
-
-/// Returns the path from the directory to the CSV, if TeX can read it.
-fn relative(csv: &Path, directory: &Path) -> Option<String> {
-    let (csv, directory) = (csv.canonicalize().ok()?, directory.canonicalize().ok()?);
-    let path = pathdiff::diff_paths(csv, directory)?;
-    let path = path.to_str()?.replace(std::path::MAIN_SEPARATOR, "/");
-    path.chars().all(|letter| plain(letter) || letter == '/').then_some(path)
 }
 
 /// Names of colours and styles, each defined once.
@@ -124,12 +78,13 @@ impl Names {
             });
             keys.push(format!("dash pattern={}", pairs.collect::<Vec<_>>().join(" ")));
         }
-        match style.order {
-            Some(order) if style.marked => {
-                keys.push(format!("mark={}", MARKERS[order % MARKERS.len()]));
+        match style.marker {
+            Some(Marker::Shape) => {
+                keys.push(format!("mark={}", MARKERS[style.order.unwrap_or(0) % MARKERS.len()]));
                 keys.push("mark size=1.5pt, mark options={solid}".to_owned());
             }
-            _ => keys.push("no marks".to_owned()),
+            Some(Marker::Dot) => keys.push("mark=*, mark size=0.8pt, mark options={solid}".to_owned()),
+            None => keys.push("no marks".to_owned()),
         }
         if !style.joined {
             keys.push("only marks".to_owned());
@@ -144,57 +99,89 @@ impl Names {
 }
 
 /// The layout, in points.
+#[expect(clippy::struct_excessive_bools, reason = "independent facts of a layout")]
 struct Sheet {
+    columns: usize,
+    rows: usize,
     /// Width of the labels of the y axis.
     labels: f64,
     left: f64,
     right: f64,
     width: f64,
     height: f64,
-    rows: usize,
+    /// Distances between panels.
+    across: f64,
+    down: f64,
+    shares_x: bool,
+    shares_y: bool,
+    /// Whether one colour bar serves all panels.
+    one_bar: bool,
+    letters: bool,
 }
 
 impl Sheet {
     fn new(chart: &Chart, style: &FigureStyle) -> Self {
-        let columns = chart.columns.max(1);
+        let columns = chart.columns.clamp(1, chart.panels.len().max(1));
         let rows = chart.panels.len().div_ceil(columns).max(1);
-        let labels =
-            chart.panels.iter().flat_map(|panel| &panel.y.ticks).filter_map(|tick| tick.label.as_deref());
-        let labels = labels.map(|label| font::width(label, theme::TITLE)).fold(10.0, f64::max) + 8.0;
-        let right = if chart.colours.is_some() { BAR } else { RIGHT };
+        let (shares_x, shares_y) = (chart.shares_x(), columns > 1 && chart.shares_y());
+        let labels = chart.panels.iter().flat_map(|panel| panel.y.labels()).map(|(_, label)| label);
+        let labels = FONT.widest(labels, theme::TITLE).max(10.0) + 8.0;
+        let maps = chart.panels.iter().any(|panel| panel.map.is_some());
+        let one_bar = chart.shared_colours().is_some();
+        let right = if maps { BAR } else { RIGHT };
+        let between = if shares_y || columns == 1 { BETWEEN } else { labels + TITLE + BETWEEN };
+        let between = if maps && !one_bar && columns > 1 { between + BAR } else { between };
+        let letters = style.letters && chart.panels.len() > 1;
+        let down = if chart.has_headings() || letters { HEADED } else { BETWEEN };
+        let down = if shares_x { down } else { down + LABELLED };
         // TeX has 72.27 points per inch.
         let whole = style.width * 72.27 / 72.0;
-        let across = whole - TITLE - labels - right - BETWEEN * (columns - 1) as f64;
+        let title = style.title_lines().len() as f64 * LINE;
+        let across = whole - TITLE - labels - right - between * (columns - 1) as f64;
         let height = style.height.map_or_else(
-            || default_height(chart, across / columns as f64, rows),
+            || default_height(chart, across / columns as f64, columns, rows),
             |height| {
-                let between = vertical_gap(chart) * (rows - 1) as f64;
-                ((height * 72.27 / 72.0 - between - 45.0) / rows as f64).max(20.0)
+                ((height * 72.27 / 72.0 - down * (rows - 1) as f64 - 45.0 - title) / rows as f64).max(20.0)
             },
         );
         // TeX breaks a title that is longer than its panel.
-        let tall = if shared_title(chart, rows).is_some() { height * rows as f64 } else { height };
+        let tall = if shares_y { height * rows as f64 } else { height };
         let long = |panel: &Panel| is_long(&panel.y_title, tall);
         let titles = TITLE + if chart.panels.iter().any(long) { LINE } else { 0.0 };
         let width = ((across + TITLE - titles) / columns as f64).max(40.0);
-        Self { labels, left: titles + labels, right, width, height, rows }
+        let left = titles + labels;
+        Self {
+            columns,
+            rows,
+            labels,
+            left,
+            right,
+            width,
+            height,
+            across: between,
+            down,
+            shares_x,
+            shares_y,
+            one_bar,
+            letters,
+        }
     }
 }
 
 fn is_long(title: &str, room: f64) -> bool {
-    font::width(&title.replace('\n', " "), theme::TITLE) > room
+    FONT.width(&title.replace('\n', " "), theme::TITLE) > room
 }
 
 /// Returns the title, on one line if there is room.
 fn title(title: &str, room: f64) -> String {
-    let lines: Vec<_> = title.split('\n').map(tex).collect();
+    let lines: Vec<_> = title.split('\n').map(escaped).collect();
     lines.join(if is_long(title, room) { "\\\\" } else { " " })
 }
 
-fn default_height(chart: &Chart, width: f64, rows: usize) -> f64 {
+fn default_height(chart: &Chart, width: f64, columns: usize, rows: usize) -> f64 {
     let map = chart.panels.iter().find_map(|panel| panel.map.as_ref());
-    match (map, chart.columns.max(1), rows) {
-        (Some(map), 1, _) if map.size.0 == map.size.1 => width,
+    match (map, columns, rows) {
+        (Some(map), ..) if map.square => width,
         (Some(map), ..) => (map.size.1 as f64 * 12.0).clamp(60.0, 180.0),
         (None, 1, 1) => ALONE,
         (None, 1, _) => STACKED,
@@ -207,31 +194,20 @@ fn points(length: f64) -> String {
     number((length * 1e3).round() / 1e3)
 }
 
-fn vertical_gap(chart: &Chart) -> f64 {
-    if chart.panels.iter().any(|panel| !panel.heading.is_empty()) { HEADED } else { BETWEEN }
-}
-
-/// Returns the .tex file and the tables that it reads, by name.
-fn figure(
-    chart: &Chart,
-    stem: &str,
-    style: &FigureStyle,
-    csv: Option<&str>,
-) -> (String, Vec<(String, Table)>) {
+/// Returns the .tex file of a chart.
+pub fn tex(chart: &Chart, style: &FigureStyle, origin: Option<&str>) -> Result<String> {
+    let cells = chart.panels.iter().filter_map(|panel| Some(panel.map.as_ref()?.cells.len()));
+    let most = cells.max().unwrap_or(0);
+    if most > MAX_CELLS {
+        let reason =
+            format!("pgfplots maps have at most {MAX_CELLS} cells, this one {most}; choose svg or pdf");
+        return Err(Error::rejected("--figure-format", reason));
+    }
     let sheet = Sheet::new(chart, style);
     let mut names = Names::default();
-    let mut tables = Vec::new();
-    let mut reads_csv = false;
     let mut panels = String::new();
     for (i, panel) in chart.panels.iter().enumerate() {
-        let suffix = if chart.panels.len() > 1 { format!("-{}", panel.name) } else { String::new() };
-        let file = format!("{stem}-data{suffix}.csv");
-        let mut table = Table::default();
-        let text = PanelText { chart, panel, i, sheet: &sheet, file: &file, csv };
-        reads_csv |= text.write(&mut panels, &mut names, &mut table);
-        if !table.is_empty() {
-            tables.push((file, table));
-        }
+        PanelText { chart, panel, i, sheet: &sheet, style }.write(&mut panels, &mut names);
     }
 
     let mut out = String::new();
@@ -239,20 +215,14 @@ fn figure(
         out += text;
         out.push('\n');
     };
-    let reads = tables.iter().map(|(name, _)| &name[..]).chain(csv.filter(|_| reads_csv));
-    let reads: Vec<_> = reads.collect();
-    line(&format!(
-        "% {stem}, drawn by nmem {}: \\input this file in place of the figure.",
-        env!("CARGO_PKG_VERSION")
-    ));
+    let name = file_stem(&chart.name);
+    let version = env!("CARGO_PKG_VERSION");
+    line(&format!("% {name}, drawn by nmem {version}: \\input this file in place of the figure."));
+    if let Some(origin) = origin {
+        line(&format!("% {}", for_figure(origin)));
+    }
     line("% Preamble: \\usepackage{pgfplots} \\pgfplotsset{compat=1.16} \\usepgfplotslibrary{groupplots}");
-    line(&format!(
-        "% Reads {}. If this file and the document are in different directories, add",
-        reads.join(", ")
-    ));
-    line("%   \\pgfplotsset{table/search path={DIRECTORY}}");
-    let caption = style.title.iter().chain(&chart.notes).chain(&chart.omitted);
-    for note in caption {
+    for note in chart.notes.iter().chain(&chart.omitted) {
         line(&format!("% For the caption: {}", for_figure(note)));
     }
     line("\\begin{tikzpicture}[font=\\footnotesize]");
@@ -263,19 +233,20 @@ fn figure(
     for (i, style) in names.styles.iter().enumerate() {
         line(&format!("    nmem line {i}/.style={{{style}}},"));
     }
-    if reads_csv {
-        line(
-            "    nmem row/.style 2 args={x filter/.append code={\\edef\\nmemcell{\\thisrow{#1}}\\edef\\nmemtext{#2}%",
-        );
-        line("      \\ifx\\nmemcell\\nmemtext\\else\\def\\pgfmathresult{}\\fi}},");
-    }
+    line(
+        "    nmem area/.style={legend image code/.code={\\fill[#1] (0cm,-0.08cm) rectangle (0.5cm,0.08cm);}},",
+    );
+    line(
+        "    nmem rule/.style={legend image code/.code={\\draw[#1, line width=0.5pt] (0.25cm,-0.1cm) -- (0.25cm,0.1cm);}},",
+    );
     line("  }");
     line("  \\begin{groupplot}[");
     line(&format!(
-        "    group style={{group name=nmem, group size={} by {}, horizontal sep={BETWEEN}pt, vertical sep={}pt}},",
-        chart.columns.max(1),
+        "    group style={{group name=nmem, group size={} by {}, horizontal sep={}pt, vertical sep={}pt}},",
+        sheet.columns,
         sheet.rows,
-        vertical_gap(chart),
+        points(sheet.across),
+        points(sheet.down),
     ));
     line(&format!(
         "    scale only axis, width={}pt, height={}pt,",
@@ -294,32 +265,40 @@ fn figure(
         points(sheet.labels),
         points(sheet.height + 6.0),
     ));
-    let columns = legend_columns(chart, style.width - sheet.left);
-    let above = if chart.panels.iter().any(|panel| !panel.heading.is_empty()) { 16 } else { 2 };
-    line(&format!(
-        "    legend columns={columns}, legend cell align=left, legend style={{draw=none, fill=none, font=\\scriptsize, at={{(0,1)}}, yshift={above}pt, anchor=south west, inner sep=1pt, /tikz/every even column/.append style={{column sep=6pt}}}},"
-    ));
-    line("    table/col sep=comma, unbounded coords=jump,");
-    if let Some((colours, _)) = &chart.colours {
-        let stops = (0..STOPS).map(|i| {
-            let RGBColor(red, green, blue) = colours.at(i as f64 / (STOPS - 1) as f64);
-            format!("rgb255=({red},{green},{blue})")
-        });
-        line(&format!(
-            "    colormap={{nmem}}{{{}}}, point meta min=0, point meta max=1,",
-            stops.collect::<Vec<_>>().join(" ")
-        ));
-    }
+    line(&format!("    {},", legend_keys(chart, &sheet, style)));
+    line("    table/col sep=space, table/row sep=\\\\, unbounded coords=jump,");
     line("  ]");
     out += &panels;
     out += "  \\end{groupplot}\n";
-    finish(&mut out, chart, &sheet);
-    (out, tables)
+    finish(&mut out, chart, &sheet, style);
+    Ok(out)
+}
+
+fn legend_keys(chart: &Chart, sheet: &Sheet, style: &FigureStyle) -> String {
+    let look = "draw=none, fill=none, font=\\scriptsize, inner sep=1pt";
+    match style.legend {
+        LegendPlace::Inside => {
+            format!(
+                "legend cell align=left, legend pos=north east, legend style={{{look}, fill=white, fill opacity=0.85, text opacity=1}}"
+            )
+        }
+        LegendPlace::Right => {
+            format!("legend cell align=left, legend style={{{look}, at={{(1.02,1)}}, anchor=north west}}")
+        }
+        LegendPlace::Top | LegendPlace::None => {
+            let columns = legend_columns(chart, style.width - sheet.left);
+            let headed = chart.has_headings() || sheet.letters;
+            let above = if headed { 14 } else { 2 };
+            format!(
+                "legend columns={columns}, legend cell align=left, legend style={{{look}, at={{(0,1)}}, yshift={above}pt, anchor=south west, /tikz/every even column/.append style={{column sep=6pt}}}}"
+            )
+        }
+    }
 }
 
 /// Returns the largest number of columns of entries that fit this width.
 fn legend_columns(chart: &Chart, width: f64) -> usize {
-    let entries = chart.keys.iter().map(|key| font::width(&key.text, theme::TITLE) + 28.0);
+    let entries = chart.keys.iter().map(|key| FONT.width(&key.text, theme::TITLE) + 28.0);
     let entries: Vec<_> = entries.collect();
     let takes = |columns: usize| -> f64 {
         let widest = |column| entries.iter().skip(column).step_by(columns).copied().fold(0.0, f64::max);
@@ -328,9 +307,33 @@ fn legend_columns(chart: &Chart, width: f64) -> usize {
     (1..=entries.len()).rev().find(|&columns| takes(columns) <= width).unwrap_or(1)
 }
 
-/// Writes the title that all panels share, and the figure's width.
-fn finish(out: &mut String, chart: &Chart, sheet: &Sheet) {
-    if let Some(title) = shared_title(chart, sheet.rows) {
+/// Returns the commands of the legend's entries.
+fn legend(chart: &Chart, names: &mut Names) -> String {
+    let mut out = String::new();
+    for key in &chart.keys {
+        let image = match &key.swatch {
+            Swatch::Line(style) => format!("{}, opacity=1", names.style(*style)),
+            Swatch::Area(colour) => format!("nmem area={}", names.colour(*colour)),
+            Swatch::Fan(colours) => {
+                let middle = colours.get(colours.len() / 2).copied().unwrap_or(theme::GREY);
+                format!("nmem area={}", names.colour(middle))
+            }
+            Swatch::Rule => format!("nmem rule={}", names.colour(theme::RULE)),
+            Swatch::Mark => format!(
+                "{}, only marks, mark=triangle*, mark options={{rotate=180}}",
+                names.colour(theme::ALARM)
+            ),
+        };
+        let _ = writeln!(out, "    \\addlegendimage{{{image}}} \\addlegendentry{{{}}}", escaped(&key.text));
+    }
+    out
+}
+
+/// Writes the title that panels share, the title of the figure, and the figure's width.
+fn finish(out: &mut String, chart: &Chart, sheet: &Sheet, style: &FigureStyle) {
+    let first =
+        chart.panels.first().map(|panel| &panel.y_title[..]).filter(|_| sheet.shares_y && sheet.rows > 1);
+    if let Some(title) = first {
         let _ = writeln!(
             out,
             "  \\path (nmem c1r1.north west) -- (nmem c1r{}.south west) node[midway, xshift=-{}pt, rotate=90, anchor=south, align=center, text width={}pt] {{{}}};",
@@ -340,20 +343,26 @@ fn finish(out: &mut String, chart: &Chart, sheet: &Sheet) {
             self::title(title, sheet.height * sheet.rows as f64),
         );
     }
-    let columns = chart.columns.max(1);
+    let columns = sheet.columns;
     let _ = write!(
         out,
         "  % The requested width, whatever room the labels need.\n  \\path ([xshift=-{}pt]nmem c1r1.west |- current bounding box.south) coordinate (nmem a)\n    \
-         ([xshift={}pt]nmem c{columns}r1.east |- current bounding box.north) coordinate (nmem b);\n  \
-         \\pgfresetboundingbox\n  \\path[use as bounding box] (nmem a) rectangle (nmem b);\n\\end{{tikzpicture}}%\n",
+         ([xshift={}pt]nmem c{columns}r1.east |- current bounding box.north) coordinate (nmem b);\n",
         points(sheet.left),
         points(sheet.right),
     );
-}
-
-/// Returns the shared title of the y axes, if there are rows of panels side by side.
-fn shared_title(chart: &Chart, rows: usize) -> Option<&str> {
-    let first = chart.panels.first().map(|panel| &panel.y_title[..])?;
-    (chart.columns > 1 && rows > 1 && chart.panels.iter().all(|panel| panel.y_title == first))
-        .then_some(first)
+    if let Some(title) = style.title.as_deref().filter(|title| !title.trim().is_empty()) {
+        let width = style.width * 72.27 / 72.0 - 8.0;
+        let _ = writeln!(
+            out,
+            "  \\path (nmem a |- nmem b) -- (nmem b) node[midway, anchor=south, align=center, text width={}pt] {{{}}};",
+            points(width),
+            escaped(title)
+        );
+        let _ = writeln!(out, "  \\path (nmem b |- current bounding box.north) coordinate (nmem b);");
+    }
+    let _ = write!(
+        out,
+        "  \\pgfresetboundingbox\n  \\path[use as bounding box] (nmem a) rectangle (nmem b);\n\\end{{tikzpicture}}%\n"
+    );
 }

@@ -3,79 +3,95 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::table::Table;
 use super::text::{number, power, tex};
-use super::{Names, Sheet, shared_title, title};
+use super::{Names, Sheet, legend, title};
 use crate::plot::axis::Axis;
-use crate::plot::chart::{Chart, ColumnSource, Line, Panel};
+use crate::plot::chart::{BAND, Chart, Line, LineStyle, Map, Panel, Reference, joined};
+use crate::plot::colours::Colours;
+use crate::plot::downsample::Point;
+use crate::plot::style::{FigureStyle, LegendPlace};
 use crate::plot::theme;
+use plotters::style::RGBColor;
+
+/// Colours of a colour bar; TeX blends between them.
+const STOPS: usize = 17;
+/// Most cells along an axis with readable numbers.
+const NUMBERS: usize = 12;
 
 /// A panel of a chart, as a group of pgfplots commands.
-pub(super) struct PanelText<'a> {
-    pub(super) chart: &'a Chart,
-    pub(super) panel: &'a Panel,
-    pub(super) i: usize,
-    pub(super) sheet: &'a Sheet,
-    /// The table beside the .tex.
-    pub(super) file: &'a str,
-    /// The CSV file that the figure is made from.
-    pub(super) csv: Option<&'a str>,
+pub struct PanelText<'a> {
+    pub chart: &'a Chart,
+    pub panel: &'a Panel,
+    pub i: usize,
+    pub sheet: &'a Sheet,
+    pub style: &'a FigureStyle,
 }
 
 impl PanelText<'_> {
-    /// Writes the panel and returns whether it reads the CSV that the figure is made from.
-    pub(super) fn write(&self, out: &mut String, names: &mut Names, table: &mut Table) -> bool {
-        let (columns, panel) = (self.chart.columns.max(1), self.panel);
+    /// Writes the panel.
+    pub fn write(&self, out: &mut String, names: &mut Names) {
+        let (columns, panel, sheet) = (self.sheet.columns, self.panel, self.sheet);
         let mut keys = Vec::new();
-        let lowest = self.i + columns >= self.chart.panels.len();
+        let lowest = self.i + columns >= self.chart.panels.len() || !sheet.shares_x;
+        let leftmost = self.i.is_multiple_of(columns) || !sheet.shares_y;
         keys.push(ticks("x", &panel.x, lowest));
-        keys.push(ticks("y", &panel.y, self.i.is_multiple_of(columns)));
+        keys.push(ticks("y", &panel.y, leftmost));
         if lowest {
-            keys.push(format!("xlabel={{{}}}", tex(&panel.x_title)));
+            keys.push(format!("xlabel={{{}}}", tex(&panel.x.titled(&panel.x_title))));
         }
-        if self.i.is_multiple_of(columns) && shared_title(self.chart, self.sheet.rows).is_none() {
-            keys.push(format!("ylabel={{{}}}", title(&panel.y_title, self.sheet.height)));
+        if leftmost && !(sheet.shares_y && sheet.rows > 1) {
+            keys.push(format!("ylabel={{{}}}", title(&panel.y.titled(&panel.y_title), sheet.height)));
         }
-        if !panel.heading.is_empty() {
-            keys.push(format!("title={{{}}}", tex(&panel.heading)));
+        let letter = ('a'..='z').nth(self.i).filter(|_| sheet.letters);
+        let letter = letter.map(|letter| format!("\\textbf{{{letter}}}"));
+        let heading = (!panel.heading.is_empty()).then(|| tex(&panel.heading));
+        let heading: Vec<_> = letter.into_iter().chain(heading).collect();
+        if !heading.is_empty() {
+            keys.push(format!("title={{{}}}", heading.join("\\enspace ")));
         }
-        if self.i + 1 == columns.min(self.chart.panels.len()) {
-            keys.extend(self.bar());
+        if let Some(map) = &panel.map {
+            keys.push(colormap(&map.colours));
+            if !sheet.one_bar || self.i + 1 == columns.min(self.chart.panels.len()) {
+                keys.push(self.bar(map));
+            }
         }
         if panel.map.is_some() || !panel.shades.is_empty() {
             keys.push("axis on top".to_owned());
         }
         let _ = writeln!(out, "    \\nextgroupplot[\n      {}\n    ]", keys.join(",\n      "));
         self.shades(out, names);
-        self.map(out, table);
-        let reads_csv = self.lines(out, names, table);
-        self.marks(out, names);
-        if self.i == 0 {
-            for key in &self.chart.keys {
-                let style = names.style(key.style);
-                let _ = writeln!(
-                    out,
-                    "    \\addlegendimage{{{style}, opacity=1}} \\addlegendentry{{{}}}",
-                    tex(&key.text)
-                );
-            }
+        if let Some(map) = &panel.map {
+            self.map(out, map);
         }
-        reads_csv
+        self.references(out, names);
+        self.boxes(out, names);
+        self.lines(out, names);
+        self.marks(out, names);
+        if let Some(message) = panel.message {
+            let _ = writeln!(out, "    \\node[gray] at (rel axis cs:0.5,0.5) {{{message}}};");
+        }
+        if self.i == 0 && self.style.legend != LegendPlace::None {
+            *out += &legend(self.chart, names);
+        }
     }
 
     /// Returns the keys of the colour bar.
-    fn bar(&self) -> Option<String> {
-        let (colours, title) = self.chart.colours.as_ref()?;
-        let labelled = colours.axis().ticks.iter().filter_map(|tick| Some((tick.at, tick.label.as_deref()?)));
-        let (places, labels): (Vec<_>, Vec<_>) =
-            labelled.map(|(at, label)| (number(at), format!("{{{}}}", tex(label)))).unzip();
-        Some(format!(
+    fn bar(&self, map: &Map) -> String {
+        let (places, labels): (Vec<_>, Vec<_>) = map
+            .colours
+            .axis()
+            .clone()
+            .fitted(|_| 8.0 / self.sheet.height.min(180.0))
+            .labels()
+            .map(|(at, label)| (number(at), format!("{{{}}}", tex(label))))
+            .unzip();
+        format!(
             "colorbar, colorbar style={{width=8pt, height={}pt, at={{([xshift=8pt]parent axis.north east)}}, anchor=north west, title={{}}, xlabel={{}}, axis x line*=box, axis y line*=right, ymode=normal, minor ytick={{}}, ymin=0, ymax=1, ytick={{{}}}, yticklabels={{{}}}, ylabel={{{}}}, ylabel style={{at={{([xshift=30pt]axis description cs:1,0.5)}}, anchor=base}}}}",
             number(self.sheet.height.min(180.0)),
             places.join(","),
             labels.join(","),
-            tex(title),
-        ))
+            tex(&map.colours.axis().titled(&map.title).replace('\n', " ")),
+        )
     }
 
     /// Returns a place on the x axis, at the foot of the panel.
@@ -88,14 +104,7 @@ impl PanelText<'_> {
         let (from, to) = self.panel.x.ends();
         // Ranges too close to distinguish become one.
         let near = (to - from) / self.sheet.width;
-        let mut shades = Vec::<(f64, f64)>::new();
-        for &(start, end) in &self.panel.shades {
-            match shades.last_mut() {
-                Some(last) if start - last.1 < near * 0.05 => last.1 = end,
-                _ => shades.push((start, end)),
-            }
-        }
-        for (start, end) in shades {
+        for (start, end) in joined(self.panel.shades.iter().copied(), near * 0.05) {
             let colour = names.colour(theme::SHADE);
             let _ = writeln!(
                 out,
@@ -105,7 +114,7 @@ impl PanelText<'_> {
             );
         }
         let mut last = f64::NEG_INFINITY;
-        for &x in self.panel.rules.iter().filter(|&&x| x > from) {
+        for &x in self.panel.rules.iter().filter(|&&x| x > from && x < to) {
             if x - last >= near * 0.5 {
                 let colour = names.colour(theme::RULE);
                 let at = self.place(x);
@@ -118,114 +127,202 @@ impl PanelText<'_> {
         }
     }
 
-    fn map(&self, out: &mut String, table: &mut Table) {
-        let (Some(map), Some((colours, _))) = (&self.panel.map, &self.chart.colours) else { return };
-        let values: BTreeMap<_, _> = map.cells.iter().map(|&(x, y, value)| ((y, x), value)).collect();
-        let (columns, rows) = map.size;
-        let cells = (0..rows).flat_map(|y| (0..columns).map(move |x| (y, x)));
-        let middle_x = |i: usize| map.from.0 + (i as f64 + 0.5) * map.cell.0;
-        let middle_y = |i: usize| map.from.1 + (i as f64 + 0.5) * map.cell.1;
-        let (mut xs, mut ys, mut means, mut shades) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for (y, x) in cells {
-            let value = values.get(&(y, x)).copied().unwrap_or(f64::NAN);
-            xs.push(middle_x(x));
-            ys.push(middle_y(y));
-            means.push(value);
-            shades.push(if value.is_finite() { colours.share(value) } else { f64::NAN });
-        }
-        table.push("x", xs);
-        table.push("y", ys);
-        table.push("value", means);
-        table.push("shade", shades);
-        let _ = writeln!(
-            out,
-            "    \\addplot[forget plot, matrix plot*, mesh/cols={columns}, mesh/rows={rows}, point meta=explicit] table[x=x, y=y, meta=shade] {{{}}};",
-            self.file
-        );
-        for (&(x, y, value), text) in map.cells.iter().zip(&map.texts).filter(|(_, text)| !text.is_empty()) {
-            let grey = theme::grey(colours.colour(value));
-            let ink = if grey > 128 { "black" } else { "white" };
+    fn references(&self, out: &mut String, names: &mut Names) {
+        for reference in &self.panel.references {
+            let (from, to) = match *reference {
+                Reference::X(x) if self.panel.x.holds(x) => {
+                    let at = number(self.panel.x.fraction(x));
+                    (format!("{at},0"), format!("{at},1"))
+                }
+                Reference::Y(y) if self.panel.y.holds(y) => {
+                    let at = number(self.panel.y.fraction(y));
+                    (format!("0,{at}"), format!("1,{at}"))
+                }
+                _ => continue,
+            };
+            let colour = names.colour(theme::GREY);
             let _ = writeln!(
                 out,
-                "    \\node[{ink}, font=\\tiny, inner sep=0pt] at (axis cs:{},{}) {{{}}};",
-                number(middle_x(x)),
-                number(middle_y(y)),
-                tex(text)
-            );
-        }
-        // TeX draws no cell without a value; a cell whose value is not finite has a mark.
-        for &(x, y, _) in map.cells.iter().filter(|cell| !cell.2.is_finite()) {
-            let _ = writeln!(
-                out,
-                "    \\node[red!80!black, font=\\tiny, inner sep=0pt] at (axis cs:{},{}) {{\\pgfuseplotmark{{triangle*}}}};",
-                number(middle_x(x)),
-                number(middle_y(y)),
+                "    \\draw[{colour}, line width=0.6pt, dash pattern=on 3pt off 2pt] (rel axis cs:{from}) -- (rel axis cs:{to});"
             );
         }
     }
 
-    fn lines(&self, out: &mut String, names: &mut Names, table: &mut Table) -> bool {
-        let of_csv = |line: &Line| line.source.clone().zip(self.csv.map(str::to_owned));
-        let derived: Vec<_> = self.panel.lines.iter().filter(|line| of_csv(line).is_none()).collect();
-        let columns = table.push_lines(&self.panel.x_title, &derived);
-        let mut columns = columns.into_iter();
-        let mut reads_csv = false;
-        let mut plots = String::new();
-        for line in &self.panel.lines {
-            let style = names.style(line.style);
-            if let Some((source, csv)) = of_csv(line) {
-                let _ = writeln!(
-                    plots,
-                    "    \\addplot[forget plot, {style}{}] table[{}] {{{csv}}};",
-                    rows(&source),
-                    expressions(&source)
-                );
-                reads_csv = true;
-                continue;
-            }
-            let Some(columns) = columns.next() else { continue };
-            if let Some((x, y)) = &columns.outline {
-                let colour = names.colour(line.style.colour);
+    fn map(&self, out: &mut String, map: &Map) {
+        let shares: BTreeMap<_, _> = map
+            .cells
+            .iter()
+            .map(|cell| ((cell.row, cell.column), cell.value.filter(|value| value.is_finite())))
+            .collect();
+        let (columns, rows) = map.size;
+        let mut data = String::new();
+        for (row, column) in (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column))) {
+            let value = shares.get(&(row, column)).copied().flatten();
+            let (x, y) = map.middle(column, row);
+            // Four digits are more than the eye can tell apart.
+            let share = value.map_or(f64::NAN, |value| (map.colours.share(value) * 1e4).round() / 1e4);
+            let _ = write!(data, "{} {} {}\\\\", number(x), number(y), number(share));
+        }
+        let _ = writeln!(
+            out,
+            "    \\addplot[forget plot, matrix plot*, mesh/cols={columns}, mesh/rows={rows}, point meta=explicit] table[x=x, y=y, meta=shade] {{x y shade\\\\{data}}};",
+        );
+        for (row, columns) in map.hatched() {
+            let (from, y) = map.middle(columns.start, row);
+            let (to, _) = map.middle(columns.end - 1, row);
+            let half = map.cell.0 / 2.0;
+            for share in [-0.25, 0.25] {
+                let y = y + share * map.cell.1;
                 let _ = writeln!(
                     out,
-                    "    \\addplot[forget plot, draw=none, fill={colour}, fill opacity=0.2] table[x={x}, y={y}] {{{}}};",
-                    self.file
-                );
-            }
-            let bars = columns.ends.as_ref().filter(|_| columns.outline.is_none());
-            let (keys, errors) = bars.map_or((String::new(), String::new()), |(low, high)| {
-                let y = &columns.y;
-                let errors = format!(
-                    ", y error minus expr=\\thisrow{{{y}}}-\\thisrow{{{low}}}, y error plus expr=\\thisrow{{{high}}}-\\thisrow{{{y}}}"
-                );
-                (", error bars/.cd, y dir=both, y explicit, error bar style={solid}, error mark options={rotate=90, mark size=1.8pt}".to_owned(), errors)
-            });
-            let _ = writeln!(
-                plots,
-                "    \\addplot[forget plot, {style}{keys}] table[x={}, y={}{errors}] {{{}}};",
-                columns.x, columns.y, self.file
-            );
-            let alone: Vec<_> =
-                line.stretches.iter().filter(|stretch| stretch.len() == 1).flatten().collect();
-            if !line.style.marked && !alone.is_empty() {
-                let points = alone.iter().map(|(x, y)| format!("({},{})", number(*x), number(*y)));
-                let _ = writeln!(
-                    plots,
-                    "    \\addplot[forget plot, {style}, only marks, mark=*, mark size={}pt] coordinates {{{}}};",
-                    number(line.style.width / 2.0 + 0.4),
-                    points.collect::<Vec<_>>().join(" ")
+                    "    \\draw[black, line width=0.3pt] (axis cs:{},{y}) -- (axis cs:{},{y});",
+                    number(from - half),
+                    number(to + half),
                 );
             }
         }
-        *out += &plots;
-        reads_csv
+        let numbered = columns * self.sheet.columns <= NUMBERS;
+        for cell in &map.cells {
+            let (x, y) = map.middle(cell.column, cell.row);
+            let at = format!("axis cs:{},{}", number(x), number(y));
+            let value = cell.value.filter(|value| value.is_finite());
+            let bright = value.is_none_or(|value| theme::grey(map.colours.colour(value)) > 128);
+            let ink = if bright { "black" } else { "white" };
+            let star = if map.best == Some((cell.column, cell.row)) { "$\\star$" } else { "" };
+            let text = if numbered { tex(&cell.text) } else { String::new() };
+            if !text.is_empty() || !star.is_empty() {
+                let _ = writeln!(
+                    out,
+                    "    \\node[{ink}, font=\\tiny, inner sep=0pt] at ({at}) {{{text}{star}}};"
+                );
+            }
+            // TeX draws no cell without a value; a cell whose value is not finite has a mark.
+            if cell.value.is_some() != value.is_some() || cell.lost {
+                let _ = writeln!(
+                    out,
+                    "    \\node[red!80!black, font=\\tiny, inner sep=0pt, anchor={}] at ({at}) {{\\pgfuseplotmark{{triangle*}}}};",
+                    if value.is_some() { "south" } else { "center" },
+                );
+            }
+        }
+    }
+
+    fn boxes(&self, out: &mut String, names: &mut Names) {
+        let y = |value: f64| number(self.clamped(value));
+        for of in &self.panel.boxes {
+            let (colour, half) = (names.colour(of.style.colour), of.width / 2.0);
+            let [low, first, median, third, high] = of.values.map(y);
+            let (x, a, b) = (number(of.x), number(of.x - half), number(of.x + half));
+            let _ = writeln!(
+                out,
+                "    \\draw[{colour}, fill={colour}, fill opacity=0.35, line width=0.6pt] (axis cs:{a},{first}) rectangle (axis cs:{b},{third});\n    \
+                 \\draw[{colour}, line width=0.6pt] (axis cs:{x},{low}) -- (axis cs:{x},{first}) (axis cs:{x},{third}) -- (axis cs:{x},{high});\n    \
+                 \\draw[black, line width=1.2pt] (axis cs:{a},{median}) -- (axis cs:{b},{median});"
+            );
+        }
+        for bar in &self.panel.bars {
+            let (colour, half) = (names.colour(bar.style.colour), bar.width / 2.0);
+            let _ = writeln!(
+                out,
+                "    \\fill[{colour}, fill opacity=0.75] (axis cs:{},{}) rectangle (axis cs:{},{});",
+                number(bar.x - half),
+                y(0.0),
+                number(bar.x + half),
+                y(bar.value)
+            );
+            let black = LineStyle { colour: theme::BLACK, ..bar.style };
+            if let Some(ends) = bar.interval {
+                self.interval(out, names, (bar.x, ends), black);
+            }
+            let dots: Vec<_> = bar.values.iter().map(|&value| (bar.x, value)).collect();
+            if !dots.is_empty() {
+                let style = names.style(black.of_values());
+                let _ =
+                    writeln!(out, "    \\addplot[forget plot, {style}] table {{{}}};", self.data(&[dots]));
+            }
+        }
+    }
+
+    /// Returns the value on the axis that is nearest. TeX would drop an end that a log axis cannot show.
+    fn clamped(&self, value: f64) -> f64 {
+        if !self.panel.y.is_log() {
+            return value;
+        }
+        let (low, high) = self.panel.y.range();
+        // Ends beyond the panel are cut by TeX, unless they have no logarithm.
+        if value > low { value.min(high * 1e3) } else { low }
+    }
+
+    /// Draws an interval as a bar with caps.
+    fn interval(&self, out: &mut String, names: &mut Names, (x, ends): (f64, Point), style: LineStyle) {
+        let colour = names.colour(style.colour);
+        let x = number(x);
+        let (low, high) = (number(self.clamped(ends.0)), number(self.clamped(ends.1)));
+        let _ = writeln!(
+            out,
+            "    \\addplot[forget plot, {colour}, line width=0.6pt, mark=-, mark size=1.8pt] coordinates {{({x},{low}) ({x},{high})}};"
+        );
+    }
+
+    /// Returns points as rows of x and y; a row of `nan` separates stretches.
+    fn data(&self, stretches: &[Vec<Point>]) -> String {
+        let mut data = String::from("x y\\\\");
+        for (i, stretch) in stretches.iter().enumerate() {
+            if i > 0 {
+                data += "nan nan\\\\";
+            }
+            for (x, y) in stretch {
+                let _ = write!(data, "{} {}\\\\", number(*x), number(self.clamped(*y)));
+            }
+        }
+        data
+    }
+
+    fn lines(&self, out: &mut String, names: &mut Names) {
+        let lines: Vec<&Line> = self.panel.lines.iter().filter(|line| !line.stretches.is_empty()).collect();
+        for line in &lines {
+            let outlines = line.outlines();
+            if outlines.is_empty() {
+                for ((x, _), ends) in line.points() {
+                    if let Some(ends) = ends {
+                        self.interval(out, names, (x, ends), line.style);
+                    }
+                }
+                continue;
+            }
+            let colour = names.colour(line.style.colour);
+            let _ = writeln!(
+                out,
+                "    \\addplot[forget plot, draw=none, fill={colour}, fill opacity={BAND}] table {{{}}};",
+                self.data(&outlines)
+            );
+        }
+        for line in lines {
+            let style = names.style(line.style);
+            let _ = writeln!(
+                out,
+                "    \\addplot[forget plot, {style}] table {{{}}};",
+                self.data(&line.stretches)
+            );
+            let alone: Vec<_> = line.stretches.iter().filter(|stretch| stretch.len() == 1).cloned().collect();
+            if line.style.marker.is_none() && !alone.is_empty() {
+                let _ = writeln!(
+                    out,
+                    "    \\addplot[forget plot, {style}, only marks, mark=*, mark size={}pt] table {{{}}};",
+                    number(line.style.width / 2.0 + 0.4),
+                    self.data(&alone)
+                );
+            }
+        }
     }
 
     fn marks(&self, out: &mut String, names: &mut Names) {
         let (from, to) = self.panel.x.ends();
         let near = (to - from) / self.sheet.width * 5.0;
-        for (places, edge, turned) in [(&self.panel.above, 1, 180), (&self.panel.below, 0, 0)] {
-            let place = |&x: &f64| if self.panel.x.is_log() { (x.log10(), x) } else { (x, x) };
+        let lost: Vec<_> = self.panel.lost.iter().map(|(x, _)| (*x, *x)).collect();
+        let above: Vec<_> = self.panel.above.iter().copied().chain(lost).collect();
+        for (places, edge, turned) in [(&above, 1, 180), (&self.panel.below, 0, 0)] {
+            let place = |&(x, _): &Point| if self.panel.x.is_log() { (x.log10(), x) } else { (x, x) };
             let mut places: Vec<_> = places.iter().map(place).collect();
             places.sort_by(|a, b| a.0.total_cmp(&b.0));
             places.dedup_by(|next, last| next.0 - last.0 < near);
@@ -241,22 +338,13 @@ impl PanelText<'_> {
     }
 }
 
-/// Returns the rows to use, as keys of a plot.
-fn rows(source: &ColumnSource) -> String {
-    let rows = source.rows.iter().map(|(column, text)| format!(", nmem row={{{column}}}{{{text}}}"));
-    let rows: String = rows.collect();
-    if rows.is_empty() { rows } else { rows + ", unbounded coords=discard, filter discard warning=false" }
-}
-
-fn expressions(source: &ColumnSource) -> String {
-    let key = |axis: &str, text: &str| {
-        let column = text.strip_prefix("\\thisrow{").and_then(|rest| rest.strip_suffix('}'));
-        match column {
-            Some(column) if !column.contains('}') => format!("{axis}={column}"),
-            _ => format!("{axis} expr={text}"),
-        }
-    };
-    format!("{}, {}", key("x", &source.x), key("y", &source.y))
+fn colormap(colours: &Colours) -> String {
+    let stops = (0..STOPS).map(|i| {
+        let RGBColor(red, green, blue) = colours.at(i as f64 / (STOPS - 1) as f64);
+        format!("rgb255=({red},{green},{blue})")
+    });
+    let stops = stops.collect::<Vec<_>>().join(" ");
+    format!("colormap={{nmem}}{{{stops}}}, point meta min=0, point meta max=1")
 }
 
 /// Returns the value at this fraction of an axis.
@@ -268,8 +356,7 @@ fn limit(axis: &Axis, at: f64) -> String {
 
 /// Returns the keys of an axis' limits and ticks.
 fn ticks(name: &str, axis: &Axis, labels: bool) -> String {
-    let major: Vec<_> =
-        axis.ticks.iter().filter_map(|tick| Some((tick.at, tick.label.as_deref()?))).collect();
+    let major: Vec<_> = axis.labels().collect();
     let minor = axis.ticks.iter().filter(|tick| tick.label.is_none()).map(|tick| limit(axis, tick.at));
     let minor: Vec<_> = minor.collect();
     let places: Vec<_> = major.iter().map(|(at, _)| limit(axis, *at)).collect();

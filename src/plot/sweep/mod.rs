@@ -1,106 +1,116 @@
-//! results.csv of a sweep → a figure per metric: means over seeds with their 95 % interval against one parameter. Each
-//! value of a second parameter has a line; many values make a colour map instead. All other parameters have panels.
+//! results.csv of a sweep → a chart per metric: centres over seeds with their intervals against one parameter. Each value of
+//! a second parameter has a line; many values make a colour map instead. All other parameters have panels.
 
-mod chart;
-mod lines;
-mod map;
+mod curves;
+mod grid;
+mod pareto;
 pub(super) mod results;
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::collections::HashMap;
 
 use crate::error::{Error, Result};
 use crate::escape::for_figure;
 use crate::plot::axis::Axis;
-use crate::plot::canvas::{Canvas, svg};
-use crate::plot::figure::{Figure, Figures};
-use crate::plot::frame::{Frame, left_of, letter, title_lines};
-use crate::plot::ignored_flags::stays_linear;
-use crate::plot::legend::{Legend, Swatch};
+use crate::plot::chart::Chart;
+use crate::plot::source::{CsvSource, Kind};
 use crate::plot::style::{FigureStyle, LogAxes};
-use crate::plot::{font, names, theme};
-pub(super) use chart::{charts, retention_charts};
-use results::{Cell, Metric, Parameter, Results, Value};
+use crate::plot::{Request, font, names, theme};
+use crate::statistics::{Censored, Center, Estimate, Interval, MIN_FOR_INTERVAL};
+use grid::Grid;
+pub(super) use results::SWEEP;
+use results::{Baseline, Cell, Metric, Parameter, Results, Value};
 
 /// Most lines in one panel; more values make a colour map.
 const LINES: usize = 7;
 /// Most panels; more would be too small to read.
 const PANELS: usize = 12;
-/// Minimum width of each column of panels.
-const MIN_WIDTH: f64 = 112.0;
 /// Most letters of a column's name in titles and notes.
 const MAX_WORDS: usize = 60;
-/// Distance between panels, which share their axes.
-const BETWEEN: f64 = 12.0;
-/// Room for a panel's heading.
-const HEADING: f64 = 14.0;
-/// Height of a single panel; below, of each of several.
-const ALONE: f64 = 170.0;
-const AMONG: f64 = 105.0;
 
 /// The quotient that shows how far storing helped (below 1) or made the memory worse.
-const RATIO: &str = "loss_before_mean/loss_mean";
+pub(super) const RATIO: &str = "loss_before_mean/loss_mean";
+/// The result that runs may never have: the chunk from which the memory is unstable.
+const CENSORED: &str = "first_unstable_chunk";
 
-/// The assignment of parameters and metrics to a figure. The data decide what is not set.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SweepFigure {
-    /// Parameter along the x axis.
-    pub x: Option<String>,
-    /// Columns with a figure each; `a/b` divides one by another.
-    pub y: Vec<String>,
-    /// Parameter whose values become lines, or rows of a map.
-    pub hue: Option<String>,
-    /// Whether to draw a map for any number of values of `hue`.
-    pub map: bool,
-}
-
-/// Draws a sweep's figures, one per metric.
-pub fn figures(results_csv: &Path, options: &SweepFigure, style: &FigureStyle) -> Result<Figures> {
-    let results = Results::read(results_csv)?;
-    let mut drawn = Figures::default();
-    let Some(layout) = Layout::choose(&results, options)? else {
-        drawn.notes.push("no figures: no parameter but the seed varies".to_owned());
-        return Ok(drawn);
+/// Returns the charts of results.csv files, one per metric, and notes for the user. Several files have one chart together if
+/// a role was given to `sweep`.
+pub fn charts(
+    files: &[CsvSource],
+    request: &Request,
+    check: &mut dyn FnMut() -> Result<()>,
+) -> Result<(Vec<Chart>, Vec<String>)> {
+    let Some(first) = files.first() else { return Ok((Vec::new(), Vec::new())) };
+    let named: Vec<_> = files.iter().map(|file| (file.csv.as_path(), &file.name[..])).collect();
+    let results = Results::read(&named, &request.filter)?;
+    match first.kind {
+        Kind::Curves => return Ok((vec![curves::chart(first, &results, request, check)?], Vec::new())),
+        Kind::Ablation => grid::check_baseline(first.kind, request)?,
+        Kind::Pareto => return Ok((vec![pareto::chart(&results, request)?], Vec::new())),
+        // A result as x has no lines over it.
+        _ if request
+            .x
+            .as_ref()
+            .is_some_and(|x| results.parameter(x).is_none() && results.metric(x).is_some()) =>
+        {
+            return Ok((vec![pareto::chart(&results, request)?], Vec::new()));
+        }
+        _ => {}
+    }
+    let lags = first.kind == Kind::Retention;
+    let request = &if lags {
+        // The y of the lags is known, and x is always the lag.
+        Request { x: Some("lag".to_owned()), y: vec!["loss_ratio".to_owned()], ..request.clone() }
+    } else {
+        request.clone()
     };
-    let metrics = metrics(&results, options)?;
-    let asked = !options.y.is_empty();
-    for (name, metric) in metrics {
-        let figure = Grid { map: options.map, ..Grid::new(&results, &layout, &name, metric, style) };
-        if !figure.is_informative() && !asked {
+    let request = &match (first.kind, &request.x, request.baseline.first()) {
+        (Kind::Ablation, None, Some((name, _))) => Request { x: Some(name.clone()), ..request.clone() },
+        _ => request.clone(),
+    };
+    let Some(layout) = Layout::choose(&results, request)? else {
+        return Ok((Vec::new(), vec!["no figures: no parameter but the seed varies".to_owned()]));
+    };
+    let (mut charts, mut notes) = (Vec::new(), Vec::new());
+    for (name, metric) in metrics(&results, request)? {
+        check()?;
+        let grid = Grid::new(&results, &layout, &name, metric, request)?;
+        if !grid.is_informative() && request.y.is_empty() {
             continue;
         }
-        let name = file_name(&name);
-        if figure.omitted > 0 {
-            drawn.notes.push(format!(
-                "{name}: {} more panels not drawn; choose other parameters with --x and --hue",
-                figure.omitted
-            ));
-        }
-        drawn.notes.extend(figure.log_note(&name));
-        drawn.figures.push(Figure { name, svg: figure.draw() });
+        let file = if lags { "retention".to_owned() } else { file_name(&name) };
+        notes.extend(grid.notes_for_user(&file));
+        charts.push(grid.chart(&file, first.kind));
     }
-    if drawn.figures.is_empty() {
-        drawn.notes.push("no figures: no result is finite".to_owned());
+    if charts.is_empty() {
+        notes.push("no figures: no result is finite".to_owned());
     }
-    Ok(drawn)
+    if request.panels && charts.len() > 1 {
+        charts = vec![joined(charts)];
+    }
+    Ok((charts, notes))
 }
 
-/// Draws `retention`: loss ratio against lag, from the retention.csv of a sweep.
-pub fn retention(retention_csv: &Path, options: &SweepFigure, style: &FigureStyle) -> Result<Figures> {
-    let results = Results::read(retention_csv)?;
-    let options =
-        SweepFigure { x: Some("lag".to_owned()), y: Vec::new(), hue: options.hue.clone(), map: false };
-    let layout = Layout::choose(&results, &options)?;
-    let mut drawn = Figures::default();
-    let Some((layout, metric)) = layout.zip(results.metric("loss_ratio")) else { return Ok(drawn) };
-    let figure = Grid::new(&results, &layout, "loss_ratio", metric, style);
-    drawn.figures.push(Figure { name: "retention".to_owned(), svg: figure.draw() });
-    drawn.notes.extend(figure.log_note("retention"));
-    drawn.notes.extend(
-        (figure.omitted > 0)
-            .then(|| format!("retention: {} more panels not drawn; choose another --hue", figure.omitted)),
-    );
-    Ok(drawn)
+/// Returns one chart with the panels of all.
+fn joined(charts: Vec<Chart>) -> Chart {
+    let name = charts.iter().map(|chart| &chart.name[..]).collect::<Vec<_>>().join("-");
+    let mut charts = charts.into_iter();
+    let mut all = charts.next().unwrap_or_else(|| Chart::new("", 1, theme::STACKED));
+    all.height = all.height.min(theme::AMONG);
+    for chart in charts {
+        all.panels.extend(chart.panels);
+        all.keys.extend(
+            chart
+                .keys
+                .into_iter()
+                .filter(|key| all.keys.iter().all(|other| other.text != key.text))
+                .collect::<Vec<_>>(),
+        );
+        all.notes
+            .extend(chart.notes.into_iter().filter(|note| !all.notes.contains(note)).collect::<Vec<_>>());
+        all.omitted.extend(chart.omitted);
+    }
+    all.columns = if all.panels.len() == 1 { 1 } else { all.columns.max(2) };
+    Chart { name, ..all }
 }
 
 fn file_name(metric: &str) -> String {
@@ -108,20 +118,20 @@ fn file_name(metric: &str) -> String {
 }
 
 /// Returns the requested metrics, or the most informative ones.
-fn metrics(results: &Results, options: &SweepFigure) -> Result<Vec<(String, Metric)>> {
+fn metrics(results: &Results, request: &Request) -> Result<Vec<(String, Metric)>> {
     let named = |name: &String| Some((name.clone(), results.metric(name)?));
-    if options.y.is_empty() {
+    if request.y.is_empty() {
         let loss =
             if results.metric("loss_before_mean").is_some() { "loss_before_mean" } else { "loss_mean" };
-        let few = [loss, RATIO, "surprise_mean", "retained_ratio", "first_unstable_chunk", "tokens_per_s"];
+        let few = [loss, RATIO, "surprise_mean", "retained_ratio", CENSORED, "tokens_per_s"];
         return Ok(few.into_iter().filter_map(|name| named(&name.to_owned())).collect());
     }
-    let unknown = |name: &String| {
-        let known = results.metrics.join(", ");
-        Error::rejected("--y", format!("no numeric column {name}; pass a column, or two as a/b, of {known}"))
-    };
-    let found = options.y.iter().map(|name| named(name).ok_or_else(|| unknown(name)));
-    found.collect()
+    request.y.iter().map(|name| named(name).ok_or_else(|| unknown_metric(results, "--y", name))).collect()
+}
+
+fn unknown_metric(results: &Results, flag: &str, name: &str) -> Error {
+    let known = results.metrics.join(", ");
+    Error::rejected(flag, format!("no numeric column {name}; pass a column, or two as a/b, of {known}"))
 }
 
 /// The roles of the parameters, by index.
@@ -129,27 +139,43 @@ struct Layout {
     x: usize,
     hue: Option<usize>,
     panels: Vec<usize>,
+    /// Number of columns of panels, if parameters were given to rows or columns.
+    columns: Option<usize>,
     /// Parameters that are not drawn because they vary with another one.
     along: Vec<(usize, usize)>,
 }
 
 impl Layout {
     /// Chooses the layout. Returns `None` if only the seed varies and no parameter was requested.
-    fn choose(results: &Results, options: &SweepFigure) -> Result<Option<Self>> {
+    fn choose(results: &Results, request: &Request) -> Result<Option<Self>> {
         let parameters = &results.parameters;
         let find = |flag: &str, name: &Option<String>| {
             let Some(name) = name else { return Ok(None) };
-            let found = parameters.iter().position(|parameter| parameter.name == *name);
             let names: Vec<_> = parameters.iter().map(|parameter| &parameter.name[..]).collect();
             let reason = || format!("no parameter {name}; the parameters are {}", names.join(", "));
-            found.map(Some).ok_or_else(|| Error::rejected(flag, reason()))
+            results.parameter(name).map(Some).ok_or_else(|| Error::rejected(flag, reason()))
         };
-        let (x, hue) = (find("--x", &options.x)?, find("--hue", &options.hue)?);
-        if x.is_some() && x == hue {
-            let name = &parameters[x.unwrap_or_default()].name;
-            return Err(Error::rejected("--hue", format!("{name} is also --x; choose another parameter")));
+        let asked = [
+            ("--x", &request.x),
+            ("--hue", &request.hue),
+            ("--rows", &request.rows),
+            ("--cols", &request.cols),
+        ];
+        let mut roles = Vec::<Option<usize>>::new();
+        for (i, (flag, name)) in asked.into_iter().enumerate() {
+            let role = find(flag, name)?;
+            if let Some(other) = roles.iter().position(|other| role.is_some() && *other == role) {
+                let reason = format!(
+                    "{} is also {}; choose another parameter",
+                    parameters[role.unwrap_or_default()].name,
+                    asked[other].0
+                );
+                return Err(Error::rejected(asked[i].0, reason));
+            }
+            roles.push(role);
         }
-        let chosen: Vec<_> = x.into_iter().chain(hue).collect();
+        let (x, hue, rows, cols) = (roles[0], roles[1], roles[2], roles[3]);
+        let chosen: Vec<_> = roles.iter().copied().flatten().collect();
         let varying = (0..parameters.len())
             .filter(|&i| parameters[i].varies() && parameters[i].name != "seed" && !chosen.contains(&i));
         let (mut free, mut along) = (Vec::<usize>::new(), Vec::new());
@@ -167,220 +193,163 @@ impl Layout {
         free.sort_by_key(fitness);
         let mut free = free.into_iter();
         let Some(x) = x.or_else(|| free.next()) else {
-            return Ok(hue.map(|x| Self { x, hue: None, panels: Vec::new(), along }));
+            return Ok(hue.map(|x| Self { x, hue: None, panels: Vec::new(), columns: None, along }));
         };
         let hue = hue.or_else(|| free.next());
         let mut panels: Vec<_> = free.collect();
         panels.sort_unstable();
-        Ok(Some(Self { x, hue, panels, along }))
+        if rows.or(cols).is_none() {
+            return Ok(Some(Self { x, hue, panels, columns: None, along }));
+        }
+        if let Some(&other) = panels.first() {
+            let name = &parameters[other].name;
+            let reason = format!("{name} varies too; choose one of its values with --where '{name}=VALUE'");
+            return Err(Error::rejected("--rows and --cols", reason));
+        }
+        let columns = cols.map_or(1, |cols| parameters[cols].values.len());
+        Ok(Some(Self {
+            x,
+            hue,
+            panels: rows.into_iter().chain(cols).collect(),
+            columns: Some(columns),
+            along,
+        }))
     }
 }
 
-/// One metric, ready for drawing.
-struct Grid<'a> {
-    style: &'a FigureStyle,
-    results: &'a Results,
-    layout: &'a Layout,
-    title: String,
-    /// Whether the metric is a ratio, which has a log axis and colours about 1.
-    ratio: bool,
-    /// Whether to draw a map for any number of values.
-    map: bool,
-    panels: Vec<Panel>,
-    omitted: usize,
+/// The statistics that turn the runs of a cell into a centre and an interval.
+#[derive(Clone, Copy, Debug)]
+struct Method {
+    center: Center,
+    interval: Interval,
+    /// Whether few runs are drawn as they are, because no interval was asked for.
+    values_if_few: bool,
+    /// Lowest value that the quantity can have.
+    lowest: f64,
+    /// Whether a run without a value counts as later than any.
+    censored: bool,
 }
 
-/// Cells of one panel, by values of hue and x.
-struct Panel {
-    heading: String,
-    cells: BTreeMap<(usize, usize), Cell>,
-}
-
-impl<'a> Grid<'a> {
-    fn new(
-        results: &'a Results,
-        layout: &'a Layout,
-        name: &str,
-        metric: Metric,
-        style: &'a FigureStyle,
-    ) -> Self {
-        let by: Vec<_> = layout.panels.iter().copied().chain(layout.hue).chain([layout.x]).collect();
-        let of_panels: Vec<_> = layout.panels.iter().map(|&i| labels(&results.parameters[i])).collect();
-        let mut panels = BTreeMap::<Vec<usize>, Panel>::new();
-        for (key, cell) in results.cells(metric, &by) {
-            let (of_panel, of_cell) = key.split_at(layout.panels.len());
-            let panel = panels.entry(of_panel.to_vec()).or_insert_with(|| {
-                let values = layout.panels.iter().zip(&of_panels).zip(of_panel);
-                let parts = values.map(|((&parameter, labels), &value)| {
-                    format!("{} {}", symbol(&results.parameters[parameter].name), labels[value])
-                });
-                Panel { heading: parts.collect::<Vec<_>>().join(", "), cells: BTreeMap::new() }
-            });
-            let hue = if layout.hue.is_some() { of_cell[0] } else { 0 };
-            panel.cells.insert((hue, of_cell[of_cell.len() - 1]), cell);
-        }
-        let omitted = panels.len().saturating_sub(PANELS);
-        let panels = panels.into_values().take(PANELS).collect();
-        let ratio = matches!(metric, Metric::Quotient(..)) || matches!(name, "retained_ratio" | "loss_ratio");
-        Self { style, results, layout, title: metric_title(name), ratio, map: false, panels, omitted }
-    }
-
-    fn cells(&self) -> impl Iterator<Item = &Cell> {
-        self.panels.iter().flat_map(|panel| panel.cells.values())
-    }
-
-    fn means(&self) -> impl Iterator<Item = f64> {
-        self.cells().filter_map(Cell::estimate).map(|estimate| estimate.mean)
-    }
-
-    /// Returns the lowest and highest mean.
-    fn range(&self) -> Option<(f64, f64)> {
-        self.means().map(|mean| (mean, mean)).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
-    }
-
-    /// Whether the metric has finite values that are not all the same.
-    fn is_informative(&self) -> bool {
-        let same = |(low, high): (f64, f64)| high - low <= 1e-9 * low.abs().max(high.abs());
-        self.range().is_some_and(|range| !same(range) || self.cells().any(|cell| cell.lost > 0))
-    }
-
-    fn is_log(&self) -> bool {
-        if let Some(log) = self.style.log {
-            return log.y() && self.range().is_some_and(|(low, _)| low > 0.0);
-        }
-        // The factor of thirty was chosen by eye.
-        self.range().is_some_and(|(low, high)| low > 0.0 && (self.ratio || high > 30.0 * low))
-    }
-
-    fn log_note(&self, name: &str) -> Option<String> {
-        let asked = self.style.log.is_some_and(LogAxes::y);
-        (asked && self.range().is_some_and(|(low, _)| low <= 0.0)).then(|| stays_linear(name))
-    }
-
-    fn x(&self) -> &'a Parameter {
-        &self.results.parameters[self.layout.x]
-    }
-
-    fn hue(&self) -> Option<&'a Parameter> {
-        self.layout.hue.map(|hue| &self.results.parameters[hue])
-    }
-
-    fn draw(&self) -> String {
-        match self.hue() {
-            Some(hue) if self.map || hue.values.len() > LINES => map::draw(self, hue),
-            _ => lines::draw(self),
+impl Method {
+    fn new(request: &Request, log: bool, lowest: f64, censored: bool) -> Self {
+        let center = request.center.unwrap_or(if log { Center::Geomean } else { Center::Mean });
+        Self {
+            center,
+            interval: request.interval.unwrap_or(Interval::Ci95),
+            values_if_few: request.interval.is_none(),
+            lowest,
+            censored,
         }
     }
 
-    /// Draws the sheet: the legend, then every panel with `draw`. `right` is the room beside the last column.
-    fn sheet(
-        &self,
-        legend: &Legend,
-        axes: (&Axis, &Axis),
-        y_title: &[String],
-        (height, right): (f64, f64),
-        draw: impl Fn(&mut Canvas, &Frame, &Panel),
-        after: impl Fn(&mut Canvas, &Frame),
-    ) -> String {
-        let (columns, rows) = self.grid();
-        let left = left_of([axes.1], y_title.len());
-        let width = self.style.sheet_width() - left - right;
-        let panel_width = panel_width(width, columns);
-        let headed = self.headed();
-        let top = self.top(legend);
-        let sheet = top + (headed + height + 6.0) * rows as f64 + theme::BOTTOM;
-        svg(self.style, sheet, |canvas| {
-            legend.draw(canvas, theme::EDGE, theme::EDGE, self.legend_width());
-            let place = |row: usize| top + headed + row as f64 * (headed + height + 6.0);
-            for (i, panel) in self.panels.iter().enumerate() {
-                let (row, column) = (i / columns, i % columns);
-                let frame = Frame {
-                    left: left + column as f64 * (panel_width + BETWEEN),
-                    top: place(row),
-                    width: panel_width,
-                    height,
-                    x: axes.0,
-                    y: axes.1,
-                };
-                let lowest = i + columns >= self.panels.len();
-                draw(canvas, &frame, panel);
-                frame.draw_axes(canvas, lowest, column == 0);
-                if !panel.heading.is_empty() {
-                    frame.draw_heading(canvas, &panel.heading, letter(i, self.panels.len()));
-                }
-                if lowest {
-                    frame.draw_x_title(canvas, &parameter_title(&self.x().name));
-                }
-            }
-            let all = place(rows - 1) + height - place(0);
-            let whole = Frame { left, top: place(0), width, height: all, x: axes.0, y: axes.1 };
-            whole.draw_y_title(canvas, y_title, 0.0);
-            after(canvas, &whole);
-        })
-    }
-
-    /// Returns the numbers of columns and rows of panels.
-    fn grid(&self) -> (usize, usize) {
-        let fit =
-            (1..4).take_while(|&columns| f64::from(columns) * MIN_WIDTH <= self.style.sheet_width()).count();
-        let columns = match self.panels.len() {
-            0 | 1 => 1,
-            2 | 4 => 2,
-            _ => 3,
-        };
-        let columns = columns.min(fit.max(1));
-        (columns, self.panels.len().div_ceil(columns).max(1))
-    }
-
-    fn headed(&self) -> f64 {
-        if self.layout.panels.is_empty() { 4.0 } else { HEADING }
-    }
-
-    fn legend_width(&self) -> f64 {
-        self.style.sheet_width() - 2.0 * theme::EDGE
-    }
-
-    /// Returns the top of the first panel's heading.
-    fn top(&self, legend: &Legend) -> f64 {
-        theme::EDGE + legend.height(self.legend_width()) + 4.0
-    }
-
-    fn panel_height(&self, legend: &Legend, default: f64) -> f64 {
-        let (_, rows) = self.grid();
-        let rest = self.top(legend) + theme::BOTTOM + (self.headed() + 6.0) * rows as f64;
-        self.style.panel_height(default, rows, rest)
-    }
-
-    /// Returns the title beside all rows of panels.
-    fn y_title_lines(&self, title: &str, height: f64) -> Vec<String> {
-        let (_, rows) = self.grid();
-        title_lines(title, rows as f64 * (height + 6.0 + self.headed()) - self.headed())
-    }
-
-    /// Adds the notes that lines and maps share.
-    fn notes(&self, legend: &mut Legend, spread: &str) {
-        let counts = self.cells().filter_map(Cell::estimate).map(|estimate| estimate.n);
-        let (few, most) = counts.fold((usize::MAX, 0), |(few, most), n| (few.min(n), most.max(n)));
-        if most > 1 {
-            let n = if few == most { most.to_string() } else { format!("{few} to {most}") };
-            legend.notes.push(format!("means of {n} runs{spread}"));
+    /// Returns centre and interval of a cell, or `None` if no run has a value.
+    fn estimate(&self, cell: &Cell) -> Option<Estimate> {
+        if self.censored && cell.absent > 0 {
+            let never = std::iter::repeat_n(None, cell.absent);
+            let times: Vec<_> = cell.finite.iter().copied().map(Some).chain(never).collect();
+            let of = Censored::from_times(&times)?;
+            return Some(Estimate { n: of.n, center: of.median?, sd: None, interval: None });
         }
-        let lost: usize = self.cells().map(|cell| cell.lost).sum();
-        if lost > 0 {
-            legend.entries.push((
-                Swatch::Mark,
-                format!("failed, diverged or not finite: {lost} of {} runs", self.results.len()),
+        self.of_values(&cell.finite)
+    }
+
+    fn of_values(&self, values: &[f64]) -> Option<Estimate> {
+        let center = if self.censored { Center::Median } else { self.center };
+        let few = self.values_if_few && values.len() < MIN_FOR_INTERVAL;
+        let interval = if few || self.censored { Interval::None } else { self.interval };
+        // Values of 0 have no geometric mean.
+        let positive = values.iter().all(|&value| value > 0.0);
+        let center = if center == Center::Geomean && !positive { Center::Median } else { center };
+        let mut estimate =
+            Estimate::new(values, center, interval).filter(|of| of.center.is_finite())?.at_least(self.lowest);
+        // The interval may overflow although the values do not.
+        estimate.interval = estimate.interval.filter(|(low, high)| low.is_finite() && high.is_finite());
+        Some(estimate)
+    }
+
+    /// Returns centre and interval for a band. Few runs have a band from the lowest to the highest.
+    fn band(&self, values: &[f64]) -> Option<Estimate> {
+        let few = self.values_if_few && values.len() < MIN_FOR_INTERVAL;
+        let interval = if few { Interval::Minmax } else { self.interval };
+        Self { interval, values_if_few: false, ..*self }.of_values(values)
+    }
+
+    /// Describes bands of these numbers of runs.
+    fn note_on_bands(&self, counts: &[usize], bands: bool) -> Option<String> {
+        let few = self.values_if_few && counts.iter().any(|&n| n < MIN_FOR_INTERVAL);
+        let interval = if few { Interval::Minmax } else { self.interval };
+        let method = Self { interval, values_if_few: false, ..*self };
+        method.note(counts, if bands { "bands" } else { "" })
+    }
+
+    /// Returns the single values of a cell, if they are drawn.
+    fn values<'a>(&self, cell: &'a Cell) -> &'a [f64] {
+        let n = cell.finite.len();
+        if self.values_if_few && !self.censored && n > 1 && n < MIN_FOR_INTERVAL { &cell.finite } else { &[] }
+    }
+
+    /// Describes centre and interval of these numbers of runs; `marks` are bands or bars.
+    fn note(&self, counts: &[usize], marks: &str) -> Option<String> {
+        let (few, most) = (counts.iter().min()?, counts.iter().max()?);
+        if *most < 2 {
+            return None;
+        }
+        let n = if few == most { most.to_string() } else { format!("{few} to {most}") };
+        if self.censored {
+            return Some(format!(
+                "medians of {n} runs; a run that never became unstable counts as later than any"
             ));
         }
-        let name = |i: usize| words(&self.results.parameters[i].name);
-        for &(parameter, other) in &self.layout.along {
-            legend.notes.push(format!("{} goes with {}", name(parameter), name(other)));
-        }
+        let center = match self.center {
+            Center::Mean => "means",
+            Center::Median => "medians",
+            Center::Geomean => "geometric means",
+        };
+        let logs = if self.center == Center::Geomean { " of logarithms" } else { "" };
+        let interval = match self.interval {
+            Interval::Ci95 => format!("95 % interval{logs} (Student’s t)"),
+            Interval::Sd => format!("standard deviation{logs}"),
+            Interval::Sem => format!("standard error{logs}"),
+            Interval::Iqr => "quartiles".to_owned(),
+            Interval::Minmax => "lowest to highest".to_owned(),
+            Interval::Bootstrap => "95 % bootstrap interval".to_owned(),
+            Interval::None => return Some(format!("{center} of {n} runs")),
+        };
+        let dots = self.values_if_few && *few < MIN_FOR_INTERVAL && !marks.is_empty();
+        let bands = !marks.is_empty() && (*most >= MIN_FOR_INTERVAL || !self.values_if_few);
+        Some(match (bands, dots) {
+            (true, true) => format!(
+                "{center} of {n} runs, {marks}: {interval}, dots: runs, where fewer than {MIN_FOR_INTERVAL}"
+            ),
+            (true, false) => format!("{center} of {n} runs, {marks}: {interval}"),
+            (false, true) => format!("{center} of {n} runs, dots: the runs"),
+            (false, false) => format!("{center} of {n} runs"),
+        })
     }
 }
 
-fn panel_width(width: f64, columns: usize) -> f64 {
-    (width - BETWEEN * (columns - 1) as f64) / columns as f64
+/// Returns the settings of a baseline such as `decay=0`.
+fn baseline(results: &Results, texts: &[(String, String)]) -> Result<Option<Baseline>> {
+    let find = |(name, text): &(String, String)| {
+        let reject = |reason: String| Error::rejected("--baseline", reason);
+        if name.is_empty() {
+            return Err(reject(format!("expected PARAMETER=VALUE, got {text}")));
+        }
+        let i = results.parameter(name).ok_or_else(|| {
+            let names: Vec<_> = results.parameters.iter().map(|parameter| &parameter.name[..]).collect();
+            reject(format!("no parameter {name}; the parameters are {}", names.join(", ")))
+        })?;
+        let values = &results.parameters[i].values;
+        let number: Option<f64> = text.parse().ok();
+        let same = |value: &Value| value.text == *text || (number.is_some() && value.number == number);
+        let place = values.iter().position(same).ok_or_else(|| {
+            let known: Vec<_> = values.iter().map(|value| &value.text[..]).collect();
+            reject(format!("{name} is never {text}; its values are {}", known.join(", ")))
+        })?;
+        Ok((i, place))
+    };
+    let found: Baseline = texts.iter().map(find).collect::<Result<_>>()?;
+    Ok(Some(found).filter(|found| !found.is_empty()))
 }
 
 /// The scale of a parameter's axis, which depends on its values.
@@ -393,6 +362,16 @@ enum Scale {
 }
 
 impl Scale {
+    /// Returns the scale that was asked for with `--log=x`, if the values allow it, or the one that suits the values.
+    fn choose(parameter: &Parameter, style: &FigureStyle) -> Self {
+        let positive = parameter.values.iter().all(|value| value.number.is_some_and(|number| number > 0.0));
+        match style.log {
+            Some(log) if log.x() && positive => Self::Log,
+            Some(LogAxes::None) if parameter.is_numeric() => Self::Linear,
+            _ => Self::from_parameter(parameter),
+        }
+    }
+
     fn from_parameter(parameter: &Parameter) -> Self {
         if !parameter.is_numeric() {
             return Self::Slots;
@@ -416,26 +395,16 @@ impl Scale {
     }
 }
 
-/// Returns the x axis of a parameter in a panel of this width, and the place of each value on it.
-fn parameter_axis(parameter: &Parameter, scale: Scale, width: f64) -> (Axis, Vec<f64>) {
-    let room = |text: &str| (font::width(text, theme::SMALL) + 5.0) / width;
+/// Returns the x axis of a parameter, and the place of each value on it.
+fn parameter_axis(parameter: &Parameter, scale: Scale, style: &FigureStyle) -> (Axis, Vec<f64>) {
     let labels = labels(parameter);
     let numbers = || parameter.values.iter().filter_map(|value| value.number);
-    // Words are cut to their slot, so that each has a label. Numbers that do not fit have no label.
-    let slot = (width / labels.len().max(1) as f64 - 6.0).max(12.0);
     let log = scale == Scale::Log;
-    let (axis, places): (_, Vec<f64>) = match scale {
-        Scale::Slots => (
-            if parameter.is_numeric() {
-                Axis::slots(&labels, room)
-            } else {
-                Axis::slots(&names::shortened(&labels, theme::SMALL, slot), room)
-            },
-            (0..labels.len()).map(|i| i as f64 + 0.5).collect(),
-        ),
+    let (axis, places) = match scale {
+        Scale::Slots => (Axis::slots(&labels), (0..labels.len()).map(|i| i as f64 + 0.5).collect()),
         // Ticks lie at the values if there are few, otherwise at round numbers.
         _ if labels.len() <= 11 => {
-            (Axis::of_values(&numbers().zip(labels).collect::<Vec<_>>(), log, room), numbers().collect())
+            (Axis::of_values(&numbers().zip(labels).collect::<Vec<_>>(), log), numbers().collect())
         }
         _ => {
             let (low, high) =
@@ -443,12 +412,12 @@ fn parameter_axis(parameter: &Parameter, scale: Scale, width: f64) -> (Axis, Vec
             (if log { Axis::log(low, high) } else { Axis::linear(low, high) }, numbers().collect())
         }
     };
-    (axis, places)
+    (style.x_within(axis), places)
 }
 
 /// Returns the names of a parameter's values in axes and legends, as short as they can be and still distinct.
 fn labels(parameter: &Parameter) -> Vec<String> {
-    let short: Vec<_> = parameter.values.iter().map(label).collect();
+    let short: Vec<_> = parameter.values.iter().map(|value| label(&parameter.name, value)).collect();
     let mut counts = HashMap::<&str, usize>::new();
     for label in &short {
         *counts.entry(label).or_default() += 1;
@@ -470,12 +439,32 @@ fn cut(text: &str) -> String {
     if text.chars().count() > 24 { text.chars().take(23).chain(['…']).collect() } else { text.to_owned() }
 }
 
+/// Returns the name of a setting and its value, as in legends.
+pub(super) fn setting_text(name: &str, text: &str) -> String {
+    let value = Value { text: text.to_owned(), number: text.parse().ok() };
+    format!("{} {}", symbol(name), label(name, &value))
+}
+
+/// Returns what nmem does where a setting is absent.
+fn absent(name: &str) -> &'static str {
+    match name {
+        "learning_rate" | "momentum" | "decay" => "learned",
+        "heads" => "1",
+        "chunk_size" => "16",
+        "seed" => "0",
+        "model" => "attention",
+        "loss" => "mean-square",
+        "init" => "xavier",
+        _ => "default",
+    }
+}
+
 /// Returns a value's usual name: short and without markup.
-fn label(value: &Value) -> String {
+fn label(name: &str, value: &Value) -> String {
     let text = match value.number {
         Some(number) if value.text.len() > 6 || value.text.contains(['e', 'E']) => short(number),
         Some(_) => value.text.clone(),
-        None if value.text.is_empty() => "none".to_owned(),
+        None if value.text.is_empty() => absent(name).to_owned(),
         // A path is shortened to its file name.
         None => value.text.rsplit('/').next().unwrap_or_default().to_owned(),
     };
@@ -530,14 +519,33 @@ fn parameter_title(name: &str) -> String {
     }
 }
 
+/// Returns the lowest value that a result can have, if it has one.
+fn lowest(name: &str, mut values: impl Iterator<Item = f64>) -> f64 {
+    // An inner product as loss is below 0, so the data are asked too.
+    let positive =
+        ["loss", "surprise", "tokens", "chunks", "wall_s", "engine_bytes", "retained", "norm", "first"];
+    let can = positive.iter().any(|part| name.contains(part));
+    if can && values.all(|value| value >= 0.0) { 0.0 } else { f64::NEG_INFINITY }
+}
+
+/// Whether a lower result is better, if one of both is.
+fn lower_is_better(name: &str) -> Option<bool> {
+    match name {
+        _ if name.contains("loss") || name.contains("ratio") => Some(true),
+        "wall_s" | "engine_bytes" => Some(true),
+        "tokens_per_s" => Some(false),
+        _ => None,
+    }
+}
+
 fn metric_title(name: &str) -> String {
     let known = match name {
         "loss_mean" => "loss at W, per token",
         "loss_before_mean" => "loss before storing, per token",
         "loss_after_mean" => "loss after storing, per token",
         RATIO => "loss before storing ÷ at W",
-        "surprise_mean" => "surprise ‖g‖",
-        "loss_ratio" => "loss of kept chunks ÷ at W",
+        "surprise_mean" => "surprise (gradient norm)",
+        CENSORED => "first unstable chunk",
         "retained_ratio" => "loss of what is kept ÷ at W",
         "tokens_per_s" => "tokens per second",
         "wall_s" => "time (s)",
@@ -575,14 +583,15 @@ mod tests {
 
     #[test]
     fn labels() {
-        let text = |text: &str| label(&parameter(&[text]).values[0]);
+        let text = |text: &str| label("p", &parameter(&[text]).values[0]);
         assert_eq!(text("0.05"), "0.05");
         assert_eq!(text("-0.5"), "−0.5");
         assert_eq!(text("0.012589254117941675"), "0.0126");
         assert_eq!(text("0.00012589254117941675"), "1.26·10^{−4}");
         assert_eq!(text("1000000000"), "10^{9}");
         assert_eq!(text("1e-05"), "10^{−5}");
-        assert_eq!(text(""), "none");
+        assert_eq!(text(""), "default");
+        assert_eq!(super::setting_text("decay", ""), "α = learned");
         assert_eq!(text("../data/{a}.npy"), "|a|.npy");
         assert_eq!(text(&"x".repeat(40)).chars().count(), 24);
         assert_eq!([short(1234.6), short(99_999.0), short(0.5), short(0.0)], ["1235", "99999", "0.5", "0"]);

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::io::table::{Column, Table};
-use crate::statistics::Estimate;
+use crate::plot::filter::{Condition, Filter};
+use crate::plot::sweep::RATIO;
 
 /// Most cells held in memory, about forty bytes each: a sweep's retention.csv of 25 columns and 640,000 rows.
 const MAX_CELLS: usize = 1 << 24;
@@ -39,6 +40,8 @@ struct RunRow {
     /// Result of each metric; `None` if it does not apply.
     results: Vec<Option<f64>>,
     ok: bool,
+    /// Name of the run's directory.
+    id: String,
 }
 
 /// A column, or one column divided by another.
@@ -52,25 +55,15 @@ pub enum Metric {
 #[derive(Clone, Debug, Default)]
 pub struct Cell {
     /// Finite values of successful runs.
-    finite: Vec<f64>,
+    pub finite: Vec<f64>,
     /// Number of runs that failed or diverged, or whose value is not finite.
     pub lost: usize,
     /// Number of successful runs to which the metric does not apply.
     pub absent: usize,
 }
 
-impl Cell {
-    /// Returns the mean and its interval, or `None` if no run has a value.
-    pub fn estimate(&self) -> Option<Estimate> {
-        // Mean and interval may overflow although the values do not.
-        let mut estimate =
-            Estimate::from_values(&self.finite).filter(|estimate| estimate.mean.is_finite())?;
-        if estimate.interval().is_some_and(|(low, high)| !low.is_finite() || !high.is_finite()) {
-            estimate.half = None;
-        }
-        Some(estimate)
-    }
-}
+/// The setting to which others are compared: values of some parameters, by index.
+pub type Baseline = Vec<(usize, usize)>;
 
 impl Parameter {
     /// Whether all values are finite numbers.
@@ -108,20 +101,62 @@ impl Parameter {
 
 /// The key by which values are equal.
 #[derive(PartialEq, Eq, Hash)]
-enum Same {
+pub enum Same {
     /// Its bits.
     Number(u64),
     Text(String),
 }
 
+/// Name of the parameter that tells sweeps apart.
+pub const SWEEP: &str = "sweep";
+
 impl Results {
-    /// Reads a results.csv. The first of several runs with the same parameters counts, because runs of the present plan precede
+    /// Reads results.csv files, of which several have the parameter `sweep` besides their own. Only rows that pass the
+    /// filter are kept. The first of several runs with the same parameters counts, because runs of the present plan precede
     /// older ones.
-    pub fn read(csv: &Path) -> Result<Self> {
+    pub fn read(files: &[(&Path, &str)], conditions: &[Condition]) -> Result<Self> {
+        let mut all = Self { parameters: Vec::new(), metrics: Vec::new(), rows: Vec::new() };
+        let mut places = Vec::new();
+        for (csv, name) in files {
+            let name = (files.len() > 1).then_some(*name);
+            all.add(csv, name, conditions, &mut places)?;
+        }
+        // Columns of one file are empty in the rows of another.
+        for (i, parameter) in all.parameters.iter_mut().enumerate() {
+            for row in all.rows.iter_mut().filter(|row| row.values.len() <= i) {
+                row.values.push(parameter.index_of("", &mut places[i]));
+            }
+        }
+        let mut seen = HashSet::new();
+        all.rows.retain(|row| seen.insert(row.values.clone()));
+        let places: Vec<_> = all.parameters.iter_mut().map(Parameter::sort).collect();
+        for row in &mut all.rows {
+            row.values.iter_mut().zip(&places).for_each(|(value, places)| *value = places[*value]);
+            row.results.resize(all.metrics.len(), None);
+        }
+        // Columns without numbers cannot be drawn.
+        let numeric: Vec<_> =
+            (0..all.metrics.len()).filter(|&i| all.rows.iter().any(|row| row.results[i].is_some())).collect();
+        for row in &mut all.rows {
+            row.results = numeric.iter().map(|&i| row.results[i]).collect();
+        }
+        all.metrics = numeric.into_iter().map(|i| all.metrics[i].clone()).collect();
+        Ok(all)
+    }
+
+    fn add(
+        &mut self,
+        csv: &Path,
+        sweep: Option<&str>,
+        conditions: &[Condition],
+        places: &mut Vec<HashMap<Same, usize>>,
+    ) -> Result<()> {
         let mut table = Table::open(csv)?;
+        let filter = Filter::new(conditions, &table)?;
         let status = table.column("status")?;
         let mut columns: Vec<(Column, String)> =
             table.columns().skip(1).map(|(column, name)| (column, name.to_owned())).collect();
+        let run = table.columns().next().map(|(column, _)| column);
         let Some(split) = columns.iter().position(|(_, name)| name == "status") else {
             return Err(Error::rejected(
                 csv.display().to_string(),
@@ -130,47 +165,64 @@ impl Results {
         };
         let metrics = columns.split_off(split + 1);
         columns.pop();
-        let mut parameters: Vec<_> =
-            columns.iter().map(|(_, name)| Parameter { name: name.clone(), values: Vec::new() }).collect();
-
-        let mut rows = Vec::<RunRow>::new();
-        let mut places: Vec<_> = parameters.iter().map(|_| HashMap::new()).collect();
-        let mut seen = HashSet::new();
+        let names =
+            sweep.map(|_| SWEEP.to_owned()).into_iter().chain(columns.iter().map(|(_, name)| name.clone()));
+        let of_parameters: Vec<_> = names.map(|name| self.parameter_index(name, places)).collect();
+        let of_metrics: Vec<_> = metrics.iter().map(|(_, name)| self.metric_index(name)).collect();
         while table.advance()? {
-            table.check_kept((rows.len() + 1) * (columns.len() + metrics.len()), MAX_CELLS)?;
-            let text = |column| String::from_utf8_lossy(table.text(column));
-            let values: Vec<_> = parameters
-                .iter_mut()
-                .zip(&mut places)
-                .zip(&columns)
-                .map(|((parameter, places), (column, _))| parameter.index_of(&text(*column), places))
-                .collect();
-            if seen.insert(values.clone()) {
-                let results = metrics.iter().map(|(column, _)| text(*column).parse().ok()).collect();
-                rows.push(RunRow { values, results, ok: table.text(status) == b"ok" });
+            if !filter.passes(&table) {
+                continue;
             }
+            table.check_kept((self.rows.len() + 1) * (columns.len() + metrics.len()), MAX_CELLS)?;
+            let text = |column| String::from_utf8_lossy(table.text(column)).into_owned();
+            let texts =
+                sweep.map(str::to_owned).into_iter().chain(columns.iter().map(|(column, _)| text(*column)));
+            let mut known = vec![None; self.parameters.len()];
+            for (value, &i) in texts.zip(&of_parameters) {
+                known[i] = Some(self.parameters[i].index_of(&value, &mut places[i]));
+            }
+            let values = known.iter().enumerate();
+            let values: Vec<_> = values
+                .map(|(i, known)| known.unwrap_or_else(|| self.parameters[i].index_of("", &mut places[i])))
+                .collect();
+            let mut results = vec![None; self.metrics.len()];
+            for ((column, _), &i) in metrics.iter().zip(&of_metrics) {
+                results[i] = text(*column).parse().ok();
+            }
+            let id = run.map_or_else(String::new, text);
+            self.rows.push(RunRow { values, results, ok: table.text(status) == b"ok", id });
         }
-        let places: Vec<_> = parameters.iter_mut().map(Parameter::sort).collect();
-        for row in &mut rows {
-            row.values.iter_mut().zip(&places).for_each(|(value, places)| *value = places[*value]);
-        }
-        // Columns without numbers cannot be drawn.
-        let numeric: Vec<_> =
-            (0..metrics.len()).filter(|&i| rows.iter().any(|row| row.results[i].is_some())).collect();
-        for row in &mut rows {
-            row.results = numeric.iter().map(|&i| row.results[i]).collect();
-        }
-        let metrics = numeric.into_iter().map(|i| metrics[i].1.clone()).collect();
-        Ok(Self { parameters, metrics, rows })
+        Ok(())
     }
 
-    /// Finds a metric by its column's name, or by two names with a slash between them.
+    fn parameter_index(&mut self, name: String, places: &mut Vec<HashMap<Same, usize>>) -> usize {
+        self.parameters.iter().position(|parameter| parameter.name == name).unwrap_or_else(|| {
+            self.parameters.push(Parameter { name, values: Vec::new() });
+            places.push(HashMap::new());
+            self.parameters.len() - 1
+        })
+    }
+
+    fn metric_index(&mut self, name: &str) -> usize {
+        self.metrics.iter().position(|metric| metric == name).unwrap_or_else(|| {
+            self.metrics.push(name.to_owned());
+            self.metrics.len() - 1
+        })
+    }
+
+    /// Finds a metric by its column's name, or by two names with a slash between them. `loss_ratio` is known in every table.
     pub fn metric(&self, name: &str) -> Option<Metric> {
         let column = |name: &str| self.metrics.iter().position(|metric| metric == name.trim());
-        column(name).map(Metric::Column).or_else(|| {
+        let quotient = |name: &str| {
             let (over, under) = name.split_once('/')?;
             Some(Metric::Quotient(column(over)?, column(under)?))
-        })
+        };
+        column(name).map(Metric::Column).or_else(|| quotient(if name == "loss_ratio" { RATIO } else { name }))
+    }
+
+    /// Finds a parameter by its name.
+    pub fn parameter(&self, name: &str) -> Option<usize> {
+        self.parameters.iter().position(|parameter| parameter.name == name)
     }
 
     /// Whether a parameter is redundant beside `other`: each value of one occurs with a single value of the other.
@@ -184,26 +236,58 @@ impl Results {
             })
     }
 
-    /// Returns the cells of a metric, by their values of the parameters `by`.
-    pub fn cells(&self, metric: Metric, by: &[usize]) -> BTreeMap<Vec<usize>, Cell> {
+    /// Returns the cells of a metric, by their values of the parameters `by`. With a baseline, values are differences to the
+    /// run with the baseline's settings that agrees in all other parameters; runs of the baseline itself are skipped.
+    pub fn cells(
+        &self,
+        metric: Metric,
+        by: &[usize],
+        baseline: Option<&Baseline>,
+    ) -> BTreeMap<Vec<usize>, Cell> {
+        let value = |row: &RunRow| match metric {
+            Metric::Column(i) => row.results[i],
+            Metric::Quotient(over, under) => row.results[over].zip(row.results[under]).map(|(a, b)| a / b),
+        };
+        let of_baseline = |row: &&RunRow| {
+            baseline.is_some_and(|baseline| {
+                baseline.iter().all(|&(parameter, value)| row.values[parameter] == value)
+            })
+        };
+        let bases: HashMap<_, _> =
+            self.rows.iter().filter(of_baseline).map(|row| (&row.values, row)).collect();
         let mut cells = BTreeMap::<_, Cell>::new();
-        for row in &self.rows {
+        for row in self.rows.iter().filter(|row| !of_baseline(row)) {
             let key: Vec<_> = by.iter().map(|&parameter| row.values[parameter]).collect();
             let cell = cells.entry(key).or_default();
-            let value = match metric {
-                Metric::Column(i) => row.results[i],
-                Metric::Quotient(over, under) => {
-                    row.results[over].zip(row.results[under]).map(|(a, b)| a / b)
+            let mut base = Some(0.0).filter(|_| baseline.is_none());
+            if let Some(baseline) = baseline {
+                let mut values = row.values.clone();
+                for &(parameter, value) in baseline {
+                    values[parameter] = value;
                 }
-            };
-            match value {
+                // Without its pair a value says nothing about the difference.
+                base = bases.get(&values).filter(|base| base.ok).and_then(|base| value(base));
+            }
+            match value(row) {
                 _ if !row.ok => cell.lost += 1,
-                Some(value) if value.is_finite() => cell.finite.push(value),
-                Some(_) => cell.lost += 1,
+                Some(value) => match base.map(|base| value - base) {
+                    Some(value) if value.is_finite() => cell.finite.push(value),
+                    _ => cell.lost += 1,
+                },
                 None => cell.absent += 1,
             }
         }
         cells
+    }
+
+    /// Returns the runs' directories by their values of these parameters.
+    pub fn runs(&self, by: &[usize]) -> BTreeMap<Vec<usize>, Vec<&str>> {
+        let mut runs = BTreeMap::<_, Vec<_>>::new();
+        for row in self.rows.iter().filter(|row| row.ok) {
+            let key: Vec<_> = by.iter().map(|&parameter| row.values[parameter]).collect();
+            runs.entry(key).or_default().push(&row.id[..]);
+        }
+        runs
     }
 
     /// Returns the number of runs.

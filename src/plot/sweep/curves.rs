@@ -1,0 +1,218 @@
+//! A quantity over tokens for each setting of a sweep: the mean over its seeds, and the interval as a band. The runs'
+//! metrics.csv lie beside results.csv, unless the sweep kept nothing of them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::results::{Parameter, Results};
+use super::{Method, RATIO, lowest, setting_text};
+use crate::error::{Error, Result};
+use crate::plot::axis::Axis;
+use crate::plot::chart::{Chart, Key, Line, LineStyle, Panel};
+use crate::plot::colours::range;
+use crate::plot::series::{Metrics, Quantity, Series};
+use crate::plot::source::CsvSource;
+use crate::plot::{Request, theme, timeline};
+use crate::statistics::Estimate;
+use crate::storage;
+
+/// Points of a curve: about one per point of paper.
+const POINTS: usize = 256;
+/// Most curves that a reader can tell apart.
+const CURVES: usize = 12;
+/// Most curves with bands.
+const BANDS: usize = 4;
+
+/// Values of the runs of one setting, by the bits of the token, which ascend with it.
+type Values = BTreeMap<u64, Vec<f64>>;
+
+/// The curves of all settings.
+struct Curves<'a> {
+    request: &'a Request,
+    shown: Vec<Quantity>,
+    names: Vec<String>,
+    /// Styles of the settings' lines.
+    styles: Vec<LineStyle>,
+    /// By setting, then by quantity.
+    values: Vec<Vec<Values>>,
+    /// Number of runs without a metrics.csv.
+    missing: usize,
+    /// Chunks in the mean of a point.
+    chunks: u64,
+    /// One past the last token.
+    tokens: u64,
+}
+
+/// Returns the chart of one or more quantities.
+pub fn chart(
+    source: &CsvSource,
+    results: &Results,
+    request: &Request,
+    check: &mut dyn FnMut() -> Result<()>,
+) -> Result<Chart> {
+    let mut curves = Curves::new(results, request)?;
+    let by = by(results, request)?;
+    let settings = results.runs(&by);
+    let count = settings.len();
+    if count > CURVES {
+        let reason = format!("{count} settings are too many curves; choose some with --where, or --hue");
+        return Err(Error::rejected("--kind curves", reason));
+    }
+    let parameters = &results.parameters;
+    let directory = source.csv.parent().unwrap_or(Path::new("")).join("runs");
+    for (key, runs) in &settings {
+        let text = |(&i, &value): (&usize, &usize)| {
+            setting_text(&parameters[i].name, &parameters[i].values[value].text)
+        };
+        curves.names.push(by.iter().zip(key).map(text).collect::<Vec<_>>().join(", "));
+        let mut values = vec![Values::new(); curves.shown.len()];
+        for run in runs {
+            check()?;
+            curves.read(&directory.join(run).join("metrics.csv"), &mut values, check)?;
+        }
+        curves.values.push(values);
+    }
+    if curves.values.iter().flatten().all(BTreeMap::is_empty) {
+        let directory = directory.display();
+        let reason =
+            format!("{directory} has no metrics.csv of the runs; run the sweep again with --keep metrics");
+        return Err(Error::rejected("--kind curves", reason));
+    }
+    let style = &request.style;
+    let ordered = by.len() == 1 && parameters[by[0]].is_numeric();
+    let colours = if ordered { style.ordered_colours(count) } else { style.colours(count) };
+    let line = |(i, colour)| LineStyle {
+        dashes: style.theme.dash(i),
+        ..LineStyle::line(colour, theme::SERIES, 1.0, Some(i))
+    };
+    curves.styles = colours.into_iter().enumerate().map(line).collect();
+    Ok(curves.chart())
+}
+
+/// Returns the parameters whose values have a curve each: that of the hue, or all that vary.
+fn by(results: &Results, request: &Request) -> Result<Vec<usize>> {
+    let parameters = &results.parameters;
+    let Some(hue) = &request.hue else {
+        let varies = |parameter: &Parameter| parameter.varies() && parameter.name != "seed";
+        return Ok((0..parameters.len()).filter(|&i| varies(&parameters[i])).collect());
+    };
+    let found = results.parameter(hue).ok_or_else(|| {
+        let names: Vec<_> = parameters.iter().map(|parameter| &parameter.name[..]).collect();
+        Error::rejected("--hue", format!("no parameter {hue}; the parameters are {}", names.join(", ")))
+    });
+    Ok(vec![found?])
+}
+
+impl<'a> Curves<'a> {
+    fn new(results: &Results, request: &'a Request) -> Result<Self> {
+        let quantity = |name: &String| {
+            Quantity::ALL.into_iter().find(|quantity| quantity.name() == name).ok_or_else(|| {
+                let known = Quantity::ALL.map(Quantity::name).join(", ");
+                Error::rejected("--y", format!("no quantity {name}; the quantities over tokens are {known}"))
+            })
+        };
+        let shown: Vec<_> = request.y.iter().map(quantity).collect::<Result<_>>()?;
+        let probed = results.metric(RATIO).is_some();
+        let default = if probed { Quantity::LossRatio } else { Quantity::Surprise };
+        let shown = if shown.is_empty() { vec![default] } else { shown };
+        let (names, styles, values) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Self { request, shown, names, styles, values, missing: 0, chunks: 1, tokens: 0 })
+    }
+
+    /// Adds a run to the values of its setting.
+    fn read(&mut self, csv: &Path, all: &mut [Values], check: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        if !storage::exists(csv)? {
+            self.missing += 1;
+            return Ok(());
+        }
+        let metrics = Metrics::read(csv, &self.request.style, &self.request.part, check)?;
+        let tokens = metrics.tokens.clone();
+        self.tokens = self.tokens.max(tokens.end);
+        for (quantity, values) in self.shown.iter().zip(all) {
+            let series = metrics.series.iter().find(|series| series.quantity == *quantity);
+            let Some(line) = series.and_then(Series::bold) else { continue };
+            let cells = line.cells(POINTS);
+            let chunks = cells.last().map_or(1, |(chunks, ..)| chunks.end).max(1);
+            let per_chunk = (tokens.end - tokens.start) as f64 / chunks as f64;
+            for (chunks, mean, _) in cells {
+                self.chunks = self.chunks.max(chunks.end - chunks.start);
+                let middle = f64::midpoint(chunks.start as f64, chunks.end as f64);
+                // A value that is not finite would make the mean so too.
+                if let Some(mean) = mean.filter(|mean| mean.is_finite()) {
+                    let token = tokens.start as f64 + middle * per_chunk;
+                    values.entry(token.to_bits()).or_default().push(mean);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn chart(&self) -> Chart {
+        let style = &self.request.style;
+        let name = self.shown.iter().map(|quantity| quantity.name()).collect::<Vec<_>>().join("-");
+        let height = if self.shown.len() > 1 { theme::STACKED } else { theme::ALONE };
+        let mut chart = Chart::new(&format!("curves-{name}"), 1, height);
+        let (mut counts, mut logs) = (Vec::new(), Vec::new());
+        for i in 0..self.shown.len() {
+            let (panel, log) = self.panel(i, &mut counts);
+            chart.panels.push(panel);
+            logs.push(log);
+        }
+        if self.names.len() > 1 {
+            let lines = self.names.iter().zip(&self.styles);
+            chart.keys = lines.map(|(name, &style)| Key::line(name, style)).collect();
+        }
+        let method = Method::new(self.request, logs.iter().all(|&log| log), 0.0, false);
+        chart.notes.extend(method.note_on_bands(&counts, self.bands()));
+        if logs.windows(2).any(|pair| pair[0] != pair[1]) && self.request.center.is_none() {
+            chart.notes.push("geometric means on logarithmic axes".to_owned());
+        }
+        if self.chunks > 1 {
+            chart.notes.push(format!("each point: mean of {} chunks", self.chunks));
+        }
+        if self.missing > 0 {
+            chart.omitted.push(format!("{} runs without a metrics.csv", self.missing));
+        }
+        chart.finished(style, &self.request.references)
+    }
+
+    fn bands(&self) -> bool {
+        self.names.len() <= BANDS
+    }
+
+    /// Returns the panel of a quantity, and whether its axis is logarithmic.
+    fn panel(&self, i: usize, counts: &mut Vec<usize>) -> (Panel, bool) {
+        let (style, quantity) = (&self.request.style, self.shown[i]);
+        let all: Vec<_> =
+            self.values.iter().flat_map(|setting| setting[i].values().flatten().copied()).collect();
+        let log = range(&all).is_some_and(|range| style.is_log(range, quantity == Quantity::LossRatio));
+        let method = Method::new(self.request, log, lowest(quantity.name(), all.iter().copied()), false);
+        let curve = |setting: &Vec<Values>| -> Vec<(f64, Estimate)> {
+            let points = setting[i].iter();
+            points
+                .filter_map(|(&token, values)| Some((f64::from_bits(token), method.band(values)?)))
+                .collect()
+        };
+        let curves: Vec<_> = self.values.iter().map(curve).collect();
+        let mut ends = Vec::new();
+        for (_, of) in curves.iter().flatten() {
+            counts.push(of.n);
+            let (low, high) = of.interval.filter(|_| self.bands()).unwrap_or((of.center, of.center));
+            ends.extend([low, high]);
+        }
+        let y = style.y_axis(range(&ends).unwrap_or((0.0, 1.0)), log);
+        let x = style.x_within(Axis::tokens(&(0..self.tokens)));
+        let mut panel = Panel::new((x, "tokens"), (y, timeline::title(quantity)));
+        if let Some(labels) = &self.request.labels {
+            panel.mark_labels(labels, &(0..self.tokens));
+        }
+        for ((points, name), &style) in curves.into_iter().zip(&self.names).zip(&self.styles) {
+            let mut line = Line::of_estimates(name, style, &[points], true);
+            if !self.bands() {
+                line.intervals.clear();
+            }
+            panel.lines.push(line);
+        }
+        (panel, log)
+    }
+}
