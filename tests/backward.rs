@@ -445,8 +445,7 @@ fn a_program_without_second_derivative_is_rejected() {
     assert_eq!(error.to_string(), expected);
     trial.program.loss = Loss::MeanSquare;
     let error = Backward::new(&trial.parameters, trial.program, trial.gates, None, Some(4)).unwrap_err();
-    let expected =
-        "truncate: expected a multiple of the chunk size 3; gradients are cut off between chunks, got 4";
+    let expected = "truncate 4 is not a multiple of chunk_size 3; gradients are cut off between chunks";
     assert_eq!(error.to_string(), expected);
 }
 

@@ -15,6 +15,7 @@ mod collect;
 mod completions;
 mod devices;
 mod end;
+mod export;
 mod generate;
 mod gradients;
 mod import;
@@ -62,6 +63,7 @@ enum Command {
     ScanBench(scan_bench::Args),
     Plot(plot::Args),
     Import(import::Args),
+    Export(export::Args),
     Inspect(inspect::Args),
     Devices(devices::Args),
     Completions(completions::Args),
@@ -114,6 +116,7 @@ fn run(args: &[OsString]) -> ExitCode {
         Command::ScanBench(args) => scan_bench::run(&args),
         Command::Plot(args) => plot::run(args),
         Command::Import(args) => import::run(args),
+        Command::Export(args) => export::run(args),
         Command::Inspect(args) => inspect::run(&args, &mut |_| check_interrupt()),
         Command::Devices(args) => devices::run(&args),
         Command::Completions(args) => completions::run(args, &mut command()),

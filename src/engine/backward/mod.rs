@@ -25,6 +25,7 @@ use self::rows::{activated, activated_vjp, product, product_of_columns, rms_norm
 use self::walk::Walk;
 use super::panel::Step;
 use crate::error::{Error, Result};
+use crate::memory::limits::OutOfRange;
 use crate::memory::rule::RatePer;
 use crate::memory::{Gates, Parameters, Program, State};
 use crate::real::Real;
@@ -113,8 +114,9 @@ impl<'a, T: Real> Backward<'a, T> {
         program.check_differentiable()?;
         let c = program.chunk_size();
         if let Some(tokens) = truncate.filter(|tokens| *tokens == 0 || !tokens.is_multiple_of(c)) {
-            let expected = format!("a multiple of the chunk size {c}; gradients are cut off between chunks");
-            return Err(Error::setting("truncate", expected, tokens.to_string()));
+            let problem =
+                format!("is not a multiple of chunk_size {c}; gradients are cut off between chunks");
+            return Err(Error::limit("truncate")(OutOfRange::new(tokens, problem)));
         }
         let walk = Walk::new(program.model.graph(parameters.dimensions.dim_head), c);
         let heads = if program.frame.per_head { parameters.dimensions.heads } else { 1 };
@@ -481,9 +483,9 @@ impl<'a, T: Real> Backward<'a, T> {
 
 /// Rows between the heads and the output.
 struct Output<T> {
-    /// What heads retrieve, after their norm.
+    /// Rows that the heads retrieve, after their norm.
     normed: Array2<T>,
-    /// Gates (rows, h) of what is retrieved.
+    /// Gates (rows, h) of these rows.
     gates: Option<Array2<T>>,
     merged: Array2<T>,
     combined: Array2<T>,
