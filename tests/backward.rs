@@ -71,16 +71,16 @@ impl Case {
         let objective = |i: usize, _: ArrayView2<T>| ((), cotangent.index_axis(Axis(0), i).to_owned());
         let (of_sequences, sum) = backward.sequences(None, &tokens, objective).unwrap();
         let (of_read, of_store): (Vec<_>, Vec<_>) =
-            of_sequences.into_iter().map(|(_, TokenGradients { read, store })| (read, store)).unzip();
+            of_sequences.into_iter().map(|((), TokenGradients { read, store })| (read, store)).unzip();
         let stacked = |parts: &[Array2<T>]| {
             let views: Vec<_> = parts.iter().map(|part| part.view()).collect();
             ndarray::stack(Axis(0), &views).unwrap().mapv(Real::to_f64).into_dyn()
         };
-        let named = sum.tensors(&self.program);
+        let tensors = sum.tensors(&self.program);
         let library = library_of(&self.program, &parameters.dimensions).unwrap();
-        let named = exported(library, &self.program, &parameters.dimensions, named);
+        let tensors = exported(library, &self.program, &parameters.dimensions, tensors);
         let mut got: BTreeMap<String, ArrayD<f64>> =
-            named.into_iter().map(|(name, array)| (name, array.mapv(Real::to_f64))).collect();
+            tensors.into_iter().map(|(name, array)| (name, array.mapv(Real::to_f64))).collect();
         if store.is_some() {
             got.insert("seq".into(), stacked(&of_read));
             got.insert("store_seq".into(), stacked(&of_store));
@@ -214,7 +214,7 @@ impl Trial {
             loss: pick(&losses, i),
             rule: Rule {
                 rate_form: pick(&[RateForm::Sigmoid, RateForm::Exp], i / 2),
-                max_rate: if i / 2 % 2 == 0 { 0.3 } else { 1.0 },
+                max_rate: if (i / 2).is_multiple_of(2) { 0.3 } else { 1.0 },
                 rate_per: pick(&[RatePer::Token, RatePer::Chunk], i / 3),
                 momentum: i % 5 != 4,
                 decay_of: pick(&[DecayOf::Weights, DecayOf::Update], i),
@@ -222,7 +222,7 @@ impl Trial {
             schedule: Schedule {
                 chunk_size,
                 refresh,
-                gated_transition: refresh.is_some() && i % 3 != 0,
+                gated_transition: refresh.is_some() && !i.is_multiple_of(3),
                 reads: pick(&[Reads::Complete, Reads::Behind, Reads::CompleteOrZeros], i / 2),
             },
             frame: Frame {
@@ -230,15 +230,16 @@ impl Trial {
                     &[ProjectionActivation::None, ProjectionActivation::Silu, ProjectionActivation::Gelu],
                     i,
                 ),
-                qk_norm: i / 2 % 2 == 0,
+                qk_norm: (i / 2).is_multiple_of(2),
                 head_norm: i % 3 == 1,
                 read_gate: i % 4 == 1,
-                gate_biases: i % 2 == 0,
+                gate_biases: i.is_multiple_of(2),
                 per_head: i % 3 != 2,
             },
         };
         let (dim, dim_head) = if heads == 1 { (4, 4) } else { (5, 3) };
-        let dimensions = Dimensions { dim, heads, dim_head, pre_norm: i % 5 != 0, post_norm: i % 4 == 2 };
+        let dimensions =
+            Dimensions { dim, heads, dim_head, pre_norm: !i.is_multiple_of(5), post_norm: i % 4 == 2 };
         let seed = 100 + i as u64;
         let random: BTreeMap<_, _> =
             random_tensors(&dimensions, &program, Init::Xavier, seed).into_iter().collect();
@@ -445,8 +446,7 @@ fn a_program_without_second_derivative_is_rejected() {
     assert_eq!(error.to_string(), expected);
     trial.program.loss = Loss::MeanSquare;
     let error = Backward::new(&trial.parameters, trial.program, trial.gates, None, Some(4)).unwrap_err();
-    let expected =
-        "truncate: expected a multiple of the chunk size 3; gradients are cut off between chunks, got 4";
+    let expected = "truncate 4 is not a multiple of chunk_size 3; gradients are cut off between chunks";
     assert_eq!(error.to_string(), expected);
 }
 

@@ -18,6 +18,7 @@ mod completions;
 mod devices;
 mod end;
 mod figure_file;
+mod export;
 mod generate;
 mod gradients;
 mod import;
@@ -73,6 +74,7 @@ enum Command {
     Compare(compare::Args),
     Check(check::Args),
     Import(import::Args),
+    Export(export::Args),
     Inspect(inspect::Args),
     Devices(devices::Args),
     Completions(completions::Args),
@@ -128,6 +130,7 @@ fn run(args: &[OsString]) -> ExitCode {
         Command::Compare(args) => compare::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Import(args) => import::run(args),
+        Command::Export(args) => export::run(args),
         Command::Inspect(args) => inspect::run(&args, &mut |_| check_interrupt()),
         Command::Devices(args) => devices::run(&args),
         Command::Completions(args) => completions::run(args, &mut command()),

@@ -73,21 +73,20 @@ pub fn exported<T: Real>(
             "q_norm.gamma" | "k_norm.gamma" | "multihead_rmsnorm.gamma" => {
                 renamed.push((name, tensor.insert_axis(Axis(1))));
             }
-            _ => match name.strip_prefix("memory_model.weights.") {
-                Some(p) => {
+            _ => {
+                if let Some(p) = name.strip_prefix("memory_model.weights.") {
                     let spec = &graph.weights[p.parse::<usize>().expect("a memory weight")];
                     renamed.push((format!("memory_model_parameters.{p}"), tensor.clone()));
                     // Without weights of their own, the heads' tensor is the template's.
                     if !program.frame.per_head {
                         renamed.push((template(&program.model, &spec.name), tensor));
                     }
-                }
-                None => {
+                } else {
                     // The gate layers follow another layer in 0.0.17.
                     let gate = name.starts_with("to_") && name.contains(".1.");
                     renamed.push((if gate { name.replacen(".1.", ".0.", 1) } else { name }, tensor));
                 }
-            },
+            }
         }
     }
     renamed

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::inputs::Loaded;
 use super::{InputCache, Observer, ResolvedInputs, RunEvent, start_threads};
-use crate::config::Config;
+use crate::config::{Config, with_flag};
 use crate::engine::backward::{Backward, Order, TokenGradients, Tokens};
 use crate::engine::budget;
 use crate::error::{Error, Result};
@@ -20,7 +20,7 @@ use crate::real::{ElementType, Real};
 use crate::sequence::Sequences;
 use crate::storage::WholeFile;
 
-/// What to take gradients of.
+/// A request for gradients.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// Cotangent of what is read, in the shape of the sequences.
@@ -98,7 +98,8 @@ fn in_type<T: Real>(
     let program = inputs.program;
     let parameters = file.parameters::<T>(&program);
     let past = file.past();
-    let backward = Backward::new(&parameters, program, inputs.gates, past.as_deref(), request.truncate)?;
+    let backward = Backward::new(&parameters, program, inputs.gates, past.as_deref(), request.truncate);
+    let backward = backward.map_err(with_flag)?;
     let (shape, store) = (inputs.data.dims(), inputs.store());
     budget::check(backward.bytes(shape.tokens, store.dims().tokens, shape.sequences))?;
     let [read, stored, cotangent] = [&*inputs.data, store, cotangent].map(all::<T>);

@@ -15,6 +15,7 @@ mod data;
 mod devices;
 mod directories;
 mod ends;
+mod export;
 mod faults;
 mod generate;
 mod golden;

@@ -34,7 +34,7 @@ const TASK_ELEMENTS: usize = 2048;
 /// Fewest multiplications of a task that another thread takes, about 10 µs.
 const MIN_TASK_WORK: usize = 1 << 18;
 
-/// What a head does in a call.
+/// Inputs of a head in one call, and the state that it starts from.
 #[derive(Debug)]
 pub struct Course<'a, T> {
     pub walk: &'a Walk,
@@ -73,7 +73,7 @@ pub struct State<T> {
     pub point: Vec<T>,
 }
 
-/// What the pass back needs of the pass forward.
+/// States and gradients of the pass forward that the pass back needs.
 #[derive(Debug)]
 pub struct Tape<T> {
     /// State at the start of each segment.

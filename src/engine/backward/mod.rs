@@ -25,6 +25,7 @@ use self::rows::{activated, activated_vjp, product, product_of_columns, rms_norm
 use self::walk::Walk;
 use super::panel::Step;
 use crate::error::{Error, Result};
+use crate::memory::limits::OutOfRange;
 use crate::memory::rule::RatePer;
 use crate::memory::{Gates, Parameters, Program, State};
 use crate::real::Real;
@@ -80,6 +81,9 @@ pub struct TokenGradients<T> {
     pub store: Array2<T>,
 }
 
+/// Results of several sequences, each with the gradients of its tokens, and the sum of their gradients of the parameters.
+pub type SumOfGradients<R, T> = (Vec<(R, TokenGradients<T>)>, Parameters<T>);
+
 /// Sequences that run side by side. Each has gradients of all parameters of its own until they are summed.
 const GROUP: usize = 8;
 
@@ -113,8 +117,9 @@ impl<'a, T: Real> Backward<'a, T> {
         program.check_differentiable()?;
         let c = program.chunk_size();
         if let Some(tokens) = truncate.filter(|tokens| *tokens == 0 || !tokens.is_multiple_of(c)) {
-            let expected = format!("a multiple of the chunk size {c}; gradients are cut off between chunks");
-            return Err(Error::setting("truncate", expected, tokens.to_string()));
+            let problem =
+                format!("is not a multiple of chunk_size {c}; gradients are cut off between chunks");
+            return Err(Error::limit("truncate")(OutOfRange::new(tokens, problem)));
         }
         let walk = Walk::new(program.model.graph(parameters.dimensions.dim_head), c);
         let heads = if program.frame.per_head { parameters.dimensions.heads } else { 1 };
@@ -181,7 +186,7 @@ impl<'a, T: Real> Backward<'a, T> {
         let (gates, token_rates) = self.gates(stored.normed.view());
 
         let courses: Vec<_> = (0..heads)
-            .map(|j| self.course(j, (start, order), &stored.rows, &asked.rows, &gates, &token_rates))
+            .map(|j| self.course(j, (start, order), &stored.rows, &asked.rows, &gates, token_rates.as_ref()))
             .collect();
         let forward = |course: &Course<'_, T>| {
             let mut output = Array2::zeros(course.queries.dim());
@@ -204,7 +209,7 @@ impl<'a, T: Real> Backward<'a, T> {
         };
         let of_heads: Vec<_> = courses.par_iter().zip(tapes).enumerate().map(backward).collect();
         let mut d_stored_normed = Array2::zeros(stored.normed.dim());
-        self.gates_vjp(&stored, &gates, &token_rates, &of_heads, &mut d_stored_normed, &mut of);
+        self.gates_vjp(&stored, &gates, token_rates.as_ref(), &of_heads, &mut d_stored_normed, &mut of);
 
         let keys_values =
             of_heads.iter().map(|head| &head.keys).chain(of_heads.iter().map(|head| &head.values));
@@ -263,7 +268,7 @@ impl<'a, T: Real> Backward<'a, T> {
         state: Option<&State<T>>,
         tokens: &[Tokens<'_, T>],
         objective: impl Fn(usize, ArrayView2<T>) -> (R, Array2<T>) + Sync,
-    ) -> Result<(Vec<(R, TokenGradients<T>)>, Parameters<T>)> {
+    ) -> Result<SumOfGradients<R, T>> {
         let mut sum = self.parameters.zeros();
         let mut results = Vec::with_capacity(tokens.len());
         for (i, group) in tokens.chunks(GROUP).enumerate() {
@@ -369,7 +374,7 @@ impl<'a, T: Real> Backward<'a, T> {
         stored: &'s Array2<T>,
         asked: &'s Array2<T>,
         gates: &Array2<T>,
-        token_rates: &Option<Array2<T>>,
+        token_rates: Option<&Array2<T>>,
     ) -> Course<'s, T> {
         let parameters = self.parameters;
         let (d, h) = (parameters.dimensions.dim_head, parameters.dimensions.heads);
@@ -420,7 +425,7 @@ impl<'a, T: Real> Backward<'a, T> {
             values: stored.slice(columns(h + j)),
             queries: asked.slice(columns(j)),
             steps: steps.collect(),
-            rates: token_rates.as_ref().map(|rates| rates.column(j).iter().map(rate).collect()),
+            rates: token_rates.map(|rates| rates.column(j).iter().map(rate).collect()),
             transition: parameters.transition.map(|logit| T::from_f64(1.0 / (1.0 + (-logit.to_f64()).exp()))),
             truncate: self.truncate,
         }
@@ -431,7 +436,7 @@ impl<'a, T: Real> Backward<'a, T> {
         &self,
         stored: &Stream<T>,
         gates: &Array2<T>,
-        token_rates: &Option<Array2<T>>,
+        token_rates: Option<&Array2<T>>,
         of_heads: &[HeadCotangents<T>],
         d_normed: &mut Array2<T>,
         gradients: &mut Parameters<T>,
@@ -481,9 +486,9 @@ impl<'a, T: Real> Backward<'a, T> {
 
 /// Rows between the heads and the output.
 struct Output<T> {
-    /// What heads retrieve, after their norm.
+    /// Rows that the heads retrieve, after their norm.
     normed: Array2<T>,
-    /// Gates (rows, h) of what is retrieved.
+    /// Gates (rows, h) of these rows.
     gates: Option<Array2<T>>,
     merged: Array2<T>,
     combined: Array2<T>,
@@ -522,7 +527,9 @@ impl<T: Real> Backward<'_, T> {
         for (mut row, gates) in rows.rows_mut().into_iter().zip(gates.rows()) {
             let row = row.as_slice_mut().expect("standard layout");
             for (part, &gate) in row.chunks_exact_mut(d).zip(gates) {
-                part.iter_mut().for_each(|x| *x *= gate);
+                for x in part {
+                    *x *= gate;
+                }
             }
         }
     }

@@ -128,6 +128,8 @@ pub fn rms_normed_vjp<T: Real>(
     };
     let of_groups: Vec<_> = groups.into_par_iter().map(of_group).collect();
     let mut sum = Array1::zeros(weights.len());
-    of_groups.into_iter().for_each(|part| sum += &Array1::from(part));
+    for part in of_groups {
+        sum += &Array1::from(part);
+    }
     sum
 }

@@ -328,7 +328,9 @@ impl Walk {
                         for (mut d_b, b) in d_b.rows_mut().into_iter().zip(b.rows()) {
                             let d_b = d_b.as_slice_mut().expect("contiguous rows");
                             of_rate -= T::dot(d_b, b.to_slice().expect("contiguous rows")).to_f64();
-                            d_b.iter_mut().for_each(|x| *x = -*x * rate);
+                            for x in d_b {
+                                *x = -*x * rate;
+                            }
                         }
                     },
                 );

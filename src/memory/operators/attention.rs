@@ -364,7 +364,9 @@ fn second_row<T: Real>(
     for j in 0..=r {
         z[j] = p[j] * (z[j] - mean);
     }
-    [e, f, z].into_iter().for_each(|mut row| row.slice_mut(s![r + 1..]).fill(T::zero()));
+    for mut row in [e, f, z] {
+        row.slice_mut(s![r + 1..]).fill(T::zero());
+    }
 }
 
 /// Adds the derivative of ψ(x) = ⟨t, J d⟩ for q and k of each row, where J = (I − x̂ x̂ᵀ) / ‖x‖ is the Jacobian of the
