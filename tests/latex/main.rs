@@ -38,10 +38,10 @@ fn main() -> ExitCode {
         ("boxes", "a --kind boxes --y surprise,decay --legend right", runs),
         ("lags", "a/retention.csv --kind lags", retention),
         ("ablation", "results.csv --kind ablation --baseline decay=0 --hue momentum", |directory| {
-            results(directory, 2)
+            results(directory, 2);
         }),
         ("pareto", "results.csv --x decay_mean --y loss_mean --legend inside", |directory| {
-            results(directory, 3)
+            results(directory, 3);
         }),
         (
             "wide_intervals_on_a_log_axis",
