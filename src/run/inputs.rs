@@ -1,5 +1,6 @@
 //! Inputs of runs. Each file is opened, hashed and checked once, even if many runs share it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -242,6 +243,11 @@ impl ResolvedInputs {
             Mode::Read => Work::Read(&*self.data),
             Mode::Online => Work::Online { read: &*self.data, store: self.store(), probe: config.probe },
         }
+    }
+
+    /// Returns the SHA-256 of each input, by role.
+    pub fn hashes(&self) -> BTreeMap<String, String> {
+        self.files.iter().map(|input| (input.role.to_owned(), input.sha256.clone())).collect()
     }
 
     /// Returns the number of cells of metrics.csv, if the run ends normally.
