@@ -84,7 +84,18 @@ impl RunArgs {
     /// Runs `command`. run.json has the given command line.
     pub fn execute_as(self, command: Command, command_line: Vec<String>) -> anyhow::Result<ExitCode> {
         let (merged, file) = self.merged(command)?;
-        let config = self.config(merged, file.as_ref(), command)?;
+        self.execute_merged(command, merged, file.as_ref(), command_line)
+    }
+
+    /// Runs `command` with settings that [`merged`](Self::merged) returned.
+    pub fn execute_merged(
+        self,
+        command: Command,
+        merged: Settings,
+        file: Option<&TextFile>,
+        command_line: Vec<String>,
+    ) -> anyhow::Result<ExitCode> {
+        let config = self.config(merged, file, command)?;
         let report = self.run(command, &config, command_line)?;
         if self.verbose {
             note("config: ", &serde_json::to_string(&report.config)?);

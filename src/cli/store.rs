@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::run::RunArgs;
+use super::run::{RunArgs, command_line};
 use super::store_many;
 use crate::config::Command;
 
@@ -34,8 +34,10 @@ impl Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    match store_many::sequences(&args.run, &args.more)? {
-        None => args.run.execute(Command::Store),
-        Some(sequences) => store_many::run(&args.run, &sequences),
+    // The file of settings may be a pipe, so it is read once.
+    let (settings, file) = args.run.merged(Command::Store)?;
+    match store_many::sequences(&settings, &args.more)? {
+        None => args.run.execute_merged(Command::Store, settings, file.as_ref(), command_line()),
+        Some(sequences) => store_many::run(&args.run, &settings, file.as_ref(), &sequences),
     }
 }

@@ -10,9 +10,10 @@ use serde_json::{Value, json};
 use super::run::{RunArgs, command_line, print_divergence};
 use super::table::aligned;
 use super::{FAILED, Format, check_interrupt, print, print_error};
-use crate::config::{Command, Config};
+use crate::config::{Command, Config, Settings};
 use crate::error::{Error, Result};
 use crate::escape::for_terminal;
+use crate::io::text::TextFile;
 use crate::metrics::COLUMNS;
 use crate::run::{InputCache, ResolvedInputs, RunIdentity, read_json};
 use crate::statistics::Estimate;
@@ -37,9 +38,8 @@ struct Stored {
 }
 
 /// Returns the sequences if there are several, or a directory of them.
-pub fn sequences(args: &RunArgs, more: &[PathBuf]) -> Result<Option<Sequences>> {
-    let (settings, _) = args.merged(Command::Store)?;
-    let Some(first) = settings.data else { return Ok(None) };
+pub fn sequences(settings: &Settings, more: &[PathBuf]) -> Result<Option<Sequences>> {
+    let Some(first) = settings.data.clone() else { return Ok(None) };
     let is_directory = first != Path::new("-") && storage::is_directory(&first)?;
     if more.is_empty() && !is_directory {
         return Ok(None);
@@ -52,6 +52,7 @@ pub fn sequences(args: &RunArgs, more: &[PathBuf]) -> Result<Option<Sequences>> 
         if storage::is_directory(path)? {
             files.extend(arrays_in(path)?);
         } else {
+            std::fs::metadata(path).map_err(Error::io(path, "open"))?;
             files.push(path.clone());
         }
     }
@@ -80,7 +81,7 @@ pub fn sequences(args: &RunArgs, more: &[PathBuf]) -> Result<Option<Sequences>> 
         }
     }
     let directory = if is_directory { first } else { storage::parent_of(&first).to_path_buf() };
-    let out = settings.out.unwrap_or_else(|| {
+    let out = settings.out.clone().unwrap_or_else(|| {
         let directory = std::fs::canonicalize(&directory).unwrap_or(directory);
         let mut name = directory.file_name().unwrap_or_default().to_os_string();
         name.push("-store");
@@ -100,7 +101,7 @@ fn arrays_in(directory: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     if files.is_empty() {
-        return Err(Error::file(directory, "a directory with .npy files", "one without"));
+        return Err(Error::file(directory, ".npy files in the directory", "none"));
     }
     files.sort();
     Ok(files)
@@ -108,14 +109,18 @@ fn arrays_in(directory: &Path) -> Result<Vec<PathBuf>> {
 
 /// Stores each sequence from the same initial memory. Sequences that an earlier start of the same command has stored are not
 /// stored again. A sequence that cannot be stored is reported, and the others are stored.
-pub fn run(args: &RunArgs, Sequences { files, out }: &Sequences) -> anyhow::Result<ExitCode> {
-    let (settings, file) = args.merged(Command::Store)?;
+pub fn run(
+    args: &RunArgs,
+    settings: &Settings,
+    file: Option<&TextFile>,
+    Sequences { files, out }: &Sequences,
+) -> anyhow::Result<ExitCode> {
     let (mut stored, mut failed) = (Vec::new(), false);
     for path in files {
         let mut settings = settings.clone();
         settings.data = Some(path.clone());
         settings.out = Some(out.join(path.file_stem().unwrap_or_default()));
-        let config = args.config(settings, file.as_ref(), Command::Store)?;
+        let config = args.config(settings, file, Command::Store)?;
         let report = match earlier(&config) {
             Ok(Some(report)) if !args.is_forced() => Ok((report, true)),
             Ok(_) => {
@@ -149,7 +154,7 @@ pub fn run(args: &RunArgs, Sequences { files, out }: &Sequences) -> anyhow::Resu
             let all = json!({ "out": out.to_string_lossy(), "sequences": files.len(), "runs": reports });
             print(&format!("{}\n", serde_json::to_string_pretty(&all)?))
         }
-        Format::Table if args.is_quiet() => Ok(true),
+        Format::Table if args.is_quiet() || stored.is_empty() => Ok(true),
         Format::Table => print(&table(&stored, files.len(), out)),
     }?;
     Ok(if failed { FAILED.into() } else { ExitCode::SUCCESS })

@@ -7,7 +7,6 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::report::InputFile;
 use super::{Resolved, ResolvedInputs, commit};
 use crate::config::{Command, Config};
 use crate::error::{Error, Result};
@@ -41,7 +40,7 @@ impl RunIdentity {
             command,
             config: settings(&inputs.resolved(config)),
             dtype: config.dtype,
-            inputs: hashes(&inputs.files),
+            inputs: inputs.hashes(),
         }
     }
 
@@ -119,10 +118,6 @@ fn settings(config: &Resolved) -> Map<String, Value> {
         Ok(Value::Object(settings)) => settings.into_iter().filter(|(_, value)| !value.is_null()).collect(),
         _ => unreachable!("a struct of settings is a JSON object"),
     }
-}
-
-fn hashes(files: &[InputFile]) -> BTreeMap<String, String> {
-    files.iter().map(|input| (input.role.to_owned(), input.sha256.clone())).collect()
 }
 
 /// Formats bytes in hexadecimal, like `sha256sum`.

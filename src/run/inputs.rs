@@ -1,5 +1,6 @@
 //! Inputs of runs. Each file is opened, hashed and checked once, even if many runs share it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -271,6 +272,11 @@ impl ResolvedInputs {
             Mode::Online if config.read_after => vec![store, Work::Read(queries)],
             Mode::Online => vec![Work::Online { read: queries, store: self.store(), probe: config.probe }],
         }
+    }
+
+    /// Returns the SHA-256 of each input, by role.
+    pub fn hashes(&self) -> BTreeMap<String, String> {
+        self.files.iter().map(|input| (input.role.to_owned(), input.sha256.clone())).collect()
     }
 
     /// Returns the number of cells of metrics.csv, if the run ends normally.

@@ -248,7 +248,7 @@ fn why_stale(ready: &Ready, record: &Record) -> String {
             record.build
         );
     }
-    match changed_input(&record.inputs, ready.identity.inputs()) {
+    match changed_input(&record.inputs, &ready.inputs.hashes()) {
         Some(change) => format!("{change} since {id}"),
         None => format!("a default or --unstable-ratio has changed since {id}"),
     }

@@ -63,8 +63,13 @@ pub struct Ready {
     pub config: Config,
     /// Inputs, shared with other runs.
     pub inputs: ResolvedInputs,
-    /// Settings and input content.
-    pub identity: RunIdentity,
+}
+
+impl Ready {
+    /// Returns settings and input content. They are not kept, because they take twice the memory of everything else in a row.
+    pub fn identity(&self) -> RunIdentity {
+        RunIdentity::new(self.command, &self.config, &self.inputs)
+    }
 }
 
 /// Content that is hashed into an identity. A part that a later version adds must be omitted at its default.
@@ -145,7 +150,7 @@ impl Plan {
                 let files = directory.run(&record.run);
                 let Some(json) = read_json(&files.join("run.json"))? else { continue };
                 let unstable = first_unstable_chunk(&files, ready, self.unstable_ratio)?;
-                if ready.identity.difference(&json, true).is_none()
+                if ready.identity().difference(&json, true).is_none()
                     && record.results.first_unstable_chunk == unstable.map(|chunk| chunk as f64)
                 {
                     run.id.clone_from(&record.run);
@@ -182,12 +187,11 @@ fn first_unstable_chunk(files: &Path, ready: &Ready, ratio: f64) -> Result<Optio
 fn prepare(row: &GridRow, kind: Option<Kind>, cache: &InputCache, observe: Observer) -> Result<Ready> {
     let (command, config) = row.config(kind)?;
     let inputs = ResolvedInputs::open(&config, false, cache, observe)?;
-    let identity = RunIdentity::new(command, &config, &inputs);
-    Ok(Ready { command, config, inputs, identity })
+    Ok(Ready { command, config, inputs })
 }
 
 fn identity(ready: &Ready, unstable_ratio: f64, stop_when: Option<&Condition>) -> String {
-    let Ready { command, config, identity, .. } = ready;
+    let (Ready { command, config, .. }, identity) = (ready, ready.identity());
     hash(&Identity {
         command: *command,
         config: identity.config().iter().collect(),

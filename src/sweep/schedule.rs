@@ -318,10 +318,7 @@ impl Scheduler<'_> {
             took,
             command,
             build: Build::current()?.clone(),
-            inputs: run
-                .ready
-                .as_ref()
-                .map_or_else(|_| BTreeMap::new(), |ready| ready.identity.inputs().clone()),
+            inputs: run.ready.as_ref().map_or_else(|_| BTreeMap::new(), |ready| ready.inputs.hashes()),
         };
         Ok((record, directory))
     }
