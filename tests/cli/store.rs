@@ -487,7 +487,7 @@ fn several_sequences_are_runs_of_their_own() {
     std::fs::create_dir(sandbox.path("none")).unwrap();
     for line in [
         "store none",
-        "store c.npy all/c.npy -",
+        "store c.npy all/a.npy -",
         "store c.npy all --labels x.csv",
         "store c.npy results/../c.npy",
         "store c.npy absent.npy --out some --seed 5",
