@@ -50,6 +50,10 @@ capacity *ARGS:
     cargo build --release --locked --quiet --bin nmem --example least_squares
     experiments/capacity/run.py "$@"
 
+# Train the models of a published study of recall and depth: experiments/recall-depth
+recall-depth *ARGS:
+    cargo run --release --locked --quiet --example recall-depth -- "$@"
+
 # Format the code
 fmt:
     cargo fmt

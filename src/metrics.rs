@@ -174,6 +174,9 @@ impl<T: Real> Serialize for MetricsRow<'_, T> {
     }
 }
 
+/// Number of columns before those per memory weight in files of nmem 0.2, which had neither `loss_zero` nor probes.
+const COLUMNS_BEFORE_PROBES: usize = 16;
+
 /// Columns before those per memory weight, in order.
 pub const COLUMNS: [&str; 20] = [
     "sequence",
@@ -235,7 +238,9 @@ pub fn read_metrics(
     let mut reader = csv::Reader::from_path(path).map_err(|error| Error::io(path, "open")(error.into()))?;
     let wrong = |got: String| Error::file(path, "rows of a metrics.csv", got);
     let header = reader.headers().map_err(|error| wrong(error.to_string()))?;
-    if !header.iter().take(COLUMNS.len()).eq(COLUMNS) || !(header.len() - COLUMNS.len()).is_multiple_of(3) {
+    let common = header.iter().zip(COLUMNS).take_while(|(name, known)| name == known).count();
+    if ![COLUMNS_BEFORE_PROBES, COLUMNS.len()].contains(&common) || !(header.len() - common).is_multiple_of(3)
+    {
         return Err(wrong("other columns".to_owned()));
     }
     // Digits of an f32 are read as such: a second rounding could change the last bit.
@@ -250,7 +255,9 @@ pub fn read_metrics(
     while reader.read_record(&mut record).map_err(|error| wrong(error.to_string()))? {
         let number = |i: usize| number(&record[i]).map_err(|_| wrong(format!("{:?}", &record[i])));
         let count = |i: usize| record[i].parse().map_err(|_| wrong(format!("{:?}", &record[i])));
-        let optional = |i: usize| if record[i].is_empty() { Ok(None) } else { number(i).map(Some) };
+        let optional = |i: usize| {
+            if i >= common || record[i].is_empty() { Ok(None) } else { number(i).map(Some) }
+        };
         let weight = |i: usize| {
             Ok::<_, Error>(WeightMetrics {
                 surprise: number(i)?,
@@ -279,7 +286,7 @@ pub fn read_metrics(
             surprise_now: optional(17)?,
             read_shift: optional(18)?,
             key_cosine: optional(19)?,
-            weights: (COLUMNS.len()..record.len()).step_by(3).map(weight).collect::<Result<_>>()?,
+            weights: (common..record.len()).step_by(3).map(weight).collect::<Result<_>>()?,
         })?;
     }
     Ok(())

@@ -58,8 +58,7 @@ pub fn without_prefix(names: &[String]) -> Vec<String> {
     let same = |place: usize, letter: char| names.iter().all(|name| name[place..].starts_with(letter));
     let end = first.char_indices().find(|&(place, letter)| !same(place, letter));
     // A word is cut before it begins, if it begins within the prefix.
-    let end =
-        end.map_or(0, |(end, _)| first[..end].rfind([' ', '-', '_', '/', '.']).map_or(end, |at| at + 1));
+    let end = end.map_or(0, |(end, _)| first[..end].rfind([' ', '-', '_', '/']).map_or(end, |at| at + 1));
     names.iter().map(|name| if end > 1 { format!("…{}", &name[end..]) } else { name.clone() }).collect()
 }
 

@@ -431,10 +431,11 @@ fn memory_use_is_flat_in_tokens() {
         ));
         sandbox.json("out/run.json")["peak_anon_bytes"].as_u64().unwrap()
     };
-    let (short, long) = (peak(20_000, "f32"), peak(200_000, "f32"));
+    // Figures keep as many points of a line as they can show; 20,000 tokens have fewer.
+    let (short, long) = (peak(60_000, "f32"), peak(200_000, "f32"));
     assert!(long < 64 << 20, "{long} bytes");
     // What the allocator keeps varies by some hundred kilobytes from run to run.
-    assert!(long.saturating_sub(short) < 1 << 20, "{short} bytes with 20,000 tokens, {long} with 200,000");
+    assert!(long.saturating_sub(short) < 1 << 20, "{short} bytes with 60,000 tokens, {long} with 200,000");
 }
 
 /// Files of different lengths: each has the results that it has alone, and one summary.
@@ -456,7 +457,7 @@ fn several_sequences_are_runs_of_their_own() {
         }
     }
     let summary = sandbox.csv("results/all-store/summary.csv");
-    insta::assert_snapshot!(summary.header.join(","), @"data,status,sequences,tokens,rows,loss,loss_before,loss_after,surprise,learning_rate,momentum,decay,surprise_norm,momentum_norm,update_norm,weight_norm");
+    insta::assert_snapshot!(summary.header.join(","), @"data,status,sequences,tokens,rows,loss,loss_before,loss_after,surprise,learning_rate,momentum,decay,surprise_norm,momentum_norm,update_norm,weight_norm,loss_zero,surprise_now,read_shift,key_cosine");
     assert_eq!(summary.texts("data"), ["all/a.npy", "all/b.npy", "c.npy"]);
     assert_eq!(summary.texts("tokens"), ["40", "57", "16"]);
     for (name, got) in ["a", "b", "c"].into_iter().zip(summary.numbers("loss")) {

@@ -63,7 +63,7 @@ fn the_first_key_is_slowest_and_columns_are_a_promise() {
         ["joblog.tsv", "plans", "records", "results.csv", "runs", "summary.csv"]
     );
     let table = results(&sandbox, directory);
-    insta::assert_snapshot!(table.header.join(","), @"run,chunk_size,seed,data,heads,status,tokens,chunks,loss_final,loss_mean,loss_before_final,loss_before_mean,loss_after_final,loss_after_mean,surprise_mean,learning_rate_mean,momentum_mean,decay_mean,surprise_norm_final,momentum_norm_final,update_norm_final,weight_norm_final,first_unstable_chunk,diverged,retained_ratio,error,version,commit,engine_bytes,tokens_per_s,wall_s");
+    insta::assert_snapshot!(table.header.join(","), @"run,chunk_size,seed,data,heads,status,tokens,chunks,loss_final,loss_mean,loss_before_final,loss_before_mean,loss_after_final,loss_after_mean,surprise_mean,learning_rate_mean,momentum_mean,decay_mean,surprise_norm_final,momentum_norm_final,update_norm_final,weight_norm_final,first_unstable_chunk,diverged,retained_ratio,unstored_ratio,loss_zero_mean,recall_mean_square,recall_ratio,recall_cosine,recall_r2,recall_accuracy,recall_top_k_accuracy,recall_in_set_accuracy,recall_distinct_answers,recall_chance,recall_kept_accuracy,recall_updated_accuracy,recall_stale,error,version,commit,engine_bytes,tokens_per_s,wall_s");
     assert_eq!(table.texts("chunk_size"), ["4", "4", "4", "8", "8", "8"]);
     assert_eq!(table.texts("seed"), ["0", "1", "2", "0", "1", "2"]);
     assert_eq!(table.texts("chunks"), ["10", "10", "10", "5", "5", "5"]);
