@@ -1,4 +1,4 @@
-//! What is computed from the tokens of a sequence's block alone: norms, projections, gates and, in a program without refresh,
+//! Results of the tokens of a sequence's block alone: norms, projections, gates and, in a program without refresh,
 //! gradients.
 
 use std::ops::Range;
@@ -33,7 +33,7 @@ pub struct BlockInputs<T: Real> {
     heads: Vec<HeadInputs<T>>,
 }
 
-/// What one head adds to its columns of the projections.
+/// Inputs that one head has beside its columns of the projections.
 struct HeadInputs<T> {
     /// By chunk.
     gates: Vec<GateValues>,

@@ -150,7 +150,7 @@ impl<T: Real> CpuExecutor<'_, T> {
     }
 }
 
-/// What all tasks of a block share.
+/// Values that all tasks of a block share.
 pub struct Context<'a, T: Real> {
     pub memory: &'a Memory<T>,
     pub plan: &'a Plan<'a, T>,

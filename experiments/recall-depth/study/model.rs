@@ -129,7 +129,7 @@ impl Layout {
     }
 }
 
-/// What is kept of a row that passed through a factor.
+/// Values kept of a row that passed through a factor.
 struct Passed<T> {
     /// x_j
     input: Row<T>,
@@ -139,7 +139,7 @@ struct Passed<T> {
     gate: Row<T>,
 }
 
-/// What is kept of a write, for each factor.
+/// Values kept of a write, for each factor.
 struct Write<T> {
     passed: Vec<Passed<T>>,
     /// δ_{j+1}
