@@ -46,7 +46,7 @@ fn rows(of: &serde_json::Value) -> Vec<[u8; ITEMS]> {
 
 fn sha256(bytes: impl Iterator<Item = u8>) -> String {
     let digest = Sha256::digest(bytes.collect::<Vec<_>>());
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    nmem::run::hexadecimal(&digest)
 }
 
 /// Asserts that values agree relative to the largest.
@@ -228,7 +228,9 @@ fn without_writing() {
         let loss = outcome.loss / (point.batch.len() * ITEMS) as f64;
         assert_close("loss", &[loss], &point.arrays.get::<f64>("loss.no_write"), 1e-12);
         let mut other = point.batch.clone();
-        other.iter_mut().for_each(|episode| episode.mapping.reverse());
+        for episode in &mut other {
+            episode.mapping.reverse();
+        }
         assert_eq!(model.run(&point.parameters, &other, false, None).logits, outcome.logits);
         assert_ne!(model.run(&point.parameters, &other, true, None).logits, outcome.logits);
     }

@@ -243,7 +243,9 @@ fn a_file_of_figures() {
         ("nothing.toml", "[[figure]]\ny = 'surprise'\n"),
         ("nested.toml", "[[figure]]\npaths = ['none.toml']\n"),
     ];
-    cases.iter().for_each(|(name, text)| sandbox.file(name, text));
+    for (name, text) in &cases {
+        sandbox.file(name, text);
+    }
     let lines: Vec<_> = cases.iter().map(|(name, _)| format!("plot {name}")).collect();
     let mut lines: Vec<_> = lines.iter().map(String::as_str).collect();
     lines.push("plot tex/figures.toml --venue acl");

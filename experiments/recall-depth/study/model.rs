@@ -11,6 +11,9 @@
 //!
 //! A query reads the last weights; `logits = LayerNorm(y) headᵀ + bias`.
 
+#![expect(clippy::needless_range_loop, reason = "lanes and rows of several arrays go together")]
+#![expect(clippy::too_many_lines, reason = "one pass forward and one back, in the order of the formulas")]
+
 use std::ops::Range;
 
 use nmem::real::Real;
@@ -58,22 +61,15 @@ pub struct Named {
 }
 
 const EMBEDDING: usize = ITEMS * WIDTH;
+/// Places of the arrays that do not depend on the depth.
+const QUERY: usize = 0;
+const KEY: usize = EMBEDDING;
+const VALUE: usize = 2 * EMBEDDING;
+const RATE: usize = 3 * EMBEDDING;
 
 impl Layout {
-    fn query(self) -> usize {
-        0
-    }
-    fn key(self) -> usize {
-        EMBEDDING
-    }
-    fn value(self) -> usize {
-        2 * EMBEDDING
-    }
-    fn rate(self) -> usize {
-        3 * EMBEDDING
-    }
     fn rate_bias(self) -> usize {
-        self.rate() + 2 * WIDTH * self.depth
+        RATE + 2 * WIDTH * self.depth
     }
     fn decay(self) -> usize {
         self.rate_bias() + self.depth
@@ -109,10 +105,10 @@ impl Layout {
             place: start..start + shape.iter().product::<usize>(),
         };
         let mut arrays = vec![
-            named("embed_q", &[ITEMS, WIDTH], self.query()),
-            named("embed_k", &[ITEMS, WIDTH], self.key()),
-            named("embed_v", &[ITEMS, WIDTH], self.value()),
-            named("rate_weight", &[self.depth, 2 * WIDTH], self.rate()),
+            named("embed_q", &[ITEMS, WIDTH], QUERY),
+            named("embed_k", &[ITEMS, WIDTH], KEY),
+            named("embed_v", &[ITEMS, WIDTH], VALUE),
+            named("rate_weight", &[self.depth, 2 * WIDTH], RATE),
             named("rate_bias", &[self.depth], self.rate_bias()),
             named("decay_weight", &[self.depth, 2 * WIDTH], self.decay()),
             named("decay_bias", &[self.depth], self.decay_bias()),
@@ -251,7 +247,7 @@ impl<T: Real> Pass<'_, T> {
             self.write_backward(c * chunk, start, &writes[c * chunk..(c + 1) * chunk], &mut d);
         }
         for (j, layers) in d.layers.iter().enumerate() {
-            let places = [(layout.rate(), layout.rate_bias()), (layout.decay(), layout.decay_bias())];
+            let places = [(RATE, layout.rate_bias()), (layout.decay(), layout.decay_bias())];
             for (layer, (weight, bias)) in layers.iter().zip(places) {
                 let (bias_lane, weights) = layer.split_last().expect("a bias");
                 self.add(bias + j, bias_lane);
@@ -315,9 +311,8 @@ impl<T: Real> Pass<'_, T> {
     #[inline(always)]
     fn write(&self, t: usize, weights: &[Matrix<T>]) -> Write<T> {
         let layout = self.model.layout;
-        let key_row = self.gather(layout.key(), |episode| episode.writes[t]);
-        let value_row =
-            self.gather(layout.value(), |episode| episode.mapping[usize::from(episode.writes[t])]);
+        let key_row = self.gather(KEY, |episode| episode.writes[t]);
+        let value_row = self.gather(VALUE, |episode| episode.mapping[usize::from(episode.writes[t])]);
         let key_norm: Lane<T> =
             dot(&key_row, &key_row).map(|square| square.sqrt().max(T::from_f64(LEAST_NORM)));
         let mut key = key_row;
@@ -340,7 +335,7 @@ impl<T: Real> Pass<'_, T> {
                 T::sigmoid(&mut logit);
                 logit
             };
-            rate.push(gate(layout.rate(), layout.rate_bias()).map(|s| two * s));
+            rate.push(gate(RATE, layout.rate_bias()).map(|s| two * s));
             keep.push(gate(layout.decay(), layout.decay_bias()));
         }
         let (passed, output) = forward(key, weights);
@@ -373,7 +368,7 @@ impl<T: Real> Pass<'_, T> {
         let mut d_head = [[[T::zero(); LANES]; WIDTH]; ITEMS];
         let mut d_head_bias = [[T::zero(); LANES]; ITEMS];
         for t in 0..ITEMS {
-            let query = self.gather(layout.query(), |episode| episode.queries[t]);
+            let query = self.gather(QUERY, |episode| episode.queries[t]);
             let (passed, output) = forward(query, weights);
             let mut normed = output;
             let mean: Lane<T> = sum(&normed).map(|total| total / width);
@@ -479,7 +474,7 @@ impl<T: Real> Pass<'_, T> {
                 add_outer(&mut d_weights[j], &passed[j].input, &d_product);
                 d = times_transposed(&d_product, &weights[j]);
             }
-            self.scatter(layout.query(), |episode| episode.queries[t], &d);
+            self.scatter(QUERY, |episode| episode.queries[t], &d);
         }
         outcome.logits.extend(all_logits);
         if self.gradient.is_none() {
@@ -628,7 +623,7 @@ impl<T: Real> Pass<'_, T> {
                 }
                 let rows = || key_row.iter().chain(value_row);
                 for (gate, (d_gate, weight)) in
-                    [(d_rate, layout.rate()), (d_keep, layout.decay())].into_iter().enumerate()
+                    [(d_rate, RATE), (d_keep, layout.decay())].into_iter().enumerate()
                 {
                     let (d_bias, d_weights) = d_layers[j][gate].split_last_mut().expect("a bias");
                     for l in 0..LANES {
@@ -647,12 +642,8 @@ impl<T: Real> Pass<'_, T> {
                 }
             }
             let at = first + t;
-            self.scatter(layout.key(), |episode| episode.writes[at], &d_key);
-            self.scatter(
-                layout.value(),
-                |episode| episode.mapping[usize::from(episode.writes[at])],
-                &d_value,
-            );
+            self.scatter(KEY, |episode| episode.writes[at], &d_key);
+            self.scatter(VALUE, |episode| episode.mapping[usize::from(episode.writes[at])], &d_value);
         }
     }
 }
