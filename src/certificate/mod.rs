@@ -5,8 +5,8 @@
 //! once as claimed, and once with a fault planted in the procedure. It passes if the first is within its limit and the
 //! second is not. If the fault goes unnoticed the certificate is void, which counts as a failure.
 //!
-//! - [`exact`]: claims about bits, on the engine that computes results;
-//! - [`recall`]: controls of retrieval, on the oracle, whose keys and values can be paired at will.
+//! - `exact`: claims about bits, on the engine that computes results;
+//! - `recall`: controls of retrieval, on the oracle, whose keys and values can be paired at will.
 
 mod exact;
 mod recall;

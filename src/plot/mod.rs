@@ -1,5 +1,5 @@
 //! Figures, made only from metrics.csv (and labels), retention.csv, scan_bench.csv or results.csv, so that they can be
-//! redrawn at any time. A kind of figure makes a [`chart`], the one description that all formats are drawn from.
+//! redrawn at any time. A kind of figure makes a `chart`, the one description that all formats are drawn from.
 //!
 //! In reading order:
 //! - [`downsample`]: a line of any length in bounded memory, every spike kept.

@@ -13,8 +13,8 @@
 //! Ties count against the memory, so that an answer which does not distinguish candidates is never right. A sequence has
 //! one value of each measure, and intervals are over sequences.
 //!
-//! - [`candidates`]: the rows that an answer can be, and their products with what is read;
-//! - [`score`]: sums over the tokens of a sequence, and the report over sequences.
+//! - `candidates`: the rows that an answer can be, and their products with what is read;
+//! - `score`: sums over the tokens of a sequence, and the report over sequences.
 
 mod candidates;
 mod score;
