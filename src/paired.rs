@@ -4,17 +4,10 @@
 //! resamples the pairs and takes percentiles of the means, with linear interpolation; for few pairs it is too narrow. The
 //! p-value is that of the two-sided paired t test. [`holm`] adjusts p-values for their number.
 
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
-use crate::statistics::Estimate;
-
-/// Resamples of the bootstrap: the ends of the interval have a standard error of about 2 % of its width.
-const RESAMPLES: usize = 10_000;
-/// Seed of the resamples, fixed so that the same pairs have the same interval.
-const SEED: u64 = 0;
+use crate::statistics::{Center, Estimate, bootstrap};
 
 /// Mean difference b − a of pairs, with what is known about it. Intervals and p need two pairs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -53,28 +46,10 @@ impl PairedDifference {
             mean_b: mean(|pair| pair.1),
             difference: estimate.center,
             ci95_t: estimate.interval.map(|(low, high)| [low, high]),
-            ci95_bootstrap: (n > 1).then(|| bootstrap(&differences)),
+            ci95_bootstrap: (n > 1).then(|| bootstrap(&differences, Center::Mean).into()),
             p,
         })
     }
-}
-
-/// Returns the percentiles 2.5 and 97.5 of the means of resamples.
-fn bootstrap(values: &[f64]) -> [f64; 2] {
-    let mut rng = ChaCha8Rng::seed_from_u64(SEED);
-    let n = values.len();
-    let resample = |rng: &mut ChaCha8Rng| {
-        let sum: f64 = (0..n).map(|_| values[rng.random_range(0..n as u64) as usize]).sum();
-        sum / n as f64
-    };
-    let mut means: Vec<f64> = (0..RESAMPLES).map(|_| resample(&mut rng)).collect();
-    means.sort_by(f64::total_cmp);
-    // In 40ths, 2.5 % and 97.5 % are 1 and 39.
-    [1, 39].map(|part| {
-        let place = part * (RESAMPLES - 1);
-        let (low, high) = (means[place / 40], means[(place / 40 + 1).min(RESAMPLES - 1)]);
-        low + (place % 40) as f64 / 40.0 * (high - low)
-    })
 }
 
 /// Adjusts p-values for their number by Holm's method: the smallest of m is multiplied by m, the next by m − 1, and so on,

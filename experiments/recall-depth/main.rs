@@ -64,6 +64,13 @@ struct Row {
     step_1_gradient_norm: f64,
 }
 
+impl Row {
+    /// Returns what the rows of a group have in common.
+    fn kind(&self) -> (usize, &'static str, usize) {
+        (self.depth, self.derivative, self.chunk)
+    }
+}
+
 /// A row of published.csv: the study's own result.
 #[derive(Deserialize)]
 struct Published {
@@ -152,13 +159,8 @@ fn table(rows: &[Row], published: &[Published]) {
     println!(
         "depth  derivative  chunk   models  test cross-entropy (sd)   published    solved            accuracy  no write"
     );
-    let mut keys: Vec<_> = rows.iter().map(|row| (row.depth, row.derivative, row.chunk)).collect();
-    keys.dedup();
-    for (depth, derivative, chunk) in keys {
-        let of: Vec<_> = rows
-            .iter()
-            .filter(|row| (row.depth, row.derivative, row.chunk) == (depth, derivative, chunk))
-            .collect();
+    for of in rows.chunk_by(|a, b| a.kind() == b.kind()) {
+        let (depth, derivative, chunk) = of[0].kind();
         let mean = |value: fn(&Row) -> f64| of.iter().map(|row| value(row)).mean();
         let deviation = of.iter().map(|row| row.test_cross_entropy).std_dev();
         let known: Option<Vec<f64>> = of
@@ -199,14 +201,9 @@ fn wilson(hits: usize, of: usize) -> [f64; 2] {
 /// Prints the shares of the sum of squares that initial parameters, batches and their interaction have, and how often each
 /// initialisation solves the task.
 fn crossing(rows: &[Row], seeds: &RangeInclusive<u32>) {
-    let mut keys: Vec<_> = rows.iter().map(|row| (row.depth, row.derivative, row.chunk)).collect();
-    keys.dedup();
-    for (depth, derivative, chunk) in keys {
-        let of: Vec<_> = rows
-            .iter()
-            .filter(|row| (row.depth, row.derivative, row.chunk) == (depth, derivative, chunk))
-            .collect();
-        let loss = |row: &&&Row| row.test_cross_entropy;
+    for of in rows.chunk_by(|a, b| a.kind() == b.kind()) {
+        let (depth, derivative, chunk) = of[0].kind();
+        let loss = |row: &&Row| row.test_cross_entropy;
         let all = of.iter().map(|row| loss(&row)).mean();
         let squares = |by: fn(&Row) -> u32| -> f64 {
             let of_seed = |seed: u32| {
@@ -217,7 +214,7 @@ fn crossing(rows: &[Row], seeds: &RangeInclusive<u32>) {
         };
         let total: f64 = of.iter().map(|row| (loss(&row) - all).powi(2)).sum();
         let [start, stream] = [squares(|row| row.seed), squares(|row| row.stream)].map(|part| part / total);
-        let solved = |row: &&&Row| row.validation_cross_entropy < SOLVED;
+        let solved = |row: &&Row| row.validation_cross_entropy < SOLVED;
         let counts: Vec<_> = seeds
             .clone()
             .map(|seed| of.iter().filter(|row| row.seed == seed && solved(row)).count())

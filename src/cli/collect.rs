@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::results_table::{Row, results_table};
-use super::sweep::{FigureArgs, draw, one_line};
+use super::sweep::{FigureArgs, draw};
+use super::sweep_report::one_line;
 use super::{FAILED, Format, note, print, print_error};
 use crate::condition::Condition;
 use crate::escape::for_terminal;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::table::aligned;
-use super::{Format, begin_work, check_interrupt, note, print};
+use super::{Format, OutputArgs, begin_work, check_interrupt, note, print};
 use crate::compare::{self, Baseline, BaselineReport, Comparison, Place, Quantity};
 use crate::config::{Command, ProbeSetting, Settings, whole};
 use crate::error::Error;
@@ -69,19 +69,8 @@ pub struct Args {
     /// Replace existing files
     #[arg(long, requires = "out", help_heading = "Output")]
     force: bool,
-    /// Output on stdout: a table for people, or JSON for programs
-    #[arg(
-        long,
-        value_enum,
-        default_value_t,
-        hide_possible_values = true,
-        value_name = "table|json",
-        help_heading = "Output"
-    )]
-    format: Format,
-    /// Print only errors, and the output of --format json
-    #[arg(short, long, help_heading = "Output")]
-    quiet: bool,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 const EXAMPLES: &str = "\
@@ -127,9 +116,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(out) = &args.out {
         args.write(out, &comparison, &json)?;
     }
-    match args.format {
+    match args.output.format {
         Format::Json => print(&json)?,
-        Format::Table if args.quiet => true,
+        Format::Table if args.output.quiet => true,
         Format::Table => print(&table(&comparison))?,
     };
     Ok(ExitCode::SUCCESS)
@@ -167,7 +156,7 @@ impl Args {
                 let mut observe = |_| check_interrupt();
                 let (command, line) = (Command::Retrieve, Vec::new());
                 let output = execute(command, &config, &device, line, false, &mut observe, &|| false)?;
-                if let Some(divergence) = output.report.diverged.filter(|_| !self.quiet) {
+                if let Some(divergence) = output.report.diverged.filter(|_| !self.output.quiet) {
                     let text = format!("{}: diverged at {divergence}", side.display());
                     note("warning: ", &text);
                 }
@@ -204,7 +193,7 @@ impl Args {
         let request = Request { x: Some("chunk".to_owned()), y, ..Request::default() };
         let source = CsvSource::find(&csv, Some(Kind::Sweep))?;
         let drawn = plot::draw(&[source], &request, &mut || check_interrupt())?;
-        if !self.quiet {
+        if !self.output.quiet {
             drawn.notes.iter().for_each(|text| note("note: ", text));
         }
         storage::replace_all(drawn.files(out, &[FigureFormat::default()]))?;
@@ -218,9 +207,9 @@ impl Args {
             storage::create_directories(out)?;
             storage::replace(&out.join("paired.csv"), &report.csv())?;
         }
-        match self.format {
+        match self.output.format {
             Format::Json => print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?,
-            Format::Table if self.quiet => true,
+            Format::Table if self.output.quiet => true,
             Format::Table => print(&baseline_table(&report))?,
         };
         Ok(ExitCode::SUCCESS)

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use super::progress::Progress;
 use super::table::aligned;
-use super::{Format, begin_work, check_interrupt, print};
+use super::{Format, OutputArgs, begin_work, check_interrupt, print};
 use crate::config::{Command, GateSetting, Settings, whole};
 use crate::engine::backward::Order;
 use crate::io::text::check_streams;
@@ -77,19 +77,8 @@ pub struct Args {
     /// Replace an existing file
     #[arg(long, help_heading = "Output")]
     force: bool,
-    /// Output on stdout: a short table for people, or JSON for programs
-    #[arg(
-        long,
-        value_enum,
-        default_value_t,
-        hide_possible_values = true,
-        value_name = "table|json",
-        help_heading = "Output"
-    )]
-    format: Format,
-    /// Print only errors, and the output of --format json
-    #[arg(short, long, help_heading = "Output")]
-    quiet: bool,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
@@ -115,7 +104,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let order = if args.after { Order::After } else { Order::Online };
     let request = GradientRequest { cotangent: args.cotangent, order, truncate: args.truncate };
     let mut out = WholeFile::open("--out", &args.out, args.force)?;
-    let progress = Progress::new(args.quiet);
+    let progress = Progress::new(args.output.quiet);
     let mut observe = |event| {
         progress.show(event);
         check_interrupt()
@@ -124,11 +113,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let report = gradients(&config, &request, &mut out, &mut observe)?;
     drop(progress);
     out.publish("--out")?;
-    match args.format {
+    match args.output.format {
         Format::Json => {
             print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?;
         }
-        Format::Table if args.quiet => {}
+        Format::Table if args.output.quiet => {}
         Format::Table => {
             print(&table(&report, &args.out.display().to_string()))?;
         }

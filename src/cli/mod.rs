@@ -35,6 +35,7 @@ mod stdin;
 mod store;
 mod store_many;
 mod sweep;
+mod sweep_report;
 mod sweep_status;
 mod table;
 
@@ -89,6 +90,24 @@ pub enum Format {
     Table,
     /// JSON in the format of run.json.
     Json,
+}
+
+/// Form and amount of what a command prints.
+#[derive(clap::Args, Clone, Copy, Debug)]
+struct OutputArgs {
+    /// Output on stdout: a short table for people, or JSON for programs
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        hide_possible_values = true,
+        value_name = "table|json",
+        help_heading = "Output"
+    )]
+    format: Format,
+    /// Print only errors, and the output of --format json
+    #[arg(short, long, help_heading = "Output")]
+    quiet: bool,
 }
 
 /// Exit status of a run in which something failed.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
-use super::sweep::one_line;
+use super::sweep_report::one_line;
 use crate::escape::for_terminal;
 use crate::run::RunEvent;
 use crate::sweep::{Status, SweepEvent};

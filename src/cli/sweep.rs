@@ -1,33 +1,30 @@
 //! `nmem sweep`: runs the grid of an experiment in parallel, and can be resumed.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
-use std::fmt::Write as _;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
-use serde::Serialize;
 
 use super::cluster::{self, ClusterArgs};
 use super::progress::SweepProgress;
-use super::results_table::{Row, results_table};
-use super::table::aligned;
-use super::{FAILED, Format, INTERRUPTED, begin_work, check_interrupt, note, print, print_error};
+use super::results_table::results_table;
+use super::sweep_report::{Summary, dry_table, planned, varying};
+use super::{FAILED, Format, INTERRUPTED, OutputArgs, begin_work, check_interrupt, note, print, print_error};
 use super::{collect, sweep_status};
 use crate::condition::Condition;
 use crate::config::whole;
 use crate::cuda::Devices;
 use crate::error::Error;
-use crate::escape::for_terminal;
 use crate::io::text::{MAX_TOML, TextFile};
 use crate::plot::{self, CsvSource, FigureFormat, Request};
 use crate::real::ElementType;
 use crate::run::{Keep, UNSTABLE_RATIO};
 use crate::storage;
 use crate::sweep::{
-    self, DirectoryLock, Experiment, Options, Parameters, Plan, PlanFile, PlannedRun, Record, Records,
-    RerunIf, Shard, Status, SweepDirectory, SweepEvent, condition_on_row,
+    self, DirectoryLock, Experiment, Options, Plan, PlanFile, PlannedRun, Records, RerunIf, Shard,
+    SweepDirectory, SweepEvent, condition_on_row,
 };
 
 /// Run the grid of an experiment in parallel; finished runs are not repeated
@@ -111,19 +108,8 @@ pub struct Args {
     /// Draw no figures
     #[arg(long, help_heading = "Figures")]
     no_plots: bool,
-    /// Output on stdout: a short table for people, or JSON for programs
-    #[arg(
-        long,
-        value_enum,
-        default_value_t,
-        hide_possible_values = true,
-        value_name = "table|json",
-        help_heading = "Output"
-    )]
-    format: Format,
-    /// Print only errors, and the output of --format json
-    #[arg(short, long, help_heading = "Output")]
-    quiet: bool,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 /// Choice of columns and formats of the figures.
@@ -161,7 +147,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let directory = SweepDirectory::check(&out)?;
     let mut plan = args.plan(&experiment)?;
     let for_slurm = args.cluster.is_for_slurm();
-    let shard = if for_slurm { Shard::WHOLE } else { args.cluster.shard(args.quiet)? };
+    let shard = if for_slurm { Shard::WHOLE } else { args.cluster.shard(args.output.quiet)? };
     if args.force && shard != Shard::WHOLE && !args.dry_run {
         let reason =
             format!("shard {shard} would remove the results of the other shards; use --force without shards");
@@ -176,13 +162,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         runs.iter().zip(&states).filter(|(_, state)| state.is_done()).map(|(run, _)| &*run.id).collect();
     let done = |run: &PlannedRun| finished.contains(&*run.id);
     if args.status {
-        print(&sweep_status::status(&plan, &runs, &states, args.format)?)?;
+        print(&sweep_status::status(&plan, &runs, &states, args.output.format)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let todo: Vec<usize> = mine.iter().copied().filter(|&place| !done(&plan.runs[place])).collect();
-    announce_size(&plan, &todo, &directory, args.keep, args.quiet);
+    announce_size(&plan, &todo, &directory, args.keep, args.output.quiet);
     if args.dry_run {
-        let text = match args.format {
+        let text = match args.output.format {
             Format::Json => format!("{}\n", serde_json::to_string_pretty(&planned(&plan, &mine, &done))?),
             Format::Table => dry_table(&plan, &mine, &done),
         };
@@ -194,7 +180,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     // If Slurm's jobs do the runs, this process needs no GPU.
-    let devices = if for_slurm { Devices::default() } else { open_devices(&plan, &todo, args.quiet)? };
+    let devices = if for_slurm { Devices::default() } else { open_devices(&plan, &todo, args.output.quiet)? };
     let plan_file = plan.file();
     let _in_use = args.begin(&directory, file.as_deref(), &plan, &plan_file)?;
     if for_slurm {
@@ -203,7 +189,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 
     let cores = cluster::cores();
-    warn_threads(&plan, cores, args.quiet);
+    warn_threads(&plan, cores, args.output.quiet);
     let options = Options {
         jobs: args.jobs.unwrap_or(cores).clamp(1, todo.len().max(1)),
         cores,
@@ -215,7 +201,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     begin_work();
     let keys = varying(&plan);
     let begin = Instant::now();
-    let progress = SweepProgress::new(args.quiet, todo.len());
+    let progress = SweepProgress::new(args.output.quiet, todo.len());
     let observe = |event: SweepEvent| {
         progress.show(event, &keys);
         check_interrupt()
@@ -226,12 +212,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
     // Finished runs are kept and reported, whatever ended the sweep.
     let collected = sweep::collect(directory.path(), Some(&plan_file.hash()))?;
-    if !args.quiet {
+    if !args.output.quiet {
         collected.warnings.iter().for_each(|warning| note("warning: ", warning));
     }
     // A single shard shows little, so only --collect draws the figures of shards.
     if !args.no_plots && ended.is_ok() && shard == Shard::WHOLE {
-        draw(directory.path(), &args.figure, args.quiet)?;
+        draw(directory.path(), &args.figure, args.output.quiet)?;
     }
     let done_before = mine.len() - todo.len();
     let summary = Summary {
@@ -239,9 +225,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         wall_s: took,
         ..Summary::new(directory.path(), &plan, &mine, &ran, &collected.rows)
     };
-    match args.format {
+    match args.output.format {
         Format::Json => print(&format!("{}\n", serde_json::to_string_pretty(&summary)?)),
-        Format::Table if args.quiet => Ok(true),
+        Format::Table if args.output.quiet => Ok(true),
         Format::Table => {
             print(&format!("{}{}", summary.table(), results_table(&summary.records, &args.figure.y)))
         }
@@ -366,8 +352,8 @@ impl Args {
             figure: (!self.no_plots).then_some(&self.figure),
             metrics: &self.figure.y,
             condition: self.condition()?,
-            format: self.format,
-            quiet: self.quiet,
+            format: self.output.format,
+            quiet: self.output.quiet,
         };
         collect::run(directory, &options)
     }
@@ -381,7 +367,7 @@ impl Args {
                 return Err(Error::rejected("--where", format!("`{condition}` holds for no run")));
             }
         }
-        if plan.repeated > 0 && !self.quiet {
+        if plan.repeated > 0 && !self.output.quiet {
             let (rows, s) = (plan.repeated, if plan.repeated == 1 { "" } else { "s" });
             note("note: ", &format!("skipped {rows} row{s} with the same run as another row"));
         }
@@ -556,153 +542,4 @@ fn warn_threads(plan: &Plan, cores: usize, quiet: bool) {
             ),
         );
     }
-}
-
-/// Returns the names of the parameters that differ between runs.
-pub(super) fn varying(plan: &Plan) -> Vec<String> {
-    let differs = |key: &&String| {
-        plan.runs.windows(2).any(|pair| pair[0].parameters.get(*key) != pair[1].parameters.get(*key))
-    };
-    plan.keys.iter().filter(differs).cloned().collect()
-}
-
-/// Formats the parameters in `keys` on one line.
-pub(super) fn one_line(parameters: &Parameters, keys: &[String]) -> String {
-    let pairs = keys.iter().filter_map(|key| Some(format!("{key}={}", parameters.get(key)?)));
-    pairs.collect::<Vec<_>>().join(" ")
-}
-
-/// Output of `--format json` at the end.
-#[derive(Serialize)]
-struct Summary<'a> {
-    #[serde(serialize_with = "crate::io::path_as_text")]
-    out: &'a Path,
-    runs: usize,
-    done_before: usize,
-    ran: usize,
-    missing: usize,
-    failed: Vec<Failure>,
-    wall_s: f64,
-    rows: Vec<Row<'a>>,
-    #[serde(skip)]
-    records: Vec<&'a Record>,
-}
-
-#[derive(Serialize)]
-struct Failure {
-    run: String,
-    status: &'static str,
-    parameters: String,
-    reason: String,
-}
-
-impl Failure {
-    fn from_record(record: &Record, plan: &Plan) -> Self {
-        Self {
-            run: record.run.clone(),
-            status: record.status.name(),
-            parameters: one_line(&record.parameters, &varying(plan)),
-            reason: record.error.clone().unwrap_or_default(),
-        }
-    }
-}
-
-impl Failure {
-    fn line(&self) -> String {
-        let Self { run, status, parameters, reason } = self;
-        let parameters = if parameters.is_empty() { String::new() } else { format!(" ({parameters})") };
-        let reason = reason.strip_prefix(status).unwrap_or(reason).trim_start();
-        format!("{status} {run}{parameters}: {reason}")
-    }
-}
-
-impl<'a> Summary<'a> {
-    /// Summarises the runs at the places `mine` of the plan from those that `ran` now and those on record.
-    fn new(out: &'a Path, plan: &Plan, mine: &[usize], ran: &[Record], recorded: &'a [Record]) -> Self {
-        let ids: HashSet<&str> = mine.iter().map(|&place| &*plan.runs[place].id).collect();
-        let recorded: Vec<&Record> = recorded.iter().filter(|record| ids.contains(&*record.run)).collect();
-        // The outcome of a run now counts, even if an older record with its results is kept.
-        let now: HashMap<&str, &Record> = ran.iter().map(|record| (&*record.run, record)).collect();
-        let latest = recorded.iter().map(|record| now.get(&*record.run).unwrap_or(record));
-        Self {
-            out,
-            runs: mine.len(),
-            done_before: 0,
-            ran: ran.len(),
-            missing: mine.len() - recorded.len(),
-            failed: latest
-                .filter(|record| matches!(record.status, Status::Failed | Status::Diverged))
-                .map(|record| Failure::from_record(record, plan))
-                .collect(),
-            wall_s: 0.0,
-            rows: recorded.iter().map(|record| Row::new(record)).collect(),
-            records: recorded,
-        }
-    }
-
-    fn table(&self) -> String {
-        let diverged = self.failed.iter().filter(|failure| failure.status == Status::Diverged.name()).count();
-        let failed = self.failed.len() - diverged;
-        let each = 1e3 * self.wall_s / self.ran.max(1) as f64;
-        let mut text = String::new();
-        let mut line = |name: &str, value: String| {
-            let _ = writeln!(text, "{name:<17}{value}");
-        };
-        line("runs", format!("{}: {} done before, {} run now", self.runs, self.done_before, self.ran));
-        if !self.failed.is_empty() || self.missing > 0 {
-            line("", format!("{failed} failed, {diverged} diverged, {} not run", self.missing));
-        }
-        let stopped = self.records.iter().filter(|record| record.status == Status::Stopped).count();
-        if stopped > 0 {
-            line("", format!("{stopped} stopped by their condition"));
-        }
-        if self.ran > 0 {
-            line("time", format!("{:.2} s, {each:.1} ms per run", self.wall_s));
-        }
-        line("results", for_terminal(&self.out.join("results.csv").display().to_string()).into_owned());
-        text
-    }
-}
-
-#[derive(Serialize)]
-struct Planned<'a> {
-    run: &'a str,
-    done: bool,
-    parameters: &'a Parameters,
-    error: Option<&'a str>,
-}
-
-fn planned<'a>(plan: &'a Plan, mine: &[usize], done: &dyn Fn(&PlannedRun) -> bool) -> Vec<Planned<'a>> {
-    let planned = |run: &'a PlannedRun| Planned {
-        run: &run.id,
-        done: done(run),
-        parameters: &run.parameters,
-        error: run.ready.as_ref().err().map(String::as_str),
-    };
-    mine.iter().map(|&place| planned(&plan.runs[place])).collect()
-}
-
-/// Formats a table of run ids, of the parameters that differ, and of each run's state.
-fn dry_table(plan: &Plan, mine: &[usize], done: &dyn Fn(&PlannedRun) -> bool) -> String {
-    let keys = varying(plan);
-    let mut rows = vec![["run".to_owned()].into_iter().chain(keys.iter().cloned()).collect::<Vec<_>>()];
-    rows[0].push("state".to_owned());
-    let runs = || mine.iter().map(|&place| &plan.runs[place]);
-    for run in runs() {
-        let mut row = vec![run.id.clone()];
-        row.extend(keys.iter().map(|key| run.parameters.get(key).cloned().unwrap_or_default()));
-        row.push(match &run.ready {
-            Ok(_) if done(run) => "done".to_owned(),
-            Ok(_) => "to run".to_owned(),
-            Err(reason) => format!("cannot run: {reason}"),
-        });
-        rows.push(row);
-    }
-    let mut text = String::new();
-    for line in aligned(&rows, keys.len() + 2) {
-        let _ = writeln!(text, "{}", line.trim_end());
-    }
-    let finished = runs().filter(|run| done(run)).count();
-    let _ = writeln!(text, "{} runs, {finished} of them done", mine.len());
-    text
 }

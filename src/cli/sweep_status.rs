@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::Format;
-use super::sweep::{one_line, varying};
+use super::sweep_report::{one_line, varying};
 use super::table::aligned;
 use crate::sweep::{Parameters, Plan, PlannedRun, RunState};
 

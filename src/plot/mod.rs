@@ -7,7 +7,7 @@
 //! - `chart`: the description of a figure. `axis`: limits, ticks and labels. `colours`: colour scales for numbers.
 //! - Kinds: `timeline` (and maps of heads), `columns` (any columns, boxes, changes of topic), `retention`, `scan_bench`, and
 //!   `sweep` (lines, maps, differences, one result against another, curves over tokens).
-//! - Back ends: `sheet` lays a chart out and draws it on a `canvas`, as SVG, with its `legend`; `pages` makes PDF and PNG of
+//! - Back ends: `sheet` lays a chart out and draws it on a `canvas`, as SVG, with its `legend` and a `frame` for each panel; `pages` makes PDF and PNG of
 //!   that. `pgfplots` writes TeX, [`terminal`] characters, and `table` the data as CSV.
 //! - `style`: what an author can choose. `theme`: sizes and colours. `font`: fonts and text widths. `clip`: edges of panels.
 //! - `source`: input files and their kinds. `filter`: conditions on rows. `figure`: drawn figures and their files.
@@ -23,6 +23,7 @@ pub mod downsample;
 mod figure;
 mod filter;
 pub mod font;
+mod frame;
 mod ignored_flags;
 mod legend;
 mod names;

@@ -5,15 +5,18 @@
 //! memory.safetensors with the state, metrics.csv with the rows so far, and checkpoint.json with the settings and inputs.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use ndarray::ArrayViewMut2;
+use ndarray::{ArrayView2, ArrayViewMut2};
 use serde_json::Value;
 
+use super::files::Files;
 use super::{RunIdentity, commit, read_json};
+use crate::engine::{Outcome, Sink};
 use crate::error::{Error, Result};
 use crate::io::memory_file::MemoryFile;
 use crate::memory::State;
+use crate::metrics::ChunkMetrics;
 use crate::real::Real;
 use crate::sequence::{Sequences, Shape};
 use crate::storage::{self, OutFile, ResultsDirectory};
@@ -166,5 +169,55 @@ impl<T: Real> Sequences<T> for Part<'_, T> {
 
     fn read_rows(&self, sequence: usize, start: usize, out: ArrayViewMut2<T>) -> Result<()> {
         self.whole.read_rows(sequence, self.start + start, out)
+    }
+}
+
+/// Stores the tokens of one sequence from `stored` on in segments, until the run is preempted. `run` stores a segment.
+pub(super) fn in_segments<T: Real>(
+    sequences: &dyn Sequences<T>,
+    stored: usize,
+    checkpoint: &Checkpoint,
+    state: &mut State<T>,
+    files: &mut Files<T>,
+    mut run: impl FnMut(&mut State<T>, &Part<'_, T>, &mut Unfinished<'_, '_, T>) -> Result<Outcome>,
+) -> Result<Outcome> {
+    let (end, mut at, mut pace) = (sequences.shape().tokens, stored, Pace::new());
+    let mut whole = Outcome::default();
+    loop {
+        let part = Part { whole: sequences, start: at, tokens: pace.tokens().min(end - at) };
+        at += part.tokens;
+        let begin = Instant::now();
+        let outcome = run(state, &part, &mut Unfinished(files))?;
+        pace.took(begin.elapsed());
+        whole.divergence = outcome.divergence;
+        whole.rows += outcome.rows;
+        whole.computing += outcome.computing;
+        whole.input += outcome.input;
+        whole.output += outcome.output;
+        whole.phases += outcome.phases;
+        if at == end || whole.divergence.is_some() {
+            files.sequence_done(0)?;
+            return Ok(whole);
+        }
+        if checkpoint.is_preempted() {
+            return Ok(whole);
+        }
+    }
+}
+
+/// Passes on the results of a segment, which is not the end of its sequence.
+pub(super) struct Unfinished<'f, 'a, T: Real>(&'f mut Files<'a, T>);
+
+impl<T: Real> Sink<T> for Unfinished<'_, '_, T> {
+    fn metrics(&mut self, rows: &[ChunkMetrics]) -> Result<()> {
+        self.0.metrics(rows)
+    }
+
+    fn retrieved(&mut self, sequence: usize, start: usize, rows: ArrayView2<T>) -> Result<()> {
+        self.0.retrieved(sequence, start, rows)
+    }
+
+    fn sequence_done(&mut self, _: usize) -> Result<()> {
+        Ok(())
     }
 }

@@ -4,6 +4,7 @@
 //! [`Run`] its threads and, if files are kept, a directory.
 
 mod checkpoint;
+mod compute;
 mod files;
 mod gradients;
 mod identity;
@@ -11,33 +12,31 @@ mod inputs;
 mod report;
 mod statistics;
 mod stop;
+mod warnings;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use ndarray::ArrayView2;
 use rayon::ThreadPool;
 use serde::{Deserialize, Serialize};
 
 use crate::condition::Condition;
 use crate::config::{Command, Config, MemorySource, Mode};
 use crate::cuda::{Device, DeviceChoice, OpenDevice};
-use crate::engine::{
-    CpuExecutor, CudaExecutor, Discard, Engine, Memory, Outcome, Phases, Probes, Sink, Work,
-};
+use crate::engine::{Outcome, Sink};
 use crate::error::{Error, Result};
-use crate::io::labels::{Labels, OutOfRangeLabels};
-use crate::memory::program::Reads;
-use crate::memory::{Gate, Program, State};
-use crate::metrics::{ChunkMetrics, read_metrics};
+use crate::io::labels::Labels;
+use crate::memory::State;
+use crate::metrics::read_metrics;
 use crate::peak::PeakMemory;
 use crate::plot;
 use crate::real::{ElementType, Real};
-use crate::recall::{RecallReport, Repeated};
-use crate::sequence::Sequences;
+use crate::recall::RecallReport;
 use crate::storage::{self, OutFile, ResultsDirectory};
-use checkpoint::{Checkpoint, Pace, Part};
-use files::{Files, Stage};
+use checkpoint::Checkpoint;
+pub use compute::start_threads;
+use compute::{Computed, median};
+use files::Files;
 pub use gradients::{GradientArray, GradientReport, Request as GradientRequest, gradients};
 pub use identity::{Build, RunIdentity, changed_input, hexadecimal, read_json};
 use inputs::Loaded;
@@ -46,6 +45,7 @@ pub use report::{InputFile, RETRIEVED_NORM, Report, Resolved, WallSeconds};
 pub use statistics::{RunStatistics, UNSTABLE_RATIO};
 use stop::StopRule;
 pub use stop::stop_names;
+use warnings::{warning_of_instability, warnings_after, warnings_before};
 
 /// Progress event of a run. If the observer returns an error, the run stops and leaves nothing behind.
 #[derive(Clone, Copy, Debug)]
@@ -367,108 +367,6 @@ impl Run<'_> {
         warnings
     }
 
-    /// Runs the engine once, then `repeat` more times for timing. The first `stored` tokens are in the state already.
-    #[expect(clippy::too_many_arguments, reason = "the parts of one run")]
-    fn compute<T: Real>(
-        &self,
-        inputs: &ResolvedInputs,
-        memory: &Memory<T>,
-        state: &mut State<T>,
-        files: &mut Files<T>,
-        peak: &mut PeakMemory,
-        stored: usize,
-        observe: Observer,
-    ) -> Result<Computed> {
-        let repeat = self.config.repeat;
-        let checkpoint = self.checkpoint.map(|CheckpointOf(checkpoint)| checkpoint);
-        let mut tick = |tokens: usize| {
-            peak.sample();
-            match observe(RunEvent::Computed(tokens as u64)) {
-                // The segment in progress is finished, so that the state can be saved.
-                Err(Error::Interrupted) if checkpoint.is_some_and(Checkpoint::is_preempted) => Ok(()),
-                done => done,
-            }
-        };
-        let queries = Repeated { queries: &*inputs.data, times: inputs.repeats(self.config) };
-        let work = inputs.work(self.config, &queries);
-        let own;
-        let pool = if let Some(pool) = self.pool {
-            pool
-        } else {
-            own = start_threads(self.threads_used(memory, inputs))?;
-            &own
-        };
-        let waiting = Instant::now();
-        let _turn = self.device.turn();
-        let waited = waiting.elapsed();
-        let mut engine = AnyEngine::new(memory, (self.config.retention, self.config.probes), self.device)?;
-        let before = (repeat > 0).then(|| state.clone());
-        let mut run = |state: &mut State<T>, work: Work<'_, T>, sink: &mut dyn Sink<T>| {
-            pool.install(|| engine.run(state, work, sink, &mut tick))
-        };
-        let outcome = if let Some(checkpoint) = checkpoint {
-            files.stage = Stage::Store;
-            let run = |state: &mut State<T>, part: &Part<'_, T>, sink: &mut Unfinished<'_, '_, T>| {
-                run(state, Work::Store { sequences: part, probe: self.config.probe }, sink)
-            };
-            in_segments(&*inputs.data, stored, checkpoint, state, files, run)?
-        } else {
-            let begin = Instant::now();
-            let mut outcome = Outcome::default();
-            for (place, &part) in work.iter().enumerate() {
-                files.stage = match part {
-                    Work::Store { .. } => Stage::Store,
-                    Work::Read(_) => Stage::Reads,
-                    Work::Online { .. } => Stage::Both,
-                };
-                let of_part = run(state, part, files);
-                let of_part = match &files.stop {
-                    // The sink has ended the engine.
-                    Some(stop) if stop.is_everywhere() && matches!(of_part, Err(Error::Interrupted)) => {
-                        stop.left().try_for_each(|sequence| files.sequence_done(sequence))?;
-                        outcome = Outcome { computing: begin.elapsed(), ..Outcome::default() };
-                        break;
-                    }
-                    _ => of_part?,
-                };
-                outcome = if place == 0 { of_part } else { outcome.then_read(of_part) };
-                if outcome.divergence.is_some() {
-                    break;
-                }
-            }
-            outcome
-        };
-        let outcome = match &files.stop {
-            Some(stop) if stop.place().is_some() => {
-                Outcome { rows: stop.row_count(), retained: [0.0; 2], unstored: [0.0; 2], ..outcome }
-            }
-            _ => outcome,
-        };
-        let mut engine_all = vec![outcome.computing.as_secs_f64()];
-        let mut engine_phases = outcome.phases;
-        for mut state in before.into_iter().flat_map(|before| std::iter::repeat_n(before, repeat)) {
-            let mut outcome = Outcome::default();
-            for (place, &part) in work.iter().enumerate() {
-                let of_part = run(&mut state, part, &mut Discard)?;
-                outcome = if place == 0 { of_part } else { outcome.then_read(of_part) };
-            }
-            engine_all.push(outcome.computing.as_secs_f64());
-            engine_phases = outcome.phases;
-        }
-        let engine_bytes = memory.bytes() + state.bytes() + engine.bytes();
-        let products = engine.products();
-        let threads = pool.current_num_threads();
-        Ok(Computed { outcome, engine_all, engine_phases, engine_bytes, products, waited, threads })
-    }
-
-    /// Returns the number of threads to use. A thread without a task would slow down the others by looking for one.
-    fn threads_used<T: Real>(&self, memory: &Memory<T>, inputs: &ResolvedInputs) -> usize {
-        if self.device.gpu().is_some() {
-            return 1;
-        }
-        self.threads.min(memory.tasks(inputs.data.dims().sequences)).max(1)
-    }
-
     fn report<T: Real>(
         &self,
         inputs: &ResolvedInputs,
@@ -518,129 +416,6 @@ impl Run<'_> {
     }
 }
 
-/// Stores the tokens of one sequence from `stored` on in segments, until the run is preempted. `run` stores a segment.
-fn in_segments<T: Real>(
-    sequences: &dyn Sequences<T>,
-    stored: usize,
-    checkpoint: &Checkpoint,
-    state: &mut State<T>,
-    files: &mut Files<T>,
-    mut run: impl FnMut(&mut State<T>, &Part<'_, T>, &mut Unfinished<'_, '_, T>) -> Result<Outcome>,
-) -> Result<Outcome> {
-    let (end, mut at, mut pace) = (sequences.shape().tokens, stored, Pace::new());
-    let mut whole = Outcome::default();
-    loop {
-        let part = Part { whole: sequences, start: at, tokens: pace.tokens().min(end - at) };
-        at += part.tokens;
-        let begin = Instant::now();
-        let outcome = run(state, &part, &mut Unfinished(files))?;
-        pace.took(begin.elapsed());
-        whole.divergence = outcome.divergence;
-        whole.rows += outcome.rows;
-        whole.computing += outcome.computing;
-        whole.input += outcome.input;
-        whole.output += outcome.output;
-        whole.phases += outcome.phases;
-        if at == end || whole.divergence.is_some() {
-            files.sequence_done(0)?;
-            return Ok(whole);
-        }
-        if checkpoint.is_preempted() {
-            return Ok(whole);
-        }
-    }
-}
-
-/// Passes on the results of a segment, which is not the end of its sequence.
-struct Unfinished<'f, 'a, T: Real>(&'f mut Files<'a, T>);
-
-impl<T: Real> Sink<T> for Unfinished<'_, '_, T> {
-    fn metrics(&mut self, rows: &[ChunkMetrics]) -> Result<()> {
-        self.0.metrics(rows)
-    }
-
-    fn retrieved(&mut self, sequence: usize, start: usize, rows: ArrayView2<T>) -> Result<()> {
-        self.0.retrieved(sequence, start, rows)
-    }
-
-    fn sequence_done(&mut self, _: usize) -> Result<()> {
-        Ok(())
-    }
-}
-
-/// The CPU's engine or the GPU's.
-enum AnyEngine<'a, T: Real> {
-    Cpu(Box<Engine<CpuExecutor<'a, T>>>),
-    Cuda(Box<Engine<CudaExecutor<'a, T>>>),
-}
-
-impl<'a, T: Real> AnyEngine<'a, T> {
-    fn new(
-        memory: &'a Memory<T>,
-        (retention, probes): (Option<usize>, Probes),
-        device: &'a OpenDevice,
-    ) -> Result<Self> {
-        Ok(match device.gpu() {
-            None => Self::Cpu(Box::new(Engine::new(memory).with_retention(retention).with_probes(probes))),
-            Some(gpu) => Self::Cuda(Box::new(Engine::on_gpu(memory, gpu)?)),
-        })
-    }
-
-    fn run(
-        &mut self,
-        state: &mut State<T>,
-        work: Work<'_, T>,
-        sink: &mut dyn Sink<T>,
-        tick: &mut (dyn FnMut(usize) -> Result<()> + Send),
-    ) -> Result<Outcome> {
-        match self {
-            Self::Cpu(engine) => engine.run(state, work, sink, tick),
-            Self::Cuda(engine) => engine.run(state, work, sink, tick),
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        match self {
-            Self::Cpu(engine) => engine.bytes(),
-            Self::Cuda(engine) => engine.bytes(),
-        }
-    }
-
-    fn products(&self) -> Option<String> {
-        match self {
-            Self::Cpu(_) => None,
-            Self::Cuda(engine) => engine.products(),
-        }
-    }
-}
-
-/// Result of the engine for one run.
-struct Computed {
-    outcome: Outcome,
-    /// Seconds of each engine run.
-    engine_all: Vec<f64>,
-    engine_phases: Phases,
-    engine_bytes: usize,
-    products: Option<String>,
-    waited: Duration,
-    /// Number of threads in the pool.
-    threads: usize,
-}
-
-/// Starts a pool of `threads` threads. Halves the number until the system allows it, because results do not depend on it.
-pub fn start_threads(threads: usize) -> Result<ThreadPool> {
-    let mut fewer = threads.max(1);
-    loop {
-        match rayon::ThreadPoolBuilder::new().num_threads(fewer).build() {
-            Ok(pool) => return Ok(pool),
-            Err(error) if fewer == 1 => {
-                return Err(Error::rejected("--threads", format!("no thread can be started ({error})")));
-            }
-            Err(_) => fewer /= 2,
-        }
-    }
-}
-
 /// Draws the figures from metrics.csv and retention.csv. Returns notes about anything they omit.
 fn draw(
     directory: &Path,
@@ -669,96 +444,4 @@ fn draw(
         OutFile::write_new(&path, &bytes)?;
     }
     Ok(drawn.notes)
-}
-
-/// Returns warnings about a run's settings and inputs.
-fn warnings_before(inputs: &ResolvedInputs) -> Vec<String> {
-    let mut warnings = Vec::new();
-    if let Gate::Fixed(momentum) = inputs.gates.momentum
-        && momentum > 1.0
-    {
-        warnings.push(format!(
-            "momentum {momentum} is above 1: past surprise grows from chunk to chunk instead of fading"
-        ));
-    }
-    let tokens = inputs.store().dims().tokens;
-    if let Some(OutOfRangeLabels { positions, last }) =
-        inputs.labels.as_ref().and_then(|labels| labels.beyond(tokens as u64))
-    {
-        warnings.push(format!(
-            "labels of {positions} positions, up to {last}, are beyond the {tokens} tokens of the data"
-        ));
-    }
-    warnings
-}
-
-/// Returns a warning if storing made the memory much worse, at some chunk or after the last one.
-fn warning_of_instability(statistics: &RunStatistics, ratio: f64) -> Option<String> {
-    let worse = format!("more than {ratio} times the loss at the weights of the gradients");
-    let advice = "a smaller learning rate or momentum, or a larger decay, may help";
-    if let Some(chunk) = statistics.first_unstable_chunk() {
-        return Some(format!(
-            "storing made the memory worse: loss_before of chunk {chunk} is {worse}; {advice}"
-        ));
-    }
-    let mean =
-        |name: &str| statistics.last().columns().find(|(column, _)| *column == name).map(|(_, of)| of.mean);
-    let (after, loss) = mean("loss_after").zip(mean("loss"))?;
-    let unstable = after.is_nan() || (loss >= 0.0 && after > ratio * loss);
-    unstable
-        .then(|| format!("storing made the memory worse: loss_after of the last chunk is {worse}; {advice}"))
-}
-
-fn warnings_after<T: Real>(
-    outcome: &Outcome,
-    program: &Program,
-    state: &State<T>,
-    mode: Mode,
-) -> Vec<String> {
-    let c = program.chunk_size();
-    let stored = state.stored.tokens;
-    let mut warnings = Vec::new();
-    if let Some(chunk) = outcome.read_past_store.filter(|_| stored >= c) {
-        let read = state.read.tokens - program.read_offset();
-        warnings.push(format!(
-            "{stored} tokens stored and {read} read so far: from chunk {chunk} on, reads used the last weights"
-        ));
-    }
-    if outcome.rows == 0 {
-        let kept = stored % c;
-        warnings.push(match mode {
-            _ if stored >= c => format!("no chunk completed: {kept} of the {c} tokens of a chunk"),
-            Mode::Online => {
-                let reads = match program.schedule.reads {
-                    Reads::Behind | Reads::CompleteOrZeros => "all reads are zeros",
-                    Reads::Complete => "reads used the initial weights",
-                };
-                format!("nothing stored yet, {reads}: {kept} of the {c} tokens of a chunk")
-            }
-            _ => format!("nothing stored yet: {kept} of the {c} tokens of a chunk"),
-        });
-    }
-    warnings
-}
-
-/// Median of timings; for an even number of them the mean of the middle two.
-fn median(seconds: &[f64]) -> f64 {
-    let mut sorted = seconds.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    if sorted.len() % 2 == 1 { sorted[middle] } else { f64::midpoint(sorted[middle - 1], sorted[middle]) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::median;
-
-    #[test]
-    fn the_median_is_the_middle_or_the_mean_of_the_middle_two() {
-        for (seconds, expected) in
-            [(&[3.0][..], 3.0), (&[9.0, 1.0, 2.0], 2.0), (&[4.0, 1.0, 2.0, 100.0], 3.0)]
-        {
-            assert!((median(seconds) - expected).abs() < f64::EPSILON, "{seconds:?}");
-        }
-    }
 }
