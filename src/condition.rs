@@ -1,13 +1,14 @@
-//! Conditions on the settings and results of a run: comparisons joined by `and`. They select runs (`--where`), exclude rows
-//! of a grid (`exclude`, `when`) and stop runs (`stop_when`).
+//! Conditions on the settings and results of a run, and on the rows of a table: comparisons joined by `and`. They select runs
+//! and rows (`--where`), exclude rows of a grid (`exclude`, `when`) and stop runs (`stop_when`).
 //!
 //! ```text
 //! condition  = comparison { "and" comparison }
 //! comparison = value operator value        operator: = (or ==), !=, <, <=, >, >=
-//! value      = name | number | number * name | name * number | text
+//! value      = name | number | number * name | name * number | text | list
+//! list       = value "," value { "," value }       after = and !=: equal to one of them, to none of them
 //! ```
 //!
-//! Text is quoted where it has spaces, operators or the name of a setting. Two numbers are compared as numbers, also where a
+//! Text is quoted where it has spaces, operators, commas or the name of a setting. Two numbers are compared as numbers, also where a
 //! setting holds a number as text. Everything else is equal or not, and is neither smaller nor larger. A comparison with an
 //! absent value is false, and `!=` is always the opposite of `=`.
 //!
@@ -34,7 +35,8 @@ pub struct Condition(Vec<Comparison>);
 struct Comparison {
     left: Operand,
     operator: Operator,
-    right: Operand,
+    /// One value, or several after `=` and `!=`.
+    right: Vec<Operand>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -101,6 +103,7 @@ enum Token {
     Quoted(String),
     Operator(Operator),
     Times,
+    Comma,
 }
 
 impl Condition {
@@ -120,9 +123,14 @@ impl Condition {
             // Bare text stands on the right of `=` and `!=` alone. Anywhere else it is most likely a misspelled name.
             let may_be_text = matches!(operator, Operator::Equal | Operator::NotEqual);
             let left = operand(&tokens[..at], known, false, text)?;
-            let right = operand(&tokens[at + 1..], known, may_be_text, text)?;
+            let right = tokens[at + 1..].split(|token| *token == Token::Comma);
+            let right: Vec<_> =
+                right.map(|tokens| operand(tokens, known, may_be_text, text)).collect::<Result<_, _>>()?;
+            if right.len() > 1 && !may_be_text {
+                return Err(format!("expected one value after `{operator}` in `{text}`, got a list"));
+            }
             let is_named = |side: &Operand| matches!(side, Operand::Named(..));
-            if !is_named(&left) && !is_named(&right) {
+            if !is_named(&left) && !right.iter().any(is_named) {
                 return Err(format!("expected the name of a setting or result in `{text}`, got none"));
             }
             Ok(Comparison { left, operator, right })
@@ -138,18 +146,22 @@ impl Condition {
 
 impl Comparison {
     fn holds<'a>(&'a self, value: &dyn Fn(&str) -> Option<Value<'a>>) -> bool {
-        let (left, right) = (self.left.value(value), self.right.value(value));
-        let order = left.zip(right).and_then(|(left, right)| match (left.number(), right.number()) {
-            (Some(left), Some(right)) => left.partial_cmp(&right),
-            _ => (left.text().is_some() && left.text() == right.text()).then_some(Ordering::Equal),
-        });
+        let left = self.left.value(value);
+        let order = |right: &'a Operand| {
+            left.zip(right.value(value)).and_then(|(left, right)| match (left.number(), right.number()) {
+                (Some(left), Some(right)) => left.partial_cmp(&right),
+                _ => (left.text().is_some() && left.text() == right.text()).then_some(Ordering::Equal),
+            })
+        };
+        let any =
+            |holds: fn(Ordering) -> bool| self.right.iter().any(|right| order(right).is_some_and(holds));
         match self.operator {
-            Operator::Equal => order == Some(Ordering::Equal),
-            Operator::NotEqual => order != Some(Ordering::Equal),
-            Operator::Less => order == Some(Ordering::Less),
-            Operator::LessOrEqual => order.is_some_and(Ordering::is_le),
-            Operator::Greater => order == Some(Ordering::Greater),
-            Operator::GreaterOrEqual => order.is_some_and(Ordering::is_ge),
+            Operator::Equal => any(Ordering::is_eq),
+            Operator::NotEqual => !any(Ordering::is_eq),
+            Operator::Less => any(Ordering::is_lt),
+            Operator::LessOrEqual => any(Ordering::is_le),
+            Operator::Greater => any(Ordering::is_gt),
+            Operator::GreaterOrEqual => any(Ordering::is_ge),
         }
     }
 }
@@ -179,11 +191,13 @@ fn tokens(text: &str) -> Result<Vec<Token>, String> {
         {
             tokens.push(Token::Operator(*operator));
             symbol.len()
-        } else if first == '*' {
-            tokens.push(Token::Times);
+        } else if let Some(sign) =
+            [('*', Token::Times), (',', Token::Comma)].into_iter().find(|of| of.0 == first)
+        {
+            tokens.push(sign.1);
             1
         } else {
-            let end = rest.find(|c: char| c.is_whitespace() || "=!<>*'\"".contains(c)).unwrap_or(rest.len());
+            let end = rest.find(|c: char| c.is_whitespace() || "=!<>*,'\"".contains(c)).unwrap_or(rest.len());
             if end == 0 {
                 return Err(format!("expected {USAGE}, got `{text}`"));
             }
@@ -251,7 +265,8 @@ impl fmt::Display for Operand {
 
 impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {}", self.left, self.operator, self.right)
+        let right: Vec<_> = self.right.iter().map(ToString::to_string).collect();
+        write!(f, "{} {} {}", self.left, self.operator, right.join(", "))
     }
 }
 
@@ -294,6 +309,8 @@ mod tests {
             ("model = 'a and b'", "model = 'a and b'"),
             ("model = \"it's\"", "model = \"it's\""),
             ("3 <= seed", "3 <= seed"),
+            ("model=mlp,linear", "model = 'mlp', 'linear'"),
+            ("seed != 1, 2", "seed != 1, 2"),
         ] {
             assert_eq!(parse(typed).as_deref(), Ok(expected), "{typed}");
             assert_eq!(parse(expected).as_deref(), Ok(expected), "{typed} again");
@@ -313,12 +330,22 @@ mod tests {
             ("loss > 10 * los", "expected the name of a setting or result, got `los` (did you mean `loss`?)"),
             ("loss > x * loss", "expected a number times a name in `loss > x * loss`, got `x * loss`"),
             ("model = 'mlp", "expected a closing ' in `model = 'mlp`, got none"),
+            ("seed < 1, 2", "expected one value after `<` in `seed < 1, 2`, got a list"),
         ] {
             assert_eq!(parse(typed).unwrap_err(), expected, "{typed}");
         }
-        for typed in
-            ["", "seed", "seed <", "< 3", "seed < 3 and", "0 < seed < 3", "seed ! 3", "seed = a b", "* = 1"]
-        {
+        for typed in [
+            "",
+            "seed",
+            "seed <",
+            "< 3",
+            "seed < 3 and",
+            "0 < seed < 3",
+            "seed ! 3",
+            "seed = a b",
+            "* = 1",
+            "seed = 1,",
+        ] {
             assert!(parse(typed).unwrap_err().contains("a comparison such as `seed < 3`"), "{typed}");
         }
     }
@@ -334,6 +361,9 @@ mod tests {
             "model <= 'mlp'",
             "loss < 0.2 * seed",
             "loss_before != 1",
+            "seed = 1, 3.0",
+            "model = mlp, linear",
+            "model != linear, swiglu",
         ] {
             assert!(holds(yes), "{yes}");
         }
@@ -346,6 +376,8 @@ mod tests {
             "loss_before > 10 * loss",
             "loss > 2 * loss_before",
             "model = 3",
+            "seed = 1, 2",
+            "model != linear, mlp",
         ] {
             assert!(!holds(no), "{no}");
         }

@@ -15,8 +15,8 @@ use crate::io::labels::Labels;
 use crate::io::text::check_streams;
 use crate::plot::terminal::Screen;
 use crate::plot::{
-    self, Condition, CsvSource, Figure, FigureFormat, FigureStyle, Figures, Font, INCH, Inches, Kind,
-    LegendPlace, Limits, LogAxes, Palette, Part, Reference, Request, Theme, Venue,
+    self, CsvSource, Figure, FigureFormat, FigureStyle, Figures, Font, INCH, Inches, Kind, LegendPlace,
+    Limits, LogAxes, Palette, Part, Reference, Request, Theme, Venue,
 };
 use crate::statistics::{Center, Interval};
 use crate::storage;
@@ -57,9 +57,9 @@ pub struct Args {
     /// Draw several columns of results.csv as panels of one figure
     #[arg(long, help_heading = "What")]
     panels: bool,
-    /// Rows to draw: COLUMN=VALUE,… or !=, <, <=, > and >= with a value; may be repeated
+    /// Rows to draw, such as `decay=0.1,0.3` or `seed < 3 and loss_mean < loss_zero_mean`; may be repeated
     #[arg(long, value_name = "CONDITION", help_heading = "What")]
-    r#where: Vec<Condition>,
+    r#where: Vec<String>,
     /// Heads to draw, such as 0,2-4
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = heads, help_heading = "What")]
     heads: Vec<RangeInclusive<u64>>,

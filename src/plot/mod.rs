@@ -51,7 +51,6 @@ use chart::Chart;
 pub use chart::Reference;
 use downsample::Unshown;
 pub use figure::{Figure, FigureFormat, Figures};
-pub use filter::Condition;
 pub use font::Font;
 pub use ignored_flags::ignored_flags;
 use series::Metrics;
@@ -78,8 +77,8 @@ pub struct Request {
     pub cols: Option<String>,
     /// Whether several columns are panels of one figure.
     pub panels: bool,
-    /// Conditions that rows must pass.
-    pub filter: Vec<Condition>,
+    /// Conditions that rows must pass: see [`Condition`](crate::condition::Condition).
+    pub filter: Vec<String>,
     /// Heads and tokens to draw.
     pub part: Part,
     /// Centre of repeated values; `None` lets the axis decide.

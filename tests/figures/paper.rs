@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use nmem::plot::{
-    Condition, CsvSource, Figure, FigureFormat, FigureStyle, Figures, INCH, Kind, LegendPlace, Limits,
-    LogAxes, Part, Reference, Request, Theme, Venue, draw,
+    CsvSource, Figure, FigureFormat, FigureStyle, Figures, INCH, Kind, LegendPlace, Limits, LogAxes, Part,
+    Reference, Request, Theme, Venue, draw,
 };
 use nmem::statistics::{Center, Interval};
 
@@ -172,8 +172,7 @@ fn ratios_near_one_have_a_linear_axis_and_useful_colours() {
     let fills = |svg: &str| svg.matches("#2166AC").count();
     assert!(fills(&figure.svg) > 0, "the best ratio has the darkest blue");
     assert!(figure.svg.contains("star: lowest, 0.85 at"), "{}", figure.svg);
-    let few =
-        Request { filter: vec!["learning_rate=1,2".parse().expect("a condition")], y, ..Request::default() };
+    let few = Request { filter: vec!["learning_rate=1,2".to_owned()], y, ..Request::default() };
     let lines = only(drawn("results.csv", &text, None, &few));
     assert!(
         lines.svg.contains(">0.90</text>") && !lines.svg.contains("10<tspan"),
@@ -452,18 +451,20 @@ fn where_the_figure_comes_from() {
 #[test]
 fn conditions_choose_rows() {
     let text = losses(2, |decay, seed| f64::from(decay + seed));
-    let condition = |text: &str| text.parse::<Condition>().expect("a condition");
     let figure = only(drawn(
         "results.csv",
         &text,
         None,
-        &Request { filter: vec![condition("decay>=0.1"), condition("decay!=0.2")], ..loss() },
+        &Request { filter: vec!["decay>=0.1 and decay!=0.2".to_owned()], ..loss() },
     ));
     let xs: Vec<_> = data(&figure).iter().filter(|row| row[2] == "line").map(|row| number(&row[3])).collect();
     assert_eq!(xs, [0.1, 0.3]);
     let message =
-        rejected("results.csv", &text, None, &Request { filter: vec![condition("alpha=1")], ..loss() });
-    assert_eq!(message, "--where: no column alpha; the columns are run, decay, seed, status, loss_mean");
+        rejected("results.csv", &text, None, &Request { filter: vec!["dekay=1".to_owned()], ..loss() });
+    assert_eq!(
+        message,
+        "--where: expected the name of a setting or result, got `dekay` (did you mean `decay`?)"
+    );
 }
 
 #[test]

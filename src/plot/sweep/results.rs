@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::io::table::{Column, Table};
-use crate::plot::filter::{Condition, Filter};
+use crate::plot::filter::Filter;
 use crate::plot::sweep::RATIO;
 
 /// Most cells held in memory, about forty bytes each: a sweep's retention.csv of 25 columns and 640,000 rows.
@@ -114,7 +114,7 @@ impl Results {
     /// Reads results.csv files, of which several have the parameter `sweep` besides their own. Only rows that pass the
     /// filter are kept. The first of several runs with the same parameters counts, because runs of the present plan precede
     /// older ones.
-    pub fn read(files: &[(&Path, &str)], conditions: &[Condition]) -> Result<Self> {
+    pub fn read(files: &[(&Path, &str)], conditions: &[String]) -> Result<Self> {
         let mut all = Self { parameters: Vec::new(), metrics: Vec::new(), rows: Vec::new() };
         let mut places = Vec::new();
         for (csv, name) in files {
@@ -148,7 +148,7 @@ impl Results {
         &mut self,
         csv: &Path,
         sweep: Option<&str>,
-        conditions: &[Condition],
+        conditions: &[String],
         places: &mut Vec<HashMap<Same, usize>>,
     ) -> Result<()> {
         let mut table = Table::open(csv)?;
