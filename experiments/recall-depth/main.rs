@@ -161,7 +161,7 @@ fn table(rows: &[Row], published: &[Published]) {
     );
     for of in rows.chunk_by(|a, b| a.kind() == b.kind()) {
         let (depth, derivative, chunk) = of[0].kind();
-        let mean = |value: fn(&Row) -> f64| of.iter().map(|row| value(row)).mean();
+        let mean = |value: fn(&Row) -> f64| of.iter().map(value).mean();
         let deviation = of.iter().map(|row| row.test_cross_entropy).std_dev();
         let known: Option<Vec<f64>> = of
             .iter()

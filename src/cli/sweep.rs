@@ -325,6 +325,11 @@ impl Args {
                 let reason = format!("a sequence, not an experiment; write data={file}");
                 return Err(Error::rejected(file.to_string(), reason));
             }
+            Some(file) if storage::is_directory(file)? => {
+                let reason =
+                    "a directory, not an experiment; name a .toml file, or read results with --collect";
+                return Err(Error::rejected(file.display().to_string(), reason));
+            }
             Some(file) => {
                 let text = TextFile::read(file, MAX_TOML)?;
                 if text.is_stream() && self.cluster.is_for_slurm() {

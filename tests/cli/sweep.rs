@@ -499,9 +499,14 @@ fn a_sweep_without_a_file() {
         "{script}"
     );
     let mut said = Transcript::new();
-    for line in
-        ["seq.npy", "seed=0,1", "grid.toml seed=range(0, 5)", "grid.toml seed=range (0,5)", "grid.toml (0,5)"]
-    {
+    for line in [
+        "seq.npy",
+        ".",
+        "seed=0,1",
+        "grid.toml seed=range(0, 5)",
+        "grid.toml seed=range (0,5)",
+        "grid.toml (0,5)",
+    ] {
         said.reject(&sandbox, &format!("sweep {line}"));
     }
     insta::assert_snapshot!(said);

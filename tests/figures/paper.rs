@@ -137,6 +137,9 @@ fn differences_are_paired_by_seed() {
     );
     let message = rejected("results.csv", &text, Some(Kind::Ablation), &loss());
     assert!(message.starts_with("--kind ablation") && message.contains("--baseline"), "{message}");
+    let request = Request { baseline: vec![("dekay".into(), "0".into())], ..loss() };
+    let message = rejected("results.csv", &text, Some(Kind::Ablation), &request);
+    assert_eq!(message, "--baseline: no parameter dekay; the parameters are decay, seed");
 }
 
 #[test]

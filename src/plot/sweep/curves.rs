@@ -96,11 +96,7 @@ fn by(results: &Results, request: &Request) -> Result<Vec<usize>> {
         let varies = |parameter: &Parameter| parameter.varies() && parameter.name != "seed";
         return Ok((0..parameters.len()).filter(|&i| varies(&parameters[i])).collect());
     };
-    let found = results.parameter(hue).ok_or_else(|| {
-        let names: Vec<_> = parameters.iter().map(|parameter| &parameter.name[..]).collect();
-        Error::rejected("--hue", format!("no parameter {hue}; the parameters are {}", names.join(", ")))
-    });
-    Ok(vec![found?])
+    Ok(vec![results.find("--hue", hue)?])
 }
 
 impl<'a> Curves<'a> {

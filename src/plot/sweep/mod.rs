@@ -64,7 +64,10 @@ pub fn charts(
         request.clone()
     };
     let request = &match (first.kind, &request.x, request.baseline.first()) {
-        (Kind::Ablation, None, Some((name, _))) => Request { x: Some(name.clone()), ..request.clone() },
+        (Kind::Ablation, None, Some((name, _))) => {
+            results.find("--baseline", name)?;
+            Request { x: Some(name.clone()), ..request.clone() }
+        }
         _ => request.clone(),
     };
     let Some(layout) = Layout::choose(&results, request)? else {
@@ -150,10 +153,7 @@ impl Layout {
     fn choose(results: &Results, request: &Request) -> Result<Option<Self>> {
         let parameters = &results.parameters;
         let find = |flag: &str, name: &Option<String>| {
-            let Some(name) = name else { return Ok(None) };
-            let names: Vec<_> = parameters.iter().map(|parameter| &parameter.name[..]).collect();
-            let reason = || format!("no parameter {name}; the parameters are {}", names.join(", "));
-            results.parameter(name).map(Some).ok_or_else(|| Error::rejected(flag, reason()))
+            name.as_ref().map(|name| results.find(flag, name)).transpose()
         };
         let asked = [
             ("--x", &request.x),
@@ -335,10 +335,7 @@ fn baseline(results: &Results, texts: &[(String, String)]) -> Result<Option<Base
         if name.is_empty() {
             return Err(reject(format!("expected PARAMETER=VALUE, got {text}")));
         }
-        let i = results.parameter(name).ok_or_else(|| {
-            let names: Vec<_> = results.parameters.iter().map(|parameter| &parameter.name[..]).collect();
-            reject(format!("no parameter {name}; the parameters are {}", names.join(", ")))
-        })?;
+        let i = results.find("--baseline", name)?;
         let values = &results.parameters[i].values;
         let number: Option<f64> = text.parse().ok();
         let same = |value: &Value| value.text == *text || (number.is_some() && value.number == number);

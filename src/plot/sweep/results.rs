@@ -220,6 +220,14 @@ impl Results {
         column(name).map(Metric::Column).or_else(|| quotient(if name == "loss_ratio" { RATIO } else { name }))
     }
 
+    /// Returns the index of the parameter that a flag names.
+    pub fn find(&self, flag: &str, name: &str) -> Result<usize> {
+        self.parameter(name).ok_or_else(|| {
+            let names: Vec<_> = self.parameters.iter().map(|parameter| &parameter.name[..]).collect();
+            Error::rejected(flag, format!("no parameter {name}; the parameters are {}", names.join(", ")))
+        })
+    }
+
     /// Finds a parameter by its name.
     pub fn parameter(&self, name: &str) -> Option<usize> {
         self.parameters.iter().position(|parameter| parameter.name == name)
