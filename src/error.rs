@@ -91,14 +91,16 @@ pub enum Error {
     #[error("interrupted")]
     Interrupted,
     /// A signal ended a run that had saved its state.
-    #[error("interrupted after {stored} of {tokens} tokens; {} keeps them, and the same command resumes there", checkpoint.display())]
+    #[error("interrupted after {done} of {all} {unit}; {} keeps them, and the same command resumes there", checkpoint.display())]
     Preempted {
         /// Directory with the state.
         checkpoint: PathBuf,
-        /// Tokens that the state holds.
-        stored: usize,
-        /// Tokens of the run.
-        tokens: usize,
+        /// Tokens or steps that the state holds.
+        done: usize,
+        /// Tokens or steps of the run.
+        all: usize,
+        /// What is counted.
+        unit: &'static str,
     },
 }
 

@@ -13,6 +13,7 @@
 //!   files and directories;
 //! - [`plot`]: figures, made from CSV files alone;
 //! - [`config`]: settings as typed and as checked; [`run`]: one run, from configuration to published directory;
+//! - [`train`]: learns parameters from sequences, by the outer gradient of the engine;
 //! - [`sweep`]: grids of runs, resumable, and their tables; [`condition`]: comparisons that select, exclude and stop runs;
 //! - [`certificate`]: what a memory promises, tested beside planted faults;
 //! - [`compare`]: where two runs differ, and what a parameter of a sweep changes;
@@ -55,5 +56,6 @@ pub mod simd;
 pub mod statistics;
 pub mod storage;
 pub mod sweep;
+pub mod train;
 
 pub use error::{Error, Result};

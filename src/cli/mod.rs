@@ -38,6 +38,7 @@ mod sweep;
 mod sweep_report;
 mod sweep_status;
 mod table;
+mod train;
 
 use std::ffi::OsString;
 use std::io::{self, ErrorKind, Write};
@@ -68,6 +69,7 @@ enum Command {
     Retrieve(retrieve::Args),
     Repeat(repeat::Args),
     Sweep(sweep::Args),
+    Train(Box<train::Args>),
     Gradients(gradients::Args),
     Generate(generate::Args),
     ScanBench(scan_bench::Args),
@@ -142,6 +144,7 @@ fn run(args: &[OsString]) -> ExitCode {
         Command::Retrieve(args) => retrieve::run(args),
         Command::Repeat(args) => repeat::run(&args),
         Command::Sweep(args) => sweep::run(args),
+        Command::Train(args) => train::run(*args),
         Command::Gradients(args) => gradients::run(args),
         Command::Generate(args) => generate::run(args),
         Command::ScanBench(args) => scan_bench::run(&args),
@@ -170,6 +173,22 @@ fn command() -> clap::Command {
             let of_reads = ["read_after", "target", "candidates", "old_target", "top_k", "cue"];
             let hidden = ["online", "store_seq"].into_iter().chain(of_reads);
             hidden.fold(store, |store, id| store.mut_arg(id, |arg| arg.hide(true)))
+        })
+        .mut_subcommand("train", |train| {
+            let of_runs = [
+                "online",
+                "past",
+                "restart_momentum",
+                "old_target",
+                "top_k",
+                "probe",
+                "no_probe",
+                "retention",
+                "repeat",
+                "labels",
+                "device",
+            ];
+            of_runs.into_iter().fold(train, |train, id| train.mut_arg(id, |arg| arg.hide(true)))
         })
         .mut_subcommand("retrieve", |retrieve| retrieve.mut_arg("no_probe", |arg| arg.hide(true)))
 }

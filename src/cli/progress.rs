@@ -9,6 +9,7 @@ use super::sweep_report::one_line;
 use crate::escape::for_terminal;
 use crate::run::RunEvent;
 use crate::sweep::{Status, SweepEvent};
+use crate::train::TrainEvent;
 
 /// Progress bar of one run: bytes while inputs are read, tokens while the engine runs.
 pub struct Progress {
@@ -42,6 +43,50 @@ impl Progress {
 }
 
 impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Progress bar of a training: steps, and the two losses.
+pub struct TrainProgress {
+    bar: ProgressBar,
+    validation: Mutex<Option<f64>>,
+}
+
+impl TrainProgress {
+    /// Creates a bar, hidden if `quiet`.
+    pub fn new(quiet: bool) -> Self {
+        let bar = ProgressBar::no_length();
+        bar.set_draw_target(if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() });
+        bar.set_style(style("{spinner} reading {bytes}"));
+        tick(&bar);
+        Self { bar, validation: Mutex::default() }
+    }
+
+    /// Shows an event of a training.
+    pub fn show(&self, event: TrainEvent) {
+        match event {
+            TrainEvent::Loaded(bytes) => self.bar.inc(bytes),
+            TrainEvent::Starting { taken, steps } => {
+                self.bar.set_length(steps as u64);
+                self.bar.set_position(taken as u64);
+                self.bar.reset_eta();
+                self.bar.set_style(style("{bar:30} {human_pos} of {human_len} steps, {eta} left{wide_msg}"));
+            }
+            TrainEvent::Step { loss, validation } => {
+                self.bar.inc(1);
+                let mut last = self.validation.lock().expect("no thread panics while it holds the lock");
+                *last = validation.or(*last);
+                let validation = last.map_or(String::new(), |loss| format!(", validation {loss:.5}"));
+                self.bar.set_message(format!("; loss {loss:.5}{validation}"));
+            }
+            TrainEvent::Writing => self.bar.set_style(style("{spinner} writing")),
+        }
+    }
+}
+
+impl Drop for TrainProgress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }

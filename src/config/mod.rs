@@ -3,6 +3,7 @@
 //! underscores; flags override the file.
 
 mod settings;
+mod train;
 
 use std::path::{Path, PathBuf};
 
@@ -22,6 +23,9 @@ use crate::real::ElementType;
 use crate::recall::{Cue, DEFAULT_TOP_K};
 pub use settings::{GateSetting, ProbeSetting, Settings};
 pub(crate) use settings::{nearest, whole};
+pub use train::{
+    Adam, Length, Objective, OuterLoss, OutputHead, Passages, Start, TrainConfig, TrainSettings, Validation,
+};
 
 /// The command to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -31,6 +35,8 @@ pub enum Command {
     Store,
     /// `nmem retrieve`
     Retrieve,
+    /// `nmem train`
+    Train,
 }
 
 impl Command {
@@ -39,6 +45,7 @@ impl Command {
         match self {
             Self::Store => "store",
             Self::Retrieve => "retrieve",
+            Self::Train => "train",
         }
     }
 }
@@ -198,6 +205,27 @@ impl Settings {
                 Ok(())
             }
         };
+        if command == Command::Train {
+            let given = [
+                ("--online", self.online.is_some()),
+                ("--past", self.past.is_some()),
+                ("--restart-momentum", self.restart_momentum.is_some()),
+                ("--old-target", self.old_target.is_some()),
+                ("--top-k", self.top_k.is_some()),
+                ("--probe", self.probe.is_some()),
+                ("--no-probe", self.no_probe.is_some()),
+                ("--retention", self.retention.is_some()),
+                ("--repeat", self.repeat.is_some()),
+                ("--labels", self.labels.is_some()),
+            ];
+            if let Some(device @ DeviceChoice::Cuda(_)) = self.device {
+                return Err(Error::rejected(
+                    format!("--device {device}"),
+                    "training runs on the CPU only; omit it",
+                ));
+            }
+            return given.into_iter().try_for_each(|(flag, given)| unused(flag, given, "; omit it"));
+        }
         if command == Command::Store {
             unused("--online", self.online == Some(true), ", which reads nothing; use `nmem retrieve`")?;
             unused(
@@ -301,6 +329,7 @@ impl Settings {
     pub fn validate(self, command: Command) -> Result<Config> {
         let mode = match command {
             Command::Store => Mode::Store,
+            Command::Train => Mode::Online,
             Command::Retrieve if self.is_online() => Mode::Online,
             Command::Retrieve => Mode::Read,
         };

@@ -423,22 +423,32 @@ impl Settings {
     pub fn from_toml(file: &TextFile) -> Result<Self> {
         let (path, text) = (file.path(), file.text()?);
         let mut settings: Self = toml::from_str(text).map_err(|error| explain_toml(path, text, &error))?;
-        let directory = file.directory();
+        settings.start_from(file.directory());
+        Ok(settings)
+    }
+
+    /// Makes relative paths start from a directory.
+    pub(super) fn start_from(&mut self, directory: &Path) {
         let files = [
-            &mut settings.data,
-            &mut settings.memory,
-            &mut settings.past,
-            &mut settings.store_seq,
-            &mut settings.target,
-            &mut settings.candidates,
-            &mut settings.old_target,
-            &mut settings.out,
-            &mut settings.labels,
+            &mut self.data,
+            &mut self.memory,
+            &mut self.past,
+            &mut self.store_seq,
+            &mut self.target,
+            &mut self.candidates,
+            &mut self.old_target,
+            &mut self.out,
+            &mut self.labels,
         ];
         for file in files.into_iter().flatten().filter(|file| **file != Path::new("-")) {
             *file = directory.join(&*file);
         }
-        Ok(settings)
+    }
+
+    /// Returns the names of all settings.
+    pub(crate) fn names() -> Vec<String> {
+        let command = Self::augment_args(clap::Command::new(""));
+        command.get_arguments().map(|argument| argument.get_id().to_string()).collect()
     }
 
     /// Returns the choices of a program.
@@ -489,7 +499,7 @@ impl Settings {
 }
 
 /// Explains a TOML error on one line: the file, the line, the problem and the known key nearest to an unknown one.
-fn explain_toml(path: &Path, text: &str, error: &toml::de::Error) -> Error {
+pub(super) fn explain_toml(path: &Path, text: &str, error: &toml::de::Error) -> Error {
     let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
     let message = error.message().replace('\n', ", ");
     let unknown = message.strip_prefix("unknown field `").and_then(|rest| rest.split_once('`'));
@@ -499,6 +509,15 @@ fn explain_toml(path: &Path, text: &str, error: &toml::de::Error) -> Error {
     };
     let near = nearest(key, rest.split('`').skip(1).step_by(2));
     Error::rejected(path.display().to_string(), format!("line {line}: unknown setting `{key}`{near}"))
+}
+
+/// Returns the line on which a key is set, counted from 1.
+pub(super) fn line_of(text: &str, key: &str) -> Option<usize> {
+    let is_set = |line: &str| {
+        let name = line.split('=').next().unwrap_or_default().trim();
+        name.trim_matches(['"', '\'']) == key
+    };
+    text.lines().position(is_set).map(|line| line + 1)
 }
 
 /// Returns a hint with the known name most similar to an unknown one, or an empty text if none is similar.

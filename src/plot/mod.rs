@@ -5,7 +5,7 @@
 //! - [`downsample`]: a line of any length in bounded memory, every spike kept.
 //! - [`series`]: metrics.csv → such lines, means over heads and sequences.
 //! - `chart`: the description of a figure. `axis`: limits, ticks and labels. `colours`: colour scales for numbers.
-//! - Kinds: `timeline` (and maps of heads), `columns` (any columns, boxes, changes of topic), `retention`, `scan_bench`, and
+//! - Kinds: `timeline` (and maps of heads), `columns` (any columns, boxes, changes of topic), `retention`, `scan_bench`, `training`, and
 //!   `sweep` (lines, maps, differences, one result against another, curves over tokens).
 //! - Back ends: `sheet` lays a chart out and draws it on a `canvas`, as SVG, with its `legend` and a `frame` for each panel; `pages` makes PDF and PNG of
 //!   that. `pgfplots` writes TeX, [`terminal`] characters, and `table` the data as CSV.
@@ -40,6 +40,7 @@ mod table;
 pub mod terminal;
 mod theme;
 mod timeline;
+mod training;
 
 use std::fmt;
 use std::path::Path;
@@ -141,6 +142,7 @@ fn charts(
         Kind::Timeline | Kind::Gates => timelines_or_columns(sources, request, check)?,
         Kind::Columns | Kind::Boxes => one(columns::chart(sources, request, check)?),
         Kind::Topics => (vec![columns::topics(sources, request, check)?], Vec::new()),
+        Kind::Training => (vec![training::chart(sources, request, check)?], Vec::new()),
         Kind::Lags => (vec![retention::lags(sources, request, check)?], Vec::new()),
         _ if together && first.of_sweep => sweep::charts(sources, request, check)?,
         _ => each(sources, request, check)?,

@@ -39,6 +39,8 @@ pub enum Kind {
     Pareto,
     /// results.csv and the runs that it lists: a quantity over tokens, mean and band over seeds for each setting.
     Curves,
+    /// train.csv: losses, norms of gradients and learning rate against steps.
+    Training,
     /// scan_bench.csv: time and bandwidth against steps.
     Scan,
     /// scan_bench.csv: time of one algorithm over that of the others.
@@ -60,16 +62,18 @@ impl Kind {
             }
             Self::Retention | Self::Lags => "retention.csv",
             Self::Sweep | Self::Map | Self::Ablation | Self::Pareto | Self::Curves => "results.csv",
+            Self::Training => "train.csv",
             Self::Scan | Self::Speedup => "scan_bench.csv",
         }
     }
 
     /// Columns that identify a file, and its default kind.
-    const SIGNATURES: [(&'static [&'static str], Self); 4] = [
+    const SIGNATURES: [(&'static [&'static str], Self); 5] = [
         (&["algorithm", "median_ms", "gb_per_s"], Self::Scan),
         (&["chunk", "head", "surprise"], Self::Timeline),
         (&["chunk", "after", "loss_at_w"], Self::Retention),
         (&["run", "status"], Self::Sweep),
+        (&["step", "loss", "validation"], Self::Training),
     ];
 
     /// Whether files detected as `detected` can be drawn as this kind.
@@ -211,7 +215,7 @@ fn settings_of_runs(directories: &[&Path]) -> Option<Vec<String>> {
 }
 
 fn in_directory(directory: &Path, kind: Option<Kind>) -> Result<PathBuf> {
-    let all = ["metrics.csv", "results.csv", "scan_bench.csv", "retention.csv"];
+    let all = ["metrics.csv", "results.csv", "scan_bench.csv", "retention.csv", "train.csv"];
     let wanted = kind.map_or(all.to_vec(), |kind| vec![kind.file()]);
     for name in &wanted {
         let path = directory.join(name);
@@ -230,7 +234,8 @@ fn in_directory(directory: &Path, kind: Option<Kind>) -> Result<PathBuf> {
 
 /// Explains why a file with these columns is not drawn, and names what can be.
 fn not_a_table(columns: &[&str]) -> String {
-    const FIX: &str = "pass a metrics.csv, retention.csv, results.csv or scan_bench.csv that nmem wrote";
+    const FIX: &str =
+        "pass a metrics.csv, retention.csv, results.csv, scan_bench.csv or train.csv that nmem wrote";
     let is_text = columns
         .iter()
         .all(|name| !name.contains(|c: char| c.is_control() || c == char::REPLACEMENT_CHARACTER));
@@ -244,7 +249,7 @@ fn not_a_table(columns: &[&str]) -> String {
 /// Returns the name of the directory if the file has its usual name, otherwise the file's, and the path that ends in it.
 fn named(csv: &Path) -> (String, PathBuf) {
     let stem = csv.file_stem().unwrap_or_default();
-    let usual = ["metrics", "results", "scan_bench", "retention"].iter().any(|&usual| stem == usual);
+    let usual = ["metrics", "results", "scan_bench", "retention", "train"].iter().any(|&usual| stem == usual);
     let absolute = std::path::absolute(csv).unwrap_or_else(|_| csv.to_path_buf());
     let directory = absolute.parent().filter(|directory| usual && directory.file_name().is_some());
     let named = directory.unwrap_or(&absolute);

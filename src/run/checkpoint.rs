@@ -11,6 +11,7 @@ use ndarray::{ArrayView2, ArrayViewMut2};
 use serde_json::Value;
 
 use super::files::Files;
+use super::identity::write_json;
 use super::{RunIdentity, commit, read_json};
 use crate::engine::{Outcome, Sink};
 use crate::error::{Error, Result};
@@ -19,30 +20,24 @@ use crate::memory::State;
 use crate::metrics::ChunkMetrics;
 use crate::real::Real;
 use crate::sequence::{Sequences, Shape};
-use crate::storage::{self, OutFile, ResultsDirectory};
+use crate::storage::{self, ResultsDirectory};
 
 const DESCRIPTION: &str = "checkpoint.json";
 
-/// Place where a run saves its state if it is ended early.
-pub(super) struct Checkpoint<'a> {
+/// State of an unfinished run beside its directory `OUT`: `OUT.checkpoint`, with the settings and inputs of the run.
+pub(crate) struct SavedState {
     path: PathBuf,
     /// Whether a state from which this run resumes is there.
     exists: bool,
     description: Value,
-    preempted: &'a (dyn Fn() -> bool + Sync),
 }
 
-impl<'a> Checkpoint<'a> {
+impl SavedState {
     /// Looks for the state of an earlier start of the run `identity` beside its directory `out`.
     ///
     /// # Errors
     /// The state of another run, unless `replace`.
-    pub fn open(
-        out: &Path,
-        identity: &RunIdentity,
-        replace: bool,
-        preempted: &'a (dyn Fn() -> bool + Sync),
-    ) -> Result<Self> {
+    pub fn open(out: &Path, identity: &RunIdentity, replace: bool) -> Result<Self> {
         let mut name = storage::without_slash(out).into_os_string();
         name.push(".checkpoint");
         let path = PathBuf::from(name);
@@ -62,10 +57,53 @@ impl<'a> Checkpoint<'a> {
                 );
                 Err(Error::rejected("--out", reason))
             }
-            difference => {
-                Ok(Self { path, exists: found.is_some() && difference.is_none(), description, preempted })
-            }
+            difference => Ok(Self { path, exists: found.is_some() && difference.is_none(), description }),
         }
+    }
+
+    /// Returns the directory of the state.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the directory with the state to resume from.
+    pub fn found(&self) -> Option<&Path> {
+        self.exists.then_some(&*self.path)
+    }
+
+    /// Replaces the state by the files that `write` puts into a directory.
+    pub fn save(&self, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        let directory = ResultsDirectory::open(&self.path, true)?;
+        let all = || {
+            write(directory.path())?;
+            write_json(&directory.path().join(DESCRIPTION), &self.description)
+        };
+        all().map_err(|error| directory.explain(error))?;
+        directory.publish()
+    }
+
+    /// Removes the state once the run's results are in place.
+    pub fn remove(&self) -> Result<()> {
+        let is_own = storage::kind_of(&self.path.join(DESCRIPTION))?.is_some();
+        if is_own { storage::remove_directory(&self.path) } else { Ok(()) }
+    }
+}
+
+/// Place where a run of the engine saves its state if it is ended early.
+pub(super) struct Checkpoint<'a> {
+    saved: SavedState,
+    preempted: &'a (dyn Fn() -> bool + Sync),
+}
+
+impl<'a> Checkpoint<'a> {
+    /// Looks for the state of an earlier start: see [`SavedState::open`].
+    pub fn open(
+        out: &Path,
+        identity: &RunIdentity,
+        replace: bool,
+        preempted: &'a (dyn Fn() -> bool + Sync),
+    ) -> Result<Self> {
+        Ok(Self { saved: SavedState::open(out, identity, replace)?, preempted })
     }
 
     /// Returns whether the run should save its state and end.
@@ -75,7 +113,7 @@ impl<'a> Checkpoint<'a> {
 
     /// Returns the directory with the state to resume from.
     pub fn found(&self) -> Option<&Path> {
-        self.exists.then_some(&*self.path)
+        self.saved.found()
     }
 
     /// Reads the state to resume from.
@@ -87,24 +125,16 @@ impl<'a> Checkpoint<'a> {
 
     /// Writes the checkpoint. `memory` writes memory.safetensors; metrics.csv is moved from the directory `from`.
     pub fn save(&self, from: &Path, memory: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
-        let directory = ResultsDirectory::open(&self.path, true)?;
-        let write = || {
-            memory(&directory.path().join("memory.safetensors"))?;
-            storage::rename(&from.join("metrics.csv"), &directory.path().join("metrics.csv"))?;
-            let mut json =
-                serde_json::to_string_pretty(&self.description).expect("text and numbers can be serialized");
-            json.push('\n');
-            OutFile::write_new(&directory.path().join(DESCRIPTION), json.as_bytes())
-        };
-        write().map_err(|error| directory.explain(error))?;
-        directory.publish()?;
-        Ok(self.path.clone())
+        self.saved.save(|directory| {
+            memory(&directory.join("memory.safetensors"))?;
+            storage::rename(&from.join("metrics.csv"), &directory.join("metrics.csv"))
+        })?;
+        Ok(self.saved.path().to_path_buf())
     }
 
     /// Removes the checkpoint once the run's results are in place.
     pub fn remove(&self) -> Result<()> {
-        let is_own = storage::kind_of(&self.path.join(DESCRIPTION))?.is_some();
-        if is_own { storage::remove_directory(&self.path) } else { Ok(()) }
+        self.saved.remove()
     }
 }
 

@@ -5,14 +5,15 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
+use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::{Resolved, ResolvedInputs, commit};
+use super::{ResolvedInputs, commit};
 use crate::config::{Command, Config};
 use crate::error::{Error, Result};
 use crate::io::text::TextFile;
 use crate::real::ElementType;
-use crate::storage;
+use crate::storage::{self, OutFile};
 
 /// Maximum size of a run.json in bytes. The longest part is the command line, which systems limit to some megabytes.
 const MAX_JSON: usize = 16 << 20;
@@ -42,6 +43,14 @@ impl RunIdentity {
             dtype: config.dtype,
             inputs: inputs.hashes(),
         }
+    }
+
+    /// Adds settings and inputs that the run has beside those of its memory.
+    #[must_use]
+    pub fn with(mut self, config: &impl Serialize, inputs: BTreeMap<String, String>) -> Self {
+        self.config.extend(settings(config));
+        self.inputs.extend(inputs);
+        self
     }
 
     /// Returns the subcommand.
@@ -107,13 +116,20 @@ pub fn read_json(path: &Path) -> Result<Option<Value>> {
         .map_err(|error| Error::file(path, "JSON", error.to_string()))
 }
 
+/// Writes a new file of indented JSON.
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let mut json = serde_json::to_string_pretty(value).expect("text and numbers can be serialized");
+    json.push('\n');
+    OutFile::write_new(path, json.as_bytes())
+}
+
 /// Returns which input has other content than before.
 pub fn changed_input(before: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> Option<String> {
     let role = before.keys().chain(now.keys()).find(|role| before.get(*role) != now.get(*role))?;
     Some(format!("the content of {role} has changed"))
 }
 
-fn settings(config: &Resolved) -> Map<String, Value> {
+fn settings(config: &impl Serialize) -> Map<String, Value> {
     match serde_json::to_value(config) {
         Ok(Value::Object(settings)) => settings.into_iter().filter(|(_, value)| !value.is_null()).collect(),
         _ => unreachable!("a struct of settings is a JSON object"),

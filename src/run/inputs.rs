@@ -82,16 +82,16 @@ fn shared<K: PartialEq, V>(all: &Cache<K, V>, key: K, make: impl FnOnce() -> Res
 
 /// The inputs of one run, checked against its configuration and each other.
 pub struct ResolvedInputs {
-    pub(super) data: Arc<NpySequences>,
-    pub(super) store_seq: Option<Arc<NpySequences>>,
+    pub(crate) data: Arc<NpySequences>,
+    pub(crate) store_seq: Option<Arc<NpySequences>>,
     memory: ResolvedMemory,
     pub(super) labels: Option<Labels>,
     /// Files that say what should be read.
-    pub(super) targets: Option<Targets>,
+    pub(crate) targets: Option<Targets>,
     /// Files that were read.
     pub files: Vec<InputFile>,
-    pub(super) program: Program,
-    pub(super) gates: Gates,
+    pub(crate) program: Program,
+    pub(crate) gates: Gates,
 }
 
 /// Memory of a run. A random one is created only when needed, because a sweep has many.
@@ -290,7 +290,7 @@ impl ResolvedInputs {
 
     /// Returns how many times each query is presented: once, or as often as fills a chunk where a model would mix it with
     /// other queries.
-    pub(super) fn repeats(&self, config: &Config) -> usize {
+    pub(crate) fn repeats(&self, config: &Config) -> usize {
         let alone = config.cue == Cue::Single
             && self.program.model.graph(self.memory.dimensions().dim_head).mixes_tokens();
         if alone { self.program.chunk_size() } else { 1 }
@@ -318,6 +318,11 @@ impl ResolvedInputs {
             repeat: config.repeat,
             plots: config.plots,
         }
+    }
+
+    /// Returns the memory's parameters, and its state if it has one.
+    pub(crate) fn memory_file(&self) -> Arc<MemoryFile> {
+        self.memory.get(&self.program)
     }
 
     /// Returns the memory and its initial state.

@@ -34,10 +34,12 @@ use crate::real::{ElementType, Real};
 use crate::recall::RecallReport;
 use crate::storage::{self, OutFile, ResultsDirectory};
 use checkpoint::Checkpoint;
+pub(crate) use checkpoint::SavedState;
 pub use compute::start_threads;
 use compute::{Computed, median};
 use files::Files;
 pub use gradients::{GradientArray, GradientReport, Request as GradientRequest, gradients};
+pub(crate) use identity::write_json;
 pub use identity::{Build, RunIdentity, changed_input, hexadecimal, read_json};
 use inputs::Loaded;
 pub use inputs::{InputCache, ResolvedInputs};
@@ -286,7 +288,8 @@ impl Run<'_> {
             let stored = state.stored.tokens - first_token;
             let checkpoint = checkpoint
                 .save(directory, |path| file.save(path, Some(&state), &inputs.program, inputs.gates))?;
-            return Err(Error::Preempted { checkpoint, stored, tokens: inputs.data.dims().tokens });
+            let all = inputs.data.dims().tokens;
+            return Err(Error::Preempted { checkpoint, done: stored, all, unit: "tokens" });
         }
         observe(RunEvent::Writing)?;
 
@@ -341,9 +344,7 @@ impl Run<'_> {
         let threads_used = self.threads_used(&memory, inputs).min(threads);
         let (report, statistics) = self.report(inputs, &state, threads_used, results);
         if let Some((directory, _)) = directory {
-            let mut json = serde_json::to_string_pretty(&report).expect("text and numbers can be serialized");
-            json.push('\n');
-            OutFile::write_new(&directory.join("run.json"), json.as_bytes())?;
+            write_json(&directory.join("run.json"), &report)?;
         }
         Ok(RunOutput { report, statistics, engine_bytes, waited })
     }

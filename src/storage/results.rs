@@ -12,7 +12,7 @@ use super::{create_missing, fault, kind_of, parent_of, sync_directory, without_s
 use crate::error::{Error, Result};
 
 /// Names of the files, other than figures, that a run or a benchmark writes at the top of its directory.
-const FILES: [&str; 10] = [
+const FILES: [&str; 13] = [
     "metrics.csv",
     "retention.csv",
     "unstored.csv",
@@ -23,13 +23,16 @@ const FILES: [&str; 10] = [
     "scan_bench.csv",
     "machine.json",
     "checkpoint.json",
+    "train.csv",
+    "head.safetensors",
+    "training.safetensors",
 ];
 /// Files that identify a result directory. Every one holds one of them.
 const MARKERS: [&str; 3] = ["run.json", "machine.json", "checkpoint.json"];
 /// Name of the directory with figures.
 const PLOTS: &str = "plots";
 /// Names of the figures of runs and benchmarks.
-const FIGURES: [&str; 14] = [
+const FIGURES: [&str; 15] = [
     "timeline",
     "surprise",
     "loss_ratio",
@@ -44,6 +47,7 @@ const FIGURES: [&str; 14] = [
     "lags",
     "speedup",
     "topics-loss_ratio",
+    "training",
 ];
 /// File extensions of figures and of their data.
 const ENDINGS: [&str; 5] = ["svg", "pdf", "png", "tex", "csv"];

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::LazyLock;
 
-use clap::Args;
 use toml::{Table, Value};
 
 use super::experiment::Kind;
@@ -49,10 +48,7 @@ pub(super) struct InvalidSetting {
 }
 
 /// Names of all settings.
-static KNOWN: LazyLock<Vec<String>> = LazyLock::new(|| {
-    let command = Settings::augment_args(clap::Command::new(""));
-    command.get_arguments().map(|argument| argument.get_id().to_string()).collect()
-});
+static KNOWN: LazyLock<Vec<String>> = LazyLock::new(Settings::names);
 
 /// Parses a condition on the settings and notes of a run and, if `results` exist, on its results.
 pub fn condition_on_row(text: &str, results: bool) -> Result<Condition, String> {

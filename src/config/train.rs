@@ -1,0 +1,769 @@
+//! Settings of `nmem train`, beside those of the memory that is trained.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::settings::{line_of, nearest, whole};
+use super::{Command, Config, RecallFiles, Settings};
+use crate::error::{Error, Result};
+use crate::io::text::TextFile;
+
+/// What the memory learns to read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Objective {
+    /// The next token.
+    #[default]
+    Next,
+    /// The token itself; with `visible`, its hidden coordinates.
+    Reconstruct,
+    /// The value of a query, from --target.
+    Value,
+}
+
+/// How what is read becomes an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum OutputHead {
+    /// A linear layer with bias, learned too.
+    Linear,
+    /// What is read itself; its last columns, where targets are narrower.
+    None,
+}
+
+/// Loss of an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum OuterLoss {
+    /// Mean over tokens and columns of (answer − target)².
+    #[default]
+    MeanSquare,
+    /// Mean over tokens of −log softmax of the answer's products with all candidates, at the right one.
+    CrossEntropy,
+}
+
+/// Settings of the training before validation.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainSettings {
+    /// What reads learn to give: the next token, the token itself (with --visible its hidden coordinates), or the values in
+    /// --target [default: next; value with --target]
+    #[arg(
+        long,
+        value_enum,
+        help_heading = "Objective",
+        hide_possible_values = true,
+        value_name = "next|reconstruct|value"
+    )]
+    pub objective: Option<Objective>,
+    /// Layer from what is read to the answer [default: linear; none with --objective value]
+    #[arg(
+        long,
+        value_enum,
+        help_heading = "Objective",
+        hide_possible_values = true,
+        value_name = "linear|none"
+    )]
+    pub output_head: Option<OutputHead>,
+    /// Loss of the answers; cross-entropy is over the rows of --candidates [default: mean-square]
+    #[arg(
+        long,
+        value_enum,
+        help_heading = "Objective",
+        hide_possible_values = true,
+        value_name = "mean-square|cross-entropy"
+    )]
+    pub outer_loss: Option<OuterLoss>,
+    /// Coordinates that queries see, separated by commas. The others are zeros to them: retrieve_norm.weight is 0 there, and
+    /// stays 0 [default: all]
+    #[arg(long, help_heading = "Objective", value_delimiter = ',', value_name = "LIST", value_parser = whole::<usize>)]
+    pub visible: Option<Vec<usize>>,
+    /// Tokens of each example that have no loss [default: those that read zeros before the first chunk is stored]
+    #[arg(long, help_heading = "Objective", value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true)]
+    pub skip: Option<usize>,
+
+    /// Tokens of an example, cut at random places out of longer sequences [default: whole sequences]
+    #[arg(long, help_heading = "Examples", value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true)]
+    pub window: Option<usize>,
+    /// Blocks of consecutive tokens that belong together (CSV: start, end, optionally source). An example of --window tokens
+    /// is then composed of passages from random blocks, no two neighbours of one source
+    #[arg(long, help_heading = "Examples", value_name = "FILE.csv")]
+    pub blocks: Option<PathBuf>,
+    /// Fewest tokens of a passage [default: 32]
+    #[arg(long, help_heading = "Examples", value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true)]
+    pub passage_min: Option<usize>,
+    /// Most tokens of a passage [default: 96]
+    #[arg(long, help_heading = "Examples", value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true)]
+    pub passage_max: Option<usize>,
+    /// Divisor of the lengths of passages, and of the place at which a window begins within its first passage [default: the
+    /// chunk size]
+    #[arg(long, help_heading = "Examples", value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true)]
+    pub passage_step: Option<usize>,
+    /// Chance that a passage is an earlier one of the window again [default: 0]
+    #[arg(long, help_heading = "Examples", value_name = "P", allow_negative_numbers = true)]
+    pub passage_repeat: Option<f64>,
+
+    /// Sequences for validation
+    #[arg(long, help_heading = "Validation", value_name = "FILE.npy")]
+    pub validation: Option<PathBuf>,
+    /// Sequences that are stored while those of --validation are read
+    #[arg(long, help_heading = "Validation", value_name = "FILE.npy")]
+    pub validation_store: Option<PathBuf>,
+    /// Targets of --validation
+    #[arg(long, help_heading = "Validation", value_name = "FILE.npy")]
+    pub validation_target: Option<PathBuf>,
+    /// Examples made of rows of --validation (CSV: layout, position, row)
+    #[arg(long, help_heading = "Validation", value_name = "FILE.csv")]
+    pub validation_layouts: Option<PathBuf>,
+    /// Share of the sequences, or of the tokens of a single one, that is kept back at the end for validation [default: 0]
+    #[arg(long, help_heading = "Validation", value_name = "X", allow_negative_numbers = true)]
+    pub validation_split: Option<f64>,
+    /// Steps between validations [default: a twentieth of all steps]
+    #[arg(long, help_heading = "Validation", value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true)]
+    pub validate_every: Option<usize>,
+    /// End after this many validations without a new best [default: never]
+    #[arg(long, help_heading = "Validation", value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true)]
+    pub patience: Option<usize>,
+
+    /// Steps of the optimiser [default: 1000]
+    #[arg(long, help_heading = "Optimiser", value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true)]
+    pub steps: Option<usize>,
+    /// Passes over all sequences, in place of --steps
+    #[arg(long, help_heading = "Optimiser", value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true)]
+    pub epochs: Option<usize>,
+    /// Examples of a step [default: 1]
+    #[arg(long, help_heading = "Optimiser", value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true)]
+    pub batch: Option<usize>,
+    /// Learning rate of AdamW after the warm-up [default: 0.001]
+    #[arg(long, help_heading = "Optimiser", value_name = "X", allow_negative_numbers = true)]
+    pub rate: Option<f64>,
+    /// Steps over which the rate rises from zero [default: 0]
+    #[arg(long, help_heading = "Optimiser", value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true)]
+    pub warmup: Option<usize>,
+    /// Share of the rate that the cosine after the warm-up ends at [default: 0]
+    #[arg(long, help_heading = "Optimiser", value_name = "X", allow_negative_numbers = true)]
+    pub final_rate: Option<f64>,
+    /// Factor of the rate for gate layers; 0 leaves them as they are [default: 1]
+    #[arg(long, help_heading = "Optimiser", value_name = "X", allow_negative_numbers = true)]
+    pub gate_rate: Option<f64>,
+    /// Factor of the rate for the initial memory weights; 0 leaves them as they are [default: 1]
+    #[arg(long, help_heading = "Optimiser", value_name = "X", allow_negative_numbers = true)]
+    pub memory_rate: Option<f64>,
+    /// Decoupled weight decay [default: 0]
+    #[arg(long, help_heading = "Optimiser", value_name = "X", allow_negative_numbers = true)]
+    pub weight_decay: Option<f64>,
+    /// Weight decay of gate layers [default: that of --weight-decay]
+    #[arg(long, help_heading = "Optimiser", value_name = "X", allow_negative_numbers = true)]
+    pub gate_weight_decay: Option<f64>,
+    /// Weight decay of the initial memory weights [default: that of --weight-decay]
+    #[arg(long, help_heading = "Optimiser", value_name = "X", allow_negative_numbers = true)]
+    pub memory_weight_decay: Option<f64>,
+    /// Weight decay of the weights and gains of norms [default: 0]
+    #[arg(long, help_heading = "Optimiser", value_name = "X", allow_negative_numbers = true)]
+    pub norm_weight_decay: Option<f64>,
+    /// β₁ of AdamW [default: 0.9]
+    #[arg(long, help_heading = "Optimiser", value_name = "X", allow_negative_numbers = true)]
+    pub beta1: Option<f64>,
+    /// β₂ of AdamW [default: 0.999]
+    #[arg(long, help_heading = "Optimiser", value_name = "X", allow_negative_numbers = true)]
+    pub beta2: Option<f64>,
+    /// ε of AdamW [default: 1e-8]
+    #[arg(long, help_heading = "Optimiser", value_name = "X", allow_negative_numbers = true)]
+    pub adam_epsilon: Option<f64>,
+    /// Largest norm of a step's gradient; a longer one is scaled down [default: no limit]
+    #[arg(long, help_heading = "Optimiser", value_name = "X", allow_negative_numbers = true)]
+    pub clip: Option<f64>,
+    /// Cut gradients off after every N tokens, a multiple of the chunk size [default: never]
+    #[arg(long, help_heading = "Optimiser", value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true)]
+    pub truncate: Option<usize>,
+
+    /// Factors of a random memory's weights, one for all or one each, separated by commas [default: 1]
+    #[arg(
+        long,
+        help_heading = "Start",
+        value_delimiter = ',',
+        value_name = "LIST",
+        allow_negative_numbers = true
+    )]
+    #[serde(default, deserialize_with = "one_or_more")]
+    pub memory_scale: Option<Vec<f64>>,
+    /// Multiples of the identity added to them, one for all or one each [default: 0]
+    #[arg(
+        long,
+        help_heading = "Start",
+        value_delimiter = ',',
+        value_name = "LIST",
+        allow_negative_numbers = true
+    )]
+    #[serde(default, deserialize_with = "one_or_more")]
+    pub memory_identity: Option<Vec<f64>>,
+    /// Start the projection of queries as that of keys
+    #[arg(long, help_heading = "Start", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
+    pub tie_queries: Option<bool>,
+    /// Factor of the random gate layers [default: 1]
+    #[arg(long, help_heading = "Start", value_name = "X", allow_negative_numbers = true)]
+    pub gate_scale: Option<f64>,
+    /// Coordinate that is 1 in every token. Gates without biases start at their values below through it
+    #[arg(long, help_heading = "Start", value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true)]
+    pub constant: Option<usize>,
+    /// Learning rate θ that the gates start at, one for all heads or one each
+    #[arg(
+        long,
+        help_heading = "Start",
+        value_delimiter = ',',
+        value_name = "LIST",
+        allow_negative_numbers = true
+    )]
+    #[serde(default, deserialize_with = "one_or_more")]
+    pub start_learning_rate: Option<Vec<f64>>,
+    /// Momentum η that the gates start at
+    #[arg(
+        long,
+        help_heading = "Start",
+        value_delimiter = ',',
+        value_name = "LIST",
+        allow_negative_numbers = true
+    )]
+    #[serde(default, deserialize_with = "one_or_more")]
+    pub start_momentum: Option<Vec<f64>>,
+    /// Decay α that the gates start at
+    #[arg(
+        long,
+        help_heading = "Start",
+        value_delimiter = ',',
+        value_name = "LIST",
+        allow_negative_numbers = true
+    )]
+    #[serde(default, deserialize_with = "one_or_more")]
+    pub start_decay: Option<Vec<f64>>,
+
+    /// Seconds between checkpoints, from which an ended training resumes [default: 30]
+    #[arg(long, help_heading = "Run", value_name = "SECONDS", allow_negative_numbers = true)]
+    pub checkpoint_every: Option<f64>,
+}
+
+/// Reads a number, or a list of them.
+fn one_or_more<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<f64>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a number or a list of numbers")]
+    enum Numbers {
+        One(f64),
+        Many(Vec<f64>),
+    }
+    Numbers::deserialize(deserializer).map(|numbers| match numbers {
+        Numbers::One(x) => Some(vec![x]),
+        Numbers::Many(list) => Some(list),
+    })
+}
+
+/// Settings of the training, checked, with all defaults filled in.
+#[derive(Clone, Debug, Serialize)]
+pub struct TrainConfig {
+    /// What reads learn to give.
+    pub objective: Objective,
+    /// How what is read becomes an answer.
+    pub output_head: OutputHead,
+    /// Loss of an answer.
+    pub outer_loss: OuterLoss,
+    /// Coordinates that queries see; `None` is all.
+    pub visible: Option<Vec<usize>>,
+    /// Tokens of each example that have no loss; `None` are those that read zeros.
+    pub skip: Option<usize>,
+    /// Tokens of an example; `None` is a whole sequence.
+    pub window: Option<usize>,
+    /// Composition of windows.
+    #[serde(flatten)]
+    pub passages: Option<Passages>,
+    /// Files and rule of the validation.
+    #[serde(skip)]
+    pub validation: Validation,
+    /// Share of the sequences, or of the tokens of a single one, for validation.
+    pub validation_split: f64,
+    /// Steps between validations; `None` is a twentieth of all.
+    pub validate_every: Option<usize>,
+    /// Validations without a new best after which training ends.
+    pub patience: Option<usize>,
+    /// Number of steps.
+    pub length: Length,
+    /// Examples of a step.
+    pub batch: usize,
+    /// Optimiser.
+    #[serde(flatten)]
+    pub adam: Adam,
+    /// Tokens after whose multiples gradients are cut off.
+    pub truncate: Option<usize>,
+    /// Starting values of a random memory.
+    #[serde(flatten)]
+    pub start: Start,
+    /// Seed of examples, and of a random memory.
+    pub seed: u64,
+    /// Seconds between checkpoints.
+    #[serde(skip)]
+    pub checkpoint_every: f64,
+}
+
+/// Length of a training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Length {
+    /// A number of steps.
+    Steps(usize),
+    /// A number of passes over all sequences.
+    Epochs(usize),
+}
+
+/// Composition of windows from passages.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Passages {
+    /// File of blocks.
+    #[serde(skip)]
+    pub blocks: PathBuf,
+    /// Fewest tokens of a passage.
+    pub passage_min: usize,
+    /// Most tokens of a passage.
+    pub passage_max: usize,
+    /// Divisor of their lengths; `None` is the chunk size.
+    pub passage_step: Option<usize>,
+    /// Chance that a passage is an earlier one again.
+    pub passage_repeat: f64,
+}
+
+/// Files of the validation.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Validation {
+    /// Sequences that are read.
+    pub data: Option<PathBuf>,
+    /// Sequences that are stored meanwhile.
+    pub store: Option<PathBuf>,
+    /// What should be read.
+    pub target: Option<PathBuf>,
+    /// Examples made of rows of `data`.
+    pub layouts: Option<PathBuf>,
+}
+
+/// Settings of AdamW (arXiv 1711.05101) and its schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Adam {
+    /// Learning rate after the warm-up.
+    pub rate: f64,
+    /// Steps over which it rises.
+    pub warmup: usize,
+    /// Share of it that the cosine ends at.
+    pub final_rate: f64,
+    /// Factor of the rate for gate layers.
+    pub gate_rate: f64,
+    /// Factor of the rate for memory weights.
+    pub memory_rate: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Weight decay of gate layers.
+    pub gate_weight_decay: f64,
+    /// Weight decay of memory weights.
+    pub memory_weight_decay: f64,
+    /// Weight decay of norms.
+    pub norm_weight_decay: f64,
+    /// β₁.
+    pub beta1: f64,
+    /// β₂.
+    pub beta2: f64,
+    /// ε.
+    pub adam_epsilon: f64,
+    /// Largest norm of a gradient.
+    pub clip: Option<f64>,
+}
+
+/// Starting values of a random memory.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Start {
+    /// Factors of the memory weights: none, one for all, or one each.
+    pub memory_scale: Vec<f64>,
+    /// Multiples of the identity added to them.
+    pub memory_identity: Vec<f64>,
+    /// Whether the projection of queries starts as that of keys.
+    pub tie_queries: bool,
+    /// Factor of the gate layers.
+    pub gate_scale: f64,
+    /// Coordinate that is 1 in every token.
+    pub constant: Option<usize>,
+    /// θ, η and α that the gates start at: none, one for all heads, or one each.
+    pub start_learning_rate: Vec<f64>,
+    /// See `start_learning_rate`.
+    pub start_momentum: Vec<f64>,
+    /// See `start_learning_rate`.
+    pub start_decay: Vec<f64>,
+}
+
+impl Start {
+    /// Returns the flag of the first setting that changes a random memory.
+    fn changes(&self) -> Option<&'static str> {
+        [
+            ("--memory-scale", !self.memory_scale.is_empty()),
+            ("--memory-identity", !self.memory_identity.is_empty()),
+            ("--tie-queries", self.tie_queries),
+            ("--gate-scale", (self.gate_scale - 1.0).abs() > 0.0),
+            ("--constant", self.constant.is_some()),
+            ("--start-learning-rate", !self.start_learning_rate.is_empty()),
+            ("--start-momentum", !self.start_momentum.is_empty()),
+            ("--start-decay", !self.start_decay.is_empty()),
+        ]
+        .into_iter()
+        .find_map(|(flag, changes)| changes.then_some(flag))
+    }
+}
+
+impl TrainSettings {
+    /// Names of all settings.
+    pub(crate) fn names() -> Vec<String> {
+        let command = Self::augment_args(clap::Command::new(""));
+        command.get_arguments().map(|argument| argument.get_id().to_string()).collect()
+    }
+
+    /// Reads a TOML file that holds settings of the memory and of its training. Relative paths start from the file's
+    /// [directory](TextFile::directory).
+    ///
+    /// # Errors
+    /// A file that is not TOML, an unknown key, and a value of the wrong type.
+    pub fn from_toml(file: &TextFile) -> Result<(Settings, Self)> {
+        let (path, text) = (file.path(), file.text()?);
+        let (own, memory) = (Self::names(), Settings::names());
+        let all: toml::Table =
+            toml::from_str(text).map_err(|error| super::settings::explain_toml(path, text, &error))?;
+        let (mut of_training, mut others) = (toml::Table::new(), toml::Table::new());
+        for (key, value) in all {
+            let reject = |reason: String| {
+                let place = line_of(text, &key).map_or(String::new(), |line| format!("line {line}: "));
+                Error::rejected(path.display().to_string(), format!("{place}{reason}"))
+            };
+            let single = toml::Table::from_iter([(key.clone(), value.clone())]);
+            let checked = if own.contains(&key) {
+                single.try_into::<Self>().map(drop)
+            } else if memory.contains(&key) {
+                single.try_into::<Settings>().map(drop)
+            } else {
+                let near = nearest(&key, own.iter().chain(&memory).map(String::as_str));
+                return Err(reject(format!("unknown setting `{key}`{near}")));
+            };
+            checked.map_err(|error| {
+                let message = error.message().replace('\n', ", ");
+                let message =
+                    ["usize", "u64"].iter().fold(message, |text, of| text.replace(of, "a whole number"));
+                reject(format!("{key}: {message}"))
+            })?;
+            let to = if own.contains(&key) { &mut of_training } else { &mut others };
+            to.insert(key, value);
+        }
+        let mut of_training: Self = of_training.try_into().expect("each was checked");
+        let mut settings: Settings = others.try_into().expect("each was checked");
+        settings.start_from(file.directory());
+        let files = [
+            &mut of_training.blocks,
+            &mut of_training.validation,
+            &mut of_training.validation_store,
+            &mut of_training.validation_target,
+            &mut of_training.validation_layouts,
+        ];
+        for path in files.into_iter().flatten() {
+            *path = file.directory().join(&*path);
+        }
+        Ok((settings, of_training))
+    }
+
+    /// Returns these settings, completed by those of `other`. A number of epochs overrides one of steps, and the reverse.
+    #[must_use]
+    pub fn or(self, mut other: Self) -> Self {
+        if self.steps.is_some() || self.epochs.is_some() {
+            (other.steps, other.epochs) = (None, None);
+        }
+        macro_rules! each {
+            ($($field:ident,)*) => { Self { $($field: self.$field.or(other.$field),)* } };
+        }
+        each!(
+            objective,
+            output_head,
+            outer_loss,
+            visible,
+            skip,
+            window,
+            blocks,
+            passage_min,
+            passage_max,
+            passage_step,
+            passage_repeat,
+            validation,
+            validation_store,
+            validation_target,
+            validation_layouts,
+            validation_split,
+            validate_every,
+            patience,
+            steps,
+            epochs,
+            batch,
+            rate,
+            warmup,
+            final_rate,
+            gate_rate,
+            memory_rate,
+            weight_decay,
+            gate_weight_decay,
+            memory_weight_decay,
+            norm_weight_decay,
+            beta1,
+            beta2,
+            adam_epsilon,
+            clip,
+            truncate,
+            memory_scale,
+            memory_identity,
+            tie_queries,
+            gate_scale,
+            constant,
+            start_learning_rate,
+            start_momentum,
+            start_decay,
+            checkpoint_every,
+        )
+    }
+
+    /// Checks the settings against each other and those of the memory.
+    ///
+    /// # Errors
+    /// A value out of its range, and settings that exclude each other.
+    pub fn validate(self, settings: Settings) -> Result<(Config, TrainConfig)> {
+        self.check_numbers()?;
+        let has_target = settings.target.is_some();
+        let objective = self.objective.unwrap_or(if has_target { Objective::Value } else { Objective::Next });
+        let is_value = objective == Objective::Value;
+        let default_head = if is_value { OutputHead::None } else { OutputHead::Linear };
+        let outer_loss = self.outer_loss.unwrap_or_default();
+        let reject = |flag: &str, reason: &str| Err(Error::rejected(flag, reason));
+        if is_value != has_target {
+            return if is_value {
+                reject("--objective value", "needs what should be read; add --target FILE.npy")
+            } else {
+                reject(
+                    "--target",
+                    "needs --objective value; the other objectives take targets from the tokens",
+                )
+            };
+        }
+        let has_candidates = settings.candidates.is_some();
+        if outer_loss == OuterLoss::CrossEntropy && !has_candidates {
+            return reject(
+                "--outer-loss cross-entropy",
+                "needs the possible answers; add --candidates FILE.npy",
+            );
+        }
+        if has_candidates && outer_loss != OuterLoss::CrossEntropy {
+            return reject(
+                "--candidates",
+                "has no effect without --outer-loss cross-entropy; add that, or omit it",
+            );
+        }
+        if is_value && self.visible.is_some() {
+            return reject(
+                "--visible",
+                "hides coordinates of tokens; use it with --objective next or reconstruct",
+            );
+        }
+        if !is_value && settings.store_seq.is_some() {
+            return reject(
+                "--store-seq",
+                "has an effect with --objective value only; other objectives store what they read",
+            );
+        }
+        if self.steps.is_some() && self.epochs.is_some() {
+            return reject("--epochs", "cannot be combined with --steps; omit one of the two");
+        }
+        if self.blocks.is_some() && (is_value || self.window.is_none()) {
+            let reason =
+                "composes windows of tokens; use it with --window, and --objective next or reconstruct";
+            return reject("--blocks", reason);
+        }
+        if is_value && self.window.is_some() {
+            return reject(
+                "--window",
+                "cannot cut queries from their targets; omit it with --objective value",
+            );
+        }
+        if self.epochs.is_some() && self.window.is_some() {
+            return reject("--epochs", "has no meaning for random windows; use --steps");
+        }
+        let of_passages = [
+            ("--passage-min", self.passage_min.is_some()),
+            ("--passage-max", self.passage_max.is_some()),
+            ("--passage-step", self.passage_step.is_some()),
+            ("--passage-repeat", self.passage_repeat.is_some()),
+        ];
+        if let Some((flag, _)) = of_passages.iter().find(|(_, given)| *given && self.blocks.is_none()) {
+            return reject(flag, "composes windows of passages; add --blocks FILE.csv");
+        }
+        let without_data = [
+            ("--validation-store", self.validation_store.is_some()),
+            ("--validation-target", self.validation_target.is_some()),
+            ("--validation-layouts", self.validation_layouts.is_some()),
+        ];
+        if let Some((flag, _)) = without_data.iter().find(|(_, given)| *given && self.validation.is_none()) {
+            return reject(flag, "needs --validation FILE.npy");
+        }
+        let validation_split = self.validation_split.unwrap_or(0.0);
+        if self.validation.is_some() && validation_split > 0.0 {
+            return reject("--validation-split", "cannot be combined with --validation; omit one of the two");
+        }
+        if self.validation.is_some() && is_value {
+            if self.validation_target.is_none() {
+                return reject("--validation", "needs what should be read; add --validation-target FILE.npy");
+            }
+            if self.validation_store.is_some() != settings.store_seq.is_some() {
+                return reject("--validation-store", "is needed exactly if --store-seq is given");
+            }
+        } else if let Some((flag, _)) = without_data[..2].iter().find(|(_, given)| *given) {
+            return reject(flag, "has an effect with --objective value only");
+        }
+        let has_validation = self.validation.is_some() || validation_split > 0.0;
+        let of_validation =
+            [("--validate-every", self.validate_every.is_some()), ("--patience", self.patience.is_some())];
+        if let Some((flag, _)) = of_validation.iter().find(|(_, given)| *given && !has_validation) {
+            return reject(flag, "needs --validation FILE.npy or --validation-split X");
+        }
+        let weight_decay = self.weight_decay.unwrap_or(0.0);
+        let train = TrainConfig {
+            objective,
+            output_head: self.output_head.unwrap_or(default_head),
+            outer_loss,
+            visible: self.visible,
+            skip: self.skip,
+            window: self.window,
+            passages: self.blocks.map(|blocks| Passages {
+                blocks,
+                passage_min: self.passage_min.unwrap_or(32),
+                passage_max: self.passage_max.unwrap_or(96),
+                passage_step: self.passage_step,
+                passage_repeat: self.passage_repeat.unwrap_or(0.0),
+            }),
+            validation: Validation {
+                data: self.validation,
+                store: self.validation_store,
+                target: self.validation_target,
+                layouts: self.validation_layouts,
+            },
+            validation_split,
+            validate_every: self.validate_every,
+            patience: self.patience,
+            length: self.epochs.map_or(Length::Steps(self.steps.unwrap_or(1000)), Length::Epochs),
+            batch: self.batch.unwrap_or(1),
+            adam: Adam {
+                rate: self.rate.unwrap_or(1e-3),
+                warmup: self.warmup.unwrap_or(0),
+                final_rate: self.final_rate.unwrap_or(0.0),
+                gate_rate: self.gate_rate.unwrap_or(1.0),
+                memory_rate: self.memory_rate.unwrap_or(1.0),
+                weight_decay,
+                gate_weight_decay: self.gate_weight_decay.unwrap_or(weight_decay),
+                memory_weight_decay: self.memory_weight_decay.unwrap_or(weight_decay),
+                norm_weight_decay: self.norm_weight_decay.unwrap_or(0.0),
+                beta1: self.beta1.unwrap_or(0.9),
+                beta2: self.beta2.unwrap_or(0.999),
+                adam_epsilon: self.adam_epsilon.unwrap_or(1e-8),
+                clip: self.clip,
+            },
+            truncate: self.truncate,
+            start: Start {
+                memory_scale: self.memory_scale.unwrap_or_default(),
+                memory_identity: self.memory_identity.unwrap_or_default(),
+                tie_queries: self.tie_queries.unwrap_or(false),
+                gate_scale: self.gate_scale.unwrap_or(1.0),
+                constant: self.constant,
+                start_learning_rate: self.start_learning_rate.unwrap_or_default(),
+                start_momentum: self.start_momentum.unwrap_or_default(),
+                start_decay: self.start_decay.unwrap_or_default(),
+            },
+            seed: settings.seed.unwrap_or(0),
+            checkpoint_every: self.checkpoint_every.unwrap_or(30.0),
+        };
+        if let Some(flag) = train.start.changes().filter(|_| settings.memory.is_some()) {
+            return reject(flag, "applies to a random memory only; omit it or --memory");
+        }
+        let mut memory_only = settings;
+        // The seed of examples may also be given with a file.
+        if memory_only.memory.is_some() {
+            memory_only.seed = None;
+        }
+        memory_only.online = Some(true);
+        let config = memory_only.validate(Command::Train)?;
+        Ok((config, train))
+    }
+
+    /// Rejects numbers outside their ranges.
+    fn check_numbers(&self) -> Result<()> {
+        let positive = [
+            ("--window", self.window),
+            ("--passage-min", self.passage_min),
+            ("--passage-max", self.passage_max),
+            ("--passage-step", self.passage_step),
+            ("--validate-every", self.validate_every),
+            ("--patience", self.patience),
+            ("--steps", self.steps),
+            ("--epochs", self.epochs),
+            ("--batch", self.batch),
+        ];
+        if let Some((flag, _)) = positive.iter().find(|(_, number)| *number == Some(0)) {
+            return Err(Error::setting(*flag, "at least 1", "0"));
+        }
+        let below = |flag, value: Option<f64>, most: f64, expected: &str| match value {
+            Some(x) if !(0.0..=most).contains(&x) => Err(Error::setting(flag, expected, x.to_string())),
+            _ => Ok(()),
+        };
+        for (flag, share) in [("--final-rate", self.final_rate), ("--passage-repeat", self.passage_repeat)] {
+            below(flag, share, 1.0, "a number from 0 to 1")?;
+        }
+        for (flag, share) in
+            [("--validation-split", self.validation_split), ("--beta1", self.beta1), ("--beta2", self.beta2)]
+        {
+            below(flag, share, 1.0_f64.next_down(), "a number from 0 to below 1")?;
+        }
+        for (flag, number) in [
+            ("--rate", self.rate),
+            ("--gate-rate", self.gate_rate),
+            ("--memory-rate", self.memory_rate),
+            ("--weight-decay", self.weight_decay),
+            ("--gate-weight-decay", self.gate_weight_decay),
+            ("--memory-weight-decay", self.memory_weight_decay),
+            ("--norm-weight-decay", self.norm_weight_decay),
+            ("--adam-epsilon", self.adam_epsilon),
+            ("--clip", self.clip),
+            ("--checkpoint-every", self.checkpoint_every),
+        ] {
+            below(flag, number, f64::MAX, "a finite number of at least 0")?;
+        }
+        let lists = [
+            ("--memory-scale", &self.memory_scale),
+            ("--memory-identity", &self.memory_identity),
+            ("--start-learning-rate", &self.start_learning_rate),
+            ("--start-momentum", &self.start_momentum),
+            ("--start-decay", &self.start_decay),
+        ];
+        for (flag, list) in lists {
+            if let Some(x) = list.iter().flatten().chain(&self.gate_scale).find(|x| !x.is_finite()) {
+                return Err(Error::setting(flag, "finite numbers", x.to_string()));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Config {
+    /// Returns the configuration of a validation: the same memory, other files.
+    pub(crate) fn for_validation(&self, files: &Validation) -> Option<Self> {
+        let data = files.data.clone()?;
+        let recall = files.target.clone().map(|target| RecallFiles {
+            target,
+            candidates: self.recall.as_ref().and_then(|recall| recall.candidates.clone()),
+            old_target: None,
+            top_k: self.recall.as_ref().map_or(1, |recall| recall.top_k),
+        });
+        Some(Self { data, store_seq: files.store.clone(), recall, ..self.clone() })
+    }
+}

@@ -1,0 +1,140 @@
+//! Figures of train.csv: the losses of a training, the norms of its gradients and its learning rate, against steps. Several
+//! trainings share one figure of the losses that they were validated with.
+
+use std::path::Path;
+
+use super::chart::{Chart, Key, Line, LineStyle, Panel};
+use super::downsample::DownsampledLine;
+use super::filter::Filter;
+use super::source::CsvSource;
+use super::style::LogAxes;
+use super::{Request, font, theme};
+use crate::error::{Error, Result};
+use crate::io::table::Table;
+
+/// Bins of a line. More are finer than print.
+const BINS: usize = 2000;
+/// Losses within this factor are compared on a linear axis, as elsewhere.
+const LINEAR: f64 = 3.0;
+/// Prefix of the columns with norms of groups.
+const NORM: &str = "grad_norm_";
+
+/// Columns of a train.csv as lines.
+struct Curves {
+    names: Vec<String>,
+    lines: Vec<DownsampledLine>,
+    last: u64,
+}
+
+impl Curves {
+    fn read(csv: &Path, request: &Request, check: &mut dyn FnMut() -> Result<()>) -> Result<Self> {
+        let mut table = Table::open(csv)?;
+        let filter = Filter::new(&request.filter, &table)?;
+        let step = table.column("step")?;
+        let columns: Vec<_> = table
+            .columns()
+            .filter(|(_, name)| *name != "step")
+            .map(|(column, name)| (column, name.to_owned()))
+            .collect();
+        let mut lines = vec![DownsampledLine::new(BINS, false); columns.len()];
+        let (mut last, mut rows) = (0, 0_u64);
+        while table.advance()? {
+            rows += 1;
+            if rows.is_multiple_of(4096) {
+                check()?;
+            }
+            if !filter.passes(&table) {
+                continue;
+            }
+            last = table.integer(step)?;
+            for ((column, _), line) in columns.iter().zip(&mut lines) {
+                // Steps without validation do not break its line.
+                if let Some(value) = table.number(*column)? {
+                    line.push(last as f64, Some(value));
+                }
+            }
+        }
+        Ok(Self { names: columns.into_iter().map(|(_, name)| name).collect(), lines, last })
+    }
+
+    fn line(&self, name: &str) -> Option<&DownsampledLine> {
+        let line = &self.lines[self.names.iter().position(|other| other == name)?];
+        line.range().map(|_| line)
+    }
+}
+
+/// Draws one or more trainings.
+pub fn chart(
+    sources: &[CsvSource],
+    request: &Request,
+    check: &mut dyn FnMut() -> Result<()>,
+) -> Result<Chart> {
+    let read = |source: &CsvSource| Curves::read(&source.csv, request, &mut *check);
+    let all = sources.iter().map(read).collect::<Result<Vec<_>>>()?;
+    let style = &request.style;
+    let last = all.iter().map(|curves| curves.last).max().unwrap_or(0);
+    let x = style.x_axis((0.0, last.max(1) as f64), style.log.is_some_and(LogAxes::x));
+    let mut chart = Chart::new("training", 1, theme::STACKED);
+    let panel = |title: &str, lines: Vec<(String, LineStyle, &DownsampledLine)>, log: bool| {
+        let ranges = lines.iter().filter_map(|(.., line)| line.range());
+        let range = ranges.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).unwrap_or((0.0, 1.0));
+        let log = style.log.map_or(log || range.1 > LINEAR * range.0, LogAxes::y) && range.0 > 0.0;
+        let mut panel = Panel::new((x.clone(), "step"), (style.y_axis(range, log), title));
+        panel.lines =
+            lines.into_iter().map(|(name, style, line)| Line::new(&name, style, line.stretches())).collect();
+        panel
+    };
+    if let [curves] = &all[..] {
+        let pale = LineStyle::line(theme::GREY, theme::SERIES, 0.6, None);
+        let shown = [("loss", "training", pale), ("validation", "validation", LineStyle::bold())];
+        let lines = shown
+            .into_iter()
+            .filter_map(|(column, name, style)| Some((name.to_owned(), style, curves.line(column)?)));
+        let lines: Vec<_> = lines.collect();
+        chart.keys = lines.iter().map(|(name, style, _)| Key::line(name, *style)).collect();
+        chart.panels.push(panel("loss", lines, false));
+        let groups: Vec<_> = curves
+            .names
+            .iter()
+            .filter_map(|name| Some((name.strip_prefix(NORM)?, curves.line(name)?)))
+            .collect();
+        let colours = style.colours(groups.len());
+        let lines = groups.iter().enumerate().map(|(i, (name, line))| {
+            let style = LineStyle {
+                dashes: style.theme.dash(i),
+                ..LineStyle::line(colours[i], theme::SERIES, 1.0, Some(i))
+            };
+            ((*name).to_owned(), style, *line)
+        });
+        let lines: Vec<_> = lines.collect();
+        chart.keys.extend(lines.iter().map(|(name, style, _)| Key::line(name, *style)));
+        if !lines.is_empty() {
+            chart.panels.push(panel("norm of the gradient", lines, true));
+        }
+        if let Some(line) = curves.line("rate") {
+            let lines = vec![("learning rate".to_owned(), LineStyle::bold(), line)];
+            chart.panels.push(panel("learning rate", lines, false));
+        }
+    } else {
+        let validated = all.iter().all(|curves| curves.line("validation").is_some());
+        let (column, title) =
+            if validated { ("validation", "validation loss") } else { ("loss", "training loss") };
+        let colours = style.colours(all.len());
+        let lines = all.iter().zip(sources).enumerate().filter_map(|(i, (curves, source))| {
+            let style = LineStyle {
+                dashes: style.theme.dash(i),
+                ..LineStyle::line(colours[i], theme::SERIES, 1.0, Some(i))
+            };
+            Some((font::plain(&source.name), style, curves.line(column)?))
+        });
+        let lines: Vec<_> = lines.collect();
+        chart.height = theme::ALONE;
+        chart.keys = lines.iter().map(|(name, style, _)| Key::line(name, *style)).collect();
+        chart.panels.push(panel(title, lines, false));
+    }
+    if chart.panels.iter().all(|panel| panel.lines.is_empty()) {
+        let csv = sources.first().map_or(String::new(), |source| source.csv.display().to_string());
+        return Err(Error::rejected(csv, "no step with a finite loss to draw"));
+    }
+    Ok(chart.finished(style, &request.references))
+}
