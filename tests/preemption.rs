@@ -57,7 +57,9 @@ fn same_bits(more: impl Fn(&mut Settings)) {
     // The first segment of every start has the same length, and each start ends after it.
     for starts in 1..=4 {
         let error = store(&settings, false, true).map(drop).unwrap_err();
-        let Error::Preempted { checkpoint: at, stored, tokens } = error else { panic!("{error}") };
+        let Error::Preempted { checkpoint: at, done: stored, all: tokens, unit: "tokens" } = error else {
+            panic!("{error}")
+        };
         assert_eq!((at, stored, tokens), (checkpoint.clone(), (starts * 16_384).min(TOKENS), TOKENS));
         assert!(!path.join("out").exists());
         assert_eq!(
@@ -128,7 +130,9 @@ fn only_the_same_run_resumes() {
     assert!(files(&path.join("out.checkpoint")) == before);
     assert!(!path.join("out").exists());
     // With --force another run starts anew, and the same run resumes.
-    let Error::Preempted { stored, .. } = store(&first, true, true).map(drop).unwrap_err() else { panic!() };
+    let Error::Preempted { done: stored, .. } = store(&first, true, true).map(drop).unwrap_err() else {
+        panic!()
+    };
     assert_eq!(stored, 2 * 16_384);
     store(&other, true, false).unwrap();
     assert!(!path.join("out.checkpoint").exists());

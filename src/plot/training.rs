@@ -16,6 +16,8 @@ use crate::io::table::Table;
 const BINS: usize = 2000;
 /// Losses within this factor are compared on a linear axis, as elsewhere.
 const LINEAR: f64 = 3.0;
+/// Title of the panel that starts at 0.
+const RATE: &str = "learning rate";
 /// Prefix of the columns with norms of groups.
 const NORM: &str = "grad_norm_";
 
@@ -75,10 +77,12 @@ pub fn chart(
     let last = all.iter().map(|curves| curves.last).max().unwrap_or(0);
     let x = style.x_axis((0.0, last.max(1) as f64), style.log.is_some_and(LogAxes::x));
     let mut chart = Chart::new("training", 1, theme::STACKED);
-    let panel = |title: &str, lines: Vec<(String, LineStyle, &DownsampledLine)>, log: bool| {
+    let panel = |title: &str, lines: Vec<(String, LineStyle, &DownsampledLine)>, log: Option<bool>| {
         let ranges = lines.iter().filter_map(|(.., line)| line.range());
         let range = ranges.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).unwrap_or((0.0, 1.0));
-        let log = style.log.map_or(log || range.1 > LINEAR * range.0, LogAxes::y) && range.0 > 0.0;
+        let default = log.unwrap_or(range.1 > LINEAR * range.0);
+        let log = style.log.map_or(default, LogAxes::y) && range.0 > 0.0;
+        let range = if log || title != RATE { range } else { (0.0, range.1) };
         let mut panel = Panel::new((x.clone(), "step"), (style.y_axis(range, log), title));
         panel.lines =
             lines.into_iter().map(|(name, style, line)| Line::new(&name, style, line.stretches())).collect();
@@ -92,7 +96,7 @@ pub fn chart(
             .filter_map(|(column, name, style)| Some((name.to_owned(), style, curves.line(column)?)));
         let lines: Vec<_> = lines.collect();
         chart.keys = lines.iter().map(|(name, style, _)| Key::line(name, *style)).collect();
-        chart.panels.push(panel("loss", lines, false));
+        chart.panels.push(panel("loss", lines, None));
         let groups: Vec<_> = curves
             .names
             .iter()
@@ -109,11 +113,11 @@ pub fn chart(
         let lines: Vec<_> = lines.collect();
         chart.keys.extend(lines.iter().map(|(name, style, _)| Key::line(name, *style)));
         if !lines.is_empty() {
-            chart.panels.push(panel("norm of the gradient", lines, true));
+            chart.panels.push(panel("norm of the gradient", lines, Some(true)));
         }
         if let Some(line) = curves.line("rate") {
-            let lines = vec![("learning rate".to_owned(), LineStyle::bold(), line)];
-            chart.panels.push(panel("learning rate", lines, false));
+            let lines = vec![(RATE.to_owned(), LineStyle::bold(), line)];
+            chart.panels.push(panel(RATE, lines, Some(false)));
         }
     } else {
         let validated = all.iter().all(|curves| curves.line("validation").is_some());
@@ -130,7 +134,7 @@ pub fn chart(
         let lines: Vec<_> = lines.collect();
         chart.height = theme::ALONE;
         chart.keys = lines.iter().map(|(name, style, _)| Key::line(name, *style)).collect();
-        chart.panels.push(panel(title, lines, false));
+        chart.panels.push(panel(title, lines, None));
     }
     if chart.panels.iter().all(|panel| panel.lines.is_empty()) {
         let csv = sources.first().map_or(String::new(), |source| source.csv.display().to_string());

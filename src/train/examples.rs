@@ -368,3 +368,79 @@ fn windows(sequence: usize, rows: Range<usize>, length: Option<usize>) -> Vec<Se
     let starts = rows.clone().step_by(length).filter(|start| start + length <= rows.end);
     starts.map(|start| Selection::whole(sequence, start..start + length)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(rows: Range<usize>, source: &str) -> Block {
+        Block { rows, source: source.to_owned() }
+    }
+
+    #[test]
+    fn windows_are_composed_of_passages() {
+        let blocks = vec![block(0..96, "a"), block(96..192, "b"), block(192..280, "a"), block(280..376, "c")];
+        let rule = PassageRule { length: 512, min: 32, max: 96, step: 16, repeat: 0.5 };
+        let examples = Examples { source: Source::Passages { blocks, rule }, seed: 7 };
+        let Source::Passages { blocks, .. } = &examples.source else { panic!() };
+        let (mut again, mut starts) = (0, std::collections::BTreeSet::new());
+        for number in 0..200 {
+            let window = examples.select(number);
+            assert_eq!(window, examples.select(number));
+            assert_eq!((window.len(), window.sequence), (512, 0));
+            let of = |rows: &Range<usize>| {
+                blocks
+                    .iter()
+                    .position(|block| block.rows.start <= rows.start && rows.end <= block.rows.end)
+                    .unwrap()
+            };
+            let last = window.rows.len() - 1;
+            for (i, rows) in window.rows.iter().enumerate() {
+                assert!(i == 0 || blocks[of(rows)].source != blocks[of(&window.rows[i - 1])].source);
+                assert!(
+                    rows.len() % 16 == 0 && rows.len() <= 96 && (i == 0 || i == last || rows.len() >= 32)
+                );
+                again += usize::from(i > 1 && i < last && window.rows[1..i].contains(rows));
+            }
+            starts.insert(window.rows[0].len());
+        }
+        // Windows begin within a passage, and some passages come again.
+        assert!(starts.contains(&16) && again > 200, "{starts:?}, {again}");
+        let before: Vec<_> = (0..20).map(|number| examples.select(number)).collect();
+        let others = Examples { seed: 8, ..examples };
+        assert!((0..20).all(|number| others.select(number) != before[number as usize]));
+    }
+
+    #[test]
+    fn every_pass_has_every_sequence_once() {
+        let examples = Examples { source: Source::Sequences { sequences: 2..9, tokens: 5 }, seed: 1 };
+        let pass =
+            |n: u64| (7 * n..7 * n + 7).map(|number| examples.select(number).sequence).collect::<Vec<_>>();
+        let sorted = |mut of: Vec<usize>| {
+            of.sort_unstable();
+            of
+        };
+        assert_eq!(sorted(pass(0)), [2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(sorted(pass(1)), [2, 3, 4, 5, 6, 7, 8]);
+        assert_ne!(pass(0), pass(1));
+        assert_eq!(examples.select(3).rows, [0..5]);
+    }
+
+    #[test]
+    fn random_windows_stay_inside() {
+        let source = Source::Windows { sequences: 0..2, tokens: 0..20, length: 18 };
+        let examples = Examples { source, seed: 1 };
+        let mut seen = std::collections::BTreeSet::new();
+        for number in 0..100 {
+            let window = examples.select(number);
+            assert!(window.len() == 18 && window.rows[0].end <= 20);
+            seen.insert((window.sequence, window.rows[0].start));
+        }
+        assert_eq!(seen.len(), 6);
+        assert_eq!(
+            windows(1, 4..21, Some(8)).iter().map(|w| w.rows[0].clone()).collect::<Vec<_>>(),
+            [4..12, 12..20]
+        );
+        assert_eq!(windows(1, 4..9, Some(8))[0].rows, [4..9]);
+    }
+}

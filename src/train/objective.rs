@@ -145,3 +145,79 @@ impl<T: Real> Goal<T> {
         (loss * share, gradient)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    /// Losses whose gradients are known: of what is read, and of the head.
+    #[test]
+    fn gradients_agree_with_central_differences() {
+        let mut random = ChaCha8Rng::seed_from_u64(3);
+        let mut matrix =
+            |rows, columns| Array2::from_shape_simple_fn((rows, columns), || random.random::<f64>() - 0.5);
+        for (loss, times, has_head) in [
+            (OuterLoss::MeanSquare, 1, true),
+            (OuterLoss::MeanSquare, 3, false),
+            (OuterLoss::CrossEntropy, 1, true),
+            (OuterLoss::CrossEntropy, 2, false),
+        ] {
+            let candidates = matrix(5, 3);
+            // Targets near candidates.
+            let target = Array2::from_shape_fn((6, 3), |(i, j)| candidates[[i % 4, j]] + 1e-3);
+            let goal = Goal { loss, skip: 2, times, candidates: Some(candidates) };
+            let read = matrix(7 * times, 4);
+            let example = Example { read: read.clone(), store: None, target };
+            let head = has_head.then(|| Head { weight: matrix(3, 4), bias: matrix(1, 3).row(0).to_owned() });
+            let (value, cotangent, of_head) = goal.gradient(head.as_ref(), read.view(), &example, 0.5);
+            assert!((value - goal.loss(head.as_ref(), read.view(), &example)).abs() < 1e-15);
+            assert_eq!(goal.tokens(&example), 4);
+            let step = 1e-6;
+            let difference =
+                |change: &dyn Fn(f64) -> f64| 0.5 * (change(step) - change(-step)) / (2.0 * step);
+            for (place, &got) in cotangent.indexed_iter() {
+                let expected = difference(&|by| {
+                    let mut read = read.clone();
+                    read[place] += by;
+                    goal.loss(head.as_ref(), read.view(), &example)
+                });
+                assert!((got - expected).abs() < 1e-9, "{loss:?} {place:?}: {got} for {expected}");
+            }
+            let Some((head, of_head)) = head.zip(of_head) else { continue };
+            for (place, &got) in of_head.weight.indexed_iter() {
+                let expected = difference(&|by| {
+                    let mut head = head.clone();
+                    head.weight[place] += by;
+                    goal.loss(Some(&head), read.view(), &example)
+                });
+                assert!((got - expected).abs() < 1e-9, "{loss:?} weight {place:?}: {got} for {expected}");
+            }
+            for (place, &got) in of_head.bias.indexed_iter() {
+                let expected = difference(&|by| {
+                    let mut head = head.clone();
+                    head.bias[place] += by;
+                    goal.loss(Some(&head), read.view(), &example)
+                });
+                assert!((got - expected).abs() < 1e-9, "{loss:?} bias {place}: {got} for {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn losses_have_their_definitions() {
+        let target = ndarray::array![[1.0, 0.0], [0.0, 2.0]];
+        let read = ndarray::array![[9.0, 1.5, 0.0], [9.0, 0.0, 1.0]];
+        let example = Example { read: read.clone(), store: None, target: target.clone() };
+        let square = Goal { loss: OuterLoss::MeanSquare, skip: 0, times: 1, candidates: None };
+        assert!((square.loss(None, read.view(), &example) - 1.25 / 4.0).abs() < 1e-15);
+        assert!((square.loss_of_zeros(&example) - 5.0 / 4.0).abs() < 1e-15);
+        let entropy = Goal { loss: OuterLoss::CrossEntropy, candidates: Some(target), ..square };
+        // Products with the candidates: (1.5, 0) and (0, 2).
+        let expected: f64 = ((1.0 + (-1.5_f64).exp()).ln() + (1.0 + (-2.0_f64).exp()).ln()) / 2.0;
+        assert!((entropy.loss(None, read.view(), &example) - expected).abs() < 1e-15);
+        assert!((entropy.loss_of_zeros(&example) - 2.0_f64.ln()).abs() < 1e-15);
+    }
+}

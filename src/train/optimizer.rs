@@ -166,7 +166,11 @@ pub fn rate(settings: &Adam, step: usize, steps: usize) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use ndarray::{Array1, Array2, array};
+
     use super::*;
+    use crate::memory::parameters::{Init, random_tensors};
+    use crate::memory::{Dimensions, Program};
 
     const SETTINGS: Adam = Adam {
         rate: 0.01,
@@ -190,5 +194,70 @@ mod tests {
         assert!((of(1) - 0.0025).abs() < 1e-15 && (of(4) - 0.01).abs() < 1e-15);
         assert!((of(54) - 0.01 * 0.525).abs() < 1e-15 && (of(104) - 0.0005).abs() < 1e-15);
         assert!((4..104).all(|step| of(step + 1) < of(step)));
+    }
+
+    fn learned(head: [f64; 3]) -> Learned<f64> {
+        let program = Program::titans_0_0_17(2);
+        let dimensions = Dimensions { dim: 2, heads: 1, dim_head: 2, pre_norm: true, post_norm: true };
+        let random = random_tensors(&dimensions, &program, Init::Xavier, 1);
+        let tensor = |name: &str| {
+            let found = random.iter().find(|(of, _)| of == name).expect("all parameters are random");
+            found.1.mapv(f64::from)
+        };
+        let weight = Array2::from_shape_vec((1, 2), head[..2].to_vec()).unwrap();
+        let head = Some(Head { weight, bias: array![head[2]] });
+        Learned { parameters: Parameters::collect(dimensions, &program, tensor), head }
+    }
+
+    /// Three steps of `torch.optim.AdamW` (PyTorch 2.13, float64) after `clip_grad_norm_`, which adds 1e-6 to the norm.
+    #[test]
+    fn steps_are_those_of_pytorch() {
+        let settings = Adam {
+            warmup: 0,
+            final_rate: 1.0,
+            beta1: 0.8,
+            beta2: 0.95,
+            adam_epsilon: 1e-6,
+            clip: Some(1.0),
+            ..SETTINGS
+        };
+        let mut of = learned([0.5, -1.0, 2.0]);
+        let mut adam = AdamW::new(&of);
+        let expected = [
+            [0.489_500_016_666_642_2, -0.989_000_012_499_986_9, 1.998],
+            [0.481_426_479_482_153_17, -0.983_770_589_541_633_3, 2.003_759_875_024_484],
+            [0.475_391_043_858_198_36, -0.986_315_644_614_244_9, 2.007_435_060_077_488_4],
+        ];
+        let gradients = [[3.0, -4.0, 0.0], [0.1, 0.2, -0.3], [0.0, 1.0, 1e-4]];
+        for (step, (gradient, expected)) in gradients.into_iter().zip(expected).enumerate() {
+            let gradient = Learned { parameters: of.parameters.zeros(), ..learned(gradient) };
+            let (norm, _) = gradient.norms();
+            adam.step(&mut of, &gradient, norm, &settings, (step + 1, 3));
+            let Head { weight, bias } = of.head.as_ref().unwrap();
+            let got: Array1<f64> = weight.iter().chain(bias).copied().collect();
+            for (got, expected) in got.iter().zip(expected) {
+                assert!((got - expected).abs() < 1e-8, "step {step}: {got} for {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn groups_have_rates_and_decays_of_their_own() {
+        let settings = Adam { warmup: 0, gate_rate: 0.0, memory_rate: 0.5, ..SETTINGS };
+        let before = learned([1.0, 1.0, 1.0]);
+        let mut after = before.clone();
+        let zeros = Learned { parameters: before.parameters.zeros(), ..learned([0.0; 3]) };
+        AdamW::new(&before).step(&mut after, &zeros, 0.0, &settings, (1, 100));
+        let rate = rate(&settings, 1, 100);
+        for ((group, before), (_, after)) in before.each().into_iter().zip(after.each()) {
+            let factor = match group {
+                Group::Norms | Group::Gates => 1.0,
+                Group::Projections | Group::Head => 1.0 - 0.1 * rate,
+                Group::Memory => 1.0 - 0.5 * 0.1 * rate,
+            };
+            for (before, after) in before.iter().zip(after) {
+                assert!((before * factor - after).abs() < 1e-15, "{group:?}");
+            }
+        }
     }
 }
