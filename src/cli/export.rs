@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use ndarray::s;
+
 use super::{check_interrupt, note, print};
 use crate::config::whole;
 use crate::error::Error;
@@ -12,6 +14,7 @@ use crate::io::import::Library;
 use crate::io::memory_file::MemoryFile;
 use crate::io::tensors::{Tensor, write_parameters};
 use crate::memory::model::ModelKind;
+use crate::memory::{Gate, Gates, Parameters};
 use crate::real::{ElementType, Real};
 use crate::storage::WholeFile;
 
@@ -77,6 +80,9 @@ fn export<T: Real>(args: &Args, file: &MemoryFile) -> anyhow::Result<ExitCode> {
         )
         .into());
     }
+    let gates = file.saved().map(|saved| saved.gates).unwrap_or_default();
+    let mut parameters = file.parameters::<T>(&program);
+    bake_gates(&mut parameters, gates, &file.path().display().to_string())?;
     let dimensions = file.dimensions();
     let library = library_of(&program, &dimensions).map_err(|part| {
         let path = file.path().display().to_string();
@@ -91,7 +97,7 @@ fn export<T: Real>(args: &Args, file: &MemoryFile) -> anyhow::Result<ExitCode> {
     if constructor.as_ref().is_some_and(|other| out.is_same_as(other)) {
         return Err(Error::rejected("--args", "is the same file as --out; pass another").into());
     }
-    let tensors = file.parameters::<T>(&program).tensors(&program);
+    let tensors = parameters.tensors(&program);
     let tensors = state_dict(library, &program, &dimensions, tensors);
     let count = tensors.len();
     let tensors: BTreeMap<_, _> =
@@ -111,4 +117,32 @@ fn export<T: Real>(args: &Args, file: &MemoryFile) -> anyhow::Result<ExitCode> {
         print(&format!("titans-pytorch {version}: {count} tensors in {}\n", args.out.display()))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Adds the biases that a memory's settings add to the logits of its gates to the layers' own.
+fn bake_gates<T: Real>(parameters: &mut Parameters<T>, gates: Gates, path: &str) -> anyhow::Result<()> {
+    let heads = parameters.dimensions.heads;
+    for (i, (kind, gate)) in gates.each().into_iter().enumerate() {
+        let name = kind.key().replace('_', "-");
+        let bias = match gate {
+            Gate::Learned(bias) => bias,
+            Gate::Fixed(_) => {
+                let reason = format!(
+                    "has a fixed {name}, which no state_dict holds; free it with --{name} learned when the memory is stored"
+                );
+                return Err(Error::rejected(path, reason).into());
+            }
+        };
+        if bias == 0.0 {
+            continue;
+        }
+        let Some(biases) = &mut parameters.gate_biases else {
+            let reason = format!(
+                "has --{name}-bias {bias}, and its gate layers have no biases to hold it in a state_dict"
+            );
+            return Err(Error::rejected(path, reason).into());
+        };
+        biases.slice_mut(s![i * heads..(i + 1) * heads]).map_inplace(|x| *x += T::from_f64(bias));
+    }
+    Ok(())
 }

@@ -247,7 +247,7 @@ fn reject_inputs_inside(
     // A directory that does not exist holds nothing.
     let Ok(canonical) = std::fs::canonicalize(directory.path()) else { return Ok(()) };
     let ready = plan.runs.iter().filter_map(|run| run.ready.as_ref().ok());
-    let inputs = ready.flat_map(|ready| ready.inputs.files.iter().map(|input| &*input.path));
+    let inputs = ready.flat_map(|ready| ready.inputs.files().map(|input| &*input.path));
     for input in inputs.chain(experiment).collect::<BTreeSet<_>>() {
         if std::fs::canonicalize(input).is_ok_and(|input| input.starts_with(&canonical)) {
             let (out, input) = (directory.path().display(), input.display());

@@ -1,6 +1,7 @@
 //! Settings of `nmem train`, beside those of the memory that is trained.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::Args;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -79,6 +80,7 @@ pub struct TrainSettings {
     /// Coordinates that queries see, separated by commas. The others are zeros to them: retrieve_norm.weight is 0 there, and
     /// stays 0 [default: all]
     #[arg(long, help_heading = "Objective", value_delimiter = ',', value_name = "LIST", value_parser = whole::<usize>)]
+    #[serde(default, deserialize_with = "one_or_more")]
     pub visible: Option<Vec<usize>>,
     /// Tokens of each example that have no loss [default: those that read zeros before the first chunk is stored]
     #[arg(long, help_heading = "Objective", value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true)]
@@ -244,18 +246,31 @@ pub struct TrainSettings {
     pub checkpoint_every: Option<f64>,
 }
 
-/// Reads a number, or a list of them.
-fn one_or_more<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<f64>>, D::Error> {
+/// Reads a number, a list of them, or a text with numbers between commas, as flags have it.
+fn one_or_more<'de, D, N>(deserializer: D) -> Result<Option<Vec<N>>, D::Error>
+where
+    D: Deserializer<'de>,
+    N: Deserialize<'de> + FromStr,
+{
     #[derive(Deserialize)]
     #[serde(untagged, expecting = "expected a number or a list of numbers")]
-    enum Numbers {
-        One(f64),
-        Many(Vec<f64>),
+    enum Numbers<N> {
+        One(N),
+        Many(Vec<N>),
+        Text(String),
     }
-    Numbers::deserialize(deserializer).map(|numbers| match numbers {
-        Numbers::One(x) => Some(vec![x]),
-        Numbers::Many(list) => Some(list),
-    })
+    match Numbers::deserialize(deserializer)? {
+        Numbers::One(x) => Ok(Some(vec![x])),
+        Numbers::Many(list) => Ok(Some(list)),
+        Numbers::Text(text) => {
+            let parse = |part: &str| part.trim().parse::<N>().map_err(|_| part.trim().to_owned());
+            let numbers: Result<Vec<N>, String> = text.split(',').map(parse).collect();
+            numbers.map(Some).map_err(|part| {
+                let unexpected = format!("{part:?}");
+                serde::de::Error::custom(format!("expected numbers between commas, got {unexpected}"))
+            })
+        }
+    }
 }
 
 /// Settings of the training, checked, with all defaults filled in.

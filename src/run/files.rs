@@ -13,6 +13,7 @@ use crate::engine::Sink;
 use crate::error::{Error, Result};
 use crate::io::RetrievedWriter;
 use crate::metrics::{ChunkMetrics, MetricsWriter, Retained, RetentionWriter, rounded};
+use crate::norm::norm;
 use crate::real::Real;
 use crate::recall::{Cue, Recall, RecallReport};
 use crate::storage;
@@ -130,8 +131,10 @@ impl<T: Real> Sink<T> for Files<'_, T> {
             return Ok(());
         }
         for row in rows.rows() {
-            let squares = row.iter().map(|&x| Real::to_f64(x).powi(2)).sum::<f64>();
-            self.statistics.add_read(rounded::<T>(squares.sqrt()));
+            let root = row.iter().map(|&x| Real::to_f64(x).powi(2)).sum::<f64>().sqrt();
+            // Squares of finite numbers may be beyond f64.
+            let size = if root.is_finite() { root } else { norm(&row.to_vec()) };
+            self.statistics.add_read(rounded::<T>(size));
         }
         if let Some((_, recall)) = &mut self.recall {
             recall.add(sequence, start, &rows)?;

@@ -16,6 +16,7 @@ use crate::io::NpySequences;
 use crate::io::export::{exported, library_of};
 use crate::io::import::Library;
 use crate::io::npz::write_npz;
+use crate::norm::norm;
 use crate::real::{ElementType, Real};
 use crate::sequence::Sequences;
 use crate::storage::WholeFile;
@@ -81,6 +82,7 @@ pub fn gradients(
         config.threads.map_or_else(std::thread::available_parallelism, |n| Ok(n.try_into().expect("not 0")));
     let threads = threads.map_or(1, usize::from);
     let pool = start_threads(threads)?;
+    let threads = pool.current_num_threads();
     pool.install(|| match config.dtype {
         ElementType::F32 => in_type::<f32>(config, request, (&inputs, &cotangent, threads), out),
         ElementType::F64 => in_type::<f64>(config, request, (&inputs, &cotangent, threads), out),
@@ -99,7 +101,14 @@ fn in_type<T: Real>(
     let parameters = file.parameters::<T>(&program);
     let past = file.past();
     let backward = Backward::new(&parameters, program, inputs.gates, past.as_deref(), request.truncate);
-    let backward = backward.map_err(with_flag)?;
+    let backward = backward.map_err(|error| match error {
+        Error::Limit { name, outside } if name == "truncate" => with_flag(Error::Limit { name, outside }),
+        // A part of the memory's program.
+        Error::Limit { name, outside } => {
+            Error::Limit { name: format!("{}: {name}", file.path().display()), outside }
+        }
+        error => error,
+    })?;
     let (shape, store) = (inputs.data.dims(), inputs.store());
     budget::check(backward.bytes(shape.tokens, store.dims().tokens, shape.sequences))?;
     let [read, stored, cotangent] = [&*inputs.data, store, cotangent].map(all::<T>);
@@ -130,7 +139,7 @@ fn in_type<T: Real>(
         }
         Err(_) => ("nmem", sum.tensors(&program)),
     };
-    let loss = of_sequences.iter().map(|(loss, _)| loss).sum();
+    let loss: f64 = of_sequences.iter().map(|(loss, _)| loss).sum();
     let (of_read, of_store): (Vec<_>, Vec<_>) =
         of_sequences.into_iter().map(|(_, TokenGradients { read, store })| (read, store)).unzip();
     if inputs.store_seq.is_some() {
@@ -140,6 +149,10 @@ fn in_type<T: Real>(
         let both = stacked(&of_read, inputs.data.rank()) + stacked(&of_store, inputs.data.rank());
         arrays.push(("seq".to_owned(), both));
     }
+    if !loss.is_finite() {
+        let reason = format!("the loss is {loss}; use smaller rates, or --dtype f64");
+        return Err(Error::rejected("gradients", reason));
+    }
     for (name, array) in &arrays {
         if let Some(bad) = array.iter().find(|x| !x.is_finite()) {
             let reason = format!("the gradient of {name} has {bad}; use smaller rates, or --dtype f64");
@@ -148,7 +161,7 @@ fn in_type<T: Real>(
     }
     out.write(|out| write_npz(out, &arrays))?;
     let of_array = |(name, array): (String, ArrayD<T>)| GradientArray {
-        norm: array.iter().map(|&x| Real::to_f64(x).powi(2)).sum::<f64>().sqrt(),
+        norm: norm(array.as_slice().expect("standard layout")),
         shape: array.shape().to_vec(),
         name,
     };

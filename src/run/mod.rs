@@ -98,6 +98,8 @@ pub fn execute(
     let loading = Instant::now();
     let inputs = ResolvedInputs::open(config, replace, &InputCache::default(), observe)?;
     let opening = loading.elapsed().as_secs_f64();
+    let (cpu, note) = (OpenDevice::default(), cpu_instead(config, device, &inputs));
+    let device = if note.is_some() { &cpu } else { device };
     let resumable = config.mode == Mode::Store
         && device.gpu().is_none()
         && config.retention.is_none()
@@ -115,7 +117,7 @@ pub fn execute(
         pool: None,
         unstable_ratio: UNSTABLE_RATIO,
         opening,
-        note: None,
+        note,
         stop_when: None,
         checkpoint: checkpoint.as_ref().map(CheckpointOf),
     };
@@ -126,6 +128,13 @@ pub fn execute(
     directory.publish()?;
     checkpoint.map_or(Ok(()), |checkpoint| checkpoint.remove())?;
     Ok(output)
+}
+
+/// Returns a note if a run leaves the GPU that `auto` has chosen, before the program of the memory was known.
+fn cpu_instead(config: &Config, device: &OpenDevice, inputs: &ResolvedInputs) -> Option<String> {
+    let chosen = config.device == DeviceChoice::Auto && device.gpu().is_some();
+    let reason = inputs.program.needs_cpu().filter(|_| chosen)?;
+    Some(format!("--device auto: cpu, because {reason}"))
 }
 
 /// Rejects a directory to replace that holds an input of this run.
@@ -227,14 +236,10 @@ impl Run<'_> {
         directory: Option<(&Path, Keep)>,
         observe: Observer,
     ) -> Result<RunOutput> {
-        // `auto` was decided before the program of the memory was known.
-        let needs_cpu = inputs.program.needs_cpu();
-        if let (DeviceChoice::Auto, Some(_), Some(reason)) =
-            (self.config.device, self.device.gpu(), needs_cpu)
-        {
+        if let Some(note) = cpu_instead(self.config, self.device, inputs) {
             let cpu = OpenDevice::default();
-            let note = Some(format!("--device auto: cpu, because {reason}"));
-            let run = Run { device: &cpu, note, command_line: self.command_line.clone(), ..*self };
+            let run =
+                Run { device: &cpu, note: Some(note), command_line: self.command_line.clone(), ..*self };
             return run.execute(inputs, directory, observe);
         }
         match self.config.dtype {

@@ -21,6 +21,8 @@ pub enum Kind {
     Store,
     /// `nmem retrieve --online`
     RetrieveOnline,
+    /// `nmem train`
+    Train,
 }
 
 impl Kind {
@@ -28,6 +30,7 @@ impl Kind {
         match text {
             "store" => Some(Self::Store),
             "retrieve-online" => Some(Self::RetrieveOnline),
+            "train" => Some(Self::Train),
             _ => None,
         }
     }
@@ -205,7 +208,7 @@ impl Experiment {
                 "run" if value.get_ref().is_array() => this.read_rows(&source, value)?,
                 "run" => {
                     let kind = value.get_ref().as_str().and_then(Kind::parse);
-                    let expected = "run = \"store\" or \"retrieve-online\", or tables [[run]]";
+                    let expected = "run = \"store\", \"retrieve-online\" or \"train\", or tables [[run]]";
                     this.kind =
                         Some(kind.ok_or_else(|| source.error(at, expected, "another value of `run`"))?);
                 }
@@ -309,7 +312,9 @@ impl Experiment {
             return Ok(());
         }
         if key == "run" {
-            let Some(kind) = Kind::parse(list) else { return reject("store or retrieve-online", list) };
+            let Some(kind) = Kind::parse(list) else {
+                return reject("store, retrieve-online or train", list);
+            };
             self.kind = Some(kind);
             return Ok(());
         }

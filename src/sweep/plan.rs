@@ -17,11 +17,14 @@ use super::record::{Record, Records};
 use super::results::Status;
 use super::row::{GridRow, Parameters};
 use crate::condition::Condition;
-use crate::config::{Command, Config};
+use crate::config::{Command, Config, TrainConfig};
 use crate::cuda::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::metrics::read_metrics;
-use crate::run::{InputCache, Keep, Observer, ResolvedInputs, RunIdentity, RunStatistics, read_json};
+use crate::run::{
+    InputCache, InputFile, Keep, Observer, ResolvedInputs, RunEvent, RunIdentity, RunStatistics, read_json,
+};
+use crate::train::{TrainEvent, TrainInputs};
 
 /// Number of hexadecimal digits of an identity that name a run.
 const DIGITS: usize = 12;
@@ -62,13 +65,51 @@ pub struct Ready {
     /// Configuration of the run.
     pub config: Config,
     /// Inputs, shared with other runs.
-    pub inputs: ResolvedInputs,
+    pub inputs: Inputs,
+}
+
+/// Inputs of a run.
+pub enum Inputs {
+    /// Those of a run of the engine.
+    Run(Box<ResolvedInputs>),
+    /// Those of a training, with its settings.
+    Train(Box<(TrainInputs, TrainConfig)>),
+}
+
+impl Inputs {
+    /// Returns the SHA-256 of each input, by role.
+    pub fn hashes(&self) -> BTreeMap<String, String> {
+        match self {
+            Self::Run(inputs) => inputs.hashes(),
+            Self::Train(of) => of.0.hashes(),
+        }
+    }
+
+    /// Yields the files that were read.
+    pub fn files(&self) -> impl Iterator<Item = &InputFile> {
+        let (main, others) = match self {
+            Self::Run(inputs) => (&**inputs, &[][..]),
+            Self::Train(of) => of.0.files(),
+        };
+        main.files.iter().chain(others)
+    }
+
+    /// Returns the number of cells of metrics.csv, if the run ends normally; 0 for a training.
+    pub fn metric_cells(&self) -> usize {
+        match self {
+            Self::Run(inputs) => inputs.metric_cells(),
+            Self::Train(_) => 0,
+        }
+    }
 }
 
 impl Ready {
     /// Returns settings and input content. They are not kept, because they take twice the memory of everything else in a row.
     pub fn identity(&self) -> RunIdentity {
-        RunIdentity::new(self.command, &self.config, &self.inputs)
+        match &self.inputs {
+            Inputs::Run(inputs) => RunIdentity::new(self.command, &self.config, inputs),
+            Inputs::Train(of) => of.0.identity(&self.config, &of.1),
+        }
     }
 }
 
@@ -185,8 +226,17 @@ fn first_unstable_chunk(files: &Path, ready: &Ready, ratio: f64) -> Result<Optio
 }
 
 fn prepare(row: &GridRow, kind: Option<Kind>, cache: &InputCache, observe: Observer) -> Result<Ready> {
-    let (command, config) = row.config(kind)?;
-    let inputs = ResolvedInputs::open(&config, false, cache, observe)?;
+    let (command, config, train) = row.config(kind)?;
+    let inputs = match train {
+        None => Inputs::Run(Box::new(ResolvedInputs::open(&config, false, cache, observe)?)),
+        Some(train) => {
+            let mut loaded = |event| match event {
+                TrainEvent::Loaded(bytes) => observe(RunEvent::Loaded(bytes)),
+                _ => Ok(()),
+            };
+            Inputs::Train(Box::new((TrainInputs::open(&config, &train, cache, &mut loaded)?, train)))
+        }
+    };
     Ok(Ready { command, config, inputs })
 }
 

@@ -7,6 +7,7 @@ use crate::config::Mode;
 use crate::metrics::Summary;
 use crate::recall::{Interval, RecallReport};
 use crate::run::RunOutput;
+use crate::train::{Ended, TrainReport};
 
 /// Status of a run at its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,6 +119,16 @@ results! {
     recall_updated_accuracy,
     /// Share of replaced values among the answers where the target replaced one.
     recall_stale,
+    /// Loss of the last step of a training.
+    train_loss,
+    /// Lowest loss of a training's validation.
+    validation,
+    /// Loss of the validation at the same parameters, when nothing is stored.
+    validation_without_updates,
+    /// Loss of the validation of answers that are all zeros.
+    validation_zero,
+    /// Step of the lowest validation, or the last.
+    best_step,
     /// Bytes allocated by the engine.
     engine_bytes,
     /// Tokens per second of the engine, over all sequences.
@@ -186,6 +197,23 @@ impl Results {
             engine_bytes: Some(output.engine_bytes as f64),
             tokens_per_s: went_through.then_some(rate),
             wall_s: Some(wall_s),
+            ..Self::default()
+        }
+    }
+
+    /// Returns the results of a training.
+    pub fn from_training(report: &TrainReport, wall_s: f64) -> Self {
+        let rate = report.tokens as f64 / report.wall_s.train.max(f64::MIN_POSITIVE);
+        Self {
+            tokens: Some(report.tokens as f64),
+            train_loss: report.loss,
+            validation: report.validation,
+            validation_without_updates: report.validation_without_updates,
+            validation_zero: report.validation_zero,
+            best_step: Some(report.best_step as f64),
+            tokens_per_s: (report.ended != Ended::Diverged).then_some(rate),
+            wall_s: Some(wall_s),
+            ..Self::default()
         }
     }
 

@@ -10,7 +10,7 @@ use super::experiment::Kind;
 use super::results::Results;
 use super::values::text;
 use crate::condition::{Condition, Value as Operand};
-use crate::config::{Command, Config, Settings, nearest};
+use crate::config::{Command, Config, Settings, TrainConfig, TrainSettings, nearest};
 use crate::error::{Error, Result};
 
 /// Parameters by name, as in results.csv.
@@ -20,7 +20,20 @@ pub type Parameters = BTreeMap<String, String>;
 const MAX_TEXT: usize = 4096;
 
 /// Settings that are paths.
-const PATHS: [&str; 7] = ["data", "memory", "past", "store_seq", "target", "candidates", "old_target"];
+const PATHS: [&str; 12] = [
+    "data",
+    "memory",
+    "past",
+    "store_seq",
+    "target",
+    "candidates",
+    "old_target",
+    "blocks",
+    "validation",
+    "validation_store",
+    "validation_target",
+    "validation_layouts",
+];
 
 /// Settings that only apply to single runs, with the reason.
 const REJECTED: [(&str, &str); 4] = [
@@ -47,8 +60,11 @@ pub(super) struct InvalidSetting {
     pub got: String,
 }
 
-/// Names of all settings.
-static KNOWN: LazyLock<Vec<String>> = LazyLock::new(Settings::names);
+/// Names of all settings, those of trainings included.
+static KNOWN: LazyLock<Vec<String>> =
+    LazyLock::new(|| Settings::names().into_iter().chain(OF_TRAINING.iter().cloned()).collect());
+/// Names of the settings that only trainings have.
+static OF_TRAINING: LazyLock<Vec<String>> = LazyLock::new(TrainSettings::names);
 
 /// Parses a condition on the settings and notes of a run and, if `results` exist, on its results.
 pub fn condition_on_row(text: &str, results: bool) -> Result<Condition, String> {
@@ -123,8 +139,12 @@ impl Setting {
 
 fn check(key: &str, value: &Value) -> Result<(), String> {
     let table = Table::from_iter([(key.to_owned(), value.clone())]);
-    let settings: Result<Settings, _> = table.try_into();
-    settings.map(drop).map_err(|error: toml::de::Error| error.message().replace('\n', ", "))
+    let checked = if OF_TRAINING.iter().any(|of| of == key) {
+        table.try_into::<TrainSettings>().map(drop)
+    } else {
+        table.try_into::<Settings>().map(drop)
+    };
+    checked.map_err(|error| error.message().replace('\n', ", "))
 }
 
 /// Settings of one run.
@@ -173,16 +193,31 @@ impl GridRow {
         self.settings.iter().map(resolve).collect()
     }
 
-    /// Returns the run's configuration, checked like that of a single run.
-    pub fn config(&self, kind: Option<Kind>) -> Result<(Command, Config)> {
-        let settings: Result<Settings, toml::de::Error> = self.settings.clone().try_into();
-        let mut settings = settings.expect("each was checked when it was read");
+    /// Returns the run's configuration, and that of a training, checked like those of a single run.
+    pub fn config(&self, kind: Option<Kind>) -> Result<(Command, Config, Option<TrainConfig>)> {
+        let is_of_training = |key: &String| OF_TRAINING.contains(key);
+        let (of_training, others): (Table, Table) =
+            self.settings.clone().into_iter().partition(|(key, _)| is_of_training(key));
+        let mut settings: Settings = others.try_into().expect("each was checked when it was read");
         let online = settings.online == Some(true) || settings.store_seq.is_some();
         let command = match kind {
             None if !online => Command::Store,
             Some(Kind::Store) => Command::Store,
             Some(Kind::RetrieveOnline) | None => Command::Retrieve,
+            Some(Kind::Train) => Command::Train,
         };
+        if command == Command::Train {
+            let of_training: TrainSettings =
+                of_training.try_into().expect("each was checked when it was read");
+            settings.check_flags(command, &settings)?;
+            settings.no_plots = Some(true);
+            let (config, train) = of_training.validate(settings)?;
+            return Ok((command, config, Some(train)));
+        }
+        if let Some(key) = of_training.keys().next() {
+            let reason = "a setting of trainings; write run = \"train\" at the top of the file, or omit it";
+            return Err(Error::rejected(key, reason));
+        }
         if command == Command::Retrieve {
             if settings.online == Some(false) {
                 let expected = "a run that stores (store, or retrieve-online)";
@@ -192,7 +227,7 @@ impl GridRow {
         }
         settings.check_flags(command, &settings)?;
         settings.no_plots = Some(true);
-        Ok((command, settings.validate(command)?))
+        Ok((command, settings.validate(command)?, None))
     }
 
     /// Returns the command line of an equivalent single run into the directory `out`.

@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 use rayon::ThreadPool;
 
 use super::directory::SweepDirectory;
-use super::plan::{Plan, PlannedRun, Ready, chain};
+use super::plan::{Inputs, Plan, PlannedRun, Ready, chain};
 use super::record::{Lags, Record, RecordWriter, host, now};
 use super::results::{Results, Status};
 use crate::cuda::Devices;
 use crate::error::{Error, Result};
 use crate::run::{Build, Keep, Run, RunOutput, start_threads};
 use crate::storage::{ResultsDirectory, publish_all};
+use crate::train::{Ended, TrainReport, Training};
 
 /// Options of a sweep's execution.
 #[derive(Clone, Copy, Debug)]
@@ -276,28 +277,11 @@ impl Scheduler<'_> {
             },
         };
         let took = begin.elapsed().as_secs_f64();
-        let (mut device, mut directory) = (None, None);
-        let (status, error, results, lags) = match output {
-            Err(reason) => (Status::Failed, Some(reason), Results::default(), Lags::default()),
-            Ok((output, written)) => {
-                directory = written;
-                let divergence = output.report.diverged.as_ref().map(|at| format!("diverged at {at}"));
-                let stop = output.report.stopped.as_ref().map(|at| format!("stopped at {at}"));
-                let status = match (&divergence, &stop) {
-                    (Some(_), _) => Status::Diverged,
-                    (None, Some(_)) => Status::Stopped,
-                    (None, None) => Status::Ok,
-                };
-                device = Some(output.report.device.clone());
-                let wall_s = took - output.waited.as_secs_f64();
-                (
-                    status,
-                    divergence.or(stop),
-                    Results::from_output(&output, wall_s),
-                    Lags::from_statistics(&output.statistics),
-                )
-            }
+        let (executed, directory) = match output {
+            Err(reason) => (Executed::failed(reason), None),
+            Ok((output, directory)) => (Executed::new(&output, took), directory),
         };
+        let Executed { status, error, results, lags, device } = executed;
         let command = run.ready.as_ref().map_or(String::new(), |ready| {
             let line = run.row.command_line(ready.command, &run.id);
             // Only text that no command line can hold is an error.
@@ -329,7 +313,7 @@ impl Scheduler<'_> {
         run: &PlannedRun,
         ready: &Ready,
         pool: &ThreadPool,
-    ) -> Result<(RunOutput, Option<ResultsDirectory>)> {
+    ) -> Result<(Output, Option<ResultsDirectory>)> {
         let execute = AssertUnwindSafe(|| self.execute(run, ready, pool));
         catch_unwind(execute).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str);
@@ -346,9 +330,9 @@ impl Scheduler<'_> {
         run: &PlannedRun,
         ready: &Ready,
         pool: &ThreadPool,
-    ) -> Result<(RunOutput, Option<ResultsDirectory>)> {
+    ) -> Result<(Output, Option<ResultsDirectory>)> {
         let begin = Instant::now();
-        let mut observe = |_| {
+        let observe = || {
             if let Some(timeout) = self.options.timeout.filter(|timeout| begin.elapsed() > *timeout) {
                 let reason = format!("the run had not ended after {} s", timeout.as_secs_f64());
                 return Err(Error::rejected("--timeout", reason));
@@ -364,27 +348,104 @@ impl Scheduler<'_> {
         let mut config = ready.config.clone();
         config.out = out;
         let device = self.devices.get(config.device).expect("opened for every run that is ready");
-        let engine_run = Run {
-            command: ready.command,
-            config: &config,
-            device: &device,
-            command_line: run.row.command_line(ready.command, &run.id),
-            threads: pool.current_num_threads(),
-            pool: Some(pool),
-            unstable_ratio: self.options.unstable_ratio,
-            opening: 0.0,
-            note: None,
-            stop_when: self.plan.stop_when.as_ref(),
-            checkpoint: None,
-        };
+        let command_line = run.row.command_line(ready.command, &run.id);
         let into = directory.as_ref().map(|directory| (directory.path(), keep));
-        let output = engine_run.execute(&ready.inputs, into, &mut observe);
+        let output = match &ready.inputs {
+            Inputs::Run(inputs) => {
+                let run = Run {
+                    command: ready.command,
+                    config: &config,
+                    device: &device,
+                    command_line,
+                    threads: pool.current_num_threads(),
+                    pool: Some(pool),
+                    unstable_ratio: self.options.unstable_ratio,
+                    opening: 0.0,
+                    note: None,
+                    stop_when: self.plan.stop_when.as_ref(),
+                    checkpoint: None,
+                };
+                let output = run.execute(inputs, into, &mut |_| observe());
+                output
+                    .and_then(|output| inputs.check_unchanged(false).map(|()| Output::Run(Box::new(output))))
+            }
+            Inputs::Train(of) => {
+                let (inputs, train) = &**of;
+                let training = Training {
+                    config: &config,
+                    train,
+                    command_line,
+                    directory: into,
+                    saved: None,
+                    inputs,
+                    load: Duration::ZERO,
+                };
+                let report = training.execute(pool, &mut |_| observe());
+                report.and_then(|report| {
+                    inputs.check_unchanged(false).map(|()| Output::Train(Box::new(report)))
+                })
+            }
+        };
         let output = output.map_err(|error| match &directory {
             Some(directory) => directory.explain(error),
             None => error,
         })?;
-        ready.inputs.check_unchanged(false)?;
         Ok((output, directory))
+    }
+}
+
+/// Outcome of a run, besides its files.
+enum Output {
+    Run(Box<RunOutput>),
+    Train(Box<TrainReport>),
+}
+
+/// What a record says of a run.
+struct Executed {
+    status: Status,
+    error: Option<String>,
+    results: Results,
+    lags: Lags,
+    device: Option<String>,
+}
+
+impl Executed {
+    fn failed(reason: String) -> Self {
+        let (results, lags) = (Results::default(), Lags::default());
+        Self { status: Status::Failed, error: Some(reason), results, lags, device: None }
+    }
+
+    /// Describes a run that took this many seconds.
+    fn new(output: &Output, took: f64) -> Self {
+        match output {
+            Output::Run(output) => {
+                let report = &output.report;
+                let divergence = report.diverged.as_ref().map(|at| format!("diverged at {at}"));
+                let stop = report.stopped.as_ref().map(|at| format!("stopped at {at}"));
+                let status = match (&divergence, &stop) {
+                    (Some(_), _) => Status::Diverged,
+                    (None, Some(_)) => Status::Stopped,
+                    (None, None) => Status::Ok,
+                };
+                Self {
+                    status,
+                    error: divergence.or(stop),
+                    results: Results::from_output(output, took - output.waited.as_secs_f64()),
+                    lags: Lags::from_statistics(&output.statistics),
+                    device: Some(report.device.clone()),
+                }
+            }
+            Output::Train(report) => {
+                let diverged = report.ended == Ended::Diverged;
+                Self {
+                    status: if diverged { Status::Diverged } else { Status::Ok },
+                    error: diverged.then(|| format!("diverged at step {}", report.steps + 1)),
+                    results: Results::from_training(report, took),
+                    lags: Lags::default(),
+                    device: Some("cpu".to_owned()),
+                }
+            }
+        }
     }
 }
 

@@ -160,7 +160,7 @@ pub struct TableRow {
 }
 
 /// Results that are shown unless others are chosen, as far as runs have them.
-const SHOWN: [&str; 3] = ["loss_before_mean", "loss_mean", "retained_ratio"];
+const SHOWN: [&str; 5] = ["validation", "train_loss", "loss_before_mean", "loss_mean", "retained_ratio"];
 /// The only result of which more is better.
 const RATE: &str = "tokens_per_s";
 

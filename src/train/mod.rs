@@ -26,6 +26,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ndarray::{Array2, ArrayView2};
+use rayon::ThreadPool;
 
 use crate::config::{Command, Config, Length, Objective, OutputHead, TrainConfig, with_flag};
 use crate::engine::backward::{Backward, Order, Tokens};
@@ -41,7 +42,7 @@ use crate::peak::PeakMemory;
 use crate::plot;
 use crate::real::{ElementType, Real};
 use crate::run::{
-    InputCache, InputFile, ResolvedInputs, RunEvent, RunIdentity, SavedState, commit, start_threads,
+    InputCache, InputFile, Keep, ResolvedInputs, RunEvent, RunIdentity, SavedState, commit, start_threads,
     write_json,
 };
 use crate::sequence::{Sequences, Shape};
@@ -114,9 +115,8 @@ pub fn train(
 ) -> Result<TrainReport> {
     let directory = ResultsDirectory::open(&config.out, replace)?;
     let loading = Instant::now();
-    let inputs = Inputs::open(config, train, observe)?;
-    let identity = RunIdentity::new(Command::Train, config, &inputs.main).with(train, inputs.hashes());
-    let saved = SavedState::open(directory.target(), &identity, replace)?;
+    let inputs = TrainInputs::open(config, train, &InputCache::default(), observe)?;
+    let saved = SavedState::open(directory.target(), &inputs.identity(config, train), replace)?;
     let threads =
         config.threads.map_or_else(std::thread::available_parallelism, |n| Ok(n.try_into().expect("not 0")));
     let pool = start_threads(threads.map_or(1, usize::from))?;
@@ -124,25 +124,20 @@ pub fn train(
         config,
         train,
         command_line,
-        directory: &directory,
-        saved: &saved,
+        directory: Some((directory.path(), Keep::All)),
+        saved: Some(&saved),
         inputs: &inputs,
-        threads: pool.current_num_threads(),
         load: loading.elapsed(),
     };
-    let report = pool.install(|| match config.dtype {
-        ElementType::F32 => training.run::<f32>(observe),
-        ElementType::F64 => training.run::<f64>(observe),
-    });
-    let report = report.map_err(|error| directory.explain(error))?;
-    inputs.check_unchanged()?;
+    let report = training.execute(&pool, observe).map_err(|error| directory.explain(error))?;
+    inputs.check_unchanged(true)?;
     directory.publish()?;
     saved.remove()?;
     Ok(report)
 }
 
 /// Files of a training, opened and checked.
-struct Inputs {
+pub struct TrainInputs {
     main: ResolvedInputs,
     validation: Option<ResolvedInputs>,
     blocks: Option<TextFile>,
@@ -151,17 +146,22 @@ struct Inputs {
     others: Vec<InputFile>,
 }
 
-impl Inputs {
-    fn open(config: &Config, train: &TrainConfig, observe: TrainObserver) -> Result<Self> {
-        let cache = InputCache::default();
+impl TrainInputs {
+    /// Opens the files, or finds them in `cache`.
+    pub fn open(
+        config: &Config,
+        train: &TrainConfig,
+        cache: &InputCache,
+        observe: TrainObserver,
+    ) -> Result<Self> {
         let mut loaded = |event| match event {
             RunEvent::Loaded(bytes) => observe(TrainEvent::Loaded(bytes)),
             _ => Ok(()),
         };
-        let main = ResolvedInputs::open(config, false, &cache, &mut loaded)?;
+        let main = ResolvedInputs::open(config, false, cache, &mut loaded)?;
         let of_validation = config.for_validation(&train.validation);
         let validation = of_validation
-            .map(|config| ResolvedInputs::open(&config, false, &cache, &mut loaded))
+            .map(|config| ResolvedInputs::open(&config, false, cache, &mut loaded))
             .transpose()?;
         let text = |path: &Path| TextFile::read(path, MAX_TABLE);
         let blocks = train.passages.as_ref().map(|passages| text(&passages.blocks)).transpose()?;
@@ -186,27 +186,45 @@ impl Inputs {
         Ok(Self { main, validation, blocks, layouts, others })
     }
 
-    fn hashes(&self) -> BTreeMap<String, String> {
-        self.others.iter().map(|file| (file.role.to_owned(), file.sha256.clone())).collect()
+    /// Returns the inputs of the examples, and the other files that were read.
+    pub fn files(&self) -> (&ResolvedInputs, &[InputFile]) {
+        (&self.main, &self.others)
     }
 
-    fn check_unchanged(&self) -> Result<()> {
-        std::iter::once(&self.main)
-            .chain(&self.validation)
-            .try_for_each(|inputs| inputs.check_unchanged(true))
+    /// Returns the SHA-256 of each input, by role.
+    pub fn hashes(&self) -> BTreeMap<String, String> {
+        let others = self.others.iter().map(|file| (file.role.to_owned(), file.sha256.clone()));
+        self.main.hashes().into_iter().chain(others).collect()
+    }
+
+    /// Returns the identity of a training of these files.
+    pub fn identity(&self, config: &Config, train: &TrainConfig) -> RunIdentity {
+        RunIdentity::new(Command::Train, config, &self.main).with(train, self.hashes())
+    }
+
+    /// Returns an error if a sequence file has changed since it was opened. `content` compares hashes.
+    pub fn check_unchanged(&self, content: bool) -> Result<()> {
+        let mut all = std::iter::once(&self.main).chain(&self.validation);
+        all.try_for_each(|inputs| inputs.check_unchanged(content))
     }
 }
 
 /// A training that is ready to begin or to resume.
-struct Training<'a> {
-    config: &'a Config,
-    train: &'a TrainConfig,
-    command_line: Vec<String>,
-    directory: &'a ResultsDirectory,
-    saved: &'a SavedState,
-    inputs: &'a Inputs,
-    threads: usize,
-    load: Duration,
+pub(crate) struct Training<'a> {
+    /// Memory, sequences and place of the results.
+    pub config: &'a Config,
+    /// How it is trained.
+    pub train: &'a TrainConfig,
+    /// Command line for the report.
+    pub command_line: Vec<String>,
+    /// Directory for the files that are kept.
+    pub directory: Option<(&'a Path, Keep)>,
+    /// Place of checkpoints; without it an interruption loses the training.
+    pub saved: Option<&'a SavedState>,
+    /// Files, opened.
+    pub inputs: &'a TrainInputs,
+    /// Time spent on opening them.
+    pub load: Duration,
 }
 
 /// What a training learns from, in its element type.
@@ -223,13 +241,21 @@ struct Plan<T> {
 }
 
 impl Training<'_> {
+    /// Trains in a pool of threads.
+    pub fn execute(&self, pool: &ThreadPool, observe: TrainObserver) -> Result<TrainReport> {
+        pool.install(|| match self.config.dtype {
+            ElementType::F32 => self.run::<f32>(observe),
+            ElementType::F64 => self.run::<f64>(observe),
+        })
+    }
+
     fn run<T: Real>(&self, observe: TrainObserver) -> Result<TrainReport> {
         let mut peak = PeakMemory::default();
         let mut seconds = TrainSeconds { load: self.load.as_secs_f64(), ..TrainSeconds::default() };
         let (plan, learned) = self.plan::<T>()?;
         let adam = AdamW::new(&learned);
         let mut progress = Progress { step: 0, learned, adam, best: None, since_best: 0, log: Log::new() };
-        if let Some(path) = self.saved.found() {
+        if let Some(path) = self.saved.and_then(SavedState::found) {
             checkpoint::read(&mut progress, path)?;
         }
         let steps = plan.steps;
@@ -242,7 +268,7 @@ impl Training<'_> {
             progress.validated(loss);
         }
         let every = self.train.validate_every.unwrap_or(steps.div_ceil(VALIDATIONS));
-        let (mut saved, mut ended, mut last_loss) = (Instant::now(), Ended::Steps, None);
+        let (mut last_saved, mut ended, mut last_loss) = (Instant::now(), Ended::Steps, None);
         while progress.step < steps {
             if self.train.patience.is_some_and(|most| progress.since_best >= most) {
                 ended = Ended::Patience;
@@ -268,8 +294,9 @@ impl Training<'_> {
             let writing = Instant::now();
             match observe(event) {
                 Err(Error::Interrupted) => {
-                    self.saved.save(|directory| checkpoint::write(&progress, directory))?;
-                    let checkpoint = self.saved.path().to_path_buf();
+                    let Some(saved) = self.saved else { return Err(Error::Interrupted) };
+                    saved.save(|directory| checkpoint::write(&progress, directory))?;
+                    let checkpoint = saved.path().to_path_buf();
                     return Err(Error::Preempted {
                         checkpoint,
                         done: progress.step,
@@ -279,9 +306,10 @@ impl Training<'_> {
                 }
                 seen => seen?,
             }
-            if saved.elapsed().as_secs_f64() >= self.train.checkpoint_every {
-                self.saved.save(|directory| checkpoint::write(&progress, directory))?;
-                saved = Instant::now();
+            let is_due = last_saved.elapsed().as_secs_f64() >= self.train.checkpoint_every;
+            if let Some(saved) = self.saved.filter(|_| is_due) {
+                saved.save(|directory| checkpoint::write(&progress, directory))?;
+                last_saved = Instant::now();
             }
             seconds.write += writing.elapsed().as_secs_f64();
         }
@@ -357,10 +385,13 @@ impl Training<'_> {
         observe: TrainObserver,
     ) -> Result<TrainReport> {
         observe(TrainEvent::Writing)?;
-        let (config, directory) = (self.config, self.directory.path());
+        let config = self.config;
+        let directory = self.directory.filter(|(_, keep)| *keep > Keep::None);
         let Progress { step, learned, best, log, .. } = progress;
         let writing = Instant::now();
-        log.write(directory)?;
+        if let Some((directory, _)) = directory {
+            log.write(directory)?;
+        }
         let lost = ended == Ended::Diverged && best.is_none();
         let (best_step, validation, learned) = match best {
             Some(best) => (best.step, Some(best.loss), best.learned),
@@ -372,11 +403,11 @@ impl Training<'_> {
             zero = Some(plan.validation.loss_of_zeros(&plan.goal)?);
             without_updates = Some(plan.validation.loss_without_updates(&learned, plan)?);
         }
-        if !lost {
-            self.write_learned(plan, &learned, directory)?;
+        if let Some((directory, _)) = directory.filter(|(_, keep)| *keep == Keep::All && !lost) {
+            write_learned(plan, &learned, directory)?;
         }
         let mut warnings = Vec::new();
-        if config.plots {
+        if let Some((directory, _)) = directory.filter(|_| config.plots) {
             warnings = self.draw(directory, observe)?;
         }
         peak.sample_now();
@@ -391,7 +422,7 @@ impl Training<'_> {
             config: main.resolved(config),
             train: self.train.clone(),
             inputs: main.files.iter().chain(&self.inputs.others).cloned().collect(),
-            threads: self.threads,
+            threads: rayon::current_num_threads(),
             dtype: T::TYPE,
             parameters,
             validation_examples: plan.validation.count(),
@@ -407,26 +438,10 @@ impl Training<'_> {
             peak_bytes: peak.resident(),
             wall_s: seconds,
         };
-        write_json(&directory.join("run.json"), &report)?;
-        Ok(report)
-    }
-
-    /// Writes the memory and its output head.
-    fn write_learned<T: Real>(&self, plan: &Plan<T>, learned: &Learned<T>, directory: &Path) -> Result<()> {
-        let tensors = learned.parameters.tensors(&plan.program).into_iter();
-        let tensors: BTreeMap<_, _> =
-            tensors.map(|(name, tensor)| (name, Tensor::from_array(&tensor.view()))).collect();
-        let path = directory.join("memory.safetensors");
-        let file = MemoryFile::from_parts(path.clone(), learned.parameters.dimensions, plan.program, tensors);
-        file.save(&path, None::<&State<T>>, &plan.program, plan.gates)?;
-        if let Some(Head { weight, bias }) = &learned.head {
-            let tensors = BTreeMap::from([
-                ("weight".to_owned(), Tensor::from_array(&weight.view())),
-                ("bias".to_owned(), Tensor::from_array(&bias.view())),
-            ]);
-            write_safetensors(directory.join("head.safetensors"), &tensors, "{}")?;
+        if let Some((directory, _)) = directory {
+            write_json(&directory.join("run.json"), &report)?;
         }
-        Ok(())
+        Ok(report)
     }
 
     /// Draws the figure of train.csv.
@@ -442,6 +457,24 @@ impl Training<'_> {
         }
         Ok(drawn.notes)
     }
+}
+
+/// Writes the memory and its output head.
+fn write_learned<T: Real>(plan: &Plan<T>, learned: &Learned<T>, directory: &Path) -> Result<()> {
+    let tensors = learned.parameters.tensors(&plan.program).into_iter();
+    let tensors: BTreeMap<_, _> =
+        tensors.map(|(name, tensor)| (name, Tensor::from_array(&tensor.view()))).collect();
+    let path = directory.join("memory.safetensors");
+    let file = MemoryFile::from_parts(path.clone(), learned.parameters.dimensions, plan.program, tensors);
+    file.save(&path, None::<&State<T>>, &plan.program, plan.gates)?;
+    if let Some(Head { weight, bias }) = &learned.head {
+        let tensors = BTreeMap::from([
+            ("weight".to_owned(), Tensor::from_array(&weight.view())),
+            ("bias".to_owned(), Tensor::from_array(&bias.view())),
+        ]);
+        write_safetensors(directory.join("head.safetensors"), &tensors, "{}")?;
+    }
+    Ok(())
 }
 
 impl Data {

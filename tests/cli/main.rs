@@ -38,6 +38,7 @@ mod store;
 #[path = "../support/mod.rs"]
 mod support;
 mod sweep;
+mod train;
 mod transcript;
 
 use sandbox::{COUNTS, CommandOutput, Raw, Sandbox, Table, shipped, tokens, write_tensors};

@@ -126,7 +126,16 @@ fn metrics(results: &Results, request: &Request) -> Result<Vec<(String, Metric)>
     if request.y.is_empty() {
         let loss =
             if results.metric("loss_before_mean").is_some() { "loss_before_mean" } else { "loss_mean" };
-        let few = [loss, RATIO, "surprise_mean", "retained_ratio", CENSORED, "tokens_per_s"];
+        let few = [
+            "validation",
+            "train_loss",
+            loss,
+            RATIO,
+            "surprise_mean",
+            "retained_ratio",
+            CENSORED,
+            "tokens_per_s",
+        ];
         return Ok(few.into_iter().filter_map(|name| named(&name.to_owned())).collect());
     }
     request.y.iter().map(|name| named(name).ok_or_else(|| unknown_metric(results, "--y", name))).collect()
@@ -528,7 +537,7 @@ fn lowest(name: &str, mut values: impl Iterator<Item = f64>) -> f64 {
 /// Whether a lower result is better, if one of both is.
 fn lower_is_better(name: &str) -> Option<bool> {
     match name {
-        _ if name.contains("loss") || name.contains("ratio") => Some(true),
+        _ if name.contains("loss") || name.contains("ratio") || name == "validation" => Some(true),
         "wall_s" | "engine_bytes" => Some(true),
         "tokens_per_s" => Some(false),
         _ => None,
@@ -544,6 +553,8 @@ fn metric_title(name: &str) -> String {
         "surprise_mean" => "surprise (gradient norm)",
         CENSORED => "first unstable chunk",
         "retained_ratio" => "loss of what is kept ÷ at W",
+        "validation" => "validation loss",
+        "train_loss" => "training loss",
         "tokens_per_s" => "tokens per second",
         "wall_s" => "time (s)",
         _ => "",
