@@ -54,6 +54,10 @@ capacity *ARGS:
 recall-depth *ARGS:
     cargo run --release --locked --quiet --example recall-depth -- "$@"
 
+# Train a memory on the shipped sentences: data/training
+train-passages *ARGS:
+    cargo run --release --locked --quiet -- train data/training/train.toml "$@"
+
 # Format the code
 fmt:
     cargo fmt

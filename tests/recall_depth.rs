@@ -247,6 +247,7 @@ fn trajectories() {
         let expected: [Vec<f64>; 3] = ["loss", "grad_norm", "test"].map(|what| known.get(&name(what)));
         let start = pytorch_start(run.model().layout, seed);
         let trained = run.train::<f64>(&splits, &start, false);
+        assert_eq!([trained.steps.len(), expected[1].len()], [expected[0].len(); 2], "{}", name("loss"));
         for (step, (got, (loss, norm))) in
             trained.steps.iter().zip(expected[0].iter().zip(&expected[1])).enumerate()
         {

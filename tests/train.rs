@@ -8,6 +8,7 @@ use ndarray::{Array2, Array3, s};
 use nmem::Error;
 use nmem::config::{Objective, OuterLoss, OutputHead, Settings, TrainSettings};
 use nmem::io::memory_file::MemoryFile;
+use nmem::memory::model::ModelKind;
 use nmem::real::ElementType;
 use nmem::train::{Ended, TrainEvent, TrainReport, train};
 use tempfile::TempDir;
@@ -248,29 +249,34 @@ fn values_are_recalled() {
         target: Some(path.join("target.npy")),
         candidates: entropy.then(|| path.join("codebook.npy")),
         read_after: Some(true),
+        model: Some(ModelKind::Mlp),
+        chunk_size: Some(2),
+        heads: Some(1),
         ..settings(&path, out)
     };
     let longer = TrainSettings {
-        steps: Some(40),
+        steps: Some(200),
+        batch: Some(6),
         rate: Some(0.02),
         validation_split: None,
         validate_every: None,
         ..short()
     };
     for (out, outer_loss, output_head) in [
-        ("square", None, None),
-        ("entropy", Some(OuterLoss::CrossEntropy), None),
-        ("headed", Some(OuterLoss::CrossEntropy), Some(OutputHead::Linear)),
+        ("square", None, Some(OutputHead::Linear)),
+        ("entropy", Some(OuterLoss::CrossEntropy), Some(OutputHead::Linear)),
+        ("headless", Some(OuterLoss::CrossEntropy), None),
     ] {
         let longer = TrainSettings { outer_loss, output_head, ..longer.clone() };
         let report = run(&of_values(out, outer_loss.is_some()), &longer, usize::MAX).unwrap();
         let text = fs::read_to_string(path.join(out).join("train.csv")).unwrap();
         let losses: Vec<f64> =
             text.lines().skip(1).map(|line| line.split(',').nth(1).unwrap().parse().unwrap()).collect();
-        let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
-        assert_eq!((losses.len(), report.steps), (40, 40));
-        assert!(mean(&losses[34..]) < 0.8 * mean(&losses[..6]), "{out}: {losses:?}");
-        assert_eq!(path.join(out).join("head.safetensors").exists(), out == "headed");
+        assert_eq!((losses.len(), report.steps), (200, 200));
+        // Without a head, logits are bounded by the norm of what is read.
+        let share = if out == "headless" { 0.9 } else { 0.3 };
+        assert!(losses[199] < share * losses[0], "{out}: {} after {}", losses[199], losses[0]);
+        assert_eq!(path.join(out).join("head.safetensors").exists(), out != "headless");
     }
 }
 

@@ -25,11 +25,11 @@ struct Args {
     /// First and last seed, of the initial parameters and of the training batches
     #[arg(long, value_parser = seeds, default_value = "10-19", value_name = "FIRST-LAST")]
     seeds: RangeInclusive<u32>,
-    /// Chunk sizes
-    #[arg(long, value_delimiter = ',', default_value = "1,2,4,8")]
+    /// Chunk sizes, which divide the 8 writes of an episode
+    #[arg(long, value_delimiter = ',', default_value = "1,2,4,8", value_parser = chunk)]
     chunks: Vec<usize>,
-    /// Numbers of factors of the memory
-    #[arg(long, value_delimiter = ',', default_value = "1,2")]
+    /// Numbers of factors of the memory, 1 or 2
+    #[arg(long, value_delimiter = ',', default_value = "1,2", value_parser = depth)]
     depths: Vec<usize>,
     /// Train with the true derivative only, or also with the one that the study's code computed
     #[arg(long)]
@@ -42,10 +42,25 @@ struct Args {
     time: bool,
 }
 
+/// Largest seed. The study adds 10,000 to it for the seeds of batches, and PyTorch's generator takes 32 bits.
+const MAX_SEED: u32 = u32::MAX - 10_000;
+
 fn seeds(text: &str) -> Result<RangeInclusive<u32>, String> {
     let (first, last) = text.split_once('-').ok_or("use FIRST-LAST, as 10-19")?;
     let number = |text: &str| text.parse::<u32>().map_err(|error| error.to_string());
-    Ok(number(first)?..=number(last)?)
+    let seeds = number(first)?..=number(last)?;
+    if seeds.is_empty() || *seeds.end() > MAX_SEED {
+        return Err(format!("use FIRST ≤ LAST ≤ {MAX_SEED}"));
+    }
+    Ok(seeds)
+}
+
+fn chunk(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|chunk| [1, 2, 4, 8].contains(chunk)).ok_or("use 1, 2, 4 or 8".to_owned())
+}
+
+fn depth(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|depth| [1, 2].contains(depth)).ok_or("use 1 or 2".to_owned())
 }
 
 /// A row of results.csv.

@@ -405,6 +405,15 @@ impl Program {
 
     /// Rejects a program through which no gradient passes, because a part has no second derivative.
     pub fn check_differentiable(&self) -> Result<()> {
+        // The pass back through the recurrences knows these rules. A new one does not compile until it is added here and
+        // there, or rejected.
+        let Rule {
+            rate_form: RateForm::Exp | RateForm::Sigmoid,
+            max_rate: _,
+            rate_per: RatePer::Chunk | RatePer::Token,
+            momentum: true | false,
+            decay_of: DecayOf::Update | DecayOf::Weights,
+        } = self.rule;
         self.loss.check_differentiable().map_err(|(name, problem)| Error::limit(name)(problem))
     }
 
