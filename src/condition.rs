@@ -138,6 +138,16 @@ impl Condition {
         comparisons.collect::<Result<_, _>>().map(Self)
     }
 
+    /// Returns the names of the settings and results in the condition.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let sides =
+            self.0.iter().flat_map(|comparison| std::iter::once(&comparison.left).chain(&comparison.right));
+        sides.filter_map(|side| match side {
+            Operand::Named(name, _) => Some(&name[..]),
+            Operand::Number(_) | Operand::Text(_) => None,
+        })
+    }
+
     /// Returns whether the condition holds for the values that `value` returns by name.
     pub fn holds<'a>(&'a self, value: &dyn Fn(&str) -> Option<Value<'a>>) -> bool {
         self.0.iter().all(|comparison| comparison.holds(value))

@@ -90,6 +90,10 @@ pub fn run(out: &Path, options: &Options) -> anyhow::Result<ExitCode> {
             condition.as_ref().is_none_or(|condition| condition.holds(&|name| record.value(name)))
         })
         .collect();
+    if let Some(condition) = condition.as_ref().filter(|_| shown.is_empty() && !finished.is_empty() && !quiet)
+    {
+        note("note: ", &format!("--where: `{condition}` holds for no finished run"));
+    }
     let missing = collected.missing.iter().map(|run| Missing { run: &run.run, parameters: &run.parameters });
     let not_ok = |record: &&Record| matches!(record.status, Status::Failed | Status::Diverged);
     let other_version = collected.other_version.iter().map(|(run, record)| OtherVersion {

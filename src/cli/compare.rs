@@ -1,13 +1,14 @@
 //! `nmem compare`: where and by how much two memories, configurations or runs differ, and what a parameter of a sweep
 //! changes against a baseline.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::table::aligned;
+use super::table::{aligned, number};
 use super::{Format, OutputArgs, begin_work, check_interrupt, note, print};
-use crate::compare::{self, Baseline, BaselineReport, Comparison, Place, Quantity};
+use crate::compare::{self, Baseline, BaselineReport, Comparison, Place, Quantity, Unmatched};
 use crate::config::{Command, ProbeSetting, Settings, whole};
 use crate::error::Error;
 use crate::io::text::{MAX_TOML, TextFile};
@@ -88,7 +89,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         for name in named {
             if storage::exists(&out.join(name))? {
                 let reason = format!(
-                    "{} already has a {name}; use --force to replace it, or choose another name",
+                    "{} already has a {name}; use --force to replace it, or choose another directory",
                     out.display()
                 );
                 return Err(Error::rejected("--out", reason).into());
@@ -219,10 +220,6 @@ impl Args {
 /// Quantities whose differences get a figure.
 const FIGURES: [&str; 5] = ["loss", "loss_before", "surprise", "learning_rate", "update_norm"];
 
-fn number(x: f64) -> String {
-    if x == 0.0 || (1e-3..1e6).contains(&x.abs()) { format!("{x:.5}") } else { format!("{x:.3e}") }
-}
-
 fn interval(of: Option<[f64; 2]>) -> String {
     of.map_or("-".to_owned(), |[low, high]| format!("[{}, {}]", number(low), number(high)))
 }
@@ -278,13 +275,27 @@ fn table(comparison: &Comparison) -> String {
         let Quantity { name, compared, differing, largest, first, means, p_holm, .. } = of;
         let mut row = vec![name.clone()];
         row.extend(cells(means.as_ref(), *p_holm));
-        row.extend([format!("{differing}/{compared}"), number(*largest)]);
+        row.extend(match compared {
+            0 => ["-"; 2].map(str::to_owned),
+            _ => [format!("{differing}/{compared}"), number(*largest)],
+        });
         row.push(first.map_or(String::new(), place));
         rows.push(row);
     }
     let mut text = lines(&rows, 1);
-    if !equal.is_empty() && comparison.differs() {
-        let _ = writeln!(text, "{} columns and tensors of single weights do not differ", equal.len());
+    let equal = equal.iter().filter(|of| of.compared > 0).count();
+    if equal > 0 && comparison.differs() {
+        let _ = writeln!(text, "{equal} columns and tensors of single weights do not differ");
+    }
+    // Several pairs differ in the same names.
+    let mut unmatched = BTreeMap::<_, usize>::new();
+    for Unmatched { name, a, b, .. } in &comparison.unmatched {
+        *unmatched.entry((name, a, b)).or_default() += 1;
+    }
+    for ((name, a, b), pairs) in unmatched {
+        let [a, b] = [a, b].map(|form| form.as_deref().unwrap_or("nothing"));
+        let pairs = if pairs > 1 { format!(", in {pairs} pairs") } else { String::new() };
+        let _ = writeln!(text, "not compared: {name}: A has {a}, B has {b}{pairs}");
     }
     if !comparison.same_chunks {
         text += "the runs have different chunks, so only means are compared; losses are per token\n";
@@ -311,11 +322,13 @@ fn baseline_table(report: &BaselineReport) -> String {
     }
     let mut text = lines(&rows, parameters.len() + 1);
     text += "p is adjusted by Holm's method for the settings compared by one metric, not for the number of metrics\n";
-    for (count, what) in
-        [(report.unpaired, "have no successful run of the baseline"), (report.lost, "failed or diverged")]
-    {
+    for (count, what) in [
+        (report.unpaired, "runs have no successful run of the baseline"),
+        (report.lost, "runs failed or diverged"),
+        (report.not_finite, "pairs of values, of which one is missing or not finite"),
+    ] {
         if count > 0 {
-            let _ = writeln!(text, "not compared: {count} runs {what}");
+            let _ = writeln!(text, "not compared: {count} {what}");
         }
     }
     text

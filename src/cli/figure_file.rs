@@ -61,7 +61,8 @@ pub fn read(path: &Path, typed: &Args) -> Result<Vec<FigureEntry>> {
         // A key of the figure replaces that of all figures.
         let mut all = table.clone();
         all.extend(figure);
-        let mut args = arguments(all, typed.quiet).and_then(parse).map_err(reject)?;
+        let mut args = arguments(all).and_then(parse).map_err(reject)?;
+        args.quiet |= typed.quiet;
         let base = file.directory();
         let resolve = |path: &mut PathBuf| {
             if *path != Path::new("-") {
@@ -83,9 +84,8 @@ pub fn read(path: &Path, typed: &Args) -> Result<Vec<FigureEntry>> {
 }
 
 /// Returns the figure's keys as arguments.
-fn arguments(keys: Table, quiet: bool) -> Result<Vec<String>, String> {
-    let mut arguments: Vec<_> = quiet.then(|| "--quiet".to_owned()).into_iter().collect();
-    let mut paths = Vec::new();
+fn arguments(keys: Table) -> Result<Vec<String>, String> {
+    let (mut arguments, mut paths) = (Vec::new(), Vec::new());
     for (key, value) in keys {
         let values = match value {
             Value::Array(values) => values,

@@ -77,8 +77,8 @@ pub struct Args {
     /// Centre of repeated runs: mean, median or geomean [default: geomean on logarithmic axes, or else mean]
     #[arg(long, value_enum, value_name = "CENTRE", hide_possible_values = true, help_heading = "Statistics")]
     center: Option<Center>,
-    /// Interval of repeated runs: ci95, sd, sem, iqr, minmax, bootstrap or none [default: ci95, and the runs themselves where
-    /// they are fewer than 5]
+    /// Interval of repeated runs: ci95, sd or sem (not of medians), iqr, minmax, bootstrap or none [default: ci95, or bootstrap
+    /// of medians, and the runs themselves where they are fewer than 5]
     #[arg(
         long,
         value_enum,
@@ -330,6 +330,12 @@ fn draw(mut args: Args, entry: Option<&str>) -> anyhow::Result<()> {
     if !args.quiet {
         drawn.notes.iter().for_each(|text| note("note: ", text));
     }
+    let inputs: Vec<&Path> = sources
+        .iter()
+        .map(|source| &*source.csv)
+        .chain(args.labels.as_deref())
+        .chain(sources.iter().filter_map(|source| source.run.labels.as_deref()))
+        .collect();
     let files = match target {
         Target::Stdout => {
             let bytes = one(&drawn, "-")?.encode(formats[0])?;
@@ -342,11 +348,13 @@ fn draw(mut args: Args, entry: Option<&str>) -> anyhow::Result<()> {
         }
         Target::File(path) => {
             let bytes = one(&drawn, &path.display().to_string())?.encode(formats[0])?;
+            reject_input(&path, &inputs)?;
             storage::replace(&path, &bytes)?;
             vec![path]
         }
         Target::Directory(directory) => {
             storage::create_directories(&directory)?;
+            drawn.paths(&directory, &formats).try_for_each(|path| reject_input(&path, &inputs))?;
             drawn.write(&directory, &formats)?
         }
     };
@@ -354,6 +362,17 @@ fn draw(mut args: Args, entry: Option<&str>) -> anyhow::Result<()> {
         let names = files.iter().map(|file| for_terminal(&file.display().to_string()).into_owned());
         let names: Vec<_> = names.collect();
         print(&if names.is_empty() { String::new() } else { names.join("\n") + "\n" })?;
+    }
+    Ok(())
+}
+
+/// Rejects a figure that would replace a file from which it is drawn.
+fn reject_input(path: &Path, inputs: &[&Path]) -> crate::Result<()> {
+    // A file that does not exist is no input.
+    let Ok(canonical) = std::fs::canonicalize(path) else { return Ok(()) };
+    if inputs.iter().any(|input| std::fs::canonicalize(input).is_ok_and(|input| input == canonical)) {
+        let reason = format!("{} is an input of the figure; choose another name", path.display());
+        return Err(Error::rejected("--out", reason));
     }
     Ok(())
 }
@@ -396,6 +415,10 @@ fn screen() -> Screen {
 fn one<'a>(drawn: &'a Figures, out: &str) -> crate::Result<&'a Figure> {
     match &drawn.figures[..] {
         [figure] => Ok(figure),
+        [] => {
+            let reason = format!("no figure for {out}: {}", drawn.notes.join("; "));
+            Err(Error::rejected("--out", reason.replace(": no figures: ", ": ")))
+        }
         figures => {
             let names: Vec<_> = figures.iter().map(|figure| &figure.name[..]).collect();
             let (number, names) = (names.len(), names.join(", "));

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::table::aligned;
+use super::table::{aligned, number};
 use crate::statistics::Estimate;
 use crate::sweep::{Means, Parameters, Record, Results, TableRow};
 
@@ -57,9 +57,6 @@ pub fn results_table(runs: &[&Record], metrics: &[String]) -> String {
 
 fn estimate(estimate: Option<Estimate>) -> String {
     let Some(Estimate { center, interval, .. }) = estimate else { return String::new() };
-    let number = |x: f64| {
-        if x == 0.0 || (1e-3..1e6).contains(&x.abs()) { format!("{x:.5}") } else { format!("{x:.4e}") }
-    };
     match interval {
         Some((low, high)) => format!("{} ± {}", number(center), number(0.5 * (high - low))),
         None => number(center),

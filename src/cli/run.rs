@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::progress::Progress;
+use super::table::number;
 use super::{FAILED, Format, begin_work, check_interrupt, is_preempted, note, print, print_error};
 use crate::config::{Command, Config, Mode, Settings};
 use crate::error::Error;
@@ -226,13 +227,6 @@ fn table(report: &Report) -> String {
         let others = others.iter().filter(|name| **name != LOSS_ZERO);
         let names = losses.iter().chain([&LOSS_ZERO]).chain(others).chain([&RETRIEVED_NORM]);
         for (name, spread) in names.filter_map(|name| Some((name, report.summary.get(name)?))) {
-            let number = |x: f64| {
-                if x == 0.0 || (1e-3..1e6).contains(&x.abs()) {
-                    format!("{x:.5}")
-                } else {
-                    format!("{x:.4e}")
-                }
-            };
             line(
                 name,
                 format!("{:>12} {:>12} {:>12}", number(spread.mean), number(spread.min), number(spread.max)),

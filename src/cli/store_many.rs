@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 
 use super::run::{RunArgs, command_line, print_divergence};
-use super::table::aligned;
+use super::table::{aligned, number};
 use super::{FAILED, Format, check_interrupt, print, print_error};
 use crate::config::{Command, Config, Settings};
 use crate::error::{Error, Result};
@@ -21,6 +21,9 @@ use crate::storage;
 
 /// Maximum number of sequences, as many as runs of a sweep.
 const MAX_SEQUENCES: usize = 1 << 16;
+
+/// Status of a sequence that was stored to its end.
+const OK: &str = "ok";
 
 /// Sequences to store, and the directory with the results of all.
 pub struct Sequences {
@@ -127,7 +130,6 @@ pub fn run(
                 let report = args.run(Command::Store, &config, command_line());
                 report.and_then(|report| {
                     print_divergence(&report);
-                    failed |= report.diverged.is_some();
                     Ok((serde_json::to_value(report)?, false))
                 })
             }
@@ -143,6 +145,15 @@ pub fn run(
                 print_error(&if text.contains(&name) { text } else { format!("{name}: {text}") });
                 failed = true;
             }
+        }
+    }
+    for diverged in stored.iter().filter(|stored| stored.status() != OK) {
+        failed = true;
+        if diverged.before {
+            let file = diverged.file.display();
+            print_error(&format!(
+                "{file}: diverged when it was stored before; use --force to store it again"
+            ));
         }
     }
     if !stored.is_empty() {
@@ -170,7 +181,7 @@ fn earlier(config: &Config) -> Result<Option<Value>> {
 
 impl Stored {
     fn status(&self) -> &'static str {
-        if self.report["diverged"].is_null() { "ok" } else { "diverged" }
+        if self.report["diverged"].is_null() { OK } else { "diverged" }
     }
 
     /// Mean of a column of metrics.csv.
@@ -200,7 +211,6 @@ fn summary(stored: &[Stored]) -> anyhow::Result<Vec<u8>> {
 const SHOWN: [&str; 4] = ["loss", "loss_before", "loss_after", "surprise"];
 
 fn table(stored: &[Stored], all: usize, out: &Path) -> String {
-    let number = |x: f64| format!("{x:.5}");
     let shown = || SHOWN.iter().filter(|column| stored.iter().any(|run| run.mean(column).is_some()));
     let header = ["sequence", "tokens"].into_iter().chain(shown().copied());
     let mut rows = vec![header.map(str::to_owned).collect::<Vec<_>>()];
@@ -208,11 +218,11 @@ fn table(stored: &[Stored], all: usize, out: &Path) -> String {
         let name = run.file.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let means = shown().map(|column| run.mean(column).map_or(String::new(), number));
         rows.push([name, run.report["tokens"].to_string()].into_iter().chain(means).collect());
-        if run.status() != "ok" {
+        if run.status() != OK {
             rows.last_mut().into_iter().for_each(|row| row.push("diverged".to_owned()));
         }
     }
-    let well: Vec<_> = stored.iter().filter(|run| run.status() == "ok").collect();
+    let well: Vec<_> = stored.iter().filter(|run| run.status() == OK).collect();
     if well.len() > 1 {
         let mean = |column: &&str| {
             let values: Option<Vec<f64>> = well.iter().map(|run| run.mean(column)).collect();

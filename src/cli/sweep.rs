@@ -14,7 +14,7 @@ use super::sweep_report::{Summary, dry_table, planned, varying};
 use super::{FAILED, Format, INTERRUPTED, OutputArgs, begin_work, check_interrupt, note, print, print_error};
 use super::{collect, sweep_status};
 use crate::condition::Condition;
-use crate::config::whole;
+use crate::config::{nearest, whole};
 use crate::cuda::Devices;
 use crate::error::Error;
 use crate::io::text::{MAX_TOML, TextFile};
@@ -23,7 +23,7 @@ use crate::real::ElementType;
 use crate::run::{Keep, UNSTABLE_RATIO};
 use crate::storage;
 use crate::sweep::{
-    self, DirectoryLock, Experiment, Options, Plan, PlanFile, PlannedRun, Records, RerunIf, Shard,
+    self, DirectoryLock, Experiment, Options, Plan, PlanFile, PlannedRun, Records, RerunIf, Results, Shard,
     SweepDirectory, SweepEvent, condition_on_row,
 };
 
@@ -137,6 +137,41 @@ pub struct FigureArgs {
     figure_format: Vec<FigureFormat>,
 }
 
+impl FigureArgs {
+    /// Rejects names in --y that are no results, before any run.
+    fn check_results(&self) -> crate::Result<()> {
+        self.y.iter().try_for_each(|name| {
+            if Results::is_known(name) {
+                return Ok(());
+            }
+            let part = name.split('/').map(str::trim).find(|part| !Results::is_known(part)).unwrap_or(name);
+            let near = nearest(part, Results::NAMES.iter().copied());
+            let known = Results::NAMES.join(", ");
+            let reason = format!("no result {part}{near}; pass a column, or two as a/b, of {known}");
+            Err(Error::rejected("--y", reason))
+        })
+    }
+
+    /// Rejects names in --x and --hue that are no parameters of the plan or of earlier runs in the directory. --x may be a
+    /// result, too.
+    fn check_parameters(&self, plan: &Plan, known: &Records) -> crate::Result<()> {
+        let planned = plan.runs.iter().map(|run| &run.parameters);
+        let earlier = known.runs.values().map(|record| &record.parameters);
+        let keys: BTreeSet<&str> =
+            planned.chain(earlier).flat_map(|row| row.keys().map(String::as_str)).collect();
+        let result = |name: &str| Results::is_known(name);
+        for (flag, name) in
+            [("--x", self.x.as_deref().filter(|x| !result(x))), ("--hue", self.hue.as_deref())]
+        {
+            let Some(name) = name.filter(|name| !keys.contains(name)) else { continue };
+            let known = keys.iter().copied().collect::<Vec<_>>().join(", ");
+            let reason = format!("no parameter {name}; the parameters are {known}");
+            return Err(Error::rejected(flag, reason));
+        }
+        Ok(())
+    }
+}
+
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     args.check()?;
     if let Some(directory) = &args.collect {
@@ -154,6 +189,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         return Err(Error::rejected("--force", reason).into());
     }
     let known = if args.force { Records::default() } else { directory.records()? };
+    args.figure.check_parameters(&plan, &known)?;
     plan.adopt(&directory, &known)?;
     let mine: Vec<usize> = (0..plan.runs.len()).filter(|&place| shard.holds(place)).collect();
     let runs: Vec<_> = mine.iter().map(|&place| &plan.runs[place]).collect();
@@ -392,6 +428,7 @@ impl Args {
             return Err(Error::rejected("--jobs", "cannot be combined with --slurm; use --cpus-per-task"));
         }
         self.figure.figure_format.iter().try_for_each(|format| format.check())?;
+        self.figure.check_results()?;
         self.cluster.check(self.collect.is_some())
     }
 

@@ -8,6 +8,11 @@ use crate::escape::for_terminal;
 /// every row with spaces.
 const MAX_WIDTH: usize = 100;
 
+/// Formats a number with six digits or fewer, in powers of ten where plain digits would be long.
+pub fn number(x: f64) -> String {
+    if x == 0.0 || (1e-3..1e6).contains(&x.abs()) { format!("{x:.5}") } else { format!("{x:.4e}") }
+}
+
 /// Formats rows as lines. The first `left` columns are aligned to the left and the others to the right.
 pub fn aligned<S: AsRef<str>>(rows: &[Vec<S>], left: usize) -> Vec<String> {
     let rows: Vec<Vec<_>> =
@@ -41,7 +46,13 @@ pub fn aligned<S: AsRef<str>>(rows: &[Vec<S>], left: usize) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::aligned;
+    use super::{aligned, number};
+
+    #[test]
+    fn numbers_are_short() {
+        let texts = [0.0, 0.5, -123_456.789, 1e-4, 1.884_572_156e30, f64::NAN].map(number);
+        assert_eq!(texts, ["0.00000", "0.50000", "-123456.78900", "1.0000e-4", "1.8846e30", "NaN"]);
+    }
 
     #[test]
     fn columns_are_aligned() {

@@ -1,7 +1,7 @@
 //! Paired differences of a sweep against a baseline. A run is paired with the run whose parameters are the same, except that
 //! the baseline's parameters have the baseline's values.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use serde::Serialize;
@@ -62,17 +62,83 @@ pub struct BaselineReport {
     pub unpaired: usize,
     /// Number of runs that failed or diverged, which are not compared.
     pub lost: usize,
+    /// Number of pairs of values of which one is missing or not finite, over all metrics.
+    pub not_finite: usize,
 }
+
+/// Parameter in which pairs may differ even if no run has it.
+const SEED: &str = "seed";
 
 /// Runs of one setting, each paired with its run of the baseline: (baseline, run) by metric.
 struct Group {
-    parameters: BTreeMap<String, String>,
+    parameters: Values,
     pairs: Vec<Vec<(f64, f64)>>,
 }
 
-/// A value as it is compared: numbers by their value, so that 0 is 0.0.
+/// A value as it is compared: numbers by their value, so that 0 is 0.0 and −0.
 fn canonical(text: &str) -> String {
-    text.parse::<f64>().map_or_else(|_| text.to_owned(), |number| format!("{number:?}"))
+    text.parse::<f64>().map_or_else(|_| text.to_owned(), |number| format!("{:?}", number + 0.0))
+}
+
+/// Values of parameters by name.
+type Values = BTreeMap<String, String>;
+
+fn key(values: &Values) -> Vec<String> {
+    values.values().map(|value| canonical(value)).collect()
+}
+
+/// Successful runs of a results.csv, each once.
+struct Runs {
+    parameters: Vec<String>,
+    metrics: Vec<String>,
+    /// Parameters and metrics of each run.
+    rows: Vec<(Values, Vec<Option<f64>>)>,
+    lost: usize,
+}
+
+impl Runs {
+    fn read(results_csv: &Path, metrics: &[String]) -> Result<Self> {
+        let mut table = Table::open(results_csv)?;
+        let status = table.column("status")?;
+        let all: Vec<(Column, String)> =
+            table.columns().map(|(column, name)| (column, name.to_owned())).collect();
+        let split = all.iter().position(|(_, name)| name == "status").unwrap_or_default();
+        let parameters: Vec<_> = all[..split].iter().filter(|(_, name)| name != "run").cloned().collect();
+        let chosen: Vec<(Column, String)> = if metrics.is_empty() {
+            all[split..].iter().filter(|(_, name)| METRICS.contains(&&**name)).cloned().collect()
+        } else {
+            let find = |name: &String| Ok((table.column(name)?, name.clone()));
+            metrics.iter().map(find).collect::<Result<_>>()?
+        };
+        let (mut rows, mut lost, mut seen) = (Vec::new(), 0, HashSet::new());
+        while table.advance()? {
+            let text = |column: Column| String::from_utf8_lossy(table.text(column)).into_owned();
+            let values: Values =
+                parameters.iter().map(|(column, name)| (name.clone(), text(*column))).collect();
+            // The first of several runs of the same parameters counts, as in figures.
+            if !seen.insert(key(&values)) {
+                continue;
+            }
+            if table.text(status) != b"ok" {
+                lost += 1;
+                continue;
+            }
+            let numbers: Vec<Option<f64>> =
+                chosen.iter().map(|(column, _)| table.number(*column)).collect::<Result<_>>()?;
+            rows.push((values, numbers));
+        }
+        let names = |columns: Vec<(Column, String)>| columns.into_iter().map(|(_, name)| name).collect();
+        Ok(Self { parameters: names(parameters), metrics: names(chosen), rows, lost })
+    }
+
+    /// Rejects a name that is no parameter.
+    fn check(&self, flag: &str, name: &str) -> Result<()> {
+        if self.parameters.iter().any(|known| known == name) {
+            return Ok(());
+        }
+        let reason = format!("no parameter {name}; the parameters are {}", self.parameters.join(", "));
+        Err(Error::rejected(flag, reason))
+    }
 }
 
 /// Compares the runs of a results.csv with those of the baseline. Pairs differ in the parameters `over`, such as the seed.
@@ -83,68 +149,32 @@ pub fn baseline(
     over: &[String],
     metrics: &[String],
 ) -> Result<BaselineReport> {
-    let mut table = Table::open(results_csv)?;
-    let status = table.column("status")?;
-    let all: Vec<(Column, String)> =
-        table.columns().map(|(column, name)| (column, name.to_owned())).collect();
-    let split = all.iter().position(|(_, name)| name == "status").unwrap_or_default();
-    let parameters: Vec<_> = all[..split].iter().filter(|(_, name)| name != "run").cloned().collect();
-    let names = || parameters.iter().map(|(_, name)| &**name).collect::<Vec<_>>().join(", ");
-    for (flag, name) in baseline.0.iter().map(|(name, _)| ("--baseline", name)) {
-        if !parameters.iter().any(|(_, known)| known == name) {
-            return Err(Error::rejected(
-                flag,
-                format!("no parameter {name}; the parameters are {}", names()),
-            ));
-        }
-    }
-    let chosen: Vec<(Column, String)> = if metrics.is_empty() {
-        all[split..].iter().filter(|(_, name)| METRICS.contains(&&**name)).cloned().collect()
-    } else {
-        let find = |name: &String| Ok((table.column(name)?, name.clone()));
-        metrics.iter().map(find).collect::<Result<_>>()?
-    };
-
-    let (mut runs, mut lost) = (Vec::new(), 0);
-    while table.advance()? {
-        if table.text(status) != b"ok" {
-            lost += 1;
-            continue;
-        }
-        let text = |table: &Table, column: Column| String::from_utf8_lossy(table.text(column)).into_owned();
-        let values: BTreeMap<String, String> =
-            parameters.iter().map(|(column, name)| (name.clone(), text(&table, *column))).collect();
-        let numbers: Vec<Option<f64>> =
-            chosen.iter().map(|(column, _)| table.number(*column)).collect::<Result<_>>()?;
-        runs.push((values, numbers));
-    }
-    let key = |values: &BTreeMap<String, String>| -> Vec<String> {
-        values.values().map(|value| canonical(value)).collect()
-    };
-    let is_baseline = |values: &BTreeMap<String, String>| {
-        baseline.0.iter().all(|(name, value)| canonical(&values[name]) == canonical(value))
-    };
-    // The first of several runs of the same parameters counts, as in figures.
-    let mut known: HashMap<Vec<String>, usize> = HashMap::new();
-    for (place, (values, _)) in runs.iter().enumerate().filter(|(_, (values, _))| is_baseline(values)) {
-        known.entry(key(values)).or_insert(place);
-    }
+    let all = Runs::read(results_csv, metrics)?;
+    baseline.0.iter().try_for_each(|(name, _)| all.check("--baseline", name))?;
+    over.iter().filter(|name| *name != SEED).try_for_each(|name| all.check("--over", name))?;
+    let Runs { parameters, metrics, rows: runs, lost } = &all;
+    let is_baseline =
+        |values: &Values| baseline.0.iter().all(|(name, value)| canonical(&values[name]) == canonical(value));
+    let of_baseline = runs.iter().enumerate().filter(|(_, (values, _))| is_baseline(values));
+    let known: HashMap<Vec<String>, usize> =
+        of_baseline.map(|(place, (values, _))| (key(values), place)).collect();
     if known.is_empty() {
         let text: Vec<_> = baseline.0.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        let reason = format!("no successful run has {}; the parameters are {}", text.join(", "), names());
+        let reason = format!(
+            "no successful run has {}; the parameters are {}",
+            text.join(", "),
+            parameters.join(", ")
+        );
         return Err(Error::rejected("--baseline", reason));
     }
     let varies = |name: &String| {
         runs.windows(2).any(|pair| canonical(&pair[0].0[name]) != canonical(&pair[1].0[name]))
     };
-    let shown: Vec<String> = parameters
-        .iter()
-        .map(|(_, name)| name.clone())
-        .filter(|name| !over.contains(name) && varies(name))
-        .collect();
+    let shown: Vec<String> =
+        parameters.iter().filter(|name| !over.contains(name) && varies(name)).cloned().collect();
 
     let mut groups: Vec<Group> = Vec::new();
-    let (mut places, mut unpaired) = (HashMap::new(), 0);
+    let (mut places, mut unpaired, mut not_finite) = (HashMap::new(), 0, 0);
     for (values, numbers) in runs.iter().filter(|(values, _)| !is_baseline(values)) {
         let mut of_baseline = values.clone();
         for (name, value) in &baseline.0 {
@@ -160,28 +190,37 @@ pub fn baseline(
         let place = *places.entry(group_key.clone()).or_insert(groups.len());
         if place == groups.len() {
             group.retain(|name, _| shown.contains(name));
-            groups.push(Group { parameters: group, pairs: vec![Vec::new(); chosen.len()] });
+            groups.push(Group { parameters: group, pairs: vec![Vec::new(); metrics.len()] });
         }
         for ((pairs, b), a) in groups[place].pairs.iter_mut().zip(numbers).zip(&runs[partner].1) {
-            pairs.extend(a.filter(|a| a.is_finite()).zip(b.filter(|b| b.is_finite())));
+            let pair = a.filter(|a| a.is_finite()).zip(b.filter(|b| b.is_finite()));
+            // A metric that applies to neither run is no loss.
+            not_finite += usize::from(pair.is_none() && (a.is_some() || b.is_some()));
+            pairs.extend(pair);
         }
+    }
+    if groups.is_empty() && unpaired == 0 && *lost == 0 {
+        return Err(Error::rejected(
+            "--baseline",
+            "all runs have these values; there is no other setting to compare",
+        ));
     }
     let mut rows = Vec::new();
     for Group { parameters, pairs } in &groups {
-        for ((_, metric), pairs) in chosen.iter().zip(pairs) {
+        for (metric, pairs) in metrics.iter().zip(pairs) {
             let Some(difference) = PairedDifference::from_pairs(pairs) else { continue };
             let (parameters, metric) = (parameters.clone(), metric.clone());
             rows.push(BaselineRow { parameters, metric, difference, p_holm: None });
         }
     }
-    for (_, metric) in &chosen {
+    for metric in metrics {
         let of_metric: Vec<usize> = (0..rows.len()).filter(|&i| rows[i].metric == *metric).collect();
         let p: Vec<_> = of_metric.iter().map(|&i| rows[i].difference.p).collect();
         for (&i, p) in of_metric.iter().zip(holm(&p)) {
             rows[i].p_holm = p;
         }
     }
-    Ok(BaselineReport { rows, unpaired, lost })
+    Ok(BaselineReport { rows, unpaired, lost: *lost, not_finite })
 }
 
 impl BaselineReport {

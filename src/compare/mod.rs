@@ -6,21 +6,25 @@
 
 mod baseline;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use ndarray::{Array2, ArrayD};
+use ndarray::Array2;
 use serde::Serialize;
 
 use crate::error::Result;
 use crate::io::table::{Column, Table};
-use crate::io::{NpySequences, TensorFile};
+use crate::io::{NpySequences, Tensor, TensorFile};
 use crate::paired::{PairedDifference, holm};
 use crate::real::ElementType;
 use crate::sequence::{Sequences, Shape};
 use crate::storage;
 pub use baseline::{Baseline, BaselineReport, BaselineRow, baseline};
 
+/// Files that are compared.
+const METRICS: &str = "metrics.csv";
+const RETRIEVED: &str = "retrieved.npy";
+const MEMORY: &str = "memory.safetensors";
 /// Columns of metrics.csv that say which chunk a row is of.
 const PLACES: [&str; 5] = ["sequence", "chunk", "head", "start", "end"];
 /// Rows of retrieved.npy that are compared at once.
@@ -79,16 +83,42 @@ impl Quantity {
     }
 }
 
+/// A file, a column or a tensor that cannot be compared, because one run does not have it or both have other shapes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Unmatched {
+    /// Pair of runs, from 0.
+    pub pair: usize,
+    /// Name of the file, with that of the column or tensor.
+    pub name: String,
+    /// Form in A: a shape, or the number of cells with a number; `None` if it is absent.
+    pub a: Option<String>,
+    /// Form in B.
+    pub b: Option<String>,
+}
+
+/// Differences of one chunk: for each column the sum over heads and their number.
+#[derive(Clone, Debug, PartialEq)]
+struct ChunkDifferences {
+    pair: usize,
+    sequence: u64,
+    chunk: u64,
+    /// By the columns of [`Comparison`], of which the last may be missing.
+    sums: Vec<(f64, u64)>,
+}
+
 /// Comparison of two runs, or of pairs of runs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Comparison {
     /// Whether all rows of metrics.csv are of the same chunks. Otherwise only means are compared.
     pub same_chunks: bool,
+    /// Files, columns and tensors that cannot be compared.
+    pub unmatched: Vec<Unmatched>,
     /// Quantities in the order of metrics.csv, then what is read, then weights.
     pub quantities: Vec<Quantity>,
-    /// Mean difference of each chunk over heads, for a figure: rows of [`Self::table`].
+    /// Difference of each chunk, for a figure: rows of [`Self::table`].
     #[serde(skip)]
-    chunks: Vec<(usize, u64, u64, Vec<f64>)>,
+    chunks: Vec<ChunkDifferences>,
+    /// Columns of metrics.csv that are compared in any pair.
     #[serde(skip)]
     columns: Vec<String>,
 }
@@ -100,7 +130,10 @@ pub fn runs(pairs: &[(PathBuf, PathBuf)], check: &mut dyn FnMut() -> Result<()>)
     for (pair, (a, b)) in pairs.iter().enumerate() {
         all.metrics(pair, (a, b), check)?;
         all.retrieved(pair, (a, b), check)?;
-        all.weights((a, b), check)?;
+        all.weights(pair, (a, b), check)?;
+    }
+    if !all.same_chunks {
+        all.forget_rows();
     }
     for quantity in &mut all.quantities {
         quantity.means = PairedDifference::from_pairs(&quantity.pairs);
@@ -181,7 +214,43 @@ fn is_loss(name: &str) -> bool {
     name.starts_with("loss")
 }
 
+/// Formats a shape: "2 × 24 × 8".
+fn shape_text(shape: &[usize]) -> String {
+    if shape.is_empty() {
+        return "one number".to_owned();
+    }
+    shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(" × ")
+}
+
+/// Returns the numbers of a tensor: floating-point numbers of any type, or counters.
+fn numbers(tensor: &Tensor) -> Option<Vec<f64>> {
+    let counters = || Some(tensor.to_counters()?.into_iter().map(|counter| counter as f64).collect());
+    tensor.to_array().map(|array| array.into_iter().collect()).or_else(counters)
+}
+
 impl Comparison {
+    fn unmatched(&mut self, pair: usize, name: String, a: Option<String>, b: Option<String>) {
+        self.unmatched.push(Unmatched { pair, name, a, b });
+    }
+
+    /// Returns the paths of a file in both directories. A file that one of them does not have is unmatched.
+    fn paths(&mut self, pair: usize, (a, b): (&Path, &Path), name: &str) -> Result<Option<[PathBuf; 2]>> {
+        let paths = [a, b].map(|directory| directory.join(name));
+        let there = [storage::exists(&paths[0])?, storage::exists(&paths[1])?];
+        if there[0] != there[1] {
+            let [a, b] = there.map(|there| there.then(|| "a file".to_owned()));
+            self.unmatched(pair, name.to_owned(), a, b);
+        }
+        Ok((there == [true, true]).then_some(paths))
+    }
+
+    /// Drops what was compared row by row before a pair with other chunks.
+    fn forget_rows(&mut self) {
+        for quantity in self.quantities.iter_mut().filter(|of| self.columns.contains(&of.name)) {
+            (quantity.compared, quantity.differing, quantity.largest, quantity.first) = (0, 0, 0.0, None);
+        }
+    }
+
     fn quantity(&mut self, name: &str) -> &mut Quantity {
         let place = self.quantities.iter().position(|quantity| quantity.name == name);
         let place = place.unwrap_or_else(|| {
@@ -197,14 +266,21 @@ impl Comparison {
         (a, b): (&Path, &Path),
         check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
-        let [a, b] = [a, b].map(|directory| directory.join("metrics.csv"));
-        if !storage::exists(&a)? || !storage::exists(&b)? {
-            return Ok(());
+        let Some([a, b]) = self.paths(pair, (a, b), METRICS)? else { return Ok(()) };
+        let columns = |path: &Path| -> Result<Vec<String>> {
+            let table = Table::open(path)?;
+            let names = table.columns().map(|(_, name)| name).filter(|name| !PLACES.contains(name));
+            Ok(names.map(str::to_owned).collect())
+        };
+        let [of_a, of_b] = [columns(&a)?, columns(&b)?];
+        let column = || Some("a column".to_owned());
+        for name in of_a.iter().filter(|name| !of_b.contains(name)) {
+            self.unmatched(pair, format!("{METRICS} {name}"), column(), None);
         }
-        let of_b = Table::open(&b)?;
-        let shared = |name: &&str| !PLACES.contains(name) && of_b.optional_column(name).is_some();
-        let names: Vec<String> =
-            Table::open(&a)?.columns().map(|(_, name)| name).filter(shared).map(str::to_owned).collect();
+        for name in of_b.iter().filter(|name| !of_a.contains(name)) {
+            self.unmatched(pair, format!("{METRICS} {name}"), None, column());
+        }
+        let names: Vec<String> = of_a.into_iter().filter(|name| of_b.contains(name)).collect();
         let means_a = Metrics::open(&a, &names)?.means(&names, check)?;
         let means_b = Metrics::open(&b, &names)?.means(&names, check)?;
         for (sequence, of_a) in &means_a {
@@ -216,33 +292,56 @@ impl Comparison {
             }
         }
         let (mut a, mut b) = (Metrics::open(&a, &names)?, Metrics::open(&b, &names)?);
-        if pair == 0 {
-            self.columns.clone_from(&names);
-        }
+        let places: Vec<usize> = names.iter().map(|name| self.place_of_column(name)).collect();
+        // Numbers in A alone and in B alone, by column.
+        let mut alone = vec![[0_u64; 2]; names.len()];
         loop {
             let (row_a, row_b) = match (a.next()?, b.next()?) {
                 (Some(row_a), Some(row_b)) if row_a.0 == row_b.0 => (row_a, row_b),
-                (None, None) => return Ok(()),
+                (None, None) => break,
                 _ => {
                     self.same_chunks = false;
                     return Ok(());
                 }
             };
             let ([sequence, chunk, head, ..], numbers) = row_a;
-            let mut differences = vec![f64::NAN; names.len()];
+            let same = |of: &ChunkDifferences| (of.pair, of.sequence, of.chunk) == (pair, sequence, chunk);
+            if !self.chunks.last().is_some_and(same) {
+                let sums = vec![(0.0, 0); self.columns.len()];
+                self.chunks.push(ChunkDifferences { pair, sequence, chunk, sums });
+            }
             for (i, (name, numbers)) in names.iter().zip(numbers.into_iter().zip(row_b.1)).enumerate() {
-                let (Some(a), Some(b)) = numbers else { continue };
+                let (a, b) = match numbers {
+                    (Some(a), Some(b)) => (a, b),
+                    (a, b) => {
+                        alone[i][0] += u64::from(a.is_some());
+                        alone[i][1] += u64::from(b.is_some());
+                        continue;
+                    }
+                };
                 let place = Place { pair, sequence, chunk: Some(chunk), head: Some(head), token: None };
                 self.quantity(name).add(a, b, || Some(place));
-                differences[i] = b - a;
-            }
-            match self.chunks.last_mut() {
-                Some((of, s, c, sums)) if (*of, *s, *c) == (pair, sequence, chunk) => {
-                    sums.iter_mut().zip(differences).for_each(|(sum, x)| *sum += x);
+                if let Some(chunk) = self.chunks.last_mut() {
+                    let (sum, count) = &mut chunk.sums[places[i]];
+                    *sum += b - a;
+                    *count += 1;
                 }
-                _ => self.chunks.push((pair, sequence, chunk, differences)),
             }
         }
+        for (name, [of_a, of_b]) in names.iter().zip(alone).filter(|(_, alone)| *alone != [0, 0]) {
+            let numbers =
+                |count: u64| (count > 0).then(|| format!("{count} numbers without one on the other side"));
+            self.unmatched(pair, format!("{METRICS} {name}"), numbers(of_a), numbers(of_b));
+        }
+        Ok(())
+    }
+
+    /// Returns the place of a column among those that are compared in any pair.
+    fn place_of_column(&mut self, name: &str) -> usize {
+        self.columns.iter().position(|column| column == name).unwrap_or_else(|| {
+            self.columns.push(name.to_owned());
+            self.columns.len() - 1
+        })
     }
 
     fn retrieved(
@@ -251,13 +350,12 @@ impl Comparison {
         (a, b): (&Path, &Path),
         check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
-        let [a, b] = [a, b].map(|directory| directory.join("retrieved.npy"));
-        if !storage::exists(&a)? || !storage::exists(&b)? {
-            return Ok(());
-        }
+        let Some([a, b]) = self.paths(pair, (a, b), RETRIEVED)? else { return Ok(()) };
         let a = NpySequences::open(&a, ElementType::F64, true, &mut |_| check())?;
         let b = NpySequences::open(&b, ElementType::F64, true, &mut |_| check())?;
         if a.dims() != b.dims() {
+            let text = |of: Shape| Some(shape_text(&[of.sequences, of.tokens, of.dim]));
+            self.unmatched(pair, RETRIEVED.to_owned(), text(a.dims()), text(b.dims()));
             return Ok(());
         }
         let Shape { sequences, tokens, dim } = a.dims();
@@ -288,20 +386,30 @@ impl Comparison {
         Ok(())
     }
 
-    fn weights(&mut self, (a, b): (&Path, &Path), check: &mut dyn FnMut() -> Result<()>) -> Result<()> {
-        let [a, b] = [a, b].map(|directory| directory.join("memory.safetensors"));
-        if !storage::exists(&a)? || !storage::exists(&b)? {
-            return Ok(());
-        }
+    fn weights(
+        &mut self,
+        pair: usize,
+        (a, b): (&Path, &Path),
+        check: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let Some([a, b]) = self.paths(pair, (a, b), MEMORY)? else { return Ok(()) };
         let a = TensorFile::open(&a, &mut |_| check())?;
         let b = TensorFile::open(&b, &mut |_| check())?;
-        for (name, of_a) in a.tensors() {
-            let of_b = b.tensors().get(name).filter(|of_b| of_b.shape() == of_a.shape());
-            let values = |array: Option<ArrayD<f64>>| array.filter(|_| of_a.dtype().is_float());
-            let of_b = of_b.and_then(|of_b| values(of_b.to_array()));
-            let (Some(of_a), Some(of_b)) = (values(of_a.to_array()), of_b) else { continue };
-            let quantity = self.quantity(name);
-            of_a.iter().zip(&of_b).for_each(|(&a, &b)| quantity.add(a, b, || None));
+        let names: BTreeSet<_> = a.tensors().keys().chain(b.tensors().keys()).collect();
+        for name in names {
+            let tensors = [a.tensors().get(name), b.tensors().get(name)];
+            match (tensors, tensors.map(|tensor| tensor.and_then(numbers))) {
+                ([Some(of_a), Some(of_b)], [Some(a), Some(b)]) if of_a.shape() == of_b.shape() => {
+                    let quantity = self.quantity(name);
+                    a.iter().zip(&b).for_each(|(&a, &b)| quantity.add(a, b, || None));
+                }
+                ([Some(of_a), Some(of_b)], _) if of_a == of_b => {}
+                (tensors, _) => {
+                    let text = |tensor: &Tensor| format!("{} {}", tensor.dtype(), shape_text(tensor.shape()));
+                    let [a, b] = tensors.map(|tensor| tensor.map(text));
+                    self.unmatched(pair, format!("{MEMORY} {name}"), a, b);
+                }
+            }
         }
         Ok(())
     }
@@ -316,27 +424,25 @@ impl Comparison {
         let header = ["run", "chunk", "seed", "status"].map(str::to_owned);
         let columns = self.columns.iter().map(|name| difference_column(name));
         csv.write_record(header.into_iter().chain(columns)).expect("writing to memory cannot fail");
-        let heads = |name: &str| {
-            let quantity = self.quantities.iter().find(|of| of.name == name);
-            quantity.map_or(1.0, |of| (of.compared as f64 / self.chunks.len() as f64).max(1.0))
-        };
-        let heads: Vec<f64> = self.columns.iter().map(|name| heads(name)).collect();
         let mut units = BTreeMap::new();
-        for (place, (pair, sequence, chunk, sums)) in self.chunks.iter().enumerate() {
+        for (place, ChunkDifferences { pair, sequence, chunk, sums }) in self.chunks.iter().enumerate() {
             let next = units.len();
             let unit = *units.entry((pair, sequence)).or_insert(next);
             let start = [place.to_string(), chunk.to_string(), unit.to_string(), "ok".to_owned()];
-            let cells = sums
-                .iter()
-                .zip(&heads)
-                .map(|(sum, heads)| if sum.is_finite() { (sum / heads).to_string() } else { String::new() });
+            let mean = |place: usize| {
+                let &(sum, count) = sums.get(place)?;
+                (count > 0 && sum.is_finite()).then(|| (sum / count as f64).to_string())
+            };
+            let cells = (0..self.columns.len()).map(|place| mean(place).unwrap_or_default());
             csv.write_record(start.into_iter().chain(cells)).expect("writing to memory cannot fail");
         }
         Some(csv.into_inner().expect("writing to memory cannot fail"))
     }
 
-    /// Returns whether any number differs.
+    /// Returns whether any number differs, or has none to compare with.
     pub fn differs(&self) -> bool {
-        !self.same_chunks || self.quantities.iter().any(|quantity| quantity.differing > 0)
+        !self.same_chunks
+            || !self.unmatched.is_empty()
+            || self.quantities.iter().any(|quantity| quantity.differing > 0)
     }
 }

@@ -95,6 +95,8 @@ pub struct MqarGenerator {
     values: Vec<Vec<f64>>,
 }
 
+/// Smallest width of a token. Halves of width 1 have only two unit values, 1 and −1.
+const MIN_DIM: usize = 4;
 /// Random streams of what is stored and asked, and of the order in which it comes: the latter start here.
 const ORDER_STREAMS: u64 = 1 << 32;
 
@@ -111,13 +113,15 @@ impl MqarGenerator {
     /// Checks the sizes and samples the codebook.
     pub fn new(task: Mqar) -> Result<Self> {
         let Mqar { sequences, dim, pairs, passes, updates, values, seed, .. } = task;
-        if dim == 0 || !dim.is_multiple_of(2) || dim > MAX_DIM {
-            let expected =
-                format!("an even number up to {MAX_DIM} (half of a token is the key, half the value)");
+        if !(MIN_DIM..=MAX_DIM).contains(&dim) || !dim.is_multiple_of(2) {
+            let expected = format!(
+                "an even number from {MIN_DIM} to {MAX_DIM} (half of a token is the key, half the value)"
+            );
             return Err(Error::setting("--dim", expected, dim.to_string()));
         }
         let d = dim / 2;
         check_length("--sequences", sequences, ORDER_STREAMS as usize - 2)?;
+        check_length("--values", values, MAX_ITEM_NUMBERS)?;
         if values.checked_mul(dim).is_none_or(|numbers| numbers > MAX_ITEM_NUMBERS) {
             let expected = format!("at most {MAX_ITEM_NUMBERS} numbers of keys and values");
             return Err(Error::setting("--values, --dim", expected, format!("{values} × {dim}")));
@@ -166,10 +170,10 @@ impl MqarGenerator {
     fn content(&self, sequence: usize) -> (Content, RandomNumbers) {
         let Mqar { pairs, passes, updates, mapping, seed, .. } = self.task;
         let stream = if mapping == Mapping::Shared { 0 } else { sequence };
-        let mut drawn = RandomNumbers::new(seed, 1 + stream as u64);
-        let keys = drawn.order(self.keys.len());
-        let values = drawn.order(self.values.len());
-        let updated = drawn.order(pairs);
+        let mut random = RandomNumbers::new(seed, 1 + stream as u64);
+        let keys = random.order(self.keys.len());
+        let values = random.order(self.values.len());
+        let updated = random.order(pairs);
         let mut order = self.order(sequence);
         let mut queries: Vec<Query> =
             (0..pairs).map(|p| Query { key: keys[p], value: values[p], first_value: values[p] }).collect();

@@ -252,6 +252,11 @@ impl Axis {
         (-1e-9..=1.0 + 1e-9).contains(&at)
     }
 
+    /// Whether a range from low to high has a part between the ends.
+    pub fn touches(&self, (low, high): (f64, f64)) -> bool {
+        self.beyond(high) >= -1e-9 && self.beyond(low) <= 1.0 + 1e-9
+    }
+
     fn at(&self, place: f64) -> f64 {
         if let Some(middle) = self.middle {
             return if place < middle {

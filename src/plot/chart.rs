@@ -11,7 +11,7 @@ use crate::plot::axis::Axis;
 use crate::plot::colours::Colours;
 use crate::plot::downsample::Point;
 use crate::plot::style::FigureStyle;
-use crate::plot::theme;
+use crate::plot::{Direction, theme};
 use crate::statistics::Estimate;
 
 /// Opacity of bands.
@@ -208,8 +208,10 @@ impl Chart {
         }
     }
 
-    /// Adds a note on lines that hide each other, and the titles and reference lines of the style.
+    /// Adds a note on lines that hide each other, and the titles and reference lines of the style. Drops marks beyond the ends
+    /// of the x axes.
     pub fn finished(mut self, style: &FigureStyle, references: &[Reference]) -> Self {
+        self.panels.iter_mut().for_each(Panel::drop_marks_beyond);
         let mut hidden = Vec::<(String, Vec<String>)>::new();
         for panel in &self.panels {
             let place = panel.name();
@@ -244,9 +246,15 @@ impl Chart {
         self
     }
 
-    /// Returns the names of the lines in the legend.
-    pub fn names(&self) -> impl Iterator<Item = String> {
-        self.keys.iter().map(|key| key.text.clone())
+    /// Returns the names of the lines, boxes and bars in the legend.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let areas = self.panels.iter().any(|panel| !panel.bars.is_empty() || !panel.boxes.is_empty());
+        let named = move |key: &&Key| match key.swatch {
+            Swatch::Line(_) => true,
+            Swatch::Area(_) => areas,
+            Swatch::Fan(_) | Swatch::Rule | Swatch::Mark => false,
+        };
+        self.keys.iter().filter(named).map(|key| &key.text[..])
     }
 
     /// Whether an entry of the legend has this name.
@@ -358,6 +366,16 @@ impl Panel {
         name.replace('\n', " ")
     }
 
+    /// Drops marks, rules and shades that do not touch the x axis. Back ends would draw them on its edge.
+    fn drop_marks_beyond(&mut self) {
+        let Self { x, shades, rules, above, below, lost, .. } = self;
+        for ranges in [shades, above, below] {
+            ranges.retain(|&range| x.touches(range));
+        }
+        rules.retain(|&place| x.holds(place));
+        lost.retain(|(place, _)| x.holds(*place));
+    }
+
     /// Marks the segments and repeats within these tokens.
     pub fn mark_labels(&mut self, labels: &Labels, tokens: &Range<u64>) {
         let within = |place: &&u64| tokens.contains(place);
@@ -459,11 +477,11 @@ impl Map {
         ranges
     }
 
-    /// Returns the column and row of the lowest or highest value.
-    pub fn find_best(&self, lowest: bool) -> Option<(usize, usize)> {
+    /// Returns the column and row of the best value.
+    pub fn find_best(&self, direction: Direction) -> Option<(usize, usize)> {
         let values =
             self.cells.iter().filter_map(|cell| Some((cell, cell.value.filter(|value| value.is_finite())?)));
-        let sign = if lowest { 1.0 } else { -1.0 };
+        let sign = direction.sign();
         let best = values.min_by(|a, b| (sign * a.1).total_cmp(&(sign * b.1)));
         best.map(|(cell, _)| (cell.column, cell.row))
     }

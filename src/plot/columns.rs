@@ -11,12 +11,13 @@ use crate::plot::axis::Axis;
 use crate::plot::chart::{BoxMark, Chart, Key, Line, LineStyle, Panel, Swatch};
 use crate::plot::colours::range;
 use crate::plot::downsample::{DownsampledLine, Point, Unshown};
-use crate::plot::filter::Filter;
+use crate::plot::filter::{self, Filter};
 use crate::plot::ignored_flags::stays_linear;
 use crate::plot::source::{CsvSource, Kind};
 use crate::plot::style::{FigureStyle, LogAxes};
+use crate::plot::sweep::Method;
 use crate::plot::{Request, font, theme};
-use crate::statistics::{Center, Estimate, Interval, MIN_FOR_INTERVAL, quantile};
+use crate::statistics::{MIN_FOR_INTERVAL, quantile};
 
 /// Most numbers held in memory, sixteen bytes each. Timelines are read in passes and have no such limit.
 const MAX_CELLS: usize = 1 << 25;
@@ -28,6 +29,8 @@ const BOXES: usize = 64;
 const BINS: usize = 512;
 /// Width of all boxes at a place, of which the space between two places is 1.
 const WIDTH: f64 = 0.7;
+/// Most bands around changes of topic that stay distinct where they overlap.
+const BANDS: usize = 3;
 /// Chunks before and after a change of topic that are shown.
 const AROUND: usize = 16;
 /// Columns that number the rows; others are measured.
@@ -101,17 +104,15 @@ pub fn chart(
     let default = ["surprise".to_owned()];
     let shown = if request.y.is_empty() { &default[..] } else { &request.y[..] };
     let averaged = !boxes && INDEX.contains(&x);
-    let mut data = Data { all: Vec::new(), hues: Vec::new(), averaged, cells: 0 };
+    let mut data = Data::new(averaged);
     for source in sources {
         // Boxes are of all rows, unless a colour was asked for.
         let hue = request.hue.as_deref().or(if boxes { None } else { Some("head") });
         data.read(source, sources.len() > 1, (x, shown, hue), request, check)?;
     }
+    filter::check(&request.filter, !data.all.is_empty())?;
     let mut notes = Vec::new();
     let unshown: Vec<_> = (0..shown.len()).map(|y| data.count_unshown(y)).collect();
-    for (name, count) in shown.iter().zip(&unshown).filter(|(_, count)| **count > 0) {
-        notes.push(format!("{name}: values not drawn: {count} not finite"));
-    }
     let log = request.style.log;
     if log.is_some_and(LogAxes::y) {
         let linear = shown.iter().enumerate().filter(|(y, _)| data.points(*y).any(|point| point.1 <= 0.0));
@@ -129,6 +130,9 @@ pub fn chart(
     } else {
         data.lines(x, shown, request, &mut chart);
     }
+    for (name, count) in shown.iter().zip(&unshown).filter(|(_, count)| **count > 0) {
+        chart.omitted.push(format!("{name}: values not drawn: {count} not finite"));
+    }
     let unshown: u64 = unshown.iter().sum();
     if unshown > 0 {
         chart.keys.push(Key::new(&format!("not finite: {unshown}"), Swatch::Mark));
@@ -137,6 +141,10 @@ pub fn chart(
 }
 
 impl Data {
+    fn new(averaged: bool) -> Self {
+        Self { all: Vec::new(), hues: Vec::new(), averaged, cells: 0 }
+    }
+
     fn read(
         &mut self,
         source: &CsvSource,
@@ -418,21 +426,26 @@ pub fn topics(
     let mut chart = Chart::new(&format!("topics-{}", name.replace('/', "_per_")), 1, theme::ALONE);
     let colours = style.colours(sources.len());
     let log = style.log.is_some_and(LogAxes::y);
-    let center = request.center.unwrap_or(if log { Center::Geomean } else { Center::Mean });
-    let interval = request.interval.unwrap_or(Interval::Ci95);
-    let (mut lines, mut changes, mut ends) = (Vec::new(), 0, Vec::new());
-    for (i, source) in sources.iter().enumerate() {
-        let mut data = Data { all: Vec::new(), hues: Vec::new(), averaged: true, cells: 0 };
+    let mut of_runs = Vec::new();
+    for source in sources {
+        let mut data = Data::new(true);
         data.read(source, false, ("start", &[name.to_owned()], None), request, check)?;
+        filter::check(&request.filter, !data.all.is_empty())?;
         let mut series = data.all.pop().unwrap_or_default();
         series.sort();
         let values: Vec<_> = if series.y.is_empty() { Vec::new() } else { series.points(0).collect() };
-        let (by_offset, count) = around(&values, labels);
-        changes = changes.max(count);
-        let points = by_offset
-            .iter()
-            .filter_map(|(&offset, values)| Some((offset as f64, Estimate::new(values, center, interval)?)));
+        of_runs.push(around(&values, labels));
+    }
+    let all = of_runs.iter().flat_map(BTreeMap::values).flatten().copied();
+    let mut method = Method::new(request, log, all);
+    (method.what, method.values_if_few) = ("changes of topic", false);
+    let bands = sources.len() <= BANDS;
+    let (mut lines, mut counts, mut ends) = (Vec::new(), Vec::new(), Vec::new());
+    for (i, (source, by_offset)) in sources.iter().zip(&of_runs).enumerate() {
+        let points =
+            by_offset.iter().filter_map(|(&offset, values)| Some((offset as f64, method.band(values)?)));
         let points: Vec<_> = points.collect();
+        counts.extend(points.iter().map(|(_, of)| of.n));
         ends.extend(points.iter().flat_map(|(_, of)| {
             let (low, high) = of.interval.unwrap_or((of.center, of.center));
             [low, high]
@@ -442,7 +455,7 @@ pub fn topics(
         if sources.len() > 1 {
             chart.keys.push(Key::line(&run, line_style));
         }
-        lines.push(Line::of_estimates(&run, line_style, &[points], sources.len() <= 3));
+        lines.push(Line::of_estimates(&run, line_style, &[points], bands));
     }
     let y = range(&ends).unwrap_or((0.0, 1.0));
     let title =
@@ -457,10 +470,7 @@ pub fn topics(
         panel.message = Some("no change of topic");
     }
     panel.lines = lines;
-    chart.notes.push(format!("mean over {changes} changes, bands: 95 % interval (Student’s t)"));
-    if request.center.is_some() || request.interval.is_some() {
-        chart.notes = vec![format!("over {changes} changes of topic")];
-    }
+    chart.notes.extend(method.note(&counts, if bands { "bands" } else { "bars" }));
     chart.panels.push(panel);
     Ok(chart.finished(style, &request.references))
 }
@@ -468,9 +478,8 @@ pub fn topics(
 /// Values by their distance in chunks from a change of topic.
 type ByOffset = BTreeMap<i64, Vec<f64>>;
 
-/// Returns the values by their distance in chunks from a change, and the number of changes. The first token of a chunk is
-/// its x.
-fn around(values: &[(f64, Option<f64>)], labels: &Labels) -> (ByOffset, usize) {
+/// Returns the values by their distance in chunks from a change. The first token of a chunk is its x.
+fn around(values: &[(f64, Option<f64>)], labels: &Labels) -> ByOffset {
     let chunk = |token: u64| values.partition_point(|(start, _)| *start <= token as f64).checked_sub(1);
     let mut changes: Vec<_> = labels.boundaries.iter().filter_map(|&token| chunk(token)).collect();
     changes.dedup();
@@ -489,7 +498,7 @@ fn around(values: &[(f64, Option<f64>)], labels: &Labels) -> (ByOffset, usize) {
             }
         }
     }
-    (by_offset, changes.len())
+    by_offset
 }
 
 #[cfg(test)]
@@ -500,8 +509,7 @@ mod tests {
     fn chunks_are_aligned_on_changes() {
         let values: Vec<_> = (0..8).map(|i| (f64::from(4 * i), Some(f64::from(i)))).collect();
         let labels = Labels { boundaries: vec![8, 21, 400], ..Labels::default() };
-        let (by_offset, changes) = around(&values, &labels);
-        assert_eq!(changes, 2);
+        let by_offset = around(&values, &labels);
         // Changes lie in chunks 2 and 5.
         assert_eq!((&by_offset[&0][..], &by_offset[&-1][..]), (&[2.0, 5.0][..], &[1.0, 4.0][..]));
         assert_eq!((&by_offset[&2][..], &by_offset[&-3][..]), (&[4.0, 7.0][..], &[2.0][..]));

@@ -103,13 +103,18 @@ impl Figure {
         format!("{root}><desc id=\"origin\">{origin}</desc>{rest}")
     }
 
+    /// Returns the paths of the figure's files in a directory, one for each format.
+    pub fn paths(&self, directory: &Path, formats: &[FigureFormat]) -> impl Iterator<Item = PathBuf> {
+        formats.iter().map(|format| directory.join(format.file(&self.name)))
+    }
+
     /// Returns the figure's files in a directory, one for each format.
     pub fn files(
         &self,
         directory: &Path,
         formats: &[FigureFormat],
     ) -> impl Iterator<Item = Result<(PathBuf, Vec<u8>)>> {
-        formats.iter().map(|&format| Ok((directory.join(format.file(&self.name)), self.encode(format)?)))
+        self.paths(directory, formats).zip(formats).map(|(path, &format)| Ok((path, self.encode(format)?)))
     }
 }
 
@@ -123,6 +128,11 @@ pub struct Figures {
 }
 
 impl Figures {
+    /// Returns the paths of the files of all figures in a directory, in each format.
+    pub fn paths(&self, directory: &Path, formats: &[FigureFormat]) -> impl Iterator<Item = PathBuf> {
+        self.figures.iter().flat_map(|figure| figure.paths(directory, formats))
+    }
+
     /// Returns the files of all figures in a directory, in each format.
     pub fn files(
         &self,

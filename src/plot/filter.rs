@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use crate::condition::{Condition, Value};
+use crate::config::nearest;
 use crate::error::{Error, Result};
 use crate::io::table::{Column, Table};
 
@@ -18,10 +19,17 @@ impl Filter {
         let columns: HashMap<_, _> =
             table.columns().map(|(column, name)| (name.to_owned(), column)).collect();
         let names: Vec<_> = table.columns().map(|(_, name)| name).collect();
-        let parse = |condition: &String| {
-            Condition::parse(condition, &names).map_err(|reason| Error::rejected("--where", reason))
+        let parse = |text: &String| {
+            let condition = Condition::parse(text, &names)?;
+            // A sweep may have runs without a note, but a table has a column for each that any run has.
+            if let Some(name) = condition.names().find(|name| !columns.contains_key(*name)) {
+                let near = nearest(name, names.iter().copied());
+                return Err(format!("expected the name of a setting or result, got `{name}`{near}"));
+            }
+            Ok(condition)
         };
-        Ok(Self { conditions: conditions.iter().map(parse).collect::<Result<_>>()?, columns })
+        let conditions = conditions.iter().map(parse).collect::<Result<_, _>>();
+        Ok(Self { conditions: conditions.map_err(|reason| Error::rejected("--where", reason))?, columns })
     }
 
     /// Whether the current row passes all conditions.
@@ -32,4 +40,13 @@ impl Filter {
         };
         self.conditions.iter().all(|condition| condition.holds(&cell))
     }
+}
+
+/// Rejects conditions that hold for no row.
+pub fn check(conditions: &[String], any: bool) -> Result<()> {
+    if any || conditions.is_empty() {
+        return Ok(());
+    }
+    let reason = format!("`{}` holds for no row; choose another condition", conditions.join("` and `"));
+    Err(Error::rejected("--where", reason))
 }

@@ -98,7 +98,7 @@ impl Frame<'_> {
         for (start, end) in joined(panel.shades.iter().map(on_paper), 0.05) {
             canvas.rectangle((start, self.top), (end, self.bottom()), theme::SHADE.to_rgba());
         }
-        let rules = panel.rules.iter().filter(|&&x| self.x.holds(x)).map(|&x| on_paper(&(x, x)));
+        let rules = panel.rules.iter().map(|&x| on_paper(&(x, x)));
         let mut last = f64::NEG_INFINITY;
         for (x, _) in joined(rules, 0.05) {
             if x - last >= 0.5 {
@@ -143,7 +143,7 @@ impl Frame<'_> {
                 }
             }
         }
-        for (x, lines) in panel.lost.iter().filter(|(x, _)| self.x.holds(*x)) {
+        for (x, lines) in &panel.lost {
             let x = self.place_x(*x);
             mark(canvas, (x, self.top), 1.0);
             // With several lines, the markers of the affected ones follow below.

@@ -2,8 +2,9 @@
 
 use clap::ValueEnum as _;
 
+use super::chart::{Chart, Panel};
 use super::series::Quantity;
-use super::{CsvSource, Kind, Request};
+use super::{CsvSource, Kind, Limits, Request};
 
 /// Returns a line about the flags without effect on the sources' kind.
 pub fn ignored_flags(sources: &[CsvSource], request: &Request) -> Option<String> {
@@ -28,7 +29,14 @@ pub fn ignored_flags(sources: &[CsvSource], request: &Request) -> Option<String>
     let asked = request.style.log;
     let heads = !request.part.heads.is_empty();
     let flags = [
-        ("--x", request.x.is_some() && !columns && !of_sweep && kind != Kind::Lags && !lags),
+        (
+            "--x",
+            request.x.as_ref().is_some_and(|x| match kind {
+                Kind::Lags => x != "lag",
+                _ if lags => x != "lag",
+                _ => !columns && !of_sweep,
+            }),
+        ),
         (
             "--y",
             !request.y.is_empty() && !columns && !of_sweep && !timeline && !curves && kind != Kind::Topics,
@@ -58,6 +66,21 @@ pub fn ignored_flags(sources: &[CsvSource], request: &Request) -> Option<String>
     let name = kind.to_possible_value()?;
     (!ignored.is_empty())
         .then(|| format!("no effect with --kind {}: {}", name.get_name(), ignored.join(", ")))
+}
+
+/// Returns a line about limits that no panel can obey. Names have no ends, and only maps have colours.
+pub fn limits(charts: &[Chart], request: &Request) -> Option<String> {
+    let style = &request.style;
+    let any = |holds: fn(&Panel) -> bool| charts.iter().flat_map(|chart| &chart.panels).any(holds);
+    let flags = [
+        ("--xlim", style.xlim, any(|panel| !panel.x.is_slots())),
+        ("--ylim", style.ylim, any(|panel| !panel.y.is_slots())),
+        ("--clim", style.clim, any(|panel| panel.map.is_some())),
+    ];
+    let ignored = flags.iter().filter(|(_, limits, obeyed)| *limits != Limits::default() && !obeyed);
+    let ignored: Vec<_> = ignored.map(|(flag, ..)| *flag).collect();
+    (!ignored.is_empty() && !charts.is_empty())
+        .then(|| format!("no effect on this figure: {}", ignored.join(", ")))
 }
 
 /// Returns the note on an axis that stays linear although --log was given.

@@ -58,6 +58,8 @@ use series::Metrics;
 pub use series::{Part, Quantity};
 pub use source::{CsvSource, Kind, Run};
 pub use style::{FigureStyle, INCH, Inches, LegendPlace, Limits, LogAxes, Palette, Theme, Venue};
+pub use sweep::{Direction, better};
+pub(crate) use sweep::{LOSS_RATIO, RATIO, is_figure_name};
 
 /// A request for figures.
 #[derive(Clone, Debug, Default)]
@@ -115,7 +117,7 @@ fn drawn(
     notes: Vec<String>,
     check: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Figures> {
-    let mut all = Figures { figures: Vec::new(), notes };
+    let mut all = Figures { figures: Vec::new(), notes: with_omitted(notes, &charts) };
     for chart in charts {
         check()?;
         all.figures.push(Figure::new(chart, &request.style, request.origin.as_deref()));
@@ -123,13 +125,30 @@ fn drawn(
     Ok(all)
 }
 
-/// Returns the charts of all sources and notes for the user.
+/// Adds the notes on what charts cannot show, each once.
+fn with_omitted(mut notes: Vec<String>, charts: &[Chart]) -> Vec<String> {
+    for text in charts.iter().flat_map(|chart| &chart.omitted) {
+        if !notes.contains(text) {
+            notes.push(text.clone());
+        }
+    }
+    notes
+}
+
+/// Returns the charts of all sources and notes for the user. Notes on values that a chart cannot show are in the chart.
 fn charts(
     sources: &[CsvSource],
     request: &Request,
     check: &mut dyn FnMut() -> Result<()>,
 ) -> Result<(Vec<Chart>, Vec<String>)> {
     let Some(first) = sources.first() else { return Ok((Vec::new(), Vec::new())) };
+    if let (Some(center), Some(interval)) = (request.center, request.interval)
+        && !interval.suits(center)
+    {
+        let reason =
+            "ci95, sd and sem are about a mean; with --center median use bootstrap, iqr, minmax or none";
+        return Err(Error::rejected("--interval", reason));
+    }
     if let Some(other) = sources.iter().find(|source| source.kind != first.kind) {
         let (kind, first_kind) = (other.kind.cli_name(), first.kind.cli_name());
         let reason =
@@ -138,7 +157,7 @@ fn charts(
     }
     let roles = [&request.x, &request.hue, &request.rows, &request.cols];
     let together = roles.into_iter().flatten().any(|name| name == sweep::SWEEP);
-    let (mut charts, notes) = match first.kind {
+    let (mut charts, mut notes) = match first.kind {
         Kind::Timeline | Kind::Gates => timelines_or_columns(sources, request, check)?,
         Kind::Columns | Kind::Boxes => one(columns::chart(sources, request, check)?),
         Kind::Topics => (vec![columns::topics(sources, request, check)?], Vec::new()),
@@ -157,10 +176,21 @@ fn charts(
     }
     let unknown = request.names.iter().find(|(old, _)| charts.iter().all(|chart| !chart.has_name(old)));
     if let Some((old, new)) = unknown.filter(|_| !charts.is_empty()) {
-        let known: Vec<_> = charts.iter().flat_map(Chart::names).collect();
-        let reason = format!("no line {old} to become {new}; the lines are {}", known.join("; "));
+        let mut known: Vec<&str> = Vec::new();
+        for name in charts.iter().flat_map(Chart::names) {
+            if !known.contains(&name) {
+                known.push(name);
+            }
+        }
+        let known = if known.is_empty() {
+            "no line has a name".to_owned()
+        } else {
+            format!("the lines are {}", known.join("; "))
+        };
+        let reason = format!("no line {old} to become {new}; {known}");
         return Err(Error::rejected("--rename", reason));
     }
+    notes.extend(ignored_flags::limits(&charts, request));
     for chart in &mut charts {
         chart.rename(&request.names);
     }
@@ -181,8 +211,7 @@ fn timelines_or_columns(
     let Some(selection) = timeline::Selection::read(sources, request, check)? else {
         return Ok(one(columns::chart(sources, request, check)?));
     };
-    let notes = timeline::omitted(&selection.runs, &selection.shown);
-    Ok((vec![selection.chart(request)], notes))
+    Ok((vec![selection.chart(request)], Vec::new()))
 }
 
 /// Draws each source alone. Figures of several sources are named after them.
@@ -204,9 +233,7 @@ fn each(
             }
             Kind::Heads => {
                 let metrics = Metrics::read(&source.csv, &request.style, &request.part, check)?;
-                let chart = timeline::heads(&metrics, request);
-                let notes = chart.omitted.clone();
-                (vec![chart], notes)
+                (vec![timeline::heads(&metrics, request)], Vec::new())
             }
             _ => sweep::charts(std::slice::from_ref(source), request, check)?,
         };
@@ -257,8 +284,7 @@ pub fn timelines(
     if metrics.heads.len() > 1 {
         charts.push(timeline::heads(metrics, request));
     }
-    let notes = omitted.iter().map(ToString::to_string).collect();
-    Ok((drawn(charts, request, notes, check)?, omitted))
+    Ok((drawn(charts, request, Vec::new(), check)?, omitted))
 }
 
 impl OmittedValues {

@@ -56,8 +56,9 @@ pub fn map(csv: &Path, request: &Request, check: &mut dyn FnMut() -> Result<()>)
     let ratios: Vec<_> =
         shown.iter().filter_map(|cell| cell.value).filter(|value| value.is_finite()).collect();
     let colours = Colours::about_one(&ratios, &request.style);
-    let axis = request.style.x_within(Axis::tokens(&(0..end)));
-    let mut panel = Panel::new((axis.clone(), "stored up to chunk"), (axis, "chunk kept"));
+    let chunks = Axis::tokens(&(0..end));
+    let (x, y) = (request.style.x_within(chunks.clone()), request.style.y_within(chunks));
+    let mut panel = Panel::new((x, "stored up to chunk"), (y, "chunk kept"));
     let mut chart = Chart::new("retention", 1, SIDE);
     chart.notes.push(
         "loss under the memory as it was then ÷ loss at the initial weights, Σ over heads and sequences"

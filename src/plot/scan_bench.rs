@@ -10,7 +10,7 @@ use crate::plot::axis::Axis;
 use crate::plot::chart::{Chart, Key, Line, LineStyle, Panel};
 use crate::plot::colours::range;
 use crate::plot::downsample::Point;
-use crate::plot::filter::Filter;
+use crate::plot::filter::{self, Filter};
 use crate::plot::style::LogAxes;
 use crate::plot::{Request, font, theme};
 
@@ -62,6 +62,9 @@ pub fn charts(csv: &Path, request: &Request) -> Result<(Vec<Chart>, Vec<String>)
 /// Returns the chart `speedup`: time of the slowest algorithm ÷ time.
 pub fn speedup(csv: &Path, request: &Request) -> Result<(Vec<Chart>, Vec<String>)> {
     let (mut rows, notes) = read(csv, request)?;
+    if rows.is_empty() {
+        return Ok((Vec::new(), notes));
+    }
     let base = match request.baseline.first() {
         Some((_, name)) => name.clone(),
         None => ["sequential", "pair-sequential"]
@@ -112,12 +115,13 @@ fn read(csv: &Path, request: &Request) -> Result<(Vec<TimedRow>, Vec<String>)> {
     let (median, speed) = (table.column("median_ms")?, table.column("gb_per_s")?);
     let copy = table.column("copy_gb_per_s")?;
     let mut cells = Vec::new();
-    let mut skipped = 0_u64;
+    let (mut passed, mut skipped) = (0_u64, 0_u64);
     let drawable = |x: &f64| x.is_finite() && *x > 0.0;
     while table.advance()? {
         if !filter.passes(&table) {
             continue;
         }
+        passed += 1;
         table.check_kept(cells.len() + 1, MAX_ROWS)?;
         let text = |column| String::from_utf8_lossy(table.text(column)).into_owned();
         let (Some(milliseconds), Some(gb_per_s)) = (table.number(median)?, table.number(speed)?) else {
@@ -187,12 +191,11 @@ fn read(csv: &Path, request: &Request) -> Result<(Vec<TimedRow>, Vec<String>)> {
             return Err(Error::file(csv, format!("rows for at most {most} {what}"), names.len().to_string()));
         }
     }
-    let mut notes = Vec::new();
-    if skipped > 0 {
-        notes.push(format!(
-            "rows skipped: {skipped} whose time, bandwidth or steps are not finite and above 0"
-        ));
-    }
+    filter::check(&request.filter, passed > 0)?;
+    let skipped = (skipped > 0).then(|| {
+        format!("rows skipped: {skipped} whose time, bandwidth or steps are not finite and above 0")
+    });
+    let mut notes: Vec<_> = skipped.into_iter().collect();
     if rows.is_empty() {
         notes.push("no figures: no row was timed".to_owned());
     }

@@ -294,10 +294,12 @@ impl FigureStyle {
 
     /// Returns the axis with the requested ends of x, or unchanged.
     pub(super) fn x_within(&self, axis: Axis) -> Axis {
-        if self.xlim == Limits::default() || axis.is_slots() {
-            return axis;
-        }
-        limited(self.xlim, axis.range(), axis.is_log())
+        within(self.xlim, axis)
+    }
+
+    /// Returns the axis with the requested ends of y, or unchanged.
+    pub(super) fn y_within(&self, axis: Axis) -> Axis {
+        within(self.ylim, axis)
     }
 
     /// Returns the colours of `n` lines, all different: categories if there are few, otherwise an ordered scale. Greys are
@@ -338,6 +340,13 @@ impl FigureStyle {
         }
         Ok(())
     }
+}
+
+fn within(limits: Limits, axis: Axis) -> Axis {
+    if limits == Limits::default() || axis.is_slots() {
+        return axis;
+    }
+    limited(limits, axis.range(), axis.is_log())
 }
 
 fn limited(limits: Limits, (low, high): (f64, f64), log: bool) -> Axis {

@@ -19,7 +19,7 @@ use ratatui_core::widgets::Widget;
 use ratatui_widgets::canvas::{Canvas, Context, Line as Stroke, Points};
 
 use super::chart::{self, Chart, LineStyle, Map, Panel, Swatch};
-use super::{CsvSource, FigureStyle, Request, Theme, charts};
+use super::{CsvSource, FigureStyle, Request, Theme, charts, with_omitted};
 use crate::error::Result;
 use crate::escape::for_figure;
 use crate::plot::axis::{Axis, Tick};
@@ -70,7 +70,7 @@ pub fn view(
     // Greys would be invisible on a dark background.
     let style = FigureStyle { theme: Theme::Print, ..request.style.clone() };
     let (charts, notes) = charts(sources, &Request { style, ..request.clone() }, check)?;
-    view.notes.extend(notes);
+    view.notes = with_omitted(notes, &charts);
     for chart in &charts {
         if sources.len() > 1 && charts.len() > 1 {
             let _ = writeln!(view.text, "== {} ==\n", for_figure(&chart.name));
@@ -113,7 +113,6 @@ fn draw(chart: &Chart, screen: &Screen, view: &mut View) {
         view.notes.push("lines of single heads need a terminal with colours and are not drawn".to_owned());
     }
     view.notes.extend(chart.notes.iter().map(|note| format!("{}: {}", chart.name, raised(note))));
-    view.notes.extend(chart.omitted.iter().cloned());
 }
 
 /// Whether lines are hidden. Without colour, lines that differ only in colour would be noise around the main one.

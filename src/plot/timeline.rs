@@ -87,7 +87,7 @@ impl Selection {
 }
 
 /// Returns a line for each of these quantities about the values that cannot be drawn.
-pub fn omitted(runs: &[RunMetrics], shown: &[Quantity]) -> Vec<String> {
+fn omitted(runs: &[RunMetrics], shown: &[Quantity]) -> Vec<String> {
     let of_run = |run: &RunMetrics| -> Vec<String> {
         let all = OmittedValues::from_metrics(&run.metrics).into_iter();
         let those = all.filter(|omitted| shown.iter().any(|quantity| quantity.name() == omitted.quantity));

@@ -90,8 +90,8 @@ pub(super) struct SequenceScore {
     error: f64,
     zero_error: f64,
     cosine: f64,
-    /// Σ v and Σ v², column by column.
-    columns: Vec<[f64; 2]>,
+    /// Mean of v, Σ (v − mean)² and Σ v², column by column.
+    columns: Vec<[f64; 3]>,
     zero_reads: usize,
     top_1: Hits,
     top: Hits,
@@ -113,7 +113,7 @@ impl SequenceScore {
             error: 0.0,
             zero_error: 0.0,
             cosine: 0.0,
-            columns: vec![[0.0; 2]; width],
+            columns: vec![[0.0; 3]; width],
             zero_reads: 0,
             top_1: Hits::default(),
             top: Hits::default(),
@@ -142,8 +142,11 @@ impl SequenceScore {
         self.error += score.mean_square;
         self.zero_error += score.mean_square_zero;
         self.cosine += score.cosine;
-        for ([sum, squares], v) in self.columns.iter_mut().zip(target) {
-            *sum += v;
+        // Welford, Technometrics 4 (1962): Σ v² − (Σ v)² ÷ n would cancel where targets hardly differ.
+        for ([mean, about_mean, squares], v) in self.columns.iter_mut().zip(target) {
+            let from_mean = v - *mean;
+            *mean += from_mean / self.tokens as f64;
+            *about_mean += from_mean * (v - *mean);
             *squares += v * v;
         }
         self.zero_reads += usize::from(score.is_zero);
@@ -169,10 +172,14 @@ impl SequenceScore {
         sum / self.tokens as f64
     }
 
+    /// Returns the explained fraction of the variance. Targets that differ by no more than rounding have none.
     fn r2(&self) -> Option<f64> {
-        let n = self.tokens as f64;
-        let total: f64 = self.columns.iter().map(|[sum, squares]| squares - sum * sum / n).sum();
-        (total > 0.0).then(|| 1.0 - self.error * self.columns.len() as f64 / total)
+        let sum = |place: usize| self.columns.iter().map(|column| column[place]).sum::<f64>();
+        let (total, squares) = (sum(1), sum(2));
+        // The relative error of Welford's sum is at most about n ε √(Σ v² ÷ total) (Chan, Golub and LeVeque, The American
+        // Statistician 37, 1983). Below this total nothing of it is known.
+        let rounding = self.tokens as f64 * f64::EPSILON;
+        (total > rounding * rounding * squares).then(|| 1.0 - self.error * self.columns.len() as f64 / total)
     }
 }
 
@@ -285,5 +292,38 @@ impl RecallReport {
             updated_accuracy: hits(|score| score.updated),
             stale: hits(|score| score.stale),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::{Array1, array};
+
+    use super::{SequenceScore, TokenScore};
+
+    fn r2(targets: &[Array1<f64>], read: impl Fn(usize) -> Array1<f64>) -> Option<f64> {
+        let mut score = SequenceScore::new(2, 1);
+        for (i, target) in targets.iter().enumerate() {
+            score.add(&TokenScore::distances(read(i).view(), target.view()), target.iter().copied());
+        }
+        score.r2()
+    }
+
+    #[test]
+    fn constant_targets_have_no_variance_to_explain() {
+        let targets = vec![array![1.1, 2.3]; 11];
+        assert_eq!(r2(&targets, |_| array![1.0, 2.0]), None);
+        // Nor has a mean of rounding errors: 0.1 + 0.2 is not 0.3.
+        let mut targets = vec![array![0.3, 2.3]; 11];
+        targets[3] = array![0.1 + 0.2, 2.3];
+        assert_eq!(r2(&targets, |_| array![1.0, 2.0]), None);
+    }
+
+    #[test]
+    fn a_large_mean_does_not_hide_the_variance() {
+        // Residuals ±1 about targets 1e8 ± 2: R² = 1 − 4 · 1 ÷ (4 · 4).
+        let targets: Vec<_> = [-2.0, 2.0, -2.0, 2.0].map(|v| array![1e8 + v, 5.0]).into();
+        let read = |i: usize| array![1e8 + [-1.0, 1.0, -1.0, 1.0][i], 5.0];
+        assert_eq!(r2(&targets, read), Some(0.75));
     }
 }

@@ -14,6 +14,7 @@ use super::slurm::{ARRAY_SCRIPT, COLLECT_SCRIPT, LOGS};
 use super::state::{RerunIf, RunState};
 use super::tables;
 use crate::error::{Error, Result};
+use crate::plot::is_figure_name;
 use crate::run::{Build, Keep, changed_input, read_json};
 use crate::storage::{self, is_figure, is_results, is_temporary};
 
@@ -257,9 +258,7 @@ fn why_stale(ready: &Ready, record: &Record) -> String {
 /// Returns whether a name is that of a figure of results.csv, or of a figure's data.
 pub(crate) fn is_figure_of_sweep(name: &OsStr) -> bool {
     let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy();
-    let stem = stem.split_once("-data").map_or(&*stem, |(stem, _)| stem);
-    let known = |part: &str| part == "loss_ratio" || part == "retention" || Results::NAMES.contains(&part);
-    is_figure(name) && stem.split("_per_").all(|part| known(part) || stem == "tokens_per_s")
+    is_figure(name) && is_figure_name(&stem, Results::NAMES)
 }
 
 /// Returns the first entry that no sweep writes in a sweep's directory called `name`.

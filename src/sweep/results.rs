@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::values::number;
 use crate::config::Mode;
 use crate::metrics::Summary;
+use crate::plot::{LOSS_RATIO, RATIO};
 use crate::recall::{Interval, RecallReport};
 use crate::run::RunOutput;
 use crate::train::{Ended, TrainReport};
@@ -217,8 +218,20 @@ impl Results {
         }
     }
 
+    /// Whether a name is that of a number, of a quotient `a/b` of two, or the loss ratio.
+    pub fn is_known(name: &str) -> bool {
+        let known = |name: &str| Self::NAMES.contains(&name.trim());
+        match name.split_once('/') {
+            Some((over, under)) => known(over) && known(under),
+            None => name == LOSS_RATIO || known(name),
+        }
+    }
+
     /// Returns a number by its name, or the quotient of two by `a/b`. `None` if one does not apply.
     pub fn get(&self, name: &str) -> Option<f64> {
+        if name == LOSS_RATIO {
+            return self.get(RATIO);
+        }
         if let Some((over, under)) = name.split_once('/') {
             return Some(self.get(over.trim())? / self.get(under.trim())?);
         }

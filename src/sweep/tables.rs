@@ -7,6 +7,7 @@ use super::record::Record;
 use super::results::{Results, Status};
 use super::row::Parameters;
 use super::values::number;
+use crate::plot::better;
 use crate::statistics::{Censored, Estimate};
 
 /// The result that runs may never have.
@@ -142,7 +143,7 @@ pub struct Means {
     pub metrics: Vec<String>,
     /// Rows, in the order of the runs.
     pub rows: Vec<TableRow>,
-    /// Row with the best mean of the first result.
+    /// Row with the best mean of the first result, if one of its sides is better.
     pub best: Option<usize>,
 }
 
@@ -161,8 +162,6 @@ pub struct TableRow {
 
 /// Results that are shown unless others are chosen, as far as runs have them.
 const SHOWN: [&str; 5] = ["validation", "train_loss", "loss_before_mean", "loss_mean", "retained_ratio"];
-/// The only result of which more is better.
-const RATE: &str = "tokens_per_s";
 
 impl Means {
     /// Computes the means of the results `metrics`, or of those that are shown by default. `a/b` is a ratio of two.
@@ -189,10 +188,10 @@ impl Means {
             TableRow { parameters, n: well.len(), lost: group.len() - well.len(), estimates }
         };
         let rows: Vec<_> = groups(&keys, rows.iter().copied()).into_iter().map(of_group).collect();
-        let more_is_better = metrics.first().is_some_and(|metric| metric == RATE);
+        let direction = metrics.first().and_then(|metric| better(metric));
         let rank = |row: &TableRow| {
             let mean = row.estimates.first().copied().flatten()?.center;
-            mean.is_finite().then_some(if more_is_better { -mean } else { mean })
+            direction.filter(|_| mean.is_finite()).map(|direction| direction.sign() * mean)
         };
         let ranks = rows.iter().enumerate().filter_map(|(place, row)| Some((rank(row)?, place)));
         let best = ranks.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, place)| place);

@@ -89,9 +89,13 @@ fn configurations_on_one_sequence() {
     sandbox
         .file("long.toml", "heads = 2\nchunk_size = 8\nlearning_rate = 0.01\nmomentum = 0.0\ndecay = 0.0\n");
     let chunks = json(&sandbox, "fast.toml long.toml seq.npy");
-    assert_eq!(
-        (&chunks["same_chunks"], &quantity(&chunks, "loss")["means"]["n"]),
-        (&false.into(), &2.into())
+    let loss = quantity(&chunks, "loss");
+    assert_eq!((&chunks["same_chunks"], &loss["means"]["n"]), (&false.into(), &2.into()));
+    assert_eq!((&loss["compared"], &loss["differing"], &loss["first"]), (&0.into(), &0.into(), &Value::Null));
+    let table = sandbox.ok("compare fast.toml long.toml seq.npy").out;
+    assert!(
+        table.contains("so only means are compared") && !table.contains("first differing chunk"),
+        "{table}"
     );
 }
 
@@ -131,6 +135,7 @@ fn rejections() {
     sandbox.npy("seq.npy", &tokens(&[24, 8], 3));
     sandbox.file("a.toml", "chunk_size = 4\n");
     sandbox.file("results.csv", "run,decay,seed,status,loss_mean\na,0,0,ok,1\nb,1,0,ok,2\n");
+    sandbox.file("same.csv", "run,decay,seed,status,loss_mean\na,0,0,ok,1\nb,0,1,ok,2\n");
     sandbox.ok("store seq.npy --chunk-size 4 --out run -q --no-plots");
     sandbox.ok("compare run run --out there -q");
     let lines = [
@@ -145,6 +150,96 @@ fn rejections() {
         "compare results.csv --baseline dekay=0",
         "compare results.csv --baseline decay=0 --y loss",
         "compare run run --y loss",
+        "compare results.csv --baseline decay=0 --over sead",
+        "compare same.csv --baseline decay=0",
     ];
     insta::assert_snapshot!(Transcript::of_rejected(&sandbox, &lines));
+}
+
+#[test]
+fn what_only_one_run_has_is_a_difference() {
+    let sandbox = Sandbox::new();
+    sandbox.npy("seq.npy", &tokens(&[24, 8], 1));
+    sandbox.npy("short.npy", &tokens(&[16, 8], 1));
+    let store = "retrieve seq.npy --online --chunk-size 4 --seed 1 --no-plots -q";
+    sandbox.ok(&format!("{store} --probe --out a"));
+    sandbox.ok(&format!("{store} --out b"));
+    sandbox.ok(&format!("{store} --heads 2 --probe --out wide"));
+    sandbox.ok("store seq.npy --chunk-size 4 --seed 1 --no-plots -q --out stored");
+    sandbox.ok("retrieve short.npy --memory a/memory.safetensors --no-plots -q --out read");
+    let mut said = Vec::new();
+    for other in ["b", "stored", "read", "wide"] {
+        let text = sandbox.ok(&format!("compare a {other}")).out;
+        assert!(!text.contains("no number differs"), "{text}");
+        said.push(format!("a {other}"));
+        said.extend(text.lines().filter(|line| line.starts_with("not compared")).take(3).map(str::to_owned));
+        assert!(!json(&sandbox, &format!("a {other}"))["unmatched"].as_array().unwrap().is_empty());
+    }
+    insta::assert_snapshot!(said.join("\n"), @"
+    a b
+    not compared: metrics.csv loss_after: A has 6 numbers without one on the other side, B has nothing
+    not compared: metrics.csv loss_before: A has 6 numbers without one on the other side, B has nothing
+    a stored
+    not compared: retrieved.npy: A has a file, B has nothing
+    a read
+    not compared: memory.safetensors: A has a file, B has nothing
+    not compared: metrics.csv: A has a file, B has nothing
+    not compared: retrieved.npy: A has 1 × 24 × 8, B has 1 × 16 × 8
+    a wide
+    not compared: memory.safetensors combine_heads.weight: A has nothing, B has f32 8 × 8
+    not compared: memory.safetensors memory_model.weights.0: A has f32 8 × 8, B has f32 4 × 4
+    not compared: memory.safetensors memory_model.weights.1: A has f32 8 × 8, B has f32 4 × 4
+    ");
+}
+
+/// Writes a metrics.csv of two chunks of two heads. A cell of `-` is empty.
+fn metrics(sandbox: &Sandbox, run: &str, columns: &str, rows: [&str; 4]) {
+    std::fs::create_dir(sandbox.path(run)).unwrap();
+    let mut lines = vec![format!("sequence,chunk,head,start,end,{columns}")];
+    for (i, row) in rows.into_iter().enumerate() {
+        let (chunk, head) = (i / 2, i % 2);
+        lines.push(format!("0,{chunk},{head},{},{},{}", 4 * chunk, 4 * chunk + 4, row.replace('-', "")));
+    }
+    sandbox.file(&format!("{run}/metrics.csv"), lines.join("\n") + "\n");
+}
+
+#[test]
+fn means_over_heads_are_of_the_heads_that_have_the_number() {
+    let sandbox = Sandbox::new();
+    metrics(&sandbox, "a", "loss,surprise", ["1,-", "1,5", "1,6", "1,7"]);
+    metrics(&sandbox, "b", "loss,surprise", ["2,-", "4,8", "2,7", "2,9"]);
+    // The second pair has one column more, in another order.
+    metrics(&sandbox, "c", "decay,surprise,loss", ["1,1,1"; 4]);
+    metrics(&sandbox, "d", "decay,surprise,loss", ["0,2,5"; 4]);
+    let pairs = [("a", "b"), ("c", "d")].map(|(a, b)| (sandbox.path(a), sandbox.path(b)));
+    let comparison = nmem::compare::runs(&pairs, &mut || Ok(())).unwrap();
+    let table = String::from_utf8(comparison.table().unwrap()).unwrap();
+    insta::assert_snapshot!(table, @"
+    run,chunk,seed,status,loss_difference,surprise_difference,decay_difference
+    0,0,0,ok,2,3,
+    1,1,0,ok,1,1.5,
+    2,0,1,ok,4,1,-1
+    3,1,1,ok,4,1,-1
+    ");
+    assert!(comparison.unmatched.is_empty(), "{:?}", comparison.unmatched);
+}
+
+#[test]
+fn a_baseline_counts_each_run_once_and_says_what_is_lost() {
+    let sandbox = Sandbox::new();
+    let rows = "run,decay,seed,status,loss_mean,surprise_mean\n\
+                a,0,0,ok,1,1\nb,-0,1,ok,2,1\nc,1,0,ok,3,inf\nd,1,1,ok,5,2\n\
+                e,1,1,ok,500,2\nf,0.0,0,ok,700,1\ng,2,0,failed,,\nh,2,0,ok,9,9\n";
+    sandbox.file("results.csv", rows);
+    let line = "compare results.csv --baseline decay=0 --y loss_mean,surprise_mean";
+    let json: Value = serde_json::from_str(&sandbox.ok(&format!("{line} --format json")).out).unwrap();
+    let rows = json["rows"].as_array().unwrap();
+    let of: Vec<_> = rows.iter().map(|row| (row["n"].as_u64(), row["difference"].as_f64())).collect();
+    assert_eq!(of, [(Some(2), Some(2.5)), (Some(1), Some(1.0))], "{json}");
+    assert_eq!((&json["lost"], &json["unpaired"], &json["not_finite"]), (&1.into(), &0.into(), &1.into()));
+    let table = sandbox.ok(line).out;
+    assert!(
+        table.contains("not compared: 1 pairs of values, of which one is missing or not finite"),
+        "{table}"
+    );
 }

@@ -320,3 +320,63 @@ fn ignored_flags_are_reported() {
     insta::assert_snapshot!(said);
     assert!(sandbox.ok("plot results.csv --y gain --log --terminal").err.contains(&linear));
 }
+
+#[test]
+fn an_input_is_never_replaced() {
+    let sandbox = with_run();
+    sandbox.file("labels.csv", "position,segment\n0,a\n8,b\n");
+    // The name of the table of a figure.
+    std::fs::copy(sandbox.path("run/metrics.csv"), sandbox.path("surprise-data.csv")).unwrap();
+    let lines = [
+        "plot run/metrics.csv --y surprise --out run/metrics.csv",
+        "plot run other --y surprise --out other/../other/metrics.csv",
+        "plot run --y surprise --labels labels.csv --out labels.csv",
+        "plot surprise-data.csv --y surprise --figure-format csv",
+    ];
+    insta::assert_snapshot!(Transcript::of_rejected(&sandbox, &lines), @"
+    $ nmem plot run/metrics.csv --y surprise --out run/metrics.csv
+    2 error: --out: run/metrics.csv is an input of the figure; choose another name
+
+    $ nmem plot run other --y surprise --out other/../other/metrics.csv
+    2 error: --out: other/../other/metrics.csv is an input of the figure; choose another name
+
+    $ nmem plot run --y surprise --labels labels.csv --out labels.csv
+    2 error: --out: labels.csv is an input of the figure; choose another name
+
+    $ nmem plot surprise-data.csv --y surprise --figure-format csv
+    2 error: --out: ./surprise-data.csv is an input of the figure; choose another name
+    ");
+    assert_eq!(sandbox.ok("plot run --y surprise --out table.csv").out, "table.csv\n");
+    assert_eq!(sandbox.ok("plot run --y surprise --out table.csv").out, "table.csv\n", "its own table");
+}
+
+#[test]
+fn a_single_file_without_a_figure_says_why() {
+    let sandbox = Sandbox::new();
+    sandbox.file("results.csv", "run,decay,seed,status,loss_mean\n");
+    sandbox.file("one.csv", "run,decay,seed,status,loss_mean\na,0,0,ok,1\n");
+    let lines = [
+        "plot results.csv --out a.svg -q",
+        "plot one.csv --out - -q",
+        "plot one.csv --where decay=1 --out -",
+    ];
+    insta::assert_snapshot!(Transcript::of_rejected(&sandbox, &lines), @"
+    $ nmem plot results.csv --out a.svg -q
+    2 error: --out: no figure for a.svg: results.csv has no rows
+
+    $ nmem plot one.csv --out - -q
+    2 error: --out: no figure for -: no parameter but the seed varies
+
+    $ nmem plot one.csv --where decay=1 --out -
+    2 error: --where: `decay=1` holds for no row; choose another condition
+    ");
+}
+
+#[test]
+fn a_quiet_file_of_figures_may_be_quiet_twice() {
+    let sandbox = with_run();
+    sandbox
+        .file("figures.toml", "quiet = true\n[[figure]]\npaths = ['run']\ny = ['surprise']\nout = 'a.svg'\n");
+    assert_eq!(sandbox.ok("plot figures.toml").out, "");
+    assert_eq!(sandbox.ok("plot figures.toml -q").out, "");
+}

@@ -248,6 +248,8 @@ fn rejections() {
         format!("{read} --online --cue single"),
         "generate mqar --out m --pairs 4 --dim 8".to_owned(),
         "generate mqar --out n --dim 9".to_owned(),
+        "generate mqar --out n --dim 2 --pairs 2 --values 8".to_owned(),
+        "generate mqar --out n --values 0".to_owned(),
         "generate mqar --out n --pairs 5000".to_owned(),
         "generate mqar --out n --pairs 8 --dim 8 --keys orthonormal".to_owned(),
         "generate mqar --out n --pairs 8 --updates 9".to_owned(),

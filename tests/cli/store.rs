@@ -535,3 +535,20 @@ fn a_run_is_repeated_from_its_run_json() {
     said.reject(&sandbox, "repeat run --out sixth");
     insta::assert_snapshot!(said);
 }
+
+#[test]
+fn a_divergence_among_several_sequences_fails_every_time() {
+    let sandbox = Sandbox::new();
+    sandbox.npy("a.npy", &tokens(&[40, 8], 1));
+    sandbox.npy("b.npy", &tokens(&[40, 8], 2));
+    let line = "store a.npy b.npy --chunk-size 4 --learning-rate 1e39 --no-plots --out all";
+    let output = sandbox.run(line);
+    assert_eq!(output.code, Some(1), "{}", output.err);
+    let again = sandbox.run(line);
+    assert_eq!(again.code, Some(1), "{}", again.err);
+    assert!(again.out.contains("2 of 2 sequences stored, 2 of them before"), "{}", again.out);
+    insta::assert_snapshot!(again.err, @"
+    error: a.npy: diverged when it was stored before; use --force to store it again
+    error: b.npy: diverged when it was stored before; use --force to store it again
+    ");
+}

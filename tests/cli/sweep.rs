@@ -952,3 +952,77 @@ fn retention_by_lag_is_that_of_the_runs_own_rows() {
     sandbox.ok("sweep grid.toml --no-plots --out plain");
     assert!(!sandbox.path("plain/retention.csv").exists(), "no run has retention");
 }
+
+#[test]
+fn names_of_figures_are_checked_before_the_first_run() {
+    let sandbox = sandbox(GRID);
+    let lines = [
+        "sweep grid.toml --out new --y los_mean",
+        "sweep grid.toml --out new --y loss_mean/tokens --y loss_mean/tokenz --no-plots",
+        "sweep grid.toml --out new --x dekay",
+        "sweep grid.toml --out new --hue loss_mean --no-plots",
+    ];
+    let said = Transcript::of_rejected(&sandbox, &lines).to_string();
+    insta::assert_snapshot!(said.replace(&nmem::sweep::Results::NAMES.join(", "), "NAMES"), @"
+    $ nmem sweep grid.toml --out new --y los_mean
+    2 error: --y: no result los_mean (did you mean `loss_mean`?); pass a column, or two as a/b, of NAMES
+
+    $ nmem sweep grid.toml --out new --y loss_mean/tokens --y loss_mean/tokenz --no-plots
+    2 error: --y: no result tokenz (did you mean `tokens`?); pass a column, or two as a/b, of NAMES
+
+    $ nmem sweep grid.toml --out new --x dekay
+    2 error: --x: no parameter dekay; the parameters are chunk_size, data, heads, seed
+
+    $ nmem sweep grid.toml --out new --hue loss_mean --no-plots
+    2 error: --hue: no parameter loss_mean; the parameters are chunk_size, data, heads, seed
+    ");
+}
+
+#[test]
+fn force_removes_every_figure_of_a_sweep() {
+    let sandbox = sandbox(GRID);
+    for figures in [
+        &["--x", "surprise_mean", "--y", "loss_before_mean"][..],
+        &["--y", "loss_before_mean/tokens_per_s"],
+        &["--y", "loss_before_mean / tokens_per_s,loss_before_mean / loss_mean"],
+        &["--x", "tokens_per_s", "--y", "loss_ratio,loss_before_mean/tokens_per_s"],
+    ] {
+        let mut command = sandbox.command("sweep grid.toml --out out -q --figure-format svg,csv,pgfplots");
+        command.args(figures);
+        let output = Sandbox::finish(command);
+        assert_eq!(output.code, Some(0), "{figures:?}: {}", output.err);
+        assert!(sandbox.names("out/plots").len() >= 3, "{figures:?}");
+        sandbox.ok("sweep grid.toml --out out -q --force --no-plots");
+        assert!(!sandbox.path("out/plots").exists(), "{figures:?}");
+    }
+}
+
+#[test]
+fn a_table_marks_no_row_where_neither_side_is_better() {
+    let sandbox = sandbox("data = 'seq.npy'\nchunk_size = 4\n[grid]\nlearning_rate = [0.0, 3.0]\n");
+    let table = |y: &str| sandbox.ok(&format!("sweep grid.toml --out out --no-plots --y {y}")).out;
+    assert!(table("loss_mean").contains("* best mean of loss_mean"));
+    for y in ["surprise_mean", "loss_mean/tokens_per_s"] {
+        assert!(!table(y).contains('*'), "{y}");
+    }
+}
+
+#[test]
+fn a_condition_that_holds_for_no_finished_run_is_said() {
+    let sandbox = sandbox(GRID);
+    sandbox.ok("sweep grid.toml --out out -q --no-plots");
+    let output = sandbox.ok("sweep --collect out --no-plots --where chunk_size=99");
+    assert_eq!(output.err, "note: --where: `chunk_size = 99` holds for no finished run\n");
+}
+
+#[test]
+fn every_column_of_results_is_documented() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference/files.md");
+    let page = std::fs::read_to_string(path).unwrap();
+    let section = page.split("### results.csv").nth(1).and_then(|rest| rest.split("\n### ").next()).unwrap();
+    let columns: String =
+        section.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next()).collect();
+    for name in nmem::sweep::Results::NAMES {
+        assert!(columns.contains(&format!("`{name}`")), "{name}");
+    }
+}

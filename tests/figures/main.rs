@@ -1,5 +1,6 @@
 //! Figures drawn from metrics.csv, and in `sweep` from results.csv: the files written and the content of their SVG.
 
+mod captions;
 mod formats;
 mod layout;
 mod paper;

@@ -1,5 +1,5 @@
-//! A quantity over tokens for each setting of a sweep: the mean over its seeds, and the interval as a band. The runs'
-//! metrics.csv lie beside results.csv, unless the sweep kept nothing of them.
+//! A quantity over tokens for each setting of some sweeps: the mean over its seeds, and the interval as a band. The runs'
+//! metrics.csv lie beside their results.csv, unless the sweep kept nothing of them.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::plot::colours::range;
 use crate::plot::series::{Metrics, Quantity, Series};
 use crate::plot::source::CsvSource;
 use crate::plot::{Request, theme, timeline};
-use crate::statistics::Estimate;
+use crate::statistics::{Center, Estimate};
 use crate::storage;
 
 /// Points of a curve: about one per point of paper.
@@ -45,7 +45,7 @@ struct Curves<'a> {
 
 /// Returns the chart of one or more quantities.
 pub fn chart(
-    source: &CsvSource,
+    sources: &[CsvSource],
     results: &Results,
     request: &Request,
     check: &mut dyn FnMut() -> Result<()>,
@@ -59,23 +59,25 @@ pub fn chart(
         return Err(Error::rejected("--kind curves", reason));
     }
     let parameters = &results.parameters;
-    let directory = source.csv.parent().unwrap_or(Path::new("")).join("runs");
+    let directory = |source: &CsvSource| source.csv.parent().unwrap_or(Path::new("")).join("runs");
+    let directories: Vec<_> = sources.iter().map(directory).collect();
     for (key, runs) in &settings {
         let text = |(&i, &value): (&usize, &usize)| {
             setting_text(&parameters[i].name, &parameters[i].values[value].text)
         };
         curves.names.push(by.iter().zip(key).map(text).collect::<Vec<_>>().join(", "));
         let mut values = vec![Values::new(); curves.shown.len()];
-        for run in runs {
+        for &(source, run) in runs {
             check()?;
-            curves.read(&directory.join(run).join("metrics.csv"), &mut values, check)?;
+            curves.read(&directories[source].join(run).join("metrics.csv"), &mut values, check)?;
         }
         curves.values.push(values);
     }
     if curves.values.iter().flatten().all(BTreeMap::is_empty) {
-        let directory = directory.display();
+        let names: Vec<_> = directories.iter().map(|directory| directory.display().to_string()).collect();
+        let (names, has) = (names.join(", "), if names.len() == 1 { "has" } else { "have" });
         let reason =
-            format!("{directory} has no metrics.csv of the runs; run the sweep again with --keep metrics");
+            format!("{names} {has} no metrics.csv of the runs; run the sweep again with --keep metrics");
         return Err(Error::rejected("--kind curves", reason));
     }
     let style = &request.style;
@@ -148,20 +150,26 @@ impl<'a> Curves<'a> {
         let name = self.shown.iter().map(|quantity| quantity.name()).collect::<Vec<_>>().join("-");
         let height = if self.shown.len() > 1 { theme::STACKED } else { theme::ALONE };
         let mut chart = Chart::new(&format!("curves-{name}"), 1, height);
-        let (mut counts, mut logs) = (Vec::new(), Vec::new());
+        let (mut counts, mut methods) = (Vec::new(), Vec::new());
         for i in 0..self.shown.len() {
-            let (panel, log) = self.panel(i, &mut counts);
+            let (panel, method) = self.panel(i, &mut counts);
             chart.panels.push(panel);
-            logs.push(log);
+            methods.push(method);
         }
         if self.names.len() > 1 {
             let lines = self.names.iter().zip(&self.styles);
             chart.keys = lines.map(|(name, &style)| Key::line(name, style)).collect();
         }
-        let method = Method::new(self.request, logs.iter().all(|&log| log), 0.0, false);
-        chart.notes.extend(method.note_on_bands(&counts, self.bands()));
-        if logs.windows(2).any(|pair| pair[0] != pair[1]) && self.request.center.is_none() {
-            chart.notes.push("geometric means on logarithmic axes".to_owned());
+        // Where panels have different centres, the usual one is described, and those with the other one are named.
+        let (geometric, others): (Vec<_>, Vec<_>) =
+            methods.iter().zip(&self.shown).partition(|(method, _)| method.center == Center::Geomean);
+        if let Some((method, _)) = others.first().or(geometric.first()) {
+            chart.notes.extend(method.note_on_bands(&counts, self.bands()));
+        }
+        if !geometric.is_empty() && !others.is_empty() {
+            let names: Vec<_> =
+                geometric.iter().map(|(_, quantity)| quantity.name().replace('_', " ")).collect();
+            chart.notes.push(format!("geometric means: {}", names.join(", ")));
         }
         if self.chunks > 1 {
             chart.notes.push(format!("each point: mean of {} chunks", self.chunks));
@@ -176,13 +184,14 @@ impl<'a> Curves<'a> {
         self.names.len() <= BANDS
     }
 
-    /// Returns the panel of a quantity, and whether its axis is logarithmic.
-    fn panel(&self, i: usize, counts: &mut Vec<usize>) -> (Panel, bool) {
+    /// Returns the panel of a quantity, and its statistics.
+    fn panel(&self, i: usize, counts: &mut Vec<usize>) -> (Panel, Method) {
         let (style, quantity) = (&self.request.style, self.shown[i]);
         let all: Vec<_> =
             self.values.iter().flat_map(|setting| setting[i].values().flatten().copied()).collect();
         let log = range(&all).is_some_and(|range| style.is_log(range, quantity == Quantity::LossRatio));
-        let method = Method::new(self.request, log, lowest(quantity.name(), all.iter().copied()), false);
+        let floor = lowest(quantity.name(), all.iter().copied());
+        let method = Method { lowest: floor, ..Method::new(self.request, log, all.iter().copied()) };
         let curve = |setting: &Vec<Values>| -> Vec<(f64, Estimate)> {
             let points = setting[i].iter();
             points
@@ -209,6 +218,6 @@ impl<'a> Curves<'a> {
             }
             panel.lines.push(line);
         }
-        (panel, log)
+        (panel, method)
     }
 }

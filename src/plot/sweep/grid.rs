@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::results::{Cell, Metric, Parameter, Results};
 use super::{
-    CENSORED, LINES, Layout, Method, PANELS, RATIO, Scale, baseline, labels, lower_is_better, lowest,
-    metric_title, parameter_axis, parameter_title, short, symbol, words,
+    CENSORED, LINES, Layout, Method, PANELS, RATIO, Scale, baseline, better, labels, lowest, metric_title,
+    parameter_axis, parameter_title, short, symbol, words,
 };
 use crate::error::{Error, Result};
 use crate::plot::axis::Axis;
@@ -112,7 +112,8 @@ impl<'a> Grid<'a> {
         };
         let floor = if differences.is_some() { f64::NEG_INFINITY } else { lowest(name, all()) };
         let censored = name == CENSORED;
-        let linear = Method::new(request, false, floor, censored);
+        let method = |log| Method { lowest: floor, censored, ..Method::new(request, log, all()) };
+        let linear = method(false);
         let centres: Vec<_> = panels
             .iter()
             .flat_map(|panel| panel.cells.values())
@@ -121,7 +122,7 @@ impl<'a> Grid<'a> {
         let positive = all().all(|value| value > 0.0);
         let log = range(&centres).is_some_and(|range| request.style.is_log(range, ratio))
             && (positive || request.style.log.is_some());
-        let method = Method::new(request, log, floor, censored);
+        let method = method(log);
         Ok(Self { request, results, layout, name, title, ratio, log, method, differences, panels, omitted })
     }
 
@@ -147,7 +148,11 @@ impl<'a> Grid<'a> {
         });
         let asked = self.request.style.log.is_some_and(LogAxes::y);
         let linear = asked && range(&self.centers()).is_some_and(|(low, _)| low <= 0.0);
-        omitted.into_iter().chain(linear.then(|| stays_linear(name))).collect()
+        let replaced = self
+            .method
+            .is_replaced(self.request)
+            .then(|| format!("{name}: means instead of geometric means, because some values are 0 or below"));
+        omitted.into_iter().chain(linear.then(|| stays_linear(name))).chain(replaced).collect()
     }
 
     fn x(&self) -> &'a Parameter {
@@ -178,11 +183,10 @@ impl<'a> Grid<'a> {
         let lost: usize = self.cells().map(|cell| cell.lost).sum();
         if lost > 0 {
             let text = format!("failed, diverged or not finite: {lost} of {} runs", self.results.len());
+            // A run that failed has no result, so all figures of the table would say the same.
+            let of = if lost == self.results.lost() { String::new() } else { format!("{name}: ") };
+            chart.omitted.push(format!("{of}{text}"));
             chart.keys.push(Key::new(&text, Swatch::Mark));
-            chart.omitted.push(format!(
-                "{name}: {lost} of {} runs failed, diverged or not finite",
-                self.results.len()
-            ));
         }
         let name = |i: usize| words(&self.results.parameters[i].name);
         for &(parameter, other) in &self.layout.along {
@@ -346,9 +350,7 @@ impl<'a> Grid<'a> {
                 best: None,
                 square: false,
             };
-            if let Some(lower) = lower_is_better(self.name) {
-                map.best = map.find_best(lower);
-            }
+            map.best = better(self.name).and_then(|direction| map.find_best(direction));
             panel.map = Some(map);
             chart.panels.push(panel);
         }
@@ -381,17 +383,17 @@ impl<'a> Grid<'a> {
 
     /// Names the best setting of a single panel, which has a star.
     fn note_on_best(&self, hue: &Parameter) -> Option<String> {
-        let lower = lower_is_better(self.name)?;
+        let direction = better(self.name)?;
         let [panel] = &self.panels[..] else {
-            return Some(format!("star: {} of each panel", if lower { "lowest" } else { "highest" }));
+            return Some(format!("star: {} of each panel", direction.best()));
         };
         let centers =
             panel.cells.iter().filter_map(|(key, cell)| Some((key, self.method.estimate(cell)?.center)));
-        let sign = if lower { 1.0 } else { -1.0 };
+        let sign = direction.sign();
         let (&(row, column), value) = centers.min_by(|a, b| (sign * a.1).total_cmp(&(sign * b.1)))?;
         let (x, y) = (&self.x().name, &hue.name);
         let (of_x, of_y) = (&labels(self.x())[column], &labels(hue)[row]);
-        let what = if lower { "lowest" } else { "highest" };
+        let what = direction.best();
         Some(format!("star: {what}, {} at {} {of_x}, {} {of_y}", short(value), symbol(x), symbol(y)))
     }
 

@@ -1,6 +1,7 @@
 //! results.csv of a sweep → a chart per metric: centres over seeds with their intervals against one parameter. Each value of
 //! a second parameter has a line; many values make a colour map instead. All other parameters have panels.
 
+mod better;
 mod curves;
 mod grid;
 mod pareto;
@@ -16,6 +17,7 @@ use crate::plot::source::{CsvSource, Kind};
 use crate::plot::style::{FigureStyle, LogAxes};
 use crate::plot::{Request, font, names, theme};
 use crate::statistics::{Censored, Center, Estimate, Interval, MIN_FOR_INTERVAL};
+pub use better::{Direction, better};
 use grid::Grid;
 pub(super) use results::SWEEP;
 use results::{Baseline, Cell, Metric, Parameter, Results, Value};
@@ -28,7 +30,7 @@ const PANELS: usize = 12;
 const MAX_WORDS: usize = 60;
 
 /// The quotient that shows how far storing helped (below 1) or made the memory worse.
-pub(super) const RATIO: &str = "loss_before_mean/loss_mean";
+pub(crate) const RATIO: &str = "loss_before_mean/loss_mean";
 /// The result that runs may never have: the chunk from which the memory is unstable.
 const CENSORED: &str = "first_unstable_chunk";
 
@@ -42,8 +44,12 @@ pub fn charts(
     let Some(first) = files.first() else { return Ok((Vec::new(), Vec::new())) };
     let named: Vec<_> = files.iter().map(|file| (file.csv.as_path(), &file.name[..])).collect();
     let results = Results::read(&named, &request.filter)?;
+    if results.len() == 0 {
+        let paths: Vec<_> = files.iter().map(|file| file.csv.display().to_string()).collect();
+        return Ok((Vec::new(), vec![format!("no figures: {} has no rows", paths.join(", "))]));
+    }
     match first.kind {
-        Kind::Curves => return Ok((vec![curves::chart(first, &results, request, check)?], Vec::new())),
+        Kind::Curves => return Ok((vec![curves::chart(files, &results, request, check)?], Vec::new())),
         Kind::Ablation => grid::check_baseline(first.kind, request)?,
         Kind::Pareto => return Ok((vec![pareto::chart(&results, request)?], Vec::new())),
         // A result as x has no lines over it.
@@ -59,13 +65,13 @@ pub fn charts(
     let lags = first.kind == Kind::Retention;
     let request = &if lags {
         // The y of the lags is known, and x is always the lag.
-        Request { x: Some("lag".to_owned()), y: vec!["loss_ratio".to_owned()], ..request.clone() }
+        Request { x: Some("lag".to_owned()), y: vec![LOSS_RATIO.to_owned()], ..request.clone() }
     } else {
         request.clone()
     };
     let request = &match (first.kind, &request.x, request.baseline.first()) {
         (Kind::Ablation, None, Some((name, _))) => {
-            results.find("--baseline", name)?;
+            baseline(&results, &request.baseline)?;
             Request { x: Some(name.clone()), ..request.clone() }
         }
         _ => request.clone(),
@@ -116,8 +122,28 @@ fn joined(charts: Vec<Chart>) -> Chart {
     Chart { name, ..all }
 }
 
+/// Name of the figure of [`RATIO`], and of the same ratio in a retention.csv.
+pub(crate) const LOSS_RATIO: &str = "loss_ratio";
+/// Word between the two columns of a quotient in the name of its figure; below, between the two results of a comparison.
+const PER: &str = "_per_";
+const AGAINST: &str = "-";
+
+/// Returns the name of the figure of a metric, without its extension.
 fn file_name(metric: &str) -> String {
-    if metric == RATIO { "loss_ratio".to_owned() } else { metric.replace('/', "_per_") }
+    let parts: Vec<_> = metric.split('/').map(str::trim).collect();
+    if parts.join("/") == RATIO { LOSS_RATIO.to_owned() } else { parts.join(PER) }
+}
+
+/// Returns whether a figure, by its name without an extension, is one of results.csv with these `results`, or its data.
+pub(crate) fn is_figure_name(name: &str, results: &[&str]) -> bool {
+    // Names with spaces are those of earlier versions. TeX has a hyphen in the place of a space.
+    let known = |part: &str| part == LOSS_RATIO || results.contains(&part.trim_matches([' ', '-']));
+    let pairs = |name: &str, by: &str, holds: &dyn Fn(&str) -> bool| {
+        name.match_indices(by).any(|(at, _)| holds(&name[..at]) && holds(&name[at + by.len()..]))
+    };
+    let metric = |name: &str| known(name) || pairs(name, PER, &known);
+    let name = name.strip_suffix("-data").unwrap_or(name);
+    name == "retention" || metric(name) || pairs(name, AGAINST, &metric)
 }
 
 /// Returns the requested metrics, or the most informative ones.
@@ -226,13 +252,15 @@ impl Layout {
     }
 }
 
-/// The statistics that turn the runs of a cell into a centre and an interval.
+/// The statistics that turn repeated values, such as the runs of a cell, into a centre and an interval.
 #[derive(Clone, Copy, Debug)]
-struct Method {
-    center: Center,
-    interval: Interval,
+pub(super) struct Method {
+    pub center: Center,
+    pub interval: Interval,
+    /// The repeated things: "runs".
+    pub what: &'static str,
     /// Whether few runs are drawn as they are, because no interval was asked for.
-    values_if_few: bool,
+    pub values_if_few: bool,
     /// Lowest value that the quantity can have.
     lowest: f64,
     /// Whether a run without a value counts as later than any.
@@ -240,15 +268,25 @@ struct Method {
 }
 
 impl Method {
-    fn new(request: &Request, log: bool, lowest: f64, censored: bool) -> Self {
+    /// Chooses one centre and interval for all of these values. Values that are not all above 0 have no geometric mean, and
+    /// get the arithmetic one.
+    pub fn new(request: &Request, log: bool, mut values: impl Iterator<Item = f64>) -> Self {
         let center = request.center.unwrap_or(if log { Center::Geomean } else { Center::Mean });
+        let has_none = center == Center::Geomean && values.any(|value| value <= 0.0);
+        let center = if has_none { Center::Mean } else { center };
         Self {
             center,
-            interval: request.interval.unwrap_or(Interval::Ci95),
+            interval: request.interval.unwrap_or(Interval::of(center)),
+            what: "runs",
             values_if_few: request.interval.is_none(),
-            lowest,
-            censored,
+            lowest: f64::NEG_INFINITY,
+            censored: false,
         }
+    }
+
+    /// Whether geometric means were asked for, but some values have none.
+    fn is_replaced(&self, request: &Request) -> bool {
+        request.center == Some(Center::Geomean) && self.center != Center::Geomean && !self.censored
     }
 
     /// Returns centre and interval of a cell, or `None` if no run has a value.
@@ -266,9 +304,6 @@ impl Method {
         let center = if self.censored { Center::Median } else { self.center };
         let few = self.values_if_few && values.len() < MIN_FOR_INTERVAL;
         let interval = if few || self.censored { Interval::None } else { self.interval };
-        // Values of 0 have no geometric mean.
-        let positive = values.iter().all(|&value| value > 0.0);
-        let center = if center == Center::Geomean && !positive { Center::Median } else { center };
         let mut estimate =
             Estimate::new(values, center, interval).filter(|of| of.center.is_finite())?.at_least(self.lowest);
         // The interval may overflow although the values do not.
@@ -277,7 +312,7 @@ impl Method {
     }
 
     /// Returns centre and interval for a band. Few runs have a band from the lowest to the highest.
-    fn band(&self, values: &[f64]) -> Option<Estimate> {
+    pub fn band(&self, values: &[f64]) -> Option<Estimate> {
         let few = self.values_if_few && values.len() < MIN_FOR_INTERVAL;
         let interval = if few { Interval::Minmax } else { self.interval };
         Self { interval, values_if_few: false, ..*self }.of_values(values)
@@ -297,12 +332,13 @@ impl Method {
         if self.values_if_few && !self.censored && n > 1 && n < MIN_FOR_INTERVAL { &cell.finite } else { &[] }
     }
 
-    /// Describes centre and interval of these numbers of runs; `marks` are bands or bars.
-    fn note(&self, counts: &[usize], marks: &str) -> Option<String> {
+    /// Describes centre and interval of these numbers of values; `marks` are bands or bars.
+    pub fn note(&self, counts: &[usize], marks: &str) -> Option<String> {
         let (few, most) = (counts.iter().min()?, counts.iter().max()?);
         if *most < 2 {
             return None;
         }
+        let what = self.what;
         let n = if few == most { most.to_string() } else { format!("{few} to {most}") };
         if self.censored {
             return Some(format!(
@@ -322,17 +358,17 @@ impl Method {
             Interval::Iqr => "quartiles".to_owned(),
             Interval::Minmax => "lowest to highest".to_owned(),
             Interval::Bootstrap => "95 % bootstrap interval".to_owned(),
-            Interval::None => return Some(format!("{center} of {n} runs")),
+            Interval::None => return Some(format!("{center} of {n} {what}")),
         };
         let dots = self.values_if_few && *few < MIN_FOR_INTERVAL && !marks.is_empty();
         let bands = !marks.is_empty() && (*most >= MIN_FOR_INTERVAL || !self.values_if_few);
         Some(match (bands, dots) {
             (true, true) => format!(
-                "{center} of {n} runs, {marks}: {interval}, dots: runs, where fewer than {MIN_FOR_INTERVAL}"
+                "{center} of {n} {what}, {marks}: {interval}, dots: {what}, where fewer than {MIN_FOR_INTERVAL}"
             ),
-            (true, false) => format!("{center} of {n} runs, {marks}: {interval}"),
-            (false, true) => format!("{center} of {n} runs, dots: the runs"),
-            (false, false) => format!("{center} of {n} runs"),
+            (true, false) => format!("{center} of {n} {what}, {marks}: {interval}"),
+            (false, true) => format!("{center} of {n} {what}, dots: the {what}"),
+            (false, false) => format!("{center} of {n} {what}"),
         })
     }
 }
@@ -534,16 +570,6 @@ fn lowest(name: &str, mut values: impl Iterator<Item = f64>) -> f64 {
     if can && values.all(|value| value >= 0.0) { 0.0 } else { f64::NEG_INFINITY }
 }
 
-/// Whether a lower result is better, if one of both is.
-fn lower_is_better(name: &str) -> Option<bool> {
-    match name {
-        _ if name.contains("loss") || name.contains("ratio") || name == "validation" => Some(true),
-        "wall_s" | "engine_bytes" => Some(true),
-        "tokens_per_s" => Some(false),
-        _ => None,
-    }
-}
-
 fn metric_title(name: &str) -> String {
     let known = match name {
         "loss_mean" => "loss at W, per token",
@@ -570,11 +596,35 @@ fn metric_title(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Parameter, Scale, Value, label, short};
+    use super::{AGAINST, Parameter, Scale, Value, file_name, is_figure_name, label, short};
 
     fn parameter(values: &[&str]) -> Parameter {
         let value = |text: &&str| Value { text: (*text).to_owned(), number: text.parse().ok() };
         Parameter { name: "p".to_owned(), values: values.iter().map(value).collect() }
+    }
+
+    #[test]
+    fn figures_are_known_by_their_names() {
+        let results = ["loss_before_mean", "loss_mean", "tokens_per_s", "wall_s"];
+        let mut metrics: Vec<_> = results.map(str::to_owned).into();
+        metrics.push("loss_ratio".to_owned());
+        for (a, b) in results.iter().flat_map(|a| results.map(|b| (a, b))) {
+            metrics.extend([format!("{a}/{b}"), format!("{a} / {b}")]);
+        }
+        let names: Vec<_> = metrics.iter().map(|metric| file_name(metric)).collect();
+        for (a, b) in names.iter().flat_map(|a| names.iter().map(move |b| (a, b))) {
+            for name in [a.clone(), [&a[..], b].join(AGAINST), format!("{a}-data")] {
+                assert!(is_figure_name(&name, &results), "{name}");
+            }
+        }
+        // Earlier versions kept the spaces.
+        assert!(
+            is_figure_name("loss_mean _per_ wall_s", &results)
+                && is_figure_name("loss_mean-_per_-wall_s", &results)
+        );
+        for name in ["paper", "loss", "loss_mean_per_", "tokens_per_x", "loss_mean-thesis", "-data"] {
+            assert!(!is_figure_name(name, &results), "{name}");
+        }
     }
 
     #[test]

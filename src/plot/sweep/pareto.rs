@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 
 use super::results::{Cell, Results};
-use super::{LINES, Method, RATIO, labels, lower_is_better, metric_title, symbol, unknown_metric};
+use super::{
+    AGAINST, Direction, LINES, Method, RATIO, better, file_name, labels, metric_title, symbol, unknown_metric,
+};
 use crate::error::Result;
 use crate::plot::chart::{Chart, Key, Line, LineStyle, Panel};
 use crate::plot::colours::range;
@@ -28,12 +30,13 @@ pub fn chart(results: &Results, request: &Request) -> Result<Chart> {
     let parameters = &results.parameters;
     let varying: Vec<_> =
         (0..parameters.len()).filter(|&i| parameters[i].varies() && parameters[i].name != "seed").collect();
-    let method = Method { interval: Interval::None, ..Method::new(request, false, f64::NEG_INFINITY, false) };
     let of = |metric| -> BTreeMap<Vec<usize>, Cell> { results.cells(metric, &varying, None) };
-    let ys = of(y);
+    let (xs, ys) = (of(x), of(y));
+    let values = xs.values().chain(ys.values()).flat_map(|cell| cell.finite.iter().copied());
+    let method = Method { interval: Interval::None, ..Method::new(request, false, values) };
     let mut lost = 0;
     let mut counts = Vec::new();
-    let points = of(x).into_iter().filter_map(|(key, cell)| {
+    let points = xs.into_iter().filter_map(|(key, cell)| {
         let (a, b) = (method.estimate(&cell), ys.get(&key).and_then(|cell| method.estimate(cell)));
         lost += usize::from(a.is_none() || b.is_none());
         let (a, b) = (a?, b?);
@@ -76,9 +79,8 @@ pub fn chart(results: &Results, request: &Request) -> Result<Chart> {
         }
     }
     let colours = style.colours(groups.len());
-    let front = front(&points, lower_is_better(&x_name), lower_is_better(&y_name));
-    let mut chart =
-        Chart::new(&format!("{}-{}", super::file_name(&y_name), super::file_name(&x_name)), 1, theme::ALONE);
+    let front = front(&points, better(&x_name), better(&y_name));
+    let mut chart = Chart::new(&[file_name(&y_name), file_name(&x_name)].join(AGAINST), 1, theme::ALONE);
     if let Some(front) = front {
         let grey = LineStyle::line(theme::GREY, theme::SPINE, 1.0, None);
         panel.lines.push(Line::new("best in both", grey, vec![front]));
@@ -104,9 +106,12 @@ pub fn chart(results: &Results, request: &Request) -> Result<Chart> {
 }
 
 /// Returns the points that no other beats in both directions, from left to right; `None` unless both have a better side.
-fn front(points: &[(Vec<usize>, (f64, f64))], x: Option<bool>, y: Option<bool>) -> Option<Vec<(f64, f64)>> {
-    let sign = |lower: bool| if lower { 1.0 } else { -1.0 };
-    let (x, y) = (sign(x?), sign(y?));
+fn front(
+    points: &[(Vec<usize>, (f64, f64))],
+    x: Option<Direction>,
+    y: Option<Direction>,
+) -> Option<Vec<(f64, f64)>> {
+    let (x, y) = (x?.sign(), y?.sign());
     let mut sorted: Vec<_> = points.iter().map(|(_, (a, b))| (x * a, y * b)).collect();
     sorted.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
     let mut best = f64::INFINITY;
@@ -123,6 +128,7 @@ fn front(points: &[(Vec<usize>, (f64, f64))], x: Option<bool>, y: Option<bool>) 
 #[cfg(test)]
 mod tests {
     use super::front;
+    use crate::plot::Direction::{Higher, Lower};
 
     #[test]
     fn the_front_is_what_no_other_beats() {
@@ -130,10 +136,10 @@ mod tests {
             .map(|point| (Vec::new(), point))
             .into();
         assert_eq!(
-            front(&points, Some(true), Some(true)).unwrap(),
+            front(&points, Some(Lower), Some(Lower)).unwrap(),
             [(0.5, 9.0), (1.0, 5.0), (2.0, 3.0), (4.0, 1.0)]
         );
-        assert_eq!(front(&points, Some(false), Some(true)).unwrap(), [(4.0, 1.0)]);
-        assert_eq!(front(&points, None, Some(true)), None);
+        assert_eq!(front(&points, Some(Higher), Some(Lower)).unwrap(), [(4.0, 1.0)]);
+        assert_eq!(front(&points, None, Some(Lower)), None);
     }
 }

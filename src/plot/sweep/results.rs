@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::io::table::{Column, Table};
-use crate::plot::filter::Filter;
+use crate::plot::filter::{self, Filter};
 use crate::plot::sweep::RATIO;
 
 /// Most cells held in memory, about forty bytes each: a sweep's retention.csv of 25 columns and 640,000 rows.
@@ -40,6 +40,8 @@ struct RunRow {
     /// Result of each metric; `None` if it does not apply.
     results: Vec<Option<f64>>,
     ok: bool,
+    /// Number of the file with the row.
+    source: usize,
     /// Name of the run's directory.
     id: String,
 }
@@ -77,8 +79,8 @@ impl Parameter {
 
     fn index_of(&mut self, text: &str, places: &mut HashMap<Same, usize>) -> usize {
         let number = text.parse().ok().filter(|number: &f64| number.is_finite());
-        let same =
-            number.map_or_else(|| Same::Text(text.to_owned()), |number| Same::Number(number.to_bits()));
+        let same = number
+            .map_or_else(|| Same::Text(text.to_owned()), |number| Same::Number((number + 0.0).to_bits()));
         *places.entry(same).or_insert_with(|| {
             self.values.push(Value { text: text.to_owned(), number });
             self.values.len() - 1
@@ -102,7 +104,7 @@ impl Parameter {
 /// The key by which values are equal.
 #[derive(PartialEq, Eq, Hash)]
 pub enum Same {
-    /// Its bits.
+    /// Its bits, those of 0 for −0.
     Number(u64),
     Text(String),
 }
@@ -117,10 +119,11 @@ impl Results {
     pub fn read(files: &[(&Path, &str)], conditions: &[String]) -> Result<Self> {
         let mut all = Self { parameters: Vec::new(), metrics: Vec::new(), rows: Vec::new() };
         let mut places = Vec::new();
-        for (csv, name) in files {
+        for (source, (csv, name)) in files.iter().enumerate() {
             let name = (files.len() > 1).then_some(*name);
-            all.add(csv, name, conditions, &mut places)?;
+            all.add((source, csv), name, conditions, &mut places)?;
         }
+        filter::check(conditions, !all.rows.is_empty())?;
         // Columns of one file are empty in the rows of another.
         for (i, parameter) in all.parameters.iter_mut().enumerate() {
             for row in all.rows.iter_mut().filter(|row| row.values.len() <= i) {
@@ -144,9 +147,10 @@ impl Results {
         Ok(all)
     }
 
+    /// Adds the rows of a file that pass the conditions.
     fn add(
         &mut self,
-        csv: &Path,
+        (source, csv): (usize, &Path),
         sweep: Option<&str>,
         conditions: &[String],
         places: &mut Vec<HashMap<Same, usize>>,
@@ -190,7 +194,7 @@ impl Results {
                 results[i] = text(*column).parse().ok();
             }
             let id = run.map_or_else(String::new, text);
-            self.rows.push(RunRow { values, results, ok: table.text(status) == b"ok", id });
+            self.rows.push(RunRow { values, results, ok: table.text(status) == b"ok", source, id });
         }
         Ok(())
     }
@@ -288,12 +292,12 @@ impl Results {
         cells
     }
 
-    /// Returns the runs' directories by their values of these parameters.
-    pub fn runs(&self, by: &[usize]) -> BTreeMap<Vec<usize>, Vec<&str>> {
+    /// Returns the runs, as the number of their file and the name of their directory, by their values of these parameters.
+    pub fn runs(&self, by: &[usize]) -> BTreeMap<Vec<usize>, Vec<(usize, &str)>> {
         let mut runs = BTreeMap::<_, Vec<_>>::new();
         for row in self.rows.iter().filter(|row| row.ok) {
             let key: Vec<_> = by.iter().map(|&parameter| row.values[parameter]).collect();
-            runs.entry(key).or_default().push(&row.id[..]);
+            runs.entry(key).or_default().push((row.source, &row.id[..]));
         }
         runs
     }
@@ -301,5 +305,10 @@ impl Results {
     /// Returns the number of runs.
     pub fn len(&self) -> usize {
         self.rows.len()
+    }
+
+    /// Returns the number of runs that did not end normally.
+    pub fn lost(&self) -> usize {
+        self.rows.iter().filter(|row| !row.ok).count()
     }
 }
