@@ -22,7 +22,8 @@
 //!
 //! Further modules:
 //!
-//! - `matmul`: the kernels of the gemm crate on array views; [`packed`]: products with weights in column panels;
+//! - `matmul`: the kernels of the gemm crate on array views; `small_matmul`: products of small matrices; [`packed`]: products
+//!   with weights in column panels;
 //! - [`simd`]: vectors of either element type; [`norm`]: sums of squares over the whole range of numbers;
 //! - [`statistics`]: means and confidence intervals; [`paired`]: differences of pairs with intervals, and adjusted p-values;
 //! - `peak`: memory used; `error`: the error type; `escape`: names for display.
@@ -53,6 +54,7 @@ pub mod scan;
 pub mod scan_bench;
 pub mod sequence;
 pub mod simd;
+mod small_matmul;
 pub mod statistics;
 pub mod storage;
 pub mod sweep;

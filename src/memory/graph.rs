@@ -10,6 +10,9 @@ use std::ops::Range;
 
 use super::operators::Op;
 
+/// Most inputs of a node: those of the gated mixture.
+pub const MAX_INPUTS: usize = 3;
+
 /// Input of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Value {
@@ -211,6 +214,7 @@ impl GraphBuilder {
 
     /// Adds an operator.
     pub fn apply(&mut self, op: Op, inputs: &[Value]) -> Value {
+        assert!(inputs.len() <= MAX_INPUTS, "at most {MAX_INPUTS} inputs");
         // The pass back writes one cotangent for each input.
         assert!((1..inputs.len()).all(|i| !inputs[..i].contains(&inputs[i])), "distinct inputs");
         let widths: Vec<_> = inputs.iter().map(|&input| self.graph.width_of(input)).collect();

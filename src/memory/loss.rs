@@ -157,7 +157,10 @@ impl Loss {
     }
 
     /// Differentiates [`gradient`](Self::gradient): with `tangent` the cotangent of the gradient that it returns, writes the
-    /// cotangents of the predicted row, over `predicted`, and of the value. Returns the cotangent of the weight.
+    /// cotangents of the predicted row, over `predicted`, and of the value. Returns the cotangent of the weight. Call it where
+    /// the instruction set has been chosen.
+    #[expect(clippy::inline_always, reason = "as above")]
+    #[inline(always)]
     pub fn gradient_vjp<T: Real>(
         self,
         predicted: &mut [T],
@@ -168,6 +171,18 @@ impl Loss {
     ) -> f64 {
         let d = predicted.len();
         let factor = weight.unwrap_or(T::one());
+        if let Self::MeanSquare | Self::HalfSquare = self {
+            let bend = T::from_f64(self.slope_and_bend(0.0, 0.0, d).1);
+            for (y, &v) in predicted.iter_mut().zip(value) {
+                *y = bend * (*y - v);
+            }
+            let of_weight = T::dot(predicted, tangent).to_f64();
+            for ((y, &t), d_value) in predicted.iter_mut().zip(tangent).zip(d_value) {
+                *y = factor * t * bend;
+                *d_value = -*y;
+            }
+            return of_weight;
+        }
         let mut of_weight = 0.0;
         for (((y, &v), &t), d_value) in predicted.iter_mut().zip(value).zip(tangent).zip(d_value) {
             let (slope, bend) = self.slope_and_bend((*y).to_f64() - v.to_f64(), v.to_f64(), d);

@@ -17,7 +17,9 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
 use super::Order;
-use super::walk::{Examples, Inner, Walk};
+use super::node_rows::{Passage, Second};
+use super::pool::Pool;
+use super::walk::{ExampleCotangents, Examples, Walk};
 use crate::engine::panel::Step;
 use crate::memory::program::{Program, Reads};
 use crate::real::Real;
@@ -26,18 +28,36 @@ use crate::simd::vectorised;
 /// Fewest chunks of a segment. Its arrays are small beside the rows of so few chunks.
 pub const MIN_SEGMENT: usize = 8;
 /// Fewest rows whose gradients are taken in one task: enough for products at full speed.
-const TASK_ROWS: usize = 64;
+pub const TASK_ROWS: usize = 64;
 /// Most tasks of a segment. Each has a gradient of the weights of its own until they are summed.
 pub const MAX_TASKS: usize = 8;
 /// Elements of a state that one task takes through a segment. Its rows of six arrays fit L2.
 const TASK_ELEMENTS: usize = 2048;
+/// Sums side by side, which the compiler turns into vector registers.
+const LANES: usize = 16;
 /// Fewest multiplications of a task that another thread takes, about 10 µs.
 const MIN_TASK_WORK: usize = 1 << 18;
+
+/// Buffers of tasks, reused from chunk to chunk and from head to head.
+#[derive(Debug)]
+pub struct Buffers<T> {
+    passages: Pool<Passage<T>>,
+    seconds: Pool<Second<T>>,
+    /// Arrays of a segment.
+    arrays: Pool<Array2<T>>,
+}
+
+impl<T> Buffers<T> {
+    pub const fn new() -> Self {
+        Self { passages: Pool::new(), seconds: Pool::new(), arrays: Pool::new() }
+    }
+}
 
 /// Inputs of a head in one call, and the state that it starts from.
 #[derive(Debug)]
 pub struct Course<'a, T> {
     pub walk: &'a Walk,
+    pub buffers: &'a Buffers<T>,
     pub program: &'a Program,
     /// Initial weights, past weights included.
     pub base: &'a [T],
@@ -82,12 +102,17 @@ pub struct Tape<T> {
     end: State<T>,
 }
 
-/// Cotangents of a head's inputs and parameters.
+/// Places for the cotangents of a head's rows.
+#[derive(Debug)]
+pub struct RowCotangents<'a, T> {
+    pub keys: ArrayViewMut2<'a, T>,
+    pub values: ArrayViewMut2<'a, T>,
+    pub queries: ArrayViewMut2<'a, T>,
+}
+
+/// Cotangents of a head's gates and parameters.
 #[derive(Debug)]
 pub struct HeadCotangents<T> {
-    pub keys: Array2<T>,
-    pub values: Array2<T>,
-    pub queries: Array2<T>,
     /// Cotangents of θ, η and α of each chunk.
     pub gates: Vec<[f64; 3]>,
     pub rates: Option<Vec<T>>,
@@ -101,7 +126,7 @@ pub struct HeadCotangents<T> {
 struct Segment<T> {
     chunks: Range<usize>,
     pieces: Vec<Piece<T>>,
-    /// U before each chunk and after the last, refreshed: (chunks + 1, elements).
+    /// U before each chunk and after the last, refreshed: (chunks + 1, elements) or more rows.
     updates: Array2<T>,
     /// S in the same order. A pass back replaces them by their cotangents.
     momenta: Array2<T>,
@@ -113,7 +138,7 @@ struct Piece<T> {
     chunks: Range<usize>,
     /// Empty where it is the initial weights.
     point: Vec<T>,
-    groups: Vec<(Range<usize>, Inner<T>)>,
+    groups: Vec<(Range<usize>, Passage<T>)>,
     refresh: bool,
 }
 
@@ -139,10 +164,14 @@ impl<T: Real> Course<'_, T> {
         self.base.len()
     }
 
-    fn segments(&self) -> Vec<Range<usize>> {
+    fn segments(&self) -> impl DoubleEndedIterator<Item = Range<usize>> + ExactSizeIterator + use<T> {
         let chunks = self.chunks();
         let length = chunks.isqrt().max(MIN_SEGMENT);
-        (0..chunks).step_by(length).map(|start| start..chunks.min(start + length)).collect()
+        (0..chunks).step_by(length).map(move |start| start..chunks.min(start + length))
+    }
+
+    fn longest_segment(&self) -> usize {
+        self.segments().next().map_or(0, |chunks| chunks.len())
     }
 
     /// Returns whether gradients are cut off before a chunk.
@@ -178,65 +207,102 @@ impl<T: Real> Course<'_, T> {
         rows.step_by(step).map(move |start| start..end.min(start + step))
     }
 
-    /// Returns the weights that are read in a state.
-    fn weights(&self, update: &[T]) -> Vec<T> {
+    /// Returns the weights that are read in a state. `space` is for their sum.
+    fn weights<'w>(&self, update: &'w [T], space: &'w mut Vec<T>) -> &'w [T] {
         if self.program.rule.holds_weights() {
-            return update.to_vec();
+            return update;
         }
-        update.iter().zip(self.base).map(|(&u, &w)| w + u).collect()
+        space.clear();
+        space.extend(update.iter().zip(self.base).map(|(&u, &w)| w + u));
+        space
+    }
+
+    /// Takes buffers for passes over a number of rows.
+    fn passage(&self, rows: usize) -> Passage<T> {
+        let new = || Passage::new(&self.walk.graph, rows, self.chunk());
+        self.buffers.passages.take(|passage| passage.holds(rows), new)
+    }
+
+    /// Takes an array of a state's elements for each chunk of a segment and one more.
+    fn array(&self) -> Array2<T> {
+        let rows = self.longest_segment() + 1;
+        let fits = |array: &Array2<T>| array.nrows() >= rows;
+        self.buffers.arrays.take(fits, || Array2::zeros((rows, self.elements())))
+    }
+
+    /// Reads rows of queries with some weights.
+    fn read(&self, update: &[T], rows: Range<usize>, mut output: ArrayViewMut2<'_, T>) {
+        let mut passage = self.passage(self.task_rows());
+        let mut space = std::mem::take(&mut passage.weights);
+        let weights = self.weights(update, &mut space);
+        self.walk.forward(weights, self.queries.slice(s![rows, ..]), &mut passage);
+        output.assign(&passage.values.output());
+        passage.weights = space;
+        self.buffers.passages.give(passage);
     }
 
     /// Computes the output rows (rows, d), which are zero where nothing is read.
-    pub fn forward(&self, mut output: ArrayViewMut2<'_, T>) -> Tape<T> {
+    pub fn forward(&self, output: ArrayViewMut2<'_, T>) -> Tape<T> {
         let mut state = self.start.clone();
         let mut starts = Vec::new();
         let mut last = None;
+        let mut rest = Parts::new(output);
         for chunks in self.segments() {
+            if let Some(segment) = last.take() {
+                self.recycle(segment);
+            }
             starts.push(state.clone());
             let segment = self.segment(&state, chunks.clone());
-            let read = |chunk: usize| {
-                let rows = self.reads(chunk);
-                let weights = self.weights(segment.update(chunk));
-                let read = self.walk.forward(&weights, self.queries.slice(s![rows.clone(), ..]));
-                (rows, read.output().to_owned())
-            };
+            let reads = self.reads_of(chunks, &mut rest);
             let many = Self::batch(self.chunk() * self.elements());
-            let outputs: Vec<_> = chunks
-                .into_par_iter()
-                .with_min_len(many)
-                .filter(|&chunk| !self.reads(chunk).is_empty())
-                .map(read)
-                .collect();
-            for (rows, read) in outputs {
-                output.slice_mut(s![rows, ..]).assign(&read);
-            }
+            reads.into_par_iter().with_min_len(many).for_each(|(chunk, rows, output)| {
+                self.read(segment.update(chunk), rows, output);
+            });
             state = self.end(&segment);
             last = Some(segment);
         }
-        let weights = self.weights(&state.update);
-        let groups: Vec<_> = self.groups(self.reads(self.chunks())).collect();
-        let read = |rows: Range<usize>| {
-            let read = self.walk.forward(&weights, self.queries.slice(s![rows.clone(), ..]));
-            (rows, read.output().to_owned())
-        };
-        let outputs: Vec<_> = groups.into_par_iter().map(read).collect();
-        for (rows, read) in outputs {
-            output.slice_mut(s![rows, ..]).assign(&read);
-        }
+        let groups = self.groups(self.reads(self.chunks()));
+        let groups: Vec<_> = groups.map(|rows| (rows.clone(), rest.take(rows))).collect();
+        groups.into_par_iter().for_each(|(rows, output)| self.read(&state.update, rows, output));
         Tape { starts, last, end: state }
+    }
+
+    /// Returns the chunks of a segment before which rows are read, with these rows and their parts of a matrix.
+    fn reads_of<'m>(
+        &self,
+        chunks: Range<usize>,
+        rest: &mut Parts<'m, T>,
+    ) -> Vec<(usize, Range<usize>, ArrayViewMut2<'m, T>)> {
+        let reads = chunks.map(|chunk| (chunk, self.reads(chunk))).filter(|(_, rows)| !rows.is_empty());
+        reads.map(|(chunk, rows)| (chunk, rows.clone(), rest.take(rows))).collect()
+    }
+
+    /// Returns the most rows of a task.
+    fn task_rows(&self) -> usize {
+        self.group_chunks(self.longest_segment()) * self.chunk()
+    }
+
+    /// Returns the number of chunks of `of` whose gradients one task takes.
+    fn group_chunks(&self, of: usize) -> usize {
+        of.div_ceil(MAX_TASKS).max(TASK_ROWS.div_ceil(self.chunk()))
+    }
+
+    /// Gives the buffers of a segment back.
+    fn recycle(&self, segment: Segment<T>) {
+        self.buffers.arrays.give(segment.updates);
+        self.buffers.arrays.give(segment.momenta);
+        for (_, passage) in segment.pieces.into_iter().flat_map(|piece| piece.groups) {
+            self.buffers.passages.give(passage);
+        }
     }
 
     /// Computes the states of a segment from that at its start.
     fn segment(&self, start: &State<T>, chunks: Range<usize>) -> Segment<T> {
-        let shape = (chunks.len() + 1, self.elements());
-        let mut segment = Segment {
-            chunks: chunks.clone(),
-            pieces: Vec::new(),
-            updates: Array2::zeros(shape),
-            momenta: Array2::zeros(shape),
-        };
-        segment.updates.row_mut(0).iter_mut().zip(&start.update).for_each(|(to, &x)| *to = x);
-        segment.momenta.row_mut(0).iter_mut().zip(&start.momentum).for_each(|(to, &x)| *to = x);
+        let [mut updates, mut momenta] = [(); 2].map(|()| self.array());
+        for (array, start) in [(&mut updates, &start.update), (&mut momenta, &start.momentum)] {
+            array.row_mut(0).as_slice_mut().expect("standard layout").copy_from_slice(start);
+        }
+        let mut segment = Segment { chunks: chunks.clone(), pieces: Vec::new(), updates, momenta };
         let next = |from: usize, every: Option<usize>| {
             every.map_or(usize::MAX, |every| {
                 ((self.first_chunk + from) / every + 1) * every - self.first_chunk
@@ -249,7 +315,9 @@ impl<T: Real> Course<'_, T> {
             let to = refresh.min(next(from, self.truncate)).min(chunks.end);
             let point = match segment.pieces.last() {
                 // After a refresh, gradients are taken at the weights that are read.
-                Some(before) if before.refresh => self.weights(segment.update(from)),
+                Some(before) if before.refresh => {
+                    self.weights(segment.update(from), &mut Vec::new()).to_vec()
+                }
                 Some(before) => before.point.clone(),
                 None => start.point.clone(),
             };
@@ -265,20 +333,22 @@ impl<T: Real> Course<'_, T> {
         let n = segment.chunks.len();
         let (update, momentum) = (segment.updates.row(n).to_vec(), segment.momenta.row(n).to_vec());
         let last = segment.pieces.last().expect("a segment has chunks");
-        let point = if last.refresh { self.weights(&update) } else { last.point.clone() };
+        let point =
+            if last.refresh { self.weights(&update, &mut Vec::new()).to_vec() } else { last.point.clone() };
         State { update, momentum, point }
     }
 
     /// Takes the gradients of some chunks.
     fn piece(&self, chunks: Range<usize>, point: Vec<T>, refresh: bool) -> Piece<T> {
         let c = self.chunk();
-        let step = chunks.len().div_ceil(MAX_TASKS).max(TASK_ROWS.div_ceil(c));
+        let step = self.group_chunks(chunks.len());
         let end = chunks.end;
         let groups: Vec<_> = chunks.clone().step_by(step).map(|start| start..end.min(start + step)).collect();
         let at = if point.is_empty() { self.base } else { &point };
         let inner = |chunks: Range<usize>| {
-            let inner = self.walk.inner(self.program.loss, at, self.examples(&chunks));
-            (chunks, inner)
+            let mut passage = self.passage(self.task_rows());
+            self.walk.inner(self.program.loss, at, self.examples(&chunks), &mut passage);
+            (chunks, passage)
         };
         let many = Self::batch(step * c * self.elements());
         let groups = groups.into_par_iter().with_min_len(many).map(inner).collect();
@@ -353,32 +423,36 @@ impl<T: Real> Course<'_, T> {
         });
     }
 
-    /// Passes the cotangent of the output rows (rows, d) back.
-    pub fn backward(&self, tape: Tape<T>, d_output: ArrayView2<'_, T>) -> HeadCotangents<T> {
+    /// Passes the cotangent of the output rows (rows, d) back. Writes the cotangents of all rows to `to`.
+    pub fn backward(
+        &self,
+        tape: Tape<T>,
+        d_output: ArrayView2<'_, T>,
+        mut to: RowCotangents<'_, T>,
+    ) -> HeadCotangents<T> {
         let zeros = || vec![T::zero(); self.elements()];
         let Tape { starts, mut last, end } = tape;
         let mut carried =
             Carried { update: zeros(), momentum: zeros(), point: zeros(), base: zeros(), transition: 0.0 };
         let mut results = HeadCotangents {
-            keys: Array2::zeros(self.keys.dim()),
-            values: Array2::zeros(self.values.dim()),
-            queries: Array2::zeros(self.queries.dim()),
             gates: vec![[0.0; 3]; self.chunks()],
             rates: self.rates.as_ref().map(|rates| vec![T::zero(); rates.len()]),
             base: Vec::new(),
             transition: 0.0,
         };
-        let weights = self.weights(&end.update);
-        for rows in self.groups(self.reads(self.chunks())) {
-            let d_queries = self.read_vjp(&weights, rows.clone(), d_output, &mut carried.update);
-            results.queries.slice_mut(s![rows, ..]).assign(&d_queries);
+        let rows = self.reads(self.chunks());
+        let mut d_weights = zeros();
+        for rows in self.groups(rows) {
+            let d_queries = to.queries.slice_mut(s![rows.clone(), ..]);
+            self.read_vjp(&end.update, rows, d_output, &mut d_weights, d_queries);
+            carried.update.iter_mut().zip(&d_weights).for_each(|(sum, &x)| *sum += x);
         }
         if !self.program.rule.holds_weights() {
             carried.base.copy_from_slice(&carried.update);
         }
         for (start, chunks) in starts.iter().zip(self.segments()).rev() {
             let segment = last.take().unwrap_or_else(|| self.segment(start, chunks));
-            self.segment_vjp(segment, d_output, &mut carried, &mut results);
+            self.segment_vjp(segment, d_output, &mut carried, &mut results, &mut to);
         }
         // The state of a new memory is the initial weights, and so is a point without refreshes.
         let mut parts = Vec::new();
@@ -394,17 +468,24 @@ impl<T: Real> Course<'_, T> {
         HeadCotangents { base: carried.base, transition: carried.transition, ..results }
     }
 
-    /// Reads some rows again and passes their cotangent back. Adds the cotangent of the weights to `d_weights`.
+    /// Reads some rows again and passes their cotangent back. Writes the cotangent of the weights to `d_weights`.
     fn read_vjp(
         &self,
-        weights: &[T],
+        update: &[T],
         rows: Range<usize>,
         d_output: ArrayView2<'_, T>,
         d_weights: &mut [T],
-    ) -> Array2<T> {
+        d_queries: ArrayViewMut2<'_, T>,
+    ) {
+        let mut passage = self.passage(self.task_rows());
+        let mut space = std::mem::take(&mut passage.weights);
+        let weights = self.weights(update, &mut space);
         let queries = self.queries.slice(s![rows.clone(), ..]);
-        let read = self.walk.forward(weights, queries);
-        self.walk.vjp(weights, queries, read, d_output.slice(s![rows, ..]).to_owned(), d_weights)
+        self.walk.forward(weights, queries, &mut passage);
+        let d_output = d_output.slice(s![rows, ..]);
+        self.walk.vjp(weights, queries, d_output, &mut passage, d_weights, d_queries);
+        passage.weights = space;
+        self.buffers.passages.give(passage);
     }
 
     fn segment_vjp(
@@ -413,28 +494,35 @@ impl<T: Real> Course<'_, T> {
         d_output: ArrayView2<'_, T>,
         carried: &mut Carried<T>,
         results: &mut HeadCotangents<T>,
+        to: &mut RowCotangents<'_, T>,
     ) {
         let chunks = segment.chunks.clone();
-        let mut d_reads = Array2::zeros((chunks.len(), self.elements()));
-        let tasks: Vec<_> = d_reads.outer_iter_mut().zip(chunks.clone()).collect();
-        let many = Self::batch(self.chunk() * self.elements());
-        let tasks = tasks.into_par_iter().with_min_len(many);
-        let reads = tasks.filter(|(_, chunk)| !self.reads(*chunk).is_empty()).map(|(mut d_read, chunk)| {
-            let weights = self.weights(segment.update(chunk));
-            let rows = self.reads(chunk);
-            let d_read = d_read.as_slice_mut().expect("standard layout");
-            (rows.clone(), self.read_vjp(&weights, rows, d_output, d_read))
-        });
-        for (rows, d_queries) in reads.collect::<Vec<_>>() {
-            results.queries.slice_mut(s![rows, ..]).assign(&d_queries);
+        let mut d_reads = self.array();
+        let mut queries = Parts::new(to.queries.view_mut());
+        let mut places: Vec<_> = d_reads.outer_iter_mut().take(chunks.len()).map(Some).collect();
+        let tasks: Vec<_> = self
+            .reads_of(chunks.clone(), &mut queries)
+            .into_iter()
+            .map(|read| (places[read.0 - chunks.start].take().expect("one read a chunk"), read))
+            .collect();
+        for mut unread in places.into_iter().flatten() {
+            unread.fill(T::zero());
         }
-        for piece in std::mem::take(&mut segment.pieces).into_iter().rev() {
+        let many = Self::batch(self.chunk() * self.elements());
+        tasks.into_par_iter().with_min_len(many).for_each(|(mut d_read, (chunk, rows, d_queries))| {
+            let d_read = d_read.as_slice_mut().expect("standard layout");
+            self.read_vjp(segment.update(chunk), rows, d_output, d_read, d_queries);
+        });
+        for mut piece in std::mem::take(&mut segment.pieces).into_iter().rev() {
             if piece.refresh {
                 self.refresh_vjp(&segment, &piece, carried);
             }
             self.recurrences_vjp(&mut segment, &piece, &d_reads, carried, results);
-            self.piece_vjp(&segment, piece, carried, results);
+            self.piece_vjp(&segment, &mut piece, carried, results, to);
+            segment.pieces.push(piece);
         }
+        self.buffers.arrays.give(d_reads);
+        self.recycle(segment);
     }
 
     /// Passes the cotangents of U and P after a refresh back to those before.
@@ -502,14 +590,9 @@ impl<T: Real> Course<'_, T> {
                         let s = s.as_slice().expect("standard layout");
                         let next_s = next_s.as_slice_mut().expect("standard layout");
                         let (eta, keep) = (step.momentum, T::one() - step.decay);
-                        sums[i][1] = -T::dot(u_bar, u).to_f64();
-                        for e in 0..u_bar.len() {
-                            let cotangent = u_bar[e] + s_bar[e];
-                            next_s[e] = cotangent;
-                            s_bar[e] = eta * cotangent;
-                            u_bar[e] = d_read[e] + keep * u_bar[e];
-                        }
-                        sums[i][0] = T::dot(next_s, s).to_f64();
+                        let arrays =
+                            StepArrays { u, s, d_read, next_s, u_bar: &mut *u_bar, s_bar: &mut *s_bar };
+                        sums[i] = arrays.step_back(eta, keep);
                         if !whole {
                             d_base.iter_mut().zip(d_read).for_each(|(sum, &x)| *sum += x);
                         }
@@ -535,38 +618,51 @@ impl<T: Real> Course<'_, T> {
     fn piece_vjp(
         &self,
         segment: &Segment<T>,
-        piece: Piece<T>,
+        piece: &mut Piece<T>,
         carried: &mut Carried<T>,
         results: &mut HeadCotangents<T>,
+        to: &mut RowCotangents<'_, T>,
     ) {
         let c = self.chunk();
         let Piece { chunks: of_piece, point, groups, .. } = piece;
-        let at = if point.is_empty() { self.base } else { &point };
+        let at = if point.is_empty() { self.base } else { point };
         let largest = groups.iter().map(|(chunks, _)| chunks.len()).max().unwrap_or(0);
         let many = Self::batch(largest * c * self.elements());
-        let of_group = |(chunks, inner): (Range<usize>, Inner<T>)| {
-            let mut d_point = vec![T::zero(); self.elements()];
+        let mut keys = Parts::new(to.keys.view_mut());
+        let mut values = Parts::new(to.values.view_mut());
+        let mut rates = results.rates.as_deref_mut().map(|rates| &mut rates[of_piece.start * c..]);
+        let tasks: Vec<_> = groups
+            .iter_mut()
+            .map(|(chunks, passage)| {
+                let rows = chunks.start * c..chunks.end * c;
+                let rates =
+                    rates.as_mut().map(|rates| rates.split_off_mut(..rows.len()).expect("rates of rows"));
+                let [keys, values] = [&mut keys, &mut values].map(|rest| rest.take(rows.clone()));
+                (&*chunks, passage, ExampleCotangents { keys, values, rates })
+            })
+            .collect();
+        let of_group = |(chunks, passage, to): (&Range<usize>, &mut Passage<T>, ExampleCotangents<'_, T>)| {
+            let examples = self.examples(chunks);
+            let rows = self.task_rows();
+            let new = || Second::new(&self.walk.graph, rows);
+            let mut second = self.buffers.seconds.take(|second| second.holds(rows), new);
             let steps = chunks.clone().map(|chunk| {
                 let s_bar = segment.momenta.row(chunk - segment.chunks.start + 1);
                 (self.steps[chunk].learning_rate, s_bar.to_slice().expect("standard layout"))
             });
-            let examples = self.examples(&chunks);
-            let (d_examples, d_rates) =
-                self.walk.inner_vjp(self.program.loss, at, examples, inner, steps, &mut d_point);
-            (chunks, d_examples, d_rates, d_point)
+            let steps: Vec<_> = steps.collect();
+            let mut d_rates = vec![0.0; steps.len()];
+            let loss = self.program.loss;
+            self.walk.inner_vjp((loss, at), examples, (passage, &mut second), (&steps, &mut d_rates), to);
+            (chunks.clone(), d_rates, second)
         };
-        let of_groups: Vec<_> = groups.into_par_iter().with_min_len(many).map(of_group).collect();
-        for (chunks, d_examples, d_rates, d_point) in of_groups {
-            let rows = chunks.start * c..chunks.end * c;
-            results.keys.slice_mut(s![rows.clone(), ..]).assign(&d_examples.keys);
-            results.values.slice_mut(s![rows.clone(), ..]).assign(&d_examples.values);
-            if let (Some(to), Some(rates)) = (&mut results.rates, d_examples.rates) {
-                to[rows].copy_from_slice(&rates);
-            }
+        let of_groups: Vec<_> = tasks.into_par_iter().with_min_len(many).map(of_group).collect();
+        for (chunks, d_rates, second) in of_groups {
             for (gates, rate) in results.gates[chunks].iter_mut().zip(d_rates) {
                 gates[0] += rate;
             }
-            carried.point.iter_mut().zip(&d_point).for_each(|(sum, &x)| *sum += x);
+            carried.point.iter_mut().zip(&second.point).for_each(|(sum, &x)| *sum += x);
+            self.buffers.seconds.give(second);
         }
         let refreshed = |every: usize| (self.first_chunk + of_piece.start) * c >= every;
         if self.is_cut(of_piece.start) && self.program.schedule.refresh.is_some_and(refreshed) {
@@ -575,9 +671,79 @@ impl<T: Real> Course<'_, T> {
     }
 }
 
+/// Rows of one chunk in some columns, which its step back reads and writes.
+struct StepArrays<'a, T> {
+    u: &'a [T],
+    s: &'a [T],
+    d_read: &'a [T],
+    /// S after the chunk, replaced by its cotangent.
+    next_s: &'a mut [T],
+    u_bar: &'a mut [T],
+    s_bar: &'a mut [T],
+}
+
+impl<T: Real> StepArrays<'_, T> {
+    /// Passes the cotangents of U and S back through one chunk, and returns those of η and α. One pass, because the arrays of
+    /// a task exceed L1.
+    #[expect(clippy::inline_always, reason = "to be compiled with the caller's instruction set")]
+    #[inline(always)]
+    fn step_back(self, eta: T, keep: T) -> [f64; 2] {
+        let Self { u, s, d_read, next_s, u_bar, s_bar } = self;
+        let mut sums = [[T::zero(); LANES]; 2];
+        let (u, u_rest) = u.as_chunks::<LANES>();
+        let (s, s_rest) = s.as_chunks::<LANES>();
+        let (d_read, d_read_rest) = d_read.as_chunks::<LANES>();
+        let (next_s, next_s_rest) = next_s.as_chunks_mut::<LANES>();
+        let (u_bar, u_bar_rest) = u_bar.as_chunks_mut::<LANES>();
+        let (s_bar, s_bar_rest) = s_bar.as_chunks_mut::<LANES>();
+        let [eta_sums, alpha_sums] = &mut sums;
+        for block in 0..u.len() {
+            let (u, s, d_read) = (&u[block], &s[block], &d_read[block]);
+            let (next_s, u_bar, s_bar) = (&mut next_s[block], &mut u_bar[block], &mut s_bar[block]);
+            for e in 0..LANES {
+                next_s[e] = u_bar[e] + s_bar[e];
+                eta_sums[e] += next_s[e] * s[e];
+                alpha_sums[e] -= u_bar[e] * u[e];
+                s_bar[e] = eta * next_s[e];
+                u_bar[e] = d_read[e] + keep * u_bar[e];
+            }
+        }
+        for e in 0..u_rest.len() {
+            next_s_rest[e] = u_bar_rest[e] + s_bar_rest[e];
+            eta_sums[e] += next_s_rest[e] * s_rest[e];
+            alpha_sums[e] -= u_bar_rest[e] * u_rest[e];
+            s_bar_rest[e] = eta * next_s_rest[e];
+            u_bar_rest[e] = d_read_rest[e] + keep * u_bar_rest[e];
+        }
+        sums.map(|lanes| lanes.iter().map(|&x| x.to_f64()).sum())
+    }
+}
+
 impl<T: Real> Segment<T> {
     /// Returns U before a chunk.
     fn update(&self, chunk: usize) -> &[T] {
         self.updates.row(chunk - self.chunks.start).to_slice().expect("standard layout")
+    }
+}
+
+/// A matrix whose rows are divided from the first to the last.
+struct Parts<'m, T> {
+    rest: Option<ArrayViewMut2<'m, T>>,
+    /// Index of the first row that is left.
+    start: usize,
+}
+
+impl<'m, T: Real> Parts<'m, T> {
+    fn new(matrix: ArrayViewMut2<'m, T>) -> Self {
+        Self { rest: Some(matrix), start: 0 }
+    }
+
+    /// Returns the rows of a range, which begins where the last one ended or later.
+    fn take(&mut self, rows: Range<usize>) -> ArrayViewMut2<'m, T> {
+        let rest = self.rest.take().expect("put back below");
+        let (_, rest) = rest.split_at(Axis(0), rows.start - self.start);
+        let (part, rest) = rest.split_at(Axis(0), rows.len());
+        (self.rest, self.start) = (Some(rest), rows.end);
+        part
     }
 }

@@ -6,22 +6,27 @@
 //!
 //! - this file: a sequence, from tokens to heads and back;
 //! - `head`: one head through time;
-//! - `walk`: passes over the nodes of a memory model;
-//! - `rows`: products, norms and activations of many rows.
+//! - `walk`: passes over the nodes of a memory model, in the buffers of `node_rows`;
+//! - `rows`: products, norms and activations of many rows;
+//! - `pool`: buffers that tasks hand on.
 //!
-//! Products are plain matrices in the gemm crate. Sequences, heads, chunks and groups of rows run in parallel. A task's work
-//! depends on shapes only, and sums over tasks have a fixed order, so results have the same bits for any number of
-//! threads. Memory use is that of a sequence's rows, and of the weights times about √N for N chunks.
+//! Products are plain matrices, in the gemm crate or in tiles if they are small. Sequences, heads, chunks and groups of rows
+//! run in parallel. A task's work depends on shapes only, and sums over tasks have a fixed order, so results have the same
+//! bits for any number of threads. Memory use is that of a sequence's rows, and of the weights times about √N for N chunks.
 
 mod head;
+mod node_rows;
+mod pool;
 mod rows;
 mod walk;
 
-use ndarray::{Array1, Array2, Array3, ArrayView2, Axis, concatenate, s};
+use ndarray::{Array1, Array2, Array3, ArrayView2, Axis, CowArray, Ix2, concatenate, s};
 use rayon::prelude::*;
 
-use self::head::{Course, HeadCotangents, State as HeadState, Tape};
-use self::rows::{activated, activated_vjp, product, product_of_columns, rms_normed, rms_normed_vjp};
+use self::head::{Buffers, Course, HeadCotangents, RowCotangents, State as HeadState};
+use self::rows::{
+    activated, activated_vjp, add_product, product, product_of_columns, rms_normed, rms_normed_vjp,
+};
 use self::walk::Walk;
 use super::panel::Step;
 use crate::error::{Error, Result};
@@ -58,7 +63,8 @@ pub struct Backward<'a, T> {
     program: Program,
     gates: Gates,
     walk: Walk,
-    /// Initial weights of each head that has its own, past weights included, in file order.
+    buffers: Buffers<T>,
+    /// Initial weights of each head that has its own, past weights included, in the walk's order.
     base: Vec<Vec<T>>,
     truncate: Option<usize>,
 }
@@ -87,17 +93,33 @@ pub type SumOfGradients<R, T> = (Vec<(R, TokenGradients<T>)>, Parameters<T>);
 /// Sequences that run side by side. Each has gradients of all parameters of its own until they are summed.
 const GROUP: usize = 8;
 
-/// Rows of one stream and what becomes of them: whole chunks, from tokens that an earlier call left.
-struct Stream<T> {
-    tokens: Array2<T>,
-    normed: Array2<T>,
+/// Rows of one stream and what becomes of them: whole chunks, from tokens that an earlier call left. A step that the memory
+/// lacks has no rows of its own.
+struct Stream<'t, T> {
+    tokens: CowArray<'t, T, Ix2>,
+    normed: Option<Array2<T>>,
     /// Products with the projection, before activation and norm.
     projected: Array2<T>,
-    activated: Array2<T>,
-    /// Keys and values, or queries.
-    rows: Array2<T>,
+    activated: Option<Array2<T>>,
+    /// Keys and values, or queries, after the norm of each head.
+    head_normed: Option<Array2<T>>,
     /// Rows that precede those of the call.
     before: usize,
+}
+
+impl<T: Real> Stream<'_, T> {
+    fn normed(&self) -> ArrayView2<'_, T> {
+        self.normed.as_ref().map_or(self.tokens.view(), |rows| rows.view())
+    }
+
+    fn activated(&self) -> ArrayView2<'_, T> {
+        self.activated.as_ref().unwrap_or(&self.projected).view()
+    }
+
+    /// Returns keys and values, or queries.
+    fn rows(&self) -> ArrayView2<'_, T> {
+        self.head_normed.as_ref().map_or(self.activated(), |rows| rows.view())
+    }
 }
 
 impl<'a, T: Real> Backward<'a, T> {
@@ -132,10 +154,11 @@ impl<'a, T: Real> Backward<'a, T> {
                     all[start..].iter_mut().zip(&past[p]).for_each(|(w, &delta)| *w += delta);
                 }
             }
-            all
+            walk.arranged(&all)
         };
         let base = (0..heads).map(base).collect();
-        Ok(Self { parameters, program, gates, base, walk, truncate: truncate.map(|tokens| tokens / c) })
+        let truncate = truncate.map(|tokens| tokens / c);
+        Ok(Self { parameters, program, gates, base, walk, buffers: Buffers::new(), truncate })
     }
 
     /// Returns an upper bound of the bytes that sequences of these lengths take.
@@ -150,7 +173,9 @@ impl<'a, T: Real> Backward<'a, T> {
         let segment = (chunks.isqrt().max(head::MIN_SEGMENT) + 1).min(chunks + 1);
         let starts = chunks.div_ceil(segment);
         let weights = self.walk.graph.elements() * (4 * segment + 3 * starts + 2 * head::MAX_TASKS + 8);
-        let of_heads = heads * (segment * self.walk.chunk * of_nodes + weights);
+        // A reading task and one of the second pass, beside the groups of a segment, of which the last may be short.
+        let tasks = 3 * head::TASK_ROWS.next_multiple_of(self.walk.chunk);
+        let of_heads = heads * ((segment * self.walk.chunk + tasks) * of_nodes + weights);
         let numbers = of_frame as u128 + of_heads as u128;
         let tokens = (read + stored) as u128 * dim as u128 * sequences as u128;
         (sequences.min(GROUP) as u128 * numbers + 3 * tokens) * size_of::<T>() as u128
@@ -183,43 +208,61 @@ impl<'a, T: Real> Backward<'a, T> {
         let asked =
             (order == Order::Online).then(|| left(|state| &state.read.left_over).unwrap_or_else(zeros));
         let asked = self.stream(asked, read, false, (&parameters.queries, query_norm));
-        let (gates, token_rates) = self.gates(stored.normed.view());
+        let (gates, token_rates) = self.gates(stored.normed());
 
+        let (stored_rows, asked_rows) = (stored.rows(), asked.rows());
         let courses: Vec<_> = (0..heads)
-            .map(|j| self.course(j, (start, order), &stored.rows, &asked.rows, &gates, token_rates.as_ref()))
+            .map(|j| self.course(j, (start, order), stored_rows, asked_rows, &gates, token_rates.as_ref()))
             .collect();
-        let forward = |course: &Course<'_, T>| {
-            let mut output = Array2::zeros(course.queries.dim());
-            let tape = course.forward(output.view_mut());
-            (output, tape)
-        };
-        let (outputs, tapes): (Vec<_>, Vec<_>) =
-            courses.par_iter().map(forward).collect::<Vec<_>>().into_iter().unzip();
-        let read_heads = side_by_side(&outputs.iter().collect::<Vec<_>>());
-        let output = self.combine(&asked, &read_heads);
-        let (result, cotangent) = objective(output.rows.slice(s![asked.before.., ..]));
-        let mut d_output = Array2::zeros(output.rows.dim());
-        d_output.slice_mut(s![asked.before.., ..]).assign(&cotangent);
+        let mut of_heads = Array2::zeros(asked_rows.dim());
+        let places: Vec<_> = of_heads.axis_chunks_iter_mut(Axis(1), d).collect();
+        let forward = |(course, output): (&Course<'_, T>, _)| course.forward(output);
+        let tapes: Vec<_> = courses.par_iter().zip(places).map(forward).collect();
+        let mut output = self.combine(&asked, of_heads);
+        let (result, mut d_output) = objective(output.rows().slice_move(s![asked.before.., ..]));
+        // Later arrays take the place of those that are dropped before them, whose pages have been touched.
+        output.post_normed = None;
+        if asked.before > 0 {
+            let earlier = Array2::zeros((asked.before, d_output.ncols()));
+            d_output =
+                concatenate(Axis(0), &[earlier.view(), d_output.view()]).expect("rows of the same width");
+        }
+        if !d_output.is_standard_layout() {
+            d_output = d_output.as_standard_layout().into_owned();
+        }
 
         let mut of = parameters.zeros();
-        let mut d_asked_normed = Array2::zeros(asked.normed.dim());
-        let d_heads = self.combine_vjp(&asked, &read_heads, &output, d_output, &mut d_asked_normed, &mut of);
-        let backward = |(j, (course, tape)): (usize, (&Course<'_, T>, Tape<T>))| {
-            course.backward(tape, d_heads.slice(s![.., j * d..(j + 1) * d]))
-        };
-        let of_heads: Vec<_> = courses.par_iter().zip(tapes).enumerate().map(backward).collect();
-        let mut d_stored_normed = Array2::zeros(stored.normed.dim());
+        let mut d_asked_normed = Array2::zeros(asked.tokens.dim());
+        let d_heads = self.combine_vjp(&asked, &output, d_output, &mut d_asked_normed, &mut of);
+        let mut d_stored = Array2::zeros(stored_rows.dim());
+        let mut d_asked = Array2::zeros(asked_rows.dim());
+        let mut keys: Vec<_> = d_stored.axis_chunks_iter_mut(Axis(1), d).collect();
+        let values = keys.split_off(heads);
+        let queries = d_asked.axis_chunks_iter_mut(Axis(1), d);
+        let places: Vec<_> = keys
+            .into_iter()
+            .zip(values)
+            .zip(queries)
+            .map(|((keys, values), queries)| RowCotangents { keys, values, queries })
+            .collect();
+        let of_heads: Vec<_> = courses
+            .par_iter()
+            .zip(tapes)
+            .zip(places)
+            .enumerate()
+            .map(|(j, ((course, tape), to))| {
+                course.backward(tape, d_heads.slice(s![.., j * d..(j + 1) * d]), to)
+            })
+            .collect();
+        drop(d_heads);
+        let mut d_stored_normed = Array2::zeros(stored.tokens.dim());
         self.gates_vjp(&stored, &gates, token_rates.as_ref(), &of_heads, &mut d_stored_normed, &mut of);
 
-        let keys_values =
-            of_heads.iter().map(|head| &head.keys).chain(of_heads.iter().map(|head| &head.values));
-        let d_stored = side_by_side(&keys_values.collect::<Vec<_>>());
-        let d_asked = side_by_side(&of_heads.iter().map(|head| &head.queries).collect::<Vec<_>>());
         for (j, head) in of_heads.iter().enumerate() {
             let of_head = if self.base.len() == 1 { 0 } else { j };
-            for (weight, place) in of.memory.iter_mut().zip(&self.walk.places) {
-                let mut weight = weight.index_axis_mut(Axis(0), of_head);
-                weight.iter_mut().zip(&head.base[place.clone()]).for_each(|(sum, &x)| *sum += x);
+            for (p, weight) in self.walk.matrices(&head.base) {
+                let mut sum = of.memory[p].index_axis_mut(Axis(0), of_head);
+                sum.iter_mut().zip(weight).for_each(|(sum, &x)| *sum += x);
             }
             if let (Some(sum), Some(logit)) = (&mut of.transition, parameters.transition) {
                 let gate = 1.0 / (1.0 + (-logit.to_f64()).exp());
@@ -231,11 +274,11 @@ impl<'a, T: Real> Backward<'a, T> {
             None => [None, None],
         };
         let d_projection = self.projection_vjp(&stored, d_stored, key_norm, d_key_norm);
-        of.keys_values = product_of_columns(stored.normed.view(), d_projection.view());
-        d_stored_normed += &product(d_projection.view(), parameters.keys_values.t());
+        of.keys_values = product_of_columns(stored.normed(), d_projection.view());
+        add_product(&mut d_stored_normed, d_projection.view(), parameters.keys_values.t());
         let d_projection = self.projection_vjp(&asked, d_asked, query_norm, d_query_norm);
-        of.queries = product_of_columns(asked.normed.view(), d_projection.view());
-        d_asked_normed += &product(d_projection.view(), parameters.queries.t());
+        of.queries = product_of_columns(asked.normed(), d_projection.view());
+        add_product(&mut d_asked_normed, d_projection.view(), parameters.queries.t());
         let norms = [
             (&parameters.store_norm, &mut of.store_norm),
             (&parameters.retrieve_norm, &mut of.retrieve_norm),
@@ -248,14 +291,10 @@ impl<'a, T: Real> Backward<'a, T> {
             }
         }
         // Rows that an earlier call left are constants, and tokens of an incomplete chunk are not stored.
-        let mut tokens = TokenGradients {
-            read: d_asked_normed.slice(s![asked.before.., ..]).to_owned(),
-            store: Array2::zeros(store.dim()),
-        };
-        let complete = d_stored_normed.nrows().saturating_sub(stored.before);
         let from = stored.before.min(d_stored_normed.nrows());
-        tokens.store.slice_mut(s![..complete, ..]).assign(&d_stored_normed.slice(s![from.., ..]));
-        Ok((result, Gradients { parameters: of, tokens }))
+        let read = rows_from(d_asked_normed, asked.before, read.nrows());
+        let store = rows_from(d_stored_normed, from, store.nrows());
+        Ok((result, Gradients { parameters: of, tokens: TokenGradients { read, store } }))
     }
 
     /// Takes the gradients of several sequences, as [`sequence`](Self::sequence) does, and sums those of the parameters in the
@@ -289,42 +328,55 @@ impl<'a, T: Real> Backward<'a, T> {
 
     /// Norms and projects the tokens of a stream, after those that an earlier call left. Only `whole` chunks are taken of
     /// the stored one.
-    fn stream(
+    fn stream<'t>(
         &self,
         left: Option<Array2<T>>,
-        tokens: ArrayView2<T>,
+        tokens: ArrayView2<'t, T>,
         whole: bool,
         (projection, head_norm): (&Array2<T>, Option<&Array2<T>>),
-    ) -> Stream<T> {
-        let left = left.unwrap_or_else(|| Array2::zeros((0, tokens.ncols())));
-        let before = left.nrows();
-        let mut tokens = concatenate(Axis(0), &[left.view(), tokens]).expect("rows of the same width");
+    ) -> Stream<'t, T> {
+        let left = left.filter(|left| left.nrows() > 0);
+        let before = left.as_ref().map_or(0, Array2::nrows);
+        let mut tokens: CowArray<'t, T, Ix2> = match left {
+            Some(left) => {
+                concatenate(Axis(0), &[left.view(), tokens]).expect("rows of the same width").into()
+            }
+            None if tokens.is_standard_layout() => tokens.into(),
+            None => tokens.as_standard_layout().into_owned().into(),
+        };
         if whole {
             let complete = tokens.nrows() / self.walk.chunk * self.walk.chunk;
-            tokens = tokens.slice_move(s![..complete, ..]).as_standard_layout().into_owned();
+            tokens = tokens.slice_move(s![..complete, ..]);
         }
         let parameters = self.parameters;
         let norm = if whole { &parameters.store_norm } else { &parameters.retrieve_norm };
-        let normed = norm.as_ref().map_or_else(
-            || tokens.clone(),
-            |norm| rms_normed(tokens.view(), norm.as_slice().expect("standard layout"), norm.len()),
-        );
-        let projected = product(normed.view(), projection.view());
-        let activated = activated(self.program.frame.activation.function(), projected.clone());
-        let mut rows = activated.clone();
-        if let Some(gains) = head_norm {
-            let width = gains.len();
-            let factors = factors(gains);
-            let normed = rms_normed(activated.slice(s![.., ..width]), &factors, gains.ncols());
-            rows.slice_mut(s![.., ..width]).assign(&normed);
-        }
-        Stream { tokens, normed, projected, activated, rows, before }
+        let normed = norm
+            .as_ref()
+            .map(|norm| rms_normed(tokens.view(), norm.as_slice().expect("standard layout"), norm.len()));
+        let projected = product(normed.as_ref().map_or(tokens.view(), |rows| rows.view()), projection.view());
+        let activation = self.program.frame.activation.function();
+        let mut stream = Stream {
+            activated: activation.map(|activation| activated(activation, projected.clone())),
+            head_normed: None,
+            tokens,
+            normed,
+            projected,
+            before,
+        };
+        stream.head_normed = head_norm.map(|gains| {
+            let mut rows = stream.activated().to_owned();
+            let heads = s![.., ..gains.len()];
+            let normed = rms_normed(rows.slice(heads), &factors(gains), gains.ncols());
+            rows.slice_mut(heads).assign(&normed);
+            rows
+        });
+        stream
     }
 
     /// Returns the cotangent of a stream's products with its projection from that of its rows.
     fn projection_vjp(
         &self,
-        stream: &Stream<T>,
+        stream: &Stream<'_, T>,
         mut cotangent: Array2<T>,
         head_norm: Option<&Array2<T>>,
         d_head_norm: Option<&mut Array2<T>>,
@@ -332,7 +384,7 @@ impl<'a, T: Real> Backward<'a, T> {
         if let (Some(gains), Some(d_gains)) = (head_norm, d_head_norm) {
             let width = gains.len();
             let mut of_heads = cotangent.slice(s![.., ..width]).to_owned();
-            let before = stream.activated.slice(s![.., ..width]);
+            let before = stream.activated().slice_move(s![.., ..width]);
             let d_factors = rms_normed_vjp(before, &factors(gains), gains.ncols(), &mut of_heads);
             d_gains.iter_mut().zip(d_factors).for_each(|(to, x)| *to = x);
             cotangent.slice_mut(s![.., ..width]).assign(&of_heads);
@@ -371,8 +423,8 @@ impl<'a, T: Real> Backward<'a, T> {
         &'s self,
         j: usize,
         (start, order): (Option<(&State<T>, usize)>, Order),
-        stored: &'s Array2<T>,
-        asked: &'s Array2<T>,
+        stored: ArrayView2<'s, T>,
+        asked: ArrayView2<'s, T>,
         gates: &Array2<T>,
         token_rates: Option<&Array2<T>>,
     ) -> Course<'s, T> {
@@ -382,14 +434,14 @@ impl<'a, T: Real> Backward<'a, T> {
         let rule = self.program.rule;
         let zeros = || vec![T::zero(); base.len()];
         let state = match start {
-            Some((state, i)) => HeadState {
-                update: state.arrays[0].slice(s![i, j, ..]).to_vec(),
-                momentum: state.momentum().map_or_else(zeros, |of| of.slice(s![i, j, ..]).to_vec()),
-                point: state
-                    .gradient_point
-                    .as_ref()
-                    .map_or_else(Vec::new, |of| of.slice(s![i, j, ..]).to_vec()),
-            },
+            Some((state, i)) => {
+                let arranged = |of: &Array3<T>| self.walk.arranged(&of.slice(s![i, j, ..]).to_vec());
+                HeadState {
+                    update: arranged(&state.arrays[0]),
+                    momentum: state.momentum().map_or_else(zeros, arranged),
+                    point: state.gradient_point.as_ref().map_or_else(Vec::new, arranged),
+                }
+            }
             None => HeadState {
                 update: if rule.holds_weights() { base.clone() } else { zeros() },
                 momentum: zeros(),
@@ -408,6 +460,7 @@ impl<'a, T: Real> Backward<'a, T> {
         let columns = |from: usize| s![.., from * d..(from + 1) * d];
         Course {
             walk: &self.walk,
+            buffers: &self.buffers,
             program: &self.program,
             base,
             start: state,
@@ -421,9 +474,9 @@ impl<'a, T: Real> Backward<'a, T> {
                     state.read.chunks(self.walk.chunk) - state.stored.chunks(self.walk.chunk)
                 }
             },
-            keys: stored.slice(columns(j)),
-            values: stored.slice(columns(h + j)),
-            queries: asked.slice(columns(j)),
+            keys: stored.slice_move(columns(j)),
+            values: stored.slice_move(columns(h + j)),
+            queries: asked.slice_move(columns(j)),
             steps: steps.collect(),
             rates: token_rates.map(|rates| rates.column(j).iter().map(rate).collect()),
             transition: parameters.transition.map(|logit| T::from_f64(1.0 / (1.0 + (-logit.to_f64()).exp()))),
@@ -434,7 +487,7 @@ impl<'a, T: Real> Backward<'a, T> {
     /// Passes the cotangents of the heads' gates back to the normed tokens that are stored and to the gate layers.
     fn gates_vjp(
         &self,
-        stored: &Stream<T>,
+        stored: &Stream<'_, T>,
         gates: &Array2<T>,
         token_rates: Option<&Array2<T>>,
         of_heads: &[HeadCotangents<T>],
@@ -456,7 +509,7 @@ impl<'a, T: Real> Backward<'a, T> {
                 }
             }
         }
-        let means = self.means(stored.normed.view());
+        let means = self.means(stored.normed());
         gradients.gates = product_of_columns(means.view(), d_logits.view());
         let d_means = product(d_logits.view(), parameters.gates.t());
         let share = T::from_f64(1.0 / c as f64);
@@ -473,9 +526,9 @@ impl<'a, T: Real> Backward<'a, T> {
                     d_logits[[r, j]] = T::from_f64(slope * rate.to_f64());
                 }
             }
-            let layer = product_of_columns(stored.normed.view(), d_logits.view());
+            let layer = product_of_columns(stored.normed(), d_logits.view());
             gradients.gates.slice_mut(s![.., ..h]).assign(&layer);
-            *d_normed += &product(d_logits.view(), parameters.gates.slice(s![.., ..h]).t());
+            add_product(d_normed, d_logits.view(), parameters.gates.slice(s![.., ..h]).t());
             d_biases.slice_mut(s![..h]).assign(&d_logits.sum_axis(Axis(0)));
         }
         if let Some(biases) = &mut gradients.gate_biases {
@@ -484,41 +537,57 @@ impl<'a, T: Real> Backward<'a, T> {
     }
 }
 
-/// Rows between the heads and the output.
+/// Rows between the heads and the output. A step that the memory lacks has no rows of its own.
 struct Output<T> {
-    /// Rows that the heads retrieve, after their norm.
-    normed: Array2<T>,
-    /// Gates (rows, h) of these rows.
-    gates: Option<Array2<T>>,
-    merged: Array2<T>,
-    combined: Array2<T>,
-    rows: Array2<T>,
+    /// Rows that the heads retrieve.
+    heads: Array2<T>,
+    /// The same after the norm of each head.
+    normed: Option<Array2<T>>,
+    /// Gates (rows, h) of these rows, and their products.
+    gated: Option<[Array2<T>; 2]>,
+    combined: Option<Array2<T>>,
+    post_normed: Option<Array2<T>>,
+}
+
+impl<T: Real> Output<T> {
+    fn normed(&self) -> &Array2<T> {
+        self.normed.as_ref().unwrap_or(&self.heads)
+    }
+
+    fn merged(&self) -> &Array2<T> {
+        self.gated.as_ref().map_or(self.normed(), |[_, products]| products)
+    }
+
+    fn combined(&self) -> &Array2<T> {
+        self.combined.as_ref().unwrap_or(self.merged())
+    }
+
+    fn rows(&self) -> ArrayView2<'_, T> {
+        self.post_normed.as_ref().unwrap_or(self.combined()).view()
+    }
 }
 
 impl<T: Real> Backward<'_, T> {
     /// Combines the heads: norm, gate, projection and norm.
-    fn combine(&self, asked: &Stream<T>, heads: &Array2<T>) -> Output<T> {
+    fn combine(&self, asked: &Stream<'_, T>, heads: Array2<T>) -> Output<T> {
         let parameters = self.parameters;
-        let normed = parameters
+        let mut output = Output { heads, normed: None, gated: None, combined: None, post_normed: None };
+        output.normed = parameters
             .head_norm
             .as_ref()
-            .map_or_else(|| heads.clone(), |gains| rms_normed(heads.view(), &factors(gains), gains.ncols()));
-        let gates = parameters.read_gate.as_ref().map(|layer| {
-            let mut gates = product(asked.normed.view(), layer.view());
+            .map(|gains| rms_normed(output.heads.view(), &factors(gains), gains.ncols()));
+        output.gated = parameters.read_gate.as_ref().map(|layer| {
+            let mut gates = product(asked.normed(), layer.view());
             T::sigmoid(gates.as_slice_mut().expect("standard layout"));
-            gates
+            let mut products = output.normed().clone();
+            self.scale_heads(&mut products, &gates);
+            [gates, products]
         });
-        let mut merged = normed.clone();
-        if let Some(gates) = &gates {
-            self.scale_heads(&mut merged, gates);
-        }
-        let combined =
-            parameters.combine.as_ref().map_or_else(|| merged.clone(), |w| product(merged.view(), w.view()));
-        let rows = parameters.post_norm.as_ref().map_or_else(
-            || combined.clone(),
-            |norm| rms_normed(combined.view(), norm.as_slice().expect("standard layout"), norm.len()),
-        );
-        Output { normed, gates, merged, combined, rows }
+        output.combined = parameters.combine.as_ref().map(|w| product(output.merged().view(), w.view()));
+        output.post_normed = parameters.post_norm.as_ref().map(|norm| {
+            rms_normed(output.combined().view(), norm.as_slice().expect("standard layout"), norm.len())
+        });
+        output
     }
 
     /// Multiplies each head's part of each row by its gate.
@@ -537,8 +606,7 @@ impl<T: Real> Backward<'_, T> {
     /// Passes the cotangent of the output back to what the heads retrieve.
     fn combine_vjp(
         &self,
-        asked: &Stream<T>,
-        heads: &Array2<T>,
+        asked: &Stream<'_, T>,
         output: &Output<T>,
         mut cotangent: Array2<T>,
         d_normed: &mut Array2<T>,
@@ -548,42 +616,42 @@ impl<T: Real> Backward<'_, T> {
         let d = parameters.dimensions.dim_head;
         if let Some(norm) = &parameters.post_norm {
             let weights = norm.as_slice().expect("standard layout");
-            let of_norm = rms_normed_vjp(output.combined.view(), weights, weights.len(), &mut cotangent);
+            let of_norm = rms_normed_vjp(output.combined().view(), weights, weights.len(), &mut cotangent);
             gradients.post_norm = Some(of_norm);
         }
         if let Some(combine) = &parameters.combine {
-            gradients.combine = Some(product_of_columns(output.merged.view(), cotangent.view()));
+            gradients.combine = Some(product_of_columns(output.merged().view(), cotangent.view()));
             cotangent = product(cotangent.view(), combine.t());
         }
-        if let (Some(gates), Some(layer)) = (&output.gates, &parameters.read_gate) {
+        if let (Some([gates, _]), Some(layer)) = (&output.gated, &parameters.read_gate) {
             let mut d_gates = Array2::zeros(gates.dim());
             for ((r, j), d_gate) in d_gates.indexed_iter_mut() {
                 let part = s![r, j * d..(j + 1) * d];
                 let gate = gates[[r, j]];
-                *d_gate = cotangent.slice(part).dot(&output.normed.slice(part)) * gate * (T::one() - gate);
+                *d_gate = cotangent.slice(part).dot(&output.normed().slice(part)) * gate * (T::one() - gate);
             }
             self.scale_heads(&mut cotangent, gates);
-            gradients.read_gate = Some(product_of_columns(asked.normed.view(), d_gates.view()));
-            *d_normed += &product(d_gates.view(), layer.t());
+            gradients.read_gate = Some(product_of_columns(asked.normed(), d_gates.view()));
+            add_product(d_normed, d_gates.view(), layer.t());
         }
         if let Some(gains) = &parameters.head_norm {
-            let of_gains = rms_normed_vjp(heads.view(), &factors(gains), gains.ncols(), &mut cotangent);
+            let of_gains =
+                rms_normed_vjp(output.heads.view(), &factors(gains), gains.ncols(), &mut cotangent);
             gradients.head_norm = Some(of_gains.into_shape_with_order(gains.dim()).expect("same elements"));
         }
         cotangent
     }
 }
 
-/// Returns matrices of the same number of rows side by side, row after row.
-fn side_by_side<T: Real>(parts: &[&Array2<T>]) -> Array2<T> {
-    let width = parts.iter().map(|part| part.ncols()).sum();
-    let mut joined = Array2::zeros((parts[0].nrows(), width));
-    let mut start = 0;
-    for part in parts {
-        joined.slice_mut(s![.., start..start + part.ncols()]).assign(part);
-        start += part.ncols();
+/// Returns rows from `first` on as a matrix of `count` rows, with zeros after them.
+fn rows_from<T: Real>(rows: Array2<T>, first: usize, count: usize) -> Array2<T> {
+    if first == 0 && rows.nrows() == count {
+        return rows;
     }
-    joined
+    let rows = rows.slice(s![first.., ..]);
+    let mut all = Array2::zeros((count, rows.ncols()));
+    all.slice_mut(s![..rows.nrows(), ..]).assign(&rows);
+    all
 }
 
 /// Returns γ + 1 of gains γ (h, d), one head after another.

@@ -3,7 +3,7 @@
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
-use crate::matmul::matmul;
+use crate::matmul::{matmul, multiply_add};
 use crate::memory::operators::{Activation, Op, Work};
 use crate::real::Real;
 use crate::simd::vectorised;
@@ -27,6 +27,14 @@ pub fn product<T: Real>(x: ArrayView2<T>, w: ArrayView2<T>) -> Array2<T> {
     out
 }
 
+/// Adds X W to `to`.
+pub fn add_product<T: Real>(to: &mut Array2<T>, x: ArrayView2<T>, w: ArrayView2<T>) {
+    by_groups(to, |start, group| {
+        let rows = start..start + group.nrows();
+        multiply_add(group, T::one(), T::one(), x.slice(s![rows, ..]), w);
+    });
+}
+
 /// Returns Xᵀ Y, the gradient of a weight.
 pub fn product_of_columns<T: Real>(x: ArrayView2<T>, y: ArrayView2<T>) -> Array2<T> {
     let mut out = Array2::zeros((x.ncols(), y.ncols()));
@@ -37,11 +45,9 @@ pub fn product_of_columns<T: Real>(x: ArrayView2<T>, y: ArrayView2<T>) -> Array2
     out
 }
 
-/// Returns the activation of each number, or the rows themselves.
-pub fn activated<T: Real>(activation: Option<Activation>, mut rows: Array2<T>) -> Array2<T> {
-    if let Some(activation) = activation {
-        by_groups(&mut rows, |_, mut group| activation.apply(group.as_slice_mut().expect("standard layout")));
-    }
+/// Returns the activation of each number.
+pub fn activated<T: Real>(activation: Activation, mut rows: Array2<T>) -> Array2<T> {
+    by_groups(&mut rows, |_, mut group| activation.apply(group.as_slice_mut().expect("standard layout")));
     rows
 }
 

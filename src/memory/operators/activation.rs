@@ -123,18 +123,13 @@ impl<T: Real> Operator<T> for Activation {
     ) {
         let Some(dx) = &mut d_inputs[0] else { return };
         let kept = work.kept[0].slice(s![..cotangent.nrows(), ..]);
-        let rows = dx
-            .rows_mut()
-            .into_iter()
-            .zip(cotangent.rows())
-            .zip(inputs[0].rows().into_iter().zip(kept.rows()));
-        let mut rows: Vec<_> = rows.collect();
         vectorised(
             #[inline(always)]
             || {
-                for ((dx, dy), (x, kept)) in &mut rows {
+                let rows = dx.rows_mut().into_iter().zip(cotangent.rows());
+                for ((mut dx, dy), (x, kept)) in rows.zip(inputs[0].rows().into_iter().zip(kept.rows())) {
                     let dx = dx.as_slice_mut().expect("contiguous rows");
-                    let [dy, x, kept] = [*dy, *x, *kept].map(|row| row.to_slice().expect("contiguous rows"));
+                    let [dy, x, kept] = [dy, x, kept].map(|row| row.to_slice().expect("contiguous rows"));
                     match self {
                         Self::Silu => {
                             for ((dx, &dy), (&x, &s)) in dx.iter_mut().zip(dy).zip(x.iter().zip(kept)) {

@@ -10,13 +10,13 @@
 
 use std::ops::Range;
 
-use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 
 use super::{Operator, Rows, Second, SecondResults, Work, each_row};
-use crate::matmul::{matmul, multiply_add};
 use crate::packed::{PanelRow, multiply_lower, multiply_lower_transposed, multiply_transposed_lower};
 use crate::real::Real;
 use crate::simd::vectorised;
+use crate::small_matmul::{multiply, multiply_add};
 
 /// Scores of a query and a key.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -134,7 +134,7 @@ fn attend_backward<T: Real>(
     let (dk, dv) = rest.split_at(Axis(1), d);
     for tile in tiles(rows) {
         let out = da.slice_mut(s![tile.clone(), ..tile.end]);
-        matmul(out, d_hidden.slice(s![tile.clone(), ..]), v.slice(s![..tile.end, ..]).t());
+        multiply(out, d_hidden.slice(s![tile.clone(), ..]), v.slice(s![..tile.end, ..]).reversed_axes());
     }
     vectorised(
         #[inline(always)]
@@ -256,7 +256,11 @@ impl<T: Real> Operator<T> for Attention {
         let (rows, d) = given.cotangent.dim();
         let scale = T::from_f64(self.scale(d));
         let (p, rest) = (&work.kept[0], &work.kept[2..]);
-        let mut d_qkv = Array2::zeros(tangent.dim());
+        let mut unwanted = None;
+        let mut d_qkv = match &mut d_inputs[0] {
+            Some(d_input) => d_input.view_mut(),
+            None => unwanted.insert(Array2::zeros(tangent.dim())).view_mut(),
+        };
         if let [unit, norms] = rest {
             // The tangent passes through the normalisation, the cotangents back through it.
             let [unit, norms] = [unit, norms].map(|kept| kept.slice(s![..rows, ..]));
@@ -267,14 +271,11 @@ impl<T: Real> Operator<T> for Attention {
                 SecondAttention { qkv: unit, p, cotangent: given.cotangent, tangent: along.view(), scale };
             of_chunks.run(given.chunk, d_cotangent, d_qkv.view_mut(), Some(d_unit.view_mut()));
             normalise_backward(unit, norms, d_qkv.view_mut());
-            normalise_second(unit, norms, (tangent, along.view()), d_unit.view(), d_qkv.view_mut());
+            normalise_second(unit, norms, (tangent, along.view()), d_unit.view(), d_qkv);
         } else {
             let qkv = given.inputs[0];
             let of_chunks = SecondAttention { qkv, p, cotangent: given.cotangent, tangent, scale };
-            of_chunks.run(given.chunk, d_cotangent, d_qkv.view_mut(), None);
-        }
-        if let Some(d_input) = &mut d_inputs[0] {
-            d_input.assign(&d_qkv);
+            of_chunks.run(given.chunk, d_cotangent, d_qkv, None);
         }
     }
 }
@@ -320,53 +321,62 @@ impl<T: Real> SecondAttention<'_, T> {
             let p = p.slice(s![rows.clone(), ..c]);
             let cotangent = self.cotangent.slice(s![rows.clone(), ..]);
             let [mut e, mut f, mut z] = [&mut e, &mut f, &mut z].map(|square| square.slice_mut(s![..c, ..c]));
-            matmul(e.view_mut(), cotangent, v.t());
-            multiply_add(f.view_mut(), T::zero(), scale, t, k.t());
-            multiply_add(f.view_mut(), T::one(), scale, q, u.t());
-            matmul(z.view_mut(), cotangent, w.t());
-            for r in 0..c {
-                second_row(r, p.row(r), (e.row_mut(r), f.row_mut(r), z.row_mut(r)));
-            }
+            multiply(e.view_mut(), cotangent, v.reversed_axes());
+            multiply_add(f.view_mut(), false, scale, t, k.reversed_axes());
+            multiply_add(f.view_mut(), true, scale, q, u.reversed_axes());
+            multiply(z.view_mut(), cotangent, w.reversed_axes());
+            second_rows(p, e.view_mut(), f.view_mut(), z.view_mut());
+            let [e, f, z] = [e.view(), f.view(), z.view()];
             let mut d_c = d_cotangent.slice_mut(s![rows.clone(), ..]);
-            matmul(d_c.view_mut(), f.view(), v);
-            multiply_add(d_c, T::one(), T::one(), p, w);
+            multiply(d_c.view_mut(), f, v);
+            multiply_add(d_c, true, T::one(), p, w);
             let (mut dq, dkv) = d_qkv.slice_mut(s![rows.clone(), ..]).split_at(Axis(1), d);
             let (mut dk, dv) = dkv.split_at(Axis(1), d);
-            multiply_add(dq.view_mut(), T::zero(), scale, z.view(), k);
-            multiply_add(dq, T::one(), scale, e.view(), u);
-            multiply_add(dk.view_mut(), T::zero(), scale, z.t(), q);
-            multiply_add(dk, T::one(), scale, e.t(), t);
-            matmul(dv, f.t(), cotangent);
+            multiply_add(dq.view_mut(), false, scale, z, k);
+            multiply_add(dq, true, scale, e, u);
+            multiply_add(dk.view_mut(), false, scale, z.reversed_axes(), q);
+            multiply_add(dk, true, scale, e.reversed_axes(), t);
+            multiply(dv, f.reversed_axes(), cotangent);
             if let Some(d_unit) = &mut d_unit {
                 let (dq, dkv) = d_unit.slice_mut(s![rows, ..]).split_at(Axis(1), d);
-                multiply_add(dq, T::zero(), scale, e.view(), k);
-                multiply_add(dkv.split_at(Axis(1), d).0, T::zero(), scale, e.t(), q);
+                multiply_add(dq, false, scale, e, k);
+                multiply_add(dkv.split_at(Axis(1), d).0, false, scale, e.reversed_axes(), q);
             }
         }
     }
 }
 
-/// Replaces row r of D, G and C wᵀ by E, F and Z, which are zero after the diagonal.
-fn second_row<T: Real>(
-    r: usize,
-    p: ArrayView1<T>,
-    (mut e, mut f, mut z): (ArrayViewMut1<T>, ArrayViewMut1<T>, ArrayViewMut1<T>),
+/// Replaces D, G and C wᵀ of a chunk by E, F and Z, which are zero after the diagonal.
+fn second_rows<T: Real>(
+    p: ArrayView2<T>,
+    mut e: ArrayViewMut2<T>,
+    mut f: ArrayViewMut2<T>,
+    mut z: ArrayViewMut2<T>,
 ) {
-    let sum = |values: &mut dyn Iterator<Item = T>| values.fold(T::zero(), |sum, x| sum + x);
-    let delta = sum(&mut (0..=r).map(|j| p[j] * e[j]));
-    let gamma = sum(&mut (0..=r).map(|j| p[j] * f[j]));
-    for j in 0..=r {
-        z[j] = e[j] * f[j] - gamma * e[j] - delta * f[j] + z[j];
-        e[j] = p[j] * (e[j] - delta);
-        f[j] = p[j] * (f[j] - gamma);
-    }
-    let mean = sum(&mut (0..=r).map(|j| p[j] * z[j]));
-    for j in 0..=r {
-        z[j] = p[j] * (z[j] - mean);
-    }
-    for mut row in [e, f, z] {
-        row.slice_mut(s![r + 1..]).fill(T::zero());
-    }
+    vectorised(
+        #[inline(always)]
+        || {
+            let rows = e.rows_mut().into_iter().zip(f.rows_mut()).zip(z.rows_mut()).zip(p.rows());
+            for (r, (((mut e, mut f), mut z), p)) in rows.enumerate() {
+                let p = &p.to_slice().expect("contiguous rows")[..=r];
+                let [e, f, z] = [&mut e, &mut f, &mut z].map(|row| {
+                    let (seen, future) = row.as_slice_mut().expect("contiguous rows").split_at_mut(r + 1);
+                    future.fill(T::zero());
+                    seen
+                });
+                let (delta, gamma) = (T::dot(p, e), T::dot(p, f));
+                for (j, &p) in p.iter().enumerate() {
+                    z[j] += e[j] * f[j] - gamma * e[j] - delta * f[j];
+                    e[j] = p * (e[j] - delta);
+                    f[j] = p * (f[j] - gamma);
+                }
+                let mean = T::dot(p, z);
+                for (z, &p) in z.iter_mut().zip(p) {
+                    *z = p * (*z - mean);
+                }
+            }
+        },
+    );
 }
 
 /// Adds the derivative of ψ(x) = ⟨t, J d⟩ for q and k of each row, where J = (I − x̂ x̂ᵀ) / ‖x‖ is the Jacobian of the
