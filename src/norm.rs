@@ -6,6 +6,8 @@
 
 use ndarray::NdFloat;
 
+use crate::real::Real;
+
 /// Number of lanes, which the compiler turns into vector registers. They also keep an f32 sum accurate.
 const LANES: usize = 16;
 
@@ -94,4 +96,25 @@ fn square(x: f64) -> f64 {
 pub fn norm<T: NdFloat + Into<f64>>(values: &[T]) -> f64 {
     let sum = values.chunks(1024).map(sum_of_squares).sum();
     if trusted::<T>(sum) { f64::sqrt(sum) } else { scaled_norm(|| values.iter().copied()) }
+}
+
+/// Returns rsqrt(mean(x²) + ε), by which an RMSNorm multiplies x. It is accurate over the whole range of the element type.
+#[expect(clippy::inline_always, reason = "to be compiled with the caller's instruction set")]
+#[inline(always)]
+pub fn rms_scale<T: Real>(x: &[T]) -> T {
+    let root_mean_square = norm(x) / (x.len() as f64).sqrt();
+    T::from_f64((root_mean_square * root_mean_square + T::EPS.to_f64()).sqrt().recip())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::rms_scale;
+
+    #[test]
+    fn rows_of_any_size_are_scaled_to_one() {
+        for size in [0.1_f32, 1.0, 1e20, 1e37] {
+            assert!((rms_scale(&[size, -size, size]) * size - 1.0).abs() < 1e-4, "{size}");
+        }
+        assert!(rms_scale(&[0.0_f32; 3]).is_finite());
+    }
 }

@@ -5,7 +5,7 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use super::plan::{Block, Plan, Sizes, TokenRange};
 use crate::error::Result;
 use crate::memory::state::StreamPosition;
-use crate::norm::norm;
+use crate::norm::rms_scale;
 use crate::real::Real;
 use crate::sequence::Sequences;
 use crate::simd::vectorised;
@@ -80,15 +80,12 @@ impl<T: Real> BlockTokens<T> {
 
 /// Computes `x ← x · rsqrt(mean(x²) + ε) · weight` for each row.
 pub fn rms_norm<T: Real>(mut rows: ArrayViewMut2<T>, weight: &[T]) {
-    let width = (weight.len() as f64).sqrt();
     vectorised(
         #[inline(always)]
         || {
             for mut row in rows.rows_mut() {
                 let row = row.as_slice_mut().expect("contiguous rows");
-                let root_mean_square = norm(row) / width;
-                let scale =
-                    T::from_f64((root_mean_square * root_mean_square + T::EPS.to_f64()).sqrt().recip());
+                let scale = rms_scale(row);
                 for (x, &w) in row.iter_mut().zip(weight) {
                     *x = *x * scale * w;
                 }

@@ -84,8 +84,8 @@ pub fn gradients(
     let pool = start_threads(threads)?;
     let threads = pool.current_num_threads();
     pool.install(|| match config.dtype {
-        ElementType::F32 => in_type::<f32>(config, request, (&inputs, &cotangent, threads), out),
-        ElementType::F64 => in_type::<f64>(config, request, (&inputs, &cotangent, threads), out),
+        ElementType::F32 => in_type::<f32>(config, request, (&inputs, &cotangent, threads), out, observe),
+        ElementType::F64 => in_type::<f64>(config, request, (&inputs, &cotangent, threads), out, observe),
     })
 }
 
@@ -94,6 +94,7 @@ fn in_type<T: Real>(
     request: &Request,
     (inputs, cotangent, threads): (&ResolvedInputs, &NpySequences, usize),
     out: &mut WholeFile,
+    observe: Observer,
 ) -> Result<GradientReport> {
     let Loaded { file, state, .. } = inputs.load::<T>(config)?;
     let state = file.state::<T>().map(|_| state);
@@ -126,6 +127,7 @@ fn in_type<T: Real>(
     };
     let (of_sequences, sum) = backward.sequences(state.as_ref(), &tokens, objective)?;
     let seconds = begin.elapsed().as_secs_f64();
+    observe(RunEvent::Writing)?;
     inputs.check_unchanged(true)?;
 
     let dimensions = file.dimensions();

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use crate::matmul::{matmul, multiply_add};
 use crate::memory::operators::{Activation, Op, Work};
+use crate::norm::rms_scale;
 use crate::real::Real;
 use crate::simd::vectorised;
 
@@ -86,14 +87,6 @@ pub fn rms_normed<T: Real>(rows: ArrayView2<T>, weights: &[T], width: usize) -> 
         );
     });
     normed
-}
-
-/// Returns rsqrt(mean(x²) + ε).
-#[expect(clippy::inline_always, reason = "to be compiled with the caller's instruction set")]
-#[inline(always)]
-fn rms_scale<T: Real>(x: &[T]) -> T {
-    let mean_square = T::dot(x, x).to_f64() / x.len() as f64;
-    T::from_f64((mean_square + T::EPS.to_f64()).sqrt().recip())
 }
 
 /// Replaces the cotangents of [`rms_normed`] rows by those of the rows themselves, and returns the gradient of the weights.
