@@ -553,96 +553,9 @@ impl TrainSettings {
         let is_value = objective == Objective::Value;
         let default_head = if is_value { OutputHead::None } else { OutputHead::Linear };
         let outer_loss = self.outer_loss.unwrap_or_default();
-        let reject = |flag: &str, reason: &str| Err(Error::rejected(flag, reason));
-        if is_value != has_target {
-            return if is_value {
-                reject("--objective value", "needs what should be read; add --target FILE.npy")
-            } else {
-                reject(
-                    "--target",
-                    "needs --objective value; the other objectives take targets from the tokens",
-                )
-            };
-        }
-        let has_candidates = settings.candidates.is_some();
-        if outer_loss == OuterLoss::CrossEntropy && !has_candidates {
-            return reject(
-                "--outer-loss cross-entropy",
-                "needs the possible answers; add --candidates FILE.npy",
-            );
-        }
-        if has_candidates && outer_loss != OuterLoss::CrossEntropy {
-            return reject(
-                "--candidates",
-                "has no effect without --outer-loss cross-entropy; add that, or omit it",
-            );
-        }
-        if is_value && self.visible.is_some() {
-            return reject(
-                "--visible",
-                "hides coordinates of tokens; use it with --objective next or reconstruct",
-            );
-        }
-        if !is_value && settings.store_seq.is_some() {
-            return reject(
-                "--store-seq",
-                "has an effect with --objective value only; other objectives store what they read",
-            );
-        }
-        if self.steps.is_some() && self.epochs.is_some() {
-            return reject("--epochs", "cannot be combined with --steps; omit one of the two");
-        }
-        if self.blocks.is_some() && (is_value || self.window.is_none()) {
-            let reason =
-                "composes windows of tokens; use it with --window, and --objective next or reconstruct";
-            return reject("--blocks", reason);
-        }
-        if is_value && self.window.is_some() {
-            return reject(
-                "--window",
-                "cannot cut queries from their targets; omit it with --objective value",
-            );
-        }
-        if self.epochs.is_some() && self.window.is_some() {
-            return reject("--epochs", "has no meaning for random windows; use --steps");
-        }
-        let of_passages = [
-            ("--passage-min", self.passage_min.is_some()),
-            ("--passage-max", self.passage_max.is_some()),
-            ("--passage-step", self.passage_step.is_some()),
-            ("--passage-repeat", self.passage_repeat.is_some()),
-        ];
-        if let Some((flag, _)) = of_passages.iter().find(|(_, given)| *given && self.blocks.is_none()) {
-            return reject(flag, "composes windows of passages; add --blocks FILE.csv");
-        }
-        let without_data = [
-            ("--validation-store", self.validation_store.is_some()),
-            ("--validation-target", self.validation_target.is_some()),
-            ("--validation-layouts", self.validation_layouts.is_some()),
-        ];
-        if let Some((flag, _)) = without_data.iter().find(|(_, given)| *given && self.validation.is_none()) {
-            return reject(flag, "needs --validation FILE.npy");
-        }
-        let validation_split = self.validation_split.unwrap_or(0.0);
-        if self.validation.is_some() && validation_split > 0.0 {
-            return reject("--validation-split", "cannot be combined with --validation; omit one of the two");
-        }
-        if self.validation.is_some() && is_value {
-            if self.validation_target.is_none() {
-                return reject("--validation", "needs what should be read; add --validation-target FILE.npy");
-            }
-            if self.validation_store.is_some() != settings.store_seq.is_some() {
-                return reject("--validation-store", "is needed exactly if --store-seq is given");
-            }
-        } else if let Some((flag, _)) = without_data[..2].iter().find(|(_, given)| *given) {
-            return reject(flag, "has an effect with --objective value only");
-        }
-        let has_validation = self.validation.is_some() || validation_split > 0.0;
-        let of_validation =
-            [("--validate-every", self.validate_every.is_some()), ("--patience", self.patience.is_some())];
-        if let Some((flag, _)) = of_validation.iter().find(|(_, given)| *given && !has_validation) {
-            return reject(flag, "needs --validation FILE.npy or --validation-split X");
-        }
+        self.check_objective(&settings, is_value, outer_loss)?;
+        self.check_examples(is_value)?;
+        self.check_validation(&settings, is_value)?;
         let weight_decay = self.weight_decay.unwrap_or(0.0);
         let train = TrainConfig {
             objective,
@@ -664,7 +577,7 @@ impl TrainSettings {
                 target: self.validation_target,
                 layouts: self.validation_layouts,
             },
-            validation_split,
+            validation_split: self.validation_split.unwrap_or(0.0),
             validate_every: self.validate_every,
             patience: self.patience,
             length: self.epochs.map_or(Length::Steps(self.steps.unwrap_or(1000)), Length::Epochs),
@@ -699,7 +612,8 @@ impl TrainSettings {
             checkpoint_every: self.checkpoint_every.unwrap_or(30.0),
         };
         if let Some(flag) = train.start.changes().filter(|_| settings.memory.is_some()) {
-            return reject(flag, "applies to a random memory only; omit it or --memory");
+            let reason = "applies to a random memory only; omit it or --memory";
+            return Err(Error::rejected(flag, reason));
         }
         let mut memory_only = settings;
         // The seed of examples may also be given with a file.
@@ -709,6 +623,114 @@ impl TrainSettings {
         memory_only.online = Some(true);
         let config = memory_only.validate(Command::Train)?;
         Ok((config, train))
+    }
+
+    fn check_objective(&self, settings: &Settings, is_value: bool, outer_loss: OuterLoss) -> Result<()> {
+        let reject = |flag: &str, reason: &str| Err(Error::rejected(flag, reason));
+        if is_value != settings.target.is_some() {
+            return if is_value {
+                reject("--objective value", "needs what should be read; add --target FILE.npy")
+            } else {
+                reject(
+                    "--target",
+                    "needs --objective value; the other objectives take targets from the tokens",
+                )
+            };
+        }
+        let has_candidates = settings.candidates.is_some();
+        if outer_loss == OuterLoss::CrossEntropy && !has_candidates {
+            return reject(
+                "--outer-loss cross-entropy",
+                "needs the possible answers; add --candidates FILE.npy",
+            );
+        }
+        if has_candidates && outer_loss != OuterLoss::CrossEntropy {
+            return reject(
+                "--candidates",
+                "has no effect without --outer-loss cross-entropy; add that, or omit it",
+            );
+        }
+        if is_value && self.visible.is_some() {
+            return reject(
+                "--visible",
+                "hides coordinates of tokens; use it with --objective next or reconstruct",
+            );
+        }
+        if !is_value && settings.store_seq.is_some() {
+            return reject(
+                "--store-seq",
+                "has an effect with --objective value only; other objectives store what they read",
+            );
+        }
+        Ok(())
+    }
+
+    fn check_examples(&self, is_value: bool) -> Result<()> {
+        let reject = |flag: &str, reason: &str| Err(Error::rejected(flag, reason));
+        if self.steps.is_some() && self.epochs.is_some() {
+            return reject("--epochs", "cannot be combined with --steps; omit one of the two");
+        }
+        if self.blocks.is_some() && (is_value || self.window.is_none()) {
+            let reason =
+                "composes windows of tokens; use it with --window, and --objective next or reconstruct";
+            return reject("--blocks", reason);
+        }
+        if is_value && self.window.is_some() {
+            return reject(
+                "--window",
+                "cannot cut queries from their targets; omit it with --objective value",
+            );
+        }
+        if self.epochs.is_some() && self.window.is_some() {
+            return reject("--epochs", "has no meaning for random windows; use --steps");
+        }
+        let of_passages = [
+            ("--passage-min", self.passage_min.is_some()),
+            ("--passage-max", self.passage_max.is_some()),
+            ("--passage-step", self.passage_step.is_some()),
+            ("--passage-repeat", self.passage_repeat.is_some()),
+        ];
+        if let Some((flag, _)) = of_passages.iter().find(|(_, given)| *given && self.blocks.is_none()) {
+            return reject(flag, "composes windows of passages; add --blocks FILE.csv");
+        }
+        Ok(())
+    }
+
+    fn check_validation(&self, settings: &Settings, is_value: bool) -> Result<()> {
+        let reject = |flag: &str, reason: &str| Err(Error::rejected(flag, reason));
+        let without_data = [
+            ("--validation-store", self.validation_store.is_some()),
+            ("--validation-target", self.validation_target.is_some()),
+            ("--validation-layouts", self.validation_layouts.is_some()),
+        ];
+        if let Some((flag, _)) = without_data.iter().find(|(_, given)| *given && self.validation.is_none()) {
+            return reject(flag, "needs --validation FILE.npy");
+        }
+        let splits = self.validation_split.is_some_and(|share| share > 0.0);
+        if self.validation.is_some() && splits {
+            return reject("--validation-split", "cannot be combined with --validation; omit one of the two");
+        }
+        if self.blocks.is_some() && splits {
+            let reason = "would keep back tokens that --blocks names; pass --validation FILE.npy";
+            return reject("--validation-split", reason);
+        }
+        if self.validation.is_some() && is_value {
+            if self.validation_target.is_none() {
+                return reject("--validation", "needs what should be read; add --validation-target FILE.npy");
+            }
+            if self.validation_store.is_some() != settings.store_seq.is_some() {
+                return reject("--validation-store", "is needed exactly if --store-seq is given");
+            }
+        } else if let Some((flag, _)) = without_data[..2].iter().find(|(_, given)| *given) {
+            return reject(flag, "has an effect with --objective value only");
+        }
+        let has_validation = self.validation.is_some() || splits;
+        let of_validation =
+            [("--validate-every", self.validate_every.is_some()), ("--patience", self.patience.is_some())];
+        if let Some((flag, _)) = of_validation.iter().find(|(_, given)| *given && !has_validation) {
+            return reject(flag, "needs --validation FILE.npy or --validation-split X");
+        }
+        Ok(())
     }
 
     /// Rejects numbers outside their ranges.

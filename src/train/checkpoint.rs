@@ -55,7 +55,7 @@ pub fn read<T: Real>(progress: &mut Progress<T>, directory: &Path) -> Result<()>
     let Some(&[step, best_step, loss, since_best]) = counters.as_deref() else {
         return Err(Error::file(&path, "four counters", "others"));
     };
-    let fill = |name: String, to: &mut [T]| -> Result<()> {
+    let copy = |name: String, to: &mut [T]| -> Result<()> {
         let numbers = file.array::<T>(&name)?;
         if numbers.len() != to.len() {
             return Err(Error::file(
@@ -67,21 +67,21 @@ pub fn read<T: Real>(progress: &mut Progress<T>, directory: &Path) -> Result<()>
         to.iter_mut().zip(&numbers).for_each(|(to, &x)| *to = x);
         Ok(())
     };
-    let fill_all = |learned: &mut Learned<T>, kind: &str| {
+    let copy_all = |learned: &mut Learned<T>, kind: &str| {
         learned
             .each_mut()
             .into_iter()
             .enumerate()
-            .try_for_each(|(i, (_, to))| fill(format!("{kind}.{i}"), to))
+            .try_for_each(|(i, (_, to))| copy(format!("{kind}.{i}"), to))
     };
-    fill_all(&mut progress.learned, "learned")?;
+    copy_all(&mut progress.learned, "learned")?;
     let AdamW { first, second } = &mut progress.adam;
-    first.iter_mut().enumerate().try_for_each(|(i, to)| fill(format!("first.{i}"), to))?;
-    second.iter_mut().enumerate().try_for_each(|(i, to)| fill(format!("second.{i}"), to))?;
+    first.iter_mut().enumerate().try_for_each(|(i, to)| copy(format!("first.{i}"), to))?;
+    second.iter_mut().enumerate().try_for_each(|(i, to)| copy(format!("second.{i}"), to))?;
     progress.best = None;
     if best_step != u64::MAX {
         let mut learned = progress.learned.clone();
-        fill_all(&mut learned, "best")?;
+        copy_all(&mut learned, "best")?;
         progress.best = Some(Best { step: best_step as usize, loss: f64::from_bits(loss), learned });
     }
     progress.step = step as usize;

@@ -392,7 +392,7 @@ impl Training<'_> {
         if let Some((directory, _)) = directory {
             log.write(directory)?;
         }
-        let lost = ended == Ended::Diverged && best.is_none();
+        let is_lost = ended == Ended::Diverged && best.is_none();
         let (best_step, validation, learned) = match best {
             Some(best) => (best.step, Some(best.loss), best.learned),
             None => (step, None, learned),
@@ -403,7 +403,7 @@ impl Training<'_> {
             zero = Some(plan.validation.loss_of_zeros(&plan.goal)?);
             without_updates = Some(plan.validation.loss_without_updates(&learned, plan)?);
         }
-        if let Some((directory, _)) = directory.filter(|(_, keep)| *keep == Keep::All && !lost) {
+        if let Some((directory, _)) = directory.filter(|(_, keep)| *keep == Keep::All && !is_lost) {
             write_learned(plan, &learned, directory)?;
         }
         let mut warnings = Vec::new();

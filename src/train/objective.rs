@@ -46,7 +46,7 @@ impl<T: Real> Goal<T> {
 
     /// Returns the loss of what was read (rows, D). Without tokens it is NaN.
     pub fn loss(&self, head: Option<&Head<T>>, read: ArrayView2<T>, example: &Example<T>) -> f64 {
-        self.of_answers(self.answers(head, &self.rows(read, example), example).view(), example).0
+        self.of_answers(Self::answers(head, &self.rows(read, example), example).view(), example).0
     }
 
     /// Returns the loss of answers that are all zeros.
@@ -64,7 +64,7 @@ impl<T: Real> Goal<T> {
         share: f64,
     ) -> (f64, Array2<T>, Option<Head<T>>) {
         let rows = self.rows(read, example);
-        let (loss, mut d_answers) = self.of_answers(self.answers(head, &rows, example).view(), example);
+        let (loss, mut d_answers) = self.of_answers(Self::answers(head, &rows, example).view(), example);
         d_answers *= T::from_f64(share);
         let mut cotangent = Array2::zeros(read.dim());
         let first = self.skip * self.times;
@@ -91,7 +91,7 @@ impl<T: Real> Goal<T> {
         read.slice(s![first.min(end)..end; self.times, ..]).as_standard_layout().into_owned()
     }
 
-    fn answers(&self, head: Option<&Head<T>>, rows: &Array2<T>, example: &Example<T>) -> Array2<T> {
+    fn answers(head: Option<&Head<T>>, rows: &Array2<T>, example: &Example<T>) -> Array2<T> {
         let width = example.target.ncols();
         let Some(head) = head else { return rows.slice(s![.., rows.ncols() - width..]).to_owned() };
         let mut answers = Array2::zeros((rows.nrows(), width));
@@ -216,7 +216,7 @@ mod tests {
         assert!((square.loss_of_zeros(&example) - 5.0 / 4.0).abs() < 1e-15);
         let entropy = Goal { loss: OuterLoss::CrossEntropy, candidates: Some(target), ..square };
         // Products with the candidates: (1.5, 0) and (0, 2).
-        let expected: f64 = ((1.0 + (-1.5_f64).exp()).ln() + (1.0 + (-2.0_f64).exp()).ln()) / 2.0;
+        let expected: f64 = f64::midpoint((1.0 + (-1.5_f64).exp()).ln(), (1.0 + (-2.0_f64).exp()).ln());
         assert!((entropy.loss(None, read.view(), &example) - expected).abs() < 1e-15);
         assert!((entropy.loss_of_zeros(&example) - 2.0_f64.ln()).abs() < 1e-15);
     }

@@ -111,7 +111,9 @@ pub fn hide<T: Real>(parameters: &mut Parameters<T>, visible: &[usize]) -> Resul
             "all".to_owned(),
         ));
     }
-    hidden.iter().for_each(|&of| norm[of] = T::zero());
+    for &of in &hidden {
+        norm[of] = T::zero();
+    }
     Ok(hidden)
 }
 

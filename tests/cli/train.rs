@@ -151,6 +151,7 @@ fn rejected_trainings() {
         "train seq.npy --blocks one.csv",
         "train seq.npy --blocks one.csv --window 64",
         "train seq.npy --blocks beyond.csv --window 64",
+        "train seq.npy --blocks one.csv --window 64 --validation-split 0.2",
         "train seq.npy --passage-min 16",
         "train seq.npy --patience 3",
         "train seq.npy --validation target.npy --validation-split 0.2",
