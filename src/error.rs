@@ -99,7 +99,7 @@ pub enum Error {
         done: usize,
         /// Tokens or steps of the run.
         all: usize,
-        /// What is counted.
+        /// Unit of the two counts.
         unit: &'static str,
     },
 }

@@ -160,7 +160,7 @@ fn any_number_of_threads_gives_the_same_bits() {
     assert!(all[0] == all[1] && all[0] == all[2], "other bits");
 }
 
-/// What is learned, and what stays.
+/// A memory that learns does better than one without updates.
 #[test]
 fn next_tokens_are_learned() {
     let (_directory, path) = sandbox();

@@ -11,7 +11,7 @@ use super::{Command, Config, RecallFiles, Settings};
 use crate::error::{Error, Result};
 use crate::io::text::TextFile;
 
-/// What the memory learns to read.
+/// Answers that the memory learns to give.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Objective {
@@ -24,13 +24,13 @@ pub enum Objective {
     Value,
 }
 
-/// How what is read becomes an answer.
+/// Map from what is read to an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum OutputHead {
     /// A linear layer with bias, learned too.
     Linear,
-    /// What is read itself; its last columns, where targets are narrower.
+    /// The identity: the last columns of what is read, where targets are narrower.
     None,
 }
 
@@ -49,7 +49,7 @@ pub enum OuterLoss {
 #[derive(Args, Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainSettings {
-    /// What reads learn to give: the next token, the token itself (with --visible its hidden coordinates), or the values in
+    /// Right answers of reads: the next token, the token itself (with --visible its hidden coordinates), or the values in
     /// --target [default: next; value with --target]
     #[arg(
         long,
@@ -276,9 +276,9 @@ where
 /// Settings of the training, checked, with all defaults filled in.
 #[derive(Clone, Debug, Serialize)]
 pub struct TrainConfig {
-    /// What reads learn to give.
+    /// Right answers of reads.
     pub objective: Objective,
-    /// How what is read becomes an answer.
+    /// Map from what is read to an answer.
     pub output_head: OutputHead,
     /// Loss of an answer.
     pub outer_loss: OuterLoss,
@@ -352,7 +352,7 @@ pub struct Validation {
     pub data: Option<PathBuf>,
     /// Sequences that are stored meanwhile.
     pub store: Option<PathBuf>,
-    /// What should be read.
+    /// Right answers.
     pub target: Option<PathBuf>,
     /// Examples made of rows of `data`.
     pub layouts: Option<PathBuf>,

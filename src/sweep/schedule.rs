@@ -400,7 +400,7 @@ enum Output {
     Train(Box<TrainReport>),
 }
 
-/// What a record says of a run.
+/// Part of a record that a run determines.
 struct Executed {
     status: Status,
     error: Option<String>,

@@ -63,7 +63,7 @@ pub struct Data {
     pub store: Option<Arc<NpySequences>>,
     /// Right answers of the objective `value`.
     pub target: Option<Arc<NpySequences>>,
-    /// Where right answers come from.
+    /// Source of right answers.
     pub objective: Objective,
     /// Columns of the tokens that are right answers.
     pub columns: Vec<usize>,

@@ -213,7 +213,7 @@ impl TrainInputs {
 pub(crate) struct Training<'a> {
     /// Memory, sequences and place of the results.
     pub config: &'a Config,
-    /// How it is trained.
+    /// Settings of the training.
     pub train: &'a TrainConfig,
     /// Command line for the report.
     pub command_line: Vec<String>,
@@ -227,7 +227,7 @@ pub(crate) struct Training<'a> {
     pub load: Duration,
 }
 
-/// What a training learns from, in its element type.
+/// Everything that a training learns from, in its element type.
 struct Plan<T> {
     program: Program,
     gates: Gates,

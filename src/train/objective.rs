@@ -24,7 +24,7 @@ pub struct Head<T> {
     pub bias: Array1<T>,
 }
 
-/// What reads should give.
+/// The goal of reads: a loss of their answers.
 #[derive(Clone, Debug)]
 pub struct Goal<T> {
     /// Loss of an answer.

@@ -87,7 +87,7 @@ impl Validation {
     }
 }
 
-/// What is read of one sequence.
+/// The rows read of one sequence.
 struct Collected<T>(Array2<T>);
 
 impl<T: Real> Sink<T> for Collected<T> {
