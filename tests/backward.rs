@@ -416,14 +416,56 @@ fn a_gradient_without_its_terms_is_not_the_slope() {
     assert!(failing * 10 > worst.len() * 9, "{failing} of {} trials notice", worst.len());
 }
 
-/// Without a cut within the tokens, truncation changes nothing; with one, tokens before it get their own gradient only.
+/// Without a cut within the tokens, truncation changes nothing.
 #[test]
-fn truncation_cuts_between_chunks() {
+fn truncation_beyond_the_tokens_changes_nothing() {
     for trial in Trial::all().into_iter().filter(|trial| trial.state.is_none()).take(8) {
         let (c, (_, whole)) = (trial.program.chunk_size(), trial.gradients(None));
         let (_, same) = trial.gradients(Some(64 * c));
         assert_eq!(whole, same, "{}", trial.name);
     }
+}
+
+/// A truncated gradient is the sum of those of separate calls, of which each starts from the state that the last one left.
+#[test]
+fn truncation_separates_calls() {
+    let dimensions = Dimensions { dim: 8, heads: 2, dim_head: 4, pre_norm: true, post_norm: true };
+    // Tokens of chunk i read the memory after i chunks, so calls of whole chunks divide the reads like the stores.
+    let program = Program::titans_0_0_17(3);
+    let tensors: BTreeMap<_, _> =
+        random_tensors(&dimensions, &program, Init::Xavier, 3).into_iter().collect();
+    let parameters: Parameters<f64> =
+        Parameters::collect(dimensions, &program, |name| tensors[name].mapv(f64::from));
+    let gates = Gates { learning_rate: Gate::Fixed(0.1), ..Gates::default() };
+    let shape = (1, 24, 8);
+    let [tokens, cotangent] = [uniform(shape, 1.0, 5), uniform(shape, 1.0, 6)];
+    let all = |sum: &Parameters<f64>| -> Vec<f64> {
+        sum.each().into_iter().flat_map(|(_, values)| values.to_vec()).collect()
+    };
+    let gradient = |state: Option<&State<f64>>, from: usize, to: usize, truncate: Option<usize>| {
+        let backward = Backward::new(&parameters, program, gates, None, truncate).unwrap();
+        let read = tokens.slice(s![0, from..to, ..]);
+        let of = Tokens { read, store: read, order: Order::Online };
+        let cotangent = cotangent.slice(s![0, from..to, ..]).to_owned();
+        backward.sequences(state, &[of], |_, _| ((), cotangent.clone())).unwrap().1
+    };
+    let memory = Memory::new(parameters.clone(), program, gates, None).unwrap();
+    let mut state = memory.initial_state(1);
+    let mut sum = vec![0.0; all(&parameters).len()];
+    for from in [0, 9, 18] {
+        let to = (from + 9).min(24);
+        let part = gradient((from > 0).then_some(&state), from, to, None);
+        sum.iter_mut().zip(all(&part)).for_each(|(sum, x)| *sum += x);
+        let part = tokens.slice(s![.., from..to, ..]).to_owned();
+        let work = Work::Online { read: &part, store: &part, probe: false };
+        run_through(&memory, &mut state, work, part.dim());
+    }
+    let [cut, whole] = [Some(9), None].map(|truncate| all(&gradient(None, 0, 24, truncate)));
+    let largest = whole.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
+    let distance =
+        |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / largest;
+    assert!(distance(&cut, &sum) < 1e-12, "{}", distance(&cut, &sum));
+    assert!(distance(&cut, &whole) > 1e-4, "a cut that nothing notices");
 }
 
 #[test]
@@ -434,6 +476,66 @@ fn any_number_of_threads_gives_the_same_bits() {
             pool.install(|| trial.gradients(None))
         };
         assert_eq!(with(1), with(3), "{}", trial.name);
+    }
+}
+
+/// Sizes at which work is divided: several groups of sequences, segments of chunks, groups of rows and of columns. Slopes along
+/// random directions agree with the engine's, and the bits are those of one thread.
+#[test]
+fn divided_work_adds_up() {
+    let dimensions = Dimensions { dim: 72, heads: 2, dim_head: 36, pre_norm: true, post_norm: true };
+    let shape = (9, 330, dimensions.dim);
+    let [tokens, cotangent] = [uniform(shape, 1.0, 5), uniform(shape, 1.0, 6)];
+    for (program, rate) in [(Program::titans_0_0_17(16), 1e-3), (Program::titans_0_0_17_mlp(3, 2), 1e-4)] {
+        let tensors: BTreeMap<_, _> =
+            random_tensors(&dimensions, &program, Init::Xavier, 3).into_iter().collect();
+        let parameters: Parameters<f64> =
+            Parameters::collect(dimensions, &program, |name| tensors[name].mapv(f64::from));
+        let gates = Gates { learning_rate: Gate::Fixed(rate), ..Gates::default() };
+        let gradient = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let backward = Backward::new(&parameters, program, gates, None, None).unwrap();
+                let of = |read| Tokens { read, store: read, order: Order::Online };
+                let all: Vec<_> = tokens.outer_iter().map(of).collect();
+                let objective =
+                    |i: usize, _: ArrayView2<f64>| ((), cotangent.index_axis(Axis(0), i).to_owned());
+                let (of_tokens, sum) = backward.sequences(None, &all, objective).unwrap();
+                let of_tokens: Vec<_> = of_tokens.into_iter().map(|(_, of)| of.read + of.store).collect();
+                (sum.each().into_iter().map(|(_, values)| values.to_vec()).collect::<Vec<_>>(), of_tokens)
+            })
+        };
+        let (of_parameters, of_tokens) = gradient(1);
+        for threads in [2, 5] {
+            let (parameters, tokens) = gradient(threads);
+            assert!(parameters == of_parameters && tokens == of_tokens, "{threads} threads: other bits");
+        }
+        let loss = |parameters: &Parameters<f64>, tokens: &Array3<f64>| {
+            let memory = Memory::new(parameters.clone(), program, gates, None).unwrap();
+            let work = Work::Online { read: tokens, store: tokens, probe: false };
+            let read = run_through(&memory, &mut memory.initial_state(shape.0), work, shape).retrieved;
+            (&read * &cotangent).sum()
+        };
+        let step = 1e-6;
+        for (field, of_field) in of_parameters.iter().enumerate() {
+            let direction = uniform((1, 1, of_field.len()), 1.0, 10 + field as u64);
+            let moved = |by: f64| {
+                let mut parameters = parameters.clone();
+                let (_, values) = parameters.each_mut().into_iter().nth(field).unwrap();
+                values.iter_mut().zip(&direction).for_each(|(x, d)| *x += by * d);
+                loss(&parameters, &tokens)
+            };
+            let slope = (moved(step) - moved(-step)) / (2.0 * step);
+            let got: f64 = of_field.iter().zip(&direction).map(|(g, d)| g * d).sum();
+            let size = of_field.iter().zip(&direction).map(|(g, d)| (g * d).abs()).sum::<f64>();
+            assert!((got - slope).abs() < 1e-6 * size.max(1e-3), "array {field}: {got}, slope {slope}");
+        }
+        let direction = uniform(shape, 1.0, 9);
+        let moved = |by: f64| loss(&parameters, &(&tokens + &(&direction * by)));
+        let slope = (moved(step) - moved(-step)) / (2.0 * step);
+        let terms = || of_tokens.iter().zip(direction.outer_iter()).flat_map(|(g, d)| (g * &d).into_iter());
+        let (got, size) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
+        assert!((got - slope).abs() < 1e-6 * size, "tokens: {got}, slope {slope}");
     }
 }
 
