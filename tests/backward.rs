@@ -484,9 +484,9 @@ fn any_number_of_threads_gives_the_same_bits() {
 #[test]
 fn divided_work_adds_up() {
     let dimensions = Dimensions { dim: 72, heads: 2, dim_head: 36, pre_norm: true, post_norm: true };
-    let shape = (9, 330, dimensions.dim);
+    let shape = (9, 170, dimensions.dim);
     let [tokens, cotangent] = [uniform(shape, 1.0, 5), uniform(shape, 1.0, 6)];
-    for (program, rate) in [(Program::titans_0_0_17(16), 1e-3), (Program::titans_0_0_17_mlp(3, 2), 1e-4)] {
+    for (program, rate) in [(Program::titans_0_0_17(16), 1e-3), (Program::titans_0_0_17_mlp(5, 2), 1e-4)] {
         let tensors: BTreeMap<_, _> =
             random_tensors(&dimensions, &program, Init::Xavier, 3).into_iter().collect();
         let parameters: Parameters<f64> =
@@ -516,7 +516,8 @@ fn divided_work_adds_up() {
             let read = run_through(&memory, &mut memory.initial_state(shape.0), work, shape).retrieved;
             (&read * &cotangent).sum()
         };
-        let step = 1e-6;
+        // The loss adds 110,000 products, whose rounding a difference divides by the step.
+        let (step, noise) = (1e-5, 3e-6);
         for (field, of_field) in of_parameters.iter().enumerate() {
             let direction = uniform((1, 1, of_field.len()), 1.0, 10 + field as u64);
             let moved = |by: f64| {
@@ -528,14 +529,14 @@ fn divided_work_adds_up() {
             let slope = (moved(step) - moved(-step)) / (2.0 * step);
             let got: f64 = of_field.iter().zip(&direction).map(|(g, d)| g * d).sum();
             let size = of_field.iter().zip(&direction).map(|(g, d)| (g * d).abs()).sum::<f64>();
-            assert!((got - slope).abs() < 1e-6 * size.max(1e-3), "array {field}: {got}, slope {slope}");
+            assert!((got - slope).abs() < 1e-6 * size + noise, "array {field}: {got}, slope {slope}");
         }
         let direction = uniform(shape, 1.0, 9);
         let moved = |by: f64| loss(&parameters, &(&tokens + &(&direction * by)));
         let slope = (moved(step) - moved(-step)) / (2.0 * step);
         let terms = || of_tokens.iter().zip(direction.outer_iter()).flat_map(|(g, d)| (g * &d).into_iter());
         let (got, size) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
-        assert!((got - slope).abs() < 1e-6 * size, "tokens: {got}, slope {slope}");
+        assert!((got - slope).abs() < 1e-6 * size + noise, "tokens: {got}, slope {slope}");
     }
 }
 
