@@ -126,7 +126,7 @@ fn grids_zips_rows_and_overrides() {
         ),
         ("seed", "seed: expected key=value or key=a,b,c, got no `=`"),
         ("seed=", "seed=: expected values between commas, got an empty item"),
-        ("run=other", "run=other: expected store or retrieve-online, got other"),
+        ("run=other", "run=other: expected store, retrieve-online or train, got other"),
         ("seeds=1", "seeds=1: expected a known setting, got `seeds`"),
     ] {
         assert!(overridden(&[argument]).unwrap_err().starts_with(reason), "{argument}");
@@ -194,7 +194,7 @@ fn wrong_experiments() {
         ("run = [1]\n", "expected a table, [[run]], got `[run]` in line 1"),
         (
             "run = 'other'\n",
-            "expected run = \"store\" or \"retrieve-online\", or tables [[run]], got another value of `run` in line 1",
+            "expected run = \"store\", \"retrieve-online\" or \"train\", or tables [[run]], got another value of `run` in line 1",
         ),
         (
             "[grid]\nseed = 'range(5, 0)'\n",

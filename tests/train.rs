@@ -273,8 +273,8 @@ fn values_are_recalled() {
         let losses: Vec<f64> =
             text.lines().skip(1).map(|line| line.split(',').nth(1).unwrap().parse().unwrap()).collect();
         assert_eq!((losses.len(), report.steps), (200, 200));
-        // Without a head, logits are bounded by the norm of what is read.
-        let share = if out == "headless" { 0.9 } else { 0.3 };
+        // As many pairs as the keys have room for twice over: some values stay wrong.
+        let share = if out == "square" { 0.3 } else { 0.9 };
         assert!(losses[199] < share * losses[0], "{out}: {} after {}", losses[199], losses[0]);
         assert_eq!(path.join(out).join("head.safetensors").exists(), out != "headless");
     }
