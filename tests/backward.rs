@@ -501,7 +501,7 @@ fn divided_work_adds_up() {
                 let objective =
                     |i: usize, _: ArrayView2<f64>| ((), cotangent.index_axis(Axis(0), i).to_owned());
                 let (of_tokens, sum) = backward.sequences(None, &all, objective).unwrap();
-                let of_tokens: Vec<_> = of_tokens.into_iter().map(|(_, of)| of.read + of.store).collect();
+                let of_tokens: Vec<_> = of_tokens.into_iter().map(|((), of)| of.read + of.store).collect();
                 (sum.each().into_iter().map(|(_, values)| values.to_vec()).collect::<Vec<_>>(), of_tokens)
             })
         };

@@ -115,6 +115,67 @@ fn an_interrupted_training_resumes_to_the_same_bits() {
     }
 }
 
+/// A signal while results are written loses no step.
+#[test]
+fn an_interrupted_end_resumes_too() {
+    let (_directory, path) = sandbox();
+    let whole = run(&settings(&path, "whole"), &short(), usize::MAX).unwrap();
+    let (config, training) = short().validate(settings(&path, "out")).unwrap();
+    let mut at_the_end = |event| match event {
+        TrainEvent::Writing => Err(Error::Interrupted),
+        _ => Ok(()),
+    };
+    let error = train(&config, &training, Vec::new(), false, &mut at_the_end).map(drop).unwrap_err();
+    assert!(matches!(error, Error::Preempted { done: 7, all: 7, .. }), "{error}");
+    let resumed = run(&settings(&path, "out"), &short(), usize::MAX).unwrap();
+    assert!(files(&path.join("whole")) == files(&path.join("out")), "other bits");
+    assert_eq!((resumed.loss, resumed.steps), (whole.loss, whole.steps));
+}
+
+#[test]
+fn force_starts_anew() {
+    let (_directory, path) = sandbox();
+    run(&settings(&path, "out"), &short(), 3).unwrap_err();
+    let (config, training) = short().validate(settings(&path, "out")).unwrap();
+    let mut taken = Vec::new();
+    for replace in [true, false] {
+        let mut observe = |event| match event {
+            TrainEvent::Starting { taken: of_before, .. } => {
+                taken.push(of_before);
+                Ok(())
+            }
+            TrainEvent::Step { .. } => Err(Error::Interrupted),
+            _ => Ok(()),
+        };
+        train(&config, &training, Vec::new(), replace, &mut observe).map(drop).unwrap_err();
+    }
+    assert_eq!(taken, [0, 1]);
+}
+
+/// A validation that reads NaN is never the best, and a last step without validation is checked too.
+#[test]
+fn what_is_not_finite_is_not_kept() {
+    let (_directory, path) = sandbox();
+    let huge = Array3::from_elem((1, 12, DIM), 1e30_f32);
+    ndarray_npy::write_npy(path.join("huge.npy"), &huge).unwrap();
+    let validated = TrainSettings {
+        validation: Some(path.join("huge.npy")),
+        validation_split: None,
+        output_head: Some(OutputHead::None),
+        ..short()
+    };
+    let without_norm =
+        Settings { no_pre_norm: Some(true), no_post_norm: Some(true), ..settings(&path, "out") };
+    let report = run(&without_norm, &validated, usize::MAX).unwrap();
+    assert_eq!((report.validation, report.best_step, report.ended), (None, 7, Ended::Steps));
+    let last =
+        TrainSettings { steps: Some(1), rate: Some(1e300), warmup: None, validation_split: None, ..short() };
+    let last = TrainSettings { validate_every: None, ..last };
+    let report = run(&settings(&path, "last"), &last, usize::MAX).unwrap();
+    assert_eq!(report.ended, Ended::Diverged);
+    assert!(!path.join("last/memory.safetensors").exists());
+}
+
 #[test]
 fn checkpoints_are_written_on_the_way() {
     let (_directory, path) = sandbox();

@@ -706,6 +706,12 @@ impl TrainSettings {
         if let Some((flag, _)) = without_data.iter().find(|(_, given)| *given && self.validation.is_none()) {
             return reject(flag, "needs --validation FILE.npy");
         }
+        if is_value && self.validation_layouts.is_some() {
+            return reject(
+                "--validation-layouts",
+                "cannot lay out queries with their targets; omit it with --objective value",
+            );
+        }
         let splits = self.validation_split.is_some_and(|share| share > 0.0);
         if self.validation.is_some() && splits {
             return reject("--validation-split", "cannot be combined with --validation; omit one of the two");
@@ -783,9 +789,21 @@ impl TrainSettings {
             ("--start-decay", &self.start_decay),
         ];
         for (flag, list) in lists {
-            if let Some(x) = list.iter().flatten().chain(&self.gate_scale).find(|x| !x.is_finite()) {
+            if let Some(x) = list.iter().flatten().find(|x| !x.is_finite()) {
                 return Err(Error::setting(flag, "finite numbers", x.to_string()));
             }
+        }
+        if let Some(scale) = self.gate_scale.filter(|scale| !scale.is_finite()) {
+            return Err(Error::setting("--gate-scale", "a finite number", scale.to_string()));
+        }
+        if self.adam_epsilon == Some(0.0) {
+            return Err(Error::setting("--adam-epsilon", "a number above 0", "0"));
+        }
+        let starts = [&self.start_learning_rate, &self.start_momentum, &self.start_decay];
+        if self.constant.is_some() && starts.iter().all(|list| list.is_none()) {
+            let reason =
+                "has no effect without --start-learning-rate, --start-momentum or --start-decay; add one";
+            return Err(Error::rejected("--constant", reason));
         }
         Ok(())
     }

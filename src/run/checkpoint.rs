@@ -61,6 +61,16 @@ impl SavedState {
         }
     }
 
+    /// Rejects a place that nmem may not replace, before the work.
+    pub fn check_place(&self) -> Result<()> {
+        ResultsDirectory::open(&self.path, true).map(drop)
+    }
+
+    /// Starts anew, without the state that is there.
+    pub fn forget(&mut self) {
+        self.exists = false;
+    }
+
     /// Returns the directory of the state.
     pub fn path(&self) -> &Path {
         &self.path

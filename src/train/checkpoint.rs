@@ -2,7 +2,7 @@
 //!
 //! | tensor | content |
 //! | --- | --- |
-//! | `counters` | u64: steps taken, step of the best validation (2⁶⁴ − 1: none yet), its loss (bits of the f64), validations since |
+//! | `counters` | u64: steps taken, step of the best validation (2⁶⁴ − 1: none yet), its loss (bits of the f64), validations since, loss of the last step (bits; NaN: none) |
 //! | `learned.i` | numbers of the i-th parameter that is learned |
 //! | `first.i`, `second.i` | the optimiser's running means of its gradient and of the square |
 //! | `best.i` | the parameter at the best validation |
@@ -23,7 +23,7 @@ const FILE: &str = "training.safetensors";
 
 /// Writes the state into a directory.
 pub fn write<T: Real>(progress: &Progress<T>, directory: &Path) -> Result<()> {
-    let Progress { step, learned, adam, best, since_best, log } = progress;
+    let Progress { step, loss: last, learned, adam, best, since_best, log } = progress;
     let mut tensors = BTreeMap::new();
     let mut add = |name: String, numbers: &[T]| {
         tensors.insert(name, Tensor::from_array(&ArrayView1::from(numbers)));
@@ -38,7 +38,8 @@ pub fn write<T: Real>(progress: &Progress<T>, directory: &Path) -> Result<()> {
     }
     let (best_step, loss) =
         best.as_ref().map_or((u64::MAX, 0), |best| (best.step as u64, best.loss.to_bits()));
-    let counters = [*step as u64, best_step, loss, *since_best as u64];
+    let last = last.unwrap_or(f64::NAN).to_bits();
+    let counters = [*step as u64, best_step, loss, *since_best as u64, last];
     tensors.insert("counters".to_owned(), Tensor::from_counters(&counters));
     write_safetensors(directory.join(FILE), &tensors, "{}")?;
     log.write(directory)
@@ -51,9 +52,9 @@ pub fn write<T: Real>(progress: &Progress<T>, directory: &Path) -> Result<()> {
 pub fn read<T: Real>(progress: &mut Progress<T>, directory: &Path) -> Result<()> {
     let path = directory.join(FILE);
     let file = TensorFile::open(&path, &mut |_| Ok(()))?;
-    let counters = file.get("counters")?.to_counters().filter(|counters| counters.len() == 4);
-    let Some(&[step, best_step, loss, since_best]) = counters.as_deref() else {
-        return Err(Error::file(&path, "four counters", "others"));
+    let counters = file.get("counters")?.to_counters().filter(|counters| counters.len() == 5);
+    let Some(&[step, best_step, loss, since_best, last]) = counters.as_deref() else {
+        return Err(Error::file(&path, "five counters", "others"));
     };
     let copy = |name: String, to: &mut [T]| -> Result<()> {
         let numbers = file.array::<T>(&name)?;
@@ -86,6 +87,7 @@ pub fn read<T: Real>(progress: &mut Progress<T>, directory: &Path) -> Result<()>
     }
     progress.step = step as usize;
     progress.since_best = since_best as usize;
+    progress.loss = Some(f64::from_bits(last)).filter(|loss| !loss.is_nan());
     progress.log = Log::read(&directory.join("train.csv"))?;
     Ok(())
 }

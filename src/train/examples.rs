@@ -153,6 +153,11 @@ impl Examples {
         blocks: Option<&TextFile>,
     ) -> Result<(Self, Vec<Selection>)> {
         let Shape { sequences, tokens, .. } = data.dims();
+        if sequences == 1 && train.objective == Objective::Value && train.validation_split > 0.0 {
+            let reason =
+                "cannot divide a single sequence of queries from its targets; pass --validation FILE.npy";
+            return Err(Error::rejected("--validation-split", reason));
+        }
         let share = |of: usize| share_of(of, train.validation_split);
         let (of_sequences, of_tokens) = match sequences {
             1 => (0..1, 0..tokens - share(tokens).next_multiple_of(chunk).min(tokens)),

@@ -93,6 +93,8 @@ struct Best<T> {
 /// State of a training between two steps.
 struct Progress<T> {
     step: usize,
+    /// Loss of the last step.
+    loss: Option<f64>,
     learned: Learned<T>,
     adam: AdamW<T>,
     best: Option<Best<T>>,
@@ -116,7 +118,11 @@ pub fn train(
     let directory = ResultsDirectory::open(&config.out, replace)?;
     let loading = Instant::now();
     let inputs = TrainInputs::open(config, train, &InputCache::default(), observe)?;
-    let saved = SavedState::open(directory.target(), &inputs.identity(config, train), replace)?;
+    let mut saved = SavedState::open(directory.target(), &inputs.identity(config, train), replace)?;
+    saved.check_place()?;
+    if replace {
+        saved.forget();
+    }
     let threads =
         config.threads.map_or_else(std::thread::available_parallelism, |n| Ok(n.try_into().expect("not 0")));
     let pool = start_threads(threads.map_or(1, usize::from))?;
@@ -254,7 +260,8 @@ impl Training<'_> {
         let mut seconds = TrainSeconds { load: self.load.as_secs_f64(), ..TrainSeconds::default() };
         let (plan, learned) = self.plan::<T>()?;
         let adam = AdamW::new(&learned);
-        let mut progress = Progress { step: 0, learned, adam, best: None, since_best: 0, log: Log::new() };
+        let log = Log::new();
+        let mut progress = Progress { step: 0, loss: None, learned, adam, best: None, since_best: 0, log };
         if let Some(path) = self.saved.and_then(SavedState::found) {
             checkpoint::read(&mut progress, path)?;
         }
@@ -268,7 +275,7 @@ impl Training<'_> {
             progress.validated(loss);
         }
         let every = self.train.validate_every.unwrap_or(steps.div_ceil(VALIDATIONS));
-        let (mut last_saved, mut ended, mut last_loss) = (Instant::now(), Ended::Steps, None);
+        let (mut last_saved, mut ended) = (Instant::now(), Ended::Steps);
         while progress.step < steps {
             if self.train.patience.is_some_and(|most| progress.since_best >= most) {
                 ended = Ended::Patience;
@@ -280,7 +287,7 @@ impl Training<'_> {
                 break;
             };
             seconds.train += stepping.elapsed().as_secs_f64();
-            last_loss = row.loss;
+            progress.loss = row.loss;
             if plan.validation.exists() && (progress.step.is_multiple_of(every) || progress.step == steps) {
                 let validating = Instant::now();
                 let loss = plan.validation.loss(&progress.learned, &plan)?;
@@ -293,17 +300,7 @@ impl Training<'_> {
             let event = TrainEvent::Step { loss: row.loss.unwrap_or(f64::NAN), validation: row.validation };
             let writing = Instant::now();
             match observe(event) {
-                Err(Error::Interrupted) => {
-                    let Some(saved) = self.saved else { return Err(Error::Interrupted) };
-                    saved.save(|directory| checkpoint::write(&progress, directory))?;
-                    let checkpoint = saved.path().to_path_buf();
-                    return Err(Error::Preempted {
-                        checkpoint,
-                        done: progress.step,
-                        all: steps,
-                        unit: "steps",
-                    });
-                }
+                Err(Error::Interrupted) => return Err(self.interrupted(&progress, steps)?),
                 seen => seen?,
             }
             let is_due = last_saved.elapsed().as_secs_f64() >= self.train.checkpoint_every;
@@ -313,7 +310,18 @@ impl Training<'_> {
             }
             seconds.write += writing.elapsed().as_secs_f64();
         }
-        self.finish(&plan, progress, (ended, last_loss), seconds, peak, observe)
+        match self.finish(&plan, &progress, ended, seconds, peak, observe) {
+            Err(Error::Interrupted) => Err(self.interrupted(&progress, steps)?),
+            report => report,
+        }
+    }
+
+    /// Saves the state of an interrupted training, and returns the error that says so.
+    fn interrupted<T: Real>(&self, progress: &Progress<T>, steps: usize) -> Result<Error> {
+        let Some(saved) = self.saved else { return Ok(Error::Interrupted) };
+        saved.save(|directory| checkpoint::write(progress, directory))?;
+        let checkpoint = saved.path().to_path_buf();
+        Ok(Error::Preempted { checkpoint, done: progress.step, all: steps, unit: "steps" })
     }
 
     /// Prepares what the steps need, and the starting values.
@@ -328,7 +336,7 @@ impl Training<'_> {
         }
         let mut parameters = file.parameters::<T>(&program);
         let dimensions = parameters.dimensions;
-        start::apply(&mut parameters, &program, &train.start)?;
+        start::apply(&mut parameters, &program, &gates, &train.start)?;
         let hidden = match &train.visible {
             Some(visible) => start::hide(&mut parameters, visible)?,
             None => Vec::new(),
@@ -371,6 +379,9 @@ impl Training<'_> {
         let order = if config.read_after { Order::After } else { Order::Online };
         let plan = Plan { program, gates, data, examples, goal, validation, hidden, order, steps };
         plan.check()?;
+        let backward = Backward::new(&parameters, program, gates, None, train.truncate).map_err(with_flag)?;
+        let read = plan.examples.tokens() * plan.data.times;
+        budget::check(backward.bytes(read, plan.stored(), train.batch))?;
         Ok((plan, Learned { parameters, head }))
     }
 
@@ -378,8 +389,8 @@ impl Training<'_> {
     fn finish<T: Real>(
         &self,
         plan: &Plan<T>,
-        progress: Progress<T>,
-        (ended, loss): (Ended, Option<f64>),
+        progress: &Progress<T>,
+        mut ended: Ended,
         mut seconds: TrainSeconds,
         mut peak: PeakMemory,
         observe: TrainObserver,
@@ -387,24 +398,31 @@ impl Training<'_> {
         observe(TrainEvent::Writing)?;
         let config = self.config;
         let directory = self.directory.filter(|(_, keep)| *keep > Keep::None);
-        let Progress { step, learned, best, log, .. } = progress;
-        let writing = Instant::now();
-        if let Some((directory, _)) = directory {
-            log.write(directory)?;
-        }
-        let is_lost = ended == Ended::Diverged && best.is_none();
-        let (best_step, validation, learned) = match best {
-            Some(best) => (best.step, Some(best.loss), best.learned),
-            None => (step, None, learned),
+        let &Progress { step, loss, .. } = progress;
+        let (best_step, validation, learned) = match &progress.best {
+            Some(best) => (best.step, Some(best.loss), &best.learned),
+            None => (step, None, &progress.learned),
         };
+        // The last step of a training without validation is followed by no other.
+        if learned.each().iter().any(|(_, numbers)| numbers.iter().any(|x| !x.is_finite())) {
+            ended = Ended::Diverged;
+        }
+        let is_lost = ended == Ended::Diverged && progress.best.is_none();
         let parameters = learned.each().iter().map(|(_, numbers)| numbers.len()).sum();
         let (mut zero, mut without_updates) = (None, None);
+        let validating = Instant::now();
         if plan.validation.exists() {
             zero = Some(plan.validation.loss_of_zeros(&plan.goal)?);
-            without_updates = Some(plan.validation.loss_without_updates(&learned, plan)?);
+            without_updates = Some(plan.validation.loss_without_updates(learned, plan)?);
+        }
+        seconds.validate += validating.elapsed().as_secs_f64();
+        observe(TrainEvent::Writing)?;
+        let writing = Instant::now();
+        if let Some((directory, _)) = directory {
+            progress.log.write(directory)?;
         }
         if let Some((directory, _)) = directory.filter(|(_, keep)| *keep == Keep::All && !is_lost) {
-            write_learned(plan, &learned, directory)?;
+            write_learned(plan, learned, directory)?;
         }
         let mut warnings = Vec::new();
         if let Some((directory, _)) = directory.filter(|_| config.plots) {
@@ -428,7 +446,9 @@ impl Training<'_> {
             validation_examples: plan.validation.count(),
             steps: step,
             ended,
-            tokens: step as u64 * self.train.batch as u64 * plan.examples.tokens() as u64,
+            tokens: (step as u64)
+                .saturating_mul(self.train.batch as u64)
+                .saturating_mul(plan.stored() as u64),
             loss,
             best_step,
             validation,
@@ -493,6 +513,11 @@ fn all_rows<T: Real>(file: &NpySequences) -> Result<Array2<T>> {
 }
 
 impl<T: Real> Plan<T> {
+    /// Returns the tokens that an example stores.
+    fn stored(&self) -> usize {
+        self.data.store.as_ref().map_or(self.examples.tokens(), |file| file.dims().tokens)
+    }
+
     /// Rejects examples without a token that has a loss.
     fn check(&self) -> Result<()> {
         let training = (&self.data, self.examples.select(0));
@@ -552,9 +577,6 @@ impl<T: Real> Plan<T> {
         let Learned { parameters, head } = learned;
         let backward = Backward::new(parameters, self.program, self.gates, None, train.truncate);
         let backward = backward.map_err(with_flag)?;
-        let longest = |of: fn(&Tokens<'_, T>) -> usize| tokens.iter().map(of).max().unwrap_or(0);
-        let (read, stored) = (longest(|of| of.read.nrows()), longest(|of| of.store.nrows()));
-        budget::check(backward.bytes(read, stored, tokens.len()))?;
         let share = 1.0 / examples.len() as f64;
         let objective = |i: usize, read: ArrayView2<T>| {
             let (loss, cotangent, of_head) = self.goal.gradient(head.as_ref(), read, &examples[i], share);
@@ -587,7 +609,7 @@ impl<T: Real> Example<T> {
 impl<T: Real> Progress<T> {
     /// Compares a validation with the best so far.
     fn validated(&mut self, loss: f64) {
-        if self.best.as_ref().is_none_or(|best| loss < best.loss) {
+        if loss.is_finite() && self.best.as_ref().is_none_or(|best| loss < best.loss) {
             self.best = Some(Best { step: self.step, loss, learned: self.learned.clone() });
             self.since_best = 0;
         } else {

@@ -128,7 +128,7 @@ impl<T: Real> AdamW<T> {
         let correct = |beta: f64| 1.0 - beta.powi(exponent);
         let (of_first, of_second) = (correct(settings.beta1), correct(settings.beta2));
         let number = T::from_f64;
-        let (scale, epsilon) = (number(scale), number(settings.adam_epsilon));
+        let (scale, epsilon) = (number(scale), number(settings.adam_epsilon).max(T::min_positive_value()));
         let (beta1, beta2) = (number(settings.beta1), number(settings.beta2));
         let (rest1, rest2) = (number(1.0 - settings.beta1), number(1.0 - settings.beta2));
         let root = number(1.0 / of_second.sqrt());
@@ -160,7 +160,7 @@ pub fn rate(settings: &Adam, step: usize, steps: usize) -> f64 {
     if step <= warmup {
         return rate * step as f64 / warmup as f64;
     }
-    let along = (step - warmup) as f64 / steps.saturating_sub(warmup).max(1) as f64;
+    let along = (step - warmup - 1) as f64 / steps.saturating_sub(warmup).max(1) as f64;
     rate * (final_rate + (1.0 - final_rate) * 0.5 * (1.0 + (PI * along).cos()))
 }
 
@@ -192,8 +192,9 @@ mod tests {
     fn the_rate_rises_and_falls() {
         let of = |step| rate(&SETTINGS, step, 104);
         assert!((of(1) - 0.0025).abs() < 1e-15 && (of(4) - 0.01).abs() < 1e-15);
-        assert!((of(54) - 0.01 * 0.525).abs() < 1e-15 && (of(104) - 0.0005).abs() < 1e-15);
-        assert!((4..104).all(|step| of(step + 1) < of(step)));
+        assert!((of(5) - 0.01).abs() < 1e-15 && (of(55) - 0.01 * 0.525).abs() < 1e-15);
+        assert!((5..104).all(|step| of(step + 1) < of(step)) && of(104) > 0.0005 && of(104) < 0.000_51);
+        assert!((rate(&Adam { warmup: 0, ..SETTINGS }, 1, 1) - 0.01).abs() < 1e-15);
     }
 
     fn learned(head: [f64; 3]) -> Learned<f64> {

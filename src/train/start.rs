@@ -8,7 +8,7 @@ use super::objective::Head;
 use crate::config::{Start, TrainConfig};
 use crate::error::{Error, Result};
 use crate::memory::rule::RateForm;
-use crate::memory::{Parameters, Program};
+use crate::memory::{Gate, Gates, Parameters, Program};
 use crate::real::Real;
 
 /// Stream of the random numbers of an output head, apart from those of examples and of the memory.
@@ -18,7 +18,12 @@ const HEAD_STREAM: u64 = u64::MAX;
 ///
 /// # Errors
 /// Lists whose lengths do not fit the memory, and values that a gate cannot have.
-pub fn apply<T: Real>(parameters: &mut Parameters<T>, program: &Program, start: &Start) -> Result<()> {
+pub fn apply<T: Real>(
+    parameters: &mut Parameters<T>,
+    program: &Program,
+    of_gates: &Gates,
+    start: &Start,
+) -> Result<()> {
     let weights = parameters.memory.len();
     let each = |flag: &str, list: &[f64], count: usize, of: &str, default: f64| match list {
         [] => Ok(vec![default; count]),
@@ -51,6 +56,16 @@ pub fn apply<T: Real>(parameters: &mut Parameters<T>, program: &Program, start: 
     ];
     for (i, (flag, values)) in gates.into_iter().enumerate().filter(|(_, (_, values))| !values.is_empty()) {
         let values = each(flag, values, heads, "heads", 0.0)?;
+        let (kind, gate) = of_gates.each()[i];
+        let bias = match gate {
+            Gate::Learned(bias) => bias,
+            Gate::Fixed(value) => {
+                let name = kind.key().replace('_', "-");
+                let reason =
+                    format!("has no effect with --{name} {value}, which fixes the gate; omit one of the two");
+                return Err(Error::rejected(flag, reason));
+            }
+        };
         if i == 1 && !program.rule.momentum {
             return Err(Error::rejected(flag, "the memory has no momentum; omit this or --no-momentum"));
         }
@@ -60,7 +75,7 @@ pub fn apply<T: Real>(parameters: &mut Parameters<T>, program: &Program, start: 
                     if i == 0 { "rates that the gate can have" } else { "numbers between 0 and 1" };
                 Error::setting(flag, expected, value.to_string())
             })?;
-            let column = i * heads + head;
+            let (column, logit) = (i * heads + head, logit - bias);
             match (start.constant, &mut parameters.gate_biases) {
                 (None, Some(biases)) => biases[column] = T::from_f64(logit),
                 (Some(constant), _) => {

@@ -74,7 +74,11 @@ impl Validation {
                 Order::After => vec![Work::Store { sequences: store, probe: false }, Work::Read(&queries)],
             };
             for work in works {
-                engine.run(&mut state, work, &mut read, &mut |_| Ok(()))?;
+                let outcome = engine.run(&mut state, work, &mut read, &mut |_| Ok(()))?;
+                // What was read is incomplete then.
+                if outcome.first_nonfinite().is_some() {
+                    return Ok(f64::NAN);
+                }
             }
             Ok(plan.goal.loss(learned.head.as_ref(), read.0.view(), &example))
         })

@@ -153,6 +153,12 @@ fn rejected_trainings() {
         "train seq.npy --blocks beyond.csv --window 64",
         "train seq.npy --blocks one.csv --window 64 --validation-split 0.2",
         "train seq.npy --passage-min 16",
+        "train seq.npy --target target.npy --validation-split 0.2",
+        "train seq.npy --target target.npy --validation seq.npy --validation-target target.npy --validation-layouts layouts.csv",
+        "train seq.npy --adam-epsilon 0",
+        "train seq.npy --gate-scale inf",
+        "train seq.npy --constant 7",
+        "train seq.npy --constant 7 --start-decay 0.1 --decay 0.5",
         "train seq.npy --patience 3",
         "train seq.npy --validation target.npy --validation-split 0.2",
         "train seq.npy --validation target.npy --validation-layouts layouts.csv",
@@ -174,5 +180,8 @@ fn rejected_trainings() {
         "train seq.npy --out stored",
     ];
     insta::assert_snapshot!(Transcript::of_rejected(&sandbox, &lines));
+    // The limit is that of the machine.
+    let message = sandbox.rejected("train seq.npy --batch 100000000000");
+    assert!(message.starts_with("memory for the run:"), "{message}");
     assert!(!sandbox.path("results").exists());
 }
