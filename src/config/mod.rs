@@ -1,9 +1,11 @@
 //! Settings in two layers. [`Settings`] holds optional values from the command line or a TOML file. [`Config`] holds
-//! the same values, checked against each other, and describes a run. Keys in a file are the flags' names with
+//! the same values, checked against each other, and describes a run. [`TrainSettings`] and [`TrainConfig`] are
+//! those that a training adds. Keys in a file are the flags' names with
 //! underscores; flags override the file.
 
 mod settings;
 mod train;
+mod train_settings;
 
 use std::path::{Path, PathBuf};
 
@@ -23,9 +25,8 @@ use crate::real::ElementType;
 use crate::recall::{Cue, DEFAULT_TOP_K};
 pub use settings::{GateSetting, ProbeSetting, Settings};
 pub(crate) use settings::{nearest, whole};
-pub use train::{
-    Adam, Length, Objective, OuterLoss, OutputHead, Passages, Start, TrainConfig, TrainSettings, Validation,
-};
+pub use train::{Adam, Length, Objective, OuterLoss, OutputHead, Passages, Start, TrainConfig, Validation};
+pub use train_settings::TrainSettings;
 
 /// The command to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
