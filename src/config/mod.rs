@@ -1,7 +1,6 @@
 //! Settings in two layers. [`Settings`] holds optional values from the command line or a TOML file. [`Config`] holds
-//! the same values, checked against each other, and describes a run. [`TrainSettings`] and [`TrainConfig`] are
-//! those that a training adds. Keys in a file are the flags' names with
-//! underscores; flags override the file.
+//! the same values, checked against each other, and describes a run. [`TrainSettings`] and [`TrainConfig`] are those that
+//! a training adds. Keys in a file are the flags' names with underscores. Flags override the file.
 
 mod settings;
 mod train;
