@@ -75,6 +75,8 @@ pub struct TrainConfig {
     /// Optimiser.
     #[serde(flatten)]
     pub adam: Adam,
+    /// Decay of the moving average that is validated and kept; `None` keeps what is learned itself.
+    pub ema_decay: Option<f64>,
     /// Tokens after whose multiples gradients are cut off.
     pub truncate: Option<usize>,
     /// Starting values of a random memory.
@@ -252,6 +254,7 @@ impl TrainSettings {
                 adam_epsilon: self.adam_epsilon.unwrap_or(1e-8),
                 clip: self.clip,
             },
+            ema_decay: self.ema_decay,
             truncate: self.truncate,
             start: Start {
                 memory_scale: self.memory_scale.unwrap_or_default(),
@@ -417,9 +420,12 @@ impl TrainSettings {
         for (flag, share) in [("--final-rate", self.final_rate), ("--passage-repeat", self.passage_repeat)] {
             below(flag, share, 1.0, "a number from 0 to 1")?;
         }
-        for (flag, share) in
-            [("--validation-split", self.validation_split), ("--beta1", self.beta1), ("--beta2", self.beta2)]
-        {
+        for (flag, share) in [
+            ("--validation-split", self.validation_split),
+            ("--beta1", self.beta1),
+            ("--beta2", self.beta2),
+            ("--ema-decay", self.ema_decay),
+        ] {
             below(flag, share, 1.0_f64.next_down(), "a number from 0 to below 1")?;
         }
         for (flag, number) in [

@@ -144,6 +144,9 @@ pub struct TrainSettings {
     /// Largest norm of a step's gradient; a longer one is scaled down [default: no limit]
     #[arg(long, help_heading = "Optimiser", value_name = "X", allow_negative_numbers = true)]
     pub clip: Option<f64>,
+    /// Decay of an exponential moving average of what is learned, which is validated and kept in its place [default: no average]
+    #[arg(long, help_heading = "Optimiser", value_name = "X", allow_negative_numbers = true)]
+    pub ema_decay: Option<f64>,
     /// Cut gradients off after every N tokens, a multiple of the chunk size [default: never]
     #[arg(long, help_heading = "Optimiser", value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true)]
     pub truncate: Option<usize>,
@@ -340,6 +343,7 @@ impl TrainSettings {
             beta2,
             adam_epsilon,
             clip,
+            ema_decay,
             truncate,
             memory_scale,
             memory_identity,

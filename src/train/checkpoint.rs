@@ -5,6 +5,7 @@
 //! | `counters` | u64: steps taken, step of the best validation (2⁶⁴ − 1: none yet), its loss (bits of the f64), validations since, loss of the last step (bits; NaN: none) |
 //! | `learned.i` | numbers of the i-th parameter that is learned |
 //! | `first.i`, `second.i` | the optimiser's running means of its gradient and of the square |
+//! | `mean.i` | its moving average, if there is one |
 //! | `best.i` | the parameter at the best validation |
 
 use std::collections::BTreeMap;
@@ -23,7 +24,7 @@ const FILE: &str = "training.safetensors";
 
 /// Writes the state into a directory.
 pub fn write<T: Real>(progress: &Progress<T>, directory: &Path) -> Result<()> {
-    let Progress { step, loss: last, learned, adam, best, since_best, log } = progress;
+    let Progress { step, loss: last, learned, adam, mean, best, since_best, log } = progress;
     let mut tensors = BTreeMap::new();
     let mut add = |name: String, numbers: &[T]| {
         tensors.insert(name, Tensor::from_array(&ArrayView1::from(numbers)));
@@ -32,6 +33,9 @@ pub fn write<T: Real>(progress: &Progress<T>, directory: &Path) -> Result<()> {
         add(format!("learned.{i}"), numbers);
         add(format!("first.{i}"), &adam.first[i]);
         add(format!("second.{i}"), &adam.second[i]);
+    }
+    for (i, (_, numbers)) in mean.iter().flat_map(Learned::each).enumerate() {
+        add(format!("mean.{i}"), numbers);
     }
     for (i, (_, numbers)) in best.iter().flat_map(|best| best.learned.each()).enumerate() {
         add(format!("best.{i}"), numbers);
@@ -79,6 +83,9 @@ pub fn read<T: Real>(progress: &mut Progress<T>, directory: &Path) -> Result<()>
     let AdamW { first, second } = &mut progress.adam;
     first.iter_mut().enumerate().try_for_each(|(i, to)| copy(format!("first.{i}"), to))?;
     second.iter_mut().enumerate().try_for_each(|(i, to)| copy(format!("second.{i}"), to))?;
+    if let Some(mean) = &mut progress.mean {
+        copy_all(mean, "mean")?;
+    }
     progress.best = None;
     if best_step != u64::MAX {
         let mut learned = progress.learned.clone();

@@ -29,7 +29,7 @@ use ndarray::{Array2, ArrayView2};
 use rayon::ThreadPool;
 
 use crate::config::{Command, Config, Length, Objective, OutputHead, TrainConfig, with_flag};
-use crate::engine::backward::{Backward, Order, Tokens};
+use crate::engine::backward::{Backward, Buffers, Order, Tokens};
 use crate::engine::budget;
 use crate::error::{Error, Result};
 use crate::io::NpySequences;
@@ -97,6 +97,8 @@ struct Progress<T> {
     loss: Option<f64>,
     learned: Learned<T>,
     adam: AdamW<T>,
+    /// Moving average of what is learned.
+    mean: Option<Learned<T>>,
     best: Option<Best<T>>,
     /// Validations since the best.
     since_best: usize,
@@ -244,6 +246,8 @@ struct Plan<T> {
     hidden: Vec<usize>,
     order: Order,
     steps: usize,
+    /// Buffers of the outer gradient, kept from step to step.
+    buffers: Buffers<T>,
 }
 
 impl Training<'_> {
@@ -260,8 +264,10 @@ impl Training<'_> {
         let mut seconds = TrainSeconds { load: self.load.as_secs_f64(), ..TrainSeconds::default() };
         let (plan, learned) = self.plan::<T>()?;
         let adam = AdamW::new(&learned);
+        let mean = self.train.ema_decay.map(|_| learned.clone());
         let log = Log::new();
-        let mut progress = Progress { step: 0, loss: None, learned, adam, best: None, since_best: 0, log };
+        let mut progress =
+            Progress { step: 0, loss: None, learned, adam, mean, best: None, since_best: 0, log };
         if let Some(path) = self.saved.and_then(SavedState::found) {
             checkpoint::read(&mut progress, path)?;
         }
@@ -269,7 +275,7 @@ impl Training<'_> {
         observe(TrainEvent::Starting { taken: progress.step, steps })?;
         if progress.step == 0 && plan.validation.exists() {
             let validating = Instant::now();
-            let loss = plan.validation.loss(&progress.learned, &plan)?;
+            let loss = plan.validation.loss(progress.kept(), &plan)?;
             seconds.validate += validating.elapsed().as_secs_f64();
             progress.log.add(&Row { validation: Some(loss), ..Row::default() });
             progress.validated(loss);
@@ -290,7 +296,7 @@ impl Training<'_> {
             progress.loss = row.loss;
             if plan.validation.exists() && (progress.step.is_multiple_of(every) || progress.step == steps) {
                 let validating = Instant::now();
-                let loss = plan.validation.loss(&progress.learned, &plan)?;
+                let loss = plan.validation.loss(progress.kept(), &plan)?;
                 seconds.validate += validating.elapsed().as_secs_f64();
                 row.validation = Some(loss);
                 progress.validated(loss);
@@ -377,9 +383,10 @@ impl Training<'_> {
             None => Validation::new(Data::new(inputs, train.objective, columns, times), kept),
         };
         let order = if config.read_after { Order::After } else { Order::Online };
-        let plan = Plan { program, gates, data, examples, goal, validation, hidden, order, steps };
-        plan.check()?;
         let backward = Backward::new(&parameters, program, gates, None, train.truncate).map_err(with_flag)?;
+        let buffers = backward.buffers();
+        let plan = Plan { program, gates, data, examples, goal, validation, hidden, order, steps, buffers };
+        plan.check()?;
         let read = plan.examples.tokens() * plan.data.times;
         budget::check(backward.bytes(read, plan.stored(), train.batch))?;
         Ok((plan, Learned { parameters, head }))
@@ -401,7 +408,7 @@ impl Training<'_> {
         let &Progress { step, loss, .. } = progress;
         let (best_step, validation, learned) = match &progress.best {
             Some(best) => (best.step, Some(best.loss), &best.learned),
-            None => (step, None, &progress.learned),
+            None => (step, None, progress.kept()),
         };
         // The last step of a training without validation is followed by no other.
         if learned.each().iter().any(|(_, numbers)| numbers.iter().any(|x| !x.is_finite())) {
@@ -552,6 +559,9 @@ impl<T: Real> Plan<T> {
         progress.step += 1;
         let at = (progress.step, self.steps);
         progress.adam.step(&mut progress.learned, &gradient, norm, &train.adam, at);
+        if let (Some(mean), Some(decay)) = (&mut progress.mean, train.ema_decay) {
+            optimizer::average(mean, &progress.learned, decay, progress.step);
+        }
         let stored: usize = tokens.iter().map(|tokens| tokens.store.nrows()).sum();
         let has_head = progress.learned.head.is_some();
         let exists = |group: Group| group != Group::Head || has_head;
@@ -576,7 +586,7 @@ impl<T: Real> Plan<T> {
     ) -> Result<(Learned<T>, f64)> {
         let Learned { parameters, head } = learned;
         let backward = Backward::new(parameters, self.program, self.gates, None, train.truncate);
-        let backward = backward.map_err(with_flag)?;
+        let backward = backward.map_err(with_flag)?.reusing(&self.buffers);
         let share = 1.0 / examples.len() as f64;
         let objective = |i: usize, read: ArrayView2<T>| {
             let (loss, cotangent, of_head) = self.goal.gradient(head.as_ref(), read, &examples[i], share);
@@ -607,10 +617,15 @@ impl<T: Real> Example<T> {
 }
 
 impl<T: Real> Progress<T> {
+    /// Returns what is validated and kept.
+    fn kept(&self) -> &Learned<T> {
+        self.mean.as_ref().unwrap_or(&self.learned)
+    }
+
     /// Compares a validation with the best so far.
     fn validated(&mut self, loss: f64) {
         if loss.is_finite() && self.best.as_ref().is_none_or(|best| loss < best.loss) {
-            self.best = Some(Best { step: self.step, loss, learned: self.learned.clone() });
+            self.best = Some(Best { step: self.step, loss, learned: self.kept().clone() });
             self.since_best = 0;
         } else {
             self.since_best += 1;

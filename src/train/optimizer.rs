@@ -1,4 +1,4 @@
-//! AdamW (arXiv 1711.05101) with groups, a warm-up and a cosine.
+//! AdamW (arXiv 1711.05101) with groups, a warm-up and a cosine, and a moving average of what it learns.
 //!
 //! At step s = 1, 2, …, with g the gradient, clipped to a norm, and λ the weight decay of the parameter's group:
 //!
@@ -6,6 +6,8 @@
 //! m ← β₁ m + (1 − β₁) g        v ← β₂ v + (1 − β₂) g²
 //! p ← p − rate (m / (1 − β₁ˢ) ÷ (√(v / (1 − β₂ˢ)) + ε) + λ p)
 //! ```
+//!
+//! The average p̄ of decay γ has the bias correction of m: p̄ ← p̄ + (1 − γ) / (1 − γˢ) (p − p̄).
 
 use std::f64::consts::PI;
 
@@ -154,6 +156,15 @@ impl<T: Real> AdamW<T> {
     }
 }
 
+/// Takes what was learned in step `step`, counted from 1, into a moving average.
+pub fn average<T: Real>(mean: &mut Learned<T>, learned: &Learned<T>, decay: f64, step: usize) {
+    let exponent = i32::try_from(step).unwrap_or(i32::MAX);
+    let share = T::from_f64((1.0 - decay) / (1.0 - decay.powi(exponent)));
+    for ((_, mean), (_, learned)) in mean.each_mut().into_iter().zip(learned.each()) {
+        mean.iter_mut().zip(learned).for_each(|(mean, &p)| *mean += share * (p - *mean));
+    }
+}
+
 /// Returns the learning rate of step `step` of `steps`, counted from 1.
 pub fn rate(settings: &Adam, step: usize, steps: usize) -> f64 {
     let &Adam { rate, warmup, final_rate, .. } = settings;
@@ -240,6 +251,22 @@ mod tests {
                 assert!((got - expected).abs() < 1e-8, "step {step}: {got} for {expected}");
             }
         }
+    }
+
+    /// A weighted mean with weights γ³, γ², γ, 1 of four steps.
+    #[test]
+    fn averages_are_weighted_means() {
+        let mut mean = learned([7.0, 7.0, 7.0]);
+        let steps = [1.0, -2.0, 4.0, 0.5];
+        for (i, x) in steps.into_iter().enumerate() {
+            average(&mut mean, &learned([x, 1.0, -x]), 0.8, i + 1);
+        }
+        let weights: Vec<f64> = (0..4).map(|i| 0.8_f64.powi(3 - i)).collect();
+        let sum: f64 = steps.iter().zip(&weights).map(|(x, w)| x * w).sum();
+        let expected = sum / weights.iter().sum::<f64>();
+        let Head { weight, bias } = mean.head.unwrap();
+        assert!((weight[[0, 0]] - expected).abs() < 1e-15 && (bias[0] + expected).abs() < 1e-15);
+        assert!((weight[[0, 1]] - 1.0).abs() < 1e-15);
     }
 
     #[test]

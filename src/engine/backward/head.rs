@@ -18,7 +18,7 @@ use rayon::prelude::*;
 
 use super::Order;
 use super::node_rows::{Passage, Second};
-use super::pool::Pool;
+use super::pool::Buffers;
 use super::walk::{ExampleCotangents, Examples, Walk};
 use crate::engine::panel::Step;
 use crate::memory::program::{Program, Reads};
@@ -37,21 +37,6 @@ const TASK_ELEMENTS: usize = 2048;
 const LANES: usize = 16;
 /// Fewest multiplications of a task that another thread takes, about 10 µs.
 const MIN_TASK_WORK: usize = 1 << 18;
-
-/// Buffers of tasks, reused from chunk to chunk and from head to head.
-#[derive(Debug)]
-pub struct Buffers<T> {
-    passages: Pool<Passage<T>>,
-    seconds: Pool<Second<T>>,
-    /// Arrays of a segment.
-    arrays: Pool<Array2<T>>,
-}
-
-impl<T> Buffers<T> {
-    pub const fn new() -> Self {
-        Self { passages: Pool::new(), seconds: Pool::new(), arrays: Pool::new() }
-    }
-}
 
 /// Inputs of a head in one call, and the state that it starts from.
 #[derive(Debug)]

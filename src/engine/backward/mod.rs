@@ -23,7 +23,8 @@ mod walk;
 use ndarray::{Array1, Array2, Array3, ArrayView2, Axis, CowArray, Ix2, concatenate, s};
 use rayon::prelude::*;
 
-use self::head::{Buffers, Course, HeadCotangents, RowCotangents, State as HeadState};
+use self::head::{Course, HeadCotangents, RowCotangents, State as HeadState};
+pub use self::pool::Buffers;
 use self::rows::{
     activated, activated_vjp, add_product, product, product_of_columns, rms_normed, rms_normed_vjp,
 };
@@ -158,7 +159,24 @@ impl<'a, T: Real> Backward<'a, T> {
         };
         let base = (0..heads).map(base).collect();
         let truncate = truncate.map(|tokens| tokens / c);
-        Ok(Self { parameters, program, gates, base, walk, buffers: Buffers::new(), truncate })
+        let buffers = Buffers::new(program.model, parameters.dimensions.dim_head, c);
+        Ok(Self { parameters, program, gates, base, walk, buffers, truncate })
+    }
+
+    /// Returns the buffers, for other gradients.
+    pub fn buffers(&self) -> Buffers<T> {
+        self.buffers.clone()
+    }
+
+    /// Works in buffers that gradients of another memory have used.
+    ///
+    /// # Panics
+    /// If the memories differ in model, dim_head or chunk size.
+    #[must_use]
+    pub fn reusing(mut self, buffers: &Buffers<T>) -> Self {
+        assert!(self.buffers.suit(buffers), "buffers of another model, dim_head or chunk size");
+        self.buffers = buffers.clone();
+        self
     }
 
     /// Returns an upper bound of the bytes that sequences of these lengths take.

@@ -1,16 +1,56 @@
 //! Buffers that tasks hand on, so that each allocates and faults in its pages once.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// Buffers that no task uses at the moment.
-#[derive(Debug)]
-pub struct Pool<B>(Mutex<Vec<B>>);
+use ndarray::Array2;
 
-impl<B> Pool<B> {
-    pub const fn new() -> Self {
-        Self(Mutex::new(Vec::new()))
+use super::node_rows::{Passage, Second};
+use crate::memory::model::Model;
+
+/// Buffers of tasks, reused from chunk to chunk, from head to head and from gradient to gradient. A clone is the same buffers.
+#[derive(Clone, Debug)]
+pub struct Buffers<T> {
+    /// Model, dim_head and chunk size that they are for.
+    of: (Model, usize, usize),
+    pub(super) passages: Pool<Passage<T>>,
+    pub(super) seconds: Pool<Second<T>>,
+    /// Arrays of a segment.
+    pub(super) arrays: Pool<Array2<T>>,
+}
+
+impl<T> Buffers<T> {
+    pub(super) fn new(model: Model, dim_head: usize, chunk: usize) -> Self {
+        Self {
+            of: (model, dim_head, chunk),
+            passages: Pool::default(),
+            seconds: Pool::default(),
+            arrays: Pool::default(),
+        }
     }
 
+    /// Returns whether both are for the same model, dim_head and chunk size.
+    pub fn suit(&self, other: &Self) -> bool {
+        self.of == other.of
+    }
+}
+
+/// Buffers of one kind that no task uses at the moment.
+#[derive(Debug)]
+pub(super) struct Pool<B>(Arc<Mutex<Vec<B>>>);
+
+impl<B> Default for Pool<B> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<B> Clone for Pool<B> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<B> Pool<B> {
     /// Returns a free buffer, with old contents, if it is `fit`, or else a new one.
     pub fn take(&self, fit: impl FnOnce(&B) -> bool, new: impl FnOnce() -> B) -> B {
         let free = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
