@@ -88,9 +88,10 @@ fn files(directory: &Path) -> BTreeMap<String, Vec<u8>> {
 #[test]
 fn an_interrupted_training_resumes_to_the_same_bits() {
     let (_directory, path) = sandbox();
-    for dtype in [ElementType::F32, ElementType::F64] {
+    for (dtype, ema_decay) in [(ElementType::F32, Some(0.7)), (ElementType::F64, None)] {
         let settings =
             |out: &str| Settings { dtype: Some(dtype), ..settings(&path, &format!("{out}-{dtype}")) };
+        let short = || TrainSettings { ema_decay, ..short() };
         let whole = run(&settings("whole"), &short(), usize::MAX).unwrap();
         assert_eq!((whole.steps, whole.ended, whole.validation_examples), (7, Ended::Steps, 1));
         let checkpoint = path.join(format!("part-{dtype}.checkpoint"));
@@ -113,6 +114,23 @@ fn an_interrupted_training_resumes_to_the_same_bits() {
         assert!(whole_files == part, "other bits");
         assert_eq!((resumed.validation, resumed.best_step), (whole.validation, whole.best_step));
     }
+}
+
+/// With a decay of zero, the average is what was learned in the last step.
+#[test]
+fn an_average_is_validated_and_kept() {
+    let (_directory, path) = sandbox();
+    let losses = |ema_decay: Option<f64>| {
+        let out = format!("out-{ema_decay:?}");
+        let last = TrainSettings { validate_every: Some(7), ema_decay, ..short() };
+        let report = run(&settings(&path, &out), &last, usize::MAX).unwrap();
+        (report.loss, report.validation, files(&path.join(out)))
+    };
+    let [none, zero, half] = [None, Some(0.0), Some(0.5)].map(losses);
+    assert!(none == zero);
+    assert_eq!(half.0, none.0, "the steps do not depend on it");
+    assert!(half.1 != none.1 && half.2["memory.safetensors"] != none.2["memory.safetensors"]);
+    assert!(half.2["head.safetensors"] != none.2["head.safetensors"]);
 }
 
 /// A signal while results are written loses no step.

@@ -18,8 +18,8 @@ use rayon::prelude::*;
 
 use super::Order;
 use super::node_rows::{Passage, Second};
+use super::passes::{ExampleCotangents, Examples, Passes};
 use super::pool::Buffers;
-use super::walk::{ExampleCotangents, Examples, Walk};
 use crate::engine::panel::Step;
 use crate::memory::program::{Program, Reads};
 use crate::real::Real;
@@ -40,8 +40,8 @@ const MIN_TASK_WORK: usize = 1 << 18;
 
 /// Inputs of a head in one call, and the state that it starts from.
 #[derive(Debug)]
-pub struct Course<'a, T> {
-    pub walk: &'a Walk,
+pub struct HeadSequence<'a, T> {
+    pub passes: &'a Passes,
     pub buffers: &'a Buffers<T>,
     pub program: &'a Program,
     /// Initial weights, past weights included.
@@ -110,7 +110,7 @@ pub struct HeadCotangents<T> {
 #[derive(Debug)]
 struct Segment<T> {
     chunks: Range<usize>,
-    pieces: Vec<Piece<T>>,
+    intervals: Vec<Interval<T>>,
     /// U before each chunk and after the last, refreshed: (chunks + 1, elements) or more rows.
     updates: Array2<T>,
     /// S in the same order. A pass back replaces them by their cotangents.
@@ -119,7 +119,7 @@ struct Segment<T> {
 
 /// Chunks of a segment whose gradients are at the same point.
 #[derive(Debug)]
-struct Piece<T> {
+struct Interval<T> {
     chunks: Range<usize>,
     /// Empty where it is the initial weights.
     point: Vec<T>,
@@ -136,13 +136,13 @@ struct Carried<T> {
     transition: f64,
 }
 
-impl<T: Real> Course<'_, T> {
+impl<T: Real> HeadSequence<'_, T> {
     fn chunks(&self) -> usize {
         self.steps.len()
     }
 
     fn chunk(&self) -> usize {
-        self.walk.chunk
+        self.passes.chunk
     }
 
     fn elements(&self) -> usize {
@@ -204,7 +204,7 @@ impl<T: Real> Course<'_, T> {
 
     /// Takes buffers for passes over a number of rows.
     fn passage(&self, rows: usize) -> Passage<T> {
-        let new = || Passage::new(&self.walk.graph, rows, self.chunk());
+        let new = || Passage::new(&self.passes.graph, rows, self.chunk());
         self.buffers.passages.take(|passage| passage.holds(rows), new)
     }
 
@@ -220,7 +220,7 @@ impl<T: Real> Course<'_, T> {
         let mut passage = self.passage(self.task_rows());
         let mut space = std::mem::take(&mut passage.weights);
         let weights = self.weights(update, &mut space);
-        self.walk.forward(weights, self.queries.slice(s![rows, ..]), &mut passage);
+        self.passes.forward(weights, self.queries.slice(s![rows, ..]), &mut passage);
         output.assign(&passage.values.output());
         passage.weights = space;
         self.buffers.passages.give(passage);
@@ -276,7 +276,7 @@ impl<T: Real> Course<'_, T> {
     fn recycle(&self, segment: Segment<T>) {
         self.buffers.arrays.give(segment.updates);
         self.buffers.arrays.give(segment.momenta);
-        for (_, passage) in segment.pieces.into_iter().flat_map(|piece| piece.groups) {
+        for (_, passage) in segment.intervals.into_iter().flat_map(|interval| interval.groups) {
             self.buffers.passages.give(passage);
         }
     }
@@ -287,7 +287,7 @@ impl<T: Real> Course<'_, T> {
         for (array, start) in [(&mut updates, &start.update), (&mut momenta, &start.momentum)] {
             array.row_mut(0).as_slice_mut().expect("standard layout").copy_from_slice(start);
         }
-        let mut segment = Segment { chunks: chunks.clone(), pieces: Vec::new(), updates, momenta };
+        let mut segment = Segment { chunks: chunks.clone(), intervals: Vec::new(), updates, momenta };
         let next = |from: usize, every: Option<usize>| {
             every.map_or(usize::MAX, |every| {
                 ((self.first_chunk + from) / every + 1) * every - self.first_chunk
@@ -298,7 +298,7 @@ impl<T: Real> Course<'_, T> {
         while from < chunks.end {
             let refresh = next(from, every);
             let to = refresh.min(next(from, self.truncate)).min(chunks.end);
-            let point = match segment.pieces.last() {
+            let point = match segment.intervals.last() {
                 // After a refresh, gradients are taken at the weights that are read.
                 Some(before) if before.refresh => {
                     self.weights(segment.update(from), &mut Vec::new()).to_vec()
@@ -306,7 +306,7 @@ impl<T: Real> Course<'_, T> {
                 Some(before) => before.point.clone(),
                 None => start.point.clone(),
             };
-            segment.pieces.push(self.piece(from..to, point, refresh == to));
+            segment.intervals.push(self.interval(from..to, point, refresh == to));
             self.advance(&mut segment);
             from = to;
         }
@@ -317,14 +317,14 @@ impl<T: Real> Course<'_, T> {
     fn end(&self, segment: &Segment<T>) -> State<T> {
         let n = segment.chunks.len();
         let (update, momentum) = (segment.updates.row(n).to_vec(), segment.momenta.row(n).to_vec());
-        let last = segment.pieces.last().expect("a segment has chunks");
+        let last = segment.intervals.last().expect("a segment has chunks");
         let point =
             if last.refresh { self.weights(&update, &mut Vec::new()).to_vec() } else { last.point.clone() };
         State { update, momentum, point }
     }
 
     /// Takes the gradients of some chunks.
-    fn piece(&self, chunks: Range<usize>, point: Vec<T>, refresh: bool) -> Piece<T> {
+    fn interval(&self, chunks: Range<usize>, point: Vec<T>, refresh: bool) -> Interval<T> {
         let c = self.chunk();
         let step = self.group_chunks(chunks.len());
         let end = chunks.end;
@@ -332,12 +332,12 @@ impl<T: Real> Course<'_, T> {
         let at = if point.is_empty() { self.base } else { &point };
         let inner = |chunks: Range<usize>| {
             let mut passage = self.passage(self.task_rows());
-            self.walk.inner(self.program.loss, at, self.examples(&chunks), &mut passage);
+            self.passes.inner(self.program.loss, at, self.examples(&chunks), &mut passage);
             (chunks, passage)
         };
         let many = Self::batch(step * c * self.elements());
         let groups = groups.into_par_iter().with_min_len(many).map(inner).collect();
-        Piece { chunks, point, groups, refresh }
+        Interval { chunks, point, groups, refresh }
     }
 
     fn examples(&self, chunks: &Range<usize>) -> Examples<'_, T> {
@@ -349,10 +349,10 @@ impl<T: Real> Course<'_, T> {
         }
     }
 
-    /// Advances the states by the last piece of a segment.
+    /// Advances the states by the last interval of a segment.
     fn advance(&self, segment: &mut Segment<T>) {
-        let Segment { chunks: of_segment, pieces, updates, momenta } = segment;
-        let Piece { chunks, point, groups, refresh } = pieces.last().expect("a piece");
+        let Segment { chunks: of_segment, intervals, updates, momenta } = segment;
+        let Interval { chunks, point, groups, refresh } = intervals.last().expect("an interval");
         let (first, c) = (chunks.start - of_segment.start, self.chunk());
         // Gradients take the places of S.
         let mut gradients: Vec<_> = momenta.outer_iter_mut().skip(first + 1).collect();
@@ -367,7 +367,7 @@ impl<T: Real> Course<'_, T> {
         }
         let many = Self::batch(c * self.elements());
         tasks.into_par_iter().with_min_len(many).for_each(|(inner, keys, rows, to)| {
-            self.walk.gradient(inner, keys, rows, to.as_slice_mut().expect("standard layout"));
+            self.passes.gradient(inner, keys, rows, to.as_slice_mut().expect("standard layout"));
         });
         let steps = &self.steps[chunks.clone()];
         let whole = self.program.rule.holds_weights();
@@ -466,9 +466,9 @@ impl<T: Real> Course<'_, T> {
         let mut space = std::mem::take(&mut passage.weights);
         let weights = self.weights(update, &mut space);
         let queries = self.queries.slice(s![rows.clone(), ..]);
-        self.walk.forward(weights, queries, &mut passage);
+        self.passes.forward(weights, queries, &mut passage);
         let d_output = d_output.slice(s![rows, ..]);
-        self.walk.vjp(weights, queries, d_output, &mut passage, d_weights, d_queries);
+        self.passes.vjp(weights, queries, d_output, &mut passage, d_weights, d_queries);
         passage.weights = space;
         self.buffers.passages.give(passage);
     }
@@ -498,21 +498,21 @@ impl<T: Real> Course<'_, T> {
             let d_read = d_read.as_slice_mut().expect("standard layout");
             self.read_vjp(segment.update(chunk), rows, d_output, d_read, d_queries);
         });
-        for mut piece in std::mem::take(&mut segment.pieces).into_iter().rev() {
-            if piece.refresh {
-                self.refresh_vjp(&segment, &piece, carried);
+        for mut interval in std::mem::take(&mut segment.intervals).into_iter().rev() {
+            if interval.refresh {
+                self.refresh_vjp(&segment, &interval, carried);
             }
-            self.recurrences_vjp(&mut segment, &piece, &d_reads, carried, results);
-            self.piece_vjp(&segment, &mut piece, carried, results, to);
-            segment.pieces.push(piece);
+            self.recurrences_vjp(&mut segment, &interval, &d_reads, carried, results);
+            self.gradients_vjp(&segment, &mut interval, carried, results, to);
+            segment.intervals.push(interval);
         }
         self.buffers.arrays.give(d_reads);
         self.recycle(segment);
     }
 
     /// Passes the cotangents of U and P after a refresh back to those before.
-    fn refresh_vjp(&self, segment: &Segment<T>, piece: &Piece<T>, carried: &mut Carried<T>) {
-        let last = piece.chunks.end - 1;
+    fn refresh_vjp(&self, segment: &Segment<T>, interval: &Interval<T>, carried: &mut Carried<T>) {
+        let last = interval.chunks.end - 1;
         let n = last - segment.chunks.start;
         let step = &self.steps[last];
         let gate = self.transition.unwrap_or(T::one());
@@ -521,7 +521,7 @@ impl<T: Real> Course<'_, T> {
         let mut of_gate = 0.0;
         for e in 0..self.elements() {
             let offset = if whole { T::zero() } else { self.base[e] };
-            let changed = (T::one() - step.decay) * u[e] + s[e] + offset - piece.point[e];
+            let changed = (T::one() - step.decay) * u[e] + s[e] + offset - interval.point[e];
             if !whole {
                 carried.base[e] -= carried.update[e];
             }
@@ -536,20 +536,20 @@ impl<T: Real> Course<'_, T> {
         carried.transition += of_gate;
     }
 
-    /// Passes the cotangents of U and S back through the chunks of a piece. Replaces each S by its cotangent.
+    /// Passes the cotangents of U and S back through the chunks of an interval. Replaces each S by its cotangent.
     fn recurrences_vjp(
         &self,
         segment: &mut Segment<T>,
-        piece: &Piece<T>,
+        interval: &Interval<T>,
         d_reads: &Array2<T>,
         carried: &mut Carried<T>,
         results: &mut HeadCotangents<T>,
     ) {
         let Segment { chunks: of_segment, updates, momenta, .. } = segment;
-        let first = piece.chunks.start - of_segment.start;
-        let steps = &self.steps[piece.chunks.clone()];
+        let first = interval.chunks.start - of_segment.start;
+        let steps = &self.steps[interval.chunks.clone()];
         let whole = self.program.rule.holds_weights();
-        let cut = self.is_cut(piece.chunks.start);
+        let cut = self.is_cut(interval.chunks.start);
         let Carried { update, momentum, base, .. } = carried;
         let blocks = momenta.axis_chunks_iter_mut(Axis(1), TASK_ELEMENTS).zip(
             update
@@ -592,30 +592,30 @@ impl<T: Real> Course<'_, T> {
         };
         let sums: Vec<_> = blocks.into_par_iter().with_min_len(many).map(of_block).collect();
         for of_block in sums {
-            for (gates, [eta, alpha]) in results.gates[piece.chunks.clone()].iter_mut().zip(of_block) {
+            for (gates, [eta, alpha]) in results.gates[interval.chunks.clone()].iter_mut().zip(of_block) {
                 gates[1] += eta;
                 gates[2] += alpha;
             }
         }
     }
 
-    /// Passes the cotangents of a piece's gradients back to keys, values, rates and the point.
-    fn piece_vjp(
+    /// Passes the cotangents of an interval's gradients back to keys, values, rates and the point.
+    fn gradients_vjp(
         &self,
         segment: &Segment<T>,
-        piece: &mut Piece<T>,
+        interval: &mut Interval<T>,
         carried: &mut Carried<T>,
         results: &mut HeadCotangents<T>,
         to: &mut RowCotangents<'_, T>,
     ) {
         let c = self.chunk();
-        let Piece { chunks: of_piece, point, groups, .. } = piece;
+        let Interval { chunks: of_interval, point, groups, .. } = interval;
         let at = if point.is_empty() { self.base } else { point };
         let largest = groups.iter().map(|(chunks, _)| chunks.len()).max().unwrap_or(0);
         let many = Self::batch(largest * c * self.elements());
         let mut keys = Parts::new(to.keys.view_mut());
         let mut values = Parts::new(to.values.view_mut());
-        let mut rates = results.rates.as_deref_mut().map(|rates| &mut rates[of_piece.start * c..]);
+        let mut rates = results.rates.as_deref_mut().map(|rates| &mut rates[of_interval.start * c..]);
         let tasks: Vec<_> = groups
             .iter_mut()
             .map(|(chunks, passage)| {
@@ -629,7 +629,7 @@ impl<T: Real> Course<'_, T> {
         let of_group = |(chunks, passage, to): (&Range<usize>, &mut Passage<T>, ExampleCotangents<'_, T>)| {
             let examples = self.examples(chunks);
             let rows = self.task_rows();
-            let new = || Second::new(&self.walk.graph, rows);
+            let new = || Second::new(&self.passes.graph, rows);
             let mut second = self.buffers.seconds.take(|second| second.holds(rows), new);
             let steps = chunks.clone().map(|chunk| {
                 let s_bar = segment.momenta.row(chunk - segment.chunks.start + 1);
@@ -638,7 +638,7 @@ impl<T: Real> Course<'_, T> {
             let steps: Vec<_> = steps.collect();
             let mut d_rates = vec![0.0; steps.len()];
             let loss = self.program.loss;
-            self.walk.inner_vjp((loss, at), examples, (passage, &mut second), (&steps, &mut d_rates), to);
+            self.passes.inner_vjp((loss, at), examples, (passage, &mut second), (&steps, &mut d_rates), to);
             (chunks.clone(), d_rates, second)
         };
         let of_groups: Vec<_> = tasks.into_par_iter().with_min_len(many).map(of_group).collect();
@@ -649,8 +649,8 @@ impl<T: Real> Course<'_, T> {
             carried.point.iter_mut().zip(&second.point).for_each(|(sum, &x)| *sum += x);
             self.buffers.seconds.give(second);
         }
-        let refreshed = |every: usize| (self.first_chunk + of_piece.start) * c >= every;
-        if self.is_cut(of_piece.start) && self.program.schedule.refresh.is_some_and(refreshed) {
+        let refreshed = |every: usize| (self.first_chunk + of_interval.start) * c >= every;
+        if self.is_cut(of_interval.start) && self.program.schedule.refresh.is_some_and(refreshed) {
             carried.point.fill(T::zero());
         }
     }

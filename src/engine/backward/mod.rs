@@ -6,7 +6,7 @@
 //!
 //! - this file: a sequence, from tokens to heads and back;
 //! - `head`: one head through time;
-//! - `walk`: passes over the nodes of a memory model, in the buffers of `node_rows`;
+//! - `passes`: passes over the nodes of a memory model, in the buffers of `node_rows`;
 //! - `rows`: products, norms and activations of many rows;
 //! - `pool`: buffers that tasks hand on.
 //!
@@ -16,19 +16,19 @@
 
 mod head;
 mod node_rows;
+mod passes;
 mod pool;
 mod rows;
-mod walk;
 
 use ndarray::{Array1, Array2, Array3, ArrayView2, Axis, CowArray, Ix2, concatenate, s};
 use rayon::prelude::*;
 
-use self::head::{Course, HeadCotangents, RowCotangents, State as HeadState};
+use self::head::{HeadCotangents, HeadSequence, RowCotangents, State as HeadState};
+use self::passes::Passes;
 pub use self::pool::Buffers;
 use self::rows::{
     activated, activated_vjp, add_product, product, product_of_columns, rms_normed, rms_normed_vjp,
 };
-use self::walk::Walk;
 use super::panel::Step;
 use crate::error::{Error, Result};
 use crate::memory::limits::OutOfRange;
@@ -63,9 +63,9 @@ pub struct Backward<'a, T> {
     parameters: &'a Parameters<T>,
     program: Program,
     gates: Gates,
-    walk: Walk,
+    passes: Passes,
     buffers: Buffers<T>,
-    /// Initial weights of each head that has its own, past weights included, in the walk's order.
+    /// Initial weights of each head that has its own, past weights included, in the order of `passes`.
     base: Vec<Vec<T>>,
     truncate: Option<usize>,
 }
@@ -144,10 +144,10 @@ impl<'a, T: Real> Backward<'a, T> {
                 format!("is not a multiple of chunk_size {c}; gradients are cut off between chunks");
             return Err(Error::limit("truncate")(OutOfRange::new(tokens, problem)));
         }
-        let walk = Walk::new(program.model.graph(parameters.dimensions.dim_head), c);
+        let passes = Passes::new(program.model.graph(parameters.dimensions.dim_head), c);
         let heads = if program.frame.per_head { parameters.dimensions.heads } else { 1 };
         let base = |head: usize| {
-            let mut all = Vec::with_capacity(walk.graph.elements());
+            let mut all = Vec::with_capacity(passes.graph.elements());
             for (p, weight) in parameters.memory.iter().enumerate() {
                 let start = all.len();
                 all.extend(weight.index_axis(Axis(0), head));
@@ -155,12 +155,12 @@ impl<'a, T: Real> Backward<'a, T> {
                     all[start..].iter_mut().zip(&past[p]).for_each(|(w, &delta)| *w += delta);
                 }
             }
-            walk.arranged(&all)
+            passes.arranged(&all)
         };
         let base = (0..heads).map(base).collect();
         let truncate = truncate.map(|tokens| tokens / c);
         let buffers = Buffers::new(program.model, parameters.dimensions.dim_head, c);
-        Ok(Self { parameters, program, gates, base, walk, buffers, truncate })
+        Ok(Self { parameters, program, gates, base, passes, buffers, truncate })
     }
 
     /// Returns the buffers, for other gradients.
@@ -186,14 +186,14 @@ impl<'a, T: Real> Backward<'a, T> {
         // Tokens, normed tokens, their cotangents and the products of both projections, each with copies.
         let of_frame = (read + stored) * (8 * dim + 12 * inner);
         // Rows of a segment: values, cotangents and tangents of each node.
-        let of_nodes: usize = self.walk.graph.nodes.iter().map(|node| 8 * node.width).sum();
-        let chunks = stored / self.walk.chunk;
+        let of_nodes: usize = self.passes.graph.nodes.iter().map(|node| 8 * node.width).sum();
+        let chunks = stored / self.passes.chunk;
         let segment = (chunks.isqrt().max(head::MIN_SEGMENT) + 1).min(chunks + 1);
         let starts = chunks.div_ceil(segment);
-        let weights = self.walk.graph.elements() * (4 * segment + 3 * starts + 2 * head::MAX_TASKS + 8);
+        let weights = self.passes.graph.elements() * (4 * segment + 3 * starts + 2 * head::MAX_TASKS + 8);
         // A reading task and one of the second pass, beside the groups of a segment, of which the last may be short.
-        let tasks = 3 * head::TASK_ROWS.next_multiple_of(self.walk.chunk);
-        let of_heads = heads * ((segment * self.walk.chunk + tasks) * of_nodes + weights);
+        let tasks = 3 * head::TASK_ROWS.next_multiple_of(self.passes.chunk);
+        let of_heads = heads * ((segment * self.passes.chunk + tasks) * of_nodes + weights);
         let numbers = of_frame as u128 + of_heads as u128;
         let tokens = (read + stored) as u128 * dim as u128 * sequences as u128;
         (sequences.min(GROUP) as u128 * numbers + 3 * tokens) * size_of::<T>() as u128
@@ -212,7 +212,7 @@ impl<'a, T: Real> Backward<'a, T> {
     ) -> Result<(R, Gradients<T>)> {
         let (parameters, Tokens { read, store, order }) = (self.parameters, tokens);
         let (d, heads) = (parameters.dimensions.dim_head, parameters.dimensions.heads);
-        let (c, offset) = (self.walk.chunk, self.program.read_offset());
+        let (c, offset) = (self.passes.chunk, self.program.read_offset());
         if let (Some((state, _)), Order::Online) = (start, order) {
             state.check_online(c, offset)?;
         }
@@ -229,13 +229,15 @@ impl<'a, T: Real> Backward<'a, T> {
         let (gates, token_rates) = self.gates(stored.normed());
 
         let (stored_rows, asked_rows) = (stored.rows(), asked.rows());
-        let courses: Vec<_> = (0..heads)
-            .map(|j| self.course(j, (start, order), stored_rows, asked_rows, &gates, token_rates.as_ref()))
+        let head_sequences: Vec<_> = (0..heads)
+            .map(|j| {
+                self.head_sequence(j, (start, order), stored_rows, asked_rows, &gates, token_rates.as_ref())
+            })
             .collect();
         let mut of_heads = Array2::zeros(asked_rows.dim());
         let places: Vec<_> = of_heads.axis_chunks_iter_mut(Axis(1), d).collect();
-        let forward = |(course, output): (&Course<'_, T>, _)| course.forward(output);
-        let tapes: Vec<_> = courses.par_iter().zip(places).map(forward).collect();
+        let forward = |(head, output): (&HeadSequence<'_, T>, _)| head.forward(output);
+        let tapes: Vec<_> = head_sequences.par_iter().zip(places).map(forward).collect();
         let mut output = self.combine(&asked, of_heads);
         let (result, mut d_output) = objective(output.rows().slice_move(s![asked.before.., ..]));
         // Later arrays take the place of those that are dropped before them, whose pages have been touched.
@@ -263,14 +265,12 @@ impl<'a, T: Real> Backward<'a, T> {
             .zip(queries)
             .map(|((keys, values), queries)| RowCotangents { keys, values, queries })
             .collect();
-        let of_heads: Vec<_> = courses
+        let of_heads: Vec<_> = head_sequences
             .par_iter()
             .zip(tapes)
             .zip(places)
             .enumerate()
-            .map(|(j, ((course, tape), to))| {
-                course.backward(tape, d_heads.slice(s![.., j * d..(j + 1) * d]), to)
-            })
+            .map(|(j, ((head, tape), to))| head.backward(tape, d_heads.slice(s![.., j * d..(j + 1) * d]), to))
             .collect();
         drop(d_heads);
         let mut d_stored_normed = Array2::zeros(stored.tokens.dim());
@@ -278,7 +278,7 @@ impl<'a, T: Real> Backward<'a, T> {
 
         for (j, head) in of_heads.iter().enumerate() {
             let of_head = if self.base.len() == 1 { 0 } else { j };
-            for (p, weight) in self.walk.matrices(&head.base) {
+            for (p, weight) in self.passes.matrices(&head.base) {
                 let mut sum = of.memory[p].index_axis_mut(Axis(0), of_head);
                 sum.iter_mut().zip(weight).for_each(|(sum, &x)| *sum += x);
             }
@@ -363,7 +363,7 @@ impl<'a, T: Real> Backward<'a, T> {
             None => tokens.as_standard_layout().into_owned().into(),
         };
         if whole {
-            let complete = tokens.nrows() / self.walk.chunk * self.walk.chunk;
+            let complete = tokens.nrows() / self.passes.chunk * self.passes.chunk;
             tokens = tokens.slice_move(s![..complete, ..]);
         }
         let parameters = self.parameters;
@@ -428,7 +428,7 @@ impl<'a, T: Real> Backward<'a, T> {
 
     /// Returns the mean of each chunk's rows.
     fn means(&self, normed: ArrayView2<T>) -> Array2<T> {
-        let c = self.walk.chunk;
+        let c = self.passes.chunk;
         let mut means = Array2::zeros((normed.nrows() / c, normed.ncols()));
         for (chunk, mut mean) in normed.axis_chunks_iter(Axis(0), c).zip(means.rows_mut()) {
             chunk.rows().into_iter().for_each(|row| mean += &row);
@@ -437,7 +437,7 @@ impl<'a, T: Real> Backward<'a, T> {
         means
     }
 
-    fn course<'s>(
+    fn head_sequence<'s>(
         &'s self,
         j: usize,
         (start, order): (Option<(&State<T>, usize)>, Order),
@@ -445,7 +445,7 @@ impl<'a, T: Real> Backward<'a, T> {
         asked: ArrayView2<'s, T>,
         gates: &Array2<T>,
         token_rates: Option<&Array2<T>>,
-    ) -> Course<'s, T> {
+    ) -> HeadSequence<'s, T> {
         let parameters = self.parameters;
         let (d, h) = (parameters.dimensions.dim_head, parameters.dimensions.heads);
         let base = &self.base[if self.base.len() == 1 { 0 } else { j }];
@@ -453,7 +453,7 @@ impl<'a, T: Real> Backward<'a, T> {
         let zeros = || vec![T::zero(); base.len()];
         let state = match start {
             Some((state, i)) => {
-                let arranged = |of: &Array3<T>| self.walk.arranged(&of.slice(s![i, j, ..]).to_vec());
+                let arranged = |of: &Array3<T>| self.passes.arranged(&of.slice(s![i, j, ..]).to_vec());
                 HeadState {
                     update: arranged(&state.arrays[0]),
                     momentum: state.momentum().map_or_else(zeros, arranged),
@@ -476,20 +476,20 @@ impl<'a, T: Real> Backward<'a, T> {
         });
         let rate = |logit: &T| T::from_f64(self.gates.rate(&rule, Real::to_f64(*logit)));
         let columns = |from: usize| s![.., from * d..(from + 1) * d];
-        Course {
-            walk: &self.walk,
+        HeadSequence {
+            passes: &self.passes,
             buffers: &self.buffers,
             program: &self.program,
             base,
             start: state,
             order,
-            first_chunk: start.map_or(0, |(state, _)| state.stored.chunks(self.walk.chunk)),
+            first_chunk: start.map_or(0, |(state, _)| state.stored.chunks(self.passes.chunk)),
             fresh: start.is_none(),
             ahead: match (order, start) {
                 (Order::After, _) => 0,
-                (Order::Online, None) => self.program.read_offset() / self.walk.chunk,
+                (Order::Online, None) => self.program.read_offset() / self.passes.chunk,
                 (Order::Online, Some((state, _))) => {
-                    state.read.chunks(self.walk.chunk) - state.stored.chunks(self.walk.chunk)
+                    state.read.chunks(self.passes.chunk) - state.stored.chunks(self.passes.chunk)
                 }
             },
             keys: stored.slice_move(columns(j)),
@@ -512,7 +512,7 @@ impl<'a, T: Real> Backward<'a, T> {
         d_normed: &mut Array2<T>,
         gradients: &mut Parameters<T>,
     ) {
-        let (c, h) = (self.walk.chunk, of_heads.len());
+        let (c, h) = (self.passes.chunk, of_heads.len());
         let (rule, parameters) = (self.program.rule, self.parameters);
         let mut d_logits = Array2::zeros(gates.dim());
         for (j, head) in of_heads.iter().enumerate() {

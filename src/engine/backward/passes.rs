@@ -23,7 +23,7 @@ use crate::small_matmul::{multiply, multiply_add};
 
 /// A memory model, with the place of the weights of each linear map in the slice of all of them.
 #[derive(Debug)]
-pub struct Walk {
+pub struct Passes {
     pub graph: Graph,
     /// Places by node.
     places: Vec<Option<Range<usize>>>,
@@ -46,7 +46,7 @@ pub struct ExampleCotangents<'a, T> {
     pub rates: Option<&'a mut [T]>,
 }
 
-impl Walk {
+impl Passes {
     pub fn new(graph: Graph, chunk: usize) -> Self {
         let mut start = 0;
         let mut place = |node: &Node| {
