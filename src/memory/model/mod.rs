@@ -9,32 +9,43 @@ use super::graph::{Graph, GraphBuilder, Value};
 use super::limits::OutOfRange;
 use super::operators::{Activation, Op};
 
-/// Declares the files of models and lists them: one line each.
+/// Declares the files of models and lists them with their names in flags and files: one line each.
 macro_rules! models {
-    ($($(#[$doc:meta])+ $name:ident = $file:ident,)+) => {
+    ($($(#[$doc:meta])+ $kind:ident($name:literal) = $file:ident,)+) => {
         $(mod $file;)+
 
         /// A kind of memory model.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
-        #[serde(rename_all = "kebab-case")]
         pub enum ModelKind {
-            $($(#[$doc])+ $name,)+
+            $(
+                $(#[$doc])+
+                #[serde(rename = $name)]
+                #[value(name = $name)]
+                $kind,
+            )+
         }
 
         impl ModelKind {
             /// All kinds.
-            pub const ALL: &[Self] = &[$(Self::$name),+];
+            pub const ALL: &[Self] = &[$(Self::$kind),+];
+
+            /// Returns the name in flags, files and messages.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$kind => $name,)+
+                }
+            }
 
             /// Returns the options that the model has, with their defaults.
             pub fn options(self) -> Options {
                 match self {
-                    $(Self::$name => $file::OPTIONS,)+
+                    $(Self::$kind => $file::OPTIONS,)+
                 }
             }
 
             fn build(self, graph: &mut GraphBuilder, options: &Options, d: usize) -> Value {
                 match self {
-                    $(Self::$name => $file::build(graph, options, d),)+
+                    $(Self::$kind => $file::build(graph, options, d),)+
                 }
             }
         }
@@ -43,34 +54,19 @@ macro_rules! models {
 
 models! {
     /// silu(causal attention of x W_q, x W_k, x W_v1) W_v2
-    Attention = attention,
+    Attention("attention") = attention,
     /// Causal attention with cosine scores, plus an MLP beside it
-    AttentionCosine = attention_cosine,
+    AttentionCosine("attention-cosine") = attention_cosine,
     /// Matrices with an activation between them
-    Mlp = mlp,
+    Mlp("mlp") = mlp,
     /// One matrix
-    Linear = linear,
+    Linear("linear") = linear,
     /// Layers x + (a ∘ gelu(z)) W_2 with [a z] = x W_1, then a LayerNorm
-    Swiglu = swiglu,
+    Swiglu("swiglu") = swiglu,
     /// Two-layer MLPs, each with a learned gate on its residual, then one matrix
-    GatedResidual = gated_residual,
+    GatedResidual("gated-residual") = gated_residual,
     /// An MLP whose matrices are products of two thin ones
-    Factorized = factorized,
-}
-
-impl ModelKind {
-    /// Returns the name in flags, files and messages.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Attention => "attention",
-            Self::AttentionCosine => "attention-cosine",
-            Self::Mlp => "mlp",
-            Self::Linear => "linear",
-            Self::Swiglu => "swiglu",
-            Self::GatedResidual => "gated-residual",
-            Self::Factorized => "factorized",
-        }
-    }
+    Factorized("factorized") = factorized,
 }
 
 /// Options of a model; those that it does not have are absent.
