@@ -32,6 +32,7 @@ use self::rows::{
 use super::panel::Step;
 use crate::error::{Error, Result};
 use crate::memory::limits::OutOfRange;
+use crate::memory::operators;
 use crate::memory::rule::RatePer;
 use crate::memory::{Gates, Parameters, Program, State};
 use crate::real::Real;
@@ -193,8 +194,11 @@ impl<'a, T: Real> Backward<'a, T> {
         let weights = self.passes.graph.elements() * (4 * segment + 3 * starts + 2 * head::MAX_TASKS + 8);
         // A reading task and one of the second pass, beside the groups of a segment, of which the last may be short.
         let tasks = 3 * head::TASK_ROWS.next_multiple_of(self.passes.chunk);
-        let of_heads = heads * ((segment * self.passes.chunk + tasks) * of_nodes + weights);
-        let numbers = of_frame as u128 + of_heads as u128;
+        let rows = segment * self.passes.chunk + tasks;
+        let of_operators = operators::kept_numbers::<T>(&self.passes.graph, rows, self.passes.chunk);
+        let of_heads = heads * (rows * of_nodes + of_operators + weights);
+        let of_parameters: usize = self.parameters.each().iter().map(|(_, numbers)| numbers.len()).sum();
+        let numbers = of_frame as u128 + of_heads as u128 + 2 * of_parameters as u128;
         let tokens = (read + stored) as u128 * dim as u128 * sequences as u128;
         (sequences.min(GROUP) as u128 * numbers + 3 * tokens) * size_of::<T>() as u128
     }

@@ -55,6 +55,18 @@ pub fn buffers<T: Real>(graph: &Graph, rows: usize, chunk: usize) -> Vec<Option<
     graph.nodes.iter().map(work).collect()
 }
 
+/// Returns the numbers in [`buffers`], but for space that grows with a chunk alone.
+pub fn kept_numbers<T: Real>(graph: &Graph, rows: usize, chunk: usize) -> usize {
+    let kept = |node: &Node| match node.kind {
+        NodeKind::Linear(_) => 0,
+        NodeKind::Operator(op) => {
+            let shapes = op.operator::<T>().kept(rows, chunk.min(rows), &graph.input_widths(node));
+            shapes.iter().map(|(rows, columns)| rows * columns).sum()
+        }
+    };
+    graph.nodes.iter().map(kept).sum()
+}
+
 /// Arguments of [`Operator::vjp_of_vjp`].
 #[derive(Clone, Copy)]
 pub struct Second<'a, T> {

@@ -1,0 +1,76 @@
+//! Memory that the outer gradient takes, against the bound that is compared with the machine's.
+
+mod support;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicIsize, Ordering};
+
+use ndarray::{Array3, ArrayView2, Axis};
+use nmem::engine::backward::{Backward, Order, Tokens};
+use nmem::memory::model::{Model, ModelKind};
+use nmem::memory::parameters::Init;
+use nmem::memory::{Dimensions, Gates, Program};
+use support::{RandomMemory, uniform};
+
+/// Counts the bytes in use and their peak.
+struct Counting;
+
+static IN_USE: AtomicIsize = AtomicIsize::new(0);
+static PEAK: AtomicIsize = AtomicIsize::new(0);
+
+// SAFETY: every call is passed on to the system's allocator with the same arguments.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let size = layout.size().cast_signed();
+        let in_use = IN_USE.fetch_add(size, Ordering::Relaxed) + size;
+        PEAK.fetch_max(in_use, Ordering::Relaxed);
+        // SAFETY: the caller's promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        IN_USE.fetch_sub(layout.size().cast_signed(), Ordering::Relaxed);
+        // SAFETY: the caller's promises.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// One test, because the count is that of the process.
+#[test]
+fn gradients_take_at_most_what_is_announced() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+    let mut closest = 0.0_f64;
+    for &kind in ModelKind::ALL {
+        for (tokens, chunk, heads, dim_head, sequences) in
+            [(512, 4, 2, 8, 1), (300, 64, 1, 16, 2), (96, 96, 2, 8, 3), (40, 8, 1, 24, 9)]
+        {
+            let mut program = Program::titans_0_0_17(chunk);
+            program.model = Model::new(kind, false);
+            let dimensions =
+                Dimensions { dim: heads * dim_head, heads, dim_head, pre_norm: true, post_norm: true };
+            let memory = RandomMemory::of_program(program, dimensions, Init::Xavier, 1);
+            let parameters = memory.parameters::<f32>();
+            let seq: Array3<f32> = uniform((sequences, tokens, heads * dim_head), 1.0, 2).mapv(|x| x as f32);
+            let rows: Vec<_> = seq
+                .axis_iter(Axis(0))
+                .map(|rows| Tokens { read: rows, store: rows, order: Order::Online })
+                .collect();
+            let backward = Backward::new(&parameters, program, Gates::default(), None, None).unwrap();
+            let before = IN_USE.load(Ordering::Relaxed);
+            PEAK.store(before, Ordering::Relaxed);
+            let objective = |_: usize, read: ArrayView2<f32>| ((), read.to_owned());
+            let result = pool.install(|| backward.sequences(None, &rows, objective)).unwrap();
+            let taken = (PEAK.load(Ordering::Relaxed) - before) as f64;
+            drop(result);
+            let announced = backward.bytes(tokens, tokens, sequences) as f64;
+            let what = format!("{kind:?}, {tokens} tokens, chunks of {chunk}, {sequences} sequences");
+            assert!(taken <= announced, "{what}: {taken} bytes, announced {announced}");
+            closest = closest.max(taken / announced);
+        }
+    }
+    // A bound of ten times as much would reject gradients that fit.
+    assert!(closest > 0.2, "{closest}");
+}
