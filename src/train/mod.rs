@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 
 use ndarray::{Array2, ArrayView2};
 use rayon::ThreadPool;
+use rayon::prelude::*;
 
 use crate::config::{Command, Config, Length, Objective, OutputHead, TrainConfig, with_flag};
 use crate::engine::backward::{Backward, Buffers, Order, Tokens};
@@ -544,7 +545,7 @@ impl<T: Real> Plan<T> {
         let begin = Instant::now();
         let first = progress.step as u64 * train.batch as u64;
         let load = |i: usize| self.data.load(&self.examples.select(first + i as u64));
-        let examples = (0..train.batch).map(load).collect::<Result<Vec<Example<T>>>>()?;
+        let examples = (0..train.batch).into_par_iter().map(load).collect::<Result<Vec<Example<T>>>>()?;
         let tokens: Vec<_> = examples.iter().map(|example| example.tokens(self.order)).collect();
         let (mut gradient, loss) = self.gradient(&progress.learned, &examples, &tokens, train)?;
         for &column in &self.hidden {
