@@ -32,7 +32,7 @@ const MARKERS: [&str; 3] = ["run.json", "machine.json", "checkpoint.json"];
 /// Name of the directory with figures.
 const PLOTS: &str = "plots";
 /// Names of the figures of runs and benchmarks.
-const FIGURES: [&str; 15] = [
+const FIGURES: [&str; 16] = [
     "timeline",
     "surprise",
     "loss_ratio",
@@ -48,6 +48,7 @@ const FIGURES: [&str; 15] = [
     "speedup",
     "topics-loss_ratio",
     "training",
+    "recall",
 ];
 /// File extensions of figures and of their data.
 const ENDINGS: [&str; 5] = ["svg", "pdf", "png", "tex", "csv"];

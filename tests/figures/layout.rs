@@ -76,7 +76,7 @@ fn metrics(chunks: usize, heads: usize, value: impl Fn(usize, usize) -> f64) -> 
 }
 
 /// Returns narrow and wide styles in each theme, with titles and low heights.
-fn styles() -> Vec<FigureStyle> {
+pub fn styles() -> Vec<FigureStyle> {
     let widths = [2.5, 3.25, 5.5, 6.75];
     let themes = [Theme::Print, Theme::Screen, Theme::Mono];
     let mut styles: Vec<_> = widths

@@ -88,6 +88,7 @@ replays!(
     experiment,
     metrics,
     retention,
+    recall,
     results,
     scan_bench
 );
