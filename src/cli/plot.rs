@@ -24,7 +24,7 @@ use crate::storage;
 /// Draw figures again from CSV, with another format, width or columns
 ///
 /// PATH is the directory of a run, a sweep or a scan-bench, or one of their files: metrics.csv, recall.csv, retention.csv,
-/// results.csv, scan_bench.csv, train.csv; - is a CSV file on stdin. Several runs are overlaid in one figure; other results get separate figures.
+/// results.csv, scan_bench.csv, spectrum.csv, train.csv; - is a CSV file on stdin. Several runs are overlaid in one figure; other results get separate figures.
 /// A PATH that ends in .toml lists figures to draw. Prints the names of the files written.
 #[derive(clap::Args, Debug, PartialEq)]
 #[expect(clippy::struct_excessive_bools, reason = "flags")]
@@ -34,9 +34,9 @@ pub struct Args {
     #[arg(value_name = "PATH", required = true)]
     pub(super) paths: Vec<PathBuf>,
 
-    /// Kind of figure: timeline, gates, heads, columns, boxes or topics (of metrics.csv), retention or lags, recall, sweep,
-    /// map, ablation, pareto or curves (of results.csv), training, scan or speedup [default: chosen by the file and the
-    /// columns]
+    /// Kind of figure: timeline, gates, heads, columns, boxes or topics (of metrics.csv), retention or lags, recall,
+    /// spectrum, sweep, map, ablation, pareto or curves (of results.csv), training, scan or speedup [default: chosen by the
+    /// file and the columns]
     #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true, help_heading = "What")]
     kind: Option<Kind>,
     /// Column along the x axis. For results.csv a parameter, or a result to compare two results; lag for what is kept

@@ -61,9 +61,9 @@ pub fn ignored_flags(sources: &[CsvSource], request: &Request) -> Option<String>
                 && !lags
                 && !scan
                 && !curves
-                && !matches!(kind, Kind::Topics | Kind::Recall | Kind::Training),
+                && !matches!(kind, Kind::Topics | Kind::Recall | Kind::Spectrum | Kind::Training),
         ),
-        ("--heads", heads && !rows && !map && kind != Kind::Lags && !curves),
+        ("--heads", heads && !rows && !map && !matches!(kind, Kind::Lags | Kind::Spectrum) && !curves),
         ("--tokens", request.part.tokens.is_some() && !rows && !curves && !recall),
         ("--baseline", !request.baseline.is_empty() && !cells && kind != Kind::Speedup),
         ("--center", request.center.is_some() && !of_sweep && !lags && !curves && kind != Kind::Topics),

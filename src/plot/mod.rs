@@ -5,7 +5,7 @@
 //! - [`downsample`]: a line of any length in bounded memory, every spike kept.
 //! - [`series`]: metrics.csv → such lines, means over heads and sequences.
 //! - `chart`: the description of a figure. `axis`: limits, ticks and labels. `colours`: colour scales for numbers.
-//! - Kinds: `timeline` (and maps of heads), `columns` (any columns, boxes, changes of topic), `retention`, `recall`, `scan_bench`, `training`, and
+//! - Kinds: `timeline` (and maps of heads), `columns` (any columns, boxes, changes of topic), `retention`, `recall`, `spectrum`, `scan_bench`, `training`, and
 //!   `sweep` (lines, maps, differences, one result against another, curves over tokens).
 //! - Back ends: `sheet` lays a chart out and draws it on a `canvas`, as SVG, with its `legend` and a `frame` for each panel; `pages` makes PDF and PNG of
 //!   that. `pgfplots` writes TeX, [`terminal`] characters, and `table` the data as CSV.
@@ -35,6 +35,7 @@ mod scan_bench;
 pub mod series;
 mod sheet;
 mod source;
+mod spectrum;
 mod style;
 mod sweep;
 mod table;
@@ -233,6 +234,7 @@ fn each(
             Kind::Retention if !source.of_sweep => {
                 (vec![retention::map(&source.csv, request, check)?], Vec::new())
             }
+            Kind::Spectrum => (vec![spectrum::chart(&source.csv, request, check)?], Vec::new()),
             Kind::Heads => {
                 let metrics = Metrics::read(&source.csv, &request.style, &request.part, check)?;
                 (vec![timeline::heads(&metrics, request)], Vec::new())

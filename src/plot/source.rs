@@ -41,6 +41,8 @@ pub enum Kind {
     Curves,
     /// recall.csv: accuracy and error of what was read against tokens.
     Recall,
+    /// spectrum.csv: singular values of the updates and their ranks against chunks.
+    Spectrum,
     /// train.csv: losses, norms of gradients and learning rate against steps.
     Training,
     /// scan_bench.csv: time and bandwidth against steps.
@@ -65,18 +67,20 @@ impl Kind {
             Self::Retention | Self::Lags => "retention.csv",
             Self::Sweep | Self::Map | Self::Ablation | Self::Pareto | Self::Curves => "results.csv",
             Self::Recall => "recall.csv",
+            Self::Spectrum => "spectrum.csv",
             Self::Training => "train.csv",
             Self::Scan | Self::Speedup => "scan_bench.csv",
         }
     }
 
     /// Columns that identify a file, and its default kind.
-    const SIGNATURES: [(&'static [&'static str], Self); 6] = [
+    const SIGNATURES: [(&'static [&'static str], Self); 7] = [
         (&["algorithm", "median_ms", "gb_per_s"], Self::Scan),
         (&["chunk", "head", "surprise"], Self::Timeline),
         (&["chunk", "after", "loss_at_w"], Self::Retention),
         (&["run", "status"], Self::Sweep),
         (&["step", "loss", "validation"], Self::Training),
+        (&["weight", "index", "singular_value"], Self::Spectrum),
         (&["token", "mean_square_zero", "target", "rank"], Self::Recall),
     ];
 
@@ -225,7 +229,15 @@ fn settings_of_runs(directories: &[&Path]) -> Option<Vec<String>> {
 }
 
 fn in_directory(directory: &Path, kind: Option<Kind>) -> Result<PathBuf> {
-    let all = ["metrics.csv", "results.csv", "scan_bench.csv", "retention.csv", "recall.csv", "train.csv"];
+    let all = [
+        "metrics.csv",
+        "results.csv",
+        "scan_bench.csv",
+        "retention.csv",
+        "recall.csv",
+        "spectrum.csv",
+        "train.csv",
+    ];
     let wanted = kind.map_or(all.to_vec(), |kind| vec![kind.file()]);
     for name in &wanted {
         let path = directory.join(name);
@@ -244,7 +256,8 @@ fn in_directory(directory: &Path, kind: Option<Kind>) -> Result<PathBuf> {
 
 /// Explains why a file with these columns is not drawn, and names what can be.
 fn not_a_table(columns: &[&str]) -> String {
-    const FIX: &str = "pass a metrics.csv, recall.csv, retention.csv, results.csv, scan_bench.csv or train.csv that nmem wrote";
+    const FIX: &str = "pass a metrics.csv, recall.csv, retention.csv, results.csv, scan_bench.csv, spectrum.csv or \
+                       train.csv that nmem wrote";
     let is_text = columns
         .iter()
         .all(|name| !name.contains(|c: char| c.is_control() || c == char::REPLACEMENT_CHARACTER));
@@ -258,7 +271,7 @@ fn not_a_table(columns: &[&str]) -> String {
 /// Returns the name of the directory if the file has its usual name, otherwise the file's, and the path that ends in it.
 fn named(csv: &Path) -> (String, PathBuf) {
     let stem = csv.file_stem().unwrap_or_default();
-    let usual = ["metrics", "results", "scan_bench", "retention", "recall", "train"]
+    let usual = ["metrics", "results", "scan_bench", "retention", "recall", "spectrum", "train"]
         .iter()
         .any(|&usual| stem == usual);
     let absolute = std::path::absolute(csv).unwrap_or_else(|_| csv.to_path_buf());

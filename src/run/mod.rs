@@ -76,7 +76,7 @@ pub fn commit() -> Option<&'static str> {
 
 /// Runs `config` on `device`, the opened device that it names, and publishes the results. `replace` allows replacing an
 /// existing directory. `preempted` returns whether the run should save its state and end, if it can: a store of one sequence
-/// on the CPU, without retention and repeats.
+/// on the CPU, without retention, spectra and repeats.
 ///
 /// # Errors
 /// Any failure that keeps the run from its results. Nothing is left behind then, except the state of a preempted run. A
@@ -103,6 +103,7 @@ pub fn execute(
     let resumable = config.mode == Mode::Store
         && device.gpu().is_none()
         && config.retention.is_none()
+        && config.probes.spectrum.is_none()
         && config.repeat == 0
         && inputs.data.dims().sequences == 1;
     let identity = RunIdentity::new(command, config, &inputs);
@@ -451,6 +452,10 @@ fn draw(
     if config.retention.is_some() {
         let retention = plot::CsvSource::find(&directory.join("retention.csv"), None)?;
         drawn.figures.extend(plot::draw(&[retention], &request, &mut tick)?.figures);
+    }
+    if config.probes.spectrum.is_some() {
+        let spectrum = plot::CsvSource::find(&directory.join("spectrum.csv"), None)?;
+        drawn.figures.extend(plot::draw(&[spectrum], &request, &mut tick)?.figures);
     }
     if let Some(recall) = recall {
         let mut source = plot::CsvSource::find(&directory.join("recall.csv"), None)?;

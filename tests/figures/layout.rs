@@ -220,6 +220,18 @@ fn sweeps_retention_and_scans_keep_the_sheet() {
         }
         files.push(file(&format!("retention-{last}.csv"), rows));
     }
+    for (weights, last) in [(1, 1), (4, 40), (8, 3000)] {
+        let mut rows =
+            "sequence,chunk,head,weight,index,singular_value,stable_rank,effective_rank\n".to_owned();
+        for (chunk, weight) in (0..last).flat_map(|chunk| (0..weights).map(move |weight| (chunk, weight))) {
+            for index in 0..40 {
+                let value = f64::from(chunk) * 2f64.powi(-index);
+                let ranks = if index == 0 { "1.5,2.5" } else { "," };
+                writeln!(rows, "0,{chunk},0,{weight},{index},{value},{ranks}").expect("a string takes all");
+            }
+        }
+        files.push(file(&format!("spectrum-{last}.csv"), rows));
+    }
     let mut rows =
         "algorithm,device,dtype,layout,gate,threads,batch,steps,channels,median_ms,gb_per_s,copy_gb_per_s\n"
             .to_owned();

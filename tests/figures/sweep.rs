@@ -342,7 +342,7 @@ fn rejected() {
         message(),
         format!(
             "{}: no figure shows the columns run, decay, loss; pass a metrics.csv, recall.csv, retention.csv, \
-             results.csv, scan_bench.csv or train.csv that nmem wrote",
+             results.csv, scan_bench.csv, spectrum.csv or train.csv that nmem wrote",
             csv.display()
         )
     );

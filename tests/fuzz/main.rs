@@ -89,6 +89,7 @@ replays!(
     metrics,
     retention,
     recall,
+    spectrum,
     results,
     scan_bench
 );

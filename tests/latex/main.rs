@@ -19,7 +19,7 @@ fn main() -> ExitCode {
         eprintln!("tests with LaTeX: {}: {reason}", if required { "failing" } else { "skipped" });
     }
     let skipped = missing.is_some() && !required;
-    let cases: [Case; 19] = [
+    let cases: [Case; 20] = [
         ("timeline", "a --labels labels.csv", runs),
         ("timeline_with_gaps", "b", runs),
         ("gates_without_colour", "a --kind gates --theme mono", runs),
@@ -38,6 +38,7 @@ fn main() -> ExitCode {
         ("boxes", "a --kind boxes --y surprise,decay --legend right", runs),
         ("lags", "a/retention.csv --kind lags", retention),
         ("recall", "recall.csv --theme mono", recall),
+        ("spectrum", "spectrum.csv", spectrum),
         ("ablation", "results.csv --kind ablation --baseline decay=0 --hue momentum", |directory| {
             results(directory, 2);
         }),
@@ -148,6 +149,16 @@ fn retention(directory: &Path) {
     }
     std::fs::create_dir(directory.join("a")).unwrap();
     std::fs::write(directory.join("a/retention.csv"), rows).unwrap();
+}
+
+fn spectrum(directory: &Path) {
+    let mut rows = "sequence,chunk,head,weight,index,singular_value,stable_rank,effective_rank\n".to_owned();
+    for (chunk, index) in (0..12).flat_map(|chunk| (0..8).map(move |index| (chunk, index))) {
+        let value = if index < chunk { 0.5_f64.powi(index) } else { 0.0 };
+        let ranks = if index == 0 { "1.2,2.1" } else { "," };
+        writeln!(rows, "0,{chunk},0,{},{index},{value},{ranks}", chunk % 2).unwrap();
+    }
+    std::fs::write(directory.join("spectrum.csv"), rows).unwrap();
 }
 
 fn recall(directory: &Path) {
