@@ -116,8 +116,9 @@ picture:
     cp results/picture/plots/timeline.svg docs/passages.svg
     cargo run --release --locked --quiet -- plot results/picture --kind heads --venue icml --out docs/heads.svg --quiet
     cargo run --release --locked --quiet -- plot results/picture --kind gates --venue icml --theme mono --out docs/gates.svg --quiet
-    scripts/check-book target/release/nmem --keep target/book-run docs/concepts/worked-example.md
+    scripts/check-book target/release/nmem --keep target/book-run docs/concepts/worked-example.md docs/guide/recall.md
     cp $(find target/book-run -name surprise-and-ratio.svg -o -name no-decay.svg) docs/concepts/
+    cp $(find target/book-run -path '*/results/sum-updates/recall.svg') docs/recall.svg
 
 
 # Draw figures again from CSV: just plot results/passages-store --venue icml --figure-format pdf

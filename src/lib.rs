@@ -25,6 +25,7 @@
 //! - `matmul`: the kernels of the gemm crate on array views; `small_matmul`: products of small matrices; [`packed`]: products
 //!   with weights in column panels;
 //! - [`simd`]: vectors of either element type; [`norm`]: sums of squares over the whole range of numbers;
+//!   [`singular_values`]: those of small matrices, and ranks;
 //! - [`statistics`]: means and confidence intervals; [`paired`]: differences of pairs with intervals, and adjusted p-values;
 //! - `peak`: memory used; `error`: the error type; `escape`: names for display.
 
@@ -54,6 +55,7 @@ pub mod scan;
 pub mod scan_bench;
 pub mod sequence;
 pub mod simd;
+pub mod singular_values;
 mod small_matmul;
 pub mod statistics;
 pub mod storage;

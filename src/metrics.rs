@@ -12,6 +12,7 @@ use serde::{Serialize, Serializer};
 use crate::error::{Error, Result};
 use crate::real::{ElementType, Real};
 use crate::recall::TokenScore;
+use crate::singular_values::{effective_rank, stable_rank};
 use crate::storage::OutFile;
 
 /// Metrics of one stored chunk of one head of one sequence. Norms are Frobenius norms over all memory weights
@@ -294,6 +295,60 @@ pub fn read_metrics(
 
 /// Columns of retention.csv.
 pub const RETENTION_COLUMNS: [&str; 6] = ["sequence", "after", "chunk", "head", "loss", "loss_at_w"];
+
+/// Singular values of the update of one memory weight after a chunk.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spectrum {
+    /// Index of the sequence.
+    pub sequence: usize,
+    /// Index of the last chunk stored, counted from the start of the memory's life.
+    pub chunk: usize,
+    /// Index of the head.
+    pub head: usize,
+    /// Index of the memory weight, in file order.
+    pub weight: usize,
+    /// Singular values, largest first.
+    pub values: Vec<f64>,
+}
+
+/// Columns of spectrum.csv.
+pub const SPECTRUM_COLUMNS: [&str; 8] =
+    ["sequence", "chunk", "head", "weight", "index", "singular_value", "stable_rank", "effective_rank"];
+
+/// A writer of spectrum.csv that takes rows as they come.
+pub struct SpectrumWriter(RowsWriter);
+
+impl SpectrumWriter {
+    /// Creates the file with its header.
+    pub fn create(path: &Path) -> Result<Self> {
+        RowsWriter::create(path, SPECTRUM_COLUMNS).map(Self)
+    }
+
+    /// Adds spectra of one sequence. The ranks stand in the row of the largest value.
+    pub fn write<T: Real>(&mut self, spectra: &[Spectrum]) -> Result<()> {
+        let Some(first) = spectra.first() else { return Ok(()) };
+        let rows = spectra.iter().flat_map(|spectrum| {
+            let &Spectrum { sequence, chunk, head, weight, ref values } = spectrum;
+            values.iter().enumerate().map(move |(index, &value)| {
+                let ranks = [stable_rank, effective_rank].map(|rank| {
+                    (index == 0).then(|| rank(values)).flatten().map(|rank| digits::<T>(rounded::<T>(rank)))
+                });
+                (sequence, chunk, head, weight, index, digits::<T>(rounded::<T>(value)), ranks)
+            })
+        });
+        self.0.write(first.sequence, rows)
+    }
+
+    /// Marks a sequence as complete, like [`MetricsWriter::sequence_done`].
+    pub fn sequence_done(&mut self, sequence: usize) -> Result<()> {
+        self.0.sequence_done(sequence)
+    }
+
+    /// Flushes the file, like [`MetricsWriter::finish`].
+    pub fn finish(self) -> Result<()> {
+        self.0.finish()
+    }
+}
 
 /// A writer of retention.csv that takes rows as they come.
 pub struct RetentionWriter(RowsWriter);

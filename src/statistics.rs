@@ -1,5 +1,5 @@
-//! Statistics of repeated runs: a centre and an interval, quantiles, differences between pairs, and medians of values
-//! that some runs never reached.
+//! Statistics of repeated runs: a centre and an interval, quantiles, differences between pairs, ratios of sums, and medians
+//! of values that some runs never reached.
 //!
 //! The default interval is the 95 % confidence interval of the true mean if the values are independent and about normal:
 //! mean ± t · sd ÷ √n, with t of Student's distribution with n − 1 degrees of freedom. For values over decades the same
@@ -117,6 +117,55 @@ impl Estimate {
     }
 }
 
+/// Sums over pairs (a, b), for the ratio Σ a ÷ Σ b. Memory does not grow with the pairs.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RatioSums {
+    n: usize,
+    a: f64,
+    b: f64,
+    squares_of_a: f64,
+    products: f64,
+    squares_of_b: f64,
+}
+
+impl RatioSums {
+    /// Adds a pair.
+    pub fn add(&mut self, a: f64, b: f64) {
+        self.n += 1;
+        self.a += a;
+        self.b += b;
+        self.squares_of_a += a * a;
+        self.products += a * b;
+        self.squares_of_b += b * b;
+    }
+
+    /// Adds all pairs of other sums.
+    pub fn merge(&mut self, other: &Self) {
+        self.n += other.n;
+        self.a += other.a;
+        self.b += other.b;
+        self.squares_of_a += other.squares_of_a;
+        self.products += other.products;
+        self.squares_of_b += other.squares_of_b;
+    }
+
+    /// Returns the ratio r and its 95 % interval by Student's t; `None` unless r is finite. The standard error is that of the
+    /// mean of a − r b, relative to the mean of b (Cochran, Sampling Techniques, 1977, on ratio estimators). If all b are
+    /// equal, r is the mean of a ÷ b, with the interval of that mean.
+    pub fn estimate(&self) -> Option<Estimate> {
+        let n = self.n as f64;
+        let center = Some(self.a / self.b).filter(|ratio| ratio.is_finite())?;
+        let sd = (self.n > 1).then(|| {
+            // Rounding may leave less than 0 where all pairs have the same ratio.
+            let squares =
+                self.squares_of_a - 2.0 * center * self.products + center * center * self.squares_of_b;
+            (squares.max(0.0) / (n - 1.0)).sqrt() * n / self.b.abs()
+        });
+        let half = sd.map(|sd| student(self.n) * sd / n.sqrt()).filter(|half| half.is_finite());
+        Some(Estimate { n: self.n, center, sd, interval: half.map(|half| (center - half, center + half)) })
+    }
+}
+
 /// Returns the factor of the standard error in a 95 % interval.
 fn student(n: usize) -> f64 {
     let student = StudentsT::new(0.0, 1.0, (n - 1) as f64).expect("at least one degree of freedom");
@@ -185,7 +234,7 @@ impl Censored {
 
 #[cfg(test)]
 mod tests {
-    use super::{Censored, Center, Estimate, Interval, quantile};
+    use super::{Censored, Center, Estimate, Interval, RatioSums, quantile};
 
     /// Values, for which scipy 1.16 and numpy 2.3 computed what the tests expect.
     const VALUES: [f64; 7] = [2.1, 3.4, 1.9, 5.6, 4.2, 8.8, 2.7];
@@ -270,5 +319,54 @@ mod tests {
         assert_eq!(of(&[Some(2.0), None, None]).unwrap().median, None);
         assert_eq!(of(&[Some(2.0), None]).unwrap().median, None, "between 2 and never");
         assert_eq!(of(&[Some(1.0), Some(2.0), Some(4.0), None]).unwrap().median, Some(3.0));
+    }
+
+    #[test]
+    fn a_ratio_of_equal_divisors_is_a_mean() {
+        let mut sums = RatioSums::default();
+        for value in VALUES {
+            sums.add(4.0 * value, 4.0);
+        }
+        let (ratio, mean) = (sums.estimate().unwrap(), Estimate::from_values(&VALUES).unwrap());
+        let ends = |of: Estimate| [of.center, of.interval.unwrap().0, of.interval.unwrap().1, of.sd.unwrap()];
+        let pairs = ends(ratio).into_iter().zip(ends(mean));
+        assert!(pairs.clone().all(|(a, b)| (a - b).abs() <= 1e-12 * b.abs()), "{ratio:?} for {mean:?}");
+    }
+
+    #[test]
+    fn a_ratio_weighs_by_its_divisor() {
+        // r = 6 ÷ 4; a − r b = −0.5, 1, −0.5; t of two degrees of freedom is 4.302653.
+        let pairs = [(1.0, 1.0), (4.0, 2.0), (1.0, 1.0)];
+        let of = |pairs: &[(f64, f64)]| {
+            pairs.iter().fold(RatioSums::default(), |mut sums, &(a, b)| {
+                sums.add(a, b);
+                sums
+            })
+        };
+        let mut parts = of(&pairs[..1]);
+        parts.merge(&of(&pairs[1..]));
+        assert_eq!(parts, of(&pairs), "the whole is its parts");
+        let ratio = parts.estimate().unwrap();
+        let half = 4.302_652_7 * (0.75_f64).sqrt() * 0.75 / 3f64.sqrt();
+        let (low, high) = ratio.interval.unwrap();
+        assert!((ratio.center - 1.5).abs() < 1e-15, "{ratio:?}");
+        assert!((high - 1.5 - half).abs() < 1e-6 && (1.5 - low - half).abs() < 1e-6, "{ratio:?}");
+    }
+
+    #[test]
+    fn ratios_without_an_interval() {
+        assert_eq!(RatioSums::default().estimate(), None);
+        let mut one = RatioSums::default();
+        one.add(1.0, 3.0);
+        assert_eq!(one.estimate().unwrap().interval, None);
+        one.add(f64::INFINITY, 3.0);
+        assert_eq!(one.estimate(), None);
+        // 0.1 ÷ 0.3 is the ratio of all pairs, and rounding makes no interval of it.
+        let mut same = RatioSums::default();
+        for i in 1..100 {
+            same.add(0.1 * f64::from(i), 0.3 * f64::from(i));
+        }
+        let (low, high) = same.estimate().unwrap().interval.unwrap();
+        assert!(high - low < 1e-7, "{low} to {high}");
     }
 }

@@ -91,7 +91,7 @@ def main():
     ]:
         with open(out / name, "w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([header, *lines])
-    call(arguments.nmem, "plot", out / "results.csv", "--x", "pairs_per_dim_head", "--hue", "memory", "--y", "accuracy,error_ratio", "--log=none")
+    call(arguments.nmem, "plot", out / "results.csv", "--x", "pairs_per_dim_head", "--hue", "memory", "--y", "accuracy,error_ratio", "--log=x")
     for pairs in PAIRS:
         cells = []
         for memory in ["delta", "sum", "least squares"]:

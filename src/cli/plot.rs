@@ -23,8 +23,8 @@ use crate::storage;
 
 /// Draw figures again from CSV, with another format, width or columns
 ///
-/// PATH is the directory of a run, a sweep or a scan-bench, or one of their files: metrics.csv, retention.csv, results.csv,
-/// scan_bench.csv; - is a CSV file on stdin. Several runs are overlaid in one figure; other results get separate figures.
+/// PATH is the directory of a run, a sweep or a scan-bench, or one of their files: metrics.csv, recall.csv, retention.csv,
+/// results.csv, scan_bench.csv, spectrum.csv, train.csv; - is a CSV file on stdin. Several runs are overlaid in one figure; other results get separate figures.
 /// A PATH that ends in .toml lists figures to draw. Prints the names of the files written.
 #[derive(clap::Args, Debug, PartialEq)]
 #[expect(clippy::struct_excessive_bools, reason = "flags")]
@@ -34,15 +34,16 @@ pub struct Args {
     #[arg(value_name = "PATH", required = true)]
     pub(super) paths: Vec<PathBuf>,
 
-    /// Kind of figure: timeline, gates, heads, columns, boxes or topics (of metrics.csv), retention or lags, sweep, map,
-    /// ablation, pareto or curves (of results.csv), scan or speedup [default: chosen by the file and the columns]
+    /// Kind of figure: timeline, gates, heads, columns, boxes or topics (of metrics.csv), retention or lags, recall,
+    /// spectrum, sweep, map, ablation, pareto or curves (of results.csv), training, scan or speedup [default: chosen by the
+    /// file and the columns]
     #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true, help_heading = "What")]
     kind: Option<Kind>,
     /// Column along the x axis. For results.csv a parameter, or a result to compare two results; lag for what is kept
     #[arg(long, value_name = "COLUMN", help_heading = "What")]
     x: Option<String>,
     /// Columns to draw. Each column of results.csv gets its own figure; a/b divides one column by another, and loss_ratio is
-    /// known everywhere
+    /// known everywhere. For recall.csv accuracy, top_k, ratio, mean_square or cosine
     #[arg(long, value_name = "COLUMN,…", value_delimiter = ',', help_heading = "What")]
     y: Vec<String>,
     /// Column whose values become separate lines, or the rows of a map; sweep for several sweeps in one figure
@@ -70,7 +71,7 @@ pub struct Args {
     /// run]
     #[arg(long, value_name = "FILE.csv", help_heading = "What")]
     pub(super) labels: Option<PathBuf>,
-    /// Draw the moving mean over N chunks as the bold line
+    /// Draw the moving mean over N chunks as the bold line. For recall.csv, N tokens make a point
     #[arg(long, value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "What")]
     smooth: Option<usize>,
 
@@ -233,6 +234,7 @@ Examples:
   nmem plot results/passages-store --terminal
   nmem plot results/passages-store --figure-format pgfplots --venue icml --out figures
   nmem plot results/run-1 results/run-2 --y surprise --smooth 16
+  nmem plot results/queries-retrieve/recall.csv --hue updated
   nmem plot results/passages-store/metrics.csv --x loss --y update_norm,surprise --log=xy
   nmem plot results/grid-sweep --y loss_ratio --where 'momentum=0' --rows decay --cols heads
   nmem plot results/chunk-size-sweep --y loss_before_mean --theme mono --out figure.pdf

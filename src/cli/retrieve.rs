@@ -7,7 +7,8 @@ use crate::config::Command;
 
 /// Read a memory with a sequence of queries, unchanged or (--online) while storing
 ///
-/// Writes retrieved.npy and run.json to --out. With --online it also writes the files of `nmem store`.
+/// Writes retrieved.npy and run.json to --out. With --online it also writes the files of `nmem store`. With --target it also
+/// writes recall.csv and its figure.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(flatten)]

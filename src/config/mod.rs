@@ -408,7 +408,8 @@ impl Settings {
             file: None,
             file_sha256: String::new(),
             figure_format: self.figure_format.unwrap_or_else(|| vec![FigureFormat::default()]),
-            plots: mode != Mode::Read && !self.no_plots.unwrap_or(false),
+            // A plain read has a figure of its recall alone.
+            plots: (mode != Mode::Read || recall.is_some()) && !self.no_plots.unwrap_or(false),
             read_after: mode == Mode::Online && self.read_after.unwrap_or(false),
             recall,
             cue,

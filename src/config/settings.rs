@@ -250,7 +250,8 @@ pub struct Settings {
     pub cue: Option<Cue>,
     /// Further columns of metrics.csv, separated by commas: losses (before and after storing; `store` has them anyway),
     /// gradient (its norm at the weights of the moment), read (how far storing moves what is read; online), keys (their
-    /// mean cosine). Without a list: losses
+    /// mean cosine). Also spectrum or spectrum:K, the singular values of each update after every K-th chunk [K: 64], in
+    /// spectrum.csv. Without a list: losses
     #[arg(long, help_heading = "Probes", num_args = 0..=1, require_equals = true, default_missing_value = "losses", value_name = "LIST")]
     pub probe: Option<ProbeSetting>,
 
@@ -332,6 +333,10 @@ fn seed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Er
     deserializer.deserialize_any(Seed).map(Some)
 }
 
+/// Default number of chunks from one spectrum to the next. A few thousand tokens in chunks of 16 then have some points. The four
+/// weights of a head of width 64 take 8 ms each time.
+const SPECTRUM_EVERY: usize = 64;
+
 /// Probes beside the default metrics: of losses, or further ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "toml::Value")]
@@ -345,7 +350,7 @@ pub struct ProbeSetting {
 impl ProbeSetting {
     /// Losses alone.
     pub const LOSSES: Self =
-        Self { losses: true, others: Probes { gradient: false, read: false, keys: false } };
+        Self { losses: true, others: Probes { gradient: false, read: false, keys: false, spectrum: None } };
 
     /// Returns whether any probe beyond the losses is chosen.
     pub fn has_others(self) -> bool {
@@ -365,7 +370,15 @@ impl FromStr for ProbeSetting {
                 "gradient" => probes.others.gradient = true,
                 "read" => probes.others.read = true,
                 "keys" => probes.others.keys = true,
-                _ => return Err("expected losses, gradient, read or keys, separated by commas".into()),
+                "spectrum" => probes.others.spectrum = Some(SPECTRUM_EVERY),
+                other => {
+                    let every = other.strip_prefix("spectrum:").ok_or_else(|| {
+                        "expected losses, gradient, read, keys or spectrum, separated by commas".to_owned()
+                    })?;
+                    let every = every.parse().ok().filter(|&every| every > 0);
+                    let expected = "expected spectrum:K, with a number of chunks K of at least 1";
+                    probes.others.spectrum = Some(every.ok_or(expected)?);
+                }
             }
         }
         Ok(probes)

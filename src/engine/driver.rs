@@ -14,7 +14,7 @@ use super::tokens::BlockTokens;
 use super::{Memory, Probes, Sink, Work};
 use crate::error::Result;
 use crate::memory::State;
-use crate::metrics::{ChunkMetrics, Retained};
+use crate::metrics::{ChunkMetrics, Retained, Spectrum};
 use crate::real::Real;
 
 /// Computes blocks of tokens for a group of sequences that advance side by side.
@@ -151,6 +151,8 @@ pub struct BlockResults<'a, T> {
     pub retained: &'a [Retained],
     /// Losses of the block's last chunk under the memory before the block, if it is kept: by head.
     pub unstored: &'a [Retained],
+    /// Singular values of the updates after the block, if they are taken there: by head and weight.
+    pub spectra: &'a [Spectrum],
     /// The first non-finite metric.
     pub divergence: Option<Divergence>,
     /// The first non-finite value read.
@@ -311,6 +313,9 @@ impl<E: Executor> Engine<E> {
                         *loss += results.retained.iter().map(|kept| kept.loss).sum::<f64>();
                         *at_w += results.retained.iter().map(|kept| kept.loss_at_w).sum::<f64>();
                     }
+                }
+                if !results.spectra.is_empty() {
+                    sink.spectra(results.spectra)?;
                 }
                 if outcome.ends(results.divergence, results.bad_read, plan.store.is_some()) {
                     sequences.end = sequence;

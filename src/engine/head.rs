@@ -15,7 +15,7 @@ use super::panel::{FusedUpdate, Norms, Panel, Reading, Step, StoredChunks};
 use super::plan::{Block, Sizes, Stretch};
 use super::reader::Reader;
 use super::retention::KeptChunks;
-use super::telemetry::{key_cosine, probe};
+use super::telemetry::{key_cosine, probe, spectra};
 use crate::memory::graph::Value;
 use crate::memory::{GateValues, Loss};
 use crate::metrics::{ChunkMetrics, WeightMetrics, rounded};
@@ -35,6 +35,8 @@ pub struct Head<T: Real> {
     pub kept: KeptChunks<T>,
     /// ℓ of the block's last chunk under the memory before the block, if that chunk is kept and the memory holds others.
     pub unstored: Option<f64>,
+    /// Singular values of each memory weight's update after the block, if they are taken there.
+    pub spectra: Vec<Vec<f64>>,
     /// Metrics of the block, up to a divergence.
     pub rows: Vec<ChunkMetrics>,
     /// The first non-finite metric of the block.
@@ -59,6 +61,7 @@ impl<T: Real> Head<T> {
                 .then(|| (vec![T::zero(); graph.elements()], memory.point(index).clone())),
             kept: KeptChunks::default(),
             unstored: None,
+            spectra: Vec::new(),
             rows: Vec::new(),
             divergence: None,
             bad_read: None,
@@ -142,6 +145,12 @@ impl<T: Real> Head<T> {
             (row.surprise_now, row.read_shift) = (probed.surprise_now, probed.read_shift);
             let keys = context.plan.probes.keys.then(|| s![chunk * c..(chunk + 1) * c, ..]);
             row.key_cosine = keys.and_then(|keys| key_cosine(inputs.keys.slice(keys)));
+        }
+        self.spectra.clear();
+        if self.divergence.is_none() && context.plan.takes_spectra(block) {
+            context
+                .clock
+                .timed(Phase::Metrics, || self.spectra = spectra(memory, (self.index, &self.panels)));
         }
         if self.divergence.is_none() && context.plan.keeps(block) {
             let chunk = inputs.keys.nrows() - memory.chunk_size()..;

@@ -59,7 +59,7 @@ mod tokens;
 use ndarray::ArrayView2;
 
 use crate::error::Result;
-use crate::metrics::{ChunkMetrics, Retained};
+use crate::metrics::{ChunkMetrics, Retained, Spectrum};
 use crate::real::Real;
 use crate::sequence::Sequences;
 pub use cpu::CpuExecutor;
@@ -109,6 +109,11 @@ pub trait Sink<T>: Send {
     /// Receives losses of chunks that the memory had not stored, in a run with retention: for each kept chunk but the first,
     /// under the memory before its block. Turns and divergences follow the rules of [`metrics`](Self::metrics).
     fn unstored(&mut self, _rows: &[Retained]) -> Result<()> {
+        Ok(())
+    }
+    /// Receives singular values of updates in a run that probes them, by sequence, then chunk, head and weight. Turns and
+    /// divergences follow the rules of [`metrics`](Self::metrics).
+    fn spectra(&mut self, _spectra: &[Spectrum]) -> Result<()> {
         Ok(())
     }
     /// Marks a sequence as complete. The engine calls this in the order of sequences.

@@ -164,6 +164,19 @@ impl<T: Real> Panel<T> {
         }
     }
 
+    /// Yields the rows of what storing has added to the initial weights W, in f64.
+    pub fn update<'a>(
+        &'a self,
+        rule: &Rule,
+        base: &'a [PanelRow<T>],
+    ) -> impl Iterator<Item = PanelRow<f64>> + use<'a, T> {
+        let whole = rule.holds_weights();
+        base.iter().zip(&self.state).map(move |(w, u)| {
+            let initial = |i: usize| if whole { Real::to_f64(w.0[i]) } else { 0.0 };
+            PanelRow(std::array::from_fn(|i| Real::to_f64(u.0[i]) - initial(i)))
+        })
+    }
+
     /// Yields the rows of the weights that are read, given those of W.
     pub fn weights<'a>(
         &'a self,

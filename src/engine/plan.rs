@@ -78,6 +78,8 @@ pub struct Plan<'a, T> {
     pub retention: Option<usize>,
     /// Further probes of each chunk.
     pub probes: Probes,
+    /// Positions whose multiples end a block, in a run that probes singular values.
+    spectrum_every: usize,
     /// Positions of the streams before the run; a plain read counts from zero.
     pub stored_before: StreamPosition<T>,
     pub read_before: StreamPosition<T>,
@@ -137,6 +139,7 @@ impl<'a, T: Real> Plan<'a, T> {
             probe,
             retention,
             probes: Probes::default(),
+            spectrum_every: usize::MAX,
             chunk_size: c,
             block_rows: whole(longest).min(kept_every),
             kept_every,
@@ -181,11 +184,15 @@ impl<'a, T: Real> Plan<'a, T> {
         Ok(plan)
     }
 
-    /// Adds probes of each chunk. Blocks have one chunk where the weights must exist as a whole before it.
+    /// Adds probes of each chunk. Blocks have one chunk where the weights must exist as a whole before it, and at most as many
+    /// as lie between singular values.
     pub fn with_probes(self, probes: Probes) -> Self {
+        let c = self.chunk_size;
+        let every = probes.spectrum.filter(|_| self.store.is_some());
+        let spectrum_every = every.map_or(usize::MAX, |every| every.max(1).saturating_mul(c));
         let one_chunk = self.store.is_some() && probes.need_weights();
-        let block_rows = if one_chunk { self.chunk_size } else { self.block_rows };
-        Self { probes, block_rows, ..self }
+        let block_rows = if one_chunk { c } else { self.block_rows.min(spectrum_every) };
+        Self { probes, spectrum_every, block_rows, ..self }
     }
 
     /// Returns the most rows that a model processes at once: a group, or all rows if they are fewer.
@@ -242,12 +249,14 @@ impl<'a, T: Real> Plan<'a, T> {
     }
 
     pub fn blocks(&self) -> impl Iterator<Item = Block> + use<'a, T> {
-        let (length, kept_every) = (self.block_rows, self.kept_every);
+        let (length, ends) = (self.block_rows, [self.kept_every, self.spectrum_every]);
         let (read_end, store_end) = (self.read_end, self.store_end);
         let mut next = self.first_chunk * self.chunk_size;
         std::iter::from_fn(move || {
             let start = next;
-            next = (start + length).min((start / kept_every + 1).saturating_mul(kept_every));
+            next = ends
+                .into_iter()
+                .fold(start + length, |next, every| next.min((start / every + 1).saturating_mul(every)));
             let range = |end: usize| TokenRange { start, end: end.clamp(start, next) };
             (start < read_end.max(store_end))
                 .then(|| Block { read: range(read_end), store: range(store_end) })
@@ -263,6 +272,12 @@ impl<'a, T: Real> Plan<'a, T> {
     pub fn rereads(&self, block: Block) -> bool {
         let last = block.store.end == self.store_end;
         self.retention.is_some() && block.store.len() > 0 && (last || self.keeps(block))
+    }
+
+    /// Returns whether singular values are taken after a block.
+    pub fn takes_spectra(&self, block: Block) -> bool {
+        let last = block.store.end == self.store_end || block.store.end.is_multiple_of(self.spectrum_every);
+        self.spectrum_every < usize::MAX && block.store.len() > 0 && last
     }
 
     /// Updates the state's counts and left-over tokens, once everything is stored.

@@ -14,7 +14,7 @@ use super::outcome::{Divergence, Phase};
 use super::plan::{Block, Sizes};
 use super::tokens::{rms_norm, rms_norm_heads};
 use crate::memory::State;
-use crate::metrics::{ChunkMetrics, Retained};
+use crate::metrics::{ChunkMetrics, Retained, Spectrum};
 use crate::real::Real;
 
 /// Heads and outputs of one sequence.
@@ -34,6 +34,8 @@ pub struct SequenceRunner<T: Real> {
     retained: Vec<Retained>,
     /// Losses of the block's last chunk under the memory before the block, if it is kept: by head.
     unstored: Vec<Retained>,
+    /// Singular values of the updates after the block, if they are taken there: by head and weight.
+    spectra: Vec<Spectrum>,
     /// The first non-finite metric of the block.
     divergence: Option<Divergence>,
     /// The first non-finite value read in the block.
@@ -53,6 +55,7 @@ impl<T: Real> SequenceRunner<T> {
             rows: Vec::new(),
             retained: Vec::new(),
             unstored: Vec::new(),
+            spectra: Vec::new(),
             divergence: None,
             bad_read: None,
         }
@@ -110,6 +113,21 @@ impl<T: Real> SequenceRunner<T> {
                 Some(Retained { sequence: self.sequence, after, chunk, head: j, loss, loss_at_w })
             }));
         }
+        self.spectra.clear();
+        if self.divergence.is_none() {
+            let (sequence, after) = (self.sequence, block.store.end / memory.chunk_size());
+            let heads = self.heads.iter_mut().enumerate();
+            self.spectra.extend(heads.flat_map(|(head, of)| {
+                let spectra = of.spectra.drain(..).enumerate();
+                spectra.map(move |(weight, values)| Spectrum {
+                    sequence,
+                    chunk: after - 1,
+                    head,
+                    weight,
+                    values,
+                })
+            }));
+        }
         self.retained.clear();
         if self.divergence.is_none() && context.plan.rereads(block) {
             self.reread(context, block);
@@ -123,6 +141,7 @@ impl<T: Real> SequenceRunner<T> {
             output: self.output(),
             retained: &self.retained,
             unstored: &self.unstored,
+            spectra: &self.spectra,
             divergence: self.divergence.clone(),
             bad_read: self.bad_read.clone(),
         }

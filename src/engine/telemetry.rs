@@ -6,21 +6,29 @@
 //! key_cosine    mean over pairs of the chunk's keys of their cosine
 //! ```
 //!
+//! Singular values of the updates U are taken just after every K-th chunk, and after the last.
+//!
 //! Column panels go through a block independently, so the weights exist as a whole only between blocks. A run with one of
-//! the first two therefore has blocks of one chunk, and costs a gradient and two reads more for each, without reuse.
+//! the first two therefore has blocks of one chunk, and costs a gradient and two reads more for each, without reuse. With
+//! singular values, blocks end after every K-th chunk.
+
+use std::ops::Range;
 
 use ndarray::{Array2, ArrayView2};
+use rayon::prelude::*;
 
+use super::Memory;
 use super::block_inputs::HeadBlock;
 use super::cpu::Context;
 use super::gradient::{Examples, Factors, GradientPoint, loss_and_gradient};
 use super::outcome::Phase;
 use super::panel::Panel;
 use super::reader::evaluate;
-use crate::memory::graph::{NodeKind, Value};
+use crate::memory::graph::{NodeKind, Value, WeightSpec};
 use crate::metrics::rounded;
 use crate::packed::Packed;
 use crate::real::Real;
+use crate::singular_values::singular_values;
 
 /// Probes to take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,19 +39,37 @@ pub struct Probes {
     pub read: bool,
     /// Whether the keys of a chunk are compared with each other.
     pub keys: bool,
+    /// K, if the singular values of the updates are taken after every K-th chunk.
+    pub spectrum: Option<usize>,
 }
 
 impl Probes {
     /// Returns the names of the chosen probes.
-    pub fn names(self) -> Vec<&'static str> {
+    pub fn names(self) -> Vec<String> {
         let named = [("gradient", self.gradient), ("read", self.read), ("keys", self.keys)];
-        named.into_iter().filter(|(_, chosen)| *chosen).map(|(name, _)| name).collect()
+        let named = named.into_iter().filter(|(_, chosen)| *chosen).map(|(name, _)| name.to_owned());
+        named.chain(self.spectrum.map(|every| format!("spectrum:{every}"))).collect()
     }
 
     /// Returns whether the weights must exist as a whole before each chunk.
     pub(super) fn need_weights(self) -> bool {
         self.gradient || self.read
     }
+}
+
+/// Returns the singular values of the update of each memory weight, largest first.
+pub(super) fn spectra<T: Real>(memory: &Memory<T>, (head, panels): (usize, &[Panel<T>])) -> Vec<Vec<f64>> {
+    let base = memory.base_panels(head);
+    let of_weight = |(weight, place): (&WeightSpec, &Range<usize>)| {
+        let mut update = vec![0.0; weight.rows * weight.cols];
+        for i in place.clone() {
+            memory.columns[i].save(panels[i].update(&memory.program.rule, &base[i]), &mut update);
+        }
+        let update = ArrayView2::from_shape((weight.rows, weight.cols), &update);
+        singular_values(update.expect("rows × cols elements"))
+    };
+    let weights: Vec<_> = memory.graph.weights.iter().zip(&memory.weight_panels).collect();
+    weights.into_par_iter().map(of_weight).collect()
 }
 
 /// Results of the probes that need whole weights.

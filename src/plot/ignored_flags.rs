@@ -5,6 +5,7 @@ use clap::ValueEnum as _;
 use super::chart::{Chart, Panel};
 use super::series::Quantity;
 use super::{CsvSource, Kind, Limits, Request};
+use crate::statistics::Interval;
 
 /// Returns a line about the flags without effect on the sources' kind.
 pub fn ignored_flags(sources: &[CsvSource], request: &Request) -> Option<String> {
@@ -25,6 +26,7 @@ pub fn ignored_flags(sources: &[CsvSource], request: &Request) -> Option<String>
     let scan = matches!(kind, Kind::Scan | Kind::Speedup);
     let of_sweep = matches!(kind, Kind::Sweep | Kind::Map | Kind::Ablation | Kind::Pareto);
     let curves = kind == Kind::Curves;
+    let recall = kind == Kind::Recall;
     let cells = matches!(kind, Kind::Sweep | Kind::Map | Kind::Ablation) || lags;
     let asked = request.style.log;
     let heads = !request.part.heads.is_empty();
@@ -39,26 +41,49 @@ pub fn ignored_flags(sources: &[CsvSource], request: &Request) -> Option<String>
         ),
         (
             "--y",
-            !request.y.is_empty() && !columns && !of_sweep && !timeline && !curves && kind != Kind::Topics,
+            !request.y.is_empty()
+                && !columns
+                && !of_sweep
+                && !timeline
+                && !curves
+                && !recall
+                && kind != Kind::Topics,
         ),
-        ("--hue", request.hue.is_some() && !columns && !of_sweep && !lags && !curves),
+        ("--hue", request.hue.is_some() && !columns && !of_sweep && !lags && !curves && !recall),
         ("--rows", request.rows.is_some() && !cells),
         ("--cols", request.cols.is_some() && !cells),
         ("--panels", request.panels && !cells),
-        ("--where", filtered && !columns && !of_sweep && !lags && !scan && !curves && kind != Kind::Topics),
-        ("--heads", heads && !rows && !map && kind != Kind::Lags && !curves),
-        ("--tokens", request.part.tokens.is_some() && !rows && !curves),
+        (
+            "--where",
+            filtered
+                && !columns
+                && !of_sweep
+                && !lags
+                && !scan
+                && !curves
+                && !matches!(kind, Kind::Topics | Kind::Recall | Kind::Spectrum | Kind::Training),
+        ),
+        ("--heads", heads && !rows && !map && !matches!(kind, Kind::Lags | Kind::Spectrum) && !curves),
+        ("--tokens", request.part.tokens.is_some() && !rows && !curves && !recall),
         ("--baseline", !request.baseline.is_empty() && !cells && kind != Kind::Speedup),
         ("--center", request.center.is_some() && !of_sweep && !lags && !curves && kind != Kind::Topics),
-        ("--interval", request.interval.is_some() && !cells && !curves && kind != Kind::Topics),
+        (
+            "--interval",
+            request.interval.is_some_and(|interval| match kind {
+                Kind::Recall => !matches!(interval, Interval::Ci95 | Interval::None),
+                Kind::Topics => false,
+                _ => !cells && !curves,
+            }),
+        ),
         ("--labels", request.labels.is_some() && !timeline && !curves && kind != Kind::Topics),
-        ("--smooth", request.style.smooth.is_some() && !timeline && !curves),
+        ("--smooth", request.style.smooth.is_some() && !timeline && !curves && !recall),
         ("--log", asked.is_some() && map),
         (
             "--log=x",
             asked.is_some_and(super::LogAxes::x)
                 && (timeline
                     || curves
+                    || recall
                     || matches!(kind, Kind::Heads | Kind::Topics | Kind::Lags | Kind::Boxes)),
         ),
     ];

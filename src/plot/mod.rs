@@ -1,11 +1,11 @@
-//! Figures, made only from metrics.csv (and labels), retention.csv, scan_bench.csv or results.csv, so that they can be
-//! redrawn at any time. A kind of figure makes a `chart`, the one description that all formats are drawn from.
+//! Figures, made only from CSV files (and labels, and a few facts of the run.json beside), so that they can be redrawn at any
+//! time. A kind of figure makes a `chart`, the one description that all formats are drawn from.
 //!
 //! In reading order:
 //! - [`downsample`]: a line of any length in bounded memory, every spike kept.
 //! - [`series`]: metrics.csv → such lines, means over heads and sequences.
 //! - `chart`: the description of a figure. `axis`: limits, ticks and labels. `colours`: colour scales for numbers.
-//! - Kinds: `timeline` (and maps of heads), `columns` (any columns, boxes, changes of topic), `retention`, `scan_bench`, `training`, and
+//! - Kinds: `timeline` (and maps of heads), `columns` (any columns, boxes, changes of topic), `retention`, `recall`, `spectrum`, `scan_bench`, `training`, and
 //!   `sweep` (lines, maps, differences, one result against another, curves over tokens).
 //! - Back ends: `sheet` lays a chart out and draws it on a `canvas`, as SVG, with its `legend` and a `frame` for each panel; `pages` makes PDF and PNG of
 //!   that. `pgfplots` writes TeX, [`terminal`] characters, and `table` the data as CSV.
@@ -29,11 +29,13 @@ mod legend;
 mod names;
 mod pages;
 mod pgfplots;
+mod recall;
 mod retention;
 mod scan_bench;
 pub mod series;
 mod sheet;
 mod source;
+mod spectrum;
 mod style;
 mod sweep;
 mod table;
@@ -161,6 +163,7 @@ fn charts(
         Kind::Timeline | Kind::Gates => timelines_or_columns(sources, request, check)?,
         Kind::Columns | Kind::Boxes => one(columns::chart(sources, request, check)?),
         Kind::Topics => (vec![columns::topics(sources, request, check)?], Vec::new()),
+        Kind::Recall => (vec![recall::chart(sources, request, check)?], Vec::new()),
         Kind::Training => (vec![training::chart(sources, request, check)?], Vec::new()),
         Kind::Lags => (vec![retention::lags(sources, request, check)?], Vec::new()),
         _ if together && first.of_sweep => sweep::charts(sources, request, check)?,
@@ -231,6 +234,7 @@ fn each(
             Kind::Retention if !source.of_sweep => {
                 (vec![retention::map(&source.csv, request, check)?], Vec::new())
             }
+            Kind::Spectrum => (vec![spectrum::chart(&source.csv, request, check)?], Vec::new()),
             Kind::Heads => {
                 let metrics = Metrics::read(&source.csv, &request.style, &request.part, check)?;
                 (vec![timeline::heads(&metrics, request)], Vec::new())

@@ -39,6 +39,10 @@ pub enum Kind {
     Pareto,
     /// results.csv and the runs that it lists: a quantity over tokens, mean and band over seeds for each setting.
     Curves,
+    /// recall.csv: accuracy and error of what was read against tokens.
+    Recall,
+    /// spectrum.csv: singular values of the updates and their ranks against chunks.
+    Spectrum,
     /// train.csv: losses, norms of gradients and learning rate against steps.
     Training,
     /// scan_bench.csv: time and bandwidth against steps.
@@ -62,18 +66,22 @@ impl Kind {
             }
             Self::Retention | Self::Lags => "retention.csv",
             Self::Sweep | Self::Map | Self::Ablation | Self::Pareto | Self::Curves => "results.csv",
+            Self::Recall => "recall.csv",
+            Self::Spectrum => "spectrum.csv",
             Self::Training => "train.csv",
             Self::Scan | Self::Speedup => "scan_bench.csv",
         }
     }
 
     /// Columns that identify a file, and its default kind.
-    const SIGNATURES: [(&'static [&'static str], Self); 5] = [
+    const SIGNATURES: [(&'static [&'static str], Self); 7] = [
         (&["algorithm", "median_ms", "gb_per_s"], Self::Scan),
         (&["chunk", "head", "surprise"], Self::Timeline),
         (&["chunk", "after", "loss_at_w"], Self::Retention),
         (&["run", "status"], Self::Sweep),
         (&["step", "loss", "validation"], Self::Training),
+        (&["weight", "index", "singular_value"], Self::Spectrum),
+        (&["token", "mean_square_zero", "target", "rank"], Self::Recall),
     ];
 
     /// Whether files detected as `detected` can be drawn as this kind.
@@ -86,7 +94,7 @@ impl Kind {
 const MAX_RUN_JSON: usize = 1 << 20;
 
 /// The part of a run's run.json that figures use.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Run {
     /// File of labels.
     pub labels: Option<PathBuf>,
@@ -94,6 +102,10 @@ pub struct Run {
     pub first_token: u64,
     /// Chunk in which the run diverged.
     pub diverged: Option<u64>,
+    /// Accuracy of a guess among the candidates of its recall.
+    pub chance: Option<f64>,
+    /// k of the top-k accuracy of its recall.
+    pub top_k: Option<usize>,
 }
 
 impl Run {
@@ -114,12 +126,14 @@ impl Run {
                 .zip(run["tokens_stored"].as_u64())
                 .map_or(0, |(life, stored)| life.saturating_sub(stored)),
             diverged: run["diverged"]["chunk"].as_u64(),
+            chance: run["recall"]["chance"].as_f64(),
+            top_k: run["recall"]["top_k"].as_u64().and_then(|k| k.try_into().ok()),
         }
     }
 }
 
 /// A CSV file and the kind of its figures.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct CsvSource {
     /// The file.
     pub csv: PathBuf,
@@ -215,7 +229,15 @@ fn settings_of_runs(directories: &[&Path]) -> Option<Vec<String>> {
 }
 
 fn in_directory(directory: &Path, kind: Option<Kind>) -> Result<PathBuf> {
-    let all = ["metrics.csv", "results.csv", "scan_bench.csv", "retention.csv", "train.csv"];
+    let all = [
+        "metrics.csv",
+        "results.csv",
+        "scan_bench.csv",
+        "retention.csv",
+        "recall.csv",
+        "spectrum.csv",
+        "train.csv",
+    ];
     let wanted = kind.map_or(all.to_vec(), |kind| vec![kind.file()]);
     for name in &wanted {
         let path = directory.join(name);
@@ -234,8 +256,8 @@ fn in_directory(directory: &Path, kind: Option<Kind>) -> Result<PathBuf> {
 
 /// Explains why a file with these columns is not drawn, and names what can be.
 fn not_a_table(columns: &[&str]) -> String {
-    const FIX: &str =
-        "pass a metrics.csv, retention.csv, results.csv, scan_bench.csv or train.csv that nmem wrote";
+    const FIX: &str = "pass a metrics.csv, recall.csv, retention.csv, results.csv, scan_bench.csv, spectrum.csv or \
+                       train.csv that nmem wrote";
     let is_text = columns
         .iter()
         .all(|name| !name.contains(|c: char| c.is_control() || c == char::REPLACEMENT_CHARACTER));
@@ -249,7 +271,9 @@ fn not_a_table(columns: &[&str]) -> String {
 /// Returns the name of the directory if the file has its usual name, otherwise the file's, and the path that ends in it.
 fn named(csv: &Path) -> (String, PathBuf) {
     let stem = csv.file_stem().unwrap_or_default();
-    let usual = ["metrics", "results", "scan_bench", "retention", "train"].iter().any(|&usual| stem == usual);
+    let usual = ["metrics", "results", "scan_bench", "retention", "recall", "spectrum", "train"]
+        .iter()
+        .any(|&usual| stem == usual);
     let absolute = std::path::absolute(csv).unwrap_or_else(|_| csv.to_path_buf());
     let directory = absolute.parent().filter(|directory| usual && directory.file_name().is_some());
     let named = directory.unwrap_or(&absolute);

@@ -110,6 +110,9 @@ const DASHES: [&[f64]; 7] = [
     &[5.0, 1.6, 1.2, 1.6, 1.2, 1.6],
 ];
 
+/// Dashes of lines that others must beat, such as chance. They are finer than those of [`DASHES`], which they stand beside.
+pub const BASELINES: [&[f64]; 2] = [&[3.0, 1.5], &[1.0, 1.0]];
+
 impl Theme {
     /// Returns the factor by which the sheet is shown larger.
     pub fn scale(self) -> f64 {

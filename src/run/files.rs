@@ -12,7 +12,9 @@ use crate::config::{Config, Mode};
 use crate::engine::Sink;
 use crate::error::{Error, Result};
 use crate::io::RetrievedWriter;
-use crate::metrics::{ChunkMetrics, MetricsWriter, Retained, RetentionWriter, rounded};
+use crate::metrics::{
+    ChunkMetrics, MetricsWriter, Retained, RetentionWriter, Spectrum, SpectrumWriter, rounded,
+};
 use crate::norm::norm;
 use crate::real::Real;
 use crate::recall::{Cue, Recall, RecallReport};
@@ -31,6 +33,7 @@ pub(super) struct Files<'a, T: Real> {
     metrics: Option<MetricsWriter>,
     retention: Option<RetentionWriter>,
     unstored: Option<RetentionWriter>,
+    spectrum: Option<SpectrumWriter>,
     retrieved: Option<(PathBuf, RetrievedWriter<T>)>,
     recall: Option<(Option<PathBuf>, Recall<T>)>,
     /// The part that the engine runs.
@@ -61,6 +64,7 @@ impl<'a, T: Real> Files<'a, T> {
             metrics: None,
             retention: None,
             unstored: None,
+            spectrum: None,
             retrieved: None,
             recall: recall.transpose()?,
             stage: Stage::Both,
@@ -76,6 +80,9 @@ impl<'a, T: Real> Files<'a, T> {
         if config.retention.is_some() && keep >= Keep::Metrics {
             files.retention = Some(RetentionWriter::create(&directory.join("retention.csv"))?);
             files.unstored = Some(RetentionWriter::create(&directory.join("unstored.csv"))?);
+        }
+        if config.probes.spectrum.is_some() && keep >= Keep::Metrics {
+            files.spectrum = Some(SpectrumWriter::create(&directory.join("spectrum.csv"))?);
         }
         if mode != Mode::Store && keep >= Keep::All {
             let path = directory.join("retrieved.npy");
@@ -98,6 +105,9 @@ impl<'a, T: Real> Files<'a, T> {
         }
         for retention in [self.retention, self.unstored].into_iter().flatten() {
             retention.finish()?;
+        }
+        if let Some(spectrum) = self.spectrum {
+            spectrum.finish()?;
         }
         if let Some((path, retrieved)) = self.retrieved {
             retrieved.finish()?;
@@ -154,6 +164,11 @@ impl<T: Real> Sink<T> for Files<'_, T> {
         self.unstored.as_mut().map_or(Ok(()), |unstored| unstored.write::<T>(rows))
     }
 
+    fn spectra(&mut self, spectra: &[Spectrum]) -> Result<()> {
+        let spectra = self.stop.as_ref().map_or(spectra, |stop| stop.spectra(spectra));
+        self.spectrum.as_mut().map_or(Ok(()), |spectrum| spectrum.write::<T>(spectra))
+    }
+
     fn sequence_done(&mut self, sequence: usize) -> Result<()> {
         if self.stage != Stage::Reads {
             if let Some(stop) = &mut self.stop {
@@ -163,6 +178,7 @@ impl<T: Real> Sink<T> for Files<'_, T> {
             for retention in [&mut self.retention, &mut self.unstored].into_iter().flatten() {
                 retention.sequence_done(sequence)?;
             }
+            self.spectrum.as_mut().map_or(Ok(()), |spectrum| spectrum.sequence_done(sequence))?;
             self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.sequence_done(sequence))?;
         }
         if self.stage != Stage::Store

@@ -76,7 +76,7 @@ pub fn commit() -> Option<&'static str> {
 
 /// Runs `config` on `device`, the opened device that it names, and publishes the results. `replace` allows replacing an
 /// existing directory. `preempted` returns whether the run should save its state and end, if it can: a store of one sequence
-/// on the CPU, without retention and repeats.
+/// on the CPU, without retention, spectra and repeats.
 ///
 /// # Errors
 /// Any failure that keeps the run from its results. Nothing is left behind then, except the state of a preempted run. A
@@ -103,6 +103,7 @@ pub fn execute(
     let resumable = config.mode == Mode::Store
         && device.gpu().is_none()
         && config.retention.is_none()
+        && config.probes.spectrum.is_none()
         && config.repeat == 0
         && inputs.data.dims().sequences == 1;
     let identity = RunIdentity::new(command, config, &inputs);
@@ -315,13 +316,16 @@ impl Run<'_> {
             Some(_) => warnings_before(inputs),
         };
         warnings.extend(self.note.clone());
-        if let Some((directory, _)) = directory.filter(|_| config.plots) {
+        // A read whose recall was lost has no figure.
+        let any = config.plots && (config.mode != Mode::Read || recall.is_some());
+        if let Some((directory, _)) = directory.filter(|_| any) {
             let labels = inputs.labels.as_ref().map(|labels| labels.shifted(first_token as u64));
             warnings.extend(draw(
                 directory,
                 config,
                 &self.command_line,
                 labels.as_ref(),
+                recall.as_ref(),
                 &mut peak,
                 observe,
             )?);
@@ -422,12 +426,13 @@ impl Run<'_> {
     }
 }
 
-/// Draws the figures from metrics.csv and retention.csv. Returns notes about anything they omit.
+/// Draws the figures from metrics.csv, retention.csv and recall.csv. Returns notes about anything they omit.
 fn draw(
     directory: &Path,
     config: &Config,
     command_line: &[String],
     labels: Option<&Labels>,
+    recall: Option<&RecallReport>,
     peak: &mut PeakMemory,
     observe: Observer,
 ) -> Result<Vec<String>> {
@@ -440,10 +445,23 @@ fn draw(
     // run.json beside has the whole command line. Flags such as --threads change no byte of a figure.
     let origin = command_line.get(1).map(|command| format!("nmem {command}"));
     let request = plot::Request { labels: labels.cloned(), origin, ..plot::Request::default() };
-    let mut drawn = plot::timelines(&directory.join("metrics.csv"), &request, &mut tick)?.0;
+    let mut drawn = match config.mode {
+        Mode::Read => plot::Figures::default(),
+        Mode::Store | Mode::Online => plot::timelines(&directory.join("metrics.csv"), &request, &mut tick)?.0,
+    };
     if config.retention.is_some() {
         let retention = plot::CsvSource::find(&directory.join("retention.csv"), None)?;
         drawn.figures.extend(plot::draw(&[retention], &request, &mut tick)?.figures);
+    }
+    if config.probes.spectrum.is_some() {
+        let spectrum = plot::CsvSource::find(&directory.join("spectrum.csv"), None)?;
+        drawn.figures.extend(plot::draw(&[spectrum], &request, &mut tick)?.figures);
+    }
+    if let Some(recall) = recall {
+        let mut source = plot::CsvSource::find(&directory.join("recall.csv"), None)?;
+        // run.json, which has these, is written last.
+        source.run = plot::Run { chance: recall.chance, top_k: Some(recall.top_k), ..plot::Run::default() };
+        drawn.figures.extend(plot::draw(&[source], &request, &mut tick)?.figures);
     }
     for file in drawn.files(&plots, &config.figure_format) {
         let (path, bytes) = file?;

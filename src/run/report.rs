@@ -121,7 +121,7 @@ pub struct Resolved {
     /// Whether ℓ was also measured before and after each chunk.
     pub probe: bool,
     /// Further probes of each chunk.
-    pub probes: Vec<&'static str>,
+    pub probes: Vec<String>,
     /// K, if every K-th chunk was kept and read again.
     pub retention: Option<usize>,
     /// Whether NaN and infinity were accepted in inputs.

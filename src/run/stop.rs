@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::condition::{Condition, Value};
-use crate::metrics::{COLUMNS, ChunkMetrics, Retained};
+use crate::metrics::{COLUMNS, ChunkMetrics, Retained, Spectrum};
 
 /// A condition, and the sequences at which it has held.
 pub(super) struct StopRule<'a> {
@@ -53,6 +53,12 @@ impl<'a> StopRule<'a> {
     pub fn retained<'r>(&self, rows: &'r [Retained]) -> &'r [Retained] {
         let kept = |row: &Retained| self.last.get(&row.sequence).is_none_or(|last| row.after <= *last);
         &rows[..rows.iter().take_while(|row| kept(row)).count()]
+    }
+
+    /// Returns the spectra of the chunks before their sequence stopped. The chunks ascend.
+    pub fn spectra<'r>(&self, spectra: &'r [Spectrum]) -> &'r [Spectrum] {
+        let kept = |of: &Spectrum| self.last.get(&of.sequence).is_none_or(|last| of.chunk <= *last);
+        &spectra[..spectra.iter().take_while(|of| kept(of)).count()]
     }
 
     pub fn sequence_done(&mut self, sequence: usize) {

@@ -12,11 +12,12 @@ use super::{create_missing, fault, kind_of, parent_of, sync_directory, without_s
 use crate::error::{Error, Result};
 
 /// Names of the files, other than figures, that a run or a benchmark writes at the top of its directory.
-const FILES: [&str; 13] = [
+const FILES: [&str; 14] = [
     "metrics.csv",
     "retention.csv",
     "unstored.csv",
     "recall.csv",
+    "spectrum.csv",
     "retrieved.npy",
     "memory.safetensors",
     "run.json",
@@ -32,7 +33,7 @@ const MARKERS: [&str; 3] = ["run.json", "machine.json", "checkpoint.json"];
 /// Name of the directory with figures.
 const PLOTS: &str = "plots";
 /// Names of the figures of runs and benchmarks.
-const FIGURES: [&str; 15] = [
+const FIGURES: [&str; 17] = [
     "timeline",
     "surprise",
     "loss_ratio",
@@ -48,6 +49,8 @@ const FIGURES: [&str; 15] = [
     "speedup",
     "topics-loss_ratio",
     "training",
+    "recall",
+    "spectrum",
 ];
 /// File extensions of figures and of their data.
 const ENDINGS: [&str; 5] = ["svg", "pdf", "png", "tex", "csv"];

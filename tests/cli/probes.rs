@@ -61,6 +61,74 @@ fn the_shift_of_reads_is_that_of_two_memories() {
     assert!((shifts[3] - expected).abs() < 1e-12 * expected, "{} for {expected}", shifts[3]);
 }
 
+/// The squares of singular values add up to those of the update's elements. Other results stay, and so do they with threads.
+#[test]
+fn singular_values_are_those_of_the_updates() {
+    let sandbox = Sandbox::new();
+    sandbox.npy("seq.npy", &tokens(&[2, 44, 12], 4));
+    for (model, weights, decay_of) in
+        [("attention", 4, "update"), ("mlp", 2, "weights"), ("linear", 1, "update")]
+    {
+        let settings = format!(
+            "--model {model} --decay-of {decay_of} --heads 2 --dim-head 6 --chunk-size 4 --learning-rate 0.05 \
+             --decay 0.01 --dtype f64 -q --force"
+        );
+        sandbox.ok(&format!("store seq.npy {settings} --no-plots --out plain"));
+        sandbox.ok(&format!("store seq.npy {settings} --probe=spectrum:3 --threads 1 --out one"));
+        sandbox
+            .ok(&format!("store seq.npy {settings} --probe=spectrum:3 --threads 3 --no-plots --out three"));
+        for file in ["metrics.csv", "memory.safetensors"] {
+            assert_eq!(
+                sandbox.bytes(&format!("plain/{file}")),
+                sandbox.bytes(&format!("one/{file}")),
+                "{model}"
+            );
+        }
+        assert_eq!(sandbox.bytes("one/spectrum.csv"), sandbox.bytes("three/spectrum.csv"), "{model}");
+        assert!(sandbox.names("one/plots").contains(&"spectrum.svg".to_owned()));
+
+        let (spectra, metrics) = (sandbox.csv("one/spectrum.csv"), sandbox.csv("one/metrics.csv"));
+        let [sequence, chunk, head, weight] =
+            ["sequence", "chunk", "head", "weight"].map(|name| spectra.numbers(name));
+        let (index, values) = (spectra.numbers("index"), spectra.numbers("singular_value"));
+        let rows = metrics.numbers("chunk");
+        let mut seen = 0;
+        for start in (0..index.len()).filter(|&row| index[row] == 0.0) {
+            let end = (start + 1..index.len()).find(|&row| index[row] == 0.0).unwrap_or(index.len());
+            let values = &values[start..end];
+            assert!(values.is_sorted_by(|a, b| a >= b) && *values.last().unwrap() >= 0.0);
+            let same = |row: &usize| {
+                rows[*row] == chunk[start]
+                    && metrics.numbers("sequence")[*row] == sequence[start]
+                    && metrics.numbers("head")[*row] == head[start]
+            };
+            let row = (0..rows.len()).find(same).unwrap();
+            let norm = metrics.numbers(&format!("update_norm.{}", weight[start]))[row];
+            let squares: f64 = values.iter().map(|value| value * value).sum();
+            assert!((squares.sqrt() - norm).abs() <= 1e-12 * norm, "{model}: {squares} for {norm}²");
+            let rank: f64 = spectra.texts("stable_rank")[start].parse().unwrap();
+            assert!((rank - squares / values[0].powi(2)).abs() < 1e-12 * rank);
+            let rank: f64 = spectra.texts("effective_rank")[start].parse().unwrap();
+            assert!(rank >= 1.0 && rank <= values.len() as f64);
+            seen += 1;
+        }
+        // Chunks 2, 5, 8 and the last, 10, of two sequences and two heads.
+        assert_eq!(seen, 4 * 2 * 2 * weights, "{model}");
+        assert_eq!(
+            spectra.texts("chunk").into_iter().collect::<std::collections::BTreeSet<_>>(),
+            ["10", "2", "5", "8"].into()
+        );
+    }
+    // Retention and other probes cut blocks too.
+    let settings = "--model linear --chunk-size 4 --dtype f64 -q --no-plots --force";
+    sandbox.ok(&format!("store seq.npy {settings} --probe=spectrum:3 --out one"));
+    sandbox.ok(&format!("store seq.npy {settings} --probe=gradient,spectrum:3 --retention 2 --out two"));
+    assert_eq!(sandbox.bytes("one/spectrum.csv"), sandbox.bytes("two/spectrum.csv"));
+    assert_eq!(sandbox.json("one/run.json")["config"]["probes"], serde_json::json!(["spectrum:3"]));
+    let drawn = sandbox.ok("plot one --kind spectrum --terminal").out;
+    assert!(drawn.contains("effective rank") && drawn.contains("stable rank"), "{drawn}");
+}
+
 #[test]
 fn lists_and_rejections() {
     let sandbox = Sandbox::new();
@@ -72,7 +140,13 @@ fn lists_and_rejections() {
     // Losses are not among the probes of this list.
     sandbox.ok("retrieve seq.npy --online --probe=keys --chunk-size 4 --out read -q --no-plots");
     assert!(sandbox.csv("read/metrics.csv").texts("loss_before").iter().all(|text| text.is_empty()));
-    let lines =
-        ["store seq.npy --probe=read", "store seq.npy --probe=surprise", "retrieve seq.npy --probe=keys"];
+    let lines = [
+        "store seq.npy --probe=read",
+        "store seq.npy --probe=surprise",
+        "store seq.npy --probe=spectrum:0",
+        "store seq.npy --probe=spectrum --device cuda",
+        "retrieve seq.npy --probe=keys",
+        "retrieve seq.npy --probe=spectrum",
+    ];
     insta::assert_snapshot!(Transcript::of_rejected(&sandbox, &lines));
 }

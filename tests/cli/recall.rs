@@ -98,7 +98,42 @@ fn controls_are_at_chance() {
     sandbox.ok(empty);
     let recall = &sandbox.json("empty/run.json")["recall"];
     assert_eq!((mean(recall, "accuracy"), &recall["zero_reads"]), (0.0, &320.into()));
-    assert_eq!(sandbox.names("empty"), ["recall.csv", "retrieved.npy", "run.json"]);
+    assert_eq!(sandbox.names("empty"), ["plots", "recall.csv", "retrieved.npy", "run.json"]);
+}
+
+/// Every run that writes recall.csv draws it, and `plot` draws the same from the directory.
+#[test]
+fn recalls_are_drawn() {
+    let sandbox = Sandbox::new();
+    sandbox.ok("generate mqar --pairs 16 --updates 8 --dim 16 --values 32 --sequences 6 --out m -q");
+    let ask = "--target m/targets.npy --old-target m/old_targets.npy --candidates m/values.npy -q";
+    sandbox.ok("store m/pairs.npy --memory m/delta.safetensors --out stored -q --no-plots");
+    sandbox.ok(&format!("retrieve m/queries.npy --memory stored/memory.safetensors --out read {ask}"));
+    sandbox.ok(&format!(
+        "retrieve m/queries.npy --store-seq m/pairs.npy --read-after --memory m/delta.safetensors --out both {ask}"
+    ));
+    assert_eq!(sandbox.names("read/plots"), ["recall.svg"]);
+    assert!(sandbox.names("both/plots").contains(&"recall.svg".to_owned()));
+    let figure = |path: &str| {
+        let svg = String::from_utf8(sandbox.bytes(path)).unwrap();
+        let (start, rest) = svg.split_once("<desc").unwrap();
+        start.to_owned() + rest.split_once("</desc>").unwrap().1
+    };
+    let drawn = figure("read/plots/recall.svg");
+    assert_eq!(figure("both/plots/recall.svg"), drawn);
+    for text in ["kept", "updated", "old value", "chance", "all zeros"] {
+        assert!(drawn.contains(&format!(">{text}</text>")), "{text}");
+    }
+    for (line, out) in [("read", "a"), ("both --kind recall", "b"), ("read/recall.csv", "c")] {
+        assert_eq!(sandbox.ok(&format!("plot {line} --out {out}")).out, format!("{out}/recall.svg\n"));
+        assert_eq!(figure(&format!("{out}/recall.svg")), drawn, "{line}");
+    }
+    let view = sandbox.ok("plot read --terminal --y accuracy");
+    assert!(view.out.contains("a kept   b updated   c old value   ╌╌ chance"), "{}", view.out);
+    sandbox.ok(&format!("retrieve m/queries.npy --memory m/delta.safetensors --out bare --no-plots {ask}"));
+    assert_eq!(sandbox.names("bare"), ["recall.csv", "retrieved.npy", "run.json"]);
+    // A directory with the figure is still one that nmem wrote.
+    sandbox.ok(&format!("retrieve m/queries.npy --memory m/delta.safetensors --out read --force {ask}"));
 }
 
 /// Storing and then reading is one command or two.

@@ -76,7 +76,7 @@ fn metrics(chunks: usize, heads: usize, value: impl Fn(usize, usize) -> f64) -> 
 }
 
 /// Returns narrow and wide styles in each theme, with titles and low heights.
-fn styles() -> Vec<FigureStyle> {
+pub fn styles() -> Vec<FigureStyle> {
     let widths = [2.5, 3.25, 5.5, 6.75];
     let themes = [Theme::Print, Theme::Screen, Theme::Mono];
     let mut styles: Vec<_> = widths
@@ -219,6 +219,18 @@ fn sweeps_retention_and_scans_keep_the_sheet() {
             }
         }
         files.push(file(&format!("retention-{last}.csv"), rows));
+    }
+    for (weights, last) in [(1, 1), (4, 40), (8, 3000)] {
+        let mut rows =
+            "sequence,chunk,head,weight,index,singular_value,stable_rank,effective_rank\n".to_owned();
+        for (chunk, weight) in (0..last).flat_map(|chunk| (0..weights).map(move |weight| (chunk, weight))) {
+            for index in 0..40 {
+                let value = f64::from(chunk) * 2f64.powi(-index);
+                let ranks = if index == 0 { "1.5,2.5" } else { "," };
+                writeln!(rows, "0,{chunk},0,{weight},{index},{value},{ranks}").expect("a string takes all");
+            }
+        }
+        files.push(file(&format!("spectrum-{last}.csv"), rows));
     }
     let mut rows =
         "algorithm,device,dtype,layout,gate,threads,batch,steps,channels,median_ms,gb_per_s,copy_gb_per_s\n"

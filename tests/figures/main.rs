@@ -4,6 +4,7 @@ mod captions;
 mod formats;
 mod layout;
 mod paper;
+mod recall;
 mod snapshots;
 mod sweep;
 

@@ -341,8 +341,8 @@ fn rejected() {
     assert_eq!(
         message(),
         format!(
-            "{}: no figure shows the columns run, decay, loss; pass a metrics.csv, retention.csv, results.csv, \
-             scan_bench.csv or train.csv that nmem wrote",
+            "{}: no figure shows the columns run, decay, loss; pass a metrics.csv, recall.csv, retention.csv, \
+             results.csv, scan_bench.csv, spectrum.csv or train.csv that nmem wrote",
             csv.display()
         )
     );

@@ -88,6 +88,8 @@ replays!(
     experiment,
     metrics,
     retention,
+    recall,
+    spectrum,
     results,
     scan_bench
 );

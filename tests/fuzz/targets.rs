@@ -28,7 +28,7 @@ pub struct Target {
     pub mutate: fn(&[Vec<u8>], &mut Random) -> Vec<u8>,
 }
 
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 13] = [
     Target { name: "npy", run: npy, mutate: mutate::npy },
     Target { name: "npz", run: tensors, mutate: mutate::npz },
     Target { name: "safetensors", run: tensors, mutate: mutate::safetensors },
@@ -44,6 +44,16 @@ pub const TARGETS: [Target; 11] = [
     Target {
         name: "retention",
         run: |input, directory| figures(input, directory, "retention.csv"),
+        mutate: mutate::csv,
+    },
+    Target {
+        name: "recall",
+        run: |input, directory| figures(input, directory, "recall.csv"),
+        mutate: mutate::csv,
+    },
+    Target {
+        name: "spectrum",
+        run: |input, directory| figures(input, directory, "spectrum.csv"),
         mutate: mutate::csv,
     },
     Target {

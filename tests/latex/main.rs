@@ -19,7 +19,7 @@ fn main() -> ExitCode {
         eprintln!("tests with LaTeX: {}: {reason}", if required { "failing" } else { "skipped" });
     }
     let skipped = missing.is_some() && !required;
-    let cases: [Case; 18] = [
+    let cases: [Case; 20] = [
         ("timeline", "a --labels labels.csv", runs),
         ("timeline_with_gaps", "b", runs),
         ("gates_without_colour", "a --kind gates --theme mono", runs),
@@ -37,6 +37,8 @@ fn main() -> ExitCode {
         ("columns", "a --x loss --y surprise --title Any_columns", runs),
         ("boxes", "a --kind boxes --y surprise,decay --legend right", runs),
         ("lags", "a/retention.csv --kind lags", retention),
+        ("recall", "recall.csv --theme mono", recall),
+        ("spectrum", "spectrum.csv", spectrum),
         ("ablation", "results.csv --kind ablation --baseline decay=0 --hue momentum", |directory| {
             results(directory, 2);
         }),
@@ -147,6 +149,28 @@ fn retention(directory: &Path) {
     }
     std::fs::create_dir(directory.join("a")).unwrap();
     std::fs::write(directory.join("a/retention.csv"), rows).unwrap();
+}
+
+fn spectrum(directory: &Path) {
+    let mut rows = "sequence,chunk,head,weight,index,singular_value,stable_rank,effective_rank\n".to_owned();
+    for (chunk, index) in (0..12).flat_map(|chunk| (0..8).map(move |index| (chunk, index))) {
+        let value = if index < chunk { 0.5_f64.powi(index) } else { 0.0 };
+        let ranks = if index == 0 { "1.2,2.1" } else { "," };
+        writeln!(rows, "0,{chunk},0,{},{index},{value},{ranks}", chunk % 2).unwrap();
+    }
+    std::fs::write(directory.join("spectrum.csv"), rows).unwrap();
+}
+
+fn recall(directory: &Path) {
+    let mut rows =
+        "sequence,token,mean_square,mean_square_zero,cosine,target,answer,rank,in_set_rank,updated,stale\n"
+            .to_owned();
+    for (sequence, token) in (0..6).flat_map(|sequence| (0..40).map(move |token| (sequence, token))) {
+        let wrong = i32::from((sequence + token) % 3 == 0);
+        let groups = if token % 2 == 0 { format!("1,{wrong}") } else { "0,".to_owned() };
+        writeln!(rows, "{sequence},{token},0.{token},0.5,0.5,4,4,{},,{groups}", 1 + 2 * wrong).unwrap();
+    }
+    std::fs::write(directory.join("recall.csv"), rows).unwrap();
 }
 
 fn lags(directory: &Path) {

@@ -157,6 +157,7 @@ impl<T: Real> Step<'_, T> {
             output: ArrayView2::from_shape(shape, output).expect("as many elements"),
             retained: &[],
             unstored: &[],
+            spectra: &[],
             divergence,
             bad_read,
         })

@@ -1,0 +1,190 @@
+//! spectrum.csv → a panel for each memory weight: singular values of its update against the chunks stored, with a line for the
+//! 1st, 2nd, 4th, 8th … of them. Below, the effective and the stable rank of each weight. Lines are means over heads and
+//! sequences.
+
+use std::path::Path;
+
+use super::chart::{Chart, Key, Line, LineStyle, Panel};
+use super::colours::range;
+use super::downsample::Point;
+use super::filter::{self, Filter};
+use super::style::LogAxes;
+use super::{Request, theme};
+use crate::error::{Error, Result};
+use crate::io::table::Table;
+
+/// Most points of a line, one per point of paper.
+const POINTS: u64 = 512;
+/// Lines of a panel: of values 1, 2, 4, … 512, the largest side of a memory weight.
+const LINES: usize = 10;
+/// Most memory weights, each with a panel. The models have up to four.
+const MAX_WEIGHTS: usize = 8;
+/// Ratio of the largest value to the lower end of the axis. Updates in f32 have no smaller singular values, only rounding.
+const RANGE: f64 = 1e7;
+
+/// Titles of the panels of ranks, in the order of [`Weight::ranks`].
+const RANKS: [&str; 2] = ["effective rank", "stable rank"];
+
+/// Sum and number of values.
+#[derive(Clone, Copy, Default)]
+struct Mean(f64, u64);
+
+impl Mean {
+    fn add(&mut self, value: f64) {
+        *self = Self(self.0 + value, self.1 + 1);
+    }
+
+    fn value(self) -> Option<f64> {
+        (self.1 > 0).then(|| self.0 / self.1 as f64).filter(|mean| mean.is_finite())
+    }
+}
+
+/// Values of a memory weight, by line and bin.
+struct Weight {
+    values: Vec<Vec<Mean>>,
+    ranks: [Vec<Mean>; 2],
+}
+
+/// Returns the number of the line that shows a singular value.
+fn line_of(index: u64) -> Option<usize> {
+    let nth = index + 1;
+    Some(nth.ilog2() as usize).filter(|&line| nth.is_power_of_two() && line < LINES)
+}
+
+/// Draws the spectra of a run.
+pub fn chart(csv: &Path, request: &Request, check: &mut dyn FnMut() -> Result<()>) -> Result<Chart> {
+    // Two passes, first the range of chunks, then the sums.
+    let (mut first, mut end, mut weights) = (u64::MAX, 0, 0);
+    each(csv, request, check, |chunk, weight, _, _, _| {
+        (first, end, weights) = (first.min(chunk), end.max(chunk + 1), weights.max(weight + 1));
+    })?;
+    filter::check(&request.filter, end > 0)?;
+    if end == 0 {
+        return Err(Error::rejected(csv.display().to_string(), "no singular value to draw"));
+    }
+    let width = (end - first).div_ceil(POINTS).max(1);
+    let bins = (end - first).div_ceil(width) as usize;
+    let empty = || vec![Mean::default(); bins];
+    let weight = |_| Weight { values: vec![empty(); LINES], ranks: [empty(), empty()] };
+    let mut all: Vec<_> = (0..weights).map(weight).collect();
+    each(csv, request, check, |chunk, weight, index, value, ranks| {
+        // A file that grows in between may hold more.
+        let Some(of) = all.get_mut(weight).filter(|_| (first..end).contains(&chunk)) else { return };
+        let bin = ((chunk - first) / width) as usize;
+        if let Some(line) = line_of(index) {
+            of.values[line][bin].add(value);
+        }
+        for (bins, rank) in of.ranks.iter_mut().zip(ranks) {
+            if let Some(rank) = rank {
+                bins[bin].add(rank);
+            }
+        }
+    })?;
+
+    let style = &request.style;
+    let points = |bins: &[Mean]| -> Vec<Point> {
+        let x = |bin: usize| {
+            let start = first + bin as u64 * width;
+            f64::midpoint(start as f64, (start + width).min(end) as f64 - 1.0) + 1.0
+        };
+        bins.iter().enumerate().filter_map(|(bin, mean)| Some((x(bin), mean.value()?))).collect()
+    };
+    let x = style.x_axis((0.0, end as f64), style.log.is_some_and(LogAxes::x) && first > 0);
+    let mut chart = Chart::new("spectrum", 1, theme::STACKED);
+    let lines = (0..LINES).filter(|&line| all.iter().any(|of| !points(&of.values[line]).is_empty()));
+    let lines: Vec<_> = lines.collect();
+    let colours = style.ordered_colours(lines.len());
+    let line_style = |i: usize, colour| LineStyle {
+        dashes: style.theme.dash(i),
+        ..LineStyle::line(colour, theme::SERIES, 1.0, Some(i))
+    };
+    for (i, &line) in lines.iter().enumerate() {
+        chart.keys.push(Key::line(&ordinal(1 << line), line_style(i, colours[i])));
+    }
+    for (p, of) in all.iter().enumerate() {
+        let values: Vec<_> = lines.iter().map(|&line| points(&of.values[line])).collect();
+        let positive: Vec<_> =
+            values.iter().flatten().map(|point| point.1).filter(|value| *value > 0.0).collect();
+        let (low, high) = range(&positive).unwrap_or((0.1, 1.0));
+        let log = style.log.is_none_or(LogAxes::y);
+        let ends = if log { (low.max(high / RANGE), high) } else { (0.0, high) };
+        let mut panel = Panel::new(
+            (x.clone(), "chunks stored"),
+            (style.y_axis(ends, log), &format!("singular values\nof weight {p}")),
+        );
+        if positive.is_empty() {
+            panel.message = Some("nothing was stored");
+        }
+        for (i, points) in values.into_iter().enumerate() {
+            // An update of lower rank has zeros, which a log axis cannot show.
+            let shown = points.chunk_by(|a, b| (a.1 > 0.0 || !log) == (b.1 > 0.0 || !log));
+            let shown = shown.filter(|part| part[0].1 > 0.0 || !log).map(<[Point]>::to_vec).collect();
+            panel.lines.push(Line::new(&ordinal(1 << lines[i]), line_style(i, colours[i]), shown));
+        }
+        chart.panels.push(panel);
+    }
+    let colours = style.colours(all.len());
+    if all.len() > 1 {
+        chart
+            .keys
+            .extend((0..all.len()).map(|p| Key::line(&format!("weight {p}"), line_style(p, colours[p]))));
+    }
+    for (rank, title) in RANKS.into_iter().enumerate() {
+        let lines: Vec<_> = all.iter().map(|of| points(&of.ranks[rank])).collect();
+        let ends: Vec<_> = lines.iter().flatten().map(|point| point.1).collect();
+        let high = range(&ends).map_or(1.0, |(_, high)| high);
+        let mut panel = Panel::new((x.clone(), "chunks stored"), (style.y_axis((0.0, high), false), title));
+        for (p, points) in lines.into_iter().enumerate() {
+            let style = if all.len() > 1 { line_style(p, colours[p]) } else { LineStyle::bold() };
+            panel.lines.push(Line::new(&format!("weight {p}"), style, vec![points]));
+        }
+        chart.panels.push(panel);
+    }
+    if width > 1 {
+        chart.notes.push(format!("each point: mean of {width} chunks"));
+    }
+    Ok(chart.finished(style, &request.references))
+}
+
+/// Returns "1st", "2nd", "4th" and so on, for powers of two.
+fn ordinal(number: u32) -> String {
+    let ending = match number {
+        1 => "st",
+        2 | 32 | 512 => "nd",
+        _ => "th",
+    };
+    format!("{number}{ending}")
+}
+
+/// Calls `row` with the chunk, the weight, the index and the value of every row, and its effective and stable rank.
+fn each(
+    path: &Path,
+    request: &Request,
+    check: &mut dyn FnMut() -> Result<()>,
+    mut row: impl FnMut(u64, usize, u64, f64, [Option<f64>; 2]),
+) -> Result<()> {
+    let mut table = Table::open(path)?;
+    let filter = Filter::new(&request.filter, &table)?;
+    let [chunk, head, weight, index] = ["chunk", "head", "weight", "index"].map(|name| table.column(name));
+    let (chunk, head, weight, index) = (chunk?, head?, weight?, index?);
+    let value = table.column("singular_value")?;
+    let (effective, stable) = (table.column("effective_rank")?, table.column("stable_rank")?);
+    let mut rows = 0_u64;
+    while table.advance()? {
+        rows += 1;
+        if rows.is_multiple_of(4096) {
+            check()?;
+        }
+        if !filter.passes(&table) || !request.part.has_head(table.integer(head)?) {
+            continue;
+        }
+        let of = table.integer(weight)?;
+        if of >= MAX_WEIGHTS as u64 {
+            return Err(table.bad_row(format!("weights below {MAX_WEIGHTS}"), of.to_string()));
+        }
+        let ranks = [table.number(effective)?, table.number(stable)?];
+        let value = table.number(value)?.unwrap_or(f64::NAN);
+        row(table.integer(chunk)?, of as usize, table.integer(index)?, value, ranks);
+    }
+    Ok(())
+}
