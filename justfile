@@ -58,6 +58,17 @@ recall-depth *ARGS:
 train-passages *ARGS:
     cargo run --release --locked --quiet -- train data/training/train.toml "$@"
 
+# Train the shipped memory anew, with the files and numbers of data/README.md (Python with titans-pytorch 0.0.17 and scipy)
+passages: train-passages
+    cp results/passages-trained/memory.safetensors data/passages.safetensors
+    cp results/passages-trained/head.safetensors data/passages_head.safetensors
+    cp results/passages-trained/plots/training.svg data/training/training.svg
+    data/reference.py
+    cargo run --release --locked --quiet -- store data/passages.npy --memory data/passages.safetensors --chunk-size 16 --dtype f64 --out results/claims-store --force --quiet
+    cargo run --release --locked --quiet -- retrieve data/passages.npy --online --memory data/passages.safetensors --chunk-size 16 --dtype f64 --out results/claims-online --force --quiet
+    cargo run --release --locked --quiet -- retrieve data/passages.npy --memory data/passages.safetensors --chunk-size 16 --dtype f64 --out results/claims-zeroed --force --quiet
+    data/claims.py results/claims-store results/claims-online results/claims-zeroed
+
 # Format the code
 fmt:
     cargo fmt

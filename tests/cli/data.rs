@@ -129,7 +129,7 @@ fn changes_of_topic_show_in_the_loss_before_storing_and_not_in_surprise() {
         .map(|(before, at_w)| before / at_w)
         .collect();
     let area = area_under_roc(&ratio, &is_change);
-    assert!((area - 0.986).abs() < 5e-4, "reported 0.986, got {area}");
+    assert!((area - 0.860).abs() < 5e-4, "reported 0.860, got {area}");
     let area = area_under_roc(&summed("surprise")[1..], &is_change);
     assert!(area < 0.6, "surprise at W depends on the chunk's own text alone: {area}");
 
@@ -147,10 +147,10 @@ fn changes_of_topic_show_in_the_loss_before_storing_and_not_in_surprise() {
         assert!((area - reported).abs() < 5e-4, "reported {reported}, got {area}");
     }
 
-    // Repeats by passage: lower ratios in 8 of 12, and in 10 without the first chunk of each.
+    // Repeats by passage: lower ratios in 7 of 12, and in 9 without the first chunk of each.
     let ratio: Vec<f64> = std::iter::once(1.0).chain(ratio).collect();
     let of_chunk = |column: &str, chunk: usize| labels.texts(column)[16 * chunk].parse::<usize>();
-    for (skip, reported) in [(0, 8), (1, 10)] {
+    for (skip, reported) in [(0, 7), (1, 9)] {
         let mut differences = std::collections::BTreeMap::<&str, Vec<f64>>::new();
         for chunk in (0..128).filter(|&chunk| labels.texts("repeat")[16 * chunk] == "1") {
             if of_chunk("index_in_passage", chunk).unwrap() >= 16 * skip {
@@ -172,7 +172,7 @@ fn the_head_predicts_hidden_coordinates() {
     let [weight, bias] = ["weight", "bias"].map(|name| head[name].floats());
     let tokens = read_npy::<_, Array2<f32>>(sandbox.path("passages.npy")).unwrap().mapv(f64::from);
     let weight = weight.into_dimensionality::<ndarray::Ix2>().unwrap();
-    for (mode, reported) in [("--online", 0.8013), ("", 0.8283)] {
+    for (mode, reported) in [("--online", 0.8374), ("", 0.9078)] {
         sandbox.ok(&format!("retrieve passages.npy {mode} {MEMORY} --force").replace("--no-plots ", ""));
         let read = read_npy::<_, Array2<f32>>(sandbox.path("out/retrieved.npy")).unwrap().mapv(f64::from);
         let predicted = read.dot(&weight.t());

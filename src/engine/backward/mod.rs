@@ -161,7 +161,7 @@ impl<'a, T: Real> Backward<'a, T> {
         let base = (0..heads).map(base).collect();
         let truncate = truncate.map(|tokens| tokens / c);
         let buffers = Buffers::new(program.model, parameters.dimensions.dim_head, c);
-        Ok(Self { parameters, program, gates, base, passes, buffers, truncate })
+        Ok(Self { parameters, program, gates, passes, buffers, base, truncate })
     }
 
     /// Returns the buffers, for other gradients.
