@@ -59,7 +59,7 @@ train-passages *ARGS:
     cargo run --release --locked --quiet -- train data/training/train.toml "$@"
 
 # Train the shipped memory anew, with the files and numbers of data/README.md (Python with titans-pytorch 0.0.17 and scipy)
-passages: train-passages
+passages: (train-passages "--force")
     cp results/passages-trained/memory.safetensors data/passages.safetensors
     cp results/passages-trained/head.safetensors data/passages_head.safetensors
     cp results/passages-trained/plots/training.svg data/training/training.svg

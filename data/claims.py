@@ -74,6 +74,11 @@ def main(store, online, zeroed):
             difference = area(of, changes) - area(ours, changes)
             print(f"    minus that of the ratio: {difference:.4f} {percentiles(areas[name] - areas['loss_before / loss'])}")
 
+    decays = {}
+    for row in rows(f"{store}/metrics.csv"):
+        decays.setdefault(row["head"], []).append(float(row["decay"]))
+    print("mean decay by head:", ", ".join(f"{numpy.mean(of):.3f}" for of in decays.values()))
+
     print("loss_before / loss of repeats minus that of the first time")
     ratio = before / loss
     for skip in (0, 1):

@@ -24,7 +24,8 @@ use crate::storage;
 /// Draw figures again from CSV, with another format, width or columns
 ///
 /// PATH is the directory of a run, a sweep or a scan-bench, or one of their files: metrics.csv, recall.csv, retention.csv,
-/// results.csv, scan_bench.csv, spectrum.csv, train.csv; - is a CSV file on stdin. Several runs are overlaid in one figure; other results get separate figures.
+/// results.csv, scan_bench.csv, spectrum.csv, train.csv; - is a CSV file on stdin. Several runs are overlaid in one figure;
+/// other results get separate figures.
 /// A PATH that ends in .toml lists figures to draw. Prints the names of the files written.
 #[derive(clap::Args, Debug, PartialEq)]
 #[expect(clippy::struct_excessive_bools, reason = "flags")]

@@ -37,7 +37,15 @@ pub struct Args {
 }
 
 /// Results that are compared. A memory also names the version that wrote it, so that another version's file differs.
-const COMPARED: [&str; 4] = ["metrics.csv", "retention.csv", "retrieved.npy", "memory.safetensors"];
+const COMPARED: [&str; 7] = [
+    "metrics.csv",
+    "retention.csv",
+    "unstored.csv",
+    "spectrum.csv",
+    "recall.csv",
+    "retrieved.npy",
+    "memory.safetensors",
+];
 
 /// Bytes that are read and hashed at once.
 const BUFFER: usize = 1 << 20;

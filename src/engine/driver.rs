@@ -196,7 +196,8 @@ impl<E: Executor> Engine<E> {
         Self { retention: every, ..self }
     }
 
-    /// Takes further probes of each chunk, on the CPU. The other results of the run stay the same, bit for bit.
+    /// Takes further probes of each chunk, on the CPU. The other results of the run stay the same, bit for bit, but for the
+    /// control of a retention, which depends on the blocks.
     #[must_use]
     pub fn with_probes(self, probes: Probes) -> Self {
         Self { probes, ..self }

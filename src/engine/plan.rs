@@ -79,7 +79,7 @@ pub struct Plan<'a, T> {
     /// Further probes of each chunk.
     pub probes: Probes,
     /// Positions whose multiples end a block, in a run that probes singular values.
-    spectrum_every: usize,
+    spectrum_every: Option<usize>,
     /// Positions of the streams before the run; a plain read counts from zero.
     pub stored_before: StreamPosition<T>,
     pub read_before: StreamPosition<T>,
@@ -139,7 +139,7 @@ impl<'a, T: Real> Plan<'a, T> {
             probe,
             retention,
             probes: Probes::default(),
-            spectrum_every: usize::MAX,
+            spectrum_every: None,
             chunk_size: c,
             block_rows: whole(longest).min(kept_every),
             kept_every,
@@ -189,9 +189,10 @@ impl<'a, T: Real> Plan<'a, T> {
     pub fn with_probes(self, probes: Probes) -> Self {
         let c = self.chunk_size;
         let every = probes.spectrum.filter(|_| self.store.is_some());
-        let spectrum_every = every.map_or(usize::MAX, |every| every.max(1).saturating_mul(c));
+        let spectrum_every = every.map(|every| every.max(1).saturating_mul(c));
         let one_chunk = self.store.is_some() && probes.need_weights();
-        let block_rows = if one_chunk { c } else { self.block_rows.min(spectrum_every) };
+        let block_rows =
+            if one_chunk { c } else { self.block_rows.min(spectrum_every.unwrap_or(usize::MAX)) };
         Self { probes, spectrum_every, block_rows, ..self }
     }
 
@@ -249,7 +250,8 @@ impl<'a, T: Real> Plan<'a, T> {
     }
 
     pub fn blocks(&self) -> impl Iterator<Item = Block> + use<'a, T> {
-        let (length, ends) = (self.block_rows, [self.kept_every, self.spectrum_every]);
+        let ends = [self.kept_every, self.spectrum_every.unwrap_or(usize::MAX)];
+        let length = self.block_rows;
         let (read_end, store_end) = (self.read_end, self.store_end);
         let mut next = self.first_chunk * self.chunk_size;
         std::iter::from_fn(move || {
@@ -276,8 +278,9 @@ impl<'a, T: Real> Plan<'a, T> {
 
     /// Returns whether singular values are taken after a block.
     pub fn takes_spectra(&self, block: Block) -> bool {
-        let last = block.store.end == self.store_end || block.store.end.is_multiple_of(self.spectrum_every);
-        self.spectrum_every < usize::MAX && block.store.len() > 0 && last
+        let end = block.store.end;
+        let is_due = |every: usize| end == self.store_end || end.is_multiple_of(every);
+        block.store.len() > 0 && self.spectrum_every.is_some_and(is_due)
     }
 
     /// Updates the state's counts and left-over tokens, once everything is stored.

@@ -24,11 +24,16 @@ use super::gradient::{Examples, Factors, GradientPoint, loss_and_gradient};
 use super::outcome::Phase;
 use super::panel::Panel;
 use super::reader::evaluate;
+use crate::error::{Error, Result};
 use crate::memory::graph::{NodeKind, Value, WeightSpec};
 use crate::metrics::rounded;
 use crate::packed::Packed;
 use crate::real::Real;
 use crate::singular_values::singular_values;
+
+/// Most work for the singular values of a weight, rows × cols × the shorter side: that of 1024 × 1024, some seconds on a core,
+/// for which an interrupt waits.
+const MAX_SPECTRUM: usize = 1 << 30;
 
 /// Probes to take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,6 +54,21 @@ impl Probes {
         let named = [("gradient", self.gradient), ("read", self.read), ("keys", self.keys)];
         let named = named.into_iter().filter(|(_, chosen)| *chosen).map(|(name, _)| name.to_owned());
         named.chain(self.spectrum.map(|every| format!("spectrum:{every}"))).collect()
+    }
+
+    /// Rejects singular values of weights that are too large for them.
+    ///
+    /// # Errors
+    /// A weight beyond [`MAX_SPECTRUM`].
+    pub fn check<T: Real>(self, memory: &Memory<T>) -> Result<()> {
+        let work = |of: &WeightSpec| of.rows.saturating_mul(of.cols).saturating_mul(of.rows.min(of.cols));
+        let beyond = memory.graph.weights.iter().find(|of| work(of) > MAX_SPECTRUM);
+        let Some(of) = beyond.filter(|_| self.spectrum.is_some()) else { return Ok(()) };
+        let reason = format!(
+            "is for memory weights up to about 1024 × 1024, and this memory has one of {} × {}; omit spectrum",
+            of.rows, of.cols
+        );
+        Err(Error::rejected("--probe=spectrum", reason))
     }
 
     /// Returns whether the weights must exist as a whole before each chunk.

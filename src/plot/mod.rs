@@ -5,8 +5,8 @@
 //! - [`downsample`]: a line of any length in bounded memory, every spike kept.
 //! - [`series`]: metrics.csv → such lines, means over heads and sequences.
 //! - `chart`: the description of a figure. `axis`: limits, ticks and labels. `colours`: colour scales for numbers.
-//! - Kinds: `timeline` (and maps of heads), `columns` (any columns, boxes, changes of topic), `retention`, `recall`, `spectrum`, `scan_bench`, `training`, and
-//!   `sweep` (lines, maps, differences, one result against another, curves over tokens).
+//! - Kinds: `timeline` (and maps of heads), `columns` (any columns, boxes, changes of topic), `retention`, `recall`, `spectrum`,
+//!   `scan_bench`, `training`, and `sweep` (lines, maps, differences, one result against another, curves over tokens).
 //! - Back ends: `sheet` lays a chart out and draws it on a `canvas`, as SVG, with its `legend` and a `frame` for each panel; `pages` makes PDF and PNG of
 //!   that. `pgfplots` writes TeX, [`terminal`] characters, and `table` the data as CSV.
 //! - `style`: what an author can choose. `theme`: sizes and colours. `font`: fonts and text widths. `clip`: edges of panels.

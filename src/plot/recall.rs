@@ -106,6 +106,7 @@ struct Rows {
     token: Column,
     numbers: [Column; 3],
     target: Column,
+    answer: Column,
     rank: Column,
     stale: Option<Column>,
     last_sequence: u64,
@@ -133,6 +134,7 @@ impl Rows {
             token: table.column("token")?,
             numbers: [mean_square?, zeros?, cosine?],
             target: table.column("target")?,
+            answer: table.column("answer")?,
             rank: table.column("rank")?,
             stale: table.optional_column("stale"),
             last_sequence: 0,
@@ -175,8 +177,10 @@ impl Rows {
         let [mean_square, zeros, cosine] = [mean_square?, zeros?, cosine?];
         let rank = self.table.number(self.rank)?;
         let stale = self.stale.map_or(Ok(None), |column| self.table.number(column))?;
+        let has_candidates = [self.target, self.answer].iter().any(|of| !self.table.text(*of).is_empty());
         // A read of zeros has no rank, and is wrong.
-        let right = |most: f64| Some((f64::from(rank.is_some_and(|rank| rank <= most)), 1.0));
+        let right =
+            |most: f64| has_candidates.then(|| (f64::from(rank.is_some_and(|rank| rank <= most)), 1.0));
         let term = |measure| match measure {
             Measure::Accuracy => right(1.0),
             Measure::TopK => right(top_k as f64),

@@ -10,14 +10,14 @@ use super::downsample::Point;
 use super::filter::{self, Filter};
 use super::style::LogAxes;
 use super::{Request, theme};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::io::table::Table;
 
 /// Most points of a line, one per point of paper.
 const POINTS: u64 = 512;
-/// Lines of a panel: of values 1, 2, 4, … 512, the largest side of a memory weight.
+/// Lines of a panel: of values 1, 2, 4, … 512. Colours of more are hard to tell apart.
 const LINES: usize = 10;
-/// Most memory weights, each with a panel. The models have up to four.
+/// Most memory weights that are drawn, each in a panel: as many as fit on a page.
 const MAX_WEIGHTS: usize = 8;
 /// Ratio of the largest value to the lower end of the axis. Updates in f32 have no smaller singular values, only rounding.
 const RANGE: f64 = 1e7;
@@ -60,13 +60,14 @@ pub fn chart(csv: &Path, request: &Request, check: &mut dyn FnMut() -> Result<()
     })?;
     filter::check(&request.filter, end > 0)?;
     if end == 0 {
-        return Err(Error::rejected(csv.display().to_string(), "no singular value to draw"));
+        return Ok(empty(request));
     }
+    let drawn = weights.min(MAX_WEIGHTS);
     let width = (end - first).div_ceil(POINTS).max(1);
     let bins = (end - first).div_ceil(width) as usize;
     let empty = || vec![Mean::default(); bins];
     let weight = |_| Weight { values: vec![empty(); LINES], ranks: [empty(), empty()] };
-    let mut all: Vec<_> = (0..weights).map(weight).collect();
+    let mut all: Vec<_> = (0..drawn).map(weight).collect();
     each(csv, request, check, |chunk, weight, index, value, ranks| {
         // A file that grows in between may hold more.
         let Some(of) = all.get_mut(weight).filter(|_| (first..end).contains(&chunk)) else { return };
@@ -143,7 +144,21 @@ pub fn chart(csv: &Path, request: &Request, check: &mut dyn FnMut() -> Result<()
     if width > 1 {
         chart.notes.push(format!("each point: mean of {width} chunks"));
     }
+    if drawn < weights {
+        chart.notes.push(format!("weights from {drawn} on are not drawn"));
+    }
     Ok(chart.finished(style, &request.references))
+}
+
+/// Returns the figure of a run that ended before its first spectrum.
+fn empty(request: &Request) -> Chart {
+    let style = &request.style;
+    let mut chart = Chart::new("spectrum", 1, theme::STACKED);
+    let x = style.x_axis((0.0, 1.0), false);
+    let mut panel = Panel::new((x, "chunks stored"), (style.y_axis((0.0, 1.0), false), "singular values"));
+    panel.message = Some("nothing was stored");
+    chart.panels.push(panel);
+    chart.finished(style, &request.references)
 }
 
 /// Returns "1st", "2nd", "4th" and so on, for powers of two.
@@ -178,13 +193,10 @@ fn each(
         if !filter.passes(&table) || !request.part.has_head(table.integer(head)?) {
             continue;
         }
-        let of = table.integer(weight)?;
-        if of >= MAX_WEIGHTS as u64 {
-            return Err(table.bad_row(format!("weights below {MAX_WEIGHTS}"), of.to_string()));
-        }
+        let of = usize::try_from(table.integer(weight)?).unwrap_or(usize::MAX - 1);
         let ranks = [table.number(effective)?, table.number(stable)?];
         let value = table.number(value)?.unwrap_or(f64::NAN);
-        row(table.integer(chunk)?, of as usize, table.integer(index)?, value, ranks);
+        row(table.integer(chunk)?, of, table.integer(index)?, value, ranks);
     }
     Ok(())
 }

@@ -160,7 +160,10 @@ impl<'a, T: Real> AnyEngine<'a, T> {
         device: &'a OpenDevice,
     ) -> Result<Self> {
         Ok(match device.gpu() {
-            None => Self::Cpu(Box::new(Engine::new(memory).with_retention(retention).with_probes(probes))),
+            None => {
+                probes.check(memory)?;
+                Self::Cpu(Box::new(Engine::new(memory).with_retention(retention).with_probes(probes)))
+            }
             Some(gpu) => Self::Cuda(Box::new(Engine::on_gpu(memory, gpu)?)),
         })
     }

@@ -168,7 +168,7 @@ fn reject_inputs_inside(config: &Config, target: &Path) -> Result<()> {
 pub enum Keep {
     /// No files.
     None,
-    /// metrics.csv, run.json and, with retention, retention.csv.
+    /// metrics.csv, run.json and, where asked for, retention.csv and spectrum.csv.
     #[default]
     Metrics,
     /// All files, including memory.safetensors and retrieved.npy.
@@ -426,7 +426,7 @@ impl Run<'_> {
     }
 }
 
-/// Draws the figures from metrics.csv, retention.csv and recall.csv. Returns notes about anything they omit.
+/// Draws the figures from metrics.csv, retention.csv, spectrum.csv and recall.csv. Returns notes about anything they omit.
 fn draw(
     directory: &Path,
     config: &Config,

@@ -51,13 +51,13 @@ impl<'a> StopRule<'a> {
 
     /// Returns the rows of the moments before their sequence stopped. The moments ascend.
     pub fn retained<'r>(&self, rows: &'r [Retained]) -> &'r [Retained] {
-        let kept = |row: &Retained| self.last.get(&row.sequence).is_none_or(|last| row.after <= *last);
+        let kept = |row: &Retained| self.last.get(&row.sequence).is_none_or(|last| row.after < *last);
         &rows[..rows.iter().take_while(|row| kept(row)).count()]
     }
 
     /// Returns the spectra of the chunks before their sequence stopped. The chunks ascend.
     pub fn spectra<'r>(&self, spectra: &'r [Spectrum]) -> &'r [Spectrum] {
-        let kept = |of: &Spectrum| self.last.get(&of.sequence).is_none_or(|last| of.chunk <= *last);
+        let kept = |of: &Spectrum| self.last.get(&of.sequence).is_none_or(|last| of.chunk < *last);
         &spectra[..spectra.iter().take_while(|of| kept(of)).count()]
     }
 

@@ -545,7 +545,8 @@ impl<T: Real> Plan<T> {
         let begin = Instant::now();
         let first = progress.step as u64 * train.batch as u64;
         let load = |i: usize| self.data.load(&self.examples.select(first + i as u64));
-        let examples = (0..train.batch).into_par_iter().map(load).collect::<Result<Vec<Example<T>>>>()?;
+        let examples = (0..train.batch).into_par_iter().map(load).collect::<Vec<_>>();
+        let examples = examples.into_iter().collect::<Result<Vec<Example<T>>>>()?;
         let tokens: Vec<_> = examples.iter().map(|example| example.tokens(self.order)).collect();
         let (mut gradient, loss) = self.gradient(&progress.learned, &examples, &tokens, train)?;
         for &column in &self.hidden {

@@ -161,7 +161,11 @@ pub fn average<T: Real>(mean: &mut Learned<T>, learned: &Learned<T>, decay: f64,
     let exponent = i32::try_from(step).unwrap_or(i32::MAX);
     let share = T::from_f64((1.0 - decay) / (1.0 - decay.powi(exponent)));
     for ((_, mean), (_, learned)) in mean.each_mut().into_iter().zip(learned.each()) {
-        mean.iter_mut().zip(learned).for_each(|(mean, &p)| *mean += share * (p - *mean));
+        if share == T::one() {
+            mean.copy_from_slice(learned);
+        } else {
+            mean.iter_mut().zip(learned).for_each(|(mean, &p)| *mean += share * (p - *mean));
+        }
     }
 }
 

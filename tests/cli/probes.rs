@@ -129,9 +129,29 @@ fn singular_values_are_those_of_the_updates() {
     assert!(drawn.contains("effective rank") && drawn.contains("stable rank"), "{drawn}");
 }
 
+/// A run without a stored chunk has no spectrum, and a deep model has more weights than panels.
+#[test]
+fn spectra_of_nothing_and_of_many_weights() {
+    let sandbox = Sandbox::new();
+    sandbox.npy("short.npy", &tokens(&[3, 4], 4));
+    sandbox.npy("seq.npy", &tokens(&[8, 4], 4));
+    sandbox.ok("store short.npy --chunk-size 4 --probe=spectrum --out short -q");
+    assert_eq!(sandbox.csv("short/spectrum.csv").rows.len(), 0);
+    assert!(sandbox.text("short/plots/spectrum.svg").contains("nothing was stored"));
+    // The largest K leaves the spectrum after the last chunk.
+    let every = usize::MAX;
+    sandbox.ok(&format!(
+        "store seq.npy --model mlp --depth 9 --chunk-size 4 --probe=spectrum:{every} --out deep -q"
+    ));
+    let chunks = sandbox.csv("deep/spectrum.csv").texts("chunk");
+    assert!(!chunks.is_empty() && chunks.iter().all(|chunk| *chunk == "1"));
+    assert!(sandbox.text("deep/plots/spectrum.svg").contains("weights from 8 on are not drawn"));
+}
+
 #[test]
 fn lists_and_rejections() {
     let sandbox = Sandbox::new();
+    sandbox.npy("wide.npy", &tokens(&[4, 1100], 4));
     sandbox.npy("seq.npy", &tokens(&[8, 4], 4));
     sandbox.file("a.toml", "probe = \"keys\"\nchunk_size = 4\n");
     sandbox.ok("store seq.npy --config a.toml --out run -q --no-plots");
@@ -145,6 +165,7 @@ fn lists_and_rejections() {
         "store seq.npy --probe=surprise",
         "store seq.npy --probe=spectrum:0",
         "store seq.npy --probe=spectrum --device cuda",
+        "store wide.npy --model linear --chunk-size 4 --probe=spectrum",
         "retrieve seq.npy --probe=keys",
         "retrieve seq.npy --probe=spectrum",
     ];
