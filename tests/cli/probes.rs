@@ -133,19 +133,21 @@ fn singular_values_are_those_of_the_updates() {
 #[test]
 fn spectra_of_nothing_and_of_many_weights() {
     let sandbox = Sandbox::new();
+    let text = |name: &str| String::from_utf8(sandbox.bytes(name)).unwrap();
     sandbox.npy("short.npy", &tokens(&[3, 4], 4));
     sandbox.npy("seq.npy", &tokens(&[8, 4], 4));
     sandbox.ok("store short.npy --chunk-size 4 --probe=spectrum --out short -q");
     assert_eq!(sandbox.csv("short/spectrum.csv").rows.len(), 0);
-    assert!(sandbox.text("short/plots/spectrum.svg").contains("nothing was stored"));
+    assert!(text("short/plots/spectrum.svg").contains("nothing was stored"));
     // The largest K leaves the spectrum after the last chunk.
     let every = usize::MAX;
     sandbox.ok(&format!(
         "store seq.npy --model mlp --depth 9 --chunk-size 4 --probe=spectrum:{every} --out deep -q"
     ));
-    let chunks = sandbox.csv("deep/spectrum.csv").texts("chunk");
+    let table = sandbox.csv("deep/spectrum.csv");
+    let chunks = table.texts("chunk");
     assert!(!chunks.is_empty() && chunks.iter().all(|chunk| *chunk == "1"));
-    assert!(sandbox.text("deep/plots/spectrum.svg").contains("weights from 8 on are not drawn"));
+    assert!(text("deep/plots/spectrum.svg").contains("weights from 8 on are not drawn"));
 }
 
 #[test]
