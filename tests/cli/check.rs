@@ -81,8 +81,8 @@ fn a_fault_that_goes_unnoticed_is_void() {
 
 #[test]
 fn rejections() {
-    let sandbox = Sandbox::with_passages();
+    let sandbox = Sandbox::with_golden("heads");
     sandbox.npy("seq.npy", &tokens(&[8, 8], 5));
-    let lines = ["check", "check passages.safetensors", "check absent", "check seq.npy", "check ."];
+    let lines = ["check", "check weights.safetensors", "check absent", "check seq.npy", "check ."];
     insta::assert_snapshot!(Transcript::of_rejected(&sandbox, &lines));
 }
