@@ -59,7 +59,7 @@ impl Probes {
     /// Rejects singular values of weights that are too large for them.
     ///
     /// # Errors
-    /// A weight beyond [`MAX_SPECTRUM`].
+    /// A weight whose rows × cols × shorter side are above 2³⁰.
     pub fn check<T: Real>(self, memory: &Memory<T>) -> Result<()> {
         let work = |of: &WeightSpec| of.rows.saturating_mul(of.cols).saturating_mul(of.rows.min(of.cols));
         let beyond = memory.graph.weights.iter().find(|of| work(of) > MAX_SPECTRUM);
