@@ -180,7 +180,8 @@ impl<'a, T: Real> Backward<'a, T> {
         self
     }
 
-    /// Returns an upper bound of the bytes that sequences of these lengths take.
+    /// Returns an upper bound of the bytes that sequences of these lengths take on the threads of the current pool, without
+    /// the buffers of products that each thread keeps.
     pub fn bytes(&self, read: usize, stored: usize, sequences: usize) -> u128 {
         let crate::memory::Dimensions { dim, heads, dim_head, .. } = self.parameters.dimensions;
         let inner = heads * dim_head;
@@ -191,9 +192,11 @@ impl<'a, T: Real> Backward<'a, T> {
         let chunks = stored / self.passes.chunk;
         let segment = (chunks.isqrt().max(head::MIN_SEGMENT) + 1).min(chunks + 1);
         let starts = chunks.div_ceil(segment);
-        let weights = self.passes.graph.elements() * (4 * segment + 3 * starts + 2 * head::MAX_TASKS + 8);
-        // A reading task and one of the second pass, beside the groups of a segment, of which the last may be short.
-        let tasks = 3 * head::TASK_ROWS.next_multiple_of(self.passes.chunk);
+        // Reading tasks and one of the second pass, beside the groups of a segment, of which the last may be short.
+        let tasks = rayon::current_num_threads().min(segment).max(3);
+        let copies = 4 * segment + 3 * starts + 2 * head::MAX_TASKS + 2 * tasks + 2;
+        let weights = self.passes.graph.elements() * copies;
+        let tasks = tasks * head::TASK_ROWS.next_multiple_of(self.passes.chunk);
         let rows = segment * self.passes.chunk + tasks;
         let of_operators = operators::kept_numbers::<T>(&self.passes.graph, rows, self.passes.chunk);
         let of_heads = heads * (rows * of_nodes + of_operators + weights);
