@@ -111,6 +111,9 @@ pub struct Metrics {
     pub tokens: Range<u64>,
     /// The quantities that apply.
     pub series: Vec<Series>,
+    /// `loss_zero` ÷ `loss`: the loss ratio of an all-zero answer, as a ratio of sums over heads. Without values if the file
+    /// has no `loss_zero`.
+    pub zero_ratio: DownsampledLine,
     /// Chunks in the mean of each point of a bold line, if it is smoothed.
     pub smoothed: Option<usize>,
 }
@@ -123,6 +126,7 @@ struct Columns {
     end: Column,
     loss: Column,
     loss_before: Column,
+    loss_zero: Option<Column>,
     surprise: Column,
     learning_rate: Column,
     decay: Column,
@@ -174,6 +178,7 @@ struct Sum {
 struct Cell {
     loss: Sum,
     loss_before: Sum,
+    loss_zero: Sum,
     surprise: Sum,
     learning_rate: Sum,
     decay: Sum,
@@ -202,9 +207,11 @@ impl Metrics {
         let mut cursors: BinaryHeap<_> = cursors.into_iter().map(Reverse).collect();
         let smoothed = style.smoothed();
         let series = Series::empty(heads.len(), style);
-        let mut metrics = Self { sequences, series, heads, tokens: 0..0, smoothed };
-        let mut means: Vec<_> =
-            Quantity::ALL.iter().map(|_| MovingMean::new(smoothed.unwrap_or(1))).collect();
+        let log = series.iter().any(|series| series.quantity == Quantity::LossRatio && series.log);
+        let zero_ratio = DownsampledLine::new(BINS, log);
+        let mut metrics = Self { sequences, series, heads, tokens: 0..0, smoothed, zero_ratio };
+        let mean = || MovingMean::new(smoothed.unwrap_or(1));
+        let mut means = Means { series: Quantity::ALL.map(|_| mean()), zero_ratio: mean() };
 
         let mut cells = vec![Cell::default(); BLOCK as usize * metrics.heads.len()];
         let mut places = vec![None; BLOCK as usize];
@@ -234,11 +241,12 @@ impl Metrics {
                 }
             }
         }
-        for (series, mean) in metrics.series.iter_mut().zip(&mut means) {
+        for (series, mean) in metrics.series.iter_mut().zip(&mut means.series) {
             if let Some(line) = &mut series.all {
                 mean.finish(|x, y| line.push(x, y));
             }
         }
+        means.zero_ratio.finish(|x, y| metrics.zero_ratio.push(x, y));
         metrics.series.retain(|series| series.quantity != Quantity::LossRatio || series.applies());
         Ok(metrics)
     }
@@ -288,9 +296,9 @@ impl Metrics {
     }
 
     /// Adds one chunk to every line.
-    fn push(&mut self, tokens: &Range<u64>, cells: &[Cell], means: &mut [MovingMean]) {
+    fn push(&mut self, tokens: &Range<u64>, cells: &[Cell], means: &mut Means) {
         let x = f64::midpoint(tokens.start as f64, tokens.end as f64);
-        for (series, mean) in self.series.iter_mut().zip(means) {
+        for (series, mean) in self.series.iter_mut().zip(&mut means.series) {
             for (line, cell) in series.heads.iter_mut().zip(cells) {
                 line.push(x, cell.value(series.quantity));
             }
@@ -298,6 +306,7 @@ impl Metrics {
                 mean.push(x, over_heads(cells, series.quantity), |x, y| line.push(x, y));
             }
         }
+        means.zero_ratio.push(x, losses(cells).zero_ratio(), |x, y| self.zero_ratio.push(x, y));
     }
 }
 
@@ -344,6 +353,7 @@ impl Columns {
             end: table.column("end")?,
             loss: table.column("loss")?,
             loss_before: table.column("loss_before")?,
+            loss_zero: table.optional_column("loss_zero"),
             surprise: table.column("surprise")?,
             learning_rate: table.column("learning_rate")?,
             decay: table.column("decay")?,
@@ -443,6 +453,12 @@ struct MovingMean {
     next: usize,
 }
 
+/// The moving means of the bold lines.
+struct Means {
+    series: [MovingMean; Quantity::ALL.len()],
+    zero_ratio: MovingMean,
+}
+
 impl MovingMean {
     fn new(points: usize) -> Self {
         Self { half: points / 2, window: VecDeque::new(), sums: Window::default(), next: 0 }
@@ -500,6 +516,9 @@ impl Cell {
         if loss.is_some() && loss_before.is_some() {
             self.loss.add(loss);
             self.loss_before.add(loss_before);
+            if let Some(column) = columns.loss_zero {
+                self.loss_zero.add(table.number(column)?);
+            }
         }
         self.surprise.add(table.number(columns.surprise)?);
         self.learning_rate.add(table.number(columns.learning_rate)?);
@@ -517,16 +536,27 @@ impl Cell {
             Quantity::Momentum => self.momentum.mean(),
         }
     }
+
+    fn zero_ratio(&self) -> Option<f64> {
+        let all = self.loss.count > 0 && self.loss_zero.count == self.loss.count;
+        all.then(|| self.loss_zero.sum / self.loss.sum)
+    }
+}
+
+/// Returns the sums of the losses over heads.
+fn losses(cells: &[Cell]) -> Cell {
+    let sum = |a: Sum, b: Sum| Sum { sum: a.sum + b.sum, count: a.count + b.count };
+    cells.iter().fold(Cell::default(), |all, cell| Cell {
+        loss: sum(all.loss, cell.loss),
+        loss_before: sum(all.loss_before, cell.loss_before),
+        loss_zero: sum(all.loss_zero, cell.loss_zero),
+        ..all
+    })
 }
 
 fn over_heads(cells: &[Cell], quantity: Quantity) -> Option<f64> {
     if quantity == Quantity::LossRatio {
-        let mut all = Cell::default();
-        for cell in cells.iter().filter(|cell| cell.loss.count > 0) {
-            all.loss.add(Some(cell.loss.sum));
-            all.loss_before.add(Some(cell.loss_before.sum));
-        }
-        return all.value(quantity);
+        return losses(cells).value(quantity);
     }
     let mut mean = Sum::default();
     for cell in cells {
@@ -573,6 +603,20 @@ mod tests {
         assert_eq!(metrics.series[1].heads[1].stretches(), [[(2.0, 4.0 / 6.0), (6.0, 0.5)]]);
         assert_eq!(all(&metrics, Quantity::LossRatio), [[(2.0, 6.0 / 8.0), (6.0, 0.5)]]);
         assert_eq!(all(&metrics, Quantity::LearningRate), [[(2.0, 0.2), (6.0, 0.2)]]);
+    }
+
+    #[test]
+    fn loss_of_zeros_by_loss() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("metrics.csv");
+        // The second chunk lacks one value, and its ratio would be of different rows.
+        let rows = "0,0,0,0,4,1,1,1,1,1,1,2\n0,0,1,0,4,3,1,1,1,1,1,5\n0,1,0,4,8,1,1,1,1,1,1,2\n0,1,1,4,8,3,1,1,1,1,1,\n";
+        std::fs::write(&path, format!("{HEADER},loss_zero\n{rows}")).unwrap();
+        let metrics =
+            Metrics::read(&path, &FigureStyle::default(), &Part::default(), &mut || Ok(())).unwrap();
+        assert_eq!(metrics.zero_ratio.stretches(), [[(2.0, 7.0 / 4.0)]]);
+        let without = read("0,0,0,0,4,1,1,1,1,1,1\n").unwrap();
+        assert_eq!(without.zero_ratio.stretches(), Vec::<Vec<Point>>::new());
     }
 
     #[test]

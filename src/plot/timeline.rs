@@ -20,6 +20,10 @@ const TREND: usize = 256;
 const ROW: f64 = 12.0;
 const MIN_HEIGHT: f64 = 60.0;
 const MAX_HEIGHT: f64 = 180.0;
+/// Name of the line of an answer that costs nothing.
+const ZEROS: &str = "all zeros";
+/// Largest quotient between an all-zero answer's loss ratio and the memory's that a linear axis shows.
+const MAX_LINEAR: f64 = 10.0;
 /// Most cells of a map along the tokens, 1 pt each in the widest column of a venue.
 const CELLS: usize = 400;
 
@@ -191,7 +195,8 @@ impl Drawing<'_> {
 
     fn panel(&self, quantity: Quantity, series: &[&Series]) -> Panel {
         let several = self.runs.len() > 1;
-        let y = y_axis(quantity, series, several, &self.request.style);
+        let zeros = self.zeros(quantity);
+        let y = y_axis(quantity, series, zeros.as_deref().unwrap_or_default(), several, &self.request.style);
         let x = self.request.style.x_within(Axis::tokens(&self.tokens));
         let any = y.is_some();
         let mut panel = Panel::new((x, "tokens"), (y.unwrap_or_else(Axis::bare), title(quantity)));
@@ -202,6 +207,7 @@ impl Drawing<'_> {
             let not_positive: u64 = series.iter().map(|series| series.count(Unshown::NotPositive)).sum();
             panel.message = Some(if not_positive > 0 { "no values above 0" } else { "no finite values" });
         }
+        panel.lines.extend(zeros.filter(|_| any).map(|points| Line::new(ZEROS, self.zeros_style(), points)));
         for (i, run) in self.runs.iter().enumerate().filter(|_| any) {
             let Some(series) = run.metrics.series.iter().find(|series| series.quantity == quantity) else {
                 continue;
@@ -238,6 +244,21 @@ impl Drawing<'_> {
         panel
     }
 
+    /// Returns the line of an all-zero answer beside the loss ratio of a single run. Several runs would need as many lines.
+    fn zeros(&self, quantity: Quantity) -> Option<Vec<Vec<Point>>> {
+        let [run] = self.runs else { return None };
+        let line = Some(&run.metrics.zero_ratio).filter(|_| quantity == Quantity::LossRatio)?;
+        line.range()?;
+        Some(self.trend(line).map_or_else(|| line.stretches(), |(_, trend)| trend))
+    }
+
+    fn zeros_style(&self) -> LineStyle {
+        LineStyle {
+            dashes: theme::BASELINES[0],
+            ..LineStyle::line(theme::GREY, theme::SPINE, 1.0, Some(self.styles.len()))
+        }
+    }
+
     /// Returns the last tokens of the runs that diverged.
     fn ends(&self) -> impl Iterator<Item = (f64, f64)> {
         let diverged = self.runs.iter().filter(|run| run.run.diverged.is_some());
@@ -250,6 +271,9 @@ impl Drawing<'_> {
             keys.extend(self.of_heads(&run.metrics, shown));
         } else {
             keys.extend(self.runs.iter().zip(&self.styles).map(|(run, &style)| Key::line(&run.name, style)));
+        }
+        if shown.iter().any(|&quantity| self.zeros(quantity).is_some()) {
+            keys.push(Key::line(ZEROS, self.zeros_style()));
         }
         let labels = self.request.labels.as_ref();
         if labels.is_some_and(|labels| labels.boundaries.iter().any(|place| self.tokens.contains(place))) {
@@ -350,13 +374,22 @@ impl Drawing<'_> {
 }
 
 /// Returns an axis around the values drawn of all runs.
-fn y_axis(quantity: Quantity, series: &[&Series], several: bool, style: &FigureStyle) -> Option<Axis> {
+fn y_axis(
+    quantity: Quantity,
+    series: &[&Series],
+    zeros: &[Vec<Point>],
+    several: bool,
+    style: &FigureStyle,
+) -> Option<Axis> {
     let range = |series: &&Series| {
         if several { series.bold().and_then(DownsampledLine::range) } else { series.range() }
     };
-    let (low, high) = series.iter().filter_map(range).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))?;
+    let wider = |a: (f64, f64), b: (f64, f64)| (a.0.min(b.0), a.1.max(b.1));
+    let of_memory = series.iter().filter_map(range).reduce(wider)?;
+    let (low, high) = zeros.iter().flatten().map(|&(_, ratio)| (ratio, ratio)).fold(of_memory, wider);
+    let far = high > MAX_LINEAR * of_memory.1 || low * MAX_LINEAR < of_memory.0;
     // The ratio grows by many powers of ten near a divergence, and a linear axis would flatten everything before.
-    let wild = quantity == Quantity::LossRatio && style.log.is_none() && high > 100.0 * low;
+    let wild = quantity == Quantity::LossRatio && style.log.is_none() && (far || high > 100.0 * low);
     let log = (series.iter().any(|series| series.log) || wild) && low > 0.0;
     Some(match quantity {
         Quantity::Decay | Quantity::Momentum if !log => style.y_axis((low.min(0.0), high.max(1.0)), false),
