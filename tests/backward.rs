@@ -21,6 +21,7 @@ use nmem::memory::program::{Frame, ProjectionActivation, Reads, Schedule};
 use nmem::memory::rule::{DecayOf, RateForm, RatePer, Rule};
 use nmem::memory::{Dimensions, Gate, Gates, Parameters, Program, State};
 use nmem::real::Real;
+use rayon::prelude::*;
 use support::{Golden, assert_close, assert_close_to_largest, largest, run_through, uniform};
 
 /// Largest difference from autograd in f64, relative to an array's largest magnitude.
@@ -371,7 +372,7 @@ impl Trial {
 /// Numbers of every parameter, each weight of each depth by itself, and of the tokens of both streams.
 #[test]
 fn gradients_are_slopes() {
-    for trial in Trial::all() {
+    Trial::all().into_par_iter().for_each(|trial| {
         let (loss, gradients) = trial.gradients(None);
         let expected = trial.objective(&trial.parameters, &trial.read, &trial.store);
         assert!(
@@ -397,7 +398,7 @@ fn gradients_are_slopes() {
             }
             assert_close(&format!("{}, array {field}", trial.name), got.view(), expected.view(), abs, 0.0);
         }
-    }
+    });
 }
 
 /// The comparison can fail: a gradient that is cut off between chunks lacks terms, in most arrays visibly.

@@ -80,12 +80,11 @@ fn losses_and_norms_beyond_f32() {
     let scale = 5e36;
     let mut values = random.tensors.get_mut("to_keys_values.weight").unwrap().slice_mut(s![inner.., ..]);
     values *= scale;
+    let expected = random.reference::<f32>(1).store(&tokens(1).mapv(f64::from));
     let (mut beyond_loss, mut beyond_norm) = (0, 0);
     for probe in [true, false] {
         let (collected, outcome) = store(&random, &tokens(1), probe);
         assert_eq!((outcome.divergence, collected.rows.len()), (None, CHUNKS * HEADS), "probe: {probe}");
-        let mut reference = random.reference::<f32>(1);
-        let expected = reference.store(&tokens(1).mapv(f64::from));
         for (row, expected) in collected.rows.iter().zip(&expected) {
             let close = |got: f64, expected: f64| {
                 assert!((got / expected - 1.0).abs() < 1e-4, "{got:e}, expected {expected:e}");

@@ -9,6 +9,7 @@ use nmem::engine::{Engine, Work};
 use nmem::memory::parameters::Init;
 use nmem::memory::{Gate, Gates};
 use nmem::real::Real;
+use rayon::prelude::*;
 use support::{
     Collect, RandomMemory, assert_close_to_largest, assert_rows_close, assert_state_close, dyn3, run,
     run_through, uniform,
@@ -80,11 +81,14 @@ fn several_blocks() {
     let (xavier, randn) = (Init::Xavier, Init::Randn);
     let cases =
         [(3, 1077, xavier), (3, 1077, randn), (16, 1031, xavier), (16, 1200, xavier), (128, 9 * 128, randn)];
-    for (chunk, tokens, init) in cases.into_iter().chain([(128, 801, xavier), (600, 1201, xavier)]) {
-        let random = RandomMemory::new((5, 2, 4), chunk, init, 11);
-        let what = format!("chunks of {chunk}, {init:?}, {tokens} tokens");
-        both(&what, &random, &uniform((1, tokens, 5), 2.0, 12));
-    }
+    // Long chunks cost the oracle the most, so they are distributed first.
+    [(600, 1201, xavier), (128, 801, xavier)].into_par_iter().chain(cases).for_each(
+        |(chunk, tokens, init)| {
+            let random = RandomMemory::new((5, 2, 4), chunk, init, 11);
+            let what = format!("chunks of {chunk}, {init:?}, {tokens} tokens");
+            both(&what, &random, &uniform((1, tokens, 5), 2.0, 12));
+        },
+    );
     // With one head, blocks have 1,024 tokens.
     let random = RandomMemory::new((4, 1, 4), 16, xavier, 13);
     both("one head, 2,100 tokens", &random, &uniform((1, 2100, 4), 2.0, 14));
@@ -295,7 +299,7 @@ fn plain_reads() {
     // Long chunks cost the oracle c³.
     cases.push((128, Init::Randn, (1, 129), (1, 300)));
     cases.push((300, Init::Xavier, (2, 301), (2, 311)));
-    for (chunk, init, (of_state, stored), (sequences, tokens)) in cases {
+    cases.into_par_iter().rev().for_each(|(chunk, init, (of_state, stored), (sequences, tokens))| {
         let random = RandomMemory::new((5, 2, 4), chunk, init, 81).past(0.2, 82);
         let what =
             format!("chunks of {chunk}, {init:?}, {of_state} × {stored} stored, {sequences} × {tokens} read");
@@ -303,7 +307,7 @@ fn plain_reads() {
             (uniform((of_state, stored, 5), 1.0, 83), uniform((sequences, tokens, 5), 1.0, 84));
         plain_read::<f64>(&what, &random, &store, &queries, F64);
         plain_read::<f32>(&what, &random, &store, &queries, F32);
-    }
+    });
     // Several groups of tasks share one state.
     let random = RandomMemory::new((5, 2, 4), 4, Init::Xavier, 85);
     let (store, queries) = (uniform((1, 9, 5), 1.0, 86), uniform((40, 6, 5), 1.0, 87));

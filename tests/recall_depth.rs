@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use ndarray::ArrayD;
 use ndarray_npy::{NpzReader, ReadableElement};
 use nmem::real::Real;
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use study::model::{Derivative, Layout, Model, Named};
@@ -240,8 +241,8 @@ fn without_writing() {
 #[test]
 fn trajectories() {
     let splits = Splits::new();
-    let mut known = Arrays::open("trajectories.npz");
-    for (depth, seed) in [(1, 10), (1, 18), (2, 10), (2, 18)] {
+    [(2, 10), (2, 18), (1, 10), (1, 18)].into_par_iter().for_each(|(depth, seed)| {
+        let mut known = Arrays::open("trajectories.npz");
         let run = Run { depth, chunk: 2, derivative: Derivative::Complete, seed, stream: seed };
         let name = |what: &str| format!("d{depth}.s{seed}.c2.{what}");
         let expected: [Vec<f64>; 3] = ["loss", "grad_norm", "test"].map(|what| known.get(&name(what)));
@@ -261,5 +262,5 @@ fn trajectories() {
         }
         let [test, _] = run.test(&splits, &trained.parameters);
         assert_close(&name("test"), &[test.cross_entropy, test.accuracy], &expected[2], 1e-8);
-    }
+    });
 }

@@ -423,7 +423,7 @@ fn fewer_tokens_than_a_chunk_are_kept_and_said() {
 #[cfg(target_os = "linux")]
 fn memory_use_is_flat_in_tokens() {
     let sandbox = Sandbox::new();
-    let all = tokens(&[200_000, 64], 6);
+    let all = tokens(&[200_000, 16], 6);
     let peak = |n: usize, dtype: &str| {
         write_npy(sandbox.path("seq.npy"), &all.slice_axis(Axis(0), (0..n).into())).unwrap();
         sandbox.ok(&format!(
