@@ -82,7 +82,7 @@ fn several_blocks() {
     let cases =
         [(3, 1077, xavier), (3, 1077, randn), (16, 1031, xavier), (16, 1200, xavier), (128, 9 * 128, randn)];
     // Long chunks cost the oracle the most, so they are distributed first.
-    [(600, 1201, xavier), (128, 801, xavier)].into_par_iter().chain(cases).for_each(
+    [(513, 1027, xavier), (128, 801, xavier)].into_par_iter().chain(cases).for_each(
         |(chunk, tokens, init)| {
             let random = RandomMemory::new((5, 2, 4), chunk, init, 11);
             let what = format!("chunks of {chunk}, {init:?}, {tokens} tokens");
