@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use pulp::{Arch, Simd, WithSimd};
 
 use crate::real::Real;
@@ -19,6 +19,8 @@ use crate::simd::Lanes;
 /// latency of a multiply-add, and 2 + 8 loads for 16 of them. AVX2 takes them in two pieces, 6 rows at a time:
 /// 12 sums, two weights and a broadcast fit its 16 registers.
 pub const WIDTH: usize = 32;
+/// Rows of a panel that are filled column by column, a quarter of the nearest cache.
+const BLOCK: usize = 64;
 
 /// A row of a column panel. Columns past the matrix's own are zero.
 #[derive(Clone, Copy, Debug)]
@@ -36,13 +38,6 @@ impl<T: Real> PanelRow<T> {
             Some(all) => self.0 = *all,
             None => self.0[..values.len()].copy_from_slice(values),
         }
-    }
-
-    /// Creates a row of up to [`WIDTH`] values, with zeros after them.
-    pub fn padded(values: impl IntoIterator<Item = T>) -> Self {
-        let mut row = Self::ZERO;
-        row.0.iter_mut().zip(values).for_each(|(place, value)| *place = value);
-        row
     }
 }
 
@@ -64,10 +59,29 @@ impl<T: Real> Packed<T> {
     /// Divides a matrix (in, out) of at least one row into panels.
     pub fn new(matrix: ArrayView2<T>) -> Self {
         let (rows, cols) = matrix.dim();
-        let panel = |start: usize| matrix.rows().into_iter().map(move |row| (start, row));
-        let panels = (0..cols).step_by(WIDTH).flat_map(panel);
-        let panels = panels.map(|(start, row)| PanelRow::padded(row.iter().skip(start).take(WIDTH).copied()));
-        Self { rows, cols, panels: panels.collect() }
+        let mut packed = Self { rows, cols, panels: vec![PanelRow::ZERO; rows * cols.div_ceil(WIDTH)] };
+        packed.assign(matrix);
+        packed
+    }
+
+    /// Replaces all elements by those of a matrix (in, out) of the same shape.
+    pub fn assign(&mut self, matrix: ArrayView2<T>) {
+        assert_eq!(matrix.dim(), (self.rows, self.cols), "shape of a matrix");
+        for (start, panel) in (0..self.cols).step_by(WIDTH).zip(self.panels.chunks_mut(self.rows)) {
+            let columns = matrix.slice(s![.., start..self.cols.min(start + WIDTH)]);
+            if columns.row(0).to_slice().is_some() {
+                for (to, row) in panel.iter_mut().zip(columns.rows()) {
+                    to.fill_from(row.to_slice().expect("contiguous, as the first row is"));
+                }
+                continue;
+            }
+            // The columns of a transposed matrix are contiguous.
+            for (to, columns) in panel.chunks_mut(BLOCK).zip(columns.axis_chunks_iter(Axis(0), BLOCK)) {
+                for (j, column) in columns.columns().into_iter().enumerate() {
+                    to.iter_mut().zip(column).for_each(|(row, &x)| row.0[j] = x);
+                }
+            }
+        }
     }
 
     /// Creates a matrix (in, out) from its panels: `rows` rows of the first, then of the second, …
@@ -410,6 +424,22 @@ mod tests {
                 }
             }
         };
+    }
+
+    /// Rows or columns of what is packed are contiguous, or neither; earlier elements are replaced.
+    #[test]
+    fn matrices_come_back() {
+        for (rows, cols) in [(1, 1), (3, 33), (65, 32), (130, 70)] {
+            let matrix = Array2::from_shape_fn((rows, cols), |(i, j)| (i * cols + j) as f32);
+            let mut packed = Packed::new(matrix.view());
+            assert_eq!(packed.to_matrix(), matrix);
+            let columns = matrix.t().as_standard_layout().reversed_axes().mapv(|x| x + 0.5);
+            packed.assign(columns.view());
+            assert_eq!(packed.to_matrix(), columns);
+            let backwards = matrix.slice(s![..;-1, ..;-1]);
+            packed.assign(backwards);
+            assert_eq!(packed.to_matrix(), backwards);
+        }
     }
 
     /// Checks sums of at most 100 products of halves, and that nothing is written beyond `cols`.

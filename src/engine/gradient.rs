@@ -6,7 +6,8 @@
 
 use std::ops::Range;
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, concatenate, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, CowArray, Ix2, concatenate, s};
+use rayon::prelude::*;
 
 use crate::memory::Loss;
 use crate::memory::graph::{Graph, Node, NodeKind, Value};
@@ -34,21 +35,24 @@ struct LinearWeights<T> {
 impl<T: Real> GradientPoint<T> {
     /// Prepares weights, given as one slice in file order.
     pub fn new(graph: &Graph, weights: &[T]) -> Self {
-        let places = graph.places();
-        let matrix = |p: usize| {
-            let shape = (graph.weights[p].rows, graph.weights[p].cols);
-            ArrayView2::from_shape(shape, &weights[places[p].clone()]).expect("rows × cols elements")
-        };
-        let linear = |node: &Node| match &node.kind {
-            NodeKind::Operator(_) => None,
-            NodeKind::Linear(of) => {
-                let matrices: Vec<_> = of.clone().map(matrix).collect();
-                let side_by_side = concatenate(Axis(1), &matrices).expect("weights of one input");
-                let transposed = graph.is_learned(node.inputs[0]).then(|| Packed::new(side_by_side.t()));
-                Some(LinearWeights { weights: Packed::new(side_by_side.view()), transposed })
-            }
+        let linear = |node: &Node| {
+            side_by_side(graph, node, weights).map(|matrix| LinearWeights {
+                weights: Packed::new(matrix.view()),
+                transposed: graph.is_learned(node.inputs[0]).then(|| Packed::new(matrix.t())),
+            })
         };
         Self { linears: graph.nodes.iter().map(linear).collect() }
+    }
+
+    /// Replaces the weights.
+    pub fn assign(&mut self, graph: &Graph, weights: &[T]) {
+        self.linears.par_iter_mut().zip(&graph.nodes).for_each(|(linear, node)| {
+            let (Some(linear), Some(matrix)) = (linear, side_by_side(graph, node, weights)) else { return };
+            linear.weights.assign(matrix.view());
+            if let Some(transposed) = &mut linear.transposed {
+                transposed.assign(matrix.t());
+            }
+        });
     }
 
     /// Returns the size in bytes.
@@ -58,6 +62,21 @@ impl<T: Real> GradientPoint<T> {
         };
         self.linears.iter().flatten().map(both).sum()
     }
+}
+
+/// Returns the weights (in, out) of a linear map, side by side; `None` for other nodes.
+fn side_by_side<'w, T: Real>(graph: &Graph, node: &Node, weights: &'w [T]) -> Option<CowArray<'w, T, Ix2>> {
+    let NodeKind::Linear(of) = &node.kind else { return None };
+    let places = graph.places();
+    let matrix = |p: usize| {
+        let shape = (graph.weights[p].rows, graph.weights[p].cols);
+        ArrayView2::from_shape(shape, &weights[places[p].clone()]).expect("rows × cols elements")
+    };
+    let matrices: Vec<_> = of.clone().map(matrix).collect();
+    Some(match matrices[..] {
+        [matrix] => matrix.into(),
+        _ => concatenate(Axis(1), &matrices).expect("weights of one input").into(),
+    })
 }
 
 /// The thin factors of gradients, by node. The matrices are owned, or views of some of their rows.

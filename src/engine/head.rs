@@ -90,7 +90,7 @@ impl<T: Real> Head<T> {
         });
         if let Some((weights, point)) = &mut self.point {
             weights.copy_from_slice(arrays[memory.program.rule.arrays().len()]);
-            *point = GradientPoint::new(&memory.graph, weights);
+            point.assign(&memory.graph, weights);
         }
     }
 
@@ -179,7 +179,7 @@ impl<T: Real> Head<T> {
             }
             columns.save(panel.weights(rule, base), &mut weights[place]);
         }
-        *point = GradientPoint::new(&memory.graph, weights);
+        point.assign(&memory.graph, weights);
     }
 
     /// Reads and stores a stretch of the block.

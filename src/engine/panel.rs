@@ -127,7 +127,8 @@ impl PanelColumns {
 
     fn load<'a, T: Real>(&self, elements: &[T], rows: impl IntoIterator<Item = &'a mut PanelRow<T>>) {
         for (row, place) in rows.into_iter().zip(self.places()) {
-            *row = PanelRow::padded(elements[place].iter().copied());
+            *row = PanelRow::ZERO;
+            row.fill_from(&elements[place]);
         }
     }
 
