@@ -5,9 +5,11 @@ mod support;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ndarray::{Array2, Array3, ArrayD, ArrayView2, Axis, s};
 use ndarray_npy::{NpzReader, ReadNpyExt};
+use nmem::Error;
 use nmem::engine::backward::{Backward, Order, TokenGradients, Tokens};
 use nmem::engine::{Memory, Work};
 use nmem::io::TensorFile;
@@ -415,6 +417,31 @@ fn a_gradient_without_its_terms_is_not_the_slope() {
     }
     let failing = worst.iter().filter(|difference| **difference > 100.0 * DIFFERENCE).count();
     assert!(failing * 10 > worst.len() * 9, "{failing} of {} trials notice", worst.len());
+}
+
+/// The check is called before each segment, forwards and back, and its error ends the work.
+#[test]
+fn a_check_ends_the_work() {
+    let trial = Trial::all().swap_remove(0);
+    let calls = AtomicUsize::new(0);
+    let run = |allowed: usize| {
+        calls.store(0, Ordering::Relaxed);
+        let check = || match calls.fetch_add(1, Ordering::Relaxed) {
+            before if before < allowed => Ok(()),
+            _ => Err(Error::rejected("check", "ended")),
+        };
+        let backward = Backward::new(&trial.parameters, trial.program, trial.gates, None, None).unwrap();
+        let of = backward.checked(&check).sequences(None, &[trial.tokens()], |_, _| {
+            ((), trial.cotangent.index_axis(Axis(0), 0).to_owned())
+        });
+        (of.map(|_| ()).map_err(|error| error.to_string()), calls.load(Ordering::Relaxed))
+    };
+    let (result, calls) = run(usize::MAX);
+    assert_eq!(result, Ok(()));
+    assert!(calls >= 2 * trial.parameters.dimensions.heads, "{calls}");
+    for allowed in [0, calls - 1] {
+        assert_eq!(run(allowed).0, Err("check: ended".to_owned()), "{allowed} of {calls}");
+    }
 }
 
 /// Without a cut within the tokens, truncation changes nothing.

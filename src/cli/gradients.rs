@@ -71,6 +71,9 @@ pub struct Args {
     /// Threads; the results have the same bits for any number [default: one per core]
     #[arg(long, value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true)]
     threads: Option<usize>,
+    /// Take the gradients N more times for timing; the time is then the median
+    #[arg(long, value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true)]
+    repeat: Option<usize>,
     /// Output file
     #[arg(long, value_name = "G.npz", help_heading = "Output")]
     out: PathBuf,
@@ -98,6 +101,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         online: Some(true),
         dtype: Some(args.dtype),
         threads: args.threads,
+        repeat: args.repeat,
         ..Settings::default()
     };
     let config = settings.validate(Command::Retrieve)?;

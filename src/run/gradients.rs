@@ -1,11 +1,13 @@
 //! Outer gradients of a memory for given cotangents of what is read.
 
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use ndarray::{Array2, Array3, ArrayD, ArrayView2, Axis};
 use serde::Serialize;
 
+use super::compute::median;
 use super::inputs::Loaded;
 use super::{InputCache, Observer, ResolvedInputs, RunEvent, start_threads};
 use crate::config::{Config, with_flag};
@@ -45,8 +47,10 @@ pub struct GradientReport {
     pub dtype: ElementType,
     /// Number of threads.
     pub threads: usize,
-    /// Seconds that reading, storing and the gradients took.
+    /// Seconds that reading, storing and the gradients took. With `repeat`, the median of `seconds_all`.
     pub seconds: f64,
+    /// Seconds of each time.
+    pub seconds_all: Vec<f64>,
 }
 
 /// One array of gradients.
@@ -102,6 +106,9 @@ fn in_type<T: Real>(
     let parameters = file.parameters::<T>(&program);
     let past = file.past();
     let backward = Backward::new(&parameters, program, inputs.gates, past.as_deref(), request.truncate);
+    let observe = Mutex::new(observe);
+    let tell = |event| observe.lock().unwrap_or_else(PoisonError::into_inner)(event);
+    let check = || tell(RunEvent::Computed(0));
     let backward = backward.map_err(|error| match error {
         Error::Limit { name, outside } if name == "truncate" => with_flag(Error::Limit { name, outside }),
         // A part of the memory's program.
@@ -110,11 +117,11 @@ fn in_type<T: Real>(
         }
         error => error,
     })?;
+    let backward = backward.checked(&check);
     let (shape, store) = (inputs.data.dims(), inputs.store());
     budget::check(backward.bytes(shape.tokens, store.dims().tokens, shape.sequences))?;
     let [read, stored, cotangent] = [&*inputs.data, store, cotangent].map(all::<T>);
     let (read, stored, cotangent) = (read?, stored?, cotangent?);
-    let begin = Instant::now();
     let tokens: Vec<_> = read
         .outer_iter()
         .zip(stored.outer_iter())
@@ -125,9 +132,19 @@ fn in_type<T: Real>(
         let loss: f64 = read.iter().zip(cotangent).map(|(&x, &r)| x.to_f64() * Real::to_f64(r)).sum();
         (loss, cotangent.to_owned())
     };
-    let (of_sequences, sum) = backward.sequences(state.as_ref(), &tokens, objective)?;
-    let seconds = begin.elapsed().as_secs_f64();
-    observe(RunEvent::Writing)?;
+    let all_tokens = (shape.sequences * shape.tokens) as u64;
+    tell(RunEvent::Starting(all_tokens.saturating_mul(config.repeat as u64 + 1)))?;
+    let mut seconds_all = Vec::new();
+    let (of_sequences, sum) = loop {
+        let begin = Instant::now();
+        let result = backward.sequences(state.as_ref(), &tokens, objective)?;
+        seconds_all.push(begin.elapsed().as_secs_f64());
+        tell(RunEvent::Computed(all_tokens))?;
+        if seconds_all.len() > config.repeat {
+            break result;
+        }
+    };
+    tell(RunEvent::Writing)?;
     inputs.check_unchanged(true)?;
 
     let dimensions = file.dimensions();
@@ -168,7 +185,8 @@ fn in_type<T: Real>(
         name,
     };
     let arrays = arrays.into_iter().map(of_array).collect();
-    Ok(GradientReport { loss, names, arrays, dtype: config.dtype, threads, seconds })
+    let seconds = median(&seconds_all);
+    Ok(GradientReport { loss, names, arrays, dtype: config.dtype, threads, seconds, seconds_all })
 }
 
 /// Reads all tokens of a file.

@@ -114,6 +114,13 @@ fn any_number_of_threads_and_any_run_gives_the_same_bytes() {
     }
     assert_eq!(sandbox.bytes("1.npz"), sandbox.bytes("2.npz"));
     assert_eq!(sandbox.bytes("1.npz"), sandbox.bytes("5.npz"));
+    let report = sandbox.ok(&format!("{line} --repeat 2 --out again.npz --format json")).out;
+    assert_eq!(sandbox.bytes("1.npz"), sandbox.bytes("again.npz"));
+    let report: Value = serde_json::from_str(&report).unwrap();
+    let mut all: Vec<_> =
+        report["seconds_all"].as_array().unwrap().iter().map(|time| time.as_f64().unwrap()).collect();
+    all.sort_by(f64::total_cmp);
+    assert_eq!((all.len(), report["seconds"].as_f64()), (3, Some(all[1])));
 }
 
 #[test]

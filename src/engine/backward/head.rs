@@ -16,11 +16,12 @@ use std::ops::Range;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
-use super::Order;
 use super::node_rows::{Passage, Second};
 use super::passes::{ExampleCotangents, Examples, Passes};
 use super::pool::Buffers;
+use super::{Check, Order};
 use crate::engine::panel::Step;
+use crate::error::Result;
 use crate::memory::program::{Program, Reads};
 use crate::real::Real;
 use crate::simd::vectorised;
@@ -39,7 +40,6 @@ const LANES: usize = 16;
 const MIN_TASK_WORK: usize = 1 << 18;
 
 /// Inputs of a head in one call, and the state that it starts from.
-#[derive(Debug)]
 pub struct HeadSequence<'a, T> {
     pub passes: &'a Passes,
     pub buffers: &'a Buffers<T>,
@@ -66,6 +66,8 @@ pub struct HeadSequence<'a, T> {
     pub transition: Option<T>,
     /// Chunks after whose multiples gradients are cut off.
     pub truncate: Option<usize>,
+    /// Called before each segment.
+    pub check: Check<'a>,
 }
 
 /// State of a head between two chunks.
@@ -227,12 +229,16 @@ impl<T: Real> HeadSequence<'_, T> {
     }
 
     /// Computes the output rows (rows, d), which are zero where nothing is read.
-    pub fn forward(&self, output: ArrayViewMut2<'_, T>) -> Tape<T> {
+    ///
+    /// # Errors
+    /// That of the check, which ends the work.
+    pub fn forward(&self, output: ArrayViewMut2<'_, T>) -> Result<Tape<T>> {
         let mut state = self.start.clone();
         let mut starts = Vec::new();
         let mut last = None;
         let mut rest = Parts::new(output);
         for chunks in self.segments() {
+            (self.check)()?;
             if let Some(segment) = last.take() {
                 self.recycle(segment);
             }
@@ -249,7 +255,7 @@ impl<T: Real> HeadSequence<'_, T> {
         let groups = self.groups(self.reads(self.chunks()));
         let groups: Vec<_> = groups.map(|rows| (rows.clone(), rest.take(rows))).collect();
         groups.into_par_iter().for_each(|(rows, output)| self.read(&state.update, rows, output));
-        Tape { starts, last, end: state }
+        Ok(Tape { starts, last, end: state })
     }
 
     /// Returns the chunks of a segment before which rows are read, with these rows and their parts of a matrix.
@@ -409,12 +415,15 @@ impl<T: Real> HeadSequence<'_, T> {
     }
 
     /// Passes the cotangent of the output rows (rows, d) back. Writes the cotangents of all rows to `to`.
+    ///
+    /// # Errors
+    /// That of the check, which ends the work.
     pub fn backward(
         &self,
         tape: Tape<T>,
         d_output: ArrayView2<'_, T>,
         mut to: RowCotangents<'_, T>,
-    ) -> HeadCotangents<T> {
+    ) -> Result<HeadCotangents<T>> {
         let zeros = || vec![T::zero(); self.elements()];
         let Tape { starts, mut last, end } = tape;
         let mut carried =
@@ -436,6 +445,7 @@ impl<T: Real> HeadSequence<'_, T> {
             carried.base.copy_from_slice(&carried.update);
         }
         for (start, chunks) in starts.iter().zip(self.segments()).rev() {
+            (self.check)()?;
             let segment = last.take().unwrap_or_else(|| self.segment(start, chunks));
             self.segment_vjp(segment, d_output, &mut carried, &mut results, &mut to);
         }
@@ -450,7 +460,7 @@ impl<T: Real> HeadSequence<'_, T> {
         for part in parts {
             carried.base.iter_mut().zip(part).for_each(|(sum, &x)| *sum += x);
         }
-        HeadCotangents { base: carried.base, transition: carried.transition, ..results }
+        Ok(HeadCotangents { base: carried.base, transition: carried.transition, ..results })
     }
 
     /// Reads some rows again and passes their cotangent back. Writes the cotangent of the weights to `d_weights`.

@@ -58,8 +58,10 @@ pub struct Tokens<'a, T> {
     pub order: Order,
 }
 
+/// A call between stretches of work, from any thread. Its error ends the work.
+pub type Check<'a> = &'a (dyn Fn() -> Result<()> + Sync);
+
 /// A memory whose outer gradient is taken.
-#[derive(Debug)]
 pub struct Backward<'a, T> {
     parameters: &'a Parameters<T>,
     program: Program,
@@ -69,6 +71,16 @@ pub struct Backward<'a, T> {
     /// Initial weights of each head that has its own, past weights included, in the order of `passes`.
     base: Vec<Vec<T>>,
     truncate: Option<usize>,
+    check: Check<'a>,
+}
+
+impl<T> std::fmt::Debug for Backward<'_, T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Backward")
+            .field("program", &self.program)
+            .field("truncate", &self.truncate)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Gradients of one sequence.
@@ -161,7 +173,14 @@ impl<'a, T: Real> Backward<'a, T> {
         let base = (0..heads).map(base).collect();
         let truncate = truncate.map(|tokens| tokens / c);
         let buffers = Buffers::new(program.model, parameters.dimensions.dim_head, c);
-        Ok(Self { parameters, program, gates, passes, buffers, base, truncate })
+        Ok(Self { parameters, program, gates, passes, buffers, base, truncate, check: &|| Ok(()) })
+    }
+
+    /// Calls `check` every few chunks (√N of N).
+    #[must_use]
+    pub fn checked(mut self, check: Check<'a>) -> Self {
+        self.check = check;
+        self
     }
 
     /// Returns the buffers, for other gradients.
@@ -210,7 +229,7 @@ impl<'a, T: Real> Backward<'a, T> {
     /// is read (tokens, D) and returns its cotangent, with whatever the caller wants.
     ///
     /// # Errors
-    /// A state whose two streams are not in step.
+    /// A state whose two streams are not in step, and that of the check.
     pub fn sequence<R>(
         &self,
         start: Option<(&State<T>, usize)>,
@@ -244,7 +263,7 @@ impl<'a, T: Real> Backward<'a, T> {
         let mut of_heads = Array2::zeros(asked_rows.dim());
         let places: Vec<_> = of_heads.axis_chunks_iter_mut(Axis(1), d).collect();
         let forward = |(head, output): (&HeadSequence<'_, T>, _)| head.forward(output);
-        let tapes: Vec<_> = head_sequences.par_iter().zip(places).map(forward).collect();
+        let tapes = head_sequences.par_iter().zip(places).map(forward).collect::<Result<Vec<_>>>()?;
         let mut output = self.combine(&asked, of_heads);
         let (result, mut d_output) = objective(output.rows().slice_move(s![asked.before.., ..]));
         // Later arrays take the place of those that are dropped before them, whose pages have been touched.
@@ -272,13 +291,13 @@ impl<'a, T: Real> Backward<'a, T> {
             .zip(queries)
             .map(|((keys, values), queries)| RowCotangents { keys, values, queries })
             .collect();
-        let of_heads: Vec<_> = head_sequences
+        let of_heads = head_sequences
             .par_iter()
             .zip(tapes)
             .zip(places)
             .enumerate()
             .map(|(j, ((head, tape), to))| head.backward(tape, d_heads.slice(s![.., j * d..(j + 1) * d]), to))
-            .collect();
+            .collect::<Result<Vec<_>>>()?;
         drop(d_heads);
         let mut d_stored_normed = Array2::zeros(stored.tokens.dim());
         self.gates_vjp(&stored, &gates, token_rates.as_ref(), &of_heads, &mut d_stored_normed, &mut of);
@@ -506,6 +525,7 @@ impl<'a, T: Real> Backward<'a, T> {
             rates: token_rates.map(|rates| rates.column(j).iter().map(rate).collect()),
             transition: parameters.transition.map(|logit| T::from_f64(1.0 / (1.0 + (-logit.to_f64()).exp()))),
             truncate: self.truncate,
+            check: self.check,
         }
     }
 
