@@ -2,6 +2,7 @@
 //! panel, and each algorithm a line. The second figure also shows the bandwidth of a copy.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::hash::Hash;
 use std::path::Path;
 
 use crate::error::{Error, Result};
@@ -21,13 +22,18 @@ const MAX_PANELS: usize = 26;
 const MAX_SERIES: usize = 52;
 /// Height of a panel.
 const PANEL: f64 = 125.0;
+
+/// Parts of a panel's heading: batch × channels, order of axes, gates, element type.
+type PanelParts = [String; 4];
+/// Names of these parts in notes.
+const PARTS: [&str; 4] = ["batch × channels", "order of axes", "gates per", "element type"];
+
 /// A row that was timed.
 #[derive(Clone, Debug)]
 struct TimedRow {
     /// Algorithm, with its threads if the file has several numbers of them.
     series: String,
-    /// Batch, channels, layout and gates, with the element type if the file has several.
-    panel: String,
+    panel: PanelParts,
     steps: u64,
     milliseconds: f64,
     gb_per_s: f64,
@@ -79,7 +85,7 @@ pub fn speedup(csv: &Path, request: &Request) -> Result<(Vec<Chart>, Vec<String>
         rows.iter().filter(|row| row.series == base || row.algorithm == base).cloned().collect();
     if of_base.is_empty() {
         let known: Vec<_> =
-            distinct(rows.iter().map(|row| &row.algorithm[..])).into_iter().map(str::to_owned).collect();
+            distinct(rows.iter().map(|row| &row.algorithm)).into_iter().map(String::as_str).collect();
         return Err(Error::rejected(
             "--baseline",
             format!("no algorithm {base}; the algorithms are {}", known.join(", ")),
@@ -133,7 +139,7 @@ fn read(csv: &Path, request: &Request) -> Result<(Vec<TimedRow>, Vec<String>)> {
                 "cpu" => text(algorithm),
                 device => format!("{device} {}", text(algorithm)),
             },
-            panel: String::new(),
+            panel: PanelParts::default(),
             steps: table.integer(steps)?,
             milliseconds,
             gb_per_s,
@@ -158,7 +164,6 @@ fn read(csv: &Path, request: &Request) -> Result<(Vec<TimedRow>, Vec<String>)> {
         steps.into_iter().filter(|(_, steps)| steps.len() > 1).map(|(shape, _)| shape).collect();
     let shapes: BTreeSet<_> =
         if lines.is_empty() { cells.iter().map(|cell| cell.1).collect() } else { lines };
-    let dtypes: BTreeSet<_> = cells.iter().map(|cell| cell.2.clone()).collect();
     let most = cells.iter().map(|cell| cell.0.threads).max().unwrap_or(1);
     let several = cells.iter().map(|cell| cell.0.threads).filter(|&threads| threads > 1 && threads != most);
     let several = several.count() > 0
@@ -168,8 +173,7 @@ fn read(csv: &Path, request: &Request) -> Result<(Vec<TimedRow>, Vec<String>)> {
     let rows = cells.into_iter().filter(|cell| shapes.contains(&cell.1));
     let rows: Vec<_> = rows
         .map(|(row, (batch, channels), dtype, layout, gate)| {
-            let dtype = if dtypes.len() > 1 { format!(", {dtype}") } else { String::new() };
-            let panel = format!("{batch} × {channels}, {layout}, gates per {gate}{dtype}");
+            let panel = [format!("{batch} × {channels}"), layout, gate, dtype];
             let plural = if row.threads == 1 { "" } else { "s" };
             let series = if several && row.threads > 0 {
                 format!("{}, {} thread{plural}", row.series, row.threads)
@@ -183,12 +187,16 @@ fn read(csv: &Path, request: &Request) -> Result<(Vec<TimedRow>, Vec<String>)> {
         (
             "panels (batch, channels, layout, gate, dtype)",
             MAX_PANELS,
-            distinct(rows.iter().map(|row| &row.panel[..])),
+            distinct(rows.iter().map(|row| &row.panel)).len(),
         ),
-        ("lines (device, algorithm, threads)", MAX_SERIES, distinct(rows.iter().map(|row| &row.series[..]))),
+        (
+            "lines (device, algorithm, threads)",
+            MAX_SERIES,
+            distinct(rows.iter().map(|row| &row.series)).len(),
+        ),
     ] {
-        if names.len() > most {
-            return Err(Error::file(csv, format!("rows for at most {most} {what}"), names.len().to_string()));
+        if names > most {
+            return Err(Error::file(csv, format!("rows for at most {most} {what}"), names.to_string()));
         }
     }
     filter::check(&request.filter, passed > 0)?;
@@ -219,15 +227,36 @@ fn copies(rows: &[TimedRow]) -> Option<(Vec<&TimedRow>, String)> {
 }
 
 /// Returns the distinct names in the order of the file.
-fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+fn distinct<'a, T: Eq + Hash>(names: impl Iterator<Item = &'a T>) -> Vec<&'a T> {
     let mut seen = HashSet::new();
     names.filter(|&name| seen.insert(name)).collect()
 }
 
+/// Returns the headings of panels, made of the parts that differ, and a note that names these and the shared parts.
+fn headings(panels: &[&PanelParts]) -> (Vec<String>, String) {
+    let alone = |panel: &PanelParts, part: usize| match PARTS[part] {
+        name @ "gates per" => format!("{name} {}", panel[part]),
+        name @ "batch × channels" => format!("{} ({name})", panel[part]),
+        _ => panel[part].clone(),
+    };
+    let (differing, shared): (Vec<_>, Vec<_>) =
+        (0..PARTS.len()).partition(|&part| panels.iter().any(|panel| panel[part] != panels[0][part]));
+    let heading = |panel: &&PanelParts| match differing[..] {
+        [part] => alone(panel, part),
+        _ => differing.iter().map(|&part| &panel[part][..]).collect::<Vec<_>>().join("/"),
+    };
+    let names: Vec<_> = differing.iter().map(|&part| PARTS[part]).collect();
+    let mut note: Vec<_> = shared.iter().map(|&part| alone(panels[0], part)).collect();
+    if !names.is_empty() {
+        note.insert(0, format!("panels: {}", names.join("/")));
+    }
+    (panels.iter().map(heading).collect(), note.join("; "))
+}
+
 fn chart(rows: &[TimedRow], quantity: Quantity, request: &Request) -> Chart {
     let style = &request.style;
-    let panels = distinct(rows.iter().map(|row| &row.panel[..]));
-    let series = distinct(rows.iter().map(|row| &row.series[..]));
+    let panels = distinct(rows.iter().map(|row| &row.panel));
+    let series = distinct(rows.iter().map(|row| &row.series));
     let (name, title) = match quantity {
         Quantity::Time => ("time", "time (ms)"),
         Quantity::Bandwidth => ("bandwidth", "bandwidth (GB/s)"),
@@ -265,8 +294,9 @@ fn chart(rows: &[TimedRow], quantity: Quantity, request: &Request) -> Chart {
     } else if quantity == Quantity::Time {
         chart.notes.push("medians".to_owned());
     }
-    chart.notes.push("panels: batch × channels, order of axes, gates".to_owned());
-    for heading in &panels {
+    let (headings, note) = headings(&panels);
+    chart.notes.push(note);
+    for (parts, heading) in panels.iter().zip(&headings) {
         let mut panel = Panel::new((x.clone(), "steps"), (y.clone(), title));
         panel.heading = font::plain(heading);
         let sorted = |mut points: Vec<Point>| {
@@ -275,13 +305,13 @@ fn chart(rows: &[TimedRow], quantity: Quantity, request: &Request) -> Chart {
         };
         if let Some((rows, _)) = &copies {
             // If algorithms differ in bytes, the copy of the most bytes is drawn.
-            let here = rows.iter().filter(|row| row.panel == *heading);
+            let here = rows.iter().filter(|row| row.panel == **parts);
             let mut points = sorted(here.filter_map(|row| Some((row.steps as f64, row.copy?))).collect());
             points.dedup_by_key(|point| point.0.to_bits());
             panel.lines.push(Line::new("copy", dashed, vec![points]));
         }
         for (i, name) in series.iter().enumerate() {
-            let here = rows.iter().filter(|row| row.panel == *heading && row.series == *name);
+            let here = rows.iter().filter(|row| row.panel == **parts && row.series == **name);
             let points = sorted(here.map(|row| (row.steps as f64, value(row))).collect());
             if !points.is_empty() {
                 panel.lines.push(Line::new(&names[i], line_style(i), vec![points]));

@@ -347,3 +347,21 @@ fn rejected() {
         )
     );
 }
+
+/// Medians over runs of which some never became unstable need the number of those that did.
+#[test]
+fn runs_that_became_unstable_are_counted() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let csv = directory.path().join("results.csv");
+    let mut rows = "run,learning_rate,decay,seed,status,first_unstable_chunk\n".to_owned();
+    let chunks = [((0.1, 0.0), ["", "", ""]), ((0.1, 0.3), ["", "9", "12"]), ((1.0, 0.0), ["2", "3", "5"])];
+    for (i, ((rate, decay), chunks)) in chunks.into_iter().enumerate() {
+        for (seed, chunk) in chunks.into_iter().enumerate() {
+            writeln!(rows, "{i}{seed},{rate},{decay},{seed},ok,{chunk}").expect("a string takes all");
+        }
+    }
+    std::fs::write(&csv, rows).expect("a writable temporary directory");
+    let drawn = figures(&csv, &asked("learning_rate", "first_unstable_chunk", "decay")).expect("a figure");
+    let svg = &drawn.figures[0].svg;
+    assert!(svg.contains("5 of 9 runs became unstable (2 of 3 at α = 0.3, θ = 0.1)"), "{svg}");
+}

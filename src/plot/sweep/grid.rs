@@ -27,6 +27,8 @@ const MIN_HEIGHT: f64 = 80.0;
 const MAX_HEIGHT: f64 = 200.0;
 /// Width of all bars at a value, of which the space between two values is 1.
 const BARS: f64 = 0.7;
+/// Most points at which only some runs reached an event that a note lists.
+const MAX_EVENTS: usize = 3;
 
 /// One metric, ready for drawing.
 pub struct Grid<'a> {
@@ -288,7 +290,34 @@ impl<'a> Grid<'a> {
             }
             chart.panels.push(panel);
         }
+        chart.notes.extend(self.note_on_events(&names));
         if bands { "bands" } else { "bars" }
+    }
+
+    /// Returns how many runs reached the event, and where only some of a point's runs did. Maps say so in their cells.
+    fn note_on_events(&self, lines: &[String]) -> Option<String> {
+        if !self.method.censored || self.cells().all(|cell| cell.absent == 0) {
+            return None;
+        }
+        let events: usize = self.cells().map(|cell| cell.finite.len()).sum();
+        let runs = events + self.cells().map(|cell| cell.absent).sum::<usize>();
+        let (x, values) = (symbol(&self.x().name), labels(self.x()));
+        let mut some = Vec::new();
+        for panel in &self.panels {
+            let cells = panel.cells.iter().filter(|(_, cell)| cell.absent > 0 && !cell.finite.is_empty());
+            some.extend(cells.map(|(key, cell)| (&panel.heading, key, cell.finite.len(), cell.absent)));
+        }
+        let at = some.iter().map(|(heading, (line, value), events, absent)| {
+            let place = [heading.as_str(), if self.layout.hue.is_some() { &lines[*line] } else { "" }];
+            let place = place.into_iter().filter(|part| !part.is_empty()).map(|part| format!("{part}, "));
+            format!("{events} of {} at {}{x} {}", events + absent, place.collect::<String>(), values[*value])
+        });
+        let at = match some.len() {
+            0 => String::new(),
+            1..=MAX_EVENTS => format!(" ({})", at.collect::<Vec<_>>().join("; ")),
+            more => format!(" (only some of them at {more} points)"),
+        };
+        Some(format!("{events} of {runs} runs became unstable{at}"))
     }
 
     /// Returns a line's centres by value of x, broken where all runs were lost or never reached the event.
