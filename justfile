@@ -23,7 +23,7 @@ scan-bench *ARGS:
 
 # Run all tests; `just test golden` runs those with "golden" in their names
 test *FILTER:
-    cargo test --locked {{ FILTER }}
+    cargo test --locked --features cuda {{ FILTER }}
 
 # Fuzz each target of tests/fuzz/targets.rs for a minute; `just fuzz npy 600` fuzzes one for ten
 fuzz TARGET='' SECONDS='60' SEED='1':
@@ -107,6 +107,10 @@ ci:
 # Time nmem against titans-pytorch for ten minutes or more; `just vs-pytorch --quick` is a short trial
 vs-pytorch *ARGS:
     experiments/vs-pytorch/compare.py "$@"
+
+# Time forwards of titans-pytorch 0.5.5's memory and outer gradients against nmem's, in some minutes
+vs-pytorch-models *ARGS:
+    experiments/vs-pytorch/models.py "$@"
 
 # Compare f32 with f64 over 10,000,000 tokens, and 200 random configurations with the oracle: docs/design/numerics.md
 long-run *ARGS:

@@ -8,12 +8,12 @@ use nmem::engine::{Engine, Memory, Outcome, Work};
 use nmem::memory::parameters::Init;
 use nmem::memory::program::Preset;
 use nmem::memory::{Dimensions, Gate, Gates, State};
-use nmem::real::Real;
+use nmem::real::{ElementType, Real};
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::RngSeed;
 
-use crate::device::devices;
+use crate::device::{devices, is_watching};
 use crate::support::{
     self, Collect, Golden, RandomMemory, assert_close_to_largest, assert_rows_close, assert_state_close,
     compare, dyn3, golden_results, uniform,
@@ -176,6 +176,10 @@ const CASES: [Case; 6] = [
 ];
 
 fn against_the_oracle<T: Real>(what: &str, device: &dyn Device, case: Case, rel: f64) {
+    // The same source makes the kernels of both element types, so their accesses are the same, and the check is slow.
+    if is_watching() && T::TYPE == ElementType::F64 {
+        return;
+    }
     let ((dim, heads, d), chunk, sequences, parts) = case;
     let what = format!("{what}, {}, {case:?}", T::TYPE);
     let gates = Gates { decay: Gate::Learned(-1.0), momentum: Gate::Fixed(0.7), ..Gates::default() };
@@ -252,7 +256,7 @@ fn shapes() -> impl Strategy<Value = (Case, usize, usize)> {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 4,
+        cases: 2,
         rng_seed: RngSeed::Fixed(1),
         failure_persistence: None,
         ..ProptestConfig::default()

@@ -10,9 +10,10 @@ mod sweep;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
 use nmem::io::labels::Labels;
-use nmem::plot::{FigureFormat, OmittedValues, Request, timelines};
+use nmem::plot::{CsvSource, FigureFormat, OmittedValues, Request, timelines};
 
 const HEADER: &str = "sequence,chunk,head,start,end,loss,loss_before,loss_after,surprise,learning_rate,momentum,decay,\
                       surprise_norm,momentum_norm,update_norm,weight_norm,surprise.0";
@@ -31,6 +32,33 @@ fn run(chunks: usize, heads: usize, probe: bool) -> String {
         rows.write_str(&row(chunk, head, &before, &format!("{value}"))).expect("a string takes all");
         rows
     })
+}
+
+/// Beside the loss ratio of a single run stands that of an answer of zeros, on the same axis.
+#[test]
+fn a_loss_ratio_is_beside_that_of_zeros() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let [with, without, far] = [Some(4), None, Some(200)].map(|zero: Option<i32>| {
+        let csv = directory.path().join(format!("{zero:?}.csv"));
+        let zero = zero.map_or(String::new(), |zero| zero.to_string());
+        let rows = run(20, 2, true).lines().fold(String::new(), |all, row| format!("{all}{row},{zero}\n"));
+        std::fs::write(&csv, format!("{HEADER},loss_zero\n{rows}")).expect("a writable temporary directory");
+        csv
+    });
+    let drawn = |files: &[&PathBuf]| {
+        let sources: Vec<_> =
+            files.iter().map(|csv| CsvSource::find(csv, None).expect("a metrics.csv")).collect();
+        let request = Request { y: vec!["loss_ratio".to_owned()], ..Request::default() };
+        let drawn = nmem::plot::draw(&sources, &request, &mut || Ok(())).expect("a figure");
+        drawn.figures[0].svg.clone()
+    };
+    let has_zeros = |svg: &str| svg.contains(">all zeros<");
+    assert!(has_zeros(&drawn(&[&with])));
+    assert!(!has_zeros(&drawn(&[&without])), "a file without the losses of zeros");
+    assert!(!has_zeros(&drawn(&[&with, &far])), "several runs would need as many lines");
+    // Ratios of 1/8 to 11/8: a line at 2 fits their axis, and one at 100 needs decades, whose exponents are raised.
+    let (near, far) = (drawn(&[&with]), drawn(&[&far]));
+    assert!(near.contains(">2.0<") && !near.contains("<tspan") && far.contains("<tspan"));
 }
 
 /// Returns the SVG files by name, and the omitted values.

@@ -165,7 +165,7 @@ fn an_array_does_what_one_machine_does() {
 
 fn a_cancelled_task_is_missing_until_it_is_done_again() {
     // Long enough that the runs can be interrupted.
-    let sandbox = Sandbox::new("repeat = 1500");
+    let sandbox = Sandbox::new("repeat = 600");
     sandbox.ends("sweep grid.toml --out here", 0);
     let (array, collect) =
         sandbox.submit("sweep grid.toml --out there --slurm --shards 4 --array-parallelism 1");
