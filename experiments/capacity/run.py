@@ -17,7 +17,7 @@ WIDTH = 64  # of a key, which is dim_head of the task: half of a token and of th
 PAIRS = [4, 8, 16, 32, 64, 128, 256]
 DRAWS = 10
 # β of the delta rule; θ = β · WIDTH, because the head is twice as wide as a key and ℓ is a mean over it.
-RATES = [1.0, 0.5, 0.25, 0.125, 0.0625]
+RATES = [1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625]
 MEMORIES = ["delta", "sum"]
 # Seeds of the draws on which rates are chosen, and of those that are reported.
 TUNE, REPORT = 1, 2
