@@ -423,25 +423,35 @@ fn a_gradient_without_its_terms_is_not_the_slope() {
 #[test]
 fn a_check_ends_the_work() {
     let trial = Trial::all().swap_remove(0);
-    let calls = AtomicUsize::new(0);
+    let heads = trial.parameters.dimensions.heads;
+    let (calls, read) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let run = |allowed: usize| {
         calls.store(0, Ordering::Relaxed);
+        read.store(0, Ordering::Relaxed);
         let check = || match calls.fetch_add(1, Ordering::Relaxed) {
             before if before < allowed => Ok(()),
             _ => Err(Error::rejected("check", "ended")),
         };
         let backward = Backward::new(&trial.parameters, trial.program, trial.gates, None, None).unwrap();
         let of = backward.checked(&check).sequences(None, &[trial.tokens()], |_, _| {
+            read.fetch_add(1, Ordering::Relaxed);
             ((), trial.cotangent.index_axis(Axis(0), 0).to_owned())
         });
         (of.map(|_| ()).map_err(|error| error.to_string()), calls.load(Ordering::Relaxed))
     };
     let (result, calls) = run(usize::MAX);
     assert_eq!(result, Ok(()));
-    assert!(calls >= 2 * trial.parameters.dimensions.heads, "{calls}");
-    for allowed in [0, calls - 1] {
-        assert_eq!(run(allowed).0, Err("check: ended".to_owned()), "{allowed} of {calls}");
-    }
+    assert!(calls >= 2 * heads, "{calls}");
+    let ended = |allowed: usize| {
+        let (result, calls) = run(allowed);
+        assert_eq!(result, Err("check: ended".to_owned()));
+        (calls, read.load(Ordering::Relaxed))
+    };
+    // Each head ends at its first call, and nothing is read.
+    let (first, read_first) = ended(0);
+    assert!(first <= heads && read_first == 0, "{first} calls");
+    // The last call is on the way back.
+    assert_eq!(ended(calls - 1).1, 1);
 }
 
 /// Without a cut within the tokens, truncation changes nothing.

@@ -10,6 +10,7 @@ to the largest. In f32 a refreshed memory may multiply rounding errors from chun
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import os
@@ -18,6 +19,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import compare
+from cases import Failure
 
 HERE = Path(__file__).resolve().parent
 VENV = HERE / ".venv"
@@ -31,9 +35,22 @@ WORKS = {
 }
 
 
-def worker(work, version, dim, tokens, chunk, heads, directory, threads):
-    """Serves turns on stdin: each line is a turn, and its answer the milliseconds and the peak of memory."""
-    import copy
+KINDS = ["forward", "refresh", "gradient"]
+
+
+def works(text):
+    chosen = text.split(",")
+    if not set(chosen) <= set(KINDS):
+        raise argparse.ArgumentTypeError(f"{text!r}: choose from {', '.join(KINDS)}")
+    return chosen
+
+
+def worker(role, work, version, dim, tokens, chunk, heads, directory, threads):
+    """Serves requests on stdin, a line each. The weights and inputs come from a seed.
+
+    `exact` saves them, and answers the difference of a result in a file from its own in f64. `time` answers the milliseconds and the
+    peak of memory of a turn.
+    """
     import time
 
     import numpy as np
@@ -61,46 +78,57 @@ def worker(work, version, dim, tokens, chunk, heads, directory, threads):
                 bound = (6 / sum(tensor.shape)) ** 0.5
                 tensor.uniform_(-bound, bound)
         memory.load_state_dict(state)
+    sequence, cotangent = torch.randn(1, tokens, dim), torch.randn(1, tokens, dim)
+    has_gradient = work.startswith("gradient")
+
+    def turn():
+        memory.zero_grad()
+        asked = sequence.detach().requires_grad_(has_gradient)
+        with torch.set_grad_enabled(has_gradient):
+            read = memory(asked)
+            read = read[0] if isinstance(read, tuple) else read
+            if has_gradient:
+                (read * cotangent).sum().backward()
+        return asked.grad if has_gradient else read
+
+    def answer(**values):
+        print(json.dumps(values), file=answers, flush=True)
+
+    if role == "time":
+        turn()
+        answer()
+        for _ in sys.stdin:
+            turn()
+            begin = time.perf_counter()
+            turn()
+            answer(ms=(time.perf_counter() - begin) * 1e3, peak=peak())
+        return
     state = {name: tensor.clone().contiguous() for name, tensor in state.items()}
     metadata = {"model": "attention"} if version == "0.0.17" else {}
     save_file(state, directory / "weights.safetensors", metadata=metadata)
     (directory / "args.json").write_text(json.dumps(arguments))
-    sequence, cotangent = torch.randn(1, tokens, dim), torch.randn(1, tokens, dim)
     np.save(directory / "sequence.npy", sequence.numpy())
     np.save(directory / "cotangent.npy", cotangent.numpy())
-    has_gradient = work.startswith("gradient")
+    memory, sequence, cotangent = memory.double(), sequence.double(), cotangent.double()
+    exact = turn().numpy()
+    answer()
+    for line in sys.stdin:
+        result = np.load(line.strip())
+        result = result["seq"] if has_gradient else result
+        answer(error=float(np.abs(result.reshape(exact.shape) - exact).max() / np.abs(exact).max()))
 
-    def turn(memory=memory, sequence=sequence, cotangent=cotangent):
-        memory.zero_grad()
-        sequence = sequence.detach().requires_grad_(has_gradient)
-        with torch.set_grad_enabled(has_gradient):
-            read = memory(sequence)
-            read = read[0] if isinstance(read, tuple) else read
-            if has_gradient:
-                (read * cotangent).sum().backward()
-        return sequence.grad if has_gradient else read
 
-    def peak():
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-
-    exact = turn(copy.deepcopy(memory).double(), sequence.double(), cotangent.double())
-    np.save(directory / "expected.npy", exact.numpy())
-    del exact
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    print("{}", file=answers, flush=True)
-    for _ in sys.stdin:
-        turn()
-        begin = time.perf_counter()
-        turn()
-        print(json.dumps({"ms": (time.perf_counter() - begin) * 1e3, "peak": peak()}), file=answers, flush=True)
+def peak():
+    """Returns the peak of memory of this process in bytes; NaN except on Linux."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return float("nan")
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def nmem_turn(nmem, work, version, directory, threads, chunk, dtype="f32"):
-    """Returns the milliseconds of a turn after one that is dropped, the peak of memory, and the result."""
-    import numpy as np
-
+    """Returns the milliseconds of a turn after one that is dropped, the peak of memory, and the file of the result."""
     files = ["--memory", directory / "memory.safetensors", "--threads", threads, "--dtype", dtype]
     files += ["--repeat", 1, "--force", "--quiet"]
     if version == "0.0.17":
@@ -109,67 +137,73 @@ def nmem_turn(nmem, work, version, directory, threads, chunk, dtype="f32"):
         out = directory / "gradient.npz"
         more = ["--cotangent", directory / "cotangent.npy", "--out", out, "--format", "json"]
         said, peak = run([nmem, "gradients", directory / "sequence.npy", *files, *more])
-        return json.loads(said)["seconds_all"][1] * 1e3, peak, np.load(out)["seq"]
+        return json.loads(said)["seconds_all"][1] * 1e3, peak, out
     out = directory / "out"
     _, peak = run([nmem, "retrieve", directory / "sequence.npy", "--online", *files, "--no-plots", "--out", out])
     report = json.loads((out / "run.json").read_text())
-    return report["wall_s"]["engine_all"][1] * 1e3, peak, np.load(out / "retrieved.npy")
+    return report["wall_s"]["engine_all"][1] * 1e3, peak, out / "retrieved.npy"
 
 
 def run(command):
-    """Returns what a command printed, and its peak of memory."""
+    """Returns what a command printed, and its peak of memory. That counts from this process's own, which stays small."""
     with subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True) as process:
         said = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
-        sys.exit(f"models.py: error: {command[1]} failed with status {process.returncode}: see above")
+        raise Failure(f"{command[1]} failed with status {process.returncode}: see above")
     return said, usage.ru_maxrss * 1024
 
 
-def measure(work, version, row, options):
-    import numpy as np
+@contextlib.contextmanager
+def pytorch(role, work, version, row, directory, threads):
+    """Starts a worker, and yields a function that sends it a line and returns its answer."""
+    environment = os.environ | {"PYTHONPATH": str(VENV / f"titans-{version}")}
+    arguments = [role, work, version, *map(str, row), str(directory), str(threads)]
+    command = [sys.executable, "-W", "ignore", __file__, "--worker", *arguments]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True) as process:
 
-    dim, tokens, chunk, heads = row
+        def ask(line=None):
+            if line is not None:
+                print(line, file=process.stdin, flush=True)
+            answer = process.stdout.readline()
+            if not answer:
+                raise Failure(f"PyTorch ended in {work} of {row}: see above")
+            return json.loads(answer)
+
+        ask()
+        yield ask
+        process.stdin.close()
+
+
+def measure(work, version, row, options):
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        environment = os.environ | {"PYTHONPATH": str(VENV / f"titans-{version}")}
-        arguments = [work, version, *map(str, row), name, str(options.threads)]
-        command = [sys.executable, "-W", "ignore", __file__, "--worker", *arguments]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True) as pytorch:
-
-            def answer():
-                line = pytorch.stdout.readline()
-                if not line:
-                    sys.exit(f"models.py: error: PyTorch ended in {work} of {row}: see above")
-                return json.loads(line)
-
-            answer()
+        worker = (work, version, row, directory, options.threads)
+        turn = (options.nmem, work, version, directory, options.threads, row[2])
+        with pytorch("exact", *worker) as ask:
             weights, memory = directory / "weights.safetensors", directory / "memory.safetensors"
             if version == "0.0.17":
                 weights.rename(memory)
             else:
                 run([options.nmem, "import", weights, "--from", f"titans-pytorch-{version}", "--args",
-                     directory / "args.json", "--out", memory, "--quiet"])
-            turn = (options.nmem, work, version, directory, options.threads, chunk)
-            result = nmem_turn(*turn, dtype="f64")[2]
-            expected = np.load(directory / "expected.npy").reshape(result.shape)
-            error = float(np.abs(result - expected).max() / np.abs(expected).max())
-            if not error < 1e-5:
-                sys.exit(f"models.py: error: {work} of {row}: results differ by {error:.1e} of the largest")
-            theirs, ours = [], []
+                     directory / "args.json", "--out", memory, "--quiet"])  # fmt: skip
+            error = ask(nmem_turn(*turn, dtype="f64")[2])["error"]
+        if not error < 1e-5:
+            raise Failure(f"{work} of {row}: results differ by {error:.1e} of the largest")
+        theirs, ours = [], []
+        with pytorch("time", *worker) as ask:
             for _ in range(options.rounds):
-                print("turn", file=pytorch.stdin, flush=True)
-                theirs.append(answer())
+                theirs.append(ask("turn"))
                 ms, peak, _ = nmem_turn(*turn)
                 ours.append({"ms": ms, "peak": peak})
-            pytorch.stdin.close()
     pytorch_ms, nmem_ms = (statistics.median(turn["ms"] for turn in side) for side in (theirs, ours))
+    ratios = [a["ms"] / b["ms"] for a, b in zip(theirs, ours)]
+    dim, tokens, chunk, heads = row
     return {
         "work": work.split()[0], "version": version, "dim": dim, "tokens": tokens, "chunk": chunk, "heads": heads,
         "pytorch_ms": pytorch_ms, "nmem_ms": nmem_ms, "ratio": pytorch_ms / nmem_ms,
-        "lowest_ratio": min(a["ms"] / b["ms"] for a, b in zip(theirs, ours)),
-        "highest_ratio": max(a["ms"] / b["ms"] for a, b in zip(theirs, ours)),
+        "lowest_ratio": min(ratios), "highest_ratio": max(ratios),
         "pytorch_peak_mb": max(turn["peak"] for turn in theirs) / 1e6,
         "nmem_peak_mb": max(turn["peak"] for turn in ours) / 1e6,
         "error": error,
@@ -178,18 +212,16 @@ def measure(work, version, row, options):
 
 def main():
     if sys.argv[1:2] == ["--worker"]:
-        work, version, *row, directory, threads = sys.argv[2:]
-        worker(work, version, *map(int, row), Path(directory), int(threads))
+        role, work, version, *row, directory, threads = sys.argv[2:]
+        worker(role, work, version, *map(int, row), Path(directory), int(threads))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nmem", type=Path, metavar="PATH", help="path of nmem (default: build it)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each side (default: 5)")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="threads of both sides (default: 2)")
-    parser.add_argument("--only", type=lambda text: text.split(","), metavar="WORK,…", help="forward, refresh, gradient (default: all)")
+    parser.add_argument("--only", type=works, metavar="WORK,…", help=f"{', '.join(KINDS)} (default: all)")
     parser.add_argument("--out", type=Path, metavar="FILE.csv", help="also write the rows as CSV")
     options = parser.parse_args()
-    import compare
-
     python = compare.environment()
     if Path(sys.prefix).resolve() != VENV.resolve():
         os.execv(python, [python, __file__, *sys.argv[1:]])
@@ -215,4 +247,10 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Failure as failure:
+        print(f"models.py: error: {failure}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,5 +1,5 @@
-//! scan_bench.csv → `time` and `bandwidth`, or `speedup`, against steps on logarithmic axes. Each layout and kind of gates has a
-//! panel, and each algorithm a line. The second figure also shows the bandwidth of a copy.
+//! scan_bench.csv → `time` and `bandwidth`, or `speedup`, against steps on logarithmic axes. Each shape, order of axes, kind of
+//! gates and element type has a panel, and each algorithm a line. The second figure also shows the bandwidth of a copy.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::Hash;
@@ -25,8 +25,13 @@ const PANEL: f64 = 125.0;
 
 /// Parts of a panel's heading: batch × channels, order of axes, gates, element type.
 type PanelParts = [String; 4];
-/// Names of these parts in notes.
-const PARTS: [&str; 4] = ["batch × channels", "order of axes", "gates per", "element type"];
+/// Names of these parts in notes, and how a part reads on its own.
+const PARTS: [(&str, fn(&str) -> String); 4] = [
+    ("batch × channels", |shape| format!("{shape} (batch × channels)")),
+    ("order of axes", str::to_owned),
+    ("gates per", |unit| format!("gates per {unit}")),
+    ("element type", str::to_owned),
+];
 
 /// A row that was timed.
 #[derive(Clone, Debug)]
@@ -234,20 +239,16 @@ fn distinct<'a, T: Eq + Hash>(names: impl Iterator<Item = &'a T>) -> Vec<&'a T> 
 
 /// Returns the headings of panels, made of the parts that differ, and a note that names these and the shared parts.
 fn headings(panels: &[&PanelParts]) -> (Vec<String>, String) {
-    let alone = |panel: &PanelParts, part: usize| match PARTS[part] {
-        name @ "gates per" => format!("{name} {}", panel[part]),
-        name @ "batch × channels" => format!("{} ({name})", panel[part]),
-        _ => panel[part].clone(),
-    };
+    let alone = |panel: &PanelParts, part: usize| PARTS[part].1(&panel[part]);
     let (differing, shared): (Vec<_>, Vec<_>) =
         (0..PARTS.len()).partition(|&part| panels.iter().any(|panel| panel[part] != panels[0][part]));
     let heading = |panel: &&PanelParts| match differing[..] {
         [part] => alone(panel, part),
         _ => differing.iter().map(|&part| &panel[part][..]).collect::<Vec<_>>().join("/"),
     };
-    let names: Vec<_> = differing.iter().map(|&part| PARTS[part]).collect();
+    let names: Vec<_> = differing.iter().map(|&part| PARTS[part].0).collect();
     let mut note: Vec<_> = shared.iter().map(|&part| alone(panels[0], part)).collect();
-    if !names.is_empty() {
+    if names.len() > 1 {
         note.insert(0, format!("panels: {}", names.join("/")));
     }
     (panels.iter().map(heading).collect(), note.join("; "))
@@ -295,7 +296,7 @@ fn chart(rows: &[TimedRow], quantity: Quantity, request: &Request) -> Chart {
         chart.notes.push("medians".to_owned());
     }
     let (headings, note) = headings(&panels);
-    chart.notes.push(note);
+    chart.notes.push(font::plain(&note));
     for (parts, heading) in panels.iter().zip(&headings) {
         let mut panel = Panel::new((x.clone(), "steps"), (y.clone(), title));
         panel.heading = font::plain(heading);
@@ -320,4 +321,45 @@ fn chart(rows: &[TimedRow], quantity: Quantity, request: &Request) -> Chart {
         chart.panels.push(panel);
     }
     chart.finished(style, &request.references)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PanelParts, headings};
+
+    fn parts(texts: [&str; 4]) -> PanelParts {
+        texts.map(str::to_owned)
+    }
+
+    #[test]
+    fn headings_are_what_differs() {
+        let a = parts(["8 × 64", "steps-channels", "step", "f32"]);
+        let b = parts(["8 × 64", "steps-channels", "element", "f32"]);
+        let c = parts(["8 × 64", "channels-steps", "element", "f32"]);
+        let of = |panels: &[&PanelParts]| headings(panels);
+        assert_eq!(
+            of(&[&a]),
+            (
+                vec![String::new()],
+                "8 × 64 (batch × channels); steps-channels; gates per step; f32".to_owned()
+            )
+        );
+        assert_eq!(
+            of(&[&a, &b]),
+            (
+                vec!["gates per step".to_owned(), "gates per element".to_owned()],
+                "8 × 64 (batch × channels); steps-channels; f32".to_owned()
+            )
+        );
+        assert_eq!(
+            of(&[&a, &b, &c]),
+            (
+                vec!["steps-channels/step", "steps-channels/element", "channels-steps/element"]
+                    .into_iter()
+                    .map(str::to_owned)
+                    .collect(),
+                "panels: order of axes/gates per; 8 × 64 (batch × channels); f32".to_owned()
+            )
+        );
+    }
 }

@@ -453,7 +453,7 @@ struct MovingMean {
     next: usize,
 }
 
-/// The moving means of the bold lines.
+/// The moving means of the lines over all heads.
 struct Means {
     series: [MovingMean; Quantity::ALL.len()],
     zero_ratio: MovingMean,

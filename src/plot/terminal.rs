@@ -110,7 +110,9 @@ fn draw(chart: &Chart, screen: &Screen, view: &mut View) {
     draw_keys(chart, screen, &mut view.text);
     let hidden = chart.panels.iter().any(|panel| hides(panel, screen));
     if hidden {
-        view.notes.push("lines of single heads need a terminal with colours and are not drawn".to_owned());
+        view.notes.push(
+            "lines that differ in colour alone need a terminal with colours and are not drawn".to_owned(),
+        );
     }
     view.notes.extend(chart.notes.iter().map(|note| format!("{}: {}", chart.name, raised(note))));
 }

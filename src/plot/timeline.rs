@@ -20,7 +20,7 @@ const TREND: usize = 256;
 const ROW: f64 = 12.0;
 const MIN_HEIGHT: f64 = 60.0;
 const MAX_HEIGHT: f64 = 180.0;
-/// Name of the line of an answer that costs nothing.
+/// Name of the line of the all-zero answer.
 const ZEROS: &str = "all zeros";
 /// Largest quotient between an all-zero answer's loss ratio and the memory's that a linear axis shows.
 const MAX_LINEAR: f64 = 10.0;
@@ -207,7 +207,7 @@ impl Drawing<'_> {
             let not_positive: u64 = series.iter().map(|series| series.count(Unshown::NotPositive)).sum();
             panel.message = Some(if not_positive > 0 { "no values above 0" } else { "no finite values" });
         }
-        panel.lines.extend(zeros.filter(|_| any).map(|points| Line::new(ZEROS, self.zeros_style(), points)));
+        panel.lines.extend(zeros.map(|points| Line::new(ZEROS, self.zeros_style(), points)));
         for (i, run) in self.runs.iter().enumerate().filter(|_| any) {
             let Some(series) = run.metrics.series.iter().find(|series| series.quantity == quantity) else {
                 continue;
@@ -247,8 +247,9 @@ impl Drawing<'_> {
     /// Returns the line of an all-zero answer beside the loss ratio of a single run. Several runs would need as many lines.
     fn zeros(&self, quantity: Quantity) -> Option<Vec<Vec<Point>>> {
         let [run] = self.runs else { return None };
+        let ratio = run.metrics.series.iter().find(|series| series.quantity == Quantity::LossRatio)?;
         let line = Some(&run.metrics.zero_ratio).filter(|_| quantity == Quantity::LossRatio)?;
-        line.range()?;
+        ratio.range().and(line.range())?;
         Some(self.trend(line).map_or_else(|| line.stretches(), |(_, trend)| trend))
     }
 
@@ -357,7 +358,12 @@ impl Drawing<'_> {
         if let Some(bin) = bin.filter(|&bin| bin > 1 && !several) {
             notes.push(format!("faint lines: first, lowest, highest and last of every {bin} chunks"));
         }
-        let bold = if several { "lines" } else { "bold line" };
+        let has_zeros = shown.iter().any(|&quantity| self.zeros(quantity).is_some());
+        let bold = match (several, has_zeros) {
+            (true, _) => "lines",
+            (false, true) => "bold and grey lines",
+            (false, false) => "bold line",
+        };
         let chunks = self
             .series(shown)
             .filter_map(|series| self.trend(series.bold()?))

@@ -49,7 +49,7 @@ pub struct GradientReport {
     pub threads: usize,
     /// Seconds that reading, storing and the gradients took. With `repeat`, the median of `seconds_all`.
     pub seconds: f64,
-    /// Seconds of each time.
+    /// Seconds of each repetition, the first included.
     pub seconds_all: Vec<f64>,
 }
 
@@ -107,8 +107,8 @@ fn in_type<T: Real>(
     let past = file.past();
     let backward = Backward::new(&parameters, program, inputs.gates, past.as_deref(), request.truncate);
     let observe = Mutex::new(observe);
-    let tell = |event| observe.lock().unwrap_or_else(PoisonError::into_inner)(event);
-    let check = || tell(RunEvent::Computed(0));
+    let report = |event| observe.lock().unwrap_or_else(PoisonError::into_inner)(event);
+    let check = || report(RunEvent::Computed(0));
     let backward = backward.map_err(|error| match error {
         Error::Limit { name, outside } if name == "truncate" => with_flag(Error::Limit { name, outside }),
         // A part of the memory's program.
@@ -133,18 +133,18 @@ fn in_type<T: Real>(
         (loss, cotangent.to_owned())
     };
     let all_tokens = (shape.sequences * shape.tokens) as u64;
-    tell(RunEvent::Starting(all_tokens.saturating_mul(config.repeat as u64 + 1)))?;
+    report(RunEvent::Starting(all_tokens.saturating_mul(config.repeat as u64 + 1)))?;
     let mut seconds_all = Vec::new();
     let (of_sequences, sum) = loop {
         let begin = Instant::now();
         let result = backward.sequences(state.as_ref(), &tokens, objective)?;
         seconds_all.push(begin.elapsed().as_secs_f64());
-        tell(RunEvent::Computed(all_tokens))?;
+        report(RunEvent::Computed(all_tokens))?;
         if seconds_all.len() > config.repeat {
             break result;
         }
     };
-    tell(RunEvent::Writing)?;
+    report(RunEvent::Writing)?;
     inputs.check_unchanged(true)?;
 
     let dimensions = file.dimensions();

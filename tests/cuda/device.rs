@@ -34,23 +34,22 @@ pub fn is_watching() -> bool {
     WATCHING.get()
 }
 
-/// Returns the kernels with the race check. `None` on a machine without a C++ compiler.
+/// Returns the kernels with the race check. `None` on a machine without a C++ compiler that must have a GPU.
 fn watched() -> Option<&'static Arc<Shim>> {
     static WATCHED: OnceLock<Option<Arc<Shim>>> = OnceLock::new();
     let shim = WATCHED.get_or_init(|| match Shim::new(Kind::Watched) {
         Ok(shim) => Some(Arc::new(shim)),
-        Err(why) if required("CXX") => panic!("the kernels cannot be checked for races on the CPU: {why}"),
-        Err(why) => {
+        Err(why) if must_have_a_gpu() => {
             eprintln!("no race check: {why}");
             None
         }
+        Err(why) => panic!("the kernels cannot be checked for races on the CPU: {why}"),
     });
     shim.as_ref()
 }
 
-/// Whether the tests fail without a C++ compiler (`CXX`) or a GPU (`CUDA`).
-fn required(what: &str) -> bool {
-    std::env::var(format!("NMEM_REQUIRE_{what}")).is_ok_and(|value| value == "1")
+fn must_have_a_gpu() -> bool {
+    std::env::var("NMEM_REQUIRE_CUDA").is_ok_and(|value| value == "1")
 }
 
 /// Returns the race that the check finds in a probe of shim.cpp, or an empty text.
@@ -61,8 +60,8 @@ pub fn race_of(probe: &str) -> Option<String> {
     Some(shim.run(probe, launch, &[out.argument()]).expect("a probe"))
 }
 
-/// Returns the available devices and their names in messages. On a machine without a C++ compiler, this is the GPU alone, or
-/// none.
+/// Returns the available devices and their names in messages. On a machine without a C++ compiler that must
+/// have a GPU, this is the GPU alone.
 pub fn devices() -> &'static [(String, Arc<dyn Device>)] {
     static DEVICES: OnceLock<Vec<(String, Arc<dyn Device>)>> = OnceLock::new();
     static WATCHED: OnceLock<Vec<(String, Arc<dyn Device>)>> = OnceLock::new();
@@ -73,17 +72,18 @@ pub fn devices() -> &'static [(String, Arc<dyn Device>)] {
         });
     }
     DEVICES.get_or_init(|| {
+        let required = must_have_a_gpu();
         let mut devices: Vec<(String, Arc<dyn Device>)> = Vec::new();
         for (name, kind) in [("CPU", Kind::Forwards), ("CPU, backwards", Kind::Backwards)] {
             match Shim::new(kind) {
                 Ok(shim) => devices.push((name.to_owned(), Arc::new(shim))),
-                Err(why) if required("CXX") => panic!("the kernels cannot be run on the CPU: {why}"),
-                Err(why) => eprintln!("not tested on the {name}: {why}"),
+                Err(why) if required => eprintln!("not tested on the {name}: {why}"),
+                Err(why) => panic!("the kernels cannot be run on the CPU: {why}"),
             }
         }
         match Gpu::open(0) {
             Ok(gpu) => devices.push((gpu.name(), Arc::new(gpu))),
-            Err(error) if required("CUDA") => panic!("NMEM_REQUIRE_CUDA=1, but {error}"),
+            Err(error) if required => panic!("NMEM_REQUIRE_CUDA=1, but {error}"),
             Err(error) => eprintln!("not tested on a GPU: {error}"),
         }
         let names: Vec<_> = devices.iter().map(|(name, _)| &name[..]).collect();

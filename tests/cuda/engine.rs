@@ -8,7 +8,7 @@ use nmem::engine::{Engine, Memory, Outcome, Work};
 use nmem::memory::parameters::Init;
 use nmem::memory::program::Preset;
 use nmem::memory::{Dimensions, Gate, Gates, State};
-use nmem::real::{ElementType, Real};
+use nmem::real::Real;
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::RngSeed;
@@ -176,10 +176,6 @@ const CASES: [Case; 6] = [
 ];
 
 fn against_the_oracle<T: Real>(what: &str, device: &dyn Device, case: Case, rel: f64) {
-    // The same source makes the kernels of both element types, so their accesses are the same, and the check is slow.
-    if is_watching() && T::TYPE == ElementType::F64 {
-        return;
-    }
     let ((dim, heads, d), chunk, sequences, parts) = case;
     let what = format!("{what}, {}, {case:?}", T::TYPE);
     let gates = Gates { decay: Gate::Learned(-1.0), momentum: Gate::Fixed(0.7), ..Gates::default() };
@@ -256,7 +252,7 @@ fn shapes() -> impl Strategy<Value = (Case, usize, usize)> {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 2,
+        cases: 3,
         rng_seed: RngSeed::Fixed(1),
         failure_persistence: None,
         ..ProptestConfig::default()
@@ -290,7 +286,10 @@ pub fn segments_side_by_side() {
                 ..LimitedDevice::new(device.as_ref(), 1 << 24, device.shared_bytes())
             };
             against_the_oracle::<f32>(name, &small, case, 2e-5);
-            against_the_oracle::<f64>(name, &small, case, 1e-10);
+            // The check for races is slow, so it is of one element type here.
+            if !is_watching() {
+                against_the_oracle::<f64>(name, &small, case, 1e-10);
+            }
             assert_eq!(small.segments.load(Ordering::Relaxed), segments, "{name}, {case:?}");
         }
     }

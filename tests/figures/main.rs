@@ -34,7 +34,7 @@ fn run(chunks: usize, heads: usize, probe: bool) -> String {
     })
 }
 
-/// Beside the loss ratio of a single run stands that of an answer of zeros, on the same axis.
+/// A single run's loss ratio has that of an answer of zeros beside it, on the same axis.
 #[test]
 fn a_loss_ratio_is_beside_that_of_zeros() {
     let directory = tempfile::tempdir().expect("a temporary directory");

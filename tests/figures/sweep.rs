@@ -363,5 +363,5 @@ fn runs_that_became_unstable_are_counted() {
     std::fs::write(&csv, rows).expect("a writable temporary directory");
     let drawn = figures(&csv, &asked("learning_rate", "first_unstable_chunk", "decay")).expect("a figure");
     let svg = &drawn.figures[0].svg;
-    assert!(svg.contains("5 of 9 runs became unstable (2 of 3 at α = 0.3, θ = 0.1)"), "{svg}");
+    assert!(svg.contains("5 of 9 finished runs became unstable (2 of 3 at α = 0.3, θ = 0.1)"), "{svg}");
 }

@@ -66,7 +66,7 @@ pub struct HeadSequence<'a, T> {
     pub transition: Option<T>,
     /// Chunks after whose multiples gradients are cut off.
     pub truncate: Option<usize>,
-    /// Called before each segment.
+    /// Called before each segment, and before each group of rows that are read after them.
     pub check: Check<'a>,
 }
 
@@ -254,7 +254,11 @@ impl<T: Real> HeadSequence<'_, T> {
         }
         let groups = self.groups(self.reads(self.chunks()));
         let groups: Vec<_> = groups.map(|rows| (rows.clone(), rest.take(rows))).collect();
-        groups.into_par_iter().for_each(|(rows, output)| self.read(&state.update, rows, output));
+        groups.into_par_iter().try_for_each(|(rows, output)| {
+            (self.check)()?;
+            self.read(&state.update, rows, output);
+            Ok(())
+        })?;
         Ok(Tape { starts, last, end: state })
     }
 
@@ -437,6 +441,7 @@ impl<T: Real> HeadSequence<'_, T> {
         let rows = self.reads(self.chunks());
         let mut d_weights = zeros();
         for rows in self.groups(rows) {
+            (self.check)()?;
             let d_queries = to.queries.slice_mut(s![rows.clone(), ..]);
             self.read_vjp(&end.update, rows, d_output, &mut d_weights, d_queries);
             carried.update.iter_mut().zip(&d_weights).for_each(|(sum, &x)| *sum += x);

@@ -176,7 +176,7 @@ impl<'a, T: Real> Backward<'a, T> {
         Ok(Self { parameters, program, gates, passes, buffers, base, truncate, check: &|| Ok(()) })
     }
 
-    /// Calls `check` every few chunks (√N of N).
+    /// Calls `check` between stretches of work: segments of chunks (√N of N, at least 8), and groups of rows that are read after them.
     #[must_use]
     pub fn checked(mut self, check: Check<'a>) -> Self {
         self.check = check;

@@ -27,7 +27,7 @@ const MIN_HEIGHT: f64 = 80.0;
 const MAX_HEIGHT: f64 = 200.0;
 /// Width of all bars at a value, of which the space between two values is 1.
 const BARS: f64 = 0.7;
-/// Most points at which only some runs reached an event that a note lists.
+/// Maximum number of points that the note on events lists.
 const MAX_EVENTS: usize = 3;
 
 /// One metric, ready for drawing.
@@ -296,7 +296,8 @@ impl<'a> Grid<'a> {
 
     /// Returns how many runs reached the event, and where only some of a point's runs did. Maps say so in their cells.
     fn note_on_events(&self, lines: &[String]) -> Option<String> {
-        if !self.method.censored || self.cells().all(|cell| cell.absent == 0) {
+        let counted = self.method.censored && self.differences.is_none();
+        if !counted || self.cells().all(|cell| cell.absent == 0) {
             return None;
         }
         let events: usize = self.cells().map(|cell| cell.finite.len()).sum();
@@ -317,7 +318,7 @@ impl<'a> Grid<'a> {
             1..=MAX_EVENTS => format!(" ({})", at.collect::<Vec<_>>().join("; ")),
             more => format!(" (only some of them at {more} points)"),
         };
-        Some(format!("{events} of {runs} runs became unstable{at}"))
+        Some(format!("{events} of {runs} finished runs became unstable{at}"))
     }
 
     /// Returns a line's centres by value of x, broken where all runs were lost or never reached the event.
