@@ -25,12 +25,18 @@ const PANEL: f64 = 125.0;
 
 /// Parts of a panel's heading: batch × channels, order of axes, gates, element type.
 type PanelParts = [String; 4];
-/// Names of these parts in notes, and how a part reads on its own.
-const PARTS: [(&str, fn(&str) -> String); 4] = [
-    ("batch × channels", |shape| format!("{shape} (batch × channels)")),
-    ("order of axes", str::to_owned),
-    ("gates per", |unit| format!("gates per {unit}")),
-    ("element type", str::to_owned),
+/// A part in a note.
+struct Part {
+    name: &'static str,
+    /// Returns the text of a part that stands alone.
+    alone: fn(&str) -> String,
+}
+
+const PARTS: [Part; 4] = [
+    Part { name: "batch × channels", alone: |shape| format!("{shape} (batch × channels)") },
+    Part { name: "order of axes", alone: str::to_owned },
+    Part { name: "gates per", alone: |unit| format!("gates per {unit}") },
+    Part { name: "element type", alone: str::to_owned },
 ];
 
 /// A row that was timed.
@@ -239,14 +245,14 @@ fn distinct<'a, T: Eq + Hash>(names: impl Iterator<Item = &'a T>) -> Vec<&'a T> 
 
 /// Returns the headings of panels, made of the parts that differ, and a note that names these and the shared parts.
 fn headings(panels: &[&PanelParts]) -> (Vec<String>, String) {
-    let alone = |panel: &PanelParts, part: usize| PARTS[part].1(&panel[part]);
+    let alone = |panel: &PanelParts, part: usize| (PARTS[part].alone)(&panel[part]);
     let (differing, shared): (Vec<_>, Vec<_>) =
         (0..PARTS.len()).partition(|&part| panels.iter().any(|panel| panel[part] != panels[0][part]));
     let heading = |panel: &&PanelParts| match differing[..] {
         [part] => alone(panel, part),
         _ => differing.iter().map(|&part| &panel[part][..]).collect::<Vec<_>>().join("/"),
     };
-    let names: Vec<_> = differing.iter().map(|&part| PARTS[part].0).collect();
+    let names: Vec<_> = differing.iter().map(|&part| PARTS[part].name).collect();
     let mut note: Vec<_> = shared.iter().map(|&part| alone(panels[0], part)).collect();
     if names.len() > 1 {
         note.insert(0, format!("panels: {}", names.join("/")));
