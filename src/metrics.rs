@@ -53,7 +53,7 @@ pub struct ChunkMetrics {
     pub update_norm: f64,
     /// Norm of the weights, ‖W + U‖.
     pub weight_norm: f64,
-    /// ℓ of an answer of zeros, the baseline that costs nothing; not measured on a GPU.
+    /// ℓ of an answer of zeros, the baseline that costs nothing; not in files of nmem 0.2.
     pub loss_zero: Option<f64>,
     /// Norm of the gradient at the weights that are read, W + U, just before the chunk is stored: the surprise of the Titans
     /// paper. `surprise` is taken at W. Only with that probe, as the two below.

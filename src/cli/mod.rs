@@ -42,6 +42,7 @@ mod train;
 
 use std::ffi::OsString;
 use std::io::{self, ErrorKind, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -51,6 +52,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 pub use end::Allocator;
 use end::{begin_work, check_interrupt, is_preempted};
 
+use crate::config::ProbeSetting;
 use crate::error::Error;
 use crate::escape::for_terminal;
 use crate::storage;
@@ -135,6 +137,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn run(args: &[OsString]) -> ExitCode {
+    if let Some((flag, value)) = separated_value(args) {
+        print_error(&format!("{flag}: a value follows an equals sign; write {flag}={value}"));
+        return COULD_NOT_RUN.into();
+    }
     let cli = match parse(args) {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
@@ -191,6 +197,22 @@ fn command() -> clap::Command {
             of_runs.into_iter().fold(train, |train, id| train.mut_arg(id, |arg| arg.hide(true)))
         })
         .mut_subcommand("retrieve", |retrieve| retrieve.mut_arg("no_probe", |arg| arg.hide(true)))
+}
+
+/// Returns a flag that takes a value only after `=`, if the next argument is such a value and no file: it would be taken for a
+/// sequence.
+fn separated_value(args: &[OsString]) -> Option<(&str, &str)> {
+    let command = command();
+    let subcommand = command.find_subcommand(args.get(1)?)?;
+    let takes_equals = |flag: &str| {
+        let long = flag.strip_prefix("--");
+        subcommand.get_arguments().any(|arg| arg.is_require_equals_set() && arg.get_long() == long)
+    };
+    args[2..].array_windows().filter_map(|[flag, value]| flag.to_str().zip(value.to_str())).find(
+        |&(flag, value)| {
+            takes_equals(flag) && value.parse::<ProbeSetting>().is_ok() && !Path::new(value).exists()
+        },
+    )
 }
 
 fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {

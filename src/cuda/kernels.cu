@@ -1181,15 +1181,15 @@ template <class T> __device__ void silu_backward(const T* hidden, T* cotangents,
 BOTH(silu_backward, 1, (const T* hidden, T* cotangents, long long count), (hidden, cotangents, count))
 
 // Computes for every chunk, one block each, the sum over its c rows of the mean over d of (y − v)². With
-// `gradient`, y ← its cotangents, 2 (y − v) ÷ d.
+// `zero_losses`, also that of v², and y ← its cotangents, 2 (y − v) ÷ d.
 template <class T>
-__device__ void chunk_losses(T* predicted, const T* values, T* losses, unsigned c, unsigned d, unsigned gradient) {
-    __shared__ double parts[WARPS];
+__device__ void chunk_losses(T* predicted, const T* values, T* losses, T* zero_losses, unsigned c, unsigned d) {
+    __shared__ double parts[2][WARPS];
     const unsigned elements = c * d;
     T* y = predicted + blockIdx.x * (long long)elements;
     const T *v = values + blockIdx.x * (long long)elements, slope = T(2) / T(d);
     const bool vectors = elements % 4 == 0;
-    double squares = 0;
+    double squares = 0, zero_squares = 0;
     // Four quads are loaded ahead of the first use.
     for (unsigned start = 0; start < elements; start += 16 * THREADS) {
         Quad<T> of_y[4], of_v[4];
@@ -1207,20 +1207,28 @@ __device__ void chunk_losses(T* predicted, const T* values, T* losses, unsigned 
             for (int j = 0; j < 4; ++j) {
                 error[j] = of_y[i].v[j] - of_v[i].v[j];
                 squares += (double)error[j] * error[j];
+                zero_squares += (double)of_v[i].v[j] * of_v[i].v[j];
                 error[j] *= slope;
             }
-            if (gradient) write_quad(y + at, error, left_of(elements, at), vectors);
+            if (zero_losses) write_quad(y + at, error, left_of(elements, at), vectors);
         }
     }
     squares = warp_sum(squares);
-    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = squares;
+    zero_squares = warp_sum(zero_squares);
+    if (threadIdx.x % 32 == 0) {
+        parts[0][threadIdx.x / 32] = squares;
+        parts[1][threadIdx.x / 32] = zero_squares;
+    }
     __syncthreads();
-    if (threadIdx.x > 0) return;
-    for (int w = 1; w < WARPS; ++w) squares += parts[w];
-    losses[blockIdx.x] = T(squares / d);
+    if (threadIdx.x > 1) return;
+    T* to = threadIdx.x == 0 ? losses : zero_losses;
+    if (!to) return;
+    double sum = 0;
+    for (int w = 0; w < WARPS; ++w) sum += parts[threadIdx.x][w];
+    to[blockIdx.x] = T(sum / d);
 }
-BOTH(chunk_losses, 1, (T* predicted, const T* values, T* losses, unsigned c, unsigned d, unsigned gradient),
-     (predicted, values, losses, c, d, gradient))
+BOTH(chunk_losses, 1, (T* predicted, const T* values, T* losses, T* zero_losses, unsigned c, unsigned d),
+     (predicted, values, losses, zero_losses, c, d))
 
 // Puts heads side by side: reads (sequences, heads, padded, d) → merged (sequences, rows, heads d). The first
 // `unready` rows are zero.

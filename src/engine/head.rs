@@ -297,26 +297,27 @@ impl<T: Real> Head<T> {
         *bad_read =
             first_nonfinite(output).and_then(|(row, value)| diverged(row / c, "retrieved", value.to_f64()));
         if let Some(gradients) = inputs.gradients.as_deref() {
-            let zeros = Array2::<T>::zeros((1, inputs.values.ncols()));
+            let answer_of_zeros = Array2::<T>::zeros((1, inputs.values.ncols()));
             let row = |chunk: usize| {
                 let gates = inputs.gates[chunk];
                 let range = chunk * c..(chunk + 1) * c;
-                let at_w = gradients.losses[range.clone()].iter().sum();
+                let loss = gradients.losses[range.clone()].iter().sum();
                 let values = inputs.values.slice(s![range.clone(), ..]);
                 let read = |reader: &Reader<T>| {
                     chunk_loss(memory.program.loss, reader.output().slice(s![range.clone(), ..]), values)
                 };
-                let losses = (at_w, probe.as_ref().map(|readers| readers.each_ref().map(read)));
+                let zeros = answer_of_zeros.broadcast(values.dim()).expect("a row of zeros");
+                let losses = ChunkLosses {
+                    loss,
+                    zero: chunk_loss(memory.program.loss, zeros, values),
+                    probed: probe.as_ref().map(|readers| readers.each_ref().map(read)),
+                };
                 let of_weight =
                     |panels: &[Panel<T>]| Norms::joined(panels.iter().map(|panel| panel.norms[chunk]));
                 let norms: Vec<_> =
                     memory.weight_panels.iter().map(|place| of_weight(&panels[place.clone()])).collect();
                 let weighted = inputs.rates.is_some();
-                let row =
-                    metrics::<T>((sequence, first + chunk, *index), c, losses, (gates, weighted), &norms);
-                let zeros = zeros.broadcast(values.dim()).expect("a row of zeros");
-                let loss_zero = rounded::<T>(chunk_loss(memory.program.loss, zeros, values) + 0.0);
-                ChunkMetrics { loss_zero: Some(loss_zero), ..row }
+                metrics::<T>((sequence, first + chunk, *index), c, losses, (gates, weighted), &norms)
             };
             // A row is little work, and there are many where chunks are short.
             (0..inputs.gates.len()).into_par_iter().with_min_len(64).map(row).collect_into_vec(rows);
@@ -344,18 +345,27 @@ pub fn chunk_loss<T: Real>(loss: Loss, predicted: ArrayView2<T>, values: ArrayVi
     sums.sum::<f64>() / loss.divisor(values.ncols())
 }
 
-/// Builds the metrics row of a (sequence, chunk, head). `losses` are at W and, with a probe, before and after. `gates` come
-/// with whether the learning rate is already part of the gradient.
+/// Losses of a chunk, ℓ.
+pub struct ChunkLosses {
+    /// At W.
+    pub loss: f64,
+    /// Of an answer of zeros.
+    pub zero: f64,
+    /// With a probe, before and after the chunk is stored.
+    pub probed: Option<[f64; 2]>,
+}
+
+/// Builds the metrics row of a (sequence, chunk, head). `gates` come with whether the learning rate is already part of the
+/// gradient.
 pub fn metrics<T: Real>(
     (sequence, chunk, head): (usize, usize, usize),
     c: usize,
-    losses: (f64, Option<[f64; 2]>),
+    losses: ChunkLosses,
     (gates, weighted): (GateValues, bool),
     norms: &[Norms],
 ) -> ChunkMetrics {
     let total = |of: fn(&Norms) -> f64| rounded::<T>(joined(norms.iter().map(of)));
-    let (loss, probed) = losses;
-    let probed = probed.map(|losses| losses.map(rounded::<T>));
+    let probed = losses.probed.map(|losses| losses.map(rounded::<T>));
     let surprise = total(|norms| norms.surprise);
     let of_weight = |norms: &Norms| WeightMetrics {
         surprise: rounded::<T>(norms.surprise),
@@ -368,7 +378,7 @@ pub fn metrics<T: Real>(
         head,
         start: chunk * c,
         end: (chunk + 1) * c,
-        loss: rounded::<T>(loss),
+        loss: rounded::<T>(losses.loss),
         loss_before: probed.map(|[before, _]| before),
         loss_after: probed.map(|[_, after]| after),
         surprise,
@@ -379,7 +389,8 @@ pub fn metrics<T: Real>(
         momentum_norm: total(|norms| norms.momentum),
         update_norm: total(|norms| norms.update),
         weight_norm: total(|norms| norms.weight),
-        loss_zero: None,
+        // The sum turns −0 into 0.
+        loss_zero: Some(rounded::<T>(losses.zero + 0.0)),
         surprise_now: None,
         read_shift: None,
         key_cosine: None,

@@ -156,6 +156,10 @@ fn lists_and_rejections() {
     sandbox.npy("wide.npy", &tokens(&[4, 1100], 4));
     sandbox.npy("seq.npy", &tokens(&[8, 4], 4));
     sandbox.file("a.toml", "probe = \"keys\"\nchunk_size = 4\n");
+    // A file of that name is a sequence.
+    std::fs::copy(sandbox.path("seq.npy"), sandbox.path("keys")).unwrap();
+    let error = sandbox.rejected("retrieve --online --chunk-size 4 --out named -q --probe keys");
+    assert!(!error.contains("equals sign"), "{error}");
     sandbox.ok("store seq.npy --config a.toml --out run -q --no-plots");
     assert_eq!(sandbox.json("run/run.json")["config"]["probes"], serde_json::json!(["keys"]));
     assert!(sandbox.csv("run/metrics.csv").texts("key_cosine").iter().all(|text| !text.is_empty()));
@@ -165,6 +169,9 @@ fn lists_and_rejections() {
     let lines = [
         "store seq.npy --probe=read",
         "store seq.npy --probe=surprise",
+        "store seq.npy --probe gradient,keys",
+        "store --probe spectrum:2 seq.npy",
+        "retrieve seq.npy --online false --probe=keys",
         "store seq.npy --probe=spectrum:0",
         "store seq.npy --probe=spectrum --device cuda",
         "store wide.npy --model linear --chunk-size 4 --probe=spectrum",

@@ -192,6 +192,7 @@ fn against_the_oracle<T: Real>(what: &str, device: &dyn Device, case: Case, rel:
         let (got, outcome) = run_on(device, &memory, &mut state, work, shape);
         assert_eq!(outcome.divergence, None, "{what}");
         assert_rows_close(&what, &got.rows, &rows, rel);
+        assert!(got.rows.iter().all(|row| row.loss_zero.is_some()), "{what}");
         let retrieved = dyn3(&got.retrieved);
         assert_close_to_largest(&what, retrieved.view(), expected.view().into_dyn(), rel);
     }

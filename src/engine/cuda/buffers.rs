@@ -143,6 +143,8 @@ pub struct DeviceBuffers<'d, T: Real> {
     pub(super) d_output: Array<'d, T>,
     /// Losses at W, before and after: [3][heads, chunks]
     pub(super) chunk_losses: [Array<'d, T>; 3],
+    /// Losses of an answer of zeros: (heads, chunks)
+    pub(super) zero_losses: Array<'d, T>,
     /// Readers of the queries, then of the probe.
     pub(super) readers: Vec<Reader<'d, T>>,
     /// Sums of squares of tiles, and norms of weights: (heads, chunks, weights, 4)
@@ -211,6 +213,7 @@ impl<'d, T: Real> DeviceBuffers<'d, T> {
             activated: allocate(stored * d)?,
             d_output: allocate(stored * d)?,
             chunk_losses: [allocate(chunks)?, allocate(chunks)?, allocate(chunks)?],
+            zero_losses: allocate(chunks)?,
             readers,
             parts: allocate(chunks * 4 * d.div_ceil(TILE).pow(2) * 4)?,
             norms: Array::new(device, chunks * 16)?,
@@ -229,7 +232,7 @@ impl<'d, T: Real> DeviceBuffers<'d, T> {
         let Self { tokens, keys, queries, steps, qkv, d_qkv, scores, d_scores, hidden, .. } = self;
         let Self { d_hidden, activated, d_output, chunk_losses, readers, parts, starts, .. } = self;
         let single = [keys, queries, steps, qkv, d_qkv, scores, d_scores, hidden, d_hidden];
-        let others = [activated, d_output, parts, &self.merged];
+        let others = [activated, d_output, parts, &self.merged, &self.zero_losses];
         let read = readers.iter().flat_map(|reader| {
             [&reader.products, &reader.activated, &reader.outputs].into_iter().chain(&reader.parts)
         });

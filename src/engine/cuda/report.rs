@@ -10,7 +10,7 @@ use super::step::Step;
 use crate::cuda::Array;
 use crate::engine::Divergence;
 use crate::engine::driver::BlockResults;
-use crate::engine::head::metrics;
+use crate::engine::head::{ChunkLosses, metrics};
 use crate::engine::panel::Norms;
 use crate::error::{Error, Result};
 use crate::memory::GateValues;
@@ -26,6 +26,7 @@ const NONE: u32 = u32::MAX;
 pub struct Measurements<T> {
     steps: Vec<T>,
     losses: [Vec<T>; 3],
+    zero_losses: Vec<T>,
     norms: Vec<f64>,
     findings: Vec<u32>,
 }
@@ -44,6 +45,7 @@ impl<T: Real> Step<'_, T> {
         Ok(Measurements {
             steps: take(&buffers.steps, 3 * places)?,
             losses: [take(at_w, places)?, take(before, probed)?, take(after, probed)?],
+            zero_losses: take(&buffers.zero_losses, places)?,
             norms: self.norms(buffers)?,
             findings: buffers.findings.to_vec()?,
         })
@@ -169,6 +171,8 @@ impl<T: Real> Step<'_, T> {
             .get(place)
             .zip(after.get(place))
             .map(|(&before, &after)| [before.to_f64(), after.to_f64()]);
+        let (loss, zero) = (at_w[place].to_f64(), measured.zero_losses[place].to_f64());
+        let losses = ChunkLosses { loss, zero, probed };
         let [learning_rate, momentum, decay] =
             [0, 1, 2].map(|gate| measured.steps[place * 3 + gate].to_f64());
         let gates = GateValues { learning_rate, momentum, decay };
@@ -179,7 +183,7 @@ impl<T: Real> Step<'_, T> {
             weight: norms[3],
         };
         let norms: Vec<_> = measured.norms[place * 16..][..16].chunks(4).map(of_weight).collect();
-        metrics::<T>(of, self.c(), (at_w[place].to_f64(), probed), (gates, false), &norms)
+        metrics::<T>(of, self.c(), losses, (gates, false), &norms)
     }
 }
 

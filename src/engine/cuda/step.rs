@@ -356,24 +356,29 @@ impl<T: Real> Step<'_, T> {
         self.attend(buffers, &buffers.qkv, &buffers.activated, chunks, true)?;
         let product = [whole(&buffers.activated, d), output, whole(&buffers.d_output, d)];
         self.multiply(1, [rows, d, d], 1.0, product)?;
-        self.losses(&buffers.d_output, buffers, &buffers.chunk_losses[0], true)?;
+        self.losses(&buffers.d_output, buffers, &buffers.chunk_losses[0], Some(&buffers.zero_losses))?;
         let product = [whole(&buffers.d_output, d), transposed(output), whole(&buffers.d_hidden, d)];
         self.multiply(1, [rows, d, d], 1.0, product)?;
         self.attend_backward(buffers)
     }
 
-    /// Computes the loss of every chunk of keys from the memory's output for them.
+    /// Computes the loss of every chunk of keys from the memory's output for them. With `zero_sums`, also that of an
+    /// answer of zeros, and the output's cotangents in its place.
     fn losses(
         &self,
         predicted: &Array<T>,
         buffers: &DeviceBuffers<T>,
         sums: &Array<T>,
-        gradient: bool,
+        zero_sums: Option<&Array<T>>,
     ) -> Result<()> {
-        let mut arguments =
-            vec![predicted.argument(), Argument::Address(self.values(buffers)), sums.argument()];
-        arguments.extend([self.c(), self.d()].map(Argument::count));
-        arguments.push(Argument::U32(gradient.into()));
+        let arguments = [
+            predicted.argument(),
+            Argument::Address(self.values(buffers)),
+            sums.argument(),
+            zero_sums.map_or(NULL, Array::argument),
+            Argument::count(self.c()),
+            Argument::count(self.d()),
+        ];
         self.launch("chunk_losses", [self.heads() * self.chunks(), 1, 1], 0, &arguments)
     }
 
@@ -523,7 +528,7 @@ impl<T: Real> Step<'_, T> {
     /// Computes losses of the probe and finds non-finite rows among the retrieved ones.
     fn measure(&self, buffers: &mut DeviceBuffers<'_, T>) -> Result<()> {
         for (i, reader) in buffers.readers.iter().enumerate().skip(1) {
-            self.losses(&reader.outputs, buffers, &buffers.chunk_losses[i], false)?;
+            self.losses(&reader.outputs, buffers, &buffers.chunk_losses[i], None)?;
         }
         let (rows, unready) = (self.block.read.len(), self.plan.unready(self.block));
         let (heads, d, dim) = (self.heads(), self.d(), self.memory.dimensions.dim);
