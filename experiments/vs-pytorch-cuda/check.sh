@@ -75,10 +75,14 @@ fi
 if wanted sanitizer && command -v compute-sanitizer >/dev/null; then
     # Some tests of each kind, because all of them take hours. Last, because it takes longest.
     short=(the_fused_pair scan_with_gates_of_all_kinds products_in_f32 norms_whose_squares_leave_the_range
-        spans_side_by_side)
+        segments_side_by_side)
+    for name in "${short[@]}"; do
+        "$CUDA_TESTS" --list "$name" | grep -q ': test$' || failed+=("sanitizer: no test named $name")
+    done
     for tool in memcheck racecheck synccheck; do
         step "compute-sanitizer $tool"
-        NMEM_REQUIRE_CUDA=1 timeout 600 compute-sanitizer --tool "$tool" --error-exitcode 9 "$CUDA_TESTS" "${short[@]}" \
+        # Without a C++ compiler the tests run on the GPU alone.
+        CXX=false NMEM_REQUIRE_CUDA=1 timeout 600 compute-sanitizer --tool "$tool" --error-exitcode 9 "$CUDA_TESTS" "${short[@]}" \
             > "$record/$tool.txt" 2>&1 || failed+=("$tool: see $tool.txt")
         tail -2 "$record/$tool.txt"
     done

@@ -158,8 +158,7 @@ fn lists_and_rejections() {
     sandbox.file("a.toml", "probe = \"keys\"\nchunk_size = 4\n");
     // A file of that name is a sequence.
     std::fs::copy(sandbox.path("seq.npy"), sandbox.path("keys")).unwrap();
-    let error = sandbox.rejected("retrieve --online --chunk-size 4 --out named -q --probe keys");
-    assert!(!error.contains("equals sign"), "{error}");
+    sandbox.ok("retrieve --online --chunk-size 4 --out named -q --no-plots --probe keys");
     sandbox.ok("store seq.npy --config a.toml --out run -q --no-plots");
     assert_eq!(sandbox.json("run/run.json")["config"]["probes"], serde_json::json!(["keys"]));
     assert!(sandbox.csv("run/metrics.csv").texts("key_cosine").iter().all(|text| !text.is_empty()));
