@@ -347,11 +347,11 @@ pub fn chunk_loss<T: Real>(loss: Loss, predicted: ArrayView2<T>, values: ArrayVi
 
 /// Losses of a chunk, ℓ.
 pub struct ChunkLosses {
-    /// At W.
+    /// The loss at W.
     pub loss: f64,
-    /// Of an answer of zeros.
+    /// That of an answer of zeros.
     pub zero: f64,
-    /// With a probe, before and after the chunk is stored.
+    /// Losses before and after the chunk is stored, with a probe.
     pub probed: Option<[f64; 2]>,
 }
 
