@@ -125,6 +125,7 @@ const PANICKED: u8 = 101;
 
 /// Runs the whole program: parses the command line, executes it and reports errors.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    end::keep_freed_memory();
     end::install();
     let args: Vec<OsString> = args.into_iter().collect();
     let status = std::panic::catch_unwind(|| run(&args));
