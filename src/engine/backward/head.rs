@@ -16,28 +16,35 @@ use std::ops::Range;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
+use super::few_rows::{Few, are_few};
 use super::node_rows::{Passage, Second};
-use super::passes::{ExampleCotangents, Examples, Passes};
+use super::passes::{Block, ExampleCotangents, Examples, Factors, Passes, Weights};
 use super::pool::Buffers;
+use super::recurrences::{self, step_back};
 use super::{Check, Order};
 use crate::engine::panel::Step;
 use crate::error::Result;
 use crate::memory::program::{Program, Reads};
 use crate::real::Real;
-use crate::simd::vectorised;
 
 /// Fewest chunks of a segment. Its arrays are small beside the rows of so few chunks.
-pub const MIN_SEGMENT: usize = 8;
+const MIN_SEGMENT: usize = 8;
+/// Fewest rows of a segment whose states are small, and the elements of a small array of them. Each segment costs some
+/// waiting for the slowest thread, and all but the last are computed twice.
+const MIN_SEGMENT_ROWS: usize = 256;
+const SMALL_SEGMENT: usize = 1 << 18;
 /// Fewest rows whose gradients are taken in one task: enough for products at full speed.
 pub const TASK_ROWS: usize = 64;
 /// Most tasks of a segment. Each has a gradient of the weights of its own until they are summed.
 pub const MAX_TASKS: usize = 8;
-/// Elements of a state that one task takes through a segment. Its rows of six arrays fit L2.
-const TASK_ELEMENTS: usize = 2048;
-/// Sums side by side, which the compiler turns into vector registers.
-const LANES: usize = 16;
 /// Fewest multiplications of a task that another thread takes, about 10 µs.
 const MIN_TASK_WORK: usize = 1 << 18;
+
+/// Returns the chunks of a segment: about √N of N, or more if they take little memory.
+pub fn segment_length(chunks: usize, chunk: usize, elements: usize) -> usize {
+    let small = (MIN_SEGMENT_ROWS / chunk).min(SMALL_SEGMENT / elements);
+    chunks.isqrt().max(MIN_SEGMENT).max(small)
+}
 
 /// Inputs of a head in one call, and the state that it starts from.
 pub struct HeadSequence<'a, T> {
@@ -129,6 +136,20 @@ struct Interval<T> {
     refresh: bool,
 }
 
+/// Gradients of what is read before each chunk of a segment, for the weights that are read.
+enum ReadGradients<T> {
+    /// A row of elements for each chunk.
+    Whole(Array2<T>),
+    /// The factors of each node that is a linear map, input rows and cotangents of products, and each chunk's rows of them.
+    /// They are fewer numbers where chunks are short beside the weights.
+    Thin { factors: Vec<[Array2<T>; 2]>, rows: Vec<Range<usize>> },
+}
+
+/// Adds numbers to a slice.
+fn add<T: Real>(to: &mut [T], numbers: &[T]) {
+    to.iter_mut().zip(numbers).for_each(|(to, &x)| *to += x);
+}
+
 /// Cotangents that pass from a chunk to the one before.
 struct Carried<T> {
     update: Vec<T>,
@@ -153,7 +174,7 @@ impl<T: Real> HeadSequence<'_, T> {
 
     fn segments(&self) -> impl DoubleEndedIterator<Item = Range<usize>> + ExactSizeIterator + use<T> {
         let chunks = self.chunks();
-        let length = chunks.isqrt().max(MIN_SEGMENT);
+        let length = segment_length(chunks, self.chunk(), self.elements());
         (0..chunks).step_by(length).map(move |start| start..chunks.min(start + length))
     }
 
@@ -194,14 +215,25 @@ impl<T: Real> HeadSequence<'_, T> {
         rows.step_by(step).map(move |start| start..end.min(start + step))
     }
 
-    /// Returns the weights that are read in a state. `space` is for their sum.
-    fn weights<'w>(&self, update: &'w [T], space: &'w mut Vec<T>) -> &'w [T] {
+    /// Returns the weights that some rows read in a state. `space` is for their sum.
+    fn weights<'w>(&'w self, update: &'w [T], rows: usize, space: &'w mut Vec<T>) -> Weights<'w, T> {
         if self.program.rule.holds_weights() {
-            return update;
+            return Weights(update, None);
+        }
+        if are_few(rows) {
+            return Weights(self.base, Some(update));
         }
         space.clear();
         space.extend(update.iter().zip(self.base).map(|(&u, &w)| w + u));
-        space
+        Weights(space, None)
+    }
+
+    /// Returns the weights that are read in a state, as the point of later gradients.
+    fn point(&self, update: &[T]) -> Vec<T> {
+        if self.program.rule.holds_weights() {
+            return update.to_vec();
+        }
+        update.iter().zip(self.base).map(|(&u, &w)| w + u).collect()
     }
 
     /// Takes buffers for passes over a number of rows.
@@ -220,11 +252,11 @@ impl<T: Real> HeadSequence<'_, T> {
     /// Reads rows of queries with some weights.
     fn read(&self, update: &[T], rows: Range<usize>, mut output: ArrayViewMut2<'_, T>) {
         let mut passage = self.passage(self.task_rows());
-        let mut space = std::mem::take(&mut passage.weights);
-        let weights = self.weights(update, &mut space);
+        let mut space = self.buffers.weights.take(|_| true, Vec::new);
+        let weights = self.weights(update, rows.len(), &mut space);
         self.passes.forward(weights, self.queries.slice(s![rows, ..]), &mut passage);
         output.assign(&passage.values.output());
-        passage.weights = space;
+        self.buffers.weights.give(space);
         self.buffers.passages.give(passage);
     }
 
@@ -279,7 +311,8 @@ impl<T: Real> HeadSequence<'_, T> {
 
     /// Returns the number of chunks of `of` whose gradients one task takes.
     fn group_chunks(&self, of: usize) -> usize {
-        of.div_ceil(MAX_TASKS).max(TASK_ROWS.div_ceil(self.chunk()))
+        let tasks = of.div_ceil(TASK_ROWS.div_ceil(self.chunk())).clamp(1, MAX_TASKS);
+        of.div_ceil(tasks).max(1)
     }
 
     /// Gives the buffers of a segment back.
@@ -310,9 +343,7 @@ impl<T: Real> HeadSequence<'_, T> {
             let to = refresh.min(next(from, self.truncate)).min(chunks.end);
             let point = match segment.intervals.last() {
                 // After a refresh, gradients are taken at the weights that are read.
-                Some(before) if before.refresh => {
-                    self.weights(segment.update(from), &mut Vec::new()).to_vec()
-                }
+                Some(before) if before.refresh => self.point(segment.update(from)),
                 Some(before) => before.point.clone(),
                 None => start.point.clone(),
             };
@@ -328,8 +359,7 @@ impl<T: Real> HeadSequence<'_, T> {
         let n = segment.chunks.len();
         let (update, momentum) = (segment.updates.row(n).to_vec(), segment.momenta.row(n).to_vec());
         let last = segment.intervals.last().expect("a segment has chunks");
-        let point =
-            if last.refresh { self.weights(&update, &mut Vec::new()).to_vec() } else { last.point.clone() };
+        let point = if last.refresh { self.point(&update) } else { last.point.clone() };
         State { update, momentum, point }
     }
 
@@ -359,63 +389,56 @@ impl<T: Real> HeadSequence<'_, T> {
         }
     }
 
-    /// Advances the states by the last interval of a segment.
+    /// Advances the states by the last interval of a segment. A block of the weights stays in the cache from the gradient of
+    /// a chunk to the state after it.
     fn advance(&self, segment: &mut Segment<T>) {
         let Segment { chunks: of_segment, intervals, updates, momenta } = segment;
         let Interval { chunks, point, groups, refresh } = intervals.last().expect("an interval");
-        let (first, c) = (chunks.start - of_segment.start, self.chunk());
-        // Gradients take the places of S.
-        let mut gradients: Vec<_> = momenta.outer_iter_mut().skip(first + 1).collect();
-        let mut tasks = Vec::new();
-        let mut rest = &mut gradients[..];
-        for (chunks, inner) in groups {
-            let (of_group, later) = std::mem::take(&mut rest).split_at_mut(chunks.len());
-            rest = later;
-            let keys = self.examples(chunks).keys;
-            tasks
-                .extend(of_group.iter_mut().enumerate().map(|(i, to)| (inner, keys, i * c..(i + 1) * c, to)));
-        }
-        let many = Self::batch(c * self.elements());
-        tasks.into_par_iter().with_min_len(many).for_each(|(inner, keys, rows, to)| {
-            self.passes.gradient(inner, keys, rows, to.as_slice_mut().expect("standard layout"));
-        });
-        let steps = &self.steps[chunks.clone()];
+        let c = self.chunk();
         let whole = self.program.rule.holds_weights();
-        let gate = refresh.then(|| self.transition.unwrap_or(T::one()));
-        let blocks = updates
-            .axis_chunks_iter_mut(Axis(1), TASK_ELEMENTS)
-            .zip(momenta.axis_chunks_iter_mut(Axis(1), TASK_ELEMENTS))
-            .enumerate();
-        let blocks: Vec<_> = blocks.collect();
-        let many = Self::batch(TASK_ELEMENTS.min(self.elements()) * steps.len());
-        blocks.into_par_iter().with_min_len(many).for_each(|(block, (mut updates, mut momenta))| {
-            vectorised(
-                #[inline(always)]
-                || {
-                    for (i, step) in steps.iter().enumerate() {
-                        let n = first + i;
-                        let (u, mut next_u) = updates.multi_slice_mut((s![n, ..], s![n + 1, ..]));
-                        let (s, mut next_s) = momenta.multi_slice_mut((s![n, ..], s![n + 1, ..]));
-                        let [u, s] = [&u, &s].map(|row| row.as_slice().expect("standard layout"));
-                        let next_u = next_u.as_slice_mut().expect("standard layout");
-                        let next_s = next_s.as_slice_mut().expect("standard layout");
-                        let (theta, eta, keep) = (step.learning_rate, step.momentum, T::one() - step.decay);
-                        for e in 0..u.len() {
-                            let momentum = eta * s[e] - theta * next_s[e];
-                            next_s[e] = momentum;
-                            next_u[e] = keep * u[e] + momentum;
-                        }
-                    }
-                },
-            );
-            let Some(gate) = gate.filter(|gate| *gate != T::one()) else { return };
-            let place = block * TASK_ELEMENTS..;
-            let mut u = updates.row_mut(first + steps.len());
+        let gate = refresh.then(|| self.transition.unwrap_or(T::one())).filter(|gate| *gate != T::one());
+        let blocks: Vec<_> =
+            self.blocks_of(updates.view_mut()).zip(self.blocks_of(momenta.view_mut())).collect();
+        let many = Self::batch(self.elements() / blocks.len() * chunks.len() * c);
+        let of_block = |((block, mut updates), (_, mut momenta)): (
+            (&Block, ArrayViewMut2<T>),
+            (_, ArrayViewMut2<T>),
+        )| {
+            for (chunks, inner) in groups {
+                let keys = self.examples(chunks).keys;
+                for (i, chunk) in chunks.clone().enumerate() {
+                    let (n, step) = (chunk - of_segment.start, &self.steps[chunk]);
+                    let (u, mut next_u) = updates.multi_slice_mut((s![n, ..], s![n + 1, ..]));
+                    let (s, mut next_s) = momenta.multi_slice_mut((s![n, ..], s![n + 1, ..]));
+                    let [u, s] = [&u, &s].map(|row| row.as_slice().expect("contiguous rows"));
+                    let next_u = next_u.as_slice_mut().expect("contiguous rows");
+                    let next_s = next_s.as_slice_mut().expect("contiguous rows");
+                    let few = self.passes.gradient(inner, keys, i * c..(i + 1) * c, block, next_s);
+                    recurrences::step(step, few, [u, s], [next_u, next_s]);
+                }
+            }
+            let Some(gate) = gate else { return };
+            let place = block.place.clone();
+            let mut u = updates.row_mut(chunks.end - of_segment.start);
             for ((u, &p), &w) in u.iter_mut().zip(&point[place.clone()]).zip(&self.base[place]) {
                 let offset = if whole { T::zero() } else { w };
                 *u = p + gate * (*u + offset - p) - offset;
             }
-        });
+        };
+        blocks.into_par_iter().with_min_len(many).for_each(of_block);
+    }
+
+    /// Divides the columns of an array of states into the blocks of the weights.
+    fn blocks_of<'m>(
+        &self,
+        array: ArrayViewMut2<'m, T>,
+    ) -> impl Iterator<Item = (&Block, ArrayViewMut2<'m, T>)> {
+        let mut rest = Some(array);
+        self.passes.blocks.iter().map(move |block| {
+            let (columns, later) = rest.take().expect("put back below").split_at(Axis(1), block.place.len());
+            rest = Some(later);
+            (block, columns)
+        })
     }
 
     /// Passes the cotangent of the output rows (rows, d) back. Writes the cotangents of all rows to `to`.
@@ -443,7 +466,9 @@ impl<T: Real> HeadSequence<'_, T> {
         for rows in self.groups(rows) {
             (self.check)()?;
             let d_queries = to.queries.slice_mut(s![rows.clone(), ..]);
-            self.read_vjp(&end.update, rows, d_output, &mut d_weights, d_queries);
+            let write =
+                |i: usize, factors: Factors<'_, T>| self.passes.weight_gradient(i, factors, &mut d_weights);
+            self.read_vjp(&end.update, rows, d_output, write, d_queries);
             carried.update.iter_mut().zip(&d_weights).for_each(|(sum, &x)| *sum += x);
         }
         if !self.program.rule.holds_weights() {
@@ -468,24 +493,83 @@ impl<T: Real> HeadSequence<'_, T> {
         Ok(HeadCotangents { base: carried.base, transition: carried.transition, ..results })
     }
 
-    /// Reads some rows again and passes their cotangent back. Writes the cotangent of the weights to `d_weights`.
+    /// Reads some rows again and passes their cotangent back. `visit` sees each linear map with the factors of its gradient.
     fn read_vjp(
         &self,
         update: &[T],
         rows: Range<usize>,
         d_output: ArrayView2<'_, T>,
-        d_weights: &mut [T],
+        visit: impl FnMut(usize, Factors<'_, T>),
         d_queries: ArrayViewMut2<'_, T>,
     ) {
         let mut passage = self.passage(self.task_rows());
-        let mut space = std::mem::take(&mut passage.weights);
-        let weights = self.weights(update, &mut space);
+        let mut space = self.buffers.weights.take(|_| true, Vec::new);
+        let weights = self.weights(update, rows.len(), &mut space);
         let queries = self.queries.slice(s![rows.clone(), ..]);
         self.passes.forward(weights, queries, &mut passage);
         let d_output = d_output.slice(s![rows, ..]);
-        self.passes.vjp(weights, queries, d_output, &mut passage, d_weights, d_queries);
-        passage.weights = space;
+        self.passes.vjp(weights, queries, d_output, &mut passage, visit, d_queries);
+        self.buffers.weights.give(space);
         self.buffers.passages.give(passage);
+    }
+
+    /// Passes the cotangents of what a segment's chunks read back to the queries, and returns those of the weights.
+    fn reads_vjp(
+        &self,
+        segment: &Segment<T>,
+        d_output: ArrayView2<'_, T>,
+        to: &mut RowCotangents<'_, T>,
+    ) -> ReadGradients<T> {
+        let chunks = segment.chunks.clone();
+        let mut queries = Parts::new(to.queries.view_mut());
+        let reads = self.reads_of(chunks.clone(), &mut queries);
+        let many = Self::batch(self.chunk() * self.elements());
+        if self.passes.numbers_of_factors() * self.chunk() < self.elements() {
+            let start = reads.first().map_or(0, |(_, rows, _)| rows.start);
+            let end = reads.last().map_or(0, |(_, rows, _)| rows.end);
+            let mut factors = self.passes.factor_arrays(end - start);
+            let mut parts: Vec<_> = factors
+                .iter_mut()
+                .map(|pair| pair.each_mut().map(|array| Parts::from(array.view_mut(), start)))
+                .collect();
+            let mut rows_of = vec![0..0; chunks.len()];
+            let tasks: Vec<_> = reads
+                .into_iter()
+                .map(|(chunk, rows, d_queries)| {
+                    rows_of[chunk - chunks.start] = rows.start - start..rows.end - start;
+                    let places: Vec<_> = parts
+                        .iter_mut()
+                        .map(|pair| pair.each_mut().map(|part| part.take(rows.clone())))
+                        .collect();
+                    (chunk, rows, d_queries, places)
+                })
+                .collect();
+            tasks.into_par_iter().with_min_len(many).for_each(|(chunk, rows, d_queries, mut places)| {
+                // An array without cotangents is zero from the start.
+                let write = |i: usize, factors: Factors<'_, T>| {
+                    for (place, factor) in places[i].iter_mut().zip(factors.into_iter().flatten()) {
+                        place.assign(&factor);
+                    }
+                };
+                self.read_vjp(segment.update(chunk), rows, d_output, write, d_queries);
+            });
+            return ReadGradients::Thin { factors, rows: rows_of };
+        }
+        let mut gradients = self.array();
+        let mut places: Vec<_> = gradients.outer_iter_mut().take(chunks.len()).map(Some).collect();
+        let tasks: Vec<_> = reads
+            .into_iter()
+            .map(|read| (places[read.0 - chunks.start].take().expect("one read a chunk"), read))
+            .collect();
+        for mut unread in places.into_iter().flatten() {
+            unread.fill(T::zero());
+        }
+        tasks.into_par_iter().with_min_len(many).for_each(|(mut to, (chunk, rows, d_queries))| {
+            let to = to.as_slice_mut().expect("standard layout");
+            let write = |i: usize, factors: Factors<'_, T>| self.passes.weight_gradient(i, factors, to);
+            self.read_vjp(segment.update(chunk), rows, d_output, write, d_queries);
+        });
+        ReadGradients::Whole(gradients)
     }
 
     fn segment_vjp(
@@ -496,23 +580,7 @@ impl<T: Real> HeadSequence<'_, T> {
         results: &mut HeadCotangents<T>,
         to: &mut RowCotangents<'_, T>,
     ) {
-        let chunks = segment.chunks.clone();
-        let mut d_reads = self.array();
-        let mut queries = Parts::new(to.queries.view_mut());
-        let mut places: Vec<_> = d_reads.outer_iter_mut().take(chunks.len()).map(Some).collect();
-        let tasks: Vec<_> = self
-            .reads_of(chunks.clone(), &mut queries)
-            .into_iter()
-            .map(|read| (places[read.0 - chunks.start].take().expect("one read a chunk"), read))
-            .collect();
-        for mut unread in places.into_iter().flatten() {
-            unread.fill(T::zero());
-        }
-        let many = Self::batch(self.chunk() * self.elements());
-        tasks.into_par_iter().with_min_len(many).for_each(|(mut d_read, (chunk, rows, d_queries))| {
-            let d_read = d_read.as_slice_mut().expect("standard layout");
-            self.read_vjp(segment.update(chunk), rows, d_output, d_read, d_queries);
-        });
+        let d_reads = self.reads_vjp(&segment, d_output, to);
         for mut interval in std::mem::take(&mut segment.intervals).into_iter().rev() {
             if interval.refresh {
                 self.refresh_vjp(&segment, &interval, carried);
@@ -521,7 +589,9 @@ impl<T: Real> HeadSequence<'_, T> {
             self.gradients_vjp(&segment, &mut interval, carried, results, to);
             segment.intervals.push(interval);
         }
-        self.buffers.arrays.give(d_reads);
+        if let ReadGradients::Whole(array) = d_reads {
+            self.buffers.arrays.give(array);
+        }
         self.recycle(segment);
     }
 
@@ -556,7 +626,7 @@ impl<T: Real> HeadSequence<'_, T> {
         &self,
         segment: &mut Segment<T>,
         interval: &Interval<T>,
-        d_reads: &Array2<T>,
+        d_reads: &ReadGradients<T>,
         carried: &mut Carried<T>,
         results: &mut HeadCotangents<T>,
     ) {
@@ -566,45 +636,67 @@ impl<T: Real> HeadSequence<'_, T> {
         let whole = self.program.rule.holds_weights();
         let cut = self.is_cut(interval.chunks.start);
         let Carried { update, momentum, base, .. } = carried;
-        let blocks = momenta.axis_chunks_iter_mut(Axis(1), TASK_ELEMENTS).zip(
-            update
-                .chunks_mut(TASK_ELEMENTS)
-                .zip(momentum.chunks_mut(TASK_ELEMENTS))
-                .zip(base.chunks_mut(TASK_ELEMENTS)),
-        );
-        let blocks: Vec<_> = blocks.enumerate().collect();
-        let many = Self::batch(TASK_ELEMENTS.min(self.elements()) * steps.len());
-        let of_block = |(block, (mut momenta, ((u_bar, s_bar), d_base))): (usize, (ArrayViewMut2<T>, _))| {
-            let (u_bar, s_bar, d_base): (&mut [T], &mut [T], &mut [T]) = (u_bar, s_bar, d_base);
-            let place = block * TASK_ELEMENTS..block * TASK_ELEMENTS + u_bar.len();
-            let mut sums = vec![[0.0; 2]; steps.len()];
-            vectorised(
-                #[inline(always)]
-                || {
-                    for (i, step) in steps.iter().enumerate().rev() {
-                        let n = first + i;
-                        let [u, d_read] =
-                            [updates.slice(s![n, place.clone()]), d_reads.slice(s![n, place.clone()])]
-                                .map(|row| row.to_slice().expect("standard layout"));
-                        let (s, mut next_s) = momenta.multi_slice_mut((s![n, ..], s![n + 1, ..]));
-                        let s = s.as_slice().expect("standard layout");
-                        let next_s = next_s.as_slice_mut().expect("standard layout");
-                        let (eta, keep) = (step.momentum, T::one() - step.decay);
-                        let arrays =
-                            StepArrays { u, s, d_read, next_s, u_bar: &mut *u_bar, s_bar: &mut *s_bar };
-                        sums[i] = arrays.step_back(eta, keep);
-                        if !whole {
-                            d_base.iter_mut().zip(d_read).for_each(|(sum, &x)| *sum += x);
+        let mut rest = [&mut update[..], &mut momentum[..], &mut base[..]];
+        let blocks: Vec<_> = self
+            .blocks_of(momenta.view_mut())
+            .map(|(block, momenta)| {
+                let carried =
+                    rest.each_mut().map(|rest| rest.split_off_mut(..block.place.len()).expect("a block"));
+                (block, momenta, carried)
+            })
+            .collect();
+        let many = Self::batch(self.elements() / blocks.len() * steps.len());
+        let of_block =
+            |(block, mut momenta, [u_bar, s_bar, d_base]): (&Block, ArrayViewMut2<T>, [&mut [T]; 3])| {
+                let mut sums = vec![[0.0; 2]; steps.len()];
+                for (i, step) in steps.iter().enumerate().rev() {
+                    let n = first + i;
+                    let u = updates.slice(s![n, block.place.clone()]);
+                    let u = u.to_slice().expect("contiguous rows");
+                    let (s, mut next_s) = momenta.multi_slice_mut((s![n, ..], s![n + 1, ..]));
+                    let s = s.as_slice().expect("contiguous rows");
+                    let next_s = next_s.as_slice_mut().expect("contiguous rows");
+                    let thin = match d_reads {
+                        ReadGradients::Thin { factors, rows } if !rows[n].is_empty() => {
+                            Some((factors[block.map].each_ref().map(|factor| factor.view()), rows[n].clone()))
                         }
-                        if cut && i == 0 {
-                            u_bar.fill(T::zero());
-                            s_bar.fill(T::zero());
+                        _ => None,
+                    };
+                    let few = thin.clone().and_then(|(factors, rows)| Few::new(block, factors, rows));
+                    let cotangents = [&mut *u_bar, &mut *s_bar];
+                    sums[i] = step_back(step, few.unwrap_or(Few::none()), [u, s], next_s, cotangents);
+                    if let Some((factors, rows)) = thin.filter(|_| few.is_none()) {
+                        block.product(u_bar, true, factors, rows);
+                    }
+                    if let ReadGradients::Whole(gradients) = d_reads {
+                        let d_read = gradients.slice(s![n, block.place.clone()]);
+                        let d_read = d_read.to_slice().expect("contiguous rows");
+                        add(u_bar, d_read);
+                        if !whole {
+                            add(d_base, d_read);
                         }
                     }
-                },
-            );
-            sums
-        };
+                    if cut && i == 0 {
+                        u_bar.fill(T::zero());
+                        s_bar.fill(T::zero());
+                    }
+                }
+                if let ReadGradients::Thin { factors, rows } = d_reads
+                    && !whole
+                {
+                    let mut read = rows[first..first + steps.len()].iter().filter(|rows| !rows.is_empty());
+                    if let Some(start) = read.next() {
+                        let rows = start.start..read.next_back().unwrap_or(start).end;
+                        block.product(
+                            d_base,
+                            true,
+                            factors[block.map].each_ref().map(|factor| factor.view()),
+                            rows,
+                        );
+                    }
+                }
+                sums
+            };
         let sums: Vec<_> = blocks.into_par_iter().with_min_len(many).map(of_block).collect();
         for of_block in sums {
             for (gates, [eta, alpha]) in results.gates[interval.chunks.clone()].iter_mut().zip(of_block) {
@@ -671,54 +763,6 @@ impl<T: Real> HeadSequence<'_, T> {
     }
 }
 
-/// Rows of one chunk in some columns, which its step back reads and writes.
-struct StepArrays<'a, T> {
-    u: &'a [T],
-    s: &'a [T],
-    d_read: &'a [T],
-    /// S after the chunk, replaced by its cotangent.
-    next_s: &'a mut [T],
-    u_bar: &'a mut [T],
-    s_bar: &'a mut [T],
-}
-
-impl<T: Real> StepArrays<'_, T> {
-    /// Passes the cotangents of U and S back through one chunk, and returns those of η and α. One pass, because the arrays of
-    /// a task exceed L1.
-    #[expect(clippy::inline_always, reason = "to be compiled with the caller's instruction set")]
-    #[inline(always)]
-    fn step_back(self, eta: T, keep: T) -> [f64; 2] {
-        let Self { u, s, d_read, next_s, u_bar, s_bar } = self;
-        let mut sums = [[T::zero(); LANES]; 2];
-        let (u, u_rest) = u.as_chunks::<LANES>();
-        let (s, s_rest) = s.as_chunks::<LANES>();
-        let (d_read, d_read_rest) = d_read.as_chunks::<LANES>();
-        let (next_s, next_s_rest) = next_s.as_chunks_mut::<LANES>();
-        let (u_bar, u_bar_rest) = u_bar.as_chunks_mut::<LANES>();
-        let (s_bar, s_bar_rest) = s_bar.as_chunks_mut::<LANES>();
-        let [eta_sums, alpha_sums] = &mut sums;
-        for block in 0..u.len() {
-            let (u, s, d_read) = (&u[block], &s[block], &d_read[block]);
-            let (next_s, u_bar, s_bar) = (&mut next_s[block], &mut u_bar[block], &mut s_bar[block]);
-            for e in 0..LANES {
-                next_s[e] = u_bar[e] + s_bar[e];
-                eta_sums[e] += next_s[e] * s[e];
-                alpha_sums[e] -= u_bar[e] * u[e];
-                s_bar[e] = eta * next_s[e];
-                u_bar[e] = d_read[e] + keep * u_bar[e];
-            }
-        }
-        for e in 0..u_rest.len() {
-            next_s_rest[e] = u_bar_rest[e] + s_bar_rest[e];
-            eta_sums[e] += next_s_rest[e] * s_rest[e];
-            alpha_sums[e] -= u_bar_rest[e] * u_rest[e];
-            s_bar_rest[e] = eta * next_s_rest[e];
-            u_bar_rest[e] = d_read_rest[e] + keep * u_bar_rest[e];
-        }
-        sums.map(|lanes| lanes.iter().map(|&x| x.to_f64()).sum())
-    }
-}
-
 impl<T: Real> Segment<T> {
     /// Returns U before a chunk.
     fn update(&self, chunk: usize) -> &[T] {
@@ -735,7 +779,12 @@ struct Parts<'m, T> {
 
 impl<'m, T: Real> Parts<'m, T> {
     fn new(matrix: ArrayViewMut2<'m, T>) -> Self {
-        Self { rest: Some(matrix), start: 0 }
+        Self::from(matrix, 0)
+    }
+
+    /// Divides a matrix whose first row has the index `start`.
+    fn from(matrix: ArrayViewMut2<'m, T>, start: usize) -> Self {
+        Self { rest: Some(matrix), start }
     }
 
     /// Returns the rows of a range, which begins where the last one ended or later.

@@ -7,6 +7,8 @@
 //! - this file: a sequence, from tokens to heads and back;
 //! - `head`: one head through time;
 //! - `passes`: passes over the nodes of a memory model, in the buffers of `node_rows`;
+//! - `recurrences`: those of the state for one chunk, and their way back;
+//! - `few_rows`: products of the few rows of short chunks;
 //! - `rows`: products, norms and activations of many rows;
 //! - `pool`: buffers that tasks hand on.
 //!
@@ -14,10 +16,12 @@
 //! run in parallel. A task's work depends on shapes only, and sums over tasks have a fixed order, so results have the same
 //! bits for any number of threads. Memory use is that of a sequence's rows, and of the weights times about √N for N chunks.
 
+mod few_rows;
 mod head;
 mod node_rows;
 mod passes;
 mod pool;
+mod recurrences;
 mod rows;
 
 use ndarray::{Array1, Array2, Array3, ArrayView2, Axis, CowArray, Ix2, concatenate, s};
@@ -176,7 +180,7 @@ impl<'a, T: Real> Backward<'a, T> {
         Ok(Self { parameters, program, gates, passes, buffers, base, truncate, check: &|| Ok(()) })
     }
 
-    /// Calls `check` between stretches of work: segments of chunks (√N of N, at least 8), and groups of rows that are read after them.
+    /// Calls `check` between stretches of work: segments of chunks (about √N of N), and groups of rows that are read after them.
     #[must_use]
     pub fn checked(mut self, check: Check<'a>) -> Self {
         self.check = check;
@@ -209,7 +213,8 @@ impl<'a, T: Real> Backward<'a, T> {
         // Rows of a segment: values, cotangents and tangents of each node.
         let of_nodes: usize = self.passes.graph.nodes.iter().map(|node| 8 * node.width).sum();
         let chunks = stored / self.passes.chunk;
-        let segment = (chunks.isqrt().max(head::MIN_SEGMENT) + 1).min(chunks + 1);
+        let length = head::segment_length(chunks, self.passes.chunk, self.passes.graph.elements());
+        let segment = (length + 1).min(chunks + 1);
         let starts = chunks.div_ceil(segment);
         // Reading tasks and one of the second pass, beside the groups of a segment, of which the last may be short.
         let tasks = rayon::current_num_threads().min(segment).max(3);

@@ -201,19 +201,12 @@ impl<T: Real> NodeRows<T> {
 pub struct Passage<T> {
     pub values: Values<T>,
     pub cotangents: NodeRows<T>,
-    /// Space for weights.
-    pub weights: Vec<T>,
     rows: usize,
 }
 
 impl<T: Real> Passage<T> {
     pub fn new(graph: &Graph, rows: usize, chunk: usize) -> Self {
-        Self {
-            values: Values::new(graph, rows, chunk),
-            cotangents: NodeRows::new(graph, rows),
-            weights: Vec::new(),
-            rows,
-        }
+        Self { values: Values::new(graph, rows, chunk), cotangents: NodeRows::new(graph, rows), rows }
     }
 
     /// Returns whether there is space for a number of rows.

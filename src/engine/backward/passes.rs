@@ -11,8 +11,9 @@
 
 use std::ops::Range;
 
-use ndarray::{ArrayView2, ArrayViewMut2, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 
+use super::few_rows::{self, Few};
 use super::node_rows::{NodeRows, Passage, Second, Values};
 use crate::memory::Loss;
 use crate::memory::graph::{Graph, MAX_INPUTS, Node, NodeKind, Value};
@@ -27,9 +28,35 @@ pub struct Passes {
     pub graph: Graph,
     /// Places by node.
     places: Vec<Option<Range<usize>>>,
+    /// All weights in blocks, in order.
+    pub blocks: Vec<Block>,
     /// Rows of a chunk.
     pub chunk: usize,
 }
+
+/// Some rows of the weights of a linear map, which one task takes through the recurrences.
+#[derive(Clone, Debug)]
+pub struct Block {
+    /// Node of the map.
+    pub map: usize,
+    pub rows: Range<usize>,
+    /// Place in the slice of all weights.
+    pub place: Range<usize>,
+}
+
+/// Elements of a block. Those of six arrays fit L2.
+const BLOCK_ELEMENTS: usize = 2048;
+/// Fewest rows of a block: a product of fewer would load B for little work.
+const MIN_BLOCK_ROWS: usize = 32;
+/// Rows of a chunk from which on a product is most of the work.
+const MANY_ROWS: usize = 8;
+
+/// Factors of the gradient of a linear map's weights, unless it is zero: its input rows and the cotangents of its products.
+pub type Factors<'a, T> = Option<[ArrayView2<'a, T>; 2]>;
+
+/// Weights of all linear maps, perhaps as a sum that is not formed.
+#[derive(Clone, Copy)]
+pub struct Weights<'w, T>(pub &'w [T], pub Option<&'w [T]>);
 
 /// Examples that are stored: keys, values and, where rows have one, the weight of each row's loss.
 #[derive(Clone, Copy)]
@@ -46,6 +73,16 @@ pub struct ExampleCotangents<'a, T> {
     pub rates: Option<&'a mut [T]>,
 }
 
+impl Block {
+    /// Computes Aᵀ B in these rows of the weights, from some rows of A and B, and adds it to `to` if `keep`.
+    pub fn product<T: Real>(&self, to: &mut [T], keep: bool, [a, b]: [ArrayView2<T>; 2], rows: Range<usize>) {
+        let a = a.slice_move(s![rows.clone(), self.rows.clone()]);
+        let b = b.slice_move(s![rows, ..]);
+        let to = ArrayViewMut2::from_shape((a.ncols(), b.ncols()), to).expect("rows of the map");
+        multiply_add(to, keep, T::one(), a.reversed_axes(), b);
+    }
+}
+
 impl Passes {
     pub fn new(graph: Graph, chunk: usize) -> Self {
         let mut start = 0;
@@ -55,8 +92,19 @@ impl Passes {
                 std::mem::replace(&mut start, end)..end
             })
         };
-        let places = graph.nodes.iter().map(&mut place).collect();
-        Self { graph, places, chunk }
+        let places: Vec<Option<Range<usize>>> = graph.nodes.iter().map(&mut place).collect();
+        let mut blocks = Vec::new();
+        for (map, place) in places.iter().enumerate().filter_map(|(i, place)| Some((i, place.as_ref()?))) {
+            let width = graph.nodes[map].width;
+            let least = if chunk < MANY_ROWS { 1 } else { MIN_BLOCK_ROWS };
+            let (rows, each) = (place.len() / width, (BLOCK_ELEMENTS / width).max(least));
+            blocks.extend((0..rows).step_by(each).map(|first| {
+                let rows = first..rows.min(first + each);
+                let place = place.start + rows.start * width..place.start + rows.end * width;
+                Block { map, rows, place }
+            }));
+        }
+        Self { graph, places, blocks, chunk }
     }
 
     /// Returns weights in file order in the order of the linear maps.
@@ -116,12 +164,17 @@ impl Passes {
     }
 
     /// Evaluates the model on rows of whole chunks, of which the last may be shorter.
-    pub fn forward<T: Real>(&self, weights: &[T], rows: ArrayView2<T>, passage: &mut Passage<T>) {
+    pub fn forward<T: Real>(&self, weights: Weights<'_, T>, rows: ArrayView2<T>, passage: &mut Passage<T>) {
         passage.start(rows.nrows());
+        let Weights(weights, added) = weights;
         for (i, node) in self.graph.nodes.iter().enumerate() {
             passage.values.compute(i, |values, output, work| match &node.kind {
                 NodeKind::Linear(_) => {
-                    multiply(output, values.of(node.inputs[0], rows), self.map(weights, i));
+                    let (input, weights) = (values.of(node.inputs[0], rows), self.map(weights, i));
+                    match added {
+                        None => multiply(output, input, weights),
+                        Some(added) => few_rows::multiply(output, input, [weights, self.map(added, i)]),
+                    }
                 }
                 NodeKind::Operator(op) => {
                     let inputs = values.inputs(&node.inputs, rows);
@@ -137,7 +190,7 @@ impl Passes {
     /// with its input rows and the cotangent of its products.
     fn backward<T: Real>(
         &self,
-        weights: &[T],
+        Weights(weights, added): Weights<'_, T>,
         rows: ArrayView2<T>,
         values: &mut Values<T>,
         cotangents: &mut NodeRows<T>,
@@ -151,7 +204,14 @@ impl Passes {
                     let input = node.inputs[0];
                     visit(i, values.of(input, rows), cotangent);
                     if let Some((to, keep)) = wanted(input).then(|| cotangents.reach(input)).flatten() {
-                        multiply_add(to, keep, T::one(), cotangent, self.map(weights, i).reversed_axes());
+                        let weights = self.map(weights, i);
+                        match added {
+                            None => multiply_add(to, keep, T::one(), cotangent, weights.reversed_axes()),
+                            Some(added) => {
+                                let weights = [weights, self.map(added, i)];
+                                few_rows::multiply_transposed(to, keep, cotangent, weights);
+                            }
+                        }
                     }
                 }
                 NodeKind::Operator(op) => {
@@ -167,39 +227,55 @@ impl Passes {
         }
     }
 
-    /// Passes the cotangent of the output of the last [`forward`](Self::forward) back to its input rows, and writes the
-    /// gradients of the weights.
+    /// Passes the cotangent of the output of the last [`forward`](Self::forward) back to its input rows. `visit` sees each
+    /// linear map with the factors of its gradient, unless that is zero: its input rows and the cotangent of its products.
     pub fn vjp<T: Real>(
         &self,
-        weights: &[T],
+        weights: Weights<'_, T>,
         rows: ArrayView2<T>,
         cotangent: ArrayView2<T>,
         passage: &mut Passage<T>,
-        d_weights: &mut [T],
+        mut visit: impl FnMut(usize, Factors<'_, T>),
         mut d_rows: ArrayViewMut2<T>,
     ) {
         let Passage { values, cotangents, .. } = passage;
         cotangents.reach(Value::Node(self.graph.output())).expect("a node").0.assign(&cotangent);
-        self.outer(weights, rows, (values, cotangents), (d_weights, false), &mut d_rows);
+        self.outer(
+            weights,
+            rows,
+            (values, cotangents),
+            |i, input, cotangent| visit(i, Some([input, cotangent])),
+            &mut d_rows,
+        );
         for i in self.linears().filter(|&i| cotangents.of(Value::Node(i)).is_none()) {
-            self.map_mut(d_weights, i).fill(T::zero());
+            visit(i, None);
         }
     }
 
-    /// Passes cotangents back to the input rows. Writes the gradients of the weights that have one to `d_weights`, or adds
-    /// them to what it holds if `keep`.
+    /// Writes the gradient of a linear map's weights.
+    pub fn weight_gradient<T: Real>(
+        &self,
+        i: usize,
+        factors: Option<[ArrayView2<T>; 2]>,
+        d_weights: &mut [T],
+    ) {
+        let mut to = self.map_mut(d_weights, i);
+        match factors {
+            Some([input, cotangent]) => multiply(to, input.reversed_axes(), cotangent),
+            None => to.fill(T::zero()),
+        }
+    }
+
+    /// Passes cotangents back to the input rows. `visit` sees each linear map that has a cotangent.
     fn outer<T: Real>(
         &self,
-        weights: &[T],
+        weights: Weights<'_, T>,
         rows: ArrayView2<T>,
         (values, cotangents): (&mut Values<T>, &mut NodeRows<T>),
-        (d_weights, keep): (&mut [T], bool),
+        visit: impl FnMut(usize, ArrayView2<T>, ArrayView2<T>),
         d_rows: &mut ArrayViewMut2<T>,
     ) {
-        let wanted = |value| value != Value::Ones;
-        self.backward(weights, rows, values, cotangents, wanted, |i, input, cotangent| {
-            multiply_add(self.map_mut(d_weights, i), keep, T::one(), input.reversed_axes(), cotangent);
-        });
+        self.backward(weights, rows, values, cotangents, |value| value != Value::Ones, visit);
         match cotangents.of(Value::Rows) {
             Some(cotangent) => d_rows.assign(&cotangent),
             None => d_rows.fill(T::zero()),
@@ -214,6 +290,7 @@ impl Passes {
         examples: Examples<'_, T>,
         passage: &mut Passage<T>,
     ) {
+        let point = Weights(point, None);
         self.forward(point, examples.keys, passage);
         let Passage { values, cotangents, .. } = passage;
         let (mut predicted, _) = cotangents.reach(Value::Node(self.graph.output())).expect("a node");
@@ -233,24 +310,47 @@ impl Passes {
         self.backward(point, examples.keys, values, cotangents, wanted, |_, _, _| {});
     }
 
-    /// Writes the gradient of some rows, one chunk.
-    pub fn gradient<T: Real>(
+    /// Returns the factors of the gradient of some rows, one chunk, for a block of the weights, if the rows are few. Otherwise
+    /// writes the gradient.
+    pub fn gradient<'a, T: Real>(
         &self,
-        passage: &Passage<T>,
-        keys: ArrayView2<T>,
+        passage: &'a Passage<T>,
+        keys: ArrayView2<'a, T>,
         rows: Range<usize>,
+        block: &Block,
         gradient: &mut [T],
-    ) {
-        for i in self.linears() {
-            match self.factors(passage, keys, i) {
-                Some([a, b]) => {
-                    let [a, b] = [a, b].map(|factor| factor.slice_move(s![rows.clone(), ..]));
-                    multiply(self.map_mut(gradient, i), a.reversed_axes(), b);
+    ) -> Few<'a, T> {
+        match self.factors(passage, keys, block.map) {
+            Some(factors) => {
+                if let Some(few) = Few::new(block, factors, rows.clone()) {
+                    return few;
                 }
-                // Without a path to the output nothing is learned there.
-                None => self.map_mut(gradient, i).fill(T::zero()),
+                block.product(gradient, false, factors, rows);
             }
+            // Without a path to the output nothing is learned there.
+            None => gradient.fill(T::zero()),
         }
+        Few::none()
+    }
+
+    /// Returns the numbers in the factors of a row's gradients.
+    pub fn numbers_of_factors(&self) -> usize {
+        let numbers =
+            |i: usize| self.graph.width_of(self.graph.nodes[i].inputs[0]) + self.graph.nodes[i].width;
+        self.linears().map(numbers).sum()
+    }
+
+    /// Returns zeros for the factors of the gradients of some rows, by node. An operator has none.
+    pub fn factor_arrays<T: Real>(&self, rows: usize) -> Vec<[Array2<T>; 2]> {
+        let arrays = |i: usize| {
+            let widths = if self.places[i].is_some() {
+                [self.graph.width_of(self.graph.nodes[i].inputs[0]), self.graph.nodes[i].width]
+            } else {
+                [0; 2]
+            };
+            widths.map(|width| Array2::zeros((rows, width)))
+        };
+        (0..self.places.len()).map(arrays).collect()
     }
 
     /// Yields the linear maps.
@@ -306,7 +406,11 @@ impl Passes {
                 }
             },
         );
-        self.outer(point, examples.keys, (&mut passage.values, cotangents), (d_point, true), &mut to.keys);
+        let visit = |i, input: ArrayView2<T>, cotangent: ArrayView2<T>| {
+            multiply_add(self.map_mut(d_point, i), true, T::one(), input.reversed_axes(), cotangent);
+        };
+        let point = Weights(point, None);
+        self.outer(point, examples.keys, (&mut passage.values, cotangents), visit, &mut to.keys);
     }
 
     /// Passes cotangents of the chunks' gradients back to their factors: those of B are the first tangents.

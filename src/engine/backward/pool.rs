@@ -14,6 +14,8 @@ pub struct Buffers<T> {
     of: (Model, usize, usize),
     pub(super) passages: Pool<Passage<T>>,
     pub(super) seconds: Pool<Second<T>>,
+    /// Space for the weights that are read.
+    pub(super) weights: Pool<Vec<T>>,
     /// Arrays of a segment.
     pub(super) arrays: Pool<Array2<T>>,
 }
@@ -24,6 +26,7 @@ impl<T> Buffers<T> {
             of: (model, dim_head, chunk),
             passages: Pool::default(),
             seconds: Pool::default(),
+            weights: Pool::default(),
             arrays: Pool::default(),
         }
     }

@@ -1,0 +1,251 @@
+//! Products of up to four rows with the sum of two matrices, which is not formed: a chunk of so few tokens would write and read
+//! more numbers of the sum than it multiplies.
+
+#![expect(clippy::inline_always, reason = "compiled once per instruction set, as part of what is dispatched")]
+
+use std::ops::Range;
+
+use ndarray::{ArrayView2, ArrayViewMut2, Axis};
+use pulp::{Arch, Simd, WithSimd};
+
+use super::passes::Block;
+use crate::real::Real;
+
+const CONTIGUOUS: &str = "contiguous rows";
+
+/// Most rows that are few.
+const MAX_ROWS: usize = 4;
+
+/// Returns whether there is a product of so many rows.
+pub fn are_few(rows: usize) -> bool {
+    matches!(rows, 1 | 2 | MAX_ROWS)
+}
+
+/// Few rows of the factors A and B of a gradient Aᵀ B, in a block of its rows; or none.
+#[derive(Clone, Copy)]
+pub struct Few<'a, T> {
+    a: [&'a [T]; MAX_ROWS],
+    b: [&'a [T]; MAX_ROWS],
+    rows: usize,
+}
+
+impl<'a, T: Real> Few<'a, T> {
+    pub fn none() -> Self {
+        Self { a: [&[]; MAX_ROWS], b: [&[]; MAX_ROWS], rows: 0 }
+    }
+
+    /// Takes some rows of A and B, if they are few.
+    pub fn new(block: &Block, factors: [ArrayView2<'a, T>; 2], rows: Range<usize>) -> Option<Self> {
+        if !are_few(rows.len()) {
+            return None;
+        }
+        let row =
+            |matrix: ArrayView2<'a, T>, r| matrix.index_axis_move(Axis(0), r).to_slice().expect(CONTIGUOUS);
+        let mut few = Self { rows: rows.len(), ..Self::none() };
+        for (k, r) in rows.enumerate() {
+            few.a[k] = &row(factors[0], r)[block.rows.clone()];
+            few.b[k] = row(factors[1], r);
+        }
+        Some(few)
+    }
+
+    #[inline(always)]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Returns the width of a row of the gradient.
+    #[inline(always)]
+    pub fn width(&self) -> Option<usize> {
+        (self.rows > 0).then(|| self.b[0].len())
+    }
+
+    /// Returns the factor of a row of B in row `i` of the block.
+    #[inline(always)]
+    pub fn a(&self, row: usize, i: usize) -> T {
+        self.a[row][i]
+    }
+
+    #[inline(always)]
+    pub fn b(&self, row: usize) -> &'a [T] {
+        self.b[row]
+    }
+}
+
+/// Computes X (B + C).
+pub fn multiply<T: Real>(to: ArrayViewMut2<T>, x: ArrayView2<T>, [b, c]: [ArrayView2<T>; 2]) {
+    match x.nrows() {
+        1 => Arch::new().dispatch(Product::<T, 1> { to, x, b, c }),
+        2 => Arch::new().dispatch(Product::<T, 2> { to, x, b, c }),
+        4 => Arch::new().dispatch(Product::<T, 4> { to, x, b, c }),
+        rows => unreachable!("{rows} rows are not few"),
+    }
+}
+
+/// Computes Y (B + C)ᵀ, and adds it to what `to` holds if `keep`.
+pub fn multiply_transposed<T: Real>(
+    to: ArrayViewMut2<T>,
+    keep: bool,
+    y: ArrayView2<T>,
+    [b, c]: [ArrayView2<T>; 2],
+) {
+    match y.nrows() {
+        1 => Arch::new().dispatch(Transposed::<T, 1> { to, keep, y, b, c }),
+        2 => Arch::new().dispatch(Transposed::<T, 2> { to, keep, y, b, c }),
+        4 => Arch::new().dispatch(Transposed::<T, 4> { to, keep, y, b, c }),
+        rows => unreachable!("{rows} rows are not few"),
+    }
+}
+
+/// Returns a row of a matrix.
+#[inline(always)]
+fn row<T>(matrix: ArrayView2<'_, T>, i: usize) -> &[T] {
+    matrix.index_axis_move(Axis(0), i).to_slice().expect(CONTIGUOUS)
+}
+
+/// Returns whole vectors of a row and the numbers after them.
+#[inline(always)]
+pub fn vectors<T: Real, S: Simd>(row: &[T]) -> (&[T::Vector<S>], &[T]) {
+    let vectors = T::vectors::<S>(row);
+    (vectors, &row[vectors.len() * size_of::<T::Vector<S>>() / size_of::<T>()..])
+}
+
+struct Product<'a, T, const ROWS: usize> {
+    to: ArrayViewMut2<'a, T>,
+    x: ArrayView2<'a, T>,
+    b: ArrayView2<'a, T>,
+    c: ArrayView2<'a, T>,
+}
+
+impl<T: Real, const ROWS: usize> WithSimd for Product<'_, T, ROWS> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { mut to, x, b, c } = self;
+        to.fill(T::zero());
+        let mut rows = to.rows_mut().into_iter();
+        let mut to: [&mut [T]; ROWS] =
+            std::array::from_fn(|_| rows.next().and_then(|row| row.into_slice()).expect(CONTIGUOUS));
+        // Several rows of the weights at a time, so that sums are loaded and stored less often.
+        let depth = b.nrows();
+        let mut i = 0;
+        while i < depth {
+            if depth - i >= DEPTH {
+                add_rows::<T, S, ROWS, DEPTH>(simd, &mut to, x, [b, c], i);
+                i += DEPTH;
+            } else {
+                add_rows::<T, S, ROWS, 1>(simd, &mut to, x, [b, c], i);
+                i += 1;
+            }
+        }
+    }
+}
+
+/// Rows of the weights of one pass over the sums.
+const DEPTH: usize = 4;
+
+/// Adds the products with some rows of the weights, from `first` on.
+#[inline(always)]
+fn add_rows<T: Real, S: Simd, const ROWS: usize, const ROWS_OF_WEIGHTS: usize>(
+    simd: S,
+    to: &mut [&mut [T]; ROWS],
+    x: ArrayView2<T>,
+    weights: [ArrayView2<T>; 2],
+    first: usize,
+) {
+    let x: [[T; ROWS_OF_WEIGHTS]; ROWS] = std::array::from_fn(|r| std::array::from_fn(|i| x[(r, first + i)]));
+    let lanes = x.map(|x| x.map(|x| T::splat(simd, x)));
+    let rows: [[_; 2]; ROWS_OF_WEIGHTS] =
+        std::array::from_fn(|i| weights.map(|matrix| vectors::<T, S>(row(matrix, first + i))));
+    let count = rows[0][0].0.len();
+    let whole = count * size_of::<T::Vector<S>>() / size_of::<T>();
+    let numbers = rows.map(|pair| pair.map(|(numbers, _)| &numbers[..count]));
+    let places = to.each_mut().map(|to| &mut T::vectors_mut::<S>(&mut to[..whole])[..count]);
+    for k in 0..count {
+        let sums: [_; ROWS_OF_WEIGHTS] =
+            std::array::from_fn(|i| T::add_vectors(simd, numbers[i][0][k], numbers[i][1][k]));
+        for r in 0..ROWS {
+            let mut total = places[r][k];
+            for i in 0..ROWS_OF_WEIGHTS {
+                total = T::mul_add_vectors(simd, lanes[r][i], sums[i], total);
+            }
+            places[r][k] = total;
+        }
+    }
+    for (to, x) in to.iter_mut().zip(x) {
+        for (x, [(_, b), (_, c)]) in x.into_iter().zip(rows) {
+            for ((to, &b), &c) in to[whole..].iter_mut().zip(b).zip(c) {
+                *to += x * (b + c);
+            }
+        }
+    }
+}
+
+struct Transposed<'a, T, const ROWS: usize> {
+    to: ArrayViewMut2<'a, T>,
+    keep: bool,
+    y: ArrayView2<'a, T>,
+    b: ArrayView2<'a, T>,
+    c: ArrayView2<'a, T>,
+}
+
+impl<T: Real, const ROWS: usize> WithSimd for Transposed<'_, T, ROWS> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { mut to, keep, y, b, c } = self;
+        let y: [_; ROWS] = std::array::from_fn(|r| vectors::<T, S>(y.row(r).to_slice().expect(CONTIGUOUS)));
+        for (i, (b, c)) in b.rows().into_iter().zip(c.rows()).enumerate() {
+            let (b, b_rest) = vectors::<T, S>(b.to_slice().expect(CONTIGUOUS));
+            let (c, c_rest) = vectors::<T, S>(c.to_slice().expect(CONTIGUOUS));
+            let mut sums = [T::splat(simd, T::ZERO); ROWS];
+            let mut factors = y.map(|(y, _)| y.iter());
+            for (&b, &c) in b.iter().zip(c) {
+                let weight = T::add_vectors(simd, b, c);
+                for (sum, factors) in sums.iter_mut().zip(&mut factors) {
+                    let &factor = factors.next().expect("as wide as the weights");
+                    *sum = T::mul_add_vectors(simd, factor, weight, *sum);
+                }
+            }
+            for (r, (sum, (_, y))) in sums.into_iter().zip(y).enumerate() {
+                let rest = b_rest.iter().zip(c_rest).zip(y);
+                let rest = rest.fold(T::zero(), |total, ((&b, &c), &y)| total + y * (b + c));
+                let total = T::from_f64(T::sum_lanes(simd, sum)) + rest;
+                let to = &mut to[(r, i)];
+                *to = if keep { *to + total } else { total };
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::Array2;
+
+    use super::{are_few, multiply, multiply_transposed};
+
+    #[test]
+    fn products_of_few_rows() {
+        let matrix = |rows, columns, first: usize| {
+            let number = |(i, j)| ((first + i * 31 + j * 17) % 23) as f64 / 23.0 - 0.5;
+            Array2::from_shape_fn((rows, columns), number)
+        };
+        for rows in (0..9).filter(|&rows| are_few(rows)) {
+            for (depth, width) in [(1, 1), (3, 7), (5, 33), (64, 192)] {
+                let [b, c] = [1, 2].map(|first| matrix(depth, width, first));
+                let (x, y) = (matrix(rows, depth, 3), matrix(rows, width, 4));
+                let mut got = Array2::from_elem((rows, width), 9.0);
+                multiply(got.view_mut(), x.view(), [b.view(), c.view()]);
+                assert!((&got - &x.dot(&(&b + &c))).iter().all(|error| error.abs() < 1e-13));
+                for keep in [false, true] {
+                    let mut got = Array2::from_elem((rows, depth), 9.0);
+                    multiply_transposed(got.view_mut(), keep, y.view(), [b.view(), c.view()]);
+                    let expected = y.dot(&(&b + &c).t()) + if keep { 9.0 } else { 0.0 };
+                    assert!((&got - &expected).iter().all(|error| error.abs() < 1e-13));
+                }
+            }
+        }
+    }
+}
