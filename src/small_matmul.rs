@@ -17,8 +17,10 @@ use crate::real::Real;
 const MAX_DEPTH: usize = 128;
 /// Most columns of a block: two AVX-512 vectors of f32.
 const MAX_LANES: usize = 32;
-/// Most multiplications. The gemm crate is as fast here, and arranges larger matrices for the cache.
+/// Most multiplications with a B in columns. The gemm crate is as fast here, and arranges larger matrices for the cache.
 const MAX_WORK: usize = 1 << 17;
+/// Most multiplications with a B that is read where it lies.
+const MAX_WORK_IN_PLACE: usize = 1 << 22;
 
 /// Computes `out ← a b`, ignoring the old contents of `out`.
 pub fn multiply<T: Real>(out: ArrayViewMut2<T>, a: ArrayView2<T>, b: ArrayView2<T>) {
@@ -38,11 +40,8 @@ pub fn multiply_add<'a, T: Real>(
     assert_eq!((b.nrows(), out.dim()), (k, (m, n)), "shapes of a product");
     let contiguous = n < 2 || out.strides()[1] == 1;
     let transposed = n > 1 && b.strides()[1] != 1;
-    if !contiguous
-        || k == 0
-        || k > MAX_DEPTH
-        || m * n * k > MAX_WORK
-        || transposed && m < MIN_ROWS_OF_TRANSPOSED
+    let limit = if transposed { MAX_WORK } else { MAX_WORK_IN_PLACE };
+    if !contiguous || k == 0 || k > MAX_DEPTH || m * n * k > limit || transposed && m < MIN_ROWS_OF_TRANSPOSED
     {
         matmul::multiply_add(out, if keep { T::one() } else { T::zero() }, factor, a, b);
     } else {

@@ -1,11 +1,11 @@
-//! Products of up to four rows with the sum of two matrices, which is not formed: a chunk of so few tokens would write and read
-//! more numbers of the sum than it multiplies.
+//! Products of up to four rows with the sum of two matrices, which is not formed: writing and
+//! reading the sum would take longer than the product.
 
 #![expect(clippy::inline_always, reason = "compiled once per instruction set, as part of what is dispatched")]
 
 use std::ops::Range;
 
-use ndarray::{ArrayView2, ArrayViewMut2, Axis};
+use ndarray::{ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis};
 use pulp::{Arch, Simd, WithSimd};
 
 use super::passes::Block;
@@ -16,7 +16,7 @@ const CONTIGUOUS: &str = "contiguous rows";
 /// Most rows that are few.
 const MAX_ROWS: usize = 4;
 
-/// Returns whether there is a product of so many rows.
+/// Returns whether there is a product of this number of rows.
 pub fn are_few(rows: usize) -> bool {
     matches!(rows, 1 | 2 | MAX_ROWS)
 }
@@ -107,7 +107,7 @@ fn row<T>(matrix: ArrayView2<'_, T>, i: usize) -> &[T] {
 #[inline(always)]
 pub fn vectors<T: Real, S: Simd>(row: &[T]) -> (&[T::Vector<S>], &[T]) {
     let vectors = T::vectors::<S>(row);
-    (vectors, &row[vectors.len() * size_of::<T::Vector<S>>() / size_of::<T>()..])
+    (vectors, &row[size_of_val(vectors) / size_of::<T>()..])
 }
 
 struct Product<'a, T, const ROWS: usize> {
@@ -126,7 +126,7 @@ impl<T: Real, const ROWS: usize> WithSimd for Product<'_, T, ROWS> {
         to.fill(T::zero());
         let mut rows = to.rows_mut().into_iter();
         let mut to: [&mut [T]; ROWS] =
-            std::array::from_fn(|_| rows.next().and_then(|row| row.into_slice()).expect(CONTIGUOUS));
+            std::array::from_fn(|_| rows.next().and_then(ArrayViewMut1::into_slice).expect(CONTIGUOUS));
         // Several rows of the weights at a time, so that sums are loaded and stored less often.
         let depth = b.nrows();
         let mut i = 0;
@@ -159,7 +159,7 @@ fn add_rows<T: Real, S: Simd, const ROWS: usize, const ROWS_OF_WEIGHTS: usize>(
     let rows: [[_; 2]; ROWS_OF_WEIGHTS] =
         std::array::from_fn(|i| weights.map(|matrix| vectors::<T, S>(row(matrix, first + i))));
     let count = rows[0][0].0.len();
-    let whole = count * size_of::<T::Vector<S>>() / size_of::<T>();
+    let whole = size_of_val(rows[0][0].0) / size_of::<T>();
     let numbers = rows.map(|pair| pair.map(|(numbers, _)| &numbers[..count]));
     let places = to.each_mut().map(|to| &mut T::vectors_mut::<S>(&mut to[..whole])[..count]);
     for k in 0..count {

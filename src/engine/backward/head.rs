@@ -749,11 +749,24 @@ impl<T: Real> HeadSequence<'_, T> {
             (chunks.clone(), d_rates, second)
         };
         let of_groups: Vec<_> = tasks.into_par_iter().with_min_len(many).map(of_group).collect();
+        let passed: Vec<_> = groups.iter().zip(&of_groups).collect();
+        let mut rest = &mut carried.point[..];
+        let blocks: Vec<_> = self
+            .passes
+            .blocks
+            .iter()
+            .map(|block| (block, rest.split_off_mut(..block.place.len()).expect("a block")))
+            .collect();
+        let many = Self::batch(of_interval.len() * c * self.elements() / blocks.len());
+        blocks.into_par_iter().with_min_len(many).for_each(|(block, to)| {
+            for ((chunks, passage), (.., second)) in &passed {
+                self.passes.point_vjp(self.examples(chunks).keys, (passage, second), block, to);
+            }
+        });
         for (chunks, d_rates, second) in of_groups {
             for (gates, rate) in results.gates[chunks].iter_mut().zip(d_rates) {
                 gates[0] += rate;
             }
-            carried.point.iter_mut().zip(&second.point).for_each(|(sum, &x)| *sum += x);
             self.buffers.seconds.give(second);
         }
         let refreshed = |every: usize| (self.first_chunk + of_interval.start) * c >= every;

@@ -227,19 +227,12 @@ pub struct Second<T> {
     /// Tangent of each node that has one.
     pub tangents: NodeRows<T>,
     pub cotangents: NodeRows<T>,
-    /// Space for the cotangent of the point.
-    pub point: Vec<T>,
     rows: usize,
 }
 
 impl<T: Real> Second<T> {
     pub fn new(graph: &Graph, rows: usize) -> Self {
-        Self {
-            tangents: NodeRows::new(graph, rows),
-            cotangents: NodeRows::new(graph, rows),
-            point: vec![T::zero(); graph.elements()],
-            rows,
-        }
+        Self { tangents: NodeRows::new(graph, rows), cotangents: NodeRows::new(graph, rows), rows }
     }
 
     /// Returns whether there is space for a number of rows.
@@ -251,6 +244,5 @@ impl<T: Real> Second<T> {
     pub fn start(&mut self, count: usize) {
         self.tangents.start(count);
         self.cotangents.start(count);
-        self.point.fill(T::zero());
     }
 }

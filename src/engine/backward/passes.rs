@@ -369,8 +369,8 @@ impl Passes {
         Some([passage.values.of(self.graph.nodes[i].inputs[0], keys), b])
     }
 
-    /// Passes cotangents of the chunks' gradients back to keys, values and rates of rows, and leaves that of the point in
-    /// `second`. The cotangent of a chunk's gradient is −θ S̄, with θ and S̄ from `steps`. Adds to `d_rates`, for each chunk,
+    /// Passes cotangents of the chunks' gradients back to keys, values and rates of rows, and leaves the factors of that of the
+    /// point in `passage` and `second`. The cotangent of a chunk's gradient is −θ S̄, with θ and S̄ from `steps`. Adds to `d_rates`, for each chunk,
     /// −⟨S̄, g⟩: the cotangent of its θ.
     pub fn inner_vjp<T: Real>(
         &self,
@@ -383,7 +383,7 @@ impl Passes {
         second.start(examples.keys.nrows());
         self.factors_vjp(examples.keys, passage, second, steps, d_rates);
         self.tangents(point, examples.keys, passage, second);
-        let Second { tangents, cotangents, point: d_point, .. } = second;
+        let Second { tangents, cotangents, .. } = second;
         let last = Value::Node(self.graph.output());
         let (mut d_output, _) = cotangents.reach(last).expect("a node");
         d_output.assign(&passage.values.output());
@@ -406,11 +406,27 @@ impl Passes {
                 }
             },
         );
-        let visit = |i, input: ArrayView2<T>, cotangent: ArrayView2<T>| {
-            multiply_add(self.map_mut(d_point, i), true, T::one(), input.reversed_axes(), cotangent);
-        };
         let point = Weights(point, None);
-        self.outer(point, examples.keys, (&mut passage.values, cotangents), visit, &mut to.keys);
+        let rows = (&mut passage.values, cotangents);
+        self.outer(point, examples.keys, rows, |_, _, _| {}, &mut to.keys);
+    }
+
+    /// Adds the cotangent of a block of the point, after [`inner_vjp`](Self::inner_vjp) of some rows: the gradients of a linear
+    /// map in the pass over the nodes and in the one back.
+    pub fn point_vjp<T: Real>(
+        &self,
+        keys: ArrayView2<T>,
+        (passage, second): (&Passage<T>, &Second<T>),
+        block: &Block,
+        to: &mut [T],
+    ) {
+        let (input, output) = (self.graph.nodes[block.map].inputs[0], Value::Node(block.map));
+        let tangents = second.tangents.of(input).zip(passage.cotangents.of(output));
+        let values =
+            second.cotangents.of(output).map(|cotangent| (passage.values.of(input, keys), cotangent));
+        for (a, b) in tangents.into_iter().chain(values) {
+            block.product(to, true, [a, b], 0..keys.nrows());
+        }
     }
 
     /// Passes cotangents of the chunks' gradients back to their factors: those of B are the first tangents.
@@ -453,8 +469,7 @@ impl Passes {
         }
     }
 
-    /// Goes over the nodes in order with the cotangents of the factors B. Adds the weights' gradients from the pass back,
-    /// and the cotangents of values from the operators' second derivatives.
+    /// Goes over the nodes in order with the cotangents of the factors B, and adds the cotangents of values from the operators' second derivatives.
     fn tangents<T: Real>(
         &self,
         point: &[T],
@@ -463,15 +478,13 @@ impl Passes {
         second: &mut Second<T>,
     ) {
         let Passage { values, cotangents: of_first, .. } = passage;
-        let Second { tangents, cotangents, point: d_point, .. } = second;
+        let Second { tangents, cotangents, .. } = second;
         for (i, node) in self.graph.nodes.iter().enumerate() {
             let Some(cotangent) = of_first.of(Value::Node(i)) else { continue };
             match &node.kind {
                 NodeKind::Linear(_) => {
                     tangents.with_input(node.inputs[0], i, |of_input, to| {
                         multiply_add(to, true, T::one(), of_input, self.map(point, i));
-                        let to = self.map_mut(d_point, i);
-                        multiply_add(to, true, T::one(), of_input.reversed_axes(), cotangent);
                     });
                 }
                 NodeKind::Operator(op) => {

@@ -82,8 +82,7 @@ fn row<T: Real, S: Simd, const ROWS: usize>(
     let ((u, u_rest), (s, s_rest)) = (vectors::<T, S>(u), vectors::<T, S>(s));
     let row_lanes = rows.map(|row| &T::vectors::<S>(row)[..u.len()]);
     let whole = next_u.len() - u_rest.len();
-    let (next_u, next_u_rest) = next_u.split_at_mut(whole);
-    let (next_s, next_s_rest) = next_s.split_at_mut(whole);
+    let [(next_u, u_after), (next_s, s_after)] = [next_u, next_s].map(|array| array.split_at_mut(whole));
     let new = T::vectors_mut::<S>(next_u).iter_mut().zip(T::vectors_mut::<S>(next_s));
     for (k, ((&u, &s), (next_u, next_s))) in u.iter().zip(s).zip(new).enumerate() {
         let mut momentum = T::mul_vectors(simd, eta_lanes, s);
@@ -96,7 +95,7 @@ fn row<T: Real, S: Simd, const ROWS: usize>(
         *next_s = momentum;
         *next_u = T::mul_add_vectors(simd, keep_lanes, u, momentum);
     }
-    let new = next_u_rest.iter_mut().zip(next_s_rest);
+    let new = u_after.iter_mut().zip(s_after);
     for (k, ((&u, &s), (next_u, next_s))) in u_rest.iter().zip(s_rest).zip(new).enumerate() {
         let gradient = if ROWS == 0 { theta * *next_s } else { T::zero() };
         let products = scales.iter().zip(rows);
@@ -156,7 +155,7 @@ impl<T: Real> Back<'_, T> {
 /// Sums of S̄ ∘ S and Ū ∘ U.
 struct Sums<T: Real, S: Simd> {
     lanes: [[T::Vector<S>; CHAINS]; 2],
-    /// Of the numbers after whole vectors.
+    /// Sums of the numbers after whole vectors.
     rest: [T; 2],
 }
 
@@ -181,32 +180,28 @@ impl<T: Real, S: Simd> Sums<T, S> {
             [next_s, u_bar, s_bar].map(|array| array.split_at_mut(whole));
         let [next_s, u_bar, s_bar] = [next_s, u_bar, s_bar].map(T::vectors_mut::<S>);
         let mut lanes = self.lanes;
-        let arrays = u.iter().zip(s).zip(next_s.iter_mut().zip(u_bar.iter_mut().zip(s_bar)));
-        let mut k = 0;
-        let mut vector = |((&u, &s), (next_s, (u_bar, s_bar))): (
-            (_, _),
-            (&mut T::Vector<S>, (&mut T::Vector<S>, &mut T::Vector<S>)),
-        ),
-                          chain: usize| {
-            let both = T::add_vectors(simd, *u_bar, *s_bar);
-            *next_s = both;
-            lanes[0][chain] = T::mul_add_vectors(simd, both, s, lanes[0][chain]);
-            lanes[1][chain] = T::mul_add_vectors(simd, *u_bar, u, lanes[1][chain]);
-            *s_bar = T::mul_vectors(simd, eta_lanes, both);
-            let mut sum = T::mul_vectors(simd, keep_lanes, *u_bar);
-            for (&scale, row) in scale_lanes.iter().zip(row_lanes) {
-                sum = T::mul_add_vectors(simd, scale, row[k], sum);
-            }
-            *u_bar = sum;
-            k += 1;
+        let count = u.len();
+        let (s, next_s) = (&s[..count], &mut next_s[..count]);
+        let (u_bar, s_bar) = (&mut u_bar[..count], &mut s_bar[..count]);
+        let mut vector = |k: usize, chain: usize| {
+            let both = T::add_vectors(simd, u_bar[k], s_bar[k]);
+            next_s[k] = both;
+            lanes[0][chain] = T::mul_add_vectors(simd, both, s[k], lanes[0][chain]);
+            lanes[1][chain] = T::mul_add_vectors(simd, u_bar[k], u[k], lanes[1][chain]);
+            s_bar[k] = T::mul_vectors(simd, eta_lanes, both);
+            let kept = T::mul_vectors(simd, keep_lanes, u_bar[k]);
+            u_bar[k] = scale_lanes
+                .iter()
+                .zip(row_lanes)
+                .fold(kept, |sum, (&scale, row)| T::mul_add_vectors(simd, scale, row[k], sum));
         };
-        let mut arrays = arrays;
-        while arrays.len() >= CHAINS {
+        let in_chains = count / CHAINS * CHAINS;
+        for first in (0..in_chains).step_by(CHAINS) {
             for chain in 0..CHAINS {
-                vector(arrays.next().expect("counted"), chain);
+                vector(first + chain, chain);
             }
         }
-        arrays.for_each(|array| vector(array, 0));
+        (in_chains..count).for_each(|k| vector(k, 0));
         self.lanes = lanes;
         let arrays = u_rest.iter().zip(s_rest).zip(next_s_rest.iter_mut().zip(u_bar_rest).zip(s_bar_rest));
         for (k, ((&u, &s), ((next_s, u_bar), s_bar))) in arrays.enumerate() {
