@@ -180,28 +180,39 @@ impl<T: Real, S: Simd> Sums<T, S> {
             [next_s, u_bar, s_bar].map(|array| array.split_at_mut(whole));
         let [next_s, u_bar, s_bar] = [next_s, u_bar, s_bar].map(T::vectors_mut::<S>);
         let mut lanes = self.lanes;
-        let count = u.len();
-        let (s, next_s) = (&s[..count], &mut next_s[..count]);
-        let (u_bar, s_bar) = (&mut u_bar[..count], &mut s_bar[..count]);
-        let mut vector = |k: usize, chain: usize| {
-            let both = T::add_vectors(simd, u_bar[k], s_bar[k]);
-            next_s[k] = both;
-            lanes[0][chain] = T::mul_add_vectors(simd, both, s[k], lanes[0][chain]);
-            lanes[1][chain] = T::mul_add_vectors(simd, u_bar[k], u[k], lanes[1][chain]);
-            s_bar[k] = T::mul_vectors(simd, eta_lanes, both);
-            let kept = T::mul_vectors(simd, keep_lanes, u_bar[k]);
-            u_bar[k] = scale_lanes
-                .iter()
-                .zip(row_lanes)
-                .fold(kept, |sum, (&scale, row)| T::mul_add_vectors(simd, scale, row[k], sum));
-        };
-        let in_chains = count / CHAINS * CHAINS;
-        for first in (0..in_chains).step_by(CHAINS) {
-            for chain in 0..CHAINS {
-                vector(first + chain, chain);
+        let mut arrays = u.iter().zip(s).zip(next_s.iter_mut().zip(u_bar.iter_mut().zip(s_bar))).enumerate();
+        // The number of chains is a constant, so that their sums stay in registers.
+        while arrays.len() >= CHAINS {
+            for sums in 0..CHAINS {
+                let (k, ((&u, &s), (next_s, (u_bar, s_bar)))) = arrays.next().expect("counted");
+                let rows = row_lanes.map(|row| row[k]);
+                let [eta, alpha] = &mut lanes;
+                let sums = [&mut eta[sums], &mut alpha[sums]];
+                back::<T, S, ROWS>(
+                    simd,
+                    [eta_lanes, keep_lanes],
+                    scale_lanes,
+                    rows,
+                    [u, s],
+                    [next_s, u_bar, s_bar],
+                    sums,
+                );
             }
         }
-        (in_chains..count).for_each(|k| vector(k, 0));
+        for (k, ((&u, &s), (next_s, (u_bar, s_bar)))) in arrays {
+            let rows = row_lanes.map(|row| row[k]);
+            let [eta, alpha] = &mut lanes;
+            let sums = [&mut eta[0], &mut alpha[0]];
+            back::<T, S, ROWS>(
+                simd,
+                [eta_lanes, keep_lanes],
+                scale_lanes,
+                rows,
+                [u, s],
+                [next_s, u_bar, s_bar],
+                sums,
+            );
+        }
         self.lanes = lanes;
         let arrays = u_rest.iter().zip(s_rest).zip(next_s_rest.iter_mut().zip(u_bar_rest).zip(s_bar_rest));
         for (k, ((&u, &s), ((next_s, u_bar), s_bar))) in arrays.enumerate() {
@@ -213,6 +224,29 @@ impl<T: Real, S: Simd> Sums<T, S> {
             *u_bar = products.fold(keep * *u_bar, |sum, (&scale, row)| sum + scale * row[whole + k]);
         }
     }
+}
+
+/// Passes one vector back and adds to the sums.
+#[inline(always)]
+fn back<T: Real, S: Simd, const ROWS: usize>(
+    simd: S,
+    [eta, keep]: [T::Vector<S>; 2],
+    scales: [T::Vector<S>; ROWS],
+    rows: [T::Vector<S>; ROWS],
+    [u, s]: [T::Vector<S>; 2],
+    [next_s, u_bar, s_bar]: [&mut T::Vector<S>; 3],
+    [of_eta, of_alpha]: [&mut T::Vector<S>; 2],
+) {
+    let both = T::add_vectors(simd, *u_bar, *s_bar);
+    *next_s = both;
+    *of_eta = T::mul_add_vectors(simd, both, s, *of_eta);
+    *of_alpha = T::mul_add_vectors(simd, *u_bar, u, *of_alpha);
+    *s_bar = T::mul_vectors(simd, eta, both);
+    let mut sum = T::mul_vectors(simd, keep, *u_bar);
+    for r in 0..ROWS {
+        sum = T::mul_add_vectors(simd, scales[r], rows[r], sum);
+    }
+    *u_bar = sum;
 }
 
 #[cfg(test)]
