@@ -578,6 +578,76 @@ fn divided_work_adds_up() {
     }
 }
 
+/// Numbers of tokens at which segments, groups of chunks and groups of reads have remainders of all kinds. Slopes along random
+/// directions agree with differences of what is read, and the bits are those of one thread.
+#[test]
+fn remainders_of_all_sizes() {
+    let dimensions = Dimensions { dim: 6, heads: 2, dim_head: 3, pre_norm: true, post_norm: true };
+    let gates = Gates { learning_rate: Gate::Fixed(0.01), ..Gates::default() };
+    let cases = [1, 2, 3, 4, 5, 8, 16].into_iter().flat_map(|chunk| {
+        let lengths = [0, chunk / 2, 2 * chunk - 1, 5 * chunk, 9 * chunk, 37 * chunk + chunk / 2];
+        lengths.into_iter().flat_map(move |tokens| (0..6).map(move |kind| (chunk, tokens, kind)))
+    });
+    cases.collect::<Vec<_>>().into_par_iter().for_each(|(chunk, tokens, kind)| {
+        let mut program = Program::titans_0_0_17_mlp(chunk, 2);
+        if kind % 2 == 1 {
+            program.rule.decay_of = DecayOf::Weights;
+        }
+        program.schedule.refresh = (kind >= 4).then_some(chunk * 2);
+        let order = if kind / 2 == 1 { Order::After } else { Order::Online };
+        let what = format!("chunks of {chunk}, {tokens} tokens, kind {kind}");
+        let tensors: BTreeMap<_, _> =
+            random_tensors(&dimensions, &program, Init::Xavier, 3).into_iter().collect();
+        let parameters: Parameters<f64> =
+            Parameters::collect(dimensions, &program, |name| tensors[name].mapv(f64::from));
+        let shape = (tokens, dimensions.dim);
+        let [seq, cotangent, direction] =
+            [5, 6, 7].map(|seed| uniform((1, tokens, dimensions.dim), 1.0, seed).index_axis_move(Axis(0), 0));
+        let gradient = |seq: &Array2<f64>, truncate: Option<usize>| {
+            let backward = Backward::new(&parameters, program, gates, None, truncate).unwrap();
+            let of = Tokens { read: seq.view(), store: seq.view(), order };
+            let objective = |read: ArrayView2<f64>| ((&read * &cotangent).sum(), cotangent.clone());
+            let (loss, gradients) = backward.sequence(None, of, objective).unwrap();
+            (loss, gradients.tokens.read + gradients.tokens.store)
+        };
+        let with = |threads: usize, truncate| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| gradient(&seq, truncate))
+        };
+        let (_, got) = with(1, None);
+        assert_eq!(got.dim(), shape, "{what}");
+        for truncate in [None, Some(8 * chunk)] {
+            assert_eq!(with(1, truncate), with(3, truncate), "{what}, truncated after {truncate:?}");
+        }
+        let step = 1e-5;
+        let [ahead, behind] = [step, -step].map(|by| gradient(&(&seq + &(&direction * by)), None).0);
+        let slope = (ahead - behind) / (2.0 * step);
+        let along = (&got * &direction).sum();
+        // Differences of losses of a few hundred products, whose rounding is divided by the step.
+        let tolerance = 1e-6 * (&got * &direction).mapv(f64::abs).sum() + 1e-7;
+        assert!((along - slope).abs() <= tolerance, "{what}: {along}, slope {slope}");
+    });
+}
+
+/// Segments and tasks that are longer than the first ones, at widths for which segments are of √N chunks.
+#[test]
+fn remainders_of_wide_memories() {
+    for (dim, chunk, tokens) in [(128, 16, 1360), (64, 8, 296 * 8)] {
+        let dimensions = Dimensions { dim, heads: 1, dim_head: dim, pre_norm: true, post_norm: true };
+        let program = Program::titans_0_0_17(chunk);
+        let tensors: BTreeMap<_, _> =
+            random_tensors(&dimensions, &program, Init::Xavier, 3).into_iter().collect();
+        let parameters: Parameters<f32> =
+            Parameters::collect(dimensions, &program, |name| tensors[name].clone());
+        let gates = Gates { learning_rate: Gate::Fixed(1e-4), ..Gates::default() };
+        let seq = uniform((1, tokens, dim), 1.0, 5).mapv(|x| x as f32).index_axis_move(Axis(0), 0);
+        let backward = Backward::new(&parameters, program, gates, None, None).unwrap();
+        let of = Tokens { read: seq.view(), store: seq.view(), order: Order::Online };
+        let ((), gradients) = backward.sequence(None, of, |read| ((), read.to_owned())).unwrap();
+        assert!(gradients.tokens.store.iter().all(|x| x.is_finite()), "{dim}, {chunk}, {tokens}");
+    }
+}
+
 #[test]
 fn a_program_without_second_derivative_is_rejected() {
     let mut trial = Trial::new(ModelKind::Linear, 0, 2);

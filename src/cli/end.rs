@@ -93,12 +93,13 @@ fn report_panic(panic: &PanicHookInfo) {
     }
 }
 
-/// Lets the allocator keep freed memory for the next arrays. Those of a gradient or a figure come and go many times, and glibc
-/// would return each large one, so that its pages are cleared and mapped anew. That took a fifth of the time of gradients.
+/// Lets the allocator keep freed memory for the next arrays. A gradient allocates and frees large arrays repeatedly, and glibc
+/// would return each one, so that its pages are cleared and mapped anew. That took up to a fifth of the time of gradients. A
+/// process keeps up to its earlier peak in return.
 pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
-        /// glibc's own limit of what it adapts to.
+        /// Largest array that is kept: what glibc itself adapts to at most. Larger ones are returned.
         const LARGEST_KEPT: libc::c_int = 32 << 20;
         // SAFETY: the calls have no conditions. Numbers that glibc does not accept change nothing.
         unsafe {

@@ -139,7 +139,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn run(args: &[OsString]) -> ExitCode {
     if let Some((flag, value)) = separated_value(args) {
-        print_error(&format!("{flag}: a value follows an equals sign; write {flag}={value}"));
+        print_error(&format!("{flag} takes its value after an equals sign: {flag}={value}"));
         return COULD_NOT_RUN.into();
     }
     let cli = match parse(args) {
@@ -200,8 +200,8 @@ fn command() -> clap::Command {
         .mut_subcommand("retrieve", |retrieve| retrieve.mut_arg("no_probe", |arg| arg.hide(true)))
 }
 
-/// Returns a flag that takes a value only after `=`, if the next argument is such a value and no file: it would be taken for a
-/// sequence.
+/// Returns a flag that takes a value only after `=`, and the next argument, if that is such a value and not a file. It would be
+/// taken for a sequence.
 fn separated_value(args: &[OsString]) -> Option<(&str, &str)> {
     let command = command();
     let subcommand = command.find_subcommand(args.get(1)?)?;
@@ -211,7 +211,12 @@ fn separated_value(args: &[OsString]) -> Option<(&str, &str)> {
     };
     args[2..].array_windows().filter_map(|[flag, value]| flag.to_str().zip(value.to_str())).find(
         |&(flag, value)| {
-            takes_equals(flag) && value.parse::<ProbeSetting>().is_ok() && !Path::new(value).exists()
+            let is_value = if flag == "--probe" {
+                value.parse::<ProbeSetting>().is_ok()
+            } else {
+                value.parse::<bool>().is_ok()
+            };
+            is_value && takes_equals(flag) && !Path::new(value).exists()
         },
     )
 }

@@ -1181,7 +1181,7 @@ template <class T> __device__ void silu_backward(const T* hidden, T* cotangents,
 BOTH(silu_backward, 1, (const T* hidden, T* cotangents, long long count), (hidden, cotangents, count))
 
 // Computes for every chunk, one block each, the sum over its c rows of the mean over d of (y − v)². With
-// `zero_losses`, also that of v², and y ← its cotangents, 2 (y − v) ÷ d.
+// `zero_losses`, also the same of an answer of zeros, v², and y ← its cotangents, 2 (y − v) ÷ d.
 template <class T>
 __device__ void chunk_losses(T* predicted, const T* values, T* losses, T* zero_losses, unsigned c, unsigned d) {
     __shared__ double parts[2][WARPS];

@@ -349,7 +349,7 @@ pub fn chunk_loss<T: Real>(loss: Loss, predicted: ArrayView2<T>, values: ArrayVi
 pub struct ChunkLosses {
     /// The loss at W.
     pub loss: f64,
-    /// That of an answer of zeros.
+    /// The loss of an answer of zeros.
     pub zero: f64,
     /// Losses before and after the chunk is stored, with a probe.
     pub probed: Option<[f64; 2]>,

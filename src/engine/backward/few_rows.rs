@@ -1,5 +1,5 @@
-//! Products of up to four rows with the sum of two matrices, which is not formed: writing and
-//! reading the sum would take longer than the product.
+//! Products of one, two or four rows with the sum of two matrices, without forming the sum: writing and reading it would take
+//! longer than the product.
 
 #![expect(clippy::inline_always, reason = "compiled once per instruction set, as part of what is dispatched")]
 
@@ -13,8 +13,8 @@ use crate::real::Real;
 
 const CONTIGUOUS: &str = "contiguous rows";
 
-/// Most rows that are few.
-const MAX_ROWS: usize = 4;
+/// Largest number of rows here.
+pub const MAX_ROWS: usize = 4;
 
 /// Returns whether there is a product of this number of rows.
 pub fn are_few(rows: usize) -> bool {
@@ -23,14 +23,14 @@ pub fn are_few(rows: usize) -> bool {
 
 /// Few rows of the factors A and B of a gradient Aᵀ B, in a block of its rows; or none.
 #[derive(Clone, Copy)]
-pub struct Few<'a, T> {
+pub struct FewRows<'a, T> {
     a: [&'a [T]; MAX_ROWS],
     b: [&'a [T]; MAX_ROWS],
     rows: usize,
 }
 
-impl<'a, T: Real> Few<'a, T> {
-    pub fn none() -> Self {
+impl<'a, T: Real> FewRows<'a, T> {
+    pub fn empty() -> Self {
         Self { a: [&[]; MAX_ROWS], b: [&[]; MAX_ROWS], rows: 0 }
     }
 
@@ -41,7 +41,7 @@ impl<'a, T: Real> Few<'a, T> {
         }
         let row =
             |matrix: ArrayView2<'a, T>, r| matrix.index_axis_move(Axis(0), r).to_slice().expect(CONTIGUOUS);
-        let mut few = Self { rows: rows.len(), ..Self::none() };
+        let mut few = Self { rows: rows.len(), ..Self::empty() };
         for (k, r) in rows.enumerate() {
             few.a[k] = &row(factors[0], r)[block.rows.clone()];
             few.b[k] = row(factors[1], r);
@@ -77,7 +77,7 @@ pub fn multiply<T: Real>(to: ArrayViewMut2<T>, x: ArrayView2<T>, [b, c]: [ArrayV
     match x.nrows() {
         1 => Arch::new().dispatch(Product::<T, 1> { to, x, b, c }),
         2 => Arch::new().dispatch(Product::<T, 2> { to, x, b, c }),
-        4 => Arch::new().dispatch(Product::<T, 4> { to, x, b, c }),
+        MAX_ROWS => Arch::new().dispatch(Product::<T, MAX_ROWS> { to, x, b, c }),
         rows => unreachable!("{rows} rows are not few"),
     }
 }
@@ -92,7 +92,7 @@ pub fn multiply_transposed<T: Real>(
     match y.nrows() {
         1 => Arch::new().dispatch(Transposed::<T, 1> { to, keep, y, b, c }),
         2 => Arch::new().dispatch(Transposed::<T, 2> { to, keep, y, b, c }),
-        4 => Arch::new().dispatch(Transposed::<T, 4> { to, keep, y, b, c }),
+        MAX_ROWS => Arch::new().dispatch(Transposed::<T, MAX_ROWS> { to, keep, y, b, c }),
         rows => unreachable!("{rows} rows are not few"),
     }
 }
@@ -232,7 +232,9 @@ mod tests {
             let number = |(i, j)| ((first + i * 31 + j * 17) % 23) as f64 / 23.0 - 0.5;
             Array2::from_shape_fn((rows, columns), number)
         };
-        for rows in (0..9).filter(|&rows| are_few(rows)) {
+        assert!([0, 3, 5].into_iter().all(|rows| !are_few(rows)));
+        for rows in [1, 2, 4] {
+            assert!(are_few(rows));
             for (depth, width) in [(1, 1), (3, 7), (5, 33), (64, 192)] {
                 let [b, c] = [1, 2].map(|first| matrix(depth, width, first));
                 let (x, y) = (matrix(rows, depth, 3), matrix(rows, width, 4));

@@ -16,7 +16,7 @@ use std::ops::Range;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
-use super::few_rows::{Few, are_few};
+use super::few_rows::{FewRows, are_few};
 use super::node_rows::{Passage, Second};
 use super::passes::{Block, ExampleCotangents, Examples, Factors, Passes, Weights};
 use super::pool::Buffers;
@@ -27,22 +27,24 @@ use crate::error::Result;
 use crate::memory::program::{Program, Reads};
 use crate::real::Real;
 
-/// Fewest chunks of a segment. Its arrays are small beside the rows of so few chunks.
+/// Fewest chunks of a segment. The states of eight chunks are small beside their rows.
 const MIN_SEGMENT: usize = 8;
-/// Fewest rows of a segment whose states are small, and the elements of a small array of them. Each segment costs some
-/// waiting for the slowest thread, and all but the last are computed twice.
-const MIN_SEGMENT_ROWS: usize = 256;
-const SMALL_SEGMENT: usize = 1 << 18;
-/// Fewest rows whose gradients are taken in one task: enough for products at full speed.
+/// Rows of a segment where they are more than √N chunks and the states take little memory. At each end of a segment threads
+/// wait for the slowest one, and all but the last segment are computed twice: 16 chunks of 16 tokens instead of 8 took an
+/// eighth less time.
+const SEGMENT_ROWS: usize = 256;
+/// Elements of all states U of such a segment.
+const SEGMENT_ELEMENTS: usize = 1 << 18;
+/// Rows whose gradients are taken in one task, where there are as many: enough for products at full speed.
 pub const TASK_ROWS: usize = 64;
-/// Most tasks of a segment. Each has a gradient of the weights of its own until they are summed.
-pub const MAX_TASKS: usize = 8;
+/// Most tasks of a segment.
+const MAX_TASKS: usize = 8;
 /// Fewest multiplications of a task that another thread takes, about 10 µs.
 const MIN_TASK_WORK: usize = 1 << 18;
 
-/// Returns the chunks of a segment: about √N of N, or more if they take little memory.
+/// Returns the number of chunks of a segment: √N of N, or more if they take little memory.
 pub fn segment_length(chunks: usize, chunk: usize, elements: usize) -> usize {
-    let small = (MIN_SEGMENT_ROWS / chunk).min(SMALL_SEGMENT / elements);
+    let small = (SEGMENT_ROWS / chunk).min(SEGMENT_ELEMENTS / elements);
     chunks.isqrt().max(MIN_SEGMENT).max(small)
 }
 
@@ -139,10 +141,10 @@ struct Interval<T> {
 /// Gradients of what is read before each chunk of a segment, for the weights that are read.
 enum ReadGradients<T> {
     /// A row of elements for each chunk.
-    Whole(Array2<T>),
+    Full(Array2<T>),
     /// The factors of each node that is a linear map, input rows and cotangents of products, and each chunk's rows of them.
     /// They are fewer numbers where chunks are short beside the weights.
-    Thin { factors: Vec<[Array2<T>; 2]>, rows: Vec<Range<usize>> },
+    Factors { factors: Vec<[Array2<T>; 2]>, rows: Vec<Range<usize>> },
 }
 
 /// Adds numbers to a slice.
@@ -251,7 +253,7 @@ impl<T: Real> HeadSequence<'_, T> {
 
     /// Reads rows of queries with some weights.
     fn read(&self, update: &[T], rows: Range<usize>, mut output: ArrayViewMut2<'_, T>) {
-        let mut passage = self.passage(self.task_rows());
+        let mut passage = self.passage(rows.len());
         let mut space = self.buffers.weights.take(|_| true, Vec::new);
         let weights = self.weights(update, rows.len(), &mut space);
         self.passes.forward(weights, self.queries.slice(s![rows, ..]), &mut passage);
@@ -302,11 +304,6 @@ impl<T: Real> HeadSequence<'_, T> {
     ) -> Vec<(usize, Range<usize>, ArrayViewMut2<'m, T>)> {
         let reads = chunks.map(|chunk| (chunk, self.reads(chunk))).filter(|(_, rows)| !rows.is_empty());
         reads.map(|(chunk, rows)| (chunk, rows.clone(), rest.take(rows))).collect()
-    }
-
-    /// Returns the most rows of a task.
-    fn task_rows(&self) -> usize {
-        self.group_chunks(self.longest_segment()) * self.chunk()
     }
 
     /// Returns the number of chunks of `of` whose gradients one task takes.
@@ -371,7 +368,7 @@ impl<T: Real> HeadSequence<'_, T> {
         let groups: Vec<_> = chunks.clone().step_by(step).map(|start| start..end.min(start + step)).collect();
         let at = if point.is_empty() { self.base } else { &point };
         let inner = |chunks: Range<usize>| {
-            let mut passage = self.passage(self.task_rows());
+            let mut passage = self.passage(chunks.len() * c);
             self.passes.inner(self.program.loss, at, self.examples(&chunks), &mut passage);
             (chunks, passage)
         };
@@ -502,7 +499,7 @@ impl<T: Real> HeadSequence<'_, T> {
         visit: impl FnMut(usize, Factors<'_, T>),
         d_queries: ArrayViewMut2<'_, T>,
     ) {
-        let mut passage = self.passage(self.task_rows());
+        let mut passage = self.passage(rows.len());
         let mut space = self.buffers.weights.take(|_| true, Vec::new);
         let weights = self.weights(update, rows.len(), &mut space);
         let queries = self.queries.slice(s![rows.clone(), ..]);
@@ -553,7 +550,7 @@ impl<T: Real> HeadSequence<'_, T> {
                 };
                 self.read_vjp(segment.update(chunk), rows, d_output, write, d_queries);
             });
-            return ReadGradients::Thin { factors, rows: rows_of };
+            return ReadGradients::Factors { factors, rows: rows_of };
         }
         let mut gradients = self.array();
         let mut places: Vec<_> = gradients.outer_iter_mut().take(chunks.len()).map(Some).collect();
@@ -569,7 +566,7 @@ impl<T: Real> HeadSequence<'_, T> {
             let write = |i: usize, factors: Factors<'_, T>| self.passes.weight_gradient(i, factors, to);
             self.read_vjp(segment.update(chunk), rows, d_output, write, d_queries);
         });
-        ReadGradients::Whole(gradients)
+        ReadGradients::Full(gradients)
     }
 
     fn segment_vjp(
@@ -589,7 +586,7 @@ impl<T: Real> HeadSequence<'_, T> {
             self.gradients_vjp(&segment, &mut interval, carried, results, to);
             segment.intervals.push(interval);
         }
-        if let ReadGradients::Whole(array) = d_reads {
+        if let ReadGradients::Full(array) = d_reads {
             self.buffers.arrays.give(array);
         }
         self.recycle(segment);
@@ -657,18 +654,18 @@ impl<T: Real> HeadSequence<'_, T> {
                     let s = s.as_slice().expect("contiguous rows");
                     let next_s = next_s.as_slice_mut().expect("contiguous rows");
                     let thin = match d_reads {
-                        ReadGradients::Thin { factors, rows } if !rows[n].is_empty() => {
+                        ReadGradients::Factors { factors, rows } if !rows[n].is_empty() => {
                             Some((factors[block.map].each_ref().map(|factor| factor.view()), rows[n].clone()))
                         }
                         _ => None,
                     };
-                    let few = thin.clone().and_then(|(factors, rows)| Few::new(block, factors, rows));
+                    let few = thin.clone().and_then(|(factors, rows)| FewRows::new(block, factors, rows));
                     let cotangents = [&mut *u_bar, &mut *s_bar];
-                    sums[i] = step_back(step, few.unwrap_or(Few::none()), [u, s], next_s, cotangents);
+                    sums[i] = step_back(step, few.unwrap_or(FewRows::empty()), [u, s], next_s, cotangents);
                     if let Some((factors, rows)) = thin.filter(|_| few.is_none()) {
                         block.product(u_bar, true, factors, rows);
                     }
-                    if let ReadGradients::Whole(gradients) = d_reads {
+                    if let ReadGradients::Full(gradients) = d_reads {
                         let d_read = gradients.slice(s![n, block.place.clone()]);
                         let d_read = d_read.to_slice().expect("contiguous rows");
                         add(u_bar, d_read);
@@ -681,7 +678,7 @@ impl<T: Real> HeadSequence<'_, T> {
                         s_bar.fill(T::zero());
                     }
                 }
-                if let ReadGradients::Thin { factors, rows } = d_reads
+                if let ReadGradients::Factors { factors, rows } = d_reads
                     && !whole
                 {
                     let mut read = rows[first..first + steps.len()].iter().filter(|rows| !rows.is_empty());
@@ -735,7 +732,7 @@ impl<T: Real> HeadSequence<'_, T> {
             .collect();
         let of_group = |(chunks, passage, to): (&Range<usize>, &mut Passage<T>, ExampleCotangents<'_, T>)| {
             let examples = self.examples(chunks);
-            let rows = self.task_rows();
+            let rows = chunks.len() * c;
             let new = || Second::new(&self.passes.graph, rows);
             let mut second = self.buffers.seconds.take(|second| second.holds(rows), new);
             let steps = chunks.clone().map(|chunk| {

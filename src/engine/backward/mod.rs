@@ -14,7 +14,7 @@
 //!
 //! Products are plain matrices, in the gemm crate or in tiles if they are small. Sequences, heads, chunks and groups of rows
 //! run in parallel. A task's work depends on shapes only, and sums over tasks have a fixed order, so results have the same
-//! bits for any number of threads. Memory use is that of a sequence's rows, and of the weights times about √N for N chunks.
+//! bits for any number of threads. Memory use is that of a sequence's rows, and of the weights times about √N for N chunks, or some more where weights are small.
 
 mod few_rows;
 mod head;
@@ -180,7 +180,7 @@ impl<'a, T: Real> Backward<'a, T> {
         Ok(Self { parameters, program, gates, passes, buffers, base, truncate, check: &|| Ok(()) })
     }
 
-    /// Calls `check` between stretches of work: segments of chunks (about √N of N), and groups of rows that are read after them.
+    /// Calls `check` between stretches of work: segments of √N chunks of N or some more, and groups of rows that are read after them.
     #[must_use]
     pub fn checked(mut self, check: Check<'a>) -> Self {
         self.check = check;
@@ -215,10 +215,10 @@ impl<'a, T: Real> Backward<'a, T> {
         let chunks = stored / self.passes.chunk;
         let length = head::segment_length(chunks, self.passes.chunk, self.passes.graph.elements());
         let segment = (length + 1).min(chunks + 1);
-        let starts = chunks.div_ceil(segment);
+        let starts = chunks.div_ceil(length);
         // Reading tasks and one of the second pass, beside the groups of a segment, of which the last may be short.
-        let tasks = rayon::current_num_threads().min(segment).max(3);
-        let copies = 4 * segment + 3 * starts + 2 * head::MAX_TASKS + 2 * tasks + 2;
+        let tasks = rayon::current_num_threads().max(3);
+        let copies = 4 * segment + 3 * starts + 2 * tasks + 8;
         let weights = self.passes.graph.elements() * copies;
         let tasks = tasks * head::TASK_ROWS.next_multiple_of(self.passes.chunk);
         let rows = segment * self.passes.chunk + tasks;

@@ -216,6 +216,7 @@ impl<T: Real> Passage<T> {
 
     /// Starts passes over `count` rows.
     pub fn start(&mut self, count: usize) {
+        debug_assert!(self.holds(count), "{count} rows in a buffer of {}", self.rows);
         self.values.count = count;
         self.cotangents.start(count);
     }
@@ -242,6 +243,7 @@ impl<T: Real> Second<T> {
 
     /// Starts passes over `count` rows.
     pub fn start(&mut self, count: usize) {
+        debug_assert!(self.holds(count), "{count} rows in a buffer of {}", self.rows);
         self.tangents.start(count);
         self.cotangents.start(count);
     }

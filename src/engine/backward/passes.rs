@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 
-use super::few_rows::{self, Few};
+use super::few_rows::{self, FewRows};
 use super::node_rows::{NodeRows, Passage, Second, Values};
 use crate::memory::Loss;
 use crate::memory::graph::{Graph, MAX_INPUTS, Node, NodeKind, Value};
@@ -44,17 +44,18 @@ pub struct Block {
     pub place: Range<usize>,
 }
 
-/// Elements of a block. Those of six arrays fit L2.
+/// Elements of a block where chunks are short. Those of six arrays fit L2.
 const BLOCK_ELEMENTS: usize = 2048;
-/// Fewest rows of a block: a product of fewer would load B for little work.
+/// Fewest rows of a block where chunks have many rows. With one or two rows of 1,152 elements a block, products loaded B for
+/// little work, and gradients took half as long again.
 const MIN_BLOCK_ROWS: usize = 32;
-/// Rows of a chunk from which on a product is most of the work.
+/// Rows of a chunk that are many: the products are then most of the work.
 const MANY_ROWS: usize = 8;
 
 /// Factors of the gradient of a linear map's weights, unless it is zero: its input rows and the cotangents of its products.
 pub type Factors<'a, T> = Option<[ArrayView2<'a, T>; 2]>;
 
-/// Weights of all linear maps, perhaps as a sum that is not formed.
+/// Weights of all linear maps, or two slices whose sum they are.
 #[derive(Clone, Copy)]
 pub struct Weights<'w, T>(pub &'w [T], pub Option<&'w [T]>);
 
@@ -96,8 +97,8 @@ impl Passes {
         let mut blocks = Vec::new();
         for (map, place) in places.iter().enumerate().filter_map(|(i, place)| Some((i, place.as_ref()?))) {
             let width = graph.nodes[map].width;
-            let least = if chunk < MANY_ROWS { 1 } else { MIN_BLOCK_ROWS };
-            let (rows, each) = (place.len() / width, (BLOCK_ELEMENTS / width).max(least));
+            let min_rows = if chunk < MANY_ROWS { 1 } else { MIN_BLOCK_ROWS };
+            let (rows, each) = (place.len() / width, (BLOCK_ELEMENTS / width).max(min_rows));
             blocks.extend((0..rows).step_by(each).map(|first| {
                 let rows = first..rows.min(first + each);
                 let place = place.start + rows.start * width..place.start + rows.end * width;
@@ -319,10 +320,10 @@ impl Passes {
         rows: Range<usize>,
         block: &Block,
         gradient: &mut [T],
-    ) -> Few<'a, T> {
+    ) -> FewRows<'a, T> {
         match self.factors(passage, keys, block.map) {
             Some(factors) => {
-                if let Some(few) = Few::new(block, factors, rows.clone()) {
+                if let Some(few) = FewRows::new(block, factors, rows.clone()) {
                     return few;
                 }
                 block.product(gradient, false, factors, rows);
@@ -330,7 +331,7 @@ impl Passes {
             // Without a path to the output nothing is learned there.
             None => gradient.fill(T::zero()),
         }
-        Few::none()
+        FewRows::empty()
     }
 
     /// Returns the numbers in the factors of a row's gradients.

@@ -54,10 +54,14 @@ impl<B> Clone for Pool<B> {
 }
 
 impl<B> Pool<B> {
-    /// Returns a free buffer, with old contents, if it is `fit`, or else a new one.
-    pub fn take(&self, fit: impl FnOnce(&B) -> bool, new: impl FnOnce() -> B) -> B {
-        let free = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        free.filter(fit).unwrap_or_else(new)
+    /// Returns a free buffer that is `fit`, with old contents, or else a new one in place of another.
+    pub fn take(&self, fit: impl Fn(&B) -> bool, new: impl FnOnce() -> B) -> B {
+        let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = free.iter().rposition(fit);
+        let unfit = if place.is_none() { free.pop() } else { None };
+        let found = place.map(|place| free.swap_remove(place));
+        drop((free, unfit));
+        found.unwrap_or_else(new)
     }
 
     pub fn give(&self, buffer: B) {

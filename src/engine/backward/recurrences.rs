@@ -5,7 +5,7 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::few_rows::{Few, vectors};
+use super::few_rows::{FewRows, MAX_ROWS, vectors};
 use crate::engine::panel::Step;
 use crate::real::Real;
 
@@ -13,7 +13,7 @@ use crate::real::Real;
 const CHAINS: usize = 4;
 
 /// Writes U and S after the chunk. Its gradient is Aᵀ B of few rows; if there are none, it is in `next_s`, which S replaces.
-pub fn step<T: Real>(step: &Step<T>, few: Few<'_, T>, old: [&[T]; 2], new: [&mut [T]; 2]) {
+pub fn step<T: Real>(step: &Step<T>, few: FewRows<'_, T>, old: [&[T]; 2], new: [&mut [T]; 2]) {
     Arch::new().dispatch(Forward { step, few, old, new });
 }
 
@@ -21,7 +21,7 @@ pub fn step<T: Real>(step: &Step<T>, few: Few<'_, T>, old: [&[T]; 2], new: [&mut
 /// `next_s`, by its cotangent. Adds Xᵀ Y of few rows, the gradient of what is read before the chunk, to the cotangent of U.
 pub fn step_back<T: Real>(
     step: &Step<T>,
-    few: Few<'_, T>,
+    few: FewRows<'_, T>,
     old: [&[T]; 2],
     next_s: &mut [T],
     cotangents: [&mut [T]; 2],
@@ -31,7 +31,7 @@ pub fn step_back<T: Real>(
 
 struct Forward<'a, T> {
     step: &'a Step<T>,
-    few: Few<'a, T>,
+    few: FewRows<'a, T>,
     /// U and S before the chunk.
     old: [&'a [T]; 2],
     new: [&'a mut [T]; 2],
@@ -43,17 +43,17 @@ impl<T: Real> WithSimd for Forward<'_, T> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         match self.few.rows() {
-            0 => self.rows::<S, 0>(simd),
-            1 => self.rows::<S, 1>(simd),
-            2 => self.rows::<S, 2>(simd),
-            _ => self.rows::<S, 4>(simd),
+            0 => self.run::<S, 0>(simd),
+            1 => self.run::<S, 1>(simd),
+            2 => self.run::<S, 2>(simd),
+            _ => self.run::<S, MAX_ROWS>(simd),
         }
     }
 }
 
 impl<T: Real> Forward<'_, T> {
     #[inline(always)]
-    fn rows<S: Simd, const ROWS: usize>(self, simd: S) {
+    fn run<S: Simd, const ROWS: usize>(self, simd: S) {
         let Self { step, few, old: [u, s], new: [next_u, next_s] } = self;
         let factors = [-step.learning_rate, step.momentum, T::one() - step.decay];
         let width = few.width().unwrap_or(u.len());
@@ -107,7 +107,7 @@ fn row<T: Real, S: Simd, const ROWS: usize>(
 
 struct Back<'a, T> {
     step: &'a Step<T>,
-    few: Few<'a, T>,
+    few: FewRows<'a, T>,
     /// U and S before the chunk.
     old: [&'a [T]; 2],
     next_s: &'a mut [T],
@@ -121,17 +121,17 @@ impl<T: Real> WithSimd for Back<'_, T> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> [f64; 2] {
         match self.few.rows() {
-            0 => self.rows::<S, 0>(simd),
-            1 => self.rows::<S, 1>(simd),
-            2 => self.rows::<S, 2>(simd),
-            _ => self.rows::<S, 4>(simd),
+            0 => self.run::<S, 0>(simd),
+            1 => self.run::<S, 1>(simd),
+            2 => self.run::<S, 2>(simd),
+            _ => self.run::<S, MAX_ROWS>(simd),
         }
     }
 }
 
 impl<T: Real> Back<'_, T> {
     #[inline(always)]
-    fn rows<S: Simd, const ROWS: usize>(self, simd: S) -> [f64; 2] {
+    fn run<S: Simd, const ROWS: usize>(self, simd: S) -> [f64; 2] {
         let Self { step, few, old: [u, s], next_s, cotangents: [u_bar, s_bar] } = self;
         let factors = [step.momentum, T::one() - step.decay];
         let width = few.width().unwrap_or(u.len());
@@ -254,7 +254,7 @@ mod tests {
     use ndarray::Array2;
 
     use super::{step, step_back};
-    use crate::engine::backward::few_rows::Few;
+    use crate::engine::backward::few_rows::FewRows;
     use crate::engine::backward::passes::Block;
     use crate::engine::panel::Step;
 
@@ -275,8 +275,8 @@ mod tests {
             let gradient =
                 if rows == 0 { matrix(height, 6) } else { a.slice(ndarray::s![.., 1..4]).t().dot(&b) };
             let few = || match rows {
-                0 => Few::none(),
-                _ => Few::new(&block, [a.view(), b.view()], 0..rows).expect("few rows"),
+                0 => FewRows::empty(),
+                _ => FewRows::new(&block, [a.view(), b.view()], 0..rows).expect("few rows"),
             };
             let close = |got: &Array2<f64>, expected: Array2<f64>| {
                 assert!((got - expected).iter().all(|error| error.abs() < 1e-13), "{rows} rows");
