@@ -276,6 +276,8 @@ mod tests {
             (16, 16, 48),
             (8, 129, 5),
             (70, 60, 64),
+            // More work than is done in tiles.
+            (33, 64, 2000),
         ] {
             for layout in 0..8 {
                 let (a, b) = (matrix::<T>(m, k, layout & 1 == 1), matrix::<T>(k, n, layout & 2 == 2));
