@@ -10,6 +10,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use memmap2::MmapMut;
+
 use super::{COULD_NOT_RUN, INTERRUPTED, note};
 use crate::error::{Error, Result};
 use crate::storage;
@@ -22,15 +24,16 @@ static TERMINATED: AtomicBool = AtomicBool::new(false);
 static WORKING: AtomicBool = AtomicBool::new(false);
 /// Whether another thread is ending the process.
 static ENDING: AtomicBool = AtomicBool::new(false);
-/// Memory that is freed when the system has no more, so that files can be removed. The removal takes some kilobytes.
-static RESERVE: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+/// Memory that is unmapped when the system has no more, so that files can be removed. The removal takes some kilobytes, in the
+/// heap of whichever thread ran out, so the reserve is not part of another heap.
+static RESERVE: Mutex<Option<MmapMut>> = Mutex::new(None);
 const RESERVED: usize = 1 << 20;
 
 /// Installs the handlers of signals and panics.
 pub fn install() {
     panic::set_hook(Box::new(report_panic));
     if let Ok(mut reserve) = RESERVE.lock() {
-        reserve.reserve_exact(RESERVED);
+        *reserve = MmapMut::map_anon(RESERVED).ok();
     }
     // Ctrl-C, SIGTERM or SIGHUP. The first signal ends a program that only reads, and asks running work to stop and clean
     // up. A second signal does not wait for that. If no thread can be started, signals have their default effect.
@@ -159,7 +162,7 @@ fn out_of_memory(bytes: usize) -> ! {
         let written = size - rest.len();
         write_to_stderr(&text[..written]);
         if let Ok(mut reserve) = RESERVE.try_lock() {
-            drop(std::mem::take(&mut *reserve));
+            drop(reserve.take());
         }
         storage::remove_all();
     } else if !ENDS.get() {

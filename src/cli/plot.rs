@@ -297,17 +297,20 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if let [path] = &args.paths[..]
         && path.extension().is_some_and(|ending| ending == "toml")
     {
+        let mut written = Vec::new();
         for figure in figure_file::read(path, &args)? {
-            draw(figure.args, Some(&figure.name))?;
+            let files = draw(figure.args, Some(&figure.name), &written)?;
+            written.extend(files);
         }
         return Ok(ExitCode::SUCCESS);
     }
-    draw(args, None)?;
+    draw(args, None, &[])?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Draws the figures of a command line, or of an entry of a figure file.
-fn draw(mut args: Args, entry: Option<&str>) -> anyhow::Result<()> {
+/// Draws the figures of a command line, or of an entry of a figure file, and returns their files. Those that earlier entries
+/// have written are not replaced.
+fn draw(mut args: Args, entry: Option<&str>, earlier: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     check_streams(args.paths.iter().chain(&args.labels).map(PathBuf::as_path))?;
     let stdin = stdin::keep(&mut args.paths)?;
     let sources = CsvSource::find_all(&args.paths, args.kind, args.x.as_deref())?;
@@ -326,7 +329,7 @@ fn draw(mut args: Args, entry: Option<&str>) -> anyhow::Result<()> {
         if !args.quiet {
             view.notes.iter().for_each(|text| note("note: ", text));
         }
-        return Ok(());
+        return Ok(Vec::new());
     }
 
     let drawn = plot::draw(&sources, &request, &mut check_interrupt)?;
@@ -347,17 +350,20 @@ fn draw(mut args: Args, entry: Option<&str>) -> anyhow::Result<()> {
                 Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
                 result => result.context("standard output")?,
             }
-            return Ok(());
+            return Ok(Vec::new());
         }
         Target::File(path) => {
             let bytes = one(&drawn, &path.display().to_string())?.encode(formats[0])?;
             reject_input(&path, &inputs)?;
+            reject_earlier(&path, earlier)?;
             storage::replace(&path, &bytes)?;
             vec![path]
         }
         Target::Directory(directory) => {
             storage::create_directories(&directory)?;
-            drawn.paths(&directory, &formats).try_for_each(|path| reject_input(&path, &inputs))?;
+            drawn.paths(&directory, &formats).try_for_each(|path| {
+                reject_input(&path, &inputs).and_then(|()| reject_earlier(&path, earlier))
+            })?;
             drawn.write(&directory, &formats)?
         }
     };
@@ -365,6 +371,16 @@ fn draw(mut args: Args, entry: Option<&str>) -> anyhow::Result<()> {
         let names = files.iter().map(|file| for_terminal(&file.display().to_string()).into_owned());
         let names: Vec<_> = names.collect();
         print(&if names.is_empty() { String::new() } else { names.join("\n") + "\n" })?;
+    }
+    Ok(files)
+}
+
+/// Rejects a figure that would replace one of an earlier entry of the same file.
+fn reject_earlier(path: &Path, earlier: &[PathBuf]) -> crate::Result<()> {
+    if earlier.iter().any(|file| file == path) {
+        let reason =
+            format!("an earlier figure has written {}; give this one an out of its own", path.display());
+        return Err(Error::rejected("out", reason));
     }
     Ok(())
 }

@@ -130,7 +130,6 @@ pub struct Phases {
     /// Losses and gradients at W.
     pub gradients: f64,
     /// Fused updates of the panels: forming gradients, advancing S and U, and reading with W + U.
-    #[serde(rename = "walk")]
     pub fused_update: f64,
     /// The memory model's functions between layers, for everything that is read.
     pub activate: f64,
@@ -161,7 +160,7 @@ impl Phases {
         [
             ("project", project),
             ("gradients", gradients),
-            ("walk", fused_update),
+            ("fused_update", fused_update),
             ("activate", activate),
             ("combine", combine),
             ("metrics", metrics),

@@ -339,8 +339,10 @@ impl Drawing<'_> {
         let mut notes = Vec::new();
         let heads = self.runs.iter().map(|run| run.metrics.heads.len()).max().unwrap_or(0);
         let several = self.runs.len() > 1;
+        let ratio_alone = shown == [Quantity::LossRatio];
         if several && heads > 1 {
-            notes.push("means over heads".to_owned());
+            let text = if ratio_alone { "ratios of sums over heads" } else { "means over heads" };
+            notes.push(text.to_owned());
         }
         if heads > 1
             && shown.len() > 1

@@ -273,7 +273,6 @@ pub struct Report {
     /// Rows of scan_bench.csv.
     pub rows: Vec<BenchRow>,
     /// Shapes that were skipped because they need too much memory.
-    #[serde(rename = "left_out")]
     pub skipped: Vec<String>,
     /// Warnings about disturbed timings and wrong results.
     pub warnings: Vec<String>,

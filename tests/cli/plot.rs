@@ -380,3 +380,18 @@ fn a_quiet_file_of_figures_may_be_quiet_twice() {
     assert_eq!(sandbox.ok("plot figures.toml").out, "");
     assert_eq!(sandbox.ok("plot figures.toml -q").out, "");
 }
+
+#[test]
+fn figures_of_a_file_do_not_replace_each_other() {
+    let sandbox = Sandbox::new();
+    sandbox.npy("seq.npy", &tokens(&[64, 4], 4));
+    sandbox.ok("store seq.npy --chunk-size 4 --no-plots -q --out run");
+    let figure = |out: &str| format!("[[figure]]\npaths = [\"run\"]\ny = [\"surprise\"]\nout = \"{out}\"\n");
+    sandbox.file("same.toml", &(figure("figures") + &figure("figures")));
+    let output = sandbox.run("plot same.toml -q");
+    assert_eq!(output.code, Some(2), "{}", output.err);
+    assert!(output.err.contains("an earlier figure has written figures/surprise.svg"), "{}", output.err);
+    sandbox.file("other.toml", &(figure("figures") + &figure("figures/later.svg")));
+    sandbox.ok("plot other.toml -q");
+    assert!(sandbox.path("figures/later.svg").exists());
+}

@@ -72,7 +72,7 @@ fn some_of_everything_as_json() {
     assert_eq!(algorithms, ["channels", "auto"]);
     let keys: BTreeSet<_> = rows[0].as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(keys, COLUMNS.split(',').collect());
-    assert_eq!(json["left_out"], Value::Array(Vec::new()));
+    assert_eq!(json["skipped"], Value::Array(Vec::new()));
     assert!(json["wall_s"].as_f64().unwrap() > 0.0 && json["machine"]["nmem"].is_string());
     assert_eq!(sandbox.names("out"), ["machine.json", "scan_bench.csv"]);
     // Again only with --force.

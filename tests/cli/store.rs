@@ -203,7 +203,7 @@ fn what_is_printed() {
 
     let verbose = sandbox.ok(&format!("store seq.npy {HEADS} --out verbose -v"));
     assert!(
-        verbose.err.contains("\"chunk_size\":4") && verbose.err.contains("walk"),
+        verbose.err.contains("\"chunk_size\":4") && verbose.err.contains("fused_update"),
         "configuration and phases of the engine: {}",
         verbose.err
     );

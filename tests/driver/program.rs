@@ -145,9 +145,9 @@ fn store_then_retrieve_then_continue() {
     assert_eq!((&run["products"], &run["threads_used"]), (&Value::Null, &Value::from(1)), "none are large");
     let verbose = bench.sandbox.ok("store data.npy --chunk-size 4 --device cuda -v --no-plots --out verbose");
     assert!(verbose.out.contains(&format!("\ndevice           {GPU}\n")), "{}", verbose.out);
-    assert!(verbose.err.contains("\nengine: walk "), "{}", verbose.err);
+    assert!(verbose.err.contains("\nengine: fused_update "), "{}", verbose.err);
     // Events of driver.c are 250 ms apart.
-    assert_eq!(phases["walk"], 0.5, "{phases}");
+    assert_eq!(phases["fused_update"], 0.5, "{phases}");
 }
 
 /// Shapes that are measured elsewhere, divided as for the multiprocessors of an H200: many time segments, whole tiles.

@@ -156,8 +156,8 @@ fn what_is_omitted_is_said_once_in_every_format() {
         &["0,0,ok,1,1", "0,1,diverged,9,9", "1,0,ok,2,2", "1,1,ok,3,inf"],
     );
     let said = [
-        "failed, diverged or not finite: 1 of 4 runs",
-        "surprise_mean: failed, diverged or not finite: 2 of 4 runs",
+        "failed, stopped, diverged or not finite: 1 of 4 runs",
+        "surprise_mean: failed, stopped, diverged or not finite: 2 of 4 runs",
     ];
     let figures = drawn(&text, None, &Request::default());
     assert_eq!(figures.figures.len(), 2);

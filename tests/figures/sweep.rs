@@ -244,7 +244,7 @@ fn what_failed_is_marked_and_never_a_number() {
     assert_eq!(svg.matches("<circle").count(), 7 + 4 * 3 + 3 * 2, "no mean where all runs are lost");
     assert_eq!(data_lines(svg), [4], "broken there: three points before, four after");
     assert_eq!(marks(svg), 4 + 1, "four places and the legend's");
-    assert!(svg.contains(">failed, diverged or not finite: 6 of 24 runs</text>"));
+    assert!(svg.contains(">failed, stopped, diverged or not finite: 6 of 24 runs</text>"));
     assert!(!svg.contains(">77</text>") && !svg.contains(">80</text>"), "the axis does not reach to 77");
 
     // In a map too: of those that lost all no cell, a mark on all that lost some.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::text::{number, power, tex};
-use super::{Names, Sheet, legend, title};
+use super::{FONT, Names, Sheet, legend, title};
 use crate::plot::axis::Axis;
 use crate::plot::chart::{BAND, Chart, Line, LineStyle, Map, Panel, Reference, joined};
 use crate::plot::colours::Colours;
@@ -15,8 +15,9 @@ use plotters::style::RGBColor;
 
 /// Colours of a colour bar; TeX blends between them.
 const STOPS: usize = 17;
-/// Most cells along an axis with readable numbers.
-const NUMBERS: usize = 12;
+/// Size of `\scriptsize` and `\tiny` in points, in a document of 10 pt.
+const SCRIPT_SIZE: f64 = 7.0;
+const TINY: f64 = 5.0;
 
 /// A panel of a chart, as a group of pgfplots commands.
 pub struct PanelText<'a> {
@@ -34,7 +35,8 @@ impl PanelText<'_> {
         let mut keys = Vec::new();
         let lowest = self.i + columns >= self.chart.panels.len() || !sheet.shares_x;
         let leftmost = self.i.is_multiple_of(columns) || !sheet.shares_y;
-        keys.push(ticks("x", &panel.x, lowest));
+        let room = |label: &str| (FONT.width(label, SCRIPT_SIZE) + 4.0) / sheet.width;
+        keys.push(ticks("x", &panel.x.clone().fitted(room), lowest));
         keys.push(ticks("y", &panel.y, leftmost));
         if lowest {
             keys.push(format!("xlabel={{{}}}", tex(&panel.x.titled(&panel.x_title))));
@@ -181,7 +183,9 @@ impl PanelText<'_> {
                 );
             }
         }
-        let numbered = columns * self.sheet.columns <= NUMBERS;
+        // A star is about as wide as the letters are high.
+        let texts = map.cells.iter().map(|cell| &*cell.text);
+        let numbered = FONT.widest(texts, TINY) + TINY <= self.sheet.width / columns as f64;
         for cell in &map.cells {
             let (x, y) = map.middle(cell.column, cell.row);
             let at = format!("axis cs:{},{}", number(x), number(y));

@@ -184,7 +184,8 @@ impl<'a> Grid<'a> {
         chart.notes.splice(0..0, note);
         let lost: usize = self.cells().map(|cell| cell.lost).sum();
         if lost > 0 {
-            let text = format!("failed, diverged or not finite: {lost} of {} runs", self.results.len());
+            let text =
+                format!("failed, stopped, diverged or not finite: {lost} of {} runs", self.results.len());
             // A run that failed has no result, so all figures of the table would say the same.
             let of = if lost == self.results.lost() { String::new() } else { format!("{name}: ") };
             chart.omitted.push(format!("{of}{text}"));
