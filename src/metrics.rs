@@ -219,6 +219,11 @@ impl MetricsWriter {
         self.0.write(first.sequence, rows.iter().map(|row| MetricsRow::<T>(row, PhantomData)))
     }
 
+    /// Adds the rows of the file `from`, in which the first `done` sequences are complete.
+    pub fn resume(&mut self, from: &Path, done: usize) -> Result<()> {
+        self.0.resume(from, done)
+    }
+
     /// Marks a sequence as complete; the next one follows in the file.
     pub fn sequence_done(&mut self, sequence: usize) -> Result<()> {
         self.0.sequence_done(sequence)
@@ -339,6 +344,11 @@ impl SpectrumWriter {
         self.0.write(first.sequence, rows)
     }
 
+    /// Adds the rows of another file, like [`MetricsWriter::resume`].
+    pub fn resume(&mut self, from: &Path, done: usize) -> Result<()> {
+        self.0.resume(from, done)
+    }
+
     /// Marks a sequence as complete, like [`MetricsWriter::sequence_done`].
     pub fn sequence_done(&mut self, sequence: usize) -> Result<()> {
         self.0.sequence_done(sequence)
@@ -427,7 +437,8 @@ impl RecallWriter {
 }
 
 /// A writer of a CSV ordered by sequence. Sequences advance side by side but are written one after another.
-/// Rows of the current sequence go directly to the file; rows of later ones wait in unnamed temporary files.
+/// Rows of the current sequence go directly to the file. Rows of later ones wait in unnamed temporary files until they are
+/// complete, because a divergence of an earlier one drops them.
 struct RowsWriter {
     path: PathBuf,
     /// Directory of the file. Waiting rows are stored there too, because a temporary directory may be in memory.
@@ -447,23 +458,40 @@ impl RowsWriter {
     }
 
     fn write(&mut self, sequence: usize, mut rows: impl Iterator<Item = impl Serialize>) -> Result<()> {
-        let file = if sequence == self.current {
-            &mut self.file
-        } else {
-            match self.waiting.entry(sequence) {
-                Entry::Occupied(entry) => entry.into_mut(),
-                Entry::Vacant(entry) => entry.insert(writer(
-                    OutFile::unnamed_in(&self.directory).map_err(Error::io(&self.directory, "write in"))?,
-                )),
-            }
-        };
+        let file = self.of_sequence(sequence)?;
         rows.try_for_each(|row| file.serialize(row)).map_err(csv_error(&self.path))
+    }
+
+    /// Returns where the rows of a sequence go. Those of complete sequences go to the file too.
+    fn of_sequence(&mut self, sequence: usize) -> Result<&mut csv::Writer<OutFile>> {
+        if sequence <= self.current && !self.waiting.contains_key(&sequence) {
+            return Ok(&mut self.file);
+        }
+        Ok(match self.waiting.entry(sequence) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(writer(
+                OutFile::unnamed_in(&self.directory).map_err(Error::io(&self.directory, "write in"))?,
+            )),
+        })
+    }
+
+    fn resume(&mut self, from: &Path, done: usize) -> Result<()> {
+        self.current = done;
+        let wrong = |got: String| Error::file(from, "rows by sequence", got);
+        let mut reader =
+            csv::Reader::from_path(from).map_err(|error| Error::io(from, "open")(error.into()))?;
+        let mut row = csv::StringRecord::new();
+        while reader.read_record(&mut row).map_err(|error| wrong(error.to_string()))? {
+            let sequence = row[0].parse().map_err(|_| wrong(format!("{:?}", &row[0])))?;
+            self.of_sequence(sequence)?.write_record(&row).map_err(csv_error(&self.path))?;
+        }
+        Ok(())
     }
 
     fn sequence_done(&mut self, sequence: usize) -> Result<()> {
         debug_assert_eq!(sequence, self.current, "sequences end in order");
         self.current = sequence + 1;
-        let Some(waiting) = self.waiting.remove(&self.current) else { return Ok(()) };
+        let Some(waiting) = self.waiting.remove(&sequence) else { return Ok(()) };
         let mut rows =
             waiting.into_inner().map_err(|error| Error::io(&self.path, "write")(error.into_error()))?;
         self.file.flush().map_err(Error::io(&self.path, "write"))?;
@@ -544,6 +572,12 @@ impl Summary {
             spread.min = spread.min.min(of_more.min);
             spread.max = spread.max.max(of_more.max);
         }
+    }
+
+    /// Returns the number of rows.
+    pub fn rows(&self) -> usize {
+        // The first column, the loss, is never absent.
+        self.columns.first().map_or(0, |(_, count, _)| *count as usize)
     }
 
     /// Yields the spreads by column name, in header order; columns without values are skipped.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use ndarray::Array2;
+use ndarray::{Array2, Array3};
 use nmem::Error;
 use nmem::config::{Command, Settings};
 use nmem::run::{RunOutput, execute};
@@ -44,6 +44,57 @@ fn sandbox() -> (TempDir, PathBuf) {
     (directory, path)
 }
 
+/// Stores that end after every segment, until one comes to its end. Returns its output and the tokens after each start.
+fn start_until_done(settings: &Settings) -> (RunOutput, Vec<usize>) {
+    let mut done = Vec::new();
+    loop {
+        match store(settings, false, true) {
+            Ok(output) => return (output, done),
+            Err(Error::Preempted { done: at, all, .. }) if at == all => {
+                done.push(at);
+                return (store(settings, false, false).unwrap(), done);
+            }
+            Err(Error::Preempted { done: at, .. }) => done.push(at),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Settings of a run that is not divided into segments, because it is repeated for timing.
+fn undivided(path: &Path, more: impl Fn(&mut Settings)) -> Settings {
+    settings(path, "whole", |settings| {
+        more(settings);
+        settings.repeat = Some(1);
+    })
+}
+
+/// Compares the files of two runs, and what their reports say about the results.
+fn assert_same(path: &Path, whole: RunOutput, resumed: RunOutput) {
+    let [mut expected, got] = ["whole", "out"].map(|name| files(&path.join(name)));
+    assert_eq!(got.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+    expected.remove("run.json").unwrap();
+    for (name, expected) in expected {
+        assert!(got[&name] == expected, "{name}: other bits");
+    }
+    let [whole, resumed] = [whole, resumed].map(|output| output.report);
+    assert_eq!(resumed.summary, whole.summary);
+    assert_eq!((resumed.rows, resumed.life_tokens), (whole.rows, whole.life_tokens));
+    assert_eq!((resumed.warnings, resumed.diverged), (whole.warnings, whole.diverged));
+}
+
+/// 19 sequences of 5,003 tokens. Groups have four of them, as many as have eight heads.
+fn several(path: &Path, nan: &[(usize, usize)]) {
+    let mut state = 1_u64;
+    let mut tokens = Array3::<f32>::from_shape_simple_fn((19, 5003, 4), || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 40) as f32 / (1 << 24) as f32 - 0.5
+    });
+    for &(sequence, token) in nan {
+        tokens[[sequence, token, 1]] = f32::NAN;
+    }
+    ndarray_npy::write_npy(path.join("seq.npy"), &tokens).unwrap();
+}
+
 fn files(directory: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = fs::read_dir(directory).unwrap().map(Result::unwrap);
     entries.map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap())).collect()
@@ -64,19 +115,16 @@ fn same_bits(more: impl Fn(&mut Settings)) {
         assert!(!path.join("out").exists());
         assert_eq!(
             files(&checkpoint).into_keys().collect::<Vec<_>>(),
-            ["checkpoint.json", "memory.safetensors", "metrics.csv"]
+            ["checkpoint.json", "memory.safetensors", "metrics.csv", "progress.json"]
         );
     }
     let resumed = store(&settings, false, false).unwrap();
     assert!(!checkpoint.exists());
-    let [mut expected, mut got] = ["whole", "out"].map(|name| files(&path.join(name)));
-    let [_, _] = [expected.remove("run.json").unwrap(), got.remove("run.json").unwrap()];
-    assert_eq!(expected.keys().collect::<Vec<_>>(), ["memory.safetensors", "metrics.csv"]);
-    assert!(got == expected, "other bits");
-    let [whole, resumed] = [whole, resumed].map(|output| output.report);
-    assert_eq!(resumed.summary, whole.summary);
-    assert_eq!((resumed.rows, resumed.life_tokens), (whole.rows, whole.life_tokens));
-    assert_eq!(resumed.warnings, whole.warnings);
+    assert_eq!(
+        files(&path.join("out")).into_keys().collect::<Vec<_>>(),
+        ["memory.safetensors", "metrics.csv", "run.json"]
+    );
+    assert_same(&path, whole, resumed);
 }
 
 #[test]
@@ -115,6 +163,51 @@ fn a_divergence_after_resuming_is_that_of_the_whole_run() {
         fs::read(path.join("out/metrics.csv")).unwrap(),
         fs::read(path.join("whole/metrics.csv")).unwrap()
     );
+}
+
+#[test]
+fn several_sequences_and_their_singular_values() {
+    let (_directory, path) = sandbox();
+    several(&path, &[]);
+    let more = |settings: &mut Settings| settings.probe = Some("spectrum:7".parse().unwrap());
+    let whole = store(&undivided(&path, more), false, false).unwrap();
+    let settings = settings(&path, "out", more);
+    let (resumed, done) = start_until_done(&settings);
+    // The first segment has 4,096 tokens of each sequence, and more until a multiple of seven chunks of 13. How many the later
+    // ones have depends on the time that they take.
+    assert_eq!(done[0], 4 * 4186);
+    assert!(done.is_sorted() && done.len() > 1 && done.last() == Some(&(19 * 5003)), "{done:?}");
+    assert!(files(&path.join("whole")).contains_key("spectrum.csv"));
+    assert_same(&path, whole, resumed);
+    assert!(!path.join("out.checkpoint").exists());
+}
+
+/// Sequences before a divergence are stored to their ends, and those of later groups are not.
+#[test]
+fn a_divergence_among_several_sequences() {
+    for (nan, kept) in [
+        // One sequence in the first segment, where nothing is kept, and an earlier one of the same group in the next.
+        (&[(3, 100), (2, 4900)][..], false),
+        (&[(2, 4900), (9, 100)], true),
+        (&[(6, 4900), (9, 100)], true),
+        (&[(10, 100)], true),
+    ] {
+        let (_directory, path) = sandbox();
+        several(&path, nan);
+        let more = |settings: &mut Settings| settings.allow_nonfinite = Some(true);
+        let whole = store(&undivided(&path, more), false, false).unwrap();
+        let settings = settings(&path, "out", more);
+        let error = store(&settings, false, true).map(drop).unwrap_err();
+        assert_eq!(matches!(error, Error::Preempted { done: 16_384, .. }), kept, "{error}");
+        let resumed = store(&settings, false, false).unwrap();
+        assert_eq!(
+            whole.report.diverged.as_ref().unwrap().sequence,
+            nan.iter().map(|at| at.0).min().unwrap()
+        );
+        let rows = fs::read_to_string(path.join("out/metrics.csv")).unwrap().lines().count() - 1;
+        assert_eq!(rows, whole.report.rows);
+        assert_same(&path, whole, resumed);
+    }
 }
 
 /// The state of another run is neither used nor lost.

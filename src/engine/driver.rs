@@ -209,7 +209,7 @@ impl<E: Executor> Engine<E> {
     /// # Errors
     /// Settings that do not fit the state, failures of the inputs, the sink and the device, and any error that `tick`
     /// returns. After any of these but the first the state is useless. A divergence is not an error: see
-    /// [`Outcome`].
+    /// [`Outcome`]. After it the states of the sequences before it are good, and those from it on are useless.
     pub fn run(
         &mut self,
         state: &mut State<E::Number>,
@@ -239,9 +239,7 @@ impl<E: Executor> Engine<E> {
                 break;
             }
         }
-        if outcome.divergence.is_none() {
-            plan.finish(state)?;
-        }
+        plan.finish(state)?;
         outcome.phases = clock.phases();
         outcome.computing = begin.elapsed().saturating_sub(outcome.input + outcome.output);
         Ok(outcome)

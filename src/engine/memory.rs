@@ -232,8 +232,8 @@ impl<T: Real> Memory<T> {
         plain * size_of::<T>() + packed.map(Packed::bytes).sum::<usize>() + panels.sum::<usize>()
     }
 
-    /// Returns the number of sequences that advance together.
-    pub(super) fn group(&self, sequences: usize) -> usize {
+    /// Returns the number of sequences that advance together on the CPU.
+    pub(crate) fn group(&self, sequences: usize) -> usize {
         (GROUP_HEADS / self.dimensions.heads).clamp(1, sequences.max(1))
     }
 }

@@ -32,7 +32,7 @@ impl std::fmt::Display for Divergence {
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
     /// The first non-finite value that ended the run: one of the memory or, in a plain read, a retrieved one.
-    /// Afterwards the state is useless and the retrieved tokens are incomplete.
+    /// Afterwards the states from its sequence on are useless and the retrieved tokens are incomplete.
     pub divergence: Option<Divergence>,
     /// The first non-finite value read in an online run. The memory may still be intact, so the run continues.
     pub bad_read: Option<Divergence>,
@@ -85,12 +85,17 @@ impl Outcome {
     /// Adds the outcome of a plain read that followed. What is not finite there leaves the memory as it is.
     #[must_use]
     pub fn then_read(mut self, read: Self) -> Self {
+        self.add_times(&read);
         self.bad_read = read.divergence;
-        self.computing += read.computing;
-        self.input += read.input;
-        self.output += read.output;
-        self.phases += read.phases;
         self
+    }
+
+    /// Adds the times of another part of the run.
+    pub fn add_times(&mut self, part: &Self) {
+        self.computing += part.computing;
+        self.input += part.input;
+        self.output += part.output;
+        self.phases += part.phases;
     }
 
     /// Returns Σ ℓ under the final memory ÷ Σ ℓ at W of the kept chunks. 0 means that everything is retained, 1

@@ -285,11 +285,8 @@ impl<'a, T: Real> Plan<'a, T> {
 
     /// Updates the state's counts and left-over tokens, once everything is stored.
     pub fn finish(&self, state: &mut State<T>) -> Result<()> {
-        if let Some(store) = self.store {
-            // A plain store counts its tokens as read too.
-            state.read = state.read.after(self.read.unwrap_or(store), self.chunk_size)?;
-            state.stored = state.stored.after(store, self.chunk_size)?;
-        }
-        Ok(())
+        let Some(store) = self.store else { return Ok(()) };
+        // A plain store counts its tokens as read too.
+        state.advance(store, self.read.unwrap_or(store), self.chunk_size)
     }
 }

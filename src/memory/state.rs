@@ -1,5 +1,7 @@
 //! The state that storing changes and a saved memory keeps. It is enough to continue exactly from the end of a call.
 
+use std::ops::Range;
+
 use ndarray::{Array3, ArrayViewMut2, s};
 
 use crate::error::{Error, Result};
@@ -94,6 +96,45 @@ impl<T: Real> State<T> {
                 *array = array.as_standard_layout().into_owned();
             }
         }
+    }
+
+    /// Moves the state of some sequences out, for [`put`](Self::put) to move back. The positions stay here too.
+    pub(crate) fn take(&mut self, sequences: Range<usize>) -> Self {
+        let part = |array: &Array3<T>| array.slice(s![sequences.clone(), .., ..]).to_owned();
+        let position =
+            |of: &StreamPosition<T>| StreamPosition { tokens: of.tokens, left_over: part(&of.left_over) };
+        let (stored, read) = (position(&self.stored), position(&self.read));
+        // All of them need no copy.
+        let (arrays, gradient_point) = if sequences == (0..self.sequences()) {
+            (std::mem::take(&mut self.arrays), self.gradient_point.take())
+        } else {
+            (self.arrays.iter().map(part).collect(), self.gradient_point.as_ref().map(part))
+        };
+        Self { arrays, gradient_point, stored, read }
+    }
+
+    /// Moves the arrays of some sequences back.
+    pub(crate) fn put(&mut self, sequences: Range<usize>, of_them: Self) {
+        if self.arrays.is_empty() {
+            (self.arrays, self.gradient_point) = (of_them.arrays, of_them.gradient_point);
+            return;
+        }
+        let all = self.arrays.iter_mut().chain(&mut self.gradient_point);
+        for (array, part) in all.zip(of_them.arrays.iter().chain(&of_them.gradient_point)) {
+            array.slice_mut(s![sequences.clone(), .., ..]).assign(part);
+        }
+    }
+
+    /// Advances the positions past all tokens of `stored` and `read`.
+    pub(crate) fn advance(
+        &mut self,
+        stored: &dyn Sequences<T>,
+        read: &dyn Sequences<T>,
+        chunk_size: usize,
+    ) -> Result<()> {
+        self.read = self.read.after(read, chunk_size)?;
+        self.stored = self.stored.after(stored, chunk_size)?;
+        Ok(())
     }
 
     /// Returns U: what is added to the initial weights, or whole weights.

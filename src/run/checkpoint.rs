@@ -1,28 +1,35 @@
 //! The state of a long store that a signal ends, so that the same command resumes there with the same bits.
 //!
-//! Tokens are stored in segments of about half a second. Between two of them the memory is whole, and a life in several calls
-//! gives the same bits as one call. After SIGTERM the segment in progress is finished, and `OUT.checkpoint` is written:
-//! memory.safetensors with the state, metrics.csv with the rows so far, and checkpoint.json with the settings and inputs.
+//! Tokens are stored in segments of about half a second, group of sequences after group. Between two segments the states are
+//! whole, and a life in several calls gives the same bits as one call. After SIGTERM the segment in progress is finished, and
+//! `OUT.checkpoint` is written: memory.safetensors with the states, metrics.csv and spectrum.csv with the rows so far,
+//! progress.json with the position, and checkpoint.json with the settings and inputs.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ndarray::{ArrayView2, ArrayViewMut2};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::files::Files;
 use super::identity::write_json;
 use super::{RunIdentity, commit, read_json};
-use crate::engine::{Outcome, Sink};
+use crate::engine::{Divergence, Outcome, Sink};
 use crate::error::{Error, Result};
 use crate::io::memory_file::MemoryFile;
 use crate::memory::State;
-use crate::metrics::ChunkMetrics;
+use crate::metrics::{ChunkMetrics, Spectrum};
 use crate::real::Real;
 use crate::sequence::{Sequences, Shape};
 use crate::storage::{self, ResultsDirectory};
 
 const DESCRIPTION: &str = "checkpoint.json";
+const PROGRESS: &str = "progress.json";
+const MEMORY: &str = "memory.safetensors";
+/// Files of rows, which a run has or has not.
+const ROWS: [&str; 2] = ["metrics.csv", "spectrum.csv"];
 
 /// State of an unfinished run beside its directory `OUT`: `OUT.checkpoint`, with the settings and inputs of the run.
 pub(crate) struct SavedState {
@@ -126,18 +133,35 @@ impl<'a> Checkpoint<'a> {
         self.saved.found()
     }
 
-    /// Reads the state to resume from.
-    pub fn state<T: Real>(&self) -> Result<Option<State<T>>> {
-        let Some(path) = self.found() else { return Ok(None) };
-        MemoryFile::open(&path.join("memory.safetensors"), T::TYPE, true, &mut |_| Ok(()))
-            .map(|file| file.state())
+    /// Reads the arrays of the states to resume from into `state`, that of the run's start, and returns the position.
+    pub fn resume<T: Real>(&self, state: &mut State<T>) -> Result<Progress> {
+        let Some(path) = self.found() else { return Ok(Progress::default()) };
+        let lost = |name: &str| Error::file(path.join(name), "the state of this run", "another");
+        let progress = read_json(&path.join(PROGRESS))?.and_then(|json| serde_json::from_value(json).ok());
+        let progress: Progress = progress.ok_or_else(|| lost(PROGRESS))?;
+        let file = MemoryFile::open(&path.join(MEMORY), T::TYPE, true, &mut |_| Ok(()))?;
+        let saved = file.state::<T>().filter(|saved| saved.sequences() == state.sequences());
+        let saved = saved.ok_or_else(|| lost(MEMORY))?;
+        (state.arrays, state.gradient_point) = (saved.arrays, saved.gradient_point);
+        Ok(progress)
     }
 
-    /// Writes the checkpoint. `memory` writes memory.safetensors; metrics.csv is moved from the directory `from`.
-    pub fn save(&self, from: &Path, memory: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    /// Writes the checkpoint. `memory` writes memory.safetensors; files of rows are moved from the directory `from`.
+    pub fn save(
+        &self,
+        from: &Path,
+        progress: Progress,
+        memory: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<PathBuf> {
         self.saved.save(|directory| {
-            memory(&directory.join("memory.safetensors"))?;
-            storage::rename(&from.join("metrics.csv"), &directory.join("metrics.csv"))
+            memory(&directory.join(MEMORY))?;
+            write_json(&directory.join(PROGRESS), &progress)?;
+            for name in ROWS {
+                if storage::exists(&from.join(name))? {
+                    storage::rename(&from.join(name), &directory.join(name))?;
+                }
+            }
+            Ok(())
         })?;
         Ok(self.saved.path().to_path_buf())
     }
@@ -167,26 +191,18 @@ impl RunIdentity {
     }
 }
 
-/// Tokens of the first segment: tens of milliseconds for small memories, seconds for the largest.
+/// Tokens of the first segment, over all sequences of a group: tens of milliseconds for small memories, seconds for the largest.
 const FIRST_TOKENS: usize = 16_384;
 /// Time of a segment that the number of tokens is adapted to. A scheduler waits some 30 s after SIGTERM. Beginning a segment
 /// costs some copies of the state, which is well below 1 % of this.
 const SEGMENT: Duration = Duration::from_millis(500);
 
 /// Number of tokens of the next segment. It affects no bit of the results.
-pub(super) struct Pace(usize);
+struct Pace(usize);
 
 impl Pace {
-    pub fn new() -> Self {
-        Self(FIRST_TOKENS)
-    }
-
-    pub fn tokens(&self) -> usize {
-        self.0
-    }
-
     /// Adapts to the time that the last segment took.
-    pub fn took(&mut self, time: Duration) {
+    fn took(&mut self, time: Duration) {
         if time < SEGMENT / 2 {
             self.0 = self.0.saturating_mul(2);
         } else if time > SEGMENT * 2 {
@@ -195,66 +211,147 @@ impl Pace {
     }
 }
 
-/// Some consecutive tokens of each sequence.
+/// How far a store has come: its groups of sequences are stored one after another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Progress {
+    /// First sequence of the group that comes next, or that is in progress. Those before it are complete.
+    pub sequence: usize,
+    /// Stored tokens of each sequence of that group.
+    tokens: usize,
+}
+
+/// Some consecutive tokens of some consecutive sequences.
 pub(super) struct Part<'a, T> {
-    pub whole: &'a dyn Sequences<T>,
-    pub start: usize,
-    pub tokens: usize,
+    whole: &'a dyn Sequences<T>,
+    sequences: Range<usize>,
+    tokens: Range<usize>,
 }
 
 impl<T: Real> Sequences<T> for Part<'_, T> {
     fn shape(&self) -> Shape {
-        Shape { tokens: self.tokens, ..self.whole.shape() }
+        let Shape { dim, .. } = self.whole.shape();
+        Shape { sequences: self.sequences.len(), tokens: self.tokens.len(), dim }
     }
 
     fn read_rows(&self, sequence: usize, start: usize, out: ArrayViewMut2<T>) -> Result<()> {
-        self.whole.read_rows(sequence, self.start + start, out)
+        self.whole.read_rows(self.sequences.start + sequence, self.tokens.start + start, out)
     }
 }
 
-/// Stores the tokens of one sequence from `stored` on in segments, until the run is preempted. `run` stores a segment.
-pub(super) fn in_segments<T: Real>(
-    sequences: &dyn Sequences<T>,
-    stored: usize,
-    checkpoint: &Checkpoint,
-    state: &mut State<T>,
-    files: &mut Files<T>,
-    mut run: impl FnMut(&mut State<T>, &Part<'_, T>, &mut Unfinished<'_, '_, T>) -> Result<Outcome>,
-) -> Result<Outcome> {
-    let (end, mut at, mut pace) = (sequences.shape().tokens, stored, Pace::new());
-    let mut whole = Outcome::default();
-    loop {
-        let part = Part { whole: sequences, start: at, tokens: pace.tokens().min(end - at) };
-        at += part.tokens;
-        let begin = Instant::now();
-        let outcome = run(state, &part, &mut Unfinished(files))?;
-        pace.took(begin.elapsed());
-        whole.divergence = outcome.divergence;
-        whole.rows += outcome.rows;
-        whole.computing += outcome.computing;
-        whole.input += outcome.input;
-        whole.output += outcome.output;
-        whole.phases += outcome.phases;
-        if at == end || whole.divergence.is_some() {
-            files.sequence_done(0)?;
-            return Ok(whole);
+/// A store that can be ended between two segments.
+pub(super) struct Segments<'a, T> {
+    pub sequences: &'a dyn Sequences<T>,
+    /// Number of sequences that advance together.
+    pub group: usize,
+    pub chunk_size: usize,
+    /// A segment ends at positions of the memory's life that are multiples of this.
+    pub every: usize,
+}
+
+impl<T: Real> Segments<'_, T> {
+    /// Returns the sequences of the group in progress.
+    fn group(&self, progress: Progress) -> Range<usize> {
+        progress.sequence..self.sequences.shape().sequences.min(progress.sequence + self.group)
+    }
+
+    /// Returns the number of tokens stored, over all sequences.
+    pub fn stored(&self, progress: Progress) -> usize {
+        progress.sequence * self.sequences.shape().tokens + self.group(progress).len() * progress.tokens
+    }
+
+    /// Stores from `progress` on, until the run is preempted. `run` stores a segment. Afterwards the positions of `state` are
+    /// those of the group in progress.
+    pub fn run(
+        &self,
+        progress: &mut Progress,
+        checkpoint: &Checkpoint,
+        state: &mut State<T>,
+        files: &mut Files<T>,
+        mut run: impl FnMut(&mut State<T>, &Part<'_, T>, &mut OfSegment<'_, '_, T>) -> Result<Outcome>,
+    ) -> Result<Outcome> {
+        let all = self.sequences.shape();
+        let first_token = state.stored.tokens;
+        let (mut whole, mut pace) = (Outcome::default(), Pace(FIRST_TOKENS));
+        let mut preempted = false;
+        while progress.sequence < all.sequences && whole.divergence.is_none() && !preempted {
+            let group = self.group(*progress);
+            let mut part =
+                Part { whole: self.sequences, sequences: group.clone(), tokens: 0..progress.tokens };
+            let mut running = state.take(group.clone());
+            running.advance(&part, &part, self.chunk_size)?;
+            let mut sink = OfSegment { files: &mut *files, first: group.start };
+            loop {
+                let tokens = (pace.0 / group.len()).max(1);
+                let end = first_token.saturating_add(progress.tokens).saturating_add(tokens);
+                let end =
+                    end.checked_next_multiple_of(self.every).map_or(all.tokens, |end| end - first_token);
+                part.tokens = progress.tokens..end.min(all.tokens);
+                let begin = Instant::now();
+                let outcome = run(&mut running, &part, &mut sink)?;
+                pace.took(begin.elapsed());
+                whole.add_times(&outcome);
+                progress.tokens = part.tokens.end;
+                if let Some(divergence) = outcome.divergence {
+                    // The sequences before it go on.
+                    part.sequences.end = group.start + divergence.sequence;
+                    running = running.take(0..divergence.sequence);
+                    whole.divergence = Some(Divergence { sequence: part.sequences.end, ..divergence });
+                }
+                if progress.tokens == all.tokens || part.sequences.is_empty() {
+                    break;
+                }
+                preempted = checkpoint.is_preempted();
+                if preempted {
+                    break;
+                }
+            }
+            if preempted && whole.divergence.is_some() {
+                return Err(Error::Interrupted);
+            }
+            let last = whole.divergence.as_ref().map_or(group.end, |divergence| divergence.sequence + 1);
+            (group.start..last).try_for_each(|sequence| files.sequence_done(sequence))?;
+            if whole.divergence.is_none() {
+                state.put(group.clone(), running);
+            }
+            if !preempted {
+                *progress = Progress { sequence: group.end, tokens: 0 };
+            }
         }
-        if checkpoint.is_preempted() {
-            return Ok(whole);
-        }
+        let tokens = 0..if preempted { progress.tokens } else { all.tokens };
+        let part = Part { whole: self.sequences, sequences: 0..all.sequences, tokens };
+        state.advance(&part, &part, self.chunk_size)?;
+        whole.rows = files.statistics.rows();
+        Ok(whole)
     }
 }
 
-/// Passes on the results of a segment, which is not the end of its sequence.
-pub(super) struct Unfinished<'f, 'a, T: Real>(&'f mut Files<'a, T>);
+/// Passes on the results of a segment, which is neither the end nor the first of its sequences.
+pub(super) struct OfSegment<'f, 'a, T: Real> {
+    files: &'f mut Files<'a, T>,
+    /// Sequence that the engine calls 0.
+    first: usize,
+}
 
-impl<T: Real> Sink<T> for Unfinished<'_, '_, T> {
+impl<T: Real> Sink<T> for OfSegment<'_, '_, T> {
     fn metrics(&mut self, rows: &[ChunkMetrics]) -> Result<()> {
-        self.0.metrics(rows)
+        if self.first == 0 {
+            return self.files.metrics(rows);
+        }
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|row| ChunkMetrics { sequence: self.first + row.sequence, ..row.clone() })
+            .collect();
+        self.files.metrics(&rows)
     }
 
     fn retrieved(&mut self, sequence: usize, start: usize, rows: ArrayView2<T>) -> Result<()> {
-        self.0.retrieved(sequence, start, rows)
+        self.files.retrieved(self.first + sequence, start, rows)
+    }
+
+    fn spectra(&mut self, spectra: &[Spectrum]) -> Result<()> {
+        let spectra: Vec<_> =
+            spectra.iter().map(|of| Spectrum { sequence: self.first + of.sequence, ..of.clone() }).collect();
+        self.files.spectra(&spectra)
     }
 
     fn sequence_done(&mut self, _: usize) -> Result<()> {

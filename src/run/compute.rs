@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rayon::ThreadPool;
 
-use super::checkpoint::{Checkpoint, Part, Unfinished, in_segments};
+use super::checkpoint::{Checkpoint, OfSegment, Part, Progress, Segments};
 use super::files::{Files, Stage};
 use super::inputs::ResolvedInputs;
 use super::{CheckpointOf, Observer, Run, RunEvent};
@@ -32,7 +32,7 @@ pub(super) struct Computed {
 }
 
 impl Run<'_> {
-    /// Runs the engine once, then `repeat` more times for timing. The first `stored` tokens are in the state already.
+    /// Runs the engine once, then `repeat` more times for timing. A run with a checkpoint starts and ends at `progress`.
     #[expect(clippy::too_many_arguments, reason = "the parts of one run")]
     pub(super) fn compute<T: Real>(
         &self,
@@ -41,7 +41,7 @@ impl Run<'_> {
         state: &mut State<T>,
         files: &mut Files<T>,
         peak: &mut PeakMemory,
-        stored: usize,
+        progress: &mut Progress,
         observe: Observer,
     ) -> Result<Computed> {
         let repeat = self.config.repeat;
@@ -73,10 +73,10 @@ impl Run<'_> {
         };
         let outcome = if let Some(checkpoint) = checkpoint {
             files.stage = Stage::Store;
-            let run = |state: &mut State<T>, part: &Part<'_, T>, sink: &mut Unfinished<'_, '_, T>| {
+            let run = |state: &mut State<T>, part: &Part<'_, T>, sink: &mut OfSegment<'_, '_, T>| {
                 run(state, Work::Store { sequences: part, probe: self.config.probe }, sink)
             };
-            in_segments(&*inputs.data, stored, checkpoint, state, files, run)?
+            self.segments(inputs, memory).run(progress, checkpoint, state, files, run)?
         } else {
             until_stopped(&work, files, |part, files| run(state, part, files))?
         };
@@ -94,6 +94,19 @@ impl Run<'_> {
         let products = engine.products();
         let threads = pool.current_num_threads();
         Ok(Computed { outcome, engine_all, engine_phases, engine_bytes, products, waited, threads })
+    }
+
+    /// Returns the parts of a store with a checkpoint. Singular values are taken at the end of a segment only where they are
+    /// anyway.
+    pub(super) fn segments<'a, T: Real>(
+        &self,
+        inputs: &'a ResolvedInputs,
+        memory: &Memory<T>,
+    ) -> Segments<'a, T> {
+        let shape = inputs.data.dims();
+        let chunk_size = memory.chunk_size();
+        let every = self.config.probes.spectrum.map_or(1, |every| every.max(1).saturating_mul(chunk_size));
+        Segments { sequences: &*inputs.data, group: memory.group(shape.sequences), chunk_size, every }
     }
 
     /// Returns the number of threads to use. A thread without a task would slow down the others by looking for one.

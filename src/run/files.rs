@@ -13,7 +13,7 @@ use crate::engine::Sink;
 use crate::error::{Error, Result};
 use crate::io::RetrievedWriter;
 use crate::metrics::{
-    ChunkMetrics, MetricsWriter, Retained, RetentionWriter, Spectrum, SpectrumWriter, rounded,
+    ChunkMetrics, MetricsWriter, Retained, RetentionWriter, Spectrum, SpectrumWriter, read_metrics, rounded,
 };
 use crate::norm::norm;
 use crate::real::Real;
@@ -90,6 +90,24 @@ impl<'a, T: Real> Files<'a, T> {
             files.retrieved = Some((path, writer));
         }
         Ok(files)
+    }
+
+    /// Adds the rows of files in `from`, in which the first `done` sequences are complete.
+    pub fn resume(&mut self, from: &Path, done: usize) -> Result<()> {
+        let metrics = from.join("metrics.csv");
+        self.metrics.as_mut().map_or(Ok(()), |writer| writer.resume(&metrics, done))?;
+        self.spectrum.as_mut().map_or(Ok(()), |writer| writer.resume(&from.join("spectrum.csv"), done))?;
+        let mut complete = 0;
+        read_metrics(&metrics, T::TYPE, &mut |row| {
+            for sequence in complete..row.sequence.min(done) {
+                self.statistics.sequence_done(sequence);
+                complete = sequence + 1;
+            }
+            self.statistics.add(&row);
+            Ok(())
+        })?;
+        (complete..done).for_each(|sequence| self.statistics.sequence_done(sequence));
+        Ok(())
     }
 
     /// Completes the files. Removes retrieved.npy and recall.csv if they are not `whole`. Returns the statistics, and the

@@ -23,18 +23,17 @@ use serde::{Deserialize, Serialize};
 use crate::condition::Condition;
 use crate::config::{Command, Config, MemorySource, Mode};
 use crate::cuda::{Device, DeviceChoice, OpenDevice};
-use crate::engine::{Outcome, Sink};
+use crate::engine::Outcome;
 use crate::error::{Error, Result};
 use crate::io::labels::Labels;
 use crate::memory::State;
-use crate::metrics::read_metrics;
 use crate::peak::PeakMemory;
 use crate::plot;
 use crate::real::{ElementType, Real};
 use crate::recall::RecallReport;
 use crate::storage::{self, OutFile, ResultsDirectory};
-use checkpoint::Checkpoint;
 pub(crate) use checkpoint::SavedState;
+use checkpoint::{Checkpoint, Progress};
 pub use compute::start_threads;
 use compute::{Computed, median};
 use files::Files;
@@ -75,8 +74,8 @@ pub fn commit() -> Option<&'static str> {
 }
 
 /// Runs `config` on `device`, the opened device that it names, and publishes the results. `replace` allows replacing an
-/// existing directory. `preempted` returns whether the run should save its state and end, if it can: a store of one sequence
-/// on the CPU, without retention, spectra and repeats.
+/// existing directory. `preempted` returns whether the run should save its state and end, if it can: a store on the CPU,
+/// without retention and repeats.
 ///
 /// # Errors
 /// Any failure that keeps the run from its results. Nothing is left behind then, except the state of a preempted run. A
@@ -103,9 +102,7 @@ pub fn execute(
     let resumable = config.mode == Mode::Store
         && device.gpu().is_none()
         && config.retention.is_none()
-        && config.probes.spectrum.is_none()
-        && config.repeat == 0
-        && inputs.data.dims().sequences == 1;
+        && config.repeat == 0;
     let identity = RunIdentity::new(command, config, &inputs);
     let checkpoint = resumable.then(|| Checkpoint::open(directory.target(), &identity, replace, preempted));
     let checkpoint = checkpoint.transpose()?;
@@ -261,10 +258,8 @@ impl Run<'_> {
         let Loaded { file, memory, mut state } = inputs.load::<T>(config)?;
         let first_token = state.stored.tokens;
         let checkpoint = self.checkpoint.map(|CheckpointOf(checkpoint)| checkpoint);
-        if let Some(saved) = checkpoint.map_or(Ok(None), Checkpoint::state)? {
-            state = saved;
-        }
-        let stored = state.stored.tokens - first_token;
+        let mut progress =
+            checkpoint.map_or(Ok(Progress::default()), |checkpoint| checkpoint.resume(&mut state))?;
         let load = loading.elapsed();
 
         // From here on an interrupted run ends by itself, so that it removes what it has written.
@@ -276,26 +271,20 @@ impl Run<'_> {
         let stop = self.stop_when.map(|condition| StopRule::new(condition, sequences));
         let statistics = RunStatistics::new(self.unstable_ratio);
         let mut files = Files::create(directory, config, inputs, weights, statistics, stop)?;
-        let mut rows = 0;
         if let Some(from) = checkpoint.and_then(Checkpoint::found) {
-            observe(RunEvent::Computed(stored as u64))?;
-            read_metrics(&from.join("metrics.csv"), T::TYPE, &mut |row| {
-                rows += 1;
-                files.metrics(&[row])
-            })?;
+            observe(RunEvent::Computed(self.segments::<T>(inputs, &memory).stored(progress) as u64))?;
+            files.resume(from, progress.sequence)?;
         }
-        let Computed { mut outcome, engine_all, engine_phases, engine_bytes, products, waited, threads } =
-            self.compute(inputs, &memory, &mut state, &mut files, &mut peak, stored, observe)?;
-        outcome.rows += rows;
+        let Computed { outcome, engine_all, engine_phases, engine_bytes, products, waited, threads } =
+            self.compute(inputs, &memory, &mut state, &mut files, &mut peak, &mut progress, observe)?;
         if let Some((checkpoint, (directory, _))) = checkpoint.filter(|of| of.is_preempted()).zip(directory)
             && outcome.divergence.is_none()
         {
             files.finish(true, config.cue)?;
-            let stored = state.stored.tokens - first_token;
-            let checkpoint = checkpoint
-                .save(directory, |path| file.save(path, Some(&state), &inputs.program, inputs.gates))?;
-            let all = inputs.data.dims().tokens;
-            return Err(Error::Preempted { checkpoint, done: stored, all, unit: "tokens" });
+            let done = self.segments::<T>(inputs, &memory).stored(progress);
+            let save = |path: &Path| file.save(path, Some(&state), &inputs.program, inputs.gates);
+            let checkpoint = checkpoint.save(directory, progress, save)?;
+            return Err(Error::Preempted { checkpoint, done, all: tokens, unit: "tokens" });
         }
         observe(RunEvent::Writing)?;
 
@@ -333,6 +322,8 @@ impl Run<'_> {
         let plots = drawing.elapsed();
         peak.sample_now();
 
+        // A memory that is lost has stored nothing.
+        let life_tokens = if outcome.divergence.is_some() { first_token } else { state.stored.tokens };
         let results = Results {
             wall_s: WallSeconds {
                 load: self.opening + (load + outcome.input).as_secs_f64(),
@@ -351,7 +342,7 @@ impl Run<'_> {
             peak,
         };
         let threads_used = self.threads_used(&memory, inputs).min(threads);
-        let (report, statistics) = self.report(inputs, &state, threads_used, results);
+        let (report, statistics) = self.report::<T>(inputs, life_tokens, threads_used, results);
         if let Some((directory, _)) = directory {
             write_json(&directory.join("run.json"), &report)?;
         }
@@ -380,7 +371,7 @@ impl Run<'_> {
     fn report<T: Real>(
         &self,
         inputs: &ResolvedInputs,
-        state: &State<T>,
+        life_tokens: usize,
         threads_used: usize,
         results: Results,
     ) -> (Report, RunStatistics) {
@@ -405,7 +396,7 @@ impl Run<'_> {
             tokens: shape.tokens,
             tokens_stored: (config.mode != Mode::Read).then_some(inputs.store().dims().tokens),
             rows: outcome.rows,
-            life_tokens: (config.mode != Mode::Read).then_some(state.stored.tokens),
+            life_tokens: (config.mode != Mode::Read).then_some(life_tokens),
             summary: statistics
                 .all()
                 .columns()

@@ -105,6 +105,11 @@ impl RunStatistics {
         self.done.retained.iter().map(|(&lag, [loss, at_w])| (lag, loss / at_w))
     }
 
+    /// Returns the number of rows of complete sequences.
+    pub fn rows(&self) -> usize {
+        self.done.all.rows()
+    }
+
     /// Returns the summary over all rows.
     pub fn all(&self) -> &Summary {
         &self.done.all

@@ -12,7 +12,7 @@ use super::{create_missing, fault, kind_of, parent_of, sync_directory, without_s
 use crate::error::{Error, Result};
 
 /// Names of the files, other than figures, that a run or a benchmark writes at the top of its directory.
-const FILES: [&str; 14] = [
+const FILES: [&str; 15] = [
     "metrics.csv",
     "retention.csv",
     "unstored.csv",
@@ -24,6 +24,7 @@ const FILES: [&str; 14] = [
     "scan_bench.csv",
     "machine.json",
     "checkpoint.json",
+    "progress.json",
     "train.csv",
     "head.safetensors",
     "training.safetensors",
