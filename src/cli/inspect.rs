@@ -162,10 +162,13 @@ fn table(report: &Report) -> String {
             None => writeln!(text, "  dimensions unknown: shapes are missing or do not agree"),
         };
     }
+    let is_parameters = matches!(kind, Kind::Parameters { .. });
     if let Kind::Parameters { model, .. } = kind {
         let _ = writeln!(text, "  model {}", for_terminal(model));
     }
-    let pairs = file.metadata.iter().map(|(key, value)| vec![key.clone(), value.escape_debug().to_string()]);
+    // The line above has the model.
+    let others = file.metadata.iter().filter(|(key, _)| !is_parameters || *key != MODEL_KEY);
+    let pairs = others.map(|(key, value)| vec![key.clone(), value.escape_debug().to_string()]);
     for line in aligned(&pairs.collect::<Vec<_>>(), 2) {
         let _ = writeln!(text, "  {}", line.trim_end());
     }

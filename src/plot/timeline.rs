@@ -21,7 +21,7 @@ const ROW: f64 = 12.0;
 const MIN_HEIGHT: f64 = 60.0;
 const MAX_HEIGHT: f64 = 180.0;
 /// Name of the line of the all-zero answer.
-const ZEROS: &str = "all zeros";
+pub(super) const ZEROS: &str = "all zeros";
 /// Largest quotient between an all-zero answer's loss ratio and the memory's that a linear axis shows.
 const MAX_LINEAR: f64 = 10.0;
 /// Most cells of a map along the tokens, 1 pt each in the widest column of a venue.

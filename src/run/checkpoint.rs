@@ -211,7 +211,7 @@ impl Pace {
     }
 }
 
-/// How far a store has come: its groups of sequences are stored one after another.
+/// Position of a store, whose groups of sequences are stored one after another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Progress {
     /// First sequence of the group that comes next, or that is in progress. Those before it are complete.

@@ -1,6 +1,7 @@
 //! Figures drawn from metrics.csv, and in `sweep` from results.csv: the files written and the content of their SVG.
 
 mod captions;
+mod controls;
 mod formats;
 mod layout;
 mod paper;

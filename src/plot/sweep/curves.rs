@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::control::{Control, Means};
 use super::results::{Parameter, Results};
 use super::{Method, RATIO, lowest, setting_text};
 use crate::error::{Error, Result};
@@ -35,6 +36,8 @@ struct Curves<'a> {
     styles: Vec<LineStyle>,
     /// By setting, then by quantity.
     values: Vec<Vec<Values>>,
+    /// Loss ratio of an all-zero answer, by setting.
+    zeros: Vec<Values>,
     /// Number of runs without a metrics.csv.
     missing: usize,
     /// Chunks in the mean of a point.
@@ -66,12 +69,12 @@ pub fn chart(
             setting_text(&parameters[i].name, &parameters[i].values[value].text)
         };
         curves.names.push(by.iter().zip(key).map(text).collect::<Vec<_>>().join(", "));
-        let mut values = vec![Values::new(); curves.shown.len()];
+        curves.values.push(vec![Values::new(); curves.shown.len()]);
+        curves.zeros.push(Values::new());
         for &(source, run) in runs {
             check()?;
-            curves.read(&directories[source].join(run).join("metrics.csv"), &mut values, check)?;
+            curves.read(&directories[source].join(run).join("metrics.csv"), check)?;
         }
-        curves.values.push(values);
     }
     if curves.values.iter().flatten().all(BTreeMap::is_empty) {
         let names: Vec<_> = directories.iter().map(|directory| directory.display().to_string()).collect();
@@ -113,12 +116,12 @@ impl<'a> Curves<'a> {
         let probed = results.metric(RATIO).is_some();
         let default = if probed { Quantity::LossRatio } else { Quantity::Surprise };
         let shown = if shown.is_empty() { vec![default] } else { shown };
-        let (names, styles, values) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Self { request, shown, names, styles, values, missing: 0, chunks: 1, tokens: 0 })
+        let (names, styles, values, zeros) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Ok(Self { request, shown, names, styles, values, zeros, missing: 0, chunks: 1, tokens: 0 })
     }
 
-    /// Adds a run to the values of its setting.
-    fn read(&mut self, csv: &Path, all: &mut [Values], check: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+    /// Adds a run to the values of the last setting.
+    fn read(&mut self, csv: &Path, check: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         if !storage::exists(csv)? {
             self.missing += 1;
             return Ok(());
@@ -126,9 +129,14 @@ impl<'a> Curves<'a> {
         let metrics = Metrics::read(csv, &self.request.style, &self.request.part, check)?;
         let tokens = metrics.tokens.clone();
         self.tokens = self.tokens.max(tokens.end);
-        for (quantity, values) in self.shown.iter().zip(all) {
+        let of_setting = self.values.last_mut().into_iter().flatten();
+        let lines = self.shown.iter().zip(of_setting).map(|(quantity, values)| {
             let series = metrics.series.iter().find(|series| series.quantity == *quantity);
-            let Some(line) = series.and_then(Series::bold) else { continue };
+            (series.and_then(Series::bold), values)
+        });
+        let zeros = self.zeros.last_mut().map(|values| (Some(&metrics.zero_ratio), values));
+        for (line, values) in lines.chain(zeros) {
+            let Some(line) = line else { continue };
             let cells = line.cells(POINTS);
             let chunks = cells.last().map_or(1, |(chunks, ..)| chunks.end).max(1);
             let per_chunk = (tokens.end - tokens.start) as f64 / chunks as f64;
@@ -151,14 +159,22 @@ impl<'a> Curves<'a> {
         let height = if self.shown.len() > 1 { theme::STACKED } else { theme::ALONE };
         let mut chart = Chart::new(&format!("curves-{name}"), 1, height);
         let (mut counts, mut methods) = (Vec::new(), Vec::new());
+        let (mut controls, mut values) = (Vec::new(), None);
         for i in 0..self.shown.len() {
-            let (panel, method) = self.panel(i, &mut counts);
+            let control = self.control(self.shown[i]);
+            let (panel, method, has_control) = self.panel(i, control.as_ref(), &mut counts);
             chart.panels.push(panel);
             methods.push(method);
+            match control {
+                Some(control) if has_control => {
+                    controls.push(Key::line(control.name, Control::style(self.names.len())));
+                }
+                control => values = values.or(control.as_ref().map(Control::note)),
+            }
         }
-        if self.names.len() > 1 {
+        if self.names.len() > 1 || !controls.is_empty() {
             let lines = self.names.iter().zip(&self.styles);
-            chart.keys = lines.map(|(name, &style)| Key::line(name, style)).collect();
+            chart.keys = lines.map(|(name, &style)| Key::line(name, style)).chain(controls).collect();
         }
         // Where panels have different centres, the usual one is described, and those with the other one are named.
         let (geometric, others): (Vec<_>, Vec<_>) =
@@ -171,6 +187,7 @@ impl<'a> Curves<'a> {
                 geometric.iter().map(|(_, quantity)| quantity.name().replace('_', " ")).collect();
             chart.notes.push(format!("geometric means: {}", names.join(", ")));
         }
+        chart.notes.extend(values);
         if self.chunks > 1 {
             chart.notes.push(format!("each point: mean of {} chunks", self.chunks));
         }
@@ -180,12 +197,21 @@ impl<'a> Curves<'a> {
         chart.finished(style, &self.request.references)
     }
 
+    /// Returns the control of a quantity: an all-zero answer beside the loss ratio.
+    fn control(&self, quantity: Quantity) -> Option<Control> {
+        let means: Means = (self.zeros.iter().enumerate())
+            .flat_map(|(i, values)| values.iter().map(move |(&token, values)| ((i, token), values)))
+            .map(|(place, values)| (place, values.iter().sum::<f64>() / values.len() as f64))
+            .collect();
+        (quantity == Quantity::LossRatio && !means.is_empty()).then(|| Control::of_zeros(means))
+    }
+
     fn bands(&self) -> bool {
         self.names.len() <= BANDS
     }
 
-    /// Returns the panel of a quantity, and its statistics.
-    fn panel(&self, i: usize, counts: &mut Vec<usize>) -> (Panel, Method) {
+    /// Returns the panel of a quantity, its statistics, and whether the control is drawn.
+    fn panel(&self, i: usize, control: Option<&Control>, counts: &mut Vec<usize>) -> (Panel, Method, bool) {
         let (style, quantity) = (&self.request.style, self.shown[i]);
         let all: Vec<_> =
             self.values.iter().flat_map(|setting| setting[i].values().flatten().copied()).collect();
@@ -205,6 +231,8 @@ impl<'a> Curves<'a> {
             let (low, high) = of.interval.filter(|_| self.bands()).unwrap_or((of.center, of.center));
             ends.extend([low, high]);
         }
+        let control = control.filter(|control| range(&ends).is_some_and(|ends| control.fits(ends, log)));
+        ends.extend(control.into_iter().flat_map(Control::values));
         let y = style.y_axis(range(&ends).unwrap_or((0.0, 1.0)), log);
         let x = style.x_within(Axis::tokens(&(0..self.tokens)));
         let mut panel = Panel::new((x, "tokens"), (y, timeline::title(quantity)));
@@ -218,6 +246,11 @@ impl<'a> Curves<'a> {
             }
             panel.lines.push(line);
         }
-        (panel, method)
+        let hues: Vec<_> = self.names.iter().cloned().zip(self.styles.iter().copied()).collect();
+        for line in control.iter().flat_map(|control| control.lines(&[], &hues)) {
+            let points = line.points.iter().map(|&(token, y)| (f64::from_bits(token), y)).collect();
+            panel.lines.push(Line::new(&line.name, line.style, vec![points]));
+        }
+        (panel, method, control.is_some())
     }
 }

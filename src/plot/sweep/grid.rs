@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::control::{Control, widened};
 use super::results::{Cell, Metric, Parameter, Results};
 use super::{
     CENSORED, LINES, Layout, Method, PANELS, RATIO, Scale, baseline, better, labels, lowest, metric_title,
@@ -27,6 +28,8 @@ const MIN_HEIGHT: f64 = 80.0;
 const MAX_HEIGHT: f64 = 200.0;
 /// Width of all bars at a value, of which the space between two values is 1.
 const BARS: f64 = 0.7;
+/// Half the length of a control's level at a word, where the space between two words is 1.
+const LEVEL: f64 = 0.35;
 /// Maximum number of points that the note on events lists.
 const MAX_EVENTS: usize = 3;
 
@@ -42,12 +45,15 @@ pub struct Grid<'a> {
     method: Method,
     /// Whether values are differences to a baseline.
     differences: Option<String>,
+    control: Option<Control>,
     panels: Vec<Panel>,
     omitted: usize,
 }
 
 /// Cells of one panel, by values of hue and x.
 struct Panel {
+    /// Values of the parameters that have panels.
+    key: Vec<usize>,
     heading: String,
     cells: BTreeMap<(usize, usize), Cell>,
 }
@@ -75,15 +81,14 @@ impl<'a> Grid<'a> {
                     .collect()
             });
             panels.extend(keys.into_iter().map(|key| {
-                (
-                    key.clone(),
-                    Panel { heading: heading(results, layout, &of_panels, &key), cells: BTreeMap::new() },
-                )
+                let heading = heading(results, layout, &of_panels, &key);
+                (key.clone(), Panel { key, heading, cells: BTreeMap::new() })
             }));
         }
         for (key, cell) in results.cells(metric, &by, base.as_ref()) {
             let (of_panel, of_cell) = key.split_at(layout.panels.len());
             let panel = panels.entry(of_panel.to_vec()).or_insert_with(|| Panel {
+                key: of_panel.to_vec(),
                 heading: heading(results, layout, &of_panels, of_panel),
                 cells: BTreeMap::new(),
             });
@@ -125,7 +130,21 @@ impl<'a> Grid<'a> {
         let log = range(&centres).is_some_and(|range| request.style.is_log(range, ratio))
             && (positive || request.style.log.is_some());
         let method = method(log);
-        Ok(Self { request, results, layout, name, title, ratio, log, method, differences, panels, omitted })
+        let control = Control::find(results, name, &by, layout.panels.len(), base.as_ref());
+        Ok(Self {
+            request,
+            results,
+            layout,
+            name,
+            title,
+            ratio,
+            log,
+            method,
+            differences,
+            control,
+            panels,
+            omitted,
+        })
     }
 
     fn cells(&self) -> impl Iterator<Item = &Cell> {
@@ -212,21 +231,23 @@ impl<'a> Grid<'a> {
         panel
     }
 
+    /// Returns the control if the axis of the centres can show it.
+    fn drawn_control(&self) -> Option<&Control> {
+        let range = range(&self.centers())?;
+        self.control.as_ref().filter(|control| control.fits(range, self.log))
+    }
+
     /// Returns an axis around all centres and their intervals, and whether it cuts any. Intervals wider than three times the
     /// range of the centres are cut.
     fn y_axis(&self, from_zero: bool) -> (Axis, bool) {
         let style = &self.request.style;
         let Some((low, high)) = range(&self.centers()) else { return (Axis::linear(0.0, 1.0), false) };
         let (low, high) = if from_zero { (low.min(0.0), high.max(0.0)) } else { (low, high) };
-        let (floor, ceiling) = if self.log {
-            let span = (high / low).max(1.5);
-            ((low / span).max(f64::MIN_POSITIVE), (high * span).min(f64::MAX))
-        } else {
-            let span = (high - low).max(high.abs() * 0.05);
-            ((low - span).max(f64::MIN), (high + span).min(f64::MAX))
-        };
+        let (floor, ceiling) = widened((low, high), self.log);
         let ends = self.cells().filter_map(|cell| self.method.estimate(cell)?.interval);
-        let values = self.cells().flat_map(|cell| self.method.values(cell)).map(|&value| (value, value));
+        let values = self.cells().flat_map(|cell| self.method.values(cell)).copied();
+        let control = self.drawn_control().filter(|_| !from_zero).into_iter().flat_map(Control::values);
+        let values = values.chain(control).map(|value| (value, value));
         let (mut from, mut to, mut cut) = (low, high, false);
         for (a, b) in ends.chain(values) {
             cut |= a < floor || b > ceiling;
@@ -255,8 +276,10 @@ impl<'a> Grid<'a> {
         let line_style =
             |i: usize| LineStyle { joined, ..LineStyle::marked(colours[i], i, style.theme.dash(i)) };
         let names = names_of(hue);
-        if hue.is_some() {
-            chart.keys = names.iter().enumerate().map(|(i, name)| Key::line(name, line_style(i))).collect();
+        let hues: Vec<_> = names.iter().enumerate().map(|(i, name)| (name.clone(), line_style(i))).collect();
+        // A single line needs a key beside that of its control alone.
+        if hue.is_some() || self.drawn_control().is_some() {
+            chart.keys = hues.iter().map(|(name, style)| Key::line(name, *style)).collect();
         }
         for (i, cells) in self.panels.iter().enumerate() {
             let mut panel = self.panel(i, &x, (&y, &self.title));
@@ -282,6 +305,18 @@ impl<'a> Grid<'a> {
                 panel.lines.push(Line::of_estimates(name, line_style(line), &stretches, bands));
             }
             panel.lines.extend(values);
+            for line in self.drawn_control().into_iter().flat_map(|control| control.lines(&cells.key, &hues))
+            {
+                let point = |&(x, y): &(u64, f64)| (places[x as usize], y);
+                let level =
+                    |&(x, y): &(u64, f64)| [-LEVEL, LEVEL].map(|by| (places[x as usize] + by, y)).to_vec();
+                let stretches = if joined {
+                    vec![line.points.iter().map(point).collect()]
+                } else {
+                    line.points.iter().map(level).collect()
+                };
+                panel.lines.push(Line::new(&line.name, line.style, stretches));
+            }
             for (value, &x) in places.iter().enumerate() {
                 let lost = |line: &usize| cells.cells.get(&(*line, value)).is_some_and(|cell| cell.lost > 0);
                 let lost: Vec<_> = (0..n).filter(lost).collect();
@@ -292,6 +327,11 @@ impl<'a> Grid<'a> {
             chart.panels.push(panel);
         }
         chart.notes.extend(self.note_on_events(&names));
+        if let Some(control) = self.drawn_control() {
+            chart.keys.push(Key::line(control.name, Control::style(n)));
+        } else {
+            chart.notes.extend(self.control.as_ref().map(Control::note));
+        }
         if bands { "bands" } else { "bars" }
     }
 
@@ -387,6 +427,7 @@ impl<'a> Grid<'a> {
         }
         chart.notes.extend(Self::note_on_ends(&colours, &centers));
         chart.notes.extend(self.note_on_best(hue));
+        chart.notes.extend(self.control.as_ref().map(Control::note));
         ""
     }
 

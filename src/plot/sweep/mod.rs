@@ -2,6 +2,7 @@
 //! a second parameter has a line; many values make a colour map instead. All other parameters have panels.
 
 mod better;
+mod control;
 mod curves;
 mod grid;
 mod pareto;

@@ -1,0 +1,135 @@
+//! What each result must beat: the loss of an all-zero answer beside a loss, and the chance of a guess beside an accuracy. A
+//! dotted line in figures of lines, a note where it has no place.
+
+use std::collections::BTreeMap;
+
+use super::results::{Baseline, Cell, Results};
+use super::{Metric, RATIO, short};
+use crate::plot::chart::LineStyle;
+use crate::plot::colours::range;
+use crate::plot::theme;
+use crate::plot::timeline::ZEROS;
+
+/// Values that differ by less than this fraction are the same.
+const SAME: f64 = 1e-6;
+
+/// The control of a metric.
+pub struct Control {
+    pub name: &'static str,
+    /// Means over runs, by panel, then by hue and x.
+    means: BTreeMap<Vec<usize>, Means>,
+}
+
+/// Means of one panel, by hue and x: the index of a parameter's value, or the bits of a token's place.
+pub type Means = BTreeMap<(usize, u64), f64>;
+
+/// A line of a control.
+pub struct ControlLine {
+    pub name: String,
+    pub style: LineStyle,
+    pub points: Vec<(u64, f64)>,
+}
+
+/// Returns a range of centres, widened by itself on both sides. What lies beyond would press the centres together.
+pub fn widened((low, high): (f64, f64), log: bool) -> (f64, f64) {
+    if log {
+        let span = (high / low).max(1.5);
+        ((low / span).max(f64::MIN_POSITIVE), (high * span).min(f64::MAX))
+    } else {
+        let span = (high - low).max(high.abs() * 0.05);
+        ((low - span).max(f64::MIN), (high + span).min(f64::MAX))
+    }
+}
+
+impl Control {
+    /// Finds the control of a metric in the table. Differences to a baseline have none, because it cancels out.
+    pub fn find(
+        results: &Results,
+        metric: &str,
+        by: &[usize],
+        panels: usize,
+        baseline: Option<&Baseline>,
+    ) -> Option<Self> {
+        let (column, name) = match metric {
+            "loss_mean" | "loss_before_mean" | "loss_after_mean" => ("loss_zero_mean", ZEROS),
+            RATIO | "loss_ratio" => ("loss_zero_mean/loss_mean", ZEROS),
+            "validation" => ("validation_zero", ZEROS),
+            "recall_mean_square" => ("recall_mean_square/recall_ratio", ZEROS),
+            "recall_accuracy" => ("recall_chance", "chance"),
+            _ => return None,
+        };
+        let control = results.metric(column).filter(|_| baseline.is_none())?;
+        // A retention.csv has other ratios.
+        results.metric(metric).filter(|of| metric != "loss_ratio" || matches!(of, Metric::Quotient(..)))?;
+        let mut means = BTreeMap::<_, Means>::new();
+        for (key, Cell { finite, .. }) in results.cells(control, by, None) {
+            let (panel, of_cell) = key.split_at(panels);
+            let (hue, x) = if of_cell.len() > 1 { (of_cell[0], of_cell[1]) } else { (0, of_cell[0]) };
+            if !finite.is_empty() {
+                let mean = finite.iter().sum::<f64>() / finite.len() as f64;
+                means.entry(panel.to_vec()).or_default().insert((hue, x as u64), mean);
+            }
+        }
+        (!means.is_empty()).then_some(Self { name, means })
+    }
+
+    /// Creates the control of a single panel of losses.
+    pub fn of_zeros(means: Means) -> Self {
+        Self { name: ZEROS, means: [(Vec::new(), means)].into() }
+    }
+
+    /// Returns all values.
+    pub fn values(&self) -> impl Iterator<Item = f64> {
+        self.means.values().flat_map(|of_panel| of_panel.values().copied())
+    }
+
+    /// Returns whether an axis around centres of this range can show it: see [`widened`].
+    pub fn fits(&self, range: (f64, f64), log: bool) -> bool {
+        let (low, high) = widened(range, log);
+        self.values().all(|value| (low..=high).contains(&value))
+    }
+
+    /// Returns the lines of a panel, beside the hues' lines of these names and styles: one, if all hues have the same values.
+    pub fn lines(&self, panel: &[usize], hues: &[(String, LineStyle)]) -> Vec<ControlLine> {
+        let Some(means) = self.means.get(panel) else { return Vec::new() };
+        let mut by_x = BTreeMap::<u64, Vec<f64>>::new();
+        for (&(_, x), &mean) in means {
+            by_x.entry(x).or_default().push(mean);
+        }
+        let same = |values: &Vec<f64>| {
+            range(values).is_none_or(|(low, high)| high - low <= SAME * low.abs().max(high.abs()))
+        };
+        if by_x.values().all(same) {
+            let points = by_x.into_iter().map(|(x, values)| (x, values[0])).collect();
+            return vec![ControlLine { name: self.name.to_owned(), style: Self::style(hues.len()), points }];
+        }
+        let mut lines = BTreeMap::<usize, Vec<(u64, f64)>>::new();
+        for (&(hue, x), &mean) in means {
+            lines.entry(hue).or_default().push((x, mean));
+        }
+        let line = |(hue, points): (usize, _)| {
+            let (name, style) = &hues[hue];
+            ControlLine { name: format!("{}, {name}", self.name), style: Self::beside(*style), points }
+        };
+        lines.into_iter().map(line).collect()
+    }
+
+    /// Describes the values where they are not drawn.
+    pub fn note(&self) -> String {
+        let values: Vec<_> = self.values().collect();
+        let (low, high) = range(&values).unwrap_or_default();
+        let (low, high) = (short(low), short(high));
+        let name = if self.name == ZEROS { "an answer of zeros" } else { self.name };
+        if low == high { format!("{name}: {low}") } else { format!("{name}: {low} to {high}") }
+    }
+
+    /// Returns the style of the line of this many hues, also in the key.
+    pub fn style(hues: usize) -> LineStyle {
+        Self::beside(LineStyle::line(theme::GREY, theme::SPINE, 1.0, Some(hues)))
+    }
+
+    fn beside(line: LineStyle) -> LineStyle {
+        let (width, dashes) = (theme::SPINE, theme::BASELINES[0]);
+        LineStyle { marker: None, joined: true, width, dashes, ..line }
+    }
+}
