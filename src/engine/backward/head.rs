@@ -55,6 +55,8 @@ pub struct HeadSequence<'a, T> {
     pub program: &'a Program,
     /// Initial weights, past weights included.
     pub base: &'a [T],
+    /// The same with each map's weights in columns.
+    pub transposed: &'a [T],
     /// State that an earlier call left, with the chunks stored before.
     pub start: State<T>,
     pub order: Order,
@@ -220,14 +222,14 @@ impl<T: Real> HeadSequence<'_, T> {
     /// Returns the weights that some rows read in a state. `space` is for their sum.
     fn weights<'w>(&'w self, update: &'w [T], rows: usize, space: &'w mut Vec<T>) -> Weights<'w, T> {
         if self.program.rule.holds_weights() {
-            return Weights(update, None);
+            return Weights::Plain(update);
         }
         if are_few(rows) {
-            return Weights(self.base, Some(update));
+            return Weights::Sum([self.base, update]);
         }
         space.clear();
         space.extend(update.iter().zip(self.base).map(|(&u, &w)| w + u));
-        Weights(space, None)
+        Weights::Plain(space)
     }
 
     /// Returns the weights that are read in a state, as the point of later gradients.
@@ -236,6 +238,15 @@ impl<T: Real> HeadSequence<'_, T> {
             return update.to_vec();
         }
         update.iter().zip(self.base).map(|(&u, &w)| w + u).collect()
+    }
+
+    /// Returns the weights at which gradients are taken, from the point of a state or an interval.
+    fn at<'w>(&'w self, point: &'w [T]) -> Weights<'w, T> {
+        if point.is_empty() {
+            Weights::Transposed([self.base, self.transposed])
+        } else {
+            Weights::Plain(point)
+        }
     }
 
     /// Takes buffers for passes over a number of rows.
@@ -366,7 +377,7 @@ impl<T: Real> HeadSequence<'_, T> {
         let step = self.group_chunks(chunks.len());
         let end = chunks.end;
         let groups: Vec<_> = chunks.clone().step_by(step).map(|start| start..end.min(start + step)).collect();
-        let at = if point.is_empty() { self.base } else { &point };
+        let at = self.at(&point);
         let inner = |chunks: Range<usize>| {
             let mut passage = self.passage(chunks.len() * c);
             self.passes.inner(self.program.loss, at, self.examples(&chunks), &mut passage);
@@ -714,7 +725,7 @@ impl<T: Real> HeadSequence<'_, T> {
     ) {
         let c = self.chunk();
         let Interval { chunks: of_interval, point, groups, .. } = interval;
-        let at = if point.is_empty() { self.base } else { point };
+        let at = self.at(point);
         let largest = groups.iter().map(|(chunks, _)| chunks.len()).max().unwrap_or(0);
         let many = Self::batch(largest * c * self.elements());
         let mut keys = Parts::new(to.keys.view_mut());

@@ -65,6 +65,12 @@ pub struct Tokens<'a, T> {
 /// A call between stretches of work, from any thread. Its error ends the work.
 pub type Check<'a> = &'a (dyn Fn() -> Result<()> + Sync);
 
+/// Initial weights in the order of `Passes`, and with each map's weights in columns.
+struct Base<T> {
+    weights: Vec<T>,
+    transposed: Vec<T>,
+}
+
 /// A memory whose outer gradient is taken.
 pub struct Backward<'a, T> {
     parameters: &'a Parameters<T>,
@@ -73,7 +79,7 @@ pub struct Backward<'a, T> {
     passes: Passes,
     buffers: Buffers<T>,
     /// Initial weights of each head that has its own, past weights included, in the order of `passes`.
-    base: Vec<Vec<T>>,
+    base: Vec<Base<T>>,
     truncate: Option<usize>,
     check: Check<'a>,
 }
@@ -172,7 +178,8 @@ impl<'a, T: Real> Backward<'a, T> {
                     all[start..].iter_mut().zip(&past[p]).for_each(|(w, &delta)| *w += delta);
                 }
             }
-            passes.arranged(&all)
+            let weights = passes.arranged(&all);
+            Base { transposed: passes.transposed(&weights), weights }
         };
         let base = (0..heads).map(base).collect();
         let truncate = truncate.map(|tokens| tokens / c);
@@ -479,7 +486,7 @@ impl<'a, T: Real> Backward<'a, T> {
     ) -> HeadSequence<'s, T> {
         let parameters = self.parameters;
         let (d, h) = (parameters.dimensions.dim_head, parameters.dimensions.heads);
-        let base = &self.base[if self.base.len() == 1 { 0 } else { j }];
+        let Base { weights: base, transposed } = &self.base[if self.base.len() == 1 { 0 } else { j }];
         let rule = self.program.rule;
         let zeros = || vec![T::zero(); base.len()];
         let state = match start {
@@ -512,6 +519,7 @@ impl<'a, T: Real> Backward<'a, T> {
             buffers: &self.buffers,
             program: &self.program,
             base,
+            transposed,
             start: state,
             order,
             first_chunk: start.map_or(0, |(state, _)| state.stored.chunks(self.passes.chunk)),

@@ -55,9 +55,24 @@ const MANY_ROWS: usize = 8;
 /// Factors of the gradient of a linear map's weights, unless it is zero: its input rows and the cotangents of its products.
 pub type Factors<'a, T> = Option<[ArrayView2<'a, T>; 2]>;
 
-/// Weights of all linear maps, or two slices whose sum they are.
+/// Weights of all linear maps.
 #[derive(Clone, Copy)]
-pub struct Weights<'w, T>(pub &'w [T], pub Option<&'w [T]>);
+pub enum Weights<'w, T> {
+    Plain(&'w [T]),
+    /// The weights, and each map's in columns: (out, in). Products back through them read these where they lie.
+    Transposed([&'w [T]; 2]),
+    /// Two slices whose sum they are, for few rows.
+    Sum([&'w [T]; 2]),
+}
+
+impl<'w, T> Weights<'w, T> {
+    /// Returns the weights, or the first part of a sum.
+    fn first(self) -> &'w [T] {
+        match self {
+            Self::Plain(weights) | Self::Transposed([weights, _]) | Self::Sum([weights, _]) => weights,
+        }
+    }
+}
 
 /// Examples that are stored: keys, values and, where rows have one, the weight of each row's loss.
 #[derive(Clone, Copy)]
@@ -123,6 +138,15 @@ impl Passes {
         arranged
     }
 
+    /// Returns weights with each map's in columns.
+    pub fn transposed<T: Real>(&self, weights: &[T]) -> Vec<T> {
+        let mut transposed = Vec::with_capacity(weights.len());
+        for i in self.linears() {
+            transposed.extend(self.map(weights, i).t());
+        }
+        transposed
+    }
+
     /// Yields each weight, in the order of the linear maps: its index in file order and its matrix.
     pub fn matrices<'w, T: Real>(
         &'w self,
@@ -167,14 +191,17 @@ impl Passes {
     /// Evaluates the model on rows of whole chunks, of which the last may be shorter.
     pub fn forward<T: Real>(&self, weights: Weights<'_, T>, rows: ArrayView2<T>, passage: &mut Passage<T>) {
         passage.start(rows.nrows());
-        let Weights(weights, added) = weights;
         for (i, node) in self.graph.nodes.iter().enumerate() {
             passage.values.compute(i, |values, output, work| match &node.kind {
                 NodeKind::Linear(_) => {
-                    let (input, weights) = (values.of(node.inputs[0], rows), self.map(weights, i));
-                    match added {
-                        None => multiply(output, input, weights),
-                        Some(added) => few_rows::multiply(output, input, [weights, self.map(added, i)]),
+                    let input = values.of(node.inputs[0], rows);
+                    match weights {
+                        Weights::Plain(weights) | Weights::Transposed([weights, _]) => {
+                            multiply(output, input, self.map(weights, i));
+                        }
+                        Weights::Sum(sum) => {
+                            few_rows::multiply(output, input, sum.map(|part| self.map(part, i)));
+                        }
                     }
                 }
                 NodeKind::Operator(op) => {
@@ -191,7 +218,7 @@ impl Passes {
     /// with its input rows and the cotangent of its products.
     fn backward<T: Real>(
         &self,
-        Weights(weights, added): Weights<'_, T>,
+        weights: Weights<'_, T>,
         rows: ArrayView2<T>,
         values: &mut Values<T>,
         cotangents: &mut NodeRows<T>,
@@ -205,12 +232,20 @@ impl Passes {
                     let input = node.inputs[0];
                     visit(i, values.of(input, rows), cotangent);
                     if let Some((to, keep)) = wanted(input).then(|| cotangents.reach(input)).flatten() {
-                        let weights = self.map(weights, i);
-                        match added {
-                            None => multiply_add(to, keep, T::one(), cotangent, weights.reversed_axes()),
-                            Some(added) => {
-                                let weights = [weights, self.map(added, i)];
-                                few_rows::multiply_transposed(to, keep, cotangent, weights);
+                        match weights {
+                            Weights::Plain(weights) => {
+                                let transposed = self.map(weights, i).reversed_axes();
+                                multiply_add(to, keep, T::one(), cotangent, transposed);
+                            }
+                            Weights::Transposed([_, transposed]) => {
+                                let (place, (rows, columns)) = self.place(i);
+                                let transposed = ArrayView2::from_shape((columns, rows), &transposed[place]);
+                                let transposed = transposed.expect("in × out elements");
+                                multiply_add(to, keep, T::one(), cotangent, transposed);
+                            }
+                            Weights::Sum(sum) => {
+                                let sum = sum.map(|part| self.map(part, i));
+                                few_rows::multiply_transposed(to, keep, cotangent, sum);
                             }
                         }
                     }
@@ -287,11 +322,10 @@ impl Passes {
     pub fn inner<T: Real>(
         &self,
         loss: Loss,
-        point: &[T],
+        point: Weights<'_, T>,
         examples: Examples<'_, T>,
         passage: &mut Passage<T>,
     ) {
-        let point = Weights(point, None);
         self.forward(point, examples.keys, passage);
         let Passage { values, cotangents, .. } = passage;
         let (mut predicted, _) = cotangents.reach(Value::Node(self.graph.output())).expect("a node");
@@ -375,7 +409,7 @@ impl Passes {
     /// −⟨S̄, g⟩: the cotangent of its θ.
     pub fn inner_vjp<T: Real>(
         &self,
-        (loss, point): (Loss, &[T]),
+        (loss, point): (Loss, Weights<'_, T>),
         examples: Examples<'_, T>,
         (passage, second): (&mut Passage<T>, &mut Second<T>),
         (steps, d_rates): (&[(T, &[T])], &mut [f64]),
@@ -383,7 +417,7 @@ impl Passes {
     ) {
         second.start(examples.keys.nrows());
         self.factors_vjp(examples.keys, passage, second, steps, d_rates);
-        self.tangents(point, examples.keys, passage, second);
+        self.tangents(point.first(), examples.keys, passage, second);
         let Second { tangents, cotangents, .. } = second;
         let last = Value::Node(self.graph.output());
         let (mut d_output, _) = cotangents.reach(last).expect("a node");
@@ -407,7 +441,6 @@ impl Passes {
                 }
             },
         );
-        let point = Weights(point, None);
         let rows = (&mut passage.values, cotangents);
         self.outer(point, examples.keys, rows, |_, _, _| {}, &mut to.keys);
     }

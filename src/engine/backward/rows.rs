@@ -3,11 +3,11 @@
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
-use crate::matmul::{matmul, multiply_add};
 use crate::memory::operators::{Activation, Op, Work};
 use crate::norm::rms_scale;
 use crate::real::Real;
 use crate::simd::vectorised;
+use crate::small_matmul::{multiply, multiply_add};
 
 /// Rows, or columns of a weight, of one task.
 const TASK_ROWS: usize = 64;
@@ -21,18 +21,21 @@ fn by_groups<T: Real>(to: &mut Array2<T>, work: impl Fn(usize, ArrayViewMut2<'_,
 /// Returns X W.
 pub fn product<T: Real>(x: ArrayView2<T>, w: ArrayView2<T>) -> Array2<T> {
     let mut out = Array2::zeros((x.nrows(), w.ncols()));
+    let w = w.as_standard_layout();
     by_groups(&mut out, |start, group| {
         let rows = start..start + group.nrows();
-        matmul(group, x.slice(s![rows, ..]), w);
+        multiply(group, x.slice(s![rows, ..]), w.view());
     });
     out
 }
 
 /// Adds X W to `to`.
 pub fn add_product<T: Real>(to: &mut Array2<T>, x: ArrayView2<T>, w: ArrayView2<T>) {
+    // Once, rather than for each group.
+    let w = w.as_standard_layout();
     by_groups(to, |start, group| {
         let rows = start..start + group.nrows();
-        multiply_add(group, T::one(), T::one(), x.slice(s![rows, ..]), w);
+        multiply_add(group, true, T::one(), x.slice(s![rows, ..]), w.view());
     });
 }
 
@@ -41,7 +44,7 @@ pub fn product_of_columns<T: Real>(x: ArrayView2<T>, y: ArrayView2<T>) -> Array2
     let mut out = Array2::zeros((x.ncols(), y.ncols()));
     by_groups(&mut out, |start, group| {
         let columns = start..start + group.nrows();
-        matmul(group, x.slice(s![.., columns]).t(), y);
+        multiply(group, x.slice(s![.., columns]).t(), y);
     });
     out
 }
