@@ -57,9 +57,9 @@ enum TaskArgs {
     Drift {
         #[command(flatten)]
         common: Common,
-        /// Number of tokens per topic
-        #[arg(long, value_name = "N", default_value_t = 128, value_parser = whole::<usize>, allow_negative_numbers = true)]
-        segment: usize,
+        /// Number of tokens per topic [default: 128, or all tokens if they are fewer]
+        #[arg(long, value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true)]
+        segment: Option<usize>,
         /// Number of tokens over which one topic blends into the next
         #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole::<usize>, allow_negative_numbers = true)]
         transition: usize,
@@ -71,9 +71,9 @@ enum TaskArgs {
     Repeats {
         #[command(flatten)]
         common: Common,
-        /// Number of tokens per passage
-        #[arg(long, value_name = "N", default_value_t = 64, value_parser = whole::<usize>, allow_negative_numbers = true)]
-        segment: usize,
+        /// Number of tokens per passage [default: 64, or all tokens if they are fewer]
+        #[arg(long, value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true)]
+        segment: Option<usize>,
         /// Probability that a passage repeats an earlier one, 0 to 1
         #[arg(long, value_name = "X", default_value_t = 0.5, allow_negative_numbers = true)]
         share: f64,
@@ -184,9 +184,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             (common, Task::Recall(Recall { pairs, noise }), memory)
         }
         TaskArgs::Drift { common, segment, transition, noise } => {
+            let segment = segment.unwrap_or(128.min(common.tokens));
             (common, Task::Drift(Drift { segment, transition, noise }), None)
         }
         TaskArgs::Repeats { common, segment, share, noise } => {
+            let segment = segment.unwrap_or(64.min(common.tokens));
             (common, Task::Repeats(Repeats { segment, share, noise }), None)
         }
         TaskArgs::Needle { common, length, needles, noise } => {

@@ -82,6 +82,20 @@ fn shapes_seeds_and_streams() {
     assert!(piped.stderr.is_empty());
 }
 
+/// Fewer tokens than a topic or a passage has by default are one of them.
+#[test]
+fn few_tokens() {
+    let sandbox = Sandbox::new();
+    for (task, expected) in [("drift", 128), ("repeats", 64)] {
+        sandbox.ok(&format!("generate {task} --tokens 20 --dim 4 --out few.npy --labels few.csv --force"));
+        assert!(sandbox.csv("few.csv").rows.iter().all(|row| row[1] == "0"));
+        sandbox.ok(&format!("generate {task} --tokens 300 --dim 4 --out many.npy --labels many.csv --force"));
+        let labels = sandbox.csv("many.csv");
+        let change = labels.rows.iter().position(|row| row[1] != "0");
+        assert_eq!(change, Some(expected), "{task}");
+    }
+}
+
 #[test]
 fn repeated_passages_are_equal_and_no_others() {
     let sandbox = Sandbox::new();

@@ -1,4 +1,4 @@
-//! What a result must beat stands beside it: the loss of an all-zero answer, and the accuracy of a guess.
+//! Controls stand beside the results that must beat them: the loss of an all-zero answer, and the accuracy of a guess.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! What each result must beat: the loss of an all-zero answer beside a loss, and the chance of a guess beside an accuracy. A
-//! dotted line in figures of lines, a note where it has no place.
+//! Controls of results, which a result must beat: the loss of an all-zero answer beside a loss, and the chance of a guess beside
+//! an accuracy. A control is a dashed line, or a note where the axis has no place for it.
 
 use std::collections::BTreeMap;
 
