@@ -433,7 +433,7 @@ fn a_check_ends_the_work() {
             _ => Err(Error::rejected("check", "ended")),
         };
         let backward = Backward::new(&trial.parameters, trial.program, trial.gates, None, None).unwrap();
-        let of = backward.checked(&check).sequences(None, &[trial.tokens()], |_, _| {
+        let of = backward.checked(&check).in_segments(1).sequences(None, &[trial.tokens()], |_, _| {
             read.fetch_add(1, Ordering::Relaxed);
             ((), trial.cotangent.index_axis(Axis(0), 0).to_owned())
         });
@@ -441,7 +441,7 @@ fn a_check_ends_the_work() {
     };
     let (result, calls) = run(usize::MAX);
     assert_eq!(result, Ok(()));
-    assert!(calls >= 2 * heads, "{calls}");
+    assert!(calls >= 4 * heads, "{calls}");
     let ended = |allowed: usize| {
         let (result, calls) = run(allowed);
         assert_eq!(result, Err("check: ended".to_owned()));
@@ -452,6 +452,27 @@ fn a_check_ends_the_work() {
     assert!(first <= heads && read_first == 0, "{first} calls");
     // The last call is on the way back.
     assert_eq!(ended(calls - 1).1, 1);
+}
+
+/// Segments of any length give the same gradients up to rounding: states are computed again, not others.
+#[test]
+fn segments_do_not_matter() {
+    let differs = |(a, b): (&f64, &f64)| (a - b).abs() / (1.0 + a.abs());
+    for trial in Trial::all() {
+        let with = |chunks: usize| {
+            let backward = Backward::new(&trial.parameters, trial.program, trial.gates, None, None).unwrap();
+            let backward = backward.in_segments(chunks);
+            let cotangent = || ((), trial.cotangent.index_axis(Axis(0), 0).to_owned());
+            let state = trial.state.as_ref();
+            let (_, sum) = backward.sequences(state, &[trial.tokens()], |_, _| cotangent()).unwrap();
+            sum.each().into_iter().flat_map(|(_, values)| values.to_vec()).collect::<Vec<_>>()
+        };
+        let whole = with(1000);
+        for chunks in [1, 2, 3] {
+            let worst = whole.iter().zip(&with(chunks)).map(differs).fold(0.0, f64::max);
+            assert!(worst < 1e-10, "{}, segments of {chunks}: {worst}", trial.name);
+        }
+    }
 }
 
 /// Without a cut within the tokens, truncation changes nothing.
@@ -533,7 +554,7 @@ fn divided_work_adds_up() {
         let gradient = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
-                let backward = Backward::new(&parameters, program, gates, None, None).unwrap();
+                let backward = Backward::new(&parameters, program, gates, None, None).unwrap().in_segments(4);
                 let of = |read| Tokens { read, store: read, order: Order::Online };
                 let all: Vec<_> = tokens.outer_iter().map(of).collect();
                 let objective =
@@ -602,7 +623,8 @@ fn remainders_of_all_sizes() {
         let [seq, cotangent, direction] =
             [5, 6, 7].map(|seed| uniform((1, tokens, dimensions.dim), 1.0, seed).index_axis_move(Axis(0), 0));
         let gradient = |seq: &Array2<f64>, truncate: Option<usize>| {
-            let backward = Backward::new(&parameters, program, gates, None, truncate).unwrap();
+            let backward =
+                Backward::new(&parameters, program, gates, None, truncate).unwrap().in_segments(16);
             let of = Tokens { read: seq.view(), store: seq.view(), order };
             let objective = |read: ArrayView2<f64>| ((&read * &cotangent).sum(), cotangent.clone());
             let (loss, gradients) = backward.sequence(None, of, objective).unwrap();
@@ -630,7 +652,7 @@ fn remainders_of_all_sizes() {
 /// Segments and tasks that are longer than the first ones, at widths for which segments are of √N chunks.
 #[test]
 fn remainders_of_wide_memories() {
-    for (dim, chunk, tokens) in [(128, 16, 1360), (64, 8, 296 * 8)] {
+    for (dim, chunk, tokens) in [(128, 16, 1360), (64, 8, 296 * 8), (64, 16, 1024)] {
         let dimensions = Dimensions { dim, heads: 1, dim_head: dim, pre_norm: true, post_norm: true };
         let program = Program::titans_0_0_17(chunk);
         let tensors: BTreeMap<_, _> =

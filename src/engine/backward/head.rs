@@ -35,6 +35,9 @@ const MIN_SEGMENT: usize = 8;
 const SEGMENT_ROWS: usize = 256;
 /// Elements of all states U of such a segment.
 const SEGMENT_ELEMENTS: usize = 1 << 18;
+/// Most rows, and elements of all states U, of a call that is a single segment, so that nothing is computed twice. With 1,024
+/// tokens, chunks of 16 and a head of 64 it took a sixth less time than four segments, and with twice the elements longer.
+const MAX_WHOLE: (usize, usize) = (1024, 1 << 20);
 /// Rows whose gradients are taken in one task, where there are as many: enough for products at full speed.
 pub const TASK_ROWS: usize = 64;
 /// Most tasks of a segment.
@@ -44,6 +47,10 @@ const MIN_TASK_WORK: usize = 1 << 18;
 
 /// Returns the number of chunks of a segment: √N of N, or more if they take little memory.
 pub fn segment_length(chunks: usize, chunk: usize, elements: usize) -> usize {
+    let (rows, numbers) = MAX_WHOLE;
+    if chunks * chunk <= rows && chunks.saturating_mul(elements) <= numbers {
+        return chunks.max(MIN_SEGMENT);
+    }
     let small = (SEGMENT_ROWS / chunk).min(SEGMENT_ELEMENTS / elements);
     chunks.isqrt().max(MIN_SEGMENT).max(small)
 }
@@ -77,6 +84,8 @@ pub struct HeadSequence<'a, T> {
     pub transition: Option<T>,
     /// Chunks after whose multiples gradients are cut off.
     pub truncate: Option<usize>,
+    /// Chunks of a segment, if they are chosen.
+    pub segment: Option<usize>,
     /// Called before each segment, and before each group of rows that are read after them.
     pub check: Check<'a>,
 }
@@ -178,7 +187,7 @@ impl<T: Real> HeadSequence<'_, T> {
 
     fn segments(&self) -> impl DoubleEndedIterator<Item = Range<usize>> + ExactSizeIterator + use<T> {
         let chunks = self.chunks();
-        let length = segment_length(chunks, self.chunk(), self.elements());
+        let length = self.segment.unwrap_or(segment_length(chunks, self.chunk(), self.elements()));
         (0..chunks).step_by(length).map(move |start| start..chunks.min(start + length))
     }
 

@@ -81,6 +81,7 @@ pub struct Backward<'a, T> {
     /// Initial weights of each head that has its own, past weights included, in the order of `passes`.
     base: Vec<Base<T>>,
     truncate: Option<usize>,
+    segment: Option<usize>,
     check: Check<'a>,
 }
 
@@ -184,7 +185,20 @@ impl<'a, T: Real> Backward<'a, T> {
         let base = (0..heads).map(base).collect();
         let truncate = truncate.map(|tokens| tokens / c);
         let buffers = Buffers::new(program.model, parameters.dimensions.dim_head, c);
-        Ok(Self { parameters, program, gates, passes, buffers, base, truncate, check: &|| Ok(()) })
+        let check: Check = &|| Ok(());
+        Ok(Self { parameters, program, gates, passes, buffers, base, truncate, segment: None, check })
+    }
+
+    /// Keeps the states at the start of every `chunks`-th chunk, and computes those between them again, instead of choosing a
+    /// number. The gradients stay the same up to rounding; [`bytes`](Self::bytes) does not know of it.
+    ///
+    /// # Panics
+    /// If `chunks` is 0.
+    #[must_use]
+    pub fn in_segments(mut self, chunks: usize) -> Self {
+        assert!(chunks > 0, "a segment has chunks");
+        self.segment = Some(chunks);
+        self
     }
 
     /// Calls `check` between stretches of work: segments of √N chunks of N or some more, and groups of rows that are read after them.
@@ -538,6 +552,7 @@ impl<'a, T: Real> Backward<'a, T> {
             rates: token_rates.map(|rates| rates.column(j).iter().map(rate).collect()),
             transition: parameters.transition.map(|logit| T::from_f64(1.0 / (1.0 + (-logit.to_f64()).exp()))),
             truncate: self.truncate,
+            segment: self.segment,
             check: self.check,
         }
     }
