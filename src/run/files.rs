@@ -99,10 +99,9 @@ impl<'a, T: Real> Files<'a, T> {
         self.spectrum.as_mut().map_or(Ok(()), |writer| writer.resume(&from.join("spectrum.csv"), done))?;
         let mut complete = 0;
         read_metrics(&metrics, T::TYPE, &mut |row| {
-            for sequence in complete..row.sequence.min(done) {
-                self.statistics.sequence_done(sequence);
-                complete = sequence + 1;
-            }
+            let before = row.sequence.min(done);
+            (complete..before).for_each(|sequence| self.statistics.sequence_done(sequence));
+            complete = complete.max(before);
             self.statistics.add(&row);
             Ok(())
         })?;

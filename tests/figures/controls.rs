@@ -126,7 +126,8 @@ fn curves_have_the_ratio_of_zeros() {
     let names: Vec<_> = lines.iter().map(|(name, _)| &name[..]).collect();
     assert_eq!(names, ["all zeros, model a", "all zeros, model b"]);
     for ((_, points), ratio) in lines.iter().zip([1.5, 2.0]) {
-        assert!(points.len() == 8 && points.iter().all(|&(_, y)| y == ratio), "{points:?}");
+        let ratios: Vec<_> = points.iter().map(|&(_, y)| y).collect();
+        assert_eq!(ratios, [ratio; 8]);
     }
     assert_eq!(figure.svg.matches(">all zeros<").count(), 1, "one key");
 }
