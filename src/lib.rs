@@ -22,7 +22,7 @@
 //!
 //! Further modules:
 //!
-//! - `matmul`: the kernels of the gemm crate on array views; `small_matmul`: products of small matrices; [`packed`]: products
+//! - `matmul`: the kernels of the gemm crate on array views; `small_matmul`: products of few rows; [`packed`]: products
 //!   with weights in column panels;
 //! - [`simd`]: vectors of either element type; [`norm`]: sums of squares over the whole range of numbers;
 //!   [`singular_values`]: those of small matrices, and ranks;

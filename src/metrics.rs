@@ -462,7 +462,7 @@ impl RowsWriter {
         rows.try_for_each(|row| file.serialize(row)).map_err(csv_error(&self.path))
     }
 
-    /// Returns where the rows of a sequence go. Those of complete sequences go to the file too.
+    /// Returns the writer of a sequence's rows. Those of complete sequences go to the file too.
     fn of_sequence(&mut self, sequence: usize) -> Result<&mut csv::Writer<OutFile>> {
         if sequence <= self.current && !self.waiting.contains_key(&sequence) {
             return Ok(&mut self.file);

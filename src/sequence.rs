@@ -21,6 +21,11 @@ pub trait Sequences<T>: Sync {
     /// Returns the shape.
     fn shape(&self) -> Shape;
 
+    /// Returns whether a store of these tokens comes to its end. Singular values are taken there, besides where they are due.
+    fn is_end(&self) -> bool {
+        true
+    }
+
     /// Copies the tokens `start .. start + out.nrows()` of one sequence into `out` (rows, dim).
     fn read_rows(&self, sequence: usize, start: usize, out: ArrayViewMut2<T>) -> Result<()>;
 }

@@ -1,6 +1,6 @@
-//! Products of small matrices, such as those of one chunk of one head. A call of the gemm crate takes some 0.1 µs before its
-//! first product, which is as long as 16 × 16 × 16 numbers take. Here a tile of sums stays in registers, and B is read where it
-//! lies if its rows are contiguous.
+//! Products of small matrices, such as those of one chunk of one head, and of few rows with a matrix of any size whose rows are
+//! contiguous. A call of the gemm crate takes some 0.1 µs before its first product, which is as long as 16 × 16 × 16 numbers
+//! take, and arranges B for the cache. Here a tile of sums stays in registers, and such a B is read where it lies.
 
 #![expect(clippy::inline_always, reason = "compiled once per instruction set, as part of what is dispatched")]
 
@@ -31,7 +31,7 @@ pub fn multiply<T: Real>(out: ArrayViewMut2<T>, a: ArrayView2<T>, b: ArrayView2<
 }
 
 /// Computes `out ← out + factor · a b`, or without the old contents of `out` unless `keep`. The rows of `out` are contiguous.
-/// Large products are left to the gemm crate.
+/// Products of many rows, and those of a large B in columns, are left to the gemm crate.
 pub fn multiply_add<'a, T: Real>(
     out: ArrayViewMut2<'a, T>,
     keep: bool,
@@ -50,6 +50,10 @@ pub fn multiply_add<'a, T: Real>(
     };
     if !contiguous || k == 0 || !fits {
         matmul::multiply_add(out, if keep { T::one() } else { T::zero() }, factor, a, b);
+        return;
+    }
+    if k <= DEPTH_IN_PLACE {
+        Arch::new().dispatch(Product { out, keep, factor, a, b });
         return;
     }
     let mut out = out;

@@ -25,7 +25,7 @@ fn tokens(sequences: usize) -> Array3<f32> {
 }
 
 fn at(sequence: usize, chunk: usize, head: Option<usize>, quantity: &'static str, value: &str) -> Divergence {
-    Divergence { sequence, chunk, head, quantity, value: value.into() }
+    Divergence { sequence, chunk, head, quantity: quantity.into(), value: value.into() }
 }
 
 fn store(random: &RandomMemory, sequences: &Array3<f32>, probe: bool) -> (Collect<f32>, Outcome) {

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ndarray::{Array2, Array3};
 use nmem::Error;
 use nmem::config::{Command, Settings};
-use nmem::run::{RunOutput, execute};
+use nmem::run::{RunEvent, RunOutput, execute};
 use tempfile::TempDir;
 
 /// Three segments of 16,384 tokens and a part of one, which ends within a chunk.
@@ -50,10 +51,6 @@ fn start_until_done(settings: &Settings) -> (RunOutput, Vec<usize>) {
     loop {
         match store(settings, false, true) {
             Ok(output) => return (output, done),
-            Err(Error::Preempted { done: at, all, .. }) if at == all => {
-                done.push(at);
-                return (store(settings, false, false).unwrap(), done);
-            }
             Err(Error::Preempted { done: at, .. }) => done.push(at),
             Err(error) => panic!("{error}"),
         }
@@ -102,16 +99,16 @@ fn files(directory: &Path) -> BTreeMap<String, Vec<u8>> {
 
 fn same_bits(more: impl Fn(&mut Settings)) {
     let (_directory, path) = sandbox();
-    let whole = store(&settings(&path, "whole", &more), false, false).unwrap();
+    let whole = store(&undivided(&path, &more), false, false).unwrap();
     let settings = settings(&path, "out", &more);
     let checkpoint = path.join("out.checkpoint");
     // The first segment of every start has the same length, and each start ends after it.
-    for starts in 1..=4 {
+    for starts in 1..=3 {
         let error = store(&settings, false, true).map(drop).unwrap_err();
         let Error::Preempted { checkpoint: at, done: stored, all: tokens, unit: "tokens" } = error else {
             panic!("{error}")
         };
-        assert_eq!((at, stored, tokens), (checkpoint.clone(), (starts * 16_384).min(TOKENS), TOKENS));
+        assert_eq!((at, stored, tokens), (checkpoint.clone(), starts * 16_384, TOKENS));
         assert!(!path.join("out").exists());
         assert_eq!(
             files(&checkpoint).into_keys().collect::<Vec<_>>(),
@@ -165,32 +162,114 @@ fn a_divergence_after_resuming_is_that_of_the_whole_run() {
     );
 }
 
-#[test]
-fn several_sequences_and_their_singular_values() {
+fn same_bits_of_several(more: impl Fn(&mut Settings)) -> BTreeMap<String, Vec<u8>> {
     let (_directory, path) = sandbox();
     several(&path, &[]);
-    let more = |settings: &mut Settings| settings.probe = Some("spectrum:7".parse().unwrap());
-    let whole = store(&undivided(&path, more), false, false).unwrap();
+    let whole = store(&undivided(&path, &more), false, false).unwrap();
     let settings = settings(&path, "out", more);
     let (resumed, done) = start_until_done(&settings);
-    // The first segment has 4,096 tokens of each sequence, and more until a multiple of seven chunks of 13. How many the later
-    // ones have depends on the time that they take.
-    assert_eq!(done[0], 4 * 4186);
-    assert!(done.is_sorted() && done.len() > 1 && done.last() == Some(&(19 * 5003)), "{done:?}");
-    assert!(files(&path.join("whole")).contains_key("spectrum.csv"));
+    // The first segment has 4,096 tokens of each sequence. How many the later ones have depends on the time that they take.
+    assert_eq!(done[0], 4 * 4096);
+    assert!(done.is_sorted() && done.len() > 1, "{done:?}");
     assert_same(&path, whole, resumed);
     assert!(!path.join("out.checkpoint").exists());
+    files(&path.join("out"))
+}
+
+/// Singular values are taken where they are due, and at the end, but not where a segment ends.
+#[test]
+fn several_sequences_and_their_singular_values() {
+    for every in [7, 1_000_000] {
+        let probe = format!("spectrum:{every}");
+        let files = same_bits_of_several(|settings| settings.probe = Some(probe.parse().unwrap()));
+        assert!(files["spectrum.csv"].len() > 100);
+    }
+}
+
+#[test]
+fn several_sequences_with_gated_refreshes() {
+    same_bits_of_several(|settings| {
+        settings.refresh = Some(39);
+        settings.gated_transition = Some(true);
+    });
+}
+
+/// The memory to continue has tokens left over from an incomplete chunk.
+#[test]
+fn several_sequences_into_a_saved_memory() {
+    let (_directory, path) = sandbox();
+    several(&path, &[]);
+    let first = settings(&path, "first", |settings| settings.seed = Some(3));
+    store(&first, false, false).unwrap();
+    let memory = path.join("first/memory.safetensors");
+    same_bits_of_several(|settings| {
+        (settings.heads, settings.memory) = (None, Some(memory.clone()));
+    });
+}
+
+/// The signal comes while the results are written: the run comes to its end.
+#[test]
+fn a_signal_after_the_last_token() {
+    let (_directory, path) = sandbox();
+    let config = settings(&path, "out", |_| {}).validate(Command::Store).unwrap();
+    let device = config.device.open().unwrap();
+    let signal = AtomicBool::new(false);
+    let mut observe = |event| match event {
+        RunEvent::Writing => {
+            signal.store(true, Ordering::Relaxed);
+            Err(Error::Interrupted)
+        }
+        _ => Ok(()),
+    };
+    let preempted = || signal.load(Ordering::Relaxed);
+    execute(Command::Store, &config, &device, Vec::new(), false, &mut observe, &preempted).unwrap();
+    assert!(path.join("out/run.json").exists() && !path.join("out.checkpoint").exists());
+    // Ctrl-C still ends it.
+    let config = settings(&path, "other", |_| {}).validate(Command::Store).unwrap();
+    let ended = execute(Command::Store, &config, &device, Vec::new(), false, &mut observe, &|| false);
+    assert!(matches!(ended, Err(Error::Interrupted)), "{:?}", ended.err());
+    assert!(!path.join("other").exists());
+}
+
+/// A position that this store cannot have had is neither used nor removed.
+#[test]
+fn a_damaged_position() {
+    let (_directory, path) = sandbox();
+    let settings = settings(&path, "out", |_| {});
+    store(&settings, false, true).map(drop).unwrap_err();
+    let progress = path.join("out.checkpoint/progress.json");
+    let good = fs::read(&progress).unwrap();
+    for bad in [
+        "{}",
+        "[]",
+        r#"{"sequence": 1, "tokens": 3, "divergence": null}"#,
+        r#"{"sequence": 2, "tokens": 0, "divergence": null}"#,
+        r#"{"sequence": 0, "tokens": 999999999, "divergence": null}"#,
+        r#"{"sequence": 0, "tokens": 9, "divergence": {"sequence": 4, "chunk": 0, "head": 0, "quantity": "loss", "value": "inf"}}"#,
+    ] {
+        fs::write(&progress, bad).unwrap();
+        let message = store(&settings, false, false).map(drop).unwrap_err().to_string();
+        let expected =
+            "out.checkpoint: progress.json is missing or not of this run; remove the directory to start anew";
+        assert!(message.contains(expected), "{bad}: {message}");
+    }
+    fs::remove_file(&progress).unwrap();
+    let message = store(&settings, false, false).map(drop).unwrap_err().to_string();
+    assert!(message.contains("remove the directory to start anew"), "{message}");
+    fs::write(&progress, good).unwrap();
+    store(&settings, false, false).unwrap();
 }
 
 /// Sequences before a divergence are stored to their ends, and those of later groups are not.
 #[test]
 fn a_divergence_among_several_sequences() {
-    for (nan, kept) in [
-        // One sequence in the first segment, where nothing is kept, and an earlier one of the same group in the next.
-        (&[(3, 100), (2, 4900)][..], false),
-        (&[(2, 4900), (9, 100)], true),
-        (&[(6, 4900), (9, 100)], true),
-        (&[(10, 100)], true),
+    for (nan, stored) in [
+        // One sequence in the first segment, and an earlier one of the same group in the next.
+        (&[(3, 100), (2, 4900)][..], 3 * 4096),
+        (&[(3, 100)], 3 * 4096),
+        (&[(2, 4900), (9, 100)], 4 * 4096),
+        (&[(6, 4900), (9, 100)], 4 * 4096),
+        (&[(10, 100)], 4 * 4096),
     ] {
         let (_directory, path) = sandbox();
         several(&path, nan);
@@ -198,8 +277,8 @@ fn a_divergence_among_several_sequences() {
         let whole = store(&undivided(&path, more), false, false).unwrap();
         let settings = settings(&path, "out", more);
         let error = store(&settings, false, true).map(drop).unwrap_err();
-        assert_eq!(matches!(error, Error::Preempted { done: 16_384, .. }), kept, "{error}");
-        let resumed = store(&settings, false, false).unwrap();
+        assert!(matches!(error, Error::Preempted { done, .. } if done == stored), "{error}");
+        let (resumed, _) = start_until_done(&settings);
         assert_eq!(
             whole.report.diverged.as_ref().unwrap().sequence,
             nan.iter().map(|at| at.0).min().unwrap()

@@ -291,6 +291,7 @@ impl<T: Real> Head<T> {
         let Self { index, panels, probe, rows, divergence, bad_read, .. } = self;
         let diverged = |chunk: usize, quantity: &'static str, value: f64| {
             let value = value.to_string();
+            let quantity = quantity.into();
             Some(Divergence { sequence, chunk: first + chunk, head: Some(*index), quantity, value })
         };
         rows.clear();

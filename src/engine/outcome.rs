@@ -1,12 +1,13 @@
 //! The result of a run: what was counted and timed, and the first non-finite value.
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The first non-finite value of a run, in the order of sequences, chunks and heads.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Divergence {
     /// Index of the sequence.
     pub sequence: usize,
@@ -15,7 +16,7 @@ pub struct Divergence {
     /// Head; absent for a value after the heads are combined.
     pub head: Option<usize>,
     /// Column of metrics.csv, or `retrieved`.
-    pub quantity: &'static str,
+    pub quantity: Cow<'static, str>,
     /// "NaN", "inf" or "-inf".
     pub value: String,
 }

@@ -279,7 +279,8 @@ impl<'a, T: Real> Plan<'a, T> {
     /// Returns whether singular values are taken after a block.
     pub fn takes_spectra(&self, block: Block) -> bool {
         let end = block.store.end;
-        let is_due = |every: usize| end == self.store_end || end.is_multiple_of(every);
+        let ends = end == self.store_end && self.store.is_some_and(Sequences::is_end);
+        let is_due = |every: usize| ends || end.is_multiple_of(every);
         block.store.len() > 0 && self.spectrum_every.is_some_and(is_due)
     }
 

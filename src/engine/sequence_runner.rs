@@ -221,7 +221,7 @@ impl<T: Real> SequenceRunner<T> {
             sequence: self.sequence,
             chunk: (block.start() + row) / c,
             head: None,
-            quantity: "retrieved",
+            quantity: "retrieved".into(),
             value: value.to_string(),
         });
         // Heads come first, so that the first head of a chunk is named, and a head before the combined output.

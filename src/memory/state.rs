@@ -113,11 +113,17 @@ impl<T: Real> State<T> {
         Self { arrays, gradient_point, stored, read }
     }
 
-    /// Moves the arrays of some sequences back.
+    /// Moves the arrays of some sequences back. If all were taken out, those of the others are zeros.
     pub(crate) fn put(&mut self, sequences: Range<usize>, of_them: Self) {
         if self.arrays.is_empty() {
-            (self.arrays, self.gradient_point) = (of_them.arrays, of_them.gradient_point);
-            return;
+            let all = self.stored.left_over.dim().0;
+            if sequences == (0..all) {
+                (self.arrays, self.gradient_point) = (of_them.arrays, of_them.gradient_point);
+                return;
+            }
+            let zeros = |of: &Array3<T>| Array3::default((all, of.dim().1, of.dim().2));
+            self.arrays = of_them.arrays.iter().map(zeros).collect();
+            self.gradient_point = of_them.gradient_point.as_ref().map(zeros);
         }
         let all = self.arrays.iter_mut().chain(&mut self.gradient_point);
         for (array, part) in all.zip(of_them.arrays.iter().chain(&of_them.gradient_point)) {

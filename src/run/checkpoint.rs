@@ -16,7 +16,7 @@ use serde_json::Value;
 use super::files::Files;
 use super::identity::write_json;
 use super::{RunIdentity, commit, read_json};
-use crate::engine::{Divergence, Outcome, Sink};
+use crate::engine::{Divergence, Memory, Outcome, Sink, budget};
 use crate::error::{Error, Result};
 use crate::io::memory_file::MemoryFile;
 use crate::memory::State;
@@ -133,12 +133,23 @@ impl<'a> Checkpoint<'a> {
         self.saved.found()
     }
 
-    /// Reads the arrays of the states to resume from into `state`, that of the run's start, and returns the position.
-    pub fn resume<T: Real>(&self, state: &mut State<T>) -> Result<Progress> {
+    /// Reads the arrays of the states to resume from into `state`, that of the run's start, and returns the position, if it
+    /// `fits`.
+    ///
+    /// # Errors
+    /// Files that cannot be read, or are not of this run.
+    pub fn resume<T: Real>(
+        &self,
+        state: &mut State<T>,
+        fits: impl FnOnce(&Progress) -> bool,
+    ) -> Result<Progress> {
         let Some(path) = self.found() else { return Ok(Progress::default()) };
-        let lost = |name: &str| Error::file(path.join(name), "the state of this run", "another");
+        let lost = |name: &str| {
+            let reason = format!("{name} is missing or not of this run; remove the directory to start anew");
+            Error::rejected(path.display().to_string(), reason)
+        };
         let progress = read_json(&path.join(PROGRESS))?.and_then(|json| serde_json::from_value(json).ok());
-        let progress: Progress = progress.ok_or_else(|| lost(PROGRESS))?;
+        let progress = progress.filter(fits).ok_or_else(|| lost(PROGRESS))?;
         let file = MemoryFile::open(&path.join(MEMORY), T::TYPE, true, &mut |_| Ok(()))?;
         let saved = file.state::<T>().filter(|saved| saved.sequences() == state.sequences());
         let saved = saved.ok_or_else(|| lost(MEMORY))?;
@@ -150,12 +161,12 @@ impl<'a> Checkpoint<'a> {
     pub fn save(
         &self,
         from: &Path,
-        progress: Progress,
+        progress: &Progress,
         memory: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<PathBuf> {
         self.saved.save(|directory| {
             memory(&directory.join(MEMORY))?;
-            write_json(&directory.join(PROGRESS), &progress)?;
+            write_json(&directory.join(PROGRESS), progress)?;
             for name in ROWS {
                 if storage::exists(&from.join(name))? {
                     storage::rename(&from.join(name), &directory.join(name))?;
@@ -212,12 +223,14 @@ impl Pace {
 }
 
 /// Position of a store, whose groups of sequences are stored one after another.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Progress {
     /// First sequence of the group that comes next, or that is in progress. Those before it are complete.
     pub sequence: usize,
     /// Stored tokens of each sequence of that group.
     tokens: usize,
+    /// The first divergence so far. The sequences of the group before it are in progress, and none comes after it.
+    divergence: Option<Divergence>,
 }
 
 /// Some consecutive tokens of some consecutive sequences.
@@ -225,9 +238,15 @@ pub(super) struct Part<'a, T> {
     whole: &'a dyn Sequences<T>,
     sequences: Range<usize>,
     tokens: Range<usize>,
+    /// Whether no complete chunk follows.
+    is_end: bool,
 }
 
 impl<T: Real> Sequences<T> for Part<'_, T> {
+    fn is_end(&self) -> bool {
+        self.is_end
+    }
+
     fn shape(&self) -> Shape {
         let Shape { dim, .. } = self.whole.shape();
         Shape { sequences: self.sequences.len(), tokens: self.tokens.len(), dim }
@@ -240,23 +259,41 @@ impl<T: Real> Sequences<T> for Part<'_, T> {
 
 /// A store that can be ended between two segments.
 pub(super) struct Segments<'a, T> {
-    pub sequences: &'a dyn Sequences<T>,
+    sequences: &'a dyn Sequences<T>,
     /// Number of sequences that advance together.
-    pub group: usize,
-    pub chunk_size: usize,
-    /// A segment ends at positions of the memory's life that are multiples of this.
-    pub every: usize,
+    group: usize,
+    chunk_size: usize,
 }
 
-impl<T: Real> Segments<'_, T> {
+impl<'a, T: Real> Segments<'a, T> {
+    /// Divides a store of `sequences` into a memory.
+    pub fn new(sequences: &'a dyn Sequences<T>, memory: &Memory<T>) -> Self {
+        Self { sequences, group: memory.group(sequences.shape().sequences), chunk_size: memory.chunk_size() }
+    }
+
     /// Returns the sequences of the group in progress.
-    fn group(&self, progress: Progress) -> Range<usize> {
-        progress.sequence..self.sequences.shape().sequences.min(progress.sequence + self.group)
+    fn group(&self, progress: &Progress) -> Range<usize> {
+        let Progress { sequence, divergence, .. } = progress;
+        let end = divergence.as_ref().map_or(self.sequences.shape().sequences, |at| at.sequence);
+        *sequence..end.min(sequence.saturating_add(self.group))
     }
 
     /// Returns the number of tokens stored, over all sequences.
-    pub fn stored(&self, progress: Progress) -> usize {
+    pub fn stored(&self, progress: &Progress) -> usize {
         progress.sequence * self.sequences.shape().tokens + self.group(progress).len() * progress.tokens
+    }
+
+    /// Returns whether everything is stored that can be.
+    pub fn is_done(&self, progress: &Progress) -> bool {
+        self.group(progress).is_empty()
+    }
+
+    /// Returns whether a position may have been saved by this store.
+    pub fn fits(&self, progress: &Progress) -> bool {
+        let Shape { sequences, tokens, .. } = self.sequences.shape();
+        let Progress { sequence, tokens: stored, divergence } = progress;
+        let known = divergence.as_ref().is_none_or(|at| (*sequence..sequences).contains(&at.sequence));
+        known && *sequence <= sequences && *stored < tokens.max(1) && (*sequence < sequences || *stored == 0)
     }
 
     /// Stores from `progress` on, until the run is preempted. `run` stores a segment. Afterwards the positions of `state` are
@@ -270,62 +307,60 @@ impl<T: Real> Segments<'_, T> {
         mut run: impl FnMut(&mut State<T>, &Part<'_, T>, &mut OfSegment<'_, '_, T>) -> Result<Outcome>,
     ) -> Result<Outcome> {
         let all = self.sequences.shape();
-        let first_token = state.stored.tokens;
+        let (first_token, c) = (state.stored.tokens, self.chunk_size);
+        let chunks = |tokens: usize| (first_token + tokens) / c;
         let (mut whole, mut pace) = (Outcome::default(), Pace(FIRST_TOKENS));
         let mut preempted = false;
-        while progress.sequence < all.sequences && whole.divergence.is_none() && !preempted {
-            let group = self.group(*progress);
-            let mut part =
-                Part { whole: self.sequences, sequences: group.clone(), tokens: 0..progress.tokens };
+        while !self.is_done(progress) && !preempted {
+            let group = self.group(progress);
+            let mut part = Part {
+                whole: self.sequences,
+                sequences: group.clone(),
+                tokens: 0..progress.tokens,
+                is_end: false,
+            };
             let mut running = state.take(group.clone());
-            running.advance(&part, &part, self.chunk_size)?;
+            budget::check((state.bytes() + running.bytes()) as u128)?;
+            running.advance(&part, &part, c)?;
             let mut sink = OfSegment { files: &mut *files, first: group.start };
-            loop {
-                let tokens = (pace.0 / group.len()).max(1);
-                let end = first_token.saturating_add(progress.tokens).saturating_add(tokens);
-                let end =
-                    end.checked_next_multiple_of(self.every).map_or(all.tokens, |end| end - first_token);
-                part.tokens = progress.tokens..end.min(all.tokens);
+            let mut finished = false;
+            while !finished && !preempted {
+                let end = progress.tokens.saturating_add((pace.0 / group.len()).max(1)).min(all.tokens);
+                part.tokens = progress.tokens..end;
+                part.is_end = chunks(end) == chunks(all.tokens);
                 let begin = Instant::now();
                 let outcome = run(&mut running, &part, &mut sink)?;
                 pace.took(begin.elapsed());
                 whole.add_times(&outcome);
-                progress.tokens = part.tokens.end;
+                progress.tokens = end;
                 if let Some(divergence) = outcome.divergence {
-                    // The sequences before it go on.
+                    // The sequences before it continue.
                     part.sequences.end = group.start + divergence.sequence;
                     running = running.take(0..divergence.sequence);
-                    whole.divergence = Some(Divergence { sequence: part.sequences.end, ..divergence });
+                    progress.divergence = Some(Divergence { sequence: part.sequences.end, ..divergence });
                 }
-                if progress.tokens == all.tokens || part.sequences.is_empty() {
-                    break;
-                }
+                finished = progress.tokens == all.tokens || part.sequences.is_empty();
                 preempted = checkpoint.is_preempted();
-                if preempted {
-                    break;
-                }
             }
-            if preempted && whole.divergence.is_some() {
-                return Err(Error::Interrupted);
-            }
-            let last = whole.divergence.as_ref().map_or(group.end, |divergence| divergence.sequence + 1);
+            let last = progress.divergence.as_ref().map_or(group.end, |divergence| divergence.sequence + 1);
             (group.start..last).try_for_each(|sequence| files.sequence_done(sequence))?;
-            if whole.divergence.is_none() {
-                state.put(group.clone(), running);
+            if preempted || progress.divergence.is_none() {
+                state.put(part.sequences.clone(), running);
             }
-            if !preempted {
-                *progress = Progress { sequence: group.end, tokens: 0 };
+            if finished {
+                (progress.sequence, progress.tokens) = (group.end, 0);
             }
         }
-        let tokens = 0..if preempted { progress.tokens } else { all.tokens };
-        let part = Part { whole: self.sequences, sequences: 0..all.sequences, tokens };
-        state.advance(&part, &part, self.chunk_size)?;
+        let tokens = 0..if self.is_done(progress) { all.tokens } else { progress.tokens };
+        let part = Part { whole: self.sequences, sequences: 0..all.sequences, tokens, is_end: true };
+        state.advance(&part, &part, c)?;
+        whole.divergence.clone_from(&progress.divergence);
         whole.rows = files.statistics.rows();
         Ok(whole)
     }
 }
 
-/// Passes on the results of a segment, which is neither the end nor the first of its sequences.
+/// Passes on the results of a segment with the sequences' own numbers. [`Segments::run`] completes the sequences.
 pub(super) struct OfSegment<'f, 'a, T: Real> {
     files: &'f mut Files<'a, T>,
     /// Sequence that the engine calls 0.

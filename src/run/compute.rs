@@ -76,7 +76,7 @@ impl Run<'_> {
             let run = |state: &mut State<T>, part: &Part<'_, T>, sink: &mut OfSegment<'_, '_, T>| {
                 run(state, Work::Store { sequences: part, probe: self.config.probe }, sink)
             };
-            self.segments(inputs, memory).run(progress, checkpoint, state, files, run)?
+            Segments::new(&*inputs.data, memory).run(progress, checkpoint, state, files, run)?
         } else {
             until_stopped(&work, files, |part, files| run(state, part, files))?
         };
@@ -94,19 +94,6 @@ impl Run<'_> {
         let products = engine.products();
         let threads = pool.current_num_threads();
         Ok(Computed { outcome, engine_all, engine_phases, engine_bytes, products, waited, threads })
-    }
-
-    /// Returns the parts of a store with a checkpoint. Singular values are taken at the end of a segment only where they are
-    /// anyway.
-    pub(super) fn segments<'a, T: Real>(
-        &self,
-        inputs: &'a ResolvedInputs,
-        memory: &Memory<T>,
-    ) -> Segments<'a, T> {
-        let shape = inputs.data.dims();
-        let chunk_size = memory.chunk_size();
-        let every = self.config.probes.spectrum.map_or(1, |every| every.max(1).saturating_mul(chunk_size));
-        Segments { sequences: &*inputs.data, group: memory.group(shape.sequences), chunk_size, every }
     }
 
     /// Returns the number of threads to use. A thread without a task would slow down the others by looking for one.

@@ -33,7 +33,7 @@ use crate::real::{ElementType, Real};
 use crate::recall::RecallReport;
 use crate::storage::{self, OutFile, ResultsDirectory};
 pub(crate) use checkpoint::SavedState;
-use checkpoint::{Checkpoint, Progress};
+use checkpoint::{Checkpoint, Progress, Segments};
 pub use compute::start_threads;
 use compute::{Computed, median};
 use files::Files;
@@ -119,7 +119,16 @@ pub fn execute(
         stop_when: None,
         checkpoint: checkpoint.as_ref().map(CheckpointOf),
     };
-    let output = run.execute(&inputs, Some((directory.path(), Keep::All)), observe);
+    // Once everything is stored, the run comes to its end before a scheduler's patience does.
+    let mut observe = |event| match observe(event) {
+        Err(Error::Interrupted)
+            if matches!(event, RunEvent::Writing) && checkpoint.is_some() && preempted() =>
+        {
+            Ok(())
+        }
+        observed => observed,
+    };
+    let output = run.execute(&inputs, Some((directory.path(), Keep::All)), &mut observe);
     let output = output.map_err(|error| directory.explain(error))?;
     inputs.check_unchanged(true)?;
     observe(RunEvent::Writing)?;
@@ -258,8 +267,10 @@ impl Run<'_> {
         let Loaded { file, memory, mut state } = inputs.load::<T>(config)?;
         let first_token = state.stored.tokens;
         let checkpoint = self.checkpoint.map(|CheckpointOf(checkpoint)| checkpoint);
+        let segments = Segments::<T>::new(&*inputs.data, &memory);
+        let fits = |progress: &Progress| segments.fits(progress);
         let mut progress =
-            checkpoint.map_or(Ok(Progress::default()), |checkpoint| checkpoint.resume(&mut state))?;
+            checkpoint.map_or(Ok(Progress::default()), |checkpoint| checkpoint.resume(&mut state, fits))?;
         let load = loading.elapsed();
 
         // From here on an interrupted run ends by itself, so that it removes what it has written.
@@ -272,18 +283,18 @@ impl Run<'_> {
         let statistics = RunStatistics::new(self.unstable_ratio);
         let mut files = Files::create(directory, config, inputs, weights, statistics, stop)?;
         if let Some(from) = checkpoint.and_then(Checkpoint::found) {
-            observe(RunEvent::Computed(self.segments::<T>(inputs, &memory).stored(progress) as u64))?;
+            observe(RunEvent::Computed(segments.stored(&progress) as u64))?;
             files.resume(from, progress.sequence)?;
         }
         let Computed { outcome, engine_all, engine_phases, engine_bytes, products, waited, threads } =
             self.compute(inputs, &memory, &mut state, &mut files, &mut peak, &mut progress, observe)?;
-        if let Some((checkpoint, (directory, _))) = checkpoint.filter(|of| of.is_preempted()).zip(directory)
-            && outcome.divergence.is_none()
+        if let Some((checkpoint, (directory, _))) = checkpoint.zip(directory)
+            && !segments.is_done(&progress)
         {
             files.finish(true, config.cue)?;
-            let done = self.segments::<T>(inputs, &memory).stored(progress);
+            let done = segments.stored(&progress);
             let save = |path: &Path| file.save(path, Some(&state), &inputs.program, inputs.gates);
-            let checkpoint = checkpoint.save(directory, progress, save)?;
+            let checkpoint = checkpoint.save(directory, &progress, save)?;
             return Err(Error::Preempted { checkpoint, done, all: tokens, unit: "tokens" });
         }
         observe(RunEvent::Writing)?;

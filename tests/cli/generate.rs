@@ -88,7 +88,8 @@ fn few_tokens() {
     let sandbox = Sandbox::new();
     for (task, expected) in [("drift", 128), ("repeats", 64)] {
         sandbox.ok(&format!("generate {task} --tokens 20 --dim 4 --out few.npy --labels few.csv --force"));
-        assert!(sandbox.csv("few.csv").rows.iter().all(|row| row[1] == "0"));
+        let labels = sandbox.csv("few.csv").rows;
+        assert!(labels.len() == 20 && labels.iter().all(|row| row[1] == "0"), "{labels:?}");
         sandbox.ok(&format!("generate {task} --tokens 300 --dim 4 --out many.npy --labels many.csv --force"));
         let labels = sandbox.csv("many.csv");
         let change = labels.rows.iter().position(|row| row[1] != "0");

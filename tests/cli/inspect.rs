@@ -54,6 +54,22 @@ fn a_memory_shows_configuration_and_state() {
     assert_eq!(names, sandbox.tensors("out/memory.safetensors").into_keys().collect());
 }
 
+/// Parameters name their model in the metadata, and the report says it once.
+#[test]
+fn parameters_show_their_model_once() {
+    let sandbox = Sandbox::with_golden("heads");
+    sandbox.ok("store seq.npy --memory weights.safetensors --chunk-size 4 --out out -q");
+    sandbox.ok("export out/memory.safetensors --out exported.safetensors");
+    let output = sandbox.ok("inspect exported.safetensors").out;
+    assert_eq!(output.matches("model ").count(), 1, "{output}");
+    let json: Value =
+        serde_json::from_str(&sandbox.ok("inspect exported.safetensors --format json").out).unwrap();
+    assert_eq!(
+        (&json[0]["model"], &json[0]["metadata"]["model"]),
+        (&"attention".into(), &"attention".into())
+    );
+}
+
 #[test]
 fn other_files_show_what_they_are() {
     let sandbox = Sandbox::with_golden("heads");

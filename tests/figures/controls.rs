@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use nmem::plot::{CsvSource, Figure, FigureFormat, Kind, Request, draw};
+use nmem::plot::{CsvSource, Figure, FigureFormat, FigureStyle, Kind, LogAxes, Request, draw};
+use nmem::statistics::Center;
 
 use crate::{HEADER, row};
 
@@ -130,4 +131,81 @@ fn curves_have_the_ratio_of_zeros() {
         assert_eq!(ratios, [ratio; 8]);
     }
     assert_eq!(figure.svg.matches(">all zeros<").count(), 1, "one key");
+}
+
+/// A control has the centre of its results: runs that are as good as zeros lie on the line of zeros.
+#[test]
+fn the_centre_is_that_of_the_results() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let run = |x: i32, seed: i32| {
+        let loss = 10f64.powi(seed) * f64::from(x + 1);
+        format!("r{x}{seed},{x},{seed},ok,{loss},{loss}\n")
+    };
+    let rows: String = (0..3).flat_map(|x| (0..5).map(move |seed| run(x, seed))).collect();
+    let text = format!("run,rate,seed,status,loss_mean,loss_zero_mean\n{rows}");
+    std::fs::write(directory.path().join("results.csv"), text).expect("a writable directory");
+    let log = FigureStyle { log: Some(LogAxes::Y), ..FigureStyle::default() };
+    for request in [
+        Request { style: log, ..Request::default() },
+        Request { center: Some(Center::Median), ..Request::default() },
+        Request::default(),
+    ] {
+        let request = Request { y: vec!["loss_mean".into()], ..request };
+        let figure = figure(directory.path(), Kind::Sweep, &request);
+        let [(_, zeros)] = &lines(&figure, "all zeros")[..] else { panic!("one line") };
+        assert_eq!(lines(&figure, "mean")[0].1, *zeros);
+        // The only line has a key, because its control has one.
+        assert_eq!(figure.svg.matches(">mean<").count(), 1, "{}", figure.svg);
+    }
+}
+
+/// Words have no scale, so a control is a level at each of them.
+#[test]
+fn words_have_levels() {
+    let directory = sweep("loss_mean,loss_zero_mean", |hue, x| format!("{},{}", 1 + hue + x, 2 + hue));
+    let request = Request { x: Some("model".into()), hue: Some("rate".into()), ..request("loss_mean") };
+    let figure = figure(directory.path(), Kind::Sweep, &request);
+    let [(_, points)] = &lines(&figure, "all zeros")[..] else { panic!("one line") };
+    let levels: Vec<_> = points.chunks(2).map(|ends| (ends[1].0 - ends[0].0, ends[0].1, ends[1].1)).collect();
+    assert_eq!(levels.len(), 2);
+    for ((width, left, right), expected) in levels.into_iter().zip([2.0, 3.0]) {
+        assert!((width - 0.7).abs() < 1e-9, "{width}");
+        assert_eq!((left, right), (expected, expected));
+    }
+}
+
+/// Panels that are not drawn have no say, and a control of several figures in one says whose it is.
+#[test]
+fn panels() {
+    let rows = |zeros: usize| {
+        let places =
+            (0..14).flat_map(|panel| (0..2).flat_map(move |hue| (0..2).map(move |x| (panel, hue, x))));
+        let row = |(panel, hue, x): (usize, usize, usize)| {
+            let zero = if panel < 12 { 2 } else { zeros };
+            format!("r{panel}x{hue}{x},{panel},{hue},{x},ok,{},{zero}\n", 1 + hue + x)
+        };
+        format!(
+            "run,size,depth,rate,status,loss_mean,loss_zero_mean\n{}",
+            places.map(row).collect::<String>()
+        )
+    };
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let request = Request {
+        x: Some("rate".into()),
+        hue: Some("depth".into()),
+        y: vec!["loss_mean".into()],
+        ..Request::default()
+    };
+    std::fs::write(directory.path().join("results.csv"), rows(1000)).expect("a writable directory");
+    let of_panels = figure(directory.path(), Kind::Sweep, &request);
+    let points = lines(&of_panels, "all zeros").into_iter().flat_map(|(_, points)| points);
+    assert_eq!(points.map(|(_, y)| y).collect::<Vec<_>>(), [2.0; 24]);
+
+    let far =
+        sweep("loss_mean,loss_before_mean,loss_zero_mean", |hue, x| format!("{},{},90", 1 + hue + x, 1 + x));
+    let y = vec!["loss_mean".to_owned(), "loss_before_mean".to_owned()];
+    let joined = figure(far.path(), Kind::Sweep, &Request { panels: true, y, ..self::request("") });
+    for name in ["loss mean", "loss before mean"] {
+        assert!(joined.svg.contains(&format!("{name}: an answer of zeros: 90")), "{}", joined.svg);
+    }
 }

@@ -232,22 +232,20 @@ impl Passes {
                     let input = node.inputs[0];
                     visit(i, values.of(input, rows), cotangent);
                     if let Some((to, keep)) = wanted(input).then(|| cotangents.reach(input)).flatten() {
-                        match weights {
-                            Weights::Plain(weights) => {
-                                let transposed = self.map(weights, i).reversed_axes();
-                                multiply_add(to, keep, T::one(), cotangent, transposed);
-                            }
+                        let transposed = match weights {
+                            Weights::Plain(weights) => self.map(weights, i).reversed_axes(),
                             Weights::Transposed([_, transposed]) => {
                                 let (place, (rows, columns)) = self.place(i);
-                                let transposed = ArrayView2::from_shape((columns, rows), &transposed[place]);
-                                let transposed = transposed.expect("in × out elements");
-                                multiply_add(to, keep, T::one(), cotangent, transposed);
+                                let view = ArrayView2::from_shape((columns, rows), &transposed[place]);
+                                view.expect("in × out elements")
                             }
                             Weights::Sum(sum) => {
                                 let sum = sum.map(|part| self.map(part, i));
                                 few_rows::multiply_transposed(to, keep, cotangent, sum);
+                                return;
                             }
-                        }
+                        };
+                        multiply_add(to, keep, T::one(), cotangent, transposed);
                     }
                 }
                 NodeKind::Operator(op) => {

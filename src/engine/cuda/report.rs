@@ -106,12 +106,14 @@ impl<T: Real> Step<'_, T> {
         let (h, c, chunks) = (self.memory.dimensions.heads, self.c(), self.chunks());
         let first = self.block.start() / c;
         let [mut divergence, mut bad_read]: [Option<Divergence>; 2] = [None, None];
-        let earlier = |known: &mut Option<Divergence>, chunk: usize, head, quantity, value: f64| {
-            if known.as_ref().is_none_or(|at| first + chunk < at.chunk) {
-                let value = value.to_string();
-                *known = Some(Divergence { sequence, chunk: first + chunk, head, quantity, value });
-            }
-        };
+        let earlier =
+            |known: &mut Option<Divergence>, chunk: usize, head, quantity: &'static str, value: f64| {
+                let quantity = quantity.into();
+                if known.as_ref().is_none_or(|at| first + chunk < at.chunk) {
+                    let value = value.to_string();
+                    *known = Some(Divergence { sequence, chunk: first + chunk, head, quantity, value });
+                }
+            };
         let mut of_heads = Vec::new();
         for head in 0..h {
             let place = i * h + head;

@@ -3,12 +3,22 @@
 
 use std::collections::BTreeMap;
 
-use super::results::{Baseline, Cell, Results};
-use super::{Metric, RATIO, short};
+use super::results::{Cell, Results};
+use super::{Method, Metric, RATIO, short};
 use crate::plot::chart::LineStyle;
 use crate::plot::colours::range;
 use crate::plot::theme;
 use crate::plot::timeline::ZEROS;
+
+/// The figure that a control belongs to.
+pub struct Beside<'a> {
+    pub metric: &'a str,
+    /// Parameters by whose values a line's points differ: those of panels, then of hue and x.
+    pub by: &'a [usize],
+    /// Number of parameters that have panels, and their values in each panel that is drawn.
+    pub panels: (usize, &'a [Vec<usize>]),
+    pub method: &'a Method,
+}
 
 /// Values that differ by less than this fraction are the same.
 const SAME: f64 = 1e-6;
@@ -16,12 +26,12 @@ const SAME: f64 = 1e-6;
 /// The control of a metric.
 pub struct Control {
     pub name: &'static str,
-    /// Means over runs, by panel, then by hue and x.
-    means: BTreeMap<Vec<usize>, Means>,
+    /// Centres over runs, by panel, then by hue and x.
+    centers: BTreeMap<Vec<usize>, Centers>,
 }
 
-/// Means of one panel, by hue and x: the index of a parameter's value, or the bits of a token's place.
-pub type Means = BTreeMap<(usize, u64), f64>;
+/// Centres of one panel, by hue and x: the index of a parameter's value, or the bits of a token's place.
+pub type Centers = BTreeMap<(usize, u64), f64>;
 
 /// A line of a control.
 pub struct ControlLine {
@@ -42,14 +52,9 @@ pub fn widened((low, high): (f64, f64), log: bool) -> (f64, f64) {
 }
 
 impl Control {
-    /// Finds the control of a metric in the table. Differences to a baseline have none, because it cancels out.
-    pub fn find(
-        results: &Results,
-        metric: &str,
-        by: &[usize],
-        panels: usize,
-        baseline: Option<&Baseline>,
-    ) -> Option<Self> {
+    /// Finds the control of a metric in the table.
+    pub fn find(results: &Results, beside: &Beside) -> Option<Self> {
+        let &Beside { metric, by, panels: (panels, drawn), method } = beside;
         let (column, name) = match metric {
             "loss_mean" | "loss_before_mean" | "loss_after_mean" => ("loss_zero_mean", ZEROS),
             RATIO | "loss_ratio" => ("loss_zero_mean/loss_mean", ZEROS),
@@ -58,29 +63,31 @@ impl Control {
             "recall_accuracy" => ("recall_chance", "chance"),
             _ => return None,
         };
-        let control = results.metric(column).filter(|_| baseline.is_none())?;
+        let control = results.metric(column)?;
         // A retention.csv has other ratios.
         results.metric(metric).filter(|of| metric != "loss_ratio" || matches!(of, Metric::Quotient(..)))?;
-        let mut means = BTreeMap::<_, Means>::new();
+        let mut centers = BTreeMap::<_, Centers>::new();
         for (key, Cell { finite, .. }) in results.cells(control, by, None) {
             let (panel, of_cell) = key.split_at(panels);
+            if !drawn.iter().any(|key| key == panel) {
+                continue;
+            }
             let (hue, x) = if of_cell.len() > 1 { (of_cell[0], of_cell[1]) } else { (0, of_cell[0]) };
-            if !finite.is_empty() {
-                let mean = finite.iter().sum::<f64>() / finite.len() as f64;
-                means.entry(panel.to_vec()).or_default().insert((hue, x as u64), mean);
+            if let Some(estimate) = method.of_values(&finite) {
+                centers.entry(panel.to_vec()).or_default().insert((hue, x as u64), estimate.center);
             }
         }
-        (!means.is_empty()).then_some(Self { name, means })
+        (!centers.is_empty()).then_some(Self { name, centers })
     }
 
     /// Creates the control of a single panel of losses.
-    pub fn of_zeros(means: Means) -> Self {
-        Self { name: ZEROS, means: [(Vec::new(), means)].into() }
+    pub fn of_zeros(centers: Centers) -> Self {
+        Self { name: ZEROS, centers: [(Vec::new(), centers)].into() }
     }
 
     /// Returns all values.
     pub fn values(&self) -> impl Iterator<Item = f64> {
-        self.means.values().flat_map(|of_panel| of_panel.values().copied())
+        self.centers.values().flat_map(|of_panel| of_panel.values().copied())
     }
 
     /// Returns whether an axis around centres of this range can show it: see [`widened`].
@@ -91,10 +98,10 @@ impl Control {
 
     /// Returns the lines of a panel, beside the hues' lines of these names and styles: one, if all hues have the same values.
     pub fn lines(&self, panel: &[usize], hues: &[(String, LineStyle)]) -> Vec<ControlLine> {
-        let Some(means) = self.means.get(panel) else { return Vec::new() };
+        let Some(centers) = self.centers.get(panel) else { return Vec::new() };
         let mut by_x = BTreeMap::<u64, Vec<f64>>::new();
-        for (&(_, x), &mean) in means {
-            by_x.entry(x).or_default().push(mean);
+        for (&(_, x), &center) in centers {
+            by_x.entry(x).or_default().push(center);
         }
         let same = |values: &Vec<f64>| {
             range(values).is_none_or(|(low, high)| high - low <= SAME * low.abs().max(high.abs()))
@@ -104,8 +111,8 @@ impl Control {
             return vec![ControlLine { name: self.name.to_owned(), style: Self::style(hues.len()), points }];
         }
         let mut lines = BTreeMap::<usize, Vec<(u64, f64)>>::new();
-        for (&(hue, x), &mean) in means {
-            lines.entry(hue).or_default().push((x, mean));
+        for (&(hue, x), &center) in centers {
+            lines.entry(hue).or_default().push((x, center));
         }
         let line = |(hue, points): (usize, _)| {
             let (name, style) = &hues[hue];

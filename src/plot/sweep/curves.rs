@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::control::{Control, Means};
+use super::control::{Centers, Control};
 use super::results::{Parameter, Results};
 use super::{Method, RATIO, lowest, setting_text};
 use crate::error::{Error, Result};
@@ -13,6 +13,7 @@ use crate::plot::chart::{Chart, Key, Line, LineStyle, Panel};
 use crate::plot::colours::range;
 use crate::plot::series::{Metrics, Quantity, Series};
 use crate::plot::source::CsvSource;
+use crate::plot::timeline::ZEROS;
 use crate::plot::{Request, theme, timeline};
 use crate::statistics::{Center, Estimate};
 use crate::storage;
@@ -68,7 +69,8 @@ pub fn chart(
         let text = |(&i, &value): (&usize, &usize)| {
             setting_text(&parameters[i].name, &parameters[i].values[value].text)
         };
-        curves.names.push(by.iter().zip(key).map(text).collect::<Vec<_>>().join(", "));
+        let name = by.iter().zip(key).map(text).collect::<Vec<_>>().join(", ");
+        curves.names.push(if name.is_empty() { "mean".to_owned() } else { name });
         curves.values.push(vec![Values::new(); curves.shown.len()]);
         curves.zeros.push(Values::new());
         for &(source, run) in runs {
@@ -161,16 +163,12 @@ impl<'a> Curves<'a> {
         let (mut counts, mut methods) = (Vec::new(), Vec::new());
         let (mut controls, mut values) = (Vec::new(), None);
         for i in 0..self.shown.len() {
-            let control = self.control(self.shown[i]);
-            let (panel, method, has_control) = self.panel(i, control.as_ref(), &mut counts);
+            let (panel, method, note) = self.panel(i, &mut counts);
+            let has_control = panel.lines.len() > self.names.len();
             chart.panels.push(panel);
             methods.push(method);
-            match control {
-                Some(control) if has_control => {
-                    controls.push(Key::line(control.name, Control::style(self.names.len())));
-                }
-                control => values = values.or(control.as_ref().map(Control::note)),
-            }
+            controls.extend(has_control.then(|| Key::line(ZEROS, Control::style(self.names.len()))));
+            values = values.or(note);
         }
         if self.names.len() > 1 || !controls.is_empty() {
             let lines = self.names.iter().zip(&self.styles);
@@ -198,20 +196,20 @@ impl<'a> Curves<'a> {
     }
 
     /// Returns the control of a quantity: an all-zero answer beside the loss ratio.
-    fn control(&self, quantity: Quantity) -> Option<Control> {
-        let means: Means = (self.zeros.iter().enumerate())
+    fn control(&self, quantity: Quantity, method: &Method) -> Option<Control> {
+        let centers: Centers = (self.zeros.iter().enumerate())
             .flat_map(|(i, values)| values.iter().map(move |(&token, values)| ((i, token), values)))
-            .map(|(place, values)| (place, values.iter().sum::<f64>() / values.len() as f64))
+            .filter_map(|(place, values)| Some((place, method.of_values(values)?.center)))
             .collect();
-        (quantity == Quantity::LossRatio && !means.is_empty()).then(|| Control::of_zeros(means))
+        (quantity == Quantity::LossRatio && !centers.is_empty()).then(|| Control::of_zeros(centers))
     }
 
     fn bands(&self) -> bool {
         self.names.len() <= BANDS
     }
 
-    /// Returns the panel of a quantity, its statistics, and whether the control is drawn.
-    fn panel(&self, i: usize, control: Option<&Control>, counts: &mut Vec<usize>) -> (Panel, Method, bool) {
+    /// Returns the panel of a quantity, its statistics, and a note on its control if that is not drawn.
+    fn panel(&self, i: usize, counts: &mut Vec<usize>) -> (Panel, Method, Option<String>) {
         let (style, quantity) = (&self.request.style, self.shown[i]);
         let all: Vec<_> =
             self.values.iter().flat_map(|setting| setting[i].values().flatten().copied()).collect();
@@ -231,8 +229,11 @@ impl<'a> Curves<'a> {
             let (low, high) = of.interval.filter(|_| self.bands()).unwrap_or((of.center, of.center));
             ends.extend([low, high]);
         }
-        let control = control.filter(|control| range(&ends).is_some_and(|ends| control.fits(ends, log)));
-        ends.extend(control.into_iter().flat_map(Control::values));
+        let control = self.control(quantity, &method);
+        let fits = |control: &Control| range(&ends).is_some_and(|ends| control.fits(ends, log));
+        let note = control.as_ref().filter(|control| !fits(control)).map(Control::note);
+        let control = control.filter(fits);
+        ends.extend(control.iter().flat_map(Control::values));
         let y = style.y_axis(range(&ends).unwrap_or((0.0, 1.0)), log);
         let x = style.x_within(Axis::tokens(&(0..self.tokens)));
         let mut panel = Panel::new((x, "tokens"), (y, timeline::title(quantity)));
@@ -251,6 +252,6 @@ impl<'a> Curves<'a> {
             let points = line.points.iter().map(|&(token, y)| (f64::from_bits(token), y)).collect();
             panel.lines.push(Line::new(&line.name, line.style, vec![points]));
         }
-        (panel, method, control.is_some())
+        (panel, method, note)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::control::{Control, widened};
+use super::control::{Beside, Control, widened};
 use super::results::{Cell, Metric, Parameter, Results};
 use super::{
     CENSORED, LINES, Layout, Method, PANELS, RATIO, Scale, baseline, better, labels, lowest, metric_title,
@@ -130,7 +130,11 @@ impl<'a> Grid<'a> {
         let log = range(&centres).is_some_and(|range| request.style.is_log(range, ratio))
             && (positive || request.style.log.is_some());
         let method = method(log);
-        let control = Control::find(results, name, &by, layout.panels.len(), base.as_ref());
+        let drawn: Vec<_> = panels.iter().map(|panel| panel.key.clone()).collect();
+        let panels_of = (layout.panels.len(), &drawn[..]);
+        let beside = Beside { metric: name, by: &by, panels: panels_of, method: &method };
+        // In a difference to a baseline the control cancels out.
+        let control = if base.is_none() { Control::find(results, &beside) } else { None };
         Ok(Self {
             request,
             results,
@@ -277,7 +281,7 @@ impl<'a> Grid<'a> {
             |i: usize| LineStyle { joined, ..LineStyle::marked(colours[i], i, style.theme.dash(i)) };
         let names = names_of(hue);
         let hues: Vec<_> = names.iter().enumerate().map(|(i, name)| (name.clone(), line_style(i))).collect();
-        // A single line needs a key beside that of its control alone.
+        // A single line has a key only if its control has one.
         if hue.is_some() || self.drawn_control().is_some() {
             chart.keys = hues.iter().map(|(name, style)| Key::line(name, *style)).collect();
         }
@@ -330,9 +334,15 @@ impl<'a> Grid<'a> {
         if let Some(control) = self.drawn_control() {
             chart.keys.push(Key::line(control.name, Control::style(n)));
         } else {
-            chart.notes.extend(self.control.as_ref().map(Control::note));
+            chart.notes.extend(self.note_on_control());
         }
         if bands { "bands" } else { "bars" }
+    }
+
+    /// Describes the control where it is not drawn, with the metric's name if figures are joined.
+    fn note_on_control(&self) -> Option<String> {
+        let note = self.control.as_ref().map(Control::note)?;
+        Some(if self.request.panels { format!("{}: {note}", words(self.name)) } else { note })
     }
 
     /// Returns how many runs reached the event, and where only some of a point's runs did. Maps say so in their cells.
@@ -427,7 +437,7 @@ impl<'a> Grid<'a> {
         }
         chart.notes.extend(Self::note_on_ends(&colours, &centers));
         chart.notes.extend(self.note_on_best(hue));
-        chart.notes.extend(self.control.as_ref().map(Control::note));
+        chart.notes.extend(self.note_on_control());
         ""
     }
 
