@@ -26,6 +26,7 @@ use crate::engine::panel::Step;
 use crate::error::Result;
 use crate::memory::program::{Program, Reads};
 use crate::real::Real;
+use crate::simd::vectorised;
 
 /// Fewest chunks of a segment. The states of eight chunks are small beside their rows.
 const MIN_SEGMENT: usize = 8;
@@ -35,8 +36,9 @@ const MIN_SEGMENT: usize = 8;
 const SEGMENT_ROWS: usize = 256;
 /// Elements of all states U of such a segment.
 const SEGMENT_ELEMENTS: usize = 1 << 18;
-/// Most rows, and elements of all states U, of a call that is a single segment, so that nothing is computed twice. With 1,024
-/// tokens, chunks of 16 and a head of 64 it took a sixth less time than four segments, and with twice the elements longer.
+/// Most rows, and elements of all states U of all heads, of a call that is a single segment, so that nothing is computed twice.
+/// With 1,024 tokens, chunks of 16 and a head of 64 it took a sixth less time than four segments, and with twice the elements
+/// longer.
 const MAX_WHOLE: (usize, usize) = (1024, 1 << 20);
 /// Rows whose gradients are taken in one task, where there are as many: enough for products at full speed.
 pub const TASK_ROWS: usize = 64;
@@ -46,9 +48,9 @@ const MAX_TASKS: usize = 8;
 const MIN_TASK_WORK: usize = 1 << 18;
 
 /// Returns the number of chunks of a segment: √N of N, or more if they take little memory.
-pub fn segment_length(chunks: usize, chunk: usize, elements: usize) -> usize {
+pub fn segment_length(chunks: usize, chunk: usize, (heads, elements): (usize, usize)) -> usize {
     let (rows, numbers) = MAX_WHOLE;
-    if chunks * chunk <= rows && chunks.saturating_mul(elements) <= numbers {
+    if chunks * chunk <= rows && chunks.saturating_mul(heads * elements) <= numbers {
         return chunks.max(MIN_SEGMENT);
     }
     let small = (SEGMENT_ROWS / chunk).min(SEGMENT_ELEMENTS / elements);
@@ -84,8 +86,8 @@ pub struct HeadSequence<'a, T> {
     pub transition: Option<T>,
     /// Chunks after whose multiples gradients are cut off.
     pub truncate: Option<usize>,
-    /// Chunks of a segment, if they are chosen.
-    pub segment: Option<usize>,
+    /// Chunks of a segment.
+    pub segment: usize,
     /// Called before each segment, and before each group of rows that are read after them.
     pub check: Check<'a>,
 }
@@ -163,6 +165,31 @@ fn add<T: Real>(to: &mut [T], numbers: &[T]) {
     to.iter_mut().zip(numbers).for_each(|(to, &x)| *to += x);
 }
 
+/// Adds numbers to two slices.
+fn add_to_both<T: Real>([a, b]: [&mut [T]; 2], numbers: &[T]) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for ((a, b), &x) in a.iter_mut().zip(&mut *b).zip(numbers) {
+                *a += x;
+                *b += x;
+            }
+        },
+    );
+}
+
+/// Joins ascending ranges that lie side by side.
+fn joined(ranges: impl Iterator<Item = Range<usize>>) -> Vec<Range<usize>> {
+    let mut joined = Vec::<Range<usize>>::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => joined.push(range),
+        }
+    }
+    joined
+}
+
 /// Cotangents that pass from a chunk to the one before.
 struct Carried<T> {
     update: Vec<T>,
@@ -186,8 +213,7 @@ impl<T: Real> HeadSequence<'_, T> {
     }
 
     fn segments(&self) -> impl DoubleEndedIterator<Item = Range<usize>> + ExactSizeIterator + use<T> {
-        let chunks = self.chunks();
-        let length = self.segment.unwrap_or(segment_length(chunks, self.chunk(), self.elements()));
+        let (chunks, length) = (self.chunks(), self.segment);
         (0..chunks).step_by(length).map(move |start| start..chunks.min(start + length))
     }
 
@@ -237,7 +263,11 @@ impl<T: Real> HeadSequence<'_, T> {
             return Weights::Sum([self.base, update]);
         }
         space.clear();
-        space.extend(update.iter().zip(self.base).map(|(&u, &w)| w + u));
+        space.extend_from_slice(self.base);
+        vectorised(
+            #[inline(always)]
+            || space.iter_mut().zip(update).for_each(|(w, &u)| *w += u),
+        );
         Weights::Plain(space)
     }
 
@@ -666,6 +696,7 @@ impl<T: Real> HeadSequence<'_, T> {
         let of_block =
             |(block, mut momenta, [u_bar, s_bar, d_base]): (&Block, ArrayViewMut2<T>, [&mut [T]; 3])| {
                 let mut sums = vec![[0.0; 2]; steps.len()];
+                let mut d_read = Vec::new();
                 for (i, step) in steps.iter().enumerate().rev() {
                     let n = first + i;
                     let u = updates.slice(s![n, block.place.clone()]);
@@ -683,14 +714,21 @@ impl<T: Real> HeadSequence<'_, T> {
                     let cotangents = [&mut *u_bar, &mut *s_bar];
                     sums[i] = step_back(step, few.unwrap_or(FewRows::empty()), [u, s], next_s, cotangents);
                     if let Some((factors, rows)) = thin.filter(|_| few.is_none()) {
-                        block.product(u_bar, true, factors, rows);
+                        if whole {
+                            block.product(u_bar, true, factors, rows);
+                        } else {
+                            d_read.resize(block.place.len(), T::zero());
+                            block.product(&mut d_read, false, factors, rows);
+                            add_to_both([&mut *u_bar, &mut *d_base], &d_read);
+                        }
                     }
                     if let ReadGradients::Full(gradients) = d_reads {
                         let d_read = gradients.slice(s![n, block.place.clone()]);
                         let d_read = d_read.to_slice().expect("contiguous rows");
-                        add(u_bar, d_read);
-                        if !whole {
-                            add(d_base, d_read);
+                        if whole {
+                            add(u_bar, d_read);
+                        } else {
+                            add_to_both([&mut *u_bar, &mut *d_base], d_read);
                         }
                     }
                     if cut && i == 0 {
@@ -701,15 +739,11 @@ impl<T: Real> HeadSequence<'_, T> {
                 if let ReadGradients::Factors { factors, rows } = d_reads
                     && !whole
                 {
-                    let mut read = rows[first..first + steps.len()].iter().filter(|rows| !rows.is_empty());
-                    if let Some(start) = read.next() {
-                        let rows = start.start..read.next_back().unwrap_or(start).end;
-                        block.product(
-                            d_base,
-                            true,
-                            factors[block.map].each_ref().map(|factor| factor.view()),
-                            rows,
-                        );
+                    // One product of all rows takes less time than many of few.
+                    let few = rows[first..first + steps.len()].iter().filter(|rows| are_few(rows.len()));
+                    for rows in joined(few.cloned()) {
+                        let factors = factors[block.map].each_ref().map(|factor| factor.view());
+                        block.product(d_base, true, factors, rows);
                     }
                 }
                 sums

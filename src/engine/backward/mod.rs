@@ -190,7 +190,7 @@ impl<'a, T: Real> Backward<'a, T> {
     }
 
     /// Keeps the states at the start of every `chunks`-th chunk, and computes those between them again, instead of choosing a
-    /// number. The gradients stay the same up to rounding; [`bytes`](Self::bytes) does not know of it.
+    /// number. The gradients stay the same up to rounding.
     ///
     /// # Panics
     /// If `chunks` is 0.
@@ -199,6 +199,11 @@ impl<'a, T: Real> Backward<'a, T> {
         assert!(chunks > 0, "a segment has chunks");
         self.segment = Some(chunks);
         self
+    }
+
+    fn segment_length(&self, chunks: usize) -> usize {
+        let size = (self.parameters.dimensions.heads, self.passes.graph.elements());
+        self.segment.unwrap_or_else(|| head::segment_length(chunks, self.passes.chunk, size))
     }
 
     /// Calls `check` between stretches of work: segments of √N chunks of N or some more, and groups of rows that are read after them.
@@ -234,7 +239,7 @@ impl<'a, T: Real> Backward<'a, T> {
         // Rows of a segment: values, cotangents and tangents of each node.
         let of_nodes: usize = self.passes.graph.nodes.iter().map(|node| 8 * node.width).sum();
         let chunks = stored / self.passes.chunk;
-        let length = head::segment_length(chunks, self.passes.chunk, self.passes.graph.elements());
+        let length = self.segment_length(chunks);
         let segment = (length + 1).min(chunks + 1);
         let starts = chunks.div_ceil(length);
         // Reading tasks and one of the second pass, beside the groups of a segment, of which the last may be short.
@@ -552,7 +557,7 @@ impl<'a, T: Real> Backward<'a, T> {
             rates: token_rates.map(|rates| rates.column(j).iter().map(rate).collect()),
             transition: parameters.transition.map(|logit| T::from_f64(1.0 / (1.0 + (-logit.to_f64()).exp()))),
             truncate: self.truncate,
-            segment: self.segment,
+            segment: self.segment_length(stored.nrows() / self.passes.chunk),
             check: self.check,
         }
     }
