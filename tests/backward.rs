@@ -454,23 +454,71 @@ fn a_check_ends_the_work() {
     assert_eq!(ended(calls - 1).1, 1);
 }
 
-/// Segments of any length give the same gradients up to rounding: states are computed again, not others.
+/// Segments of any length give the same gradients up to rounding, with and without a cut within one or at its end.
 #[test]
 fn segments_do_not_matter() {
     let differs = |(a, b): (&f64, &f64)| (a - b).abs() / (1.0 + a.abs());
     for trial in Trial::all() {
-        let with = |chunks: usize| {
-            let backward = Backward::new(&trial.parameters, trial.program, trial.gates, None, None).unwrap();
-            let backward = backward.in_segments(chunks);
-            let cotangent = || ((), trial.cotangent.index_axis(Axis(0), 0).to_owned());
-            let state = trial.state.as_ref();
-            let (_, sum) = backward.sequences(state, &[trial.tokens()], |_, _| cotangent()).unwrap();
-            sum.each().into_iter().flat_map(|(_, values)| values.to_vec()).collect::<Vec<_>>()
+        for truncate in [None, Some(2), Some(3)] {
+            let with = |chunks: usize| {
+                let truncate = truncate.map(|every| every * trial.program.chunk_size());
+                let backward = Backward::new(&trial.parameters, trial.program, trial.gates, None, truncate);
+                let backward = backward.unwrap().in_segments(chunks);
+                let objective =
+                    |_: usize, _: ArrayView2<f64>| ((), trial.cotangent.index_axis(Axis(0), 0).to_owned());
+                let state = trial.state.as_ref();
+                let (of_tokens, sum) = backward.sequences(state, &[trial.tokens()], objective).unwrap();
+                let of_parameters = sum.each().into_iter().flat_map(|(_, values)| values.to_vec());
+                let of_tokens = of_tokens.iter().flat_map(|((), of)| of.read.iter().chain(&of.store));
+                of_parameters.chain(of_tokens.copied()).collect::<Vec<_>>()
+            };
+            let whole = with(1000);
+            for chunks in [1, 2, 3] {
+                let worst = whole.iter().zip(&with(chunks)).map(differs).fold(0.0, f64::max);
+                assert!(worst < 1e-10, "{}, segments of {chunks}, cut {truncate:?}: {worst}", trial.name);
+            }
+        }
+    }
+}
+
+/// Some chunks are read by few rows, whose products with the initial weights are taken together, and others by many.
+#[test]
+fn reads_of_few_rows_and_of_many() {
+    let dimensions = Dimensions { dim: 40, heads: 1, dim_head: 40, pre_norm: true, post_norm: true };
+    let gates = Gates { learning_rate: Gate::Fixed(1e-3), ..Gates::default() };
+    let random = |rows: usize, seed| uniform((1, rows, 40), 1.0, seed).index_axis_move(Axis(0), 0);
+    for (chunk, queries, decay_of) in [(8, 12), (8, 18), (4, 11), (4, 12), (2, 9), (5, 9)]
+        .into_iter()
+        .flat_map(|(chunk, queries)| [DecayOf::Update, DecayOf::Weights].map(|of| (chunk, queries, of)))
+    {
+        let mut program = Program::titans_0_0_17_mlp(chunk, 2);
+        program.rule.decay_of = decay_of;
+        let tensors: BTreeMap<_, _> =
+            random_tensors(&dimensions, &program, Init::Xavier, 3).into_iter().collect();
+        let parameters: Parameters<f64> =
+            Parameters::collect(dimensions, &program, |name| tensors[name].mapv(f64::from));
+        let (read, stored, cotangent) = (random(queries, 1), random(5 * chunk, 2), random(queries, 3));
+        let gradient = |parameters: &Parameters<f64>| {
+            let backward = Backward::new(parameters, program, gates, None, None).unwrap();
+            let of = Tokens { read: read.view(), store: stored.view(), order: Order::Online };
+            let objective = |read: ArrayView2<f64>| ((&read * &cotangent).sum(), cotangent.clone());
+            backward.sequence(None, of, objective).unwrap()
         };
-        let whole = with(1000);
-        for chunks in [1, 2, 3] {
-            let worst = whole.iter().zip(&with(chunks)).map(differs).fold(0.0, f64::max);
-            assert!(worst < 1e-10, "{}, segments of {chunks}: {worst}", trial.name);
+        let (_, gradients) = gradient(&parameters);
+        let step = 1e-5;
+        for (field, (name, of_field)) in gradients.parameters.each().into_iter().enumerate() {
+            let direction = uniform((1, 1, of_field.len()), 1.0, 10 + field as u64);
+            let moved = |by: f64| {
+                let mut parameters = parameters.clone();
+                let (_, values) = parameters.each_mut().into_iter().nth(field).unwrap();
+                values.iter_mut().zip(&direction).for_each(|(x, d)| *x += by * d);
+                gradient(&parameters).0
+            };
+            let slope = (moved(step) - moved(-step)) / (2.0 * step);
+            let got: f64 = of_field.iter().zip(&direction).map(|(g, d)| g * d).sum();
+            let size = of_field.iter().zip(&direction).map(|(g, d)| (g * d).abs()).sum::<f64>();
+            let what = format!("chunks of {chunk}, {queries} queries, {decay_of:?}, {name:?}");
+            assert!((got - slope).abs() <= 1e-6 * size + 1e-7, "{what}: {got}, slope {slope}");
         }
     }
 }
@@ -649,10 +697,11 @@ fn remainders_of_all_sizes() {
     });
 }
 
-/// Segments and tasks that are longer than the first ones, at widths for which segments are of √N chunks.
+/// Segments and tasks that are longer than the first ones, at widths for which segments are of √N chunks, against segments of
+/// another length.
 #[test]
 fn remainders_of_wide_memories() {
-    for (dim, chunk, tokens) in [(128, 16, 1360), (64, 8, 296 * 8), (64, 16, 1024)] {
+    for (dim, chunk, tokens) in [(128, 16, 1360), (64, 8, 296 * 8)] {
         let dimensions = Dimensions { dim, heads: 1, dim_head: dim, pre_norm: true, post_norm: true };
         let program = Program::titans_0_0_17(chunk);
         let tensors: BTreeMap<_, _> =
@@ -661,10 +710,17 @@ fn remainders_of_wide_memories() {
             Parameters::collect(dimensions, &program, |name| tensors[name].clone());
         let gates = Gates { learning_rate: Gate::Fixed(1e-4), ..Gates::default() };
         let seq = uniform((1, tokens, dim), 1.0, 5).mapv(|x| x as f32).index_axis_move(Axis(0), 0);
-        let backward = Backward::new(&parameters, program, gates, None, None).unwrap();
-        let of = Tokens { read: seq.view(), store: seq.view(), order: Order::Online };
-        let ((), gradients) = backward.sequence(None, of, |read| ((), read.to_owned())).unwrap();
-        assert!(gradients.tokens.store.iter().all(|x| x.is_finite()), "{dim}, {chunk}, {tokens}");
+        let gradients = |segment: Option<usize>| {
+            let backward = Backward::new(&parameters, program, gates, None, None).unwrap();
+            let backward = segment.into_iter().fold(backward, Backward::in_segments);
+            let of = Tokens { read: seq.view(), store: seq.view(), order: Order::Online };
+            let ((), gradients) = backward.sequence(None, of, |read| ((), read.to_owned())).unwrap();
+            gradients.tokens.store
+        };
+        let (chosen, other) = (gradients(None), gradients(Some(7)));
+        let largest = chosen.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+        let worst = (&chosen - &other).iter().fold(0.0_f32, |worst, x| worst.max(x.abs()));
+        assert!(largest > 0.0 && worst <= 1e-4 * largest, "{dim}, {chunk}, {tokens}: {worst} of {largest}");
     }
 }
 

@@ -57,25 +57,31 @@ fn gradients_take_at_most_what_is_announced() {
             let seq: Array3<f32> = uniform((sequences, tokens, heads * dim_head), 1.0, 2).mapv(|x| x as f32);
             let cases = [Order::Online, Order::After]
                 .into_iter()
-                .flat_map(|order| [None, Some(chunk)].map(|refresh| (order, refresh)));
-            for (order, refresh) in cases {
+                .flat_map(|order| [None, Some(chunk)].map(|refresh| (order, refresh)))
+                .flat_map(|(order, refresh)| {
+                    [None, Some(1), Some(8)].map(|segment| (order, refresh, segment))
+                });
+            for (order, refresh, segment) in cases {
                 program.schedule.refresh = refresh;
                 let rows: Vec<_> =
                     seq.axis_iter(Axis(0)).map(|rows| Tokens { read: rows, store: rows, order }).collect();
-                let backward = Backward::new(&parameters, program, Gates::default(), None, None).unwrap();
+                let new = || {
+                    let backward = Backward::new(&parameters, program, Gates::default(), None, None).unwrap();
+                    segment.into_iter().fold(backward, Backward::in_segments)
+                };
+                let backward = new();
                 let before = IN_USE.load(Ordering::Relaxed);
                 PEAK.store(before, Ordering::Relaxed);
                 let objective = |_: usize, read: ArrayView2<f32>| ((), read.to_owned());
                 // The second gradient is taken in the buffers of the first.
                 for _ in 0..2 {
-                    let again = Backward::new(&parameters, program, Gates::default(), None, None).unwrap();
-                    let again = again.reusing(&backward.buffers());
+                    let again = new().reusing(&backward.buffers());
                     pool.install(|| again.sequences(None, &rows, objective)).unwrap();
                 }
                 let taken = (PEAK.load(Ordering::Relaxed) - before) as f64;
                 let announced = pool.install(|| backward.bytes(tokens, tokens, sequences)) as f64;
                 let what = format!(
-                    "{kind:?}, {tokens} tokens, chunks of {chunk}, {sequences} sequences, {order:?}, refresh {refresh:?}"
+                    "{kind:?}, {tokens} tokens, chunks of {chunk}, {sequences} sequences, {order:?}, refresh {refresh:?}, segments {segment:?}"
                 );
                 assert!(taken <= announced, "{what}: {taken} bytes, announced {announced}");
                 closest = closest.max(taken / announced);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use ndarray::{Array2, Array3};
 use nmem::Error;
@@ -28,9 +28,16 @@ fn settings(directory: &Path, out: &str, more: impl Fn(&mut Settings)) -> Settin
 }
 
 fn store(settings: &Settings, force: bool, preempted: bool) -> Result<RunOutput, Error> {
+    store_until(settings, force, if preempted { 1 } else { usize::MAX })
+}
+
+/// Stores until the run has asked `calls` times whether it is preempted, which it does after every segment.
+fn store_until(settings: &Settings, force: bool, calls: usize) -> Result<RunOutput, Error> {
     let config = settings.clone().validate(Command::Store)?;
     let device = config.device.open()?;
-    execute(Command::Store, &config, &device, Vec::new(), force, &mut |_| Ok(()), &|| preempted)
+    let asked = AtomicUsize::new(0);
+    let preempted = || asked.fetch_add(1, Ordering::Relaxed) + 1 >= calls;
+    execute(Command::Store, &config, &device, Vec::new(), force, &mut |_| Ok(()), &preempted)
 }
 
 fn sandbox() -> (TempDir, PathBuf) {
@@ -45,11 +52,11 @@ fn sandbox() -> (TempDir, PathBuf) {
     (directory, path)
 }
 
-/// Stores that end after every segment, until one comes to its end. Returns its output and the tokens after each start.
-fn start_until_done(settings: &Settings) -> (RunOutput, Vec<usize>) {
+/// Stores that end after a number of segments, until one comes to its end. Returns its output and the tokens after each start.
+fn start_until_done(settings: &Settings, segments: usize) -> (RunOutput, Vec<usize>) {
     let mut done = Vec::new();
     loop {
-        match store(settings, false, true) {
+        match store_until(settings, false, segments) {
             Ok(output) => return (output, done),
             Err(Error::Preempted { done: at, .. }) => done.push(at),
             Err(error) => panic!("{error}"),
@@ -90,6 +97,14 @@ fn several(path: &Path, nan: &[(usize, usize)]) {
         tokens[[sequence, token, 1]] = f32::NAN;
     }
     ndarray_npy::write_npy(path.join("seq.npy"), &tokens).unwrap();
+}
+
+fn files_of(directory: &Path) -> Vec<String> {
+    let names =
+        fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<_> = names.collect();
+    names.sort();
+    names
 }
 
 fn files(directory: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -167,13 +182,24 @@ fn same_bits_of_several(more: impl Fn(&mut Settings)) -> BTreeMap<String, Vec<u8
     several(&path, &[]);
     let whole = store(&undivided(&path, &more), false, false).unwrap();
     let settings = settings(&path, "out", more);
-    let (resumed, done) = start_until_done(&settings);
-    // The first segment has 4,096 tokens of each sequence. How many the later ones have depends on the time that they take.
-    assert_eq!(done[0], 4 * 4096);
-    assert!(done.is_sorted() && done.len() > 1, "{done:?}");
+    let (resumed, done) = start_until_done(&settings, 1);
+    // The first segment has 4,096 tokens of each sequence, and the next one the rest. The last group has three sequences, for
+    // which one is enough.
+    let of_group = |group: usize| [4096, 5003].map(|tokens| (group * 5003 + tokens) * 4);
+    assert_eq!(done, (0..4).flat_map(of_group).collect::<Vec<_>>());
     assert_same(&path, whole, resumed);
     assert!(!path.join("out.checkpoint").exists());
-    files(&path.join("out"))
+    let kept = files(&path.join("out"));
+    // How many tokens a later segment of a start has depends on the time, and affects nothing.
+    for segments in [2, 3, 5, usize::MAX] {
+        fs::remove_dir_all(path.join("out")).unwrap();
+        start_until_done(&settings, segments);
+        let again = files(&path.join("out"));
+        for name in kept.keys().filter(|name| *name != "run.json") {
+            assert!(again[name] == kept[name], "{name}: other bits after {segments} segments");
+        }
+    }
+    kept
 }
 
 /// Singular values are taken where they are due, and at the end, but not where a segment ends.
@@ -211,7 +237,8 @@ fn several_sequences_into_a_saved_memory() {
 #[test]
 fn a_signal_after_the_last_token() {
     let (_directory, path) = sandbox();
-    let config = settings(&path, "out", |_| {}).validate(Command::Store).unwrap();
+    let drawn = |settings: &mut Settings| settings.no_plots = None;
+    let config = settings(&path, "out", drawn).validate(Command::Store).unwrap();
     let device = config.device.open().unwrap();
     let signal = AtomicBool::new(false);
     let mut observe = |event| match event {
@@ -222,8 +249,15 @@ fn a_signal_after_the_last_token() {
         _ => Ok(()),
     };
     let preempted = || signal.load(Ordering::Relaxed);
-    execute(Command::Store, &config, &device, Vec::new(), false, &mut observe, &preempted).unwrap();
-    assert!(path.join("out/run.json").exists() && !path.join("out.checkpoint").exists());
+    let output =
+        execute(Command::Store, &config, &device, Vec::new(), false, &mut observe, &preempted).unwrap();
+    assert_eq!(
+        output.report.warnings.last().unwrap(),
+        "figures not drawn after SIGTERM; nmem plot draws them"
+    );
+    let names = files_of(&path.join("out"));
+    assert_eq!(names, ["memory.safetensors", "metrics.csv", "run.json"]);
+    assert!(!path.join("out.checkpoint").exists());
     // Ctrl-C still ends it.
     let config = settings(&path, "other", |_| {}).validate(Command::Store).unwrap();
     let ended = execute(Command::Store, &config, &device, Vec::new(), false, &mut observe, &|| false);
@@ -242,6 +276,8 @@ fn a_damaged_position() {
     for bad in [
         "{}",
         "[]",
+        r#"{"sequence": 0, "tokens": 9, "divergence": null}"#,
+        r#"{"sequence": 1, "tokens": 0, "divergence": null}"#,
         r#"{"sequence": 1, "tokens": 3, "divergence": null}"#,
         r#"{"sequence": 2, "tokens": 0, "divergence": null}"#,
         r#"{"sequence": 0, "tokens": 999999999, "divergence": null}"#,
@@ -278,7 +314,7 @@ fn a_divergence_among_several_sequences() {
         let settings = settings(&path, "out", more);
         let error = store(&settings, false, true).map(drop).unwrap_err();
         assert!(matches!(error, Error::Preempted { done, .. } if done == stored), "{error}");
-        let (resumed, _) = start_until_done(&settings);
+        let (resumed, _) = start_until_done(&settings, 2);
         assert_eq!(
             whole.report.diverged.as_ref().unwrap().sequence,
             nan.iter().map(|at| at.0).min().unwrap()

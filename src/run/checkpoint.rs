@@ -141,7 +141,7 @@ impl<'a> Checkpoint<'a> {
     pub fn resume<T: Real>(
         &self,
         state: &mut State<T>,
-        fits: impl FnOnce(&Progress) -> bool,
+        fits: impl FnOnce(&Progress, &State<T>, &State<T>) -> bool,
     ) -> Result<Progress> {
         let Some(path) = self.found() else { return Ok(Progress::default()) };
         let lost = |name: &str| {
@@ -149,10 +149,12 @@ impl<'a> Checkpoint<'a> {
             Error::rejected(path.display().to_string(), reason)
         };
         let progress = read_json(&path.join(PROGRESS))?.and_then(|json| serde_json::from_value(json).ok());
-        let progress = progress.filter(fits).ok_or_else(|| lost(PROGRESS))?;
+        let progress: Progress = progress.ok_or_else(|| lost(PROGRESS))?;
         let file = MemoryFile::open(&path.join(MEMORY), T::TYPE, true, &mut |_| Ok(()))?;
-        let saved = file.state::<T>().filter(|saved| saved.sequences() == state.sequences());
-        let saved = saved.ok_or_else(|| lost(MEMORY))?;
+        let saved = file.state::<T>().ok_or_else(|| lost(MEMORY))?;
+        if !fits(&progress, state, &saved) {
+            return Err(lost(PROGRESS));
+        }
         (state.arrays, state.gradient_point) = (saved.arrays, saved.gradient_point);
         Ok(progress)
     }
@@ -262,13 +264,16 @@ pub(super) struct Segments<'a, T> {
     sequences: &'a dyn Sequences<T>,
     /// Number of sequences that advance together.
     group: usize,
+    /// Bytes of their states.
+    group_bytes: u128,
     chunk_size: usize,
 }
 
 impl<'a, T: Real> Segments<'a, T> {
     /// Divides a store of `sequences` into a memory.
     pub fn new(sequences: &'a dyn Sequences<T>, memory: &Memory<T>) -> Self {
-        Self { sequences, group: memory.group(sequences.shape().sequences), chunk_size: memory.chunk_size() }
+        let group = memory.group(sequences.shape().sequences);
+        Self { sequences, group, group_bytes: memory.state_bytes(group), chunk_size: memory.chunk_size() }
     }
 
     /// Returns the sequences of the group in progress.
@@ -288,12 +293,17 @@ impl<'a, T: Real> Segments<'a, T> {
         self.group(progress).is_empty()
     }
 
-    /// Returns whether a position may have been saved by this store.
-    pub fn fits(&self, progress: &Progress) -> bool {
+    /// Returns whether a position, beside the states of `saved`, may have been saved by this store into `start`.
+    pub fn fits(&self, progress: &Progress, start: &State<T>, saved: &State<T>) -> bool {
         let Shape { sequences, tokens, .. } = self.sequences.shape();
         let Progress { sequence, tokens: stored, divergence } = progress;
-        let known = divergence.as_ref().is_none_or(|at| (*sequence..sequences).contains(&at.sequence));
-        known && *sequence <= sequences && *stored < tokens.max(1) && (*sequence < sequences || *stored == 0)
+        let is_known = divergence.as_ref().is_none_or(|at| (*sequence..sequences).contains(&at.sequence));
+        is_known
+            && sequence.is_multiple_of(self.group)
+            && *stored < tokens
+            && !self.is_done(progress)
+            && saved.sequences() == sequences
+            && saved.stored.tokens.checked_sub(start.stored.tokens) == Some(*stored)
     }
 
     /// Stores from `progress` on, until the run is preempted. `run` stores a segment. Afterwards the positions of `state` are
@@ -319,8 +329,10 @@ impl<'a, T: Real> Segments<'a, T> {
                 tokens: 0..progress.tokens,
                 is_end: false,
             };
+            if group.len() < all.sequences {
+                budget::check(state.bytes() as u128 + self.group_bytes)?;
+            }
             let mut running = state.take(group.clone());
-            budget::check((state.bytes() + running.bytes()) as u128)?;
             running.advance(&part, &part, c)?;
             let mut sink = OfSegment { files: &mut *files, first: group.start };
             let mut finished = false;

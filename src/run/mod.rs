@@ -119,7 +119,7 @@ pub fn execute(
         stop_when: None,
         checkpoint: checkpoint.as_ref().map(CheckpointOf),
     };
-    // Once everything is stored, the run comes to its end before a scheduler's patience does.
+    // Once everything is stored, the signal leaves time to write the results, but none to draw them.
     let mut observe = |event| match observe(event) {
         Err(Error::Interrupted)
             if matches!(event, RunEvent::Writing) && checkpoint.is_some() && preempted() =>
@@ -268,7 +268,7 @@ impl Run<'_> {
         let first_token = state.stored.tokens;
         let checkpoint = self.checkpoint.map(|CheckpointOf(checkpoint)| checkpoint);
         let segments = Segments::<T>::new(&*inputs.data, &memory);
-        let fits = |progress: &Progress| segments.fits(progress);
+        let fits = |progress: &Progress, start: &_, saved: &_| segments.fits(progress, start, saved);
         let mut progress =
             checkpoint.map_or(Ok(Progress::default()), |checkpoint| checkpoint.resume(&mut state, fits))?;
         let load = loading.elapsed();
@@ -317,7 +317,11 @@ impl Run<'_> {
         };
         warnings.extend(self.note.clone());
         // A read whose recall was lost has no figure.
-        let any = config.plots && (config.mode != Mode::Read || recall.is_some());
+        let mut any = config.plots && (config.mode != Mode::Read || recall.is_some());
+        if any && checkpoint.is_some_and(Checkpoint::is_preempted) {
+            warnings.push("figures not drawn after SIGTERM; nmem plot draws them".to_owned());
+            any = false;
+        }
         if let Some((directory, _)) = directory.filter(|_| any) {
             let labels = inputs.labels.as_ref().map(|labels| labels.shifted(first_token as u64));
             warnings.extend(draw(

@@ -166,29 +166,26 @@ fn words_have_levels() {
     let request = Request { x: Some("model".into()), hue: Some("rate".into()), ..request("loss_mean") };
     let figure = figure(directory.path(), Kind::Sweep, &request);
     let [(_, points)] = &lines(&figure, "all zeros")[..] else { panic!("one line") };
-    let levels: Vec<_> = points.chunks(2).map(|ends| (ends[1].0 - ends[0].0, ends[0].1, ends[1].1)).collect();
-    assert_eq!(levels.len(), 2);
-    for ((width, left, right), expected) in levels.into_iter().zip([2.0, 3.0]) {
-        assert!((width - 0.7).abs() < 1e-9, "{width}");
-        assert_eq!((left, right), (expected, expected));
+    assert_eq!(points.len(), 4);
+    for (i, (ends, expected)) in points.chunks(2).zip([2.0, 3.0]).enumerate() {
+        let (middle, width) = (f64::midpoint(ends[0].0, ends[1].0), ends[1].0 - ends[0].0);
+        assert!((width - 0.7).abs() < 1e-9 && (middle - 0.5 - i as f64).abs() < 1e-9, "{ends:?}");
+        assert_eq!((ends[0].1, ends[1].1), (expected, expected));
     }
 }
 
 /// Panels that are not drawn have no say, and a control of several figures in one says whose it is.
 #[test]
 fn panels() {
-    let rows = |zeros: usize| {
-        let places =
-            (0..14).flat_map(|panel| (0..2).flat_map(move |hue| (0..2).map(move |x| (panel, hue, x))));
-        let row = |(panel, hue, x): (usize, usize, usize)| {
-            let zero = if panel < 12 { 2 } else { zeros };
-            format!("r{panel}x{hue}{x},{panel},{hue},{x},ok,{},{zero}\n", 1 + hue + x)
-        };
-        format!(
-            "run,size,depth,rate,status,loss_mean,loss_zero_mean\n{}",
-            places.map(row).collect::<String>()
-        )
+    let places = (0..14).flat_map(|panel| (0..2).flat_map(move |hue| (0..2).map(move |x| (panel, hue, x))));
+    let row = |(panel, hue, x): (usize, usize, usize)| {
+        let zero = if panel < 12 { 2 } else { 1000 };
+        format!("r{panel}x{hue}{x},{panel},{hue},{x},ok,{},{zero}\n", 1 + hue + x)
     };
+    let rows = format!(
+        "run,size,depth,rate,status,loss_mean,loss_zero_mean\n{}",
+        places.map(row).collect::<String>()
+    );
     let directory = tempfile::tempdir().expect("a temporary directory");
     let request = Request {
         x: Some("rate".into()),
@@ -196,7 +193,7 @@ fn panels() {
         y: vec!["loss_mean".into()],
         ..Request::default()
     };
-    std::fs::write(directory.path().join("results.csv"), rows(1000)).expect("a writable directory");
+    std::fs::write(directory.path().join("results.csv"), rows).expect("a writable directory");
     let of_panels = figure(directory.path(), Kind::Sweep, &request);
     let points = lines(&of_panels, "all zeros").into_iter().flat_map(|(_, points)| points);
     assert_eq!(points.map(|(_, y)| y).collect::<Vec<_>>(), [2.0; 24]);

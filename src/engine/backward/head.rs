@@ -36,7 +36,7 @@ const MIN_SEGMENT: usize = 8;
 const SEGMENT_ROWS: usize = 256;
 /// Elements of all states U of such a segment.
 const SEGMENT_ELEMENTS: usize = 1 << 18;
-/// Most rows, and elements of all states U of all heads, of a call that is a single segment, so that nothing is computed twice.
+/// Most rows of a sequence, and elements of U of all its chunks and heads, for a single segment, so that nothing is computed twice.
 /// With 1,024 tokens, chunks of 16 and a head of 64 it took a sixth less time than four segments, and with twice the elements
 /// longer.
 const MAX_WHOLE: (usize, usize) = (1024, 1 << 20);

@@ -12,9 +12,10 @@
 //! - `rows`: products, norms and activations of many rows;
 //! - `pool`: buffers that tasks hand on.
 //!
-//! Products are plain matrices, in the gemm crate or in tiles if they are small. Sequences, heads, chunks and groups of rows
-//! run in parallel. A task's work depends on shapes only, and sums over tasks have a fixed order, so results have the same
-//! bits for any number of threads. Memory use is that of a sequence's rows, and of the weights times about √N for N chunks, or some more where weights are small.
+//! Products are of plain matrices, in tiles if they have few rows and in the gemm crate otherwise. Sequences, heads, chunks and
+//! groups of rows run in parallel. A task's work depends on shapes only, and sums over tasks have a fixed order, so results have
+//! the same bits for any number of threads. Memory use is that of a sequence's rows, and of the weights times about √N for N
+//! chunks, or times N where all states are a few megabytes.
 
 mod few_rows;
 mod head;
@@ -240,7 +241,7 @@ impl<'a, T: Real> Backward<'a, T> {
         let of_nodes: usize = self.passes.graph.nodes.iter().map(|node| 8 * node.width).sum();
         let chunks = stored / self.passes.chunk;
         let length = self.segment_length(chunks);
-        let segment = (length + 1).min(chunks + 1);
+        let segment = length.min(chunks) + 1;
         let starts = chunks.div_ceil(length);
         // Reading tasks and one of the second pass, beside the groups of a segment, of which the last may be short.
         let tasks = rayon::current_num_threads().max(3);

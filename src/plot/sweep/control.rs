@@ -13,7 +13,7 @@ use crate::plot::timeline::ZEROS;
 /// The figure that a control belongs to.
 pub struct Beside<'a> {
     pub metric: &'a str,
-    /// Parameters by whose values a line's points differ: those of panels, then of hue and x.
+    /// Parameters that separate cells: those of panels, then hue and x.
     pub by: &'a [usize],
     /// Number of parameters that have panels, and their values in each panel that is drawn.
     pub panels: (usize, &'a [Vec<usize>]),
