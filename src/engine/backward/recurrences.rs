@@ -37,17 +37,24 @@ struct Forward<'a, T> {
     new: [&'a mut [T]; 2],
 }
 
+/// Runs work for its number of few rows, which is a constant in each copy of the loops.
+macro_rules! run_for_rows {
+    ($work:expr, $simd:expr) => {
+        match $work.few.rows() {
+            0 => $work.run::<S, 0>($simd),
+            1 => $work.run::<S, 1>($simd),
+            2 => $work.run::<S, 2>($simd),
+            _ => $work.run::<S, MAX_ROWS>($simd),
+        }
+    };
+}
+
 impl<T: Real> WithSimd for Forward<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        match self.few.rows() {
-            0 => self.run::<S, 0>(simd),
-            1 => self.run::<S, 1>(simd),
-            2 => self.run::<S, 2>(simd),
-            _ => self.run::<S, MAX_ROWS>(simd),
-        }
+        run_for_rows!(self, simd);
     }
 }
 
@@ -120,12 +127,7 @@ impl<T: Real> WithSimd for Back<'_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> [f64; 2] {
-        match self.few.rows() {
-            0 => self.run::<S, 0>(simd),
-            1 => self.run::<S, 1>(simd),
-            2 => self.run::<S, 2>(simd),
-            _ => self.run::<S, MAX_ROWS>(simd),
-        }
+        run_for_rows!(self, simd)
     }
 }
 
@@ -180,38 +182,26 @@ impl<T: Real, S: Simd> Sums<T, S> {
             [next_s, u_bar, s_bar].map(|array| array.split_at_mut(whole));
         let [next_s, u_bar, s_bar] = [next_s, u_bar, s_bar].map(T::vectors_mut::<S>);
         let mut lanes = self.lanes;
+        // Not a closure, which would keep the sums out of registers.
+        macro_rules! back_at {
+            ($place:expr, $chain:expr) => {{
+                let (k, ((&u, &s), (next_s, (u_bar, s_bar)))) = $place;
+                let rows = row_lanes.map(|row| row[k]);
+                let [eta, alpha] = &mut lanes;
+                let sums = [&mut eta[$chain], &mut alpha[$chain]];
+                let (factors, to) = ([eta_lanes, keep_lanes], [next_s, u_bar, s_bar]);
+                back::<T, S, ROWS>(simd, factors, scale_lanes, rows, [u, s], to, sums);
+            }};
+        }
         let mut arrays = u.iter().zip(s).zip(next_s.iter_mut().zip(u_bar.iter_mut().zip(s_bar))).enumerate();
         // The number of chains is a constant, so that their sums stay in registers.
         while arrays.len() >= CHAINS {
-            for sums in 0..CHAINS {
-                let (k, ((&u, &s), (next_s, (u_bar, s_bar)))) = arrays.next().expect("counted");
-                let rows = row_lanes.map(|row| row[k]);
-                let [eta, alpha] = &mut lanes;
-                let sums = [&mut eta[sums], &mut alpha[sums]];
-                back::<T, S, ROWS>(
-                    simd,
-                    [eta_lanes, keep_lanes],
-                    scale_lanes,
-                    rows,
-                    [u, s],
-                    [next_s, u_bar, s_bar],
-                    sums,
-                );
+            for chain in 0..CHAINS {
+                back_at!(arrays.next().expect("counted"), chain);
             }
         }
-        for (k, ((&u, &s), (next_s, (u_bar, s_bar)))) in arrays {
-            let rows = row_lanes.map(|row| row[k]);
-            let [eta, alpha] = &mut lanes;
-            let sums = [&mut eta[0], &mut alpha[0]];
-            back::<T, S, ROWS>(
-                simd,
-                [eta_lanes, keep_lanes],
-                scale_lanes,
-                rows,
-                [u, s],
-                [next_s, u_bar, s_bar],
-                sums,
-            );
+        for place in arrays {
+            back_at!(place, 0);
         }
         self.lanes = lanes;
         let arrays = u_rest.iter().zip(s_rest).zip(next_s_rest.iter_mut().zip(u_bar_rest).zip(s_bar_rest));
