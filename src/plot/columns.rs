@@ -16,7 +16,7 @@ use crate::plot::ignored_flags::stays_linear;
 use crate::plot::source::{CsvSource, Kind};
 use crate::plot::style::{FigureStyle, LogAxes};
 use crate::plot::sweep::Method;
-use crate::plot::{Request, font, theme};
+use crate::plot::{Check, Request, font, theme};
 use crate::statistics::{MIN_FOR_INTERVAL, quantile};
 
 /// Most numbers held in memory, sixteen bytes each. Timelines are read in passes and have no such limit.
@@ -93,11 +93,7 @@ struct Data {
 }
 
 /// Returns one chart of all sources, which must be metrics.csv files, and notes for the user.
-pub fn chart(
-    sources: &[CsvSource],
-    request: &Request,
-    check: &mut dyn FnMut() -> Result<()>,
-) -> Result<(Chart, Vec<String>)> {
+pub fn chart(sources: &[CsvSource], request: &Request, check: &mut Check) -> Result<(Chart, Vec<String>)> {
     let boxes = sources.iter().any(|source| source.kind == Kind::Boxes);
     let x = request.x.as_deref().unwrap_or(if boxes { "head" } else { "end" });
     let boxes = boxes || GROUPS.contains(&x);
@@ -151,7 +147,7 @@ impl Data {
         several: bool,
         (x, shown, hue): (&str, &[String], Option<&str>),
         request: &Request,
-        check: &mut dyn FnMut() -> Result<()>,
+        check: &mut Check,
     ) -> Result<()> {
         let mut table = Table::open(&source.csv)?;
         let x = Value::find(&table, "--x", x)?;
@@ -413,11 +409,7 @@ fn x_title(name: &str) -> String {
 
 /// Returns the loss ratio, or another column, around changes of topic: the mean over the changes and its interval. A chunk
 /// beyond the next or previous change is skipped.
-pub fn topics(
-    sources: &[CsvSource],
-    request: &Request,
-    check: &mut dyn FnMut() -> Result<()>,
-) -> Result<Chart> {
+pub fn topics(sources: &[CsvSource], request: &Request, check: &mut Check) -> Result<Chart> {
     let Some(labels) = &request.labels else {
         return Err(Error::rejected("--kind topics", "needs the changes of topic; add --labels FILE.csv"));
     };

@@ -100,25 +100,18 @@ pub struct Request {
     pub origin: Option<String>,
 }
 
+/// A function that runs every few thousand rows and with each figure, and can stop the work.
+pub type Check<'a> = dyn FnMut() -> Result<()> + 'a;
+
 /// Draws the figures of `nmem plot`. All sources must be of one kind. Several timelines share one figure; each source of
-/// another kind has its own figures, named after it. `check` runs every few thousand rows and with each figure, and can
-/// stop the work.
-pub fn draw(
-    sources: &[CsvSource],
-    request: &Request,
-    check: &mut dyn FnMut() -> Result<()>,
-) -> Result<Figures> {
+/// another kind has its own figures, named after it.
+pub fn draw(sources: &[CsvSource], request: &Request, check: &mut Check) -> Result<Figures> {
     request.style.check()?;
     let (charts, notes) = charts(sources, request, check)?;
     drawn(charts, request, notes, check)
 }
 
-fn drawn(
-    charts: Vec<Chart>,
-    request: &Request,
-    notes: Vec<String>,
-    check: &mut dyn FnMut() -> Result<()>,
-) -> Result<Figures> {
+fn drawn(charts: Vec<Chart>, request: &Request, notes: Vec<String>, check: &mut Check) -> Result<Figures> {
     let mut all = Figures { figures: Vec::new(), notes: with_omitted(notes, &charts) };
     for chart in charts {
         check()?;
@@ -138,11 +131,7 @@ fn with_omitted(mut notes: Vec<String>, charts: &[Chart]) -> Vec<String> {
 }
 
 /// Returns the charts of all sources and notes for the user. Notes on values that a chart cannot show are in the chart.
-fn charts(
-    sources: &[CsvSource],
-    request: &Request,
-    check: &mut dyn FnMut() -> Result<()>,
-) -> Result<(Vec<Chart>, Vec<String>)> {
+fn charts(sources: &[CsvSource], request: &Request, check: &mut Check) -> Result<(Vec<Chart>, Vec<String>)> {
     let Some(first) = sources.first() else { return Ok((Vec::new(), Vec::new())) };
     if let (Some(center), Some(interval)) = (request.center, request.interval)
         && !interval.suits(center)
@@ -209,7 +198,7 @@ fn one((chart, notes): (Chart, Vec<String>)) -> (Vec<Chart>, Vec<String>) {
 fn timelines_or_columns(
     sources: &[CsvSource],
     request: &Request,
-    check: &mut dyn FnMut() -> Result<()>,
+    check: &mut Check,
 ) -> Result<(Vec<Chart>, Vec<String>)> {
     let Some(selection) = timeline::Selection::read(sources, request, check)? else {
         return Ok(one(columns::chart(sources, request, check)?));
@@ -218,11 +207,7 @@ fn timelines_or_columns(
 }
 
 /// Draws each source alone. Figures of several sources are named after them.
-fn each(
-    sources: &[CsvSource],
-    request: &Request,
-    check: &mut dyn FnMut() -> Result<()>,
-) -> Result<(Vec<Chart>, Vec<String>)> {
+fn each(sources: &[CsvSource], request: &Request, check: &mut Check) -> Result<(Vec<Chart>, Vec<String>)> {
     let (mut all, mut notes) = (Vec::new(), Vec::new());
     // These become parts of file names. A source may be named after its directory and its parent directory.
     let prefixes = names::numbered(sources.iter().map(|source| source.name.replace('/', "-")).collect());
@@ -270,11 +255,11 @@ impl fmt::Display for OmittedValues {
 
 /// Draws a run. `timeline` shows all quantities on a shared axis of tokens. Each quantity also has its own figure:
 /// `surprise`, `loss_ratio` (only if the losses were probed), `learning_rate`, `decay` and `momentum`. A run of several
-/// heads also has their maps, `heads`. `check` runs every few thousand rows and with each figure, and can stop the work.
+/// heads also has their maps, `heads`.
 pub fn timelines(
     metrics_csv: &Path,
     request: &Request,
-    check: &mut dyn FnMut() -> Result<()>,
+    check: &mut Check,
 ) -> Result<(Figures, Vec<OmittedValues>)> {
     let metrics = Metrics::read(metrics_csv, &request.style, &request.part, check)?;
     let omitted = OmittedValues::from_metrics(&metrics);

@@ -14,7 +14,7 @@ use super::chart::{Chart, Key, Line, LineStyle, Panel};
 use super::colours::range;
 use super::filter::{self, Filter};
 use super::source::CsvSource;
-use super::{Request, font, theme};
+use super::{Check, Request, font, theme};
 use crate::config::nearest;
 use crate::error::{Error, Result};
 use crate::io::table::{Column, Table};
@@ -144,7 +144,7 @@ impl Rows {
     }
 
     /// Moves to the next row that is drawn. Returns its sequence and token.
-    fn advance(&mut self, check: &mut dyn FnMut() -> Result<()>) -> Result<Option<(u64, u64)>> {
+    fn advance(&mut self, check: &mut Check) -> Result<Option<(u64, u64)>> {
         while self.table.advance()? {
             self.read += 1;
             if self.read.is_multiple_of(4096) {
@@ -245,7 +245,7 @@ struct Data {
 
 impl Data {
     /// Reads all files twice: first the range of tokens and the values of the hue, then the sums.
-    fn read(sources: &[CsvSource], request: &Request, check: &mut dyn FnMut() -> Result<()>) -> Result<Self> {
+    fn read(sources: &[CsvSource], request: &Request, check: &mut Check) -> Result<Self> {
         let hue = hue(sources, request, check)?;
         let hue = hue.as_deref();
         let (mut groups, mut rows_drawn, mut ranked) = (Vec::new(), 0, false);
@@ -331,11 +331,7 @@ impl Data {
 type Points = Vec<(f64, Estimate)>;
 
 /// Returns the column whose values have a line each: that of the request, or `updated` if a single run has both kinds.
-fn hue(
-    sources: &[CsvSource],
-    request: &Request,
-    check: &mut dyn FnMut() -> Result<()>,
-) -> Result<Option<String>> {
+fn hue(sources: &[CsvSource], request: &Request, check: &mut Check) -> Result<Option<String>> {
     const UPDATED: &str = "updated";
     if request.hue.is_some() {
         return Ok(request.hue.clone());
@@ -385,11 +381,7 @@ fn width(tokens: u64, rows: u64, smooth: Option<usize>) -> u64 {
 }
 
 /// Draws one or more recalls.
-pub fn chart(
-    sources: &[CsvSource],
-    request: &Request,
-    check: &mut dyn FnMut() -> Result<()>,
-) -> Result<Chart> {
+pub fn chart(sources: &[CsvSource], request: &Request, check: &mut Check) -> Result<Chart> {
     let requested = requested(request)?;
     let data = Data::read(sources, request, check)?;
     let has = |measure: &Measure| data.ranked || !measure.is_share();

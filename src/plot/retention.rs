@@ -12,7 +12,7 @@ use crate::plot::chart::{Cell, Chart, Key, Line, LineStyle, Map, Panel, Swatch};
 use crate::plot::colours::{Colours, range};
 use crate::plot::source::CsvSource;
 use crate::plot::sweep::short;
-use crate::plot::{Request, font, theme};
+use crate::plot::{Check, Request, font, theme};
 
 /// Most cells along an axis, 2.4 pt each. A cell spans several moments if there are more.
 const CELLS: usize = 128;
@@ -24,8 +24,8 @@ const MAX_LAGS: usize = 1 << 20;
 /// Sums of loss and ℓ at W.
 type Sums = [f64; 2];
 
-/// Returns the map of a run's retention.csv. `check` runs every few thousand rows.
-pub fn map(csv: &Path, request: &Request, check: &mut dyn FnMut() -> Result<()>) -> Result<Chart> {
+/// Returns the map of a run's retention.csv.
+pub fn map(csv: &Path, request: &Request, check: &mut Check) -> Result<Chart> {
     // Two passes, first the range of chunks, then the sums, so that files of any length fit in memory.
     let (mut end, mut first) = (0, u64::MAX);
     each(csv, request, check, |_, after, _| {
@@ -99,7 +99,7 @@ pub fn map(csv: &Path, request: &Request, check: &mut dyn FnMut() -> Result<()>)
 }
 
 /// Returns the lines of some runs: the loss ratio of kept chunks by the number of chunks stored since.
-pub fn lags(files: &[CsvSource], request: &Request, check: &mut dyn FnMut() -> Result<()>) -> Result<Chart> {
+pub fn lags(files: &[CsvSource], request: &Request, check: &mut Check) -> Result<Chart> {
     let style = &request.style;
     let mut chart = Chart::new("lags", 1, theme::ALONE);
     let colours = style.colours(files.len());
@@ -169,7 +169,7 @@ pub fn lags(files: &[CsvSource], request: &Request, check: &mut dyn FnMut() -> R
 fn each(
     path: &Path,
     request: &Request,
-    check: &mut dyn FnMut() -> Result<()>,
+    check: &mut Check,
     mut row: impl FnMut(u64, u64, Sums),
 ) -> Result<()> {
     let mut table = Table::open(path)?;

@@ -15,6 +15,7 @@ use csv::Position;
 
 use crate::error::{Error, Result};
 use crate::io::table::{Column, Table};
+use crate::plot::Check;
 use crate::plot::downsample::{DownsampledLine, Unshown};
 use crate::plot::style::{FigureStyle, LogAxes};
 
@@ -187,13 +188,7 @@ struct Cell {
 
 impl Metrics {
     /// Reads a metrics.csv, sorted by sequence, chunk and head as `nmem` writes it.
-    /// `check` runs every few thousand rows and can stop it.
-    pub fn read(
-        path: &Path,
-        style: &FigureStyle,
-        part: &Part,
-        check: &mut dyn FnMut() -> Result<()>,
-    ) -> Result<Self> {
+    pub fn read(path: &Path, style: &FigureStyle, part: &Part, check: &mut Check) -> Result<Self> {
         let mut table = Table::open(path)?;
         let columns = Columns::find(&table)?;
         let (cursors, mut heads) = survey(&mut table, &columns, check)?;
@@ -311,11 +306,7 @@ impl Metrics {
 }
 
 /// Finds the start of each sequence and the heads, and checks the order of the rows.
-fn survey(
-    table: &mut Table,
-    columns: &Columns,
-    check: &mut dyn FnMut() -> Result<()>,
-) -> Result<(Vec<Cursor>, Vec<u64>)> {
+fn survey(table: &mut Table, columns: &Columns, check: &mut Check) -> Result<(Vec<Cursor>, Vec<u64>)> {
     let mut cursors = Vec::<Cursor>::new();
     let mut heads = BTreeSet::new();
     let mut previous = None;

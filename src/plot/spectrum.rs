@@ -9,7 +9,7 @@ use super::colours::range;
 use super::downsample::Point;
 use super::filter::{self, Filter};
 use super::style::LogAxes;
-use super::{Request, theme};
+use super::{Check, Request, theme};
 use crate::error::Result;
 use crate::io::table::Table;
 
@@ -52,7 +52,7 @@ fn line_of(index: u64) -> Option<usize> {
 }
 
 /// Draws the spectra of a run.
-pub fn chart(csv: &Path, request: &Request, check: &mut dyn FnMut() -> Result<()>) -> Result<Chart> {
+pub fn chart(csv: &Path, request: &Request, check: &mut Check) -> Result<Chart> {
     // Two passes, first the range of chunks, then the sums.
     let (mut first, mut end, mut weights) = (u64::MAX, 0, 0);
     each(csv, request, check, |chunk, weight, _, _, _| {
@@ -175,7 +175,7 @@ fn ordinal(number: u32) -> String {
 fn each(
     path: &Path,
     request: &Request,
-    check: &mut dyn FnMut() -> Result<()>,
+    check: &mut Check,
     mut row: impl FnMut(u64, usize, u64, f64, [Option<f64>; 2]),
 ) -> Result<()> {
     let mut table = Table::open(path)?;

@@ -19,7 +19,7 @@ use ratatui_core::widgets::Widget;
 use ratatui_widgets::canvas::{Canvas, Context, Line as Stroke, Points};
 
 use super::chart::{self, Chart, LineStyle, Map, Panel, Swatch};
-use super::{CsvSource, FigureStyle, Request, Theme, charts, with_omitted};
+use super::{Check, CsvSource, FigureStyle, Request, Theme, charts, with_omitted};
 use crate::error::Result;
 use crate::escape::for_figure;
 use crate::plot::axis::{Axis, Tick};
@@ -59,12 +59,7 @@ pub struct View {
 }
 
 /// Draws the series of the sources as text.
-pub fn view(
-    sources: &[CsvSource],
-    request: &Request,
-    screen: &Screen,
-    check: &mut dyn FnMut() -> Result<()>,
-) -> Result<View> {
+pub fn view(sources: &[CsvSource], request: &Request, screen: &Screen, check: &mut Check) -> Result<View> {
     let screen = &Screen { columns: screen.columns.max(MIN_COLUMNS), ..*screen };
     let mut view = View::default();
     // Greys would be invisible on a dark background.

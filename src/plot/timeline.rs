@@ -12,7 +12,7 @@ use crate::plot::series::{Metrics, Quantity, Series};
 use crate::plot::source::{CsvSource, Kind, Run};
 use crate::plot::style::{FigureStyle, LogAxes};
 use crate::plot::sweep::short;
-use crate::plot::{OmittedValues, Request, font, theme};
+use crate::plot::{Check, OmittedValues, Request, font, theme};
 
 /// Points of a bold line that shows means of many chunks: about one per 2 pt.
 const TREND: usize = 256;
@@ -36,7 +36,7 @@ pub struct RunMetrics {
 }
 
 impl RunMetrics {
-    pub fn read(file: &CsvSource, request: &Request, check: &mut dyn FnMut() -> Result<()>) -> Result<Self> {
+    pub fn read(file: &CsvSource, request: &Request, check: &mut Check) -> Result<Self> {
         let metrics = Metrics::read(&file.csv, &request.style, &request.part, check)?;
         Ok(Self { name: font::plain(&file.name), metrics, run: file.run.clone() })
     }
@@ -55,11 +55,7 @@ pub struct Selection {
 impl Selection {
     /// Reads all quantities, the gates or the requested quantities. Returns `None` for other columns or another x, which are
     /// not timelines.
-    pub fn read(
-        files: &[CsvSource],
-        request: &Request,
-        check: &mut dyn FnMut() -> Result<()>,
-    ) -> Result<Option<Self>> {
+    pub fn read(files: &[CsvSource], request: &Request, check: &mut Check) -> Result<Option<Self>> {
         let quantity = |name: &String| Quantity::ALL.into_iter().find(|quantity| quantity.name() == name);
         let asked: Option<Vec<_>> = request.y.iter().map(quantity).collect();
         let others = request.x.is_some() || request.hue.is_some() || !request.filter.is_empty();

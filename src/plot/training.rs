@@ -8,7 +8,7 @@ use super::downsample::DownsampledLine;
 use super::filter::Filter;
 use super::source::CsvSource;
 use super::style::LogAxes;
-use super::{Request, font, theme};
+use super::{Check, Request, font, theme};
 use crate::error::{Error, Result};
 use crate::io::table::Table;
 
@@ -29,7 +29,7 @@ struct Curves {
 }
 
 impl Curves {
-    fn read(csv: &Path, request: &Request, check: &mut dyn FnMut() -> Result<()>) -> Result<Self> {
+    fn read(csv: &Path, request: &Request, check: &mut Check) -> Result<Self> {
         let mut table = Table::open(csv)?;
         let filter = Filter::new(&request.filter, &table)?;
         let step = table.column("step")?;
@@ -66,11 +66,7 @@ impl Curves {
 }
 
 /// Draws one or more trainings.
-pub fn chart(
-    sources: &[CsvSource],
-    request: &Request,
-    check: &mut dyn FnMut() -> Result<()>,
-) -> Result<Chart> {
+pub fn chart(sources: &[CsvSource], request: &Request, check: &mut Check) -> Result<Chart> {
     let read = |source: &CsvSource| Curves::read(&source.csv, request, &mut *check);
     let all = sources.iter().map(read).collect::<Result<Vec<_>>>()?;
     let style = &request.style;

@@ -14,7 +14,7 @@ use crate::plot::colours::range;
 use crate::plot::series::{Metrics, Quantity, Series};
 use crate::plot::source::CsvSource;
 use crate::plot::timeline::ZEROS;
-use crate::plot::{Request, theme, timeline};
+use crate::plot::{Check, Request, theme, timeline};
 use crate::statistics::{Center, Estimate};
 use crate::storage;
 
@@ -52,7 +52,7 @@ pub fn chart(
     sources: &[CsvSource],
     results: &Results,
     request: &Request,
-    check: &mut dyn FnMut() -> Result<()>,
+    check: &mut Check,
 ) -> Result<Chart> {
     let mut curves = Curves::new(results, request)?;
     let by = by(results, request)?;
@@ -123,7 +123,7 @@ impl<'a> Curves<'a> {
     }
 
     /// Adds a run to the values of the last setting.
-    fn read(&mut self, csv: &Path, check: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+    fn read(&mut self, csv: &Path, check: &mut Check) -> Result<()> {
         if !storage::exists(csv)? {
             self.missing += 1;
             return Ok(());

@@ -16,7 +16,7 @@ use crate::plot::axis::Axis;
 use crate::plot::chart::Chart;
 use crate::plot::source::{CsvSource, Kind};
 use crate::plot::style::{FigureStyle, LogAxes};
-use crate::plot::{Request, font, names, theme};
+use crate::plot::{Check, Request, font, names, theme};
 use crate::statistics::{Censored, Center, Estimate, Interval, MIN_FOR_INTERVAL};
 pub use better::{Direction, better};
 use grid::Grid;
@@ -40,7 +40,7 @@ const CENSORED: &str = "first_unstable_chunk";
 pub fn charts(
     files: &[CsvSource],
     request: &Request,
-    check: &mut dyn FnMut() -> Result<()>,
+    check: &mut Check,
 ) -> Result<(Vec<Chart>, Vec<String>)> {
     let Some(first) = files.first() else { return Ok((Vec::new(), Vec::new())) };
     let named: Vec<_> = files.iter().map(|file| (file.csv.as_path(), &file.name[..])).collect();
