@@ -11,12 +11,12 @@ use crate::plot::axis::Axis;
 use crate::plot::chart::{BoxMark, Chart, Key, Line, LineStyle, Panel, Swatch};
 use crate::plot::colours::range;
 use crate::plot::downsample::{DownsampledLine, Point, Unshown};
-use crate::plot::filter::{self, Filter};
+use crate::plot::filter::{Rows, check_any};
 use crate::plot::ignored_flags::stays_linear;
 use crate::plot::source::{CsvSource, Kind};
 use crate::plot::style::{FigureStyle, LogAxes};
 use crate::plot::sweep::Method;
-use crate::plot::{Check, Request, font, theme};
+use crate::plot::{Check, Request, font, names, theme};
 use crate::statistics::{MIN_FOR_INTERVAL, quantile};
 
 /// Most numbers held in memory, sixteen bytes each. Timelines are read in passes and have no such limit.
@@ -106,7 +106,7 @@ pub fn chart(sources: &[CsvSource], request: &Request, check: &mut Check) -> Res
         let hue = request.hue.as_deref().or(if boxes { None } else { Some("head") });
         data.read(source, sources.len() > 1, (x, shown, hue), request, check)?;
     }
-    filter::check(&request.filter, !data.all.is_empty())?;
+    check_any(&request.filter, !data.all.is_empty())?;
     let mut notes = Vec::new();
     let unshown: Vec<_> = (0..shown.len()).map(|y| data.count_unshown(y)).collect();
     let log = request.style.log;
@@ -149,11 +149,12 @@ impl Data {
         request: &Request,
         check: &mut Check,
     ) -> Result<()> {
-        let mut table = Table::open(&source.csv)?;
-        let x = Value::find(&table, "--x", x)?;
+        let mut rows = Rows::open(&source.csv, &request.filter, check)?;
+        let table = &rows.table;
+        let x = Value::find(table, "--x", x)?;
         let shown: Vec<_> =
-            shown.iter().map(|name| Value::find(&table, "--y", name)).collect::<Result<_>>()?;
-        let find = |name: &str| Value::find(&table, "--hue", name);
+            shown.iter().map(|name| Value::find(table, "--y", name)).collect::<Result<_>>()?;
+        let find = |name: &str| Value::find(table, "--hue", name);
         let hue_column = match hue.map(find).transpose()? {
             Some(Value::Quotient(..)) => {
                 return Err(Error::rejected("--hue", "expected a single column, not a quotient"));
@@ -161,20 +162,14 @@ impl Data {
             Some(Value::Column(column)) => Some(column),
             None => None,
         };
-        let filter = Filter::new(&request.filter, &table)?;
         let (sequence, head) = (table.column("sequence")?, table.column("head")?);
         let (start, end) = (table.column("start")?, table.column("end")?);
-        let mut rows = 0_u64;
         // Index of each series of this file by hue and sequence.
         let mut places = HashMap::<(Vec<u8>, Vec<u8>), usize>::new();
-        while table.advance()? {
-            rows += 1;
-            if rows.is_multiple_of(4096) {
-                check()?;
-            }
+        while rows.advance()? {
+            let table = &rows.table;
             let tokens = table.integer(start)?..table.integer(end)?;
-            let wanted = request.part.has_head(table.integer(head)?) && request.part.has_tokens(&tokens);
-            if !wanted || !filter.passes(&table) {
+            if !request.part.has_head(table.integer(head)?) || !request.part.has_tokens(&tokens) {
                 continue;
             }
             let of_hue = hue_column.map(|column| table.text(column).to_vec()).unwrap_or_default();
@@ -183,12 +178,12 @@ impl Data {
             let place = if let Some(&place) = places.get(&key) {
                 place
             } else {
-                let hue = self.hue(source, several, hue, &key.0)?;
+                let hue = self.hue(Some(source).filter(|_| several), hue, &key.0)?;
                 self.all.push(Series { hue, y: vec![Vec::new(); shown.len()], ..Series::default() });
                 places.insert(key, self.all.len() - 1);
                 self.all.len() - 1
             };
-            let Some([over, under]) = x.read(&table)? else { continue };
+            let Some([over, under]) = x.read(table)? else { continue };
             let at = over / under;
             let series = &mut self.all[place];
             let known = series.places.get(&at.to_bits()).copied().filter(|_| self.averaged);
@@ -201,7 +196,7 @@ impl Data {
                 series.x.push(at);
             }
             for (values, value) in series.y.iter_mut().zip(&shown) {
-                let value = value.read(&table)?;
+                let value = value.read(table)?;
                 match known {
                     None => values.push(value),
                     Some(place) => match (&mut values[place], value) {
@@ -218,22 +213,15 @@ impl Data {
     }
 
     /// Returns the place of the name of a hue's value.
-    fn hue(&mut self, source: &CsvSource, several: bool, hue: Option<&str>, value: &[u8]) -> Result<usize> {
-        let value = hue
-            .map(|hue| format!("{} {}", hue.replace('_', " "), font::plain(&String::from_utf8_lossy(value))));
-        let run = several.then(|| font::plain(&source.name));
-        let name = run.into_iter().chain(value).collect::<Vec<_>>().join(", ");
+    fn hue(&mut self, source: Option<&CsvSource>, hue: Option<&str>, value: &[u8]) -> Result<usize> {
+        let name = names::of_line(source, hue.map(|hue| names::of_value(hue, value)));
         if let Some(place) = self.hues.iter().position(|hue| *hue == name) {
             return Ok(place);
         }
-        self.hues.push(name);
-        if self.hues.len() > LINES {
-            let column = hue.unwrap_or("head");
-            let reason = format!(
-                "{column} has more than {LINES} values; choose another column, or some values with --where"
-            );
-            return Err(Error::rejected("--hue", reason));
+        if self.hues.len() == LINES {
+            return Err(names::too_many(hue.unwrap_or("head"), LINES));
         }
+        self.hues.push(name);
         Ok(self.hues.len() - 1)
     }
 
@@ -422,7 +410,7 @@ pub fn topics(sources: &[CsvSource], request: &Request, check: &mut Check) -> Re
     for source in sources {
         let mut data = Data::new(true);
         data.read(source, false, ("start", &[name.to_owned()], None), request, check)?;
-        filter::check(&request.filter, !data.all.is_empty())?;
+        check_any(&request.filter, !data.all.is_empty())?;
         let mut series = data.all.pop().unwrap_or_default();
         series.sort();
         let values: Vec<_> = if series.y.is_empty() { Vec::new() } else { series.points(0).collect() };

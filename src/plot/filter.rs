@@ -1,21 +1,31 @@
-//! Conditions on the rows of a table.
+//! The rows of a CSV file that are drawn: those that pass the conditions of `--where`.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use crate::condition::{Condition, Value};
 use crate::config::nearest;
 use crate::error::{Error, Result};
 use crate::io::table::{Column, Table};
+use crate::plot::Check;
 
-/// Conditions with the columns of a table.
-pub struct Filter {
+/// Rows between two checks.
+const ROWS: u64 = 4096;
+
+/// The rows of a file that pass conditions.
+pub struct Rows<'a> {
+    /// The file, at the current row.
+    pub table: Table<'static>,
     conditions: Vec<Condition>,
     columns: HashMap<String, Column>,
+    check: &'a mut Check<'a>,
+    read: u64,
 }
 
-impl Filter {
-    /// Parses conditions on the columns of a table.
-    pub fn new(conditions: &[String], table: &Table) -> Result<Self> {
+impl<'a> Rows<'a> {
+    /// Opens a file and parses conditions on its columns.
+    pub fn open(csv: &Path, conditions: &[String], check: &'a mut Check<'a>) -> Result<Self> {
+        let table = Table::open(csv)?;
         let columns: HashMap<_, _> =
             table.columns().map(|(column, name)| (name.to_owned(), column)).collect();
         let names: Vec<_> = table.columns().map(|(_, name)| name).collect();
@@ -29,21 +39,31 @@ impl Filter {
             Ok(condition)
         };
         let conditions = conditions.iter().map(parse).collect::<Result<_, _>>();
-        Ok(Self { conditions: conditions.map_err(|reason| Error::rejected("--where", reason))?, columns })
+        let conditions = conditions.map_err(|reason| Error::rejected("--where", reason))?;
+        Ok(Self { table, conditions, columns, check, read: 0 })
     }
 
-    /// Whether the current row passes all conditions.
-    pub fn passes(&self, table: &Table) -> bool {
-        let cell = |name: &str| {
-            let column = self.columns.get(name)?;
-            std::str::from_utf8(table.text(*column)).ok().map(Value::Text)
-        };
-        self.conditions.iter().all(|condition| condition.holds(&cell))
+    /// Moves to the next row that passes all conditions; returns false at the end of the file.
+    pub fn advance(&mut self) -> Result<bool> {
+        while self.table.advance()? {
+            self.read += 1;
+            if self.read.is_multiple_of(ROWS) {
+                (self.check)()?;
+            }
+            let cell = |name: &str| {
+                let column = self.columns.get(name)?;
+                std::str::from_utf8(self.table.text(*column)).ok().map(Value::Text)
+            };
+            if self.conditions.iter().all(|condition| condition.holds(&cell)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 
 /// Rejects conditions that hold for no row.
-pub fn check(conditions: &[String], any: bool) -> Result<()> {
+pub fn check_any(conditions: &[String], any: bool) -> Result<()> {
     if any || conditions.is_empty() {
         return Ok(());
     }

@@ -10,7 +10,7 @@
 //! - Back ends: `sheet` lays a chart out and draws it on a `canvas`, as SVG, with its `legend` and a `frame` for each panel; `pages` makes PDF and PNG of
 //!   that. `pgfplots` writes TeX, [`terminal`] characters, and `table` the data as CSV.
 //! - `style`: what an author can choose. `theme`: sizes and colours. `font`: fonts and text widths. `clip`: edges of panels.
-//! - `source`: input files and their kinds. `filter`: conditions on rows. `figure`: drawn figures and their files.
+//! - `source`: input files and their kinds. `filter`: the rows that are drawn. `figure`: drawn figures and their files.
 //! - `names`: distinct short names. `ignored_flags`: flags without effect.
 
 mod axis;
@@ -214,8 +214,8 @@ fn each(sources: &[CsvSource], request: &Request, check: &mut Check) -> Result<(
     for (source, prefix) in sources.iter().zip(&prefixes) {
         check()?;
         let (charts, of_source) = match source.kind {
-            Kind::Scan => scan_bench::charts(&source.csv, request)?,
-            Kind::Speedup => scan_bench::speedup(&source.csv, request)?,
+            Kind::Scan => scan_bench::charts(&source.csv, request, check)?,
+            Kind::Speedup => scan_bench::speedup(&source.csv, request, check)?,
             Kind::Retention if !source.of_sweep => {
                 (vec![retention::map(&source.csv, request, check)?], Vec::new())
             }

@@ -3,10 +3,30 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
-use crate::plot::font::Font;
+use crate::error::Error;
+use crate::plot::font::{self, Font};
+use crate::plot::source::CsvSource;
 
 /// Room for a number after a shortened name.
 const NUMBER: &str = " (99)";
+
+/// Returns the name of a line: its source's, if there are several, and that of its value.
+pub fn of_line(source: Option<&CsvSource>, value: Option<String>) -> String {
+    let source = source.map(|source| font::plain(&source.name));
+    source.into_iter().chain(value).collect::<Vec<_>>().join(", ")
+}
+
+/// Returns the name of a value of a column: "head 0".
+pub fn of_value(column: &str, value: &[u8]) -> String {
+    format!("{} {}", column.replace('_', " "), font::plain(&String::from_utf8_lossy(value)))
+}
+
+/// Rejects a column with more values than lines that a reader can tell apart.
+pub fn too_many(column: &str, most: usize) -> Error {
+    let reason =
+        format!("{column} has more than {most} values; choose another column, or some values with --where");
+    Error::rejected("--hue", reason)
+}
 
 /// Numbers equal names: "run (1)", "run (2)".
 pub fn numbered(mut names: Vec<String>) -> Vec<String> {

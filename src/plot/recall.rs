@@ -12,9 +12,9 @@ use plotters::style::RGBColor;
 use super::axis::Axis;
 use super::chart::{Chart, Key, Line, LineStyle, Panel};
 use super::colours::range;
-use super::filter::{self, Filter};
+use super::filter::{Rows, check_any};
 use super::source::CsvSource;
-use super::{Check, Request, font, theme};
+use super::{Check, Request, names, theme};
 use crate::config::nearest;
 use crate::error::{Error, Result};
 use crate::io::table::{Column, Table};
@@ -36,6 +36,8 @@ const LINES: usize = 16;
 const BANDS: usize = 3;
 /// Room below 0 in panels of shares, as a part of their height, so that the line of a small chance is not on the axis.
 const BELOW: f64 = 0.03;
+/// Column that says whether a key was updated.
+const UPDATED: &str = "updated";
 /// Name of the line of updated keys that get their old value.
 const OLD_VALUE: &str = "old value";
 
@@ -95,10 +97,9 @@ impl Measure {
     }
 }
 
-/// The columns of a recall.csv.
-struct Rows {
-    table: Table<'static>,
-    filter: Filter,
+/// The rows of a recall.csv that are drawn, and its columns.
+struct RecallRows<'a> {
+    rows: Rows<'a>,
     tokens: Option<Range<u64>>,
     /// Column whose values have a line each.
     hue: Option<Column>,
@@ -110,12 +111,17 @@ struct Rows {
     rank: Column,
     stale: Option<Column>,
     last_sequence: u64,
-    read: u64,
 }
 
-impl Rows {
-    fn open(source: &CsvSource, request: &Request, hue: Option<&str>) -> Result<Self> {
-        let table = Table::open(&source.csv)?;
+impl<'a> RecallRows<'a> {
+    fn open(
+        source: &CsvSource,
+        request: &Request,
+        hue: Option<&str>,
+        check: &'a mut Check<'a>,
+    ) -> Result<Self> {
+        let rows = Rows::open(&source.csv, &request.filter, check)?;
+        let table = &rows.table;
         let find = |name: &str| {
             table.optional_column(name).ok_or_else(|| {
                 let names: Vec<_> = table.columns().map(|(_, name)| name).collect();
@@ -127,7 +133,6 @@ impl Rows {
         let [mean_square, zeros, cosine] =
             ["mean_square", "mean_square_zero", "cosine"].map(|name| table.column(name));
         Ok(Self {
-            filter: Filter::new(&request.filter, &table)?,
             tokens: request.part.tokens.clone(),
             hue: hue.map(find).transpose()?,
             sequence: table.column("sequence")?,
@@ -138,28 +143,21 @@ impl Rows {
             rank: table.column("rank")?,
             stale: table.optional_column("stale"),
             last_sequence: 0,
-            read: 0,
-            table,
+            rows,
         })
     }
 
     /// Moves to the next row that is drawn. Returns its sequence and token.
-    fn advance(&mut self, check: &mut Check) -> Result<Option<(u64, u64)>> {
-        while self.table.advance()? {
-            self.read += 1;
-            if self.read.is_multiple_of(4096) {
-                check()?;
-            }
-            let [sequence, token] = [self.sequence, self.token].map(|column| self.table.integer(column));
-            let (sequence, token) = (sequence?, token?);
+    fn advance(&mut self) -> Result<Option<(u64, u64)>> {
+        while self.rows.advance()? {
+            let table = &self.rows.table;
+            let (sequence, token) = (table.integer(self.sequence)?, table.integer(self.token)?);
             if sequence < self.last_sequence {
                 let (expected, last) = ("sequences in ascending order", self.last_sequence);
-                return Err(self.table.bad_row(expected, format!("{sequence} after {last}")));
+                return Err(table.bad_row(expected, format!("{sequence} after {last}")));
             }
             self.last_sequence = sequence;
-            if self.tokens.as_ref().is_none_or(|tokens| tokens.contains(&token))
-                && self.filter.passes(&self.table)
-            {
+            if self.tokens.as_ref().is_none_or(|tokens| tokens.contains(&token)) {
                 return Ok(Some((sequence, token)));
             }
         }
@@ -168,16 +166,17 @@ impl Rows {
 
     /// Returns the value of the hue; empty without one.
     fn hue(&self) -> &[u8] {
-        self.hue.map_or(&[], |column| self.table.text(column))
+        self.hue.map_or(&[], |column| self.rows.table.text(column))
     }
 
     /// Returns the terms a and b of every measure in the current row; `None` for one that the row does not have.
     fn terms(&self, top_k: usize) -> Result<[Option<(f64, f64)>; Measure::ALL.len()]> {
-        let [mean_square, zeros, cosine] = self.numbers.map(|column| self.table.number(column));
+        let table = &self.rows.table;
+        let [mean_square, zeros, cosine] = self.numbers.map(|column| table.number(column));
         let [mean_square, zeros, cosine] = [mean_square?, zeros?, cosine?];
-        let rank = self.table.number(self.rank)?;
-        let stale = self.stale.map_or(Ok(None), |column| self.table.number(column))?;
-        let has_candidates = [self.target, self.answer].iter().any(|of| !self.table.text(*of).is_empty());
+        let rank = table.number(self.rank)?;
+        let stale = self.stale.map_or(Ok(None), |column| table.number(column))?;
+        let has_candidates = [self.target, self.answer].iter().any(|of| !table.text(*of).is_empty());
         // A read of zeros has no rank, and is wrong.
         let right =
             |most: f64| has_candidates.then(|| (f64::from(rank.is_some_and(|rank| rank <= most)), 1.0));
@@ -246,18 +245,21 @@ struct Data {
 impl Data {
     /// Reads all files twice: first the range of tokens and the values of the hue, then the sums.
     fn read(sources: &[CsvSource], request: &Request, check: &mut Check) -> Result<Self> {
-        let hue = hue(sources, request, check)?;
-        let hue = hue.as_deref();
+        // A single run with updates has a line for the keys that it updates and for those that it keeps.
+        let mut hue = request.hue.as_deref();
+        if let ([source], None) = (sources, hue) {
+            hue = Table::open(&source.csv)?.optional_column(UPDATED).map(|_| UPDATED);
+        }
         let (mut groups, mut rows_drawn, mut ranked) = (Vec::new(), 0, false);
         let mut drawn = None::<Range<u64>>;
         for (i, source) in sources.iter().enumerate() {
-            let mut rows = Rows::open(source, request, hue)?;
+            let mut rows = RecallRows::open(source, request, hue, check)?;
             let mut hues = BTreeSet::new();
-            while let Some((_, token)) = rows.advance(check)? {
+            while let Some((_, token)) = rows.advance()? {
                 let tokens = drawn.get_or_insert(token..token + 1);
                 *tokens = tokens.start.min(token)..tokens.end.max(token + 1);
                 rows_drawn += 1;
-                ranked |= !rows.table.text(rows.target).is_empty();
+                ranked |= !rows.rows.table.text(rows.target).is_empty();
                 if !hues.contains(rows.hue()) {
                     hues.insert(rows.hue().to_vec());
                     if groups.len() + hues.len() > LINES {
@@ -265,17 +267,24 @@ impl Data {
                     }
                 }
             }
+            if request.hue.is_none() && !(hues.contains(&b"0"[..]) && hues.contains(&b"1"[..])) {
+                hue = None;
+                hues = hues.first().map(|_| Vec::new()).into_iter().collect();
+            }
             let mut hues: Vec<_> = hues.into_iter().collect();
             let number = |hue: &[u8]| std::str::from_utf8(hue).ok()?.parse::<u64>().ok();
             hues.sort_by_key(|hue| number(hue));
-            groups.extend(hues.into_iter().map(|value| Group {
-                name: name(source, sources.len() > 1, hue, &value),
-                source: i,
-                hue: value,
-                bins: Vec::new(),
+            groups.extend(hues.into_iter().map(|value| {
+                let of_hue = hue.map(|hue| match (hue, &value[..]) {
+                    (UPDATED, b"0") => "kept".to_owned(),
+                    (UPDATED, b"1") => "updated".to_owned(),
+                    _ => names::of_value(hue, &value),
+                });
+                let name = names::of_line(Some(source).filter(|_| sources.len() > 1), of_hue);
+                Group { name, source: i, hue: value, bins: Vec::new() }
             }));
         }
-        filter::check(&request.filter, drawn.is_some())?;
+        check_any(&request.filter, drawn.is_some())?;
         let Some(tokens) = drawn else {
             let csv = sources.first().map_or(String::new(), |source| source.csv.display().to_string());
             return Err(Error::rejected(csv, "no token to draw"));
@@ -289,8 +298,8 @@ impl Data {
         }
         let mut data = Self { groups, tokens, width, top_k, ranked };
         for (i, source) in sources.iter().enumerate() {
-            let mut rows = Rows::open(source, request, hue)?;
-            while let Some((sequence, token)) = rows.advance(check)? {
+            let mut rows = RecallRows::open(source, request, hue, check)?;
+            while let Some((sequence, token)) = rows.advance()? {
                 let groups = &mut data.groups;
                 let group = groups.iter_mut().find(|group| group.source == i && group.hue == rows.hue());
                 // A file that grows in between may hold more.
@@ -330,45 +339,9 @@ impl Data {
 /// Points of a line.
 type Points = Vec<(f64, Estimate)>;
 
-/// Returns the column whose values have a line each: that of the request, or `updated` if a single run has both kinds.
-fn hue(sources: &[CsvSource], request: &Request, check: &mut Check) -> Result<Option<String>> {
-    const UPDATED: &str = "updated";
-    if request.hue.is_some() {
-        return Ok(request.hue.clone());
-    }
-    let [source] = sources else { return Ok(None) };
-    if Table::open(&source.csv)?.optional_column(UPDATED).is_none() {
-        return Ok(None);
-    }
-    let mut rows = Rows::open(source, request, Some(UPDATED))?;
-    let mut seen = [false; 2];
-    while rows.advance(check)?.is_some() && seen != [true; 2] {
-        match rows.hue() {
-            b"0" => seen[0] = true,
-            b"1" => seen[1] = true,
-            _ => {}
-        }
-    }
-    Ok((seen == [true; 2]).then(|| UPDATED.to_owned()))
-}
-
-/// Returns the name of a line.
-fn name(source: &CsvSource, several: bool, hue: Option<&str>, value: &[u8]) -> String {
-    let value = hue.map(|hue| match (hue, value) {
-        ("updated", b"0") => "kept".to_owned(),
-        ("updated", b"1") => "updated".to_owned(),
-        _ => format!("{} {}", hue.replace('_', " "), font::plain(&String::from_utf8_lossy(value))),
-    });
-    let run = several.then(|| font::plain(&source.name));
-    run.into_iter().chain(value).collect::<Vec<_>>().join(", ")
-}
-
 fn too_many(hue: Option<&str>) -> Error {
     match hue {
-        Some(hue) => Error::rejected(
-            "--hue",
-            format!("{hue} has more than {LINES} values; choose another column, or some values with --where"),
-        ),
+        Some(hue) => names::too_many(hue, LINES),
         None => Error::rejected("--kind recall", format!("at most {LINES} runs have lines; pass fewer")),
     }
 }
@@ -398,16 +371,8 @@ pub fn chart(sources: &[CsvSource], request: &Request, check: &mut Check) -> Res
             _ => panels.push(vec![measure]),
         }
     }
-    let mut drawing = Drawing {
-        sources,
-        request,
-        data: &data,
-        colours: Vec::new(),
-        keys: Vec::new(),
-        banded: 0,
-        most: 0,
-        fewest: usize::MAX,
-    };
+    let mut drawing =
+        Drawing { sources, request, data: &data, colours: Vec::new(), keys: Vec::new(), counts: Vec::new() };
     let lines: Vec<_> = panels.iter().map(|measures| drawing.lines(measures)).collect();
     // All panels have the same colours, of which greys and ordered scales depend on the number.
     drawing.colours = request.style.colours(lines.iter().map(Vec::len).max().unwrap_or(0));
@@ -441,10 +406,8 @@ struct Drawing<'a> {
     data: &'a Data,
     colours: Vec<RGBColor>,
     keys: Vec<Key>,
-    /// Number of lines with bands, and of the sequences in their points.
-    banded: usize,
-    fewest: usize,
-    most: usize,
+    /// Numbers of sequences in the points of bands.
+    counts: Vec<usize>,
 }
 
 impl Drawing<'_> {
@@ -487,7 +450,8 @@ impl Drawing<'_> {
         };
         let bands = self.request.interval != Some(Interval::None) && lines.len() <= BANDS;
         for (_, measure, points) in &mut lines {
-            self.limit(points, *measure, bands, log);
+            limit(points, *measure, bands, log);
+            self.counts.extend(points.iter().filter(|(_, of)| of.interval.is_some()).map(|(_, of)| of.n));
         }
         let ends = lines.iter().flat_map(|(.., points)| points).filter_map(|(_, of)| of.interval);
         let ends: Vec<_> = ends.flat_map(|(low, high)| [low, high]).chain(centres).collect();
@@ -544,23 +508,16 @@ impl Drawing<'_> {
         let flat = |y: f64| ends.map(|x| (x, y)).to_vec();
         let mut baselines = Vec::new();
         for &measure in measures {
-            let chances = |k: usize| {
-                let of_runs = self.sources.iter().filter_map(|source| source.run.chance);
-                let mut all: Vec<_> = of_runs.map(|chance| (chance * k as f64).min(1.0)).collect();
-                all.sort_by(f64::total_cmp);
-                all.dedup();
-                all
-            };
             match measure {
-                Measure::Accuracy => {
-                    baselines
-                        .extend(chances(1).into_iter().map(|chance| ("chance".to_owned(), flat(chance))));
-                }
-                Measure::TopK => {
-                    let k = self.data.top_k;
-                    let name =
-                        if measures.len() > 1 { format!("chance, top {k}") } else { "chance".to_owned() };
-                    baselines.extend(chances(k).into_iter().map(|chance| (name.clone(), flat(chance))));
+                Measure::Accuracy | Measure::TopK => {
+                    let k = if measure == Measure::TopK { self.data.top_k } else { 1 };
+                    let named = measure == Measure::TopK && measures.len() > 1;
+                    let name = if named { format!("chance, top {k}") } else { "chance".to_owned() };
+                    let of_runs = self.sources.iter().filter_map(|source| source.run.chance);
+                    let mut chances: Vec<_> = of_runs.map(|chance| (chance * k as f64).min(1.0)).collect();
+                    chances.sort_by(f64::total_cmp);
+                    chances.dedup();
+                    baselines.extend(chances.into_iter().map(|chance| (name.clone(), flat(chance))));
                 }
                 Measure::Ratio => baselines.push(("all zeros".to_owned(), flat(1.0))),
                 Measure::MeanSquare => {
@@ -574,37 +531,32 @@ impl Drawing<'_> {
         baselines
     }
 
-    /// Keeps intervals within the limits of the measure, and removes those of few sequences.
-    fn limit(&mut self, points: &mut Points, measure: Measure, bands: bool, log: bool) {
-        let (lowest, highest) = measure.limits();
-        for (_, of) in points.iter_mut() {
-            of.interval = of.interval.filter(|_| bands && of.n >= MIN_FOR_INTERVAL).map(|(low, high)| {
-                // On a log axis the error is that of the logarithm, which is relative, to first order.
-                let (low, high) = if log {
-                    let factor = ((high - of.center) / of.center).exp();
-                    (of.center / factor, of.center * factor)
-                } else {
-                    (low, high)
-                };
-                (low.max(lowest), high.min(highest))
-            });
-            if of.interval.is_some() {
-                (self.fewest, self.most) = (self.fewest.min(of.n), self.most.max(of.n));
-            }
-        }
-        self.banded += usize::from(points.iter().any(|(_, of)| of.interval.is_some()));
-    }
-
     fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
         if self.data.width > 1 {
             notes.push(format!("each point: {} tokens", self.data.width));
         }
-        if self.banded > 0 {
-            let (fewest, most) = (self.fewest, self.most);
+        if let (Some(fewest), Some(most)) = (self.counts.iter().min(), self.counts.iter().max()) {
             let n = if fewest == most { most.to_string() } else { format!("{fewest} to {most}") };
             notes.push(format!("bands: 95 % interval over {n} sequences (Student’s t)"));
         }
         notes
+    }
+}
+
+/// Keeps intervals within the limits of the measure, and removes those of few sequences.
+fn limit(points: &mut Points, measure: Measure, bands: bool, log: bool) {
+    let (lowest, highest) = measure.limits();
+    for (_, of) in points {
+        of.interval = of.interval.filter(|_| bands && of.n >= MIN_FOR_INTERVAL).map(|(low, high)| {
+            // On a log axis the error is that of the logarithm, which is relative, to first order.
+            let (low, high) = if log {
+                let factor = ((high - of.center) / of.center).exp();
+                (of.center / factor, of.center * factor)
+            } else {
+                (low, high)
+            };
+            (low.max(lowest), high.min(highest))
+        });
     }
 }

@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::error::Result;
-use crate::io::table::Table;
 use crate::plot::axis::Axis;
 use crate::plot::chart::{Cell, Chart, Key, Line, LineStyle, Map, Panel, Swatch};
 use crate::plot::colours::{Colours, range};
+use crate::plot::filter::Rows;
 use crate::plot::source::CsvSource;
 use crate::plot::sweep::short;
 use crate::plot::{Check, Request, font, theme};
@@ -172,11 +172,12 @@ fn each(
     check: &mut Check,
     mut row: impl FnMut(u64, u64, Sums),
 ) -> Result<()> {
-    let mut table = Table::open(path)?;
+    let mut rows = Rows::open(path, &[], check)?;
+    let table = &rows.table;
     let (chunk, after, head) = (table.column("chunk")?, table.column("after")?, table.column("head")?);
     let (loss, at_w) = (table.column("loss")?, table.column("loss_at_w")?);
-    let mut rows = 0_u64;
-    while table.advance()? {
+    while rows.advance()? {
+        let table = &rows.table;
         let number = |column| table.number(column).map(|number| number.unwrap_or(f64::NAN));
         let (chunk, after) = (table.integer(chunk)?, table.integer(after)?);
         if chunk > after {
@@ -184,10 +185,6 @@ fn each(
         }
         if request.part.heads.is_empty() || request.part.has_head(table.integer(head)?) {
             row(chunk, after, [number(loss)?, number(at_w)?]);
-        }
-        rows += 1;
-        if rows.is_multiple_of(4096) {
-            check()?;
         }
     }
     Ok(())

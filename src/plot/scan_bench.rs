@@ -6,14 +6,13 @@ use std::hash::Hash;
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::io::table::Table;
 use crate::plot::axis::Axis;
 use crate::plot::chart::{Chart, Key, Line, LineStyle, Panel};
 use crate::plot::colours::range;
 use crate::plot::downsample::Point;
-use crate::plot::filter::{self, Filter};
+use crate::plot::filter::{Rows, check_any};
 use crate::plot::style::LogAxes;
-use crate::plot::{Request, font, theme};
+use crate::plot::{Check, Request, font, theme};
 
 /// Most rows held in memory; a thousand shapes times all algorithms take half of them.
 const MAX_ROWS: usize = 1 << 16;
@@ -67,8 +66,8 @@ enum Quantity {
 }
 
 /// Returns the charts `time` and `bandwidth` of a scan_bench.csv, or nothing if no row was timed; and notes for the user.
-pub fn charts(csv: &Path, request: &Request) -> Result<(Vec<Chart>, Vec<String>)> {
-    let (rows, notes) = read(csv, request)?;
+pub fn charts(csv: &Path, request: &Request, check: &mut Check) -> Result<(Vec<Chart>, Vec<String>)> {
+    let (rows, notes) = read(csv, request, check)?;
     if rows.is_empty() {
         return Ok((Vec::new(), notes));
     }
@@ -77,8 +76,8 @@ pub fn charts(csv: &Path, request: &Request) -> Result<(Vec<Chart>, Vec<String>)
 }
 
 /// Returns the chart `speedup`: time of the slowest algorithm ÷ time.
-pub fn speedup(csv: &Path, request: &Request) -> Result<(Vec<Chart>, Vec<String>)> {
-    let (mut rows, notes) = read(csv, request)?;
+pub fn speedup(csv: &Path, request: &Request, check: &mut Check) -> Result<(Vec<Chart>, Vec<String>)> {
+    let (mut rows, notes) = read(csv, request, check)?;
     if rows.is_empty() {
         return Ok((Vec::new(), notes));
     }
@@ -120,9 +119,9 @@ pub fn speedup(csv: &Path, request: &Request) -> Result<(Vec<Chart>, Vec<String>
 
 /// Reads the rows with a time, and notes for the user. Shapes with a single number of steps are skipped, because a line of
 /// one point shows no trend, unless there are no others.
-fn read(csv: &Path, request: &Request) -> Result<(Vec<TimedRow>, Vec<String>)> {
-    let mut table = Table::open(csv)?;
-    let filter = Filter::new(&request.filter, &table)?;
+fn read(csv: &Path, request: &Request, check: &mut Check) -> Result<(Vec<TimedRow>, Vec<String>)> {
+    let mut rows = Rows::open(csv, &request.filter, check)?;
+    let table = &rows.table;
     let [algorithm, dtype, layout, gate] =
         ["algorithm", "dtype", "layout", "gate"].map(|name| table.column(name));
     let (algorithm, dtype, layout, gate) = (algorithm?, dtype?, layout?, gate?);
@@ -134,10 +133,8 @@ fn read(csv: &Path, request: &Request) -> Result<(Vec<TimedRow>, Vec<String>)> {
     let mut cells = Vec::new();
     let (mut passed, mut skipped) = (0_u64, 0_u64);
     let drawable = |x: &f64| x.is_finite() && *x > 0.0;
-    while table.advance()? {
-        if !filter.passes(&table) {
-            continue;
-        }
+    while rows.advance()? {
+        let table = &rows.table;
         passed += 1;
         table.check_kept(cells.len() + 1, MAX_ROWS)?;
         let text = |column| String::from_utf8_lossy(table.text(column)).into_owned();
@@ -210,7 +207,7 @@ fn read(csv: &Path, request: &Request) -> Result<(Vec<TimedRow>, Vec<String>)> {
             return Err(Error::file(csv, format!("rows for at most {most} {what}"), names.to_string()));
         }
     }
-    filter::check(&request.filter, passed > 0)?;
+    check_any(&request.filter, passed > 0)?;
     let skipped = (skipped > 0).then(|| {
         format!("rows skipped: {skipped} whose time, bandwidth or steps are not finite and above 0")
     });

@@ -7,11 +7,10 @@ use std::path::Path;
 use super::chart::{Chart, Key, Line, LineStyle, Panel};
 use super::colours::range;
 use super::downsample::Point;
-use super::filter::{self, Filter};
+use super::filter::{Rows, check_any};
 use super::style::LogAxes;
 use super::{Check, Request, theme};
 use crate::error::Result;
-use crate::io::table::Table;
 
 /// Most points of a line, one per point of paper.
 const POINTS: u64 = 512;
@@ -58,7 +57,7 @@ pub fn chart(csv: &Path, request: &Request, check: &mut Check) -> Result<Chart> 
     each(csv, request, check, |chunk, weight, _, _, _| {
         (first, end, weights) = (first.min(chunk), end.max(chunk + 1), weights.max(weight + 1));
     })?;
-    filter::check(&request.filter, end > 0)?;
+    check_any(&request.filter, end > 0)?;
     if end == 0 {
         return Ok(empty(request));
     }
@@ -178,19 +177,15 @@ fn each(
     check: &mut Check,
     mut row: impl FnMut(u64, usize, u64, f64, [Option<f64>; 2]),
 ) -> Result<()> {
-    let mut table = Table::open(path)?;
-    let filter = Filter::new(&request.filter, &table)?;
+    let mut rows = Rows::open(path, &request.filter, check)?;
+    let table = &rows.table;
     let [chunk, head, weight, index] = ["chunk", "head", "weight", "index"].map(|name| table.column(name));
     let (chunk, head, weight, index) = (chunk?, head?, weight?, index?);
     let value = table.column("singular_value")?;
     let (effective, stable) = (table.column("effective_rank")?, table.column("stable_rank")?);
-    let mut rows = 0_u64;
-    while table.advance()? {
-        rows += 1;
-        if rows.is_multiple_of(4096) {
-            check()?;
-        }
-        if !filter.passes(&table) || !request.part.has_head(table.integer(head)?) {
+    while rows.advance()? {
+        let table = &rows.table;
+        if !request.part.has_head(table.integer(head)?) {
             continue;
         }
         let of = usize::try_from(table.integer(weight)?).unwrap_or(usize::MAX - 1);

@@ -5,12 +5,11 @@ use std::path::Path;
 
 use super::chart::{Chart, Key, Line, LineStyle, Panel};
 use super::downsample::DownsampledLine;
-use super::filter::Filter;
+use super::filter::Rows;
 use super::source::CsvSource;
 use super::style::LogAxes;
 use super::{Check, Request, font, theme};
 use crate::error::{Error, Result};
-use crate::io::table::Table;
 
 /// Bins of a line. More are finer than print.
 const BINS: usize = 2000;
@@ -30,28 +29,21 @@ struct Curves {
 
 impl Curves {
     fn read(csv: &Path, request: &Request, check: &mut Check) -> Result<Self> {
-        let mut table = Table::open(csv)?;
-        let filter = Filter::new(&request.filter, &table)?;
-        let step = table.column("step")?;
-        let columns: Vec<_> = table
+        let mut rows = Rows::open(csv, &request.filter, check)?;
+        let step = rows.table.column("step")?;
+        let columns: Vec<_> = rows
+            .table
             .columns()
             .filter(|(_, name)| *name != "step")
             .map(|(column, name)| (column, name.to_owned()))
             .collect();
         let mut lines = vec![DownsampledLine::new(BINS, false); columns.len()];
-        let (mut last, mut rows) = (0, 0_u64);
-        while table.advance()? {
-            rows += 1;
-            if rows.is_multiple_of(4096) {
-                check()?;
-            }
-            if !filter.passes(&table) {
-                continue;
-            }
-            last = table.integer(step)?;
+        let mut last = 0;
+        while rows.advance()? {
+            last = rows.table.integer(step)?;
             for ((column, _), line) in columns.iter().zip(&mut lines) {
                 // Steps without validation do not break its line.
-                if let Some(value) = table.number(*column)? {
+                if let Some(value) = rows.table.number(*column)? {
                     line.push(last as f64, Some(value));
                 }
             }

@@ -43,8 +43,7 @@ pub fn charts(
     check: &mut Check,
 ) -> Result<(Vec<Chart>, Vec<String>)> {
     let Some(first) = files.first() else { return Ok((Vec::new(), Vec::new())) };
-    let named: Vec<_> = files.iter().map(|file| (file.csv.as_path(), &file.name[..])).collect();
-    let results = Results::read(&named, &request.filter)?;
+    let results = Results::read(files, &request.filter, check)?;
     if results.len() == 0 {
         let paths: Vec<_> = files.iter().map(|file| file.csv.display().to_string()).collect();
         return Ok((Vec::new(), vec![format!("no figures: {} has no rows", paths.join(", "))]));

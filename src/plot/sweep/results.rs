@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::io::table::{Column, Table};
-use crate::plot::filter::{self, Filter};
+use crate::io::table::Column;
+use crate::plot::Check;
+use crate::plot::filter::{Rows, check_any};
+use crate::plot::source::CsvSource;
 use crate::plot::sweep::RATIO;
 
 /// Most cells held in memory, about forty bytes each: a sweep's retention.csv of 25 columns and 640,000 rows.
@@ -116,14 +118,15 @@ impl Results {
     /// Reads results.csv files, of which several have the parameter `sweep` besides their own. Only rows that pass the
     /// filter are kept. The first of several runs with the same parameters counts, because runs of the present plan precede
     /// older ones.
-    pub fn read(files: &[(&Path, &str)], conditions: &[String]) -> Result<Self> {
+    pub fn read(files: &[CsvSource], conditions: &[String], check: &mut Check) -> Result<Self> {
         let mut all = Self { parameters: Vec::new(), metrics: Vec::new(), rows: Vec::new() };
         let mut places = Vec::new();
-        for (source, (csv, name)) in files.iter().enumerate() {
-            let name = (files.len() > 1).then_some(*name);
-            all.add((source, csv), name, conditions, &mut places)?;
+        for (source, file) in files.iter().enumerate() {
+            let name = (files.len() > 1).then_some(&file.name[..]);
+            let rows = Rows::open(&file.csv, conditions, check)?;
+            all.add((source, &file.csv), name, rows, &mut places)?;
         }
-        filter::check(conditions, !all.rows.is_empty())?;
+        check_any(conditions, !all.rows.is_empty())?;
         // Columns of one file are empty in the rows of another.
         for (i, parameter) in all.parameters.iter_mut().enumerate() {
             for row in all.rows.iter_mut().filter(|row| row.values.len() <= i) {
@@ -147,16 +150,15 @@ impl Results {
         Ok(all)
     }
 
-    /// Adds the rows of a file that pass the conditions.
+    /// Adds the rows of a file.
     fn add(
         &mut self,
         (source, csv): (usize, &Path),
         sweep: Option<&str>,
-        conditions: &[String],
+        mut rows: Rows,
         places: &mut Vec<HashMap<Same, usize>>,
     ) -> Result<()> {
-        let mut table = Table::open(csv)?;
-        let filter = Filter::new(conditions, &table)?;
+        let table = &rows.table;
         let status = table.column("status")?;
         let mut columns: Vec<(Column, String)> =
             table.columns().skip(1).map(|(column, name)| (column, name.to_owned())).collect();
@@ -173,10 +175,8 @@ impl Results {
             sweep.map(|_| SWEEP.to_owned()).into_iter().chain(columns.iter().map(|(_, name)| name.clone()));
         let of_parameters: Vec<_> = names.map(|name| self.parameter_index(name, places)).collect();
         let of_metrics: Vec<_> = metrics.iter().map(|(_, name)| self.metric_index(name)).collect();
-        while table.advance()? {
-            if !filter.passes(&table) {
-                continue;
-            }
+        while rows.advance()? {
+            let table = &rows.table;
             table.check_kept((self.rows.len() + 1) * (columns.len() + metrics.len()), MAX_CELLS)?;
             let text = |column| String::from_utf8_lossy(table.text(column)).into_owned();
             let texts =
