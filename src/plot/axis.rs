@@ -50,6 +50,13 @@ const FAR: f64 = 1e6;
 /// Minimum room for a y label, as a fraction of the axis: 10 pt on a panel of 86 pt.
 const LABEL_SHARE: f64 = 0.115;
 
+impl Default for Axis {
+    /// Returns an axis from 0 to 1 without ticks.
+    fn default() -> Self {
+        Self { log: false, low: 0.0, high: 1.0, middle: None, exponent: 0, slots: false, ticks: Vec::new() }
+    }
+}
+
 impl Axis {
     /// Returns a linear axis around finite values, low ≤ high.
     pub fn linear(low: f64, high: f64) -> Self {
@@ -85,7 +92,7 @@ impl Axis {
         let (first, last) = ((low / step - 1e-9).ceil(), (high / step + 1e-9).floor());
         let largest = low.abs().max(high.abs());
         let exponent = if (1e-2..1e5).contains(&largest) { 0 } else { decade(largest) };
-        let mut axis = Self { low, high, exponent, ..Self::bare() };
+        let mut axis = Self { low, high, exponent, ..Self::default() };
         // No tick lies beyond the largest float.
         let places = multiples(first, last).filter(|i| (i * step).is_finite());
         axis.ticks = places.map(|i| axis.tick(i * step, decimal(i, step, exponent))).collect();
@@ -95,7 +102,7 @@ impl Axis {
     /// Returns the axis of a colour scale for ratios: 1 is in the middle, and each side has its own scale.
     pub fn about_one(low: f64, high: f64) -> Self {
         let middle = (low < 1.0 && high > 1.0).then_some(0.0);
-        let mut axis = Self { log: true, low: low.log10(), high: high.log10(), middle, ..Self::bare() };
+        let mut axis = Self { log: true, low: low.log10(), high: high.log10(), middle, ..Self::default() };
         let mut ticks = vec![axis.tick(0.0, "1".to_owned())];
         for (end, values) in [(low, BELOW_ONE), (high, ABOUT_ONE)] {
             let beyond = |value: &f64| if end < 1.0 { *value >= end } else { *value <= end };
@@ -120,14 +127,14 @@ impl Axis {
         axis
     }
 
-    /// Returns an x axis over exactly these tokens; it is bare without tokens.
+    /// Returns an x axis over exactly these tokens; it has no ticks without tokens.
     pub fn tokens(tokens: &Range<u64>) -> Self {
         if tokens.is_empty() {
-            return Self::bare();
+            return Self::default();
         }
         let (low, high) = (tokens.start as f64, tokens.end as f64);
         let step = tick_step(low, high).max(1.0);
-        let mut axis = Self { low, high, ..Self::bare() };
+        let mut axis = Self { low, high, ..Self::default() };
         axis.ticks = multiples((low / step).ceil(), (high / step).floor())
             .map(|i| axis.tick(i * step, grouped(i * step)))
             .collect();
@@ -146,7 +153,7 @@ impl Axis {
             low = low.floor() + (10f64.powf(low - low.floor()) + 1e-9).floor().log10();
             high = high.floor() + (10f64.powf(high - high.floor()) - 1e-9).ceil().log10();
         }
-        let mut axis = Self { log: true, low, high, ..Self::bare() };
+        let mut axis = Self { log: true, low, high, ..Self::default() };
         let grid = grid(low, high);
         let decades = grid.iter().filter(|&&(_, m, _)| m == 1).count();
         let labelled = if decades >= 2 { axis.labelled_decades() } else { axis.labelled_digits(&grid) };
@@ -166,7 +173,7 @@ impl Axis {
         // Neither a difference nor an end may overflow.
         let margin = if high > low { high * MARGIN - low * MARGIN } else { low.abs().max(1.0) / 2.0 };
         let (low, high) = ((low - margin).max(f64::MIN), (high + margin).min(f64::MAX));
-        let mut axis = Self { log, low, high, ..Self::bare() };
+        let mut axis = Self { log, low, high, ..Self::default() };
         let ticks = values.iter().map(|(value, label)| axis.tick(place(*value), label.clone()));
         axis.ticks = ticks.collect();
         axis
@@ -174,7 +181,7 @@ impl Axis {
 
     /// Returns an axis of slots of the same width, the i-th from i to i + 1, with labels in the middle.
     pub fn slots(labels: &[String]) -> Self {
-        let mut axis = Self { high: labels.len().max(1) as f64, slots: true, ..Self::bare() };
+        let mut axis = Self { high: labels.len().max(1) as f64, slots: true, ..Self::default() };
         let ticks = labels.iter().enumerate();
         axis.ticks = ticks.map(|(i, label)| axis.tick(i as f64 + 0.5, label.clone())).collect();
         axis
@@ -185,11 +192,6 @@ impl Axis {
         let places = self.ticks.iter_mut().filter(|tick| tick.label.is_some());
         places.zip(labels).for_each(|(tick, label)| tick.label = Some(label));
         self
-    }
-
-    /// Returns an axis from 0 to 1 without ticks.
-    pub fn bare() -> Self {
-        Self { log: false, low: 0.0, high: 1.0, middle: None, exponent: 0, slots: false, ticks: Vec::new() }
     }
 
     /// Removes labels that would touch and keeps the ticks. `room` returns the fraction of the axis that a label needs.

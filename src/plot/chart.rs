@@ -8,17 +8,17 @@ use plotters::style::RGBColor;
 
 use crate::io::labels::Labels;
 use crate::plot::axis::Axis;
-use crate::plot::colours::Colours;
+use crate::plot::colours::{Colours, range};
 use crate::plot::downsample::Point;
-use crate::plot::style::FigureStyle;
-use crate::plot::{Direction, theme};
+use crate::plot::style::Theme;
+use crate::plot::{Direction, Request, font, theme};
 use crate::statistics::Estimate;
 
 /// Opacity of bands.
 pub const BAND: f64 = 0.2;
 
 /// A figure.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Chart {
     /// Name of the file without its extension: "surprise".
     pub name: String,
@@ -83,7 +83,7 @@ pub struct LineStyle {
 }
 
 /// One pair of axes.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Panel {
     /// Heading above the panel; empty with one panel.
     pub heading: String,
@@ -197,20 +197,12 @@ pub struct Cell {
 
 impl Chart {
     pub fn new(name: &str, columns: usize, height: f64) -> Self {
-        Self {
-            name: name.to_owned(),
-            panels: Vec::new(),
-            columns,
-            height,
-            keys: Vec::new(),
-            notes: Vec::new(),
-            omitted: Vec::new(),
-        }
+        Self { name: name.to_owned(), columns, height, ..Self::default() }
     }
 
-    /// Adds a note on lines that hide each other, and the titles and reference lines of the style. Drops marks beyond the ends
-    /// of the x axes.
-    pub fn finished(mut self, style: &FigureStyle, references: &[Reference]) -> Self {
+    /// Adds a note on lines that hide each other, and the titles and reference lines of the request. Drops marks beyond the
+    /// ends of the x axes.
+    pub fn finish(&mut self, Request { style, references, .. }: &Request) {
         self.panels.iter_mut().for_each(Panel::drop_marks_beyond);
         let mut hidden = Vec::<(String, Vec<String>)>::new();
         for panel in &self.panels {
@@ -233,17 +225,16 @@ impl Chart {
         for panel in &mut self.panels {
             panel.references.extend_from_slice(references);
             if let Some(label) = &style.x_label {
-                panel.x_title = crate::plot::font::plain(label);
+                panel.x_title = font::plain(label);
             }
             if let Some(label) = &style.y_label {
-                let label = crate::plot::font::plain(label);
+                let label = font::plain(label);
                 match &mut panel.map {
                     Some(map) => map.title = label,
                     None => panel.y_title = label,
                 }
             }
         }
-        self
     }
 
     /// Returns the names of the lines, boxes and bars in the legend.
@@ -272,7 +263,7 @@ impl Chart {
         let place = |key: &Key| names.iter().position(|(old, _)| *old == key.text).unwrap_or(names.len());
         self.keys.sort_by_key(place);
         for (old, new) in names {
-            let new = crate::plot::font::plain(new);
+            let new = font::plain(new);
             let keys = self.keys.iter_mut().map(|key| &mut key.text);
             let lines = self.panels.iter_mut().flat_map(|panel| &mut panel.lines).map(|line| &mut line.name);
             keys.chain(lines).filter(|name| *name == old).for_each(|name| name.clone_from(&new));
@@ -340,24 +331,7 @@ impl Key {
 
 impl Panel {
     pub fn new((x, x_title): (Axis, &str), (y, y_title): (Axis, &str)) -> Self {
-        Self {
-            heading: String::new(),
-            x,
-            y,
-            x_title: x_title.to_owned(),
-            y_title: y_title.to_owned(),
-            shades: Vec::new(),
-            rules: Vec::new(),
-            map: None,
-            boxes: Vec::new(),
-            bars: Vec::new(),
-            lines: Vec::new(),
-            references: Vec::new(),
-            above: Vec::new(),
-            below: Vec::new(),
-            lost: Vec::new(),
-            message: None,
-        }
+        Self { x, y, x_title: x_title.to_owned(), y_title: y_title.to_owned(), ..Self::default() }
     }
 
     /// Returns the heading, or else the title of the y axis, on one line.
@@ -443,10 +417,21 @@ impl LineStyle {
         Self::line(theme::BLACK, theme::BOLD, 1.0, None)
     }
 
-    /// Returns the style of measurements with markers.
-    pub fn marked(colour: RGBColor, order: usize, dashes: &'static [f64]) -> Self {
-        let marker = Some(Marker::Shape);
-        Self { marker, dashes, ..Self::line(colour, theme::SERIES, 1.0, Some(order)) }
+    /// Returns the styles of lines of these colours, which differ in their dashes too where colours are greys.
+    pub fn of_colours(colours: Vec<RGBColor>, theme: Theme) -> Vec<Self> {
+        let line =
+            |(i, colour)| Self { dashes: theme.dash(i), ..Self::line(colour, theme::SERIES, 1.0, Some(i)) };
+        colours.into_iter().enumerate().map(line).collect()
+    }
+
+    /// Returns the style with markers.
+    pub fn marked(self) -> Self {
+        Self { marker: Some(Marker::Shape), ..self }
+    }
+
+    /// Returns the style with markers alone.
+    pub fn apart(self) -> Self {
+        Self { joined: false, dashes: &[], ..self.marked() }
     }
 
     /// Returns the style of the single values whose centre has this style.
@@ -454,9 +439,9 @@ impl LineStyle {
         Self { marker: Some(Marker::Dot), joined: false, opacity: 0.6, ..self }
     }
 
-    /// Returns the style with markers alone.
-    pub fn apart(self) -> Self {
-        Self { joined: false, ..self }
+    /// Returns the style of what a line beside it must beat.
+    pub fn control(self) -> Self {
+        Self { marker: None, joined: true, width: theme::SPINE, dashes: theme::BASELINES[0], ..self }
     }
 }
 
@@ -490,6 +475,12 @@ impl Map {
     pub fn middle(&self, column: usize, row: usize) -> Point {
         (self.from.0 + (column as f64 + 0.5) * self.cell.0, self.from.1 + (row as f64 + 0.5) * self.cell.1)
     }
+}
+
+/// Returns the lowest and highest y of lines and of their intervals.
+pub fn y_range(lines: &[Line]) -> Option<(f64, f64)> {
+    let ends = lines.iter().flat_map(Line::points).map(|((_, y), ends)| ends.unwrap_or((y, y)));
+    range(&ends.flat_map(|(low, high)| [low, high]).collect::<Vec<_>>())
 }
 
 /// Joins ascending ranges that are closer than `space`.

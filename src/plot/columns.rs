@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::io::labels::Labels;
 use crate::io::table::{Column, Table};
 use crate::plot::axis::Axis;
-use crate::plot::chart::{BoxMark, Chart, Key, Line, LineStyle, Panel, Swatch};
+use crate::plot::chart::{BoxMark, Chart, Key, Line, LineStyle, Panel, Swatch, y_range};
 use crate::plot::colours::range;
 use crate::plot::downsample::{DownsampledLine, Point, Unshown};
 use crate::plot::filter::{Rows, check_any};
@@ -92,8 +92,13 @@ struct Data {
     cells: usize,
 }
 
-/// Returns one chart of all sources, which must be metrics.csv files, and notes for the user.
-pub fn chart(sources: &[CsvSource], request: &Request, check: &mut Check) -> Result<(Chart, Vec<String>)> {
+/// Returns one chart of all sources, which must be metrics.csv files.
+pub fn chart(
+    sources: &[CsvSource],
+    request: &Request,
+    check: &mut Check,
+    notes: &mut Vec<String>,
+) -> Result<Chart> {
     let boxes = sources.iter().any(|source| source.kind == Kind::Boxes);
     let x = request.x.as_deref().unwrap_or(if boxes { "head" } else { "end" });
     let boxes = boxes || GROUPS.contains(&x);
@@ -107,7 +112,6 @@ pub fn chart(sources: &[CsvSource], request: &Request, check: &mut Check) -> Res
         data.read(source, sources.len() > 1, (x, shown, hue), request, check)?;
     }
     check_any(&request.filter, !data.all.is_empty())?;
-    let mut notes = Vec::new();
     let unshown: Vec<_> = (0..shown.len()).map(|y| data.count_unshown(y)).collect();
     let log = request.style.log;
     if log.is_some_and(LogAxes::y) {
@@ -133,7 +137,7 @@ pub fn chart(sources: &[CsvSource], request: &Request, check: &mut Check) -> Res
     if unshown > 0 {
         chart.keys.push(Key::new(&format!("not finite: {unshown}"), Swatch::Mark));
     }
-    Ok((chart.finished(&request.style, &request.references), notes))
+    Ok(chart)
 }
 
 impl Data {
@@ -239,7 +243,7 @@ impl Data {
 
     fn y_axis(&self, y: usize, name: &str, style: &FigureStyle) -> Axis {
         let values: Vec<_> = self.points(y).map(|point| point.1).collect();
-        range(&values).map_or_else(Axis::bare, |range| {
+        range(&values).map_or_else(Axis::default, |range| {
             style.y_axis(range, style.is_log(range, name == "loss_ratio" || name.contains('/')))
         })
     }
@@ -250,18 +254,16 @@ impl Data {
             self.all.iter_mut().for_each(Series::sort);
         }
         let joined = self.averaged || self.all.iter().all(|series| series.x.is_sorted());
-        let colours = style.colours(self.hues.len());
-        let line_style = |i: usize| {
-            let dashes = if joined { style.theme.dash(i) } else { &[] };
-            let marked = LineStyle { joined, ..LineStyle::marked(colours[i], i, dashes) };
-            if joined { LineStyle { marker: None, width: 0.75 * theme::SERIES, ..marked } } else { marked }
-        };
+        let of_joined = |style| LineStyle { width: 0.75 * theme::SERIES, ..style };
+        let styles = LineStyle::of_colours(style.colours(self.hues.len()), style.theme).into_iter();
+        let styles = styles.map(|style| if joined { of_joined(style) } else { style.apart() });
+        let styles: Vec<_> = styles.collect();
         if self.hues.len() > 1 {
-            let hues = self.hues.iter().enumerate();
-            chart.keys.extend(hues.map(|(i, name)| Key::line(name, line_style(i))));
+            let hues = self.hues.iter().zip(&styles);
+            chart.keys.extend(hues.map(|(name, &style)| Key::line(name, style)));
         }
         let xs: Vec<_> = (0..shown.len()).flat_map(|y| self.points(y)).map(|point| point.0).collect();
-        let x = range(&xs).map_or_else(Axis::bare, |range| {
+        let x = range(&xs).map_or_else(Axis::default, |range| {
             style.x_axis(range, range.0 > 0.0 && style.log.is_some_and(LogAxes::x))
         });
         for (y, name) in shown.iter().enumerate() {
@@ -287,7 +289,7 @@ impl Data {
                         series.points(y).filter_map(|(x, y)| Some((x, y.filter(|y| y.is_finite())?)));
                     vec![points.filter(|(x, _)| x.is_finite()).collect()]
                 };
-                panel.lines.push(Line::new(&self.hues[series.hue], line_style(series.hue), stretches));
+                panel.lines.push(Line::new(&self.hues[series.hue], styles[series.hue], stretches));
             }
             chart.panels.push(panel);
         }
@@ -404,7 +406,6 @@ pub fn topics(sources: &[CsvSource], request: &Request, check: &mut Check) -> Re
     let style = &request.style;
     let name = request.y.first().map_or("loss_ratio", |name| name);
     let mut chart = Chart::new(&format!("topics-{}", name.replace('/', "_per_")), 1, theme::ALONE);
-    let colours = style.colours(sources.len());
     let log = style.log.is_some_and(LogAxes::y);
     let mut of_runs = Vec::new();
     for source in sources {
@@ -420,24 +421,20 @@ pub fn topics(sources: &[CsvSource], request: &Request, check: &mut Check) -> Re
     let mut method = Method::new(request, log, all);
     (method.what, method.values_if_few) = ("changes of topic", false);
     let bands = sources.len() <= BANDS;
-    let (mut lines, mut counts, mut ends) = (Vec::new(), Vec::new(), Vec::new());
-    for (i, (source, by_offset)) in sources.iter().zip(&of_runs).enumerate() {
+    let (mut lines, mut counts) = (Vec::new(), Vec::new());
+    let styles = LineStyle::of_colours(style.colours(sources.len()), style.theme).into_iter();
+    for ((source, by_offset), line_style) in sources.iter().zip(&of_runs).zip(styles.map(LineStyle::marked)) {
         let points =
             by_offset.iter().filter_map(|(&offset, values)| Some((offset as f64, method.band(values)?)));
         let points: Vec<_> = points.collect();
         counts.extend(points.iter().map(|(_, of)| of.n));
-        ends.extend(points.iter().flat_map(|(_, of)| {
-            let (low, high) = of.interval.unwrap_or((of.center, of.center));
-            [low, high]
-        }));
-        let line_style = LineStyle::marked(colours[i], i, style.theme.dash(i));
         let run = font::plain(&source.name);
         if sources.len() > 1 {
             chart.keys.push(Key::line(&run, line_style));
         }
         lines.push(Line::of_estimates(&run, line_style, &[points], bands));
     }
-    let y = range(&ends).unwrap_or((0.0, 1.0));
+    let y = y_range(&lines).unwrap_or((0.0, 1.0));
     let title =
         if name == "loss_ratio" { "loss ratio (before ÷ at W)".to_owned() } else { name.replace('_', " ") };
     let offsets: Vec<_> =
@@ -446,13 +443,13 @@ pub fn topics(sources: &[CsvSource], request: &Request, check: &mut Check) -> Re
     let mut panel =
         Panel::new((x, "chunks since a change of topic"), (style.y_axis(y, log && y.0 > 0.0), &title));
     panel.rules.push(-0.5);
-    if ends.is_empty() {
+    if counts.is_empty() {
         panel.message = Some("no change of topic");
     }
     panel.lines = lines;
     chart.notes.extend(method.note(&counts, if bands { "bands" } else { "bars" }));
     chart.panels.push(panel);
-    Ok(chart.finished(style, &request.references))
+    Ok(chart)
 }
 
 /// Values by their distance in chunks from a change of topic.

@@ -10,7 +10,7 @@ use crate::statistics::Interval;
 /// Returns a line about the flags without effect on the sources' kind.
 pub fn ignored_flags(sources: &[CsvSource], request: &Request) -> Option<String> {
     let first = sources.first()?;
-    let timed = |name: &String| Quantity::ALL.iter().any(|quantity| quantity.name() == name);
+    let timed = |name: &String| Quantity::from_name(name).is_some();
     let filtered = !request.filter.is_empty();
     let others = request.x.is_some() || request.hue.is_some() || filtered || !request.y.iter().all(timed);
     // `draw` draws other columns, or another x, as `Kind::Columns`.

@@ -148,15 +148,19 @@ fn charts(sources: &[CsvSource], request: &Request, check: &mut Check) -> Result
     }
     let roles = [&request.x, &request.hue, &request.rows, &request.cols];
     let together = roles.into_iter().flatten().any(|name| name == sweep::SWEEP);
-    let (mut charts, mut notes) = match first.kind {
-        Kind::Timeline | Kind::Gates => timelines_or_columns(sources, request, check)?,
-        Kind::Columns | Kind::Boxes => one(columns::chart(sources, request, check)?),
-        Kind::Topics => (vec![columns::topics(sources, request, check)?], Vec::new()),
-        Kind::Recall => (vec![recall::chart(sources, request, check)?], Vec::new()),
-        Kind::Training => (vec![training::chart(sources, request, check)?], Vec::new()),
-        Kind::Lags => (vec![retention::lags(sources, request, check)?], Vec::new()),
-        _ if together && first.of_sweep => sweep::charts(sources, request, check)?,
-        _ => each(sources, request, check)?,
+    let mut notes = Vec::new();
+    let mut charts = match first.kind {
+        Kind::Timeline | Kind::Gates => vec![match timeline::selected(sources, request, check)? {
+            Some(chart) => chart,
+            None => columns::chart(sources, request, check, &mut notes)?,
+        }],
+        Kind::Columns | Kind::Boxes => vec![columns::chart(sources, request, check, &mut notes)?],
+        Kind::Topics => vec![columns::topics(sources, request, check)?],
+        Kind::Recall => vec![recall::chart(sources, request, check)?],
+        Kind::Training => vec![training::chart(sources, request, check)?],
+        Kind::Lags => vec![retention::lags(sources, request, check)?],
+        _ if together && first.of_sweep => sweep::charts(sources, request, check, &mut notes)?,
+        _ => each(sources, request, check, &mut notes)?,
     };
     let lines = charts.iter().map(Chart::distinct).max().unwrap_or(0);
     if request.style.theme == Theme::Mono && lines > theme::MAX_MONO {
@@ -184,53 +188,39 @@ fn charts(sources: &[CsvSource], request: &Request, check: &mut Check) -> Result
     }
     notes.extend(ignored_flags::limits(&charts, request));
     for chart in &mut charts {
+        chart.finish(request);
         chart.rename(&request.names);
     }
     Ok((charts, notes))
 }
 
-fn one((chart, notes): (Chart, Vec<String>)) -> (Vec<Chart>, Vec<String>) {
-    (vec![chart], notes)
-}
-
-/// Draws `timeline` or `gates` of all sources, or the requested quantities. Other columns, or another x, are drawn as
-/// [`Kind::Columns`].
-fn timelines_or_columns(
+/// Draws each source alone. Figures of several sources are named after them.
+fn each(
     sources: &[CsvSource],
     request: &Request,
     check: &mut Check,
-) -> Result<(Vec<Chart>, Vec<String>)> {
-    let Some(selection) = timeline::Selection::read(sources, request, check)? else {
-        return Ok(one(columns::chart(sources, request, check)?));
-    };
-    Ok((vec![selection.chart(request)], Vec::new()))
-}
-
-/// Draws each source alone. Figures of several sources are named after them.
-fn each(sources: &[CsvSource], request: &Request, check: &mut Check) -> Result<(Vec<Chart>, Vec<String>)> {
-    let (mut all, mut notes) = (Vec::new(), Vec::new());
+    notes: &mut Vec<String>,
+) -> Result<Vec<Chart>> {
+    let mut all = Vec::new();
     // These become parts of file names. A source may be named after its directory and its parent directory.
     let prefixes = names::numbered(sources.iter().map(|source| source.name.replace('/', "-")).collect());
     for (source, prefix) in sources.iter().zip(&prefixes) {
         check()?;
-        let (charts, of_source) = match source.kind {
-            Kind::Scan => scan_bench::charts(&source.csv, request, check)?,
-            Kind::Speedup => scan_bench::speedup(&source.csv, request, check)?,
-            Kind::Retention if !source.of_sweep => {
-                (vec![retention::map(&source.csv, request, check)?], Vec::new())
-            }
-            Kind::Spectrum => (vec![spectrum::chart(&source.csv, request, check)?], Vec::new()),
+        let charts = match source.kind {
+            Kind::Scan => scan_bench::charts(&source.csv, request, check, notes)?,
+            Kind::Speedup => scan_bench::speedup(&source.csv, request, check, notes)?,
+            Kind::Retention if !source.of_sweep => vec![retention::map(&source.csv, request, check)?],
+            Kind::Spectrum => vec![spectrum::chart(&source.csv, request, check)?],
             Kind::Heads => {
                 let metrics = Metrics::read(&source.csv, &request.style, &request.part, check)?;
-                (vec![timeline::heads(&metrics, request)], Vec::new())
+                vec![timeline::heads(&metrics, request)]
             }
-            _ => sweep::charts(std::slice::from_ref(source), request, check)?,
+            _ => sweep::charts(std::slice::from_ref(source), request, check, notes)?,
         };
         let named = |name: String| if sources.len() > 1 { format!("{prefix}-{name}") } else { name };
         all.extend(charts.into_iter().map(|chart| Chart { name: named(chart.name), ..chart }));
-        notes.extend(of_source);
     }
-    Ok((all, notes))
+    Ok(all)
 }
 
 /// Number of values of one quantity that an axis cannot show, by chunk and head, after the mean over sequences.
@@ -273,6 +263,7 @@ pub fn timelines(
     if metrics.heads.len() > 1 {
         charts.push(timeline::heads(metrics, request));
     }
+    charts.iter_mut().for_each(|chart| chart.finish(request));
     Ok((drawn(charts, request, Vec::new(), check)?, omitted))
 }
 

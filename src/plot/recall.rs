@@ -7,8 +7,6 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use plotters::style::RGBColor;
-
 use super::axis::Axis;
 use super::chart::{Chart, Key, Line, LineStyle, Panel};
 use super::colours::range;
@@ -372,10 +370,11 @@ pub fn chart(sources: &[CsvSource], request: &Request, check: &mut Check) -> Res
         }
     }
     let mut drawing =
-        Drawing { sources, request, data: &data, colours: Vec::new(), keys: Vec::new(), counts: Vec::new() };
+        Drawing { sources, request, data: &data, styles: Vec::new(), keys: Vec::new(), counts: Vec::new() };
     let lines: Vec<_> = panels.iter().map(|measures| drawing.lines(measures)).collect();
     // All panels have the same colours, of which greys and ordered scales depend on the number.
-    drawing.colours = request.style.colours(lines.iter().map(Vec::len).max().unwrap_or(0));
+    let colours = request.style.colours(lines.iter().map(Vec::len).max().unwrap_or(0));
+    drawing.styles = LineStyle::of_colours(colours, request.style.theme);
     let panels: Vec<_> =
         panels.iter().zip(lines).map(|(measures, lines)| drawing.panel(measures, lines)).collect();
     let height = if panels.len() > 1 { theme::STACKED } else { theme::ALONE };
@@ -383,7 +382,7 @@ pub fn chart(sources: &[CsvSource], request: &Request, check: &mut Check) -> Res
     chart.panels = panels;
     chart.notes = drawing.notes();
     chart.keys = drawing.keys;
-    Ok(chart.finished(&request.style, &request.references))
+    Ok(chart)
 }
 
 /// Returns the measures of `--y`.
@@ -404,7 +403,7 @@ struct Drawing<'a> {
     sources: &'a [CsvSource],
     request: &'a Request,
     data: &'a Data,
-    colours: Vec<RGBColor>,
+    styles: Vec<LineStyle>,
     keys: Vec<Key>,
     /// Numbers of sequences in the points of bands.
     counts: Vec<usize>,
@@ -474,11 +473,10 @@ impl Drawing<'_> {
         }
         let marked = data.tokens.end.div_ceil(data.width) <= MARKED;
         for (i, (name, _, points)) in lines.iter().enumerate() {
-            let dashes = style.theme.dash(i);
             let line_style = match lines.len() {
                 1 => LineStyle::bold(),
-                _ if marked => LineStyle::marked(self.colours[i], i, dashes),
-                _ => LineStyle { dashes, ..LineStyle::line(self.colours[i], theme::SERIES, 1.0, Some(i)) },
+                _ if marked => self.styles[i].marked(),
+                _ => self.styles[i],
             };
             if lines.len() > 1 {
                 self.key(name, line_style);

@@ -5,10 +5,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::plot::axis::Axis;
-use crate::plot::chart::{Cell, Chart, Key, Line, LineStyle, Map, Panel, Swatch};
+use crate::plot::chart::{Cell, Chart, Key, Line, LineStyle, Map, Panel, Swatch, y_range};
 use crate::plot::colours::{Colours, range};
+use crate::plot::downsample::{DownsampledLine, Unshown};
 use crate::plot::filter::Rows;
 use crate::plot::source::CsvSource;
 use crate::plot::sweep::short;
@@ -95,16 +96,16 @@ pub fn map(csv: &Path, request: &Request, check: &mut Check) -> Result<Chart> {
         square: true,
     });
     chart.panels.push(panel);
-    Ok(chart.finished(&request.style, &request.references))
+    Ok(chart)
 }
 
 /// Returns the lines of some runs: the loss ratio of kept chunks by the number of chunks stored since.
 pub fn lags(files: &[CsvSource], request: &Request, check: &mut Check) -> Result<Chart> {
     let style = &request.style;
     let mut chart = Chart::new("lags", 1, theme::ALONE);
-    let colours = style.colours(files.len());
-    let mut lines = Vec::new();
-    for (i, file) in files.iter().enumerate() {
+    let styles = LineStyle::of_colours(style.colours(files.len()), style.theme);
+    let (mut lines, mut above) = (Vec::new(), Vec::new());
+    for (file, line_style) in files.iter().zip(styles) {
         let mut by_lag = BTreeMap::<u64, Sums>::new();
         let mut full = false;
         each(&file.csv, request, check, |chunk, after, [loss, at_w]| {
@@ -117,52 +118,32 @@ pub fn lags(files: &[CsvSource], request: &Request, check: &mut Check) -> Result
         })?;
         if full {
             let expected = format!("at most {MAX_LAGS} lags");
-            return Err(crate::error::Error::file(&file.csv, expected, "more"));
+            return Err(Error::file(&file.csv, expected, "more"));
         }
-        let mut line = crate::plot::downsample::DownsampledLine::new(CELLS, false);
+        let mut line = DownsampledLine::new(CELLS, false);
         for (&lag, [loss, at_w]) in &by_lag {
             line.push(lag as f64, Some(loss / at_w));
         }
         let marked = by_lag.len() <= CELLS / 2;
-        let line_style = LineStyle {
-            dashes: style.theme.dash(i),
-            ..if marked {
-                LineStyle::marked(colours[i], i, &[])
-            } else {
-                LineStyle::line(colours[i], theme::SERIES, 1.0, Some(i))
-            }
-        };
+        let line_style = if marked { line_style.marked() } else { line_style };
         let name = font::plain(&file.name);
         if files.len() > 1 {
             chart.keys.push(Key::line(&name, line_style));
         }
-        lines.push((Line::new(&name, line_style, line.stretches()), line));
+        let lost = line.places(Unshown::NotFinite).map(|range| (*range.start(), *range.end()));
+        above.extend(lost);
+        lines.push(Line::new(&name, line_style, line.stretches()));
     }
-    let ends: Vec<_> =
-        lines.iter().filter_map(|(_, line)| line.range()).flat_map(|(low, high)| [low, high]).collect();
-    let ratios = range(&ends).unwrap_or((0.0, 1.0));
-    let last = lines
-        .iter()
-        .flat_map(|(line, _)| line.stretches.iter().flatten())
-        .map(|point| point.0)
-        .fold(1.0, f64::max);
-    let y = style.y_axis(ratios, style.is_log(ratios, true));
-    let mut panel = Panel::new(
-        (style.x_axis((0.0, last), false), "chunks stored since"),
-        (y, "loss of kept chunks ÷ at W"),
-    );
-    panel.above = lines
-        .iter()
-        .flat_map(|(_, line)| line.places(crate::plot::downsample::Unshown::NotFinite))
-        .map(|range| (*range.start(), *range.end()))
-        .collect();
-    if ends.is_empty() {
-        panel.message = Some("no chunk was kept");
-    }
-    panel.lines = lines.into_iter().map(|(line, _)| line).collect();
+    let points = lines.iter().flat_map(|line| line.stretches.iter().flatten());
+    let last = points.map(|point| point.0).fold(1.0, f64::max);
+    let known = y_range(&lines);
+    let ratios = known.unwrap_or((0.0, 1.0));
+    let (x, y) = (style.x_axis((0.0, last), false), style.y_axis(ratios, style.is_log(ratios, true)));
+    let panel = Panel::new((x, "chunks stored since"), (y, "loss of kept chunks ÷ at W"));
+    let message = known.is_none().then_some("no chunk was kept");
+    chart.panels.push(Panel { lines, above, message, ..panel });
     chart.notes.push("Σ over kept chunks, heads and sequences".to_owned());
-    chart.panels.push(panel);
-    Ok(chart.finished(style, &request.references))
+    Ok(chart)
 }
 
 /// Calls `row` with the chunk, after, the loss and ℓ at W of every row.

@@ -65,21 +65,30 @@ enum Quantity {
     Speedup,
 }
 
-/// Returns the charts `time` and `bandwidth` of a scan_bench.csv, or nothing if no row was timed; and notes for the user.
-pub fn charts(csv: &Path, request: &Request, check: &mut Check) -> Result<(Vec<Chart>, Vec<String>)> {
-    let (rows, notes) = read(csv, request, check)?;
+/// Returns the charts `time` and `bandwidth` of a scan_bench.csv, or nothing if no row was timed.
+pub fn charts(
+    csv: &Path,
+    request: &Request,
+    check: &mut Check,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Chart>> {
+    let rows = read(csv, request, check, notes)?;
     if rows.is_empty() {
-        return Ok((Vec::new(), notes));
+        return Ok(Vec::new());
     }
-    let chart = |quantity| chart(&rows, quantity, request);
-    Ok((vec![chart(Quantity::Time), chart(Quantity::Bandwidth)], notes))
+    Ok([Quantity::Time, Quantity::Bandwidth].map(|quantity| chart(&rows, quantity, request)).into())
 }
 
 /// Returns the chart `speedup`: time of the slowest algorithm ÷ time.
-pub fn speedup(csv: &Path, request: &Request, check: &mut Check) -> Result<(Vec<Chart>, Vec<String>)> {
-    let (mut rows, notes) = read(csv, request, check)?;
+pub fn speedup(
+    csv: &Path,
+    request: &Request,
+    check: &mut Check,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Chart>> {
+    let mut rows = read(csv, request, check, notes)?;
     if rows.is_empty() {
-        return Ok((Vec::new(), notes));
+        return Ok(Vec::new());
     }
     let base = match request.baseline.first() {
         Some((_, name)) => name.clone(),
@@ -114,12 +123,12 @@ pub fn speedup(csv: &Path, request: &Request, check: &mut Check) -> Result<(Vec<
     });
     let mut chart = chart(&rows, Quantity::Speedup, request);
     chart.notes.insert(0, format!("median time of {base} ÷ median time"));
-    Ok((vec![chart], notes))
+    Ok(vec![chart])
 }
 
-/// Reads the rows with a time, and notes for the user. Shapes with a single number of steps are skipped, because a line of
+/// Reads the rows with a time. Shapes with a single number of steps are skipped, because a line of
 /// one point shows no trend, unless there are no others.
-fn read(csv: &Path, request: &Request, check: &mut Check) -> Result<(Vec<TimedRow>, Vec<String>)> {
+fn read(csv: &Path, request: &Request, check: &mut Check, notes: &mut Vec<String>) -> Result<Vec<TimedRow>> {
     let mut rows = Rows::open(csv, &request.filter, check)?;
     let table = &rows.table;
     let [algorithm, dtype, layout, gate] =
@@ -208,14 +217,15 @@ fn read(csv: &Path, request: &Request, check: &mut Check) -> Result<(Vec<TimedRo
         }
     }
     check_any(&request.filter, passed > 0)?;
-    let skipped = (skipped > 0).then(|| {
-        format!("rows skipped: {skipped} whose time, bandwidth or steps are not finite and above 0")
-    });
-    let mut notes: Vec<_> = skipped.into_iter().collect();
+    if skipped > 0 {
+        notes.push(format!(
+            "rows skipped: {skipped} whose time, bandwidth or steps are not finite and above 0"
+        ));
+    }
     if rows.is_empty() {
         notes.push("no figures: no row was timed".to_owned());
     }
-    Ok((rows, notes))
+    Ok(rows)
 }
 
 /// Returns the rows whose copy is drawn, and its name. It is the first GPU's in the file, or else the one with the most
@@ -284,10 +294,10 @@ fn chart(rows: &[TimedRow], quantity: Quantity, request: &Request) -> Chart {
     let x = style.x_within(Axis::of_values(&steps, style.log.is_none_or(|log| log.x() || log == LogAxes::Y)));
 
     let mut chart = Chart::new(name, panels.len().min(2), PANEL);
-    let colours = style.colours(series.len());
-    let line_style = |i: usize| LineStyle::marked(colours[i], i, style.theme.dash(i));
-    let names: Vec<_> = series.iter().map(|name| font::plain(name)).collect();
-    chart.keys = names.iter().enumerate().map(|(i, name)| Key::line(name, line_style(i))).collect();
+    let styles = LineStyle::of_colours(style.colours(series.len()), style.theme).into_iter();
+    let named = series.iter().map(|name| font::plain(name)).zip(styles.map(LineStyle::marked));
+    let named: Vec<_> = named.collect();
+    chart.keys = named.iter().map(|(name, style)| Key::line(name, *style)).collect();
     let dashed = LineStyle { dashes: &[3.0, 2.0], ..LineStyle::line(theme::GREY, theme::SERIES, 1.0, None) };
     if let Some((_, text)) = &copies {
         chart.keys.push(Key::line(text, dashed));
@@ -314,16 +324,16 @@ fn chart(rows: &[TimedRow], quantity: Quantity, request: &Request) -> Chart {
             points.dedup_by_key(|point| point.0.to_bits());
             panel.lines.push(Line::new("copy", dashed, vec![points]));
         }
-        for (i, name) in series.iter().enumerate() {
-            let here = rows.iter().filter(|row| row.panel == **parts && row.series == **name);
+        for (&of, (name, style)) in series.iter().zip(&named) {
+            let here = rows.iter().filter(|row| row.panel == **parts && row.series == *of);
             let points = sorted(here.map(|row| (row.steps as f64, value(row))).collect());
             if !points.is_empty() {
-                panel.lines.push(Line::new(&names[i], line_style(i), vec![points]));
+                panel.lines.push(Line::new(name, *style, vec![points]));
             }
         }
         chart.panels.push(panel);
     }
-    chart.finished(style, &request.references)
+    chart
 }
 
 #[cfg(test)]

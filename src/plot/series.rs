@@ -50,6 +50,11 @@ impl Quantity {
     pub const ALL: [Self; 5] =
         [Self::Surprise, Self::LossRatio, Self::LearningRate, Self::Decay, Self::Momentum];
 
+    /// Returns the quantity of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|quantity| quantity.name() == name)
+    }
+
     /// Returns the name in columns and files.
     pub fn name(self) -> &'static str {
         match self {

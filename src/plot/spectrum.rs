@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use super::chart::{Chart, Key, Line, LineStyle, Panel};
+use super::chart::{Chart, Key, Line, LineStyle, Panel, y_range};
 use super::colours::range;
 use super::downsample::Point;
 use super::filter::{Rows, check_any};
@@ -93,14 +93,9 @@ pub fn chart(csv: &Path, request: &Request, check: &mut Check) -> Result<Chart> 
     let mut chart = Chart::new("spectrum", 1, theme::STACKED);
     let lines = (0..LINES).filter(|&line| all.iter().any(|of| !points(&of.values[line]).is_empty()));
     let lines: Vec<_> = lines.collect();
-    let colours = style.ordered_colours(lines.len());
-    let line_style = |i: usize, colour| LineStyle {
-        dashes: style.theme.dash(i),
-        ..LineStyle::line(colour, theme::SERIES, 1.0, Some(i))
-    };
-    for (i, &line) in lines.iter().enumerate() {
-        chart.keys.push(Key::line(&ordinal(1 << line), line_style(i, colours[i])));
-    }
+    let styles = LineStyle::of_colours(style.ordered_colours(lines.len()), style.theme);
+    let keys = lines.iter().zip(&styles).map(|(&line, &style)| Key::line(&ordinal(1 << line), style));
+    chart.keys = keys.collect();
     for (p, of) in all.iter().enumerate() {
         let values: Vec<_> = lines.iter().map(|&line| points(&of.values[line])).collect();
         let positive: Vec<_> =
@@ -115,30 +110,29 @@ pub fn chart(csv: &Path, request: &Request, check: &mut Check) -> Result<Chart> 
         if positive.is_empty() {
             panel.message = Some("nothing was stored");
         }
-        for (i, points) in values.into_iter().enumerate() {
+        for ((points, &line), &style) in values.into_iter().zip(&lines).zip(&styles) {
             // An update of lower rank has zeros, which a log axis cannot show.
             let shown = points.chunk_by(|a, b| (a.1 > 0.0 || !log) == (b.1 > 0.0 || !log));
             let shown = shown.filter(|part| part[0].1 > 0.0 || !log).map(<[Point]>::to_vec).collect();
-            panel.lines.push(Line::new(&ordinal(1 << lines[i]), line_style(i, colours[i]), shown));
+            panel.lines.push(Line::new(&ordinal(1 << line), style, shown));
         }
         chart.panels.push(panel);
     }
-    let colours = style.colours(all.len());
+    let mut styles = LineStyle::of_colours(style.colours(all.len()), style.theme);
     if all.len() > 1 {
-        chart
-            .keys
-            .extend((0..all.len()).map(|p| Key::line(&format!("weight {p}"), line_style(p, colours[p]))));
+        let keys = styles.iter().enumerate().map(|(p, &style)| Key::line(&format!("weight {p}"), style));
+        chart.keys.extend(keys);
+    } else {
+        styles = vec![LineStyle::bold()];
     }
     for (rank, title) in RANKS.into_iter().enumerate() {
-        let lines: Vec<_> = all.iter().map(|of| points(&of.ranks[rank])).collect();
-        let ends: Vec<_> = lines.iter().flatten().map(|point| point.1).collect();
-        let high = range(&ends).map_or(1.0, |(_, high)| high);
-        let mut panel = Panel::new((x.clone(), "chunks stored"), (style.y_axis((0.0, high), false), title));
-        for (p, points) in lines.into_iter().enumerate() {
-            let style = if all.len() > 1 { line_style(p, colours[p]) } else { LineStyle::bold() };
-            panel.lines.push(Line::new(&format!("weight {p}"), style, vec![points]));
-        }
-        chart.panels.push(panel);
+        let lines = all.iter().zip(&styles).enumerate();
+        let lines = lines
+            .map(|(p, (of, &style))| Line::new(&format!("weight {p}"), style, vec![points(&of.ranks[rank])]));
+        let lines: Vec<_> = lines.collect();
+        let high = y_range(&lines).map_or(1.0, |(_, high)| high);
+        let panel = Panel::new((x.clone(), "chunks stored"), (style.y_axis((0.0, high), false), title));
+        chart.panels.push(Panel { lines, ..panel });
     }
     if width > 1 {
         chart.notes.push(format!("each point: mean of {width} chunks"));
@@ -146,7 +140,7 @@ pub fn chart(csv: &Path, request: &Request, check: &mut Check) -> Result<Chart> 
     if drawn < weights {
         chart.notes.push(format!("weights from {drawn} on are not drawn"));
     }
-    Ok(chart.finished(style, &request.references))
+    Ok(chart)
 }
 
 /// Returns the figure of a run that ended before its first spectrum.
@@ -157,7 +151,7 @@ fn empty(request: &Request) -> Chart {
     let mut panel = Panel::new((x, "chunks stored"), (style.y_axis((0.0, 1.0), false), "singular values"));
     panel.message = Some("nothing was stored");
     chart.panels.push(panel);
-    chart.finished(style, &request.references)
+    chart
 }
 
 /// Returns "1st", "2nd", "4th" and so on, for powers of two.

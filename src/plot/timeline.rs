@@ -35,55 +35,28 @@ pub struct RunMetrics {
     pub run: Run,
 }
 
-impl RunMetrics {
-    pub fn read(file: &CsvSource, request: &Request, check: &mut Check) -> Result<Self> {
-        let metrics = Metrics::read(&file.csv, &request.style, &request.part, check)?;
-        Ok(Self { name: font::plain(&file.name), metrics, run: file.run.clone() })
-    }
-}
-
-/// The content of the timelines of some files.
-pub struct Selection {
-    pub runs: Vec<RunMetrics>,
-    pub shown: Vec<Quantity>,
-    /// Name of the figure.
-    pub name: &'static str,
-    /// Whether quantities were asked for, so that constant ones are drawn too.
-    asked: bool,
-}
-
-impl Selection {
-    /// Reads all quantities, the gates or the requested quantities. Returns `None` for other columns or another x, which are
-    /// not timelines.
-    pub fn read(files: &[CsvSource], request: &Request, check: &mut Check) -> Result<Option<Self>> {
-        let quantity = |name: &String| Quantity::ALL.into_iter().find(|quantity| quantity.name() == name);
-        let asked: Option<Vec<_>> = request.y.iter().map(quantity).collect();
-        let others = request.x.is_some() || request.hue.is_some() || !request.filter.is_empty();
-        let (Some(asked), false) = (asked, others) else { return Ok(None) };
-        let gates = files.iter().any(|file| file.kind == Kind::Gates);
-        let runs =
-            files.iter().map(|file| RunMetrics::read(file, request, check)).collect::<Result<Vec<_>>>()?;
-        let there = |quantity: &Quantity| {
-            runs.iter().flat_map(|run| &run.metrics.series).any(|series| series.quantity == *quantity)
-        };
-        let name = match (&asked[..], gates) {
-            ([quantity], _) => quantity.name(),
-            ([], true) => "gates",
-            _ => "timeline",
-        };
-        let was_asked = !asked.is_empty();
-        let shown = match &asked[..] {
-            [] if gates => vec![Quantity::LearningRate, Quantity::Momentum, Quantity::Decay],
-            [] => Quantity::ALL.into_iter().filter(there).collect(),
-            _ => asked,
-        };
-        Ok(Some(Self { runs, shown, name, asked: was_asked }))
-    }
-
-    /// Returns the chart of these quantities.
-    pub fn chart(&self, request: &Request) -> Chart {
-        chart(self.name, &self.runs, &self.shown, self.asked, request)
-    }
+/// Returns the chart of all quantities, the gates or the requested quantities. Returns `None` for other columns or another
+/// x, which are not timelines.
+pub fn selected(files: &[CsvSource], request: &Request, check: &mut Check) -> Result<Option<Chart>> {
+    let asked: Option<Vec<_>> = request.y.iter().map(|name| Quantity::from_name(name)).collect();
+    let others = request.x.is_some() || request.hue.is_some() || !request.filter.is_empty();
+    let (Some(asked), false) = (asked, others) else { return Ok(None) };
+    let gates = files.iter().any(|file| file.kind == Kind::Gates);
+    let read = |file: &CsvSource| {
+        let metrics = Metrics::read(&file.csv, &request.style, &request.part, &mut *check)?;
+        Ok(RunMetrics { name: font::plain(&file.name), metrics, run: file.run.clone() })
+    };
+    let runs = files.iter().map(read).collect::<Result<Vec<_>>>()?;
+    let there = |quantity: &Quantity| {
+        runs.iter().flat_map(|run| &run.metrics.series).any(|series| series.quantity == *quantity)
+    };
+    let (name, shown) = match &asked[..] {
+        [] if gates => ("gates", vec![Quantity::LearningRate, Quantity::Momentum, Quantity::Decay]),
+        [] => ("timeline", Quantity::ALL.into_iter().filter(there).collect()),
+        [quantity] => (quantity.name(), asked.clone()),
+        _ => ("timeline", asked.clone()),
+    };
+    Ok(Some(chart(name, &runs, &shown, !asked.is_empty(), request)))
 }
 
 /// Returns a line for each of these quantities about the values that cannot be drawn.
@@ -136,7 +109,7 @@ pub fn chart(name: &str, runs: &[RunMetrics], shown: &[Quantity], asked: bool, r
         chart.notes.push(format!("fixed: {}", texts.collect::<Vec<_>>().join(", ")));
     }
     chart.omitted = omitted(runs, shown);
-    chart.finished(&request.style, &request.references)
+    chart
 }
 
 struct Drawing<'a> {
@@ -154,11 +127,7 @@ fn tokens(runs: &[RunMetrics]) -> Range<u64> {
 }
 
 fn styles(runs: &[RunMetrics], style: &FigureStyle) -> Vec<LineStyle> {
-    let several = |(i, colour)| LineStyle {
-        dashes: style.theme.dash(i),
-        ..LineStyle::line(colour, theme::SERIES, 1.0, Some(i))
-    };
-    let [run] = runs else { return style.colours(runs.len()).into_iter().enumerate().map(several).collect() };
+    let [run] = runs else { return LineStyle::of_colours(style.colours(runs.len()), style.theme) };
     let metrics = &run.metrics;
     let binned = metrics.series.iter().flat_map(|series| &series.heads).any(|line| line.bin_width() > 1);
     let heads = metrics.heads.len();
@@ -170,12 +139,16 @@ fn styles(runs: &[RunMetrics], style: &FigureStyle) -> Vec<LineStyle> {
         2..=theme::MAX_DISTINCT => (0.75, 0.6),
         _ => (0.45, 0.5),
     };
-    let of_head = |(i, colour)| LineStyle {
+    let styles = LineStyle::of_colours(style.colours(heads.max(1)), style.theme).into_iter();
+    let of_head = |of: LineStyle| LineStyle {
+        width,
+        opacity,
+        order: of.order.filter(|_| heads > 1),
         // Binned lines of heads are too many and too dense for dashes.
-        dashes: if binned { &[] } else { style.theme.dash(i) },
-        ..LineStyle::line(colour, width, opacity, (heads > 1).then_some(i))
+        dashes: if binned { &[] } else { of.dashes },
+        ..of
     };
-    style.colours(heads.max(1)).into_iter().enumerate().map(of_head).collect()
+    styles.map(of_head).collect()
 }
 
 impl Drawing<'_> {
@@ -195,7 +168,7 @@ impl Drawing<'_> {
         let y = y_axis(quantity, series, zeros.as_deref().unwrap_or_default(), several, &self.request.style);
         let x = self.request.style.x_within(Axis::tokens(&self.tokens));
         let any = y.is_some();
-        let mut panel = Panel::new((x, "tokens"), (y.unwrap_or_else(Axis::bare), title(quantity)));
+        let mut panel = Panel::new((x, "tokens"), (y.unwrap_or_else(Axis::default), title(quantity)));
         if let Some(labels) = &self.request.labels {
             panel.mark_labels(labels, &self.tokens);
         }
@@ -250,10 +223,7 @@ impl Drawing<'_> {
     }
 
     fn zeros_style(&self) -> LineStyle {
-        LineStyle {
-            dashes: theme::BASELINES[0],
-            ..LineStyle::line(theme::GREY, theme::SPINE, 1.0, Some(self.styles.len()))
-        }
+        LineStyle::line(theme::GREY, theme::SPINE, 1.0, Some(self.styles.len())).control()
     }
 
     /// Returns the last tokens of the runs that diverged.
@@ -478,5 +448,5 @@ pub fn heads(metrics: &Metrics, request: &Request) -> Chart {
     let shown = [Quantity::Surprise.name(), Quantity::LearningRate.name()];
     let omitted = OmittedValues::from_metrics(metrics).into_iter().filter(|of| shown.contains(&of.quantity));
     chart.omitted = omitted.map(|of| of.to_string()).collect();
-    chart.finished(&request.style, &request.references)
+    chart
 }

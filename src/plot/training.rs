@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::chart::{Chart, Key, Line, LineStyle, Panel};
+use super::chart::{Chart, Key, Line, LineStyle, Panel, y_range};
 use super::downsample::DownsampledLine;
 use super::filter::Rows;
 use super::source::CsvSource;
@@ -65,68 +65,55 @@ pub fn chart(sources: &[CsvSource], request: &Request, check: &mut Check) -> Res
     let last = all.iter().map(|curves| curves.last).max().unwrap_or(0);
     let x = style.x_axis((0.0, last.max(1) as f64), style.log.is_some_and(LogAxes::x));
     let mut chart = Chart::new("training", 1, theme::STACKED);
-    let panel = |title: &str, lines: Vec<(String, LineStyle, &DownsampledLine)>, log: Option<bool>| {
-        let ranges = lines.iter().filter_map(|(.., line)| line.range());
-        let range = ranges.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).unwrap_or((0.0, 1.0));
+    let line =
+        |name: &str, style: LineStyle, line: &DownsampledLine| Line::new(name, style, line.stretches());
+    let panel = |title: &str, lines: Vec<Line>, log: Option<bool>| {
+        let range = y_range(&lines).unwrap_or((0.0, 1.0));
         let default = log.unwrap_or(range.1 > LINEAR * range.0);
         let log = style.log.map_or(default, LogAxes::y) && range.0 > 0.0;
         let range = if log || title != RATE { range } else { (0.0, range.1) };
-        let mut panel = Panel::new((x.clone(), "step"), (style.y_axis(range, log), title));
-        panel.lines =
-            lines.into_iter().map(|(name, style, line)| Line::new(&name, style, line.stretches())).collect();
-        panel
+        let panel = Panel::new((x.clone(), "step"), (style.y_axis(range, log), title));
+        Panel { lines, ..panel }
     };
+    let keys =
+        |lines: &[Line]| -> Vec<Key> { lines.iter().map(|line| Key::line(&line.name, line.style)).collect() };
     if let [curves] = &all[..] {
         let pale = LineStyle::line(theme::GREY, theme::SERIES, 0.6, None);
         let shown = [("loss", "training", pale), ("validation", "validation", LineStyle::bold())];
-        let lines = shown
-            .into_iter()
-            .filter_map(|(column, name, style)| Some((name.to_owned(), style, curves.line(column)?)));
+        let lines =
+            shown.into_iter().filter_map(|(column, name, of)| Some(line(name, of, curves.line(column)?)));
         let lines: Vec<_> = lines.collect();
-        chart.keys = lines.iter().map(|(name, style, _)| Key::line(name, *style)).collect();
+        chart.keys = keys(&lines);
         chart.panels.push(panel("loss", lines, None));
-        let groups: Vec<_> = curves
-            .names
-            .iter()
-            .filter_map(|name| Some((name.strip_prefix(NORM)?, curves.line(name)?)))
-            .collect();
-        let colours = style.colours(groups.len());
-        let lines = groups.iter().enumerate().map(|(i, (name, line))| {
-            let style = LineStyle {
-                dashes: style.theme.dash(i),
-                ..LineStyle::line(colours[i], theme::SERIES, 1.0, Some(i))
-            };
-            ((*name).to_owned(), style, *line)
-        });
-        let lines: Vec<_> = lines.collect();
-        chart.keys.extend(lines.iter().map(|(name, style, _)| Key::line(name, *style)));
+        let groups =
+            curves.names.iter().filter_map(|name| Some((name.strip_prefix(NORM)?, curves.line(name)?)));
+        let groups: Vec<_> = groups.collect();
+        let styles = LineStyle::of_colours(style.colours(groups.len()), style.theme);
+        let lines: Vec<_> =
+            groups.iter().zip(styles).map(|((name, of), style)| line(name, style, of)).collect();
+        chart.keys.extend(keys(&lines));
         if !lines.is_empty() {
             chart.panels.push(panel("norm of the gradient", lines, Some(true)));
         }
-        if let Some(line) = curves.line("rate") {
-            let lines = vec![(RATE.to_owned(), LineStyle::bold(), line)];
-            chart.panels.push(panel(RATE, lines, Some(false)));
+        if let Some(of) = curves.line("rate") {
+            chart.panels.push(panel(RATE, vec![line(RATE, LineStyle::bold(), of)], Some(false)));
         }
     } else {
         let validated = all.iter().all(|curves| curves.line("validation").is_some());
         let (column, title) =
             if validated { ("validation", "validation loss") } else { ("loss", "training loss") };
-        let colours = style.colours(all.len());
-        let lines = all.iter().zip(sources).enumerate().filter_map(|(i, (curves, source))| {
-            let style = LineStyle {
-                dashes: style.theme.dash(i),
-                ..LineStyle::line(colours[i], theme::SERIES, 1.0, Some(i))
-            };
-            Some((font::plain(&source.name), style, curves.line(column)?))
+        let styles = LineStyle::of_colours(style.colours(all.len()), style.theme);
+        let lines = all.iter().zip(sources).zip(styles).filter_map(|((curves, source), style)| {
+            Some(line(&font::plain(&source.name), style, curves.line(column)?))
         });
         let lines: Vec<_> = lines.collect();
         chart.height = theme::ALONE;
-        chart.keys = lines.iter().map(|(name, style, _)| Key::line(name, *style)).collect();
+        chart.keys = keys(&lines);
         chart.panels.push(panel(title, lines, None));
     }
     if chart.panels.iter().all(|panel| panel.lines.is_empty()) {
         let csv = sources.first().map_or(String::new(), |source| source.csv.display().to_string());
         return Err(Error::rejected(csv, "no step with a finite loss to draw"));
     }
-    Ok(chart.finished(style, &request.references))
+    Ok(chart)
 }

@@ -116,7 +116,7 @@ impl Control {
         }
         let line = |(hue, points): (usize, _)| {
             let (name, style) = &hues[hue];
-            ControlLine { name: format!("{}, {name}", self.name), style: Self::beside(*style), points }
+            ControlLine { name: format!("{}, {name}", self.name), style: style.control(), points }
         };
         lines.into_iter().map(line).collect()
     }
@@ -132,11 +132,6 @@ impl Control {
 
     /// Returns the style of the line of this many hues, also in the key.
     pub fn style(hues: usize) -> LineStyle {
-        Self::beside(LineStyle::line(theme::GREY, theme::SPINE, 1.0, Some(hues)))
-    }
-
-    fn beside(line: LineStyle) -> LineStyle {
-        let (width, dashes) = (theme::SPINE, theme::BASELINES[0]);
-        LineStyle { marker: None, joined: true, width, dashes, ..line }
+        LineStyle::line(theme::GREY, theme::SPINE, 1.0, Some(hues)).control()
     }
 }

@@ -9,13 +9,13 @@ use super::results::{Parameter, Results};
 use super::{Method, RATIO, lowest, setting_text};
 use crate::error::{Error, Result};
 use crate::plot::axis::Axis;
-use crate::plot::chart::{Chart, Key, Line, LineStyle, Panel};
+use crate::plot::chart::{Chart, Key, Line, LineStyle, Panel, y_range};
 use crate::plot::colours::range;
 use crate::plot::series::{Metrics, Quantity, Series};
 use crate::plot::source::CsvSource;
 use crate::plot::timeline::ZEROS;
 use crate::plot::{Check, Request, theme, timeline};
-use crate::statistics::{Center, Estimate};
+use crate::statistics::Center;
 use crate::storage;
 
 /// Points of a curve: about one per point of paper.
@@ -88,11 +88,7 @@ pub fn chart(
     let style = &request.style;
     let ordered = by.len() == 1 && parameters[by[0]].is_numeric();
     let colours = if ordered { style.ordered_colours(count) } else { style.colours(count) };
-    let line = |(i, colour)| LineStyle {
-        dashes: style.theme.dash(i),
-        ..LineStyle::line(colour, theme::SERIES, 1.0, Some(i))
-    };
-    curves.styles = colours.into_iter().enumerate().map(line).collect();
+    curves.styles = LineStyle::of_colours(colours, style.theme);
     Ok(curves.chart())
 }
 
@@ -109,7 +105,7 @@ fn by(results: &Results, request: &Request) -> Result<Vec<usize>> {
 impl<'a> Curves<'a> {
     fn new(results: &Results, request: &'a Request) -> Result<Self> {
         let quantity = |name: &String| {
-            Quantity::ALL.into_iter().find(|quantity| quantity.name() == name).ok_or_else(|| {
+            Quantity::from_name(name).ok_or_else(|| {
                 let known = Quantity::ALL.map(Quantity::name).join(", ");
                 Error::rejected("--y", format!("no quantity {name}; the quantities over tokens are {known}"))
             })
@@ -156,7 +152,6 @@ impl<'a> Curves<'a> {
     }
 
     fn chart(&self) -> Chart {
-        let style = &self.request.style;
         let name = self.shown.iter().map(|quantity| quantity.name()).collect::<Vec<_>>().join("-");
         let height = if self.shown.len() > 1 { theme::STACKED } else { theme::ALONE };
         let mut chart = Chart::new(&format!("curves-{name}"), 1, height);
@@ -192,7 +187,7 @@ impl<'a> Curves<'a> {
         if self.missing > 0 {
             chart.omitted.push(format!("{} runs without a metrics.csv", self.missing));
         }
-        chart.finished(style, &self.request.references)
+        chart
     }
 
     /// Returns the control of a quantity: an all-zero answer beside the loss ratio.
@@ -216,37 +211,33 @@ impl<'a> Curves<'a> {
         let log = range(&all).is_some_and(|range| style.is_log(range, quantity == Quantity::LossRatio));
         let floor = lowest(quantity.name(), all.iter().copied());
         let method = Method { lowest: floor, ..Method::new(self.request, log, all.iter().copied()) };
-        let curve = |setting: &Vec<Values>| -> Vec<(f64, Estimate)> {
+        let curve = |((setting, name), &style): ((&Vec<Values>, &String), &LineStyle)| {
             let points = setting[i].iter();
-            points
-                .filter_map(|(&token, values)| Some((f64::from_bits(token), method.band(values)?)))
-                .collect()
+            let points =
+                points.filter_map(|(&token, values)| Some((f64::from_bits(token), method.band(values)?)));
+            let points: Vec<_> = points.collect();
+            counts.extend(points.iter().map(|(_, of)| of.n));
+            let mut line = Line::of_estimates(name, style, &[points], true);
+            if !self.bands() {
+                line.intervals.clear();
+            }
+            line
         };
-        let curves: Vec<_> = self.values.iter().map(curve).collect();
-        let mut ends = Vec::new();
-        for (_, of) in curves.iter().flatten() {
-            counts.push(of.n);
-            let (low, high) = of.interval.filter(|_| self.bands()).unwrap_or((of.center, of.center));
-            ends.extend([low, high]);
-        }
+        let lines: Vec<_> = self.values.iter().zip(&self.names).zip(&self.styles).map(curve).collect();
+        let ends = y_range(&lines);
         let control = self.control(quantity, &method);
-        let fits = |control: &Control| range(&ends).is_some_and(|ends| control.fits(ends, log));
+        let fits = |control: &Control| ends.is_some_and(|ends| control.fits(ends, log));
         let note = control.as_ref().filter(|control| !fits(control)).map(Control::note);
         let control = control.filter(fits);
-        ends.extend(control.iter().flat_map(Control::values));
+        let beside = control.iter().flat_map(Control::values);
+        let ends: Vec<_> = ends.into_iter().flat_map(|(low, high)| [low, high]).chain(beside).collect();
         let y = style.y_axis(range(&ends).unwrap_or((0.0, 1.0)), log);
         let x = style.x_within(Axis::tokens(&(0..self.tokens)));
         let mut panel = Panel::new((x, "tokens"), (y, timeline::title(quantity)));
         if let Some(labels) = &self.request.labels {
             panel.mark_labels(labels, &(0..self.tokens));
         }
-        for ((points, name), &style) in curves.into_iter().zip(&self.names).zip(&self.styles) {
-            let mut line = Line::of_estimates(name, style, &[points], true);
-            if !self.bands() {
-                line.intervals.clear();
-            }
-            panel.lines.push(line);
-        }
+        panel.lines = lines;
         let hues: Vec<_> = self.names.iter().cloned().zip(self.styles.iter().copied()).collect();
         for line in control.iter().flat_map(|control| control.lines(&[], &hues)) {
             let points = line.points.iter().map(|&(token, y)| (f64::from_bits(token), y)).collect();

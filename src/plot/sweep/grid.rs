@@ -218,7 +218,6 @@ impl<'a> Grid<'a> {
         for &(parameter, other) in &self.layout.along {
             chart.notes.push(format!("{} goes with {}", name(parameter), name(other)));
         }
-        let style = &self.request.style;
         for panel in
             chart.panels.iter_mut().filter(|panel| panel.lines.iter().all(|line| line.stretches.is_empty()))
         {
@@ -226,7 +225,7 @@ impl<'a> Grid<'a> {
                 panel.message = Some("no finite values");
             }
         }
-        chart.finished(style, &self.request.references)
+        chart
     }
 
     fn panel(&self, i: usize, x: &Axis, (y, y_title): (&Axis, &str)) -> ChartPanel {
@@ -277,10 +276,9 @@ impl<'a> Grid<'a> {
         let colours =
             if hue.is_some_and(Parameter::is_numeric) { style.ordered_colours(n) } else { style.colours(n) };
         let bands = joined && n <= BANDS;
-        let line_style =
-            |i: usize| LineStyle { joined, ..LineStyle::marked(colours[i], i, style.theme.dash(i)) };
-        let names = names_of(hue);
-        let hues: Vec<_> = names.iter().enumerate().map(|(i, name)| (name.clone(), line_style(i))).collect();
+        let styles = LineStyle::of_colours(colours, style.theme).into_iter();
+        let styles = styles.map(|style| LineStyle { joined, ..style.marked() });
+        let hues: Vec<_> = names_of(hue).into_iter().zip(styles).collect();
         // A single line has a key only if its control has one.
         if hue.is_some() || self.drawn_control().is_some() {
             chart.keys = hues.iter().map(|(name, style)| Key::line(name, *style)).collect();
@@ -288,7 +286,7 @@ impl<'a> Grid<'a> {
         for (i, cells) in self.panels.iter().enumerate() {
             let mut panel = self.panel(i, &x, (&y, &self.title));
             let mut values = Vec::new();
-            for (line, name) in names.iter().enumerate() {
+            for (line, (name, line_style)) in hues.iter().enumerate() {
                 // Lines lie side by side in unjoined slots, so that bars do not hide each other.
                 let apart = scale == Scale::Slots && !joined;
                 let aside = if apart { (line as f64 - (n as f64 - 1.0) / 2.0) * 0.5 / n as f64 } else { 0.0 };
@@ -300,13 +298,10 @@ impl<'a> Grid<'a> {
                 });
                 let runs: Vec<_> = runs.collect();
                 if !runs.is_empty() {
-                    values.push(Line::new(
-                        &format!("{name}: runs"),
-                        line_style(line).of_values(),
-                        vec![runs],
-                    ));
+                    let name = format!("{name}: runs");
+                    values.push(Line::new(&name, line_style.of_values(), vec![runs]));
                 }
-                panel.lines.push(Line::of_estimates(name, line_style(line), &stretches, bands));
+                panel.lines.push(Line::of_estimates(name, *line_style, &stretches, bands));
             }
             panel.lines.extend(values);
             for line in self.drawn_control().into_iter().flat_map(|control| control.lines(&cells.key, &hues))
@@ -330,7 +325,7 @@ impl<'a> Grid<'a> {
             }
             chart.panels.push(panel);
         }
-        chart.notes.extend(self.note_on_events(&names));
+        chart.notes.extend(self.note_on_events(&hues));
         if let Some(control) = self.drawn_control() {
             chart.keys.push(Key::line(control.name, Control::style(n)));
         } else {
@@ -346,7 +341,7 @@ impl<'a> Grid<'a> {
     }
 
     /// Returns how many runs reached the event, and where only some of a point's runs did. Maps say so in their cells.
-    fn note_on_events(&self, lines: &[String]) -> Option<String> {
+    fn note_on_events(&self, lines: &[(String, LineStyle)]) -> Option<String> {
         let counted = self.method.censored && self.differences.is_none();
         if !counted || self.cells().all(|cell| cell.absent == 0) {
             return None;
@@ -360,7 +355,7 @@ impl<'a> Grid<'a> {
             some.extend(cells.map(|(key, cell)| (&panel.heading, key, cell.finite.len(), cell.absent)));
         }
         let at = some.iter().map(|(heading, (line, value), events, absent)| {
-            let place = [heading.as_str(), if self.layout.hue.is_some() { &lines[*line] } else { "" }];
+            let place = [heading.as_str(), if self.layout.hue.is_some() { &lines[*line].0 } else { "" }];
             let place = place.into_iter().filter(|part| !part.is_empty()).map(|part| format!("{part}, "));
             format!("{events} of {} at {}{x} {}", events + absent, place.collect::<String>(), values[*value])
         });
@@ -497,7 +492,6 @@ impl<'a> Grid<'a> {
         let x = Axis::slots(&used.iter().map(|&i| names[i].clone()).collect::<Vec<_>>());
         let colours = style.colours(n);
         let of_hue = names_of(hue);
-        let line_style = |i: usize| LineStyle::line(colours[i], theme::SERIES, 1.0, Some(i));
         if hue.is_some() {
             let keys = of_hue.iter().zip(&colours);
             chart.keys = keys.map(|(name, &colour)| Key::new(name, Swatch::Area(colour))).collect();
@@ -518,7 +512,7 @@ impl<'a> Grid<'a> {
                     } else {
                         names[used[slot]].clone()
                     },
-                    style: line_style(line),
+                    style: LineStyle::line(colours[line], theme::SERIES, 1.0, Some(line)),
                     x: place,
                     width: width * 0.9,
                     n: estimate.n,
@@ -550,8 +544,8 @@ fn heading(results: &Results, layout: &Layout, labels: &[Vec<String>], key: &[us
 }
 
 /// Rejects a figure of differences without a baseline.
-pub fn check_baseline(kind: Kind, request: &Request) -> Result<()> {
-    if kind == Kind::Ablation && request.baseline.is_empty() {
+pub fn check_baseline(request: &Request) -> Result<()> {
+    if request.baseline.is_empty() {
         let reason =
             "needs the setting to compare with; add --baseline PARAMETER=VALUE, such as --baseline decay=0";
         return Err(Error::rejected("--kind ablation", reason));

@@ -35,54 +35,48 @@ pub(crate) const RATIO: &str = "loss_before_mean/loss_mean";
 /// The result that runs may never have: the chunk from which the memory is unstable.
 const CENSORED: &str = "first_unstable_chunk";
 
-/// Returns the charts of results.csv files, one per metric, and notes for the user. Several files have one chart together if
-/// a role was given to `sweep`.
+/// Returns the charts of results.csv files, one per metric. Several files have one chart together if a role was given to
+/// `sweep`.
 pub fn charts(
     files: &[CsvSource],
     request: &Request,
     check: &mut Check,
-) -> Result<(Vec<Chart>, Vec<String>)> {
-    let Some(first) = files.first() else { return Ok((Vec::new(), Vec::new())) };
+    notes: &mut Vec<String>,
+) -> Result<Vec<Chart>> {
+    let Some(first) = files.first() else { return Ok(Vec::new()) };
     let results = Results::read(files, &request.filter, check)?;
     if results.len() == 0 {
         let paths: Vec<_> = files.iter().map(|file| file.csv.display().to_string()).collect();
-        return Ok((Vec::new(), vec![format!("no figures: {} has no rows", paths.join(", "))]));
+        notes.push(format!("no figures: {} has no rows", paths.join(", ")));
+        return Ok(Vec::new());
     }
+    // A result as x has no lines over it.
+    let is_result = |x: &String| results.parameter(x).is_none() && results.metric(x).is_some();
     match first.kind {
-        Kind::Curves => return Ok((vec![curves::chart(files, &results, request, check)?], Vec::new())),
-        Kind::Ablation => grid::check_baseline(first.kind, request)?,
-        Kind::Pareto => return Ok((vec![pareto::chart(&results, request)?], Vec::new())),
-        // A result as x has no lines over it.
-        _ if request
-            .x
-            .as_ref()
-            .is_some_and(|x| results.parameter(x).is_none() && results.metric(x).is_some()) =>
-        {
-            return Ok((vec![pareto::chart(&results, request)?], Vec::new()));
-        }
+        Kind::Curves => return Ok(vec![curves::chart(files, &results, request, check)?]),
+        Kind::Ablation => grid::check_baseline(request)?,
+        Kind::Pareto => return Ok(vec![pareto::chart(&results, request)?]),
+        _ if request.x.as_ref().is_some_and(is_result) => return Ok(vec![pareto::chart(&results, request)?]),
         _ => {}
     }
     let lags = first.kind == Kind::Retention;
-    let request = &if lags {
+    let mut request = request.clone();
+    if lags {
         // The y of the lags is known, and x is always the lag.
-        Request { x: Some("lag".to_owned()), y: vec![LOSS_RATIO.to_owned()], ..request.clone() }
-    } else {
-        request.clone()
+        (request.x, request.y) = (Some("lag".to_owned()), vec![LOSS_RATIO.to_owned()]);
+    }
+    if let (Kind::Ablation, None, Some((name, _))) = (first.kind, &request.x, request.baseline.first()) {
+        baseline(&results, &request.baseline)?;
+        request.x = Some(name.clone());
+    }
+    let Some(layout) = Layout::choose(&results, &request)? else {
+        notes.push("no figures: no parameter but the seed varies".to_owned());
+        return Ok(Vec::new());
     };
-    let request = &match (first.kind, &request.x, request.baseline.first()) {
-        (Kind::Ablation, None, Some((name, _))) => {
-            baseline(&results, &request.baseline)?;
-            Request { x: Some(name.clone()), ..request.clone() }
-        }
-        _ => request.clone(),
-    };
-    let Some(layout) = Layout::choose(&results, request)? else {
-        return Ok((Vec::new(), vec!["no figures: no parameter but the seed varies".to_owned()]));
-    };
-    let (mut charts, mut notes) = (Vec::new(), Vec::new());
-    for (name, metric) in metrics(&results, request)? {
+    let mut charts = Vec::new();
+    for (name, metric) in metrics(&results, &request)? {
         check()?;
-        let grid = Grid::new(&results, &layout, &name, metric, request)?;
+        let grid = Grid::new(&results, &layout, &name, metric, &request)?;
         if !grid.is_informative() && request.y.is_empty() {
             continue;
         }
@@ -96,7 +90,7 @@ pub fn charts(
     if request.panels && charts.len() > 1 {
         charts = vec![joined(charts)];
     }
-    Ok((charts, notes))
+    Ok(charts)
 }
 
 /// Returns one chart with the panels of all.

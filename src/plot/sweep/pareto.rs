@@ -78,7 +78,7 @@ pub fn chart(results: &Results, request: &Request) -> Result<Chart> {
             None => groups.push((name, vec![*point])),
         }
     }
-    let colours = style.colours(groups.len());
+    let styles = LineStyle::of_colours(style.colours(groups.len()), style.theme);
     let front = front(&points, better(&x_name), better(&y_name));
     let mut chart = Chart::new(&[file_name(&y_name), file_name(&x_name)].join(AGAINST), 1, theme::ALONE);
     if let Some(front) = front {
@@ -86,8 +86,8 @@ pub fn chart(results: &Results, request: &Request) -> Result<Chart> {
         panel.lines.push(Line::new("best in both", grey, vec![front]));
         chart.notes.push("line: settings that no other beats in both".to_owned());
     }
-    for (i, (name, points)) in groups.into_iter().enumerate() {
-        let line_style = LineStyle::marked(colours[i], i, &[]).apart();
+    for ((name, points), line_style) in groups.into_iter().zip(styles) {
+        let line_style = line_style.apart();
         chart.keys.push(Key::line(&name, line_style));
         panel.lines.push(Line::new(&name, line_style, vec![points]));
     }
@@ -102,7 +102,7 @@ pub fn chart(results: &Results, request: &Request) -> Result<Chart> {
         chart.omitted.push(format!("{lost} settings without a finite value of both results"));
     }
     chart.panels.push(panel);
-    Ok(chart.finished(style, &request.references))
+    Ok(chart)
 }
 
 /// Returns the points that no other beats in both directions, from left to right; `None` unless both have a better side.
