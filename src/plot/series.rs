@@ -5,9 +5,7 @@
 //! sums, Σ `loss_before` ÷ Σ `loss`, over sequences and, for the bold line, over heads. A mean of ratios would be dominated
 //! by the heads with the smallest losses.
 
-use std::cmp::{Ordering, Reverse};
-use std::collections::binary_heap::PeekMut;
-use std::collections::{BTreeSet, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::{Range, RangeInclusive};
 use std::path::Path;
 
@@ -139,38 +137,8 @@ struct Columns {
     momentum: Column,
 }
 
-/// The position at which to resume a sequence: its next row, and that row's chunk.
-struct Cursor {
-    sequence: u64,
-    position: Position,
-    chunk: u64,
-}
-
-impl Cursor {
-    fn order(&self) -> (u64, u64) {
-        (self.chunk, self.sequence)
-    }
-}
-
-impl Ord for Cursor {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.order().cmp(&other.order())
-    }
-}
-
-impl PartialOrd for Cursor {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Cursor {
-    fn eq(&self, other: &Self) -> bool {
-        self.order() == other.order()
-    }
-}
-
-impl Eq for Cursor {}
+/// The positions at which to resume sequences, by the chunk of their next row, then by sequence.
+type Cursors = BTreeMap<(u64, u64), Position>;
 
 /// A sum of the values that apply.
 #[derive(Clone, Copy, Default)]
@@ -196,15 +164,13 @@ impl Metrics {
     pub fn read(path: &Path, style: &FigureStyle, part: &Part, check: &mut Check) -> Result<Self> {
         let mut table = Table::open(path)?;
         let columns = Columns::find(&table)?;
-        let (cursors, mut heads) = survey(&mut table, &columns, check)?;
+        let (mut cursors, mut heads) = survey(&mut table, &columns, check)?;
         let known = heads.len();
         heads.retain(|&head| part.has_head(head));
         if known > 0 && heads.is_empty() {
             return Err(Error::rejected("--heads", format!("{} has none of these heads", path.display())));
         }
         let sequences = cursors.len();
-        // Cursors are sorted by the chunk of the next row, then in the order of the file.
-        let mut cursors: BinaryHeap<_> = cursors.into_iter().map(Reverse).collect();
         let smoothed = style.smoothed();
         let series = Series::empty(heads.len(), style);
         let log = series.iter().any(|series| series.quantity == Quantity::LossRatio && series.log);
@@ -216,24 +182,22 @@ impl Metrics {
         let mut cells = vec![Cell::default(); BLOCK as usize * metrics.heads.len()];
         let mut places = vec![None; BLOCK as usize];
         let mut blocks = 0_u64;
-        while let Some(Reverse(Cursor { chunk: first, .. })) = cursors.peek() {
-            let first = *first;
+        while let Some((&(first, _), _)) = cursors.first_key_value() {
             blocks += 1;
             if blocks.is_multiple_of(16) {
                 check()?;
             }
             cells.fill(Cell::default());
             places.fill(None);
-            let mut here = Vec::new();
-            while let Some(next) = cursors.peek_mut().filter(|next| next.0.chunk - first < BLOCK) {
-                here.push(PeekMut::pop(next).0);
-            }
+            let later = cursors.split_off(&(first + BLOCK, 0));
+            let mut here: Vec<_> = std::mem::replace(&mut cursors, later).into_iter().collect();
             // The order is fixed because sums of floats depend on it.
-            here.sort_by_key(|cursor| cursor.sequence);
-            for cursor in here {
+            here.sort_by_key(|((_, sequence), _)| *sequence);
+            for ((_, sequence), position) in here {
                 let rows = (&mut cells[..], &mut places[..]);
-                let open = metrics.read_block(&mut table, &columns, part, cursor, first, rows)?;
-                cursors.extend(open.map(Reverse));
+                table.seek(position)?;
+                let open = metrics.read_block(&mut table, &columns, part, (sequence, first), rows)?;
+                cursors.extend(open.map(|chunk| ((chunk, sequence), table.position())));
             }
             for (place, cells) in places.iter().zip(cells.chunks(metrics.heads.len().max(1))) {
                 if let Some(place) = place {
@@ -251,18 +215,17 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// Adds the rows of one sequence and chunks `first .. first + BLOCK`. Returns the position to resume at, if rows remain.
+    /// Adds the rows of one sequence and chunks `first .. first + BLOCK`, from the next row on. Stops at a later chunk of the
+    /// sequence and returns it, if there is one.
     fn read_block(
         &mut self,
         table: &mut Table,
         columns: &Columns,
         part: &Part,
-        cursor: Cursor,
-        first: u64,
+        (sequence, first): (u64, u64),
         (cells, places): (&mut [Cell], &mut [Option<Range<u64>>]),
-    ) -> Result<Option<Cursor>> {
-        table.seek(cursor.position)?;
-        while table.advance()? && table.integer(columns.sequence)? == cursor.sequence {
+    ) -> Result<Option<u64>> {
+        while table.advance()? && table.integer(columns.sequence)? == sequence {
             let (chunk, head) = (table.integer(columns.chunk)?, table.integer(columns.head)?);
             let changed = || {
                 let got = format!("chunk {chunk}, head {head}");
@@ -270,7 +233,7 @@ impl Metrics {
             };
             let row = chunk.checked_sub(first).ok_or_else(changed)?;
             if row >= BLOCK {
-                return Ok(Some(Cursor { position: table.position(), chunk, ..cursor }));
+                return Ok(Some(chunk));
             }
             if !part.has_head(head) {
                 continue;
@@ -311,8 +274,8 @@ impl Metrics {
 }
 
 /// Finds the start of each sequence and the heads, and checks the order of the rows.
-fn survey(table: &mut Table, columns: &Columns, check: &mut Check) -> Result<(Vec<Cursor>, Vec<u64>)> {
-    let mut cursors = Vec::<Cursor>::new();
+fn survey(table: &mut Table, columns: &Columns, check: &mut Check) -> Result<(Cursors, Vec<u64>)> {
+    let mut cursors = Cursors::new();
     let mut heads = BTreeSet::new();
     let mut previous = None;
     let mut rows = 0_u64;
@@ -323,17 +286,16 @@ fn survey(table: &mut Table, columns: &Columns, check: &mut Check) -> Result<(Ve
         }
         let key @ (sequence, chunk, head) =
             (table.integer(columns.sequence)?, table.integer(columns.chunk)?, table.integer(columns.head)?);
-        if let Some(before) = previous.replace(key)
-            && before >= key
-        {
+        let before = previous.replace(key);
+        if let Some(before) = before.filter(|before| *before >= key) {
             let got = format!("sequence {sequence}, chunk {chunk}, head {head} after {before:?}");
             return Err(table.bad_row("rows sorted by sequence, chunk and head, each once,", got));
         }
         if heads.insert(head) && heads.len() > MAX_HEADS {
             return Err(table.bad_row(format!("at most {MAX_HEADS} heads"), "another"));
         }
-        if cursors.last().is_none_or(|last| last.sequence != sequence) {
-            cursors.push(Cursor { sequence, position: table.position(), chunk });
+        if before.is_none_or(|before| before.0 != sequence) {
+            cursors.insert((chunk, sequence), table.position());
         }
     }
     Ok((cursors, heads.into_iter().collect()))
