@@ -1,10 +1,8 @@
 //! Notes on flags without effect on a figure. Without a note, the figure would look as if it obeyed them.
 
-use clap::ValueEnum as _;
-
 use super::chart::{Chart, Panel};
 use super::series::Quantity;
-use super::{CsvSource, Kind, Limits, Request};
+use super::{CsvSource, Kind, Limits, LogAxes, Request};
 use crate::statistics::Interval;
 
 /// Returns a line about the flags without effect on the sources' kind.
@@ -18,79 +16,60 @@ pub fn ignored_flags(sources: &[CsvSource], request: &Request) -> Option<String>
         Kind::Timeline | Kind::Gates if others => Kind::Columns,
         kind => kind,
     };
-    let timeline = matches!(kind, Kind::Timeline | Kind::Gates);
-    let columns = matches!(kind, Kind::Columns | Kind::Boxes);
-    let rows = timeline || columns || matches!(kind, Kind::Heads | Kind::Topics);
-    let lags = kind == Kind::Retention && first.of_sweep;
-    let map = kind == Kind::Retention && !first.of_sweep;
-    let scan = matches!(kind, Kind::Scan | Kind::Speedup);
-    let of_sweep = matches!(kind, Kind::Sweep | Kind::Map | Kind::Ablation | Kind::Pareto);
-    let curves = kind == Kind::Curves;
-    let recall = kind == Kind::Recall;
-    let cells = matches!(kind, Kind::Sweep | Kind::Map | Kind::Ablation) || lags;
-    let asked = request.style.log;
-    let heads = !request.part.heads.is_empty();
-    let flags = [
-        (
-            "--x",
-            request.x.as_ref().is_some_and(|x| match kind {
-                Kind::Lags => x != "lag",
-                _ if lags => x != "lag",
-                _ => !columns && !of_sweep,
-            }),
-        ),
-        (
-            "--y",
-            !request.y.is_empty()
-                && !columns
-                && !of_sweep
-                && !timeline
-                && !curves
-                && !recall
-                && kind != Kind::Topics,
-        ),
-        ("--hue", request.hue.is_some() && !columns && !of_sweep && !lags && !curves && !recall),
-        ("--rows", request.rows.is_some() && !cells),
-        ("--cols", request.cols.is_some() && !cells),
-        ("--panels", request.panels && !cells),
-        (
-            "--where",
-            filtered
-                && !columns
-                && !of_sweep
-                && !lags
-                && !scan
-                && !curves
-                && !matches!(kind, Kind::Topics | Kind::Recall | Kind::Spectrum | Kind::Training),
-        ),
-        ("--heads", heads && !rows && !map && !matches!(kind, Kind::Lags | Kind::Spectrum) && !curves),
-        ("--tokens", request.part.tokens.is_some() && !rows && !curves && !recall),
-        ("--baseline", !request.baseline.is_empty() && !cells && kind != Kind::Speedup),
-        ("--center", request.center.is_some() && !of_sweep && !lags && !curves && kind != Kind::Topics),
-        (
-            "--interval",
-            request.interval.is_some_and(|interval| match kind {
-                Kind::Recall => !matches!(interval, Interval::Ci95 | Interval::None),
-                Kind::Topics => false,
-                _ => !cells && !curves,
-            }),
-        ),
-        ("--labels", request.labels.is_some() && !timeline && !curves && kind != Kind::Topics),
-        ("--smooth", request.style.smooth.is_some() && !timeline && !curves && !recall),
-        ("--log", asked.is_some() && map),
-        (
-            "--log=x",
-            asked.is_some_and(super::LogAxes::x)
-                && (timeline
-                    || curves
-                    || recall
-                    || matches!(kind, Kind::Heads | Kind::Topics | Kind::Lags | Kind::Boxes)),
-        ),
+    let asked = |role: &Option<String>| role.is_some();
+    // Of a sweep's lags, x is always the lag.
+    let lags = kind == Kind::Lags || (kind == Kind::Retention && first.of_sweep);
+    let given = [
+        ("--x", request.x.as_ref().is_some_and(|x| !lags || x != "lag")),
+        ("--y", !request.y.is_empty()),
+        ("--hue", asked(&request.hue)),
+        ("--rows", asked(&request.rows)),
+        ("--cols", asked(&request.cols)),
+        ("--panels", request.panels),
+        ("--where", filtered),
+        ("--heads", !request.part.heads.is_empty()),
+        ("--tokens", request.part.tokens.is_some()),
+        ("--baseline", !request.baseline.is_empty()),
+        ("--center", request.center.is_some()),
+        ("--interval", request.interval.is_some()),
+        ("--labels", request.labels.is_some()),
+        ("--smooth", request.style.smooth.is_some()),
+        ("--log", request.style.log.is_some()),
+        ("--log=x", request.style.log.is_some_and(LogAxes::x)),
     ];
-    let ignored: Vec<_> = flags.iter().filter(|(_, ignored)| *ignored).map(|(flag, _)| *flag).collect();
-    let name = kind.to_possible_value()?;
+    let obeyed: Vec<_> = obeyed(kind, first.of_sweep).split(' ').collect();
+    // Bands of recall are 95 % intervals or none.
+    let bands = kind == Kind::Recall && matches!(request.interval, Some(Interval::Ci95 | Interval::None));
+    let obeys = |flag| obeyed.contains(&flag) || (flag == "--interval" && bands);
+    let ignored: Vec<_> =
+        given.iter().filter(|(flag, given)| *given && !obeys(flag)).map(|(flag, _)| *flag).collect();
     (!ignored.is_empty())
-        .then(|| format!("no effect with --kind {}: {}", name.get_name(), ignored.join(", ")))
+        .then(|| format!("no effect with --kind {}: {}", kind.cli_name(), ignored.join(", ")))
+}
+
+/// Returns the flags that change a figure of this kind.
+fn obeyed(kind: Kind, of_sweep: bool) -> &'static str {
+    match kind {
+        Kind::Timeline | Kind::Gates => "--y --heads --tokens --labels --smooth --log",
+        Kind::Heads => "--heads --tokens --log",
+        Kind::Columns => "--x --y --hue --where --heads --tokens --log --log=x",
+        Kind::Boxes => "--x --y --hue --where --heads --tokens --log",
+        Kind::Topics => "--y --where --heads --tokens --center --interval --labels --log",
+        Kind::Retention if of_sweep => {
+            "--hue --rows --cols --panels --where --baseline --center --interval --log --log=x"
+        }
+        Kind::Retention => "--heads --log=x",
+        Kind::Lags => "--heads --log",
+        Kind::Sweep | Kind::Map | Kind::Ablation => {
+            "--x --y --hue --rows --cols --panels --where --baseline --center --interval --log --log=x"
+        }
+        Kind::Pareto => "--x --y --hue --where --center --log --log=x",
+        Kind::Curves => "--y --hue --where --heads --tokens --center --interval --labels --smooth --log",
+        Kind::Recall => "--y --hue --where --tokens --smooth --log",
+        Kind::Spectrum => "--where --heads --log --log=x",
+        Kind::Training | Kind::Scan => "--where --log --log=x",
+        Kind::Speedup => "--where --baseline --log --log=x",
+    }
 }
 
 /// Returns a line about limits that no panel can obey. Names have no ends, and only maps have colours.
