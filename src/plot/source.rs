@@ -73,15 +73,15 @@ impl Kind {
         }
     }
 
-    /// Columns that identify a file, and its default kind.
-    const SIGNATURES: [(&'static [&'static str], Self); 7] = [
-        (&["algorithm", "median_ms", "gb_per_s"], Self::Scan),
-        (&["chunk", "head", "surprise"], Self::Timeline),
-        (&["chunk", "after", "loss_at_w"], Self::Retention),
-        (&["run", "status"], Self::Sweep),
-        (&["step", "loss", "validation"], Self::Training),
-        (&["weight", "index", "singular_value"], Self::Spectrum),
-        (&["token", "mean_square_zero", "target", "rank"], Self::Recall),
+    /// The default kind of each file and the columns that identify it. Of several files in a directory, the first is drawn.
+    const FILES: [(Self, &'static [&'static str]); 7] = [
+        (Self::Timeline, &["chunk", "head", "surprise"]),
+        (Self::Sweep, &["run", "status"]),
+        (Self::Scan, &["algorithm", "median_ms", "gb_per_s"]),
+        (Self::Retention, &["chunk", "after", "loss_at_w"]),
+        (Self::Recall, &["token", "mean_square_zero", "target", "rank"]),
+        (Self::Spectrum, &["weight", "index", "singular_value"]),
+        (Self::Training, &["step", "loss", "validation"]),
     ];
 
     /// Whether files detected as `detected` can be drawn as this kind.
@@ -178,7 +178,7 @@ impl CsvSource {
         let names: Vec<_> = table.columns().map(|(_, name)| name).collect();
         let has = |columns: &[&str]| columns.iter().all(|column| names.contains(column));
         let of_sweep = has(&["run", "status"]);
-        let detected = Kind::SIGNATURES.into_iter().find(|(columns, _)| has(columns)).map(|(_, kind)| kind);
+        let detected = Kind::FILES.into_iter().find(|(_, columns)| has(columns)).map(|(kind, _)| kind);
         let detected = if of_sweep && has(&["lag", "loss_ratio"]) { Some(Kind::Retention) } else { detected };
         let Some(detected) = detected else {
             return Err(Error::rejected(csv.display().to_string(), not_a_table(&names)));
@@ -229,18 +229,9 @@ fn settings_of_runs(directories: &[&Path]) -> Option<Vec<String>> {
 }
 
 fn in_directory(directory: &Path, kind: Option<Kind>) -> Result<PathBuf> {
-    let all = [
-        "metrics.csv",
-        "results.csv",
-        "scan_bench.csv",
-        "retention.csv",
-        "recall.csv",
-        "spectrum.csv",
-        "train.csv",
-    ];
-    let wanted = kind.map_or(all.to_vec(), |kind| vec![kind.file()]);
-    for name in &wanted {
-        let path = directory.join(name);
+    let wanted = kind.map_or(Kind::FILES.map(|(kind, _)| kind).to_vec(), |kind| vec![kind]);
+    for kind in wanted {
+        let path = directory.join(kind.file());
         if storage::exists(&path)? {
             return Ok(path);
         }
@@ -271,9 +262,7 @@ fn not_a_table(columns: &[&str]) -> String {
 /// Returns the name of the directory if the file has its usual name, otherwise the file's, and the path that ends in it.
 fn named(csv: &Path) -> (String, PathBuf) {
     let stem = csv.file_stem().unwrap_or_default();
-    let usual = ["metrics", "results", "scan_bench", "retention", "recall", "spectrum", "train"]
-        .iter()
-        .any(|&usual| stem == usual);
+    let usual = Kind::FILES.iter().any(|(kind, _)| Path::new(kind.file()).file_stem() == Some(stem));
     let absolute = std::path::absolute(csv).unwrap_or_else(|_| csv.to_path_buf());
     let directory = absolute.parent().filter(|directory| usual && directory.file_name().is_some());
     let named = directory.unwrap_or(&absolute);
