@@ -102,20 +102,6 @@ impl Figure {
         let origin = for_figure(origin).replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
         format!("{root}><desc id=\"origin\">{origin}</desc>{rest}")
     }
-
-    /// Returns the paths of the figure's files in a directory, one for each format.
-    pub fn paths(&self, directory: &Path, formats: &[FigureFormat]) -> impl Iterator<Item = PathBuf> {
-        formats.iter().map(|format| directory.join(format.file(&self.name)))
-    }
-
-    /// Returns the figure's files in a directory, one for each format.
-    pub fn files(
-        &self,
-        directory: &Path,
-        formats: &[FigureFormat],
-    ) -> impl Iterator<Item = Result<(PathBuf, Vec<u8>)>> {
-        self.paths(directory, formats).zip(formats).map(|(path, &format)| Ok((path, self.encode(format)?)))
-    }
 }
 
 /// The figures drawn, and notes for the user.
@@ -130,7 +116,7 @@ pub struct Figures {
 impl Figures {
     /// Returns the paths of the files of all figures in a directory, in each format.
     pub fn paths(&self, directory: &Path, formats: &[FigureFormat]) -> impl Iterator<Item = PathBuf> {
-        self.figures.iter().flat_map(|figure| figure.paths(directory, formats))
+        self.each(formats).map(|(figure, format)| directory.join(format.file(&figure.name)))
     }
 
     /// Returns the files of all figures in a directory, in each format.
@@ -139,7 +125,12 @@ impl Figures {
         directory: &Path,
         formats: &[FigureFormat],
     ) -> impl Iterator<Item = Result<(PathBuf, Vec<u8>)>> {
-        self.figures.iter().flat_map(|figure| figure.files(directory, formats))
+        let encoded = self.each(formats).map(|(figure, format)| figure.encode(format));
+        self.paths(directory, formats).zip(encoded).map(|(path, bytes)| Ok((path, bytes?)))
+    }
+
+    fn each(&self, formats: &[FigureFormat]) -> impl Iterator<Item = (&Figure, FigureFormat)> {
+        self.figures.iter().flat_map(|figure| formats.iter().map(move |&format| (figure, format)))
     }
 
     /// Writes all figures into a directory, which must exist; returns their paths.
