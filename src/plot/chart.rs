@@ -10,7 +10,7 @@ use crate::io::labels::Labels;
 use crate::plot::axis::Axis;
 use crate::plot::colours::{Colours, range};
 use crate::plot::downsample::Point;
-use crate::plot::style::Theme;
+use crate::plot::style::{FigureStyle, Theme};
 use crate::plot::{Direction, Request, font, theme};
 use crate::statistics::Estimate;
 
@@ -109,6 +109,23 @@ pub struct Panel {
     pub lost: Vec<(f64, Vec<usize>)>,
     /// Message in the middle of a panel without values.
     pub message: Option<&'static str>,
+}
+
+/// The grid of a chart's panels.
+#[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts of a layout")]
+pub struct PanelGrid {
+    pub panels: usize,
+    pub columns: usize,
+    pub rows: usize,
+    /// Whether all panels have the same x axis, which the lowest ones label.
+    pub shares_x: bool,
+    /// Whether panels side by side have the same y axis, which the leftmost ones label.
+    pub shares_y: bool,
+    /// Whether one colour bar serves all panels.
+    pub one_bar: bool,
+    /// Whether panels have letters.
+    pub letters: bool,
 }
 
 /// A line across a panel.
@@ -270,15 +287,21 @@ impl Chart {
         }
     }
 
-    /// Whether all panels have the same x axis, which the lowest ones then label.
-    pub fn shares_x(&self) -> bool {
-        self.panels.windows(2).all(|pair| pair[0].x == pair[1].x && pair[0].x_title == pair[1].x_title)
-    }
-
-    /// Whether panels side by side have the same y axis, which the leftmost ones then label.
-    pub fn shares_y(&self) -> bool {
-        self.columns > 1
-            && self.panels.windows(2).all(|pair| pair[0].y == pair[1].y && pair[0].y_title == pair[1].y_title)
+    /// Returns the grid of the panels, in at most this number of columns.
+    pub fn grid(&self, style: &FigureStyle, most: usize) -> PanelGrid {
+        let panels = self.panels.len();
+        let columns = most.min(self.columns).clamp(1, panels.max(1));
+        let pairs = || self.panels.windows(2);
+        PanelGrid {
+            panels,
+            columns,
+            rows: panels.div_ceil(columns).max(1),
+            shares_x: pairs().all(|pair| pair[0].x == pair[1].x && pair[0].x_title == pair[1].x_title),
+            shares_y: columns > 1
+                && pairs().all(|pair| pair[0].y == pair[1].y && pair[0].y_title == pair[1].y_title),
+            one_bar: panels > 1 && self.shared_colours().is_some(),
+            letters: style.letters && panels > 1,
+        }
     }
 
     /// Returns the colours of the maps if all panels have the same ones, with their title.
@@ -293,6 +316,23 @@ impl Chart {
     /// Whether any panel has a heading.
     pub fn has_headings(&self) -> bool {
         self.panels.iter().any(|panel| !panel.heading.is_empty())
+    }
+}
+
+impl PanelGrid {
+    /// Whether a panel has labels at its x axis.
+    pub fn labels_x(&self, i: usize) -> bool {
+        i + self.columns >= self.panels || !self.shares_x
+    }
+
+    /// Whether a panel has labels at its y axis.
+    pub fn labels_y(&self, i: usize) -> bool {
+        i.is_multiple_of(self.columns) || !self.shares_y
+    }
+
+    /// Returns the letter by which a text can refer to a panel.
+    pub fn letter(&self, i: usize) -> Option<String> {
+        ('a'..='z').nth(i).filter(|_| self.letters).map(String::from)
     }
 }
 

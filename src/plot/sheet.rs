@@ -6,7 +6,7 @@ use plotters::style::text_anchor::HPos;
 
 use crate::plot::axis::Axis;
 use crate::plot::canvas::{Canvas, svg};
-use crate::plot::chart::{Chart, Line, Marker, Panel};
+use crate::plot::chart::{Chart, Line, Marker, Panel, PanelGrid};
 use crate::plot::colours::Colours;
 use crate::plot::downsample::Point;
 use crate::plot::font::Font;
@@ -45,12 +45,11 @@ pub fn draw(chart: &Chart, style: &FigureStyle) -> String {
 }
 
 /// The layout of a chart, in points.
-#[expect(clippy::struct_excessive_bools, reason = "independent facts of a layout")]
 struct Sheet<'a> {
     chart: &'a Chart,
     style: &'a FigureStyle,
     font: Font,
-    columns: usize,
+    grid: PanelGrid,
     /// Top and left edge of the panels, by row and column.
     tops: Vec<f64>,
     lefts: Vec<f64>,
@@ -61,11 +60,6 @@ struct Sheet<'a> {
     axes: Vec<(Axis, Axis)>,
     titles: Vec<Vec<String>>,
     headings: Vec<String>,
-    letters: bool,
-    shares_x: bool,
-    shares_y: bool,
-    /// Whether one colour bar serves all panels.
-    one_bar: bool,
     /// Positions of the lines' ends, if their names lie there.
     ends: Vec<f64>,
     legend_width: f64,
@@ -74,20 +68,16 @@ struct Sheet<'a> {
 impl<'a> Sheet<'a> {
     fn new(chart: &'a Chart, style: &'a FigureStyle) -> Self {
         let (width, font, panels) = (style.sheet_width(), style.font, &chart.panels);
-        let fit = (1..=chart.columns.max(1)).rev().find(|&n| n as f64 * MIN_WIDTH <= width).unwrap_or(1);
-        let columns = fit.min(panels.len().max(1));
-        let rows = panels.len().div_ceil(columns).max(1);
-        let letters = style.letters && panels.len() > 1;
-        let (shares_x, shares_y) = (chart.shares_x(), columns > 1 && chart.shares_y());
+        let fit = (1..=chart.columns).rev().find(|&n| n as f64 * MIN_WIDTH <= width).unwrap_or(1);
+        let grid = chart.grid(style, fit);
+        let rows = grid.rows;
         let maps = panels.iter().any(|panel| panel.map.is_some());
-        let one_bar = panels.len() > 1 && chart.shared_colours().is_some();
-
         let legend_width = width - 2.0 * theme::EDGE;
         let mut sheet = Self {
             chart,
             style,
             font,
-            columns,
+            grid,
             tops: Vec::new(),
             lefts: Vec::new(),
             panel: (0.0, 0.0),
@@ -96,16 +86,12 @@ impl<'a> Sheet<'a> {
             axes: Vec::new(),
             titles: Vec::new(),
             headings: Vec::new(),
-            letters,
-            shares_x,
-            shares_y,
-            one_bar,
             ends: Vec::new(),
             legend_width,
         };
         let above = if chart.has_headings() {
             HEADING
-        } else if letters {
+        } else if grid.letters {
             theme::HEAD
         } else {
             BARE
@@ -113,7 +99,7 @@ impl<'a> Sheet<'a> {
         // Names at the ends of lines take the place of the legend, so they are tried first.
         for with_ends in [true, false] {
             let top = theme::EDGE + sheet.legend(with_ends).height(legend_width) + ROWS;
-            let below = if shares_x { ROWS } else { theme::BOTTOM };
+            let below = if grid.shares_x { ROWS } else { theme::BOTTOM };
             let rest = top + above * rows as f64 + below * (rows - 1) as f64 + theme::BOTTOM;
             let height = style.panel_height(chart.height, rows, rest);
             let square = panels.iter().filter_map(|panel| panel.map.as_ref()).any(|map| map.square);
@@ -165,7 +151,7 @@ impl<'a> Sheet<'a> {
     /// Chooses the labels of the axes that fit panels of this height, and breaks the titles of the y axes.
     fn fit_axes(&mut self, height: f64) {
         let rows = self.tops.len();
-        let whole = if self.shares_y { self.tops[rows - 1] + height - self.tops[0] } else { height };
+        let whole = if self.grid.shares_y { self.tops[rows - 1] + height - self.tops[0] } else { height };
         self.titles.clear();
         self.axes.clear();
         for panel in &self.chart.panels {
@@ -191,10 +177,10 @@ impl<'a> Sheet<'a> {
 
     /// Divides the width among the columns.
     fn fit_columns(&mut self, height: f64, bars: f64, square: bool) {
-        let (width, columns) = (self.style.sheet_width(), self.columns);
+        let (width, columns) = (self.style.sheet_width(), self.grid.columns);
         let of_column = |column: usize| (column..self.chart.panels.len()).step_by(columns);
         let room = |column: usize| {
-            if self.shares_y && column > 0 {
+            if self.grid.shares_y && column > 0 {
                 return BETWEEN;
             }
             let lines = of_column(column).map(|i| self.titles[i].len()).max().unwrap_or(1);
@@ -211,8 +197,9 @@ impl<'a> Sheet<'a> {
         if self.style.legend == LegendPlace::Right && !self.chart.keys.is_empty() {
             right += self.aside().width(width / 3.0) + theme::EDGE;
         }
-        let own_bars = if self.one_bar { 0.0 } else { bars };
-        right = if bars > 0.0 { if self.one_bar { bars + theme::EDGE } else { theme::EDGE } } else { right };
+        let own_bars = if self.grid.one_bar { 0.0 } else { bars };
+        right =
+            if bars > 0.0 { if self.grid.one_bar { bars + theme::EDGE } else { theme::EDGE } } else { right };
         let taken = |right: f64| self.room.iter().sum::<f64>() + own_bars * columns as f64 + right;
         let of_panel = |right: f64| ((width - taken(right)) / columns as f64).max(1.0);
         // The last label of the x axis may reach beyond the panel.
@@ -243,7 +230,7 @@ impl<'a> Sheet<'a> {
         }
         self.panel = (panel, height);
         let headings: Vec<_> = self.chart.panels.iter().map(|panel| panel.heading.clone()).collect();
-        let letter = if self.letters { self.font.bold_width("m", theme::TITLE) + 5.0 } else { 0.0 };
+        let letter = if self.grid.letters { self.font.bold_width("m", theme::TITLE) + 5.0 } else { 0.0 };
         self.headings = if self.chart.has_headings() {
             names::shortened(&headings, self.font, theme::SMALL, panel - letter)
         } else {
@@ -295,7 +282,7 @@ impl<'a> Sheet<'a> {
     fn frame(&self, i: usize) -> Frame<'_> {
         let (x, y) = &self.axes[i];
         let (width, height) = self.panel;
-        let (left, top) = (self.lefts[i % self.columns], self.tops[i / self.columns]);
+        let (left, top) = (self.lefts[i % self.grid.columns], self.tops[i / self.grid.columns]);
         Frame { left, top, width, height, x, y }
     }
 
@@ -305,34 +292,33 @@ impl<'a> Sheet<'a> {
         for (i, panel) in self.chart.panels.iter().enumerate() {
             let frame = self.frame(i);
             frame.draw_marks(canvas, panel, self.font);
-            let (row, column) = (i / self.columns, i % self.columns);
-            let lowest = i + self.columns >= self.chart.panels.len();
-            let (x_labels, y_labels) = (lowest || !self.shares_x, column == 0 || !self.shares_y);
-            frame.draw_axes(canvas, x_labels, y_labels);
-            if x_labels {
+            let column = i % self.grid.columns;
+            frame.draw_axes(canvas, self.grid.labels_x(i), self.grid.labels_y(i));
+            if self.grid.labels_x(i) {
                 let title = frame.x.titled(&panel.x_title);
                 let title = self.font.shortened(&title, theme::TITLE, frame.width + self.room[column]);
                 let at = (frame.centre().0, frame.bottom() + theme::BOTTOM - 7.0);
                 canvas.text(&title, at, theme::TITLE, theme::BLACK, HPos::Center);
             }
             let edge = frame.left - self.room[column] + if column > 0 { BETWEEN / 2.0 } else { 0.0 };
-            if !self.shares_y {
-                let widest = (column..self.titles.len()).step_by(self.columns).map(|i| self.titles[i].len());
+            if !self.grid.shares_y {
+                let widest =
+                    (column..self.titles.len()).step_by(self.grid.columns).map(|i| self.titles[i].len());
                 let aside = widest.max().unwrap_or(1).saturating_sub(self.titles[i].len());
                 draw_upwards(canvas, &self.titles[i], (edge + aside as f64 * TITLE_LINE, frame.centre().1));
             } else if i == 0 {
                 let last = self.tops[self.tops.len() - 1] + frame.height;
                 draw_upwards(canvas, &self.titles[0], (edge, f64::midpoint(frame.top, last)));
             }
-            self.draw_heading(canvas, &frame, panel, i, (edge, row));
-            if let Some(map) = panel.map.as_ref().filter(|_| !self.one_bar) {
+            self.draw_heading(canvas, &frame, panel, i, edge);
+            if let Some(map) = panel.map.as_ref().filter(|_| !self.grid.one_bar) {
                 let height = frame.height.min(BAR_HEIGHT.max(SIDE));
                 draw_bar(canvas, &map.colours, &map.title, (frame.right() + BESIDE, frame.top, height), self);
             }
         }
-        if let (true, Some((colours, title))) = (self.one_bar, self.chart.shared_colours()) {
+        if let (true, Some((colours, title))) = (self.grid.one_bar, self.chart.shared_colours()) {
             let last = self.tops[self.tops.len() - 1] + self.panel.1;
-            let right = self.lefts[self.columns - 1] + self.panel.0;
+            let right = self.lefts[self.grid.columns - 1] + self.panel.0;
             let height = (last - self.tops[0]).min(BAR_HEIGHT);
             draw_bar(canvas, colours, title, (right + BESIDE, self.tops[0], height), self);
         }
@@ -340,29 +326,17 @@ impl<'a> Sheet<'a> {
     }
 
     /// Draws the letter by which a text can refer to the panel, and the heading.
-    fn draw_heading(
-        &self,
-        canvas: &mut Canvas,
-        frame: &Frame,
-        panel: &Panel,
-        i: usize,
-        (edge, _): (f64, usize),
-    ) {
-        let letter = ('a'..='z').nth(i).filter(|_| self.letters);
+    fn draw_heading(&self, canvas: &mut Canvas, frame: &Frame, panel: &Panel, i: usize, edge: f64) {
+        let letter = self.grid.letter(i);
         if panel.heading.is_empty() {
             if let Some(letter) = letter {
-                let left = if self.shares_y && !i.is_multiple_of(self.columns) {
-                    frame.left
-                } else {
-                    edge.max(theme::EDGE)
-                };
-                let at = (left, frame.top - theme::LETTER);
-                canvas.bold_text(&letter.to_string(), at, theme::TITLE, theme::BLACK);
+                let left = if self.grid.labels_y(i) { edge.max(theme::EDGE) } else { frame.left };
+                canvas.bold_text(&letter, (left, frame.top - theme::LETTER), theme::TITLE, theme::BLACK);
             }
             return;
         }
         let (mut x, y) = (frame.left, frame.top - 7.0);
-        if let Some(letter) = letter.map(String::from) {
+        if let Some(letter) = letter {
             canvas.bold_text(&letter, (x, y), theme::TITLE, theme::BLACK);
             x += self.font.bold_width(&letter, theme::TITLE) + 5.0;
         }

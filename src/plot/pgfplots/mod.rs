@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 use plotters::style::RGBColor;
 
-use super::chart::{Chart, LineStyle, Marker, Panel, Swatch};
+use super::chart::{Chart, LineStyle, Marker, Panel, PanelGrid, Swatch};
 use crate::error::{Error, Result};
 use crate::escape::for_figure;
 use crate::plot::font::Font;
@@ -99,10 +99,8 @@ impl Names {
 }
 
 /// The layout, in points.
-#[expect(clippy::struct_excessive_bools, reason = "independent facts of a layout")]
 struct Sheet {
-    columns: usize,
-    rows: usize,
+    grid: PanelGrid,
     /// Width of the labels of the y axis.
     labels: f64,
     left: f64,
@@ -112,28 +110,20 @@ struct Sheet {
     /// Distances between panels.
     across: f64,
     down: f64,
-    shares_x: bool,
-    shares_y: bool,
-    /// Whether one colour bar serves all panels.
-    one_bar: bool,
-    letters: bool,
 }
 
 impl Sheet {
     fn new(chart: &Chart, style: &FigureStyle) -> Self {
-        let columns = chart.columns.clamp(1, chart.panels.len().max(1));
-        let rows = chart.panels.len().div_ceil(columns).max(1);
-        let (shares_x, shares_y) = (chart.shares_x(), columns > 1 && chart.shares_y());
+        let grid = chart.grid(style, chart.columns);
+        let PanelGrid { columns, rows, shares_y, .. } = grid;
         let labels = chart.panels.iter().flat_map(|panel| panel.y.labels()).map(|(_, label)| label);
         let labels = FONT.widest(labels, theme::TITLE).max(10.0) + 8.0;
         let maps = chart.panels.iter().any(|panel| panel.map.is_some());
-        let one_bar = chart.shared_colours().is_some();
         let right = if maps { BAR } else { RIGHT };
         let between = if shares_y || columns == 1 { BETWEEN } else { labels + TITLE + BETWEEN };
-        let between = if maps && !one_bar && columns > 1 { between + BAR } else { between };
-        let letters = style.letters && chart.panels.len() > 1;
-        let down = if chart.has_headings() || letters { HEADED } else { BETWEEN };
-        let down = if shares_x { down } else { down + LABELLED };
+        let between = if maps && !grid.one_bar && columns > 1 { between + BAR } else { between };
+        let down = if chart.has_headings() || grid.letters { HEADED } else { BETWEEN };
+        let down = if grid.shares_x { down } else { down + LABELLED };
         // TeX has 72.27 points per inch.
         let whole = style.width * 72.27 / 72.0;
         let title = style.title_lines().len() as f64 * LINE;
@@ -150,21 +140,7 @@ impl Sheet {
         let titles = TITLE + if chart.panels.iter().any(long) { LINE } else { 0.0 };
         let width = ((across + TITLE - titles) / columns as f64).max(40.0);
         let left = titles + labels;
-        Self {
-            columns,
-            rows,
-            labels,
-            left,
-            right,
-            width,
-            height,
-            across: between,
-            down,
-            shares_x,
-            shares_y,
-            one_bar,
-            letters,
-        }
+        Self { grid, labels, left, right, width, height, across: between, down }
     }
 }
 
@@ -243,8 +219,8 @@ pub fn tex(chart: &Chart, style: &FigureStyle, origin: Option<&str>) -> Result<S
     line("  \\begin{groupplot}[");
     line(&format!(
         "    group style={{group name=nmem, group size={} by {}, horizontal sep={}pt, vertical sep={}pt}},",
-        sheet.columns,
-        sheet.rows,
+        sheet.grid.columns,
+        sheet.grid.rows,
         points(sheet.across),
         points(sheet.down),
     ));
@@ -287,7 +263,7 @@ fn legend_keys(chart: &Chart, sheet: &Sheet, style: &FigureStyle) -> String {
         }
         LegendPlace::Top | LegendPlace::None => {
             let columns = legend_columns(chart, style.width - sheet.left);
-            let headed = chart.has_headings() || sheet.letters;
+            let headed = chart.has_headings() || sheet.grid.letters;
             let above = if headed { 14 } else { 2 };
             format!(
                 "legend columns={columns}, legend cell align=left, legend style={{{look}, at={{(0,1)}}, yshift={above}pt, anchor=south west, /tikz/every even column/.append style={{column sep=6pt}}}}"
@@ -331,19 +307,22 @@ fn legend(chart: &Chart, names: &mut Names) -> String {
 
 /// Writes the title that panels share, the title of the figure, and the figure's width.
 fn finish(out: &mut String, chart: &Chart, sheet: &Sheet, style: &FigureStyle) {
-    let first =
-        chart.panels.first().map(|panel| &panel.y_title[..]).filter(|_| sheet.shares_y && sheet.rows > 1);
+    let first = chart
+        .panels
+        .first()
+        .map(|panel| &panel.y_title[..])
+        .filter(|_| sheet.grid.shares_y && sheet.grid.rows > 1);
     if let Some(title) = first {
         let _ = writeln!(
             out,
             "  \\path (nmem c1r1.north west) -- (nmem c1r{}.south west) node[midway, xshift=-{}pt, rotate=90, anchor=south, align=center, text width={}pt] {{{}}};",
-            sheet.rows,
+            sheet.grid.rows,
             points(sheet.labels),
-            points(sheet.height * sheet.rows as f64),
-            self::title(title, sheet.height * sheet.rows as f64),
+            points(sheet.height * sheet.grid.rows as f64),
+            self::title(title, sheet.height * sheet.grid.rows as f64),
         );
     }
-    let columns = sheet.columns;
+    let columns = sheet.grid.columns;
     let _ = write!(
         out,
         "  % The requested width, whatever room the labels need.\n  \\path ([xshift=-{}pt]nmem c1r1.west |- current bounding box.south) coordinate (nmem a)\n    \

@@ -31,21 +31,18 @@ pub struct PanelText<'a> {
 impl PanelText<'_> {
     /// Writes the panel.
     pub fn write(&self, out: &mut String, names: &mut Names) {
-        let (columns, panel, sheet) = (self.sheet.columns, self.panel, self.sheet);
+        let (panel, sheet, grid) = (self.panel, self.sheet, self.sheet.grid);
         let mut keys = Vec::new();
-        let lowest = self.i + columns >= self.chart.panels.len() || !sheet.shares_x;
-        let leftmost = self.i.is_multiple_of(columns) || !sheet.shares_y;
         let room = |label: &str| (FONT.width(label, SCRIPT_SIZE) + 4.0) / sheet.width;
-        keys.push(ticks("x", &panel.x.clone().fitted(room), lowest));
-        keys.push(ticks("y", &panel.y, leftmost));
-        if lowest {
+        keys.push(ticks("x", &panel.x.clone().fitted(room), grid.labels_x(self.i)));
+        keys.push(ticks("y", &panel.y, grid.labels_y(self.i)));
+        if grid.labels_x(self.i) {
             keys.push(format!("xlabel={{{}}}", tex(&panel.x.titled(&panel.x_title))));
         }
-        if leftmost && !(sheet.shares_y && sheet.rows > 1) {
+        if grid.labels_y(self.i) && !(grid.shares_y && grid.rows > 1) {
             keys.push(format!("ylabel={{{}}}", title(&panel.y.titled(&panel.y_title), sheet.height)));
         }
-        let letter = ('a'..='z').nth(self.i).filter(|_| sheet.letters);
-        let letter = letter.map(|letter| format!("\\textbf{{{letter}}}"));
+        let letter = grid.letter(self.i).map(|letter| format!("\\textbf{{{letter}}}"));
         let heading = (!panel.heading.is_empty()).then(|| tex(&panel.heading));
         let heading: Vec<_> = letter.into_iter().chain(heading).collect();
         if !heading.is_empty() {
@@ -53,7 +50,7 @@ impl PanelText<'_> {
         }
         if let Some(map) = &panel.map {
             keys.push(colormap(&map.colours));
-            if !sheet.one_bar || self.i + 1 == columns.min(self.chart.panels.len()) {
+            if !grid.one_bar || self.i + 1 == grid.columns {
                 keys.push(self.bar(map));
             }
         }
