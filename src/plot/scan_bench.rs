@@ -44,6 +44,8 @@ struct TimedRow {
     /// Algorithm, with its threads if the file has several numbers of them.
     series: String,
     panel: PanelParts,
+    /// Batch and channels.
+    shape: (u64, u64),
     steps: u64,
     milliseconds: f64,
     gb_per_s: f64,
@@ -139,67 +141,57 @@ fn read(csv: &Path, request: &Request, check: &mut Check, notes: &mut Vec<String
     let (steps, channels) = (table.column("steps")?, table.column("channels")?);
     let (median, speed) = (table.column("median_ms")?, table.column("gb_per_s")?);
     let copy = table.column("copy_gb_per_s")?;
-    let mut cells = Vec::new();
+    let mut timed = Vec::new();
     let (mut passed, mut skipped) = (0_u64, 0_u64);
     let drawable = |x: &f64| x.is_finite() && *x > 0.0;
     while rows.advance()? {
         let table = &rows.table;
         passed += 1;
-        table.check_kept(cells.len() + 1, MAX_ROWS)?;
+        table.check_kept(timed.len() + 1, MAX_ROWS)?;
         let text = |column| String::from_utf8_lossy(table.text(column)).into_owned();
         let (Some(milliseconds), Some(gb_per_s)) = (table.number(median)?, table.number(speed)?) else {
             continue;
         };
-        let threads = table.integer(threads)?;
+        let shape = (table.integer(batch)?, table.integer(channels)?);
         let row = TimedRow {
             series: match &text(device)[..] {
                 "cpu" => text(algorithm),
                 device => format!("{device} {}", text(algorithm)),
             },
-            panel: PanelParts::default(),
+            panel: [format!("{} × {}", shape.0, shape.1), text(layout), text(gate), text(dtype)],
+            shape,
             steps: table.integer(steps)?,
             milliseconds,
             gb_per_s,
             copy: table.number(copy)?.filter(drawable),
             device: text(device),
-            threads,
+            threads: table.integer(threads)?,
             algorithm: text(algorithm),
             speedup: 1.0,
         };
-        let shape = (table.integer(batch)?, table.integer(channels)?);
         if drawable(&milliseconds) && drawable(&gb_per_s) && row.steps > 0 {
-            cells.push((row, shape, text(dtype), text(layout), text(gate)));
+            timed.push(row);
         } else {
             skipped += 1;
         }
     }
-    let mut steps = BTreeMap::<_, BTreeSet<u64>>::new();
-    for (row, shape, ..) in &cells {
-        steps.entry(*shape).or_default().insert(row.steps);
-    }
-    let lines: BTreeSet<_> =
-        steps.into_iter().filter(|(_, steps)| steps.len() > 1).map(|(shape, _)| shape).collect();
-    let shapes: BTreeSet<_> =
-        if lines.is_empty() { cells.iter().map(|cell| cell.1).collect() } else { lines };
-    let most = cells.iter().map(|cell| cell.0.threads).max().unwrap_or(1);
-    let several = cells.iter().map(|cell| cell.0.threads).filter(|&threads| threads > 1 && threads != most);
-    let several = several.count() > 0
-        || cells
-            .iter()
-            .any(|(row, ..)| row.threads != most && row.threads > 0 && !row.series.ends_with("sequential"));
-    let rows = cells.into_iter().filter(|cell| shapes.contains(&cell.1));
-    let rows: Vec<_> = rows
-        .map(|(row, (batch, channels), dtype, layout, gate)| {
-            let panel = [format!("{batch} × {channels}"), layout, gate, dtype];
+    let mut rows = timed;
+    let most = rows.iter().map(|row| row.threads).max().unwrap_or(1);
+    let others = |row: &TimedRow| row.threads > 0 && row.threads != most;
+    // Sequential algorithms have one thread, whatever the others have.
+    if rows.iter().any(|row| others(row) && (row.threads > 1 || !row.series.ends_with("sequential"))) {
+        for row in rows.iter_mut().filter(|row| row.threads > 0) {
             let plural = if row.threads == 1 { "" } else { "s" };
-            let series = if several && row.threads > 0 {
-                format!("{}, {} thread{plural}", row.series, row.threads)
-            } else {
-                row.series.clone()
-            };
-            TimedRow { series, panel, ..row }
-        })
-        .collect();
+            row.series = format!("{}, {} thread{plural}", row.series, row.threads);
+        }
+    }
+    let mut steps = BTreeMap::<_, BTreeSet<u64>>::new();
+    for row in &rows {
+        steps.entry(row.shape).or_default().insert(row.steps);
+    }
+    if steps.values().any(|steps| steps.len() > 1) {
+        rows.retain(|row| steps[&row.shape].len() > 1);
+    }
     for (what, most, names) in [
         (
             "panels (batch, channels, layout, gate, dtype)",
