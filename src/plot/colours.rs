@@ -4,6 +4,7 @@ use plotters::style::RGBColor;
 
 use crate::plot::axis::Axis;
 use crate::plot::style::{FigureStyle, Theme};
+use crate::plot::sweep::short;
 use crate::statistics::quantile;
 
 /// Fraction of the values on a side of 1 that its colours cover, and the factor beyond it, in logarithms, from which the
@@ -80,6 +81,17 @@ impl Colours {
     pub fn at(&self, share: f64) -> RGBColor {
         let share = self.part.0 + share * (self.part.1 - self.part.0);
         if self.about_one { self.theme.diverging(share) } else { self.theme.sequential(share) }
+    }
+
+    /// Returns notes on the ends of the scale beyond which some of these values lie.
+    pub fn notes_on_ends(&self, values: &[f64]) -> impl Iterator<Item = String> {
+        let (low, high) = range(values).unwrap_or_default();
+        let ends = self.axis.range();
+        let all = [(self.cut.0, ends.0, "lowest", low), (self.cut.1, ends.1, "highest", high)];
+        let cut = all.into_iter().filter(|(cut, ..)| *cut);
+        cut.map(|(_, end, what, most)| {
+            format!("colours end at {}, the {what} is {}", short(end), short(most))
+        })
     }
 
     /// Whether a cell of this value is hatched, because greys alone do not tell ratios above 1 from those below.

@@ -8,11 +8,10 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::plot::axis::Axis;
 use crate::plot::chart::{Cell, Chart, Key, Line, LineStyle, Map, Panel, Swatch, y_range};
-use crate::plot::colours::{Colours, range};
+use crate::plot::colours::Colours;
 use crate::plot::downsample::{DownsampledLine, Unshown};
 use crate::plot::filter::Rows;
 use crate::plot::source::CsvSource;
-use crate::plot::sweep::short;
 use crate::plot::{Check, Request, font, theme};
 
 /// Most cells along an axis, 2.4 pt each. A cell spans several moments if there are more.
@@ -69,16 +68,7 @@ pub fn map(csv: &Path, request: &Request, check: &mut Check) -> Result<Chart> {
         chart.keys.push(Key::new("not finite", Swatch::Area(theme::ALARM)));
         chart.omitted.push(format!("retention: {lost} cells not finite"));
     }
-    if let Some((low, high)) = range(&ratios) {
-        let ends = colours.axis().range();
-        for (cut, end, what, most) in
-            [(colours.cut.0, ends.0, "lowest", low), (colours.cut.1, ends.1, "highest", high)]
-        {
-            if cut {
-                chart.notes.push(format!("colours end at {}, the {what} is {}", short(end), short(most)));
-            }
-        }
-    }
+    chart.notes.extend(colours.notes_on_ends(&ratios));
     if span > 1 && cells > 1 {
         chart.notes.push(format!("a cell is {span} × {span} chunks"));
     }

@@ -430,8 +430,9 @@ impl<'a> Grid<'a> {
             panel.map = Some(map);
             chart.panels.push(panel);
         }
-        chart.notes.extend(Self::note_on_ends(&colours, &centers));
-        chart.notes.extend(self.note_on_best(hue));
+        let ends: Vec<_> = colours.notes_on_ends(&centers).collect();
+        chart.notes.extend((!ends.is_empty()).then(|| ends.join("; ")));
+        chart.notes.extend(self.note_on_best(hue, &chart.panels));
         chart.notes.extend(self.note_on_control());
         ""
     }
@@ -447,31 +448,18 @@ impl<'a> Grid<'a> {
         }
     }
 
-    fn note_on_ends(colours: &Colours, centers: &[f64]) -> Option<String> {
-        let (low, high) = range(centers)?;
-        let ends = colours.axis().range();
-        let end = |cut: bool, text: &str, end: f64, most: f64| {
-            cut.then(|| format!("colours end at {}, the {text} is {}", short(end), short(most)))
-        };
-        let ends = [end(colours.cut.0, "lowest", ends.0, low), end(colours.cut.1, "highest", ends.1, high)];
-        let ends: Vec<_> = ends.into_iter().flatten().collect();
-        (!ends.is_empty()).then(|| ends.join("; "))
-    }
-
     /// Names the best setting of a single panel, which has a star.
-    fn note_on_best(&self, hue: &Parameter) -> Option<String> {
+    fn note_on_best(&self, hue: &Parameter, panels: &[ChartPanel]) -> Option<String> {
         let direction = better(self.name)?;
-        let [panel] = &self.panels[..] else {
+        let [ChartPanel { map: Some(map), .. }] = panels else {
             return Some(format!("star: {} of each panel", direction.best()));
         };
-        let centers =
-            panel.cells.iter().filter_map(|(key, cell)| Some((key, self.method.estimate(cell)?.center)));
-        let sign = direction.sign();
-        let (&(row, column), value) = centers.min_by(|a, b| (sign * a.1).total_cmp(&(sign * b.1)))?;
+        let (column, row) = map.best?;
+        let best = map.cells.iter().find(|cell| (cell.column, cell.row) == (column, row))?;
         let (x, y) = (&self.x().name, &hue.name);
         let (of_x, of_y) = (&labels(self.x())[column], &labels(hue)[row]);
         let what = direction.best();
-        Some(format!("star: {what}, {} at {} {of_x}, {} {of_y}", short(value), symbol(x), symbol(y)))
+        Some(format!("star: {what}, {} at {} {of_x}, {} {of_y}", short(best.value?), symbol(x), symbol(y)))
     }
 
     /// Adds panels of bars.
