@@ -101,7 +101,7 @@ pub fn chart(name: &str, runs: &[RunMetrics], shown: &[Quantity], asked: bool, r
     for &quantity in &panels {
         chart.panels.push(drawing.panel(quantity, &of(quantity)));
     }
-    chart.keys = drawing.keys(&panels);
+    chart.keys = drawing.keys(&panels, &chart.panels);
     chart.notes = drawing.notes(&panels);
     if panels.len() < shown.len() && !constant.is_empty() {
         let texts =
@@ -155,6 +155,12 @@ impl Drawing<'_> {
     /// Returns the trend of a long line, unless the line is already smoothed.
     fn trend(&self, line: &DownsampledLine) -> Option<(u64, Vec<Vec<Point>>)> {
         if self.request.style.smoothed().is_some() { None } else { line.trend(TREND) }
+    }
+
+    /// Returns the number of chunks in a mean of the longest line's trend.
+    fn chunks_of_trend(&self, shown: &[Quantity]) -> Option<u64> {
+        let trends = self.series(shown).filter_map(|series| self.trend(series.bold()?));
+        trends.map(|(chunks, _)| chunks).max()
     }
 
     fn series<'b>(&'b self, shown: &'b [Quantity]) -> impl Iterator<Item = &'b Series> {
@@ -232,7 +238,7 @@ impl Drawing<'_> {
         diverged.map(|run| (run.metrics.tokens.end as f64, run.metrics.tokens.end as f64))
     }
 
-    fn keys(&self, shown: &[Quantity]) -> Vec<Key> {
+    fn keys(&self, shown: &[Quantity], panels: &[Panel]) -> Vec<Key> {
         let mut keys = Vec::new();
         if let [run] = self.runs {
             keys.extend(self.of_heads(&run.metrics, shown));
@@ -242,13 +248,10 @@ impl Drawing<'_> {
         if shown.iter().any(|&quantity| self.zeros(quantity).is_some()) {
             keys.push(Key::line(ZEROS, self.zeros_style()));
         }
-        let labels = self.request.labels.as_ref();
-        if labels.is_some_and(|labels| labels.boundaries.iter().any(|place| self.tokens.contains(place))) {
+        if panels.iter().any(|panel| !panel.rules.is_empty()) {
             keys.push(Key::new("segment change", Swatch::Rule));
         }
-        let repeats =
-            |range: &Range<u64>| range.start.max(self.tokens.start) < range.end.min(self.tokens.end);
-        if labels.is_some_and(|labels| labels.repeats.iter().any(repeats)) {
+        if panels.iter().any(|panel| !panel.shades.is_empty()) {
             keys.push(Key::new("repeat", Swatch::Area(theme::SHADE)));
         }
         let count = |reason| self.series(shown).map(|series| series.count(reason)).sum::<u64>();
@@ -275,12 +278,7 @@ impl Drawing<'_> {
     /// Returns the entries of a single run's lines.
     fn of_heads(&self, metrics: &Metrics, shown: &[Quantity]) -> Vec<Key> {
         let heads = &metrics.heads;
-        let trend = self
-            .series(shown)
-            .filter_map(|series| self.trend(series.bold()?))
-            .map(|(chunks, _)| chunks)
-            .max();
-        let chunks = trend.or(metrics.smoothed.map(|chunks| chunks as u64));
+        let chunks = self.chunks_of_trend(shown).or(metrics.smoothed.map(|chunks| chunks as u64));
         let bold = match (heads.len() > 1, chunks) {
             (true, _) if shown == [Quantity::LossRatio] => Some("ratio of sums over heads".to_owned()),
             (true, _) => Some("mean over heads".to_owned()),
@@ -332,12 +330,7 @@ impl Drawing<'_> {
             (false, true) => "bold and grey lines",
             (false, false) => "bold line",
         };
-        let chunks = self
-            .series(shown)
-            .filter_map(|series| self.trend(series.bold()?))
-            .map(|(chunks, _)| chunks)
-            .max();
-        if let Some(chunks) = chunks.filter(|_| heads > 1 || several) {
+        if let Some(chunks) = self.chunks_of_trend(shown).filter(|_| heads > 1 || several) {
             notes.push(format!("{bold}: mean of {chunks} chunks"));
         }
         if let Some(chunks) = self.runs.iter().find_map(|run| run.metrics.smoothed) {

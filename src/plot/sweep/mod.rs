@@ -101,15 +101,16 @@ fn joined(charts: Vec<Chart>) -> Chart {
     all.height = all.height.min(theme::AMONG);
     for chart in charts {
         all.panels.extend(chart.panels);
-        all.keys.extend(
-            chart
-                .keys
-                .into_iter()
-                .filter(|key| all.keys.iter().all(|other| other.text != key.text))
-                .collect::<Vec<_>>(),
-        );
-        all.notes
-            .extend(chart.notes.into_iter().filter(|note| !all.notes.contains(note)).collect::<Vec<_>>());
+        for key in chart.keys {
+            if !all.has_name(&key.text) {
+                all.keys.push(key);
+            }
+        }
+        for note in chart.notes {
+            if !all.notes.contains(&note) {
+                all.notes.push(note);
+            }
+        }
         all.omitted.extend(chart.omitted);
     }
     all.columns = if all.panels.len() == 1 { 1 } else { all.columns.max(2) };
