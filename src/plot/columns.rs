@@ -11,7 +11,7 @@ use crate::plot::axis::Axis;
 use crate::plot::chart::{BoxMark, Chart, Key, Line, LineStyle, Panel, Swatch, y_range};
 use crate::plot::colours::range;
 use crate::plot::downsample::{DownsampledLine, Point, Unshown};
-use crate::plot::filter::{Rows, check_any};
+use crate::plot::filter::{Metric, Rows, check_any};
 use crate::plot::ignored_flags::stays_linear;
 use crate::plot::source::{CsvSource, Kind};
 use crate::plot::style::{FigureStyle, LogAxes};
@@ -38,37 +38,21 @@ const INDEX: [&str; 5] = ["sequence", "chunk", "head", "start", "end"];
 /// Columns whose values have no order that a line could follow.
 const GROUPS: [&str; 2] = ["head", "sequence"];
 
-/// A column, or one divided by another.
-#[derive(Clone, Copy)]
-enum Value {
-    Column(Column),
-    Quotient(Column, Column),
-}
-
-impl Value {
-    fn find(table: &Table, flag: &str, name: &str) -> Result<Self> {
-        let column = |name: &str| table.optional_column(name.trim());
-        let quotient = |name: &str| {
-            let (over, under) = name.split_once('/')?;
-            Some(Self::Quotient(column(over)?, column(under)?))
-        };
-        let found = column(name).map(Self::Column);
-        found.or_else(|| quotient(if name == "loss_ratio" { "loss_before/loss" } else { name })).ok_or_else(
-            || {
-                let known = table.columns().map(|(_, name)| name).collect::<Vec<_>>().join(", ");
-                Error::rejected(flag, format!("no column {name}; the columns are {known}"))
-            },
-        )
+impl Metric<Column> {
+    fn of_table(table: &Table, flag: &str, name: &str) -> Result<Self> {
+        Self::find(name, "loss_before/loss", |name| table.optional_column(name)).ok_or_else(|| {
+            let known = table.columns().map(|(_, name)| name).collect::<Vec<_>>().join(", ");
+            Error::rejected(flag, format!("no column {name}; the columns are {known}"))
+        })
     }
 
     /// Returns numerator and denominator, so that a mean of quotients is a quotient of sums.
     fn read(self, table: &Table) -> Result<Option<[f64; 2]>> {
         Ok(match self {
             Self::Column(column) => table.number(column)?.map(|value| [value, 1.0]),
-            Self::Quotient(over, under) => match (table.number(over)?, table.number(under)?) {
-                (Some(over), Some(under)) => Some([over, under]),
-                _ => None,
-            },
+            Self::Quotient(over, under) => {
+                table.number(over)?.zip(table.number(under)?).map(|(over, under)| [over, under])
+            }
         })
     }
 }
@@ -155,15 +139,15 @@ impl Data {
     ) -> Result<()> {
         let mut rows = Rows::open(&source.csv, &request.filter, check)?;
         let table = &rows.table;
-        let x = Value::find(table, "--x", x)?;
+        let x = Metric::of_table(table, "--x", x)?;
         let shown: Vec<_> =
-            shown.iter().map(|name| Value::find(table, "--y", name)).collect::<Result<_>>()?;
-        let find = |name: &str| Value::find(table, "--hue", name);
+            shown.iter().map(|name| Metric::of_table(table, "--y", name)).collect::<Result<_>>()?;
+        let find = |name: &str| Metric::of_table(table, "--hue", name);
         let hue_column = match hue.map(find).transpose()? {
-            Some(Value::Quotient(..)) => {
+            Some(Metric::Quotient(..)) => {
                 return Err(Error::rejected("--hue", "expected a single column, not a quotient"));
             }
-            Some(Value::Column(column)) => Some(column),
+            Some(Metric::Column(column)) => Some(column),
             None => None,
         };
         let (sequence, head) = (table.column("sequence")?, table.column("head")?);

@@ -62,6 +62,27 @@ impl<'a> Rows<'a> {
     }
 }
 
+/// A column, or one column divided by another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metric<C> {
+    /// A column.
+    Column(C),
+    /// Numerator and denominator.
+    Quotient(C, C),
+}
+
+impl<C> Metric<C> {
+    /// Finds a metric by its column's name, or by two names with a slash between them. `loss_ratio` is known in every table:
+    /// if it is no column, it is the quotient `ratio`.
+    pub fn find(name: &str, ratio: &str, column: impl Fn(&str) -> Option<C>) -> Option<Self> {
+        if let Some(column) = column(name.trim()) {
+            return Some(Self::Column(column));
+        }
+        let (over, under) = (if name == "loss_ratio" { ratio } else { name }).split_once('/')?;
+        Some(Self::Quotient(column(over.trim())?, column(under.trim())?))
+    }
+}
+
 /// Rejects conditions that hold for no row.
 pub fn check_any(conditions: &[String], any: bool) -> Result<()> {
     if any || conditions.is_empty() {

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::io::table::Column;
 use crate::plot::Check;
-use crate::plot::filter::{Rows, check_any};
+use crate::plot::filter::{self, Rows, check_any};
 use crate::plot::source::CsvSource;
 use crate::plot::sweep::RATIO;
 
@@ -48,12 +48,8 @@ struct RunRow {
     id: String,
 }
 
-/// A column, or one column divided by another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Metric {
-    Column(usize),
-    Quotient(usize, usize),
-}
+/// A metric, by the index of its columns.
+pub type Metric = filter::Metric<usize>;
 
 /// Runs that share their values of some parameters.
 #[derive(Clone, Debug, Default)]
@@ -214,14 +210,9 @@ impl Results {
         })
     }
 
-    /// Finds a metric by its column's name, or by two names with a slash between them. `loss_ratio` is known in every table.
+    /// Finds a metric by its name: see [`filter::Metric::find`].
     pub fn metric(&self, name: &str) -> Option<Metric> {
-        let column = |name: &str| self.metrics.iter().position(|metric| metric == name.trim());
-        let quotient = |name: &str| {
-            let (over, under) = name.split_once('/')?;
-            Some(Metric::Quotient(column(over)?, column(under)?))
-        };
-        column(name).map(Metric::Column).or_else(|| quotient(if name == "loss_ratio" { RATIO } else { name }))
+        Metric::find(name, RATIO, |name| self.metrics.iter().position(|metric| metric == name))
     }
 
     /// Returns the index of the parameter that a flag names.
