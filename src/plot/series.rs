@@ -142,7 +142,7 @@ type Cursors = BTreeMap<(u64, u64), Position>;
 
 /// A sum of the values that apply.
 #[derive(Clone, Copy, Default)]
-struct Sum {
+pub(super) struct Sum {
     sum: f64,
     count: u64,
 }
@@ -456,14 +456,14 @@ impl MovingMean {
 }
 
 impl Sum {
-    fn add(&mut self, value: Option<f64>) {
+    pub(super) fn add(&mut self, value: Option<f64>) {
         if let Some(value) = value {
             self.sum += value;
             self.count += 1;
         }
     }
 
-    fn mean(self) -> Option<f64> {
+    pub(super) fn mean(self) -> Option<f64> {
         (self.count > 0).then(|| self.sum / self.count as f64)
     }
 }

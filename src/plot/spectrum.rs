@@ -8,6 +8,7 @@ use super::chart::{Chart, Key, Line, LineStyle, Panel, y_range};
 use super::colours::range;
 use super::downsample::Point;
 use super::filter::{Rows, check_any};
+use super::series::Sum;
 use super::style::LogAxes;
 use super::{Check, Request, theme};
 use crate::error::Result;
@@ -24,24 +25,10 @@ const RANGE: f64 = 1e7;
 /// Titles of the panels of ranks, in the order of [`Weight::ranks`].
 const RANKS: [&str; 2] = ["effective rank", "stable rank"];
 
-/// Sum and number of values.
-#[derive(Clone, Copy, Default)]
-struct Mean(f64, u64);
-
-impl Mean {
-    fn add(&mut self, value: f64) {
-        *self = Self(self.0 + value, self.1 + 1);
-    }
-
-    fn value(self) -> Option<f64> {
-        (self.1 > 0).then(|| self.0 / self.1 as f64).filter(|mean| mean.is_finite())
-    }
-}
-
 /// Values of a memory weight, by line and bin.
 struct Weight {
-    values: Vec<Vec<Mean>>,
-    ranks: [Vec<Mean>; 2],
+    values: Vec<Vec<Sum>>,
+    ranks: [Vec<Sum>; 2],
 }
 
 /// Returns the number of the line that shows a singular value.
@@ -64,7 +51,7 @@ pub fn chart(csv: &Path, request: &Request, check: &mut Check) -> Result<Chart> 
     let drawn = weights.min(MAX_WEIGHTS);
     let width = (end - first).div_ceil(POINTS).max(1);
     let bins = (end - first).div_ceil(width) as usize;
-    let empty = || vec![Mean::default(); bins];
+    let empty = || vec![Sum::default(); bins];
     let weight = |_| Weight { values: vec![empty(); LINES], ranks: [empty(), empty()] };
     let mut all: Vec<_> = (0..drawn).map(weight).collect();
     each(csv, request, check, |chunk, weight, index, value, ranks| {
@@ -72,22 +59,21 @@ pub fn chart(csv: &Path, request: &Request, check: &mut Check) -> Result<Chart> 
         let Some(of) = all.get_mut(weight).filter(|_| (first..end).contains(&chunk)) else { return };
         let bin = ((chunk - first) / width) as usize;
         if let Some(line) = line_of(index) {
-            of.values[line][bin].add(value);
+            of.values[line][bin].add(Some(value));
         }
         for (bins, rank) in of.ranks.iter_mut().zip(ranks) {
-            if let Some(rank) = rank {
-                bins[bin].add(rank);
-            }
+            bins[bin].add(rank);
         }
     })?;
 
     let style = &request.style;
-    let points = |bins: &[Mean]| -> Vec<Point> {
+    let points = |bins: &[Sum]| -> Vec<Point> {
         let x = |bin: usize| {
             let start = first + bin as u64 * width;
             f64::midpoint(start as f64, (start + width).min(end) as f64 - 1.0) + 1.0
         };
-        bins.iter().enumerate().filter_map(|(bin, mean)| Some((x(bin), mean.value()?))).collect()
+        let means = bins.iter().map(|sum| sum.mean().filter(|mean| mean.is_finite()));
+        means.enumerate().filter_map(|(bin, mean)| Some((x(bin), mean?))).collect()
     };
     let x = style.x_axis((0.0, end as f64), style.log.is_some_and(LogAxes::x) && first > 0);
     let mut chart = Chart::new("spectrum", 1, theme::STACKED);
