@@ -68,8 +68,7 @@ impl<'a> Grid<'a> {
     ) -> Result<Self> {
         let base = baseline(results, &request.baseline)?;
         let by: Vec<_> = layout.panels.iter().copied().chain(layout.hue).chain([layout.x]).collect();
-        let of_panels: Vec<_> = layout.panels.iter().map(|&i| labels(&results.parameters[i])).collect();
-        let mut panels = BTreeMap::<Vec<usize>, Panel>::new();
+        let mut all = BTreeMap::<Vec<usize>, BTreeMap<(usize, usize), Cell>>::new();
         if layout.columns.is_some() {
             // A place without runs stays empty.
             let keys = layout.panels.iter().fold(vec![Vec::new()], |keys, &i| {
@@ -80,38 +79,35 @@ impl<'a> Grid<'a> {
                     })
                     .collect()
             });
-            panels.extend(keys.into_iter().map(|key| {
-                let heading = heading(results, layout, &of_panels, &key);
-                (key.clone(), Panel { key, heading, cells: BTreeMap::new() })
-            }));
+            all.extend(keys.into_iter().map(|key| (key, BTreeMap::new())));
         }
         for (key, cell) in results.cells(metric, &by, base.as_ref()) {
             let (of_panel, of_cell) = key.split_at(layout.panels.len());
-            let panel = panels.entry(of_panel.to_vec()).or_insert_with(|| Panel {
-                key: of_panel.to_vec(),
-                heading: heading(results, layout, &of_panels, of_panel),
-                cells: BTreeMap::new(),
-            });
             let hue = if layout.hue.is_some() { of_cell[0] } else { 0 };
-            panel.cells.insert((hue, of_cell[of_cell.len() - 1]), cell);
+            all.entry(of_panel.to_vec()).or_default().insert((hue, of_cell[of_cell.len() - 1]), cell);
         }
-        let omitted = panels.len().saturating_sub(PANELS);
-        let panels: Vec<_> = panels.into_values().take(PANELS).collect();
+        let omitted = all.len().saturating_sub(PANELS);
+        let parameters: Vec<_> = layout.panels.iter().map(|&i| &results.parameters[i]).collect();
+        let labels: Vec<_> = parameters.iter().map(|parameter| labels(parameter)).collect();
+        let heading = |key: &[usize]| {
+            let values = parameters.iter().zip(&labels).zip(key);
+            let parts =
+                values.map(|((of, labels), &value)| format!("{} {}", symbol(&of.name), labels[value]));
+            parts.collect::<Vec<_>>().join(", ")
+        };
+        let panels = all.into_iter().take(PANELS);
+        let panels: Vec<_> =
+            panels.map(|(key, cells)| Panel { heading: heading(&key), key, cells }).collect();
         let differences = (!request.baseline.is_empty()).then(|| {
             let settings = request.baseline.iter().map(|(name, value)| format!("{} {value}", symbol(name)));
             settings.collect::<Vec<_>>().join(", ")
         });
         let ratio = differences.is_none()
             && (matches!(metric, Metric::Quotient(..)) || matches!(name, "retained_ratio" | "loss_ratio"));
-        let title = if let (Metric::Quotient(..), "loss_ratio") = (metric, name) {
-            metric_title(RATIO)
-        } else {
-            metric_title(name)
-        };
-        let title = if name == "loss_ratio" && matches!(metric, Metric::Column(_)) {
-            "loss of kept chunks ÷ at W".to_owned()
-        } else {
-            title
+        let title = match (name, metric) {
+            ("loss_ratio", Metric::Quotient(..)) => metric_title(RATIO),
+            ("loss_ratio", Metric::Column(_)) => "loss of kept chunks ÷ at W".to_owned(),
+            _ => metric_title(name),
         };
         let title = differences.as_ref().map_or(title.clone(), |base| format!("Δ {title},\nfrom {base}"));
         let all = || {
@@ -521,14 +517,6 @@ fn names_of(hue: Option<&Parameter>) -> Vec<String> {
         || vec!["mean".to_owned()],
         |hue| labels(hue).iter().map(|label| format!("{} {label}", symbol(&hue.name))).collect(),
     )
-}
-
-fn heading(results: &Results, layout: &Layout, labels: &[Vec<String>], key: &[usize]) -> String {
-    let values = layout.panels.iter().zip(labels).zip(key);
-    let parts = values.map(|((&parameter, labels), &value)| {
-        format!("{} {}", symbol(&results.parameters[parameter].name), labels[value])
-    });
-    parts.collect::<Vec<_>>().join(", ")
 }
 
 /// Rejects a figure of differences without a baseline.
