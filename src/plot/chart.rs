@@ -390,6 +390,14 @@ impl Panel {
         lost.retain(|(place, _)| x.holds(*place));
     }
 
+    /// Returns the ends of the reference lines that lie in the panel, as fractions of the axes.
+    pub fn reference_lines(&self) -> impl Iterator<Item = [Point; 2]> {
+        self.references.iter().filter_map(|reference| match *reference {
+            Reference::X(x) => self.x.holds(x).then(|| [0.0, 1.0].map(|y| (self.x.fraction(x), y))),
+            Reference::Y(y) => self.y.holds(y).then(|| [0.0, 1.0].map(|x| (x, self.y.fraction(y)))),
+        })
+    }
+
     /// Marks the segments and repeats within these tokens.
     pub fn mark_labels(&mut self, labels: &Labels, tokens: &Range<u64>) {
         let within = |place: &&u64| tokens.contains(place);

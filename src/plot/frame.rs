@@ -5,7 +5,7 @@ use plotters::style::{Color, RGBColor};
 
 use crate::plot::axis::Axis;
 use crate::plot::canvas::Canvas;
-use crate::plot::chart::{BAND, Bar, BoxMark, Line, LineStyle, Map, Marker, Panel, Reference, joined};
+use crate::plot::chart::{BAND, Bar, BoxMark, Line, LineStyle, Map, Marker, Panel, joined};
 use crate::plot::clip;
 use crate::plot::downsample::Point;
 use crate::plot::font::Font;
@@ -109,17 +109,10 @@ impl Frame<'_> {
         if let Some(map) = &panel.map {
             self.draw_map(canvas, map);
         }
-        for reference in &panel.references {
-            let ends = match *reference {
-                Reference::X(x) if self.x.holds(x) => {
-                    [(self.place_x(x), self.top), (self.place_x(x), self.bottom())]
-                }
-                Reference::Y(y) if self.y.holds(y) => {
-                    let y = self.place((0.0, y)).1;
-                    [(self.left, y), (self.right(), y)]
-                }
-                _ => continue,
-            };
+        for ends in panel.reference_lines() {
+            let mut ends = ends.map(|end| self.at(end));
+            // Dashes begin at the left and at the top.
+            ends.sort_by(|a, b| a.1.total_cmp(&b.1));
             canvas.dashed_line(&ends, &[3.0, 2.0], theme::GREY.to_rgba(), theme::SPINE);
         }
         if let Some(message) = panel.message {

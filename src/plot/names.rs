@@ -28,6 +28,14 @@ pub fn too_many(column: &str, most: usize) -> Error {
     Error::rejected("--hue", reason)
 }
 
+/// Cuts a text to at most this number of letters, the last of which is then an ellipsis.
+pub fn cut(text: &str, most: usize) -> String {
+    if text.chars().count() <= most {
+        return text.to_owned();
+    }
+    text.chars().take(most.saturating_sub(1)).chain(['…']).collect()
+}
+
 /// Numbers equal names: "run (1)", "run (2)".
 pub fn numbered(mut names: Vec<String>) -> Vec<String> {
     let mut counts = HashMap::<String, usize>::new();

@@ -22,11 +22,11 @@ use super::chart::{self, Chart, LineStyle, Map, Panel, Swatch};
 use super::{Check, CsvSource, FigureStyle, Request, Theme, charts, with_omitted};
 use crate::error::Result;
 use crate::escape::for_figure;
-use crate::plot::axis::{Axis, Tick};
-use crate::plot::chart::Reference;
+use crate::plot::axis::Axis;
 use crate::plot::colours::Colours;
 use crate::plot::downsample::Point;
-use crate::plot::{names, theme};
+use crate::plot::names::{self, cut};
+use crate::plot::theme;
 
 /// Text lines of a single panel; below, of each of several.
 const ALONE: usize = 16;
@@ -173,7 +173,7 @@ fn draw_lines(panel: &Panel, height: usize, screen: &Screen, out: &mut String) {
     let canvas = Canvas::default().marker(Marker::Braille).x_bounds([0.0, 1.0]).y_bounds([0.0, 1.0]);
     canvas.paint(paint).render(area, &mut buffer);
 
-    let labels = beside(&panel.y.ticks, height);
+    let labels = beside(&panel.y, height);
     for row in 0..height {
         let (label, spine) = labels.get(&row).map_or(("", '│'), |label| (&label[..], '┤'));
         let mut cells = Vec::new();
@@ -206,12 +206,9 @@ fn areas(panel: &Panel) -> Vec<(Vec<(Point, Point)>, LineStyle)> {
         .bars
         .iter()
         .map(|bar| (outline(bar.x, bar.width, (bar.value.min(0.0), bar.value.max(0.0))), bar.style));
-    let lines = panel.references.iter().filter_map(|reference| match *reference {
-        Reference::X(x) => panel.x.holds(x).then(|| ((panel.x.fraction(x), 0.0), (panel.x.fraction(x), 1.0))),
-        Reference::Y(y) => panel.y.holds(y).then(|| ((0.0, panel.y.fraction(y)), (1.0, panel.y.fraction(y)))),
-    });
     let grey = LineStyle::line(theme::GREY, 1.0, 1.0, None);
-    boxes.chain(bars).chain(lines.map(|line| (vec![line], grey))).collect()
+    let lines = panel.reference_lines().map(|[from, to]| (vec![(from, to)], grey));
+    boxes.chain(bars).chain(lines).collect()
 }
 
 /// Draws the spine, ticks, labels and, if there is room, the title.
@@ -219,9 +216,9 @@ fn draw_x_axis(panel: &Panel, gutter: usize, width: usize, out: &mut String) {
     let mut spine = vec!['─'; width];
     let mut labels = vec![' '; width];
     let mut free = 0;
-    for tick in &panel.x.ticks {
-        let Some(label) = tick.label.as_deref().map(raised) else { continue };
-        let at = place(tick.at * (width - 1) as f64 + 0.5);
+    for (at, label) in panel.x.labels() {
+        let label = raised(label);
+        let at = place(at * (width - 1) as f64 + 0.5);
         let size = label.chars().count();
         let from = at.saturating_sub(size / 2).min(width.saturating_sub(size));
         spine[at.min(width - 1)] = '┬';
@@ -240,18 +237,15 @@ fn draw_x_axis(panel: &Panel, gutter: usize, width: usize, out: &mut String) {
 
 /// Returns the room for labels of the y axis.
 fn gutter(axis: &Axis) -> usize {
-    let labels = axis.ticks.iter().filter_map(|tick| tick.label.as_deref());
-    labels.map(|label| raised(label).chars().count()).max().unwrap_or(0).clamp(4, 10)
+    axis.labels().map(|(_, label)| raised(label).chars().count()).max().unwrap_or(0).clamp(4, 10)
 }
 
 /// Returns the labels by row, counted from the top.
-fn beside(ticks: &[Tick], height: usize) -> BTreeMap<usize, String> {
+fn beside(axis: &Axis, height: usize) -> BTreeMap<usize, String> {
     let mut labels = BTreeMap::new();
-    for tick in ticks {
-        if let Some(label) = &tick.label {
-            let row = place((1.0 - tick.at) * (height - 1) as f64 + 0.5);
-            labels.entry(row).or_insert_with(|| cut(&raised(label), 10));
-        }
+    for (at, label) in axis.labels() {
+        let row = place((1.0 - at) * (height - 1) as f64 + 0.5);
+        labels.entry(row).or_insert_with(|| cut(&raised(label), 10));
     }
     labels
 }
@@ -271,9 +265,8 @@ fn draw_map(panel: &Panel, map: &Map, screen: &Screen, out: &mut String) {
         values.entry((cell.row / joined_rows, cell.column / joined)).or_default().push(value);
     }
     let labels = {
-        let ticks = panel.y.ticks.iter().filter_map(|tick| Some((tick.at, tick.label.as_deref()?)));
         let row = |at: f64| up - 1 - place(at * up as f64).min(up - 1);
-        let (rows, texts): (Vec<_>, Vec<_>) = ticks.map(|(at, label)| (row(at), label)).unzip();
+        let (rows, texts): (Vec<_>, Vec<_>) = panel.y.labels().map(|(at, label)| (row(at), label)).unzip();
         rows.into_iter().zip(cut_apart(texts.into_iter(), 10)).collect::<BTreeMap<_, _>>()
     };
     for row in 0..up {
@@ -329,7 +322,6 @@ fn shade(share: f64) -> char {
 
 /// Draws the scale of the shades.
 fn draw_scale(colours: &Colours, screen: &Screen, out: &mut String) {
-    let ticks = colours.axis().ticks.iter().filter_map(|tick| Some((tick.at, tick.label.as_deref()?)));
     let entry = |(at, label): (f64, &str)| {
         if screen.colours {
             let style = Ink::new().bg_color(Some(nearest(colours.at(at)).into()));
@@ -338,7 +330,11 @@ fn draw_scale(colours: &Colours, screen: &Screen, out: &mut String) {
             format!("{0}{0} {1}", shade(at), raised(label))
         }
     };
-    let _ = writeln!(out, "{}   ! not finite\n", ticks.map(entry).collect::<Vec<_>>().join("   "));
+    let _ = writeln!(
+        out,
+        "{}   ! not finite\n",
+        colours.axis().labels().map(entry).collect::<Vec<_>>().join("   ")
+    );
 }
 
 /// Draws the legend, in as many lines as needed.
@@ -458,13 +454,6 @@ fn cut_apart<'a>(texts: impl Iterator<Item = &'a str>, columns: usize) -> Vec<St
     }
     // This leaves room for a number of two digits.
     names::numbered(whole.iter().map(|text| cut(text, columns.saturating_sub(5))).collect())
-}
-
-fn cut(text: &str, columns: usize) -> String {
-    if text.chars().count() <= columns {
-        return text.to_owned();
-    }
-    text.chars().take(columns.saturating_sub(1)).chain(['…']).collect()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use super::text::{number, power, tex};
 use super::{FONT, Names, Sheet, legend, title};
 use crate::plot::axis::Axis;
-use crate::plot::chart::{BAND, Chart, Line, LineStyle, Map, Panel, Reference, joined};
+use crate::plot::chart::{BAND, Chart, Line, LineStyle, Map, Panel, joined};
 use crate::plot::colours::Colours;
 use crate::plot::downsample::Point;
 use crate::plot::style::{FigureStyle, LegendPlace};
@@ -127,18 +127,8 @@ impl PanelText<'_> {
     }
 
     fn references(&self, out: &mut String, names: &mut Names) {
-        for reference in &self.panel.references {
-            let (from, to) = match *reference {
-                Reference::X(x) if self.panel.x.holds(x) => {
-                    let at = number(self.panel.x.fraction(x));
-                    (format!("{at},0"), format!("{at},1"))
-                }
-                Reference::Y(y) if self.panel.y.holds(y) => {
-                    let at = number(self.panel.y.fraction(y));
-                    (format!("0,{at}"), format!("1,{at}"))
-                }
-                _ => continue,
-            };
+        for ends in self.panel.reference_lines() {
+            let [from, to] = ends.map(|(x, y)| format!("{},{}", number(x), number(y)));
             let colour = names.colour(theme::GREY);
             let _ = writeln!(
                 out,

@@ -14,9 +14,10 @@ use crate::error::{Error, Result};
 use crate::escape::for_figure;
 use crate::plot::axis::Axis;
 use crate::plot::chart::Chart;
+use crate::plot::names::{self, cut};
 use crate::plot::source::{CsvSource, Kind};
 use crate::plot::style::{FigureStyle, LogAxes};
-use crate::plot::{Check, Request, font, names, theme};
+use crate::plot::{Check, Request, font, theme};
 use crate::statistics::{Censored, Center, Estimate, Interval, MIN_FOR_INTERVAL};
 pub use better::{Direction, better};
 use grid::Grid;
@@ -27,7 +28,8 @@ use results::{Baseline, Cell, Metric, Parameter, Results, Value};
 const LINES: usize = 7;
 /// Most panels; more would be too small to read.
 const PANELS: usize = 12;
-/// Most letters of a column's name in titles and notes.
+/// Most letters of a value in axes and legends; below, of a column's name in titles and notes.
+const MAX_LABEL: usize = 24;
 const MAX_WORDS: usize = 60;
 
 /// The quotient that shows how far storing helped (below 1) or made the memory worse.
@@ -466,14 +468,9 @@ fn labels(parameter: &Parameter) -> Vec<String> {
         let mut parts: Vec<_> = value.text.rsplit('/').take(2).collect();
         parts.reverse();
         let text = font::plain(&parts.join("/"));
-        cut(&if value.number.is_some() { text.replace('-', "−") } else { text })
+        cut(&if value.number.is_some() { text.replace('-', "−") } else { text }, MAX_LABEL)
     };
     names::numbered(parameter.values.iter().zip(&short).map(longer).collect())
-}
-
-/// Cuts a text to at most 24 letters.
-fn cut(text: &str) -> String {
-    if text.chars().count() > 24 { text.chars().take(23).chain(['…']).collect() } else { text.to_owned() }
 }
 
 /// Returns the name of a setting and its value, as in legends.
@@ -506,7 +503,7 @@ fn label(name: &str, value: &Value) -> String {
         None => value.text.rsplit('/').next().unwrap_or_default().to_owned(),
     };
     let of_text = || for_figure(&text).replace(['{', '}'], "|");
-    cut(&if value.number.is_some() { text.replace('-', "−") } else { of_text() })
+    cut(&if value.number.is_some() { text.replace('-', "−") } else { of_text() }, MAX_LABEL)
 }
 
 /// Formats a number with three significant digits, without trailing zeros, in powers of ten if plain digits would be long.
@@ -528,11 +525,7 @@ pub(super) fn short(number: f64) -> String {
 
 fn words(name: &str) -> String {
     let words = name.trim_start_matches('_').replace('_', " ").replace(['{', '}'], "|");
-    let words = for_figure(&words);
-    if words.chars().count() > MAX_WORDS {
-        return words.chars().take(MAX_WORDS - 1).chain(['…']).collect();
-    }
-    words.into_owned()
+    cut(&for_figure(&words), MAX_WORDS)
 }
 
 /// Returns a short name of a parameter for headings and legends.
