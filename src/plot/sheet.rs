@@ -62,7 +62,6 @@ struct Sheet<'a> {
     headings: Vec<String>,
     /// Positions of the lines' ends, if their names lie there.
     ends: Vec<f64>,
-    legend_width: f64,
 }
 
 impl<'a> Sheet<'a> {
@@ -72,7 +71,6 @@ impl<'a> Sheet<'a> {
         let grid = chart.grid(style, fit);
         let rows = grid.rows;
         let maps = panels.iter().any(|panel| panel.map.is_some());
-        let legend_width = width - 2.0 * theme::EDGE;
         let mut sheet = Self {
             chart,
             style,
@@ -87,7 +85,6 @@ impl<'a> Sheet<'a> {
             titles: Vec::new(),
             headings: Vec::new(),
             ends: Vec::new(),
-            legend_width,
         };
         let above = if chart.has_headings() {
             HEADING
@@ -98,7 +95,7 @@ impl<'a> Sheet<'a> {
         };
         // Names at the ends of lines take the place of the legend, so they are tried first.
         for with_ends in [true, false] {
-            let top = theme::EDGE + sheet.legend(with_ends).height(legend_width) + ROWS;
+            let top = theme::EDGE + sheet.legend(with_ends).height(sheet.legend_width()) + ROWS;
             let below = if grid.shares_x { ROWS } else { theme::BOTTOM };
             let rest = top + above * rows as f64 + below * (rows - 1) as f64 + theme::BOTTOM;
             let height = style.panel_height(chart.height, rows, rest);
@@ -133,6 +130,10 @@ impl<'a> Sheet<'a> {
         };
         let notes = if self.style.notes { &self.chart.notes[..] } else { &[] };
         Legend { keys, notes, font: self.font, stacked: false }
+    }
+
+    fn legend_width(&self) -> f64 {
+        self.style.sheet_width() - 2.0 * theme::EDGE
     }
 
     /// Returns the entries beside or inside the panels.
@@ -219,9 +220,6 @@ impl<'a> Sheet<'a> {
         // A square map is as wide as needed and centred in the requested width.
         let mut left =
             if square { (width - taken(right) - panel * columns as f64).max(0.0) / 2.0 } else { 0.0 };
-        if square && left > 0.0 {
-            self.legend_width = width - 2.0 * theme::EDGE;
-        }
         self.lefts.clear();
         for column in 0..columns {
             left += self.room[column];
@@ -288,7 +286,7 @@ impl<'a> Sheet<'a> {
 
     fn draw(&self, canvas: &mut Canvas) {
         let legend = self.legend(!self.ends.is_empty());
-        legend.draw(canvas, theme::EDGE, theme::EDGE, self.legend_width);
+        legend.draw(canvas, theme::EDGE, theme::EDGE, self.legend_width());
         for (i, panel) in self.chart.panels.iter().enumerate() {
             let frame = self.frame(i);
             frame.draw_marks(canvas, panel, self.font);
