@@ -217,8 +217,8 @@ impl Chart {
         Self { name: name.to_owned(), columns, height, ..Self::default() }
     }
 
-    /// Adds a note on lines that hide each other, and the titles and reference lines of the request. Drops marks beyond the
-    /// ends of the x axes.
+    /// Adds notes on empty panels and on lines that hide each other, and the titles and reference lines of the request. Drops
+    /// marks beyond the ends of the x axes.
     pub fn finish(&mut self, Request { style, references, .. }: &Request) {
         self.panels.iter_mut().for_each(Panel::drop_marks_beyond);
         let mut hidden = Vec::<(String, Vec<String>)>::new();
@@ -240,6 +240,9 @@ impl Chart {
             }
         }));
         for panel in &mut self.panels {
+            if panel.is_empty() {
+                panel.message.get_or_insert("no finite values");
+            }
             panel.references.extend_from_slice(references);
             if let Some(label) = &style.x_label {
                 panel.x_title = font::plain(label);
@@ -378,6 +381,13 @@ impl Panel {
     pub fn name(&self) -> String {
         let name = if self.heading.is_empty() { &self.y_title } else { &self.heading };
         name.replace('\n', " ")
+    }
+
+    /// Whether no value is drawn.
+    fn is_empty(&self) -> bool {
+        let points = self.lines.iter().flat_map(|line| &line.stretches).all(Vec::is_empty);
+        let cells = self.map.as_ref().is_none_or(|map| map.cells.is_empty());
+        points && cells && self.boxes.is_empty() && self.bars.is_empty()
     }
 
     /// Drops marks, rules and shades that do not touch the x axis. Back ends would draw them on its edge.

@@ -255,9 +255,6 @@ impl Data {
                 (x.clone(), &x_title(x_name)),
                 (self.y_axis(y, name, style), &name.replace('_', " ")),
             );
-            if self.points(y).next().is_none() {
-                panel.message = Some("no finite values");
-            }
             for series in &self.all {
                 let stretches = if joined {
                     let mut line = DownsampledLine::new(BINS, false);
@@ -318,9 +315,6 @@ impl Data {
                 }
             }
             groups.retain(|_, values| !values.is_empty());
-            if groups.is_empty() {
-                panel.message = Some("no finite values");
-            }
             for ((place, hue), values) in groups {
                 let at = place as f64 + 0.5 + (hue as f64 - (n as f64 - 1.0) / 2.0) * width;
                 let line_style = LineStyle::line(colours[hue], theme::SERIES, 1.0, Some(hue));

@@ -263,7 +263,9 @@ pub fn timelines(
     if metrics.heads.len() > 1 {
         charts.push(timeline::heads(metrics, request));
     }
-    charts.iter_mut().for_each(|chart| chart.finish(request));
+    for chart in &mut charts {
+        chart.finish(request);
+    }
     Ok((drawn(charts, request, Vec::new(), check)?, omitted))
 }
 

@@ -174,7 +174,7 @@ impl Drawing<'_> {
         let y = y_axis(quantity, series, zeros.as_deref().unwrap_or_default(), several, &self.request.style);
         let x = self.request.style.x_within(Axis::tokens(&self.tokens));
         let any = y.is_some();
-        let mut panel = Panel::new((x, "tokens"), (y.unwrap_or_else(Axis::default), title(quantity)));
+        let mut panel = Panel::new((x, "tokens"), (y.unwrap_or_default(), title(quantity)));
         if let Some(labels) = &self.request.labels {
             panel.mark_labels(labels, &self.tokens);
         }
@@ -388,39 +388,26 @@ pub fn heads(metrics: &Metrics, request: &Request) -> Chart {
         [(Quantity::Surprise, title(Quantity::Surprise)), (Quantity::LearningRate, "learning rate θ")]
     {
         let Some(series) = metrics.series.iter().find(|series| series.quantity == quantity) else { continue };
-        let heads: Vec<_> = series.heads.iter().map(|line| line.cells(most)).collect();
-        let all = || heads.iter().flatten();
-        let span = all().map(|(chunks, ..)| chunks.end - chunks.start).max().unwrap_or(1);
+        let (mut cells, mut span, mut chunks, mut columns) = (Vec::new(), 1, 1, 1);
+        for (row, line) in series.heads.iter().enumerate() {
+            for (column, (of, value, lost)) in line.cells(most).into_iter().enumerate() {
+                (span, chunks) = (span.max(of.end - of.start), chunks.max(of.end));
+                columns = columns.max(column + 1);
+                cells.push(Cell { column, row, value, text: String::new(), lost });
+            }
+        }
         widest = widest.max(span);
-        let chunks = all().map(|(chunks, ..)| chunks.end).max().unwrap_or(1);
-        let columns = heads.iter().map(Vec::len).max().unwrap_or(0).max(1);
-        let means: Vec<_> = all().filter_map(|cell| cell.1).collect();
+        cells.retain(|cell| cell.value.is_some() || cell.lost);
+        let means: Vec<_> = cells.iter().filter_map(|cell| cell.value).collect();
         let log = range(&means).is_some_and(|(low, _)| low > 0.0) && request.style.log.is_none_or(LogAxes::y);
         let axis = request.style.x_within(Axis::tokens(&metrics.tokens));
         let mut panel = Panel::new((axis, "tokens"), (Axis::slots(&names), "head"));
-        if means.is_empty() {
-            panel.message = Some("no finite values");
-        }
-        let has_values = !means.is_empty();
-        let cell = |row: usize| {
-            move |(column, (_, mean, lost)): (usize, (Range<u64>, Option<f64>, bool))| Cell {
-                column,
-                row,
-                value: mean,
-                text: String::new(),
-                lost,
-            }
-        };
-        let cells = heads
-            .into_iter()
-            .enumerate()
-            .flat_map(|(row, cells)| cells.into_iter().enumerate().map(cell(row)));
         let tokens = (metrics.tokens.end - metrics.tokens.start) as f64;
-        panel.map = has_values.then(|| Map {
+        panel.map = (!means.is_empty()).then(|| Map {
             size: (columns, metrics.heads.len().max(1)),
             from: (metrics.tokens.start as f64, 0.0),
             cell: (tokens * span as f64 / chunks as f64, 1.0),
-            cells: cells.filter(|cell| cell.value.is_some() || cell.lost).collect(),
+            cells,
             colours: Colours::sequential(&means, log, &request.style),
             title: title.to_owned(),
             best: None,

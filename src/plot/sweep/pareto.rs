@@ -94,9 +94,6 @@ pub fn chart(results: &Results, request: &Request) -> Result<Chart> {
     if chart.keys.len() == 1 {
         chart.keys.clear();
     }
-    if points.is_empty() {
-        panel.message = Some("no finite values");
-    }
     chart.notes.extend(method.note(&counts, ""));
     if lost > 0 {
         chart.omitted.push(format!("{lost} settings without a finite value of both results"));
