@@ -5,20 +5,11 @@ use std::collections::BTreeMap;
 
 use super::results::{Cell, Results};
 use super::{Method, Metric, RATIO, short};
-use crate::plot::chart::LineStyle;
+use crate::plot::chart::{Line, LineStyle};
 use crate::plot::colours::range;
+use crate::plot::downsample::Point;
 use crate::plot::theme;
 use crate::plot::timeline::ZEROS;
-
-/// The figure that a control belongs to.
-pub struct Beside<'a> {
-    pub metric: &'a str,
-    /// Parameters that separate cells: those of panels, then hue and x.
-    pub by: &'a [usize],
-    /// Number of parameters that have panels, and their values in each panel that is drawn.
-    pub panels: (usize, &'a [Vec<usize>]),
-    pub method: &'a Method,
-}
 
 /// Values that differ by less than this fraction are the same.
 const SAME: f64 = 1e-6;
@@ -33,13 +24,6 @@ pub struct Control {
 /// Centres of one panel, by hue and x: the index of a parameter's value, or the bits of a token's place.
 pub type Centers = BTreeMap<(usize, u64), f64>;
 
-/// A line of a control.
-pub struct ControlLine {
-    pub name: String,
-    pub style: LineStyle,
-    pub points: Vec<(u64, f64)>,
-}
-
 /// Returns a range of centres, widened by itself on both sides. What lies beyond would press the centres together.
 pub fn widened((low, high): (f64, f64), log: bool) -> (f64, f64) {
     if log {
@@ -52,9 +36,15 @@ pub fn widened((low, high): (f64, f64), log: bool) -> (f64, f64) {
 }
 
 impl Control {
-    /// Finds the control of a metric in the table.
-    pub fn find(results: &Results, beside: &Beside) -> Option<Self> {
-        let &Beside { metric, by, panels: (panels, drawn), method } = beside;
+    /// Finds the control of a metric in the table. `by` are the parameters that separate cells: as many as `keys` hold have
+    /// panels, of which those with these keys are drawn, and the others are hue and x.
+    pub fn find(
+        results: &Results,
+        metric: &str,
+        by: &[usize],
+        keys: &[&Vec<usize>],
+        method: &Method,
+    ) -> Option<Self> {
         let (column, name) = match metric {
             "loss_mean" | "loss_before_mean" | "loss_after_mean" => ("loss_zero_mean", ZEROS),
             RATIO | "loss_ratio" => ("loss_zero_mean/loss_mean", ZEROS),
@@ -68,8 +58,8 @@ impl Control {
         results.metric(metric).filter(|of| metric != "loss_ratio" || matches!(of, Metric::Quotient(..)))?;
         let mut centers = BTreeMap::<_, Centers>::new();
         for (key, Cell { finite, .. }) in results.cells(control, by, None) {
-            let (panel, of_cell) = key.split_at(panels);
-            if !drawn.iter().any(|key| key == panel) {
+            let (panel, of_cell) = key.split_at(keys.first()?.len());
+            if !keys.iter().any(|key| *key == panel) {
                 continue;
             }
             let (hue, x) = if of_cell.len() > 1 { (of_cell[0], of_cell[1]) } else { (0, of_cell[0]) };
@@ -97,7 +87,13 @@ impl Control {
     }
 
     /// Returns the lines of a panel, beside the hues' lines of these names and styles: one, if all hues have the same values.
-    pub fn lines(&self, panel: &[usize], hues: &[(String, LineStyle)]) -> Vec<ControlLine> {
+    /// `stretches` places the values of one line.
+    pub fn lines(
+        &self,
+        panel: &[usize],
+        hues: &[(String, LineStyle)],
+        stretches: impl Fn(Vec<(u64, f64)>) -> Vec<Vec<Point>>,
+    ) -> Vec<Line> {
         let Some(centers) = self.centers.get(panel) else { return Vec::new() };
         let mut by_x = BTreeMap::<u64, Vec<f64>>::new();
         for (&(_, x), &center) in centers {
@@ -108,7 +104,7 @@ impl Control {
         };
         if by_x.values().all(same) {
             let points = by_x.into_iter().map(|(x, values)| (x, values[0])).collect();
-            return vec![ControlLine { name: self.name.to_owned(), style: Self::style(hues.len()), points }];
+            return vec![Line::new(self.name, Self::style(hues.len()), stretches(points))];
         }
         let mut lines = BTreeMap::<usize, Vec<(u64, f64)>>::new();
         for (&(hue, x), &center) in centers {
@@ -116,7 +112,7 @@ impl Control {
         }
         let line = |(hue, points): (usize, _)| {
             let (name, style) = &hues[hue];
-            ControlLine { name: format!("{}, {name}", self.name), style: style.control(), points }
+            Line::new(&format!("{}, {name}", self.name), style.control(), stretches(points))
         };
         lines.into_iter().map(line).collect()
     }

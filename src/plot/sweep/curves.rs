@@ -239,10 +239,9 @@ impl<'a> Curves<'a> {
         }
         panel.lines = lines;
         let hues: Vec<_> = self.names.iter().cloned().zip(self.styles.iter().copied()).collect();
-        for line in control.iter().flat_map(|control| control.lines(&[], &hues)) {
-            let points = line.points.iter().map(|&(token, y)| (f64::from_bits(token), y)).collect();
-            panel.lines.push(Line::new(&line.name, line.style, vec![points]));
-        }
+        let place = |(token, y)| (f64::from_bits(token), y);
+        let points = |points: Vec<_>| vec![points.into_iter().map(place).collect()];
+        panel.lines.extend(control.into_iter().flat_map(|control| control.lines(&[], &hues, points)));
         (panel, method, note)
     }
 }

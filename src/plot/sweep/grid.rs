@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::control::{Beside, Control, widened};
+use super::control::{Control, widened};
 use super::results::{Cell, Metric, Parameter, Results};
 use super::{
     CENSORED, LINES, Layout, Method, PANELS, RATIO, Scale, baseline, better, labels, lowest, metric_title,
@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::plot::axis::Axis;
 use crate::plot::chart::{self, Bar, Chart, Key, Line, LineStyle, Map, Panel as ChartPanel, Swatch};
 use crate::plot::colours::{Colours, range};
+use crate::plot::downsample::Point;
 use crate::plot::ignored_flags::stays_linear;
 use crate::plot::source::Kind;
 use crate::plot::style::LogAxes;
@@ -126,11 +127,9 @@ impl<'a> Grid<'a> {
         let log = range(&centres).is_some_and(|range| request.style.is_log(range, ratio))
             && (positive || request.style.log.is_some());
         let method = method(log);
-        let drawn: Vec<_> = panels.iter().map(|panel| panel.key.clone()).collect();
-        let panels_of = (layout.panels.len(), &drawn[..]);
-        let beside = Beside { metric: name, by: &by, panels: panels_of, method: &method };
+        let keys: Vec<_> = panels.iter().map(|panel| &panel.key).collect();
         // In a difference to a baseline the control cancels out.
-        let control = if base.is_none() { Control::find(results, &beside) } else { None };
+        let control = if base.is_none() { Control::find(results, name, &by, &keys, &method) } else { None };
         Ok(Self {
             request,
             results,
@@ -214,13 +213,6 @@ impl<'a> Grid<'a> {
         for &(parameter, other) in &self.layout.along {
             chart.notes.push(format!("{} goes with {}", name(parameter), name(other)));
         }
-        for panel in
-            chart.panels.iter_mut().filter(|panel| panel.lines.iter().all(|line| line.stretches.is_empty()))
-        {
-            if panel.map.as_ref().is_none_or(|map| map.cells.is_empty()) && panel.bars.is_empty() {
-                panel.message = Some("no finite values");
-            }
-        }
         chart
     }
 
@@ -300,18 +292,15 @@ impl<'a> Grid<'a> {
                 panel.lines.push(Line::of_estimates(name, *line_style, &stretches, bands));
             }
             panel.lines.extend(values);
-            for line in self.drawn_control().into_iter().flat_map(|control| control.lines(&cells.key, &hues))
-            {
-                let point = |&(x, y): &(u64, f64)| (places[x as usize], y);
-                let level =
-                    |&(x, y): &(u64, f64)| [-LEVEL, LEVEL].map(|by| (places[x as usize] + by, y)).to_vec();
-                let stretches = if joined {
-                    vec![line.points.iter().map(point).collect()]
-                } else {
-                    line.points.iter().map(level).collect()
-                };
-                panel.lines.push(Line::new(&line.name, line.style, stretches));
-            }
+            let control = |points: Vec<(u64, f64)>| -> Vec<Vec<Point>> {
+                let points = points.into_iter().map(|(x, y)| (places[x as usize], y));
+                if joined {
+                    return vec![points.collect()];
+                }
+                points.map(|(x, y)| vec![(x - LEVEL, y), (x + LEVEL, y)]).collect()
+            };
+            let controls = self.drawn_control().map(|of| of.lines(&cells.key, &hues, control));
+            panel.lines.extend(controls.into_iter().flatten());
             for (value, &x) in places.iter().enumerate() {
                 let lost = |line: &usize| cells.cells.get(&(*line, value)).is_some_and(|cell| cell.lost > 0);
                 let lost: Vec<_> = (0..n).filter(lost).collect();

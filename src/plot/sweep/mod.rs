@@ -184,9 +184,6 @@ impl Layout {
     /// Chooses the layout. Returns `None` if only the seed varies and no parameter was requested.
     fn choose(results: &Results, request: &Request) -> Result<Option<Self>> {
         let parameters = &results.parameters;
-        let find = |flag: &str, name: &Option<String>| {
-            name.as_ref().map(|name| results.find(flag, name)).transpose()
-        };
         let asked = [
             ("--x", &request.x),
             ("--hue", &request.hue),
@@ -194,15 +191,15 @@ impl Layout {
             ("--cols", &request.cols),
         ];
         let mut roles = Vec::<Option<usize>>::new();
-        for (i, (flag, name)) in asked.into_iter().enumerate() {
-            let role = find(flag, name)?;
+        for (flag, name) in asked {
+            let role = name.as_ref().map(|name| results.find(flag, name)).transpose()?;
             if let Some(other) = roles.iter().position(|other| role.is_some() && *other == role) {
                 let reason = format!(
                     "{} is also {}; choose another parameter",
                     parameters[role.unwrap_or_default()].name,
                     asked[other].0
                 );
-                return Err(Error::rejected(asked[i].0, reason));
+                return Err(Error::rejected(flag, reason));
             }
             roles.push(role);
         }
@@ -308,19 +305,21 @@ impl Method {
         Some(estimate)
     }
 
-    /// Returns centre and interval for a band. Few runs have a band from the lowest to the highest.
+    /// Returns the statistics of a band. Few runs have a band from the lowest to the highest.
+    fn of_bands(&self, few: bool) -> Self {
+        let interval = if few && self.values_if_few { Interval::Minmax } else { self.interval };
+        Self { interval, values_if_few: false, ..*self }
+    }
+
+    /// Returns centre and interval for a band.
     pub fn band(&self, values: &[f64]) -> Option<Estimate> {
-        let few = self.values_if_few && values.len() < MIN_FOR_INTERVAL;
-        let interval = if few { Interval::Minmax } else { self.interval };
-        Self { interval, values_if_few: false, ..*self }.of_values(values)
+        self.of_bands(values.len() < MIN_FOR_INTERVAL).of_values(values)
     }
 
     /// Describes bands of these numbers of runs.
     fn note_on_bands(&self, counts: &[usize], bands: bool) -> Option<String> {
-        let few = self.values_if_few && counts.iter().any(|&n| n < MIN_FOR_INTERVAL);
-        let interval = if few { Interval::Minmax } else { self.interval };
-        let method = Self { interval, values_if_few: false, ..*self };
-        method.note(counts, if bands { "bands" } else { "" })
+        let few = counts.iter().any(|&n| n < MIN_FOR_INTERVAL);
+        self.of_bands(few).note(counts, if bands { "bands" } else { "" })
     }
 
     /// Returns the single values of a cell, if they are drawn.
