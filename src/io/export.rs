@@ -82,9 +82,8 @@ pub fn exported<T: Real>(
                         renamed.push((template(&program.model, &spec.name), tensor));
                     }
                 } else {
-                    // The gate layers follow another layer in 0.0.17.
-                    let gate = name.starts_with("to_") && name.contains(".1.");
-                    renamed.push((if gate { name.replacen(".1.", ".0.", 1) } else { name }, tensor));
+                    // The gate layers follow another layer in 0.0.17. No other name has a ".1.".
+                    renamed.push((name.replacen(".1.", ".0.", 1), tensor));
                 }
             }
         }
@@ -173,4 +172,41 @@ pub fn arguments(library: Library, program: &Program, dimensions: &Dimensions) -
         ProjectionActivation::Gelu => all["activation"] = "GELU".into(),
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::program::Preset;
+
+    /// Each part of a program that titans-pytorch lacks is the reason by itself.
+    #[test]
+    fn parts_that_the_library_lacks_are_named() {
+        type Change = fn(&mut Program, &mut Dimensions);
+        let changes: [(Change, &str); 12] = [
+            (|of, _| of.model = Model::new(ModelKind::Attention, true), "the model"),
+            (|of, _| of.model = Model::new(ModelKind::Linear, true), "the model"),
+            (|of, _| of.model.options.model_activation = Some(Activation::Silu), "the model"),
+            (|of, _| of.loss = Loss::HalfSquare, "the loss"),
+            (|of, _| of.rule.rate_form = RateForm::Exp, "the form of the rate"),
+            (|of, _| of.rule.rate_per = RatePer::Chunk, "the form of the rate"),
+            (|of, _| of.rule.decay_of = DecayOf::Update, "what decays"),
+            (|of, _| of.schedule.reads = Reads::Behind, "the schedule of reads"),
+            (|of, _| of.frame.gate_biases = false, "gate layers without biases"),
+            (|of, _| of.frame.read_gate = false, "the gate of reads"),
+            (|_, dimensions| dimensions.heads = 1, "the gate of reads"),
+            (|_, dimensions| dimensions.post_norm = true, "the norm of the output"),
+        ];
+        let unchanged = Dimensions { dim: 8, heads: 2, dim_head: 4, pre_norm: true, post_norm: false };
+        for kind in [ModelKind::Mlp, ModelKind::Swiglu] {
+            let mut program = Preset::Titans055.program(4, 2);
+            program.model = Model::new(kind, true);
+            assert_eq!(library_of(&program, &unchanged), Ok(Library::Titans055));
+            for (change, reason) in changes {
+                let (mut program, mut dimensions) = (program, unchanged);
+                change(&mut program, &mut dimensions);
+                assert_eq!(library_of(&program, &dimensions), Err(reason), "{program:?} {dimensions:?}");
+            }
+        }
+    }
 }

@@ -22,9 +22,16 @@ fn floats(sandbox: &Sandbox, name: &str) -> BTreeMap<String, ArrayD<f64>> {
 
 #[test]
 fn an_imported_checkpoint_comes_back() {
-    for name in
-        ["default", "heads4_shared", "activation_silu", "all_norms", "refresh_gated", "swiglu", "attention"]
-    {
+    for name in [
+        "default",
+        "heads4_shared",
+        "activation_silu",
+        "all_norms",
+        "refresh_gated",
+        "swiglu",
+        "attention",
+        "no_residual",
+    ] {
         let sandbox = with_case("tests/golden-0.5.5", name);
         let import =
             "import weights.safetensors --from titans-pytorch-0.5.5 --args args.json --out m.safetensors -q";
@@ -44,6 +51,22 @@ fn an_imported_checkpoint_comes_back() {
     let sandbox = with_case("tests/golden", "heads");
     sandbox.ok("export weights.safetensors --model attention --chunk-size 4 --out state.safetensors -q");
     assert_eq!(floats(&sandbox, "state.safetensors"), floats(&sandbox, "weights.safetensors"));
+}
+
+/// The arguments of the MLP of 0.0.17 have its depth, and name it for the import.
+#[test]
+fn the_mlp_of_0_0_17_comes_back() {
+    let sandbox = with_case("tests/golden-0.0.17-mlp", "depth2_heads");
+    let import = "import weights.safetensors --from titans-pytorch-0.0.17 --model mlp --chunk-size 4";
+    sandbox.ok(&format!("{import} --out m.safetensors -q"));
+    sandbox.ok("export m.safetensors --out state.safetensors --args made.json -q");
+    assert_eq!(floats(&sandbox, "state.safetensors"), floats(&sandbox, "weights.safetensors"));
+    let made: serde_json::Value = serde_json::from_slice(&sandbox.bytes("made.json")).unwrap();
+    assert_eq!(made["default_mlp_kwargs"], serde_json::json!({"depth": 2}));
+    sandbox.ok(
+        "import state.safetensors --from titans-pytorch-0.0.17 --args made.json --out again.safetensors -q",
+    );
+    assert_eq!(sandbox.bytes("again.safetensors"), sandbox.bytes("m.safetensors"));
 }
 
 #[test]
