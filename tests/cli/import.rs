@@ -184,6 +184,43 @@ fn rejected_imports() {
     insta::assert_snapshot!(said);
 }
 
+/// Arguments that contradict a checkpoint of 0.0.17, another flag, or the version.
+#[test]
+fn rejected_imports_of_0_0_17() {
+    let sandbox = Sandbox::new();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden-0.0.17-mlp/depth4");
+    std::fs::copy(golden.join("weights.safetensors"), sandbox.path("weights.safetensors")).unwrap();
+    let line = "import weights.safetensors --from titans-pytorch-0.0.17 --args args.json --out m.safetensors";
+    let mut said = Transcript::new();
+    for args in [
+        serde_json::json!({"default_mlp_kwargs": {"depth": 3}}),
+        serde_json::json!({"model": {"class": "MemoryMLP", "depth": 5}}),
+        serde_json::json!({"model": {"class": "MemorySwiGluMLP"}}),
+        serde_json::json!({"pre_rmsnorm": false}),
+        serde_json::json!({"post_rmsnorm": false}),
+        serde_json::json!({"chunk_size": [8, 4]}),
+        serde_json::json!({"batch_size": 8}),
+        serde_json::json!({"qk_rmsnorm": true}),
+        serde_json::json!({"gated_transition": true}),
+        serde_json::json!({"activation": "SiLU"}),
+        serde_json::json!({"momentum": false}),
+        serde_json::json!({"default_model_kwargs": {"depth": 4}}),
+    ] {
+        sandbox.file("args.json", args.to_string());
+        said.given(&format!("args.json: {args}"));
+        said.reject(&sandbox, line);
+    }
+    let args = serde_json::json!({"default_mlp_kwargs": {"depth": 4}, "chunk_size": [4, 4]});
+    sandbox.file("args.json", args.to_string());
+    said.given(&format!("args.json: {args}"));
+    said.reject(&sandbox, &format!("{line} --model attention"));
+    insta::assert_snapshot!(said);
+    sandbox.ok(&format!("{line} --model mlp -q"));
+    let from_flags = "--model mlp --chunk-size 4 --out flags.safetensors -q";
+    sandbox.ok(&format!("import weights.safetensors --from titans-pytorch-0.0.17 {from_flags}"));
+    assert_eq!(sandbox.bytes("m.safetensors"), sandbox.bytes("flags.safetensors"));
+}
+
 /// A file of four weights could hold either model of 0.0.17: nothing is computed before one is named.
 #[test]
 fn either_model_of_0_0_17() {
@@ -199,6 +236,12 @@ fn either_model_of_0_0_17() {
         "import weights.safetensors --from titans-pytorch-0.0.17 --chunk-size 4 --out m.safetensors",
     );
     said.reject(&sandbox, "store seq.npy --memory weights.safetensors --chunk-size 4 --model swiglu");
+    std::fs::copy(
+        golden.with_file_name("depth1").join("weights.safetensors"),
+        sandbox.path("one.safetensors"),
+    )
+    .unwrap();
+    said.reject(&sandbox, "retrieve seq.npy --online --memory one.safetensors --chunk-size 4");
     let inspected = sandbox.ok("inspect weights.safetensors").out;
     said.entry("inspect weights.safetensors", Some(0), inspected.lines().nth(2).unwrap());
     insta::assert_snapshot!(said);
