@@ -383,7 +383,7 @@ pub(crate) fn one_line(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Dictionary, MAX_HEADER, NpyHeader};
+    use super::{Dictionary, MAX_HEADER, MAX_NESTING, NpyHeader};
 
     fn parse(dictionary: &str) -> Result<Dictionary, String> {
         let head = [b"\x93NUMPY\x01\0\0\0", dictionary.as_bytes()].concat();
@@ -407,6 +407,11 @@ mod tests {
                 "{'descr': [('a)', '<f4'), ('b', [('c', '<i2', (2,))])], 'fortran_order': False, 'shape': (1,), }",
                 of("[('a)', '<f4'), ('b', [('c', '<i2', (2,))])]", true, false, &[1]),
             ),
+            // A name with quotes of both kinds, one of which is escaped.
+            (
+                r#"{'descr': [('a\'"]', '<f4')], 'fortran_order': False, 'shape': (1,), }"#,
+                of(r#"[('a\'"]', '<f4')]"#, true, false, &[1]),
+            ),
         ] {
             assert_eq!(parse(text), expected, "{text}");
         }
@@ -416,8 +421,16 @@ mod tests {
     fn headers_that_numpy_does_not_write() {
         let dictionary =
             |shape: &str| format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}");
-        for text in ["", "{", "}", "{'descr'", "{'descr': '<f4'} x", "{'descr': '<f4' 'shape': ()}", "{1: 2}"]
-        {
+        for text in [
+            "",
+            "{",
+            "}",
+            "{'descr'",
+            "{'descr': [('a', '<f4')",
+            "{'descr': '<f4'} x",
+            "{'descr': '<f4' 'shape': ()}",
+            "{1: 2}",
+        ] {
             assert!(parse(text).is_err(), "{text}");
         }
         for shape in ["(5)", "(-1,)", "(1, 2", "(1,,2)", "(,)", "5", "(1.0,)", "(18446744073709551616,)"] {
@@ -429,8 +442,14 @@ mod tests {
             let twice = format!("{{'shape': (), 'descr': '<f4', 'fortran_order': False, '{key}': {again}}}");
             assert_eq!(parse(&twice).unwrap_err(), format!("an unknown or repeated key {key:?}"));
         }
-        let deep = format!("{{'descr': {}", "[".repeat(1000));
-        assert_eq!(parse(&deep).unwrap_err(), "brackets nested too deeply");
+        let nested = |depth: usize| {
+            let descr = "[".repeat(depth) + &"]".repeat(depth);
+            parse(&format!("{{'descr': {descr}, 'fortran_order': False, 'shape': ()}}"))
+        };
+        assert!(nested(MAX_NESTING).unwrap().structured);
+        for depth in [MAX_NESTING + 1, 1000] {
+            assert_eq!(nested(depth).unwrap_err(), "brackets nested too deeply");
+        }
     }
 
     #[test]
@@ -440,5 +459,17 @@ mod tests {
         let file = [b"\x93NUMPY\x02\0", &length[..], &text].concat();
         let mismatch = NpyHeader::read(&mut &file[..], file.len() as u64).unwrap_err();
         assert_eq!(mismatch.expected, "a .npy header of at most 65536 bytes");
+    }
+
+    /// A member of an archive may unpack to fewer bytes than the archive says.
+    #[test]
+    fn a_stream_that_ends_early_is_truncated() {
+        let text = format!("{:<117}\n", "{'descr': '<f4', 'fortran_order': False, 'shape': (0,), }");
+        let file = [b"\x93NUMPY\x01\0\x76\0", text.as_bytes()].concat();
+        assert!(NpyHeader::read(&mut &file[..], 128).is_ok());
+        for bytes in [9, 10, 127] {
+            let mismatch = NpyHeader::read(&mut &file[..bytes], 128).unwrap_err();
+            assert_eq!(mismatch.got, format!("a file that ends after {bytes} bytes"));
+        }
     }
 }

@@ -396,7 +396,7 @@ pub(crate) fn visit_npz(file: &Mapped, visit: VisitMember) -> Result<()> {
     if archive.has_overlapping_files().map_err(|e| damaged(&e))? {
         return Err(Error::file(&file.name, "an intact .npz archive", "members that share their bytes"));
     }
-    let mut arrays = 0;
+    let mut empty = true;
     for index in 0..archive.len() {
         let Some(name) = archive.name_for_index(index).map(str::to_owned) else { continue };
         let Some(array) = name.strip_suffix(".npy") else { continue };
@@ -406,9 +406,9 @@ pub(crate) fn visit_npz(file: &Mapped, visit: VisitMember) -> Result<()> {
         let len = member.size();
         let header = NpyHeader::read(&mut member, len).map_err(|m| m.in_tensor(&file.name, array))?;
         visit(array, &header, &mut member)?;
-        arrays += 1;
+        empty = false;
     }
-    if arrays == 0 {
+    if empty {
         let pickle = archive.file_names().any(|name| name.ends_with("data.pkl"));
         let got = if pickle {
             "a PyTorch checkpoint (save its state_dict with safetensors.torch.save_file)"
@@ -517,4 +517,44 @@ fn to_safe(dtype: Dtype) -> Option<SafeDtype> {
         Dtype::Bool => SafeDtype::BOOL,
         Dtype::Other(_) => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use zip::write::SimpleFileOptions;
+    use zip::{CompressionMethod, ZipWriter};
+
+    use super::{MAX_UNPACKED, TensorFile};
+
+    /// Returns the message for an archive with one array of `elements` bytes, which says that it unpacks to them and ends
+    /// after its header.
+    fn opened(elements: u64) -> String {
+        let options = SimpleFileOptions::default().compression_method(CompressionMethod::Deflated);
+        let mut archive = ZipWriter::new(std::io::Cursor::new(Vec::new()));
+        archive.start_file("x.npy", options).unwrap();
+        let header = format!("{{'descr': '|i1', 'fortran_order': False, 'shape': ({elements},), }}");
+        let header = [b"\x93NUMPY\x01\0\x76\0", format!("{header:<117}\n").as_bytes()].concat();
+        archive.write_all(&header).unwrap();
+        let mut bytes = archive.finish().unwrap().into_inner();
+        let entry = bytes.windows(4).position(|magic| magic == b"PK\x01\x02").unwrap();
+        let unpacked = u32::try_from(header.len() as u64 + elements).unwrap();
+        bytes[entry + 24..entry + 28].copy_from_slice(&unpacked.to_le_bytes());
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        TensorFile::open(file.path(), &mut |_| Ok(())).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn archives_that_unpack_to_too_much_are_rejected_before() {
+        for more in [1, 1 << 20] {
+            let message = opened(MAX_UNPACKED + more);
+            assert!(message.contains("expected arrays that unpack to at most 536870912 bytes"), "{message}");
+        }
+        for elements in [1, MAX_UNPACKED] {
+            let message = opened(elements);
+            assert!(message.contains(&format!("expected {elements} bytes of data, got 0")), "{message}");
+        }
+    }
 }
