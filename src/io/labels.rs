@@ -53,6 +53,11 @@ impl Labels {
 
     /// Parses the bytes of a CSV file.
     pub fn parse(file: &TextFile) -> Result<Self> {
+        Self::parse_changes(file, MAX_RUNS)
+    }
+
+    /// Parses labels that change in at most `most` places.
+    fn parse_changes(file: &TextFile, most: usize) -> Result<Self> {
         let mut table = Table::from_text(file)?;
         let (position, segment) = (table.column("position")?, table.column("segment")?);
         let repeat = table.optional_column("repeat");
@@ -86,8 +91,8 @@ impl Labels {
                 Some(run) if run.positions.end == start && run.segment == segment && run.repeat == repeat => {
                     run.positions.end = end;
                 }
-                _ if count == MAX_RUNS => {
-                    let expected = format!("at most {MAX_RUNS} changes of segment or repeat");
+                _ if count == most => {
+                    let expected = format!("at most {most} changes of segment or repeat");
                     return Err(Error::file(file.path(), expected, "more"));
                 }
                 _ => runs.push(LabelRun {
@@ -149,7 +154,8 @@ impl Labels {
 
 #[cfg(test)]
 mod tests {
-    use super::{Labels, OutOfRangeLabels};
+    use super::{Labels, MAX_LABELS, OutOfRangeLabels};
+    use crate::io::text::TextFile;
 
     fn read(csv: &[u8]) -> Result<Labels, String> {
         let directory = tempfile::tempdir().expect("a temporary directory");
@@ -230,5 +236,15 @@ mod tests {
         }
         let absent = Labels::read(std::path::Path::new("/no/such/labels.csv")).unwrap_err();
         assert_eq!(absent.to_string(), "/no/such/labels.csv: cannot read");
+    }
+
+    #[test]
+    fn places_of_changes_are_limited() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "position,segment\n0,a\n1,a\n2,b\n3,b\n9,b\n10,b\n").unwrap();
+        let text = TextFile::read(file.path(), MAX_LABELS).unwrap();
+        assert_eq!(Labels::parse_changes(&text, 3).unwrap().boundaries, [2]);
+        let message = Labels::parse_changes(&text, 2).unwrap_err().to_string();
+        assert!(message.ends_with("expected at most 2 changes of segment or repeat, got more"), "{message}");
     }
 }

@@ -239,9 +239,8 @@ impl RunningRanges {
                 self.infinite += 1;
             }
         }
-        if finite > 0 {
-            self.float = Some(self.float.map_or((low, high), |(min, max)| (min.min(low), max.max(high))));
-        }
+        // Without finite numbers the range stays (∞, −∞), which JSON has no numbers for.
+        self.float = Some(self.float.map_or((low, high), |(min, max)| (min.min(low), max.max(high))));
         // Sums of pieces are added, so that the error grows with the number of pieces rather than of elements.
         self.float_sum += sum;
         self.finite += finite;

@@ -250,4 +250,11 @@ mod tests {
         // As many short rows as possible.
         assert_eq!(read("a\n1\n".repeat(MAX_ROW).as_bytes()), Ok(2 * MAX_ROW - 1));
     }
+
+    #[test]
+    fn errors_of_the_system_are_no_errors_of_the_rows() {
+        let directory = tempfile::tempdir().unwrap();
+        let Err(error) = Table::open(directory.path()) else { panic!("a directory has no rows") };
+        assert!(error.to_string().ends_with(": cannot read"), "{error}");
+    }
 }

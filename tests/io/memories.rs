@@ -323,6 +323,33 @@ fn wrong_past_weights_are_rejected() {
         let allowed = memory.add_past(&path, ElementType::F32, true, &mut go_on);
         assert_eq!(allowed.is_ok(), name == "weights.0");
     }
+    // A missing weight is named before an additional one.
+    let mut tensors = good;
+    let moved = tensors.remove("weights.2").unwrap();
+    tensors.insert("weights.9".to_owned(), moved);
+    write_safetensors(&path, &tensors, "{}").unwrap();
+    let mut memory = MemoryFile::random(DIMENSIONS, &program(), Init::Xavier, 1);
+    let error = memory.add_past(&path, ElementType::F32, false, &mut go_on).unwrap_err();
+    assert_eq!(
+        directory.message(error),
+        "past.safetensors: weights.2: expected a tensor of this name, got none"
+    );
+}
+
+/// The message about a directory names the memory in it, if there is one.
+#[test]
+fn directories_are_no_memories() {
+    let directory = TestDirectory::new();
+    std::fs::create_dir(directory.path("run")).unwrap();
+    for got in ["a directory", "a directory (pass the memory.safetensors in it)"] {
+        let message = directory.message(open(&directory.path("run")).err().unwrap());
+        assert_eq!(message, format!("run: expected a .safetensors or .npz file, got {got}"));
+        directory.file("run/memory.safetensors", b"");
+    }
+    let error = nmem::io::NpySequences::open(directory.path("run"), ElementType::F64, false, &mut go_on)
+        .err()
+        .unwrap();
+    assert_eq!(directory.message(error), "run: expected a .npy file, got a directory");
 }
 
 /// Numbers that are not finite in the run's type.

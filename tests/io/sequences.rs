@@ -382,6 +382,20 @@ fn a_rewrite_that_leaves_size_and_times_is_found() {
     file.check_unchanged(true).unwrap();
 }
 
+/// A name that is gone leaves the mapped file as it was. Any other error may hide a change.
+#[test]
+#[cfg(unix)]
+fn a_name_that_cannot_be_followed_is_an_error() {
+    let directory = TestDirectory::new();
+    std::fs::create_dir(directory.path("a")).unwrap();
+    let file = open(&directory.file("a/x.npy", &npy("'<f4'", false, "(1, 2)", &[0; 8]))).unwrap();
+    std::fs::rename(directory.path("a"), directory.path("b")).unwrap();
+    file.check_unchanged(false).unwrap();
+    directory.file("a", b"no directory");
+    let error = directory.message(file.check_unchanged(false).unwrap_err());
+    assert!(error.starts_with("a/x.npy: cannot read"), "{error}");
+}
+
 /// Longer or shorter than it was, or other bytes with another time.
 #[test]
 fn a_file_that_changed_after_it_was_opened_is_an_error() {
