@@ -4,7 +4,7 @@
 
 mod support;
 
-use ndarray::{Array2, Array3, ArrayD};
+use ndarray::{Array2, Array3, ArrayD, Axis, s};
 use nmem::real::Real;
 use nmem::scan::linear::{Algorithm, Gates, Layout, Recurrence, Shape, scan};
 use nmem::scan::pair::{Pair, PairAlgorithm, PairState, scan_pair};
@@ -43,13 +43,13 @@ impl<T: Real + Element> Case<T> {
             Layout::ChannelsSteps => (batch, channels, steps),
         };
         let gate = |x: f64| T::from_f64(f64::midpoint(low, high) + x * (high - low) / 2.0);
-        let initial = uniform((1, batch, channels), 1.0, 4).remove_axis(ndarray::Axis(0)).mapv(T::from_f64);
+        let initial = uniform((1, batch, channels), 1.0, 4).remove_axis(Axis(0)).mapv(T::from_f64);
         Self {
             shape,
             layout,
             per_step,
             gates: uniform(dim, 1.0, 1).mapv(gate),
-            step_gates: uniform((1, batch, steps), 1.0, 2).remove_axis(ndarray::Axis(0)).mapv(gate),
+            step_gates: uniform((1, batch, steps), 1.0, 2).remove_axis(Axis(0)).mapv(gate),
             inputs: uniform(dim, 1.0, 3).mapv(T::from_f64),
             initial: with_initial.then_some(initial),
         }
@@ -176,6 +176,35 @@ fn products_of_gates_that_overflow_or_vanish() {
     }
 }
 
+/// More than 64 segments of 256 steps make longer ones, here of 257. Their last step is outside the tiles of 16 steps, and its
+/// gate is part of the product. These gates forget one two-hundredth per step.
+#[test]
+fn segments_that_end_within_a_tile() {
+    for layout in LAYOUTS {
+        for per_step in [false, true] {
+            let shape = Shape { batch: 1, steps: 16_411, channels: 3 };
+            Case::<f64>::new(shape, layout, per_step, true, (0.99, 1.0)).check(200.0 * UNITS);
+        }
+    }
+}
+
+/// The product of the first segment's gates overflows while its states are zero. Its last state is an ordinary number, with
+/// which the next segment starts.
+#[test]
+fn states_after_products_of_gates_that_overflow() {
+    for layout in LAYOUTS {
+        for per_step in [false, true] {
+            let shape = Shape { batch: 1, steps: 1031, channels: 3 };
+            let mut case = Case::<f32>::new(shape, layout, per_step, false, (0.5, 0.5));
+            let axis = Axis(if layout == Layout::StepsChannels { 1 } else { 2 });
+            case.inputs.slice_axis_mut(axis, (..100).into()).fill(0.0);
+            case.gates.slice_axis_mut(axis, (..100).into()).fill(3.0);
+            case.step_gates.slice_mut(s![.., ..100]).fill(3.0);
+            case.check_all(&ALGORITHMS[..4], UNITS);
+        }
+    }
+}
+
 #[test]
 fn nonfinite_states_persist() {
     for layout in LAYOUTS {
@@ -264,10 +293,8 @@ fn pair_case<T: Real + Element>(batch: usize, steps: usize, channels: usize, uni
         let mut updates = Array3::from_elem((batch, steps, channels), T::nan());
         {
             let (momentum, update) = state.view_mut().split_at(ndarray::Axis(0), 1);
-            let state = PairState {
-                momentum: momentum.remove_axis(ndarray::Axis(0)),
-                update: update.remove_axis(ndarray::Axis(0)),
-            };
+            let state =
+                PairState { momentum: momentum.remove_axis(Axis(0)), update: update.remove_axis(Axis(0)) };
             scan_pair(&pair, algorithm, state, every_step.then_some(updates.view_mut()));
         }
         (state, updates)
