@@ -169,10 +169,13 @@ impl Loss {
         tangent: &[T],
         d_value: &mut [T],
     ) -> f64 {
-        let d = predicted.len();
         let factor = weight.unwrap_or(T::one());
-        if let Self::MeanSquare | Self::HalfSquare = self {
-            let bend = T::from_f64(self.slope_and_bend(0.0, 0.0, d).1);
+        let constant = match self {
+            Self::MeanSquare => Some(2.0 / predicted.len() as f64),
+            Self::HalfSquare => Some(1.0),
+            Self::InnerProduct | Self::Huber { .. } | Self::PNorm { .. } => None,
+        };
+        if let Some(bend) = constant.map(T::from_f64) {
             for (y, &v) in predicted.iter_mut().zip(value) {
                 *y = bend * (*y - v);
             }
@@ -185,7 +188,7 @@ impl Loss {
         }
         let mut of_weight = 0.0;
         for (((y, &v), &t), d_value) in predicted.iter_mut().zip(value).zip(tangent).zip(d_value) {
-            let (slope, bend) = self.slope_and_bend((*y).to_f64() - v.to_f64(), v.to_f64(), d);
+            let (slope, bend) = self.slope_and_bend((*y).to_f64() - v.to_f64(), v.to_f64());
             of_weight += slope * t.to_f64();
             let along = factor * t;
             *y = along * T::from_f64(bend);
@@ -194,14 +197,14 @@ impl Loss {
         of_weight
     }
 
-    /// Returns the first and the second derivative of the loss in one prediction, at the error e = y − v in rows of width d.
-    fn slope_and_bend(self, e: f64, v: f64, d: usize) -> (f64, f64) {
+    /// Returns the first and the second derivative of the loss in one prediction, at the error e = y − v. Squares are
+    /// computed for whole rows.
+    fn slope_and_bend(self, e: f64, v: f64) -> (f64, f64) {
         match self {
-            Self::MeanSquare => (2.0 * e / d as f64, 2.0 / d as f64),
-            Self::HalfSquare => (e, 1.0),
             Self::InnerProduct => (-v, 0.0),
             Self::Huber { delta } => (self.of_error(e).1, if e.abs() > delta { 0.0 } else { 1.0 }),
             Self::PNorm { p } => (self.of_error(e).1, p * (p - 1.0) * e.abs().powf(p - 2.0)),
+            Self::MeanSquare | Self::HalfSquare => unreachable!("computed for whole rows"),
         }
     }
 

@@ -430,7 +430,6 @@ fn naive_loss(loss: Loss, predicted: &[f64], value: &[f64]) -> (f64, Vec<f64>) {
             Loss::InnerProduct => (-y * v, -v),
             Loss::Huber { delta } if e.abs() <= delta => (e * e / 2.0, e),
             Loss::Huber { delta } => (delta * (e.abs() - delta / 2.0), delta * e.signum()),
-            Loss::PNorm { .. } if e == 0.0 => (0.0, 0.0),
             Loss::PNorm { p } => (e.abs().powf(p), p * e.signum() * e.abs().powf(p - 1.0)),
         }
     };
