@@ -234,3 +234,19 @@ impl Loss {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_have_limits() {
+        let delta = |delta| Loss::Huber { delta }.check().map_err(|(name, _)| name);
+        assert_eq!([f64::MIN_POSITIVE, f64::MAX].map(delta), [Ok(()); 2]);
+        assert_eq!([-1.0, 0.0, f64::INFINITY, f64::NAN].map(delta), [Err("huber_delta"); 4]);
+        let power = |p| Loss::PNorm { p }.check().map_err(|(name, _)| name);
+        assert_eq!([1.1, 16.0].map(power), [Ok(()); 2]);
+        assert_eq!([-2.0, 1.0, 16.1, f64::NAN].map(power), [Err("loss_power"); 4]);
+        assert_eq!(Loss::HalfSquare.check(), Ok(()));
+    }
+}

@@ -519,3 +519,51 @@ impl<T: Real> Parameters<T> {
             .then(|| self.gates.slice(ndarray::s![.., ..heads]).to_owned())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::program::Preset;
+
+    /// A first memory weight without elements has no width, by which others are divided.
+    #[test]
+    fn widths_of_zero_are_rejected() {
+        for (heads, shape) in
+            [(1, vec![0]), (1, vec![0, 4]), (1, vec![4, 0]), (2, vec![2, 0]), (2, vec![2, 0, 4])]
+        {
+            let mut program = Preset::Titans055.program(4, heads);
+            program.frame.per_head = heads > 1;
+            let shapes = [("to_queries.weight", vec![4, 4]), ("memory_model.weights.0", shape)];
+            let shapes = shapes.map(|(name, shape)| (name.to_owned(), shape)).into();
+            let mismatch = Dimensions::infer(&shapes, &program).unwrap_err();
+            assert_eq!(mismatch.tensor, "memory_model.weights.0");
+            assert_eq!(mismatch.expected, "shape [dim_head, dim_head]");
+        }
+    }
+
+    /// Parameters and state are counted separately, and the larger number counts.
+    #[test]
+    fn random_memories_have_a_largest_size() {
+        let mut program = Program::titans_0_0_17(4);
+        let check = |heads, dim_head, dim, program: &Program, most| {
+            let dimensions = Dimensions { dim, heads, dim_head, pre_norm: true, post_norm: false };
+            dimensions.check_numbers(program, most).map_err(|error| error.to_string())
+        };
+        // Four matrices of (heads, dim_head, dim + 1).
+        assert_eq!(check(2, 3, 99, &program, 2400), Ok(()));
+        let message = check(2, 3, 99, &program, 2399).unwrap_err();
+        assert!(message.ends_with(
+            "expected sizes that need at most 2399 numbers, got heads 2, dim_head 3, dim 99: 2400"
+        ));
+        // Two arrays of four matrices of (dim_head, dim_head) for each head, and with refreshes a third one.
+        let state = 3 * 4 * 100 * 100 * 2;
+        assert_eq!(check(3, 100, 2, &program, state), Ok(()));
+        assert!(check(3, 100, 2, &program, state - 1).is_err());
+        program.schedule.refresh = Some(4);
+        assert_eq!(check(3, 100, 2, &program, state / 2 * 3), Ok(()));
+        assert!(check(3, 100, 2, &program, state / 2 * 3 - 1).is_err());
+        for (heads, dim_head, dim) in [(usize::MAX, 2, 2), (2, usize::MAX, 2), (2, 2, usize::MAX)] {
+            assert!(check(heads, dim_head, dim, &program, u128::from(u64::MAX)).is_err());
+        }
+    }
+}

@@ -439,3 +439,70 @@ impl Program {
         Some(format!("{what} runs on the CPU only"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn combinations_without_meaning_are_rejected() {
+        type Change = fn(&mut Program);
+        let changes: [(Change, Option<&str>); 11] = [
+            (|_| {}, None),
+            (|of| of.rule.max_rate = f64::MIN_POSITIVE, None),
+            (|of| of.rule.max_rate = 0.0, Some("max_rate 0 is out of range")),
+            (|of| of.rule.max_rate = -1.0, Some("max_rate -1 is out of range")),
+            (|of| of.rule.max_rate = f64::INFINITY, Some("max_rate inf is out of range")),
+            (|of| of.rule.max_rate = f64::NAN, Some("max_rate NaN is out of range")),
+            (|of| of.schedule.refresh = Some(8), None),
+            (|of| of.schedule.refresh = Some(0), Some("refresh 0 is not a multiple of chunk_size 4")),
+            (|of| of.schedule.refresh = Some(6), Some("refresh 6 is not a multiple of chunk_size 4")),
+            (
+                |of| of.schedule.gated_transition = true,
+                Some("gated_transition: has no effect without refresh"),
+            ),
+            (|of| (of.schedule.refresh, of.schedule.gated_transition) = (Some(4), true), None),
+        ];
+        for (change, expected) in changes {
+            let mut program = Preset::Titans055.program(4, 1);
+            change(&mut program);
+            let message = program.check(None).map_err(|error| error.to_string());
+            match expected {
+                None => assert_eq!(message, Ok(())),
+                Some(start) => {
+                    assert!(message.as_ref().is_err_and(|text| text.contains(start)), "{message:?}");
+                }
+            }
+        }
+    }
+
+    /// Each part that the GPU's kernels do not compute is the reason by itself.
+    #[test]
+    fn parts_that_need_the_cpu_are_named() {
+        type Change = fn(&mut Program);
+        let changes: [(Change, &str); 6] = [
+            (|of| of.model = Model::new(ModelKind::Linear, false), "the model linear"),
+            (|of| of.model.residual_norm = true, "residual_norm"),
+            (|of| of.loss = Loss::HalfSquare, "this loss"),
+            (|of| of.rule.momentum = false, "this update rule"),
+            (|of| of.schedule.refresh = Some(4), "this schedule of refreshes and reads"),
+            (|of| of.frame.qk_norm = true, "these projections"),
+        ];
+        let program = Program::titans_0_0_17(4);
+        assert_eq!(program.needs_cpu(), None);
+        for (change, part) in changes {
+            let mut program = program;
+            change(&mut program);
+            assert_eq!(program.needs_cpu(), Some(format!("{part} runs on the CPU only")));
+        }
+    }
+
+    /// Projections of the preset titans-paper.
+    #[test]
+    fn the_papers_projections() {
+        let Frame { activation, qk_norm, head_norm, read_gate, gate_biases, per_head } =
+            Preset::TitansPaper.program(4, 2).frame;
+        assert_eq!(activation, ProjectionActivation::Silu);
+        assert!(qk_norm && gate_biases && !(head_norm || read_gate || per_head));
+    }
+}

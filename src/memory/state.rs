@@ -191,3 +191,70 @@ impl<T: Real> State<T> {
         Err(Error::setting("--online", expected, got))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ndarray::ShapeBuilder;
+
+    use super::*;
+
+    /// A state of three sequences. All its numbers differ.
+    fn state() -> State<f64> {
+        let mut next = 0.0;
+        let mut numbers = |shape: (usize, usize, usize)| {
+            Array3::from_shape_simple_fn(shape, || {
+                next += 0.25;
+                next
+            })
+        };
+        State {
+            arrays: vec![numbers((3, 2, 4)), numbers((3, 2, 4))],
+            gradient_point: Some(numbers((3, 2, 4))),
+            stored: StreamPosition { tokens: 9, left_over: numbers((3, 1, 5)) },
+            read: StreamPosition { tokens: 10, left_over: numbers((3, 2, 5)) },
+        }
+    }
+
+    #[test]
+    fn sequences_are_taken_out_and_put_back() {
+        let whole = state();
+        for range in [0..1, 1..3, 0..3] {
+            let mut rest = whole.clone();
+            let part = rest.take(range.clone());
+            assert_eq!((part.sequences(), part.stored.tokens), (range.len(), 9));
+            assert_eq!(part.arrays[1], whole.arrays[1].slice(s![range.clone(), .., ..]));
+            rest.put(range.clone(), part);
+            assert_eq!(rest, whole, "{range:?}");
+        }
+        // All are taken out, and one comes back. The others are zeros.
+        let mut rest = whole.clone();
+        let mut all = rest.take(0..3);
+        let one = all.take(1..2);
+        rest.put(1..2, one);
+        for (array, of_whole) in rest
+            .arrays
+            .iter()
+            .zip(&whole.arrays)
+            .chain([(rest.gradient_point.as_ref().unwrap(), whole.gradient_point.as_ref().unwrap())])
+        {
+            assert_eq!(array.dim(), (3, 2, 4));
+            assert_eq!(array.slice(s![1, .., ..]), of_whole.slice(s![1, .., ..]));
+            assert!(array.slice(s![..;2, .., ..]).iter().all(|&x| x == 0.0));
+        }
+    }
+
+    #[test]
+    fn sizes_and_layouts() {
+        let mut state = state();
+        assert_eq!(state.bytes(), (3 * 24 + 15 + 30) * 8);
+        let fortran = Array3::from_shape_fn((3, 2, 4).f(), |place| state.arrays[1][place]);
+        assert!(!fortran.is_standard_layout());
+        let expected = state.clone();
+        state.arrays[1] = fortran;
+        state.lay_out();
+        assert!(state.arrays[1].is_standard_layout());
+        assert_eq!(state, expected);
+        let after = StreamPosition::<f64>::after_zeros(11, 4, 2, 5);
+        assert_eq!((after.tokens, after.chunks(4), after.left_over.dim()), (11, 2, (2, 3, 5)));
+    }
+}

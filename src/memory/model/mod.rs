@@ -213,3 +213,54 @@ impl Model {
         text.unwrap_or_default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each model with one option that it lacks: the message has the option's value.
+    #[test]
+    fn options_that_a_model_lacks_are_named() {
+        let options = |change: fn(&mut Options)| {
+            let mut options = Options::NONE;
+            change(&mut options);
+            options
+        };
+        for (kind, options, name, value) in [
+            (ModelKind::Attention, options(|of| of.depth = Some(3)), "depth", "3"),
+            (ModelKind::Attention, options(|of| of.expansion = Some(1.5)), "expansion", "1.5"),
+            (ModelKind::Mlp, options(|of| of.rank = Some(4)), "rank", "4"),
+            (ModelKind::Mlp, options(|of| of.scale = Some(0.5)), "scale", "0.5"),
+            (
+                ModelKind::Linear,
+                options(|of| of.model_activation = Some(Activation::Gelu)),
+                "model_activation",
+                "gelu",
+            ),
+        ] {
+            let model = Model { kind, options: options.or(kind.options()), residual_norm: false };
+            let problem = format!("is not an option of the model {}; omit it", kind.name());
+            assert_eq!(model.check(Some(8)), Err((name, OutOfRange::new(value, problem))));
+        }
+    }
+
+    /// Options at their limits, and just beyond them.
+    #[test]
+    fn options_have_limits() {
+        let check = |kind: ModelKind, change: &dyn Fn(&mut Options)| {
+            let mut model = Model::new(kind, false);
+            change(&mut model.options);
+            model.check(Some(8)).map_err(|(name, _)| name)
+        };
+        let depth = |depth| check(ModelKind::Mlp, &|of| of.depth = Some(depth));
+        assert_eq!([0, 1, 64, 65].map(depth), [Err("depth"), Ok(()), Ok(()), Err("depth")]);
+        let rank = |rank| check(ModelKind::Factorized, &|of| of.rank = Some(rank));
+        assert_eq!([0, 1, 65_536, 65_537].map(rank), [Err("rank"), Ok(()), Ok(()), Err("rank")]);
+        let scale = |scale| check(ModelKind::AttentionCosine, &|of| of.scale = Some(scale));
+        assert_eq!([-1.0, f64::INFINITY, f64::NAN].map(scale), [Ok(()), Err("scale"), Err("scale")]);
+        // An expansion of 1/8 leaves one number of a row of 8, and less leaves none.
+        let expansion = |expansion| check(ModelKind::Mlp, &|of| of.expansion = Some(expansion));
+        assert_eq!([0.125, 64.0].map(expansion), [Ok(()); 2]);
+        assert_eq!([-1.0, 0.0, 0.124, 64.1, f64::NAN].map(expansion), [Err("expansion"); 5]);
+    }
+}
