@@ -376,4 +376,14 @@ mod tests {
             Temporary::directory(&parent.path().join(name)).unwrap();
         }
     }
+
+    /// The letters that follow and a lock's ending still fit.
+    #[test]
+    fn long_names_keep_their_start() {
+        let long = "é".repeat(MAX_NAME);
+        let start = "é".repeat(MAX_NAME / 4);
+        assert_eq!(prefix(OsStr::new(&long)), OsString::from(format!(".{start}{INFIX}")));
+        let longest = "x".repeat(MAX_NAME);
+        assert_eq!(prefix(OsStr::new(&longest)), OsString::from(format!(".{longest}{INFIX}")));
+    }
 }

@@ -278,4 +278,12 @@ mod tests {
         let places: Vec<_> = unreadable.iter().map(|text| text.split([' ', ':']).nth(2).unwrap()).collect();
         assert_eq!(places, ["1", "2", "4", "5"], "{unreadable:?}");
     }
+
+    #[test]
+    fn only_absent_records_are_none() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(read_all(&directory.path().join("absent")).unwrap().runs.is_empty());
+        std::fs::write(directory.path().join("file"), "").unwrap();
+        assert!(read_all(&directory.path().join("file")).is_err());
+    }
 }
