@@ -60,3 +60,26 @@ impl RerunIf {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_that_repeat_a_run() {
+        let build = |version: &str, commit: &str| Build {
+            version: Some(version.to_owned()),
+            commit: Some(commit.to_owned()),
+            executable: None,
+        };
+        let now = build("1.0.0", "a");
+        for (before, by_version, by_commit) in [
+            (now.clone(), false, false),
+            (build("1.0.0", "b"), false, true),
+            (build("0.9.0", "a"), true, true),
+        ] {
+            assert_eq!(RerunIf::Version.differs(&before, &now), by_version, "{before:?}");
+            assert_eq!(RerunIf::Commit.differs(&before, &now), by_commit, "{before:?}");
+        }
+    }
+}

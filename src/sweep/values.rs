@@ -105,8 +105,8 @@ pub(super) fn range(item: &str) -> Option<Result<Vec<Value>, String>> {
         _ => None,
     };
     Some(match values {
-        Some(values) if !values.is_empty() => Ok(values),
-        _ => Err(format!("{item}, which has no values (usage: {usage})")),
+        Some(values) => Ok(values),
+        None => Err(format!("{item}, which has no values (usage: {usage})")),
     })
 }
 
@@ -161,7 +161,7 @@ pub(super) fn text(value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{list, text};
+    use super::{MAX_VALUES, Value, list, text};
 
     fn texts(list_of: &str) -> Vec<String> {
         list(list_of).unwrap().iter().map(text).collect()
@@ -213,6 +213,12 @@ mod tests {
     }
 
     #[test]
+    fn words_of_truth_are_no_text() {
+        let expected = [Value::Boolean(true), Value::Boolean(false), Value::String("True".to_owned())];
+        assert_eq!(list("true,false,True").unwrap(), expected);
+    }
+
+    #[test]
     fn empty_values_are_rejected() {
         for typed in [
             "",
@@ -230,8 +236,17 @@ mod tests {
             "linspace(0,1,2.5)",
             "logspace(-3,0,4)",
             "logspace(0,1,4)",
+            "logspace(1,0,4)",
         ] {
             assert!(list(typed).is_err(), "{typed}");
+        }
+    }
+
+    #[test]
+    fn as_many_values_as_rows() {
+        for most in ["0,".repeat(MAX_VALUES - 1) + "0", format!("range(1,{MAX_VALUES}),0")] {
+            assert_eq!(list(&most).unwrap().len(), MAX_VALUES);
+            assert_eq!(list(&(most + ",0")).unwrap_err(), "more than 65536");
         }
     }
 }
