@@ -12,7 +12,7 @@ use nmem::io::text::TextFile;
 use nmem::run::{Build, Keep};
 use nmem::sweep::{
     self, Collected, Experiment, GridRow, Lags, Options, Parameters, Plan, PlanEntry, PlanFile, PlannedRun,
-    Record, Records, Results, Status, SweepDirectory, SweepEvent, collect,
+    Record, Records, Results, RunState, Status, SweepDirectory, SweepEvent, collect,
 };
 use tempfile::TempDir;
 
@@ -128,6 +128,11 @@ fn grids_zips_rows_and_overrides() {
         ("seed=", "seed=: expected values between commas, got an empty item"),
         ("run=other", "run=other: expected store, retrieve-online or train, got other"),
         ("seeds=1", "seeds=1: expected a known setting, got `seeds`"),
+        ("seed=range(0,", "seed=range(0,: the shell has taken a range apart; quote it: seed='range(0,5)'"),
+        ("seed=range", "seed=range: the shell has taken a range apart; quote it: seed='range(0,5)'"),
+        ("(0,5)", "(0,5): the shell has taken a range apart; quote it: seed='range(0,5)'"),
+        ("(0,", "(0,: the shell has taken a range apart; quote it: seed='range(0,5)'"),
+        ("5)", "5): the shell has taken a range apart; quote it: seed='range(0,5)'"),
     ] {
         assert!(overridden(&[argument]).unwrap_err().starts_with(reason), "{argument}");
     }
@@ -234,6 +239,14 @@ fn grids_have_limits() {
         count(&list(65_537)).unwrap_err(),
         "x.toml: expected at most 65536 values for `_n`, got 65537 in line 2"
     );
+    // Of 32,768 rows, half are multiplied.
+    let when = |more: usize| {
+        format!(
+            "[grid]\nheads = [1, 2]\nseed = 'range(0, 16384)'\n[when.'heads = 2']\n_n = 'range(0, {more})'\n"
+        )
+    };
+    assert_eq!(count(&when(3)), Ok(65_536));
+    assert_eq!(count(&when(4)).unwrap_err(), format!("{more} 81920"));
     // A row takes 3000 bytes, 700 for each setting, and six times its text. These take 12,288 bytes a row in all.
     let memory = |text: usize| {
         format!("_text = '{}'\n[grid]\nseed = 'range(0, 256)'\n_n = 'range(0, 256)'\n", "x".repeat(text))
@@ -253,6 +266,14 @@ fn grids_have_limits() {
     experiment.override_setting("_n=range(0, 32768)").unwrap();
     experiment.override_setting("seed=5").unwrap();
     assert!(experiment.expand().unwrap_err().to_string().contains("bytes of memory"));
+    // An explicit row and its axes are added.
+    let fits = (12_288 - 3000 - 2 * 700) / 6;
+    for (text, is_within) in [(fits, true), (fits + 1, false)] {
+        let row = format!("[[run]]\n_a = 1\n[[run]]\n_a = '{}'\n", "x".repeat(text));
+        let mut experiment = directory.experiment(&row).unwrap();
+        experiment.override_setting("_n=range(0, 32768)").unwrap();
+        assert_eq!(experiment.expand().is_ok(), is_within);
+    }
 }
 
 fn parameters(of: &[(&str, &str)]) -> Parameters {
@@ -431,13 +452,51 @@ fn runs_with_the_same_settings() {
     let mut here = planned.clone();
     here.parameters.insert("data".to_owned(), "seq.npy".to_owned());
     here.resolved.insert("data".to_owned(), "/a/seq.npy".to_owned());
+    // Parameters that no other run has.
+    let mut apart = record("f", "2", 3.0, 6.0);
+    apart.parameters.insert("data".to_owned(), "seq.npy".to_owned());
+    apart.resolved.insert("data".to_owned(), "/a/seq.npy".to_owned());
     opened.start(&plan(&[&here])).unwrap();
-    write(&directory, "1", &[planned, early, late, old, elsewhere]);
+    write(&directory, "1", &[planned, early, late, old, elsewhere, apart]);
     let found = collected(&directory);
     let ids: Vec<_> = found.rows.iter().map(|row| &row.run[..]).collect();
-    assert_eq!(ids, ["p", "b", "e", "z"]);
+    assert_eq!(ids, ["p", "b", "e", "f", "z"]);
     // The plan's spelling counts for its run, and full paths tell files of the same name apart.
-    assert_eq!(columns(&directory)["data"], ["seq.npy", "", "/b/seq.npy", ""]);
+    assert_eq!(columns(&directory)["data"], ["seq.npy", "", "/b/seq.npy", "seq.npy", ""]);
+}
+
+/// Results of other versions stand for a run until it has one of its own. The latest counts, whatever its name.
+#[test]
+fn results_of_other_versions() {
+    for (starts, latest) in
+        [([1.0, 3.0, 2.0], "b"), ([3.0, 2.0, 1.0], "a"), ([1.0, 2.0, 3.0], "c"), ([1.0, 2.0, 2.0], "b")]
+    {
+        let directory = Directory::new();
+        let opened = SweepDirectory::check(&directory.path("out")).unwrap();
+        let of_another = |id: &str, seed: &str, started: f64| {
+            let mut record = record(id, seed, started, started);
+            record.build.version = Some("0.1.0".to_owned());
+            record
+        };
+        let others = ["a", "b", "c"].into_iter().zip(starts);
+        let mut records: Vec<_> = others.map(|(id, started)| of_another(id, "0", started)).collect();
+        let (absent, present) = (record("p", "0", 0.0, 0.0), record("q", "1", 4.0, 4.0));
+        records.extend([present.clone(), of_another("d", "1", 5.0)]);
+        // This version has computed it from other inputs, and the other version has failed.
+        let (stale, mut failed) = (record("e", "2", 6.0, 6.0), of_another("f", "2", 7.0));
+        failed.status = Status::Failed;
+        records.extend([stale, failed]);
+        let missing = record("r", "2", 0.0, 0.0);
+        opened.start(&plan(&[&absent, &present, &missing])).unwrap();
+        write(&directory, "1", &records);
+        let found = collected(&directory);
+        let kept = |(run, record): &(PlanEntry, Record)| (run.run.clone(), record.run.clone());
+        let kept: Vec<_> = found.other_version.iter().map(kept).collect();
+        assert_eq!((kept, found.missing.len()), (vec![("p".to_owned(), latest.to_owned())], 1), "{starts:?}");
+        // The table has the result that stays, and that of the plan's own run.
+        let rows: Vec<_> = found.rows.iter().map(|row| &row.run[..]).collect();
+        assert_eq!(rows, ["q", latest], "{starts:?}");
+    }
 }
 
 #[test]
@@ -595,6 +654,43 @@ fn locks_of_a_directory() {
     assert_eq!(directory.names("out"), ["plans"]);
     assert_eq!(directory.names("out/plans"), [".lock", "kept.json"]);
     assert_eq!(opened.path(), Path::new(&out));
+}
+
+/// A stale run is explained by the latest result with its settings, whatever its name.
+#[test]
+fn the_latest_stale_result_is_compared() {
+    let directory = Directory::new();
+    let tokens = ndarray::Array2::<f32>::from_shape_fn((8, 4), |(t, d)| (t * 4 + d) as f32 / 32.0);
+    ndarray_npy::write_npy(directory.path("seq.npy"), &tokens).unwrap();
+    let experiment = directory.experiment("data = 'seq.npy'\nchunk_size = 4\n[grid]\nseed = [1]\n").unwrap();
+    let plan = Plan::new(&experiment, f64::INFINITY, &mut |_| Ok(())).unwrap();
+    let opened = SweepDirectory::check(&directory.path("out")).unwrap();
+    for (starts, latest) in
+        [([1.0, 3.0, 2.0], "b"), ([3.0, 2.0, 1.0], "a"), ([1.0, 2.0, 3.0], "c"), ([1.0, 2.0, 2.0], "b")]
+    {
+        let records = ["a", "b", "c"].into_iter().zip(starts).map(|(id, started)| {
+            let resolved = plan.runs[0].resolved.clone();
+            (id.to_owned(), Record { resolved, ..record(id, "1", started, 0.5) })
+        });
+        let known = Records { runs: records.collect(), unreadable: Vec::new() };
+        let states = opened.states(&[&plan.runs[0]], &known, Keep::None, None).unwrap();
+        assert!(matches!(&states[0], RunState::Stale(record, _) if record.run == latest), "{starts:?}");
+    }
+}
+
+/// Ctrl-C is noticed while the inputs of a plan are read.
+#[test]
+fn reading_the_inputs_can_be_interrupted() {
+    let directory = Directory::new();
+    let tokens = ndarray::Array2::<f32>::from_shape_fn((64, 4), |(t, d)| (t * 4 + d) as f32 / 256.0);
+    ndarray_npy::write_npy(directory.path("seq.npy"), &tokens).unwrap();
+    for command in ["store", "train"] {
+        let toml = format!("run = '{command}'\ndata = 'seq.npy'\nchunk_size = 4\n[grid]\nseed = [1, 2]\n");
+        let experiment = directory.experiment(&toml).unwrap();
+        assert_eq!(Plan::new(&experiment, f64::INFINITY, &mut |_| Ok(())).unwrap().runs.len(), 2);
+        let interrupted = Plan::new(&experiment, f64::INFINITY, &mut |_| Err(nmem::Error::Interrupted));
+        assert!(matches!(interrupted, Err(nmem::Error::Interrupted)), "{command}");
+    }
 }
 
 /// More workers than cores: the threads of the runs that are under way are never more than the cores.
