@@ -142,3 +142,34 @@ fn rejected() {
     said.error("sweep grid.toml --out s --slurm", 2, &message);
     insta::assert_snapshot!(said);
 }
+
+/// A script in the place of `sbatch`: what it prints is a job's id only if it succeeds and prints one.
+#[test]
+#[cfg(unix)]
+fn answers_of_sbatch() {
+    use std::os::unix::fs::PermissionsExt;
+    let sandbox = sandbox();
+    std::fs::create_dir(sandbox.path("bin")).unwrap();
+    let programs = std::env::join_paths([sandbox.path("bin"), "/usr/bin".into(), "/bin".into()]).unwrap();
+    for (i, (answer, submitted)) in [
+        ("echo 17", true),
+        ("echo '17;cluster'", true),
+        ("exit 0", false),
+        ("echo 17; exit 1", false),
+        ("echo Submitted", false),
+        ("echo 'no such partition' >&2; exit 1", false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        sandbox.file("bin/sbatch", format!("#!/bin/sh\n{answer}\n"));
+        std::fs::set_permissions(sandbox.path("bin/sbatch"), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let mut command = sandbox.command(&format!("sweep grid.toml --slurm --out out-{i}"));
+        command.env("PATH", &programs);
+        let output = Sandbox::finish(command);
+        let text = &output.err;
+        assert_eq!(output.code == Some(0), submitted, "{answer}: {text}");
+        assert_eq!(text.contains("--slurm: sbatch failed: exit status: "), !submitted, "{answer}: {text}");
+        assert_eq!(output.out.contains("17"), submitted, "{answer}: {}", output.out);
+    }
+}

@@ -215,6 +215,67 @@ fn a_sweep_has_columns_of_recall() {
     assert_eq!(table.numbers("recall_chance"), [0.0625, 0.0625]);
 }
 
+/// Scores and retention in results.csv are the numbers of each run's report.
+#[test]
+fn columns_of_a_sweep_are_numbers_of_its_runs() {
+    let sandbox = Sandbox::new();
+    sandbox.ok("generate mqar --pairs 12 --updates 5 --dim 20 --values 40 --sequences 4 --out m -q");
+    let memory = "memory = \"m/delta.safetensors\"\n[grid]\nlearning_rate = [4.0, 16.0]\n";
+    sandbox.file(
+        "recall.toml",
+        format!(
+            "data = \"m/queries.npy\"\nstore_seq = \"m/pairs.npy\"\ntarget = \"m/targets.npy\"\ncandidates = \"m/values.npy\"\n\
+             old_target = \"m/old_targets.npy\"\nread_after = true\n{memory}"
+        ),
+    );
+    sandbox.file("store.toml", format!("data = \"m/pairs.npy\"\nretention = 2\n{memory}"));
+    let scores = [
+        "mean_square",
+        "ratio",
+        "cosine",
+        "r2",
+        "accuracy",
+        "top_k_accuracy",
+        "in_set_accuracy",
+        "distinct_answers",
+        "chance",
+        "kept_accuracy",
+        "updated_accuracy",
+        "stale",
+    ];
+    for grid in ["recall", "store"] {
+        sandbox.ok(&format!("sweep {grid}.toml --out {grid} -q --no-plots"));
+        let table = sandbox.csv(&format!("{grid}/results.csv"));
+        assert!(table.numbers("engine_bytes").iter().all(|&bytes| bytes > 1000.0));
+        for (row, run) in table.texts("run").into_iter().enumerate() {
+            let report = sandbox.json(&format!("{grid}/runs/{run}/run.json"));
+            let of_report = |value: &serde_json::Value| value.as_f64().or(value["mean"].as_f64());
+            let cells: Vec<(String, Option<f64>)> = match grid {
+                "recall" => scores
+                    .iter()
+                    .map(|name| (format!("recall_{name}"), of_report(&report["recall"][name])))
+                    .collect(),
+                _ => ["retained_ratio", "unstored_ratio"]
+                    .map(|name| (name.to_owned(), of_report(&report[name])))
+                    .into(),
+            };
+            for (name, expected) in cells {
+                assert_eq!(Some(table.numbers(&name)[row]), expected, "{name}");
+            }
+        }
+    }
+    // Answers of zeros are scored beside what is stored.
+    let (zero, before) = ("loss_zero_mean", "loss_before_mean");
+    let table = sandbox.csv("store/results.csv");
+    assert!(
+        table
+            .numbers(zero)
+            .iter()
+            .zip(table.numbers(before))
+            .all(|(&zero, before)| zero > 0.0 && before > 0.0)
+    );
+}
+
 #[test]
 fn what_a_task_promises() {
     let sandbox = Sandbox::new();

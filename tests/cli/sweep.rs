@@ -432,6 +432,8 @@ fn a_run_stops_at_the_chunk_where_its_condition_holds() {
     let (whole, table) = (results(&sandbox, "whole"), results(&sandbox, "out"));
     assert_eq!(table.texts("status"), ["ok", "stopped"]);
     assert_eq!(table.texts("diverged"), ["false", "false"]);
+    let without_speed: Vec<_> = table.texts("tokens_per_s").into_iter().map(str::is_empty).collect();
+    assert_eq!(without_speed, [false, true]);
     assert_eq!(table.texts("first_unstable_chunk"), whole.texts("first_unstable_chunk"));
     assert_ne!(table.texts("run")[0], whole.texts("run")[0], "the rule is part of the identity");
     // The rows are those of the whole run, up to the first chunk of each sequence that is unstable.
@@ -460,6 +462,11 @@ fn a_run_stops_at_the_chunk_where_its_condition_holds() {
         reason.starts_with("stopped at sequence 0, chunk ") && reason.ends_with(": loss_before > 2 * loss"),
         "{reason}"
     );
+    // A run that the rule has stopped is no result of the whole one, and the other way round. One that it has not stopped is.
+    let rest = sandbox.ok("sweep grid.toml --no-plots --out out --unstable-ratio 2 --keep all");
+    assert_eq!(runs(&rest), [2, 1, 1]);
+    let stopped = sandbox.ok("sweep stop.toml --no-plots --out whole --unstable-ratio 2");
+    assert_eq!(runs(&stopped), [2, 0, 2]);
     // A stopped run has ended. The rule can be given on the command line, and one thread gives the same.
     let mut command =
         sandbox.command("sweep grid.toml --no-plots --out out --unstable-ratio 2 --keep all threads=1");
@@ -630,6 +637,8 @@ fn failures_are_recorded_listed_and_tried_again() {
     assert_eq!(table.texts("status"), ["ok", "ok", "failed", "failed", "diverged"]);
     assert_eq!(table.texts("diverged"), ["false", "false", "", "", "true"]);
     assert_eq!(table.texts("loss_mean")[2], "", "never 0 for none");
+    let without_speed: Vec<_> = table.texts("tokens_per_s").into_iter().map(str::is_empty).collect();
+    assert_eq!(without_speed, [false, false, true, true, true], "the speed is that of whole runs");
 
     let again = sandbox.run("sweep grid.toml --no-plots --out out");
     assert_eq!(again.code, Some(1));
@@ -949,6 +958,7 @@ fn retention_by_lag_is_that_of_the_runs_own_rows() {
 
     sandbox.ok("sweep grid.toml retention=2 chunk_size=4,8 -j 4 --keep none --no-plots --out none");
     assert_eq!(sandbox.bytes("none/retention.csv"), sandbox.bytes("kept/retention.csv"));
+    assert_eq!(sandbox.names("none/runs"), [""; 0]);
     sandbox.ok("sweep grid.toml --no-plots --out plain");
     assert!(!sandbox.path("plain/retention.csv").exists(), "no run has retention");
 }

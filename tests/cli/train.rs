@@ -104,6 +104,21 @@ fn a_sweep_of_trainings() {
     assert!(validation[2] <= validation[0] && validation[3] < validation[1], "{validation:?}");
     assert_eq!(results.numbers("tokens"), [384.0; 4]);
     let run = format!("sweep/runs/{}", results.texts("run")[2]);
+    let report: serde_json::Value =
+        serde_json::from_slice(&sandbox.bytes(&format!("{run}/run.json"))).unwrap();
+    for (column, key) in [
+        ("train_loss", "loss"),
+        ("validation", "validation"),
+        ("validation_without_updates", "validation_without_updates"),
+        ("validation_zero", "validation_zero"),
+        ("best_step", "best_step"),
+        ("tokens", "tokens"),
+    ] {
+        assert_eq!(Some(results.numbers(column)[2]), report[key].as_f64(), "{column}");
+    }
+    let trained = report["wall_s"]["train"].as_f64().unwrap();
+    assert!((results.numbers("tokens_per_s")[2] * trained / 384.0 - 1.0).abs() < 1e-6);
+    assert!(results.numbers("wall_s")[2] >= trained);
     assert_eq!(sandbox.names(&run), ["head.safetensors", "memory.safetensors", "run.json", "train.csv"]);
     // The same training alone.
     let line = "train seq.npy --heads 2 --chunk-size 8 --window 64 --steps 3 --batch 2 --validation-split 0.25 --no-plots -q";
