@@ -436,6 +436,7 @@ mod tests {
         for shape in ["(5)", "(-1,)", "(1, 2", "(1,,2)", "(,)", "5", "(1.0,)", "(18446744073709551616,)"] {
             assert!(parse(&dictionary(shape)).is_err(), "{shape}");
         }
+        assert!(parse(&dictionary("()")).is_ok() && parse(&(dictionary("()") + " x")).is_err());
         let axes = |count: usize| dictionary(&format!("({})", "1,".repeat(count)));
         assert!(parse(&axes(64)).is_ok() && parse(&axes(65)).is_err());
         for (key, again) in [("shape", "()"), ("descr", "'<f4'"), ("fortran_order", "True"), ("other", "1")] {
@@ -459,6 +460,9 @@ mod tests {
         let file = [b"\x93NUMPY\x02\0", &length[..], &text].concat();
         let mismatch = NpyHeader::read(&mut &file[..], file.len() as u64).unwrap_err();
         assert_eq!(mismatch.expected, "a .npy header of at most 65536 bytes");
+        let text = format!("{:<65535}\n", "{'descr': '<f4', 'fortran_order': False, 'shape': (0,), }");
+        let file = [b"\x93NUMPY\x02\0", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
+        assert!(NpyHeader::read(&mut &file[..], file.len() as u64).is_ok());
     }
 
     /// A member of an archive may unpack to fewer bytes than the archive says.
