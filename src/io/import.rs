@@ -629,3 +629,35 @@ pub fn read_arguments(path: &Path) -> Result<String> {
     let file = super::text::TextFile::read(path, super::text::MAX_TOML)?;
     file.text().map(str::to_owned)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Depth, expansion, rank and scale of the library's classes, whose constructors need not be given all of them.
+    #[test]
+    fn models_of_0_5_5_have_the_defaults_of_their_classes() {
+        for (model, kind, expected) in [
+            ("", ModelKind::Mlp, (Some(2), Some(4.0), None, None)),
+            (r#""class": "MemoryMLP", "depth": 3"#, ModelKind::Mlp, (Some(3), Some(2.0), None, None)),
+            (
+                r#""class": "FactorizedMemoryMLP", "depth": 1"#,
+                ModelKind::Factorized,
+                (Some(1), None, Some(32), None),
+            ),
+            (
+                r#""class": "GatedResidualMemoryMLP", "depth": 2"#,
+                ModelKind::GatedResidual,
+                (Some(2), Some(4.0), None, None),
+            ),
+            (r#""class": "MemorySwiGluMLP""#, ModelKind::Swiglu, (Some(1), Some(4.0), None, None)),
+            (r#""class": "MemoryAttention""#, ModelKind::AttentionCosine, (None, Some(2.0), None, Some(8.0))),
+        ] {
+            let json =
+                if model.is_empty() { "{}".to_owned() } else { format!(r#"{{"model": {{{model}}}}}"#) };
+            let made = model_0_5_5(&serde_json::from_str(&json).unwrap()).unwrap();
+            let Options { depth, expansion, rank, scale, .. } = made.options;
+            assert_eq!((made.kind, (depth, expansion, rank, scale)), (kind, expected), "{json}");
+        }
+    }
+}

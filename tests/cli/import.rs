@@ -132,6 +132,35 @@ fn npz_checkpoints_are_imported_too() {
     assert_eq!(sandbox.bytes("npz.safetensors"), sandbox.bytes("m.safetensors"));
 }
 
+/// A checkpoint of shared weights has each under two names. One of them is enough.
+#[test]
+fn weights_that_heads_share_have_two_names() {
+    let sandbox = with_case("heads4_shared");
+    sandbox.ok(&format!("{IMPORT} -q"));
+    let all = sandbox.tensors("weights.safetensors");
+    for dropped in ["memory_model_parameters.", "memory_model."] {
+        let kept = all.iter().filter(|(name, _)| !name.starts_with(dropped));
+        let kept: std::collections::BTreeMap<String, Raw> =
+            kept.map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
+        assert!(kept.len() < all.len());
+        write_tensors(&sandbox.path("once.safetensors"), &kept);
+        sandbox.ok("import once.safetensors --from titans-pytorch-0.5.5 --args args.json --out once-m.safetensors --force -q");
+        assert_eq!(sandbox.bytes("once-m.safetensors"), sandbox.bytes("m.safetensors"), "without {dropped}");
+    }
+}
+
+/// Keys and values become one matrix.
+#[test]
+fn keys_and_values_of_different_shapes_are_rejected() {
+    let sandbox = with_case("default");
+    let mut tensors = sandbox.tensors("weights.safetensors");
+    let other = tensors["to_adaptive_step.0.weight"].clone();
+    tensors.insert("to_values.weight".to_owned(), other);
+    write_tensors(&sandbox.path("weights.safetensors"), &tensors);
+    let message = sandbox.rejected(IMPORT);
+    assert!(message.contains("expected to_values like to_keys, f32 [16, 16], got f32 [1, 16]"), "{message}");
+}
+
 /// Each rejected import and its whole message.
 #[test]
 fn rejected_imports() {
