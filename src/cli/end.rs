@@ -99,15 +99,33 @@ fn report_panic(panic: &PanicHookInfo) {
 /// Lets the allocator keep freed memory for the next arrays. A gradient allocates and frees large arrays repeatedly, and glibc
 /// would return each one, so that its pages are cleared and mapped anew. That took up to a fifth of the time of gradients. A
 /// process keeps up to its earlier peak in return.
+///
+/// On few cores all threads share one arena. With an arena each, what one thread frees is not there for another one: gradients at
+/// widths of 384 took up to a fifth more memory. On many cores threads would wait for each other.
+///
+/// Settings in the environment come first.
 pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
+        use std::env::var_os;
         /// Largest array that is kept: what glibc itself adapts to at most. Larger ones are returned.
         const LARGEST_KEPT: libc::c_int = 32 << 20;
-        // SAFETY: the calls have no conditions. Numbers that glibc does not accept change nothing.
-        unsafe {
-            libc::mallopt(libc::M_MMAP_THRESHOLD, LARGEST_KEPT);
-            libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
+        /// Most cores whose threads share an arena.
+        const FEW_CORES: usize = 4;
+        if var_os("GLIBC_TUNABLES").is_some_and(|value| value.to_string_lossy().contains("glibc.malloc.")) {
+            return;
+        }
+        let few = std::thread::available_parallelism().is_ok_and(|cores| cores.get() <= FEW_CORES);
+        let settings = [
+            ("MALLOC_MMAP_THRESHOLD_", libc::M_MMAP_THRESHOLD, Some(LARGEST_KEPT)),
+            ("MALLOC_TRIM_THRESHOLD_", libc::M_TRIM_THRESHOLD, Some(libc::c_int::MAX)),
+            ("MALLOC_ARENA_MAX", libc::M_ARENA_MAX, few.then_some(1)),
+        ];
+        for (variable, setting, value) in settings {
+            if let Some(value) = value.filter(|_| var_os(variable).is_none()) {
+                // SAFETY: the call has no conditions. Numbers that glibc does not accept change nothing.
+                unsafe { libc::mallopt(setting, value) };
+            }
         }
     }
 }
