@@ -120,11 +120,12 @@ fn in_type<T: Real>(
     let backward = backward.checked(&check);
     let (shape, store) = (inputs.data.dims(), inputs.store());
     budget::check(backward.bytes(shape.tokens, store.dims().tokens, shape.sequences))?;
-    let [read, stored, cotangent] = [&*inputs.data, store, cotangent].map(all::<T>);
-    let (read, stored, cotangent) = (read?, stored?, cotangent?);
+    let read = all::<T>(&inputs.data)?;
+    let stored = inputs.store_seq.as_deref().map(all::<T>).transpose()?;
+    let cotangent = all::<T>(cotangent)?;
     let tokens: Vec<_> = read
         .outer_iter()
-        .zip(stored.outer_iter())
+        .zip(stored.as_ref().unwrap_or(&read).outer_iter())
         .map(|(read, store)| Tokens { read, store, order: request.order })
         .collect();
     let objective = |i: usize, read: ArrayView2<T>| {
