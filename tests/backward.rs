@@ -481,15 +481,20 @@ fn segments_do_not_matter() {
     }
 }
 
-/// Some chunks are read by few rows, whose products with the initial weights are taken together, and others by many.
+/// Some chunks are read by few rows, whose products with the initial weights are taken together, and others by many. Queries
+/// end before the stored tokens or go on after them, in one segment or several.
 #[test]
 fn reads_of_few_rows_and_of_many() {
     let dimensions = Dimensions { dim: 40, heads: 1, dim_head: 40, pre_norm: true, post_norm: true };
     let gates = Gates { learning_rate: Gate::Fixed(1e-3), ..Gates::default() };
     let random = |rows: usize, seed| uniform((1, rows, 40), 1.0, seed).index_axis_move(Axis(0), 0);
-    for (chunk, queries, decay_of) in [(8, 12), (8, 18), (4, 11), (4, 12), (2, 9), (5, 9)]
-        .into_iter()
-        .flat_map(|(chunk, queries)| [DecayOf::Update, DecayOf::Weights].map(|of| (chunk, queries, of)))
+    // With chunks of 36, values of reads are not kept: the factors of their gradients are more numbers than the weights.
+    let sizes =
+        [(8, 12), (8, 18), (8, 0), (8, 1), (8, 57), (4, 11), (4, 12), (2, 9), (2, 14), (5, 9), (36, 80)];
+    let decays = [DecayOf::Update, DecayOf::Weights];
+    let cases = sizes.into_iter().flat_map(|size| decays.map(|of| (size, of)));
+    for (((chunk, queries), decay_of), segment) in
+        cases.flat_map(|case| [None, Some(1), Some(2)].map(|segment| (case, segment)))
     {
         let mut program = Program::titans_0_0_17_mlp(chunk, 2);
         program.rule.decay_of = decay_of;
@@ -500,6 +505,7 @@ fn reads_of_few_rows_and_of_many() {
         let (read, stored, cotangent) = (random(queries, 1), random(5 * chunk, 2), random(queries, 3));
         let gradient = |parameters: &Parameters<f64>| {
             let backward = Backward::new(parameters, program, gates, None, None).unwrap();
+            let backward = segment.into_iter().fold(backward, Backward::in_segments);
             let of = Tokens { read: read.view(), store: stored.view(), order: Order::Online };
             let objective = |read: ArrayView2<f64>| ((&read * &cotangent).sum(), cotangent.clone());
             backward.sequence(None, of, objective).unwrap()
@@ -517,8 +523,42 @@ fn reads_of_few_rows_and_of_many() {
             let slope = (moved(step) - moved(-step)) / (2.0 * step);
             let got: f64 = of_field.iter().zip(&direction).map(|(g, d)| g * d).sum();
             let size = of_field.iter().zip(&direction).map(|(g, d)| (g * d).abs()).sum::<f64>();
-            let what = format!("chunks of {chunk}, {queries} queries, {decay_of:?}, {name:?}");
+            let what =
+                format!("chunks of {chunk}, {queries} queries, {decay_of:?}, segments {segment:?}, {name:?}");
             assert!((got - slope).abs() <= 1e-6 * size + 1e-7, "{what}: {got}, slope {slope}");
+        }
+    }
+}
+
+/// Buffers that longer and shorter calls have used do not change a bit.
+#[test]
+fn used_buffers_do_not_matter() {
+    let dimensions = Dimensions { dim: 40, heads: 1, dim_head: 40, pre_norm: true, post_norm: true };
+    for chunk in [4, 36] {
+        let program = Program::titans_0_0_17_mlp(chunk, 2);
+        let tensors: BTreeMap<_, _> =
+            random_tensors(&dimensions, &program, Init::Xavier, 3).into_iter().collect();
+        let parameters: Parameters<f64> =
+            Parameters::collect(dimensions, &program, |name| tensors[name].mapv(f64::from));
+        let new =
+            || Backward::new(&parameters, program, Gates::default(), None, None).unwrap().in_segments(3);
+        let gradient = |backward: &Backward<'_, f64>, tokens: usize| {
+            let rows = uniform((1, tokens, 40), 1.0, 4).index_axis_move(Axis(0), 0);
+            let of = Tokens { read: rows.view(), store: rows.view(), order: Order::Online };
+            let ((), of) =
+                backward.sequence(None, of, |read: ArrayView2<f64>| ((), read.to_owned())).unwrap();
+            let numbers: Vec<_> =
+                of.parameters.each().into_iter().map(|(_, values)| values.to_vec()).collect();
+            (numbers, of.tokens.read, of.tokens.store)
+        };
+        let backward = new();
+        for tokens in [8 * chunk, 2 * chunk + 1, 9 * chunk + 2, 7 * chunk] {
+            let again = new().reusing(&backward.buffers());
+            assert_eq!(
+                gradient(&again, tokens),
+                gradient(&new(), tokens),
+                "{tokens} tokens, chunks of {chunk}"
+            );
         }
     }
 }

@@ -5,7 +5,11 @@
 //! training derives it.
 //!
 //! - this file: a sequence, from tokens to heads and back;
-//! - `head`: one head through time;
+//! - `head`: one head through time, forward;
+//! - `fused`: the first pass forward, which keeps states only at the starts of segments;
+//! - `segment`: the states of some chunks;
+//! - `reads`: reads, and the way back through them;
+//! - `reverse`: one head back through time;
 //! - `passes`: passes over the nodes of a memory model, in the buffers of `node_rows`;
 //! - `recurrences`: those of the state for one chunk, and their way back;
 //! - `few_rows`: products of the few rows of short chunks;
@@ -14,16 +18,20 @@
 //!
 //! Products are of plain matrices, in tiles if they have few rows and in the gemm crate otherwise. Sequences, heads, chunks and
 //! groups of rows run in parallel. A task's work depends on shapes only, and sums over tasks have a fixed order, so results have
-//! the same bits for any number of threads. Memory use is that of a sequence's rows, and of the weights times about √N for N
-//! chunks, or times N where all states are a few megabytes.
+//! the same bits for any number of threads. Memory use is that of a sequence's rows, of each node's rows for all reads where chunks
+//! are short, and of the weights times about √N for N chunks, or times N where all states are a few megabytes.
 
 mod few_rows;
+mod fused;
 mod head;
 mod node_rows;
 mod passes;
 mod pool;
+mod reads;
 mod recurrences;
+mod reverse;
 mod rows;
+mod segment;
 
 use ndarray::{Array1, Array2, Array3, ArrayView2, Axis, CowArray, Ix2, concatenate, s};
 use rayon::prelude::*;
@@ -204,7 +212,7 @@ impl<'a, T: Real> Backward<'a, T> {
 
     fn segment_length(&self, chunks: usize) -> usize {
         let size = (self.parameters.dimensions.heads, self.passes.graph.elements());
-        self.segment.unwrap_or_else(|| head::segment_length(chunks, self.passes.chunk, size))
+        self.segment.unwrap_or_else(|| segment::segment_length(chunks, self.passes.chunk, size))
     }
 
     /// Calls `check` between stretches of work: segments of √N chunks of N or some more, and groups of rows that are read after them.
@@ -247,10 +255,16 @@ impl<'a, T: Real> Backward<'a, T> {
         let tasks = rayon::current_num_threads().max(3);
         let copies = 4 * segment + 3 * starts + 2 * tasks + 8;
         let weights = self.passes.graph.elements() * copies;
-        let tasks = tasks * head::TASK_ROWS.next_multiple_of(self.passes.chunk);
+        let tasks = tasks * segment::TASK_ROWS.next_multiple_of(self.passes.chunk);
         let rows = segment * self.passes.chunk + tasks;
         let of_operators = operators::kept_numbers::<T>(&self.passes.graph, rows, self.passes.chunk);
-        let of_heads = heads * (rows * of_nodes + of_operators + weights);
+        let kept = if reads::keeps_reads(&self.passes) {
+            let width: usize = self.passes.graph.nodes.iter().map(|node| node.width).sum();
+            read * width + operators::kept_numbers::<T>(&self.passes.graph, read, self.passes.chunk)
+        } else {
+            0
+        };
+        let of_heads = heads * (rows * of_nodes + of_operators + kept + weights);
         let of_parameters: usize = self.parameters.each().iter().map(|(_, numbers)| numbers.len()).sum();
         let numbers = of_frame as u128 + of_heads as u128 + 2 * of_parameters as u128;
         let tokens = (read + stored) as u128 * dim as u128 * sequences as u128;
@@ -310,8 +324,9 @@ impl<'a, T: Real> Backward<'a, T> {
         }
 
         let mut of = parameters.zeros();
-        let mut d_asked_normed = Array2::zeros(asked.tokens.dim());
-        let d_heads = self.combine_vjp(&asked, &output, d_output, &mut d_asked_normed, &mut of);
+        // These weights may be large, and are needed after the heads.
+        of.memory.clear();
+        let (d_heads, d_read_gates) = self.combine_vjp(&asked, output, d_output, &mut of);
         let mut d_stored = Array2::zeros(stored_rows.dim());
         let mut d_asked = Array2::zeros(asked_rows.dim());
         let mut keys: Vec<_> = d_stored.axis_chunks_iter_mut(Axis(1), d).collect();
@@ -334,17 +349,7 @@ impl<'a, T: Real> Backward<'a, T> {
         let mut d_stored_normed = Array2::zeros(stored.tokens.dim());
         self.gates_vjp(&stored, &gates, token_rates.as_ref(), &of_heads, &mut d_stored_normed, &mut of);
 
-        for (j, head) in of_heads.iter().enumerate() {
-            let of_head = if self.base.len() == 1 { 0 } else { j };
-            for (p, weight) in self.passes.matrices(&head.base) {
-                let mut sum = of.memory[p].index_axis_mut(Axis(0), of_head);
-                sum.iter_mut().zip(weight).for_each(|(sum, &x)| *sum += x);
-            }
-            if let (Some(sum), Some(logit)) = (&mut of.transition, parameters.transition) {
-                let gate = 1.0 / (1.0 + (-logit.to_f64()).exp());
-                *sum += T::from_f64(head.transition * gate * (1.0 - gate));
-            }
-        }
+        self.weights_vjp(&of_heads, &mut of);
         let [d_key_norm, d_query_norm] = match &mut of.qk_norm {
             Some([keys, queries]) => [Some(keys), Some(queries)],
             None => [None, None],
@@ -354,7 +359,10 @@ impl<'a, T: Real> Backward<'a, T> {
         add_product(&mut d_stored_normed, d_projection.view(), parameters.keys_values.t());
         let d_projection = self.projection_vjp(&asked, d_asked, query_norm, d_query_norm);
         of.queries = product_of_columns(asked.normed(), d_projection.view());
-        add_product(&mut d_asked_normed, d_projection.view(), parameters.queries.t());
+        let mut d_asked_normed = product(d_projection.view(), parameters.queries.t());
+        if let Some((d_gates, layer)) = d_read_gates.zip(parameters.read_gate.as_ref()) {
+            add_product(&mut d_asked_normed, d_gates.view(), layer.t());
+        }
         let norms = [
             (&parameters.store_norm, &mut of.store_norm),
             (&parameters.retrieve_norm, &mut of.retrieve_norm),
@@ -373,6 +381,22 @@ impl<'a, T: Real> Backward<'a, T> {
         Ok((result, Gradients { parameters: of, tokens: TokenGradients { read, store } }))
     }
 
+    /// Adds the gradients of the heads' initial weights up, and those of the fraction that a refresh keeps.
+    fn weights_vjp(&self, of_heads: &[HeadCotangents<T>], gradients: &mut Parameters<T>) {
+        gradients.memory = self.parameters.memory.iter().map(|weight| Array3::zeros(weight.dim())).collect();
+        for (j, head) in of_heads.iter().enumerate() {
+            let of_head = if self.base.len() == 1 { 0 } else { j };
+            for (p, weight) in self.passes.matrices(&head.base) {
+                let mut sum = gradients.memory[p].index_axis_mut(Axis(0), of_head);
+                sum.iter_mut().zip(weight).for_each(|(sum, &x)| *sum += x);
+            }
+            if let (Some(sum), Some(logit)) = (&mut gradients.transition, self.parameters.transition) {
+                let gate = 1.0 / (1.0 + (-logit.to_f64()).exp());
+                *sum += T::from_f64(head.transition * gate * (1.0 - gate));
+            }
+        }
+    }
+
     /// Takes the gradients of several sequences, as [`sequence`](Self::sequence) does, and sums those of the parameters in the
     /// order of the sequences. Some of them run side by side.
     ///
@@ -384,7 +408,7 @@ impl<'a, T: Real> Backward<'a, T> {
         tokens: &[Tokens<'_, T>],
         objective: impl Fn(usize, ArrayView2<T>) -> (R, Array2<T>) + Sync,
     ) -> Result<SumOfGradients<R, T>> {
-        let mut sum = self.parameters.zeros();
+        let mut sum: Option<Parameters<T>> = None;
         let mut results = Vec::with_capacity(tokens.len());
         for (i, group) in tokens.chunks(GROUP).enumerate() {
             let of_sequence = |(j, tokens): (usize, &Tokens<'_, T>)| {
@@ -395,11 +419,14 @@ impl<'a, T: Real> Backward<'a, T> {
             let of_group: Vec<_> = group.par_iter().enumerate().map(of_sequence).collect();
             for result in of_group {
                 let (result, Gradients { parameters, tokens }) = result?;
-                sum.add(&parameters);
+                match &mut sum {
+                    Some(sum) => sum.add(&parameters),
+                    None => sum = Some(parameters),
+                }
                 results.push((result, tokens));
             }
         }
-        Ok((results, sum))
+        Ok((results, sum.unwrap_or_else(|| self.parameters.zeros())))
     }
 
     /// Norms and projects the tokens of a stream, after those that an earlier call left. Only `whole` chunks are taken of
@@ -682,15 +709,15 @@ impl<T: Real> Backward<'_, T> {
         }
     }
 
-    /// Passes the cotangent of the output back to what the heads retrieve.
+    /// Passes the cotangent of the output back to what the heads retrieve, and to the products with the read gate's layer if there
+    /// is one.
     fn combine_vjp(
         &self,
         asked: &Stream<'_, T>,
-        output: &Output<T>,
+        mut output: Output<T>,
         mut cotangent: Array2<T>,
-        d_normed: &mut Array2<T>,
         gradients: &mut Parameters<T>,
-    ) -> Array2<T> {
+    ) -> (Array2<T>, Option<Array2<T>>) {
         let parameters = self.parameters;
         let d = parameters.dimensions.dim_head;
         if let Some(norm) = &parameters.post_norm {
@@ -699,10 +726,11 @@ impl<T: Real> Backward<'_, T> {
             gradients.post_norm = Some(of_norm);
         }
         if let Some(combine) = &parameters.combine {
+            output.combined = None;
             gradients.combine = Some(product_of_columns(output.merged().view(), cotangent.view()));
             cotangent = product(cotangent.view(), combine.t());
         }
-        if let (Some([gates, _]), Some(layer)) = (&output.gated, &parameters.read_gate) {
+        let d_gates = output.gated.as_ref().map(|[gates, _]| {
             let mut d_gates = Array2::zeros(gates.dim());
             for ((r, j), d_gate) in d_gates.indexed_iter_mut() {
                 let part = s![r, j * d..(j + 1) * d];
@@ -711,14 +739,14 @@ impl<T: Real> Backward<'_, T> {
             }
             self.scale_heads(&mut cotangent, gates);
             gradients.read_gate = Some(product_of_columns(asked.normed(), d_gates.view()));
-            add_product(d_normed, d_gates.view(), layer.t());
-        }
+            d_gates
+        });
         if let Some(gains) = &parameters.head_norm {
             let of_gains =
                 rms_normed_vjp(output.heads.view(), &factors(gains), gains.ncols(), &mut cotangent);
             gradients.head_norm = Some(of_gains.into_shape_with_order(gains.dim()).expect("same elements"));
         }
-        cotangent
+        (cotangent, d_gates)
     }
 }
 

@@ -32,13 +32,34 @@ pub struct Values<T> {
 }
 
 impl<T: Real> Values<T> {
-    fn new(graph: &Graph, rows: usize, chunk: usize) -> Self {
+    pub fn new(graph: &Graph, rows: usize, chunk: usize) -> Self {
         Self {
             nodes: graph.nodes.iter().map(|node| Array2::zeros((rows, node.width))).collect(),
             one: Array2::ones((1, 1)),
             count: rows,
             works: buffers(graph, rows, chunk),
         }
+    }
+
+    /// Returns the number of rows that there is space for.
+    pub fn capacity(&self) -> usize {
+        self.nodes[0].nrows()
+    }
+
+    /// Returns whether there is space for a number of rows.
+    pub fn holds(&self, rows: usize) -> bool {
+        self.capacity() >= rows
+    }
+
+    /// Starts a pass over `count` rows.
+    pub fn start(&mut self, count: usize) {
+        debug_assert!(self.holds(count), "buffers for {count} rows");
+        self.count = count;
+    }
+
+    /// Returns the number of rows in use.
+    pub fn count(&self) -> usize {
+        self.count
     }
 
     /// Returns the rows of a value; those of the model's input are `rows`.
@@ -64,6 +85,15 @@ impl<T: Real> Values<T> {
         first_rows(self.nodes.last().expect("a model has nodes"), self.count)
     }
 
+    /// Takes the buffer of a node's rows, to be [`put`](Self::put) back.
+    pub fn take(&mut self, node: usize) -> Array2<T> {
+        std::mem::take(&mut self.nodes[node])
+    }
+
+    pub fn put(&mut self, node: usize, rows: Array2<T>) {
+        self.nodes[node] = rows;
+    }
+
     /// Computes the rows of a node from those before it.
     pub fn compute(
         &mut self,
@@ -87,13 +117,20 @@ pub struct NodeRows<T> {
 }
 
 impl<T: Real> NodeRows<T> {
-    fn new(graph: &Graph, rows: usize) -> Self {
+    pub fn new(graph: &Graph, rows: usize) -> Self {
         let widths = graph.nodes.iter().map(|node| node.width).chain([graph.width]);
         let places: Vec<_> = widths.map(|width| Array2::zeros((rows, width))).collect();
         Self { reached: vec![false; places.len()], places, count: rows }
     }
 
-    fn start(&mut self, count: usize) {
+    /// Returns whether there is space for a number of rows.
+    pub fn holds(&self, rows: usize) -> bool {
+        self.places[0].nrows() >= rows
+    }
+
+    /// Starts a pass over `count` rows.
+    pub fn start(&mut self, count: usize) {
+        debug_assert!(self.holds(count), "buffers for {count} rows");
         self.count = count;
         self.reached.fill(false);
     }
@@ -196,55 +233,17 @@ impl<T: Real> NodeRows<T> {
     }
 }
 
-/// A pass forward and a pass back over some rows.
+/// Rows of a pass forward and of the pass back after it.
 #[derive(Debug)]
 pub struct Passage<T> {
     pub values: Values<T>,
     pub cotangents: NodeRows<T>,
-    rows: usize,
 }
 
-impl<T: Real> Passage<T> {
-    pub fn new(graph: &Graph, rows: usize, chunk: usize) -> Self {
-        Self { values: Values::new(graph, rows, chunk), cotangents: NodeRows::new(graph, rows), rows }
-    }
-
-    /// Returns whether there is space for a number of rows.
-    pub fn holds(&self, rows: usize) -> bool {
-        self.rows >= rows
-    }
-
-    /// Starts passes over `count` rows.
-    pub fn start(&mut self, count: usize) {
-        debug_assert!(self.holds(count), "{count} rows in a buffer of {}", self.rows);
-        self.values.count = count;
-        self.cotangents.start(count);
-    }
-}
-
-/// A pass over the nodes in order with tangents, and another one back.
+/// Rows of a pass over the nodes in order with tangents, and of another one back.
 #[derive(Debug)]
 pub struct Second<T> {
     /// Tangent of each node that has one.
     pub tangents: NodeRows<T>,
     pub cotangents: NodeRows<T>,
-    rows: usize,
-}
-
-impl<T: Real> Second<T> {
-    pub fn new(graph: &Graph, rows: usize) -> Self {
-        Self { tangents: NodeRows::new(graph, rows), cotangents: NodeRows::new(graph, rows), rows }
-    }
-
-    /// Returns whether there is space for a number of rows.
-    pub fn holds(&self, rows: usize) -> bool {
-        self.rows >= rows
-    }
-
-    /// Starts passes over `count` rows.
-    pub fn start(&mut self, count: usize) {
-        debug_assert!(self.holds(count), "{count} rows in a buffer of {}", self.rows);
-        self.tangents.start(count);
-        self.cotangents.start(count);
-    }
 }

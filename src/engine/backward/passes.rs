@@ -11,9 +11,9 @@
 
 use std::ops::Range;
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
+use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2, Axis, s};
 
-use super::few_rows::{self, FewRows};
+use super::few_rows::{self, are_few};
 use super::node_rows::{NodeRows, Passage, Second, Values};
 use crate::memory::Loss;
 use crate::memory::graph::{Graph, MAX_INPUTS, Node, NodeKind, Value};
@@ -61,17 +61,28 @@ pub enum Weights<'w, T> {
     Plain(&'w [T]),
     /// The weights, and each map's in columns: (out, in). Products back through them read these where they lie.
     Transposed([&'w [T]; 2]),
-    /// Two slices whose sum they are, for few rows.
-    Sum([&'w [T]; 2]),
+    /// Those of each chunk: a row of a matrix (chunks, elements), and weights that are added to it if there are any.
+    Chunks(Option<&'w [T]>, ArrayView2<'w, T>),
 }
 
 impl<'w, T> Weights<'w, T> {
-    /// Returns the weights, or the first part of a sum.
-    fn first(self) -> &'w [T] {
+    /// Returns the weights that all rows have in common.
+    ///
+    /// # Panics
+    /// If each chunk has weights of its own.
+    fn common(self) -> &'w [T] {
         match self {
-            Self::Plain(weights) | Self::Transposed([weights, _]) | Self::Sum([weights, _]) => weights,
+            Self::Plain(weights) | Self::Transposed([weights, _]) => weights,
+            Self::Chunks(..) => unreachable!("weights of chunks"),
         }
     }
+}
+
+/// Weights of one linear map.
+enum WeightsOfChunk<'w, T> {
+    Plain(ArrayView2<'w, T>),
+    /// Two matrices whose sum they are, for few rows.
+    Sum([ArrayView2<'w, T>; 2]),
 }
 
 /// Examples that are stored: keys, values and, where rows have one, the weight of each row's loss.
@@ -172,7 +183,7 @@ impl Passes {
     }
 
     /// Returns the place of a linear map's weights and their shape (in, out).
-    fn place(&self, i: usize) -> (Range<usize>, (usize, usize)) {
+    pub fn place(&self, i: usize) -> (Range<usize>, (usize, usize)) {
         let node = &self.graph.nodes[i];
         let place = self.places[i].clone().expect("weights of a linear map");
         (place, (self.graph.width_of(node.inputs[0]), node.width))
@@ -188,19 +199,31 @@ impl Passes {
         ArrayViewMut2::from_shape(shape, &mut weights[place]).expect("in × out elements")
     }
 
-    /// Evaluates the model on rows of whole chunks, of which the last may be shorter.
-    pub fn forward<T: Real>(&self, weights: Weights<'_, T>, rows: ArrayView2<T>, passage: &mut Passage<T>) {
-        passage.start(rows.nrows());
+    /// Evaluates the model on rows of whole chunks, of which the last may be shorter. `space` is for the sum of two weights.
+    pub fn forward<T: Real>(
+        &self,
+        weights: Weights<'_, T>,
+        rows: ArrayView2<T>,
+        (values, space): (&mut Values<T>, &mut Vec<T>),
+    ) {
+        values.start(rows.nrows());
         for (i, node) in self.graph.nodes.iter().enumerate() {
-            passage.values.compute(i, |values, output, work| match &node.kind {
+            values.compute(i, |values, mut output, work| match &node.kind {
                 NodeKind::Linear(_) => {
                     let input = values.of(node.inputs[0], rows);
                     match weights {
                         Weights::Plain(weights) | Weights::Transposed([weights, _]) => {
                             multiply(output, input, self.map(weights, i));
                         }
-                        Weights::Sum(sum) => {
-                            few_rows::multiply(output, input, sum.map(|part| self.map(part, i)));
+                        Weights::Chunks(base, updates) => {
+                            let to = output.axis_chunks_iter_mut(Axis(0), self.chunk);
+                            let chunks = to.zip(input.axis_chunks_iter(Axis(0), self.chunk));
+                            for ((to, input), update) in chunks.zip(updates.rows()) {
+                                match self.weights_of_chunk(i, (base, update), input.nrows(), space) {
+                                    WeightsOfChunk::Plain(weights) => multiply(to, input, weights),
+                                    WeightsOfChunk::Sum(sum) => few_rows::multiply(to, input, sum),
+                                }
+                            }
                         }
                     }
                 }
@@ -214,38 +237,75 @@ impl Passes {
         }
     }
 
-    /// Passes cotangents of node outputs back. Only values that `wanted` selects receive one. `visit` sees each linear map
-    /// with its input rows and the cotangent of its products.
+    /// Returns the weights of a linear map for one chunk. `space` is for their sum.
+    fn weights_of_chunk<'w, T: Real>(
+        &self,
+        i: usize,
+        (base, update): (Option<&'w [T]>, ArrayView1<'w, T>),
+        rows: usize,
+        space: &'w mut Vec<T>,
+    ) -> WeightsOfChunk<'w, T> {
+        let update = self.map(update.to_slice().expect("contiguous rows"), i);
+        let Some(base) = base.map(|base| self.map(base, i)) else { return WeightsOfChunk::Plain(update) };
+        if are_few(rows) {
+            return WeightsOfChunk::Sum([base, update]);
+        }
+        space.clear();
+        space.extend_from_slice(base.to_slice().expect("contiguous rows"));
+        let numbers = update.to_slice().expect("contiguous rows");
+        vectorised(
+            #[inline(always)]
+            || space.iter_mut().zip(numbers).for_each(|(w, &u)| *w += u),
+        );
+        WeightsOfChunk::Plain(ArrayView2::from_shape(update.dim(), space).expect("as many elements"))
+    }
+
+    /// Passes cotangents of node outputs back. Only values that `wanted` selects receive one.
     fn backward<T: Real>(
         &self,
         weights: Weights<'_, T>,
         rows: ArrayView2<T>,
-        values: &mut Values<T>,
-        cotangents: &mut NodeRows<T>,
+        (values, cotangents, space): (&mut Values<T>, &mut NodeRows<T>, &mut Vec<T>),
         wanted: impl Fn(Value) -> bool,
-        mut visit: impl FnMut(usize, ArrayView2<T>, ArrayView2<T>),
     ) {
         for (i, node) in self.graph.nodes.iter().enumerate().rev() {
             let mut work = values.works[i].take();
             cotangents.with(i, |cotangents, cotangent| match &node.kind {
                 NodeKind::Linear(_) => {
                     let input = node.inputs[0];
-                    visit(i, values.of(input, rows), cotangent);
-                    if let Some((to, keep)) = wanted(input).then(|| cotangents.reach(input)).flatten() {
-                        let transposed = match weights {
-                            Weights::Plain(weights) => self.map(weights, i).reversed_axes(),
+                    if let Some((mut to, keep)) = wanted(input).then(|| cotangents.reach(input)).flatten() {
+                        match weights {
+                            Weights::Plain(weights) => {
+                                let transposed = self.map(weights, i).reversed_axes();
+                                multiply_add(to, keep, T::one(), cotangent, transposed);
+                            }
                             Weights::Transposed([_, transposed]) => {
                                 let (place, (rows, columns)) = self.place(i);
                                 let view = ArrayView2::from_shape((columns, rows), &transposed[place]);
-                                view.expect("in × out elements")
+                                let transposed = view.expect("in × out elements");
+                                multiply_add(to, keep, T::one(), cotangent, transposed);
                             }
-                            Weights::Sum(sum) => {
-                                let sum = sum.map(|part| self.map(part, i));
-                                few_rows::multiply_transposed(to, keep, cotangent, sum);
-                                return;
+                            Weights::Chunks(base, updates) => {
+                                let to = to.axis_chunks_iter_mut(Axis(0), self.chunk);
+                                let chunks = to.zip(cotangent.axis_chunks_iter(Axis(0), self.chunk));
+                                for ((to, cotangent), update) in chunks.zip(updates.rows()) {
+                                    match self.weights_of_chunk(i, (base, update), cotangent.nrows(), space) {
+                                        WeightsOfChunk::Plain(weights) => {
+                                            multiply_add(
+                                                to,
+                                                keep,
+                                                T::one(),
+                                                cotangent,
+                                                weights.reversed_axes(),
+                                            );
+                                        }
+                                        WeightsOfChunk::Sum(sum) => {
+                                            few_rows::multiply_transposed(to, keep, cotangent, sum);
+                                        }
+                                    }
+                                }
                             }
-                        };
-                        multiply_add(to, keep, T::one(), cotangent, transposed);
+                        }
                     }
                 }
                 NodeKind::Operator(op) => {
@@ -261,55 +321,43 @@ impl Passes {
         }
     }
 
-    /// Passes the cotangent of the output of the last [`forward`](Self::forward) back to its input rows. `visit` sees each
-    /// linear map with the factors of its gradient, unless that is zero: its input rows and the cotangent of its products.
+    /// Passes the cotangent of the output of the last [`forward`](Self::forward) back to its input rows, and leaves the
+    /// gradients of the weights in `passage` as their factors.
     pub fn vjp<T: Real>(
         &self,
         weights: Weights<'_, T>,
         rows: ArrayView2<T>,
         cotangent: ArrayView2<T>,
-        passage: &mut Passage<T>,
-        mut visit: impl FnMut(usize, Factors<'_, T>),
-        mut d_rows: ArrayViewMut2<T>,
+        (passage, space): (&mut Passage<T>, &mut Vec<T>),
+        d_rows: ArrayViewMut2<T>,
     ) {
-        let Passage { values, cotangents, .. } = passage;
+        let Passage { values, cotangents } = passage;
+        cotangents.start(values.count());
         cotangents.reach(Value::Node(self.graph.output())).expect("a node").0.assign(&cotangent);
-        self.outer(
-            weights,
-            rows,
-            (values, cotangents),
-            |i, input, cotangent| visit(i, Some([input, cotangent])),
-            &mut d_rows,
-        );
-        for i in self.linears().filter(|&i| cotangents.of(Value::Node(i)).is_none()) {
-            visit(i, None);
+        self.outer(weights, rows, (values, cotangents, space), d_rows);
+    }
+
+    /// Writes the gradients of all weights after [`vjp`](Self::vjp).
+    pub fn weight_gradients<T: Real>(&self, passage: &Passage<T>, rows: ArrayView2<T>, d_weights: &mut [T]) {
+        for i in self.linears() {
+            let mut to = self.map_mut(d_weights, i);
+            match self.factors(passage, rows, i) {
+                Some([input, cotangent]) => multiply(to, input.reversed_axes(), cotangent),
+                None => to.fill(T::zero()),
+            }
         }
     }
 
-    /// Writes the gradient of a linear map's weights.
-    pub fn weight_gradient<T: Real>(
-        &self,
-        i: usize,
-        factors: Option<[ArrayView2<T>; 2]>,
-        d_weights: &mut [T],
-    ) {
-        let mut to = self.map_mut(d_weights, i);
-        match factors {
-            Some([input, cotangent]) => multiply(to, input.reversed_axes(), cotangent),
-            None => to.fill(T::zero()),
-        }
-    }
-
-    /// Passes cotangents back to the input rows. `visit` sees each linear map that has a cotangent.
+    /// Passes cotangents back to the input rows.
     fn outer<T: Real>(
         &self,
         weights: Weights<'_, T>,
         rows: ArrayView2<T>,
-        (values, cotangents): (&mut Values<T>, &mut NodeRows<T>),
-        visit: impl FnMut(usize, ArrayView2<T>, ArrayView2<T>),
-        d_rows: &mut ArrayViewMut2<T>,
+        (values, cotangents, space): (&mut Values<T>, &mut NodeRows<T>, &mut Vec<T>),
+        mut d_rows: ArrayViewMut2<T>,
     ) {
-        self.backward(weights, rows, values, cotangents, |value| value != Value::Ones, visit);
+        let passage = (values, &mut *cotangents, space);
+        self.backward(weights, rows, passage, |value| value != Value::Ones);
         match cotangents.of(Value::Rows) {
             Some(cotangent) => d_rows.assign(&cotangent),
             None => d_rows.fill(T::zero()),
@@ -324,8 +372,11 @@ impl Passes {
         examples: Examples<'_, T>,
         passage: &mut Passage<T>,
     ) {
-        self.forward(point, examples.keys, passage);
-        let Passage { values, cotangents, .. } = passage;
+        let Passage { values, cotangents } = passage;
+        // The weights at a point are whole.
+        let mut no_space = Vec::new();
+        self.forward(point, examples.keys, (values, &mut no_space));
+        cotangents.start(values.count());
         let (mut predicted, _) = cotangents.reach(Value::Node(self.graph.output())).expect("a node");
         predicted.assign(&values.output());
         vectorised(
@@ -340,30 +391,7 @@ impl Passes {
             },
         );
         let wanted = |value| self.graph.is_learned(value);
-        self.backward(point, examples.keys, values, cotangents, wanted, |_, _, _| {});
-    }
-
-    /// Returns the factors of the gradient of some rows, one chunk, for a block of the weights, if the rows are few. Otherwise
-    /// writes the gradient.
-    pub fn gradient<'a, T: Real>(
-        &self,
-        passage: &'a Passage<T>,
-        keys: ArrayView2<'a, T>,
-        rows: Range<usize>,
-        block: &Block,
-        gradient: &mut [T],
-    ) -> FewRows<'a, T> {
-        match self.factors(passage, keys, block.map) {
-            Some(factors) => {
-                if let Some(few) = FewRows::new(block, factors, rows.clone()) {
-                    return few;
-                }
-                block.product(gradient, false, factors, rows);
-            }
-            // Without a path to the output nothing is learned there.
-            None => gradient.fill(T::zero()),
-        }
-        FewRows::empty()
+        self.backward(point, examples.keys, (values, cotangents, &mut no_space), wanted);
     }
 
     /// Returns the numbers in the factors of a row's gradients.
@@ -373,31 +401,19 @@ impl Passes {
         self.linears().map(numbers).sum()
     }
 
-    /// Returns zeros for the factors of the gradients of some rows, by node. An operator has none.
-    pub fn factor_arrays<T: Real>(&self, rows: usize) -> Vec<[Array2<T>; 2]> {
-        let arrays = |i: usize| {
-            let widths = if self.places[i].is_some() {
-                [self.graph.width_of(self.graph.nodes[i].inputs[0]), self.graph.nodes[i].width]
-            } else {
-                [0; 2]
-            };
-            widths.map(|width| Array2::zeros((rows, width)))
-        };
-        (0..self.places.len()).map(arrays).collect()
-    }
-
     /// Yields the linear maps.
-    fn linears(&self) -> impl Iterator<Item = usize> + '_ {
+    pub fn linears(&self) -> impl Iterator<Item = usize> + '_ {
         (0..self.places.len()).filter(|&i| self.places[i].is_some())
     }
 
-    /// Returns the factors A and B of a linear map's gradients.
-    fn factors<'a, T: Real>(
+    /// Returns the factors A and B of the gradients of a linear map's weights, after a pass back. Without a path from there to
+    /// the output there are none.
+    pub fn factors<'a, T: Real>(
         &self,
         passage: &'a Passage<T>,
         keys: ArrayView2<'a, T>,
         i: usize,
-    ) -> Option<[ArrayView2<'a, T>; 2]> {
+    ) -> Factors<'a, T> {
         let b = passage.cotangents.of(Value::Node(i))?;
         Some([passage.values.of(self.graph.nodes[i].inputs[0], keys), b])
     }
@@ -413,9 +429,10 @@ impl Passes {
         (steps, d_rates): (&[(T, &[T])], &mut [f64]),
         mut to: ExampleCotangents<'_, T>,
     ) {
-        second.start(examples.keys.nrows());
+        second.tangents.start(examples.keys.nrows());
+        second.cotangents.start(examples.keys.nrows());
         self.factors_vjp(examples.keys, passage, second, steps, d_rates);
-        self.tangents(point.first(), examples.keys, passage, second);
+        self.tangents(point.common(), examples.keys, passage, second);
         let Second { tangents, cotangents, .. } = second;
         let last = Value::Node(self.graph.output());
         let (mut d_output, _) = cotangents.reach(last).expect("a node");
@@ -439,8 +456,8 @@ impl Passes {
                 }
             },
         );
-        let rows = (&mut passage.values, cotangents);
-        self.outer(point, examples.keys, rows, |_, _, _| {}, &mut to.keys);
+        let passage = (&mut passage.values, cotangents, &mut Vec::new());
+        self.outer(point, examples.keys, passage, to.keys);
     }
 
     /// Adds the cotangent of a block of the point, after [`inner_vjp`](Self::inner_vjp) of some rows: the gradients of a linear

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ndarray::Array2;
 
-use super::node_rows::{Passage, Second};
+use super::node_rows::{NodeRows, Values};
 use crate::memory::model::Model;
 
 /// Buffers of tasks, reused from chunk to chunk, from head to head and from gradient to gradient. A clone is the same buffers.
@@ -12,9 +12,10 @@ use crate::memory::model::Model;
 pub struct Buffers<T> {
     /// Model, dim_head and chunk size that they are for.
     of: (Model, usize, usize),
-    pub(super) passages: Pool<Passage<T>>,
-    pub(super) seconds: Pool<Second<T>>,
-    /// Space for the weights that are read.
+    pub(super) values: Pool<Values<T>>,
+    /// Cotangents and tangents.
+    pub(super) rows: Pool<NodeRows<T>>,
+    /// Space for weights.
     pub(super) weights: Pool<Vec<T>>,
     /// Arrays of a segment.
     pub(super) arrays: Pool<Array2<T>>,
@@ -24,8 +25,8 @@ impl<T> Buffers<T> {
     pub(super) fn new(model: Model, dim_head: usize, chunk: usize) -> Self {
         Self {
             of: (model, dim_head, chunk),
-            passages: Pool::default(),
-            seconds: Pool::default(),
+            values: Pool::default(),
+            rows: Pool::default(),
             weights: Pool::default(),
             arrays: Pool::default(),
         }

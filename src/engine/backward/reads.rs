@@ -1,0 +1,205 @@
+//! Reads of a head, and the way back through them.
+
+use std::ops::Range;
+
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
+use rayon::prelude::*;
+
+use super::Order;
+use super::head::{HeadSequence, Parts, RowCotangents};
+use super::node_rows::{Passage, Values};
+use super::passes::{Passes, Weights};
+use super::segment::{Segment, TASK_ROWS};
+use crate::memory::program::Reads;
+use crate::real::Real;
+
+/// Rows that are read before some chunks of a segment, a chunk of rows each.
+pub struct Read {
+    pub chunks: Range<usize>,
+    pub rows: Range<usize>,
+}
+
+/// Gradients of what is read before each chunk of a segment, for the weights that are read.
+pub enum ReadGradients<T> {
+    /// A row of elements for each chunk.
+    Full(Array2<T>),
+    /// Their factors.
+    Thin(Vec<(Read, Passage<T>)>),
+}
+
+/// Returns whether the values of reads are kept for the way back. They are where the factors of a chunk's gradients have fewer
+/// numbers than the weights.
+pub fn keeps_reads(passes: &Passes) -> bool {
+    passes.numbers_of_factors() * passes.chunk < passes.graph.elements()
+}
+
+impl<T: Real> HeadSequence<'_, T> {
+    /// Returns the rows of queries that read the weights before a chunk, or after the last.
+    pub fn reads(&self, chunk: usize) -> Range<usize> {
+        let (c, rows) = (self.chunk(), self.queries.nrows());
+        if self.order == Order::After {
+            return if chunk == self.chunks() { 0..rows } else { 0..0 };
+        }
+        let zeros = self.program.schedule.reads != Reads::Complete && self.first_chunk + chunk == 0;
+        let start = (chunk.saturating_sub(self.ahead) * c).min(rows);
+        let end = if chunk == self.chunks() {
+            rows
+        } else {
+            ((chunk + 1 - self.ahead.min(chunk + 1)) * c).min(rows)
+        };
+        if zeros { start..start } else { start..end }
+    }
+
+    /// Returns the rows in groups of whole chunks.
+    pub fn groups(&self, rows: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<T> {
+        let step = self.chunk() * TASK_ROWS.div_ceil(self.chunk());
+        let end = rows.end;
+        rows.step_by(step).map(move |start| start..end.min(start + step))
+    }
+
+    /// Returns the weights that are read before some chunks of a segment.
+    pub fn weights<'w>(&'w self, segment: &'w Segment<T>, chunks: &Range<usize>) -> Weights<'w, T> {
+        let base = (!self.program.rule.holds_weights()).then_some(self.base);
+        let first = segment.chunks.start;
+        Weights::Chunks(base, segment.updates.slice(s![chunks.start - first..chunks.end - first, ..]))
+    }
+
+    /// Returns the weights that are read after the last chunk, if they are `wanted`.
+    pub fn last_weights(&self, last: Option<&Segment<T>>, wanted: bool) -> Vec<T> {
+        if !wanted {
+            return Vec::new();
+        }
+        self.point(last.map_or(&self.start.update, |segment| segment.update(segment.chunks.end)))
+    }
+
+    /// Reads rows of queries with some weights.
+    pub fn read(&self, weights: Weights<'_, T>, rows: Range<usize>) -> Values<T> {
+        let (mut values, mut space) =
+            (self.values(rows.len()), self.buffers.weights.take(|_| true, Vec::new));
+        self.passes.forward(weights, self.queries.slice(s![rows, ..]), (&mut values, &mut space));
+        self.buffers.weights.give(space);
+        values
+    }
+
+    /// Reads before the chunks of a segment. Returns the values, if they are kept.
+    pub fn read_segment(&self, segment: &Segment<T>, rest: &mut Parts<'_, T>) -> Vec<Values<T>> {
+        let reads = self.reads_before(segment, rest);
+        let many = Self::batch(reads.first().map_or(0, |(read, _)| read.rows.len()) * self.elements());
+        let of_read = |(read, mut output): (Read, ArrayViewMut2<T>)| {
+            let values = self.read(self.weights(segment, &read.chunks), read.rows);
+            output.assign(&values.output());
+            self.kept(values)
+        };
+        let values: Vec<_> = reads.into_par_iter().with_min_len(many).map(of_read).collect();
+        values.into_iter().flatten().collect()
+    }
+
+    /// Takes buffers for the values of a read. Kept ones are no larger than they need to be.
+    pub fn read_values(&self, rows: usize) -> Values<T> {
+        if !keeps_reads(self.passes) {
+            return self.values(rows);
+        }
+        let new = || Values::new(&self.passes.graph, rows, self.chunk());
+        self.buffers.values.take(|values| values.capacity() == rows, new)
+    }
+
+    /// Gives the values of a read back, unless they are kept.
+    pub fn kept(&self, mut values: Values<T>) -> Option<Values<T>> {
+        if keeps_reads(self.passes) {
+            values.works.iter_mut().flatten().for_each(|work| work.panel = Vec::new());
+            return Some(values);
+        }
+        self.buffers.values.give(values);
+        None
+    }
+
+    /// Returns what is read before some chunks; `None` if nothing is.
+    pub fn read_before(&self, chunks: Range<usize>) -> Option<Read> {
+        let mut read = chunks.filter(|&chunk| !self.reads(chunk).is_empty());
+        let first = read.next()?;
+        let last = read.next_back().unwrap_or(first);
+        Some(Read { chunks: first..last + 1, rows: self.reads(first).start..self.reads(last).end })
+    }
+
+    /// Returns what is read before the chunks of a segment, with its parts of a matrix.
+    pub fn reads_before<'m>(
+        &self,
+        segment: &Segment<T>,
+        rest: &mut Parts<'m, T>,
+    ) -> Vec<(Read, ArrayViewMut2<'m, T>)> {
+        let groups = segment.intervals.iter().flat_map(|interval| &interval.groups);
+        let parts = groups.flat_map(|(chunks, _)| {
+            let step = if keeps_reads(self.passes) { chunks.len() } else { 1 };
+            chunks.clone().step_by(step).map(move |first| first..first + step)
+        });
+        let reads = parts.filter_map(|chunks| self.read_before(chunks));
+        let with_part = |read: Read| {
+            let part = rest.take(read.rows.clone());
+            (read, part)
+        };
+        reads.map(with_part).collect()
+    }
+
+    /// Passes the cotangent of what some rows read back, after they are read again unless their values were kept.
+    pub fn read_vjp(
+        &self,
+        weights: Weights<'_, T>,
+        rows: Range<usize>,
+        kept: Option<Values<T>>,
+        d_output: ArrayView2<'_, T>,
+        d_queries: ArrayViewMut2<'_, T>,
+    ) -> Passage<T> {
+        let values = kept.unwrap_or_else(|| self.read(weights, rows.clone()));
+        let mut passage = Passage { values, cotangents: self.node_rows(rows.len()) };
+        let mut space = self.buffers.weights.take(|_| true, Vec::new);
+        let queries = self.queries.slice(s![rows.clone(), ..]);
+        let d_output = d_output.slice(s![rows, ..]);
+        self.passes.vjp(weights, queries, d_output, (&mut passage, &mut space), d_queries);
+        self.buffers.weights.give(space);
+        passage
+    }
+
+    /// Passes the cotangents of what a segment's chunks read back to the queries, and returns those of the weights.
+    pub fn reads_vjp(
+        &self,
+        segment: &Segment<T>,
+        kept: Vec<Values<T>>,
+        d_output: ArrayView2<'_, T>,
+        to: &mut RowCotangents<'_, T>,
+    ) -> ReadGradients<T> {
+        let mut queries = Parts::new(to.queries.view_mut());
+        let reads = self.reads_before(segment, &mut queries);
+        let many = Self::batch(reads.first().map_or(0, |(read, _)| read.rows.len()) * self.elements());
+        if keeps_reads(self.passes) {
+            let of_read = |((read, d_queries), kept): ((Read, _), _)| {
+                let weights = self.weights(segment, &read.chunks);
+                let passage = self.read_vjp(weights, read.rows.clone(), Some(kept), d_output, d_queries);
+                (read, passage)
+            };
+            assert_eq!(reads.len(), kept.len(), "values of each read");
+            let reads = reads.into_par_iter().zip(kept).with_min_len(many);
+            return ReadGradients::Thin(reads.map(of_read).collect());
+        }
+        let chunks = segment.chunks.clone();
+        let mut gradients = self.array();
+        let mut places: Vec<_> = gradients.outer_iter_mut().take(chunks.len()).map(Some).collect();
+        let tasks: Vec<_> = reads
+            .into_iter()
+            .map(|(read, to)| {
+                let place = places[read.chunks.start - chunks.start].take();
+                (place.expect("one read a chunk"), read, to)
+            })
+            .collect();
+        for mut unread in places.into_iter().flatten() {
+            unread.fill(T::zero());
+        }
+        tasks.into_par_iter().with_min_len(many).for_each(|(mut to, Read { chunks, rows }, d_queries)| {
+            let weights = self.weights(segment, &chunks);
+            let passage = self.read_vjp(weights, rows.clone(), None, d_output, d_queries);
+            let queries = self.queries.slice(s![rows, ..]);
+            self.passes.weight_gradients(&passage, queries, to.as_slice_mut().expect("standard layout"));
+            self.give(passage);
+        });
+        ReadGradients::Full(gradients)
+    }
+}
