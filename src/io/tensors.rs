@@ -540,6 +540,7 @@ mod tests {
         let mut bytes = archive.finish().unwrap().into_inner();
         let entry = bytes.windows(4).position(|magic| magic == b"PK\x01\x02").unwrap();
         let unpacked = u32::try_from(header.len() as u64 + elements).unwrap();
+        // The size after unpacking in the archive's index.
         bytes[entry + 24..entry + 28].copy_from_slice(&unpacked.to_le_bytes());
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), bytes).unwrap();

@@ -3,8 +3,8 @@
 use plotters::style::RGBColor;
 
 use crate::plot::axis::Axis;
+use crate::plot::names::short;
 use crate::plot::style::{FigureStyle, Theme};
-use crate::plot::sweep::short;
 use crate::statistics::quantile;
 
 /// Fraction of the values on a side of 1 that its colours cover, and the factor beyond it, in logarithms, from which the

@@ -101,11 +101,28 @@ pub fn of_paths(names: Vec<String>, paths: &[&Path]) -> Vec<String> {
     numbered(names.iter().zip(paths).map(with_parents).collect())
 }
 
+/// Formats a number with three significant digits, without trailing zeros, in powers of ten if plain digits would be long.
+pub fn short(number: f64) -> String {
+    let size = number.abs();
+    if size != 0.0 && !(1e-3..1e5).contains(&size) {
+        let text = format!("{number:.2e}");
+        let (digits, power) = text.split_once('e').unwrap_or((&text, "0"));
+        return match digits.trim_end_matches('0').trim_end_matches('.') {
+            "1" => format!("10^{{{power}}}"),
+            digits => format!("{digits}·10^{{{power}}}"),
+        };
+    }
+    let decade = if size == 0.0 { 0 } else { size.log10().floor() as i32 };
+    let places = usize::try_from(2 - decade).unwrap_or(0);
+    let text = format!("{number:.places$}");
+    if places == 0 { text } else { text.trim_end_matches('0').trim_end_matches('.').to_owned() }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
-    use super::{numbered, of_paths, shortened, without_prefix};
+    use super::{numbered, of_paths, short, shortened, without_prefix};
     use crate::plot::font::Font;
 
     fn strings(names: &[&str]) -> Vec<String> {
@@ -135,5 +152,10 @@ mod tests {
         let paths = ["a/run", "b/run", "c/other", "x/a/run"].map(Path::new);
         let names = of_paths(strings(&["run", "run", "other", "run"]), &paths);
         assert_eq!(names, ["a/run (1)", "b/run", "other", "a/run (2)"]);
+    }
+
+    #[test]
+    fn numbers_have_three_digits() {
+        assert_eq!([short(1234.6), short(99_999.0), short(0.5), short(0.0)], ["1235", "99999", "0.5", "0"]);
     }
 }

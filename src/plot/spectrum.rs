@@ -118,7 +118,9 @@ pub fn chart(csv: &Path, request: &Request, check: &mut Check) -> Result<Chart> 
         let lines: Vec<_> = lines.collect();
         let high = y_range(&lines).map_or(1.0, |(_, high)| high);
         let panel = Panel::new((x.clone(), "chunks stored"), (style.y_axis((0.0, high), false), title));
-        chart.panels.push(Panel { lines, ..panel });
+        let stored = lines.iter().any(|line| line.stretches.iter().any(|stretch| !stretch.is_empty()));
+        let message = (!stored).then_some("nothing was stored");
+        chart.panels.push(Panel { lines, message, ..panel });
     }
     if width > 1 {
         chart.notes.push(format!("each point: mean of {width} chunks"));

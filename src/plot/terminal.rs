@@ -277,7 +277,7 @@ fn draw_map(panel: &Panel, map: &Map, screen: &Screen, out: &mut String) {
             let shares = here.iter().filter(|value| value.is_finite()).map(|&value| colours.share(value));
             let share = shares.clone().sum::<f64>() / shares.count() as f64;
             let number = match here {
-                [value] if cell >= NUMBER => raised(&super::sweep::short(*value)),
+                [value] if cell >= NUMBER => raised(&super::names::short(*value)),
                 _ => String::new(),
             };
             line += &shaded(here, share, &number, cell, colours, screen);

@@ -8,10 +8,10 @@ use crate::plot::axis::Axis;
 use crate::plot::chart::{Cell, Chart, Key, Line, LineStyle, Map, Panel, Swatch};
 use crate::plot::colours::{Colours, range};
 use crate::plot::downsample::{DownsampledLine, Point, Unshown};
+use crate::plot::names::short;
 use crate::plot::series::{Metrics, Quantity, Series};
 use crate::plot::source::{CsvSource, Kind, Run};
 use crate::plot::style::{FigureStyle, LogAxes};
-use crate::plot::sweep::short;
 use crate::plot::{Check, OmittedValues, Request, font, theme};
 
 /// Points of a bold line that shows means of many chunks: about one per 2 pt.

@@ -187,6 +187,8 @@ fn sbatch(options: &[String], script: &Path) -> Result<String> {
     let id = out.trim().split(';').next().unwrap_or_default();
     if output.status.success() && !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit()) {
         Ok(id.to_owned())
+    } else if output.status.success() {
+        Err(reject(format!("it printed no job id but {:?}", out.trim())))
     } else {
         Err(reject(format!("{}: {}", output.status, err.split_whitespace().collect::<Vec<_>>().join(" "))))
     }

@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn words_of_truth_are_no_text() {
+    fn true_and_false_are_booleans() {
         let expected = [Value::Boolean(true), Value::Boolean(false), Value::String("True".to_owned())];
         assert_eq!(list("true,false,True").unwrap(), expected);
     }

@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 
 use super::results::{Cell, Results};
-use super::{Method, Metric, RATIO, short};
+use super::{Method, Metric, RATIO};
 use crate::plot::chart::{Line, LineStyle};
 use crate::plot::colours::range;
 use crate::plot::downsample::Point;
+use crate::plot::names::short;
 use crate::plot::theme;
 use crate::plot::timeline::ZEROS;
 

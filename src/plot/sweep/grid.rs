@@ -6,7 +6,7 @@ use super::control::{Control, widened};
 use super::results::{Cell, Metric, Parameter, Results};
 use super::{
     CENSORED, LINES, Layout, Method, PANELS, RATIO, Scale, baseline, better, labels, lowest, metric_title,
-    parameter_axis, parameter_title, short, symbol, words,
+    parameter_axis, parameter_title, symbol, words,
 };
 use crate::error::{Error, Result};
 use crate::plot::axis::Axis;
@@ -14,6 +14,7 @@ use crate::plot::chart::{self, Bar, Chart, Key, Line, LineStyle, Map, Panel as C
 use crate::plot::colours::{Colours, range};
 use crate::plot::downsample::Point;
 use crate::plot::ignored_flags::stays_linear;
+use crate::plot::names::short;
 use crate::plot::source::Kind;
 use crate::plot::style::LogAxes;
 use crate::plot::{Request, theme};

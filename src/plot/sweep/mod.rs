@@ -495,7 +495,7 @@ fn absent(name: &str) -> &'static str {
 /// Returns a value's usual name: short and without markup.
 fn label(name: &str, value: &Value) -> String {
     let text = match value.number {
-        Some(number) if value.text.len() > 6 || value.text.contains(['e', 'E']) => short(number),
+        Some(number) if value.text.len() > 6 || value.text.contains(['e', 'E']) => names::short(number),
         Some(_) => value.text.clone(),
         None if value.text.is_empty() => absent(name).to_owned(),
         // A path is shortened to its file name.
@@ -503,23 +503,6 @@ fn label(name: &str, value: &Value) -> String {
     };
     let of_text = || for_figure(&text).replace(['{', '}'], "|");
     cut(&if value.number.is_some() { text.replace('-', "−") } else { of_text() }, MAX_LABEL)
-}
-
-/// Formats a number with three significant digits, without trailing zeros, in powers of ten if plain digits would be long.
-pub(super) fn short(number: f64) -> String {
-    let size = number.abs();
-    if size != 0.0 && !(1e-3..1e5).contains(&size) {
-        let text = format!("{number:.2e}");
-        let (digits, power) = text.split_once('e').unwrap_or((&text, "0"));
-        return match digits.trim_end_matches('0').trim_end_matches('.') {
-            "1" => format!("10^{{{power}}}"),
-            digits => format!("{digits}·10^{{{power}}}"),
-        };
-    }
-    let decade = if size == 0.0 { 0 } else { size.log10().floor() as i32 };
-    let places = usize::try_from(2 - decade).unwrap_or(0);
-    let text = format!("{number:.places$}");
-    if places == 0 { text } else { text.trim_end_matches('0').trim_end_matches('.').to_owned() }
 }
 
 fn words(name: &str) -> String {
@@ -583,7 +566,7 @@ fn metric_title(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{AGAINST, Parameter, Scale, Value, file_name, is_figure_name, label, short};
+    use super::{AGAINST, Parameter, Scale, Value, file_name, is_figure_name, label};
 
     fn parameter(values: &[&str]) -> Parameter {
         let value = |text: &&str| Value { text: (*text).to_owned(), number: text.parse().ok() };
@@ -639,6 +622,5 @@ mod tests {
         assert_eq!(super::setting_text("decay", ""), "α = learned");
         assert_eq!(text("../data/{a}.npy"), "|a|.npy");
         assert_eq!(text(&"x".repeat(40)).chars().count(), 24);
-        assert_eq!([short(1234.6), short(99_999.0), short(0.5), short(0.0)], ["1235", "99999", "0.5", "0"]);
     }
 }
