@@ -351,6 +351,8 @@ fn within(limits: Limits, axis: Axis) -> Axis {
 
 fn limited(limits: Limits, (low, high): (f64, f64), log: bool) -> Axis {
     let Limits { low: from, high: to } = limits;
+    // Values of 0 and below have no place on a log axis.
+    let log = log && from.unwrap_or(low) > 0.0;
     if from.is_none() && to.is_none() {
         return if log { Axis::log(low, high) } else { Axis::linear(low, high) };
     }
@@ -372,6 +374,9 @@ mod tests {
 
     #[test]
     fn limits_replace_the_ends_of_the_data() {
+        for ends in [(0.0, 10.0), (-1.0, -1.0)] {
+            assert!(!FigureStyle::default().y_axis(ends, true).is_log(), "{ends:?}");
+        }
         let limits = |text: &str| text.parse::<Limits>();
         let style = FigureStyle { ylim: limits("0.5:").unwrap(), ..FigureStyle::default() };
         assert_eq!(style.y_axis((0.1, 3.0), false).ends(), (0.5, 3.0));
