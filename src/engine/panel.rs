@@ -139,6 +139,11 @@ impl PanelColumns {
         }
     }
 
+    /// Returns the range of these columns.
+    pub fn range(&self) -> Range<usize> {
+        self.start..self.start + self.width
+    }
+
     /// Yields the place of each row of these columns among the weight's elements.
     fn places(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let ((rows, cols), start, width) = (self.shape, self.start, self.width);

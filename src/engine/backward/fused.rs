@@ -26,8 +26,6 @@ pub struct PanelState<T> {
 /// The state in some columns of the weights of a linear map.
 struct MapPanel<T> {
     columns: PanelColumns,
-    /// Columns of the map's products.
-    place: Range<usize>,
     panel: Panel<T>,
     /// The same columns of the initial weights.
     base: Vec<PanelRow<T>>,
@@ -41,14 +39,11 @@ impl<T: Real> PanelState<T> {
         let arrays = head.program.rule.arrays().len();
         let of_map = |map| {
             let (place, shape) = head.passes.place(map);
-            let mut start = 0;
             let panel = |columns: PanelColumns| {
                 let mut panel = Panel::new(&columns, arrays);
                 panel.load(&columns, &[&state.update[place.clone()], &state.momentum[place.clone()]]);
                 let base = columns.panel(&head.base[place.clone()]);
-                let place = start..start + columns.width;
-                start = place.end;
-                MapPanel { columns, place, panel, base }
+                MapPanel { columns, panel, base }
             };
             (map, PanelColumns::all(&[shape]).into_iter().map(panel).collect())
         };
@@ -169,17 +164,18 @@ impl<T: Real> MapPanel<T> {
         (chunks, inner): &(Range<usize>, Passage<T>),
         mut read: Option<(&ReadValues<T>, ArrayViewMut2<'_, T>)>,
     ) {
-        let Self { place, panel, base, .. } = self;
+        let Self { columns, panel, base } = self;
         let (rule, chunk) = (head.program.rule, head.passes.chunk);
         let keys = head.examples(chunks).keys;
         let input = head.passes.graph.nodes[map].inputs[0];
-        let zeros = Array2::zeros((1, place.end));
-        let [a, b] = head.passes.factors(inner, keys, map).unwrap_or_else(|| {
+        let zeros;
+        let [a, b] = if let Some([a, b]) = head.passes.factors(inner, keys, map) {
+            [a, b.slice_move(s![.., columns.range()])]
+        } else {
             // Without a path to the output nothing is learned here.
-            let rows = (keys.nrows(), place.end);
-            [inner.values.of(input, keys), zeros.broadcast(rows).expect("a row of zeros")]
-        });
-        let b = b.slice_move(s![.., place.clone()]);
+            zeros = Array2::zeros((keys.nrows(), columns.width));
+            [inner.values.of(input, keys), zeros.view()]
+        };
         let first_read = read.as_ref().map_or(chunks.end, |((read, _), _)| read.chunks.start);
         for part in [chunks.start..first_read, first_read..chunks.end] {
             if part.is_empty() {

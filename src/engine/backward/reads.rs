@@ -74,8 +74,8 @@ impl<T: Real> HeadSequence<'_, T> {
 
     /// Reads rows of queries with some weights.
     pub fn read(&self, weights: Weights<'_, T>, rows: Range<usize>) -> Values<T> {
-        let (mut values, mut space) =
-            (self.values(rows.len()), self.buffers.weights.take(|_| true, Vec::new));
+        let mut values = self.read_values(rows.len());
+        let mut space = self.buffers.weights.take(|_| true, Vec::new);
         self.passes.forward(weights, self.queries.slice(s![rows, ..]), (&mut values, &mut space));
         self.buffers.weights.give(space);
         values
