@@ -132,7 +132,9 @@ impl Axis {
         if tokens.is_empty() {
             return Self::default();
         }
-        let (low, high) = (tokens.start as f64, tokens.end as f64);
+        let low = tokens.start as f64;
+        // At 2^53 floats no longer tell a token from the next one.
+        let high = (tokens.end as f64).max(low.next_up());
         let step = tick_step(low, high).max(1.0);
         let mut axis = Self { low, high, ..Self::default() };
         axis.ticks = multiples((low / step).ceil(), (high / step).floor())
@@ -450,6 +452,8 @@ mod tests {
         assert_eq!(labels(&Axis::tokens(&(900_000..1_000_000)))[0], "900\u{2009}000");
         assert_eq!(labels(&Axis::tokens(&(7..8))), ["7", "8"]);
         assert_eq!(labels(&Axis::tokens(&(0..0))), [""; 0]);
+        let last = 1 << 53;
+        assert!(Axis::tokens(&(last..last + 1)).at(last as f64 + 2.0) == 1.0);
     }
 
     #[test]

@@ -75,7 +75,10 @@ pub fn chart(csv: &Path, request: &Request, check: &mut Check) -> Result<Chart> 
         let means = bins.iter().map(|sum| sum.mean().filter(|mean| mean.is_finite()));
         means.enumerate().filter_map(|(bin, mean)| Some((x(bin), mean?))).collect()
     };
-    let x = style.x_axis((0.0, end as f64), style.log.is_some_and(LogAxes::x) && first > 0);
+    let log_x = style.log.is_some_and(LogAxes::x);
+    // Before the first spectrum of a log axis there is nothing, and 0 has no place there.
+    let start = if log_x { first as f64 + 1.0 } else { 0.0 };
+    let x = style.x_axis((start, end as f64), log_x);
     let mut chart = Chart::new("spectrum", 1, theme::STACKED);
     let lines = (0..LINES).filter(|&line| all.iter().any(|of| !points(&of.values[line]).is_empty()));
     let lines: Vec<_> = lines.collect();
