@@ -453,7 +453,7 @@ mod tests {
         assert_eq!(labels(&Axis::tokens(&(7..8))), ["7", "8"]);
         assert_eq!(labels(&Axis::tokens(&(0..0))), [""; 0]);
         let last = 1 << 53;
-        assert!(Axis::tokens(&(last..last + 1)).at(last as f64 + 2.0) == 1.0);
+        assert!(Axis::tokens(&(last..last + 1)).at(last as f64).is_finite());
     }
 
     #[test]
