@@ -16,6 +16,7 @@ pub fn ignored_flags(sources: &[CsvSource], request: &Request) -> Option<String>
         Kind::Timeline | Kind::Gates if others => Kind::Columns,
         kind => kind,
     };
+    let obeyed: Vec<_> = obeyed(kind, first.of_sweep).split(' ').collect();
     let asked = |role: &Option<String>| role.is_some();
     // Of a sweep's lags, x is always the lag.
     let lags = kind == Kind::Lags || (kind == Kind::Retention && first.of_sweep);
@@ -35,9 +36,8 @@ pub fn ignored_flags(sources: &[CsvSource], request: &Request) -> Option<String>
         ("--labels", request.labels.is_some()),
         ("--smooth", request.style.smooth.is_some()),
         ("--log", request.style.log.is_some()),
-        ("--log=x", request.style.log.is_some_and(LogAxes::x)),
+        ("--log=x", request.style.log.is_some_and(LogAxes::x) && obeyed.contains(&"--log")),
     ];
-    let obeyed: Vec<_> = obeyed(kind, first.of_sweep).split(' ').collect();
     // Bands of recall are 95 % intervals or none.
     let bands = kind == Kind::Recall && matches!(request.interval, Some(Interval::Ci95 | Interval::None));
     let obeys = |flag| obeyed.contains(&flag) || (flag == "--interval" && bands);
@@ -58,7 +58,7 @@ fn obeyed(kind: Kind, of_sweep: bool) -> &'static str {
         Kind::Retention if of_sweep => {
             "--hue --rows --cols --panels --where --baseline --center --interval --log --log=x"
         }
-        Kind::Retention => "--heads --log=x",
+        Kind::Retention => "--heads",
         Kind::Lags => "--heads --log",
         Kind::Sweep | Kind::Map | Kind::Ablation => {
             "--x --y --hue --rows --cols --panels --where --baseline --center --interval --log --log=x"
