@@ -5,7 +5,8 @@ use ndarray::{Array1, Array2, ArrayView2, Axis, CowArray, Ix2, concatenate, s};
 use super::Backward;
 use super::head::HeadCotangents;
 use super::rows::{
-    activated, activated_vjp, add_product, product, product_of_columns, rms_normed, rms_normed_vjp,
+    activated, activated_vjp, add_product, means_of_chunks, means_of_chunks_vjp, product, product_of_columns,
+    rms_normed, rms_normed_vjp,
 };
 use crate::memory::Parameters;
 use crate::memory::rule::RatePer;
@@ -141,7 +142,7 @@ impl<T: Real> Backward<'_, T> {
     /// Returns the logits (chunks, 3h) of the gates of chunks, and those (rows, h) of the rates of tokens, if they have any.
     pub(super) fn gates(&self, normed: ArrayView2<T>) -> (Array2<T>, Option<Array2<T>>) {
         let parameters = self.parameters;
-        let mut logits = product(self.means(normed).view(), parameters.gates.view());
+        let mut logits = product(means_of_chunks(normed, self.passes.chunk).view(), parameters.gates.view());
         let mut of_tokens = (self.program.rule.rate_per == RatePer::Token)
             .then(|| product(normed, parameters.gates.slice(s![.., ..parameters.dimensions.heads])));
         if let Some(biases) = &parameters.gate_biases {
@@ -151,17 +152,6 @@ impl<T: Real> Backward<'_, T> {
             }
         }
         (logits, of_tokens)
-    }
-
-    /// Returns the mean of each chunk's rows.
-    fn means(&self, normed: ArrayView2<T>) -> Array2<T> {
-        let c = self.passes.chunk;
-        let mut means = Array2::zeros((normed.nrows() / c, normed.ncols()));
-        for (chunk, mut mean) in normed.axis_chunks_iter(Axis(0), c).zip(means.rows_mut()) {
-            chunk.rows().into_iter().for_each(|row| mean += &row);
-            mean /= T::from_f64(c as f64);
-        }
-        means
     }
 
     /// Passes the cotangents of the heads' gates back to the normed tokens that are stored and to the gate layers.
@@ -189,13 +179,10 @@ impl<T: Real> Backward<'_, T> {
                 }
             }
         }
-        let means = self.means(stored.normed());
+        let means = means_of_chunks(stored.normed(), c);
         gradients.gates = product_of_columns(means.view(), d_logits.view());
         let d_means = product(d_logits.view(), parameters.gates.t());
-        let share = T::from_f64(1.0 / c as f64);
-        for (mut chunk, d_mean) in d_normed.axis_chunks_iter_mut(Axis(0), c).zip(d_means.rows()) {
-            chunk.rows_mut().into_iter().for_each(|mut row| row.scaled_add(share, &d_mean));
-        }
+        means_of_chunks_vjp(d_normed, d_means.view(), c);
         let mut d_biases = d_logits.sum_axis(Axis(0));
         if let Some(logits) = token_rates {
             let mut d_logits = Array2::zeros(logits.dim());

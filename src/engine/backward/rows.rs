@@ -11,6 +11,11 @@ use crate::small_matmul::{multiply, multiply_add};
 
 /// Rows, or columns of a weight, of one task.
 const TASK_ROWS: usize = 64;
+/// Groups of columns of a weight that are enough for threads to share. If there are fewer, its sums over rows are divided into
+/// parts of so many rows or more, but not into more than so many parts.
+const ENOUGH_GROUPS: usize = 4;
+const PART_ROWS: usize = 512;
+const MAX_PARTS: usize = 8;
 
 /// Applies `work` to groups of rows of `to` in parallel. It receives the first row of its group.
 fn by_groups<T: Real>(to: &mut Array2<T>, work: impl Fn(usize, ArrayViewMut2<'_, T>) + Sync) {
@@ -41,12 +46,66 @@ pub fn add_product<T: Real>(to: &mut Array2<T>, x: ArrayView2<T>, w: ArrayView2<
 
 /// Returns Xᵀ Y, the gradient of a weight.
 pub fn product_of_columns<T: Real>(x: ArrayView2<T>, y: ArrayView2<T>) -> Array2<T> {
-    let mut out = Array2::zeros((x.ncols(), y.ncols()));
+    let shape = (x.ncols(), y.ncols());
+    let parts = (x.nrows() / PART_ROWS).min(MAX_PARTS);
+    if x.ncols().div_ceil(TASK_ROWS) < ENOUGH_GROUPS && parts > 1 {
+        let rows = x.nrows().div_ceil(parts);
+        let parts = x.axis_chunks_iter(Axis(0), rows).zip(y.axis_chunks_iter(Axis(0), rows));
+        let product = |(x, y): (ArrayView2<T>, ArrayView2<T>)| {
+            let mut out = Array2::zeros(shape);
+            multiply(out.view_mut(), x.t(), y);
+            out
+        };
+        let of_parts: Vec<_> = parts.collect::<Vec<_>>().into_par_iter().map(product).collect();
+        return of_parts.into_iter().reduce(|sum, part| sum + &part).expect("some parts");
+    }
+    let mut out = Array2::zeros(shape);
     by_groups(&mut out, |start, group| {
         let columns = start..start + group.nrows();
         multiply(group, x.slice(s![.., columns]).t(), y);
     });
     out
+}
+
+/// Returns the mean of each chunk's rows.
+pub fn means_of_chunks<T: Real>(rows: ArrayView2<T>, chunk: usize) -> Array2<T> {
+    let mut means = Array2::zeros((rows.nrows() / chunk, rows.ncols()));
+    by_groups(&mut means, |start, mut group| {
+        vectorised(
+            #[inline(always)]
+            || {
+                for (i, mut mean) in group.rows_mut().into_iter().enumerate() {
+                    let mean = mean.as_slice_mut().expect("standard layout");
+                    let first = (start + i) * chunk;
+                    for r in first..first + chunk {
+                        let row = rows.row(r);
+                        let row = row.to_slice().expect("contiguous rows");
+                        mean.iter_mut().zip(row).for_each(|(mean, &x)| *mean += x);
+                    }
+                    mean.iter_mut().for_each(|mean| *mean /= T::from_f64(chunk as f64));
+                }
+            },
+        );
+    });
+    means
+}
+
+/// Adds the cotangent of each mean of [`means_of_chunks`] to those of the chunk's rows.
+pub fn means_of_chunks_vjp<T: Real>(d_rows: &mut Array2<T>, d_means: ArrayView2<T>, chunk: usize) {
+    let share = T::from_f64(1.0 / chunk as f64);
+    by_groups(d_rows, |start, mut group| {
+        vectorised(
+            #[inline(always)]
+            || {
+                for (r, mut row) in group.rows_mut().into_iter().enumerate() {
+                    let row = row.as_slice_mut().expect("standard layout");
+                    let d_mean = d_means.row((start + r) / chunk);
+                    let d_mean = d_mean.to_slice().expect("contiguous rows");
+                    row.iter_mut().zip(d_mean).for_each(|(d, &d_mean)| *d += share * d_mean);
+                }
+            },
+        );
+    });
 }
 
 /// Returns the activation of each number.
