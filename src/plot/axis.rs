@@ -172,8 +172,9 @@ impl Axis {
         let place = |value: f64| if log { value.log10() } else { value };
         let ends = values.first().zip(values.last());
         let (low, high) = ends.map_or((0.0, 1.0), |(first, last)| (place(first.0), place(last.0)));
-        // Neither a difference nor an end may overflow.
+        // Neither a difference nor an end may overflow, and the ends of the smallest floats differ too.
         let margin = if high > low { high * MARGIN - low * MARGIN } else { low.abs().max(1.0) / 2.0 };
+        let margin = margin.max(f64::MIN_POSITIVE);
         let (low, high) = ((low - margin).max(f64::MIN), (high + margin).min(f64::MAX));
         let mut axis = Self { log, low, high, ..Self::default() };
         let ticks = values.iter().map(|(value, label)| axis.tick(place(*value), label.clone()));
@@ -469,6 +470,9 @@ mod tests {
         assert_eq!(labels(&axis.fitted(|_| 0.2)), ["2", "8", "32", "128"]);
         let one = Axis::of_values(&values[..1], false);
         assert!((one.fraction(2.0) - 0.5).abs() < 1e-12);
+        // The margin is less than the smallest float.
+        let smallest = Axis::of_values(&[(0.0, "0".to_owned()), (5e-324, "5e-324".to_owned())], false);
+        assert!(smallest.ticks.iter().all(|tick| (0.0..=1.0).contains(&tick.at)), "{smallest:?}");
 
         let names = ["xavier", "randn"].map(str::to_owned);
         let axis = Axis::slots(&names);

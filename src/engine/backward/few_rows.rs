@@ -21,7 +21,7 @@ pub fn are_few(rows: usize) -> bool {
     matches!(rows, 1 | 2 | MAX_ROWS)
 }
 
-/// Few rows of the factors A and B of a gradient Aᵀ B, in a block of its rows; or none.
+/// Few rows of the factors A and B of a gradient Aᵀ B; or none.
 #[derive(Clone, Copy)]
 pub struct FewRows<'a, T> {
     a: [&'a [T]; MAX_ROWS],
@@ -35,18 +35,30 @@ impl<'a, T: Real> FewRows<'a, T> {
     }
 
     /// Takes some rows of A and B, if they are few.
-    pub fn new(block: &Block, factors: [ArrayView2<'a, T>; 2], rows: Range<usize>) -> Option<Self> {
-        if !are_few(rows.len()) {
-            return None;
-        }
-        let row =
-            |matrix: ArrayView2<'a, T>, r| matrix.index_axis_move(Axis(0), r).to_slice().expect(CONTIGUOUS);
-        let mut few = Self { rows: rows.len(), ..Self::empty() };
+    pub fn new(factors: [ArrayView2<'a, T>; 2], rows: Range<usize>) -> Option<Self> {
+        are_few(rows.len()).then(|| Self { rows: rows.len(), ..Self::empty() }.with(factors, rows))
+    }
+
+    /// Returns rows of zeros, which are as long as a row of A and one of B, or longer.
+    pub fn padded(rows: usize, zeros: &'a [T]) -> Self {
+        Self { a: [zeros; MAX_ROWS], b: [zeros; MAX_ROWS], rows }
+    }
+
+    /// Takes some rows of A and B in place of the first.
+    pub fn with(mut self, [a, b]: [ArrayView2<'a, T>; 2], rows: Range<usize>) -> Self {
         for (k, r) in rows.enumerate() {
-            few.a[k] = &row(factors[0], r)[block.rows.clone()];
-            few.b[k] = row(factors[1], r);
+            self.a[k] = row(a, r);
+            self.b[k] = row(b, r);
         }
-        Some(few)
+        self
+    }
+
+    /// Returns the rows in a block of the rows of the gradient.
+    pub fn in_block(mut self, block: &Block) -> Self {
+        for a in &mut self.a[..self.rows] {
+            *a = &a[block.rows.clone()];
+        }
+        self
     }
 
     #[inline(always)]

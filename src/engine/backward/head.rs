@@ -5,16 +5,18 @@ use std::ops::Range;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
+use super::blocks::go_in_blocks;
 use super::fused::PanelState;
 use super::node_rows::{NodeRows, Passage, Values};
 use super::passes::{Examples, Passes, Weights};
 use super::pool::Buffers;
-use super::segment::Segment;
+use super::segment::{Interval, Segment};
 use super::{Check, Order};
 use crate::engine::panel::Step;
 use crate::error::Result;
 use crate::memory::program::Program;
 use crate::real::Real;
+use crate::simd::vectorised;
 
 /// Fewest multiplications of a task that another thread takes, about 10 µs.
 const MIN_TASK_WORK: usize = 1 << 18;
@@ -67,11 +69,16 @@ pub struct State<T> {
 /// States and gradients of the pass forward that the pass back needs.
 #[derive(Debug)]
 pub struct Tape<T> {
-    /// State at the start of each segment but the first and the last.
+    /// State at the start of each segment but the first, and but the last if its states are kept.
     pub starts: Vec<State<T>>,
+    /// States of the last segment, unless the way back goes in blocks.
     pub last: Option<Segment<T>>,
-    /// Values of the reads of each segment, if they are kept.
+    /// Gradients of the last segment, if it does.
+    pub gradients: Option<Vec<Interval<T>>>,
+    /// Values of the reads of each segment, if it does.
     pub reads: Vec<Vec<Values<T>>>,
+    /// Weights that are read after the last chunk, if anything is.
+    pub end: Vec<T>,
 }
 
 /// Places for the cotangents of a head's rows.
@@ -95,7 +102,10 @@ pub struct HeadCotangents<T> {
 
 /// Adds numbers to a slice.
 pub fn add<T: Real>(to: &mut [T], numbers: &[T]) {
-    to.iter_mut().zip(numbers).for_each(|(to, &x)| *to += x);
+    vectorised(
+        #[inline(always)]
+        || to.iter_mut().zip(numbers).for_each(|(to, &x)| *to += x),
+    );
 }
 
 impl<T: Real> HeadSequence<'_, T> {
@@ -109,6 +119,11 @@ impl<T: Real> HeadSequence<'_, T> {
 
     pub fn elements(&self) -> usize {
         self.base.len()
+    }
+
+    /// Returns whether the way back goes in blocks.
+    pub fn goes_in_blocks(&self) -> bool {
+        go_in_blocks(self.passes, self.program)
     }
 
     pub fn segments(&self) -> impl DoubleEndedIterator<Item = Range<usize>> + ExactSizeIterator + use<T> {
@@ -175,33 +190,43 @@ impl<T: Real> HeadSequence<'_, T> {
     /// # Errors
     /// That of the check, which ends the work.
     pub fn forward(&self, output: ArrayViewMut2<'_, T>) -> Result<Tape<T>> {
-        let mut tape = Tape { starts: Vec::new(), last: None, reads: Vec::new() };
+        let in_blocks = self.goes_in_blocks();
+        let mut tape =
+            Tape { starts: Vec::new(), last: None, gradients: None, reads: Vec::new(), end: Vec::new() };
         let mut rest = Parts::new(output);
-        let mut state = (self.segments().len() > 1).then(|| PanelState::new(self, &self.start));
+        let mut state = (in_blocks || self.segments().len() > 1).then(|| PanelState::new(self, &self.start));
         for chunks in self.segments() {
             (self.check)()?;
-            let first = chunks.start == 0;
-            let values = if let Some(state) = state.as_mut().filter(|_| chunks.end < self.chunks()) {
+            let (first, last) = (chunks.start == 0, chunks.end == self.chunks());
+            if let Some(state) = state.as_mut().filter(|_| in_blocks || !last) {
                 if !first {
                     tape.starts.push(state.save(self));
                 }
-                self.advance_panels(state, chunks, &mut rest)
+                let (values, gradients) = self.advance_panels(state, chunks, &mut rest);
+                tape.reads.push(values);
+                if last {
+                    tape.gradients = Some(gradients);
+                } else {
+                    self.recycle_intervals(gradients);
+                }
             } else {
                 // The panels are gone before arrays of states take memory.
                 let start = state.take().map(|state| state.save(self));
                 let segment = self.segment(start.as_ref().unwrap_or(&self.start), chunks);
-                let values = self.read_segment(&segment, &mut rest);
+                self.read_segment(&segment, &mut rest);
                 tape.last = Some(segment);
-                values
-            };
-            tape.reads.push(values);
+            }
         }
         let groups = self.groups(self.reads(self.chunks()));
         let groups: Vec<_> = groups.map(|rows| (rows.clone(), rest.take(rows))).collect();
-        let weights = self.last_weights(tape.last.as_ref(), !groups.is_empty());
+        if !groups.is_empty() {
+            let of_panels = state.map(|state| state.save(self).update);
+            let of_segment = tape.last.as_ref().map(|segment| segment.update(segment.chunks.end));
+            tape.end = self.point(of_panels.as_deref().or(of_segment).unwrap_or(&self.start.update));
+        }
         groups.into_par_iter().try_for_each(|(rows, mut output)| {
             (self.check)()?;
-            let values = self.read(Weights::Plain(&weights), rows);
+            let values = self.read(Weights::Plain(&tape.end), rows);
             output.assign(&values.output());
             self.buffers.values.give(values);
             Ok(())
@@ -209,14 +234,15 @@ impl<T: Real> HeadSequence<'_, T> {
         Ok(tape)
     }
 
-    /// Reads and stores the chunks of a segment without keeping its states. Returns the values of its reads, if they are kept.
+    /// Reads and stores the chunks of a segment without keeping its states. Returns the values of its reads and its gradients, if the
+    /// way back goes in blocks.
     fn advance_panels(
         &self,
         state: &mut PanelState<T>,
         chunks: Range<usize>,
         rest: &mut Parts<'_, T>,
-    ) -> Vec<Values<T>> {
-        let mut all = Vec::new();
+    ) -> (Vec<Values<T>>, Vec<Interval<T>>) {
+        let (mut all, mut gradients) = (Vec::new(), Vec::new());
         for (chunks, refresh) in self.intervals(chunks) {
             let interval = self.interval(chunks, state.point.clone(), refresh);
             let read = |(chunks, _): &(Range<usize>, _)| {
@@ -230,9 +256,13 @@ impl<T: Real> HeadSequence<'_, T> {
                 rest.take(read.rows).assign(&values.output());
                 all.extend(self.kept(values));
             }
-            self.recycle_groups(interval);
+            if self.goes_in_blocks() {
+                gradients.push(interval);
+            } else {
+                self.recycle_groups(interval);
+            }
         }
-        all
+        (all, gradients)
     }
 
     pub fn examples(&self, chunks: &Range<usize>) -> Examples<'_, T> {

@@ -8,20 +8,22 @@
 //! - `frame`: the rows around the heads;
 //! - `head`: one head through time, forward;
 //! - `fused`: the first pass forward, which keeps states only at the starts of segments;
-//! - `segment`: the states of some chunks;
+//! - `segment`: segments of chunks: gradients, and states of all chunks;
 //! - `reads`: reads, and the way back through them;
 //! - `reverse`: one head back through time;
+//! - `blocks`: the same for a segment, by blocks of the weights, where gradients are at the initial weights for ever;
 //! - `passes`: passes over the nodes of a memory model, in the buffers of `node_rows`;
 //! - `recurrences`: those of the state for one chunk, and their way back;
 //! - `few_rows`: products of the few rows of short chunks;
 //! - `rows`: products, norms and activations of many rows;
 //! - `pool`: buffers that tasks hand on.
 //!
-//! Products are of plain matrices, in tiles if they have few rows and in the gemm crate otherwise. Sequences, heads, chunks and
-//! groups of rows run in parallel. A task's work depends on shapes only, and sums over tasks have a fixed order, so results have
-//! the same bits for any number of threads. Memory use is that of a sequence's rows, of each node's rows for all reads where chunks
-//! are short, and of the weights times about √N for N chunks, or times N where all states are a few megabytes.
+//! Products are of plain matrices, in tiles if they have few rows and in the gemm crate otherwise. Sequences, heads, chunks, blocks of
+//! weights and groups of rows run in parallel. A task's work depends on shapes only, and sums over tasks have a fixed order, so results
+//! have the same bits for any number of threads. Memory use is that of a sequence's rows, of each node's rows for all reads where the
+//! way back goes by blocks, and of the weights times about √N for N chunks, or times N where all states are a few megabytes.
 
+mod blocks;
 mod few_rows;
 mod frame;
 mod fused;
@@ -38,6 +40,7 @@ mod segment;
 use ndarray::{Array2, Array3, ArrayView2, Axis, concatenate, s};
 use rayon::prelude::*;
 
+use self::blocks::go_in_blocks;
 use self::head::{HeadCotangents, HeadSequence, RowCotangents, State as HeadState};
 use self::passes::Passes;
 pub use self::pool::Buffers;
@@ -182,7 +185,8 @@ impl<'a, T: Real> Backward<'a, T> {
 
     fn segment_length(&self, chunks: usize) -> usize {
         let size = (self.parameters.dimensions.heads, self.passes.graph.elements());
-        self.segment.unwrap_or_else(|| segment::segment_length(chunks, self.passes.chunk, size))
+        let block = go_in_blocks(&self.passes, &self.program).then(|| self.passes.largest_block());
+        self.segment.unwrap_or_else(|| segment::segment_length(chunks, self.passes.chunk, size, block))
     }
 
     /// Calls `check` between stretches of work: segments of √N chunks of N or some more, and groups of rows that are read after them.
@@ -223,12 +227,17 @@ impl<'a, T: Real> Backward<'a, T> {
         let starts = chunks.div_ceil(length);
         // Reading tasks and one of the second pass, beside the groups of a segment, of which the last may be short.
         let tasks = rayon::current_num_threads().max(3);
-        let copies = 4 * segment + 3 * starts + 2 * tasks + 8;
-        let weights = self.passes.graph.elements() * copies;
+        let in_blocks = go_in_blocks(&self.passes, &self.program);
+        let states = if in_blocks { 0 } else { 4 * segment };
+        let copies = states + 3 * starts + 2 * tasks + 8;
+        let mut weights = self.passes.graph.elements() * copies;
+        if in_blocks {
+            weights += blocks::numbers::<T>(&self.passes, segment, tasks);
+        }
         let tasks = tasks * segment::TASK_ROWS.next_multiple_of(self.passes.chunk);
         let rows = segment * self.passes.chunk + tasks;
         let of_operators = operators::kept_numbers::<T>(&self.passes.graph, rows, self.passes.chunk);
-        let kept = if reads::keeps_reads(&self.passes) {
+        let kept = if in_blocks {
             let width: usize = self.passes.graph.nodes.iter().map(|node| node.width).sum();
             read * width + operators::kept_numbers::<T>(&self.passes.graph, read, self.passes.chunk)
         } else {

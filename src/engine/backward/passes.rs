@@ -17,7 +17,7 @@ use super::few_rows::{self, are_few};
 use super::node_rows::{NodeRows, Passage, Second, Values};
 use crate::memory::Loss;
 use crate::memory::graph::{Graph, MAX_INPUTS, Node, NodeKind, Value};
-use crate::memory::operators::{self, SecondResults};
+use crate::memory::operators::{self, Op, SecondResults};
 use crate::real::Real;
 use crate::simd::vectorised;
 use crate::small_matmul::{multiply, multiply_add};
@@ -44,16 +44,23 @@ pub struct Block {
     pub place: Range<usize>,
 }
 
-/// Elements of a block where chunks are short. Those of six arrays fit L2.
+/// Elements of a block where chunks are short.
 const BLOCK_ELEMENTS: usize = 2048;
-/// Fewest rows of a block where chunks have many rows. With one or two rows of 1,152 elements a block, products loaded B for
-/// little work, and gradients took half as long again.
-const MIN_BLOCK_ROWS: usize = 32;
+/// Fewest rows of a block where chunks have many rows, and where the rows B of a chunk are in the nearest cache. With one or two
+/// rows of 1,152 elements a block, products loaded B for little work, and gradients took half as long again.
+const MIN_BLOCK_ROWS: [usize; 2] = [32, 16];
+/// Most numbers in such rows B.
+const NEAR_NUMBERS: usize = 4096;
 /// Rows of a chunk that are many: the products are then most of the work.
 const MANY_ROWS: usize = 8;
 
 /// Factors of the gradient of a linear map's weights, unless it is zero: its input rows and the cotangents of its products.
 pub type Factors<'a, T> = Option<[ArrayView2<'a, T>; 2]>;
+
+/// Returns the numbers of a row.
+fn contiguous<T>(row: ArrayView1<'_, T>) -> &[T] {
+    row.to_slice().expect("contiguous rows")
+}
 
 /// Weights of all linear maps.
 #[derive(Clone, Copy)]
@@ -123,8 +130,16 @@ impl Passes {
         let mut blocks = Vec::new();
         for (map, place) in places.iter().enumerate().filter_map(|(i, place)| Some((i, place.as_ref()?))) {
             let width = graph.nodes[map].width;
-            let min_rows = if chunk < MANY_ROWS { 1 } else { MIN_BLOCK_ROWS };
-            let (rows, each) = (place.len() / width, (BLOCK_ELEMENTS / width).max(min_rows));
+            let min_rows = if chunk < MANY_ROWS {
+                1
+            } else {
+                MIN_BLOCK_ROWS[usize::from(chunk * width <= NEAR_NUMBERS)]
+            };
+            let rows = place.len() / width;
+            let count = rows.div_ceil((BLOCK_ELEMENTS / width).max(min_rows));
+            // Equal blocks, and an even number of them, for threads to share.
+            let count = if count > 1 { count.next_multiple_of(2) } else { count };
+            let each = rows.div_ceil(count);
             blocks.extend((0..rows).step_by(each).map(|first| {
                 let rows = first..rows.min(first + each);
                 let place = place.start + rows.start * width..place.start + rows.end * width;
@@ -132,6 +147,11 @@ impl Passes {
             }));
         }
         Self { graph, places, blocks, chunk }
+    }
+
+    /// Returns the size of the largest block.
+    pub fn largest_block(&self) -> usize {
+        self.blocks.iter().map(|block| block.place.len()).max().unwrap_or(1)
     }
 
     /// Returns weights in file order in the order of the linear maps.
@@ -269,55 +289,41 @@ impl Passes {
         wanted: impl Fn(Value) -> bool,
     ) {
         for (i, node) in self.graph.nodes.iter().enumerate().rev() {
-            let mut work = values.works[i].take();
-            cotangents.with(i, |cotangents, cotangent| match &node.kind {
-                NodeKind::Linear(_) => {
-                    let input = node.inputs[0];
-                    if let Some((mut to, keep)) = wanted(input).then(|| cotangents.reach(input)).flatten() {
-                        match weights {
-                            Weights::Plain(weights) => {
-                                let transposed = self.map(weights, i).reversed_axes();
-                                multiply_add(to, keep, T::one(), cotangent, transposed);
-                            }
-                            Weights::Transposed([_, transposed]) => {
-                                let (place, (rows, columns)) = self.place(i);
-                                let view = ArrayView2::from_shape((columns, rows), &transposed[place]);
-                                let transposed = view.expect("in × out elements");
-                                multiply_add(to, keep, T::one(), cotangent, transposed);
-                            }
-                            Weights::Chunks(base, updates) => {
-                                let to = to.axis_chunks_iter_mut(Axis(0), self.chunk);
-                                let chunks = to.zip(cotangent.axis_chunks_iter(Axis(0), self.chunk));
-                                for ((to, cotangent), update) in chunks.zip(updates.rows()) {
-                                    match self.weights_of_chunk(i, (base, update), cotangent.nrows(), space) {
-                                        WeightsOfChunk::Plain(weights) => {
-                                            multiply_add(
-                                                to,
-                                                keep,
-                                                T::one(),
-                                                cotangent,
-                                                weights.reversed_axes(),
-                                            );
-                                        }
-                                        WeightsOfChunk::Sum(sum) => {
-                                            few_rows::multiply_transposed(to, keep, cotangent, sum);
-                                        }
-                                    }
+            if let NodeKind::Operator(op) = node.kind {
+                self.operator_vjp((i, op), rows, (values, &mut *cotangents), &wanted);
+                continue;
+            }
+            cotangents.with(i, |cotangents, cotangent| {
+                let input = node.inputs[0];
+                let reached = wanted(input).then(|| cotangents.reach(input)).flatten();
+                let Some((mut to, keep)) = reached else { return };
+                match weights {
+                    Weights::Plain(weights) => {
+                        let transposed = self.map(weights, i).reversed_axes();
+                        multiply_add(to, keep, T::one(), cotangent, transposed);
+                    }
+                    Weights::Transposed([_, transposed]) => {
+                        let (place, (rows, columns)) = self.place(i);
+                        let view = ArrayView2::from_shape((columns, rows), &transposed[place]);
+                        let transposed = view.expect("in × out elements");
+                        multiply_add(to, keep, T::one(), cotangent, transposed);
+                    }
+                    Weights::Chunks(base, updates) => {
+                        let to = to.axis_chunks_iter_mut(Axis(0), self.chunk);
+                        let chunks = to.zip(cotangent.axis_chunks_iter(Axis(0), self.chunk));
+                        for ((to, cotangent), update) in chunks.zip(updates.rows()) {
+                            match self.weights_of_chunk(i, (base, update), cotangent.nrows(), space) {
+                                WeightsOfChunk::Plain(weights) => {
+                                    multiply_add(to, keep, T::one(), cotangent, weights.reversed_axes());
+                                }
+                                WeightsOfChunk::Sum(sum) => {
+                                    few_rows::multiply_transposed(to, keep, cotangent, sum);
                                 }
                             }
                         }
                     }
                 }
-                NodeKind::Operator(op) => {
-                    let inputs = values.inputs(&node.inputs, rows);
-                    let work = work.as_mut().expect("buffers of an operator");
-                    cotangents.receive(&node.inputs, &wanted, |places| {
-                        let inputs = &inputs[..node.inputs.len()];
-                        op.operator().vjp(self.chunk, inputs, cotangent, places, work);
-                    });
-                }
             });
-            values.works[i] = work;
         }
     }
 
@@ -331,10 +337,45 @@ impl Passes {
         (passage, space): (&mut Passage<T>, &mut Vec<T>),
         d_rows: ArrayViewMut2<T>,
     ) {
+        self.start_vjp(passage, cotangent);
+        let Passage { values, cotangents } = passage;
+        self.outer(weights, rows, (values, cotangents, space), d_rows);
+    }
+
+    /// Starts a pass back with the cotangent of the output.
+    pub fn start_vjp<T: Real>(&self, passage: &mut Passage<T>, cotangent: ArrayView2<T>) {
         let Passage { values, cotangents } = passage;
         cotangents.start(values.count());
         cotangents.reach(Value::Node(self.graph.output())).expect("a node").0.assign(&cotangent);
-        self.outer(weights, rows, (values, cotangents, space), d_rows);
+    }
+
+    /// Passes the cotangents of some nodes back, which are operators.
+    pub fn operators_vjp<T: Real>(&self, nodes: Range<usize>, rows: ArrayView2<T>, passage: &mut Passage<T>) {
+        let Passage { values, cotangents } = passage;
+        for i in nodes.rev() {
+            let NodeKind::Operator(op) = self.graph.nodes[i].kind else { unreachable!("a linear map") };
+            self.operator_vjp((i, op), rows, (values, &mut *cotangents), |value| value != Value::Ones);
+        }
+    }
+
+    /// Passes the cotangent of an operator's output back to its inputs.
+    fn operator_vjp<T: Real>(
+        &self,
+        (i, op): (usize, Op),
+        rows: ArrayView2<T>,
+        (values, cotangents): (&mut Values<T>, &mut NodeRows<T>),
+        wanted: impl Fn(Value) -> bool,
+    ) {
+        let inputs = &self.graph.nodes[i].inputs;
+        let mut work = values.works[i].take();
+        cotangents.with(i, |cotangents, cotangent| {
+            let rows = values.inputs(inputs, rows);
+            let work = work.as_mut().expect("buffers of an operator");
+            cotangents.receive(inputs, wanted, |places| {
+                op.operator().vjp(self.chunk, &rows[..inputs.len()], cotangent, places, work);
+            });
+        });
+        values.works[i] = work;
     }
 
     /// Writes the gradients of all weights after [`vjp`](Self::vjp).
@@ -418,20 +459,15 @@ impl Passes {
         Some([passage.values.of(self.graph.nodes[i].inputs[0], keys), b])
     }
 
-    /// Passes cotangents of the chunks' gradients back to keys, values and rates of rows, and leaves the factors of that of the
-    /// point in `passage` and `second`. The cotangent of a chunk's gradient is −θ S̄, with θ and S̄ from `steps`. Adds to `d_rates`, for each chunk,
-    /// −⟨S̄, g⟩: the cotangent of its θ.
+    /// Passes the cotangents of the factors of the chunks' gradients, in `second`, back to keys, values and rates of rows, and leaves
+    /// the factors of that of the point in `passage` and `second`.
     pub fn inner_vjp<T: Real>(
         &self,
         (loss, point): (Loss, Weights<'_, T>),
         examples: Examples<'_, T>,
         (passage, second): (&mut Passage<T>, &mut Second<T>),
-        (steps, d_rates): (&[(T, &[T])], &mut [f64]),
         mut to: ExampleCotangents<'_, T>,
     ) {
-        second.tangents.start(examples.keys.nrows());
-        second.cotangents.start(examples.keys.nrows());
-        self.factors_vjp(examples.keys, passage, second, steps, d_rates);
         self.tangents(point.common(), examples.keys, passage, second);
         let Second { tangents, cotangents, .. } = second;
         let last = Value::Node(self.graph.output());
@@ -478,12 +514,12 @@ impl Passes {
         }
     }
 
-    /// Passes cotangents of the chunks' gradients back to their factors: those of B are the first tangents.
-    fn factors_vjp<T: Real>(
+    /// Passes cotangents of the chunks' gradients back to their factors: those of B are the first tangents. The cotangent of a
+    /// chunk's gradient is −θ S̄, with θ and S̄ from `steps`. Adds to `d_rates`, for each chunk, −⟨S̄, g⟩: the cotangent of its θ.
+    pub fn factors_vjp<T: Real>(
         &self,
         keys: ArrayView2<T>,
-        passage: &Passage<T>,
-        second: &mut Second<T>,
+        (passage, second): (&Passage<T>, &mut Second<T>),
         steps: &[(T, &[T])],
         d_rates: &mut [f64],
     ) {
@@ -516,6 +552,48 @@ impl Passes {
                 }
             }
         }
+    }
+
+    /// Does the same as [`factors_vjp`](Self::factors_vjp) at one linear map, from the products B S̄ᵀ and A S̄ of its rows.
+    pub fn products_vjp<T: Real>(
+        &self,
+        map: usize,
+        keys: ArrayView2<T>,
+        (passage, second): (&Passage<T>, &mut Second<T>),
+        [of_a, of_b]: [ArrayView2<'_, T>; 2],
+        (rates, d_rates): (&[T], &mut [f64]),
+    ) {
+        let Some([_, b]) = self.factors(passage, keys, map) else { return };
+
+        let (mut d_b, _) = second.tangents.reach(Value::Node(map)).expect("a node");
+        vectorised(
+            #[inline(always)]
+            || {
+                for (r, (mut d_b, (of_b, b))) in
+                    d_b.rows_mut().into_iter().zip(of_b.rows().into_iter().zip(b.rows())).enumerate()
+                {
+                    let chunk = r / self.chunk;
+                    let rate = rates[chunk];
+                    d_rates[chunk] -= T::dot(contiguous(of_b), contiguous(b)).to_f64();
+                    let d_b = d_b.as_slice_mut().expect("contiguous rows");
+                    d_b.iter_mut().zip(contiguous(of_b)).for_each(|(d, &x)| *d = -x * rate);
+                }
+            },
+        );
+        let Some((mut d_a, keep)) = second.cotangents.reach(self.graph.nodes[map].inputs[0]) else { return };
+        if !keep {
+            d_a.fill(T::zero());
+        }
+        vectorised(
+            #[inline(always)]
+            || {
+                for (r, (mut d_a, of_a)) in d_a.rows_mut().into_iter().zip(of_a.rows()).enumerate() {
+                    let rate = rates[r / self.chunk];
+                    let d_a = d_a.as_slice_mut().expect("contiguous rows");
+                    d_a.iter_mut().zip(contiguous(of_a)).for_each(|(d, &x)| *d -= rate * x);
+                }
+            },
+        );
     }
 
     /// Goes over the nodes in order with the cotangents of the factors B, and adds the cotangents of values from the operators' second derivatives.

@@ -8,8 +8,8 @@ use rayon::prelude::*;
 use super::Order;
 use super::head::{HeadSequence, Parts, RowCotangents};
 use super::node_rows::{Passage, Values};
-use super::passes::{Passes, Weights};
-use super::segment::{Segment, TASK_ROWS};
+use super::passes::Weights;
+use super::segment::{Interval, Segment, TASK_ROWS};
 use crate::memory::program::Reads;
 use crate::real::Real;
 
@@ -17,20 +17,6 @@ use crate::real::Real;
 pub struct Read {
     pub chunks: Range<usize>,
     pub rows: Range<usize>,
-}
-
-/// Gradients of what is read before each chunk of a segment, for the weights that are read.
-pub enum ReadGradients<T> {
-    /// A row of elements for each chunk.
-    Full(Array2<T>),
-    /// Their factors.
-    Thin(Vec<(Read, Passage<T>)>),
-}
-
-/// Returns whether the values of reads are kept for the way back. They are where the factors of a chunk's gradients have fewer
-/// numbers than the weights.
-pub fn keeps_reads(passes: &Passes) -> bool {
-    passes.numbers_of_factors() * passes.chunk < passes.graph.elements()
 }
 
 impl<T: Real> HeadSequence<'_, T> {
@@ -64,14 +50,6 @@ impl<T: Real> HeadSequence<'_, T> {
         Weights::Chunks(base, segment.updates.slice(s![chunks.start - first..chunks.end - first, ..]))
     }
 
-    /// Returns the weights that are read after the last chunk, if they are `wanted`.
-    pub fn last_weights(&self, last: Option<&Segment<T>>, wanted: bool) -> Vec<T> {
-        if !wanted {
-            return Vec::new();
-        }
-        self.point(last.map_or(&self.start.update, |segment| segment.update(segment.chunks.end)))
-    }
-
     /// Reads rows of queries with some weights.
     pub fn read(&self, weights: Weights<'_, T>, rows: Range<usize>) -> Values<T> {
         let mut values = self.read_values(rows.len());
@@ -81,22 +59,20 @@ impl<T: Real> HeadSequence<'_, T> {
         values
     }
 
-    /// Reads before the chunks of a segment. Returns the values, if they are kept.
-    pub fn read_segment(&self, segment: &Segment<T>, rest: &mut Parts<'_, T>) -> Vec<Values<T>> {
-        let reads = self.reads_before(segment, rest);
+    /// Reads before the chunks of a segment.
+    pub fn read_segment(&self, segment: &Segment<T>, rest: &mut Parts<'_, T>) {
+        let reads = self.reads_before(&segment.intervals, rest);
         let many = Self::batch(reads.first().map_or(0, |(read, _)| read.rows.len()) * self.elements());
-        let of_read = |(read, mut output): (Read, ArrayViewMut2<T>)| {
+        reads.into_par_iter().with_min_len(many).for_each(|(read, mut output)| {
             let values = self.read(self.weights(segment, &read.chunks), read.rows);
             output.assign(&values.output());
-            self.kept(values)
-        };
-        let values: Vec<_> = reads.into_par_iter().with_min_len(many).map(of_read).collect();
-        values.into_iter().flatten().collect()
+            self.buffers.values.give(values);
+        });
     }
 
     /// Takes buffers for the values of a read. Kept ones are no larger than they need to be.
     pub fn read_values(&self, rows: usize) -> Values<T> {
-        if !keeps_reads(self.passes) {
+        if !self.goes_in_blocks() {
             return self.values(rows);
         }
         let new = || Values::new(&self.passes.graph, rows, self.chunk());
@@ -105,7 +81,7 @@ impl<T: Real> HeadSequence<'_, T> {
 
     /// Gives the values of a read back, unless they are kept.
     pub fn kept(&self, mut values: Values<T>) -> Option<Values<T>> {
-        if keeps_reads(self.passes) {
+        if self.goes_in_blocks() {
             values.works.iter_mut().flatten().for_each(|work| work.panel = Vec::new());
             return Some(values);
         }
@@ -121,15 +97,15 @@ impl<T: Real> HeadSequence<'_, T> {
         Some(Read { chunks: first..last + 1, rows: self.reads(first).start..self.reads(last).end })
     }
 
-    /// Returns what is read before the chunks of a segment, with its parts of a matrix.
+    /// Returns what is read before the chunks of some intervals, with its parts of a matrix.
     pub fn reads_before<'m>(
         &self,
-        segment: &Segment<T>,
+        intervals: &[Interval<T>],
         rest: &mut Parts<'m, T>,
     ) -> Vec<(Read, ArrayViewMut2<'m, T>)> {
-        let groups = segment.intervals.iter().flat_map(|interval| &interval.groups);
+        let groups = intervals.iter().flat_map(|interval| &interval.groups);
         let parts = groups.flat_map(|(chunks, _)| {
-            let step = if keeps_reads(self.passes) { chunks.len() } else { 1 };
+            let step = if self.goes_in_blocks() { chunks.len() } else { 1 };
             chunks.clone().step_by(step).map(move |first| first..first + step)
         });
         let reads = parts.filter_map(|chunks| self.read_before(chunks));
@@ -140,16 +116,15 @@ impl<T: Real> HeadSequence<'_, T> {
         reads.map(with_part).collect()
     }
 
-    /// Passes the cotangent of what some rows read back, after they are read again unless their values were kept.
+    /// Reads some rows again and passes the cotangent of what they read back.
     pub fn read_vjp(
         &self,
         weights: Weights<'_, T>,
         rows: Range<usize>,
-        kept: Option<Values<T>>,
         d_output: ArrayView2<'_, T>,
         d_queries: ArrayViewMut2<'_, T>,
     ) -> Passage<T> {
-        let values = kept.unwrap_or_else(|| self.read(weights, rows.clone()));
+        let values = self.read(weights, rows.clone());
         let mut passage = Passage { values, cotangents: self.node_rows(rows.len()) };
         let mut space = self.buffers.weights.take(|_| true, Vec::new);
         let queries = self.queries.slice(s![rows.clone(), ..]);
@@ -159,27 +134,17 @@ impl<T: Real> HeadSequence<'_, T> {
         passage
     }
 
-    /// Passes the cotangents of what a segment's chunks read back to the queries, and returns those of the weights.
+    /// Passes the cotangents of what a segment's chunks read back to the queries, and returns those of the weights: a row of
+    /// elements for each chunk.
     pub fn reads_vjp(
         &self,
         segment: &Segment<T>,
-        kept: Vec<Values<T>>,
         d_output: ArrayView2<'_, T>,
         to: &mut RowCotangents<'_, T>,
-    ) -> ReadGradients<T> {
+    ) -> Array2<T> {
         let mut queries = Parts::new(to.queries.view_mut());
-        let reads = self.reads_before(segment, &mut queries);
+        let reads = self.reads_before(&segment.intervals, &mut queries);
         let many = Self::batch(reads.first().map_or(0, |(read, _)| read.rows.len()) * self.elements());
-        if keeps_reads(self.passes) {
-            let of_read = |((read, d_queries), kept): ((Read, _), _)| {
-                let weights = self.weights(segment, &read.chunks);
-                let passage = self.read_vjp(weights, read.rows.clone(), Some(kept), d_output, d_queries);
-                (read, passage)
-            };
-            assert_eq!(reads.len(), kept.len(), "values of each read");
-            let reads = reads.into_par_iter().zip(kept).with_min_len(many);
-            return ReadGradients::Thin(reads.map(of_read).collect());
-        }
         let chunks = segment.chunks.clone();
         let mut gradients = self.array();
         let mut places: Vec<_> = gradients.outer_iter_mut().take(chunks.len()).map(Some).collect();
@@ -195,11 +160,11 @@ impl<T: Real> HeadSequence<'_, T> {
         }
         tasks.into_par_iter().with_min_len(many).for_each(|(mut to, Read { chunks, rows }, d_queries)| {
             let weights = self.weights(segment, &chunks);
-            let passage = self.read_vjp(weights, rows.clone(), None, d_output, d_queries);
+            let passage = self.read_vjp(weights, rows.clone(), d_output, d_queries);
             let queries = self.queries.slice(s![rows, ..]);
             self.passes.weight_gradients(&passage, queries, to.as_slice_mut().expect("standard layout"));
             self.give(passage);
         });
-        ReadGradients::Full(gradients)
+        gradients
     }
 }

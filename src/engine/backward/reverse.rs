@@ -13,14 +13,12 @@
 
 use std::ops::Range;
 
-use ndarray::{ArrayView2, ArrayViewMut2, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 use rayon::prelude::*;
 
-use super::few_rows::{FewRows, are_few};
 use super::head::{HeadCotangents, HeadSequence, Parts, RowCotangents, Tape, add};
-use super::node_rows::{Passage, Second, Values};
+use super::node_rows::{Passage, Second};
 use super::passes::{Block, ExampleCotangents, Weights};
-use super::reads::{Read, ReadGradients};
 use super::recurrences::step_back;
 use super::segment::{Interval, Segment};
 use crate::error::Result;
@@ -28,17 +26,17 @@ use crate::real::Real;
 use crate::simd::vectorised;
 
 /// Cotangents that pass from a chunk to the one before.
-struct Carried<T> {
-    update: Vec<T>,
-    momentum: Vec<T>,
+pub struct Carried<T> {
+    pub update: Vec<T>,
+    pub momentum: Vec<T>,
     /// Empty without refreshes, where the point is the initial weights.
     point: Vec<T>,
-    base: Vec<T>,
+    pub base: Vec<T>,
     transition: f64,
 }
 
 /// Adds numbers to two slices.
-fn add_to_both<T: Real>([a, b]: [&mut [T]; 2], numbers: &[T]) {
+pub fn add_to_both<T: Real>([a, b]: [&mut [T]; 2], numbers: &[T]) {
     vectorised(
         #[inline(always)]
         || {
@@ -48,18 +46,6 @@ fn add_to_both<T: Real>([a, b]: [&mut [T]; 2], numbers: &[T]) {
             }
         },
     );
-}
-
-/// Joins ascending ranges that lie side by side.
-fn joined(ranges: impl Iterator<Item = Range<usize>>) -> Vec<Range<usize>> {
-    let mut joined = Vec::<Range<usize>>::new();
-    for range in ranges {
-        match joined.last_mut() {
-            Some(last) if last.end == range.start => last.end = range.end,
-            _ => joined.push(range),
-        }
-    }
-    joined
 }
 
 impl<T: Real> HeadSequence<'_, T> {
@@ -74,7 +60,7 @@ impl<T: Real> HeadSequence<'_, T> {
         mut to: RowCotangents<'_, T>,
     ) -> Result<HeadCotangents<T>> {
         let zeros = || vec![T::zero(); self.elements()];
-        let Tape { mut starts, mut last, mut reads } = tape;
+        let Tape { mut starts, mut last, mut gradients, mut reads, end } = tape;
         let refreshes = self.program.schedule.refresh.is_some();
         let mut carried = Carried {
             update: zeros(),
@@ -89,29 +75,35 @@ impl<T: Real> HeadSequence<'_, T> {
             base: Vec::new(),
             transition: 0.0,
         };
-        let mut groups = self.groups(self.reads(self.chunks())).peekable();
-        let weights = self.last_weights(last.as_ref(), groups.peek().is_some());
-        let mut d_weights = vec![T::zero(); weights.len()];
+        let groups = self.groups(self.reads(self.chunks()));
+        let mut d_weights = vec![T::zero(); end.len()];
         for rows in groups {
             (self.check)()?;
             let d_queries = to.queries.slice_mut(s![rows.clone(), ..]);
-            let passage = self.read_vjp(Weights::Plain(&weights), rows.clone(), None, d_output, d_queries);
+            let passage = self.read_vjp(Weights::Plain(&end), rows.clone(), d_output, d_queries);
             self.passes.weight_gradients(&passage, self.queries.slice(s![rows, ..]), &mut d_weights);
             self.give(passage);
             add(&mut carried.update, &d_weights);
         }
-        drop((weights, d_weights));
+        drop((end, d_weights));
         if !self.program.rule.holds_weights() {
             carried.base.copy_from_slice(&carried.update);
         }
         for chunks in self.segments().rev() {
             (self.check)()?;
-            let segment = last.take().unwrap_or_else(|| match starts.pop() {
-                Some(start) => self.segment(&start, chunks),
-                None => self.segment(&self.start, chunks),
-            });
-            let kept = reads.pop().expect("reads of each segment");
-            self.segment_vjp((segment, kept), d_output, &mut carried, &mut results, &mut to);
+            if self.goes_in_blocks() {
+                let start = starts.pop();
+                let start = start.as_ref().unwrap_or(&self.start);
+                let gradients = gradients.take().unwrap_or_else(|| self.gradients(chunks));
+                let kept = reads.pop().expect("reads of each segment");
+                self.blocks_vjp((start, gradients, kept), d_output, &mut carried, &mut results, &mut to);
+            } else {
+                let segment = last.take().unwrap_or_else(|| match starts.pop() {
+                    Some(start) => self.segment(&start, chunks),
+                    None => self.segment(&self.start, chunks),
+                });
+                self.segment_vjp(segment, d_output, &mut carried, &mut results, &mut to);
+            }
         }
         // The state of a new memory is the initial weights.
         let mut parts = Vec::new();
@@ -129,32 +121,30 @@ impl<T: Real> HeadSequence<'_, T> {
 
     fn segment_vjp(
         &self,
-        (mut segment, kept): (Segment<T>, Vec<Values<T>>),
+        mut segment: Segment<T>,
         d_output: ArrayView2<'_, T>,
         carried: &mut Carried<T>,
         results: &mut HeadCotangents<T>,
         to: &mut RowCotangents<'_, T>,
     ) {
-        let mut d_reads = self.reads_vjp(&segment, kept, d_output, to);
+        let d_reads = self.reads_vjp(&segment, d_output, to);
         for mut interval in std::mem::take(&mut segment.intervals).into_iter().rev() {
             if interval.refresh {
                 self.refresh_vjp(&segment, &interval, carried);
             }
             self.recurrences_vjp(&mut segment, &interval, &d_reads, carried, results);
-            if let ReadGradients::Thin(reads) = &mut d_reads {
-                // Their buffers serve for the gradients of the interval.
-                while let Some((_, passage)) =
-                    reads.pop_if(|(read, _)| read.chunks.start >= interval.chunks.start)
-                {
-                    self.give(passage);
-                }
-            }
-            self.gradients_vjp(&segment, &mut interval, carried, results, to);
+            let momenta = &segment.momenta;
+            self.gradients_vjp(&mut interval, carried, results, to, |chunks, passage, second, d_rates| {
+                let steps = chunks.clone().map(|chunk| {
+                    let s_bar = momenta.row(chunk - segment.chunks.start + 1);
+                    (self.steps[chunk].learning_rate, s_bar.to_slice().expect("standard layout"))
+                });
+                let steps: Vec<_> = steps.collect();
+                self.passes.factors_vjp(self.examples(chunks).keys, (passage, second), &steps, d_rates);
+            });
             segment.intervals.push(interval);
         }
-        if let ReadGradients::Full(array) = d_reads {
-            self.buffers.arrays.give(array);
-        }
+        self.buffers.arrays.give(d_reads);
         self.recycle(segment);
     }
 
@@ -185,11 +175,11 @@ impl<T: Real> HeadSequence<'_, T> {
     }
 
     /// Passes the cotangents of U and S back through the chunks of an interval. Replaces each S by its cotangent.
-    fn recurrences_vjp<'r>(
-        &'r self,
+    fn recurrences_vjp(
+        &self,
         segment: &mut Segment<T>,
         interval: &Interval<T>,
-        d_reads: &'r ReadGradients<T>,
+        d_reads: &Array2<T>,
         carried: &mut Carried<T>,
         results: &mut HeadCotangents<T>,
     ) {
@@ -198,22 +188,6 @@ impl<T: Real> HeadSequence<'_, T> {
         let steps = &self.steps[interval.chunks.clone()];
         let whole = self.program.rule.holds_weights();
         let cut = self.is_cut(interval.chunks.start);
-        // Those of later intervals are gone.
-        let reads = match d_reads {
-            ReadGradients::Thin(reads) => {
-                &reads[reads.partition_point(|(read, _)| read.chunks.start < interval.chunks.start)..]
-            }
-            ReadGradients::Full(_) => &[],
-        };
-        // The read before each chunk, and its rows of it.
-        let place = |chunk: usize| {
-            reads.iter().enumerate().find_map(|(i, (read, _))| {
-                let start = chunk.checked_sub(read.chunks.start)? * self.chunk();
-                let rows = start..read.rows.len().min(start + self.chunk());
-                read.chunks.contains(&chunk).then_some((i, rows))
-            })
-        };
-        let places: Vec<_> = interval.chunks.clone().map(place).collect();
         let Carried { update, momentum, base, .. } = carried;
         let mut rest = [&mut update[..], &mut momentum[..], &mut base[..]];
         let blocks: Vec<_> = self
@@ -228,54 +202,24 @@ impl<T: Real> HeadSequence<'_, T> {
         let of_block =
             |(block, mut momenta, [u_bar, s_bar, d_base]): (&Block, ArrayViewMut2<T>, [&mut [T]; 3])| {
                 let mut sums = vec![[0.0; 2]; steps.len()];
-                let mut d_read = Vec::new();
-                let factors = |(Read { rows, .. }, passage): &'r (Read, Passage<T>)| {
-                    self.passes.factors(passage, self.queries.slice(s![rows.clone(), ..]), block.map)
-                };
-                let factors: Vec<_> = reads.iter().map(factors).collect();
                 for (i, step) in steps.iter().enumerate().rev() {
                     let n = first + i;
-                    let u = updates.slice(s![n, block.place.clone()]);
-                    let u = u.to_slice().expect("contiguous rows");
+                    let [u, d_read] = [&*updates, d_reads].map(|array| {
+                        let part = array.slice(s![n, block.place.clone()]);
+                        part.to_slice().expect("contiguous rows")
+                    });
                     let (s, mut next_s) = momenta.multi_slice_mut((s![n, ..], s![n + 1, ..]));
                     let s = s.as_slice().expect("contiguous rows");
                     let next_s = next_s.as_slice_mut().expect("contiguous rows");
-                    let thin = places[i].clone().and_then(|(read, rows)| Some((factors[read]?, rows)));
-                    let few = thin.clone().and_then(|(factors, rows)| FewRows::new(block, factors, rows));
-                    let cotangents = [&mut *u_bar, &mut *s_bar];
-                    sums[i] = step_back(step, few.unwrap_or(FewRows::empty()), [u, s], next_s, cotangents);
-                    if let Some((factors, rows)) = thin.filter(|_| few.is_none()) {
-                        if whole {
-                            block.product(u_bar, true, factors, rows);
-                        } else {
-                            d_read.resize(block.place.len(), T::zero());
-                            block.product(&mut d_read, false, factors, rows);
-                            add_to_both([&mut *u_bar, &mut *d_base], &d_read);
-                        }
-                    }
-                    if let ReadGradients::Full(gradients) = d_reads {
-                        let d_read = gradients.slice(s![n, block.place.clone()]);
-                        let d_read = d_read.to_slice().expect("contiguous rows");
-                        if whole {
-                            add(u_bar, d_read);
-                        } else {
-                            add_to_both([&mut *u_bar, &mut *d_base], d_read);
-                        }
+                    sums[i] = step_back(step, [u, s], next_s, [&mut *u_bar, &mut *s_bar]);
+                    if whole {
+                        add(u_bar, d_read);
+                    } else {
+                        add_to_both([&mut *u_bar, &mut *d_base], d_read);
                     }
                     if cut && i == 0 {
                         u_bar.fill(T::zero());
                         s_bar.fill(T::zero());
-                    }
-                }
-                if !whole {
-                    // One product of all rows takes less time than many of few.
-                    for (read, factors) in factors.into_iter().enumerate() {
-                        let Some(factors) = factors else { continue };
-                        let rows =
-                            places.iter().flatten().filter(|(of, _)| *of == read).map(|(_, rows)| rows);
-                        for rows in joined(rows.filter(|rows| are_few(rows.len())).cloned()) {
-                            block.product(d_base, true, factors, rows);
-                        }
                     }
                 }
                 sums
@@ -289,14 +233,15 @@ impl<T: Real> HeadSequence<'_, T> {
         }
     }
 
-    /// Passes the cotangents of an interval's gradients back to keys, values, rates and the point.
-    fn gradients_vjp(
+    /// Passes the cotangents of an interval's gradients back to keys, values, rates and the point. `factors_vjp` passes those of some
+    /// chunks to their factors and rates.
+    pub fn gradients_vjp(
         &self,
-        segment: &Segment<T>,
         interval: &mut Interval<T>,
         carried: &mut Carried<T>,
         results: &mut HeadCotangents<T>,
         to: &mut RowCotangents<'_, T>,
+        factors_vjp: impl Fn(&Range<usize>, &Passage<T>, &mut Second<T>, &mut [f64]) + Sync,
     ) {
         let c = self.chunk();
         let Interval { chunks: of_interval, point, groups, .. } = interval;
@@ -320,14 +265,11 @@ impl<T: Real> HeadSequence<'_, T> {
             let examples = self.examples(chunks);
             let rows = chunks.len() * c;
             let mut second = Second { tangents: self.node_rows(rows), cotangents: self.node_rows(rows) };
-            let steps = chunks.clone().map(|chunk| {
-                let s_bar = segment.momenta.row(chunk - segment.chunks.start + 1);
-                (self.steps[chunk].learning_rate, s_bar.to_slice().expect("standard layout"))
-            });
-            let steps: Vec<_> = steps.collect();
-            let mut d_rates = vec![0.0; steps.len()];
-            let loss = self.program.loss;
-            self.passes.inner_vjp((loss, at), examples, (passage, &mut second), (&steps, &mut d_rates), to);
+            second.tangents.start(rows);
+            second.cotangents.start(rows);
+            let mut d_rates = vec![0.0; chunks.len()];
+            factors_vjp(chunks, passage, &mut second, &mut d_rates);
+            self.passes.inner_vjp((self.program.loss, at), examples, (passage, &mut second), to);
             (chunks.clone(), d_rates, second)
         };
         let of_groups: Vec<_> = tasks.into_par_iter().with_min_len(many).map(of_group).collect();

@@ -11,8 +11,8 @@ use crate::small_matmul::{multiply, multiply_add};
 
 /// Rows, or columns of a weight, of one task.
 const TASK_ROWS: usize = 64;
-/// Groups of columns of a weight that are enough for threads to share. If there are fewer, its sums over rows are divided into
-/// parts of so many rows or more, but not into more than so many parts.
+/// Groups of columns of a weight that are enough for threads to share. If there are fewer, its sums over rows are divided into parts of
+/// `PART_ROWS` rows or more, at most `MAX_PARTS`.
 const ENOUGH_GROUPS: usize = 4;
 const PART_ROWS: usize = 512;
 const MAX_PARTS: usize = 8;
@@ -82,7 +82,9 @@ pub fn means_of_chunks<T: Real>(rows: ArrayView2<T>, chunk: usize) -> Array2<T> 
                         let row = row.to_slice().expect("contiguous rows");
                         mean.iter_mut().zip(row).for_each(|(mean, &x)| *mean += x);
                     }
-                    mean.iter_mut().for_each(|mean| *mean /= T::from_f64(chunk as f64));
+                    for mean in mean {
+                        *mean /= T::from_f64(chunk as f64);
+                    }
                 }
             },
         );

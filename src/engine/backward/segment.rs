@@ -27,20 +27,34 @@ const SEGMENT_ELEMENTS: usize = 1 << 18;
 /// With 1,024 tokens, chunks of 16 and a head of 64 it took a sixth less time than four segments, and with twice the elements
 /// longer.
 const MAX_WHOLE: (usize, usize) = (1024, 1 << 20);
+/// Rows of a segment whose way back goes in blocks, where they are more than √N chunks, and elements of U of a block before all its
+/// chunks: with those of S they are three quarters of an L2 of 1 MB.
+const BLOCK_ROWS: usize = 512;
+const BLOCK_STATES: usize = 3 << 15;
 /// Rows whose gradients are taken in one task, where there are as many: enough for products at full speed.
 pub const TASK_ROWS: usize = 64;
 /// Most tasks of a segment.
 const MAX_TASKS: usize = 8;
 
-/// Returns the number of chunks of a segment: √N of N, or more if they take little memory.
-pub fn segment_length(chunks: usize, chunk: usize, (heads, elements): (usize, usize)) -> usize {
+/// Returns the number of chunks of a segment: √N of N, or more if they take little memory. `block` is the size of the largest block of
+/// the weights if the way back goes in blocks.
+pub fn segment_length(
+    chunks: usize,
+    chunk: usize,
+    (heads, elements): (usize, usize),
+    block: Option<usize>,
+) -> usize {
+    let root = chunks.isqrt().max(1);
+    if let Some(block) = block {
+        return root.max((BLOCK_ROWS / chunk).min(BLOCK_STATES / block));
+    }
     let (rows, numbers) = MAX_WHOLE;
     if chunks * chunk <= rows && chunks.saturating_mul(heads * elements) <= numbers {
         return chunks.max(1);
     }
     let few = MIN_SEGMENT.min(MIN_SEGMENT_ELEMENTS / elements);
     let small = (SEGMENT_ROWS / chunk).min(SEGMENT_ELEMENTS / elements);
-    chunks.isqrt().max(1).max(few).max(small)
+    root.max(few).max(small)
 }
 
 /// The states of some chunks one after another.
@@ -112,6 +126,11 @@ impl<T: Real> HeadSequence<'_, T> {
         })
     }
 
+    /// Takes the gradients of some chunks at the initial weights.
+    pub fn gradients(&self, chunks: Range<usize>) -> Vec<Interval<T>> {
+        self.intervals(chunks).map(|(chunks, refresh)| self.interval(chunks, Vec::new(), refresh)).collect()
+    }
+
     /// Takes the gradients of some chunks.
     pub fn interval(&self, chunks: Range<usize>, point: Vec<T>, refresh: bool) -> Interval<T> {
         let c = self.chunk();
@@ -155,7 +174,8 @@ impl<T: Real> HeadSequence<'_, T> {
                     let next_u = next_u.as_slice_mut().expect("contiguous rows");
                     let next_s = next_s.as_slice_mut().expect("contiguous rows");
                     let rows = i * c..(i + 1) * c;
-                    let few = factors.and_then(|factors| FewRows::new(block, factors, rows.clone()));
+                    let few = factors.and_then(|factors| FewRows::new(factors, rows.clone()));
+                    let few = few.map(|few| few.in_block(block));
                     match factors {
                         Some(factors) if few.is_none() => block.product(next_s, false, factors, rows),
                         Some(_) => {}
@@ -192,7 +212,13 @@ impl<T: Real> HeadSequence<'_, T> {
     pub fn recycle(&self, segment: Segment<T>) {
         self.buffers.arrays.give(segment.updates);
         self.buffers.arrays.give(segment.momenta);
-        segment.intervals.into_iter().for_each(|interval| self.recycle_groups(interval));
+        self.recycle_intervals(segment.intervals);
+    }
+
+    pub fn recycle_intervals(&self, intervals: Vec<Interval<T>>) {
+        for interval in intervals {
+            self.recycle_groups(interval);
+        }
     }
 
     pub fn recycle_groups(&self, interval: Interval<T>) {

@@ -1,0 +1,366 @@
+//! The way back through a segment whose gradients are at the initial weights for ever.
+//!
+//! Blocks of the weights need each other only through rows. So one task takes a block forward through the segment's chunks and back
+//! again, with everything that its states are needed for on the way: the recurrences, what is read, and the products of S̄ with the
+//! factors of the gradients. Its states stay in the cache, and no state of all weights is kept between the starts of segments. A
+//! segment takes one such pass for each linear map, from the last to the first.
+
+use std::ops::Range;
+
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
+use rayon::prelude::*;
+
+use super::few_rows::{FewRows, are_few};
+use super::head::{HeadCotangents, HeadSequence, Parts, RowCotangents, State, add};
+use super::node_rows::{Passage, Values};
+use super::passes::{Block, Passes};
+use super::reads::Read;
+use super::recurrences::{FewBack, few_space, step, step_back};
+use super::reverse::{Carried, add_to_both};
+use super::segment::Interval;
+use crate::memory::graph::Value;
+use crate::memory::program::Program;
+use crate::real::Real;
+use crate::simd::vectorised;
+use crate::small_matmul::multiply;
+
+/// Returns whether a segment's way back goes by blocks of the weights: where gradients are at the initial weights for ever, and where
+/// the factors of a chunk's gradients have fewer numbers than the weights. The values of all reads are kept there.
+pub fn go_in_blocks(passes: &Passes, program: &Program) -> bool {
+    program.schedule.refresh.is_none() && passes.numbers_of_factors() * passes.chunk < passes.graph.elements()
+}
+
+/// Returns a bound of the numbers that a segment's way back takes beside the rows of nodes, with some tasks at work.
+pub fn numbers<T>(passes: &Passes, chunks: usize, tasks: usize) -> usize {
+    let rows = chunks * passes.chunk;
+    let of_map = |map| {
+        let (_, (height, width)) = passes.place(map);
+        let blocks = passes.blocks.iter().filter(|block| block.map == map).count();
+        let buffer = (2 * chunks + 5) * passes.largest_block() + few_space(passes.chunk, width);
+        rows * ((blocks + 1) * width + 4 * height) + tasks * (buffer + LINE / size_of::<T>())
+    };
+    passes.linears().map(of_map).sum()
+}
+
+/// What is read before some chunks, on the way back.
+struct ReadBack<'a, T> {
+    read: Read,
+    passage: Passage<T>,
+    d_queries: ArrayViewMut2<'a, T>,
+}
+
+/// One chunk of a segment at a linear map.
+struct MapChunk<'a, T> {
+    /// Factors A and B of the gradient that is stored.
+    stored: [ArrayView2<'a, T>; 2],
+    /// Rows X that are read before, and the cotangents Y of their products.
+    read: Option<[ArrayView2<'a, T>; 2]>,
+    /// Rows of the results of what is read.
+    read_rows: Range<usize>,
+    /// What is stored and what is read as slices, if a chunk has few rows.
+    few: Option<[FewRows<'a, T>; 2]>,
+}
+
+/// One block of a linear map, with its cotangents of U, S and the initial weights.
+type BlockTask<'a, T> = (&'a Block, [&'a mut [T]; 3]);
+
+/// Results of one block, in the rows of a segment's chunks.
+struct OfBlock<T> {
+    /// Cotangents of η and α of each chunk.
+    gates: Vec<[f64; 2]>,
+    /// B S̄ᵀ (rows, rows of the block).
+    of_a: Vec<T>,
+    /// The block's part of A S̄ (rows, out).
+    of_b: Vec<T>,
+    /// Y (W + U)ᵀ (rows that are read, rows of the block).
+    of_x: Vec<T>,
+}
+
+/// Products of the factors of a linear map's gradients with S̄, in the rows of a segment's chunks.
+pub struct MapProducts<T> {
+    pub map: usize,
+    /// B S̄ᵀ (rows, in).
+    pub of_a: Array2<T>,
+    /// A S̄ (rows, out).
+    pub of_b: Array2<T>,
+}
+
+impl<T: Real> HeadSequence<'_, T> {
+    /// Passes the cotangents of a segment back, from the state at its start, its gradients and the values of its reads.
+    pub(super) fn blocks_vjp(
+        &self,
+        (start, mut intervals, kept): (&State<T>, Vec<Interval<T>>, Vec<Values<T>>),
+        d_output: ArrayView2<'_, T>,
+        carried: &mut Carried<T>,
+        results: &mut HeadCotangents<T>,
+        to: &mut RowCotangents<'_, T>,
+    ) {
+        let first = intervals[0].chunks.start;
+        let mut queries = Parts::new(to.queries.view_mut());
+        let reads = self.reads_before(&intervals, &mut queries);
+        assert_eq!(reads.len(), kept.len(), "values of each read");
+        let back = |((read, d_queries), values): ((Read, _), _)| {
+            let mut passage = Passage { values, cotangents: self.node_rows(read.rows.len()) };
+            self.passes.start_vjp(&mut passage, d_output.slice(s![read.rows.clone(), ..]));
+            ReadBack { read, passage, d_queries }
+        };
+        let mut reads: Vec<_> = reads.into_iter().zip(kept).map(back).collect();
+        let mut products = Vec::new();
+        let mut end = self.passes.graph.nodes.len();
+        for map in self.passes.linears().collect::<Vec<_>>().into_iter().rev() {
+            self.operators_vjp(map + 1..end, &mut reads);
+            products.push(self.map_vjp(map, (start, &intervals), &mut reads, carried, results));
+            end = map;
+        }
+        self.operators_vjp(0..end, &mut reads);
+        for ReadBack { passage, mut d_queries, .. } in reads {
+            match passage.cotangents.of(Value::Rows) {
+                Some(cotangent) => d_queries.assign(&cotangent),
+                None => d_queries.fill(T::zero()),
+            }
+            self.give(passage);
+        }
+        for interval in intervals.iter_mut().rev() {
+            let steps = &self.steps;
+            self.gradients_vjp(interval, carried, results, to, |chunks, passage, second, d_rates| {
+                let keys = self.examples(chunks).keys;
+                let rows = (chunks.start - first) * self.chunk()..(chunks.end - first) * self.chunk();
+                let rates: Vec<_> = steps[chunks.clone()].iter().map(|step| step.learning_rate).collect();
+                for MapProducts { map, of_a, of_b } in &products {
+                    let products = [of_a, of_b].map(|products| products.slice(s![rows.clone(), ..]));
+                    self.passes.products_vjp(*map, keys, (passage, second), products, (&rates, d_rates));
+                }
+            });
+        }
+        self.recycle_intervals(intervals);
+    }
+
+    /// Passes the cotangents of reads back through operators.
+    fn operators_vjp(&self, nodes: Range<usize>, reads: &mut [ReadBack<'_, T>]) {
+        if nodes.is_empty() {
+            return;
+        }
+        reads.par_iter_mut().for_each(|ReadBack { read, passage, .. }| {
+            let queries = self.queries.slice(s![read.rows.clone(), ..]);
+            self.passes.operators_vjp(nodes.clone(), queries, passage);
+        });
+    }
+
+    /// Passes cotangents back through a linear map in all chunks of a segment.
+    fn map_vjp<'s>(
+        &'s self,
+        map: usize,
+        (start, intervals): (&State<T>, &[Interval<T>]),
+        reads: &mut [ReadBack<'_, T>],
+        carried: &mut Carried<T>,
+        results: &mut HeadCotangents<T>,
+    ) -> MapProducts<T> {
+        let c = self.chunk();
+        let chunks = intervals[0].chunks.start..intervals[intervals.len() - 1].chunks.end;
+        let (place, (height, width)) = self.passes.place(map);
+        let input = self.passes.graph.nodes[map].inputs[0];
+        // In place of rows that are missing.
+        let zeros = vec![T::zero(); height.max(width)];
+        let mut of_chunks = Vec::with_capacity(chunks.len());
+        for (chunks, passage) in intervals.iter().flat_map(|interval| &interval.groups) {
+            let factors = self.passes.factors(passage, self.examples(chunks).keys, map);
+            // Every map has a path to the output.
+            let factors = factors.expect("a gradient of each map");
+            of_chunks.extend((0..chunks.len()).map(|i| {
+                let rows = i * c..(i + 1) * c;
+                let stored = factors.map(|factor| factor.slice_move(s![rows.clone(), ..]));
+                let few = FewRows::new(factors, rows).map(|stored| [stored, FewRows::padded(c, &zeros)]);
+                MapChunk { stored, read: None, read_rows: 0..0, few }
+            }));
+        }
+        let (mut of_reads, mut count) = (Vec::new(), 0);
+        for ReadBack { read, passage, .. } in &*reads {
+            let x = passage.values.of(input, self.queries.slice_move(s![read.rows.clone(), ..]));
+            let y = passage.cotangents.of(Value::Node(map)).expect("a cotangent of each map");
+            for (i, chunk) in read.chunks.clone().enumerate() {
+                let rows = i * c..read.rows.len().min((i + 1) * c);
+                let chunk = &mut of_chunks[chunk - chunks.start];
+                chunk.read = Some([x, y].map(|matrix| matrix.slice_move(s![rows.clone(), ..])));
+                chunk.read_rows = count + rows.start..count + rows.end;
+                if let Some([_, few]) = &mut chunk.few {
+                    *few = few.with([x, y], rows);
+                }
+            }
+            of_reads.push([x, y]);
+            count += read.rows.len();
+        }
+
+        let Carried { update, momentum, base, .. } = carried;
+        let mut rest = [update, momentum, base].map(|array| &mut array[place.clone()]);
+        let blocks: Vec<_> = self.passes.blocks.iter().filter(|block| block.map == map).collect();
+        let task = |&block: &&'s Block| {
+            let carried =
+                rest.each_mut().map(|rest| rest.split_off_mut(..block.place.len()).expect("a block"));
+            (block, carried)
+        };
+        let tasks: Vec<_> = blocks.iter().map(task).collect();
+        let many = Self::batch(blocks[0].place.len() * chunks.len() * c);
+        let of_block = |task| self.block_vjp(task, (start, chunks.start), (&of_chunks, &of_reads), count);
+        let of_blocks: Vec<_> = tasks.into_par_iter().with_min_len(many).map(of_block).collect();
+        let rows = chunks.len() * c;
+        let mut of_b = Array2::zeros((rows, width));
+        let [mut of_a, mut of_x] = [rows, count].map(|rows| Array2::zeros((rows, height)));
+        let parts = of_b.as_slice_mut().expect("standard layout").par_chunks_mut(c * width).enumerate();
+        parts.with_min_len(Self::batch(blocks.len() * c * width)).for_each(|(chunk, sum)| {
+            for of_block in &of_blocks {
+                add(sum, &of_block.of_b[chunk * c * width..][..sum.len()]);
+            }
+        });
+        for (block, of_block) in blocks.into_iter().zip(of_blocks) {
+            for (to, from) in [(&mut of_a, &of_block.of_a), (&mut of_x, &of_block.of_x)] {
+                let from = ArrayView2::from_shape((to.nrows(), block.rows.len()), from);
+                to.slice_mut(s![.., block.rows.clone()]).assign(&from.expect("columns of a block"));
+            }
+            for (gates, [eta, alpha]) in results.gates[chunks.clone()].iter_mut().zip(of_block.gates) {
+                gates[1] += eta;
+                gates[2] += alpha;
+            }
+        }
+        let mut of_x = Parts::new(of_x.view_mut());
+        let mut first = 0;
+        for ReadBack { read, passage, .. } in reads {
+            let of_read = of_x.take(first..first + read.rows.len());
+            first += read.rows.len();
+            match passage.cotangents.reach(input) {
+                Some((mut to, true)) => to += &of_read,
+                Some((mut to, false)) => to.assign(&of_read),
+                None => {}
+            }
+        }
+        MapProducts { map, of_a, of_b }
+    }
+
+    /// Takes a block of the weights forward through some chunks and back. `read` has the number of rows that are read.
+    fn block_vjp(
+        &self,
+        (block, carried): BlockTask<'_, T>,
+        (start, first): (&State<T>, usize),
+        (chunks, reads): (&[MapChunk<'_, T>], &[[ArrayView2<'_, T>; 2]]),
+        read: usize,
+    ) -> OfBlock<T> {
+        let c = self.chunk();
+        let (size, height) = (block.place.len(), block.rows.len());
+        let width = size / height;
+        let whole = self.program.rule.holds_weights();
+        let few_rows = are_few(c);
+        let steps = &self.steps[first..];
+        // U and S before each chunk, the cotangents and initial weights of the block, and space for the cotangent of S after a chunk,
+        // for weights and for packed rows.
+        let mut buffer = self.buffers.weights.take(|_| true, Vec::new);
+        let packed = if few_rows { few_space(c, width) } else { 0 };
+        buffer.resize((2 * chunks.len() + 5) * size + packed + LINE / size_of::<T>(), T::zero());
+        let space = aligned(&mut buffer);
+        let (states, space) = space.split_at_mut(2 * chunks.len() * size);
+        let (s_after, space) = space.split_at_mut(size);
+        let (weights, space) = space.split_at_mut(size);
+        let (u_bar, space) = space.split_at_mut(size);
+        let (s_bar, space) = space.split_at_mut(size);
+        let (base, packed) = space.split_at_mut(size);
+        u_bar.copy_from_slice(carried[0]);
+        s_bar.copy_from_slice(carried[1]);
+        if whole {
+            base.fill(T::zero());
+        } else {
+            base.copy_from_slice(&self.base[block.place.clone()]);
+        }
+        states[..size].copy_from_slice(&start.update[block.place.clone()]);
+        states[size..2 * size].copy_from_slice(&start.momentum[block.place.clone()]);
+        for (i, chunk) in chunks[..chunks.len() - 1].iter().enumerate() {
+            let (before, after) = states[2 * i * size..].split_at_mut(2 * size);
+            let (u, s) = before.split_at(size);
+            let (next_u, next_s) = after[..2 * size].split_at_mut(size);
+            if chunk.few.is_none() {
+                block.product(next_s, false, chunk.stored, 0..c);
+            }
+            let few = chunk.few.map_or(FewRows::empty(), |[stored, _]| stored.in_block(block));
+            step(&steps[i], few, [u, s], [next_u, next_s]);
+        }
+
+        let rows = chunks.len() * c;
+        let new = |numbers| vec![T::zero(); numbers];
+        let mut results = OfBlock {
+            gates: vec![[0.0; 2]; chunks.len()],
+            of_a: new(rows * height),
+            of_b: new(rows * width),
+            of_x: new(read * height),
+        };
+        for (i, chunk) in chunks.iter().enumerate().rev() {
+            let (u, s) = states[2 * i * size..2 * (i + 1) * size].split_at(size);
+            let of_a = &mut results.of_a[i * c * height..(i + 1) * c * height];
+            let of_b = &mut results.of_b[i * c * width..(i + 1) * c * width];
+            let of_x = &mut results.of_x[chunk.read_rows.start * height..chunk.read_rows.end * height];
+            let cotangents = [&mut *u_bar, &mut *s_bar];
+            results.gates[i] = if let Some(few) = &chunk.few {
+                let [stored, read] = few.map(|few| few.in_block(block));
+                let old = [u, s, &*base];
+                let step = &steps[i];
+                FewBack { step, stored, read, old, cotangents, of_b, of_a, of_x, space: packed }.run()
+            } else {
+                let gates = step_back(&steps[i], [u, s], s_after, cotangents);
+                let [a, b] = chunk.stored;
+                let s_bar = ArrayView2::from_shape((height, width), &*s_after).expect(SHAPE);
+                let of_b = ArrayViewMut2::from_shape((c, width), of_b).expect(SHAPE);
+                multiply(of_b, a.slice(s![.., block.rows.clone()]), s_bar);
+                let of_a = ArrayViewMut2::from_shape((c, height), of_a).expect(SHAPE);
+                multiply(of_a, b, s_bar.reversed_axes());
+                if let Some([x, y]) = chunk.read {
+                    let weights = if whole { u } else { sum(weights, [u, base]) };
+                    let weights = ArrayView2::from_shape((height, width), weights).expect(SHAPE);
+                    let of_x = ArrayViewMut2::from_shape((x.nrows(), height), of_x).expect(SHAPE);
+                    multiply(of_x, y, weights.reversed_axes());
+                    if whole {
+                        block.product(u_bar, true, [x, y], 0..x.nrows());
+                    } else {
+                        // The cotangent of S has been used.
+                        block.product(s_after, false, [x, y], 0..x.nrows());
+                        add_to_both([&mut *u_bar, &mut *carried[2]], s_after);
+                    }
+                }
+                gates
+            };
+            if self.is_cut(first + i) {
+                u_bar.fill(T::zero());
+                s_bar.fill(T::zero());
+            }
+        }
+        if few_rows && !whole {
+            // One product of all rows takes less time than many of few.
+            for &[x, y] in reads {
+                block.product(carried[2], true, [x, y], 0..x.nrows());
+            }
+        }
+        carried[0].copy_from_slice(u_bar);
+        carried[1].copy_from_slice(s_bar);
+        self.buffers.weights.give(buffer);
+        results
+    }
+}
+
+/// Bytes of a cache line. A vector that lies in two takes twice as long.
+const LINE: usize = 64;
+
+/// Returns the part of a buffer that begins with a cache line.
+fn aligned<T>(buffer: &mut [T]) -> &mut [T] {
+    let before = buffer.as_ptr().align_offset(LINE).min(LINE / size_of::<T>());
+    &mut buffer[before..]
+}
+
+const SHAPE: &str = "as many numbers as the shape";
+
+/// Returns the sum of two slices, in the space for it.
+fn sum<'s, T: Real>(space: &'s mut [T], [a, b]: [&[T]; 2]) -> &'s [T] {
+    vectorised(
+        #[inline(always)]
+        || {
+            for ((sum, &a), &b) in space.iter_mut().zip(a).zip(b) {
+                *sum = a + b;
+            }
+        },
+    );
+    space
+}
