@@ -576,15 +576,32 @@ fn truncation_beyond_the_tokens_changes_nothing() {
 /// A truncated gradient is the sum of those of separate calls, of which each starts from the state that the last one left.
 #[test]
 fn truncation_separates_calls() {
-    let dimensions = Dimensions { dim: 8, heads: 2, dim_head: 4, pre_norm: true, post_norm: true };
     // Tokens of chunk i read the memory after i chunks, so calls of whole chunks divide the reads like the stores.
-    let program = Program::titans_0_0_17(3);
+    let seed = Program::titans_0_0_17;
+    separate_calls((2, 4), seed(3));
+    // Wide memories go back by blocks of the weights, and chunks of few rows in a way of their own.
+    for chunk in [2, 3, 4, 5] {
+        for decay_of in [DecayOf::Update, DecayOf::Weights] {
+            for &kind in ModelKind::ALL {
+                let mut program = seed(chunk);
+                program.model = Model::new(kind, false);
+                program.rule.decay_of = decay_of;
+                separate_calls((1, 40), program);
+            }
+        }
+    }
+}
+
+fn separate_calls((heads, dim_head): (usize, usize), program: Program) {
+    let dim = heads * dim_head;
+    let dimensions = Dimensions { dim, heads, dim_head, pre_norm: true, post_norm: true };
     let tensors: BTreeMap<_, _> =
         random_tensors(&dimensions, &program, Init::Xavier, 3).into_iter().collect();
     let parameters: Parameters<f64> =
         Parameters::collect(dimensions, &program, |name| tensors[name].mapv(f64::from));
+    let chunk = program.chunk_size();
     let gates = Gates { learning_rate: Gate::Fixed(0.1), ..Gates::default() };
-    let shape = (1, 24, 8);
+    let shape = (1, 8 * chunk, dim);
     let [tokens, cotangent] = [uniform(shape, 1.0, 5), uniform(shape, 1.0, 6)];
     let all = |sum: &Parameters<f64>| -> Vec<f64> {
         sum.each().into_iter().flat_map(|(_, values)| values.to_vec()).collect()
@@ -599,20 +616,22 @@ fn truncation_separates_calls() {
     let memory = Memory::new(parameters.clone(), program, gates, None).unwrap();
     let mut state = memory.initial_state(1);
     let mut sum = vec![0.0; all(&parameters).len()];
-    for from in [0, 9, 18] {
-        let to = (from + 9).min(24);
+    let every = 3 * chunk;
+    for from in (0..8 * chunk).step_by(every) {
+        let to = (from + every).min(8 * chunk);
         let part = gradient((from > 0).then_some(&state), from, to, None);
         sum.iter_mut().zip(all(&part)).for_each(|(sum, x)| *sum += x);
         let part = tokens.slice(s![.., from..to, ..]).to_owned();
         let work = Work::Online { read: &part, store: &part, probe: false };
         run_through(&memory, &mut state, work, part.dim());
     }
-    let [cut, whole] = [Some(9), None].map(|truncate| all(&gradient(None, 0, 24, truncate)));
+    let [cut, whole] = [Some(every), None].map(|truncate| all(&gradient(None, 0, 8 * chunk, truncate)));
     let largest = whole.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
     let distance =
         |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / largest;
-    assert!(distance(&cut, &sum) < 1e-12, "{}", distance(&cut, &sum));
-    assert!(distance(&cut, &whole) > 1e-4, "a cut that nothing notices");
+    let what = format!("{:?}, dim_head {dim_head}, chunks of {chunk}", program.model.kind);
+    assert!(distance(&cut, &sum) < 1e-12, "{what}: {}", distance(&cut, &sum));
+    assert!(distance(&cut, &whole) > 1e-4, "{what}: a cut that nothing notices");
 }
 
 #[test]

@@ -45,9 +45,16 @@ fn gradients_take_at_most_what_is_announced() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     let mut closest = 0.0_f64;
     for &kind in ModelKind::ALL {
-        for (tokens, chunk, heads, dim_head, sequences) in
-            [(512, 4, 2, 8, 1), (256, 2, 1, 16, 1), (300, 64, 1, 16, 2), (96, 96, 2, 8, 3), (40, 8, 1, 24, 9)]
-        {
+        for (tokens, chunk, heads, dim_head, sequences) in [
+            (512, 4, 2, 8, 1),
+            (256, 2, 1, 16, 1),
+            (300, 64, 1, 16, 2),
+            (96, 96, 2, 8, 3),
+            (40, 8, 1, 24, 9),
+            // These go back by blocks of the weights, with a short last segment.
+            (60, 4, 1, 48, 1),
+            (135, 9, 1, 64, 2),
+        ] {
             let mut program = Program::titans_0_0_17(chunk);
             program.model = Model::new(kind, false);
             let dimensions =

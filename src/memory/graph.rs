@@ -250,6 +250,8 @@ impl GraphBuilder {
         let Graph { width, nodes, .. } = &self.graph;
         let output = nodes.last().map(|node| node.width);
         assert_eq!(output, Some(*width), "a model maps rows to rows of its width");
+        let is_used = |i| nodes.iter().any(|node| node.inputs.contains(&Value::Node(i)));
+        assert!((0..nodes.len() - 1).all(is_used), "a node without a path to the output");
         self.graph
     }
 }

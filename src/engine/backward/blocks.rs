@@ -1,9 +1,9 @@
-//! The way back through a segment whose gradients are at the initial weights for ever.
+//! The way back through a segment by blocks of the weights, where gradients are never refreshed.
 //!
-//! Blocks of the weights need each other only through rows. So one task takes a block forward through the segment's chunks and back
-//! again, with everything that its states are needed for on the way: the recurrences, what is read, and the products of S̄ with the
-//! factors of the gradients. Its states stay in the cache, and no state of all weights is kept between the starts of segments. A
-//! segment takes one such pass for each linear map, from the last to the first.
+//! Blocks of the weights are independent but for the rows that they multiply. One task therefore takes a block forward through the
+//! chunks of a segment and back again. On the way back it runs the recurrences, multiplies what is read, and multiplies S̄ with the
+//! factors of the gradients. Where √N chunks are few its states stay in the cache, and no state of all weights is kept but those at
+//! the starts of segments. A segment takes one such pass for each linear map, from the last to the first.
 
 use std::ops::Range;
 
@@ -24,8 +24,7 @@ use crate::real::Real;
 use crate::simd::vectorised;
 use crate::small_matmul::multiply;
 
-/// Returns whether a segment's way back goes by blocks of the weights: where gradients are at the initial weights for ever, and where
-/// the factors of a chunk's gradients have fewer numbers than the weights. The values of all reads are kept there.
+/// Returns whether a segment's way back goes by blocks of the weights: where gradients are never refreshed, and the factors of a chunk's gradients have fewer numbers than the weights. The values of all reads are kept there.
 pub fn go_in_blocks(passes: &Passes, program: &Program) -> bool {
     program.schedule.refresh.is_none() && passes.numbers_of_factors() * passes.chunk < passes.graph.elements()
 }
@@ -33,16 +32,24 @@ pub fn go_in_blocks(passes: &Passes, program: &Program) -> bool {
 /// Returns a bound of the numbers that a segment's way back takes beside the rows of nodes, with some tasks at work.
 pub fn numbers<T>(passes: &Passes, chunks: usize, tasks: usize) -> usize {
     let rows = chunks * passes.chunk;
-    let of_map = |map| {
+    // Products of all maps, and results, chunks and buffers of the tasks of one of them.
+    let of_products = |map| {
+        let (_, (height, width)) = passes.place(map);
+        rows * (height + width)
+    };
+    let of_tasks = |map| {
         let (_, (height, width)) = passes.place(map);
         let blocks = passes.blocks.iter().filter(|block| block.map == map).count();
         let buffer = (2 * chunks + 5) * passes.largest_block() + few_space(passes.chunk, width);
-        rows * ((blocks + 1) * width + 4 * height) + tasks * (buffer + LINE / size_of::<T>())
+        let small = chunks * (size_of::<MapChunk<'_, T>>() + blocks * size_of::<[f64; 2]>());
+        rows * (blocks * width + 3 * height)
+            + tasks * (buffer + LINE / size_of::<T>())
+            + small.div_ceil(size_of::<T>())
     };
-    passes.linears().map(of_map).sum()
+    passes.linears().map(of_products).sum::<usize>() + passes.linears().map(of_tasks).max().unwrap_or(0)
 }
 
-/// What is read before some chunks, on the way back.
+/// Reads before some chunks, on the way back.
 struct ReadBack<'a, T> {
     read: Read,
     passage: Passage<T>,
@@ -57,7 +64,7 @@ struct MapChunk<'a, T> {
     read: Option<[ArrayView2<'a, T>; 2]>,
     /// Rows of the results of what is read.
     read_rows: Range<usize>,
-    /// What is stored and what is read as slices, if a chunk has few rows.
+    /// Rows that are stored and rows that are read as slices, if a chunk has few.
     few: Option<[FewRows<'a, T>; 2]>,
 }
 
@@ -77,17 +84,17 @@ struct OfBlock<T> {
 }
 
 /// Products of the factors of a linear map's gradients with S̄, in the rows of a segment's chunks.
-pub struct MapProducts<T> {
-    pub map: usize,
+struct MapProducts<T> {
+    map: usize,
     /// B S̄ᵀ (rows, in).
-    pub of_a: Array2<T>,
+    of_a: Array2<T>,
     /// A S̄ (rows, out).
-    pub of_b: Array2<T>,
+    of_b: Array2<T>,
 }
 
 impl<T: Real> HeadSequence<'_, T> {
     /// Passes the cotangents of a segment back, from the state at its start, its gradients and the values of its reads.
-    pub(super) fn blocks_vjp(
+    pub fn blocks_vjp(
         &self,
         (start, mut intervals, kept): (&State<T>, Vec<Interval<T>>, Vec<Values<T>>),
         d_output: ArrayView2<'_, T>,
@@ -97,7 +104,8 @@ impl<T: Real> HeadSequence<'_, T> {
     ) {
         let first = intervals[0].chunks.start;
         let mut queries = Parts::new(to.queries.view_mut());
-        let reads = self.reads_before(&intervals, &mut queries);
+        let groups = intervals.iter().flat_map(|interval| &interval.groups);
+        let reads = self.reads_before(groups.map(|(chunks, _)| chunks.clone()), &mut queries);
         assert_eq!(reads.len(), kept.len(), "values of each read");
         let back = |((read, d_queries), values): ((Read, _), _)| {
             let mut passage = Passage { values, cotangents: self.node_rows(read.rows.len()) };
@@ -159,12 +167,11 @@ impl<T: Real> HeadSequence<'_, T> {
         let chunks = intervals[0].chunks.start..intervals[intervals.len() - 1].chunks.end;
         let (place, (height, width)) = self.passes.place(map);
         let input = self.passes.graph.nodes[map].inputs[0];
-        // In place of rows that are missing.
+        // These stand in for rows that are missing.
         let zeros = vec![T::zero(); height.max(width)];
         let mut of_chunks = Vec::with_capacity(chunks.len());
         for (chunks, passage) in intervals.iter().flat_map(|interval| &interval.groups) {
             let factors = self.passes.factors(passage, self.examples(chunks).keys, map);
-            // Every map has a path to the output.
             let factors = factors.expect("a gradient of each map");
             of_chunks.extend((0..chunks.len()).map(|i| {
                 let rows = i * c..(i + 1) * c;
@@ -249,18 +256,21 @@ impl<T: Real> HeadSequence<'_, T> {
         let whole = self.program.rule.holds_weights();
         let few_rows = are_few(c);
         let steps = &self.steps[first..];
-        // U and S before each chunk, the cotangents and initial weights of the block, and space for the cotangent of S after a chunk,
-        // for weights and for packed rows.
-        let mut buffer = self.buffers.weights.take(|_| true, Vec::new);
         let packed = if few_rows { few_space(c, width) } else { 0 };
-        buffer.resize((2 * chunks.len() + 5) * size + packed + LINE / size_of::<T>(), T::zero());
+        let numbers = (2 * chunks.len() + 5) * size + packed + LINE / size_of::<T>();
+        let fits = |buffer: &Vec<T>| buffer.len() >= numbers;
+        let mut buffer = self.buffers.weights.take(fits, || vec![T::zero(); numbers]);
         let space = aligned(&mut buffer);
+        // U and S before each chunk.
         let (states, space) = space.split_at_mut(2 * chunks.len() * size);
+        // Space for the cotangent of S after a chunk, and for weights.
         let (s_after, space) = space.split_at_mut(size);
         let (weights, space) = space.split_at_mut(size);
+        // Cotangents and initial weights of the block.
         let (u_bar, space) = space.split_at_mut(size);
         let (s_bar, space) = space.split_at_mut(size);
-        let (base, packed) = space.split_at_mut(size);
+        let (base, space) = space.split_at_mut(size);
+        let packed = &mut space[..packed];
         u_bar.copy_from_slice(carried[0]);
         s_bar.copy_from_slice(carried[1]);
         if whole {
@@ -299,7 +309,8 @@ impl<T: Real> HeadSequence<'_, T> {
                 let [stored, read] = few.map(|few| few.in_block(block));
                 let old = [u, s, &*base];
                 let step = &steps[i];
-                FewBack { step, stored, read, old, cotangents, of_b, of_a, of_x, space: packed }.run()
+                let space = &mut *packed;
+                FewBack { step, stored, read, old, cotangents, of_b, of_a, of_x, space }.run()
             } else {
                 let gates = step_back(&steps[i], [u, s], s_after, cotangents);
                 let [a, b] = chunk.stored;
@@ -316,7 +327,7 @@ impl<T: Real> HeadSequence<'_, T> {
                     if whole {
                         block.product(u_bar, true, [x, y], 0..x.nrows());
                     } else {
-                        // The cotangent of S has been used.
+                        // `s_after` is free again.
                         block.product(s_after, false, [x, y], 0..x.nrows());
                         add_to_both([&mut *u_bar, &mut *carried[2]], s_after);
                     }

@@ -39,7 +39,7 @@ impl<'a, T: Real> FewRows<'a, T> {
         are_few(rows.len()).then(|| Self { rows: rows.len(), ..Self::empty() }.with(factors, rows))
     }
 
-    /// Returns rows of zeros, which are as long as a row of A and one of B, or longer.
+    /// Returns rows of zeros. `zeros` is at least as long as a row of A and as one of B.
     pub fn padded(rows: usize, zeros: &'a [T]) -> Self {
         Self { a: [zeros; MAX_ROWS], b: [zeros; MAX_ROWS], rows }
     }

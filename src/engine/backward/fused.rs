@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use ndarray::{Array2, ArrayViewMut2, Axis, s};
+use ndarray::{ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
 use super::head::{HeadSequence, State};
@@ -168,14 +168,8 @@ impl<T: Real> MapPanel<T> {
         let (rule, chunk) = (head.program.rule, head.passes.chunk);
         let keys = head.examples(chunks).keys;
         let input = head.passes.graph.nodes[map].inputs[0];
-        let zeros;
-        let [a, b] = if let Some([a, b]) = head.passes.factors(inner, keys, map) {
-            [a, b.slice_move(s![.., columns.range()])]
-        } else {
-            // Without a path to the output nothing is learned here.
-            zeros = Array2::zeros((keys.nrows(), columns.width));
-            [inner.values.of(input, keys), zeros.view()]
-        };
+        let [a, b] = head.passes.factors(inner, keys, map).expect("a gradient of each map");
+        let b = b.slice_move(s![.., columns.range()]);
         let first_read = read.as_ref().map_or(chunks.end, |((read, _), _)| read.chunks.start);
         for part in [chunks.start..first_read, first_read..chunks.end] {
             if part.is_empty() {

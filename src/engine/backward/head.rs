@@ -1,11 +1,11 @@
-//! One head of one sequence through time. Forward, the state at the start of each segment is kept, and all states of the last one.
+//! One head of one sequence through time, forward. The state at the start of each segment is kept, and what the way back needs
+//! of the last one.
 
 use std::ops::Range;
 
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
-use super::blocks::go_in_blocks;
 use super::fused::PanelState;
 use super::node_rows::{NodeRows, Passage, Values};
 use super::passes::{Examples, Passes, Weights};
@@ -52,6 +52,8 @@ pub struct HeadSequence<'a, T> {
     pub truncate: Option<usize>,
     /// Chunks of a segment.
     pub segment: usize,
+    /// Whether the way back goes by blocks of the weights.
+    pub in_blocks: bool,
     /// Called before each segment, and before each group of rows that are read after them.
     pub check: Check<'a>,
 }
@@ -69,13 +71,13 @@ pub struct State<T> {
 /// States and gradients of the pass forward that the pass back needs.
 #[derive(Debug)]
 pub struct Tape<T> {
-    /// State at the start of each segment but the first, and but the last if its states are kept.
+    /// State at the start of each segment but the first. Outside blocks that of the last one is missing too.
     pub starts: Vec<State<T>>,
-    /// States of the last segment, unless the way back goes in blocks.
+    /// States of the last segment; only outside blocks.
     pub last: Option<Segment<T>>,
-    /// Gradients of the last segment, if it does.
+    /// Gradients of the last segment; only in blocks.
     pub gradients: Option<Vec<Interval<T>>>,
-    /// Values of the reads of each segment, if it does.
+    /// Values of the reads of each segment; only in blocks.
     pub reads: Vec<Vec<Values<T>>>,
     /// Weights that are read after the last chunk, if anything is.
     pub end: Vec<T>,
@@ -121,11 +123,6 @@ impl<T: Real> HeadSequence<'_, T> {
         self.base.len()
     }
 
-    /// Returns whether the way back goes in blocks.
-    pub fn goes_in_blocks(&self) -> bool {
-        go_in_blocks(self.passes, self.program)
-    }
-
     pub fn segments(&self) -> impl DoubleEndedIterator<Item = Range<usize>> + ExactSizeIterator + use<T> {
         let (chunks, length) = (self.chunks(), self.segment);
         (0..chunks).step_by(length).map(move |start| start..chunks.min(start + length))
@@ -168,6 +165,15 @@ impl<T: Real> HeadSequence<'_, T> {
         self.buffers.values.take(|values| values.holds(rows), new)
     }
 
+    /// Takes buffers for the values of a read, no larger than they need to be if they are kept.
+    fn kept_values(&self, rows: usize) -> Values<T> {
+        if !self.in_blocks {
+            return self.values(rows);
+        }
+        let new = || Values::new(&self.passes.graph, rows, self.chunk());
+        self.buffers.values.take(|values| values.capacity() == rows, new)
+    }
+
     /// Takes buffers for a pass back, or for one with tangents.
     pub fn node_rows(&self, rows: usize) -> NodeRows<T> {
         self.buffers.rows.take(|buffers| buffers.holds(rows), || NodeRows::new(&self.passes.graph, rows))
@@ -190,21 +196,24 @@ impl<T: Real> HeadSequence<'_, T> {
     /// # Errors
     /// That of the check, which ends the work.
     pub fn forward(&self, output: ArrayViewMut2<'_, T>) -> Result<Tape<T>> {
-        let in_blocks = self.goes_in_blocks();
         let mut tape =
             Tape { starts: Vec::new(), last: None, gradients: None, reads: Vec::new(), end: Vec::new() };
         let mut rest = Parts::new(output);
-        let mut state = (in_blocks || self.segments().len() > 1).then(|| PanelState::new(self, &self.start));
+        // Outside blocks the last segment is none of the panels'.
+        let of_panels = self.segments().len().saturating_sub(usize::from(!self.in_blocks));
+        let mut state = (of_panels > 0).then(|| PanelState::new(self, &self.start));
         for chunks in self.segments() {
             (self.check)()?;
             let (first, last) = (chunks.start == 0, chunks.end == self.chunks());
-            if let Some(state) = state.as_mut().filter(|_| in_blocks || !last) {
+            if let Some(state) = state.as_mut().filter(|_| self.in_blocks || !last) {
                 if !first {
                     tape.starts.push(state.save(self));
                 }
                 let (values, gradients) = self.advance_panels(state, chunks, &mut rest);
-                tape.reads.push(values);
-                if last {
+                if self.in_blocks {
+                    tape.reads.push(values);
+                }
+                if self.in_blocks && last {
                     tape.gradients = Some(gradients);
                 } else {
                     self.recycle_intervals(gradients);
@@ -247,16 +256,21 @@ impl<T: Real> HeadSequence<'_, T> {
             let interval = self.interval(chunks, state.point.clone(), refresh);
             let read = |(chunks, _): &(Range<usize>, _)| {
                 let read = self.read_before(chunks.clone())?;
-                let values = self.read_values(read.rows.len());
+                let values = self.kept_values(read.rows.len());
                 Some((read, values))
             };
             let mut reads: Vec<_> = interval.groups.iter().map(read).collect();
             state.advance(self, &interval, &mut reads);
-            for (read, values) in reads.into_iter().flatten() {
+            for (read, mut values) in reads.into_iter().flatten() {
                 rest.take(read.rows).assign(&values.output());
-                all.extend(self.kept(values));
+                if self.in_blocks {
+                    values.works.iter_mut().flatten().for_each(|work| work.panel = Vec::new());
+                    all.push(values);
+                } else {
+                    self.buffers.values.give(values);
+                }
             }
-            if self.goes_in_blocks() {
+            if self.in_blocks {
                 gradients.push(interval);
             } else {
                 self.recycle_groups(interval);

@@ -11,7 +11,7 @@
 //! - `segment`: segments of chunks: gradients, and states of all chunks;
 //! - `reads`: reads, and the way back through them;
 //! - `reverse`: one head back through time;
-//! - `blocks`: the same for a segment, by blocks of the weights, where gradients are at the initial weights for ever;
+//! - `blocks`: a segment back through time by blocks of the weights, where gradients are never refreshed;
 //! - `passes`: passes over the nodes of a memory model, in the buffers of `node_rows`;
 //! - `recurrences`: those of the state for one chunk, and their way back;
 //! - `few_rows`: products of the few rows of short chunks;
@@ -472,6 +472,7 @@ impl<'a, T: Real> Backward<'a, T> {
             transition: parameters.transition.map(|logit| T::from_f64(1.0 / (1.0 + (-logit.to_f64()).exp()))),
             truncate: self.truncate,
             segment: self.segment_length(stored.nrows() / self.passes.chunk),
+            in_blocks: go_in_blocks(&self.passes, &self.program),
             check: self.check,
         }
     }

@@ -11,9 +11,10 @@
 
 use std::ops::Range;
 
-use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2, Axis, s};
+use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2, s};
 
 use super::few_rows::{self, are_few};
+use super::head::add;
 use super::node_rows::{NodeRows, Passage, Second, Values};
 use crate::memory::Loss;
 use crate::memory::graph::{Graph, MAX_INPUTS, Node, NodeKind, Value};
@@ -46,16 +47,26 @@ pub struct Block {
 
 /// Elements of a block where chunks are short.
 const BLOCK_ELEMENTS: usize = 2048;
-/// Fewest rows of a block where chunks have many rows, and where the rows B of a chunk are in the nearest cache. With one or two
-/// rows of 1,152 elements a block, products loaded B for little work, and gradients took half as long again.
-const MIN_BLOCK_ROWS: [usize; 2] = [32, 16];
-/// Most numbers in such rows B.
+/// Rows of a block where chunks have many rows, or half of a chunk's if they are more, and fewer where the rows B of a chunk fit L1. With one or two
+/// rows of 1,152 elements a block, products loaded B for little work, and gradients took half as long again. With 16 rows instead of
+/// 32, `64, 1024, 16, 1` took a twentieth less time, and `384, 1024, 64, 1` a seventh more.
+const LONG_BLOCK_ROWS: usize = 32;
+const NEAR_BLOCK_ROWS: usize = 16;
+/// Most numbers of such rows B: 16 KB of f32.
 const NEAR_NUMBERS: usize = 4096;
 /// Rows of a chunk that are many: the products are then most of the work.
 const MANY_ROWS: usize = 8;
 
 /// Factors of the gradient of a linear map's weights, unless it is zero: its input rows and the cotangents of its products.
 pub type Factors<'a, T> = Option<[ArrayView2<'a, T>; 2]>;
+
+/// Returns the sum of the weights of a linear map, in the space for it.
+fn summed<'w, T: Real>([a, b]: [ArrayView2<'_, T>; 2], space: &'w mut Vec<T>) -> ArrayView2<'w, T> {
+    space.clear();
+    space.extend_from_slice(a.to_slice().expect("standard layout"));
+    add(space, b.to_slice().expect("standard layout"));
+    ArrayView2::from_shape(a.dim(), space).expect("as many numbers")
+}
 
 /// Returns the numbers of a row.
 fn contiguous<T>(row: ArrayView1<'_, T>) -> &[T] {
@@ -68,28 +79,18 @@ pub enum Weights<'w, T> {
     Plain(&'w [T]),
     /// The weights, and each map's in columns: (out, in). Products back through them read these where they lie.
     Transposed([&'w [T]; 2]),
-    /// Those of each chunk: a row of a matrix (chunks, elements), and weights that are added to it if there are any.
-    Chunks(Option<&'w [T]>, ArrayView2<'w, T>),
+    /// The sum of two.
+    Sum([&'w [T]; 2]),
 }
 
 impl<'w, T> Weights<'w, T> {
-    /// Returns the weights that all rows have in common.
-    ///
-    /// # Panics
-    /// If each chunk has weights of its own.
-    fn common(self) -> &'w [T] {
+    /// Returns the weights, which are no sum.
+    fn plain(self) -> &'w [T] {
         match self {
             Self::Plain(weights) | Self::Transposed([weights, _]) => weights,
-            Self::Chunks(..) => unreachable!("weights of chunks"),
+            Self::Sum(_) => unreachable!("a point of gradients"),
         }
     }
-}
-
-/// Weights of one linear map.
-enum WeightsOfChunk<'w, T> {
-    Plain(ArrayView2<'w, T>),
-    /// Two matrices whose sum they are, for few rows.
-    Sum([ArrayView2<'w, T>; 2]),
 }
 
 /// Examples that are stored: keys, values and, where rows have one, the weight of each row's loss.
@@ -132,12 +133,14 @@ impl Passes {
             let width = graph.nodes[map].width;
             let min_rows = if chunk < MANY_ROWS {
                 1
+            } else if chunk * width <= NEAR_NUMBERS {
+                NEAR_BLOCK_ROWS
             } else {
-                MIN_BLOCK_ROWS[usize::from(chunk * width <= NEAR_NUMBERS)]
+                LONG_BLOCK_ROWS.max(chunk / 2)
             };
             let rows = place.len() / width;
             let count = rows.div_ceil((BLOCK_ELEMENTS / width).max(min_rows));
-            // Equal blocks, and an even number of them, for threads to share.
+            // Blocks of about the same size, and mostly an even number of them, for threads to share.
             let count = if count > 1 { count.next_multiple_of(2) } else { count };
             let each = rows.div_ceil(count);
             blocks.extend((0..rows).step_by(each).map(|first| {
@@ -228,21 +231,19 @@ impl Passes {
     ) {
         values.start(rows.nrows());
         for (i, node) in self.graph.nodes.iter().enumerate() {
-            values.compute(i, |values, mut output, work| match &node.kind {
+            values.compute(i, |values, output, work| match &node.kind {
                 NodeKind::Linear(_) => {
                     let input = values.of(node.inputs[0], rows);
                     match weights {
                         Weights::Plain(weights) | Weights::Transposed([weights, _]) => {
                             multiply(output, input, self.map(weights, i));
                         }
-                        Weights::Chunks(base, updates) => {
-                            let to = output.axis_chunks_iter_mut(Axis(0), self.chunk);
-                            let chunks = to.zip(input.axis_chunks_iter(Axis(0), self.chunk));
-                            for ((to, input), update) in chunks.zip(updates.rows()) {
-                                match self.weights_of_chunk(i, (base, update), input.nrows(), space) {
-                                    WeightsOfChunk::Plain(weights) => multiply(to, input, weights),
-                                    WeightsOfChunk::Sum(sum) => few_rows::multiply(to, input, sum),
-                                }
+                        Weights::Sum(sum) => {
+                            let of_map = sum.map(|weights| self.map(weights, i));
+                            if are_few(input.nrows()) {
+                                few_rows::multiply(output, input, of_map);
+                            } else {
+                                multiply(output, input, summed(of_map, space));
                             }
                         }
                     }
@@ -255,29 +256,6 @@ impl Passes {
                 }
             });
         }
-    }
-
-    /// Returns the weights of a linear map for one chunk. `space` is for their sum.
-    fn weights_of_chunk<'w, T: Real>(
-        &self,
-        i: usize,
-        (base, update): (Option<&'w [T]>, ArrayView1<'w, T>),
-        rows: usize,
-        space: &'w mut Vec<T>,
-    ) -> WeightsOfChunk<'w, T> {
-        let update = self.map(update.to_slice().expect("contiguous rows"), i);
-        let Some(base) = base.map(|base| self.map(base, i)) else { return WeightsOfChunk::Plain(update) };
-        if are_few(rows) {
-            return WeightsOfChunk::Sum([base, update]);
-        }
-        space.clear();
-        space.extend_from_slice(base.to_slice().expect("contiguous rows"));
-        let numbers = update.to_slice().expect("contiguous rows");
-        vectorised(
-            #[inline(always)]
-            || space.iter_mut().zip(numbers).for_each(|(w, &u)| *w += u),
-        );
-        WeightsOfChunk::Plain(ArrayView2::from_shape(update.dim(), space).expect("as many elements"))
     }
 
     /// Passes cotangents of node outputs back. Only values that `wanted` selects receive one.
@@ -296,7 +274,7 @@ impl Passes {
             cotangents.with(i, |cotangents, cotangent| {
                 let input = node.inputs[0];
                 let reached = wanted(input).then(|| cotangents.reach(input)).flatten();
-                let Some((mut to, keep)) = reached else { return };
+                let Some((to, keep)) = reached else { return };
                 match weights {
                     Weights::Plain(weights) => {
                         let transposed = self.map(weights, i).reversed_axes();
@@ -308,18 +286,13 @@ impl Passes {
                         let transposed = view.expect("in × out elements");
                         multiply_add(to, keep, T::one(), cotangent, transposed);
                     }
-                    Weights::Chunks(base, updates) => {
-                        let to = to.axis_chunks_iter_mut(Axis(0), self.chunk);
-                        let chunks = to.zip(cotangent.axis_chunks_iter(Axis(0), self.chunk));
-                        for ((to, cotangent), update) in chunks.zip(updates.rows()) {
-                            match self.weights_of_chunk(i, (base, update), cotangent.nrows(), space) {
-                                WeightsOfChunk::Plain(weights) => {
-                                    multiply_add(to, keep, T::one(), cotangent, weights.reversed_axes());
-                                }
-                                WeightsOfChunk::Sum(sum) => {
-                                    few_rows::multiply_transposed(to, keep, cotangent, sum);
-                                }
-                            }
+                    Weights::Sum(sum) => {
+                        let of_map = sum.map(|weights| self.map(weights, i));
+                        if are_few(cotangent.nrows()) {
+                            few_rows::multiply_transposed(to, keep, cotangent, of_map);
+                        } else {
+                            let transposed = summed(of_map, space).reversed_axes();
+                            multiply_add(to, keep, T::one(), cotangent, transposed);
                         }
                     }
                 }
@@ -468,7 +441,7 @@ impl Passes {
         (passage, second): (&mut Passage<T>, &mut Second<T>),
         mut to: ExampleCotangents<'_, T>,
     ) {
-        self.tangents(point.common(), examples.keys, passage, second);
+        self.tangents(point.plain(), examples.keys, passage, second);
         let Second { tangents, cotangents, .. } = second;
         let last = Value::Node(self.graph.output());
         let (mut d_output, _) = cotangents.reach(last).expect("a node");
@@ -554,7 +527,8 @@ impl Passes {
         }
     }
 
-    /// Does the same as [`factors_vjp`](Self::factors_vjp) at one linear map, from the products B S̄ᵀ and A S̄ of its rows.
+    /// Passes cotangents of the chunks' gradients back to their factors at one linear map, from the products B S̄ᵀ and A S̄ of its rows, and
+    /// to the `rates` θ of the chunks, as [`factors_vjp`](Self::factors_vjp) does.
     pub fn products_vjp<T: Real>(
         &self,
         map: usize,
@@ -564,7 +538,6 @@ impl Passes {
         (rates, d_rates): (&[T], &mut [f64]),
     ) {
         let Some([_, b]) = self.factors(passage, keys, map) else { return };
-
         let (mut d_b, _) = second.tangents.reach(Value::Node(map)).expect("a node");
         vectorised(
             #[inline(always)]

@@ -9,7 +9,7 @@ use super::Order;
 use super::head::{HeadSequence, Parts, RowCotangents};
 use super::node_rows::{Passage, Values};
 use super::passes::Weights;
-use super::segment::{Interval, Segment, TASK_ROWS};
+use super::segment::{Segment, TASK_ROWS};
 use crate::memory::program::Reads;
 use crate::real::Real;
 
@@ -43,16 +43,19 @@ impl<T: Real> HeadSequence<'_, T> {
         rows.step_by(step).map(move |start| start..end.min(start + step))
     }
 
-    /// Returns the weights that are read before some chunks of a segment.
-    pub fn weights<'w>(&'w self, segment: &'w Segment<T>, chunks: &Range<usize>) -> Weights<'w, T> {
-        let base = (!self.program.rule.holds_weights()).then_some(self.base);
-        let first = segment.chunks.start;
-        Weights::Chunks(base, segment.updates.slice(s![chunks.start - first..chunks.end - first, ..]))
+    /// Returns the weights that are read before a chunk of a segment.
+    pub fn weights<'w>(&'w self, segment: &'w Segment<T>, chunk: usize) -> Weights<'w, T> {
+        let update = segment.update(chunk);
+        if self.program.rule.holds_weights() {
+            Weights::Plain(update)
+        } else {
+            Weights::Sum([self.base, update])
+        }
     }
 
     /// Reads rows of queries with some weights.
     pub fn read(&self, weights: Weights<'_, T>, rows: Range<usize>) -> Values<T> {
-        let mut values = self.read_values(rows.len());
+        let mut values = self.values(rows.len());
         let mut space = self.buffers.weights.take(|_| true, Vec::new);
         self.passes.forward(weights, self.queries.slice(s![rows, ..]), (&mut values, &mut space));
         self.buffers.weights.give(space);
@@ -61,32 +64,13 @@ impl<T: Real> HeadSequence<'_, T> {
 
     /// Reads before the chunks of a segment.
     pub fn read_segment(&self, segment: &Segment<T>, rest: &mut Parts<'_, T>) {
-        let reads = self.reads_before(&segment.intervals, rest);
+        let reads = self.reads_before(segment.chunks.clone().map(|chunk| chunk..chunk + 1), rest);
         let many = Self::batch(reads.first().map_or(0, |(read, _)| read.rows.len()) * self.elements());
         reads.into_par_iter().with_min_len(many).for_each(|(read, mut output)| {
-            let values = self.read(self.weights(segment, &read.chunks), read.rows);
+            let values = self.read(self.weights(segment, read.chunks.start), read.rows);
             output.assign(&values.output());
             self.buffers.values.give(values);
         });
-    }
-
-    /// Takes buffers for the values of a read. Kept ones are no larger than they need to be.
-    pub fn read_values(&self, rows: usize) -> Values<T> {
-        if !self.goes_in_blocks() {
-            return self.values(rows);
-        }
-        let new = || Values::new(&self.passes.graph, rows, self.chunk());
-        self.buffers.values.take(|values| values.capacity() == rows, new)
-    }
-
-    /// Gives the values of a read back, unless they are kept.
-    pub fn kept(&self, mut values: Values<T>) -> Option<Values<T>> {
-        if self.goes_in_blocks() {
-            values.works.iter_mut().flatten().for_each(|work| work.panel = Vec::new());
-            return Some(values);
-        }
-        self.buffers.values.give(values);
-        None
     }
 
     /// Returns what is read before some chunks; `None` if nothing is.
@@ -97,23 +81,18 @@ impl<T: Real> HeadSequence<'_, T> {
         Some(Read { chunks: first..last + 1, rows: self.reads(first).start..self.reads(last).end })
     }
 
-    /// Returns what is read before the chunks of some intervals, with its parts of a matrix.
+    /// Returns what is read before each of some parts of a segment, with its rows of a matrix.
     pub fn reads_before<'m>(
         &self,
-        intervals: &[Interval<T>],
+        parts: impl Iterator<Item = Range<usize>>,
         rest: &mut Parts<'m, T>,
     ) -> Vec<(Read, ArrayViewMut2<'m, T>)> {
-        let groups = intervals.iter().flat_map(|interval| &interval.groups);
-        let parts = groups.flat_map(|(chunks, _)| {
-            let step = if self.goes_in_blocks() { chunks.len() } else { 1 };
-            chunks.clone().step_by(step).map(move |first| first..first + step)
-        });
         let reads = parts.filter_map(|chunks| self.read_before(chunks));
-        let with_part = |read: Read| {
-            let part = rest.take(read.rows.clone());
-            (read, part)
+        let with_rows = |read: Read| {
+            let rows = rest.take(read.rows.clone());
+            (read, rows)
         };
-        reads.map(with_part).collect()
+        reads.map(with_rows).collect()
     }
 
     /// Reads some rows again and passes the cotangent of what they read back.
@@ -143,7 +122,7 @@ impl<T: Real> HeadSequence<'_, T> {
         to: &mut RowCotangents<'_, T>,
     ) -> Array2<T> {
         let mut queries = Parts::new(to.queries.view_mut());
-        let reads = self.reads_before(&segment.intervals, &mut queries);
+        let reads = self.reads_before(segment.chunks.clone().map(|chunk| chunk..chunk + 1), &mut queries);
         let many = Self::batch(reads.first().map_or(0, |(read, _)| read.rows.len()) * self.elements());
         let chunks = segment.chunks.clone();
         let mut gradients = self.array();
@@ -159,7 +138,7 @@ impl<T: Real> HeadSequence<'_, T> {
             unread.fill(T::zero());
         }
         tasks.into_par_iter().with_min_len(many).for_each(|(mut to, Read { chunks, rows }, d_queries)| {
-            let weights = self.weights(segment, &chunks);
+            let weights = self.weights(segment, chunks.start);
             let passage = self.read_vjp(weights, rows.clone(), d_output, d_queries);
             let queries = self.queries.slice(s![rows, ..]);
             self.passes.weight_gradients(&passage, queries, to.as_slice_mut().expect("standard layout"));

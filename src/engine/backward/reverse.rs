@@ -91,7 +91,7 @@ impl<T: Real> HeadSequence<'_, T> {
         }
         for chunks in self.segments().rev() {
             (self.check)()?;
-            if self.goes_in_blocks() {
+            if self.in_blocks {
                 let start = starts.pop();
                 let start = start.as_ref().unwrap_or(&self.start);
                 let gradients = gradients.take().unwrap_or_else(|| self.gradients(chunks));

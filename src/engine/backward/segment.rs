@@ -12,7 +12,8 @@ use super::passes::Block;
 use super::recurrences;
 use crate::real::Real;
 
-/// Fewest chunks of a segment.
+/// Fewest chunks of a segment outside blocks: with refreshes, or with chunks that are long beside the weights. This and the constants up to
+/// `MAX_WHOLE` were measured before other segments went back in blocks.
 const MIN_SEGMENT: usize = 8;
 /// Most elements of all states U of a head in a segment of more than √N chunks. Larger states are not small beside the rows of a
 /// short sequence: with √N chunks, 384 × 1024 with chunks of 64 and one head took a sixth less memory.
@@ -28,7 +29,7 @@ const SEGMENT_ELEMENTS: usize = 1 << 18;
 /// longer.
 const MAX_WHOLE: (usize, usize) = (1024, 1 << 20);
 /// Rows of a segment whose way back goes in blocks, where they are more than √N chunks, and elements of U of a block before all its
-/// chunks: with those of S they are three quarters of an L2 of 1 MB.
+/// chunks: with those of S they are three quarters of an L2 of 1 MB in f32, unless √N chunks are more.
 const BLOCK_ROWS: usize = 512;
 const BLOCK_STATES: usize = 3 << 15;
 /// Rows whose gradients are taken in one task, where there are as many: enough for products at full speed.
@@ -166,6 +167,7 @@ impl<T: Real> HeadSequence<'_, T> {
         )| {
             for (chunks, inner) in groups {
                 let factors = self.passes.factors(inner, self.examples(chunks).keys, block.map);
+                let factors = factors.expect("a gradient of each map");
                 for (i, chunk) in chunks.clone().enumerate() {
                     let (n, step) = (chunk - of_segment.start, &self.steps[chunk]);
                     let (u, mut next_u) = updates.multi_slice_mut((s![n, ..], s![n + 1, ..]));
@@ -174,12 +176,9 @@ impl<T: Real> HeadSequence<'_, T> {
                     let next_u = next_u.as_slice_mut().expect("contiguous rows");
                     let next_s = next_s.as_slice_mut().expect("contiguous rows");
                     let rows = i * c..(i + 1) * c;
-                    let few = factors.and_then(|factors| FewRows::new(factors, rows.clone()));
-                    let few = few.map(|few| few.in_block(block));
-                    match factors {
-                        Some(factors) if few.is_none() => block.product(next_s, false, factors, rows),
-                        Some(_) => {}
-                        None => next_s.fill(T::zero()),
+                    let few = FewRows::new(factors, rows.clone()).map(|few| few.in_block(block));
+                    if few.is_none() {
+                        block.product(next_s, false, factors, rows);
                     }
                     recurrences::step(step, few.unwrap_or(FewRows::empty()), [u, s], [next_u, next_s]);
                 }
