@@ -199,7 +199,7 @@ impl<T: Real> HeadSequence<'_, T> {
         let mut tape =
             Tape { starts: Vec::new(), last: None, gradients: None, reads: Vec::new(), end: Vec::new() };
         let mut rest = Parts::new(output);
-        // Outside blocks the last segment is none of the panels'.
+        // Outside blocks, panels do not take the last segment.
         let of_panels = self.segments().len().saturating_sub(usize::from(!self.in_blocks));
         let mut state = (of_panels > 0).then(|| PanelState::new(self, &self.start));
         for chunks in self.segments() {
