@@ -326,7 +326,11 @@ impl Checkpoint<'_> {
         let program = match model_0_0_17(keywords, arguments)?.or(of_metadata) {
             Some(ModelKind::Mlp) => Program::titans_0_0_17_mlp(chunk_size, depth),
             Some(ModelKind::Attention) => Program::titans_0_0_17(chunk_size),
-            Some(other) => return Err(unsupported("--model", other.name())),
+            Some(other) => {
+                let reason =
+                    format!("titans-pytorch 0.0.17 has no {} memory; pass attention or mlp", other.name());
+                return Err(Error::rejected("--model", reason));
+            }
             None => {
                 let reason = "the attention memory and the MLP have the same names and, with a depth of 4, the same \
                               shapes; pass --model attention, or --model mlp for titans-pytorch's default";
@@ -517,7 +521,7 @@ fn chunk_size(keywords: &Keywords, arguments: &Arguments) -> Result<usize> {
 }
 
 fn unsupported(option: &str, value: &str) -> Error {
-    Error::rejected("--args", format!("{option} {value} is not supported; nmem has no such memory yet"))
+    Error::rejected("--args", format!("{option} {value} is not supported by nmem import"))
 }
 
 /// Rejects options that change what is computed and that no program has.

@@ -123,6 +123,34 @@ fn outputs_into_pipes_and_devices() {
     insta::assert_snapshot!(said);
 }
 
+/// A sequence and a configuration are read from named pipes, once, and a run has the same results as with files.
+#[test]
+fn inputs_from_named_pipes() {
+    let sandbox = sandbox();
+    sandbox.file("plain.toml", "heads = 2\nchunk_size = 4\n");
+    sandbox.ok("store seq.npy --config plain.toml --out whole --no-plots -q");
+    for name in ["seq", "toml"] {
+        assert!(Command::new("mkfifo").arg(sandbox.path(name)).status().unwrap().success());
+    }
+    let child = start(&sandbox, "store seq --config toml --out piped --no-plots -q", Stdio::null());
+    let copy = |from: &str, to: &str| fs::write(sandbox.path(to), sandbox.bytes(from)).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| copy("seq.npy", "seq"));
+        scope.spawn(|| copy("plain.toml", "toml"));
+    });
+    assert_eq!(end(child), (Some(0), String::new()));
+    for file in ["metrics.csv", "memory.safetensors"] {
+        assert!(sandbox.bytes(&format!("piped/{file}")) == sandbox.bytes(&format!("whole/{file}")), "{file}");
+    }
+    let inputs = |run: &str| {
+        let run: serde_json::Value =
+            serde_json::from_slice(&sandbox.bytes(&format!("{run}/run.json"))).unwrap();
+        let inputs = run["inputs"].as_array().unwrap().iter();
+        inputs.map(|input| (input["role"].clone(), input["sha256"].clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(inputs("piped"), inputs("whole"));
+}
+
 /// Ends with what the first signal says, also where the program waits for input that never comes.
 #[test]
 fn the_first_signal_ends_a_program_that_only_reads() {
