@@ -47,9 +47,11 @@ pub struct Block {
 
 /// Elements of a block where chunks are short.
 const BLOCK_ELEMENTS: usize = 2048;
-/// Rows of a block where chunks have many rows, or half of a chunk's if they are more, and fewer where the rows B of a chunk fit L1. With one or two
-/// rows of 1,152 elements a block, products loaded B for little work, and gradients took half as long again. With 16 rows instead of
-/// 32, `64, 1024, 16, 1` took a twentieth less time, and `384, 1024, 64, 1` a seventh more.
+/// Fewest rows of a block. The partial products of all blocks with a chunk's rows are then at most twice as many numbers as a state.
+const MIN_BLOCK_ROWS: usize = 4;
+/// Rows of a block where chunks have many rows, or half of a chunk's if they are more, and fewer where the rows B of a chunk fit L1.
+/// With one or two rows of 1,152 elements a block, products loaded B for little work, and gradients took half as long again. With 16
+/// rows instead of 32, `64, 1024, 16, 1` took a twentieth less time, and `384, 1024, 64, 1` a seventh more.
 const LONG_BLOCK_ROWS: usize = 32;
 const NEAR_BLOCK_ROWS: usize = 16;
 /// Most numbers of such rows B: 16 KB of f32.
@@ -132,9 +134,9 @@ impl Passes {
         for (map, place) in places.iter().enumerate().filter_map(|(i, place)| Some((i, place.as_ref()?))) {
             let width = graph.nodes[map].width;
             let min_rows = if chunk < MANY_ROWS {
-                1
+                MIN_BLOCK_ROWS
             } else if chunk * width <= NEAR_NUMBERS {
-                NEAR_BLOCK_ROWS
+                NEAR_BLOCK_ROWS.max(chunk / 2)
             } else {
                 LONG_BLOCK_ROWS.max(chunk / 2)
             };
