@@ -574,7 +574,11 @@ fn model_0_0_17(keywords: &Keywords, arguments: &Arguments) -> Result<Option<Mod
         None => keywords.default_mlp_kwargs.as_ref().map(|_| ModelKind::Mlp),
         Some("MemoryMLP") => Some(ModelKind::Mlp),
         Some("MemoryAttention" | "TitansAttentionMemory") => Some(ModelKind::Attention),
-        Some(other) => return Err(unsupported("model", &format!("{other:?}"))),
+        Some(other) => {
+            let reason =
+                format!("titans-pytorch 0.0.17 has no model {other:?}; pass MemoryMLP or MemoryAttention");
+            return Err(Error::rejected("--args", reason));
+        }
     };
     match (arguments.model, of_class) {
         (Some(model), Some(of_class)) if model != of_class => {

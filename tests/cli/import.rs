@@ -243,6 +243,10 @@ fn rejected_imports_of_0_0_17() {
     sandbox.file("args.json", args.to_string());
     said.given(&format!("args.json: {args}"));
     said.reject(&sandbox, &format!("{line} --model attention"));
+    sandbox.file("args.json", r#"{"chunk_size": 4}"#);
+    said.given(r#"args.json: {"chunk_size": 4}"#);
+    said.reject(&sandbox, &format!("{line} --model linear"));
+    sandbox.file("args.json", args.to_string());
     insta::assert_snapshot!(said);
     sandbox.ok(&format!("{line} --model mlp -q"));
     let from_flags = "--model mlp --chunk-size 4 --out flags.safetensors -q";

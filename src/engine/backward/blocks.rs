@@ -10,21 +10,23 @@ use std::ops::Range;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 use rayon::prelude::*;
 
+use super::block::Block;
 use super::few_rows::{FewRows, are_few};
 use super::head::{HeadCotangents, HeadSequence, Parts, RowCotangents, State, add};
 use super::node_rows::{Passage, Values};
-use super::passes::{Block, Passes};
+use super::passes::Passes;
 use super::reads::Read;
 use super::recurrences::{FewBack, few_space, step, step_back};
 use super::reverse::{Carried, add_to_both};
 use super::segment::Interval;
+use crate::engine::panel::Step;
 use crate::memory::graph::Value;
 use crate::memory::program::Program;
 use crate::real::Real;
-use crate::simd::vectorised;
 use crate::small_matmul::multiply;
 
-/// Returns whether a segment's way back goes by blocks of the weights: where gradients are never refreshed, and the factors of a chunk's gradients have fewer numbers than the weights. The values of all reads are kept there.
+/// Returns whether a segment's way back goes by blocks of the weights: where gradients are never refreshed, and the factors of a
+/// chunk's gradients have fewer numbers than the weights. The values of all reads are kept there.
 pub fn go_in_blocks(passes: &Passes, program: &Program) -> bool {
     program.schedule.refresh.is_none() && passes.numbers_of_factors() * passes.chunk < passes.graph.elements()
 }
@@ -49,7 +51,7 @@ pub fn numbers<T>(passes: &Passes, chunks: usize, tasks: usize) -> usize {
     passes.linears().map(of_products).sum::<usize>() + passes.linears().map(of_tasks).max().unwrap_or(0)
 }
 
-/// Reads before some chunks, on the way back.
+/// A read before some chunks, with its values and their cotangents.
 struct ReadBack<'a, T> {
     read: Read,
     passage: Passage<T>,
@@ -242,10 +244,25 @@ impl<T: Real> HeadSequence<'_, T> {
         MapProducts { map, of_a, of_b }
     }
 
+    /// Computes U and S of a block before each chunk from those before the first.
+    fn block_states(&self, block: &Block, steps: &[Step<T>], chunks: &[MapChunk<'_, T>], states: &mut [T]) {
+        let size = block.place.len();
+        for (i, chunk) in chunks[..chunks.len() - 1].iter().enumerate() {
+            let (before, after) = states[2 * i * size..].split_at_mut(2 * size);
+            let (u, s) = before.split_at(size);
+            let (next_u, next_s) = after[..2 * size].split_at_mut(size);
+            if chunk.few.is_none() {
+                block.product(next_s, false, chunk.stored, 0..self.chunk());
+            }
+            let few = chunk.few.map_or(FewRows::empty(), |[stored, _]| stored.in_block(block));
+            step(&steps[i], few, [u, s], [next_u, next_s]);
+        }
+    }
+
     /// Takes a block of the weights forward through some chunks and back. `read` has the number of rows that are read.
     fn block_vjp(
         &self,
-        (block, carried): BlockTask<'_, T>,
+        (block, [d_update, d_momentum, d_base]): BlockTask<'_, T>,
         (start, first): (&State<T>, usize),
         (chunks, reads): (&[MapChunk<'_, T>], &[[ArrayView2<'_, T>; 2]]),
         read: usize,
@@ -271,8 +288,8 @@ impl<T: Real> HeadSequence<'_, T> {
         let (s_bar, space) = space.split_at_mut(size);
         let (base, space) = space.split_at_mut(size);
         let packed = &mut space[..packed];
-        u_bar.copy_from_slice(carried[0]);
-        s_bar.copy_from_slice(carried[1]);
+        u_bar.copy_from_slice(d_update);
+        s_bar.copy_from_slice(d_momentum);
         if whole {
             base.fill(T::zero());
         } else {
@@ -280,16 +297,7 @@ impl<T: Real> HeadSequence<'_, T> {
         }
         states[..size].copy_from_slice(&start.update[block.place.clone()]);
         states[size..2 * size].copy_from_slice(&start.momentum[block.place.clone()]);
-        for (i, chunk) in chunks[..chunks.len() - 1].iter().enumerate() {
-            let (before, after) = states[2 * i * size..].split_at_mut(2 * size);
-            let (u, s) = before.split_at(size);
-            let (next_u, next_s) = after[..2 * size].split_at_mut(size);
-            if chunk.few.is_none() {
-                block.product(next_s, false, chunk.stored, 0..c);
-            }
-            let few = chunk.few.map_or(FewRows::empty(), |[stored, _]| stored.in_block(block));
-            step(&steps[i], few, [u, s], [next_u, next_s]);
-        }
+        self.block_states(block, steps, chunks, states);
 
         let rows = chunks.len() * c;
         let new = |numbers| vec![T::zero(); numbers];
@@ -320,8 +328,9 @@ impl<T: Real> HeadSequence<'_, T> {
                 let of_a = ArrayViewMut2::from_shape((c, height), of_a).expect(SHAPE);
                 multiply(of_a, b, s_bar.reversed_axes());
                 if let Some([x, y]) = chunk.read {
-                    let weights = if whole { u } else { sum(weights, [u, base]) };
-                    let weights = ArrayView2::from_shape((height, width), weights).expect(SHAPE);
+                    weights.copy_from_slice(u);
+                    add(weights, base);
+                    let weights = ArrayView2::from_shape((height, width), &*weights).expect(SHAPE);
                     let of_x = ArrayViewMut2::from_shape((x.nrows(), height), of_x).expect(SHAPE);
                     multiply(of_x, y, weights.reversed_axes());
                     if whole {
@@ -329,7 +338,7 @@ impl<T: Real> HeadSequence<'_, T> {
                     } else {
                         // `s_after` is free again.
                         block.product(s_after, false, [x, y], 0..x.nrows());
-                        add_to_both([&mut *u_bar, &mut *carried[2]], s_after);
+                        add_to_both([&mut *u_bar, &mut *d_base], s_after);
                     }
                 }
                 gates
@@ -342,11 +351,11 @@ impl<T: Real> HeadSequence<'_, T> {
         if few_rows && !whole {
             // One product of all rows takes less time than many of few.
             for &[x, y] in reads {
-                block.product(carried[2], true, [x, y], 0..x.nrows());
+                block.product(d_base, true, [x, y], 0..x.nrows());
             }
         }
-        carried[0].copy_from_slice(u_bar);
-        carried[1].copy_from_slice(s_bar);
+        d_update.copy_from_slice(u_bar);
+        d_momentum.copy_from_slice(s_bar);
         self.buffers.weights.give(buffer);
         results
     }
@@ -362,16 +371,3 @@ fn aligned<T>(buffer: &mut [T]) -> &mut [T] {
 }
 
 const SHAPE: &str = "as many numbers as the shape";
-
-/// Returns the sum of two slices, in the space for it.
-fn sum<'s, T: Real>(space: &'s mut [T], [a, b]: [&[T]; 2]) -> &'s [T] {
-    vectorised(
-        #[inline(always)]
-        || {
-            for ((sum, &a), &b) in space.iter_mut().zip(a).zip(b) {
-                *sum = a + b;
-            }
-        },
-    );
-    space
-}

@@ -8,7 +8,7 @@ use std::ops::Range;
 use ndarray::{ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis};
 use pulp::{Arch, Simd, WithSimd};
 
-use super::passes::Block;
+use super::block::Block;
 use crate::real::Real;
 
 const CONTIGUOUS: &str = "contiguous rows";

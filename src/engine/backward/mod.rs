@@ -12,7 +12,8 @@
 //! - `reads`: reads, and the way back through them;
 //! - `reverse`: one head back through time;
 //! - `blocks`: a segment back through time by blocks of the weights, where gradients are never refreshed;
-//! - `passes`: passes over the nodes of a memory model, in the buffers of `node_rows`;
+//! - `passes`: passes over the nodes of a memory model, in the buffers of `node_rows`; `second`: back through the pass back;
+//! - `block`: the blocks of the weights;
 //! - `recurrences`: those of the state for one chunk, and their way back;
 //! - `few_rows`: products of the few rows of short chunks;
 //! - `rows`: products, norms and activations of many rows;
@@ -23,6 +24,7 @@
 //! have the same bits for any number of threads. Memory use is that of a sequence's rows, of each node's rows for all reads where the
 //! way back goes by blocks, and of the weights times about √N for N chunks, or times N where all states are a few megabytes.
 
+mod block;
 mod blocks;
 mod few_rows;
 mod frame;
@@ -35,6 +37,7 @@ mod reads;
 mod recurrences;
 mod reverse;
 mod rows;
+mod second;
 mod segment;
 
 use ndarray::{Array2, Array3, ArrayView2, Axis, concatenate, s};

@@ -1,24 +1,19 @@
-//! Passes over a memory model's nodes with plain matrices, for the outer gradient: forward, back, and back through the pass
-//! back.
-//!
-//! The gradient of a chunk is a function of keys, values, rates of rows and weights: a pass forward over the nodes, the
-//! loss, and a pass back that leaves the thin factors A (rows that a linear map multiplies) and B (cotangents of its
-//! products). Its own reverse mode goes the other way round. First over the nodes in order, with the cotangents of the
-//! factors B: the tangent of a node is the cotangent of its cotangent. Then through the loss. Then back over the nodes,
-//! with the cotangents of the factors A and those that the operators' second derivatives leave.
+//! Passes over a memory model's nodes with plain matrices, for the outer gradient, forward and back. `second` has those back through
+//! the pass back of a chunk's gradient.
 //!
 //! Weights are in order of the linear maps, each with its matrices side by side: (in, out) is one matrix and one product.
 
 use std::ops::Range;
 
-use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2, s};
+use ndarray::{ArrayView2, ArrayViewMut2, s};
 
+use super::block::{Block, divided};
 use super::few_rows::{self, are_few};
 use super::head::add;
-use super::node_rows::{NodeRows, Passage, Second, Values};
+use super::node_rows::{NodeRows, Passage, Values};
 use crate::memory::Loss;
-use crate::memory::graph::{Graph, MAX_INPUTS, Node, NodeKind, Value};
-use crate::memory::operators::{self, Op, SecondResults};
+use crate::memory::graph::{Graph, Node, NodeKind, Value};
+use crate::memory::operators::Op;
 use crate::real::Real;
 use crate::simd::vectorised;
 use crate::small_matmul::{multiply, multiply_add};
@@ -35,30 +30,6 @@ pub struct Passes {
     pub chunk: usize,
 }
 
-/// Some rows of the weights of a linear map, which one task takes through the recurrences.
-#[derive(Clone, Debug)]
-pub struct Block {
-    /// Node of the map.
-    pub map: usize,
-    pub rows: Range<usize>,
-    /// Place in the slice of all weights.
-    pub place: Range<usize>,
-}
-
-/// Elements of a block where chunks are short.
-const BLOCK_ELEMENTS: usize = 2048;
-/// Fewest rows of a block. The partial products of all blocks with a chunk's rows are then at most twice as many numbers as a state.
-const MIN_BLOCK_ROWS: usize = 4;
-/// Rows of a block where chunks have many rows, or half of a chunk's if they are more, and fewer where the rows B of a chunk fit L1.
-/// With one or two rows of 1,152 elements a block, products loaded B for little work, and gradients took half as long again. With 16
-/// rows instead of 32, `64, 1024, 16, 1` took a twentieth less time, and `384, 1024, 64, 1` a seventh more.
-const LONG_BLOCK_ROWS: usize = 32;
-const NEAR_BLOCK_ROWS: usize = 16;
-/// Most numbers of such rows B: 16 KB of f32.
-const NEAR_NUMBERS: usize = 4096;
-/// Rows of a chunk that are many: the products are then most of the work.
-const MANY_ROWS: usize = 8;
-
 /// Factors of the gradient of a linear map's weights, unless it is zero: its input rows and the cotangents of its products.
 pub type Factors<'a, T> = Option<[ArrayView2<'a, T>; 2]>;
 
@@ -68,11 +39,6 @@ fn summed<'w, T: Real>([a, b]: [ArrayView2<'_, T>; 2], space: &'w mut Vec<T>) ->
     space.extend_from_slice(a.to_slice().expect("standard layout"));
     add(space, b.to_slice().expect("standard layout"));
     ArrayView2::from_shape(a.dim(), space).expect("as many numbers")
-}
-
-/// Returns the numbers of a row.
-fn contiguous<T>(row: ArrayView1<'_, T>) -> &[T] {
-    row.to_slice().expect("contiguous rows")
 }
 
 /// Weights of all linear maps.
@@ -86,8 +52,8 @@ pub enum Weights<'w, T> {
 }
 
 impl<'w, T> Weights<'w, T> {
-    /// Returns the weights, which are no sum.
-    fn plain(self) -> &'w [T] {
+    /// Returns the weights of a point, which are never a sum.
+    pub fn plain(self) -> &'w [T] {
         match self {
             Self::Plain(weights) | Self::Transposed([weights, _]) => weights,
             Self::Sum(_) => unreachable!("a point of gradients"),
@@ -103,23 +69,6 @@ pub struct Examples<'a, T> {
     pub rates: Option<&'a [T]>,
 }
 
-/// Places for the cotangents of [`Examples`].
-pub struct ExampleCotangents<'a, T> {
-    pub keys: ArrayViewMut2<'a, T>,
-    pub values: ArrayViewMut2<'a, T>,
-    pub rates: Option<&'a mut [T]>,
-}
-
-impl Block {
-    /// Computes Aᵀ B in these rows of the weights, from some rows of A and B, and adds it to `to` if `keep`.
-    pub fn product<T: Real>(&self, to: &mut [T], keep: bool, [a, b]: [ArrayView2<T>; 2], rows: Range<usize>) {
-        let a = a.slice_move(s![rows.clone(), self.rows.clone()]);
-        let b = b.slice_move(s![rows, ..]);
-        let to = ArrayViewMut2::from_shape((a.ncols(), b.ncols()), to).expect("rows of the map");
-        multiply_add(to, keep, T::one(), a.reversed_axes(), b);
-    }
-}
-
 impl Passes {
     pub fn new(graph: Graph, chunk: usize) -> Self {
         let mut start = 0;
@@ -132,24 +81,7 @@ impl Passes {
         let places: Vec<Option<Range<usize>>> = graph.nodes.iter().map(&mut place).collect();
         let mut blocks = Vec::new();
         for (map, place) in places.iter().enumerate().filter_map(|(i, place)| Some((i, place.as_ref()?))) {
-            let width = graph.nodes[map].width;
-            let min_rows = if chunk < MANY_ROWS {
-                MIN_BLOCK_ROWS
-            } else if chunk * width <= NEAR_NUMBERS {
-                NEAR_BLOCK_ROWS.max(chunk / 2)
-            } else {
-                LONG_BLOCK_ROWS.max(chunk / 2)
-            };
-            let rows = place.len() / width;
-            let count = rows.div_ceil((BLOCK_ELEMENTS / width).max(min_rows));
-            // Blocks of about the same size, and mostly an even number of them, for threads to share.
-            let count = if count > 1 { count.next_multiple_of(2) } else { count };
-            let each = rows.div_ceil(count);
-            blocks.extend((0..rows).step_by(each).map(|first| {
-                let rows = first..rows.min(first + each);
-                let place = place.start + rows.start * width..place.start + rows.end * width;
-                Block { map, rows, place }
-            }));
+            blocks.extend(divided(map, place, graph.nodes[map].width, chunk));
         }
         Self { graph, places, blocks, chunk }
     }
@@ -214,7 +146,7 @@ impl Passes {
         (place, (self.graph.width_of(node.inputs[0]), node.width))
     }
 
-    fn map<'w, T>(&self, weights: &'w [T], i: usize) -> ArrayView2<'w, T> {
+    pub fn map<'w, T>(&self, weights: &'w [T], i: usize) -> ArrayView2<'w, T> {
         let (place, shape) = self.place(i);
         ArrayView2::from_shape(shape, &weights[place]).expect("in × out elements")
     }
@@ -365,7 +297,7 @@ impl Passes {
     }
 
     /// Passes cotangents back to the input rows.
-    fn outer<T: Real>(
+    pub fn outer<T: Real>(
         &self,
         weights: Weights<'_, T>,
         rows: ArrayView2<T>,
@@ -432,190 +364,5 @@ impl Passes {
     ) -> Factors<'a, T> {
         let b = passage.cotangents.of(Value::Node(i))?;
         Some([passage.values.of(self.graph.nodes[i].inputs[0], keys), b])
-    }
-
-    /// Passes the cotangents of the factors of the chunks' gradients, in `second`, back to keys, values and rates of rows, and leaves
-    /// the factors of that of the point in `passage` and `second`.
-    pub fn inner_vjp<T: Real>(
-        &self,
-        (loss, point): (Loss, Weights<'_, T>),
-        examples: Examples<'_, T>,
-        (passage, second): (&mut Passage<T>, &mut Second<T>),
-        mut to: ExampleCotangents<'_, T>,
-    ) {
-        self.tangents(point.plain(), examples.keys, passage, second);
-        let Second { tangents, cotangents, .. } = second;
-        let last = Value::Node(self.graph.output());
-        let (mut d_output, _) = cotangents.reach(last).expect("a node");
-        d_output.assign(&passage.values.output());
-        let tangent = tangents.of(last);
-        let tangent = tangent.expect("the output depends on weights");
-        vectorised(
-            #[inline(always)]
-            || {
-                for (r, mut d_output) in d_output.rows_mut().into_iter().enumerate() {
-                    let of_rate = loss.gradient_vjp(
-                        d_output.as_slice_mut().expect("contiguous rows"),
-                        examples.values.row(r).to_slice().expect("contiguous rows"),
-                        examples.rates.map(|rates| rates[r]),
-                        tangent.row(r).to_slice().expect("contiguous rows"),
-                        to.values.row_mut(r).as_slice_mut().expect("contiguous rows"),
-                    );
-                    if let Some(d_rates) = &mut to.rates {
-                        d_rates[r] = T::from_f64(of_rate);
-                    }
-                }
-            },
-        );
-        let passage = (&mut passage.values, cotangents, &mut Vec::new());
-        self.outer(point, examples.keys, passage, to.keys);
-    }
-
-    /// Adds the cotangent of a block of the point, after [`inner_vjp`](Self::inner_vjp) of some rows: the gradients of a linear
-    /// map in the pass over the nodes and in the one back.
-    pub fn point_vjp<T: Real>(
-        &self,
-        keys: ArrayView2<T>,
-        (passage, second): (&Passage<T>, &Second<T>),
-        block: &Block,
-        to: &mut [T],
-    ) {
-        let (input, output) = (self.graph.nodes[block.map].inputs[0], Value::Node(block.map));
-        let tangents = second.tangents.of(input).zip(passage.cotangents.of(output));
-        let values =
-            second.cotangents.of(output).map(|cotangent| (passage.values.of(input, keys), cotangent));
-        for (a, b) in tangents.into_iter().chain(values) {
-            block.product(to, true, [a, b], 0..keys.nrows());
-        }
-    }
-
-    /// Passes cotangents of the chunks' gradients back to their factors: those of B are the first tangents. The cotangent of a
-    /// chunk's gradient is −θ S̄, with θ and S̄ from `steps`. Adds to `d_rates`, for each chunk, −⟨S̄, g⟩: the cotangent of its θ.
-    pub fn factors_vjp<T: Real>(
-        &self,
-        keys: ArrayView2<T>,
-        (passage, second): (&Passage<T>, &mut Second<T>),
-        steps: &[(T, &[T])],
-        d_rates: &mut [f64],
-    ) {
-        let chunk = |index: usize| s![index * self.chunk..((index + 1) * self.chunk).min(keys.nrows()), ..];
-        for i in self.linears() {
-            let Some([a, b]) = self.factors(passage, keys, i) else { continue };
-            let input = self.graph.nodes[i].inputs[0];
-            let (mut d_factor, _) = second.tangents.reach(Value::Node(i)).expect("a node");
-            let mut d_input = second.cotangents.reach(input);
-            for (index, (&(rate, s_bar), of_rate)) in steps.iter().zip(&mut *d_rates).enumerate() {
-                let s_bar = self.map(s_bar, i);
-                let [a, b] = [&a, &b].map(|factor| factor.slice(chunk(index)));
-                let mut d_b = d_factor.slice_mut(chunk(index));
-                multiply(d_b.view_mut(), a, s_bar);
-                vectorised(
-                    #[inline(always)]
-                    || {
-                        for (mut d_b, b) in d_b.rows_mut().into_iter().zip(b.rows()) {
-                            let d_b = d_b.as_slice_mut().expect("contiguous rows");
-                            *of_rate -= T::dot(d_b, b.to_slice().expect("contiguous rows")).to_f64();
-                            for x in d_b {
-                                *x = -*x * rate;
-                            }
-                        }
-                    },
-                );
-                if let Some((d_input, keep)) = &mut d_input {
-                    let d_input = d_input.slice_mut(chunk(index));
-                    multiply_add(d_input, *keep, -rate, b, s_bar.reversed_axes());
-                }
-            }
-        }
-    }
-
-    /// Passes cotangents of the chunks' gradients back to their factors at one linear map, from the products B S̄ᵀ and A S̄ of its rows, and
-    /// to the `rates` θ of the chunks, as [`factors_vjp`](Self::factors_vjp) does.
-    pub fn products_vjp<T: Real>(
-        &self,
-        map: usize,
-        keys: ArrayView2<T>,
-        (passage, second): (&Passage<T>, &mut Second<T>),
-        [of_a, of_b]: [ArrayView2<'_, T>; 2],
-        (rates, d_rates): (&[T], &mut [f64]),
-    ) {
-        let Some([_, b]) = self.factors(passage, keys, map) else { return };
-        let (mut d_b, _) = second.tangents.reach(Value::Node(map)).expect("a node");
-        vectorised(
-            #[inline(always)]
-            || {
-                for (r, (mut d_b, (of_b, b))) in
-                    d_b.rows_mut().into_iter().zip(of_b.rows().into_iter().zip(b.rows())).enumerate()
-                {
-                    let chunk = r / self.chunk;
-                    let rate = rates[chunk];
-                    d_rates[chunk] -= T::dot(contiguous(of_b), contiguous(b)).to_f64();
-                    let d_b = d_b.as_slice_mut().expect("contiguous rows");
-                    d_b.iter_mut().zip(contiguous(of_b)).for_each(|(d, &x)| *d = -x * rate);
-                }
-            },
-        );
-        let Some((mut d_a, keep)) = second.cotangents.reach(self.graph.nodes[map].inputs[0]) else { return };
-        if !keep {
-            d_a.fill(T::zero());
-        }
-        vectorised(
-            #[inline(always)]
-            || {
-                for (r, (mut d_a, of_a)) in d_a.rows_mut().into_iter().zip(of_a.rows()).enumerate() {
-                    let rate = rates[r / self.chunk];
-                    let d_a = d_a.as_slice_mut().expect("contiguous rows");
-                    d_a.iter_mut().zip(contiguous(of_a)).for_each(|(d, &x)| *d -= rate * x);
-                }
-            },
-        );
-    }
-
-    /// Goes over the nodes in order with the cotangents of the factors B, and adds the cotangents of values from the operators' second derivatives.
-    fn tangents<T: Real>(
-        &self,
-        point: &[T],
-        keys: ArrayView2<T>,
-        passage: &mut Passage<T>,
-        second: &mut Second<T>,
-    ) {
-        let Passage { values, cotangents: of_first, .. } = passage;
-        let Second { tangents, cotangents, .. } = second;
-        for (i, node) in self.graph.nodes.iter().enumerate() {
-            let Some(cotangent) = of_first.of(Value::Node(i)) else { continue };
-            match &node.kind {
-                NodeKind::Linear(_) => {
-                    tangents.with_input(node.inputs[0], i, |of_input, to| {
-                        multiply_add(to, true, T::one(), of_input, self.map(point, i));
-                    });
-                }
-                NodeKind::Operator(op) => {
-                    let mut work = values.works[i].take();
-                    let inputs = values.inputs(&node.inputs, keys);
-                    tangents.derive(i, &node.inputs, |of_inputs, tangent| {
-                        cotangents.receive(
-                            &node.inputs,
-                            |value| value != Value::Ones,
-                            |places| {
-                                let given = operators::Second {
-                                    chunk: self.chunk,
-                                    inputs: &inputs[..node.inputs.len()],
-                                    cotangent,
-                                    tangents: of_inputs,
-                                };
-                                // Borrowed again, for as long as the tangent.
-                                let mut places = places.iter_mut();
-                                let mut d_inputs: [_; MAX_INPUTS] =
-                                    std::array::from_fn(|_| Some(places.next()?.as_mut()?.view_mut()));
-                                let d_inputs = &mut d_inputs[..node.inputs.len()];
-                                let results = SecondResults { d_cotangent: tangent, d_inputs };
-                                op.operator().vjp_of_vjp(&given, results, work.as_mut().expect("buffers"));
-                            },
-                        );
-                    });
-                    values.works[i] = work;
-                }
-            }
-        }
     }
 }

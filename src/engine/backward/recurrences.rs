@@ -319,7 +319,7 @@ impl<T: Real, S: Simd> Sums<T, S> {
     ) -> [[T; ROWS]; 2] {
         let zero = T::splat(simd, T::ZERO);
         let (eta, keep) = (T::splat(simd, eta), T::splat(simd, keep));
-        // Closures in closures would be no part of what is dispatched.
+        // A closure inside a closure would be compiled without the vector instructions.
         let (a, x) = (a.map(|scale| T::splat(simd, scale)), x.map(|scale| T::splat(simd, scale)));
         let (mut of_a, mut of_x) = ([zero; ROWS], [zero; ROWS]);
         let [mut of_eta, mut of_alpha] = self.lanes;
@@ -356,8 +356,8 @@ mod tests {
     use ndarray::{Array2, s};
 
     use super::{FewBack, few_space, step, step_back};
+    use crate::engine::backward::block::Block;
     use crate::engine::backward::few_rows::FewRows;
-    use crate::engine::backward::passes::Block;
     use crate::engine::panel::Step;
 
     /// One chunk of a block of 3 rows of 37 numbers: more than whole vectors, and more than all chains of them.
@@ -422,10 +422,6 @@ mod tests {
                 let sums = work.run();
                 let columns = s![.., 1..4];
                 close(&shaped(&got_u), 0.9 * &u_bar + x.slice(columns).t().dot(&y));
-                let close = |got: &Array2<f64>, expected: Array2<f64>| {
-                    let error = (got - expected).fold(0.0_f64, |most, x| most.max(x.abs()));
-                    assert!(error < 1e-12, "{rows} rows: an error of {error}");
-                };
                 close(&of_b, a.slice(columns).dot(&both));
                 close(&of_a, b.dot(&both.t()));
                 close(&of_x, y.dot(&(&u + &base).t()));

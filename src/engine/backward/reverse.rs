@@ -16,10 +16,12 @@ use std::ops::Range;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 use rayon::prelude::*;
 
+use super::block::Block;
 use super::head::{HeadCotangents, HeadSequence, Parts, RowCotangents, Tape, add};
 use super::node_rows::{Passage, Second};
-use super::passes::{Block, ExampleCotangents, Weights};
+use super::passes::Weights;
 use super::recurrences::step_back;
+use super::second::ExampleCotangents;
 use super::segment::{Interval, Segment};
 use crate::error::Result;
 use crate::real::Real;

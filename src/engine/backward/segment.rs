@@ -5,10 +5,10 @@ use std::ops::Range;
 use ndarray::{Array2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
+use super::block::Block;
 use super::few_rows::FewRows;
 use super::head::{HeadSequence, State};
 use super::node_rows::Passage;
-use super::passes::Block;
 use super::recurrences;
 use crate::real::Real;
 
