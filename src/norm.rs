@@ -93,9 +93,16 @@ fn square(x: f64) -> f64 {
 }
 
 /// Returns the Frobenius norm of `values`.
+#[expect(clippy::inline_always, reason = "to be compiled with the caller's instruction set")]
+#[inline(always)]
 pub fn norm<T: NdFloat + Into<f64>>(values: &[T]) -> f64 {
     let sum = values.chunks(1024).map(sum_of_squares).sum();
-    if trusted::<T>(sum) { f64::sqrt(sum) } else { scaled_norm(|| values.iter().copied()) }
+    if trusted::<T>(sum) { f64::sqrt(sum) } else { norm_of_any_range(values) }
+}
+
+#[cold]
+fn norm_of_any_range<T: NdFloat + Into<f64>>(values: &[T]) -> f64 {
+    scaled_norm(|| values.iter().copied())
 }
 
 /// Returns rsqrt(mean(x²) + ε), by which an RMSNorm multiplies x. It is accurate over the whole range of the element type.

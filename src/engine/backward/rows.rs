@@ -175,13 +175,13 @@ pub fn rms_normed_vjp<T: Real>(
                     let places = d_row.chunks_exact_mut(width).zip(d_weights.chunks_exact_mut(width));
                     for ((x, w), (d, d_w)) in parts.zip(places) {
                         let scale = rms_scale(x);
-                        for e in 0..width {
-                            d_w[e] += scale * x[e] * d[e];
-                            d[e] *= w[e];
+                        for (((d_w, d), &x), &w) in d_w.iter_mut().zip(&mut *d).zip(x).zip(w) {
+                            *d_w += scale * x * *d;
+                            *d *= w;
                         }
                         let along = T::dot(x, d) * scale * scale / T::from_f64(width as f64);
-                        for e in 0..width {
-                            d[e] = scale * (d[e] - x[e] * along);
+                        for (d, &x) in d.iter_mut().zip(x) {
+                            *d = scale * (*d - x * along);
                         }
                     }
                 }
