@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
 use super::block::Block;
@@ -44,7 +44,7 @@ pub fn numbers<T>(passes: &Passes, chunks: usize, tasks: usize) -> usize {
         let blocks = passes.blocks.iter().filter(|block| block.map == map).count();
         let buffer = (2 * chunks + 5) * passes.largest_block() + few_space(passes.chunk, width);
         let small = chunks * (size_of::<MapChunk<'_, T>>() + blocks * size_of::<[f64; 2]>());
-        rows * (blocks * width + 3 * height)
+        rows * (blocks * width + 2 * height)
             + tasks * (buffer + LINE / size_of::<T>())
             + small.div_ceil(size_of::<T>())
     };
@@ -71,7 +71,7 @@ struct MapChunk<'a, T> {
 }
 
 /// One block of a linear map, with its cotangents of U, S and the initial weights.
-type BlockTask<'a, T> = (&'a Block, [&'a mut [T]; 3]);
+type BlockTask<'b, 'a, T> = (&'b Block, [&'a mut [T]; 3]);
 
 /// Results of one block, in the rows of a segment's chunks.
 struct OfBlock<T> {
@@ -109,27 +109,29 @@ impl<T: Real> HeadSequence<'_, T> {
         let groups = intervals.iter().flat_map(|interval| &interval.groups);
         let reads = self.reads_before(groups.map(|(chunks, _)| chunks.clone()), &mut queries);
         assert_eq!(reads.len(), kept.len(), "values of each read");
+        let maps: Vec<_> = self.passes.linears().collect();
+        let last = *maps.last().expect("a linear map");
         let back = |((read, d_queries), values): ((Read, _), _)| {
             let mut passage = Passage { values, cotangents: self.node_rows(read.rows.len()) };
             self.passes.start_vjp(&mut passage, d_output.slice(s![read.rows.clone(), ..]));
-            ReadBack { read, passage, d_queries }
+            let mut read = ReadBack { read, passage, d_queries };
+            self.operators_vjp(last + 1..self.passes.graph.nodes.len(), &mut read);
+            read
         };
-        let mut reads: Vec<_> = reads.into_iter().zip(kept).map(back).collect();
+        let mut reads: Vec<_> = reads.into_par_iter().zip(kept).map(back).collect();
         let mut products = Vec::new();
-        let mut end = self.passes.graph.nodes.len();
-        for map in self.passes.linears().collect::<Vec<_>>().into_iter().rev() {
-            self.operators_vjp(map + 1..end, &mut reads);
-            products.push(self.map_vjp(map, (start, &intervals), &mut reads, carried, results));
-            end = map;
+        for (i, &map) in maps.iter().enumerate().rev() {
+            let operators = i.checked_sub(1).map_or(0, |before| maps[before] + 1)..map;
+            let state = (start, &intervals[..]);
+            products.push(self.map_vjp((map, operators), state, &mut reads, carried, results));
         }
-        self.operators_vjp(0..end, &mut reads);
-        for ReadBack { passage, mut d_queries, .. } in reads {
+        reads.into_par_iter().for_each(|ReadBack { passage, mut d_queries, .. }| {
             match passage.cotangents.of(Value::Rows) {
                 Some(cotangent) => d_queries.assign(&cotangent),
                 None => d_queries.fill(T::zero()),
             }
             self.give(passage);
-        }
+        });
         for interval in intervals.iter_mut().rev() {
             let steps = &self.steps;
             self.gradients_vjp(interval, carried, results, to, |chunks, passage, second, d_rates| {
@@ -145,21 +147,16 @@ impl<T: Real> HeadSequence<'_, T> {
         self.recycle_intervals(intervals);
     }
 
-    /// Passes the cotangents of reads back through operators.
-    fn operators_vjp(&self, nodes: Range<usize>, reads: &mut [ReadBack<'_, T>]) {
-        if nodes.is_empty() {
-            return;
-        }
-        reads.par_iter_mut().for_each(|ReadBack { read, passage, .. }| {
-            let queries = self.queries.slice(s![read.rows.clone(), ..]);
-            self.passes.operators_vjp(nodes.clone(), queries, passage);
-        });
+    /// Passes the cotangents of a read back through operators.
+    fn operators_vjp(&self, nodes: Range<usize>, ReadBack { read, passage, .. }: &mut ReadBack<'_, T>) {
+        let queries = self.queries.slice(s![read.rows.clone(), ..]);
+        self.passes.operators_vjp(nodes, queries, passage);
     }
 
-    /// Passes cotangents back through a linear map in all chunks of a segment.
+    /// Passes cotangents back through a linear map in all chunks of a segment, and those of reads through the operators before it.
     fn map_vjp<'s>(
         &'s self,
-        map: usize,
+        (map, operators): (usize, Range<usize>),
         (start, intervals): (&State<T>, &[Interval<T>]),
         reads: &mut [ReadBack<'_, T>],
         carried: &mut Carried<T>,
@@ -209,38 +206,48 @@ impl<T: Real> HeadSequence<'_, T> {
         };
         let tasks: Vec<_> = blocks.iter().map(task).collect();
         let many = Self::batch(blocks[0].place.len() * chunks.len() * c);
-        let of_block = |task| self.block_vjp(task, (start, chunks.start), (&of_chunks, &of_reads), count);
+        let of_block = |task: BlockTask<'s, '_, T>| {
+            let block = task.0;
+            (block, self.block_vjp(task, (start, chunks.start), (&of_chunks, &of_reads), count))
+        };
         let of_blocks: Vec<_> = tasks.into_par_iter().with_min_len(many).map(of_block).collect();
-        let rows = chunks.len() * c;
-        let mut of_b = Array2::zeros((rows, width));
-        let [mut of_a, mut of_x] = [rows, count].map(|rows| Array2::zeros((rows, height)));
-        let parts = of_b.as_slice_mut().expect("standard layout").par_chunks_mut(c * width).enumerate();
-        parts.with_min_len(Self::batch(blocks.len() * c * width)).for_each(|(chunk, sum)| {
-            for of_block in &of_blocks {
-                add(sum, &of_block.of_b[chunk * c * width..][..sum.len()]);
-            }
-        });
-        for (block, of_block) in blocks.into_iter().zip(of_blocks) {
-            for (to, from) in [(&mut of_a, &of_block.of_a), (&mut of_x, &of_block.of_x)] {
-                let from = ArrayView2::from_shape((to.nrows(), block.rows.len()), from);
-                to.slice_mut(s![.., block.rows.clone()]).assign(&from.expect("columns of a block"));
-            }
-            for (gates, [eta, alpha]) in results.gates[chunks.clone()].iter_mut().zip(of_block.gates) {
+        for (_, of_block) in &of_blocks {
+            for (gates, [eta, alpha]) in results.gates[chunks.clone()].iter_mut().zip(&of_block.gates) {
                 gates[1] += eta;
                 gates[2] += alpha;
             }
         }
-        let mut of_x = Parts::new(of_x.view_mut());
-        let mut first = 0;
-        for ReadBack { read, passage, .. } in reads {
-            let of_read = of_x.take(first..first + read.rows.len());
-            first += read.rows.len();
-            match passage.cotangents.reach(input) {
-                Some((mut to, true)) => to += &of_read,
-                Some((mut to, false)) => to.assign(&of_read),
-                None => {}
-            }
-        }
+        let rows = chunks.len() * c;
+        let [mut of_a, mut of_b] = [height, width].map(|width| Array2::zeros((rows, width)));
+        let parts = of_a.axis_chunks_iter_mut(Axis(0), c).zip(of_b.axis_chunks_iter_mut(Axis(0), c));
+        let parts: Vec<_> = parts.enumerate().collect();
+        let of_chunks = || {
+            let many = Self::batch(blocks.len() * c * width);
+            parts.into_par_iter().with_min_len(many).for_each(|(i, (mut of_a, mut of_b))| {
+                let sum = of_b.as_slice_mut().expect("standard layout");
+                for (block, of_block) in &of_blocks {
+                    add(sum, &of_block.of_b[i * c * width..(i + 1) * c * width]);
+                    put(block, of_a.view_mut(), false, &of_block.of_a, i * c);
+                }
+            });
+        };
+        let of_reads = || {
+            let firsts = reads.iter().scan(0, |next, ReadBack { read, .. }| {
+                let first = *next;
+                *next += read.rows.len();
+                Some(first)
+            });
+            let firsts: Vec<_> = firsts.collect();
+            reads.par_iter_mut().zip(firsts).for_each(|(read, first)| {
+                if let Some((mut to, keep)) = read.passage.cotangents.reach(input) {
+                    for (block, of_block) in &of_blocks {
+                        put(block, to.view_mut(), keep, &of_block.of_x, first);
+                    }
+                }
+                self.operators_vjp(operators.clone(), read);
+            });
+        };
+        rayon::join(of_chunks, of_reads);
         MapProducts { map, of_a, of_b }
     }
 
@@ -262,7 +269,7 @@ impl<T: Real> HeadSequence<'_, T> {
     /// Takes a block of the weights forward through some chunks and back. `read` has the number of rows that are read.
     fn block_vjp(
         &self,
-        (block, [d_update, d_momentum, d_base]): BlockTask<'_, T>,
+        (block, [d_update, d_momentum, d_base]): BlockTask<'_, '_, T>,
         (start, first): (&State<T>, usize),
         (chunks, reads): (&[MapChunk<'_, T>], &[[ArrayView2<'_, T>; 2]]),
         read: usize,
@@ -358,6 +365,19 @@ impl<T: Real> HeadSequence<'_, T> {
         d_momentum.copy_from_slice(s_bar);
         self.buffers.weights.give(buffer);
         results
+    }
+}
+
+/// Writes a block's columns of some rows, or adds them if `keep`, from its results of all rows from the one at `first` on.
+fn put<T: Real>(block: &Block, mut to: ArrayViewMut2<'_, T>, keep: bool, results: &[T], first: usize) {
+    let width = block.rows.len();
+    for (mut to, from) in to.rows_mut().into_iter().zip(results[first * width..].chunks_exact(width)) {
+        let to = &mut to.as_slice_mut().expect("contiguous rows")[block.rows.clone()];
+        if keep {
+            to.iter_mut().zip(from).for_each(|(to, &x)| *to += x);
+        } else {
+            to.copy_from_slice(from);
+        }
     }
 }
 
