@@ -12,9 +12,39 @@ use crate::memory::Parameters;
 use crate::memory::rule::RatePer;
 use crate::real::Real;
 
+/// Layers between the tokens of a stream and the heads.
+#[derive(Clone, Copy)]
+pub struct Layers<'p, T> {
+    norm: Option<&'p Array1<T>>,
+    projection: &'p Array2<T>,
+    /// Norm of each head's keys or queries.
+    head_norm: Option<&'p Array2<T>>,
+}
+
+impl<'p, T> Layers<'p, T> {
+    /// Returns those of the tokens that are stored and of those that are read.
+    pub fn of(parameters: &'p Parameters<T>) -> [Self; 2] {
+        let Parameters { store_norm, retrieve_norm, keys_values, queries, qk_norm, .. } = parameters;
+        let head_norm = |i: usize| qk_norm.as_ref().map(|norms| &norms[i]);
+        [
+            Self { norm: store_norm.as_ref(), projection: keys_values, head_norm: head_norm(0) },
+            Self { norm: retrieve_norm.as_ref(), projection: queries, head_norm: head_norm(1) },
+        ]
+    }
+}
+
+/// Gradients of a stream's tokens and of its layers.
+pub struct StreamGradients<T> {
+    pub tokens: Array2<T>,
+    pub norm: Option<Array1<T>>,
+    pub projection: Array2<T>,
+    pub head_norm: Option<Array2<T>>,
+}
+
 /// Rows of one stream and what becomes of them: whole chunks, from tokens that an earlier call left. A step that the memory
 /// lacks has no rows of its own.
 pub struct Stream<'t, T> {
+    layers: Layers<'t, T>,
     pub tokens: CowArray<'t, T, Ix2>,
     pub normed: Option<Array2<T>>,
     /// Products with the projection, before activation and norm.
@@ -76,10 +106,10 @@ impl<T: Real> Backward<'_, T> {
     /// the stored one.
     pub(super) fn stream<'t>(
         &self,
+        layers: Layers<'t, T>,
         left: Option<Array2<T>>,
         tokens: ArrayView2<'t, T>,
         whole: bool,
-        (projection, head_norm): (&Array2<T>, Option<&Array2<T>>),
     ) -> Stream<'t, T> {
         let left = left.filter(|left| left.nrows() > 0);
         let before = left.as_ref().map_or(0, Array2::nrows);
@@ -94,14 +124,13 @@ impl<T: Real> Backward<'_, T> {
             let complete = tokens.nrows() / self.passes.chunk * self.passes.chunk;
             tokens = tokens.slice_move(s![..complete, ..]);
         }
-        let parameters = self.parameters;
-        let norm = if whole { &parameters.store_norm } else { &parameters.retrieve_norm };
-        let normed = norm
-            .as_ref()
-            .map(|norm| rms_normed(tokens.view(), norm.as_slice().expect("standard layout"), norm.len()));
+        let Layers { norm, projection, head_norm } = layers;
+        let normed =
+            norm.map(|norm| rms_normed(tokens.view(), norm.as_slice().expect("standard layout"), norm.len()));
         let projected = product(normed.as_ref().map_or(tokens.view(), |rows| rows.view()), projection.view());
         let activation = self.program.frame.activation.function();
         let mut stream = Stream {
+            layers,
             activated: activation.map(|activation| activated(activation, projected.clone())),
             head_normed: None,
             tokens,
@@ -119,24 +148,31 @@ impl<T: Real> Backward<'_, T> {
         stream
     }
 
-    /// Returns the cotangent of a stream's products with its projection from that of its rows.
-    pub(super) fn projection_vjp(
+    /// Passes the cotangent of a stream's rows back to its tokens and layers. `d_normed` is the rest of that of its normed tokens.
+    pub(super) fn stream_vjp(
         &self,
         stream: &Stream<'_, T>,
         mut cotangent: Array2<T>,
-        head_norm: Option<&Array2<T>>,
-        d_head_norm: Option<&mut Array2<T>>,
-    ) -> Array2<T> {
-        if let (Some(gains), Some(d_gains)) = (head_norm, d_head_norm) {
-            let width = gains.len();
-            let mut of_heads = cotangent.slice(s![.., ..width]).to_owned();
-            let before = stream.activated().slice_move(s![.., ..width]);
-            let d_factors = rms_normed_vjp(before, &factors(gains), gains.ncols(), &mut of_heads);
-            d_gains.iter_mut().zip(d_factors).for_each(|(to, x)| *to = x);
-            cotangent.slice_mut(s![.., ..width]).assign(&of_heads);
-        }
+        mut d_normed: Array2<T>,
+    ) -> StreamGradients<T> {
+        let Layers { norm, projection, head_norm } = stream.layers;
+        let head_norm = head_norm.map(|gains| {
+            let columns = s![.., ..gains.len()];
+            let mut of_heads = cotangent.slice(columns).to_owned();
+            let before = stream.activated().slice_move(columns);
+            let d_gains = rms_normed_vjp(before, &factors(gains), gains.ncols(), &mut of_heads);
+            cotangent.slice_mut(columns).assign(&of_heads);
+            d_gains.into_shape_with_order(gains.dim()).expect("same elements")
+        });
         activated_vjp(self.program.frame.activation.function(), &stream.projected, &mut cotangent);
-        cotangent
+        let d_projection = product_of_columns(stream.normed(), cotangent.view());
+        add_product(&mut d_normed, cotangent.view(), projection.t());
+        drop(cotangent);
+        let norm = norm.map(|norm| {
+            let weights = norm.as_slice().expect("standard layout");
+            rms_normed_vjp(stream.tokens.view(), weights, weights.len(), &mut d_normed)
+        });
+        StreamGradients { tokens: d_normed, norm, projection: d_projection, head_norm }
     }
 
     /// Returns the logits (chunks, 3h) of the gates of chunks, and those (rows, h) of the rates of tokens, if they have any.

@@ -44,10 +44,11 @@ use ndarray::{Array2, Array3, ArrayView2, Axis, concatenate, s};
 use rayon::prelude::*;
 
 use self::blocks::go_in_blocks;
+use self::frame::Layers;
 use self::head::{HeadCotangents, HeadSequence, RowCotangents, State as HeadState};
 use self::passes::Passes;
 pub use self::pool::Buffers;
-use self::rows::{add_product, product, product_of_columns, rms_normed_vjp};
+use self::rows::add_product;
 use super::panel::Step;
 use crate::error::{Error, Result};
 use crate::memory::limits::OutOfRange;
@@ -270,16 +271,18 @@ impl<'a, T: Real> Backward<'a, T> {
         if let (Some((state, _)), Order::Online) = (start, order) {
             state.check_online(c, offset)?;
         }
-        let [key_norm, query_norm] = [0, 1].map(|i| parameters.qk_norm.as_ref().map(|norms| &norms[i]));
+        let [store_layers, read_layers] = Layers::of(parameters);
         let left = |of: fn(&State<T>) -> &Array3<T>| {
             start.map(|(state, i)| of(state).index_axis(Axis(0), i).to_owned())
         };
-        let stored = left(|state| &state.stored.left_over);
-        let stored = self.stream(stored, store, true, (&parameters.keys_values, key_norm));
+        let left_stored = left(|state| &state.stored.left_over);
         let zeros = || Array2::zeros((offset % c, read.ncols()));
-        let asked =
+        let left_asked =
             (order == Order::Online).then(|| left(|state| &state.read.left_over).unwrap_or_else(zeros));
-        let asked = self.stream(asked, read, false, (&parameters.queries, query_norm));
+        let (stored, asked) = rayon::join(
+            || self.stream(store_layers, left_stored, store, true),
+            || self.stream(read_layers, left_asked, read, false),
+        );
         let (gates, token_rates) = self.gates(stored.normed());
 
         let (stored_rows, asked_rows) = (stored.rows(), asked.rows());
@@ -328,38 +331,27 @@ impl<'a, T: Real> Backward<'a, T> {
             .map(|(j, ((head, tape), to))| head.backward(tape, d_heads.slice(s![.., j * d..(j + 1) * d]), to))
             .collect::<Result<Vec<_>>>()?;
         drop(d_heads);
-        let mut d_stored_normed = Array2::zeros(stored.tokens.dim());
+        let [mut d_stored_normed, mut d_asked_normed] =
+            [&stored, &asked].map(|stream| Array2::zeros(stream.tokens.dim()));
         self.gates_vjp(&stored, &gates, token_rates.as_ref(), &of_heads, &mut d_stored_normed, &mut of);
-
-        self.weights_vjp(&of_heads, &mut of);
-        let [d_key_norm, d_query_norm] = match &mut of.qk_norm {
-            Some([keys, queries]) => [Some(keys), Some(queries)],
-            None => [None, None],
-        };
-        let d_projection = self.projection_vjp(&stored, d_stored, key_norm, d_key_norm);
-        of.keys_values = product_of_columns(stored.normed(), d_projection.view());
-        add_product(&mut d_stored_normed, d_projection.view(), parameters.keys_values.t());
-        let d_projection = self.projection_vjp(&asked, d_asked, query_norm, d_query_norm);
-        of.queries = product_of_columns(asked.normed(), d_projection.view());
-        let mut d_asked_normed = product(d_projection.view(), parameters.queries.t());
         if let Some((d_gates, layer)) = d_read_gates.zip(parameters.read_gate.as_ref()) {
             add_product(&mut d_asked_normed, d_gates.view(), layer.t());
         }
-        let norms = [
-            (&parameters.store_norm, &mut of.store_norm),
-            (&parameters.retrieve_norm, &mut of.retrieve_norm),
-        ];
-        let rows = [(&stored, &mut d_stored_normed), (&asked, &mut d_asked_normed)];
-        for ((norm, d_norm), (stream, d_rows)) in norms.into_iter().zip(rows) {
-            if let Some(norm) = norm {
-                let weights = norm.as_slice().expect("standard layout");
-                *d_norm = Some(rms_normed_vjp(stream.tokens.view(), weights, weights.len(), d_rows));
-            }
-        }
+        self.weights_vjp(&of_heads, &mut of);
+        let (stored_layers, asked_layers) = rayon::join(
+            || self.stream_vjp(&stored, d_stored, d_stored_normed),
+            || self.stream_vjp(&asked, d_asked, d_asked_normed),
+        );
+        of.keys_values = stored_layers.projection;
+        of.queries = asked_layers.projection;
+        of.store_norm = stored_layers.norm;
+        of.retrieve_norm = asked_layers.norm;
+        of.qk_norm =
+            stored_layers.head_norm.zip(asked_layers.head_norm).map(|(keys, queries)| [keys, queries]);
         // Rows that an earlier call left are constants, and tokens of an incomplete chunk are not stored.
-        let from = stored.before.min(d_stored_normed.nrows());
-        let read = rows_from(d_asked_normed, asked.before, read.nrows());
-        let store = rows_from(d_stored_normed, from, store.nrows());
+        let from = stored.before.min(stored_layers.tokens.nrows());
+        let read = rows_from(asked_layers.tokens, asked.before, read.nrows());
+        let store = rows_from(stored_layers.tokens, from, store.nrows());
         Ok((result, Gradients { parameters: of, tokens: TokenGradients { read, store } }))
     }
 
