@@ -17,10 +17,11 @@ const ENOUGH_GROUPS: usize = 4;
 const PART_ROWS: usize = 512;
 const MAX_PARTS: usize = 8;
 
-/// Applies `work` to groups of rows of `to` in parallel. It receives the first row of its group.
+/// Applies `work` to groups of rows of `to` in parallel. It receives the first row of its group. Each group is a task of its own:
+/// those of two streams are of different sizes.
 fn by_groups<T: Real>(to: &mut Array2<T>, work: impl Fn(usize, ArrayViewMut2<'_, T>) + Sync) {
     let groups: Vec<_> = to.axis_chunks_iter_mut(Axis(0), TASK_ROWS).enumerate().collect();
-    groups.into_par_iter().for_each(|(i, group)| work(i * TASK_ROWS, group));
+    groups.into_par_iter().with_max_len(1).for_each(|(i, group)| work(i * TASK_ROWS, group));
 }
 
 /// Returns X W.
