@@ -97,11 +97,11 @@ fn square(x: f64) -> f64 {
 #[inline(always)]
 pub fn norm<T: NdFloat + Into<f64>>(values: &[T]) -> f64 {
     let sum = values.chunks(1024).map(sum_of_squares).sum();
-    if trusted::<T>(sum) { f64::sqrt(sum) } else { norm_of_any_range(values) }
+    if trusted::<T>(sum) { f64::sqrt(sum) } else { wide_norm(values) }
 }
 
 #[cold]
-fn norm_of_any_range<T: NdFloat + Into<f64>>(values: &[T]) -> f64 {
+fn wide_norm<T: NdFloat + Into<f64>>(values: &[T]) -> f64 {
     scaled_norm(|| values.iter().copied())
 }
 

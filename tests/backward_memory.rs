@@ -45,23 +45,25 @@ fn gradients_take_at_most_what_is_announced() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     let mut closest = 0.0_f64;
     for &kind in ModelKind::ALL {
-        for (tokens, chunk, heads, dim_head, sequences) in [
-            (512, 4, 2, 8, 1),
-            (256, 2, 1, 16, 1),
-            (300, 64, 1, 16, 2),
-            (96, 96, 2, 8, 3),
-            (40, 8, 1, 24, 9),
+        for (tokens, chunk, dim, heads, dim_head, sequences) in [
+            (512, 4, 16, 2, 8, 1),
+            (256, 2, 16, 1, 16, 1),
+            (300, 64, 16, 1, 16, 2),
+            (96, 96, 16, 2, 8, 3),
+            (40, 8, 24, 1, 24, 9),
             // These go back by blocks of the weights, with a short last segment.
-            (60, 4, 1, 48, 1),
-            (135, 9, 1, 64, 2),
+            (60, 4, 48, 1, 48, 1),
+            (135, 9, 64, 1, 64, 2),
+            // The layers around the heads are larger than all else.
+            (8, 4, 1024, 2, 16, 1),
+            (8, 4, 512, 2, 16, 9),
         ] {
             let mut program = Program::titans_0_0_17(chunk);
             program.model = Model::new(kind, false);
-            let dimensions =
-                Dimensions { dim: heads * dim_head, heads, dim_head, pre_norm: true, post_norm: true };
+            let dimensions = Dimensions { dim, heads, dim_head, pre_norm: true, post_norm: true };
             let memory = RandomMemory::of_program(program, dimensions, Init::Xavier, 1);
             let parameters = memory.parameters::<f32>();
-            let seq: Array3<f32> = uniform((sequences, tokens, heads * dim_head), 1.0, 2).mapv(|x| x as f32);
+            let seq: Array3<f32> = uniform((sequences, tokens, dim), 1.0, 2).mapv(|x| x as f32);
             let cases = [Order::Online, Order::After]
                 .into_iter()
                 .flat_map(|order| [None, Some(chunk)].map(|refresh| (order, refresh)))

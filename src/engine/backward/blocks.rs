@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 use rayon::prelude::*;
 
 use super::block::Block;
@@ -71,7 +71,7 @@ struct MapChunk<'a, T> {
 }
 
 /// One block of a linear map, with its cotangents of U, S and the initial weights.
-type BlockTask<'b, 'a, T> = (&'b Block, [&'a mut [T]; 3]);
+type BlockTask<'a, T> = (&'a Block, [&'a mut [T]; 3]);
 
 /// Results of one block, in the rows of a segment's chunks.
 struct OfBlock<T> {
@@ -179,7 +179,7 @@ impl<T: Real> HeadSequence<'_, T> {
                 MapChunk { stored, read: None, read_rows: 0..0, few }
             }));
         }
-        let (mut of_reads, mut count) = (Vec::new(), 0);
+        let (mut of_reads, mut firsts, mut count) = (Vec::new(), Vec::new(), 0);
         for ReadBack { read, passage, .. } in &*reads {
             let x = passage.values.of(input, self.queries.slice_move(s![read.rows.clone(), ..]));
             let y = passage.cotangents.of(Value::Node(map)).expect("a cotangent of each map");
@@ -193,6 +193,7 @@ impl<T: Real> HeadSequence<'_, T> {
                 }
             }
             of_reads.push([x, y]);
+            firsts.push(count);
             count += read.rows.len();
         }
 
@@ -206,12 +207,9 @@ impl<T: Real> HeadSequence<'_, T> {
         };
         let tasks: Vec<_> = blocks.iter().map(task).collect();
         let many = Self::batch(blocks[0].place.len() * chunks.len() * c);
-        let of_block = |task: BlockTask<'s, '_, T>| {
-            let block = task.0;
-            (block, self.block_vjp(task, (start, chunks.start), (&of_chunks, &of_reads), count))
-        };
+        let of_block = |task| self.block_vjp(task, (start, chunks.start), (&of_chunks, &of_reads), count);
         let of_blocks: Vec<_> = tasks.into_par_iter().with_min_len(many).map(of_block).collect();
-        for (_, of_block) in &of_blocks {
+        for of_block in &of_blocks {
             for (gates, [eta, alpha]) in results.gates[chunks.clone()].iter_mut().zip(&of_block.gates) {
                 gates[1] += eta;
                 gates[2] += alpha;
@@ -219,35 +217,30 @@ impl<T: Real> HeadSequence<'_, T> {
         }
         let rows = chunks.len() * c;
         let [mut of_a, mut of_b] = [height, width].map(|width| Array2::zeros((rows, width)));
-        let parts = of_a.axis_chunks_iter_mut(Axis(0), c).zip(of_b.axis_chunks_iter_mut(Axis(0), c));
-        let parts: Vec<_> = parts.enumerate().collect();
-        let of_chunks = || {
-            let many = Self::batch(blocks.len() * c * width);
-            parts.into_par_iter().with_min_len(many).for_each(|(i, (mut of_a, mut of_b))| {
-                let sum = of_b.as_slice_mut().expect("standard layout");
-                for (block, of_block) in &of_blocks {
-                    add(sum, &of_block.of_b[i * c * width..(i + 1) * c * width]);
-                    put(block, of_a.view_mut(), false, &of_block.of_a, i * c);
+        let each = || blocks.iter().zip(&of_blocks);
+        let join_chunks = || {
+            let [of_a, of_b] = [&mut of_a, &mut of_b].map(|all| all.as_slice_mut().expect("standard layout"));
+            let parts = of_a.par_chunks_mut(c * height).zip(of_b.par_chunks_mut(c * width)).enumerate();
+            let many = Self::batch(c * (blocks.len() * width + height));
+            parts.with_min_len(many).for_each(|(i, (of_a, of_b))| {
+                let mut of_a = ArrayViewMut2::from_shape((c, height), of_a).expect(SHAPE);
+                for (block, results) in each() {
+                    add(of_b, &results.of_b[i * c * width..(i + 1) * c * width]);
+                    write_columns(block, of_a.view_mut(), false, &results.of_a, i * c);
                 }
             });
         };
-        let of_reads = || {
-            let firsts = reads.iter().scan(0, |next, ReadBack { read, .. }| {
-                let first = *next;
-                *next += read.rows.len();
-                Some(first)
-            });
-            let firsts: Vec<_> = firsts.collect();
+        let join_reads = || {
             reads.par_iter_mut().zip(firsts).for_each(|(read, first)| {
                 if let Some((mut to, keep)) = read.passage.cotangents.reach(input) {
-                    for (block, of_block) in &of_blocks {
-                        put(block, to.view_mut(), keep, &of_block.of_x, first);
+                    for (block, results) in each() {
+                        write_columns(block, to.view_mut(), keep, &results.of_x, first);
                     }
                 }
                 self.operators_vjp(operators.clone(), read);
             });
         };
-        rayon::join(of_chunks, of_reads);
+        rayon::join(join_chunks, join_reads);
         MapProducts { map, of_a, of_b }
     }
 
@@ -269,7 +262,7 @@ impl<T: Real> HeadSequence<'_, T> {
     /// Takes a block of the weights forward through some chunks and back. `read` has the number of rows that are read.
     fn block_vjp(
         &self,
-        (block, [d_update, d_momentum, d_base]): BlockTask<'_, '_, T>,
+        (block, [d_update, d_momentum, d_base]): BlockTask<'_, T>,
         (start, first): (&State<T>, usize),
         (chunks, reads): (&[MapChunk<'_, T>], &[[ArrayView2<'_, T>; 2]]),
         read: usize,
@@ -368,13 +361,19 @@ impl<T: Real> HeadSequence<'_, T> {
     }
 }
 
-/// Writes a block's columns of some rows, or adds them if `keep`, from its results of all rows from the one at `first` on.
-fn put<T: Real>(block: &Block, mut to: ArrayViewMut2<'_, T>, keep: bool, results: &[T], first: usize) {
-    let width = block.rows.len();
-    for (mut to, from) in to.rows_mut().into_iter().zip(results[first * width..].chunks_exact(width)) {
+/// Copies a block's results, from the row `first` on, to the block's columns of `to`, or adds them if `keep`.
+fn write_columns<T: Real>(
+    block: &Block,
+    mut to: ArrayViewMut2<'_, T>,
+    keep: bool,
+    results: &[T],
+    first: usize,
+) {
+    let height = block.rows.len();
+    for (mut to, from) in to.rows_mut().into_iter().zip(results[first * height..].chunks_exact(height)) {
         let to = &mut to.as_slice_mut().expect("contiguous rows")[block.rows.clone()];
         if keep {
-            to.iter_mut().zip(from).for_each(|(to, &x)| *to += x);
+            add(to, from);
         } else {
             to.copy_from_slice(from);
         }

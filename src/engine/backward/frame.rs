@@ -17,18 +17,18 @@ use crate::real::Real;
 pub struct Layers<'p, T> {
     norm: Option<&'p Array1<T>>,
     projection: &'p Array2<T>,
-    /// Norm of each head's keys or queries.
-    head_norm: Option<&'p Array2<T>>,
+    /// Gains of the norm of each head's keys or queries.
+    qk_norm: Option<&'p Array2<T>>,
 }
 
 impl<'p, T> Layers<'p, T> {
-    /// Returns those of the tokens that are stored and of those that are read.
+    /// Returns the layers of the tokens that are stored, and of those that are read.
     pub fn of(parameters: &'p Parameters<T>) -> [Self; 2] {
         let Parameters { store_norm, retrieve_norm, keys_values, queries, qk_norm, .. } = parameters;
-        let head_norm = |i: usize| qk_norm.as_ref().map(|norms| &norms[i]);
+        let qk_norm = |i: usize| qk_norm.as_ref().map(|norms| &norms[i]);
         [
-            Self { norm: store_norm.as_ref(), projection: keys_values, head_norm: head_norm(0) },
-            Self { norm: retrieve_norm.as_ref(), projection: queries, head_norm: head_norm(1) },
+            Self { norm: store_norm.as_ref(), projection: keys_values, qk_norm: qk_norm(0) },
+            Self { norm: retrieve_norm.as_ref(), projection: queries, qk_norm: qk_norm(1) },
         ]
     }
 }
@@ -38,7 +38,7 @@ pub struct StreamGradients<T> {
     pub tokens: Array2<T>,
     pub norm: Option<Array1<T>>,
     pub projection: Array2<T>,
-    pub head_norm: Option<Array2<T>>,
+    pub qk_norm: Option<Array2<T>>,
 }
 
 /// Rows of one stream and what becomes of them: whole chunks, from tokens that an earlier call left. A step that the memory
@@ -124,7 +124,7 @@ impl<T: Real> Backward<'_, T> {
             let complete = tokens.nrows() / self.passes.chunk * self.passes.chunk;
             tokens = tokens.slice_move(s![..complete, ..]);
         }
-        let Layers { norm, projection, head_norm } = layers;
+        let Layers { norm, projection, qk_norm } = layers;
         let normed =
             norm.map(|norm| rms_normed(tokens.view(), norm.as_slice().expect("standard layout"), norm.len()));
         let projected = product(normed.as_ref().map_or(tokens.view(), |rows| rows.view()), projection.view());
@@ -138,7 +138,7 @@ impl<T: Real> Backward<'_, T> {
             projected,
             before,
         };
-        stream.head_normed = head_norm.map(|gains| {
+        stream.head_normed = qk_norm.map(|gains| {
             let mut rows = stream.activated().to_owned();
             let heads = s![.., ..gains.len()];
             let normed = rms_normed(rows.slice(heads), &factors(gains), gains.ncols());
@@ -148,15 +148,16 @@ impl<T: Real> Backward<'_, T> {
         stream
     }
 
-    /// Passes the cotangent of a stream's rows back to its tokens and layers. `d_normed` is the rest of that of its normed tokens.
+    /// Passes the cotangent of a stream's rows back to its tokens and layers. `d_normed` has what reaches the normed tokens from gates;
+    /// what reaches them from the projection is added.
     pub(super) fn stream_vjp(
         &self,
         stream: &Stream<'_, T>,
         mut cotangent: Array2<T>,
         mut d_normed: Array2<T>,
     ) -> StreamGradients<T> {
-        let Layers { norm, projection, head_norm } = stream.layers;
-        let head_norm = head_norm.map(|gains| {
+        let Layers { norm, projection, qk_norm } = stream.layers;
+        let qk_norm = qk_norm.map(|gains| {
             let columns = s![.., ..gains.len()];
             let mut of_heads = cotangent.slice(columns).to_owned();
             let before = stream.activated().slice_move(columns);
@@ -172,7 +173,7 @@ impl<T: Real> Backward<'_, T> {
             let weights = norm.as_slice().expect("standard layout");
             rms_normed_vjp(stream.tokens.view(), weights, weights.len(), &mut d_normed)
         });
-        StreamGradients { tokens: d_normed, norm, projection: d_projection, head_norm }
+        StreamGradients { tokens: d_normed, norm, projection: d_projection, qk_norm }
     }
 
     /// Returns the logits (chunks, 3h) of the gates of chunks, and those (rows, h) of the rates of tokens, if they have any.

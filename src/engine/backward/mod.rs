@@ -19,10 +19,11 @@
 //! - `rows`: products, norms and activations of many rows;
 //! - `pool`: buffers that tasks hand on.
 //!
-//! Products are of plain matrices, in tiles if they have few rows and in the gemm crate otherwise. Sequences, heads, chunks, blocks of
-//! weights and groups of rows run in parallel. A task's work depends on shapes only, and sums over tasks have a fixed order, so results
-//! have the same bits for any number of threads. Memory use is that of a sequence's rows, of each node's rows for all reads where the
-//! way back goes by blocks, and of the weights times about √N for N chunks, or times N where all states are a few megabytes.
+//! Products are of plain matrices, in tiles if they have few rows and in the gemm crate otherwise. Sequences, the two streams of
+//! tokens, heads, chunks, blocks of weights and groups of rows run in parallel. A task's work depends on shapes only, and sums over
+//! tasks have a fixed order, so results have the same bits for any number of threads. Memory use is that of a sequence's rows, of
+//! each node's rows for all reads where the way back goes by blocks, and of the weights times about √N for N chunks, or times N
+//! where all states are a few megabytes.
 
 mod block;
 mod blocks;
@@ -249,7 +250,8 @@ impl<'a, T: Real> Backward<'a, T> {
         };
         let of_heads = heads * (rows * of_nodes + of_operators + kept + weights);
         let of_parameters: usize = self.parameters.each().iter().map(|(_, numbers)| numbers.len()).sum();
-        let numbers = of_frame as u128 + of_heads as u128 + 2 * of_parameters as u128;
+        // Gradients, layers in columns for the way back, and a part of the sum of all sequences.
+        let numbers = of_frame as u128 + of_heads as u128 + 3 * of_parameters as u128;
         let tokens = (read + stored) as u128 * dim as u128 * sequences as u128;
         (sequences.min(GROUP) as u128 * numbers + 3 * tokens) * size_of::<T>() as u128
     }
@@ -309,8 +311,9 @@ impl<'a, T: Real> Backward<'a, T> {
         }
 
         let mut of = parameters.zeros();
-        // These weights may be large, and are needed after the heads.
+        // These may be large, and are written after the heads.
         of.memory.clear();
+        [of.keys_values, of.queries] = Default::default();
         let (d_heads, d_read_gates) = self.combine_vjp(&asked, output, d_output, &mut of);
         let mut d_stored = Array2::zeros(stored_rows.dim());
         let mut d_asked = Array2::zeros(asked_rows.dim());
@@ -338,20 +341,20 @@ impl<'a, T: Real> Backward<'a, T> {
             add_product(&mut d_asked_normed, d_gates.view(), layer.t());
         }
         self.weights_vjp(&of_heads, &mut of);
-        let (stored_layers, asked_layers) = rayon::join(
+        let (stored_gradients, asked_gradients) = rayon::join(
             || self.stream_vjp(&stored, d_stored, d_stored_normed),
             || self.stream_vjp(&asked, d_asked, d_asked_normed),
         );
-        of.keys_values = stored_layers.projection;
-        of.queries = asked_layers.projection;
-        of.store_norm = stored_layers.norm;
-        of.retrieve_norm = asked_layers.norm;
+        of.keys_values = stored_gradients.projection;
+        of.queries = asked_gradients.projection;
+        of.store_norm = stored_gradients.norm;
+        of.retrieve_norm = asked_gradients.norm;
         of.qk_norm =
-            stored_layers.head_norm.zip(asked_layers.head_norm).map(|(keys, queries)| [keys, queries]);
+            stored_gradients.qk_norm.zip(asked_gradients.qk_norm).map(|(keys, queries)| [keys, queries]);
         // Rows that an earlier call left are constants, and tokens of an incomplete chunk are not stored.
-        let from = stored.before.min(stored_layers.tokens.nrows());
-        let read = rows_from(asked_layers.tokens, asked.before, read.nrows());
-        let store = rows_from(stored_layers.tokens, from, store.nrows());
+        let from = stored.before.min(stored_gradients.tokens.nrows());
+        let read = rows_from(asked_gradients.tokens, asked.before, read.nrows());
+        let store = rows_from(stored_gradients.tokens, from, store.nrows());
         Ok((result, Gradients { parameters: of, tokens: TokenGradients { read, store } }))
     }
 
