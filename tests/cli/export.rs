@@ -74,6 +74,11 @@ fn rejected_exports() {
     let sandbox = with_case("tests/golden-0.5.5", "default");
     sandbox.ok("store seq.npy --preset titans-paper --out paper --no-plots -q");
     sandbox.ok("store seq.npy --chunk-size 4 --out seed --no-plots -q");
+    sandbox.ok("store seq.npy --chunk-size 4 --decay 0.1 --out fixed --no-plots -q");
+    sandbox.ok("store seq.npy --chunk-size 4 --decay-bias 1 --out biased --no-plots -q");
+    // A memory that has no chunk size.
+    std::fs::copy(shipped("tests/golden/heads/weights.safetensors"), sandbox.path("raw.safetensors"))
+        .unwrap();
     let mut said = Transcript::of_rejected(
         &sandbox,
         &[
@@ -81,6 +86,9 @@ fn rejected_exports() {
             "export weights.safetensors --out x.safetensors",
             "export seed/memory.safetensors --chunk-size 8 --out x.safetensors",
             "export seed/memory.safetensors --out x.safetensors --args x.safetensors",
+            "export fixed/memory.safetensors --out x.safetensors",
+            "export biased/memory.safetensors --out x.safetensors",
+            "export raw.safetensors --out x.safetensors",
             "export seed/memory.safetensors --out seed/memory.safetensors",
         ],
     );

@@ -123,6 +123,33 @@ fn any_number_of_threads_and_any_run_gives_the_same_bytes() {
     assert_eq!((all.len(), report["seconds"].as_f64()), (3, Some(all[1])));
 }
 
+/// The table for people: a row for each array, with its shape and norm.
+#[test]
+fn gradients_are_listed() {
+    let sandbox = with_case("0.5.5", "default");
+    let line = "gradients seq.npy --memory m.safetensors --cotangent cotangent.npy --dtype f64 --out g.npz";
+    let shown = sandbox.ok(line).out;
+    let arrays = npz(&sandbox.path("g.npz"));
+    let rows: Vec<Vec<&str>> = shown
+        .lines()
+        .map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect())
+        .collect();
+    assert_eq!(rows[0], ["gradient of", "shape", "norm"]);
+    for row in &rows[1..=arrays.len()] {
+        let array = &arrays[row[0]];
+        let shape: Vec<_> = array.shape().iter().map(ToString::to_string).collect();
+        let norm = array.iter().map(|x| x * x).sum::<f64>().sqrt();
+        assert_eq!(*row, [row[0], &shape.join(" × "), &format!("{norm:.6e}")]);
+    }
+    let loss: Value = serde_json::from_slice(&sandbox.bytes("loss.json")).unwrap();
+    let [of_loss, names, time, wrote] = &rows[arrays.len() + 1..] else { panic!("{shown}") };
+    let shown_loss: f64 = of_loss[1].parse().unwrap();
+    assert!((shown_loss - loss["loss"].as_f64().unwrap()).abs() < 1e-9 * shown_loss.abs());
+    assert_eq!(names[..], ["names", "titans-pytorch 0.5.5"]);
+    assert!(time[0] == "time" && time[1].ends_with(" ms"));
+    assert_eq!(wrote[..], ["wrote", "g.npz"]);
+}
+
 #[test]
 fn rejected_gradients() {
     let sandbox = with_case("0.5.5", "default");

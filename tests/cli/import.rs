@@ -119,6 +119,34 @@ fn memories_inside_larger_models() {
     assert_eq!(sandbox.bytes("two-m.safetensors"), sandbox.bytes("m.safetensors"));
 }
 
+/// The table for people: what was taken and ignored, and the choices that the arguments make.
+#[test]
+fn imports_say_what_they_took() {
+    let sandbox = with_case("default");
+    let tensors = sandbox.tensors("weights.safetensors");
+    let mut larger = tensors.clone();
+    let mut said = Transcript::new();
+    let mut import = |file: &str, flags: &str| {
+        let line = format!("import {file} --from titans-pytorch-0.5.5 --out {file}.memory {flags}");
+        let output = sandbox.ok(line.trim_end());
+        said.entry(line.trim_end(), output.code, &format!("{}{}", output.out, output.err));
+    };
+    import("weights.safetensors", "--args args.json");
+    larger.insert("embedding.weight".into(), tensors.values().next().unwrap().clone());
+    write_tensors(&sandbox.path("larger.safetensors"), &larger);
+    import("larger.safetensors", "--args args.json");
+    for layer in 0..6 {
+        larger.insert(format!("layers.{layer}.weight"), tensors.values().next().unwrap().clone());
+    }
+    let inside: std::collections::BTreeMap<String, Raw> =
+        larger.iter().map(|(name, tensor)| (format!("mem.{name}"), tensor.clone())).collect();
+    write_tensors(&sandbox.path("inside.safetensors"), &inside);
+    import("inside.safetensors", "--args args.json");
+    // No chunk size is given.
+    import("weights.safetensors", "--force");
+    insta::assert_snapshot!(said);
+}
+
 #[test]
 fn npz_checkpoints_are_imported_too() {
     let sandbox = with_case("heads2");
