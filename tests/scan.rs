@@ -14,8 +14,8 @@ use support::{assert_close, uniform};
 const ALGORITHMS: [Algorithm; 5] =
     [Algorithm::Auto, Algorithm::Sequential, Algorithm::Channels, Algorithm::Time, Algorithm::Tree];
 const LAYOUTS: [Layout; 2] = [Layout::StepsChannels, Layout::ChannelsSteps];
-/// Lengths: none, one, around a vector and a block, a prime.
-const LENGTHS: [usize; 9] = [0, 1, 2, 31, 32, 33, 257, 4099, 65_536];
+/// Lengths: none, one, around a vector, a block and two segments of time, a prime.
+const LENGTHS: [usize; 11] = [0, 1, 2, 31, 32, 33, 257, 511, 512, 4099, 65_536];
 
 /// Data of one shape.
 struct Case<T> {
