@@ -4,8 +4,8 @@
     models.py [--nmem PATH] [--rounds N] [--threads N] [--only forward,refresh,gradient] [--out FILE.csv]
 
 Runs in the venv that compare.py makes. Each row has a PyTorch process of its own, so that its peak of memory is that of the row.
-Both sides take turns. A turn is a forward, or a forward and a backward, on the same weights and inputs, after one that is dropped.
-Writes a line per row with the medians, and prints a table. The error is that of nmem's result in f64 from PyTorch's in f64, relative
+Both sides take turns. A turn is the median of five forwards, or of five forwards with their backwards, on the same weights and
+inputs, after one that is dropped: nmem is a new process at each turn, and PyTorch is not. Writes a line per row with the medians, and prints a table. The error is that of nmem's result in f64 from PyTorch's in f64, relative
 to the largest. In f32 a refreshed memory may multiply rounding errors from chunk to chunk.
 """
 
@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import compare
@@ -25,6 +26,9 @@ from cases import Failure
 
 HERE = Path(__file__).resolve().parent
 VENV = HERE / ".venv"
+
+# Passes of a turn, without the one that is dropped.
+PASSES = 5
 
 # Work, version of titans-pytorch, and rows: dim, tokens, chunk, heads.
 WORKS = {
@@ -51,8 +55,6 @@ def worker(role, work, version, dim, tokens, chunk, heads, directory, threads):
     `exact` saves them, and answers the difference of a result in a file from its own in f64. `time` answers the milliseconds and the
     peak of memory of a turn.
     """
-    import time
-
     import numpy as np
     import torch
     from safetensors.torch import save_file
@@ -99,9 +101,7 @@ def worker(role, work, version, dim, tokens, chunk, heads, directory, threads):
         answer()
         for _ in sys.stdin:
             turn()
-            begin = time.perf_counter()
-            turn()
-            answer(ms=(time.perf_counter() - begin) * 1e3, peak=peak())
+            answer(ms=statistics.median(timed(turn) for _ in range(PASSES)) * 1e3, peak=peak())
         return
     state = {name: tensor.clone().contiguous() for name, tensor in state.items()}
     metadata = {"model": "attention"} if version == "0.0.17" else {}
@@ -118,6 +118,13 @@ def worker(role, work, version, dim, tokens, chunk, heads, directory, threads):
         answer(error=float(np.abs(result.reshape(exact.shape) - exact).max() / np.abs(exact).max()))
 
 
+def timed(work):
+    """Returns the seconds that a call takes."""
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
 def peak():
     """Returns the peak of memory of this process in bytes; NaN except on Linux."""
     try:
@@ -128,20 +135,21 @@ def peak():
 
 
 def nmem_turn(nmem, work, version, directory, threads, chunk, dtype="f32"):
-    """Returns the milliseconds of a turn after one that is dropped, the peak of memory, and the file of the result."""
+    """Returns the milliseconds of a turn, the peak of memory, and the file of the result."""
     files = ["--memory", directory / "memory.safetensors", "--threads", threads, "--dtype", dtype]
-    files += ["--repeat", 1, "--force", "--quiet"]
+    files += ["--repeat", PASSES, "--force", "--quiet"]
     if version == "0.0.17":
         files += ["--chunk-size", chunk]
     if work.startswith("gradient"):
         out = directory / "gradient.npz"
         more = ["--cotangent", directory / "cotangent.npy", "--out", out, "--format", "json"]
         said, peak = run([nmem, "gradients", directory / "sequence.npy", *files, *more])
-        return json.loads(said)["seconds_all"][1] * 1e3, peak, out
+        return statistics.median(json.loads(said)["seconds_all"][1:]) * 1e3, peak, out
     out = directory / "out"
     _, peak = run([nmem, "retrieve", directory / "sequence.npy", "--online", *files, "--no-plots", "--out", out])
     report = json.loads((out / "run.json").read_text())
-    return report["wall_s"]["engine_all"][1] * 1e3, peak, out / "retrieved.npy"
+    ms = statistics.median(report["wall_s"]["engine_all"][1:]) * 1e3
+    return ms, peak, out / "retrieved.npy"
 
 
 def run(command):
