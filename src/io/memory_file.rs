@@ -57,20 +57,16 @@ impl MemoryFile {
         allow_nonfinite: bool,
         progress: Progress,
     ) -> Result<Self> {
-        // The shapes of a saved memory include tensors of its state.
-        let parameters = |shapes: &BTreeMap<String, Vec<usize>>| -> BTreeMap<_, _> {
-            let parameters = shapes.iter().filter(|(name, _)| !name.starts_with("state."));
-            parameters.map(|(name, shape)| (name.clone(), shape.clone())).collect()
-        };
         // The layout of a file with a configuration is checked when that has been read.
         let check =
             |name: &Path, shapes: &BTreeMap<String, Vec<usize>>, metadata: &BTreeMap<String, String>| {
-                let shapes = parameters(shapes);
-                let program = match metadata.get(METADATA_KEY) {
-                    Some(json) => read_config(name, json)?.program,
-                    None => layout(&shapes),
+                let Some(json) = metadata.get(METADATA_KEY) else {
+                    return infer(name, shapes, &layout(shapes)).map(drop);
                 };
-                infer(name, &shapes, &program).map(drop)
+                // The shapes of a saved memory include tensors of its state.
+                let parameters = shapes.iter().filter(|(name, _)| !name.starts_with("state."));
+                let parameters = parameters.map(|(name, shape)| (name.clone(), shape.clone())).collect();
+                infer(name, &parameters, &read_config(name, json)?.program).map(drop)
             };
         let file = TensorFile::open_checked(path, progress, &check)?;
         if !allow_nonfinite {

@@ -227,6 +227,15 @@ fn memories() {
         &sandbox.path("model.safetensors"),
         &parameters(&sandbox).into_iter().map(of_a_model).collect(),
     );
+    // Names of a saved memory's state, in files that are none, and a second memory beside the first.
+    let raw = parameters(&sandbox);
+    let of_a_state = raw.iter().map(|(name, tensor)| (format!("state.{name}"), tensor.clone()));
+    write_tensors(&sandbox.path("state.safetensors"), &of_a_state.collect());
+    for (file, name) in [("state-extra", "state.other"), ("two", "layers.3.memory.to_queries.weight")] {
+        let mut more = raw.clone();
+        more.insert(name.to_owned(), raw["to_queries.weight"].clone());
+        write_tensors(&sandbox.path(&format!("{file}.safetensors")), &more);
+    }
     let cases = [
         "absent.safetensors",
         "seq.npy",
@@ -240,6 +249,9 @@ fn memories() {
         "weight.safetensors",
         "extra.safetensors",
         "model.safetensors",
+        "state.safetensors",
+        "state-extra.safetensors",
+        "two.safetensors",
         "nan.safetensors",
         "int.safetensors",
         "cut.safetensors",
