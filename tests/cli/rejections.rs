@@ -227,7 +227,7 @@ fn memories() {
         &sandbox.path("model.safetensors"),
         &parameters(&sandbox).into_iter().map(of_a_model).collect(),
     );
-    // Names of a saved memory's state, in files that are none, and a second memory beside the first.
+    // Names of a saved memory's state in files without metadata, and a second memory beside the first.
     let raw = parameters(&sandbox);
     let of_a_state = raw.iter().map(|(name, tensor)| (format!("state.{name}"), tensor.clone()));
     write_tensors(&sandbox.path("state.safetensors"), &of_a_state.collect());
