@@ -1,18 +1,26 @@
 #!/usr/bin/env python3
 """Times nmem against titans-pytorch beyond one forward of 0.0.17: the default memory of 0.5.5, its refreshes, and outer gradients.
 
-    models.py [--nmem PATH] [--rounds N] [--threads N] [--only forward,refresh,gradient] [--out FILE.csv]
+    models.py [--nmem PATH] [--rounds N] [--threads N] [--only forward,refresh,gradient] [--out FILE.csv] [--turns FILE.csv]
 
 Runs in the venv that compare.py makes. Each row has a PyTorch process of its own, so that its peak of memory is that of the row.
 Both sides take turns. A turn is the median of five forwards, or of five forwards with their backwards, on the same weights and
-inputs, after one that is dropped: nmem is a new process at each turn, and PyTorch is not. Writes a line per row with the medians, and prints a table. The error is that of nmem's result in f64 from PyTorch's in f64, relative
-to the largest. In f32 a refreshed memory may multiply rounding errors from chunk to chunk.
+inputs, after one that is dropped: nmem is a new process at each turn, and PyTorch is not.
+
+Both depend on where the host of a virtual machine runs its processors. If they share a cache, they hand over data quickly, but
+share its bandwidth to memory. So before and after each pair of turns the script measures how long a number takes to another process
+and back. The cores were near if both times are below 400 ns, and far if none is; in other pairs they moved. Each row has a line for
+each of these, with the medians, in a table and in the CSV.
+
+The error is that of nmem's result in f64 from PyTorch's in f64, relative to the largest. In f32 a refreshed memory may multiply
+rounding errors from chunk to chunk.
 """
 
 import argparse
 import contextlib
 import csv
 import json
+import mmap
 import os
 import statistics
 import subprocess
@@ -29,6 +37,10 @@ VENV = HERE / ".venv"
 
 # Passes of a turn, without the one that is dropped.
 PASSES = 5
+
+# Nanoseconds to another process and back, from which on cores count as far. On one AMD EPYC it took 160 to 220 within a shared cache,
+# and 570 to 610 beyond it.
+FAR = 400
 
 # Work, version of titans-pytorch, and rows: dim, tokens, chunk, heads.
 WORKS = {
@@ -184,7 +196,46 @@ def pytorch(role, work, version, row, directory, threads):
         process.stdin.close()
 
 
+def round_trip(trips=500, rounds=5):
+    """Returns the nanoseconds that a number takes to another process and back: the median of some rounds of trips. A processor that
+    is alone has no distance.
+    """
+    if os.cpu_count() == 1:
+        return 0.0
+    # Both numbers have a cache line of their own.
+    with mmap.mmap(-1, mmap.PAGESIZE) as page, memoryview(page).cast("q") as numbers:
+        there, back = 0, 64
+        other = os.fork()
+        if other == 0:
+            for i in range(1, trips * rounds + 1):
+                while numbers[there] != i:
+                    pass
+                numbers[back] = i
+            os._exit(0)
+        times = []
+        for first in range(1, trips * rounds + 1, trips):
+            begin = time.perf_counter()
+            for i in range(first, first + trips):
+                numbers[there] = i
+                while numbers[back] != i:
+                    pass
+            times.append((time.perf_counter() - begin) / trips * 1e9)
+        os.waitpid(other, 0)
+    return statistics.median(times)
+
+
+DISTANCES = ["near", "far", "moved"]
+
+
+def distance(before, after):
+    """Returns how far from each other the cores were between two round trips."""
+    if max(before, after) < FAR:
+        return "near"
+    return "far" if min(before, after) >= FAR else "moved"
+
+
 def measure(work, version, row, options):
+    """Measures a row. Returns its pairs of turns, with the round trips before and after each."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         worker = (work, version, row, directory, options.threads)
@@ -199,23 +250,44 @@ def measure(work, version, row, options):
             error = ask(nmem_turn(*turn, dtype="f64")[2])["error"]
         if not error < 1e-5:
             raise Failure(f"{work} of {row}: results differ by {error:.1e} of the largest")
-        theirs, ours = [], []
+        dim, tokens, chunk, heads = row
+        pairs = []
         with pytorch("time", *worker) as ask:
             for _ in range(options.rounds):
-                theirs.append(ask("turn"))
-                ms, peak, _ = nmem_turn(*turn)
-                ours.append({"ms": ms, "peak": peak})
-    pytorch_ms, nmem_ms = (statistics.median(turn["ms"] for turn in side) for side in (theirs, ours))
-    ratios = [a["ms"] / b["ms"] for a, b in zip(theirs, ours)]
-    dim, tokens, chunk, heads = row
-    return {
-        "work": work.split()[0], "version": version, "dim": dim, "tokens": tokens, "chunk": chunk, "heads": heads,
-        "pytorch_ms": pytorch_ms, "nmem_ms": nmem_ms, "ratio": pytorch_ms / nmem_ms,
-        "lowest_ratio": min(ratios), "highest_ratio": max(ratios),
-        "pytorch_peak_mb": max(turn["peak"] for turn in theirs) / 1e6,
-        "nmem_peak_mb": max(turn["peak"] for turn in ours) / 1e6,
-        "error": error,
-    }  # fmt: skip
+                before = round_trip()
+                theirs, (ms, peak, _) = ask("turn"), nmem_turn(*turn)
+                after = round_trip()
+                pairs.append({
+                    "work": work.split()[0], "version": version, "dim": dim, "tokens": tokens, "chunk": chunk, "heads": heads,
+                    "cores": distance(before, after), "before_ns": before, "after_ns": after,
+                    "pytorch_ms": theirs["ms"], "nmem_ms": ms, "ratio": theirs["ms"] / ms,
+                    "pytorch_peak_mb": theirs["peak"] / 1e6, "nmem_peak_mb": peak / 1e6, "error": error,
+                })  # fmt: skip
+    return pairs
+
+
+def lines(pairs):
+    """Returns a line for each distance of the cores at which a row was measured."""
+    for cores in DISTANCES:
+        turns = [pair for pair in pairs if pair["cores"] == cores]
+        if not turns:
+            continue
+        first = turns[0]
+        median = {key: statistics.median(pair[key] for pair in turns) for key in ["pytorch_ms", "nmem_ms"]}
+        peaks = {key: max(pair[key] for pair in turns) for key in ["pytorch_peak_mb", "nmem_peak_mb"]}
+        ratios = [pair["ratio"] for pair in turns]
+        yield {
+            **{key: first[key] for key in ["work", "version", "dim", "tokens", "chunk", "heads", "cores"]},
+            "turns": len(turns), **median, "ratio": median["pytorch_ms"] / median["nmem_ms"],
+            "lowest_ratio": min(ratios), "highest_ratio": max(ratios), **peaks, "error": first["error"],
+        }  # fmt: skip
+
+
+def write(path, rows):
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def main():
@@ -228,30 +300,32 @@ def main():
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each side (default: 5)")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="threads of both sides (default: 2)")
     parser.add_argument("--only", type=works, metavar="WORK,…", help=f"{', '.join(KINDS)} (default: all)")
-    parser.add_argument("--out", type=Path, metavar="FILE.csv", help="also write the rows as CSV")
+    parser.add_argument("--out", type=Path, metavar="FILE.csv", help="also write the lines of the table as CSV")
+    parser.add_argument("--turns", type=Path, metavar="FILE.csv", help="also write each pair of turns as CSV")
     options = parser.parse_args()
     python = compare.environment()
     if Path(sys.prefix).resolve() != VENV.resolve():
         os.execv(python, [python, __file__, *sys.argv[1:]])
     options.nmem = compare.program(options.nmem, "--bin", "nmem")
-    rows = []
-    print("| work | dim, tokens, chunk, heads | PyTorch, ms | nmem, ms | ratio | of all turns | PyTorch, MB | nmem, MB | error |")
-    print("| --- | --- | ---: | ---: | ---: | --- | ---: | ---: | ---: |")
+    rows, turns = [], []
+    print("| work | dim, tokens, chunk, heads | cores | turns | PyTorch, ms | nmem, ms | ratio | of single turns | PyTorch, MB | nmem, MB | error |")
+    print("| --- | --- | --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: |")
     for work, (version, shapes) in WORKS.items():
         for row in shapes if options.only is None or work.split()[0] in options.only else []:
-            rows.append(measure(work, version, row, options))
-            of = rows[-1]
-            print(
-                f"| {of['work']}, {version} | {', '.join(map(str, row))} | {of['pytorch_ms']:.1f} | {of['nmem_ms']:.1f} | "
-                f"{of['ratio']:.1f} | {of['lowest_ratio']:.1f} to {of['highest_ratio']:.1f} | {of['pytorch_peak_mb']:.0f} | "
-                f"{of['nmem_peak_mb']:.0f} | {of['error']:.0e} |",
-                flush=True,
-            )
-    if options.out is not None:
-        with open(options.out, "w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+            pairs = measure(work, version, row, options)
+            turns += pairs
+            for of in lines(pairs):
+                rows.append(of)
+                print(
+                    f"| {of['work']}, {version} | {', '.join(map(str, row))} | {of['cores']} | {of['turns']} | "
+                    f"{of['pytorch_ms']:.1f} | {of['nmem_ms']:.1f} | {of['ratio']:.1f} | "
+                    f"{of['lowest_ratio']:.1f} to {of['highest_ratio']:.1f} | {of['pytorch_peak_mb']:.0f} | "
+                    f"{of['nmem_peak_mb']:.0f} | {of['error']:.0e} |",
+                    flush=True,
+                )
+    for path, kind in [(options.out, rows), (options.turns, turns)]:
+        if path is not None:
+            write(path, kind)
 
 
 if __name__ == "__main__":

@@ -76,12 +76,13 @@ impl MemoryFile {
         let saved = file.memory_json().map(|json| read_config(&path, json)).transpose()?;
         let (mut parameters, mut past, mut state) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for (name, tensor) in file.tensors() {
+            // Only saved memories have a state: the check above rejects such names in other files.
             let (into, name) = match name.strip_prefix("state.") {
-                Some(rest) if saved.is_some() => match rest.strip_prefix("past.") {
+                Some(rest) => match rest.strip_prefix("past.") {
                     Some(p) => (&mut past, p.to_owned()),
                     None => (&mut state, rest.to_owned()),
                 },
-                _ => (&mut parameters, name.clone()),
+                None => (&mut parameters, name.clone()),
             };
             into.insert(name, tensor.clone());
         }

@@ -40,7 +40,14 @@ impl<T> Buffers<T> {
 
 /// Buffers of one kind that no task uses at the moment.
 #[derive(Debug)]
-pub(super) struct Pool<B>(Arc<Mutex<Vec<B>>>);
+pub(super) struct Pool<B>(Arc<Mutex<Vec<Free<B>>>>);
+
+/// A buffer, and the thread that used it last.
+#[derive(Debug)]
+struct Free<B> {
+    buffer: B,
+    thread: Option<usize>,
+}
 
 impl<B> Default for Pool<B> {
     fn default() -> Self {
@@ -55,17 +62,21 @@ impl<B> Clone for Pool<B> {
 }
 
 impl<B> Pool<B> {
-    /// Returns a free buffer that is `fit`, with old contents, or else a new one in place of another.
+    /// Returns a free buffer that is `fit`, with old contents, or else a new one in place of another. One that this thread used is
+    /// taken first, because it may still be in the cache of its core.
     pub fn take(&self, fit: impl Fn(&B) -> bool, new: impl FnOnce() -> B) -> B {
+        let thread = rayon::current_thread_index();
         let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = free.iter().rposition(fit);
+        let own = free.iter().rposition(|free| free.thread == thread && fit(&free.buffer));
+        let place = own.or_else(|| free.iter().rposition(|free| fit(&free.buffer)));
         let unfit = if place.is_none() { free.pop() } else { None };
-        let found = place.map(|place| free.swap_remove(place));
+        let found = place.map(|place| free.swap_remove(place).buffer);
         drop((free, unfit));
         found.unwrap_or_else(new)
     }
 
     pub fn give(&self, buffer: B) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+        let free = Free { buffer, thread: rayon::current_thread_index() };
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(free);
     }
 }
