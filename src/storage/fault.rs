@@ -14,12 +14,13 @@ use std::io;
 
 #[cfg(debug_assertions)]
 mod plan {
+    use std::io;
     use std::path::PathBuf;
     use std::sync::LazyLock;
     use std::sync::atomic::{AtomicU64, Ordering};
 
     #[derive(Clone, Copy, PartialEq, Eq)]
-    pub enum Kind {
+    enum Kind {
         Fail,
         Full,
         Stop,
@@ -29,27 +30,16 @@ mod plan {
     }
 
     pub struct Plan {
-        pub kind: Kind,
+        kind: Kind,
         at: u64,
         marker: PathBuf,
+        /// Operations so far.
+        reached: AtomicU64,
     }
 
-    static PLAN: LazyLock<Option<Plan>> = LazyLock::new(|| {
-        let text = std::env::var("NMEM_FAULT").ok()?;
-        let (kind, rest) = text.split_once(':')?;
-        let (at, marker) = rest.split_once(':')?;
-        let kind = match kind {
-            "fail" => Kind::Fail,
-            "full" => Kind::Full,
-            "stop" => Kind::Stop,
-            "pause" => Kind::Pause,
-            "panic" => Kind::Panic,
-            "noswap" => Kind::NoSwap,
-            _ => return None,
-        };
-        Some(Plan { kind, at: at.parse().ok()?, marker: marker.into() })
-    });
-    static REACHED: AtomicU64 = AtomicU64::new(0);
+    /// The plan of this process, if it has one.
+    pub static PLAN: LazyLock<Option<Plan>> =
+        LazyLock::new(|| std::env::var("NMEM_FAULT").ok().as_deref().and_then(Plan::parse));
 
     fn pause() {
         #[cfg(unix)]
@@ -59,15 +49,29 @@ mod plan {
         }
     }
 
+    fn injected() -> io::Error {
+        io::Error::other("fault injected by a test")
+    }
+
     impl Plan {
-        /// Counts an operation. Returns its number and the plan, if there is one.
-        pub fn count() -> Option<(u64, &'static Self)> {
-            let plan = PLAN.as_ref()?;
-            Some((REACHED.fetch_add(1, Ordering::SeqCst) + 1, plan))
+        fn parse(text: &str) -> Option<Self> {
+            let (kind, rest) = text.split_once(':')?;
+            let (at, marker) = rest.split_once(':')?;
+            let kind = match kind {
+                "fail" => Kind::Fail,
+                "full" => Kind::Full,
+                "stop" => Kind::Stop,
+                "pause" => Kind::Pause,
+                "panic" => Kind::Panic,
+                "noswap" => Kind::NoSwap,
+                _ => return None,
+            };
+            Some(Self { kind, at: at.parse().ok()?, marker: marker.into(), reached: AtomicU64::new(0) })
         }
 
-        /// Returns whether the fault hits this operation: the N-th, or on a full disk any later one.
-        pub fn strikes(&self, number: u64) -> bool {
+        /// Counts an operation. Returns its number and whether it fails: the N-th, or on a full disk any later write.
+        fn count(&self) -> (u64, bool) {
+            let number = self.reached.fetch_add(1, Ordering::SeqCst) + 1;
             if number == self.at {
                 let _ = std::fs::write(&self.marker, "");
                 match self.kind {
@@ -77,15 +81,116 @@ mod plan {
                     Kind::Fail | Kind::Full => {}
                 }
             }
-            self.kind != Kind::Pause && number == self.at || self.kind == Kind::Full && number > self.at
+            let fails = match self.kind {
+                Kind::Fail => number == self.at,
+                Kind::Full => number >= self.at,
+                Kind::Stop | Kind::Pause | Kind::Panic | Kind::NoSwap => false,
+            };
+            (number, fails)
         }
 
-        pub fn has_no_swap() -> bool {
-            PLAN.as_ref().is_some_and(|plan| plan.kind == Kind::NoSwap)
+        /// Counts an operation other than a write.
+        pub fn operation(&self) -> io::Result<()> {
+            let (_, fails) = self.count();
+            if fails && self.kind == Kind::Fail { Err(injected()) } else { Ok(()) }
         }
 
-        pub fn is_first(&self, number: u64) -> bool {
-            number == self.at
+        /// Counts a write. Returns how many of its `bytes` may be written.
+        pub fn write(&self, bytes: usize) -> io::Result<usize> {
+            match self.count() {
+                (_, false) => Ok(bytes),
+                _ if self.kind == Kind::Fail => Err(injected()),
+                (number, true) if number == self.at && bytes > 1 => Ok(bytes / 2),
+                _ => Err(io::ErrorKind::StorageFull.into()),
+            }
+        }
+
+        #[cfg(target_os = "linux")]
+        pub fn has_no_swap(&self) -> bool {
+            self.kind == Kind::NoSwap
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use std::io;
+        use std::panic::{AssertUnwindSafe, catch_unwind};
+
+        use super::{Kind, Plan};
+
+        /// Makes the plan of a fault at the third operation. `struck` says whether its marker exists.
+        fn with_plan(kind: &str, test: impl FnOnce(&Plan, &dyn Fn() -> bool)) {
+            let directory = tempfile::tempdir().unwrap();
+            let marker = directory.path().join("struck:here");
+            let plan = Plan::parse(&format!("{kind}:3:{}", marker.display())).unwrap();
+            test(&plan, &|| marker.exists());
+        }
+
+        /// The bytes of a write, or its error.
+        fn said(result: io::Result<usize>) -> String {
+            result.map_or_else(|error| error.to_string(), |bytes| bytes.to_string())
+        }
+
+        #[test]
+        fn a_defective_disk_fails_once() {
+            for write in [false, true] {
+                with_plan("fail", |plan, struck| {
+                    plan.operation().unwrap();
+                    assert_eq!(said(plan.write(8)), "8");
+                    assert!(!struck());
+                    let third = if write { plan.write(8).map(drop) } else { plan.operation() };
+                    assert_eq!(third.unwrap_err().to_string(), "fault injected by a test");
+                    assert!(struck());
+                    plan.operation().unwrap();
+                    assert_eq!(said(plan.write(8)), "8");
+                });
+            }
+        }
+
+        #[test]
+        fn a_full_disk_takes_half_of_a_write() {
+            let full = io::Error::from(io::ErrorKind::StorageFull).to_string();
+            for (bytes, taken) in [(8, "4"), (3, "1"), (2, "1"), (1, &full)] {
+                with_plan("full", |plan, struck| {
+                    plan.operation().unwrap();
+                    assert_eq!(said(plan.write(8)), "8");
+                    assert!(!struck());
+                    assert_eq!(said(plan.write(bytes)), taken);
+                    assert!(struck());
+                    plan.operation().unwrap();
+                    assert_eq!([plan.write(8), plan.write(1)].map(said), [&*full; 2]);
+                });
+            }
+        }
+
+        #[test]
+        fn a_panic_in_the_third_operation() {
+            with_plan("panic", |plan, struck| {
+                plan.operation().unwrap();
+                plan.operation().unwrap();
+                assert!(!struck());
+                catch_unwind(AssertUnwindSafe(|| plan.operation())).unwrap_err();
+                assert!(struck());
+                plan.operation().unwrap();
+            });
+        }
+
+        #[test]
+        fn only_plans_are_parsed() {
+            for text in ["", "fail", "fail:3", "fail:x:marker", "other:3:marker"] {
+                assert!(Plan::parse(text).is_none(), "{text:?}");
+            }
+            let kinds = [
+                ("fail", Kind::Fail),
+                ("full", Kind::Full),
+                ("stop", Kind::Stop),
+                ("pause", Kind::Pause),
+                ("panic", Kind::Panic),
+                ("noswap", Kind::NoSwap),
+            ];
+            for (name, kind) in kinds {
+                assert!(Plan::parse(&format!("{name}:3:marker")).unwrap().kind == kind, "{name}");
+            }
         }
     }
 }
@@ -93,29 +198,19 @@ mod plan {
 /// Counts an operation other than a write, and fails it if the plan says so.
 #[cfg(debug_assertions)]
 pub fn reach() -> io::Result<()> {
-    let Some((number, plan)) = plan::Plan::count() else { return Ok(()) };
-    if plan.strikes(number) && plan.kind == plan::Kind::Fail {
-        return Err(io::Error::other("fault injected by a test"));
-    }
-    Ok(())
+    plan::PLAN.as_ref().map_or(Ok(()), plan::Plan::operation)
 }
 
 /// Counts a write. Returns how many of its `bytes` may be written.
 #[cfg(debug_assertions)]
 pub fn reach_write(bytes: usize) -> io::Result<usize> {
-    let Some((number, plan)) = plan::Plan::count() else { return Ok(bytes) };
-    match plan.kind {
-        _ if !plan.strikes(number) => Ok(bytes),
-        plan::Kind::Full if plan.is_first(number) && bytes > 1 => Ok(bytes / 2),
-        plan::Kind::Full => Err(io::ErrorKind::StorageFull.into()),
-        _ => Err(io::Error::other("fault injected by a test")),
-    }
+    plan::PLAN.as_ref().map_or(Ok(bytes), |plan| plan.write(bytes))
 }
 
 /// Returns the error of a file system that cannot swap two directories, if a test injects it.
 #[cfg(all(debug_assertions, target_os = "linux"))]
 pub fn reach_exchange() -> Option<rustix::io::Result<()>> {
-    plan::Plan::has_no_swap().then_some(Err(rustix::io::Errno::INVAL))
+    plan::PLAN.as_ref().filter(|plan| plan.has_no_swap()).map(|_| Err(rustix::io::Errno::INVAL))
 }
 
 /// Returns no error in a release build.

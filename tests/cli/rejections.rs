@@ -3,9 +3,10 @@
 #![allow(clippy::too_many_lines, reason = "tables of cases")]
 
 use std::collections::BTreeMap;
+use std::fs::File;
 
 use ndarray::{Array1, Array2, Array4, ArrayD};
-use ndarray_npy::write_npy;
+use ndarray_npy::{NpzWriter, write_npy};
 use safetensors::Dtype;
 
 use crate::{Raw, Sandbox, Transcript, tokens, write_tensors};
@@ -231,6 +232,9 @@ fn memories() {
     let raw = parameters(&sandbox);
     let of_a_state = raw.iter().map(|(name, tensor)| (format!("state.{name}"), tensor.clone()));
     write_tensors(&sandbox.path("state.safetensors"), &of_a_state.collect());
+    let mut npz = NpzWriter::new(File::create(sandbox.path("state.npz")).unwrap());
+    npz.add_array("state.to_queries.weight", &tokens(&[6, 6], 1)).unwrap();
+    npz.finish().unwrap();
     for (file, name) in [("state-extra", "state.other"), ("two", "layers.3.memory.to_queries.weight")] {
         let mut more = raw.clone();
         more.insert(name.to_owned(), raw["to_queries.weight"].clone());
@@ -250,6 +254,7 @@ fn memories() {
         "extra.safetensors",
         "model.safetensors",
         "state.safetensors",
+        "state.npz",
         "state-extra.safetensors",
         "two.safetensors",
         "nan.safetensors",

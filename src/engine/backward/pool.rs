@@ -42,10 +42,10 @@ impl<T> Buffers<T> {
 #[derive(Debug)]
 pub(super) struct Pool<B>(Arc<Mutex<Vec<Free<B>>>>);
 
-/// A buffer, and the thread that used it last.
 #[derive(Debug)]
 struct Free<B> {
     buffer: B,
+    /// Index of the thread that gave it back, in its pool.
     thread: Option<usize>,
 }
 
@@ -62,8 +62,8 @@ impl<B> Clone for Pool<B> {
 }
 
 impl<B> Pool<B> {
-    /// Returns a free buffer that is `fit`, with old contents, or else a new one in place of another. One that this thread used is
-    /// taken first, because it may still be in the cache of its core.
+    /// Returns a free buffer that is `fit`, with old contents, or else a new one in place of another. It prefers one that this thread
+    /// gave back, which may still be in the cache of its core.
     pub fn take(&self, fit: impl Fn(&B) -> bool, new: impl FnOnce() -> B) -> B {
         let thread = rayon::current_thread_index();
         let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -78,5 +78,30 @@ impl<B> Pool<B> {
     pub fn give(&self, buffer: B) {
         let free = Free { buffer, thread: rayon::current_thread_index() };
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(free);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Pool;
+
+    #[test]
+    fn threads_prefer_their_own_buffers() {
+        let threads = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        let pool = Pool::default();
+        let on = |index: usize, work: &(dyn Fn() -> usize + Sync)| {
+            threads.broadcast(|of| (of.index() == index).then(work))[index].unwrap()
+        };
+        for (thread, buffer) in [(0, 1), (1, 2), (0, 3)] {
+            on(thread, &|| {
+                pool.give(buffer);
+                buffer
+            });
+        }
+        let take = |thread, least| on(thread, &|| pool.take(|&buffer| buffer >= least, || 9));
+        assert_eq!(take(1, 0), 2, "its own before the last one");
+        assert_eq!(take(1, 0), 3, "the last one of another thread");
+        assert_eq!(take(1, 2), 9, "a new one");
+        assert!(pool.0.lock().unwrap().is_empty(), "in place of one that does not fit");
     }
 }
