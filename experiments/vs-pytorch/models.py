@@ -7,10 +7,12 @@ Runs in the venv that compare.py makes. Each row has a PyTorch process of its ow
 Both sides take turns. A turn is the median of five forwards, or of five forwards with their backwards, on the same weights and
 inputs, after one that is dropped: nmem is a new process at each turn, and PyTorch is not.
 
-Both depend on where the host of a virtual machine runs its processors. If they share a cache, they hand over data quickly, but
-share its bandwidth to memory. So before and after each pair of turns the script measures how long a number takes to another process
-and back. The cores were near if both times are below 400 ns, and far if none is; in other pairs they moved. Each row has a line for
-each of these, with the medians, in a table and in the CSV.
+The times of both sides depend on which physical cores the host of a virtual machine gives it. Cores that share a cache hand over data
+quickly, but share the bandwidth to memory. So before and after each pair of turns the script measures how long a number takes to
+another process and back. The cores were near if both times are below 400 ns, and far if none is; in other pairs they moved. Each row
+has a line for each of these, with the medians. This tells something where two CPUs are all there are, and otherwise idle.
+
+`--out` writes the lines of the table, and `--turns` each pair of turns.
 
 The error is that of nmem's result in f64 from PyTorch's in f64, relative to the largest. In f32 a refreshed memory may multiply
 rounding errors from chunk to chunk.
@@ -22,6 +24,7 @@ import csv
 import json
 import mmap
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -38,8 +41,8 @@ VENV = HERE / ".venv"
 # Passes of a turn, without the one that is dropped.
 PASSES = 5
 
-# Nanoseconds to another process and back, from which on cores count as far. On one AMD EPYC it took 160 to 220 within a shared cache,
-# and 570 to 610 beyond it.
+# Nanoseconds to another process and back, from which on cores count as far. On one AMD EPYC it took 160 to 220 between cores with a
+# shared cache, and 570 to 610 between others.
 FAR = 400
 
 # Work, version of titans-pytorch, and rows: dim, tokens, chunk, heads.
@@ -197,38 +200,50 @@ def pytorch(role, work, version, row, directory, threads):
 
 
 def round_trip(trips=500, rounds=5):
-    """Returns the nanoseconds that a number takes to another process and back: the median of some rounds of trips. A processor that
-    is alone has no distance.
-    """
-    if os.cpu_count() == 1:
-        return 0.0
+    """Returns the nanoseconds that a number takes to another process and back: the median of some rounds of trips. None on one CPU."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if cpus == 1:
+        return None
     # Both numbers have a cache line of their own.
     with mmap.mmap(-1, mmap.PAGESIZE) as page, memoryview(page).cast("q") as numbers:
         there, back = 0, 64
         other = os.fork()
         if other == 0:
-            for i in range(1, trips * rounds + 1):
-                while numbers[there] != i:
-                    pass
-                numbers[back] = i
-            os._exit(0)
-        times = []
-        for first in range(1, trips * rounds + 1, trips):
-            begin = time.perf_counter()
-            for i in range(first, first + trips):
-                numbers[there] = i
-                while numbers[back] != i:
-                    pass
-            times.append((time.perf_counter() - begin) / trips * 1e9)
-        os.waitpid(other, 0)
+            try:
+                for i in range(1, trips * rounds + 1):
+                    await_number(numbers, there, i)
+                    numbers[back] = i
+            finally:
+                os._exit(0)
+        try:
+            times = []
+            for first in range(1, trips * rounds + 1, trips):
+                begin = time.perf_counter()
+                for i in range(first, first + trips):
+                    numbers[there] = i
+                    await_number(numbers, back, i)
+                times.append((time.perf_counter() - begin) / trips * 1e9)
+        finally:
+            os.kill(other, signal.SIGKILL)
+            os.waitpid(other, 0)
     return statistics.median(times)
 
 
-DISTANCES = ["near", "far", "moved"]
+def await_number(numbers, place, number):
+    """Waits until another process writes a number, for some seconds at most."""
+    for _ in range(1 << 27):
+        if numbers[place] == number:
+            return
+    raise Failure("the process that answers round trips does not")
+
+
+DISTANCES = ["near", "far", "moved", "one CPU"]
 
 
 def distance(before, after):
     """Returns how far from each other the cores were between two round trips."""
+    if before is None or after is None:
+        return "one CPU"
     if max(before, after) < FAR:
         return "near"
     return "far" if min(before, after) >= FAR else "moved"
@@ -283,11 +298,31 @@ def lines(pairs):
         }  # fmt: skip
 
 
-def write(path, rows):
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+class Csv:
+    """A CSV of rows that are written as they come; none without a path."""
+
+    def __init__(self, path):
+        self.file = None if path is None else open(path, "w", newline="")
+        self.writer = None
+
+    def write(self, rows):
+        if self.file is None:
+            return
+        if self.writer is None:
+            self.writer = csv.DictWriter(self.file, rows[0])
+            self.writer.writeheader()
+        self.writer.writerows(rows)
+        self.file.flush()
+
+
+def positive(text):
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+positive.__name__ = "positive integer"
 
 
 def main():
@@ -297,8 +332,8 @@ def main():
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nmem", type=Path, metavar="PATH", help="path of nmem (default: build it)")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each side (default: 5)")
-    parser.add_argument("--threads", type=int, default=2, metavar="N", help="threads of both sides (default: 2)")
+    parser.add_argument("--rounds", type=positive, default=5, metavar="N", help="turns of each side (default: 5)")
+    parser.add_argument("--threads", type=positive, default=2, metavar="N", help="threads of both sides (default: 2)")
     parser.add_argument("--only", type=works, metavar="WORK,…", help=f"{', '.join(KINDS)} (default: all)")
     parser.add_argument("--out", type=Path, metavar="FILE.csv", help="also write the lines of the table as CSV")
     parser.add_argument("--turns", type=Path, metavar="FILE.csv", help="also write each pair of turns as CSV")
@@ -307,15 +342,17 @@ def main():
     if Path(sys.prefix).resolve() != VENV.resolve():
         os.execv(python, [python, __file__, *sys.argv[1:]])
     options.nmem = compare.program(options.nmem, "--bin", "nmem")
-    rows, turns = [], []
-    print("| work | dim, tokens, chunk, heads | cores | turns | PyTorch, ms | nmem, ms | ratio | of single turns | PyTorch, MB | nmem, MB | error |")
-    print("| --- | --- | --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: |")
+    table, turns = Csv(options.out), Csv(options.turns)
+    print("| work | dim, tokens, chunk, heads | cores | turns | PyTorch, ms | nmem, ms | ratio | of single turns | ", end="")
+    print("PyTorch, MB | nmem, MB | error |")
+    print("| --- | --- | --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: |", flush=True)
     for work, (version, shapes) in WORKS.items():
         for row in shapes if options.only is None or work.split()[0] in options.only else []:
             pairs = measure(work, version, row, options)
-            turns += pairs
-            for of in lines(pairs):
-                rows.append(of)
+            turns.write(pairs)
+            of_row = list(lines(pairs))
+            table.write(of_row)
+            for of in of_row:
                 print(
                     f"| {of['work']}, {version} | {', '.join(map(str, row))} | {of['cores']} | {of['turns']} | "
                     f"{of['pytorch_ms']:.1f} | {of['nmem_ms']:.1f} | {of['ratio']:.1f} | "
@@ -323,12 +360,10 @@ def main():
                     f"{of['nmem_peak_mb']:.0f} | {of['error']:.0e} |",
                     flush=True,
                 )
-    for path, kind in [(options.out, rows), (options.turns, turns)]:
-        if path is not None:
-            write(path, kind)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
     except Failure as failure:
