@@ -282,6 +282,23 @@ fn stale_temporaries_of_the_same_target_are_cleared() {
     assert_eq!(names(at).len(), 3);
 }
 
+/// nmem makes no links, so that one with the name of a temporary is somebody else's.
+#[cfg(unix)]
+#[test]
+fn links_are_not_cleared() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = directory.path();
+    fs::write(at.join("theirs"), "whole").unwrap();
+    fs::create_dir(at.join("their directory")).unwrap();
+    for (to, name) in [("theirs", ".out.nmem-AAAAAA"), ("their directory", ".out.nmem-BBBBBB")] {
+        std::os::unix::fs::symlink(to, at.join(name)).unwrap();
+    }
+    let before = names(at);
+    drop(ResultsDirectory::open(&at.join("out"), false).unwrap());
+    assert_eq!(names(at), before);
+    assert_eq!(fs::read_to_string(at.join("theirs")).unwrap(), "whole");
+}
+
 #[test]
 fn files_appear_whole() {
     let directory = tempfile::tempdir().unwrap();
