@@ -2,6 +2,7 @@
 //! again and again with a fault one operation later, until none strikes: an operation that fails, a disk that is full from there
 //! on, a process that is killed there (see `src/storage/fault.rs`).
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use crate::sweep::untimed;
@@ -108,12 +109,14 @@ fn a_replaced_run_is_the_old_or_the_new_one() {
     reference.ok(line);
     let new = results(&reference, "out");
     assert_ne!(old, new);
+    let times_between = Cell::new(0);
     let check = |sandbox: &Sandbox, output: &CommandOutput, case: &str| {
         let there = results(sandbox, "out");
         // Where two directories cannot be swapped at once, the old one is put back by the next run.
         let between = case.starts_with("noswap") && there.is_empty();
         assert!(there == new || (there == old || between) && output.code != Some(0), "{case}");
         if between {
+            times_between.set(times_between.get() + 1);
             sandbox.ok("retrieve seq.npy --heads 2 --chunk-size 8 --out other -q");
             assert!(
                 sandbox.path(".out.nmem-old").exists()
@@ -126,6 +129,7 @@ fn a_replaced_run_is_the_old_or_the_new_one() {
     };
     with_each_fault(prepare, line, check);
     with_fault("noswap", &prepare, line, &check);
+    assert!(times_between.get() > 0, "some process ended between the two renames");
 }
 
 #[test]
