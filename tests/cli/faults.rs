@@ -57,6 +57,7 @@ fn with_fault(
             assert_eq!(output.code, None, "{case}");
         } else {
             assert!(matches!(output.code, Some(0..=2)), "{case}");
+            assert!(kind != "fail" || output.code != Some(0), "an error is swallowed: {case}");
             let orderly = |line: &str| line.starts_with("error: ") || line.starts_with("warning: ");
             assert!(
                 output.err.lines().all(orderly) && (output.code == Some(0)) == output.err.is_empty(),
