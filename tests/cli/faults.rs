@@ -130,7 +130,7 @@ fn a_replaced_run_is_the_old_or_the_new_one() {
     };
     with_each_fault(prepare, line, check);
     with_fault("noswap", &prepare, line, &check);
-    assert!(times_between.get() > 0, "some process ended between the two renames");
+    assert!(times_between.get() > 0, "no process ended between the two renames");
 }
 
 #[test]
