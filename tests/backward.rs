@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use ndarray::{Array2, Array3, ArrayD, ArrayView2, Axis, s};
 use ndarray_npy::{NpzReader, ReadNpyExt};
 use nmem::Error;
+use nmem::config::{Command, Settings};
 use nmem::engine::backward::{Backward, Order, TokenGradients, Tokens};
 use nmem::engine::{Memory, Work};
 use nmem::io::TensorFile;
@@ -23,6 +24,8 @@ use nmem::memory::program::{Frame, ProjectionActivation, Reads, Schedule};
 use nmem::memory::rule::{DecayOf, RateForm, RatePer, Rule};
 use nmem::memory::{Dimensions, Gate, Gates, Parameters, Program, State};
 use nmem::real::Real;
+use nmem::run::{GradientRequest, RunEvent, gradients};
+use nmem::storage::WholeFile;
 use rayon::prelude::*;
 use support::{Golden, assert_close, assert_close_to_largest, largest, run_through, uniform};
 
@@ -871,5 +874,40 @@ fn compare_second(op: Op, widths: &[usize], chunk: usize) {
                 1e-8,
             );
         }
+    }
+}
+
+/// Gradients of inputs that are rewritten meanwhile would be those of neither version.
+#[test]
+fn inputs_that_change_meanwhile_are_errors() {
+    for (changed, error) in [("seq.npy", true), ("cotangent.npy", true), ("other.npy", false)] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        for name in ["seq.npy", "cotangent.npy", "other.npy"] {
+            ndarray_npy::write_npy(path(name), &Array2::<f32>::ones((9, 4))).unwrap();
+        }
+        let settings = Settings {
+            data: Some(path("seq.npy")),
+            heads: Some(2),
+            chunk_size: Some(4),
+            ..Settings::default()
+        };
+        let config = settings.validate(Command::Retrieve).unwrap();
+        let request =
+            GradientRequest { cotangent: path("cotangent.npy"), order: Order::Online, truncate: None };
+        let mut out = WholeFile::open("--out", &path("gradients.npz"), false).unwrap();
+        let mut observe = |event| {
+            if matches!(event, RunEvent::Writing) {
+                ndarray_npy::write_npy(path(changed), &Array2::<f32>::zeros((9, 4))).unwrap();
+            }
+            Ok(())
+        };
+        let result = gradients(&config, &request, &mut out, &mut observe).map(drop);
+        let message = result.err().map(|error| error.to_string());
+        let expected = format!(
+            "{}: the file changed while nmem was reading it; run again once it is complete",
+            path(changed).display()
+        );
+        assert_eq!(message, error.then_some(expected));
     }
 }

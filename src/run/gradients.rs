@@ -122,16 +122,17 @@ fn in_type<T: Real>(
     budget::check(backward.bytes(shape.tokens, store.dims().tokens, shape.sequences))?;
     let read = all::<T>(&inputs.data)?;
     let stored = inputs.store_seq.as_deref().map(all::<T>).transpose()?;
-    let cotangent = all::<T>(cotangent)?;
     let tokens: Vec<_> = read
         .outer_iter()
         .zip(stored.as_ref().unwrap_or(&read).outer_iter())
         .map(|(read, store)| Tokens { read, store, order: request.order })
         .collect();
+    // The cotangent is read when it is needed: with a copy of it from the start, the peak of memory would be higher.
     let objective = |i: usize, read: ArrayView2<T>| {
-        let cotangent = cotangent.index_axis(Axis(0), i);
-        let loss: f64 = read.iter().zip(cotangent).map(|(&x, &r)| x.to_f64() * Real::to_f64(r)).sum();
-        (loss, cotangent.to_owned())
+        let mut of_read = Array2::zeros(read.dim());
+        let loaded = Sequences::<T>::read_rows(cotangent, i, 0, of_read.view_mut());
+        let loss: f64 = read.iter().zip(&of_read).map(|(&x, &r)| x.to_f64() * Real::to_f64(r)).sum();
+        (loaded.map(|()| loss), of_read)
     };
     let all_tokens = (shape.sequences * shape.tokens) as u64;
     report(RunEvent::Starting(all_tokens.saturating_mul(config.repeat as u64 + 1)))?;
@@ -147,6 +148,7 @@ fn in_type<T: Real>(
     };
     report(RunEvent::Writing)?;
     inputs.check_unchanged(true)?;
+    cotangent.check_unchanged(true)?;
 
     let dimensions = file.dimensions();
     let (names, mut arrays) = match library_of(&program, &dimensions) {
@@ -159,9 +161,12 @@ fn in_type<T: Real>(
         }
         Err(_) => ("nmem", sum.tensors(&program)),
     };
-    let loss: f64 = of_sequences.iter().map(|(loss, _)| loss).sum();
-    let (of_read, of_store): (Vec<_>, Vec<_>) =
-        of_sequences.into_iter().map(|(_, TokenGradients { read, store })| (read, store)).unzip();
+    let (mut loss, mut of_read, mut of_store) = (0.0, Vec::new(), Vec::new());
+    for (of_sequence, TokenGradients { read, store }) in of_sequences {
+        loss += of_sequence?;
+        of_read.push(read);
+        of_store.push(store);
+    }
     if inputs.store_seq.is_some() {
         arrays.push(("seq".to_owned(), stacked(&of_read, inputs.data.rank())));
         arrays.push(("store_seq".to_owned(), stacked(&of_store, store.rank())));
