@@ -3,6 +3,7 @@
 
 use std::fs::{File, Metadata};
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -105,8 +106,15 @@ impl Mapped {
         if now.file != stamp.file {
             return Ok(());
         }
-        let same = now == *stamp && !(content && self.map.len() <= CHEAP);
-        if same || now.bytes == stamp.bytes && self.sha256(0, &mut |_| Ok(()), |_| {})? == sha256 {
+        if now == *stamp && !(content && self.map.len() <= CHEAP) {
+            return Ok(());
+        }
+        let mut hashed = 0..0;
+        let release = |next: &[u8]| {
+            self.release(hashed.clone());
+            hashed = hashed.end..hashed.end + next.len();
+        };
+        if now.bytes == stamp.bytes && self.sha256(0, &mut |_| Ok(()), release)? == sha256 {
             return Ok(());
         }
         let reason = "the file changed while nmem was reading it; run again once it is complete";
@@ -115,6 +123,21 @@ impl Mapped {
 
     pub fn bytes(&self) -> &[u8] {
         &self.map
+    }
+
+    /// Gives back the memory of pages that are not needed again soon. Reading them again takes them from the
+    /// file.
+    pub fn release(&self, range: Range<usize>) {
+        // SAFETY: the map is shared and never written, so its pages are those of the file, and the bytes are the
+        // same after the next access.
+        #[cfg(unix)]
+        let released = unsafe {
+            self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len())
+        };
+        #[cfg(not(unix))]
+        let (released, _) = (io::Result::Ok(()), range);
+        // A system that refuses keeps the pages, which costs memory and nothing else.
+        released.ok();
     }
 
     /// Returns the SHA-256 of the whole file in hexadecimal, as `sha256sum` prints it. `visit` receives the

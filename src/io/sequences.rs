@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ndarray::ArrayViewMut2;
+use ndarray::{ArrayViewMut2, Axis};
 
 use crate::error::{Error, Result};
 use crate::io::dtype::{
@@ -14,6 +14,9 @@ use crate::io::mapped::{Mapped, Progress};
 use crate::io::npy::NpyHeader;
 use crate::real::{ElementType, Real};
 use crate::sequence::{Sequences, Shape};
+
+/// Most bytes of a file that are copied before their pages are given back.
+const COPIED: usize = 1 << 20;
 
 /// An open sequence file.
 pub struct NpySequences {
@@ -105,6 +108,21 @@ impl NpySequences {
     /// is compared if these differ or, if `content`, where that is cheap.
     pub fn check_unchanged(&self, content: bool) -> Result<()> {
         self.file.check_unchanged(&self.sha256, content)
+    }
+
+    /// Copies all rows of a sequence into `out` (tokens, dim). The file's pages are given back meanwhile, so that
+    /// memory holds the tokens once.
+    pub fn copy_sequence<T: Real>(&self, sequence: usize, mut out: ArrayViewMut2<T>) -> Result<()> {
+        let row_bytes = self.shape.dim * self.header.dtype.item_bytes().expect("a type of numbers");
+        // Every row of a Fortran file is spread over all of it.
+        let block = if self.header.fortran { self.shape.tokens } else { COPIED / row_bytes }.max(1);
+        for (i, rows) in out.axis_chunks_iter_mut(Axis(0), block).enumerate() {
+            let from = self.header.offset + (sequence * self.shape.tokens + i * block) * row_bytes;
+            let to = from + rows.nrows() * row_bytes;
+            self.read_rows(sequence, i * block, rows)?;
+            self.file.release(if self.header.fortran { 0..self.file.bytes().len() } else { from..to });
+        }
+        Ok(())
     }
 
     fn data(&self) -> &[u8] {

@@ -20,7 +20,6 @@ use crate::io::import::Library;
 use crate::io::npz::write_npz;
 use crate::norm::norm;
 use crate::real::{ElementType, Real};
-use crate::sequence::Sequences;
 use crate::storage::WholeFile;
 
 /// A request for gradients.
@@ -130,7 +129,7 @@ fn in_type<T: Real>(
     // The cotangent is read when it is needed: with a copy of it from the start, the peak of memory would be higher.
     let objective = |i: usize, read: ArrayView2<T>| {
         let mut of_read = Array2::zeros(read.dim());
-        let loaded = Sequences::<T>::read_rows(cotangent, i, 0, of_read.view_mut());
+        let loaded = cotangent.copy_sequence(i, of_read.view_mut());
         let loss: f64 = read.iter().zip(&of_read).map(|(&x, &r)| x.to_f64() * Real::to_f64(r)).sum();
         (loaded.map(|()| loss), of_read)
     };
@@ -200,7 +199,7 @@ fn all<T: Real>(file: &NpySequences) -> Result<Array3<T>> {
     let shape = file.dims();
     let mut all = Array3::zeros((shape.sequences, shape.tokens, shape.dim));
     for (sequence, rows) in all.outer_iter_mut().enumerate() {
-        Sequences::<T>::read_rows(file, sequence, 0, rows)?;
+        file.copy_sequence(sequence, rows)?;
     }
     Ok(all)
 }
