@@ -251,6 +251,46 @@ fn every_truncation_is_an_error() {
     }
 }
 
+/// Returns the bytes of a mapped file that are in this process's memory.
+#[cfg(target_os = "linux")]
+fn resident(path: &std::path::Path) -> usize {
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut lines = maps.lines().skip_while(|line| !line.ends_with(path.to_str().unwrap()));
+    let size = lines.find_map(|line| line.strip_prefix("Rss:")).unwrap();
+    size.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() << 10
+}
+
+/// Bytes that a system may map around one that is read: a large page, and one more.
+#[cfg(target_os = "linux")]
+const AROUND: usize = 4 << 20;
+
+#[test]
+fn copied_sequences_are_those_that_are_read() {
+    let directory = TestDirectory::new();
+    let values = Array3::from_shape_fn((2, 1500, 900), |(i, j, k)| (i * 7 + j * 3 + k) as f64).into_dyn();
+    for (fortran, big) in [(false, false), (false, true), (true, false)] {
+        let descr = if big { "'>f4'" } else { "'<f4'" };
+        let data = encode(&values, Dtype::F32, fortran, big);
+        let path = directory.file("x.npy", &npy(descr, fortran, "(2, 1500, 900)", &data));
+        let file = open(&path).unwrap();
+        let all = read_all::<f64>(&file);
+        assert_eq!(all.view().into_dyn(), values);
+        #[cfg(target_os = "linux")]
+        assert!(resident(&path) >= data.len());
+        let mut copied = Array3::zeros(all.dim());
+        for (sequence, rows) in copied.outer_iter_mut().enumerate() {
+            file.copy_sequence::<f64>(sequence, rows).unwrap();
+        }
+        assert_eq!(copied, all);
+        #[cfg(target_os = "linux")]
+        assert!(resident(&path) <= AROUND, "{} bytes after a copy", resident(&path));
+        assert_eq!(read_all::<f64>(&file), all, "from the file again");
+        file.check_unchanged(true).unwrap();
+        #[cfg(target_os = "linux")]
+        assert!(resident(&path) <= AROUND, "{} bytes after the check", resident(&path));
+    }
+}
+
 #[test]
 fn the_first_nonfinite_number_is_named_in_logical_order() {
     let directory = TestDirectory::new();
