@@ -136,7 +136,7 @@ impl Mapped {
         };
         #[cfg(not(unix))]
         let (released, _) = (io::Result::Ok(()), range);
-        // A system that refuses keeps the pages, which costs memory and nothing else.
+        // After an error the pages stay, which costs memory only.
         released.ok();
     }
 

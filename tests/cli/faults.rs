@@ -34,12 +34,13 @@ fn with_each_fault(
     }
 }
 
+/// Returns the number of operations at which a fault struck.
 fn with_fault(
     kind: &str,
     prepare: &dyn Fn() -> Sandbox,
     line: &str,
     check: &dyn Fn(&Sandbox, &CommandOutput, &str),
-) {
+) -> usize {
     let mut n = 0;
     loop {
         n += 1;
@@ -70,6 +71,17 @@ fn with_fault(
     }
     // Something was tried: creating, writing, syncing, renaming.
     assert!(n > 5, "{kind}: {n}");
+    n - 1
+}
+
+#[test]
+fn each_operation_of_a_file_can_fail() {
+    let line = "generate drift --tokens 12 --segment 4 --dim 4 --out seq.npy -q";
+    let operations = with_fault("fail", &Sandbox::in_memory, line, &|_, output, case| {
+        assert_eq!(output.code, Some(2), "{case}");
+    });
+    let expected = ["create", "write", "sync", "close", "rename", "sync the directory"];
+    assert_eq!(operations, expected.len(), "{expected:?}");
 }
 
 /// Contents of a directory, without what differs from run to run.
