@@ -127,9 +127,13 @@ impl Mapped {
 
     /// Gives back the memory of pages that are not needed again soon. Reading them again takes them from the
     /// file.
+    ///
+    /// # Panics
+    /// If the range goes beyond the file.
     pub fn release(&self, range: Range<usize>) {
-        // SAFETY: the map is shared and never written, so its pages are those of the file, and the bytes are the
-        // same after the next access.
+        assert!(range.start <= range.end && range.end <= self.map.len(), "{range:?} of {}", self.map.len());
+        // SAFETY: the pages are within the map, which is shared and never written. Their bytes are those of the
+        // file, and the same after the next access as long as nobody changes the file, as in `map`.
         #[cfg(unix)]
         let released = unsafe {
             self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len())

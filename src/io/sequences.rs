@@ -18,6 +18,10 @@ use crate::sequence::{Sequences, Shape};
 /// Most bytes of a file that are copied before their pages are given back.
 const COPIED: usize = 1 << 20;
 
+/// Most bytes before a page that the system maps together with it: a huge page. They may have been given back
+/// already.
+const AROUND: usize = 2 << 20;
+
 /// An open sequence file.
 pub struct NpySequences {
     file: Mapped,
@@ -110,17 +114,25 @@ impl NpySequences {
         self.file.check_unchanged(&self.sha256, content)
     }
 
-    /// Copies all rows of a sequence into `out` (tokens, dim). The file's pages are given back meanwhile, so that
-    /// memory holds the tokens once.
+    /// Copies all rows of a sequence into `out` (tokens, dim), and gives the pages of the file back as it copies.
+    /// When sequences are copied in turn, memory holds little more than the copies. Every row of a Fortran file is
+    /// spread over all of it, so its pages stay until its last sequence is copied.
     pub fn copy_sequence<T: Real>(&self, sequence: usize, mut out: ArrayViewMut2<T>) -> Result<()> {
+        assert_eq!(out.nrows(), self.shape.tokens, "rows");
+        if self.header.fortran {
+            self.read_rows(sequence, 0, out)?;
+            if sequence + 1 == self.shape.sequences {
+                self.file.release(0..self.file.bytes().len());
+            }
+            return Ok(());
+        }
         let row_bytes = self.shape.dim * self.header.dtype.item_bytes().expect("a type of numbers");
-        // Every row of a Fortran file is spread over all of it.
-        let block = if self.header.fortran { self.shape.tokens } else { COPIED / row_bytes }.max(1);
+        let block = (COPIED / row_bytes).max(1);
         for (i, rows) in out.axis_chunks_iter_mut(Axis(0), block).enumerate() {
             let from = self.header.offset + (sequence * self.shape.tokens + i * block) * row_bytes;
             let to = from + rows.nrows() * row_bytes;
             self.read_rows(sequence, i * block, rows)?;
-            self.file.release(if self.header.fortran { 0..self.file.bytes().len() } else { from..to });
+            self.file.release(from.saturating_sub(AROUND)..to);
         }
         Ok(())
     }

@@ -69,7 +69,7 @@ fn with_fault(
         }
         check(&sandbox, &output, &case);
     }
-    // Something was tried: creating, writing, syncing, renaming.
+    // Something was tried: creating, writing, syncing, closing, renaming.
     assert!(n > 5, "{kind}: {n}");
     n - 1
 }

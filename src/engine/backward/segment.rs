@@ -227,7 +227,7 @@ impl<T: Real> HeadSequence<'_, T> {
     /// Returns the number of chunks of `of` whose gradients one task takes.
     fn group_chunks(&self, of: usize) -> usize {
         let tasks = of.div_ceil(TASK_ROWS.div_ceil(self.chunk())).clamp(1, MAX_TASKS);
-        // An even number, for two threads to share.
+        // An even number where the chunks allow it, for two threads to share.
         let tasks = if tasks > 1 { tasks.next_multiple_of(2) } else { tasks };
         of.div_ceil(tasks).max(1)
     }
