@@ -17,10 +17,13 @@ pub struct Block {
     pub place: Range<usize>,
 }
 
-/// Elements of a block where chunks are short.
+/// Elements of a block where its rows may be fewer.
 const BLOCK_ELEMENTS: usize = 2048;
 /// Fewest rows of a block. The partial products of all blocks with a chunk's rows have then about twice as many numbers as a state, or fewer.
 const MIN_BLOCK_ROWS: usize = 4;
+/// Elements of a block of up to half of a map's rows where chunks have few rows: each block's part of A S̄ is as wide as the map, and is
+/// written, read and added. With 2048, `64, 4096, 2, 1` took a tenth longer, with chunks of 4 too.
+const SHORT_BLOCK_ELEMENTS: usize = 6144;
 /// Rows of a block where chunks have many rows, or half of a chunk's if they are more, and fewer where the rows B of a chunk fit L1.
 /// With one or two rows of 1,152 elements a block, products loaded B for little work, and gradients took half as long again. With 16
 /// rows instead of 32, `64, 1024, 16, 1` took 3 % less time, and `384, 1024, 64, 1` a seventh more.
@@ -33,14 +36,14 @@ const MANY_ROWS: usize = 8;
 
 /// Divides the weights of a linear map of a width, which lie at `place`, for chunks of some rows.
 pub fn divided(map: usize, place: &Range<usize>, width: usize, chunk: usize) -> impl Iterator<Item = Block> {
+    let (start, rows) = (place.start, place.len() / width);
     let min_rows = if chunk < MANY_ROWS {
-        MIN_BLOCK_ROWS
+        (SHORT_BLOCK_ELEMENTS / width).min(rows.div_ceil(2)).max(MIN_BLOCK_ROWS)
     } else if chunk * width <= NEAR_NUMBERS {
         NEAR_BLOCK_ROWS.max(chunk / 2)
     } else {
         LONG_BLOCK_ROWS.max(chunk / 2)
     };
-    let (start, rows) = (place.start, place.len() / width);
     let count = rows.div_ceil((BLOCK_ELEMENTS / width).max(min_rows));
     // Blocks of about the same size, and mostly an even number of them, for threads to share.
     let count = if count > 1 { count.next_multiple_of(2) } else { count };
