@@ -17,12 +17,12 @@ pub struct Block {
     pub place: Range<usize>,
 }
 
-/// Elements of a block where its rows may be fewer.
+/// Elements of a block. It has more where the rows below would be fewer.
 const BLOCK_ELEMENTS: usize = 2048;
 /// Fewest rows of a block. The partial products of all blocks with a chunk's rows have then about twice as many numbers as a state, or fewer.
 const MIN_BLOCK_ROWS: usize = 4;
-/// Elements of a block of up to half of a map's rows where chunks have few rows: each block's part of A S̄ is as wide as the map, and is
-/// written, read and added. With 2048, `64, 4096, 2, 1` took a tenth longer, with chunks of 4 too.
+/// Elements of a block where chunks have few rows, up to half of the map's rows. Each block's part of A S̄ is as wide as the map, and is
+/// written, read and added. With 2,048 elements `64, 4096, 2, 1` took a tenth longer, and so did chunks of 4.
 const SHORT_BLOCK_ELEMENTS: usize = 6144;
 /// Rows of a block where chunks have many rows, or half of a chunk's if they are more, and fewer where the rows B of a chunk fit L1.
 /// With one or two rows of 1,152 elements a block, products loaded B for little work, and gradients took half as long again. With 16
