@@ -7,17 +7,17 @@
 
 use std::ops::Range;
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
+use ndarray::{ArrayView2, ArrayViewMut2, s};
 use rayon::prelude::*;
 
 use super::block::Block;
 use super::few_rows::{FewRows, are_few};
-use super::head::{HeadCotangents, HeadSequence, Parts, RowCotangents, State, add};
-use super::node_rows::{Passage, Values};
+use super::head::{HeadSequence, State, add};
+use super::node_rows::Passage;
 use super::passes::Passes;
 use super::reads::Read;
 use super::recurrences::{FewBack, few_space, step, step_back};
-use super::reverse::{Carried, add_to_both};
+use super::reverse::add_to_both;
 use super::segment::Interval;
 use crate::engine::panel::Step;
 use crate::memory::graph::Value;
@@ -41,7 +41,7 @@ pub fn numbers<T>(passes: &Passes, chunks: usize, tasks: usize) -> usize {
     };
     let of_tasks = |map| {
         let (_, (height, width)) = passes.place(map);
-        let blocks = passes.blocks.iter().filter(|block| block.map == map).count();
+        let blocks = passes.blocks_of(map).count();
         let buffer = (2 * chunks + 5) * passes.largest_block() + few_space(passes.chunk, width);
         let small = chunks * (size_of::<MapChunk<'_, T>>() + blocks * size_of::<[f64; 2]>());
         rows * (blocks * width + 2 * height)
@@ -51,11 +51,28 @@ pub fn numbers<T>(passes: &Passes, chunks: usize, tasks: usize) -> usize {
     passes.linears().map(of_products).sum::<usize>() + passes.linears().map(of_tasks).max().unwrap_or(0)
 }
 
+/// A segment on its way back through the linear maps.
+pub struct SegmentBack<T> {
+    /// State at its start; `None` at the first segment.
+    pub start: Option<State<T>>,
+    pub gradients: Interval<T>,
+    pub reads: Vec<ReadBack<T>>,
+    /// Results of the blocks of a map, until they are joined.
+    of_blocks: Vec<OfBlock<T>>,
+    /// Products of each map so far.
+    pub products: Vec<MapProducts<T>>,
+}
+
+impl<T> SegmentBack<T> {
+    pub fn new(start: Option<State<T>>, gradients: Interval<T>, reads: Vec<ReadBack<T>>) -> Self {
+        Self { start, gradients, reads, of_blocks: Vec::new(), products: Vec::new() }
+    }
+}
+
 /// A read before some chunks, with its values and their cotangents.
-struct ReadBack<'a, T> {
-    read: Read,
-    passage: Passage<T>,
-    d_queries: ArrayViewMut2<'a, T>,
+pub struct ReadBack<T> {
+    pub read: Read,
+    pub passage: Passage<T>,
 }
 
 /// One chunk of a segment at a linear map.
@@ -77,99 +94,58 @@ type BlockTask<'a, T> = (&'a Block, [&'a mut [T]; 3]);
 struct OfBlock<T> {
     /// Cotangents of η and α of each chunk.
     gates: Vec<[f64; 2]>,
-    /// B S̄ᵀ (rows, rows of the block).
-    of_a: Vec<T>,
-    /// The block's part of A S̄ (rows, out).
-    of_b: Vec<T>,
-    /// Y (W + U)ᵀ (rows that are read, rows of the block).
-    of_x: Vec<T>,
+    /// The three products, one after another.
+    numbers: Vec<T>,
+    sizes: [usize; 3],
+}
+
+impl<T> OfBlock<T> {
+    /// Returns B S̄ᵀ (rows, rows of the block), the block's part of A S̄ (rows, out), and Y (W + U)ᵀ (rows that are read, rows of the
+    /// block).
+    fn products(&self) -> [&[T]; 3] {
+        let mut rest = &self.numbers[..];
+        self.sizes.map(|size| rest.split_off(..size).expect("numbers of each product"))
+    }
+
+    fn products_mut(&mut self) -> [&mut [T]; 3] {
+        let mut rest = &mut self.numbers[..];
+        self.sizes.map(|size| rest.split_off_mut(..size).expect("numbers of each product"))
+    }
 }
 
 /// Products of the factors of a linear map's gradients with S̄, in the rows of a segment's chunks.
-struct MapProducts<T> {
-    map: usize,
-    /// B S̄ᵀ (rows, in).
-    of_a: Array2<T>,
-    /// A S̄ (rows, out).
-    of_b: Array2<T>,
+pub struct MapProducts<T> {
+    pub map: usize,
+    /// B S̄ᵀ (rows, in) and A S̄ (rows, out), one after the other.
+    pub numbers: Vec<T>,
+}
+
+impl<T> MapProducts<T> {
+    /// Returns the two products, for rows of two widths.
+    pub fn matrices(&self, rows: usize, (height, width): (usize, usize)) -> [ArrayView2<'_, T>; 2] {
+        let (of_a, of_b) = self.numbers[..rows * (height + width)].split_at(rows * height);
+        [(of_a, height), (of_b, width)]
+            .map(|(numbers, width)| ArrayView2::from_shape((rows, width), numbers).expect(SHAPE))
+    }
 }
 
 impl<T: Real> HeadSequence<'_, T> {
-    /// Passes the cotangents of a segment back, from the state at its start, its gradients and the values of its reads.
-    pub fn blocks_vjp(
-        &self,
-        (start, mut intervals, kept): (&State<T>, Vec<Interval<T>>, Vec<Values<T>>),
-        d_output: ArrayView2<'_, T>,
-        carried: &mut Carried<T>,
-        results: &mut HeadCotangents<T>,
-        to: &mut RowCotangents<'_, T>,
-    ) {
-        let first = intervals[0].chunks.start;
-        let mut queries = Parts::new(to.queries.view_mut());
-        let groups = intervals.iter().flat_map(|interval| &interval.groups);
-        let reads = self.reads_before(groups.map(|(chunks, _)| chunks.clone()), &mut queries);
-        assert_eq!(reads.len(), kept.len(), "values of each read");
-        let maps: Vec<_> = self.passes.linears().collect();
-        let last = *maps.last().expect("a linear map");
-        let back = |((read, d_queries), values): ((Read, _), _)| {
-            let mut passage = Passage { values, cotangents: self.node_rows(read.rows.len()) };
-            self.passes.start_vjp(&mut passage, d_output.slice(s![read.rows.clone(), ..]));
-            let mut read = ReadBack { read, passage, d_queries };
-            self.operators_vjp(last + 1..self.passes.graph.nodes.len(), &mut read);
-            read
-        };
-        let mut reads: Vec<_> = reads.into_par_iter().zip(kept).map(back).collect();
-        let mut products = Vec::new();
-        for (i, &map) in maps.iter().enumerate().rev() {
-            let operators = i.checked_sub(1).map_or(0, |before| maps[before] + 1)..map;
-            let state = (start, &intervals[..]);
-            products.push(self.map_vjp((map, operators), state, &mut reads, carried, results));
-        }
-        reads.into_par_iter().for_each(|ReadBack { passage, mut d_queries, .. }| {
-            match passage.cotangents.of(Value::Rows) {
-                Some(cotangent) => d_queries.assign(&cotangent),
-                None => d_queries.fill(T::zero()),
-            }
-            self.give(passage);
-        });
-        for interval in intervals.iter_mut().rev() {
-            let steps = &self.steps;
-            self.gradients_vjp(interval, carried, results, to, |chunks, passage, second, d_rates| {
-                let keys = self.examples(chunks).keys;
-                let rows = (chunks.start - first) * self.chunk()..(chunks.end - first) * self.chunk();
-                let rates: Vec<_> = steps[chunks.clone()].iter().map(|step| step.learning_rate).collect();
-                for MapProducts { map, of_a, of_b } in &products {
-                    let products = [of_a, of_b].map(|products| products.slice(s![rows.clone(), ..]));
-                    self.passes.products_vjp(*map, keys, (passage, second), products, (&rates, d_rates));
-                }
-            });
-        }
-        self.recycle_intervals(intervals);
-    }
-
     /// Passes the cotangents of a read back through operators.
-    fn operators_vjp(&self, nodes: Range<usize>, ReadBack { read, passage, .. }: &mut ReadBack<'_, T>) {
+    pub fn operators_vjp(&self, nodes: Range<usize>, ReadBack { read, passage }: &mut ReadBack<T>) {
         let queries = self.queries.slice(s![read.rows.clone(), ..]);
         self.passes.operators_vjp(nodes, queries, passage);
     }
 
-    /// Passes cotangents back through a linear map in all chunks of a segment, and those of reads through the operators before it.
-    fn map_vjp<'s>(
-        &'s self,
-        (map, operators): (usize, Range<usize>),
-        (start, intervals): (&State<T>, &[Interval<T>]),
-        reads: &mut [ReadBack<'_, T>],
-        carried: &mut Carried<T>,
-        results: &mut HeadCotangents<T>,
-    ) -> MapProducts<T> {
+    /// Passes cotangents back through a linear map in all chunks of a segment.
+    pub fn map_vjp<'b>(&'b self, map: usize, segment: &mut SegmentBack<T>, carried: &mut [&mut [T]; 3]) {
         let c = self.chunk();
-        let chunks = intervals[0].chunks.start..intervals[intervals.len() - 1].chunks.end;
-        let (place, (height, width)) = self.passes.place(map);
+        let chunks = segment.gradients.chunks.clone();
+        let (_, (height, width)) = self.passes.place(map);
         let input = self.passes.graph.nodes[map].inputs[0];
         // These stand in for rows that are missing.
         let zeros = vec![T::zero(); height.max(width)];
         let mut of_chunks = Vec::with_capacity(chunks.len());
-        for (chunks, passage) in intervals.iter().flat_map(|interval| &interval.groups) {
+        for (chunks, passage) in &segment.gradients.groups {
             let factors = self.passes.factors(passage, self.examples(chunks).keys, map);
             let factors = factors.expect("a gradient of each map");
             of_chunks.extend((0..chunks.len()).map(|i| {
@@ -179,8 +155,8 @@ impl<T: Real> HeadSequence<'_, T> {
                 MapChunk { stored, read: None, read_rows: 0..0, few }
             }));
         }
-        let (mut of_reads, mut firsts, mut count) = (Vec::new(), Vec::new(), 0);
-        for ReadBack { read, passage, .. } in &*reads {
+        let (mut of_reads, mut count) = (Vec::new(), 0);
+        for ReadBack { read, passage } in &segment.reads {
             let x = passage.values.of(input, self.queries.slice_move(s![read.rows.clone(), ..]));
             let y = passage.cotangents.of(Value::Node(map)).expect("a cotangent of each map");
             for (i, chunk) in read.chunks.clone().enumerate() {
@@ -193,55 +169,86 @@ impl<T: Real> HeadSequence<'_, T> {
                 }
             }
             of_reads.push([x, y]);
-            firsts.push(count);
             count += read.rows.len();
         }
-
-        let Carried { update, momentum, base, .. } = carried;
-        let mut rest = [update, momentum, base].map(|array| &mut array[place.clone()]);
-        let blocks: Vec<_> = self.passes.blocks.iter().filter(|block| block.map == map).collect();
-        let task = |&block: &&'s Block| {
+        let mut rest = carried.each_mut().map(|array| &mut array[..]);
+        let task = |block: &'b Block| {
             let carried =
                 rest.each_mut().map(|rest| rest.split_off_mut(..block.place.len()).expect("a block"));
             (block, carried)
         };
-        let tasks: Vec<_> = blocks.iter().map(task).collect();
-        let many = Self::batch(blocks[0].place.len() * chunks.len() * c);
+        let tasks: Vec<_> = self.passes.blocks_of(map).map(task).collect();
+        let many = Self::batch(tasks[0].0.place.len() * chunks.len() * c);
+        let start = segment.start.as_ref().unwrap_or(&self.start);
         let of_block = |task| self.block_vjp(task, (start, chunks.start), (&of_chunks, &of_reads), count);
-        let of_blocks: Vec<_> = tasks.into_par_iter().with_min_len(many).map(of_block).collect();
+        segment.of_blocks = tasks.into_par_iter().with_min_len(many).map(of_block).collect();
+    }
+
+    /// Joins the results of a linear map's blocks, and passes the cotangents of reads back through the operators before it. Adds the
+    /// cotangents of η and α to those of the segment's gates.
+    pub fn join_blocks(
+        &self,
+        (map, operators): (usize, Range<usize>),
+        segment: &mut SegmentBack<T>,
+        gates: &mut [[f64; 3]],
+    ) {
+        let c = self.chunk();
+        let chunks = segment.gradients.chunks.clone();
+        let (_, (height, width)) = self.passes.place(map);
+        let input = self.passes.graph.nodes[map].inputs[0];
+        let of_blocks = std::mem::take(&mut segment.of_blocks);
         for of_block in &of_blocks {
-            for (gates, [eta, alpha]) in results.gates[chunks.clone()].iter_mut().zip(&of_block.gates) {
+            for (gates, [eta, alpha]) in gates.iter_mut().zip(&of_block.gates) {
                 gates[1] += eta;
                 gates[2] += alpha;
             }
         }
         let rows = chunks.len() * c;
-        let [mut of_a, mut of_b] = [height, width].map(|width| Array2::zeros((rows, width)));
-        let each = || blocks.iter().zip(&of_blocks);
+        let mut numbers = self.results(rows * (height + width));
+        let each = || self.passes.blocks_of(map).zip(&of_blocks);
         let join_chunks = || {
-            let [of_a, of_b] = [&mut of_a, &mut of_b].map(|all| all.as_slice_mut().expect("standard layout"));
+            let (of_a, of_b) = numbers[..rows * (height + width)].split_at_mut(rows * height);
             let parts = of_a.par_chunks_mut(c * height).zip(of_b.par_chunks_mut(c * width)).enumerate();
-            let many = Self::batch(c * (blocks.len() * width + height));
+            let many = Self::batch(c * (of_blocks.len() * width + height));
             parts.with_min_len(many).for_each(|(i, (of_a, of_b))| {
                 let mut of_a = ArrayViewMut2::from_shape((c, height), of_a).expect(SHAPE);
-                for (block, results) in each() {
-                    add(of_b, &results.of_b[i * c * width..(i + 1) * c * width]);
-                    write_columns(block, of_a.view_mut(), false, &results.of_a, i * c);
+                for (n, (block, results)) in each().enumerate() {
+                    let [part_of_a, part_of_b, _] = results.products();
+                    let part_of_b = &part_of_b[i * c * width..(i + 1) * c * width];
+                    if n == 0 {
+                        of_b.copy_from_slice(part_of_b);
+                    } else {
+                        add(of_b, part_of_b);
+                    }
+                    write_columns(block, of_a.view_mut(), false, part_of_a, i * c);
                 }
             });
         };
         let join_reads = || {
-            reads.par_iter_mut().zip(firsts).for_each(|(read, first)| {
+            let firsts = segment.reads.iter().scan(0, |count, read| {
+                *count += read.read.rows.len();
+                Some(*count - read.read.rows.len())
+            });
+            let firsts: Vec<_> = firsts.collect();
+            segment.reads.par_iter_mut().zip(firsts).for_each(|(read, first)| {
                 if let Some((mut to, keep)) = read.passage.cotangents.reach(input) {
                     for (block, results) in each() {
-                        write_columns(block, to.view_mut(), keep, &results.of_x, first);
+                        write_columns(block, to.view_mut(), keep, results.products()[2], first);
                     }
                 }
                 self.operators_vjp(operators.clone(), read);
             });
         };
         rayon::join(join_chunks, join_reads);
-        MapProducts { map, of_a, of_b }
+        for of_block in of_blocks {
+            self.buffers.results.give(of_block.numbers);
+        }
+        segment.products.push(MapProducts { map, numbers });
+    }
+
+    /// Takes space for results, with old contents.
+    fn results(&self, numbers: usize) -> Vec<T> {
+        self.buffers.results.take(|buffer| buffer.len() >= numbers, || vec![T::zero(); numbers])
     }
 
     /// Computes U and S of a block before each chunk from those before the first.
@@ -300,20 +307,18 @@ impl<T: Real> HeadSequence<'_, T> {
         self.block_states(block, steps, chunks, states);
 
         let rows = chunks.len() * c;
-        let new = |numbers| vec![T::zero(); numbers];
-        let mut results = OfBlock {
-            gates: vec![[0.0; 2]; chunks.len()],
-            of_a: new(rows * height),
-            of_b: new(rows * width),
-            of_x: new(read * height),
-        };
+        let sizes = [rows * height, rows * width, read * height];
+        let numbers = self.results(sizes.iter().sum());
+        let mut gates = vec![[0.0; 2]; chunks.len()];
+        let mut results = OfBlock { gates: Vec::new(), numbers, sizes };
+        let [all_of_a, all_of_b, all_of_x] = results.products_mut();
         for (i, chunk) in chunks.iter().enumerate().rev() {
             let (u, s) = states[2 * i * size..2 * (i + 1) * size].split_at(size);
-            let of_a = &mut results.of_a[i * c * height..(i + 1) * c * height];
-            let of_b = &mut results.of_b[i * c * width..(i + 1) * c * width];
-            let of_x = &mut results.of_x[chunk.read_rows.start * height..chunk.read_rows.end * height];
+            let of_a = &mut all_of_a[i * c * height..(i + 1) * c * height];
+            let of_b = &mut all_of_b[i * c * width..(i + 1) * c * width];
+            let of_x = &mut all_of_x[chunk.read_rows.start * height..chunk.read_rows.end * height];
             let cotangents = [&mut *u_bar, &mut *s_bar];
-            results.gates[i] = if let Some(few) = &chunk.few {
+            gates[i] = if let Some(few) = &chunk.few {
                 let [stored, read] = few.map(|few| few.in_block(block));
                 let old = [u, s, &*base];
                 let step = &steps[i];
@@ -357,7 +362,7 @@ impl<T: Real> HeadSequence<'_, T> {
         d_update.copy_from_slice(u_bar);
         d_momentum.copy_from_slice(s_bar);
         self.buffers.weights.give(buffer);
-        results
+        OfBlock { gates, ..results }
     }
 }
 

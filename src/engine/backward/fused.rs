@@ -12,15 +12,22 @@ use super::reads::Read;
 use super::segment::Interval;
 use crate::engine::panel::{FusedUpdate, Panel, PanelColumns, Reading, StoredChunks};
 use crate::memory::graph::NodeKind;
+use crate::memory::operators::Op;
 use crate::packed::PanelRow;
 use crate::real::Real;
 
 /// A head's state in column panels.
 pub struct PanelState<T> {
-    /// The node of each linear map, and the panels of its weights.
-    maps: Vec<(usize, Vec<MapPanel<T>>)>,
-    /// Weights at which gradients are taken; empty where they are the initial ones for ever.
-    pub point: Vec<T>,
+    maps: Vec<MapState<T>>,
+    /// Weights at which gradients are taken.
+    point: Vec<T>,
+}
+
+/// The part of a state that belongs to a linear map.
+pub struct MapState<T> {
+    /// The map's node.
+    map: usize,
+    panels: Vec<MapPanel<T>>,
 }
 
 /// The state in some columns of the weights of a linear map.
@@ -36,30 +43,19 @@ pub type ReadValues<T> = (Read, Values<T>);
 
 impl<T: Real> PanelState<T> {
     pub fn new(head: &HeadSequence<'_, T>, state: &State<T>) -> Self {
-        let arrays = head.program.rule.arrays().len();
-        let of_map = |map| {
-            let (place, shape) = head.passes.place(map);
-            let panel = |columns: PanelColumns| {
-                let mut panel = Panel::new(&columns, arrays);
-                panel.load(&columns, &[&state.update[place.clone()], &state.momentum[place.clone()]]);
-                let base = columns.panel(&head.base[place.clone()]);
-                MapPanel { columns, panel, base }
-            };
-            (map, PanelColumns::all(&[shape]).into_iter().map(panel).collect())
-        };
-        Self { maps: head.passes.linears().map(of_map).collect(), point: state.point.clone() }
+        Self { maps: MapState::all(head, state).collect(), point: state.point.clone() }
     }
 
     /// Returns the state as plain arrays.
     pub fn save(&self, head: &HeadSequence<'_, T>) -> State<T> {
-        let [mut update, mut momentum] = [(); 2].map(|()| vec![T::zero(); head.base.len()]);
-        for (map, panels) in &self.maps {
-            let place = head.passes.place(*map).0;
-            for MapPanel { columns, panel, .. } in panels {
-                panel.save(columns, &mut [&mut update[place.clone()], &mut momentum[place.clone()]]);
-            }
-        }
-        State { update, momentum, point: self.point.clone() }
+        let mut state = State { point: self.point.clone(), ..State::zeros(head.base.len()) };
+        self.maps.iter().for_each(|map| map.save(head, &mut state));
+        state
+    }
+
+    /// Returns the weights at which gradients are taken.
+    pub fn point(&self) -> &[T] {
+        &self.point
     }
 
     /// Stores the chunks of an interval and fills in the values of the reads before them. `reads` has an entry for each group of
@@ -70,24 +66,13 @@ impl<T: Real> PanelState<T> {
         interval: &Interval<T>,
         reads: &mut [Option<ReadValues<T>>],
     ) {
-        for (read, values) in reads.iter_mut().flatten() {
-            values.start(read.rows.len());
-        }
         let mut maps = self.maps.iter_mut();
         for (i, node) in head.passes.graph.nodes.iter().enumerate() {
             match node.kind {
                 NodeKind::Linear(_) => {
-                    let (_, panels) = maps.next().expect("panels of each map");
-                    update(head, i, panels, interval, reads);
+                    maps.next().expect("a state of each map").advance(head, interval, reads);
                 }
-                NodeKind::Operator(op) => reads.par_iter_mut().flatten().for_each(|(read, values)| {
-                    let rows = head.queries.slice(s![read.rows.clone(), ..]);
-                    values.compute(i, |values, output, work| {
-                        let inputs = &values.inputs(&node.inputs, rows)[..node.inputs.len()];
-                        let work = work.expect("buffers of an operator");
-                        op.operator().forward_for_vjp(head.passes.chunk, inputs, output, work);
-                    });
-                }),
+                NodeKind::Operator(op) => operate(head, (i, op), reads),
             }
         }
         if interval.refresh {
@@ -98,7 +83,7 @@ impl<T: Real> PanelState<T> {
     /// Takes gradients at the weights of this moment from here on.
     fn refresh(&mut self, head: &HeadSequence<'_, T>) {
         let rule = &head.program.rule;
-        for (map, panels) in &mut self.maps {
+        for MapState { map, panels } in &mut self.maps {
             let point = &mut self.point[head.passes.place(*map).0];
             for MapPanel { columns, panel, base, .. } in panels {
                 if let Some(gate) = head.transition {
@@ -111,46 +96,89 @@ impl<T: Real> PanelState<T> {
     }
 }
 
-/// Stores the chunks of an interval in the panels of a linear map, and computes its products of what is read.
-fn update<T: Real>(
+/// Computes an operator's values of reads.
+pub fn operate<T: Real>(
     head: &HeadSequence<'_, T>,
-    map: usize,
-    panels: &mut [MapPanel<T>],
-    interval: &Interval<T>,
+    (i, op): (usize, Op),
     reads: &mut [Option<ReadValues<T>>],
 ) {
-    let mut buffers: Vec<_> =
-        reads.iter_mut().map(|read| read.as_mut().map(|(_, values)| values.take(map))).collect();
-    let mut products: Vec<Option<ArrayViewMut2<'_, T>>> = buffers
-        .iter_mut()
-        .zip(&*reads)
-        .map(|(buffer, read)| {
-            let (buffer, (read, _)) = buffer.as_mut().zip(read.as_ref())?;
-            Some(buffer.slice_mut(s![..read.rows.len(), ..]))
-        })
-        .collect();
-    let tasks: Vec<_> = panels
-        .iter_mut()
-        .map(|panel| {
-            let of_panel = products.iter_mut().map(|products| {
-                let (of_panel, rest) = products.take()?.split_at(Axis(1), panel.columns.width);
-                *products = Some(rest);
-                Some(of_panel)
-            });
-            let of_panel: Vec<_> = of_panel.collect();
-            (panel, of_panel)
-        })
-        .collect();
-    let before = &*reads;
-    tasks.into_par_iter().for_each(|(panel, products)| {
-        for ((group, read), products) in interval.groups.iter().zip(before).zip(products) {
-            panel.store(head, map, group, read.as_ref().zip(products));
-        }
-        panel.panel.norms.clear();
+    let inputs = &head.passes.graph.nodes[i].inputs;
+    reads.par_iter_mut().flatten().for_each(|(read, values)| {
+        let rows = head.queries.slice(s![read.rows.clone(), ..]);
+        values.compute(i, |values, output, work| {
+            let inputs = &values.inputs(inputs, rows)[..inputs.len()];
+            let work = work.expect("buffers of an operator");
+            op.operator().forward_for_vjp(head.passes.chunk, inputs, output, work);
+        });
     });
-    for (read, buffer) in reads.iter_mut().zip(buffers) {
-        if let (Some((_, values)), Some(buffer)) = (read, buffer) {
-            values.put(map, buffer);
+}
+
+impl<T: Real> MapState<T> {
+    /// Yields the parts of a state, in the order of the linear maps.
+    pub fn all(head: &HeadSequence<'_, T>, state: &State<T>) -> impl Iterator<Item = Self> {
+        let arrays = head.program.rule.arrays().len();
+        head.passes.linears().map(move |map| {
+            let (place, shape) = head.passes.place(map);
+            let panel = |columns: PanelColumns| {
+                let mut panel = Panel::new(&columns, arrays);
+                panel.load(&columns, &[&state.update[place.clone()], &state.momentum[place.clone()]]);
+                let base = columns.panel(&head.base[place.clone()]);
+                MapPanel { columns, panel, base }
+            };
+            Self { map, panels: PanelColumns::all(&[shape]).into_iter().map(panel).collect() }
+        })
+    }
+
+    /// Writes this part of a state.
+    pub fn save(&self, head: &HeadSequence<'_, T>, to: &mut State<T>) {
+        let place = head.passes.place(self.map).0;
+        for MapPanel { columns, panel, .. } in &self.panels {
+            panel.save(columns, &mut [&mut to.update[place.clone()], &mut to.momentum[place.clone()]]);
+        }
+    }
+
+    /// Stores the chunks of an interval, and computes the map's products of what is read before them.
+    pub fn advance(
+        &mut self,
+        head: &HeadSequence<'_, T>,
+        interval: &Interval<T>,
+        reads: &mut [Option<ReadValues<T>>],
+    ) {
+        let map = self.map;
+        let mut buffers: Vec<_> =
+            reads.iter_mut().map(|read| read.as_mut().map(|(_, values)| values.take(map))).collect();
+        let mut products: Vec<Option<ArrayViewMut2<'_, T>>> = buffers
+            .iter_mut()
+            .zip(&*reads)
+            .map(|(buffer, read)| {
+                let (buffer, (read, _)) = buffer.as_mut().zip(read.as_ref())?;
+                Some(buffer.slice_mut(s![..read.rows.len(), ..]))
+            })
+            .collect();
+        let tasks: Vec<_> = self
+            .panels
+            .iter_mut()
+            .map(|panel| {
+                let of_panel = products.iter_mut().map(|products| {
+                    let (of_panel, rest) = products.take()?.split_at(Axis(1), panel.columns.width);
+                    *products = Some(rest);
+                    Some(of_panel)
+                });
+                let of_panel: Vec<_> = of_panel.collect();
+                (panel, of_panel)
+            })
+            .collect();
+        let before = &*reads;
+        tasks.into_par_iter().for_each(|(panel, products)| {
+            for ((group, read), products) in interval.groups.iter().zip(before).zip(products) {
+                panel.store(head, map, group, read.as_ref().zip(products));
+            }
+            panel.panel.norms.clear();
+        });
+        for (read, buffer) in reads.iter_mut().zip(buffers) {
+            if let (Some((_, values)), Some(buffer)) = (read, buffer) {
+                values.put(map, buffer);
+            }
         }
     }
 }

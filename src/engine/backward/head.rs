@@ -10,7 +10,8 @@ use super::fused::PanelState;
 use super::node_rows::{NodeRows, Passage, Values};
 use super::passes::{Examples, Passes, Weights};
 use super::pool::Buffers;
-use super::segment::{Interval, Segment};
+use super::segment::Segment;
+use super::stages::Kept;
 use super::{Check, Order};
 use crate::engine::panel::Step;
 use crate::error::Result;
@@ -68,17 +69,23 @@ pub struct State<T> {
     pub point: Vec<T>,
 }
 
-/// States and gradients of the pass forward that the pass back needs.
+impl<T: Real> State<T> {
+    /// Returns zeros where gradients are taken at the initial weights.
+    pub fn zeros(elements: usize) -> Self {
+        let [update, momentum] = [(); 2].map(|()| vec![T::zero(); elements]);
+        Self { update, momentum, point: Vec::new() }
+    }
+}
+
+/// States of the pass forward and what else the pass back needs of it.
 #[derive(Debug)]
 pub struct Tape<T> {
-    /// State at the start of each segment but the first. Outside blocks that of the last one is missing too.
+    /// State at the start of each segment but the first and the last; only outside blocks.
     pub starts: Vec<State<T>>,
     /// States of the last segment; only outside blocks.
     pub last: Option<Segment<T>>,
-    /// Gradients of the last segment; only in blocks.
-    pub gradients: Option<Vec<Interval<T>>>,
-    /// Values of the reads of each segment; only in blocks.
-    pub reads: Vec<Vec<Values<T>>>,
+    /// One of each segment; only in blocks.
+    pub kept: Vec<Kept<T>>,
     /// Weights that are read after the last chunk, if anything is.
     pub end: Vec<T>,
 }
@@ -89,6 +96,19 @@ pub struct RowCotangents<'a, T> {
     pub keys: ArrayViewMut2<'a, T>,
     pub values: ArrayViewMut2<'a, T>,
     pub queries: ArrayViewMut2<'a, T>,
+}
+
+/// Places for the cotangents of a segment's rows and gates.
+pub struct SegmentCotangents<'a, T> {
+    pub chunks: Range<usize>,
+    pub keys: Parts<'a, T>,
+    pub values: Parts<'a, T>,
+    /// Rows that are read before its chunks.
+    pub queries: Parts<'a, T>,
+    /// Those of rates that rows have of their own.
+    pub rates: Option<&'a mut [T]>,
+    /// Those of θ, η and α of each chunk.
+    pub gates: &'a mut [[f64; 3]],
 }
 
 /// Cotangents of a head's gates and parameters.
@@ -165,15 +185,6 @@ impl<T: Real> HeadSequence<'_, T> {
         self.buffers.values.take(|values| values.holds(rows), new)
     }
 
-    /// Takes buffers for the values of a read, no larger than they need to be if they are kept.
-    fn kept_values(&self, rows: usize) -> Values<T> {
-        if !self.in_blocks {
-            return self.values(rows);
-        }
-        let new = || Values::new(&self.passes.graph, rows, self.chunk());
-        self.buffers.values.take(|values| values.capacity() == rows, new)
-    }
-
     /// Takes buffers for a pass back, or for one with tangents.
     pub fn node_rows(&self, rows: usize) -> NodeRows<T> {
         self.buffers.rows.take(|buffers| buffers.holds(rows), || NodeRows::new(&self.passes.graph, rows))
@@ -191,46 +202,22 @@ impl<T: Real> HeadSequence<'_, T> {
         self.buffers.arrays.take(fits, || Array2::zeros((rows, self.elements())))
     }
 
-    /// Computes the output rows (rows, d), which are zero where nothing is read.
+    /// Computes the output rows (rows, d), which are zero where nothing is read, with at most `live` segments at work at once.
     ///
     /// # Errors
     /// That of the check, which ends the work.
-    pub fn forward(&self, output: ArrayViewMut2<'_, T>) -> Result<Tape<T>> {
-        let mut tape =
-            Tape { starts: Vec::new(), last: None, gradients: None, reads: Vec::new(), end: Vec::new() };
+    pub fn forward(&self, live: usize, output: ArrayViewMut2<'_, T>) -> Result<Tape<T>> {
         let mut rest = Parts::new(output);
-        // Outside blocks, panels do not take the last segment.
-        let of_panels = self.segments().len().saturating_sub(usize::from(!self.in_blocks));
-        let mut state = (of_panels > 0).then(|| PanelState::new(self, &self.start));
-        for chunks in self.segments() {
-            (self.check)()?;
-            let (first, last) = (chunks.start == 0, chunks.end == self.chunks());
-            if let Some(state) = state.as_mut().filter(|_| self.in_blocks || !last) {
-                if !first {
-                    tape.starts.push(state.save(self));
-                }
-                let (values, gradients) = self.advance_panels(state, chunks, &mut rest);
-                if self.in_blocks {
-                    tape.reads.push(values);
-                }
-                if self.in_blocks && last {
-                    tape.gradients = Some(gradients);
-                } else {
-                    self.recycle_intervals(gradients);
-                }
-            } else {
-                // The panels are gone before arrays of states take memory.
-                let start = state.take().map(|state| state.save(self));
-                let segment = self.segment(start.as_ref().unwrap_or(&self.start), chunks);
-                self.read_segment(&segment, &mut rest);
-                tape.last = Some(segment);
-            }
-        }
+        let (mut tape, end) = if self.in_blocks {
+            self.blocks_forward(live, &mut rest)?
+        } else {
+            self.segments_forward(&mut rest)?
+        };
         let groups = self.groups(self.reads(self.chunks()));
         let groups: Vec<_> = groups.map(|rows| (rows.clone(), rest.take(rows))).collect();
         if !groups.is_empty() {
-            let of_panels = state.map(|state| state.save(self).update);
             let of_segment = tape.last.as_ref().map(|segment| segment.update(segment.chunks.end));
+            let of_panels = end.map(|state| state.update);
             tape.end = self.point(of_panels.as_deref().or(of_segment).unwrap_or(&self.start.update));
         }
         groups.into_par_iter().try_for_each(|(rows, mut output)| {
@@ -243,40 +230,47 @@ impl<T: Real> HeadSequence<'_, T> {
         Ok(tape)
     }
 
-    /// Reads and stores the chunks of a segment without keeping its states. Returns the values of its reads and its gradients, if the
-    /// way back goes in blocks.
-    fn advance_panels(
-        &self,
-        state: &mut PanelState<T>,
-        chunks: Range<usize>,
-        rest: &mut Parts<'_, T>,
-    ) -> (Vec<Values<T>>, Vec<Interval<T>>) {
-        let (mut all, mut gradients) = (Vec::new(), Vec::new());
+    /// Reads and stores the chunks outside blocks. The states of the last segment are kept, which panels do not take.
+    fn segments_forward(&self, rest: &mut Parts<'_, T>) -> Result<(Tape<T>, Option<State<T>>)> {
+        let mut tape = Tape { starts: Vec::new(), last: None, kept: Vec::new(), end: Vec::new() };
+        let mut state = (self.segments().len() > 1).then(|| PanelState::new(self, &self.start));
+        for chunks in self.segments() {
+            (self.check)()?;
+            let first = chunks.start == 0;
+            if let Some(state) = state.as_mut().filter(|_| chunks.end < self.chunks()) {
+                if !first {
+                    tape.starts.push(state.save(self));
+                }
+                self.advance_panels(state, chunks, rest);
+            } else {
+                // The panels are gone before arrays of states take memory.
+                let start = state.take().map(|state| state.save(self));
+                let segment = self.segment(start.as_ref().unwrap_or(&self.start), chunks);
+                self.read_segment(&segment, rest);
+                tape.last = Some(segment);
+            }
+        }
+        Ok((tape, None))
+    }
+
+    /// Reads and stores the chunks of a segment without keeping its states.
+    fn advance_panels(&self, state: &mut PanelState<T>, chunks: Range<usize>, rest: &mut Parts<'_, T>) {
         for (chunks, refresh) in self.intervals(chunks) {
-            let interval = self.interval(chunks, state.point.clone(), refresh);
+            let interval = self.interval(chunks, state.point().to_vec(), refresh);
             let read = |(chunks, _): &(Range<usize>, _)| {
                 let read = self.read_before(chunks.clone())?;
-                let values = self.kept_values(read.rows.len());
+                let mut values = self.values(read.rows.len());
+                values.start(read.rows.len());
                 Some((read, values))
             };
             let mut reads: Vec<_> = interval.groups.iter().map(read).collect();
             state.advance(self, &interval, &mut reads);
-            for (read, mut values) in reads.into_iter().flatten() {
+            for (read, values) in reads.into_iter().flatten() {
                 rest.take(read.rows).assign(&values.output());
-                if self.in_blocks {
-                    values.works.iter_mut().flatten().for_each(|work| work.panel = Vec::new());
-                    all.push(values);
-                } else {
-                    self.buffers.values.give(values);
-                }
+                self.buffers.values.give(values);
             }
-            if self.in_blocks {
-                gradients.push(interval);
-            } else {
-                self.recycle_groups(interval);
-            }
+            self.recycle_groups(interval);
         }
-        (all, gradients)
     }
 
     pub fn examples(&self, chunks: &Range<usize>) -> Examples<'_, T> {
@@ -308,5 +302,20 @@ impl<'m, T: Real> Parts<'m, T> {
         let (part, rest) = rest.split_at(Axis(0), rows.len());
         (self.rest, self.start) = (Some(rest), rows.end);
         part
+    }
+
+    /// Returns the index of the first row that is left.
+    pub fn start(&self) -> usize {
+        self.start
+    }
+
+    /// Returns such rows, to be divided further.
+    pub fn part(&mut self, rows: Range<usize>) -> Self {
+        Self { start: rows.start, rest: Some(self.take(rows)) }
+    }
+
+    /// Returns the rows that are left, to be divided more than once.
+    pub fn again(&mut self) -> Parts<'_, T> {
+        Parts { rest: self.rest.as_mut().map(|rest| rest.view_mut()), start: self.start }
     }
 }

@@ -11,7 +11,8 @@
 //! - `segment`: segments of chunks: gradients, and states of all chunks;
 //! - `reads`: reads, and the way back through them;
 //! - `reverse`: one head back through time;
-//! - `blocks`: a segment back through time by blocks of the weights, where gradients are never refreshed;
+//! - `stages`: segments forward and back where gradients are never refreshed, as the stages of a `pipeline`;
+//! - `blocks`: such a segment back through time by blocks of the weights;
 //! - `passes`: passes over the nodes of a memory model, in the buffers of `node_rows`; `second`: back through the pass back;
 //! - `block`: the blocks of the weights;
 //! - `recurrences`: those of the state for one chunk, and their way back;
@@ -33,6 +34,7 @@ mod fused;
 mod head;
 mod node_rows;
 mod passes;
+mod pipeline;
 mod pool;
 mod reads;
 mod recurrences;
@@ -40,6 +42,7 @@ mod reverse;
 mod rows;
 mod second;
 mod segment;
+mod stages;
 
 use ndarray::{Array2, Array3, ArrayView2, Axis, concatenate, s};
 use rayon::prelude::*;
@@ -131,6 +134,8 @@ pub struct TokenGradients<T> {
 /// Results of several sequences, each with the gradients of its tokens, and the sum of their gradients of the parameters.
 pub type SumOfGradients<R, T> = (Vec<(R, TokenGradients<T>)>, Parameters<T>);
 
+/// Most segments of a head at work at once. Each takes memory for its rows. A third one took no less time on two cores.
+const MAX_LIVE: usize = 2;
 /// Sequences that run side by side. Each has gradients of all parameters of its own until they are summed.
 const GROUP: usize = 8;
 
@@ -194,6 +199,12 @@ impl<'a, T: Real> Backward<'a, T> {
         self.segment.unwrap_or_else(|| segment::segment_length(chunks, self.passes.chunk, size, block))
     }
 
+    /// Returns the number of segments of a head that are at work at once, with some sequences side by side.
+    fn live(&self, sequences: usize) -> usize {
+        let heads = self.parameters.dimensions.heads * sequences.max(1);
+        (rayon::current_num_threads() / heads).clamp(1, MAX_LIVE)
+    }
+
     /// Calls `check` between stretches of work: segments of √N chunks of N or some more, and groups of rows that are read after them.
     #[must_use]
     pub fn checked(mut self, check: Check<'a>) -> Self {
@@ -228,11 +239,12 @@ impl<'a, T: Real> Backward<'a, T> {
         let of_nodes: usize = self.passes.graph.nodes.iter().map(|node| 8 * node.width).sum();
         let chunks = stored / self.passes.chunk;
         let length = self.segment_length(chunks);
-        let segment = length.min(chunks) + 1;
+        let in_blocks = go_in_blocks(&self.passes, &self.program);
+        let live = if in_blocks { self.live(sequences.min(GROUP)) } else { 1 };
+        let segment = live * (length.min(chunks) + 1);
         let starts = chunks.div_ceil(length);
         // Reading tasks and one of the second pass, beside the groups of a segment, of which the last may be short.
         let tasks = rayon::current_num_threads().max(3);
-        let in_blocks = go_in_blocks(&self.passes, &self.program);
         let states = if in_blocks { 0 } else { 4 * segment };
         let copies = states + 3 * starts + 2 * tasks + 8;
         let mut weights = self.passes.graph.elements() * copies;
@@ -267,6 +279,17 @@ impl<'a, T: Real> Backward<'a, T> {
         tokens: Tokens<'_, T>,
         objective: impl FnOnce(ArrayView2<T>) -> (R, Array2<T>),
     ) -> Result<(R, Gradients<T>)> {
+        self.sequence_of(1, start, tokens, objective)
+    }
+
+    /// Takes the gradient of one of some `sequences` side by side.
+    fn sequence_of<R>(
+        &self,
+        sequences: usize,
+        start: Option<(&State<T>, usize)>,
+        tokens: Tokens<'_, T>,
+        objective: impl FnOnce(ArrayView2<T>) -> (R, Array2<T>),
+    ) -> Result<(R, Gradients<T>)> {
         let (parameters, Tokens { read, store, order }) = (self.parameters, tokens);
         let (d, heads) = (parameters.dimensions.dim_head, parameters.dimensions.heads);
         let (c, offset) = (self.passes.chunk, self.program.read_offset());
@@ -288,6 +311,7 @@ impl<'a, T: Real> Backward<'a, T> {
         let (gates, token_rates) = self.gates(stored.normed());
 
         let (stored_rows, asked_rows) = (stored.rows(), asked.rows());
+        let live = self.live(sequences);
         let head_sequences: Vec<_> = (0..heads)
             .map(|j| {
                 self.head_sequence(j, (start, order), stored_rows, asked_rows, &gates, token_rates.as_ref())
@@ -295,7 +319,7 @@ impl<'a, T: Real> Backward<'a, T> {
             .collect();
         let mut of_heads = Array2::zeros(asked_rows.dim());
         let places: Vec<_> = of_heads.axis_chunks_iter_mut(Axis(1), d).collect();
-        let forward = |(head, output): (&HeadSequence<'_, T>, _)| head.forward(output);
+        let forward = |(head, output): (&HeadSequence<'_, T>, _)| head.forward(live, output);
         let tapes = head_sequences.par_iter().zip(places).map(forward).collect::<Result<Vec<_>>>()?;
         let mut output = self.combine(&asked, of_heads);
         let (result, mut d_output) = objective(output.rows().slice_move(s![asked.before.., ..]));
@@ -331,7 +355,9 @@ impl<'a, T: Real> Backward<'a, T> {
             .zip(tapes)
             .zip(places)
             .enumerate()
-            .map(|(j, ((head, tape), to))| head.backward(tape, d_heads.slice(s![.., j * d..(j + 1) * d]), to))
+            .map(|(j, ((head, tape), to))| {
+                head.backward(live, tape, d_heads.slice(s![.., j * d..(j + 1) * d]), to)
+            })
             .collect::<Result<Vec<_>>>()?;
         drop(d_heads);
         let [mut d_stored_normed, mut d_asked_normed] =
@@ -391,7 +417,7 @@ impl<'a, T: Real> Backward<'a, T> {
             let of_sequence = |(j, tokens): (usize, &Tokens<'_, T>)| {
                 let index = i * GROUP + j;
                 let start = state.map(|state| (state, index));
-                self.sequence(start, *tokens, |read| objective(index, read))
+                self.sequence_of(group.len(), start, *tokens, |read| objective(index, read))
             };
             let of_group: Vec<_> = group.par_iter().enumerate().map(of_sequence).collect();
             for result in of_group {

@@ -91,6 +91,11 @@ impl Passes {
         self.blocks.iter().map(|block| block.place.len()).max().unwrap_or(1)
     }
 
+    /// Yields the blocks of a linear map.
+    pub fn blocks_of(&self, map: usize) -> impl Iterator<Item = &Block> {
+        self.blocks.iter().filter(move |block| block.map == map)
+    }
+
     /// Returns weights in file order in the order of the linear maps.
     pub fn arranged<T: Real>(&self, weights: &[T]) -> Vec<T> {
         let mut arranged = vec![T::zero(); weights.len()];

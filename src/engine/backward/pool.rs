@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ndarray::Array2;
 
+use super::head::State;
 use super::node_rows::{NodeRows, Values};
 use crate::memory::model::Model;
 
@@ -17,6 +18,10 @@ pub struct Buffers<T> {
     pub(super) rows: Pool<NodeRows<T>>,
     /// Space for weights.
     pub(super) weights: Pool<Vec<T>>,
+    /// Products with the rows of a segment.
+    pub(super) results: Pool<Vec<T>>,
+    /// States at the starts of segments, where gradients are taken at the initial weights.
+    pub(super) states: Pool<State<T>>,
     /// Arrays of a segment.
     pub(super) arrays: Pool<Array2<T>>,
 }
@@ -28,6 +33,8 @@ impl<T> Buffers<T> {
             values: Pool::default(),
             rows: Pool::default(),
             weights: Pool::default(),
+            results: Pool::default(),
+            states: Pool::default(),
             arrays: Pool::default(),
         }
     }

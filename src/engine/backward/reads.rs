@@ -6,7 +6,7 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 use rayon::prelude::*;
 
 use super::Order;
-use super::head::{HeadSequence, Parts, RowCotangents};
+use super::head::{HeadSequence, Parts};
 use super::node_rows::{Passage, Values};
 use super::passes::Weights;
 use super::segment::{Segment, TASK_ROWS};
@@ -119,10 +119,9 @@ impl<T: Real> HeadSequence<'_, T> {
         &self,
         segment: &Segment<T>,
         d_output: ArrayView2<'_, T>,
-        to: &mut RowCotangents<'_, T>,
+        queries: &mut Parts<'_, T>,
     ) -> Array2<T> {
-        let mut queries = Parts::new(to.queries.view_mut());
-        let reads = self.reads_before(segment.chunks.clone().map(|chunk| chunk..chunk + 1), &mut queries);
+        let reads = self.reads_before(segment.chunks.clone().map(|chunk| chunk..chunk + 1), queries);
         let many = Self::batch(reads.first().map_or(0, |(read, _)| read.rows.len()) * self.elements());
         let chunks = segment.chunks.clone();
         let mut gradients = self.array();

@@ -17,7 +17,7 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 use rayon::prelude::*;
 
 use super::block::Block;
-use super::head::{HeadCotangents, HeadSequence, Parts, RowCotangents, Tape, add};
+use super::head::{HeadCotangents, HeadSequence, Parts, RowCotangents, SegmentCotangents, Tape, add};
 use super::node_rows::{Passage, Second};
 use super::passes::Weights;
 use super::recurrences::step_back;
@@ -37,6 +37,14 @@ pub struct Carried<T> {
     transition: f64,
 }
 
+/// Gradients of a group of chunks, and places for the cotangents of its gates and rows.
+struct GroupBack<'a, T> {
+    chunks: &'a Range<usize>,
+    passage: &'a mut Passage<T>,
+    gates: &'a mut [[f64; 3]],
+    to: ExampleCotangents<'a, T>,
+}
+
 /// Adds numbers to two slices.
 pub fn add_to_both<T: Real>([a, b]: [&mut [T]; 2], numbers: &[T]) {
     vectorised(
@@ -51,18 +59,20 @@ pub fn add_to_both<T: Real>([a, b]: [&mut [T]; 2], numbers: &[T]) {
 }
 
 impl<T: Real> HeadSequence<'_, T> {
-    /// Passes the cotangent of the output rows (rows, d) back. Writes the cotangents of all rows to `to`.
+    /// Passes the cotangent of the output rows (rows, d) back, with at most `live` segments at work at once. Writes the cotangents of
+    /// all rows to `to`.
     ///
     /// # Errors
     /// That of the check, which ends the work.
     pub fn backward(
         &self,
+        live: usize,
         tape: Tape<T>,
         d_output: ArrayView2<'_, T>,
         mut to: RowCotangents<'_, T>,
     ) -> Result<HeadCotangents<T>> {
         let zeros = || vec![T::zero(); self.elements()];
-        let Tape { mut starts, mut last, mut gradients, mut reads, end } = tape;
+        let Tape { mut starts, mut last, kept, end } = tape;
         let refreshes = self.program.schedule.refresh.is_some();
         let mut carried = Carried {
             update: zeros(),
@@ -77,11 +87,12 @@ impl<T: Real> HeadSequence<'_, T> {
             base: Vec::new(),
             transition: 0.0,
         };
+        let (segments, mut queries) = self.divided(&mut results, &mut to);
         let groups = self.groups(self.reads(self.chunks()));
         let mut d_weights = vec![T::zero(); end.len()];
         for rows in groups {
             (self.check)()?;
-            let d_queries = to.queries.slice_mut(s![rows.clone(), ..]);
+            let d_queries = queries.take(rows.clone());
             let passage = self.read_vjp(Weights::Plain(&end), rows.clone(), d_output, d_queries);
             self.passes.weight_gradients(&passage, self.queries.slice(s![rows, ..]), &mut d_weights);
             self.give(passage);
@@ -91,20 +102,16 @@ impl<T: Real> HeadSequence<'_, T> {
         if !self.program.rule.holds_weights() {
             carried.base.copy_from_slice(&carried.update);
         }
-        for chunks in self.segments().rev() {
-            (self.check)()?;
-            if self.in_blocks {
-                let start = starts.pop();
-                let start = start.as_ref().unwrap_or(&self.start);
-                let gradients = gradients.take().unwrap_or_else(|| self.gradients(chunks));
-                let kept = reads.pop().expect("reads of each segment");
-                self.blocks_vjp((start, gradients, kept), d_output, &mut carried, &mut results, &mut to);
-            } else {
+        if self.in_blocks {
+            self.blocks_backward(live, kept.into_iter().zip(segments), d_output, &mut carried)?;
+        } else {
+            for to in segments.into_iter().rev() {
+                (self.check)()?;
                 let segment = last.take().unwrap_or_else(|| match starts.pop() {
-                    Some(start) => self.segment(&start, chunks),
-                    None => self.segment(&self.start, chunks),
+                    Some(start) => self.segment(&start, to.chunks.clone()),
+                    None => self.segment(&self.start, to.chunks.clone()),
                 });
-                self.segment_vjp(segment, d_output, &mut carried, &mut results, &mut to);
+                self.segment_vjp(segment, d_output, &mut carried, to);
             }
         }
         // The state of a new memory is the initial weights.
@@ -121,29 +128,62 @@ impl<T: Real> HeadSequence<'_, T> {
         Ok(HeadCotangents { base: carried.base, transition: carried.transition, ..results })
     }
 
+    /// Divides the places for cotangents at the segments. Returns those of queries after the last chunk too.
+    fn divided<'m>(
+        &self,
+        results: &'m mut HeadCotangents<T>,
+        to: &'m mut RowCotangents<'_, T>,
+    ) -> (Vec<SegmentCotangents<'m, T>>, Parts<'m, T>) {
+        let [mut keys, mut values, mut queries] =
+            [&mut to.keys, &mut to.values, &mut to.queries].map(|rows| Parts::new(rows.view_mut()));
+        let (mut gates, mut rates) = (&mut results.gates[..], results.rates.as_deref_mut());
+        let of_segment = |chunks: Range<usize>| {
+            let rows = chunks.start * self.chunk()..chunks.end * self.chunk();
+            let none = queries.start()..queries.start();
+            let read = self.read_before(chunks.clone()).map_or(none, |read| read.rows);
+            SegmentCotangents {
+                keys: keys.part(rows.clone()),
+                values: values.part(rows.clone()),
+                queries: queries.part(read),
+                rates: rates.as_mut().map(|rates| rates.split_off_mut(..rows.len()).expect("rates of rows")),
+                gates: gates.split_off_mut(..chunks.len()).expect("gates of chunks"),
+                chunks,
+            }
+        };
+        let segments = self.segments().map(of_segment).collect();
+        (segments, queries)
+    }
+
     fn segment_vjp(
         &self,
         mut segment: Segment<T>,
         d_output: ArrayView2<'_, T>,
         carried: &mut Carried<T>,
-        results: &mut HeadCotangents<T>,
-        to: &mut RowCotangents<'_, T>,
+        mut to: SegmentCotangents<'_, T>,
     ) {
-        let d_reads = self.reads_vjp(&segment, d_output, to);
+        let first = segment.chunks.start;
+        let d_reads = self.reads_vjp(&segment, d_output, &mut to.queries);
         for mut interval in std::mem::take(&mut segment.intervals).into_iter().rev() {
             if interval.refresh {
                 self.refresh_vjp(&segment, &interval, carried);
             }
-            self.recurrences_vjp(&mut segment, &interval, &d_reads, carried, results);
+            let gates = &mut to.gates[interval.chunks.start - first..interval.chunks.end - first];
+            self.recurrences_vjp(&mut segment, &interval, &d_reads, carried, gates);
             let momenta = &segment.momenta;
-            self.gradients_vjp(&mut interval, carried, results, to, |chunks, passage, second, d_rates| {
+            let seconds = self.gradients_vjp(&mut interval, &mut to, |chunks, passage, second, d_rates| {
                 let steps = chunks.clone().map(|chunk| {
-                    let s_bar = momenta.row(chunk - segment.chunks.start + 1);
+                    let s_bar = momenta.row(chunk - first + 1);
                     (self.steps[chunk].learning_rate, s_bar.to_slice().expect("standard layout"))
                 });
                 let steps: Vec<_> = steps.collect();
                 self.passes.factors_vjp(self.examples(chunks).keys, (passage, second), &steps, d_rates);
             });
+            let of_point = if interval.point.is_empty() { &mut carried.base } else { &mut carried.point };
+            self.points_vjp(&interval, seconds, of_point);
+            let refreshed = |every: usize| (self.first_chunk + interval.chunks.start) * self.chunk() >= every;
+            if self.is_cut(interval.chunks.start) && self.program.schedule.refresh.is_some_and(refreshed) {
+                carried.point.fill(T::zero());
+            }
             segment.intervals.push(interval);
         }
         self.buffers.arrays.give(d_reads);
@@ -183,7 +223,7 @@ impl<T: Real> HeadSequence<'_, T> {
         interval: &Interval<T>,
         d_reads: &Array2<T>,
         carried: &mut Carried<T>,
-        results: &mut HeadCotangents<T>,
+        gates: &mut [[f64; 3]],
     ) {
         let Segment { chunks: of_segment, updates, momenta, .. } = segment;
         let first = interval.chunks.start - of_segment.start;
@@ -228,31 +268,30 @@ impl<T: Real> HeadSequence<'_, T> {
             };
         let sums: Vec<_> = blocks.into_par_iter().with_min_len(many).map(of_block).collect();
         for of_block in sums {
-            for (gates, [eta, alpha]) in results.gates[interval.chunks.clone()].iter_mut().zip(of_block) {
+            for (gates, [eta, alpha]) in gates.iter_mut().zip(of_block) {
                 gates[1] += eta;
                 gates[2] += alpha;
             }
         }
     }
 
-    /// Passes the cotangents of an interval's gradients back to keys, values, rates and the point. `factors_vjp` passes those of some
-    /// chunks to their factors and rates.
+    /// Passes the cotangents of an interval's gradients back to keys, values and rates, and to θ. Returns what is left for
+    /// [`points_vjp`](Self::points_vjp). `factors_vjp` passes the cotangents of some chunks to their factors and rates.
     pub fn gradients_vjp(
         &self,
         interval: &mut Interval<T>,
-        carried: &mut Carried<T>,
-        results: &mut HeadCotangents<T>,
-        to: &mut RowCotangents<'_, T>,
+        to: &mut SegmentCotangents<'_, T>,
         factors_vjp: impl Fn(&Range<usize>, &Passage<T>, &mut Second<T>, &mut [f64]) + Sync,
-    ) {
+    ) -> Vec<Second<T>> {
         let c = self.chunk();
         let Interval { chunks: of_interval, point, groups, .. } = interval;
         let at = self.at(point);
         let largest = groups.iter().map(|(chunks, _)| chunks.len()).max().unwrap_or(0);
         let many = Self::batch(largest * c * self.elements());
-        let mut keys = Parts::new(to.keys.view_mut());
-        let mut values = Parts::new(to.values.view_mut());
-        let mut rates = results.rates.as_deref_mut().map(|rates| &mut rates[of_interval.start * c..]);
+        let first = to.chunks.start;
+        let (mut keys, mut values) = (to.keys.again(), to.values.again());
+        let mut rates = to.rates.as_deref_mut().map(|rates| &mut rates[(of_interval.start - first) * c..]);
+        let mut gates = &mut to.gates[of_interval.start - first..];
         let tasks: Vec<_> = groups
             .iter_mut()
             .map(|(chunks, passage)| {
@@ -260,10 +299,11 @@ impl<T: Real> HeadSequence<'_, T> {
                 let rates =
                     rates.as_mut().map(|rates| rates.split_off_mut(..rows.len()).expect("rates of rows"));
                 let [keys, values] = [&mut keys, &mut values].map(|rest| rest.take(rows.clone()));
-                (&*chunks, passage, ExampleCotangents { keys, values, rates })
+                let gates = gates.split_off_mut(..chunks.len()).expect("gates of chunks");
+                GroupBack { chunks, passage, gates, to: ExampleCotangents { keys, values, rates } }
             })
             .collect();
-        let of_group = |(chunks, passage, to): (&Range<usize>, &mut Passage<T>, ExampleCotangents<'_, T>)| {
+        let of_group = |GroupBack { chunks, passage, gates, to }: GroupBack<'_, T>| {
             let examples = self.examples(chunks);
             let rows = chunks.len() * c;
             let mut second = Second { tangents: self.node_rows(rows), cotangents: self.node_rows(rows) };
@@ -271,35 +311,33 @@ impl<T: Real> HeadSequence<'_, T> {
             second.cotangents.start(rows);
             let mut d_rates = vec![0.0; chunks.len()];
             factors_vjp(chunks, passage, &mut second, &mut d_rates);
+            for (gates, rate) in gates.iter_mut().zip(d_rates) {
+                gates[0] += rate;
+            }
             self.passes.inner_vjp((self.program.loss, at), examples, (passage, &mut second), to);
-            (chunks.clone(), d_rates, second)
+            second
         };
-        let of_groups: Vec<_> = tasks.into_par_iter().with_min_len(many).map(of_group).collect();
-        let passed: Vec<_> = groups.iter().zip(&of_groups).collect();
-        let Carried { point: d_point, base: d_base, .. } = &mut *carried;
-        let mut rest = if point.is_empty() { &mut d_base[..] } else { &mut d_point[..] };
+        tasks.into_par_iter().with_min_len(many).map(of_group).collect()
+    }
+
+    /// Adds the cotangent of the point of an interval's gradients, from what each group's gradients left.
+    pub fn points_vjp(&self, interval: &Interval<T>, seconds: Vec<Second<T>>, to: &mut [T]) {
+        let mut rest = to;
         let blocks: Vec<_> = self
             .passes
             .blocks
             .iter()
             .map(|block| (block, rest.split_off_mut(..block.place.len()).expect("a block")))
             .collect();
-        let many = Self::batch(of_interval.len() * c * self.elements() / blocks.len());
+        let many = Self::batch(interval.chunks.len() * self.chunk() * self.elements() / blocks.len());
         blocks.into_par_iter().with_min_len(many).for_each(|(block, to)| {
-            for ((chunks, passage), (.., second)) in &passed {
+            for ((chunks, passage), second) in interval.groups.iter().zip(&seconds) {
                 self.passes.point_vjp(self.examples(chunks).keys, (passage, second), block, to);
             }
         });
-        for (chunks, d_rates, second) in of_groups {
-            for (gates, rate) in results.gates[chunks].iter_mut().zip(d_rates) {
-                gates[0] += rate;
-            }
+        for second in seconds {
             self.buffers.rows.give(second.tangents);
             self.buffers.rows.give(second.cotangents);
-        }
-        let refreshed = |every: usize| (self.first_chunk + of_interval.start) * c >= every;
-        if self.is_cut(of_interval.start) && self.program.schedule.refresh.is_some_and(refreshed) {
-            carried.point.fill(T::zero());
         }
     }
 }

@@ -30,7 +30,7 @@ const SEGMENT_ELEMENTS: usize = 1 << 18;
 const MAX_WHOLE: (usize, usize) = (1024, 1 << 20);
 /// Rows of a segment whose way back goes in blocks, where they are more than √N chunks, and elements of U of a block before all its
 /// chunks: with those of S they are three quarters of an L2 of 1 MB in f32, unless √N chunks are more.
-const BLOCK_ROWS: usize = 512;
+const BLOCK_ROWS: usize = 128;
 const BLOCK_STATES: usize = 3 << 15;
 /// Rows whose gradients are taken in one task, where there are as many: enough for products at full speed.
 pub const TASK_ROWS: usize = 64;
@@ -127,11 +127,6 @@ impl<T: Real> HeadSequence<'_, T> {
         })
     }
 
-    /// Takes the gradients of some chunks at the initial weights.
-    pub fn gradients(&self, chunks: Range<usize>) -> Vec<Interval<T>> {
-        self.intervals(chunks).map(|(chunks, refresh)| self.interval(chunks, Vec::new(), refresh)).collect()
-    }
-
     /// Takes the gradients of some chunks.
     pub fn interval(&self, chunks: Range<usize>, point: Vec<T>, refresh: bool) -> Interval<T> {
         let c = self.chunk();
@@ -211,13 +206,7 @@ impl<T: Real> HeadSequence<'_, T> {
     pub fn recycle(&self, segment: Segment<T>) {
         self.buffers.arrays.give(segment.updates);
         self.buffers.arrays.give(segment.momenta);
-        self.recycle_intervals(segment.intervals);
-    }
-
-    pub fn recycle_intervals(&self, intervals: Vec<Interval<T>>) {
-        for interval in intervals {
-            self.recycle_groups(interval);
-        }
+        segment.intervals.into_iter().for_each(|interval| self.recycle_groups(interval));
     }
 
     pub fn recycle_groups(&self, interval: Interval<T>) {
