@@ -112,6 +112,8 @@ impl<T: Real> Values<T> {
 pub struct NodeRows<T> {
     places: Vec<Array2<T>>,
     reached: Vec<bool>,
+    /// Space for rows that are added to others, of as many rows as a place.
+    spare: Vec<Array2<T>>,
     /// Rows in use.
     count: usize,
 }
@@ -120,7 +122,7 @@ impl<T: Real> NodeRows<T> {
     pub fn new(graph: &Graph, rows: usize) -> Self {
         let widths = graph.nodes.iter().map(|node| node.width).chain([graph.width]);
         let places: Vec<_> = widths.map(|width| Array2::zeros((rows, width))).collect();
-        Self { reached: vec![false; places.len()], places, count: rows }
+        Self { reached: vec![false; places.len()], places, spare: Vec::new(), count: rows }
     }
 
     /// Returns whether there is space for a number of rows.
@@ -211,7 +213,9 @@ impl<T: Real> NodeRows<T> {
             let value = values.get(i).copied().filter(|&value| wanted(value))?;
             let place = self.place(value)?;
             let array = if self.reached[place] {
-                Array2::zeros((count, self.places[place].ncols()))
+                let shape = self.places[place].dim();
+                let spare = self.spare.iter().position(|spare| spare.dim() == shape);
+                spare.map_or_else(|| Array2::zeros(shape), |spare| self.spare.swap_remove(spare))
             } else {
                 std::mem::take(&mut self.places[place])
             };
@@ -225,7 +229,8 @@ impl<T: Real> NodeRows<T> {
         for (place, array) in places.into_iter().flatten() {
             if std::mem::replace(&mut self.reached[place], true) {
                 let mut sum = first_rows_mut(&mut self.places[place], count);
-                sum += &array;
+                sum += &first_rows(&array, count);
+                self.spare.push(array);
             } else {
                 self.places[place] = array;
             }

@@ -4,6 +4,9 @@
 //! within every stage instead, threads take lines from each other's caches again and again: on cores without a common cache, two
 //! threads were then no faster than one.
 
+use std::iter::Enumerate;
+use std::slice::IterMut;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rayon::Scope;
@@ -24,7 +27,8 @@ pub enum Stage<'s, I> {
 /// An item, with its index.
 type Indexed<'i, I> = (usize, &'i mut I);
 
-/// Whose turn it is in a stage.
+/// Whose turn it is in a stage, in cache lines of its own.
+#[repr(align(128))]
 struct Turn<'i, I> {
     next: usize,
     /// Items that came before their turn.
@@ -33,8 +37,10 @@ struct Turn<'i, I> {
 
 struct Pipeline<'s, 'i, I> {
     stages: &'s [Stage<'s, I>],
-    items: Mutex<std::iter::Enumerate<std::slice::IterMut<'i, I>>>,
+    /// Items that have not begun.
+    items: Mutex<Enumerate<IterMut<'i, I>>>,
     turns: Vec<Mutex<Turn<'i, I>>>,
+    failed: AtomicBool,
     error: Mutex<Option<Error>>,
 }
 
@@ -49,11 +55,13 @@ pub fn run<I: Send>(items: &mut [I], live: usize, stages: &[Stage<'_, I>]) -> Re
         stages,
         items: Mutex::new(items.iter_mut().enumerate()),
         turns: stages.iter().map(turn).collect(),
+        failed: AtomicBool::new(false),
         error: Mutex::new(None),
     };
     rayon::scope(|scope| {
+        let pipeline = &pipeline;
         for _ in 1..live {
-            scope.spawn(|scope| pipeline.take_items(scope));
+            scope.spawn(move |scope| pipeline.take_items(scope));
         }
         pipeline.take_items(scope);
     });
@@ -86,7 +94,7 @@ impl<'s, 'i: 's, I: Send> Pipeline<'s, 'i, I> {
         's: 'p,
     {
         for (i, stage) in self.stages.iter().enumerate().skip(from) {
-            if lock(&self.error).is_some() {
+            if self.failed.load(Ordering::Relaxed) {
                 return false;
             }
             let result = match stage {
@@ -114,6 +122,7 @@ impl<'s, 'i: 's, I: Send> Pipeline<'s, 'i, I> {
             };
             if let Err(error) = result {
                 lock(&self.error).get_or_insert(error);
+                self.failed.store(true, Ordering::Relaxed);
                 return false;
             }
         }

@@ -1,6 +1,6 @@
 //! Buffers that tasks hand on, so that each allocates and faults in its pages once.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ndarray::Array2;
 
@@ -45,20 +45,35 @@ impl<T> Buffers<T> {
     }
 }
 
-/// Buffers of one kind that no task uses at the moment.
+/// Buffers of one kind that no task uses at the moment, with those that each thread gave back. A thread first looks at its own: they may
+/// still be in the cache of its core, and so may their list, where a line of another core's cache takes as long as a small product.
 #[derive(Debug)]
-pub(super) struct Pool<B>(Arc<Mutex<Vec<Free<B>>>>);
+pub(super) struct Pool<B>(Arc<[Free<B>; LISTS]>);
 
+/// Lists of a pool. Threads after as many share them.
+const LISTS: usize = 16;
+
+/// Buffers that a thread gave back, in cache lines of their own.
 #[derive(Debug)]
-struct Free<B> {
-    buffer: B,
-    /// Index of the thread that gave it back, in its pool.
-    thread: Option<usize>,
+#[repr(align(128))]
+struct Free<B>(Mutex<Vec<B>>);
+
+impl<B> Free<B> {
+    fn lock(&self) -> MutexGuard<'_, Vec<B>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the last buffer that is `fit`.
+    fn take(&self, fit: impl Fn(&B) -> bool) -> Option<B> {
+        let mut free = self.lock();
+        let place = free.iter().rposition(fit)?;
+        Some(free.swap_remove(place))
+    }
 }
 
 impl<B> Default for Pool<B> {
     fn default() -> Self {
-        Self(Arc::default())
+        Self(Arc::new([(); LISTS].map(|()| Free(Mutex::default()))))
     }
 }
 
@@ -69,22 +84,24 @@ impl<B> Clone for Pool<B> {
 }
 
 impl<B> Pool<B> {
-    /// Returns a free buffer that is `fit`, with old contents, or else a new one in place of another. It prefers one that this thread
-    /// gave back, which may still be in the cache of its core.
+    /// Returns a free buffer that is `fit`, with old contents, or else a new one in place of another.
     pub fn take(&self, fit: impl Fn(&B) -> bool, new: impl FnOnce() -> B) -> B {
-        let thread = rayon::current_thread_index();
-        let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = free.iter().rposition(|free| free.thread == thread && fit(&free.buffer));
-        let place = own.or_else(|| free.iter().rposition(|free| fit(&free.buffer)));
-        let unfit = if place.is_none() { free.pop() } else { None };
-        let found = place.map(|place| free.swap_remove(place).buffer);
-        drop((free, unfit));
-        found.unwrap_or_else(new)
+        let own = Self::own();
+        let lists = || (0..LISTS).map(|i| &self.0[(own + i) % LISTS]);
+        let found = lists().find_map(|free| free.take(&fit));
+        found.unwrap_or_else(|| {
+            drop(lists().find_map(|free| free.lock().pop()));
+            new()
+        })
     }
 
     pub fn give(&self, buffer: B) {
-        let free = Free { buffer, thread: rayon::current_thread_index() };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(free);
+        self.0[Self::own()].lock().push(buffer);
+    }
+
+    /// Returns the index of this thread's list.
+    fn own() -> usize {
+        rayon::current_thread_index().unwrap_or(0) % LISTS
     }
 }
 
@@ -109,6 +126,6 @@ mod tests {
         assert_eq!(take(1, 0), 2, "its own before the last one");
         assert_eq!(take(1, 0), 3, "the last one of another thread");
         assert_eq!(take(1, 2), 9, "a new one");
-        assert!(pool.0.lock().unwrap().is_empty(), "in place of one that does not fit");
+        assert!(pool.0.iter().all(|free| free.lock().is_empty()), "in place of one that does not fit");
     }
 }

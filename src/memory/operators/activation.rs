@@ -154,7 +154,11 @@ impl<T: Real> Operator<T> for Activation {
         let SecondResults { mut d_cotangent, d_inputs } = results;
         let rows = x.nrows();
         let kept = work.kept[0].slice(s![..rows, ..]);
-        let mut bend = Array2::zeros(x.dim());
+        let mut unwanted = None;
+        let mut bend = match d_inputs[0].as_mut() {
+            Some(d_input) => d_input.view_mut(),
+            None => unwanted.insert(Array2::zeros(x.dim())).view_mut(),
+        };
         if *self == Self::Gelu {
             Zip::from(&mut bend).and(x).for_each(|b, &x| *b = x * x * T::from_f64(-0.5));
             T::exp_all(bend.as_slice_mut().expect("standard layout"));
@@ -186,8 +190,5 @@ impl<T: Real> Operator<T> for Activation {
                 }
             },
         );
-        if let Some(d_input) = &mut d_inputs[0] {
-            d_input.assign(&bend);
-        }
     }
 }
