@@ -15,6 +15,7 @@ use super::few_rows::{FewRows, are_few};
 use super::head::{HeadSequence, State, add};
 use super::node_rows::Passage;
 use super::passes::Passes;
+use super::pool::MOST_KEPT;
 use super::reads::Read;
 use super::recurrences::{FewBack, few_space, step, step_back};
 use super::reverse::add_to_both;
@@ -23,7 +24,7 @@ use crate::engine::panel::Step;
 use crate::memory::graph::Value;
 use crate::memory::program::Program;
 use crate::real::Real;
-use crate::small_matmul::multiply;
+use crate::small_matmul::{multiply, multiply_add};
 
 /// Returns whether a segment's way back goes by blocks of the weights: where gradients are never refreshed, and the factors of a
 /// chunk's gradients have fewer numbers than the weights. The values of all reads are kept there.
@@ -34,21 +35,19 @@ pub fn go_in_blocks(passes: &Passes, program: &Program) -> bool {
 /// Returns a bound of the numbers that a segment's way back takes beside the rows of nodes, with some tasks at work.
 pub fn numbers<T>(passes: &Passes, chunks: usize, tasks: usize) -> usize {
     let rows = chunks * passes.chunk;
-    // Products of all maps, and results, chunks and buffers of the tasks of one of them.
-    let of_products = |map| {
+    // Results of all maps, and chunks and buffers of the tasks of one of them.
+    let of_results = |map| {
         let (_, (height, width)) = passes.place(map);
-        rows * (height + width)
+        rows * (passes.parts_of(map).count() * width + 2 * height)
     };
     let of_tasks = |map| {
-        let (_, (height, width)) = passes.place(map);
-        let blocks = passes.blocks_of(map).count();
+        let (_, (_, width)) = passes.place(map);
         let buffer = (2 * chunks + 5) * passes.largest_block() + few_space(passes.chunk, width);
-        let small = chunks * (size_of::<MapChunk<'_, T>>() + blocks * size_of::<[f64; 2]>());
-        rows * (blocks * width + 2 * height)
-            + tasks * (buffer + LINE / size_of::<T>())
-            + small.div_ceil(size_of::<T>())
+        let small =
+            chunks * (size_of::<MapChunk<'_, T>>() + passes.parts_of(map).count() * size_of::<[f64; 2]>());
+        tasks * (buffer + LINE / size_of::<T>()) + small.div_ceil(size_of::<T>())
     };
-    passes.linears().map(of_products).sum::<usize>() + passes.linears().map(of_tasks).max().unwrap_or(0)
+    passes.linears().map(of_results).sum::<usize>() + passes.linears().map(of_tasks).max().unwrap_or(0)
 }
 
 /// A segment on its way back through the linear maps.
@@ -57,15 +56,15 @@ pub struct SegmentBack<T> {
     pub start: Option<State<T>>,
     pub gradients: Interval<T>,
     pub reads: Vec<ReadBack<T>>,
-    /// Results of the blocks of a map, until they are joined.
-    of_blocks: Vec<OfBlock<T>>,
+    /// Results of a map, until they are joined.
+    of_parts: Vec<OfPart<T>>,
     /// Products of each map so far.
     pub products: Vec<MapProducts<T>>,
 }
 
 impl<T> SegmentBack<T> {
     pub fn new(start: Option<State<T>>, gradients: Interval<T>, reads: Vec<ReadBack<T>>) -> Self {
-        Self { start, gradients, reads, of_blocks: Vec::new(), products: Vec::new() }
+        Self { start, gradients, reads, of_parts: Vec::new(), products: Vec::new() }
     }
 }
 
@@ -87,45 +86,79 @@ struct MapChunk<'a, T> {
     few: Option<[FewRows<'a, T>; 2]>,
 }
 
-/// One block of a linear map, with its cotangents of U, S and the initial weights.
-type BlockTask<'a, T> = (&'a Block, [&'a mut [T]; 3]);
+/// Blocks that one task takes one after another, with their cotangents of U, S and the initial weights.
+type PartTask<'a, T> = (&'a [Block], [&'a mut [T]; 3]);
 
-/// Results of one block, in the rows of a segment's chunks.
-struct OfBlock<T> {
+/// Results of some blocks of a linear map, in the rows of a segment's chunks.
+pub struct OfPart<T> {
     /// Cotangents of η and α of each chunk.
     gates: Vec<[f64; 2]>,
-    /// The three products, one after another.
-    numbers: Vec<T>,
-    sizes: [usize; 3],
+    /// For each block, B S̄ᵀ (rows, rows of the block) and Y (W + U)ᵀ (rows that are read, rows of the block).
+    of_rows: Vec<T>,
+    /// The blocks' part of A S̄ (rows, out).
+    of_b: Vec<T>,
+    rows: usize,
+    read: usize,
+    width: usize,
 }
 
-impl<T> OfBlock<T> {
-    /// Returns B S̄ᵀ (rows, rows of the block), the block's part of A S̄ (rows, out), and Y (W + U)ᵀ (rows that are read, rows of the
-    /// block).
-    fn products(&self) -> [&[T]; 3] {
-        let mut rest = &self.numbers[..];
-        self.sizes.map(|size| rest.split_off(..size).expect("numbers of each product"))
+impl<T> OfPart<T> {
+    fn of_b(&self) -> &[T] {
+        &self.of_b[..self.rows * self.width]
     }
 
-    fn products_mut(&mut self) -> [&mut [T]; 3] {
-        let mut rest = &mut self.numbers[..];
-        self.sizes.map(|size| rest.split_off_mut(..size).expect("numbers of each product"))
+    /// Yields each block with its two products.
+    fn of_blocks<'p>(
+        &'p self,
+        blocks: &'p [Block],
+    ) -> impl Iterator<Item = (&'p Block, [ArrayView2<'p, T>; 2])> {
+        let mut rest = &self.of_rows[..];
+        blocks.iter().map(move |block| {
+            let height = block.rows.len();
+            let products = [self.rows, self.read].map(|rows| {
+                let numbers = rest.split_off(..rows * height).expect("numbers of each product");
+                ArrayView2::from_shape((rows, height), numbers).expect(SHAPE)
+            });
+            (block, products)
+        })
     }
+}
+
+/// Places for the results of a block, in the rows of a segment's chunks.
+struct BlockResults<'a, T> {
+    /// Whether A S̄ is added to that of other blocks.
+    keep: bool,
+    gates: &'a mut [[f64; 2]],
+    of_b: &'a mut [T],
+    of_a: &'a mut [T],
+    of_x: &'a mut [T],
 }
 
 /// Products of the factors of a linear map's gradients with S̄, in the rows of a segment's chunks.
 pub struct MapProducts<T> {
     pub map: usize,
-    /// B S̄ᵀ (rows, in) and A S̄ (rows, out), one after the other.
-    pub numbers: Vec<T>,
+    /// Results of each part of the map. The first one has the sum of all parts of A S̄.
+    parts: Vec<OfPart<T>>,
 }
 
 impl<T> MapProducts<T> {
-    /// Returns the two products, for rows of two widths.
-    pub fn matrices(&self, rows: usize, (height, width): (usize, usize)) -> [ArrayView2<'_, T>; 2] {
-        let (of_a, of_b) = self.numbers[..rows * (height + width)].split_at(rows * height);
-        [(of_a, height), (of_b, width)]
-            .map(|(numbers, width)| ArrayView2::from_shape((rows, width), numbers).expect(SHAPE))
+    /// Returns A S̄ (rows, out) of some rows.
+    pub fn of_b(&self, rows: Range<usize>) -> ArrayView2<'_, T> {
+        let width = self.parts[0].width;
+        let numbers = &self.parts[0].of_b()[rows.start * width..rows.end * width];
+        ArrayView2::from_shape((rows.len(), width), numbers).expect(SHAPE)
+    }
+
+    /// Yields the columns of each block, and B S̄ᵀ (rows, columns) of some rows.
+    pub fn of_a<'p>(
+        &'p self,
+        passes: &'p Passes,
+        rows: Range<usize>,
+    ) -> impl Iterator<Item = (Range<usize>, ArrayView2<'p, T>)> {
+        let parts = passes.parts_of(self.map).zip(&self.parts);
+        parts
+            .flat_map(|(blocks, part)| part.of_blocks(blocks))
+            .map(move |(block, [of_a, _])| (block.rows.clone(), of_a.slice_move(s![rows.clone(), ..])))
     }
 }
 
@@ -172,83 +205,75 @@ impl<T: Real> HeadSequence<'_, T> {
             count += read.rows.len();
         }
         let mut rest = carried.each_mut().map(|array| &mut array[..]);
-        let task = |block: &'b Block| {
-            let carried =
-                rest.each_mut().map(|rest| rest.split_off_mut(..block.place.len()).expect("a block"));
-            (block, carried)
+        let task = |blocks: &'b [Block]| {
+            let size = blocks.iter().map(|block| block.place.len()).sum();
+            (blocks, rest.each_mut().map(|rest| rest.split_off_mut(..size).expect("weights of the blocks")))
         };
-        let tasks: Vec<_> = self.passes.blocks_of(map).map(task).collect();
-        let many = Self::batch(tasks[0].0.place.len() * chunks.len() * c);
+        let tasks: Vec<_> = self.passes.parts_of(map).map(task).collect();
+        let many = Self::batch(tasks[0].1[0].len() * chunks.len() * c);
         let start = segment.start.as_ref().unwrap_or(&self.start);
-        let of_block = |task| self.block_vjp(task, (start, chunks.start), (&of_chunks, &of_reads), count);
-        segment.of_blocks = tasks.into_par_iter().with_min_len(many).map(of_block).collect();
+        let of_part = |task| self.part_vjp(task, (start, chunks.start), (&of_chunks, &of_reads), count);
+        segment.of_parts = tasks.into_par_iter().with_min_len(many).map(of_part).collect();
     }
 
     /// Joins the results of a linear map's blocks, and passes the cotangents of reads back through the operators before it. Adds the
     /// cotangents of η and α to those of the segment's gates.
-    pub fn join_blocks(
+    pub fn join_parts(
         &self,
         (map, operators): (usize, Range<usize>),
         segment: &mut SegmentBack<T>,
         gates: &mut [[f64; 3]],
     ) {
         let c = self.chunk();
-        let chunks = segment.gradients.chunks.clone();
-        let (_, (height, width)) = self.passes.place(map);
         let input = self.passes.graph.nodes[map].inputs[0];
-        let of_blocks = std::mem::take(&mut segment.of_blocks);
-        for of_block in &of_blocks {
-            for (gates, [eta, alpha]) in gates.iter_mut().zip(&of_block.gates) {
+        let mut parts = std::mem::take(&mut segment.of_parts);
+        for part in &parts {
+            for (gates, [eta, alpha]) in gates.iter_mut().zip(&part.gates) {
                 gates[1] += eta;
                 gates[2] += alpha;
             }
         }
-        let rows = chunks.len() * c;
-        let mut numbers = self.results(rows * (height + width));
-        let each = || self.passes.blocks_of(map).zip(&of_blocks);
-        let join_chunks = || {
-            let (of_a, of_b) = numbers[..rows * (height + width)].split_at_mut(rows * height);
-            let parts = of_a.par_chunks_mut(c * height).zip(of_b.par_chunks_mut(c * width)).enumerate();
-            let many = Self::batch(c * (of_blocks.len() * width + height));
-            parts.with_min_len(many).for_each(|(i, (of_a, of_b))| {
-                let mut of_a = ArrayViewMut2::from_shape((c, height), of_a).expect(SHAPE);
-                for (n, (block, results)) in each().enumerate() {
-                    let [part_of_a, part_of_b, _] = results.products();
-                    let part_of_b = &part_of_b[i * c * width..(i + 1) * c * width];
-                    if n == 0 {
-                        of_b.copy_from_slice(part_of_b);
-                    } else {
-                        add(of_b, part_of_b);
-                    }
-                    write_columns(block, of_a.view_mut(), false, part_of_a, i * c);
-                }
-            });
-        };
-        let join_reads = || {
-            let firsts = segment.reads.iter().scan(0, |count, read| {
-                *count += read.read.rows.len();
-                Some(*count - read.read.rows.len())
-            });
-            let firsts: Vec<_> = firsts.collect();
-            segment.reads.par_iter_mut().zip(firsts).for_each(|(read, first)| {
-                if let Some((mut to, keep)) = read.passage.cotangents.reach(input) {
-                    for (block, results) in each() {
-                        write_columns(block, to.view_mut(), keep, results.products()[2], first);
+        let firsts = segment.reads.iter().scan(0, |count, read| {
+            *count += read.read.rows.len();
+            Some(*count - read.read.rows.len())
+        });
+        let firsts: Vec<_> = firsts.collect();
+        let many = Self::batch(c * self.elements());
+        segment.reads.par_iter_mut().zip(firsts).with_min_len(many).for_each(|(read, first)| {
+            if let Some((mut to, keep)) = read.passage.cotangents.reach(input) {
+                for (blocks, part) in self.passes.parts_of(map).zip(&parts) {
+                    for (block, [_, of_x]) in part.of_blocks(blocks) {
+                        write_columns(block, to.view_mut(), keep, of_x.slice(s![first.., ..]));
                     }
                 }
-                self.operators_vjp(operators.clone(), read);
-            });
-        };
-        rayon::join(join_chunks, join_reads);
-        for of_block in of_blocks {
-            self.buffers.results.give(of_block.numbers);
+            }
+            self.operators_vjp(operators.clone(), read);
+        });
+        let (sum, others) = parts.split_first_mut().expect("a part of each map");
+        for other in others {
+            add(&mut sum.of_b, other.of_b());
+            self.recycle_results(map, std::mem::take(&mut other.of_b));
         }
-        segment.products.push(MapProducts { map, numbers });
+        segment.products.push(MapProducts { map, parts });
     }
 
-    /// Takes space for results, with old contents.
-    fn results(&self, numbers: usize) -> Vec<T> {
-        self.buffers.results.take(|buffer| buffer.len() >= numbers, || vec![T::zero(); numbers])
+    /// Gives the buffers of a map's products back.
+    pub fn recycle_products(&self, MapProducts { map, parts }: MapProducts<T>) {
+        for part in parts {
+            self.recycle_results(map, part.of_b);
+            self.recycle_results(map, part.of_rows);
+        }
+    }
+
+    /// Takes space for results of a map, with old contents.
+    fn results(&self, map: usize, numbers: usize) -> Vec<T> {
+        self.buffers.results[map].take(|buffer| buffer.len() >= numbers, || vec![T::zero(); numbers])
+    }
+
+    fn recycle_results(&self, map: usize, results: Vec<T>) {
+        if results.len() <= MOST_KEPT {
+            self.buffers.results[map].give(results);
+        }
     }
 
     /// Computes U and S of a block before each chunk from those before the first.
@@ -266,14 +291,45 @@ impl<T: Real> HeadSequence<'_, T> {
         }
     }
 
-    /// Takes a block of the weights forward through some chunks and back. `read` has the number of rows that are read.
-    fn block_vjp(
+    /// Takes some blocks of the weights forward through some chunks and back. `read` has the number of rows that are read.
+    fn part_vjp(
         &self,
-        (block, [d_update, d_momentum, d_base]): BlockTask<'_, T>,
+        (blocks, carried): PartTask<'_, T>,
         (start, first): (&State<T>, usize),
         (chunks, reads): (&[MapChunk<'_, T>], &[[ArrayView2<'_, T>; 2]]),
         read: usize,
-    ) -> OfBlock<T> {
+    ) -> OfPart<T> {
+        let (rows, longest) = (chunks.len() * self.chunk(), self.longest_segment() * self.chunk());
+        let height: usize = blocks.iter().map(|block| block.rows.len()).sum();
+        let width = carried[0].len() / height;
+        let map = blocks[0].map;
+        // As many numbers for each segment, so that any of them takes the buffer.
+        let of_b = self.results(map, longest * width);
+        let of_rows = self.results(map, 2 * longest * height);
+        let mut results = OfPart { gates: vec![[0.0; 2]; chunks.len()], of_rows, of_b, rows, read, width };
+        let (of_b, mut rest) = (&mut results.of_b[..rows * width], &mut results.of_rows[..]);
+        let mut carried = carried;
+        for (i, block) in blocks.iter().enumerate() {
+            let height = block.rows.len();
+            let of_a = rest.split_off_mut(..rows * height).expect("numbers of each product");
+            let of_x = rest.split_off_mut(..read * height).expect("numbers of each product");
+            let carried = carried
+                .each_mut()
+                .map(|rest| rest.split_off_mut(..block.place.len()).expect("weights of a block"));
+            let to = BlockResults { keep: i > 0, gates: &mut results.gates, of_b: &mut *of_b, of_a, of_x };
+            self.block_vjp((block, carried), (start, first), (chunks, reads), to);
+        }
+        results
+    }
+
+    /// Takes a block of the weights forward through some chunks and back.
+    fn block_vjp(
+        &self,
+        (block, [d_update, d_momentum, d_base]): (&Block, [&mut [T]; 3]),
+        (start, first): (&State<T>, usize),
+        (chunks, reads): (&[MapChunk<'_, T>], &[[ArrayView2<'_, T>; 2]]),
+        to: BlockResults<'_, T>,
+    ) {
         let c = self.chunk();
         let (size, height) = (block.place.len(), block.rows.len());
         let width = size / height;
@@ -306,30 +362,25 @@ impl<T: Real> HeadSequence<'_, T> {
         states[size..2 * size].copy_from_slice(&start.momentum[block.place.clone()]);
         self.block_states(block, steps, chunks, states);
 
-        let rows = chunks.len() * c;
-        let sizes = [rows * height, rows * width, read * height];
-        let numbers = self.results(sizes.iter().sum());
-        let mut gates = vec![[0.0; 2]; chunks.len()];
-        let mut results = OfBlock { gates: Vec::new(), numbers, sizes };
-        let [all_of_a, all_of_b, all_of_x] = results.products_mut();
         for (i, chunk) in chunks.iter().enumerate().rev() {
             let (u, s) = states[2 * i * size..2 * (i + 1) * size].split_at(size);
-            let of_a = &mut all_of_a[i * c * height..(i + 1) * c * height];
-            let of_b = &mut all_of_b[i * c * width..(i + 1) * c * width];
-            let of_x = &mut all_of_x[chunk.read_rows.start * height..chunk.read_rows.end * height];
+            let of_a = &mut to.of_a[i * c * height..(i + 1) * c * height];
+            let of_b = &mut to.of_b[i * c * width..(i + 1) * c * width];
+            let of_x = &mut to.of_x[chunk.read_rows.start * height..chunk.read_rows.end * height];
             let cotangents = [&mut *u_bar, &mut *s_bar];
-            gates[i] = if let Some(few) = &chunk.few {
+            let [eta, alpha] = if let Some(few) = &chunk.few {
                 let [stored, read] = few.map(|few| few.in_block(block));
                 let old = [u, s, &*base];
                 let step = &steps[i];
                 let space = &mut *packed;
-                FewBack { step, stored, read, old, cotangents, of_b, of_a, of_x, space }.run()
+                let keep = to.keep;
+                FewBack { step, stored, read, old, cotangents, keep, of_b, of_a, of_x, space }.run()
             } else {
                 let gates = step_back(&steps[i], [u, s], s_after, cotangents);
                 let [a, b] = chunk.stored;
                 let s_bar = ArrayView2::from_shape((height, width), &*s_after).expect(SHAPE);
                 let of_b = ArrayViewMut2::from_shape((c, width), of_b).expect(SHAPE);
-                multiply(of_b, a.slice(s![.., block.rows.clone()]), s_bar);
+                multiply_add(of_b, to.keep, T::one(), a.slice(s![.., block.rows.clone()]), s_bar);
                 let of_a = ArrayViewMut2::from_shape((c, height), of_a).expect(SHAPE);
                 multiply(of_a, b, s_bar.reversed_axes());
                 if let Some([x, y]) = chunk.read {
@@ -348,6 +399,8 @@ impl<T: Real> HeadSequence<'_, T> {
                 }
                 gates
             };
+            to.gates[i][0] += eta;
+            to.gates[i][1] += alpha;
             if self.is_cut(first + i) {
                 u_bar.fill(T::zero());
                 s_bar.fill(T::zero());
@@ -362,20 +415,18 @@ impl<T: Real> HeadSequence<'_, T> {
         d_update.copy_from_slice(u_bar);
         d_momentum.copy_from_slice(s_bar);
         self.buffers.weights.give(buffer);
-        OfBlock { gates, ..results }
     }
 }
 
-/// Copies a block's results, from the row `first` on, to the block's columns of `to`, or adds them if `keep`.
+/// Copies rows of a block's results to the block's columns of `to`, or adds them if `keep`.
 fn write_columns<T: Real>(
     block: &Block,
     mut to: ArrayViewMut2<'_, T>,
     keep: bool,
-    results: &[T],
-    first: usize,
+    results: ArrayView2<'_, T>,
 ) {
-    let height = block.rows.len();
-    for (mut to, from) in to.rows_mut().into_iter().zip(results[first * height..].chunks_exact(height)) {
+    for (mut to, from) in to.rows_mut().into_iter().zip(results.rows()) {
+        let from = from.to_slice().expect("contiguous rows");
         let to = &mut to.as_slice_mut().expect("contiguous rows")[block.rows.clone()];
         if keep {
             add(to, from);

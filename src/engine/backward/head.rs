@@ -148,7 +148,7 @@ impl<T: Real> HeadSequence<'_, T> {
         (0..chunks).step_by(length).map(move |start| start..chunks.min(start + length))
     }
 
-    fn longest_segment(&self) -> usize {
+    pub fn longest_segment(&self) -> usize {
         self.segments().next().map_or(0, |chunks| chunks.len())
     }
 

@@ -176,7 +176,8 @@ impl<'a, T: Real> Backward<'a, T> {
         };
         let base = (0..heads).map(base).collect();
         let truncate = truncate.map(|tokens| tokens / c);
-        let buffers = Buffers::new(program.model, parameters.dimensions.dim_head, c);
+        let buffers =
+            Buffers::new(program.model, parameters.dimensions.dim_head, c, passes.graph.nodes.len());
         let check: Check = &|| Ok(());
         Ok(Self { parameters, program, gates, passes, buffers, base, truncate, segment: None, check })
     }

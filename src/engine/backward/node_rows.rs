@@ -3,6 +3,7 @@
 
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
+use super::pool::MOST_KEPT;
 use crate::memory::graph::{Graph, MAX_INPUTS, Value};
 use crate::memory::operators::{Work, buffers};
 use crate::real::Real;
@@ -230,7 +231,9 @@ impl<T: Real> NodeRows<T> {
             if std::mem::replace(&mut self.reached[place], true) {
                 let mut sum = first_rows_mut(&mut self.places[place], count);
                 sum += &first_rows(&array, count);
-                self.spare.push(array);
+                if array.len() <= MOST_KEPT {
+                    self.spare.push(array);
+                }
             } else {
                 self.places[place] = array;
             }

@@ -30,6 +30,9 @@ pub struct Passes {
     pub chunk: usize,
 }
 
+/// Most parts of a linear map's blocks. Each has a part of A S̄ of its own, which is as wide as the map.
+const MAX_PARTS: usize = 4;
+
 /// Factors of the gradient of a linear map's weights, unless it is zero: its input rows and the cotangents of its products.
 pub type Factors<'a, T> = Option<[ArrayView2<'a, T>; 2]>;
 
@@ -91,9 +94,12 @@ impl Passes {
         self.blocks.iter().map(|block| block.place.len()).max().unwrap_or(1)
     }
 
-    /// Yields the blocks of a linear map.
-    pub fn blocks_of(&self, map: usize) -> impl Iterator<Item = &Block> {
-        self.blocks.iter().filter(move |block| block.map == map)
+    /// Yields the blocks of a linear map in at most `MAX_PARTS` parts, one for each task.
+    pub fn parts_of(&self, map: usize) -> impl Iterator<Item = &[Block]> {
+        let first = self.blocks.partition_point(|block| block.map < map);
+        let blocks = &self.blocks[first..];
+        let blocks = &blocks[..blocks.partition_point(|block| block.map == map)];
+        blocks.chunks(blocks.len().div_ceil(MAX_PARTS).max(1))
     }
 
     /// Returns weights in file order in the order of the linear maps.

@@ -18,8 +18,8 @@ pub struct Buffers<T> {
     pub(super) rows: Pool<NodeRows<T>>,
     /// Space for weights.
     pub(super) weights: Pool<Vec<T>>,
-    /// Products with the rows of a segment.
-    pub(super) results: Pool<Vec<T>>,
+    /// Products with the rows of a segment, of each node: buffers of different sizes would take each other's place.
+    pub(super) results: Vec<Pool<Vec<T>>>,
     /// States at the starts of segments, where gradients are taken at the initial weights.
     pub(super) states: Pool<State<T>>,
     /// Arrays of a segment.
@@ -27,13 +27,13 @@ pub struct Buffers<T> {
 }
 
 impl<T> Buffers<T> {
-    pub(super) fn new(model: Model, dim_head: usize, chunk: usize) -> Self {
+    pub(super) fn new(model: Model, dim_head: usize, chunk: usize, nodes: usize) -> Self {
         Self {
             of: (model, dim_head, chunk),
             values: Pool::default(),
             rows: Pool::default(),
             weights: Pool::default(),
-            results: Pool::default(),
+            results: (0..nodes).map(|_| Pool::default()).collect(),
             states: Pool::default(),
             arrays: Pool::default(),
         }
@@ -49,6 +49,10 @@ impl<T> Buffers<T> {
 /// still be in the cache of its core, and so may their list, where a line of another core's cache takes as long as a small product.
 #[derive(Debug)]
 pub(super) struct Pool<B>(Arc<[Free<B>; LISTS]>);
+
+/// Most numbers of a buffer that is kept where it is used for a moment. To allocate a larger one takes little time beside the work in
+/// it, and meanwhile others may take its place.
+pub(super) const MOST_KEPT: usize = 1 << 15;
 
 /// Lists of a pool. Threads after as many share them.
 const LISTS: usize = 16;

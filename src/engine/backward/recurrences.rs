@@ -184,6 +184,8 @@ pub struct FewBack<'a, T> {
     pub old: [&'a [T]; 3],
     /// Cotangents of U and S.
     pub cotangents: [&'a mut [T]; 2],
+    /// Whether A S̄ is added to the numbers in its place.
+    pub keep: bool,
     /// Place for A S̄ (rows, width).
     pub of_b: &'a mut [T],
     /// Place for B S̄ᵀ (rows, rows of the block).
@@ -207,7 +209,8 @@ impl<T: Real> FewBack<'_, T> {
 
     #[inline(always)]
     fn rows<S: Simd, const ROWS: usize>(self, simd: S) -> [f64; 2] {
-        let Self { step, stored, read, old, cotangents: [u_bar, s_bar], of_b, of_a, of_x, space } = self;
+        let Self { step, stored, read, old, cotangents: [u_bar, s_bar], keep, of_b, of_a, of_x, space } =
+            self;
         let factors = [step.momentum, T::one() - step.decay];
         let width = stored.width().expect("some rows");
         // Vectors of the rows B, of the rows Y and of A S̄, those of the same columns side by side: with a pointer for each row,
@@ -226,13 +229,15 @@ impl<T: Real> FewBack<'_, T> {
             for (to, &x) in packed_y.iter_mut().zip(T::vectors::<S>(read.b(r))) {
                 to[r] = x;
             }
-            for to in packed_of_b.iter_mut() {
-                to[r] = T::splat(simd, T::ZERO);
-            }
         }
         let whole = width - vectors::<T, S>(stored.b(0)).1.len();
-        for row in of_b.chunks_exact_mut(width) {
-            row[whole..].fill(T::zero());
+        for (r, row) in of_b.chunks_exact_mut(width).enumerate() {
+            if !keep {
+                row.fill(T::zero());
+            }
+            for (to, &x) in packed_of_b.iter_mut().zip(T::vectors::<S>(row)) {
+                to[r] = x;
+            }
         }
         let height = old[0].len() / width;
         let mut sums = Sums { lanes: [T::splat(simd, T::ZERO); 2], rest: [T::zero(); 2] };
@@ -405,7 +410,8 @@ mod tests {
                 let read = (rows - 1).max(1);
                 let (x, y, base) = (a.slice(s![..read, ..]), matrix(read, 7), matrix(height, 8));
                 let zeros = vec![0.0; width];
-                let mut of_b = matrix(rows, 9);
+                let of_b_before = matrix(rows, 9);
+                let mut of_b = of_b_before.clone();
                 let mut of_a = Array2::from_elem((rows, height), 9.0);
                 let mut of_x = Array2::from_elem((read, height), 9.0);
                 let work = FewBack {
@@ -414,6 +420,7 @@ mod tests {
                     read: FewRows::padded(rows, &zeros).with([x, y.view()], 0..read).in_block(&block),
                     old: [old[0], old[1], base.as_slice().unwrap()],
                     cotangents: [&mut got_u, &mut got_s],
+                    keep: rows > 1,
                     of_b: of_b.as_slice_mut().unwrap(),
                     of_a: of_a.as_slice_mut().unwrap(),
                     of_x: of_x.as_slice_mut().unwrap(),
@@ -422,7 +429,8 @@ mod tests {
                 let sums = work.run();
                 let columns = s![.., 1..4];
                 close(&shaped(&got_u), 0.9 * &u_bar + x.slice(columns).t().dot(&y));
-                close(&of_b, a.slice(columns).dot(&both));
+                let of_b_before = if rows > 1 { of_b_before } else { Array2::zeros((rows, width)) };
+                close(&of_b, of_b_before + a.slice(columns).dot(&both));
                 close(&of_a, b.dot(&both.t()));
                 close(&of_x, y.dot(&(&u + &base).t()));
                 sums

@@ -6,9 +6,12 @@
 //! factors B: the tangent of a node is the cotangent of its cotangent. Then through the loss. Then back over the nodes,
 //! with the cotangents of the factors A and those that the operators' second derivatives leave.
 
+use std::ops::Range;
+
 use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2, s};
 
 use super::block::Block;
+use super::blocks::MapProducts;
 use super::node_rows::{Passage, Second};
 use super::passes::{Examples, Passes, Weights};
 use crate::memory::Loss;
@@ -126,17 +129,18 @@ impl Passes {
         }
     }
 
-    /// Passes cotangents of the chunks' gradients back to their factors at one linear map, from the products B S̄ᵀ and A S̄ of its rows, and
-    /// to the `rates` θ of the chunks, as [`factors_vjp`](Self::factors_vjp) does.
+    /// Passes cotangents of the chunks' gradients back to their factors at one linear map, from the products B S̄ᵀ and A S̄ of some of
+    /// its rows, and to the `rates` θ of the chunks, as [`factors_vjp`](Self::factors_vjp) does.
     pub fn products_vjp<T: Real>(
         &self,
-        map: usize,
         keys: ArrayView2<T>,
         (passage, second): (&Passage<T>, &mut Second<T>),
-        [of_a, of_b]: [ArrayView2<'_, T>; 2],
+        (products, rows): (&MapProducts<T>, Range<usize>),
         (rates, d_rates): (&[T], &mut [f64]),
     ) {
+        let map = products.map;
         let Some([_, b]) = self.factors(passage, keys, map) else { return };
+        let of_b = products.of_b(rows.clone());
         let (mut d_b, _) = second.tangents.reach(Value::Node(map)).expect("a node");
         vectorised(
             #[inline(always)]
@@ -156,16 +160,18 @@ impl Passes {
         if !keep {
             d_a.fill(T::zero());
         }
-        vectorised(
-            #[inline(always)]
-            || {
-                for (r, (mut d_a, of_a)) in d_a.rows_mut().into_iter().zip(of_a.rows()).enumerate() {
-                    let rate = rates[r / self.chunk];
-                    let d_a = d_a.as_slice_mut().expect("contiguous rows");
-                    d_a.iter_mut().zip(contiguous(of_a)).for_each(|(d, &x)| *d -= rate * x);
-                }
-            },
-        );
+        for (columns, of_a) in products.of_a(self, rows) {
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (r, (mut d_a, of_a)) in d_a.rows_mut().into_iter().zip(of_a.rows()).enumerate() {
+                        let rate = rates[r / self.chunk];
+                        let d_a = &mut d_a.as_slice_mut().expect("contiguous rows")[columns.clone()];
+                        d_a.iter_mut().zip(contiguous(of_a)).for_each(|(d, &x)| *d -= rate * x);
+                    }
+                },
+            );
+        }
     }
 
     /// Goes over the nodes in order with the cotangents of the factors B, and adds the cotangents of values from the operators' second derivatives.

@@ -14,6 +14,7 @@ use super::fused::{MapState, ReadValues, operate};
 use super::head::{HeadSequence, Parts, SegmentCotangents, State, Tape, add};
 use super::node_rows::{Passage, Second, Values};
 use super::pipeline::{self, Stage, lock};
+use super::pool::MOST_KEPT;
 use super::reads::Read;
 use super::reverse::Carried;
 use super::segment::Interval;
@@ -59,7 +60,7 @@ impl<T> Back<'_, T> {
 }
 
 impl<T: Real> HeadSequence<'_, T> {
-    /// Reads and stores all chunks. Returns what is kept of each segment and the state at the end.
+    /// Reads and stores all chunks. Returns what is kept of each segment, and the state at the end if anything is read there.
     pub fn blocks_forward(
         &self,
         live: usize,
@@ -126,11 +127,14 @@ impl<T: Real> HeadSequence<'_, T> {
             Kept { start, reads, gradients }
         };
         let kept = segments.into_iter().map(kept).collect();
-        let mut end = State::zeros(self.elements());
-        for state in &of_maps {
-            lock(state).save(self, &mut end);
-        }
-        Ok((Tape { starts: Vec::new(), last: None, kept, end: Vec::new() }, Some(end)))
+        let end = (!self.reads(self.chunks()).is_empty()).then(|| {
+            let mut end = State::zeros(self.elements());
+            for state in &of_maps {
+                lock(state).save(self, &mut end);
+            }
+            end
+        });
+        Ok((Tape { starts: Vec::new(), last: None, kept, end: Vec::new() }, end))
     }
 
     /// Takes buffers for the values of a read that are kept, no larger than they need to be.
@@ -176,7 +180,7 @@ impl<T: Real> HeadSequence<'_, T> {
             stages.push(Stage::AnyOrder(Box::new(move |segment| {
                 let Back { segment, to, .. } = segment;
                 let segment = segment.as_mut().expect("a segment after the first stage");
-                self.join_blocks((map, operators.clone()), segment, to.gates);
+                self.join_parts((map, operators.clone()), segment, to.gates);
                 Ok(())
             })));
         }
@@ -219,7 +223,7 @@ impl<T: Real> HeadSequence<'_, T> {
     /// Passes cotangents of queries, and of the factors of a segment's gradients, back to its rows.
     fn finish_back(&self, Back { segment, seconds, to, .. }: &mut Back<'_, T>) {
         let segment = segment.as_mut().expect("a segment after the first stage");
-        if let Some(start) = segment.start.take() {
+        if let Some(start) = segment.start.take().filter(|start| start.update.len() <= MOST_KEPT) {
             self.buffers.states.give(start);
         }
         for ReadBack { read, passage } in segment.reads.drain(..) {
@@ -230,7 +234,7 @@ impl<T: Real> HeadSequence<'_, T> {
             }
             self.give(passage);
         }
-        let (c, Range { start: first, end }) = (self.chunk(), to.chunks.clone());
+        let (c, first) = (self.chunk(), to.chunks.start);
         let products = std::mem::take(&mut segment.products);
         let factors_vjp =
             |chunks: &Range<usize>, passage: &Passage<T>, second: &mut Second<T>, d_rates: &mut [f64]| {
@@ -239,15 +243,13 @@ impl<T: Real> HeadSequence<'_, T> {
                 let rates: Vec<_> =
                     self.steps[chunks.clone()].iter().map(|step| step.learning_rate).collect();
                 for products in &products {
-                    let map = products.map;
-                    let matrices = products.matrices((end - first) * c, self.passes.place(map).1);
-                    let products = matrices.map(|products| products.slice_move(s![rows.clone(), ..]));
-                    self.passes.products_vjp(map, keys, (passage, &mut *second), products, (&rates, d_rates));
+                    let second = (passage, &mut *second);
+                    self.passes.products_vjp(keys, second, (products, rows.clone()), (&rates, d_rates));
                 }
             };
         *seconds = self.gradients_vjp(&mut segment.gradients, to, factors_vjp);
         for products in products {
-            self.buffers.results.give(products.numbers);
+            self.recycle_products(products);
         }
     }
 }
