@@ -436,10 +436,14 @@ fn a_check_ends_the_work() {
             _ => Err(Error::rejected("check", "ended")),
         };
         let backward = Backward::new(&trial.parameters, trial.program, trial.gates, None, None).unwrap();
-        let of = backward.checked(&check).in_segments(1).sequences(None, &[trial.tokens()], |_, _| {
+        let objective = |_: usize, _: ArrayView2<f64>| {
             read.fetch_add(1, Ordering::Relaxed);
             ((), trial.cotangent.index_axis(Axis(0), 0).to_owned())
-        });
+        };
+        let backward = backward.checked(&check).in_segments(1);
+        // With more threads, several segments may begin before one of them ends the work.
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let of = pool.install(|| backward.sequences(None, &[trial.tokens()], objective));
         (of.map(|_| ()).map_err(|error| error.to_string()), calls.load(Ordering::Relaxed))
     };
     let (result, calls) = run(usize::MAX);
@@ -645,6 +649,71 @@ fn any_number_of_threads_gives_the_same_bits() {
             pool.install(|| trial.gradients(None))
         };
         assert_eq!(with(1), with(3), "{}", trial.name);
+    }
+}
+
+/// Segments that are at work at once give the bits of those that go one after another: with each option that they pass on, and with
+/// short last segments and chunks of few and of many rows.
+#[test]
+fn segments_at_once_give_the_same_bits() {
+    let dimensions = Dimensions { dim: 40, heads: 1, dim_head: 40, pre_norm: true, post_norm: true };
+    let tokens = uniform((1, 61, dimensions.dim), 1.0, 5);
+    let cotangent = uniform((1, 61, dimensions.dim), 1.0, 6);
+    let plain = |chunk| Program::titans_0_0_17(chunk);
+    let with = |chunk, change: fn(&mut Program)| {
+        let mut program = plain(chunk);
+        change(&mut program);
+        program
+    };
+    let programs = [
+        plain(2),
+        plain(8),
+        with(3, |program| program.rule.momentum = false),
+        with(3, |program| program.rule.decay_of = DecayOf::Weights),
+        with(8, |program| program.rule.rate_per = RatePer::Token),
+        with(2, |program| program.model = Model::new(ModelKind::Swiglu, true)),
+    ];
+    for program in programs {
+        let tensors: BTreeMap<_, _> =
+            random_tensors(&dimensions, &program, Init::Xavier, 3).into_iter().collect();
+        let parameters: Parameters<f64> =
+            Parameters::collect(dimensions, &program, |name| tensors[name].mapv(f64::from));
+        let gates = Gates { learning_rate: Gate::Fixed(1e-2), ..Gates::default() };
+        let memory = Memory::new(parameters.clone(), program, gates, None).unwrap();
+        let mut state = memory.initial_state(1);
+        let work = Work::Online { read: &tokens, store: &tokens, probe: false };
+        run_through(&memory, &mut state, work, (1, 61, dimensions.dim));
+        let gradient = |threads: usize, segment: usize, carried: bool, order: Order| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let truncate = carried.then(|| 2 * program.chunk_size());
+                let backward = Backward::new(&parameters, program, gates, None, truncate).unwrap();
+                let backward = backward.in_segments(segment);
+                let tokens = tokens.index_axis(Axis(0), 0);
+                let of = Tokens { read: tokens, store: tokens, order };
+                let objective = |_: usize, read: ArrayView2<f64>| {
+                    (read.to_owned(), cotangent.index_axis(Axis(0), 0).to_owned())
+                };
+                let start = carried.then_some(&state);
+                let (of_tokens, sum) = backward.sequences(start, &[of], objective).unwrap();
+                let (read, TokenGradients { read: d_read, store: d_store }) =
+                    of_tokens.into_iter().next().unwrap();
+                let parameters: Vec<_> = sum.each().into_iter().map(|(_, values)| values.to_vec()).collect();
+                (read, d_read, d_store, parameters)
+            })
+        };
+        for (segment, carried, order) in [
+            (1, false, Order::Online),
+            (3, true, Order::Online),
+            (2, false, Order::After),
+            (4, true, Order::After),
+        ] {
+            let alone = gradient(1, segment, carried, order);
+            for threads in [2, 3, 5] {
+                let what = (&program, segment, carried, order, threads);
+                assert!(gradient(threads, segment, carried, order) == alone, "{what:?}");
+            }
+        }
     }
 }
 

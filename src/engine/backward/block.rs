@@ -19,7 +19,7 @@ pub struct Block {
 
 /// Elements of a block. It has more where the rows below would be fewer.
 const BLOCK_ELEMENTS: usize = 2048;
-/// Fewest rows of a block. The partial products of all blocks with a chunk's rows have then about twice as many numbers as a state, or fewer.
+/// Fewest rows of a block. Each block goes over all rows B of a chunk.
 const MIN_BLOCK_ROWS: usize = 4;
 /// Elements of a block where chunks have few rows, up to half of the map's rows. Each block's part of A S̄ is as wide as the map, and is
 /// written, read and added. With 2,048 elements `64, 4096, 2, 1` took a tenth longer, and so did chunks of 4.

@@ -1,7 +1,7 @@
 //! The way back through a segment by blocks of the weights, where gradients are never refreshed.
 //!
-//! Blocks of the weights are independent but for the rows that they multiply. One task therefore takes a block forward through the
-//! chunks of a segment and back again. On the way back it runs the recurrences, multiplies what is read, and multiplies S̄ with the
+//! Blocks of the weights are independent but for the rows that they multiply. A task therefore takes its share of a map's blocks, one
+//! after another, forward through the chunks of a segment and back again. On the way back it runs the recurrences, multiplies what is read, and multiplies S̄ with the
 //! factors of the gradients. Where √N chunks are few its states stay in the cache, and no state of all weights is kept but those at
 //! the starts of segments. A segment takes one such pass for each linear map, from the last to the first.
 
@@ -15,7 +15,7 @@ use super::few_rows::{FewRows, are_few};
 use super::head::{HeadSequence, State, add};
 use super::node_rows::Passage;
 use super::passes::Passes;
-use super::pool::MOST_KEPT;
+use super::pool::{MOST_KEPT, Pool};
 use super::reads::Read;
 use super::recurrences::{FewBack, few_space, step, step_back};
 use super::reverse::add_to_both;
@@ -32,19 +32,20 @@ pub fn go_in_blocks(passes: &Passes, program: &Program) -> bool {
     program.schedule.refresh.is_none() && passes.numbers_of_factors() * passes.chunk < passes.graph.elements()
 }
 
-/// Returns a bound of the numbers that a segment's way back takes beside the rows of nodes, with some tasks at work.
+/// Returns a bound of the numbers that the way back takes beside the rows of nodes, with some chunks in all segments at work, and some
+/// tasks.
 pub fn numbers<T>(passes: &Passes, chunks: usize, tasks: usize) -> usize {
     let rows = chunks * passes.chunk;
     // Results of all maps, and chunks and buffers of the tasks of one of them.
     let of_results = |map| {
-        let (_, (height, width)) = passes.place(map);
-        rows * (passes.parts_of(map).count() * width + 2 * height)
+        let (_, (_, width)) = passes.place(map);
+        rows * passes.shares_of(map).count() * (width + 2 * passes.share_rows(map))
     };
     let of_tasks = |map| {
         let (_, (_, width)) = passes.place(map);
         let buffer = (2 * chunks + 5) * passes.largest_block() + few_space(passes.chunk, width);
         let small =
-            chunks * (size_of::<MapChunk<'_, T>>() + passes.parts_of(map).count() * size_of::<[f64; 2]>());
+            chunks * (size_of::<MapChunk<'_, T>>() + passes.shares_of(map).count() * size_of::<[f64; 2]>());
         tasks * (buffer + LINE / size_of::<T>()) + small.div_ceil(size_of::<T>())
     };
     passes.linears().map(of_results).sum::<usize>() + passes.linears().map(of_tasks).max().unwrap_or(0)
@@ -57,14 +58,14 @@ pub struct SegmentBack<T> {
     pub gradients: Interval<T>,
     pub reads: Vec<ReadBack<T>>,
     /// Results of a map, until they are joined.
-    of_parts: Vec<OfPart<T>>,
+    of_shares: Vec<OfShare<T>>,
     /// Products of each map so far.
     pub products: Vec<MapProducts<T>>,
 }
 
 impl<T> SegmentBack<T> {
     pub fn new(start: Option<State<T>>, gradients: Interval<T>, reads: Vec<ReadBack<T>>) -> Self {
-        Self { start, gradients, reads, of_parts: Vec::new(), products: Vec::new() }
+        Self { start, gradients, reads, of_shares: Vec::new(), products: Vec::new() }
     }
 }
 
@@ -87,22 +88,23 @@ struct MapChunk<'a, T> {
 }
 
 /// Blocks that one task takes one after another, with their cotangents of U, S and the initial weights.
-type PartTask<'a, T> = (&'a [Block], [&'a mut [T]; 3]);
+type ShareTask<'a, T> = (&'a [Block], [&'a mut [T]; 3]);
 
 /// Results of some blocks of a linear map, in the rows of a segment's chunks.
-pub struct OfPart<T> {
+pub struct OfShare<T> {
     /// Cotangents of η and α of each chunk.
     gates: Vec<[f64; 2]>,
     /// For each block, B S̄ᵀ (rows, rows of the block) and Y (W + U)ᵀ (rows that are read, rows of the block).
     of_rows: Vec<T>,
-    /// The blocks' part of A S̄ (rows, out).
+    /// The blocks' share of A S̄ (rows, out).
     of_b: Vec<T>,
     rows: usize,
     read: usize,
     width: usize,
 }
 
-impl<T> OfPart<T> {
+impl<T> OfShare<T> {
+    /// Returns the blocks' share of A S̄.
     fn of_b(&self) -> &[T] {
         &self.of_b[..self.rows * self.width]
     }
@@ -137,15 +139,15 @@ struct BlockResults<'a, T> {
 /// Products of the factors of a linear map's gradients with S̄, in the rows of a segment's chunks.
 pub struct MapProducts<T> {
     pub map: usize,
-    /// Results of each part of the map. The first one has the sum of all parts of A S̄.
-    parts: Vec<OfPart<T>>,
+    /// Results of each share of the map. The first one has the sum of all shares of A S̄.
+    shares: Vec<OfShare<T>>,
 }
 
 impl<T> MapProducts<T> {
     /// Returns A S̄ (rows, out) of some rows.
     pub fn of_b(&self, rows: Range<usize>) -> ArrayView2<'_, T> {
-        let width = self.parts[0].width;
-        let numbers = &self.parts[0].of_b()[rows.start * width..rows.end * width];
+        let width = self.shares[0].width;
+        let numbers = &self.shares[0].of_b()[rows.start * width..rows.end * width];
         ArrayView2::from_shape((rows.len(), width), numbers).expect(SHAPE)
     }
 
@@ -155,9 +157,9 @@ impl<T> MapProducts<T> {
         passes: &'p Passes,
         rows: Range<usize>,
     ) -> impl Iterator<Item = (Range<usize>, ArrayView2<'p, T>)> {
-        let parts = passes.parts_of(self.map).zip(&self.parts);
-        parts
-            .flat_map(|(blocks, part)| part.of_blocks(blocks))
+        let shares = passes.shares_of(self.map).zip(&self.shares);
+        shares
+            .flat_map(|(blocks, share)| share.of_blocks(blocks))
             .map(move |(block, [of_a, _])| (block.rows.clone(), of_a.slice_move(s![rows.clone(), ..])))
     }
 }
@@ -209,16 +211,16 @@ impl<T: Real> HeadSequence<'_, T> {
             let size = blocks.iter().map(|block| block.place.len()).sum();
             (blocks, rest.each_mut().map(|rest| rest.split_off_mut(..size).expect("weights of the blocks")))
         };
-        let tasks: Vec<_> = self.passes.parts_of(map).map(task).collect();
+        let tasks: Vec<_> = self.passes.shares_of(map).map(task).collect();
         let many = Self::batch(tasks[0].1[0].len() * chunks.len() * c);
         let start = segment.start.as_ref().unwrap_or(&self.start);
-        let of_part = |task| self.part_vjp(task, (start, chunks.start), (&of_chunks, &of_reads), count);
-        segment.of_parts = tasks.into_par_iter().with_min_len(many).map(of_part).collect();
+        let of_share = |task| self.share_vjp(task, (start, chunks.start), (&of_chunks, &of_reads));
+        segment.of_shares = tasks.into_par_iter().with_min_len(many).map(of_share).collect();
     }
 
     /// Joins the results of a linear map's blocks, and passes the cotangents of reads back through the operators before it. Adds the
     /// cotangents of η and α to those of the segment's gates.
-    pub fn join_parts(
+    pub fn join_shares(
         &self,
         (map, operators): (usize, Range<usize>),
         segment: &mut SegmentBack<T>,
@@ -226,9 +228,9 @@ impl<T: Real> HeadSequence<'_, T> {
     ) {
         let c = self.chunk();
         let input = self.passes.graph.nodes[map].inputs[0];
-        let mut parts = std::mem::take(&mut segment.of_parts);
-        for part in &parts {
-            for (gates, [eta, alpha]) in gates.iter_mut().zip(&part.gates) {
+        let mut shares = std::mem::take(&mut segment.of_shares);
+        for share in &shares {
+            for (gates, [eta, alpha]) in gates.iter_mut().zip(&share.gates) {
                 gates[1] += eta;
                 gates[2] += alpha;
             }
@@ -241,38 +243,39 @@ impl<T: Real> HeadSequence<'_, T> {
         let many = Self::batch(c * self.elements());
         segment.reads.par_iter_mut().zip(firsts).with_min_len(many).for_each(|(read, first)| {
             if let Some((mut to, keep)) = read.passage.cotangents.reach(input) {
-                for (blocks, part) in self.passes.parts_of(map).zip(&parts) {
-                    for (block, [_, of_x]) in part.of_blocks(blocks) {
+                for (blocks, share) in self.passes.shares_of(map).zip(&shares) {
+                    for (block, [_, of_x]) in share.of_blocks(blocks) {
                         write_columns(block, to.view_mut(), keep, of_x.slice(s![first.., ..]));
                     }
                 }
             }
             self.operators_vjp(operators.clone(), read);
         });
-        let (sum, others) = parts.split_first_mut().expect("a part of each map");
+        let (sum, others) = shares.split_first_mut().expect("a share of each map");
         for other in others {
             add(&mut sum.of_b, other.of_b());
-            self.recycle_results(map, std::mem::take(&mut other.of_b));
+            Self::recycle_results(&self.buffers.results[map][1], std::mem::take(&mut other.of_b));
         }
-        segment.products.push(MapProducts { map, parts });
+        segment.products.push(MapProducts { map, shares });
     }
 
     /// Gives the buffers of a map's products back.
-    pub fn recycle_products(&self, MapProducts { map, parts }: MapProducts<T>) {
-        for part in parts {
-            self.recycle_results(map, part.of_b);
-            self.recycle_results(map, part.of_rows);
+    pub fn recycle_products(&self, MapProducts { map, shares }: MapProducts<T>) {
+        let [of_rows, of_b] = &self.buffers.results[map];
+        for share in shares {
+            Self::recycle_results(of_b, share.of_b);
+            Self::recycle_results(of_rows, share.of_rows);
         }
     }
 
-    /// Takes space for results of a map, with old contents.
-    fn results(&self, map: usize, numbers: usize) -> Vec<T> {
-        self.buffers.results[map].take(|buffer| buffer.len() >= numbers, || vec![T::zero(); numbers])
+    /// Takes space for results, with old contents.
+    fn results(pool: &Pool<Vec<T>>, numbers: usize) -> Vec<T> {
+        pool.take(|buffer| buffer.len() >= numbers, || vec![T::zero(); numbers])
     }
 
-    fn recycle_results(&self, map: usize, results: Vec<T>) {
+    fn recycle_results(pool: &Pool<Vec<T>>, results: Vec<T>) {
         if results.len() <= MOST_KEPT {
-            self.buffers.results[map].give(results);
+            pool.give(results);
         }
     }
 
@@ -291,24 +294,23 @@ impl<T: Real> HeadSequence<'_, T> {
         }
     }
 
-    /// Takes some blocks of the weights forward through some chunks and back. `read` has the number of rows that are read.
-    fn part_vjp(
+    /// Takes a share of a map's blocks forward through some chunks and back.
+    fn share_vjp(
         &self,
-        (blocks, carried): PartTask<'_, T>,
+        (blocks, mut carried): ShareTask<'_, T>,
         (start, first): (&State<T>, usize),
         (chunks, reads): (&[MapChunk<'_, T>], &[[ArrayView2<'_, T>; 2]]),
-        read: usize,
-    ) -> OfPart<T> {
+    ) -> OfShare<T> {
+        let read = reads.iter().map(|[x, _]| x.nrows()).sum();
         let (rows, longest) = (chunks.len() * self.chunk(), self.longest_segment() * self.chunk());
-        let height: usize = blocks.iter().map(|block| block.rows.len()).sum();
-        let width = carried[0].len() / height;
         let map = blocks[0].map;
-        // As many numbers for each segment, so that any of them takes the buffer.
-        let of_b = self.results(map, longest * width);
-        let of_rows = self.results(map, 2 * longest * height);
-        let mut results = OfPart { gates: vec![[0.0; 2]; chunks.len()], of_rows, of_b, rows, read, width };
+        let (_, (_, width)) = self.passes.place(map);
+        let [pool_of_rows, pool_of_b] = &self.buffers.results[map];
+        // As many numbers for each segment and share, so that any of them takes the buffer.
+        let of_b = Self::results(pool_of_b, longest * width);
+        let of_rows = Self::results(pool_of_rows, 2 * longest * self.passes.share_rows(map));
+        let mut results = OfShare { gates: vec![[0.0; 2]; chunks.len()], of_rows, of_b, rows, read, width };
         let (of_b, mut rest) = (&mut results.of_b[..rows * width], &mut results.of_rows[..]);
-        let mut carried = carried;
         for (i, block) in blocks.iter().enumerate() {
             let height = block.rows.len();
             let of_a = rest.split_off_mut(..rows * height).expect("numbers of each product");

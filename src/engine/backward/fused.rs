@@ -129,9 +129,12 @@ impl<T: Real> MapState<T> {
         })
     }
 
-    /// Writes this part of a state.
+    /// Writes this part of a state, with zeros where the rule has no momentum.
     pub fn save(&self, head: &HeadSequence<'_, T>, to: &mut State<T>) {
         let place = head.passes.place(self.map).0;
+        if head.program.rule.arrays().len() == 1 {
+            to.momentum[place.clone()].fill(T::zero());
+        }
         for MapPanel { columns, panel, .. } in &self.panels {
             panel.save(columns, &mut [&mut to.update[place.clone()], &mut to.momentum[place.clone()]]);
         }

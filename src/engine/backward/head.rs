@@ -208,18 +208,13 @@ impl<T: Real> HeadSequence<'_, T> {
     /// That of the check, which ends the work.
     pub fn forward(&self, live: usize, output: ArrayViewMut2<'_, T>) -> Result<Tape<T>> {
         let mut rest = Parts::new(output);
-        let (mut tape, end) = if self.in_blocks {
+        let tape = if self.in_blocks {
             self.blocks_forward(live, &mut rest)?
         } else {
             self.segments_forward(&mut rest)?
         };
         let groups = self.groups(self.reads(self.chunks()));
         let groups: Vec<_> = groups.map(|rows| (rows.clone(), rest.take(rows))).collect();
-        if !groups.is_empty() {
-            let of_segment = tape.last.as_ref().map(|segment| segment.update(segment.chunks.end));
-            let of_panels = end.map(|state| state.update);
-            tape.end = self.point(of_panels.as_deref().or(of_segment).unwrap_or(&self.start.update));
-        }
         groups.into_par_iter().try_for_each(|(rows, mut output)| {
             (self.check)()?;
             let values = self.read(Weights::Plain(&tape.end), rows);
@@ -231,7 +226,7 @@ impl<T: Real> HeadSequence<'_, T> {
     }
 
     /// Reads and stores the chunks outside blocks. The states of the last segment are kept, which panels do not take.
-    fn segments_forward(&self, rest: &mut Parts<'_, T>) -> Result<(Tape<T>, Option<State<T>>)> {
+    fn segments_forward(&self, rest: &mut Parts<'_, T>) -> Result<Tape<T>> {
         let mut tape = Tape { starts: Vec::new(), last: None, kept: Vec::new(), end: Vec::new() };
         let mut state = (self.segments().len() > 1).then(|| PanelState::new(self, &self.start));
         for chunks in self.segments() {
@@ -250,7 +245,11 @@ impl<T: Real> HeadSequence<'_, T> {
                 tape.last = Some(segment);
             }
         }
-        Ok((tape, None))
+        if !self.reads(self.chunks()).is_empty() {
+            let last = tape.last.as_ref().map(|segment| segment.update(segment.chunks.end));
+            tape.end = self.point(last.unwrap_or(&self.start.update));
+        }
+        Ok(tape)
     }
 
     /// Reads and stores the chunks of a segment without keeping its states.

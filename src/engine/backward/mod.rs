@@ -21,7 +21,7 @@
 //! - `pool`: buffers that tasks hand on.
 //!
 //! Products are of plain matrices, in tiles if they have few rows and in the gemm crate otherwise. Sequences, the two streams of
-//! tokens, heads, chunks, blocks of weights and groups of rows run in parallel. A task's work depends on shapes only, and sums over
+//! tokens, heads, segments, chunks, blocks of weights and groups of rows run in parallel. A task's work depends on shapes only, and sums over
 //! tasks have a fixed order, so results have the same bits for any number of threads. Memory use is that of a sequence's rows, of
 //! each node's rows for all reads where the way back goes by blocks, and of the weights times about √N for N chunks, or times N
 //! where all states are a few megabytes.
@@ -134,7 +134,7 @@ pub struct TokenGradients<T> {
 /// Results of several sequences, each with the gradients of its tokens, and the sum of their gradients of the parameters.
 pub type SumOfGradients<R, T> = (Vec<(R, TokenGradients<T>)>, Parameters<T>);
 
-/// Most segments of a head at work at once. Each takes memory for its rows. A third one took no less time on two cores.
+/// Most segments of a head at work at once. Each takes memory for its rows. A third was no faster on two cores.
 const MAX_LIVE: usize = 2;
 /// Sequences that run side by side. Each has gradients of all parameters of its own until they are summed.
 const GROUP: usize = 8;
@@ -412,13 +412,14 @@ impl<'a, T: Real> Backward<'a, T> {
         tokens: &[Tokens<'_, T>],
         objective: impl Fn(usize, ArrayView2<T>) -> (R, Array2<T>) + Sync,
     ) -> Result<SumOfGradients<R, T>> {
+        let beside = tokens.len().min(GROUP);
         let mut sum: Option<Parameters<T>> = None;
         let mut results = Vec::with_capacity(tokens.len());
         for (i, group) in tokens.chunks(GROUP).enumerate() {
             let of_sequence = |(j, tokens): (usize, &Tokens<'_, T>)| {
                 let index = i * GROUP + j;
                 let start = state.map(|state| (state, index));
-                self.sequence_of(group.len(), start, *tokens, |read| objective(index, read))
+                self.sequence_of(beside, start, *tokens, |read| objective(index, read))
             };
             let of_group: Vec<_> = group.par_iter().enumerate().map(of_sequence).collect();
             for result in of_group {

@@ -3,7 +3,6 @@
 
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
-use super::pool::MOST_KEPT;
 use crate::memory::graph::{Graph, MAX_INPUTS, Value};
 use crate::memory::operators::{Work, buffers};
 use crate::real::Real;
@@ -113,8 +112,6 @@ impl<T: Real> Values<T> {
 pub struct NodeRows<T> {
     places: Vec<Array2<T>>,
     reached: Vec<bool>,
-    /// Space for rows that are added to others, of as many rows as a place.
-    spare: Vec<Array2<T>>,
     /// Rows in use.
     count: usize,
 }
@@ -123,7 +120,7 @@ impl<T: Real> NodeRows<T> {
     pub fn new(graph: &Graph, rows: usize) -> Self {
         let widths = graph.nodes.iter().map(|node| node.width).chain([graph.width]);
         let places: Vec<_> = widths.map(|width| Array2::zeros((rows, width))).collect();
-        Self { reached: vec![false; places.len()], places, spare: Vec::new(), count: rows }
+        Self { reached: vec![false; places.len()], places, count: rows }
     }
 
     /// Returns whether there is space for a number of rows.
@@ -214,9 +211,7 @@ impl<T: Real> NodeRows<T> {
             let value = values.get(i).copied().filter(|&value| wanted(value))?;
             let place = self.place(value)?;
             let array = if self.reached[place] {
-                let shape = self.places[place].dim();
-                let spare = self.spare.iter().position(|spare| spare.dim() == shape);
-                spare.map_or_else(|| Array2::zeros(shape), |spare| self.spare.swap_remove(spare))
+                Array2::zeros((count, self.places[place].ncols()))
             } else {
                 std::mem::take(&mut self.places[place])
             };
@@ -230,10 +225,7 @@ impl<T: Real> NodeRows<T> {
         for (place, array) in places.into_iter().flatten() {
             if std::mem::replace(&mut self.reached[place], true) {
                 let mut sum = first_rows_mut(&mut self.places[place], count);
-                sum += &first_rows(&array, count);
-                if array.len() <= MOST_KEPT {
-                    self.spare.push(array);
-                }
+                sum += &array;
             } else {
                 self.places[place] = array;
             }

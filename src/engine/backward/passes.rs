@@ -30,8 +30,10 @@ pub struct Passes {
     pub chunk: usize,
 }
 
-/// Most parts of a linear map's blocks. Each has a part of A S̄ of its own, which is as wide as the map.
-const MAX_PARTS: usize = 4;
+/// Most shares of a linear map's blocks. Each has its share of A S̄, which is as wide as the map: in 12 shares, `384, 1024, 64, 1` took 20 MB
+/// more with two segments at work. The number cannot depend on threads, or sums would. So at most 8 threads go through the maps of one
+/// head at once; more have been measured with more heads only.
+const MAX_SHARES: usize = 4;
 
 /// Factors of the gradient of a linear map's weights, unless it is zero: its input rows and the cotangents of its products.
 pub type Factors<'a, T> = Option<[ArrayView2<'a, T>; 2]>;
@@ -94,12 +96,18 @@ impl Passes {
         self.blocks.iter().map(|block| block.place.len()).max().unwrap_or(1)
     }
 
-    /// Yields the blocks of a linear map in at most `MAX_PARTS` parts, one for each task.
-    pub fn parts_of(&self, map: usize) -> impl Iterator<Item = &[Block]> {
+    /// Yields the blocks of a linear map in at most `MAX_SHARES` shares, one for each task.
+    pub fn shares_of(&self, map: usize) -> impl Iterator<Item = &[Block]> {
         let first = self.blocks.partition_point(|block| block.map < map);
         let blocks = &self.blocks[first..];
         let blocks = &blocks[..blocks.partition_point(|block| block.map == map)];
-        blocks.chunks(blocks.len().div_ceil(MAX_PARTS).max(1))
+        blocks.chunks(blocks.len().div_ceil(MAX_SHARES).max(1))
+    }
+
+    /// Returns the rows of the weights in the largest share of a map's blocks.
+    pub fn share_rows(&self, map: usize) -> usize {
+        let rows = |blocks: &[Block]| blocks.iter().map(|block| block.rows.len()).sum();
+        self.shares_of(map).map(rows).max().unwrap_or(0)
     }
 
     /// Returns weights in file order in the order of the linear maps.

@@ -1,8 +1,8 @@
 //! A pipeline: items that go through the same stages, some of them at once.
 //!
-//! An item goes on in the thread where it is, so its rows stay in the cache of one core. Where parts of all items wait for each other
-//! within every stage instead, threads take lines from each other's caches again and again: on cores without a common cache, two
-//! threads were then no faster than one.
+//! A thread takes an item from stage to stage until it must wait, so the item's rows stay in the cache of that core. If all threads share
+//! each stage of one item instead, cache lines keep moving between cores: on cores without a common cache, two threads were then no
+//! faster than one.
 
 use std::iter::Enumerate;
 use std::slice::IterMut;
@@ -13,15 +13,15 @@ use rayon::Scope;
 
 use crate::error::{Error, Result};
 
-/// Work on one item.
-pub type Work<'s, I> = Box<dyn Fn(&mut I) -> Result<()> + Sync + 's>;
+/// The work of a stage on one item.
+pub type StageWork<'s, I> = Box<dyn Fn(&mut I) -> Result<()> + Sync + 's>;
 
-/// A step of each item's way.
+/// A stage of the pipeline.
 pub enum Stage<'s, I> {
-    /// Takes items at any time, some of them at once.
-    AnyOrder(Work<'s, I>),
+    /// Takes items in any order, several at once.
+    AnyOrder(StageWork<'s, I>),
     /// Takes one item at a time, in the order of the items.
-    InOrder(Work<'s, I>),
+    InOrder(StageWork<'s, I>),
 }
 
 /// An item, with its index.
@@ -44,11 +44,11 @@ struct Pipeline<'s, 'i, I> {
     error: Mutex<Option<Error>>,
 }
 
-/// Takes all items through the stages, at most `live` of them at once. No item waits in a thread: one that comes before its turn is put
-/// aside, and the item before it sends it on.
+/// Takes all items through the stages, at most `live` of them at once. No item blocks a thread: one that comes before its turn is put
+/// aside, and the item before it resumes it.
 ///
 /// # Errors
-/// The first error of a stage, after which no item goes on.
+/// The first error of a stage, after which no item begins another stage.
 pub fn run<I: Send>(items: &mut [I], live: usize, stages: &[Stage<'_, I>]) -> Result<()> {
     let turn = |_| Mutex::new(Turn { next: 0, waiting: Vec::new() });
     let pipeline = Pipeline {
@@ -82,14 +82,14 @@ impl<'s, 'i: 's, I: Send> Pipeline<'s, 'i, I> {
     {
         loop {
             let Some(item) = lock(&self.items).next() else { return };
-            if !self.go_on(item, 0, scope) {
+            if !self.resume(item, 0, scope) {
                 return;
             }
         }
     }
 
     /// Takes an item through the stages from one on. Returns whether it came to the end.
-    fn go_on<'p>(&'p self, (index, item): Indexed<'i, I>, from: usize, scope: &Scope<'p>) -> bool
+    fn resume<'p>(&'p self, (index, item): Indexed<'i, I>, from: usize, scope: &Scope<'p>) -> bool
     where
         's: 'p,
     {
@@ -97,33 +97,33 @@ impl<'s, 'i: 's, I: Send> Pipeline<'s, 'i, I> {
             if self.failed.load(Ordering::Relaxed) {
                 return false;
             }
-            let result = match stage {
-                Stage::AnyOrder(work) => work(item),
+            let work = match stage {
+                Stage::AnyOrder(work) => work,
                 Stage::InOrder(work) => {
                     let mut turn = lock(&self.turns[i]);
                     if turn.next != index {
                         turn.waiting.push((index, item));
                         return false;
                     }
-                    drop(turn);
-                    let result = work(item);
-                    let mut turn = lock(&self.turns[i]);
-                    turn.next += 1;
-                    let next = turn.waiting.iter().position(|(index, _)| *index == turn.next);
-                    if let Some(next) = next.map(|place| turn.waiting.swap_remove(place)) {
-                        scope.spawn(move |scope| {
-                            if self.go_on(next, i, scope) {
-                                self.take_items(scope);
-                            }
-                        });
-                    }
-                    result
+                    work
                 }
             };
-            if let Err(error) = result {
+            if let Err(error) = work(item) {
                 lock(&self.error).get_or_insert(error);
                 self.failed.store(true, Ordering::Relaxed);
                 return false;
+            }
+            if let Stage::InOrder(_) = stage {
+                let mut turn = lock(&self.turns[i]);
+                turn.next += 1;
+                let next = turn.waiting.iter().position(|(index, _)| *index == turn.next);
+                if let Some(next) = next.map(|place| turn.waiting.swap_remove(place)) {
+                    scope.spawn(move |scope| {
+                        if self.resume(next, i, scope) {
+                            self.take_items(scope);
+                        }
+                    });
+                }
             }
         }
         true
@@ -190,7 +190,7 @@ mod tests {
         }
     }
 
-    /// Two items meet in a stage of any order, each in a thread of its own: neither would come alone.
+    /// Two items meet in a stage of any order, each in a thread of its own. Either one alone would wait for ever.
     #[test]
     fn items_are_at_work_at_once() {
         let here = AtomicUsize::new(0);
@@ -202,6 +202,40 @@ mod tests {
             Ok(())
         }))];
         in_pool(2, || run(&mut [(), ()], 2, &stages)).unwrap();
+    }
+
+    #[test]
+    fn no_items() {
+        let stages = [Stage::InOrder(Box::new(|(): &mut ()| unreachable!("no item")))];
+        in_pool(2, || run(&mut [], 2, &stages)).unwrap();
+    }
+
+    /// An item waits for its turn while the one before it fails.
+    #[test]
+    fn an_error_leaves_waiting_items() {
+        let second_waits = AtomicUsize::new(0);
+        let stages = [
+            Stage::AnyOrder(Box::new(|item: &mut usize| {
+                second_waits.fetch_add(*item, Ordering::SeqCst);
+                while *item == 0 && second_waits.load(Ordering::SeqCst) == 0 {
+                    std::thread::yield_now();
+                }
+                if *item == 0 { Err(Error::Interrupted) } else { Ok(()) }
+            })),
+            Stage::InOrder(Box::new(|_| unreachable!("the first item never comes here"))),
+        ];
+        let result = in_pool(2, || run(&mut [0, 1, 2], 2, &stages));
+        assert!(matches!(result, Err(Error::Interrupted)), "{result:?}");
+    }
+
+    #[test]
+    #[should_panic(expected = "in a stage")]
+    fn a_panic_ends_the_pipeline() {
+        let stages = [Stage::InOrder(Box::new(|item: &mut usize| {
+            assert!(*item != 3, "in a stage");
+            Ok(())
+        }))];
+        let _ = in_pool(2, || run(&mut [0, 1, 2, 3, 4], 2, &stages));
     }
 
     #[test]

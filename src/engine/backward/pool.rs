@@ -18,8 +18,9 @@ pub struct Buffers<T> {
     pub(super) rows: Pool<NodeRows<T>>,
     /// Space for weights.
     pub(super) weights: Pool<Vec<T>>,
-    /// Products with the rows of a segment, of each node: buffers of different sizes would take each other's place.
-    pub(super) results: Vec<Pool<Vec<T>>>,
+    /// Products with the rows of a segment: for each node, B S̄ᵀ with what is read, and A S̄. Buffers of different sizes would take each
+    /// other's place.
+    pub(super) results: Vec<[Pool<Vec<T>>; 2]>,
     /// States at the starts of segments, where gradients are taken at the initial weights.
     pub(super) states: Pool<State<T>>,
     /// Arrays of a segment.
@@ -33,7 +34,7 @@ impl<T> Buffers<T> {
             values: Pool::default(),
             rows: Pool::default(),
             weights: Pool::default(),
-            results: (0..nodes).map(|_| Pool::default()).collect(),
+            results: (0..nodes).map(|_| <[_; 2]>::default()).collect(),
             states: Pool::default(),
             arrays: Pool::default(),
         }
@@ -46,15 +47,15 @@ impl<T> Buffers<T> {
 }
 
 /// Buffers of one kind that no task uses at the moment, with those that each thread gave back. A thread first looks at its own: they may
-/// still be in the cache of its core, and so may their list, where a line of another core's cache takes as long as a small product.
+/// still be in the cache of its core, and so may the list itself. To fetch a cache line from another core takes as long as a small product.
 #[derive(Debug)]
 pub(super) struct Pool<B>(Arc<[Free<B>; LISTS]>);
 
-/// Most numbers of a buffer that is kept where it is used for a moment. To allocate a larger one takes little time beside the work in
-/// it, and meanwhile others may take its place.
+/// Numbers of the largest buffer that is kept after brief use. A larger one costs little to allocate beside the work in it, and others
+/// may take its place meanwhile.
 pub(super) const MOST_KEPT: usize = 1 << 15;
 
-/// Lists of a pool. Threads after as many share them.
+/// Lists of a pool. Threads beyond this number share them.
 const LISTS: usize = 16;
 
 /// Buffers that a thread gave back, in cache lines of their own.
@@ -67,7 +68,7 @@ impl<B> Free<B> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the last buffer that is `fit`.
+    /// Takes the last buffer for which `fit` holds.
     fn take(&self, fit: impl Fn(&B) -> bool) -> Option<B> {
         let mut free = self.lock();
         let place = free.iter().rposition(fit)?;

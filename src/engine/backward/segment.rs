@@ -29,7 +29,9 @@ const SEGMENT_ELEMENTS: usize = 1 << 18;
 /// longer.
 const MAX_WHOLE: (usize, usize) = (1024, 1 << 20);
 /// Rows of a segment whose way back goes in blocks, where they are more than √N chunks, and elements of U of a block before all its
-/// chunks: with those of S they are three quarters of an L2 of 1 MB in f32, unless √N chunks are more.
+/// chunks: with those of S they are three quarters of an L2 of 1 MB in f32, unless √N chunks are more. Two segments are at work at
+/// once, and wait less for each other if they are short: with 512 rows, of which a sequence of 1,024 has two segments,
+/// `64, 1024, 16, 1` took 5 to 15 % longer than with 128.
 const BLOCK_ROWS: usize = 128;
 const BLOCK_STATES: usize = 3 << 15;
 /// Rows whose gradients are taken in one task, where there are as many: enough for products at full speed.

@@ -1,4 +1,4 @@
-//! The way of segments whose gradients are never refreshed, forward and back, as the stages of a pipeline.
+//! Segments whose gradients are never refreshed, forward and back, as stages of a pipeline.
 //!
 //! Gradients at the initial weights wait for nothing. Only the state of each linear map goes from one segment to the next, and on the
 //! way back its cotangent: a segment follows the one before it map by map.
@@ -60,12 +60,8 @@ impl<T> Back<'_, T> {
 }
 
 impl<T: Real> HeadSequence<'_, T> {
-    /// Reads and stores all chunks. Returns what is kept of each segment, and the state at the end if anything is read there.
-    pub fn blocks_forward(
-        &self,
-        live: usize,
-        rest: &mut Parts<'_, T>,
-    ) -> Result<(Tape<T>, Option<State<T>>)> {
+    /// Reads and stores all chunks.
+    pub fn blocks_forward(&self, live: usize, rest: &mut Parts<'_, T>) -> Result<Tape<T>> {
         let item = |chunks: Range<usize>| {
             let none = rest.start()..rest.start();
             let output = rest.part(self.read_before(chunks.clone()).map_or(none, |read| read.rows));
@@ -132,9 +128,9 @@ impl<T: Real> HeadSequence<'_, T> {
             for state in &of_maps {
                 lock(state).save(self, &mut end);
             }
-            end
+            self.point(&end.update)
         });
-        Ok((Tape { starts: Vec::new(), last: None, kept, end: Vec::new() }, end))
+        Ok(Tape { starts: Vec::new(), last: None, kept, end: end.unwrap_or_default() })
     }
 
     /// Takes buffers for the values of a read that are kept, no larger than they need to be.
@@ -180,7 +176,7 @@ impl<T: Real> HeadSequence<'_, T> {
             stages.push(Stage::AnyOrder(Box::new(move |segment| {
                 let Back { segment, to, .. } = segment;
                 let segment = segment.as_mut().expect("a segment after the first stage");
-                self.join_parts((map, operators.clone()), segment, to.gates);
+                self.join_shares((map, operators.clone()), segment, to.gates);
                 Ok(())
             })));
         }
@@ -208,7 +204,9 @@ impl<T: Real> HeadSequence<'_, T> {
         let Kept { start, reads, gradients } = back.kept.take().expect("kept for the first stage");
         let gradients = gradients.unwrap_or_else(|| self.interval(back.to.chunks.clone(), Vec::new(), false));
         let of_groups = gradients.groups.iter().filter_map(|(chunks, _)| self.read_before(chunks.clone()));
-        let of_groups: Vec<_> = of_groups.zip(reads).collect();
+        let of_groups: Vec<_> = of_groups.collect();
+        assert_eq!(of_groups.len(), reads.len(), "values of each read");
+        let of_groups: Vec<_> = of_groups.into_iter().zip(reads).collect();
         let of_group = |(read, values): (Read, Values<T>)| {
             let mut passage = Passage { values, cotangents: self.node_rows(read.rows.len()) };
             self.passes.start_vjp(&mut passage, d_output.slice(s![read.rows.clone(), ..]));
