@@ -96,7 +96,7 @@ pub struct OfShare<T> {
     gates: Vec<[f64; 2]>,
     /// For each block, B S̄ᵀ (rows, rows of the block) and Y (W + U)ᵀ (rows that are read, rows of the block).
     of_rows: Vec<T>,
-    /// The blocks' share of A S̄ (rows, out).
+    /// The blocks' share of A S̄ (rows, out). Both may have more numbers, which are old.
     of_b: Vec<T>,
     rows: usize,
     read: usize,
@@ -273,6 +273,7 @@ impl<T: Real> HeadSequence<'_, T> {
         pool.take(|buffer| buffer.len() >= numbers, || vec![T::zero(); numbers])
     }
 
+    /// Gives space for results back, unless it is large.
     fn recycle_results(pool: &Pool<Vec<T>>, results: Vec<T>) {
         if results.len() <= MOST_KEPT {
             pool.give(results);

@@ -77,14 +77,14 @@ impl<T: Real> State<T> {
     }
 }
 
-/// States of the pass forward and what else the pass back needs of it.
+/// States and other results of the pass forward that the pass back needs.
 #[derive(Debug)]
 pub struct Tape<T> {
     /// State at the start of each segment but the first and the last; only outside blocks.
     pub starts: Vec<State<T>>,
     /// States of the last segment; only outside blocks.
     pub last: Option<Segment<T>>,
-    /// One of each segment; only in blocks.
+    /// Results of each segment; only in blocks.
     pub kept: Vec<Kept<T>>,
     /// Weights that are read after the last chunk, if anything is.
     pub end: Vec<T>,

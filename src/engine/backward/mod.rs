@@ -23,8 +23,8 @@
 //! Products are of plain matrices, in tiles if they have few rows and in the gemm crate otherwise. Sequences, the two streams of
 //! tokens, heads, segments, chunks, blocks of weights and groups of rows run in parallel. A task's work depends on shapes only, and sums over
 //! tasks have a fixed order, so results have the same bits for any number of threads. Memory use is that of a sequence's rows, of
-//! each node's rows for all reads where the way back goes by blocks, and of the weights times about √N for N chunks, or times N
-//! where all states are a few megabytes.
+//! each node's rows for all reads where the way back goes by blocks, of each node's rows for the segments at work, and of the weights
+//! times about √N for N chunks, or times N where all states are a few megabytes.
 
 mod block;
 mod blocks;

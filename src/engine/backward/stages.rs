@@ -54,10 +54,14 @@ struct Back<'m, T> {
 }
 
 impl<T> Back<'_, T> {
+    /// Returns what the first stage left.
     fn segment(&mut self) -> &mut SegmentBack<T> {
-        self.segment.as_mut().expect("a segment after the first stage")
+        self.segment.as_mut().expect(STARTED)
     }
 }
+
+/// Promise of a segment's later stages.
+const STARTED: &str = "the first stage comes first";
 
 impl<T: Real> HeadSequence<'_, T> {
     /// Reads and stores all chunks.
@@ -175,7 +179,7 @@ impl<T: Real> HeadSequence<'_, T> {
             })));
             stages.push(Stage::AnyOrder(Box::new(move |segment| {
                 let Back { segment, to, .. } = segment;
-                let segment = segment.as_mut().expect("a segment after the first stage");
+                let segment = segment.as_mut().expect(STARTED);
                 self.join_shares((map, operators.clone()), segment, to.gates);
                 Ok(())
             })));
@@ -184,9 +188,10 @@ impl<T: Real> HeadSequence<'_, T> {
             self.finish_back(segment);
             Ok(())
         })));
+        // The sum over segments has a fixed order.
         stages.push(Stage::InOrder(Box::new(|segment| {
             let mut to = lock(&of_points);
-            let gradients = segment.segment.take().expect("a segment after the first stage").gradients;
+            let gradients = segment.segment.take().expect(STARTED).gradients;
             self.points_vjp(&gradients, std::mem::take(&mut segment.seconds), &mut to);
             self.recycle_groups(gradients);
             Ok(())
@@ -220,7 +225,7 @@ impl<T: Real> HeadSequence<'_, T> {
 
     /// Passes cotangents of queries, and of the factors of a segment's gradients, back to its rows.
     fn finish_back(&self, Back { segment, seconds, to, .. }: &mut Back<'_, T>) {
-        let segment = segment.as_mut().expect("a segment after the first stage");
+        let segment = segment.as_mut().expect(STARTED);
         if let Some(start) = segment.start.take().filter(|start| start.update.len() <= MOST_KEPT) {
             self.buffers.states.give(start);
         }
